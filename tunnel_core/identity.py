@@ -1,0 +1,62 @@
+"""Who somebody is: a SPIFFE ID, taken only from the URI SAN of a proven leaf certificate.
+
+https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md, narrowed: the path is exactly
+``/node/<name>``, ``/server/<replica>`` or ``/user/<name>``; anything percent-encoded, upper case,
+empty or with dot segments is refused rather than normalised.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+from tunnel_core.names import is_node_name
+
+_TRUST_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,253}[a-z0-9])?")
+_USER = re.compile(r"[a-z0-9]([a-z0-9._@-]{0,126}[a-z0-9])?")
+
+
+class Role(enum.Enum):
+    NODE = "node"
+    SERVER = "server"
+    USER = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class SpiffeId:
+    """An identity. Construct with :meth:`parse` or directly; both validate and raise ``ValueError``."""
+
+    trust_domain: str
+    role: Role
+    name: str
+
+    def __post_init__(self) -> None:
+        if not _TRUST_DOMAIN.fullmatch(self.trust_domain) or ".." in self.trust_domain:
+            raise ValueError(f"not a trust domain: {self.trust_domain!r}")
+        if not is_identity_name(self.role, self.name):
+            raise ValueError(f"not a {self.role.value} name: {self.name!r}")
+
+    @classmethod
+    def parse(cls, uri: str) -> SpiffeId:
+        """Reads ``spiffe://<trust-domain>/<role>/<name>``. Raises ``ValueError`` saying what is wrong."""
+        scheme, separator, rest = uri.partition("://")
+        if scheme != "spiffe" or not separator:
+            raise ValueError(f"not a SPIFFE ID: {uri[:300]!r}")
+        parts = rest.split("/")
+        if len(parts) != 3:
+            raise ValueError(f"not spiffe://trust-domain/role/name: {uri[:300]!r}")
+        domain, role, name = parts
+        if role not in {member.value for member in Role}:
+            raise ValueError(f"no such role: {role[:60]!r}")
+        return cls(domain, Role(role), name)
+
+    def __str__(self) -> str:
+        return f"spiffe://{self.trust_domain}/{self.role.value}/{self.name}"
+
+
+def is_identity_name(role: Role, name: str) -> bool:
+    """Whether ``name`` may stand in an identity of this role."""
+    if role is Role.USER:
+        return _USER.fullmatch(name) is not None and ".." not in name
+    return is_node_name(name)

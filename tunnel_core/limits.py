@@ -1,0 +1,50 @@
+"""Every bound of the link in one place. DESIGN.md's table gives the reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one session and its streams. Sizes in bytes, times in seconds."""
+
+    max_packet_bytes: int = 1 * MIB
+    """Content of one packet that we build."""
+    max_message_bytes: int = 4 * MIB
+    """A gRPC message that we accept: above the largest packet, as later versions may send more."""
+    max_frames_per_packet: int = 4096
+    max_streams: int = 1024
+    """Streams open at once in one session."""
+    initial_credit: int = 64 * KIB
+    """What a peer may send on a stream before any grant; reserved for each of ``max_streams``."""
+    max_credit: int = 8 * MIB
+    """Largest window of one stream: 8 MiB kept the pipe full on loopback (design.md section 3)."""
+    credit_pool: int = 256 * MIB
+    """What all windows of one process may grow beyond their initial credit, together."""
+    early_data: int = 16 * KIB
+    """Bytes of a stream that travel inside its ``open``."""
+    max_send_memory: int = 32 * MIB
+    """Bytes of one session that were sent and not yet confirmed; then data waits and control fits."""
+    max_stream_queue: int = 1 * MIB
+    """Bytes of one stream that wait to be sent before ``send_all`` blocks."""
+    ack_every_bytes: int = 1 * MIB
+    """Received bytes after which a bare confirmation is sent if nothing else carries it."""
+    ack_delay_seconds: float = 0.025
+    attach_timeout_seconds: float = 10.0
+    """From the start of a carrier to the ``use`` that completes the attach."""
+    ping_interval_seconds: float = 15.0
+    missed_pings: int = 2
+    open_timeout_seconds: float = 30.0
+    """From ``open`` to ``opened`` or ``refused``; above the agent's own dial deadline."""
+    max_opens_per_second: int = 2000
+    """Opens that are reset before they were answered, per session: the budget of CVE-2023-44487."""
+    max_detail_bytes: int = 512
+    """A human sentence on the wire; longer ones are cut."""
+    max_services: int = 256
+    """Services one agent may announce."""
+    stall_seconds: float = 30.0
+    """How long a full stream must stand still before memory pressure may reset it."""

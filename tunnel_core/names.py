@@ -1,0 +1,120 @@
+"""Names people type: nodes, services, aliases and targets. Each is parsed once, strictly, here."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import re
+from dataclasses import dataclass
+
+# RFC 1123 as Kubernetes reads it for node names: apimachinery's IsDNS1123Subdomain.
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+MAX_NODE_NAME = 253
+MAX_ALIAS = 40
+_ALIAS_HASH_CHARS = 8
+LOOPBACK = "localhost"
+"""A target host that means the node itself: the agent tries 127.0.0.1, then ::1, and asks no resolver."""
+
+
+def is_label(text: str) -> bool:
+    """Whether ``text`` is one lower-case RFC 1123 DNS label."""
+    return _LABEL.fullmatch(text) is not None
+
+
+def is_node_name(text: str) -> bool:
+    """Whether ``text`` is an RFC 1123 subdomain: labels joined by dots, 253 characters at most."""
+    return 0 < len(text) <= MAX_NODE_NAME and all(map(is_label, text.split(".")))
+
+
+def is_service_name(text: str) -> bool:
+    """Whether ``text`` is a label without ``--``, which separates service and node in a web host."""
+    return is_label(text) and "--" not in text
+
+
+def node_alias(node: str) -> str:
+    """A stable name for ``node`` that fits a DNS label beside a service: 40 characters at most.
+
+    A name that already fits is its own alias. Any other is shortened and marked with eight
+    characters of its SHA-256, so two nodes share an alias only if somebody searched 2**40 hashes.
+    """
+    if len(node) <= MAX_ALIAS and is_service_name(node) and not _looks_hashed(node):
+        return node
+    digest = base64.b32encode(hashlib.sha256(node.encode()).digest()).decode().lower()[:_ALIAS_HASH_CHARS]
+    stem = re.sub("-+", "-", node.replace(".", "-"))[: MAX_ALIAS - _ALIAS_HASH_CHARS - 1].strip("-")
+    return f"{stem}-{digest}"
+
+
+def _looks_hashed(node: str) -> bool:
+    """A plain name of the hashed shape gets a hash too; otherwise it could be another node's alias."""
+    return re.search(r"-[a-z2-7]{8}$", node) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an agent dials: a service by name, an address, or a unix socket. Exactly one is set."""
+
+    service: str = ""
+    host: str = ""
+    port: int = 0
+    unix_path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Reads ``name``, ``host:port``, ``[v6]:port`` or ``unix:/path``. Raises ``ValueError``."""
+        if text.startswith("unix:"):
+            return cls(unix_path=_unix_path(text.removeprefix("unix:")))
+        if ":" not in text:
+            if not is_service_name(text):
+                raise ValueError(f"not a service name, host:port or unix:/path: {text[:300]!r}")
+            return cls(service=text)
+        host, port = split_host_port(text)
+        return cls(host=host, port=port)
+
+    def __str__(self) -> str:
+        if self.service:
+            return self.service
+        return f"unix:{self.unix_path}" if self.unix_path else join_host_port(self.host, self.port)
+
+
+def _unix_path(path: str) -> str:
+    # 107 bytes: sun_path less its final NUL, unix(7).
+    if not path.startswith("/") or "\0" in path or len(path.encode()) > 107:
+        raise ValueError(f"not an absolute socket path of at most 107 bytes: {path[:300]!r}")
+    return path
+
+
+def split_host_port(text: str) -> tuple[str, int]:
+    """Splits ``host:port`` or ``[v6]:port``; the host comes back without brackets, in lower case.
+
+    Raises ``ValueError`` for anything ambiguous: an IPv6 address without brackets, a missing or
+    padded port, user info, a zone, a name that is no RFC 1123 subdomain.
+    """
+    host, separator, port_text = text.rpartition(":")
+    if not separator or not re.fullmatch("[1-9][0-9]{0,4}", port_text) or int(port_text) > 65535:
+        raise ValueError(f"no port from 1 to 65535 in {text[:300]!r}")
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return str(ipaddress.IPv6Address(host[1:-1])), int(port_text)
+        except ValueError:
+            raise ValueError(f"not an IPv6 address in brackets: {text[:300]!r}") from None
+    return canonical_host(host), int(port_text)
+
+
+def canonical_host(host: str) -> str:
+    """An IPv4 address or DNS name in its one spelling. Raises ``ValueError`` for anything else."""
+    lowered = host.lower().removesuffix(".") if host != "." else host
+    last = lowered.rpartition(".")[2]
+    if last.isdigit():  # WHATWG URL: a host that ends in a number is an IPv4 address or an error
+        try:
+            return str(ipaddress.IPv4Address(lowered))
+        except ValueError:
+            raise ValueError(f"not an IPv4 address: {host[:300]!r}") from None
+    if not is_node_name(lowered):
+        raise ValueError(f"not a host name: {host[:300]!r} (IPv6 addresses stand in brackets)")
+    return lowered
+
+
+def join_host_port(host: str, port: int) -> str:
+    """``host:port``, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,116 @@
+"""Why something was refused, reset or ended: one word, the same on the wire, in logs, metrics and messages.
+
+Each member's value is (wire code, HTTP status, what it means). Codes are the numbers of the enum
+``Reason`` in ``proto/qanat/v1/tunnel.proto``; a code once given is never given again. The cure for
+each stands in ``docs/errors.md``; a test keeps the three in step.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Reason(enum.Enum):
+    """An enumerated cause. ``reason.word`` is the log word, the metric label and the wire name."""
+
+    # Ends without fault.
+    DONE = (1, 200, "both sides finished")
+    USER_LEFT = (2, 499, "the user closed the connection before the answer was complete")
+    TARGET_RESET = (3, 502, "the target aborted its connection")
+    IDLE_TIMEOUT = (4, 504, "no byte moved for longer than the idle limit")
+    # What the user asked for cannot be done.
+    BAD_REQUEST = (10, 400, "the request is malformed or ambiguous")
+    HEAD_TOO_LARGE = (11, 431, "the request head is larger than the limit")
+    HEAD_TIMEOUT = (12, 408, "the request head did not arrive in time")
+    HANDSHAKE_FAILED = (13, 400, "the TLS handshake failed")
+    UNAUTHENTICATED = (14, 401, "no valid client certificate was shown")
+    WRONG_ROLE = (15, 403, "the certificate is for another role")
+    WRONG_TRUST_DOMAIN = (16, 403, "the certificate is from another trust domain")
+    SOURCE_NOT_ALLOWED = (17, 403, "the source address is not on the allow-list")
+    UNKNOWN_NODE = (18, 404, "no node of that name is known")
+    AMBIGUOUS_NAME = (19, 409, "the name means more than one node")
+    NODE_NOT_ATTACHED = (20, 503, "the node has no agent attached")
+    UNKNOWN_SERVICE = (21, 404, "the node publishes no service of that name")
+    TARGET_NOT_ALLOWED = (22, 403, "the agent's configuration does not allow the target")
+    NOT_FOUND = (23, 404, "there is nothing at this path")
+    METHOD_NOT_ALLOWED = (24, 405, "the method is not supported here")
+    # Dialling the target.
+    NAME_NOT_RESOLVED = (30, 502, "the target's name could not be resolved at the node")
+    DIAL_REFUSED = (31, 502, "the target refused the connection")
+    DIAL_UNREACHABLE = (32, 502, "the target cannot be reached from the node")
+    DIAL_TIMEOUT = (33, 504, "the target did not answer the dial in time")
+    DIAL_FAILED = (34, 502, "the dial failed at the node")
+    TARGET_PROTOCOL = (35, 502, "the target's answer is not valid for its protocol")
+    TARGET_TIMEOUT = (36, 504, "the target did not answer in time")
+    # Limits.
+    TOO_MANY_CONNECTIONS = (40, 503, "too many connections at this listener")
+    TOO_MANY_FROM_SOURCE = (41, 429, "too many unauthenticated connections from this address")
+    TOO_MANY_STREAMS = (42, 503, "too many streams are open on this session")
+    TOO_MANY_SESSIONS = (43, 503, "too many agents are attached to this server")
+    NO_DESCRIPTORS = (44, 503, "the process has no file descriptors left")
+    STALLED_UNDER_PRESSURE = (45, 503, "the stream stood still while memory was short")
+    OPEN_FLOOD = (46, 429, "streams are opened and reset too fast")
+    OPEN_TIMEOUT = (47, 504, "the agent did not answer the open in time")
+    # The session and its carriers.
+    SESSION_LOST = (60, 502, "the session with the agent was lost")
+    PING_TIMEOUT = (61, 504, "the other end stopped answering pings")
+    CARRIER_LOST = (62, 502, "the carrier broke")
+    TAKEN_OVER = (63, 502, "a newer session of the same node took over")
+    SERVER_STOPPING = (64, 503, "the server is stopping")
+    AGENT_STOPPING = (65, 503, "the agent is stopping")
+    ATTACH_TIMEOUT = (66, 408, "the attach was not completed in time")
+    STALE_ATTEMPT = (67, 409, "a newer attempt of the same session was already used")
+    UNKNOWN_SESSION = (68, 404, "the session to resume is not known here")
+    # Faults of the peer.
+    MALFORMED_PACKET = (80, 400, "a packet could not be decoded")
+    PROTOCOL_ERROR = (81, 400, "a frame is not allowed in this state")
+    UNKNOWN_FRAME = (82, 400, "a frame of an unknown kind arrived")
+    VERSION_MISMATCH = (83, 400, "the two ends share no protocol version")
+    CREDIT_OVERRUN = (84, 400, "more was sent than the credit allowed")
+    ACK_OF_UNSENT = (85, 400, "something never sent was confirmed")
+    DATA_AFTER_END = (86, 400, "data arrived after the end of the stream")
+    DATA_GAP = (87, 400, "data is missing before the offset that arrived")
+    STREAM_NEVER_OPENED = (88, 400, "a frame names a stream that was never opened")
+    TLS_TOO_OLD = (89, 400, "the TLS version is older than this listener allows")
+    # Faults of ours.
+    INTERNAL_ERROR = (99, 500, "an error inside Qanat; the log has the traceback")
+
+    @property
+    def code(self) -> int:
+        """The number on the wire."""
+        return self.value[0]
+
+    @property
+    def status(self) -> int:
+        """The HTTP status an entrance answers with."""
+        return self.value[1]
+
+    @property
+    def meaning(self) -> str:
+        """What it means, as the second half of a sentence."""
+        return self.value[2]
+
+    @property
+    def word(self) -> str:
+        """The log word and metric label, for example ``node_not_attached``."""
+        return self.name.lower()
+
+
+_BY_CODE = {reason.code: reason for reason in Reason}
+
+
+def reason_from_code(code: int) -> Reason:
+    """The reason with this wire code; a code of a later version reads as ``PROTOCOL_ERROR``."""
+    return _BY_CODE.get(code, Reason.PROTOCOL_ERROR)
+
+
+class Refused(Exception):  # noqa: N818 - named by what happened, as users read it
+    """What was asked for is refused. ``detail`` is a sentence for the user: who, why, what to do."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail or reason.meaning
+
+    def __str__(self) -> str:
+        return f"{self.reason.word}: {self.detail}"
