@@ -1,0 +1,1 @@
+"""The PKI: CA, leaves, bundles. Imports neither the server nor the agent."""

@@ -1,0 +1,1 @@
+"""The edge program: dials out, checks its allow-list, dials targets."""

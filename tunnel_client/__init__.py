@@ -1,0 +1,1 @@
+"""The qanat command: what a person uses. Imports neither grpc nor epoll."""

@@ -1,0 +1,1 @@
+"""The cloud program: entrances, routing, nodes."""
