@@ -1,0 +1,75 @@
+"""Where files lie when nobody says otherwise: ``/etc`` and ``/var/lib`` for root, XDG folders for others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import platformdirs
+
+_SYSTEM_CONFIG = Path("/etc/qanat")
+_SYSTEM_DATA = Path("/var/lib/qanat")
+BUNDLE_VARIABLE = "QANAT_BUNDLE"
+
+
+def is_system() -> bool:
+    """Whether this process is root and so uses the machine's folders rather than a person's."""
+    return os.geteuid() == 0
+
+
+def config_folder() -> Path:
+    return _SYSTEM_CONFIG if is_system() else platformdirs.user_config_path("qanat", appauthor=False)
+
+
+def data_folder() -> Path:
+    return _SYSTEM_DATA if is_system() else platformdirs.user_data_path("qanat", appauthor=False)
+
+
+def server_config_file() -> Path:
+    return config_folder() / "server.toml"
+
+
+def agent_config_file() -> Path:
+    return config_folder() / "agent.toml"
+
+
+def node_bundle_file() -> Path:
+    """The bundle with which an agent attaches."""
+    return config_folder() / "node.pem"
+
+
+def user_bundle_file() -> Path:
+    """The bundle with which a person's ``qanat`` command comes in."""
+    return config_folder() / "user.pem"
+
+
+def admin_socket(data_dir: Path | None = None) -> Path:
+    """The server's local socket, which needs no bundle: its file permissions decide who may use it."""
+    return (data_dir or data_folder()) / "admin.sock"
+
+
+def find_user_bundle(option: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The bundle to use: the option, then ``QANAT_BUNDLE``, then the config folder's if it exists.
+
+    The first two are returned whether or not they exist: what somebody named must not be passed over.
+    """
+    if option is not None:
+        return option
+    if named := environ.get(BUNDLE_VARIABLE):
+        return Path(named)
+    default = user_bundle_file()
+    return default if default.is_file() else None
+
+
+def find_admin_socket() -> Path | None:
+    """The admin socket of a server on this machine, this user's own first."""
+    places = (admin_socket(), admin_socket(_SYSTEM_DATA))
+    return next((place for place in places if _is_socket(place)), None)
+
+
+def _is_socket(place: Path) -> bool:
+    try:
+        return place.is_socket()
+    except OSError:  # a folder that we may not enter
+        return False
