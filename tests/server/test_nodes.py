@@ -1,0 +1,149 @@
+"""The registry of nodes: takeover, memory of the gone, names, aliases and the sentences about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tunnel_core.names import node_alias
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server import nodes as nodes_module
+from tunnel_server.nodes import Nodes, ago
+
+
+@dataclass
+class PlainLink:
+    node: str
+    session_id: str = "00000001"
+    peer_address: str = "192.0.2.1:5"
+    software: str = "qanat-agent/0.1.0"
+    ended: list[tuple[Reason, str]] = field(default_factory=list)
+
+    def end(self, reason: Reason, detail: str = "") -> None:
+        self.ended.append((reason, detail))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def wall(self) -> datetime:
+        return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def nodes(clock: Clock) -> Nodes:
+    return Nodes(clock.monotonic, clock.wall)
+
+
+def attach(nodes: Nodes, name: str, **kwargs: str) -> PlainLink:
+    link = PlainLink(name, **kwargs)
+    nodes.attach(name, link)
+    return link
+
+
+def test_an_attached_node_is_found_by_name_and_alias(nodes: Nodes) -> None:
+    link = attach(nodes, "edge.one")
+    assert nodes.link_of("edge.one") is link
+    assert nodes.name_of(node_alias("edge.one")) == "edge.one"
+    assert nodes.find("edge.two") is None
+
+
+def test_the_newest_session_takes_over_at_once(nodes: Nodes) -> None:
+    old = attach(nodes, "edge-7", session_id="aa")
+    new = attach(nodes, "edge-7", session_id="bb", peer_address="198.51.100.9:1")
+    assert nodes.link_of("edge-7") is new
+    assert [reason for reason, _ in old.ended] == [Reason.TAKEN_OVER]
+    assert "198.51.100.9:1" in old.ended[0][1]
+    nodes.detach(old, Reason.TAKEN_OVER)
+    assert nodes.link_of("edge-7") is new
+    assert [(event.kind, event.session_id) for event in nodes.events] == [
+        ("attached", "aa"),
+        ("taken_over", "aa"),
+        ("attached", "bb"),
+    ]
+
+
+def test_attaching_the_same_link_again_does_not_end_it(nodes: Nodes) -> None:
+    link = attach(nodes, "edge-7")
+    nodes.attach("edge-7", link)
+    assert not link.ended
+
+
+def test_a_gone_node_is_remembered_with_when_and_why(nodes: Nodes, clock: Clock) -> None:
+    link = attach(nodes, "edge-7")
+    nodes.detach(link, Reason.PING_TIMEOUT, "no answer")
+    clock.seconds += 185
+    with pytest.raises(Refused) as caught:
+        nodes.link_of("edge-7")
+    assert caught.value.reason is Reason.NODE_NOT_ATTACHED
+    assert caught.value.detail.startswith("node edge-7 has no agent attached; last seen 3 min ago")
+    (node,) = nodes.all()
+    assert (node.link, node.last_reason, node.last_detail) == (None, Reason.PING_TIMEOUT, "no answer")
+
+
+def test_an_unknown_node_is_told_the_nearest_name(nodes: Nodes) -> None:
+    attach(nodes, "edge-7")
+    with pytest.raises(Refused) as caught:
+        nodes.link_of("edge-9")
+    assert caught.value.reason is Reason.UNKNOWN_NODE
+    assert caught.value.detail == "no node edge-9 is known here; nearest: edge-7"
+
+
+def test_a_name_that_is_also_an_alias_is_ambiguous_but_each_can_be_reached(nodes: Nodes) -> None:
+    attach(nodes, "edge.one")
+    attach(nodes, node_alias("edge.one"))
+    with pytest.raises(Refused) as caught:
+        nodes.find(node_alias("edge.one"))
+    assert caught.value.reason is Reason.AMBIGUOUS_NAME
+    assert nodes.name_of("edge.one") == "edge.one"
+    assert nodes.name_of(node_alias(node_alias("edge.one"))) == node_alias("edge.one")
+    aliased = nodes.find_alias(node_alias("edge.one"))
+    assert aliased is not None
+    assert aliased.name == "edge.one"
+
+
+def test_two_nodes_never_share_an_alias(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes_module, "node_alias", lambda name: "same")
+    first = attach(nodes, "edge-1")
+    with pytest.raises(Refused) as caught:
+        attach(nodes, "edge-2")
+    assert caught.value.reason is Reason.AMBIGUOUS_NAME
+    assert nodes.name_of("edge-2") is None
+    nodes.detach(first, Reason.SESSION_LOST)
+    attach(nodes, "edge-2")
+    assert nodes.name_of("same") == "edge-2"
+
+
+def test_the_gone_are_bounded_in_number(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes_module, "MAX_GONE", 3)
+    for number in range(5):
+        nodes.detach(attach(nodes, f"edge-{number}"), Reason.SESSION_LOST)
+    assert [node.name for node in nodes.all()] == ["edge-2", "edge-3", "edge-4"]
+    assert nodes.find_alias("edge-0") is None
+
+
+def test_the_gone_are_bounded_in_time(nodes: Nodes, clock: Clock) -> None:
+    nodes.detach(attach(nodes, "edge-1"), Reason.SESSION_LOST)
+    attach(nodes, "edge-2")
+    clock.seconds += nodes_module.GONE_SECONDS + 1
+    assert [node.name for node in nodes.all()] == ["edge-2"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s ago"), (59, "59 s ago"), (60, "1 min ago"), (7_000, "116 min ago"), (7_300, "2 h ago"),
+     (200_000, "2 days ago")],
+)  # fmt: skip
+def test_ages_read_well(seconds: float, text: str) -> None:
+    assert ago(seconds) == text

@@ -1,0 +1,47 @@
+"""Who may open what: a pure function of user, route and trust domain; grants will come here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.routing import Route
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An authenticated person or program. ``via`` says how it is known, for the log."""
+
+    name: str
+    role: Role
+    trust_domain: str
+    via: str  # "certificate", "unix", "loopback" or "address"
+
+
+def user_of(identity: SpiffeId) -> User:
+    """The user that a proven leaf certificate names."""
+    return User(identity.name, identity.role, identity.trust_domain, "certificate")
+
+
+def require_user(user: User, trust_domain: str) -> None:
+    """Refuses everybody who is not a user of our trust domain: nodes open nothing."""
+    if user.trust_domain != trust_domain:
+        raise Refused(
+            Reason.WRONG_TRUST_DOMAIN,
+            f"the certificate is from the trust domain {user.trust_domain}, this server's is {trust_domain}",
+        )
+    if user.role is not Role.USER:
+        raise Refused(
+            Reason.WRONG_ROLE,
+            f"the certificate is the {user.role.value} {user.name}'s, and only a user's may open streams; "
+            "get one with `qanat-server issue user NAME`",
+        )
+
+
+def authorise(user: User, route: Route, trust_domain: str) -> None:
+    """Raises ``Refused`` unless ``user`` may open ``route``: now, any user may open anything.
+
+    The agent checks the target against its own configuration again.
+    """
+    require_user(user, trust_domain)
