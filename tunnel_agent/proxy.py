@@ -1,0 +1,151 @@
+"""Which HTTP CONNECT proxy, if any, leads to a server: from the config file, else the environment.
+
+1. ``proxy`` in the file wins, with the file's ``no_proxy`` alone. Otherwise ``https_proxy`` and
+   ``all_proxy`` (lower case first), with ``no_proxy`` of the environment and of the file together.
+2. A proxy of the environment is never asked for loopback: a demo on a laptop behind one must work.
+3. Only ``http://`` proxies exist here. gRPC silently bypasses ``https://`` ones, and an agent that
+   leaves a network by a way its owner did not choose is worse than one that says no.
+4. ``no_proxy``: ``*``, a host (which covers its subdomains, as in curl and Go), ``.suffix``,
+   ``*.suffix``, an address, a CIDR; each with an optional ``:port``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+from tunnel_core.names import LOOPBACK, join_host_port, split_host_port
+
+_VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_DEFAULT_PORT = 80
+
+
+class ProxyError(ValueError):
+    """The proxy setting cannot be used. The text is a sentence for the user, without secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy. Printing one never shows its password."""
+
+    host: str
+    port: int
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+    @property
+    def url(self) -> str:
+        """``http://user:password@host:port``, percent-encoded. A secret: for the dial alone."""
+        login = quote(self.user, safe="") + (f":{quote(self.password, safe='')}" if self.password else "")
+        return f"http://{login}@{self.address}" if login else f"http://{self.address}"
+
+    @property
+    def address(self) -> str:
+        return join_host_port(self.host, self.port)
+
+    def __str__(self) -> str:
+        return f"http://{self.address}"
+
+
+def choose_proxy(
+    server: str,
+    *,
+    proxy: str = "",
+    password: str = "",
+    no_proxy: Sequence[str] = (),
+    environment: Mapping[str, str],
+) -> Proxy | None:
+    """The proxy to dial ``server`` (``host:port``) through, or None. Raises ``ProxyError``."""
+    host, port = split_host_port(server)
+    if proxy:
+        chosen = parse_proxy(proxy, origin="proxy in the configuration", password=password)
+        return None if is_exempt(host, port, no_proxy) else chosen
+    variable = next((name for name in _VARIABLES if environment.get(name)), "")
+    if not variable or _is_loopback(host):
+        return None
+    exempt = [*no_proxy, *_environment_exemptions(environment)]
+    if is_exempt(host, port, exempt):
+        return None
+    return parse_proxy(environment[variable], origin=f"the environment's {variable}", password=password)
+
+
+def _environment_exemptions(environment: Mapping[str, str]) -> list[str]:
+    text = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    return text.replace(",", " ").split()
+
+
+def parse_proxy(text: str, *, origin: str, password: str = "") -> Proxy:
+    """Reads ``[http://][user[:password]@]host[:port]``; ``password`` is used if the URL has none."""
+    parts = _split(text, origin)
+    if parts.scheme != "http":
+        cure = "the agent speaks to proxies over http:// only; their CONNECT tunnel carries its TLS"
+        raise ProxyError(f"{origin} is a {parts.scheme}:// proxy: {cure}")
+    if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ProxyError(f"{origin} is not http://host:port")
+    user, own_password = unquote(parts.username or ""), unquote(parts.password or "")
+    try:
+        bracketed = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        host, port = split_host_port(f"{bracketed}:{parts.port or _DEFAULT_PORT}")
+    except ValueError:  # its text may show the password
+        raise ProxyError(f"{origin} is not http://host:port") from None
+    return Proxy(host, port, user, own_password or password)
+
+
+def _split(text: str, origin: str) -> SplitResult:
+    try:
+        return urlsplit(text if "://" in text else f"http://{text}")
+    except ValueError:
+        raise ProxyError(f"{origin} is not http://host:port") from None
+
+
+def _is_loopback(host: str) -> bool:
+    address = _maybe_address(host)
+    return host == LOOPBACK or (address is not None and address.is_loopback)
+
+
+def is_exempt(host: str, port: int, rules: Iterable[str]) -> bool:
+    """Whether one of the ``no_proxy`` rules covers the server."""
+    return any(_covers(rule.strip().lower(), host, port) for rule in rules)
+
+
+def _covers(rule: str, host: str, port: int) -> bool:
+    name, wanted_port = _split_rule(rule)
+    if not name or wanted_port not in {None, port}:
+        return False
+    if name == "*":
+        return True
+    address = _maybe_address(host)
+    if address is not None:
+        return _network_covers(name, address)
+    suffix = name.removeprefix("*").strip(".")
+    return bool(suffix) and (host.endswith(f".{suffix}") or (host == suffix and name[0] not in "*."))
+
+
+def _split_rule(rule: str) -> tuple[str, int | None]:
+    """``host[:port]`` or a bare IPv6 address or CIDR; a rule that is neither covers nothing."""
+    if rule.startswith("["):
+        name, _, port = rule[1:].partition("]")
+        port = port.removeprefix(":")
+    elif rule.count(":") == 1:
+        name, _, port = rule.partition(":")
+    else:
+        name, port = rule, ""
+    if port and not (port.isascii() and port.isdigit()):
+        return "", None
+    return name, int(port) if port else None
+
+
+def _network_covers(rule: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    try:
+        return address in ipaddress.ip_network(rule, strict=False)
+    except ValueError:
+        return False
+
+
+def _maybe_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
