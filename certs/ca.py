@@ -1,0 +1,164 @@
+"""The certificate authority: a root that can be taken offline, and the issuing intermediate that works.
+
+On disk it is one folder: ``root.pem`` and ``root-key.pem`` (wanted only to replace the issuing
+authority, so the key may be moved away), ``issuing.pem`` and ``issuing-key.pem``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from certs.bundle import split_pem
+from certs.files import KeyFileError, make_private_folder, read_private, write_private, write_public
+from certs.x509 import (
+    Credential,
+    LeafProfile,
+    Usage,
+    Validity,
+    describe,
+    key_fits,
+    make_issuing,
+    make_leaf,
+    make_root,
+)
+from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.names import LOOPBACK, canonical_host, is_node_name
+
+ROOT_DAYS = 3652  # ten years
+ISSUING_DAYS = 1826  # five
+LEAF_DAYS = 365
+BACK_DATED = datetime.timedelta(hours=1)
+"""Edge clocks run late; a certificate must hold for a node whose clock is behind ours."""
+LOOPBACK_NAMES = (LOOPBACK, "127.0.0.1", "::1")
+DEFAULT_TRUST_DOMAIN = "qanat.internal"
+
+
+class AuthorityError(Exception):
+    """The authority is missing, damaged or not able to issue this. The text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """An issued leaf: its key, its chain (leaf first, no root) and the roots that verify its peers."""
+
+    credential: Credential
+    chain_pem: bytes
+    roots_pem: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """Issues leaves of one trust domain."""
+
+    trust_domain: str
+    issuing: Credential
+    roots_pem: bytes
+
+    def issue(
+        self,
+        role: Role,
+        name: str,
+        *,
+        names: Sequence[str] = (),
+        days: float = LEAF_DAYS,
+        now: datetime.datetime | None = None,
+    ) -> Leaf:
+        """A leaf for ``name`` in ``role``; ``names`` are a server's DNS names and addresses.
+
+        Raises ``ValueError`` for a name that no identity may have, ``AuthorityError`` if the leaf
+        would outlive the issuing certificate: it would fail long before the day it shows.
+        """
+        identity = SpiffeId(self.trust_domain, role, name)
+        validity = _validity(days, now)
+        self._refuse_to_outlive(validity)
+        usage = Usage.SERVER if role is Role.SERVER else Usage.CLIENT
+        leaf = make_leaf(self.issuing, LeafProfile(identity, usage, validity, tuple(names)))
+        return Leaf(leaf, leaf.certificate_pem + self.issuing.certificate_pem, self.roots_pem)
+
+    def _refuse_to_outlive(self, validity: Validity) -> None:
+        ends = describe(self.issuing.certificate_pem).ends
+        if validity.ends > ends:
+            raise AuthorityError(
+                f"the issuing certificate ends on {ends:%Y-%m-%d}, before the new one would"
+                f" ({validity.ends:%Y-%m-%d}); ask for fewer days"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class NewAuthority:
+    """A fresh root and issuing intermediate, both with keys."""
+
+    root: Credential
+    authority: Authority
+
+    def save(self, folder: Path) -> None:
+        """Writes the folder's four files; keeps any that exist and raises ``FileExistsError``."""
+        make_private_folder(folder)
+        issuing = self.authority.issuing
+        write_private(folder / "root-key.pem", self.root.key_pem, replace=False)
+        write_public(folder / "root.pem", self.root.certificate_pem, replace=False)
+        write_private(folder / "issuing-key.pem", issuing.key_pem, replace=False)
+        write_public(folder / "issuing.pem", issuing.certificate_pem, replace=False)
+
+
+def create_authority(trust_domain: str, *, now: datetime.datetime | None = None) -> NewAuthority:
+    """A new root and issuing intermediate of a trust domain."""
+    root = make_root(trust_domain, _validity(ROOT_DAYS, now))
+    issuing = make_issuing(root, trust_domain, _validity(ISSUING_DAYS, now))
+    return NewAuthority(root, Authority(trust_domain, issuing, root.certificate_pem))
+
+
+def load_authority(folder: Path) -> Authority:
+    """What ``NewAuthority.save`` wrote; the root's key is not needed. Raises ``AuthorityError``."""
+    try:
+        issuing = Credential((folder / "issuing.pem").read_bytes(), read_private(folder / "issuing-key.pem"))
+        roots = b"".join(split_pem((folder / "root.pem").read_bytes()))
+        return Authority(_trust_domain(issuing), issuing, roots)
+    except OSError as error:
+        raise AuthorityError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except KeyFileError as error:
+        raise AuthorityError(str(error)) from error
+    except ValueError as error:
+        raise AuthorityError(f"the authority in {folder} is damaged: {error}") from error
+
+
+def default_trust_domain(first_name: str) -> str:
+    """The trust domain of a server called ``first_name``: that DNS name, unless it is only a local one."""
+    if not is_node_name(first_name) or _is_address(first_name) or first_name.split(".")[-1] == LOOPBACK:
+        return DEFAULT_TRUST_DOMAIN
+    return first_name
+
+
+def canonical_name(text: str) -> str:
+    """A server's DNS name or address (IPv6: brackets or not) in its one spelling, or ``ValueError``."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if ":" in bare and "%" not in bare:  # a zone means nothing on another machine
+        return str(ipaddress.IPv6Address(bare))
+    return canonical_host(text)
+
+
+def _trust_domain(issuing: Credential) -> str:
+    if not key_fits(issuing):
+        raise ValueError("issuing.pem and issuing-key.pem do not belong together")
+    said = describe(issuing.certificate_pem)
+    if not said.is_authority or len(said.uris) != 1:
+        raise ValueError("issuing.pem is not the certificate of an authority that names its trust domain")
+    domain = said.uris[0].removeprefix("spiffe://")
+    return SpiffeId(domain, Role.SERVER, "any").trust_domain  # for its check of the form
+
+
+def _validity(days: float, now: datetime.datetime | None) -> Validity:
+    begins = now or datetime.datetime.now(datetime.UTC)
+    return Validity(begins - BACK_DATED, begins + datetime.timedelta(days=days))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""Key files: written atomically, readable by their owner alone, refused if anybody else can read them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shlex
+import stat
+from pathlib import Path
+
+PRIVATE = 0o600
+PUBLIC = 0o644
+_MAX_BYTES = 256 * 1024
+
+
+class KeyFileError(Exception):
+    """A file with a key cannot be used. The text is a sentence for the user, with the command that helps."""
+
+
+def read_private(path: Path) -> bytes:
+    """The content of a key file. Raises ``KeyFileError`` if others may read it, or ``OSError``."""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())  # of what was opened: a path may be swapped between two looks
+        if not stat.S_ISREG(status.st_mode):
+            raise KeyFileError(f"{path} is not a regular file")
+        if status.st_mode & 0o077:
+            cure = f"chmod 600 {shlex.quote(str(path))}"
+            raise KeyFileError(f"{path} holds a private key and can be read by others; run: {cure}")
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise KeyFileError(f"{path} is larger than {_MAX_BYTES // 1024} KiB; is it the right file?")
+    return data
+
+
+def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Writes ``path`` with mode 0600, whole or not at all, and on the disk when it returns.
+
+    With ``replace=False`` an existing file is kept and ``FileExistsError`` raised.
+    """
+    _write(path, data, PRIVATE, replace)
+
+
+def write_public(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """As ``write_private``, with mode 0644: certificates and configuration."""
+    _write(path, data, PUBLIC, replace)
+
+
+def make_private_folder(path: Path) -> None:
+    """Makes ``path`` and its parents; ``path`` itself is entered by its owner alone if it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Puts new, moved and removed names on the disk, which fsync of a file does not (fsync(2))."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, data: bytes, mode: int, replace: bool) -> None:
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        _write_synced(staged, data, mode)
+        if replace:
+            staged.replace(path)
+        else:
+            path.hardlink_to(staged)  # unlike rename, fails if the name is taken
+    finally:
+        staged.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _write_synced(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)  # whatever the umask says
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
