@@ -1,0 +1,133 @@
+"""HTTP/1.1 heads: their bounds, what is ambiguous in them, and how a refusal is answered. No I/O.
+
+h11 parses. What it repairs is refused here before it sees it, because whoever stands in front of
+or behind us may repair it differently (request smuggling): bare LF, folded lines, a length given
+twice or beside chunked coding, control characters.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+import h11
+
+from tunnel_core.reasons import Reason, Refused
+
+MAX_REASON_PHRASE = 200
+"""Longer phrases are cut by some clients; the body and the log have the whole sentence."""
+REASON_HEADER = "qanat-reason"
+"""Carries the reason's word, so that no program has to read the sentence."""
+_HEAD_END = b"\r\n\r\n"
+# RFC 9110 section 5.5: field values hold no control characters other than HTAB; CR only before LF.
+_FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_FOLDED = re.compile(rb"\r\n[ \t]")
+_TLS_HANDSHAKE = 0x16
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """Bounds of one HTTP connection before and between requests. Sizes in bytes, times in seconds."""
+
+    max_head_bytes: int = 16 * 1024
+    max_headers: int = 100
+    head_seconds: float = 10.0
+    """From the first byte of a head (from the accept for the first) to its end."""
+    idle_seconds: float = 75.0
+    """Between requests."""
+    body_idle_seconds: float = 300.0
+    """Between two reads of a request's body."""
+    answer_seconds: float = 30.0
+    """To hand over an answer of our own; nobody may hold one back for ever."""
+
+
+def head_end(data: bytes | bytearray, limits: HeadLimits, start: int = 0) -> int:
+    """The length of the complete head that opens ``data``, or 0 while it is incomplete.
+
+    ``start`` is where an earlier look ended. Raises ``Refused`` for too long or hopeless beginnings.
+    """
+    if data[:1] and data[0] <= 0x20:
+        raise Refused(Reason.BAD_REQUEST, _why_no_request(data[0]))
+    found = data.find(_HEAD_END, max(0, start - len(_HEAD_END)))
+    end = found + len(_HEAD_END) if found >= 0 else 0
+    if _BARE_LF.search(data, start, end or len(data)):
+        raise Refused(Reason.BAD_REQUEST, "a line of the request head ends in a bare LF")
+    if (end or len(data)) > limits.max_head_bytes:
+        detail = f"the request head is longer than {limits.max_head_bytes} bytes"
+        raise Refused(Reason.HEAD_TOO_LARGE, detail)
+    return end
+
+
+def _why_no_request(first: int) -> str:
+    if first == _TLS_HANDSHAKE:
+        return "this port speaks plain HTTP, and a TLS handshake arrived: use http:// here"
+    return "the request does not begin with a method"
+
+
+def check_raw_head(head: bytes) -> None:
+    """Refuses what h11 would repair. ``head`` ends with its blank line."""
+    if _FOLDED.search(head):
+        raise Refused(Reason.BAD_REQUEST, "the request head has a folded line (RFC 9112 section 5.2)")
+    if _FORBIDDEN.search(head):
+        raise Refused(Reason.BAD_REQUEST, "the request head has a control character or a bare CR")
+
+
+def check_request(request: h11.Request, limits: HeadLimits) -> None:
+    """Refuses a parsed head with too many headers or with framing that two parsers may read differently."""
+    if len(request.headers) > limits.max_headers:
+        raise Refused(Reason.HEAD_TOO_LARGE, f"the request has more than {limits.max_headers} headers")
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise Refused(Reason.BAD_REQUEST, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+    lengths = header_values(request, b"content-length")
+    codings = header_values(request, b"transfer-encoding")
+    if len(header_values(request, b"host")) > 1:
+        raise Refused(Reason.BAD_REQUEST, "the request has more than one Host header")
+    if lengths and codings:
+        raise Refused(Reason.BAD_REQUEST, "the request has both Content-Length and Transfer-Encoding")
+    if codings and request.http_version < b"1.1":
+        raise Refused(Reason.BAD_REQUEST, "the request has Transfer-Encoding, which HTTP/1.0 does not know")
+    if request.method == b"CONNECT" and (lengths or codings):
+        raise Refused(Reason.BAD_REQUEST, "a CONNECT request has no body, so it must not announce one")
+
+
+def check_one_length(head: bytes) -> None:
+    """h11 folds equal Content-Length values into one; two of them are refused instead."""
+    lengths = re.findall(rb"\r\ncontent-length[ \t]*:([^\r]*)", head.lower())
+    if len(lengths) > 1 or any(b"," in value for value in lengths):
+        raise Refused(Reason.BAD_REQUEST, "the request has more than one Content-Length")
+
+
+def header_values(
+    message: h11.Request | h11.Response | h11.InformationalResponse, name: bytes
+) -> list[bytes]:
+    """All values of the header with this lower-case name."""
+    return [value for key, value in message.headers if key == name]
+
+
+def reason_phrase(refused: Refused) -> str:
+    """The refusal's sentence as an HTTP reason phrase: printable ASCII, 200 characters at most.
+
+    kubectl shows its user the phrase of a failed CONNECT and nothing else.
+    """
+    printable = re.sub(r"[^\x20-\x7e]", "?", re.sub(r"\s+", " ", refused.detail).strip())
+    if len(printable) > MAX_REASON_PHRASE:
+        printable = printable[: MAX_REASON_PHRASE - 3] + "..."
+    return printable
+
+
+def refusal_body(refused: Refused, *, as_json: bool) -> tuple[str, bytes]:
+    """The content type and the body that answer a refusal: ``word: sentence`` or the same as JSON."""
+    if as_json:
+        answer = {"reason": refused.reason.word, "detail": refused.detail}
+        return "application/json", json.dumps(answer).encode() + b"\n"
+    text = " ".join(refused.detail.split())
+    return "text/plain; charset=utf-8", f"{refused.reason.word}: {text}\n".encode()
+
+
+def wants_json(request: h11.Request | None) -> bool:
+    """Whether the asker accepts JSON by name; ``*/*`` alone gets text, as people use curl."""
+    if request is None:
+        return False
+    return any(b"application/json" in value.lower() for value in header_values(request, b"accept"))
