@@ -136,8 +136,8 @@ def default_trust_domain(first_name: str) -> str:
 def canonical_name(text: str) -> str:
     """A server's DNS name or address (IPv6: brackets or not) in its one spelling, or ``ValueError``."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    if ":" in bare and "%" not in bare:  # a zone means nothing on another machine
-        return str(ipaddress.IPv6Address(bare))
+    if _is_address(bare) and "%" not in bare:  # a zone means nothing on another machine
+        return str(ipaddress.ip_address(bare))
     return canonical_host(text)
 
 
