@@ -1,0 +1,156 @@
+"""TLS with a half-close: trio's conformance suite, the half-close against other stacks, failures."""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tunnel_core.tls import TlsStream
+
+Pair = tuple[TlsStream, TlsStream]
+
+
+@pytest.fixture(scope="module")
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    path = self_signed(tmp_path_factory.mktemp("tls") / "both.pem")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(path)
+    return server, ssl.create_default_context(cafile=str(path))
+
+
+def self_signed(path: Path) -> Path:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    pem = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
+    path.write_bytes(pem + certificate.public_bytes(encoding))
+    return path
+
+
+async def handshake(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext], server: trio.abc.Stream, client: trio.abc.Stream
+) -> Pair:
+    near = TlsStream(server, contexts[0], server_side=True)
+    far = TlsStream(client, contexts[1], server_hostname="localhost")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.do_handshake)
+        nursery.start_soon(far.do_handshake)
+    return near, far
+
+
+@pytest.fixture
+def make_pair(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> Callable[[], Awaitable[Pair]]:
+    async def make() -> Pair:
+        return await handshake(contexts, *trio.testing.memory_stream_pair())
+
+    return make
+
+
+async def test_it_is_a_half_closeable_stream(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    async def make() -> Pair:
+        return await handshake(contexts, *trio.testing.memory_stream_pair())
+
+    async def make_clogged() -> Pair:
+        # A lockstep pair clogs after one send, so only the handshake may go over something roomier.
+        pair = await handshake(contexts, *trio.testing.memory_stream_pair())
+        left, right = trio.testing.lockstep_stream_pair()
+        pair[0].transport, pair[1].transport = left, right
+        return pair
+
+    await trio.testing.check_half_closeable_stream(make, make_clogged)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_the_other_direction_goes_on_after_send_eof(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext], version: ssl.TLSVersion
+) -> None:
+    contexts[0].maximum_version = version
+    try:
+        near, far = await handshake(contexts, *trio.testing.memory_stream_pair())
+    finally:
+        contexts[0].maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
+    await far.send_all(b"question")
+    await near.send_all(b"early ")
+    await far.send_eof()
+    assert await near.receive_some() == b"question"
+    assert await near.receive_some() == b""
+    await near.send_all(b"answer")
+    await near.send_eof()
+    answer = b""
+    while data := await far.receive_some():
+        answer += data
+    assert answer == b"early answer"
+
+
+async def test_data_that_waits_undecrypted_survives_send_eof(
+    make_pair: Callable[[], Awaitable[Pair]],
+) -> None:
+    near, far = await make_pair()
+    await near.send_all(bytes(100_000))
+    assert len(await far.receive_some(10)) == 10
+    await far.send_eof()
+    await near.aclose()
+    rest = 0
+    while data := await far.receive_some(7_000):
+        rest += len(data)
+    assert rest == 99_990
+
+
+async def test_a_connection_cut_without_close_notify_is_broken(
+    make_pair: Callable[[], Awaitable[Pair]],
+) -> None:
+    near, far = await make_pair()
+    await near.send_all(b"almost all")
+    await near.transport.aclose()
+    assert await far.receive_some() == b"almost all"
+    with pytest.raises(trio.BrokenResourceError):
+        await far.receive_some()
+
+
+async def test_a_cancelled_receive_loses_nothing(make_pair: Callable[[], Awaitable[Pair]]) -> None:
+    near, far = await make_pair()
+    await near.send_all(b"kept")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await far.receive_some()
+    assert scope.cancelled_caught
+    assert await far.receive_some() == b"kept"
+
+
+async def test_a_client_that_does_not_trust_us_is_named(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    server, client = trio.testing.memory_stream_pair()
+    near = TlsStream(server, contexts[0], server_side=True)
+    far = TlsStream(client, ssl.create_default_context(), server_hostname="localhost")
+    errors: list[str] = []
+
+    async def shake(stream: TlsStream) -> None:
+        try:
+            await stream.do_handshake()
+        except trio.BrokenResourceError as error:
+            errors.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shake, near)
+        nursery.start_soon(shake, far)
+    assert any("self-signed certificate" in error for error in errors)
+    assert any("unknown ca" in error for error in errors)

@@ -1,0 +1,234 @@
+"""TLS over any trio stream, with a half-close.
+
+Why not ``trio.SSLStream``: it has no ``send_eof``, so ``ssh`` or ``kubectl exec -i < file`` through a
+TLS entrance would lose the end of their input, or its answer. TLS itself can do it:
+
+1. ``send_eof`` sends ``close_notify``. RFC 8446 section 6.1 lets the other direction go on.
+2. OpenSSL sends it from ``unwrap()``, which then looks for the peer's ``close_notify`` and fails for good
+   if it finds data instead. So everything that has arrived is decrypted and kept before, and
+   ``unwrap()`` finds nothing ("want read"). It is never called again.
+3. Nothing is ever sent from ``receive_some``: a cancelled one must leave no half-written record. An answer
+   to a key update goes out before the next data, which RFC 8446 section 4.6.3 allows; renegotiation
+   (TLS 1.2) has to be switched off in the context.
+4. A connection that ends without ``close_notify`` is broken, not finished: it may have been truncated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+
+import trio
+
+_RECORD = 16 * 1024
+_DEFAULT_READ = 64 * 1024
+# One piece of a large send: bounds the ciphertext held beside the plain bytes.
+_SEND_PIECE = 256 * 1024
+_GOODBYE_SECONDS = 2.0
+
+
+class TlsStream(trio.abc.HalfCloseableStream):
+    """One TLS connection. Call :meth:`do_handshake` before anything else.
+
+    Cancelling ``receive_some`` loses nothing; cancelling ``send_all`` or ``send_eof`` breaks the stream.
+    """
+
+    def __init__(
+        self,
+        transport: trio.abc.Stream,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+    ) -> None:
+        self.transport = transport
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
+        self._receiving, self._sending = False, False
+        self._kept = bytearray()  # decrypted by send_eof for a later receive_some
+        self._eof_received, self._eof_sent = False, False
+        self._broken, self._closed = False, False
+
+    async def do_handshake(self) -> None:
+        """Completes the handshake, without a deadline of its own.
+
+        Raises ``trio.BrokenResourceError`` from an ``ssl.SSLError`` if the two sides do not agree,
+        after the peer has been sent the alert.
+        """
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._feed(_DEFAULT_READ)
+            except ssl.SSLError as error:
+                await self._fail_handshake(error)
+            else:
+                return await self._flush()
+
+    async def _fail_handshake(self, error: ssl.SSLError) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._flush()  # the alert is a courtesy; why the handshake failed is what counts
+        self._broken = True
+        raise trio.BrokenResourceError(f"TLS handshake failed: {reason_of(error)}") from error
+
+    def peer_certificate(self) -> bytes:
+        """The peer's leaf in PEM, proven by the handshake; empty if it showed none."""
+        der = self._tls.getpeercert(binary_form=True)
+        return ssl.DER_cert_to_PEM_cert(der).encode() if der else b""
+
+    def version(self) -> str:
+        """For example ``TLSv1.3``."""
+        return self._tls.version() or ""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving from this TLS stream")
+        self._receiving = True
+        try:
+            return await self._receive(max_bytes or _DEFAULT_READ)
+        finally:
+            self._receiving = False
+
+    async def _receive(self, limit: int) -> bytes:
+        self._check_open()
+        if self._kept or self._eof_received or self._incoming.pending or self._tls.pending():
+            # The checkpoint comes before the bytes are taken, so being cancelled here loses none.
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._feed(limit)
+        while not (data := self._take(limit)) and not self._eof_received:
+            await self._feed(limit)
+        return data
+
+    def _take(self, limit: int) -> bytes:
+        if self._kept:
+            data = bytes(self._kept[:limit])
+            del self._kept[:limit]
+            return data
+        pieces: list[bytes] = []
+        while limit > 0 and (piece := self._decrypt(min(limit, _RECORD), pieces)):
+            pieces.append(piece)
+            limit -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _decrypt(self, limit: int, before: list[bytes]) -> bytes:
+        """At most one record; empty: nothing now, or the end. Errors wait until ``before`` is delivered."""
+        if self._eof_received:
+            return b""
+        try:
+            data = self._tls.read(limit)
+        except ssl.SSLWantReadError:
+            return b""
+        except ssl.SSLZeroReturnError:
+            data = b""
+        except ssl.SSLError as error:
+            if before:
+                return b""
+            self._broken = True
+            raise trio.BrokenResourceError(f"TLS failed: {reason_of(error)}") from error
+        self._eof_received = not data
+        return data
+
+    async def _feed(self, limit: int) -> None:
+        data = await self.transport.receive_some(limit)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._begin_sending()
+        try:
+            if self._eof_sent:
+                raise trio.ClosedResourceError("the end was already sent on this TLS stream")
+            await self._send_pieces(memoryview(data))
+        finally:
+            self._sending = False
+
+    async def _send_pieces(self, view: memoryview) -> None:
+        if not view:
+            await trio.lowlevel.checkpoint()
+        for start in range(0, len(view), _SEND_PIECE):
+            self._encrypt(view[start : start + _SEND_PIECE])
+            await self._flush()
+
+    def _encrypt(self, view: memoryview) -> None:
+        try:
+            self._tls.write(view)
+        except ssl.SSLError as error:
+            self._broken = True
+            raise trio.BrokenResourceError(f"TLS failed: {reason_of(error)}") from error
+
+    async def _flush(self) -> None:
+        if not self._outgoing.pending:
+            return
+        try:
+            await self.transport.send_all(self._outgoing.read())
+        except BaseException:
+            self._broken = True  # part of a record may be out
+            raise
+
+    async def wait_send_all_might_not_block(self) -> None:
+        self._begin_sending()
+        try:
+            await self.transport.wait_send_all_might_not_block()
+        finally:
+            self._sending = False
+
+    def _begin_sending(self) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this TLS stream")
+        self._check_open()
+        if self._broken:
+            raise trio.BrokenResourceError("this TLS stream is broken")
+        self._sending = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this TLS stream is closed")
+
+    async def send_eof(self) -> None:
+        self._begin_sending()
+        try:
+            if self._eof_sent:
+                return await trio.lowlevel.checkpoint()
+            self._write_close_notify()
+            await self._flush()
+        finally:
+            self._sending = False
+
+    def _write_close_notify(self) -> None:
+        self._eof_sent = True
+        while data := self._decrypt(_RECORD, []):
+            self._kept += data
+        with contextlib.suppress(ssl.SSLError):
+            self._tls.unwrap()  # "want read" is the good case: sent, and the peer's is still to come
+
+    async def aclose(self) -> None:
+        """Sends ``close_notify`` if that is still possible and closes the transport, cancelled or not."""
+        if self._closed:
+            return await trio.lowlevel.checkpoint()
+        polite = not (self._broken or self._sending or self._eof_sent)
+        self._closed = True
+        try:
+            if polite:
+                await self._say_goodbye()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the peer is gone already
+        finally:
+            await self.transport.aclose()
+
+    async def _say_goodbye(self) -> None:
+        self._write_close_notify()
+        with trio.move_on_after(_GOODBYE_SECONDS):
+            await self._flush()
+
+
+def reason_of(error: ssl.SSLError) -> str:
+    """What OpenSSL says of an error, without its source file and line."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    return (error.reason or str(error)).lower().replace("_", " ")
