@@ -1,0 +1,55 @@
+"""Exit codes and failures, as scripts and people see them."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tunnel_core.command_line import CommandError, ExitCode, exit_code_of, require_extra
+from tunnel_core.reasons import Reason, Refused
+
+
+@click.command("fails")
+@click.option("--json", "as_json", is_flag=True)
+def fails(as_json: bool) -> None:
+    raise CommandError.refused(Refused(Reason.TARGET_NOT_ALLOWED, "edge1 does not allow db:5432"))
+
+
+def test_a_failure_is_a_sentence_on_standard_error() -> None:
+    result = CliRunner().invoke(fails, [], prog_name="qanat")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr == "qanat: edge1 does not allow db:5432\n"
+
+
+def test_a_failure_is_json_if_asked_for() -> None:
+    result = CliRunner().invoke(fails, ["--json"])
+    assert result.exit_code == 3
+    assert json.loads(result.stdout) == {
+        "reason": "target_not_allowed",
+        "detail": "edge1 does not allow db:5432",
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (Reason.WRONG_ROLE, ExitCode.REFUSED),
+        (Reason.UNKNOWN_NODE, ExitCode.NOT_ATTACHED),
+        (Reason.NODE_NOT_ATTACHED, ExitCode.NOT_ATTACHED),
+        (Reason.AMBIGUOUS_NAME, ExitCode.USAGE),
+        (Reason.DIAL_REFUSED, ExitCode.FAILED),
+    ],
+)
+def test_reasons_have_exit_codes(reason: Reason, code: ExitCode) -> None:
+    assert exit_code_of(reason) is code
+
+
+def test_a_missing_extra_is_named_with_its_cure(capsys: pytest.CaptureFixture[str]) -> None:
+    require_extra("click", "cli")
+    with pytest.raises(SystemExit) as caught:
+        require_extra("no_such_module_anywhere", "cli")
+    assert caught.value.code == 2
+    assert 'pip install "qanat[cli]"' in capsys.readouterr().err

@@ -1,0 +1,87 @@
+"""What the three commands have in common: exit codes, failures, and extras that may not be installed."""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import json
+import sys
+from typing import IO, Any
+
+import click
+
+from tunnel_core.reasons import Reason, Refused
+
+
+class ExitCode(enum.IntEnum):
+    """What a command's exit status means; scripts rely on it."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    """Wrong arguments or configuration."""
+    REFUSED = 3
+    """Policy says no: identity, role, allow-lists."""
+    NOT_ATTACHED = 4
+    """No such node, or its agent is not attached."""
+    UNREACHABLE = 5
+    """The server does not answer."""
+
+
+_BY_POLICY = frozenset(
+    {
+        Reason.UNAUTHENTICATED,
+        Reason.WRONG_ROLE,
+        Reason.WRONG_TRUST_DOMAIN,
+        Reason.SOURCE_NOT_ALLOWED,
+        Reason.TARGET_NOT_ALLOWED,
+    }
+)
+_ABSENT = frozenset({Reason.NODE_NOT_ATTACHED, Reason.UNKNOWN_NODE, Reason.SESSION_LOST})
+_MISUSE = frozenset({Reason.BAD_REQUEST, Reason.AMBIGUOUS_NAME})
+
+
+def exit_code_of(reason: Reason) -> ExitCode:
+    """The exit status of a command that was refused for this reason."""
+    if reason in _BY_POLICY:
+        return ExitCode.REFUSED
+    if reason in _ABSENT:
+        return ExitCode.NOT_ATTACHED
+    return ExitCode.USAGE if reason in _MISUSE else ExitCode.FAILED
+
+
+class CommandError(click.ClickException):
+    """Ends a command: a sentence on standard error, or JSON on standard output after ``--json``.
+
+    Raised below a click command; a command with ``--json`` names that parameter ``as_json``.
+    """
+
+    def __init__(self, code: ExitCode, message: str, *, reason: Reason | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = code
+        self._reason = reason
+        context = click.get_current_context(silent=True)
+        self._program = context.find_root().info_name if context else None
+        self._as_json = bool(context and context.params.get("as_json"))
+
+    @classmethod
+    def refused(cls, error: Refused) -> CommandError:
+        return cls(exit_code_of(error.reason), error.detail, reason=error.reason)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if self._as_json:
+            word = self._reason.word if self._reason else ExitCode(self.exit_code).name.lower()
+            print_json({"reason": word, "detail": self.message})
+        else:
+            click.echo(f"{self._program or 'qanat'}: {self.message}", file=file or sys.stderr)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def require_extra(module: str, extra: str) -> None:
+    """Ends the process with the line that installs what is missing. Called before the rest is imported."""
+    if importlib.util.find_spec(module) is None:
+        click.echo(f'This command needs more packages; run: pip install "qanat[{extra}]"', file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
