@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from tunnel_core.reasons import Reason
 
-Payload: TypeAlias = bytes | memoryview
+Payload: TypeAlias = bytes | bytearray | memoryview
 """Bytes of a stream. A view may be kept as long as its owner wants; nobody writes to what it shows."""
 
 

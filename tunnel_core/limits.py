@@ -38,13 +38,21 @@ class Limits:
     """From the start of a carrier to the ``use`` that completes the attach."""
     ping_interval_seconds: float = 15.0
     missed_pings: int = 2
+    confirm_timeout_seconds: float = 120.0
+    """A peer that confirms nothing for so long, though it answers pings, is at fault."""
     open_timeout_seconds: float = 30.0
     """From ``open`` to ``opened`` or ``refused``; above the agent's own dial deadline."""
     max_opens_per_second: int = 2000
     """Opens that are reset before they were answered, per session: the budget of CVE-2023-44487."""
     max_detail_bytes: int = 512
     """A human sentence on the wire; longer ones are cut."""
+    max_text_bytes: int = 1024
+    """Any other text or id in a frame; the longest valid name has 259 bytes."""
     max_services: int = 256
     """Services one agent may announce."""
+    max_features: int = 64
+    """Optional abilities named in a hello or welcome."""
+    max_trust_bundle_bytes: int = 256 * KIB
+    """Roots in a welcome: a hundred certificates."""
     stall_seconds: float = 30.0
     """How long a full stream must stand still before memory pressure may reset it."""

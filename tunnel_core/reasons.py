@@ -61,6 +61,7 @@ class Reason(enum.Enum):
     ATTACH_TIMEOUT = (66, 408, "the attach was not completed in time")
     STALE_ATTEMPT = (67, 409, "a newer attempt of the same session was already used")
     UNKNOWN_SESSION = (68, 404, "the session to resume is not known here")
+    PEER_STALLED = (69, 504, "the other end answers pings but confirms nothing")
     # Faults of the peer.
     MALFORMED_PACKET = (80, 400, "a packet could not be decoded")
     PROTOCOL_ERROR = (81, 400, "a frame is not allowed in this state")

@@ -1,0 +1,205 @@
+"""The two directions of a stream: what is to be sent, and what was received. No I/O, no clock.
+
+Offsets count bytes of the stream from 0 and never go back. A ``SendHalf`` keeps what it sent until
+the peer confirmed it, because resumption sends content again. A ``ReceiveHalf`` grants credit as
+its reader consumes, never as data arrives: so a reader that stops bounds the memory of its stream.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from tunnel_core.credit import CreditPool
+from tunnel_core.frames import Payload
+from tunnel_core.limits import KIB, Limits
+from tunnel_core.reasons import Reason
+
+_SMALL = 2 * KIB
+"""Chunks below this are joined: an object of its own would cost more than what it holds."""
+_JOINED = 64 * KIB
+"""Joined chunks stay below this: copying is for small things."""
+_BLOCKED_QUEUE = 64 * KIB
+"""What a stream may queue beyond its credit: the next grant finds something to send."""
+_CHUNK_COST = 64
+"""Bytes that a queued chunk costs besides its content, so that tiny writes are bounded too."""
+
+
+class PeerFault(Exception):  # noqa: N818 - the blame is the name
+    """The peer broke a rule of the protocol. ``stream_only``: just that stream is reset."""
+
+    def __init__(self, reason: Reason, detail: str, *, stream_only: bool = False) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+        self.stream_only = stream_only
+
+
+class SendHalf:
+    """Bytes on their way to the peer: queued, sent, confirmed."""
+
+    __slots__ = ("_max_queue", "_retained", "_unsent", "confirmed", "limit", "queued", "sent", "size")
+
+    def __init__(self, credit: int, limits: Limits) -> None:
+        self.limit = credit  # absolute offset up to which the peer lets us send
+        self.sent = 0
+        self.confirmed = 0
+        self.queued = 0  # bytes accepted and not yet sent
+        self.size: int | None = None  # final size once nothing more will be queued
+        self._unsent: deque[Payload] = deque()
+        self._retained: deque[Payload] = deque()  # from ``confirmed`` to ``sent``
+        self._max_queue = limits.max_stream_queue
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be queued now; not positive means: wait."""
+        allowed = min(self._max_queue, self.limit - self.sent + _BLOCKED_QUEUE)
+        return allowed - self.queued - _CHUNK_COST * len(self._unsent)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is data that the credit lets us send."""
+        return self.queued > 0 and self.sent < self.limit
+
+    def push(self, payload: Payload) -> None:
+        """Queues ``payload``, which must not change any more."""
+        self.queued += len(payload)
+        self._unsent.append(payload)
+
+    def take(self, max_bytes: int) -> Payload:
+        """The next bytes to send, at most ``max_bytes`` and what the credit allows; keeps them."""
+        allowed = min(max_bytes, self.limit - self.sent)
+        unsent = self._unsent
+        payload = unsent.popleft()
+        if len(payload) > allowed:
+            view = memoryview(payload)
+            unsent.appendleft(view[allowed:])
+            payload = view[:allowed]
+        elif unsent and len(payload) < _SMALL:
+            payload = self._join(payload, min(allowed, _JOINED))
+        self.sent += len(payload)
+        self.queued -= len(payload)
+        self._retained.append(payload)
+        return payload
+
+    def _join(self, first: Payload, allowed: int) -> Payload:
+        parts, total, unsent = [first], len(first), self._unsent
+        while unsent and total + len(unsent[0]) <= allowed:
+            total += len(unsent[0])
+            parts.append(unsent.popleft())
+        return b"".join(parts)
+
+    def confirm(self, offset: int) -> int:
+        """The peer has everything before ``offset``. Returns the bytes that need not be kept any more."""
+        freed = offset - self.confirmed
+        if freed <= 0:
+            return 0
+        self.confirmed = offset
+        retained, left = self._retained, freed
+        while left:
+            payload = retained.popleft()
+            if len(payload) > left:
+                retained.appendleft(memoryview(payload)[left:])
+                break
+            left -= len(payload)
+        return freed
+
+    def drop(self) -> int:
+        """Forgets everything queued or kept (a reset). Returns the bytes that were sent and kept."""
+        kept = self.sent - self.confirmed
+        self._unsent.clear()
+        self._retained.clear()
+        self.queued, self.confirmed = 0, self.sent
+        return kept
+
+
+class ReceiveHalf:
+    """Bytes that arrived from the peer, until the reader takes them."""
+
+    __slots__ = ("_initial", "_max_window", "_pool", "buffered", "granted", "inbox", "received", "size", "window")
+
+    def __init__(self, limits: Limits, pool: CreditPool) -> None:
+        self.inbox: deque[Payload] = deque()
+        self.buffered = 0
+        self.received = 0
+        self.size: int | None = None  # final size once the peer announced it
+        self.window = self._initial = limits.initial_credit
+        self.granted = self.window  # absolute offset that the peer may send up to
+        self._max_window = limits.max_credit
+        self._pool = pool
+
+    def add(self, offset: int, payload: Payload) -> bool:
+        """Takes data in; False if it had all arrived before. Raises ``PeerFault``."""
+        end = offset + len(payload)
+        self._check(offset, end)
+        if end <= self.received:
+            return False
+        if offset < self.received:
+            payload = payload[self.received - offset :]
+        self._store(payload)
+        self.received = end
+        return True
+
+    def _check(self, offset: int, end: int) -> None:
+        if offset > self.received:
+            raise PeerFault(Reason.DATA_GAP, f"data at offset {offset}, expected {self.received}")
+        if end > self.granted:
+            detail = f"data up to offset {end}, granted {self.granted}"
+            raise PeerFault(Reason.CREDIT_OVERRUN, detail, stream_only=True)
+        if self.size is not None and end > self.size:
+            detail = f"data up to offset {end} after an end at {self.size}"
+            raise PeerFault(Reason.DATA_AFTER_END, detail, stream_only=True)
+
+    def _store(self, payload: Payload) -> None:
+        self.buffered += len(payload)
+        inbox = self.inbox
+        if not inbox or len(payload) >= _SMALL:
+            inbox.append(payload)
+        elif isinstance(tail := inbox[-1], bytearray) and len(tail) < _JOINED:
+            tail += payload
+        else:
+            inbox.append(bytearray(payload))
+
+    def end(self, size: int) -> None:
+        """The peer will send ``size`` bytes in all. Raises ``PeerFault`` if that contradicts what came."""
+        if size < self.received or (self.size is not None and self.size != size):
+            detail = f"an end at {size} after {self.received} bytes"
+            raise PeerFault(Reason.DATA_AFTER_END, detail, stream_only=True)
+        if size > self.received:
+            raise PeerFault(Reason.DATA_GAP, f"an end at {size}, received {self.received}")
+        self.size = size
+
+    @property
+    def at_end(self) -> bool:
+        """Whether everything the peer will ever send was read."""
+        return self.size is not None and not self.buffered
+
+    def take(self, max_bytes: int) -> Payload:
+        """Up to ``max_bytes`` of what arrived; call only with something buffered."""
+        payload = self.inbox.popleft()
+        if len(payload) > max_bytes:
+            view = memoryview(payload)
+            self.inbox.appendleft(view[max_bytes:])
+            payload = view[:max_bytes]
+        self.buffered -= len(payload)
+        return payload
+
+    def maybe_grant(self) -> bool:
+        """Raises ``granted`` if the reader consumed a quarter of its window; says whether it did."""
+        goal = self.received - self.buffered + self.window
+        if self.size is not None or (goal - self.granted) * 4 < self.window:
+            return False
+        if self.buffered * 4 <= self.window < self._max_window and self._pool.try_grow(self.window):
+            goal += self.window
+            self.window *= 2
+        self.granted = goal
+        return True
+
+    def drop(self) -> None:
+        """Forgets what was not read; the reader is gone."""
+        self.inbox.clear()
+        self.buffered = 0
+
+    def release(self) -> None:
+        """Gives the grown part of the window back to the pool; the stream is gone."""
+        self._pool.release(self.window - self._initial)
+        self.window = self._initial

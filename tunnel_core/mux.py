@@ -1,0 +1,532 @@
+"""Many streams in one session: their states, their credit, and whose turn it is. No I/O, no clock.
+
+1. Opening. The server opens (odd numbers, rising, given when the ``open`` enters a packet); the agent
+   answers ``opened`` or ``refused``. Data may follow the ``open`` at once, up to the initial credit.
+2. Order inside a stream: ``end`` comes after its data; ``reset`` and ``stop`` may overtake and drop
+   what is queued. Each concerns one direction (QUIC's RESET_STREAM and STOP_SENDING, RFC 9000 §3).
+3. Control is state, not a queue: each stream has a set of pending control bits and one place in the
+   control queue, however often something changes before the carrier takes a packet.
+4. Turns. Control first. Then data by deficit round robin with FQ-CoDel's two lists (RFC 8290 §4.2):
+   a stream that had nothing queued enters ``new`` and gets a small quantum at once; what is left
+   after that waits its turn in ``old``. So a keystroke overtakes bulk, and bulk in small writes
+   cannot pose as keystrokes: it gets the small quantum once per round. None starves. A stream
+   stands in one list at most; one without credit in none.
+5. ``take`` returns frames and a receipt. ``confirmed(receipt)`` frees what the frames carried. A
+   stream is forgotten when both halves have ended and all it said was confirmed; frames for a
+   forgotten number are late and ignored, frames for a number never used are a fault.
+6. Faults of the peer raise ``PeerFault``; those that concern one stream reset it and go no further.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tunnel_core.credit import CreditPool
+from tunnel_core.frames import (
+    Credit,
+    Data,
+    End,
+    Frame,
+    Open,
+    Opened,
+    Payload,
+    RefusedFrame,
+    Reset,
+    Stop,
+)
+from tunnel_core.halves import PeerFault, ReceiveHalf, SendHalf
+from tunnel_core.limits import KIB, Limits
+from tunnel_core.reasons import Reason, Refused
+
+_OPEN, _OPENED, _REFUSED, _CREDIT, _END, _RESET, _STOP = (1 << bit for bit in range(7))
+
+_NEW_QUANTUM = 16 * KIB
+_OLD_QUANTUM = 64 * KIB
+
+
+def _nothing() -> None:
+    """The reaction of a stream that nobody watches."""
+
+
+class MuxStream:
+    """One stream as this end sees it. ``Stream`` wraps it for trio.
+
+    ``on_change`` is called when something a waiting task may care about changed: bytes to read, room
+    to send, opened, refused, reset. It must not block or raise.
+    """
+
+    __slots__ = (
+        "_done",
+        "_emitted",
+        "_pending",
+        "_queued_control",
+        "address",
+        "deficit",
+        "discarding",
+        "listed",
+        "mux",
+        "number",
+        "on_change",
+        "opened",
+        "recv",
+        "recv_reset",
+        "refusal",
+        "request",
+        "reset_detail",
+        "reset_reason",
+        "send",
+        "send_reset",
+    )
+
+    def __init__(self, mux: Mux, request: Open, number: int, credit: int) -> None:
+        self.mux = mux
+        self.number = number  # 0 until the open entered a packet
+        self.request = request
+        self.address = ""
+        self.send = SendHalf(credit, mux.limits)
+        self.recv = ReceiveHalf(mux.limits, mux.pool)
+        self.opened = False
+        self.refusal: Refused | None = None
+        self.reset_reason: Reason | None = None  # why the stream broke; None while it is whole
+        self.reset_detail = ""
+        self.send_reset = False  # our half ended by reset
+        self.recv_reset = False  # the peer's half ended by reset, or ours to read is gone
+        self.discarding = False  # nothing is read any more
+        self.on_change: Callable[[], None] = _nothing
+        self.listed = False  # stands in the new or the old list
+        self.deficit = 0
+        self._pending = 0
+        self._emitted = 0
+        self._done = 0
+        self._queued_control = False
+
+    # What the owner does.
+
+    def push(self, payload: Payload) -> None:
+        """Queues bytes for the peer. Call only while ``can_send``."""
+        self.send.push(payload)
+        self.mux.list_stream(self)
+
+    @property
+    def can_send(self) -> bool:
+        """Whether our half is neither ended nor reset."""
+        return self.send.size is None and not self.send_reset
+
+    def end(self) -> None:
+        """Our half is complete; what is queued is still delivered."""
+        if self.can_send:
+            self.send.size = self.send.sent + self.send.queued
+            self.mux.list_stream(self)
+
+    def read(self, max_bytes: int) -> Payload:
+        """Takes up to ``max_bytes`` that arrived; call only with something buffered."""
+        payload = self.recv.take(max_bytes)
+        if self.recv.maybe_grant():
+            self.want(_CREDIT)
+        elif self.recv.at_end:
+            self.mux.maybe_forget(self)
+        return payload
+
+    def stop_reading(self) -> None:
+        """We read no more: drops what is buffered and tells the peer, unless it had ended."""
+        if self.discarding:
+            return
+        self.discarding = True
+        self.recv.drop()
+        if self.recv.size is None:
+            self.want(_STOP)
+        self.mux.maybe_forget(self)
+
+    def reset(self, reason: Reason, detail: str) -> None:
+        """Ends both halves now; what is queued either way is dropped. Idempotent."""
+        if self.reset_reason is None:
+            self.reset_reason, self.reset_detail = reason, detail
+        self.recv_reset = True
+        if not self.number:
+            self.mux.withdraw(self)
+            return
+        self.stop_reading()
+        self.give_up_sending()
+        self.on_change()
+
+    def give_up_sending(self) -> None:
+        """Resets our half, unless the peer confirmed all of it."""
+        if self.send_reset or self._done & _END:
+            return
+        self.send_reset = True
+        self.mux.unconfirmed -= self.send.drop()
+        self.want(_RESET)
+        self.on_change()
+
+    def accept(self, address: str) -> None:
+        """Agent: the dial succeeded."""
+        self.address = address
+        self.opened = True
+        self.want(_OPENED)
+
+    def refuse(self, refusal: Refused) -> None:
+        """Agent: there was no dial, or it failed; nothing was done with early data."""
+        self.refusal = refusal
+        self.discarding = self.send_reset = self.recv_reset = True
+        self.recv.drop()
+        self.want(_REFUSED)
+        self.on_change()
+
+    # What the mux does.
+
+    def want(self, bits: int) -> None:
+        self._pending |= bits
+        if not self._queued_control:
+            self._queued_control = True
+            self.mux.queue_control(self)
+
+    def take_control(self, frames: list[Frame]) -> int:
+        """Appends the pending control frames; returns their bits."""
+        bits, self._pending, self._queued_control = self._pending, 0, False
+        self._emitted |= bits
+        if bits & _OPENED:
+            frames.append(Opened(self.number, self.recv.granted, self.address))
+        if bits & _REFUSED:
+            assert self.refusal is not None
+            frames.append(RefusedFrame(self.number, self.refusal.reason, self.refusal.detail))
+        if bits & _CREDIT and not self.discarding:
+            frames.append(Credit(self.number, self.recv.granted))
+        if bits & _RESET:
+            frames.append(Reset(self.number, self.reset_reason or Reason.USER_LEFT, self.reset_detail))
+        if bits & _STOP:
+            frames.append(Stop(self.number, self.reset_reason or Reason.USER_LEFT))
+        return bits
+
+    def emitted_end(self) -> bool:
+        return bool(self._emitted & _END)
+
+    def emit(self, bits: int) -> None:
+        self._emitted |= bits
+
+    def confirm(self, bits: int) -> None:
+        self._done |= bits
+
+    @property
+    def over(self) -> bool:
+        """Both halves have ended and the peer confirmed everything that says so."""
+        if self.refusal is not None:
+            return not self._pending and self._done & self._emitted & _REFUSED == self._emitted & _REFUSED
+        ended = self._done & _RESET if self.send_reset else self._done & _END
+        if not ended or self._pending:
+            return False
+        return self.recv.size is not None and (self.discarding or not self.recv.buffered)
+
+
+class Receipt(NamedTuple):
+    """What one frame batch carried of one stream."""
+
+    stream: MuxStream
+    bits: int
+    sent: int
+
+
+class Mux:
+    """The streams of one session. ``opener``: this end opens streams (the server)."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        pool: CreditPool,
+        *,
+        opener: bool,
+        wake: Callable[[], None] = _nothing,
+        on_open: Callable[[MuxStream], None] | None = None,
+    ) -> None:
+        self.limits = limits
+        self.pool = pool
+        self.streams: dict[int, MuxStream] = {}
+        self.unconfirmed = 0  # bytes of all streams sent and not confirmed
+        self.peer_initial_credit = limits.initial_credit
+        self.peer_max_streams = limits.max_streams
+        self.peer_early_data = limits.early_data
+        self.opens_cancelled = 0  # opens that were reset before an answer: OPEN_FLOOD's count
+        self._opener = opener
+        self._wake = wake
+        self._on_open = on_open
+        self._next_number = 1
+        self._highest_opened = 0
+        self._unopened: dict[MuxStream, None] = {}  # opened by us, not in a packet yet
+        self._control: deque[MuxStream] = deque()
+        self._new: deque[MuxStream] = deque()
+        self._old: deque[MuxStream] = deque()
+
+    # Opening.
+
+    def open(self, request: Open) -> MuxStream:
+        """A new stream towards the peer. Raises ``Refused`` at the peer's limit."""
+        if len(self.streams) + len(self._unopened) >= self.peer_max_streams:
+            raise Refused(Reason.TOO_MANY_STREAMS, f"the node already has {self.peer_max_streams} streams open")
+        stream = MuxStream(self, request, 0, self.peer_initial_credit)
+        self._unopened[stream] = None
+        stream.want(_OPEN)
+        return stream
+
+    def withdraw(self, stream: MuxStream) -> None:
+        """A stream whose open never entered a packet is gone without a trace."""
+        self._unopened.pop(stream, None)
+        stream.send_reset = stream.recv_reset = stream.discarding = True
+        stream.recv.release()
+        stream.on_change()
+
+    # What enters the next packet.
+
+    def queue_control(self, stream: MuxStream) -> None:
+        self._control.append(stream)
+        self._wake()
+
+    def list_stream(self, stream: MuxStream) -> None:
+        """Gives the stream a turn if it has something to say and stands in no list."""
+        if stream.listed or not stream.number or not _wants_turn(stream):
+            return
+        stream.listed = True
+        stream.deficit = _NEW_QUANTUM
+        self._new.append(stream)
+        self._wake()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``take`` would return frames now."""
+        if self._control:
+            return True
+        return bool(self._new or self._old) and self.unconfirmed < self.limits.max_send_memory
+
+    def take(self, budget: int) -> tuple[list[Frame], list[Receipt]]:
+        """Frames for one packet with about ``budget`` bytes of content at most, and their receipt."""
+        frames: list[Frame] = []
+        receipt: list[Receipt] = []
+        if self._control:
+            budget -= self._take_control(frames, receipt)
+        room = min(budget, self.limits.max_send_memory - self.unconfirmed)
+        while room > 0 and (self._new or self._old) and len(frames) < self.limits.max_frames_per_packet - 1:
+            room -= self._take_turn(frames, receipt, room)
+        return frames, receipt
+
+    def _take_control(self, frames: list[Frame], receipt: list[Receipt]) -> int:
+        early = 0
+        while self._control and len(frames) < self.limits.max_frames_per_packet - 8:
+            stream = self._control.popleft()
+            if stream in self._unopened:
+                early += self._take_open(stream, frames)
+            elif not stream.number:
+                continue  # withdrawn
+            bits = stream.take_control(frames)
+            receipt.append(Receipt(stream, bits, stream.send.sent))
+            self.maybe_forget(stream)
+        return early
+
+    def _take_open(self, stream: MuxStream, frames: list[Frame]) -> int:
+        del self._unopened[stream]
+        stream.number = self._next_number
+        self._next_number += 2
+        self.streams[stream.number] = stream
+        send, early = stream.send, b""
+        if send.ready:
+            early = bytes(send.take(self.peer_early_data))
+            self.unconfirmed += len(early)
+        frames.append(
+            stream.request._replace(stream=stream.number, credit=stream.recv.granted, early_data=early)
+        )
+        self.list_stream(stream)
+        return len(early)
+
+    def _take_turn(self, frames: list[Frame], receipt: list[Receipt], room: int) -> int:
+        """One stream's turn. Returns the bytes taken."""
+        queue = self._new or self._old
+        stream = queue[0]
+        taken = self._take_data(stream, frames, receipt, min(room, stream.deficit))
+        stream.deficit -= taken
+        if not _wants_turn(stream):
+            queue.popleft()
+            self._leave_turn(stream, was_new=queue is self._new)
+        elif stream.deficit <= 0:
+            queue.popleft()
+            stream.deficit = max(_OLD_QUANTUM, room // (len(self._old) + 1))
+            self._old.append(stream)
+        return taken
+
+    def _leave_turn(self, stream: MuxStream, *, was_new: bool) -> None:
+        """An emptied stream: from ``new`` it goes behind the old ones once, so it cannot come back at
+        once as new; from ``old`` it leaves."""
+        if was_new and self._old:
+            stream.deficit = _OLD_QUANTUM
+            self._old.append(stream)
+        else:
+            stream.listed = False
+
+    def _take_data(self, stream: MuxStream, frames: list[Frame], receipt: list[Receipt], allowed: int) -> int:
+        send, bits, taken = stream.send, 0, 0
+        while send.queued and taken < allowed and send.sent < send.limit:
+            offset = send.sent
+            payload = send.take(allowed - taken)
+            taken += len(payload)
+            frames.append(Data(stream.number, offset, payload))
+        self.unconfirmed += taken
+        if send.size == send.sent and not stream.send_reset and not stream.emitted_end():
+            bits = _END
+            stream.emit(bits)
+            frames.append(End(stream.number, send.sent))
+        if taken or bits:
+            receipt.append(Receipt(stream, bits, send.sent))
+            if send.room > 0:
+                stream.on_change()
+        return taken
+
+    def confirmed(self, receipt: list[Receipt]) -> None:
+        """The peer has the frames of this receipt."""
+        for stream, bits, sent in receipt:
+            self.unconfirmed -= stream.send.confirm(sent)
+            if bits:
+                stream.confirm(bits)
+                self.maybe_forget(stream)
+
+    def maybe_forget(self, stream: MuxStream) -> None:
+        """Forgets a stream that is over."""
+        if stream.over and self.streams.pop(stream.number, None) is not None:
+            stream.recv.release()
+
+    # What arrives.
+
+    def receive(self, frame: Any) -> None:
+        """Takes one stream frame in. Raises ``PeerFault`` if it cannot be allowed."""
+        kind = type(frame)
+        if kind is Open:
+            self._receive_open(frame)
+            return
+        handler = _HANDLERS.get(kind)
+        if handler is None:
+            raise PeerFault(Reason.UNKNOWN_FRAME, f"a {kind.__name__} frame is unknown here")
+        stream = self.streams.get(frame.stream)
+        if stream is None:
+            self._check_late(frame.stream)
+            return
+        try:
+            handler(self, stream, frame)
+        except PeerFault as fault:
+            if not fault.stream_only:
+                raise
+            stream.reset(fault.reason, fault.detail)
+
+    def _check_late(self, number: int) -> None:
+        used = self._next_number - 2 if self._opener else self._highest_opened
+        if number > used or number % 2 == 0:
+            raise PeerFault(Reason.STREAM_NEVER_OPENED, f"a frame for stream {number}, which was never opened")
+
+    def _receive_open(self, frame: Open) -> None:
+        if self._opener or frame.stream % 2 == 0:
+            raise PeerFault(Reason.PROTOCOL_ERROR, f"an open of stream {frame.stream} from this end")
+        if frame.stream <= self._highest_opened:
+            return  # said before
+        if len(self.streams) >= 2 * self.limits.max_streams:
+            raise PeerFault(Reason.OPEN_FLOOD, "streams are opened faster than refusals are confirmed")
+        self._highest_opened = frame.stream
+        stream = MuxStream(self, frame._replace(early_data=b""), frame.stream, frame.credit)
+        self.streams[frame.stream] = stream
+        if len(self.streams) > self.limits.max_streams or self._on_open is None:
+            stream.refuse(Refused(Reason.TOO_MANY_STREAMS, f"the node allows {self.limits.max_streams} streams"))
+            return
+        if frame.early_data:
+            stream.recv.add(0, frame.early_data)
+        self._on_open(stream)
+
+    def _receive_data(self, stream: MuxStream, frame: Data) -> None:
+        recv = stream.recv
+        if stream.discarding:
+            recv.received = max(recv.received, frame.offset + len(frame.payload))
+        elif recv.add(frame.offset, frame.payload):
+            stream.on_change()
+
+    def _receive_end(self, stream: MuxStream, frame: End) -> None:
+        if stream.discarding:
+            stream.recv.size = frame.size
+        else:
+            stream.recv.end(frame.size)
+        stream.on_change()
+        self.maybe_forget(stream)
+
+    def _receive_reset(self, stream: MuxStream, frame: Reset) -> None:
+        if not stream.opened and not self._opener and stream.refusal is None:
+            self.opens_cancelled += 1
+        if stream.recv.size is None:
+            stream.recv.size = stream.recv.received
+            stream.recv.drop()
+            stream.recv_reset = stream.discarding = True
+            self._broken(stream, frame.reason, frame.detail)
+        self.maybe_forget(stream)
+
+    def _receive_stop(self, stream: MuxStream, frame: Stop) -> None:
+        if not stream.send_reset and not stream.emitted_end():
+            self._broken(stream, frame.reason, "")
+            stream.give_up_sending()
+
+    def _broken(self, stream: MuxStream, reason: Reason, detail: str) -> None:
+        if stream.reset_reason is None:
+            stream.reset_reason, stream.reset_detail = reason, detail
+        stream.on_change()
+
+    def _receive_credit(self, stream: MuxStream, frame: Credit) -> None:
+        if frame.limit > stream.send.limit:
+            stream.send.limit = frame.limit
+            self.list_stream(stream)
+            stream.on_change()
+
+    def _receive_opened(self, stream: MuxStream, frame: Opened) -> None:
+        if not self._opener:
+            raise PeerFault(Reason.PROTOCOL_ERROR, "an answer to an open that this end never makes")
+        if not stream.opened:
+            stream.opened, stream.address = True, frame.address
+            self._receive_credit(stream, Credit(frame.stream, frame.credit))
+            stream.on_change()
+
+    def _receive_refused(self, stream: MuxStream, frame: RefusedFrame) -> None:
+        if not self._opener or stream.opened:
+            raise PeerFault(Reason.PROTOCOL_ERROR, f"a refusal of stream {frame.stream}, which is open")
+        stream.refusal = Refused(frame.reason, frame.detail)
+        stream.discarding = stream.send_reset = stream.recv_reset = True
+        self.unconfirmed -= stream.send.drop()
+        stream.recv.drop()
+        stream.on_change()
+        self.maybe_forget(stream)
+
+    # The end of everything.
+
+    def fail(self, reason: Reason, detail: str) -> None:
+        """The session is gone: every stream is reset at once and forgotten."""
+        streams = [*self.streams.values(), *self._unopened]
+        self.streams.clear()
+        self._unopened.clear()
+        self._control.clear()
+        self._new.clear()
+        self._old.clear()
+        for stream in streams:
+            if stream.reset_reason is None and stream.refusal is None:
+                stream.reset_reason, stream.reset_detail = reason, detail
+            stream.send_reset = stream.recv_reset = stream.discarding = True
+            self.unconfirmed -= stream.send.drop()
+            stream.recv.drop()
+            stream.recv.release()
+            stream.on_change()
+
+
+def _wants_turn(stream: MuxStream) -> bool:
+    send = stream.send
+    if stream.send_reset:
+        return False
+    return send.ready or (send.size == send.sent and not stream.emitted_end())
+
+
+_HANDLERS: dict[type, Callable[[Mux, MuxStream, Any], None]] = {
+    Data: Mux._receive_data,
+    Credit: Mux._receive_credit,
+    End: Mux._receive_end,
+    Opened: Mux._receive_opened,
+    RefusedFrame: Mux._receive_refused,
+    Reset: Mux._receive_reset,
+    Stop: Mux._receive_stop,
+}

@@ -1,0 +1,197 @@
+"""Two streams joined: the only place in the project where bytes are copied from one to another.
+
+A half that ends is ended on the other side, and the other direction goes on. Anything abnormal (a
+reset, a broken connection, cancellation) aborts both sides, so that truncated output never looks
+whole. Reads grow while they come back full, to 1 MiB for bulk, and shrink again for chat: the price
+of the link is per message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+import trio
+
+from tunnel_core.frames import Payload
+from tunnel_core.limits import KIB, MIB
+from tunnel_core.reasons import Reason
+from tunnel_core.stream import Stream, StreamReset
+
+_SMALLEST_READ = 16 * KIB
+_LARGEST_READ = 1 * MIB
+_BURST = 2 * MIB
+"""Bytes that one direction may move before it lets others run."""
+
+_T = TypeVar("_T")
+
+
+@runtime_checkable
+class DirectStream(Protocol):
+    """A stream that can be driven without a checkpoint per piece: ``Stream``, ``SocketStream``, ``TlsStream``."""
+
+    def receive_nowait(self, max_bytes: int) -> Payload | None: ...
+    async def wait_readable(self) -> None: ...
+    async def put(self, data: Payload) -> None: ...
+    def end_nowait(self) -> None: ...
+
+
+@runtime_checkable
+class Abortable(Protocol):
+    def abort(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RelayResult:
+    """What a finished relay moved, and how it ended: ``DONE`` if both halves came to their end."""
+
+    bytes_a_to_b: int
+    bytes_b_to_a: int
+    reason: Reason
+    detail: str = ""
+
+
+def abort(stream: trio.abc.AsyncResource, reason: Reason, detail: str = "") -> None:
+    """Ends ``stream`` so that its other side sees a break, not an end. Never blocks.
+
+    Streams of other kinds, which offer no such thing, are left for their owner to close.
+    """
+    if isinstance(stream, Stream):
+        stream.reset(reason, detail)
+    elif isinstance(stream, Abortable):
+        stream.abort()
+    elif isinstance(stream, trio.SSLStream):
+        abort(stream.transport_stream, reason, detail)
+
+
+async def relay(
+    a: trio.abc.Stream,
+    b: trio.abc.Stream,
+    *,
+    left: Reason = Reason.USER_LEFT,
+    idle_seconds: float | None = None,
+) -> RelayResult:
+    """Moves bytes both ways until both halves have ended, then closes both.
+
+    ``left`` is the reason when a side that is no tunnelled stream breaks (``USER_LEFT`` on the server,
+    ``TARGET_RESET`` at the agent). After ``idle_seconds`` without a byte both are aborted. Raises
+    nothing of its own; cancelled, it aborts both sides first.
+    """
+    return await _Relay(a, b, left, idle_seconds).run()
+
+
+class _Relay:
+    def __init__(
+        self, a: trio.abc.Stream, b: trio.abc.Stream, left: Reason, idle_seconds: float | None
+    ) -> None:
+        self._a = a
+        self._b = b
+        self._left = left
+        self._idle = idle_seconds
+        self._scope = trio.CancelScope()
+        self._moved = {a: 0, b: 0}  # by the side it came from
+        self._reason: Reason | None = None
+        self._detail = ""
+
+    async def run(self) -> RelayResult:
+        self._stay_awake()
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._direction, self._a, self._b)
+                    await self._direction(self._b, self._a)
+            if self._scope.cancelled_caught:
+                self._fail(Reason.IDLE_TIMEOUT, f"no byte moved for {self._idle:g} s")
+        except BaseException:
+            self._fail(self._left, "")
+            raise
+        finally:
+            await self._close()
+        return RelayResult(
+            self._moved[self._a], self._moved[self._b], self._reason or Reason.DONE, self._detail
+        )
+
+    def _stay_awake(self) -> None:
+        if self._idle is not None and self._reason is None:
+            self._scope.deadline = trio.current_time() + self._idle
+
+    async def _direction(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+        try:
+            if isinstance(source, DirectStream) and isinstance(sink, DirectStream):
+                await self._copy_direct(source, sink)
+            else:
+                await self._copy(source, sink)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._note(error)
+
+    async def _copy_direct(self, source: DirectStream, sink: DirectStream) -> None:
+        size, burst, moved, quick = _SMALLEST_READ, 0, self._moved, isinstance(source, Stream)
+        while True:
+            data = source.receive_nowait(size)
+            if data is None:
+                await source.wait_readable()
+                burst = 0
+                continue
+            length = len(data)
+            if not length:
+                sink.end_nowait()
+                return
+            moved[source] += length  # type: ignore[index]
+            await sink.put(data)
+            if self._idle is not None:
+                self._stay_awake()
+            burst += length
+            if burst >= _BURST:
+                burst = 0
+                await trio.lowlevel.checkpoint()
+            full = length == size
+            size = _next_read(size, length)
+            if not full and not quick:
+                # A short read emptied the kernel's buffer: asking again would only cost an EAGAIN.
+                await source.wait_readable()
+                burst = 0
+
+    async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+        size = _SMALLEST_READ
+        while data := await source.receive_some(size):
+            self._moved[source] += len(data)
+            await sink.send_all(data)
+            self._stay_awake()
+            size = _next_read(size, len(data))
+        if isinstance(sink, trio.abc.HalfCloseableStream):
+            await sink.send_eof()
+        else:
+            await sink.aclose()  # it cannot end one half
+
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, StreamReset):
+            self._fail(error.reason, error.detail)
+        else:
+            self._fail(self._left, str(error))
+        self._scope.cancel()
+
+    def _fail(self, reason: Reason, detail: str) -> None:
+        """Aborts both sides; the first failure names the reason."""
+        if self._reason is None:
+            self._reason, self._detail = reason, detail
+            abort(self._a, reason, detail)
+            abort(self._b, reason, detail)
+
+    async def _close(self) -> None:
+        for side in (self._a, self._b):
+            await trio.aclose_forcefully(side) if self._reason else await _shielded(side.aclose())
+
+
+async def _shielded(closing: Awaitable[_T]) -> _T:
+    """A graceful close after both halves ended has nothing to wait for but a TLS farewell."""
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+        return await closing
+
+
+def _next_read(size: int, length: int) -> int:
+    if length == size:
+        return min(size * 4, _LARGEST_READ)
+    if length * 4 < size:
+        return max(size // 2, _SMALLEST_READ)
+    return size

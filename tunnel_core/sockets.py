@@ -1,0 +1,167 @@
+"""A socket as a ``HalfCloseableStream`` that ``relay`` can drive without a checkpoint per piece.
+
+trio's own SocketStream takes a full pass of the scheduler for each send and each receive, also when
+the kernel has the answer at once; on a relay that is most of the time spent. Here the kernel is asked
+first and trio is asked to wait only when it said "would block".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+
+import trio
+
+from tunnel_core.frames import Payload
+
+_RECEIVE = 64 * 1024
+_CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
+
+
+class SocketStream(trio.abc.HalfCloseableStream):
+    """Wraps a connected stream socket (TCP or unix), which it owns from then on.
+
+    Raises ``trio.BrokenResourceError`` from the ``OSError`` when the connection broke, and
+    ``trio.ClosedResourceError`` after a close here. A cancelled receive loses nothing.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            # Small messages would wait for the peer's delayed ACK: a flat 40 ms.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = sock
+        self._sending = False
+        self._receiving = False
+        self._ended = False
+
+    @classmethod
+    def adopt(cls, stream: trio.SocketStream) -> SocketStream:
+        """Takes the socket over from one of trio's streams, which must not be used any more."""
+        return cls(socket.socket(fileno=stream.socket.detach()))
+
+    # Receiving.
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """What the kernel has, ``b""`` at the end, None if it has nothing yet."""
+        try:
+            return self.socket.recv(max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise _translated(error) from error
+
+    async def wait_readable(self) -> None:
+        """Waits until ``receive_nowait`` has an answer."""
+        await trio.lowlevel.wait_readable(self.socket)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving from this socket")
+        self._receiving = True
+        try:
+            await trio.lowlevel.checkpoint()
+            while (data := self.receive_nowait(max_bytes or _RECEIVE)) is None:
+                await self.wait_readable()
+            return data
+        finally:
+            self._receiving = False
+
+    # Sending.
+
+    def send_nowait(self, data: Payload) -> int:
+        """Bytes that the kernel took, from the start of ``data``; 0 if it takes none now."""
+        try:
+            return self.socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise _translated(error) from error
+
+    async def wait_writable(self) -> None:
+        """Waits until ``send_nowait`` would take something."""
+        await trio.lowlevel.wait_writable(self.socket)
+
+    async def put(self, data: Payload) -> None:
+        """``send_all`` without a checkpoint when the kernel takes all at once. One caller at a time."""
+        sent = self.send_nowait(data)
+        if sent < len(data):
+            view = memoryview(data)[sent:]
+            while view:
+                await self.wait_writable()
+                view = view[self.send_nowait(view) :]
+
+    async def send_all(self, data: Payload) -> None:
+        with self._alone_sending():
+            await trio.lowlevel.checkpoint()
+            self._check_sendable()
+            await self.put(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        with self._alone_sending():
+            self._check_sendable()
+            await self.wait_writable()
+
+    @contextlib.contextmanager
+    def _alone_sending(self) -> Iterator[None]:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this socket")
+        self._sending = True
+        try:
+            yield
+        finally:
+            self._sending = False
+
+    def _check_sendable(self) -> None:
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError("this socket was closed here")
+        if self._ended:
+            raise trio.ClosedResourceError("this socket's sending half was ended here")
+
+    async def send_eof(self) -> None:
+        with self._alone_sending():
+            await trio.lowlevel.checkpoint()
+            self.end_nowait()
+
+    def end_nowait(self) -> None:
+        """``send_eof`` without a checkpoint. Idempotent."""
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError("this socket was closed here")
+        if not self._ended:
+            self._ended = True
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                raise _translated(error) from error
+
+    # Ending.
+
+    def abort(self) -> None:
+        """Closes so that the other side sees a reset, not an end: truncated output must not look whole."""
+        if self.socket.fileno() < 0:
+            return
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.close_nowait()
+
+    def close_nowait(self) -> None:
+        """``aclose`` without a checkpoint. Idempotent."""
+        if self.socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.socket)
+            self.socket.close()
+
+    async def aclose(self) -> None:
+        self.close_nowait()
+        await trio.lowlevel.checkpoint()
+
+
+def _translated(error: OSError) -> Exception:
+    if error.errno in _CLOSED_ERRNOS:
+        return trio.ClosedResourceError("this socket was closed here")
+    return trio.BrokenResourceError(f"socket connection broken: {error}")

@@ -1,0 +1,297 @@
+"""One tunnelled connection as trio sees it: a ``HalfCloseableStream`` with a reason when it breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+import trio
+
+from tunnel_core.frames import Payload
+from tunnel_core.limits import KIB
+from tunnel_core.mux import MuxStream
+from tunnel_core.reasons import Reason, Refused
+
+_RECEIVE = 64 * KIB
+_SEND_PIECE = 256 * KIB
+
+
+class StreamReset(trio.BrokenResourceError):  # noqa: N818 - named by what happened
+    """The stream was reset, by the peer or by this end; ``reason`` and ``detail`` say why."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail or reason.meaning
+
+    def __str__(self) -> str:
+        return f"{self.reason.word}: {self.detail}"
+
+
+class Stream(trio.abc.HalfCloseableStream):
+    """One tunnelled connection.
+
+    Besides trio's contract: ``*_nowait`` and ``wait_*`` let ``relay`` move bytes without a checkpoint
+    per piece. A cancelled ``receive_some`` loses nothing. A cancelled ``send_all`` leaves unknown how
+    much was sent. ``aclose`` delivers what was sent and then EOF; when it is cancelled already, or
+    leaves an ``async with`` by an exception, the stream is reset instead.
+    """
+
+    def __init__(self, mux_stream: MuxStream, session_id: str, on_closed: Callable[[Stream], None]) -> None:
+        self._mux = mux_stream
+        self._session_id = session_id
+        self._on_closed = on_closed
+        self._closed = False
+        self._receiver: trio.lowlevel.Task | None = None
+        self._sender: trio.lowlevel.Task | None = None
+        self._watchers: list[trio.Event] = []
+        self.opened_at = trio.current_time()
+        mux_stream.on_change = self._changed
+
+    # Who and what.
+
+    @property
+    def id(self) -> str:
+        """The same text on both ends; number 0 means that the open never left this end."""
+        return f"{self._session_id}-{self._mux.number}"
+
+    @property
+    def target(self) -> str:
+        return self._mux.request.target
+
+    @property
+    def user(self) -> str:
+        return self._mux.request.user
+
+    @property
+    def entrance(self) -> str:
+        return self._mux.request.entrance
+
+    @property
+    def address(self) -> str:
+        """What the agent dialled; empty until the stream was opened."""
+        return self._mux.address
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes received from the peer."""
+        return self._mux.recv.received
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes sent towards the peer."""
+        return self._mux.send.sent
+
+    @property
+    def ended_by(self) -> Reason | None:
+        """Why the stream broke or was refused; None while it is whole or ended well."""
+        refusal = self._mux.refusal
+        return refusal.reason if refusal else self._mux.reset_reason
+
+    # Opening.
+
+    async def wait_opened(self) -> None:
+        """Waits for the far dial. Raises ``Refused``; cancelling it leaves the stream as it is."""
+        await trio.lowlevel.checkpoint()
+        while not self._mux.opened:
+            self._raise_refusal()
+            if self._mux.recv_reset:
+                raise Refused(self._mux.reset_reason or Reason.SESSION_LOST, self._mux.reset_detail)
+            await self._wait_change()
+
+    async def wait_reset(self) -> Reason:
+        """Waits until the peer gave the stream up; returns why."""
+        while not (self._mux.send_reset or self._mux.recv_reset):
+            await self._wait_change()
+        return self.ended_by or Reason.USER_LEFT
+
+    def accept(self, address: str) -> None:
+        """Agent: the dial succeeded; ``address`` is what was dialled."""
+        self._mux.accept(address)
+
+    def refuse(self, reason: Reason, detail: str) -> None:
+        """Agent: the stream is not opened. Ends it."""
+        self._mux.refuse(Refused(reason, detail))
+        self._close()
+
+    # Receiving.
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Bytes that arrived, or ``b""`` at the end. Raises ``StreamReset`` once the peer reset."""
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._receiver is not None:
+            raise trio.BusyResourceError("another task is receiving from this stream")
+        while (data := self.receive_nowait(max_bytes or _RECEIVE)) is None:
+            await self.wait_readable()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return bytes(data)
+
+    def receive_nowait(self, max_bytes: int) -> Payload | None:
+        """What is there, ``b""`` at the end, None if nothing is there yet. Raises as ``receive_some``."""
+        mux = self._mux
+        if mux.recv.buffered:
+            return mux.read(max_bytes)
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed here")
+        if mux.recv_reset:
+            self._raise_broken()
+        return b"" if mux.recv.at_end else None
+
+    async def wait_readable(self) -> None:
+        """Waits until ``receive_nowait`` has an answer."""
+        if self._receiver is not None:
+            raise trio.BusyResourceError("another task is receiving from this stream")
+        mux = self._mux
+        if mux.recv.buffered or self._closed or mux.recv_reset or mux.recv.at_end:
+            return
+        self._receiver = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._receiver = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    # Sending.
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Sends all of ``data`` as credit allows. Raises ``StreamReset`` if the peer wants no more."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._sender is not None:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._check_sendable()
+        view = memoryview(data)
+        for start in range(0, len(view), _SEND_PIECE):
+            await self._wait_room()
+            self._check_sendable()
+            self._mux.push(bytes(view[start : start + _SEND_PIECE]))
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def put(self, data: Payload) -> None:
+        """``send_all`` for one writer, without a checkpoint while there is room.
+
+        Takes ``data`` over: it must not change any more. Returns when more may be put.
+        """
+        self._check_sendable()
+        self._mux.push(data)
+        if self._mux.send.room <= 0:
+            await self._wait_room()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._sender is not None:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._check_sendable()
+        await self._wait_room()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _wait_room(self) -> None:
+        while self._mux.send.room <= 0 and self._mux.can_send and not self._closed:
+            self._sender = trio.lowlevel.current_task()
+
+            def abort(_: object) -> trio.lowlevel.Abort:
+                self._sender = None
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _check_sendable(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed here")
+        if self._mux.send_reset:
+            self._raise_broken()
+        if self._mux.send.size is not None:
+            raise trio.ClosedResourceError("this stream's sending half was ended here")
+
+    async def send_eof(self) -> None:
+        """Ends our half; what was sent is still delivered."""
+        await trio.lowlevel.checkpoint()
+        if self._sender is not None:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self.end_nowait()
+
+    def end_nowait(self) -> None:
+        """``send_eof`` without a checkpoint."""
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed here")
+        if self._mux.send_reset:
+            self._raise_broken()
+        self._mux.end()
+
+    # Ending.
+
+    def reset(self, reason: Reason, detail: str = "") -> None:
+        """Ends both halves at once and tells the peer why. Idempotent; never blocks."""
+        if not self._is_over():
+            self._mux.reset(reason, detail)
+        self._close()
+
+    async def aclose(self) -> None:
+        """Graceful unless the caller is being cancelled: then a reset."""
+        if trio.current_effective_deadline() == -float("inf"):
+            self.reset(Reason.USER_LEFT)
+        elif not self._closed:
+            self._mux.end()
+            self._mux.stop_reading()
+            self._close()
+        await trio.lowlevel.checkpoint()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.reset(Reason.USER_LEFT)
+        await self.aclose()
+
+    def _is_over(self) -> bool:
+        mux = self._mux
+        return self._closed and (mux.send_reset or mux.send.confirmed == mux.send.size)
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._changed()
+            self._on_closed(self)
+
+    def _raise_refusal(self) -> None:
+        if self._mux.refusal is not None:
+            raise Refused(self._mux.refusal.reason, self._mux.refusal.detail)
+
+    def _raise_broken(self) -> None:
+        mux = self._mux
+        if mux.refusal is not None:
+            raise StreamReset(mux.refusal.reason, mux.refusal.detail)
+        raise StreamReset(mux.reset_reason or Reason.USER_LEFT, mux.reset_detail)
+
+    # Waking.
+
+    async def _wait_change(self) -> None:
+        event = trio.Event()
+        self._watchers.append(event)
+        try:
+            await event.wait()
+        finally:
+            if event in self._watchers:
+                self._watchers.remove(event)
+
+    def _changed(self) -> None:
+        mux = self._mux
+        if self._receiver is not None and (
+            mux.recv.buffered or mux.recv_reset or self._closed or mux.recv.at_end
+        ):
+            task, self._receiver = self._receiver, None
+            trio.lowlevel.reschedule(task)
+        if self._sender is not None and (mux.send.room > 0 or not mux.can_send or self._closed):
+            task, self._sender = self._sender, None
+            trio.lowlevel.reschedule(task)
+        if self._watchers:
+            watchers, self._watchers = self._watchers, []
+            for event in watchers:
+                event.set()
+
+
