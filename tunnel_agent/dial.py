@@ -1,0 +1,218 @@
+"""Dials what the policy allows: resolve here, check what came back, dial exactly what was checked.
+
+Addresses are raced as in RFC 8305: the next attempt starts when one failed or 250 ms passed, the
+first connection wins and the others are closed. Every error becomes a ``Refused`` by its number,
+never by its text; the sentence names the node, the target and the cause.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import trio
+
+from tunnel_agent.targets import LOOPBACK_ADDRESSES, Destination, Policy, Published
+from tunnel_agent.tls import TargetTls
+from tunnel_core.names import LOOPBACK, Target, join_host_port
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.sockets import SocketStream
+from tunnel_core.tls import TlsStream
+
+_STAGGER_SECONDS = 0.25
+_BACKLOG_PAUSE_SECONDS = 0.05
+_MAX_ADDRESSES = 16
+"""Of one name, as many are tried; a name with more is an attack or a content network."""
+
+
+class Connected(NamedTuple):
+    stream: SocketStream
+    address: str
+
+
+class Dialled(NamedTuple):
+    stream: SocketStream | TlsStream
+    address: str
+    """``1.2.3.4:80``, ``[::1]:80`` or ``unix:/path``: what was connected, after resolution."""
+
+
+Resolve = Callable[[str], Awaitable[Sequence[str]]]
+"""A host name to addresses, in the resolver's order. Raises ``OSError`` (``socket.gaierror``)."""
+Connect = Callable[[str, int], Awaitable[SocketStream]]
+"""Connects to one address. Raises ``OSError``; a cancelled one leaves no socket."""
+
+
+async def resolve_host(host: str) -> Sequence[str]:
+    """Asks the system's resolver, in a thread of trio's bounded pool that cancellation abandons."""
+    found = await trio.socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
+
+
+async def connect_address(address: str, port: int) -> SocketStream:
+    """Connects over TCP to one address, with a zone (``fe80::1%eth0``) if it has one."""
+    plain, _, zone = address.partition("%")
+    if ":" not in address:
+        return await _connect(socket.AF_INET, (address, port))
+    return await _connect(socket.AF_INET6, (plain, port, 0, socket.if_nametoindex(zone) if zone else 0))
+
+
+async def connect_unix(path: str) -> SocketStream:
+    """Connects to a unix socket, waiting while its backlog is full (Linux answers EAGAIN then)."""
+    while True:
+        try:
+            return await _connect(socket.AF_UNIX, path)
+        except BlockingIOError:
+            await trio.sleep(_BACKLOG_PAUSE_SECONDS)
+
+
+async def _connect(family: int, address: tuple[str, int] | tuple[str, int, int, int] | str) -> SocketStream:
+    # Not trio's connect: it takes the EAGAIN of a unix socket for a connection on its way.
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        number = sock.connect_ex(address)
+        if number == errno.EINPROGRESS:
+            await trio.lowlevel.wait_writable(sock)
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            raise OSError(number, os.strerror(number))
+        return SocketStream(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Dialler:
+    """Dials for one node. ``resolve`` and ``connect`` are the seams of the tests."""
+
+    policy: Policy
+    timeout_seconds: float
+    tls: TargetTls
+    resolve: Resolve = resolve_host
+    connect: Connect = connect_address
+
+    async def dial(self, target: Target, *, tls: bool = False) -> Dialled:
+        """A connection to ``target``, with ``tls`` inside TLS if it is a service that speaks it.
+
+        Raises ``Refused``; cancelled, it leaves no socket behind.
+        """
+        destination = self.policy.find(target)
+        deadline = trio.current_time() + self.timeout_seconds
+        addresses = await self._addresses(destination, deadline)
+        where = str(destination.target)
+        try:
+            with trio.fail_at(deadline):
+                connected = await self._connected(destination, addresses)
+                return await self._finish(connected, destination.service if tls else None)
+        except trio.TooSlowError:
+            sentence = f"node {self.policy.node}: {where} did not answer within {self.timeout_seconds:g} s"
+            raise Refused(Reason.DIAL_TIMEOUT, sentence) from None
+        except OSError as error:
+            raise refused_by_errno(self.policy.node, where, error) from error
+
+    async def _addresses(self, destination: Destination, deadline: float) -> Sequence[str]:
+        host = destination.target.host
+        if not host:
+            return []
+        found = [str(address) for address in LOOPBACK_ADDRESSES] if host == LOOPBACK else None
+        if found is None:
+            found = list(await self._resolved(host, deadline))
+        return self.policy.pick(destination, found)[:_MAX_ADDRESSES]
+
+    async def _resolved(self, host: str, deadline: float) -> Sequence[str]:
+        try:
+            with trio.fail_at(deadline):
+                found = await self.resolve(host)
+        except trio.TooSlowError:
+            raise self._unresolved(
+                host, f"its resolver did not answer in {self.timeout_seconds:g} s"
+            ) from None
+        except socket.gaierror as error:
+            raise self._unresolved(host, error.strerror or "the resolver failed") from error
+        except OSError as error:
+            raise refused_by_errno(self.policy.node, host, error) from error
+        if not found:
+            raise self._unresolved(host, "the name has no address")
+        return found
+
+    async def _connected(self, destination: Destination, addresses: Sequence[str]) -> Connected:
+        target = destination.target
+        if target.unix_path:
+            return Connected(await connect_unix(target.unix_path), str(target))
+        return await _race(self.connect, addresses, target.port)
+
+    async def _finish(self, connected: Connected, service: Published | None) -> Dialled:
+        if service is None or service.protocol != "https":
+            return Dialled(*connected)
+        return Dialled(await self.tls.wrap(connected.stream, service), connected.address)
+
+    def _unresolved(self, host: str, cause: str) -> Refused:
+        return Refused(Reason.NAME_NOT_RESOLVED, f"node {self.policy.node} cannot resolve {host}: {cause}")
+
+
+async def _race(connect: Connect, addresses: Sequence[str], port: int) -> Connected:
+    """The first of ``addresses`` to connect. Raises the first failure when all fail."""
+    race = _Race(connect, port)
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(race.attempt, address, failed, nursery.cancel_scope)
+                with trio.move_on_after(_STAGGER_SECONDS):
+                    await failed.wait()
+    except BaseException:
+        if race.winner is not None:
+            race.winner.stream.abort()
+        raise
+    if race.winner is None:
+        raise race.errors[0]
+    return race.winner
+
+
+class _Race:
+    def __init__(self, connect: Connect, port: int) -> None:
+        self._connect = connect
+        self._port = port
+        self.winner: Connected | None = None
+        self.errors: list[OSError] = []
+
+    async def attempt(self, address: str, failed: trio.Event, scope: trio.CancelScope) -> None:
+        try:
+            stream = await self._connect(address, self._port)
+        except OSError as error:
+            self.errors.append(error)
+            failed.set()
+            return
+        self._arrived(Connected(stream, join_host_port(address, self._port)), scope)
+
+    def _arrived(self, connected: Connected, scope: trio.CancelScope) -> None:
+        if self.winner is None:
+            self.winner = connected
+        else:  # two connected in the same pass
+            connected.stream.abort()
+        scope.cancel()
+
+
+_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
+_BY_ERRNO = {
+    errno.ECONNREFUSED: (Reason.DIAL_REFUSED, "refused the connection; is it running?"),
+    errno.ENOENT: (Reason.DIAL_FAILED, "does not exist"),
+    errno.EACCES: (Reason.DIAL_FAILED, "may not be dialled by the agent's user (permission denied)"),
+    errno.ETIMEDOUT: (Reason.DIAL_TIMEOUT, "did not answer"),
+    errno.EMFILE: (Reason.NO_DESCRIPTORS, "was not dialled: the agent has no file descriptors left"),
+    errno.ENFILE: (Reason.NO_DESCRIPTORS, "was not dialled: the machine has no file descriptors left"),
+}
+
+
+def refused_by_errno(node: str, where: str, error: OSError) -> Refused:
+    """What a failed dial of ``where`` is called, by its error number."""
+    number = error.errno or 0
+    text = os.strerror(number) if number > 0 else "unknown error"
+    if number in _UNREACHABLE:
+        return Refused(Reason.DIAL_UNREACHABLE, f"node {node}: {where} cannot be reached ({text})")
+    reason, cause = _BY_ERRNO.get(number, (Reason.DIAL_FAILED, f"could not be dialled ({text})"))
+    return Refused(reason, f"node {node}: {where} {cause}")

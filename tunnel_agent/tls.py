@@ -1,0 +1,65 @@
+"""TLS from the agent to the targets of https services, so that the server's ``web`` entrance sees HTTP."""
+
+from __future__ import annotations
+
+import ssl
+
+import trio
+
+from tunnel_agent.targets import Published
+from tunnel_core.names import LOOPBACK
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.sockets import SocketStream
+from tunnel_core.tls import TlsStream, reason_of
+
+
+class TargetTls:
+    """Wraps connections to https services. Contexts are made when first used and kept.
+
+    Loading the system's roots costs some MiB, which an agent without https services never pays.
+    """
+
+    def __init__(self, node: str, file: str) -> None:
+        self._node = node
+        self._file = file
+        self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
+
+    async def wrap(self, stream: SocketStream, service: Published) -> TlsStream:
+        """Completes a handshake over ``stream``, which is aborted on any failure. Raises ``Refused``."""
+        try:
+            context = self._context(service)
+            tls = TlsStream(stream, context, server_hostname=service.target.host or LOOPBACK)
+            await tls.do_handshake()
+        except BaseException as error:
+            stream.abort()
+            if isinstance(error, trio.BrokenResourceError | OSError):
+                raise self._refused(service, error.__cause__ or error) from error
+            raise
+        return tls
+
+    def _context(self, service: Published) -> ssl.SSLContext:
+        key = (service.ca_file, service.verify)
+        if key not in self._contexts:
+            self._contexts[key] = _make_context(service)
+        return self._contexts[key]
+
+    def _refused(self, service: Published, error: BaseException) -> Refused:
+        what = f"node {self._node}: TLS to {service.target} failed"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            cure = f"set ca_file or verify = false for service {service.name} in {self._file}"
+            return Refused(Reason.TARGET_PROTOCOL, f"{what}: {error.verify_message}; {cure}")
+        if isinstance(error, ssl.SSLError):
+            return Refused(Reason.TARGET_PROTOCOL, f"{what}: {reason_of(error)}")
+        if isinstance(error, FileNotFoundError | PermissionError):
+            return Refused(Reason.DIAL_FAILED, f"{what}: {service.ca_file} cannot be read ({error.strerror})")
+        return Refused(Reason.TARGET_PROTOCOL, f"{what}: the target closed the connection")
+
+
+def _make_context(service: Published) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=service.ca_file or None)
+    context.options |= ssl.OP_NO_RENEGOTIATION  # tunnel_core.tls cannot answer it
+    context.set_alpn_protocols(["http/1.1"])
+    if not service.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
