@@ -1,0 +1,104 @@
+"""The agent's configuration: what may stand in ``agent.toml``, with its defaults and checks. No I/O."""
+
+# ruff: noqa: RUF009 - what is called for a default gives an immutable value
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+
+from tunnel_agent.targets import Entry, parse_entry
+from tunnel_core.config import Source
+from tunnel_core.names import Target
+from tunnel_core.settings import (
+    BadValue,
+    Log,
+    Ops,
+    Parsers,
+    Seconds,
+    Secret,
+    ServerAddress,
+    ServiceName,
+    parse_text,
+    reworded,
+)
+
+STATUS_SERVICE = "status"
+"""The built-in service: the agent's own status page."""
+
+
+class Protocol(enum.Enum):
+    HTTP = "http"
+    HTTPS = "https"
+    TCP = "tcp"
+
+
+@attrs.frozen(kw_only=True)
+class Service:
+    """A target published under a name; publishing it allows it. ``ca_file`` and ``verify`` are for https."""
+
+    name: ServiceName
+    target: Target
+    protocol: Protocol = Protocol.TCP
+    ca_file: Path | None = None
+    verify: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        if self.target.service:
+            fix = 'write "host:port", "[v6]:port" or "unix:/path"'
+            raise BadValue(f"{self.target} is a service name, not what to dial", fix, "target")
+        if self.name == STATUS_SERVICE:
+            raise BadValue("status is the built-in status page", "choose another name", "name")
+
+
+@attrs.frozen(kw_only=True)
+class Session:
+    connect_timeout_seconds: Seconds = Seconds(10.0)
+    attach_timeout_seconds: Seconds = Seconds(10.0)
+    retry_max_seconds: Seconds = Seconds(30.0)
+    """The cap of the back-off; waits are random between 0 and the back-off (full jitter)."""
+
+
+def _entry(value: object) -> Entry:
+    try:
+        return parse_entry(parse_text(value))
+    except ValueError as error:
+        raise reworded(error, 'write "host:port", "10.0.0.0/8:80-90", "[v6]:port" or "unix:/path"') from None
+
+
+@attrs.frozen(kw_only=True)
+class AgentConfig:
+    """All of it. Made by ``tunnel_core.config.load(path, AgentConfig)``."""
+
+    parsers: ClassVar[Parsers] = {Entry: _entry}
+
+    bundle_file: Path
+    ops: Ops
+    servers: tuple[ServerAddress, ...] = ()
+    """Empty: those that the bundle names."""
+    proxy: Secret = Secret("")
+    """``http://user:password@host:port``; empty: from the environment."""
+    proxy_password_file: Path | None = None
+    no_proxy: tuple[str, ...] = ()
+    allow: tuple[Entry, ...] = ()
+    dial_timeout_seconds: Seconds = Seconds(10.0)
+    drain_seconds: Seconds = Seconds(8.0)
+    service: tuple[Service, ...] = ()
+    session: Session = attrs.field(factory=Session)
+    log: Log = attrs.field(factory=Log)
+
+    def __attrs_post_init__(self) -> None:
+        if self.proxy and not self.proxy.reveal().startswith("http://"):
+            raise BadValue("is not an http:// proxy", 'write "http://host:port"', "proxy")
+        names = [service.name for service in self.service]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise BadValue(f"{min(twice)} is named twice", "give each service its own name", "service")
+
+    @classmethod
+    def defaults(cls, raw: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
+        """The bundle beside the configuration file, probes on loopback."""
+        return {"bundle_file": "node.pem", "ops": {"listen": "127.0.0.1:7005"}}

@@ -1,0 +1,255 @@
+"""Configuration: a TOML file becomes one frozen object, or every problem in it is told at once.
+
+A schema is a frozen attrs class whose fields have the types of ``tunnel_core.settings``. Structuring
+is pure (``parse``); only ``load`` reads the file. Unknown keys are refused, since a misspelt limit
+that is silently ignored is no limit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import tomllib
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import GenericAlias, MappingProxyType
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_structure_fn
+
+from tunnel_core import paths
+from tunnel_core.settings import PARSERS, BadValue, Parsers
+
+_MAX_FILE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a configuration comes from, and the data folder it gets if it names none."""
+
+    file: Path
+    data_dir: Path
+
+    @property
+    def folder(self) -> Path:
+        """What relative file names are relative to."""
+        return self.file.parent
+
+
+class Schema(Protocol):
+    """A configuration class. ``defaults`` are keys laid under those of the file, which it may look at;
+    ``parsers`` make types that only this schema has."""
+
+    parsers: ClassVar[Parsers]
+
+    @classmethod
+    def defaults(cls, raw: Mapping[str, Any], source: Source) -> Mapping[str, Any]: ...
+
+
+T = TypeVar("T", bound=Schema)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong: where, what, and what to do about it. ``key`` is empty for the whole file."""
+
+    file: str
+    key: str
+    message: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}: {self.key}" if self.key else self.file
+        return f"{place}: {self.message}" + (f"; {self.fix}" if self.fix else "")
+
+
+class ConfigError(Exception):
+    """Everything that is wrong with a configuration; ``str`` has one line for each problem."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
+
+
+def load(path: Path, schema: type[T], *, data_dir: Path | None = None) -> T:
+    """Reads the file at ``path`` as ``schema``. Raises ``ConfigError``."""
+    source = Source(path.absolute(), data_dir or paths.data_folder())
+    return parse(_read_toml(path), schema, source)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        fix = "create it, or name another with --config" if isinstance(error, FileNotFoundError) else ""
+        raise _whole_file(path, f"cannot be read: {error.strerror}", fix) from None
+    if len(data) > _MAX_FILE_BYTES:
+        raise _whole_file(path, f"is larger than {_MAX_FILE_BYTES} bytes", "is it the right file?")
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _whole_file(path, f"is not valid TOML: {error}", "") from None
+
+
+def _whole_file(path: Path, message: str, fix: str) -> ConfigError:
+    return ConfigError((Problem(str(path), "", message, fix),))
+
+
+def parse(raw: Mapping[str, Any], schema: type[T], source: Source) -> T:
+    """Structures what a TOML file holds. Pure. Raises ``ConfigError`` with all problems."""
+    laid = _lay_under(raw, schema.defaults(raw, source))
+    try:
+        return _converter(source.folder, {**PARSERS, **schema.parsers}).structure(laid, schema)
+    except Exception as error:
+        problems = (Problem(str(source.file), *found) for found in _problems(error, ""))
+        raise ConfigError(tuple(problems)) from None
+
+
+def _lay_under(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**defaults, **raw}
+    for key, default in defaults.items():
+        given = raw.get(key)
+        if isinstance(default, Mapping) and isinstance(given, Mapping):
+            merged[key] = _lay_under(given, default)
+    return merged
+
+
+def _converter(folder: Path, parsers: Parsers) -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    for wanted, parser in parsers.items():
+        converter.register_structure_hook_func(_is(wanted), _hook(parser))
+    converter.register_structure_hook(Path, _hook(lambda value: _path(value, folder)))
+    converter.register_structure_hook_func(_is(Path | None), _hook(lambda value: _maybe_path(value, folder)))
+    converter.register_structure_hook_factory(_is_enum, _word_hook)
+    converter.register_structure_hook_factory(attrs.has, lambda cl: _table_hook(cl, converter))
+    converter.register_structure_hook_factory(_is_list, lambda t: _list_hook(t, converter))
+    converter.register_structure_hook_factory(_is_mapping, lambda t: _mapping_hook(t, converter))
+    return converter
+
+
+def _is(wanted: Any) -> Callable[[Any], bool]:
+    return lambda candidate: bool(candidate == wanted)
+
+
+def _hook(parser: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda value, _: parser(value)
+
+
+def _is_enum(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, enum.Enum)
+
+
+def _is_list(candidate: Any) -> bool:
+    return typing.get_origin(candidate) is tuple
+
+
+def _is_mapping(candidate: Any) -> bool:
+    return typing.get_origin(candidate) is Mapping
+
+
+def _path(value: object, folder: Path) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise BadValue("is not a file name", "write it in quotes")
+    return folder / value
+
+
+def _maybe_path(value: object, folder: Path) -> Path | None:
+    return None if value == "" else _path(value, folder)
+
+
+def _word_hook(words: type[enum.Enum]) -> Callable[[Any, Any], Any]:
+    known = {member.value: member for member in words}
+
+    def structure(value: Any, _: Any) -> enum.Enum:
+        if not isinstance(value, str) or value not in known:
+            raise BadValue(
+                f"{value!r:.80} is not one of {', '.join(known)}", _did_you_mean(str(value), known)
+            )
+        return known[value]
+
+    return structure
+
+
+def _table_hook(cl: type[Any], converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+    structure = make_dict_structure_fn(cl, converter)
+
+    def structure_table(value: Any, _: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise BadValue("is not a table", "write it as a [section] with its keys below")
+        return structure(value, cl)
+
+    return structure_table
+
+
+def _list_hook(wanted: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+    item = typing.get_args(wanted)[0]
+
+    def structure(value: Any, _: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple):
+            raise BadValue("is not a list", "put it in brackets: [ ... ]")
+        return tuple(converter.structure(value, GenericAlias(list, item)))
+
+    return structure
+
+
+def _mapping_hook(wanted: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+    key, item = typing.get_args(wanted)
+
+    def structure(value: Any, _: Any) -> Mapping[Any, Any]:
+        if not isinstance(value, Mapping):
+            raise BadValue("is not a table", "write it as a [section] with its keys below")
+        return MappingProxyType(converter.structure(value, GenericAlias(dict, (key, item))))
+
+    return structure
+
+
+def _problems(error: Exception, key: str) -> Iterator[tuple[str, str, str]]:
+    """Each problem in a tree of validation errors as (key, message, fix)."""
+    match error:
+        case cattrs.ClassValidationError():
+            named, rest = error.group_exceptions()
+            for inner, field in named:
+                yield from _problems(inner, f"{key}.{field.name}".lstrip("."))
+            for inner in rest:
+                yield from _problems(inner, key)
+        case cattrs.IterableValidationError():
+            items, _ = error.group_exceptions()
+            for inner, item in items:
+                yield from _problems(inner, _item_key(key, item.index))
+        case ExceptionGroup():
+            for inner in error.exceptions:
+                yield from _problems(inner, key)
+        case _:
+            yield from _single_problem(error, key)
+
+
+def _item_key(key: str, index: int | str) -> str:
+    # Counted from one, as people count the [[tables]] of their file.
+    return f"{key}#{index + 1}" if isinstance(index, int) else f"{key}.{index}"
+
+
+def _single_problem(error: Exception, key: str) -> Iterator[tuple[str, str, str]]:
+    match error:
+        case cattrs.ForbiddenExtraKeysError():
+            known = [field.name for field in attrs.fields(error.cl)]
+            for extra in sorted(error.extra_fields):
+                yield f"{key}.{extra}".lstrip("."), "unknown key", _did_you_mean(extra, known)
+        case BadValue():
+            yield f"{key}.{error.key}".strip("."), error.message, error.fix
+        case KeyError():
+            yield key, "is missing", "add it"
+        case _:
+            raise error
+
+
+def _did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"

@@ -1,0 +1,284 @@
+"""The types that configuration values become, and the sections that server and agent share. No I/O."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NewType, TypeAlias
+
+import attrs
+
+from tunnel_core.identity import Role, SpiffeId, is_identity_name
+from tunnel_core.names import (
+    Target,
+    canonical_host,
+    is_node_name,
+    is_service_name,
+    join_host_port,
+    split_host_port,
+)
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+Seconds = NewType("Seconds", float)
+"""A duration above zero and below a year."""
+Count = NewType("Count", int)
+"""A whole number from 1."""
+UserId = NewType("UserId", int)
+Mode = NewType("Mode", int)
+"""Permission bits."""
+TrustDomain = NewType("TrustDomain", str)
+NodeName = NewType("NodeName", str)
+ServiceName = NewType("ServiceName", str)
+UserName = NewType("UserName", str)
+DnsName = NewType("DnsName", str)
+ServerAddress = NewType("ServerAddress", str)
+"""``host:port`` in its one spelling."""
+EntranceName = NewType("EntranceName", str)
+
+ENTRANCES = ("connect", "tcp", "web", "api")
+_YEAR_SECONDS = 365 * 24 * 3600
+
+
+class BadValue(ValueError):  # noqa: N818 - what a parser says about a value
+    """A value that cannot stand. ``key`` names one inside the section that was checked as a whole."""
+
+    def __init__(self, message: str, fix: str = "", key: str = "") -> None:
+        super().__init__(message, fix, key)
+        self.message = message
+        self.fix = fix
+        self.key = key
+
+
+class Secret:
+    """A text that is never printed by accident: ``repr``, ``str`` and format hide it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "Secret(hidden)" if self._text else "Secret()"
+
+
+@attrs.frozen
+class ListenAddress:
+    """Where to listen; port 0 lets the kernel choose. ``str`` gives ``host:port`` or ``[v6]:port``."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # another name may resolve to anything
+            return False
+
+    def __str__(self) -> str:
+        return join_host_port(self.host, self.port)
+
+
+class LogLevel(enum.Enum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(enum.Enum):
+    AUTO = "auto"
+    TEXT = "text"
+    JSON = "json"
+
+
+class StreamLog(enum.Enum):
+    """Which streams get their line at open and at close."""
+
+    ALL = "all"
+    ERRORS = "errors"
+    NONE = "none"
+
+
+@attrs.frozen
+class Log:
+    level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.AUTO
+    streams: StreamLog = StreamLog.ALL
+    entrances: Mapping[EntranceName, StreamLog] = attrs.field(factory=dict)
+
+    def streams_of(self, entrance: str) -> StreamLog:
+        return self.entrances.get(EntranceName(entrance), self.streams)
+
+
+@attrs.frozen
+class Ops:
+    """The listener for probes and scrapes. ``listen`` is None when it is switched off with ``""``."""
+
+    listen: ListenAddress | None = None
+    tls: bool = False
+    bearer_file: Path | None = None
+
+
+def parse_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise BadValue(f"{value!r:.80} is not a text", "write it in quotes")
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadValue(f"{value!r:.80} is not a switch", "write true or false")
+    return value
+
+
+def _whole_number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise BadValue(f"{value!r:.80} is not a whole number", "write it without quotes")
+    return value
+
+
+def _count(value: object) -> int:
+    if not 1 <= (number := _whole_number(value)) <= 2**31:
+        raise BadValue(f"{number} is out of range", "write a number from 1")
+    return number
+
+
+def _user_id(value: object) -> int:
+    if not 0 <= (number := _whole_number(value)) < 2**32 - 1:
+        raise BadValue(f"{number} is not a user id", "write a number from 0, as `id -u` prints it")
+    return number
+
+
+def _seconds(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise BadValue(f"{value!r:.80} is not a number of seconds", "write a number without quotes or unit")
+    if not (math.isfinite(value) and 0 < value <= _YEAR_SECONDS):
+        raise BadValue(f"{value} seconds is out of range", "write a number above 0")
+    return float(value)
+
+
+def _mode(value: object) -> int:
+    if not isinstance(value, str) or not re.fullmatch("0?[0-7]{3}", value):
+        raise BadValue(
+            f"{value!r:.80} is not a file mode", 'write it octal and in quotes, for example "0600"'
+        )
+    return int(value, 8)
+
+
+def _listen(value: object) -> ListenAddress:
+    text = parse_text(value)
+    host, _, port = text.rpartition(":")
+    try:
+        name, number = split_host_port(f"{host}:1" if port == "0" else text)
+    except ValueError as error:
+        raise BadValue(str(error), 'write "127.0.0.1:7002", "[::]:7002" or "localhost:7002"') from None
+    return ListenAddress(name, 0 if port == "0" else number)
+
+
+def _maybe_listen(value: object) -> ListenAddress | None:
+    return None if value == "" else _listen(value)
+
+
+def _server_address(value: object) -> str:
+    try:
+        return join_host_port(*split_host_port(parse_text(value)))
+    except ValueError as error:
+        raise reworded(error, 'write "tunnel.example.com:7001" or "[2001:db8::1]:7001"') from None
+
+
+def _network(value: object) -> Network:
+    try:
+        return ipaddress.ip_network(parse_text(value))
+    except ValueError as error:
+        raise reworded(error, 'write a CIDR such as "10.0.0.0/8" or "2001:db8::/32"') from None
+
+
+def _target(value: object) -> Target:
+    try:
+        return Target.parse(parse_text(value))
+    except ValueError as error:
+        raise reworded(error, 'write "host:port", "[v6]:port", "unix:/path" or a service name') from None
+
+
+def reworded(error: ValueError, fix: str) -> BadValue:
+    return error if isinstance(error, BadValue) else BadValue(str(error), fix)
+
+
+def _dns_name(value: object) -> str:
+    try:
+        return canonical_host(parse_text(value))
+    except ValueError as error:
+        raise reworded(error, 'write a DNS name such as "tunnel.example.com"') from None
+
+
+def _trust_domain(value: object) -> str:
+    try:
+        return SpiffeId(parse_text(value), Role.NODE, "any").trust_domain
+    except ValueError as error:
+        raise reworded(error, 'write lower-case letters, digits, dots and dashes: "qanat.internal"') from None
+
+
+def _name(is_good: Callable[[str], bool], kind: str, fix: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        text = parse_text(value)
+        if not is_good(text):
+            raise BadValue(f"{text[:300]!r} is not {kind}", fix)
+        return text
+
+    return parse
+
+
+def _is_user_name(text: str) -> bool:
+    return is_identity_name(Role.USER, text)
+
+
+def _secret(value: object) -> Secret:
+    if not isinstance(value, str):
+        raise BadValue("is not a text", "write it in quotes")  # without the value, which is secret
+    return Secret(value)
+
+
+Parsers: TypeAlias = Mapping[Any, Callable[[object], Any]]
+
+PARSERS: Parsers = {
+    str: parse_text,
+    bool: _boolean,
+    int: _whole_number,
+    Count: _count,
+    UserId: _user_id,
+    Seconds: _seconds,
+    Mode: _mode,
+    Secret: _secret,
+    Network: _network,
+    Target: _target,
+    ListenAddress: _listen,
+    ListenAddress | None: _maybe_listen,
+    ServerAddress: _server_address,
+    DnsName: _dns_name,
+    TrustDomain: _trust_domain,
+    NodeName: _name(is_node_name, "a node name", "write lower-case letters, digits, dashes and dots"),
+    ServiceName: _name(is_service_name, "a service name", "write lower-case letters, digits, single dashes"),
+    UserName: _name(_is_user_name, "a user name", "write lower-case letters, digits and . _ @ -"),
+    EntranceName: _name(ENTRANCES.__contains__, "an entrance", f"known: {', '.join(ENTRANCES)}"),
+}
+"""How each type is made of what TOML gives; a parser raises ``BadValue`` and nothing else."""

@@ -1,0 +1,203 @@
+"""The server's configuration: what may stand in ``server.toml``, with its defaults and checks. No I/O."""
+
+# ruff: noqa: RUF009 - what is called for a default gives an immutable value
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+
+from tunnel_core.config import Source
+from tunnel_core.names import Target
+from tunnel_core.settings import (
+    BadValue,
+    Count,
+    DnsName,
+    ListenAddress,
+    Log,
+    Mode,
+    Network,
+    NodeName,
+    Ops,
+    Parsers,
+    Seconds,
+    TrustDomain,
+    UserId,
+    UserName,
+)
+
+_PRIVATE = Mode(0o600)
+
+
+class TlsVersion(enum.Enum):
+    TLS_1_2 = "1.2"
+    TLS_1_3 = "1.3"
+
+
+@attrs.frozen(kw_only=True)
+class Tls:
+    """What both TLS listeners show; ``trust_file`` holds the roots of nodes and users."""
+
+    certificate_file: Path
+    key_file: Path
+    trust_file: Path
+    min_version: TlsVersion = TlsVersion.TLS_1_3
+
+
+@attrs.frozen(kw_only=True)
+class Agents:
+    listen: tuple[ListenAddress, ...] = (ListenAddress("::", 7001),)
+    max: Count = Count(5000)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.listen:
+            raise BadValue("is empty, so no agent could attach", 'write ["[::]:7001"]', "listen")
+
+
+@attrs.frozen(kw_only=True)
+class Https:
+    """``connect`` and ``api`` over mTLS."""
+
+    listen: tuple[ListenAddress, ...] = (ListenAddress("::", 7002),)
+
+
+@attrs.frozen(kw_only=True)
+class UnixPeer:
+    uid: UserId
+    user: UserName
+
+
+@attrs.frozen(kw_only=True)
+class ConnectUnix:
+    """The ``connect`` entrance as a unix socket, as a kube-apiserver on the same machine uses it."""
+
+    path: Path
+    mode: Mode = _PRIVATE
+    group: str = ""
+    peer: tuple[UnixPeer, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        _check_socket_path(self.path, "path")
+        if len({peer.uid for peer in self.peer}) < len(self.peer):
+            raise BadValue("names one uid twice", "give each uid one user", "peer")
+
+
+@attrs.frozen(kw_only=True)
+class Connect:
+    enabled: bool = True
+    unix: ConnectUnix | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Admin:
+    """The local socket of ``qanat``; ``socket`` lies in the data folder unless it is named."""
+
+    socket: Path
+    mode: Mode = _PRIVATE
+
+    def __attrs_post_init__(self) -> None:
+        _check_socket_path(self.socket, "socket")
+
+
+@attrs.frozen(kw_only=True)
+class Web:
+    listen: tuple[ListenAddress, ...] = (ListenAddress("127.0.0.1", 7003),)
+    domain: DnsName = DnsName("localhost")
+
+    def __attrs_post_init__(self) -> None:
+        for address in self.listen:
+            if not address.is_loopback:
+                why = f"{address} is open to others, and the web entrance has no login yet"
+                raise BadValue(why, 'listen on loopback: "127.0.0.1:7003"', "listen")
+
+
+@attrs.frozen(kw_only=True)
+class Tcp:
+    """A local port bound to one target of one node."""
+
+    listen: ListenAddress
+    node: NodeName
+    target: Target
+    allow_from: tuple[Network, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        if not self.listen.is_loopback and not self.allow_from:
+            why = f"{self.listen} is open to others, and a tcp entrance asks nobody who they are"
+            raise BadValue(why, 'add allow_from = ["10.0.0.0/8"] or listen on loopback', "listen")
+
+
+@attrs.frozen(kw_only=True)
+class Session:
+    ping_interval_seconds: Seconds = Seconds(15.0)
+    missed_pings: Count = Count(2)
+    attach_timeout_seconds: Seconds = Seconds(10.0)
+    max_streams: Count = Count(1024)
+
+
+@attrs.frozen(kw_only=True)
+class ListenerLimits:
+    """Bounds of each listener, all before anybody is authenticated. Sizes in bytes."""
+
+    head_bytes: Count = Count(16 * 1024)
+    head_headers: Count = Count(100)
+    head_seconds: Seconds = Seconds(10.0)
+    idle_seconds: Seconds = Seconds(75.0)
+    handshake_seconds: Seconds = Seconds(10.0)
+    max_connections: Count = Count(10_000)
+    max_unauthenticated: Count = Count(1024)
+    max_unauthenticated_per_source: Count = Count(32)
+
+
+@attrs.frozen(kw_only=True)
+class Metrics:
+    per_node: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class ServerConfig:
+    """All of it. Made by ``tunnel_core.config.load(path, ServerConfig)``."""
+
+    parsers: ClassVar[Parsers] = {}
+
+    data_dir: Path
+    tls: Tls
+    admin: Admin
+    ops: Ops
+    trust_domain: TrustDomain = TrustDomain("qanat.internal")
+    drain_seconds: Seconds = Seconds(8.0)
+    open_timeout_seconds: Seconds = Seconds(30.0)
+    agents: Agents = attrs.field(factory=Agents)
+    https: Https = attrs.field(factory=Https)
+    connect: Connect = attrs.field(factory=Connect)
+    web: Web = attrs.field(factory=Web)
+    tcp: tuple[Tcp, ...] = ()
+    session: Session = attrs.field(factory=Session)
+    limits: ListenerLimits = attrs.field(factory=ListenerLimits)
+    log: Log = attrs.field(factory=Log)
+    metrics: Metrics = attrs.field(factory=Metrics)
+
+    @classmethod
+    def defaults(cls, raw: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
+        """What lies in the data folder unless the file says otherwise."""
+        named = raw.get("data_dir")
+        data_dir = named if isinstance(named, str) and named else str(source.data_dir)
+        return {
+            "data_dir": data_dir,
+            "tls": {
+                "certificate_file": f"{data_dir}/server.pem",
+                "key_file": f"{data_dir}/server.key",
+                "trust_file": f"{data_dir}/trust.pem",
+            },
+            "admin": {"socket": f"{data_dir}/admin.sock"},
+            "ops": {"listen": "127.0.0.1:7004"},
+        }
+
+
+def _check_socket_path(path: Path, key: str) -> None:
+    # 107 bytes: sun_path less its final NUL, unix(7).
+    if len(bytes(path)) > 107:
+        raise BadValue("is longer than the 107 bytes that a unix socket may have", "choose another", key)
