@@ -97,6 +97,11 @@ class Link:
         return self._session is not None and self.ended is None
 
     @property
+    def was_attached(self) -> bool:
+        """Whether the attach was ever complete."""
+        return self._session is not None
+
+    @property
     def software(self) -> str:
         return self.hello.software if self._opener else self.welcome.software
 
