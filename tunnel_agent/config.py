@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import attrs
 
+from tunnel_agent.proxy import ProxyError, parse_proxy
 from tunnel_agent.targets import Entry, parse_entry
 from tunnel_core.config import Source
 from tunnel_core.names import Target
@@ -63,24 +64,39 @@ class Session:
     """The cap of the back-off; waits are random between 0 and the back-off (full jitter)."""
 
 
+class ProxyUrl(Secret):
+    """May hold a password, so it is never printed."""
+
+
+def _proxy_url(value: object) -> ProxyUrl:
+    if not isinstance(value, str):
+        raise BadValue("is not a text", 'write "http://host:port"')
+    try:
+        if value:
+            parse_proxy(value, origin="it")
+    except ProxyError as error:
+        raise BadValue(str(error), 'write "http://host:port"') from None
+    return ProxyUrl(value)
+
+
 def _entry(value: object) -> Entry:
     try:
         return parse_entry(parse_text(value))
     except ValueError as error:
-        raise reworded(error, 'write "host:port", "10.0.0.0/8:80-90", "[v6]:port" or "unix:/path"') from None
+        raise reworded(error, "") from None
 
 
 @attrs.frozen(kw_only=True)
 class AgentConfig:
     """All of it. Made by ``tunnel_core.config.load(path, AgentConfig)``."""
 
-    parsers: ClassVar[Parsers] = {Entry: _entry}
+    parsers: ClassVar[Parsers] = {Entry: _entry, ProxyUrl: _proxy_url}
 
     bundle_file: Path
     ops: Ops
     servers: tuple[ServerAddress, ...] = ()
     """Empty: those that the bundle names."""
-    proxy: Secret = Secret("")
+    proxy: ProxyUrl = ProxyUrl("")
     """``http://user:password@host:port``; empty: from the environment."""
     proxy_password_file: Path | None = None
     no_proxy: tuple[str, ...] = ()
@@ -92,8 +108,6 @@ class AgentConfig:
     log: Log = attrs.field(factory=Log)
 
     def __attrs_post_init__(self) -> None:
-        if self.proxy and not self.proxy.reveal().startswith("http://"):
-            raise BadValue("is not an http:// proxy", 'write "http://host:port"', "proxy")
         names = [service.name for service in self.service]
         if twice := {name for name in names if names.count(name) > 1}:
             raise BadValue(f"{min(twice)} is named twice", "give each service its own name", "service")

@@ -124,14 +124,14 @@ def _lay_under(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 def _converter(folder: Path, parsers: Parsers) -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
-    for wanted, parser in parsers.items():
-        converter.register_structure_hook_func(_is(wanted), _hook(parser))
     converter.register_structure_hook(Path, _hook(lambda value: _path(value, folder)))
     converter.register_structure_hook_func(_is(Path | None), _hook(lambda value: _maybe_path(value, folder)))
     converter.register_structure_hook_factory(_is_enum, _word_hook)
     converter.register_structure_hook_factory(attrs.has, lambda cl: _table_hook(cl, converter))
     converter.register_structure_hook_factory(_is_list, lambda t: _list_hook(t, converter))
     converter.register_structure_hook_factory(_is_mapping, lambda t: _mapping_hook(t, converter))
+    for wanted, parser in parsers.items():  # last, because cattrs asks the newest first
+        converter.register_structure_hook_func(_is(wanted), _hook(parser))
     return converter
 
 
@@ -170,9 +170,9 @@ def _word_hook(words: type[enum.Enum]) -> Callable[[Any, Any], Any]:
 
     def structure(value: Any, _: Any) -> enum.Enum:
         if not isinstance(value, str) or value not in known:
-            raise BadValue(
-                f"{value!r:.80} is not one of {', '.join(known)}", _did_you_mean(str(value), known)
-            )
+            message = f"{value!r:.80} is not one of {', '.join(known)}"
+            close = difflib.get_close_matches(str(value), known, n=1)
+            raise BadValue(message, f"did you mean {close[0]}?" if close else "")
         return known[value]
 
     return structure
@@ -190,23 +190,23 @@ def _table_hook(cl: type[Any], converter: cattrs.Converter) -> Callable[[Any, An
 
 
 def _list_hook(wanted: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
-    item = typing.get_args(wanted)[0]
+    items: Any = GenericAlias(list, typing.get_args(wanted)[:1])
 
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple):
             raise BadValue("is not a list", "put it in brackets: [ ... ]")
-        return tuple(converter.structure(value, GenericAlias(list, item)))
+        return tuple(converter.structure(value, items))
 
     return structure
 
 
 def _mapping_hook(wanted: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
-    key, item = typing.get_args(wanted)
+    table: Any = GenericAlias(dict, typing.get_args(wanted))
 
     def structure(value: Any, _: Any) -> Mapping[Any, Any]:
         if not isinstance(value, Mapping):
             raise BadValue("is not a table", "write it as a [section] with its keys below")
-        return MappingProxyType(converter.structure(value, GenericAlias(dict, (key, item))))
+        return MappingProxyType(converter.structure(value, table))
 
     return structure
 
