@@ -1,0 +1,88 @@
+"""The seam under a session: what moves packets, in order, until it breaks. Knows no gRPC.
+
+``grpc_carrier`` is the real one; ``tests/fakes/memory_carrier.py`` moves packets in memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tunnel_core.frames import Malformed, Packet
+
+
+class CarrierFailed(Exception):  # noqa: N818 - named by what happened
+    """No carrier came about. ``detail`` says why, for people and logs only."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class CarrierPort(Protocol):
+    """What a carrier moves packets for. Its methods never block and never raise."""
+
+    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
+        """``size`` is that of the encoded packet, in bytes."""
+
+    def next_packet(self) -> bytes | None:
+        """The next encoded packet, or None if there is nothing to send now.
+
+        Asked whenever the carrier can take one; after None not before :meth:`Carrier.wake`.
+        """
+
+    def carrier_lost(self, detail: str) -> None:
+        """The carrier is no more. Called once, and not after :meth:`Carrier.abandon`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The other end as its transport proved it."""
+
+    address: str  # "1.2.3.4:567" or "[::1]:567"; what was dialled, on the dialling side
+    tls_version: str = ""  # "TLSv1.3"; empty where gRPC does not tell, which is the dialling side
+    leaf_pem: bytes = b""  # the certificate whose key was proven; empty on the dialling side
+
+
+class Carrier(ABC):
+    """Moves packets between two ports. Used from the trio thread only."""
+
+    peer: Peer
+
+    @abstractmethod
+    def start(self, port: CarrierPort) -> None:
+        """Begins to move packets. Once."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """There may be something to send. Cheap while the carrier is busy sending."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """No more calls of the port; connection, queue and references are released soon. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class DialSettings:
+    """How to reach a server. ``server`` is ``host:port`` or ``[v6]:port``.
+
+    ``proxy_url`` is ``http://[user:password@]host:port`` of an HTTP CONNECT proxy, or empty for none.
+    ``connect_timeout_seconds`` covers TCP (all addresses of the name), proxy and TLS.
+    """
+
+    server: str
+    roots_pem: bytes = field(repr=False)
+    key_pem: bytes = field(repr=False)
+    chain_pem: bytes = field(repr=False)
+    proxy_url: str = field(default="", repr=False)
+    connect_timeout_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """What a server proves itself with, and the roots of those it accepts."""
+
+    key_pem: bytes = field(repr=False)
+    chain_pem: bytes = field(repr=False)
+    roots_pem: bytes = field(repr=False)
