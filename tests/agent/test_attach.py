@@ -1,0 +1,190 @@
+"""The attach loop in virtual time: which server, when again, and what the state says meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from tunnel_agent.attach import Attacher
+from tunnel_agent.state import AgentState, OpenStream, Phase
+from tunnel_core.frames import Rejected
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.session import AttachRejected
+
+CAP = 32.0
+
+
+class FakeLink:
+    session_id = "0badcafe"
+    software = "qanat-server/test"
+    round_trip_seconds: float | None = 0.05
+    bytes_in = bytes_out = 0
+    streams: Mapping[int, OpenStream] = {}
+
+    def __init__(self) -> None:
+        self._ended = trio.Event()
+        self._why = (Reason.CARRIER_LOST, "the carrier broke")
+
+    def drain(self, deadline_seconds: float) -> None:
+        raise AssertionError("the loop never drains")
+
+    def end(self, reason: Reason, detail: str = "") -> None:
+        self._why = (reason, detail or reason.meaning)
+        self._ended.set()
+
+    async def wait_ended(self) -> tuple[Reason, str]:
+        await self._ended.wait()
+        return self._why
+
+
+class Servers:
+    """Answers attempts from a script: a refusal, or seconds that the session lives and how it ends."""
+
+    def __init__(self, *script: Refused | tuple[float, Reason]) -> None:
+        self._script: Iterator[Refused | tuple[float, Reason]] = iter(script)
+        self.attempts: list[tuple[float, str]] = []
+        self.attached = trio.Event()
+        self.given_up = 0
+
+    @asynccontextmanager
+    async def open_link(self, server: str) -> AsyncIterator[FakeLink]:
+        self.attempts.append((trio.current_time(), server))
+        await trio.lowlevel.checkpoint()
+        answer = next(self._script, None)
+        if isinstance(answer, Refused):
+            raise answer
+        link = FakeLink()
+        try:
+            async with trio.open_nursery() as nursery:
+                if answer is not None:
+                    nursery.start_soon(self._end_after, link, *answer)
+                else:
+                    self.attached.set()
+                yield link
+                nursery.cancel_scope.cancel()
+        finally:
+            self.given_up += 1
+
+    async def _end_after(self, link: FakeLink, seconds: float, reason: Reason) -> None:
+        await trio.sleep(seconds)
+        link.end(reason)
+
+    def gaps(self) -> list[float]:
+        times = [when for when, _ in self.attempts]
+        return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+REFUSED = Refused(Reason.CARRIER_LOST, "connection refused")
+
+
+def state_of(*names: str) -> AgentState:
+    return AgentState("edge1", names or ("a:7001",), clock=trio.current_time)
+
+
+async def attach_until_it_stays(servers: Servers, state: AgentState) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Attacher(servers.open_link, state, max_wait_seconds=CAP).run)
+        await servers.attached.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert state.phase is Phase.ATTACHED
+        nursery.cancel_scope.cancel()
+    assert state.link is None
+
+
+@pytest.fixture
+def longest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jitter that always takes the whole window, so that the windows can be read off."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+
+
+async def test_the_first_server_that_answers_is_kept(autojump_clock: trio.testing.MockClock) -> None:
+    servers, state = Servers(REFUSED, REFUSED), state_of("a:1", "b:1", "c:1")
+    await attach_until_it_stays(servers, state)
+    assert [server for _, server in servers.attempts] == ["a:1", "b:1", "c:1"]
+    assert servers.gaps() == [0, 0]
+    assert state.server == "c:1"
+    assert [trouble.text for trouble in state.troubles] == [
+        "cannot attach to a:1: connection refused",
+        "cannot attach to b:1: connection refused",
+    ]
+
+
+async def test_waits_grow_to_the_cap(autojump_clock: trio.testing.MockClock, longest_waits: None) -> None:
+    servers = Servers(*[REFUSED] * 8)
+    await attach_until_it_stays(servers, state_of())
+    assert servers.gaps() == pytest.approx([1, 2, 4, 8, 16, 32, 32, 32])
+
+
+async def test_waits_are_spread_over_the_whole_window(autojump_clock: trio.testing.MockClock) -> None:
+    servers = Servers(*[REFUSED] * 200)
+    await attach_until_it_stays(servers, state_of())
+    late = sorted(servers.gaps()[6:])
+    assert late[0] < CAP * 0.1
+    assert CAP * 0.9 < late[-1] <= CAP
+
+
+async def test_a_session_that_lived_starts_the_back_off_over(
+    autojump_clock: trio.testing.MockClock, longest_waits: None
+) -> None:
+    servers = Servers(REFUSED, REFUSED, (100.0, Reason.SERVER_STOPPING), REFUSED)
+    await attach_until_it_stays(servers, state_of())
+    assert servers.gaps() == pytest.approx([1, 2, 101, 1])
+
+
+async def test_a_session_that_ended_young_does_not(
+    autojump_clock: trio.testing.MockClock, longest_waits: None
+) -> None:
+    servers = Servers(REFUSED, (5.0, Reason.PING_TIMEOUT), REFUSED)
+    await attach_until_it_stays(servers, state_of())
+    assert servers.gaps() == pytest.approx([1, 5 + 2, 4])
+
+
+async def test_after_a_takeover_the_other_agent_is_left_alone_for_long(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    servers, state = Servers((100.0, Reason.TAKEN_OVER)), state_of()
+    await attach_until_it_stays(servers, state)
+    assert servers.gaps()[0] - 100 >= CAP / 2
+    assert "another agent runs as edge1" in state.troubles[0].text
+
+
+async def test_the_servers_advice_is_obeyed_within_a_bound(
+    autojump_clock: trio.testing.MockClock, longest_waits: None
+) -> None:
+    later = AttachRejected(Rejected(Reason.TOO_MANY_SESSIONS, "full", 45_000))
+    never = AttachRejected(Rejected(Reason.TOO_MANY_SESSIONS, "full", 10**9))
+    servers = Servers(later, never)
+    await attach_until_it_stays(servers, state_of())
+    assert servers.gaps() == pytest.approx([45, 600])
+
+
+async def test_each_failure_is_one_line_with_its_cause(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await attach_until_it_stays(Servers(REFUSED), state_of())
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert lines == ["cannot attach to a:7001: connection refused"]
+
+
+async def test_cancelling_gives_the_link_up(autojump_clock: trio.testing.MockClock) -> None:
+    servers = Servers()
+    await attach_until_it_stays(servers, state_of())
+    assert servers.given_up == 1
+
+
+async def test_the_state_says_when_the_next_attempt_is(
+    autojump_clock: trio.testing.MockClock, longest_waits: None
+) -> None:
+    servers, state = Servers(REFUSED), state_of()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Attacher(servers.open_link, state, max_wait_seconds=CAP).run)
+        await trio.sleep(0.5)
+        assert state.phase is Phase.WAITING
+        assert state.next_attempt_at - trio.current_time() == pytest.approx(0.5)
+        nursery.cancel_scope.cancel()

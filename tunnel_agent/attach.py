@@ -1,0 +1,119 @@
+"""Keeps the node attached: to the first server that answers, again and again, without haste.
+
+1. A round tries the servers in their order; the first that welcomes us is kept until its session
+   ends. Each try makes a new connection, so a name is looked up anew each time.
+2. After a round without success, or a session that ended young, wait: exponential with full jitter
+   and a cap (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). After a
+   session that lived the back-off starts over, still with jitter: a fleet that lost its server must
+   not come back in one instant.
+3. A server that says when to come back is obeyed, up to a bound.
+4. "Taken over" means that another program attached as this node. To answer at once would throw that
+   one out in turn, for ever: such an end waits at least half of the cap.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import tenacity
+import trio
+
+from tunnel_agent.state import AgentState, AttachedLink
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.session import AttachRejected
+
+_log = logging.getLogger("qanat.attach")
+
+YOUNG_SECONDS = 20.0
+"""A session that ended before this age counts as a failure for the back-off."""
+_FIRST_WAIT_SECONDS = 1.0
+_MAX_OBEYED_SECONDS = 600.0
+
+OpenLink = Callable[[str], AbstractAsyncContextManager[AttachedLink]]
+"""Attaches to a server (``host:port``) and yields the attached link; raises ``Refused`` if it cannot.
+
+Leaving the context gives the link up.
+"""
+
+
+class AttachFailed(Exception):  # noqa: N818 - named by what happened
+    """A round in which no session lived. The next wait is at least ``wait_seconds``."""
+
+    def __init__(self, wait_seconds: float = 0.0) -> None:
+        super().__init__(wait_seconds)
+        self.wait_seconds = wait_seconds
+
+
+class Attacher:
+    """The attach loop of one agent. ``state`` tells the rest of the program where it stands."""
+
+    def __init__(self, open_link: OpenLink, state: AgentState, *, max_wait_seconds: float) -> None:
+        self._open_link = open_link
+        self._state = state
+        self._max_wait = max_wait_seconds
+        self._jitter = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=max_wait_seconds)
+
+    async def run(self) -> None:
+        """Stays attached until cancelled."""
+        while True:
+            await self._until_a_session_lived()
+            await self._pause(random.uniform(0, _FIRST_WAIT_SECONDS))  # noqa: S311 - spreads load
+
+    async def _until_a_session_lived(self) -> None:
+        again = tenacity.retry_if_exception_type(AttachFailed)
+        await tenacity.AsyncRetrying(sleep=self._pause, wait=self._wait, retry=again)(self._round)
+
+    def _wait(self, attempt: tenacity.RetryCallState) -> float:
+        failure = attempt.outcome.exception() if attempt.outcome else None
+        at_least = failure.wait_seconds if isinstance(failure, AttachFailed) else 0.0
+        return max(self._jitter(attempt), at_least)
+
+    async def _pause(self, seconds: float) -> None:
+        self._state.waiting(seconds)
+        _log.info("next attempt in %.1f s", seconds)
+        await trio.sleep(seconds)
+
+    async def _round(self) -> None:
+        """Tries each server once. Raises ``AttachFailed`` unless a session lived."""
+        wait_seconds = 0.0
+        for server in self._state.servers:
+            self._state.connecting(server)
+            try:
+                async with self._open_link(server) as link:
+                    ended, age = await self._stay(server, link)
+            except Refused as error:
+                self._trouble(f"cannot attach to {server}: {error.detail}", error.reason)
+                wait_seconds = max(wait_seconds, _advice_of(error))
+                continue
+            finally:
+                self._state.detached()
+            if age >= YOUNG_SECONDS and ended is not Reason.TAKEN_OVER:
+                return
+            raise AttachFailed(self._max_wait / 2 if ended is Reason.TAKEN_OVER else 0.0)
+        raise AttachFailed(wait_seconds)
+
+    async def _stay(self, server: str, link: AttachedLink) -> tuple[Reason, float]:
+        """Waits for the end of a session; returns its reason and the session's age in seconds."""
+        start = trio.current_time()
+        self._state.attached(link)
+        _log.info("attached to %s", server, extra={"server": server, "session": link.session_id})
+        reason, detail = await link.wait_ended()
+        what = f"session {link.session_id} with {server} ended: {detail}"
+        if reason is Reason.TAKEN_OVER:
+            node = self._state.node
+            what += f"; another agent runs as {node}: give each machine a bundle of its own"
+        self._trouble(what, reason)
+        return reason, trio.current_time() - start
+
+    def _trouble(self, text: str, reason: Reason) -> None:
+        self._state.trouble(text)
+        _log.warning("%s", text, extra={"reason": reason.word})
+
+
+def _advice_of(error: Refused) -> float:
+    if not isinstance(error, AttachRejected):
+        return 0.0
+    return min(error.retry_after_seconds, _MAX_OBEYED_SECONDS)
