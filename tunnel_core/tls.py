@@ -20,6 +20,8 @@ import ssl
 
 import trio
 
+from tunnel_core.sockets import SocketStream
+
 _RECORD = 16 * 1024
 _DEFAULT_READ = 64 * 1024
 # One piece of a large send: bounds the ciphertext held beside the plain bytes.
@@ -208,10 +210,14 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._tls.unwrap()  # "want read" is the good case: sent, and the peer's is still to come
 
     async def aclose(self) -> None:
-        """Sends ``close_notify`` if that is still possible and closes the transport, cancelled or not."""
+        """Sends ``close_notify`` if that is still possible and closes the transport.
+
+        Cancelled, it leaves ``close_notify`` out, so that the peer sees a break and not an end.
+        """
         if self._closed:
             return await trio.lowlevel.checkpoint()
-        polite = not (self._broken or self._sending or self._eof_sent)
+        cancelled = trio.current_effective_deadline() == -float("inf")
+        polite = not (cancelled or self._broken or self._sending or self._eof_sent)
         self._closed = True
         try:
             if polite:
@@ -220,6 +226,12 @@ class TlsStream(trio.abc.HalfCloseableStream):
             pass  # the peer is gone already
         finally:
             await self.transport.aclose()
+
+    def abort(self) -> None:
+        """Ends the connection so that the peer sees a break: no ``close_notify``, and a reset of the socket."""
+        self._closed = True
+        if isinstance(self.transport, SocketStream):
+            self.transport.abort()
 
     async def _say_goodbye(self) -> None:
         self._write_close_notify()

@@ -1,0 +1,184 @@
+"""Listening sockets: TCP on one or both IP versions, and unix sockets that keep others out.
+
+All functions raise ``CannotListen`` with a sentence that names the address and what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import ipaddress
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from tunnel_core.names import join_host_port
+
+BACKLOG = 1024
+_UNSUPPORTED = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
+
+
+class CannotListen(Exception):  # noqa: N818 - named by what happened, as users read it
+    """A listener cannot be opened; the text says which, why and what to do."""
+
+
+async def bind_tcp(address: str) -> list[socket.socket]:
+    """Listening sockets for ``host:port``; port 0 takes a free one, the same for each address of the host.
+
+    ``[::]`` takes IPv4 too, and becomes ``0.0.0.0`` on a machine without IPv6.
+    """
+    host, port = split_listen(address)
+    sockets: list[socket.socket] = []
+    failures: list[OSError] = []
+    for family, where in await _resolve(address, host, port):
+        if port == 0 and sockets:
+            where = (where[0], sockets[0].getsockname()[1])
+        try:
+            sockets.append(_listen_on(family, where))
+        except OSError as error:
+            failures.append(error)
+    fatal = [error for error in failures if not (sockets and error.errno in _UNSUPPORTED)]
+    if not fatal:
+        return sockets
+    for bound in sockets:
+        bound.close()
+    if host == "::" and fatal[0].errno in _UNSUPPORTED:
+        return await bind_tcp(f"0.0.0.0:{port}")
+    raise CannotListen(f"cannot listen on {address}: {_advice(fatal[0], port)}") from fatal[0]
+
+
+def split_listen(address: str) -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port`` of a listener, where port 0 means any free one."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise CannotListen(f"cannot listen on {address!r}: it is not host:port")
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1], int(port)
+    if ":" in host or not host:
+        raise CannotListen(f"cannot listen on {address!r}: IPv6 addresses stand in brackets, as [::]:{port}")
+    return host, int(port)
+
+
+async def _resolve(address: str, host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {address}: {error.strerror}") from error
+    return list(dict.fromkeys((family, (str(where[0]), int(where[1]))) for family, _, _, _, where in found))
+
+
+def _listen_on(family: int, where: tuple[str, int]) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setblocking(False)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if where[0] == "::" else 1)
+        bound.bind(where)
+        bound.listen(BACKLOG)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def _advice(error: OSError, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"another program listens there; `ss -ltnp 'sport = :{port}'` shows which"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address"
+    return error.strerror or str(error)
+
+
+def address_of(bound: socket.socket) -> str:
+    """``host:port`` that a TCP socket is bound to."""
+    name = bound.getsockname()
+    return join_host_port(name[0], name[1])
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A unix socket to listen on. ``group`` is a group name; empty keeps the process's own."""
+
+    path: Path
+    mode: int = 0o600
+    group: str = ""
+
+
+def bind_unix(address: UnixAddress) -> socket.socket:
+    """A listening unix socket with the mode and group asked for, from its first moment on."""
+    _remove_stale(address.path)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        bound.setblocking(False)
+        _bind_privately(bound, address)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise CannotListen(f"cannot listen on {address.path}: {error.strerror}") from error
+    except CannotListen:
+        bound.close()
+        raise
+    return bound
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes a socket that nobody serves, proved by a failed connect; anything else stays."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise CannotListen(f"cannot listen on {path}: a file that is not a socket is there; remove it")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {path}: {error.strerror or error}") from error
+    raise CannotListen(f"cannot listen on {path}: another program serves it; stop that one first")
+
+
+def _bind_privately(bound: socket.socket, address: UnixAddress) -> None:
+    # bind() creates the file with the umask; widening comes last, so nobody slips in before.
+    former = os.umask(0o177)
+    try:
+        bound.bind(str(address.path))
+    finally:
+        os.umask(former)
+    if address.group:
+        os.chown(address.path, -1, _group_id(address))
+    address.path.chmod(address.mode)
+
+
+def _group_id(address: UnixAddress) -> int:
+    try:
+        return grp.getgrnam(address.group).gr_gid
+    except KeyError:
+        raise CannotListen(f"cannot listen on {address.path}: there is no group {address.group}") from None
+
+
+def unlink_own(path: Path, inode: int) -> None:
+    """Removes the socket file at ``path`` if it is still the one with this inode."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.lstat().st_ino == inode:
+            path.unlink()
+
+
+def is_loopback_listen(address: str) -> bool:
+    """Whether a listen address can be reached from this machine only."""
+    host, _ = split_listen(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,143 @@
+"""The ``api`` entrance: read-only JSON for the ``qanat`` command and scripts, under ``/api/v1/``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import TYPE_CHECKING, TypeAlias
+
+import h11
+
+from tunnel_core.http import HttpConnection
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.nodes import Node, Nodes
+
+if TYPE_CHECKING:
+    from tunnel_core.link import Link
+    from tunnel_core.stream import Stream
+
+ENTRANCE = "api"
+ROOT = "/api/"
+Json: TypeAlias = dict[str, object]
+
+
+class ApiEntrance:
+    """Answers GET requests. ``monotonic`` is the clock of the links, ``wall`` gives UTC."""
+
+    def __init__(self, nodes: Nodes, monotonic: Callable[[], float], wall: Callable[[], datetime]) -> None:
+        self._nodes = nodes
+        self._monotonic = monotonic
+        self._wall = wall
+        self._pages: dict[str, Callable[[], Json]] = {
+            "/api/v1/nodes": self._all_nodes,
+            "/api/v1/sessions": self._all_sessions,
+            "/api/v1/streams": self._all_streams,
+            "/api/v1/version": _versions,
+        }
+
+    async def handle(self, http: HttpConnection, request: h11.Request) -> None:
+        """Answers one request, or raises ``Refused``."""
+        path = request.target.decode("ascii").partition("?")[0]
+        page = self._pages.get(path)
+        if page is None:
+            known = ", ".join(self._pages)
+            raise Refused(Reason.NOT_FOUND, f"there is nothing at {path[:200]}; there is {known}")
+        if request.method != b"GET":
+            raise Refused(Reason.METHOD_NOT_ALLOWED, "the API is read-only: use GET")
+        body = json.dumps(page(), separators=(",", ":")).encode() + b"\n"
+        headers = [("content-type", "application/json"), ("cache-control", "no-store")]
+        await http.respond(200, "OK", headers, body)
+
+    def _all_nodes(self) -> Json:
+        return {"nodes": [self._node(node) for node in self._nodes.all()]}
+
+    def _node(self, node: Node) -> Json:
+        link = node.link
+        return {
+            "name": node.name,
+            "alias": node.alias,
+            "state": "attached" if link else "gone",
+            "address": node.address,
+            "software": node.software,
+            "since": iso(node.since if link else node.last_seen_at),
+            "last_seen": iso(self._wall() if link else node.last_seen_at),
+            "last_reason": node.last_reason.word if node.last_reason else None,
+            "services": _services(link),
+            **_traffic(link),
+        }
+
+    def _all_sessions(self) -> Json:
+        return {"sessions": [_session(node, link) for node, link in self._nodes.attached()]}
+
+    def _all_streams(self) -> Json:
+        return {
+            "streams": [
+                self._stream(node, stream)
+                for node, link in self._nodes.attached()
+                for stream in link.streams.values()
+            ]
+        }
+
+    def _stream(self, node: Node, stream: Stream) -> Json:
+        return {
+            "id": stream.id,
+            "node": node.name,
+            "target": stream.target,
+            "user": stream.user,
+            "entrance": stream.entrance,
+            "age_seconds": round(self._monotonic() - stream.opened_at, 3),
+            "bytes_in": stream.bytes_in,
+            "bytes_out": stream.bytes_out,
+        }
+
+
+def _session(node: Node, link: Link) -> Json:
+    return {
+        "id": link.session_id,
+        "node": node.name,
+        "address": link.peer_address,
+        "software": link.software,
+        "since": iso(node.since),
+        **_traffic(link),
+    }
+
+
+def _traffic(link: Link | None) -> Json:
+    if link is None:
+        return {"round_trip_ms": None, "streams": 0, "bytes_in": 0, "bytes_out": 0}
+    seconds = link.round_trip_seconds
+    return {
+        "round_trip_ms": None if seconds is None else round(seconds * 1000, 3),
+        "streams": len(link.streams),
+        "bytes_in": link.bytes_in,
+        "bytes_out": link.bytes_out,
+    }
+
+
+def _services(link: Link | None) -> list[Json]:
+    return [service._asdict() for service in link.services] if link else []
+
+
+def _versions() -> Json:
+    return {
+        "version": _installed("qanat"),
+        "python": platform.python_version(),
+        "grpc": _installed("grpcio"),
+        "tls": ssl.OPENSSL_VERSION,
+    }
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def iso(moment: datetime) -> str:
+    """A time as ISO 8601 in UTC, to the second."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,64 @@
+"""The ``connect`` entrance: HTTP/1.1 CONNECT, as kube-apiserver, curl and ``qanat`` speak it.
+
+1. The authority names node and target. ``Host`` is ignored: kube-apiserver sends 127.0.0.1 always.
+2. 200 comes only after the far dial succeeded, because kube-apiserver shows its user nothing that comes
+   later; a refusal's sentence is the reason phrase, because that is all that it shows of an answer.
+3. It waits for an answer without a time-out of its own, so the open has one here.
+4. A user who leaves during the dial cancels it. On a socket a half-close cannot be told from leaving, and
+   before the answer nobody has a reason for one: the end of input counts as leaving.
+5. What the user sent behind the head goes to the target before anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import h11
+import trio
+
+from tunnel_core.http import HttpConnection
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.opening import Opener, Wish
+from tunnel_server.policy import User
+from tunnel_server.routing import route_authority, target_header
+
+ENTRANCE = "connect"
+
+
+class ConnectEntrance:
+    """Answers CONNECT requests of users who are known already."""
+
+    def __init__(self, opener: Opener) -> None:
+        self._opener = opener
+
+    async def handle(self, http: HttpConnection, request: h11.Request, user: User, source: str) -> None:
+        """Serves one CONNECT to its end. Raises ``Refused`` before the 200, and only then."""
+        target = target_header(request.headers)
+        route = route_authority(request.target.decode("ascii"), self._opener.nodes, target)
+        async with self._opener.open(Wish(user, route, ENTRANCE, source)) as passage:
+            await before_leaving(http, passage.wait_opened)
+            over_read = await http.accept_connect()
+            if over_read:
+                await passage.stream.send_all(over_read)
+            await passage.relay(http.stream)
+
+
+async def before_leaving(http: HttpConnection, wait: Callable[[], Awaitable[None]]) -> None:
+    """Waits unless the user leaves first. Raises what ``wait`` refuses, or ``Refused(USER_LEFT)``."""
+    ended: Refused | None = Refused(Reason.USER_LEFT)
+
+    async def run() -> None:
+        nonlocal ended
+        try:
+            await wait()
+            ended = None
+        except Refused as refused:
+            ended = refused
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await http.wait_left()
+        nursery.cancel_scope.cancel()
+    if ended is not None:
+        raise ended

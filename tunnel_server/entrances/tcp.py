@@ -1,0 +1,85 @@
+"""The ``tcp`` entrance: a local port bound to one node and target, for anything that speaks TCP.
+
+Nobody shows who he is here: the source address is all there is, so it listens on loopback unless
+the configuration says which addresses may come.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunnel_core.identity import Role
+from tunnel_core.names import Target
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.binding import CannotListen, is_loopback_listen
+from tunnel_server.listeners import Accepted
+from tunnel_server.opening import NotOpened, Opener, Wish
+from tunnel_server.policy import User
+from tunnel_server.routing import Route
+
+ENTRANCE = "tcp"
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class TcpForward:
+    """One local port. ``node`` is a name or alias; without ``allow_from`` only loopback may come in."""
+
+    listen: str
+    node: str
+    target: Target
+    allow_from: tuple[Network, ...] = ()
+
+
+class TcpEntrance:
+    """Serves the connections of one forwarded port."""
+
+    def __init__(self, opener: Opener, forward: TcpForward) -> None:
+        refuse_open_listen(forward)
+        self._opener = opener
+        self._forward = forward
+
+    async def serve(self, accepted: Accepted) -> None:
+        """Relays one connection to its end. Never raises but ``Cancelled``."""
+        try:
+            wish = self._wish(accepted)
+        except Refused as refused:
+            self._opener.records.refused(ENTRANCE, accepted.source, refused)
+            return
+        accepted.ticket.authenticated()
+        try:
+            # What the user sends goes out behind the open, without waiting for the dial.
+            async with self._opener.open(wish) as passage:
+                await passage.relay(accepted.stream)
+        except NotOpened:
+            return  # written down; TCP has no word for it but the reset that follows
+
+    def _wish(self, accepted: Accepted) -> Wish:
+        host = accepted.address.rpartition(":")[0].strip("[]")
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if not is_allowed(address, self._forward.allow_from):
+            raise Refused(
+                Reason.SOURCE_NOT_ALLOWED,
+                f"{address} may not use {self._forward.listen}; add it to allow_from of this [[tcp]] entry",
+            )
+        node = self._opener.nodes.name_of(self._forward.node) or self._forward.node
+        user = User(str(address), Role.USER, self._opener.trust_domain, "address")
+        return Wish(user, Route(node, self._forward.target), ENTRANCE, accepted.source)
+
+
+def is_allowed(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: Sequence[Network]) -> bool:
+    """Whether a source may come in: one of ``networks``, or loopback where none are listed."""
+    if not networks:
+        return address.is_loopback
+    return any(address in network for network in networks)
+
+
+def refuse_open_listen(forward: TcpForward) -> None:
+    """Raises ``CannotListen`` for a port that everybody could reach and nobody was asked to list."""
+    if not forward.allow_from and not is_loopback_listen(forward.listen):
+        raise CannotListen(
+            f"cannot listen on {forward.listen} for {forward.node}: beyond loopback a [[tcp]] entry needs "
+            'allow_from, for example allow_from = ["10.0.0.0/8"], as nothing else says who may come in'
+        )

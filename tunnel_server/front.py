@@ -1,0 +1,125 @@
+"""HTTP connections whose user is known from the connection: who is there, and what he wants.
+
+The HTTPS listener, the connect socket and the admin socket are this with other parts: the user comes
+from the proven client certificate or from the peer of the unix socket, once for the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import h11
+
+from certs.x509 import Usage, identity_of_leaf
+from tunnel_core.http import HeadLimits, HttpConnection, serve_http
+from tunnel_core.identity import Role
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.tls import TlsStream
+from tunnel_server.entrances.api import ROOT, ApiEntrance
+from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.listeners import Accepted
+from tunnel_server.opening import NotOpened
+from tunnel_server.policy import User, require_user, user_of
+from tunnel_server.records import Records
+
+Identify: TypeAlias = Callable[[Accepted], User]
+"""Says who is there, or raises ``Refused``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """One kind of HTTP listener. ``connect`` or ``api`` may be missing."""
+
+    entrance: str
+    identify: Identify
+    records: Records
+    limits: HeadLimits
+    connect: ConnectEntrance | None = None
+    api: ApiEntrance | None = None
+
+    async def serve(self, accepted: Accepted) -> None:
+        """Serves one connection to its end."""
+        user = self._who(accepted)
+
+        async def handle(http: HttpConnection, request: h11.Request) -> None:
+            if isinstance(user, Refused):
+                raise user
+            await self._dispatch(http, request, user, accepted.source)
+
+        def note(refused: Refused) -> None:
+            if not isinstance(refused, NotOpened):
+                self.records.refused(self.entrance, accepted.source, refused)
+
+        await serve_http(accepted.stream, handle, self.limits, on_refused=note)
+
+    def _who(self, accepted: Accepted) -> User | Refused:
+        """The refusal is kept for the answer to the first request: only that can be read by a person."""
+        try:
+            user = self.identify(accepted)
+        except Refused as refused:
+            return refused
+        accepted.ticket.authenticated()
+        return user
+
+    async def _dispatch(self, http: HttpConnection, request: h11.Request, user: User, source: str) -> None:
+        if request.method == b"CONNECT":
+            if self.connect is None:
+                raise Refused(Reason.METHOD_NOT_ALLOWED, "CONNECT is switched off here")
+            await self.connect.handle(http, request, user, source)
+        elif self.api is not None and request.target.startswith(ROOT.encode()):
+            await self.api.handle(http, request)
+        else:
+            raise Refused(Reason.NOT_FOUND, self._what_there_is())
+
+    def _what_there_is(self) -> str:
+        kinds = [
+            *(["CONNECT NODE:PORT"] if self.connect else []),
+            *(["GET /api/v1/nodes"] if self.api else []),
+        ]
+        return f"there is nothing at this path; this listener answers {' and '.join(kinds)}"
+
+
+def by_certificate(trust_domain: str) -> Identify:
+    """The user of the client certificate that the handshake has proven."""
+
+    def identify(accepted: Accepted) -> User:
+        assert isinstance(accepted.stream, TlsStream)
+        leaf = accepted.stream.peer_certificate()
+        if not leaf:
+            raise Refused(
+                Reason.UNAUTHENTICATED,
+                "no client certificate was shown; get one with `qanat-server issue user NAME` "
+                "and use it (curl: --proxy-cert, --cert)",
+            )
+        user = user_of(identity_of_leaf(leaf, usage=Usage.CLIENT))
+        require_user(user, trust_domain)
+        return user
+
+    return identify
+
+
+def by_peer(peers: Mapping[int, str], trust_domain: str) -> Identify:
+    """The user that the configuration names for the user id at the other end of the unix socket."""
+
+    def identify(accepted: Accepted) -> User:
+        uid = accepted.uid
+        if uid is None or uid not in peers:
+            raise Refused(
+                Reason.UNAUTHENTICATED,
+                f"user id {uid} is not known here; add to the server's configuration: "
+                f'[[connect.unix.peer]] uid = {uid}, user = "NAME"',
+            )
+        return User(peers[uid], Role.USER, trust_domain, "unix")
+
+    return identify
+
+
+def by_file_mode(trust_domain: str) -> Identify:
+    """Anybody whom the mode of the unix socket lets in, named by the user id."""
+
+    def identify(accepted: Accepted) -> User:
+        return User(f"uid-{accepted.uid}", Role.USER, trust_domain, "unix")
+
+    return identify

@@ -1,0 +1,87 @@
+"""TLS of the server's listeners: contexts that can be reloaded, and handshakes with a deadline."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.tls import TlsStream
+from tunnel_server.listeners import Accepted, Handler, Reporter
+
+_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of a listener. ``trust_file`` holds the roots of those who may come in."""
+
+    certificate_file: Path
+    key_file: Path
+    trust_file: Path
+    min_version: str = "1.3"
+
+
+class TlsContexts:
+    """The context for new connections. ``reload`` reads the files anew; if that fails the old one stays."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self.current = make_context(files)
+
+    def reload(self) -> None:
+        """Raises ``OSError`` or ``ssl.SSLError``, and then changes nothing."""
+        self.current = make_context(self._files)
+
+
+def make_context(files: TlsFiles) -> ssl.SSLContext:
+    """A server's context that asks for a client certificate and verifies it if one is shown."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _VERSIONS[files.min_version]
+    context.load_cert_chain(files.certificate_file, files.key_file)
+    context.load_verify_locations(files.trust_file)
+    # Optional, so that who shows none gets a 401 that says so instead of an alert that nobody reads.
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.set_alpn_protocols(["http/1.1"])
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    # A resumed session would skip the check of the certificate's dates and, later, its revocation.
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
+    return context
+
+
+def over_tls(
+    entrance: str, contexts: TlsContexts, handshake_seconds: float, handler: Handler, reporter: Reporter
+) -> Handler:
+    """A handler that completes the handshake and passes the ``TlsStream`` on to ``handler``."""
+
+    async def handle(accepted: Accepted) -> None:
+        stream = TlsStream(accepted.stream, contexts.current, server_side=True)
+        try:
+            await _shake_hands(stream, handshake_seconds)
+        except Refused as refused:
+            reporter.refused(entrance, accepted.source, refused)
+            return
+        await handler(replace(accepted, stream=stream))
+
+    return handle
+
+
+async def _shake_hands(stream: TlsStream, seconds: float) -> None:
+    try:
+        with trio.fail_after(seconds):
+            await stream.do_handshake()
+    except trio.TooSlowError:
+        detail = f"the TLS handshake was not completed within {seconds:g} seconds"
+        raise Refused(Reason.HANDSHAKE_FAILED, detail) from None
+    except trio.BrokenResourceError as error:
+        raise Refused(_reason(error), str(error)) from None
+
+
+def _reason(error: trio.BrokenResourceError) -> Reason:
+    cause = error.__cause__
+    too_old = isinstance(cause, ssl.SSLError) and cause.reason == "UNSUPPORTED_PROTOCOL"
+    return Reason.TLS_TOO_OLD if too_old else Reason.HANDSHAKE_FAILED

@@ -1,0 +1,201 @@
+"""Accept loops: every connection gets its own task, a place in the count, and an end.
+
+1. The accept loop does nothing but accept; handshakes and heads happen in the connection's own task,
+   each with a deadline, so nobody holds up anybody.
+2. A connection is counted before its first byte is read (``admission``). One too many is closed at
+   once: an answer would cost a handshake.
+3. Without descriptors ``accept`` fails at once, for ever, while the connection stays in the queue: the
+   loop says so once a second, pauses and goes on when some are free.
+4. ``stop_accepting`` ends the loops and leaves running connections alone; ``serve`` returns when the
+   last one is gone. Cancelling ``serve`` aborts them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import trio
+
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.sockets import SocketStream
+from tunnel_server.admission import Admission, Ticket
+from tunnel_server.binding import UnixAddress, address_of, bind_tcp, bind_unix, unlink_own
+
+_PAUSE_SECONDS = 0.1
+_SAY_AGAIN_SECONDS = 1.0
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
+
+_log = logging.getLogger("qanat.listeners")
+
+
+class Reporter(Protocol):
+    """Hears of refusals before authentication; bounds and counts what it writes."""
+
+    def refused(self, entrance: str, source: str, refused: Refused) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A connection that was admitted. ``address`` is ``host:port``; for a unix socket it is empty."""
+
+    stream: trio.abc.HalfCloseableStream
+    address: str
+    ticket: Ticket
+    uid: int | None = None
+    """Of the process at the other end of a unix socket."""
+
+    @property
+    def source(self) -> str:
+        """Who is there, for the log."""
+        return self.address or f"uid {self.uid}"
+
+
+Handler: TypeAlias = Callable[[Accepted], Awaitable[None]]
+
+
+class Listener:
+    """Listening sockets of one entrance, with one count of connections over all of them."""
+
+    def __init__(
+        self, entrance: str, sockets: Sequence[socket.socket], admission: Admission, reporter: Reporter
+    ) -> None:
+        self.entrance = entrance
+        self._sockets = sockets
+        self._admission = admission
+        self._reporter = reporter
+        self._accepting = trio.CancelScope()
+        self._unlink: Callable[[], None] = lambda: None
+        self._said_at = -float("inf")
+        self._exhausted = False
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens: ``host:port`` each, or the path of a unix socket."""
+        return [
+            bound.getsockname() if bound.family == socket.AF_UNIX else address_of(bound)
+            for bound in self._sockets
+        ]
+
+    async def serve(
+        self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Accepts until ``stop_accepting`` and returns when the last connection has ended."""
+        try:
+            async with trio.open_nursery() as connections:
+                task_status.started()
+                with self._accepting:
+                    await self._accept_all(handler, connections)
+        finally:
+            self.stop_accepting()
+
+    def stop_accepting(self) -> None:
+        """Closes the listening sockets. Idempotent; running connections go on."""
+        self._accepting.cancel()
+        for bound in self._sockets:
+            bound.close()
+        self._unlink()
+
+    def unlink_at_end(self, path: Path) -> None:
+        """Has the socket file removed when accepting stops, unless it is another one by then."""
+        inode = path.stat().st_ino
+        self._unlink = lambda: unlink_own(path, inode)
+
+    async def _accept_all(self, handler: Handler, connections: trio.Nursery) -> None:
+        async with trio.open_nursery() as loops:
+            for bound in self._sockets:
+                loops.start_soon(self._accept, bound, handler, connections)
+
+    async def _accept(self, bound: socket.socket, handler: Handler, connections: trio.Nursery) -> None:
+        while not self._accepting.cancel_called:
+            await trio.lowlevel.wait_readable(bound)
+            try:
+                accepted, address = bound.accept()
+            except OSError as error:
+                # Others (ECONNABORTED, EPROTO, EPERM by a firewall) are the connection's fault: accept(2).
+                if error.errno in _EXHAUSTED:
+                    await self._pause(error)
+                continue
+            self._note_recovery()
+            connections.start_soon(self._serve_one, accepted, address, handler)
+
+    async def _pause(self, error: OSError) -> None:
+        self._exhausted = True
+        now = trio.current_time()
+        if now >= self._said_at + _SAY_AGAIN_SECONDS:
+            self._said_at = now
+            _log.error(
+                "%s cannot accept connections: %s; raise the descriptor limit (ulimit -n, LimitNOFILE=)",
+                self.entrance,
+                error.strerror,
+                extra={"reason": Reason.NO_DESCRIPTORS.word, "entrance": self.entrance},
+            )
+        await trio.sleep(_PAUSE_SECONDS)
+
+    def _note_recovery(self) -> None:
+        if self._exhausted:
+            self._exhausted = False
+            _log.info("%s accepts connections again", self.entrance, extra={"entrance": self.entrance})
+
+    async def _serve_one(self, accepted: socket.socket, address: object, handler: Handler) -> None:
+        stream = SocketStream(accepted)
+        try:
+            await self._serve_admitted(stream, address, handler)
+        except OSError as error:
+            _log.debug("%s lost a connection: %s", self.entrance, error)
+        except Exception:
+            _log.exception("%s failed at a connection", self.entrance)
+        finally:
+            # Whatever the handler finished has been closed by it; the rest must look cut off.
+            stream.abort()
+
+    async def _serve_admitted(self, stream: SocketStream, address: object, handler: Handler) -> None:
+        host, text, uid = _who(stream.socket, address)
+        try:
+            ticket = self._admission.admit(host)
+        except Refused as refused:
+            self._reporter.refused(self.entrance, text or f"uid {uid}", refused)
+            return
+        try:
+            await handler(Accepted(stream, text, ticket, uid))
+        finally:
+            ticket.release()
+
+
+def _who(accepted: socket.socket, address: object) -> tuple[str, str, int | None]:
+    """The host that counts as the source, the address for the log, and the user id on a unix socket."""
+    if accepted.family == socket.AF_UNIX:
+        credentials = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return "", "", _UCRED.unpack(credentials)[1]
+    assert isinstance(address, tuple)
+    host, port = str(address[0]).removeprefix("::ffff:"), address[1]
+    return host, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", None
+
+
+async def listen_tcp(
+    entrance: str, addresses: Sequence[str], admission: Admission, reporter: Reporter
+) -> Listener:
+    """A listener on all ``addresses`` (``host:port``). Raises ``CannotListen``, with none left open."""
+    sockets: list[socket.socket] = []
+    try:
+        for address in addresses:
+            sockets += await bind_tcp(address)
+    except BaseException:
+        for bound in sockets:
+            bound.close()
+        raise
+    return Listener(entrance, sockets, admission, reporter)
+
+
+def listen_unix(entrance: str, address: UnixAddress, admission: Admission, reporter: Reporter) -> Listener:
+    """A listener on a unix socket, whose file goes when accepting stops. Raises ``CannotListen``."""
+    listener = Listener(entrance, [bind_unix(address)], admission, reporter)
+    listener.unlink_at_end(address.path)
+    return listener

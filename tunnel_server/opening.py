@@ -1,0 +1,180 @@
+"""The steps that every entrance ends in: authorise, open on the node's link, relay, write it down.
+
+An entrance brings who the user is and what the route is; nothing here knows how either was told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.relay import relay
+from tunnel_core.stream import Stream, StreamReset
+from tunnel_server.nodes import Nodes
+from tunnel_server.policy import User, authorise
+from tunnel_server.records import Records, StreamFacts
+from tunnel_server.routing import Route
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an authenticated user wants to reach, and how he came: ``source`` is his address or uid."""
+
+    user: User
+    route: Route
+    entrance: str
+    source: str
+
+
+class NotOpened(Refused):
+    """An authenticated user was refused a stream, and that is written down already."""
+
+
+class Opener:
+    """Opens streams for all entrances."""
+
+    def __init__(
+        self, nodes: Nodes, records: Records, *, trust_domain: str, open_timeout_seconds: float
+    ) -> None:
+        self.nodes = nodes
+        self.records = records
+        self.trust_domain = trust_domain
+        self.open_timeout_seconds = open_timeout_seconds
+
+    @asynccontextmanager
+    async def open(self, wish: Wish, early_data: bytes = b"") -> AsyncIterator[Passage]:
+        """A stream to what is wished, before the far dial is answered; writes down how it ended.
+
+        Raises ``NotOpened``, also for a ``Refused`` of the block. The stream is closed when the block
+        ends, and reset when it raises.
+        """
+        passage = self._begin(wish, early_data)
+        try:
+            yield passage
+            await passage.stream.aclose()
+        except Refused as refused:
+            passage.fail(refused)
+            raise NotOpened(refused.reason, refused.detail) from None
+        except BaseException as error:
+            passage.fail(error)
+            raise
+        finally:
+            passage.write_down()
+
+    def _begin(self, wish: Wish, early_data: bytes) -> Passage:
+        try:
+            authorise(wish.user, wish.route, self.trust_domain)
+            link = self.nodes.link_of(wish.route.node)
+            stream = link.open(
+                wish.route.target, user=wish.user.name, entrance=wish.entrance, early_data=early_data
+            )
+        except Refused as refused:
+            self.records.not_opened(_facts(wish), 0.0, refused)
+            raise NotOpened(refused.reason, refused.detail) from None
+        return Passage(self, wish, stream)
+
+
+def _facts(wish: Wish, stream_id: str = "", address: str = "") -> StreamFacts:
+    route = wish.route
+    return StreamFacts(
+        stream_id, route.node, str(route.target), wish.user.name, wish.entrance, wish.source, address
+    )
+
+
+class Passage:
+    """One stream on its way through an entrance."""
+
+    def __init__(self, opener: Opener, wish: Wish, stream: Stream) -> None:
+        self.stream = stream
+        self._opener = opener
+        self._wish = wish
+        self._asked_at = trio.current_time()
+        self._opened = False
+        self._reason = Reason.DONE
+        self._detail = ""
+
+    async def wait_opened(self) -> None:
+        """Waits for the far dial; raises ``Refused``, ``OPEN_TIMEOUT`` if no answer comes in time."""
+        seconds = self._opener.open_timeout_seconds
+        try:
+            with trio.fail_after(seconds):
+                await self.stream.wait_opened()
+        except trio.TooSlowError:
+            route = self._wish.route
+            detail = f"node {route.node} did not say within {seconds:g} s whether it reached {route.target}"
+            self.stream.reset(Reason.OPEN_TIMEOUT, detail)
+            raise Refused(Reason.OPEN_TIMEOUT, detail) from None
+        self._note_opened()
+
+    def _note_opened(self) -> None:
+        if not self._opened:
+            self._opened = True
+            self._opener.records.opened(self._current_facts(), trio.current_time() - self._asked_at)
+
+    async def watch_opened(self) -> None:
+        """``wait_opened`` beside a relay that has begun: a refusal shows in the stream, not here."""
+        try:
+            await self.wait_opened()
+        except Refused as refused:
+            self.end(refused.reason, refused.detail)
+
+    async def relay(self, user: trio.abc.Stream) -> None:
+        """Joins the user's side and the stream until both have ended. Raises nothing of its own."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.watch_opened)
+            result = await relay(user, self.stream)
+            self.end(result.reason, result.detail)
+            nursery.cancel_scope.cancel()
+
+    def first_byte(self) -> None:
+        """The target's first byte is on its way to the user."""
+        seconds = trio.current_time() - self._asked_at
+        self._opener.records.metrics.first_byte(self._wish.entrance, seconds)
+
+    def end(self, reason: Reason, detail: str = "") -> None:
+        """Notes how it ended; the first word counts."""
+        if self._reason is Reason.DONE:
+            self._reason, self._detail = reason, detail
+
+    def fail(self, error: BaseException) -> None:
+        """Notes the end by an exception and resets the stream with its reason."""
+        reason, detail = blame(error)
+        self.end(reason, detail)
+        self.stream.reset(self._reason, self._detail)
+
+    def write_down(self) -> None:
+        """The line and the counts of the end."""
+        if self.stream.address:
+            self._note_opened()  # it may have come and gone before the watcher looked
+        seconds = trio.current_time() - self._asked_at
+        records, facts = self._opener.records, self._current_facts()
+        if self._opened:
+            moved = (self.stream.bytes_in, self.stream.bytes_out)
+            records.closed(facts, moved, seconds, self._reason, self._detail)
+        else:
+            records.not_opened(facts, seconds, Refused(self._reason, self._detail))
+
+    def _current_facts(self) -> StreamFacts:
+        return _facts(self._wish, self.stream.id, self.stream.address)
+
+
+def blame(error: BaseException) -> tuple[Reason, str]:
+    """The reason behind an exception that ended a stream."""
+    if isinstance(error, Refused | StreamReset):
+        return error.reason, error.detail
+    if isinstance(error, trio.Cancelled):
+        return Reason.SERVER_STOPPING, ""
+    if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
+        return Reason.USER_LEFT, ""
+    if isinstance(error, BaseExceptionGroup):
+        return min((blame(inner) for inner in error.exceptions), key=_severity)
+    return Reason.INTERNAL_ERROR, str(error)
+
+
+def _severity(blamed: tuple[Reason, str]) -> int:
+    """In a group the cause stands beside the cancellations and breaks that it brought about."""
+    return {Reason.SERVER_STOPPING: 2, Reason.USER_LEFT: 1}.get(blamed[0], 0)
