@@ -1,0 +1,452 @@
+"""The codec against protobuf's own classes: our bytes are theirs, theirs are ours, nothing raises."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tunnel_core import frames
+from tunnel_core.codec import decode_packet, encode_packet
+from tunnel_core.frames import (
+    Bye,
+    Credit,
+    Data,
+    End,
+    Frame,
+    Hello,
+    Malformed,
+    Open,
+    Packet,
+    Ping,
+    RefusedFrame,
+    Reset,
+    Service,
+    Stop,
+    Unknown,
+    Use,
+    Welcome,
+)
+from tunnel_core.limits import KIB, Limits
+from tunnel_core.messages import BY_FRAME, MESSAGES
+from tunnel_core.pb import tunnel_pb2
+from tunnel_core.reasons import Reason, reason_from_code
+from tunnel_core.wire import MAX_FIELDS, varint
+
+KINDS: dict[str, type[Any]] = {
+    "refused" if kind is RefusedFrame else kind.__name__.lower(): kind
+    for kind in get_args(Frame)
+    if kind is not Unknown
+}
+"""Frame classes by the names that the proto gives them."""
+LIMITS = Limits()
+relaxed = settings(
+    max_examples=150,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+# The slow obvious reading and writing, by the generated classes.
+
+
+def by_protobuf(data: bytes) -> Packet | None:
+    """What protobuf reads; None where it, or our rule on wire types, refuses."""
+    try:
+        message = tunnel_pb2.Packet.FromString(data)
+    except DecodeError:
+        return None
+    if any(map(_has_foreign_wire_type, _messages_of(message))):
+        return None
+    return Packet(message.number, message.ack, [_frame_from(frame) for frame in message.frames])
+
+
+def _messages_of(packet: tunnel_pb2.Packet) -> list[Message]:
+    kinds = [getattr(frame, kind) for frame in packet.frames if (kind := frame.WhichOneof("kind"))]
+    services = [service for kind in kinds if isinstance(kind, tunnel_pb2.Hello) for service in kind.services]
+    return [packet, *packet.frames, *kinds, *services]
+
+
+def _has_foreign_wire_type(message: Message) -> bool:
+    known = message.DESCRIPTOR.fields_by_number
+    return any(field.field_number in known for field in UnknownFieldSet(message))
+
+
+def _frame_from(message: tunnel_pb2.Frame) -> Frame:
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        fields = list(UnknownFieldSet(message))
+        return Unknown(fields[-1].field_number if fields else 0)
+    frame: Frame = _tuple_from(KINDS[kind], getattr(message, kind))
+    return frame
+
+
+def _tuple_from(kind: type[Any], message: Message) -> Any:
+    return kind(*(_value_from(name, getattr(message, name)) for name in kind._fields))
+
+
+def _value_from(name: str, value: Any) -> Any:
+    if name == "reason":
+        return reason_from_code(value)
+    if name == "services":
+        return tuple(_tuple_from(Service, service) for service in value)
+    return tuple(value) if name == "features" else value
+
+
+def to_protobuf(packet: Packet) -> tunnel_pb2.Packet:
+    message = tunnel_pb2.Packet(number=packet.number, ack=packet.ack)
+    for frame in packet.frames:
+        name = next(name for name, kind in KINDS.items() if kind is type(frame))
+        _fill(getattr(message.frames.add(), name), frame)
+    return message
+
+
+def _fill(message: Message, values: Any) -> None:
+    message.SetInParent()
+    for name, value in values._asdict().items():
+        if name == "services":
+            for service in value:
+                _fill(message.services.add(), service)
+        elif name == "features":
+            message.features.extend(value)
+        elif value:
+            setattr(message, name, value.code if name == "reason" else value)
+
+
+# Frames that hypothesis draws.
+
+numbers = (
+    st.integers(0, 2**64 - 1) | st.integers(0, 300) | st.sampled_from([2**k - 1 for k in range(7, 65, 7)])
+)
+texts = st.text(max_size=40)
+ids = st.binary(max_size=40)
+BY_TYPE = {
+    "int": numbers,
+    "str": texts,
+    "bytes": ids,
+    "bool": st.booleans(),
+    "Payload": st.binary(max_size=200),
+}
+BY_TYPE["Reason"] = st.sampled_from(Reason)
+BY_TYPE["tuple[str, ...]"] = st.lists(texts, max_size=3).map(tuple)
+BY_TYPE["tuple[Service, ...]"] = st.lists(st.builds(Service, texts, texts, texts), max_size=3).map(tuple)
+
+
+def frames_of(kind: type[Any]) -> st.SearchStrategy[Any]:
+    return st.tuples(*(_values(kind, name) for name in kind._fields)).map(lambda values: kind(*values))
+
+
+def _values(kind: type[Any], name: str) -> st.SearchStrategy[Any]:
+    """No stream has number 0, so the writer need not leave that default out."""
+    return numbers.filter(bool) if name == "stream" else BY_TYPE[kind.__annotations__[name]]
+
+
+def _plain_annotations() -> None:
+    """NamedTuple keeps annotations as ForwardRef where annotations are postponed."""
+    for kind in [*KINDS.values(), Service]:
+        for name, annotation in kind.__annotations__.items():
+            kind.__annotations__[name] = getattr(annotation, "__forward_arg__", annotation)
+
+
+_plain_annotations()
+any_frame = st.one_of(*map(frames_of, KINDS.values()))
+packets = st.builds(Packet, numbers, numbers, st.lists(any_frame, max_size=6))
+
+
+def encoded(packet: Packet) -> bytes:
+    return encode_packet(*packet)
+
+
+def read(data: bytes) -> Packet:
+    packet = decode_packet(data)
+    assert isinstance(packet, Packet), packet
+    return packet
+
+
+def refusal(data: bytes) -> str:
+    packet = decode_packet(data)
+    assert isinstance(packet, Malformed), packet
+    return packet.why
+
+
+# Both ways.
+
+
+@relaxed
+@given(packets)
+def test_our_bytes_are_protobufs_bytes(packet: Packet) -> None:
+    assert encoded(packet) == to_protobuf(packet).SerializeToString(deterministic=True)
+
+
+@relaxed
+@given(packets)
+def test_what_was_written_is_read(packet: Packet) -> None:
+    assert read(encoded(packet)) == packet
+
+
+def delimited(number: int, body: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(body)) + body
+
+
+unknown_numbers = st.sampled_from([22, 40, 300, 20_000, 2**29 - 1])
+plain_unknowns = st.one_of(
+    st.builds(lambda n, v: varint(n << 3) + varint(v), unknown_numbers, numbers),
+    st.builds(lambda n, v: varint(n << 3 | 1) + v, unknown_numbers, st.binary(min_size=8, max_size=8)),
+    st.builds(delimited, unknown_numbers, st.binary(max_size=20)),
+    st.builds(lambda n, v: varint(n << 3 | 5) + v, unknown_numbers, st.binary(min_size=4, max_size=4)),
+)
+unknowns = st.recursive(
+    plain_unknowns,
+    lambda inner: st.builds(
+        lambda n, parts: varint(n << 3 | 3) + b"".join(parts) + varint(n << 3 | 4),
+        unknown_numbers,
+        st.lists(inner, max_size=3),
+    ),
+    max_leaves=5,
+)
+long_tags = st.sampled_from(
+    [lambda tag: varint(tag), lambda tag: bytes((tag & 127 | 128, tag >> 7 | 128, 0))]
+)
+long_numbers = st.sampled_from([varint, lambda n: varint(n | 2**63)])
+
+
+@st.composite
+def disordered(draw: st.DrawFn, kind: type[Any]) -> bytes:
+    """The fields of one frame in any order, with repeats, unknown fields, tags longer than needed."""
+    parts = draw(st.lists(unknowns, max_size=2))
+    for name, index in draw(st.permutations(list(zip(kind._fields, range(1, 20), strict=False)))):
+        for _ in range(draw(st.integers(0, 2))):
+            parts.append(draw(_field(kind, name, index)))
+    return b"".join(draw(st.permutations(parts)))
+
+
+def _field(kind: type[Any], name: str, index: int) -> st.SearchStrategy[bytes]:
+    annotation = kind.__annotations__[name]
+    if annotation in {"int", "bool", "Reason"}:
+        return st.builds(lambda tag, n: tag(index << 3) + varint(n), long_tags, numbers)
+    if annotation == "tuple[Service, ...]":
+        bodies: st.SearchStrategy[bytes] = disordered(Service)
+    else:
+        bodies = texts.map(str.encode) if "str" in annotation else ids
+    return st.builds(lambda tag, body: tag(index << 3 | 2) + varint(len(body)) + body, long_tags, bodies)
+
+
+pieces = st.one_of(
+    *(
+        disordered(kind).map(lambda body, n=BY_FRAME[kind].number: delimited(n, body))
+        for kind in KINDS.values()
+    )
+)
+odd_frames = st.lists(pieces | unknowns, max_size=4).map(b"".join).map(lambda body: delimited(3, body))
+odd_packets = st.lists(
+    odd_frames
+    | unknowns
+    | st.builds(lambda n, v: varint(n << 3) + varint(v), st.sampled_from([1, 2]), numbers),
+    max_size=5,
+).map(b"".join)
+
+
+@relaxed
+@given(odd_packets)
+@example(delimited(3, b""))
+@example(delimited(3, delimited(1, b"")))
+@example(delimited(3, delimited(1, b"\x08\x05") + delimited(1, b"\x10\x07")))
+@example(delimited(3, delimited(1, b"\x08\x05") + delimited(2, b"\x08\x06") + delimited(1, b"\x10\x07")))
+@example(delimited(3, delimited(3, b"\x08\x05")) + b"\x10\x07")
+def test_whatever_protobuf_reads_we_read_equally(data: bytes) -> None:
+    expected = by_protobuf(data)
+    assert expected is not None
+    assert read(data) == expected
+
+
+# Hostile bytes.
+
+
+def assert_judged_as_by_protobuf(data: bytes) -> None:
+    expected = by_protobuf(data)
+    assert decode_packet(data) == expected if expected is not None else refusal(data)
+
+
+@relaxed
+@given(st.binary(max_size=300))
+@example(b"\x1a\x02\x0a\x05")
+@example(b"\x08" + b"\xff" * 9 + b"\x7f")
+@example(b"\x08" + b"\x80" * 10 + b"\x00")
+@example(b"\x88\x80\x80\x80\x10\x05")
+@example(b"\x53\x00\x01\x54")
+@example(b"\x53\x08\x01\x5c")
+@example(b"\x00\x05")
+@example(b"\x0e\x01")
+def test_any_bytes_are_judged_as_by_protobuf(data: bytes) -> None:
+    assert_judged_as_by_protobuf(data)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    data = bytearray(draw(packets.map(encoded) | odd_packets))
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, len(data)))
+        match draw(st.sampled_from(["change", "insert", "delete", "cut"])):
+            case "change" if place < len(data):
+                data[place] = draw(st.integers(0, 255))
+            case "insert":
+                data[place:place] = draw(st.binary(min_size=1, max_size=4))
+            case "delete":
+                del data[place : place + 1]
+            case "cut":
+                del data[place:]
+    return bytes(data)
+
+
+@relaxed
+@given(mutated())
+def test_mutated_packets_are_judged_as_by_protobuf(data: bytes) -> None:
+    assert_judged_as_by_protobuf(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"\x08", "truncated"),
+        (b"\x1a\x05\x0a", "truncated"),
+        (b"\x08" + b"\x80" * 10 + b"\x01", "a varint is longer than ten bytes"),
+        (b"\x88\x80\x80\x80\x80\x01\x05", "a tag is too large"),
+        (b"\x1a\x80\x80\x80\x80\x08", "a length is too large"),
+        (b"\x02\x00", "a field has number 0"),
+        (b"\x0a\x01x", "field 1 has wire type 2"),
+        (delimited(3, b"\x08\x05"), "frame kind 1 has wire type 0"),
+        (delimited(3, delimited(1, b"\x1a\x01x\x0a\x00")), "field 1 has wire type 2"),
+        (delimited(3, delimited(2, b"\x0a\x00")), "field 1 has wire type 2"),
+        (delimited(3, delimited(16, b"\x08\x01\x1d\x00\x00\x00\x00")), "field 3 has wire type 5"),
+        (delimited(3, delimited(9, delimited(3, b"\xff"))), "a text is not UTF-8"),
+        (b"\x66\x00", "wire type 6 is not valid here"),
+        (b"\x53" * 65, "a group has too many fields"),
+        (b"\x60\x01" * (LIMITS.max_frames_per_packet + MAX_FIELDS + 1), "too many frames or fields"),
+        (delimited(3, b"") * (LIMITS.max_frames_per_packet + 1), "too many frames or fields"),
+        (delimited(3, b"\x58\x01" * 65), "a frame is longer or shorter than its fields"),
+        (delimited(3, delimited(2, b"\x08\x01" * 65)), "a message is longer or shorter than its fields"),
+        (delimited(3, delimited(6, delimited(2, b"x" * 1025))), "a field of 1025 bytes is longer than 1024"),
+        (delimited(3, delimited(16, delimited(10, b"x") * 65)), "field 10 stands more than 64 times"),
+        (delimited(3, delimited(16, delimited(9, b"") * 257)), "field 9 stands more than 256 times"),
+        (
+            delimited(3, delimited(17, delimited(14, b"x" * (256 * KIB + 1)))),
+            "a field of 262145 bytes is longer than 262144",
+        ),
+    ],
+)
+def test_each_refusal_says_why(data: bytes, why: str) -> None:
+    assert refusal(data) == why
+
+
+def test_as_many_frames_as_the_limit_are_read() -> None:
+    most = [Credit(1, n) for n in range(LIMITS.max_frames_per_packet)]
+    assert read(encode_packet(2**64 - 1, 2**64 - 1, most)).frames == most
+
+
+def test_a_full_hello_is_read() -> None:
+    services = tuple(Service(f"s{n}", "http", "t") for n in range(LIMITS.max_services))
+    hello = Hello(
+        1, 1, b"i" * 16, b"b" * 16, "agent", services=services, features=("f",) * LIMITS.max_features
+    )
+    assert read(encode_packet(0, 0, [hello])).frames == [hello]
+
+
+# What becomes of payloads and long texts.
+
+
+def payload_of(packet: Packet) -> Any:
+    (frame,) = packet.frames
+    assert isinstance(frame, Data)
+    return frame.payload
+
+
+def test_a_large_payload_is_a_view_and_is_not_copied() -> None:
+    data = encode_packet(1, 0, [Data(1, 0, b"x" * 64 * KIB)])
+    payload = payload_of(read(data))
+    assert isinstance(payload, memoryview)
+    assert payload.obj is data
+    assert payload == b"x" * 64 * KIB
+
+
+def test_a_small_payload_does_not_keep_its_packet() -> None:
+    large, small = Data(1, 0, b"x" * 64 * KIB), Data(3, 0, b"y" * 8 * KIB)
+    kept = read(encode_packet(1, 0, [small, large])).frames
+    assert [type(frame.payload) for frame in kept if isinstance(frame, Data)] == [bytes, memoryview]
+    assert isinstance(payload_of(read(encode_packet(1, 0, [Data(1, 0, b"tiny")]))), bytes)
+
+
+@given(st.binary(max_size=100), st.integers(0, 20))
+def test_a_view_is_written_as_its_bytes(content: bytes, start: int) -> None:
+    view = memoryview(content)[start:]
+    assert encode_packet(1, 2, [Data(1, 5, view), Open(3, "t", "u", "e", 1, view)]) == encode_packet(
+        1, 2, [Data(1, 5, bytes(view)), Open(3, "t", "u", "e", 1, bytes(view))]
+    )
+
+
+def test_a_long_sentence_is_cut_between_characters_both_ways() -> None:
+    long, cut = "é" * 400, "é" * 256
+    assert read(encode_packet(0, 0, [Reset(1, Reason.DONE, long)])).frames == [Reset(1, Reason.DONE, cut)]
+    theirs = tunnel_pb2.Packet(frames=[tunnel_pb2.Frame(bye=tunnel_pb2.Bye(reason=1, detail=long))])
+    assert read(theirs.SerializeToString()).frames == [Bye(Reason.DONE, cut)]
+
+
+def test_no_text_makes_the_writer_fail() -> None:
+    frame = Open(1, "\udcff" + "n" * 2000, "u", "e", 1)
+    assert read(encode_packet(1, 0, [frame])).frames == [frame._replace(target="?" + "n" * 1023)]
+
+
+def test_a_negative_number_is_a_fault_of_ours() -> None:
+    with pytest.raises(ValueError, match="range"):
+        encode_packet(1, 0, [Ping(-1)])
+
+
+def test_a_reason_of_a_later_version_reads_as_protocol_error() -> None:
+    stop = delimited(3, delimited(10, b"\x08\x01\x10" + varint(70_000)))
+    assert read(stop).frames == [Stop(1, Reason.PROTOCOL_ERROR)]
+
+
+def test_a_kind_of_a_later_version_is_told_by_its_number() -> None:
+    assert read(encode_packet(0, 0, [Unknown(23), Use(1)])).frames == [Unknown(23), Use(1)]
+
+
+def test_an_end_of_nothing_is_read() -> None:
+    assert read(encode_packet(1, 1, [End(1, 0), Credit(1, 0)])).frames == [End(1, 0), Credit(1, 0)]
+
+
+# The table against the description.
+
+WIRE_TYPES = {
+    FieldDescriptor.TYPE_UINT64: {"int"},
+    FieldDescriptor.TYPE_BOOL: {"bool"},
+    FieldDescriptor.TYPE_ENUM: {"Reason"},
+    FieldDescriptor.TYPE_STRING: {"str", "tuple[str, ...]"},
+    FieldDescriptor.TYPE_BYTES: {"bytes", "Payload"},
+    FieldDescriptor.TYPE_MESSAGE: {"tuple[Service, ...]"},
+}
+
+
+def test_every_frame_has_its_kind_and_every_kind_its_row() -> None:
+    described = {field.name: field.number for field in tunnel_pb2.Frame.DESCRIPTOR.oneofs[0].fields}
+    assert described == {name: BY_FRAME[kind].number for name, kind in KINDS.items()}
+    assert len(MESSAGES) == len(KINDS)
+
+
+@pytest.mark.parametrize("name", [*KINDS, "service"])
+def test_members_of_a_frame_are_the_fields_of_its_message_in_order(name: str) -> None:
+    kind = KINDS.get(name, frames.Service)
+    message = tunnel_pb2.DESCRIPTOR.message_types_by_name[name.capitalize()]
+    assert [(field.number, field.name) for field in message.fields] == list(enumerate(kind._fields, 1))
+    for field in message.fields:
+        assert kind.__annotations__[field.name] in WIRE_TYPES[field.type], field.full_name
+
+
+def test_hot_kinds_have_tags_of_one_byte() -> None:
+    assert all(BY_FRAME[kind].number < 16 for kind in (Data, Credit, End, Ping, Open, Reset, Stop))
+    assert BY_FRAME[Hello].number > 15
+    assert BY_FRAME[Welcome].number > 15

@@ -1,0 +1,205 @@
+"""The frames as a table: which number each has in ``Frame``, and the kinds of its fields, in order.
+
+``tunnel.proto`` gives fields the numbers 1, 2, 3, ... in the order of the members of ``frames``, so one
+loop reads, and one writes, every frame by its row. A test holds the rows against the generated
+classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from tunnel_core import frames
+from tunnel_core.frames import Service
+from tunnel_core.limits import Limits
+from tunnel_core.reasons import Reason, reason_from_code
+from tunnel_core.wire import (
+    DELIMITED,
+    MAX_FIELDS,
+    VARINT,
+    BrokenWire,
+    read_size,
+    read_tag,
+    read_varint,
+    skip_field,
+    varint,
+)
+
+_LIMITS = Limits()
+_CUT = "utf-8", "ignore"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How fields of one kind are written and read. ``most``: how often it may repeat; 0: it does not."""
+
+    wire: int
+    default: Any
+    write: Callable[[Any], bytes]
+    read: Callable[[Any], Any]
+    most: int = 0
+
+
+Kinds: TypeAlias = tuple[Kind, ...]
+
+
+def _text_to_bytes(text: str, most: int) -> bytes:
+    """Never raises: what UTF-8 cannot say becomes ``?``, and what is too long is cut.
+
+    That no name becomes another by being cut rests on the bound, which no valid name reaches.
+    """
+    raw = text.encode("utf-8", "replace")
+    return raw if len(raw) <= most else raw[:most].decode(*_CUT).encode()
+
+
+def _write_text(text: str) -> bytes:
+    return _text_to_bytes(text, _LIMITS.max_text_bytes)
+
+
+def _read_text(raw: bytes) -> str:
+    return _bounded(raw, _LIMITS.max_text_bytes).decode()
+
+
+def _write_detail(detail: str) -> bytes:
+    return _text_to_bytes(detail, _LIMITS.max_detail_bytes)
+
+
+def _read_detail(raw: bytes) -> str:
+    text = raw.decode()
+    return text if len(raw) <= _LIMITS.max_detail_bytes else raw[: _LIMITS.max_detail_bytes].decode(*_CUT)
+
+
+def _read_id(raw: bytes) -> bytes:
+    return _bounded(raw, _LIMITS.max_text_bytes)
+
+
+def _read_trust_bundle(raw: bytes) -> bytes:
+    return _bounded(raw, _LIMITS.max_trust_bundle_bytes)
+
+
+def _bounded(raw: bytes, most: int) -> bytes:
+    if len(raw) > most:
+        raise BrokenWire(f"a field of {len(raw)} bytes is longer than {most}")
+    return raw
+
+
+def _write_reason(reason: Reason) -> bytes:
+    return varint(reason.code)
+
+
+def _read_reason(code: int) -> Reason:
+    return reason_from_code(code & 0xFFFFFFFF)  # enums have 32 bits
+
+
+def _write_service(service: Service) -> bytes:
+    return write_fields(service, _SERVICE_FIELDS)
+
+
+def _read_service(raw: bytes) -> Service:
+    return Service(*read_fields(raw, 0, len(raw), _SERVICE_FIELDS))
+
+
+_NUMBER = Kind(VARINT, 0, varint, int)
+_FLAG = Kind(VARINT, False, varint, bool)
+_REASON = Kind(VARINT, reason_from_code(0), _write_reason, _read_reason)
+_TEXT = Kind(DELIMITED, "", _write_text, _read_text)
+_DETAIL = Kind(DELIMITED, "", _write_detail, _read_detail)
+_ID = Kind(DELIMITED, b"", bytes, _read_id)
+_CONTENT = Kind(DELIMITED, b"", bytes, bytes)
+_TRUST_BUNDLE = Kind(DELIMITED, b"", bytes, _read_trust_bundle)
+_FEATURES = Kind(DELIMITED, (), _write_text, _read_text, most=_LIMITS.max_features)
+_SERVICES = Kind(DELIMITED, (), _write_service, _read_service, most=_LIMITS.max_services)
+_SERVICE_FIELDS: Kinds = (_TEXT, _TEXT, _TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One row: the frame's class, its number in ``Frame``, its fields."""
+
+    frame: type[Any]
+    number: int
+    fields: Kinds
+
+
+MESSAGES = (
+    Message(frames.Data, 1, (_NUMBER, _NUMBER, _CONTENT)),
+    Message(frames.Credit, 2, (_NUMBER, _NUMBER)),
+    Message(frames.End, 3, (_NUMBER, _NUMBER)),
+    Message(frames.Ping, 4, (_NUMBER, _NUMBER)),
+    Message(frames.Pong, 5, (_NUMBER,)),
+    Message(frames.Open, 6, (_NUMBER, _TEXT, _TEXT, _TEXT, _NUMBER, _CONTENT, _TEXT, _NUMBER)),
+    Message(frames.Opened, 7, (_NUMBER, _NUMBER, _TEXT)),
+    Message(frames.RefusedFrame, 8, (_NUMBER, _REASON, _DETAIL)),
+    Message(frames.Reset, 9, (_NUMBER, _REASON, _DETAIL)),
+    Message(frames.Stop, 10, (_NUMBER, _REASON)),
+    Message(
+        frames.Hello,
+        16,
+        (_NUMBER, _NUMBER, _ID, _ID, _TEXT, _ID, _ID, _NUMBER, _SERVICES, _FEATURES, _NUMBER),
+    ),
+    Message(
+        frames.Welcome,
+        17,
+        (_NUMBER, _ID, _ID, _NUMBER, _TEXT)
+        + (_NUMBER,) * 5
+        + (_TEXT, _TEXT, _TEXT, _TRUST_BUNDLE, _FEATURES, _NUMBER, _FLAG),
+    ),
+    Message(frames.Use, 18, (_NUMBER,)),
+    Message(frames.Rejected, 19, (_REASON, _DETAIL, _NUMBER)),
+    Message(frames.Bye, 20, (_REASON, _DETAIL)),
+    Message(frames.Draining, 21, (_NUMBER,)),
+)
+BY_NUMBER = {message.number: message for message in MESSAGES}
+BY_FRAME: dict[type[Any], Message] = {message.frame: message for message in MESSAGES}
+
+
+def write_fields(values: tuple[Any, ...], fields: Kinds) -> bytes:
+    """The body of a message; defaults are left out, as protobuf does."""
+    out = bytearray()
+    for index, kind in enumerate(fields):
+        value = values[index]
+        if not value:
+            continue
+        for one in value if kind.most else (value,):
+            raw = kind.write(one)
+            out += varint(index + 1 << 3 | kind.wire)
+            if kind.wire == DELIMITED:
+                out += varint(len(raw))
+            out += raw
+    return bytes(out)
+
+
+def read_fields(data: bytes, i: int, end: int, fields: Kinds) -> list[Any]:
+    """The values of a message's fields, in order. Raises as ``wire`` does, and ``UnicodeDecodeError``."""
+    values = [kind.default for kind in fields]
+    for _ in range(MAX_FIELDS + sum(kind.most for kind in fields)):
+        if i >= end:
+            break
+        tag, i = read_tag(data, i)
+        index = (tag >> 3) - 1
+        if not 0 <= index < len(fields) or tag & 7 != fields[index].wire:
+            i = skip_field(data, i, tag, len(fields))
+            continue
+        kind = fields[index]
+        raw: int | bytes
+        if kind.wire == VARINT:
+            raw, i = read_varint(data, i)
+        else:
+            size, start = read_size(data, i)
+            i = start + size
+            raw = data[start:i]
+        _store(values, index, kind, kind.read(raw))
+    if i != end:
+        raise BrokenWire("a message is longer or shorter than its fields")
+    return values
+
+
+def _store(values: list[Any], index: int, kind: Kind, value: Any) -> None:
+    if not kind.most:
+        values[index] = value
+    elif len(values[index]) < kind.most:
+        values[index] += (value,)
+    else:
+        raise BrokenWire(f"field {index + 1} stands more than {kind.most} times")
