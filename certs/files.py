@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 PRIVATE = 0o600
 PUBLIC = 0o644
 _MAX_BYTES = 256 * 1024
+_STAGED_CHARS = 16
 
 
 class KeyFileError(Exception):
@@ -54,6 +56,13 @@ def make_private_folder(path: Path) -> None:
         sync_folder(path.parent)
 
 
+def remove_interrupted(path: Path) -> None:
+    """Removes ``path``, if it is there, and what a killed process left of writing it."""
+    path.unlink(missing_ok=True)
+    for staged in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _STAGED_CHARS}"):
+        staged.unlink(missing_ok=True)
+
+
 def sync_folder(path: Path) -> None:
     """Puts new, moved and removed names on the disk, which fsync of a file does not (fsync(2))."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -64,7 +73,7 @@ def sync_folder(path: Path) -> None:
 
 
 def _write(path: Path, data: bytes, mode: int, replace: bool) -> None:
-    staged = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(_STAGED_CHARS // 2)}")
     try:
         _write_synced(staged, data, mode)
         if replace:

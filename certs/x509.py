@@ -18,6 +18,8 @@ from tunnel_core.reasons import Reason, Refused
 
 _MAX_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A
 
+_UNREADABLE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+
 
 class Usage(enum.Enum):
     """What a leaf may prove in TLS. Each leaf that we issue has exactly one."""
@@ -126,7 +128,7 @@ def _read_leaf(leaf: bytes) -> tuple[SpiffeId, frozenset[x509.ObjectIdentifier]]
         if _is_authority(certificate):
             raise ValueError("it is a certificate authority's")
         return SpiffeId.parse(_only_uri(certificate)), _usages(certificate)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except _UNREADABLE as error:
         raise IdentityError(Reason.UNAUTHENTICATED, f"the certificate names no identity: {error}") from error
 
 

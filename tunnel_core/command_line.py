@@ -58,7 +58,7 @@ class CommandError(click.ClickException):
 
     def __init__(self, code: ExitCode, message: str, *, reason: Reason | None = None) -> None:
         super().__init__(message)
-        self.exit_code = code  # type: ignore[misc]  # click 8.2 began to call it a class variable
+        self.exit_code = code  # type: ignore[misc]  # click declares a class variable
         self._reason = reason
         context = click.get_current_context(silent=True)
         self._program = context.find_root().info_name if context else None

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from certs.files import KeyFileError, make_private_folder, read_private, write_private, write_public
+from certs.files import (
+    KeyFileError,
+    make_private_folder,
+    read_private,
+    remove_interrupted,
+    write_private,
+    write_public,
+)
 
 
 @pytest.fixture(params=[0o000, 0o077, 0o777])
@@ -77,3 +84,11 @@ def test_what_is_no_key_file_is_refused(tmp_path: Path) -> None:
         read_private(tmp_path / "large")
     with pytest.raises(KeyFileError, match="not a regular file"):
         read_private(Path("/dev/null"))
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("[key]", ".[key].0123456789abcdef", ".[key].old", "k"):
+        (tmp_path / name).touch()
+    remove_interrupted(tmp_path / "[key]")
+    remove_interrupted(tmp_path / "never")
+    assert {file.name for file in tmp_path.iterdir()} == {".[key].old", "k"}

@@ -142,6 +142,7 @@ def test_bytes_that_are_no_certificate_are_refused(data: bytes) -> None:
     assert refusal(data) is Reason.UNAUTHENTICATED
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a:cryptography.utils.CryptographyDeprecationWarning")
 @given(st.data())
 def test_a_damaged_certificate_is_refused_or_says_the_same(data: st.DataObject) -> None:
     der = bytearray(DAMAGEABLE)

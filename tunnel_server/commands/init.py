@@ -1,0 +1,160 @@
+"""``qanat-server init``: authority, server certificate, operator bundle and configuration, in one step."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import click
+
+from certs.ca import LOOPBACK_NAMES, Leaf, canonical_name, default_trust_domain
+from certs.x509 import describe
+from tunnel_core import paths
+from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.identity import Role, SpiffeId
+from tunnel_server.commands.config_text import Ports
+from tunnel_server.commands.installation import OPERATOR, Installation, InstallationError, install
+
+_PORT = click.IntRange(1, 65535)
+
+
+@click.command("init")
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    required=True,
+    metavar="DNS-OR-IP",
+    help="How agents and users reach this server; the first is the main one. May be repeated.",
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Keys and state. [default: by user]")
+@click.option("--config", type=click.Path(path_type=Path), help="The configuration file to write.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="The operator's bundle to write.")
+@click.option("--trust-domain", metavar="DOMAIN", help="[default: the first name if it is a DNS name]")
+@click.option("--agents-port", type=_PORT, default=7001, show_default=True, help="Where agents attach.")
+@click.option("--https-port", type=_PORT, default=7002, show_default=True, help="Where users come in.")
+@click.option("--web-port", type=_PORT, default=7003, show_default=True, help="Browsers, loopback only.")
+@click.option("--ops-port", type=_PORT, default=7004, show_default=True, help="Metrics, loopback only.")
+@click.option("--no-localhost", is_flag=True, help="Leave localhost, 127.0.0.1, ::1 out of the certificate.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
+def command(
+    names: tuple[str, ...],
+    data_dir: Path | None,
+    config: Path | None,
+    bundle: Path | None,
+    trust_domain: str | None,
+    agents_port: int,
+    https_port: int,
+    web_port: int,
+    ops_port: int,
+    no_localhost: bool,
+    as_json: bool,
+) -> None:
+    """Make everything a server needs: root and issuing authority, server certificate, the
+    operator's bundle and a commented configuration. Nothing that exists is overwritten.
+
+    \b
+    Examples:
+      qanat-server init --name tunnel.example.com
+      qanat-server init --name tunnel.example.com --name 203.0.113.5
+      qanat-server init --name localhost --data-dir ./try
+    """
+    known = tuple(dict.fromkeys(map(_server_name, names)))
+    folder = (data_dir or paths.data_folder()).absolute()
+    plan = Installation(
+        data_dir=folder,
+        config_file=_config_file(config, data_dir),
+        operator_bundle=(bundle or _operator_bundle(data_dir, folder)).absolute(),
+        trust_domain=_trust_domain(trust_domain or default_trust_domain(known[0])),
+        names=known,
+        all_names=known if no_localhost else tuple(dict.fromkeys((*known, *LOOPBACK_NAMES))),
+        ports=Ports(agents_port, https_port, web_port, ops_port),
+    )
+    server = _install(plan)
+    print_json(_as_json(plan, server)) if as_json else click.echo(_as_text(plan, server))
+
+
+def _server_name(text: str) -> str:
+    try:
+        return canonical_name(text)
+    except ValueError as error:
+        raise CommandError(ExitCode.USAGE, f"--name takes a DNS name or an address: {error}") from None
+
+
+def _trust_domain(text: str) -> str:
+    try:
+        return SpiffeId(text, Role.USER, OPERATOR).trust_domain
+    except ValueError as error:
+        raise CommandError(ExitCode.USAGE, f"--trust-domain: {error}") from None
+
+
+def _config_file(config: Path | None, data_dir: Path | None) -> Path:
+    """Beside the data if only the data folder was named: such an installation stands by itself."""
+    if config is not None:
+        return config.absolute()
+    return (data_dir / "server.toml").absolute() if data_dir else paths.server_config_file()
+
+
+def _operator_bundle(data_dir: Path | None, folder: Path) -> Path:
+    """Where the ``qanat`` command finds it, unless that place is taken or this is not the usual server."""
+    usual = paths.user_bundle_file()
+    return folder / "operator.pem" if data_dir or os.path.lexists(usual) else usual
+
+
+def _install(plan: Installation) -> Leaf:
+    try:
+        return install(plan)
+    except InstallationError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+    except OSError as error:
+        message = f"{error.filename or plan.data_dir}: {error.strerror}; set that right and run init again"
+        raise CommandError(ExitCode.FAILED, message) from None
+
+
+def _next_steps(plan: Installation) -> list[str]:
+    config = (
+        "" if plan.config_file == paths.server_config_file() else f" --config {_quoted(plan.config_file)}"
+    )
+    bundle = "" if _is_found(plan) else f" --bundle {_quoted(plan.operator_bundle)}"
+    return [f"qanat-server run{config}", f"qanat-server issue node edge1{config}", f"qanat{bundle} nodes"]
+
+
+def _is_found(plan: Installation) -> bool:
+    return plan.operator_bundle == paths.user_bundle_file()
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _as_text(plan: Installation, server: Leaf) -> str:
+    ends = describe(server.credential.certificate_pem).ends
+    return "\n".join(
+        [
+            f"Made a server of trust domain {plan.trust_domain}:",
+            f"  {plan.config_file}  the configuration",
+            f"  {plan.certificate_file}  until {ends:%Y-%m-%d}, for {', '.join(plan.all_names)}",
+            f"  {plan.operator_bundle}  lets the qanat command in, as user {OPERATOR}",
+            f"  {plan.root_key}  the root's key: keep it offline, issuing works without it",
+            "",
+            "Next:",
+            *(f"  {line}" for line in _next_steps(plan)),
+        ]
+    )
+
+
+def _as_json(plan: Installation, server: Leaf) -> dict[str, object]:
+    return {
+        "trust_domain": plan.trust_domain,
+        "config": str(plan.config_file),
+        "data_dir": str(plan.data_dir),
+        "certificate": str(plan.certificate_file),
+        "certificate_ends": describe(server.credential.certificate_pem).ends.isoformat(),
+        "certificate_names": list(plan.all_names),
+        "operator_bundle": str(plan.operator_bundle),
+        "root_key": str(plan.root_key),
+        "agents": list(plan.agents),
+        "https": list(plan.https),
+        "next": _next_steps(plan),
+    }

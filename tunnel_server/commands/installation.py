@@ -1,0 +1,173 @@
+"""What ``qanat-server init`` puts on the disk, in an order that survives a crash at any point.
+
+1. A journal in the data folder names every file that is about to be made. It is locked while we work.
+2. The files are made; none replaces another.
+3. The journal goes. Only now is the installation complete.
+
+An init that finds a journal removes what the interrupted one had made and begins anew: nobody can
+have used it yet, because nothing was printed. Without a journal, anything that exists is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from certs.bundle import Bundle, write_bundle
+from certs.ca import Authority, Leaf, NewAuthority, create_authority
+from certs.files import make_private_folder, remove_interrupted, sync_folder, write_private, write_public
+from tunnel_core.config import ConfigError, Source, parse
+from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.names import join_host_port
+from tunnel_server.commands.config_text import Ports, config_text
+from tunnel_server.config import ServerConfig
+
+REPLICA = "main"
+OPERATOR = "operator"
+AUTHORITY_FOLDER = "ca"
+_JOURNAL = "init.unfinished"
+
+
+class InstallationError(Exception):
+    """The installation cannot be made here. The text is a sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A server's files before they exist. ``names`` is how the world reaches it."""
+
+    data_dir: Path
+    config_file: Path
+    operator_bundle: Path
+    trust_domain: str
+    names: tuple[str, ...]
+    all_names: tuple[str, ...]
+    ports: Ports
+
+    @property
+    def authority_folder(self) -> Path:
+        return self.data_dir / AUTHORITY_FOLDER
+
+    @property
+    def root_key(self) -> Path:
+        return self.authority_folder / "root-key.pem"
+
+    @property
+    def certificate_file(self) -> Path:
+        return self.data_dir / "server.pem"
+
+    @property
+    def key_file(self) -> Path:
+        return self.data_dir / "server.key"
+
+    @property
+    def trust_file(self) -> Path:
+        return self.data_dir / "trust.pem"
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        return tuple(join_host_port(name, self.ports.agents) for name in self.names)
+
+    @property
+    def https(self) -> tuple[str, ...]:
+        return tuple(join_host_port(name, self.ports.https) for name in self.names)
+
+    def files(self) -> list[Path]:
+        """Every file that ``install`` makes."""
+        authority = [
+            self.authority_folder / name
+            for name in ("root-key.pem", "root.pem", "issuing-key.pem", "issuing.pem")
+        ]
+        tls = [self.key_file, self.certificate_file, self.trust_file]
+        return [*authority, *tls, self.operator_bundle, self.config_file]
+
+
+def install(plan: Installation) -> Leaf:
+    """Makes the installation and returns the server's leaf.
+
+    Raises ``InstallationError`` if any of its files exists, ``OSError`` if one cannot be written.
+    """
+    config = _checked_config(plan)
+    make_private_folder(plan.data_dir)
+    with _journal(plan):
+        new = create_authority(plan.trust_domain)
+        new.save(plan.authority_folder)
+        server = new.authority.issue(Role.SERVER, REPLICA, names=plan.all_names)
+        _write_tls(plan, server)
+        _write_operator(plan, new)
+        plan.config_file.parent.mkdir(parents=True, exist_ok=True)
+        write_public(plan.config_file, config.encode(), replace=False)
+    return server
+
+
+def make_bundle(
+    authority: Authority, leaf: Leaf, role: Role, name: str, agents: tuple[str, ...], https: tuple[str, ...]
+) -> Bundle:
+    """The bundle of an issued leaf, leading to the servers named."""
+    identity = SpiffeId(authority.trust_domain, role, name)
+    return Bundle(identity, leaf.credential.key_pem, leaf.chain_pem, leaf.roots_pem, agents, https)
+
+
+def _write_tls(plan: Installation, server: Leaf) -> None:
+    write_private(plan.key_file, server.credential.key_pem, replace=False)
+    write_public(plan.certificate_file, server.chain_pem, replace=False)
+    write_public(plan.trust_file, server.roots_pem, replace=False)
+
+
+def _write_operator(plan: Installation, new: NewAuthority) -> None:
+    leaf = new.authority.issue(Role.USER, OPERATOR)
+    bundle = make_bundle(new.authority, leaf, Role.USER, OPERATOR, plan.agents, plan.https)
+    plan.operator_bundle.parent.mkdir(parents=True, exist_ok=True)
+    write_bundle(plan.operator_bundle, bundle, replace=False)
+
+
+def _checked_config(plan: Installation) -> str:
+    text = config_text(plan.trust_domain, plan.data_dir, plan.ports)
+    try:
+        parse(tomllib.loads(text), ServerConfig, Source(plan.config_file, plan.data_dir))
+    except ConfigError as error:  # for example a data folder too long for the admin socket
+        raise InstallationError(str(error)) from None
+    return text
+
+
+@contextlib.contextmanager
+def _journal(plan: Installation) -> Iterator[None]:
+    """Holds the journal while the files are made; leaves it behind if that does not succeed."""
+    path = plan.data_dir / _JOURNAL
+    with path.open("a+b") as journal:
+        _lock(journal.fileno(), plan.data_dir)
+        journal.seek(0)
+        _remove_interrupted(journal.read())
+        if existing := [str(file) for file in plan.files() if os.path.lexists(file)]:
+            path.unlink(missing_ok=True)  # another init may have finished while we waited to look
+            raise InstallationError(f"nothing was changed, because these exist: {', '.join(existing)}")
+        journal.truncate(0)
+        journal.write(json.dumps([str(file) for file in plan.files()]).encode())
+        journal.flush()
+        os.fsync(journal.fileno())
+        sync_folder(plan.data_dir)
+        yield
+        path.unlink()
+        sync_folder(plan.data_dir)
+
+
+def _lock(descriptor: int, data_dir: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InstallationError(f"another init is at work in {data_dir}") from None
+
+
+def _remove_interrupted(journal: bytes) -> None:
+    try:
+        files = json.loads(journal)
+    except ValueError:
+        return  # empty, or cut off while it was written: no file was made after it
+    for file in files:
+        remove_interrupted(Path(file))

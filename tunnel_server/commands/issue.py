@@ -1,0 +1,241 @@
+"""``qanat-server issue``: certificates for nodes and users, made by hand from the issuing authority."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from certs.bundle import Bundle, format_bundle
+from certs.ca import LEAF_DAYS, LOOPBACK_NAMES, Authority, AuthorityError, Leaf, load_authority
+from certs.files import write_private, write_public
+from certs.x509 import describe
+from tunnel_core import paths
+from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.config import ConfigError, load
+from tunnel_core.identity import Role, is_identity_name
+from tunnel_core.names import join_host_port
+from tunnel_core.settings import ListenAddress
+from tunnel_server.commands.installation import AUTHORITY_FOLDER, make_bundle
+from tunnel_server.config import ServerConfig
+
+_NAME_RULES = {
+    Role.NODE: "a node name has lower-case letters, digits, '-' and dots, as in shop-7.example.com",
+    Role.USER: "a user name has lower-case letters, digits and '.', '_', '@', '-', as in kim@example.com",
+}
+_STANDARD_OUTPUT = Path("-")
+
+
+@dataclass(frozen=True, slots=True)
+class _Issued:
+    role: Role
+    name: str
+    leaf: Leaf
+    bundle: Bundle
+
+
+@click.group("issue")
+def command() -> None:
+    """Issue a certificate to a node or a user, as one file to carry there.
+
+    \b
+    Examples:
+      qanat-server issue node edge1
+      qanat-server issue user kim@example.com --days 30
+      qanat-server issue user kube-apiserver --pem /etc/kubernetes/qanat
+    """
+
+
+_name = click.argument("name")
+_out = click.option(
+    "--out", type=click.Path(path_type=Path), help="The bundle to write; - prints it. [default: NAME.pem]"
+)
+_days = click.option(
+    "--days",
+    type=click.FloatRange(0, 36500, min_open=True),
+    default=LEAF_DAYS,
+    show_default=True,
+    help="How long it holds.",
+)
+_config = click.option(
+    "--config", type=click.Path(path_type=Path), help="The server's configuration. [default: by user]"
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
+
+
+@command.command("node")
+@_name
+@_out
+@_days
+@_config
+@_json
+def issue_node(name: str, out: Path | None, days: float, config: Path | None, as_json: bool) -> None:
+    """Issue the bundle with which the agent on node NAME attaches.
+
+    \b
+    Examples:
+      qanat-server issue node edge1
+      qanat-server issue node edge1 --out - | ssh edge1 'umask 077; cat > /etc/qanat/node.pem'
+    """
+    issued = _issue(Role.NODE, name, days, config)
+    file = _write_bundle(issued, out)
+    steps = [f"scp {_quoted(file)} {name}:/etc/qanat/node.pem", "qanat-agent run  # on the node"]
+    _report(issued, [file], [] if file == _STANDARD_OUTPUT else steps, as_json)
+
+
+@command.command("user")
+@_name
+@_out
+@click.option(
+    "--pem",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write cert.pem, key.pem and ca.pem there instead, for other programs.",
+)
+@_days
+@_config
+@_json
+def issue_user(
+    name: str, out: Path | None, pem: Path | None, days: float, config: Path | None, as_json: bool
+) -> None:
+    """Issue the bundle with which user NAME comes in: a person's qanat command, or a program.
+
+    \b
+    Examples:
+      qanat-server issue user kim@example.com --days 30
+      qanat-server issue user kube-apiserver --pem /etc/kubernetes/qanat
+    """
+    issued = _issue(Role.USER, name, days, config)
+    files = _write_pem(issued, pem) if pem else []
+    bundles = [_write_bundle(issued, out)] if out or not pem else []
+    _report(issued, [*files, *bundles], _user_steps(issued, pem, bundles), as_json)
+
+
+def _issue(role: Role, name: str, days: float, config_file: Path | None) -> _Issued:
+    if not is_identity_name(role, name):
+        raise CommandError(ExitCode.USAGE, f"{name!r:.200} will not do: {_NAME_RULES[role]}")
+    config = _load_config(config_file or paths.server_config_file())
+    try:
+        authority = load_authority(config.data_dir / AUTHORITY_FOLDER)
+        leaf = authority.issue(role, name, days=days)
+    except AuthorityError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+    _refuse_other_domain(authority, config)
+    names = _server_names(config)
+    agents, https = _addresses(names, config.agents.listen), _addresses(names, config.https.listen)
+    return _Issued(role, name, leaf, make_bundle(authority, leaf, role, name, agents, https))
+
+
+def _load_config(file: Path) -> ServerConfig:
+    try:
+        return load(file, ServerConfig)
+    except ConfigError as error:
+        hint = "" if file.exists() else "\nMake a server first: qanat-server init --name tunnel.example.com"
+        raise CommandError(ExitCode.USAGE, f"{error}{hint}") from None
+
+
+def _refuse_other_domain(authority: Authority, config: ServerConfig) -> None:
+    if authority.trust_domain != config.trust_domain:
+        message = (
+            f"the authority is of trust domain {authority.trust_domain}, the configuration says"
+            f" {config.trust_domain}: the server would refuse what it issues"
+        )
+        raise CommandError(ExitCode.USAGE, message)
+
+
+def _server_names(config: ServerConfig) -> list[str]:
+    """How the world reaches the server, by its certificate; local names only if there are no others."""
+    try:
+        names = describe(config.tls.certificate_file.read_bytes()).names
+    except (OSError, ValueError) as error:
+        message = f"the server's certificate {config.tls.certificate_file} cannot be read: {error}"
+        raise CommandError(ExitCode.USAGE, message) from None
+    return [name for name in names if name not in LOOPBACK_NAMES] or list(names)
+
+
+def _addresses(names: list[str], listen: tuple[ListenAddress, ...]) -> tuple[str, ...]:
+    ports = list(dict.fromkeys(address.port for address in listen if address.port))
+    return tuple(join_host_port(name, port) for port in ports for name in names)
+
+
+def _write_bundle(issued: _Issued, out: Path | None) -> Path:
+    file = out or Path(f"{issued.name}.pem")
+    if file == _STANDARD_OUTPUT:
+        _print_bundle(format_bundle(issued.bundle))
+        return file
+    _write({file: format_bundle(issued.bundle)}, private={file})
+    return file
+
+
+def _print_bundle(data: bytes) -> None:
+    if sys.stdout.isatty():
+        raise CommandError(ExitCode.USAGE, "--out - would show the private key on the screen; use a pipe")
+    click.echo(data, nl=False)
+
+
+def _write_pem(issued: _Issued, folder: Path) -> list[Path]:
+    certificate, key, ca = folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
+    contents = {
+        certificate: issued.leaf.chain_pem,
+        key: issued.leaf.credential.key_pem,
+        ca: issued.leaf.roots_pem,
+    }
+    _write(contents, private={key})
+    return [certificate, key, ca]
+
+
+def _write(contents: dict[Path, bytes], private: set[Path]) -> None:
+    """Writes all of it or, if any of the files exists, nothing."""
+    if existing := [str(file) for file in contents if os.path.lexists(file)]:
+        raise CommandError(ExitCode.USAGE, f"nothing was changed, because these exist: {', '.join(existing)}")
+    try:
+        for file, data in contents.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write = write_private if file in private else write_public
+            write(file, data, replace=False)
+    except OSError as error:
+        raise CommandError(ExitCode.FAILED, f"{error.filename}: {error.strerror}") from None
+
+
+def _user_steps(issued: _Issued, pem: Path | None, bundles: list[Path]) -> list[str]:
+    if bundles == [_STANDARD_OUTPUT]:
+        return []
+    if bundles:
+        return [f"qanat --bundle {_quoted(bundles[0])} nodes"]
+    folder, https = pem or Path(), issued.bundle.https
+    certificates = (
+        f"--proxy-cert {_quoted(folder / 'cert.pem')} --proxy-key {_quoted(folder / 'key.pem')}"
+        f" --proxy-cacert {_quoted(folder / 'ca.pem')}"
+    )
+    return [f"curl -p -x https://{address} {certificates} http://NODE:PORT/" for address in https[:1]]
+
+
+def _report(issued: _Issued, files: list[Path], steps: list[str], as_json: bool) -> None:
+    to_stderr = _STANDARD_OUTPUT in files
+    ends = describe(issued.leaf.credential.certificate_pem).ends
+    if as_json and not to_stderr:
+        print_json(
+            {
+                "identity": str(issued.bundle.identity),
+                "ends": ends.isoformat(),
+                "files": [str(file) for file in files],
+                "agents": list(issued.bundle.agents),
+                "https": list(issued.bundle.https),
+                "next": steps,
+            }
+        )
+        return
+    made = ", ".join(str(file) for file in files if file != _STANDARD_OUTPUT)
+    lines = [
+        f"Issued {issued.role.value} {issued.name} until {ends:%Y-%m-%d}" + (f": {made}" if made else "")
+    ]
+    lines += ["", "Next:", *(f"  {step}" for step in steps)] if steps else []
+    click.echo("\n".join(lines), err=to_stderr)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
