@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import operator
 import socket
 import struct
 from collections.abc import Iterator
@@ -20,6 +21,15 @@ from tunnel_core.frames import Payload
 _RECEIVE = 64 * 1024
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
+
+
+def read_size(max_bytes: int | None) -> int:
+    """The bytes one ``receive_some`` may return. Raises ``ValueError`` and ``TypeError`` as trio's do."""
+    if max_bytes is None:
+        return _RECEIVE
+    if operator.index(max_bytes) < 1:
+        raise ValueError("max_bytes must be at least 1")
+    return max_bytes
 
 
 class SocketStream(trio.abc.HalfCloseableStream):
@@ -60,14 +70,13 @@ class SocketStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.wait_readable(self.socket)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        if max_bytes is not None and max_bytes < 1:
-            raise ValueError("max_bytes must be at least 1")
+        max_bytes = read_size(max_bytes)
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving from this socket")
         self._receiving = True
         try:
             await trio.lowlevel.checkpoint()
-            while (data := self.receive_nowait(max_bytes or _RECEIVE)) is None:
+            while (data := self.receive_nowait(max_bytes)) is None:
                 await self.wait_readable()
             return data
         finally:

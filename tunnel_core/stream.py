@@ -11,8 +11,8 @@ from tunnel_core.frames import Payload
 from tunnel_core.limits import KIB
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.sockets import read_size
 
-_RECEIVE = 64 * KIB
 _SEND_PIECE = 256 * KIB
 
 
@@ -118,12 +118,11 @@ class Stream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Bytes that arrived, or ``b""`` at the end. Raises ``StreamReset`` once the peer reset."""
-        if max_bytes is not None and max_bytes < 1:
-            raise ValueError("max_bytes must be at least 1")
+        max_bytes = read_size(max_bytes)
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._receiver is not None:
             raise trio.BusyResourceError("another task is receiving from this stream")
-        while (data := self.receive_nowait(max_bytes or _RECEIVE)) is None:
+        while (data := self.receive_nowait(max_bytes)) is None:
             await self.wait_readable()
         await trio.lowlevel.cancel_shielded_checkpoint()
         return bytes(data)
@@ -185,6 +184,7 @@ class Stream(trio.abc.HalfCloseableStream):
             raise trio.BusyResourceError("another task is sending on this stream")
         self._check_sendable()
         await self._wait_room()
+        self._check_sendable()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _wait_room(self) -> None:
