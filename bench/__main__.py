@@ -1,0 +1,80 @@
+"""`python -m bench [--quick] [--json] [ROW...]`: measures the product beside its baselines."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from bench.figures import FAMILIES
+from bench.load import LoadError
+from bench.plan import QUICK, WHOLE
+from bench.processes import BenchError
+from bench.report import Report, describe_machine, known_rows, lines
+from bench.world import World, open_world
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="Fewer and shorter rounds: under 90 s in all.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@click.argument("rows", nargs=-1, metavar="[ROW]...")
+def main(quick: bool, as_json: bool, rows: tuple[str, ...]) -> None:
+    """Measures the tunnel as ratios against bare grpc.aio, ssh -R and no tunnel at all.
+
+    ROW is a figure (download_vs_grpc) or a family (bulk); none means all. A missed floor is shown
+    and is no error; the exit code is 1 only when something could not be measured.
+    """
+    report = Report(quick)
+    families = _chosen(rows)
+    _raise_descriptor_limit()
+    if not as_json:
+        click.echo(describe_machine())
+    started = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="qanat-bench-") as folder,
+        open_world(QUICK if quick else WHOLE, Path(folder)) as world,
+    ):
+        for family in families:
+            _measure(family, world, report)
+        report.skipped.update(world.skipped)
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=1))
+    else:
+        click.echo("\n".join(lines(report)))
+        click.echo(f"{time.monotonic() - started:.0f} s")
+    sys.exit(1 if report.broken else 0)
+
+
+def _chosen(rows: Sequence[str]) -> list[str]:
+    wanted = set(rows)
+    known = {word for family, keys in FAMILIES.items() for word in (family, *keys)}
+    if unknown := wanted - known:
+        raise click.UsageError(f"no such row: {', '.join(sorted(unknown))}; known: {known_rows(FAMILIES)}")
+    return [family for family, keys in FAMILIES.items() if not wanted or wanted & {family, *keys}]
+
+
+def _measure(family: str, world: World, report: Report) -> None:
+    click.echo(f"measuring {family}", err=True)
+    try:
+        for row in importlib.import_module(f"bench.rows.{family}").measure(world):
+            report.rows.append(row)
+    except (BenchError, LoadError, OSError) as error:
+        report.broken[family] = "".join(traceback.format_exception_only(error)).strip()
+
+
+def _raise_descriptor_limit() -> None:
+    """The load and its children (they inherit it) hold many sockets."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    main()

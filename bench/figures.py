@@ -1,0 +1,54 @@
+"""The figures: what each means, its floor and its goal, and which way is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    key: str
+    what: str
+    floor: float
+    goal: float
+    higher_is_better: bool
+
+    def reaches(self, value: float, bar: float) -> bool:
+        return value >= bar if self.higher_is_better else value <= bar
+
+
+_UP, _DOWN = True, False
+FIGURES = {
+    figure.key: figure
+    for figure in (
+        Figure("download_vs_grpc", "one download, MiB/s against bare grpc.aio", 0.85, 1.2, _UP),
+        Figure("upload_vs_grpc", "one upload, MiB/s against bare grpc.aio", 0.85, 1.2, _UP),
+        Figure("download8_vs_grpc", "8 downloads together, MiB/s against bare grpc.aio", 0.85, 1.2, _UP),
+        Figure("echo_p50_vs_grpc", "64-byte echo, median time against bare grpc.aio", 1.4, 1.0, _DOWN),
+        Figure("echo8_vs_grpc", "echoes/s on 8 connections against bare grpc.aio", 0.7, 1.0, _UP),
+        Figure("echo64_vs_grpc", "echoes/s on 64 connections against bare grpc.aio", 1.0, 2.0, _UP),
+        Figure("connect_p50_vs_grpc", "new connection and echo, median against grpc.aio", 1.0, 0.5, _DOWN),
+        Figure("connects_vs_grpc", "connections/s, 32 at once, against bare grpc.aio", 1.0, 3.0, _UP),
+        Figure("stalled_kept", "share of a download's rate kept beside 100 stalled ones", 0.95, 0.99, _UP),
+        Figure("stalled_echo_p99", "echo p99 beside 100 stalled streams / without them", 1.2, 1.05, _DOWN),
+        Figure("stalled_over_credit", "RSS of 100 stalled streams / their credit, worse side", 2, 1, _DOWN),
+        Figure("agent_rss_mib", "MiB of an idle agent", 60, 48, _DOWN),
+        Figure("stream_kib", "KiB of an idle stream, server and agent together", 48, 16, _DOWN),
+        Figure("agents_kib", "KiB of the server for each attached agent", 150, 80, _DOWN),
+        Figure("agents_cpu_percent", "% of a core for all attached agents when idle", 5, 1, _DOWN),
+        Figure("first_byte_rtts", "first answer byte on a 50 ms line, in round trips", 1.2, 1.05, _DOWN),
+    )
+}
+"""By their keys in `--json`. Floors are what a release must reach; goals are what we want."""
+
+FAMILIES = {
+    "idle": ("agent_rss_mib", "stream_kib"),
+    "bulk": ("download_vs_grpc", "upload_vs_grpc", "download8_vs_grpc"),
+    "echo": ("echo_p50_vs_grpc", "echo8_vs_grpc", "echo64_vs_grpc"),
+    "connections": ("connect_p50_vs_grpc", "connects_vs_grpc"),
+    "stalled": ("stalled_kept", "stalled_echo_p99", "stalled_over_credit"),
+    "first_byte": ("first_byte_rtts",),
+    "fleet": ("agents_kib", "agents_cpu_percent"),
+    "connect_mtls": (),
+}
+"""Rows that are measured together, in the order of a whole run: memory first, on fresh processes."""

@@ -1,0 +1,259 @@
+"""The load: raw sockets in blocking calls or one epoll loop, in the bench's own process.
+
+Plain Python is enough: direct on loopback this moves several GiB/s and more than 100,000 echoes/s,
+ten times what any tunnel here reaches, and a C program would need a compiler on the user's machine.
+`direct` is a row of every run, so the head-room is seen and not believed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from bench.target import COUNT
+
+Dial: TypeAlias = Callable[[], socket.socket]
+"""Opens a new connection to one target, through one system. The socket blocks, with a deadline."""
+
+MIB = 1 << 20
+MESSAGE = b"q" * 64
+PATIENCE_SECONDS = 60
+ENDLESS = 1 << 50
+_BUFFER = bytearray(MIB)
+
+
+class LoadError(Exception):
+    """The system under test did not carry what it was given."""
+
+
+def dial(host: str, port: int) -> socket.socket:
+    """Connects. The deadlines are the kernel's, because Python's own cost a `poll` for each call."""
+    sock = socket.create_connection((host, port), timeout=PATIENCE_SECONDS)
+    sock.settimeout(None)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    patience = struct.pack("ll", PATIENCE_SECONDS, 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+    return sock
+
+
+def dialler(host: str, port: int) -> Dial:
+    return lambda: dial(host, port)
+
+
+# ------------------------------------------------------------------------------------------ bulk
+
+
+def download_rate(connect: Dial, streams: int, size: int) -> float:
+    """MiB/s of `streams` downloads of `size` bytes together, while all of them run.
+
+    The clock starts when each stream has its first byte and stops when the first of them ends, so
+    neither the opening nor a straggler counts.
+    """
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(connect()) for _ in range(streams)]
+        for sock in socks:
+            sock.sendall(COUNT.pack(size))
+        for sock in socks:
+            if not sock.recv_into(_BUFFER, 1):
+                raise LoadError("a download ended before its first byte")
+        started = time.perf_counter()
+        received = _receive_until_one_ends(socks)
+        return received / MIB / (time.perf_counter() - started)
+
+
+def _receive_until_one_ends(socks: list[socket.socket]) -> int:
+    if len(socks) == 1:
+        return _receive_all(socks[0])
+    total = 0
+    with select.epoll() as poll:
+        by_descriptor = {sock.fileno(): sock for sock in socks}
+        for descriptor in by_descriptor:
+            poll.register(descriptor, select.EPOLLIN)
+        while True:
+            events = poll.poll(PATIENCE_SECONDS)
+            if not events:
+                raise LoadError("downloads stand still")
+            for descriptor, _ in events:
+                received = _receive(by_descriptor[descriptor])
+                if not received:
+                    return total
+                total += received
+
+
+def _receive_all(sock: socket.socket) -> int:
+    total = 0
+    while received := _receive(sock):
+        total += received
+    return total
+
+
+def _receive(sock: socket.socket) -> int:
+    """Counts what has come. Plain TCP is dropped in the kernel: a copy would cost the tunnel its cores."""
+    if isinstance(sock, ssl.SSLSocket):
+        return sock.recv_into(_BUFFER)
+    return sock.recv_into(_BUFFER, 0, socket.MSG_TRUNC)
+
+
+def upload_rate(connect: Dial, size: int) -> float:
+    """MiB/s of one upload, from its first byte to the target's confirmation of the last."""
+    with connect() as sock, open(os.memfd_create("block"), "rb") as block:  # noqa: PTH123 - no path
+        os.truncate(block.fileno(), MIB)
+        started = time.perf_counter()
+        left = size
+        while left:
+            left -= os.sendfile(sock.fileno(), block.fileno(), 0, min(left, MIB))
+        sock.shutdown(socket.SHUT_WR)
+        counted = _receive_exactly(sock, COUNT.size)
+        elapsed = time.perf_counter() - started
+    if COUNT.unpack(counted)[0] != size:
+        raise LoadError("an upload lost bytes")
+    return size / MIB / elapsed
+
+
+def _receive_exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        if not piece:
+            raise LoadError(f"the connection ended after {len(data)} of {size} bytes")
+        data += piece
+    return data
+
+
+# ---------------------------------------------------------------------------------------- echoes
+
+
+def echo_once(sock: socket.socket) -> None:
+    sock.sendall(MESSAGE)
+    _receive_exactly(sock, len(MESSAGE))
+
+
+def echo_seconds(connect: Dial, count: int) -> list[float]:
+    """Round-trip times of `count` echoes of 64 bytes, one after the other on one connection."""
+    with connect() as sock:
+        for _ in range(max(20, count // 20)):
+            echo_once(sock)
+        return [_timed(echo_once, sock) for _ in range(count)]
+
+
+def _timed(call: Callable[[socket.socket], None], sock: socket.socket) -> float:
+    started = time.perf_counter()
+    call(sock)
+    return time.perf_counter() - started
+
+
+def echo_rate(connect: Dial, connections: int, seconds: float) -> float:
+    """Echoes per second of `connections` that each have one echo in flight."""
+    with contextlib.ExitStack() as stack, select.epoll() as poll:
+        socks = [stack.enter_context(connect()) for _ in range(connections)]
+        for sock in socks:
+            echo_once(sock)
+            poll.register(sock, select.EPOLLIN)
+        by_descriptor = {sock.fileno(): sock for sock in socks}
+        for sock in socks:
+            sock.sendall(MESSAGE)
+        _echo_for(poll, by_descriptor, seconds / 10)
+        return _echo_for(poll, by_descriptor, seconds)
+
+
+def _echo_for(poll: select.epoll, socks: dict[int, socket.socket], seconds: float) -> float:
+    started = time.perf_counter()
+    end = started + seconds
+    count = 0
+    while (now := time.perf_counter()) < end:
+        events = poll.poll(PATIENCE_SECONDS)
+        if not events:
+            raise LoadError("echoes stand still")
+        for descriptor, _ in events:
+            sock = socks[descriptor]
+            if len(sock.recv(len(MESSAGE))) != len(MESSAGE):
+                raise LoadError("an echo came back in pieces or not at all")
+            sock.send(MESSAGE)
+            count += 1
+    return count / (now - started)
+
+
+# ----------------------------------------------------------------------------------- connections
+
+
+def connect_seconds(connect: Dial, count: int) -> list[float]:
+    """Times from the start of a new connection to its first echo."""
+    return [_connect_and_echo(connect) for _ in range(count)]
+
+
+def _connect_and_echo(connect: Dial) -> float:
+    started = time.perf_counter()
+    with connect() as sock:
+        echo_once(sock)
+        return time.perf_counter() - started
+
+
+def connect_rate(connect: Dial, slots: int, seconds: float) -> float:
+    """New connections per second, each with one echo and then closed, `slots` of them at once."""
+    with select.epoll() as poll:
+        socks: dict[int, socket.socket] = {}
+        for _ in range(slots):
+            _begin(connect, poll, socks)
+        started = time.perf_counter()
+        end = started + seconds
+        count = 0
+        while (now := time.perf_counter()) < end:
+            events = poll.poll(PATIENCE_SECONDS)
+            if not events:
+                raise LoadError("new connections stand still")
+            for descriptor, _ in events:
+                _finish(socks.pop(descriptor))
+                _begin(connect, poll, socks)
+                count += 1
+        for sock in socks.values():
+            _finish(sock)
+    return count / (now - started)
+
+
+def _begin(connect: Dial, poll: select.epoll, socks: dict[int, socket.socket]) -> None:
+    sock = connect()
+    sock.sendall(MESSAGE)
+    socks[sock.fileno()] = sock
+    poll.register(sock, select.EPOLLIN)
+
+
+def _finish(sock: socket.socket) -> None:
+    with sock:
+        _receive_exactly(sock, len(MESSAGE))
+
+
+# ----------------------------------------------------------------------- connections that stand
+
+
+@contextlib.contextmanager
+def idle_streams(connect: Dial, count: int) -> Iterator[None]:
+    """`count` connections that echoed once and then do nothing."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            echo_once(stack.enter_context(connect()))
+        yield
+
+
+@contextlib.contextmanager
+def stalled_streams(connect: Dial, count: int, read_first: int = 0) -> Iterator[None]:
+    """`count` endless downloads whose reader stops after `read_first` bytes.
+
+    They are reset at the end: their receive buffers still hold data when they are closed.
+    """
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(connect()) for _ in range(count)]
+        for sock in socks:
+            sock.sendall(COUNT.pack(ENDLESS))
+        for sock in socks:
+            left = read_first
+            while left > 0:
+                left -= sock.recv_into(_BUFFER, min(left, len(_BUFFER))) or left
+        yield

@@ -1,0 +1,41 @@
+"""How long and how often each row measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    rounds: int
+    bulk_seconds: float
+    rate_seconds: float
+    """For echoes/s and connections/s."""
+    echoes: int
+    connects: int
+    idle_streams: int
+    fleet: int
+    fleet_seconds: float
+    """How long the fleet is watched; its pings come every 15 s."""
+
+
+WHOLE = Plan(
+    rounds=5,
+    bulk_seconds=1.5,
+    rate_seconds=1.5,
+    echoes=2000,
+    connects=300,
+    idle_streams=800,
+    fleet=2000,
+    fleet_seconds=45,
+)
+QUICK = Plan(
+    rounds=3,
+    bulk_seconds=0.35,
+    rate_seconds=0.35,
+    echoes=300,
+    connects=60,
+    idle_streams=400,
+    fleet=200,
+    fleet_seconds=8,
+)

@@ -1,0 +1,99 @@
+"""Child processes of the bench: started, awaited, and always ended."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class BenchError(Exception):
+    """The bench itself cannot measure: the one thing that makes it exit with an error."""
+
+
+@contextmanager
+def child(arguments: Sequence[str], log: Path, *, pipe: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a program with its output in `log` (its standard output in a pipe if `pipe`); ends it at exit."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipe else output,
+            stderr=output,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+@contextmanager
+def module(
+    name: str, *arguments: str, log: Path, seconds: float = START_SECONDS
+) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+    """Runs `python -m name` and yields it with the JSON line that it prints once it is ready."""
+    with child([sys.executable, "-m", name, *arguments], log, pipe=True) as process:
+        yield process, _read_ready_line(process, name, log, seconds)
+
+
+def _read_ready_line(process: subprocess.Popen[bytes], name: str, log: Path, seconds: float) -> Any:
+    if process.stdout is None:
+        raise BenchError(f"{name} has no pipe")
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    line = process.stdout.readline() if ready else b""
+    if not line:
+        raise BenchError(f"{name} did not start; its log ends:\n{tail(log)}")
+    return json.loads(line)
+
+
+def wait_until(what: str, probe: Callable[[], bool], *, log: Path, seconds: float = START_SECONDS) -> None:
+    """Asks `probe` until it is true. Raises `BenchError` with the end of `log` when it never is."""
+    deadline = time.monotonic() + seconds
+    while not probe():
+        if time.monotonic() > deadline:
+            raise BenchError(f"{what}: not after {seconds:.0f} s; the log ends:\n{tail(log)}")
+        time.sleep(0.05)
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else "(no log)"
+
+
+def answers(port: int) -> bool:
+    """Whether something accepts TCP connections on this loopback port."""
+    with socket.socket() as sock:
+        sock.settimeout(1)
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that were free a moment ago, for programs that must be told theirs."""
+    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(sock.getsockname()[1]) for sock in socks]
+    for sock in socks:
+        sock.close()
+    return ports

@@ -1,0 +1,84 @@
+"""A hundred users who do not read: what they cost their neighbour, and what memory they hold."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from bench.load import MIB, download_rate, echo_seconds, stalled_streams
+from bench.rounds import Row, alternate, ratio
+from bench.systems.qanat import Product, metric
+from bench.usage import settled_bytes
+from bench.world import World
+
+_COUNT = 100
+_PROBE_BYTES = 64 * MIB
+_SETTLE_SECONDS = 0.3
+_GROWN_BYTES = 2 * MIB
+"""What the readers of the second case take before they stop: their credit has grown by then."""
+
+
+@dataclass(frozen=True)
+class _Condition:
+    name: str
+    open: Callable[[], AbstractContextManager[None]]
+
+
+def measure(world: World) -> Iterator[Row]:
+    plan, product = world.plan, world.product()
+    conditions = [
+        _Condition("stalled", lambda: _crowd(product)),
+        _Condition("alone", contextlib.nullcontext),
+    ]
+    size = int(download_rate(product.to["source"], 1, _PROBE_BYTES) * MIB * plan.bulk_seconds)
+
+    def kept(condition: _Condition) -> float:
+        with condition.open():
+            return download_rate(product.to["source"], 1, size)
+
+    def p99_us(condition: _Condition) -> float:
+        with condition.open():
+            return 1e6 * statistics.quantiles(echo_seconds(product.to["echo"], plan.echoes), n=100)[98]
+
+    rates = alternate(conditions, plan.rounds, kept)
+    yield Row("stalled_kept", ratio(rates, "stalled", "alone"), "MiB/s", rates)
+    tails = alternate(conditions, plan.rounds, p99_us)
+    yield Row("stalled_echo_p99", ratio(tails, "stalled", "alone"), "us", tails)
+    yield _memory(world)
+
+
+@contextlib.contextmanager
+def _crowd(product: Product) -> Iterator[None]:
+    with stalled_streams(product.to["source"], _COUNT):
+        time.sleep(_SETTLE_SECONDS)
+        yield
+    time.sleep(_SETTLE_SECONDS)
+
+
+def _memory(world: World) -> Row:
+    """The worse of two cases, on fresh processes: readers that never read, and readers that stop."""
+    cases = {"never read": 0, "stopped after 2 MiB": _GROWN_BYTES}
+    samples: dict[str, list[float]] = {}
+    for _ in range(world.plan.rounds):
+        for name, read_first in cases.items():
+            for side, value in _growth_over_credit(world, read_first).items():
+                samples.setdefault(f"{name}, {side}", []).append(value)
+    value = max(map(statistics.median, samples.values()))
+    return Row("stalled_over_credit", value, "bytes of RSS a byte of credit", samples)
+
+
+def _growth_over_credit(world: World, read_first: int) -> dict[str, float]:
+    with world.fresh_product() as product:
+        with stalled_streams(product.to["source"], 3, _GROWN_BYTES):
+            time.sleep(_SETTLE_SECONDS)
+        sides = {"server": product.server_pids, "agent": product.agent_pids}
+        before = {side: settled_bytes(pids) for side, pids in sides.items()}
+        granted = metric(product.server_ops, "qanat_credit_granted_bytes")
+        with stalled_streams(product.to["source"], _COUNT, read_first):
+            after = {side: settled_bytes(pids) for side, pids in sides.items()}
+            credit = metric(product.server_ops, "qanat_credit_granted_bytes") - granted
+        return {side: (after[side] - before[side]) / credit for side in sides}

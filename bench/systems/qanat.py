@@ -1,0 +1,201 @@
+"""The product as people run it: `qanat-server run` and `qanat-agent run` with their own files.
+
+Everything is at its default, the log lines of streams included; only ports and folders are chosen.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.delay import maybe_delayed
+from bench.load import Dial, LoadError, dial
+from bench.processes import BenchError, child, free_ports, wait_until
+from bench.systems.system import System, on_loopback
+from certs.bundle import Bundle, write_bundle
+from certs.ca import Authority, create_authority
+from tunnel_core.identity import Role, SpiffeId
+
+NODE = "bench"
+TRUST_DOMAIN = "bench.internal"
+_ATTACH_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Product(System):
+    """`connect` opens connections through the `connect` entrance over mTLS, `to` through `tcp`."""
+
+    connect: Mapping[str, Dial] = field(default_factory=dict)
+    server_ops: int = 0
+    agent_ops: int = 0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and the authority behind it."""
+
+    pid: int
+    agents: int
+    https: int
+    ops: int
+    tcp: Mapping[str, int]
+    authority: Authority
+    log: Path
+
+
+@contextmanager
+def running(targets: Mapping[str, int], folder: Path, *, delay_seconds: float = 0.0) -> Iterator[Product]:
+    """A server and its agent, attached; `delay_seconds` each way on the line between them."""
+    with (
+        serving(targets, folder / "server") as server,
+        maybe_delayed(server.agents, delay_seconds, folder / "delay.log") as port,
+        _attached(server, port, targets, folder / "agent") as (agent_pid, agent_ops),
+    ):
+        yield Product(
+            "qanat",
+            on_loopback(server.tcp),
+            (server.pid,),
+            (agent_pid,),
+            (server.log, folder / "agent" / "log"),
+            connect=_connect_dials(server, targets),
+            server_ops=server.ops,
+            agent_ops=agent_ops,
+        )
+
+
+@contextmanager
+def serving(targets: Mapping[str, int], folder: Path) -> Iterator[Server]:
+    folder.mkdir(parents=True)
+    agents, https, web, ops, *tcp = free_ports(4 + len(targets))
+    authority = _authority(folder)
+    ports = dict(zip(targets, tcp, strict=True))
+    lines = [
+        f'trust_domain = "{TRUST_DOMAIN}"',
+        f'data_dir = "{folder}"',
+        "[tls]",
+        f'certificate_file = "{folder}/server.pem"',
+        f'key_file = "{folder}/server.key"',
+        f'trust_file = "{folder}/trust.pem"',
+        f'[agents]\nlisten = ["127.0.0.1:{agents}"]',
+        f'[https]\nlisten = ["127.0.0.1:{https}"]',
+        f'[web]\nlisten = ["127.0.0.1:{web}"]',
+        f'[ops]\nlisten = "127.0.0.1:{ops}"',
+    ]
+    for role, port in ports.items():
+        target = f"127.0.0.1:{targets[role]}"
+        lines += ["[[tcp]]", f'listen = "127.0.0.1:{port}"', f'node = "{NODE}"', f'target = "{target}"']
+    config, log = folder / "server.toml", folder / "log"
+    config.write_text("\n".join(lines) + "\n")
+    with child([_program("qanat-server"), "run", "--config", str(config)], log) as process:
+        wait_until("qanat-server is ready", lambda: is_ready(ops), log=log)
+        yield Server(process.pid, agents, https, ops, ports, authority, log)
+
+
+@contextmanager
+def _attached(
+    server: Server, port: int, targets: Mapping[str, int], folder: Path
+) -> Iterator[tuple[int, int]]:
+    folder.mkdir(parents=True)
+    issue(server.authority, Role.NODE, NODE, folder / "node.pem")
+    ops = free_ports(1)[0]
+    allowed = [f"{host}:{target}" for target in targets.values() for host in ("127.0.0.1", "localhost")]
+    lines = [
+        f'servers = ["localhost:{port}"]',
+        f'bundle_file = "{folder}/node.pem"',
+        f"allow = {json.dumps(allowed)}",
+        f'[ops]\nlisten = "127.0.0.1:{ops}"',
+    ]
+    config, log = folder / "agent.toml", folder / "log"
+    config.write_text("\n".join(lines) + "\n")
+    with child([_program("qanat-agent"), "run", "--config", str(config)], log) as process:
+        wait_until("qanat-agent is attached", lambda: is_ready(ops), log=log, seconds=_ATTACH_SECONDS)
+        yield process.pid, ops
+
+
+def _program(name: str) -> str:
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise BenchError(f"{path} is missing: install the project into this environment (pip install -e .)")
+    return str(path)
+
+
+def _authority(folder: Path) -> Authority:
+    authority = create_authority(TRUST_DOMAIN).authority
+    server = authority.issue(Role.SERVER, "main", names=["localhost", "127.0.0.1"])
+    (folder / "server.pem").write_bytes(server.chain_pem)
+    (folder / "server.key").touch(0o600)
+    (folder / "server.key").write_bytes(server.credential.key_pem)
+    (folder / "trust.pem").write_bytes(authority.roots_pem)
+    return authority
+
+
+def issue(authority: Authority, role: Role, name: str, path: Path) -> None:
+    """Writes the bundle of a new leaf."""
+    leaf = authority.issue(role, name)
+    identity = SpiffeId(authority.trust_domain, role, name)
+    write_bundle(path, Bundle(identity, leaf.credential.key_pem, leaf.chain_pem, leaf.roots_pem))
+
+
+# ------------------------------------------------------------------------------- what it tells
+
+
+def is_ready(ops: int) -> bool:
+    try:
+        return _get(ops, "/readyz")[0] == http.client.OK
+    except OSError:
+        return False
+
+
+def metric(ops: int, name: str) -> float:
+    """The sum of a metric's series."""
+    _, text = _get(ops, "/metrics")
+    found = [line.split()[-1] for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
+    if not found:
+        raise BenchError(f"/metrics has no {name}")
+    return sum(map(float, found))
+
+
+def _get(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+# ------------------------------------------------------------------ the entrance `connect`, mTLS
+
+
+def _connect_dials(server: Server, targets: Mapping[str, int]) -> Mapping[str, Dial]:
+    bundle = server.log.parent / "user.pem"
+    issue(server.authority, Role.USER, "bench", bundle)
+    context = ssl.create_default_context(cafile=str(server.log.parent / "trust.pem"))
+    context.load_cert_chain(bundle)
+
+    def dialler(port: int) -> Dial:
+        return lambda: _connect(context, server.https, f"{NODE}:{port}")
+
+    return {role: dialler(port) for role, port in targets.items()}
+
+
+def _connect(context: ssl.SSLContext, https: int, authority: str) -> socket.socket:
+    sock = context.wrap_socket(dial("127.0.0.1", https), server_hostname="localhost")
+    sock.sendall(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        piece = sock.recv(1)
+        if not piece:
+            raise LoadError(f"CONNECT {authority}: {head!r}")
+        head += piece
+    if not head.startswith(b"HTTP/1.1 200 "):
+        raise LoadError(f"CONNECT {authority}: {head!r}")
+    return sock

@@ -1,0 +1,25 @@
+"""What every row sees of a system: how to reach the targets through it, and which processes it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.load import Dial, dialler
+
+
+@dataclass(frozen=True)
+class System:
+    """A running tunnel. Each entry of `to` opens a connection to that target through it."""
+
+    name: str
+    to: Mapping[str, Dial]
+    server_pids: tuple[int, ...] = ()
+    agent_pids: tuple[int, ...] = ()
+    logs: tuple[Path, ...] = field(default=(), repr=False)
+
+
+def on_loopback(ports: Mapping[str, int]) -> dict[str, Dial]:
+    """Dials for targets that are plain loopback ports."""
+    return {role: dialler("127.0.0.1", port) for role, port in ports.items()}

@@ -1,0 +1,65 @@
+"""Memory and processor time of processes, as /proc tells it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+MIB = 1 << 20
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pids: Sequence[int]) -> int:
+    """RSS of these processes together, without the pages of files (code) that all of them share."""
+    return sum(_status(pid, "RssAnon") + _status(pid, "RssShmem") for pid in pids)
+
+
+def whole_resident_bytes(pids: Sequence[int]) -> int:
+    """RSS as `ps` shows it, code included."""
+    return sum(_status(pid, "VmRSS") for pid in pids)
+
+
+def _status(pid: int, field: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == field:
+            return int(rest.split()[0]) * 1024
+    raise LookupError(f"/proc/{pid}/status has no {field}")
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """User and system time that these processes have used."""
+    return sum(_cpu_ticks(pid) for pid in pids) / _TICKS
+
+
+def _cpu_ticks(pid: int) -> int:
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(after_name[11]) + int(after_name[12])
+
+
+def cpu_percent(pids: Sequence[int], seconds: float) -> float:
+    """Share of one core that these processes use over the next `seconds`."""
+    before, started = cpu_seconds(pids), time.monotonic()
+    time.sleep(seconds)
+    return 100 * (cpu_seconds(pids) - before) / (time.monotonic() - started)
+
+
+def settled_bytes(pids: Sequence[int], seconds: float = 5.0) -> int:
+    """`resident_bytes` once it moves by less than 256 KiB in half a second."""
+    deadline = time.monotonic() + seconds
+    last = resident_bytes(pids)
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        now = resident_bytes(pids)
+        if abs(now - last) < 256 * 1024:
+            return now
+        last = now
+    return last
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children and so on."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [found for child in map(int, children) for found in (child, *descendants(child))]

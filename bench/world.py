@@ -1,0 +1,73 @@
+"""What a run works with: the targets, the systems as they are needed, and the plan."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar, cast
+
+from bench.plan import Plan
+from bench.processes import module
+from bench.systems import grpc_baseline, qanat, ssh
+from bench.systems.qanat import Product
+from bench.systems.system import System, on_loopback
+
+S = TypeVar("S", bound=System)
+
+
+@dataclass
+class World:
+    plan: Plan
+    folder: Path
+    targets: Mapping[str, int]
+    stack: contextlib.ExitStack
+    skipped: dict[str, str] = field(default_factory=dict)
+    _shared: dict[str, System] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def everyone(self) -> Sequence[System]:
+        """Product, baselines and direct, side by side; the same processes for all rows that compare."""
+        found = [self.product(), self._share("grpc", grpc_baseline.running(self.targets, self.fresh("grpc")))]
+        if not self.no_ssh():
+            found.append(self._share("ssh", ssh.running(self.targets, self.fresh("ssh"))))
+        return [*found, System("direct", on_loopback(self.targets))]
+
+    def product(self) -> Product:
+        """The product that rows share."""
+        return self._share("qanat", self.fresh_product())
+
+    def fresh_product(self, *, delay_seconds: float = 0.0) -> AbstractContextManager[Product]:
+        """New processes of the product, for rows that measure memory or a line of its own."""
+        return qanat.running(self.targets, self.fresh("qanat"), delay_seconds=delay_seconds)
+
+    def fresh_ssh(self, *, delay_seconds: float = 0.0) -> AbstractContextManager[System]:
+        return ssh.running(self.targets, self.fresh("ssh"), delay_seconds=delay_seconds)
+
+    def no_ssh(self) -> bool:
+        if reason := ssh.missing():
+            self.skipped["vs_ssh"] = reason
+        return bool(reason)
+
+    def fresh(self, name: str) -> Path:
+        """A path that no one has used in this run."""
+        return self.folder / f"{name}-{next(self._numbers)}"
+
+    def _share(self, name: str, starting: AbstractContextManager[S]) -> S:
+        """The one of this name; `starting` is entered only the first time."""
+        if name not in self._shared:
+            self._shared[name] = self.stack.enter_context(starting)
+        return cast(S, self._shared[name])
+
+
+@contextlib.contextmanager
+def open_world(plan: Plan, folder: Path) -> Iterator[World]:
+    """Starts the targets; ends every process of the run at exit."""
+    with (
+        module("bench.target", log=folder / "target.log") as (_, ports),
+        contextlib.ExitStack() as stack,
+    ):
+        yield World(plan, folder, ports, stack)

@@ -1,0 +1,128 @@
+"""The load generator against direct targets: it counts what was moved, and it has head-room."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench.__main__ import main
+from bench.delay import maybe_delayed
+from bench.figures import FAMILIES, FIGURES
+from bench.load import (
+    MIB,
+    Dial,
+    connect_rate,
+    connect_seconds,
+    dialler,
+    download_rate,
+    echo_rate,
+    echo_seconds,
+    idle_streams,
+    stalled_streams,
+    upload_rate,
+)
+from bench.processes import BenchError, module
+from bench.report import Report, lines
+from bench.rounds import Row, alternate, ratio
+from bench.systems.system import System, on_loopback
+from bench.usage import cpu_seconds, resident_bytes
+
+
+@pytest.fixture(scope="module")
+def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, int]]:
+    log = tmp_path_factory.mktemp("bench") / "target.log"
+    with module("bench.target", log=log) as (_, found):
+        yield found
+
+
+@pytest.fixture(scope="module")
+def to(ports: Mapping[str, int]) -> Mapping[str, Dial]:
+    return on_loopback(ports)
+
+
+def test_bulk_moves_every_byte(to: Mapping[str, Dial]) -> None:
+    assert download_rate(to["source"], 1, 8 * MIB) > 0
+    assert download_rate(to["source"], 3, 4 * MIB) > 0
+    assert upload_rate(to["sink"], 8 * MIB + 17) > 0
+
+
+def test_echoes_are_timed_one_by_one_and_counted_together(to: Mapping[str, Dial]) -> None:
+    times = echo_seconds(to["echo"], 50)
+    assert len(times) == 50 and min(times) > 0
+    assert echo_rate(to["echo"], 8, 0.05) > 1000
+
+
+def test_new_connections_are_timed_and_counted(to: Mapping[str, Dial]) -> None:
+    assert len(connect_seconds(to["echo"], 10)) == 10
+    assert connect_rate(to["echo"], 8, 0.05) > 100
+
+
+def test_connections_can_stand_idle_or_stalled(to: Mapping[str, Dial]) -> None:
+    with idle_streams(to["echo"], 5), stalled_streams(to["source"], 5, read_first=2 * MIB):
+        assert echo_seconds(to["echo"], 1)
+
+
+def test_the_delaying_relay_holds_bytes_back_and_keeps_the_rate(
+    ports: Mapping[str, int], tmp_path: Path
+) -> None:
+    with maybe_delayed(ports["echo"], 0.01, tmp_path / "log") as port:
+        assert 0.02 <= statistics.median(echo_seconds(dialler("127.0.0.1", port), 5)) < 0.06
+    with maybe_delayed(ports["source"], 0.01, tmp_path / "log") as port:
+        assert download_rate(dialler("127.0.0.1", port), 1, 16 * MIB) > 20
+
+
+def test_a_program_that_does_not_start_is_reported_with_its_log(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BenchError, match=r"No module named bench\.nothing"),
+        module("bench.nothing", log=tmp_path / "log"),
+    ):
+        pytest.fail("it started")
+
+
+def test_usage_of_this_process_is_found() -> None:
+    assert resident_bytes([os.getpid()]) > MIB
+    assert cpu_seconds([os.getpid()]) > 0
+
+
+def test_rounds_alternate_and_ratios_are_taken_round_by_round() -> None:
+    order: list[str] = []
+    values = iter([2.0, 1.0, 20.0, 10.0, 9.0, 3.0])
+
+    def measure(system: System) -> float:
+        order.append(system.name)
+        return next(values)
+
+    samples = alternate([System("a", {}), System("b", {})], 3, measure)
+    assert order == ["a", "b"] * 3
+    assert ratio(samples, "a", "b") == 2.0
+
+
+def test_every_figure_belongs_to_a_family() -> None:
+    assert sorted(FIGURES) == sorted(key for keys in FAMILIES.values() for key in keys)
+
+
+def test_a_report_marks_what_it_reaches_and_what_it_misses() -> None:
+    rows = [
+        Row("download_vs_grpc", 1.3, "MiB/s", {"qanat": [130.0], "grpc": [100.0]}),
+        Row("echo_p50_vs_grpc", 1.3),
+        Row("stream_kib", 64.0),
+        Row("echo_p50", 1.3, inside="vs_ssh"),
+    ]
+    report = Report(True, rows)
+    table = "\n".join(lines(report))
+    for word in ("goal", "ok", "MISSED", "behind"):
+        assert word in table
+    found = json.loads(json.dumps(report.as_json()))
+    assert found["download_vs_grpc"] == 1.3 and found["vs_ssh"] == {"echo_p50": 1.3}
+    assert found["missed_floors"] == ["stream_kib"]
+
+
+def test_an_unknown_row_is_a_usage_error() -> None:
+    result = CliRunner().invoke(main, ["nothing"])
+    assert result.exit_code == 2 and "download_vs_grpc" in result.output
