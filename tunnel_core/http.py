@@ -33,6 +33,7 @@ from tunnel_core.http_head import (
     wants_json,
 )
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.relay import abort
 
 __all__ = [
     "REASON_HEADER",
@@ -344,7 +345,7 @@ def _leaves(error: Exception) -> Iterator[Exception]:
 
 async def _refuse_and_end(connection: HttpConnection, refused: Refused) -> None:
     if connection.has_answered:
-        await _close_forcefully(connection.stream)
+        abort(connection.stream, refused.reason, refused.detail)
         return
     await connection.refuse(refused)
     await connection.linger()

@@ -1,0 +1,34 @@
+"""File descriptors: as many as this process may have, and what that many carry."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from dataclasses import dataclass
+
+_RESERVED = 128
+"""For listeners, files, the event loops and connections that are not authenticated yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorLimit:
+    before: int
+    now: int
+
+    @property
+    def carries(self) -> int:
+        """Agents and streams together: each holds one descriptor of this process."""
+        return max(0, self.now - _RESERVED)
+
+    def __str__(self) -> str:
+        raised = f", raised from {self.before}" if self.now != self.before else ""
+        return f"{self.now} file descriptors{raised}: room for {self.carries} agents and streams together"
+
+
+def raise_descriptor_limit() -> DescriptorLimit:
+    """Raises the soft limit to the hard one if the system lets us, and says what holds now."""
+    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses an unlimited hard limit as the soft one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    now, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return DescriptorLimit(before, now)

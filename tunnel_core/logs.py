@@ -1,0 +1,205 @@
+"""Log lines: stdlib logging, as text on a terminal and as JSON elsewhere, with fields beside the sentence.
+
+``log_event(logger, level, "sentence", key=value)`` is the one way to log fields. Streams have exactly
+one line at open and one at close, made here for both ends, so that they can be matched by ``stream``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from pythonjsonlogger.json import JsonFormatter
+
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.settings import Log, LogFormat, LogLevel, StreamLog
+
+_FIELDS = "fields"
+_FAULTLESS = frozenset({Reason.DONE, Reason.USER_LEFT, Reason.TARGET_RESET, Reason.IDLE_TIMEOUT})
+_PLAIN = re.compile(r"[A-Za-z0-9_./:@\[\]{}%+,*-]+")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_RESET, _DIM = "\x1b[0m", "\x1b[2m"
+_COLOURS = {logging.DEBUG: "\x1b[2m", logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
+
+_streams = logging.getLogger("qanat.streams")
+_refusals = logging.getLogger("qanat.refusals")
+
+
+def setup(level: LogLevel, log_format: LogFormat, stream: TextIO | None = None) -> None:
+    """Sends all logging to ``stream`` (standard error), in place of what was set up before.
+
+    ``level`` is for our own lines; of libraries only warnings and errors are shown.
+    """
+    target = stream or sys.stderr
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(_formatter(log_format, target))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("qanat").setLevel(level.name)
+
+
+def _formatter(log_format: LogFormat, target: TextIO) -> logging.Formatter:
+    is_terminal = target.isatty()
+    if log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not is_terminal):
+        return _JsonLines("{levelname}{name}{message}", style="{", timestamp="time")
+    return _TextLines(is_coloured=is_terminal and "NO_COLOR" not in os.environ)
+
+
+class _JsonLines(JsonFormatter):
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        fields = log_data.pop(_FIELDS, {})
+        line = {
+            "time": log_data.pop("time"),
+            "level": log_data.pop("levelname").lower(),
+            "logger": log_data.pop("name"),
+        }
+        line.update(log_data)
+        return line | {key: value for key, value in fields.items() if key not in line}
+
+
+class _TextLines(logging.Formatter):
+    def __init__(self, *, is_coloured: bool) -> None:
+        super().__init__()
+        self._is_coloured = is_coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        when = moment.isoformat(" ", "milliseconds").replace("+00:00", "Z")
+        level = self._paint(_COLOURS.get(record.levelno, ""), f"{record.levelname:<7}")
+        fields = " ".join(f"{key}={_shown(value)}" for key, value in getattr(record, _FIELDS, {}).items())
+        line = f"{self._paint(_DIM, when)} {level} {_printable(record.getMessage())}"
+        line += f"  {self._paint(_DIM, fields)}" if fields else ""
+        trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        return "\n".join([line, *map(_printable, trace)])
+
+    def _paint(self, colour: str, text: str) -> str:
+        return f"{colour}{text}{_RESET}" if self._is_coloured and colour else text
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=bool(_UNPRINTABLE.search(text)))
+
+
+def _printable(text: str) -> str:
+    """Without what could forge a line or drive the terminal: parts of messages come from strangers."""
+    return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def log_event(logger: logging.Logger, level: int, sentence: str, **fields: object) -> None:
+    """Logs a sentence with fields; those that are None or empty are left out."""
+    if logger.isEnabledFor(level):
+        kept = {key: _plain(value) for key, value in fields.items() if value is not None and value != ""}
+        logger.log(level, "%s", sentence, extra={_FIELDS: kept})
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Reason):
+        return value.word
+    if isinstance(value, float):
+        return round(value, 6)
+    return value if isinstance(value, int | str) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFacts:
+    """What is known of a stream when it opens. ``stream`` is the id that both ends show."""
+
+    stream: str
+    user: str
+    node: str
+    target: str
+    entrance: str
+
+    def fields(self) -> Mapping[str, object]:
+        return {
+            "stream": self.stream,
+            "user": self.user,
+            "node": self.node,
+            "target": self.target,
+            "entrance": self.entrance,
+        }
+
+
+def stream_opened(log: Log, facts: StreamFacts, *, address: str = "") -> None:
+    """The line of a stream whose target was reached at ``address``."""
+    if log.streams_of(facts.entrance) is StreamLog.ALL:
+        log_event(_streams, logging.INFO, "stream opened", **facts.fields(), address=address)
+
+
+def stream_closed(
+    log: Log,
+    facts: StreamFacts,
+    reason: Reason,
+    *,
+    seconds: float,
+    bytes_to_target: int,
+    bytes_to_user: int,
+    detail: str = "",
+) -> None:
+    """The line of a stream that has ended, after ``stream_opened`` or instead of it."""
+    if not _is_wanted(log.streams_of(facts.entrance), reason):
+        return
+    log_event(
+        _streams,
+        logging.INFO if reason in _FAULTLESS else logging.WARNING,
+        "stream closed",
+        **facts.fields(),
+        reason=reason,
+        seconds=round(seconds, 3),
+        bytes_to_target=bytes_to_target,
+        bytes_to_user=bytes_to_user,
+        detail=detail,
+    )
+
+
+def stream_refused(log: Log, facts: StreamFacts, refused: Refused) -> None:
+    """The only line of a stream that was never opened; ``facts.stream`` may be empty."""
+    if _is_wanted(log.streams_of(facts.entrance), refused.reason):
+        fields = {**facts.fields(), "reason": refused.reason, "detail": refused.detail}
+        log_event(_streams, logging.WARNING, "stream refused", **fields)
+
+
+def _is_wanted(wanted: StreamLog, reason: Reason) -> bool:
+    return wanted is StreamLog.ALL or (wanted is StreamLog.ERRORS and reason not in _FAULTLESS)
+
+
+class LineLimiter:
+    """At most one line a second for each key, counting what is left out. No clock of its own.
+
+    Keys must come from a bounded set: reasons and entrances, never addresses.
+    """
+
+    def __init__(self, interval_seconds: float = 1.0) -> None:
+        self._interval_seconds = interval_seconds
+        self._lines: dict[object, tuple[float, int]] = {}
+
+    def note(self, key: object, now: float) -> int | None:
+        """None to stay silent; else a line may be written, and this many were left out before it."""
+        last, left_out = self._lines.get(key, (-float("inf"), 0))
+        if now - last < self._interval_seconds:
+            self._lines[key] = (last, left_out + 1)
+            return None
+        self._lines[key] = (now, 0)
+        return left_out
+
+
+class RefusalLines:
+    """The lines of refusals before anybody is authenticated: strangers must not fill the disk."""
+
+    def __init__(self) -> None:
+        self._limiter = LineLimiter()
+
+    def refused(self, entrance: str, source: str, refused: Refused, *, now: float) -> None:
+        """Logs the refusal, or counts it. ``now`` in seconds of any steady clock."""
+        left_out = self._limiter.note((entrance, refused.reason), now)
+        if left_out is not None:
+            fields = {"entrance": entrance, "source": source, "reason": refused.reason}
+            more = {"detail": refused.detail, "left_out": left_out or None}
+            log_event(_refusals, logging.WARNING, "refused before authentication", **fields, **more)

@@ -1,0 +1,114 @@
+"""The Prometheus page, made of a snapshot of the counters. The one module that knows prometheus_client.
+
+Import it late: it costs some MB and only a scrape needs it. ``exposition`` is pure apart from process
+figures, so it may run in a thread: a page of thousands of nodes takes longer than a keystroke should.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from tunnel_core.counters import LATENCY_BUCKETS_SECONDS, Counters, Distribution, NodeSample, Snapshot
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_PREFIX = "qanat_"
+_BUCKET_LABELS = (*(str(bound) for bound in LATENCY_BUCKETS_SECONDS), "+Inf")
+
+
+def exposition(snapshot: Snapshot) -> bytes:
+    """The page in Prometheus' text format, of type ``CONTENT_TYPE``."""
+    registry = CollectorRegistry()
+    registry.register(_Page(snapshot))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+class _Page:
+    """A collector that shows one snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        yield _build(self._snapshot.software)
+        yield GaugeMetricFamily(f"{_PREFIX}sessions", "Sessions attached now.", self._snapshot.sessions)
+        yield from _stream_metrics(self._snapshot.counters)
+        yield from _event_metrics(self._snapshot.counters)
+        yield from _node_metrics(self._snapshot.nodes)
+
+
+def _build(software: str) -> Metric:
+    family = GaugeMetricFamily(f"{_PREFIX}build_info", "What runs here; always 1.", labels=["software"])
+    family.add_metric([software], 1)
+    return family
+
+
+def _stream_metrics(counters: Counters) -> Iterator[Metric]:
+    streams = GaugeMetricFamily(f"{_PREFIX}streams_open", "Streams open now.", labels=["entrance"])
+    for entrance, count in counters.open_streams.items():
+        streams.add_metric([entrance], count)
+    yield streams
+    yield _by_two("streams", "Streams that have ended.", "reason", counters.closed_streams)
+    yield _by_two("stream_bytes", "Bytes of ended streams.", "direction", counters.bytes_moved)
+    yield _durations("dial_seconds", "From the open of a stream to its answer.", counters.dials)
+    yield _durations("first_byte_seconds", "From the first byte up to the first down.", counters.first_bytes)
+
+
+def _event_metrics(counters: Counters) -> Iterator[Metric]:
+    yield _by_two("refusals", "Streams that were refused.", "reason", counters.refusals)
+    unauthenticated = counters.unauthenticated_refusals
+    yield _by_two("unauthenticated_refusals", "Refusals before authentication.", "reason", unauthenticated)
+    yield _by_one("attaches", "Attaches by outcome.", "outcome", counters.attaches)
+    yield _by_one("session_ends", "Sessions that have ended.", "reason", counters.session_ends)
+
+
+def _by_one(name: str, help_text: str, label: str, counts: Counter[str]) -> Metric:
+    family = CounterMetricFamily(_PREFIX + name, help_text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family
+
+
+def _by_two(name: str, help_text: str, label: str, counts: Counter[tuple[str, str]]) -> Metric:
+    family = CounterMetricFamily(_PREFIX + name, help_text, labels=["entrance", label])
+    for values, count in counts.items():
+        family.add_metric(values, count)
+    return family
+
+
+def _durations(name: str, help_text: str, durations: Mapping[str, Distribution]) -> Metric:
+    family = HistogramMetricFamily(_PREFIX + name, help_text, labels=["entrance"])
+    for entrance, distribution in durations.items():
+        family.add_metric([entrance], _cumulated(distribution), distribution.sum_seconds)
+    return family
+
+
+def _cumulated(distribution: Distribution) -> list[tuple[str, float]]:
+    total, buckets = 0, []
+    for label, count in zip(_BUCKET_LABELS, distribution.counts, strict=True):
+        total += count
+        buckets.append((label, float(total)))
+    return buckets
+
+
+def _node_metrics(nodes: Iterable[NodeSample]) -> Iterator[Metric]:
+    up = GaugeMetricFamily(f"{_PREFIX}node_up", "Whether the node is attached.", labels=["node"])
+    round_trip = GaugeMetricFamily(
+        f"{_PREFIX}node_round_trip_seconds", "The last measured round trip.", labels=["node"]
+    )
+    streams = GaugeMetricFamily(f"{_PREFIX}node_streams", "Streams open to the node.", labels=["node"])
+    received = CounterMetricFamily(f"{_PREFIX}node_bytes_in", "Bytes from the node.", labels=["node"])
+    sent = CounterMetricFamily(f"{_PREFIX}node_bytes_out", "Bytes to the node.", labels=["node"])
+    for sample in nodes:
+        label = [sample.node]
+        up.add_metric(label, sample.detached_seconds is None)
+        if sample.round_trip_seconds is not None:
+            round_trip.add_metric(label, sample.round_trip_seconds)
+        streams.add_metric(label, sample.streams)
+        received.add_metric(label, sample.bytes_in)
+        sent.add_metric(label, sample.bytes_out)
+    yield from (up, round_trip, streams, received, sent)

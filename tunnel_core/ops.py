@@ -1,0 +1,219 @@
+"""The operator's listener of both programs: ``/healthz``, ``/readyz``, ``/metrics``, and pages of the owner.
+
+On loopback everything is free to read. Elsewhere the probes still answer, each with one word, and all
+else asks for a client certificate or a bearer token. Connections and times are bounded throughout.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import h11
+import trio
+
+from tunnel_core.counters import Snapshot
+from tunnel_core.http import Handler, HttpConnection, header_values, serve_http
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.settings import Ops
+from tunnel_core.sockets import SocketStream
+from tunnel_core.tls import TlsStream
+
+MAX_CONNECTIONS = 64
+_HANDSHAKE_SECONDS = 10.0
+_MAX_TOKEN_BYTES = 4096
+_TEXT = "text/plain; charset=utf-8"
+_BEARER = b"bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    body: bytes
+    content_type: str = _TEXT
+    status: int = 200
+
+
+Page: TypeAlias = Callable[[], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class OpsPages:
+    """What there is to see. ``ready`` gives ``""`` or the word of what is missing."""
+
+    snapshot: Callable[[], Snapshot]
+    ready: Callable[[], str]
+    routes: Mapping[str, Page] = field(default_factory=dict)
+
+    async def handle(self, connection: HttpConnection, request: h11.Request) -> None:
+        """Answers a request of somebody who may see everything; a handler for ``serve_http``."""
+        answer = await self._answer(_path_of(request))
+        headers = [("content-type", answer.content_type), ("cache-control", "no-store")]
+        headers.append(("x-content-type-options", "nosniff"))
+        await connection.respond(answer.status, headers=headers, body=answer.body)
+
+    async def _answer(self, path: str) -> Answer:
+        if path == "/healthz":
+            return Answer(b"ok\n")  # that it was answered is the proof: the event loop turns
+        if path == "/readyz":
+            return self._readiness()
+        if path == "/metrics":
+            return await _metrics(self.snapshot())
+        page = self.routes.get(path)
+        if page is None:
+            raise Refused(Reason.NOT_FOUND, f"there is no page here; known: {', '.join(self._known())}")
+        return page()
+
+    def _readiness(self) -> Answer:
+        missing = self.ready()
+        return Answer(f"{missing}\n".encode(), status=503) if missing else Answer(b"ready\n")
+
+    def _known(self) -> list[str]:
+        return sorted({"/healthz", "/readyz", "/metrics", *self.routes})
+
+
+def _path_of(request: h11.Request) -> str:
+    if request.method not in (b"GET", b"HEAD"):
+        raise Refused(Reason.METHOD_NOT_ALLOWED, "only GET and HEAD are answered here")
+    return request.target.partition(b"?")[0].decode("ascii")
+
+
+async def _metrics(snapshot: Snapshot) -> Answer:
+    return await trio.to_thread.run_sync(_render, snapshot)
+
+
+def _render(snapshot: Snapshot) -> Answer:
+    # Late: prometheus_client costs some MB, and most agents are never scraped.
+    from tunnel_core import metrics
+
+    return Answer(metrics.exposition(snapshot), metrics.CONTENT_TYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class OpsAccess:
+    """Who may see more than the probes on a listener beyond loopback.
+
+    ``check_certificate`` gets the proven leaf as PEM and raises ``Refused``; it is asked only when the
+    listener speaks TLS. ``tls`` must ask for client certificates without requiring them.
+    """
+
+    bearer_file: Path | None = None
+    tls: ssl.SSLContext | None = None
+    check_certificate: Callable[[bytes], object] | None = None
+
+    def check(self, request: h11.Request, leaf: bytes) -> None:
+        """Raises ``Refused(UNAUTHENTICATED)``, or what the certificate's check raises."""
+        if leaf and self.check_certificate is not None:
+            self.check_certificate(leaf)
+        elif not self._has_token(request):
+            raise Refused(Reason.UNAUTHENTICATED, self._advice())
+
+    def _has_token(self, request: h11.Request) -> bool:
+        expected = _read_token(self.bearer_file)
+        given = [v[len(_BEARER) :].strip() for v in header_values(request, b"authorization") if _is_bearer(v)]
+        return bool(expected) and len(given) == 1 and hmac.compare_digest(given[0], expected)
+
+    def _advice(self) -> str:
+        ways = ["a client certificate"] if self.tls and self.check_certificate else []
+        ways += ["a bearer token"] if self.bearer_file else []
+        if not ways:
+            return "beyond loopback this needs [ops] bearer_file or tls in the configuration"
+        return f"beyond loopback this needs {' or '.join(ways)}"
+
+
+def _is_bearer(value: bytes) -> bool:
+    return value[: len(_BEARER)].lower() == _BEARER
+
+
+def _read_token(file: Path | None) -> bytes:
+    """Read anew for each request, so that it can be replaced; empty if there is none to compare with."""
+    if file is None:
+        return b""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(_MAX_TOKEN_BYTES).strip()
+    except OSError:
+        return b""
+
+
+@dataclass(slots=True)
+class OpsServer:
+    """A running listener."""
+
+    addresses: list[str]
+
+
+async def serve_ops(
+    settings: Ops,
+    pages: OpsPages,
+    access: OpsAccess | None = None,
+    *,
+    task_status: trio.TaskStatus[OpsServer] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves ``pages`` until cancelled; returns at once if ``settings.listen`` is None.
+
+    Raises ``OSError`` if it cannot listen.
+    """
+    if settings.listen is None:
+        task_status.started(OpsServer([]))
+        return
+    listeners = await trio.open_tcp_listeners(settings.listen.port, host=settings.listen.host, backlog=64)
+    door = _Door(pages, access or OpsAccess(settings.bearer_file), settings.listen.is_loopback)
+    task_status.started(OpsServer([_address_of(listener) for listener in listeners]))
+    await trio.serve_listeners(door.serve, listeners)
+
+
+def _address_of(listener: trio.SocketListener) -> str:
+    host, port = listener.socket.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class _Door:
+    """One connection after another, no more than ``MAX_CONNECTIONS`` at once."""
+
+    def __init__(self, pages: OpsPages, access: OpsAccess, is_loopback: bool) -> None:
+        self._pages = pages
+        self._access = access
+        self._is_loopback = is_loopback
+        self._connections = 0
+
+    async def serve(self, accepted: trio.SocketStream) -> None:
+        plain = SocketStream.adopt(accepted)
+        if self._connections >= MAX_CONNECTIONS:
+            plain.abort()
+            return
+        self._connections += 1
+        try:
+            await self._serve_admitted(plain)
+        finally:
+            self._connections -= 1
+
+    async def _serve_admitted(self, plain: SocketStream) -> None:
+        if self._access.tls is None:
+            await serve_http(plain, self._handler(b""))
+            return
+        stream = TlsStream(plain, self._access.tls, server_side=True)
+        if await _shake_hands(stream):
+            await serve_http(stream, self._handler(stream.peer_certificate()))
+
+    def _handler(self, leaf: bytes) -> Handler:
+        async def handle(connection: HttpConnection, request: h11.Request) -> None:
+            if not self._is_loopback and _path_of(request) not in ("/healthz", "/readyz"):
+                self._access.check(request, leaf)
+            await self._pages.handle(connection, request)
+
+        return handle
+
+
+async def _shake_hands(stream: TlsStream) -> bool:
+    try:
+        with trio.move_on_after(_HANDSHAKE_SECONDS):
+            await stream.do_handshake()
+            return True
+    except trio.BrokenResourceError:
+        pass  # a probe without TLS, or a scanner
+    stream.abort()
+    return False
