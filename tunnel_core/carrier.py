@@ -48,6 +48,8 @@ class Peer:
 class Carrier(ABC):
     """Moves packets between two ports. Used from the trio thread only."""
 
+    __slots__ = ()
+
     peer: Peer
 
     @abstractmethod
