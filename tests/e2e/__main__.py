@@ -1,0 +1,41 @@
+"""Runs the end-to-end suites: ``python -m tests.e2e [SUITE] [--long] [--packages] [pytest's own options]``.
+
+A suite is a folder beside this file. Without one, all run. ``--packages`` prints the Debian packages
+that this machine lacks, for ``apt-get install``, and runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import tools
+
+_HERE = Path(__file__).parent
+
+
+def suites() -> list[str]:
+    return sorted(folder.name for folder in _HERE.iterdir() if any(folder.glob("test_*.py")))
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.e2e", description=__doc__)
+    parser.add_argument("suite", nargs="?", choices=suites())
+    parser.add_argument("--long", action="store_true", help="more rounds and larger counts")
+    parser.add_argument("--packages", action="store_true", help="print the missing Debian packages")
+    chosen, rest = parser.parse_known_args(arguments)
+    if chosen.packages:
+        sys.stdout.write(" ".join(tools.packages_of()) + "\n")
+        return 0
+    os.environ[tools.CHOSEN] = chosen.suite or "all"
+    os.environ[tools.LONG] = "1" if chosen.long else "0"
+    folders = [str(_HERE / suite) for suite in ([chosen.suite] if chosen.suite else suites())]
+    return pytest.main(["-rs", "--durations=10", *rest, *folders])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

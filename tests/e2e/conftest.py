@@ -1,0 +1,35 @@
+"""Keeps the end-to-end suites out of the everyday run, and lets nothing be skipped in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+from tests.e2e import tools
+
+# `python -m tests.e2e` sets this; a plain `pytest` collects nothing below this folder.
+collect_ignore_glob = [] if tools.CHOSEN in os.environ else ["*"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.e2e)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and tools.in_ci():
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which CI does not allow: {call.excinfo and call.excinfo.value}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def long() -> bool:
+    """Whether to run the long form."""
+    return tools.is_long()

@@ -1,0 +1,48 @@
+"""What the tests of the link share: one network for all, one installation for each file of tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import tools
+from tests.e2e.site import Site
+from tests.net.namespaces import Network
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network]:
+    tools.require_root()
+    tools.require("ip", "iptables", "conntrack", "nsenter")
+    with Network(f"q{os.getpid()}").built() as built:
+        yield built
+
+
+@pytest.fixture(scope="module")
+def site(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Server, two agents, targets: running."""
+    made = Site.made(network, tmp_path_factory.mktemp("site"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def unharmed(site: Site) -> Iterator[Site]:
+    """The installation, whole before the test; after it, the next request works and nothing is left over."""
+    site.recover()
+    yield site
+    site.recover()
+    site.wait_request()
+    site.wait_settled()
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh folder with a short path, for sockets."""
+    return tmp_path_factory.mktemp("x")

@@ -1,0 +1,129 @@
+"""Garbage and slow bytes on every port: each such connection ends, and nobody else notices."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e import clients
+from tests.e2e.programs import AGENT_OPS_PORT, AGENTS_PORT, HTTPS_PORT, SERVER_OPS_PORT, WEB_PORT
+from tests.e2e.site import Site
+from tests.e2e.waiting import wait_until
+
+Dial = Callable[[Site], socket.socket]
+
+
+def _tcp(port: int) -> Dial:
+    return lambda site: site.server.dial(port)
+
+
+def _agent_ops(site: Site) -> socket.socket:
+    with site.agent.namespace.entered():
+        return socket.create_connection((site.agent.loopback, AGENT_OPS_PORT), timeout=20)
+
+
+DOORS: dict[str, Dial] = {
+    "agents": _tcp(AGENTS_PORT),
+    "https": _tcp(HTTPS_PORT),
+    "https-in-tls": lambda site: site.server.dial_tls(HTTPS_PORT, site.server.user_bundle),
+    "web": _tcp(WEB_PORT),
+    "server-ops": _tcp(SERVER_OPS_PORT),
+    "agent-ops": _agent_ops,
+    "connect-unix": lambda site: clients.dial_unix(site.server.connect_socket),
+    "admin-unix": lambda site: clients.dial_unix(site.server.admin_socket),
+}
+GARBAGE: dict[str, Callable[[], bytes]] = {
+    "random": lambda: os.urandom(20_000),
+    "zeroes": lambda: bytes(20_000),
+    "text": lambda: b"\r\n\r\nEHLO x\r\n" * 50,
+    "long-line": lambda: b"GET /" + b"a" * 100_000,
+    "long-head": lambda: b"CONNECT edge1:2201 HTTP/1.1\r\n" + b"X: y\r\n" * 20_000,
+    "two-lengths": lambda: b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "tls-of-garbage": lambda: b"\x16\x03\x01\x40\x00" + os.urandom(20_000),
+    "http2": lambda: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(5_000),
+}
+# gRPC gives a handshake up to ten seconds; our own listeners, as configured here, two.
+PATIENCE_SECONDS = 15.0
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_garbage(unharmed: Site, door: str, long: bool) -> None:
+    for make in GARBAGE.values():
+        for _ in range(20 if long else 1):
+            with DOORS[door](unharmed) as connection:
+                _send(connection, make())
+                assert _is_ended_by_peer(connection, PATIENCE_SECONDS), "still open"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_slow_bytes(unharmed: Site, door: str) -> None:
+    """A byte now and then keeps nobody's place: 20 such connections are all closed in time."""
+    lines = b"\x16\x03\x01\x02\x00\x01" if door in ("agents", "https") else b"GET / HTTP/1.1\r\n"
+    slow = [DOORS[door](unharmed) for _ in range(20)]
+    end = time.monotonic() + PATIENCE_SECONDS
+    position = 0
+    while slow and time.monotonic() < end:
+        byte = lines[position % len(lines) : position % len(lines) + 1] if position < len(lines) else b"\x00"
+        position += 1
+        slow = [connection for connection in slow if _send(connection, byte) and not _has_ended(connection)]
+        unharmed.check_request()
+        time.sleep(0.3)  # how slow they are
+    assert not slow, f"{len(slow)} still open"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_silence(unharmed: Site, door: str) -> None:
+    with DOORS[door](unharmed) as connection:
+        assert _is_ended_by_peer(connection, PATIENCE_SECONDS)
+
+
+def test_too_many_unauthenticated_from_one_source(unharmed: Site) -> None:
+    """The 33rd silent connection of one address is turned away at once; others still come in."""
+    silent = [unharmed.server.dial(HTTPS_PORT) for _ in range(32)]
+    with unharmed.server.dial(HTTPS_PORT) as refused:
+        assert _is_ended_by_peer(refused, 1)
+    unharmed.check_request()
+    for connection in silent:
+        connection.close()
+    wait_until(lambda: _may_enter(unharmed), "a place to be free again")
+
+
+def _may_enter(site: Site) -> bool:
+    with site.server.connect_tls("edge1:2201") as answer:
+        return answer.status == 200
+
+
+def _send(connection: socket.socket, data: bytes) -> bool:
+    """Whether it could be sent: the other side may already have had enough."""
+    connection.settimeout(5)
+    try:
+        connection.sendall(data)
+    except OSError:
+        return False
+    return True
+
+
+def _has_ended(connection: socket.socket) -> bool:
+    connection.settimeout(0)
+    try:
+        return not connection.recv(65536)
+    except (BlockingIOError, InterruptedError):
+        return False
+    except OSError as error:
+        return "WANT_READ" not in str(error) and "did not complete" not in str(error)
+
+
+def _is_ended_by_peer(connection: socket.socket, deadline_seconds: float) -> bool:
+    """Whether the other side closes or resets within the deadline; an answer before that is fine."""
+    connection.settimeout(deadline_seconds)
+    try:
+        clients.receive_all(connection)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,133 @@
+"""kill -9 of each program while streams run: everybody learns of it, and the next request works."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from tests.e2e import clients
+from tests.e2e.site import ECHO, FLOOD, SILENT, Site
+from tests.e2e.waiting import wait_until
+
+STREAMS = 5
+
+
+def _open(site: Site, port: int, count: int = STREAMS) -> list[clients.Answer]:
+    answers = [site.server.connect(f"edge1:{port}") for _ in range(count)]
+    assert [answer.status for answer in answers] == [200] * count
+    return answers
+
+
+def _ends(answer: clients.Answer, *, deadline_seconds: float) -> bool:
+    """Whether the stream ends, by EOF or reset, within the deadline."""
+    answer.socket.settimeout(deadline_seconds)
+    try:
+        return clients.receive_all(answer.socket) is not None
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    finally:
+        answer.socket.close()
+
+
+def test_the_server_is_killed(unharmed: Site) -> None:
+    answers = _open(unharmed, ECHO)
+    unharmed.server.process.kill()
+    assert all(_ends(answer, deadline_seconds=2) for answer in answers)
+    unharmed.agent.wait_idle()
+    assert unharmed.agent.get("/readyz")[0] == 503
+    unharmed.server.start()
+    # The agent's back-off is at most two seconds here.
+    unharmed.wait_request(deadline_seconds=8)
+
+
+def test_the_agent_is_killed(unharmed: Site) -> None:
+    answers = _open(unharmed, ECHO)
+    unharmed.agent.process.kill()
+    assert all(_ends(answer, deadline_seconds=3) for answer in answers)
+    with unharmed.server.connect(f"edge1:{ECHO}", timeout_seconds=2) as refused:
+        assert refused.status == 503
+        assert "edge1" in refused.phrase
+        assert "no agent attached" in refused.phrase
+    unharmed.agent.start()
+    unharmed.check_request()
+
+
+def test_the_target_is_killed(unharmed: Site) -> None:
+    answers = _open(unharmed, ECHO)
+    unharmed.targets.kill()
+    assert all(_ends(answer, deadline_seconds=3) for answer in answers)
+    with unharmed.server.connect(f"edge1:{ECHO}") as refused:
+        assert refused.status == 502
+        assert "edge1" in refused.phrase
+        assert str(ECHO) in refused.phrase
+    unharmed.targets.start()
+    unharmed.targets.wait_log("ready")
+    unharmed.check_request()
+
+
+def test_a_killed_target_does_not_look_complete(unharmed: Site) -> None:
+    """A flood that is cut off by RST must reach the user as an error, never as a clean end."""
+    [answer] = _open(unharmed, FLOOD, 1)
+    clients.receive_exactly(answer.socket, 1 << 20)
+    # With unread bytes from its peer, a killed process's socket is reset and not closed.
+    answer.socket.sendall(b"never read by the flood")
+    wait_until(lambda: unharmed.agent.metric("qanat_streams") == 1, "the stream")
+    unharmed.targets.kill()
+    with pytest.raises(OSError, match=r"reset|Broken"), answer:
+        clients.receive_all(answer.socket)
+
+
+def test_the_agent_is_killed_and_started_again_and_again(unharmed: Site, long: bool) -> None:
+    for _ in range(20 if long else 3):
+        answers = _open(unharmed, SILENT, 2)
+        unharmed.agent.process.kill()
+        unharmed.agent.start()
+        unharmed.check_request()
+        for answer in answers:
+            answer.socket.close()
+
+
+def test_an_agent_that_stands_still_is_found_out(unharmed: Site) -> None:
+    """SIGSTOP: the kernel still acknowledges every byte; only the end-to-end ping can tell."""
+    [answer] = _open(unharmed, ECHO, 1)
+    unharmed.agent.process.pause()
+    try:
+        # Two pings a second apart; then some time for a busy machine.
+        assert _ends(answer, deadline_seconds=8)
+        with unharmed.server.connect(f"edge1:{ECHO}", timeout_seconds=2) as refused:
+            assert refused.status == 503
+    finally:
+        unharmed.agent.process.resume()
+    unharmed.wait_request()
+
+
+def test_a_server_that_stands_still_is_found_out(unharmed: Site) -> None:
+    unharmed.server.process.pause()
+    try:
+        unready = lambda: unharmed.agent.get("/readyz")[0] == 503  # noqa: E731
+        wait_until(unready, "the agent to notice", deadline_seconds=8)
+    finally:
+        unharmed.server.process.resume()
+    unharmed.wait_request()
+
+
+@pytest.mark.parametrize("side", ["server", "agent"])
+def test_sigterm_lets_a_stream_finish(unharmed: Site, side: str) -> None:
+    """It has ``drain_seconds`` for that; who is not finished then is reset, and the exit code is 0."""
+    program = unharmed.server if side == "server" else unharmed.agent
+    [running, stuck] = _open(unharmed, ECHO, 2)
+    codes: list[int] = []
+    stopping = threading.Thread(target=lambda: codes.append(program.process.stop()))
+    stopping.start()
+    program.process.wait_log("drain|stopping")
+    assert running.echoes(b"still here")
+    running.socket.shutdown(socket.SHUT_WR)
+    assert clients.receive_all(running.socket) == b""
+    assert _ends(stuck, deadline_seconds=10)
+    stopping.join(20)
+    assert codes == [0]
+    running.socket.close()

@@ -1,0 +1,131 @@
+"""A whole small installation: a server in the cloud, agents and targets behind NAT, and their well-being."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.processes import Process
+from tests.e2e.programs import Agent, Program, Server
+from tests.e2e.waiting import wait_until
+from tests.net.namespaces import Namespace, Network
+
+ECHO, SILENT, FLOOD, GREET = 2201, 2202, 2203, 2204
+# Impatient, so that a test of a deadline takes seconds; everything else is as it comes.
+_SETTINGS: Mapping[str, Any] = {
+    "session": {"ping_interval_seconds": 1, "missed_pings": 2},
+    "limits": {"head_seconds": 2, "handshake_seconds": 2},
+    "drain_seconds": 2,
+}
+_AGENT_SESSION = {"retry_max_seconds": 2, "connect_timeout_seconds": 3, "attach_timeout_seconds": 3}
+# An idle process may hold a socket that it is about to close, or have opened one it will keep.
+_DESCRIPTOR_SLACK = 3
+
+
+def targets(name: str, namespace: Namespace, folder: Path, *, host: str = "127.0.0.1") -> Process:
+    """One of each kind of target, at the edge in ``namespace``."""
+    listeners = [f"echo:{ECHO}", f"silent:{SILENT}", f"flood:{FLOOD}", f"greet:{GREET}"]
+    argv = [sys.executable, "-m", "tests.e2e.targets", host, *listeners]
+    here = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return Process(name, argv, folder, namespace=namespace, environment=here)
+
+
+@dataclass
+class Site:
+    """Server, agents by node, and the targets at the first edge."""
+
+    network: Network
+    folder: Path
+    server: Server
+    agents: dict[str, Agent]
+    targets: Process
+    _descriptors: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def made(cls, network: Network, folder: Path, changes: Mapping[str, Any] | None = None) -> Site:
+        """Certificates and config files for a server, ``edge1`` and ``edge2``; nothing runs yet."""
+        server = Server(folder / "cloud", network.cloud, network.cloud_address, loopback=network.loopback)
+        server.initialise({**_SETTINGS, **(changes or {})})
+        agents = {f"edge{i}": _made_agent(network, folder, server, i) for i in range(1, network.edges + 1)}
+        return cls(
+            network,
+            folder,
+            server,
+            agents,
+            targets("targets", network.edge(1), folder, host=network.loopback),
+        )
+
+    @property
+    def agent(self) -> Agent:
+        """The first edge's, which has the targets."""
+        return self.agents["edge1"]
+
+    @property
+    def programs(self) -> list[Program]:
+        return [self.server, *self.agents.values()]
+
+    def start(self) -> None:
+        """Starts everything, and remembers how many descriptors each program has after one request."""
+        self.recover()
+        self.check_request()
+        for program in self.programs:
+            program.wait_idle()
+            self._descriptors[program.name] = program.process.descriptors
+
+    def stop(self) -> None:
+        for process in (self.targets, *(program.process for program in self.programs)):
+            if process.running:
+                process.kill()
+
+    def recover(self) -> None:
+        """Starts what does not run, and waits until every agent is attached."""
+        if not self.targets.running:
+            self.targets.start()
+            self.targets.wait_log("ready")
+        for program in self.programs:
+            if not program.process.running:
+                program.process.start()
+        for program in self.programs:
+            program.wait_ready()
+
+    def check_request(self) -> None:
+        """The next request works: a random echo through the first edge."""
+        with self.server.connect(f"edge1:{ECHO}") as answer:
+            assert answer.status == 200, f"{answer.status} {answer.phrase}"
+            assert answer.echoes(secrets.token_bytes(5000))
+
+    def wait_request(self, *, deadline_seconds: float = 15) -> None:
+        """Until a request works."""
+
+        def works() -> bool:
+            with self.server.connect(f"edge1:{ECHO}") as answer:
+                return answer.status == 200 and answer.echoes(b"are you there?")
+
+        wait_until(works, "a request that works", deadline_seconds=deadline_seconds)
+
+    def wait_settled(self, *, deadline_seconds: float = 10) -> None:
+        """Until no program has a stream, and each has its descriptors back."""
+        for program in self.programs:
+            program.wait_idle(deadline_seconds=deadline_seconds)
+            self._wait_descriptors(program, deadline_seconds)
+
+    def _wait_descriptors(self, program: Program, deadline_seconds: float) -> None:
+        allowed = self._descriptors[program.name] + _DESCRIPTOR_SLACK
+        process = program.process
+        try:
+            what = f"{program.name} to have at most {allowed} descriptors"
+            wait_until(lambda: process.descriptors <= allowed, what, deadline_seconds=deadline_seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {process.descriptor_names()}") from None
+
+
+def _made_agent(network: Network, folder: Path, server: Server, number: int) -> Agent:
+    node = f"edge{number}"
+    agent = Agent(node, folder / node, network.edge(number), loopback=network.loopback)
+    server.issue_node(node, agent.bundle)
+    agent.configure(server, allow=[f"localhost:{ECHO}-{GREET}"], session=_AGENT_SESSION)
+    return agent
