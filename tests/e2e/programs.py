@@ -84,7 +84,7 @@ class Program:
     def wait_idle(self, *, deadline_seconds: float = 10) -> None:
         """Until it has no stream."""
         what = f"no stream in {self.name}"
-        wait_until(lambda: self.metric("qanat_streams") == 0, what, deadline_seconds=deadline_seconds)
+        wait_until(lambda: self.metric("qanat_streams_open") == 0, what, deadline_seconds=deadline_seconds)
 
     def move_ops(self, port: int) -> None:
         """For a second program in a namespace: its ops listener is to be found at ``port``."""

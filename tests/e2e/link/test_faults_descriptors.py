@@ -51,6 +51,6 @@ def test_the_agent_has_no_descriptors_left(starved: Site) -> None:
     assert kept.echoes(b"this stream goes on")
     for answer in crowd:
         answer.socket.close()
-    wait_until(lambda: starved.agent.metric("qanat_streams") == 1, "the crowd to be gone")
+    wait_until(lambda: starved.agent.metric("qanat_streams_open") == 1, "the crowd to be gone")
     starved.check_request()
     kept.socket.close()

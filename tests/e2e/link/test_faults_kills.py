@@ -75,7 +75,7 @@ def test_a_killed_target_does_not_look_complete(unharmed: Site) -> None:
     clients.receive_exactly(answer.socket, 1 << 20)
     # With unread bytes from its peer, a killed process's socket is reset and not closed.
     answer.socket.sendall(b"never read by the flood")
-    wait_until(lambda: unharmed.agent.metric("qanat_streams") == 1, "the stream")
+    wait_until(lambda: unharmed.agent.metric("qanat_streams_open") == 1, "the stream")
     unharmed.targets.kill()
     with pytest.raises(OSError, match=r"reset|Broken"), answer:
         clients.receive_all(answer.socket)
