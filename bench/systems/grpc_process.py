@@ -55,7 +55,7 @@ async def _carry_in(sock: socket.socket, read: Read) -> None:
     sock.shutdown(socket.SHUT_WR)
 
 
-class Server(grpc.GenericRpcHandler[bytes, bytes]):
+class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     def __init__(self) -> None:
         self._arrivals: asyncio.Queue[tuple[socket.socket, int]] = asyncio.Queue()
 

@@ -30,6 +30,7 @@ from bench.load import (
 from bench.processes import BenchError, module
 from bench.report import Report, lines
 from bench.rounds import Row, alternate, ratio
+from bench.systems import grpc_baseline
 from bench.systems.system import System, on_loopback
 from bench.usage import cpu_seconds, resident_bytes
 
@@ -75,6 +76,13 @@ def test_the_delaying_relay_holds_bytes_back_and_keeps_the_rate(
         assert 0.02 <= statistics.median(echo_seconds(dialler("127.0.0.1", port), 5)) < 0.06
     with maybe_delayed(ports["source"], 0.01, tmp_path / "log") as port:
         assert download_rate(dialler("127.0.0.1", port), 1, 16 * MIB) > 20
+
+
+def test_the_grpc_baseline_carries_all_three_kinds(ports: Mapping[str, int], tmp_path: Path) -> None:
+    with grpc_baseline.running(ports, tmp_path / "grpc") as system:
+        assert download_rate(system.to["source"], 2, 2 * MIB) > 0
+        assert upload_rate(system.to["sink"], 3 * MIB + 1) > 0
+        assert len(echo_seconds(system.to["echo"], 5)) == 5
 
 
 def test_a_program_that_does_not_start_is_reported_with_its_log(tmp_path: Path) -> None:
