@@ -22,6 +22,8 @@ import tenacity
 import trio
 
 from tunnel_agent.state import AgentState, AttachedLink
+from tunnel_core.counters import Counters
+from tunnel_core.logs import log_event
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import AttachRejected
 
@@ -50,15 +52,18 @@ class AttachFailed(Exception):  # noqa: N818 - named by what happened
 class Attacher:
     """The attach loop of one agent. ``state`` tells the rest of the program where it stands."""
 
-    def __init__(self, open_link: OpenLink, state: AgentState, *, max_wait_seconds: float) -> None:
+    def __init__(
+        self, open_link: OpenLink, state: AgentState, counters: Counters, *, max_wait_seconds: float
+    ) -> None:
         self._open_link = open_link
         self._state = state
+        self._counters = counters
         self._max_wait = max_wait_seconds
         self._jitter = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=max_wait_seconds)
 
     async def run(self) -> None:
-        """Stays attached until cancelled."""
-        while True:
+        """Stays attached until cancelled, or until the first end or failure after ``state.stopping``."""
+        while not self._state.is_stopping:
             await self._until_a_session_lived()
             await self._pause(random.uniform(0, _FIRST_WAIT_SECONDS))  # noqa: S311 - spreads load
 
@@ -72,19 +77,24 @@ class Attacher:
         return max(self._jitter(attempt), at_least)
 
     async def _pause(self, seconds: float) -> None:
+        if self._state.is_stopping:
+            return
         self._state.waiting(seconds)
-        _log.info("next attempt in %.1f s", seconds)
+        log_event(_log, logging.INFO, f"next attempt in {seconds:.1f} s")
         await trio.sleep(seconds)
 
     async def _round(self) -> None:
         """Tries each server once. Raises ``AttachFailed`` unless a session lived."""
         wait_seconds = 0.0
         for server in self._state.servers:
+            if self._state.is_stopping:
+                return
             self._state.connecting(server)
             try:
                 async with self._open_link(server) as link:
                     ended, age = await self._stay(server, link)
             except Refused as error:
+                self._counters.attached(error.reason)
                 self._trouble(f"cannot attach to {server}: {error.detail}", error.reason)
                 wait_seconds = max(wait_seconds, _advice_of(error))
                 continue
@@ -99,8 +109,12 @@ class Attacher:
         """Waits for the end of a session; returns its reason and the session's age in seconds."""
         start = trio.current_time()
         self._state.attached(link)
-        _log.info("attached to %s", server, extra={"server": server, "session": link.session_id})
+        self._counters.attached()
+        log_event(
+            _log, logging.INFO, f"attached to {server}", session=link.session_id, software=link.software
+        )
         reason, detail = await link.wait_ended()
+        self._counters.session_ended(reason)
         what = f"session {link.session_id} with {server} ended: {detail}"
         if reason is Reason.TAKEN_OVER:
             node = self._state.node
@@ -110,7 +124,7 @@ class Attacher:
 
     def _trouble(self, text: str, reason: Reason) -> None:
         self._state.trouble(text)
-        _log.warning("%s", text, extra={"reason": reason.word})
+        log_event(_log, logging.WARNING, text, reason=reason)
 
 
 def _advice_of(error: Refused) -> float:

@@ -92,6 +92,10 @@ class AgentState:
     def is_attached(self) -> bool:
         return self.link is not None
 
+    @property
+    def is_stopping(self) -> bool:
+        return self.phase is Phase.STOPPING
+
     def connecting(self, server: str) -> None:
         self._enter(Phase.CONNECTING)
         self.server = server

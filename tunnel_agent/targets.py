@@ -53,6 +53,22 @@ class Entry:
     first_port: int = 0
     last_port: int = 0
 
+    def __str__(self) -> str:
+        """As it would be written in ``allow``."""
+        if self.unix_path:
+            return f"unix:{self.unix_path}"
+        ports = str(self.first_port)
+        if self.last_port != self.first_port:
+            ports += f"-{self.last_port}"
+        return f"{self._place()}:{ports}"
+
+    def _place(self) -> str:
+        if self.network is None:
+            return self.host
+        single = self.network.prefixlen == self.network.max_prefixlen
+        text = str(self.network.network_address if single else self.network)
+        return f"[{text}]" if self.network.version == 6 else text
+
     def has_port(self, port: int) -> bool:
         return self.first_port <= port <= self.last_port
 
@@ -172,14 +188,24 @@ def _address(text: str) -> Address:
 
 
 class Policy:
-    """The decisions of one node. Immutable; a reload makes a new one."""
+    """The decisions of one node. Immutable; a reload makes a new one.
+
+    ``built_in`` services are served by the agent itself; a refusal names them beside the others.
+    """
 
     def __init__(
-        self, *, node: str, file: str, allow: Iterable[Entry], services: Iterable[Published] = ()
+        self,
+        *,
+        node: str,
+        file: str,
+        allow: Iterable[Entry],
+        services: Iterable[Published] = (),
+        built_in: Sequence[str] = (),
     ) -> None:
         self.node = node
         self.file = file
         self.services = {service.name: service for service in services}
+        self._names = sorted({*self.services, *built_in})
         self.entries = (*allow, *(parse_entry(str(s.target)) for s in self.services.values()))
         """Those of ``allow``, then one for each service: to publish a target is to allow it."""
 
@@ -199,7 +225,7 @@ class Policy:
     def _find_service(self, name: str) -> Destination:
         service = self.services.get(name)
         if service is None:
-            known = ", ".join(sorted(self.services)) or "none"
+            known = ", ".join(self._names) or "none"
             detail = f"node {self.node} publishes no service {name}; it publishes: {known}"
             raise Refused(Reason.UNKNOWN_SERVICE, detail)
         return Destination(service.target, service, is_named=True)

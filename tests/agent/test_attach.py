@@ -13,6 +13,7 @@ import trio.testing
 
 from tunnel_agent.attach import Attacher
 from tunnel_agent.state import AgentState, OpenStream, Phase
+from tunnel_core.counters import Counters
 from tunnel_core.frames import Rejected
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import AttachRejected
@@ -89,7 +90,7 @@ def state_of(*names: str) -> AgentState:
 
 async def attach_until_it_stays(servers: Servers, state: AgentState) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Attacher(servers.open_link, state, max_wait_seconds=CAP).run)
+        nursery.start_soon(Attacher(servers.open_link, state, Counters(), max_wait_seconds=CAP).run)
         await servers.attached.wait()
         await trio.testing.wait_all_tasks_blocked()
         assert state.phase is Phase.ATTACHED
@@ -183,7 +184,7 @@ async def test_the_state_says_when_the_next_attempt_is(
 ) -> None:
     servers, state = Servers(REFUSED), state_of()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Attacher(servers.open_link, state, max_wait_seconds=CAP).run)
+        nursery.start_soon(Attacher(servers.open_link, state, Counters(), max_wait_seconds=CAP).run)
         await trio.sleep(0.5)
         assert state.phase is Phase.WAITING
         assert state.next_attempt_at - trio.current_time() == pytest.approx(0.5)

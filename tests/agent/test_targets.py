@@ -163,6 +163,21 @@ def test_what_is_no_entry_is_refused_with_a_sentence(text: str) -> None:
         parse_entry(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "db.local:80",
+        "10.0.0.5:22",
+        "10.0.0.0/8:1-1024",
+        "[::1]:443",
+        "[2001:db8::/32]:443",
+        "unix:/run/x.sock",
+    ],
+)
+def test_an_entry_prints_as_it_is_written(text: str) -> None:
+    assert str(parse_entry(text)) == text
+
+
 @given(st.text(max_size=60))
 def test_any_text_is_an_entry_or_a_value_error(text: str) -> None:
     try:

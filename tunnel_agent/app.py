@@ -1,0 +1,113 @@
+"""The agent put together: reads as the list of what runs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import replace
+
+import trio
+
+from tunnel_agent.attach import Attacher
+from tunnel_agent.config import STATUS_SERVICE
+from tunnel_agent.connect import SOFTWARE, Connector
+from tunnel_agent.dial import Dialler
+from tunnel_agent.load import Installation
+from tunnel_agent.serve import Serving
+from tunnel_agent.state import AgentState
+from tunnel_agent.status import status_routes
+from tunnel_agent.tls import TargetTls
+from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_core.counters import Counters
+from tunnel_core.descriptors import raise_descriptor_limit
+from tunnel_core.limits import Limits
+from tunnel_core.logs import log_event
+from tunnel_core.ops import OpsPages, serve_ops
+from tunnel_core.reasons import Reason
+
+_log = logging.getLogger("qanat.agent")
+
+_FAREWELL_SECONDS = 1.5
+"""How long the server has to confirm our bye before we leave anyway."""
+
+
+async def run_agent(installation: Installation) -> None:
+    """Runs until SIGTERM (drains) or SIGINT (leaves at once); a second signal forces either."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_bridge() as bridge, trio.open_nursery() as nursery:
+            agent = Agent(installation, bridge, nursery)
+            await agent.start()
+            first = await anext(signals)
+            nursery.start_soon(agent.leave, first == signal.SIGTERM)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+
+
+class Agent:
+    """A running agent; all its tasks live in ``nursery``, which its end cancels."""
+
+    def __init__(self, installation: Installation, bridge: Bridge, nursery: trio.Nursery) -> None:
+        self._installation = installation
+        self._nursery = nursery
+        self._left = trio.Event()
+        self.state = AgentState(installation.node, installation.servers)
+        self.counters = Counters()
+        self.pages = self._make_pages()
+        self.serving = self._make_serving()
+        self._attacher = self._make_attacher(bridge)
+
+    def _make_pages(self) -> OpsPages:
+        installation, state, counters = self._installation, self.state, self.counters
+        return OpsPages(
+            snapshot=lambda: counters.snapshot(sessions=int(state.is_attached), software=SOFTWARE),
+            ready=lambda: "" if state.is_attached else "not_attached",
+            routes=status_routes(state, installation.services, tuple(map(str, installation.config.allow))),
+        )
+
+    def _make_serving(self) -> Serving:
+        config, policy = self._installation.config, self._installation.policy()
+        dialler = Dialler(policy, config.dial_timeout_seconds, TargetTls(policy.node, policy.file))
+        built_in = {STATUS_SERVICE: self.pages.handle}
+        return Serving(self._nursery, dialler, config.log, self.counters, built_in)
+
+    def _make_attacher(self, bridge: Bridge) -> Attacher:
+        installation, session = self._installation, self._installation.config.session
+        connector = Connector(
+            bridge=bridge,
+            bundle=installation.bundle,
+            proxy=installation.proxy,
+            limits=replace(Limits(), attach_timeout_seconds=session.attach_timeout_seconds),
+            connect_timeout_seconds=session.connect_timeout_seconds,
+            services=installation.services,
+            on_open=self.serving.take,
+        )
+        wait = session.retry_max_seconds
+        return Attacher(connector.open_link, self.state, self.counters, max_wait_seconds=wait)
+
+    async def start(self) -> None:
+        """Starts everything; returns when the ops listener is bound. Raises ``OSError`` if it cannot be."""
+        descriptors = raise_descriptor_limit()
+        ops = await self._nursery.start(serve_ops, self._installation.config.ops, self.pages)
+        self._nursery.start_soon(self._stay_attached)
+        fields = {"node": self.state.node, "file": self._installation.file, "descriptors": descriptors.now}
+        where = ", ".join(f"http://{address}/" for address in ops.addresses) or None
+        log_event(_log, logging.INFO, f"{SOFTWARE} started", **fields, status=where)
+
+    async def _stay_attached(self) -> None:
+        await self._attacher.run()
+        self._left.set()
+
+    async def leave(self, drains: bool) -> None:
+        """Tells the server, lets running streams finish if it ``drains``, then ends everything."""
+        seconds = self._installation.config.drain_seconds if drains else 0.0
+        self.state.stopping()
+        link = self.state.link
+        if link is not None:
+            log_event(_log, logging.INFO, "stopping", streams=self.serving.count, drain_seconds=seconds)
+            link.drain(seconds)
+            with trio.move_on_after(seconds):
+                await self.serving.wait_idle()
+            link.end(Reason.AGENT_STOPPING)
+            with trio.move_on_after(_FAREWELL_SECONDS):
+                await self._left.wait()
+        self._nursery.cancel_scope.cancel()

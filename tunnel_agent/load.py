@@ -1,0 +1,112 @@
+"""What an agent starts from: its configuration, its bundle, and what follows from the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from certs.bundle import Bundle, BundleError, read_bundle
+from tunnel_agent.config import STATUS_SERVICE, AgentConfig, Service
+from tunnel_agent.connect import ProxyChoice
+from tunnel_agent.targets import Policy, Published
+from tunnel_core import frames, paths
+from tunnel_core.config import ConfigError, Problem, Source, load, parse
+from tunnel_core.identity import Role
+
+_MAX_PASSWORD_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A configuration and a bundle that fit each other."""
+
+    file: Path
+    config: AgentConfig
+    bundle: Bundle
+    proxy: ProxyChoice
+
+    @property
+    def node(self) -> str:
+        return self.bundle.identity.name
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        return self.config.servers or self.bundle.agents
+
+    @property
+    def services(self) -> tuple[frames.Service, ...]:
+        """What the node publishes, as the server hears of it."""
+        own = (frames.Service(s.name, s.protocol.value, str(s.target)) for s in self.config.service)
+        return (*own, frames.Service(STATUS_SERVICE, "http", "the agent's status page"))
+
+    def policy(self) -> Policy:
+        return Policy(
+            node=self.node,
+            file=str(self.file),
+            allow=self.config.allow,
+            services=map(_published, self.config.service),
+            built_in=(STATUS_SERVICE,),
+        )
+
+
+def _published(service: Service) -> Published:
+    ca_file = str(service.ca_file) if service.ca_file else ""
+    return Published(service.name, service.target, service.protocol.value, ca_file, service.verify)
+
+
+def load_installation(config_file: Path | None = None, bundle_file: Path | None = None) -> Installation:
+    """Reads the configuration, then the bundle. Raises ``ConfigError`` with a cure for each problem.
+
+    A bundle alone is enough to attach, so the default configuration file may be absent; one that
+    was named must exist. ``bundle_file`` wins over the configuration.
+    """
+    file = (config_file or paths.agent_config_file()).absolute()
+    config = load_config(file, required=config_file is not None)
+    bundle = load_bundle(file, bundle_file or config.bundle_file)
+    installation = Installation(file, config, bundle, load_proxy(file, config))
+    if not installation.servers:
+        fix = 'add servers = ["tunnel.example.com:7001"]'
+        raise _problem(file, "servers", "neither this file nor the bundle names a server", fix)
+    return installation
+
+
+def load_config(file: Path, *, required: bool) -> AgentConfig:
+    """The configuration at ``file``, or the defaults if it does not exist and need not."""
+    if not required and not file.exists():
+        return parse({}, AgentConfig, Source(file, paths.data_folder()))
+    config = load(file, AgentConfig)
+    if config.ops.tls:
+        fix = "use bearer_file, or leave it on loopback"
+        raise _problem(file, "ops.tls", "a node's certificate is no server's certificate", fix)
+    return config
+
+
+def load_bundle(file: Path, bundle_file: Path) -> Bundle:
+    """The node's bundle, named by ``bundle_file`` of the configuration ``file``."""
+    cure = "run `qanat-server issue node NAME` on the server and bring the bundle here"
+    try:
+        bundle = read_bundle(bundle_file)
+    except BundleError as error:
+        raise _problem(file, "bundle_file", str(error), cure) from error
+    if bundle.identity.role is not Role.NODE:
+        message = f"{bundle_file} is the bundle of {bundle.identity}, not of a node"
+        raise _problem(file, "bundle_file", message, cure)
+    return bundle
+
+
+def load_proxy(file: Path, config: AgentConfig) -> ProxyChoice:
+    """What the configuration says of proxies, with the password from its file."""
+    password = ""
+    if config.proxy_password_file is not None:
+        try:
+            with config.proxy_password_file.open("rb") as opened:
+                password = opened.read(_MAX_PASSWORD_BYTES).decode().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            cause = error.strerror if isinstance(error, OSError) else "it is not text"
+            message = f"{config.proxy_password_file} cannot be read: {cause}"
+            raise _problem(file, "proxy_password_file", message, "write the password into it") from None
+    return ProxyChoice(config.proxy.reveal(), password, config.no_proxy)
+
+
+def _problem(file: Path, key: str, message: str, fix: str) -> ConfigError:
+    return ConfigError((Problem(str(file), key, message, fix),))

@@ -1,0 +1,150 @@
+"""What the agent does with a stream that the server opens: policy, dial, answer, relay, write it down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import trio
+
+from tunnel_agent.dial import Dialled, Dialler
+from tunnel_core.counters import Counters
+from tunnel_core.http import Handler, serve_http
+from tunnel_core.logs import StreamFacts, stream_closed, stream_opened, stream_refused
+from tunnel_core.names import Target
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.relay import RelayResult, abort, relay
+from tunnel_core.settings import Log
+from tunnel_core.stream import Stream
+
+_log = logging.getLogger("qanat.streams")
+_PARSED_HERE = "web"
+"""The entrance whose server end reads HTTP and so needs https targets without their TLS. Everywhere
+else the TLS is the user's own, and ending it here would break what he verifies."""
+
+
+class Serving:
+    """The streams of one agent, over all its sessions. Each is a task of ``nursery``.
+
+    ``built_in`` are HTTP services that the agent answers itself, by name.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        dialler: Dialler,
+        log: Log,
+        counters: Counters,
+        built_in: Mapping[str, Handler],
+    ) -> None:
+        self.count = 0
+        self._nursery = nursery
+        self._dialler = dialler
+        self._log = log
+        self._counters = counters
+        self._built_in = built_in
+        self._idle = trio.Event()
+        self._idle.set()
+
+    def take(self, stream: Stream) -> None:
+        """Begins to serve a stream. Never blocks, never raises: the link calls it."""
+        self.count += 1
+        if self._idle.is_set():
+            self._idle = trio.Event()
+        self._nursery.start_soon(self._serve, stream)
+
+    async def wait_idle(self) -> None:
+        """Waits until no stream is being served."""
+        await self._idle.wait()
+
+    async def _serve(self, stream: Stream) -> None:
+        try:
+            if handler := self._built_in.get(stream.target):
+                await self._answer(stream, handler)
+            else:
+                await self._dial_and_relay(stream)
+        except Exception:
+            _log.exception("stream %s failed", stream.id)
+            stream.reset(Reason.INTERNAL_ERROR)
+        except BaseException:
+            stream.reset(Reason.AGENT_STOPPING)
+            raise
+        finally:
+            self.count -= 1
+            if not self.count:
+                self._idle.set()
+
+    async def _answer(self, stream: Stream, handler: Handler) -> None:
+        facts, start = self._facts(stream), trio.current_time()
+        self._open(stream, facts, f"agent:{stream.target}")
+        await serve_http(stream, handler)
+        result = RelayResult(stream.bytes_in, stream.bytes_out, stream.ended_by or Reason.DONE)
+        self._note_closed(facts, result, trio.current_time() - start)
+
+    async def _dial_and_relay(self, stream: Stream) -> None:
+        facts, start = self._facts(stream), trio.current_time()
+        outcome = await self._dial_unless_left(stream)
+        self._counters.dialled(stream.entrance, trio.current_time() - start)
+        if isinstance(outcome, Refused):
+            self._refuse(stream, outcome)
+            stream_refused(self._log, facts, outcome)
+            return
+        self._open(stream, facts, outcome.address)
+        result = await relay(stream, outcome.stream, left=Reason.TARGET_RESET)
+        self._note_closed(facts, result, trio.current_time() - start)
+
+    def _open(self, stream: Stream, facts: StreamFacts, address: str) -> None:
+        stream.accept(address)
+        self._counters.stream_opened(stream.entrance)
+        stream_opened(self._log, facts, address=address)
+
+    def _refuse(self, stream: Stream, refused: Refused) -> None:
+        self._counters.refused(stream.entrance, refused.reason)
+        if stream.ended_by is None:
+            stream.refuse(refused.reason, refused.detail)
+        else:
+            stream.reset(refused.reason)
+
+    def _note_closed(self, facts: StreamFacts, result: RelayResult, seconds: float) -> None:
+        sizes = {"bytes_to_target": result.bytes_a_to_b, "bytes_to_user": result.bytes_b_to_a}
+        self._counters.stream_closed(facts.entrance, result.reason, **sizes)
+        stream_closed(self._log, facts, result.reason, seconds=seconds, detail=result.detail, **sizes)
+
+    async def _dial_unless_left(self, stream: Stream) -> Dialled | Refused:
+        outcome: Dialled | Refused | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_when_left, stream, nursery.cancel_scope)
+                outcome = await self._dial(stream)
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            _discard(outcome)
+            raise
+        if stream.ended_by is not None:
+            _discard(outcome)
+            return Refused(stream.ended_by, f"during the dial: {stream.ended_by.meaning}")
+        assert outcome is not None
+        return outcome
+
+    async def _dial(self, stream: Stream) -> Dialled | Refused:
+        try:
+            target = Target.parse(stream.target)
+            return await self._dialler.dial(target, tls=stream.entrance == _PARSED_HERE)
+        except Refused as refused:
+            return refused
+        except ValueError as error:
+            return Refused(Reason.BAD_REQUEST, str(error))
+
+    def _facts(self, stream: Stream) -> StreamFacts:
+        node = self._dialler.policy.node
+        return StreamFacts(stream.id, stream.user, node, stream.target, stream.entrance)
+
+
+async def _cancel_when_left(stream: Stream, scope: trio.CancelScope) -> None:
+    await stream.wait_reset()
+    scope.cancel()
+
+
+def _discard(outcome: Dialled | Refused | None) -> None:
+    if isinstance(outcome, Dialled):
+        abort(outcome.stream, Reason.USER_LEFT)

@@ -1,0 +1,117 @@
+"""The agent's status as plain values: for ``/status.json``, the page, and ``qanat-agent status``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tunnel_agent.connect import SOFTWARE
+from tunnel_agent.state import AgentState, OpenStream, Phase
+from tunnel_agent.status_page import render
+from tunnel_core.frames import Service
+from tunnel_core.ops import Answer, Page
+
+_HTML = "text/html; charset=utf-8"
+_JSON = "application/json"
+_MAX_LISTED_STREAMS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    id: str
+    target: str
+    address: str
+    user: str
+    entrance: str
+    bytes_to_target: int
+    bytes_to_user: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One look at the agent. Durations in seconds, times as ISO 8601 in UTC."""
+
+    node: str
+    software: str
+    phase: str
+    server: str
+    servers: Sequence[str]
+    seconds_in_phase: float
+    since: str
+    uptime_seconds: float
+    next_attempt_seconds: float | None
+    sessions: int
+    session: str
+    server_software: str
+    round_trip_seconds: float | None
+    bytes_from_server: int
+    bytes_to_server: int
+    stream_count: int
+    streams: Sequence[StreamStatus]
+    services: Sequence[Mapping[str, str]]
+    allow: Sequence[str]
+    troubles: Sequence[Mapping[str, str]]
+
+
+def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[str]) -> Status:
+    """The agent's status now. Lists at most the 200 oldest streams."""
+    now, link = state.clock(), state.link
+    waits = state.phase is Phase.WAITING
+    streams = list(link.streams.values()) if link else []
+    return Status(
+        node=state.node,
+        software=SOFTWARE,
+        phase=state.phase.value,
+        server=state.server,
+        servers=state.servers,
+        seconds_in_phase=max(0.0, now - state.since),
+        since=_iso(state.since),
+        uptime_seconds=max(0.0, now - state.started_at),
+        next_attempt_seconds=max(0.0, state.next_attempt_at - now) if waits else None,
+        sessions=state.sessions,
+        session=link.session_id if link else "",
+        server_software=link.software if link else "",
+        round_trip_seconds=link.round_trip_seconds if link else None,
+        bytes_from_server=link.bytes_in if link else 0,
+        bytes_to_server=link.bytes_out if link else 0,
+        stream_count=len(streams),
+        streams=[_stream_status(stream) for stream in streams[:_MAX_LISTED_STREAMS]],
+        services=[service._asdict() for service in services],
+        allow=list(allow),
+        troubles=[{"at": _iso(trouble.at), "text": trouble.text} for trouble in reversed(state.troubles)],
+    )
+
+
+def _stream_status(stream: OpenStream) -> StreamStatus:
+    return StreamStatus(
+        id=stream.id,
+        target=stream.target,
+        address=stream.address,
+        user=stream.user,
+        entrance=stream.entrance,
+        bytes_to_target=stream.bytes_in,
+        bytes_to_user=stream.bytes_out,
+    )
+
+
+def _iso(unix_seconds: float) -> str:
+    return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def status_routes(state: AgentState, services: Sequence[Service], allow: Sequence[str]) -> Mapping[str, Page]:
+    """``/`` and ``/status.json`` for the ops listener."""
+
+    def page() -> Answer:
+        return Answer(render(as_json(status_of(state, services, allow))).encode(), _HTML)
+
+    def data() -> Answer:
+        return Answer(json.dumps(as_json(status_of(state, services, allow)), indent=2).encode(), _JSON)
+
+    return {"/": page, "/status.json": data}
+
+
+def as_json(status: Status) -> dict[str, Any]:
+    return asdict(status)
