@@ -1,4 +1,4 @@
-"""Writes ``tunnel_core/pb`` from ``tunnel.proto``; ``--check`` says whether it is current. Needs grpcio-tools."""
+"""Writes ``tunnel_core/pb`` from ``tunnel.proto``; ``--check`` says whether it is current."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def split_host_port(text: str) -> tuple[str, int]:
     host, separator, port_text = text.rpartition(":")
     if not separator or not re.fullmatch("[1-9][0-9]{0,4}", port_text) or int(port_text) > 65535:
         raise ValueError(f"no port from 1 to 65535 in {text[:300]!r}")
-    if host.startswith("[") and host.endswith("]"):
+    if host.startswith("[") and host.endswith("]") and "%" not in host:
         try:
             return str(ipaddress.IPv6Address(host[1:-1])), int(port_text)
         except ValueError:

@@ -53,6 +53,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_ATTACH_TIMEOUT: _ClassVar[Reason]
     REASON_STALE_ATTEMPT: _ClassVar[Reason]
     REASON_UNKNOWN_SESSION: _ClassVar[Reason]
+    REASON_PEER_STALLED: _ClassVar[Reason]
     REASON_MALFORMED_PACKET: _ClassVar[Reason]
     REASON_PROTOCOL_ERROR: _ClassVar[Reason]
     REASON_UNKNOWN_FRAME: _ClassVar[Reason]
@@ -108,6 +109,7 @@ REASON_AGENT_STOPPING: Reason
 REASON_ATTACH_TIMEOUT: Reason
 REASON_STALE_ATTEMPT: Reason
 REASON_UNKNOWN_SESSION: Reason
+REASON_PEER_STALLED: Reason
 REASON_MALFORMED_PACKET: Reason
 REASON_PROTOCOL_ERROR: Reason
 REASON_UNKNOWN_FRAME: Reason

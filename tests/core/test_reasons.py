@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from tunnel_core.pb import tunnel_pb2
+from tunnel_core.reasons import Reason, Refused, reason_from_code
+
+PROTO = Path(__file__).parents[2] / "proto" / "qanat" / "v1" / "tunnel.proto"
+USER_LEFT_STATUS = 499  # nginx's; no registered status says it, and the user does not see it
+
+
+def test_codes_are_the_numbers_of_the_proto() -> None:
+    described = dict(tunnel_pb2.Reason.items())
+    assert described.pop("REASON_UNSPECIFIED") == 0
+    assert described == {f"REASON_{reason.name}": reason.code for reason in Reason}
+
+
+def test_the_proto_says_the_same_of_each() -> None:
+    written = dict(re.findall(r"REASON_(\w+) = \d+;  // (.+)", PROTO.read_text()))
+    assert written == {reason.name: reason.meaning for reason in Reason}
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_each_has_a_word_a_status_and_a_sentence(reason: Reason) -> None:
+    assert re.fullmatch("[a-z]+(_[a-z]+)*", reason.word)
+    assert reason.status == USER_LEFT_STATUS or HTTPStatus(reason.status)
+    assert reason.meaning
+    assert reason.meaning.isascii()
+    assert not reason.meaning.endswith(".")
+    assert reason_from_code(reason.code) is reason
+
+
+def test_only_an_end_without_fault_is_a_success() -> None:
+    assert [reason for reason in Reason if reason.status < 400] == [Reason.DONE]
+
+
+def test_codes_and_words_are_unique() -> None:
+    assert len({reason.code for reason in Reason}) == len({reason.word for reason in Reason}) == len(Reason)
+
+
+@pytest.mark.parametrize("code", [0, 5, 98, 2**31, 2**64])
+def test_a_code_of_a_later_version_is_a_protocol_error(code: int) -> None:
+    assert reason_from_code(code) is Reason.PROTOCOL_ERROR
+
+
+def test_a_refusal_says_its_word_and_its_sentence() -> None:
+    refused = Refused(Reason.NODE_NOT_ATTACHED, "node edge-7 has no agent attached")
+    assert (refused.reason, refused.detail) == (Reason.NODE_NOT_ATTACHED, "node edge-7 has no agent attached")
+    assert str(refused) == "node_not_attached: node edge-7 has no agent attached"
+    assert Refused(Reason.NO_DESCRIPTORS).detail == Reason.NO_DESCRIPTORS.meaning
