@@ -49,9 +49,13 @@ class Ticket:
 class Admission:
     """The counts of one listener."""
 
-    def __init__(self, max_connections: int, max_unauthenticated_per_source: int) -> None:
+    def __init__(
+        self, max_connections: int, max_unauthenticated_per_source: int, max_unauthenticated: int = 1024
+    ) -> None:
         self.open_connections = 0
         self._max_connections = max_connections
+        self._max_unauthenticated = max_unauthenticated
+        self._pending = 0
         self._max_per_source = max_unauthenticated_per_source
         self._unauthenticated: Counter[str] = Counter()
 
@@ -66,6 +70,11 @@ class Admission:
                 Reason.TOO_MANY_CONNECTIONS,
                 f"{self.open_connections} connections are open here, which is the limit; try again later",
             )
+        if self._pending >= self._max_unauthenticated:
+            raise Refused(
+                Reason.TOO_MANY_CONNECTIONS,
+                f"{self._pending} connections here have yet to say who they are; try again later",
+            )
         if source != LOCAL and self._unauthenticated[source] >= self._max_per_source:
             raise Refused(
                 Reason.TOO_MANY_FROM_SOURCE,
@@ -73,10 +82,12 @@ class Admission:
             )
         self.open_connections += 1
         self._unauthenticated[source] += 1
+        self._pending += 1
         return Ticket(self, source)
 
     def forget_source(self, source: str) -> None:
         """One connection of ``source`` is no longer unauthenticated; for :class:`Ticket`."""
+        self._pending -= 1
         self._unauthenticated[source] -= 1
         if self._unauthenticated[source] <= 0:
             del self._unauthenticated[source]

@@ -11,23 +11,23 @@ from dataclasses import dataclass
 
 import trio
 
+from tunnel_core.logs import StreamFacts
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.relay import relay
 from tunnel_core.stream import Stream, StreamReset
 from tunnel_server.nodes import Nodes
 from tunnel_server.policy import User, authorise
-from tunnel_server.records import Records, StreamFacts
+from tunnel_server.records import Records
 from tunnel_server.routing import Route
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What an authenticated user wants to reach, and how he came: ``source`` is his address or uid."""
+    """What an authenticated user wants to reach, and where he came in."""
 
     user: User
     route: Route
     entrance: str
-    source: str
 
 
 class NotOpened(Refused):
@@ -73,16 +73,14 @@ class Opener:
                 wish.route.target, user=wish.user.name, entrance=wish.entrance, early_data=early_data
             )
         except Refused as refused:
-            self.records.not_opened(_facts(wish), 0.0, refused)
+            self.records.not_opened(_facts(wish), refused)
             raise NotOpened(refused.reason, refused.detail) from None
         return Passage(self, wish, stream)
 
 
-def _facts(wish: Wish, stream_id: str = "", address: str = "") -> StreamFacts:
+def _facts(wish: Wish, stream_id: str = "") -> StreamFacts:
     route = wish.route
-    return StreamFacts(
-        stream_id, route.node, str(route.target), wish.user.name, wish.entrance, wish.source, address
-    )
+    return StreamFacts(stream_id, wish.user.name, route.node, str(route.target), wish.entrance)
 
 
 class Passage:
@@ -113,7 +111,8 @@ class Passage:
     def _note_opened(self) -> None:
         if not self._opened:
             self._opened = True
-            self._opener.records.opened(self._current_facts(), trio.current_time() - self._asked_at)
+            seconds = trio.current_time() - self._asked_at
+            self._opener.records.opened(self._current_facts(), seconds, self.stream.address)
 
     async def watch_opened(self) -> None:
         """``wait_opened`` beside a relay that has begun: a refusal shows in the stream, not here."""
@@ -133,7 +132,7 @@ class Passage:
     def first_byte(self) -> None:
         """The target's first byte is on its way to the user."""
         seconds = trio.current_time() - self._asked_at
-        self._opener.records.metrics.first_byte(self._wish.entrance, seconds)
+        self._opener.records.first_byte(self._wish.entrance, seconds)
 
     def end(self, reason: Reason, detail: str = "") -> None:
         """Notes how it ended; the first word counts."""
@@ -150,16 +149,20 @@ class Passage:
         """The line and the counts of the end."""
         if self.stream.address:
             self._note_opened()  # it may have come and gone before the watcher looked
-        seconds = trio.current_time() - self._asked_at
         records, facts = self._opener.records, self._current_facts()
-        if self._opened:
-            moved = (self.stream.bytes_in, self.stream.bytes_out)
-            records.closed(facts, moved, seconds, self._reason, self._detail)
-        else:
-            records.not_opened(facts, seconds, Refused(self._reason, self._detail))
+        if not self._opened:
+            records.not_opened(facts, Refused(self._reason, self._detail))
+            return
+        records.closed(
+            facts,
+            (self._reason, self._detail),
+            seconds=trio.current_time() - self._asked_at,
+            bytes_to_target=self.stream.bytes_out,
+            bytes_to_user=self.stream.bytes_in,
+        )
 
     def _current_facts(self) -> StreamFacts:
-        return _facts(self._wish, self.stream.id, self.stream.address)
+        return _facts(self._wish, self.stream.id)
 
 
 def blame(error: BaseException) -> tuple[Reason, str]:

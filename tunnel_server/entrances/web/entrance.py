@@ -1,0 +1,101 @@
+"""From a virtual host to a service of a node: ``service--alias.domain``, and the index at the domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import h11
+
+from tunnel_core.http import HeadLimits, HttpConnection, serve_http
+from tunnel_core.identity import Role
+from tunnel_core.names import Target
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.binding import CannotListen, is_loopback_listen
+from tunnel_server.entrances.web.exchange import Exchange
+from tunnel_server.entrances.web.pages import error_page, index_page, send_page
+from tunnel_server.heads import check_web_request, host_of, wants_html
+from tunnel_server.listeners import Accepted
+from tunnel_server.nodes import Node, unknown_node
+from tunnel_server.opening import NotOpened, Opener, Wish
+from tunnel_server.policy import User
+from tunnel_server.routing import Route, WebHost, route_web_host
+
+ENTRANCE = "web"
+
+
+class WebEntrance:
+    """Serves browsers. ``domain`` is what virtual hosts end in; ``localhost`` always works too."""
+
+    def __init__(self, opener: Opener, domain: str, limits: HeadLimits) -> None:
+        self._opener = opener
+        self._domain = domain
+        self._limits = limits
+
+    async def serve(self, accepted: Accepted) -> None:
+        """Serves one browser's connection to its end."""
+        accepted.ticket.authenticated()  # loopback only: who is here is on this machine
+
+        def note(refused: Refused) -> None:
+            if not isinstance(refused, NotOpened):
+                self._opener.records.refused(ENTRANCE, accepted.source, refused)
+
+        async def handle(http: HttpConnection, request: h11.Request) -> None:
+            try:
+                await self._answer(http, request, accepted.address)
+            except Refused as refused:
+                if http.has_answered or not wants_html(request.headers):
+                    raise
+                note(refused)
+                await send_page(http, refused.reason.status, error_page(refused), refused)
+
+        await serve_http(accepted.stream, handle, self._limits, on_refused=note)
+
+    async def _answer(self, http: HttpConnection, request: h11.Request, address: str) -> None:
+        check_web_request(request)
+        host = host_of(request)
+        web_host = route_web_host(host, self._domain)
+        if not web_host.alias:
+            await self._send_index(http, request, host)
+            return
+        wish = Wish(self._user(), self._route(web_host), ENTRANCE)
+        async with self._opener.open(wish) as passage:
+            exchange = Exchange(http, request, passage, f"{web_host.service} on {wish.route.node}")
+            await exchange.run(address.rpartition(":")[0].strip("[]"))
+
+    def _user(self) -> User:
+        return User("loopback", Role.USER, self._opener.trust_domain, "loopback")
+
+    def _route(self, web_host: WebHost) -> Route:
+        nodes = self._opener.nodes
+        node = nodes.find_alias(web_host.alias)
+        if node is None:
+            raise Refused(Reason.UNKNOWN_NODE, unknown_node(web_host.alias, nodes.nearest(web_host.alias)))
+        _refuse_unbrowsable(node, web_host.service)
+        return Route(node.name, Target(service=web_host.service))
+
+    async def _send_index(self, http: HttpConnection, request: h11.Request, host: str) -> None:
+        if request.target.partition(b"?")[0] != b"/":
+            raise Refused(Reason.NOT_FOUND, "there is nothing at this path; / lists the nodes")
+        page = index_page(self._opener.nodes.all(), host, self._domain)
+        await send_page(http, 200, page)
+
+
+def _refuse_unbrowsable(node: Node, service: str) -> None:
+    """A service that the agent did not announce is left to the agent, whose refusal knows the cure."""
+    services = node.link.services if node.link else ()
+    if any(known.name == service and known.protocol == "tcp" for known in services):
+        raise Refused(
+            Reason.UNKNOWN_SERVICE,
+            f"service {service} of node {node.name} is plain TCP, which a browser cannot show; "
+            f"use `qanat forward {node.name} {service}`",
+        )
+
+
+def refuse_open_web(listen: Sequence[str]) -> None:
+    """Raises ``CannotListen`` for an address beyond loopback."""
+    for address in listen:
+        if not is_loopback_listen(address):
+            raise CannotListen(
+                f"cannot listen on {address}: the web entrance has no login yet, so it serves this machine "
+                "only; listen on 127.0.0.1 or [::1] and reach it through ssh -L or a proxy with a login"
+            )

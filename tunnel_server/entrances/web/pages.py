@@ -1,0 +1,98 @@
+"""The pages that the web entrance itself shows: refusals and the index. Whole in one answer, no assets."""
+
+from __future__ import annotations
+
+import html
+import http as status_names
+from collections.abc import Iterable
+
+from tunnel_core.http import REASON_HEADER, HttpConnection, reason_phrase
+from tunnel_core.reasons import Refused
+from tunnel_server.nodes import Node
+from tunnel_server.routing import SEPARATOR
+
+MAX_LISTED = 1_000
+_HEADERS = [
+    ("content-type", "text/html; charset=utf-8"),
+    ("cache-control", "no-store"),
+    ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+]
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:4rem auto;padding:0 1rem;color:#222;"
+    "background:#fff}h1{font-size:1.4rem}code,small{color:#666}li{margin:.3rem 0}.gone{color:#888}"
+    "@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}a{color:#8bf}}"
+)
+
+
+def error_page(refused: Refused) -> str:
+    """What a person sees of a refusal: status, sentence, and the word to look up or report."""
+    status = refused.reason.status
+    title = f"{status} {_status_name(status)}"
+    return _page(
+        title,
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(refused.detail)}</p>"
+        f"<p><small>Qanat: <code>{refused.reason.word}</code></small></p>",
+    )
+
+
+def _status_name(status: int) -> str:
+    try:
+        return status_names.HTTPStatus(status).phrase
+    except ValueError:
+        return "Client Closed Request"  # 499, nginx's word for it
+
+
+def index_page(nodes: Iterable[Node], host: str, domain: str) -> str:
+    """The nodes with links to what they publish for browsers; ``host`` is the request's, for the port."""
+    known = list(nodes)
+    place = _place(host, domain)
+    items = "".join(_node_item(node, place) for node in known[:MAX_LISTED])
+    left_out = len(known) - MAX_LISTED
+    more = f"<p><small>{left_out} more are not shown; use <code>qanat nodes</code>.</small></p>"
+    body = f"<ul>{items}</ul>{more if left_out > 0 else ''}" if known else _NOTHING_YET
+    return _page("Nodes", f"<h1>Nodes</h1>{body}")
+
+
+_NOTHING_YET = "<p>No node has attached yet. Start <code>qanat-agent run</code> on one.</p>"
+
+
+def _place(host: str, domain: str) -> str:
+    """What the virtual hosts end in: the name and port that the browser used, unless that is an address."""
+    name, colon, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
+    name = name.lower().removesuffix(".")
+    return (name if name in (domain, "localhost") else domain) + colon + port
+
+
+def _node_item(node: Node, place: str) -> str:
+    name = html.escape(node.name)
+    if node.link is None:
+        seen = node.last_seen_at.strftime("%Y-%m-%d %H:%M UTC")
+        return f'<li class="gone">{name} <small>not attached, last seen {seen}</small></li>'
+    links = [
+        _link(f"http://{service.name}{SEPARATOR}{node.alias}.{place}/", service.name)
+        for service in node.link.services
+        if service.protocol in ("http", "https")
+    ]
+    return f"<li>{name}: {', '.join(links) or '<small>publishes nothing for browsers</small>'}</li>"
+
+
+def _link(url: str, text: str) -> str:
+    return f'<a href="{html.escape(url)}">{html.escape(text)}</a>'
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body>{body}</body></html>\n"
+    )
+
+
+async def send_page(http: HttpConnection, status: int, page: str, refused: Refused | None = None) -> None:
+    """Answers with a page; a refusal's word goes along as a header, its sentence as the reason phrase."""
+    reason, extra = "OK", []
+    if refused is not None:
+        reason, extra = reason_phrase(refused), [(REASON_HEADER, refused.reason.word)]
+    await http.respond(status, reason, [*_HEADERS, *extra], page.encode())

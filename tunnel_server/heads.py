@@ -1,0 +1,197 @@
+"""HTTP heads on their way through the ``web`` entrance: what is taken out, what is added, what is refused.
+
+Both directions are parsed once and written anew by h11: framing is never copied, so what we saw is
+what the other side sees (request smuggling). No I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+import h11
+
+from tunnel_core.http_head import header_values
+from tunnel_core.reasons import Reason, Refused
+
+RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
+
+# RFC 9110 section 7.6.1, with the older names that are still seen. Expect is answered here, by the
+# one who reads the body.
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"expect",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# What services behind proxies believe about the user, in the spellings of the common proxies.
+_CLAIMS = frozenset(
+    {
+        b"forwarded",
+        b"remote-email",
+        b"remote-groups",
+        b"remote-name",
+        b"remote-user",
+        b"true-client-ip",
+        b"x-client-ip",
+        b"x-real-ip",
+    }
+)
+_CLAIM_PREFIXES = (b"x-forwarded-", b"x-remote-", b"x-auth-request-", b"x-webauth-", b"qanat-")
+# Points browsers at a port of ours that is not the service's.
+_ONLY_BACK = frozenset({b"alt-svc"})
+_COOKIE_DOMAIN = re.compile(rb";[ \t]*domain[ \t]*=[^;]*", re.IGNORECASE)
+_WEBSOCKET = b"websocket"
+
+
+def request_forward(request: h11.Request, source: str) -> h11.Request:
+    """The request as the target gets it; ``source`` is the user's address.
+
+    ``Host`` stays as the browser sent it: services compare it with ``Origin`` before they accept a
+    WebSocket, and build redirects and cookies from it, which must lead back here and not to a name
+    that only the edge knows.
+    """
+    upgrade = wants_websocket(request)
+    headers = [
+        (name, value)
+        for name, value in _end_to_end(request)
+        if name.lower() not in _CLAIMS and not name.lower().startswith(_CLAIM_PREFIXES)
+    ]
+    headers += _framing(request)
+    # One stream carries one request, so the target need not keep its connection.
+    headers.append((b"Connection", b"Upgrade" if upgrade else b"close"))
+    if upgrade:
+        headers.append((b"Upgrade", _WEBSOCKET))
+    headers += _our_claims(request, source)
+    return h11.Request(method=request.method, target=request.target, headers=headers)
+
+
+def _our_claims(request: h11.Request, source: str) -> RawHeaders:
+    return [
+        (b"X-Forwarded-For", source.encode("ascii")),
+        (b"X-Forwarded-Host", host_of(request).encode("latin-1")),
+        (b"X-Forwarded-Proto", b"http"),
+    ]
+
+
+def _framing(request: h11.Request) -> RawHeaders:
+    """Chunked if it came chunked; a length is end-to-end and stands among the others."""
+    chunked = header_values(request, b"transfer-encoding")
+    return [(b"Transfer-Encoding", b"chunked")] if chunked else []
+
+
+def response_back(response: h11.Response) -> h11.Response:
+    """The answer as the browser gets it; h11 adds the framing that the browser's version needs."""
+    headers = [(name, value) for name, value in _end_to_end(response) if name.lower() not in _ONLY_BACK]
+    if header_values(response, b"transfer-encoding"):
+        headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
+    return h11.Response(
+        status_code=response.status_code, headers=[*map(_own_cookie, headers)], reason=response.reason
+    )
+
+
+def switch_back(response: h11.InformationalResponse) -> h11.InformationalResponse:
+    """The 101 as the browser gets it. Raises ``Refused`` unless it accepts what was asked for."""
+    upgrades = [value.strip().lower() for value in header_values(response, b"upgrade")]
+    if upgrades != [_WEBSOCKET] or b"upgrade" not in _tokens(response, b"connection"):
+        raise Refused(
+            Reason.TARGET_PROTOCOL, "the target switched to another protocol than the browser asked for"
+        )
+    headers = [*_end_to_end(response), (b"Connection", b"Upgrade"), (b"Upgrade", _WEBSOCKET)]
+    return h11.InformationalResponse(
+        status_code=101, headers=[*map(_own_cookie, headers)], reason=response.reason
+    )
+
+
+def _own_cookie(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """A cookie for a whole domain would reach other nodes too; without one it stays with its host."""
+    name, value = header
+    return (name, _COOKIE_DOMAIN.sub(b"", value)) if name.lower() == b"set-cookie" else header
+
+
+def _end_to_end(message: h11.Request | h11.Response | h11.InformationalResponse) -> RawHeaders:
+    """The headers without those of one hop, also those that ``Connection`` names, in their own spelling."""
+    dropped = _HOP_BY_HOP | (_tokens(message, b"connection") - {b"host", b"content-length"})
+    return [(name, value) for name, value in message.headers.raw_items() if name.lower() not in dropped]
+
+
+def _tokens(message: h11.Request | h11.Response | h11.InformationalResponse, name: bytes) -> frozenset[bytes]:
+    values = b",".join(header_values(message, name))
+    return frozenset(token.strip().lower() for token in values.split(b",")) - {b""}
+
+
+def wants_websocket(request: h11.Request) -> bool:
+    """Whether the request asks for a WebSocket. Other upgrades are dropped, h2c above all: RFC 9110
+    section 7.8 lets a server ignore any, and what is not HTTP/1.1 would pass unread."""
+    return (
+        request.method == b"GET"
+        and request.http_version == b"1.1"
+        and _WEBSOCKET in _tokens(request, b"upgrade")
+        and b"upgrade" in _tokens(request, b"connection")
+    )
+
+
+def has_body(request: h11.Request) -> bool:
+    """Whether the head announces a body."""
+    lengths = header_values(request, b"content-length")
+    return bool(header_values(request, b"transfer-encoding")) or any(value != b"0" for value in lengths)
+
+
+def host_of(request: h11.Request) -> str:
+    """The ``Host`` header; empty if there is none, as HTTP/1.0 allows."""
+    return b"".join(header_values(request, b"host")[:1]).decode("latin-1")
+
+
+def check_web_request(request: h11.Request) -> None:
+    """Raises ``Refused`` for what a browser never sends to an origin server."""
+    if request.method in (b"CONNECT", b"TRACE"):
+        raise Refused(Reason.METHOD_NOT_ALLOWED, f"{request.method.decode()} is not for the web entrance")
+    if not request.target.startswith(b"/") and (request.method, request.target) != (b"OPTIONS", b"*"):
+        raise Refused(Reason.BAD_REQUEST, "the request target is not a path; this is no forward proxy")
+    _refuse_cross_site(request)
+
+
+def _refuse_cross_site(request: h11.Request) -> None:
+    """Nobody logs in here yet, so any page that the user's browser shows could drive every device.
+
+    Browsers say where a request comes from (Fetch Metadata, W3C): a link may lead here, a script or a
+    form of another site may not. WebSockets are free of the same-origin policy; their Origin decides.
+    """
+    site, mode = _last(request, b"sec-fetch-site"), _last(request, b"sec-fetch-mode")
+    followed_link = mode == b"navigate" and request.method in (b"GET", b"HEAD")
+    foreign = site in (b"cross-site", b"same-site") and not followed_link
+    if foreign or (wants_websocket(request) and not _same_origin(request)):
+        raise Refused(
+            Reason.SOURCE_NOT_ALLOWED, "a page of another site asked for this; open it in its own tab instead"
+        )
+
+
+def _last(request: h11.Request, name: bytes) -> bytes:
+    return b"".join(header_values(request, name)[-1:]).strip().lower()
+
+
+def _same_origin(request: h11.Request) -> bool:
+    """Whether ``Origin`` is missing (no browser sent it) or has the host of the request."""
+    origins = header_values(request, b"origin")
+    if not origins:
+        return True
+    try:
+        return [urlsplit(origins[0].decode("latin-1")).netloc.lower()] == [host_of(request).lower()]
+    except ValueError:
+        return False
+
+
+def wants_html(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the asker is likely a person in front of a browser."""
+    return any(name == b"accept" and b"text/html" in value.lower() for name, value in headers)
