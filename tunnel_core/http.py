@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import http
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import h11
@@ -180,7 +180,7 @@ class HttpConnection(_Connection):
             self._h11.next_event()
         return request
 
-    async def receive_body(self) -> AsyncIterator[bytes]:
+    async def receive_body(self) -> AsyncGenerator[bytes, None]:
         """The request's body as it comes; answers ``Expect: 100-continue`` at the first read.
 
         Raises ``Refused``: ``BAD_REQUEST`` for broken framing, ``USER_LEFT``, ``IDLE_TIMEOUT``.
@@ -399,7 +399,7 @@ class HttpClientConnection(_Connection):
         except h11.RemoteProtocolError as error:
             raise Refused(Reason.TARGET_PROTOCOL, f"{self._peer} did not answer in HTTP: {error}") from None
 
-    async def receive_body(self) -> AsyncIterator[bytes]:
+    async def receive_body(self) -> AsyncGenerator[bytes, None]:
         """The answer's body as it comes. Raises ``Refused(TARGET_PROTOCOL)`` if it is cut short."""
         while isinstance(event := await self._receive_body_event(), h11.Data):
             yield bytes(event.data)
