@@ -19,7 +19,7 @@ from tunnel_core.settings import ENTRANCES
 LATENCY_BUCKETS_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
 NODE_SERIES_SECONDS = 3600.0
 """How long a detached node keeps its series."""
-_KNOWN_ENTRANCES = frozenset((*ENTRANCES, "agents", "admin", "ops"))
+_KNOWN_ENTRANCES = frozenset((*ENTRANCES, "agents", "https", "admin", "ops"))
 
 
 class Distribution:
@@ -99,10 +99,17 @@ class Counters:
         """From the user's first byte to the target's."""
         self.first_bytes.setdefault(_bounded(entrance), Distribution()).add(seconds)
 
-    def snapshot(self, *, sessions: int, nodes: Iterable[NodeSample] = (), software: str = "") -> Snapshot:
+    def snapshot(
+        self,
+        *,
+        sessions: int,
+        nodes: Iterable[NodeSample] = (),
+        software: str = "",
+        credit_granted_bytes: int = 0,
+    ) -> Snapshot:
         """A copy that another thread may read; ``nodes`` empty leaves the per-node series out."""
         shown = (n for n in nodes if n.detached_seconds is None or n.detached_seconds < NODE_SERIES_SECONDS)
-        return Snapshot(copy.deepcopy(self), sessions, tuple(shown), software)
+        return Snapshot(copy.deepcopy(self), sessions, tuple(shown), software, credit_granted_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,8 @@ class Snapshot:
     sessions: int
     nodes: tuple[NodeSample, ...]
     software: str
+    credit_granted_bytes: int = 0
+    """What peers may send, or have sent and nobody read yet, over all streams."""
 
 
 def _bounded(entrance: str) -> str:

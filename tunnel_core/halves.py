@@ -173,6 +173,11 @@ class ReceiveHalf:
         """Whether everything the peer will ever send was read."""
         return self.size is not None and not self.buffered
 
+    @property
+    def outstanding(self) -> int:
+        """Bytes granted and not consumed: what this half may come to hold."""
+        return self.granted - self.received + self.buffered
+
     def take(self, max_bytes: int) -> Payload:
         """Up to ``max_bytes`` of what arrived; call only with something buffered."""
         payload = self.inbox.popleft()

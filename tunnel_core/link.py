@@ -69,6 +69,7 @@ class Link:
         self._steps_out: list[Frame] = [] if isinstance(steps, ServerSteps) else [steps.hello]
         self._attached = trio.Event()
         self._ended = trio.Event()
+        self._given_up = trio.Event()
         self._give_up_at = trio.current_time() + limits.attach_timeout_seconds
         self._timer = trio.CancelScope()
 
@@ -119,6 +120,11 @@ class Link:
         return self._streams
 
     @property
+    def credit_granted(self) -> int:
+        """Bytes that the peer may send, or has sent and nobody read yet, over all streams."""
+        return sum(stream.recv.outstanding for stream in self._mux.streams.values())
+
+    @property
     def bytes_in(self) -> int:
         return self._closed_in + sum(stream.bytes_in for stream in self._streams.values())
 
@@ -142,6 +148,7 @@ class Link:
         finally:
             self._finish(Reason.SESSION_LOST, "the link was given up")
             self._carrier.abandon()
+            self._given_up.set()
 
     def _deadline(self) -> float:
         if self.ended is not None or self._session is None:
@@ -174,6 +181,10 @@ class Link:
         await self._ended.wait()
         assert self.ended is not None
         return self.ended
+
+    async def wait_given_up(self) -> None:
+        """Waits until :meth:`run` is over: the peer heard of the end, or had its time to."""
+        await self._given_up.wait()
 
     # What the carrier calls.
 

@@ -116,6 +116,8 @@ class StreamFacts:
     node: str
     target: str
     entrance: str
+    source: str = ""
+    """Where the user came from; the agent does not know."""
 
     def fields(self) -> Mapping[str, object]:
         return {
@@ -124,6 +126,7 @@ class StreamFacts:
             "node": self.node,
             "target": self.target,
             "entrance": self.entrance,
+            "source": self.source,
         }
 
 

@@ -8,9 +8,8 @@ of the link is per message.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import trio
 
@@ -23,8 +22,7 @@ _SMALLEST_READ = 16 * KIB
 _LARGEST_READ = 1 * MIB
 _BURST = 2 * MIB
 """Bytes that one direction may move before it lets others run."""
-
-_T = TypeVar("_T")
+_FAREWELL_SECONDS = 5.0
 
 
 @runtime_checkable
@@ -180,13 +178,11 @@ class _Relay:
 
     async def _close(self) -> None:
         for side in (self._a, self._b):
-            await trio.aclose_forcefully(side) if self._reason else await _shielded(side.aclose())
-
-
-async def _shielded(closing: Awaitable[_T]) -> _T:
-    """A graceful close after both halves ended has nothing to wait for but a TLS farewell."""
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-        return await closing
+            if self._reason is None:
+                # Both halves ended: nothing to wait for but a TLS farewell.
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_SECONDS):
+                    await side.aclose()
+            await trio.aclose_forcefully(side)
 
 
 def _next_read(size: int, length: int) -> int:

@@ -17,6 +17,7 @@ from tunnel_core.frames import Hello, Rejected, Welcome
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.logs import log_event
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import VERSION, ServerSteps
@@ -27,6 +28,7 @@ _log = logging.getLogger("qanat.attach")
 _MAX_PENDING = 2048
 """Attaches under way at once: each holds a TLS connection for ten seconds at most."""
 _RETRY_MS = 5000
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Attachments:
         count: Callable[[Reason], None] = lambda reason: None,
     ) -> None:
         self.stopping = False
+        self.limits = settings.limits
         self._settings = settings
         self._nodes = nodes
         self._pool = pool
@@ -124,8 +127,15 @@ class Attachments:
         except Refused as refused:
             link.end(refused.reason, refused.detail)
             return
-        fields = {"node": link.node, "session": link.session_id, "address": link.peer_address}
-        _log.info("node %s attached", link.node, extra={**fields, "software": link.software})
+        log_event(
+            _log,
+            logging.INFO,
+            f"node {link.node} attached",
+            node=link.node,
+            session=link.session_id,
+            address=link.peer_address,
+            software=link.software,
+        )
 
     async def _keep(self, link: Link) -> None:
         try:
@@ -141,12 +151,17 @@ class Attachments:
         self._count(reason)
         if not link.was_attached:
             self._pending -= 1
-            fields = {"node": link.node, "address": link.peer_address, "reason": reason.word}
-            _log.warning("attach from %s failed: %s", link.peer_address, detail, extra=fields)
+            sentence = f"attach of {link.node or 'an unknown node'} failed: {detail}"
+            log_event(_log, logging.WARNING, sentence, reason=reason, address=link.peer_address)
             return
         self._nodes.detach(link, reason, detail)
-        fields = {"node": link.node, "session": link.session_id, "reason": reason.word}
-        _log.info("node %s detached: %s", link.node, detail, extra=fields)
+        sentence = f"node {link.node} detached: {detail}"
+        log_event(_log, logging.INFO, sentence, node=link.node, session=link.session_id, reason=reason)
+
+    @property
+    def stream_count(self) -> int:
+        """Streams open over all sessions."""
+        return sum(len(link.streams) for _, link in self._nodes.attached())
 
     def drain(self, deadline_seconds: float) -> None:
         """No new sessions, and no new streams in those that are there."""
@@ -154,7 +169,15 @@ class Attachments:
         for _, link in self._nodes.attached():
             link.drain(deadline_seconds)
 
-    def end(self, reason: Reason) -> None:
-        """Ends every session with this reason."""
-        for _, link in self._nodes.attached():
+    async def wait_no_streams(self) -> None:
+        """Waits until no stream is open."""
+        while self.stream_count:
+            await trio.sleep(_LOOK_SECONDS)
+
+    async def end_all(self, reason: Reason) -> None:
+        """Ends every session, and waits until the agents heard it or had their time to."""
+        links = [link for _, link in self._nodes.attached()]
+        for link in links:
             link.end(reason)
+        for link in links:
+            await link.wait_given_up()

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
-from tunnel_core.command_line import require_extra
+from tunnel_core.command_line import LateGroup, require_extra
 
-_HELP = {"help_option_names": ["-h", "--help"]}
-
-
-class _LateGroup(click.Group):
-    """Imports a subcommand when it is asked for, so that ``issue`` does not wait for gRPC."""
-
-    names = ("init", "issue")
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.names)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in self.names:
-            return None
-        module = importlib.import_module(f"tunnel_server.commands.{name}")
-        command: click.Command = module.command
-        return command
+_COMMANDS = {
+    "init": "tunnel_server.commands.init:command",
+    "issue": "tunnel_server.commands.issue:command",
+    "run": "tunnel_server.commands.run:command",
+}
 
 
-@click.group(cls=_LateGroup, context_settings=_HELP)
+@click.group(cls=LateGroup, places=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qanat", prog_name="qanat-server")
 def main() -> None:
     """The cloud side of Qanat: agents attach here, users come in here.

@@ -1,0 +1,252 @@
+"""The composition root of ``qanat-server``: reads as the list of what runs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import trio
+
+from certs.x509 import Usage, identity_of_leaf
+from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_core.carrier import ServerTls
+from tunnel_core.counters import Counters, Snapshot
+from tunnel_core.credit import CreditPool
+from tunnel_core.descriptors import raise_descriptor_limit
+from tunnel_core.grpc_carrier import CarrierServer, serve_carriers
+from tunnel_core.http import HeadLimits
+from tunnel_core.identity import Role
+from tunnel_core.limits import Limits
+from tunnel_core.logs import log_event
+from tunnel_core.ops import OpsAccess, OpsPages, OpsServer, serve_ops
+from tunnel_core.reasons import Reason
+from tunnel_server.admission import Admission
+from tunnel_server.attach import Attachments, AttachSettings
+from tunnel_server.binding import UnixAddress
+from tunnel_server.config import ServerConfig
+from tunnel_server.entrances.api import ApiEntrance
+from tunnel_server.entrances.connect import ENTRANCE as CONNECT
+from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.entrances.tcp import ENTRANCE as TCP
+from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
+from tunnel_server.entrances.web import ENTRANCE as WEB
+from tunnel_server.entrances.web import WebEntrance
+from tunnel_server.figures import take_snapshot
+from tunnel_server.front import Front, by_certificate, by_file_mode, by_peer
+from tunnel_server.handshake import TlsContexts, TlsFiles, over_tls
+from tunnel_server.listeners import Handler, Listener, listen_tcp, listen_unix
+from tunnel_server.nodes import Nodes
+from tunnel_server.opening import Opener
+from tunnel_server.records import Records
+
+_log = logging.getLogger("qanat.server")
+
+HTTPS = "https"
+ADMIN = "admin"
+
+
+async def run_server(config: ServerConfig, on_ready: Callable[[Server], None] = lambda server: None) -> None:
+    """Serves until SIGTERM or SIGINT, and then drains. Raises ``CannotListen``, ``CarrierFailed``,
+    ``OSError`` or ``ssl.SSLError`` if it cannot start, with nothing left open."""
+    async with open_bridge() as bridge, trio.open_nursery() as nursery:
+        server = Server(config, nursery)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with server.running(bridge):
+                on_ready(server)
+                async for number in signals:
+                    _log.info("%s: draining", signal.Signals(number).name)
+                    break
+                nursery.start_soon(_force_at_second, signals)
+                await server.drain()
+        nursery.cancel_scope.cancel()
+
+
+async def _force_at_second(signals: AsyncIterator[int]) -> None:
+    async for _ in signals:
+        _log.warning("second signal: ending at once")
+        raise SystemExit(1)
+
+
+class Server:
+    """The parts of a running server, and how they are joined."""
+
+    def __init__(self, config: ServerConfig, nursery: trio.Nursery) -> None:
+        self.config = config
+        self.nodes = Nodes(trio.current_time, _now)
+        self.counters = Counters()
+        self.records = Records(self.counters, config.log, trio.current_time)
+        self.opener = Opener(
+            self.nodes,
+            self.records,
+            trust_domain=config.trust_domain,
+            open_timeout_seconds=config.open_timeout_seconds,
+        )
+        self.pool = CreditPool(Limits().credit_pool)
+        self.attachments = Attachments(
+            AttachSettings(config.trust_domain, config.agents.max, _link_limits(config)),
+            self.nodes,
+            self.pool,
+            nursery,
+            self.counters.session_ended,
+        )
+        self.listeners: list[Listener] = []
+        self.agent_addresses: list[str] = []
+        self.ops_addresses: list[str] = []
+        self._nursery = nursery
+        self._ready = False
+        self._contexts = TlsContexts(_tls_files(config))
+        self._carriers: CarrierServer | None = None
+
+    @asynccontextmanager
+    async def running(self, bridge: Bridge) -> AsyncIterator[None]:
+        """Everything is open inside the block."""
+        config = self.config
+        log_event(_log, logging.INFO, str(raise_descriptor_limit()))
+        async with serve_carriers(
+            bridge,
+            listen=[str(address) for address in config.agents.listen],
+            tls=_server_tls(config),
+            on_carrier=self.attachments.take,
+            limits=self.attachments.limits,
+            min_tls_version=config.tls.min_version.value,
+            max_carriers=config.agents.max * 2,
+        ) as carriers:
+            self._carriers = carriers
+            self.agent_addresses = carriers.addresses
+            await self._open_entrances()
+            ops: OpsServer = await self._nursery.start(serve_ops, config.ops, self._ops_pages(), self._access())
+            self.ops_addresses = ops.addresses
+            self._ready = True
+            try:
+                yield
+            finally:
+                self._ready = False
+                self._stop_accepting()
+
+    async def _open_entrances(self) -> None:
+        await self._serve_https()
+        await self._serve_unix()
+        await self._serve_web()
+        for forward in self.config.tcp:
+            await self._serve_tcp(
+                TcpForward(str(forward.listen), forward.node, forward.target, forward.allow_from)
+            )
+
+    async def _serve_https(self) -> None:
+        connect = ConnectEntrance(self.opener) if self.config.connect.enabled else None
+        front = self._front(HTTPS, by_certificate(self.config.trust_domain), connect, self._api())
+        seconds = self.config.limits.handshake_seconds
+        handler = over_tls(HTTPS, self._contexts, seconds, front.serve, self.records)
+        await self._listen(HTTPS, [str(address) for address in self.config.https.listen], handler)
+
+    async def _serve_unix(self) -> None:
+        domain = self.config.trust_domain
+        admin = self._front(ADMIN, by_file_mode(domain), None, self._api())
+        await self._listen_unix(ADMIN, UnixAddress(self.config.admin.socket, self.config.admin.mode), admin.serve)
+        unix = self.config.connect.unix
+        if unix is not None and self.config.connect.enabled:
+            peers = by_peer({peer.uid: peer.user for peer in unix.peer}, domain)
+            front = self._front(CONNECT, peers, ConnectEntrance(self.opener), None)
+            await self._listen_unix(CONNECT, UnixAddress(unix.path, unix.mode, unix.group), front.serve)
+
+    async def _serve_web(self) -> None:
+        web = WebEntrance(self.opener, self.config.web.domain, self._head_limits())
+        await self._listen(WEB, [str(address) for address in self.config.web.listen], web.serve)
+
+    async def _serve_tcp(self, forward: TcpForward) -> None:
+        await self._listen(TCP, [forward.listen], TcpEntrance(self.opener, forward).serve)
+
+    def _front(
+        self,
+        entrance: str,
+        identify: Callable[..., object],
+        connect: ConnectEntrance | None,
+        api: ApiEntrance | None,
+    ) -> Front:
+        return Front(entrance, identify, self.records, self._head_limits(), connect, api)  # type: ignore[arg-type]
+
+    def _api(self) -> ApiEntrance:
+        return ApiEntrance(self.nodes, trio.current_time, _now)
+
+    def _head_limits(self) -> HeadLimits:
+        limits = self.config.limits
+        return HeadLimits(limits.head_bytes, limits.head_headers, limits.head_seconds, limits.idle_seconds)
+
+    def _admission(self) -> Admission:
+        limits = self.config.limits
+        return Admission(limits.max_connections, limits.max_unauthenticated_per_source)
+
+    async def _listen(self, entrance: str, addresses: Sequence[str], handler: Handler) -> None:
+        if addresses:
+            await self._start(await listen_tcp(entrance, addresses, self._admission(), self.records), handler)
+
+    async def _listen_unix(self, entrance: str, address: UnixAddress, handler: Handler) -> None:
+        await self._start(listen_unix(entrance, address, self._admission(), self.records), handler)
+
+    async def _start(self, listener: Listener, handler: Handler) -> None:
+        self.listeners.append(listener)
+        await self._nursery.start(listener.serve, handler)
+
+    def _stop_accepting(self) -> None:
+        for listener in self.listeners:
+            listener.stop_accepting()
+
+    async def drain(self) -> None:
+        """Stops accepting, tells the agents, lets streams finish for ``drain_seconds``, resets the rest."""
+        seconds = self.config.drain_seconds
+        self._ready = False
+        self._stop_accepting()
+        if self._carriers is not None:
+            self._carriers.stop_accepting()
+        self.attachments.drain(seconds)
+        with trio.move_on_after(seconds) as scope:
+            await self.attachments.wait_no_streams()
+        if scope.cancelled_caught:
+            _log.warning("%d streams did not finish in %g s", self.attachments.stream_count, seconds)
+        await self.attachments.end_all(Reason.SERVER_STOPPING)
+
+    def _access(self) -> OpsAccess:
+        ops, domain = self.config.ops, self.config.trust_domain
+
+        def check(leaf: bytes) -> object:
+            return identity_of_leaf(leaf, usage=Usage.CLIENT, role=Role.USER, trust_domain=domain)
+
+        return OpsAccess(ops.bearer_file, self._contexts.current if ops.tls else None, check)
+
+    def _ops_pages(self) -> OpsPages:
+        return OpsPages(self._snapshot, lambda: "" if self._ready else Reason.SERVER_STOPPING.word)
+
+    def _snapshot(self) -> Snapshot:
+        per_node = self.config.metrics.per_node
+        return take_snapshot(self.counters, self.nodes, trio.current_time, per_node=per_node)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _link_limits(config: ServerConfig) -> Limits:
+    session = config.session
+    return Limits(
+        max_streams=session.max_streams,
+        ping_interval_seconds=session.ping_interval_seconds,
+        missed_pings=session.missed_pings,
+        attach_timeout_seconds=session.attach_timeout_seconds,
+    )
+
+
+def _tls_files(config: ServerConfig) -> TlsFiles:
+    tls = config.tls
+    return TlsFiles(tls.certificate_file, tls.key_file, tls.trust_file, tls.min_version.value)
+
+
+def _server_tls(config: ServerConfig) -> ServerTls:
+    tls = config.tls
+    return ServerTls(
+        key_pem=tls.key_file.read_bytes(),
+        chain_pem=tls.certificate_file.read_bytes(),
+        roots_pem=tls.trust_file.read_bytes(),
+    )

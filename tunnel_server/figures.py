@@ -1,0 +1,31 @@
+"""The server's figures at one moment, for ``/metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tunnel_core import __version__
+from tunnel_core.counters import Counters, NodeSample, Snapshot
+from tunnel_server.nodes import Node, Nodes
+
+
+def take_snapshot(
+    counters: Counters, nodes: Nodes, clock: Callable[[], float], *, per_node: bool
+) -> Snapshot:
+    """What ``/metrics`` shows. ``clock`` is the one that the registry goes by."""
+    links = [link for _, link in nodes.attached()]
+    return counters.snapshot(
+        sessions=len(links),
+        nodes=[_sample(node, clock()) for node in nodes.all()] if per_node else (),
+        software=f"qanat-server/{__version__}",
+        credit_granted_bytes=sum(link.credit_granted for link in links),
+    )
+
+
+def _sample(node: Node, now: float) -> NodeSample:
+    link = node.link
+    if link is None:
+        return NodeSample(node.name, detached_seconds=now - node.last_seen)
+    return NodeSample(
+        node.name, None, link.round_trip_seconds, len(link.streams), link.bytes_in, link.bytes_out
+    )
