@@ -50,6 +50,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._kept = bytearray()  # decrypted by send_eof for a later receive_some
         self._eof_received, self._eof_sent = False, False
         self._broken, self._closed = False, False
+        self._starved = True  # nothing can be decrypted until more arrives
 
     async def do_handshake(self) -> None:
         """Completes the handshake, without a deadline of its own.
@@ -96,7 +97,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     async def _receive(self, limit: int) -> bytes:
         self._check_open()
-        if self._kept or self._eof_received or self._incoming.pending or self._tls.pending():
+        if self._kept or self._eof_received or not self._starved:
             # The checkpoint comes before the bytes are taken, so being cancelled here loses none.
             await trio.lowlevel.checkpoint()
         else:
@@ -123,6 +124,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         try:
             data = self._tls.read(limit)
         except ssl.SSLWantReadError:
+            self._starved = True
             return b""
         except ssl.SSLZeroReturnError:
             data = b""
@@ -135,7 +137,10 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return data
 
     async def _feed(self, limit: int) -> None:
-        data = await self.transport.receive_some(limit)
+        self._feed_nowait(await self.transport.receive_some(limit))
+
+    def _feed_nowait(self, data: bytes | bytearray) -> None:
+        self._starved = False
         if data:
             self._incoming.write(data)
         else:
@@ -144,11 +149,14 @@ class TlsStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._begin_sending()
         try:
-            if self._eof_sent:
-                raise trio.ClosedResourceError("the end was already sent on this TLS stream")
+            self._check_sendable()
             await self._send_pieces(memoryview(data))
         finally:
             self._sending = False
+
+    def _check_sendable(self) -> None:
+        if self._eof_sent:
+            raise trio.ClosedResourceError("the end was already sent on this TLS stream")
 
     async def _send_pieces(self, view: memoryview) -> None:
         if not view:
@@ -228,7 +236,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             await self.transport.aclose()
 
     def abort(self) -> None:
-        """Ends the connection so that the peer sees a break: no ``close_notify``, and a reset of the socket."""
+        """Ends it so that the peer sees a break: no ``close_notify``, and a reset of the socket."""
         self._closed = True
         if isinstance(self.transport, SocketStream):
             self.transport.abort()
@@ -237,6 +245,54 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._write_close_notify()
         with trio.move_on_after(_GOODBYE_SECONDS):
             await self._flush()
+
+
+class SocketTlsStream(TlsStream):
+    """TLS over one of our sockets, which ``relay`` can drive without a checkpoint per piece."""
+
+    def __init__(
+        self,
+        transport: SocketStream,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+    ) -> None:
+        super().__init__(transport, context, server_side=server_side, server_hostname=server_hostname)
+        self._socket = transport
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """What has arrived, ``b""`` at the end, None if nothing is there yet. Raises as ``receive_some``."""
+        self._check_open()
+        while not (data := self._take(max_bytes)) and not self._eof_received:
+            encrypted = self._socket.receive_nowait(max(max_bytes, _DEFAULT_READ))
+            if encrypted is None:
+                return None
+            self._feed_nowait(encrypted)
+        return data
+
+    async def wait_readable(self) -> None:
+        """Waits until ``receive_nowait`` is worth another try."""
+        if self._starved and not self._kept and not self._eof_received:
+            await self._socket.wait_readable()
+
+    async def put(self, data: bytes | bytearray | memoryview) -> None:
+        """``send_all`` without a checkpoint when the kernel takes all at once. One caller at a time."""
+        self._begin_sending()
+        try:
+            self._check_sendable()
+            for start in range(0, len(data), _SEND_PIECE):
+                self._encrypt(memoryview(data)[start : start + _SEND_PIECE])
+                await self._put_encrypted()
+        finally:
+            self._sending = False
+
+    async def _put_encrypted(self) -> None:
+        try:
+            await self._socket.put(self._outgoing.read())
+        except BaseException:
+            self._broken = True  # part of a record may be out
+            raise
 
 
 def reason_of(error: ssl.SSLError) -> str:

@@ -46,7 +46,7 @@ class Front:
         async def handle(http: HttpConnection, request: h11.Request) -> None:
             if isinstance(user, Refused):
                 raise user
-            await self._dispatch(http, request, user)
+            await self._dispatch(http, request, user, accepted.source)
 
         def note(refused: Refused) -> None:
             if not isinstance(refused, NotOpened):
@@ -63,11 +63,11 @@ class Front:
         accepted.ticket.authenticated()
         return user
 
-    async def _dispatch(self, http: HttpConnection, request: h11.Request, user: User) -> None:
+    async def _dispatch(self, http: HttpConnection, request: h11.Request, user: User, source: str) -> None:
         if request.method == b"CONNECT":
             if self.connect is None:
                 raise Refused(Reason.METHOD_NOT_ALLOWED, "CONNECT is switched off here")
-            await self.connect.handle(http, request, user)
+            await self.connect.handle(http, request, user, source)
         elif self.api is not None and request.target.startswith(ROOT.encode()):
             await self.api.handle(http, request)
         else:

@@ -9,7 +9,8 @@ from pathlib import Path
 import trio
 
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.tls import TlsStream
+from tunnel_core.sockets import SocketStream
+from tunnel_core.tls import SocketTlsStream, TlsStream
 from tunnel_server.listeners import Accepted, Handler, Reporter
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -59,7 +60,8 @@ def over_tls(
     """A handler that completes the handshake and passes the ``TlsStream`` on to ``handler``."""
 
     async def handle(accepted: Accepted) -> None:
-        stream = TlsStream(accepted.stream, contexts.current, server_side=True)
+        assert isinstance(accepted.stream, SocketStream)
+        stream = SocketTlsStream(accepted.stream, contexts.current, server_side=True)
         try:
             await _shake_hands(stream, handshake_seconds)
         except Refused as refused:

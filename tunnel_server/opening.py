@@ -23,11 +23,12 @@ from tunnel_server.routing import Route
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What an authenticated user wants to reach, and where he came in."""
+    """What an authenticated user wants to reach, and how he came: ``source`` is his address or uid."""
 
     user: User
     route: Route
     entrance: str
+    source: str
 
 
 class NotOpened(Refused):
@@ -80,7 +81,7 @@ class Opener:
 
 def _facts(wish: Wish, stream_id: str = "") -> StreamFacts:
     route = wish.route
-    return StreamFacts(stream_id, wish.user.name, route.node, str(route.target), wish.entrance)
+    return StreamFacts(stream_id, wish.user.name, route.node, str(route.target), wish.entrance, wish.source)
 
 
 class Passage:

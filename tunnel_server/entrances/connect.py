@@ -31,11 +31,11 @@ class ConnectEntrance:
     def __init__(self, opener: Opener) -> None:
         self._opener = opener
 
-    async def handle(self, http: HttpConnection, request: h11.Request, user: User) -> None:
+    async def handle(self, http: HttpConnection, request: h11.Request, user: User, source: str) -> None:
         """Serves one CONNECT to its end. Raises ``Refused`` before the 200, and only then."""
         target = target_header(request.headers)
         route = route_authority(request.target.decode("ascii"), self._opener.nodes, target)
-        async with self._opener.open(Wish(user, route, ENTRANCE)) as passage:
+        async with self._opener.open(Wish(user, route, ENTRANCE, source)) as passage:
             await before_leaving(http, passage.wait_opened)
             over_read = await http.accept_connect()
             if over_read:

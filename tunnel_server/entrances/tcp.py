@@ -66,7 +66,7 @@ class TcpEntrance:
             )
         node = self._opener.nodes.name_of(self._forward.node) or self._forward.node
         user = User(str(address), Role.USER, self._opener.trust_domain, "address")
-        return Wish(user, Route(node, self._forward.target), ENTRANCE)
+        return Wish(user, Route(node, self._forward.target), ENTRANCE, accepted.source)
 
 
 def is_allowed(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: Sequence[Network]) -> bool:

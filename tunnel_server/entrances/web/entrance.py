@@ -57,7 +57,7 @@ class WebEntrance:
         if not web_host.alias:
             await self._send_index(http, request, host)
             return
-        wish = Wish(self._user(), self._route(web_host), ENTRANCE)
+        wish = Wish(self._user(), self._route(web_host), ENTRANCE, address)
         async with self._opener.open(wish) as passage:
             exchange = Exchange(http, request, passage, f"{web_host.service} on {wish.route.node}")
             await exchange.run(address.rpartition(":")[0].strip("[]"))
