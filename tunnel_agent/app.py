@@ -32,15 +32,25 @@ _FAREWELL_SECONDS = 1.5
 
 
 async def run_agent(installation: Installation) -> None:
-    """Runs until SIGTERM (drains) or SIGINT (leaves at once); a second signal forces either."""
+    """Runs until SIGTERM (drains) or SIGINT (leaves at once); a second signal forces either.
+
+    Raises ``OSError`` if the ops listener cannot be bound.
+    """
+    failure: OSError | None = None
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_bridge() as bridge, trio.open_nursery() as nursery:
             agent = Agent(installation, bridge, nursery)
-            await agent.start()
+            try:
+                await agent.start()
+            except OSError as error:  # out of the nursery, which would wrap it in a group
+                failure = error
+                nursery.cancel_scope.cancel()
             first = await anext(signals)
             nursery.start_soon(agent.leave, first == signal.SIGTERM)
             await anext(signals)
             nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 class Agent:

@@ -106,7 +106,7 @@ class Connector:
                 proxy_url=self.proxy.url_for(server),
                 connect_timeout_seconds=self.connect_timeout_seconds,
             )
-            return await dial_carrier(self.bridge, settings)
+            return await dial_carrier(self.bridge, settings, self.limits)
         except ProxyError as error:
             raise Refused(Reason.CARRIER_LOST, str(error)) from error
         except CarrierFailed as error:

@@ -1,0 +1,31 @@
+"""``qanat-agent``: the command line of the edge side."""
+
+from __future__ import annotations
+
+import click
+
+from tunnel_core.command_line import LateGroup
+
+_COMMANDS = {
+    "run": "tunnel_agent.commands.run:command",
+    "check": "tunnel_agent.commands.check:command",
+    "status": "tunnel_agent.commands.status:command",
+    "version": "tunnel_agent.commands.version:command",
+}
+
+
+@click.group(cls=LateGroup, places=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="qanat", prog_name="qanat-agent")
+def main() -> None:
+    """The edge side of Qanat: dials out to a server and lets its users reach what you allow.
+
+    \b
+    A first start, with the bundle from `qanat-server issue node NAME`:
+      qanat-agent check --bundle edge1.pem
+      qanat-agent run --bundle edge1.pem
+    """
+
+
+def entry_point() -> None:
+    """Runs ``qanat-agent``."""
+    main()
