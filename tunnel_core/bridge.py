@@ -27,6 +27,7 @@ trio as asyncio's guest (a thread hop per wait).
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import selectors
 import time
@@ -82,6 +83,7 @@ class BridgeTask:
         self._task = task
         self._ended = trio.Event()
         self._waiting = 0
+        bridge._started.add(self)
         task.add_done_callback(self._note_end)
 
     def cancel(self) -> None:
@@ -103,6 +105,7 @@ class BridgeTask:
             self._task.result()
 
     def _note_end(self, task: asyncio.Task[Any]) -> None:
+        self._bridge._started.discard(self)
         self._ended.set()
         if task.cancelled() or self._waiting:
             return
@@ -116,7 +119,7 @@ class Bridge:
 
     def __init__(self) -> None:
         self._selector = _TurnSelector()
-        self._loop = asyncio.SelectorEventLoop(self._selector)
+        self._loop = _Loop(self._selector)
         self._loop.set_exception_handler(self._note_loop_error)
         self._selector.stop = self._loop.stop
         self._token = trio.lowlevel.current_trio_token()
@@ -127,6 +130,7 @@ class Bridge:
         self._in_turn = False
         self._closing = False
         self._closed = False
+        self._started: set[BridgeTask] = set()  # the loop alone would not keep a task from the collector
         self._drivers_left = 2
         self._drivers_ended = trio.Event()
 
@@ -270,7 +274,8 @@ class Bridge:
         if self._closed:
             loop.default_exception_handler(context)
             return
-        self._fail(context.get("exception") or BridgeError(context["message"]))
+        about = context.get("task") or context.get("future") or context.get("handle") or ""
+        self._fail(context.get("exception") or BridgeError(f"{context['message']} {about}"))
 
     def _fail(self, error: BaseException) -> None:
         # Through the token: a collected task reports from whatever thread the collector ran in.
@@ -320,6 +325,23 @@ class _TurnSelector(selectors.EpollSelector):
             self.idle_seconds = 0.0
             self.stop()
         return ready
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Deaf after its end: threads of libraries outlive it, and what they have to say is of no more use.
+
+    asyncio raises there. gRPC, whose completion queue is one for all loops of a process, would raise
+    that inside the loop that came next.
+    """
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        if not self.is_closed():
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        handle = asyncio.Handle(callback, args, self, context)
+        handle.cancel()
+        return handle
 
 
 def _never_abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:

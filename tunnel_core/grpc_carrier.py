@@ -39,6 +39,9 @@ import trio
 # gRPC writes lines of its own to stderr, one for each connection that fails its handshake: anybody
 # could fill the log with them. Read when the library is loaded; an operator's own value stays.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# Who dials has decided about the proxy. gRPC would still bypass it for what no_proxy names, unless
+# this variable, which it looks at first, is there.
+os.environ["no_grpc_proxy"] = ""  # noqa: SIM112 - gRPC knows the lower case only
 
 import grpc
 import grpc.aio
@@ -332,8 +335,8 @@ class CarrierServer:
         certificates = _Certificates(self._tls)
         try:
             port = self._server.add_secure_port(address, certificates.credentials)
-        except RuntimeError as error:
-            return f"cannot listen on {address}: {error}"
+        except RuntimeError:  # whose text is advice about gRPC's own log
+            return f"cannot listen on {address}: the port is taken or reserved, or the address is not ours"
         self._certificates.append(certificates)
         self.addresses.append(f"{address.rpartition(':')[0]}:{port}")
         return None

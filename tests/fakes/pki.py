@@ -14,9 +14,13 @@ from tunnel_core.identity import Role, SpiffeId
 TRUST_DOMAIN = "test.internal"
 
 
-@functools.cache
 def authority(trust_domain: str = TRUST_DOMAIN) -> Authority:
     """The authority of a trust domain, the same for the whole test run."""
+    return _authority(trust_domain)
+
+
+@functools.cache
+def _authority(trust_domain: str) -> Authority:
     return create_authority(trust_domain).authority
 
 
