@@ -131,7 +131,10 @@ def _converter(folder: Path, parsers: Parsers) -> cattrs.Converter:
     converter.register_structure_hook_factory(_is_list, lambda t: _list_hook(t, converter))
     converter.register_structure_hook_factory(_is_mapping, lambda t: _mapping_hook(t, converter))
     for wanted, parser in parsers.items():  # last, because cattrs asks the newest first
-        converter.register_structure_hook_func(_is(wanted), _hook(parser))
+        if isinstance(wanted, type):
+            converter.register_structure_hook(wanted, _hook(parser))
+        else:
+            converter.register_structure_hook_func(_is(wanted), _hook(parser))
     return converter
 
 

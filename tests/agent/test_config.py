@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunnel_agent.config import AgentConfig, Protocol
+from tunnel_core.config import ConfigError, Source, parse
+from tunnel_core.names import Target
+from tunnel_core.settings import ListenAddress
+
+SOURCE = Source(Path("/etc/qanat/agent.toml"), Path("/var/lib/qanat"))
+
+
+def read(**raw: Any) -> AgentConfig:
+    return parse(raw, AgentConfig, SOURCE)
+
+
+def problem_of(**raw: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(**raw)
+    (problem,) = caught.value.problems
+    return str(problem).removeprefix("/etc/qanat/agent.toml: ")
+
+
+def test_an_empty_file_is_a_whole_configuration() -> None:
+    config = read()
+    assert config.bundle_file == Path("/etc/qanat/node.pem")
+    assert config.ops.listen == ListenAddress("127.0.0.1", 7005)
+    assert config.servers == ()
+    assert config.allow == ()
+    assert not config.proxy
+
+
+def test_everything_can_be_set() -> None:
+    config = read(
+        servers=["tunnel.example.com:7001", "[2001:db8::1]:7001"],
+        bundle_file="/keys/edge.pem",
+        proxy="http://user:hush@proxy:3128",
+        no_proxy=["10.0.0.0/8", ".internal"],
+        allow=["localhost:10250", "192.168.1.0/24:80-90", "unix:/run/x.sock"],
+        service=[{"name": "web", "target": "127.0.0.1:1880", "protocol": "http"}],
+        dial_timeout_seconds=3,
+    )
+    assert config.servers[1] == "[2001:db8::1]:7001"
+    assert [entry.first_port for entry in config.allow] == [10250, 80, 0]
+    assert config.service[0].target == Target(host="127.0.0.1", port=1880)
+    assert config.service[0].protocol is Protocol.HTTP
+    assert config.proxy.reveal() == "http://user:hush@proxy:3128"
+    assert "hush" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        ({"allow": ["db.local"]}, "allow#1: 'db.local' has no port"),
+        ({"allow": [5]}, "allow#1: 5 is not a text; write it in quotes"),
+        ({"service": [{"name": "a--b", "target": "b:1"}]}, "service#1.name: 'a--b' is not a service name"),
+        ({"service": [{"name": "web", "target": "other"}]}, "service#1.target: other is a service name"),
+        (
+            {"service": [{"name": "status", "target": "b:1"}]},
+            "service#1.name: status is the built-in status page",
+        ),
+        ({"service": [{"name": "a", "target": "b:1"}] * 2}, "service: a is named twice"),
+        (
+            {"servers": ["tunnel.example.com"]},
+            "servers#1: no port from 1 to 65535 in 'tunnel.example.com'; write",
+        ),
+        ({"server": ["a:1"]}, "server: unknown key; did you mean servers?"),
+        ({"proxy": 5}, "proxy: is not a text"),
+    ],
+)
+def test_what_cannot_stand_is_refused(raw: dict[str, Any], problem: str) -> None:
+    assert problem_of(**raw).startswith(problem)
+
+
+def test_a_refused_proxy_is_told_without_its_password() -> None:
+    problem = problem_of(proxy="https://user:hush@proxy:1")
+    assert problem.startswith("proxy: it is a https:// proxy")
+    assert "hush" not in problem
