@@ -210,7 +210,8 @@ class Link:
         if session.peer_bye is not None and self.ended is None:
             self._finish(session.peer_bye.reason, session.peer_bye.detail)
         if session.bye_confirmed:
-            self._give_up_at = now
+            self._give_up_now()
+            return
         deadline = session.deadline()
         if deadline <= now:
             self._carrier.wake()
