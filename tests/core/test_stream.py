@@ -1,0 +1,173 @@
+"""A stream keeps trio's contract, in memory and over real gRPC with TLS."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes.grpc_link import grpc_links
+from tests.fakes.memory_link import TARGET, LinkPair, memory_links
+from tunnel_core.limits import Limits
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.stream import Stream, StreamReset
+
+SMALL = Limits(initial_credit=4096, max_credit=4096, max_stream_queue=4096)
+"""Credit that a test can use up in a moment."""
+
+
+@pytest.fixture(params=[memory_links, grpc_links], ids=["memory", "grpc"])
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[LinkPair]:
+    async with request.param(SMALL) as links:
+        yield links
+
+
+async def _clog(stream: Stream) -> None:
+    """Sends until nothing more is taken."""
+    while True:
+        with trio.move_on_after(0.05) as scope:
+            await stream.put(b"x" * 1024)
+        if scope.cancelled_caught:
+            return
+
+
+async def test_is_a_half_closeable_stream(pair: LinkPair) -> None:
+    async def clogged() -> tuple[Stream, Stream]:
+        near, far = await pair.streams()
+        await _clog(near)
+        await _clog(far)
+        return near, far
+
+    await trio.testing.check_half_closeable_stream(pair.streams, clogged)
+
+
+async def test_cancelled_receive_loses_nothing(pair: LinkPair) -> None:
+    near, far = await pair.streams()
+    received = bytearray()
+
+    async def receive_with_interruptions() -> None:
+        while len(received) < 20_000:
+            with trio.move_on_after(0):
+                received.extend(await far.receive_some(100))
+            with trio.move_on_after(0.001):
+                received.extend(await far.receive_some(100))
+
+    expected = bytes(range(250)) * 80
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive_with_interruptions)
+        await near.send_all(expected)
+    assert bytes(received) == expected
+
+
+async def test_half_close_lets_the_other_half_go_on(pair: LinkPair) -> None:
+    near, far = await pair.streams()
+    await near.send_all(b"question")
+    await near.send_eof()
+    assert await _read_all(far) == b"question"
+    await far.send_all(b"answer")
+    await far.aclose()
+    assert await _read_all(near) == b"answer"
+    await near.aclose()
+
+
+async def test_data_queued_before_a_close_is_delivered(pair: LinkPair) -> None:
+    near, far = await pair.streams()
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def send() -> None:
+            await near.send_all(b"z" * 50_000)
+            await near.aclose()
+
+        assert len(await _read_all(far)) == 50_000
+
+
+async def test_reset_tells_the_peer_why(pair: LinkPair) -> None:
+    near, far = await pair.streams()
+    near.reset(Reason.USER_LEFT, "gone")
+    assert await far.wait_reset() is Reason.USER_LEFT
+    for call in (far.receive_some, lambda: far.send_all(b"x")):
+        with pytest.raises(StreamReset) as caught:
+            await call()
+        assert caught.value.reason is Reason.USER_LEFT
+
+
+async def test_cancelled_close_is_a_reset(pair: LinkPair) -> None:
+    near, far = await pair.streams()
+    await near.send_all(b"half of it")
+    await trio.aclose_forcefully(near)
+    assert await far.wait_reset() is Reason.USER_LEFT
+
+
+async def test_leaving_by_an_exception_is_a_reset(pair: LinkPair) -> None:
+    near, far = await pair.streams()
+    with pytest.raises(RuntimeError):
+        async with near:
+            raise RuntimeError
+    await far.wait_reset()
+
+
+async def test_refusal_carries_reason_and_sentence(pair: LinkPair) -> None:
+    near = pair.server.open(TARGET, user="operator", entrance="tcp")
+    far = await pair.opened.receive()
+    far.refuse(Reason.DIAL_REFUSED, "nobody listens on 127.0.0.1:22")
+    with pytest.raises(Refused) as caught:
+        await near.wait_opened()
+    assert (caught.value.reason, caught.value.detail) == (
+        Reason.DIAL_REFUSED,
+        "nobody listens on 127.0.0.1:22",
+    )
+    near.reset(Reason.USER_LEFT)
+
+
+async def test_early_data_arrives_with_the_open(pair: LinkPair) -> None:
+    near = pair.server.open(TARGET, user="operator", entrance="web", early_data=b"GET / ")
+    far = await pair.opened.receive()
+    assert far.receive_nowait(100) == b"GET / "
+    far.accept("")
+    await near.wait_opened()
+    near.reset(Reason.USER_LEFT)
+
+
+async def test_user_who_leaves_cancels_the_dial(pair: LinkPair) -> None:
+    near = pair.server.open(TARGET, user="operator", entrance="tcp")
+    far = await pair.opened.receive()
+    near.reset(Reason.USER_LEFT)
+    assert await far.wait_reset() is Reason.USER_LEFT
+    far.reset(Reason.USER_LEFT)
+
+
+async def test_ids_are_the_same_on_both_ends(pair: LinkPair) -> None:
+    near, far = await pair.streams()
+    assert near.id == far.id
+    assert (far.user, far.entrance, far.target) == ("operator", "tcp", "localhost:22")
+
+
+async def test_nothing_is_left_of_closed_streams(pair: LinkPair) -> None:
+    for _ in range(20):
+        near, far = await pair.streams()
+        await near.send_all(b"x")
+        await near.send_eof()
+        assert await _read_all(far) == b"x"
+        await far.aclose()
+        assert await _read_all(near) == b""
+        await near.aclose()
+    assert not pair.server.streams and not pair.agent.streams
+    await _until(lambda: pair.server.credit_granted == pair.agent.credit_granted == 0)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while not condition():
+            await trio.sleep(0.005)
+
+
+async def _read_all(stream: Stream) -> bytes:
+    data = bytearray()
+    while piece := await stream.receive_some():
+        data += piece
+    return bytes(data)
+
+
