@@ -230,9 +230,11 @@ class Stream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """Graceful unless the caller is being cancelled: then a reset."""
-        if trio.current_effective_deadline() == -float("inf"):
+        if self._closed:
+            pass  # a second, forced close must not take back what the first one promised to deliver
+        elif trio.current_effective_deadline() == -float("inf"):
             self.reset(Reason.USER_LEFT)
-        elif not self._closed:
+        else:
             self._mux.end()
             self._mux.stop_reading()
             self._close()
