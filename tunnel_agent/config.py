@@ -7,13 +7,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
 from tunnel_agent.proxy import ProxyError, parse_proxy
 from tunnel_agent.targets import Entry, parse_entry
-from tunnel_core.config import Source
 from tunnel_core.names import Target
 from tunnel_core.settings import (
     BadValue,
@@ -27,6 +26,9 @@ from tunnel_core.settings import (
     parse_text,
     reworded,
 )
+
+if TYPE_CHECKING:
+    from tunnel_core.config import Source
 
 STATUS_SERVICE = "status"
 """The built-in service: the agent's own status page."""

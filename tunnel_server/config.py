@@ -7,11 +7,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from tunnel_core.config import Source
 from tunnel_core.names import Target
 from tunnel_core.settings import (
     BadValue,
@@ -29,6 +28,9 @@ from tunnel_core.settings import (
     UserId,
     UserName,
 )
+
+if TYPE_CHECKING:
+    from tunnel_core.config import Source
 
 _PRIVATE = Mode(0o600)
 

@@ -1,0 +1,147 @@
+"""Who may import what. Read from the source, function bodies included, so that a late import counts too."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "tunnel_core": {"tunnel_core"},
+    "certs": {"certs", "tunnel_core"},
+    "tunnel_server": {"tunnel_server", "tunnel_core", "certs"},
+    "tunnel_agent": {"tunnel_agent", "tunnel_core", "certs"},
+    "tunnel_client": {"tunnel_client", "tunnel_core", "certs"},
+}
+"""Each package, and those it may import."""
+
+BEHIND_ONE_MODULE = {
+    "asyncio": {"tunnel_core.bridge", "tunnel_core.grpc_carrier"},
+    "grpc": {"tunnel_core.grpc_carrier"},
+    "google": {"tunnel_core.pb.tunnel_pb2"},
+    "cryptography": {"certs.x509"},
+    "prometheus_client": {"tunnel_core.metrics"},
+}
+"""Foreign worlds, and the only modules that speak with them."""
+
+DECISIONS = [
+    *("tunnel_core." + name for name in ("codec", "messages", "wire", "frames", "limits", "reasons")),
+    *("tunnel_core." + name for name in ("names", "identity", "session", "mux", "halves", "credit")),
+    *("tunnel_core." + name for name in ("settings", "http_head")),
+    *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
+    *("tunnel_agent." + name for name in ("targets", "proxy", "config")),
+]
+"""What decides does no I/O, and asks nobody for the time or for chance."""
+
+INPUT_AND_OUTPUT = {"trio", "asyncio", "grpc", "socket", "ssl", "select", "selectors", "os", "subprocess"} | {
+    *("threading", "multiprocessing", "signal", "time", "random", "secrets")
+}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the product by its dotted name."""
+    found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return {_dotted(path): path for path in found}
+
+
+def _dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def imports_of(module: str, *, for_types: bool = True) -> frozenset[str]:
+    """The dotted names a module imports, also those it imports late, or only to name types."""
+    statements = _statements(ast.parse(modules()[module].read_text()), for_types=for_types)
+    plain = {alias.name for node in statements if isinstance(node, ast.Import) for alias in node.names}
+    froms = [node for node in statements if isinstance(node, ast.ImportFrom)]
+    assert all(node.level == 0 for node in froms), f"{module} imports relatively"
+    return frozenset(plain.union(*map(_imported_from, froms)))
+
+
+def _statements(node: ast.AST, *, for_types: bool) -> list[ast.AST]:
+    if not for_types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return []
+    inner = [_statements(child, for_types=for_types) for child in ast.iter_child_nodes(node)]
+    return [node, *itertools.chain(*inner)]
+
+
+def _imported_from(node: ast.ImportFrom) -> set[str]:
+    """``from a import b`` may mean the module ``a.b``."""
+    base = node.module or ""
+    names = {f"{base}.{alias.name}" for alias in node.names}
+    return {name if name in modules() else base for name in names}
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def reached_from(package: str) -> set[str]:
+    """The project's modules that a package may come to import, through others too."""
+    reached = {name for name in modules() if top(name) == package}
+    waiting = list(reached)
+    while waiting:
+        new = imports_of(waiting.pop(), for_types=False) & modules().keys() - reached
+        reached |= new
+        waiting += new
+    return reached
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_their_own_side(package: str) -> None:
+    allowed = PACKAGES[package]
+    for module in modules():
+        if top(module) == package:
+            strangers = {
+                name for name in imports_of(module) if top(name) in PACKAGES and top(name) not in allowed
+            }
+            assert not strangers, f"{module} imports {strangers}"
+
+
+def test_nothing_of_the_product_imports_tests_or_bench() -> None:
+    for module in modules():
+        assert not {"tests", "bench"} & set(map(top, imports_of(module))), module
+
+
+@pytest.mark.parametrize("library", BEHIND_ONE_MODULE)
+def test_foreign_worlds_stand_behind_one_module(library: str) -> None:
+    users = {module for module in modules() if library in map(top, imports_of(module))}
+    assert users == BEHIND_ONE_MODULE[library]
+
+
+@pytest.mark.parametrize("module", DECISIONS)
+def test_what_decides_does_no_input_or_output(module: str) -> None:
+    names = imports_of(module, for_types=False)
+    assert not INPUT_AND_OUTPUT & set(map(top, names))
+    assert names & modules().keys() <= set(DECISIONS), "what decides builds on what decides"
+
+
+def test_the_command_reaches_neither_grpc_nor_the_bridge() -> None:
+    assert not {"tunnel_core.bridge", "tunnel_core.grpc_carrier"} & reached_from("tunnel_client")
+
+
+def imported_by(*names: str) -> set[str]:
+    """What is loaded in a fresh interpreter after these imports."""
+    program = f"import sys, {', '.join(names)}; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)  # noqa: S603
+    assert ran.returncode == 0, ran.stderr
+    return set(ran.stdout.split())
+
+
+def test_the_command_loads_neither_grpc_nor_the_bridge() -> None:
+    commands = [name for name in modules() if top(name) == "tunnel_client" and "__main__" not in name]
+    loaded = imported_by("tunnel_client.main", *commands)
+    assert not {"grpc", "asyncio", "tunnel_core.bridge", "tunnel_core.grpc_carrier"} & loaded
+
+
+def test_the_agent_starts_without_what_it_rarely_needs() -> None:
+    loaded = imported_by("tunnel_agent.main", "tunnel_agent.app")
+    assert not {"certs.x509", "cryptography", "google.protobuf", "rich", "prometheus_client"} & loaded
