@@ -1,0 +1,143 @@
+"""A link without session, mux or carrier: its streams are trio's memory streams, its agent a test."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+import trio.testing
+
+from tunnel_core.frames import Service
+from tunnel_core.names import Target
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.stream import StreamReset
+
+
+class FakeStream(trio.abc.HalfCloseableStream):
+    """The server's end of a stream: what entrances may use of ``tunnel_core.stream.Stream``."""
+
+    def __init__(self, number: int, target: str, user: str, entrance: str) -> None:
+        self.id = f"facade00-{number}"
+        self.target, self.user, self.entrance = target, user, entrance
+        self.address = ""
+        self.opened_at = trio.current_time()
+        self.bytes_in = self.bytes_out = 0
+        self.ended_by: Reason | None = None
+        self._near, far = trio.testing.memory_stream_pair()
+        self.far = FarEnd(self, far)
+        self._answered = trio.Event()
+        self._broken: StreamReset | None = None
+        self.was_reset = trio.Event()
+        self.was_closed = False
+
+    async def wait_opened(self) -> None:
+        await self._answered.wait()
+        if self._broken is not None:
+            raise Refused(self._broken.reason, self._broken.detail)
+
+    def opened(self, address: str) -> None:
+        self.address = address
+        self._answered.set()
+
+    def reset(self, reason: Reason, detail: str = "") -> None:
+        if self._broken is None and not self.was_closed:
+            self._broken = StreamReset(reason, detail)
+            self.ended_by = reason
+            self._answered.set()
+            self.was_reset.set()
+            self._near.send_stream.close()
+            self._near.receive_stream.close()
+            self.far.stream.send_stream.close()
+            self.far.stream.receive_stream.close()
+
+    def abort(self) -> None:
+        """How ``relay`` ends a stream that is not a ``tunnel_core.stream.Stream``."""
+        self.reset(Reason.USER_LEFT)
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise StreamReset(self._broken.reason, self._broken.detail)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        self._check()
+        try:
+            data = bytes(await self._near.receive_some(max_bytes))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._check()
+            raise
+        self._check()
+        self.bytes_in += len(data)
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._check()
+        self.bytes_out += len(data)
+        await self._near.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._near.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        self._check()
+        await self._near.send_eof()
+
+    async def aclose(self) -> None:
+        if trio.current_effective_deadline() == -float("inf"):
+            self.reset(Reason.USER_LEFT)
+        self.was_closed = True
+        await self._near.aclose()
+
+
+class FarEnd:
+    """The agent's end of a stream: answers the open, and is the target."""
+
+    def __init__(self, near: FakeStream, stream: trio.StapledStream) -> None:
+        self.near = near
+        self.stream = stream
+
+    def accept(self, address: str = "127.0.0.1:80") -> None:
+        self.near.opened(address)
+
+    def refuse(self, reason: Reason, detail: str) -> None:
+        self.near.reset(reason, detail)
+
+    reset = refuse
+
+
+Agent = Callable[[FarEnd], Awaitable[None]]
+
+
+class FakeLink:
+    """``agent`` runs as a task of ``nursery`` for each stream that is opened."""
+
+    def __init__(
+        self, nursery: trio.Nursery, node: str, agent: Agent, services: tuple[Service, ...] = ()
+    ) -> None:
+        self.node = node
+        self.session_id = "facade00"
+        self.attached_at = trio.current_time()
+        self.round_trip_seconds: float | None = 0.0123
+        self.peer_address = "192.0.2.1:4711"
+        self.software = "qanat-agent/0.1.0"
+        self.services = services
+        self.bytes_in = self.bytes_out = 0
+        self.streams: dict[int, FakeStream] = {}
+        self.ended: tuple[Reason, str] | None = None
+        self.refuses: Refused | None = None
+        self._nursery = nursery
+        self._agent = agent
+
+    def open(
+        self, target: Target, *, user: str, entrance: str, early_data: bytes = b"", verb: str = ""
+    ) -> FakeStream:
+        if self.refuses is not None:
+            raise self.refuses
+        stream = FakeStream(len(self.streams) * 2 + 1, str(target), user, entrance)
+        self.streams[len(self.streams)] = stream
+        self._nursery.start_soon(self._agent, stream.far)
+        return stream
+
+    def end(self, reason: Reason, detail: str = "") -> None:
+        self.ended = (reason, detail)
+        for stream in self.streams.values():
+            stream.reset(reason, detail)

@@ -1,0 +1,125 @@
+"""An opener over fake links, and the targets that tests put behind them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import trio
+
+from tests.fakes.fake_link import Agent, FakeLink, FarEnd
+from tunnel_core.counters import Counters
+from tunnel_core.frames import Service
+from tunnel_core.settings import Log
+from tunnel_server.admission import Admission
+from tunnel_server.listeners import Handler, Listener, listen_tcp
+from tunnel_server.nodes import Nodes
+from tunnel_server.opening import Opener
+from tunnel_server.records import Records
+
+TRUST_DOMAIN = "test.internal"
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass
+class Edge:
+    """What the entrances under test stand on."""
+
+    nursery: trio.Nursery
+    nodes: Nodes
+    counters: Counters
+    records: Records
+    opener: Opener
+    dialled: list[trio.SocketStream] = field(default_factory=list)
+
+    def attach(self, name: str, agent: Agent, *services: Service) -> FakeLink:
+        link = FakeLink(self.nursery, name, agent, services)
+        self.nodes.attach(name, link)
+        return link
+
+    async def listen(self, entrance: str, handler: Handler, admission: Admission | None = None) -> Listener:
+        """A listener on a free port of 127.0.0.1 that serves already."""
+        listener = await listen_tcp(
+            entrance, ["127.0.0.1:0"], admission or Admission(1000, 1000), self.records
+        )
+        await self.nursery.start(listener.serve, handler)
+        return listener
+
+    async def dial(self, listener: Listener) -> trio.SocketStream:
+        """A connection to ``listener``, closed with the edge at the latest."""
+        host, port = listener.addresses[0].rsplit(":", 1)
+        self.dialled.append(await trio.open_tcp_stream(host, int(port)))
+        return self.dialled[-1]
+
+
+@asynccontextmanager
+async def open_edge(open_timeout_seconds: float = 5.0) -> AsyncIterator[Edge]:
+    nodes, counters = Nodes(trio.current_time, now), Counters()
+    records = Records(counters, Log(), trio.current_time)
+    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, open_timeout_seconds=open_timeout_seconds)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            edge = Edge(nursery, nodes, counters, records, opener)
+            try:
+                yield edge
+            finally:
+                for stream in edge.dialled:
+                    stream.socket.close()
+            nursery.cancel_scope.cancel()
+
+
+async def receive_until(stream: trio.abc.ReceiveStream, marker: bytes) -> bytes:
+    """What arrives up to and with ``marker``; more may have come with it."""
+    data = b""
+    while marker not in data:
+        chunk = await stream.receive_some()
+        assert chunk, f"the stream ended after {data!r}"
+        data += chunk
+    return data
+
+
+async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
+    data = b""
+    while chunk := await stream.receive_some():
+        data += chunk
+    return data
+
+
+async def echo(far: FarEnd) -> None:
+    """Accepts and sends back what it gets, and ends when the user ends."""
+    far.accept()
+    async for chunk in far.stream:
+        await far.stream.send_all(chunk)
+    await far.stream.send_eof()
+
+
+def refuse_with(reason: object, detail: str) -> Agent:
+    async def agent(far: FarEnd) -> None:
+        far.refuse(reason, detail)
+
+    return agent
+
+
+def answer_with(*chunks: bytes, seen: list[bytes] | None = None, until: bytes = b"\r\n\r\n") -> Agent:
+    """A target that reads a request up to ``until``, sends ``chunks`` and ends."""
+
+    async def agent(far: FarEnd) -> None:
+        far.accept()
+        request = await receive_until(far.stream, until)
+        if seen is not None:
+            seen.append(request)
+        for chunk in chunks:
+            await far.stream.send_all(chunk)
+        await far.stream.send_eof()
+
+    return agent
+
+
+async def never(far: FarEnd) -> None:
+    """Does not answer the open."""
+    await far.near.was_reset.wait()

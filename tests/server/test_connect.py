@@ -1,0 +1,211 @@
+"""CONNECT as kube-apiserver and others speak it, over real sockets to fake links."""
+
+from __future__ import annotations
+
+import trio
+
+from tests.fakes.fake_link import FarEnd
+from tests.server.edge import (
+    TRUST_DOMAIN,
+    Edge,
+    echo,
+    never,
+    open_edge,
+    receive_all,
+    receive_until,
+    refuse_with,
+)
+from tunnel_core.http import HeadLimits
+from tunnel_core.identity import Role
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.front import Front
+from tunnel_server.listeners import Accepted, Listener
+from tunnel_server.policy import User
+
+KUBE = b"CONNECT edge1:10250 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def a_user(accepted: Accepted) -> User:
+    return User("kube-apiserver", Role.USER, TRUST_DOMAIN, "unix")
+
+
+async def serve(edge: Edge, identify: object = a_user) -> Listener:
+    front = Front("connect", identify, edge.records, HeadLimits(), ConnectEntrance(edge.opener))
+    return await edge.listen("connect", front.serve)
+
+
+async def ask(edge: Edge, listener: Listener, request: bytes) -> bytes:
+    async with await edge.dial(listener) as stream:
+        await stream.send_all(request)
+        return await receive_all(stream)
+
+
+async def test_200_then_bytes_both_ways_with_half_close() -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        stream = await edge.dial(await serve(edge))
+        await stream.send_all(KUBE)
+        head = await receive_until(stream, b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert head.endswith(b"\r\n\r\n")
+        await stream.send_all(b"hello")
+        assert await receive_until(stream, b"hello") == b"hello"
+        await stream.send_eof()
+        assert await receive_all(stream) == b""
+        await stream.aclose()
+        opened = link.streams[0]
+        assert (opened.target, opened.user, opened.entrance) == (
+            "localhost:10250",
+            "kube-apiserver",
+            "connect",
+        )
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.closed_streams == {("connect", "done"): 1}
+        assert edge.counters.open_streams["connect"] == 0
+
+
+async def test_no_byte_follows_the_head_before_the_client_speaks() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", echo)
+        stream = await edge.dial(await serve(edge))
+        await stream.send_all(KUBE)
+        assert (await receive_until(stream, b"\r\n\r\n")).count(b"\r\n\r\n") == 1
+        with trio.move_on_after(0.05) as scope:
+            await stream.receive_some()
+        assert scope.cancelled_caught
+
+
+async def test_what_was_sent_behind_the_head_comes_first() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", echo)
+        stream = await edge.dial(await serve(edge))
+        await stream.send_all(KUBE + b"first ")
+        await receive_until(stream, b"\r\n\r\n")
+        await stream.send_all(b"second")
+        assert (await receive_until(stream, b"second")).endswith(b"first second")
+
+
+async def test_a_target_that_speaks_first_is_heard() -> None:
+    async def greet(far: FarEnd) -> None:
+        far.accept()
+        await far.stream.send_all(b"SSH-2.0-x\r\n")
+
+    async with open_edge() as edge:
+        edge.attach("edge1", greet)
+        stream = await edge.dial(await serve(edge))
+        await stream.send_all(KUBE)
+        assert (await receive_until(stream, b"SSH-2.0-x\r\n")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_the_target_header_overrides_the_target() -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        stream = await edge.dial(await serve(edge))
+        await stream.send_all(b"CONNECT edge1:1 HTTP/1.1\r\nHost: x\r\nQanat-Target: [fd00::5]:22\r\n\r\n")
+        await receive_until(stream, b"\r\n\r\n")
+        assert link.streams[0].target == "[fd00::5]:22"
+
+
+async def test_the_refusal_is_the_reason_phrase() -> None:
+    async with open_edge() as edge:
+        edge.attach(
+            "edge1", refuse_with(Reason.DIAL_REFUSED, "nothing listens on 127.0.0.1:10250 at node edge1")
+        )
+        listener = await serve(edge)
+        answer = await ask(edge, listener, KUBE)
+        assert answer.startswith(b"HTTP/1.1 502 nothing listens on port 10250 of edge1\r\n")
+        assert b"qanat-reason: dial_refused\r\n" in answer
+        unknown = await ask(edge, listener, KUBE.replace(b"edge1", b"edge2"))
+        assert unknown.startswith(b"HTTP/1.1 404 no node edge2 is known here; nearest: edge1\r\n")
+        assert edge.counters.refusals == {("connect", "dial_refused"): 1}
+        assert edge.counters.unauthenticated_refusals == {("connect", "unknown_node"): 1}
+
+
+async def test_a_node_without_agent_says_since_when() -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        edge.nodes.detach(link, Reason.SESSION_LOST)
+        answer = await ask(edge, await serve(edge), KUBE)
+        assert answer.startswith(b"HTTP/1.1 503 node edge1 has no agent attached; last seen 0 s ago")
+
+
+async def test_an_agent_that_does_not_answer_costs_504() -> None:
+    async with open_edge(open_timeout_seconds=0.05) as edge:
+        link = edge.attach("edge1", never)
+        answer = await ask(edge, await serve(edge), KUBE)
+        assert answer.startswith(b"HTTP/1.1 504 node edge1 did not say within 0.05 s")
+        assert link.streams[0].ended_by is Reason.OPEN_TIMEOUT
+
+
+async def test_a_user_who_leaves_cancels_the_dial() -> None:
+    for leave in ("close", "half-close", "reset"):
+        async with open_edge() as edge:
+            link = edge.attach("edge1", never)
+            stream = await edge.dial(await serve(edge))
+            await stream.send_all(KUBE + b"tls hello")
+            while not link.streams:
+                await trio.testing.wait_all_tasks_blocked()
+                await trio.sleep(0.001)
+            if leave == "half-close":
+                await stream.send_eof()
+            elif leave == "close":
+                await stream.aclose()
+            else:
+                stream.setsockopt(1, 13, b"\x01\0\0\0\0\0\0\0")  # SO_LINGER 0: close() sends RST
+                await stream.aclose()
+            await link.streams[0].was_reset.wait()
+            assert link.streams[0].ended_by is Reason.USER_LEFT
+
+
+async def test_a_stream_that_breaks_aborts_the_user() -> None:
+    async def break_off(far: FarEnd) -> None:
+        far.accept()
+        await far.stream.send_all(b"half an ans")
+        await far.stream.receive_some()
+        far.reset(Reason.TARGET_RESET, "")
+
+    async with open_edge() as edge:
+        edge.attach("edge1", break_off)
+        stream = await edge.dial(await serve(edge))
+        await stream.send_all(KUBE)
+        await receive_until(stream, b"half an ans")
+        await stream.send_all(b"more?")
+        try:
+            rest = await receive_all(stream)
+        except trio.BrokenResourceError:
+            rest = b"reset"
+        assert rest == b"reset"
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.closed_streams == {("connect", "target_reset"): 1}
+
+
+async def test_an_unknown_user_is_told_on_the_first_request() -> None:
+    def nobody(accepted: Accepted) -> User:
+        raise Refused(Reason.UNAUTHENTICATED, "no client certificate was shown")
+
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        answer = await ask(edge, await serve(edge, nobody), KUBE)
+        assert answer.startswith(b"HTTP/1.1 401 no client certificate was shown\r\n")
+        assert not link.streams
+
+
+async def test_a_node_may_not_open_streams() -> None:
+    def a_node(accepted: Accepted) -> User:
+        return User("edge2", Role.NODE, TRUST_DOMAIN, "certificate")
+
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        answer = await ask(edge, await serve(edge, a_node), KUBE)
+        assert answer.startswith(b"HTTP/1.1 403 the certificate is the node edge2's")
+        assert not link.streams
+
+
+async def test_other_requests_are_told_what_there_is() -> None:
+    async with open_edge() as edge:
+        listener = await serve(edge)
+        answer = await ask(edge, listener, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 404 there is nothing at this path; this listener answers CONNECT")
+        bad = await ask(edge, listener, b"CONNECT edge1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert bad.startswith(b"HTTP/1.1 400 ")
