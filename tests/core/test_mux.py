@@ -1,0 +1,394 @@
+"""The mux against a slow obvious model: two ends, packets that take their time, users who do anything."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tunnel_core.credit import CreditPool
+from tunnel_core.frames import Credit, Data, End, Frame, Open, Opened, Reset
+from tunnel_core.halves import PeerFault
+from tunnel_core.limits import Limits
+from tunnel_core.mux import Mux, MuxStream, Receipt
+from tunnel_core.reasons import Reason, Refused
+
+LIMITS = Limits(
+    initial_credit=64,
+    max_credit=256,
+    credit_pool=2048,
+    max_streams=6,
+    early_data=16,
+    max_send_memory=512,
+    max_stream_queue=128,
+)
+REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
+
+
+class Half:
+    """One direction of one stream as the model sees it: what went in, what came out."""
+
+    def __init__(self) -> None:
+        self.pushed = bytearray()
+        self.read = bytearray()
+        self.ended = False
+        self.broken = False  # by a reset of either side: what was read must still be a prefix
+
+
+class End2:
+    """One end: its mux, the packets on their way to the other end, and the receipts they wait for."""
+
+    def __init__(self, *, opener: bool) -> None:
+        self.pool = CreditPool(LIMITS.credit_pool)
+        self.accepted: list[MuxStream] = []
+        self.mux = Mux(LIMITS, self.pool, opener=opener, on_open=self.accepted.append)
+        self.mux.peer_max_streams = LIMITS.max_streams
+        self.sent: deque[list[Frame]] = deque()
+        self.waiting: deque[list[Receipt]] = deque()  # in the order sent
+        self.confirmable = 0
+
+
+class TwoEnds(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.server, self.agent = End2(opener=True), End2(opener=False)
+        self.pairs: list[tuple[MuxStream, MuxStream | None]] = []
+        self.halves: dict[int, tuple[Half, Half]] = {}  # by index: to the agent, to the server
+
+    def _streams(self, index: int) -> tuple[MuxStream, MuxStream | None]:
+        return self.pairs[index % len(self.pairs)]
+
+    def _half(self, index: int, *, from_server: bool) -> Half:
+        return self.halves[index % len(self.pairs)][0 if from_server else 1]
+
+    # Users.
+
+    @precondition(lambda self: len(self.pairs) < 12)
+    @rule(early=st.binary(max_size=20))
+    def open(self, early: bytes) -> None:
+        try:
+            stream = self.server.mux.open(REQUEST)
+        except Refused as refused:
+            assert refused.reason is Reason.TOO_MANY_STREAMS
+            assert len(self.server.mux.streams) + len(self.server.mux._unopened) >= LIMITS.max_streams
+            return
+        self.pairs.append((stream, None))
+        self.halves[len(self.pairs) - 1] = (Half(), Half())
+        if early:
+            stream.push(early)
+            self.halves[len(self.pairs) - 1][0].pushed += early
+
+    @precondition(lambda self: self.pairs)
+    @rule(index=st.integers(0, 11), data=st.binary(min_size=1, max_size=90), from_server=st.booleans())
+    def push(self, index: int, data: bytes, from_server: bool) -> None:
+        stream = self._streams(index)[0 if from_server else 1]
+        if stream is not None and stream.can_send and stream.send.room > 0:
+            stream.push(data)
+            self._half(index, from_server=from_server).pushed += data
+
+    @precondition(lambda self: self.pairs)
+    @rule(index=st.integers(0, 11), size=st.integers(1, 100), from_server=st.booleans())
+    def read(self, index: int, size: int, from_server: bool) -> None:
+        stream = self._streams(index)[1 if from_server else 0]
+        if stream is not None and stream.recv.buffered:
+            self._half(index, from_server=from_server).read += stream.read(size)
+
+    @precondition(lambda self: self.pairs)
+    @rule(index=st.integers(0, 11), from_server=st.booleans())
+    def end(self, index: int, from_server: bool) -> None:
+        stream = self._streams(index)[0 if from_server else 1]
+        if stream is not None and stream.can_send:
+            stream.end()
+            self._half(index, from_server=from_server).ended = True
+
+    @precondition(lambda self: self.pairs)
+    @rule(index=st.integers(0, 11), from_server=st.booleans())
+    def reset(self, index: int, from_server: bool) -> None:
+        stream = self._streams(index)[0 if from_server else 1]
+        if stream is not None:
+            stream.reset(Reason.USER_LEFT, "")
+            for half in self.halves[index % len(self.pairs)]:
+                half.broken = True
+
+    @precondition(lambda self: self.agent.accepted)
+    @rule(accept=st.booleans())
+    def answer(self, accept: bool) -> None:
+        stream = self.agent.accepted.pop(0)
+        index = next(i for i, (near, _) in enumerate(self.pairs) if near.number == stream.number)
+        self.pairs[index] = (self.pairs[index][0], stream)
+        if stream.reset_reason is None and not accept:
+            stream.refuse(Refused(Reason.DIAL_REFUSED, "no"))
+            for half in self.halves[index]:
+                half.broken = True
+        elif stream.reset_reason is None:
+            stream.accept("127.0.0.1:22")
+
+    # The link.
+
+    @rule(from_server=st.booleans(), budget=st.integers(1, 200))
+    def send(self, from_server: bool, budget: int) -> None:
+        self._send(self.server if from_server else self.agent, budget)
+
+    def _send(self, end: End2, budget: int) -> bool:
+        frames, receipt = end.mux.take(budget)
+        assert end.mux.unconfirmed <= LIMITS.max_send_memory
+        if frames:
+            end.sent.append(frames)
+            end.waiting.append(receipt)
+        return bool(frames)
+
+    @rule(from_server=st.booleans())
+    def deliver(self, from_server: bool) -> None:
+        self._deliver(from_server)
+
+    def _deliver(self, from_server: bool) -> bool:
+        end, other = (self.server, self.agent) if from_server else (self.agent, self.server)
+        if not end.sent:
+            return False
+        for frame in end.sent.popleft():
+            other.mux.receive(frame)
+        end.confirmable += 1
+        return True
+
+    @rule(from_server=st.booleans())
+    def confirm(self, from_server: bool) -> None:
+        self._confirm(self.server if from_server else self.agent)
+
+    def _confirm(self, end: End2) -> bool:
+        if not end.confirmable:
+            return False
+        end.confirmable -= 1
+        end.mux.confirmed(end.waiting.popleft())
+        return True
+
+    # What must hold.
+
+    @invariant()
+    def what_was_read_is_a_prefix_of_what_was_pushed(self) -> None:
+        for halves in getattr(self, "halves", {}).values():
+            for half in halves:
+                assert half.pushed.startswith(half.read)
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        for end in (getattr(self, "server", None), getattr(self, "agent", None)):
+            if end is None:
+                continue
+            assert 0 <= end.mux.unconfirmed <= LIMITS.max_send_memory
+            assert 0 <= end.pool.granted <= LIMITS.credit_pool
+            for stream in end.mux.streams.values():
+                assert stream.recv.buffered <= stream.recv.window <= LIMITS.max_credit
+                assert stream.send.sent <= stream.send.limit
+                assert stream.listed == (stream in end.mux._new) + (stream in end.mux._old)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "server"):
+            return
+        self._settle()
+        for index, (near, far) in enumerate(self.pairs):
+            for from_server, half in zip((True, False), self.halves[index], strict=True):
+                reader = far if from_server else near
+                if not half.broken and reader is not None:
+                    assert half.read == half.pushed, "everything pushed arrives"
+                    assert reader.recv.at_end == half.ended
+        self._end_everything()
+        assert not self.server.mux.streams and not self.agent.mux.streams
+        assert self.server.mux.unconfirmed == self.agent.mux.unconfirmed == 0
+        assert self.server.pool.granted == self.agent.pool.granted == 0
+
+    def _settle(self) -> None:
+        """Everybody reads and the link moves until nothing changes: no stuck state."""
+        for _ in range(10_000):
+            moved = [self._send(end, 100) for end in (self.server, self.agent)]
+            moved += [self._deliver(True), self._deliver(False)]
+            moved += [self._confirm(self.server), self._confirm(self.agent)]
+            while self.agent.accepted:
+                self.answer(True)
+            for index, pair in enumerate(self.pairs):
+                for stream, half in zip(reversed(pair), self.halves[index], strict=True):
+                    while stream is not None and stream.recv.buffered:
+                        half.read += stream.read(1000)
+                        moved.append(True)
+            if not any(moved):
+                return
+        raise AssertionError("the link never came to rest")
+
+    def _end_everything(self) -> None:
+        for index in range(len(self.pairs)):
+            self.end(index, True)
+            self.end(index, False)
+        self._settle()
+
+
+TestTwoEnds = TwoEnds.TestCase
+TestTwoEnds.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+
+
+def _opened() -> tuple[Mux, Mux, MuxStream, MuxStream]:
+    accepted: list[MuxStream] = []
+    server = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=True)
+    agent = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=False, on_open=accepted.append)
+    near = server.open(REQUEST)
+    _move(server, agent)
+    accepted[0].accept("")
+    _move(agent, server)
+    return server, agent, near, accepted[0]
+
+
+def _move(source: Mux, sink: Mux) -> list[Frame]:
+    frames, receipt = source.take(10_000)
+    for frame in frames:
+        sink.receive(frame)
+    source.confirmed(receipt)
+    return frames
+
+
+def test_credit_overrun_resets_the_stream() -> None:
+    _, agent, _, far = _opened()
+    agent.receive(Data(far.number, 0, b"x" * (LIMITS.initial_credit + 1)))
+    assert far.reset_reason is Reason.CREDIT_OVERRUN
+
+
+def test_data_after_the_end_resets_the_stream() -> None:
+    _, agent, _, far = _opened()
+    agent.receive(End(far.number, 0))
+    agent.receive(Data(far.number, 0, b"more"))
+    assert far.reset_reason is Reason.DATA_AFTER_END
+
+
+def test_a_gap_is_a_fault_of_the_session() -> None:
+    _, agent, _, far = _opened()
+    with pytest.raises(PeerFault) as caught:
+        agent.receive(Data(far.number, 5, b"x"))
+    assert caught.value.reason is Reason.DATA_GAP
+
+
+@pytest.mark.parametrize("frame", [Credit(99, 1), Data(3, 0, b"x"), Reset(2, Reason.DONE), Opened(99, 1)])
+def test_a_stream_never_opened_is_a_fault(frame: Frame) -> None:
+    server, agent, *_ = _opened()
+    for mux in (server, agent):
+        with pytest.raises(PeerFault) as caught:
+            mux.receive(frame)
+        assert caught.value.reason is Reason.STREAM_NEVER_OPENED
+
+
+def test_a_late_frame_is_ignored() -> None:
+    server, agent, near, far = _opened()
+    near.end()
+    far.end()
+    for _ in range(3):
+        _move(server, agent)
+        _move(agent, server)
+    assert not server.streams and not agent.streams
+    server.receive(Credit(near.number, 10**6))
+    agent.receive(Data(far.number, 0, b"late"))
+
+
+def test_an_open_said_twice_opens_once() -> None:
+    _, agent, _, far = _opened()
+    agent.receive(REQUEST._replace(stream=far.number, early_data=b"again"))
+    assert len(agent.streams) == 1
+
+
+def test_data_said_twice_is_read_once() -> None:
+    _, agent, _, far = _opened()
+    agent.receive(Data(far.number, 0, b"abcd"))
+    agent.receive(Data(far.number, 2, b"cdef"))
+    assert b"".join(bytes(far.read(10)) for _ in range(2)) == b"abcdef"
+
+
+def test_opens_beyond_the_limit_are_refused() -> None:
+    agent = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=False, on_open=lambda _: None)
+    for number in range(1, 2 * LIMITS.max_streams + 3, 2):
+        agent.receive(REQUEST._replace(stream=number))
+    refused = [stream.refusal for stream in agent.streams.values() if stream.refusal]
+    assert [r.reason for r in refused] == [Reason.TOO_MANY_STREAMS]
+
+
+def test_a_flood_of_opens_is_a_fault() -> None:
+    agent = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=False, on_open=lambda _: None)
+    with pytest.raises(PeerFault) as caught:
+        for number in range(1, 100, 2):
+            agent.receive(REQUEST._replace(stream=number))
+    assert caught.value.reason is Reason.OPEN_FLOOD
+
+
+def test_the_agent_opens_nothing() -> None:
+    server, *_ = _opened()
+    with pytest.raises(PeerFault) as caught:
+        server.receive(REQUEST._replace(stream=2))
+    assert caught.value.reason is Reason.PROTOCOL_ERROR
+
+
+LARGE = Limits(max_packet_bytes=1 << 20)
+
+
+def _two_streams() -> tuple[Mux, MuxStream, MuxStream]:
+    server = Mux(LARGE, CreditPool(LARGE.credit_pool), opener=True)
+    streams = [server.open(REQUEST) for _ in range(2)]
+    server.confirmed(server.take(10_000)[1])
+    for stream in streams:
+        server.receive(Opened(stream.number, 10**9))
+    return server, streams[0], streams[1]
+
+
+def test_a_keystroke_overtakes_bulk() -> None:
+    server, bulk, keys = _two_streams()
+    bulk.push(b"b" * (1 << 20))
+    server.take(64 * 1024)
+    keys.push(b"k")
+    assert server.take(64 * 1024)[0][0] == Data(keys.number, 0, b"k")
+
+
+def test_bulk_in_small_writes_cannot_pose_as_keystrokes() -> None:
+    server, bulk, sly = _two_streams()
+    bulk.push(b"b" * (1 << 20))
+    sent = {bulk.number: 0, sly.number: 0}
+    for _ in range(64):
+        sly.push(b"s" * 16_000)
+        for frame in server.take(16 * 1024)[0]:
+            assert isinstance(frame, Data)
+            sent[frame.stream] += len(frame.payload)
+    assert sent[bulk.number] > sum(sent.values()) / 4
+
+
+def test_bulk_shares_evenly() -> None:
+    server, one, two = _two_streams()
+    one.push(b"1" * (1 << 20))
+    two.push(b"2" * (1 << 20))
+    sent = {one.number: 0, two.number: 0}
+    for _ in range(16):
+        for frame in server.take(64 * 1024)[0]:
+            assert isinstance(frame, Data)
+            sent[frame.stream] += len(frame.payload)
+    assert abs(sent[one.number] - sent[two.number]) <= 128 * 1024
+
+
+def test_tiny_writes_are_joined() -> None:
+    server, stream, _ = _two_streams()
+    for _ in range(1000):
+        stream.push(b"x")
+    (frame,) = server.take(64 * 1024)[0]
+    assert isinstance(frame, Data)
+    assert len(frame.payload) == 1000
+
+
+def test_tiny_data_that_nobody_reads_is_joined() -> None:
+    _, agent, _, far = _opened()
+    for offset in range(LIMITS.initial_credit):
+        agent.receive(Data(far.number, offset, b"x"))
+    assert len(far.recv.inbox) <= 2
+
+
+def test_credit_grows_for_a_reader_that_keeps_up_and_not_for_one_that_does_not() -> None:
+    _, agent, _, far = _opened()
+    offset = 0
+    for _ in range(40):
+        agent.receive(Data(far.number, offset, b"x" * 16))
+        offset += 16
+        while far.recv.buffered:
+            far.read(1000)
+    assert far.recv.window == LIMITS.max_credit
