@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -33,8 +35,14 @@ def main(arguments: list[str]) -> int:
         return 0
     os.environ[tools.CHOSEN] = chosen.suite or "all"
     os.environ[tools.LONG] = "1" if chosen.long else "0"
+    kept = Path(tempfile.mkdtemp(prefix="qanat-e2e-"))
     folders = [str(_HERE / suite) for suite in ([chosen.suite] if chosen.suite else suites())]
-    return pytest.main(["-rs", "--durations=10", *rest, *folders])
+    code = pytest.main(["-rs", "--durations=10", f"--basetemp={kept}", *rest, *folders])
+    if code:
+        sys.stdout.write(f"logs and configs are kept in {kept}\n")
+    else:
+        shutil.rmtree(kept)
+    return code
 
 
 if __name__ == "__main__":

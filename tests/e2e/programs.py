@@ -31,6 +31,7 @@ class Program:
         self.folder = folder
         self.namespace = namespace
         self._ops = ops
+        self._users: list[socket.socket] = []
         folder.mkdir(parents=True, exist_ok=True)
         self.process = self._make_process(None)
 
@@ -59,6 +60,20 @@ class Program:
             return self.get("/readyz")[0] == 200
 
         wait_until(ready, f"{self.name} to be ready", deadline_seconds=deadline_seconds)
+
+    def dial(self, port: int) -> socket.socket:
+        """A connection to ``port`` on the loopback address of the program's namespace."""
+        with self.namespace.entered():
+            return self._kept(socket.create_connection((self._ops[0], port), timeout=20))
+
+    def hang_up(self) -> None:
+        """Closes every connection that was given to a test and is still open."""
+        while self._users:
+            self._users.pop().close()
+
+    def _kept(self, connection: socket.socket) -> socket.socket:
+        self._users.append(connection)
+        return connection
 
     def get(self, path: str) -> tuple[int, str]:
         """A GET to the ops listener: status and body. Raises ``OSError`` if there is none."""
@@ -170,8 +185,12 @@ class Server(Program):
 
     def connect(self, authority: str, *, timeout_seconds: float = 20) -> clients.Answer:
         """CONNECT over the unix socket, as the user that its peer's uid means."""
-        connection = clients.dial_unix(self.connect_socket, timeout_seconds=timeout_seconds)
-        return clients.connect(connection, authority)
+        return clients.connect(
+            self.dial_unix(self.connect_socket, timeout_seconds=timeout_seconds), authority
+        )
+
+    def dial_unix(self, path: Path, *, timeout_seconds: float = 20) -> socket.socket:
+        return self._kept(clients.dial_unix(path, timeout_seconds=timeout_seconds))
 
     def connect_tls(
         self, authority: str, identity: Path | None = None, *, timeout_seconds: float = 20
@@ -180,16 +199,15 @@ class Server(Program):
         bundle = identity or self.user_bundle
         return clients.connect(self.dial_tls(HTTPS_PORT, bundle, timeout_seconds=timeout_seconds), authority)
 
-    def dial(self, port: int) -> socket.socket:
-        with self.namespace.entered():
-            return socket.create_connection((self.loopback, port), timeout=20)
-
     def dial_tls(self, port: int, identity: Path | None, *, timeout_seconds: float = 20) -> socket.socket:
         with self.namespace.entered():
-            address = (self.loopback, port)
-            return clients.dial_tls(
-                address, trust=self.trust_file, identity=identity, timeout_seconds=timeout_seconds
+            dialled = clients.dial_tls(
+                (self.loopback, port),
+                trust=self.trust_file,
+                identity=identity,
+                timeout_seconds=timeout_seconds,
             )
+            return self._kept(dialled)
 
     def qanat(self, *arguments: str, deadline_seconds: float = 30) -> Any:
         """Runs ``qanat ARGUMENTS --json`` in the server's namespace and returns what it printed."""

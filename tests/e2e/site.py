@@ -92,6 +92,11 @@ class Site:
         for program in self.programs:
             program.wait_ready()
 
+    def hang_up(self) -> None:
+        """Closes every connection of a user that is still open."""
+        for program in self.programs:
+            program.hang_up()
+
     def check_request(self) -> None:
         """The next request works: a random echo through the first edge."""
         with self.server.connect(f"edge1:{ECHO}") as answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ def site(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         made.start()
         yield made
     finally:
+        made.hang_up()
         made.stop()
 
 
@@ -37,6 +38,7 @@ def unharmed(site: Site) -> Iterator[Site]:
     """The installation, whole before the test; after it, the next request works and nothing is left over."""
     site.recover()
     yield site
+    site.hang_up()
     site.recover()
     site.wait_request()
     site.wait_settled()
@@ -46,3 +48,16 @@ def unharmed(site: Site) -> Iterator[Site]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh folder with a short path, for sockets."""
     return tmp_path_factory.mktemp("x")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Shows, for a test that failed, how the log of each program ends."""
+    report = yield
+    site = getattr(item, "funcargs", {}).get("site")
+    if report.failed and isinstance(site, Site):
+        for process in (site.targets, *(program.process for program in site.programs)):
+            report.sections.append((f"log of {process.name}", process.log_tail()))
+    return report

@@ -22,20 +22,15 @@ def _tcp(port: int) -> Dial:
     return lambda site: site.server.dial(port)
 
 
-def _agent_ops(site: Site) -> socket.socket:
-    with site.agent.namespace.entered():
-        return socket.create_connection((site.agent.loopback, AGENT_OPS_PORT), timeout=20)
-
-
 DOORS: dict[str, Dial] = {
     "agents": _tcp(AGENTS_PORT),
     "https": _tcp(HTTPS_PORT),
     "https-in-tls": lambda site: site.server.dial_tls(HTTPS_PORT, site.server.user_bundle),
     "web": _tcp(WEB_PORT),
     "server-ops": _tcp(SERVER_OPS_PORT),
-    "agent-ops": _agent_ops,
-    "connect-unix": lambda site: clients.dial_unix(site.server.connect_socket),
-    "admin-unix": lambda site: clients.dial_unix(site.server.admin_socket),
+    "agent-ops": lambda site: site.agent.dial(AGENT_OPS_PORT),
+    "connect-unix": lambda site: site.server.dial_unix(site.server.connect_socket),
+    "admin-unix": lambda site: site.server.dial_unix(site.server.admin_socket),
 }
 GARBAGE: dict[str, Callable[[], bytes]] = {
     "random": lambda: os.urandom(20_000),

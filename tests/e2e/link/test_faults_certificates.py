@@ -156,8 +156,6 @@ def test_tls_1_2_at_the_agents_port(unharmed: Site) -> None:
         "-",
     ]
     argv += ["-H", "te: trailers", "-H", "content-type: application/grpc", "--data-binary", ""]
-    since = unharmed.server.process.log_size()
     url = f"https://{unharmed.server.address}:{AGENTS_PORT}/qanat.v1.Tunnel/Attach"
     done = run(*argv, url, namespace=unharmed.network.cloud)
-    logged = unharmed.server.process.log_text(since)
-    assert done.returncode or "tls_too_old" in logged, f"{done.stdout}{done.stderr}{logged}"
+    assert "tls_too_old" in done.stdout, f"{done.stdout}{done.stderr}"

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e import clients
 from tests.e2e.site import ECHO, SILENT, Site
 from tests.e2e.waiting import wait_until
 
@@ -30,7 +29,7 @@ def starved(unharmed: Site, request: pytest.FixtureRequest) -> Iterator[Site]:
 @pytest.mark.parametrize("starved", ["server"], indirect=True)
 def test_the_server_has_no_descriptors_left(starved: Site) -> None:
     kept = starved.server.connect(f"edge1:{ECHO}")
-    crowd = [clients.dial_unix(starved.server.connect_socket) for _ in range(SPARE * 3)]
+    crowd = [starved.server.dial_unix(starved.server.connect_socket) for _ in range(SPARE * 3)]
     starved.server.process.wait_log("descriptor")
     assert kept.echoes(b"this stream goes on")
     for connection in crowd:

@@ -26,7 +26,7 @@ def patient_agent(site: Site) -> None:
 
 
 def _connect_nowhere(site: Site) -> clients.Answer:
-    connection = clients.dial_unix(site.server.connect_socket)
+    connection = site.server.dial_unix(site.server.connect_socket)
     connection.sendall(f"CONNECT edge1:80 HTTP/1.1\r\nHost: x\r\nQanat-Target: {NOWHERE}:80\r\n\r\n".encode())
     return clients.Answer(0, "", connection)
 

@@ -31,6 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             made.start()
             yield made
         finally:
+            made.hang_up()
             made.stop()
 
 
@@ -53,7 +54,7 @@ def test_a_service(site: Site) -> None:
 
 def test_an_address_in_brackets(site: Site) -> None:
     head = f"CONNECT edge1:1 HTTP/1.1\r\nHost: x\r\nQanat-Target: [::1]:{ECHO}\r\n\r\n"
-    connection = clients.dial_unix(site.server.connect_socket)
+    connection = site.server.dial_unix(site.server.connect_socket)
     connection.sendall(head.encode())
     with clients.read_answer(connection) as answer:
         assert answer.status == 200
