@@ -127,6 +127,7 @@ class Bridge:
         self._body = trio.CancelScope()
         self._alarm = trio.CancelScope()  # its deadline wakes the driver for asyncio's next timer
         self._turner: trio.lowlevel.Task | None = None  # parked until a turn is asked for
+        self._asked = False
         self._in_turn = False
         self._closing = False
         self._closed = False
@@ -188,8 +189,11 @@ class Bridge:
 
     def turn_soon(self) -> None:
         """Has a turn taken in trio's next pass: one turn for however many ask in this one."""
+        if self._in_turn:
+            return
+        self._asked = True
         turner = self._turner
-        if turner is not None and not self._in_turn:
+        if turner is not None:
             self._turner = None
             trio.lowlevel.reschedule(turner)
 
@@ -221,8 +225,12 @@ class Bridge:
         """Takes the turns that :meth:`turn_soon` asks for: far cheaper than moving the alarm."""
         with trio.CancelScope(shield=True):
             while not self._closing:
-                self._turner = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(_never_abort)
+                if self._asked:  # by its own last turn, which left work
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                else:
+                    self._turner = trio.lowlevel.current_task()
+                    await trio.lowlevel.wait_task_rescheduled(_never_abort)
+                self._asked = False
                 self.turn()
         self._note_driver_end()
 
@@ -296,6 +304,7 @@ class Bridge:
             self.turn_soon()
             await self._drivers_ended.wait()
         self._closed = self._in_turn = True
+        self._started.clear()
         self._loop.close()
 
 

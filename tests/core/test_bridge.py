@@ -192,6 +192,15 @@ class TestTurns:
                 task.cancel()
                 await task.wait()
 
+    async def test_what_a_bounded_turn_leaves_over_is_continued_with_no_other_event(self) -> None:
+        async def work(rounds: int) -> None:
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+
+        async with open_bridge() as bridge:
+            with trio.fail_after(5):
+                await bridge.run(work(10_000))
+
     async def test_descriptors_of_the_loop_wake_it(self) -> None:
         async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             while data := await reader.read(100):
