@@ -327,8 +327,9 @@ class Mux:
         self._next_number += 2
         self.streams[stream.number] = stream
         send, early = stream.send, b""
-        if send.ready:
-            early = bytes(send.take(self.peer_early_data))
+        room = min(self.peer_early_data, self.limits.max_send_memory - self.unconfirmed)
+        if send.ready and room > 0:
+            early = bytes(send.take(room))
             self.unconfirmed += len(early)
         frames.append(
             stream.request._replace(stream=stream.number, credit=stream.recv.granted, early_data=early)

@@ -1,0 +1,363 @@
+"""The session in virtual time: attach steps, numbering, confirmation, pings, and what a peer may not do."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes.memory_link import hello, welcome
+from tunnel_core.credit import CreditPool
+from tunnel_core.frames import Bye, Frame, Open, Packet, Ping, Pong, Rejected, Reset, Unknown, Use
+from tunnel_core.halves import PeerFault
+from tunnel_core.limits import Limits
+from tunnel_core.mux import Mux, MuxStream
+from tunnel_core.reasons import Reason
+from tunnel_core.session import VERSION, AgentSteps, AttachRejected, ServerSteps, Session
+
+LIMITS = Limits(max_opens_per_second=10)
+REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
+
+
+class Ends:
+    """A server's and an agent's session with a wire that delivers when told to, in virtual time."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.now = 100.0
+        self.opened: list[MuxStream] = []
+        self.server_mux = Mux(limits, CreditPool(limits.credit_pool), opener=True)
+        self.agent_mux = Mux(limits, CreditPool(limits.credit_pool), opener=False, on_open=self.opened.append)
+        offer = welcome(limits)
+        self.server = Session(self.server_mux, limits, offer, pings=False, now=self.now)
+        self.agent = Session(self.agent_mux, limits, offer, pings=True, now=self.now)
+
+    def move(self) -> int:
+        """Delivers until neither side has anything to say; returns how many packets went."""
+        count = 0
+        for source, sink in ((self.server, self.agent), (self.agent, self.server)) * 8:
+            while (packet := source.next_packet(self.now)) is not None:
+                sink.receive(packet, 100, self.now)
+                count += 1
+        return count
+
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        for session in (self.server, self.agent):
+            session.tick(self.now)
+
+
+def settled(limits: Limits = LIMITS) -> Ends:
+    """Ends whose first ping is answered."""
+    ends = Ends(limits)
+    ends.tick(0)
+    ends.move()
+    return ends
+
+
+# The attach.
+
+
+def test_three_steps() -> None:
+    server, agent = ServerSteps(lambda _: welcome(LIMITS)), AgentSteps(hello(LIMITS))
+    answer = server.receive(agent.hello)
+    assert answer is not None and not server.attached
+    use = agent.receive(answer)
+    assert use == Use(1) and agent.attached
+    assert server.receive(use) is None and server.attached
+
+
+def test_a_rejection_carries_its_reason_and_advice() -> None:
+    server = ServerSteps(lambda _: Rejected(Reason.TOO_MANY_SESSIONS, "full", 5000))
+    answer = server.receive(hello(LIMITS))
+    assert answer is not None
+    with pytest.raises(AttachRejected) as caught:
+        AgentSteps(hello(LIMITS)).receive(answer)
+    assert caught.value.reason is Reason.TOO_MANY_SESSIONS
+    assert caught.value.retry_after_seconds == 5
+
+
+def test_a_probe_stops_at_the_welcome() -> None:
+    steps = AgentSteps(hello(LIMITS), probe=True)
+    assert steps.receive(welcome(LIMITS)) is None
+    assert not steps.attached
+
+
+@pytest.mark.parametrize("frames", [[Use(1)], [hello(LIMITS), hello(LIMITS)], [hello(LIMITS), Use(2)], [Ping(1)]])
+def test_steps_out_of_order_are_faults(frames: list[Frame]) -> None:
+    steps = ServerSteps(lambda _: welcome(LIMITS))
+    with pytest.raises(PeerFault) as caught:
+        for frame in frames:
+            steps.receive(frame)
+    assert caught.value.reason is Reason.PROTOCOL_ERROR
+    assert not steps.attached
+
+
+def test_another_version_is_refused() -> None:
+    with pytest.raises(PeerFault) as caught:
+        AgentSteps(hello(LIMITS)).receive(welcome(LIMITS)._replace(version=VERSION + 1))
+    assert caught.value.reason is Reason.VERSION_MISMATCH
+
+
+# Numbering and confirmation.
+
+
+def test_what_must_arrive_is_numbered_and_confirmed() -> None:
+    ends = settled()
+    stream = ends.server_mux.open(REQUEST)
+    stream.push(b"x" * 1000)
+    packet = ends.server.next_packet(ends.now)
+    assert packet is not None and packet.number == 1
+    assert ends.server_mux.unconfirmed == 1000
+    ends.agent.receive(packet, 1000, ends.now)
+    ends.tick(LIMITS.ack_delay_seconds)
+    ack = ends.agent.next_packet(ends.now)
+    assert ack == Packet(0, 1, ())
+    ends.server.receive(ack, 10, ends.now)
+    assert ends.server_mux.unconfirmed == 0
+
+
+def test_pings_and_confirmations_are_not_numbered() -> None:
+    ends = Ends()
+    ends.tick(0)
+    packet = ends.agent.next_packet(ends.now)
+    assert packet is not None and packet.number == 0
+    assert [type(frame) for frame in packet.frames] == [Ping]
+
+
+def test_a_confirmation_waits_for_company_and_then_goes_alone() -> None:
+    ends = settled()
+    ends.server_mux.open(REQUEST)
+    packet = ends.server.next_packet(ends.now)
+    assert packet is not None
+    ends.agent.receive(packet, 50, ends.now)
+    assert ends.agent.next_packet(ends.now) is None
+    assert ends.agent.deadline() == pytest.approx(ends.now + LIMITS.ack_delay_seconds)
+    ends.tick(LIMITS.ack_delay_seconds)
+    assert ends.agent.next_packet(ends.now) == Packet(0, 1, ())
+    assert ends.agent.next_packet(ends.now) is None
+
+
+def test_much_is_confirmed_at_once() -> None:
+    ends = settled()
+    ends.server_mux.open(REQUEST)
+    packet = ends.server.next_packet(ends.now)
+    assert packet is not None
+    ends.agent.receive(packet, LIMITS.ack_every_bytes, ends.now)
+    assert ends.agent.next_packet(ends.now) == Packet(0, 1, ())
+
+
+def test_send_memory_full_lets_control_through_and_data_wait() -> None:
+    ends = settled(Limits(max_send_memory=1000))
+    stream = ends.server_mux.open(REQUEST)
+    stream.push(b"x" * 5000)
+    first = ends.server.next_packet(ends.now)
+    assert first is not None
+    ends.server.next_packet(ends.now)
+    assert ends.server_mux.unconfirmed == 1000
+    ends.server_mux.open(REQUEST)
+    packet = ends.server.next_packet(ends.now)
+    assert packet is not None
+    assert [type(frame) for frame in packet.frames] == [Open]
+
+
+def test_confirming_what_was_never_sent_is_a_fault() -> None:
+    with pytest.raises(PeerFault) as caught:
+        Ends().server.receive(Packet(0, 1, ()), 10, 100.0)
+    assert caught.value.reason is Reason.ACK_OF_UNSENT
+
+
+def test_a_number_left_out_is_a_fault() -> None:
+    with pytest.raises(PeerFault) as caught:
+        Ends().agent.receive(Packet(2, 0, ()), 10, 100.0)
+    assert caught.value.reason is Reason.PROTOCOL_ERROR
+
+
+def test_a_packet_that_comes_twice_counts_once() -> None:
+    ends = settled()
+    ends.server_mux.open(REQUEST)
+    packet = ends.server.next_packet(ends.now)
+    assert packet is not None
+    ends.agent.receive(packet, 10, ends.now)
+    ends.agent.receive(packet, 10, ends.now)
+    assert len(ends.opened) == 1
+
+
+@pytest.mark.parametrize("frame", [Unknown(99), hello(LIMITS), welcome(LIMITS), Use(1)])
+def test_unknown_and_misplaced_frames_are_faults(frame: Frame) -> None:
+    with pytest.raises(PeerFault) as caught:
+        Ends().agent.receive(Packet(1, 0, (frame,)), 10, 100.0)
+    assert caught.value.reason is Reason.UNKNOWN_FRAME
+
+
+def test_opens_reset_unanswered_are_budgeted_in_time() -> None:
+    ends = Ends()
+    number = packet_number = 0
+
+    def open_and_reset(count: int) -> None:
+        nonlocal number, packet_number
+        for _ in range(count):
+            number = number + 2 if number else 1
+            packet_number += 1
+            frames = (REQUEST._replace(stream=number), Reset(number, Reason.USER_LEFT))
+            ends.agent.receive(Packet(packet_number, 0, frames), 10, ends.now)
+            ends.opened.pop().reset(Reason.USER_LEFT, "")
+            ends.agent_mux.streams.clear()
+
+    for _ in range(5):
+        ends.now += 1.0
+        open_and_reset(9)
+    with pytest.raises(PeerFault) as caught:
+        open_and_reset(9)
+    assert caught.value.reason is Reason.OPEN_FLOOD
+
+
+# Liveness.
+
+
+def test_both_ends_learn_the_round_trip() -> None:
+    ends = Ends()
+    ends.tick(0)
+    ping = ends.agent.next_packet(ends.now)
+    assert ping is not None
+    ends.server.receive(ping, 10, ends.now)
+    ends.now += 0.05
+    pong = ends.server.next_packet(ends.now)
+    assert pong is not None
+    ends.agent.receive(pong, 10, ends.now)
+    assert ends.agent.round_trip_seconds == pytest.approx(0.05)
+    ends.tick(LIMITS.ping_interval_seconds)
+    ends.move()
+    assert ends.server.round_trip_seconds == pytest.approx(0.05, abs=1e-5)
+
+
+def test_an_idle_session_lives_by_its_pings() -> None:
+    ends = Ends()
+    for _ in range(1000):
+        ends.tick(5)
+        ends.move()
+
+
+def _time_of_death(session: Session, start: float) -> float:
+    now = start
+    while True:
+        now = session.deadline()
+        assert now < start + 1000
+        try:
+            session.tick(now)
+        except PeerFault as fault:
+            assert fault.reason is Reason.PING_TIMEOUT
+            return now - start
+        while session.next_packet(now):
+            pass
+
+
+def test_silence_is_found_by_both_ends_after_two_missed_pings() -> None:
+    ends = settled()
+    interval = LIMITS.ping_interval_seconds
+    assert 2 * interval <= _time_of_death(ends.agent, ends.now) <= 3 * interval
+    assert 2 * interval <= _time_of_death(ends.server, ends.now) <= 2 * interval + 1
+
+
+def test_a_peer_that_sends_but_answers_late_is_not_dead() -> None:
+    ends = Ends()
+    for number in range(1, 50):
+        ends.now += 5
+        ends.agent.receive(Packet(number, 0, ()), 10, ends.now)
+        ends.agent.tick(ends.now)
+        ends.agent.next_packet(ends.now)
+
+
+def test_a_peer_that_answers_pings_but_confirms_nothing_is_at_fault() -> None:
+    ends = Ends()
+    stream = ends.server_mux.open(REQUEST)
+    stream.push(b"x")
+    ends.server.next_packet(ends.now)
+    with pytest.raises(PeerFault) as caught:
+        for token in range(100):
+            ends.now += 5
+            ends.server.receive(Packet(0, 0, (Ping(token),)), 10, ends.now)
+            ends.server.tick(ends.now)
+            ends.server.next_packet(ends.now)
+    assert caught.value.reason is Reason.PEER_STALLED
+
+
+def test_a_late_pong_gives_no_sample() -> None:
+    ends = Ends()
+    ends.agent.receive(Packet(0, 0, (Pong(77),)), 10, ends.now)
+    assert ends.agent.round_trip_seconds is None
+
+
+def test_a_flood_of_pings_is_a_fault() -> None:
+    ends = Ends()
+    with pytest.raises(PeerFault):
+        for _ in range(10_000):
+            ends.server.receive(Packet(0, 0, (Ping(1),)), 10, ends.now)
+
+
+def test_bye_is_numbered_and_confirmed() -> None:
+    ends = settled()
+    ends.server.say_bye(Reason.SERVER_STOPPING, "maintenance")
+    packet = ends.server.next_packet(ends.now)
+    assert packet is not None and packet.number == 1
+    ends.agent.receive(packet, 10, ends.now)
+    assert ends.agent.peer_bye == Bye(Reason.SERVER_STOPPING, "maintenance")
+    answer = ends.agent.next_packet(ends.now)
+    assert answer is not None
+    ends.server.receive(answer, 10, ends.now)
+    assert ends.server.bye_confirmed
+
+
+# Against an obvious model: a wire with any delays carries everything once and in order, and ends at rest.
+
+
+@given(
+    script=st.lists(
+        st.one_of(
+            st.tuples(st.just("push"), st.integers(1, 3000)),
+            st.tuples(st.just("send"), st.booleans()),
+            st.tuples(st.just("deliver"), st.booleans()),
+            st.tuples(st.just("wait"), st.floats(0, 0.05)),
+            st.tuples(st.just("read"), st.integers(1, 4000)),
+        ),
+        max_size=80,
+    )
+)
+def test_any_delay_delivers_everything_once(script: list[tuple[str, float]]) -> None:
+    ends = Ends()
+    wires: tuple[deque[Packet], deque[Packet]] = (deque(), deque())
+    sessions = ends.server, ends.agent
+    stream = ends.server_mux.open(REQUEST)
+    pushed, read = bytearray(), bytearray()
+    receiver: MuxStream | None = None
+
+    def step(what: str, value: float) -> None:
+        nonlocal receiver
+        if what == "push" and stream.send.room > 0:
+            data = bytes(i % 251 for i in range(len(pushed), len(pushed) + int(value)))
+            pushed.extend(data)
+            stream.push(data)
+        elif what == "send":
+            packet = sessions[bool(value)].next_packet(ends.now)
+            if packet is not None:
+                wires[bool(value)].append(packet)
+        elif what == "deliver" and wires[bool(value)]:
+            sessions[not value].receive(wires[bool(value)].popleft(), 100, ends.now)
+        elif what == "wait":
+            ends.tick(value)
+        elif what == "read" and receiver and receiver.recv.buffered:
+            read.extend(receiver.read(int(value)))
+        if ends.opened and receiver is None:
+            receiver = ends.opened[0]
+            receiver.accept("")
+
+    for what, value in script:
+        step(what, value)
+    for _ in range(300):
+        for what, value in (("wait", 0.03), ("send", 0), ("send", 1), ("deliver", 0), ("deliver", 1), ("read", 10**6)):
+            step(what, value)
+    assert read == pushed
+    assert ends.server_mux.unconfirmed == ends.agent_mux.unconfirmed == 0
+    assert math.isinf(ends.server._ack_due) and math.isinf(ends.agent._ack_due)
