@@ -143,7 +143,7 @@ class Dialler:
         target = destination.target
         if target.unix_path:
             return Connected(await connect_unix(target.unix_path), str(target))
-        return await _race(self.connect, addresses, target.port)
+        return await connect_first(addresses, target.port, self.connect)
 
     async def _finish(self, connected: Connected, service: Published | None) -> Dialled:
         if service is None or service.protocol != "https":
@@ -154,8 +154,10 @@ class Dialler:
         return Refused(Reason.NAME_NOT_RESOLVED, f"node {self.policy.node} cannot resolve {host}: {cause}")
 
 
-async def _race(connect: Connect, addresses: Sequence[str], port: int) -> Connected:
-    """The first of ``addresses`` to connect. Raises the first failure when all fail."""
+async def connect_first(addresses: Sequence[str], port: int, connect: Connect = connect_address) -> Connected:
+    """The first of ``addresses`` to connect. Raises the first failure's ``OSError`` when all fail."""
+    if len(addresses) == 1:
+        return Connected(await connect(addresses[0], port), join_host_port(addresses[0], port))
     race = _Race(connect, port)
     try:
         async with trio.open_nursery() as nursery:

@@ -27,10 +27,11 @@ _STYLE = """
 body { background: var(--paper); color: var(--ink); padding: 2.2rem 1.2rem 3rem;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
 main { max-width: 68rem; margin: 0 auto; display: grid; gap: 1.1rem }
+main > *, .pair > * { min-width: 0 }
 header { display: flex; align-items: center; gap: 1rem; flex-wrap: wrap }
 header img { width: 46px; height: 46px }
 h1 { font-size: 1.6rem; letter-spacing: -.02em; overflow-wrap: anywhere }
-header p, .note { color: var(--soft) }
+header p, .note { color: var(--soft) } .scroll + .note { padding-top: .5rem }
 .pill { margin-left: auto; display: inline-flex; align-items: center; gap: .55rem; font-weight: 600;
   padding: .42rem .95rem; border-radius: 99px; border: 1px solid currentColor; color: var(--warn) }
 .pill::before { content: ""; width: .62rem; height: .62rem; border-radius: 50%; background: currentColor }
@@ -39,12 +40,12 @@ header p, .note { color: var(--soft) }
 @keyframes beat { 0% { box-shadow: 0 0 0 0 color-mix(in srgb, currentColor 55%, transparent) }
   70%, 100% { box-shadow: 0 0 0 .55rem transparent } }
 @media (prefers-reduced-motion: reduce) { .pill::before { animation: none } }
-.figures { display: grid; gap: 1.1rem; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)) }
+.figures { display: grid; gap: 1.1rem; grid-template-columns: repeat(auto-fit, minmax(9.4rem, 1fr)) }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 1.05rem 1.2rem }
 .figure b { display: block; font-size: 1.65rem; font-weight: 650; letter-spacing: -.02em;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 .figure span { color: var(--soft); font-size: .84rem }
-.pair { display: grid; gap: 1.1rem; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)) }
+.pair { display: grid; gap: 1.1rem; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)) }
 h2 { font-size: 1rem; margin-bottom: .55rem; display: flex; gap: .5rem; align-items: baseline }
 h2 small { color: var(--soft); font-weight: 400 }
 .scroll { overflow-x: auto }
@@ -102,11 +103,11 @@ def _sentence(status: Mapping[str, Any]) -> str:
 def _figures(status: Mapping[str, Any]) -> str:
     round_trip = status["round_trip_seconds"]
     figures = [
-        (as_milliseconds(round_trip) if round_trip is not None else "-", "round trip to the server"),
+        (as_milliseconds(round_trip) if round_trip is not None else "-", "round trip"),
         (str(status["stream_count"]), "streams open now"),
         (as_size(status["bytes_from_server"]), "received from users"),
         (as_size(status["bytes_to_server"]), "sent to users"),
-        (str(max(0, status["sessions"] - 1)), "reconnects since the start"),
+        (str(max(0, status["sessions"] - 1)), "reconnects"),
         (as_duration(status["uptime_seconds"]), "agent running"),
     ]
     cards = (f'<div class="card figure"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for v, k in figures)

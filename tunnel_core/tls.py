@@ -84,6 +84,10 @@ class TlsStream(trio.abc.HalfCloseableStream):
         """For example ``TLSv1.3``."""
         return self._tls.version() or ""
 
+    def alpn(self) -> str:
+        """The protocol that both ends chose, for example ``h2``; empty if none."""
+        return self._tls.selected_alpn_protocol() or ""
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")

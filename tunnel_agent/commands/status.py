@@ -1,0 +1,106 @@
+"""``qanat-agent status``: what the running agent says of itself."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tunnel_agent.commands.options import config_option, json_option
+from tunnel_agent.load import load_config
+from tunnel_agent.status_page import as_duration, as_milliseconds, as_size
+from tunnel_core import paths
+from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.config import ConfigError
+from tunnel_core.settings import ListenAddress, Ops
+
+_TIMEOUT_SECONDS = 5.0
+_MAX_BYTES = 1024 * 1024
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+@click.command("status")
+@config_option
+@json_option
+def command(config: Path | None, as_json: bool) -> None:
+    """Show what the running agent says: link, streams, services, last troubles.
+
+    Exits with 0 if it is attached, 4 if it is not, 1 if no agent answers.
+
+    \b
+    Examples:
+      qanat-agent status
+      qanat-agent status --json | jq .round_trip_seconds
+    """
+    status = _read_status(_ops_of(config))
+    if as_json:
+        print_json(status)
+    else:
+        click.echo("\n".join(_lines(status)))
+    click.get_current_context().exit(ExitCode.OK if status["phase"] == "attached" else ExitCode.NOT_ATTACHED)
+
+
+def _ops_of(config: Path | None) -> Ops:
+    try:
+        return load_config(config or paths.agent_config_file(), required=config is not None).ops
+    except ConfigError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+
+
+def _read_status(ops: Ops) -> dict[str, Any]:
+    if ops.listen is None:
+        raise CommandError(ExitCode.USAGE, "[ops] listen is switched off, so the agent cannot be asked")
+    try:
+        return _fetch(ops.listen, _headers(ops))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else error
+        message = f"no agent answers at {ops.listen}: {cause}; start one with `qanat-agent run`"
+        raise CommandError(ExitCode.FAILED, message) from None
+
+
+def _headers(ops: Ops) -> dict[str, str]:
+    if ops.bearer_file is None:
+        return {}
+    return {"Authorization": f"Bearer {ops.bearer_file.read_text().strip()}"}
+
+
+def _fetch(listen: ListenAddress, headers: Mapping[str, str]) -> dict[str, Any]:
+    host = _ANY_ADDRESS.get(listen.host, listen.host)
+    connection = http.client.HTTPConnection(host, listen.port, timeout=_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", "/status.json", headers=dict(headers))
+        answer = connection.getresponse()
+        body = answer.read(_MAX_BYTES)
+    finally:
+        connection.close()
+    if answer.status != http.HTTPStatus.OK:
+        raise ValueError(f"it answered {answer.status} {answer.reason}")
+    status = json.loads(body)
+    if not isinstance(status, dict) or "phase" not in status:
+        raise ValueError("what answers there is no agent")
+    return status
+
+
+def _lines(status: Mapping[str, Any]) -> Iterator[str]:
+    yield f"node      {status['node']} ({status['software']})"
+    yield f"link      {status['phase']} for {as_duration(status['seconds_in_phase'])}, {_place(status)}"
+    if status["round_trip_seconds"] is not None:
+        yield f"round trip {as_milliseconds(status['round_trip_seconds'])}"
+    yield f"streams   {status['stream_count']}"
+    for stream in status["streams"]:
+        sizes = f"{as_size(stream['bytes_to_target'])} in, {as_size(stream['bytes_to_user'])} out"
+        yield f"  {stream['id']}  {stream['target']}  {stream['user']} ({stream['entrance']})  {sizes}"
+    yield "services  " + ", ".join(service["name"] for service in status["services"])
+    yield "allow     " + (", ".join(status["allow"]) or "nothing beyond the services")
+    for trouble in status["troubles"]:
+        yield f"trouble   {trouble['at']} {trouble['text']}"
+
+
+def _place(status: Mapping[str, Any]) -> str:
+    if status["phase"] == "waiting":
+        return f"next attempt in {as_duration(status['next_attempt_seconds'] or 0)}"
+    return f"server {status['server'] or '-'}"
