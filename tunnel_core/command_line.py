@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import importlib.util
 import json
 import sys
+from collections.abc import Mapping
 from typing import IO, Any
 
 import click
@@ -74,6 +76,27 @@ class CommandError(click.ClickException):
             print_json({"reason": word, "detail": self.message})
         else:
             click.echo(f"{self._program or 'qanat'}: {self.message}", file=file or sys.stderr)
+
+
+class LateGroup(click.Group):
+    """A group that imports a subcommand when it is named or listed, so that none waits for another's imports.
+
+    ``places`` maps each subcommand to ``module:attribute``.
+    """
+
+    def __init__(self, *args: Any, places: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._places = places
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._places)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._places:
+            return None
+        module, _, attribute = self._places[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
 
 
 def print_json(value: object) -> None:

@@ -62,9 +62,22 @@ def find_user_bundle(option: Path | None, environ: Mapping[str, str]) -> Path | 
     return default if default.is_file() else None
 
 
+def connect_socket(data_dir: Path | None = None) -> Path:
+    """Where ``init`` proposes the local ``connect`` entrance, which is off unless configured."""
+    return (data_dir or data_folder()) / "connect.sock"
+
+
 def find_admin_socket() -> Path | None:
     """The admin socket of a server on this machine, this user's own first."""
-    places = (admin_socket(), admin_socket(_SYSTEM_DATA))
+    return _first_socket(admin_socket(), admin_socket(_SYSTEM_DATA))
+
+
+def find_connect_socket() -> Path | None:
+    """The ``connect`` socket of a server on this machine, this user's own first."""
+    return _first_socket(connect_socket(), connect_socket(_SYSTEM_DATA))
+
+
+def _first_socket(*places: Path) -> Path | None:
     return next((place for place in places if _is_socket(place)), None)
 
 

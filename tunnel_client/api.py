@@ -1,0 +1,89 @@
+"""Questions to the server's API, and what its refusals mean."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import h11
+import trio
+
+from tunnel_client.dial import Dialer, ServerUnreachable
+from tunnel_core.http import REASON_HEADER, HttpClientConnection, exchange, header_values
+from tunnel_core.reasons import Reason, Refused
+
+_ANSWER_SECONDS = 15.0
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""A node takes about 400 bytes: enough for a fleet far beyond one server."""
+ACCEPT_JSON = ("accept", "application/json")
+
+
+async def ask(dialer: Dialer, page: str) -> dict[str, Any]:
+    """The JSON object at ``/api/v1/<page>``. Raises ``Refused`` or ``ServerUnreachable``."""
+    stream = await dialer.dial()
+    try:
+        with trio.fail_after(_ANSWER_SECONDS):
+            return await _ask(stream, dialer.name, page)
+    except trio.TooSlowError:
+        raise ServerUnreachable(f"{dialer.name} did not answer within {_ANSWER_SECONDS:g} s") from None
+    except trio.BrokenResourceError as error:
+        raise broken_off(dialer.name, error) from None
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def _ask(stream: trio.abc.Stream, name: str, page: str) -> dict[str, Any]:
+    connection = HttpClientConnection(stream, peer=name)
+    headers = [("host", "qanat"), ACCEPT_JSON, ("connection", "close")]
+    request = h11.Request(method="GET", target=f"/api/v1/{page}", headers=headers)
+    response, body = await exchange(connection, request, max_body_bytes=_MAX_ANSWER_BYTES)
+    if response.status_code != 200:
+        raise refusal_of(response, body, name)
+    answer = _object(body)
+    if answer is None:
+        raise Refused(Reason.TARGET_PROTOCOL, f"{name} did not answer with JSON: is it a Qanat server?")
+    return answer
+
+
+def refusal_of(response: h11.Response | h11.InformationalResponse, body: bytes, name: str) -> Refused:
+    """What an answer other than success says: the reason's word, and the sentence for people."""
+    answer = _object(body) or {}
+    words = [answer.get("reason"), *(word.decode("latin-1") for word in _reason_words(response))]
+    reason = next((Reason[str(word).upper()] for word in words if _is_reason(word)), None)
+    phrase = response.reason.decode("latin-1")
+    if reason is None:
+        text = f"{name} answered {response.status_code} {phrase}: is it a Qanat server?"
+        return Refused(Reason.TARGET_PROTOCOL, text)
+    return Refused(reason, printable(str(answer.get("detail") or phrase)))
+
+
+def broken_off(name: str, error: trio.BrokenResourceError) -> Refused | ServerUnreachable:
+    """What a connection that broke before the answer means.
+
+    In TLS 1.3 the client is ready before the server has looked at its certificate, so a refused
+    certificate shows only here, as an alert.
+    """
+    if "certificate" in str(error) or "unknown ca" in str(error):
+        return Refused(Reason.UNAUTHENTICATED, f"{name} refused the bundle's certificate: {error}")
+    return ServerUnreachable(f"{name} broke off the connection: {error}")
+
+
+def printable(text: str) -> str:
+    """Text of others without what a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _reason_words(response: h11.Response | h11.InformationalResponse) -> list[bytes]:
+    return header_values(response, REASON_HEADER.encode())
+
+
+def _is_reason(word: object) -> bool:
+    return isinstance(word, str) and word.upper() in Reason.__members__ and word.islower()
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None

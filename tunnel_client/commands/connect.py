@@ -1,0 +1,50 @@
+"""``qanat connect``: one tunnel on standard input and output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tunnel_client.commands.options import access, bundle_option, parse_wish, run
+from tunnel_client.dial import Dialer
+from tunnel_client.stdio import take_stdio
+from tunnel_client.tunnel import Wish, open_tunnel
+from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.reasons import Reason
+from tunnel_core.relay import RelayResult, relay
+
+_INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
+
+
+@click.command("connect")
+@click.argument("node")
+@click.argument("target")
+@bundle_option
+def connect(node: str, target: str, bundle: Path | None) -> None:
+    """Join standard input and output to TARGET on NODE, for ssh's ProxyCommand and the like.
+
+    TARGET is a port of the node, host:port, [v6]:port, unix:/path, or a service's name.
+
+    \b
+    Examples:
+      ssh -o ProxyCommand='qanat connect %h %p' edge1
+      scp -o ProxyCommand='qanat connect edge1 22' image.tar edge1:
+      qanat connect edge1 unix:/run/docker.sock < request
+    """
+    wish = parse_wish(node, target)
+    dialer = access(bundle).need_connect()
+    try:
+        result = run(_connect, dialer, wish)
+    except KeyboardInterrupt:
+        click.get_current_context().exit(_INTERRUPTED)
+    if result.reason is not Reason.DONE:
+        message = f"the connection to {wish} broke off: {result.detail or result.reason.meaning}"
+        raise CommandError(ExitCode.FAILED, message)
+
+
+async def _connect(dialer: Dialer, wish: Wish) -> RelayResult:
+    async with open_tunnel(dialer, wish) as tunnel:
+        local = take_stdio()  # not before the tunnel stands: nothing of the input is lost to a refusal
+        await local.send_all(tunnel.first_bytes)
+        return await relay(local, tunnel.stream)

@@ -1,0 +1,123 @@
+"""``qanat forward``: a local port that leads to a target on a node."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import click
+import trio
+
+from tunnel_client.access import Access
+from tunnel_client.api import ask, printable
+from tunnel_client.commands.options import access, bundle_option, json_option, parse_wish, run
+from tunnel_client.forwarding import forward as serve_forward
+from tunnel_client.forwarding import listen
+from tunnel_client.tunnel import Wish
+from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.names import join_host_port, split_host_port
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.settings import ListenAddress
+
+_COMMANDS = {
+    22: "ssh -p {port} {host}",
+    3306: "mysql -h {host} -P {port}",
+    5432: "psql -h {host} -p {port}",
+    6379: "redis-cli -h {host} -p {port}",
+}
+_HTTPS_PORTS = frozenset({443, 6443, 8443, 10250})
+_PLAIN_PORTS = frozenset({25, 143, 1883, 5672, 9092})
+
+
+@click.command("forward")
+@click.argument("node")
+@click.argument("target")
+@click.argument("local", default="127.0.0.1:0")
+@bundle_option
+@json_option
+def forward(node: str, target: str, local: str, bundle: Path | None, as_json: bool) -> None:
+    """Listen on LOCAL and carry every connection to TARGET on NODE, until Ctrl-C.
+
+    TARGET is a port of the node, host:port, [v6]:port, unix:/path, or a service's name.
+    LOCAL is a port or an address with a port; without it the system chooses a port on 127.0.0.1.
+
+    \b
+    Examples:
+      qanat forward edge1 8080
+      qanat forward edge1 web 8080
+      qanat forward edge1 db.local:5432 127.0.0.1:5432
+      qanat forward edge1 unix:/run/docker.sock 2375
+    """
+    wish = parse_wish(node, target)
+    host, port = _local(local)
+    run(_forward, access(bundle), wish, host, port, as_json)
+
+
+def _local(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    try:
+        # Port 0 is no port to connect to, so the parser of addresses knows no such thing.
+        name, number = split_host_port(f"{host or '127.0.0.1'}:{'1' if port == '0' else port}")
+    except ValueError as error:
+        raise CommandError(ExitCode.USAGE, f"LOCAL: {error}") from None
+    return name, 0 if port == "0" else number
+
+
+async def _forward(ways: Access, wish: Wish, host: str, port: int, as_json: bool) -> None:
+    dialer = ways.need_connect()
+    await _refuse_absent_node(ways, wish)
+    listener = await _listen(host, port)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            _announce(listener, wish, as_json)
+            nursery.start_soon(serve_forward, listener, dialer, wish, _report)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+
+
+async def _refuse_absent_node(ways: Access, wish: Wish) -> None:
+    """Tells at once what each connection would be told. Where the API is out of reach, those will be."""
+    if ways.api is None:
+        return
+    nodes = (await ask(ways.api, "nodes")).get("nodes", [])
+    found = [node for node in nodes if wish.node in (node.get("name"), node.get("alias"))]
+    if not found:
+        raise Refused(Reason.UNKNOWN_NODE, f"no node {wish.node} is known; see: qanat nodes")
+    if all(node.get("state") != "attached" for node in found):
+        raise Refused(Reason.NODE_NOT_ATTACHED, f"node {wish.node} has no agent attached; see: qanat nodes")
+
+
+async def _listen(host: str, port: int) -> trio.SocketListener:
+    try:
+        return await listen(host, port)
+    except OSError as error:
+        message = f"cannot listen on {join_host_port(host, port)}: {error.strerror}"
+        raise CommandError(ExitCode.FAILED, message) from None
+
+
+def _announce(listener: trio.SocketListener, wish: Wish, as_json: bool) -> None:
+    host, port, *_ = listener.socket.getsockname()
+    address = ListenAddress(host, port)
+    if as_json:
+        print_json({"listen": str(address), "node": wish.node, "target": str(wish.target)})
+        return
+    if not address.is_loopback:
+        click.echo(f"Whoever reaches {address} comes in as you.", err=True)
+    click.echo(f"{address} leads to {wish.target} on {wish.node} until Ctrl-C. Try:")
+    click.echo(f"  {command_for(wish, host, port)}")
+
+
+def command_for(wish: Wish, host: str, port: int) -> str:
+    """A command to paste that speaks what is probably spoken at the target."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    known = _COMMANDS.get(wish.target.port)
+    if known:
+        return known.format(host=host, port=port)
+    if wish.target.port in _PLAIN_PORTS:
+        return f"nc {host} {port}"
+    secure = wish.target.port in _HTTPS_PORTS
+    return f"curl {'-k https' if secure else 'http'}://{join_host_port(host, port)}/"
+
+
+def _report(sentence: str) -> None:
+    click.echo(f"qanat: {printable(sentence)}", err=True)

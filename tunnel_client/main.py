@@ -1,0 +1,45 @@
+"""``qanat``: the command line of people who use the tunnel. Runs wherever Python does, without gRPC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tunnel_core.command_line import LateGroup, require_extra
+
+_COMMANDS = {
+    "nodes": "tunnel_client.commands.listing:nodes",
+    "sessions": "tunnel_client.commands.listing:sessions",
+    "streams": "tunnel_client.commands.listing:streams",
+    "forward": "tunnel_client.commands.forward:forward",
+    "connect": "tunnel_client.commands.connect:connect",
+    "version": "tunnel_client.commands.listing:version",
+}
+
+
+@click.group(cls=LateGroup, places=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--bundle", type=click.Path(path_type=Path), help="The bundle to come in with.")
+@click.version_option(package_name="qanat", prog_name="qanat")
+def main(bundle: Path | None) -> None:
+    """Reach nodes behind NAT through a Qanat server.
+
+    The way in is the bundle that --bundle or QANAT_BUNDLE names, else the one in your config folder,
+    else the sockets of a server on this machine.
+
+    \b
+    Examples:
+      qanat nodes
+      qanat forward edge1 8080
+      ssh -o ProxyCommand='qanat connect %h %p' edge1
+
+    \b
+    Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 refused by policy,
+    4 node not attached, 5 server unreachable.
+    """
+
+
+def entry_point() -> None:
+    """Runs ``qanat``, or says what to install."""
+    require_extra("rich", "cli")
+    main()

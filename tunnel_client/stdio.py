@@ -1,0 +1,165 @@
+"""Standard input and output as one stream, whatever they are: pipes, sockets, files, terminals.
+
+1. epoll refuses regular files and /dev/null, and kqueue some terminals, so only pipes and sockets are
+   polled; anything else is read and written in threads.
+2. Ending the stream must close the last descriptor of the output, or ssh never sees the end. So the two
+   descriptors are moved away from 0 and 1, where /dev/null takes their places: a later socket must not
+   get the number 1, since a stray print would go into it.
+3. A terminal does not end by itself. When the far side has ended, reading it ends too, or the user would
+   sit before a dead prompt.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+
+import trio
+
+from tunnel_core.sockets import SocketStream
+
+_READ_BYTES = 64 * 1024
+
+
+def take_stdio() -> trio.abc.HalfCloseableStream:
+    """Takes descriptors 0 and 1 away from the rest of the program."""
+    return join_descriptors(_take(0), _take(1))
+
+
+def _take(descriptor: int) -> int:
+    taken = os.dup(descriptor)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, descriptor)
+    os.close(null)
+    return taken
+
+
+def join_descriptors(reading: int, writing: int) -> trio.abc.HalfCloseableStream:
+    """One stream that receives from ``reading`` and sends to ``writing``, and owns both."""
+    if _kind(reading) == _kind(writing) == stat.S_IFSOCK and os.path.sameopenfile(reading, writing):
+        os.close(writing)
+        return SocketStream(socket.socket(fileno=reading))
+    return StdioStream(_source(reading), _sink(writing))
+
+
+def _source(descriptor: int) -> trio.abc.ReceiveStream:
+    return trio.lowlevel.FdStream(descriptor) if _can_poll(descriptor) else ThreadedReader(descriptor)
+
+
+def _sink(descriptor: int) -> trio.abc.SendStream:
+    return trio.lowlevel.FdStream(descriptor) if _can_poll(descriptor) else ThreadedWriter(descriptor)
+
+
+def _can_poll(descriptor: int) -> bool:
+    return _kind(descriptor) in (stat.S_IFIFO, stat.S_IFSOCK)
+
+
+def _kind(descriptor: int) -> int:
+    return stat.S_IFMT(os.fstat(descriptor).st_mode)
+
+
+class ThreadedReader(trio.abc.ReceiveStream):
+    """Reads a descriptor that cannot be polled. A read that is cancelled goes on in its thread and
+    takes what comes with it: cancel only to leave."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.is_terminal = os.isatty(descriptor)
+        self._descriptor = descriptor
+        self._scope = trio.CancelScope()
+        self._ended = False
+        self._reading = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self._descriptor < 0:
+            raise trio.ClosedResourceError("this input was closed here")
+        size = min(max_bytes or _READ_BYTES, _READ_BYTES)
+        with trio.CancelScope() as self._scope:
+            if self._ended:
+                return b""
+            try:
+                return await trio.to_thread.run_sync(self._read, size, abandon_on_cancel=True)
+            except OSError as error:
+                raise trio.BrokenResourceError(f"standard input: {error.strerror}") from error
+        return b""
+
+    def _read(self, size: int) -> bytes:
+        self._reading = True
+        try:
+            return os.read(self._descriptor, size)
+        finally:
+            self._reading = False
+
+    def end(self) -> None:
+        """Ends the input, also under a waiting ``receive_some``."""
+        self._ended = True
+        self._scope.cancel()
+
+    async def aclose(self) -> None:
+        # Closing under a thread that still waits in read() would hand its number to another file.
+        if not self._reading:
+            _close(self._descriptor)
+        self._descriptor = -1
+        await trio.lowlevel.checkpoint()
+
+
+class ThreadedWriter(trio.abc.SendStream):
+    """Writes a descriptor that cannot be polled."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._descriptor < 0:
+            raise trio.ClosedResourceError("this output was closed here")
+        try:
+            await trio.to_thread.run_sync(_write_all, self._descriptor, data, abandon_on_cancel=True)
+        except OSError as error:
+            raise trio.BrokenResourceError(f"standard output: {error.strerror}") from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        _close(self._descriptor)
+        self._descriptor = -1
+        await trio.lowlevel.checkpoint()
+
+
+class StdioStream(trio.abc.HalfCloseableStream):
+    """Joins an input and an output; ``send_eof`` closes the output."""
+
+    def __init__(self, source: trio.abc.ReceiveStream, sink: trio.abc.SendStream) -> None:
+        self._source = source
+        self._sink = sink
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._source.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._sink.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._sink.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await self._sink.aclose()
+        if isinstance(self._source, ThreadedReader) and self._source.is_terminal:
+            self._source.end()
+
+    async def aclose(self) -> None:
+        try:
+            await self._sink.aclose()
+        finally:
+            await self._source.aclose()
+
+
+def _write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)
