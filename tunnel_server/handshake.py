@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import SocketTlsStream, TlsStream
 from tunnel_server.listeners import Accepted, Handler, Reporter
 
+_LINGER_SECONDS = 1.0
+_LINGER_BYTES = 64 * 1024
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -60,12 +63,14 @@ def over_tls(
     """A handler that completes the handshake and passes the ``TlsStream`` on to ``handler``."""
 
     async def handle(accepted: Accepted) -> None:
-        assert isinstance(accepted.stream, SocketStream)
-        stream = SocketTlsStream(accepted.stream, contexts.current, server_side=True)
+        transport = accepted.stream
+        assert isinstance(transport, SocketStream)
+        stream = SocketTlsStream(transport, contexts.current, server_side=True)
         try:
             await _shake_hands(stream, handshake_seconds)
         except Refused as refused:
             reporter.refused(entrance, accepted.source, refused)
+            await _linger(transport)
             return
         await handler(replace(accepted, stream=stream))
 
@@ -81,6 +86,17 @@ async def _shake_hands(stream: TlsStream, seconds: float) -> None:
         raise Refused(Reason.HANDSHAKE_FAILED, detail) from None
     except trio.BrokenResourceError as error:
         raise Refused(_reason(error), str(error)) from None
+
+
+async def _linger(stream: SocketStream) -> None:
+    """Lets the alert arrive: a close over unread bytes resets the connection, and the user would read
+    "connection reset" where the alert says "certificate expired"."""
+    left = _LINGER_BYTES
+    with trio.move_on_after(_LINGER_SECONDS), contextlib.suppress(trio.BrokenResourceError):
+        await stream.send_eof()
+        while left > 0 and (data := await stream.receive_some(left)):
+            left -= len(data)
+    await stream.aclose()
 
 
 def _reason(error: trio.BrokenResourceError) -> Reason:

@@ -124,6 +124,7 @@ class FakeLink:
         self.streams: dict[int, FakeStream] = {}
         self.ended: tuple[Reason, str] | None = None
         self.refuses: Refused | None = None
+        self.was_opened = trio.Event()
         self._nursery = nursery
         self._agent = agent
 
@@ -134,6 +135,7 @@ class FakeLink:
             raise self.refuses
         stream = FakeStream(len(self.streams) * 2 + 1, str(target), user, entrance)
         self.streams[len(self.streams)] = stream
+        self.was_opened.set()
         self._nursery.start_soon(self._agent, stream.far)
         return stream
 

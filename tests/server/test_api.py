@@ -1,0 +1,101 @@
+"""The read-only API."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import trio
+
+from tests.server.edge import Edge, echo, now, open_edge, receive_all
+from tunnel_core.frames import Service
+from tunnel_core.http import HeadLimits
+from tunnel_core.identity import Role
+from tunnel_core.names import Target
+from tunnel_core.reasons import Reason
+from tunnel_server.entrances.api import ApiEntrance
+from tunnel_server.front import Front
+from tunnel_server.listeners import Accepted
+from tunnel_server.policy import User
+
+
+def a_user(accepted: Accepted) -> User:
+    return User("ops", Role.USER, "test.internal", "unix")
+
+
+async def get(edge: Edge, path: str, method: str = "GET") -> tuple[int, Any]:
+    api = ApiEntrance(edge.nodes, trio.current_time, now)
+    front = Front("api", a_user, edge.records, HeadLimits(), api=api)
+    stream = await edge.dial(await edge.listen("api", front.serve))
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
+    await stream.send_all(head.encode())
+    answer = await receive_all(stream)
+    head_bytes, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head_bytes.lower()
+    return int(head_bytes[9:12]), json.loads(body)
+
+
+async def test_nodes_attached_and_gone() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", echo, Service("red", "http", "127.0.0.1:1880"))
+        edge.nodes.detach(edge.attach("edge2", echo), Reason.PING_TIMEOUT)
+        status, body = await get(edge, "/api/v1/nodes?all=1")
+        assert status == 200
+        first, second = body["nodes"]
+        assert first.pop("since") <= first.pop("last_seen")
+        assert first == {
+            "name": "edge1",
+            "alias": "edge1",
+            "state": "attached",
+            "address": "192.0.2.1:4711",
+            "software": "qanat-agent/0.1.0",
+            "round_trip_ms": 12.3,
+            "streams": 0,
+            "services": [{"name": "red", "protocol": "http", "target": "127.0.0.1:1880"}],
+            "bytes_in": 0,
+            "bytes_out": 0,
+            "last_reason": None,
+        }
+        assert (second["name"], second["state"], second["last_reason"]) == ("edge2", "gone", "ping_timeout")
+        assert second["since"] == second["last_seen"]
+        assert second["services"] == []
+
+
+async def test_sessions_and_streams() -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        link.open(Target.parse("localhost:22"), user="ops", entrance="tcp")
+        _, sessions = await get(edge, "/api/v1/sessions")
+        assert [(s["id"], s["node"], s["streams"]) for s in sessions["sessions"]] == [
+            ("facade00", "edge1", 1)
+        ]
+        _, streams = await get(edge, "/api/v1/streams")
+        (stream,) = streams["streams"]
+        assert stream.pop("age_seconds") >= 0
+        assert stream == {
+            "id": "facade00-1",
+            "node": "edge1",
+            "target": "localhost:22",
+            "user": "ops",
+            "entrance": "tcp",
+            "bytes_in": 0,
+            "bytes_out": 0,
+        }
+
+
+async def test_version() -> None:
+    async with open_edge() as edge:
+        status, body = await get(edge, "/api/v1/version")
+        assert status == 200
+        assert body["version"]
+        assert body["python"] == sys.version.split()[0]
+
+
+async def test_errors_are_json_too() -> None:
+    async with open_edge() as edge:
+        status, body = await get(edge, "/api/v1/secrets")
+        assert (status, body["reason"]) == (404, "not_found")
+        assert "/api/v1/nodes" in body["detail"]
+        status, body = await get(edge, "/api/v1/nodes", "DELETE")
+        assert (status, body["reason"]) == (405, "method_not_allowed")

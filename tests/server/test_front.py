@@ -1,0 +1,198 @@
+"""Who is there: client certificates over TLS 1.3, and peers of unix sockets."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from certs.ca import Leaf
+from tests.fakes import pki
+from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
+from tunnel_core.http import HeadLimits
+from tunnel_core.identity import Role
+from tunnel_core.tls import TlsStream
+from tunnel_server.admission import Admission
+from tunnel_server.binding import UnixAddress
+from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.front import Front, Identify, by_certificate, by_file_mode, by_peer
+from tunnel_server.handshake import TlsContexts, TlsFiles, over_tls
+from tunnel_server.listeners import Listener, listen_unix
+
+CONNECT = b"CONNECT edge1:80 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def tls_files(folder: Path, **changes: object) -> TlsFiles:
+    leaf = pki.server_leaf()
+    (folder / "server.pem").write_bytes(leaf.chain_pem)
+    (folder / "server.key").write_bytes(leaf.credential.key_pem)
+    (folder / "trust.pem").write_bytes(leaf.roots_pem)
+    return TlsFiles(folder / "server.pem", folder / "server.key", folder / "trust.pem", **changes)
+
+
+def front(edge: Edge, identify: Identify) -> Front:
+    return Front("https", identify, edge.records, HeadLimits(), ConnectEntrance(edge.opener))
+
+
+async def serve_tls(edge: Edge, folder: Path, seconds: float = 5.0, **changes: object) -> Listener:
+    contexts = TlsContexts(tls_files(folder, **changes))
+    handler = over_tls(
+        "https", contexts, seconds, front(edge, by_certificate(pki.TRUST_DOMAIN)).serve, edge.records
+    )
+    return await edge.listen("https", handler)
+
+
+def client_context(folder: Path, leaf: Leaf | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=pki.server_leaf().roots_pem.decode())
+    if leaf is not None:
+        (folder / "client.pem").write_bytes(leaf.credential.key_pem + leaf.chain_pem)
+        context.load_cert_chain(folder / "client.pem")
+    return context
+
+
+async def ask(edge: Edge, listener: Listener, context: ssl.SSLContext) -> bytes:
+    """The answer to a CONNECT, or the TLS error that came in its place."""
+    stream = TlsStream(await edge.dial(listener), context, server_hostname="localhost")
+    try:
+        await stream.do_handshake()
+        await stream.send_all(CONNECT)
+        return await receive_until(stream, b"\r\n\r\n")
+    except trio.BrokenResourceError as error:
+        return str(error).encode()
+
+
+async def test_a_users_certificate_opens_streams_under_its_name(tmp_path: Path) -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        listener = await serve_tls(edge, tmp_path)
+        answer = await ask(edge, listener, client_context(tmp_path, pki.user_leaf("alice")))
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert link.streams[0].user == "alice"
+
+
+async def test_bytes_and_half_close_go_through_tls(tmp_path: Path) -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", echo)
+        listener = await serve_tls(edge, tmp_path)
+        context = client_context(tmp_path, pki.user_leaf("alice"))
+        stream = TlsStream(await edge.dial(listener), context, server_hostname="localhost")
+        await stream.do_handshake()
+        await stream.send_all(CONNECT)
+        await receive_until(stream, b"\r\n\r\n")
+        received = bytearray()
+
+        async def receive() -> None:
+            received.extend(await receive_all(stream))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            for _ in range(20):
+                await stream.send_all(bytes(100_000))
+            await stream.send_eof()
+        assert len(received) == 2_000_000
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.closed_streams == {("connect", "done"): 1}
+
+
+@pytest.mark.parametrize(
+    ("leaf", "says"),
+    [
+        (None, b"HTTP/1.1 401 no client certificate was shown"),
+        (lambda: pki.node_leaf("edge1"), b"HTTP/1.1 403 the certificate is the node edge1's"),
+        (lambda: pki.user_leaf("eve", "other.internal"), b"unknown ca"),
+        (lambda: pki.expired_leaf(Role.USER, "bob"), b"certificate expired"),
+        (pki.server_leaf, b"unsupported certificate"),
+    ],
+)
+async def test_who_is_not_let_in(tmp_path: Path, leaf: object, says: bytes) -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        listener = await serve_tls(edge, tmp_path)
+        answer = await ask(edge, listener, client_context(tmp_path, leaf() if callable(leaf) else None))
+        assert says in answer
+        assert not link.streams
+
+
+async def test_tls_1_2_only_where_the_configuration_says_so(tmp_path: Path) -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", echo)
+        context = client_context(tmp_path, pki.user_leaf("alice"))
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        assert b"protocol version" in await ask(edge, await serve_tls(edge, tmp_path), context)
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.unauthenticated_refusals == {("https", "tls_too_old"): 1}
+        old = await serve_tls(edge, tmp_path, min_version="1.2")
+        assert (await ask(edge, old, context)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_silent_client_is_dropped_at_the_deadline(tmp_path: Path) -> None:
+    async with open_edge() as edge:
+        stream = await edge.dial(await serve_tls(edge, tmp_path, seconds=0.05))
+        assert await stream.receive_some() == b""
+        assert edge.counters.unauthenticated_refusals == {("https", "handshake_failed"): 1}
+
+
+async def test_garbage_is_no_handshake(tmp_path: Path) -> None:
+    async with open_edge() as edge:
+        stream = await edge.dial(await serve_tls(edge, tmp_path))
+        await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
+        await receive_all(stream)
+        assert edge.counters.unauthenticated_refusals == {("https", "handshake_failed"): 1}
+
+
+async def test_certificates_are_reloaded_for_new_connections(tmp_path: Path) -> None:
+    files = tls_files(tmp_path)
+    contexts = TlsContexts(files)
+    before = contexts.current
+    contexts.reload()
+    assert contexts.current is not before
+    kept = contexts.current
+    files.key_file.write_bytes(b"no key")
+    with pytest.raises(ssl.SSLError):
+        contexts.reload()
+    assert contexts.current is kept
+
+
+async def ask_unix(path: Path) -> bytes:
+    async with await trio.open_unix_socket(str(path)) as stream:
+        await stream.send_all(CONNECT)
+        return await receive_until(stream, b"\r\n\r\n")
+
+
+async def serve_unix(edge: Edge, path: Path, identify: Identify) -> Listener:
+    listener = listen_unix("connect", UnixAddress(path), Admission(9, 9), edge.records)
+    await edge.nursery.start(listener.serve, front(edge, identify).serve)
+    return listener
+
+
+async def test_the_peer_of_a_unix_socket_has_the_name_that_is_configured(tmp_path: Path) -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        path = tmp_path / "connect.sock"
+        await serve_unix(edge, path, by_peer({os.getuid(): "kube-apiserver"}, "test.internal"))
+        assert (await ask_unix(path)).startswith(b"HTTP/1.1 200 ")
+        assert link.streams[0].user == "kube-apiserver"
+
+
+async def test_an_unknown_peer_is_told_the_line_to_add(tmp_path: Path) -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", echo)
+        path = tmp_path / "connect.sock"
+        await serve_unix(edge, path, by_peer({}, "test.internal"))
+        answer = await ask_unix(path)
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert f'[[connect.unix.peer]] uid = {os.getuid()}, user = "NAME"'.encode() in answer
+
+
+async def test_the_admin_socket_names_people_by_user_id(tmp_path: Path) -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        path = tmp_path / "admin.sock"
+        await serve_unix(edge, path, by_file_mode("test.internal"))
+        await ask_unix(path)
+        assert link.streams[0].user == f"uid-{os.getuid()}"

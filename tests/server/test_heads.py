@@ -1,0 +1,196 @@
+"""What happens to HTTP heads on their way through the web entrance."""
+
+from __future__ import annotations
+
+import h11
+import pytest
+
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.heads import (
+    check_web_request,
+    has_body,
+    request_forward,
+    response_back,
+    switch_back,
+    wants_html,
+    wants_websocket,
+)
+
+HOST = ("Host", "red--edge1.localhost:7003")
+SOCKET = [("Connection", "keep-alive, Upgrade"), ("Upgrade", "websocket")]
+
+
+def request(*headers: tuple[str, str], method: str = "GET", target: str = "/") -> h11.Request:
+    return h11.Request(method=method, target=target, headers=[HOST, *headers])
+
+
+def forwarded(*headers: tuple[str, str], method: str = "GET") -> dict[bytes, list[bytes]]:
+    grouped: dict[bytes, list[bytes]] = {}
+    for name, value in request_forward(request(*headers, method=method), "127.0.0.1").headers:
+        grouped.setdefault(name, []).append(value)
+    return grouped
+
+
+def test_host_stays_as_the_browser_sent_it() -> None:
+    assert forwarded()[b"host"] == [b"red--edge1.localhost:7003"]
+
+
+def test_hop_by_hop_headers_and_those_that_connection_names_are_removed() -> None:
+    headers = forwarded(
+        ("Connection", "close, X-Secret-Hop"),
+        ("X-Secret-Hop", "1"),
+        ("Keep-Alive", "timeout=5"),
+        ("TE", "trailers"),
+        ("Proxy-Authorization", "Basic x"),
+        ("Upgrade", "h2c"),
+        ("HTTP2-Settings", "x"),
+        ("X-Kept", "1"),
+    )
+    assert {b"x-secret-hop", b"keep-alive", b"te", b"proxy-authorization", b"upgrade"} & set(headers) == set()
+    assert headers[b"connection"] == [b"close"]
+    assert headers[b"x-kept"] == [b"1"]
+
+
+def test_connection_cannot_remove_host_or_length() -> None:
+    headers = forwarded(("Connection", "host, content-length"), ("Content-Length", "3"), method="POST")
+    assert headers[b"host"] == [b"red--edge1.localhost:7003"]
+    assert headers[b"content-length"] == [b"3"]
+
+
+def test_claims_about_the_user_are_removed_and_ours_added() -> None:
+    headers = forwarded(
+        ("X-Forwarded-For", "10.9.8.7"),
+        ("X-Forwarded-User", "root"),
+        ("Forwarded", "for=10.9.8.7"),
+        ("X-Real-IP", "10.9.8.7"),
+        ("X-Remote-User", "root"),
+        ("Remote-User", "root"),
+        ("X-Auth-Request-Email", "root@example.com"),
+        ("Qanat-User", "root"),
+    )
+    assert headers[b"x-forwarded-for"] == [b"127.0.0.1"]
+    assert headers[b"x-forwarded-host"] == [b"red--edge1.localhost:7003"]
+    assert headers[b"x-forwarded-proto"] == [b"http"]
+    assert b"root" not in b"".join(value for values in headers.values() for value in values)
+
+
+def test_chunked_requests_stay_chunked() -> None:
+    headers = forwarded(("Transfer-Encoding", "chunked"), method="POST")
+    assert headers[b"transfer-encoding"] == [b"chunked"]
+
+
+def test_a_websocket_is_asked_for_on() -> None:
+    headers = forwarded(*SOCKET, ("Sec-WebSocket-Key", "x"))
+    assert headers[b"connection"] == [b"Upgrade"]
+    assert headers[b"upgrade"] == [b"websocket"]
+    assert headers[b"sec-websocket-key"] == [b"x"]
+
+
+def test_other_upgrades_are_not() -> None:
+    assert not wants_websocket(request(("Connection", "Upgrade"), ("Upgrade", "h2c")))
+    assert not wants_websocket(request(("Upgrade", "websocket")))
+    assert not wants_websocket(request(*SOCKET, method="POST"))
+
+
+def test_whether_a_body_follows() -> None:
+    assert not has_body(request())
+    assert not has_body(request(("Content-Length", "0"), method="POST"))
+    assert has_body(request(("Content-Length", "1"), method="POST"))
+    assert has_body(request(("Transfer-Encoding", "chunked"), method="POST"))
+
+
+def answer(*headers: tuple[str, str], status: int = 200) -> h11.Response:
+    return h11.Response(status_code=status, headers=list(headers), reason=b"Fine")
+
+
+def test_redirects_pass_as_they_are() -> None:
+    back = response_back(answer(("Location", "http://10.0.0.1/"), status=302))
+    assert back.status_code == 302
+    assert dict(back.headers)[b"location"] == b"http://10.0.0.1/"
+
+
+def test_an_answer_loses_its_hop_and_its_way_around_us() -> None:
+    back = response_back(
+        answer(("Connection", "close"), ("Transfer-Encoding", "chunked"), ("Alt-Svc", 'h3=":443"'))
+    )
+    assert list(back.headers) == []
+    assert back.reason == b"Fine"
+
+
+def test_cookies_stay_with_their_host() -> None:
+    back = response_back(answer(("Set-Cookie", "id=1; Domain=.localhost; Path=/; HttpOnly")))
+    assert dict(back.headers)[b"set-cookie"] == b"id=1; Path=/; HttpOnly"
+
+
+def switched(*headers: tuple[str, str]) -> h11.InformationalResponse:
+    return h11.InformationalResponse(status_code=101, headers=list(headers), reason=b"Switching")
+
+
+def test_a_real_101_passes() -> None:
+    back = switch_back(
+        switched(("Upgrade", "WebSocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Accept", "y"))
+    )
+    assert dict(back.headers) == {
+        b"sec-websocket-accept": b"y",
+        b"connection": b"Upgrade",
+        b"upgrade": b"websocket",
+    }
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Upgrade", "h2c"), ("Connection", "upgrade")],
+        [("Connection", "upgrade")],
+        [("Upgrade", "websocket")],
+        [("Upgrade", "websocket, h2c"), ("Connection", "upgrade")],
+    ],
+)
+def test_any_other_101_is_refused(headers: list[tuple[str, str]]) -> None:
+    with pytest.raises(Refused) as caught:
+        switch_back(switched(*headers))
+    assert caught.value.reason is Reason.TARGET_PROTOCOL
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (request(method="TRACE"), Reason.METHOD_NOT_ALLOWED),
+        (request(method="CONNECT", target="edge1:80"), Reason.METHOD_NOT_ALLOWED),
+        (request(target="http://elsewhere/"), Reason.BAD_REQUEST),
+        (request(target="*"), Reason.BAD_REQUEST),
+        (request(("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "no-cors")), Reason.SOURCE_NOT_ALLOWED),
+        (request(("Sec-Fetch-Site", "same-site"), ("Sec-Fetch-Mode", "cors")), Reason.SOURCE_NOT_ALLOWED),
+        (
+            request(("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"), method="POST"),
+            Reason.SOURCE_NOT_ALLOWED,
+        ),
+        (request(*SOCKET, ("Origin", "http://evil.example")), Reason.SOURCE_NOT_ALLOWED),
+        (request(*SOCKET, ("Origin", "null")), Reason.SOURCE_NOT_ALLOWED),
+    ],
+)
+def test_what_no_browser_page_of_ours_asks(asked: h11.Request, reason: Reason) -> None:
+    with pytest.raises(Refused) as caught:
+        check_web_request(asked)
+    assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        request(),
+        request(method="OPTIONS", target="*"),
+        request(("Sec-Fetch-Site", "none"), ("Sec-Fetch-Mode", "navigate")),
+        request(("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Mode", "cors"), method="POST"),
+        request(("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate")),
+        request(*SOCKET, ("Origin", "http://red--edge1.localhost:7003")),
+        request(*SOCKET),
+    ],
+)
+def test_what_browsers_do(asked: h11.Request) -> None:
+    check_web_request(asked)
+
+
+def test_people_get_html() -> None:
+    assert wants_html([(b"accept", b"text/html,application/xhtml+xml")])
+    assert not wants_html([(b"accept", b"*/*")])

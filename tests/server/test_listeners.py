@@ -1,0 +1,209 @@
+"""Binding and accepting: addresses, unix sockets, bounds, descriptors, the end."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import resource
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.server.edge import open_edge, receive_all
+from tunnel_server import binding
+from tunnel_server.admission import Admission
+from tunnel_server.binding import CannotListen, UnixAddress, bind_tcp, bind_unix, split_listen
+from tunnel_server.listeners import Accepted, listen_tcp, listen_unix
+
+
+async def hold(accepted: Accepted) -> None:
+    """Says hello and keeps the connection."""
+    await accepted.stream.send_all(b"hello")
+    await accepted.stream.receive_some()
+    await accepted.stream.aclose()
+
+
+def close(*sockets: socket.socket) -> None:
+    for bound in sockets:
+        bound.close()
+
+
+async def test_a_host_with_two_addresses_gets_one_port() -> None:
+    sockets = await bind_tcp("localhost:0")
+    assert len({bound.getsockname()[1] for bound in sockets}) == 1
+    close(*sockets)
+
+
+async def test_the_ipv6_wildcard_takes_ipv4_too() -> None:
+    (bound,) = await bind_tcp("[::]:0")
+    port = bound.getsockname()[1]
+    for host in ("127.0.0.1", "::1"):
+        async with await trio.open_tcp_stream(host, port):
+            bound.accept()[0].close()
+    close(bound)
+
+
+async def test_without_ipv6_the_wildcard_is_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    listen_on = binding._listen_on
+
+    def without_ipv6(family: int, where: tuple[str, int]) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "no IPv6")
+        return listen_on(family, where)
+
+    monkeypatch.setattr(binding, "_listen_on", without_ipv6)
+    (bound,) = await bind_tcp("[::]:0")
+    assert bound.getsockname()[0] == "0.0.0.0"
+    close(bound)
+
+
+async def test_a_taken_port_is_named_with_the_cure() -> None:
+    (bound,) = await bind_tcp("127.0.0.1:0")
+    port = bound.getsockname()[1]
+    with pytest.raises(CannotListen, match=f"127.0.0.1:{port}.*ss -ltnp"):
+        await bind_tcp(f"127.0.0.1:{port}")
+    close(bound)
+
+
+@pytest.mark.parametrize("address", ["localhost", "::1:80", "localhost:http", ":80", "localhost:70000"])
+def test_addresses_that_cannot_be_read(address: str) -> None:
+    with pytest.raises(CannotListen):
+        split_listen(address)
+
+
+def test_a_unix_socket_is_private_from_the_start(tmp_path: Path) -> None:
+    bound = bind_unix(UnixAddress(tmp_path / "a.sock"))
+    assert stat.S_IMODE((tmp_path / "a.sock").stat().st_mode) == 0o600
+    close(bound)
+    close(bind_unix(UnixAddress(tmp_path / "b.sock", 0o660, grp.getgrgid(os.getgid()).gr_name)))
+    assert stat.S_IMODE((tmp_path / "b.sock").stat().st_mode) == 0o660
+
+
+def test_a_stale_unix_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
+    address = UnixAddress(tmp_path / "a.sock")
+    close(bind_unix(address))
+    live = bind_unix(address)
+    with pytest.raises(CannotListen, match="another program serves it"):
+        bind_unix(address)
+    close(live)
+
+
+def test_a_file_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "a.sock").write_text("precious")
+    with pytest.raises(CannotListen, match="not a socket"):
+        bind_unix(UnixAddress(tmp_path / "a.sock"))
+    assert (tmp_path / "a.sock").read_text() == "precious"
+
+
+def test_an_unknown_group_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CannotListen, match="no group no-such-group"):
+        bind_unix(UnixAddress(tmp_path / "a.sock", group="no-such-group"))
+
+
+async def test_the_socket_file_goes_when_accepting_stops(tmp_path: Path) -> None:
+    async with open_edge() as edge:
+        path = tmp_path / "a.sock"
+        listener = listen_unix("connect", UnixAddress(path), Admission(9, 9), edge.records)
+        assert listener.addresses == [str(path)]
+        await edge.nursery.start(listener.serve, hold)
+        listener.stop_accepting()
+        assert not path.exists()
+        listener.stop_accepting()
+
+
+async def test_stopping_leaves_running_connections_alone() -> None:
+    async with open_edge() as edge:
+        listener = await listen_tcp("tcp", ["127.0.0.1:0"], Admission(9, 9), edge.records)
+        served = trio.Event()
+
+        async def serve() -> None:
+            await listener.serve(hold)
+            served.set()
+
+        edge.nursery.start_soon(serve)
+        stream = await edge.dial(listener)
+        assert await stream.receive_some() == b"hello"
+        address = listener.addresses[0]
+        listener.stop_accepting()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not served.is_set()
+        with pytest.raises(OSError, match="connect"):
+            await trio.open_tcp_stream("127.0.0.1", int(address.rsplit(":", 1)[1]))
+        await stream.send_all(b"x")
+        assert await receive_all(stream) == b""
+        await served.wait()
+
+
+async def test_one_too_many_is_closed_and_counted() -> None:
+    async with open_edge() as edge:
+        admission = Admission(99, 2)
+        listener = await edge.listen("tcp", hold, admission)
+        kept = [await edge.dial(listener) for _ in range(2)]
+        for stream in kept:
+            await stream.receive_some()
+        with pytest.raises(trio.BrokenResourceError):
+            await (await edge.dial(listener)).receive_some()
+        assert edge.counters.unauthenticated_refusals == {("tcp", "too_many_from_source"): 1}
+        await kept[0].send_all(b"x")
+        assert await receive_all(kept[0]) == b""
+        assert await (await edge.dial(listener)).receive_some() == b"hello"
+
+
+async def test_a_handler_that_fails_ends_its_own_connection_only(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(accepted: Accepted) -> None:
+        raise RuntimeError("a fault")
+
+    async with open_edge() as edge:
+        admission = Admission(9, 9)
+        listener = await edge.listen("tcp", fail, admission)
+        for _ in range(2):
+            with pytest.raises(trio.BrokenResourceError):
+                await (await edge.dial(listener)).receive_some()
+        assert admission.open_connections == 0
+        assert "failed at a connection" in caplog.text
+
+
+async def test_without_descriptors_it_says_so_and_recovers(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "qanat.listeners")
+    async with open_edge() as edge:
+        listener = await edge.listen("tcp", hold)
+        client = socket.socket()
+        client.setblocking(False)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            host, port = listener.addresses[0].rsplit(":", 1)
+            assert client.connect_ex((host, int(port))) in (0, errno.EINPROGRESS)
+            await trio.sleep(0.35)
+            said = [record for record in caplog.records if "descriptor limit" in record.message]
+            assert len(said) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await trio.lowlevel.wait_readable(client)
+        assert client.recv(10) == b"hello"
+        assert "accepts connections again" in caplog.text
+        client.close()
+
+
+async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener() -> None:
+    async with open_edge() as edge:
+        seen: list[str] = []
+
+        async def note(accepted: Accepted) -> None:
+            seen.append(accepted.address)
+
+        listener = await listen_tcp("tcp", ["[::]:0"], Admission(9, 9), edge.records)
+        await edge.nursery.start(listener.serve, note)
+        port = int(listener.addresses[0].rsplit(":", 1)[1])
+        for host in ("127.0.0.1", "::1"):
+            async with await trio.open_tcp_stream(host, port) as stream:
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.receive_some()
+        assert [address.rsplit(":", 1)[0] for address in seen] == ["127.0.0.1", "[::1]"]

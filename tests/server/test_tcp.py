@@ -1,0 +1,113 @@
+"""A local port bound to one target of one node."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes.fake_link import FarEnd
+from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until, refuse_with
+from tunnel_core.names import Target
+from tunnel_core.reasons import Reason
+from tunnel_server.binding import CannotListen
+from tunnel_server.entrances.tcp import TcpEntrance, TcpForward, is_allowed, refuse_open_listen
+
+SSH = Target(host="localhost", port=22)
+
+
+async def connect(edge: Edge, forward: TcpForward | None = None) -> trio.SocketStream:
+    forward = forward or TcpForward("127.0.0.1:0", "edge1", SSH)
+    return await edge.dial(await edge.listen("tcp", TcpEntrance(edge.opener, forward).serve))
+
+
+async def test_bytes_go_both_ways_and_each_half_ends_alone() -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        stream = await connect(edge)
+        await stream.send_all(b"hello")
+        await receive_until(stream, b"hello")
+        await stream.send_eof()
+        assert await receive_all(stream) == b""
+        await trio.testing.wait_all_tasks_blocked()
+        assert (link.streams[0].target, link.streams[0].user) == ("localhost:22", "127.0.0.1")
+        assert edge.counters.closed_streams == {("tcp", "done"): 1}
+        assert edge.counters.bytes_moved == {("tcp", "to_target"): 5, ("tcp", "to_user"): 5}
+
+
+async def test_the_first_bytes_do_not_wait_for_the_dial() -> None:
+    got = trio.Event()
+
+    async def slow_dial(far: FarEnd) -> None:
+        assert await receive_until(far.stream, b"GET") == b"GET"
+        got.set()
+        far.accept()
+        await far.stream.send_all(b"OK")
+
+    async with open_edge() as edge:
+        edge.attach("edge1", slow_dial)
+        stream = await connect(edge)
+        await stream.send_all(b"GET")
+        await got.wait()
+        await receive_until(stream, b"OK")
+
+
+async def test_a_refused_dial_resets_the_connection() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", refuse_with(Reason.DIAL_REFUSED, "nothing listens there"))
+        stream = await connect(edge)
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.refusals == {("tcp", "dial_refused"): 1}
+        assert edge.counters.open_streams["tcp"] == 0
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_node_that_is_not_there_resets_the_connection(known: bool) -> None:
+    async with open_edge() as edge:
+        if known:
+            edge.nodes.detach(edge.attach("edge1", echo), Reason.SESSION_LOST)
+        stream = await connect(edge)
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        reason = "node_not_attached" if known else "unknown_node"
+        assert edge.counters.refusals == {("tcp", reason): 1}
+
+
+async def test_a_source_that_is_not_listed_is_reset() -> None:
+    networks = (ipaddress.ip_network("192.0.2.0/24"),)
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        stream = await connect(edge, TcpForward("127.0.0.1:0", "edge1", SSH, networks))
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        assert not link.streams
+        assert edge.counters.unauthenticated_refusals == {("tcp", "source_not_allowed"): 1}
+
+
+@pytest.mark.parametrize(
+    ("address", "networks", "allowed"),
+    [
+        ("127.0.0.1", [], True),
+        ("::1", [], True),
+        ("192.0.2.9", [], False),
+        ("192.0.2.9", ["192.0.2.0/24"], True),
+        ("192.0.3.9", ["192.0.2.0/24"], False),
+        ("2001:db8::9", ["192.0.2.0/24", "2001:db8::/32"], True),
+        ("127.0.0.1", ["192.0.2.0/24"], False),
+    ],
+)
+def test_who_may_come_in(address: str, networks: list[str], allowed: bool) -> None:
+    listed = [ipaddress.ip_network(network) for network in networks]
+    assert is_allowed(ipaddress.ip_address(address), listed) is allowed
+
+
+def test_beyond_loopback_it_needs_a_list() -> None:
+    refuse_open_listen(TcpForward("[::1]:2222", "edge1", SSH))
+    refuse_open_listen(TcpForward("0.0.0.0:2222", "edge1", SSH, (ipaddress.ip_network("10.0.0.0/8"),)))
+    with pytest.raises(CannotListen) as caught:
+        refuse_open_listen(TcpForward("0.0.0.0:2222", "edge1", SSH))
+    assert "allow_from" in str(caught.value)

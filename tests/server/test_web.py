@@ -1,0 +1,327 @@
+"""The web entrance, over real sockets to fake links."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes.fake_link import FarEnd
+from tests.server.edge import (
+    Edge,
+    answer_with,
+    echo,
+    never,
+    open_edge,
+    receive_all,
+    receive_until,
+    refuse_with,
+)
+from tunnel_core.frames import Service
+from tunnel_core.http import HeadLimits
+from tunnel_core.names import node_alias
+from tunnel_core.reasons import Reason
+from tunnel_server.binding import CannotListen
+from tunnel_server.entrances.web import WebEntrance, refuse_open_web
+from tunnel_server.entrances.web import exchange as exchange_module
+
+HOST = b"Host: red--edge1.localhost:7003\r\n"
+GET = b"GET /flows?a=1 HTTP/1.1\r\n" + HOST + b"\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+SWITCH = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: y\r\n\r\n"
+)
+ASK_SWITCH = (
+    b"GET /comms HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+async def browse(edge: Edge) -> trio.SocketStream:
+    web = WebEntrance(edge.opener, "localhost", HeadLimits())
+    return await edge.dial(await edge.listen("web", web.serve))
+
+
+async def test_one_connection_serves_many_requests() -> None:
+    async with open_edge() as edge:
+        seen: list[bytes] = []
+        link = edge.attach("edge1", answer_with(OK, seen=seen))
+        browser = await browse(edge)
+        for _ in range(3):
+            await browser.send_all(GET)
+            answer = await receive_until(browser, b"hi")
+            assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert len(link.streams) == 3
+        assert link.streams[0].target == "red"
+        assert seen[0].startswith(b"GET /flows?a=1 HTTP/1.1\r\nHost: red--edge1.localhost:7003\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.closed_streams == {("web", "done"): 3}
+
+
+async def test_the_head_is_there_before_the_dial_is_answered() -> None:
+    got = trio.Event()
+
+    async def slow_dial(far: FarEnd) -> None:
+        await receive_until(far.stream, b"\r\n\r\n")
+        got.set()
+        far.accept()
+        await far.stream.send_all(OK)
+
+    async with open_edge() as edge:
+        edge.attach("edge1", slow_dial)
+        browser = await browse(edge)
+        await browser.send_all(GET)
+        await got.wait()
+        await receive_until(browser, b"hi")
+
+
+async def test_an_answer_streams_as_it_comes() -> None:
+    go_on = trio.Event()
+
+    async def drip(far: FarEnd) -> None:
+        far.accept()
+        await far.stream.send_all(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"5\r\nfirst\r\n"
+        )
+        await go_on.wait()
+        await far.stream.send_all(b"6\r\nsecond\r\n0\r\n\r\n")
+
+    async with open_edge() as edge:
+        edge.attach("edge1", drip)
+        browser = await browse(edge)
+        await browser.send_all(GET)
+        assert b"second" not in await receive_until(browser, b"first")
+        go_on.set()
+        await receive_until(browser, b"second\r\n0\r\n\r\n")
+
+
+async def test_a_body_streams_up_and_is_framed_anew() -> None:
+    seen: list[bytes] = []
+    async with open_edge() as edge:
+        edge.attach("edge1", answer_with(OK, seen=seen, until=b"0\r\n\r\n"))
+        browser = await browse(edge)
+        await browser.send_all(b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n")
+        await browser.send_all(b"3;ext=1\r\nabc\r\n")
+        await browser.send_all(b"0\r\nTrailer: x\r\n\r\n")
+        await receive_until(browser, b"hi")
+        assert b"abc" in seen[0]
+        assert b"ext=1" not in seen[0]
+        assert b"Trailer" not in seen[0]
+
+
+async def test_expect_continue_is_answered_here() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", answer_with(OK, until=b"xyz"))
+        browser = await browse(edge)
+        await browser.send_all(
+            b"POST / HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+        )
+        assert (await receive_until(browser, b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        await browser.send_all(b"xyz")
+        await receive_until(browser, b"hi")
+
+
+async def test_an_early_answer_to_a_large_upload_arrives() -> None:
+    too_large = b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno!"
+    async with open_edge() as edge:
+        edge.attach("edge1", answer_with(too_large))
+        browser = await browse(edge)
+        await browser.send_all(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1000000\r\n\r\nabc")
+        assert (await receive_until(browser, b"no!")).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_a_websocket_moves_raw_bytes_and_loses_none_that_were_read_ahead() -> None:
+    async def socket(far: FarEnd) -> None:
+        far.accept()
+        await receive_until(far.stream, b"\r\n\r\n")
+        await far.stream.send_all(SWITCH + b"server-first")
+        await echo(far)
+
+    async with open_edge() as edge:
+        edge.attach("edge1", socket)
+        browser = await browse(edge)
+        await browser.send_all(ASK_SWITCH + b"client-first")
+        answer = await receive_until(browser, b"client-first")
+        head, _, rest = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 ")
+        assert rest == b"server-firstclient-first"
+        await browser.send_all(b"ping")
+        assert await receive_until(browser, b"ping") == b"ping"
+        await browser.send_eof()
+        assert await receive_all(browser) == b""
+
+
+async def test_a_websocket_may_be_refused_with_an_ordinary_answer() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", answer_with(b"HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno"))
+        browser = await browse(edge)
+        await browser.send_all(ASK_SWITCH)
+        assert (await receive_until(browser, b"no")).startswith(b"HTTP/1.1 403 No\r\n")
+
+
+async def test_a_switch_nobody_asked_for_is_502() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", answer_with(SWITCH))
+        browser = await browse(edge)
+        await browser.send_all(GET)
+        assert (await receive_all(browser)).startswith(b"HTTP/1.1 502 ")
+
+
+async def test_a_refusal_is_a_page_for_people_and_text_for_programs() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", refuse_with(Reason.TARGET_NOT_ALLOWED, "<b>not</b> allowed by agent.toml"))
+        browser = await browse(edge)
+        await browser.send_all(b"GET / HTTP/1.1\r\n" + HOST + b"Accept: text/html\r\n\r\n")
+        page = await receive_until(browser, b"</html>")
+        assert page.startswith(b"HTTP/1.1 403 ")
+        assert b"&lt;b&gt;not&lt;/b&gt; allowed by agent.toml" in page
+        assert b"target_not_allowed" in page
+        assert b"<b>not" not in page.partition(b"\r\n\r\n")[2]
+        await browser.send_all(GET)
+        text = await receive_all(browser)
+        assert text.startswith(b"HTTP/1.1 403 ")
+        assert text.endswith(b"target_not_allowed: <b>not</b> allowed by agent.toml\n")
+
+
+async def test_a_stream_lost_before_the_answer_is_502_and_nothing_is_sent_again() -> None:
+    async def vanish(far: FarEnd) -> None:
+        far.accept()
+        await receive_until(far.stream, b"pay")
+        far.reset(Reason.SESSION_LOST, "the session with the agent was lost")
+
+    async with open_edge() as edge:
+        link = edge.attach("edge1", vanish)
+        browser = await browse(edge)
+        await browser.send_all(b"POST /pay HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\npay")
+        assert (await receive_all(browser)).startswith(b"HTTP/1.1 502 the session with the agent was lost")
+        assert len(link.streams) == 1
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"]
+)
+async def test_an_answer_cut_short_does_not_look_whole(head: bytes) -> None:
+    async def cut(far: FarEnd) -> None:
+        far.accept()
+        await far.stream.send_all(head + b"abc")
+        await far.stream.receive_some()
+        await trio.testing.wait_all_tasks_blocked()
+        far.reset(Reason.TARGET_RESET, "")
+
+    async with open_edge() as edge:
+        edge.attach("edge1", cut)
+        browser = await browse(edge)
+        await browser.send_all(GET.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        with pytest.raises(trio.BrokenResourceError):
+            await receive_all(browser)
+
+
+async def test_a_browser_that_leaves_resets_the_stream() -> None:
+    for agent in (never, silent):
+        async with open_edge() as edge:
+            link = edge.attach("edge1", agent)
+            browser = await browse(edge)
+            await browser.send_all(GET)
+            await link.was_opened.wait()
+            await browser.aclose()
+            await link.streams[0].was_reset.wait()
+            assert link.streams[0].ended_by is Reason.USER_LEFT
+
+
+async def silent(far: FarEnd) -> None:
+    """Begins an answer and then says nothing, as an event stream does."""
+    far.accept()
+    await far.stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hello\n\n")
+    await far.near.was_reset.wait()
+
+
+async def test_a_target_that_never_answers_is_504(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange_module, "ANSWER_SECONDS", 0.05)
+
+    async def mute(far: FarEnd) -> None:
+        far.accept()
+        await far.near.was_reset.wait()
+
+    async with open_edge() as edge:
+        edge.attach("edge1", mute)
+        browser = await browse(edge)
+        await browser.send_all(GET)
+        assert (await receive_all(browser)).startswith(b"HTTP/1.1 504 red on edge1 did not begin to answer")
+
+
+async def test_an_answer_that_is_no_http_is_502() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", answer_with(b"SSH-2.0-OpenSSH\r\n\r\n"))
+        browser = await browse(edge)
+        await browser.send_all(GET)
+        assert b"target_protocol" in await receive_all(browser)
+
+
+@pytest.mark.parametrize(
+    ("host", "status", "says"),
+    [
+        (b"red--edge9.localhost", b"404", b"no node edge9 is known here; nearest: edge1"),
+        (b"ssh--edge1.localhost", b"404", b"qanat forward edge1 ssh"),
+        (b"evil.example", b"404", b"not a host of this server"),
+        (b"red--edge1.evil.example", b"404", b"not a host of this server"),
+    ],
+)
+async def test_hosts_that_lead_nowhere(host: bytes, status: bytes, says: bytes) -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo, Service("ssh", "tcp"))
+        browser = await browse(edge)
+        await browser.send_all(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        answer = await receive_all(browser)
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert says in answer
+        assert not link.streams
+
+
+async def test_the_index_links_what_browsers_can_show() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge.one", echo, Service("red", "http"), Service("ssh", "tcp"), Service("nvr", "https"))
+        gone = edge.attach("edge2", echo)
+        edge.nodes.detach(gone, Reason.SESSION_LOST)
+        browser = await browse(edge)
+        await browser.send_all(b"GET / HTTP/1.1\r\nHost: localhost:7003\r\n\r\n")
+        page = (await receive_until(browser, b"</html>")).decode()
+        alias = node_alias("edge.one")
+        assert f'<a href="http://red--{alias}.localhost:7003/">red</a>' in page
+        assert f"http://nvr--{alias}.localhost:7003/" in page
+        assert "ssh--" not in page
+        assert "edge2 <small>not attached" in page
+        await browser.send_all(b"GET /favicon.ico HTTP/1.1\r\nHost: localhost:7003\r\n\r\n")
+        assert (await receive_all(browser)).startswith(b"HTTP/1.1 404 ")
+
+
+async def test_pipelined_requests_are_answered_in_turn() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", answer_with(OK))
+        browser = await browse(edge)
+        await browser.send_all(GET + GET)
+        first = await receive_until(browser, b"hi")
+        rest = b"" if first.count(b"HTTP/1.1 200 OK") == 2 else await receive_until(browser, b"hi")
+        assert (first + rest).count(b"hi") == 2
+
+
+async def test_smuggled_lengths_are_refused() -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", answer_with(OK))
+        browser = await browse(edge)
+        await browser.send_all(
+            b"POST / HTTP/1.1\r\n"
+            + HOST
+            + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        )
+        assert (await receive_all(browser)).startswith(b"HTTP/1.1 400 ")
+        assert not link.streams
+
+
+def test_it_serves_this_machine_only() -> None:
+    refuse_open_web(["127.0.0.1:7003", "[::1]:7003", "localhost:0"])
+    for address in ("0.0.0.0:7003", "[::]:7003", "192.0.2.1:7003"):
+        with pytest.raises(CannotListen) as caught:
+            refuse_open_web([address])
+        assert "no login yet" in str(caught.value)
