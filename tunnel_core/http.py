@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import http
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import h11
@@ -26,17 +26,20 @@ from tunnel_core.http_head import (
     check_one_length,
     check_raw_head,
     check_request,
+    head_bytes,
     head_end,
     header_values,
     reason_phrase,
     refusal_body,
     wants_json,
+    wording,
 )
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.relay import abort
 
 __all__ = [
     "REASON_HEADER",
+    "Body",
     "Handler",
     "HeadLimits",
     "Headers",
@@ -58,6 +61,22 @@ _MAX_INTERIM_ANSWERS = 10
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 _log = logging.getLogger("qanat.http")
+
+
+class Body(AsyncIterator[bytes]):
+    """The pieces of a body. No generator, because those must not be dropped half-way under trio."""
+
+    def __init__(self, receive_event: Callable[[], Awaitable[h11.Data | h11.EndOfMessage]]) -> None:
+        self._receive_event = receive_event
+
+    async def __anext__(self) -> bytes:
+        event = await self._receive_event()
+        if isinstance(event, h11.EndOfMessage):
+            raise StopAsyncIteration
+        return bytes(event.data)
+
+    async def aclose(self) -> None:
+        """Gives up reading, for ``aclosing``. What is left stays with the connection."""
 
 
 class _Connection:
@@ -109,6 +128,17 @@ class _Connection:
         data = await self.stream.receive_some(size)
         self._h11.receive_data(bytes(data))
         return bool(data)
+
+    def receive_body(self) -> Body:
+        """The body as it comes.
+
+        Of a request: the first read answers ``Expect: 100-continue``; raises ``Refused`` with
+        ``BAD_REQUEST``, ``USER_LEFT`` or ``IDLE_TIMEOUT``. Of an answer: with ``TARGET_PROTOCOL``.
+        """
+        return Body(self._receive_body_event)
+
+    async def _receive_body_event(self) -> h11.Data | h11.EndOfMessage:
+        raise NotImplementedError
 
     async def _next_body_event(self) -> h11.Data | h11.EndOfMessage:
         while self._h11.their_state is h11.SEND_BODY:
@@ -171,7 +201,7 @@ class HttpConnection(_Connection):
         try:
             request = self._h11.next_event()
         except h11.RemoteProtocolError as error:
-            raise Refused(Reason.BAD_REQUEST, f"the request is malformed: {error}") from None
+            raise Refused(Reason.BAD_REQUEST, f"the request is malformed: {wording(error)}") from None
         assert isinstance(request, h11.Request)
         self.request = request
         check_request(request, self.limits)
@@ -180,28 +210,20 @@ class HttpConnection(_Connection):
             self._h11.next_event()
         return request
 
-    async def receive_body(self) -> AsyncGenerator[bytes, None]:
-        """The request's body as it comes; answers ``Expect: 100-continue`` at the first read.
-
-        Raises ``Refused``: ``BAD_REQUEST`` for broken framing, ``USER_LEFT``, ``IDLE_TIMEOUT``.
-        """
-        await self._continue_if_expected()
-        while isinstance(event := await self._receive_body_event(), h11.Data):
-            yield bytes(event.data)
-
-    async def _continue_if_expected(self) -> None:
-        if self._h11.they_are_waiting_for_100_continue and not self.has_answered:
-            await self.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
-
     async def _receive_body_event(self) -> h11.Data | h11.EndOfMessage:
+        await self._continue_if_expected()
         try:
             with trio.move_on_after(self.limits.body_idle_seconds):
                 return await self._next_body_event()
         except h11.RemoteProtocolError as error:
             if self._h11.trailing_data[1]:
                 raise Refused(Reason.USER_LEFT, "the connection ended in the middle of the body") from None
-            raise Refused(Reason.BAD_REQUEST, f"the request body is malformed: {error}") from None
+            raise Refused(Reason.BAD_REQUEST, f"the request body is malformed: {wording(error)}") from None
         raise Refused(Reason.IDLE_TIMEOUT, "the request body stopped arriving")
+
+    async def _continue_if_expected(self) -> None:
+        if self._h11.they_are_waiting_for_100_continue and not self.has_answered:
+            await self.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
 
     async def respond(self, status: int, reason: str = "", headers: Headers = (), body: bytes = b"") -> None:
         """Sends a whole answer. Raises ``trio.BrokenResourceError`` if it is not taken in time."""
@@ -389,33 +411,33 @@ class HttpClientConnection(_Connection):
             await self._receive()
         if not isinstance(event, h11.Response | h11.InformationalResponse):
             raise Refused(Reason.TARGET_PROTOCOL, f"{self._peer} closed the connection without an answer")
-        if len(event.headers) > self.limits.max_headers:
-            raise Refused(Reason.TARGET_PROTOCOL, f"{self._peer} answered with too many headers")
+        if len(event.headers) > self.limits.max_headers or head_bytes(event) > self.limits.max_head_bytes:
+            raise Refused(Reason.TARGET_PROTOCOL, f"{self._peer} answered with too large a head")
         return event
 
     def _next_event(self) -> object:
         try:
             return self._h11.next_event()
         except h11.RemoteProtocolError as error:
-            raise Refused(Reason.TARGET_PROTOCOL, f"{self._peer} did not answer in HTTP: {error}") from None
-
-    async def receive_body(self) -> AsyncGenerator[bytes, None]:
-        """The answer's body as it comes. Raises ``Refused(TARGET_PROTOCOL)`` if it is cut short."""
-        while isinstance(event := await self._receive_body_event(), h11.Data):
-            yield bytes(event.data)
+            raise Refused(
+                Reason.TARGET_PROTOCOL, f"{self._peer} did not answer in HTTP: {wording(error)}"
+            ) from None
 
     async def _receive_body_event(self) -> h11.Data | h11.EndOfMessage:
         try:
             return await self._next_body_event()
         except h11.RemoteProtocolError as error:
-            raise Refused(Reason.TARGET_PROTOCOL, f"{self._peer} broke off its answer: {error}") from None
+            raise Refused(
+                Reason.TARGET_PROTOCOL, f"{self._peer} broke off its answer: {wording(error)}"
+            ) from None
 
     def finish(self) -> bool:
         """Whether the connection can carry another request; readies it if so."""
         if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
             return False
         self._h11.start_next_cycle()
-        return not self.read_ahead
+        unasked, has_ended = self._h11.trailing_data
+        return not unasked and not has_ended
 
 
 async def exchange(

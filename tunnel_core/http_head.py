@@ -54,7 +54,7 @@ def head_end(data: bytes | bytearray, limits: HeadLimits, start: int = 0) -> int
     end = found + len(_HEAD_END) if found >= 0 else 0
     if _BARE_LF.search(data, start, end or len(data)):
         raise Refused(Reason.BAD_REQUEST, "a line of the request head ends in a bare LF")
-    if (end or len(data)) > limits.max_head_bytes:
+    if end > limits.max_head_bytes or (not end and len(data) >= limits.max_head_bytes):
         detail = f"the request head is longer than {limits.max_head_bytes} bytes"
         raise Refused(Reason.HEAD_TOO_LARGE, detail)
     return end
@@ -104,6 +104,16 @@ def header_values(
 ) -> list[bytes]:
     """All values of the header with this lower-case name."""
     return [value for key, value in message.headers if key == name]
+
+
+def head_bytes(message: h11.Request | h11.Response | h11.InformationalResponse) -> int:
+    """About the size of a parsed head."""
+    return sum(len(name) + len(value) + 4 for name, value in message.headers)
+
+
+def wording(error: h11.RemoteProtocolError) -> str:
+    """What h11 found, without the bytes it found it in: they are a stranger's and look like Python."""
+    return str(error).partition(": bytearray(")[0]
 
 
 def reason_phrase(refused: Refused) -> str:
