@@ -14,6 +14,7 @@ _COMMANDS = {
     "streams": "tunnel_client.commands.listing:streams",
     "forward": "tunnel_client.commands.forward:forward",
     "connect": "tunnel_client.commands.connect:connect",
+    "demo": "tunnel_client.commands.demo:demo",
     "version": "tunnel_client.commands.listing:version",
 }
 

@@ -1,0 +1,206 @@
+"""A server and an agent as real processes in a temporary folder, with fresh certificates, to try it all out."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import h11
+import trio
+
+from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.names import Target
+
+NODE = "demo"
+_START_SECONDS = 20.0
+_LOOK_SECONDS = 0.05
+_STOP_SECONDS = 10.0
+_ROLES = ("agents", "https", "web", "ops", "agent_ops")
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """A running demo. ``service`` is what the web entrance shows."""
+
+    folder: Path
+    ports: dict[str, int]
+    service: str
+    target: Target
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.service}--{NODE}.localhost:{self.ports['web']}/"
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "server" / "operator.pem"
+
+    def curl(self) -> list[str]:
+        """A CONNECT through the server with curl, as any proxy-aware program does it."""
+        proxy = ["--proxy", f"https://localhost:{self.ports['https']}", "--proxy-cacert", str(self.bundle)]
+        return ["curl", "-sp", *proxy, "--proxy-cert", str(self.bundle), f"http://{self.service}.{NODE}/"]
+
+    def commands(self) -> list[list[str]]:
+        """Three commands to paste."""
+        qanat = ["qanat" if shutil.which("qanat") else _script("qanat"), "--bundle", str(self.bundle)]
+        return [self.curl(), [*qanat, "forward", NODE, self.service], [*qanat, "nodes"]]
+
+
+@asynccontextmanager
+async def running_demo(target: Target | None) -> AsyncIterator[Demo]:
+    """Starts both programs and waits until the node is attached; ends them and removes the folder.
+
+    ``target``: what to publish; None for the agent's own status page. Raises ``CommandError``.
+    """
+    with _folder() as folder:
+        ports = dict(zip(_ROLES, _free_ports(len(_ROLES)), strict=True))
+        shown = target or Target(host="127.0.0.1", port=ports["agent_ops"])
+        demo = Demo(folder, ports, "web" if target else "status", shown)
+        await _prepare(demo, publish=target)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_run_program, _server(demo, "run"), folder / "server.log")
+            await nursery.start(_run_program, _agent(demo), folder / "agent.log")
+            await _wait_ready(demo)
+            yield demo
+            nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    # Keys are in it: mkdtemp makes it for this user alone.
+    with tempfile.TemporaryDirectory(prefix="qanat-demo-") as name:
+        yield Path(name)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago; all are held until the last is known, so none comes twice."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
+
+
+async def _prepare(demo: Demo, *, publish: Target | None) -> None:
+    ports = demo.ports
+    options = [f"--{role}-port={ports[role]}" for role in ("agents", "https", "web", "ops")]
+    data_dir = str(demo.folder / "server")
+    await _call([_script("qanat-server"), "init", "--name=localhost", f"--data-dir={data_dir}", *options])
+    node = str(demo.folder / "node.pem")
+    await _call(_server(demo, "issue", "node", NODE, f"--out={node}"))
+    (demo.folder / "agent.toml").write_text(_agent_toml(demo, publish))
+
+
+def _agent_toml(demo: Demo, publish: Target | None) -> str:
+    service = f'[[service]]\nname = "web"\ntarget = "{publish}"\nprotocol = "http"\n' if publish else ""
+    return (
+        f'servers = ["localhost:{demo.ports["agents"]}"]\n'
+        'bundle_file = "node.pem"\n'
+        f'{service}[ops]\nlisten = "127.0.0.1:{demo.ports["agent_ops"]}"\n'
+    )
+
+
+def _server(demo: Demo, *arguments: str) -> list[str]:
+    return [_script("qanat-server"), *arguments, f"--config={demo.folder / 'server' / 'server.toml'}"]
+
+
+def _agent(demo: Demo) -> list[str]:
+    return [_script("qanat-agent"), "run", f"--config={demo.folder / 'agent.toml'}"]
+
+
+def _script(name: str) -> str:
+    """The program that was installed beside this Python."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise CommandError(ExitCode.FAILED, f"{name} is not installed; run: pip install 'qanat[server,cli]'")
+    return found
+
+
+async def _call(command: list[str]) -> None:
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    if done.returncode:
+        text = done.stderr.decode(errors="replace").strip()
+        raise CommandError(ExitCode.FAILED, f"{Path(command[0]).name} {command[1]} failed: {text}")
+
+
+async def _run_program(
+    command: list[str], log: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Runs until cancelled, and then ends it as an operator would: SIGTERM, and in the end SIGKILL."""
+    with log.open("wb") as output:
+        # A group of its own: Ctrl-C is for us, who then end both programs in their order.
+        options = {"stdout": output, "stderr": subprocess.STDOUT, "process_group": 0}
+        process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL, **options)
+        task_status.started()
+        try:
+            await process.wait()
+        finally:
+            await _end(process)
+    tail = log.read_text(errors="replace").strip().splitlines()[-5:]
+    raise CommandError(ExitCode.FAILED, "\n".join([f"{Path(command[0]).name} ended:", *tail]))
+
+
+async def _end(process: trio.Process) -> None:
+    with trio.CancelScope(shield=True):
+        if process.poll() is None:
+            process.terminate()
+        with trio.move_on_after(_STOP_SECONDS):
+            await process.wait()
+        if process.poll() is None:
+            process.kill()
+            await process.wait()
+
+
+async def _wait_ready(demo: Demo) -> None:
+    """Ready is the agent's word: it is attached."""
+    with trio.move_on_after(_START_SECONDS):
+        while await _status(demo.ports["agent_ops"], "/readyz") != 200:
+            await trio.sleep(_LOOK_SECONDS)
+        return
+    log = (demo.folder / "agent.log").read_text(errors="replace").strip().splitlines()[-5:]
+    raise CommandError(ExitCode.FAILED, "\n".join(["the agent did not attach:", *log]))
+
+
+async def _status(port: int, path: str, host: str = "localhost") -> int:
+    """The status of a GET on loopback; 0 if nobody answers."""
+    try:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            return await _get(stream, path, host)
+    except (OSError, h11.RemoteProtocolError):
+        return 0
+
+
+async def _get(stream: trio.abc.Stream, path: str, host: str) -> int:
+    connection = h11.Connection(h11.CLIENT)
+    request = h11.Request(method="GET", target=path, headers=[("host", host), ("connection", "close")])
+    data = connection.send(request)
+    assert data is not None
+    await stream.send_all(data)
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(await stream.receive_some())
+    assert isinstance(event, h11.Response | h11.InformationalResponse)
+    return event.status_code
+
+
+async def check_demo(demo: Demo) -> list[tuple[str, bool]]:
+    """Tries the demo's own promises through the tunnel: what was tried, and whether it worked."""
+    host = demo.url.split("/")[2]
+    status = await _status(demo.ports["web"], "/", host)
+    nodes = await _exit_code([*demo.commands()[2], "--json"])
+    results = [(f"GET {demo.url}", 0 < status < 500), ("qanat nodes", nodes == 0)]
+    if shutil.which("curl"):
+        results.append(("CONNECT with curl", await _exit_code([*demo.curl(), "-m", "10", "-o", "/dev/null"]) == 0))
+    return results
+
+
+async def _exit_code(command: list[str]) -> int:
+    run = partial(trio.run_process, capture_stdout=True, capture_stderr=True, check=False)
+    return (await run(command)).returncode
