@@ -404,7 +404,7 @@ def _only_attach(behavior: Callable[[object, Any], Awaitable[None]]) -> Any:
 def _serve_options() -> _Options:
     return [
         ("grpc.so_reuseport", 0),  # else two servers share a port without a word
-        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_SECONDS * 1000),
+        ("grpc.server_handshake_timeout_ms", int(_HANDSHAKE_SECONDS * 1000)),
         ("grpc.max_connection_idle_ms", _WITHOUT_CALL_SECONDS * 1000),
         ("grpc.max_concurrent_streams", 1),
     ]

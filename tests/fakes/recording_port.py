@@ -1,0 +1,74 @@
+"""A carrier's port that keeps what it gets and sends what it is given."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from tunnel_core.carrier import Carrier
+from tunnel_core.codec import encode_packet
+from tunnel_core.frames import Data, Malformed, Packet, Ping
+
+
+class RecordingPort:
+    """Starts ``carrier`` with itself. Every change can be waited for with :meth:`wait`."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self.carrier = carrier
+        self.received: list[Packet | Malformed] = []
+        self.sizes: list[int] = []
+        self.lost: list[str] = []
+        self.asked = 0
+        self._out: deque[bytes] = deque()
+        self._changed = trio.Event()
+        carrier.start(self)
+
+    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
+        self.received.append(packet)
+        self.sizes.append(size)
+        self._changed.set()
+
+    def next_packet(self) -> bytes | None:
+        self.asked += 1
+        return self._out.popleft() if self._out else None
+
+    def carrier_lost(self, detail: str) -> None:
+        self.lost.append(detail)
+        self._changed.set()
+
+    def send(self, *packets: bytes) -> None:
+        """Queues encoded packets and wakes the carrier."""
+        self._out.extend(packets)
+        self.carrier.wake()
+
+    @property
+    def queued(self) -> int:
+        """How many packets the carrier has not taken yet."""
+        return len(self._out)
+
+    async def wait(self, done: Callable[[RecordingPort], object], seconds: float = 5) -> None:
+        """Waits until ``done(self)`` is true after some packet or loss."""
+        with trio.fail_after(seconds):
+            while not done(self):
+                self._changed = trio.Event()
+                await self._changed.wait()
+
+    async def wait_lost(self) -> str:
+        await self.wait(lambda port: port.lost)
+        return self.lost[0]
+
+    async def wait_received(self, count: int) -> None:
+        await self.wait(lambda port: len(port.received) >= count or port.lost)
+        assert not self.lost, self.lost
+
+
+def ping(token: int) -> bytes:
+    """A small encoded packet."""
+    return encode_packet(0, 0, [Ping(token)])
+
+
+def bulk(size: int, number: int = 1) -> bytes:
+    """An encoded packet with ``size`` bytes of one stream's data."""
+    return encode_packet(number, 0, [Data(1, 0, bytes(size))])
