@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-from dataclasses import replace
 
 import trio
 
@@ -86,7 +85,7 @@ class Agent:
             bridge=bridge,
             bundle=installation.bundle,
             proxy=installation.proxy,
-            limits=replace(Limits(), attach_timeout_seconds=session.attach_timeout_seconds),
+            limits=Limits(attach_timeout_seconds=session.attach_timeout_seconds),
             connect_timeout_seconds=session.connect_timeout_seconds,
             services=installation.services,
             on_open=self.serving.take,

@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from certs.bundle import Bundle
-from tunnel_agent.proxy import ProxyError, choose_proxy
+from tunnel_agent.proxy import Proxy, ProxyError, choose_proxy
 from tunnel_core import __version__
 from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import Carrier, CarrierFailed, DialSettings
@@ -38,16 +38,15 @@ class ProxyChoice:
     no_proxy: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
 
-    def url_for(self, server: str) -> str:
-        """The proxy's URL with its secrets, or ``""``. Raises ``ProxyError``."""
-        chosen = choose_proxy(
+    def proxy_for(self, server: str) -> Proxy | None:
+        """The proxy that leads to ``server``, or None. Raises ``ProxyError``."""
+        return choose_proxy(
             server,
             proxy=self.proxy,
             password=self.password,
             no_proxy=self.no_proxy,
             environment=self.environment,
         )
-        return chosen.url if chosen else ""
 
 
 @dataclass(slots=True)
@@ -98,12 +97,13 @@ class Connector:
 
     async def _dial(self, server: str) -> Carrier:
         try:
+            proxy = self.proxy.proxy_for(server)
             settings = DialSettings(
                 server=server,
                 roots_pem=self.bundle.roots_pem,
                 key_pem=self.bundle.key_pem,
                 chain_pem=self.bundle.chain_pem,
-                proxy_url=self.proxy.url_for(server),
+                proxy_url=proxy.url if proxy else "",
                 connect_timeout_seconds=self.connect_timeout_seconds,
             )
             return await dial_carrier(self.bridge, settings, self.limits)

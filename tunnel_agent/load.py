@@ -22,6 +22,7 @@ class Installation:
 
     file: Path
     config: AgentConfig
+    bundle_file: Path
     bundle: Bundle
     proxy: ProxyChoice
 
@@ -62,8 +63,9 @@ def load_installation(config_file: Path | None = None, bundle_file: Path | None 
     """
     file = (config_file or paths.agent_config_file()).absolute()
     config = load_config(file, required=config_file is not None)
-    bundle = load_bundle(file, bundle_file or config.bundle_file)
-    installation = Installation(file, config, bundle, load_proxy(file, config))
+    place = bundle_file or config.bundle_file
+    bundle = load_bundle(file, place)
+    installation = Installation(file, config, place, bundle, load_proxy(file, config))
     if not installation.servers:
         fix = 'add servers = ["tunnel.example.com:7001"]'
         raise _problem(file, "servers", "neither this file nor the bundle names a server", fix)

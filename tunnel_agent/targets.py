@@ -69,6 +69,15 @@ class Entry:
         text = str(self.network.network_address if single else self.network)
         return f"[{text}]" if self.network.version == 6 else text
 
+    def single_target(self) -> Target | None:
+        """The one target that this entry allows; None if there are more."""
+        if self.unix_path:
+            return Target(unix_path=self.unix_path)
+        if self.first_port != self.last_port or (self.network and self.network.num_addresses > 1):
+            return None
+        host = str(self.network.network_address) if self.network else self.host
+        return Target(host=host, port=self.first_port)
+
     def has_port(self, port: int) -> bool:
         return self.first_port <= port <= self.last_port
 

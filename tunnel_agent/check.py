@@ -1,0 +1,140 @@
+"""``qanat-agent check``'s steps: this machine's part, the way to each server, each target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import trio
+
+from certs.x509 import Credential, describe, key_fits
+from tunnel_agent.connect import Connector
+from tunnel_agent.dial import Dialler
+from tunnel_agent.findings import Finding, Report, Verdict
+from tunnel_agent.load import Installation, load_installation
+from tunnel_agent.probe import ServerProbe
+from tunnel_agent.targets import Entry
+from tunnel_agent.tls import TargetTls
+from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_core.command_line import ExitCode
+from tunnel_core.config import ConfigError
+from tunnel_core.limits import Limits
+from tunnel_core.names import Target
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.relay import abort
+from tunnel_core.stream import Stream
+
+_SOON = timedelta(days=30)
+_DIALS_AT_ONCE = 8
+
+
+async def check_all(config_file: Path | None, bundle_file: Path | None, report: Report) -> ExitCode:
+    """Takes every step and reports each as it is done; returns the exit code that says how it went."""
+    verdicts: list[Verdict] = []
+
+    def note(finding: Finding) -> None:
+        verdicts.append(finding.verdict)
+        report(finding)
+
+    installation = _load(config_file, bundle_file, note)
+    if installation is None:
+        return ExitCode.USAGE
+    note(check_certificate(installation, datetime.now(UTC)))
+    async with open_bridge() as bridge:
+        for server in installation.servers:
+            await ServerProbe(server, installation, _connector(installation, bridge)).run(note)
+    for finding in await check_targets(installation):
+        note(finding)
+    return ExitCode.FAILED if Verdict.FAIL in verdicts else ExitCode.OK
+
+
+def _load(config_file: Path | None, bundle_file: Path | None, report: Report) -> Installation | None:
+    try:
+        installation = load_installation(config_file, bundle_file)
+    except ConfigError as error:
+        for problem in error.problems:
+            place = f"{problem.file}: {problem.key}: " if problem.key else f"{problem.file}: "
+            report(Finding("config", Verdict.FAIL, place + problem.message, problem.fix))
+        return None
+    exists = "" if installation.file.exists() else " does not exist: defaults"
+    report(Finding("config", Verdict.PASS, f"{installation.file}{exists}"))
+    return installation
+
+
+def check_certificate(installation: Installation, now: datetime) -> Finding:
+    """The node's own certificate against its key and this machine's clock."""
+    bundle = installation.bundle
+    new = f"bring a new one: `qanat-server issue node {installation.node}`"
+    try:
+        leaf = describe(bundle.chain_pem)
+        fits = key_fits(Credential(bundle.chain_pem, bundle.key_pem))
+    except ValueError as error:
+        detail = f"{installation.bundle_file} cannot be read: {error}"
+        return Finding("certificate", Verdict.FAIL, detail, new)
+    clock = f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+    if not fits:
+        detail = f"key and certificate of {installation.bundle_file} do not belong together"
+        return Finding("certificate", Verdict.FAIL, detail, new)
+    if now < leaf.begins:
+        detail = f"the certificate begins on {leaf.begins:%Y-%m-%d %H:%M} UTC, but {clock}"
+        return Finding("certificate", Verdict.FAIL, detail, "set the clock: `timedatectl set-ntp true`")
+    if now > leaf.ends:
+        detail = f"the certificate ended on {leaf.ends:%Y-%m-%d}; {clock}"
+        return Finding("certificate", Verdict.FAIL, detail, f"if the clock is right, {new}")
+    soon = f", in {(leaf.ends - now).days} days: {new}" if leaf.ends - now < _SOON else ""
+    return Finding("certificate", Verdict.PASS, f"{bundle.identity}, until {leaf.ends:%Y-%m-%d}{soon}")
+
+
+def _connector(installation: Installation, bridge: Bridge) -> Connector:
+    session = installation.config.session
+    return Connector(
+        bridge=bridge,
+        bundle=installation.bundle,
+        proxy=installation.proxy,
+        limits=Limits(attach_timeout_seconds=session.attach_timeout_seconds),
+        connect_timeout_seconds=session.connect_timeout_seconds,
+        services=installation.services,
+        on_open=_refuse,
+    )
+
+
+def _refuse(stream: Stream) -> None:
+    stream.refuse(Reason.AGENT_STOPPING, "this is only a check")  # a probe is never sent a stream
+
+
+async def check_targets(installation: Installation) -> list[Finding]:
+    """Dials each service and each single target of ``allow``, some at once; findings in their order."""
+    policy = installation.policy()
+    dialler = Dialler(policy, installation.config.dial_timeout_seconds, TargetTls(policy.node, policy.file))
+    targets = list(_targets(installation))
+    found: dict[int, Finding] = {}
+    limit = trio.CapacityLimiter(_DIALS_AT_ONCE)
+
+    async def check(index: int, entry: Entry | Target) -> None:
+        async with limit:
+            found[index] = await _check_target(dialler, installation.file, entry)
+
+    async with trio.open_nursery() as nursery:
+        for index, entry in enumerate(targets):
+            nursery.start_soon(check, index, entry)
+    return [found[index] for index in range(len(targets))]
+
+
+def _targets(installation: Installation) -> Iterable[Entry | Target]:
+    yield from (Target(service=service.name) for service in installation.config.service)
+    yield from installation.config.allow
+
+
+async def _check_target(dialler: Dialler, file: Path, entry: Entry | Target) -> Finding:
+    target = entry if isinstance(entry, Target) else entry.single_target()
+    if target is None:
+        return Finding("target", Verdict.SKIP, f"{entry}: more than one address or port, not dialled")
+    try:
+        dialled = await dialler.dial(target, tls=True)
+    except Refused as refused:
+        fix = f"start what should answer there, or correct {target} in {file}"
+        return Finding("target", Verdict.FAIL, refused.detail, fix)
+    abort(dialled.stream, Reason.DONE)
+    where = f" at {dialled.address}" if dialled.address != str(target) else ""
+    return Finding("target", Verdict.PASS, f"{target} answers{where}")
