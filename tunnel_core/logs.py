@@ -92,7 +92,7 @@ def _printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
-def log_event(logger: logging.Logger, level: int, sentence: str, **fields: object) -> None:
+def log_event(logger: logging.Logger, level: int, sentence: str, /, **fields: object) -> None:
     """Logs a sentence with fields; those that are None or empty are left out."""
     if logger.isEnabledFor(level):
         kept = {key: _plain(value) for key, value in fields.items() if value is not None and value != ""}

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+
+import h11
+import pytest
+import trio
+
+from certs.ca import create_authority
+from tunnel_core import descriptors
+from tunnel_core.counters import Counters
+from tunnel_core.http import HttpClientConnection, exchange
+from tunnel_core.identity import Role
+from tunnel_core.ops import MAX_CONNECTIONS, Answer, OpsAccess, OpsPages, OpsServer, serve_ops
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.settings import ListenAddress, Ops
+
+Heard = tuple[int, bytes]
+LOOPBACK = Ops(listen=ListenAddress("127.0.0.1", 0))
+ANYWHERE = Ops(listen=ListenAddress("0.0.0.0", 0))
+
+
+def pages(missing: str = "") -> OpsPages:
+    counters = Counters()
+    routes = {"/": lambda: Answer(b"<p>status", "text/html")}
+    return OpsPages(lambda: counters.snapshot(sessions=1), lambda: missing, routes)
+
+
+async def get(
+    server: OpsServer, path: str, headers: Mapping[str, str] | None = None, method: str = "GET"
+) -> Heard:
+    port = int(server.addresses[0].rpartition(":")[2])
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        return await ask(stream, path, headers, method)
+
+
+async def ask(
+    stream: trio.abc.Stream, path: str, headers: Mapping[str, str] | None = None, method: str = "GET"
+) -> Heard:
+    lines = [("host", "ops"), *(headers or {}).items()]
+    request = h11.Request(method=method, target=path, headers=lines)
+    response, body = await exchange(HttpClientConnection(stream), request, max_body_bytes=100_000)
+    return response.status_code, body
+
+
+async def test_loopback_shows_everything(nursery: trio.Nursery) -> None:
+    server = await nursery.start(serve_ops, LOOPBACK, pages())
+    assert await get(server, "/healthz") == (200, b"ok\n")
+    assert await get(server, "/readyz") == (200, b"ready\n")
+    assert await get(server, "/?query") == (200, b"<p>status")
+    status, page = await get(server, "/metrics")
+    assert status == 200
+    assert b"\nqanat_sessions 1.0\n" in page
+
+
+async def test_what_is_not_ready_says_why_and_stays_healthy(nursery: trio.Nursery) -> None:
+    server = await nursery.start(serve_ops, LOOPBACK, pages("not_attached"))
+    assert await get(server, "/readyz") == (503, b"not_attached\n")
+    assert await get(server, "/healthz") == (200, b"ok\n")
+
+
+async def test_other_paths_and_methods_are_refused(nursery: trio.Nursery) -> None:
+    server = await nursery.start(serve_ops, LOOPBACK, pages())
+    status, body = await get(server, "/metricz")
+    assert status == 404
+    assert b"known: /, /healthz, /metrics, /readyz" in body
+    assert (await get(server, "/healthz", method="POST"))[0] == 405
+
+
+async def test_a_listener_that_is_off_ends_at_once(nursery: trio.Nursery) -> None:
+    server = await nursery.start(serve_ops, Ops(), pages())
+    assert server.addresses == []
+
+
+async def test_beyond_loopback_only_the_probes_are_free(nursery: trio.Nursery) -> None:
+    server = await nursery.start(serve_ops, ANYWHERE, pages())
+    assert await get(server, "/healthz") == (200, b"ok\n")
+    assert await get(server, "/readyz") == (200, b"ready\n")
+    for path in ("/metrics", "/", "/nothing"):
+        status, body = await get(server, path)
+        assert status == 401
+        assert b"needs [ops] bearer_file or tls" in body
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("Bearer s3cret", 200),
+        ("bearer  s3cret", 200),
+        ("Bearer s3cre", 401),
+        ("Bearer s3cret2", 401),
+        ("Bearer", 401),
+        ("Basic s3cret", 401),
+        ("s3cret", 401),
+    ],
+)
+async def test_a_bearer_token_opens_the_metrics(
+    header: str, status: int, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    settings = Ops(listen=ANYWHERE.listen, bearer_file=token)
+    server = await nursery.start(serve_ops, settings, pages())
+    assert (await get(server, "/metrics", {"authorization": header}))[0] == status
+
+
+async def test_a_token_can_be_replaced_and_no_token_opens_nothing(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    token = tmp_path / "token"
+    server = await nursery.start(serve_ops, Ops(listen=ANYWHERE.listen, bearer_file=token), pages())
+    for content, status in ((None, 401), ("", 401), ("one", 401), ("two", 200)):
+        if content is not None:
+            token.write_text(content)
+        assert (await get(server, "/metrics", {"authorization": "Bearer two"}))[0] == status
+    token.write_text("")
+    assert (await get(server, "/metrics", {"authorization": "Bearer"}))[0] == 401
+
+
+class Certificates:
+    """A server's context that asks for client certificates, and contexts of clients."""
+
+    def __init__(self, folder: Path) -> None:
+        authority = create_authority("qanat.internal").authority
+        self.folder = folder
+        self.server_leaf = authority.issue(Role.SERVER, "main", names=("127.0.0.1",))
+        self.user_leaf = authority.issue(Role.USER, "prometheus")
+        self.roots = self.server_leaf.roots_pem.decode()
+
+    def context(self, leaf: object, purpose: ssl.Purpose) -> ssl.SSLContext:
+        context = ssl.create_default_context(purpose, cadata=self.roots)
+        if leaf is not None:
+            file = self.folder / f"{id(leaf)}.pem"
+            file.write_bytes(leaf.credential.key_pem + leaf.chain_pem)  # type: ignore[attr-defined]
+            context.load_cert_chain(file)
+        return context
+
+    def server(self) -> ssl.SSLContext:
+        context = self.context(self.server_leaf, ssl.Purpose.CLIENT_AUTH)
+        context.verify_mode = ssl.CERT_OPTIONAL
+        return context
+
+    async def get(self, server: OpsServer, path: str, leaf: object = None) -> Heard:
+        plain = await trio.open_tcp_stream("127.0.0.1", int(server.addresses[0].rpartition(":")[2]))
+        context = self.context(leaf, ssl.Purpose.SERVER_AUTH)
+        async with trio.SSLStream(plain, context, server_hostname="127.0.0.1") as stream:
+            return await ask(stream, path)
+
+
+async def test_a_client_certificate_opens_the_metrics(tmp_path: Path, nursery: trio.Nursery) -> None:
+    certificates, seen = Certificates(tmp_path), list[bytes]()
+    access = OpsAccess(tls=certificates.server(), check_certificate=seen.append)
+    server = await nursery.start(serve_ops, ANYWHERE, pages(), access)
+    assert (await certificates.get(server, "/metrics", certificates.user_leaf))[0] == 200
+    assert seen[0] in certificates.user_leaf.chain_pem
+    assert await certificates.get(server, "/healthz") == (200, b"ok\n")
+    status, body = await certificates.get(server, "/metrics")
+    assert (status, b"needs a client certificate" in body) == (401, True)
+
+
+async def test_a_certificate_of_the_wrong_role_opens_nothing(tmp_path: Path, nursery: trio.Nursery) -> None:
+    def refuse(_: bytes) -> None:
+        raise Refused(Reason.WRONG_ROLE, "users only")
+
+    certificates = Certificates(tmp_path)
+    access = OpsAccess(tls=certificates.server(), check_certificate=refuse)
+    server = await nursery.start(serve_ops, ANYWHERE, pages(), access)
+    assert (await certificates.get(server, "/metrics", certificates.user_leaf))[0] == 403
+
+
+async def test_garbage_at_a_tls_listener_ends_alone(tmp_path: Path, nursery: trio.Nursery) -> None:
+    certificates = Certificates(tmp_path)
+    server = await nursery.start(serve_ops, ANYWHERE, pages(), OpsAccess(tls=certificates.server()))
+    async with await trio.open_tcp_stream("127.0.0.1", int(server.addresses[0].rpartition(":")[2])) as stream:
+        await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(trio.BrokenResourceError):
+            while await stream.receive_some():
+                pass
+            raise trio.BrokenResourceError
+    assert await certificates.get(server, "/healthz") == (200, b"ok\n")
+
+
+async def test_connections_are_bounded_and_places_come_back(nursery: trio.Nursery) -> None:
+    server = await nursery.start(serve_ops, LOOPBACK, pages())
+    port = int(server.addresses[0].rpartition(":")[2])
+    held = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(MAX_CONNECTIONS)]
+    for stream in held:
+        assert await ask(stream, "/healthz") == (200, b"ok\n")
+    with pytest.raises((trio.BrokenResourceError, Refused)):
+        await get(server, "/healthz")
+    await held.pop().aclose()
+    with trio.fail_after(5):
+        while await get_or_zero(server) != 200:
+            await trio.testing.wait_all_tasks_blocked()
+    for stream in held:
+        await stream.aclose()
+
+
+async def get_or_zero(server: OpsServer) -> int:
+    try:
+        return (await get(server, "/healthz"))[0]
+    except (trio.BrokenResourceError, Refused):
+        return 0
+
+
+def test_the_descriptor_limit_says_what_it_carries() -> None:
+    limit = descriptors.DescriptorLimit(before=1024, now=20_128)
+    assert str(limit) == (
+        "20128 file descriptors, raised from 1024: room for 20000 agents and streams together"
+    )
+    assert descriptors.DescriptorLimit(50, 50).carries == 0
+
+
+def test_the_descriptor_limit_becomes_the_hard_one() -> None:
+    limit = descriptors.raise_descriptor_limit()
+    assert limit.now >= limit.before
+    assert descriptors.raise_descriptor_limit().before == limit.now
