@@ -70,6 +70,7 @@ class Link:
         self._attached = trio.Event()
         self._ended = trio.Event()
         self._given_up = trio.Event()
+        self._no_streams: trio.Event | None = None  # made by whoever waits for it
         self._give_up_at = trio.current_time() + limits.attach_timeout_seconds
         self._timer = trio.CancelScope()
 
@@ -186,6 +187,12 @@ class Link:
         """Waits until :meth:`run` is over: the peer heard of the end, or had its time to."""
         await self._given_up.wait()
 
+    async def wait_no_streams(self) -> None:
+        """Waits until every stream was closed by its owner."""
+        while self._streams:
+            self._no_streams = trio.Event()
+            await self._no_streams.wait()
+
     # What the carrier calls.
 
     def packet_received(self, packet: Packet | Malformed, size: int) -> None:
@@ -213,7 +220,7 @@ class Link:
             self._give_up_now()
             return
         deadline = session.deadline()
-        if deadline <= now:
+        if deadline <= now or session.answers_pending:
             self._carrier.wake()
         elif deadline < self._timer.deadline:
             self._timer.deadline = deadline
@@ -275,7 +282,9 @@ class Link:
         """
         if not self.attached:
             reason, detail = self.ended or (Reason.NODE_NOT_ATTACHED, "")
-            raise Refused(Reason.NODE_NOT_ATTACHED, f"node {self.node} is not attached: {detail or reason.meaning}")
+            raise Refused(
+                Reason.NODE_NOT_ATTACHED, f"node {self.node} is not attached: {detail or reason.meaning}"
+            )
         assert self._session is not None
         if self.draining or self._session.peer_draining:
             reason = Reason.SERVER_STOPPING if self.draining else Reason.AGENT_STOPPING
@@ -297,6 +306,8 @@ class Link:
 
         def forget(stream: Stream) -> None:
             del self._streams[serial]
+            if not self._streams and self._no_streams is not None:
+                self._no_streams.set()
             self._closed_in += stream.bytes_in
             self._closed_out += stream.bytes_out
 

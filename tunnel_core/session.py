@@ -59,7 +59,9 @@ class ServerSteps:
         if isinstance(frame, Use) and self.hello and self.welcome and frame.attempt == self.hello.attempt:
             self.attached = True
             return None
-        raise PeerFault(Reason.PROTOCOL_ERROR, f"a {type(frame).__name__} frame before the attach was complete")
+        raise PeerFault(
+            Reason.PROTOCOL_ERROR, f"a {type(frame).__name__} frame before the attach was complete"
+        )
 
     def _answer(self, hello: Hello) -> Frame:
         answer = self._offer(hello)
@@ -86,7 +88,9 @@ class AgentSteps:
         if not isinstance(frame, Welcome) or self.welcome is not None:
             raise PeerFault(Reason.PROTOCOL_ERROR, f"a {type(frame).__name__} frame in answer to hello")
         if frame.version != VERSION:
-            raise PeerFault(Reason.VERSION_MISMATCH, f"the server speaks version {frame.version}, not {VERSION}")
+            raise PeerFault(
+                Reason.VERSION_MISMATCH, f"the server speaks version {frame.version}, not {VERSION}"
+            )
         self.welcome = frame
         self.attached = not self._probe
         return Use(self.hello.attempt) if self.attached else None
@@ -158,6 +162,11 @@ class Session:
         if self._ack_due <= now:
             return self._confirming(Packet(0, self._received, ()))
         return None
+
+    @property
+    def answers_pending(self) -> bool:
+        """Whether a pong waits for the carrier to take it."""
+        return bool(self._unnumbered)
 
     def _numbered(self, frames: list[Frame], receipt: list[Receipt], bye: bool, now: float) -> Packet:
         self._number += 1
