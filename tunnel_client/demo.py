@@ -1,4 +1,4 @@
-"""A server and an agent as real processes in a temporary folder, with fresh certificates, to try it all out."""
+"""A server and an agent as real processes in a temporary folder, with fresh certificates, to try."""
 
 from __future__ import annotations
 
@@ -136,16 +136,25 @@ async def _run_program(
 ) -> None:
     """Runs until cancelled, and then ends it as an operator would: SIGTERM, and in the end SIGKILL."""
     with log.open("wb") as output:
-        # A group of its own: Ctrl-C is for us, who then end both programs in their order.
-        options = {"stdout": output, "stderr": subprocess.STDOUT, "process_group": 0}
-        process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL, **options)
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # A group of its own: Ctrl-C is for us, who then end both programs in their order.
+            process_group=0,
+        )
         task_status.started()
         try:
             await process.wait()
         finally:
             await _end(process)
+    raise _failure(f"{Path(command[0]).name} ended:", log)
+
+
+def _failure(what: str, log: Path) -> CommandError:
     tail = log.read_text(errors="replace").strip().splitlines()[-5:]
-    raise CommandError(ExitCode.FAILED, "\n".join([f"{Path(command[0]).name} ended:", *tail]))
+    return CommandError(ExitCode.FAILED, "\n".join([what, *tail]))
 
 
 async def _end(process: trio.Process) -> None:
@@ -162,11 +171,10 @@ async def _end(process: trio.Process) -> None:
 async def _wait_ready(demo: Demo) -> None:
     """Ready is the agent's word: it is attached."""
     with trio.move_on_after(_START_SECONDS):
-        while await _status(demo.ports["agent_ops"], "/readyz") != 200:
+        while await _status(demo.ports["agent_ops"], "/readyz") != 200:  # noqa: ASYNC110 - another process
             await trio.sleep(_LOOK_SECONDS)
         return
-    log = (demo.folder / "agent.log").read_text(errors="replace").strip().splitlines()[-5:]
-    raise CommandError(ExitCode.FAILED, "\n".join(["the agent did not attach:", *log]))
+    raise _failure("the agent did not attach:", demo.folder / "agent.log")
 
 
 async def _status(port: int, path: str, host: str = "localhost") -> int:
@@ -185,7 +193,7 @@ async def _get(stream: trio.abc.Stream, path: str, host: str) -> int:
     assert data is not None
     await stream.send_all(data)
     while (event := connection.next_event()) is h11.NEED_DATA:
-        connection.receive_data(await stream.receive_some())
+        connection.receive_data(bytes(await stream.receive_some()))
     assert isinstance(event, h11.Response | h11.InformationalResponse)
     return event.status_code
 
@@ -197,7 +205,9 @@ async def check_demo(demo: Demo) -> list[tuple[str, bool]]:
     nodes = await _exit_code([*demo.commands()[2], "--json"])
     results = [(f"GET {demo.url}", 0 < status < 500), ("qanat nodes", nodes == 0)]
     if shutil.which("curl"):
-        results.append(("CONNECT with curl", await _exit_code([*demo.curl(), "-m", "10", "-o", "/dev/null"]) == 0))
+        results.append(
+            ("CONNECT with curl", await _exit_code([*demo.curl(), "-m", "10", "-o", "/dev/null"]) == 0)
+        )
     return results
 
 

@@ -115,7 +115,17 @@ class SendHalf:
 class ReceiveHalf:
     """Bytes that arrived from the peer, until the reader takes them."""
 
-    __slots__ = ("_initial", "_max_window", "_pool", "buffered", "granted", "inbox", "received", "size", "window")
+    __slots__ = (
+        "_initial",
+        "_max_window",
+        "_pool",
+        "buffered",
+        "granted",
+        "inbox",
+        "received",
+        "size",
+        "window",
+    )
 
     def __init__(self, limits: Limits, pool: CreditPool) -> None:
         self.inbox: deque[Payload] = deque()

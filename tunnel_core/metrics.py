@@ -37,7 +37,8 @@ class _Page:
         yield _build(self._snapshot.software)
         yield GaugeMetricFamily(f"{_PREFIX}sessions", "Sessions attached now.", self._snapshot.sessions)
         credit = self._snapshot.credit_granted_bytes
-        yield GaugeMetricFamily(f"{_PREFIX}credit_granted_bytes", "Credit that may still come to be held.", credit)
+        granted = f"{_PREFIX}credit_granted_bytes"
+        yield GaugeMetricFamily(granted, "Bytes that peers may send or that wait to be read.", credit)
         yield from _stream_metrics(self._snapshot.counters)
         yield from _event_metrics(self._snapshot.counters)
         yield from _node_metrics(self._snapshot.nodes)

@@ -262,7 +262,9 @@ class Mux:
     def open(self, request: Open) -> MuxStream:
         """A new stream towards the peer. Raises ``Refused`` at the peer's limit."""
         if len(self.streams) + len(self._unopened) >= self.peer_max_streams:
-            raise Refused(Reason.TOO_MANY_STREAMS, f"the node already has {self.peer_max_streams} streams open")
+            raise Refused(
+                Reason.TOO_MANY_STREAMS, f"the node already has {self.peer_max_streams} streams open"
+            )
         stream = MuxStream(self, request, 0, self.peer_initial_credit)
         self._unopened[stream] = None
         stream.want(_OPEN)
@@ -417,7 +419,9 @@ class Mux:
     def _check_late(self, number: int) -> None:
         used = self._next_number - 2 if self._opener else self._highest_opened
         if number > used or number % 2 == 0:
-            raise PeerFault(Reason.STREAM_NEVER_OPENED, f"a frame for stream {number}, which was never opened")
+            raise PeerFault(
+                Reason.STREAM_NEVER_OPENED, f"a frame for stream {number}, which was never opened"
+            )
 
     def _receive_open(self, frame: Open) -> None:
         if self._opener or frame.stream % 2 == 0:
@@ -430,7 +434,9 @@ class Mux:
         stream = MuxStream(self, frame._replace(early_data=b""), frame.stream, frame.credit)
         self.streams[frame.stream] = stream
         if len(self.streams) > self.limits.max_streams or self._on_open is None:
-            stream.refuse(Refused(Reason.TOO_MANY_STREAMS, f"the node allows {self.limits.max_streams} streams"))
+            stream.refuse(
+                Refused(Reason.TOO_MANY_STREAMS, f"the node allows {self.limits.max_streams} streams")
+            )
             return
         if frame.early_data:
             stream.recv.add(0, frame.early_data)

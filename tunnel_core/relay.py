@@ -27,12 +27,12 @@ _FAREWELL_SECONDS = 5.0
 
 @runtime_checkable
 class DirectStream(Protocol):
-    """A stream that can be driven without a checkpoint per piece: ``Stream``, ``SocketStream``, ``TlsStream``."""
+    """A stream that can be driven without a checkpoint per piece, as ours can."""
 
     def receive_nowait(self, max_bytes: int) -> Payload | None: ...
     async def wait_readable(self) -> None: ...
     async def put(self, data: Payload) -> None: ...
-    def end_nowait(self) -> None: ...
+    async def send_eof(self) -> None: ...
 
 
 @runtime_checkable
@@ -133,7 +133,7 @@ class _Relay:
                 continue
             length = len(data)
             if not length:
-                sink.end_nowait()
+                await sink.send_eof()
                 return
             moved[source] += length  # type: ignore[index]
             await sink.put(data)

@@ -16,7 +16,7 @@ from tunnel_core.sockets import read_size
 _SEND_PIECE = 256 * KIB
 
 
-class StreamReset(trio.BrokenResourceError):  # noqa: N818 - named by what happened
+class StreamReset(trio.BrokenResourceError):
     """The stream was reset, by the peer or by this end; ``reason`` and ``detail`` say why."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
@@ -295,5 +295,3 @@ class Stream(trio.abc.HalfCloseableStream):
             watchers, self._watchers = self._watchers, []
             for event in watchers:
                 event.set()
-
-

@@ -117,7 +117,9 @@ class Server:
             self._carriers = carriers
             self.agent_addresses = carriers.addresses
             await self._open_entrances()
-            ops: OpsServer = await self._nursery.start(serve_ops, config.ops, self._ops_pages(), self._access())
+            ops: OpsServer = await self._nursery.start(
+                serve_ops, config.ops, self._ops_pages(), self._access()
+            )
             self.ops_addresses = ops.addresses
             self._ready = True
             try:
@@ -145,7 +147,9 @@ class Server:
     async def _serve_unix(self) -> None:
         domain = self.config.trust_domain
         admin = self._front(ADMIN, by_file_mode(domain), None, self._api())
-        await self._listen_unix(ADMIN, UnixAddress(self.config.admin.socket, self.config.admin.mode), admin.serve)
+        await self._listen_unix(
+            ADMIN, UnixAddress(self.config.admin.socket, self.config.admin.mode), admin.serve
+        )
         unix = self.config.connect.unix
         if unix is not None and self.config.connect.enabled:
             peers = by_peer({peer.uid: peer.user for peer in unix.peer}, domain)

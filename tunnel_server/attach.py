@@ -28,7 +28,6 @@ _log = logging.getLogger("qanat.attach")
 _MAX_PENDING = 2048
 """Attaches under way at once: each holds a TLS connection for ten seconds at most."""
 _RETRY_MS = 5000
-_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +170,8 @@ class Attachments:
 
     async def wait_no_streams(self) -> None:
         """Waits until no stream is open."""
-        while self.stream_count:
-            await trio.sleep(_LOOK_SECONDS)
+        for _, link in self._nodes.attached():
+            await link.wait_no_streams()
 
     async def end_all(self, reason: Reason) -> None:
         """Ends every session, and waits until the agents heard it or had their time to."""

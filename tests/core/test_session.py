@@ -85,7 +85,9 @@ def test_a_probe_stops_at_the_welcome() -> None:
     assert not steps.attached
 
 
-@pytest.mark.parametrize("frames", [[Use(1)], [hello(LIMITS), hello(LIMITS)], [hello(LIMITS), Use(2)], [Ping(1)]])
+@pytest.mark.parametrize(
+    "frames", [[Use(1)], [hello(LIMITS), hello(LIMITS)], [hello(LIMITS), Use(2)], [Ping(1)]]
+)
 def test_steps_out_of_order_are_faults(frames: list[Frame]) -> None:
     steps = ServerSteps(lambda _: welcome(LIMITS))
     with pytest.raises(PeerFault) as caught:
@@ -356,7 +358,14 @@ def test_any_delay_delivers_everything_once(script: list[tuple[str, float]]) -> 
     for what, value in script:
         step(what, value)
     for _ in range(300):
-        for what, value in (("wait", 0.03), ("send", 0), ("send", 1), ("deliver", 0), ("deliver", 1), ("read", 10**6)):
+        for what, value in (
+            ("wait", 0.03),
+            ("send", 0),
+            ("send", 1),
+            ("deliver", 0),
+            ("deliver", 1),
+            ("read", 10**6),
+        ):
             step(what, value)
     assert read == pushed
     assert ends.server_mux.unconfirmed == ends.agent_mux.unconfirmed == 0
