@@ -295,7 +295,8 @@ class Link:
         return self._adopt(mux_stream)
 
     def _stream_opened(self, mux_stream: MuxStream) -> None:
-        if self._on_open is None or self.draining:
+        # An open that crossed our bye belongs to nobody: its stream would outlive its session.
+        if self._on_open is None or self.draining or self.ended is not None:
             mux_stream.refuse(Refused(Reason.AGENT_STOPPING, f"node {self.node} takes no new streams"))
         else:
             self._on_open(self._adopt(mux_stream))

@@ -1,12 +1,14 @@
-"""A link with the time of its own that nothing else drives."""
+"""A link as a whole: the time that nothing else drives, and what crosses on the wire."""
 
 from __future__ import annotations
 
+import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.fakes.memory_link import memory_links
+from tests.fakes.memory_link import TARGET, memory_links
 from tunnel_core.limits import Limits
+from tunnel_core.reasons import Reason, Refused
 
 
 async def test_an_idle_link_lives_by_its_pings(autojump_clock: MockClock) -> None:
@@ -15,3 +17,15 @@ async def test_an_idle_link_lives_by_its_pings(autojump_clock: MockClock) -> Non
         await trio.sleep(60)
         assert pair.server.attached
         assert pair.agent.attached
+
+
+async def test_an_open_that_crosses_the_bye_makes_no_stream(autojump_clock: MockClock) -> None:
+    async with memory_links() as pair:
+        pair.agent.end(Reason.PING_TIMEOUT)
+        stream = pair.server.open(TARGET, user="operator", entrance="tcp")
+        with pytest.raises(Refused):
+            await stream.wait_opened()
+        await pair.agent.wait_given_up()
+        assert not pair.agent.streams
+        with pytest.raises(trio.WouldBlock):
+            pair.opened.receive_nowait()
