@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import http
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import h11
 import trio
 
+from tunnel_core.http_client import HttpClientConnection, exchange
+from tunnel_core.http_connection import READ_BYTES, Body, Connection
 from tunnel_core.http_head import (
     REASON_HEADER,
     HeadLimits,
     check_one_length,
     check_raw_head,
     check_request,
-    head_bytes,
     head_end,
     header_values,
     reason_phrase,
@@ -52,104 +53,14 @@ __all__ = [
 ]
 
 Headers: TypeAlias = Iterable[tuple[str, str]]
-_READ_BYTES = 64 * 1024
-MAX_READ_AHEAD = 64 * 1024
-"""Bytes taken from a user before the answer; the initial credit of a stream, which carries them."""
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 256 * 1024
-_MAX_INTERIM_ANSWERS = 10
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 _log = logging.getLogger("qanat.http")
 
 
-class Body(AsyncIterator[bytes]):
-    """The pieces of a body. No generator, because those must not be dropped half-way under trio."""
-
-    def __init__(self, receive_event: Callable[[], Awaitable[h11.Data | h11.EndOfMessage]]) -> None:
-        self._receive_event = receive_event
-
-    async def __anext__(self) -> bytes:
-        event = await self._receive_event()
-        if isinstance(event, h11.EndOfMessage):
-            raise StopAsyncIteration
-        return bytes(event.data)
-
-    async def aclose(self) -> None:
-        """Gives up reading, for ``aclosing``. What is left stays with the connection."""
-
-
-class _Connection:
-    """What both ends share: an h11 machine fed from a stream, sends in order, bodies, the switch."""
-
-    def __init__(self, stream: trio.abc.Stream, role: type[h11.CLIENT | h11.SERVER], max_event: int) -> None:
-        self.stream = stream
-        self.has_switched = False
-        self._h11 = h11.Connection(role, max_incomplete_event_size=max_event)
-        self._sending = trio.Lock()
-
-    @property
-    def read_ahead(self) -> bytes:
-        """What has arrived behind everything parsed so far."""
-        return self._h11.trailing_data[0]
-
-    async def send(self, *events: h11.Event) -> None:
-        """Sends the events as one write. ``ConnectionClosed`` sends nothing."""
-        async with self._sending:
-            data = b"".join(self._h11.send(event) or b"" for event in events)
-            if data:
-                await self.stream.send_all(data)
-
-    def switch(self) -> bytes:
-        """Leaves HTTP after the 2xx to a CONNECT or the 101; the stream is the caller's from now on.
-
-        Returns the bytes of the new protocol that have been read already.
-        """
-        if self._h11.our_state is not h11.SWITCHED_PROTOCOL:
-            raise RuntimeError("switch() needs an accepted CONNECT or upgrade")
-        self.has_switched = True
-        return self.read_ahead
-
-    async def wait_left(self) -> None:
-        """Returns when the peer has closed or broken the connection; what it sends is kept.
-
-        Reads at most ``MAX_READ_AHEAD`` bytes ahead and notices nothing more beyond them. Cancel it
-        when the answer is there. Not together with another receive on this connection.
-        """
-        try:
-            while len(self.read_ahead) < MAX_READ_AHEAD:
-                if not await self._receive(MAX_READ_AHEAD):
-                    return
-        except trio.BrokenResourceError:
-            return
-        await trio.sleep_forever()
-
-    async def _receive(self, size: int = _READ_BYTES) -> bool:
-        data = await self.stream.receive_some(size)
-        self._h11.receive_data(bytes(data))
-        return bool(data)
-
-    def receive_body(self) -> Body:
-        """The body as it comes.
-
-        Of a request: the first read answers ``Expect: 100-continue``; raises ``Refused`` with
-        ``BAD_REQUEST``, ``USER_LEFT`` or ``IDLE_TIMEOUT``. Of an answer: with ``TARGET_PROTOCOL``.
-        """
-        return Body(self._receive_body_event)
-
-    async def _receive_body_event(self) -> h11.Data | h11.EndOfMessage:
-        raise NotImplementedError
-
-    async def _next_body_event(self) -> h11.Data | h11.EndOfMessage:
-        while self._h11.their_state is h11.SEND_BODY:
-            event = self._h11.next_event()
-            if isinstance(event, h11.Data | h11.EndOfMessage):
-                return event
-            await self._receive()
-        return h11.EndOfMessage()
-
-
-class HttpConnection(_Connection):
+class HttpConnection(Connection):
     """The server's side of one connection."""
 
     def __init__(self, stream: trio.abc.Stream, limits: HeadLimits | None = None) -> None:
@@ -279,7 +190,7 @@ class HttpConnection(_Connection):
         with trio.move_on_after(_LINGER_SECONDS):
             if isinstance(self.stream, trio.abc.HalfCloseableStream):
                 await self.stream.send_eof()
-            while left > 0 and (data := await self.stream.receive_some(_READ_BYTES)):
+            while left > 0 and (data := await self.stream.receive_some(READ_BYTES)):
                 left -= len(data)
 
 
@@ -371,84 +282,3 @@ async def _refuse_and_end(connection: HttpConnection, refused: Refused) -> None:
         return
     await connection.refuse(refused)
     await connection.linger()
-
-
-class HttpClientConnection(_Connection):
-    """The client's side of one connection; also towards targets, so nothing in it is trusted.
-
-    ``peer`` names the other end in sentences.
-    """
-
-    def __init__(
-        self, stream: trio.abc.Stream, limits: HeadLimits | None = None, peer: str = "the target"
-    ) -> None:
-        self.limits = limits or HeadLimits()
-        super().__init__(stream, h11.CLIENT, self.limits.max_head_bytes)
-        self._peer = peer
-
-    async def receive_response(
-        self, timeout_seconds: float | None = None
-    ) -> h11.Response | h11.InformationalResponse:
-        """The final answer's head, or the 101 that accepts an upgrade; other interim answers are skipped.
-
-        Raises ``Refused``: ``TARGET_TIMEOUT`` or ``TARGET_PROTOCOL``.
-        """
-        with trio.move_on_after(float("inf") if timeout_seconds is None else timeout_seconds):
-            return await self._read_response()
-        raise Refused(
-            Reason.TARGET_TIMEOUT, f"{self._peer} did not answer within {timeout_seconds:g} seconds"
-        )
-
-    async def _read_response(self) -> h11.Response | h11.InformationalResponse:
-        for _ in range(_MAX_INTERIM_ANSWERS):
-            event = await self._next_head()
-            if isinstance(event, h11.Response) or event.status_code == 101:
-                return event
-        raise Refused(Reason.TARGET_PROTOCOL, f"{self._peer} sent too many interim answers")
-
-    async def _next_head(self) -> h11.Response | h11.InformationalResponse:
-        while (event := self._next_event()) is h11.NEED_DATA:
-            await self._receive()
-        if not isinstance(event, h11.Response | h11.InformationalResponse):
-            raise Refused(Reason.TARGET_PROTOCOL, f"{self._peer} closed the connection without an answer")
-        if len(event.headers) > self.limits.max_headers or head_bytes(event) > self.limits.max_head_bytes:
-            raise Refused(Reason.TARGET_PROTOCOL, f"{self._peer} answered with too large a head")
-        return event
-
-    def _next_event(self) -> object:
-        try:
-            return self._h11.next_event()
-        except h11.RemoteProtocolError as error:
-            raise Refused(
-                Reason.TARGET_PROTOCOL, f"{self._peer} did not answer in HTTP: {wording(error)}"
-            ) from None
-
-    async def _receive_body_event(self) -> h11.Data | h11.EndOfMessage:
-        try:
-            return await self._next_body_event()
-        except h11.RemoteProtocolError as error:
-            raise Refused(
-                Reason.TARGET_PROTOCOL, f"{self._peer} broke off its answer: {wording(error)}"
-            ) from None
-
-    def finish(self) -> bool:
-        """Whether the connection can carry another request; readies it if so."""
-        if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
-            return False
-        self._h11.start_next_cycle()
-        unasked, has_ended = self._h11.trailing_data
-        return not unasked and not has_ended
-
-
-async def exchange(
-    connection: HttpClientConnection, request: h11.Request, body: bytes = b"", *, max_body_bytes: int
-) -> tuple[h11.Response | h11.InformationalResponse, bytes]:
-    """Sends a request and collects the whole answer. Raises ``Refused`` if it is larger than allowed."""
-    await connection.send(request, *([h11.Data(data=body)] if body else []), h11.EndOfMessage())
-    response = await connection.receive_response()
-    collected = bytearray()
-    async for chunk in connection.receive_body():
-        collected += chunk
-        if len(collected) > max_body_bytes:
-            raise Refused(Reason.TARGET_PROTOCOL, f"the answer is larger than {max_body_bytes} bytes")
-    return response, bytes(collected)
