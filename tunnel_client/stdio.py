@@ -11,9 +11,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
+from collections.abc import Iterator
 
 import trio
 
@@ -132,20 +134,34 @@ class StdioStream(trio.abc.HalfCloseableStream):
     def __init__(self, source: trio.abc.ReceiveStream, sink: trio.abc.SendStream) -> None:
         self._source = source
         self._sink = sink
+        self._sending = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         return await self._source.receive_some(max_bytes)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._sink.send_all(data)
+        with self._alone_sending():
+            await self._sink.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        await self._sink.wait_send_all_might_not_block()
+        with self._alone_sending():
+            await self._sink.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        await self._sink.aclose()
+        with self._alone_sending():
+            await self._sink.aclose()
         if isinstance(self._source, ThreadedReader) and self._source.is_terminal:
             self._source.end()
+
+    @contextlib.contextmanager
+    def _alone_sending(self) -> Iterator[None]:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending to this output")
+        self._sending = True
+        try:
+            yield
+        finally:
+            self._sending = False
 
     async def aclose(self) -> None:
         try:

@@ -1,0 +1,136 @@
+"""A local port that leads to a node: many connections, each with its own end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.client.server import FakeServer, fake_server
+from tests.fakes.pki import write_user_bundle
+from tunnel_client import forwarding
+from tunnel_client.access import find_access
+from tunnel_client.commands.forward import command_for
+from tunnel_client.dial import Dialer
+from tunnel_client.forwarding import forward, listen
+from tunnel_client.tunnel import Wish
+from tunnel_core.reasons import Reason, Refused
+
+
+@asynccontextmanager
+async def forwarded(
+    tmp_path: Path, target: str, reports: list[str] | None = None
+) -> AsyncIterator[tuple[FakeServer, int]]:
+    """A server with a forward to ``target`` on it; yields the server and the local port."""
+    async with fake_server(tmp_path) as server, trio.open_nursery() as nursery:
+        bundle = write_user_bundle(tmp_path / "kim.pem", "kim", server.address)
+        dialer: Dialer = find_access(bundle, {}).need_connect()
+        listener = await listen("127.0.0.1", 0)
+        port = listener.socket.getsockname()[1]
+        report = (reports if reports is not None else []).append
+        nursery.start_soon(forward, listener, dialer, Wish.parse("edge1", target), report)
+        yield server, port
+        nursery.cancel_scope.cancel()
+
+
+async def local(port: int) -> trio.SocketStream:
+    return await trio.open_tcp_stream("127.0.0.1", port)
+
+
+async def test_a_megabyte_goes_there_and_back_and_ends(tmp_path: Path) -> None:
+    payload = bytes(range(256)) * 4096
+    async with forwarded(tmp_path, "7") as (_, port), await local(port) as stream:
+        got = bytearray()
+
+        async def send() -> None:
+            await stream.send_all(payload)
+            await stream.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            async for chunk in stream:
+                got += chunk
+    assert got == payload
+
+
+async def test_connections_do_not_mix(tmp_path: Path) -> None:
+    async def talk(port: int, word: bytes) -> None:
+        async with await local(port) as stream:
+            await stream.send_all(word)
+            await stream.send_eof()
+            assert b"".join([chunk async for chunk in stream]) == word
+
+    async with forwarded(tmp_path, "7") as (_, port), trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(talk, port, b"%d" % number)
+
+
+async def test_a_refusal_aborts_the_connection_and_is_reported_while_others_go_on(tmp_path: Path) -> None:
+    reports: list[str] = []
+    async with forwarded(tmp_path, "9", reports) as (server, port):
+        server.targets["localhost:9"] = Refused(Reason.NODE_NOT_ATTACHED, "node edge1 has no agent attached")
+        async with await local(port) as stream:
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+        assert reports == ["node edge1 has no agent attached"]
+        server.targets["localhost:9"] = server.targets["localhost:7"]
+        async with await local(port) as stream:
+            await stream.send_all(b"again")
+            assert await stream.receive_some() == b"again"
+
+
+async def test_a_tunnel_that_breaks_is_no_clean_end(tmp_path: Path) -> None:
+    async def break_off(stream: trio.abc.HalfCloseableStream, first: bytes) -> None:
+        await stream.send_all(b"half of i")
+        stream.abort()  # type: ignore[attr-defined]
+
+    async with forwarded(tmp_path, "9") as (server, port):
+        server.targets["localhost:9"] = break_off
+        async with await local(port) as stream:
+            with pytest.raises(trio.BrokenResourceError):
+                async for _ in stream:
+                    pass
+
+
+async def test_there_is_a_bound_and_the_next_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "_MAX_CONNECTIONS", 2)
+    async with forwarded(tmp_path, "7") as (server, port):
+        async with await local(port) as first, await local(port) as second, await local(port) as third:
+            for stream in (first, second):
+                await stream.send_all(b"x")
+                assert await stream.receive_some() == b"x"
+            await third.send_all(b"y")
+            assert len(server.authorities) == 2
+            await first.send_eof()
+            assert await first.receive_some() == b""
+            with trio.fail_after(5):
+                assert await third.receive_some() == b"y"
+
+
+async def test_a_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
+    async with await listen("127.0.0.1", 0) as taken:
+        with pytest.raises(OSError, match="in use"):
+            await listen("127.0.0.1", taken.socket.getsockname()[1])
+
+
+async def test_it_listens_on_ipv6_too() -> None:
+    async with await listen("::1", 0) as listener:
+        assert listener.socket.getsockname()[0] == "::1"
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "command"),
+    [
+        ("22", "127.0.0.1", "ssh -p 5 127.0.0.1"),
+        ("web", "127.0.0.1", "curl http://127.0.0.1:5/"),
+        ("10250", "::1", "curl -k https://[::1]:5/"),
+        ("1883", "0.0.0.0", "nc 127.0.0.1 5"),
+        ("db:5432", "::", "psql -h ::1 -p 5"),
+    ],
+)
+def test_the_command_to_paste_fits_the_target(target: str, host: str, command: str) -> None:
+    assert command_for(Wish.parse("edge1", target), host, 5) == command
