@@ -341,7 +341,8 @@ class Link:
         if self.ended is not None:
             return
         self.ended = (reason, detail or reason.meaning)
-        self._mux.fail(reason, detail)
+        # The users of its streams are told whose session it was: kubectl shows them nothing else.
+        self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
         self._give_up_at = trio.current_time() + _FAREWELL_SECONDS
         self._timer.deadline = min(self._timer.deadline, self._give_up_at)
         self._attached.set()

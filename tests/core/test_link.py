@@ -23,7 +23,7 @@ async def test_an_open_that_crosses_the_bye_makes_no_stream(autojump_clock: Mock
     async with memory_links() as pair:
         pair.agent.end(Reason.PING_TIMEOUT)
         stream = pair.server.open(TARGET, user="operator", entrance="tcp")
-        with pytest.raises(Refused):
+        with pytest.raises(Refused, match=f"node {pair.server.node}"):
             await stream.wait_opened()
         await pair.agent.wait_given_up()
         assert not pair.agent.streams
