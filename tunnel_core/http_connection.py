@@ -45,9 +45,12 @@ class Connection:
     async def send(self, *events: h11.Event) -> None:
         """Sends the events as one write. ``ConnectionClosed`` sends nothing."""
         async with self._sending:
-            data = b"".join(self._h11.send(event) or b"" for event in events)
-            if data:
+            if data := self.encode(*events):
                 await self.stream.send_all(data)
+
+    def encode(self, *events: h11.Event) -> bytes:
+        """The events as bytes, which count as sent: for a head that travels by another way."""
+        return b"".join(self._h11.send(event) or b"" for event in events)
 
     def switch(self) -> bytes:
         """Leaves HTTP after the 2xx to a CONNECT or the 101; the stream is the caller's from now on.
