@@ -39,6 +39,10 @@ class FakeStream(trio.abc.HalfCloseableStream):
         self.address = address
         self._answered.set()
 
+    def send_early(self, data: bytes) -> None:
+        self.bytes_out += len(data)
+        self.far.stream.receive_stream.put_data(data)
+
     def reset(self, reason: Reason, detail: str = "") -> None:
         if self._broken is None and not self.was_closed:
             self._broken = StreamReset(reason, detail)
@@ -135,6 +139,8 @@ class FakeLink:
             raise self.refuses
         stream = FakeStream(len(self.streams) * 2 + 1, str(target), user, entrance)
         self.streams[len(self.streams)] = stream
+        if early_data:
+            stream.send_early(early_data)
         self.was_opened.set()
         self._nursery.start_soon(self._agent, stream.far)
         return stream

@@ -58,9 +58,8 @@ class WebEntrance:
             await self._send_index(http, request, host)
             return
         wish = Wish(self._user(), self._route(web_host), ENTRANCE, address)
-        async with self._opener.open(wish) as passage:
-            exchange = Exchange(http, request, passage, f"{web_host.service} on {wish.route.node}")
-            await exchange.run(address.rpartition(":")[0].strip("[]"))
+        source, peer = address.rpartition(":")[0].strip("[]"), f"{web_host.service} on {wish.route.node}"
+        await Exchange(http, request, source, peer).run(self._opener, wish)
 
     def _user(self) -> User:
         return User("loopback", Role.USER, self._opener.trust_domain, "loopback")

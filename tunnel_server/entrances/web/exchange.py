@@ -1,7 +1,7 @@
 """One request of a browser and its answer, over one stream.
 
-1. The head goes out right behind the ``open``, before the dial is answered: the first byte of the
-   answer comes after one round trip.
+1. The head goes out inside the ``open``, before the dial is answered: the first byte of the answer
+   comes after one round trip.
 2. A task of its own moves the request's body and then watches whether the browser leaves, which
    resets the stream at once, also while a long answer is silent.
 3. Every piece is passed on as it comes; nothing is collected, whatever its content type.
@@ -23,7 +23,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.relay import abort
 from tunnel_core.stream import StreamReset
 from tunnel_server.heads import has_body, request_forward, response_back, switch_back
-from tunnel_server.opening import Passage, blame
+from tunnel_server.opening import Opener, Passage, Wish, blame
 
 # Security headers of dashboards run to some KiB; a request's bound would refuse real pages.
 _ANSWER_LIMITS = HeadLimits(max_head_bytes=64 * 1024)
@@ -31,36 +31,47 @@ ANSWER_SECONDS = 300.0
 """Silence of a target before its answer begins; above what slow reports take, below for ever."""
 
 
-class Exchange:
-    """Made for one request. ``peer`` names the target in sentences."""
+def head_of(*events: h11.Event) -> bytes:
+    """The bytes that open a request, for the ``open`` of a stream that is not there yet."""
+    connection = h11.Connection(h11.CLIENT)
+    return b"".join(connection.send(event) or b"" for event in events)
 
-    def __init__(self, http: HttpConnection, request: h11.Request, passage: Passage, peer: str) -> None:
+
+class Exchange:
+    """Made for one request of the user at the address ``source``. ``peer`` names the target in sentences."""
+
+    def __init__(self, http: HttpConnection, request: h11.Request, source: str, peer: str) -> None:
         self._http = http
-        self._request = request
-        self._passage = passage
         self._peer = peer
-        self._edge = HttpClientConnection(passage.stream, _ANSWER_LIMITS, peer)
+        self._has_body = has_body(request)
+        head = request_forward(request, source)
+        self._head: list[h11.Event] = [head] if self._has_body else [head, h11.EndOfMessage()]
+        self._edge: HttpClientConnection
+        self._passage: Passage
         self._patience = trio.CancelScope()
         self._refused: Refused | None = None
         self._switch: h11.InformationalResponse | None = None
 
-    async def run(self, source: str) -> None:
-        """Answers the request of the user at the address ``source``.
+    async def run(self, opener: Opener, wish: Wish) -> None:
+        """Opens the stream and answers the request.
 
         Raises ``Refused``; if the answer had begun, the browser's connection is aborted by then.
         """
-        await self._exchange(request_forward(self._request, source))
-        if self._refused is not None:
-            if self._http.has_answered:
-                abort(self._http.stream, self._refused.reason)
-            raise self._refused
-        if self._switch is not None:
-            await self._relay_switched(self._switch)
+        async with opener.open(wish, head_of(*self._head)) as self._passage:
+            self._edge = HttpClientConnection(self._passage.stream, _ANSWER_LIMITS, self._peer)
+            self._edge.encode(*self._head)  # is on its way already
+            await self._exchange()
+            if self._refused is not None:
+                if self._http.has_answered:
+                    abort(self._http.stream, self._refused.reason)
+                raise self._refused
+            if self._switch is not None:
+                await self._relay_switched(self._switch)
 
-    async def _exchange(self, request: h11.Request) -> None:
+    async def _exchange(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._passage.watch_opened)
-            nursery.start_soon(self._guard, lambda: self._send_request(request), nursery)
+            nursery.start_soon(self._guard, self._send_request, nursery)
             await self._guard(self._receive_answer, nursery)
             nursery.cancel_scope.cancel()
 
@@ -74,18 +85,15 @@ class Exchange:
 
     # The request.
 
-    async def _send_request(self, request: h11.Request) -> None:
+    async def _send_request(self) -> None:
         # A target may answer and stop reading before it has the whole body: its answer counts, not this.
         with contextlib.suppress(StreamReset):
-            await self._send_head_and_body(request)
+            if self._has_body:
+                await self._send_body()
         self._patience.deadline = trio.current_time() + ANSWER_SECONDS
         await self._watch_browser()
 
-    async def _send_head_and_body(self, request: h11.Request) -> None:
-        if not has_body(self._request):
-            await self._edge.send(request, h11.EndOfMessage())
-            return
-        await self._edge.send(request)
+    async def _send_body(self) -> None:
         async with contextlib.aclosing(self._http.receive_body()) as chunks:
             async for chunk in chunks:
                 await self._edge.send(h11.Data(data=chunk))
