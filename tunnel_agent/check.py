@@ -22,11 +22,11 @@ from tunnel_core.config import ConfigError
 from tunnel_core.limits import Limits
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.relay import abort
 from tunnel_core.stream import Stream
 
 _SOON = timedelta(days=30)
 _DIALS_AT_ONCE = 8
+_CLOSE_SECONDS = 1.0
 
 
 async def check_all(config_file: Path | None, bundle_file: Path | None, report: Report) -> ExitCode:
@@ -135,6 +135,7 @@ async def _check_target(dialler: Dialler, file: Path, entry: Entry | Target) -> 
     except Refused as refused:
         fix = f"start what should answer there, or correct {target} in {file}"
         return Finding("target", Verdict.FAIL, refused.detail, fix)
-    abort(dialled.stream, Reason.DONE)
+    with trio.move_on_after(_CLOSE_SECONDS):
+        await dialled.stream.aclose()
     where = f" at {dialled.address}" if dialled.address != str(target) else ""
     return Finding("target", Verdict.PASS, f"{target} answers{where}")

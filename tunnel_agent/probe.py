@@ -107,7 +107,8 @@ class ServerProbe:
     async def _connect(self) -> str:
         async with await self._open_tcp() as stream:
             host, port = stream.socket.getpeername()[:2]
-        return f"connected to {join_host_port(host, port)}"
+        whose = "the proxy at " if self._proxy else ""
+        return f"connected to {whose}{join_host_port(host, port)}"
 
     async def _open_tcp(self) -> SocketStream:
         host, port = self._first_hop
@@ -116,7 +117,9 @@ class ServerProbe:
             return (await self._in_time(connect_first(self._addresses, port), f"dialling {where}")).stream
         except OSError as error:
             cause = refused_by_errno(self._installation.node, where, error).detail
-            fix = f"let this machine reach {where} over TCP, or configure a proxy; is the server running?"
+            fix = f"let this machine reach {where} over TCP, or configure a proxy"
+            if self._proxy:
+                fix = f"correct the proxy, or exempt the server from it: no_proxy = [{self._host!r}]"
             raise StepFailed(cause, fix) from None
 
     # The proxy.
@@ -195,6 +198,8 @@ class ServerProbe:
         """What a failed handshake means, by OpenSSL's code for it."""
         if isinstance(error, ssl.SSLCertVerificationError):
             return await self._explain_certificate(error)
+        if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+            return StepFailed(f"what answers at {self._server} does not speak TLS", _AGENTS_PORT)
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             return StepFailed(f"TLS with {self._server} failed: {reason_of(error)}", _AGENTS_PORT)
         detail = f"{self._server} closed the connection during the TLS handshake"

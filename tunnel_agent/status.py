@@ -10,7 +10,6 @@ from typing import Any
 
 from tunnel_agent.connect import SOFTWARE
 from tunnel_agent.state import AgentState, OpenStream, Phase
-from tunnel_agent.status_page import render
 from tunnel_core.frames import Service
 from tunnel_core.ops import Answer, Page
 
@@ -105,6 +104,9 @@ def status_routes(state: AgentState, services: Sequence[Service], allow: Sequenc
     """``/`` and ``/status.json`` for the ops listener."""
 
     def page() -> Answer:
+        # Late: an agent whose page nobody opens need not hold html's table of entities.
+        from tunnel_agent.status_page import render
+
         return Answer(render(as_json(status_of(state, services, allow))).encode(), _HTML)
 
     def data() -> Answer:
