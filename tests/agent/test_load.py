@@ -1,0 +1,94 @@
+"""What an agent starts from: which file, which bundle, and what is said when they do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.pki import write_node_bundle, write_user_bundle
+from tunnel_agent.load import load_installation
+from tunnel_core import paths
+from tunnel_core.config import ConfigError, Problem
+from tunnel_core.names import Target
+
+
+def problem_of(config: Path | None, bundle: Path | None = None) -> Problem:
+    with pytest.raises(ConfigError) as caught:
+        load_installation(config, bundle)
+    [problem] = caught.value.problems
+    return problem
+
+
+def config_in(folder: Path, text: str) -> Path:
+    file = folder / "agent.toml"
+    file.write_text(text)
+    return file
+
+
+def test_a_bundle_beside_the_file_is_found_and_names_the_servers(tmp_path: Path) -> None:
+    write_node_bundle(tmp_path / "node.pem", "edge1", "tunnel.example.com:7001")
+    installation = load_installation(config_in(tmp_path, 'allow = ["localhost:22"]'))
+    assert installation.node == "edge1"
+    assert installation.servers == ("tunnel.example.com:7001",)
+    assert installation.policy().find(Target.parse("localhost:22")).is_named
+
+
+def test_the_files_servers_win_over_the_bundles(tmp_path: Path) -> None:
+    write_node_bundle(tmp_path / "node.pem", "edge1", "old.example.com:7001")
+    installation = load_installation(config_in(tmp_path, 'servers = ["new.example.com:7001"]'))
+    assert installation.servers == ("new.example.com:7001",)
+
+
+def test_a_bundle_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "agent_config_file", lambda: tmp_path / "absent.toml")
+    bundle = write_node_bundle(tmp_path / "edge1.pem", "edge1", "tunnel.example.com:7001")
+    assert load_installation(None, bundle).servers == ("tunnel.example.com:7001",)
+
+
+def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
+    assert "No such file" in problem_of(tmp_path / "absent.toml").message
+
+
+def test_services_and_the_built_in_one_are_announced(tmp_path: Path) -> None:
+    write_node_bundle(tmp_path / "node.pem", "edge1", "a:7001")
+    text = '[[service]]\nname = "web"\ntarget = "127.0.0.1:1880"\nprotocol = "http"\n'
+    installation = load_installation(config_in(tmp_path, text))
+    assert [service.name for service in installation.services] == ["web", "status"]
+    assert installation.policy().find(Target.parse("127.0.0.1:1880"))
+
+
+def test_a_missing_bundle_says_how_to_get_one(tmp_path: Path) -> None:
+    problem = problem_of(config_in(tmp_path, ""))
+    assert problem.key == "bundle_file"
+    assert "qanat-server issue node NAME" in problem.fix
+
+
+def test_a_users_bundle_is_refused(tmp_path: Path) -> None:
+    write_user_bundle(tmp_path / "node.pem", "kim", "a:7002")
+    assert "is the bundle of spiffe://test.internal/user/kim, not of a node" in (
+        problem_of(config_in(tmp_path, "")).message
+    )
+
+
+def test_no_server_anywhere_is_told(tmp_path: Path) -> None:
+    write_node_bundle(tmp_path / "node.pem", "edge1")
+    assert problem_of(config_in(tmp_path, "")).key == "servers"
+
+
+def test_the_proxy_password_comes_from_its_file(tmp_path: Path) -> None:
+    write_node_bundle(tmp_path / "node.pem", "edge1", "tunnel.example.com:7001")
+    (tmp_path / "password").write_text("geheim\n")
+    text = 'proxy = "http://alice@proxy:3128"\nproxy_password_file = "password"\n'
+    installation = load_installation(config_in(tmp_path, text))
+    proxy = installation.proxy.proxy_for("tunnel.example.com:7001")
+    assert proxy is not None
+    assert proxy.url == "http://alice:geheim@proxy:3128"
+    assert "geheim" not in repr(installation)
+    (tmp_path / "password").unlink()
+    assert problem_of(tmp_path / "agent.toml").key == "proxy_password_file"
+
+
+def test_ops_cannot_speak_tls_with_a_nodes_certificate(tmp_path: Path) -> None:
+    write_node_bundle(tmp_path / "node.pem", "edge1", "a:7001")
+    assert problem_of(config_in(tmp_path, "[ops]\ntls = true\n")).key == "ops.tls"

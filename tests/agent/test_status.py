@@ -1,0 +1,166 @@
+"""The status page: true values, escaped text, no script, and the same facts as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from tunnel_agent.state import AgentState, OpenStream, Phase
+from tunnel_agent.status import as_json, status_of, status_routes
+from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, render
+from tunnel_core.frames import Service
+from tunnel_core.reasons import Reason
+
+EVIL = "<script>alert('x')</script>\"&"
+
+
+@dataclass(frozen=True)
+class FakeStream:
+    id: str = "0badcafe-1"
+    target: str = "web"
+    user: str = "kim"
+    entrance: str = "web"
+    address: str = "127.0.0.1:1880"
+    bytes_in: int = 2048
+    bytes_out: int = 5 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class FakeLink:
+    session_id: str = "0badcafe"
+    software: str = "qanat-server/9.9"
+    round_trip_seconds: float | None = 0.0234
+    bytes_in: int = 10
+    bytes_out: int = 20
+    streams: Mapping[int, OpenStream] = field(default_factory=dict)
+
+    def drain(self, deadline_seconds: float) -> None:
+        raise AssertionError
+
+    def end(self, reason: Reason, detail: str = "") -> None:
+        raise AssertionError
+
+    async def wait_ended(self) -> tuple[Reason, str]:
+        raise AssertionError
+
+
+class Clock:
+    now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def state_of(clock: Clock, link: FakeLink | None = None) -> AgentState:
+    state = AgentState("edge1", ("a:7001", "b:7001"), clock)
+    state.connecting("a:7001")
+    if link is not None:
+        state.attached(link)
+    return state
+
+
+SERVICES = (Service("web", "http", "127.0.0.1:1880"),)
+
+
+def page_of(state: AgentState, allow: tuple[str, ...] = ()) -> str:
+    return render(as_json(status_of(state, SERVICES, allow)))
+
+
+def test_an_attached_agent_shows_its_link_streams_and_services() -> None:
+    clock = Clock()
+    state = state_of(clock, FakeLink(streams={1: FakeStream()}))
+    clock.now += 125
+    page = page_of(state, ("10.0.0.0/8:80",))
+    for text in (
+        "edge1",
+        "attached",
+        "a:7001",
+        "2 min 5 s",
+        "23 ms",
+        "0badcafe-1",
+        "kim",
+        "2.0 KiB",
+        "5.0 MiB",
+    ):
+        assert text in page
+    assert "10.0.0.0/8:80" in page
+    assert "127.0.0.1:1880" in page
+
+
+def test_a_waiting_agent_says_when_it_tries_again_and_why_it_failed() -> None:
+    state = state_of(Clock())
+    state.trouble("cannot attach to a:7001: connection refused")
+    state.waiting(12.0)
+    page = page_of(state)
+    assert "the next attempt is in 12 s" in page
+    assert "connection refused" in page
+
+
+def test_an_agent_that_stops_says_so_until_the_end() -> None:
+    state = state_of(Clock(), FakeLink())
+    state.stopping()
+    state.connecting("a:7001")
+    assert state.phase is Phase.STOPPING
+    assert "stopping: streams may finish" in page_of(state)
+
+
+def test_nothing_from_outside_becomes_markup() -> None:
+    stream = FakeStream(EVIL, EVIL, EVIL, EVIL, EVIL)
+    state = state_of(Clock(), FakeLink(EVIL, EVIL, streams={1: stream}))
+    state.node = state.server = EVIL
+    state.trouble(EVIL)
+    services = (Service(EVIL, EVIL, EVIL),)
+    page = render(as_json(status_of(state, services, (EVIL,))))
+    assert "<script" not in page
+    assert EVIL not in page
+    assert page.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&quot;&amp;") >= 12
+
+
+@pytest.mark.parametrize("link", [None, FakeLink(), FakeLink(streams={1: FakeStream()})])
+def test_the_page_needs_no_script_and_no_other_file(link: FakeLink | None) -> None:
+    page = page_of(state_of(Clock(), link))
+    assert "default-src 'none'" in page
+    assert '<meta http-equiv="refresh"' in page
+    assert not re.search(r"(src|href)=\"(?!data:|status\.json|metrics)", page)
+
+
+def test_long_lists_are_cut_and_counted() -> None:
+    streams = {n: replace(FakeStream(), id=f"s-{n}") for n in range(250)}
+    status = status_of(state_of(Clock(), FakeLink(streams=streams)), SERVICES, ())
+    assert (status.stream_count, len(status.streams)) == (250, 200)
+    assert "and 50 more" in render(as_json(status))
+
+
+def test_the_routes_give_page_and_json() -> None:
+    routes = status_routes(state_of(Clock(), FakeLink()), SERVICES, ("localhost:80",))
+    assert routes["/"]().content_type.startswith("text/html")
+    told = json.loads(routes["/status.json"]().body)
+    assert told["phase"] == "attached"
+    assert told["round_trip_seconds"] == 0.0234
+    assert told["allow"] == ["localhost:80"]
+    assert told["services"] == [{"name": "web", "protocol": "http", "target": "127.0.0.1:1880"}]
+    assert told["since"] == "2023-11-14T22:13:20Z"
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (as_size(0), "0 B"),
+        (as_size(1023), "1023 B"),
+        (as_size(1536), "1.5 KiB"),
+        (as_size(12 * 1024**2), "12 MiB"),
+        (as_size(5 * 1024**5), "5120 TiB"),
+        (as_duration(0.9), "0 s"),
+        (as_duration(3599), "59 min 59 s"),
+        (as_duration(7500), "2 h 5 min"),
+        (as_duration(90000), "1 d 1 h"),
+        (as_milliseconds(0.00042), "0.42 ms"),
+        (as_milliseconds(0.0581), "58 ms"),
+    ],
+)
+def test_figures_for_people(shown: str, expected: str) -> None:
+    assert shown == expected
