@@ -15,17 +15,25 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import Protocol
 
 from bench.target import COUNT
 
-Dial: TypeAlias = Callable[[], socket.socket]
-"""Opens a new connection to one target, through one system. The socket blocks, with a deadline."""
+
+class Dial(Protocol):
+    """Opens a new connection to one target, through one system. The socket blocks, with a deadline."""
+
+    def __call__(self, *, receive_bytes: int = 0) -> socket.socket:
+        """`receive_bytes`: what the kernel may take in for a reader that does not read; 0 for the usual."""
+
 
 MIB = 1 << 20
 MESSAGE = b"q" * 64
 PATIENCE_SECONDS = 60
+_PATIENCE = struct.pack("ll", PATIENCE_SECONDS, 0)
 ENDLESS = 1 << 50
+_STALLED_BYTES = 4 << 10
+_READER_BYTES = 256 << 10
 _BUFFER = bytearray(MIB)
 
 
@@ -33,19 +41,29 @@ class LoadError(Exception):
     """The system under test did not carry what it was given."""
 
 
-def dial(host: str, port: int) -> socket.socket:
+def dial(host: str, port: int, receive_bytes: int = 0) -> socket.socket:
     """Connects. The deadlines are the kernel's, because Python's own cost a `poll` for each call."""
-    sock = socket.create_connection((host, port), timeout=PATIENCE_SECONDS)
-    sock.settimeout(None)
+    sock = socket.socket()
+    if receive_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        # Loopback's segments of 64 KiB would make the sender's kernel hold megabytes for each reader.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    patience = struct.pack("ll", PATIENCE_SECONDS, 0)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
+    try:
+        sock.connect((host, port))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
 def dialler(host: str, port: int) -> Dial:
-    return lambda: dial(host, port)
+    def connect(*, receive_bytes: int = 0) -> socket.socket:
+        return dial(host, port, receive_bytes)
+
+    return connect
 
 
 # ------------------------------------------------------------------------------------------ bulk
@@ -246,10 +264,12 @@ def idle_streams(connect: Dial, count: int) -> Iterator[None]:
 def stalled_streams(connect: Dial, count: int, read_first: int = 0) -> Iterator[None]:
     """`count` endless downloads whose reader stops after `read_first` bytes.
 
-    They are reset at the end: their receive buffers still hold data when they are closed.
+    Their kernel buffers are small: else it would take in megabytes for each, for seconds. They are
+    reset at the end, as data waits in these buffers when they are closed.
     """
+    receive_bytes = _READER_BYTES if read_first else _STALLED_BYTES
     with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(connect()) for _ in range(count)]
+        socks = [stack.enter_context(connect(receive_bytes=receive_bytes)) for _ in range(count)]
         for sock in socks:
             sock.sendall(COUNT.pack(ENDLESS))
         for sock in socks:

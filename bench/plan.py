@@ -8,6 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Plan:
     rounds: int
+    memory_rounds: int
+    """For what needs fresh processes each time, and varies little."""
     bulk_seconds: float
     rate_seconds: float
     """For echoes/s and connections/s."""
@@ -21,6 +23,7 @@ class Plan:
 
 WHOLE = Plan(
     rounds=5,
+    memory_rounds=5,
     bulk_seconds=1.5,
     rate_seconds=1.5,
     echoes=2000,
@@ -31,6 +34,7 @@ WHOLE = Plan(
 )
 QUICK = Plan(
     rounds=3,
+    memory_rounds=1,
     bulk_seconds=0.35,
     rate_seconds=0.35,
     echoes=300,

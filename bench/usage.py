@@ -12,12 +12,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(pids: Sequence[int]) -> int:
-    """RSS of these processes together, without the pages of files (code) that all of them share."""
-    return sum(_status(pid, "RssAnon") + _status(pid, "RssShmem") for pid in pids)
-
-
-def whole_resident_bytes(pids: Sequence[int]) -> int:
-    """RSS as `ps` shows it, code included."""
+    """RSS of these processes together, as `ps` shows it."""
     return sum(_status(pid, "VmRSS") for pid in pids)
 
 
@@ -44,6 +39,13 @@ def cpu_percent(pids: Sequence[int], seconds: float) -> float:
     before, started = cpu_seconds(pids), time.monotonic()
     time.sleep(seconds)
     return 100 * (cpu_seconds(pids) - before) / (time.monotonic() - started)
+
+
+def wait_quiet(pids: Sequence[int], seconds: float = 15.0) -> None:
+    """Waits until these processes use less than a fifth of a core together, or `seconds` have passed."""
+    deadline = time.monotonic() + seconds
+    while cpu_percent(pids, 0.2) > 20 and time.monotonic() < deadline:
+        continue
 
 
 def settled_bytes(pids: Sequence[int], seconds: float = 5.0) -> int:

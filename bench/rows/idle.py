@@ -21,9 +21,9 @@ _SSH_STREAMS = 150
 def measure(world: World) -> Iterator[Row]:
     """Fresh processes each time: what others have used and freed would hide the cost."""
     plan = world.plan
-    found = {"qanat": [_look(world.fresh_product(), plan.idle_streams) for _ in range(plan.rounds)]}
+    found = {"qanat": [_look(world.fresh_product(), plan.idle_streams) for _ in range(plan.memory_rounds)]}
     if not world.no_ssh():
-        found["ssh"] = [_look(world.fresh_ssh(), _SSH_STREAMS)] * plan.rounds
+        found["ssh"] = [_look(world.fresh_ssh(), _SSH_STREAMS)] * plan.memory_rounds
     agents = {name: [agent for agent, _ in looks] for name, looks in found.items()}
     streams = {name: [stream for _, stream in looks] for name, looks in found.items()}
     yield from _rows("agent_rss_mib", "MiB", agents, "the whole RSS, code included")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bench.load import MIB, download_rate, echo_seconds, stalled_streams
 from bench.rounds import Row, alternate, ratio
 from bench.systems.qanat import Product, metric
-from bench.usage import settled_bytes
+from bench.usage import settled_bytes, wait_quiet
 from bench.world import World
 
 _COUNT = 100
@@ -35,35 +35,37 @@ def measure(world: World) -> Iterator[Row]:
         _Condition("alone", contextlib.nullcontext),
     ]
     size = int(download_rate(product.to["source"], 1, _PROBE_BYTES) * MIB * plan.bulk_seconds)
+    tails: dict[str, list[float]] = {condition.name: [] for condition in conditions}
 
-    def kept(condition: _Condition) -> float:
+    def look(condition: _Condition) -> float:
         with condition.open():
+            tails[condition.name].append(_p99_us(product, plan.echoes))
             return download_rate(product.to["source"], 1, size)
 
-    def p99_us(condition: _Condition) -> float:
-        with condition.open():
-            return 1e6 * statistics.quantiles(echo_seconds(product.to["echo"], plan.echoes), n=100)[98]
-
-    rates = alternate(conditions, plan.rounds, kept)
+    rates = alternate(conditions, plan.rounds, look)
     yield Row("stalled_kept", ratio(rates, "stalled", "alone"), "MiB/s", rates)
-    tails = alternate(conditions, plan.rounds, p99_us)
     yield Row("stalled_echo_p99", ratio(tails, "stalled", "alone"), "us", tails)
     yield _memory(world)
 
 
+def _p99_us(product: Product, count: int) -> float:
+    return 1e6 * statistics.quantiles(echo_seconds(product.to["echo"], count), n=100)[98]
+
+
 @contextlib.contextmanager
 def _crowd(product: Product) -> Iterator[None]:
+    both = product.server_pids + product.agent_pids
     with stalled_streams(product.to["source"], _COUNT):
-        time.sleep(_SETTLE_SECONDS)
+        wait_quiet(both)
         yield
-    time.sleep(_SETTLE_SECONDS)
+    wait_quiet(both)
 
 
 def _memory(world: World) -> Row:
     """The worse of two cases, on fresh processes: readers that never read, and readers that stop."""
     cases = {"never read": 0, "stopped after 2 MiB": _GROWN_BYTES}
     samples: dict[str, list[float]] = {}
-    for _ in range(world.plan.rounds):
+    for _ in range(world.plan.memory_rounds):
         for name, read_first in cases.items():
             for side, value in _growth_over_credit(world, read_first).items():
                 samples.setdefault(f"{name}, {side}", []).append(value)

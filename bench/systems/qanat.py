@@ -182,13 +182,17 @@ def _connect_dials(server: Server, targets: Mapping[str, int]) -> Mapping[str, D
     context.load_cert_chain(bundle)
 
     def dialler(port: int) -> Dial:
-        return lambda: _connect(context, server.https, f"{NODE}:{port}")
+        def connect(*, receive_bytes: int = 0) -> socket.socket:
+            plain = dial("127.0.0.1", server.https, receive_bytes)
+            return _through_connect(context, plain, f"{NODE}:{port}")
+
+        return connect
 
     return {role: dialler(port) for role, port in targets.items()}
 
 
-def _connect(context: ssl.SSLContext, https: int, authority: str) -> socket.socket:
-    sock = context.wrap_socket(dial("127.0.0.1", https), server_hostname="localhost")
+def _through_connect(context: ssl.SSLContext, plain: socket.socket, authority: str) -> socket.socket:
+    sock = context.wrap_socket(plain, server_hostname="localhost")
     sock.sendall(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
     head = b""
     while not head.endswith(b"\r\n\r\n"):
