@@ -98,17 +98,21 @@ async def test_a_tunnel_that_breaks_is_no_clean_end(tmp_path: Path) -> None:
 
 async def test_there_is_a_bound_and_the_next_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwarding, "_MAX_CONNECTIONS", 2)
-    async with forwarded(tmp_path, "7") as (server, port):
-        async with await local(port) as first, await local(port) as second, await local(port) as third:
-            for stream in (first, second):
-                await stream.send_all(b"x")
-                assert await stream.receive_some() == b"x"
-            await third.send_all(b"y")
-            assert len(server.authorities) == 2
-            await first.send_eof()
-            assert await first.receive_some() == b""
-            with trio.fail_after(5):
-                assert await third.receive_some() == b"y"
+    async with (
+        forwarded(tmp_path, "7") as (server, port),
+        await local(port) as first,
+        await local(port) as second,
+        await local(port) as third,
+    ):
+        for stream in (first, second):
+            await stream.send_all(b"x")
+            assert await stream.receive_some() == b"x"
+        await third.send_all(b"y")
+        assert len(server.authorities) == 2
+        await first.send_eof()
+        assert await first.receive_some() == b""
+        with trio.fail_after(5):
+            assert await third.receive_some() == b"y"
 
 
 async def test_a_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
