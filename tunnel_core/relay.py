@@ -8,6 +8,7 @@ of the link is per message.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -69,22 +70,30 @@ async def relay(
     *,
     left: Reason = Reason.USER_LEFT,
     idle_seconds: float | None = None,
+    on_first_byte: Callable[[], None] | None = None,
 ) -> RelayResult:
     """Moves bytes both ways until both halves have ended, then closes both.
 
     ``left`` is the reason when a side that is no tunnelled stream breaks (``USER_LEFT`` on the server,
-    ``TARGET_RESET`` at the agent). After ``idle_seconds`` without a byte both are aborted. Raises
-    nothing of its own; cancelled, it aborts both sides first.
+    ``TARGET_RESET`` at the agent). After ``idle_seconds`` without a byte both are aborted.
+    ``on_first_byte`` is called once, when the first bytes of ``b`` are there. Raises nothing of its
+    own; cancelled, it aborts both sides first.
     """
-    return await _Relay(a, b, left, idle_seconds).run()
+    return await _Relay(a, b, left, idle_seconds, on_first_byte).run()
 
 
 class _Relay:
     def __init__(
-        self, a: trio.abc.Stream, b: trio.abc.Stream, left: Reason, idle_seconds: float | None
+        self,
+        a: trio.abc.Stream,
+        b: trio.abc.Stream,
+        left: Reason,
+        idle_seconds: float | None,
+        on_first_byte: Callable[[], None] | None,
     ) -> None:
         self._a = a
         self._b = b
+        self._on_first_byte = on_first_byte
         self._left = left
         self._idle = idle_seconds
         self._scope = trio.CancelScope()
@@ -135,6 +144,8 @@ class _Relay:
             if not length:
                 await sink.send_eof()
                 return
+            if not moved[source]:  # type: ignore[index]
+                self._note_first(source)
             moved[source] += length  # type: ignore[index]
             await sink.put(data)
             if self._idle is not None:
@@ -153,6 +164,8 @@ class _Relay:
     async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         size = _SMALLEST_READ
         while data := await source.receive_some(size):
+            if not self._moved[source]:
+                self._note_first(source)
             self._moved[source] += len(data)
             await sink.send_all(data)
             self._stay_awake()
@@ -161,6 +174,10 @@ class _Relay:
             await sink.send_eof()
         else:
             await sink.aclose()  # it cannot end one half
+
+    def _note_first(self, source: object) -> None:
+        if source is self._b and self._on_first_byte is not None:
+            self._on_first_byte()
 
     def _note(self, error: Exception) -> None:
         if isinstance(error, StreamReset):

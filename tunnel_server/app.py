@@ -181,7 +181,9 @@ class Server:
 
     def _admission(self) -> Admission:
         limits = self.config.limits
-        return Admission(limits.max_connections, limits.max_unauthenticated_per_source)
+        return Admission(
+            limits.max_connections, limits.max_unauthenticated_per_source, limits.max_unauthenticated
+        )
 
     async def _listen(self, entrance: str, addresses: Sequence[str], handler: Handler) -> None:
         if addresses:

@@ -129,6 +129,14 @@ class Nodes:
         """The nodes that have an agent, each with its link."""
         return [(node, node.link) for node in self._attached.values() if node.link is not None]
 
+    @property
+    def attached_count(self) -> int:
+        return len(self._attached)
+
+    def find_exact(self, name: str) -> Node | None:
+        """The node of this full name; aliases are not looked at."""
+        return self._named(name)
+
     def find(self, text: str) -> Node | None:
         """The node of this name or alias.
 

@@ -92,7 +92,7 @@ class Passage:
         self._opener = opener
         self._wish = wish
         self._asked_at = trio.current_time()
-        self._opened = False
+        self._opened = self._spoke = False
         self._reason = Reason.DONE
         self._detail = ""
 
@@ -126,12 +126,15 @@ class Passage:
         """Joins the user's side and the stream until both have ended. Raises nothing of its own."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.watch_opened)
-            result = await relay(user, self.stream)
+            result = await relay(user, self.stream, on_first_byte=self.first_byte)
             self.end(result.reason, result.detail)
             nursery.cancel_scope.cancel()
 
     def first_byte(self) -> None:
-        """The target's first byte is on its way to the user."""
+        """The target's first byte is here. Only the first call counts."""
+        if self._spoke:
+            return
+        self._spoke = True
         seconds = trio.current_time() - self._asked_at
         self._opener.records.first_byte(self._wish.entrance, seconds)
 

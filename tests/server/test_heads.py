@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import h11
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.heads import (
@@ -194,3 +196,28 @@ def test_what_browsers_do(asked: h11.Request) -> None:
 def test_people_get_html() -> None:
     assert wants_html([(b"accept", b"text/html,application/xhtml+xml")])
     assert not wants_html([(b"accept", b"*/*")])
+
+
+NAMES = st.sampled_from(
+    ["Connection", "Upgrade", "TE", "Keep-Alive", "X-A", "X-Forwarded-For", "Cookie", "Expect", "Trailer"]
+)
+VALUES = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12)
+FRAMINGS = st.sampled_from([[], [("Content-Length", "5")], [("Transfer-Encoding", "chunked")]])
+
+
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=8), FRAMINGS)
+def test_whatever_is_said_the_target_reads_the_framing_that_we_read(
+    headers: list[tuple[str, str]], framing: list[tuple[str, str]]
+) -> None:
+    asked = request(*headers, *framing, method="POST", target="/path?q")
+    target = h11.Connection(h11.SERVER)
+    target.receive_data(h11.Connection(h11.CLIENT).send(request_forward(asked, "127.0.0.1")) or b"")
+    read = target.next_event()
+    assert isinstance(read, h11.Request)
+    assert (read.method, read.target) == (b"POST", b"/path?q")
+    kept = {name for name, _ in read.headers}
+    assert not kept & {b"te", b"keep-alive", b"trailer", b"expect"}
+    assert [value for name, value in read.headers if name in (b"content-length", b"transfer-encoding")] == [
+        value.encode() for _, value in framing
+    ]
+    assert [value for name, value in read.headers if name == b"x-forwarded-for"] == [b"127.0.0.1"]

@@ -35,6 +35,7 @@ async def test_bytes_go_both_ways_and_each_half_ends_alone() -> None:
         assert (link.streams[0].target, link.streams[0].user) == ("localhost:22", "127.0.0.1")
         assert edge.counters.closed_streams == {("tcp", "done"): 1}
         assert edge.counters.bytes_moved == {("tcp", "to_target"): 5, ("tcp", "to_user"): 5}
+        assert sum(edge.counters.first_bytes["tcp"].counts) == 1
 
 
 async def test_the_first_bytes_do_not_wait_for_the_dial() -> None:
