@@ -91,6 +91,7 @@ class Connector:
                 yield link
             except Refused as error:  # out of the nursery, which would wrap it in a group
                 refused = error
+                nursery.cancel_scope.cancel()
             link.end(Reason.AGENT_STOPPING)
         if refused is not None:
             raise refused

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.agent.links import Pair, linked
+from tests.fakes.memory_link import LinkPair, memory_links
 from tunnel_agent.dial import Connect, Dialler, Resolve, connect_address, resolve_host
 from tunnel_agent.serve import Serving
 from tunnel_agent.targets import Policy, Published, parse_entry
@@ -30,7 +30,7 @@ from tunnel_core.stream import Stream, StreamReset
 class Rig:
     """A session, what serves it, and what was counted."""
 
-    def __init__(self, pair: Pair, serving: Serving, counters: Counters) -> None:
+    def __init__(self, pair: LinkPair, serving: Serving, counters: Counters) -> None:
         self.pair = pair
         self.serving = serving
         self.counters = counters
@@ -61,18 +61,21 @@ async def serving(
     counters = Counters()
     async with trio.open_nursery() as nursery:
         serves = Serving(nursery, dialler, log or Log(), counters, {"status": _hello})
-
-        def take(stream: Stream) -> None:
-            if served is not None:
-                served.append(stream)
-            serves.take(stream)
-
-        async with linked(take) as pair:
+        async with memory_links() as pair:
+            nursery.start_soon(take_all, pair, serves, served)
             yield Rig(pair, serves, counters)
         with trio.fail_after(5):
             await serves.wait_idle()
         assert serves.count == 0
         nursery.cancel_scope.cancel()
+
+
+async def take_all(pair: LinkPair, serves: Serving, served: list[Stream] | None = None) -> None:
+    """What the link does for the agent: gives it each stream that the server opens."""
+    async for stream in pair.opened:
+        if served is not None:
+            served.append(stream)
+        serves.take(stream)
 
 
 class EchoServer:
@@ -248,10 +251,9 @@ async def test_stopping_resets_what_is_being_served() -> None:
     async with echo_server() as echo:
         policy = Policy(node="edge1", file="agent.toml", allow=[parse_entry(echo.address)])
         dialler = Dialler(policy, 10.0, TargetTls("edge1", "agent.toml"))
-        takers: list[Serving] = []
-        async with linked(lambda stream: takers[0].take(stream)) as pair:
+        async with memory_links() as pair:
             async with trio.open_nursery() as nursery:
-                takers.append(Serving(nursery, dialler, Log(), Counters(), {}))
+                nursery.start_soon(take_all, pair, Serving(nursery, dialler, Log(), Counters(), {}))
                 stream = pair.server.open(Target.parse(echo.address), user="kim", entrance="tcp")
                 await stream.wait_opened()
                 nursery.cancel_scope.cancel()

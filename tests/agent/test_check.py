@@ -1,0 +1,373 @@
+"""``qanat-agent check``: each thing that breaks is found at its step and named with its cure."""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from certs.bundle import write_bundle
+from certs.ca import Leaf
+from tests.fakes.grpc_site import open_site, server_tls
+from tests.fakes.memory_link import welcome
+from tests.fakes.pki import authority, bundle_of, expired_leaf, server_context
+from tunnel_agent.check import check_all, check_certificate, check_targets
+from tunnel_agent.connect import Connector
+from tunnel_agent.findings import Finding, Verdict
+from tunnel_agent.load import Installation, load_installation
+from tunnel_agent.probe import ServerProbe
+from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_core.carrier import Carrier
+from tunnel_core.command_line import ExitCode
+from tunnel_core.credit import CreditPool
+from tunnel_core.frames import Hello, Rejected, Welcome
+from tunnel_core.identity import Role
+from tunnel_core.limits import Limits
+from tunnel_core.link import Link
+from tunnel_core.reasons import Reason
+from tunnel_core.session import ServerSteps
+
+
+@pytest.fixture
+def no_environment_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def installation_in(folder: Path, *servers: str, text: str = "") -> Installation:
+    write_bundle(folder / "node.pem", bundle_of(Role.NODE, "edge1", agents=servers))
+    (folder / "agent.toml").write_text("[session]\nconnect_timeout_seconds = 2\n" + text)
+    return load_installation(folder / "agent.toml")
+
+
+async def probe(installation: Installation, bridge: Bridge) -> list[Finding]:
+    findings: list[Finding] = []
+    connector = Connector(
+        bridge=bridge,
+        bundle=installation.bundle,
+        proxy=installation.proxy,
+        limits=Limits(),
+        connect_timeout_seconds=2.0,
+        services=installation.services,
+        on_open=lambda stream: None,
+    )
+    await ServerProbe(installation.servers[0], installation, connector).run(findings.append)
+    return findings
+
+
+async def failure_at(step: str, installation: Installation) -> Finding:
+    """The finding of the step that fails; those before it passed."""
+    async with open_bridge() as bridge:
+        findings = await probe(installation, bridge)
+    assert [finding.verdict for finding in findings[:-1]] == [Verdict.PASS] * (len(findings) - 1)
+    assert (findings[-1].step, findings[-1].verdict) == (step, Verdict.FAIL)
+    assert findings[-1].fix
+    return findings[-1]
+
+
+Answer = Callable[[Hello], Welcome | Rejected]
+
+
+async def answer_attaches(take: Callable[[], Awaitable[Carrier]], answer: Answer, links: list[Link]) -> None:
+    async with trio.open_nursery() as nursery:
+        while True:
+            carrier = await take()
+            links.append(
+                Link(carrier, ServerSteps(answer), node="edge1", limits=Limits(), pool=CreditPool(2**28))
+            )
+            nursery.start_soon(links[-1].run)
+
+
+async def test_a_good_way_passes_every_step_and_takes_no_session(tmp_path: Path) -> None:
+    links: list[Link] = []
+    async with open_site() as site, trio.open_nursery() as nursery:
+        nursery.start_soon(answer_attaches, site._accepted.receive, lambda _: welcome(Limits()), links)
+        findings = await probe(installation_in(tmp_path, site.address), site.bridge)
+        assert [(f.step, f.verdict) for f in findings] == [
+            (step, Verdict.PASS) for step in ("dns", "tcp", "tls", "attach")
+        ]
+        assert "welcomed as node edge1 by qanat-server/test" in findings[-1].detail
+        assert not any(link.attached for link in links)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_rejection_is_told_with_its_cure(tmp_path: Path) -> None:
+    def reject(_: Hello) -> Rejected:
+        return Rejected(Reason.WRONG_TRUST_DOMAIN, "the certificate is from another trust domain")
+
+    async with open_site() as site, trio.open_nursery() as nursery:
+        nursery.start_soon(answer_attaches, site._accepted.receive, reject, [])
+        findings = await probe(installation_in(tmp_path, site.address), site.bridge)
+        assert (findings[-1].step, findings[-1].verdict) == ("attach", Verdict.FAIL)
+        assert findings[-1].detail.endswith("the certificate is from another trust domain")
+        assert findings[-1].fix.endswith("`qanat-server issue node edge1`")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_does_not_trust_the_node_fails_at_the_attach(tmp_path: Path) -> None:
+    other = authority("other.internal").issue(Role.NODE, "edge1").roots_pem
+    async with open_site(tls=server_tls(roots_pem=other)) as site:
+        findings = await probe(installation_in(tmp_path, site.address), site.bridge)
+    assert (findings[-1].step, findings[-1].verdict) == ("attach", Verdict.FAIL)
+    assert "may not take this certificate" in findings[-1].fix
+
+
+@asynccontextmanager
+async def listening(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncIterator[str]:
+    """A TCP server on loopback; yields its address."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            with suppress(trio.BrokenResourceError):
+                await handler(stream)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, handle, listeners)
+        yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def tls_server(
+    folder: Path, leaf: Leaf | None = None, alpn: str = "h2", tls12: bool = False
+) -> AsyncIterator[str]:
+    """Something that speaks TLS and nothing else."""
+    context = server_context(folder, leaf)
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols([alpn])
+    if tls12:
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    async def handle(stream: trio.SocketStream) -> None:
+        tls = trio.SSLStream(stream, context, server_side=True)
+        await tls.do_handshake()
+        await tls.receive_some()
+
+    async with listening(handle) as address:
+        yield address
+
+
+async def test_an_unknown_issuer_is_named(tmp_path: Path) -> None:
+    inspecting = authority("inspection.example").issue(Role.SERVER, "box", names=("127.0.0.1",))
+    async with tls_server(tmp_path, inspecting) as address:
+        found = await failure_at("tls", installation_in(tmp_path, address))
+    assert "is issued by " in found.detail
+    assert "inspection.example" in found.detail
+    assert found.detail.endswith("not by your CA: TLS inspection?")
+
+
+async def test_an_expired_server_certificate_is_held_against_the_clock(tmp_path: Path) -> None:
+    async with tls_server(tmp_path, expired_leaf(Role.SERVER, "main")) as address:
+        found = await failure_at("tls", installation_in(tmp_path, address))
+    assert "ended on " in found.detail
+    assert "this machine's clock says " in found.detail
+
+
+async def test_a_server_certificate_of_the_future_points_at_the_clock(tmp_path: Path) -> None:
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=3)
+    leaf = authority().issue(Role.SERVER, "main", names=("127.0.0.1",), now=later)
+    async with tls_server(tmp_path, leaf) as address:
+        found = await failure_at("tls", installation_in(tmp_path, address))
+    assert "begins on " in found.detail
+    assert found.fix.startswith("set this machine's clock")
+
+
+async def test_a_wrong_name_lists_the_right_ones(tmp_path: Path) -> None:
+    leaf = authority().issue(Role.SERVER, "main", names=("tunnel.example.com", "192.0.2.7"))
+    async with tls_server(tmp_path, leaf) as address:
+        found = await failure_at("tls", installation_in(tmp_path, address))
+    assert found.detail.endswith("is for tunnel.example.com, 192.0.2.7")
+
+
+async def test_old_tls_is_told(tmp_path: Path) -> None:
+    async with tls_server(tmp_path, tls12=True) as address:
+        found = await failure_at("tls", installation_in(tmp_path, address))
+    assert "speaks TLSv1.2" in found.detail
+
+
+async def test_a_server_without_http2_is_told(tmp_path: Path) -> None:
+    async with tls_server(tmp_path, alpn="http/1.1") as address:
+        found = await failure_at("tls", installation_in(tmp_path, address))
+    assert "does not offer HTTP/2" in found.detail
+
+
+async def test_a_port_that_speaks_no_tls_is_told(tmp_path: Path) -> None:
+    async def plain(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"SSH-2.0-OpenSSH_9.2\r\n")
+        await stream.receive_some()
+
+    async with listening(plain) as address:
+        found = await failure_at("tls", installation_in(tmp_path, address))
+    assert "does not speak TLS" in found.detail
+
+
+async def test_a_connection_that_is_cut_in_the_handshake_is_told(tmp_path: Path) -> None:
+    async def cut(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+
+    async with listening(cut) as address:
+        found = await failure_at("tls", installation_in(tmp_path, address))
+    assert "closed the connection during the TLS handshake" in found.detail
+
+
+async def test_nobody_listens(tmp_path: Path) -> None:
+    async with listening(_ignore) as address:
+        pass
+    found = await failure_at("tcp", installation_in(tmp_path, address))
+    assert f"{address} refused the connection" in found.detail
+
+
+async def test_a_name_that_does_not_resolve(tmp_path: Path) -> None:
+    found = await failure_at("dns", installation_in(tmp_path, "nosuch.invalid:7001"))
+    assert found.detail.startswith("nosuch.invalid cannot be resolved")
+
+
+async def _ignore(stream: trio.SocketStream) -> None:
+    await stream.receive_some()
+
+
+class FakeProxy:
+    """An HTTP proxy that answers CONNECT with ``answer``, and tunnels if that is 200."""
+
+    def __init__(self, answer: bytes = b"200 ok", target: str = "") -> None:
+        self._answer = answer
+        self._target = target
+        self.heads: list[bytes] = []
+
+    async def handle(self, stream: trio.SocketStream) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += await stream.receive_some()
+        self.heads.append(head)
+        await stream.send_all(b"HTTP/1.1 " + self._answer + b"\r\n\r\n")
+        if not self._target:
+            return
+        host, _, port = self._target.rpartition(":")
+        async with await trio.open_tcp_stream(host, int(port)) as far, trio.open_nursery() as nursery:
+            nursery.start_soon(self._copy, far, stream)
+            await self._copy(stream, far)
+            nursery.cancel_scope.cancel()
+
+    async def _copy(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        async for data in source:
+            await sink.send_all(data)
+
+
+async def test_the_way_leads_through_the_proxy(tmp_path: Path, no_environment_proxy: None) -> None:
+    async with open_site() as site, trio.open_nursery() as nursery:
+        proxy = FakeProxy(target=site.address)
+        nursery.start_soon(answer_attaches, site._accepted.receive, lambda _: welcome(Limits()), [])
+        async with listening(proxy.handle) as address:
+            (tmp_path / "password").write_text("geheim")
+            installation = _proxied(tmp_path, site.address, address)
+            findings = await probe(installation, site.bridge)
+        assert [f.step for f in findings] == ["dns", "tcp", "proxy", "tls", "attach"]
+        assert all(finding.verdict is Verdict.PASS for finding in findings), findings
+        assert b"basic YWxpY2U6Z2VoZWlt".lower() in proxy.heads[0].lower()
+        assert "geheim" not in str(findings)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail", "fix"),
+    [
+        (b"407 Who are you", "with 407 Who are you", "proxy_password_file"),
+        (b"403 Forbidden", "with 403 Forbidden", "ask for CONNECT to tunnel.example.com:7001"),
+        (b"502 Bad", "with 502 Bad", "no_proxy"),
+    ],
+)
+async def test_what_the_proxy_answers_is_told(
+    tmp_path: Path, no_environment_proxy: None, answer: bytes, detail: str, fix: str
+) -> None:
+    async with listening(FakeProxy(answer).handle) as address:
+        (tmp_path / "password").write_text("geheim")
+        found = await failure_at("proxy", _proxied(tmp_path, "tunnel.example.com:7001", address))
+    assert detail in found.detail
+    assert fix in found.fix
+
+
+async def test_a_proxy_that_grpc_would_bypass_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "https://proxy:3128")
+    found = await failure_at("proxy", installation_in(tmp_path, "tunnel.example.com:7001"))
+    assert "is a https:// proxy" in found.detail
+
+
+def _proxied(folder: Path, server: str, proxy: str) -> Installation:
+    text = f'proxy = "http://alice@{proxy}"\nproxy_password_file = "password"\n'
+    write_bundle(folder / "node.pem", bundle_of(Role.NODE, "edge1", agents=(server,)))
+    (folder / "agent.toml").write_text(text)
+    return load_installation(folder / "agent.toml")
+
+
+# This machine's part.
+
+
+def certificate_at(installation: Installation, days: float) -> Finding:
+    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    return check_certificate(installation, now)
+
+
+def test_the_certificate_is_held_against_the_clock(tmp_path: Path) -> None:
+    installation = installation_in(tmp_path, "a:7001")
+    assert certificate_at(installation, 0).verdict is Verdict.PASS
+    assert "in 9 days: bring a new one" in certificate_at(installation, 355).detail
+    assert "ended on" in certificate_at(installation, 400).detail
+    early = certificate_at(installation, -20000)
+    assert early.verdict is Verdict.FAIL
+    assert early.fix == "set the clock: `timedatectl set-ntp true`"
+
+
+def test_a_key_of_another_certificate_is_found(tmp_path: Path) -> None:
+    good, other = bundle_of(Role.NODE, "edge1", agents=("a:7001",)), bundle_of(Role.NODE, "edge2")
+    mixed = type(good)(good.identity, other.key_pem, good.chain_pem, good.roots_pem, good.agents)
+    write_bundle(tmp_path / "node.pem", mixed)
+    (tmp_path / "agent.toml").write_text("")
+    finding = certificate_at(load_installation(tmp_path / "agent.toml"), 0)
+    assert finding.verdict is Verdict.FAIL
+    assert "do not belong together" in finding.detail
+
+
+async def test_each_target_is_dialled_and_ranges_are_not(tmp_path: Path) -> None:
+    async with listening(_ignore) as alive:
+        async with listening(_ignore) as dead:
+            pass
+        text = (
+            f'[[service]]\nname = "web"\ntarget = "{alive}"\n[[service]]\nname = "gone"\ntarget = "{dead}"\n'
+        )
+        installation = installation_in(tmp_path, "a:7001", text=text)
+        allow = f'allow = ["10.0.0.0/8:1-9", "{alive}"]\n'
+        (tmp_path / "agent.toml").write_text(allow + text)
+        findings = await check_targets(load_installation(installation.file))
+    assert [finding.verdict for finding in findings] == [
+        Verdict.PASS,
+        Verdict.FAIL,
+        Verdict.SKIP,
+        Verdict.PASS,
+    ]
+    assert findings[0].detail == f"web answers at {alive}"
+    assert f"{dead} refused the connection" in findings[1].detail
+
+
+async def test_a_bad_configuration_ends_the_check_with_every_problem(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text('servres = []\nallow = ["nope"]\n')
+    findings: list[Finding] = []
+    assert await check_all(tmp_path / "agent.toml", None, findings.append) is ExitCode.USAGE
+    assert [finding.step for finding in findings] == ["config", "config"]
+    assert "did you mean servers?" in str(findings)
+
+
+async def test_one_failure_makes_the_whole_check_fail(tmp_path: Path) -> None:
+    async with listening(_ignore) as address:
+        pass
+    findings: list[Finding] = []
+    installation = installation_in(tmp_path, address)
+    assert await check_all(installation.file, None, findings.append) is ExitCode.FAILED
+    assert [finding.step for finding in findings] == ["config", "certificate", "dns", "tcp"]
