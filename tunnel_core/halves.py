@@ -116,12 +116,12 @@ class ReceiveHalf:
     """Bytes that arrived from the peer, until the reader takes them."""
 
     __slots__ = (
-        "_initial",
         "_max_window",
         "_pool",
         "buffered",
         "granted",
         "inbox",
+        "initial",
         "received",
         "size",
         "window",
@@ -132,7 +132,7 @@ class ReceiveHalf:
         self.buffered = 0
         self.received = 0
         self.size: int | None = None  # final size once the peer announced it
-        self.window = self._initial = limits.initial_credit
+        self.window = self.initial = limits.initial_credit
         self.granted = self.window  # absolute offset that the peer may send up to
         self._max_window = limits.max_credit
         self._pool = pool
@@ -216,5 +216,5 @@ class ReceiveHalf:
 
     def release(self) -> None:
         """Gives the grown part of the window back to the pool; the stream is gone."""
-        self._pool.release(self.window - self._initial)
-        self.window = self._initial
+        self._pool.release(self.window - self.initial)
+        self.window = self.initial

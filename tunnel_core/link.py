@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
@@ -124,6 +124,11 @@ class Link:
     def credit_granted(self) -> int:
         """Bytes that the peer may send, or has sent and nobody read yet, over all streams."""
         return sum(stream.recv.outstanding for stream in self._mux.streams.values())
+
+    @property
+    def mux_streams(self) -> Iterable[MuxStream]:
+        """All streams that still hold anything, also those whose owners have closed them."""
+        return self._mux.streams.values()
 
     @property
     def bytes_in(self) -> int:

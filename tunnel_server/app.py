@@ -21,7 +21,9 @@ from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.logs import log_event
+from tunnel_core.mux import MuxStream
 from tunnel_core.ops import OpsAccess, OpsPages, OpsServer, serve_ops
+from tunnel_core.pressure import relieve_pressure
 from tunnel_core.reasons import Reason
 from tunnel_server.admission import Admission
 from tunnel_server.attach import Attachments, AttachSettings
@@ -116,6 +118,7 @@ class Server:
         ) as carriers:
             self._carriers = carriers
             self.agent_addresses = carriers.addresses
+            self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
             await self._open_entrances()
             ops: OpsServer = await self._nursery.start(
                 serve_ops, config.ops, self._ops_pages(), self._access()
@@ -213,6 +216,9 @@ class Server:
         if scope.cancelled_caught:
             _log.warning("%d streams did not finish in %g s", self.attachments.stream_count, seconds)
         await self.attachments.end_all(Reason.SERVER_STOPPING)
+
+    def _mux_streams(self) -> list[MuxStream]:
+        return [stream for _, link in self.nodes.attached() for stream in link.mux_streams]
 
     def _access(self) -> OpsAccess:
         ops, domain = self.config.ops, self.config.trust_domain

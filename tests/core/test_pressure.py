@@ -1,0 +1,77 @@
+"""Memory that stalled readers hold is taken back from the largest of them, and from nobody else."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tunnel_core.credit import CreditPool
+from tunnel_core.frames import Data, Open
+from tunnel_core.limits import Limits
+from tunnel_core.mux import Mux, MuxStream
+from tunnel_core.pressure import StallWatch, relieve_pressure
+from tunnel_core.reasons import Reason
+
+LIMITS = Limits(initial_credit=100, max_credit=800, credit_pool=10_000, stall_seconds=30)
+
+
+class Site:
+    """A mux with streams whose windows have grown; tests press on the pool by hand."""
+
+    def __init__(self) -> None:
+        self.pool = CreditPool(LIMITS.credit_pool)
+        self.streams: list[MuxStream] = []
+        self.mux = Mux(LIMITS, self.pool, opener=False, on_open=self.streams.append)
+        for number in (1, 3, 5):
+            self.mux.receive(Open(number, "localhost:22", "operator", "tcp", 100))
+        for stream in self.streams:
+            while stream.recv.window < LIMITS.max_credit:
+                self.arrive(stream, 50)
+                stream.read(50)
+
+    def arrive(self, stream: MuxStream, size: int) -> None:
+        self.mux.receive(Data(stream.number, stream.recv.received, b"x" * size))
+
+    def press(self) -> None:
+        self.pool.granted = LIMITS.credit_pool
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def test_the_largest_that_stands_still_is_found(site: Site) -> None:
+    small, large, reading = site.streams
+    for stream, size in ((small, 200), (large, 400), (reading, 700)):
+        site.arrive(stream, size)
+    site.press()
+    watch = StallWatch(site.pool, 30)
+    assert watch.find_victim(site.streams, 0) is None
+    reading.read(10)
+    assert watch.find_victim(site.streams, 29) is None
+    assert watch.find_victim(site.streams, 31) is large
+
+
+def test_without_pressure_nobody_is(site: Site) -> None:
+    site.arrive(site.streams[0], 500)
+    watch = StallWatch(site.pool, 30)
+    assert watch.find_victim(site.streams, 0) is None
+    assert watch.find_victim(site.streams, 1000) is None
+
+
+def test_an_idle_stream_is_not_stalled(site: Site) -> None:
+    site.press()
+    watch = StallWatch(site.pool, 30)
+    assert watch.find_victim(site.streams, 0) is None
+    assert watch.find_victim(site.streams, 1000) is None
+
+
+async def test_one_is_reset_with_its_reason(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    site.arrive(site.streams[0], 300)
+    site.press()
+    with trio.move_on_after(45):
+        await relieve_pressure(site.pool, lambda: site.streams, LIMITS)
+    reasons = [stream.reset_reason for stream in site.streams]
+    assert reasons == [Reason.STALLED_UNDER_PRESSURE, None, None]
