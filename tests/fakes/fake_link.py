@@ -76,7 +76,11 @@ class FakeStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._check()
         self.bytes_out += len(data)
-        await self._near.send_all(data)
+        try:
+            await self._near.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._check()
+            raise
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._near.wait_send_all_might_not_block()
