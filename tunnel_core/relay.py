@@ -108,7 +108,7 @@ class _Relay:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._direction, self._a, self._b)
                     await self._direction(self._b, self._a)
-            if self._scope.cancelled_caught:
+            if self._scope.cancelled_caught and self._reason is None:
                 self._fail(Reason.IDLE_TIMEOUT, f"no byte moved for {self._idle:g} s")
         except BaseException:
             self._fail(self._left, "")
