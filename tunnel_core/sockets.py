@@ -67,6 +67,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     async def wait_readable(self) -> None:
         """Waits until ``receive_nowait`` has an answer."""
+        self._check_open()
         await trio.lowlevel.wait_readable(self.socket)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -95,6 +96,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     async def wait_writable(self) -> None:
         """Waits until ``send_nowait`` would take something."""
+        self._check_open()
         await trio.lowlevel.wait_writable(self.socket)
 
     async def put(self, data: Payload) -> None:
@@ -128,8 +130,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
             self._sending = False
 
     def _check_sendable(self) -> None:
-        if self.socket.fileno() < 0:
-            raise trio.ClosedResourceError("this socket was closed here")
+        self._check_open()
         if self._ended:
             raise trio.ClosedResourceError("this socket's sending half was ended here")
 
@@ -140,14 +141,18 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     def end_nowait(self) -> None:
         """``send_eof`` without a checkpoint. Idempotent."""
-        if self.socket.fileno() < 0:
-            raise trio.ClosedResourceError("this socket was closed here")
+        self._check_open()
         if not self._ended:
             self._ended = True
             try:
                 self.socket.shutdown(socket.SHUT_WR)
             except OSError as error:
                 raise _translated(error) from error
+
+    def _check_open(self) -> None:
+        # trio keeps a waiter for descriptor -1 for ever, and calls the next one busy.
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError("this socket was closed here")
 
     # Ending.
 
