@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Iterable
 
 import trio
 
@@ -17,11 +18,13 @@ from tunnel_agent.state import AgentState
 from tunnel_agent.status import status_routes
 from tunnel_agent.tls import TargetTls
 from tunnel_core.bridge import Bridge, open_bridge
-from tunnel_core.counters import Counters
+from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.limits import Limits
 from tunnel_core.logs import log_event
+from tunnel_core.mux import MuxStream
 from tunnel_core.ops import OpsPages, serve_ops
+from tunnel_core.pressure import relieve_pressure
 from tunnel_core.reasons import Reason
 
 _log = logging.getLogger("qanat.agent")
@@ -66,12 +69,23 @@ class Agent:
         self._attacher = self._make_attacher(bridge)
 
     def _make_pages(self) -> OpsPages:
-        installation, state, counters = self._installation, self.state, self.counters
+        installation, state = self._installation, self.state
         return OpsPages(
-            snapshot=lambda: counters.snapshot(sessions=int(state.is_attached), software=SOFTWARE),
+            snapshot=self._snapshot,
             ready=lambda: "" if state.is_attached else "not_attached",
             routes=status_routes(state, installation.services, tuple(map(str, installation.config.allow))),
         )
+
+    def _snapshot(self) -> Snapshot:
+        link = self.state.link
+        return self.counters.snapshot(
+            sessions=int(self.state.is_attached),
+            software=SOFTWARE,
+            credit_granted_bytes=link.credit_granted if link else 0,
+        )
+
+    def _mux_streams(self) -> Iterable[MuxStream]:
+        return self.state.link.mux_streams if self.state.link else ()
 
     def _make_serving(self) -> Serving:
         config, policy = self._installation.config, self._installation.policy()
@@ -81,7 +95,7 @@ class Agent:
 
     def _make_attacher(self, bridge: Bridge) -> Attacher:
         installation, session = self._installation, self._installation.config.session
-        connector = Connector(
+        self.connector = connector = Connector(
             bridge=bridge,
             bundle=installation.bundle,
             proxy=installation.proxy,
@@ -98,6 +112,8 @@ class Agent:
         descriptors = raise_descriptor_limit()
         ops = await self._nursery.start(serve_ops, self._installation.config.ops, self.pages)
         self._nursery.start_soon(self._stay_attached)
+        pool, limits = self.connector.pool, self.connector.limits
+        self._nursery.start_soon(relieve_pressure, pool, self._mux_streams, limits)
         fields = {"node": self.state.node, "file": self._installation.file, "descriptors": descriptors.now}
         where = ", ".join(f"http://{address}/" for address in ops.addresses) or None
         log_event(_log, logging.INFO, f"{SOFTWARE} started", **fields, status=where)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason
 
 _KEPT_ERRORS = 10
@@ -48,6 +49,10 @@ class AttachedLink(Protocol):
     def bytes_out(self) -> int: ...
     @property
     def streams(self) -> Mapping[int, OpenStream]: ...
+    @property
+    def credit_granted(self) -> int: ...
+    @property
+    def mux_streams(self) -> Iterable[MuxStream]: ...
     def drain(self, deadline_seconds: float) -> None: ...
     def end(self, reason: Reason, detail: str = "") -> None: ...
     async def wait_ended(self) -> tuple[Reason, str]: ...
