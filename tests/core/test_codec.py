@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.core.packets import KINDS, by_protobuf, delimited, mutated, odd_packets, packets, to_protobuf
 from tunnel_core import frames
 from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.frames import (
@@ -18,13 +17,11 @@ from tunnel_core.frames import (
     Credit,
     Data,
     End,
-    Frame,
     Hello,
     Malformed,
     Open,
     Packet,
     Ping,
-    RefusedFrame,
     Reset,
     Service,
     Stop,
@@ -35,128 +32,16 @@ from tunnel_core.frames import (
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.messages import BY_FRAME, MESSAGES
 from tunnel_core.pb import tunnel_pb2
-from tunnel_core.reasons import Reason, reason_from_code
+from tunnel_core.reasons import Reason
 from tunnel_core.wire import MAX_FIELDS, varint
 
-KINDS: dict[str, type[Any]] = {
-    "refused" if kind is RefusedFrame else kind.__name__.lower(): kind
-    for kind in get_args(Frame)
-    if kind is not Unknown
-}
-"""Frame classes by the names that the proto gives them."""
 LIMITS = Limits()
 relaxed = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-
-
-# The slow obvious reading and writing, by the generated classes.
-
-
-def by_protobuf(data: bytes) -> Packet | None:
-    """What protobuf reads; None where it, or our rule on wire types, refuses."""
-    try:
-        message = tunnel_pb2.Packet.FromString(data)
-    except DecodeError:
-        return None
-    if any(map(_has_foreign_wire_type, _messages_of(message))):
-        return None
-    return Packet(message.number, message.ack, [_frame_from(frame) for frame in message.frames])
-
-
-def _messages_of(packet: tunnel_pb2.Packet) -> list[Message]:
-    kinds = [getattr(frame, kind) for frame in packet.frames if (kind := frame.WhichOneof("kind"))]
-    services = [service for kind in kinds if isinstance(kind, tunnel_pb2.Hello) for service in kind.services]
-    return [packet, *packet.frames, *kinds, *services]
-
-
-def _has_foreign_wire_type(message: Message) -> bool:
-    known = message.DESCRIPTOR.fields_by_number
-    return any(field.field_number in known for field in UnknownFieldSet(message))
-
-
-def _frame_from(message: tunnel_pb2.Frame) -> Frame:
-    kind = message.WhichOneof("kind")
-    if kind is None:
-        fields = list(UnknownFieldSet(message))
-        return Unknown(fields[-1].field_number if fields else 0)
-    frame: Frame = _tuple_from(KINDS[kind], getattr(message, kind))
-    return frame
-
-
-def _tuple_from(kind: type[Any], message: Message) -> Any:
-    return kind(*(_value_from(name, getattr(message, name)) for name in kind._fields))
-
-
-def _value_from(name: str, value: Any) -> Any:
-    if name == "reason":
-        return reason_from_code(value)
-    if name == "services":
-        return tuple(_tuple_from(Service, service) for service in value)
-    return tuple(value) if name == "features" else value
-
-
-def to_protobuf(packet: Packet) -> tunnel_pb2.Packet:
-    message = tunnel_pb2.Packet(number=packet.number, ack=packet.ack)
-    for frame in packet.frames:
-        name = next(name for name, kind in KINDS.items() if kind is type(frame))
-        _fill(getattr(message.frames.add(), name), frame)
-    return message
-
-
-def _fill(message: Message, values: Any) -> None:
-    message.SetInParent()
-    for name, value in values._asdict().items():
-        if name == "services":
-            for service in value:
-                _fill(message.services.add(), service)
-        elif name == "features":
-            message.features.extend(value)
-        elif value:
-            setattr(message, name, value.code if name == "reason" else value)
-
-
-# Frames that hypothesis draws.
-
-numbers = (
-    st.integers(0, 2**64 - 1) | st.integers(0, 300) | st.sampled_from([2**k - 1 for k in range(7, 65, 7)])
-)
-texts = st.text(max_size=40)
-ids = st.binary(max_size=40)
-BY_TYPE = {
-    "int": numbers,
-    "str": texts,
-    "bytes": ids,
-    "bool": st.booleans(),
-    "Payload": st.binary(max_size=200),
-}
-BY_TYPE["Reason"] = st.sampled_from(Reason)
-BY_TYPE["tuple[str, ...]"] = st.lists(texts, max_size=3).map(tuple)
-BY_TYPE["tuple[Service, ...]"] = st.lists(st.builds(Service, texts, texts, texts), max_size=3).map(tuple)
-
-
-def frames_of(kind: type[Any]) -> st.SearchStrategy[Any]:
-    return st.tuples(*(_values(kind, name) for name in kind._fields)).map(lambda values: kind(*values))
-
-
-def _values(kind: type[Any], name: str) -> st.SearchStrategy[Any]:
-    """No stream has number 0, so the writer need not leave that default out."""
-    return numbers.filter(bool) if name == "stream" else BY_TYPE[kind.__annotations__[name]]
-
-
-def _plain_annotations() -> None:
-    """NamedTuple keeps annotations as ForwardRef where annotations are postponed."""
-    for kind in [*KINDS.values(), Service]:
-        for name, annotation in kind.__annotations__.items():
-            kind.__annotations__[name] = getattr(annotation, "__forward_arg__", annotation)
-
-
-_plain_annotations()
-any_frame = st.one_of(*map(frames_of, KINDS.values()))
-packets = st.builds(Packet, numbers, numbers, st.lists(any_frame, max_size=6))
 
 
 def encoded(packet: Packet) -> bytes:
@@ -188,68 +73,6 @@ def test_our_bytes_are_protobufs_bytes(packet: Packet) -> None:
 @given(packets)
 def test_what_was_written_is_read(packet: Packet) -> None:
     assert read(encoded(packet)) == packet
-
-
-def delimited(number: int, body: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(body)) + body
-
-
-unknown_numbers = st.sampled_from([22, 40, 300, 20_000, 2**29 - 1])
-plain_unknowns = st.one_of(
-    st.builds(lambda n, v: varint(n << 3) + varint(v), unknown_numbers, numbers),
-    st.builds(lambda n, v: varint(n << 3 | 1) + v, unknown_numbers, st.binary(min_size=8, max_size=8)),
-    st.builds(delimited, unknown_numbers, st.binary(max_size=20)),
-    st.builds(lambda n, v: varint(n << 3 | 5) + v, unknown_numbers, st.binary(min_size=4, max_size=4)),
-)
-unknowns = st.recursive(
-    plain_unknowns,
-    lambda inner: st.builds(
-        lambda n, parts: varint(n << 3 | 3) + b"".join(parts) + varint(n << 3 | 4),
-        unknown_numbers,
-        st.lists(inner, max_size=3),
-    ),
-    max_leaves=5,
-)
-long_tags = st.sampled_from(
-    [lambda tag: varint(tag), lambda tag: bytes((tag & 127 | 128, tag >> 7 | 128, 0))]
-)
-long_numbers = st.sampled_from([varint, lambda n: varint(n | 2**63)])
-
-
-@st.composite
-def disordered(draw: st.DrawFn, kind: type[Any]) -> bytes:
-    """The fields of one frame in any order, with repeats, unknown fields, tags longer than needed."""
-    parts = draw(st.lists(unknowns, max_size=2))
-    for name, index in draw(st.permutations(list(zip(kind._fields, range(1, 20), strict=False)))):
-        for _ in range(draw(st.integers(0, 2))):
-            parts.append(draw(_field(kind, name, index)))
-    return b"".join(draw(st.permutations(parts)))
-
-
-def _field(kind: type[Any], name: str, index: int) -> st.SearchStrategy[bytes]:
-    annotation = kind.__annotations__[name]
-    if annotation in {"int", "bool", "Reason"}:
-        return st.builds(lambda tag, n: tag(index << 3) + varint(n), long_tags, numbers)
-    if annotation == "tuple[Service, ...]":
-        bodies: st.SearchStrategy[bytes] = disordered(Service)
-    else:
-        bodies = texts.map(str.encode) if "str" in annotation else ids
-    return st.builds(lambda tag, body: tag(index << 3 | 2) + varint(len(body)) + body, long_tags, bodies)
-
-
-pieces = st.one_of(
-    *(
-        disordered(kind).map(lambda body, n=BY_FRAME[kind].number: delimited(n, body))
-        for kind in KINDS.values()
-    )
-)
-odd_frames = st.lists(pieces | unknowns, max_size=4).map(b"".join).map(lambda body: delimited(3, body))
-odd_packets = st.lists(
-    odd_frames
-    | unknowns
-    | st.builds(lambda n, v: varint(n << 3) + varint(v), st.sampled_from([1, 2]), numbers),
-    max_size=5,
-).map(b"".join)
 
 
 @relaxed
@@ -285,23 +108,6 @@ def assert_judged_as_by_protobuf(data: bytes) -> None:
 @example(b"\x0e\x01")
 def test_any_bytes_are_judged_as_by_protobuf(data: bytes) -> None:
     assert_judged_as_by_protobuf(data)
-
-
-@st.composite
-def mutated(draw: st.DrawFn) -> bytes:
-    data = bytearray(draw(packets.map(encoded) | odd_packets))
-    for _ in range(draw(st.integers(1, 3))):
-        place = draw(st.integers(0, len(data)))
-        match draw(st.sampled_from(["change", "insert", "delete", "cut"])):
-            case "change" if place < len(data):
-                data[place] = draw(st.integers(0, 255))
-            case "insert":
-                data[place:place] = draw(st.binary(min_size=1, max_size=4))
-            case "delete":
-                del data[place : place + 1]
-            case "cut":
-                del data[place:]
-    return bytes(data)
 
 
 @relaxed
