@@ -59,7 +59,8 @@ def dial_tls(
     if identity is not None:
         context.load_cert_chain(identity)
     raw = socket.create_connection(address, timeout=timeout_seconds)
-    return context.wrap_socket(raw, server_hostname=server_name or address[0])
+    # Without this, Python takes a connection that was cut off for one that ended.
+    return context.wrap_socket(raw, server_hostname=server_name or address[0], suppress_ragged_eofs=False)
 
 
 def connect(connection: socket.socket, authority: str) -> Answer:
