@@ -14,12 +14,15 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import trio
 
 from tunnel_core.names import join_host_port
 
 BACKLOG = 1024
+SocketAddress: TypeAlias = tuple[Any, ...]
+"""As the socket module gives it: host and port, for IPv6 also flow and scope."""
 _UNSUPPORTED = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
 
 
@@ -37,7 +40,7 @@ async def bind_tcp(address: str) -> list[socket.socket]:
     failures: list[OSError] = []
     for family, where in await _resolve(address, host, port):
         if port == 0 and sockets:
-            where = (where[0], sockets[0].getsockname()[1])
+            where = (where[0], sockets[0].getsockname()[1], *where[2:])
         try:
             sockets.append(_listen_on(family, where))
         except OSError as error:
@@ -64,15 +67,15 @@ def split_listen(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-async def _resolve(address: str, host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
+async def _resolve(address: str, host: str, port: int) -> list[tuple[int, SocketAddress]]:
     try:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise CannotListen(f"cannot listen on {address}: {error.strerror}") from error
-    return list(dict.fromkeys((family, (str(where[0]), int(where[1]))) for family, _, _, _, where in found))
+    return list(dict.fromkeys((family, where) for family, _, _, _, where in found))
 
 
-def _listen_on(family: int, where: tuple[str, int]) -> socket.socket:
+def _listen_on(family: int, where: SocketAddress) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setblocking(False)

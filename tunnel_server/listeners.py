@@ -68,6 +68,10 @@ class Listener:
         self, entrance: str, sockets: Sequence[socket.socket], admission: Admission, reporter: Reporter
     ) -> None:
         self.entrance = entrance
+        self.addresses = [
+            bound.getsockname() if bound.family == socket.AF_UNIX else address_of(bound) for bound in sockets
+        ]
+        """Where it listens, or did: ``host:port`` each, or the path of a unix socket."""
         self._sockets = sockets
         self._admission = admission
         self._reporter = reporter
@@ -75,14 +79,6 @@ class Listener:
         self._unlink: Callable[[], None] = lambda: None
         self._said_at = -float("inf")
         self._exhausted = False
-
-    @property
-    def addresses(self) -> list[str]:
-        """Where it listens: ``host:port`` each, or the path of a unix socket."""
-        return [
-            bound.getsockname() if bound.family == socket.AF_UNIX else address_of(bound)
-            for bound in self._sockets
-        ]
 
     async def serve(
         self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
