@@ -15,6 +15,7 @@ from tunnel_agent.attach import Attacher
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.counters import Counters
 from tunnel_core.frames import Rejected
+from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import AttachRejected
 
@@ -25,7 +26,8 @@ class FakeLink:
     session_id = "0badcafe"
     software = "qanat-server/test"
     round_trip_seconds: float | None = 0.05
-    bytes_in = bytes_out = 0
+    bytes_in = bytes_out = credit_granted = 0
+    mux_streams: tuple[MuxStream, ...] = ()
     streams: Mapping[int, OpenStream] = {}
 
     def __init__(self) -> None:

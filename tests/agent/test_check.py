@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import trio
 
 from certs.bundle import write_bundle
 from certs.ca import Leaf
+from tests.agent.listening import ignore, listening
 from tests.fakes.grpc_site import open_site, server_tls
 from tests.fakes.memory_link import welcome
 from tests.fakes.pki import authority, bundle_of, expired_leaf, server_context
@@ -118,22 +119,6 @@ async def test_a_server_that_does_not_trust_the_node_fails_at_the_attach(tmp_pat
 
 
 @asynccontextmanager
-async def listening(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncIterator[str]:
-    """A TCP server on loopback; yields its address."""
-
-    async def handle(stream: trio.SocketStream) -> None:
-        async with stream:
-            with suppress(trio.BrokenResourceError):
-                await handler(stream)
-
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, handle, listeners)
-        yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-        nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
 async def tls_server(
     folder: Path, leaf: Leaf | None = None, alpn: str = "h2", tls12: bool = False
 ) -> AsyncIterator[str]:
@@ -217,7 +202,7 @@ async def test_a_connection_that_is_cut_in_the_handshake_is_told(tmp_path: Path)
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:
-    async with listening(_ignore) as address:
+    async with listening(ignore) as address:
         pass
     found = await failure_at("tcp", installation_in(tmp_path, address))
     assert f"{address} refused the connection" in found.detail
@@ -226,10 +211,6 @@ async def test_nobody_listens(tmp_path: Path) -> None:
 async def test_a_name_that_does_not_resolve(tmp_path: Path) -> None:
     found = await failure_at("dns", installation_in(tmp_path, "nosuch.invalid:7001"))
     assert found.detail.startswith("nosuch.invalid cannot be resolved")
-
-
-async def _ignore(stream: trio.SocketStream) -> None:
-    await stream.receive_some()
 
 
 class FakeProxy:
@@ -336,8 +317,8 @@ def test_a_key_of_another_certificate_is_found(tmp_path: Path) -> None:
 
 
 async def test_each_target_is_dialled_and_ranges_are_not(tmp_path: Path) -> None:
-    async with listening(_ignore) as alive:
-        async with listening(_ignore) as dead:
+    async with listening(ignore) as alive:
+        async with listening(ignore) as dead:
             pass
         text = (
             f'[[service]]\nname = "web"\ntarget = "{alive}"\n[[service]]\nname = "gone"\ntarget = "{dead}"\n'
@@ -365,7 +346,7 @@ async def test_a_bad_configuration_ends_the_check_with_every_problem(tmp_path: P
 
 
 async def test_one_failure_makes_the_whole_check_fail(tmp_path: Path) -> None:
-    async with listening(_ignore) as address:
+    async with listening(ignore) as address:
         pass
     findings: list[Finding] = []
     installation = installation_in(tmp_path, address)

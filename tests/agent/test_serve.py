@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -13,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.agent.listening import echo, listening
 from tests.fakes.memory_link import LinkPair, memory_links
 from tunnel_agent.dial import Connect, Dialler, Resolve, connect_address, resolve_host
 from tunnel_agent.serve import Serving
@@ -78,33 +78,6 @@ async def take_all(pair: LinkPair, serves: Serving, served: list[Stream] | None 
         serves.take(stream)
 
 
-class EchoServer:
-    """Echoes on a real socket until EOF, then ends its half too."""
-
-    def __init__(self, listener: trio.SocketListener) -> None:
-        self._listener = listener
-        self.address = f"127.0.0.1:{listener.socket.getsockname()[1]}"
-
-    async def run(self) -> None:
-        await trio.serve_listeners(self._echo, [self._listener])
-
-    async def _echo(self, stream: trio.SocketStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError):
-            async for data in stream:
-                await stream.send_all(data)
-            await stream.send_all(b" bye")
-
-
-@asynccontextmanager
-async def echo_server() -> AsyncIterator[EchoServer]:
-    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    server = EchoServer(listener)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.run)
-        yield server
-        nursery.cancel_scope.cancel()
-
-
 async def read_all(stream: Stream) -> bytes:
     data = b""
     while piece := await stream.receive_some():
@@ -113,10 +86,10 @@ async def read_all(stream: Stream) -> bytes:
 
 
 async def test_a_stream_reaches_its_target_and_half_closes() -> None:
-    async with echo_server() as echo, serving(echo.address) as rig:
-        stream = rig.open(echo.address, early_data=b"early ")
+    async with listening(echo) as address, serving(address) as rig:
+        stream = rig.open(address, early_data=b"early ")
         await stream.wait_opened()
-        assert stream.address == echo.address
+        assert stream.address == address
         await stream.send_all(b"late")
         await stream.send_eof()
         assert await read_all(stream) == b"early late bye"
@@ -128,12 +101,12 @@ async def test_a_stream_reaches_its_target_and_half_closes() -> None:
 
 
 async def test_a_service_is_reached_by_name() -> None:
-    async with echo_server() as echo:
-        service = Published("echo", Target.parse(echo.address))
+    async with listening(echo) as address:
+        service = Published("echo", Target.parse(address))
         async with serving(services=[service]) as rig:
             stream = rig.open("echo")
             await stream.wait_opened()
-            assert stream.address == echo.address
+            assert stream.address == address
             await stream.aclose()
 
 
@@ -248,13 +221,13 @@ async def test_a_user_who_aborts_breaks_the_targets_connection() -> None:
 
 
 async def test_stopping_resets_what_is_being_served() -> None:
-    async with echo_server() as echo:
-        policy = Policy(node="edge1", file="agent.toml", allow=[parse_entry(echo.address)])
+    async with listening(echo) as address:
+        policy = Policy(node="edge1", file="agent.toml", allow=[parse_entry(address)])
         dialler = Dialler(policy, 10.0, TargetTls("edge1", "agent.toml"))
         async with memory_links() as pair:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(take_all, pair, Serving(nursery, dialler, Log(), Counters(), {}))
-                stream = pair.server.open(Target.parse(echo.address), user="kim", entrance="tcp")
+                stream = pair.server.open(Target.parse(address), user="kim", entrance="tcp")
                 await stream.wait_opened()
                 nursery.cancel_scope.cancel()
             with pytest.raises(StreamReset):
@@ -266,8 +239,8 @@ async def test_one_line_at_open_and_one_at_close_with_the_servers_id(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "qanat.streams")
-    async with echo_server() as echo, serving(echo.address) as rig:
-        stream = rig.open(echo.address)
+    async with listening(echo) as address, serving(address) as rig:
+        stream = rig.open(address)
         await stream.wait_opened()
         stream_id = stream.id
         await stream.aclose()

@@ -13,6 +13,7 @@ from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_agent.status import as_json, status_of, status_routes
 from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, render
 from tunnel_core.frames import Service
+from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason
 
 EVIL = "<script>alert('x')</script>\"&"
@@ -37,6 +38,8 @@ class FakeLink:
     bytes_in: int = 10
     bytes_out: int = 20
     streams: Mapping[int, OpenStream] = field(default_factory=dict)
+    credit_granted: int = 0
+    mux_streams: tuple[MuxStream, ...] = ()
 
     def drain(self, deadline_seconds: float) -> None:
         raise AssertionError

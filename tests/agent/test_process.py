@@ -1,0 +1,209 @@
+"""The agent as a process against a server of carriers: attach, serve, status, and the two ways to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.agent.listening import echo, listening
+from tests.fakes.grpc_site import Site, open_site
+from tests.fakes.memory_link import welcome
+from tests.fakes.pki import write_node_bundle
+from tunnel_core.credit import CreditPool
+from tunnel_core.limits import Limits
+from tunnel_core.link import Link
+from tunnel_core.names import Target
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.session import ServerSteps
+from tunnel_core.stream import Stream, StreamReset
+
+COMMAND = [sys.executable, "-c", "from tunnel_agent.main import entry_point; entry_point()"]
+
+
+class Rig:
+    """A running agent, the server's end of its session, and a target that it may dial."""
+
+    def __init__(self, process: trio.Process, link: Link, target: str, config: Path, ops: str) -> None:
+        self.process = process
+        self.link = link
+        self.target = target
+        self.config = config
+        self.ops = ops
+
+    async def open(self, target: str = "") -> Stream:
+        stream = self.link.open(Target.parse(target or self.target), user="kim", entrance="tcp")
+        await stream.wait_opened()
+        return stream
+
+    async def ask(self, path: str) -> bytes:
+        """A page of the ops listener, head and all."""
+        host, _, port = self.ops.rpartition(":")
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            await stream.send_all(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+            return b"".join([piece async for piece in stream])
+
+    async def wait_draining(self) -> None:
+        """Until the agent has said that it takes no new streams."""
+        while True:
+            try:
+                self.link.open(Target.parse(self.target), user="kim", entrance="tcp").reset(Reason.USER_LEFT)
+            except Refused as refused:
+                assert refused.reason is Reason.AGENT_STOPPING
+                return
+            await trio.sleep(0.01)
+
+
+async def accept_agent(site: Site, nursery: trio.Nursery) -> Link:
+    carrier = await site.accept()
+    steps = ServerSteps(lambda _: welcome(Limits()))
+    link = Link(carrier, steps, node="edge1", limits=Limits(), pool=CreditPool(2**28))
+    nursery.start_soon(link.run)
+    await link.wait_attached()
+    return link
+
+
+def free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def running_agent(folder: Path, drain_seconds: float = 8.0) -> AsyncIterator[Rig]:
+    ops, config = f"127.0.0.1:{free_port()}", folder / "agent.toml"
+    with trio.fail_after(20):
+        async with listening(echo) as target, open_site() as site, trio.open_nursery() as nursery:
+            text = f'allow = ["{target}"]\ndrain_seconds = {drain_seconds}\n[ops]\nlisten = "{ops}"\n'
+            config.write_text(text)
+            write_node_bundle(folder / "node.pem", "edge1", site.address)
+            async with agent_process(config) as process:
+                yield Rig(process, await accept_agent(site, nursery), target, config, ops)
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def agent_process(config: Path) -> AsyncIterator[trio.Process]:
+    command = [*COMMAND, "run", "--config", str(config)]
+    process = await trio.lowlevel.open_process(command, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+async def run_command(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return await trio.run_process(
+        [*COMMAND, *arguments], capture_stdout=True, capture_stderr=True, check=False
+    )
+
+
+async def test_an_attached_agent_serves_its_targets_its_page_and_its_probes(tmp_path: Path) -> None:
+    async with running_agent(tmp_path) as rig:
+        stream = await rig.open()
+        await stream.send_all(b"hello")
+        assert await stream.receive_some() == b"hello"
+        assert b"200 OK" in await rig.ask("/healthz")
+        assert (await rig.ask("/readyz")).endswith(b"ready\n")
+        assert b"qanat_sessions 1.0" in await rig.ask("/metrics")
+        page = await rig.ask("/")
+        assert stream.id.encode() in page
+        status = await run_command("status", "--json", "--config", str(rig.config))
+        assert status.returncode == 0
+        assert [shown["user"] for shown in json.loads(status.stdout)["streams"]] == ["kim"]
+        text = (await run_command("status", "--config", str(rig.config))).stdout.decode()
+        assert "link      attached" in text
+        await stream.aclose()
+
+
+async def test_sigterm_lets_a_stream_finish(tmp_path: Path) -> None:
+    async with running_agent(tmp_path) as rig:
+        stream = await rig.open()
+        rig.process.send_signal(signal.SIGTERM)
+        await rig.wait_draining()
+        await stream.send_all(b"last words")
+        assert await stream.receive_some() == b"last words"
+        await stream.send_eof()
+        assert await stream.receive_some() == b" bye"
+        assert await stream.receive_some() == b""
+        await stream.aclose()
+        assert await rig.process.wait() == 0
+        assert (await rig.link.wait_ended())[0] is Reason.AGENT_STOPPING
+
+
+async def test_sigterm_resets_what_does_not_finish_in_time(tmp_path: Path) -> None:
+    async with running_agent(tmp_path, drain_seconds=0.2) as rig:
+        stream = await rig.open()
+        rig.process.send_signal(signal.SIGTERM)
+        with pytest.raises(StreamReset) as caught:
+            await stream.receive_some()
+        assert caught.value.reason is Reason.AGENT_STOPPING
+        await stream.aclose()
+        assert await rig.process.wait() == 0
+
+
+async def test_sigint_ends_at_once_and_says_goodbye(tmp_path: Path) -> None:
+    async with running_agent(tmp_path, drain_seconds=600) as rig:
+        stream = await rig.open()
+        rig.process.send_signal(signal.SIGINT)
+        assert (await rig.link.wait_ended())[0] is Reason.AGENT_STOPPING
+        await stream.aclose()
+        assert await rig.process.wait() == 0
+
+
+async def test_a_second_signal_forces(tmp_path: Path) -> None:
+    async with running_agent(tmp_path, drain_seconds=600) as rig:
+        stream = await rig.open()
+        rig.process.send_signal(signal.SIGTERM)
+        await rig.wait_draining()
+        rig.process.send_signal(signal.SIGTERM)
+        assert await rig.process.wait() == 0
+        await stream.aclose()
+
+
+async def test_commands_that_cannot_do_their_work_say_why(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("servres = []\n")
+    bad = await run_command("run", "--config", str(tmp_path / "bad.toml"))
+    assert (bad.returncode, b"did you mean servers?" in bad.stderr) == (2, True)
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        (tmp_path / "agent.toml").write_text(f'[ops]\nlisten = "127.0.0.1:{port}"\n')
+        write_node_bundle(tmp_path / "node.pem", "edge1", "127.0.0.1:1")
+        taken = await run_command("run", "--config", str(tmp_path / "agent.toml"))
+    assert (taken.returncode, taken.stderr.count(b"\n")) == (1, 1)
+    assert b"cannot listen on 127.0.0.1" in taken.stderr
+    silent = await run_command("status", "--config", str(tmp_path / "agent.toml"))
+    assert silent.returncode == 1
+    assert b"no agent answers at" in silent.stderr
+
+
+async def test_check_and_version_speak_json(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text("")
+    checked = await run_command("check", "--json", "--config", str(tmp_path / "agent.toml"))
+    assert checked.returncode == 2
+    told = json.loads(checked.stdout)
+    assert (told["ok"], told["findings"][0]["verdict"]) == (False, "fail")
+    version = await run_command("version", "--json")
+    assert "grpcio" in json.loads(version.stdout)
+
+
+async def test_a_running_agent_imports_nothing_heavy_that_it_does_not_need() -> None:
+    code = (
+        "import sys, tunnel_agent.commands.run\n"
+        "heavy = ('certs.x509', 'cryptography', 'google.protobuf', 'prometheus_client', 'rich')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    result = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
+    assert result.stdout == b"[]\n"
