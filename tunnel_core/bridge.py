@@ -33,7 +33,7 @@ import selectors
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 import trio
 
@@ -143,16 +143,7 @@ class Bridge:
         returned, as nothing is lost by that.
         """
         await self._check_may_start(coroutine)
-        task = self._loop.create_task(coroutine)
-        try:
-            raise_cancel = await self._wait_done(task)
-            if not task.cancelled():
-                return task.result()
-            if raise_cancel is not None:
-                raise_cancel()
-            raise BridgeError("the coroutine was cancelled from inside the asyncio loop")
-        finally:
-            del task  # else its exception, whose traceback holds this frame, keeps it alive
+        return await _Call(self, self._loop.create_task(coroutine)).outcome()
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> BridgeTask:
         """Starts ``coroutine`` as a task of the loop.
@@ -239,32 +230,6 @@ class Bridge:
         if not self._drivers_left:
             self._drivers_ended.set()
 
-    async def _wait_done(self, task: asyncio.Task[Any]) -> trio.lowlevel.RaiseCancelT | None:
-        """Waits until ``task`` is done. Returns how to raise a cancellation that came meanwhile."""
-        waiter = trio.lowlevel.current_task()
-        parked = False
-        raise_cancel: trio.lowlevel.RaiseCancelT | None = None
-
-        def wake(_: asyncio.Task[Any]) -> None:
-            if parked:
-                trio.lowlevel.reschedule(waiter)
-
-        def abort(how: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            nonlocal raise_cancel
-            raise_cancel = how
-            task.cancel()
-            self.turn_soon()
-            return trio.lowlevel.Abort.FAILED
-
-        task.add_done_callback(wake)
-        self.turn()
-        if task.done():
-            await trio.lowlevel.cancel_shielded_checkpoint()
-        else:
-            parked = True
-            await trio.lowlevel.wait_task_rescheduled(abort)
-        return raise_cancel
-
     async def _check_may_start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._refuse_if_closed(coroutine)
         try:
@@ -306,6 +271,51 @@ class Bridge:
         self._closed = self._in_turn = True
         self._started.clear()
         self._loop.close()
+
+
+class _Call(Generic[T]):
+    """The wait of one trio task for one task of the loop."""
+
+    __slots__ = ("_bridge", "_parked", "_raise_cancel", "_task", "_waiter")
+
+    def __init__(self, bridge: Bridge, task: asyncio.Task[T]) -> None:
+        self._bridge = bridge
+        self._task = task
+        self._waiter = trio.lowlevel.current_task()
+        self._parked = False
+        self._raise_cancel: trio.lowlevel.RaiseCancelT | None = None
+        task.add_done_callback(self._wake)
+
+    async def outcome(self) -> T:
+        """Waits until the task is done; its result, its exception or our cancellation. Once."""
+        try:
+            await self._wait_done()
+            if not self._task.cancelled():
+                return self._task.result()
+            if self._raise_cancel is not None:
+                self._raise_cancel()
+            raise BridgeError("the coroutine was cancelled from inside the asyncio loop")
+        finally:
+            # The frames of its exception lead here, by the turn that raised it: they would keep each other.
+            del self._task
+
+    async def _wait_done(self) -> None:
+        self._bridge.turn()
+        if self._task.done():
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            self._parked = True
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _wake(self, _: asyncio.Task[T]) -> None:
+        if self._parked:
+            trio.lowlevel.reschedule(self._waiter)
+
+    def _abort(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        self._raise_cancel = raise_cancel
+        self._task.cancel()
+        self._bridge.turn_soon()
+        return trio.lowlevel.Abort.FAILED
 
 
 class _TurnSelector(selectors.EpollSelector):
