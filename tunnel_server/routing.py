@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from tunnel_core.names import LOOPBACK, Target, is_label, is_service_name, split_host_port
+from tunnel_core.names import LOOPBACK, Target, is_label, is_node_name, is_service_name, split_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.nodes import unknown_node
 
@@ -57,9 +57,17 @@ def route_authority(authority: str, directory: Directory, target: str | None = N
 
 def _split(authority: str) -> tuple[str, int]:
     try:
-        return split_host_port(authority)
+        return _host_and_port(authority)
     except ValueError as error:
         raise Refused(Reason.BAD_REQUEST, f"the CONNECT authority is not node:port: {error}") from None
+
+
+def _host_and_port(authority: str) -> tuple[str, int]:
+    host, _, port = authority.rpartition(":")
+    if is_node_name(host) and host.rpartition(".")[2].isdigit() and not _is_address(host):
+        # A node may be called "42" or "shop.7", which as a host name would be a broken IPv4 address.
+        return host, split_host_port(f"{LOOPBACK}:{port}")[1]
+    return split_host_port(authority)
 
 
 def _refuse_address(host: str) -> None:

@@ -44,6 +44,11 @@ def test_a_service_before_a_node() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["42", "shop.7", "1.2.3"])
+def test_a_node_may_be_called_by_a_number(name: str) -> None:
+    assert route_authority(f"{name}:22", Names(name)) == Route(name, Target(host="localhost", port=22))
+
+
 def test_the_longest_node_name_wins() -> None:
     assert route_authority("site.edge1:80", NAMES) == Route("site.edge1", Target(host="localhost", port=80))
     assert route_authority("web.site.edge1:80", NAMES) == Route("site.edge1", Target(service="web"))
