@@ -22,8 +22,8 @@ PACKAGES = {
 """Each package, and those it may import."""
 
 BEHIND_ONE_MODULE = {
-    "asyncio": {"tunnel_core.bridge", "tunnel_core.grpc_carrier"},
-    "grpc": {"tunnel_core.grpc_carrier"},
+    "asyncio": {"tunnel_core.bridge", "tunnel_core.grpc_call", "tunnel_core.grpc_carrier"},
+    "grpc": {"tunnel_core.grpc_call"},
     "google": {"tunnel_core.pb.tunnel_pb2"},
     "cryptography": {"certs.x509"},
     "prometheus_client": {"tunnel_core.metrics"},

@@ -83,7 +83,7 @@ class TestMoving:
     async def test_both_ways_to_take_the_turn_of_a_wake(
         self, at_once: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tunnel_core.grpc_carrier.WAKE_AT_ONCE", at_once)
+        monkeypatch.setattr("tunnel_core.grpc_call.WAKE_AT_ONCE", at_once)
         async with open_site() as site:
             agent, server = await site.connect()
             for number in range(1, 20):

@@ -1,0 +1,191 @@
+"""A carrier that is a gRPC call: what its dialling and its serving side share. Alone imports grpc.
+
+Theory of operation
+1. One call, ``Attach``, moves packets as raw bytes: gRPC swallows what a serializer raises, and a
+   deserializer's error text reaches the peer. So bytes go in and out, and the codec is called here.
+2. Two asyncio tasks own a call. The reader lives as long as the call and is the one to say why it
+   ended; the writer sends what the port has and then parks until :meth:`Carrier.wake`. There is no
+   time-out around a read or a write, because cancelling either cancels the call.
+3. The reader never waits for anybody (credit bounds what it can be made to hold), so no flow control
+   of HTTP/2 is wanted under the session's own: hence the large ``lookahead_bytes``, and no BDP probes,
+   whose pings more than double what an idle carrier sends.
+4. Every dial is a new channel with a connection of its own, because an agent that suspects its
+   connection must not be given the same one again. Channel and call are known to their owner task
+   alone, never to the carrier, and no traceback that is kept holds a frame of it: as long as anything
+   refers to a call, gRPC keeps the socket with all it has queued, ``close()`` or not.
+5. Dead connections: ``keepalive_timeout_ms`` becomes TCP_USER_TIMEOUT, so that the kernel drops what
+   was not confirmed for so long. The keepalive pings themselves are put off for ever: liveness is
+   the session's business, end to end.
+6. An abandoned call of the server ends with status OK. If the peer does not read, the status stays
+   behind the last packet until the peer's connection closes: that packet, at most, is held as long.
+
+Not done here: deciding who may attach, reconnecting, pings. Nothing is read into a call's status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+# gRPC writes lines of its own to stderr, one for each connection that fails its handshake: anybody
+# could fill the log with them. Read when the library is loaded; an operator's own value stays.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# Who dials has decided about the proxy. gRPC would still bypass it for what no_proxy names, unless
+# this variable, which it looks at first, is there.
+os.environ["no_grpc_proxy"] = ""  # noqa: SIM112 - gRPC knows the lower case only
+
+import grpc
+import grpc.aio
+
+from tunnel_core.bridge import Bridge
+from tunnel_core.carrier import Carrier, CarrierPort, Peer
+from tunnel_core.codec import decode_packet
+from tunnel_core.limits import KIB, MIB, Limits
+
+# grpcio has no types, and those that others publish differ from it.
+aio: Any = grpc.aio
+core: Any = grpc
+
+WAKE_AT_ONCE = True
+"""Whether a wake takes its turn at once, or in trio's next pass together with all others of this one."""
+
+SERVICE, METHOD = "qanat.v1.Tunnel", "Attach"
+Options: TypeAlias = list[tuple[str, int | str]]
+_Read: TypeAlias = Callable[[], Awaitable[Any]]
+_Write: TypeAlias = Callable[[bytes], Awaitable[None]]
+
+# After a write failed the reader normally hears why; it gets this long before the call is given up.
+LAST_WORDS_SECONDS = 0.5
+_DEAD_CONNECTION_SECONDS = 20
+# Below INT_MAX milliseconds, which would switch TCP_USER_TIMEOUT off together with the pings.
+_KEEPALIVE_MS = 20 * 24 * 3600 * 1000
+
+
+def common_options(limits: Limits) -> Options:
+    return [
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _DEAD_CONNECTION_SECONDS * 1000),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 16 * MIB),
+        ("grpc.http2.max_frame_size", 4 * MIB),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.max_metadata_size", 8 * KIB),
+        ("grpc.absolute_max_metadata_size", 16 * KIB),
+    ]
+
+
+class CallCarrier(Carrier):
+    """What both sides share: the two tasks that move a call's packets, and how they end."""
+
+    __slots__ = ("_bridge", "_lost", "_over", "_parked", "_port", "cancel_owner", "peer")
+
+    def __init__(self, bridge: Bridge, peer: Peer) -> None:
+        self.peer = peer
+        self.cancel_owner: Callable[[], object]
+        self._bridge = bridge
+        self._port: CarrierPort | None = None
+        self._parked: asyncio.Future[None] | None = None
+        self._over = False  # abandoned, or the port knows that it is lost
+        self._lost: str | None = None  # why, if that was before the start
+
+    def start(self, port: CarrierPort) -> None:
+        if self._over:
+            return
+        self._port = port
+        if self._lost is not None:
+            self._bridge.call_soon(self.lose, self._lost)
+        self.wake()
+
+    def wake(self) -> None:
+        parked = self._parked
+        if parked is None:
+            return
+        self._parked = None
+        if not parked.done():
+            parked.set_result(None)
+            self._take_turn()
+
+    def abandon(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._port = None
+        if self._lost is None:
+            self.cancel_owner()
+            self._bridge.turn_soon()
+
+    def _take_turn(self) -> None:
+        if WAKE_AT_ONCE:
+            self._bridge.turn()
+        else:
+            self._bridge.turn_soon()
+
+    @property
+    def abandoned(self) -> bool:
+        return self._over and self._lost is None
+
+    async def move(self, read: _Read, write: _Write) -> str:
+        """Waits for the start, then moves packets until the call ends; returns why it did."""
+        while self._port is None:
+            await self._park()
+        writer = self._bridge.start(self._write_packets(write))
+        try:
+            return await self._read_packets(read)
+        finally:
+            writer.cancel()
+
+    async def _read_packets(self, read: _Read) -> str:
+        while True:
+            try:
+                data = await read()
+            except Exception as error:
+                return why(error)
+            if data is aio.EOF:
+                return "the other end closed the call"
+            if self._port is not None:
+                self._port.packet_received(decode_packet(data), len(data))
+            data = None  # up to a whole packet, which an idle carrier should not hold
+
+    async def _write_packets(self, write: _Write) -> None:
+        try:
+            while self._port is not None:
+                packet = self._port.next_packet()
+                if packet is None:
+                    await self._park()
+                elif not await _write_one(write, packet):
+                    await asyncio.sleep(LAST_WORDS_SECONDS)
+                    self.cancel_owner()
+                packet = None
+        except asyncio.CancelledError:
+            # Ends as if by itself: a task that was cancelled keeps the exception with its frames.
+            return
+
+    async def _park(self) -> None:
+        self._parked = asyncio.get_running_loop().create_future()
+        await self._parked
+
+    def lose(self, detail: str) -> None:
+        """Tells the port, or whoever will be the port, that the call is over."""
+        self._lost = detail
+        port, self._port = self._port, None
+        if port is not None and not self._over:
+            self._over = True
+            port.carrier_lost(detail)
+
+
+async def _write_one(write: _Write, packet: bytes) -> bool:
+    try:
+        await write(packet)
+    except Exception:
+        return False
+    return True
+
+
+def why(error: Exception) -> str:
+    """The best there is to tell about a failed call, for people."""
+    if isinstance(error, aio.AioRpcError):
+        return str(error.details() or error.code().name.lower())
+    return f"{type(error).__name__}: {error}"
