@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -48,28 +49,39 @@ _log = logging.getLogger("qanat.server")
 
 HTTPS = "https"
 ADMIN = "admin"
+_SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
 async def run_server(config: ServerConfig, on_ready: Callable[[Server], None] = lambda server: None) -> None:
-    """Serves until SIGTERM or SIGINT, and then drains. Raises ``CannotListen``, ``CarrierFailed``,
-    ``OSError`` or ``ssl.SSLError`` if it cannot start, with nothing left open."""
+    """Serves until SIGTERM or SIGINT, and then drains; SIGHUP reads certificates and roots anew.
+
+    Raises ``CannotListen``, ``CarrierFailed``, ``OSError`` or ``ssl.SSLError`` if it cannot start, with
+    nothing left open.
+    """
     async with open_bridge() as bridge, trio.open_nursery() as nursery:
         server = Server(config, nursery)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
             async with server.running(bridge):
                 on_ready(server)
-                async for number in signals:
-                    _log.info("%s: draining", signal.Signals(number).name)
-                    break
+                await _wait_stop(server, signals)
                 nursery.start_soon(_force_at_second, signals)
                 await server.drain()
         nursery.cancel_scope.cancel()
 
 
+async def _wait_stop(server: Server, signals: AsyncIterator[int]) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            _log.info("%s: draining", signal.Signals(number).name)
+            return
+        server.reload()
+
+
 async def _force_at_second(signals: AsyncIterator[int]) -> None:
-    async for _ in signals:
-        _log.warning("second signal: ending at once")
-        raise SystemExit(1)
+    async for number in signals:
+        if number != signal.SIGHUP:
+            _log.warning("second signal: ending at once")
+            raise SystemExit(1)
 
 
 class Server:
@@ -202,6 +214,18 @@ class Server:
     def _stop_accepting(self) -> None:
         for listener in self.listeners:
             listener.stop_accepting()
+
+    def reload(self) -> None:
+        """New connections see the certificate and roots of the files as they are now; bad ones change nothing."""
+        try:
+            tls = _server_tls(self.config)
+            self._contexts.reload()
+        except (OSError, ssl.SSLError) as error:
+            _log.error("the certificates stay as they were: %s", error)
+            return
+        if self._carriers is not None:
+            self._carriers.reload(tls)
+        _log.info("certificates and roots were read anew")
 
     async def drain(self) -> None:
         """Stops accepting, tells the agents, lets streams finish for ``drain_seconds``, resets the rest."""
