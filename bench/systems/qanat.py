@@ -115,7 +115,13 @@ def _attached(
     config, log = folder / "agent.toml", folder / "log"
     config.write_text("\n".join(lines) + "\n")
     with child([_program("qanat-agent"), "run", "--config", str(config)], log) as process:
-        wait_until("qanat-agent is attached", lambda: is_ready(ops), log=log, seconds=_ATTACH_SECONDS)
+        # Both ends must know: on a slow line the agent knows first.
+        wait_until(
+            "qanat-agent is attached",
+            lambda: is_ready(ops) and metric(server.ops, "qanat_sessions") == 1,
+            log=log,
+            seconds=_ATTACH_SECONDS,
+        )
         yield process.pid, ops
 
 
