@@ -33,6 +33,8 @@ YOUNG_SECONDS = 20.0
 """A session that ended before this age counts as a failure for the back-off."""
 _FIRST_WAIT_SECONDS = 1.0
 _MAX_OBEYED_SECONDS = 600.0
+_HINT = "qanat-agent check shows which step fails"
+"""For whoever installs a node; one that was attached before has another kind of trouble."""
 
 OpenLink = Callable[[str], AbstractAsyncContextManager[AttachedLink]]
 """Attaches to a server (``host:port``) and yields the attached link; raises ``Refused`` if it cannot.
@@ -124,7 +126,8 @@ class Attacher:
 
     def _trouble(self, text: str, reason: Reason) -> None:
         self._state.trouble(text)
-        log_event(_log, logging.WARNING, text, reason=reason)
+        hint = "" if self._state.sessions else _HINT
+        log_event(_log, logging.WARNING, text, reason=reason, hint=hint)
 
 
 def _advice_of(error: Refused) -> float:

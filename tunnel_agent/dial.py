@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import trio
 
-from tunnel_agent.targets import LOOPBACK_ADDRESSES, Destination, Policy, Published
+from tunnel_agent.targets import Destination, Policy, Published, addresses_without_resolver
 from tunnel_agent.tls import TargetTls
-from tunnel_core.names import LOOPBACK, Target, join_host_port
+from tunnel_core.names import Target, join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import TlsStream
@@ -118,9 +118,7 @@ class Dialler:
         host = destination.target.host
         if not host:
             return []
-        found = [str(address) for address in LOOPBACK_ADDRESSES] if host == LOOPBACK else None
-        if found is None:
-            found = list(await self._resolved(host, deadline))
+        found = addresses_without_resolver(host) or await self._resolved(host, deadline)
         return self.policy.pick(destination, found)[:_MAX_ADDRESSES]
 
     async def _resolved(self, host: str, deadline: float) -> Sequence[str]:

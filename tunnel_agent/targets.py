@@ -196,6 +196,13 @@ def _address(text: str) -> Address:
     return ipaddress.ip_address(text.partition("%")[0])  # getaddrinfo adds a zone to fe80::1
 
 
+def addresses_without_resolver(host: str) -> list[str]:
+    """What ``localhost`` and addresses mean, which nobody is asked about; empty for other names."""
+    if host == LOOPBACK:
+        return [str(address) for address in LOOPBACK_ADDRESSES]
+    return [host] if _maybe_address(host) is not None else []
+
+
 class Policy:
     """The decisions of one node. Immutable; a reload makes a new one.
 

@@ -172,6 +172,25 @@ async def test_a_second_signal_forces(tmp_path: Path) -> None:
         await stream.aclose()
 
 
+async def test_an_agent_without_a_server_says_so_and_stops_at_once(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "agent.toml").write_text(f'[ops]\nlisten = "127.0.0.1:{port}"\n')
+    write_node_bundle(tmp_path / "node.pem", "edge1", "127.0.0.1:1")
+    with trio.fail_after(20):
+        async with agent_process(tmp_path / "agent.toml") as process:
+            while (status := await _status_of(tmp_path / "agent.toml"))[0] == 1:
+                pass  # not listening yet
+            assert status[0] == 4
+            assert status[1]["phase"] in {"connecting", "waiting"}
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+
+
+async def _status_of(config: Path) -> tuple[int, dict[str, object]]:
+    result = await run_command("status", "--json", "--config", str(config))
+    return result.returncode, json.loads(result.stdout)
+
+
 async def test_commands_that_cannot_do_their_work_say_why(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("servres = []\n")
     bad = await run_command("run", "--config", str(tmp_path / "bad.toml"))
