@@ -22,6 +22,18 @@ _RECEIVE = 64 * 1024
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 
+# Silent for a minute, then asked four times: gone after two minutes. macOS has another name for the first.
+_KEEPALIVE = [
+    (getattr(socket, name), value)
+    for name, value in (
+        ("TCP_KEEPIDLE", 60),
+        ("TCP_KEEPALIVE", 60),
+        ("TCP_KEEPINTVL", 15),
+        ("TCP_KEEPCNT", 4),
+    )
+    if hasattr(socket, name)
+]
+
 
 def read_size(max_bytes: int | None) -> int:
     """The bytes one ``receive_some`` may return. Raises ``ValueError`` and ``TypeError`` as trio's do."""
@@ -44,6 +56,10 @@ class SocketStream(trio.abc.HalfCloseableStream):
         if sock.family != socket.AF_UNIX:
             # Small messages would wait for the peer's delayed ACK: a flat 40 ms.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A peer that lost its power says nothing; its stream would stay for ever.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
         self.socket = sock
         self._sending = False
         self._receiving = False
