@@ -19,10 +19,10 @@ _PREFIX = "qanat_"
 _BUCKET_LABELS = (*(str(bound) for bound in LATENCY_BUCKETS_SECONDS), "+Inf")
 
 
-def exposition(snapshot: Snapshot) -> bytes:
-    """The page in Prometheus' text format, of type ``CONTENT_TYPE``."""
+def exposition(snapshot: Snapshot, *, tasks: int = 0) -> bytes:
+    """The page in Prometheus' text format, of type ``CONTENT_TYPE``; ``tasks`` is how many are alive."""
     registry = CollectorRegistry()
-    registry.register(_Page(snapshot))
+    registry.register(_Page(snapshot, tasks))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 
@@ -30,8 +30,9 @@ def exposition(snapshot: Snapshot) -> bytes:
 class _Page:
     """A collector that shows one snapshot."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, tasks: int) -> None:
         self._snapshot = snapshot
+        self._tasks = tasks
 
     def collect(self) -> Iterator[Metric]:
         yield _build(self._snapshot.software)
@@ -39,6 +40,9 @@ class _Page:
         credit = self._snapshot.credit_granted_bytes
         granted = f"{_PREFIX}credit_granted_bytes"
         yield GaugeMetricFamily(granted, "Bytes that peers may send or that wait to be read.", credit)
+        yield GaugeMetricFamily(
+            f"{_PREFIX}tasks", "Tasks alive; a leak shows as growth at rest.", self._tasks
+        )
         yield from _stream_metrics(self._snapshot.counters)
         yield from _event_metrics(self._snapshot.counters)
         yield from _node_metrics(self._snapshot.nodes)

@@ -82,14 +82,15 @@ def _path_of(request: h11.Request) -> str:
 
 
 async def _metrics(snapshot: Snapshot) -> Answer:
-    return await trio.to_thread.run_sync(_render, snapshot)
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    return await trio.to_thread.run_sync(_render, snapshot, tasks)
 
 
-def _render(snapshot: Snapshot) -> Answer:
+def _render(snapshot: Snapshot, tasks: int) -> Answer:
     # Late: prometheus_client costs some MB, and most agents are never scraped.
     from tunnel_core import metrics
 
-    return Answer(metrics.exposition(snapshot), metrics.CONTENT_TYPE)
+    return Answer(metrics.exposition(snapshot, tasks=tasks), metrics.CONTENT_TYPE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ from tunnel_core.reasons import Reason
 
 def series_of(counters: Counters, nodes: tuple[NodeSample, ...] = ()) -> dict[str, float]:
     """Every ``qanat_`` series of the page, as ``name{label,label}``."""
-    page = metrics.exposition(counters.snapshot(sessions=2, nodes=nodes, software="qanat/1")).decode()
+    snapshot = counters.snapshot(sessions=2, nodes=nodes, software="qanat/1")
+    page = metrics.exposition(snapshot, tasks=7).decode()
+    assert "qanat_tasks 7.0" in page
     samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
     return {
         f"{sample.name}{{{','.join(sample.labels.values())}}}": sample.value

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
+from tests.e2e import kube, tools
 
 _HERE = Path(__file__).parent
 
@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
     if chosen.packages:
         sys.stdout.write(" ".join(tools.packages_of()) + "\n")
         return 0
+    kube.build_in_ci()
     os.environ[tools.CHOSEN] = chosen.suite or "all"
     os.environ[tools.LONG] = "1" if chosen.long else "0"
     kept = Path(tempfile.mkdtemp(prefix="qanat-e2e-"))

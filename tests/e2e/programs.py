@@ -97,9 +97,13 @@ class Program:
         return sum(value for key, value in self.metrics().items() if key.partition("{")[0] == name)
 
     def wait_idle(self, *, deadline_seconds: float = 10) -> None:
-        """Until it has no stream."""
+        """Until it has no stream, and so no credit is granted to anybody."""
         what = f"no stream in {self.name}"
-        wait_until(lambda: self.metric("qanat_streams_open") == 0, what, deadline_seconds=deadline_seconds)
+        wait_until(lambda: not self.holds(), what, deadline_seconds=deadline_seconds)
+
+    def holds(self) -> float:
+        """Open streams and granted bytes together: 0 at rest."""
+        return self.metric("qanat_streams_open") + self.metric("qanat_credit_granted_bytes")
 
     def move_ops(self, port: int) -> None:
         """For a second program in a namespace: its ops listener is to be found at ``port``."""
@@ -208,6 +212,17 @@ class Server(Program):
                 timeout_seconds=timeout_seconds,
             )
             return self._kept(dialled)
+
+    def holds(self) -> float:
+        return super().holds() + len(self.ask("/api/v1/streams")["streams"])
+
+    def ask(self, path: str) -> Any:
+        """What the API answers on the admin socket."""
+        with self.dial_unix(self.admin_socket) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n".encode())
+            head, _, body = clients.receive_all(connection).partition(b"\r\n\r\n")
+        assert b" 200 " in head.split(b"\r\n")[0], head
+        return json.loads(body)
 
     def qanat(self, *arguments: str, deadline_seconds: float = 30) -> Any:
         """Runs ``qanat ARGUMENTS --json`` in the server's namespace and returns what it printed."""

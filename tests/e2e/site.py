@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.e2e.processes import Process
 from tests.e2e.programs import Agent, Program, Server
@@ -23,7 +23,7 @@ _SETTINGS: Mapping[str, Any] = {
 }
 _AGENT_SESSION = {"retry_max_seconds": 2, "connect_timeout_seconds": 3, "attach_timeout_seconds": 3}
 # An idle process may hold a socket that it is about to close, or have opened one it will keep.
-_DESCRIPTOR_SLACK = 3
+_SLACK = 3
 
 
 def targets(name: str, namespace: Namespace, folder: Path, *, host: str = "127.0.0.1") -> Process:
@@ -32,6 +32,20 @@ def targets(name: str, namespace: Namespace, folder: Path, *, host: str = "127.0
     argv = [sys.executable, "-m", "tests.e2e.targets", host, *listeners]
     here = {"PYTHONPATH": str(Path(__file__).parents[2])}
     return Process(name, argv, folder, namespace=namespace, environment=here)
+
+
+class Vitals(NamedTuple):
+    """What a program holds."""
+
+    descriptors: int
+    tasks: int
+
+    def fit(self, allowed: Vitals) -> bool:
+        return all(has <= may + _SLACK for has, may in zip(self, allowed, strict=True))
+
+
+def vitals_of(program: Program) -> Vitals:
+    return Vitals(program.process.descriptors, int(program.metric("qanat_tasks")))
 
 
 @dataclass
@@ -43,7 +57,7 @@ class Site:
     server: Server
     agents: dict[str, Agent]
     targets: Process
-    _descriptors: dict[str, int] = field(default_factory=dict)
+    _at_rest: dict[str, Vitals] = field(default_factory=dict)
 
     @classmethod
     def made(cls, network: Network, folder: Path, changes: Mapping[str, Any] | None = None) -> Site:
@@ -69,12 +83,12 @@ class Site:
         return [self.server, *self.agents.values()]
 
     def start(self) -> None:
-        """Starts everything, and remembers how many descriptors each program has after one request."""
+        """Starts everything, and remembers what each program has after one request."""
         self.recover()
         self.check_request()
         for program in self.programs:
             program.wait_idle()
-            self._descriptors[program.name] = program.process.descriptors
+            self._at_rest[program.name] = vitals_of(program)
 
     def stop(self) -> None:
         for process in (self.targets, *(program.process for program in self.programs)):
@@ -113,24 +127,24 @@ class Site:
         wait_until(works, "a request that works", deadline_seconds=deadline_seconds)
 
     def wait_settled(self, *, deadline_seconds: float = 10) -> None:
-        """Until no program has a stream, and each has its descriptors back."""
+        """Until no program has a stream, and each is back at the tasks and descriptors it had at rest."""
         for program in self.programs:
             program.wait_idle(deadline_seconds=deadline_seconds)
-            self._wait_descriptors(program, deadline_seconds)
+            self._wait_at_rest(program, deadline_seconds)
 
-    def _wait_descriptors(self, program: Program, deadline_seconds: float) -> None:
-        allowed = self._descriptors[program.name] + _DESCRIPTOR_SLACK
-        process = program.process
+    def _wait_at_rest(self, program: Program, deadline_seconds: float) -> None:
+        allowed = self._at_rest[program.name]
         try:
-            what = f"{program.name} to have at most {allowed} descriptors"
-            wait_until(lambda: process.descriptors <= allowed, what, deadline_seconds=deadline_seconds)
+            what = f"{program.name} to be back at {allowed}"
+            wait_until(lambda: vitals_of(program).fit(allowed), what, deadline_seconds=deadline_seconds)
         except AssertionError as error:
-            raise AssertionError(f"{error}: {process.descriptor_names()}") from None
+            names = program.process.descriptor_names()
+            raise AssertionError(f"{error}: {vitals_of(program)} {names}") from None
 
 
 def _made_agent(network: Network, folder: Path, server: Server, number: int) -> Agent:
     node = f"edge{number}"
     agent = Agent(node, folder / node, network.edge(number), loopback=network.loopback)
     server.issue_node(node, agent.bundle)
-    agent.configure(server, allow=[f"localhost:{ECHO}-{GREET}"], session=_AGENT_SESSION)
+    agent.configure(server, allow=[f"localhost:{ECHO}-{GREET}"], session=_AGENT_SESSION, drain_seconds=2)
     return agent

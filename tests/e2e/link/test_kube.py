@@ -60,6 +60,7 @@ def _installed(bed: Bed, folder: Path) -> Cluster:
     peer = {"uid": 0, "user": "kube-apiserver"}
     server.initialise(
         {
+            "drain_seconds": 1,
             "https": {"listen": [f"{CLOUD_ADDRESS}:7002", "127.0.0.1:8131"]},
             "connect": {"unix": {"path": str(bed.work / "egress.sock"), "peer": [peer]}},
         }
@@ -77,7 +78,7 @@ def _installed(bed: Bed, folder: Path) -> Cluster:
 def _agent(bed: Bed, folder: Path, server: Server, number: int) -> Agent:
     agent = Agent(f"edge{number}", folder / f"edge{number}", bed.edge(number))
     server.issue_node(agent.node, agent.bundle)
-    agent.configure(server, allow=[KUBELET])
+    agent.configure(server, allow=[KUBELET], drain_seconds=1)
     return agent
 
 
@@ -128,13 +129,13 @@ def test_kubectl_says_that_a_target_is_not_allowed(cluster: Cluster) -> None:
     agent = cluster.agents[1]
     cluster.attach(1)
     agent.process.stop()
-    agent.configure(cluster.server, allow=["localhost:22"])
+    agent.configure(cluster.server, allow=["localhost:22"], drain_seconds=1)
     agent.start()
     try:
         said = _refusal(cluster, "get", "--raw", "/api/v1/nodes/edge1/proxy/metrics")
     finally:
         agent.process.stop()
-        agent.configure(cluster.server, allow=[KUBELET])
+        agent.configure(cluster.server, allow=[KUBELET], drain_seconds=1)
         agent.start()
     assert "403" in said
     assert "edge1" in said
