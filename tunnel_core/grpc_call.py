@@ -48,7 +48,7 @@ from tunnel_core.limits import KIB, MIB, Limits
 aio: Any = grpc.aio
 core: Any = grpc
 
-WAKE_AT_ONCE = True
+WAKE_AT_ONCE = False
 """Whether a wake takes its turn at once, or in trio's next pass together with all others of this one."""
 
 SERVICE, METHOD = "qanat.v1.Tunnel", "Attach"
