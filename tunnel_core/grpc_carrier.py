@@ -31,7 +31,6 @@ from tunnel_core.limits import Limits
 _log = logging.getLogger("qanat.carrier")
 
 _STOP_SECONDS = 5.0
-_HANDSHAKE_SECONDS = 10
 # A connection that proved itself but makes no call.
 _WITHOUT_CALL_SECONDS = 20
 _TLS_VERSIONS = {"1.2": ("TLSv1.2", "TLSv1.3"), "1.3": ("TLSv1.3",)}
@@ -133,6 +132,7 @@ class CarrierServer:
         limits: Limits,
         min_tls_version: str,
         max_carriers: int,
+        handshake_seconds: float,
     ) -> None:
         self.addresses: list[str] = []
         self._bridge = bridge
@@ -140,7 +140,7 @@ class CarrierServer:
         self._tls_versions = _TLS_VERSIONS[min_tls_version]
         self._tls = tls
         self._certificates: list[_Certificates] = []
-        options = common_options(limits) + _serve_options()
+        options = common_options(limits) + _serve_options(handshake_seconds)
         self._limits = options, max_carriers
         self._server: Any = None
 
@@ -235,10 +235,10 @@ def _only_attach(behavior: Callable[[object, Any], Awaitable[None]]) -> Any:
     return core.method_handlers_generic_handler(SERVICE, methods)
 
 
-def _serve_options() -> Options:
+def _serve_options(handshake_seconds: float) -> Options:
     return [
         ("grpc.so_reuseport", 0),  # else two servers share a port without a word
-        ("grpc.server_handshake_timeout_ms", int(_HANDSHAKE_SECONDS * 1000)),
+        ("grpc.server_handshake_timeout_ms", int(handshake_seconds * 1000)),
         ("grpc.max_connection_idle_ms", _WITHOUT_CALL_SECONDS * 1000),
         ("grpc.max_concurrent_streams", 1),
     ]
@@ -274,6 +274,7 @@ async def serve_carriers(
     limits: Limits,
     min_tls_version: str = "1.3",
     max_carriers: int = 10_000,
+    handshake_seconds: float = 10.0,
 ) -> AsyncIterator[CarrierServer]:
     """Serves until the end of the body, and then breaks the carriers that are left.
 
@@ -281,7 +282,7 @@ async def serve_carriers(
     carrier sooner or later. A client certificate that ``tls.roots_pem`` vouches for is required.
     Raises ``CarrierFailed`` if an address cannot be listened on.
     """
-    server = CarrierServer(bridge, tls, on_carrier, limits, min_tls_version, max_carriers)
+    server = CarrierServer(bridge, tls, on_carrier, limits, min_tls_version, max_carriers, handshake_seconds)
     failure = await bridge.run(server.open(listen))
     try:
         if failure is not None:

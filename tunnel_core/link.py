@@ -145,12 +145,15 @@ class Link:
 
         Cancelled, it gives the carrier up at once and resets every stream.
         """
-        self._carrier.start(self)
         try:
+            self._carrier.start(self)
             while self.ended is None or trio.current_time() < self._give_up_at:
                 with trio.CancelScope(deadline=self._deadline()) as self._timer:
                     await trio.sleep_forever()
                 self._tick(trio.current_time())
+        except Exception:
+            self._finish(Reason.INTERNAL_ERROR, "")
+            raise
         finally:
             self._finish(Reason.SESSION_LOST, "the link was given up")
             self._carrier.abandon()

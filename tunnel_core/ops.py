@@ -98,11 +98,12 @@ class OpsAccess:
     """Who may see more than the probes on a listener beyond loopback.
 
     ``check_certificate`` gets the proven leaf as PEM and raises ``Refused``; it is asked only when the
-    listener speaks TLS. ``tls`` must ask for client certificates without requiring them.
+    listener speaks TLS. ``tls`` gives the context for the next connection (certificates are renewed); it
+    must ask for client certificates without requiring them.
     """
 
     bearer_file: Path | None = None
-    tls: ssl.SSLContext | None = None
+    tls: Callable[[], ssl.SSLContext] | None = None
     check_certificate: Callable[[bytes], object] | None = None
 
     def check(self, request: h11.Request, leaf: bytes) -> None:
@@ -196,7 +197,7 @@ class _Door:
         if self._access.tls is None:
             await serve_http(plain, self._handler(b""))
             return
-        stream = TlsStream(plain, self._access.tls, server_side=True)
+        stream = TlsStream(plain, self._access.tls(), server_side=True)
         if await _shake_hands(stream):
             await serve_http(stream, self._handler(stream.peer_certificate()))
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import signal
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 
 import trio
 
 from certs.x509 import Usage, identity_of_leaf
-from tunnel_core.bridge import Bridge, open_bridge
-from tunnel_core.carrier import ServerTls
+from tunnel_core.bridge import Bridge
+from tunnel_core.carrier import CarrierFailed
 from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.credit import CreditPool
 from tunnel_core.descriptors import raise_descriptor_limit
@@ -23,13 +22,14 @@ from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.logs import log_event
 from tunnel_core.mux import MuxStream
-from tunnel_core.ops import OpsAccess, OpsPages, OpsServer, serve_ops
+from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
 from tunnel_core.pressure import relieve_pressure
 from tunnel_core.reasons import Reason
 from tunnel_server.admission import Admission
 from tunnel_server.attach import Attachments, AttachSettings
-from tunnel_server.binding import UnixAddress
+from tunnel_server.binding import CannotListen, UnixAddress
 from tunnel_server.config import ServerConfig
+from tunnel_server.credentials import BadCredentials, Credentials, read_credentials, tls_files
 from tunnel_server.entrances.api import ApiEntrance
 from tunnel_server.entrances.connect import ENTRANCE as CONNECT
 from tunnel_server.entrances.connect import ConnectEntrance
@@ -39,7 +39,7 @@ from tunnel_server.entrances.web import ENTRANCE as WEB
 from tunnel_server.entrances.web import WebEntrance
 from tunnel_server.figures import take_snapshot
 from tunnel_server.front import Front, by_certificate, by_file_mode, by_peer
-from tunnel_server.handshake import TlsContexts, TlsFiles, over_tls
+from tunnel_server.handshake import TlsContexts, over_tls
 from tunnel_server.listeners import Handler, Listener, listen_tcp, listen_unix
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
@@ -49,39 +49,10 @@ _log = logging.getLogger("qanat.server")
 
 HTTPS = "https"
 ADMIN = "admin"
-_SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
-async def run_server(config: ServerConfig, on_ready: Callable[[Server], None] = lambda server: None) -> None:
-    """Serves until SIGTERM or SIGINT, and then drains; SIGHUP reads certificates and roots anew.
-
-    Raises ``CannotListen``, ``CarrierFailed``, ``OSError`` or ``ssl.SSLError`` if it cannot start, with
-    nothing left open.
-    """
-    async with open_bridge() as bridge, trio.open_nursery() as nursery:
-        server = Server(config, nursery)
-        with trio.open_signal_receiver(*_SIGNALS) as signals:
-            async with server.running(bridge):
-                on_ready(server)
-                await _wait_stop(server, signals)
-                nursery.start_soon(_force_at_second, signals)
-                await server.drain()
-        nursery.cancel_scope.cancel()
-
-
-async def _wait_stop(server: Server, signals: AsyncIterator[int]) -> None:
-    async for number in signals:
-        if number != signal.SIGHUP:
-            _log.info("%s: draining", signal.Signals(number).name)
-            return
-        server.reload()
-
-
-async def _force_at_second(signals: AsyncIterator[int]) -> None:
-    async for number in signals:
-        if number != signal.SIGHUP:
-            _log.warning("second signal: ending at once")
-            raise SystemExit(1)
+class CannotStart(Exception):  # noqa: N818 - named by what happened
+    """The server cannot serve as it is configured; the text says why and what to do."""
 
 
 class Server:
@@ -104,44 +75,61 @@ class Server:
             self.nodes,
             self.pool,
             nursery,
-            self.counters.session_ended,
+            self.counters,
         )
         self.listeners: list[Listener] = []
         self.agent_addresses: list[str] = []
         self.ops_addresses: list[str] = []
         self._nursery = nursery
-        self._ready = False
-        self._contexts = TlsContexts(_tls_files(config))
+        self._missing = "starting"
+        self._credentials = _read_credentials(config)
+        self._contexts = TlsContexts(tls_files(config.tls))
         self._carriers: CarrierServer | None = None
 
     @asynccontextmanager
     async def running(self, bridge: Bridge) -> AsyncIterator[None]:
-        """Everything is open inside the block."""
-        config = self.config
+        """Everything is open inside the block. Raises ``CannotStart``."""
         log_event(_log, logging.INFO, str(raise_descriptor_limit()))
-        async with serve_carriers(
+        self._credentials.log(_now())
+        async with AsyncExitStack() as stack:
+            stack.callback(self._stop_accepting)
+            try:
+                await self._open_all(bridge, stack)
+            except (CannotListen, CarrierFailed) as error:
+                raise CannotStart(str(error)) from error
+            self._missing = ""
+            yield
+
+    async def _open_all(self, bridge: Bridge, stack: AsyncExitStack) -> None:
+        await self._open_ops()
+        await self._open_agents(bridge, stack)
+        self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
+        await self._open_entrances()
+
+    async def _open_agents(self, bridge: Bridge, stack: AsyncExitStack) -> None:
+        config = self.config
+        carriers = serve_carriers(
             bridge,
             listen=[str(address) for address in config.agents.listen],
-            tls=_server_tls(config),
+            tls=self._credentials.tls,
             on_carrier=self.attachments.take,
             limits=self.attachments.limits,
             min_tls_version=config.tls.min_version.value,
             max_carriers=config.agents.max * 2,
-        ) as carriers:
-            self._carriers = carriers
-            self.agent_addresses = carriers.addresses
-            self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
-            await self._open_entrances()
-            ops: OpsServer = await self._nursery.start(
-                serve_ops, config.ops, self._ops_pages(), self._access()
-            )
-            self.ops_addresses = ops.addresses
-            self._ready = True
-            try:
-                yield
-            finally:
-                self._ready = False
-                self._stop_accepting()
+            handshake_seconds=config.limits.handshake_seconds,
+        )
+        self._carriers = await stack.enter_async_context(carriers)
+        self.agent_addresses = self._carriers.addresses
+
+    async def _open_ops(self) -> None:
+        settings = self.config.ops
+        try:
+            ops = await self._nursery.start(serve_ops, settings, self._ops_pages(), self._access())
+        except OSError as error:
+            raise CannotListen(
+                f"cannot listen on {settings.listen}, [ops] listen: {error.strerror}"
+            ) from error
+        self.ops_addresses = ops.addresses
 
     async def _open_entrances(self) -> None:
         await self._serve_https()
@@ -212,25 +200,33 @@ class Server:
         await self._nursery.start(listener.serve, handler)
 
     def _stop_accepting(self) -> None:
+        self._missing = Reason.SERVER_STOPPING.word
         for listener in self.listeners:
             listener.stop_accepting()
 
     def reload(self) -> None:
-        """New connections see the certificate and roots of the files as they are now; bad ones change nothing."""
+        """New connections see certificate and roots as the files are now; bad files change nothing."""
         try:
-            tls = _server_tls(self.config)
+            credentials = read_credentials(self.config.tls, _now())
             self._contexts.reload()
-        except (OSError, ssl.SSLError) as error:
+        except (BadCredentials, OSError, ssl.SSLError) as error:
             _log.error("the certificates stay as they were: %s", error)
             return
+        self._credentials = credentials
         if self._carriers is not None:
-            self._carriers.reload(tls)
+            self._carriers.reload(credentials.tls)
         _log.info("certificates and roots were read anew")
+        credentials.log(_now())
+
+    def missing(self) -> str:
+        """The word for what keeps this server from being ready; empty if nothing does."""
+        if not self._missing and self._credentials.expired(_now()):
+            return "certificate_expired"
+        return self._missing
 
     async def drain(self) -> None:
         """Stops accepting, tells the agents, lets streams finish for ``drain_seconds``, resets the rest."""
         seconds = self.config.drain_seconds
-        self._ready = False
         self._stop_accepting()
         if self._carriers is not None:
             self._carriers.stop_accepting()
@@ -240,6 +236,7 @@ class Server:
         if scope.cancelled_caught:
             _log.warning("%d streams did not finish in %g s", self.attachments.stream_count, seconds)
         await self.attachments.end_all(Reason.SERVER_STOPPING)
+        _log.info("drained")
 
     def _mux_streams(self) -> list[MuxStream]:
         return [stream for _, link in self.nodes.attached() for stream in link.mux_streams]
@@ -250,10 +247,10 @@ class Server:
         def check(leaf: bytes) -> object:
             return identity_of_leaf(leaf, usage=Usage.CLIENT, role=Role.USER, trust_domain=domain)
 
-        return OpsAccess(ops.bearer_file, self._contexts.current if ops.tls else None, check)
+        return OpsAccess(ops.bearer_file, (lambda: self._contexts.current) if ops.tls else None, check)
 
     def _ops_pages(self) -> OpsPages:
-        return OpsPages(self._snapshot, lambda: "" if self._ready else Reason.SERVER_STOPPING.word)
+        return OpsPages(self._snapshot, self.missing)
 
     def _snapshot(self) -> Snapshot:
         per_node = self.config.metrics.per_node
@@ -274,15 +271,8 @@ def _link_limits(config: ServerConfig) -> Limits:
     )
 
 
-def _tls_files(config: ServerConfig) -> TlsFiles:
-    tls = config.tls
-    return TlsFiles(tls.certificate_file, tls.key_file, tls.trust_file, tls.min_version.value)
-
-
-def _server_tls(config: ServerConfig) -> ServerTls:
-    tls = config.tls
-    return ServerTls(
-        key_pem=tls.key_file.read_bytes(),
-        chain_pem=tls.certificate_file.read_bytes(),
-        roots_pem=tls.trust_file.read_bytes(),
-    )
+def _read_credentials(config: ServerConfig) -> Credentials:
+    try:
+        return read_credentials(config.tls, _now())
+    except BadCredentials as error:
+        raise CannotStart(str(error)) from error

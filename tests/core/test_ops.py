@@ -151,7 +151,7 @@ class Certificates:
 
 async def test_a_client_certificate_opens_the_metrics(tmp_path: Path, nursery: trio.Nursery) -> None:
     certificates, seen = Certificates(tmp_path), list[bytes]()
-    access = OpsAccess(tls=certificates.server(), check_certificate=seen.append)
+    access = OpsAccess(tls=certificates.server, check_certificate=seen.append)
     server = await nursery.start(serve_ops, ANYWHERE, pages(), access)
     assert (await certificates.get(server, "/metrics", certificates.user_leaf))[0] == 200
     assert seen[0] in certificates.user_leaf.chain_pem
@@ -165,14 +165,14 @@ async def test_a_certificate_of_the_wrong_role_opens_nothing(tmp_path: Path, nur
         raise Refused(Reason.WRONG_ROLE, "users only")
 
     certificates = Certificates(tmp_path)
-    access = OpsAccess(tls=certificates.server(), check_certificate=refuse)
+    access = OpsAccess(tls=certificates.server, check_certificate=refuse)
     server = await nursery.start(serve_ops, ANYWHERE, pages(), access)
     assert (await certificates.get(server, "/metrics", certificates.user_leaf))[0] == 403
 
 
 async def test_garbage_at_a_tls_listener_ends_alone(tmp_path: Path, nursery: trio.Nursery) -> None:
     certificates = Certificates(tmp_path)
-    server = await nursery.start(serve_ops, ANYWHERE, pages(), OpsAccess(tls=certificates.server()))
+    server = await nursery.start(serve_ops, ANYWHERE, pages(), OpsAccess(tls=certificates.server))
     async with await trio.open_tcp_stream("127.0.0.1", int(server.addresses[0].rpartition(":")[2])) as stream:
         await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
         with pytest.raises(trio.BrokenResourceError):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import ssl
+import sys
 from pathlib import Path
 
 import click
 import trio
 
 from tunnel_core import logs, paths
-from tunnel_core.carrier import CarrierFailed
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.config import ConfigError, load
 from tunnel_core.logs import log_event
-from tunnel_server.app import Server, run_server
-from tunnel_server.binding import CannotListen
+from tunnel_server.app import CannotStart, Server
 from tunnel_server.config import ServerConfig
+from tunnel_server.process import run_server
 
 _log = logging.getLogger("qanat.server")
 
@@ -38,16 +37,16 @@ def command(config: Path | None) -> None:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     logs.setup(loaded.log.level, loaded.log.format)
     try:
-        trio.run(run_server, loaded, _say_ready)
-    except* (CannotListen, CarrierFailed, OSError, ssl.SSLError) as group:
-        raise CommandError(ExitCode.FAILED, "; ".join(map(str, _leaves(group)))) from None
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
+        drained = trio.run(run_server, loaded, _say_ready)
+    except CannotStart as error:
+        raise CommandError(ExitCode.FAILED, str(error)) from None
+    except Exception:
+        _log.critical("the server ends by a fault of its own", exc_info=True)
+        raise CommandError(
+            ExitCode.FAILED, "ended by a fault of its own; the log has the traceback"
+        ) from None
+    if not drained:
+        sys.exit(ExitCode.FAILED)
 
 
 def _say_ready(server: Server) -> None:

@@ -1,0 +1,126 @@
+"""The server's certificate, key and roots: read, checked, and what is wrong with them in sentences."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from certs.files import KeyFileError, read_private
+from certs.x509 import Description, describe
+from tunnel_core.carrier import ServerTls
+from tunnel_core.logs import log_event
+from tunnel_server.config import Tls
+from tunnel_server.handshake import TlsFiles, make_context
+
+_log = logging.getLogger("qanat.server")
+
+_WARN_BEFORE = timedelta(days=30)
+
+
+class BadCredentials(Exception):  # noqa: N818 - named by what happened
+    """The server cannot show itself with these files. The text says which, why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What both TLS listeners show and trust, proven to be usable when it was read."""
+
+    tls: ServerTls
+    certificate_file: Path
+    said: Description
+
+    def expired(self, now: datetime) -> bool:
+        return now >= self.said.ends
+
+    def log(self, now: datetime) -> None:
+        """The line about the certificate, a warning if it ends soon."""
+        left = self.said.ends - now
+        fields = {
+            "file": self.certificate_file,
+            "serial": self.said.serial,
+            "names": ", ".join(self.said.names),
+            "ends": f"{self.said.ends:%Y-%m-%d}",
+        }
+        if left > _WARN_BEFORE:
+            log_event(_log, logging.INFO, "server certificate", **fields)
+        else:
+            sentence = f"the server's certificate ends in {left.days} days: replace it, then send SIGHUP"
+            log_event(_log, logging.WARNING, sentence, **fields)
+
+
+def tls_files(tls: Tls) -> TlsFiles:
+    return TlsFiles(tls.certificate_file, tls.key_file, tls.trust_file, tls.min_version.value)
+
+
+def read_credentials(tls: Tls, now: datetime) -> Credentials:
+    """Reads and checks the three files. Raises ``BadCredentials``."""
+    found = ServerTls(
+        key_pem=_read_key(tls.key_file),
+        chain_pem=_read(tls.certificate_file),
+        roots_pem=_read(tls.trust_file),
+    )
+    said = _describe(tls.certificate_file, found.chain_pem)
+    _describe(tls.trust_file, found.roots_pem)
+    _check_names(tls.certificate_file, said)
+    _check_dates(tls.certificate_file, said, now)
+    _check_as_a_whole(tls)
+    return Credentials(found, tls.certificate_file, said)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        cure = "make one with `qanat-server init`, or correct [tls] in the configuration"
+        raise BadCredentials(f"there is no file {path}: {cure}") from None
+    except OSError as error:
+        raise BadCredentials(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _read_key(path: Path) -> bytes:
+    _read(path)  # for its sentences
+    try:
+        pem = read_private(path)
+    except KeyFileError as error:
+        raise BadCredentials(str(error)) from None
+    if b"ENCRYPTED" in pem:
+        raise BadCredentials(f"the key in {path} is encrypted; the server needs a plain one, of mode 0600")
+    return pem
+
+
+def _describe(path: Path, pem: bytes) -> Description:
+    try:
+        return describe(pem)
+    except ValueError:
+        raise BadCredentials(f"{path} holds no certificate (PEM) that can be read") from None
+
+
+def _check_names(path: Path, said: Description) -> None:
+    if not said.names:
+        why = "names no DNS name or address, so no agent or user could verify this server"
+        raise BadCredentials(f"the certificate in {path} ({said.subject}) {why}")
+
+
+def _check_dates(path: Path, said: Description, now: datetime) -> None:
+    clock = f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+    if now >= said.ends:
+        when = f"expired at {said.ends:%Y-%m-%d %H:%M} UTC"
+        raise BadCredentials(f"the certificate in {path} {when}; {clock}; put a new one there")
+    if now < said.begins:
+        when = f"is not valid before {said.begins:%Y-%m-%d %H:%M} UTC"
+        raise BadCredentials(f"the certificate in {path} {when}; {clock}; is that right?")
+
+
+def _check_as_a_whole(tls: Tls) -> None:
+    """What only OpenSSL knows, which names no file."""
+    try:
+        make_context(tls_files(tls))
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            why = f"the key in {tls.key_file} is not that of the certificate in {tls.certificate_file}"
+            raise BadCredentials(why) from None
+        files = f"{tls.certificate_file}, {tls.key_file} and {tls.trust_file}"
+        raise BadCredentials(f"TLS cannot use {files}: {error}") from None

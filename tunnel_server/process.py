@@ -1,0 +1,73 @@
+"""The server as a process: its first and last moment, and the signals between."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+
+import trio
+
+from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_server.app import CannotStart, Server
+from tunnel_server.config import ServerConfig
+
+_log = logging.getLogger("qanat.server")
+
+_SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+
+
+async def run_server(config: ServerConfig, on_ready: Callable[[Server], None] = lambda server: None) -> bool:
+    """Serves until SIGTERM or SIGINT, and then drains; SIGHUP reads certificates and roots anew.
+
+    Returns whether it drained, False if a second signal cut that short. Raises ``CannotStart``, with
+    nothing left open. Any other exception is a fault of ours that ended the server.
+    """
+    failure: CannotStart | None = None
+    drained = False
+    async with open_bridge() as bridge, trio.open_nursery() as nursery:
+        try:
+            drained = await _serve(config, bridge, nursery, on_ready)
+        except CannotStart as error:  # out of the nursery, which would wrap it in a group
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return drained
+
+
+async def _serve(
+    config: ServerConfig, bridge: Bridge, nursery: trio.Nursery, on_ready: Callable[[Server], None]
+) -> bool:
+    server = Server(config, nursery)
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        async with server.running(bridge):
+            on_ready(server)
+            await _wait_stop(server, signals)
+            return await _drain(server, signals)
+
+
+async def _wait_stop(server: Server, signals: AsyncIterator[int]) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            _log.info("%s: draining", signal.Signals(number).name)
+            return
+        server.reload()
+
+
+async def _drain(server: Server, signals: AsyncIterator[int]) -> bool:
+    """Returns whether it came to its end."""
+    drained = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
+        await server.drain()
+        drained = True
+        nursery.cancel_scope.cancel()
+    return drained
+
+
+async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            _log.warning("second signal: ending at once")
+            scope.cancel()
