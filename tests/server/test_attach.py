@@ -1,0 +1,383 @@
+"""How agents get in: who is let in, who is told no and why, and who goes when another comes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import pytest
+import trio
+import trio.testing
+
+from tests.fakes import memory_link, pki
+from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
+from tunnel_core.carrier import CarrierPort
+from tunnel_core.counters import Counters
+from tunnel_core.credit import CreditPool
+from tunnel_core.limits import Limits
+from tunnel_core.link import Link
+from tunnel_core.names import Target, node_alias
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.session import VERSION, AgentSteps, AttachRejected
+from tunnel_core.stream import Stream, StreamReset
+from tunnel_server.attach import Attachments, AttachSettings
+from tunnel_server.nodes import Nodes
+
+TARGET = Target.parse("localhost:22")
+
+
+@dataclasses.dataclass
+class Agent:
+    """The agent's end of an attach, and the server's end of its carrier."""
+
+    link: Link
+    carrier: MemoryCarrier
+
+    async def refusal(self) -> AttachRejected:
+        with pytest.raises(AttachRejected) as caught:
+            await self.link.wait_attached()
+        return caught.value
+
+    async def end(self) -> Reason:
+        return (await self.link.wait_ended())[0]
+
+
+class Door:
+    """A server without anything but its door."""
+
+    def __init__(self, nursery: trio.Nursery, max_agents: int = 100, max_pending: int = 100) -> None:
+        self.nursery = nursery
+        self.limits = Limits()
+        self.counters = Counters()
+        self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC))
+        settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
+        pool = CreditPool(self.limits.credit_pool)
+        self.attachments = Attachments(settings, self.nodes, pool, nursery, self.counters)
+
+    def dial(
+        self, name: str, *, leaf_pem: bytes | None = None, probe: bool = False, version: int = VERSION
+    ) -> Agent:
+        """An agent of node ``name`` that comes in, with its own certificate unless told otherwise."""
+        if leaf_pem is None:
+            leaf_pem = pki.node_leaf(name).credential.certificate_pem
+        near, far = memory_carriers(self.nursery, leaf_pem=leaf_pem)
+        self.attachments.take(near)
+        hello = memory_link.hello(self.limits)._replace(version=version)
+        link = Link(
+            far,
+            AgentSteps(hello, probe=probe),
+            node=name,
+            limits=self.limits,
+            pool=CreditPool(self.limits.credit_pool),
+            on_open=lambda stream: stream.accept("127.0.0.1:22"),
+        )
+        self.nursery.start_soon(link.run)
+        return Agent(link, near)
+
+    async def attach(self, name: str) -> Agent:
+        agent = self.dial(name)
+        await agent.link.wait_attached()
+        await self.settle()
+        return agent
+
+    async def settle(self) -> None:
+        """Until nobody has anything left to do without the clock."""
+        await trio.testing.wait_all_tasks_blocked()
+
+    def link_of(self, name: str) -> Link:
+        return self.nodes.link_of(name)
+
+    async def open(self, name: str) -> Stream:
+        stream = self.link_of(name).open(TARGET, user="kim", entrance="tcp")
+        await stream.wait_opened()
+        return stream
+
+
+@asynccontextmanager
+async def open_door(max_agents: int = 100, max_pending: int = 100) -> AsyncIterator[Door]:
+    async with trio.open_nursery() as nursery:
+        yield Door(nursery, max_agents, max_pending)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_is_who_its_certificate_says(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_door() as door:
+        agent = door.dial("shop-7.example")
+        await agent.link.wait_attached()
+        await door.settle()
+        [(node, link)] = door.nodes.attached()
+        assert (node.name, node.alias) == ("shop-7.example", node_alias("shop-7.example"))
+        assert link.session_id == agent.link.session_id
+        assert door.attachments.pending_count == 0
+        assert door.counters.attaches == {"ok": 1}
+        agent.link.end(Reason.AGENT_STOPPING)
+        await agent.link.wait_given_up()
+        await trio.sleep(2)
+        assert door.nodes.attached() == []
+        assert door.counters.session_ends == {"agent_stopping": 1}
+
+
+USER = pki.user_leaf("kim").credential.certificate_pem
+SERVER = pki.server_leaf().credential.certificate_pem
+STRANGER = pki.node_leaf("edge1", "other.example").credential.certificate_pem
+# A root names only its trust domain, and is no leaf; what is no certificate at all names nobody either.
+ROOT = pki.authority().roots_pem
+
+
+@pytest.mark.parametrize(
+    ("leaf_pem", "reason", "words"),
+    [
+        (USER, Reason.WRONG_ROLE, "user/kim is not a node's"),
+        (SERVER, Reason.WRONG_ROLE, "server/main is not a node's"),
+        (STRANGER, Reason.WRONG_TRUST_DOMAIN, "from another trust domain than test.internal"),
+        (ROOT, Reason.UNAUTHENTICATED, "names no identity"),
+        (b"", Reason.UNAUTHENTICATED, "names no identity"),
+        (b"-----BEGIN nonsense", Reason.UNAUTHENTICATED, "names no identity"),
+    ],
+)
+async def test_who_is_no_node_of_ours_is_told_so(
+    leaf_pem: bytes,
+    reason: Reason,
+    words: str,
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_door() as door:
+        agent = door.dial("edge1", leaf_pem=leaf_pem)
+        refusal = await agent.refusal()
+        assert refusal.reason is reason
+        assert words in refusal.detail
+        assert refusal.retry_after_seconds == 5
+        await trio.sleep(2)
+        assert (door.attachments.pending_count, door.nodes.all()) == (0, [])
+        assert door.counters.attaches == {reason.word: 1}
+        assert f"attach of an unknown node failed: {refusal.detail}" in caplog.messages
+
+
+async def test_another_version_is_told_both_versions(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_door() as door:
+        refusal = await door.dial("edge1", version=VERSION + 1).refusal()
+        assert refusal.reason is Reason.VERSION_MISMATCH
+        assert f"version {VERSION}, the agent {VERSION + 1}" in refusal.detail
+
+
+async def test_the_limit_of_agents_spares_those_who_come_back(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_door(max_agents=2) as door:
+        first, _ = await door.attach("edge1"), await door.attach("edge2")
+        refusal = await door.dial("edge3").refusal()
+        assert refusal.reason is Reason.TOO_MANY_SESSIONS
+        assert "[agents] max" in refusal.detail
+        again = await door.attach("edge1")
+        assert await first.end() is Reason.TAKEN_OVER
+        again.carrier.cut()
+        assert await again.end() is Reason.CARRIER_LOST
+        await door.settle()
+        await door.attach("edge3")
+
+
+async def test_the_last_place_goes_to_one_of_two_who_were_both_welcome(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_door(max_agents=1) as door:
+        agents = [door.dial("edge1"), door.dial("edge2")]
+        await trio.sleep(1)
+        assert door.nodes.attached_count == 1
+        [loser] = [agent for agent in agents if agent.link.ended is not None]
+        assert await loser.end() is Reason.TOO_MANY_SESSIONS
+        await trio.sleep(2)
+        assert door.counters.attaches == {"ok": 1, "too_many_sessions": 1}
+        assert not door.counters.session_ends
+        assert door.nodes.attached_count == 1
+
+
+async def test_attaches_under_way_are_bounded_and_end(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_door(max_pending=3) as door:
+        mute = [memory_carriers(door.nursery, leaf_pem=USER)[0] for _ in range(3)]
+        for carrier in mute:
+            door.attachments.take(carrier)
+        assert door.attachments.pending_count == 3
+        refusal = await door.dial("edge1").refusal()
+        assert refusal.reason is Reason.TOO_MANY_SESSIONS
+        await trio.sleep(door.limits.attach_timeout_seconds + 2)
+        assert door.attachments.pending_count == 0
+        assert door.counters.attaches["attach_timeout"] == 3
+        await door.attach("edge1")
+
+
+async def test_the_newcomer_of_two_with_one_alias_is_turned_away(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnel_server.nodes.node_alias", lambda name: "same")
+    async with open_door() as door:
+        first = await door.attach("edge1")
+        newcomer = door.dial("edge2")
+        reason, detail = await newcomer.link.wait_ended()
+        assert reason is Reason.AMBIGUOUS_NAME
+        assert "rename one of them" in detail
+        await trio.sleep(2)
+        assert first.link.attached
+        assert [node.name for node, _ in door.nodes.attached()] == ["edge1"]
+        assert door.counters.attaches == {"ok": 1, "ambiguous_name": 1}
+        assert not door.counters.session_ends
+
+
+async def test_a_stopping_server_takes_nobody_in(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_door() as door:
+        await door.attach("edge1")
+        door.attachments.drain(8)
+        assert (await door.dial("edge2").refusal()).reason is Reason.SERVER_STOPPING
+        with pytest.raises(Refused) as caught:
+            door.link_of("edge1").open(TARGET, user="kim", entrance="tcp")
+        assert caught.value.reason is Reason.SERVER_STOPPING
+
+
+async def test_who_was_welcome_before_the_stop_and_comes_after_it_is_turned_away(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_door() as door:
+        agent = door.dial("edge1")
+        while not agent.carrier.packets:  # the welcome
+            await trio.lowlevel.checkpoint()
+        door.attachments.drain(8)
+        assert await agent.end() is Reason.SERVER_STOPPING
+        assert door.nodes.attached() == []
+
+
+async def test_ending_all_waits_until_the_agents_heard_it(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_door() as door:
+        agents = [await door.attach(name) for name in ("edge1", "edge2")]
+        stream = await door.open("edge1")
+        assert door.attachments.stream_count == 1
+        await door.attachments.end_all(Reason.SERVER_STOPPING)
+        assert [await agent.end() for agent in agents] == [Reason.SERVER_STOPPING] * 2
+        with pytest.raises(StreamReset) as caught:
+            await stream.receive_some()
+        assert caught.value.reason is Reason.SERVER_STOPPING
+        await stream.aclose()
+
+
+async def test_the_newest_proven_session_wins_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_door() as door:
+        old = await door.attach("edge1")
+        stream = await door.open("edge1")
+        began = trio.current_time()
+        new = await door.attach("edge1")
+        assert trio.current_time() == began
+        assert door.link_of("edge1").session_id == new.link.session_id
+        with pytest.raises(StreamReset) as caught:
+            await stream.receive_some()
+        assert caught.value.reason is Reason.TAKEN_OVER
+        await stream.aclose()
+        assert await old.end() is Reason.TAKEN_OVER
+        await trio.sleep(5)  # the old one is given up, and what it leaves behind takes nothing along
+        assert door.link_of("edge1").session_id == new.link.session_id
+        assert door.counters.session_ends == {"taken_over": 1}
+        again = await door.open("edge1")
+        await again.aclose()
+        assert new.link.attached
+
+
+async def test_a_half_open_session_is_taken_over_though_its_agent_hears_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_door() as door:
+        old = await door.attach("edge1")
+        old.carrier.wake = lambda: None  # type: ignore[method-assign]  # its packets go nowhere
+        new = await door.attach("edge1")
+        await trio.sleep(2)
+        assert door.link_of("edge1").session_id == new.link.session_id
+        assert door.counters.session_ends == {"taken_over": 1}
+
+
+async def test_a_hello_alone_takes_nothing_over(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with open_door() as door:
+        agent = await door.attach("edge1")
+        check = door.dial("edge1", probe=True)
+        await check.link.wait_attached()
+        check.link.end(Reason.AGENT_STOPPING)
+        await trio.sleep(door.limits.attach_timeout_seconds + 2)
+        assert agent.link.attached
+        assert door.link_of("edge1").session_id == agent.link.session_id
+        assert door.counters.attaches == {"ok": 1}  # a check is no failure
+        assert "node edge1 may attach, and left; a check does that" in caplog.messages
+        assert door.attachments.pending_count == 0
+
+
+async def test_a_lost_carrier_detaches_the_node_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_door() as door:
+        agent = await door.attach("edge1")
+        began = trio.current_time()
+        agent.carrier.cut()
+        await agent.end()
+        await door.settle()
+        assert trio.current_time() == began
+        assert door.nodes.attached() == []
+        [node] = door.nodes.all()
+        assert node.last_reason is Reason.CARRIER_LOST
+
+
+class FailingCarrier(MemoryCarrier):
+    """Made from one end of a pair; asked for the time of a ping it breaks the link's task."""
+
+    broken: bool = False
+
+    def wake(self) -> None:
+        if self.broken:
+            raise RuntimeError("a bug")
+        super().wake()
+
+
+async def test_a_link_that_crashes_takes_neither_server_nor_node_along(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_door() as door:
+        agent = await door.attach("edge1")
+        stream = await door.open("edge1")
+        agent.carrier.__class__ = FailingCarrier
+        agent.carrier.broken = True  # type: ignore[attr-defined]
+        with pytest.raises(StreamReset) as caught:
+            await stream.receive_some()
+        agent.carrier.broken = False  # type: ignore[attr-defined]
+        assert caught.value.reason is Reason.INTERNAL_ERROR
+        await stream.aclose()
+        await door.settle()
+        assert door.nodes.attached() == []
+        assert door.counters.session_ends == {"internal_error": 1}
+        assert "the link of node edge1 failed" in caplog.messages
+        await door.attach("edge1")
+
+
+class UnstartableCarrier(MemoryCarrier):
+    def start(self, port: CarrierPort) -> None:
+        raise RuntimeError("a bug")
+
+
+async def test_a_carrier_that_cannot_start_is_given_up(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_door() as door:
+        near, far = memory_carriers(door.nursery, leaf_pem=pki.node_leaf("edge1").credential.certificate_pem)
+        near.__class__ = UnstartableCarrier
+        door.attachments.take(near)
+        await door.settle()
+        assert door.attachments.pending_count == 0
+        assert door.counters.attaches == {"internal_error": 1}
+        assert far._lost is not None
+
+
+async def test_failures_get_a_line_a_second_for_each_reason(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_door() as door:
+        for _ in range(5):
+            await door.dial("edge1", leaf_pem=USER).refusal()
+            await door.settle()
+        await trio.sleep(2)
+        assert len([line for line in caplog.messages if "failed" in line]) == 1
+        assert door.counters.attaches == {"wrong_role": 5}
