@@ -132,6 +132,7 @@ class Agent:
             link.drain(seconds)
             with trio.move_on_after(seconds):
                 await self.serving.wait_idle()
+                await link.wait_no_streams()
             link.end(Reason.AGENT_STOPPING)
             with trio.move_on_after(_FAREWELL_SECONDS):
                 await self._left.wait()

@@ -62,8 +62,16 @@ class Link:
         self._on_open = on_open
         self._opener = isinstance(steps, ServerSteps)
         self._session: Session | None = None
-        self._mux = Mux(limits, pool, opener=self._opener, wake=carrier.wake, on_open=self._stream_opened)
+        self._mux = Mux(
+            limits,
+            pool,
+            opener=self._opener,
+            wake=carrier.wake,
+            on_open=self._stream_opened,
+            on_empty=self._look_again,
+        )
         self._streams: dict[int, Stream] = {}
+        self._unanswered: dict[Stream, float] = {}  # until when each open has time; the oldest first
         self._serial = 0
         self._closed_in = self._closed_out = 0  # bytes of streams that are closed
         self._steps_out: list[Frame] = [] if isinstance(steps, ServerSteps) else [steps.hello]
@@ -162,7 +170,7 @@ class Link:
     def _deadline(self) -> float:
         if self.ended is not None or self._session is None:
             return self._give_up_at
-        return self._session.deadline()
+        return min(self._session.deadline(), next(iter(self._unanswered.values()), math.inf))
 
     def _tick(self, now: float) -> None:
         if self.ended is not None:
@@ -171,6 +179,8 @@ class Link:
             if now >= self._give_up_at:
                 self._finish(Reason.ATTACH_TIMEOUT, "the attach was not completed in time")
             return
+        if self._unanswered:
+            self._reset_unanswered(now)
         try:
             if self._session.tick(now):
                 self._carrier.wake()
@@ -196,10 +206,15 @@ class Link:
         await self._given_up.wait()
 
     async def wait_no_streams(self) -> None:
-        """Waits until every stream was closed by its owner."""
-        while self._streams:
-            self._no_streams = trio.Event()
+        """Waits until every stream was closed by its owner, and the peer has all that it said."""
+        while self.ended is None and (self._streams or self._mux.streams):
+            if self._no_streams is None or self._no_streams.is_set():
+                self._no_streams = trio.Event()
             await self._no_streams.wait()
+
+    def _look_again(self) -> None:
+        if self._no_streams is not None:
+            self._no_streams.set()
 
     # What the carrier calls.
 
@@ -282,11 +297,20 @@ class Link:
     # Streams.
 
     def open(
-        self, target: Target, *, user: str, entrance: str, early_data: bytes = b"", verb: str = ""
+        self,
+        target: Target,
+        *,
+        user: str,
+        entrance: str,
+        early_data: bytes = b"",
+        verb: str = "",
+        on_opened: Callable[[], None] | None = None,
     ) -> Stream:
         """Server: opens a stream to ``target`` and returns before the dial. Raises ``Refused``.
 
         What is sent before ``wait_opened`` returns is early data: the agent writes it once it dialled.
+        ``on_opened`` is called when it did; an agent that gives no answer in time has the stream reset
+        with ``OPEN_TIMEOUT``.
         """
         if not self.attached:
             reason, detail = self.ended or (Reason.NODE_NOT_ATTACHED, "")
@@ -300,7 +324,30 @@ class Link:
         mux_stream = self._mux.open(Open(0, str(target), user, entrance, 0, verb=verb))
         if early_data:
             mux_stream.push(early_data)
-        return self._adopt(mux_stream)
+        stream = self._adopt(mux_stream)
+        self._await_answer(stream, mux_stream, on_opened)
+        return stream
+
+    def _await_answer(
+        self, stream: Stream, mux_stream: MuxStream, on_opened: Callable[[], None] | None
+    ) -> None:
+        deadline = trio.current_time() + self._limits.open_timeout_seconds
+        self._unanswered[stream] = deadline
+        if deadline < self._timer.deadline:
+            self._timer.deadline = deadline
+
+        def opened() -> None:
+            self._unanswered.pop(stream, None)
+            if on_opened is not None:
+                on_opened()
+
+        mux_stream.on_opened = opened
+
+    def _reset_unanswered(self, now: float) -> None:
+        seconds = self._limits.open_timeout_seconds
+        for stream in [stream for stream, deadline in self._unanswered.items() if deadline <= now]:
+            detail = f"node {self.node} did not say within {seconds:g} s whether it reached {stream.target}"
+            stream.reset(Reason.OPEN_TIMEOUT, detail)
 
     def _stream_opened(self, mux_stream: MuxStream) -> None:
         # An open that crossed our bye belongs to nobody: its stream would outlive its session.
@@ -315,8 +362,8 @@ class Link:
 
         def forget(stream: Stream) -> None:
             del self._streams[serial]
-            if not self._streams and self._no_streams is not None:
-                self._no_streams.set()
+            self._unanswered.pop(stream, None)
+            self._look_again()
             self._closed_in += stream.bytes_in
             self._closed_out += stream.bytes_out
 
@@ -355,6 +402,7 @@ class Link:
         self._timer.deadline = min(self._timer.deadline, self._give_up_at)
         self._attached.set()
         self._ended.set()
+        self._look_again()
 
     def _give_up_now(self) -> None:
         self._give_up_at = self._timer.deadline = trio.current_time()

@@ -69,6 +69,7 @@ class MuxStream:
         "mux",
         "number",
         "on_change",
+        "on_opened",
         "opened",
         "recv",
         "recv_reset",
@@ -95,6 +96,7 @@ class MuxStream:
         self.recv_reset = False  # the peer's half ended by reset, or ours to read is gone
         self.discarding = False  # nothing is read any more
         self.on_change: Callable[[], None] = _nothing
+        self.on_opened: Callable[[], None] = _nothing  # called once, when the far dial succeeded
         self.listed = False  # stands in the new or the old list
         self.deficit = 0
         self._pending = 0
@@ -238,6 +240,7 @@ class Mux:
         opener: bool,
         wake: Callable[[], None] = _nothing,
         on_open: Callable[[MuxStream], None] | None = None,
+        on_empty: Callable[[], None] = _nothing,
     ) -> None:
         self.limits = limits
         self.pool = pool
@@ -250,6 +253,7 @@ class Mux:
         self._opener = opener
         self._wake = wake
         self._on_open = on_open
+        self._on_empty = on_empty  # called when the last stream is forgotten: all it said has arrived
         self._next_number = 1
         self._highest_opened = 0
         self._unopened: dict[MuxStream, None] = {}  # opened by us, not in a packet yet
@@ -393,6 +397,8 @@ class Mux:
         """Forgets a stream that is over."""
         if stream.over and self.streams.pop(stream.number, None) is not None:
             stream.recv.release()
+            if not self.streams:
+                self._on_empty()
 
     # What arrives.
 
@@ -488,6 +494,7 @@ class Mux:
             raise PeerFault(Reason.PROTOCOL_ERROR, "an answer to an open that this end never makes")
         if not stream.opened:
             stream.opened, stream.address = True, frame.address
+            stream.on_opened()
             self._receive_credit(stream, Credit(frame.stream, frame.credit))
             stream.on_change()
 

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import trio
 
-from tunnel_core.frames import Payload
+from tunnel_core.direct import DirectStream
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.reasons import Reason
 from tunnel_core.stream import Stream, StreamReset
@@ -24,16 +24,6 @@ _LARGEST_READ = 1 * MIB
 _BURST = 2 * MIB
 """Bytes that one direction may move before it lets others run."""
 _FAREWELL_SECONDS = 5.0
-
-
-@runtime_checkable
-class DirectStream(Protocol):
-    """A stream that can be driven without a checkpoint per piece, as ours can."""
-
-    def receive_nowait(self, max_bytes: int) -> Payload | None: ...
-    async def wait_readable(self) -> None: ...
-    async def put(self, data: Payload) -> None: ...
-    async def send_eof(self) -> None: ...
 
 
 @runtime_checkable
@@ -142,11 +132,11 @@ class _Relay:
                 continue
             length = len(data)
             if not length:
-                await sink.send_eof()
+                await sink.finish()
                 return
-            if not moved[source]:  # type: ignore[index]
+            if not moved[source]:
                 self._note_first(source)
-            moved[source] += length  # type: ignore[index]
+            moved[source] += length
             await sink.put(data)
             if self._idle is not None:
                 self._stay_awake()
@@ -195,11 +185,16 @@ class _Relay:
 
     async def _close(self) -> None:
         for side in (self._a, self._b):
-            if self._reason is None:
-                # Both halves ended: nothing to wait for but a TLS farewell.
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_SECONDS):
-                    await side.aclose()
-            await trio.aclose_forcefully(side)
+            if not isinstance(side, DirectStream):
+                await self._close_slowly(side)
+            elif self._reason is None:
+                side.close_nowait()
+
+    async def _close_slowly(self, side: trio.abc.Stream) -> None:
+        if self._reason is None:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_SECONDS):
+                await side.aclose()
+        await trio.aclose_forcefully(side)
 
 
 def _next_read(size: int, length: int) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import trio
 
+from tunnel_core.direct import DirectStream
 from tunnel_core.frames import Payload
 
 _RECEIVE = 64 * 1024
@@ -44,7 +45,7 @@ def read_size(max_bytes: int | None) -> int:
     return max_bytes
 
 
-class SocketStream(trio.abc.HalfCloseableStream):
+class SocketStream(DirectStream):
     """Wraps a connected stream socket (TCP or unix), which it owns from then on.
 
     Raises ``trio.BrokenResourceError`` from the ``OSError`` when the connection broke, and
@@ -155,8 +156,12 @@ class SocketStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             self.end_nowait()
 
+    async def finish(self) -> None:
+        """``send_eof`` without a checkpoint."""
+        self.end_nowait()
+
     def end_nowait(self) -> None:
-        """``send_eof`` without a checkpoint. Idempotent."""
+        """``send_eof`` at once. Idempotent."""
         self._check_open()
         if not self._ended:
             self._ended = True

@@ -7,6 +7,7 @@ from types import TracebackType
 
 import trio
 
+from tunnel_core.direct import DirectStream
 from tunnel_core.frames import Payload
 from tunnel_core.limits import KIB
 from tunnel_core.mux import MuxStream
@@ -28,7 +29,7 @@ class StreamReset(trio.BrokenResourceError):
         return f"{self.reason.word}: {self.detail}"
 
 
-class Stream(trio.abc.HalfCloseableStream):
+class Stream(DirectStream):
     """One tunnelled connection.
 
     Besides trio's contract: ``*_nowait`` and ``wait_*`` let ``relay`` move bytes without a checkpoint
@@ -212,6 +213,10 @@ class Stream(trio.abc.HalfCloseableStream):
             raise trio.BusyResourceError("another task is sending on this stream")
         self.end_nowait()
 
+    async def finish(self) -> None:
+        """``send_eof`` without a checkpoint."""
+        self.end_nowait()
+
     def end_nowait(self) -> None:
         """``send_eof`` without a checkpoint."""
         if self._closed:
@@ -235,10 +240,15 @@ class Stream(trio.abc.HalfCloseableStream):
         elif trio.current_effective_deadline() == -float("inf"):
             self.reset(Reason.USER_LEFT)
         else:
+            self.close_nowait()
+        await trio.lowlevel.checkpoint()
+
+    def close_nowait(self) -> None:
+        """``aclose`` without a checkpoint: what was sent is still delivered, nothing more is read."""
+        if not self._closed:
             self._mux.end()
             self._mux.stop_reading()
             self._close()
-        await trio.lowlevel.checkpoint()
 
     async def __aexit__(
         self,

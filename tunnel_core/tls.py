@@ -20,6 +20,7 @@ import ssl
 
 import trio
 
+from tunnel_core.direct import DirectStream
 from tunnel_core.sockets import SocketStream
 
 _RECORD = 16 * 1024
@@ -251,7 +252,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             await self._flush()
 
 
-class SocketTlsStream(TlsStream):
+class SocketTlsStream(TlsStream, DirectStream):
     """TLS over one of our sockets, which ``relay`` can drive without a checkpoint per piece."""
 
     def __init__(
@@ -290,6 +291,21 @@ class SocketTlsStream(TlsStream):
                 await self._put_encrypted()
         finally:
             self._sending = False
+
+    async def finish(self) -> None:
+        """``send_eof`` without a checkpoint when the kernel takes the farewell at once."""
+        self._begin_sending()
+        try:
+            if not self._eof_sent:
+                self._write_close_notify()
+                await self._put_encrypted()
+        finally:
+            self._sending = False
+
+    def close_nowait(self) -> None:
+        """Closes the transport; ``close_notify`` is not sent any more."""
+        self._closed = True
+        self._socket.close_nowait()
 
     async def _put_encrypted(self) -> None:
         try:

@@ -63,12 +63,7 @@ class Server:
         self.nodes = Nodes(trio.current_time, _now)
         self.counters = Counters()
         self.records = Records(self.counters, config.log, trio.current_time)
-        self.opener = Opener(
-            self.nodes,
-            self.records,
-            trust_domain=config.trust_domain,
-            open_timeout_seconds=config.open_timeout_seconds,
-        )
+        self.opener = Opener(self.nodes, self.records, trust_domain=config.trust_domain)
         self.pool = CreditPool(Limits().credit_pool)
         self.attachments = Attachments(
             AttachSettings(config.trust_domain, config.agents.max, _link_limits(config)),
@@ -268,6 +263,7 @@ def _link_limits(config: ServerConfig) -> Limits:
         ping_interval_seconds=session.ping_interval_seconds,
         missed_pings=session.missed_pings,
         attach_timeout_seconds=session.attach_timeout_seconds,
+        open_timeout_seconds=config.open_timeout_seconds,
     )
 
 

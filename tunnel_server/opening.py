@@ -38,13 +38,10 @@ class NotOpened(Refused):
 class Opener:
     """Opens streams for all entrances."""
 
-    def __init__(
-        self, nodes: Nodes, records: Records, *, trust_domain: str, open_timeout_seconds: float
-    ) -> None:
+    def __init__(self, nodes: Nodes, records: Records, *, trust_domain: str) -> None:
         self.nodes = nodes
         self.records = records
         self.trust_domain = trust_domain
-        self.open_timeout_seconds = open_timeout_seconds
 
     @asynccontextmanager
     async def open(self, wish: Wish, early_data: bytes = b"") -> AsyncIterator[Passage]:
@@ -53,7 +50,8 @@ class Opener:
         Raises ``NotOpened``, also for a ``Refused`` of the block. The stream is closed when the block
         ends, and reset when it raises.
         """
-        passage = self._begin(wish, early_data)
+        passage = Passage(self, wish)
+        self._begin(passage, wish, early_data)
         try:
             yield passage
             await passage.stream.aclose()
@@ -66,17 +64,20 @@ class Opener:
         finally:
             passage.write_down()
 
-    def _begin(self, wish: Wish, early_data: bytes) -> Passage:
+    def _begin(self, passage: Passage, wish: Wish, early_data: bytes) -> None:
         try:
             authorise(wish.user, wish.route, self.trust_domain)
             link = self.nodes.link_of(wish.route.node)
-            stream = link.open(
-                wish.route.target, user=wish.user.name, entrance=wish.entrance, early_data=early_data
+            passage.stream = link.open(
+                wish.route.target,
+                user=wish.user.name,
+                entrance=wish.entrance,
+                early_data=early_data,
+                on_opened=passage.note_opened,
             )
         except Refused as refused:
             self.records.not_opened(_facts(wish), refused)
             raise NotOpened(refused.reason, refused.detail) from None
-        return Passage(self, wish, stream)
 
 
 def _facts(wish: Wish, stream_id: str = "") -> StreamFacts:
@@ -85,10 +86,11 @@ def _facts(wish: Wish, stream_id: str = "") -> StreamFacts:
 
 
 class Passage:
-    """One stream on its way through an entrance."""
+    """One stream on its way through an entrance. ``stream`` is there once the opener began."""
 
-    def __init__(self, opener: Opener, wish: Wish, stream: Stream) -> None:
-        self.stream = stream
+    stream: Stream
+
+    def __init__(self, opener: Opener, wish: Wish) -> None:
         self._opener = opener
         self._wish = wish
         self._asked_at = trio.current_time()
@@ -98,37 +100,18 @@ class Passage:
 
     async def wait_opened(self) -> None:
         """Waits for the far dial; raises ``Refused``, ``OPEN_TIMEOUT`` if no answer comes in time."""
-        seconds = self._opener.open_timeout_seconds
-        try:
-            with trio.fail_after(seconds):
-                await self.stream.wait_opened()
-        except trio.TooSlowError:
-            route = self._wish.route
-            detail = f"node {route.node} did not say within {seconds:g} s whether it reached {route.target}"
-            self.stream.reset(Reason.OPEN_TIMEOUT, detail)
-            raise Refused(Reason.OPEN_TIMEOUT, detail) from None
-        self._note_opened()
+        await self.stream.wait_opened()
 
-    def _note_opened(self) -> None:
-        if not self._opened:
-            self._opened = True
-            seconds = trio.current_time() - self._asked_at
-            self._opener.records.opened(self._current_facts(), seconds, self.stream.address)
-
-    async def watch_opened(self) -> None:
-        """``wait_opened`` beside a relay that has begun: a refusal shows in the stream, not here."""
-        try:
-            await self.wait_opened()
-        except Refused as refused:
-            self.end(refused.reason, refused.detail)
+    def note_opened(self) -> None:
+        """The far dial succeeded: called by the link, once."""
+        self._opened = True
+        seconds = trio.current_time() - self._asked_at
+        self._opener.records.opened(self._current_facts(), seconds, self.stream.address)
 
     async def relay(self, user: trio.abc.Stream) -> None:
         """Joins the user's side and the stream until both have ended. Raises nothing of its own."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.watch_opened)
-            result = await relay(user, self.stream, on_first_byte=self.first_byte)
-            self.end(result.reason, result.detail)
-            nursery.cancel_scope.cancel()
+        result = await relay(user, self.stream, on_first_byte=self.first_byte)
+        self.end(result.reason, result.detail)
 
     def first_byte(self) -> None:
         """The target's first byte is here. Only the first call counts."""
@@ -151,8 +134,6 @@ class Passage:
 
     def write_down(self) -> None:
         """The line and the counts of the end."""
-        if self.stream.address:
-            self._note_opened()  # it may have come and gone before the watcher looked
         records, facts = self._opener.records, self._current_facts()
         if not self._opened:
             records.not_opened(facts, Refused(self._reason, self._detail))

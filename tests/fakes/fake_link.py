@@ -16,8 +16,11 @@ from tunnel_core.stream import StreamReset
 class FakeStream(trio.abc.HalfCloseableStream):
     """The server's end of a stream: what entrances may use of ``tunnel_core.stream.Stream``."""
 
-    def __init__(self, number: int, target: str, user: str, entrance: str) -> None:
+    def __init__(
+        self, number: int, target: str, user: str, entrance: str, on_opened: Callable[[], None]
+    ) -> None:
         self.id = f"facade00-{number}"
+        self._on_opened = on_opened
         self.target, self.user, self.entrance = target, user, entrance
         self.address = ""
         self.opened_at = trio.current_time()
@@ -38,6 +41,7 @@ class FakeStream(trio.abc.HalfCloseableStream):
     def opened(self, address: str) -> None:
         self.address = address
         self._answered.set()
+        self._on_opened()
 
     def send_early(self, data: bytes) -> None:
         self.bytes_out += len(data)
@@ -137,11 +141,18 @@ class FakeLink:
         self._agent = agent
 
     def open(
-        self, target: Target, *, user: str, entrance: str, early_data: bytes = b"", verb: str = ""
+        self,
+        target: Target,
+        *,
+        user: str,
+        entrance: str,
+        early_data: bytes = b"",
+        verb: str = "",
+        on_opened: Callable[[], None] = lambda: None,
     ) -> FakeStream:
         if self.refuses is not None:
             raise self.refuses
-        stream = FakeStream(len(self.streams) * 2 + 1, str(target), user, entrance)
+        stream = FakeStream(len(self.streams) * 2 + 1, str(target), user, entrance, on_opened)
         self.streams[len(self.streams)] = stream
         if early_data:
             stream.send_early(early_data)

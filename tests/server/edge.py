@@ -58,10 +58,10 @@ class Edge:
 
 
 @asynccontextmanager
-async def open_edge(open_timeout_seconds: float = 5.0) -> AsyncIterator[Edge]:
+async def open_edge() -> AsyncIterator[Edge]:
     nodes, counters = Nodes(trio.current_time, now), Counters()
     records = Records(counters, Log(), trio.current_time)
-    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, open_timeout_seconds=open_timeout_seconds)
+    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             edge = Edge(nursery, nodes, counters, records, opener)

@@ -70,7 +70,6 @@ class Exchange:
 
     async def _exchange(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._passage.watch_opened)
             nursery.start_soon(self._guard, self._send_request, nursery)
             await self._guard(self._receive_answer, nursery)
             nursery.cancel_scope.cancel()
