@@ -194,15 +194,16 @@ class LineLimiter:
 
 
 class RefusalLines:
-    """The lines of refusals before anybody is authenticated: strangers must not fill the disk."""
+    """The lines of refusals before a stream is asked for: strangers must not fill the disk."""
 
     def __init__(self) -> None:
         self._limiter = LineLimiter()
 
-    def refused(self, entrance: str, source: str, refused: Refused, *, now: float) -> None:
-        """Logs the refusal, or counts it. ``now`` in seconds of any steady clock."""
+    def refused(self, entrance: str, source: str, refused: Refused, *, now: float, user: str = "") -> None:
+        """Logs the refusal, or counts it. ``now`` in seconds of any steady clock; ``user`` if he is known."""
         left_out = self._limiter.note((entrance, refused.reason), now)
         if left_out is not None:
-            fields = {"entrance": entrance, "source": source, "reason": refused.reason}
+            fields = {"entrance": entrance, "user": user, "source": source, "reason": refused.reason}
             more = {"detail": refused.detail, "left_out": left_out or None}
-            log_event(_refusals, logging.WARNING, "refused before authentication", **fields, **more)
+            sentence = "request refused" if user else "refused before authentication"
+            log_event(_refusals, logging.WARNING, sentence, **fields, **more)

@@ -49,8 +49,10 @@ class Front:
             await self._dispatch(http, request, user, accepted.source)
 
         def note(refused: Refused) -> None:
-            if not isinstance(refused, NotOpened):
+            if isinstance(user, Refused):
                 self.records.refused(self.entrance, accepted.source, refused)
+            elif not isinstance(refused, NotOpened):
+                self.records.request_refused(self.entrance, user.name, accepted.source, refused)
 
         await serve_http(accepted.stream, handle, self.limits, on_refused=note)
 

@@ -60,6 +60,11 @@ class Records:
         logs.stream_refused(self._log, facts, refused)
 
     def refused(self, entrance: str, source: str, refused: Refused) -> None:
-        """Somebody was refused before a stream was asked for, mostly before it was clear who it is."""
+        """Somebody was refused before it was clear who it is."""
         self._counters.refused_unauthenticated(entrance, refused.reason)
         self._lines.refused(entrance, source, refused, now=self._clock())
+
+    def request_refused(self, entrance: str, user: str, source: str, refused: Refused) -> None:
+        """A known user was refused before a stream was asked for: the node's name is wrong, for example."""
+        self._counters.refused(entrance, refused.reason)
+        self._lines.refused(entrance, source, refused, now=self._clock(), user=user)

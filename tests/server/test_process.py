@@ -1,0 +1,278 @@
+"""The server as a process, with real agents: start, ready, renewed certificates, drain and end."""
+
+from __future__ import annotations
+
+import re
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from certs.ca import LOOPBACK_NAMES
+from certs.x509 import describe
+from tests.agent.listening import echo, listening
+from tests.fakes import pki
+from tests.server.programs import Program, Site, run_server, tcp_port
+from tunnel_core import metrics
+from tunnel_core.counters import Counters
+from tunnel_core.identity import Role
+
+DEADLINE_SECONDS = 30
+
+
+@asynccontextmanager
+async def attached(
+    folder: Path, extra: str = "", **settings: str
+) -> AsyncIterator[tuple[Site, Program, Program]]:
+    """A site, its server, and the agent of edge1 that is attached; a tcp port leads to an echo."""
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with listening(echo) as target:
+            site = Site(folder, tcp_port(target) + extra, settings)
+            site.write()
+            async with site.server() as server, site.agent(target) as agent:
+                await server.line("node edge1 attached")
+                yield site, server, agent
+
+
+async def say(stream: trio.SocketStream, text: bytes) -> None:
+    await stream.send_all(text)
+    assert await stream.receive_some() == text
+
+
+async def test_sigterm_drains(tmp_path: Path) -> None:
+    async with attached(tmp_path, drain_seconds="20") as (site, server, agent):
+        assert await site.page("/readyz") == (200, "ready\n")
+        idle, stream = await site.tls("https"), await site.through()
+        await say(stream, b"hello")
+        began = trio.current_time()
+        server.signal(signal.SIGTERM)
+        await server.line("SIGTERM: draining")
+        assert await site.page("/readyz") == (503, "server_stopping\n")
+        assert (await site.page("/healthz"))[0] == 200
+        # Who is connected already hears why; others find nobody who listens.
+        await idle.send_all(b"CONNECT edge1:22 HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await idle.receive_some()).startswith(b"HTTP/1.1 503 node edge1 takes no new streams")
+        for listener in ("agents", "https", "web", "tcp"):
+            with pytest.raises(OSError):
+                await site.through(site.ready[listener])
+        assert not (tmp_path / "admin.sock").exists()
+        await say(stream, b"last words")
+        await stream.send_eof()
+        assert await stream.receive_some() == b" bye"
+        assert await stream.receive_some() == b""
+        assert await server.exit_code() == 0
+        assert trio.current_time() - began < 5
+        await server.line("drained")
+        assert (await server.line("stream closed"))["reason"] == "done"
+        await agent.line("ended", reason="server_stopping")
+        assert server.stray == []
+
+
+async def test_streams_that_do_not_finish_are_reset(tmp_path: Path) -> None:
+    async with attached(tmp_path, drain_seconds="0.3") as (site, server, agent):
+        stream = await site.through()
+        await say(stream, b"hello")
+        began = trio.current_time()
+        server.signal(signal.SIGINT)  # as SIGTERM: the server is nobody's foreground toy
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        assert await server.exit_code() == 0
+        assert trio.current_time() - began < 3
+        await server.line("1 streams did not finish in 0.3 s")
+        assert (await server.line("stream closed"))["reason"] == "server_stopping"
+        assert (await agent.line("stream closed"))["reason"] == "server_stopping"
+
+
+async def test_a_second_signal_forces(tmp_path: Path) -> None:
+    async with attached(tmp_path, drain_seconds="600") as (site, server, _):
+        stream = await site.through()
+        await say(stream, b"hello")
+        server.signal(signal.SIGTERM)
+        await server.line("draining")
+        server.signal(signal.SIGTERM)
+        assert await server.exit_code() == 1
+        await server.line("second signal")
+        assert server.stray == []
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+
+
+async def test_sighup_takes_up_new_certificates_and_no_broken_ones(tmp_path: Path) -> None:
+    async with attached(tmp_path) as (site, server, _):
+        stream = await site.through()
+        old, new = pki.server_leaf(), pki.server_leaf("second")
+        for listener in ("https", "agents"):
+            assert await serial(site, listener) == serial_of(old.chain_pem)
+        site.write_certificate(new)
+        after = server.signal(signal.SIGHUP)
+        await server.line("read anew", after)
+        assert (await server.line("server certificate", after))["serial"] == serial_of(new.chain_pem)
+        for listener in ("https", "agents"):
+            assert await serial(site, listener) == serial_of(new.chain_pem)
+        for break_it, words in BREAKAGES.items():
+            site.write_certificate(new)
+            (tmp_path / break_it).write_bytes(b"nonsense")
+            after = server.signal(signal.SIGHUP)
+            assert words in (await server.line("the certificates stay as they were", after))["message"]
+            for listener in ("https", "agents"):
+                assert await serial(site, listener) == serial_of(new.chain_pem)
+        await say(stream, b"still here")
+        assert await site.page("/readyz") == (200, "ready\n")
+
+
+BREAKAGES = {"server.key": "server.key", "server.pem": "server.pem", "trust.pem": "trust.pem"}
+
+
+async def serial(site: Site, listener: str) -> str:
+    return describe(await site.shown_certificate(listener)).serial
+
+
+def serial_of(pem: bytes) -> str:
+    return describe(pem).serial
+
+
+async def test_the_ready_line_names_every_listener(tmp_path: Path) -> None:
+    site = Site(tmp_path, f'[connect.unix]\npath = "{tmp_path}/c.sock"\n' + tcp_port("localhost:22"))
+    site.write()
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with site.server() as server:
+            named = {key for key in site.ready if key not in ("time", "level", "logger", "message")}
+            assert named == {"agents", "https", "admin", "connect", "web", "tcp", "ops"}
+            assert site.ready["connect"] == f"{tmp_path}/c.sock"
+            assert site.ready["admin"] == f"{tmp_path}/admin.sock"
+            listening_at = [site.ready[key] for key in ("agents", "https", "web", "tcp", "ops")]
+            for address in listening_at:
+                await trio.aclose_forcefully(await site.through(address))
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            assert f"{hard} file descriptors" in (await server.line("room for"))["message"]
+            assert (await server.line("server certificate"))["names"] == ", ".join(LOOPBACK_NAMES)
+            server.signal(signal.SIGTERM)
+            assert await server.exit_code() == 0
+            assert sockets_in(tmp_path) == []
+
+
+async def test_every_metric_shows(tmp_path: Path) -> None:
+    async with attached(tmp_path, "[session]\nping_interval_seconds = 0.2\n") as (site, server, _):
+        stream = await site.through()
+        await say(stream, b"hello")
+        await stream.aclose()
+        await server.line("stream closed")
+        assert (await site.ask("CONNECT nobody:22"))[0] == 404
+        await server.line("request refused", user="kim", reason="unknown_node")
+        assert (await site.ask("GET /api/v1/nodes", pki.node_leaf("edge1")))[0] == 403
+        async with site.agent("localhost:1"):  # the same identity once more
+            await server.line("detached", reason="taken_over")
+            page = ""
+            while 'qanat_node_round_trip_seconds{node="edge1"}' not in page:
+                page = (await site.page("/metrics"))[1]
+        shown = set(re.findall(r"^(qanat_\w+?)(?:_bucket|_count|_sum)?(?:{.*})? ", page, re.MULTILINE))
+        assert all_metrics() - shown == set()
+        assert 'qanat_node_up{node="edge1"} 1.0' in page
+        assert 'qanat_attaches_total{outcome="ok"} 2.0' in page
+        assert 'qanat_session_ends_total{reason="taken_over"} 1.0' in page
+        assert 'qanat_refusals_total{entrance="https",reason="unknown_node"} 1.0' in page
+        assert 'qanat_unauthenticated_refusals_total{entrance="https",reason="wrong_role"} 1.0' in page
+
+
+def all_metrics() -> set[str]:
+    """The names of all families, which a page without a sample shows too."""
+    empty = metrics.exposition(Counters().snapshot(sessions=0)).decode()
+    return set(re.findall(r"^# TYPE (qanat_\w+)", empty, re.MULTILINE))
+
+
+async def test_nodes_can_be_left_out_of_the_metrics(tmp_path: Path) -> None:
+    async with attached(tmp_path, "[metrics]\nper_node = false\n") as (site, _, _):
+        page = (await site.page("/metrics"))[1]
+        assert "qanat_sessions 1.0" in page
+        assert "qanat_credit_granted_bytes" in page
+        assert "edge1" not in page
+
+
+async def test_certificates_that_do_not_belong_here(tmp_path: Path) -> None:
+    site = Site(tmp_path, '[log]\nlevel = "debug"\n')
+    site.write()
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with site.server() as server:
+            for request in ("CONNECT edge1:22", "GET /api/v1/nodes"):
+                status, phrase, _ = await site.ask(request, pki.node_leaf("edge1"))
+                assert (status, "wrong_role" in phrase or "node" in phrase) == (403, True)
+            status, phrase, _ = await site.ask("GET /api/v1/nodes", pki.user_leaf("kim"))
+            assert (status, phrase) == (200, "OK")
+            await server.line("refused before authentication", reason="wrong_role", entrance="https")
+            async with site.agent("localhost:22", leaf=pki.user_leaf("kim")) as agent:
+                line = await agent.line("cannot attach", reason="wrong_role")
+                assert "spiffe://test.internal/user/kim is not a node's" in line["message"]
+                await server.line("attach of an unknown node failed", reason="wrong_role")
+
+
+async def test_certificates_of_other_issuers_and_times(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.write()
+    foreign = pki.authority("other.internal")
+    trust = pki.authority().roots_pem + foreign.roots_pem
+    (tmp_path / "trust.pem").write_bytes(trust)  # so that TLS lets it in, and only the name tells
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with site.server():
+            async with site.agent("localhost:22", leaf=pki.node_leaf("edge1", "other.internal")) as agent:
+                line = await agent.line("cannot attach", reason="wrong_trust_domain")
+                assert "another trust domain than test.internal" in line["message"]
+            async with site.agent("localhost:22", leaf=pki.expired_leaf(Role.NODE, "edge1")) as agent:
+                line = await agent.line("cannot attach", reason="carrier_lost")
+                assert "qanat-agent check" in line["hint"]
+
+
+async def test_what_keeps_a_server_from_starting_is_said_in_one_sentence(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.write()
+    whole = site.config.read_text()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for table in ("agents", "https", "web", "ops"):
+            begin = f"[{table}]\nlisten = "
+            value = f'"{address}"' if table == "ops" else f'["{address}"]'
+            site.config.write_text(re.sub(re.escape(begin) + ".*", begin + value, whole))
+            await refused(site, 1, f": cannot listen on {address}")
+            assert sockets_in(tmp_path) == []
+
+
+async def test_a_server_does_not_start_without_a_certificate_that_is_good(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.write()
+    (tmp_path / "server.key").chmod(0o644)
+    await refused(
+        site, 1, f"{tmp_path}/server.key holds a private key and can be read by others; run: chmod 600"
+    )
+    site.write(pki.expired_leaf(Role.SERVER, "main"))
+    await refused(site, 1, f"the certificate in {tmp_path}/server.pem expired at")
+
+
+async def test_mistakes_in_the_configuration_are_told_all_at_once(tmp_path: Path) -> None:
+    site = Site(tmp_path, "[sesion]\n", {"drain_secnds": "8"})
+    site.write()
+    said = await refused(site, 2, f"{site.config}: ")
+    assert "drain_secnds" in said
+    assert "did you mean drain_seconds?" in said
+    assert "did you mean session?" in said
+    missing = await run_server(tmp_path / "none.toml")
+    assert missing.returncode == 2
+    assert b"name another with --config" in missing.stderr
+
+
+def sockets_in(folder: Path) -> list[Path]:
+    return list(folder.glob("*.sock"))
+
+
+async def refused(site: Site, code: int, words: str) -> str:
+    """The server does not start, says ``words``, and no traceback."""
+    result = await run_server(site.config)
+    said = result.stderr.decode()
+    assert (result.returncode, words in said) == (code, True), said
+    assert "Traceback" not in said
+    return said
