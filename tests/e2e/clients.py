@@ -37,7 +37,11 @@ class Answer:
 def dial_unix(path: Path, *, timeout_seconds: float = 20) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(timeout_seconds)
-    connection.connect(str(path))
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
     return connection
 
 
