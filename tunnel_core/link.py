@@ -321,9 +321,7 @@ class Link:
         if self.draining or self._session.peer_draining:
             reason = Reason.SERVER_STOPPING if self.draining else Reason.AGENT_STOPPING
             raise Refused(reason, f"node {self.node} takes no new streams: {reason.meaning}")
-        mux_stream = self._mux.open(Open(0, str(target), user, entrance, 0, verb=verb))
-        if early_data:
-            mux_stream.push(early_data)
+        mux_stream = self._mux.open(Open(0, str(target), user, entrance, 0, verb=verb), early_data)
         stream = self._adopt(mux_stream)
         self._await_answer(stream, mux_stream, on_opened)
         return stream

@@ -44,6 +44,8 @@ _OPEN, _OPENED, _REFUSED, _CREDIT, _END, _RESET, _STOP = (1 << bit for bit in ra
 
 _NEW_QUANTUM = 16 * KIB
 _OLD_QUANTUM = 64 * KIB
+_FRAME_RESERVE = 16
+"""Frames that a packet may get after the last look at their number: of one stream and of the session."""
 
 
 def _nothing() -> None:
@@ -250,6 +252,7 @@ class Mux:
         self.peer_max_streams = limits.max_streams
         self.peer_early_data = limits.early_data
         self.opens_cancelled = 0  # opens that were reset before an answer: OPEN_FLOOD's count
+        self._max_frames = limits.max_frames_per_packet - _FRAME_RESERVE
         self._opener = opener
         self._wake = wake
         self._on_open = on_open
@@ -263,7 +266,7 @@ class Mux:
 
     # Opening.
 
-    def open(self, request: Open) -> MuxStream:
+    def open(self, request: Open, early_data: Payload = b"") -> MuxStream:
         """A new stream towards the peer. Raises ``Refused`` at the peer's limit."""
         if len(self.streams) + len(self._unopened) >= self.peer_max_streams:
             raise Refused(
@@ -271,6 +274,8 @@ class Mux:
             )
         stream = MuxStream(self, request, 0, self.peer_initial_credit)
         self._unopened[stream] = None
+        if early_data:
+            stream.push(early_data)  # before the wake, which may take the packet at once
         stream.want(_OPEN)
         return stream
 
@@ -308,15 +313,15 @@ class Mux:
         frames: list[Frame] = []
         receipt: list[Receipt] = []
         if self._control:
-            budget -= self._take_control(frames, receipt)
+            budget -= self._take_control(frames, receipt, budget)
         room = min(budget, self.limits.max_send_memory - self.unconfirmed)
-        while room > 0 and (self._new or self._old) and len(frames) < self.limits.max_frames_per_packet - 1:
+        while room > 0 and (self._new or self._old) and len(frames) < self._max_frames:
             room -= self._take_turn(frames, receipt, room)
         return frames, receipt
 
-    def _take_control(self, frames: list[Frame], receipt: list[Receipt]) -> int:
+    def _take_control(self, frames: list[Frame], receipt: list[Receipt], budget: int) -> int:
         early = 0
-        while self._control and len(frames) < self.limits.max_frames_per_packet - 8:
+        while self._control and early < budget and len(frames) < self._max_frames:
             stream = self._control.popleft()
             if stream in self._unopened:
                 early += self._take_open(stream, frames)
@@ -337,6 +342,7 @@ class Mux:
         if send.ready and room > 0:
             early = bytes(send.take(room))
             self.unconfirmed += len(early)
+            stream.on_change()
         frames.append(
             stream.request._replace(stream=stream.number, credit=stream.recv.granted, early_data=early)
         )
@@ -369,7 +375,8 @@ class Mux:
 
     def _take_data(self, stream: MuxStream, frames: list[Frame], receipt: list[Receipt], allowed: int) -> int:
         send, bits, taken = stream.send, 0, 0
-        while send.queued and taken < allowed and send.sent < send.limit:
+        most = self._max_frames
+        while send.queued and taken < allowed and send.sent < send.limit and len(frames) < most:
             offset = send.sent
             payload = send.take(allowed - taken)
             taken += len(payload)

@@ -323,6 +323,35 @@ def test_the_agent_opens_nothing() -> None:
     assert caught.value.reason is Reason.PROTOCOL_ERROR
 
 
+def test_early_data_of_many_opens_keeps_to_the_size_of_a_packet() -> None:
+    server = Mux(Limits(), CreditPool(1 << 20), opener=True)
+    for _ in range(500):
+        server.open(REQUEST, b"e" * 16_384)
+    sizes = []
+    while frames := server.take(1 << 20)[0]:
+        sizes.append(sum(len(frame.early_data) for frame in frames if isinstance(frame, Open)))
+    assert sum(sizes) == 500 * 16_384
+    assert max(sizes) <= (1 << 20) + 16_384
+
+
+def test_a_packet_never_has_more_frames_than_are_read() -> None:
+    limits = Limits(max_frames_per_packet=64)
+    server = Mux(limits, CreditPool(1 << 20), opener=True)
+    streams = [server.open(REQUEST) for _ in range(40)]
+    while server.take(1 << 20)[0]:
+        pass
+    for stream in streams:
+        for _ in range(30):
+            stream.push(b"d" * 2048)  # too large to be joined
+        stream.stop_reading()
+        stream.end()
+    counts = []
+    while frames := server.take(1 << 20)[0]:
+        counts.append(len(frames))
+    assert sum(counts) == 40 * 32
+    assert max(counts) < limits.max_frames_per_packet
+
+
 LARGE = Limits(max_packet_bytes=1 << 20)
 
 

@@ -1,0 +1,47 @@
+"""A carrier that takes every packet inside the wake, as an idle gRPC call does, and delivers by hand."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from tunnel_core.carrier import Carrier, CarrierPort, Peer
+from tunnel_core.codec import decode_packet
+from tunnel_core.frames import Malformed, Packet
+
+
+class EagerCarrier(Carrier):
+    """One end. ``busy`` makes it a carrier in the middle of a write: it takes nothing."""
+
+    def __init__(self) -> None:
+        self.peer = Peer("eager.test:1")
+        self.port: CarrierPort | None = None
+        self.packets: deque[bytes] = deque()  # taken and not delivered yet
+        self.busy = False
+        self.asked = 0
+        self.abandoned = False
+
+    def start(self, port: CarrierPort) -> None:
+        self.port = port
+        self.wake()
+
+    def wake(self) -> None:
+        while self.port is not None and not self.busy:
+            self.asked += 1
+            packet = self.port.next_packet()
+            if packet is None:
+                return
+            self.packets.append(packet)
+
+    def abandon(self) -> None:
+        self.port, self.abandoned = None, True
+
+    def deliver(self, other: EagerCarrier) -> None:
+        """Hands everything taken so far to the other end's port."""
+        while self.packets:
+            data = self.packets.popleft()
+            if other.port is not None:
+                other.port.packet_received(decode_packet(data), len(data))
+
+    def peek(self) -> list[Packet | Malformed]:
+        """What was taken and not delivered."""
+        return [decode_packet(data) for data in self.packets]
