@@ -281,9 +281,11 @@ class Mux:
 
     def withdraw(self, stream: MuxStream) -> None:
         """A stream whose open never entered a packet is gone without a trace."""
-        self._unopened.pop(stream, None)
+        if stream in self._unopened:
+            del self._unopened[stream]
+            self._control.remove(stream)  # else users who come and go would heap up while nothing moves
         stream.send_reset = stream.recv_reset = stream.discarding = True
-        stream.recv.release()
+        stream.send.drop()
         stream.on_change()
 
     # What enters the next packet.
@@ -325,8 +327,6 @@ class Mux:
             stream = self._control.popleft()
             if stream in self._unopened:
                 early += self._take_open(stream, frames)
-            elif not stream.number:
-                continue  # withdrawn
             bits = stream.take_control(frames)
             receipt.append(Receipt(stream, bits, stream.send.sent))
             self.maybe_forget(stream)

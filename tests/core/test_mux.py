@@ -323,6 +323,18 @@ def test_the_agent_opens_nothing() -> None:
     assert caught.value.reason is Reason.PROTOCOL_ERROR
 
 
+def test_users_who_leave_before_their_open_left_leave_nothing() -> None:
+    server = Mux(LIMITS, CreditPool(1 << 20), opener=True)
+    kept = server.open(REQUEST)
+    for _ in range(1000):
+        stream = server.open(REQUEST, b"e" * 64)
+        stream.reset(Reason.USER_LEFT, "")
+        assert not stream.can_send and not stream.send.queued
+    assert len(server._control) == 1
+    assert [type(frame) for frame in server.take(1000)[0]] == [Open]
+    assert list(server.streams.values()) == [kept]
+
+
 def test_early_data_of_many_opens_keeps_to_the_size_of_a_packet() -> None:
     server = Mux(Limits(), CreditPool(1 << 20), opener=True)
     for _ in range(500):
