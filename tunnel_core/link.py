@@ -243,8 +243,8 @@ class Link:
             self._give_up_now()
             return
         deadline = session.deadline()
-        if deadline <= now or session.answers_pending:
-            self._carrier.wake()
+        if deadline <= now or session.answers_pending or self._mux.has_work:
+            self._carrier.wake()  # has_work: a confirmation may have freed memory that data waited for
         elif deadline < self._timer.deadline:
             self._timer.deadline = deadline
 

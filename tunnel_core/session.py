@@ -132,6 +132,7 @@ class Session:
         self._ack_sent = 0
         self._unacked_bytes = 0
         self._ack_due = math.inf
+        self._ack_overdue = False  # the carrier is to blame, not the clock: no deadline any more
         self._sent: deque[_Sent] = deque()
         self._control: list[Frame] = []  # numbered frames of the session itself
         self._unnumbered: list[Frame] = []  # pings and pongs
@@ -159,7 +160,7 @@ class Session:
             self._control = []
         if frames:
             return self._numbered(frames, receipt, bye, now)
-        if self._ack_due <= now:
+        if self._ack_overdue or self._ack_due <= now:
             return self._confirming(Packet(0, self._received, ()))
         return None
 
@@ -178,7 +179,7 @@ class Session:
     def _confirming(self, packet: Packet) -> Packet:
         self._ack_sent = self._received
         self._unacked_bytes = 0
-        self._ack_due = math.inf
+        self._ack_due, self._ack_overdue = math.inf, False
         return packet
 
     def say_bye(self, reason: Reason, detail: str) -> None:
@@ -226,7 +227,7 @@ class Session:
         self._unacked_bytes += size
         if self._unacked_bytes >= self._limits.ack_every_bytes:
             self._ack_due = now
-        elif self._ack_due == math.inf:
+        elif self._ack_due == math.inf and not self._ack_overdue:
             self._ack_due = now + self._limits.ack_delay_seconds
 
     def _confirm(self, ack: int, now: float) -> None:
@@ -284,7 +285,9 @@ class Session:
         if now >= self._ping_due:
             self._ping(now)
             return True
-        return now >= self._ack_due
+        if now >= self._ack_due:
+            self._ack_due, self._ack_overdue = math.inf, True
+        return self._ack_overdue
 
     def _ping(self, now: float) -> None:
         if self._ping_sent is not None:

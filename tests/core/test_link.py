@@ -1,31 +1,123 @@
-"""A link as a whole: the time that nothing else drives, and what crosses on the wire."""
+"""A link as a whole: attach, end, drain and loss; the time that nothing else drives; what crosses."""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
-from tests.fakes.memory_link import TARGET, memory_links
-from tunnel_core.limits import Limits
+from tests.fakes import pki
+from tests.fakes.eager_carrier import EagerCarrier
+from tests.fakes.grpc_link import grpc_links
+from tests.fakes.grpc_site import open_site
+from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
+from tests.fakes.memory_link import TARGET, LinkPair, hello, make_links, memory_links
+from tests.fakes.wire import connections, descriptors
+from tunnel_core.credit import CreditPool
+from tunnel_core.frames import Bye, Data, Malformed, Open, Packet, Ping, Rejected
+from tunnel_core.limits import KIB, Limits
+from tunnel_core.link import Link
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.session import AgentSteps, AttachRejected
+from tunnel_core.stream import Stream, StreamReset
 
 
-async def test_an_idle_link_lives_by_its_pings(autojump_clock: MockClock) -> None:
-    limits = Limits(ping_interval_seconds=1, missed_pings=2)
-    async with memory_links(limits) as pair:
-        await trio.sleep(60)
-        assert pair.server.attached
-        assert pair.agent.attached
+@asynccontextmanager
+async def unattached(
+    limits: Limits | None = None, answer: Rejected | None = None
+) -> AsyncIterator[tuple[LinkPair, trio.Nursery]]:
+    """Links over memory carriers that nobody runs yet, and a nursery to run them in."""
+    async with trio.open_nursery() as nursery:
+        yield make_links(*memory_carriers(nursery), limits or Limits(), answer), nursery
+        nursery.cancel_scope.cancel()
 
 
-async def test_an_open_that_crosses_the_bye_makes_no_stream(autojump_clock: MockClock) -> None:
-    async with memory_links() as pair:
-        pair.agent.end(Reason.PING_TIMEOUT)
-        stream = pair.server.open(TARGET, user="operator", entrance="tcp")
-        with pytest.raises(Refused, match=f"node {pair.server.node}"):
-            await stream.wait_opened()
-        await pair.agent.wait_given_up()
-        assert not pair.agent.streams
-        with pytest.raises(trio.WouldBlock):
-            pair.opened.receive_nowait()
+@pytest.fixture(params=[memory_links, grpc_links], ids=["memory", "grpc"])
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[LinkPair]:
+    async with request.param() as links:
+        yield links
+
+
+@asynccontextmanager
+async def eager_links(limits: Limits | None = None) -> AsyncIterator[tuple[LinkPair, Callable[[], None]]]:
+    """Attached links over eager carriers, and what delivers until both are quiet."""
+    ends = EagerCarrier(), EagerCarrier()
+    pair = make_links(*ends, limits or Limits())
+
+    def deliver() -> None:
+        while ends[0].packets or ends[1].packets:
+            ends[0].deliver(ends[1])
+            ends[1].deliver(ends[0])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.server.run)
+        nursery.start_soon(pair.agent.run)
+        await trio.testing.wait_all_tasks_blocked()
+        deliver()
+        await trio.testing.wait_all_tasks_blocked()
+        deliver()
+        assert pair.server.attached and pair.agent.attached
+        yield pair, deliver
+        nursery.cancel_scope.cancel()
+
+
+def carrier_of(pair: LinkPair, index: int) -> EagerCarrier:
+    carrier = pair.carriers[index]
+    assert isinstance(carrier, EagerCarrier)
+    return carrier
+
+
+class TestOpening:
+    async def test_early_data_rides_in_the_open_even_if_the_carrier_takes_it_at_once(self) -> None:
+        async with eager_links() as (pair, _):
+            pair.server.open(TARGET, user="operator", entrance="web", early_data=b"GET / ")
+            (packet,) = carrier_of(pair, 0).peek()
+            assert isinstance(packet, Packet)
+            (frame,) = packet.frames
+            assert isinstance(frame, Open) and bytes(frame.early_data) == b"GET / "
+
+
+class TestTime:
+    async def test_an_idle_link_lives_by_its_pings(self, autojump_clock: MockClock) -> None:
+        async with memory_links(Limits(ping_interval_seconds=1, missed_pings=2)) as pair:
+            await trio.sleep(60)
+            assert pair.server.attached
+            assert pair.agent.attached
+
+    async def test_a_confirmation_that_a_busy_carrier_does_not_take_costs_no_time(self) -> None:
+        async with eager_links() as (pair, deliver):
+            near = pair.server.open(TARGET, user="operator", entrance="tcp")
+            carrier_of(pair, 1).busy = True
+            deliver()
+            ticks, tick = 0, pair.agent._tick
+
+            def count(now: float) -> None:
+                nonlocal ticks
+                ticks += 1
+                tick(now)
+
+            pair.agent._tick = count  # type: ignore[method-assign]
+            await trio.sleep(5 * Limits().ack_delay_seconds)
+            assert ticks <= 3
+            carrier_of(pair, 1).busy = False
+            carrier_of(pair, 1).wake()
+            assert len(carrier_of(pair, 1).packets) == 1
+            deliver()
+            near.reset(Reason.USER_LEFT)
+
+    async def test_freed_send_memory_lets_waiting_data_go(self) -> None:
+        limits = Limits(max_send_memory=10 * KIB, ping_interval_seconds=0)
+        async with memory_links(limits) as pair:
+            near, far = await pair.streams()
+            received = 0
+            with trio.fail_after(5):
+                await near.send_all(bytes(60 * KIB))
+                while received < 60 * KIB:
+                    received += len(await far.receive_some())
+            near.reset(Reason.USER_LEFT)
+            far.reset(Reason.USER_LEFT)
