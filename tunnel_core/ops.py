@@ -7,6 +7,7 @@ else asks for a client certificate or a bearer token. Connections and times are 
 from __future__ import annotations
 
 import hmac
+import logging
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Ops
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import TlsStream
+
+_log = logging.getLogger("qanat.ops")
 
 MAX_CONNECTIONS = 64
 _HANDSHAKE_SECONDS = 10.0
@@ -190,6 +193,9 @@ class _Door:
         self._connections += 1
         try:
             await self._serve_admitted(plain)
+        except Exception:  # a page that fails must not end the program that it shows
+            _log.exception("a request of the operator failed")
+            plain.abort()
         finally:
             self._connections -= 1
 

@@ -17,7 +17,7 @@ from certs.ca import LOOPBACK_NAMES
 from certs.x509 import describe
 from tests.agent.listening import echo, listening
 from tests.fakes import pki
-from tests.server.programs import Program, Site, run_server, tcp_port
+from tests.server.programs import AGENT, Program, Site, run_server, tcp_port
 from tunnel_core import metrics
 from tunnel_core.counters import Counters
 from tunnel_core.identity import Role
@@ -191,6 +191,15 @@ async def test_nodes_can_be_left_out_of_the_metrics(tmp_path: Path) -> None:
         assert "qanat_sessions 1.0" in page
         assert "qanat_credit_granted_bytes" in page
         assert "edge1" not in page
+
+
+async def test_a_check_of_an_agent_takes_nothing_over_and_leaves_no_warning(tmp_path: Path) -> None:
+    async with attached(tmp_path) as (site, server, agent):
+        command = [*AGENT, "check", "--config", str(tmp_path / "agent.toml")]
+        await trio.run_process(command, capture_stdout=True)
+        await server.line("node edge1 may attach, and left")
+        await say(await site.through(), b"hello")
+        assert all(line["level"] == "info" for line in [*server.lines, *agent.lines])
 
 
 async def test_certificates_that_do_not_belong_here(tmp_path: Path) -> None:

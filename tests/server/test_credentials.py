@@ -1,0 +1,100 @@
+"""The server's own certificate: what is wrong with it is said before anybody meets it."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from pathlib import Path
+
+import pytest
+
+from certs.ca import Leaf
+from certs.files import write_private
+from tests.fakes import pki
+from tunnel_core.identity import Role
+from tunnel_server.config import Tls
+from tunnel_server.credentials import BadCredentials, read_credentials
+
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+
+
+def files(folder: Path, leaf: Leaf | None = None) -> Tls:
+    leaf = leaf or pki.server_leaf()
+    tls = Tls(
+        certificate_file=folder / "server.pem",
+        key_file=folder / "server.key",
+        trust_file=folder / "trust.pem",
+    )
+    write_private(tls.key_file, leaf.credential.key_pem)
+    tls.certificate_file.write_bytes(leaf.chain_pem)
+    tls.trust_file.write_bytes(leaf.roots_pem)
+    return tls
+
+
+def complaint(tls: Tls, now: datetime.datetime = NOW) -> str:
+    with pytest.raises(BadCredentials) as caught:
+        read_credentials(tls, now)
+    return str(caught.value)
+
+
+def test_good_files_are_what_the_listeners_show(tmp_path: Path) -> None:
+    leaf = pki.server_leaf()
+    found = read_credentials(files(tmp_path), NOW)
+    assert found.tls.chain_pem == leaf.chain_pem
+    assert found.tls.key_pem == leaf.credential.key_pem
+    assert not found.expired(NOW)
+    assert found.expired(NOW + 366 * DAY)
+
+
+def test_the_key_of_another_certificate(tmp_path: Path) -> None:
+    tls = files(tmp_path)
+    write_private(tls.key_file, pki.server_leaf("second").credential.key_pem)
+    assert (
+        complaint(tls)
+        == f"the key in {tls.key_file} is not that of the certificate in {tls.certificate_file}"
+    )
+
+
+def test_a_key_that_others_may_read(tmp_path: Path) -> None:
+    tls = files(tmp_path)
+    tls.key_file.chmod(0o640)
+    assert f"run: chmod 600 {tls.key_file}" in complaint(tls)
+
+
+def test_an_encrypted_key_is_not_asked_a_password_for(tmp_path: Path) -> None:
+    tls = files(tmp_path)
+    write_private(tls.key_file, b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n")
+    assert "is encrypted" in complaint(tls)
+
+
+def test_dates(tmp_path: Path) -> None:
+    tls = files(tmp_path)
+    assert "expired at" in complaint(tls, NOW + 366 * DAY)
+    assert "put a new one there" in complaint(tls, NOW + 366 * DAY)
+    assert "is not valid before" in complaint(tls, NOW - DAY)
+
+
+def test_a_certificate_that_is_no_servers(tmp_path: Path) -> None:
+    assert "names no DNS name or address" in complaint(files(tmp_path, pki.user_leaf("kim")))
+
+
+@pytest.mark.parametrize("name", ["server.pem", "server.key", "trust.pem"])
+def test_what_is_missing_or_damaged_is_named(tmp_path: Path, name: str) -> None:
+    tls = files(tmp_path)
+    (tmp_path / name).write_bytes(b"nonsense")
+    assert name in complaint(tls)
+    (tmp_path / name).unlink()
+    assert complaint(tls).startswith(f"there is no file {tmp_path / name}: make one with")
+
+
+def test_an_end_within_thirty_days_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    read_credentials(files(tmp_path), NOW).log(NOW)
+    leaf = pki.authority().issue(Role.SERVER, "main", names=["localhost"], days=20.5)
+    read_credentials(files(tmp_path, leaf), NOW).log(NOW)
+    levels = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert levels == [
+        ("INFO", "server certificate"),
+        ("WARNING", "the server's certificate ends in 20 days: replace it, then send SIGHUP"),
+    ]
