@@ -15,7 +15,7 @@ from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import CarrierFailed
 from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.credit import CreditPool
-from tunnel_core.descriptors import raise_descriptor_limit
+from tunnel_core.descriptors import DescriptorLimit, raise_descriptor_limit
 from tunnel_core.grpc_carrier import CarrierServer, serve_carriers
 from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
@@ -84,7 +84,7 @@ class Server:
     @asynccontextmanager
     async def running(self, bridge: Bridge) -> AsyncIterator[None]:
         """Everything is open inside the block. Raises ``CannotStart``."""
-        log_event(_log, logging.INFO, str(raise_descriptor_limit()))
+        self._log_descriptors(raise_descriptor_limit())
         self._credentials.log(_now())
         async with AsyncExitStack() as stack:
             stack.callback(self._stop_accepting)
@@ -94,6 +94,14 @@ class Server:
                 raise CannotStart(str(error)) from error
             self._missing = ""
             yield
+
+    def _log_descriptors(self, limit: DescriptorLimit) -> None:
+        most = self.config.agents.max
+        if limit.carries >= most:
+            log_event(_log, logging.INFO, str(limit))
+        else:
+            sentence = f"{limit}, fewer than [agents] max = {most}; raise LimitNOFILE= or ulimit -n"
+            log_event(_log, logging.WARNING, sentence)
 
     async def _open_all(self, bridge: Bridge, stack: AsyncExitStack) -> None:
         await self._open_ops()

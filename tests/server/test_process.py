@@ -6,6 +6,7 @@ import re
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from certs.ca import LOOPBACK_NAMES
 from certs.x509 import describe
 from tests.agent.listening import echo, listening
 from tests.fakes import pki
-from tests.server.programs import AGENT, Program, Site, run_server, tcp_port
+from tests.server.programs import AGENT, SERVER, Program, Site, run_server, running, tcp_port
 from tunnel_core import metrics
 from tunnel_core.counters import Counters
 from tunnel_core.identity import Role
@@ -86,6 +87,17 @@ async def test_streams_that_do_not_finish_are_reset(tmp_path: Path) -> None:
         await server.line("1 streams did not finish in 0.3 s")
         assert (await server.line("stream closed"))["reason"] == "server_stopping"
         assert (await agent.line("stream closed"))["reason"] == "server_stopping"
+
+
+async def test_an_agent_that_hears_nothing_holds_up_no_drain(tmp_path: Path) -> None:
+    async with attached(tmp_path, drain_seconds="0.3") as (site, server, agent):
+        await say(await site.through(), b"hello")
+        agent.signal(signal.SIGSTOP)
+        began = trio.current_time()
+        server.signal(signal.SIGTERM)
+        assert await server.exit_code() == 0
+        assert trio.current_time() - began < 2.2  # 8 s of drain and this stay below Docker's 10
+        assert server.stray == []
 
 
 async def test_a_second_signal_forces(tmp_path: Path) -> None:
@@ -199,7 +211,8 @@ async def test_a_check_of_an_agent_takes_nothing_over_and_leaves_no_warning(tmp_
         await trio.run_process(command, capture_stdout=True)
         await server.line("node edge1 may attach, and left")
         await say(await site.through(), b"hello")
-        assert all(line["level"] == "info" for line in [*server.lines, *agent.lines])
+        attaches = [line for line in [*server.lines, *agent.lines] if "attach" in line["message"]]
+        assert {line["level"] for line in attaches} == {"info"}
 
 
 async def test_certificates_that_do_not_belong_here(tmp_path: Path) -> None:
@@ -249,6 +262,34 @@ async def test_what_keeps_a_server_from_starting_is_said_in_one_sentence(tmp_pat
             site.config.write_text(re.sub(re.escape(begin) + ".*", begin + value, whole))
             await refused(site, 1, f": cannot listen on {address}")
             assert sockets_in(tmp_path) == []
+
+
+async def test_a_fault_of_ours_ends_the_server_with_its_traceback_in_the_log(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.write()
+    bug = (
+        "import tunnel_server.app as app, tunnel_server.main as main\n"
+        "async def fail(*_): raise RuntimeError('a bug')\n"
+        "app.relieve_pressure = fail\n"
+        "main.entry_point()"
+    )
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with running([sys.executable, "-c", bug, "run", "--config", str(site.config)]) as server:
+            line = await server.line("the server ends by a fault of its own")
+            assert line["level"] == "critical"
+            assert "RuntimeError: a bug" in line["exc_info"]
+            assert await server.exit_code() == 1
+            assert sockets_in(tmp_path) == []
+
+
+async def test_few_descriptors_are_a_warning(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.write()
+    command = ["sh", "-c", 'ulimit -n 1024 && exec "$@"', "sh", *SERVER, "run", "--config", str(site.config)]
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with running(command) as server:
+            line = await server.line("fewer than [agents] max = 5000")
+            assert (line["level"], "room for 896 agents" in line["message"]) == ("warning", True)
 
 
 async def test_a_server_does_not_start_without_a_certificate_that_is_good(tmp_path: Path) -> None:
