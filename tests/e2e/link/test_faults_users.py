@@ -83,7 +83,10 @@ def test_200_streams_whose_users_never_read(unharmed: Site, long: bool) -> None:
     granted = max(program.metric("qanat_credit_granted_bytes") for program in unharmed.programs) / MIB
     for program in unharmed.programs:
         grown = (program.process.resident_bytes - resting[program.name]) / MIB
-        assert grown < 2 * granted + 16, f"{program.name} grew by {grown:.0f} MiB, {granted:.0f} were granted"
+        # A sender may hold one large read that the credit cut in two; bench/ has the exact ratio.
+        assert grown < 2 * granted + len(stalled) / 2, (
+            f"{program.name} grew by {grown:.0f} MiB, {granted:.0f} were granted"
+        )
     for answer in stalled:
         answer.abort()
 
