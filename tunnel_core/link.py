@@ -280,7 +280,16 @@ class Link:
             self._on_attached(self)
 
     def next_packet(self) -> bytes | None:
-        """The bytes of the next packet, or None when there is nothing to say."""
+        """The bytes of the next packet, or None when there is nothing to say. Never raises."""
+        try:
+            return self._next_packet()
+        except Exception:
+            _log.exception("no packet could be made for %s", self.node)
+            self._finish(Reason.INTERNAL_ERROR, "")
+            self._give_up_now()  # a numbered packet is missing: nothing more would be understood
+            return None
+
+    def _next_packet(self) -> bytes | None:
         if self._steps_out:
             frames, self._steps_out = self._steps_out, []
             return encode_packet(0, 0, frames)
@@ -348,8 +357,7 @@ class Link:
             stream.reset(Reason.OPEN_TIMEOUT, detail)
 
     def _stream_opened(self, mux_stream: MuxStream) -> None:
-        # An open that crossed our bye belongs to nobody: its stream would outlive its session.
-        if self._on_open is None or self.draining or self.ended is not None:
+        if self._on_open is None or self.draining:
             mux_stream.refuse(Refused(Reason.AGENT_STOPPING, f"node {self.node} takes no new streams"))
         else:
             self._on_open(self._adopt(mux_stream))

@@ -257,6 +257,7 @@ class Mux:
         self._wake = wake
         self._on_open = on_open
         self._on_empty = on_empty  # called when the last stream is forgotten: all it said has arrived
+        self._failed = False
         self._next_number = 1
         self._highest_opened = 0
         self._unopened: dict[MuxStream, None] = {}  # opened by us, not in a packet yet
@@ -291,8 +292,9 @@ class Mux:
     # What enters the next packet.
 
     def queue_control(self, stream: MuxStream) -> None:
-        self._control.append(stream)
-        self._wake()
+        if not self._failed:
+            self._control.append(stream)
+            self._wake()
 
     def list_stream(self, stream: MuxStream) -> None:
         """Gives the stream a turn if it has something to say and stands in no list."""
@@ -411,6 +413,8 @@ class Mux:
 
     def receive(self, frame: Any) -> None:
         """Takes one stream frame in. Raises ``PeerFault`` if it cannot be allowed."""
+        if self._failed:
+            return
         kind = type(frame)
         if kind is Open:
             self._receive_open(frame)
@@ -518,7 +522,8 @@ class Mux:
     # The end of everything.
 
     def fail(self, reason: Reason, detail: str) -> None:
-        """The session is gone: every stream is reset at once and forgotten."""
+        """The session is gone: every stream is reset at once and forgotten, and nothing moves any more."""
+        self._failed = True
         streams = [*self.streams.values(), *self._unopened]
         self.streams.clear()
         self._unopened.clear()

@@ -121,3 +121,56 @@ class TestTime:
                     received += len(await far.receive_some())
             near.reset(Reason.USER_LEFT)
             far.reset(Reason.USER_LEFT)
+
+
+class TestFaults:
+    async def test_an_internal_error_while_receiving_ends_only_that_link(self, pair: LinkPair) -> None:
+        def fail(_: Stream) -> None:
+            raise RuntimeError("a bug of the owner")
+
+        pair.agent._on_open = fail
+        stream = pair.server.open(TARGET, user="operator", entrance="tcp")
+        with pytest.raises(Refused) as caught:
+            await stream.wait_opened()
+        assert caught.value.reason is Reason.INTERNAL_ERROR
+        assert (await pair.agent.wait_ended())[0] is Reason.INTERNAL_ERROR
+        assert (await pair.server.wait_ended())[0] is Reason.INTERNAL_ERROR
+        stream.reset(Reason.USER_LEFT)
+
+    async def test_an_internal_error_while_sending_ends_only_that_link(self, pair: LinkPair) -> None:
+        near, far = await pair.streams()
+        assert pair.server._session is not None
+        pair.server._session._unnumbered.append(Ping(-1))  # no varint can say that
+        pair.carriers[0].wake()
+        with trio.fail_after(5):
+            await pair.server.wait_given_up()
+        assert pair.server.ended is not None and pair.server.ended[0] is Reason.INTERNAL_ERROR
+        assert (await pair.agent.wait_ended())[0] is Reason.CARRIER_LOST
+        with pytest.raises(StreamReset):
+            await near.receive_some()
+        near.reset(Reason.USER_LEFT)
+        far.reset(Reason.USER_LEFT)
+
+    async def test_nothing_of_a_stream_is_said_after_the_bye(self) -> None:
+        async with eager_links() as (pair, deliver):
+            pair.server.open(TARGET, user="operator", entrance="tcp")
+            deliver()
+            far = pair.opened.receive_nowait()
+            pair.agent.end(Reason.AGENT_STOPPING)
+            far.accept("127.0.0.1:22")  # the dial succeeded a moment too late
+            far.reset(Reason.USER_LEFT)
+            (packet,) = carrier_of(pair, 1).peek()
+            assert isinstance(packet, Packet)
+            assert [type(frame) for frame in packet.frames] == [Bye]
+
+    async def test_an_open_that_crosses_the_bye_makes_no_stream(self, pair: LinkPair) -> None:
+        pair.agent.end(Reason.PING_TIMEOUT)
+        stream = pair.server.open(TARGET, user="operator", entrance="tcp")
+        with pytest.raises(Refused, match="node edge1") as caught:
+            await stream.wait_opened()
+        assert caught.value.reason is Reason.PING_TIMEOUT
+        await pair.agent.wait_given_up()
+        assert not pair.agent.streams
+        with pytest.raises(trio.WouldBlock):
+            pair.opened.receive_nowait()
+        stream.reset(Reason.USER_LEFT)
