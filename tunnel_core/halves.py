@@ -203,18 +203,27 @@ class ReceiveHalf:
         goal = self.received - self.buffered + self.window
         if self.size is not None or (goal - self.granted) * 4 < self.window:
             return False
-        if self.buffered * 4 <= self.window < self._max_window and self._pool.try_grow(self.window):
-            goal += self.window
-            self.window *= 2
+        extra = min(self.window, self._max_window - self.window)
+        if extra > 0 and self.buffered * 4 <= self.window and self._pool.try_grow(extra):
+            goal += extra
+            self.window += extra
         self.granted = goal
         return True
 
     def drop(self) -> None:
-        """Forgets what was not read; the reader is gone."""
+        """Forgets what was not read; the reader is gone, and what still comes is not kept."""
         self.inbox.clear()
         self.buffered = 0
+        self.release()
+
+    def skip(self, end: int) -> None:
+        """Data before ``end`` came for a reader that is gone. Raises ``PeerFault`` beyond the grant."""
+        if end > self.granted:
+            # Not the stream's alone: it was stopped already, and the peer goes on.
+            raise PeerFault(Reason.CREDIT_OVERRUN, f"data up to offset {end}, granted {self.granted}")
+        self.received = max(self.received, end)
 
     def release(self) -> None:
-        """Gives the grown part of the window back to the pool; the stream is gone."""
+        """Gives the grown part of the window back to the pool: nothing more will be held."""
         self._pool.release(self.window - self.initial)
         self.window = self.initial

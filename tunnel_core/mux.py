@@ -404,8 +404,9 @@ class Mux:
 
     def maybe_forget(self, stream: MuxStream) -> None:
         """Forgets a stream that is over."""
+        if stream.recv.at_end:
+            stream.recv.release()  # our half may stay open for days
         if stream.over and self.streams.pop(stream.number, None) is not None:
-            stream.recv.release()
             if not self.streams:
                 self._on_empty()
 
@@ -455,14 +456,17 @@ class Mux:
                 Refused(Reason.TOO_MANY_STREAMS, f"the node allows {self.limits.max_streams} streams")
             )
             return
-        if frame.early_data:
+        try:
             stream.recv.add(0, frame.early_data)
-        self._on_open(stream)
+        except PeerFault as fault:
+            stream.refuse(Refused(fault.reason, fault.detail))
+        else:
+            self._on_open(stream)
 
     def _receive_data(self, stream: MuxStream, frame: Data) -> None:
         recv = stream.recv
         if stream.discarding:
-            recv.received = max(recv.received, frame.offset + len(frame.payload))
+            recv.skip(frame.offset + len(frame.payload))
         elif recv.add(frame.offset, frame.payload):
             stream.on_change()
 
@@ -475,8 +479,6 @@ class Mux:
         self.maybe_forget(stream)
 
     def _receive_reset(self, stream: MuxStream, frame: Reset) -> None:
-        if not stream.opened and not self._opener and stream.refusal is None:
-            self.opens_cancelled += 1
         if stream.recv.size is None:
             stream.recv.size = stream.recv.received
             stream.recv.drop()
@@ -492,6 +494,8 @@ class Mux:
     def _broken(self, stream: MuxStream, reason: Reason, detail: str) -> None:
         if stream.reset_reason is None:
             stream.reset_reason, stream.reset_detail = reason, detail
+            if not stream.opened and not self._opener and stream.refusal is None:
+                self.opens_cancelled += 1
         stream.on_change()
 
     def _receive_credit(self, stream: MuxStream, frame: Credit) -> None:
@@ -536,7 +540,6 @@ class Mux:
             stream.send_reset = stream.recv_reset = stream.discarding = True
             self.unconfirmed -= stream.send.drop()
             stream.recv.drop()
-            stream.recv.release()
             stream.on_change()
 
 

@@ -30,6 +30,7 @@ from tunnel_core.frames import (
     Ping,
     Pong,
     Rejected,
+    Unknown,
     Use,
     Welcome,
 )
@@ -205,6 +206,8 @@ class Session:
                 raise PeerFault(Reason.PROTOCOL_ERROR, detail)
             self._received = packet.number
             self._owe_ack(size, now)
+        else:
+            _check_unnumbered(packet)
         for frame in packet.frames:
             handler = _OWN_FRAMES.get(type(frame))
             if handler is None:
@@ -300,6 +303,14 @@ class Session:
         self._ping_due = now + self._interval if self._interval else math.inf
         round_trip = int((self.round_trip_seconds or 0) * 1e6)
         self._unnumbered.append(Ping(self._token, round_trip))
+
+
+def _check_unnumbered(packet: Packet) -> None:
+    """What is not numbered is not confirmed, so nothing that has to arrive may travel so."""
+    for frame in packet.frames:
+        if not isinstance(frame, Ping | Pong | Unknown):
+            detail = f"a {type(frame).__name__} frame in a packet without number"
+            raise PeerFault(Reason.PROTOCOL_ERROR, detail)
 
 
 _OWN_FRAMES: dict[type, Callable[..., None]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
@@ -11,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tunnel_core.credit import CreditPool
 from tunnel_core.frames import Credit, Data, End, Frame, Open, Opened, Reset
-from tunnel_core.halves import PeerFault
+from tunnel_core.halves import PeerFault, ReceiveHalf
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux, MuxStream, Receipt
 from tunnel_core.reasons import Reason, Refused
@@ -252,6 +253,49 @@ def test_credit_overrun_resets_the_stream() -> None:
     assert far.reset_reason is Reason.CREDIT_OVERRUN
 
 
+def test_early_data_beyond_the_credit_refuses_the_stream_alone() -> None:
+    opened: list[MuxStream] = []
+    agent = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=False, on_open=opened.append)
+    agent.receive(REQUEST._replace(stream=1, early_data=b"e" * (LIMITS.initial_credit + 1)))
+    assert not opened
+    refusal = agent.streams[1].refusal
+    assert refusal is not None and refusal.reason is Reason.CREDIT_OVERRUN
+
+
+def test_a_peer_that_sends_on_beyond_its_credit_after_a_stop_is_at_fault() -> None:
+    _, agent, _, far = _opened()
+    far.stop_reading()
+    agent.receive(Data(far.number, 0, b"x" * LIMITS.initial_credit))
+    with pytest.raises(PeerFault) as caught:
+        agent.receive(Data(far.number, LIMITS.initial_credit, b"x"))
+    assert caught.value.reason is Reason.CREDIT_OVERRUN
+    assert not caught.value.stream_only
+
+
+@pytest.mark.parametrize(
+    "leave", [MuxStream.stop_reading, lambda far: far.mux.receive(End(1, far.recv.received))]
+)
+def test_a_grown_window_goes_back_to_the_pool_when_nothing_more_will_be_held(
+    leave: Callable[[MuxStream], None],
+) -> None:
+    _, agent, _, far = _opened()
+    _grow_window(agent, far)
+    assert agent.pool.granted > 0
+    leave(far)
+    assert agent.pool.granted == 0
+    assert agent.streams, "the other half is open"
+
+
+def test_a_window_grows_to_the_limit_and_no_further() -> None:
+    limits = Limits(initial_credit=64, max_credit=100, credit_pool=10_000)
+    recv = ReceiveHalf(limits, CreditPool(limits.credit_pool))
+    for offset in range(0, 1000, 50):
+        recv.add(offset, b"x" * 50)
+        recv.take(50)
+        recv.maybe_grant()
+    assert recv.window == 100 and recv.outstanding <= 100
+
+
 def test_data_after_the_end_resets_the_stream() -> None:
     _, agent, _, far = _opened()
     agent.receive(End(far.number, 0))
@@ -424,12 +468,14 @@ def test_tiny_data_that_nobody_reads_is_joined() -> None:
     assert len(far.recv.inbox) <= 2
 
 
-def test_credit_grows_for_a_reader_that_keeps_up_and_not_for_one_that_does_not() -> None:
-    _, agent, _, far = _opened()
-    offset = 0
+def _grow_window(agent: Mux, far: MuxStream) -> None:
     for _ in range(40):
-        agent.receive(Data(far.number, offset, b"x" * 16))
-        offset += 16
+        agent.receive(Data(far.number, far.recv.received, b"x" * 16))
         while far.recv.buffered:
             far.read(1000)
+
+
+def test_credit_grows_for_a_reader_that_keeps_up_and_not_for_one_that_does_not() -> None:
+    _, agent, _, far = _opened()
+    _grow_window(agent, far)
     assert far.recv.window == LIMITS.max_credit

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.memory_link import hello, welcome
 from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Bye, Frame, Open, Packet, Ping, Pong, Rejected, Reset, Unknown, Use
+from tunnel_core.frames import Bye, Frame, Open, Packet, Ping, Pong, Rejected, Reset, Stop, Unknown, Use
 from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux, MuxStream
@@ -194,7 +194,15 @@ def test_unknown_and_misplaced_frames_are_faults(frame: Frame) -> None:
     assert caught.value.reason is Reason.UNKNOWN_FRAME
 
 
-def test_opens_reset_unanswered_are_budgeted_in_time() -> None:
+@pytest.mark.parametrize("frame", [REQUEST._replace(stream=1), Bye(Reason.DONE), Reset(1, Reason.DONE)])
+def test_what_must_arrive_cannot_travel_without_a_number(frame: Frame) -> None:
+    with pytest.raises(PeerFault) as caught:
+        Ends().agent.receive(Packet(0, 0, (frame,)), 10, 100.0)
+    assert caught.value.reason is Reason.PROTOCOL_ERROR
+
+
+@pytest.mark.parametrize("cancel", [Reset, Stop])
+def test_opens_reset_unanswered_are_budgeted_in_time(cancel: type[Reset] | type[Stop]) -> None:
     ends = Ends()
     number = packet_number = 0
 
@@ -203,7 +211,7 @@ def test_opens_reset_unanswered_are_budgeted_in_time() -> None:
         for _ in range(count):
             number = number + 2 if number else 1
             packet_number += 1
-            frames = (REQUEST._replace(stream=number), Reset(number, Reason.USER_LEFT))
+            frames = (REQUEST._replace(stream=number), cancel(number, Reason.USER_LEFT))
             ends.agent.receive(Packet(packet_number, 0, frames), 10, ends.now)
             ends.opened.pop().reset(Reason.USER_LEFT, "")
             ends.agent_mux.streams.clear()
