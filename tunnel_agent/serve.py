@@ -112,14 +112,8 @@ class Serving:
 
     async def _dial_unless_left(self, stream: Stream) -> Dialled | Refused:
         outcome: Dialled | Refused | None = None
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_when_left, stream, nursery.cancel_scope)
-                outcome = await self._dial(stream)
-                nursery.cancel_scope.cancel()
-        except BaseException:
-            _discard(outcome)
-            raise
+        with trio.CancelScope() as scope, stream.cancelling(scope):
+            outcome = await self._dial(stream)
         if stream.ended_by is not None:
             _discard(outcome)
             return Refused(stream.ended_by, f"during the dial: {stream.ended_by.meaning}")
@@ -138,11 +132,6 @@ class Serving:
     def _facts(self, stream: Stream) -> StreamFacts:
         node = self._dialler.policy.node
         return StreamFacts(stream.id, stream.user, node, stream.target, stream.entrance)
-
-
-async def _cancel_when_left(stream: Stream, scope: trio.CancelScope) -> None:
-    await stream.wait_reset()
-    scope.cancel()
 
 
 def _discard(outcome: Dialled | Refused | None) -> None:

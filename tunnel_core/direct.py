@@ -23,6 +23,11 @@ class DirectStream(trio.abc.HalfCloseableStream):
     async def wait_readable(self) -> None:
         """Waits until ``receive_nowait`` is worth another try."""
 
+    @property
+    @abstractmethod
+    def room(self) -> int:
+        """About as many bytes as ``put`` takes without waiting; what is read beyond it lies in memory."""
+
     @abstractmethod
     async def put(self, data: Payload) -> None:
         """``send_all``, taking ``data`` over: it must not change any more."""

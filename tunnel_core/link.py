@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 _FAREWELL_SECONDS = 1.0
 """How long an ended link waits for its bye to be confirmed, or for the peer to hear our confirmation."""
 
+_COMPANY_SECONDS = 0.005
+"""How long the answer to an open waits for the target's first bytes when the client has spoken first."""
+
 
 class Link:
     """One session of one node. Made by the server for each carrier, and by the agent for each attempt.
@@ -67,10 +70,12 @@ class Link:
             pool,
             opener=self._opener,
             wake=carrier.wake,
+            wake_later=self._wake_later,
             on_open=self._stream_opened,
             on_empty=self._look_again,
         )
         self._streams: dict[int, Stream] = {}
+        self._wake_at = math.inf
         self._unanswered: dict[Stream, float] = {}  # until when each open has time; the oldest first
         self._serial = 0
         self._closed_in = self._closed_out = 0  # bytes of streams that are closed
@@ -170,7 +175,8 @@ class Link:
     def _deadline(self) -> float:
         if self.ended is not None or self._session is None:
             return self._give_up_at
-        return min(self._session.deadline(), next(iter(self._unanswered.values()), math.inf))
+        first_unanswered = next(iter(self._unanswered.values()), math.inf)
+        return min(self._session.deadline(), self._wake_at, first_unanswered)
 
     def _tick(self, now: float) -> None:
         if self.ended is not None:
@@ -181,6 +187,9 @@ class Link:
             return
         if self._unanswered:
             self._reset_unanswered(now)
+        if now >= self._wake_at:
+            self._wake_at = math.inf
+            self._carrier.wake()
         try:
             if self._session.tick(now):
                 self._carrier.wake()
@@ -302,6 +311,12 @@ class Link:
         """The carrier broke. Whatever the call ended with, that is no end on purpose."""
         self._finish(Reason.CARRIER_LOST, detail)
         self._give_up_now()
+
+    def _wake_later(self) -> None:
+        """Something may wait for company; alone it goes out in a moment."""
+        if self._wake_at == math.inf:
+            self._wake_at = trio.current_time() + _COMPANY_SECONDS
+            self._timer.deadline = min(self._timer.deadline, self._wake_at)
 
     # Streams.
 

@@ -164,11 +164,11 @@ class MuxStream:
         self.want(_RESET)
         self.on_change()
 
-    def accept(self, address: str) -> None:
-        """Agent: the dial succeeded."""
+    def accept(self, address: str, *, may_wait: bool = False) -> None:
+        """Agent: the dial succeeded. ``may_wait``: the answer may wait for what else is to be said."""
         self.address = address
         self.opened = True
-        self.want(_OPENED)
+        self.want(_OPENED, may_wait=may_wait)
 
     def refuse(self, refusal: Refused) -> None:
         """Agent: there was no dial, or it failed; nothing was done with early data."""
@@ -180,11 +180,15 @@ class MuxStream:
 
     # What the mux does.
 
-    def want(self, bits: int) -> None:
+    def want(self, bits: int, *, may_wait: bool = False) -> None:
         self._pending |= bits
         if not self._queued_control:
             self._queued_control = True
             self.mux.queue_control(self)
+        if may_wait:
+            self.mux.wake_later()
+        else:
+            self.mux.wake()
 
     def take_control(self, frames: list[Frame]) -> int:
         """Appends the pending control frames; returns their bits."""
@@ -241,6 +245,7 @@ class Mux:
         *,
         opener: bool,
         wake: Callable[[], None] = _nothing,
+        wake_later: Callable[[], None] = _nothing,
         on_open: Callable[[MuxStream], None] | None = None,
         on_empty: Callable[[], None] = _nothing,
     ) -> None:
@@ -254,7 +259,8 @@ class Mux:
         self.opens_cancelled = 0  # opens that were reset before an answer: OPEN_FLOOD's count
         self._max_frames = limits.max_frames_per_packet - _FRAME_RESERVE
         self._opener = opener
-        self._wake = wake
+        self.wake = wake  # there is something to send
+        self.wake_later = wake_later  # there is, but it may wait a moment for company
         self._on_open = on_open
         self._on_empty = on_empty  # called when the last stream is forgotten: all it said has arrived
         self._failed = False
@@ -294,7 +300,6 @@ class Mux:
     def queue_control(self, stream: MuxStream) -> None:
         if not self._failed:
             self._control.append(stream)
-            self._wake()
 
     def list_stream(self, stream: MuxStream) -> None:
         """Gives the stream a turn if it has something to say and stands in no list."""
@@ -303,7 +308,7 @@ class Mux:
         stream.listed = True
         stream.deficit = _NEW_QUANTUM
         self._new.append(stream)
-        self._wake()
+        self.wake()
 
     @property
     def has_work(self) -> bool:
@@ -406,9 +411,8 @@ class Mux:
         """Forgets a stream that is over."""
         if stream.recv.at_end:
             stream.recv.release()  # our half may stay open for days
-        if stream.over and self.streams.pop(stream.number, None) is not None:
-            if not self.streams:
-                self._on_empty()
+        if stream.over and self.streams.pop(stream.number, None) is not None and not self.streams:
+            self._on_empty()
 
     # What arrives.
 

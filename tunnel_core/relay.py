@@ -96,8 +96,9 @@ class _Relay:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._direction, self._a, self._b)
-                    await self._direction(self._b, self._a)
+                    nursery.start_soon(self._direction, self._b, self._a)
+                    # At once: what the client said first is there already, and goes out with the open.
+                    await self._direction(self._a, self._b)
             if self._scope.cancelled_caught and self._reason is None:
                 self._fail(Reason.IDLE_TIMEOUT, f"no byte moved for {self._idle:g} s")
         except BaseException:
@@ -125,6 +126,8 @@ class _Relay:
     async def _copy_direct(self, source: DirectStream, sink: DirectStream) -> None:
         size, burst, moved, quick = _SMALLEST_READ, 0, self._moved, isinstance(source, Stream)
         while True:
+            if size > _SMALLEST_READ:
+                size = max(min(size, sink.room), _SMALLEST_READ)
             data = source.receive_nowait(size)
             if data is None:
                 await source.wait_readable()

@@ -18,6 +18,7 @@ import trio
 
 from tunnel_core.direct import DirectStream
 from tunnel_core.frames import Payload
+from tunnel_core.limits import MIB
 
 _RECEIVE = 64 * 1024
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
@@ -115,6 +116,11 @@ class SocketStream(DirectStream):
         """Waits until ``send_nowait`` would take something."""
         self._check_open()
         await trio.lowlevel.wait_writable(self.socket)
+
+    @property
+    def room(self) -> int:
+        """The kernel's buffer is bounded by itself."""
+        return MIB
 
     async def put(self, data: Payload) -> None:
         """``send_all`` without a checkpoint when the kernel takes all at once. One caller at a time."""

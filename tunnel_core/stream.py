@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import trio
@@ -46,6 +47,7 @@ class Stream(DirectStream):
         self._receiver: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
         self._watchers: list[trio.Event] = []
+        self._leaving: trio.CancelScope | None = None
         self.opened_at = trio.current_time()
         mux_stream.on_change = self._changed
 
@@ -106,9 +108,23 @@ class Stream(DirectStream):
             await self._wait_change()
         return self.ended_by or Reason.USER_LEFT
 
+    @contextmanager
+    def cancelling(self, scope: trio.CancelScope) -> Iterator[None]:
+        """Cancels ``scope`` if the peer gives the stream up during the block: a user who left."""
+        self._leaving = scope
+        self._changed()
+        try:
+            yield
+        finally:
+            self._leaving = None
+
     def accept(self, address: str) -> None:
-        """Agent: the dial succeeded; ``address`` is what was dialled."""
-        self._mux.accept(address)
+        """Agent: the dial succeeded; ``address`` is what was dialled.
+
+        Where the client has spoken first, the answer to the open may wait a moment for the target's
+        first bytes, which then travel with it.
+        """
+        self._mux.accept(address, may_wait=self._mux.recv.received > 0)
 
     def refuse(self, reason: Reason, detail: str) -> None:
         """Agent: the stream is not opened. Ends it."""
@@ -168,6 +184,11 @@ class Stream(DirectStream):
             self._check_sendable()
             self._mux.push(bytes(view[start : start + _SEND_PIECE]))
         await trio.lowlevel.cancel_shielded_checkpoint()
+
+    @property
+    def room(self) -> int:
+        """What credit and the bound of the queue leave; not positive while ``put`` would wait."""
+        return self._mux.send.room
 
     async def put(self, data: Payload) -> None:
         """``send_all`` for one writer, without a checkpoint while there is room.
@@ -301,6 +322,8 @@ class Stream(DirectStream):
         if self._sender is not None and (mux.send.room > 0 or not mux.can_send or self._closed):
             task, self._sender = self._sender, None
             trio.lowlevel.reschedule(task)
+        if self._leaving is not None and (mux.send_reset or mux.recv_reset):
+            self._leaving.cancel()
         if self._watchers:
             watchers, self._watchers = self._watchers, []
             for event in watchers:

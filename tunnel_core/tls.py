@@ -281,6 +281,11 @@ class SocketTlsStream(TlsStream, DirectStream):
         if self._starved and not self._kept and not self._eof_received:
             await self._socket.wait_readable()
 
+    @property
+    def room(self) -> int:
+        """The kernel's buffer is bounded by itself."""
+        return self._socket.room
+
     async def put(self, data: bytes | bytearray | memoryview) -> None:
         """``send_all`` without a checkpoint when the kernel takes all at once. One caller at a time."""
         self._begin_sending()

@@ -182,11 +182,8 @@ class TestConnections:
                 assert caught.value.detail
                 assert 0.3 < trio.current_time() - begun < 1.5
 
-    async def test_a_silent_connection_is_closed_when_the_handshake_is_due(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("tunnel_core.grpc_carrier._HANDSHAKE_SECONDS", 0.3)
-        async with open_site() as site:
+    async def test_a_silent_connection_is_closed_when_the_handshake_is_due(self) -> None:
+        async with open_site(handshake_seconds=0.3) as site:
             for sent in (b"", b"\x16\x03\x01"):
                 stream = await trio.open_tcp_stream("127.0.0.1", site.port)
                 await stream.send_all(sent)
