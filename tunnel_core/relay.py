@@ -87,6 +87,8 @@ class _Relay:
         self._left = left
         self._idle = idle_seconds
         self._scope = trio.CancelScope()
+        self._watch = trio.CancelScope()
+        self._half_done = False
         self._moved = {a: 0, b: 0}  # by the side it came from
         self._reason: Reason | None = None
         self._detail = ""
@@ -120,8 +122,29 @@ class _Relay:
                 await self._copy_direct(source, sink)
             else:
                 await self._copy(source, sink)
+            await self._half_ended(source)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._note(error)
+
+    async def _half_ended(self, source: trio.abc.Stream) -> None:
+        if self._half_done:
+            self._watch.cancel()
+        elif isinstance(source, Stream):
+            self._half_done = True
+            await self._watch_for_leaving(source)
+        self._half_done = True
+
+    async def _watch_for_leaving(self, stream: Stream) -> None:
+        """After the end of its half the peer may want the other no more: a silent side would stay for ever.
+
+        A side that just got its end has a moment to answer, to nobody, and to close: reset at once, it
+        could lose what it has not read yet.
+        """
+        with self._watch:
+            with trio.CancelScope() as left, stream.cancelling(left):
+                await trio.sleep_forever()
+            await trio.sleep(_FAREWELL_SECONDS)
+            raise StreamReset(stream.ended_by or Reason.USER_LEFT)
 
     async def _copy_direct(self, source: DirectStream, sink: DirectStream) -> None:
         size, burst, moved, quick = _SMALLEST_READ, 0, self._moved, isinstance(source, Stream)
