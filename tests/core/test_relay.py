@@ -23,7 +23,6 @@ from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.relay import RelayResult, abort, relay
 from tunnel_core.sockets import SocketStream
-from tunnel_core.stream import Stream
 from tunnel_core.tls import SocketTlsStream
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -255,16 +254,18 @@ class TestThroughALink:
             inner, silent = trio.testing.memory_stream_pair()
             results: list[RelayResult] = []
 
+            over = trio.Event()
+
             @nursery.start_soon
             async def serve() -> None:
                 results.append(await relay(far, inner, left=Reason.TARGET_RESET))
+                over.set()
 
             await near.send_all(b"request")
             await near.aclose()  # graceful: delivered, and nothing is read any more
             assert await receive_all(silent) == b"request"
             with trio.fail_after(60):
-                while not results:
-                    await trio.sleep(1)
+                await over.wait()
             assert results[0].reason is Reason.USER_LEFT
             assert not pair.agent.streams
 

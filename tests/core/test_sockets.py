@@ -1,17 +1,104 @@
-"""A socket that was closed here says so to whoever waits for it afterwards, each time."""
+"""Sockets keep trio's contract; an abort is seen as one; a socket that was closed here says so."""
 
 from __future__ import annotations
 
+import errno
 import socket
+from collections.abc import Callable
 
 import pytest
 import trio
+import trio.testing
 
 from tunnel_core.sockets import SocketStream
 
+Pair = tuple[SocketStream, SocketStream]
+
+
+def unix_pair() -> Pair:
+    near, far = socket.socketpair()
+    return SocketStream(near), SocketStream(far)
+
+
+def tcp_pair() -> Pair:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    return SocketStream(near), SocketStream(far)
+
+
+@pytest.fixture(params=[tcp_pair, unix_pair], ids=["tcp", "unix"])
+def make_pair(request: pytest.FixtureRequest) -> Callable[[], Pair]:
+    return request.param  # type: ignore[no-any-return]
+
+
+async def clog(stream: SocketStream) -> None:
+    """Sends until the kernel takes no more; over TCP that takes it a moment to know."""
+    full = False
+    while not full:
+        while stream.send_nowait(b"x" * 65536):
+            pass
+        with trio.move_on_after(0.02) as scope:
+            await stream.wait_writable()
+        full = scope.cancelled_caught and not stream.send_nowait(b"x")
+
+
+async def test_is_a_half_closeable_stream(make_pair: Callable[[], Pair]) -> None:
+    async def pair() -> Pair:
+        return make_pair()
+
+    async def clogged() -> Pair:
+        ends = make_pair()
+        for end in ends:
+            await clog(end)
+        return ends
+
+    await trio.testing.check_half_closeable_stream(pair, clogged)
+
+
+async def test_an_abort_is_a_reset_and_no_end() -> None:
+    near, far = tcp_pair()
+    await near.send_all(b"half of it")
+    assert await far.receive_some() == b"half of it"
+    near.abort()
+    near.abort()
+    with pytest.raises(trio.BrokenResourceError) as caught:
+        await far.receive_some()
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ECONNRESET
+    far.close_nowait()
+
+
+async def test_sending_to_one_that_aborted_is_broken() -> None:
+    near, far = tcp_pair()
+    near.abort()
+    with pytest.raises(trio.BrokenResourceError):
+        await far.put(b"x")
+    with pytest.raises(trio.BrokenResourceError):
+        await far.finish()
+    far.close_nowait()
+
+
+@pytest.mark.parametrize("waiting", ["receive_some", "wait_readable", "send_all", "wait_writable", "put"])
+async def test_a_close_wakes_who_waits(make_pair: Callable[[], Pair], waiting: str) -> None:
+    near, far = make_pair()
+    await clog(near)
+    arguments = [b"x" * 100] if waiting in ("send_all", "put") else []
+
+    async def wait() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await getattr(near, waiting)(*arguments)
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            near.close_nowait()
+    far.close_nowait()
+
 
 async def test_waiting_for_a_closed_socket_is_an_error_of_its_own() -> None:
-    ends = [SocketStream(end) for end in socket.socketpair()]
+    ends = unix_pair()
     for end in ends:
         end.abort()
     for end in ends * 2:
@@ -19,3 +106,69 @@ async def test_waiting_for_a_closed_socket_is_an_error_of_its_own() -> None:
             await end.wait_readable()
         with pytest.raises(trio.ClosedResourceError):
             await end.wait_writable()
+        with pytest.raises(trio.ClosedResourceError):
+            end.receive_nowait(1)
+        with pytest.raises(trio.ClosedResourceError):
+            end.send_nowait(b"x")
+
+
+async def test_put_gives_up_the_processor_only_when_the_kernel_is_full(make_pair: Callable[[], Pair]) -> None:
+    near, far = make_pair()
+    with trio.testing.assert_no_checkpoints():
+        await near.put(b"x")
+    await clog(near)
+
+    async def drain() -> None:
+        while await far.receive_some(65536):
+            pass
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(drain)
+            await near.put(bytes(3_000_000))
+            near.close_nowait()
+    far.close_nowait()
+
+
+async def test_a_cancelled_receive_loses_nothing(make_pair: Callable[[], Pair]) -> None:
+    near, far = make_pair()
+    received = bytearray()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.send_all, bytes(range(250)) * 100)
+        while len(received) < 25_000:
+            with trio.move_on_after(0):
+                received += await far.receive_some(1000)
+            with trio.move_on_after(0.01):
+                received += await far.receive_some(1000)
+    assert bytes(received) == bytes(range(250)) * 100
+    near.close_nowait()
+    far.close_nowait()
+
+
+async def test_adopts_the_socket_of_a_stream_of_trios() -> None:
+    theirs, other = socket.socketpair()
+    trios = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+    ours, far = SocketStream.adopt(trios), SocketStream(other)
+    await far.send_all(b"x")
+    assert await ours.receive_some() == b"x"
+    assert trios.socket.fileno() < 0
+    ours.close_nowait()
+    far.close_nowait()
+
+
+async def test_tcp_is_set_to_send_at_once_and_to_notice_dead_peers() -> None:
+    near, far = tcp_pair()
+    assert near.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert near.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    near.close_nowait()
+    far.close_nowait()
+
+
+@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)])
+async def test_odd_read_sizes_are_refused(size: int, error: type[Exception]) -> None:
+    near, far = unix_pair()
+    with pytest.raises(error):
+        await near.receive_some(size)
+    near.close_nowait()
+    far.close_nowait()
