@@ -62,12 +62,13 @@ def _chosen(rows: Sequence[str]) -> list[str]:
 
 
 def _measure(family: str, world: World, report: Report) -> None:
-    click.echo(f"measuring {family}", err=True)
+    started = time.monotonic()
     try:
         for row in importlib.import_module(f"bench.rows.{family}").measure(world):
             report.rows.append(row)
     except (BenchError, LoadError, OSError) as error:
         report.broken[family] = "".join(traceback.format_exception_only(error)).strip()
+    click.echo(f"measured {family} in {time.monotonic() - started:.0f} s", err=True)
 
 
 def _raise_descriptor_limit() -> None:

@@ -14,8 +14,6 @@ from bench.world import World
 
 _WARM_STREAMS = 8
 """What the first streams load and fill is no cost of a stream."""
-_SSH_STREAMS = 150
-"""Each takes ssh 43 ms to open."""
 
 
 def measure(world: World) -> Iterator[Row]:
@@ -23,7 +21,7 @@ def measure(world: World) -> Iterator[Row]:
     plan = world.plan
     found = {"qanat": [_look(world.fresh_product(), plan.idle_streams) for _ in range(plan.memory_rounds)]}
     if not world.no_ssh():
-        found["ssh"] = [_look(world.fresh_ssh(), _SSH_STREAMS)] * plan.memory_rounds
+        found["ssh"] = [_look(world.fresh_ssh(), plan.ssh_idle_streams)] * plan.memory_rounds
     agents = {name: [agent for agent, _ in looks] for name, looks in found.items()}
     streams = {name: [stream for _, stream in looks] for name, looks in found.items()}
     yield from _rows("agent_rss_mib", "MiB", agents, "the whole RSS, code included")
