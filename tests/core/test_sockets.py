@@ -50,6 +50,9 @@ async def test_is_a_half_closeable_stream(make_pair: Callable[[], Pair]) -> None
     async def clogged() -> Pair:
         ends = make_pair()
         for end in ends:
+            end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+            end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        for end in ends:
             await clog(end)
         return ends
 
