@@ -50,7 +50,8 @@ def against_baselines(key: str, unit: str, samples: Samples) -> Iterator[Row]:
     """`<key>_vs_grpc`, `key` inside `vs_ssh`, and the head-room of the load inside `direct`."""
     yield Row(f"{key}_vs_grpc", ratio(samples, "qanat", "grpc"), unit, samples)
     yield from against_ssh(key, samples)
-    yield Row(key, ratio(samples, "direct", "qanat"), inside="direct")
+    above, below = ("qanat", "direct") if unit == "us" else ("direct", "qanat")
+    yield Row(key, ratio(samples, above, below), inside="direct")
 
 
 def against_ssh(key: str, samples: Samples) -> Iterator[Row]:
