@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from tunnel_core.frames import Credit, Data, End, Frame, Malformed, Packet, Payload, Unknown
+from tunnel_core.frames import Credit, Data, DataParts, End, Frame, Malformed, Packet, Payload, Unknown
 from tunnel_core.limits import Limits
 from tunnel_core.messages import BY_FRAME, BY_NUMBER, Message, read_fields, write_fields
 from tunnel_core.wire import (
@@ -61,17 +61,26 @@ def encode_packet(number: int, ack: int, frames: Sequence[Frame]) -> bytes:
 
 def _write_data(parts: _Parts, frame: Data) -> None:
     stream, offset, payload = frame
+    _write_data_head(parts, stream, offset, len(payload))
+    parts.append(payload)
+
+
+def _write_data_parts(parts: _Parts, frame: DataParts) -> None:
+    _write_data_head(parts, frame.stream, frame.offset, sum(map(len, frame.parts)))
+    parts += frame.parts
+
+
+def _write_data_head(parts: _Parts, stream: int, offset: int, size: int) -> None:
     head = b"\x08" + (SMALL[stream] if stream < SMALL_END else varint(stream))
     if offset:
         head += b"\x10" + (SMALL[offset] if offset < SMALL_END else varint(offset))
-    size = len(payload)
     if size:
         head += b"\x1a" + (SMALL[size] if size < SMALL_END else varint(size))
     size += len(head)
     inner = SMALL[size] if size < SMALL_END else varint(size)
     size += len(inner) + 1
     outer = SMALL[size] if size < SMALL_END else varint(size)
-    parts += b"\x1a", outer, b"\x0a", inner, head, payload
+    parts += b"\x1a", outer, b"\x0a", inner, head
 
 
 def _write_credit(parts: _Parts, frame: Credit) -> None:
@@ -109,6 +118,7 @@ def _write_kind(parts: _Parts, number: int, body: bytes) -> None:
 _WRITERS: dict[type[Any], Callable[[_Parts, Any], None]] = {
     **dict.fromkeys(BY_FRAME, _write_by_table),
     Data: _write_data,
+    DataParts: _write_data_parts,
     Credit: _write_credit,
     End: _write_end,
     Unknown: _write_unknown,

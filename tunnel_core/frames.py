@@ -134,6 +134,19 @@ class Data(NamedTuple):
     payload: Payload
 
 
+class DataParts(NamedTuple):
+    """``Data`` whose payload lies in several pieces: written as one ``Data`` without joining them first,
+    and so never read."""
+
+    stream: int
+    offset: int
+    parts: list[Payload]
+
+    def joined(self) -> Data:
+        """What the peer reads."""
+        return Data(self.stream, self.offset, b"".join(self.parts))
+
+
 class End(NamedTuple):
     """The sender's half is complete: no byte at or after ``size`` will follow."""
 
@@ -182,6 +195,7 @@ Frame: TypeAlias = (
     | Opened
     | RefusedFrame
     | Data
+    | DataParts
     | End
     | Reset
     | Stop

@@ -65,28 +65,28 @@ class SendHalf:
         self.queued += len(payload)
         self._unsent.append(payload)
 
-    def take(self, max_bytes: int) -> Payload:
-        """The next bytes to send, at most ``max_bytes`` and what the credit allows; keeps them."""
-        allowed = min(max_bytes, self.limit - self.sent)
-        unsent = self._unsent
-        payload = unsent.popleft()
-        if len(payload) > allowed:
-            view = memoryview(payload)
-            unsent.appendleft(view[allowed:])
-            payload = view[:allowed]
-        elif unsent and len(payload) < _SMALL:
-            payload = self._join(payload, min(allowed, _JOINED))
-        self.sent += len(payload)
-        self.queued -= len(payload)
-        self._retained.append(payload)
-        return payload
+    def take(self, max_bytes: int) -> list[Payload]:
+        """The next bytes to send, at most ``max_bytes`` and what the credit allows; keeps them.
 
-    def _join(self, first: Payload, allowed: int) -> Payload:
-        parts, total, unsent = [first], len(first), self._unsent
-        while unsent and total + len(unsent[0]) <= allowed:
-            total += len(unsent[0])
-            parts.append(unsent.popleft())
-        return b"".join(parts)
+        Call only while ``ready``. What is small is joined; large pieces come as they were pushed.
+        """
+        left = min(max_bytes, self.limit - self.sent)
+        unsent, parts, taken = self._unsent, [], 0
+        while unsent and left:
+            payload = unsent.popleft()
+            if len(payload) > left:
+                view = memoryview(payload)
+                unsent.appendleft(view[left:])
+                payload = view[:left]
+            parts.append(payload)
+            left -= len(payload)
+            taken += len(payload)
+        if len(parts) > 1 and taken < _SMALL * len(parts):
+            parts = [b"".join(parts)]
+        self.sent += taken
+        self.queued -= taken
+        self._retained.extend(parts)
+        return parts
 
     def confirm(self, offset: int) -> int:
         """The peer has everything before ``offset``. Returns the bytes that need not be kept any more."""

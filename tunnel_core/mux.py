@@ -27,6 +27,7 @@ from tunnel_core.credit import CreditPool
 from tunnel_core.frames import (
     Credit,
     Data,
+    DataParts,
     End,
     Frame,
     Open,
@@ -347,7 +348,7 @@ class Mux:
         send, early = stream.send, b""
         room = min(self.peer_early_data, self.limits.max_send_memory - self.unconfirmed)
         if send.ready and room > 0:
-            early = bytes(send.take(room))
+            early = b"".join(send.take(room))
             self.unconfirmed += len(early)
             stream.on_change()
         frames.append(
@@ -382,13 +383,15 @@ class Mux:
 
     def _take_data(self, stream: MuxStream, frames: list[Frame], receipt: list[Receipt], allowed: int) -> int:
         send, bits, taken = stream.send, 0, 0
-        most = self._max_frames
-        while send.queued and taken < allowed and send.sent < send.limit and len(frames) < most:
+        if send.ready:
             offset = send.sent
-            payload = send.take(allowed - taken)
-            taken += len(payload)
-            frames.append(Data(stream.number, offset, payload))
-        self.unconfirmed += taken
+            parts = send.take(allowed)
+            taken = send.sent - offset
+            single = len(parts) == 1
+            frames.append(
+                Data(stream.number, offset, parts[0]) if single else DataParts(stream.number, offset, parts)
+            )
+            self.unconfirmed += taken
         if send.size == send.sent and not stream.send_reset and not stream.emitted_end():
             bits = _END
             stream.emit(bits)

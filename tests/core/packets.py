@@ -9,7 +9,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import strategies as st
 
 from tunnel_core.codec import encode_packet
-from tunnel_core.frames import Frame, Packet, RefusedFrame, Service, Unknown
+from tunnel_core.frames import DataParts, Frame, Packet, RefusedFrame, Service, Unknown
 from tunnel_core.messages import BY_FRAME
 from tunnel_core.pb import tunnel_pb2
 from tunnel_core.reasons import Reason, reason_from_code
@@ -18,7 +18,7 @@ from tunnel_core.wire import varint
 KINDS: dict[str, type[Any]] = {
     "refused" if kind is RefusedFrame else kind.__name__.lower(): kind
     for kind in get_args(Frame)
-    if kind is not Unknown
+    if kind not in (Unknown, DataParts)
 }
 """Frame classes by the names that the proto gives them."""
 # The slow obvious reading and writing, by the generated classes.

@@ -16,6 +16,7 @@ from tunnel_core.frames import (
     Bye,
     Credit,
     Data,
+    DataParts,
     End,
     Hello,
     Malformed,
@@ -256,3 +257,9 @@ def test_hot_kinds_have_tags_of_one_byte() -> None:
     assert all(BY_FRAME[kind].number < 16 for kind in (Data, Credit, End, Ping, Open, Reset, Stop))
     assert BY_FRAME[Hello].number > 15
     assert BY_FRAME[Welcome].number > 15
+
+
+@given(st.lists(st.binary(min_size=1, max_size=50), min_size=1, max_size=5), st.integers(0, 2**40))
+def test_data_in_pieces_is_written_as_one(pieces: list[bytes], offset: int) -> None:
+    frame = DataParts(7, offset, [memoryview(piece) for piece in pieces])
+    assert encode_packet(1, 2, [frame]) == encode_packet(1, 2, [frame.joined()])
