@@ -1,75 +1,27 @@
-"""A link as a whole: attach, end, drain and loss; the time that nothing else drives; what crosses."""
+"""A link while it lives: its streams, the time that nothing else drives, and errors of ours."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.fakes import pki
-from tests.fakes.eager_carrier import EagerCarrier
+from tests.fakes.eager_link import carrier_of, eager_links
 from tests.fakes.grpc_link import grpc_links
-from tests.fakes.grpc_site import open_site
-from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
-from tests.fakes.memory_link import TARGET, LinkPair, hello, make_links, memory_links
-from tests.fakes.wire import connections, descriptors
-from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Bye, Data, Malformed, Open, Packet, Ping, Rejected
+from tests.fakes.memory_link import TARGET, LinkPair, memory_links
+from tunnel_core.frames import Bye, Open, Packet, Ping
 from tunnel_core.limits import KIB, Limits
-from tunnel_core.link import Link
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session import AgentSteps, AttachRejected
 from tunnel_core.stream import Stream, StreamReset
-
-
-@asynccontextmanager
-async def unattached(
-    limits: Limits | None = None, answer: Rejected | None = None
-) -> AsyncIterator[tuple[LinkPair, trio.Nursery]]:
-    """Links over memory carriers that nobody runs yet, and a nursery to run them in."""
-    async with trio.open_nursery() as nursery:
-        yield make_links(*memory_carriers(nursery), limits or Limits(), answer), nursery
-        nursery.cancel_scope.cancel()
 
 
 @pytest.fixture(params=[memory_links, grpc_links], ids=["memory", "grpc"])
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[LinkPair]:
     async with request.param() as links:
         yield links
-
-
-@asynccontextmanager
-async def eager_links(limits: Limits | None = None) -> AsyncIterator[tuple[LinkPair, Callable[[], None]]]:
-    """Attached links over eager carriers, and what delivers until both are quiet."""
-    ends = EagerCarrier(), EagerCarrier()
-    pair = make_links(*ends, limits or Limits())
-
-    def deliver() -> None:
-        while ends[0].packets or ends[1].packets:
-            ends[0].deliver(ends[1])
-            ends[1].deliver(ends[0])
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(pair.server.run)
-        nursery.start_soon(pair.agent.run)
-        await trio.testing.wait_all_tasks_blocked()
-        deliver()
-        await trio.testing.wait_all_tasks_blocked()
-        deliver()
-        assert pair.server.attached and pair.agent.attached
-        yield pair, deliver
-        nursery.cancel_scope.cancel()
-
-
-def carrier_of(pair: LinkPair, index: int) -> EagerCarrier:
-    carrier = pair.carriers[index]
-    assert isinstance(carrier, EagerCarrier)
-    return carrier
 
 
 class TestOpening:
@@ -174,3 +126,47 @@ class TestFaults:
         with pytest.raises(trio.WouldBlock):
             pair.opened.receive_nowait()
         stream.reset(Reason.USER_LEFT)
+
+
+class TestStreams:
+    async def test_a_user_who_leaves_before_the_open_left_leaves_no_trace(self) -> None:
+        async with eager_links() as (pair, deliver):
+            carrier = carrier_of(pair, 0)
+            carrier.busy = True
+            stream = pair.server.open(TARGET, user="operator", entrance="tcp", early_data=b"x")
+            assert stream.id.endswith("-0")
+            stream.reset(Reason.USER_LEFT)
+            carrier.busy = False
+            carrier.wake()
+            assert not carrier.packets
+            assert not pair.server.streams
+            near = pair.server.open(TARGET, user="operator", entrance="tcp")
+            deliver()
+            assert near.id.endswith("-1") and pair.opened.receive_nowait().id == near.id
+            near.reset(Reason.USER_LEFT)
+
+    async def test_a_user_who_closed_before_the_open_left_has_his_words_delivered(self) -> None:
+        async with eager_links() as (pair, deliver):
+            carrier_of(pair, 0).busy = True
+            stream = pair.server.open(TARGET, user="operator", entrance="tcp", early_data=b"x")
+            await stream.aclose()
+            carrier_of(pair, 0).busy = False
+            carrier_of(pair, 0).wake()
+            deliver()
+            far = pair.opened.receive_nowait()
+            assert await far.receive_some() == b"x"
+            assert await far.receive_some() == b""
+            await far.aclose()
+
+    async def test_the_end_comes_when_there_is_no_credit_left(self) -> None:
+        async with memory_links(Limits(initial_credit=1000, max_credit=1000)) as pair:
+            near, far = await pair.streams()
+            await near.put(bytes(1000))
+            await near.send_eof()  # not a byte of credit is left
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            received = 0
+            while piece := await far.receive_some():
+                received += len(piece)
+            assert received == 1000
+            near.reset(Reason.USER_LEFT)
+            far.reset(Reason.USER_LEFT)

@@ -17,7 +17,7 @@ class EagerCarrier(Carrier):
         self.port: CarrierPort | None = None
         self.packets: deque[bytes] = deque()  # taken and not delivered yet
         self.busy = False
-        self.asked = 0
+        self._asking = False
         self.abandoned = False
 
     def start(self, port: CarrierPort) -> None:
@@ -25,12 +25,12 @@ class EagerCarrier(Carrier):
         self.wake()
 
     def wake(self) -> None:
-        while self.port is not None and not self.busy:
-            self.asked += 1
-            packet = self.port.next_packet()
-            if packet is None:
-                return
+        if self._asking:
+            return  # the loop below asks again
+        self._asking = True
+        while self.port is not None and not self.busy and (packet := self.port.next_packet()) is not None:
             self.packets.append(packet)
+        self._asking = False
 
     def abandon(self) -> None:
         self.port, self.abandoned = None, True

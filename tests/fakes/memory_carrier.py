@@ -14,6 +14,7 @@ class MemoryCarrier(Carrier):
     def __init__(self, nursery: trio.Nursery, peer: Peer) -> None:
         self.peer = peer
         self.packets: list[bytes] = []  # everything this end has sent, for tests to look at
+        self.swallow = False  # what is sent from here never arrives, and nobody hears of it
         self._nursery = nursery
         self._other: MemoryCarrier
         self._port: CarrierPort | None = None
@@ -64,7 +65,8 @@ class MemoryCarrier(Carrier):
                 await self._wanted.wait()
                 continue
             self.packets.append(packet)
-            await self._sender.send(packet)
+            if not self.swallow:
+                await self._sender.send(packet)
 
     async def _receive_packets(self) -> None:
         async for data in self._receiver:

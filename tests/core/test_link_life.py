@@ -1,0 +1,275 @@
+"""How a link begins and ends: attach, rejection, bye, drain, loss; and what it leaves: nothing."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from tests.fakes.eager_carrier import EagerCarrier
+from tests.fakes.eager_link import carrier_of, eager_links
+from tests.fakes.grpc_link import grpc_links
+from tests.fakes.grpc_site import Site, open_site
+from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
+from tests.fakes.memory_link import TARGET, LinkPair, hello, make_links, memory_links
+from tests.fakes.wire import connections, descriptors
+from tunnel_core.credit import CreditPool
+from tunnel_core.frames import Malformed, Packet, Ping, Rejected
+from tunnel_core.limits import Limits
+from tunnel_core.link import Link
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.session import AgentSteps, AttachRejected
+from tunnel_core.stream import StreamReset
+
+
+@asynccontextmanager
+async def unattached(
+    limits: Limits | None = None, answer: Rejected | None = None
+) -> AsyncIterator[tuple[LinkPair, trio.Nursery]]:
+    """Links over memory carriers that nobody runs yet, and a nursery to run them in."""
+    async with trio.open_nursery() as nursery:
+        yield make_links(*memory_carriers(nursery), limits or Limits(), answer), nursery
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(params=[memory_links, grpc_links], ids=["memory", "grpc"])
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[LinkPair]:
+    async with request.param() as links:
+        yield links
+
+
+class TestAttaching:
+    async def test_each_end_knows_the_other_after_three_steps(self, pair: LinkPair) -> None:
+        for link in (pair.server, pair.agent):
+            assert link.attached and link.was_attached and link.ended is None
+            assert link.session_id == "73737373"
+        assert pair.server.software == "qanat-agent/test"
+        assert pair.agent.software == "qanat-server/test"
+        assert [service.name for service in pair.server.services] == ["web"]
+
+    async def test_a_rejection_reaches_the_agent_with_its_advice(self) -> None:
+        no = Rejected(Reason.TOO_MANY_SESSIONS, "the server is full", 5000)
+        async with unattached(answer=no) as (pair, nursery):
+            nursery.start_soon(pair.server.run)
+            nursery.start_soon(pair.agent.run)
+            with pytest.raises(AttachRejected, match="the server is full") as caught:
+                await pair.agent.wait_attached()
+            assert caught.value.retry_after_seconds == 5
+            assert pair.server.ended == pair.agent.ended == (Reason.TOO_MANY_SESSIONS, "the server is full")
+            assert not pair.server.was_attached
+            with pytest.raises(Refused) as refused:
+                pair.server.open(TARGET, user="operator", entrance="tcp")
+            assert refused.value.reason is Reason.NODE_NOT_ATTACHED
+
+    async def test_a_silent_peer_times_out(self, autojump_clock: MockClock) -> None:
+        async with unattached(Limits(attach_timeout_seconds=7)) as (pair, nursery):
+            nursery.start_soon(pair.agent.run)
+            start = trio.current_time()
+            with pytest.raises(Refused) as caught:
+                await pair.agent.wait_attached()
+            assert caught.value.reason is Reason.ATTACH_TIMEOUT
+            assert trio.current_time() - start == pytest.approx(7, abs=0.1)
+            await pair.agent.wait_given_up()
+
+    async def test_a_welcome_that_is_never_used_times_out(self, autojump_clock: MockClock) -> None:
+        async with unattached() as (pair, nursery):
+            steps, limits = AgentSteps(hello(Limits()), probe=True), Limits()
+            probe = Link(pair.carriers[1], steps, node="edge1", limits=limits, pool=CreditPool(1))
+            nursery.start_soon(pair.server.run)
+            nursery.start_soon(probe.run)
+            await probe.wait_attached()
+            assert not probe.attached and probe.welcome.software == "qanat-server/test"
+            assert (await pair.server.wait_ended())[0] is Reason.ATTACH_TIMEOUT
+
+    async def test_it_may_be_ended_while_it_attaches(self) -> None:
+        async with unattached() as (pair, nursery):
+            nursery.start_soon(pair.agent.run)
+            pair.agent.end(Reason.AGENT_STOPPING)
+            with pytest.raises(Refused) as caught:
+                await pair.agent.wait_attached()
+            assert caught.value.reason is Reason.AGENT_STOPPING
+            with trio.fail_after(5):
+                await pair.agent.wait_given_up()
+
+    async def test_a_step_out_of_order_ends_it(self) -> None:
+        async with unattached() as (pair, nursery):
+            nursery.start_soon(pair.server.run)
+            await trio.testing.wait_all_tasks_blocked()
+            pair.server.packet_received(Packet(0, 0, (Ping(1),)), 10)
+            assert (await pair.server.wait_ended())[0] is Reason.PROTOCOL_ERROR
+            with trio.fail_after(5):
+                await pair.server.wait_given_up()
+
+    async def test_twenty_forced_re_attaches_leave_nothing(self) -> None:
+        async with open_site() as site:
+            await _live_once(site)
+            await _settled(lambda: not connections(site.port))
+            before, tasks = descriptors(), trio.lowlevel.current_statistics().tasks_living
+            for _ in range(20):
+                await _live_once(site)
+            await _settled(lambda: not connections(site.port) and descriptors() <= before)
+            assert trio.lowlevel.current_statistics().tasks_living == tasks
+
+
+class TestEnding:
+    async def test_a_bye_is_heard_with_its_reason_and_confirmed(self, pair: LinkPair) -> None:
+        near, far = await pair.streams()
+        pair.server.end(Reason.TAKEN_OVER, "a newer session came from 10.0.0.7")
+        pair.server.end(Reason.SERVER_STOPPING)
+        start = trio.current_time()
+        heard = await pair.agent.wait_ended()
+        assert heard == (Reason.TAKEN_OVER, "a newer session came from 10.0.0.7")
+        await pair.server.wait_given_up()
+        assert trio.current_time() - start < 0.5, "confirmed, not waited out"
+        for stream in (near, far):
+            with pytest.raises(StreamReset, match="node edge1 ended: a newer session") as caught:
+                await stream.receive_some()
+            assert caught.value.reason is Reason.TAKEN_OVER
+            stream.reset(Reason.USER_LEFT)
+        assert not pair.server.streams and not pair.agent.streams
+        assert pair.server.credit_granted == pair.agent.credit_granted == 0
+
+    async def test_both_may_say_bye_at_once(self, pair: LinkPair) -> None:
+        pair.server.end(Reason.SERVER_STOPPING)
+        pair.agent.end(Reason.AGENT_STOPPING)
+        with trio.fail_after(5):
+            await pair.server.wait_given_up()
+            await pair.agent.wait_given_up()
+        assert pair.server.ended is not None and pair.server.ended[0] is Reason.SERVER_STOPPING
+        assert pair.agent.ended is not None and pair.agent.ended[0] is Reason.AGENT_STOPPING
+
+    async def test_a_bye_that_nobody_confirms_is_not_waited_for_long(self) -> None:
+        async with eager_links() as (pair, _):
+            start = trio.current_time()
+            pair.server.end(Reason.SERVER_STOPPING)
+            await pair.server.wait_given_up()
+            assert trio.current_time() - start == pytest.approx(1, abs=0.3)
+            assert carrier_of(pair, 0).abandoned
+
+    async def test_a_lost_carrier_resets_every_stream(self) -> None:
+        async with memory_links() as pair:
+            pairs = [await pair.streams() for _ in range(5)]
+            waiting = pair.server.open(TARGET, user="operator", entrance="tcp")
+            carrier = pair.carriers[0]
+            assert isinstance(carrier, MemoryCarrier)
+            carrier.cut()
+            for link in (pair.server, pair.agent):
+                assert (await link.wait_ended())[0] is Reason.CARRIER_LOST
+                await link.wait_given_up()
+            for stream in [stream for both in pairs for stream in both]:
+                with pytest.raises(StreamReset) as caught:
+                    await stream.receive_some()
+                assert caught.value.reason is Reason.CARRIER_LOST
+                stream.reset(Reason.USER_LEFT)
+            with pytest.raises(Refused) as refused:
+                await waiting.wait_opened()
+            assert refused.value.reason is Reason.CARRIER_LOST
+            waiting.reset(Reason.USER_LEFT)
+            assert not pair.server.streams
+
+    async def test_a_call_that_just_ends_is_a_loss(self) -> None:
+        async with grpc_links() as pair:
+            near, far = await pair.streams()
+            pair.carriers[1].abandon()
+            assert (await pair.server.wait_ended())[0] is Reason.CARRIER_LOST
+            with pytest.raises(StreamReset):
+                await near.receive_some()
+            near.reset(Reason.USER_LEFT)
+            far.reset(Reason.USER_LEFT)
+
+    async def test_malformed_bytes_end_it_with_their_reason(self, pair: LinkPair) -> None:
+        pair.server.packet_received(Malformed("a field that runs past the end"), 10)
+        assert await pair.agent.wait_ended() == (Reason.MALFORMED_PACKET, "a field that runs past the end")
+
+    async def test_a_fault_of_the_peer_is_told_to_it(self, pair: LinkPair) -> None:
+        pair.server.packet_received(Packet(0, 10**6, ()), 10)
+        assert (await pair.agent.wait_ended())[0] is Reason.ACK_OF_UNSENT
+        await pair.server.wait_given_up()
+
+    @pytest.mark.parametrize("listener", ["server", "agent"])
+    async def test_silence_is_noticed(self, listener: str, autojump_clock: MockClock) -> None:
+        async with memory_links(Limits(ping_interval_seconds=15, missed_pings=2)) as pair:
+            await trio.sleep(100)
+            silenced = pair.carriers[1 if listener == "server" else 0]
+            assert isinstance(silenced, MemoryCarrier)
+            silenced.swallow = True
+            start = trio.current_time()
+            link: Link = getattr(pair, listener)
+            assert (await link.wait_ended())[0] is Reason.PING_TIMEOUT
+            assert 15 <= trio.current_time() - start <= 46
+
+    async def test_a_cancelled_run_leaves_no_task_and_gives_the_carrier_up(self) -> None:
+        ends = EagerCarrier(), EagerCarrier()
+        pair = make_links(*ends, Limits())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.server.run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not ends[0].abandoned
+            nursery.cancel_scope.cancel()
+        assert ends[0].abandoned
+        assert pair.server.ended is not None and pair.server.ended[0] is Reason.SESSION_LOST
+        with trio.fail_after(1):
+            await pair.server.wait_given_up()
+
+
+class TestDraining:
+    async def test_it_refuses_new_streams_and_lets_old_ones_finish(self, pair: LinkPair) -> None:
+        near, far = await pair.streams()
+        pair.server.drain(8)
+        pair.server.drain(8)
+        with pytest.raises(Refused) as caught:
+            pair.server.open(TARGET, user="operator", entrance="tcp")
+        assert caught.value.reason is Reason.SERVER_STOPPING
+        await near.send_all(b"still")
+        assert await far.receive_some() == b"still"
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):  # more than one may wait
+                    nursery.start_soon(pair.server.wait_no_streams)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert len(nursery.child_tasks) == 2
+                for stream in (near, far):
+                    await stream.aclose()
+        assert pair.server.ended is None
+
+    async def test_an_open_that_crosses_the_agents_drain_is_refused(self, pair: LinkPair) -> None:
+        pair.agent.drain(8)
+        crossing = pair.server.open(TARGET, user="operator", entrance="tcp")
+        for stream in (crossing, None):
+            with pytest.raises(Refused) as caught:
+                if stream is not None:
+                    await stream.wait_opened()
+                pair.server.open(TARGET, user="operator", entrance="tcp")
+            assert caught.value.reason is Reason.AGENT_STOPPING
+        crossing.reset(Reason.USER_LEFT)
+
+
+async def _live_once(site: Site) -> None:
+    """One session over one connection, and a stream both ways."""
+    agent_end = await site.dial()
+    pair = make_links(await site.accept(), agent_end, Limits())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.server.run)
+        nursery.start_soon(pair.agent.run)
+        await pair.server.wait_attached()
+        near, far = await pair.streams()
+        await near.send_all(b"question")
+        assert await far.receive_some() == b"question"
+        await far.send_all(b"answer")
+        assert await near.receive_some() == b"answer"
+        assert (pair.server.bytes_out, pair.server.bytes_in) == (8, 6)
+        for stream in (near, far):
+            stream.reset(Reason.USER_LEFT)
+        nursery.cancel_scope.cancel()
+
+
+async def _settled(condition: Callable[[], object]) -> None:
+    with trio.fail_after(5):
+        while not condition():
+            gc.collect()
+            await trio.sleep(0.01)

@@ -1,0 +1,42 @@
+"""Two attached links over eager carriers: what each has said is looked at before it is delivered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+import trio.testing
+
+from tests.fakes.eager_carrier import EagerCarrier
+from tests.fakes.memory_link import LinkPair, make_links
+from tunnel_core.limits import Limits
+
+
+@asynccontextmanager
+async def eager_links(limits: Limits | None = None) -> AsyncIterator[tuple[LinkPair, Callable[[], None]]]:
+    """Attached links over eager carriers, and what delivers until both are quiet."""
+    ends = EagerCarrier(), EagerCarrier()
+    pair = make_links(*ends, limits or Limits())
+
+    def deliver() -> None:
+        while ends[0].packets or ends[1].packets:
+            ends[0].deliver(ends[1])
+            ends[1].deliver(ends[0])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pair.server.run)
+        nursery.start_soon(pair.agent.run)
+        await trio.testing.wait_all_tasks_blocked()
+        deliver()
+        await trio.testing.wait_all_tasks_blocked()
+        deliver()
+        assert pair.server.attached and pair.agent.attached
+        yield pair, deliver
+        nursery.cancel_scope.cancel()
+
+
+def carrier_of(pair: LinkPair, index: int) -> EagerCarrier:
+    carrier = pair.carriers[index]
+    assert isinstance(carrier, EagerCarrier)
+    return carrier
