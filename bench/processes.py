@@ -70,12 +70,12 @@ def _read_ready_line(process: subprocess.Popen[bytes], name: str, log: Path, sec
     return json.loads(line)
 
 
-def wait_until(what: str, probe: Callable[[], bool], *, log: Path, seconds: float = START_SECONDS) -> None:
-    """Asks `probe` until it is true. Raises `BenchError` with the end of `log` when it never is."""
-    deadline = time.monotonic() + seconds
+def wait_until(what: str, probe: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Asks `probe` until it is true. Raises `BenchError` with the end of `log` when it never will be."""
+    deadline = time.monotonic() + START_SECONDS
     while not probe():
-        if time.monotonic() > deadline:
-            raise BenchError(f"{what}: not after {seconds:.0f} s; the log ends:\n{tail(log)}")
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise BenchError(f"not reached: {what}; the log ends:\n{tail(log)}")
         time.sleep(0.05)
 
 

@@ -25,7 +25,6 @@ from tunnel_core.identity import Role, SpiffeId
 
 NODE = "bench"
 TRUST_DOMAIN = "bench.internal"
-_ATTACH_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def serving(targets: Mapping[str, int], folder: Path) -> Iterator[Server]:
     config, log = folder / "server.toml", folder / "log"
     config.write_text("\n".join(lines) + "\n")
     with child([_program("qanat-server"), "run", "--config", str(config)], log) as process:
-        wait_until("qanat-server is ready", lambda: is_ready(ops), log=log)
+        wait_until("qanat-server is ready", lambda: is_ready(ops), process, log)
         yield Server(process.pid, agents, https, ops, ports, authority, log)
 
 
@@ -115,13 +114,7 @@ def _attached(
     config, log = folder / "agent.toml", folder / "log"
     config.write_text("\n".join(lines) + "\n")
     with child([_program("qanat-agent"), "run", "--config", str(config)], log) as process:
-        # Both ends must know: on a slow line the agent knows first.
-        wait_until(
-            "qanat-agent is attached",
-            lambda: is_ready(ops) and metric(server.ops, "qanat_sessions") == 1,
-            log=log,
-            seconds=_ATTACH_SECONDS,
-        )
+        wait_until("qanat-agent is attached", lambda: is_attached(server, ops), process, log)
         yield process.pid, ops
 
 
@@ -150,6 +143,11 @@ def issue(authority: Authority, role: Role, name: str, path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------- what it tells
+
+
+def is_attached(server: Server, agent_ops: int) -> bool:
+    """Whether both ends say so: on a slow line the agent knows first."""
+    return is_ready(agent_ops) and metric(server.ops, "qanat_sessions") == 1
 
 
 def is_ready(ops: int) -> bool:

@@ -48,13 +48,13 @@ def running(targets: Mapping[str, int], folder: Path, *, delay_seconds: float = 
     _write_keys(folder, sshd_port)
     logs = server_log, agent_log = folder / "server.log", folder / "agent.log"
     with child([_find("sshd"), "-D", "-e", "-f", f"{folder}/sshd_config"], server_log) as sshd:
-        wait_until("sshd listens", lambda: answers(sshd_port), log=server_log)
+        wait_until("sshd listens", lambda: answers(sshd_port), sshd, server_log)
         forwards = [f"127.0.0.1:{ports[role]}:127.0.0.1:{targets[role]}" for role in targets]
         with (
             maybe_delayed(sshd_port, delay_seconds, folder / "delay.log") as port,
             child(_client(folder, port, forwards), agent_log) as ssh,
         ):
-            wait_until("ssh -R listens", lambda: all(map(answers, ports.values())), log=agent_log)
+            wait_until("ssh -R listens", lambda: all(map(answers, ports.values())), ssh, agent_log)
             pids = (sshd.pid, *descendants(sshd.pid))
             yield System("ssh", on_loopback(ports), pids, (ssh.pid,), logs)
 
