@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Credit, Data, DataParts, End, Frame, Open, Opened, Reset, Stop
+from tunnel_core.frames import Credit, Data, DataParts, End, Frame, Open, Opened, RefusedFrame, Reset, Stop
 from tunnel_core.halves import PeerFault, ReceiveHalf
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux, MuxStream, Receipt
@@ -308,6 +308,77 @@ def test_data_after_the_end_resets_the_stream() -> None:
     agent.receive(End(far.number, 0))
     agent.receive(Data(far.number, 0, b"more"))
     assert far.reset_reason is Reason.DATA_AFTER_END
+
+
+@pytest.mark.parametrize("second", [End(1, 3), End(1, 5)])
+def test_two_ends_that_differ_reset_the_stream(second: End) -> None:
+    _, agent, _, far = _opened()
+    agent.receive(Data(far.number, 0, b"abcd"))
+    agent.receive(End(far.number, 4))
+    agent.receive(End(far.number, 4))
+    assert far.reset_reason is None
+    agent.receive(second)
+    assert far.reset_reason is Reason.DATA_AFTER_END
+
+
+def test_an_end_after_data_that_never_came_is_a_fault_of_the_session() -> None:
+    _, agent, _, far = _opened()
+    with pytest.raises(PeerFault) as caught:
+        agent.receive(End(far.number, 4))
+    assert caught.value.reason is Reason.DATA_GAP
+
+
+def test_the_server_answers_no_open() -> None:
+    _, agent, _, far = _opened()
+    for frame in (Opened(far.number, 0), RefusedFrame(far.number, Reason.DIAL_REFUSED, "")):
+        with pytest.raises(PeerFault) as caught:
+            agent.receive(frame)
+        assert caught.value.reason is Reason.PROTOCOL_ERROR
+
+
+def test_an_open_stream_cannot_be_refused() -> None:
+    server, _, near, _ = _opened()
+    with pytest.raises(PeerFault) as caught:
+        server.receive(RefusedFrame(near.number, Reason.DIAL_REFUSED, ""))
+    assert caught.value.reason is Reason.PROTOCOL_ERROR
+
+
+def test_a_stop_that_crosses_the_end_changes_nothing() -> None:
+    server, agent, near, far = _opened()
+    near.push(b"all of it")
+    near.end()
+    frames, receipt = server.take(10_000)  # the end is on its way
+    far.stop_reading()
+    _move(agent, server)
+    for frame in frames:
+        agent.receive(frame)
+    server.confirmed(receipt)
+    assert near.reset_reason is None and not near.send_reset
+    far.end()
+    _move(agent, server)
+    assert not server.streams and not agent.streams
+
+
+def test_a_receipt_after_the_reset_frees_nothing_twice() -> None:
+    server, agent, near, _ = _opened()
+    near.push(b"x" * 50)
+    frames, receipt = server.take(10_000)
+    assert server.unconfirmed == 50
+    near.reset(Reason.USER_LEFT, "")
+    assert server.unconfirmed == 0
+    for frame in frames:
+        agent.receive(frame)
+    server.confirmed(receipt)
+    assert server.unconfirmed == 0
+    assert [type(frame) for frame in _move(server, agent)] == [Reset, Stop]
+
+
+def test_the_pool_lets_a_window_grow_only_by_a_share_of_what_is_free() -> None:
+    pool = CreditPool(1000)
+    assert pool.try_grow(125) and not pool.try_grow(125)
+    assert pool.try_grow(100) and not pool.under_pressure
+    pool.release(225)
+    assert pool.granted == 0 and pool.try_grow(125)
 
 
 def test_a_gap_is_a_fault_of_the_session() -> None:
