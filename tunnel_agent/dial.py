@@ -75,6 +75,8 @@ async def _connect(family: int, address: tuple[str, int] | tuple[str, int, int, 
     try:
         number = sock.connect_ex(address)
         if number == errno.EINPROGRESS:
+            number = sock.connect_ex(address)  # on this machine it is done by now
+        if number == errno.EALREADY:
             await trio.lowlevel.wait_writable(sock)
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:

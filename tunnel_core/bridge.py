@@ -44,6 +44,7 @@ Ts = TypeVarTuple("Ts")
 # 30 ms that a 10 ms timer may be late, and over what a burst of packets needs.
 _MAX_TURN_SECONDS = 0.004
 _MAX_TURN_ROUNDS = 64
+_LOOK_ROUNDS = 8
 # How long tasks of the loop get to end after they were cancelled at the very end.
 _CLOSE_SECONDS = 5.0
 
@@ -335,8 +336,9 @@ class _TurnSelector(selectors.EpollSelector):
         self._end_at = time.monotonic() + _MAX_TURN_SECONDS
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
         self._rounds += 1
+        # With callbacks waiting (0) asyncio only looks in passing: most of these looks find nothing.
+        ready = super().select(0) if timeout != 0 or self._rounds % _LOOK_ROUNDS == 0 else []
         if not ready and (timeout is None or timeout > 0):
             self.idle_seconds = timeout
             self.stop()

@@ -31,7 +31,7 @@ class Limits:
     """Bytes of one session that were sent and not yet confirmed; then data waits and control fits."""
     max_stream_queue: int = 1 * MIB
     """Bytes of one stream that wait to be sent before ``send_all`` blocks."""
-    ack_every_bytes: int = 1 * MIB
+    ack_every_bytes: int = 4 * MIB
     """Received bytes after which a bare confirmation is sent if nothing else carries it."""
     ack_delay_seconds: float = 0.025
     attach_timeout_seconds: float = 10.0

@@ -44,7 +44,7 @@ from tunnel_core.reasons import Reason, Refused
 _OPEN, _OPENED, _REFUSED, _CREDIT, _END, _RESET, _STOP = (1 << bit for bit in range(7))
 
 _NEW_QUANTUM = 16 * KIB
-_OLD_QUANTUM = 64 * KIB
+_OLD_QUANTUM = 256 * KIB
 _FRAME_RESERVE = 16
 """Frames that a packet may get after the last look at their number: of one stream and of the session."""
 
@@ -361,6 +361,8 @@ class Mux:
         """One stream's turn. Returns the bytes taken."""
         queue = self._new or self._old
         stream = queue[0]
+        if len(self._new) + len(self._old) == 1:
+            stream.deficit = room  # nobody waits: one frame instead of two
         taken = self._take_data(stream, frames, receipt, min(room, stream.deficit))
         stream.deficit -= taken
         if not _wants_turn(stream):

@@ -28,6 +28,7 @@ from tunnel_core.sockets import SocketStream
 from tunnel_server.admission import Admission, Ticket
 from tunnel_server.binding import UnixAddress, address_of, bind_tcp, bind_unix, unlink_own
 
+_ACCEPTS_AT_ONCE = 64
 _PAUSE_SECONDS = 0.1
 _SAY_AGAIN_SECONDS = 1.0
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -112,15 +113,18 @@ class Listener:
     async def _accept(self, bound: socket.socket, handler: Handler, connections: trio.Nursery) -> None:
         while not self._accepting.cancel_called:
             await trio.lowlevel.wait_readable(bound)
-            try:
-                accepted, address = bound.accept()
-            except OSError as error:
-                # Others (ECONNABORTED, EPROTO, EPERM by a firewall) are the connection's fault: accept(2).
-                if error.errno in _EXHAUSTED:
-                    await self._pause(error)
-                continue
-            self._note_recovery()
-            connections.start_soon(self._serve_one, accepted, address, handler)
+            for _ in range(_ACCEPTS_AT_ONCE):
+                try:
+                    accepted, address = bound.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    # Others (ECONNABORTED, EPROTO, EPERM of a firewall) are its own fault: accept(2).
+                    if error.errno in _EXHAUSTED:
+                        await self._pause(error)
+                    continue
+                self._note_recovery()
+                connections.start_soon(self._serve_one, accepted, address, handler)
 
     async def _pause(self, error: OSError) -> None:
         self._exhausted = True

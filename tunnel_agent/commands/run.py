@@ -11,6 +11,7 @@ from tunnel_agent.app import run_agent
 from tunnel_agent.commands.options import bundle_option, config_option, installation_of
 from tunnel_core import logs
 from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.memory import keep_memory
 
 
 @click.command("run")
@@ -30,6 +31,7 @@ def command(config: Path | None, bundle: Path | None) -> None:
     """
     installation = installation_of(config, bundle)
     logs.setup(installation.config.log.level, installation.config.log.format)
+    keep_memory()
     try:
         trio.run(run_agent, installation)
     except OSError as error:

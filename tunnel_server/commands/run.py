@@ -13,6 +13,7 @@ from tunnel_core import logs, paths
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.config import ConfigError, load
 from tunnel_core.logs import log_event
+from tunnel_core.memory import keep_memory
 from tunnel_server.app import CannotStart, Server
 from tunnel_server.config import ServerConfig
 from tunnel_server.process import run_server
@@ -36,6 +37,7 @@ def command(config: Path | None) -> None:
     except ConfigError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     logs.setup(loaded.log.level, loaded.log.format)
+    keep_memory()
     try:
         drained = trio.run(run_server, loaded, _say_ready)
     except CannotStart as error:
