@@ -33,6 +33,10 @@ class DirectStream(trio.abc.HalfCloseableStream):
         """``send_all``, taking ``data`` over: it must not change any more."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Raises as ``receive_some`` if the other side broke it, also while there is still data to read."""
+
+    @abstractmethod
     async def finish(self) -> None:
         """``send_eof``."""
 

@@ -9,12 +9,14 @@ of the link is per message.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import trio
 
 from tunnel_core.direct import DirectStream
+from tunnel_core.frames import Payload
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.reasons import Reason
 from tunnel_core.stream import Stream, StreamReset
@@ -24,6 +26,8 @@ _LARGEST_READ = 1 * MIB
 _BURST = 2 * MIB
 """Bytes that one direction may move before it lets others run."""
 _FAREWELL_SECONDS = 5.0
+_LOOK_SECONDS = 5.0
+"""How often a side that nobody reads from is asked whether it is still there."""
 
 
 @runtime_checkable
@@ -96,13 +100,13 @@ class _Relay:
     async def run(self) -> RelayResult:
         self._stay_awake()
         try:
-            with self._scope:
+            with self._scope, self._watching_tunnel():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._direction, self._b, self._a)
                     # At once: what the client said first is there already, and goes out with the open.
                     await self._direction(self._a, self._b)
             if self._scope.cancelled_caught and self._reason is None:
-                self._fail(Reason.IDLE_TIMEOUT, f"no byte moved for {self._idle:g} s")
+                self._note_cancelled()
         except BaseException:
             self._fail(self._left, "")
             raise
@@ -111,6 +115,23 @@ class _Relay:
         return RelayResult(
             self._moved[self._a], self._moved[self._b], self._reason or Reason.DONE, self._detail
         )
+
+    def _watching_tunnel(self) -> AbstractContextManager[None]:
+        """A reset through the tunnel ends the relay also while both directions wait for the other side."""
+        for side in (self._a, self._b):
+            if isinstance(side, Stream):
+                return side.breaking(self._scope)
+        return nullcontext()
+
+    def _note_cancelled(self) -> None:
+        try:
+            for side in (self._a, self._b):
+                if isinstance(side, Stream):
+                    side.check()
+        except StreamReset as error:
+            self._fail(error.reason, error.detail)
+        else:
+            self._fail(Reason.IDLE_TIMEOUT, f"no byte moved for {self._idle:g} s")
 
     def _stay_awake(self) -> None:
         if self._idle is not None and self._reason is None:
@@ -163,7 +184,10 @@ class _Relay:
             if not moved[source]:
                 self._note_first(source)
             moved[source] += length
-            await sink.put(data)
+            if isinstance(sink, Stream):
+                await self._put_watching(source, sink, data)
+            else:
+                await sink.put(data)
             if self._idle is not None:
                 self._stay_awake()
             burst += length
@@ -176,6 +200,14 @@ class _Relay:
                 # A short read emptied the kernel's buffer: asking again would only cost an EAGAIN.
                 await source.wait_readable()
                 burst = 0
+
+    async def _put_watching(self, source: DirectStream, sink: Stream, data: Payload) -> None:
+        """While the tunnel takes nothing nobody reads ``source``, and a reset of it would go unnoticed."""
+        sink.put_nowait(data)
+        while sink.room <= 0:
+            with trio.move_on_after(_LOOK_SECONDS):
+                await sink.wait_room()
+            source.check()
 
     async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         size = _SMALLEST_READ

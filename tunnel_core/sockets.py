@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import operator
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -161,6 +162,13 @@ class SocketStream(DirectStream):
         with self._alone_sending():
             await trio.lowlevel.checkpoint()
             self.end_nowait()
+
+    def check(self) -> None:
+        """Raises ``trio.BrokenResourceError`` if the other side reset it; data may still wait to be read."""
+        self._check_open()
+        number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            raise trio.BrokenResourceError(f"socket connection broken: {os.strerror(number)}")
 
     async def finish(self) -> None:
         """``send_eof`` without a checkpoint."""

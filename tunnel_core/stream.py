@@ -48,6 +48,7 @@ class Stream(DirectStream):
         self._sender: trio.lowlevel.Task | None = None
         self._watchers: list[trio.Event] = []
         self._leaving: trio.CancelScope | None = None
+        self._breaking: trio.CancelScope | None = None
         self.opened_at = trio.current_time()
         mux_stream.on_change = self._changed
 
@@ -107,6 +108,21 @@ class Stream(DirectStream):
         while not (self._mux.send_reset or self._mux.recv_reset):
             await self._wait_change()
         return self.ended_by or Reason.USER_LEFT
+
+    def check(self) -> None:
+        """Raises ``StreamReset`` if the peer reset its half."""
+        if self._mux.recv_reset:
+            self._raise_broken()
+
+    @contextmanager
+    def breaking(self, scope: trio.CancelScope) -> Iterator[None]:
+        """Cancels ``scope`` if the peer resets its half during the block, also while nobody reads here."""
+        self._breaking = scope
+        self._changed()
+        try:
+            yield
+        finally:
+            self._breaking = None
 
     @contextmanager
     def cancelling(self, scope: trio.CancelScope) -> Iterator[None]:
@@ -195,10 +211,19 @@ class Stream(DirectStream):
 
         Takes ``data`` over: it must not change any more. Returns when more may be put.
         """
-        self._check_sendable()
-        self._mux.push(data)
+        self.put_nowait(data)
         if self._mux.send.room <= 0:
             await self._wait_room()
+
+    def put_nowait(self, data: Payload) -> None:
+        """Queues ``data``, which it takes over, however little ``room`` there is: wait for room first."""
+        self._check_sendable()
+        self._mux.push(data)
+
+    async def wait_room(self) -> None:
+        """Waits until there is room. Raises as ``send_all``."""
+        await self._wait_room()
+        self._check_sendable()
 
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -322,6 +347,8 @@ class Stream(DirectStream):
         if self._sender is not None and (mux.send.room > 0 or not mux.can_send or self._closed):
             task, self._sender = self._sender, None
             trio.lowlevel.reschedule(task)
+        if self._breaking is not None and mux.recv_reset:
+            self._breaking.cancel()
         if self._leaving is not None and (mux.send_reset or mux.recv_reset):
             self._leaving.cancel()
         if self._watchers:

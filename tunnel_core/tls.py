@@ -297,6 +297,10 @@ class SocketTlsStream(TlsStream, DirectStream):
         finally:
             self._sending = False
 
+    def check(self) -> None:
+        """Raises ``trio.BrokenResourceError`` if the other side reset the socket."""
+        self._socket.check()
+
     async def finish(self) -> None:
         """``send_eof`` without a checkpoint when the kernel takes the farewell at once."""
         self._begin_sending()

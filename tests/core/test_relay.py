@@ -42,6 +42,15 @@ def cut(stream: SocketStream) -> None:
     stream.close_nowait()
 
 
+async def fill(stream: SocketStream) -> None:
+    """Sends until nothing more is taken for a moment."""
+    while True:
+        with trio.move_on_after(0.1) as scope:
+            await stream.put(b"x" * 64 * KIB)
+        if scope.cancelled_caught:
+            return
+
+
 async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
     data = bytearray()
     while piece := await stream.receive_some(65536):
@@ -227,6 +236,30 @@ class TestThroughALink:
             assert await is_reset(endless)
             for stream in (user, target, endless):
                 stream.close_nowait()
+
+    async def test_a_reset_is_noticed_while_the_tunnel_takes_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tunnel_core.relay._LOOK_SECONDS", 0.05)
+        async with tunnelled(Limits(max_credit=64 * KIB)) as tunnel:
+            user, target = await tunnel.begin()
+            await fill(user)
+            cut(user)
+            assert (await tunnel.wait_over())["server"] is Reason.USER_LEFT
+            assert await is_reset(target)
+            target.close_nowait()
+
+    async def test_a_reset_through_the_tunnel_is_noticed_while_the_user_reads_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tunnel_core.relay._LOOK_SECONDS", 0.05)
+        async with tunnelled() as tunnel:
+            user, target = await tunnel.begin()
+            await fill(target)
+            cut(target)
+            assert (await tunnel.wait_over())["server"] is Reason.TARGET_RESET
+            assert await is_reset(user)
+            user.close_nowait()
 
     async def test_an_end_with_unread_data_before_it_is_delivered_after_it(self) -> None:
         limits = Limits(initial_credit=16 * KIB, max_credit=16 * KIB)
