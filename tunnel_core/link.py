@@ -75,6 +75,7 @@ class Link:
             on_empty=self._look_again,
         )
         self._streams: dict[int, Stream] = {}
+        self._answered_at = math.inf
         self._wake_at = math.inf
         self._unanswered: dict[Stream, float] = {}  # until when each open has time; the oldest first
         self._serial = 0
@@ -266,6 +267,7 @@ class Link:
                 self._finish(rejection.reason, rejection.detail)
                 return
             if answer is not None:
+                self._answered_at = trio.current_time()
                 self._steps_out.append(answer)
         if isinstance(self._steps, ServerSteps) and self._steps.rejected is not None:
             self._finish(self._steps.rejected.reason, self._steps.rejected.detail)
@@ -283,6 +285,8 @@ class Link:
         mux.peer_max_streams = welcome.max_streams
         self._session = Session(mux, self._limits, welcome, pings=not self._opener, now=now)
         self.attached_at = now
+        if self._opener:  # from welcome to use: until the first ping tells it better
+            self._session.round_trip_seconds = now - self._answered_at
         self._timer.deadline = now  # the timer goes by the session's deadlines from here on
         self._attached.set()
         if self._on_attached is not None:

@@ -124,7 +124,26 @@ class Listener:
                         await self._pause(error)
                     continue
                 self._note_recovery()
-                connections.start_soon(self._serve_one, accepted, address, handler)
+                self._begin(accepted, address, handler, connections)
+
+    def _begin(
+        self, accepted: socket.socket, address: object, handler: Handler, connections: trio.Nursery
+    ) -> None:
+        """Admits here and not in the task, so that who came last is the one too many."""
+        try:
+            stream = SocketStream(accepted)
+            host, text, uid = _who(accepted, address)
+        except OSError as error:
+            accepted.close()
+            _log.debug("%s lost a connection: %s", self.entrance, error)
+            return
+        try:
+            ticket = self._admission.admit(host)
+        except Refused as refused:
+            self._reporter.refused(self.entrance, text or f"uid {uid}", refused)
+            stream.abort()
+            return
+        connections.start_soon(self._serve_one, stream, Accepted(stream, text, ticket, uid), handler)
 
     async def _pause(self, error: OSError) -> None:
         self._exhausted = True
@@ -144,29 +163,17 @@ class Listener:
             self._exhausted = False
             _log.info("%s accepts connections again", self.entrance, extra={"entrance": self.entrance})
 
-    async def _serve_one(self, accepted: socket.socket, address: object, handler: Handler) -> None:
-        stream = SocketStream(accepted)
+    async def _serve_one(self, stream: SocketStream, accepted: Accepted, handler: Handler) -> None:
         try:
-            await self._serve_admitted(stream, address, handler)
+            await handler(accepted)
         except OSError as error:
             _log.debug("%s lost a connection: %s", self.entrance, error)
         except Exception:
             _log.exception("%s failed at a connection", self.entrance)
         finally:
+            accepted.ticket.release()
             # Whatever the handler finished has been closed by it; the rest must look cut off.
             stream.abort()
-
-    async def _serve_admitted(self, stream: SocketStream, address: object, handler: Handler) -> None:
-        host, text, uid = _who(stream.socket, address)
-        try:
-            ticket = self._admission.admit(host)
-        except Refused as refused:
-            self._reporter.refused(self.entrance, text or f"uid {uid}", refused)
-            return
-        try:
-            await handler(Accepted(stream, text, ticket, uid))
-        finally:
-            ticket.release()
 
 
 def _who(accepted: socket.socket, address: object) -> tuple[str, str, int | None]:

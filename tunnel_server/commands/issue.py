@@ -83,7 +83,8 @@ def issue_node(name: str, out: Path | None, days: float, config: Path | None, as
     """
     issued = _issue(Role.NODE, name, days, config)
     file = _write_bundle(issued, out)
-    steps = [f"scp {_quoted(file)} {name}:/etc/qanat/node.pem", "qanat-agent run  # on the node"]
+    copy = f"ssh {name} mkdir -p /etc/qanat && scp {_quoted(file)} {name}:/etc/qanat/node.pem"
+    steps = [copy, "qanat-agent run  # on the node"]
     _report(issued, [file], [] if file == _STANDARD_OUTPUT else steps, as_json)
 
 
