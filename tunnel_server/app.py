@@ -185,18 +185,22 @@ class Server:
         limits = self.config.limits
         return HeadLimits(limits.head_bytes, limits.head_headers, limits.head_seconds, limits.idle_seconds)
 
-    def _admission(self) -> Admission:
+    def _admission(self, entrance: str) -> Admission:
         limits = self.config.limits
+        if entrance in (TCP, WEB):  # nobody is asked who he is there, so only the total counts
+            return Admission(limits.max_connections, limits.max_connections, limits.max_connections)
         return Admission(
             limits.max_connections, limits.max_unauthenticated_per_source, limits.max_unauthenticated
         )
 
     async def _listen(self, entrance: str, addresses: Sequence[str], handler: Handler) -> None:
         if addresses:
-            await self._start(await listen_tcp(entrance, addresses, self._admission(), self.records), handler)
+            admission = self._admission(entrance)
+            await self._start(await listen_tcp(entrance, addresses, admission, self.records), handler)
 
     async def _listen_unix(self, entrance: str, address: UnixAddress, handler: Handler) -> None:
-        await self._start(listen_unix(entrance, address, self._admission(), self.records), handler)
+        admission = self._admission(entrance)
+        await self._start(listen_unix(entrance, address, admission, self.records), handler)
 
     async def _start(self, listener: Listener, handler: Handler) -> None:
         self.listeners.append(listener)

@@ -45,6 +45,20 @@ async def say(stream: trio.SocketStream, text: bytes) -> None:
     assert await stream.receive_some() == text
 
 
+async def test_a_burst_at_a_port_that_asks_for_no_identity_gets_in(tmp_path: Path) -> None:
+    async with attached(tmp_path) as (site, _, _):
+        streams: list[trio.abc.Stream] = []
+
+        async def open_one() -> None:
+            streams.append(await site.through())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):  # three times what one source may hold unauthenticated
+                nursery.start_soon(open_one)
+        for stream in streams:
+            await say(stream, b"hello")
+
+
 async def test_sigterm_drains(tmp_path: Path) -> None:
     async with attached(tmp_path, drain_seconds="20") as (site, server, agent):
         assert await site.page("/readyz") == (200, "ready\n")
