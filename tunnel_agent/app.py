@@ -10,7 +10,7 @@ import trio
 
 from tunnel_agent.attach import Attacher
 from tunnel_agent.config import STATUS_SERVICE
-from tunnel_agent.connect import SOFTWARE, Connector
+from tunnel_agent.connect import SOFTWARE
 from tunnel_agent.dial import Dialler
 from tunnel_agent.load import Installation
 from tunnel_agent.serve import Serving
@@ -20,7 +20,6 @@ from tunnel_agent.tls import TargetTls
 from tunnel_core.bridge import Bridge, open_bridge
 from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.descriptors import raise_descriptor_limit
-from tunnel_core.limits import Limits
 from tunnel_core.logs import log_event
 from tunnel_core.mux import MuxStream
 from tunnel_core.ops import OpsPages, serve_ops
@@ -95,15 +94,7 @@ class Agent:
 
     def _make_attacher(self, bridge: Bridge) -> Attacher:
         installation, session = self._installation, self._installation.config.session
-        self.connector = connector = Connector(
-            bridge=bridge,
-            bundle=installation.bundle,
-            proxy=installation.proxy,
-            limits=Limits(attach_timeout_seconds=session.attach_timeout_seconds),
-            connect_timeout_seconds=session.connect_timeout_seconds,
-            services=installation.services,
-            on_open=self.serving.take,
-        )
+        self.connector = connector = installation.connector(bridge, self.serving.take)
         wait = session.retry_max_seconds
         return Attacher(connector.open_link, self.state, self.counters, max_wait_seconds=wait)
 

@@ -9,17 +9,15 @@ from pathlib import Path
 import trio
 
 from certs.x509 import Credential, describe, key_fits
-from tunnel_agent.connect import Connector
 from tunnel_agent.dial import Dialler
 from tunnel_agent.findings import Finding, Report, Verdict
 from tunnel_agent.load import Installation, load_installation
 from tunnel_agent.probe import ServerProbe
 from tunnel_agent.targets import Entry
 from tunnel_agent.tls import TargetTls
-from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_core.bridge import open_bridge
 from tunnel_core.command_line import ExitCode
 from tunnel_core.config import ConfigError
-from tunnel_core.limits import Limits
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.stream import Stream
@@ -43,7 +41,7 @@ async def check_all(config_file: Path | None, bundle_file: Path | None, report: 
     note(check_certificate(installation, datetime.now(UTC)))
     async with open_bridge() as bridge:
         for server in installation.servers:
-            await ServerProbe(server, installation, _connector(installation, bridge)).run(note)
+            await ServerProbe(server, installation, installation.connector(bridge, _refuse)).run(note)
     for finding in await check_targets(installation):
         note(finding)
     return ExitCode.FAILED if Verdict.FAIL in verdicts else ExitCode.OK
@@ -84,19 +82,6 @@ def check_certificate(installation: Installation, now: datetime) -> Finding:
         return Finding("certificate", Verdict.FAIL, detail, f"if the clock is right, {new}")
     soon = f", in {(leaf.ends - now).days} days: {new}" if leaf.ends - now < _SOON else ""
     return Finding("certificate", Verdict.PASS, f"{bundle.identity}, until {leaf.ends:%Y-%m-%d}{soon}")
-
-
-def _connector(installation: Installation, bridge: Bridge) -> Connector:
-    session = installation.config.session
-    return Connector(
-        bridge=bridge,
-        bundle=installation.bundle,
-        proxy=installation.proxy,
-        limits=Limits(attach_timeout_seconds=session.attach_timeout_seconds),
-        connect_timeout_seconds=session.connect_timeout_seconds,
-        services=installation.services,
-        on_open=_refuse,
-    )
 
 
 def _refuse(stream: Stream) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from certs.bundle import Bundle, BundleError, read_bundle
 from tunnel_agent.config import STATUS_SERVICE, AgentConfig, Service
-from tunnel_agent.connect import ProxyChoice
+from tunnel_agent.connect import Connector, ProxyChoice
 from tunnel_agent.targets import Policy, Published
 from tunnel_core import frames, paths
+from tunnel_core.bridge import Bridge
 from tunnel_core.config import ConfigError, Problem, Source, load, parse
 from tunnel_core.identity import Role
+from tunnel_core.limits import Limits
+from tunnel_core.stream import Stream
 
 _MAX_PASSWORD_BYTES = 4096
 
@@ -25,6 +29,19 @@ class Installation:
     bundle_file: Path
     bundle: Bundle
     proxy: ProxyChoice
+
+    def connector(self, bridge: Bridge, on_open: Callable[[Stream], None]) -> Connector:
+        """What attaches this installation; ``on_open`` hears of each stream that a server opens."""
+        session = self.config.session
+        return Connector(
+            bridge=bridge,
+            bundle=self.bundle,
+            proxy=self.proxy,
+            limits=Limits(attach_timeout_seconds=session.attach_timeout_seconds),
+            connect_timeout_seconds=session.connect_timeout_seconds,
+            services=self.services,
+            on_open=on_open,
+        )
 
     @property
     def node(self) -> str:

@@ -48,9 +48,6 @@ from tunnel_core.limits import KIB, MIB, Limits
 aio: Any = grpc.aio
 core: Any = grpc
 
-WAKE_AT_ONCE = False
-"""Whether a wake takes its turn at once, or in trio's next pass together with all others of this one."""
-
 SERVICE, METHOD = "qanat.v1.Tunnel", "Attach"
 Options: TypeAlias = list[tuple[str, int | str]]
 _Read: TypeAlias = Callable[[], Awaitable[Any]]
@@ -106,7 +103,9 @@ class CallCarrier(Carrier):
         self._parked = None
         if not parked.done():
             parked.set_result(None)
-            self._take_turn()
+            # In trio's next pass, with all other wakes of this one: a turn at once costs many echoes
+            # twice the CPU, as each then has a packet of its own, and gains a single one nothing.
+            self._bridge.turn_soon()
 
     def abandon(self) -> None:
         if self._over:
@@ -115,12 +114,6 @@ class CallCarrier(Carrier):
         self._port = None
         if self._lost is None:
             self.cancel_owner()
-            self._bridge.turn_soon()
-
-    def _take_turn(self) -> None:
-        if WAKE_AT_ONCE:
-            self._bridge.turn()
-        else:
             self._bridge.turn_soon()
 
     @property

@@ -21,7 +21,7 @@ import ssl
 import trio
 
 from tunnel_core.direct import DirectStream
-from tunnel_core.sockets import SocketStream
+from tunnel_core.sockets import SocketStream, read_size
 
 _RECORD = 16 * 1024
 _DEFAULT_READ = 64 * 1024
@@ -90,13 +90,12 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return self._tls.selected_alpn_protocol() or ""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        if max_bytes is not None and max_bytes < 1:
-            raise ValueError("max_bytes must be at least 1")
+        limit = read_size(max_bytes)
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving from this TLS stream")
         self._receiving = True
         try:
-            return await self._receive(max_bytes or _DEFAULT_READ)
+            return await self._receive(limit)
         finally:
             self._receiving = False
 

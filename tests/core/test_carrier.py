@@ -79,11 +79,7 @@ class TestMoving:
                 agent.send(ping(number))
                 await agent.wait_received(number)
 
-    @pytest.mark.parametrize("at_once", [True, False])
-    async def test_both_ways_to_take_the_turn_of_a_wake(
-        self, at_once: bool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("tunnel_core.grpc_call.WAKE_AT_ONCE", at_once)
+    async def test_each_wake_gets_its_turn(self) -> None:
         async with open_site() as site:
             agent, server = await site.connect()
             for number in range(1, 20):
