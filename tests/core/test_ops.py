@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from certs.ca import create_authority
+from tests.dialling import dial
 from tunnel_core import descriptors
 from tunnel_core.counters import Counters
 from tunnel_core.http import HttpClientConnection, exchange
@@ -32,7 +33,7 @@ async def get(
     server: OpsServer, path: str, headers: Mapping[str, str] | None = None, method: str = "GET"
 ) -> Heard:
     port = int(server.addresses[0].rpartition(":")[2])
-    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+    async with await dial("127.0.0.1", port) as stream:
         return await ask(stream, path, headers, method)
 
 

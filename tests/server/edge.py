@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import trio
 
+from tests.dialling import dial
 from tests.fakes.fake_link import Agent, FakeLink, FarEnd
 from tunnel_core.counters import Counters
 from tunnel_core.frames import Service
@@ -53,7 +54,7 @@ class Edge:
     async def dial(self, listener: Listener) -> trio.SocketStream:
         """A connection to ``listener``, closed with the edge at the latest."""
         host, port = listener.addresses[0].rsplit(":", 1)
-        self.dialled.append(await trio.open_tcp_stream(host, int(port)))
+        self.dialled.append(await dial(host, int(port)))
         return self.dialled[-1]
 
 

@@ -17,6 +17,7 @@ import trio
 from certs.bundle import write_bundle
 from certs.ca import Leaf
 from certs.files import write_private
+from tests.dialling import dial
 from tests.fakes import pki
 from tunnel_core.identity import Role
 
@@ -192,7 +193,7 @@ class Site:
         return await self._connect(host, int(port))
 
     async def _connect(self, host: str, port: int) -> trio.SocketStream:
-        self._opened.append(await trio.open_tcp_stream(host, port))
+        self._opened.append(await dial(host, port))
         return self._opened[-1]
 
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.dialling import dial
 from tests.server.edge import open_edge, receive_all
 from tunnel_server import binding
 from tunnel_server.admission import Admission
@@ -203,7 +204,7 @@ async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener()
         await edge.nursery.start(listener.serve, note)
         port = int(listener.addresses[0].rsplit(":", 1)[1])
         for host in ("127.0.0.1", "::1"):
-            async with await trio.open_tcp_stream(host, port) as stream:
-                with pytest.raises(trio.BrokenResourceError):
+            with pytest.raises(trio.BrokenResourceError):
+                async with await dial(host, port) as stream:
                     await stream.receive_some()
         assert [address.rsplit(":", 1)[0] for address in seen] == ["127.0.0.1", "[::1]"]
