@@ -29,16 +29,33 @@ class DirectStream(trio.abc.HalfCloseableStream):
         """About as many bytes as ``put`` takes without waiting; what is read beyond it lies in memory."""
 
     @abstractmethod
+    def put_nowait(self, data: Payload) -> bool:
+        """Takes ``data`` over, which must not change any more; False: ``flush`` before the next.
+
+        Raises as ``send_all``.
+        """
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Waits until more may be put; at once if it may. Cancelled, it may be called again."""
+
+    @abstractmethod
+    def finish_nowait(self) -> bool:
+        """``send_eof`` as far as it goes without waiting; False: ``flush`` for the rest. Idempotent."""
+
     async def put(self, data: Payload) -> None:
-        """``send_all``, taking ``data`` over: it must not change any more."""
+        """``send_all``, taking ``data`` over, without a checkpoint while there is room. One caller at a time."""
+        if not self.put_nowait(data):
+            await self.flush()
+
+    async def finish(self) -> None:
+        """``send_eof`` without a checkpoint when it need not wait."""
+        if not self.finish_nowait():
+            await self.flush()
 
     @abstractmethod
     def check(self) -> None:
         """Raises as ``receive_some`` if the other side broke it, also while there is still data to read."""
-
-    @abstractmethod
-    async def finish(self) -> None:
-        """``send_eof``."""
 
     @abstractmethod
     def close_nowait(self) -> None:

@@ -4,6 +4,9 @@ A half that ends is ended on the other side, and the other direction goes on. An
 reset, a broken connection, cancellation) aborts both sides, so that truncated output never looks
 whole. Reads grow while they come back full, to 1 MiB for bulk, and shrink again for chat: the price
 of the link is per message.
+
+Each direction is a loop in a task. Between the tunnel and a socket one task is enough, as long as the
+kernel takes what comes: then what arrives through the tunnel is moved by a ``Pump``.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import trio
 from tunnel_core.direct import DirectStream
 from tunnel_core.frames import Payload
 from tunnel_core.limits import KIB, MIB
+from tunnel_core.pump import Pump
 from tunnel_core.reasons import Reason
 from tunnel_core.stream import Stream, StreamReset
 
@@ -101,10 +105,15 @@ class _Relay:
         self._stay_awake()
         try:
             with self._scope, self._watching_tunnel():
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._direction, self._b, self._a)
-                    # At once: what the client said first is there already, and goes out with the open.
-                    await self._direction(self._a, self._b)
+                a, b = self._a, self._b
+                if isinstance(a, Stream) and isinstance(b, DirectStream):
+                    await self._pumped(a, b)
+                elif isinstance(b, Stream) and isinstance(a, DirectStream):
+                    await self._pumped(b, a)
+                else:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._direction, b, a)
+                        await self._direction(a, b)
             if self._scope.cancelled_caught and self._reason is None:
                 self._note_cancelled()
         except BaseException:
@@ -115,6 +124,25 @@ class _Relay:
         return RelayResult(
             self._moved[self._a], self._moved[self._b], self._reason or Reason.DONE, self._detail
         )
+
+    async def _pumped(self, tunnel: Stream, local: DirectStream) -> None:
+        """One task while it can be, two as soon as a direction has to wait beside the other."""
+        with trio.CancelScope() as alone:
+            pump = Pump(tunnel, local, lambda length: self._note_moved(tunnel, length), alone.cancel)
+            pump.start()
+            try:
+                # At once: what the client said first is there already, and goes out with the open.
+                await self._direction(local, tunnel)
+                await pump.wait_done()
+            finally:
+                pump.stop()
+        if pump.error is not None:
+            self._note(pump.error)
+        elif pump.needs_task:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._direction, tunnel, local, pump)
+                if not self._half_done:
+                    await self._direction(local, tunnel)
 
     def _watching_tunnel(self) -> AbstractContextManager[None]:
         """A reset through the tunnel ends the relay also while both directions wait for the other side."""
@@ -137,9 +165,16 @@ class _Relay:
         if self._idle is not None and self._reason is None:
             self._scope.deadline = trio.current_time() + self._idle
 
-    async def _direction(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+    async def _direction(
+        self, source: trio.abc.Stream, sink: trio.abc.Stream, stopped: Pump | None = None
+    ) -> None:
+        """Moves ``source`` to its end; ``stopped`` did so up to where the sink took no more."""
         try:
-            if isinstance(source, DirectStream) and isinstance(sink, DirectStream):
+            if stopped is not None:
+                await stopped.flush()
+            if stopped is not None and stopped.is_done:
+                pass
+            elif isinstance(source, DirectStream) and isinstance(sink, DirectStream):
                 await self._copy_direct(source, sink)
             else:
                 await self._copy(source, sink)
@@ -168,7 +203,7 @@ class _Relay:
             raise StreamReset(stream.ended_by or Reason.USER_LEFT)
 
     async def _copy_direct(self, source: DirectStream, sink: DirectStream) -> None:
-        size, burst, moved, quick = _SMALLEST_READ, 0, self._moved, isinstance(source, Stream)
+        size, burst, quick = _SMALLEST_READ, 0, isinstance(source, Stream)
         while True:
             if size > _SMALLEST_READ:
                 size = max(min(size, sink.room), _SMALLEST_READ)
@@ -181,15 +216,11 @@ class _Relay:
             if not length:
                 await sink.finish()
                 return
-            if not moved[source]:
-                self._note_first(source)
-            moved[source] += length
+            self._note_moved(source, length)
             if isinstance(sink, Stream):
                 await self._put_watching(source, sink, data)
             else:
                 await sink.put(data)
-            if self._idle is not None:
-                self._stay_awake()
             burst += length
             if burst >= _BURST:
                 burst = 0
@@ -203,29 +234,30 @@ class _Relay:
 
     async def _put_watching(self, source: DirectStream, sink: Stream, data: Payload) -> None:
         """While the tunnel takes nothing nobody reads ``source``, and a reset of it would go unnoticed."""
-        sink.put_nowait(data)
+        if sink.put_nowait(data):
+            return
         while sink.room <= 0:
             with trio.move_on_after(_LOOK_SECONDS):
-                await sink.wait_room()
+                await sink.flush()
             source.check()
 
     async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         size = _SMALLEST_READ
         while data := await source.receive_some(size):
-            if not self._moved[source]:
-                self._note_first(source)
-            self._moved[source] += len(data)
+            self._note_moved(source, len(data))
             await sink.send_all(data)
-            self._stay_awake()
             size = _next_read(size, len(data))
         if isinstance(sink, trio.abc.HalfCloseableStream):
             await sink.send_eof()
         else:
             await sink.aclose()  # it cannot end one half
 
-    def _note_first(self, source: object) -> None:
-        if source is self._b and self._on_first_byte is not None:
+    def _note_moved(self, source: trio.abc.Stream, length: int) -> None:
+        if not self._moved[source] and source is self._b and self._on_first_byte is not None:
             self._on_first_byte()
+        self._moved[source] += length
+        if self._idle is not None:
+            self._stay_awake()
 
     def _note(self, error: Exception) -> None:
         if isinstance(error, StreamReset):

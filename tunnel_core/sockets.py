@@ -67,6 +67,7 @@ class SocketStream(DirectStream):
         self._sending = False
         self._receiving = False
         self._ended = False
+        self._unsent = memoryview(b"")  # of the last ``put_nowait``
 
     @classmethod
     def adopt(cls, stream: trio.SocketStream) -> SocketStream:
@@ -123,20 +124,28 @@ class SocketStream(DirectStream):
         """The kernel's buffer is bounded by itself."""
         return MIB
 
-    async def put(self, data: Payload) -> None:
-        """``send_all`` without a checkpoint when the kernel takes all at once. One caller at a time."""
+    def put_nowait(self, data: Payload) -> bool:
+        if self._unsent:
+            raise trio.BusyResourceError("what was put before was not flushed")
         sent = self.send_nowait(data)
-        if sent < len(data):
-            view = memoryview(data)[sent:]
-            while view:
-                await self.wait_writable()
-                view = view[self.send_nowait(view) :]
+        if sent == len(data):
+            return True
+        self._unsent = memoryview(data)[sent:]
+        return False
+
+    async def flush(self) -> None:
+        while self._unsent:
+            await self.wait_writable()
+            self._unsent = self._unsent[self.send_nowait(self._unsent) :]
 
     async def send_all(self, data: Payload) -> None:
         with self._alone_sending():
             await trio.lowlevel.checkpoint()
             self._check_sendable()
-            await self.put(data)
+            try:
+                await self.put(data)
+            finally:
+                self._unsent = memoryview(b"")
 
     async def wait_send_all_might_not_block(self) -> None:
         with self._alone_sending():
@@ -161,7 +170,7 @@ class SocketStream(DirectStream):
     async def send_eof(self) -> None:
         with self._alone_sending():
             await trio.lowlevel.checkpoint()
-            self.end_nowait()
+            self.finish_nowait()
 
     def check(self) -> None:
         """Raises ``trio.BrokenResourceError`` if the other side reset it; data may still wait to be read."""
@@ -170,12 +179,7 @@ class SocketStream(DirectStream):
         if number:
             raise trio.BrokenResourceError(f"socket connection broken: {os.strerror(number)}")
 
-    async def finish(self) -> None:
-        """``send_eof`` without a checkpoint."""
-        self.end_nowait()
-
-    def end_nowait(self) -> None:
-        """``send_eof`` at once. Idempotent."""
+    def finish_nowait(self) -> bool:
         self._check_open()
         if not self._ended:
             self._ended = True
@@ -183,6 +187,7 @@ class SocketStream(DirectStream):
                 self.socket.shutdown(socket.SHUT_WR)
             except OSError as error:
                 raise _translated(error) from error
+        return True
 
     def _check_open(self) -> None:
         # trio keeps a waiter for descriptor -1 for ever, and calls the next one busy.

@@ -49,6 +49,7 @@ class Stream(DirectStream):
         self._watchers: list[trio.Event] = []
         self._leaving: trio.CancelScope | None = None
         self._breaking: trio.CancelScope | None = None
+        self._taker: Callable[[], None] | None = None
         self.opened_at = trio.current_time()
         mux_stream.on_change = self._changed
 
@@ -171,6 +172,20 @@ class Stream(DirectStream):
             self._raise_broken()
         return b"" if mux.recv.at_end else None
 
+    def take_with(self, taker: Callable[[], None] | None) -> None:
+        """Has ``taker`` called, now and at each change, to take what is there (``receive_nowait``).
+
+        It is called inside the link's own step, so it must not block or raise. None ends that.
+        """
+        self._taker = taker
+        if taker is not None:
+            taker()
+
+    @property
+    def wants_no_more(self) -> bool:
+        """Whether the peer gave up what we send."""
+        return self._mux.send_reset
+
     async def wait_readable(self) -> None:
         """Waits until ``receive_nowait`` has an answer."""
         if self._receiver is not None:
@@ -206,22 +221,14 @@ class Stream(DirectStream):
         """What credit and the bound of the queue leave; not positive while ``put`` would wait."""
         return self._mux.send.room
 
-    async def put(self, data: Payload) -> None:
-        """``send_all`` for one writer, without a checkpoint while there is room.
-
-        Takes ``data`` over: it must not change any more. Returns when more may be put.
-        """
-        self.put_nowait(data)
-        if self._mux.send.room <= 0:
-            await self._wait_room()
-
-    def put_nowait(self, data: Payload) -> None:
-        """Queues ``data``, which it takes over, however little ``room`` there is: wait for room first."""
+    def put_nowait(self, data: Payload) -> bool:
+        """Queues ``data``, however little ``room`` there is."""
         self._check_sendable()
         self._mux.push(data)
+        return self._mux.send.room > 0
 
-    async def wait_room(self) -> None:
-        """Waits until there is room. Raises as ``send_all``."""
+    async def flush(self) -> None:
+        """Waits until there is room: what was put is on its way by itself. Raises as ``send_all``."""
         await self._wait_room()
         self._check_sendable()
 
@@ -257,19 +264,15 @@ class Stream(DirectStream):
         await trio.lowlevel.checkpoint()
         if self._sender is not None:
             raise trio.BusyResourceError("another task is sending on this stream")
-        self.end_nowait()
+        self.finish_nowait()
 
-    async def finish(self) -> None:
-        """``send_eof`` without a checkpoint."""
-        self.end_nowait()
-
-    def end_nowait(self) -> None:
-        """``send_eof`` without a checkpoint."""
+    def finish_nowait(self) -> bool:
         if self._closed:
             raise trio.ClosedResourceError("this stream was closed here")
         if self._mux.send_reset:
             self._raise_broken()
         self._mux.end()
+        return True
 
     # Ending.
 
@@ -339,6 +342,8 @@ class Stream(DirectStream):
 
     def _changed(self) -> None:
         mux = self._mux
+        if self._taker is not None:
+            self._taker()
         if self._receiver is not None and (
             mux.recv.buffered or mux.recv_reset or self._closed or mux.recv.at_end
         ):

@@ -193,12 +193,15 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._sending = False
 
     def _begin_sending(self) -> None:
+        self._check_may_send()
+        self._sending = True
+
+    def _check_may_send(self) -> None:
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this TLS stream")
         self._check_open()
         if self._broken:
             raise trio.BrokenResourceError("this TLS stream is broken")
-        self._sending = True
 
     def _check_open(self) -> None:
         if self._closed:
@@ -264,6 +267,7 @@ class SocketTlsStream(TlsStream, DirectStream):
     ) -> None:
         super().__init__(transport, context, server_side=server_side, server_hostname=server_hostname)
         self._socket = transport
+        self._unencrypted = memoryview(b"")  # of the last ``put_nowait``
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """What has arrived, ``b""`` at the end, None if nothing is there yet. Raises as ``receive_some``."""
@@ -285,42 +289,51 @@ class SocketTlsStream(TlsStream, DirectStream):
         """The kernel's buffer is bounded by itself."""
         return self._socket.room
 
-    async def put(self, data: bytes | bytearray | memoryview) -> None:
-        """``send_all`` without a checkpoint when the kernel takes all at once. One caller at a time."""
-        self._begin_sending()
+    def put_nowait(self, data: bytes | bytearray | memoryview) -> bool:
+        self._check_may_send()
+        self._check_sendable()
+        return self._put_pieces(memoryview(data))
+
+    def _put_pieces(self, view: memoryview) -> bool:
+        while view:
+            self._encrypt(view[:_SEND_PIECE])
+            view = view[_SEND_PIECE:]
+            if not self._put_encrypted():
+                self._unencrypted = view
+                return False
+        return True
+
+    def _put_encrypted(self) -> bool:
+        """What the kernel does not take makes other senders busy, and ``aclose`` impolite, until ``flush``."""
         try:
-            self._check_sendable()
-            for start in range(0, len(data), _SEND_PIECE):
-                self._encrypt(memoryview(data)[start : start + _SEND_PIECE])
-                await self._put_encrypted()
-        finally:
+            self._sending = not self._socket.put_nowait(self._outgoing.read())
+        except trio.BrokenResourceError:
+            self._broken = True
+            raise
+        return not self._sending
+
+    async def flush(self) -> None:
+        while self._sending:
+            await self._socket.flush()
             self._sending = False
+            view, self._unencrypted = self._unencrypted, memoryview(b"")
+            self._put_pieces(view)
 
     def check(self) -> None:
         """Raises ``trio.BrokenResourceError`` if the other side reset the socket."""
         self._socket.check()
 
-    async def finish(self) -> None:
-        """``send_eof`` without a checkpoint when the kernel takes the farewell at once."""
-        self._begin_sending()
-        try:
-            if not self._eof_sent:
-                self._write_close_notify()
-                await self._put_encrypted()
-        finally:
-            self._sending = False
+    def finish_nowait(self) -> bool:
+        self._check_may_send()
+        if self._eof_sent:
+            return True
+        self._write_close_notify()
+        return self._put_encrypted()
 
     def close_nowait(self) -> None:
         """Closes the transport; ``close_notify`` is not sent any more."""
         self._closed = True
         self._socket.close_nowait()
-
-    async def _put_encrypted(self) -> None:
-        try:
-            await self._socket.put(self._outgoing.read())
-        except BaseException:
-            self._broken = True  # part of a record may be out
-            raise
 
 
 def reason_of(error: ssl.SSLError) -> str:
