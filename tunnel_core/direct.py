@@ -44,7 +44,7 @@ class DirectStream(trio.abc.HalfCloseableStream):
         """``send_eof`` as far as it goes without waiting; False: ``flush`` for the rest. Idempotent."""
 
     async def put(self, data: Payload) -> None:
-        """``send_all``, taking ``data`` over, without a checkpoint while there is room. One caller at a time."""
+        """``send_all``, taking ``data`` over, without a checkpoint while there is room. For one caller."""
         if not self.put_nowait(data):
             await self.flush()
 

@@ -77,7 +77,17 @@ def common_options(limits: Limits) -> Options:
 class CallCarrier(Carrier):
     """What both sides share: the two tasks that move a call's packets, and how they end."""
 
-    __slots__ = ("_bridge", "_lost", "_over", "_parked", "_port", "cancel_owner", "peer")
+    __slots__ = (
+        "_bridge",
+        "_lost",
+        "_over",
+        "_parked",
+        "_port",
+        "_wakes",
+        "_was_alone",
+        "cancel_owner",
+        "peer",
+    )
 
     def __init__(self, bridge: Bridge, peer: Peer) -> None:
         self.peer = peer
@@ -85,6 +95,8 @@ class CallCarrier(Carrier):
         self._bridge = bridge
         self._port: CarrierPort | None = None
         self._parked: asyncio.Future[None] | None = None
+        self._wakes = 0  # since the last packet
+        self._was_alone = False  # the last packet was there for one wake
         self._over = False  # abandoned, or the port knows that it is lost
         self._lost: str | None = None  # why, if that was before the start
 
@@ -97,15 +109,19 @@ class CallCarrier(Carrier):
         self.wake()
 
     def wake(self) -> None:
+        self._wakes += 1
         parked = self._parked
         if parked is None:
             return
         self._parked = None
         if not parked.done():
             parked.set_result(None)
-            # In trio's next pass, with all other wakes of this one: a turn at once costs many echoes
-            # twice the CPU, as each then has a packet of its own, and gains a single one nothing.
-            self._bridge.turn_soon()
+            # Among many, in trio's next pass, with all other wakes of this one: a turn at once would give
+            # each a packet of its own, at twice the CPU. Who is alone waits for nobody.
+            if self._was_alone:
+                self._bridge.turn()
+            else:
+                self._bridge.turn_soon()
 
     def abandon(self) -> None:
         if self._over:
@@ -148,7 +164,9 @@ class CallCarrier(Carrier):
                 packet = self._port.next_packet()
                 if packet is None:
                     await self._park()
-                elif not await _write_one(write, packet):
+                    continue
+                self._was_alone, self._wakes = self._wakes <= 1, 0
+                if not await _write_one(write, packet):
                     await asyncio.sleep(LAST_WORDS_SECONDS)
                     self.cancel_owner()
                 packet = None

@@ -304,7 +304,7 @@ class SocketTlsStream(TlsStream, DirectStream):
         return True
 
     def _put_encrypted(self) -> bool:
-        """What the kernel does not take makes other senders busy, and ``aclose`` impolite, until ``flush``."""
+        """What the kernel leaves makes other senders busy, and ``aclose`` impolite, until ``flush``."""
         try:
             self._sending = not self._socket.put_nowait(self._outgoing.read())
         except trio.BrokenResourceError:
