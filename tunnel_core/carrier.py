@@ -60,6 +60,10 @@ class Carrier(ABC):
     def wake(self) -> None:
         """There may be something to send. Cheap while the carrier is busy sending."""
 
+    def wake_for_data(self) -> None:
+        """The same for bytes of a stream, which somebody may wait for."""
+        self.wake()
+
     @abstractmethod
     def abandon(self) -> None:
         """No more calls of the port; connection, queue and references are released soon. Idempotent."""

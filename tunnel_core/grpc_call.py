@@ -109,19 +109,29 @@ class CallCarrier(Carrier):
         self.wake()
 
     def wake(self) -> None:
-        self._wakes += 1
-        parked = self._parked
-        if parked is None:
-            return
-        self._parked = None
-        if not parked.done():
-            parked.set_result(None)
+        if self._unpark():
+            self._bridge.turn_soon()
+
+    def wake_for_data(self) -> None:
+        if self._unpark():
             # Among many, in trio's next pass, with all other wakes of this one: a turn at once would give
             # each a packet of its own, at twice the CPU. Who is alone waits for nobody.
             if self._was_alone:
                 self._bridge.turn()
             else:
                 self._bridge.turn_soon()
+
+    def _unpark(self) -> bool:
+        """Lets the writer look; False if it is about to, or waits for nothing."""
+        self._wakes += 1
+        parked = self._parked
+        if parked is None:
+            return False
+        self._parked = None
+        if parked.done():
+            return False
+        parked.set_result(None)
+        return True
 
     def abandon(self) -> None:
         if self._over:

@@ -70,6 +70,7 @@ class Link:
             pool,
             opener=self._opener,
             wake=carrier.wake,
+            wake_for_data=carrier.wake_for_data,
             wake_later=self._wake_later,
             on_open=self._stream_opened,
             on_empty=self._look_again,

@@ -246,6 +246,7 @@ class Mux:
         *,
         opener: bool,
         wake: Callable[[], None] = _nothing,
+        wake_for_data: Callable[[], None] = _nothing,
         wake_later: Callable[[], None] = _nothing,
         on_open: Callable[[MuxStream], None] | None = None,
         on_empty: Callable[[], None] = _nothing,
@@ -261,6 +262,7 @@ class Mux:
         self._max_frames = limits.max_frames_per_packet - _FRAME_RESERVE
         self._opener = opener
         self.wake = wake  # there is something to send
+        self._wake_for_data = wake_for_data  # there is, and somebody may wait for it
         self.wake_later = wake_later  # there is, but it may wait a moment for company
         self._on_open = on_open
         self._on_empty = on_empty  # called when the last stream is forgotten: all it said has arrived
@@ -309,7 +311,7 @@ class Mux:
         stream.listed = True
         stream.deficit = _NEW_QUANTUM
         self._new.append(stream)
-        self.wake()
+        self._wake_for_data()
 
     @property
     def has_work(self) -> bool:
