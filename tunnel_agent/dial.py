@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import trio
 
-from tunnel_agent.targets import Destination, Policy, Published, addresses_without_resolver
+from tunnel_agent.targets import Destination, Policy, addresses_without_resolver, is_own_address
 from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target, join_host_port
 from tunnel_core.reasons import Reason, Refused
@@ -70,12 +70,8 @@ async def connect_unix(path: str) -> SocketStream:
 
 
 async def _connect(family: int, address: tuple[str, int] | tuple[str, int, int, int] | str) -> SocketStream:
-    # Not trio's connect: it takes the EAGAIN of a unix socket for a connection on its way.
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock, number = _begin_connect(family, address)
     try:
-        number = sock.connect_ex(address)
-        if number == errno.EINPROGRESS:
-            number = sock.connect_ex(address)  # on this machine it is done by now
         if number == errno.EALREADY:
             await trio.lowlevel.wait_writable(sock)
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -87,6 +83,28 @@ async def _connect(family: int, address: tuple[str, int] | tuple[str, int, int, 
         raise
 
 
+def connect_nowait(address: str, port: int) -> SocketStream | None:
+    """A connection to an address of this machine, which its kernel makes at once; else None."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock, number = _begin_connect(family, (address, port))
+    if not number:
+        return SocketStream(sock)
+    sock.close()
+    return None
+
+
+def _begin_connect(
+    family: int, address: tuple[str, int] | tuple[str, int, int, int] | str
+) -> tuple[socket.socket, int]:
+    """A socket and how its connect stands: 0 connected, ``EALREADY`` on its way, or what it failed with."""
+    # Not trio's connect: it takes the EAGAIN of a unix socket for a connection on its way.
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    number = sock.connect_ex(address)
+    if number == errno.EINPROGRESS:
+        number = sock.connect_ex(address)  # on this machine it is done by now
+    return sock, number
+
+
 @dataclass(frozen=True, slots=True)
 class Dialler:
     """Dials for one node. ``resolve`` and ``connect`` are the seams of the tests."""
@@ -96,6 +114,19 @@ class Dialler:
     tls: TargetTls
     resolve: Resolve = resolve_host
     connect: Connect = connect_address
+
+    def dial_nowait(self, target: Target, *, tls: bool = False) -> Dialled | None:
+        """A connection that needs no waiting and no deadline: one inside this machine. None: ``dial``.
+
+        Raises ``Refused`` for what the policy does not allow.
+        """
+        destination = self.policy.find(target)
+        host = destination.target.host
+        if (tls and destination.is_https) or not is_own_address(host):
+            return None
+        address = self.policy.pick(destination, addresses_without_resolver(host))[0]
+        stream = connect_nowait(address, destination.target.port)
+        return Dialled(stream, join_host_port(address, destination.target.port)) if stream else None
 
     async def dial(self, target: Target, *, tls: bool = False) -> Dialled:
         """A connection to ``target``, with ``tls`` inside TLS if it is a service that speaks it.
@@ -109,7 +140,7 @@ class Dialler:
         try:
             with trio.fail_at(deadline):
                 connected = await self._connected(destination, addresses)
-                return await self._finish(connected, destination.service if tls else None)
+                return await self._finish(connected, destination if tls else None)
         except trio.TooSlowError:
             sentence = f"node {self.policy.node}: {where} did not answer within {self.timeout_seconds:g} s"
             raise Refused(Reason.DIAL_TIMEOUT, sentence) from None
@@ -145,10 +176,10 @@ class Dialler:
             return Connected(await connect_unix(target.unix_path), str(target))
         return await connect_first(addresses, target.port, self.connect)
 
-    async def _finish(self, connected: Connected, service: Published | None) -> Dialled:
-        if service is None or service.protocol != "https":
+    async def _finish(self, connected: Connected, destination: Destination | None) -> Dialled:
+        if destination is None or destination.service is None or not destination.is_https:
             return Dialled(*connected)
-        return Dialled(await self.tls.wrap(connected.stream, service), connected.address)
+        return Dialled(await self.tls.wrap(connected.stream, destination.service), connected.address)
 
     def _unresolved(self, host: str, cause: str) -> Refused:
         return Refused(Reason.NAME_NOT_RESOLVED, f"node {self.policy.node} cannot resolve {host}: {cause}")

@@ -83,7 +83,7 @@ class Serving:
 
     async def _dial_and_relay(self, stream: Stream) -> None:
         facts, start = self._facts(stream), trio.current_time()
-        outcome = await self._dial_unless_left(stream)
+        outcome = self._dial_nowait(stream) or await self._dial_unless_left(stream)
         self._counters.dialled(stream.entrance, trio.current_time() - start)
         if isinstance(outcome, Refused):
             self._refuse(stream, outcome)
@@ -120,14 +120,23 @@ class Serving:
         assert outcome is not None
         return outcome
 
+    def _dial_nowait(self, stream: Stream) -> Dialled | Refused | None:
+        if stream.ended_by is not None:
+            return None
+        try:
+            target = Target.parse(stream.target)
+            return self._dialler.dial_nowait(target, tls=stream.entrance == _PARSED_HERE)
+        except Refused as refused:
+            return refused
+        except ValueError as error:
+            return Refused(Reason.BAD_REQUEST, str(error))
+
     async def _dial(self, stream: Stream) -> Dialled | Refused:
         try:
             target = Target.parse(stream.target)
             return await self._dialler.dial(target, tls=stream.entrance == _PARSED_HERE)
         except Refused as refused:
             return refused
-        except ValueError as error:
-            return Refused(Reason.BAD_REQUEST, str(error))
 
     def _facts(self, stream: Stream) -> StreamFacts:
         node = self._dialler.policy.node

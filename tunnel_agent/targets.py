@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOPBACK_ADDRESSES: tuple[Address, ...] = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
+_REMEMBERED = 256
+"""Answers about addresses that are kept: to parse one takes longer than to connect to it."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # CVE-2020-8562 and CVE-2022-3294 are what reaching these by surprise costs.
 _GUARDED: tuple[Network, ...] = tuple(
@@ -113,6 +116,10 @@ class Destination:
     is_named: bool = False
     """An entry names the host itself, so it allows what the host resolves to."""
 
+    @property
+    def is_https(self) -> bool:
+        return self.service is not None and self.service.protocol == "https"
+
     def __str__(self) -> str:
         if self.service is None:
             return str(self.target)
@@ -165,6 +172,7 @@ def _network(text: str, spelling: str, version: int) -> Network:
     return network
 
 
+@functools.lru_cache(_REMEMBERED)
 def guarded_network(address: Address) -> Network | None:
     """The link-local, metadata or unspecified network that a dial of ``address`` reaches, if any."""
     return next((network for network in _GUARDED if carried(address) in network), None)
@@ -185,6 +193,7 @@ def carried(address: Address) -> Address:
     return address.ipv4_mapped or address
 
 
+@functools.lru_cache(_REMEMBERED)
 def _maybe_address(host: str) -> Address | None:
     try:
         return _address(host)
@@ -192,6 +201,7 @@ def _maybe_address(host: str) -> Address | None:
         return None
 
 
+@functools.lru_cache(_REMEMBERED)
 def _address(text: str) -> Address:
     return ipaddress.ip_address(text.partition("%")[0])  # getaddrinfo adds a zone to fe80::1
 
@@ -201,6 +211,13 @@ def addresses_without_resolver(host: str) -> list[str]:
     if host == LOOPBACK:
         return [str(address) for address in LOOPBACK_ADDRESSES]
     return [host] if _maybe_address(host) is not None else []
+
+
+@functools.lru_cache(_REMEMBERED)
+def is_own_address(host: str) -> bool:
+    """Whether ``host`` is surely this machine: ``localhost``, or a loopback address."""
+    address = _maybe_address(host)
+    return host == LOOPBACK if address is None else address.is_loopback
 
 
 class Policy:

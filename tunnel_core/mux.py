@@ -123,7 +123,7 @@ class MuxStream:
         """Our half is complete; what is queued is still delivered."""
         if self.can_send:
             self.send.size = self.send.sent + self.send.queued
-            self.mux.list_stream(self)
+            self.mux.list_stream(self, is_end=True)
 
     def read(self, max_bytes: int) -> Payload:
         """Takes up to ``max_bytes`` that arrived; call only with something buffered."""
@@ -304,14 +304,17 @@ class Mux:
         if not self._failed:
             self._control.append(stream)
 
-    def list_stream(self, stream: MuxStream) -> None:
-        """Gives the stream a turn if it has something to say and stands in no list."""
+    def list_stream(self, stream: MuxStream, *, is_end: bool = False) -> None:
+        """Gives the stream a turn if it has something to say and stands in no list.
+
+        Nobody waits for a mere end as for data: it may go with what else is said in this pass.
+        """
         if stream.listed or not stream.number or not _wants_turn(stream):
             return
         stream.listed = True
         stream.deficit = _NEW_QUANTUM
         self._new.append(stream)
-        self._wake_for_data()
+        (self.wake if is_end else self._wake_for_data)()
 
     @property
     def has_work(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import ipaddress
 import re
@@ -60,6 +61,7 @@ class Target:
     unix_path: str = ""
 
     @classmethod
+    @functools.lru_cache(256)
     def parse(cls, text: str) -> Target:
         """Reads ``name``, ``host:port``, ``[v6]:port`` or ``unix:/path``. Raises ``ValueError``."""
         if text.startswith("unix:"):
