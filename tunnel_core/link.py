@@ -30,9 +30,6 @@ _log = logging.getLogger(__name__)
 _FAREWELL_SECONDS = 1.0
 """How long an ended link waits for its bye to be confirmed, or for the peer to hear our confirmation."""
 
-_COMPANY_SECONDS = 0.005
-"""How long the answer to an open waits for the target's first bytes when the client has spoken first."""
-
 
 class Link:
     """One session of one node. Made by the server for each carrier, and by the agent for each attempt.
@@ -317,11 +314,12 @@ class Link:
         self._finish(Reason.CARRIER_LOST, detail)
         self._give_up_now()
 
-    def _wake_later(self) -> None:
-        """Something may wait for company; alone it goes out in a moment."""
-        if self._wake_at == math.inf:
-            self._wake_at = trio.current_time() + _COMPANY_SECONDS
-            self._timer.deadline = min(self._timer.deadline, self._wake_at)
+    def _wake_later(self, seconds: float) -> None:
+        """Something may wait for company; alone it goes out after ``seconds``."""
+        wake_at = trio.current_time() + seconds
+        if wake_at < self._wake_at:
+            self._wake_at = wake_at
+            self._timer.deadline = min(self._timer.deadline, wake_at)
 
     # Streams.
 

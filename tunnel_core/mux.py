@@ -49,8 +49,18 @@ _FRAME_RESERVE = 16
 """Frames that a packet may get after the last look at their number: of one stream and of the session."""
 
 
+_ANSWER_WAITS_SECONDS = 0.005
+"""For the target's first bytes, where the client has spoken first."""
+_END_WAITS_SECONDS = 0.001
+"""For the next open, or the last answer; on any real link far less than a round trip."""
+
+
 def _nothing() -> None:
     """The reaction of a stream that nobody watches."""
+
+
+def _nothing_later(_: float) -> None:
+    """The same."""
 
 
 class MuxStream:
@@ -187,7 +197,7 @@ class MuxStream:
             self._queued_control = True
             self.mux.queue_control(self)
         if may_wait:
-            self.mux.wake_later()
+            self.mux.wake_later(_ANSWER_WAITS_SECONDS)
         else:
             self.mux.wake()
 
@@ -247,7 +257,7 @@ class Mux:
         opener: bool,
         wake: Callable[[], None] = _nothing,
         wake_for_data: Callable[[], None] = _nothing,
-        wake_later: Callable[[], None] = _nothing,
+        wake_later: Callable[[float], None] = _nothing_later,
         on_open: Callable[[MuxStream], None] | None = None,
         on_empty: Callable[[], None] = _nothing,
     ) -> None:
@@ -263,7 +273,7 @@ class Mux:
         self._opener = opener
         self.wake = wake  # there is something to send
         self._wake_for_data = wake_for_data  # there is, and somebody may wait for it
-        self.wake_later = wake_later  # there is, but it may wait a moment for company
+        self.wake_later = wake_later  # there is, but it may wait so many seconds for company
         self._on_open = on_open
         self._on_empty = on_empty  # called when the last stream is forgotten: all it said has arrived
         self._failed = False
@@ -307,14 +317,17 @@ class Mux:
     def list_stream(self, stream: MuxStream, *, is_end: bool = False) -> None:
         """Gives the stream a turn if it has something to say and stands in no list.
 
-        Nobody waits for a mere end as for data: it may go with what else is said in this pass.
+        A mere end waits a moment for company: who closes one connection often opens the next.
         """
         if stream.listed or not stream.number or not _wants_turn(stream):
             return
         stream.listed = True
         stream.deficit = _NEW_QUANTUM
         self._new.append(stream)
-        (self.wake if is_end else self._wake_for_data)()
+        if is_end:
+            self.wake_later(_END_WAITS_SECONDS)
+        else:
+            self._wake_for_data()
 
     @property
     def has_work(self) -> bool:
