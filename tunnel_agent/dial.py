@@ -7,6 +7,7 @@ never by its text; the sentence names the node, the target and the cause.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -86,10 +87,13 @@ async def _connect(family: int, address: tuple[str, int] | tuple[str, int, int, 
 def connect_nowait(address: str, port: int) -> SocketStream | None:
     """A connection to an address of this machine, which its kernel makes at once; else None."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock, number = _begin_connect(family, (address, port))
-    if not number:
-        return SocketStream(sock)
-    sock.close()
+    with contextlib.suppress(OSError), contextlib.ExitStack() as on_failure:
+        sock, number = _begin_connect(family, (address, port))
+        on_failure.callback(sock.close)
+        if not number:
+            stream = SocketStream(sock)
+            on_failure.pop_all()
+            return stream
     return None
 
 

@@ -51,18 +51,19 @@ class Serving:
         self.count += 1
         if self._idle.is_set():
             self._idle = trio.Event()
-        self._nursery.start_soon(self._serve, stream)
+        # Dialled before the task's first step: what the dial wakes on this machine has a head start.
+        self._nursery.start_soon(self._serve, stream, self._dial_nowait(stream))
 
     async def wait_idle(self) -> None:
         """Waits until no stream is being served."""
         await self._idle.wait()
 
-    async def _serve(self, stream: Stream) -> None:
+    async def _serve(self, stream: Stream, outcome: Dialled | Refused | None) -> None:
         try:
             if handler := self._built_in.get(stream.target):
                 await self._answer(stream, handler)
             else:
-                await self._dial_and_relay(stream)
+                await self._relay(stream, outcome or await self._dial_unless_left(stream))
         except Exception:
             _log.exception("stream %s failed", stream.id)
             stream.reset(Reason.INTERNAL_ERROR)
@@ -81,9 +82,8 @@ class Serving:
         result = RelayResult(stream.bytes_in, stream.bytes_out, stream.ended_by or Reason.DONE)
         self._note_closed(facts, result, trio.current_time() - start)
 
-    async def _dial_and_relay(self, stream: Stream) -> None:
-        facts, start = self._facts(stream), trio.current_time()
-        outcome = self._dial_nowait(stream) or await self._dial_unless_left(stream)
+    async def _relay(self, stream: Stream, outcome: Dialled | Refused) -> None:
+        facts, start = self._facts(stream), stream.opened_at
         self._counters.dialled(stream.entrance, trio.current_time() - start)
         if isinstance(outcome, Refused):
             self._refuse(stream, outcome)
@@ -121,7 +121,7 @@ class Serving:
         return outcome
 
     def _dial_nowait(self, stream: Stream) -> Dialled | Refused | None:
-        if stream.ended_by is not None:
+        if stream.target in self._built_in:
             return None
         try:
             target = Target.parse(stream.target)

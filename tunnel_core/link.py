@@ -306,6 +306,9 @@ class Link:
             return encode_packet(0, 0, frames)
         if self._session is None:
             return None
+        if self._wake_at != math.inf:
+            self._wake_at = math.inf  # what waited for company goes now
+            self._timer.deadline = self._deadline()
         packet = self._session.next_packet(trio.current_time())
         return None if packet is None else encode_packet(*packet)
 

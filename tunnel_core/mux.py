@@ -322,11 +322,13 @@ class Mux:
         if stream.listed or not stream.number or not _wants_turn(stream):
             return
         stream.listed = True
-        stream.deficit = _NEW_QUANTUM
-        self._new.append(stream)
-        if is_end:
+        if is_end and not stream.send.queued:
+            stream.deficit = _OLD_QUANTUM
+            self._old.append(stream)
             self.wake_later(_END_WAITS_SECONDS)
         else:
+            stream.deficit = _NEW_QUANTUM
+            self._new.append(stream)
             self._wake_for_data()
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import socket
 import ssl
 from collections.abc import Sequence
@@ -317,3 +318,35 @@ async def _serve_tls_once(
             async with stream:
                 while data := await stream.receive_some():
                     await stream.send_all(data)
+
+
+class TestWithoutWaiting:
+    def test_a_listener_of_this_machine_is_connected_at_once(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            for target in (address, address.replace("127.0.0.1", "localhost")):
+                dialled = dialler(target).dial_nowait(Target.parse(target))
+                assert dialled is not None
+                assert dialled.address == address
+                dialled.stream.close_nowait()
+
+    def test_what_refuses_or_is_elsewhere_is_left_to_the_dial_that_waits(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        for target in (f"127.0.0.1:{port}", "192.0.2.1:80", "name.test:80", "unix:/nowhere"):
+            assert dialler(target).dial_nowait(Target.parse(target)) is None
+
+    def test_the_policy_decides_first(self) -> None:
+        with pytest.raises(Refused) as caught:
+            dialler("127.0.0.1:1").dial_nowait(Target.parse("127.0.0.1:2"))
+        assert caught.value.reason is Reason.TARGET_NOT_ALLOWED
+
+    def test_without_descriptors_it_leaves_the_refusal_to_the_dial_that_waits(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            assert dialler("127.0.0.1:1").dial_nowait(Target.parse("127.0.0.1:1")) is None
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
