@@ -321,7 +321,7 @@ async def _serve_tls_once(
 
 
 class TestWithoutWaiting:
-    def test_a_listener_of_this_machine_is_connected_at_once(self) -> None:
+    async def test_a_listener_of_this_machine_is_connected_at_once(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             address = f"127.0.0.1:{listener.getsockname()[1]}"
             for target in (address, address.replace("127.0.0.1", "localhost")):
