@@ -18,11 +18,13 @@ from tunnel_core.reasons import Reason, reason_from_code
 from tunnel_core.wire import (
     DELIMITED,
     MAX_FIELDS,
+    SMALL,
+    SMALL_END,
     VARINT,
     BrokenWire,
-    read_size,
-    read_tag,
-    read_varint,
+    rest_of_size,
+    rest_of_tag,
+    rest_of_varint,
     skip_field,
     varint,
 )
@@ -101,7 +103,11 @@ def _read_service(raw: bytes) -> Service:
     return Service(*read_fields(raw, 0, len(raw), _SERVICE_FIELDS))
 
 
-_NUMBER = Kind(VARINT, 0, varint, int)
+def _write_number(number: int) -> bytes:
+    return SMALL[number] if 0 <= number < SMALL_END else varint(number)
+
+
+_NUMBER = Kind(VARINT, 0, _write_number, int)
 _FLAG = Kind(VARINT, False, varint, bool)
 _REASON = Kind(VARINT, reason_from_code(0), _write_reason, _read_reason)
 _TEXT = Kind(DELIMITED, "", _write_text, _read_text)
@@ -157,49 +163,56 @@ BY_FRAME: dict[type[Any], Message] = {message.frame: message for message in MESS
 
 def write_fields(values: tuple[Any, ...], fields: Kinds) -> bytes:
     """The body of a message; defaults are left out, as protobuf does."""
-    out = bytearray()
-    for index, kind in enumerate(fields):
-        value = values[index]
+    parts: list[bytes] = []
+    tag = 0
+    for kind, value in zip(fields, values, strict=True):
+        tag += 1 << 3
         if not value:
             continue
         for one in value if kind.most else (value,):
             raw = kind.write(one)
-            out += varint(index + 1 << 3 | kind.wire)
+            parts.append(SMALL[tag | kind.wire])
             if kind.wire == DELIMITED:
-                out += varint(len(raw))
-            out += raw
-    return bytes(out)
+                size = len(raw)
+                parts.append(SMALL[size] if size < SMALL_END else varint(size))
+            parts.append(raw)
+    return b"".join(parts)
 
 
 def read_fields(data: bytes, i: int, end: int, fields: Kinds) -> list[Any]:
     """The values of a message's fields, in order. Raises as ``wire`` does, and ``UnicodeDecodeError``."""
     values = [kind.default for kind in fields]
-    for _ in range(MAX_FIELDS + sum(kind.most for kind in fields)):
-        if i >= end:
-            break
-        tag, i = read_tag(data, i)
+    count = len(values)
+    most = MAX_FIELDS
+    while i < end and most > 0:
+        most -= 1
+        tag = data[i]
+        i += 1
+        if tag > 127:
+            tag, i = rest_of_tag(data, i, tag)
         index = (tag >> 3) - 1
-        if not 0 <= index < len(fields) or tag & 7 != fields[index].wire:
-            i = skip_field(data, i, tag, len(fields))
+        if not 0 <= index < count or tag & 7 != fields[index].wire:
+            i = skip_field(data, i, tag, count)
             continue
         kind = fields[index]
-        raw: int | bytes
+        value = data[i]  # the number, or the length of the content
+        i += 1
         if kind.wire == VARINT:
-            raw, i = read_varint(data, i)
+            if value > 127:
+                value, i = rest_of_varint(data, i, value)
+            raw: int | bytes = value
         else:
-            size, start = read_size(data, i)
-            i = start + size
-            raw = data[start:i]
-        _store(values, index, kind, kind.read(raw))
+            if value > 127:
+                value, i = rest_of_size(data, i, value)
+            raw = data[i : i + value]
+            i += value
+        if not kind.most:
+            values[index] = kind.read(raw)
+        elif len(values[index]) < kind.most:
+            most += 1
+            values[index] += (kind.read(raw),)
+        else:
+            raise BrokenWire(f"field {index + 1} stands more than {kind.most} times")
     if i != end:
         raise BrokenWire("a message is longer or shorter than its fields")
     return values
-
-
-def _store(values: list[Any], index: int, kind: Kind, value: Any) -> None:
-    if not kind.most:
-        values[index] = value
-    elif len(values[index]) < kind.most:
-        values[index] += (value,)
-    else:
-        raise BrokenWire(f"field {index + 1} stands more than {kind.most} times")
