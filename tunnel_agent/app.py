@@ -20,6 +20,7 @@ from tunnel_agent.tls import TargetTls
 from tunnel_core.bridge import Bridge, open_bridge
 from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.descriptors import raise_descriptor_limit
+from tunnel_core.log_batches import hold_lines
 from tunnel_core.logs import log_event
 from tunnel_core.mux import MuxStream
 from tunnel_core.ops import OpsPages, serve_ops
@@ -37,6 +38,7 @@ async def run_agent(installation: Installation) -> None:
 
     Raises ``OSError`` if the ops listener cannot be bound.
     """
+    hold_lines()
     failure: OSError | None = None
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_bridge() as bridge, trio.open_nursery() as nursery:

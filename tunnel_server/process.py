@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import trio
 
 from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_core.log_batches import hold_lines
 from tunnel_server.app import CannotStart, Server
 from tunnel_server.config import ServerConfig
 
@@ -23,6 +24,7 @@ async def run_server(config: ServerConfig, on_ready: Callable[[Server], None] = 
     Returns whether it drained, False if a second signal cut that short. Raises ``CannotStart``, with
     nothing left open. Any other exception is a fault of ours that ended the server.
     """
+    hold_lines()
     failure: CannotStart | None = None
     drained = False
     async with open_bridge() as bridge, trio.open_nursery() as nursery:

@@ -11,7 +11,6 @@ from tunnel_agent.app import run_agent
 from tunnel_agent.commands.options import bundle_option, config_option, installation_of
 from tunnel_core import logs
 from tunnel_core.command_line import CommandError, ExitCode
-from tunnel_core.log_idle import LinesWhenIdle
 from tunnel_core.memory import keep_memory
 
 
@@ -34,7 +33,7 @@ def command(config: Path | None, bundle: Path | None) -> None:
     logs.setup(installation.config.log.level, installation.config.log.format)
     keep_memory()
     try:
-        trio.run(run_agent, installation, instruments=[LinesWhenIdle()])
+        trio.run(run_agent, installation)
     except OSError as error:
         message = f"cannot listen on {installation.config.ops.listen}, [ops] listen: {error.strerror}"
         raise CommandError(ExitCode.FAILED, message) from None

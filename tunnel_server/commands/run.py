@@ -12,7 +12,6 @@ import trio
 from tunnel_core import logs, paths
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.config import ConfigError, load
-from tunnel_core.log_idle import LinesWhenIdle
 from tunnel_core.logs import log_event
 from tunnel_core.memory import keep_memory
 from tunnel_server.app import CannotStart, Server
@@ -40,7 +39,7 @@ def command(config: Path | None) -> None:
     logs.setup(loaded.log.level, loaded.log.format)
     keep_memory()
     try:
-        drained = trio.run(run_server, loaded, _say_ready, instruments=[LinesWhenIdle()])
+        drained = trio.run(run_server, loaded, _say_ready)
     except CannotStart as error:
         raise CommandError(ExitCode.FAILED, str(error)) from None
     except Exception:
