@@ -19,7 +19,6 @@ from typing import Protocol, runtime_checkable
 import trio
 
 from tunnel_core.direct import DirectStream
-from tunnel_core.frames import Payload
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.pump import Pump
 from tunnel_core.reasons import Reason
@@ -204,6 +203,7 @@ class _Relay:
 
     async def _copy_direct(self, source: DirectStream, sink: DirectStream) -> None:
         size, burst, quick = _SMALLEST_READ, 0, isinstance(source, Stream)
+        tunnel = sink if isinstance(sink, Stream) else None
         while True:
             if size > _SMALLEST_READ:
                 size = max(min(size, sink.room), _SMALLEST_READ)
@@ -217,10 +217,8 @@ class _Relay:
                 await sink.finish()
                 return
             self._note_moved(source, length)
-            if isinstance(sink, Stream):
-                await self._put_watching(source, sink, data)
-            else:
-                await sink.put(data)
+            if not sink.put_nowait(data):
+                await (sink.flush() if tunnel is None else self._flush_watching(source, tunnel))
             burst += length
             if burst >= _BURST:
                 burst = 0
@@ -232,10 +230,8 @@ class _Relay:
                 await source.wait_readable()
                 burst = 0
 
-    async def _put_watching(self, source: DirectStream, sink: Stream, data: Payload) -> None:
+    async def _flush_watching(self, source: DirectStream, sink: Stream) -> None:
         """While the tunnel takes nothing nobody reads ``source``, and a reset of it would go unnoticed."""
-        if sink.put_nowait(data):
-            return
         while sink.room <= 0:
             with trio.move_on_after(_LOOK_SECONDS):
                 await sink.flush()

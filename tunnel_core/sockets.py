@@ -47,6 +47,18 @@ def read_size(max_bytes: int | None) -> int:
     return max_bytes
 
 
+def tune(sock: socket.socket) -> None:
+    """Sets our options. Linux gives those of a listener to what it accepts."""
+    if sock.family == socket.AF_UNIX:
+        return
+    # Small messages would wait for the peer's delayed ACK: a flat 40 ms.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A peer that lost its power says nothing; its stream would stay for ever.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 class SocketStream(DirectStream):
     """Wraps a connected stream socket (TCP or unix), which it owns from then on.
 
@@ -54,15 +66,11 @@ class SocketStream(DirectStream):
     ``trio.ClosedResourceError`` after a close here. A cancelled receive loses nothing.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, is_tuned: bool = False) -> None:
+        """``is_tuned``: the options of :func:`tune` are set, by the listener that accepted it."""
         sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            # Small messages would wait for the peer's delayed ACK: a flat 40 ms.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # A peer that lost its power says nothing; its stream would stay for ever.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in _KEEPALIVE:
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        if not is_tuned:
+            tune(sock)
         self.socket = sock
         self._sending = False
         self._receiving = False

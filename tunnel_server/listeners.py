@@ -24,7 +24,7 @@ from typing import Protocol, TypeAlias
 import trio
 
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream
+from tunnel_core.sockets import SocketStream, tune
 from tunnel_server.admission import Admission, Ticket
 from tunnel_server.binding import UnixAddress, address_of, bind_tcp, bind_unix, unlink_own
 
@@ -74,6 +74,8 @@ class Listener:
         ]
         """Where it listens, or did: ``host:port`` each, or the path of a unix socket."""
         self._sockets = sockets
+        for bound in sockets:
+            tune(bound)
         self._admission = admission
         self._reporter = reporter
         self._accepting = trio.CancelScope()
@@ -131,7 +133,7 @@ class Listener:
     ) -> None:
         """Admits here and not in the task, so that who came last is the one too many."""
         try:
-            stream = SocketStream(accepted)
+            stream = SocketStream(accepted, is_tuned=True)
             host, text, uid = _who(accepted, address)
         except OSError as error:
             accepted.close()

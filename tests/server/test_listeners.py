@@ -16,6 +16,7 @@ import trio.testing
 
 from tests.dialling import dial
 from tests.server.edge import open_edge, receive_all
+from tunnel_core.sockets import SocketStream
 from tunnel_server import binding
 from tunnel_server.admission import Admission
 from tunnel_server.binding import CannotListen, UnixAddress, bind_tcp, bind_unix, split_listen
@@ -208,3 +209,23 @@ async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener()
                 async with await dial(host, port) as stream:
                     await stream.receive_some()
         assert [address.rsplit(":", 1)[0] for address in seen] == ["127.0.0.1", "[::1]"]
+
+
+async def test_what_is_accepted_is_tuned_as_what_is_dialled() -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    async def note(accepted: Accepted) -> None:
+        assert isinstance(accepted.stream, SocketStream)
+        sock = accepted.stream.socket
+        options = (
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+        )
+        seen.append(tuple(sock.getsockopt(*option) for option in options))  # type: ignore[arg-type]
+
+    async with open_edge() as edge:
+        stream = await edge.dial(await edge.listen("tcp", note))
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+    assert seen == [(1, 1, 60)]
