@@ -84,7 +84,7 @@ class Stream(DirectStream):
     @property
     def bytes_out(self) -> int:
         """Bytes sent towards the peer."""
-        return self._mux.send.sent
+        return self._mux.send.furthest
 
     @property
     def ended_by(self) -> Reason | None:
