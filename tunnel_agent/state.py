@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason
+from tunnel_core.states import LinkState, Loss
 
 _KEPT_ERRORS = 10
 
@@ -39,6 +40,10 @@ class AttachedLink(Protocol):
 
     @property
     def session_id(self) -> str: ...
+    @property
+    def state(self) -> LinkState: ...
+    @property
+    def lost(self) -> Loss | None: ...
     @property
     def software(self) -> str: ...
     @property
@@ -96,7 +101,8 @@ class AgentState:
 
     @property
     def is_attached(self) -> bool:
-        return self.link is not None
+        """Whether a request would be carried now: not while the link is lost."""
+        return self.link is not None and self.link.state in (LinkState.ATTACHED, LinkState.DEGRADED)
 
     @property
     def is_stopping(self) -> bool:

@@ -37,7 +37,17 @@ class PeerFault(Exception):  # noqa: N818 - the blame is the name
 class SendHalf:
     """Bytes on their way to the peer: queued, sent, confirmed."""
 
-    __slots__ = ("_max_queue", "_retained", "_unsent", "confirmed", "furthest", "limit", "queued", "sent", "size")
+    __slots__ = (
+        "_max_queue",
+        "_retained",
+        "_unsent",
+        "confirmed",
+        "furthest",
+        "limit",
+        "queued",
+        "sent",
+        "size",
+    )
 
     def __init__(self, credit: int, limits: Limits) -> None:
         self.limit = credit  # absolute offset up to which the peer lets us send

@@ -61,7 +61,11 @@ class Reason(enum.Enum):
     AGENT_STOPPING = (65, 503, "the agent is stopping")
     ATTACH_TIMEOUT = (66, 408, "the attach was not completed in time")
     STALE_ATTEMPT = (67, 409, "a newer attempt of the same session was already used")
-    UNKNOWN_SESSION = (68, 404, "the server does not know the session any more: it restarted, or the grace was over")
+    UNKNOWN_SESSION = (
+        68,
+        404,
+        "the server does not know the session: it restarted, or grace was over",
+    )
     PEER_STALLED = (69, 504, "the other end answers pings but confirms nothing")
     GRACE_EXPIRED = (70, 504, "the link did not come back within its grace")
     AGENT_RESTARTED = (71, 502, "the agent restarted and lost its session")

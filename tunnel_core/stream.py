@@ -60,6 +60,11 @@ class Stream(DirectStream):
         return f"{self._session_id}-{self._mux.number}"
 
     @property
+    def was_said(self) -> bool:
+        """Whether the open has entered a packet; until then the stream can go without a trace."""
+        return self._mux.number > 0
+
+    @property
     def target(self) -> str:
         return self._mux.request.target
 
