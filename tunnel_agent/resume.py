@@ -78,10 +78,10 @@ class Resumer:
 
     async def _look_around(self, nursery: trio.Nursery) -> None:
         while True:
-            with trio.CancelScope(deadline=self._next_look()) as self._timer:
-                await trio.sleep_forever()
             now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
             self._act(self._attempts.poll(now, self._carried(), chance), nursery)
+            with trio.CancelScope(deadline=self._next_look()) as self._timer:
+                await trio.sleep_forever()
 
     def _next_look(self) -> float:
         """While something is late, each answer may be the one that ends it: look again soon."""

@@ -72,6 +72,10 @@ class Attempt:
             self.abandon()
             raise self.failure
 
+    async def wait_settled(self) -> None:
+        """Waits until the attach went as far as it will."""
+        await self._settled.wait()
+
     def use(self, link: Link) -> None:
         """Agent: the one carrier of ``link`` from here on. Call it once, after the welcome.
 
