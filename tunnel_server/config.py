@@ -138,6 +138,10 @@ class Session:
     missed_pings: Count = Count(2)
     attach_timeout_seconds: Seconds = Seconds(10.0)
     max_streams: Count = Count(1024)
+    grace_seconds: Seconds = Seconds(120.0)
+    """How long a session is kept without its link; 0: not at all."""
+    open_wait_seconds: Seconds = Seconds(3.0)
+    """How long an open waits for a link that is lost."""
 
 
 @attrs.frozen(kw_only=True)

@@ -51,6 +51,9 @@ class Agent:
     async def attach(self, limits: Limits) -> None:
         """Raises ``Refused``."""
         await self.welcomed()
+        self.use(limits)
+
+    def use(self, limits: Limits) -> None:
         assert self.attempt.steps.hello is not None
         self.link = Link(
             self.attempt.steps.hello,
@@ -201,7 +204,9 @@ async def test_the_last_place_goes_to_one_of_two_who_were_both_welcome(
     async with open_door(max_agents=1) as door:
         agents = [door.dial("edge1"), door.dial("edge2")]
         for agent in agents:
-            await agent.attach(door.limits)
+            await agent.welcomed()
+        for agent in agents:
+            agent.use(door.limits)
         await trio.sleep(1)
         assert door.nodes.attached_count == 1
         [loser] = [agent for agent in agents if agent.link.ended is not None]
@@ -260,8 +265,7 @@ async def test_who_was_welcome_before_the_stop_and_comes_after_it_is_turned_away
         agent = door.dial("edge1")
         await agent.welcomed()
         door.attachments.drain(8)
-        agent.attempt.carrier.start = lambda _: None  # type: ignore[method-assign]  # it was started
-        await agent.attach(door.limits)
+        agent.use(door.limits)
         assert await agent.end() is Reason.SERVER_STOPPING
         assert door.nodes.attached() == []
 
@@ -342,15 +346,8 @@ async def test_a_lost_carrier_detaches_the_node_at_once(autojump_clock: trio.tes
         assert node.last_reason is Reason.CARRIER_LOST
 
 
-class FailingCarrier(MemoryCarrier):
-    """Made from one end of a pair; asked for the time of a ping it breaks the link's task."""
-
-    broken: bool = False
-
-    def wake(self) -> None:
-        if self.broken:
-            raise RuntimeError("a bug")
-        super().wake()
+def fail() -> None:
+    raise RuntimeError("a bug")
 
 
 async def test_a_link_that_crashes_takes_neither_server_nor_node_along(
@@ -359,11 +356,11 @@ async def test_a_link_that_crashes_takes_neither_server_nor_node_along(
     async with open_door() as door:
         agent = await door.attach("edge1")
         stream = await door.open("edge1")
-        agent.carrier.__class__ = FailingCarrier
-        agent.carrier.broken = True  # type: ignore[attr-defined]
-        with pytest.raises(StreamReset) as caught:
+        link = door.link_of("edge1")
+        link._session.tick = lambda _: fail()  # type: ignore[method-assign,func-returns-value]
+        agent.carrier.swallow = True
+        with trio.fail_after(100), pytest.raises(StreamReset) as caught:
             await stream.receive_some()
-        agent.carrier.broken = False  # type: ignore[attr-defined]
         assert caught.value.reason is Reason.INTERNAL_ERROR
         await stream.aclose()
         await door.settle()
