@@ -132,6 +132,11 @@ class Link:
         return LinkState.DEGRADED if late else LinkState.ATTACHED
 
     @property
+    def lost_seconds(self) -> float | None:
+        """For how long there has been no carrier; None while there is one."""
+        return None if self.lost is None else trio.current_time() - self.lost.at
+
+    @property
     def is_quiet(self) -> bool:
         """Whether something is late and nothing was heard meanwhile."""
         return self._way is not None and trio.current_time() >= self._session.quiet_at()

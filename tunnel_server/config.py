@@ -24,6 +24,7 @@ from tunnel_core.settings import (
     Ops,
     Parsers,
     Seconds,
+    SecondsOrNone,
     TrustDomain,
     UserId,
     UserName,
@@ -138,9 +139,9 @@ class Session:
     missed_pings: Count = Count(2)
     attach_timeout_seconds: Seconds = Seconds(10.0)
     max_streams: Count = Count(1024)
-    grace_seconds: Seconds = Seconds(120.0)
+    grace_seconds: SecondsOrNone = SecondsOrNone(120.0)
     """How long a session is kept without its link; 0: not at all."""
-    open_wait_seconds: Seconds = Seconds(3.0)
+    open_wait_seconds: SecondsOrNone = SecondsOrNone(3.0)
     """How long an open waits for a link that is lost."""
 
 

@@ -133,6 +133,7 @@ class FakeLink:
         self.peer_address = "192.0.2.1:4711"
         self.state = LinkState.ATTACHED
         self.lost: Loss | None = None
+        self.lost_seconds: float | None = None
         self.instance, self.boot = b"i", b"b"
         self.software = "qanat-agent/0.1.0"
         self.services = services
