@@ -117,9 +117,9 @@ class Agent:
 
     async def leave(self, drains: bool) -> None:
         """Tells the server, lets running streams finish if it ``drains``, then ends everything."""
-        seconds = self._installation.config.drain_seconds if drains else 0.0
         self.state.stopping()
         link = self.state.link
+        seconds = self._installation.config.drain_seconds if drains and self.state.is_attached else 0.0
         if link is not None:
             log_event(_log, logging.INFO, "stopping", streams=self.serving.count, drain_seconds=seconds)
             link.drain(seconds)

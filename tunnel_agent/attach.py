@@ -25,7 +25,7 @@ from tunnel_agent.state import AgentState, AttachedLink
 from tunnel_core.counters import Counters
 from tunnel_core.logs import log_event
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session import AttachRejected
+from tunnel_core.steps import AttachRejected
 
 _log = logging.getLogger("qanat.attach")
 

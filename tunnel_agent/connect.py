@@ -1,7 +1,8 @@
-"""From a server's address to a link: proxy, carrier, the attach's steps. Each call is one attempt."""
+"""From a server's address to a link that stays: proxy, carrier, the attach's steps, the resumption."""
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -13,16 +14,18 @@ import trio
 
 from certs.bundle import Bundle
 from tunnel_agent.proxy import Proxy, ProxyError, choose_proxy
+from tunnel_agent.resume import Resumer
 from tunnel_core import __version__
+from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import Carrier, CarrierFailed, DialSettings
-from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Hello, Service
+from tunnel_core.credit import CreditPool, SendPool
+from tunnel_core.frames import Hello, Service, SessionSecret, Welcome
 from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session import VERSION, AgentSteps
+from tunnel_core.steps import VERSION, AgentSteps
 from tunnel_core.stream import Stream
 
 SOFTWARE = f"qanat-agent/{__version__}"
@@ -60,43 +63,76 @@ class Connector:
     connect_timeout_seconds: float
     services: tuple[Service, ...]
     on_open: Callable[[Stream], None]
+    max_wait_seconds: float = 30.0
+    resumer: Resumer | None = field(init=False, default=None)
+    """Of the session of the moment; it wants to hear of a changed route."""
     pool: CreditPool = field(init=False)
+    send_pool: SendPool = field(init=False)
     _instance: bytes = field(init=False, default_factory=lambda: secrets.token_bytes(16))
-    _attempt: int = field(init=False, default=0)
+    _number: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.pool = CreditPool(self.limits.credit_pool)
+        self.send_pool = SendPool(self.limits.send_pool)
 
     @asynccontextmanager
-    async def open_link(self, server: str, *, probe: bool = False) -> AsyncIterator[Link]:
+    async def open_link(self, server: str) -> AsyncIterator[Link]:
         """Attaches to ``server`` and yields the link, which lives until the block ends.
 
-        With ``probe`` it stops at the welcome: the server moves no session to it, so a running agent
-        of the same node keeps its own. Raises ``Refused`` if the server cannot be attached to.
+        While it lives, its lost carriers are replaced. Raises ``Refused`` if the server cannot be attached
+        to.
         """
-        carrier = await self._dial(server)
-        link = Link(
-            carrier,
-            AgentSteps(self._hello(), probe=probe),
+        attempt = await self._attempt(server, self.connect_timeout_seconds, None)
+        link = self._make_link(attempt)
+        attempt.use(link)
+        attach = functools.partial(self._attempt, server, link=link)
+        self.resumer = Resumer(
+            link,
+            attach,
+            patience_seconds=self.connect_timeout_seconds,
+            max_wait_seconds=self.max_wait_seconds,
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(link.run)
+                nursery.start_soon(self.resumer.run)
+                yield link
+                link.end(Reason.AGENT_STOPPING)
+        finally:
+            self.resumer = None
+
+    async def probe(self, server: str) -> Welcome:
+        """Stops at the server's welcome, so a running agent of the same node keeps its session."""
+        attempt = await self._attempt(server, self.connect_timeout_seconds, None)
+        attempt.abandon()
+        return attempt.welcome
+
+    async def _attempt(self, server: str, patience_seconds: float, link: Link | None) -> Attempt:
+        """A new carrier to ``server``, welcomed for a new session or for that of ``link``.
+
+        Raises ``Refused``. Cancelled, it leaves no carrier behind.
+        """
+        self._number += 1
+        hello = self._hello(self._number, link)
+        carrier = await self._dial(server, patience_seconds)
+        attempt = Attempt(carrier, AgentSteps(hello))
+        await attempt.settle(min(self.limits.attach_timeout_seconds, patience_seconds))
+        return attempt
+
+    def _make_link(self, attempt: Attempt) -> Link:
+        assert attempt.steps.hello is not None
+        return Link(
+            attempt.steps.hello,
+            attempt.welcome,
+            opener=False,
             node=self.bundle.identity.name,
             limits=self.limits,
             pool=self.pool,
+            send_pool=self.send_pool,
             on_open=self.on_open,
         )
-        refused: Refused | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(link.run)
-            try:
-                await link.wait_attached()
-                yield link
-            except Refused as error:  # out of the nursery, which would wrap it in a group
-                refused = error
-                nursery.cancel_scope.cancel()
-            link.end(Reason.AGENT_STOPPING)
-        if refused is not None:
-            raise refused
 
-    async def _dial(self, server: str) -> Carrier:
+    async def _dial(self, server: str, patience_seconds: float) -> Carrier:
         try:
             proxy = self.proxy.proxy_for(server)
             settings = DialSettings(
@@ -105,7 +141,7 @@ class Connector:
                 key_pem=self.bundle.key_pem,
                 chain_pem=self.bundle.chain_pem,
                 proxy_url=proxy.url if proxy else "",
-                connect_timeout_seconds=self.connect_timeout_seconds,
+                connect_timeout_seconds=patience_seconds,
             )
             return await dial_carrier(self.bridge, settings, self.limits)
         except ProxyError as error:
@@ -113,14 +149,16 @@ class Connector:
         except CarrierFailed as error:
             raise Refused(Reason.CARRIER_LOST, error.detail) from error
 
-    def _hello(self) -> Hello:
-        self._attempt += 1
+    def _hello(self, number: int, link: Link | None) -> Hello:
         return Hello(
             version=VERSION,
-            attempt=self._attempt,
+            attempt=number,
             instance=self._instance,
             boot=_boot_id(),
             software=SOFTWARE,
+            session=link.welcome.session if link else b"",
+            secret=link.welcome.secret if link else SessionSecret(),
+            have=link.received if link else 0,
             services=self.services,
             initial_credit=self.limits.initial_credit,
         )

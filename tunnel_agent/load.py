@@ -41,6 +41,7 @@ class Installation:
             connect_timeout_seconds=session.connect_timeout_seconds,
             services=self.services,
             on_open=on_open,
+            max_wait_seconds=session.retry_max_seconds,
         )
 
     @property

@@ -227,13 +227,13 @@ class ServerProbe:
     async def _attach(self) -> str:
         start = trio.current_time()
         try:
-            async with self._connector.open_link(self._server, probe=True) as link:
-                software, took = link.software, as_milliseconds(trio.current_time() - start)
+            software = (await self._connector.probe(self._server)).software
+            took = as_milliseconds(trio.current_time() - start)
         except Refused as refused:
             fix = _ATTACH_FIXES.get(refused.reason, "see the server's log")
             node = self._installation.node
             raise StepFailed(f"{self._server}: {refused.detail}", fix.format(node=node)) from None
-        return f"welcomed as node {link.node} by {software} in {took}; no session was touched"
+        return f"welcomed as node {self._installation.node} by {software} in {took}; no session was touched"
 
     async def _in_time(self, doing: Awaitable[T], what: str) -> T:
         try:

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason
+from tunnel_core.states import LinkState
 
 _KEPT_ERRORS = 10
 
@@ -39,6 +40,10 @@ class AttachedLink(Protocol):
 
     @property
     def session_id(self) -> str: ...
+    @property
+    def state(self) -> LinkState: ...
+    @property
+    def lost_seconds(self) -> float | None: ...
     @property
     def software(self) -> str: ...
     @property
@@ -96,7 +101,19 @@ class AgentState:
 
     @property
     def is_attached(self) -> bool:
-        return self.link is not None
+        """Whether a request would be carried now: not while the link is lost."""
+        return self.link is not None and self.link.state in (LinkState.ATTACHED, LinkState.DEGRADED)
+
+    @property
+    def shown_phase(self) -> str:
+        """The phase for people: an attached agent says how its link stands."""
+        known = self.link is not None and self.phase is Phase.ATTACHED
+        return str(self.link.state.value if known and self.link else self.phase.value)
+
+    @property
+    def seconds_in_phase(self) -> float:
+        lost = self.link.lost_seconds if self.link else None
+        return max(0.0, self.clock() - self.since) if lost is None else lost
 
     @property
     def is_stopping(self) -> bool:

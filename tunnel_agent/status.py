@@ -63,10 +63,10 @@ def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[st
     return Status(
         node=state.node,
         software=SOFTWARE,
-        phase=state.phase.value,
+        phase=state.shown_phase,
         server=state.server,
         servers=state.servers,
-        seconds_in_phase=max(0.0, now - state.since),
+        seconds_in_phase=state.seconds_in_phase,
         since=_iso(state.since),
         uptime_seconds=max(0.0, now - state.started_at),
         next_attempt_seconds=max(0.0, state.next_attempt_at - now) if waits else None,

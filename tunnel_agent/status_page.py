@@ -91,6 +91,10 @@ def _sentence(status: Mapping[str, Any]) -> str:
     match status["phase"]:
         case "attached":
             return f"attached to {server} for {duration}, session <code>{escape(status['session'])}</code>"
+        case "degraded":
+            return f"attached to {server}, and its answers are late"
+        case "grace":
+            return f"the link to {server} was lost {duration} ago; its streams wait for the next one"
         case "waiting":
             soon = as_duration(status["next_attempt_seconds"] or 0)
             return f"not attached; the next attempt is in {soon}"

@@ -88,6 +88,10 @@ class Counters:
         """An attach succeeded, or failed for a reason."""
         self.attaches["ok" if outcome is Reason.DONE else outcome.word] += 1
 
+    def resumed(self) -> None:
+        """A session went on over a new carrier."""
+        self.attaches["resumed"] += 1
+
     def session_ended(self, reason: Reason) -> None:
         self.session_ends[reason.word] += 1
 

@@ -15,6 +15,13 @@ Payload: TypeAlias = bytes | bytearray | memoryview
 """Bytes of a stream. A view may be kept as long as its owner wants; nobody writes to what it shows."""
 
 
+class SessionSecret(bytes):
+    """Whoever knows it and has the node's certificate may go on with the session. Never printed."""
+
+    def __repr__(self) -> str:
+        return "<secret>" if self else "<no secret>"
+
+
 class Service(NamedTuple):
     """A target that the agent publishes under a name."""
 
@@ -32,7 +39,7 @@ class Hello(NamedTuple):
     boot: bytes  # the machine's boot id
     software: str  # e.g. "qanat-agent/0.1.0"
     session: bytes = b""  # to resume; empty for a new session
-    secret: bytes = b""
+    secret: SessionSecret = SessionSecret()
     have: int = 0  # highest packet number received in order
     services: tuple[Service, ...] = ()
     features: tuple[str, ...] = ()
@@ -44,7 +51,7 @@ class Welcome(NamedTuple):
 
     version: int
     session: bytes
-    secret: bytes
+    secret: SessionSecret
     have: int
     software: str
     ping_interval_ms: int
@@ -65,6 +72,7 @@ class Use(NamedTuple):
     """Agent to server: this carrier is now the one. Sent on exactly one carrier at a time."""
 
     attempt: int
+    have: int = 0  # fresher than in hello, and exact
 
 
 class Rejected(NamedTuple):

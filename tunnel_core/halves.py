@@ -37,11 +37,22 @@ class PeerFault(Exception):  # noqa: N818 - the blame is the name
 class SendHalf:
     """Bytes on their way to the peer: queued, sent, confirmed."""
 
-    __slots__ = ("_max_queue", "_retained", "_unsent", "confirmed", "limit", "queued", "sent", "size")
+    __slots__ = (
+        "_max_queue",
+        "_retained",
+        "_unsent",
+        "confirmed",
+        "furthest",
+        "limit",
+        "queued",
+        "sent",
+        "size",
+    )
 
     def __init__(self, credit: int, limits: Limits) -> None:
         self.limit = credit  # absolute offset up to which the peer lets us send
         self.sent = 0
+        self.furthest = 0  # the highest that ``sent`` ever was
         self.confirmed = 0
         self.queued = 0  # bytes accepted and not yet sent
         self.size: int | None = None  # final size once nothing more will be queued
@@ -84,6 +95,8 @@ class SendHalf:
         if len(parts) > 1 and taken < _SMALL * len(parts):
             parts = [b"".join(parts)]
         self.sent += taken
+        if self.sent > self.furthest:
+            self.furthest = self.sent
         self.queued -= taken
         self._retained.extend(parts)
         return parts
@@ -103,13 +116,28 @@ class SendHalf:
             left -= len(payload)
         return freed
 
-    def drop(self) -> int:
-        """Forgets everything queued or kept (a reset). Returns the bytes that were sent and kept."""
-        kept = self.sent - self.confirmed
+    def take_back(self) -> int:
+        """What is not confirmed counts as not sent again: the carrier that took it is lost.
+
+        Returns how many bytes that are.
+        """
+        back = self.sent - self.confirmed
+        self._unsent.extendleft(reversed(self._retained))
+        self._retained.clear()
+        self.sent = self.confirmed
+        self.queued += back
+        return back
+
+    @property
+    def held(self) -> int:
+        """Bytes that left once and must be kept, taken back or not."""
+        return self.furthest - self.confirmed
+
+    def drop(self) -> None:
+        """Forgets everything queued or kept (a reset)."""
         self._unsent.clear()
         self._retained.clear()
-        self.queued, self.confirmed = 0, self.sent
-        return kept
+        self.queued, self.confirmed, self.sent = 0, self.furthest, self.furthest
 
 
 class ReceiveHalf:

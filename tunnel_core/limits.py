@@ -29,6 +29,8 @@ class Limits:
     """Bytes of a stream that travel inside its ``open``."""
     max_send_memory: int = 32 * MIB
     """Bytes of one session that were sent and not yet confirmed; then data waits and control fits."""
+    send_pool: int = 256 * MIB
+    """The same over all sessions of one process, those in grace included."""
     max_stream_queue: int = 1 * MIB
     """Bytes of one stream that wait to be sent before ``send_all`` blocks."""
     ack_every_bytes: int = 4 * MIB
@@ -40,6 +42,16 @@ class Limits:
     missed_pings: int = 2
     confirm_timeout_seconds: float = 120.0
     """A peer that confirms nothing for so long, though it answers pings, is at fault."""
+    active_ping_seconds: float = 1.0
+    """Between pings while streams move bytes: a dead path must show within a second or two then."""
+    active_seconds: float = 30.0
+    """How long after the last byte a session counts as one that moves bytes."""
+    late_seconds: float = 1.0
+    """What is unconfirmed for so long, and for four round trips, is late."""
+    grace_seconds: float = 120.0
+    """How long a session is kept without a carrier: a modem reboots in 60 to 100 s. 0: not at all."""
+    open_wait_seconds: float = 3.0
+    """How long an open waits for a link that is lost."""
     open_timeout_seconds: float = 30.0
     """From ``open`` to ``opened`` or ``refused``; above the agent's own dial deadline."""
     max_opens_per_second: int = 2000

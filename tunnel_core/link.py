@@ -1,8 +1,12 @@
-"""One session on one carrier: joins the state machines (session, mux) to time, carrier and streams.
+"""One session for all of its life: joins the state machines (session, mux) to time, carriers and streams.
 
-The carrier calls ``packet_received``, ``next_packet`` and ``carrier_lost`` from wherever it runs; none
-of them blocks. ``run`` keeps the time. A link ends once, with one reason: its streams are reset with
-it, the peer is told by ``bye``, and the carrier is given up when the peer confirmed that, or soon.
+1. Carriers come and go, each as an ``Attempt`` that passed the attach. ``move_to`` makes one the link's
+   own and abandons the one before. When it is lost the link is in grace: streams wait, opens wait a
+   little, and either the next carrier comes or the grace ends and the streams with it.
+2. The attempt calls ``packet_received``, ``next_packet`` and ``carrier_lost`` from wherever its carrier
+   runs; none of them blocks. ``run`` keeps the time.
+3. A link ends once, with one reason: its streams are reset with it, the peer is told by ``bye`` if there
+   is a carrier, and that is given up when the peer confirmed it, or soon.
 """
 
 from __future__ import annotations
@@ -13,16 +17,18 @@ from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
-from tunnel_core.carrier import Carrier
+from tunnel_core.attempt import Attempt
 from tunnel_core.codec import encode_packet
-from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Frame, Hello, Malformed, Open, Packet, Service, Welcome
+from tunnel_core.credit import CreditPool, SendPool
+from tunnel_core.frames import Hello, Malformed, Open, Packet, Service, Welcome
 from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux, MuxStream
 from tunnel_core.names import Target
+from tunnel_core.opens import Opens
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session import AgentSteps, AttachRejected, ServerSteps, Session
+from tunnel_core.session import Session, UseRejected
+from tunnel_core.states import LinkEvent, LinkState, Loss
 from tunnel_core.stream import Stream
 
 _log = logging.getLogger(__name__)
@@ -31,74 +37,76 @@ _FAREWELL_SECONDS = 1.0
 """How long an ended link waits for its bye to be confirmed, or for the peer to hear our confirmation."""
 
 
-class Link:
-    """One session of one node. Made by the server for each carrier, and by the agent for each attempt.
+def _nothing() -> None:
+    """Wakes nobody: there is no carrier."""
 
-    ``on_attached`` is called once the attach is complete, ``on_open`` (agent) for each stream that the
-    server opens; neither may block or raise. Whoever makes a link runs :meth:`run` in a nursery.
+
+def _unheard(_: Link, __: LinkEvent) -> None:
+    """For a link whose events nobody wants."""
+
+
+class Link:
+    """One session of one node. ``opener``: this end opens streams, which is the server.
+
+    ``on_open`` (agent) is called for each stream that the server opens, ``on_event`` for what befalls the
+    link; neither may block or raise. Whoever makes a link moves it to its first carrier and runs
+    :meth:`run` in a nursery.
     """
 
     def __init__(
         self,
-        carrier: Carrier,
-        steps: ServerSteps | AgentSteps,
+        hello: Hello,
+        welcome: Welcome,
         *,
+        opener: bool,
         node: str,
         limits: Limits,
         pool: CreditPool,
-        on_attached: Callable[[Link], None] | None = None,
+        send_pool: SendPool | None = None,
         on_open: Callable[[Stream], None] | None = None,
+        on_event: Callable[[Link, LinkEvent], None] = _unheard,
     ) -> None:
         self.node = node
-        self.peer_address = carrier.peer.address
+        self.hello = hello
+        self.welcome = welcome
+        self.peer_address = ""
         self.attached_at = math.inf
         self.ended: tuple[Reason, str] | None = None
-        self.rejection: AttachRejected | None = None
+        self.lost: Loss | None = None
         self.draining = False
-        self._carrier = carrier
-        self._steps = steps
+        self.on_event = on_event
         self._limits = limits
-        self._on_attached = on_attached
         self._on_open = on_open
-        self._opener = isinstance(steps, ServerSteps)
-        self._session: Session | None = None
+        self._opener = opener
+        self._way: Attempt | None = None
         self._mux = Mux(
             limits,
             pool,
-            opener=self._opener,
-            wake=carrier.wake,
-            wake_for_data=carrier.wake_for_data,
+            opener=opener,
+            send_pool=send_pool,
             wake_later=self._wake_later,
             on_open=self._stream_opened,
             on_empty=self._look_again,
         )
+        self._mux.peer_initial_credit = hello.initial_credit if opener else welcome.initial_credit
+        self._mux.peer_early_data = min(welcome.early_data_limit, self._mux.peer_initial_credit)
+        self._mux.peer_max_streams = welcome.max_streams
+        now = trio.current_time()
+        self._session = Session(self._mux, limits, welcome, pings=not opener, now=now)
+        self._session.pause()
         self._streams: dict[int, Stream] = {}
-        self._answered_at = math.inf
+        self._opens = Opens(node, limits)
         self._wake_at = math.inf
-        self._unanswered: dict[Stream, float] = {}  # until when each open has time; the oldest first
+        self._told_of = -math.inf  # the silence that LATE was said of
         self._serial = 0
         self._closed_in = self._closed_out = 0  # bytes of streams that are closed
-        self._steps_out: list[Frame] = [] if isinstance(steps, ServerSteps) else [steps.hello]
-        self._attached = trio.Event()
         self._ended = trio.Event()
         self._given_up = trio.Event()
         self._no_streams: trio.Event | None = None  # made by whoever waits for it
-        self._give_up_at = trio.current_time() + limits.attach_timeout_seconds
+        self._give_up_at = math.inf
         self._timer = trio.CancelScope()
 
     # What others may know.
-
-    @property
-    def hello(self) -> Hello:
-        """What the agent said of itself. Only after the attach."""
-        assert self._steps.hello is not None
-        return self._steps.hello
-
-    @property
-    def welcome(self) -> Welcome:
-        """What the server answered. Only after the attach."""
-        assert self._steps.welcome is not None
-        return self._steps.welcome
 
     @property
     def session_id(self) -> str:
@@ -108,12 +116,52 @@ class Link:
     @property
     def attached(self) -> bool:
         """Whether a request would be carried now."""
-        return self._session is not None and self.ended is None
+        return self._way is not None and self.ended is None
 
     @property
-    def was_attached(self) -> bool:
-        """Whether the attach was ever complete."""
-        return self._session is not None
+    def state(self) -> LinkState:
+        """What a request would meet now."""
+        if self.ended is not None:
+            return LinkState.ENDED
+        if self._way is None:
+            return LinkState.GRACE
+        late = trio.current_time() >= self._session.late_at()
+        return LinkState.DEGRADED if late else LinkState.ATTACHED
+
+    @property
+    def lost_seconds(self) -> float | None:
+        """For how long there has been no carrier; None while there is one."""
+        return None if self.lost is None else trio.current_time() - self.lost.at
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether something is late and nothing was heard meanwhile."""
+        return self._way is not None and trio.current_time() >= self._session.quiet_at()
+
+    @property
+    def heard_at(self) -> float:
+        """When the carrier of the moment last brought anything; of none, long ago."""
+        return self._session.heard_at if self._way is not None else -math.inf
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long an answer of this peer may take before it is late."""
+        return self._session.patience_seconds
+
+    @property
+    def received(self) -> int:
+        """What this end tells as ``have``."""
+        return self._session.received
+
+    @property
+    def instance(self) -> bytes:
+        """Which run of the agent this is."""
+        return self.hello.instance
+
+    @property
+    def boot(self) -> bytes:
+        """Which machine the agent runs on, since it was started."""
+        return self.hello.boot
 
     @property
     def software(self) -> str:
@@ -125,7 +173,7 @@ class Link:
 
     @property
     def round_trip_seconds(self) -> float | None:
-        return self._session.round_trip_seconds if self._session else None
+        return self._session.round_trip_seconds
 
     @property
     def streams(self) -> Mapping[int, Stream]:
@@ -158,7 +206,6 @@ class Link:
         Cancelled, it gives the carrier up at once and resets every stream.
         """
         try:
-            self._carrier.start(self)
             while self.ended is None or trio.current_time() < self._give_up_at:
                 with trio.CancelScope(deadline=self._deadline()) as self._timer:
                     await trio.sleep_forever()
@@ -168,40 +215,115 @@ class Link:
             raise
         finally:
             self._finish(Reason.SESSION_LOST, "the link was given up")
-            self._carrier.abandon()
+            self._leave_carrier()
             self._given_up.set()
 
     def _deadline(self) -> float:
-        if self.ended is not None or self._session is None:
+        if self.ended is not None:
             return self._give_up_at
-        first_unanswered = next(iter(self._unanswered.values()), math.inf)
-        return min(self._session.deadline(), self._wake_at, first_unanswered)
+        if self.lost is not None:
+            return min(self._grace_ends, self._opens.next_deadline)
+        return min(self._session.deadline(), self._wake_at, self._opens.next_deadline, self._quiet_at())
+
+    def _quiet_at(self) -> float:
+        if self._opener or self._told_of == self._session.heard_at:
+            return math.inf
+        return self._session.quiet_at()
 
     def _tick(self, now: float) -> None:
         if self.ended is not None:
             return
-        if self._session is None:
-            if now >= self._give_up_at:
-                self._finish(Reason.ATTACH_TIMEOUT, "the attach was not completed in time")
+        self._opens.reset_overdue(now, self.lost)
+        if self.lost is not None:
+            if now >= self._grace_ends:
+                self._end_grace(now, self.lost)
             return
-        if self._unanswered:
-            self._reset_unanswered(now)
         if now >= self._wake_at:
             self._wake_at = math.inf
-            self._carrier.wake()
+            self._wake()
         try:
             if self._session.tick(now):
-                self._carrier.wake()
+                self._wake()
+        except PeerFault as fault:
+            if fault.reason is not Reason.PING_TIMEOUT:
+                self.end(fault.reason, fault.detail)
+                return
+            self._lose(fault.reason, fault.detail)
+        if now >= self._quiet_at():
+            self._told_of = self._session.heard_at
+            self.on_event(self, LinkEvent.LATE)
+
+    # Carriers.
+
+    def move_to(self, attempt: Attempt, have: int) -> None:
+        """``attempt`` carries this session from here on; the peer has everything up to ``have``, or more.
+
+        The carrier before it is abandoned. Only for a link that has not ended.
+        """
+        now = trio.current_time()
+        first = self.attached_at == math.inf
+        self._leave_carrier()
+        self._way, self.lost = attempt, None
+        self._mux.wake, self._mux.wake_for_data = attempt.carrier.wake, attempt.carrier.wake_for_data
+        self.peer_address = attempt.peer_address
+        self.attached_at = min(self.attached_at, now)
+        if self._opener and self._session.round_trip_seconds is None:
+            # From welcome to use: until the first ping tells it better.
+            self._session.round_trip_seconds = now - attempt.answered_at
+        attempt.carry(self)
+        try:
+            self._session.move(have, now)
         except PeerFault as fault:
             self.end(fault.reason, fault.detail)
+            return
+        self._opens.resumed(now)
+        self._timer.deadline = now  # goes by the session's deadlines again
+        attempt.carrier.wake()
+        if not first:
+            self.on_event(self, LinkEvent.RESUMED)
 
-    async def wait_attached(self) -> None:
-        """Agent: waits until the server welcomed us. Raises ``Refused`` if it never will."""
-        await self._attached.wait()
-        if self.rejection is not None:
-            raise self.rejection
-        if self._session is None and self.ended is not None and self._steps.welcome is None:
-            raise Refused(*self.ended)
+    def _leave_carrier(self) -> None:
+        way, self._way = self._way, None
+        self._mux.wake = self._mux.wake_for_data = _nothing
+        if way is not None:
+            way.abandon()
+
+    def carrier_lost(self, detail: str) -> None:
+        """The carrier broke. Whatever the call ended with, that is no end on purpose."""
+        self._lose(Reason.CARRIER_LOST, detail)
+
+    def _lose(self, reason: Reason, detail: str) -> None:
+        self._leave_carrier()
+        if self.ended is not None:
+            self._give_up_now()
+            return
+        if not self.welcome.grace_ms:
+            self._finish(reason, detail)
+            self._give_up_now()
+            return
+        now = trio.current_time()
+        self.lost = Loss(now, reason, detail)
+        self._session.pause()
+        self._opens.lost(now)
+        self._timer.deadline = now  # goes by the grace from here on
+        self.on_event(self, LinkEvent.LOST)
+
+    @property
+    def _grace_ends(self) -> float:
+        return math.inf if self.lost is None else self.lost.at + self.welcome.grace_ms / 1000
+
+    def _end_grace(self, now: float, loss: Loss) -> None:
+        seconds = f"{now - loss.at:.0f} s"
+        self._finish(Reason.GRACE_EXPIRED, f"the link did not come back within {seconds}: {loss.detail}")
+        self._give_up_now()
+
+    def ping_now(self) -> None:
+        """Asks the carrier of the moment whether it is alive."""
+        self._session.ping_now(trio.current_time())
+        self._wake()
+
+    def _wake(self) -> None:
+        self._mux.wake()
 
     async def wait_ended(self) -> tuple[Reason, str]:
         """Waits for the end and returns its reason and detail."""
@@ -224,7 +346,7 @@ class Link:
         if self._no_streams is not None:
             self._no_streams.set()
 
-    # What the carrier calls.
+    # What the carrier's attempt calls.
 
     def packet_received(self, packet: Packet | Malformed, size: int) -> None:
         """Takes one packet in. Never raises: a fault of the peer ends the link with its reason."""
@@ -234,16 +356,14 @@ class Link:
             self._receive(packet, size, trio.current_time())
         except PeerFault as fault:
             self.end(fault.reason, fault.detail)
+        except UseRejected as rejected:
+            self._use_rejected(rejected)
         except Exception:
             _log.exception("a packet from %s could not be handled", self.node)
             self.end(Reason.INTERNAL_ERROR)
 
     def _receive(self, packet: Packet, size: int, now: float) -> None:
         session = self._session
-        if session is None:
-            if self.ended is None:
-                self._attach_step(packet)
-            return
         session.receive(packet, size, now)
         if session.peer_bye is not None and self.ended is None:
             self._finish(session.peer_bye.reason, session.peer_bye.detail)
@@ -252,43 +372,17 @@ class Link:
             return
         deadline = session.deadline()
         if deadline <= now or session.answers_pending or self._mux.has_work:
-            self._carrier.wake()  # has_work: a confirmation may have freed memory that data waited for
+            self._wake()  # has_work: a confirmation may have freed memory that data waited for
         elif deadline < self._timer.deadline:
             self._timer.deadline = deadline
 
-    def _attach_step(self, packet: Packet) -> None:
-        for frame in packet.frames:
-            try:
-                answer = self._steps.receive(frame)
-            except AttachRejected as rejection:
-                self.rejection = rejection
-                self._finish(rejection.reason, rejection.detail)
-                return
-            if answer is not None:
-                self._answered_at = trio.current_time()
-                self._steps_out.append(answer)
-        if isinstance(self._steps, ServerSteps) and self._steps.rejected is not None:
-            self._finish(self._steps.rejected.reason, self._steps.rejected.detail)
-        elif self._steps.attached:
-            self._start_session()
-        elif isinstance(self._steps, AgentSteps):
-            self._attached.set()  # a probe: the welcome was all it wanted
-        self._carrier.wake()
-
-    def _start_session(self) -> None:
-        now = trio.current_time()
-        mux, hello, welcome = self._mux, self.hello, self.welcome
-        mux.peer_initial_credit = hello.initial_credit if self._opener else welcome.initial_credit
-        mux.peer_early_data = min(welcome.early_data_limit, mux.peer_initial_credit)
-        mux.peer_max_streams = welcome.max_streams
-        self._session = Session(mux, self._limits, welcome, pings=not self._opener, now=now)
-        self.attached_at = now
-        if self._opener:  # from welcome to use: until the first ping tells it better
-            self._session.round_trip_seconds = now - self._answered_at
-        self._timer.deadline = now  # the timer goes by the session's deadlines from here on
-        self._attached.set()
-        if self._on_attached is not None:
-            self._on_attached(self)
+    def _use_rejected(self, rejected: UseRejected) -> None:
+        """The server did not move to this carrier: a newer one won, or the session is gone."""
+        if rejected.reason is Reason.STALE_ATTEMPT:
+            self._lose(rejected.reason, rejected.detail)
+        else:
+            self._finish(rejected.reason, rejected.detail)
+            self._give_up_now()
 
     def next_packet(self) -> bytes | None:
         """The bytes of the next packet, or None when there is nothing to say. Never raises."""
@@ -301,21 +395,15 @@ class Link:
             return None
 
     def _next_packet(self) -> bytes | None:
-        if self._steps_out:
-            frames, self._steps_out = self._steps_out, []
-            return encode_packet(0, 0, frames)
-        if self._session is None:
-            return None
         if self._wake_at != math.inf:
             self._wake_at = math.inf  # what waited for company goes now
             self._timer.deadline = self._deadline()
         packet = self._session.next_packet(trio.current_time())
-        return None if packet is None else encode_packet(*packet)
-
-    def carrier_lost(self, detail: str) -> None:
-        """The carrier broke. Whatever the call ended with, that is no end on purpose."""
-        self._finish(Reason.CARRIER_LOST, detail)
-        self._give_up_now()
+        if packet is None:
+            return None
+        if not self._opener and (quiet := self._quiet_at()) < self._timer.deadline:
+            self._timer.deadline = quiet
+        return encode_packet(*packet)
 
     def _wake_later(self, seconds: float) -> None:
         """Something may wait for company; alone it goes out after ``seconds``."""
@@ -342,12 +430,9 @@ class Link:
         ``on_opened`` is called when it did; an agent that gives no answer in time has the stream reset
         with ``OPEN_TIMEOUT``.
         """
-        if not self.attached:
-            reason, detail = self.ended or (Reason.NODE_NOT_ATTACHED, "")
-            raise Refused(
-                Reason.NODE_NOT_ATTACHED, f"node {self.node} is not attached: {detail or reason.meaning}"
-            )
-        assert self._session is not None
+        if self.ended is not None:
+            detail = f"node {self.node} is not attached: {self.ended[1]}"
+            raise Refused(Reason.NODE_NOT_ATTACHED, detail)
         if self.draining or self._session.peer_draining:
             reason = Reason.SERVER_STOPPING if self.draining else Reason.AGENT_STOPPING
             raise Refused(reason, f"node {self.node} takes no new streams: {reason.meaning}")
@@ -359,23 +444,16 @@ class Link:
     def _await_answer(
         self, stream: Stream, mux_stream: MuxStream, on_opened: Callable[[], None] | None
     ) -> None:
-        deadline = trio.current_time() + self._limits.open_timeout_seconds
-        self._unanswered[stream] = deadline
+        deadline = self._opens.add(stream, trio.current_time(), self.lost)
         if deadline < self._timer.deadline:
             self._timer.deadline = deadline
 
         def opened() -> None:
-            self._unanswered.pop(stream, None)
+            self._opens.forget(stream)
             if on_opened is not None:
                 on_opened()
 
         mux_stream.on_opened = opened
-
-    def _reset_unanswered(self, now: float) -> None:
-        seconds = self._limits.open_timeout_seconds
-        for stream in [stream for stream, deadline in self._unanswered.items() if deadline <= now]:
-            detail = f"node {self.node} did not say within {seconds:g} s whether it reached {stream.target}"
-            stream.reset(Reason.OPEN_TIMEOUT, detail)
 
     def _stream_opened(self, mux_stream: MuxStream) -> None:
         if self._on_open is None or self.draining:
@@ -389,7 +467,7 @@ class Link:
 
         def forget(stream: Stream) -> None:
             del self._streams[serial]
-            self._unanswered.pop(stream, None)
+            self._opens.forget(stream)
             self._look_again()
             self._closed_in += stream.bytes_in
             self._closed_out += stream.bytes_out
@@ -402,22 +480,20 @@ class Link:
 
     def drain(self, deadline_seconds: float) -> None:
         """No new streams from here on; running ones may finish. The peer is told."""
-        if self.attached and not self.draining:
-            assert self._session is not None
+        if self.ended is None and not self.draining:
             self.draining = True
             self._session.say_draining(deadline_seconds)
-            self._carrier.wake()
+            self._wake()
 
     def end(self, reason: Reason, detail: str = "") -> None:
         """Ends the session: every stream is reset, the peer is told why. Idempotent, never blocks."""
         if self.ended is not None:
             return
-        if self._session is not None:
-            self._session.say_bye(reason, detail)
+        self._session.say_bye(reason, detail)
         self._finish(reason, detail)
-        if self._session is None:
-            self._give_up_now()
-        self._carrier.wake()
+        if self._way is None:
+            self._give_up_now()  # nobody to tell it to; who comes back is told that it is unknown
+        self._wake()
 
     def _finish(self, reason: Reason, detail: str) -> None:
         if self.ended is not None:
@@ -427,7 +503,6 @@ class Link:
         self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
         self._give_up_at = trio.current_time() + _FAREWELL_SECONDS
         self._timer.deadline = min(self._timer.deadline, self._give_up_at)
-        self._attached.set()
         self._ended.set()
         self._look_again()
 

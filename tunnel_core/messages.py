@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tunnel_core import frames
-from tunnel_core.frames import Service
+from tunnel_core.frames import Service, SessionSecret
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, reason_from_code
 from tunnel_core.wire import (
@@ -77,6 +77,10 @@ def _read_id(raw: bytes) -> bytes:
     return _bounded(raw, _LIMITS.max_text_bytes)
 
 
+def _read_secret(raw: bytes) -> SessionSecret:
+    return SessionSecret(_bounded(raw, _LIMITS.max_text_bytes))
+
+
 def _read_trust_bundle(raw: bytes) -> bytes:
     return _bounded(raw, _LIMITS.max_trust_bundle_bytes)
 
@@ -113,6 +117,7 @@ _REASON = Kind(VARINT, reason_from_code(0), _write_reason, _read_reason)
 _TEXT = Kind(DELIMITED, "", _write_text, _read_text)
 _DETAIL = Kind(DELIMITED, "", _write_detail, _read_detail)
 _ID = Kind(DELIMITED, b"", bytes, _read_id)
+_SECRET = Kind(DELIMITED, SessionSecret(), bytes, _read_secret)
 _CONTENT = Kind(DELIMITED, b"", bytes, bytes)
 _TRUST_BUNDLE = Kind(DELIMITED, b"", bytes, _read_trust_bundle)
 _FEATURES = Kind(DELIMITED, (), _write_text, _read_text, most=_LIMITS.max_features)
@@ -143,16 +148,16 @@ MESSAGES = (
     Message(
         frames.Hello,
         16,
-        (_NUMBER, _NUMBER, _ID, _ID, _TEXT, _ID, _ID, _NUMBER, _SERVICES, _FEATURES, _NUMBER),
+        (_NUMBER, _NUMBER, _ID, _ID, _TEXT, _ID, _SECRET, _NUMBER, _SERVICES, _FEATURES, _NUMBER),
     ),
     Message(
         frames.Welcome,
         17,
-        (_NUMBER, _ID, _ID, _NUMBER, _TEXT)
+        (_NUMBER, _ID, _SECRET, _NUMBER, _TEXT)
         + (_NUMBER,) * 5
         + (_TEXT, _TEXT, _TEXT, _TRUST_BUNDLE, _FEATURES, _NUMBER, _FLAG),
     ),
-    Message(frames.Use, 18, (_NUMBER,)),
+    Message(frames.Use, 18, (_NUMBER, _NUMBER)),
     Message(frames.Rejected, 19, (_REASON, _DETAIL, _NUMBER)),
     Message(frames.Bye, 20, (_REASON, _DETAIL)),
     Message(frames.Draining, 21, (_NUMBER,)),

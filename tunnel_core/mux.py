@@ -14,16 +14,19 @@
 5. ``take`` returns frames and a receipt. ``confirmed(receipt)`` frees what the frames carried. A
    stream is forgotten when both halves have ended and all it said was confirmed; frames for a
    forgotten number are late and ignored, frames for a number never used are a fault.
-6. Faults of the peer raise ``PeerFault``; those that concern one stream reset it and go no further.
+6. A lost carrier. ``take_back`` makes what its receipts carried pending again: data returns to the
+   front of its queue, control bits to the control queue, opens first and in the order of their
+   numbers. Nothing of a stream is said before its open was. Then the turns go on as always.
+7. Faults of the peer raise ``PeerFault``; those that concern one stream reset it and go no further.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from tunnel_core.credit import CreditPool
+from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.frames import (
     Credit,
     Data,
@@ -171,7 +174,7 @@ class MuxStream:
         if self.send_reset or self._done & _END:
             return
         self.send_reset = True
-        self.mux.unconfirmed -= self.send.drop()
+        self.mux.drop_sending(self)
         self.want(_RESET)
         self.on_change()
 
@@ -227,6 +230,25 @@ class MuxStream:
     def confirm(self, bits: int) -> None:
         self._done |= bits
 
+    def take_back(self, bits: int) -> None:
+        """What these bits said must be said again, unless it means nothing any more."""
+        self._emitted &= ~bits
+        bits &= ~_END  # said by the stream's turn
+        if self.discarding:
+            bits &= ~_CREDIT
+        if bits:
+            self._pending |= bits
+            self._queued_control = True
+
+    @property
+    def open_pending(self) -> bool:
+        """Whether the open has yet to be said, or to be said again."""
+        return bool(self._pending & _OPEN)
+
+    @property
+    def control_pending(self) -> bool:
+        return bool(self._pending)
+
     @property
     def over(self) -> bool:
         """Both halves have ended and the peer confirmed everything that says so."""
@@ -255,6 +277,7 @@ class Mux:
         pool: CreditPool,
         *,
         opener: bool,
+        send_pool: SendPool | None = None,
         wake: Callable[[], None] = _nothing,
         wake_for_data: Callable[[], None] = _nothing,
         wake_later: Callable[[float], None] = _nothing_later,
@@ -263,8 +286,10 @@ class Mux:
     ) -> None:
         self.limits = limits
         self.pool = pool
+        self.send_pool = send_pool or SendPool(limits.send_pool)
         self.streams: dict[int, MuxStream] = {}
-        self.unconfirmed = 0  # bytes of all streams sent and not confirmed
+        self.unconfirmed = 0  # bytes of all streams on their way over the carrier
+        self.held = 0  # those, and what was taken back: our part of ``send_pool``
         self.peer_initial_credit = limits.initial_credit
         self.peer_max_streams = limits.max_streams
         self.peer_early_data = limits.early_data
@@ -272,7 +297,7 @@ class Mux:
         self._max_frames = limits.max_frames_per_packet - _FRAME_RESERVE
         self._opener = opener
         self.wake = wake  # there is something to send
-        self._wake_for_data = wake_for_data  # there is, and somebody may wait for it
+        self.wake_for_data = wake_for_data  # there is, and somebody may wait for it
         self.wake_later = wake_later  # there is, but it may wait so many seconds for company
         self._on_open = on_open
         self._on_empty = on_empty  # called when the last stream is forgotten: all it said has arrived
@@ -292,6 +317,8 @@ class Mux:
             raise Refused(
                 Reason.TOO_MANY_STREAMS, f"the node already has {self.peer_max_streams} streams open"
             )
+        if self.send_pool.free <= 0:
+            raise Refused(Reason.SEND_MEMORY_FULL)
         stream = MuxStream(self, request, 0, self.peer_initial_credit)
         self._unopened[stream] = None
         if early_data:
@@ -319,7 +346,7 @@ class Mux:
 
         A mere end waits a moment for company: who closes one connection often opens the next.
         """
-        if stream.listed or not stream.number or not _wants_turn(stream):
+        if stream.listed or not stream.number or stream.open_pending or not _wants_turn(stream):
             return
         stream.listed = True
         if is_end and not stream.send.queued:
@@ -329,14 +356,20 @@ class Mux:
         else:
             stream.deficit = _NEW_QUANTUM
             self._new.append(stream)
-            self._wake_for_data()
+            self.wake_for_data()
 
     @property
     def has_work(self) -> bool:
         """Whether ``take`` would return frames now."""
         if self._control:
             return True
-        return bool(self._new or self._old) and self.unconfirmed < self.limits.max_send_memory
+        return bool(self._new or self._old) and self._send_room > 0
+
+    @property
+    def _send_room(self) -> int:
+        """Bytes that may leave now. What was taken back has its place in the pool already."""
+        shared = self.send_pool.free + self.held - self.unconfirmed
+        return min(self.limits.max_send_memory - self.unconfirmed, shared)
 
     def take(self, budget: int) -> tuple[list[Frame], list[Receipt]]:
         """Frames for one packet with about ``budget`` bytes of content at most, and their receipt."""
@@ -344,18 +377,30 @@ class Mux:
         receipt: list[Receipt] = []
         if self._control:
             budget -= self._take_control(frames, receipt, budget)
-        room = min(budget, self.limits.max_send_memory - self.unconfirmed)
+        room = min(budget, self._send_room)
         while room > 0 and (self._new or self._old) and len(frames) < self._max_frames:
             room -= self._take_turn(frames, receipt, room)
+        if (self._new or self._old) and self.send_pool.free <= 0:
+            self.send_pool.call_when_free(self._wake_when_free)
         return frames, receipt
+
+    def _wake_when_free(self) -> None:
+        """Wakes the carrier of that moment, which need not be the one that found no room."""
+        self.wake()
 
     def _take_control(self, frames: list[Frame], receipt: list[Receipt], budget: int) -> int:
         early = 0
         while self._control and early < budget and len(frames) < self._max_frames:
             stream = self._control.popleft()
+            opening = stream.open_pending
             if stream in self._unopened:
                 early += self._take_open(stream, frames)
+            elif opening:
+                # Without early data: had the first one arrived, this is ignored with all it carries.
+                frames.append(_open_frame(stream))
             bits = stream.take_control(frames)
+            if opening:
+                self.list_stream(stream)
             receipt.append(Receipt(stream, bits, stream.send.sent))
             self.maybe_forget(stream)
         return early
@@ -366,15 +411,11 @@ class Mux:
         self._next_number += 2
         self.streams[stream.number] = stream
         send, early = stream.send, b""
-        room = min(self.peer_early_data, self.limits.max_send_memory - self.unconfirmed)
+        room = min(self.peer_early_data, self._send_room)
         if send.ready and room > 0:
-            early = b"".join(send.take(room))
-            self.unconfirmed += len(early)
+            early = b"".join(self._send(send, room))
             stream.on_change()
-        frames.append(
-            stream.request._replace(stream=stream.number, credit=stream.recv.granted, early_data=early)
-        )
-        self.list_stream(stream)
+        frames.append(_open_frame(stream)._replace(early_data=early))
         return len(early)
 
     def _take_turn(self, frames: list[Frame], receipt: list[Receipt], room: int) -> int:
@@ -407,13 +448,12 @@ class Mux:
         send, bits, taken = stream.send, 0, 0
         if send.ready:
             offset = send.sent
-            parts = send.take(allowed)
+            parts = self._send(send, allowed)
             taken = send.sent - offset
             single = len(parts) == 1
             frames.append(
                 Data(stream.number, offset, parts[0]) if single else DataParts(stream.number, offset, parts)
             )
-            self.unconfirmed += taken
         if send.size == send.sent and not stream.send_reset and not stream.emitted_end():
             bits = _END
             stream.emit(bits)
@@ -424,13 +464,61 @@ class Mux:
                 stream.on_change()
         return taken
 
+    def _send(self, send: SendHalf, most: int) -> list[Payload]:
+        """The next bytes of a stream, kept and counted until they are confirmed."""
+        sent, furthest = send.sent, send.furthest
+        parts = send.take(most)
+        self.unconfirmed += send.sent - sent
+        self.held += send.furthest - furthest
+        self.send_pool.used += send.furthest - furthest
+        return parts
+
     def confirmed(self, receipt: list[Receipt]) -> None:
         """The peer has the frames of this receipt."""
+        freed = 0
         for stream, bits, sent in receipt:
-            self.unconfirmed -= stream.send.confirm(sent)
+            freed += stream.send.confirm(sent)
             if bits:
                 stream.confirm(bits)
                 self.maybe_forget(stream)
+        self.unconfirmed -= freed
+        self._release(freed)
+
+    def _release(self, freed: int) -> None:
+        self.held -= freed
+        self.send_pool.release(freed)
+
+    def drop_sending(self, stream: MuxStream) -> None:
+        """Nothing more of the stream's data will be sent, or sent again."""
+        send = stream.send
+        self.unconfirmed -= send.sent - send.confirmed
+        self._release(send.held)
+        send.drop()
+
+    def take_back(self, receipts: Iterable[list[Receipt]]) -> None:
+        """The carrier is lost, and with it all that ``receipts`` carried: it is to be said again."""
+        for receipt in receipts:
+            for stream, bits, _ in receipt:
+                if stream.number in self.streams:
+                    stream.take_back(bits)
+        for stream in self.streams.values():
+            self.unconfirmed -= stream.send.take_back()
+        self._queue_anew()
+
+    def _queue_anew(self) -> None:
+        """Opens that are to be repeated first, in order; each stream with data begins as a new one."""
+        streams = self.streams.values()
+        waiting = dict.fromkeys(self._control)
+        waiting.update(dict.fromkeys(stream for stream in streams if stream.control_pending))
+        again = [stream for stream in streams if stream.open_pending]
+        for stream in again:
+            waiting.pop(stream, None)
+        self._control = deque([*again, *waiting])
+        self._new.clear()
+        self._old.clear()
+        for stream in streams:
+            stream.listed = False
+            self.list_stream(stream)
 
     def maybe_forget(self, stream: MuxStream) -> None:
         """Forgets a stream that is over."""
@@ -547,7 +635,7 @@ class Mux:
             raise PeerFault(Reason.PROTOCOL_ERROR, f"a refusal of stream {frame.stream}, which is open")
         stream.refusal = Refused(frame.reason, frame.detail)
         stream.discarding = stream.send_reset = stream.recv_reset = True
-        self.unconfirmed -= stream.send.drop()
+        self.drop_sending(stream)
         stream.recv.drop()
         stream.on_change()
         self.maybe_forget(stream)
@@ -563,13 +651,18 @@ class Mux:
         self._control.clear()
         self._new.clear()
         self._old.clear()
+        self.send_pool.forget(self._wake_when_free)
         for stream in streams:
             if stream.reset_reason is None and stream.refusal is None:
                 stream.reset_reason, stream.reset_detail = reason, detail
             stream.send_reset = stream.recv_reset = stream.discarding = True
-            self.unconfirmed -= stream.send.drop()
+            self.drop_sending(stream)
             stream.recv.drop()
             stream.on_change()
+
+
+def _open_frame(stream: MuxStream) -> Open:
+    return stream.request._replace(stream=stream.number, credit=stream.recv.granted)
 
 
 def _wants_turn(stream: MuxStream) -> bool:

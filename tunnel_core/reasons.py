@@ -51,6 +51,7 @@ class Reason(enum.Enum):
     STALLED_UNDER_PRESSURE = (45, 503, "the stream stood still while memory was short")
     OPEN_FLOOD = (46, 429, "streams are opened and reset too fast")
     OPEN_TIMEOUT = (47, 504, "the agent did not answer the open in time")
+    SEND_MEMORY_FULL = (48, 503, "the process holds as many unconfirmed bytes as it may")
     # The session and its carriers.
     SESSION_LOST = (60, 502, "the session with the agent was lost")
     PING_TIMEOUT = (61, 504, "the other end stopped answering pings")
@@ -60,8 +61,16 @@ class Reason(enum.Enum):
     AGENT_STOPPING = (65, 503, "the agent is stopping")
     ATTACH_TIMEOUT = (66, 408, "the attach was not completed in time")
     STALE_ATTEMPT = (67, 409, "a newer attempt of the same session was already used")
-    UNKNOWN_SESSION = (68, 404, "the session to resume is not known here")
+    UNKNOWN_SESSION = (
+        68,
+        404,
+        "the server does not know the session: it restarted, or grace was over",
+    )
     PEER_STALLED = (69, 504, "the other end answers pings but confirms nothing")
+    GRACE_EXPIRED = (70, 504, "the link did not come back within its grace")
+    AGENT_RESTARTED = (71, 502, "the agent restarted and lost its session")
+    SESSION_MISMATCH = (72, 403, "the session belongs to another node, or its secret is wrong")
+    DUPLICATE_NODE = (73, 409, "two machines attach with the certificate of one node")
     # Faults of the peer.
     MALFORMED_PACKET = (80, 400, "a packet could not be decoded")
     PROTOCOL_ERROR = (81, 400, "a frame is not allowed in this state")

@@ -1,16 +1,21 @@
-"""One conversation between an agent and a server: attach steps, numbering, confirmation, liveness.
+"""One conversation between an agent and a server: numbering, confirmation, liveness, and its moves.
 
 No I/O, no clock, no randomness: time comes in as ``now`` (seconds, any origin), tokens as arguments.
 
-1. Attach: ``hello`` -> ``welcome`` (or ``rejected``) -> ``use``. Until ``use`` nothing of the session
-   moves. The steps are apart from the session, because a session outlives its carriers.
-2. Packets that carry frames which must arrive are numbered from 1 and kept (as receipts) until the
+1. Packets that carry frames which must arrive are numbered from 1 and kept (as receipts) until the
    peer's ``ack`` covers them. Pings, pongs, bare confirmations and the attach steps have number 0.
+2. A session outlives its carriers. ``pause``: there is none, so nothing is due. ``move``: there is a new
+   one, and the peer said what it has. Packets are never sent again, their content is: what the peer
+   has is confirmed, all other receipts go back to the mux, and numbers rise on. So the first number on
+   a carrier may leave some out, a number that was taken back confirms nothing, and no sample of a
+   round trip or a rate is of two carriers (Karn).
 3. A confirmation rides on any packet. If none leaves, a bare one does after ``ack_delay_seconds`` or
    ``ack_every_bytes``: few, because the price of the link is per message.
-4. Liveness. The agent pings every interval; a pong that is missed too often means the session is gone.
-   The server answers, and counts silence: one ping serves both ends. A peer that answers pings and
-   confirms nothing for long is at fault too.
+4. Liveness. The agent pings every interval, and every second while streams move bytes; a pong that is
+   missed too often means that the carrier is gone. The server answers, and counts silence: one ping
+   serves both ends. A peer that answers pings and confirms nothing for long is at fault.
+   What is unconfirmed for ``late_seconds`` and four round trips is late: a reason to look for another
+   carrier, and nothing more.
 5. Only ``bye``, numbered and confirmed, ends a session on purpose.
 """
 
@@ -25,90 +30,35 @@ from tunnel_core.frames import (
     Bye,
     Draining,
     Frame,
-    Hello,
     Packet,
     Ping,
     Pong,
     Rejected,
     Unknown,
-    Use,
     Welcome,
 )
 from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux, Receipt
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import Reason
 
-VERSION = 1
-
-
-class ServerSteps:
-    """The server's part of an attach. ``offer`` decides on a hello: a welcome or a rejection."""
-
-    def __init__(self, offer: Callable[[Hello], Welcome | Rejected]) -> None:
-        self._offer = offer
-        self.hello: Hello | None = None
-        self.welcome: Welcome | None = None
-        self.rejected: Rejected | None = None
-        self.attached = False
-
-    def receive(self, frame: Frame) -> Frame | None:
-        """Takes the next frame of the attach; returns the answer. Raises ``PeerFault``."""
-        if isinstance(frame, Hello) and self.hello is None:
-            self.hello = frame
-            return self._answer(frame)
-        if isinstance(frame, Use) and self.hello and self.welcome and frame.attempt == self.hello.attempt:
-            self.attached = True
-            return None
-        raise PeerFault(
-            Reason.PROTOCOL_ERROR, f"a {type(frame).__name__} frame before the attach was complete"
-        )
-
-    def _answer(self, hello: Hello) -> Frame:
-        answer = self._offer(hello)
-        if isinstance(answer, Welcome):
-            self.welcome = answer
-        else:
-            self.rejected = answer
-        return answer
+_LATE_ROUND_TRIPS = 4
 
 
-class AgentSteps:
-    """The agent's part of an attach. With ``probe`` it stops after the welcome: nothing is taken over."""
+class UseRejected(Exception):  # noqa: N818 - named by what happened
+    """The server did not move to the carrier that the agent uses; ``reason`` says why."""
 
-    def __init__(self, hello: Hello, *, probe: bool = False) -> None:
-        self.hello = hello
-        self.welcome: Welcome | None = None
-        self.attached = False
-        self._probe = probe
-
-    def receive(self, frame: Frame) -> Frame | None:
-        """Takes the server's answer; returns ``Use``. Raises ``Refused`` or ``PeerFault``."""
-        if isinstance(frame, Rejected):
-            raise AttachRejected(frame)
-        if not isinstance(frame, Welcome) or self.welcome is not None:
-            raise PeerFault(Reason.PROTOCOL_ERROR, f"a {type(frame).__name__} frame in answer to hello")
-        if frame.version != VERSION:
-            raise PeerFault(
-                Reason.VERSION_MISMATCH, f"the server speaks version {frame.version}, not {VERSION}"
-            )
-        self.welcome = frame
-        self.attached = not self._probe
-        return Use(self.hello.attempt) if self.attached else None
-
-
-class AttachRejected(Refused):
-    """The server refused the attach; ``retry_after_seconds`` is its advice, 0 for none."""
-
-    def __init__(self, rejected: Rejected) -> None:
-        super().__init__(rejected.reason, rejected.detail)
-        self.retry_after_seconds = rejected.retry_after_ms / 1000
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail or reason.meaning
 
 
 class _Sent(NamedTuple):
     number: int
     receipt: list[Receipt]
-    bye: bool
+    control: list[Frame]  # of the session itself
+    at: float
 
 
 class Session:
@@ -123,6 +73,7 @@ class Session:
         self.peer_bye: Bye | None = None
         self.peer_draining = False
         self.bye_confirmed = False
+        self.heard_at = now  # when the carrier of the moment last brought anything
         self._limits = limits
         self._interval = welcome.ping_interval_ms / 1000
         self._missed_allowed = welcome.missed_pings
@@ -137,10 +88,12 @@ class Session:
         self._sent: deque[_Sent] = deque()
         self._control: list[Frame] = []  # numbered frames of the session itself
         self._unnumbered: list[Frame] = []  # pings and pongs
-        self._heard = now
+        self._carried = True
+        self._moved = False  # to a new carrier: its first number may leave some out
         self._progress = now  # when the peer last confirmed something, or had nothing to confirm
-        self._ping_due = now if pings else math.inf
-        self._ping_sent: float | None = None
+        self._bytes_at = -math.inf  # when a stream last moved anything
+        self._last_ping = -math.inf
+        self._ping_sent: float | None = None  # of the ping that waits for its pong
         self._token = 0
         self._missed = 0
         self._cancelled = 0.0
@@ -154,13 +107,11 @@ class Session:
             frames, self._unnumbered = self._unnumbered, []
             return self._confirming(Packet(0, self._received, frames))
         frames, receipt = self.mux.take(self._limits.max_packet_bytes)
-        bye = False
-        if self._control:
-            bye = any(type(frame) is Bye for frame in self._control)
-            frames = [*self._control, *frames]
-            self._control = []
+        control, self._control = self._control, []
+        if control:
+            frames = [*control, *frames]
         if frames:
-            return self._numbered(frames, receipt, bye, now)
+            return self._numbered(frames, receipt, control, now)
         if self._ack_overdue or self._ack_due <= now:
             return self._confirming(Packet(0, self._received, ()))
         return None
@@ -170,11 +121,14 @@ class Session:
         """Whether a pong waits for the carrier to take it."""
         return bool(self._unnumbered)
 
-    def _numbered(self, frames: list[Frame], receipt: list[Receipt], bye: bool, now: float) -> Packet:
+    def _numbered(
+        self, frames: list[Frame], receipt: list[Receipt], control: list[Frame], now: float
+    ) -> Packet:
         self._number += 1
         if not self._sent:
             self._progress = now
-        self._sent.append(_Sent(self._number, receipt, bye))
+        self._bytes_at = now
+        self._sent.append(_Sent(self._number, receipt, control, now))
         return self._confirming(Packet(self._number, self._received, frames))
 
     def _confirming(self, packet: Packet) -> Packet:
@@ -194,17 +148,20 @@ class Session:
     # Receiving.
 
     def receive(self, packet: Packet, size: int, now: float) -> None:
-        """Takes a packet of ``size`` bytes in. Raises ``PeerFault``: then the session is over."""
-        self._heard = now
+        """Takes a packet of ``size`` bytes in.
+
+        Raises ``PeerFault``: then the session is over. Raises ``UseRejected``: then its last move is void.
+        """
+        self.heard_at = now
         if packet.ack > self._acked:
             self._confirm(packet.ack, now)
         if packet.number:
             if packet.number <= self._received:
                 return  # had it: a late copy
-            if packet.number != self._received + 1:
+            if packet.number != self._received + 1 and not self._moved:
                 detail = f"packet {packet.number} after {self._received}"
                 raise PeerFault(Reason.PROTOCOL_ERROR, detail)
-            self._received = packet.number
+            self._received, self._moved, self._bytes_at = packet.number, False, now
             self._owe_ack(size, now)
         else:
             _check_unnumbered(packet)
@@ -239,9 +196,10 @@ class Session:
         self._acked, self._progress = ack, now
         sent = self._sent
         while sent and sent[0].number <= ack:
-            _, receipt, bye = sent.popleft()
-            self.mux.confirmed(receipt)
-            self.bye_confirmed = self.bye_confirmed or bye
+            one = sent.popleft()
+            self.mux.confirmed(one.receipt)
+            if one.control:
+                self.bye_confirmed = self.bye_confirmed or any(type(frame) is Bye for frame in one.control)
 
     def _receive_ping(self, frame: Ping, now: float) -> None:
         self._unnumbered.append(Pong(frame.token))
@@ -256,6 +214,11 @@ class Session:
         self.round_trip_seconds = now - self._ping_sent
         self._ping_sent, self._missed = None, 0
 
+    def _receive_rejected(self, frame: Rejected, now: float) -> None:
+        if not self._pings:
+            raise PeerFault(Reason.PROTOCOL_ERROR, "only a server rejects")
+        raise UseRejected(frame.reason, frame.detail)
+
     def _receive_bye(self, frame: Bye, now: float) -> None:
         self.peer_bye = frame
         self._ack_due = now
@@ -263,29 +226,93 @@ class Session:
     def _receive_draining(self, frame: Draining, now: float) -> None:
         self.peer_draining = True
 
+    # From carrier to carrier.
+
+    @property
+    def received(self) -> int:
+        """What a hello, welcome or use says as ``have``."""
+        return self._received
+
+    def pause(self) -> None:
+        """The carrier is gone: nothing is due, and nobody is at fault, until ``move``."""
+        self._carried = False
+        self._unnumbered.clear()
+        self._ping_sent, self._missed = None, 0
+
+    def move(self, have: int, now: float) -> None:
+        """Goes on over a new carrier to a peer that received everything up to ``have``, or more.
+
+        Raises ``PeerFault`` if it claims what was never sent.
+        """
+        if have > self._acked:
+            self._confirm(have, now)
+        self._take_back()
+        self.pause()
+        self._carried = self._moved = True
+        self._progress = self.heard_at = now
+        self._last_ping = -math.inf
+        self._unacked_bytes = 0
+        self._ack_due, self._ack_overdue = math.inf, self._received > 0
+
+    def _take_back(self) -> None:
+        sent = list(self._sent)
+        self._sent.clear()
+        self._control = [frame for one in sent for frame in one.control] + self._control
+        self.mux.take_back(one.receipt for one in sent)
+
     # Time.
 
     def deadline(self) -> float:
         """When ``tick`` wants to be called next, in the clock of ``now``."""
-        return min(self._ack_due, self._ping_due, self._silence_deadline(), self._stall_deadline())
+        if not self._carried:
+            return math.inf
+        return min(self._ack_due, self._ping_due(), self._silence_deadline(), self._stall_deadline())
+
+    def _ping_due(self) -> float:
+        if not self._pings or not self._interval:
+            return math.inf
+        soon = self._last_ping + min(self._interval, self._limits.active_ping_seconds)
+        active = self._bytes_at + self._limits.active_seconds >= soon
+        return soon if active and self._ping_sent is None else self._last_ping + self._interval
+
+    def late_at(self) -> float:
+        """When what waits for its confirmation or pong will be late, if nothing changes."""
+        if not self._carried:
+            return math.inf
+        oldest = self._sent[0].at if self._sent else math.inf
+        return min(oldest, self._ping_sent or math.inf) + self.patience_seconds
+
+    def quiet_at(self) -> float:
+        """The same, unless something else was heard meanwhile: then there is a carrier, however slow."""
+        return max(self.late_at(), self.heard_at + self.patience_seconds)
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long an answer may take before it is late."""
+        return max(self._limits.late_seconds, _LATE_ROUND_TRIPS * (self.round_trip_seconds or 0.0))
 
     def _silence_deadline(self) -> float:
         # The pinging end finds silence by its pings; the other waits a little longer than two of them.
         if self._pings or not self._interval:
             return math.inf
-        return self._heard + self._interval * self._missed_allowed + min(1.0, self._interval / 2)
+        return self.heard_at + self._interval * self._missed_allowed + min(1.0, self._interval / 2)
 
     def _stall_deadline(self) -> float:
         return self._progress + self._limits.confirm_timeout_seconds if self._sent else math.inf
 
     def tick(self, now: float) -> bool:
-        """Does what is due; True if there may be something to send. Raises ``PeerFault`` for a dead peer."""
+        """Does what is due; True if there may be something to send.
+
+        Raises ``PeerFault``: ``PING_TIMEOUT`` says that the carrier is dead, any other that the peer is.
+        """
+        if not self._carried:
+            return False
         if now >= self._silence_deadline():
-            raise PeerFault(Reason.PING_TIMEOUT, f"nothing heard for {now - self._heard:.0f} s")
+            raise PeerFault(Reason.PING_TIMEOUT, f"nothing heard for {now - self.heard_at:.0f} s")
         if now >= self._stall_deadline():
             detail = f"nothing confirmed for {now - self._progress:.0f} s"
             raise PeerFault(Reason.PEER_STALLED, detail)
-        if now >= self._ping_due:
+        if now >= self._ping_due():
             self._ping(now)
             return True
         if now >= self._ack_due:
@@ -295,12 +322,19 @@ class Session:
     def _ping(self, now: float) -> None:
         if self._ping_sent is not None:
             # Whatever arrived since then came from the peer's program: only silence is a miss.
-            self._missed = self._missed + 1 if self._heard < self._ping_sent else 0
+            self._missed = self._missed + 1 if self.heard_at < self._ping_sent else 0
             if self._missed >= self._missed_allowed:
                 raise PeerFault(Reason.PING_TIMEOUT, f"{self._missed} pings were not answered")
+        self._send_ping(now)
+
+    def ping_now(self, now: float) -> None:
+        """Asks the carrier of the moment whether it is alive, unless it is being asked already."""
+        if self._carried and self._ping_sent is None:
+            self._send_ping(now)
+
+    def _send_ping(self, now: float) -> None:
         self._token += 1
-        self._ping_sent = now
-        self._ping_due = now + self._interval if self._interval else math.inf
+        self._ping_sent = self._last_ping = now
         round_trip = int((self.round_trip_seconds or 0) * 1e6)
         self._unnumbered.append(Ping(self._token, round_trip))
 
@@ -308,7 +342,7 @@ class Session:
 def _check_unnumbered(packet: Packet) -> None:
     """What is not numbered is not confirmed, so nothing that has to arrive may travel so."""
     for frame in packet.frames:
-        if not isinstance(frame, Ping | Pong | Unknown):
+        if not isinstance(frame, Ping | Pong | Rejected | Unknown):
             detail = f"a {type(frame).__name__} frame in a packet without number"
             raise PeerFault(Reason.PROTOCOL_ERROR, detail)
 
@@ -316,6 +350,7 @@ def _check_unnumbered(packet: Packet) -> None:
 _OWN_FRAMES: dict[type, Callable[..., None]] = {
     Ping: Session._receive_ping,
     Pong: Session._receive_pong,
+    Rejected: Session._receive_rejected,
     Bye: Session._receive_bye,
     Draining: Session._receive_draining,
 }

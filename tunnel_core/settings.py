@@ -24,6 +24,8 @@ from tunnel_core.names import (
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Seconds = NewType("Seconds", float)
+SecondsOrNone = NewType("SecondsOrNone", float)
+"""0 means: not at all."""
 """A duration above zero and below a year."""
 Count = NewType("Count", int)
 """A whole number from 1."""
@@ -177,6 +179,10 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
+def _seconds_or_none(value: object) -> float:
+    return 0.0 if value == 0 and not isinstance(value, bool) else _seconds(value)
+
+
 def _mode(value: object) -> int:
     if not isinstance(value, str) or not re.fullmatch("0?[0-7]{3}", value):
         raise BadValue(
@@ -267,6 +273,7 @@ PARSERS: Parsers = {
     Count: _count,
     UserId: _user_id,
     Seconds: _seconds,
+    SecondsOrNone: _seconds_or_none,
     Mode: _mode,
     Secret: _secret,
     Network: _network,

@@ -61,6 +61,11 @@ class Stream(DirectStream):
         return f"{self._session_id}-{self._mux.number}"
 
     @property
+    def was_said(self) -> bool:
+        """Whether the open has entered a packet; until then the stream can go without a trace."""
+        return self._mux.number > 0
+
+    @property
     def target(self) -> str:
         return self._mux.request.target
 
@@ -85,7 +90,7 @@ class Stream(DirectStream):
     @property
     def bytes_out(self) -> int:
         """Bytes sent towards the peer."""
-        return self._mux.send.sent
+        return self._mux.send.furthest
 
     @property
     def ended_by(self) -> Reason | None:

@@ -276,6 +276,8 @@ def _link_limits(config: ServerConfig) -> Limits:
         missed_pings=session.missed_pings,
         attach_timeout_seconds=session.attach_timeout_seconds,
         open_timeout_seconds=config.open_timeout_seconds,
+        grace_seconds=session.grace_seconds,
+        open_wait_seconds=session.open_wait_seconds,
     )
 
 

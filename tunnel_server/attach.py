@@ -1,4 +1,4 @@
-"""How agents get in: each carrier's proven identity becomes a link, and the link a node's session."""
+"""How agents get in: a carrier with a proven identity begins a node's session, or goes on with it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import trio
 
 from certs.x509 import Usage, identity_of_leaf
 from tunnel_core import __version__
+from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import Carrier
 from tunnel_core.counters import Counters
-from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Hello, Rejected, Welcome
+from tunnel_core.credit import CreditPool, SendPool
+from tunnel_core.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.logs import LineLimiter, log_event
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session import VERSION, ServerSteps
+from tunnel_core.states import LinkEvent
+from tunnel_core.steps import VERSION, AttachRejected, ServerSteps
 from tunnel_server.nodes import Nodes
+from tunnel_server.sessions import Held, Sessions
 
 _log = logging.getLogger("qanat.attach")
 
@@ -43,8 +46,17 @@ class AttachSettings:
     max_pending: int = 2048
 
 
+@dataclass(slots=True)
+class _Arrival:
+    """An attach under way. ``held`` is the session it asks to go on with, None for a new one."""
+
+    node: str
+    held: Held | None = None
+    link: Link | None = None  # the session that it began
+
+
 class Attachments:
-    """Takes carriers in, and keeps the links they become; ``counters`` hears of every outcome."""
+    """Takes carriers in, and keeps the sessions they carry; ``counters`` hears of every outcome."""
 
     def __init__(
         self,
@@ -56,39 +68,40 @@ class Attachments:
     ) -> None:
         self.stopping = False
         self.limits = settings.limits
+        self.send_pool = SendPool(settings.limits.send_pool)
         self._settings = settings
         self._nodes = nodes
         self._pool = pool
         self._nursery = nursery
         self._counters = counters
         self._failures = LineLimiter()
-        self._pending: set[Link] = set()
-        self._sessions: set[Link] = set()  # also those that ended and still say so to their agent
+        self._arrivals: dict[Attempt, _Arrival] = {}
+        self._sessions = Sessions()
+        self._links: set[Link] = set()  # also those that ended and still say so to their agent
 
     @property
     def pending_count(self) -> int:
         """Attaches under way."""
-        return len(self._pending)
+        return len(self._arrivals)
 
     def take(self, carrier: Carrier) -> None:
         """Begins the attach of a new carrier. Called by the carrier's server; never blocks or raises."""
         node, refused = self._identify(carrier)
+        arrival = _Arrival(node)
 
         def offer(hello: Hello) -> Welcome | Rejected:
-            answer = refused or self._decide(node, hello)
-            return Rejected(answer.reason, answer.detail, _RETRY_MS) if answer else self._welcome(node)
+            try:
+                if refused is not None:
+                    raise refused
+                return self._offer(arrival, hello)
+            except AttachRejected as rejected:
+                return Rejected(rejected.reason, rejected.detail, int(rejected.retry_after_seconds * 1000))
+            except Refused as answer:
+                return Rejected(answer.reason, answer.detail, _RETRY_MS)
 
-        steps = ServerSteps(offer)
-        link = Link(
-            carrier,
-            steps,
-            node=node,
-            limits=self._settings.limits,
-            pool=self._pool,
-            on_attached=self._attached,
-        )
-        self._pending.add(link)
-        self._nursery.start_soon(self._keep, link, steps)
+        attempt = Attempt(carrier, ServerSteps(offer), self._used)
+        self._arrivals[attempt] = arrival
+        self._nursery.start_soon(self._keep, attempt, arrival)
 
     def _identify(self, carrier: Carrier) -> tuple[str, Refused | None]:
         domain = self._settings.trust_domain
@@ -103,31 +116,40 @@ class Attachments:
             return "", Refused(Reason.INTERNAL_ERROR)
         return identity.name, None
 
-    def _decide(self, node: str, hello: Hello) -> Refused | None:
+    # Hello: what is offered. Nothing is moved or taken over yet.
+
+    def _offer(self, arrival: _Arrival, hello: Hello) -> Welcome:
+        """The answer to a hello. Raises ``Refused``."""
         if hello.version != VERSION:
             detail = f"this server speaks version {VERSION}, the agent {hello.version}; update the older one"
-            return Refused(Reason.VERSION_MISMATCH, detail)
-        if len(self._pending) > self._settings.max_pending:
-            return Refused(Reason.TOO_MANY_SESSIONS, "too many agents are attaching at this moment")
-        return self._no_room(node)
+            raise Refused(Reason.VERSION_MISMATCH, detail)
+        if len(self._arrivals) > self._settings.max_pending:
+            raise Refused(Reason.TOO_MANY_SESSIONS, "too many agents are attaching at this moment")
+        arrival.held = self._sessions.maybe_find(arrival.node, hello)
+        if arrival.held is not None:
+            link = arrival.held.link
+            return self._welcome(arrival.node, link.welcome.session, SessionSecret(), link.received)
+        self._check_room(arrival.node)
+        self._nodes.check_duplicate(arrival.node, hello)
+        return self._welcome(arrival.node, secrets.token_bytes(16), SessionSecret(secrets.token_bytes(32)))
 
-    def _no_room(self, node: str) -> Refused | None:
+    def _check_room(self, node: str) -> None:
         if self.stopping:
-            return Refused(Reason.SERVER_STOPPING)
+            raise Refused(Reason.SERVER_STOPPING)
         known = self._nodes.find_exact(node)
         most = self._settings.max_agents
         if (known is None or known.link is None) and self._nodes.attached_count >= most:
             detail = f"{most} agents are attached, the most that [agents] max of the server allows"
-            return Refused(Reason.TOO_MANY_SESSIONS, detail)
-        return None
+            raise Refused(Reason.TOO_MANY_SESSIONS, detail)
 
-    def _welcome(self, node: str) -> Welcome:
+    def _welcome(self, node: str, session: bytes, secret: SessionSecret, have: int = 0) -> Welcome:
+        """An old session has no secret to tell."""
         limits = self._settings.limits
         return Welcome(
             version=VERSION,
-            session=secrets.token_bytes(16),
-            secret=secrets.token_bytes(32),
-            have=0,
+            session=session,
+            secret=secret,
+            have=have,
             software=f"qanat-server/{__version__}",
             ping_interval_ms=int(limits.ping_interval_seconds * 1000),
             missed_pings=limits.missed_pings,
@@ -135,83 +157,128 @@ class Attachments:
             early_data_limit=limits.early_data,
             initial_credit=limits.initial_credit,
             alias=node_alias(node),
+            grace_ms=int(limits.grace_seconds * 1000),
+            resumed=not secret,
         )
 
-    def _attached(self, link: Link) -> None:
-        self._pending.discard(link)
+    # Use: what moves.
+
+    def _used(self, attempt: Attempt) -> None:
+        """The agent chose this attempt. Raises ``Refused`` if that comes too late."""
+        arrival = self._arrivals.pop(attempt)
+        steps = attempt.steps
+        assert isinstance(steps, ServerSteps) and steps.hello is not None and steps.use is not None
         try:
-            self._admit(link)
-        except Refused as refused:
-            link.end(refused.reason, refused.detail)
-            return
-        self._sessions.add(link)
-        self._counters.attached()
-        log_event(
-            _log,
-            logging.INFO,
-            f"node {link.node} attached",
-            node=link.node,
-            session=link.session_id,
-            address=link.peer_address,
-            software=link.software,
-        )
+            if arrival.held is None:
+                arrival.link = self._begin(attempt, steps.hello, arrival.node)
+            else:
+                self._sessions.use(arrival.held, steps.use.attempt)
+                arrival.held.link.hello = steps.hello
+                arrival.held.link.move_to(attempt, max(steps.hello.have, steps.use.have))
+        except BaseException:
+            self._arrivals[attempt] = arrival
+            raise
 
-    def _admit(self, link: Link) -> None:
+    def _begin(self, attempt: Attempt, hello: Hello, node: str) -> Link:
         # Asked again: between welcome and use the last place may have gone, or the server begun to stop.
-        if refused := self._no_room(link.node):
-            raise refused
-        self._nodes.attach(link.node, link)
+        self._check_room(node)
+        link = Link(
+            hello,
+            attempt.welcome,
+            opener=True,
+            node=node,
+            limits=self._settings.limits,
+            pool=self._pool,
+            send_pool=self.send_pool,
+            on_event=self._befell,
+        )
+        link.peer_address = attempt.peer_address
+        self._nodes.attach(node, link)
+        self._sessions.add(link, hello.attempt)
+        self._links.add(link)
+        link.move_to(attempt, 0)
+        self._counters.attached()
+        self._log_link(link, f"node {node} attached", software=link.software)
+        return link
 
-    async def _keep(self, link: Link, steps: ServerSteps) -> None:
+    def _befell(self, link: Link, event: LinkEvent) -> None:
+        if event is LinkEvent.RESUMED:
+            self._nodes.note_resumed(link)
+            self._counters.resumed()
+            self._log_link(link, f"node {link.node} resumed its session", streams=len(link.streams))
+        elif event is LinkEvent.LOST and link.lost is not None:
+            loss = link.lost
+            self._nodes.note_lost(link, loss)
+            sentence = f"the link to node {link.node} was lost: {loss.detail}; its streams wait"
+            self._log_link(link, sentence, reason=loss.reason, streams=len(link.streams))
+
+    def _log_link(self, link: Link, sentence: str, **fields: object) -> None:
+        known = {"node": link.node, "session": link.session_id, "address": link.peer_address}
+        log_event(_log, logging.INFO, sentence, **known, **fields)
+
+    # Each attach and each session has a task.
+
+    async def _keep(self, attempt: Attempt, arrival: _Arrival) -> None:
+        try:
+            await attempt.settle(self._settings.limits.attach_timeout_seconds)
+        except Refused as refused:
+            self._note_failure(attempt, arrival, refused)
+        except Exception:
+            _log.exception("the attach of node %s failed", arrival.node)
+            self._note_failure(attempt, arrival, Refused(Reason.INTERNAL_ERROR))
+        finally:
+            self._arrivals.pop(attempt, None)
+        if arrival.link is not None:
+            await self._keep_link(arrival.link)
+
+    async def _keep_link(self, link: Link) -> None:
         try:
             await link.run()
         except Exception:
             _log.exception("the link of node %s failed", link.node)
         finally:
-            self._note_end(link, asked_only=steps.welcome is not None and not steps.attached)
+            self._note_end(link)
 
-    def _note_end(self, link: Link, *, asked_only: bool) -> None:
+    def _note_end(self, link: Link) -> None:
         reason, detail = link.ended or (Reason.SESSION_LOST, Reason.SESSION_LOST.meaning)
-        self._pending.discard(link)
-        if link in self._sessions:
-            self._sessions.discard(link)
-            self._counters.session_ended(reason)
-            self._nodes.detach(link, reason, detail)
-            sentence = f"node {link.node} detached: {detail}"
-            log_event(_log, logging.INFO, sentence, node=link.node, session=link.session_id, reason=reason)
-        elif asked_only and reason is Reason.CARRIER_LOST:
-            log_event(_log, logging.INFO, f"node {link.node} may attach, and left; a check does that")
-        else:
-            self._note_failure(link, reason, detail)
+        self._links.discard(link)
+        self._sessions.discard(link)
+        self._counters.session_ended(reason)
+        self._nodes.detach(link, reason, detail)
+        self._log_link(link, f"node {link.node} detached: {detail}", reason=reason)
 
-    def _note_failure(self, link: Link, reason: Reason, detail: str) -> None:
-        self._counters.attached(reason)
-        left_out = self._failures.note(reason, trio.current_time())
+    def _note_failure(self, attempt: Attempt, arrival: _Arrival, refused: Refused) -> None:
+        if attempt.steps.welcome is not None and refused.reason is Reason.CARRIER_LOST:
+            if arrival.held is None:
+                log_event(_log, logging.INFO, f"node {arrival.node} may attach, and left; a check does that")
+            return
+        self._counters.attached(refused.reason)
+        left_out = self._failures.note(refused.reason, trio.current_time())
         if left_out is None:
             return
-        sentence = f"attach of {f'node {link.node}' if link.node else 'an unknown node'} failed: {detail}"
-        fields = {"reason": reason, "address": link.peer_address, "left_out": left_out or None}
-        log_event(_log, logging.WARNING, sentence, **fields)
+        who = f"node {arrival.node}" if arrival.node else "an unknown node"
+        fields = {"reason": refused.reason, "address": attempt.peer_address, "left_out": left_out or None}
+        log_event(_log, logging.WARNING, f"attach of {who} failed: {refused.detail}", **fields)
 
     @property
     def stream_count(self) -> int:
         """Streams open over all sessions."""
-        return sum(len(link.streams) for link in self._sessions)
+        return sum(len(link.streams) for link in self._links)
 
     def drain(self, deadline_seconds: float) -> None:
         """No new sessions, and no new streams in those that are there."""
         self.stopping = True
-        for link in self._sessions:
+        for link in self._links:
             link.drain(deadline_seconds)
 
     async def wait_no_streams(self) -> None:
         """Waits until no stream is open. For one caller, after ``drain``."""
-        for link in list(self._sessions):
+        for link in list(self._links):
             await link.wait_no_streams()
 
     async def end_all(self, reason: Reason) -> None:
         """Ends every session, and waits until the agents heard it or had their time to."""
-        links = list(self._sessions)
+        links = list(self._links)
         for link in links:
             link.end(reason)
         with trio.move_on_after(_FAREWELL_SECONDS):

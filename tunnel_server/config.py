@@ -24,6 +24,7 @@ from tunnel_core.settings import (
     Ops,
     Parsers,
     Seconds,
+    SecondsOrNone,
     TrustDomain,
     UserId,
     UserName,
@@ -138,6 +139,10 @@ class Session:
     missed_pings: Count = Count(2)
     attach_timeout_seconds: Seconds = Seconds(10.0)
     max_streams: Count = Count(1024)
+    grace_seconds: SecondsOrNone = SecondsOrNone(120.0)
+    """How long a session is kept without its link; 0: not at all."""
+    open_wait_seconds: SecondsOrNone = SecondsOrNone(3.0)
+    """How long an open waits for a link that is lost."""
 
 
 @attrs.frozen(kw_only=True)

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from tunnel_core.frames import Rejected
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.states import LinkState, Loss
+from tunnel_core.steps import AttachRejected
+from tunnel_server.duplicates import RETRY_SECONDS, Duplicates
+from tunnel_server.events import Events, Kind
 
 if TYPE_CHECKING:
+    from tunnel_core.frames import Hello
     from tunnel_core.link import Link
 
 MAX_GONE = 10_000
 GONE_SECONDS = 7 * 24 * 3600.0
-MAX_EVENTS = 1_000
 # difflib costs some 10 us a name; a mistyped name must not hold up the event loop of 5,000 nodes.
 _MAX_COMPARED = 300
 
 
 @dataclass(slots=True)
 class Node:
-    """One node as this server knows it. ``link`` is None while no agent is attached."""
+    """One node as this server knows it. ``link`` is None when no session is left, not even in grace."""
 
     name: str
     alias: str
@@ -38,23 +42,20 @@ class Node:
     last_reason: Reason | None = None
     last_detail: str = ""
 
-
-@dataclass(frozen=True, slots=True)
-class NodeEvent:
-    """What happened to a node, for whoever follows the registry."""
-
-    kind: str  # "attached", "lost" or "taken_over"
-    node: str
-    session_id: str
-    at: datetime
-    reason: Reason | None = None
+    @property
+    def state(self) -> str:
+        """What a request would meet: a ``LinkState``'s word, or ``gone``."""
+        if self.link is None or self.link.state is LinkState.ENDED:
+            return "gone"
+        return str(self.link.state.value)
 
 
 class Nodes:
     """The registry. ``monotonic`` gives seconds for ages, ``wall`` the UTC time shown to people."""
 
     def __init__(self, monotonic: Callable[[], float], wall: Callable[[], datetime]) -> None:
-        self.events: deque[NodeEvent] = deque(maxlen=MAX_EVENTS)
+        self.events = Events(wall)
+        self._duplicates = Duplicates()
         self._monotonic = monotonic
         self._wall = wall
         self._attached: dict[str, Node] = {}
@@ -76,8 +77,38 @@ class Nodes:
         self._attached[name] = node
         if old is not None:
             self._end_old(old, link)
-        self._note("attached", node, link)
+        self.events.add(Kind.ATTACHED, name, link.session_id, detail=f"from {link.peer_address}")
         return node
+
+    def check_duplicate(self, name: str, hello: Hello) -> None:
+        """Raises ``AttachRejected`` if two machines take this node from each other; the one here stays.
+
+        One that is in grace does not: it may be the machine that the other one replaces.
+        """
+        node, now = self._attached.get(name), self._monotonic()
+        if node is None or node.link is None or node.link.boot == hello.boot:
+            return
+        alive = node.link.state in (LinkState.ATTACHED, LinkState.DEGRADED)
+        if not alive or not self._duplicates.is_one_too_many(name, now):
+            return
+        detail = f"another machine is attached as {name}; give each machine a bundle of its own"
+        self.events.add(Kind.DUPLICATE, name, node.link.session_id, Reason.DUPLICATE_NODE, detail)
+        raise AttachRejected(Rejected(Reason.DUPLICATE_NODE, detail, int(RETRY_SECONDS * 1000)))
+
+    def is_duplicate(self, node: Node) -> bool:
+        """Whether a second machine tried to be this node within the last minutes."""
+        return self._duplicates.is_duplicate(node.name, self._monotonic())
+
+    def note_lost(self, link: Link, loss: Loss) -> None:
+        """The link has no carrier any more, and its grace began."""
+        self.events.add(Kind.LOST, link.node, link.session_id, loss.reason, loss.detail)
+
+    def note_resumed(self, link: Link) -> None:
+        """The session goes on over a new carrier."""
+        self.events.add(Kind.RESUMED, link.node, link.session_id, detail=f"from {link.peer_address}")
+        node = self._attached.get(link.node)
+        if node is not None and node.link is link:
+            node.address = link.peer_address
 
     def _claim_alias(self, alias: str, name: str) -> None:
         owner = self._by_alias.get(alias, name)
@@ -93,8 +124,11 @@ class Nodes:
         if old.link is None or old.link is new_link:
             return
         link, old.link = old.link, None
-        self._note("taken_over", old, link, Reason.TAKEN_OVER)
-        link.end(Reason.TAKEN_OVER, f"a newer session of node {old.name} came from {new_link.peer_address}")
+        if link.boot != new_link.boot:
+            self._duplicates.note_takeover(old.name, self._monotonic())
+        reason, detail = _why_replaced(link, new_link)
+        self.events.add(Kind.TAKEN_OVER, old.name, link.session_id, reason, detail)
+        link.end(reason, detail)
 
     def detach(self, link: Link, reason: Reason, detail: str = "") -> None:
         """Notes that ``link`` ended. A link that another one has replaced changes nothing."""
@@ -106,11 +140,9 @@ class Nodes:
         node.last_reason, node.last_detail = reason, detail
         del self._attached[node.name]
         self._gone[node.name] = node
-        self._note("lost", node, link, reason)
+        kind = Kind.EXPIRED if reason is Reason.GRACE_EXPIRED else Kind.ENDED
+        self.events.add(kind, node.name, link.session_id, reason, detail)
         self._forget_old()
-
-    def _note(self, kind: str, node: Node, link: Link, reason: Reason | None = None) -> None:
-        self.events.append(NodeEvent(kind, node.name, link.session_id, self._wall(), reason))
 
     def _forget_old(self) -> None:
         horizon = self._monotonic() - GONE_SECONDS
@@ -182,6 +214,13 @@ class Nodes:
         age = ago(self._monotonic() - node.last_seen)
         why = f" ({node.last_reason.meaning})" if node.last_reason else ""
         return f"node {node.name} has no agent attached; last seen {age}{why}"
+
+
+def _why_replaced(old: Link, new: Link) -> tuple[Reason, str]:
+    """A lost link whose agent comes back as another run of the program was restarted."""
+    if old.state is LinkState.GRACE and old.instance != new.instance:
+        return Reason.AGENT_RESTARTED, f"the agent of node {new.node} restarted"
+    return Reason.TAKEN_OVER, f"a newer session of node {new.node} came from {new.peer_address}"
 
 
 def unknown_node(text: str, nearest: str | None) -> str:

@@ -17,7 +17,8 @@ from tunnel_core.counters import Counters
 from tunnel_core.frames import Rejected
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session import AttachRejected
+from tunnel_core.states import LinkState
+from tunnel_core.steps import AttachRejected
 
 CAP = 32.0
 
@@ -27,6 +28,8 @@ class FakeLink:
     software = "qanat-server/test"
     round_trip_seconds: float | None = 0.05
     bytes_in = bytes_out = credit_granted = 0
+    state = LinkState.ATTACHED
+    lost_seconds: float | None = None
     mux_streams: tuple[MuxStream, ...] = ()
     streams: Mapping[int, OpenStream] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,16 +23,15 @@ from tunnel_agent.connect import Connector
 from tunnel_agent.findings import Finding, Verdict
 from tunnel_agent.load import Installation, load_installation
 from tunnel_agent.probe import ServerProbe
+from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge, open_bridge
 from tunnel_core.carrier import Carrier
 from tunnel_core.command_line import ExitCode
-from tunnel_core.credit import CreditPool
 from tunnel_core.frames import Hello, Rejected, Welcome
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
-from tunnel_core.link import Link
-from tunnel_core.reasons import Reason
-from tunnel_core.session import ServerSteps
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.steps import ServerSteps
 
 
 @pytest.fixture
@@ -74,26 +74,28 @@ async def failure_at(step: str, installation: Installation) -> Finding:
 Answer = Callable[[Hello], Welcome | Rejected]
 
 
-async def answer_attaches(take: Callable[[], Awaitable[Carrier]], answer: Answer, links: list[Link]) -> None:
+async def answer_attaches(
+    take: Callable[[], Awaitable[Carrier]], answer: Answer, used: list[Attempt]
+) -> None:
+    async def settle(attempt: Attempt) -> None:
+        with contextlib.suppress(Refused):
+            await attempt.settle(10)
+
     async with trio.open_nursery() as nursery:
         while True:
-            carrier = await take()
-            links.append(
-                Link(carrier, ServerSteps(answer), node="edge1", limits=Limits(), pool=CreditPool(2**28))
-            )
-            nursery.start_soon(links[-1].run)
+            nursery.start_soon(settle, Attempt(await take(), ServerSteps(answer), used.append))
 
 
 async def test_a_good_way_passes_every_step_and_takes_no_session(tmp_path: Path) -> None:
-    links: list[Link] = []
+    used: list[Attempt] = []
     async with open_site() as site, trio.open_nursery() as nursery:
-        nursery.start_soon(answer_attaches, site._accepted.receive, lambda _: welcome(Limits()), links)
+        nursery.start_soon(answer_attaches, site._accepted.receive, lambda _: welcome(Limits()), used)
         findings = await probe(installation_in(tmp_path, site.address), site.bridge)
         assert [(f.step, f.verdict) for f in findings] == [
             (step, Verdict.PASS) for step in ("dns", "tcp", "tls", "attach")
         ]
         assert "welcomed as node edge1 by qanat-server/test" in findings[-1].detail
-        assert not any(link.attached for link in links)
+        assert not used
         nursery.cancel_scope.cancel()
 
 

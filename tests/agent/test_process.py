@@ -18,12 +18,13 @@ from tests.agent.listening import echo, listening
 from tests.fakes.grpc_site import Site, open_site
 from tests.fakes.memory_link import welcome
 from tests.fakes.pki import write_node_bundle
+from tunnel_core.attempt import Attempt
 from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session import ServerSteps
+from tunnel_core.steps import ServerSteps
 from tunnel_core.stream import Stream, StreamReset
 
 COMMAND = [sys.executable, "-c", "from tunnel_agent.main import entry_point; entry_point()"]
@@ -63,12 +64,19 @@ class Rig:
 
 
 async def accept_agent(site: Site, nursery: trio.Nursery) -> Link:
-    carrier = await site.accept()
+    links: list[Link] = []
+
+    def used(attempt: Attempt) -> None:
+        assert attempt.steps.hello is not None
+        said, answered, limits = attempt.steps.hello, attempt.welcome, Limits()
+        pool = CreditPool(2**28)
+        links.append(Link(said, answered, opener=True, node="edge1", limits=limits, pool=pool))
+        links[0].move_to(attempt, 0)
+
     steps = ServerSteps(lambda _: welcome(Limits()))
-    link = Link(carrier, steps, node="edge1", limits=Limits(), pool=CreditPool(2**28))
-    nursery.start_soon(link.run)
-    await link.wait_attached()
-    return link
+    await Attempt(await site.accept(), steps, used).settle(10)
+    nursery.start_soon(links[0].run)
+    return links[0]
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, rend
 from tunnel_core.frames import Service
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason
+from tunnel_core.states import LinkState
 
 EVIL = "<script>alert('x')</script>\"&"
 
@@ -35,6 +36,8 @@ class FakeLink:
     session_id: str = "0badcafe"
     software: str = "qanat-server/9.9"
     round_trip_seconds: float | None = 0.0234
+    state: LinkState = LinkState.ATTACHED
+    lost_seconds: float | None = None
     bytes_in: int = 10
     bytes_out: int = 20
     streams: Mapping[int, OpenStream] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import strategies as st
 
 from tunnel_core.codec import encode_packet
-from tunnel_core.frames import DataParts, Frame, Packet, RefusedFrame, Service, Unknown
+from tunnel_core.frames import DataParts, Frame, Packet, RefusedFrame, Service, SessionSecret, Unknown
 from tunnel_core.messages import BY_FRAME
 from tunnel_core.pb import tunnel_pb2
 from tunnel_core.reasons import Reason, reason_from_code
@@ -98,6 +98,7 @@ BY_TYPE = {
     "int": numbers,
     "str": texts,
     "bytes": ids,
+    "SessionSecret": ids.map(SessionSecret),
     "bool": st.booleans(),
     "Payload": st.binary(max_size=200),
 }

@@ -250,7 +250,9 @@ def test_members_of_a_frame_are_the_fields_of_its_message_in_order(name: str) ->
     message = tunnel_pb2.DESCRIPTOR.message_types_by_name[name.capitalize()]
     assert [(field.number, field.name) for field in message.fields] == list(enumerate(kind._fields, 1))
     for field in message.fields:
-        assert kind.__annotations__[field.name] in WIRE_TYPES[field.type], field.full_name
+        assert kind.__annotations__[field.name].replace("SessionSecret", "bytes") in WIRE_TYPES[field.type], (
+            field.full_name
+        )
 
 
 def test_hot_kinds_have_tags_of_one_byte() -> None:

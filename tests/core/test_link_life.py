@@ -16,25 +16,35 @@ from tests.fakes.eager_link import carrier_of, eager_links
 from tests.fakes.grpc_link import grpc_links
 from tests.fakes.grpc_site import Site, open_site
 from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
-from tests.fakes.memory_link import TARGET, LinkPair, hello, make_links, memory_links
+from tests.fakes.memory_link import TARGET, LinkPair, attach_links, hello, memory_links, welcome
 from tests.fakes.wire import connections, descriptors
+from tunnel_core.attempt import Attempt
 from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Malformed, Packet, Ping, Rejected
+from tunnel_core.frames import Malformed, Packet, Ping, Rejected, Welcome
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session import AgentSteps, AttachRejected
+from tunnel_core.states import LinkState
+from tunnel_core.steps import AgentSteps, AttachRejected, ServerSteps
 from tunnel_core.stream import StreamReset
 
 
 @asynccontextmanager
 async def unattached(
-    limits: Limits | None = None, answer: Rejected | None = None
-) -> AsyncIterator[tuple[LinkPair, trio.Nursery]]:
-    """Links over memory carriers that nobody runs yet, and a nursery to run them in."""
+    answer: Welcome | Rejected | None = None, on_used: Callable[[Attempt], None] = lambda _: None
+) -> AsyncIterator[tuple[Attempt, Attempt, trio.Nursery]]:
+    """A server's and an agent's attempt that nobody takes through the attach yet."""
     async with trio.open_nursery() as nursery:
-        yield make_links(*memory_carriers(nursery), limits or Limits(), answer), nursery
+        near, far = memory_carriers(nursery)
+        steps = ServerSteps(lambda _: answer or welcome(Limits()))
+        yield Attempt(near, steps, on_used), Attempt(far, AgentSteps(hello(Limits()))), nursery
         nursery.cancel_scope.cancel()
+
+
+async def failure_of(attempt: Attempt, seconds: float = 10) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await attempt.settle(seconds)
+    return caught.value
 
 
 @pytest.fixture(params=[memory_links, grpc_links], ids=["memory", "grpc"])
@@ -46,7 +56,7 @@ async def pair(request: pytest.FixtureRequest) -> AsyncIterator[LinkPair]:
 class TestAttaching:
     async def test_each_end_knows_the_other_after_three_steps(self, pair: LinkPair) -> None:
         for link in (pair.server, pair.agent):
-            assert link.attached and link.was_attached and link.ended is None
+            assert link.attached and link.state is LinkState.ATTACHED and link.ended is None
             assert link.session_id == "73737373"
         assert pair.server.software == "qanat-agent/test"
         assert pair.agent.software == "qanat-server/test"
@@ -54,56 +64,74 @@ class TestAttaching:
 
     async def test_a_rejection_reaches_the_agent_with_its_advice(self) -> None:
         no = Rejected(Reason.TOO_MANY_SESSIONS, "the server is full", 5000)
-        async with unattached(answer=no) as (pair, nursery):
-            nursery.start_soon(pair.server.run)
-            nursery.start_soon(pair.agent.run)
-            with pytest.raises(AttachRejected, match="the server is full") as caught:
-                await pair.agent.wait_attached()
-            assert caught.value.retry_after_seconds == 5
-            assert pair.server.ended == pair.agent.ended == (Reason.TOO_MANY_SESSIONS, "the server is full")
-            assert not pair.server.was_attached
-            with pytest.raises(Refused) as refused:
-                pair.server.open(TARGET, user="operator", entrance="tcp")
-            assert refused.value.reason is Reason.NODE_NOT_ATTACHED
+        async with unattached(no) as (server, agent, nursery):
+            nursery.start_soon(failure_of, server)
+            refused = await failure_of(agent)
+            assert isinstance(refused, AttachRejected) and refused.detail == "the server is full"
+            assert refused.retry_after_seconds == 5
+
+    async def test_a_use_that_comes_too_late_is_rejected(self) -> None:
+        def refuse(_: Attempt) -> None:
+            raise Refused(Reason.STALE_ATTEMPT)
+
+        async with unattached(on_used=refuse) as (server, agent, nursery):
+            heard = trio.Event()
+            nursery.start_soon(failure_of, server)
+            await agent.settle(10)
+            link = Link(
+                hello(Limits()),
+                agent.welcome._replace(grace_ms=1000),
+                opener=False,
+                node="edge1",
+                limits=Limits(),
+                pool=CreditPool(0),
+                on_event=lambda *_: heard.set(),
+            )
+            agent.use(link)
+            nursery.start_soon(link.run)
+            with trio.fail_after(5):
+                await heard.wait()
+            assert link.lost is not None and link.lost.reason is Reason.STALE_ATTEMPT
 
     async def test_a_silent_peer_times_out(self, autojump_clock: MockClock) -> None:
-        async with unattached(Limits(attach_timeout_seconds=7)) as (pair, nursery):
-            nursery.start_soon(pair.agent.run)
+        async with unattached() as (_, agent, _nursery):
             start = trio.current_time()
-            with pytest.raises(Refused) as caught:
-                await pair.agent.wait_attached()
-            assert caught.value.reason is Reason.ATTACH_TIMEOUT
+            assert (await failure_of(agent, 7)).reason is Reason.ATTACH_TIMEOUT
             assert trio.current_time() - start == pytest.approx(7, abs=0.1)
-            await pair.agent.wait_given_up()
 
     async def test_a_welcome_that_is_never_used_times_out(self, autojump_clock: MockClock) -> None:
-        async with unattached() as (pair, nursery):
-            steps, limits = AgentSteps(hello(Limits()), probe=True), Limits()
-            probe = Link(pair.carriers[1], steps, node="edge1", limits=limits, pool=CreditPool(1))
-            nursery.start_soon(pair.server.run)
-            nursery.start_soon(probe.run)
-            await probe.wait_attached()
-            assert not probe.attached and probe.welcome.software == "qanat-server/test"
-            assert (await pair.server.wait_ended())[0] is Reason.ATTACH_TIMEOUT
+        async with unattached() as (server, agent, nursery):
+            nursery.start_soon(agent.settle, 10)
+            assert (await failure_of(server)).reason is Reason.ATTACH_TIMEOUT
+            assert agent.welcome.software == "qanat-server/test"
 
-    async def test_it_may_be_ended_while_it_attaches(self) -> None:
-        async with unattached() as (pair, nursery):
-            nursery.start_soon(pair.agent.run)
-            pair.agent.end(Reason.AGENT_STOPPING)
-            with pytest.raises(Refused) as caught:
-                await pair.agent.wait_attached()
-            assert caught.value.reason is Reason.AGENT_STOPPING
-            with trio.fail_after(5):
-                await pair.agent.wait_given_up()
+    async def test_a_carrier_that_broke_after_the_welcome_is_not_used(self) -> None:
+        async with unattached() as (server, agent, nursery):
+            nursery.start_soon(failure_of, server)
+            await agent.settle(10)
+            server.abandon()
+            await trio.testing.wait_all_tasks_blocked()
+            link = Link(
+                hello(Limits()),
+                agent.welcome,
+                opener=False,
+                node="edge1",
+                limits=Limits(),
+                pool=CreditPool(0),
+            )
+            with pytest.raises(Refused):
+                agent.use(link)
+
+    async def test_it_may_be_given_up_while_it_attaches(self) -> None:
+        ends = EagerCarrier(), EagerCarrier()
+        with trio.move_on_after(0.01):
+            await Attempt(ends[1], AgentSteps(hello(Limits()))).settle(10)
+        assert ends[1].abandoned
 
     async def test_a_step_out_of_order_ends_it(self) -> None:
-        async with unattached() as (pair, nursery):
-            nursery.start_soon(pair.server.run)
-            await trio.testing.wait_all_tasks_blocked()
-            pair.server.packet_received(Packet(0, 0, (Ping(1),)), 10)
-            assert (await pair.server.wait_ended())[0] is Reason.PROTOCOL_ERROR
-            with trio.fail_after(5):
-                await pair.server.wait_given_up()
+        async with unattached() as (server, _, _nursery):
+            server.packet_received(Packet(0, 0, (Ping(1),)), 10)
+            assert (await failure_of(server)).reason is Reason.PROTOCOL_ERROR
 
     async def test_twenty_forced_re_attaches_leave_nothing(self) -> None:
         async with open_site() as site:
@@ -204,14 +232,9 @@ class TestEnding:
             assert 15 <= trio.current_time() - start <= 46
 
     async def test_a_cancelled_run_leaves_no_task_and_gives_the_carrier_up(self) -> None:
-        ends = EagerCarrier(), EagerCarrier()
-        pair = make_links(*ends, Limits())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pair.server.run)
-            await trio.testing.wait_all_tasks_blocked()
-            assert not ends[0].abandoned
-            nursery.cancel_scope.cancel()
-        assert ends[0].abandoned
+        async with eager_links() as (pair, _):
+            assert not carrier_of(pair, 0).abandoned
+        assert carrier_of(pair, 0).abandoned
         assert pair.server.ended is not None and pair.server.ended[0] is Reason.SESSION_LOST
         with trio.fail_after(1):
             await pair.server.wait_given_up()
@@ -252,11 +275,8 @@ class TestDraining:
 async def _live_once(site: Site) -> None:
     """One session over one connection, and a stream both ways."""
     agent_end = await site.dial()
-    pair = make_links(await site.accept(), agent_end, Limits())
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pair.server.run)
-        nursery.start_soon(pair.agent.run)
-        await pair.server.wait_attached()
+        pair = await attach_links(nursery, await site.accept(), agent_end, Limits())
         near, far = await pair.streams()
         await near.send_all(b"question")
         assert await far.receive_some() == b"question"

@@ -17,7 +17,8 @@ from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux, MuxStream
 from tunnel_core.reasons import Reason
-from tunnel_core.session import VERSION, AgentSteps, AttachRejected, ServerSteps, Session
+from tunnel_core.session import Session
+from tunnel_core.steps import VERSION, AgentSteps, AttachRejected, ServerSteps
 
 LIMITS = Limits(max_opens_per_second=10)
 REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
@@ -64,10 +65,10 @@ def settled(limits: Limits = LIMITS) -> Ends:
 def test_three_steps() -> None:
     server, agent = ServerSteps(lambda _: welcome(LIMITS)), AgentSteps(hello(LIMITS))
     answer = server.receive(agent.hello)
-    assert answer is not None and not server.attached
-    use = agent.receive(answer)
-    assert use == Use(1) and agent.attached
-    assert server.receive(use) is None and server.attached
+    assert answer is not None and server.use is None
+    agent.receive(answer)
+    assert agent.welcome == server.welcome == answer
+    assert server.receive(Use(1, 7)) is None and server.use == Use(1, 7)
 
 
 def test_a_rejection_carries_its_reason_and_advice() -> None:
@@ -80,14 +81,15 @@ def test_a_rejection_carries_its_reason_and_advice() -> None:
     assert caught.value.retry_after_seconds == 5
 
 
-def test_a_probe_stops_at_the_welcome() -> None:
-    steps = AgentSteps(hello(LIMITS), probe=True)
-    assert steps.receive(welcome(LIMITS)) is None
-    assert not steps.attached
-
-
 @pytest.mark.parametrize(
-    "frames", [[Use(1)], [hello(LIMITS), hello(LIMITS)], [hello(LIMITS), Use(2)], [Ping(1)]]
+    "frames",
+    [
+        [Use(1)],
+        [hello(LIMITS), hello(LIMITS)],
+        [hello(LIMITS), Use(2)],
+        [Ping(1)],
+        [hello(LIMITS), Use(1), Use(1)],
+    ],
 )
 def test_steps_out_of_order_are_faults(frames: list[Frame]) -> None:
     steps = ServerSteps(lambda _: welcome(LIMITS))
@@ -95,7 +97,6 @@ def test_steps_out_of_order_are_faults(frames: list[Frame]) -> None:
         for frame in frames:
             steps.receive(frame)
     assert caught.value.reason is Reason.PROTOCOL_ERROR
-    assert not steps.attached
 
 
 def test_another_version_is_refused() -> None:

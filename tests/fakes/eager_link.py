@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from tests.fakes.eager_carrier import EagerCarrier
-from tests.fakes.memory_link import LinkPair, make_links
+from tests.fakes.memory_link import LinkPair, attach_links
 from tunnel_core.limits import Limits
 
 
@@ -17,7 +17,7 @@ from tunnel_core.limits import Limits
 async def eager_links(limits: Limits | None = None) -> AsyncIterator[tuple[LinkPair, Callable[[], None]]]:
     """Attached links over eager carriers, and what delivers until both are quiet."""
     ends = EagerCarrier(), EagerCarrier()
-    pair = make_links(*ends, limits or Limits())
+    pairs: list[LinkPair] = []
 
     def deliver() -> None:
         while ends[0].packets or ends[1].packets:
@@ -25,14 +25,18 @@ async def eager_links(limits: Limits | None = None) -> AsyncIterator[tuple[LinkP
             ends[1].deliver(ends[0])
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pair.server.run)
-        nursery.start_soon(pair.agent.run)
+
+        async def attach() -> None:
+            pairs.append(await attach_links(nursery, *ends, limits or Limits()))
+
+        nursery.start_soon(attach)
+        while not pairs:
+            await trio.testing.wait_all_tasks_blocked()
+            deliver()
         await trio.testing.wait_all_tasks_blocked()
         deliver()
-        await trio.testing.wait_all_tasks_blocked()
-        deliver()
-        assert pair.server.attached and pair.agent.attached
-        yield pair, deliver
+        assert pairs[0].server.attached and pairs[0].agent.attached
+        yield pairs[0], deliver
         nursery.cancel_scope.cancel()
 
 

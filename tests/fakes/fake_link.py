@@ -10,6 +10,7 @@ import trio.testing
 from tunnel_core.frames import Service
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.states import LinkState, Loss
 from tunnel_core.stream import StreamReset
 
 
@@ -130,6 +131,10 @@ class FakeLink:
         self.attached_at = trio.current_time()
         self.round_trip_seconds: float | None = 0.0123
         self.peer_address = "192.0.2.1:4711"
+        self.state = LinkState.ATTACHED
+        self.lost: Loss | None = None
+        self.lost_seconds: float | None = None
+        self.instance, self.boot = b"i", b"b"
         self.software = "qanat-agent/0.1.0"
         self.services = services
         self.bytes_in = self.bytes_out = 0

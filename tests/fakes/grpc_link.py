@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from tests.fakes.memory_link import LinkPair, make_links
+from tests.fakes.memory_link import LinkPair, attach_links
 from tests.fakes.pki import node_leaf, server_leaf
 from tunnel_core.bridge import open_bridge
 from tunnel_core.carrier import Carrier, DialSettings, ServerTls
@@ -32,10 +32,5 @@ async def grpc_links(limits: Limits | None = None) -> AsyncIterator[LinkPair]:
         address = site.addresses[0].replace("127.0.0.1", "localhost")
         settings = DialSettings(address, node.roots_pem, node.credential.key_pem, node.chain_pem)
         agent_end = await dial_carrier(bridge, settings, limits)
-        pair = make_links(await receive.receive(), agent_end, limits)
-        nursery.start_soon(pair.server.run)
-        nursery.start_soon(pair.agent.run)
-        await pair.agent.wait_attached()
-        await pair.server.wait_attached()
-        yield pair
+        yield await attach_links(nursery, await receive.receive(), agent_end, limits)
         nursery.cancel_scope.cancel()

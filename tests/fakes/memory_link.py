@@ -1,21 +1,25 @@
-"""Two links over a carrier in memory, attached, and streams through them: the core without gRPC."""
+"""Two links over a carrier in memory, attached, and streams through them: the core without gRPC.
+
+Nobody replaces a carrier that is lost here, and by default there is no grace.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
-from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
+from tests.fakes.memory_carrier import memory_carriers
+from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import Carrier
 from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Hello, Rejected, Service, Welcome
+from tunnel_core.frames import Hello, Service, SessionSecret, Welcome
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.names import Target
-from tunnel_core.session import VERSION, AgentSteps, ServerSteps
+from tunnel_core.steps import VERSION, AgentSteps, ServerSteps
 from tunnel_core.stream import Stream
 
 TARGET = Target(host="localhost", port=22)
@@ -33,11 +37,11 @@ def hello(limits: Limits) -> Hello:
     )
 
 
-def welcome(limits: Limits) -> Welcome:
+def welcome(limits: Limits, grace_ms: int = 0) -> Welcome:
     return Welcome(
         version=VERSION,
         session=b"s" * 16,
-        secret=b"x" * 32,
+        secret=SessionSecret(b"x" * 32),
         have=0,
         software="qanat-server/test",
         ping_interval_ms=int(limits.ping_interval_seconds * 1000),
@@ -45,6 +49,7 @@ def welcome(limits: Limits) -> Welcome:
         max_streams=limits.max_streams,
         early_data_limit=limits.early_data,
         initial_credit=limits.initial_credit,
+        grace_ms=grace_ms,
     )
 
 
@@ -66,34 +71,46 @@ class LinkPair:
         return near, far
 
 
-def make_links(
-    server_carrier: Carrier, agent_carrier: Carrier, limits: Limits, answer: Welcome | Rejected | None = None
+async def attach_links(
+    nursery: trio.Nursery, server_carrier: Carrier, agent_carrier: Carrier, limits: Limits
 ) -> LinkPair:
-    """Links that are not running yet."""
+    """Attached links that run in ``nursery``."""
     send, receive = trio.open_memory_channel[Stream](1000)
-    steps = ServerSteps(lambda _: answer or welcome(limits))
-    pools = CreditPool(limits.credit_pool), CreditPool(limits.credit_pool)
-    server = Link(server_carrier, steps, node="edge1", limits=limits, pool=pools[0])
-    agent = Link(
-        agent_carrier,
-        AgentSteps(hello(limits)),
-        node="edge1",
-        limits=limits,
-        pool=pools[1],
-        on_open=send.send_nowait,
-    )
-    return LinkPair(server, agent, receive, (server_carrier, agent_carrier))
+    offer = welcome(limits)
+    begun: list[Link] = []
+
+    def used(attempt: Attempt) -> None:
+        assert attempt.steps.hello is not None
+        begun.append(_link(attempt.steps.hello, offer, limits, opener=True))
+        begun[0].move_to(attempt, 0)
+
+    server = Attempt(server_carrier, ServerSteps(lambda _: offer), used)
+    agent = Attempt(agent_carrier, AgentSteps(hello(limits)))
+    nursery.start_soon(server.settle, limits.attach_timeout_seconds)
+    await agent.settle(limits.attach_timeout_seconds)
+    link = _link(hello(limits), agent.welcome, limits, opener=False, on_open=send.send_nowait)
+    agent.use(link)
+    nursery.start_soon(link.run)
+    await server.wait_settled()
+    nursery.start_soon(begun[0].run)
+    return LinkPair(begun[0], link, receive, (server_carrier, agent_carrier))
+
+
+def _link(
+    said: Hello,
+    answered: Welcome,
+    limits: Limits,
+    *,
+    opener: bool,
+    on_open: Callable[[Stream], None] | None = None,
+) -> Link:
+    pool = CreditPool(limits.credit_pool)
+    return Link(said, answered, opener=opener, node="edge1", limits=limits, pool=pool, on_open=on_open)
 
 
 @asynccontextmanager
 async def memory_links(limits: Limits | None = None) -> AsyncIterator[LinkPair]:
     """Attached links; given up at the end of the block."""
     async with trio.open_nursery() as nursery:
-        ends: tuple[MemoryCarrier, MemoryCarrier] = memory_carriers(nursery)
-        pair = make_links(*ends, limits or Limits())
-        nursery.start_soon(pair.server.run)
-        nursery.start_soon(pair.agent.run)
-        await pair.agent.wait_attached()
-        await pair.server.wait_attached()
-        yield pair
+        yield await attach_links(nursery, *memory_carriers(nursery), limits or Limits())
         nursery.cancel_scope.cancel()

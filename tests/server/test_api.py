@@ -48,6 +48,8 @@ async def test_nodes_attached_and_gone() -> None:
             "name": "edge1",
             "alias": "edge1",
             "state": "attached",
+            "duplicate": False,
+            "lost_seconds": None,
             "address": "192.0.2.1:4711",
             "software": "qanat-agent/0.1.0",
             "round_trip_ms": 12.3,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import trio
@@ -14,6 +14,7 @@ import trio.testing
 
 from tests.fakes import memory_link, pki
 from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
+from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import CarrierPort
 from tunnel_core.counters import Counters
 from tunnel_core.credit import CreditPool
@@ -21,7 +22,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.names import Target, node_alias
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session import VERSION, AgentSteps, AttachRejected
+from tunnel_core.steps import VERSION, AgentSteps, AttachRejected
 from tunnel_core.stream import Stream, StreamReset
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
@@ -29,17 +30,42 @@ from tunnel_server.nodes import Nodes
 TARGET = Target.parse("localhost:22")
 
 
-@dataclasses.dataclass
 class Agent:
     """The agent's end of an attach, and the server's end of its carrier."""
 
     link: Link
-    carrier: MemoryCarrier
+
+    def __init__(self, attempt: Attempt, carrier: MemoryCarrier, nursery: trio.Nursery) -> None:
+        self.attempt = attempt
+        self.carrier = carrier
+        self.nursery = nursery
 
     async def refusal(self) -> AttachRejected:
         with pytest.raises(AttachRejected) as caught:
-            await self.link.wait_attached()
+            await self.welcomed()
         return caught.value
+
+    async def welcomed(self) -> None:
+        await self.attempt.settle(10)
+
+    async def attach(self, limits: Limits) -> None:
+        """Raises ``Refused``."""
+        await self.welcomed()
+        self.use(limits)
+
+    def use(self, limits: Limits) -> None:
+        assert self.attempt.steps.hello is not None
+        self.link = Link(
+            self.attempt.steps.hello,
+            self.attempt.welcome,
+            opener=False,
+            node="edge1",
+            limits=limits,
+            pool=CreditPool(limits.credit_pool),
+            on_open=lambda stream: stream.accept("127.0.0.1:22"),
+        )
+        self.attempt.use(self.link)
+        self.nursery.start_soon(self.link.run)
 
     async def end(self) -> Reason:
         return (await self.link.wait_ended())[0]
@@ -48,38 +74,32 @@ class Agent:
 class Door:
     """A server without anything but its door."""
 
-    def __init__(self, nursery: trio.Nursery, max_agents: int = 100, max_pending: int = 100) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, max_agents: int = 100, max_pending: int = 100, grace_seconds: float = 0
+    ) -> None:
         self.nursery = nursery
-        self.limits = Limits()
+        self.limits = Limits(grace_seconds=grace_seconds)
         self.counters = Counters()
         self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC))
         settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
         pool = CreditPool(self.limits.credit_pool)
         self.attachments = Attachments(settings, self.nodes, pool, nursery, self.counters)
 
-    def dial(
-        self, name: str, *, leaf_pem: bytes | None = None, probe: bool = False, version: int = VERSION
-    ) -> Agent:
-        """An agent of node ``name`` that comes in, with its own certificate unless told otherwise."""
+    def dial(self, name: str, *, leaf_pem: bytes | None = None, **said: Any) -> Agent:
+        """An agent of node ``name`` that comes in, with its own certificate unless told otherwise.
+
+        ``said`` replaces what its hello says.
+        """
         if leaf_pem is None:
             leaf_pem = pki.node_leaf(name).credential.certificate_pem
         near, far = memory_carriers(self.nursery, leaf_pem=leaf_pem)
         self.attachments.take(near)
-        hello = memory_link.hello(self.limits)._replace(version=version)
-        link = Link(
-            far,
-            AgentSteps(hello, probe=probe),
-            node=name,
-            limits=self.limits,
-            pool=CreditPool(self.limits.credit_pool),
-            on_open=lambda stream: stream.accept("127.0.0.1:22"),
-        )
-        self.nursery.start_soon(link.run)
-        return Agent(link, near)
+        hello = memory_link.hello(self.limits)._replace(**said)
+        return Agent(Attempt(far, AgentSteps(hello)), near, self.nursery)
 
-    async def attach(self, name: str) -> Agent:
-        agent = self.dial(name)
-        await agent.link.wait_attached()
+    async def attach(self, name: str, **said: Any) -> Agent:
+        agent = self.dial(name, **said)
+        await agent.attach(self.limits)
         await self.settle()
         return agent
 
@@ -97,17 +117,17 @@ class Door:
 
 
 @asynccontextmanager
-async def open_door(max_agents: int = 100, max_pending: int = 100) -> AsyncIterator[Door]:
+async def open_door(
+    max_agents: int = 100, max_pending: int = 100, grace_seconds: float = 0
+) -> AsyncIterator[Door]:
     async with trio.open_nursery() as nursery:
-        yield Door(nursery, max_agents, max_pending)
+        yield Door(nursery, max_agents, max_pending, grace_seconds)
         nursery.cancel_scope.cancel()
 
 
 async def test_a_node_is_who_its_certificate_says(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
-        agent = door.dial("shop-7.example")
-        await agent.link.wait_attached()
-        await door.settle()
+        agent = await door.attach("shop-7.example")
         [(node, link)] = door.nodes.attached()
         assert (node.name, node.alias) == ("shop-7.example", node_alias("shop-7.example"))
         assert link.session_id == agent.link.session_id
@@ -183,6 +203,10 @@ async def test_the_last_place_goes_to_one_of_two_who_were_both_welcome(
 ) -> None:
     async with open_door(max_agents=1) as door:
         agents = [door.dial("edge1"), door.dial("edge2")]
+        for agent in agents:
+            await agent.welcomed()
+        for agent in agents:
+            agent.use(door.limits)
         await trio.sleep(1)
         assert door.nodes.attached_count == 1
         [loser] = [agent for agent in agents if agent.link.ended is not None]
@@ -213,7 +237,7 @@ async def test_the_newcomer_of_two_with_one_alias_is_turned_away(
     monkeypatch.setattr("tunnel_server.nodes.node_alias", lambda name: "same")
     async with open_door() as door:
         first = await door.attach("edge1")
-        newcomer = door.dial("edge2")
+        newcomer = await door.attach("edge2")
         reason, detail = await newcomer.link.wait_ended()
         assert reason is Reason.AMBIGUOUS_NAME
         assert "rename one of them" in detail
@@ -239,9 +263,9 @@ async def test_who_was_welcome_before_the_stop_and_comes_after_it_is_turned_away
 ) -> None:
     async with open_door() as door:
         agent = door.dial("edge1")
-        while not agent.carrier.packets:  # the welcome
-            await trio.lowlevel.checkpoint()
+        await agent.welcomed()
         door.attachments.drain(8)
+        agent.use(door.limits)
         assert await agent.end() is Reason.SERVER_STOPPING
         assert door.nodes.attached() == []
 
@@ -298,9 +322,9 @@ async def test_a_hello_alone_takes_nothing_over(
     caplog.set_level(logging.INFO)
     async with open_door() as door:
         agent = await door.attach("edge1")
-        check = door.dial("edge1", probe=True)
-        await check.link.wait_attached()
-        check.link.end(Reason.AGENT_STOPPING)
+        check = door.dial("edge1")
+        await check.welcomed()
+        check.attempt.abandon()
         await trio.sleep(door.limits.attach_timeout_seconds + 2)
         assert agent.link.attached
         assert door.link_of("edge1").session_id == agent.link.session_id
@@ -322,15 +346,8 @@ async def test_a_lost_carrier_detaches_the_node_at_once(autojump_clock: trio.tes
         assert node.last_reason is Reason.CARRIER_LOST
 
 
-class FailingCarrier(MemoryCarrier):
-    """Made from one end of a pair; asked for the time of a ping it breaks the link's task."""
-
-    broken: bool = False
-
-    def wake(self) -> None:
-        if self.broken:
-            raise RuntimeError("a bug")
-        super().wake()
+def fail() -> None:
+    raise RuntimeError("a bug")
 
 
 async def test_a_link_that_crashes_takes_neither_server_nor_node_along(
@@ -339,11 +356,11 @@ async def test_a_link_that_crashes_takes_neither_server_nor_node_along(
     async with open_door() as door:
         agent = await door.attach("edge1")
         stream = await door.open("edge1")
-        agent.carrier.__class__ = FailingCarrier
-        agent.carrier.broken = True  # type: ignore[attr-defined]
-        with pytest.raises(StreamReset) as caught:
+        link = door.link_of("edge1")
+        link._session.tick = lambda _: fail()  # type: ignore[method-assign,func-returns-value]
+        agent.carrier.swallow = True
+        with trio.fail_after(100), pytest.raises(StreamReset) as caught:
             await stream.receive_some()
-        agent.carrier.broken = False  # type: ignore[attr-defined]
         assert caught.value.reason is Reason.INTERNAL_ERROR
         await stream.aclose()
         await door.settle()

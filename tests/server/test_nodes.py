@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from tunnel_core.frames import Hello
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.states import LinkState, Loss
+from tunnel_core.steps import AttachRejected
 from tunnel_server import nodes as nodes_module
 from tunnel_server.nodes import Nodes, ago
 
@@ -20,6 +24,9 @@ class PlainLink:
     peer_address: str = "192.0.2.1:5"
     software: str = "qanat-agent/0.1.0"
     ended: list[tuple[Reason, str]] = field(default_factory=list)
+    state: LinkState = LinkState.ATTACHED
+    instance: bytes = b"i"
+    boot: bytes = b"b"
 
     def end(self, reason: Reason, detail: str = "") -> None:
         self.ended.append((reason, detail))
@@ -46,7 +53,7 @@ def nodes(clock: Clock) -> Nodes:
     return Nodes(clock.monotonic, clock.wall)
 
 
-def attach(nodes: Nodes, name: str, **kwargs: str) -> PlainLink:
+def attach(nodes: Nodes, name: str, **kwargs: Any) -> PlainLink:
     link = PlainLink(name, **kwargs)
     nodes.attach(name, link)
     return link
@@ -67,11 +74,67 @@ def test_the_newest_session_takes_over_at_once(nodes: Nodes) -> None:
     assert "198.51.100.9:1" in old.ended[0][1]
     nodes.detach(old, Reason.TAKEN_OVER)
     assert nodes.link_of("edge-7") is new
-    assert [(event.kind, event.session_id) for event in nodes.events] == [
+    assert [(event.kind.value, event.session_id) for event in nodes.events.after()] == [
         ("attached", "aa"),
         ("taken_over", "aa"),
         ("attached", "bb"),
     ]
+
+
+def test_a_lost_link_whose_agent_comes_back_as_another_run_was_restarted(nodes: Nodes) -> None:
+    old = attach(nodes, "edge-7", state=LinkState.GRACE)
+    attach(nodes, "edge-7", instance=b"j")
+    assert [reason for reason, _ in old.ended] == [Reason.AGENT_RESTARTED]
+
+
+def test_a_node_says_what_a_request_would_meet(nodes: Nodes) -> None:
+    link = attach(nodes, "edge-7")
+    [node] = nodes.all()
+    for state in (LinkState.ATTACHED, LinkState.DEGRADED, LinkState.GRACE):
+        link.state = state
+        assert node.state == state.value
+    nodes.note_lost(link, Loss(1.0, Reason.CARRIER_LOST, "reset"))
+    link.peer_address = "198.51.100.9:1"
+    nodes.note_resumed(link)
+    assert node.address == "198.51.100.9:1"
+    nodes.detach(link, Reason.GRACE_EXPIRED, "too late")
+    assert node.state == "gone"
+    events = nodes.events.after(1, "edge-7")
+    assert [(event.id, event.kind.value) for event in events] == [(2, "lost"), (3, "resumed"), (4, "expired")]
+    assert nodes.events.after(0, "edge-8") == []
+
+
+def hello_of(boot: bytes) -> Hello:
+    return Hello(1, 1, b"i", boot, "test")
+
+
+def test_two_machines_do_not_evict_each_other_for_ever(nodes: Nodes, clock: Clock) -> None:
+    boots = [b"one", b"two"] * 2
+    for boot in boots:
+        nodes.check_duplicate("edge-7", hello_of(boot))
+        incumbent = attach(nodes, "edge-7", boot=boot)
+        clock.seconds += 20
+    [node] = nodes.all()
+    assert not nodes.is_duplicate(node)
+    with pytest.raises(AttachRejected) as caught:
+        nodes.check_duplicate("edge-7", hello_of(b"one"))
+    assert caught.value.reason is Reason.DUPLICATE_NODE
+    assert caught.value.retry_after_seconds == 60
+    assert nodes.is_duplicate(node) and not incumbent.ended
+    nodes.check_duplicate("edge-7", hello_of(b"two"))  # the one that is attached may come again
+    incumbent.state = LinkState.GRACE
+    nodes.check_duplicate("edge-7", hello_of(b"one"))  # and who replaces a dead one may, too
+    clock.seconds += 121
+    incumbent.state = LinkState.ATTACHED
+    nodes.check_duplicate("edge-7", hello_of(b"one"))
+    assert not nodes.is_duplicate(node)
+
+
+def test_a_machine_that_restarts_now_and_then_is_no_duplicate(nodes: Nodes, clock: Clock) -> None:
+    for number in range(20):
+        nodes.check_duplicate("edge-7", hello_of(b"%d" % number))
+        attach(nodes, "edge-7", boot=b"%d" % number)
+        clock.seconds += 50
 
 
 def test_attaching_the_same_link_again_does_not_end_it(nodes: Nodes) -> None:

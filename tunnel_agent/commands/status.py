@@ -41,7 +41,9 @@ def command(config: Path | None, as_json: bool) -> None:
         print_json(status)
     else:
         click.echo("\n".join(_lines(status)))
-    click.get_current_context().exit(ExitCode.OK if status["phase"] == "attached" else ExitCode.NOT_ATTACHED)
+    click.get_current_context().exit(
+        ExitCode.OK if status["phase"] in ("attached", "degraded") else ExitCode.NOT_ATTACHED
+    )
 
 
 def _ops_of(config: Path | None) -> Ops:

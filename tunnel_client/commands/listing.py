@@ -27,7 +27,10 @@ _STREAM_COLUMNS = ("stream", "node", "target", "user", "entrance", "age", "in", 
 @bundle_option
 @json_option
 def nodes(bundle: Path | None, as_json: bool) -> None:
-    """List the nodes that the server knows, attached or gone.
+    """List the nodes that the server knows, and what a request to each would meet.
+
+    attached; degraded: it answers late; grace: its link is lost, and its streams wait; gone. "duplicate"
+    beside it: two machines attach as this node.
 
     \b
     Examples:
@@ -123,13 +126,19 @@ def _node_row(node: _Item, now: datetime) -> Row:
 
 
 def _state(node: _Item, now: datetime) -> str:
-    """``attached 3m``, or ``gone 2h ping_timeout``. By the server's clock where it can be."""
-    if node.get("state") != "attached":
-        since = words.age(node.get("last_seen"), now)
-        return " ".join(filter(None, ("gone", since, _text(node, "last_reason"))))
-    with contextlib.suppress(ValueError):
-        now = datetime.fromisoformat(str(node.get("last_seen")))
-    return f"attached {words.age(node.get('since'), now)}".rstrip()
+    """``attached 3m``, ``grace 9s``, ``gone 2h ping_timeout``. By the server's clock where it can be."""
+    words_of_it = [_text(node, "state")]
+    if node.get("state") == "gone":
+        words_of_it += [words.age(node.get("last_seen"), now), _text(node, "last_reason")]
+    elif node.get("state") == "grace":
+        words_of_it.append(words.duration(node.get("lost_seconds")))
+    else:
+        with contextlib.suppress(ValueError):
+            now = datetime.fromisoformat(str(node.get("last_seen")))
+        words_of_it.append(words.age(node.get("since"), now))
+    if node.get("duplicate"):
+        words_of_it.append("duplicate")
+    return " ".join(filter(None, words_of_it))
 
 
 def _service(service: _Item) -> str:

@@ -44,6 +44,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_STALLED_UNDER_PRESSURE: _ClassVar[Reason]
     REASON_OPEN_FLOOD: _ClassVar[Reason]
     REASON_OPEN_TIMEOUT: _ClassVar[Reason]
+    REASON_SEND_MEMORY_FULL: _ClassVar[Reason]
     REASON_SESSION_LOST: _ClassVar[Reason]
     REASON_PING_TIMEOUT: _ClassVar[Reason]
     REASON_CARRIER_LOST: _ClassVar[Reason]
@@ -54,6 +55,10 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_STALE_ATTEMPT: _ClassVar[Reason]
     REASON_UNKNOWN_SESSION: _ClassVar[Reason]
     REASON_PEER_STALLED: _ClassVar[Reason]
+    REASON_GRACE_EXPIRED: _ClassVar[Reason]
+    REASON_AGENT_RESTARTED: _ClassVar[Reason]
+    REASON_SESSION_MISMATCH: _ClassVar[Reason]
+    REASON_DUPLICATE_NODE: _ClassVar[Reason]
     REASON_MALFORMED_PACKET: _ClassVar[Reason]
     REASON_PROTOCOL_ERROR: _ClassVar[Reason]
     REASON_UNKNOWN_FRAME: _ClassVar[Reason]
@@ -100,6 +105,7 @@ REASON_NO_DESCRIPTORS: Reason
 REASON_STALLED_UNDER_PRESSURE: Reason
 REASON_OPEN_FLOOD: Reason
 REASON_OPEN_TIMEOUT: Reason
+REASON_SEND_MEMORY_FULL: Reason
 REASON_SESSION_LOST: Reason
 REASON_PING_TIMEOUT: Reason
 REASON_CARRIER_LOST: Reason
@@ -110,6 +116,10 @@ REASON_ATTACH_TIMEOUT: Reason
 REASON_STALE_ATTEMPT: Reason
 REASON_UNKNOWN_SESSION: Reason
 REASON_PEER_STALLED: Reason
+REASON_GRACE_EXPIRED: Reason
+REASON_AGENT_RESTARTED: Reason
+REASON_SESSION_MISMATCH: Reason
+REASON_DUPLICATE_NODE: Reason
 REASON_MALFORMED_PACKET: Reason
 REASON_PROTOCOL_ERROR: Reason
 REASON_UNKNOWN_FRAME: Reason
@@ -341,10 +351,12 @@ class Welcome(_message.Message):
     def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., have: _Optional[int] = ..., software: _Optional[str] = ..., ping_interval_ms: _Optional[int] = ..., missed_pings: _Optional[int] = ..., max_streams: _Optional[int] = ..., early_data_limit: _Optional[int] = ..., initial_credit: _Optional[int] = ..., alias: _Optional[str] = ..., replica: _Optional[str] = ..., replica_address: _Optional[str] = ..., trust_bundle: _Optional[bytes] = ..., features: _Optional[_Iterable[str]] = ..., grace_ms: _Optional[int] = ..., resumed: _Optional[bool] = ...) -> None: ...
 
 class Use(_message.Message):
-    __slots__ = ("attempt",)
+    __slots__ = ("attempt", "have")
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    HAVE_FIELD_NUMBER: _ClassVar[int]
     attempt: int
-    def __init__(self, attempt: _Optional[int] = ...) -> None: ...
+    have: int
+    def __init__(self, attempt: _Optional[int] = ..., have: _Optional[int] = ...) -> None: ...
 
 class Rejected(_message.Message):
     __slots__ = ("reason", "detail", "retry_after_ms")

@@ -60,10 +60,14 @@ class ApiEntrance:
         return {
             "name": node.name,
             "alias": node.alias,
-            "state": "attached" if link else "gone",
+            "state": node.state,
+            "duplicate": self._nodes.is_duplicate(node),
             "address": node.address,
             "software": node.software,
             "since": iso(node.since if link else node.last_seen_at),
+            "lost_seconds": None
+            if link is None or link.lost_seconds is None
+            else round(link.lost_seconds, 1),
             "last_seen": iso(self._wall() if link else node.last_seen_at),
             "last_reason": node.last_reason.word if node.last_reason else None,
             "services": _services(link),

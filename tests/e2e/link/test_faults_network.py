@@ -17,6 +17,7 @@ def test_the_nat_forgets_its_flows(unharmed: Site) -> None:
         unharmed.network.forget_flows(1)
         # Found by the pings of either side, then a new connection from the edge.
         unharmed.wait_request(deadline_seconds=12)
+        assert answer.echoes(b"after")
     unharmed.check_request()
 
 

@@ -1,0 +1,118 @@
+"""When an agent tries another carrier, and when it moves: each rule by itself, without a clock."""
+
+from __future__ import annotations
+
+import math
+
+from tunnel_core.attempts import Abandon, Attempts, Carried, Start
+
+WELL = Carried(lost=False, quiet=False, heard_at=0.0, round_trip_seconds=0.05)
+QUIET = Carried(lost=False, quiet=True, heard_at=0.0, round_trip_seconds=0.05)
+LOST = Carried(lost=True, quiet=False, heard_at=-math.inf, round_trip_seconds=0.05)
+
+
+def attempts() -> Attempts:
+    return Attempts(patience_seconds=10, max_wait_seconds=30)
+
+
+def starts(machine: Attempts, carried: Carried, until: float, chance: float = 0.5) -> list[float]:
+    """When attempts start if all of them hang until they are abandoned."""
+    times, now = [], 100.0
+    while now < until:
+        actions = machine.poll(now, carried, chance)
+        if any(isinstance(action, Start) for action in actions):
+            times.append(now)
+        now = max(now + 0.01, min(machine.due, until))
+    return times
+
+
+def test_nothing_is_tried_while_all_is_well() -> None:
+    machine = attempts()
+    assert machine.poll(100, WELL, 0.5) == [] and machine.due == math.inf
+
+
+def test_a_lost_carrier_is_replaced_at_once_and_then_every_one_to_two_seconds() -> None:
+    for chance, stride in ((0.0, 1.0), (1.0, 2.0)):
+        machine = attempts()
+        assert machine.poll(100, LOST, chance) == [Start(1, 2.0)]
+        assert machine.due == 100 + stride
+
+
+def test_at_most_two_are_under_way_and_the_oldest_goes_first() -> None:
+    machine = attempts()
+    assert machine.poll(100, QUIET, 0) == [Start(1, 2.0)]
+    assert machine.poll(101, QUIET, 0) == [Start(2, 2.0)]
+    assert machine.poll(102, QUIET, 0) == [Abandon(1), Start(3, 2.0)]
+
+
+def test_a_far_server_gets_more_patience() -> None:
+    machine = attempts()
+    [start] = machine.poll(100, Carried(True, False, -math.inf, 0.7), 0)
+    assert isinstance(start, Start) and start.patience_seconds > 5
+
+
+def test_old_trouble_is_tried_one_at_a_time_with_long_patience_and_growing_waits() -> None:
+    machine = attempts()
+    number, now, gaps, last = 0, 100.0, [], 100.0
+    while now < 1000:
+        for action in machine.poll(now, LOST, 1.0):
+            if isinstance(action, Start):
+                gaps.append(now - last)
+                last, number = now, action.number
+                patience = action.patience_seconds
+        machine.failed(number)
+        now = machine.due
+    assert patience == 10
+    assert gaps[-1] == 30
+    assert sorted(gaps[16:]) == gaps[16:]
+
+
+def test_an_attempt_is_used_only_if_the_old_carrier_brought_nothing_since() -> None:
+    machine = attempts()
+    machine.poll(100, QUIET, 0)
+    assert not machine.welcomed(1, Carried(False, True, 100.2, 0.05))
+    machine.poll(101, QUIET, 0)
+    assert machine.welcomed(2, Carried(False, True, 99.0, 0.05))
+
+
+def test_an_attempt_that_was_abandoned_is_not_used() -> None:
+    machine = attempts()
+    machine.poll(100, QUIET, 0)
+    assert machine.poll(100.5, WELL, 0) == [Abandon(1)]
+    assert not machine.welcomed(1, LOST)
+
+
+def test_all_others_are_abandoned_when_one_is_used() -> None:
+    machine = attempts()
+    machine.poll(100, LOST, 0)
+    machine.poll(101, LOST, 0)
+    assert machine.welcomed(2, LOST)
+    assert machine.moved(101.5) == [Abandon(1)]
+
+
+def test_a_link_that_is_lost_again_and_again_makes_no_tight_loop() -> None:
+    machine = attempts()
+    now, started = 100.0, 0
+    while now < 110:
+        for action in machine.poll(now, LOST, 0):
+            if isinstance(action, Start):
+                started += 1
+                assert machine.welcomed(action.number, LOST)
+                machine.moved(now)
+                machine.poll(now, WELL, 0)
+        now += 0.01
+    assert started <= 11
+
+
+def test_a_changed_route_starts_one_attempt_in_five_seconds() -> None:
+    machine = attempts()
+    started = 0
+    for tick in range(1000):
+        machine.route_changed()
+        started += len([a for a in machine.poll(100 + tick / 100, WELL, 0) if isinstance(a, Start)])
+    assert started == 2
+
+
+def test_hanging_attempts_in_a_young_trouble() -> None:
+    times = starts(attempts(), LOST, 120)
+    assert 12 <= len(times) <= 15

@@ -1,0 +1,170 @@
+"""What the mux says again after a lost carrier, and what all sessions of a process may keep together."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fakes.memory_link import welcome
+from tunnel_core.credit import CreditPool, SendPool
+from tunnel_core.frames import Data, DataParts, Draining, End, Frame, Open, Packet
+from tunnel_core.halves import PeerFault
+from tunnel_core.limits import KIB, Limits
+from tunnel_core.mux import Mux
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.session import Session
+
+REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
+LIMITS = Limits()
+
+
+def opener(limits: Limits = LIMITS, send_pool: SendPool | None = None) -> Mux:
+    return Mux(limits, CreditPool(0), opener=True, send_pool=send_pool)
+
+
+def said(session: Session) -> list[Frame]:
+    packet = session.next_packet(0.0)
+    return list(packet.frames) if packet else []
+
+
+def server(mux: Mux) -> Session:
+    return Session(mux, mux.limits, welcome(LIMITS), pings=False, now=0.0)
+
+
+def test_opens_come_again_first_in_order_and_without_early_data() -> None:
+    mux = opener()
+    session = server(mux)
+    first, second = mux.open(REQUEST, b"early"), mux.open(REQUEST)
+    assert [type(frame) for frame in said(session)] == [Open, Open]
+    second.push(b"later")
+    third = mux.open(REQUEST)
+    session.move(0, 1.0)
+    frames = said(session)
+    opens = [frame for frame in frames if isinstance(frame, Open)]
+    assert [frame.stream for frame in opens] == [1, 3, 5] and third.number == 5
+    assert all(not frame.early_data for frame in opens)
+    data = {frame.stream: bytes(frame.payload) for frame in frames if isinstance(frame, Data)}
+    assert data == {1: b"early", 3: b"later"}
+    assert first.send.confirmed == 0
+
+
+def test_what_the_peer_has_is_confirmed_by_the_move() -> None:
+    mux = opener()
+    session = server(mux)
+    stream = mux.open(REQUEST)
+    stream.push(b"x" * 100)
+    said(session)
+    stream.end()
+    said(session)
+    session.move(1, 1.0)
+    assert stream.send.confirmed == 100
+    assert said(session) == [End(1, 100)]
+    assert mux.unconfirmed == mux.held == 0
+
+
+def test_numbers_rise_on_and_old_ones_confirm_nothing() -> None:
+    mux = opener()
+    session = server(mux)
+    stream = mux.open(REQUEST)
+    stream.push(b"x" * 100)
+    said(session)
+    session.move(0, 1.0)
+    session.receive(Packet(0, 1, ()), 10, 1.0)
+    assert stream.send.confirmed == 0
+    packet = session.next_packet(1.0)
+    assert packet is not None and packet.number == 2
+    session.receive(Packet(0, 2, ()), 10, 1.0)
+    assert stream.send.confirmed == 100
+
+
+def test_the_first_number_on_a_carrier_may_leave_some_out_and_no_other() -> None:
+    session = Session(Mux(LIMITS, CreditPool(0), opener=False), LIMITS, welcome(LIMITS), pings=True, now=0.0)
+    session.move(0, 1.0)
+    session.receive(Packet(7, 0, ()), 10, 1.0)
+    assert session.received == 7
+    with pytest.raises(PeerFault):
+        session.receive(Packet(9, 0, ()), 10, 1.0)
+
+
+def test_a_low_have_is_no_fault_and_one_too_high_is() -> None:
+    mux = opener()
+    session = server(mux)
+    mux.open(REQUEST)
+    said(session)
+    session.receive(Packet(0, 1, ()), 10, 0.0)
+    session.move(0, 1.0)
+    assert said(session) == []
+    with pytest.raises(PeerFault) as caught:
+        session.move(5, 2.0)
+    assert caught.value.reason is Reason.ACK_OF_UNSENT
+
+
+def test_what_the_session_itself_said_comes_again() -> None:
+    session = server(opener())
+    session.say_draining(8)
+    assert said(session) == [Draining(8000)]
+    session.move(0, 1.0)
+    assert said(session) == [Draining(8000)]
+
+
+def test_the_end_and_the_reset_come_again() -> None:
+    mux = opener()
+    session = server(mux)
+    ended, broken = mux.open(REQUEST), mux.open(REQUEST)
+    said(session)
+    session.receive(Packet(0, 1, ()), 10, 0.0)
+    ended.end()
+    broken.reset(Reason.USER_LEFT, "")
+    before = said(session)
+    session.move(1, 1.0)
+    assert sorted(map(str, said(session))) == sorted(map(str, before))
+
+
+def test_nothing_is_due_and_nobody_at_fault_without_a_carrier() -> None:
+    mux = opener()
+    session = server(mux)
+    mux.open(REQUEST)
+    said(session)
+    session.pause()
+    assert session.deadline() == session.late_at() == float("inf")
+    assert not session.tick(10_000.0)
+
+
+def test_a_full_pool_makes_data_wait_and_refuses_opens_while_control_goes_on() -> None:
+    pool = SendPool(64 * KIB)
+    first, second = opener(send_pool=pool), opener(send_pool=pool)
+    greedy, waiting = server(first), server(second)
+    other = second.open(REQUEST)
+    said(waiting)
+    first.open(REQUEST).push(bytes(64 * KIB))
+    while said(greedy):
+        pass
+    assert pool.free <= 0
+    with pytest.raises(Refused) as caught:
+        second.open(REQUEST)
+    assert caught.value.reason is Reason.SEND_MEMORY_FULL
+    woken: list[bool] = []
+    second.wake = lambda: woken.append(True)
+    other.push(b"waits")
+    assert said(waiting) == [] and not second.has_work
+    woken.clear()
+    greedy.receive(Packet(0, greedy._number, ()), 10, 0.0)
+    assert pool.used == 0 and woken
+    [frame] = said(waiting)
+    assert isinstance(frame, Data | DataParts)
+
+
+def test_what_was_taken_back_has_its_place_in_the_pool() -> None:
+    pool = SendPool(10 * KIB)
+    mux = opener(send_pool=pool)
+    session = server(mux)
+    stream = mux.open(REQUEST)
+    stream.push(bytes(10 * KIB))
+    while said(session):
+        pass
+    session.move(0, 1.0)
+    assert pool.used == mux.held == 10 * KIB and mux.unconfirmed == 0
+    while said(session):
+        pass
+    assert mux.unconfirmed == pool.used == 10 * KIB
+    stream.reset(Reason.USER_LEFT, "")
+    assert pool.used == mux.unconfirmed == 0

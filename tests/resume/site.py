@@ -1,0 +1,182 @@
+"""A server's door and an agent that stays attached to it, over a network in the hands of the test.
+
+Everything but gRPC is the real thing: attach steps, sessions, links, attempts, resumption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import trio
+import trio.testing
+
+from tests.fakes import memory_link, pki
+from tests.resume.network import Network
+from tunnel_agent.resume import Resumer
+from tunnel_core.attempt import Attempt
+from tunnel_core.counters import Counters
+from tunnel_core.credit import CreditPool, SendPool
+from tunnel_core.frames import SessionSecret
+from tunnel_core.limits import Limits
+from tunnel_core.link import Link
+from tunnel_core.names import Target
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.steps import AgentSteps
+from tunnel_core.stream import Stream
+from tunnel_server.attach import Attachments, AttachSettings
+from tunnel_server.nodes import Nodes
+
+TARGET = Target.parse("localhost:22")
+LEAF = pki.node_leaf("edge1").credential.certificate_pem
+
+
+class Agent:
+    """One run of an agent: attaches, resumes, and attaches anew when its session has ended."""
+
+    def __init__(self, site: Site, instance: bytes, boot: bytes) -> None:
+        self.link: Link | None = None
+        self.resumer: Resumer | None = None
+        self.ends: list[Reason] = []
+        self.attempts = 0
+        self._site = site
+        self._instance, self._boot = instance, boot
+        self.scope = trio.CancelScope()
+
+    async def run(self) -> None:
+        with self.scope:
+            while True:
+                await self._live_once()
+                await trio.sleep(1)
+
+    async def _live_once(self) -> None:
+        try:
+            attempt = await self.attach(10)
+        except Refused:
+            return
+        site = self._site
+        assert attempt.steps.hello is not None
+        link = self.link = Link(
+            attempt.steps.hello,
+            attempt.welcome,
+            opener=False,
+            node="edge1",
+            limits=site.limits,
+            pool=CreditPool(site.limits.credit_pool),
+            send_pool=SendPool(site.limits.send_pool),
+            on_open=site.take_stream,
+        )
+        attempt.use(link)
+        self.resumer = Resumer(link, self.attach, patience_seconds=10, max_wait_seconds=30)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            nursery.start_soon(self.resumer.run)
+            self.ends.append((await link.wait_ended())[0])
+
+    async def attach(self, patience_seconds: float) -> Attempt:
+        self.attempts += 1
+        link = self.link if self.link and self.link.ended is None else None
+        hello = memory_link.hello(self._site.limits)._replace(
+            attempt=self.attempts,
+            instance=self._instance,
+            boot=self._boot,
+            session=link.welcome.session if link else b"",
+            secret=link.welcome.secret if link else SessionSecret(),
+            have=link.received if link else 0,
+        )
+        near, far = self._site.network.dial(LEAF)
+        self._site.door.take(near)
+        attempt = Attempt(far, AgentSteps(hello))
+        await attempt.settle(patience_seconds)
+        return attempt
+
+
+@dataclass
+class Site:
+    nursery: trio.Nursery
+    limits: Limits
+    network: Network = field(default_factory=Network)
+    far: list[Stream] = field(default_factory=list)
+    """Streams as the agent has them, in the order of their opening."""
+
+    def __post_init__(self) -> None:
+        self.start_server()
+        self.start_agent()
+
+    def start_server(self) -> None:
+        self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC))
+        settings = AttachSettings(pki.TRUST_DOMAIN, 10, self.limits)
+        self.counters = Counters()
+        pool = CreditPool(self.limits.credit_pool)
+        self.door = Attachments(settings, self.nodes, pool, self.nursery, self.counters)
+
+    def kill_server(self) -> list[Link]:
+        """As by kill -9: no bye; its connections break. Returns its links, which are dead."""
+        links = [link for _, link in self.nodes.attached()]
+        for end in self.network.ends:
+            if end.peer.leaf_pem:
+                end.abandon()
+                end.under_way.clear()
+        self.start_server()
+        return links
+
+    def start_agent(self, instance: bytes = b"i" * 16, boot: bytes = b"b" * 16) -> None:
+        self.agent = Agent(self, instance, boot)
+        self.nursery.start_soon(self.agent.run)
+
+    def kill_agent(self) -> None:
+        """As by kill -9: no bye; its connections break."""
+        for end in self.network.ends:
+            if not end.peer.leaf_pem:
+                end.abandon()
+                end.under_way.clear()
+        self.agent.scope.cancel()
+
+    def take_stream(self, stream: Stream) -> None:
+        self.far.append(stream)
+        stream.accept("127.0.0.1:22")
+
+    @property
+    def link(self) -> Link:
+        """The server's."""
+        return self.nodes.link_of("edge1")
+
+    def open(self) -> Stream:
+        return self.link.open(TARGET, user="kim", entrance="tcp")
+
+    async def settle(self) -> None:
+        """Until nobody has anything to do without the clock; the network does not move."""
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def flush(self) -> None:
+        """The network moves everything, until all is quiet."""
+        await self.settle()
+        while self.network.flush():
+            await self.settle()
+
+    async def pass_time(self, seconds: float, step: float = 0.25) -> None:
+        """Time in which the network works."""
+        end = trio.current_time() + seconds
+        while trio.current_time() < end:
+            await self.flush()
+            await trio.sleep(step)
+        await self.flush()
+
+    async def streams(self) -> tuple[Stream, Stream]:
+        """A new stream as both ends have it."""
+        near = self.open()
+        await self.flush()
+        return near, self.far[-1]
+
+
+@asynccontextmanager
+async def open_site(limits: Limits | None = None) -> AsyncIterator[Site]:
+    """An attached site. Needs an autojump clock."""
+    async with trio.open_nursery() as nursery:
+        site = Site(nursery, limits or Limits())
+        await site.pass_time(1)
+        assert site.link.attached
+        yield site
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,136 @@
+"""A real TCP connection between agent and server is cut, and the streams go on over the next."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import trio
+
+from tests.fakes import pki
+from tests.fakes.grpc_site import open_site
+from tunnel_agent.connect import Connector, ProxyChoice
+from tunnel_core.counters import Counters
+from tunnel_core.credit import CreditPool
+from tunnel_core.identity import Role
+from tunnel_core.limits import MIB, Limits
+from tunnel_core.names import Target
+from tunnel_core.reasons import Reason
+from tunnel_core.stream import Stream
+from tunnel_server.attach import Attachments, AttachSettings
+from tunnel_server.events import Kind, NodeEvent
+from tunnel_server.nodes import Nodes
+
+
+class Wire:
+    """A TCP port that leads to another one, and can be cut."""
+
+    def __init__(self, port: int, nursery: trio.Nursery) -> None:
+        self.port = 0
+        self._target = port
+        self._nursery = nursery
+        self._scopes: set[trio.CancelScope] = set()
+
+    async def open(self) -> None:
+        listeners = await self._nursery.start(trio.serve_tcp, self._carry, 0)
+        self.port = listeners[0].socket.getsockname()[1]
+
+    def cut(self) -> None:
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def _carry(self, near: trio.SocketStream) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            async with (
+                near,
+                await trio.open_tcp_stream("127.0.0.1", self._target) as far,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(_pump, near, far)
+                nursery.start_soon(_pump, far, near)
+        self._scopes.discard(scope)
+
+
+async def _pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+    try:
+        async for data in source:
+            await sink.send_all(data)
+    except trio.BrokenResourceError:
+        pass
+
+
+@asynccontextmanager
+async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChannel[Stream]]]:
+    nodes, limits = Nodes(trio.current_time, lambda: datetime.now(UTC)), Limits()
+    send, receive = trio.open_memory_channel[Stream](10)
+    there = trio.Event()
+
+    def heard(_: NodeEvent) -> None:
+        there.set()
+
+    nodes.events.on_event = heard
+
+    def take(stream: Stream) -> None:
+        stream.accept("127.0.0.1:22")
+        send.send_nowait(stream)
+
+    async with open_site() as site, trio.open_nursery() as nursery:
+        settings = AttachSettings(pki.TRUST_DOMAIN, 10, limits)
+        door = Attachments(settings, nodes, CreditPool(limits.credit_pool), nursery, Counters())
+        site.server._on_carrier = door.take
+        wire = Wire(site.port, nursery)
+        await wire.open()
+        connector = Connector(
+            bridge=site.bridge,
+            bundle=pki.bundle_of(Role.NODE, "edge1"),
+            proxy=ProxyChoice(environment={}),
+            limits=limits,
+            connect_timeout_seconds=5,
+            services=(),
+            on_open=take,
+        )
+        with trio.fail_after(60):
+            async with connector.open_link(f"localhost:{wire.port}"):
+                await there.wait()
+                yield nodes, wire, receive
+        nursery.cancel_scope.cancel()
+
+
+async def test_streams_go_on_over_the_next_connection() -> None:
+    content = bytes(range(256)) * 1024 * 64  # 16 MiB
+    async with attached() as (nodes, wire, opened):
+        near = nodes.link_of("edge1").open(Target.parse("localhost:22"), user="kim", entrance="tcp")
+        far = await opened.receive()
+        digests = {"down": hashlib.sha256(), "up": hashlib.sha256()}
+
+        async def send(stream: Stream) -> None:
+            for start in range(0, len(content), MIB):
+                await stream.send_all(content[start : start + MIB])
+                await trio.sleep(0.02)
+            await stream.send_eof()
+
+        async def receive(stream: Stream, name: str) -> None:
+            async for data in stream:
+                digests[name].update(data)
+
+        async def cut() -> None:
+            for _ in range(3):
+                await trio.sleep(0.3)
+                wire.cut()
+
+        session = nodes.link_of("edge1").session_id
+        async with trio.open_nursery() as both:
+            both.start_soon(send, near)
+            both.start_soon(send, far)
+            both.start_soon(receive, near, "up")
+            both.start_soon(receive, far, "down")
+            both.start_soon(cut)
+        true = hashlib.sha256(content).digest()
+        assert [digest.digest() for digest in digests.values()] == [true, true]
+        assert Kind.RESUMED in [event.kind for event in nodes.events.after()]
+        assert nodes.link_of("edge1").session_id == session
+        for stream in (near, far):
+            stream.reset(Reason.USER_LEFT)

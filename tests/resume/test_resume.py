@@ -1,0 +1,259 @@
+"""Sessions that outlive their carriers, rule by rule, in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.resume.site import Site, open_site
+from tunnel_core.limits import KIB, Limits
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.states import LinkState
+from tunnel_core.stream import Stream, StreamReset
+
+
+def lose_all(site: Site) -> None:
+    """Both ends of every carrier break at once, and nothing that is under way arrives."""
+    for end in list(site.network.ends):
+        end.under_way.clear()
+        end.lose()
+
+
+def read(stream: Stream) -> bytes:
+    received = bytearray()
+    while data := stream.receive_nowait(1 << 20):
+        received += data
+    return bytes(received)
+
+
+async def test_a_stream_goes_on_over_the_next_carrier(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        near, far = await site.streams()
+        near.put_nowait(b"before ")
+        await site.flush()
+        near.put_nowait(b"lost with the carrier ")
+        for end in site.network.ends:
+            end.take()
+        lose_all(site)
+        near.put_nowait(b"and after")
+        near.finish_nowait()
+        session = site.link.session_id
+        assert site.link.state is LinkState.GRACE
+        await site.pass_time(0.5)
+        assert site.link.state is LinkState.ATTACHED and site.link.session_id == session
+        assert read(far) == b"before lost with the carrier and after"
+        assert far.receive_nowait(1) == b""
+        far.put_nowait(b"answer")
+        far.finish_nowait()
+        await site.pass_time(1)
+        assert read(near) == b"answer" and near.receive_nowait(1) == b""
+        assert site.counters.attaches == {"ok": 1, "resumed": 1}
+        for stream in (near, far):
+            stream.close_nowait()
+        await site.pass_time(1)
+        assert not site.link.streams and not list(site.link.mux_streams)
+        assert site.door.send_pool.used == 0
+
+
+async def test_what_the_peer_has_is_not_sent_again(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        near, _ = await site.streams()
+        near.put_nowait(bytes(50 * KIB))
+        await site.flush()
+        lose_all(site)  # before anything was confirmed
+        await site.settle()
+        session = site.link._session
+        await site.pass_time(0.5)
+        assert near.bytes_out == 50 * KIB
+        assert session.mux.unconfirmed == 0 and near._mux.send.queued == 0
+
+
+async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        near, far = await site.streams()
+        old = site.link._way
+        for end in list(site.network.ends):
+            if not end.peer.leaf_pem:
+                end.lose()
+        for _ in range(8):  # the old carrier's server end still works, and nobody tells it
+            await site.settle()
+            for end in site.network.ends:
+                if end.port is not old:
+                    end.take()
+                    end.deliver()
+        assert site.link._way is not old and site.link.attached
+        near.put_nowait(b"on the new one")
+        await site.pass_time(0.5)
+        assert read(far) == b"on the new one"
+
+
+async def test_late_only_starts_attempts_and_the_old_carrier_stays_if_it_lives(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_site() as site:
+        await site.streams()
+        way, attempts = site.link._way, site.agent.attempts
+        await trio.sleep(4.5)  # nothing moves, and nothing is lost
+        assert site.agent.attempts > attempts
+        assert site.agent.link is not None and site.agent.link.state is LinkState.DEGRADED
+        # The old carrier's packets arrive first, then the welcomes.
+        for end in site.network.ends:
+            if end.port in (way, site.agent.link._way):
+                while end.take() or end.deliver():
+                    pass
+        await site.pass_time(1)
+        assert site.link._way is way
+        assert site.agent.link.state is LinkState.ATTACHED
+        assert "resumed" not in site.counters.attaches
+
+
+async def test_a_black_hole_is_left_within_seconds_of_a_way_out(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        near, far = await site.streams()
+        dead = list(site.network.ends)
+        site.network.ends.clear()  # neither end is told anything
+        near.put_nowait(b"?")
+        start = trio.current_time()
+        while not far._mux.recv.buffered:
+            await site.flush()
+            await trio.sleep(0.1)
+            assert trio.current_time() < start + 3.5
+        assert read(far) == b"?"
+        assert all(end.port is None for end in dead), "abandoned by both ends"
+
+
+async def test_grace_that_runs_out_resets_at_both_ends(autojump_clock: MockClock) -> None:
+    async with open_site(Limits(grace_seconds=10)) as site:
+        near, far = await site.streams()
+        session = site.link.session_id
+        lose_all(site)
+        for _ in range(60):
+            await trio.sleep(0.25)
+            lose_all(site)
+        for stream in (near, far):
+            with pytest.raises(StreamReset) as caught:
+                stream.receive_nowait(1)
+            assert caught.value.reason is Reason.GRACE_EXPIRED
+            assert "did not come back within 10 s" in caught.value.detail
+        assert site.counters.session_ends == {"grace_expired": 1}
+        await site.pass_time(40)
+        assert site.link.attached and site.link.session_id != session
+
+
+async def test_an_open_waits_a_little_for_the_link(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        await site.flush()
+        lose_all(site)
+        await site.settle()
+        first = site.open()
+        await site.pass_time(1)
+        await first.wait_opened()
+        lose_all(site)
+        await site.settle()
+        second = site.open()
+        start = trio.current_time()
+        with pytest.raises(Refused) as caught:
+            await second.wait_opened()
+        assert trio.current_time() - start == pytest.approx(3, abs=0.1)
+        assert caught.value.reason is Reason.NODE_NOT_ATTACHED
+        assert "link lost 3 s ago" in caught.value.detail
+        opened = len(site.far)
+        await site.pass_time(3)
+        assert len(site.far) == opened, "it left no trace"
+
+
+async def test_a_restarted_agent_resets_the_old_streams_at_once(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        near, _ = await site.streams()
+        site.kill_agent()
+        await site.settle()
+        await site.flush()
+        assert site.link.state is LinkState.GRACE
+        site.start_agent(b"j" * 16)
+        await site.pass_time(0.5)
+        with pytest.raises(StreamReset) as caught:
+            near.receive_nowait(1)
+        assert caught.value.reason is Reason.AGENT_RESTARTED
+        assert site.link.attached
+
+
+async def test_a_restarted_server_resets_the_old_streams_at_once(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        _, far = await site.streams()
+        site.kill_server()
+        await site.pass_time(0.75)
+        with pytest.raises(StreamReset) as caught:
+            far.receive_nowait(1)
+        assert caught.value.reason is Reason.UNKNOWN_SESSION
+        await site.pass_time(3)
+        assert site.link.attached and site.agent.ends == [Reason.UNKNOWN_SESSION]
+
+
+async def test_a_wrong_secret_disturbs_nobody(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        near, far = await site.streams()
+        assert site.agent.link is not None
+        true = site.agent.link.welcome
+        site.agent.link.welcome = true._replace(secret=type(true.secret)(b"guess" * 6))
+        caught: list[Refused] = []
+
+        async def steal() -> None:
+            try:
+                await site.agent.attach(5)
+            except Refused as refused:
+                caught.append(refused)
+
+        site.nursery.start_soon(steal)
+        await site.pass_time(1)
+        assert [refused.reason for refused in caught] == [Reason.SESSION_MISMATCH]
+        site.agent.link.welcome = true
+        near.put_nowait(b"undisturbed")
+        await site.pass_time(1)
+        assert read(far) == b"undisturbed"
+
+
+async def test_a_changed_route_tries_at_once_and_not_too_often(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        await site.flush()
+        way, before = site.link._way, site.agent.attempts
+        assert site.agent.resumer is not None
+        for _ in range(5):
+            site.agent.resumer.route_changed()
+            await site.settle()
+        assert site.agent.attempts == before + 1
+        await site.pass_time(6)
+        assert site.link._way is way, "its ping was answered, so it stays"
+        site.agent.resumer.route_changed()
+        await site.settle()
+        assert site.agent.attempts == before + 2
+
+
+async def test_a_bye_ends_without_grace_and_nothing_waits_for_a_carrier(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        near, _ = await site.streams()
+        lose_all(site)
+        await site.settle()
+        link, start = site.link, trio.current_time()
+        link.end(Reason.SERVER_STOPPING)
+        await link.wait_given_up()
+        assert trio.current_time() == start
+        with pytest.raises(StreamReset):
+            near.receive_nowait(1)
+        await site.pass_time(3)
+        assert site.agent.ends == [Reason.UNKNOWN_SESSION]
+
+
+async def test_idle_links_ping_seldom_and_busy_ones_every_second(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        await site.pass_time(20)
+        assert site.agent.link is not None
+        session = site.agent.link._session
+        before = session._token
+        await site.pass_time(30)
+        assert session._token - before == 2
+        near, _ = await site.streams()
+        before = session._token
+        await site.pass_time(10)
+        assert 9 <= session._token - before <= 11
+        near.reset(Reason.USER_LEFT)

@@ -1,0 +1,137 @@
+"""Keeps the session of one link going over carrier after carrier. ``attempts`` decides; this does.
+
+Every attempt is a new connection to the server that holds the session, its name looked up anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from typing import Protocol
+
+import trio
+
+from tunnel_core.attempt import Attempt
+from tunnel_core.attempts import Abandon, Action, Attempts, Carried, Start
+from tunnel_core.link import Link
+from tunnel_core.logs import log_event
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.states import LinkEvent
+
+_log = logging.getLogger("qanat.attach")
+
+_TRY_AGAIN = {
+    Reason.CARRIER_LOST,
+    Reason.ATTACH_TIMEOUT,
+    Reason.STALE_ATTEMPT,
+    Reason.TOO_MANY_SESSIONS,
+    Reason.SERVER_STOPPING,
+    Reason.INTERNAL_ERROR,
+}
+"""Failures of one attempt. Any other refusal says that this session will never be resumed."""
+
+
+class Attach(Protocol):
+    """Makes a carrier that was welcomed for the link's session. Raises ``Refused``."""
+
+    async def __call__(self, patience_seconds: float) -> Attempt: ...
+
+
+class Resumer:
+    """Runs beside its link, and ends with it."""
+
+    def __init__(
+        self, link: Link, attach: Attach, *, patience_seconds: float, max_wait_seconds: float
+    ) -> None:
+        self._link = link
+        self._attach = attach
+        self._attempts = Attempts(patience_seconds=patience_seconds, max_wait_seconds=max_wait_seconds)
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._timer = trio.CancelScope()
+        link.on_event = self._befell
+
+    def route_changed(self) -> None:
+        """The kernel has another way to the server now: the carrier may be dead, and says nothing."""
+        self._attempts.route_changed()
+        self._look()
+
+    def _befell(self, _: Link, event: LinkEvent) -> None:
+        link = self._link
+        if event is LinkEvent.RESUMED:
+            log_event(_log, logging.INFO, "resumed the session", session=link.session_id)
+        elif event is LinkEvent.LOST and link.lost is not None:
+            sentence = f"the link was lost: {link.lost.detail}; its streams wait"
+            fields = {"reason": link.lost.reason, "streams": len(link.streams)}
+            log_event(_log, logging.WARNING, sentence, session=link.session_id, **fields)
+        self._look()
+
+    def _look(self) -> None:
+        self._timer.cancel()
+
+    async def run(self) -> None:
+        """Replaces carriers until the link has ended, or until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_around, nursery)
+            await self._link.wait_ended()
+            nursery.cancel_scope.cancel()
+
+    async def _look_around(self, nursery: trio.Nursery) -> None:
+        while True:
+            now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
+            self._act(self._attempts.poll(now, self._carried(), chance), nursery)
+            with trio.CancelScope(deadline=self._next_look()) as self._timer:
+                await trio.sleep_forever()
+
+    def _next_look(self) -> float:
+        """While something is late, each answer may be the one that ends it: look again soon."""
+        if self._attempts.due == math.inf:
+            return math.inf
+        return min(self._attempts.due, trio.current_time() + self._link.patience_seconds / 4)
+
+    def _carried(self) -> Carried:
+        link = self._link
+        return Carried(link.lost is not None, link.is_quiet, link.heard_at, link.round_trip_seconds or 0.0)
+
+    def _act(self, actions: list[Action], nursery: trio.Nursery) -> None:
+        for action in actions:
+            if isinstance(action, Abandon):
+                self._abandon(action.number)
+            else:
+                self._link.ping_now()
+                nursery.start_soon(self._try, action)
+
+    def _abandon(self, number: int) -> None:
+        scope = self._scopes.get(number)
+        if scope is not None:
+            scope.cancel()
+
+    async def _try(self, start: Start) -> None:
+        number = start.number
+        with trio.CancelScope() as self._scopes[number]:
+            try:
+                self._decide(number, await self._attach(start.patience_seconds))
+            except Refused as refused:
+                self._note_failure(refused)
+        del self._scopes[number]
+        self._attempts.failed(number)
+        self._look()
+
+    def _decide(self, number: int, attempt: Attempt) -> None:
+        """The server answered: move, or stay with what is there. Raises ``Refused``."""
+        link = self._link
+        if link.ended is not None or not self._attempts.welcomed(number, self._carried()):
+            attempt.abandon()
+        elif attempt.welcome.resumed:
+            attempt.use(link)
+            for action in self._attempts.moved(trio.current_time()):
+                self._abandon(action.number)
+        else:
+            attempt.abandon()
+            raise Refused(Reason.UNKNOWN_SESSION)
+
+    def _note_failure(self, refused: Refused) -> None:
+        if refused.reason in _TRY_AGAIN:
+            log_event(_log, logging.INFO, f"not resumed yet: {refused.detail}", reason=refused.reason)
+        else:
+            self._link.end(refused.reason, refused.detail)

@@ -1,0 +1,177 @@
+"""One carrier for all of its life: first it goes through the attach, then it moves a link's packets.
+
+An attempt that a link has moved away from, or that lost a race, is abandoned: whatever still comes over
+its carrier is dropped. So at no moment two carriers move the packets of one session.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from tunnel_core.carrier import Carrier
+from tunnel_core.codec import encode_packet
+from tunnel_core.frames import Frame, Malformed, Packet, Rejected, Use, Welcome
+from tunnel_core.halves import PeerFault
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.steps import AgentSteps, ServerSteps
+
+if TYPE_CHECKING:
+    from tunnel_core.link import Link
+
+_log = logging.getLogger(__name__)
+
+_FAREWELL_SECONDS = 1.0
+"""How long a rejection may take to leave."""
+
+
+class Attempt:
+    """A ``CarrierPort``. ``on_used`` (server) joins it to a link, or raises ``Refused``; never blocks."""
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        steps: ServerSteps | AgentSteps,
+        on_used: Callable[[Attempt], None] | None = None,
+    ) -> None:
+        self.carrier = carrier
+        self.steps = steps
+        self.peer_address = carrier.peer.address
+        self.failure: Refused | None = None
+        self.answered_at = math.inf  # when the welcome was made
+        self._on_used = on_used
+        self._link: Link | None = None
+        self._out: list[Frame] = [steps.hello] if isinstance(steps, AgentSteps) else []
+        self._saying_no = False
+        self._settled = trio.Event()
+        self._lost = trio.Event()
+
+    async def settle(self, seconds: float) -> None:
+        """Takes the carrier through the attach: to the welcome (agent), to its use (server).
+
+        Raises ``Refused``, ``ATTACH_TIMEOUT`` after ``seconds``. Whoever fails, or is cancelled, leaves no
+        carrier behind; an agent that was welcomed must ``use`` or ``abandon`` it.
+        """
+        try:
+            self.carrier.start(self)
+            with trio.move_on_after(seconds):
+                await self._settled.wait()
+            if not self._settled.is_set():
+                self._fail(Refused(Reason.ATTACH_TIMEOUT, "the attach was not completed in time"))
+            if self._saying_no:
+                with trio.move_on_after(_FAREWELL_SECONDS):
+                    await self._lost.wait()
+        except BaseException:
+            self.abandon()
+            raise
+        if self.failure is not None:
+            self.abandon()
+            raise self.failure
+
+    async def wait_settled(self) -> None:
+        """Waits until the attach went as far as it will."""
+        await self._settled.wait()
+
+    def use(self, link: Link) -> None:
+        """Agent: the one carrier of ``link`` from here on. Call it once, after the welcome.
+
+        Raises ``Refused`` if the carrier was lost meanwhile; the link is as before then.
+        """
+        assert isinstance(self.steps, AgentSteps) and self.steps.welcome is not None
+        if self._lost.is_set():
+            raise Refused(Reason.CARRIER_LOST, "the carrier broke before it was used")
+        self._out.append(Use(self.steps.hello.attempt, link.received))
+        link.move_to(self, self.steps.welcome.have)
+
+    def carry(self, link: Link) -> None:
+        """What comes is for ``link``, and what goes is asked of it."""
+        self._link = link
+        self._settled.set()
+
+    def abandon(self) -> None:
+        """Nothing moves over this carrier any more. Idempotent."""
+        self._link = None
+        self._lost.set()
+        self.carrier.abandon()
+
+    @property
+    def welcome(self) -> Welcome:
+        """What the server answered. Only after it did."""
+        assert self.steps.welcome is not None
+        return self.steps.welcome
+
+    # What the carrier calls.
+
+    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
+        if self._link is not None:
+            self._link.packet_received(packet, size)
+        elif not self._settled.is_set():
+            self._attach_step(packet)
+
+    def next_packet(self) -> bytes | None:
+        if self._out:
+            frames, self._out = self._out, []
+            return encode_packet(0, 0, frames)
+        return self._link.next_packet() if self._link is not None else None
+
+    def carrier_lost(self, detail: str) -> None:
+        self._lost.set()
+        if self._link is not None:
+            self._link.carrier_lost(detail)
+        else:
+            self._fail(Refused(Reason.CARRIER_LOST, detail))
+
+    # The attach.
+
+    def _attach_step(self, packet: Packet | Malformed) -> None:
+        try:
+            if isinstance(packet, Malformed):
+                raise PeerFault(Reason.MALFORMED_PACKET, packet.why)
+            for frame in packet.frames:
+                self._take(frame)
+        except Refused as refused:
+            self._fail(refused)
+        except PeerFault as fault:
+            self._fail(Refused(fault.reason, fault.detail))
+        except Exception:
+            _log.exception("the attach from %s failed", self.peer_address)
+            self._fail(Refused(Reason.INTERNAL_ERROR))
+
+    def _take(self, frame: Frame) -> None:
+        if isinstance(self.steps, AgentSteps):
+            self.steps.receive(frame)
+            self._settled.set()
+            return
+        answer = self.steps.receive(frame)
+        if isinstance(answer, Rejected):
+            self._reject(answer)
+        elif answer is not None:
+            self.answered_at = trio.current_time()
+            self._say(answer)
+        else:
+            self._join()
+
+    def _join(self) -> None:
+        assert self._on_used is not None
+        try:
+            self._on_used(self)
+        except Refused as refused:
+            self._reject(Rejected(refused.reason, refused.detail))
+
+    def _reject(self, rejected: Rejected) -> None:
+        self._saying_no = True
+        self._say(rejected)
+        self._fail(Refused(rejected.reason, rejected.detail))
+
+    def _say(self, frame: Frame) -> None:
+        self._out.append(frame)
+        self.carrier.wake()
+
+    def _fail(self, refused: Refused) -> None:
+        if not self._settled.is_set():
+            self.failure = refused
+            self._settled.set()

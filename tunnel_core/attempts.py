@@ -1,0 +1,154 @@
+"""When an agent tries another carrier for its session, and when it moves. No I/O, no clock, no chance.
+
+1. Trouble is: no carrier, or something late while nothing was heard, or a route that changed. It only
+   starts attempts beside the carrier that is there; a congested link must not be flooded with copies.
+2. Quick while the trouble is young: a new attempt every one to two seconds, each with little patience,
+   because whoever waits for TCP's back-off comes back seconds late. Both stretch with the round trip, or
+   a satellite would never be reached. At most two at a time, the oldest is abandoned first.
+3. Later one at a time, with full jitter, a cap, and long patience: the network is away, or the server, and
+   a fleet must not come back in one instant.
+4. Make before break. An attempt that was welcomed is used only if the old carrier is gone, or brought
+   nothing since the attempt began. Otherwise it is dropped: the old one is alive, however slow.
+5. Trouble that is over abandons what is under way. What comes soon after is the same trouble.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+QUICK_SECONDS = 30.0
+"""How long trouble counts as young."""
+CALM_SECONDS = 30.0
+"""Without trouble for so long, the next one is a new one."""
+_STRIDE_SECONDS = 1.0
+_STRIDE_ROUND_TRIPS = 4.0
+_STRIDES_OF_PATIENCE = 2.0
+_AT_ONCE = 2
+_ROUTE_SECONDS = 5.0
+_FIRST_WINDOW_SECONDS = 2.0
+
+
+class Start(NamedTuple):
+    """Begin attempt ``number``, and give it so long."""
+
+    number: int
+    patience_seconds: float
+
+
+class Abandon(NamedTuple):
+    number: int
+
+
+Action: TypeAlias = Start | Abandon
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """How the session stands. ``heard_at``: when its carrier last brought anything; -inf without one."""
+
+    lost: bool
+    quiet: bool
+    heard_at: float
+    round_trip_seconds: float
+
+
+class Attempts:
+    """The attempts of one session. Call ``poll`` when ``due`` says so, and whenever something happened."""
+
+    def __init__(self, *, patience_seconds: float, max_wait_seconds: float) -> None:
+        self._patience = patience_seconds
+        self._max_wait = max_wait_seconds
+        self._under_way: dict[int, float] = {}  # when each began
+        self._last_number = 0
+        self._next_at = self._started_at = -math.inf
+        self._began_at: float | None = None  # the trouble, unless there has been calm for long since
+        self._calm_since = -math.inf
+        self._in_trouble = False
+        self._was_lost = False
+        self._window = _FIRST_WINDOW_SECONDS
+        self._route_at = -math.inf
+        self._route_changed = False
+
+    @property
+    def due(self) -> float:
+        """When ``poll`` has something to do, if nothing else happens."""
+        return self._next_at if self._in_trouble else math.inf
+
+    def route_changed(self) -> None:
+        """The way to the server is another one now; the next ``poll`` sees to it."""
+        self._route_changed = True
+
+    def poll(self, now: float, carried: Carried, chance: float) -> list[Action]:
+        """What is to be done now. ``chance`` is a random number from 0 to 1."""
+        changed, self._route_changed = self._route_changed and now >= self._route_at + _ROUTE_SECONDS, False
+        if changed:
+            self._route_at = now
+            return self._start(now, carried, chance)
+        if not carried.lost and not carried.quiet:
+            return self._calm_down(now)
+        self._note_trouble(now, carried)
+        if now < self._next_at or (self._under_way and not self._is_young(now)):
+            return []
+        return self._start(now, carried, chance)
+
+    def _note_trouble(self, now: float, carried: Carried) -> None:
+        if not self._in_trouble:
+            self._in_trouble = True
+            if self._began_at is None or now >= self._calm_since + CALM_SECONDS:
+                self._began_at, self._window = now, _FIRST_WINDOW_SECONDS
+                self._next_at = now
+        if carried.lost and not self._was_lost and self._is_young(now):
+            # At once, as nothing is left that could come back by itself; but not in a tight loop.
+            self._next_at = min(self._next_at, max(now, self._started_at + _STRIDE_SECONDS))
+        self._was_lost = carried.lost
+
+    def _calm_down(self, now: float) -> list[Action]:
+        self._was_lost = False
+        if not self._in_trouble:
+            return []
+        self._in_trouble, self._calm_since = False, now
+        return self._abandon_all()
+
+    def _is_young(self, now: float) -> bool:
+        return self._began_at is None or now < self._began_at + QUICK_SECONDS
+
+    def _start(self, now: float, carried: Carried, chance: float) -> list[Action]:
+        actions: list[Action] = []
+        while len(self._under_way) >= _AT_ONCE:
+            oldest = next(iter(self._under_way))
+            del self._under_way[oldest]
+            actions.append(Abandon(oldest))
+        self._last_number += 1
+        self._under_way[self._last_number] = self._started_at = now
+        patience = self._schedule(now, carried, chance)
+        return [*actions, Start(self._last_number, patience)]
+
+    def _schedule(self, now: float, carried: Carried, chance: float) -> float:
+        """Sets when the next one is due; returns the patience for this one."""
+        if self._is_young(now):
+            stride = max(_STRIDE_SECONDS, _STRIDE_ROUND_TRIPS * carried.round_trip_seconds)
+            self._next_at = now + stride * (1 + chance)
+            return min(self._patience, _STRIDES_OF_PATIENCE * stride)
+        self._next_at = now + self._window * chance
+        self._window = min(self._max_wait, 2 * self._window)
+        return self._patience
+
+    def failed(self, number: int) -> None:
+        """An attempt came to nothing."""
+        self._under_way.pop(number, None)
+
+    def welcomed(self, number: int, carried: Carried) -> bool:
+        """Whether this attempt is to be used. If so all others are to be abandoned, and if not it is."""
+        began = self._under_way.pop(number, None)
+        return began is not None and (carried.lost or carried.heard_at < began)
+
+    def moved(self, now: float) -> list[Action]:
+        """The session goes on over a new carrier."""
+        self._in_trouble, self._was_lost, self._calm_since = False, False, now
+        return self._abandon_all()
+
+    def _abandon_all(self) -> list[Action]:
+        numbers, self._under_way = list(self._under_way), {}
+        return [Abandon(number) for number in numbers]

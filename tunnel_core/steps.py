@@ -1,0 +1,69 @@
+"""The three steps of an attach, for each side: hello, welcome (or rejected), use. No I/O, no clock.
+
+They are apart from the session, because a session outlives its carriers and each carrier has to pass
+them. Attempts race, so the welcome moves nothing: the agent says ``use`` on the one it chose, and the
+server moves then. A probe never says it, and so takes nothing from anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tunnel_core.frames import Frame, Hello, Rejected, Use, Welcome
+from tunnel_core.halves import PeerFault
+from tunnel_core.reasons import Reason, Refused
+
+VERSION = 1
+
+
+class AttachRejected(Refused):
+    """The server refused the attach; ``retry_after_seconds`` is its advice, 0 for none."""
+
+    def __init__(self, rejected: Rejected) -> None:
+        super().__init__(rejected.reason, rejected.detail)
+        self.retry_after_seconds = rejected.retry_after_ms / 1000
+
+
+class ServerSteps:
+    """The server's part. ``offer`` decides on a hello: a welcome or a rejection."""
+
+    def __init__(self, offer: Callable[[Hello], Welcome | Rejected]) -> None:
+        self._offer = offer
+        self.hello: Hello | None = None
+        self.welcome: Welcome | None = None
+        self.use: Use | None = None
+
+    def receive(self, frame: Frame) -> Frame | None:
+        """Takes the next frame of the attach; returns the answer. Raises ``PeerFault``."""
+        if isinstance(frame, Hello) and self.hello is None:
+            self.hello = frame
+            answer = self._offer(frame)
+            self.welcome = answer if isinstance(answer, Welcome) else None
+            return answer
+        expected = self.hello and self.welcome and not self.use
+        if isinstance(frame, Use) and expected and frame.attempt == self.hello.attempt:  # type: ignore[union-attr]
+            self.use = frame
+            return None
+        raise PeerFault(
+            Reason.PROTOCOL_ERROR, f"a {type(frame).__name__} frame before the attach was complete"
+        )
+
+
+class AgentSteps:
+    """The agent's part. What comes after the welcome is the agent's choice."""
+
+    def __init__(self, hello: Hello) -> None:
+        self.hello = hello
+        self.welcome: Welcome | None = None
+
+    def receive(self, frame: Frame) -> None:
+        """Takes the server's answer. Raises ``AttachRejected`` or ``PeerFault``."""
+        if isinstance(frame, Rejected):
+            raise AttachRejected(frame)
+        if not isinstance(frame, Welcome) or self.welcome is not None:
+            raise PeerFault(Reason.PROTOCOL_ERROR, f"a {type(frame).__name__} frame in answer to hello")
+        if frame.version != VERSION:
+            raise PeerFault(
+                Reason.VERSION_MISMATCH, f"the server speaks version {frame.version}, not {VERSION}"
+            )
+        self.welcome = frame

@@ -1,0 +1,67 @@
+"""Which sessions this server holds, and who may go on with one. No I/O, no clock.
+
+A session is its agent's who shows the node's certificate and the secret of the welcome. One that ended
+is unknown, as one of a server before this one is: the agent gets a new session, and learns that the
+old one is lost. Attempts race, so only one above the highest that was used may be used.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tunnel_core.frames import Hello
+from tunnel_core.reasons import Reason, Refused
+
+if TYPE_CHECKING:
+    from tunnel_core.link import Link
+
+
+@dataclass(slots=True)
+class Held:
+    """One session. ``used`` is the highest attempt that it was moved to."""
+
+    node: str
+    link: Link
+    used: int
+
+
+class Sessions:
+    """The sessions that have not ended, by their ids."""
+
+    def __init__(self) -> None:
+        self._held: dict[bytes, Held] = {}
+
+    def add(self, link: Link, attempt: int) -> None:
+        """A new session, which its first attempt carries."""
+        self._held[link.welcome.session] = Held(link.node, link, attempt)
+
+    def discard(self, link: Link) -> None:
+        """It ended."""
+        self._held.pop(link.welcome.session, None)
+
+    def maybe_find(self, node: str, hello: Hello) -> Held | None:
+        """The session that ``node`` asks to go on with; None for a new one.
+
+        Raises ``Refused`` for another node's session, a wrong secret, an attempt that comes too late.
+        """
+        held = self._held.get(hello.session) if hello.session else None
+        if held is None or held.link.ended is not None:
+            return None
+        if held.node != node or not hmac.compare_digest(held.link.welcome.secret, hello.secret):
+            raise Refused(Reason.SESSION_MISMATCH)
+        _check_attempt(held, hello.attempt)
+        return held
+
+    def use(self, held: Held, attempt: int) -> None:
+        """The session moves to this attempt now. Asked again, as time has passed since its hello."""
+        if held.link.ended is not None:
+            raise Refused(Reason.UNKNOWN_SESSION)
+        _check_attempt(held, attempt)
+        held.used = attempt
+
+
+def _check_attempt(held: Held, attempt: int) -> None:
+    if attempt <= held.used:
+        raise Refused(Reason.STALE_ATTEMPT, f"attempt {attempt} after attempt {held.used} was used")
