@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from tunnel_agent.link_view import LinkHistory, LinkState, LinkView
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason
 
@@ -93,10 +94,15 @@ class AgentState:
 
     def __post_init__(self) -> None:
         self.started_at = self.since = self.clock()
+        self.history = LinkHistory(self.clock)
 
     @property
     def is_attached(self) -> bool:
         return self.link is not None
+
+    @property
+    def link_view(self) -> LinkView:
+        return self.history.view(self.link.round_trip_seconds if self.link else None)
 
     @property
     def is_stopping(self) -> bool:
@@ -110,9 +116,13 @@ class AgentState:
         self._enter(Phase.ATTACHED)
         self.link = link
         self.sessions += 1
+        self.history.enter(LinkState.ATTACHED)
 
-    def detached(self) -> None:
-        self.link = None
+    def detached(self, reason: Reason | None = None, detail: str = "") -> None:
+        """The session is over, if there was one. Without a detail the last trouble tells why."""
+        if self.link is not None:
+            self.link = None
+            self.history.enter(LinkState.AWAY, reason, detail or self._last_trouble)
 
     def waiting(self, seconds: float) -> None:
         self._enter(Phase.WAITING)
@@ -123,6 +133,10 @@ class AgentState:
 
     def trouble(self, text: str) -> None:
         self.troubles.append(Trouble(self.clock(), text))
+
+    @property
+    def _last_trouble(self) -> str:
+        return self.troubles[-1].text if self.troubles else ""
 
     def _enter(self, phase: Phase) -> None:
         if self.phase not in {phase, Phase.STOPPING}:
