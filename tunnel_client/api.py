@@ -18,14 +18,18 @@ _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 ACCEPT_JSON = ("accept", "application/json")
 
 
-async def ask(dialer: Dialer, page: str) -> dict[str, Any]:
-    """The JSON object at ``/api/v1/<page>``. Raises ``Refused`` or ``ServerUnreachable``."""
+async def ask(dialer: Dialer, page: str, *, wait_seconds: float = 0.0) -> dict[str, Any]:
+    """The JSON object at ``/api/v1/<page>``. Raises ``Refused`` or ``ServerUnreachable``.
+
+    ``wait_seconds`` is how long the server was asked to hold the answer back.
+    """
+    seconds = _ANSWER_SECONDS + wait_seconds
     stream = await dialer.dial()
     try:
-        with trio.fail_after(_ANSWER_SECONDS):
+        with trio.fail_after(seconds):
             return await _ask(stream, dialer.name, page)
     except trio.TooSlowError:
-        raise ServerUnreachable(f"{dialer.name} did not answer within {_ANSWER_SECONDS:g} s") from None
+        raise ServerUnreachable(f"{dialer.name} did not answer within {seconds:g} s") from None
     except trio.BrokenResourceError as error:
         raise broken_off(dialer.name, error) from None
     finally:

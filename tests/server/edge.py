@@ -14,6 +14,7 @@ from tunnel_core.counters import Counters
 from tunnel_core.frames import Service
 from tunnel_core.settings import Log
 from tunnel_server.admission import Admission
+from tunnel_server.events import Events
 from tunnel_server.listeners import Handler, Listener, listen_tcp
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
@@ -35,6 +36,7 @@ class Edge:
     counters: Counters
     records: Records
     opener: Opener
+    events: Events
     dialled: list[trio.SocketStream] = field(default_factory=list)
 
     def attach(self, name: str, agent: Agent, *services: Service) -> FakeLink:
@@ -64,7 +66,7 @@ async def open_edge() -> AsyncIterator[Edge]:
     opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            edge = Edge(nursery, nodes, counters, records, opener)
+            edge = Edge(nursery, nodes, counters, records, opener, Events(now, counters))
             try:
                 yield edge
             finally:
