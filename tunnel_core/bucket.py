@@ -4,8 +4,8 @@
    more than there is room for.
 2. ``take`` never refuses, because confirmations and pings must leave, else a full bucket would look
    like a dead link. What goes beyond the room is a debt that is paid back before there is room again.
-3. ``deadline`` waits for a good piece, not for one byte: a packet for every byte that becomes due would
-   be all framing.
+3. Less room than a good piece is none, and ``deadline`` waits for one: a packet for every few bytes that
+   become due would be all framing.
 4. Whoever has bytes and finds no room says so (``hold``). The time from there to the next ``take``, and
    the bytes of that take, are what the cap costs; metrics show both.
 """
@@ -17,7 +17,10 @@ import math
 _BURST_SECONDS = 0.1
 _PIECE_SECONDS = 0.02
 _MIN_BURST_BYTES = 4096
-"""Below it the framing of a packet would outweigh its content."""
+_MIN_PIECE_BYTES = 512
+"""With less the framing of a packet would outweigh its content."""
+_ROUNDING = 0.99
+"""The part of a piece that counts as one, so that whoever wakes at the deadline finds room."""
 
 
 class Bucket:
@@ -29,15 +32,15 @@ class Bucket:
         self.burst = burst or max(_MIN_BURST_BYTES, int(rate * _BURST_SECONDS))
         self.delayed_seconds = 0.0
         self.delayed_bytes = 0
-        self._piece = max(1, min(self.burst, int(rate * _PIECE_SECONDS)))
+        self._piece = min(self.burst, max(_MIN_PIECE_BYTES, int(rate * _PIECE_SECONDS)))
         self._level = float(self.burst)
         self._at = -math.inf
         self._held_since: float | None = None
 
     def room(self, now: float) -> int:
-        """Bytes that may be taken now; 0 in debt."""
+        """Bytes that may be taken now; 0 in debt, or if they are too few to be worth a packet."""
         self._fill(now)
-        return max(0, int(self._level))
+        return int(self._level) if self._level >= self._piece * _ROUNDING else 0
 
     def take(self, count: int, now: float) -> None:
         """``count`` bytes leave now, whether there is room or not."""
