@@ -9,6 +9,7 @@ import h11
 import trio
 
 from tunnel_client.dial import Dialer, ServerUnreachable
+from tunnel_core.command_line import printable
 from tunnel_core.http import REASON_HEADER, HttpClientConnection, exchange, header_values
 from tunnel_core.reasons import Reason, Refused
 
@@ -70,11 +71,6 @@ def broken_off(name: str, error: trio.BrokenResourceError) -> Refused | ServerUn
     if "certificate" in str(error) or "unknown ca" in str(error):
         return Refused(Reason.UNAUTHENTICATED, f"{name} refused the bundle's certificate: {error}")
     return ServerUnreachable(f"{name} broke off the connection: {error}")
-
-
-def printable(text: str) -> str:
-    """Text of others without what a terminal would obey."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _reason_words(response: h11.Response | h11.InformationalResponse) -> list[bytes]:

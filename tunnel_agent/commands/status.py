@@ -14,7 +14,7 @@ from tunnel_agent.commands.options import config_option, json_option
 from tunnel_agent.load import load_config
 from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, because
 from tunnel_core import paths
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config import ConfigError
 from tunnel_core.settings import ListenAddress, Ops
 
@@ -42,7 +42,7 @@ def command(config: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(status)
     else:
-        click.echo("\n".join(_lines(status)))
+        click.echo("\n".join(map(printable, _lines(status))))
     click.get_current_context().exit(ExitCode.OK if _is_attached(status) else ExitCode.NOT_ATTACHED)
 
 

@@ -13,11 +13,11 @@ import click
 import trio
 
 from tunnel_client import words
-from tunnel_client.api import ask, printable
+from tunnel_client.api import ask
 from tunnel_client.commands.options import access, bundle_option, json_option, run
 from tunnel_client.dial import Dialer, ServerUnreachable
 from tunnel_client.tables import Row, show
-from tunnel_core.command_line import print_json
+from tunnel_core.command_line import print_json, printable
 
 _COLUMNS = ("time", "node", "event", "reason", "detail")
 _POLL_SECONDS = 25
