@@ -24,14 +24,14 @@ RESUMED = "resumed"
 """An event's kind beside those named like the states: back from grace with every stream."""
 
 
-class LinkState(enum.Enum):
+class ViewState(enum.Enum):
     ATTACHED = "attached"
     DEGRADED = "degraded"
     GRACE = "grace"
     AWAY = "away"
 
 
-class LinkEvent(NamedTuple):
+class ViewEvent(NamedTuple):
     """A change of state. ``at`` is Unix time."""
 
     at: float
@@ -44,17 +44,17 @@ class LinkEvent(NamedTuple):
 class LinkView:
     """Times are Unix times. ``grace_until`` counts in grace only; ``events`` are newest first."""
 
-    state: LinkState
+    state: ViewState
     since: float
     reason: Reason | None
     detail: str
     grace_until: float
     round_trip_seconds: float | None
-    events: tuple[LinkEvent, ...]
+    events: tuple[ViewEvent, ...]
 
     @property
     def is_attached(self) -> bool:
-        return self.state in {LinkState.ATTACHED, LinkState.DEGRADED}
+        return self.state in {ViewState.ATTACHED, ViewState.DEGRADED}
 
 
 class LinkHistory:
@@ -62,21 +62,21 @@ class LinkHistory:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._state = LinkState.AWAY
+        self._state = ViewState.AWAY
         self._since = clock()
         self._reason: Reason | None = None
         self._detail = "not attached yet"
         self._grace_until = 0.0
-        self._events: deque[LinkEvent] = deque(maxlen=_KEPT_EVENTS)
+        self._events: deque[ViewEvent] = deque(maxlen=_KEPT_EVENTS)
 
     def enter(
-        self, state: LinkState, reason: Reason | None = None, detail: str = "", *, grace_seconds: float = 0.0
+        self, state: ViewState, reason: Reason | None = None, detail: str = "", *, grace_seconds: float = 0.0
     ) -> None:
         """The link is in ``state`` from now on. To enter the present state again only renews the why."""
         now = self._clock()
         if state is not self._state:
-            back = self._state is LinkState.GRACE and state is LinkState.ATTACHED
-            self._events.appendleft(LinkEvent(now, RESUMED if back else state.value, reason, detail))
+            back = self._state is ViewState.GRACE and state is ViewState.ATTACHED
+            self._events.appendleft(ViewEvent(now, RESUMED if back else state.value, reason, detail))
             self._state, self._since = state, now
             self._grace_until = now + grace_seconds
         self._reason, self._detail = reason, detail

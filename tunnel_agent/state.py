@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from tunnel_agent.link_view import LinkHistory, LinkState, LinkView
+from tunnel_agent.link_view import LinkHistory, LinkView, ViewState
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason
 
@@ -116,13 +116,13 @@ class AgentState:
         self._enter(Phase.ATTACHED)
         self.link = link
         self.sessions += 1
-        self.history.enter(LinkState.ATTACHED)
+        self.history.enter(ViewState.ATTACHED)
 
     def detached(self, reason: Reason | None = None, detail: str = "") -> None:
         """The session is over, if there was one. Without a detail the last trouble tells why."""
         if self.link is not None:
             self.link = None
-            self.history.enter(LinkState.AWAY, reason, detail or self._last_trouble)
+            self.history.enter(ViewState.AWAY, reason, detail or self._last_trouble)
 
     def waiting(self, seconds: float) -> None:
         self._enter(Phase.WAITING)

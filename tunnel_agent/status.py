@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tunnel_agent.connect import SOFTWARE
-from tunnel_agent.link_view import LinkEvent, LinkState, LinkView
+from tunnel_agent.link_view import LinkView, ViewEvent, ViewState
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.frames import Service
 from tunnel_core.ops import Answer, Page
@@ -103,7 +103,7 @@ def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[st
 
 
 def _link_status(view: LinkView, now: float) -> LinkStatus:
-    in_grace = view.state is LinkState.GRACE
+    in_grace = view.state is ViewState.GRACE
     return LinkStatus(
         state=view.state.value,
         since=_iso(view.since),
@@ -116,7 +116,7 @@ def _link_status(view: LinkView, now: float) -> LinkStatus:
     )
 
 
-def _link_event(event: LinkEvent) -> Mapping[str, str]:
+def _link_event(event: ViewEvent) -> Mapping[str, str]:
     return {
         "at": _iso(event.at),
         "kind": event.kind,

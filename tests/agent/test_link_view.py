@@ -8,7 +8,7 @@ import pytest
 
 from tests.agent.test_status import EVIL, SERVICES, Clock, FakeLink, page_of, state_of
 from tunnel_agent.commands.status import _is_attached, _lines
-from tunnel_agent.link_view import LinkHistory, LinkState
+from tunnel_agent.link_view import LinkHistory, ViewState
 from tunnel_agent.state import AgentState
 from tunnel_agent.status import as_json, status_of
 from tunnel_core.reasons import Reason
@@ -29,7 +29,7 @@ def kinds(state: AgentState) -> list[str]:
 def in_grace(clock: Clock) -> AgentState:
     state = state_of(clock, FakeLink())
     clock.now += 60
-    state.history.enter(LinkState.GRACE, Reason.CARRIER_LOST, "connection reset", grace_seconds=120)
+    state.history.enter(ViewState.GRACE, Reason.CARRIER_LOST, "connection reset", grace_seconds=120)
     clock.now += 8
     return state
 
@@ -54,12 +54,12 @@ def test_attached() -> None:
 def test_degraded_is_attached_and_says_why() -> None:
     clock = Clock()
     state = state_of(clock, FakeLink())
-    state.history.enter(LinkState.DEGRADED, None, "nothing confirmed for 2 s")
+    state.history.enter(ViewState.DEGRADED, None, "nothing confirmed for 2 s")
     clock.now += 3
     assert line(state) == "degraded for 3 s (nothing confirmed for 2 s), server a:7001"
     assert _is_attached(told(state))
     assert "answers late for 3 s" in page_of(state)
-    state.history.enter(LinkState.ATTACHED)
+    state.history.enter(ViewState.ATTACHED)
     assert kinds(state) == ["attached", "degraded", "attached"]
 
 
@@ -78,7 +78,7 @@ def test_in_grace_says_since_when_why_and_how_long_yet() -> None:
 
 def test_back_from_grace_is_resumed() -> None:
     state = in_grace(Clock())
-    state.history.enter(LinkState.ATTACHED)
+    state.history.enter(ViewState.ATTACHED)
     assert kinds(state) == ["resumed", "grace", "attached"]
     assert told(state)["link"]["grace_seconds_left"] is None
     assert "resumed" in page_of(state)
@@ -117,8 +117,8 @@ def test_events_are_told_newest_first_and_bounded() -> None:
     history = LinkHistory(clock)
     for _ in range(30):
         clock.now += 1
-        history.enter(LinkState.DEGRADED, None, "late")
-        history.enter(LinkState.ATTACHED)
+        history.enter(ViewState.DEGRADED, None, "late")
+        history.enter(ViewState.ATTACHED)
     events = history.view(None).events
     assert len(events) == 20
     assert [event.kind for event in events[:2]] == ["attached", "degraded"]
@@ -127,9 +127,9 @@ def test_events_are_told_newest_first_and_bounded() -> None:
 def test_the_same_state_again_renews_the_why_alone() -> None:
     clock = Clock()
     history = LinkHistory(clock)
-    history.enter(LinkState.GRACE, Reason.CARRIER_LOST, "connection reset", grace_seconds=120)
+    history.enter(ViewState.GRACE, Reason.CARRIER_LOST, "connection reset", grace_seconds=120)
     clock.now += 5
-    history.enter(LinkState.GRACE, Reason.CARRIER_LOST, "the last attempt failed", grace_seconds=120)
+    history.enter(ViewState.GRACE, Reason.CARRIER_LOST, "the last attempt failed", grace_seconds=120)
     view = history.view(None)
     assert (view.since, view.grace_until) == (clock.now - 5, clock.now + 115)
     assert view.detail == "the last attempt failed"

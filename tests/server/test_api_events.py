@@ -15,7 +15,8 @@ from tunnel_core.counters import Counters
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.entrances import api_events
 from tunnel_server.entrances.api_events import MAX_LISTED, Question, parse_question
-from tunnel_server.events import Events
+from tunnel_server.events import Events, Kind
+from tunnel_server.followers import Followers
 from tunnel_server.nodes import Nodes
 
 PATH = api_events.PATH
@@ -26,9 +27,9 @@ def kinds(body: Any) -> list[tuple[str, str]]:
 
 
 def filled(edge: Edge) -> Edge:
-    edge.events.note("attached", "edge1")
-    edge.events.note("attached", "edge2")
-    edge.events.note("lost", "edge1", Reason.PING_TIMEOUT, "nothing heard for 30 s")
+    edge.followers.events.add(Kind.ATTACHED, "edge1", "facade00")
+    edge.followers.events.add(Kind.ATTACHED, "edge2", "facade00")
+    edge.followers.events.add(Kind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "nothing heard for 30 s")
     return edge
 
 
@@ -38,10 +39,11 @@ async def test_events_are_listed_whole() -> None:
         assert (status, len(body["events"]), body["gap"]) == (200, 3, False)
         lost = body["events"][2]
         assert lost.pop("at").endswith("Z")
-        assert lost.pop("id") == body["last"] == edge.events.last
+        assert lost.pop("id") == body["last"] == edge.followers.events.last_id
         assert lost == {
             "kind": "lost",
             "node": "edge1",
+            "session": "facade00",
             "reason": "ping_timeout",
             "detail": "nothing heard for 30 s",
         }
@@ -51,13 +53,13 @@ async def test_of_one_node_by_name_or_alias_after_an_id() -> None:
     async with open_edge() as edge:
         edge.attach("a.very.dotted.name", echo)
         alias = edge.nodes.all()[0].alias
-        filled(edge).events.note("lost", "a.very.dotted.name")
+        filled(edge).followers.events.add(Kind.LOST, "a.very.dotted.name", "facade00")
         _, body = await get(edge, f"{PATH}?node={alias}")
         assert kinds(body) == [("a.very.dotted.name", "lost")]
-        _, body = await get(edge, f"{PATH}?node=edge1&after={edge.events.last - 3}")
+        _, body = await get(edge, f"{PATH}?node=edge1&after={edge.followers.events.last_id - 3}")
         assert kinds(body) == [("edge1", "lost")]
         _, body = await get(edge, f"{PATH}?node=never-seen")
-        assert (body["events"], body["last"]) == ([], edge.events.last)
+        assert (body["events"], body["last"]) == ([], edge.followers.events.last_id)
 
 
 async def test_a_follower_is_told_at_once() -> None:
@@ -71,34 +73,35 @@ async def test_a_follower_is_told_at_once() -> None:
 
             nursery.start_soon(follow)
             await trio.sleep(0.1)
-            edge.events.note("resumed", "edge3")
+            edge.followers.events.add(Kind.RESUMED, "edge3", "facade00")
 
 
 async def test_a_quiet_node_is_an_empty_answer() -> None:
     async with open_edge() as edge:
-        _, body = await get(filled(edge), f"{PATH}?after={edge.events.last}&wait=0.05")
-        assert (body["events"], body["last"], body["gap"]) == ([], edge.events.last, False)
+        _, body = await get(filled(edge), f"{PATH}?after={edge.followers.events.last_id}&wait=0.05")
+        assert (body["events"], body["last"], body["gap"]) == ([], edge.followers.events.last_id, False)
 
 
 async def test_a_long_poll_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
-    events = Events(now, Counters())
+    followers = Followers(Events(now), Counters())
     with trio.fail_after(31):
-        await api_events.answer(events, Nodes(trio.current_time, now), parse_question("wait=9999"))
+        await api_events.answer(followers, Nodes(trio.current_time, now), parse_question("wait=9999"))
     assert trio.current_time() >= 30 - 1e-6
 
 
 async def test_more_than_fits_one_answer_is_read_in_several() -> None:
-    events, nodes = Events(now, Counters()), Nodes(trio.current_time, now)
-    start = events.last
+    events, nodes = Events(now), Nodes(trio.current_time, now)
+    followers = Followers(events, Counters())
+    start = events.last_id
     for number in range(MAX_LISTED + 5):
-        events.note("attached", f"edge{number}")
-    first = await api_events.answer(events, nodes, Question(after=start))
+        events.add(Kind.ATTACHED, f"edge{number}", "facade00")
+    first = await api_events.answer(followers, nodes, Question(after=start))
     assert first["last"] == start + MAX_LISTED
-    rest = await api_events.answer(events, nodes, Question(after=start + MAX_LISTED))
-    assert rest["last"] == events.last
+    rest = await api_events.answer(followers, nodes, Question(after=start + MAX_LISTED))
+    assert rest["last"] == events.last_id
     assert json.dumps(rest).count('"kind"') == 5
-    newest = await api_events.answer(events, nodes, Question())
-    assert newest["last"] == events.last
+    newest = await api_events.answer(followers, nodes, Question())
+    assert newest["last"] == events.last_id
 
 
 async def test_a_gap_is_told() -> None:

@@ -15,7 +15,7 @@ import h11
 from tunnel_core.http import HttpConnection
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.entrances import api_events
-from tunnel_server.events import Events
+from tunnel_server.followers import Followers
 from tunnel_server.nodes import Node, Nodes
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ class ApiEntrance:
     """Answers GET requests. ``monotonic`` is the clock of the links, ``wall`` gives UTC."""
 
     def __init__(
-        self, nodes: Nodes, events: Events, monotonic: Callable[[], float], wall: Callable[[], datetime]
+        self, nodes: Nodes, followers: Followers, monotonic: Callable[[], float], wall: Callable[[], datetime]
     ) -> None:
         self._nodes = nodes
-        self._events = events
+        self._followers = followers
         self._monotonic = monotonic
         self._wall = wall
         self._pages: dict[str, Callable[[], Json]] = {
@@ -58,7 +58,7 @@ class ApiEntrance:
 
     async def _answer(self, path: str, query: str) -> Json:
         if path == api_events.PATH:
-            return await api_events.answer(self._events, self._nodes, api_events.parse_question(query))
+            return await api_events.answer(self._followers, self._nodes, api_events.parse_question(query))
         return self._pages[path]()
 
     def _all_nodes(self) -> Json:

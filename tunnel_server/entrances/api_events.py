@@ -17,7 +17,8 @@ from urllib.parse import parse_qsl
 import trio
 
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.events import Event, Events
+from tunnel_server.events import Events, NodeEvent
+from tunnel_server.followers import Followers
 from tunnel_server.nodes import Nodes
 
 PATH = "/api/v1/events"
@@ -71,15 +72,15 @@ def _bad(sentence: str) -> Refused:
     return Refused(Reason.BAD_REQUEST, sentence)
 
 
-async def answer(events: Events, nodes: Nodes, question: Question) -> dict[str, object]:
+async def answer(followers: Followers, nodes: Nodes, question: Question) -> dict[str, object]:
     """The page. Raises ``Refused`` if too many follow, or the node's name is ambiguous."""
     node = (nodes.name_of(question.node) or question.node) if question.node else ""
-    after = question.after
+    events, after = followers.events, question.after
     if question.wait_seconds:
-        after = events.last if after is None else after
+        after = events.last_id if after is None else after
         with trio.move_on_after(question.wait_seconds):
-            await events.wait_newer(after, node)
-    found = events.newest(MAX_LISTED, node) if after is None else events.since(after, MAX_LISTED, node)
+            await followers.wait_newer(after, node)
+    found = events.newest(MAX_LISTED, node) if after is None else events.after(after, node, MAX_LISTED)
     return {
         "events": [_as_json(event) for event in found],
         "last": _last(events, found, is_first_look=after is None),
@@ -87,12 +88,19 @@ async def answer(events: Events, nodes: Nodes, question: Question) -> dict[str, 
     }
 
 
-def _last(events: Events, found: list[Event], *, is_first_look: bool) -> int:
+def _last(events: Events, found: list[NodeEvent], *, is_first_look: bool) -> int:
     """From where to go on: the end of the ring, unless more stands behind what was given."""
-    return events.last if is_first_look or len(found) < MAX_LISTED else found[-1].id
+    return events.last_id if is_first_look or len(found) < MAX_LISTED else found[-1].id
 
 
-def _as_json(event: Event) -> dict[str, object]:
+def _as_json(event: NodeEvent) -> dict[str, object]:
     at = event.at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    reason = event.reason.word if event.reason else None
-    return {**event._asdict(), "at": at, "reason": reason}
+    return {
+        "id": event.id,
+        "at": at,
+        "kind": event.kind.value,
+        "node": event.node,
+        "session": event.session_id,
+        "reason": event.reason.word if event.reason else None,
+        "detail": event.detail,
+    }
