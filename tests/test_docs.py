@@ -25,7 +25,7 @@ from tunnel_agent.config import AgentConfig
 from tunnel_core import metrics
 from tunnel_core.command_line import ExitCode, exit_code_of
 from tunnel_core.config import Source, parse
-from tunnel_core.counters import Counters, NodeSample
+from tunnel_core.counters import CapSample, Counters, NodeSample
 from tunnel_core.reasons import Reason
 from tunnel_core.settings import ListenAddress, Mode, Secret
 from tunnel_server.config import ServerConfig
@@ -233,6 +233,7 @@ def all_counted() -> Counters:
     counters.refused_unauthenticated("web", Reason.BAD_REQUEST)
     counters.attached()
     counters.session_ended(Reason.TAKEN_OVER)
+    counters.node_event("attached")
     counters.dialled("web", 0.1)
     counters.first_byte("web", 0.1)
     return counters
@@ -240,7 +241,10 @@ def all_counted() -> Counters:
 
 def test_every_metric_is_described_with_its_labels() -> None:
     nodes = [NodeSample("edge1", round_trip_seconds=0.1)]
-    page = metrics.exposition(all_counted().snapshot(sessions=1, nodes=nodes, software="qanat/1")).decode()
+    snapshot = all_counted().snapshot(
+        sessions=1, nodes=nodes, software="qanat/1", cap=CapSample(1000, 0.5, 100)
+    )
+    page = metrics.exposition(snapshot).decode()
     shown = {}
     for family in text_string_to_metric_families(page):
         if family.name.startswith("qanat_"):

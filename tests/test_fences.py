@@ -34,10 +34,11 @@ DECISIONS = [
     *("tunnel_core." + name for name in ("codec", "messages", "wire", "frames", "limits", "reasons")),
     *("tunnel_core." + name for name in ("names", "identity", "session", "mux", "halves", "credit")),
     *("tunnel_core." + name for name in ("steps", "states", "attempts")),
-    *("tunnel_core." + name for name in ("settings", "http_head")),
+    *("tunnel_core." + name for name in ("settings", "http_head", "bucket", "profiles")),
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
     *("tunnel_server." + name for name in ("sessions", "duplicates", "events")),
-    *("tunnel_agent." + name for name in ("targets", "proxy", "config")),
+    *("tunnel_agent." + name for name in ("targets", "proxy", "config", "netlink", "route_change")),
+    "tunnel_agent.link_view",
 ]
 """What decides does no I/O, and asks nobody for the time or for chance."""
 

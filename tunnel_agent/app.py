@@ -18,7 +18,8 @@ from tunnel_agent.state import AgentState
 from tunnel_agent.status import status_routes
 from tunnel_agent.tls import TargetTls
 from tunnel_core.bridge import Bridge, open_bridge
-from tunnel_core.counters import Counters, Snapshot
+from tunnel_core.bucket import Bucket
+from tunnel_core.counters import CapSample, Counters, Snapshot
 from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.log_batches import hold_lines
 from tunnel_core.logs import log_event
@@ -65,6 +66,8 @@ class Agent:
         self._left = trio.Event()
         self.state = AgentState(installation.node, installation.servers)
         self.counters = Counters()
+        rate = installation.config.link.max_bytes_per_second
+        self.cap = Bucket(rate) if rate else None
         self.pages = self._make_pages()
         self.serving = self._make_serving()
         self._attacher = self._make_attacher(bridge)
@@ -83,6 +86,7 @@ class Agent:
             sessions=int(self.state.is_attached),
             software=SOFTWARE,
             credit_granted_bytes=link.credit_granted if link else 0,
+            cap=_sample(self.cap) if self.cap else None,
         )
 
     def _mux_streams(self) -> Iterable[MuxStream]:
@@ -130,3 +134,7 @@ class Agent:
             with trio.move_on_after(_FAREWELL_SECONDS):
                 await self._left.wait()
         self._nursery.cancel_scope.cancel()
+
+
+def _sample(cap: Bucket) -> CapSample:
+    return CapSample(cap.rate, cap.delayed_seconds, cap.delayed_bytes)

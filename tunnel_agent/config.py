@@ -14,6 +14,7 @@ import attrs
 from tunnel_agent.proxy import ProxyError, parse_proxy
 from tunnel_agent.targets import Entry, parse_entry
 from tunnel_core.names import Target
+from tunnel_core.profiles import ProfileName
 from tunnel_core.settings import (
     BadValue,
     Log,
@@ -30,6 +31,9 @@ from tunnel_core.settings import (
 if TYPE_CHECKING:
     from tunnel_core.config import Source
 
+MIN_BYTES_PER_SECOND = 1000
+"""With less the link could not even carry its own pings and confirmations."""
+MAX_BYTES_PER_SECOND = 10**10
 STATUS_SERVICE = "status"
 """The built-in service: the agent's own status page."""
 
@@ -64,6 +68,21 @@ class Session:
     attach_timeout_seconds: Seconds = Seconds(10.0)
     retry_max_seconds: Seconds = Seconds(30.0)
     """The cap of the back-off; waits are random between 0 and the back-off (full jitter)."""
+
+
+@attrs.frozen(kw_only=True)
+class Link:
+    """What the way to the server costs and may carry."""
+
+    profile: ProfileName = ProfileName.DEFAULT
+    max_bytes_per_second: int = 0
+    """Each way; 0 for no cap."""
+
+    def __attrs_post_init__(self) -> None:
+        rate = self.max_bytes_per_second
+        if rate and not MIN_BYTES_PER_SECOND <= rate <= MAX_BYTES_PER_SECOND:
+            fix = f"write 0 for no cap, or a number from {MIN_BYTES_PER_SECOND}"
+            raise BadValue(f"{rate} bytes a second is out of range", fix, "max_bytes_per_second")
 
 
 class ProxyUrl(Secret):
@@ -107,6 +126,7 @@ class AgentConfig:
     drain_seconds: Seconds = Seconds(8.0)
     service: tuple[Service, ...] = ()
     session: Session = attrs.field(factory=Session)
+    link: Link = attrs.field(factory=Link)
     log: Log = attrs.field(factory=Log)
 
     def __attrs_post_init__(self) -> None:

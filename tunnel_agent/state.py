@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from tunnel_agent.link_view import LinkHistory, LinkView, ViewState
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason
 from tunnel_core.states import LinkState
@@ -98,6 +99,7 @@ class AgentState:
 
     def __post_init__(self) -> None:
         self.started_at = self.since = self.clock()
+        self.history = LinkHistory(self.clock)
 
     @property
     def is_attached(self) -> bool:
@@ -116,6 +118,10 @@ class AgentState:
         return max(0.0, self.clock() - self.since) if lost is None else lost
 
     @property
+    def link_view(self) -> LinkView:
+        return self.history.view(self.link.round_trip_seconds if self.link else None)
+
+    @property
     def is_stopping(self) -> bool:
         return self.phase is Phase.STOPPING
 
@@ -127,9 +133,13 @@ class AgentState:
         self._enter(Phase.ATTACHED)
         self.link = link
         self.sessions += 1
+        self.history.enter(ViewState.ATTACHED)
 
-    def detached(self) -> None:
-        self.link = None
+    def detached(self, reason: Reason | None = None, detail: str = "") -> None:
+        """The session is over, if there was one. Without a detail the last trouble tells why."""
+        if self.link is not None:
+            self.link = None
+            self.history.enter(ViewState.AWAY, reason, detail or self._last_trouble)
 
     def waiting(self, seconds: float) -> None:
         self._enter(Phase.WAITING)
@@ -140,6 +150,10 @@ class AgentState:
 
     def trouble(self, text: str) -> None:
         self.troubles.append(Trouble(self.clock(), text))
+
+    @property
+    def _last_trouble(self) -> str:
+        return self.troubles[-1].text if self.troubles else ""
 
     def _enter(self, phase: Phase) -> None:
         if self.phase not in {phase, Phase.STOPPING}:

@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tunnel_agent.connect import SOFTWARE
+from tunnel_agent.link_view import LinkView, ViewEvent, ViewState
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.frames import Service
 from tunnel_core.ops import Answer, Page
+from tunnel_core.reasons import Reason
 
 _HTML = "text/html; charset=utf-8"
 _JSON = "application/json"
@@ -27,6 +29,20 @@ class StreamStatus:
     entrance: str
     bytes_to_target: int
     bytes_to_user: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """``grace_seconds_left`` is None unless the link is in grace; ``events`` are newest first."""
+
+    state: str
+    since: str
+    seconds: float
+    reason: str
+    detail: str
+    round_trip_seconds: float | None
+    grace_seconds_left: float | None
+    events: Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +69,7 @@ class Status:
     services: Sequence[Mapping[str, str]]
     allow: Sequence[str]
     troubles: Sequence[Mapping[str, str]]
+    link: LinkStatus
 
 
 def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[str]) -> Status:
@@ -81,7 +98,35 @@ def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[st
         services=[service._asdict() for service in services],
         allow=list(allow),
         troubles=[{"at": _iso(trouble.at), "text": trouble.text} for trouble in reversed(state.troubles)],
+        link=_link_status(state.link_view, now),
     )
+
+
+def _link_status(view: LinkView, now: float) -> LinkStatus:
+    in_grace = view.state is ViewState.GRACE
+    return LinkStatus(
+        state=view.state.value,
+        since=_iso(view.since),
+        seconds=max(0.0, now - view.since),
+        reason=_word(view.reason),
+        detail=view.detail,
+        round_trip_seconds=view.round_trip_seconds,
+        grace_seconds_left=max(0.0, view.grace_until - now) if in_grace else None,
+        events=[_link_event(event) for event in view.events],
+    )
+
+
+def _link_event(event: ViewEvent) -> Mapping[str, str]:
+    return {
+        "at": _iso(event.at),
+        "kind": event.kind,
+        "reason": _word(event.reason),
+        "detail": event.detail,
+    }
+
+
+def _word(reason: Reason | None) -> str:
+    return reason.word if reason else ""
 
 
 def _stream_status(stream: OpenStream) -> StreamStatus:

@@ -35,7 +35,7 @@ header p, .note { color: var(--soft) } .scroll + .note { padding-top: .5rem }
 .pill { margin-left: auto; display: inline-flex; align-items: center; gap: .55rem; font-weight: 600;
   padding: .42rem .95rem; border-radius: 99px; border: 1px solid currentColor; color: var(--warn) }
 .pill::before { content: ""; width: .62rem; height: .62rem; border-radius: 50%; background: currentColor }
-.pill.attached { color: var(--good) } .pill.stopping { color: var(--bad) }
+.pill.attached { color: var(--good) } .pill.stopping, .pill.away { color: var(--bad) }
 .pill.attached::before { animation: beat 2.4s infinite }
 @keyframes beat { 0% { box-shadow: 0 0 0 0 color-mix(in srgb, currentColor 55%, transparent) }
   70%, 100% { box-shadow: 0 0 0 .55rem transparent } }
@@ -55,8 +55,8 @@ th, td { padding: .42rem .9rem .42rem 0; border-bottom: 1px solid var(--line); w
 tr:last-child td { border-bottom: 0 } .number { text-align: right }
 code { font: .87em/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: var(--code);
   padding: .12em .42em; border-radius: 5px }
-.tags { display: flex; flex-wrap: wrap; gap: .45rem } .troubles td { white-space: normal }
-.troubles td:first-child { white-space: nowrap; color: var(--soft) }
+.tags { display: flex; flex-wrap: wrap; gap: .45rem } .troubles td, .events td { white-space: normal }
+.troubles td:first-child, .events td:first-child { white-space: nowrap; color: var(--soft) }
 footer { color: var(--soft); font-size: .84rem; display: flex; flex-wrap: wrap; gap: .3rem 1.2rem }
 footer a { color: var(--accent) }
 """
@@ -73,35 +73,49 @@ def render(status: Mapping[str, Any]) -> str:
         f'<title>{node} - Qanat</title><link rel="icon" href="{_ICON}"><style>{_STYLE}</style></head>'
         f"<body><main>{_header(status)}{_figures(status)}{_streams(status)}"
         f'<div class="pair">{_services(status)}{_allowed(status)}</div>'
-        f"{_troubles(status)}{_footer(status)}</main></body></html>\n"
+        f"{_events(status)}{_troubles(status)}{_footer(status)}</main></body></html>\n"
     )
 
 
 def _header(status: Mapping[str, Any]) -> str:
-    phase = escape(status["phase"])
+    state = "stopping" if status["phase"] == "stopping" else status["link"]["state"]
+    word = "in grace" if state == "grace" else escape(state)
     return (
         f'<header><img src="{_ICON}" alt=""><div><h1>{escape(status["node"])}</h1>'
-        f'<p>{_sentence(status)}</p></div><span class="pill {phase}">{phase}</span></header>'
+        f'<p>{_sentence(status)}</p></div><span class="pill {escape(state)}">{word}</span></header>'
     )
 
 
 def _sentence(status: Mapping[str, Any]) -> str:
-    server = f"<code>{escape(status['server'] or 'no server yet')}</code>"
-    duration = as_duration(status["seconds_in_phase"])
-    match status["phase"]:
+    link, server = status["link"], f"<code>{escape(status['server'] or 'no server yet')}</code>"
+    duration = as_duration(link["seconds"])
+    if status["phase"] == "stopping":
+        return f"stopping: streams may finish, new ones are refused; server {server}"
+    match link["state"]:
         case "attached":
             return f"attached to {server} for {duration}, session <code>{escape(status['session'])}</code>"
         case "degraded":
-            return f"attached to {server}, and its answers are late"
+            return f"attached to {server}, which answers late for {duration}{_why(link)}"
         case "grace":
-            return f"the link to {server} was lost {duration} ago; its streams wait for the next one"
-        case "waiting":
-            soon = as_duration(status["next_attempt_seconds"] or 0)
-            return f"not attached; the next attempt is in {soon}"
-        case "stopping":
-            return f"stopping: streams may finish, new ones are refused; server {server}"
+            left = as_duration(link["grace_seconds_left"] or 0)
+            return f"the link to {server} was lost {duration} ago{_why(link)}; streams wait {left} more"
         case _:
-            return f"attaching to {server}"
+            return f"away for {duration}{_why(link)}; {_attempt(status, server)}"
+
+
+def _why(link: Mapping[str, Any]) -> str:
+    return escape(because(link))
+
+
+def because(link: Mapping[str, Any]) -> str:
+    """Why a link is in its state, to be put behind a sentence."""
+    return f" ({': '.join(filter(None, (link['reason'], link['detail'])))})" if link["detail"] else ""
+
+
+def _attempt(status: Mapping[str, Any], server: str) -> str:
+    if status["phase"] == "waiting":
+        return f"the next attempt is in {as_duration(status['next_attempt_seconds'] or 0)}"
+    return f"attaching to {server}"
 
 
 def _figures(status: Mapping[str, Any]) -> str:
@@ -151,6 +165,17 @@ def _allowed(status: Mapping[str, Any]) -> str:
     )
 
 
+def _events(status: Mapping[str, Any]) -> str:
+    rows = [
+        (escape(event["at"]), escape(event["kind"]), escape(event["reason"]), escape(event["detail"]))
+        for event in status["link"]["events"]
+    ]
+    if not rows:
+        return ""
+    table = _table(("when", "what", "reason", "detail"), rows)
+    return _card("Last events", "of the link, newest first", table, "events")
+
+
 def _troubles(status: Mapping[str, Any]) -> str:
     if not status["troubles"]:
         return ""
@@ -162,7 +187,7 @@ def _footer(status: Mapping[str, Any]) -> str:
     server = f"<span>{escape(status['server_software'])}</span>" if status["server_software"] else ""
     return (
         f"<footer><span>{escape(status['software'])}</span>{server}"
-        f"<span>{escape(status['phase'])} since {escape(status['since'])}</span>"
+        f"<span>{escape(status['link']['state'])} since {escape(status['link']['since'])}</span>"
         '<a href="status.json">status.json</a><a href="metrics">metrics</a></footer>'
     )
 

@@ -9,6 +9,7 @@ import h11
 import trio
 
 from tunnel_client.dial import Dialer, ServerUnreachable
+from tunnel_core.command_line import printable
 from tunnel_core.http import REASON_HEADER, HttpClientConnection, exchange, header_values
 from tunnel_core.reasons import Reason, Refused
 
@@ -18,14 +19,18 @@ _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 ACCEPT_JSON = ("accept", "application/json")
 
 
-async def ask(dialer: Dialer, page: str) -> dict[str, Any]:
-    """The JSON object at ``/api/v1/<page>``. Raises ``Refused`` or ``ServerUnreachable``."""
+async def ask(dialer: Dialer, page: str, *, wait_seconds: float = 0.0) -> dict[str, Any]:
+    """The JSON object at ``/api/v1/<page>``. Raises ``Refused`` or ``ServerUnreachable``.
+
+    ``wait_seconds`` is how long the server was asked to hold the answer back.
+    """
+    seconds = _ANSWER_SECONDS + wait_seconds
     stream = await dialer.dial()
     try:
-        with trio.fail_after(_ANSWER_SECONDS):
+        with trio.fail_after(seconds):
             return await _ask(stream, dialer.name, page)
     except trio.TooSlowError:
-        raise ServerUnreachable(f"{dialer.name} did not answer within {_ANSWER_SECONDS:g} s") from None
+        raise ServerUnreachable(f"{dialer.name} did not answer within {seconds:g} s") from None
     except trio.BrokenResourceError as error:
         raise broken_off(dialer.name, error) from None
     finally:
@@ -66,11 +71,6 @@ def broken_off(name: str, error: trio.BrokenResourceError) -> Refused | ServerUn
     if "certificate" in str(error) or "unknown ca" in str(error):
         return Refused(Reason.UNAUTHENTICATED, f"{name} refused the bundle's certificate: {error}")
     return ServerUnreachable(f"{name} broke off the connection: {error}")
-
-
-def printable(text: str) -> str:
-    """Text of others without what a terminal would obey."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _reason_words(response: h11.Response | h11.InformationalResponse) -> list[bytes]:

@@ -12,6 +12,7 @@ _COMMANDS = {
     "nodes": "tunnel_client.commands.listing:nodes",
     "sessions": "tunnel_client.commands.listing:sessions",
     "streams": "tunnel_client.commands.listing:streams",
+    "events": "tunnel_client.commands.events:events",
     "forward": "tunnel_client.commands.forward:forward",
     "connect": "tunnel_client.commands.connect:connect",
     "demo": "tunnel_client.commands.demo:demo",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from tunnel_client.api import printable
+from tunnel_core.command_line import printable
 
 Row = Sequence[str]
 _GAP = "  "

@@ -36,6 +36,14 @@ def milliseconds(number: object) -> str:
     return f"{number:.1f} ms" if number < 10 else f"{number:.0f} ms"
 
 
+def moment(text: object) -> str:
+    """An ISO time of the server to the second, in UTC: ``2026-01-01 12:00:03Z``."""
+    try:
+        return datetime.fromisoformat(str(text)).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (ValueError, OverflowError):
+        return ""
+
+
 def age(moment: object, now: datetime) -> str:
     """How long ago an ISO time of the server was; empty if there is none."""
     try:

@@ -99,6 +99,11 @@ class LateGroup(click.Group):
         return command
 
 
+def printable(text: str) -> str:
+    """Text of others without what a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 

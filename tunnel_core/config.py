@@ -175,7 +175,7 @@ def _word_hook(words: type[enum.Enum]) -> Callable[[Any, Any], Any]:
         if not isinstance(value, str) or value not in known:
             message = f"{value!r:.80} is not one of {', '.join(known)}"
             close = difflib.get_close_matches(str(value), known, n=1)
-            raise BadValue(message, f"did you mean {close[0]}?" if close else "")
+            raise BadValue(message, f"did you mean {close[0]}?" if close else "write one of them in quotes")
         return known[value]
 
     return structure

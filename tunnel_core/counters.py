@@ -11,6 +11,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tunnel_core.reasons import Reason
 from tunnel_core.settings import ENTRANCES
@@ -49,6 +50,14 @@ class NodeSample:
     bytes_out: int = 0
 
 
+class CapSample(NamedTuple):
+    """What a cap on a link's rate is, and what it has cost so far."""
+
+    bytes_per_second: int
+    delayed_seconds: float
+    delayed_bytes: int
+
+
 @dataclass(slots=True)
 class Counters:
     """Everything that is counted in one process. Entrances that are not known count as ``other``,
@@ -61,6 +70,7 @@ class Counters:
     unauthenticated_refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
     attaches: Counter[str] = field(default_factory=Counter)
     session_ends: Counter[str] = field(default_factory=Counter)
+    node_events: Counter[str] = field(default_factory=Counter)
     dials: dict[str, Distribution] = field(default_factory=dict)
     first_bytes: dict[str, Distribution] = field(default_factory=dict)
 
@@ -95,6 +105,10 @@ class Counters:
     def session_ended(self, reason: Reason) -> None:
         self.session_ends[reason.word] += 1
 
+    def node_event(self, kind: str) -> None:
+        """Something befell a node; ``kind`` is one of a few words."""
+        self.node_events[kind] += 1
+
     def dialled(self, entrance: str, seconds: float) -> None:
         """From ``open`` to ``opened``; at the agent from the dial's start to its end."""
         self.dials.setdefault(_bounded(entrance), Distribution()).add(seconds)
@@ -110,10 +124,11 @@ class Counters:
         nodes: Iterable[NodeSample] = (),
         software: str = "",
         credit_granted_bytes: int = 0,
+        cap: CapSample | None = None,
     ) -> Snapshot:
         """A copy that another thread may read; ``nodes`` empty leaves the per-node series out."""
         shown = (n for n in nodes if n.detached_seconds is None or n.detached_seconds < NODE_SERIES_SECONDS)
-        return Snapshot(copy.deepcopy(self), sessions, tuple(shown), software, credit_granted_bytes)
+        return Snapshot(copy.deepcopy(self), sessions, tuple(shown), software, credit_granted_bytes, cap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +139,8 @@ class Snapshot:
     software: str
     credit_granted_bytes: int = 0
     """What peers may send, or have sent and nobody read yet, over all streams."""
+    cap: CapSample | None = None
+    """None where no cap is set."""
 
 
 def _bounded(entrance: str) -> str:

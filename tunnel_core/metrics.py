@@ -12,7 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from tunnel_core.counters import LATENCY_BUCKETS_SECONDS, Counters, Distribution, NodeSample, Snapshot
+from tunnel_core.counters import (
+    LATENCY_BUCKETS_SECONDS,
+    CapSample,
+    Counters,
+    Distribution,
+    NodeSample,
+    Snapshot,
+)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PREFIX = "qanat_"
@@ -45,6 +52,8 @@ class _Page:
         )
         yield from _stream_metrics(self._snapshot.counters)
         yield from _event_metrics(self._snapshot.counters)
+        if self._snapshot.cap is not None:
+            yield from _cap_metrics(self._snapshot.cap)
         yield from _node_metrics(self._snapshot.nodes)
 
 
@@ -71,6 +80,14 @@ def _event_metrics(counters: Counters) -> Iterator[Metric]:
     yield _by_two("unauthenticated_refusals", "Refusals before authentication.", "reason", unauthenticated)
     yield _by_one("attaches", "Attaches by outcome.", "outcome", counters.attaches)
     yield _by_one("session_ends", "Sessions that have ended.", "reason", counters.session_ends)
+    yield _by_one("node_events", "What befell nodes.", "kind", counters.node_events)
+
+
+def _cap_metrics(cap: CapSample) -> Iterator[Metric]:
+    name = f"{_PREFIX}link_cap"
+    yield GaugeMetricFamily(f"{name}_bytes_per_second", "The most the link may send.", cap.bytes_per_second)
+    yield CounterMetricFamily(f"{name}_delayed_seconds", "Time in which bytes waited.", cap.delayed_seconds)
+    yield CounterMetricFamily(f"{name}_delayed_bytes", "Bytes that waited for it.", cap.delayed_bytes)
 
 
 def _by_one(name: str, help_text: str, label: str, counts: Counter[str]) -> Metric:

@@ -1,12 +1,15 @@
-"""What happened to the nodes, most recent last: a bounded list that people list and follow. No I/O.
+"""What befell the nodes, newest last: a bounded ring that can be read from any point. No I/O.
 
-Ids rise by one for as long as the server runs, so whoever follows asks for what came after the last one
-he saw, and sees by a gap that he was too slow.
+Ids rise by one, and go on rising when the server starts again: the first of a run is the time in
+milliseconds, and no server notes a thousand events a second for long. So a follower's last id keeps its
+meaning over a restart without anything being stored. A clock that was set back makes ids smaller than
+what a follower has; it then gets the whole ring, since all of that is new to it.
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +17,9 @@ from datetime import datetime
 
 from tunnel_core.reasons import Reason
 
-MAX_EVENTS = 1_000
+MAX_EVENTS = 10_000
+"""All agents of a full server lost and back."""
+_MAX_DETAIL = 512
 
 
 class Kind(enum.Enum):
@@ -39,23 +44,45 @@ class NodeEvent:
 
 
 class Events:
-    """``on_event`` is called for each new one; it must not block or raise."""
+    """The ring. ``wall`` gives UTC. ``on_event`` is called for each new one; it must not block or raise."""
 
-    def __init__(self, wall: Callable[[], datetime]) -> None:
+    def __init__(self, wall: Callable[[], datetime], *, most: int = MAX_EVENTS) -> None:
         self.on_event: Callable[[NodeEvent], None] | None = None
         self._wall = wall
-        self._events: deque[NodeEvent] = deque(maxlen=MAX_EVENTS)
-        self._last_id = 0
+        self._ring: deque[NodeEvent] = deque(maxlen=most)
+        self._last_id = int(wall().timestamp() * 1000)
+
+    @property
+    def last_id(self) -> int:
+        """Of the newest event, or one below what the first will have."""
+        return self._last_id
 
     def add(
         self, kind: Kind, node: str, session_id: str, reason: Reason | None = None, detail: str = ""
     ) -> None:
+        """Something happened to ``node``, now."""
         self._last_id += 1
-        event = NodeEvent(self._last_id, self._wall(), kind, node, session_id, reason, detail)
-        self._events.append(event)
+        cut = detail[:_MAX_DETAIL]
+        event = NodeEvent(self._last_id, self._wall(), kind, node, session_id, reason, cut)
+        self._ring.append(event)
         if self.on_event is not None:
             self.on_event(event)
 
-    def after(self, last_id: int = 0, node: str = "") -> list[NodeEvent]:
-        """Those that came after the one with this id, of one node or of all; the oldest first."""
-        return [event for event in self._events if event.id > last_id and node in ("", event.node)]
+    def newest(self, most: int, node: str = "") -> list[NodeEvent]:
+        """The last ``most`` events, of ``node`` if it is named, in their order."""
+        wanted = (event for event in reversed(self._ring) if node in ("", event.node))
+        return list(itertools.islice(wanted, most))[::-1]
+
+    def after(self, last_id: int = 0, node: str = "", most: int = MAX_EVENTS) -> list[NodeEvent]:
+        """The first ``most`` that came after the one with this id, of ``node`` if it is named."""
+        start = max(0, last_id - self._first_id + 1) if last_id <= self._last_id else 0
+        newer = itertools.islice(self._ring, start, None)
+        return list(itertools.islice((event for event in newer if node in ("", event.node)), most))
+
+    def has_gap(self, last_id: int) -> bool:
+        """Whether events between this one and the oldest kept one may be gone."""
+        return not self._first_id - 1 <= last_id <= self._last_id
+
+    @property
+    def _first_id(self) -> int:
+        return self._last_id - len(self._ring) + 1

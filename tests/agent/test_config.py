@@ -8,6 +8,7 @@ import pytest
 from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_core.config import ConfigError, Source, parse
 from tunnel_core.names import Target
+from tunnel_core.profiles import ProfileName
 from tunnel_core.settings import ListenAddress
 
 SOURCE = Source(Path("/etc/qanat/agent.toml"), Path("/var/lib/qanat"))
@@ -69,10 +70,32 @@ def test_everything_can_be_set() -> None:
         ),
         ({"server": ["a:1"]}, "server: unknown key; did you mean servers?"),
         ({"proxy": 5}, "proxy: is not a text"),
+        (
+            {"link": {"profile": "mettered"}},
+            "link.profile: 'mettered' is not one of default, metered; did you",
+        ),
+        ({"link": {"profile": "slow"}}, "link.profile: 'slow' is not one of default, metered; write"),
+        ({"link": {"profil": "metered"}}, "link.profil: unknown key; did you mean profile?"),
+        (
+            {"link": {"max_bytes_per_second": 10}},
+            "link.max_bytes_per_second: 10 bytes a second is out of range; write 0",
+        ),
+        (
+            {"link": {"max_bytes_per_second": -1}},
+            "link.max_bytes_per_second: -1 bytes a second is out of range; write 0",
+        ),
+        ({"link": {"max_bytes_per_second": "1M"}}, "link.max_bytes_per_second: '1M' is not a whole number"),
     ],
 )
 def test_what_cannot_stand_is_refused(raw: dict[str, Any], problem: str) -> None:
     assert problem_of(**raw).startswith(problem)
+
+
+def test_a_metered_link_with_a_cap() -> None:
+    link = read(link={"profile": "metered", "max_bytes_per_second": 250_000}).link
+    assert (link.profile, link.max_bytes_per_second) == (ProfileName.METERED, 250_000)
+    assert read().link.profile is ProfileName.DEFAULT
+    assert read().link.max_bytes_per_second == 0
 
 
 def test_a_refused_proxy_is_told_without_its_password() -> None:

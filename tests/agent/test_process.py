@@ -92,6 +92,7 @@ async def running_agent(folder: Path, drain_seconds: float = 8.0) -> AsyncIterat
     with trio.fail_after(20):
         async with listening(echo) as target, open_site() as site, trio.open_nursery() as nursery:
             text = f'allow = ["{target}"]\ndrain_seconds = {drain_seconds}\n[ops]\nlisten = "{ops}"\n'
+            text += "[link]\nmax_bytes_per_second = 100000000\n"
             config.write_text(text)
             write_node_bundle(folder / "node.pem", "edge1", site.address)
             async with agent_process(config) as process:
@@ -124,7 +125,9 @@ async def test_an_attached_agent_serves_its_targets_its_page_and_its_probes(tmp_
         assert await stream.receive_some() == b"hello"
         assert b"200 OK" in await rig.ask("/healthz")
         assert (await rig.ask("/readyz")).endswith(b"ready\n")
-        assert b"qanat_sessions 1.0" in await rig.ask("/metrics")
+        metrics = await rig.ask("/metrics")
+        assert b"qanat_sessions 1.0" in metrics
+        assert b"qanat_link_cap_bytes_per_second 1e+08" in metrics
         page = await rig.ask("/")
         assert stream.id.encode() in page
         status = await run_command("status", "--json", "--config", str(rig.config))

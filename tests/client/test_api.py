@@ -13,8 +13,9 @@ import trio.testing
 from tests.client.server import fake_server, fake_unix_server
 from tests.fakes.pki import expired_leaf, server_context, server_leaf, write_user_bundle
 from tunnel_client.access import find_access
-from tunnel_client.api import ask, printable
+from tunnel_client.api import ask
 from tunnel_client.dial import Dialer, ServerUnreachable, UnixDialer
+from tunnel_core.command_line import printable
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 

@@ -274,7 +274,16 @@ async def test_forward_refuses_what_is_no_local_address(
 
 
 async def test_help_has_examples_everywhere(tmp_path: Path) -> None:
-    for command in ((), ("nodes",), ("sessions",), ("streams",), ("forward",), ("connect",), ("version",)):
+    for command in (
+        (),
+        ("nodes",),
+        ("sessions",),
+        ("streams",),
+        ("events",),
+        ("forward",),
+        ("connect",),
+        ("version",),
+    ):
         result = await inside(tmp_path, *command, "-h")
         assert result.exit_code == 0
         assert "Example" in result.stdout

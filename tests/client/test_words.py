@@ -56,6 +56,20 @@ def test_ages(moment: object, text: str) -> None:
     assert words.age(moment, NOW) == text
 
 
+@pytest.mark.parametrize(
+    ("moment", "text"),
+    [
+        ("2026-01-01T11:57:00.123Z", "2026-01-01 11:57:00Z"),
+        ("2026-01-01T13:00:00+01:00", "2026-01-01 12:00:00Z"),
+        ("0001-01-01T00:00:00+10:00", ""),
+        (None, ""),
+        ("soon", ""),
+    ],
+)
+def test_moments(moment: object, text: str) -> None:
+    assert words.moment(moment) == text
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -142,7 +142,7 @@ def test_every_problem_is_told_at_once() -> None:
         ({"inner": {"zzz": 1}}, "inner.zzz: unknown key; known: listen, colour, wait_seconds"),
         ({"inner": 3}, "inner: is not a table; write it as a [section] with its keys below"),
         ({"inner": {"colour": "gren"}}, "inner.colour: 'gren' is not one of red, green; did you mean green?"),
-        ({"inner": {"colour": 7}}, "inner.colour: 7 is not one of red, green"),
+        ({"inner": {"colour": 7}}, "inner.colour: 7 is not one of red, green; write one of them in quotes"),
         ({"inner": {"colour": "green", "listen": ""}}, "inner.listen: is missing for green; add it"),
         ({"on": 1}, "on: 1 is not a switch; write true or false"),
         ({"plain": True}, "plain: True is not a whole number; write it without quotes"),

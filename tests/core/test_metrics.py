@@ -6,7 +6,7 @@ import sys
 from prometheus_client.parser import text_string_to_metric_families
 
 from tunnel_core import metrics
-from tunnel_core.counters import Counters, NodeSample
+from tunnel_core.counters import CapSample, Counters, NodeSample
 from tunnel_core.reasons import Reason
 
 
@@ -56,6 +56,25 @@ def test_refusals_attaches_and_ends_are_counted_by_reason() -> None:
     assert series["qanat_attaches_total{ok}"] == 1
     assert series["qanat_attaches_total{wrong_role}"] == 1
     assert series["qanat_session_ends_total{taken_over}"] == 1
+
+
+def test_what_befell_nodes_is_counted_by_kind() -> None:
+    counters = Counters()
+    counters.node_event("lost")
+    counters.node_event("lost")
+    counters.node_event("resumed")
+    series = series_of(counters)
+    assert series["qanat_node_events_total{lost}"] == 2
+    assert series["qanat_node_events_total{resumed}"] == 1
+
+
+def test_a_cap_and_its_cost_are_shown_where_there_is_one() -> None:
+    assert not any("cap" in name for name in series_of(Counters()))
+    snapshot = Counters().snapshot(sessions=0, cap=CapSample(250_000, 1.5, 4096))
+    page = metrics.exposition(snapshot).decode()
+    assert "qanat_link_cap_bytes_per_second 250000.0" in page
+    assert "qanat_link_cap_delayed_seconds_total 1.5" in page
+    assert "qanat_link_cap_delayed_bytes_total 4096.0" in page
 
 
 def test_durations_fall_into_buckets_up_to_their_bound() -> None:

@@ -15,6 +15,8 @@ from tunnel_core.counters import Counters
 from tunnel_core.frames import Service
 from tunnel_core.settings import Log
 from tunnel_server.admission import Admission
+from tunnel_server.events import Events
+from tunnel_server.followers import Followers
 from tunnel_server.listeners import Handler, Listener, listen_tcp
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
@@ -36,6 +38,7 @@ class Edge:
     counters: Counters
     records: Records
     opener: Opener
+    followers: Followers
     dialled: list[trio.SocketStream] = field(default_factory=list)
 
     def attach(self, name: str, agent: Agent, *services: Service) -> FakeLink:
@@ -65,7 +68,7 @@ async def open_edge() -> AsyncIterator[Edge]:
     opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            edge = Edge(nursery, nodes, counters, records, opener)
+            edge = Edge(nursery, nodes, counters, records, opener, Followers(Events(now), counters))
             try:
                 yield edge
             finally:

@@ -25,7 +25,7 @@ def a_user(accepted: Accepted) -> User:
 
 
 async def get(edge: Edge, path: str, method: str = "GET") -> tuple[int, Any]:
-    api = ApiEntrance(edge.nodes, trio.current_time, now)
+    api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, now)
     front = Front("api", a_user, edge.records, HeadLimits(), api=api)
     stream = await edge.dial(await edge.listen("api", front.serve))
     head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nConnection: close\r\n\r\n"

@@ -148,7 +148,7 @@ async def test_one_too_many_is_closed_and_counted() -> None:
         kept = [await edge.dial(listener) for _ in range(2)]
         for stream in kept:
             await stream.receive_some()
-        with pytest.raises(trio.BrokenResourceError):
+        with pytest.raises((trio.BrokenResourceError, OSError)):  # the reset may come during the dial
             await (await edge.dial(listener)).receive_some()
         assert edge.counters.unauthenticated_refusals == {("tcp", "too_many_from_source"): 1}
         await kept[0].send_all(b"x")

@@ -12,9 +12,9 @@ import click
 
 from tunnel_agent.commands.options import config_option, json_option
 from tunnel_agent.load import load_config
-from tunnel_agent.status_page import as_duration, as_milliseconds, as_size
+from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, because
 from tunnel_core import paths
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config import ConfigError
 from tunnel_core.settings import ListenAddress, Ops
 
@@ -27,23 +27,28 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 @config_option
 @json_option
 def command(config: Path | None, as_json: bool) -> None:
-    """Show what the running agent says: link, streams, services, last troubles.
+    """Show what the running agent says: link, streams, services, last events and troubles.
 
-    Exits with 0 if it is attached, 4 if it is not, 1 if no agent answers.
+    The agent is asked, not the server, so it works while the server is away. Exits with 0 if the
+    agent is attached (be it degraded), 4 if it is not, 1 if no agent answers.
 
     \b
     Examples:
       qanat-agent status
       qanat-agent status --json | jq .round_trip_seconds
+      qanat-agent status --json | jq .link
     """
     status = _read_status(_ops_of(config))
     if as_json:
         print_json(status)
     else:
-        click.echo("\n".join(_lines(status)))
-    click.get_current_context().exit(
-        ExitCode.OK if status["phase"] in ("attached", "degraded") else ExitCode.NOT_ATTACHED
-    )
+        click.echo("\n".join(map(printable, _lines(status))))
+    click.get_current_context().exit(ExitCode.OK if _is_attached(status) else ExitCode.NOT_ATTACHED)
+
+
+def _is_attached(status: Mapping[str, Any]) -> bool:
+    """Whether the agent takes requests, be it late."""
+    return status["phase"] != "stopping" and status["link"]["state"] in ("attached", "degraded")
 
 
 def _ops_of(config: Path | None) -> Ops:
@@ -82,14 +87,14 @@ def _fetch(listen: ListenAddress, headers: Mapping[str, str]) -> dict[str, Any]:
     if answer.status != http.HTTPStatus.OK:
         raise ValueError(f"it answered {answer.status} {answer.reason}")
     status = json.loads(body)
-    if not isinstance(status, dict) or "phase" not in status:
-        raise ValueError("what answers there is no agent")
+    if not isinstance(status, dict) or "link" not in status:
+        raise ValueError("what answers there is no agent of this version")
     return status
 
 
 def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"node      {status['node']} ({status['software']})"
-    yield f"link      {status['phase']} for {as_duration(status['seconds_in_phase'])}, {_place(status)}"
+    yield f"link      {_link(status)}"
     if status["round_trip_seconds"] is not None:
         yield f"round trip {as_milliseconds(status['round_trip_seconds'])}"
     yield f"streams   {status['stream_count']}"
@@ -98,11 +103,31 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {stream['id']}  {stream['target']}  {stream['user']} ({stream['entrance']})  {sizes}"
     yield "services  " + ", ".join(service["name"] for service in status["services"])
     yield "allow     " + (", ".join(status["allow"]) or "nothing beyond the services")
+    for event in status["link"]["events"]:
+        yield " ".join(
+            filter(None, ("event    ", *(event[key] for key in ("at", "kind", "reason", "detail"))))
+        )
     for trouble in status["troubles"]:
         yield f"trouble   {trouble['at']} {trouble['text']}"
 
 
-def _place(status: Mapping[str, Any]) -> str:
+def _link(status: Mapping[str, Any]) -> str:
+    link = status["link"]
+    duration, why = as_duration(link["seconds"]), because(link)
+    server = f"server {status['server'] or '-'}"
+    if status["phase"] == "stopping":
+        return f"stopping, {server}"
+    match link["state"]:
+        case "grace":
+            left = as_duration(link["grace_seconds_left"] or 0)
+            return f"in grace since {link['since']}{why}, {server}; streams wait {left} more"
+        case "away":
+            return f"away for {duration}{why}; {_attempt(status, server)}"
+        case state:
+            return f"{state} for {duration}{why}, {server}"
+
+
+def _attempt(status: Mapping[str, Any], server: str) -> str:
     if status["phase"] == "waiting":
         return f"next attempt in {as_duration(status['next_attempt_seconds'] or 0)}"
-    return f"server {status['server'] or '-'}"
+    return f"attaching, {server}"

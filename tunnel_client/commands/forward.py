@@ -9,12 +9,12 @@ import click
 import trio
 
 from tunnel_client.access import Access
-from tunnel_client.api import ask, printable
+from tunnel_client.api import ask
 from tunnel_client.commands.options import access, bundle_option, json_option, parse_wish, run
 from tunnel_client.forwarding import forward as serve_forward
 from tunnel_client.forwarding import listen
 from tunnel_client.tunnel import Wish
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import ListenAddress

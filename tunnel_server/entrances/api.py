@@ -14,6 +14,8 @@ import h11
 
 from tunnel_core.http import HttpConnection
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.entrances import api_events
+from tunnel_server.followers import Followers
 from tunnel_server.nodes import Node, Nodes
 
 if TYPE_CHECKING:
@@ -28,8 +30,11 @@ Json: TypeAlias = dict[str, object]
 class ApiEntrance:
     """Answers GET requests. ``monotonic`` is the clock of the links, ``wall`` gives UTC."""
 
-    def __init__(self, nodes: Nodes, monotonic: Callable[[], float], wall: Callable[[], datetime]) -> None:
+    def __init__(
+        self, nodes: Nodes, followers: Followers, monotonic: Callable[[], float], wall: Callable[[], datetime]
+    ) -> None:
         self._nodes = nodes
+        self._followers = followers
         self._monotonic = monotonic
         self._wall = wall
         self._pages: dict[str, Callable[[], Json]] = {
@@ -41,16 +46,20 @@ class ApiEntrance:
 
     async def handle(self, http: HttpConnection, request: h11.Request) -> None:
         """Answers one request, or raises ``Refused``."""
-        path = request.target.decode("ascii").partition("?")[0]
-        page = self._pages.get(path)
-        if page is None:
-            known = ", ".join(self._pages)
+        path, _, query = request.target.decode("ascii").partition("?")
+        if path not in self._pages and path != api_events.PATH:
+            known = ", ".join([*self._pages, api_events.PATH])
             raise Refused(Reason.NOT_FOUND, f"there is nothing at {path[:200]}; there is {known}")
         if request.method != b"GET":
             raise Refused(Reason.METHOD_NOT_ALLOWED, "the API is read-only: use GET")
-        body = json.dumps(page(), separators=(",", ":")).encode() + b"\n"
+        body = json.dumps(await self._answer(path, query), separators=(",", ":")).encode() + b"\n"
         headers = [("content-type", "application/json"), ("cache-control", "no-store")]
         await http.respond(200, "OK", headers, body)
+
+    async def _answer(self, path: str, query: str) -> Json:
+        if path == api_events.PATH:
+            return await api_events.answer(self._followers, self._nodes, api_events.parse_question(query))
+        return self._pages[path]()
 
     def _all_nodes(self) -> Json:
         return {"nodes": [self._node(node) for node in self._nodes.all()]}

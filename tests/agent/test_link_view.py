@@ -1,0 +1,151 @@
+"""The states of a link as people see them: in the agent's state, on the page, and in the command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.agent.test_status import EVIL, SERVICES, Clock, FakeLink, page_of, state_of
+from tunnel_agent.commands.status import _is_attached, _lines
+from tunnel_agent.link_view import LinkHistory, ViewState
+from tunnel_agent.state import AgentState
+from tunnel_agent.status import as_json, status_of
+from tunnel_core.reasons import Reason
+
+
+def told(state: AgentState) -> dict[str, Any]:
+    return as_json(status_of(state, SERVICES, ()))
+
+
+def line(state: AgentState) -> str:
+    return next(line for line in _lines(told(state)) if line.startswith("link ")).split(maxsplit=1)[1]
+
+
+def kinds(state: AgentState) -> list[str]:
+    return [event.kind for event in state.link_view.events]
+
+
+def in_grace(clock: Clock) -> AgentState:
+    state = state_of(clock, FakeLink())
+    clock.now += 60
+    state.history.enter(ViewState.GRACE, Reason.CARRIER_LOST, "connection reset", grace_seconds=120)
+    clock.now += 8
+    return state
+
+
+def test_an_agent_is_away_until_it_attached_once() -> None:
+    clock = Clock()
+    state = state_of(clock)
+    clock.now += 5
+    assert line(state) == "away for 5 s (not attached yet); attaching, server a:7001"
+    assert not _is_attached(told(state))
+    assert kinds(state) == []
+
+
+def test_attached() -> None:
+    state = state_of(Clock(), FakeLink())
+    assert line(state) == "attached for 0 s, server a:7001"
+    assert _is_attached(told(state))
+    assert told(state)["link"]["round_trip_seconds"] == 0.0234
+    assert kinds(state) == ["attached"]
+
+
+def test_degraded_is_attached_and_says_why() -> None:
+    clock = Clock()
+    state = state_of(clock, FakeLink())
+    state.history.enter(ViewState.DEGRADED, None, "nothing confirmed for 2 s")
+    clock.now += 3
+    assert line(state) == "degraded for 3 s (nothing confirmed for 2 s), server a:7001"
+    assert _is_attached(told(state))
+    assert "answers late for 3 s" in page_of(state)
+    state.history.enter(ViewState.ATTACHED)
+    assert kinds(state) == ["attached", "degraded", "attached"]
+
+
+def test_in_grace_says_since_when_why_and_how_long_yet() -> None:
+    state = in_grace(Clock())
+    assert line(state) == (
+        "in grace since 2023-11-14T22:14:20Z (carrier_lost: connection reset), server a:7001; "
+        "streams wait 1 min 52 s more"
+    )
+    assert not _is_attached(told(state))
+    assert told(state)["link"]["grace_seconds_left"] == 112
+    page = page_of(state)
+    assert "was lost 8 s ago (carrier_lost: connection reset); streams wait 1 min 52 s more" in page
+    assert ">in grace</span>" in page
+
+
+def test_back_from_grace_is_resumed() -> None:
+    state = in_grace(Clock())
+    state.history.enter(ViewState.ATTACHED)
+    assert kinds(state) == ["resumed", "grace", "attached"]
+    assert told(state)["link"]["grace_seconds_left"] is None
+    assert "resumed" in page_of(state)
+
+
+@pytest.mark.parametrize("given", [(Reason.PING_TIMEOUT, "2 pings were not answered"), ()])
+def test_away_says_why(given: tuple[Any, ...]) -> None:
+    clock = Clock()
+    state = state_of(clock, FakeLink())
+    state.trouble("2 pings were not answered")
+    state.detached(*given)
+    state.waiting(12.0)
+    clock.now += 3
+    why = "ping_timeout: 2 pings were not answered" if given else "2 pings were not answered"
+    assert line(state) == f"away for 3 s ({why}); next attempt in 9 s"
+    assert f"away for 3 s ({why}); the next attempt is in 9 s" in page_of(state)
+    assert not _is_attached(told(state))
+
+
+def test_attempts_that_fail_are_no_events() -> None:
+    state = state_of(Clock())
+    state.trouble("cannot attach to a:7001: connection refused")
+    state.detached()
+    assert kinds(state) == []
+
+
+def test_whoever_stops_is_not_attached_any_more() -> None:
+    state = state_of(Clock(), FakeLink())
+    state.stopping()
+    assert line(state) == "stopping, server a:7001"
+    assert not _is_attached(told(state))
+
+
+def test_events_are_told_newest_first_and_bounded() -> None:
+    clock = Clock()
+    history = LinkHistory(clock)
+    for _ in range(30):
+        clock.now += 1
+        history.enter(ViewState.DEGRADED, None, "late")
+        history.enter(ViewState.ATTACHED)
+    events = history.view(None).events
+    assert len(events) == 20
+    assert [event.kind for event in events[:2]] == ["attached", "degraded"]
+
+
+def test_the_same_state_again_renews_the_why_alone() -> None:
+    clock = Clock()
+    history = LinkHistory(clock)
+    history.enter(ViewState.GRACE, Reason.CARRIER_LOST, "connection reset", grace_seconds=120)
+    clock.now += 5
+    history.enter(ViewState.GRACE, Reason.CARRIER_LOST, "the last attempt failed", grace_seconds=120)
+    view = history.view(None)
+    assert (view.since, view.grace_until) == (clock.now - 5, clock.now + 115)
+    assert view.detail == "the last attempt failed"
+    assert len(view.events) == 1
+
+
+def test_reasons_of_others_become_no_markup() -> None:
+    state = state_of(Clock(), FakeLink())
+    state.detached(Reason.SESSION_LOST, EVIL)
+    assert "<script>" not in page_of(state)
+
+
+def test_the_command_prints_the_events() -> None:
+    state = in_grace(Clock())
+    printed = [text for text in _lines(told(state)) if text.startswith("event")]
+    assert printed == [
+        "event     2023-11-14T22:14:20Z grace carrier_lost connection reset",
+        "event     2023-11-14T22:13:20Z attached",
+    ]

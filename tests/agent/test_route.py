@@ -1,0 +1,160 @@
+"""The watcher of the way to the server, with this machine's own kernel. ``tests/e2e`` changes real routes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from tunnel_agent import route
+from tunnel_agent.netlink import GROUPS, Answer, Route, read_answers, route_question
+from tunnel_agent.route import RouteWatcher, addresses_of
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="netlink is Linux's")
+
+
+class Kernel:
+    """Stands between the watcher and netlink: announcements and answers come from the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events, self.announcer = socket.socketpair(type=socket.SOCK_DGRAM)
+        self.questions, self.far = socket.socketpair(type=socket.SOCK_DGRAM)
+        for sock in (self.events, self.announcer, self.questions, self.far):
+            sock.setblocking(False)
+        monkeypatch.setattr(route, "_open_netlink", self._open)
+        monkeypatch.setattr(RouteWatcher, "_answers", lambda watcher, _: self._answers(watcher))
+        self.way: Route | None = Route(2, "192.168.1.10", "192.168.1.1")
+        self.asked = 0
+
+    def _open(self, groups: int) -> socket.socket:
+        return self.events if groups else self.questions
+
+    def _answers(self, watcher: RouteWatcher) -> Iterator[tuple[str, Route | None]]:
+        self.asked += 1
+        return ((address, self.way) for address in watcher._change.addresses)
+
+    def close(self) -> None:
+        for sock in (self.events, self.announcer, self.questions, self.far):
+            sock.close()
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    made = Kernel(monkeypatch)
+    yield made
+    made.close()
+
+
+class Told:
+    """Counts changes, and wakes who waits for the next."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._next = trio.Event()
+
+    def __call__(self) -> None:
+        self.times.append(trio.current_time())
+        self._next.set()
+        self._next = trio.Event()
+
+    async def wait(self) -> None:
+        with trio.fail_after(5):
+            await self._next.wait()
+
+
+async def test_a_burst_is_one_question_and_one_change(kernel: Kernel, nursery: trio.Nursery) -> None:
+    told = Told()
+    watcher = RouteWatcher(told)
+    watcher.watch(["192.0.2.1"])
+    nursery.start_soon(watcher.run)
+    await trio.testing.wait_all_tasks_blocked()
+    before = kernel.asked
+    kernel.way = Route(3, "10.64.0.7", "10.64.0.1")
+    for _ in range(50):
+        kernel.announcer.send(b"anything")
+    await told.wait()
+    assert kernel.asked == before + 1
+    kernel.announcer.send(b"anything")
+    await trio.sleep(0.2)
+    assert (kernel.asked, len(told.times)) == (before + 2, 1)
+
+
+async def test_changes_that_come_too_soon_are_told_at_the_end(kernel: Kernel, nursery: trio.Nursery) -> None:
+    told = Told()
+    watcher = RouteWatcher(told, least_seconds=0.4)
+    watcher.watch(["192.0.2.1"])
+    nursery.start_soon(watcher.run)
+    await trio.testing.wait_all_tasks_blocked()
+    for interface in (3, 4):
+        kernel.way = Route(interface, "", "")
+        kernel.announcer.send(b"anything")
+        await told.wait()
+    assert told.times[1] - told.times[0] >= 0.4
+
+
+def test_an_overrun_is_a_sign_like_any_other() -> None:
+    class Overrun:
+        errors = iter([errno.ENOBUFS, errno.EAGAIN])
+
+        def recv(self, size: int) -> bytes:
+            raise OSError(next(self.errors), "")
+
+    route._drain(Overrun())  # type: ignore[arg-type]
+
+
+async def test_where_it_is_forbidden_nobody_watches(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbidden(groups: int) -> socket.socket:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(route, "_open_netlink", forbidden)
+    caplog.set_level(logging.DEBUG, "qanat.route")
+    with trio.fail_after(5):
+        await RouteWatcher(Told()).run()
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+    assert "not watched: Operation not permitted" in caplog.text
+
+
+async def test_another_system_has_no_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "AF_NETLINK")
+    with trio.fail_after(5):
+        await RouteWatcher(Told()).run()
+
+
+def test_this_kernel_tells_the_way_to_itself() -> None:
+    with route._open_netlink(0) as questions:
+        questions.send(route_question("127.0.0.1", 3))
+        assert list(read_answers(route._receive(questions))) == [Answer(3, Route(1, "127.0.0.1", ""))]
+
+
+def test_a_socket_that_was_asked_nothing_says_nothing() -> None:
+    with route._open_netlink(GROUPS) as events:
+        assert events.getsockname()[1] == GROUPS
+    with route._open_netlink(0) as questions:
+        assert route._receive(questions) == b""
+
+
+async def test_what_does_not_change_is_never_told(nursery: trio.Nursery) -> None:
+    told = Told()
+    watcher = RouteWatcher(told)
+    nursery.start_soon(watcher.run)
+    await trio.testing.wait_all_tasks_blocked()
+    watcher.watch(["127.0.0.1", "no-address", "::ffff:127.0.0.1"])
+    assert watcher._change.addresses == ("127.0.0.1", "::ffff:127.0.0.1")
+    for _ in range(20):
+        watcher._ask()
+    assert not watcher._change.tell(trio.current_time())
+    assert told.times == []
+
+
+async def test_a_server_is_watched_by_its_addresses() -> None:
+    assert await addresses_of("127.0.0.1:7001") == ("127.0.0.1",)
+    assert await addresses_of("[::1]:7001") == ("::1",)
+    assert await addresses_of("no-such-name.invalid:7001") == ()

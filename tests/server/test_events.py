@@ -1,0 +1,94 @@
+"""The ring of events: bounded, ordered, followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunnel_core.reasons import Reason
+from tunnel_server.events import Events, Kind
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+FIRST = int(NOON.timestamp() * 1000) + 1
+
+
+def ring(most: int = 5, wall: Callable[[], datetime] = lambda: NOON) -> Events:
+    return Events(wall, most=most)
+
+
+def ids(events: Events, after: int, most: int = 100, node: str = "") -> list[int]:
+    return [event.id - FIRST for event in events.after(after, node, most)]
+
+
+def test_events_have_rising_ids_and_all_that_was_said() -> None:
+    events = ring()
+    events.add(Kind.ATTACHED, "edge1", "facade00")
+    events.add(Kind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "nothing heard for 30 s")
+    first, second = events.after()
+    assert (first.id, first.at, first.kind, first.node, first.reason) == (
+        FIRST,
+        NOON,
+        Kind.ATTACHED,
+        "edge1",
+        None,
+    )
+    assert (second.kind, second.reason, second.detail) == (
+        Kind.LOST,
+        Reason.PING_TIMEOUT,
+        "nothing heard for 30 s",
+    )
+    assert events.last_id == second.id == FIRST + 1
+
+
+def test_the_ring_is_bounded_and_tells_a_gap() -> None:
+    events = ring(most=3)
+    for _ in range(5):
+        events.add(Kind.ATTACHED, "edge1", "facade00")
+    assert ids(events, 0) == [2, 3, 4]
+    assert events.has_gap(FIRST)
+    assert not events.has_gap(FIRST + 1)
+    assert not events.has_gap(events.last_id)
+
+
+def test_the_newest_and_the_oldest_after() -> None:
+    events = ring()
+    for number in range(5):
+        events.add(Kind.ATTACHED, f"edge{number % 2}", "facade00")
+    assert [event.id - FIRST for event in events.newest(2)] == [3, 4]
+    assert [event.id - FIRST for event in events.newest(2, "edge0")] == [2, 4]
+    assert ids(events, FIRST, most=2) == [1, 2]
+    assert ids(events, FIRST, node="edge0") == [2, 4]
+
+
+def test_a_new_run_goes_on_above_the_ids_of_the_old() -> None:
+    old, later = ring(), ring(wall=lambda: NOON + timedelta(seconds=1))
+    old.add(Kind.ATTACHED, "edge1", "facade00")
+    later.add(Kind.ATTACHED, "edge1", "facade00")
+    assert len(later.after(old.last_id)) == 1
+    assert later.has_gap(old.last_id)
+
+
+def test_whoever_is_ahead_of_the_clock_gets_everything() -> None:
+    events = ring()
+    events.add(Kind.ATTACHED, "edge1", "facade00")
+    assert ids(events, events.last_id + 1000) == [0]
+    assert events.has_gap(events.last_id + 1000)
+
+
+@given(st.integers(0, 30), st.integers(-3, 40))
+def test_since_is_what_a_slow_look_finds(noted: int, after: int) -> None:
+    events = ring(most=10)
+    for _ in range(noted):
+        events.add(Kind.ATTACHED, "edge1", "facade00")
+    kept = range(max(0, noted - 10), noted)
+    expected = [number for number in kept if number > after or after >= noted]
+    assert ids(events, FIRST + after) == expected
+
+
+def test_details_are_cut() -> None:
+    events = ring()
+    events.add(Kind.DUPLICATE, "edge1", "facade00", None, "x" * 10_000)
+    assert len(events.after()[0].detail) == 512

@@ -1,0 +1,61 @@
+"""Those who follow the events, and what is counted of them."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests.server.edge import now
+from tunnel_core.counters import Counters
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.events import Events, Kind
+from tunnel_server.followers import MAX_FOLLOWERS, Followers
+
+
+def test_kinds_are_counted_from_zero() -> None:
+    counters = Counters()
+    followers = Followers(Events(now), counters)
+    assert counters.node_events == {kind.value: 0 for kind in Kind}
+    followers.events.add(Kind.DUPLICATE, "edge1", "facade00")
+    assert counters.node_events["duplicate"] == 1
+
+
+async def test_a_follower_hears_of_its_node_alone(autojump_clock: trio.testing.MockClock) -> None:
+    followers = Followers(Events(now), Counters())
+    followers.events.add(Kind.ATTACHED, "edge1", "facade00")
+    heard: list[str] = []
+
+    async def follow(node: str) -> None:
+        await followers.wait_newer(followers.events.last_id, node)
+        heard.append(node)
+
+    async with trio.open_nursery() as nursery:
+        for node in ("edge1", "edge2", ""):
+            nursery.start_soon(follow, node)
+        await trio.testing.wait_all_tasks_blocked()
+        followers.events.add(Kind.LOST, "edge2", "facade00")
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(heard) == ["", "edge2"]
+        followers.events.add(Kind.LOST, "edge1", "facade00")
+    assert len(heard) == 3
+
+
+async def test_what_is_there_is_not_waited_for() -> None:
+    followers = Followers(Events(now), Counters())
+    followers.events.add(Kind.ATTACHED, "edge1", "facade00")
+    await followers.wait_newer(0)
+
+
+async def test_followers_are_bounded_and_leave_no_trace() -> None:
+    followers = Followers(Events(now), Counters())
+    async with trio.open_nursery() as nursery:
+        for _ in range(MAX_FOLLOWERS):
+            nursery.start_soon(followers.wait_newer, followers.events.last_id)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Refused) as caught:
+            await followers.wait_newer(followers.events.last_id)
+        assert caught.value.reason is Reason.TOO_MANY_CONNECTIONS
+        nursery.cancel_scope.cancel()
+    with trio.move_on_after(0):
+        await followers.wait_newer(followers.events.last_id)

@@ -1,0 +1,66 @@
+"""A token bucket: at most ``rate`` bytes a second, and ``burst`` at once after a rest. No I/O, no clock.
+
+1. What is taken in any window of t seconds is at most ``rate * t + burst``, as long as nobody takes
+   more than there is room for.
+2. ``take`` never refuses, because confirmations and pings must leave, else a full bucket would look
+   like a dead link. What goes beyond the room is a debt that is paid back before there is room again.
+3. Less room than a good piece is none, and ``deadline`` waits for one: a packet for every few bytes that
+   become due would be all framing.
+4. Whoever has bytes and finds no room says so (``hold``). The time from there to the next ``take``, and
+   the bytes of that take, are what the cap costs; metrics show both.
+"""
+
+from __future__ import annotations
+
+import math
+
+_BURST_SECONDS = 0.1
+_PIECE_SECONDS = 0.02
+_MIN_BURST_BYTES = 4096
+_MIN_PIECE_BYTES = 512
+"""With less the framing of a packet would outweigh its content."""
+_ROUNDING = 0.99
+"""The part of a piece that counts as one, so that whoever wakes at the deadline finds room."""
+
+
+class Bucket:
+    """Full at first. ``now`` is in seconds, of any origin, and never goes back."""
+
+    def __init__(self, rate: int, burst: int = 0) -> None:
+        assert rate > 0
+        self.rate = rate
+        self.burst = burst or max(_MIN_BURST_BYTES, int(rate * _BURST_SECONDS))
+        self.delayed_seconds = 0.0
+        self.delayed_bytes = 0
+        self._piece = min(self.burst, max(_MIN_PIECE_BYTES, int(rate * _PIECE_SECONDS)))
+        self._level = float(self.burst)
+        self._at = -math.inf
+        self._held_since: float | None = None
+
+    def room(self, now: float) -> int:
+        """Bytes that may be taken now; 0 in debt, or if they are too few to be worth a packet."""
+        self._fill(now)
+        return int(self._level) if self._level >= self._piece * _ROUNDING else 0
+
+    def take(self, count: int, now: float) -> None:
+        """``count`` bytes leave now, whether there is room or not."""
+        self._fill(now)
+        self._level -= count
+        if self._held_since is not None:
+            self.delayed_seconds += now - self._held_since
+            self.delayed_bytes += count
+            self._held_since = None
+
+    def hold(self, now: float) -> None:
+        """Bytes wait for room from now on, if they did not already."""
+        if self._held_since is None:
+            self._held_since = now
+
+    def deadline(self, now: float) -> float:
+        """When there will be room for a piece worth sending; ``now`` if there is."""
+        self._fill(now)
+        return now + max(0.0, self._piece - self._level) / self.rate
+
+    def _fill(self, now: float) -> None:
+        self._level = min(float(self.burst), self._level + (now - self._at) * self.rate)
+        self._at = now

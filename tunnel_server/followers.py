@@ -1,0 +1,44 @@
+"""Those who wait for the next event of a node: a bounded number, woken together. Counts the events too."""
+
+from __future__ import annotations
+
+import trio
+
+from tunnel_core.counters import Counters
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.events import Events, Kind, NodeEvent
+
+MAX_FOLLOWERS = 64
+
+
+class Followers:
+    """Listens to ``events`` for as long as it lives. For the trio thread only."""
+
+    def __init__(self, events: Events, counters: Counters) -> None:
+        self.events = events
+        self._counters = counters
+        self._news = trio.Event()
+        self._waiting = 0
+        for kind in Kind:  # shown as 0, so that the first of a kind is a rise
+            counters.node_events[kind.value] = 0
+        events.on_event = self._happened
+
+    def _happened(self, event: NodeEvent) -> None:
+        self._counters.node_event(event.kind.value)
+        self._news.set()
+        self._news = trio.Event()
+
+    async def wait_newer(self, last_id: int, node: str = "") -> None:
+        """Waits for an event above this id, of ``node`` if it is named. Raises ``Refused``.
+
+        At most ``MAX_FOLLOWERS`` wait at once, as each holds a connection that does nothing else.
+        """
+        if self._waiting >= MAX_FOLLOWERS:
+            detail = f"{MAX_FOLLOWERS} already follow the events; ask without wait"
+            raise Refused(Reason.TOO_MANY_CONNECTIONS, detail)
+        self._waiting += 1
+        try:
+            while not self.events.after(last_id, node, 1):
+                await self._news.wait()
+        finally:
+            self._waiting -= 1
