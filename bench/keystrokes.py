@@ -1,0 +1,177 @@
+"""What a person feels: echoes sent at a steady pace, whether or not the last one came back, beside bulk.
+
+A load that waits for each answer before it sends the next would measure a stalled second once; a person
+who types feels it in every key of that second.
+
+Threads of plain sockets: what is measured here is a thin link, which one Python process fills easily.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from bench.load import ENDLESS, MIB, PATIENCE_SECONDS, Dial, LoadError
+from bench.target import COUNT
+
+KEY_BYTES = 64
+_NUMBER = struct.Struct(f"!Q{KEY_BYTES - 8}x")
+_BLOCK = bytes(64 << 10)
+
+
+def keystrokes(
+    connect: Dial, seconds: float, interval: float = 0.1, *, patience_seconds: float = PATIENCE_SECONDS
+) -> list[float]:
+    """Round trips of 64-byte echoes, one begun each ``interval`` on a new connection, in their order."""
+    with connect() as sock:
+        return Typist(sock, interval).type_for(seconds, patience_seconds)
+
+
+class Typist:
+    """One who types on an open echo connection."""
+
+    def __init__(self, sock: socket.socket, interval: float = 0.1) -> None:
+        self._sock = sock
+        self._interval = interval
+        self._sent: list[float] = []
+        self._times: list[float] = []
+        self._received = b""
+
+    def type_for(self, seconds: float, patience_seconds: float = PATIENCE_SECONDS) -> list[float]:
+        """The time of every key begun now. Raises ``LoadError`` if an echo is missing or another's."""
+        start = time.monotonic()
+        already = len(self._sent)
+        for number in range(max(1, round(seconds / self._interval))):
+            self._read_until(start + number * self._interval)
+            self._press()
+        end = time.monotonic() + patience_seconds
+        while len(self._times) < len(self._sent):
+            if not self._read_once(end):
+                missing = len(self._sent) - len(self._times)
+                raise LoadError(f"{missing} of {len(self._sent)} keys have no echo after {patience_seconds:g} s")
+        return self._times[already:]
+
+    def _press(self) -> None:
+        self._sent.append(time.monotonic())
+        self._sock.sendall(_NUMBER.pack(len(self._sent) - 1))
+
+    def _read_until(self, moment: float) -> None:
+        while self._read_once(moment):
+            continue
+
+    def _read_once(self, deadline: float) -> bool:
+        """Whether there was something to read before the deadline."""
+        readable, _, _ = select.select([self._sock], [], [], max(0.0, deadline - time.monotonic()))
+        if not readable:
+            return False
+        now = time.monotonic()
+        data = self._sock.recv(65536)
+        if not data:
+            raise LoadError(f"the echo ended after {len(self._times)} of {len(self._sent)} keys")
+        self._received += data
+        while len(self._received) >= KEY_BYTES:
+            (number,) = _NUMBER.unpack_from(self._received)
+            if number != len(self._times):
+                raise LoadError(f"key {number} came back, key {len(self._times)} was next")
+            self._received = self._received[KEY_BYTES:]
+            self._times.append(now - self._sent[number])
+        return True
+
+
+class Meter:
+    """Counts what arrives, wherever it is counted."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._bytes += count
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    def rate(self, seconds: float) -> float:
+        """Bytes per second over the next ``seconds``."""
+        before, start = self.bytes, time.monotonic()
+        time.sleep(seconds)
+        return (self.bytes - before) / (time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def downloads(connect: Dial, count: int) -> Iterator[Meter]:
+    """``count`` endless downloads from a ``source`` target; yields the meter of what came."""
+    meter = Meter()
+    with _flows(connect, count) as socks:
+        for sock in socks:
+            sock.sendall(COUNT.pack(ENDLESS))
+        with _threads(*(lambda sock=sock: _receive(sock, meter) for sock in socks)):
+            yield meter
+
+
+@contextlib.contextmanager
+def uploads(connect: Dial, count: int) -> Iterator[None]:
+    """``count`` endless uploads. What arrives is known at their end: see ``Sink``."""
+    with _flows(connect, count) as socks, _threads(*(lambda sock=sock: _send(sock) for sock in socks)):
+        yield
+
+
+@contextlib.contextmanager
+def sink(listener: socket.socket) -> Iterator[Meter]:
+    """A target that throws away what comes, and whose meter may be read at any time."""
+    meter = Meter()
+    accepted: list[socket.socket] = []
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):  # it is closed at the end
+            while True:
+                sock, _ = listener.accept()
+                accepted.append(sock)
+                threading.Thread(target=_receive, args=(sock, meter), daemon=True).start()
+
+    with _threads(accept):
+        try:
+            yield meter
+        finally:
+            _end(listener)
+            for sock in accepted:
+                _end(sock)
+
+
+@contextlib.contextmanager
+def foreign_flow(sender: socket.socket, receiver: socket.socket) -> Iterator[Meter]:
+    """Bulk on a connection of its own, such as any other program of the edge has."""
+    meter = Meter()
+    with contextlib.ExitStack() as stack:
+        for sock in (sender, receiver):
+            stack.callback(_end, sock)
+        stack.enter_context(_threads(lambda: _send(sender), lambda: _receive(receiver, meter)))
+        stack.callback(_end, sender)
+        stack.callback(_end, receiver)
+        yield meter
+
+
+@contextlib.contextmanager
+def _flows(connect: Dial, count: int) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(connect()) for _ in range(count)]
+
+
+def _receive(sock: socket.socket, meter: Meter) -> None:
+    buffer = bytearray(MIB)
+    with contextlib.suppress(OSError):
+        while count := sock.recv_into(buffer):
+            meter.add(count)
+
+
+def _send(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            sock.send(_BLOCK)
