@@ -9,12 +9,13 @@ Threads of plain sockets: what is measured here is a thin link, which one Python
 from __future__ import annotations
 
 import contextlib
+import functools
 import select
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from bench.load import ENDLESS, MIB, PATIENCE_SECONDS, Dial, LoadError
 from bench.target import COUNT
@@ -53,7 +54,9 @@ class Typist:
         while len(self._times) < len(self._sent):
             if not self._read_once(end):
                 missing = len(self._sent) - len(self._times)
-                raise LoadError(f"{missing} of {len(self._sent)} keys have no echo after {patience_seconds:g} s")
+                raise LoadError(
+                    f"{missing} of {len(self._sent)} keys have no echo after {patience_seconds:g} s"
+                )
         return self._times[already:]
 
     def _press(self) -> None:
@@ -109,59 +112,74 @@ class Meter:
 def downloads(connect: Dial, count: int) -> Iterator[Meter]:
     """``count`` endless downloads from a ``source`` target; yields the meter of what came."""
     meter = Meter()
-    with _flows(connect, count) as socks:
+    with _connected(connect, count) as socks:
         for sock in socks:
             sock.sendall(COUNT.pack(ENDLESS))
-        with _threads(*(lambda sock=sock: _receive(sock, meter) for sock in socks)):
+        with _busy(socks, *(functools.partial(_receive, sock, meter) for sock in socks)):
             yield meter
 
 
 @contextlib.contextmanager
 def uploads(connect: Dial, count: int) -> Iterator[None]:
-    """``count`` endless uploads. What arrives is known at their end: see ``Sink``."""
-    with _flows(connect, count) as socks, _threads(*(lambda sock=sock: _send(sock) for sock in socks)):
+    """``count`` endless uploads; only their target knows what has arrived: ``sink`` counts it."""
+    with (
+        _connected(connect, count) as socks,
+        _busy(socks, *(functools.partial(_send, sock) for sock in socks)),
+    ):
         yield
 
 
 @contextlib.contextmanager
 def sink(listener: socket.socket) -> Iterator[Meter]:
-    """A target that throws away what comes, and whose meter may be read at any time."""
-    meter = Meter()
-    accepted: list[socket.socket] = []
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):  # it is closed at the end
-            while True:
-                sock, _ = listener.accept()
-                accepted.append(sock)
-                threading.Thread(target=_receive, args=(sock, meter), daemon=True).start()
-
-    with _threads(accept):
-        try:
-            yield meter
-        finally:
-            _end(listener)
-            for sock in accepted:
-                _end(sock)
-
-
-@contextlib.contextmanager
-def foreign_flow(sender: socket.socket, receiver: socket.socket) -> Iterator[Meter]:
-    """Bulk on a connection of its own, such as any other program of the edge has."""
+    """A target in this process, which throws away what comes; its meter may be read at any time."""
     meter = Meter()
     with contextlib.ExitStack() as stack:
-        for sock in (sender, receiver):
-            stack.callback(_end, sock)
-        stack.enter_context(_threads(lambda: _send(sender), lambda: _receive(receiver, meter)))
-        stack.callback(_end, sender)
-        stack.callback(_end, receiver)
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):  # its end
+                while True:
+                    sock, _ = listener.accept()
+                    stack.enter_context(_busy([sock], functools.partial(_receive, sock, meter)))
+
+        stack.enter_context(_busy([listener], accept))
         yield meter
 
 
 @contextlib.contextmanager
-def _flows(connect: Dial, count: int) -> Iterator[list[socket.socket]]:
+def foreign_flow(sender: socket.socket, receiver: socket.socket) -> Iterator[Meter]:
+    """Bulk over a connection outside the tunnel, such as any other program at the edge has."""
+    meter = Meter()
+    with _busy(
+        [sender, receiver], functools.partial(_send, sender), functools.partial(_receive, receiver, meter)
+    ):
+        yield meter
+
+
+@contextlib.contextmanager
+def _connected(connect: Dial, count: int) -> Iterator[list[socket.socket]]:
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(connect()) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def _busy(socks: Sequence[socket.socket], *works: Callable[[], None]) -> Iterator[None]:
+    """Each work in a thread; they end because at the end their sockets do."""
+    threads = [threading.Thread(target=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for sock in socks:
+            _end(sock)
+        for thread in threads:
+            thread.join(PATIENCE_SECONDS)
+
+
+def _end(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it may have ended by itself
+        sock.shutdown(socket.SHUT_RDWR)  # wakes whoever waits in it, which close does not
+    sock.close()
 
 
 def _receive(sock: socket.socket, meter: Meter) -> None:

@@ -70,7 +70,9 @@ MakePair = Callable[[Namespace, str, Namespace, str], None]
 
 
 def veth_pair(a: Namespace, name_a: str, b: Namespace, name_b: str) -> None:
-    _run("ip", "link", "add", name_a, "netns", a.name, "type", "veth", "peer", "name", name_b, "netns", b.name)
+    _run(
+        "ip", "link", "add", name_a, "netns", a.name, "type", "veth", "peer", "name", name_b, "netns", b.name
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""A slow link between two network namespaces: ``python -m tests.net.tun_link NAMESPACE:INTERFACE NAMESPACE:INTERFACE``.
+"""A slow link between two network namespaces: ``python -m tests.net.tun_link FIRST SECOND``.
 
-Makes both TUN interfaces and moves packets between them. ``down`` goes from the first to the second,
+Each is NAMESPACE:INTERFACE. Makes both TUN interfaces and moves packets between them. ``down`` goes from the first to the second,
 ``up`` back. Commands are JSON lines on the standard input, each answered by a line; it ends with its input:
 
     {"do": "set", "down": {"rate": 250000, "delay_seconds": 0.025, "queue_seconds": 0.05}}
@@ -26,7 +26,7 @@ from tests.net.namespaces import Namespace
 from tests.net.tun import Tun
 
 _OFFLOAD_FROM = 12_500_000
-"""Bytes per second; a frame of 64 KiB takes 5 ms then. Slower, every packet is queued and dropped by itself."""
+"""Bytes per second; a frame of 64 KiB takes 5 ms then. Below, every packet is queued and dropped by itself."""
 
 
 class Link:
@@ -69,7 +69,7 @@ class Link:
         times = [due for direction in self.directions.values() if (due := direction.next_due()) is not None]
         if self._restore_at is not None:
             times.append(self._restore_at)
-        # A sleep ends late by what the kernel thinks is slack: select's is 50 us, epoll counts in milliseconds.
+        # select, because epoll as Python has it counts in milliseconds.
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _obey(self, command: dict[str, Any]) -> dict[str, Any]:
