@@ -1,4 +1,4 @@
-"""Bytes that both ends of a transfer know. No two blocks are alike: what is lost, doubled or swapped shows."""
+"""Bytes that both ends of a transfer know. No two blocks are alike: a loss, a double, a swap all show."""
 
 from __future__ import annotations
 

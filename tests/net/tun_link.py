@@ -1,7 +1,7 @@
 """A slow link between two network namespaces: ``python -m tests.net.tun_link FIRST SECOND``.
 
-Each is NAMESPACE:INTERFACE. Makes both TUN interfaces and moves packets between them. ``down`` goes from the first to the second,
-``up`` back. Commands are JSON lines on the standard input, each answered by a line; it ends with its input:
+Each is NAMESPACE:INTERFACE. Makes both TUN interfaces and moves packets between them: ``down`` goes from
+the first to the second, ``up`` back. Commands are JSON lines on the standard input, each answered by a line; it ends with its input:
 
     {"do": "set", "down": {"rate": 250000, "delay_seconds": 0.025, "queue_seconds": 0.05}}
     {"do": "cut", "seconds": 10}    (or without an end), {"do": "restore"}, {"do": "counters"}
@@ -26,7 +26,7 @@ from tests.net.namespaces import Namespace
 from tests.net.tun import Tun
 
 _OFFLOAD_FROM = 12_500_000
-"""Bytes per second; a frame of 64 KiB takes 5 ms then. Below, every packet is queued and dropped by itself."""
+"""Bytes per second; a frame of 64 KiB takes 5 ms then. Below, packets are queued and dropped one by one."""
 
 
 class Link:
