@@ -1,7 +1,8 @@
 """A slow link between two network namespaces: ``python -m tests.net.tun_link FIRST SECOND``.
 
 Each is NAMESPACE:INTERFACE. Makes both TUN interfaces and moves packets between them: ``down`` goes from
-the first to the second, ``up`` back. Commands are JSON lines on the standard input, each answered by a line; it ends with its input:
+the first to the second, ``up`` back. Commands are JSON lines on the standard input, each answered by a
+line; it ends with its input:
 
     {"do": "set", "down": {"rate": 250000, "delay_seconds": 0.025, "queue_seconds": 0.05}}
     {"do": "cut", "seconds": 10}    (or without an end), {"do": "restore"}, {"do": "counters"}

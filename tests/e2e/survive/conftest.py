@@ -41,7 +41,7 @@ def site(network: Emulated, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def whole(site: Site, net: Emulated) -> Iterator[Site]:
     """The installation, attached before the test and without users after it."""
     site.recover()
-    site.wait_request()
+    site.wait_request(deadline_seconds=60)
     yield site
     net.restore()
     site.hang_up()

@@ -65,7 +65,7 @@ class Flow:
     def _guarded(self) -> None:
         try:
             self.run()
-        except BaseException as error:  # noqa: BLE001 - it is raised by who waits for the thread
+        except BaseException as error:  # raised by who waits for the thread
             self.failure = error
 
     def _note_arrival(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from bench.keystrokes import Meter, Typist, foreign_flow
 from tests.e2e import tools
+from tests.e2e.survive.wires import open_pair
 from tests.e2e.waiting import wait_until
 from tests.net.emulated import Emulated, Terms
 
@@ -22,21 +23,9 @@ GOODPUT = 1448 / 1500
 DIRECTIONS = ("down", "up")
 
 
-def connection(net: Emulated) -> tuple[socket.socket, socket.socket]:
-    """A TCP connection that the edge dialled: the cloud's end and the edge's."""
-    with net.cloud.entered(), socket.create_server((net.network.cloud_address, 0)) as listener:
-        with net.edge.entered():
-            edge = socket.create_connection(listener.getsockname(), timeout=10)
-        cloud, _ = listener.accept()
-    for end in (cloud, edge):
-        end.settimeout(10)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return cloud, edge
-
-
 @contextlib.contextmanager
 def bulk(net: Emulated, direction: str) -> Iterator[Meter]:
-    cloud, edge = connection(net)
+    cloud, edge = open_pair(net)
     with foreign_flow(*((cloud, edge) if direction == "down" else (edge, cloud))) as meter:
         yield meter
 
@@ -119,7 +108,7 @@ def test_directions_are_set_apart(net: Emulated) -> None:
 
 
 def test_a_cut_drops_everything_and_ends_in_time(net: Emulated) -> None:
-    cloud, edge = connection(net)
+    cloud, edge = open_pair(net)
     with cloud, edge:
         lost = {name: counters.cut for name, counters in net.counters().items()}
         net.cut()
@@ -162,7 +151,7 @@ def _is_quiet(net: Emulated) -> bool:
 
 def test_what_befalls_connections(net: Emulated) -> None:
     for harm in (net.change_address, net.flush_nat):
-        cloud, edge = connection(net)
+        cloud, edge = open_pair(net)
         with cloud, edge:
             harm()
             edge.sendall(b"x")
@@ -172,7 +161,7 @@ def test_what_befalls_connections(net: Emulated) -> None:
 
 
 def test_a_reset_is_felt_at_both_ends(net: Emulated) -> None:
-    cloud, edge = connection(net)
+    cloud, edge = open_pair(net)
     with cloud, edge:
         net.reset_connections()
         for end in (cloud, edge):
@@ -181,14 +170,14 @@ def test_a_reset_is_felt_at_both_ends(net: Emulated) -> None:
 
 
 def test_another_route_keeps_what_runs(net: Emulated) -> None:
-    cloud, edge = connection(net)
+    cloud, edge = open_pair(net)
     with cloud, edge:
         before = net.dials()
         net.change_route()
         edge.sendall(b"x")
         assert cloud.recv(1) == b"x"
         assert net.dials() == before
-        newer = connection(net)
+        newer = open_pair(net)
         assert net.dials() == before + 1
         assert newer[1].getsockname()[0] != edge.getsockname()[0]
         for end in newer:
@@ -198,7 +187,7 @@ def test_another_route_keeps_what_runs(net: Emulated) -> None:
 def test_typing_is_not_slowed_by_what_it_waits_for(net: Emulated) -> None:
     """Keys are pressed on time during a cut, so that its whole length is in their times."""
     net.set(delay_seconds=0.02)
-    cloud, edge = connection(net)
+    cloud, edge = open_pair(net)
     with cloud, edge:
         echoing = threading.Thread(target=_echo, args=(edge,), daemon=True)
         echoing.start()

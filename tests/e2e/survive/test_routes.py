@@ -20,8 +20,13 @@ def test_unrelated_interfaces_come_and_go(whole: Site, net: Emulated) -> None:
     wait_one_connection(whole, net)
     before = net.dials()
     for number in range(PAIRS):
-        _ip(net, f"link add a{number} type veth peer name b{number}", f"addr add 10.77.{number}.1/24 dev a{number}",
-            f"link set a{number} up", f"link set b{number} up")  # fmt: skip
+        _ip(
+            net,
+            f"link add a{number} type veth peer name b{number}",
+            f"addr add 10.77.{number}.1/24 dev a{number}",
+            f"link set a{number} up",
+            f"link set b{number} up",
+        )
     for number in range(PAIRS):
         _ip(net, f"link del a{number}")
     time.sleep(PUT_OFF_SECONDS)
