@@ -109,23 +109,26 @@ class Meter:
 
 
 @contextlib.contextmanager
-def downloads(connect: Dial, count: int) -> Iterator[Meter]:
-    """``count`` endless downloads from a ``source`` target; yields the meter of what came."""
-    meter = Meter()
-    with _connected(connect, count) as socks:
-        for sock in socks:
-            sock.sendall(COUNT.pack(ENDLESS))
-        with _busy(socks, *(functools.partial(_receive, sock, meter) for sock in socks)):
-            yield meter
+def opened(connect: Dial, count: int) -> Iterator[list[socket.socket]]:
+    """``count`` connections, before anything makes the link slow."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(connect()) for _ in range(count)]
 
 
 @contextlib.contextmanager
-def uploads(connect: Dial, count: int) -> Iterator[None]:
-    """``count`` endless uploads; only their target knows what has arrived: ``sink`` counts it."""
-    with (
-        _connected(connect, count) as socks,
-        _busy(socks, *(functools.partial(_send, sock) for sock in socks)),
-    ):
+def downloads(socks: Sequence[socket.socket]) -> Iterator[Meter]:
+    """Endless downloads from a ``source`` target; yields the meter of what came. Closes its sockets."""
+    meter = Meter()
+    for sock in socks:
+        sock.sendall(COUNT.pack(ENDLESS))
+    with _busy(socks, *(functools.partial(_receive, sock, meter) for sock in socks)):
+        yield meter
+
+
+@contextlib.contextmanager
+def uploads(socks: Sequence[socket.socket]) -> Iterator[None]:
+    """Endless uploads; only their target knows what has arrived: ``sink`` counts it. Closes its sockets."""
+    with _busy(socks, *(functools.partial(_send, sock) for sock in socks)):
         yield
 
 
@@ -153,12 +156,6 @@ def foreign_flow(sender: socket.socket, receiver: socket.socket) -> Iterator[Met
         [sender, receiver], functools.partial(_send, sender), functools.partial(_receive, receiver, meter)
     ):
         yield meter
-
-
-@contextlib.contextmanager
-def _connected(connect: Dial, count: int) -> Iterator[list[socket.socket]]:
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(connect()) for _ in range(count)]
 
 
 @contextlib.contextmanager

@@ -159,7 +159,7 @@ class Emulated:
         gateway, address = f"192.168.{self._subnet}.1", f"192.168.{self._subnet}.10"
         self.nat.run("ip", "addr", "add", f"{gateway}/24", "dev", "lan")
         self.edge.run("ip", "addr", "add", f"{address}/24", "dev", "eth0")
-        self.edge.run("ip", "route", "replace", "default", "via", gateway, "dev", "eth0", "src", address)
+        _route_by_default(self.edge, "via", gateway, "dev", "eth0", "src", address)
 
     def reset_connections(self) -> None:
         """Every connection from the edge to the cloud gets a TCP reset, at both ends."""
@@ -187,11 +187,24 @@ def emulated(prefix: str) -> Iterator[Emulated]:
         network = stack.enter_context(Network(prefix, edges=1, uplink=link.join).built())
         for namespace, interface in ((network.edge(1), "eth0"), (network.nat(1), "lan")):
             # The kernel's own IPv6 chatter would be counted as traffic.
-            namespace.run("sh", "-c", f"echo 1 >/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
+            _set_kernel(namespace, f"ipv6/conf/{interface}/disable_ipv6", "1")
+        for namespace in (network.cloud, network.edge(1)):
+            _route_by_default(namespace, *namespace.run("ip", "route", "show", "default").split()[1:])
+            # What one connection learned of a link that was set differently must not guide the next.
+            _set_kernel(namespace, "ipv4/tcp_no_metrics_save", "1")
         network.nat(1).run(
             "iptables", "-w", "-t", "mangle", "-A", "PREROUTING", "-i", "lan", "-p", "tcp", "--syn"
         )
         yield Emulated(network, link)
+
+
+def _route_by_default(namespace: Namespace, *route: str) -> None:
+    # Linux's own default, so that figures of two machines compare; a namespace may only set it by route.
+    namespace.run("ip", "route", "replace", "default", *route, "congctl", "cubic")
+
+
+def _set_kernel(namespace: Namespace, name: str, value: str) -> None:
+    namespace.run("sh", "-c", f"echo {value} >/proc/sys/net/{name}")
 
 
 def may_emulate() -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.keystrokes import Typist, downloads
+from bench.keystrokes import Typist, downloads, opened
 from tests.e2e.site import ECHO, SOURCE, Site
 from tests.e2e.survive.doors import dial_to
 from tests.e2e.waiting import wait_until
@@ -23,7 +23,11 @@ ROAMS: dict[str, Callable[[Emulated], None]] = {
 @pytest.mark.parametrize("roam", ROAMS)
 def test_the_first_key_after_a_roam(whole: Site, net: Emulated, roam: str) -> None:
     net.set(rate=1000 * MBIT, delay_seconds=0.005, queue_seconds=0.05)
-    with dial_to(whole, ECHO)() as shell, downloads(dial_to(whole, SOURCE), 1) as meter:
+    with (
+        dial_to(whole, ECHO)() as shell,
+        opened(dial_to(whole, SOURCE), 1) as files,
+        downloads(files) as meter,
+    ):
         typist = Typist(shell)
         typist.type_for(1)
         wait_until(lambda: meter.bytes > 100 * MBIT, "the download to be at full speed")
