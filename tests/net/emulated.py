@@ -172,10 +172,19 @@ class Emulated:
         shown = self.nat.run("iptables", "-w", "-t", "mangle", "-nvxL", "PREROUTING")
         return sum(int(line.split()[0]) for line in shown.splitlines()[2:])
 
-    def connections(self, state: str = "connected") -> list[str]:
-        """The edge's TCP sockets to the cloud as ``ss`` shows them; ``connected``: all that do not listen."""
-        shown = self.edge.run("ss", "-Htn", "state", state, "dst", self.network.cloud_address)
-        return shown.splitlines()
+    def connections(self, port: int) -> list[str]:
+        """The edge's sockets to ``port`` of the cloud as ``ss`` shows them, closing ones included."""
+        return _sockets(self.edge, "dport", port)
+
+    def cloud_connections(self, port: int) -> list[str]:
+        """The cloud's ends of the same."""
+        return _sockets(self.cloud, "sport", port)
+
+
+def _sockets(namespace: Namespace, side: str, port: int) -> list[str]:
+    # What waits out TIME-WAIT belongs to no process and holds nothing.
+    states = ("state", "connected", "exclude", "time-wait")
+    return namespace.run("ss", "-Htn", *states, side, "=", f":{port}").splitlines()
 
 
 @contextlib.contextmanager

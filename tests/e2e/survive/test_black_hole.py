@@ -34,6 +34,6 @@ def test_a_short_cut_leaves_one_connection(whole: Site, net: Emulated, cut_secon
         back = net.cut_for(cut_seconds)
         for flow in flows:
             flow.wait_arrival(back, deadline_seconds=cut_seconds + 10)
-        wait_one_connection(whole, net)
+        wait_one_connection(net)
         for flow in flows:
             flow.finish(30)

@@ -31,7 +31,7 @@ def test_streams_go_on(whole: Site, net: Emulated, harm: str) -> None:
         # Well after what was on its way at the moment of harm.
         for flow in flows:
             flow.wait_arrival(harmed_at + 0.3, deadline_seconds=10)
-        wait_one_connection(whole, net)
+        wait_one_connection(net)
         for flow in flows:
             flow.finish(30)
 
@@ -56,7 +56,7 @@ def test_a_link_that_is_cut_again_and_again(whole: Site, net: Emulated, long: bo
                 settled = _resident_bytes(whole)
         for flow in flows:
             flow.finish(240)
-        wait_one_connection(whole, net)
+        wait_one_connection(net)
         grown = {name: size - settled[name] for name, size in _resident_bytes(whole).items()}
     assert max(grown.values()) <= GROWTH_BYTES, f"{grown}; seed {seed}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -73,8 +74,8 @@ def test_a_full_queue_delays_by_its_length_and_drops_the_rest(net: Emulated) -> 
         wait_until(lambda: net.counters()["up"].dropped > before, "the queue to overflow")
         times = ping(net, 30, 0.05)
     assert times, "a packet that is small finds room now and then"
-    assert min(times) > 0.02 + 0.1 - 0.01
-    assert max(times) < 0.02 + 0.1 + 0.01
+    assert statistics.median(times) == pytest.approx(0.02 + 0.1, abs=0.01)
+    assert max(times) < 0.02 + 0.1 + 0.05, "more than a busy machine explains"
 
 
 @contextlib.contextmanager

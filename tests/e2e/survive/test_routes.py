@@ -17,7 +17,7 @@ ATTEMPT_SECONDS = 1.0
 
 
 def test_unrelated_interfaces_come_and_go(whole: Site, net: Emulated) -> None:
-    wait_one_connection(whole, net)
+    wait_one_connection(net)
     before = net.dials()
     for number in range(PAIRS):
         _ip(
@@ -35,14 +35,14 @@ def test_unrelated_interfaces_come_and_go(whole: Site, net: Emulated) -> None:
 
 
 def test_another_default_route_is_tried_at_once(whole: Site, net: Emulated) -> None:
-    wait_one_connection(whole, net)
+    wait_one_connection(net)
     with whole.server.connect("edge1:2201") as user:
         assert user.echoes(b"before")
         before = net.dials()
         net.change_route()
         wait_until(lambda: net.dials() > before, "an attempt", deadline_seconds=ATTEMPT_SECONDS)
         # The new one answers, and the old one is given up though it still worked.
-        wait_one_connection(whole, net)
+        wait_one_connection(net)
         assert user.echoes(b"after")
 
 
