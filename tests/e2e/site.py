@@ -85,7 +85,7 @@ class Site:
     def start(self) -> None:
         """Starts everything, and remembers what each program has after one request."""
         self.recover()
-        self.check_request()
+        self.wait_request()  # the agent may know of its attach before the server does
         for program in self.programs:
             program.wait_idle()
             self._at_rest[program.name] = vitals_of(program)
