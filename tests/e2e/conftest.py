@@ -8,6 +8,7 @@ from collections.abc import Generator
 import pytest
 
 from tests.e2e import tools
+from tests.e2e.site import Site
 
 # `python -m tests.e2e` sets this; a plain `pytest` collects nothing below this folder.
 collect_ignore_glob = [] if tools.CHOSEN in os.environ else ["*"]
@@ -26,7 +27,17 @@ def pytest_runtest_makereport(
     if report.skipped and tools.in_ci():
         report.outcome = "failed"
         report.longrepr = f"skipped, which CI does not allow: {call.excinfo and call.excinfo.value}"
+    if report.failed:
+        _show_logs(item, report)
     return report
+
+
+def _show_logs(item: pytest.Item, report: pytest.TestReport) -> None:
+    """How the log of each program of the test's site ends."""
+    site = getattr(item, "funcargs", {}).get("site")
+    if isinstance(site, Site):
+        for process in (site.targets, *(program.process for program in site.programs)):
+            report.sections.append((f"log of {process.name}", process.log_tail()))
 
 
 @pytest.fixture(scope="session")

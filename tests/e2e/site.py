@@ -14,7 +14,7 @@ from tests.e2e.programs import Agent, Program, Server
 from tests.e2e.waiting import wait_until
 from tests.net.namespaces import Namespace, Network
 
-ECHO, SILENT, FLOOD, GREET = 2201, 2202, 2203, 2204
+ECHO, SILENT, FLOOD, GREET, SOURCE = 2201, 2202, 2203, 2204, 2205
 # Impatient, so that a test of a deadline takes seconds; everything else is as it comes.
 _SETTINGS: Mapping[str, Any] = {
     "session": {"ping_interval_seconds": 1, "missed_pings": 2},
@@ -28,7 +28,7 @@ _SLACK = 3
 
 def targets(name: str, namespace: Namespace, folder: Path, *, host: str = "127.0.0.1") -> Process:
     """One of each kind of target, at the edge in ``namespace``."""
-    listeners = [f"echo:{ECHO}", f"silent:{SILENT}", f"flood:{FLOOD}", f"greet:{GREET}"]
+    listeners = [f"echo:{ECHO}", f"silent:{SILENT}", f"flood:{FLOOD}", f"greet:{GREET}", f"source:{SOURCE}"]
     argv = [sys.executable, "-m", "tests.e2e.targets", host, *listeners]
     here = {"PYTHONPATH": str(Path(__file__).parents[2])}
     return Process(name, argv, folder, namespace=namespace, environment=here)
@@ -85,7 +85,7 @@ class Site:
     def start(self) -> None:
         """Starts everything, and remembers what each program has after one request."""
         self.recover()
-        self.check_request()
+        self.wait_request()  # the agent may know of its attach before the server does
         for program in self.programs:
             program.wait_idle()
             self._at_rest[program.name] = vitals_of(program)

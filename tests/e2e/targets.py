@@ -1,7 +1,8 @@
 """Targets at an edge, as a program: ``python -m tests.e2e.targets HOST KIND:PORT ...``.
 
 Kinds: ``echo`` sends back what comes, and half-closes after its peer did; ``silent`` reads and never
-answers; ``flood`` sends for ever; ``greet`` speaks first, one line, then echoes.
+answers; ``flood`` sends for ever; ``greet`` speaks first, one line, then echoes; ``source`` is asked for a
+number of bytes and sends them (``content``).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Awaitable, Callable
 
 import trio
+
+from tests.e2e import content
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 _CHUNK = bytes(64 * 1024)
@@ -37,7 +40,22 @@ async def _greet(stream: trio.SocketStream) -> None:
     await _echo(stream)
 
 
-_KINDS: dict[str, Handler] = {"echo": _echo, "silent": _silent, "flood": _flood, "greet": _greet}
+async def _source(stream: trio.SocketStream) -> None:
+    request = b""
+    while len(request) < content.COUNT.size and (chunk := await stream.receive_some(content.COUNT.size)):
+        request += chunk
+    for block in content.blocks(content.COUNT.unpack(request)[0]):
+        await stream.send_all(block)
+    await stream.send_eof()
+
+
+_KINDS: dict[str, Handler] = {
+    "echo": _echo,
+    "silent": _silent,
+    "flood": _flood,
+    "greet": _greet,
+    "source": _source,
+}
 
 
 async def _serve(handler: Handler, stream: trio.SocketStream) -> None:

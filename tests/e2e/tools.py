@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.net.emulated import may_emulate
+
 CHOSEN = "QANAT_E2E"
 LONG = "QANAT_E2E_LONG"
 
@@ -23,8 +25,10 @@ _PACKAGES = {
     "npm": "npm",
     "nsenter": "util-linux",
     "openssl": "openssl",
+    "ping": "iputils-ping",
     "prlimit": "util-linux",
     "scp": "openssh-client",
+    "ss": "iproute2",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
@@ -74,6 +78,14 @@ def require_root() -> None:
     """Network namespaces, containers and an sshd are root's business."""
     if os.geteuid() != 0:
         pytest.skip("needs root for network namespaces: sudo ./dev e2e")
+
+
+def require_emulated_links() -> None:
+    """What ``tests.net.emulated`` needs."""
+    require_root()
+    require("ip", "iptables", "conntrack", "nsenter", "ss")
+    if not may_emulate():
+        pytest.skip("needs /dev/net/tun: modprobe tun, or run where the kernel has it")
 
 
 def packages_of(tools: Sequence[str] = tuple(_PACKAGES)) -> list[str]:

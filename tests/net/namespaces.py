@@ -13,7 +13,7 @@ import contextlib
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +65,16 @@ def _run(*command: str, check: bool = True) -> str:
     return done.stdout
 
 
+MakePair = Callable[[Namespace, str, Namespace, str], None]
+"""Makes two interfaces that are joined to each other, each in a namespace, with a name."""
+
+
+def veth_pair(a: Namespace, name_a: str, b: Namespace, name_b: str) -> None:
+    _run(
+        "ip", "link", "add", name_a, "netns", a.name, "type", "veth", "peer", "name", name_b, "netns", b.name
+    )
+
+
 @dataclass(frozen=True)
 class _Plan:
     """The addresses of one IP family; ``{i}`` is the number of an edge."""
@@ -94,11 +104,15 @@ _PLANS = {
 
 @dataclass
 class Network:
-    """Built by ``built()``; ``cloud`` and ``edge(1)`` ... ``edge(edges)`` are where programs run."""
+    """Built by ``built()``; ``cloud`` and ``edge(1)`` ... ``edge(edges)`` are where programs run.
+
+    ``uplink`` makes what joins ``lan`` of a NAT and ``eth0`` of its edge.
+    """
 
     prefix: str
     edges: int = 2
     family: int = 4
+    uplink: MakePair = veth_pair
     _made: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -128,6 +142,10 @@ class Network:
 
     def nat(self, number: int) -> Namespace:
         return self._namespace(f"nat{number}")
+
+    def nat_address(self, number: int) -> str:
+        """Under which the cloud sees edge ``number``."""
+        return self._plan.wan.format(i=number)
 
     def cut(self, number: int) -> None:
         """Drops every packet between edge ``number`` and the cloud, silently, until ``mend``."""
@@ -177,7 +195,7 @@ class Network:
         self._add(nat)
         self._add(edge)
         self._join("wan", edge, gateway, nat, "wan", outer)
-        self._join(nat, "lan", plan.lan_gateway, edge, "eth0", plan.edge)
+        self._join(nat, "lan", plan.lan_gateway, edge, "eth0", plan.edge, self.uplink)
         self._route(nat, "default", "via", gateway)
         self._route(edge, "default", "via", plan.lan_gateway)
         self._forward(nat)
@@ -197,10 +215,15 @@ class Network:
             # An address is usable at once, not after a second of asking the neighbours for it.
             namespace.run("sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad")
 
-    def _join(self, a: str, name_a: str, address_a: str, b: str, name_b: str, address_b: str) -> None:
-        a, b = self._namespace(a).name, self._namespace(b).name
-        _run("ip", "link", "add", name_a, "netns", a, "type", "veth", "peer", "name", name_b, "netns", b)
-        for namespace, name, address in ((a, name_a, address_a), (b, name_b, address_b)):
+    def _join(
+        self,
+        a: str, name_a: str, address_a: str,
+        b: str, name_b: str, address_b: str,
+        make_pair: MakePair = veth_pair,
+    ) -> None:  # fmt: skip
+        make_pair(self._namespace(a), name_a, self._namespace(b), name_b)
+        for role, name, address in ((a, name_a, address_a), (b, name_b, address_b)):
+            namespace = self._namespace(role).name
             _run("ip", "-n", namespace, "addr", "add", f"{address}/{self._plan.prefix}", "dev", name)
             _run("ip", "-n", namespace, "link", "set", name, "up")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,16 +48,3 @@ def unharmed(site: Site) -> Iterator[Site]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh folder with a short path, for sockets."""
     return tmp_path_factory.mktemp("x")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Shows, for a test that failed, how the log of each program ends."""
-    report = yield
-    site = getattr(item, "funcargs", {}).get("site")
-    if report.failed and isinstance(site, Site):
-        for process in (site.targets, *(program.process for program in site.programs)):
-            report.sections.append((f"log of {process.name}", process.log_tail()))
-    return report

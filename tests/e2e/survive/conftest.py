@@ -1,0 +1,75 @@
+"""What the tests of surviving share: one emulated network, and one installation for each file of tests."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.e2e import tools
+from tests.e2e.site import Site
+from tests.e2e.survive.idle import LONG_SECONDS, PROFILES, SHORT_SECONDS, Count, count_idle
+from tests.e2e.survive.installation import made_site
+from tests.net.emulated import Emulated, emulated
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Emulated]:
+    tools.require_emulated_links()
+    with emulated(f"qs{os.getpid()}") as made:
+        yield made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def idle_counts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, long: bool
+) -> Iterator[Mapping[str, Future[Count]]]:
+    """By profile. Begun before the first test: counting takes minutes, and disturbs nobody."""
+    if not any(item.originalname == "test_idle_bytes" for item in _functions(request)):
+        yield {}
+        return
+    tools.require_emulated_links()
+    seconds, ended = (LONG_SECONDS if long else SHORT_SECONDS), threading.Event()
+    with ThreadPoolExecutor(len(PROFILES)) as pool:
+        try:
+            yield {
+                profile: pool.submit(count_idle, profile, tmp_path_factory.mktemp(profile), seconds, ended)
+                for profile in PROFILES
+            }
+        finally:
+            ended.set()
+
+
+def _functions(request: pytest.FixtureRequest) -> list[pytest.Function]:
+    """The tests that were chosen."""
+    return [item for item in request.session.items if isinstance(item, pytest.Function)]
+
+
+@pytest.fixture
+def net(network: Emulated) -> Iterator[Emulated]:
+    """The network, with no limit and no cut before and after the test."""
+    network.set()
+    yield network
+    network.restore()
+    network.set()
+
+
+@pytest.fixture(scope="module")
+def site(network: Emulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Server, agent, targets: running."""
+    with made_site(network, tmp_path_factory.mktemp("site")) as made:
+        made.start()
+        yield made
+
+
+@pytest.fixture
+def whole(site: Site, net: Emulated) -> Iterator[Site]:
+    """The installation, attached before the test and without users after it."""
+    site.recover()
+    site.wait_request(deadline_seconds=60)
+    yield site
+    net.restore()
+    site.hang_up()

@@ -1,0 +1,21 @@
+"""The tunnel as a function that opens connections, as the measurements of ``bench`` want it."""
+
+from __future__ import annotations
+
+import socket
+
+from bench.load import Dial
+from tests.e2e.site import Site
+
+
+def dial_to(site: Site, port: int) -> Dial:
+    """To a port of the first edge, through the unix socket of the server."""
+
+    def connect(*, receive_bytes: int = 0) -> socket.socket:
+        answer = site.server.connect(f"edge1:{port}", timeout_seconds=60)
+        assert answer.status == 200, f"{answer.status} {answer.phrase}"
+        if receive_bytes:
+            answer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        return answer.socket
+
+    return connect

@@ -1,0 +1,32 @@
+"""An installation as the documentation describes it: nothing is set to be impatient."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.site import Site
+from tests.net.emulated import Emulated
+
+# The far ends of uploads listen in the test's own process, where the kernel finds room.
+_ALLOWED = "localhost:1024-65535"
+
+
+@contextlib.contextmanager
+def made_site(
+    net: Emulated,
+    folder: Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    agent: Mapping[str, Any] | None = None,
+) -> Iterator[Site]:
+    """Not started yet. ``changes`` are for ``server.toml``, ``agent`` for ``agent.toml``."""
+    site = Site.made(net.network, folder, {"session": {}, **(changes or {})})
+    site.agent.configure(site.server, allow=[_ALLOWED], **(agent or {}))
+    try:
+        yield site
+    finally:
+        site.hang_up()
+        site.stop()

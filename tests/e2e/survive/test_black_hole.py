@@ -1,0 +1,39 @@
+"""The path swallows everything for ten seconds, and comes back: so do the streams."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.site import Site
+from tests.e2e.survive.flows import Download, Echo, Upload, running
+from tests.e2e.survive.sockets import wait_one_connection
+from tests.net.emulated import Emulated
+
+MBIT = 125_000
+CUT_SECONDS = 10
+FLOOR_SECONDS = 2.0
+# At 20 Mbit/s it takes four seconds without a cut.
+TOTAL = 10 << 20
+
+
+def test_streams_go_on_when_the_path_is_back(whole: Site, net: Emulated) -> None:
+    net.set(rate=20 * MBIT, delay_seconds=0.025, queue_seconds=0.1)
+    with running(Echo(whole), Download(whole, TOTAL), Upload(whole, TOTAL)) as flows:
+        back = net.cut_for(CUT_SECONDS)
+        took = {flow.name: flow.wait_arrival(back, deadline_seconds=CUT_SECONDS + 15) for flow in flows}
+        for flow in flows:
+            flow.finish(30)
+    assert max(took.values()) < FLOOR_SECONDS, took
+
+
+@pytest.mark.parametrize("cut_seconds", [0.3, 3])
+def test_a_short_cut_leaves_one_connection(whole: Site, net: Emulated, cut_seconds: float) -> None:
+    """Attempts that were begun beside the old connection, and their send queues, are gone soon after."""
+    net.set(rate=20 * MBIT, delay_seconds=0.025, queue_seconds=0.1)
+    with running(Echo(whole), Download(whole, TOTAL)) as flows:
+        back = net.cut_for(cut_seconds)
+        for flow in flows:
+            flow.wait_arrival(back, deadline_seconds=cut_seconds + 10)
+        wait_one_connection(net)
+        for flow in flows:
+            flow.finish(30)

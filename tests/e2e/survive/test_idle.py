@@ -1,0 +1,19 @@
+"""What an agent costs that nobody uses: IP bytes on its link, both directions, for each hour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+
+import pytest
+
+from tests.e2e.survive.idle import PROFILES, Count
+
+ALLOWED = {"default": 100_000, "metered": 15_000}
+PATIENCE_SECONDS = 700
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_idle_bytes(idle_counts: Mapping[str, Future[Count]], profile: str) -> None:
+    count = idle_counts[profile].result(PATIENCE_SECONDS)
+    assert count.bytes_per_hour <= ALLOWED[profile], f"{count.bytes_per_hour:.0f} bytes an hour from {count}"
