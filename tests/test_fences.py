@@ -34,6 +34,7 @@ DECISIONS = [
     *("tunnel_core." + name for name in ("codec", "messages", "wire", "frames", "limits", "reasons")),
     *("tunnel_core." + name for name in ("names", "identity", "session", "mux", "halves", "credit")),
     *("tunnel_core." + name for name in ("settings", "http_head")),
+    *("tunnel_core." + name for name in ("flight", "delivery", "rivals", "confirming")),
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
     *("tunnel_agent." + name for name in ("targets", "proxy", "config")),
 ]
