@@ -74,7 +74,8 @@ _RATE_ROUNDS = 10
 """BBR's window; the dips are shorter."""
 _EMPTY_ROUNDS = 2
 """One may be the tail of a dip."""
-_PACE = 1.25
+_PACE, _RIVAL_PACE = 1.05, 1.25
+"""Just above the limit over the path: a quarter above overflows a queue of eight segments."""
 _PACED_PATH_SECONDS = 0.010
 """On shorter ones a timer is coarser than the bursts."""
 _PACE_BURST_SECONDS = 0.004
@@ -99,6 +100,7 @@ class Flight:
         self._growing = self._new = True
         self._full_rate = 0.0  # when growth was last seen
         self._empty_rounds = 0
+        self._surprised = False  # by a queue that stood unintended in the last round
         self._limited = False
         self._asked_bytes = 0
         self._next_at = now
@@ -177,7 +179,8 @@ class Flight:
         self._limited = False
         path = self._delivery.path
         if path > _PACED_PATH_SECONDS:
-            self._next_at = max(self._next_at, now - _PACE_BURST_SECONDS) + size * path / (_PACE * self.limit)
+            pace = (_RIVAL_PACE if self.competing else _PACE) * self.limit / path
+            self._next_at = max(self._next_at, now - _PACE_BURST_SECONDS) + size / pace
         return self._asks(size)
 
     def _asks(self, size: int) -> bool:
@@ -210,7 +213,10 @@ class Flight:
         self._delivery.forget_unloaded()
 
     def _take(self, sample: Sample) -> None:
-        if not sample.limited or sample.rate > self.rate_bytes_per_second:
+        if self._dipping and self._surprised and not self.competing:
+            # The queue drains at the link's rate, and until it has no packet is lean.
+            self._round_rate = self.rate_bytes_per_second = sample.rate
+        elif not sample.limited or sample.rate > self.rate_bytes_per_second:
             self._round_rate = max(self._round_rate, sample.rate)
             self.rate_bytes_per_second = max(self.rate_bytes_per_second, sample.rate)
         self._round_limited |= sample.limited
@@ -230,12 +236,13 @@ class Flight:
         self._start_round(dipped=was_dipping or self._dipping)
 
     def _judge_rate(self, sample: Sample, *, unintended: bool) -> None:
-        if unintended and not self.competing:
-            self._rates.clear()
+        if (unintended or self._surprised) and not self.competing:
+            self._rates.clear()  # also in the round after, whose packets left before the limit fell
             self._round_rate = sample.rate
         if self._round_rate:
             self._rates.append(self._round_rate)
             self.rate_bytes_per_second = max(self._rates)
+        self._surprised = unintended
 
     def _judge_growth(self, queue: float) -> None:
         if not self._growing:
