@@ -1,0 +1,300 @@
+"""How many bytes of a session are under way on its carrier. No I/O, no clock.
+
+1. The problem. Below us are buffers of megabytes: gRPC, the socket, the modem. What is handed to them
+   can no longer be overtaken, so a keystroke waits behind it: 2.4 s on 20 Mbit/s. So no more is handed
+   over than the link carries in a round trip, and a little that waits, so that it is never idle.
+2. The limit is rate x (path + slack) + what comes between two confirmations. Rate and path come from
+   confirmations (``delivery.py``); path is the round trip of now without the part that waits on the way
+   there. It follows routes, and what the way back suffers from other bulk does not starve us.
+3. Rate is the maximum of some round trips, since it falls short whenever we send less. But while a
+   queue stands that we do not intend, the link carries what it can: then the newest sample is the rate.
+   A sample from a packet after which the program had no more to send never lowers it.
+4. A new carrier starts small and doubles every round trip until the rate stops growing and a queue
+   begins to stand. Later a queue that stays empty for two round trips means the link can do more: then
+   a quarter more each round trip (BBR's gain), until it stands again. A limit grows by what was
+   confirmed at most, so growth comes as no burst.
+5. Every few seconds, or when an unintended queue stands, the limit *dips* below what the path holds: the
+   packets sent then are lean, they find no queue of ours and tell what the path itself takes. (BBR's
+   PROBE_RTT, shallower.) What drains in a dip was ours, what stays is the route's or a rival's.
+6. With a rival (``rivals.py``) the limit is a multiple of the path, which holds the rival's queue: more
+   than TCP below us can use, so that TCP competes as it does for everybody. Bounded all the same.
+7. Bulk is paced on long paths: confirmations that come in bursts, as they do behind bulk of the other
+   direction (Zhang, Shenker and Clark 1991), else make bursts of both directions. Pacing is the only
+   use of a timer. Quick bytes are neither paced nor held by a full flight; a budget bounds them.
+8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops.
+9. The receiver confirms on its own rarely (``confirming.py``); ``sent`` tells when to ask it to.
+
+Not done here: whose bytes go (the mux), what was said and confirmed (the session), fairness among
+sessions on one link (each holds a few milliseconds). Packets of an older carrier are no samples.
+BBR: draft-cardwell-iccrg-bbr-congestion-control. What was tried instead is in DESIGN.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from tunnel_core.delivery import Delivery, Sample
+from tunnel_core.limits import KIB, MIB, Limits
+from tunnel_core.rivals import Rivals
+
+_FIRST_LIMIT = 32 * KIB
+"""About TCP's own first window (RFC 6928), twice."""
+_LEAST_LIMIT = 16 * KIB
+"""Eight of the smallest packets: fewer make no stream of confirmations."""
+_LEAST_DIP = 4 * KIB
+_LEAST_PACKET = 2 * KIB
+"""8 ms of 2 Mbit/s; smaller ones are mostly headers."""
+_PACKET_SECONDS = 0.004
+"""A keystroke may find one packet before it."""
+_ASK_SECONDS = 0.006
+"""Between confirmations that are asked for: 170 a second at most, 1-2 % of a CPU and of a slow way back."""
+_LEAST_ASK = 4 * KIB
+"""16 ms of 2 Mbit/s, where a bare confirmation is 3 % of what it confirms."""
+_SLACK_SECONDS = 0.005
+_SLACK_SHARE = 1 / 30
+"""Of the path: jitter and the error of its estimate grow with it."""
+_FAST_SLACK_SECONDS = 0.045
+"""More where no modem is below: a scheduler's stalls are the jitter there, and memory the price."""
+_FAST_FROM, _FAST_TO = 100 * MIB, 300 * MIB
+_STARTUP_GAIN = 1.0
+_PROBE_GAIN = 0.25
+_GROWTH = 1.25
+"""Less in a round trip is no growth any more (BBR)."""
+_RIVAL_GAIN = 1.75
+"""Beyond the path. With 0.5 TCP's window was at times not filled: our share beside cubic was 0.35."""
+_DIP, _RIVAL_DIP = 0.75, 0.88
+"""Of the path: deep enough for a rate taken too high by a fifth. Beside a rival a deep dip is a gift."""
+_DIP_SECONDS = 2.5
+_DIP_PATHS = 10
+"""Dips cost a quarter of a path: 3 % at most."""
+_SOON_PATHS, _RIVAL_SOON_PATHS = 4, 12
+"""Between dips for unintended queues: the last one must have shown its effect."""
+_RATE_ROUNDS = 10
+"""BBR's window; the dips are shorter."""
+_EMPTY_ROUNDS = 2
+"""One may be the tail of a dip."""
+_PACE, _RIVAL_PACE = 1.05, 1.25
+"""Just above the limit over the path: a quarter above overflows a queue of eight segments."""
+_PACED_PATH_SECONDS = 0.010
+"""On shorter ones a timer is coarser than the bursts."""
+_PACE_BURST_SECONDS = 0.004
+
+
+class Flight:
+    """The bound of one session. ``reset`` for each carrier; numbers go on rising across them."""
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self._limits = limits
+        self._number = 0
+        self.reset(now)
+
+    def reset(self, now: float) -> None:
+        """A new carrier: nothing of the old one is believed, nor counted as under way."""
+        self.limit = _FIRST_LIMIT
+        """Bytes that may be in flight."""
+        self.rate_bytes_per_second = 0.0
+        self._delivery = Delivery()
+        self._rivals = Rivals(now)
+        self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
+        self._growing = self._new = True
+        self._full_rate = 0.0  # when growth was last seen
+        self._empty_rounds = 0
+        self._surprised = False  # by a queue that stood unintended in the last round
+        self._limited = False
+        self._asked_bytes = 0
+        self._next_at = now
+        self._paced = False
+        self._lean_at = self._dip_at = now
+        self._dipping = False
+        self._dip_first = 0  # the first lean packet of the dip
+        self._start_round(dipped=False)
+
+    def _start_round(self, *, dipped: bool) -> None:
+        self._round_end = self._number + 1
+        self._round_rate = self._round_queue = 0.0
+        self._round_bytes = 0
+        self._round_limited, self._round_dipped = False, dipped
+
+    # What others may know.
+
+    @property
+    def in_flight(self) -> int:
+        return self._delivery.in_flight
+
+    @property
+    def min_round_trip_seconds(self) -> float:
+        """Without what waits, ours or others', in the last seconds; 0: not known yet."""
+        return self._delivery.shortest
+
+    @property
+    def competing(self) -> bool:
+        """Whether another flow fills the queue."""
+        return self._rivals.present
+
+    # Sending.
+
+    @property
+    def packet_bytes(self) -> int:
+        """The most that one packet should hold."""
+        wish = self.limit / 4
+        if self.rate_bytes_per_second:
+            wish = min(wish, self.rate_bytes_per_second * _PACKET_SECONDS)
+        return int(min(self._limits.max_packet_bytes, max(_LEAST_PACKET, wish)))
+
+    def room(self, now: float) -> int:
+        """Bytes of bulk that may leave now: 0, or at least half a packet."""
+        room, packet = self.limit - self.in_flight, self.packet_bytes
+        self._paced = False
+        if not self.in_flight:
+            return max(room, packet)
+        if room * 2 < packet:
+            return 0
+        self._paced = now < self._next_at
+        return 0 if self._paced else room
+
+    @property
+    def quick_room(self) -> int:
+        """Bytes that may leave for streams with little queued: above the limit, but bounded too."""
+        return max(0, self.limit + 2 * self.packet_bytes - self.in_flight)
+
+    def deadline(self) -> float:
+        """When ``room``, which was 0 at the last call for the sake of pacing, will not be."""
+        return self._next_at if self._paced else math.inf
+
+    def note_idle(self) -> None:
+        """The session had nothing more to send, though it might have."""
+        if self.in_flight < self.limit:
+            self._limited = True
+
+    def sent(self, number: int, size: int, now: float) -> bool:
+        """A numbered packet leaves. True: it should ask for a confirmation at once."""
+        self._number = number
+        lean = self.in_flight <= self._dip_limit
+        if lean:
+            self._lean_at = now
+            if self._dipping and not self._dip_first:
+                self._dip_first = number
+        self._delivery.sent(number, size, now, limited=self._limited, lean=lean)
+        self._limited = False
+        path = self._delivery.path
+        if path > _PACED_PATH_SECONDS:
+            pace = (_RIVAL_PACE if self.competing else _PACE) * self.limit / path
+            self._next_at = max(self._next_at, now - _PACE_BURST_SECONDS) + size / pace
+        return self._asks(size)
+
+    def _asks(self, size: int) -> bool:
+        self._asked_bytes += size
+        if self._asked_bytes < min(self._ask_bytes, self._limits.ack_every_bytes):
+            return False
+        self._asked_bytes = 0
+        return True
+
+    @property
+    def _ask_bytes(self) -> float:
+        return min(self.limit / 4, max(_LEAST_ASK, self.rate_bytes_per_second * _ASK_SECONDS))
+
+    # Confirmations.
+
+    def confirmed(self, number: int, stamp: int, now: float) -> None:
+        """The peer has everything up to ``number``. ``stamp``: when it came there; 0: not told."""
+        if self._dip_first and number >= self._dip_first:
+            self._end_dip(now)
+        sample = self._delivery.confirmed(number, stamp, now)
+        if sample is None:
+            return
+        self._take(sample)
+        if sample.number >= self._round_end:
+            self._end_round(sample, now)
+        self._set_limit(sample.size)
+
+    def _end_dip(self, now: float) -> None:
+        self._dipping, self._dip_first, self._dip_at = False, 0, now
+        self._delivery.forget_unloaded()
+
+    def _take(self, sample: Sample) -> None:
+        if self._dipping and self._surprised and not self.competing:
+            # The queue drains at the link's rate, and until it has no packet is lean.
+            self._round_rate = self.rate_bytes_per_second = sample.rate
+        elif not sample.limited or sample.rate > self.rate_bytes_per_second:
+            self._round_rate = max(self._round_rate, sample.rate)
+            self.rate_bytes_per_second = max(self.rate_bytes_per_second, sample.rate)
+        self._round_limited |= sample.limited
+        self._round_queue += sample.queue * sample.size
+        self._round_bytes += sample.size
+
+    def _end_round(self, sample: Sample, now: float) -> None:
+        if not self._dipping:
+            self._rivals.look(self._delivery.unloaded, self._delivery.shortest, now)
+        queue = self._round_queue / max(1, self._round_bytes)
+        unintended = queue > self._most_intended and not self._growing
+        self._judge_rate(sample, unintended=unintended)
+        if self._round_rate and not self._round_limited and not self._round_dipped:
+            self._judge_growth(queue)
+        was_dipping = self._dipping
+        self._maybe_dip(now, unintended=unintended)
+        self._start_round(dipped=was_dipping or self._dipping)
+
+    def _judge_rate(self, sample: Sample, *, unintended: bool) -> None:
+        if (unintended or self._surprised) and not self.competing:
+            self._rates.clear()  # also in the round after, whose packets left before the limit fell
+            self._round_rate = sample.rate
+        if self._round_rate:
+            self._rates.append(self._round_rate)
+            self.rate_bytes_per_second = max(self._rates)
+        self._surprised = unintended
+
+    def _judge_growth(self, queue: float) -> None:
+        if not self._growing:
+            self._empty_rounds = self._empty_rounds + 1 if queue < self._slack / 4 else 0
+            if self._empty_rounds >= _EMPTY_ROUNDS:
+                self._growing, self._full_rate, self._empty_rounds = True, self.rate_bytes_per_second, 0
+        elif self.rate_bytes_per_second >= _GROWTH * self._full_rate:
+            self._full_rate = self.rate_bytes_per_second
+        elif queue > self._slack / 2:
+            self._growing = self._new = False
+
+    def _maybe_dip(self, now: float, *, unintended: bool) -> None:
+        path = self._delivery.path
+        soon = (_RIVAL_SOON_PATHS if self.competing else _SOON_PATHS) * path
+        stale = now - self._lean_at > max(_DIP_SECONDS, _DIP_PATHS * path)
+        if stale or (unintended and now - self._dip_at > soon):
+            self._dipping, self._empty_rounds = True, 0
+
+    # The limit.
+
+    @property
+    def _slack(self) -> float:
+        """Seconds of what may wait, so that the link is never idle."""
+        fast = (self.rate_bytes_per_second - _FAST_FROM) / (_FAST_TO - _FAST_FROM)
+        return (
+            _SLACK_SECONDS
+            + _SLACK_SHARE * self._delivery.path
+            + _FAST_SLACK_SECONDS * min(1.0, max(0.0, fast))
+        )
+
+    @property
+    def _rival_extra(self) -> float:
+        return _RIVAL_GAIN * self._delivery.shortest if self.competing else 0.0
+
+    @property
+    def _most_intended(self) -> float:
+        """Seconds of queue above which it is none that the limit allows for."""
+        allowed = self._slack + _ASK_SECONDS
+        return allowed + self._rival_extra + max(2 * allowed, self._delivery.path / 4)
+
+    @property
+    def _dip_limit(self) -> float:
+        share = _RIVAL_DIP if self.competing else _DIP
+        return max(_LEAST_DIP, share * self.rate_bytes_per_second * self._delivery.path)
+
+    def _set_limit(self, fresh: int) -> None:
+        if self._dipping:
+            wish = self._dip_limit
+        else:
+            path, extra = self._delivery.path, self._rival_extra
+            if self._growing:
+                extra = max(extra, path * (_STARTUP_GAIN if self._new else _PROBE_GAIN))
+            wish = self.rate_bytes_per_second * (path + extra + self._slack) + self._ask_bytes
+            wish = max(_LEAST_LIMIT, wish)
+        self.limit = int(min(wish, self.limit + fresh, self._limits.max_send_memory))

@@ -1,0 +1,69 @@
+"""Whether the queue on the way to the peer is somebody else's. No I/O, no clock.
+
+1. What lean packets still wait for is not ours. If it stays well above the shortest way there that was
+   ever seen, another flow fills the queue, as TCP's loss-based ones do (cubic, reno): then holding our
+   queue short only makes it longer for them, and a limit by delay alone ends with nothing. Copa's
+   detection (Arun and Balakrishnan, NSDI 2018: does the queue ever empty?), with dips to look.
+2. A longer route looks the same, but stands still, while a queue that TCP fills and drains does not:
+   what has not moved for longer than one of cubic's cycles on such a link becomes the new shortest.
+3. The clocks of two machines drift: the shortest rises by as much as they may.
+
+A rival that was there before us is seen when its queue first gets shorter; until then TCP's own
+fairness to newcomers, which is poor as well, is all there is.
+"""
+
+from __future__ import annotations
+
+import math
+
+_INFLATED_SECONDS = 0.020
+"""Above what another session that bounds its flight, or a busy program, leaves in the way of a dip."""
+_INFLATED_SHARE = 0.1
+"""The same for long round trips, where every queue is longer."""
+_MEMORY_SECONDS = 8.0
+"""Some dips long: the queue that TCP fills empties now and then, and its flow is still there."""
+_STILL_SECONDS = 15.0
+"""Cubic's cycle is 5 to 10 s where a queue holds up to half a second of 20 Mbit/s."""
+_STILL_BAND = 0.005
+_STILL_SHARE = 0.05
+_DRIFT = 5e-4
+"""NTP slews a clock by up to 500 ppm."""
+
+
+class Rivals:
+    """Fed with the unloaded way there; tells whether to compete."""
+
+    __slots__ = ("_band", "_now", "_shortest", "_still_since", "_until")
+
+    def __init__(self, now: float) -> None:
+        self._now = self._still_since = now
+        self._shortest = math.inf
+        self._band = (math.inf, -math.inf)
+        self._until = -math.inf
+
+    @property
+    def present(self) -> bool:
+        return self._now < self._until
+
+    def look(self, unloaded: float, path: float, now: float) -> None:
+        """``unloaded``: the way there as lean packets find it. ``path``: the shortest round trip."""
+        self._shortest = min(self._shortest + _DRIFT * (now - self._now), unloaded)
+        self._now = now
+        inflation = unloaded - self._shortest
+        if inflation <= max(_INFLATED_SECONDS, _INFLATED_SHARE * path):
+            self._stir(unloaded)
+        else:
+            self._until = now + _MEMORY_SECONDS
+            self._watch(unloaded, _STILL_BAND + _STILL_SHARE * inflation)
+
+    def _stir(self, unloaded: float) -> None:
+        self._band = unloaded, unloaded
+        self._still_since = self._now
+
+    def _watch(self, unloaded: float, width: float) -> None:
+        low, high = min(self._band[0], unloaded), max(self._band[1], unloaded)
+        self._band = low, high
+        if high - low > width:
+            self._stir(unloaded)
+        elif self._now - self._still_since > _STILL_SECONDS:
+            self._shortest, self._until = unloaded, self._now
