@@ -15,7 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from tunnel_core.frames import Credit, Data, DataParts, End, Frame, Malformed, Packet, Payload, Unknown
+from tunnel_core.frames import (
+    Credit,
+    Data,
+    DataParts,
+    End,
+    Frame,
+    Malformed,
+    Packet,
+    Payload,
+    Ping,
+    Pong,
+    Unknown,
+)
 from tunnel_core.limits import Limits
 from tunnel_core.messages import BY_FRAME, BY_NUMBER, Message, read_fields, write_fields
 from tunnel_core.wire import (
@@ -91,9 +103,19 @@ def _write_end(parts: _Parts, frame: End) -> None:
     _write_pair(parts, b"\x1a", frame)
 
 
-def _write_pair(parts: _Parts, tag: bytes, frame: Credit | End) -> None:
-    stream, count = frame
-    fields = b"\x08" + (SMALL[stream] if stream < SMALL_END else varint(stream))
+def _write_ping(parts: _Parts, frame: Ping) -> None:
+    _write_pair(parts, b"\x22", frame)
+
+
+def _write_pong(parts: _Parts, frame: Pong) -> None:
+    _write_pair(parts, b"\x2a", (frame.token, 0))
+
+
+def _write_pair(parts: _Parts, tag: bytes, frame: tuple[int, int]) -> None:
+    first, count = frame
+    fields = b""
+    if first:
+        fields = b"\x08" + (SMALL[first] if first < SMALL_END else varint(first))
     if count:
         fields += b"\x10" + (SMALL[count] if count < SMALL_END else varint(count))
     size = len(fields)
@@ -121,6 +143,8 @@ _WRITERS: dict[type[Any], Callable[[_Parts, Any], None]] = {
     DataParts: _write_data_parts,
     Credit: _write_credit,
     End: _write_end,
+    Ping: _write_ping,
+    Pong: _write_pong,
     Unknown: _write_unknown,
 }
 
@@ -233,6 +257,10 @@ def _read_end(data: bytes, i: int, end: int) -> End:
     return End(*(_pair(data, i, end) or _read_by_table(3, data, i, end)))
 
 
+def _read_ping(data: bytes, i: int, end: int) -> Ping:
+    return Ping(*(_pair(data, i, end) or _read_by_table(4, data, i, end)))
+
+
 def _pair(data: bytes, i: int, end: int) -> tuple[int, int] | None:
     """Two numbers as we write them; None for any other way to write them."""
     try:
@@ -270,6 +298,7 @@ _READERS: dict[int, _Reader] = {
     1: _read_data,
     2: _read_credit,
     3: _read_end,
+    4: _read_ping,
 }
 _READERS_BY_TAG = {number << 3 | DELIMITED: reader for number, reader in _READERS.items() if number < 16}
 """For the kinds whose tag is one byte."""

@@ -33,12 +33,18 @@ from tunnel_core.stream import Stream
 
 _log = logging.getLogger(__name__)
 
+_FAR_SECONDS = 5.0
 _FAREWELL_SECONDS = 1.0
 """How long an ended link waits for its bye to be confirmed, or for the peer to hear our confirmation."""
 
 
 def _nothing() -> None:
     """Wakes nobody: there is no carrier."""
+
+
+def _together(deadline: float, now: float) -> float:
+    """A far deadline on the next whole second: thousands of links are looked at in one pass."""
+    return math.ceil(deadline) if now + _FAR_SECONDS < deadline < math.inf else deadline
 
 
 def _unheard(_: Link, __: LinkEvent) -> None:
@@ -223,7 +229,8 @@ class Link:
             return self._give_up_at
         if self.lost is not None:
             return min(self._grace_ends, self._opens.next_deadline)
-        return min(self._session.deadline(), self._wake_at, self._opens.next_deadline, self._quiet_at())
+        deadline = min(self._session.deadline(), self._wake_at, self._opens.next_deadline, self._quiet_at())
+        return _together(deadline, trio.current_time()) if self._opener else deadline
 
     def _quiet_at(self) -> float:
         if self._opener or self._told_of == self._session.heard_at:
