@@ -115,7 +115,7 @@ def _write_pair(parts: _Parts, tag: bytes, frame: tuple[int, int]) -> None:
     first, count = frame
     fields = b""
     if first:
-        fields = b"\x08" + (SMALL[first] if first < SMALL_END else varint(first))
+        fields = b"\x08" + (SMALL[first] if 0 < first < SMALL_END else varint(first))
     if count:
         fields += b"\x10" + (SMALL[count] if count < SMALL_END else varint(count))
     size = len(fields)
