@@ -68,7 +68,11 @@ class Agent:
             send_pool=SendPool(site.limits.send_pool),
             on_open=site.take_stream,
         )
-        attempt.use(link)
+        try:
+            attempt.use(link)
+        except Refused:  # the carrier broke meanwhile
+            self.link = None
+            return
         self.resumer = Resumer(link, self.attach, patience_seconds=10, max_wait_seconds=30)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run)
