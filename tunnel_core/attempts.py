@@ -66,6 +66,7 @@ class Attempts:
         self._began_at: float | None = None  # the trouble, unless there has been calm for long since
         self._calm_since = -math.inf
         self._in_trouble = False
+        self._awaits_one = False  # the next begins when the one under way has ended
         self._was_lost = False
         self._window = _FIRST_WINDOW_SECONDS
         self._route_at = -math.inf
@@ -73,8 +74,8 @@ class Attempts:
 
     @property
     def due(self) -> float:
-        """When ``poll`` has something to do, if nothing else happens."""
-        return self._next_at if self._in_trouble else math.inf
+        """When ``poll`` has something to do, if nothing else happens. After ``poll`` never in the past."""
+        return self._next_at if self._in_trouble and not self._awaits_one else math.inf
 
     def route_changed(self) -> None:
         """The way to the server is another one now; the next ``poll`` sees to it."""
@@ -89,7 +90,8 @@ class Attempts:
         if not carried.lost and not carried.quiet:
             return self._calm_down(now)
         self._note_trouble(now, carried)
-        if now < self._next_at or (self._under_way and not self._is_young(now)):
+        self._awaits_one = bool(self._under_way) and not self._is_young(now)
+        if now < self._next_at or self._awaits_one:
             return []
         return self._start(now, carried, chance)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from tunnel_core.attempts import Abandon, Attempts, Carried, Start
 
 WELL = Carried(lost=False, quiet=False, heard_at=0.0, round_trip_seconds=0.05)
@@ -116,3 +119,21 @@ def test_a_changed_route_starts_one_attempt_in_five_seconds() -> None:
 def test_hanging_attempts_in_a_young_trouble() -> None:
     times = starts(attempts(), LOST, 120)
     assert 12 <= len(times) <= 15
+
+
+STANDS = st.sampled_from([WELL, QUIET, LOST])
+
+
+@given(st.lists(st.tuples(STANDS, st.floats(0, 40), st.floats(0, 1), st.booleans()), max_size=60))
+def test_whoever_polls_when_it_is_due_never_spins(steps: list[tuple[Carried, float, float, bool]]) -> None:
+    machine, now = attempts(), 100.0
+    under_way: set[int] = set()
+    for carried, waits, chance, one_fails in steps:
+        for _ in range(3):
+            for action in machine.poll(now, carried, chance):
+                (under_way.add if isinstance(action, Start) else under_way.discard)(action.number)
+        assert machine.due > now
+        assert len(under_way) <= 2
+        now += waits
+        if one_fails and under_way:
+            machine.failed(under_way.pop())
