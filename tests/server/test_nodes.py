@@ -89,6 +89,7 @@ def test_a_lost_link_whose_agent_comes_back_as_another_run_was_restarted(nodes: 
 
 def test_a_node_says_what_a_request_would_meet(nodes: Nodes) -> None:
     link = attach(nodes, "edge-7")
+    attached_id = nodes.events.last_id
     [node] = nodes.all()
     for state in (LinkState.ATTACHED, LinkState.DEGRADED, LinkState.GRACE):
         link.state = state
@@ -99,8 +100,8 @@ def test_a_node_says_what_a_request_would_meet(nodes: Nodes) -> None:
     assert node.address == "198.51.100.9:1"
     nodes.detach(link, Reason.GRACE_EXPIRED, "too late")
     assert node.state == "gone"
-    events = nodes.events.after(1, "edge-7")
-    assert [(event.id, event.kind.value) for event in events] == [(2, "lost"), (3, "resumed"), (4, "expired")]
+    events = nodes.events.after(attached_id, "edge-7")
+    assert [event.kind.value for event in events] == ["lost", "resumed", "expired"]
     assert nodes.events.after(0, "edge-8") == []
 
 
