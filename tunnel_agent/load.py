@@ -30,8 +30,10 @@ class Installation:
     bundle: Bundle
     proxy: ProxyChoice
 
-    def connector(self, bridge: Bridge, on_open: Callable[[Stream], None]) -> Connector:
-        """What attaches this installation; ``on_open`` hears of each stream that a server opens."""
+    def connector(
+        self, bridge: Bridge, on_open: Callable[[Stream], None], on_look: Callable[[], None]
+    ) -> Connector:
+        """What attaches this installation; for the two callbacks see there."""
         session = self.config.session
         return Connector(
             bridge=bridge,
@@ -41,6 +43,7 @@ class Installation:
             connect_timeout_seconds=session.connect_timeout_seconds,
             services=self.services,
             on_open=on_open,
+            on_look=on_look,
             max_wait_seconds=session.retry_max_seconds,
         )
 

@@ -5,7 +5,7 @@ Everything but gRPC is the real thing: attach steps, sessions, links, attempts, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -69,7 +69,14 @@ class Agent:
             on_open=site.take_stream,
         )
         attempt.use(link)
-        self.resumer = Resumer(link, self.attach, patience_seconds=10, max_wait_seconds=30)
+        self.resumer = Resumer(
+            link,
+            self.attach,
+            patience_seconds=10,
+            max_wait_seconds=30,
+            on_look=lambda: site.on_look(),
+            on_carried=trio.lowlevel.checkpoint,
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run)
             nursery.start_soon(self.resumer.run)
@@ -100,6 +107,7 @@ class Site:
     network: Network = field(default_factory=Network)
     far: list[Stream] = field(default_factory=list)
     """Streams as the agent has them, in the order of their opening."""
+    on_look: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.start_server()
