@@ -102,6 +102,10 @@ class Counters:
         """A session went on over a new carrier."""
         self.attaches["resumed"] += 1
 
+    def attach_abandoned(self) -> None:
+        """The agent left before its attach was done, for another attempt or for good."""
+        self.attaches["abandoned"] += 1
+
     def session_ended(self, reason: Reason) -> None:
         self.session_ends[reason.word] += 1
 

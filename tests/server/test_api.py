@@ -43,7 +43,7 @@ async def test_nodes_attached_and_gone() -> None:
         status, body = await get(edge, "/api/v1/nodes?all=1")
         assert status == 200
         first, second = body["nodes"]
-        assert first.pop("since") <= first.pop("last_seen")
+        assert first.pop("since") == first.pop("session_since") <= first.pop("last_seen")
         assert first == {
             "name": "edge1",
             "alias": "edge1",
@@ -61,6 +61,7 @@ async def test_nodes_attached_and_gone() -> None:
         }
         assert (second["name"], second["state"], second["last_reason"]) == ("edge2", "gone", "ping_timeout")
         assert second["since"] == second["last_seen"]
+        assert second["session_since"] is None
         assert second["services"] == []
 
 

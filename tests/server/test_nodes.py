@@ -25,6 +25,7 @@ class PlainLink:
     software: str = "qanat-agent/0.1.0"
     ended: list[tuple[Reason, str]] = field(default_factory=list)
     state: LinkState = LinkState.ATTACHED
+    lost: Loss | None = None
     instance: bytes = b"i"
     boot: bytes = b"b"
 

@@ -73,11 +73,10 @@ class ApiEntrance:
             "duplicate": self._nodes.is_duplicate(node),
             "address": node.address,
             "software": node.software,
-            "since": iso(node.since if link else node.last_seen_at),
-            "lost_seconds": None
-            if link is None or link.lost_seconds is None
-            else round(link.lost_seconds, 1),
-            "last_seen": iso(self._wall() if link else node.last_seen_at),
+            "since": iso(node.since),
+            "session_since": iso(node.session_since) if link else None,
+            "lost_seconds": _maybe_round(link.lost_seconds) if link else None,
+            "last_seen": iso(self._wall() if link and link.lost is None else node.last_seen_at),
             "last_reason": node.last_reason.word if node.last_reason else None,
             "services": _services(link),
             **_traffic(link),
@@ -114,9 +113,13 @@ def _session(node: Node, link: Link) -> Json:
         "node": node.name,
         "address": link.peer_address,
         "software": link.software,
-        "since": iso(node.since),
+        "since": iso(node.session_since),
         **_traffic(link),
     }
+
+
+def _maybe_round(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
 
 
 def _traffic(link: Link | None) -> Json:
