@@ -39,7 +39,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class NodeSample:
-    """The five series of a node. ``detached_seconds`` is None while it is attached."""
+    """The five series of a node. ``detached_seconds`` is None while a request can reach it."""
 
     node: str
     detached_seconds: float | None = None

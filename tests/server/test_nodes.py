@@ -106,6 +106,28 @@ def test_a_node_says_what_a_request_would_meet(nodes: Nodes) -> None:
     assert nodes.events.after(0, "edge-8") == []
 
 
+def test_a_node_says_since_when_it_is_as_it_is(nodes: Nodes, clock: Clock) -> None:
+    link = attach(nodes, "edge-7")
+    [node] = nodes.all()
+    began = clock.wall()
+    clock.seconds += 10
+    link.lost = Loss(1.0, Reason.CARRIER_LOST, "reset")
+    nodes.note_lost(link, link.lost)
+    assert (node.since, node.session_since, node.last_reason) == (clock.wall(), began, Reason.CARRIER_LOST)
+    clock.seconds += 10
+    link.lost = None
+    nodes.note_resumed(link)
+    assert (node.since, node.session_since, node.last_reason) == (clock.wall(), began, None)
+    link.lost = Loss(1.0, Reason.CARRIER_LOST, "reset")
+    nodes.note_lost(link, link.lost)
+    lost_at = clock.wall()
+    clock.seconds += 120
+    nodes.detach(link, Reason.GRACE_EXPIRED, "too late")
+    assert (node.since, node.last_seen_at, node.last_reason) == (lost_at, lost_at, Reason.GRACE_EXPIRED)
+    with pytest.raises(Refused, match="last seen 2 min ago"):
+        nodes.link_of("edge-7")
+
+
 def hello_of(boot: bytes) -> Hello:
     return Hello(1, 1, b"i", boot, "test")
 
