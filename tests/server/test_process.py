@@ -367,6 +367,20 @@ async def test_a_lost_agent_shows_in_nodes_events_and_metrics(tmp_path: Path) ->
         assert node["silent_seconds"] >= 3.9
 
 
+async def test_an_agent_says_how_its_link_stands_while_the_cloud_is_away(tmp_path: Path) -> None:
+    async with attached(tmp_path, "[session]\ngrace_seconds = 4\n") as (site, server, agent):
+        ops = (await agent.line("started"))["status"].removeprefix("http://").rstrip("/")
+        server.signal(signal.SIGKILL)
+        await agent.line("the link was lost")
+        link = json.loads((await site.page("/status.json", ops))[1])["link"]
+        assert (link["state"], link["reason"]) == ("grace", "carrier_lost")
+        assert 0 < link["grace_seconds_left"] <= 4 and link["round_trip_seconds"]
+        await agent.line("ended", reason="grace_expired")
+        link = json.loads((await site.page("/status.json", ops))[1])["link"]
+        assert (link["state"], link["reason"]) == ("away", "grace_expired")
+        assert [event["kind"] for event in link["events"]] == ["away", "grace", "attached"]
+
+
 async def test_who_follows_the_events_sees_them_as_they_come(tmp_path: Path) -> None:
     async with attached(tmp_path) as (site, _, agent), trio.open_nursery() as nursery:
         write_user_bundle(tmp_path / "kim.pem", "kim", site.ready["https"])
