@@ -41,7 +41,7 @@ async def check_all(config_file: Path | None, bundle_file: Path | None, report: 
     note(check_certificate(installation, datetime.now(UTC)))
     async with open_bridge() as bridge:
         for server in installation.servers:
-            connector = installation.connector(bridge, _refuse, on_look=lambda: None)
+            connector = installation.connector(bridge, _refuse, on_look=lambda _: None)
             await ServerProbe(server, installation, connector).run(note)
     for finding in await check_targets(installation):
         note(finding)

@@ -26,6 +26,7 @@ from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AgentSteps
 from tunnel_core.stream import Stream
 
@@ -57,8 +58,8 @@ class ProxyChoice:
 class Connector:
     """Makes links to servers for one node.
 
-    ``on_open`` hears of each stream that a server opens, ``on_look`` is called whenever the link may stand
-    otherwise than before. Whoever keeps links runs ``route``, so that a changed way is noticed at once.
+    ``on_open`` hears of each stream that a server opens; for ``on_look`` see ``Resumer``. Whoever keeps
+    links runs ``route``, so that a changed way is noticed at once.
     """
 
     bridge: Bridge
@@ -68,7 +69,7 @@ class Connector:
     connect_timeout_seconds: float
     services: tuple[Service, ...]
     on_open: Callable[[Stream], None]
-    on_look: Callable[[], None]
+    on_look: Callable[[LinkEvent | None], None]
     max_wait_seconds: float = 30.0
     route: RouteWatcher = field(init=False)
     pool: CreditPool = field(init=False)

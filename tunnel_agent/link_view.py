@@ -21,7 +21,7 @@ from tunnel_core.states import LinkState
 
 _KEPT_EVENTS = 20
 RESUMED = "resumed"
-"""An event's kind beside those named like the states: back from grace with every stream."""
+"""An event's kind beside those named like the states: over a new carrier with every stream."""
 
 
 class ViewEvent(NamedTuple):
@@ -69,13 +69,22 @@ class LinkHistory:
         self._events: deque[ViewEvent] = deque(maxlen=_KEPT_EVENTS)
 
     def enter(
-        self, state: LinkState, reason: Reason | None = None, detail: str = "", *, grace_seconds: float = 0.0
+        self,
+        state: LinkState,
+        reason: Reason | None = None,
+        detail: str = "",
+        *,
+        grace_seconds: float = 0.0,
+        is_resumed: bool = False,
     ) -> None:
-        """The link is in ``state`` from now on. To enter the present state again only renews the why."""
+        """The link is in ``state`` from now on. To enter the present state again only renews the why.
+
+        ``is_resumed``: it was moved to a new carrier just now, which is news in any state.
+        """
         now = self._clock()
-        if state is not self._state:
-            back = self._state is LinkState.GRACE and state is LinkState.ATTACHED
-            self._events.appendleft(ViewEvent(now, RESUMED if back else word_of(state), reason, detail))
+        if state is not self._state or is_resumed:
+            kind = RESUMED if is_resumed else word_of(state)
+            self._events.appendleft(ViewEvent(now, kind, reason, detail))
             self._state, self._since = state, now
             self._grace_until = now + grace_seconds
         self._reason, self._detail = reason, detail

@@ -15,6 +15,7 @@ from tunnel_core.bridge import Bridge
 from tunnel_core.config import ConfigError, Problem, Source, load, parse
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
+from tunnel_core.states import LinkEvent
 from tunnel_core.stream import Stream
 
 _MAX_PASSWORD_BYTES = 4096
@@ -31,7 +32,7 @@ class Installation:
     proxy: ProxyChoice
 
     def connector(
-        self, bridge: Bridge, on_open: Callable[[Stream], None], on_look: Callable[[], None]
+        self, bridge: Bridge, on_open: Callable[[Stream], None], on_look: Callable[[LinkEvent | None], None]
     ) -> Connector:
         """What attaches this installation; for the two callbacks see there."""
         session = self.config.session

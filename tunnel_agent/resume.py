@@ -42,8 +42,8 @@ class Attach(Protocol):
 class Resumer:
     """Runs beside its link, and ends with it.
 
-    ``on_look`` is called whenever the link may stand otherwise than before, ``on_carried`` for each carrier
-    that the link was moved to, its first included.
+    ``on_look`` is called with each event of the link, and with None whenever it may stand otherwise without
+    one. ``on_carried`` is called for each carrier that the link was moved to, its first included.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Resumer:
         *,
         patience_seconds: float,
         max_wait_seconds: float,
-        on_look: Callable[[], None],
+        on_look: Callable[[LinkEvent | None], None],
         on_carried: Callable[[], Awaitable[None]],
     ) -> None:
         self._link = link
@@ -78,7 +78,7 @@ class Resumer:
             sentence = f"the link was lost: {link.lost.detail}; its streams wait"
             fields = {"reason": link.lost.reason, "streams": len(link.streams)}
             log_event(_log, logging.WARNING, sentence, session=link.session_id, **fields)
-        self._on_look()
+        self._on_look(event)
         self._look()
 
     def _look(self) -> None:
@@ -94,7 +94,7 @@ class Resumer:
 
     async def _look_around(self, nursery: trio.Nursery) -> None:
         while True:
-            self._on_look()  # no event tells of a late answer that came
+            self._on_look(None)  # no event tells of a late answer that came
             now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
             self._act(self._attempts.poll(now, self._carried(), chance), nursery)
             with trio.CancelScope(deadline=self._next_look()) as self._timer:

@@ -13,7 +13,7 @@ from tunnel_agent.link_view import LinkHistory, LinkView
 from tunnel_core.frames import Welcome
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason
-from tunnel_core.states import LinkState, Loss
+from tunnel_core.states import LinkEvent, LinkState, Loss
 
 _KEPT_ERRORS = 10
 _LATE = "something sent was not confirmed in time"
@@ -116,8 +116,8 @@ class AgentState:
         self.look()
         return self._history.view(self.link.round_trip_seconds if self.link else None)
 
-    def look(self) -> None:
-        """Notes how the link stands. To be called when something befell it; no event tells all of it."""
+    def look(self, event: LinkEvent | None = None) -> None:
+        """Notes how the link stands. To be called with each of its events; they do not tell all of it."""
         link = self.link
         if link is None or link.state is LinkState.ENDED:
             return  # ``detached`` follows, and knows why
@@ -126,9 +126,9 @@ class AgentState:
                 seconds = link.welcome.grace_ms / 1000
                 self._history.enter(link.state, link.lost.reason, link.lost.detail, grace_seconds=seconds)
             case LinkState.DEGRADED:
-                self._history.enter(link.state, None, _LATE)
+                self._history.enter(link.state, None, _LATE, is_resumed=event is LinkEvent.RESUMED)
             case state:
-                self._history.enter(state)
+                self._history.enter(state, is_resumed=event is LinkEvent.RESUMED)
 
     @property
     def is_stopping(self) -> bool:

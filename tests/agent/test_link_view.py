@@ -10,7 +10,7 @@ from tunnel_agent.link_view import LinkHistory
 from tunnel_agent.state import AgentState
 from tunnel_agent.status import as_json, status_of
 from tunnel_core.reasons import Reason
-from tunnel_core.states import LinkState, Loss
+from tunnel_core.states import LinkEvent, LinkState, Loss
 
 
 def told(state: AgentState) -> dict[str, Any]:
@@ -35,11 +35,11 @@ def in_grace(clock: Clock) -> AgentState:
     return state
 
 
-def enter(state: AgentState, link_state: LinkState) -> None:
+def enter(state: AgentState, link_state: LinkState, event: LinkEvent | None = None) -> None:
     """Something befell the link."""
     assert isinstance(state.link, FakeLink)
     state.link.state = link_state
-    state.look()
+    state.look(event)
 
 
 def test_an_agent_is_away_until_it_attached_once() -> None:
@@ -84,9 +84,15 @@ def test_in_grace_says_since_when_why_and_how_long_yet() -> None:
     assert ">in grace</span>" in page
 
 
+def test_a_new_carrier_is_news_without_a_grace_before_it() -> None:
+    state = state_of(Clock(), FakeLink())
+    state.look(LinkEvent.RESUMED)
+    assert kinds(state) == ["resumed", "attached"]
+
+
 def test_back_from_grace_is_resumed() -> None:
     state = in_grace(Clock())
-    enter(state, LinkState.ATTACHED)
+    enter(state, LinkState.ATTACHED, LinkEvent.RESUMED)
     assert kinds(state) == ["resumed", "grace", "attached"]
     assert told(state)["link"]["grace_seconds_left"] is None
     assert "resumed" in page_of(state)

@@ -24,6 +24,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.states import LinkEvent
 from tunnel_core.steps import AgentSteps
 from tunnel_core.stream import Stream
 from tunnel_server.attach import Attachments, AttachSettings
@@ -74,7 +75,7 @@ class Agent:
             self.attach,
             patience_seconds=10,
             max_wait_seconds=30,
-            on_look=lambda: site.on_look(),
+            on_look=lambda event: site.on_look(event),
             on_carried=trio.lowlevel.checkpoint,
         )
         async with trio.open_nursery() as nursery:
@@ -107,7 +108,7 @@ class Site:
     network: Network = field(default_factory=Network)
     far: list[Stream] = field(default_factory=list)
     """Streams as the agent has them, in the order of their opening."""
-    on_look: Callable[[], None] = lambda: None
+    on_look: Callable[[LinkEvent | None], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self.start_server()

@@ -126,7 +126,7 @@ def _session(node: Node, link: Link) -> Json:
 
 
 def _between(earlier: datetime, later: datetime) -> float:
-    """Seconds for people whose clock is another one than ours, which may be set back."""
+    """In seconds; not below 0 when the clock was set back."""
     return max(0.0, round((later - earlier).total_seconds(), 1))
 
 
