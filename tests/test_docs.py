@@ -113,8 +113,9 @@ def inline_commands(paper: Path) -> Iterator[tuple[str, list[str]]]:
 def check_command(program: str, arguments: list[str], *, whole: bool) -> None:
     """Fails for an unknown subcommand or option; ``whole`` also wants every argument."""
     command: click.Command = GROUPS[program]
+    context: click.Context | None = None  # with the group's settings: a command keeps its first help option
     while isinstance(command, click.Group):
-        context = click.Context(command, info_name=command.name)
+        context = click.Context(command, context, command.name, **command.context_settings)
         _, rest, _ = command.make_parser(context).parse_args(list(arguments))
         if not rest:
             assert not whole, f"{program} {arguments} names no subcommand"
@@ -124,7 +125,7 @@ def check_command(program: str, arguments: list[str], *, whole: bool) -> None:
         assert found is not None, f"{command.name} has no subcommand {name}"
         command = found
     try:
-        command.make_context(command.name, arguments)
+        command.make_context(command.name, arguments, context)
     except click.MissingParameter:
         assert not whole, f"{program} {command.name} lacks an argument"
 

@@ -100,7 +100,7 @@ class Agent:
 
     def _make_attacher(self, bridge: Bridge) -> Attacher:
         installation, session = self._installation, self._installation.config.session
-        self.connector = connector = installation.connector(bridge, self.serving.take)
+        self.connector = connector = installation.connector(bridge, self.serving.take, self.state.look)
         wait = session.retry_max_seconds
         return Attacher(connector.open_link, self.state, self.counters, max_wait_seconds=wait)
 
@@ -109,6 +109,7 @@ class Agent:
         descriptors = raise_descriptor_limit()
         ops = await self._nursery.start(serve_ops, self._installation.config.ops, self.pages)
         self._nursery.start_soon(self._stay_attached)
+        self._nursery.start_soon(self.connector.route.run)
         pool, limits = self.connector.pool, self.connector.limits
         self._nursery.start_soon(relieve_pressure, pool, self._mux_streams, limits)
         fields = {"node": self.state.node, "file": self._installation.file, "descriptors": descriptors.now}

@@ -116,6 +116,7 @@ class Attacher:
             _log, logging.INFO, f"attached to {server}", session=link.session_id, software=link.software
         )
         reason, detail = await link.wait_ended()
+        self._state.detached(reason, detail)
         self._counters.session_ended(reason)
         what = f"session {link.session_id} with {server} ended: {detail}"
         if reason is Reason.TAKEN_OVER:

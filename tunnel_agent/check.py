@@ -41,7 +41,8 @@ async def check_all(config_file: Path | None, bundle_file: Path | None, report: 
     note(check_certificate(installation, datetime.now(UTC)))
     async with open_bridge() as bridge:
         for server in installation.servers:
-            await ServerProbe(server, installation, installation.connector(bridge, _refuse)).run(note)
+            connector = installation.connector(bridge, _refuse, on_look=lambda _: None)
+            await ServerProbe(server, installation, connector).run(note)
     for finding in await check_targets(installation):
         note(finding)
     return ExitCode.FAILED if Verdict.FAIL in verdicts else ExitCode.OK

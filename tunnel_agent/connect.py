@@ -1,4 +1,4 @@
-"""From a server's address to a link that stays: proxy, carrier, the attach's steps, the resumption."""
+"""From a server's address to a link that stays: proxy, carrier, the attach's steps, resumption, route."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import trio
 from certs.bundle import Bundle
 from tunnel_agent.proxy import Proxy, ProxyError, choose_proxy
 from tunnel_agent.resume import Resumer
+from tunnel_agent.route import RouteWatcher, addresses_of
 from tunnel_core import __version__
 from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge
@@ -25,6 +26,7 @@ from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AgentSteps
 from tunnel_core.stream import Stream
 
@@ -54,7 +56,11 @@ class ProxyChoice:
 
 @dataclass(slots=True)
 class Connector:
-    """Makes links to servers for one node. ``on_open`` hears of each stream that a server opens."""
+    """Makes links to servers for one node.
+
+    ``on_open`` hears of each stream that a server opens; for ``on_look`` see ``Resumer``. Whoever keeps
+    links runs ``route``, so that a changed way is noticed at once.
+    """
 
     bridge: Bridge
     bundle: Bundle
@@ -63,17 +69,23 @@ class Connector:
     connect_timeout_seconds: float
     services: tuple[Service, ...]
     on_open: Callable[[Stream], None]
+    on_look: Callable[[LinkEvent | None], None]
     max_wait_seconds: float = 30.0
-    resumer: Resumer | None = field(init=False, default=None)
-    """Of the session of the moment; it wants to hear of a changed route."""
+    route: RouteWatcher = field(init=False)
     pool: CreditPool = field(init=False)
     send_pool: SendPool = field(init=False)
+    _resumer: Resumer | None = field(init=False, default=None)
     _instance: bytes = field(init=False, default_factory=lambda: secrets.token_bytes(16))
     _number: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.pool = CreditPool(self.limits.credit_pool)
         self.send_pool = SendPool(self.limits.send_pool)
+        self.route = RouteWatcher(self._route_changed)
+
+    def _route_changed(self) -> None:
+        if self._resumer is not None:
+            self._resumer.route_changed()
 
     @asynccontextmanager
     async def open_link(self, server: str) -> AsyncIterator[Link]:
@@ -86,20 +98,22 @@ class Connector:
         link = self._make_link(attempt)
         attempt.use(link)
         attach = functools.partial(self._attempt, server, link=link)
-        self.resumer = Resumer(
+        self._resumer = Resumer(
             link,
             attach,
             patience_seconds=self.connect_timeout_seconds,
             max_wait_seconds=self.max_wait_seconds,
+            on_look=self.on_look,
+            on_carried=functools.partial(self._watch_way, server),
         )
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(link.run)
-                nursery.start_soon(self.resumer.run)
+                nursery.start_soon(self._resumer.run)
                 yield link
                 link.end(Reason.AGENT_STOPPING)
         finally:
-            self.resumer = None
+            self._resumer = None
 
     async def probe(self, server: str) -> Welcome:
         """Stops at the server's welcome, so a running agent of the same node keeps its session."""
@@ -119,6 +133,12 @@ class Connector:
         await attempt.settle(min(self.limits.attach_timeout_seconds, patience_seconds))
         return attempt
 
+    async def _watch_way(self, server: str) -> None:
+        proxy = self._proxy_for(server)
+        addresses = await addresses_of(proxy.address if proxy else server)
+        if addresses:  # a resolver that fails just after a roam must not end the watch
+            self.route.watch(addresses)
+
     def _make_link(self, attempt: Attempt) -> Link:
         assert attempt.steps.hello is not None
         return Link(
@@ -133,8 +153,8 @@ class Connector:
         )
 
     async def _dial(self, server: str, patience_seconds: float) -> Carrier:
+        proxy = self._proxy_for(server)
         try:
-            proxy = self.proxy.proxy_for(server)
             settings = DialSettings(
                 server=server,
                 roots_pem=self.bundle.roots_pem,
@@ -144,10 +164,14 @@ class Connector:
                 connect_timeout_seconds=patience_seconds,
             )
             return await dial_carrier(self.bridge, settings, self.limits)
-        except ProxyError as error:
-            raise Refused(Reason.CARRIER_LOST, str(error)) from error
         except CarrierFailed as error:
             raise Refused(Reason.CARRIER_LOST, error.detail) from error
+
+    def _proxy_for(self, server: str) -> Proxy | None:
+        try:
+            return self.proxy.proxy_for(server)
+        except ProxyError as error:
+            raise Refused(Reason.CARRIER_LOST, str(error)) from error
 
     def _hello(self, number: int, link: Link | None) -> Hello:
         return Hello(

@@ -5,30 +5,23 @@
     grace      the carrier is lost, the session and its streams are kept, attempts run
     away       no session: never had one, or it ended
 
-``LinkHistory`` is written where the state changes; ``LinkView`` is one look at it, for status page,
+``LinkHistory`` is written by ``state.AgentState``; ``LinkView`` is one look at it, for status page,
 ``/status.json`` and ``qanat-agent status``.
 """
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tunnel_core.reasons import Reason
+from tunnel_core.states import LinkState
 
 _KEPT_EVENTS = 20
 RESUMED = "resumed"
-"""An event's kind beside those named like the states: back from grace with every stream."""
-
-
-class ViewState(enum.Enum):
-    ATTACHED = "attached"
-    DEGRADED = "degraded"
-    GRACE = "grace"
-    AWAY = "away"
+"""An event's kind beside those named like the states: over a new carrier with every stream."""
 
 
 class ViewEvent(NamedTuple):
@@ -44,7 +37,7 @@ class ViewEvent(NamedTuple):
 class LinkView:
     """Times are Unix times. ``grace_until`` counts in grace only; ``events`` are newest first."""
 
-    state: ViewState
+    state: LinkState
     since: float
     reason: Reason | None
     detail: str
@@ -53,8 +46,14 @@ class LinkView:
     events: tuple[ViewEvent, ...]
 
     @property
-    def is_attached(self) -> bool:
-        return self.state in {ViewState.ATTACHED, ViewState.DEGRADED}
+    def word(self) -> str:
+        """The state as people read it."""
+        return word_of(self.state)
+
+
+def word_of(state: LinkState) -> str:
+    """A session that ended leaves an agent that is away, as one does that never began."""
+    return "away" if state is LinkState.ENDED else str(state.value)
 
 
 class LinkHistory:
@@ -62,7 +61,7 @@ class LinkHistory:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._state = ViewState.AWAY
+        self._state = LinkState.ENDED
         self._since = clock()
         self._reason: Reason | None = None
         self._detail = "not attached yet"
@@ -70,13 +69,22 @@ class LinkHistory:
         self._events: deque[ViewEvent] = deque(maxlen=_KEPT_EVENTS)
 
     def enter(
-        self, state: ViewState, reason: Reason | None = None, detail: str = "", *, grace_seconds: float = 0.0
+        self,
+        state: LinkState,
+        reason: Reason | None = None,
+        detail: str = "",
+        *,
+        grace_seconds: float = 0.0,
+        is_resumed: bool = False,
     ) -> None:
-        """The link is in ``state`` from now on. To enter the present state again only renews the why."""
+        """The link is in ``state`` from now on. To enter the present state again only renews the why.
+
+        ``is_resumed``: it was moved to a new carrier just now, which is news in any state.
+        """
         now = self._clock()
-        if state is not self._state:
-            back = self._state is ViewState.GRACE and state is ViewState.ATTACHED
-            self._events.appendleft(ViewEvent(now, RESUMED if back else state.value, reason, detail))
+        if state is not self._state or is_resumed:
+            kind = RESUMED if is_resumed else word_of(state)
+            self._events.appendleft(ViewEvent(now, kind, reason, detail))
             self._state, self._since = state, now
             self._grace_until = now + grace_seconds
         self._reason, self._detail = reason, detail

@@ -15,6 +15,7 @@ from tunnel_core.bridge import Bridge
 from tunnel_core.config import ConfigError, Problem, Source, load, parse
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
+from tunnel_core.states import LinkEvent
 from tunnel_core.stream import Stream
 
 _MAX_PASSWORD_BYTES = 4096
@@ -30,8 +31,10 @@ class Installation:
     bundle: Bundle
     proxy: ProxyChoice
 
-    def connector(self, bridge: Bridge, on_open: Callable[[Stream], None]) -> Connector:
-        """What attaches this installation; ``on_open`` hears of each stream that a server opens."""
+    def connector(
+        self, bridge: Bridge, on_open: Callable[[Stream], None], on_look: Callable[[LinkEvent | None], None]
+    ) -> Connector:
+        """What attaches this installation; for the two callbacks see there."""
         session = self.config.session
         return Connector(
             bridge=bridge,
@@ -41,6 +44,7 @@ class Installation:
             connect_timeout_seconds=session.connect_timeout_seconds,
             services=self.services,
             on_open=on_open,
+            on_look=on_look,
             max_wait_seconds=session.retry_max_seconds,
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
@@ -39,13 +40,26 @@ class Attach(Protocol):
 
 
 class Resumer:
-    """Runs beside its link, and ends with it."""
+    """Runs beside its link, and ends with it.
+
+    ``on_look`` is called with each event of the link, and with None whenever it may stand otherwise without
+    one. ``on_carried`` is called for each carrier that the link was moved to, its first included.
+    """
 
     def __init__(
-        self, link: Link, attach: Attach, *, patience_seconds: float, max_wait_seconds: float
+        self,
+        link: Link,
+        attach: Attach,
+        *,
+        patience_seconds: float,
+        max_wait_seconds: float,
+        on_look: Callable[[LinkEvent | None], None],
+        on_carried: Callable[[], Awaitable[None]],
     ) -> None:
         self._link = link
         self._attach = attach
+        self._on_look = on_look
+        self._on_carried = on_carried
         self._attempts = Attempts(patience_seconds=patience_seconds, max_wait_seconds=max_wait_seconds)
         self._scopes: dict[int, trio.CancelScope] = {}
         self._timer = trio.CancelScope()
@@ -64,6 +78,7 @@ class Resumer:
             sentence = f"the link was lost: {link.lost.detail}; its streams wait"
             fields = {"reason": link.lost.reason, "streams": len(link.streams)}
             log_event(_log, logging.WARNING, sentence, session=link.session_id, **fields)
+        self._on_look(event)
         self._look()
 
     def _look(self) -> None:
@@ -73,11 +88,13 @@ class Resumer:
         """Replaces carriers until the link has ended, or until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_around, nursery)
+            nursery.start_soon(self._on_carried)
             await self._link.wait_ended()
             nursery.cancel_scope.cancel()
 
     async def _look_around(self, nursery: trio.Nursery) -> None:
         while True:
+            self._on_look(None)  # no event tells of a late answer that came
             now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
             self._act(self._attempts.poll(now, self._carried(), chance), nursery)
             with trio.CancelScope(deadline=self._next_look()) as self._timer:
@@ -107,28 +124,31 @@ class Resumer:
             scope.cancel()
 
     async def _try(self, start: Start) -> None:
-        number = start.number
+        number, moved = start.number, False
         with trio.CancelScope() as self._scopes[number]:
             try:
-                self._decide(number, await self._attach(start.patience_seconds))
+                moved = self._decide(number, await self._attach(start.patience_seconds))
             except Refused as refused:
                 self._note_failure(refused)
         del self._scopes[number]
         self._attempts.failed(number)
         self._look()
+        if moved:
+            await self._on_carried()
 
-    def _decide(self, number: int, attempt: Attempt) -> None:
+    def _decide(self, number: int, attempt: Attempt) -> bool:
         """The server answered: move, or stay with what is there. Raises ``Refused``."""
         link = self._link
         if link.ended is not None or not self._attempts.welcomed(number, self._carried()):
             attempt.abandon()
-        elif attempt.welcome.resumed:
-            attempt.use(link)
-            for action in self._attempts.moved(trio.current_time()):
-                self._abandon(action.number)
-        else:
+            return False
+        if not attempt.welcome.resumed:
             attempt.abandon()
             raise Refused(Reason.UNKNOWN_SESSION)
+        attempt.use(link)
+        for action in self._attempts.moved(trio.current_time()):
+            self._abandon(action.number)
+        return True
 
     def _note_failure(self, refused: Refused) -> None:
         if refused.reason in _TRY_AGAIN:

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from tunnel_agent.link_view import LinkHistory, LinkView, ViewState
+from tunnel_agent.link_view import LinkHistory, LinkView
+from tunnel_core.frames import Welcome
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason
-from tunnel_core.states import LinkState
+from tunnel_core.states import LinkEvent, LinkState, Loss
 
 _KEPT_ERRORS = 10
+_LATE = "something sent was not confirmed in time"
 
 
 class OpenStream(Protocol):
@@ -44,7 +46,9 @@ class AttachedLink(Protocol):
     @property
     def state(self) -> LinkState: ...
     @property
-    def lost_seconds(self) -> float | None: ...
+    def lost(self) -> Loss | None: ...
+    @property
+    def welcome(self) -> Welcome: ...
     @property
     def software(self) -> str: ...
     @property
@@ -66,8 +70,10 @@ class AttachedLink(Protocol):
 
 
 class Phase(enum.Enum):
+    """What the attach loop does. How the link of a session stands is told by ``AgentState.link_view``."""
+
     CONNECTING = "connecting"
-    ATTACHED = "attached"
+    IN_SESSION = "in_session"
     WAITING = "waiting"
     STOPPING = "stopping"
 
@@ -88,7 +94,6 @@ class AgentState:
     servers: tuple[str, ...]
     clock: Callable[[], float] = time.time
     phase: Phase = Phase.CONNECTING
-    since: float = 0.0
     server: str = ""
     """The server that is being tried, or attached to."""
     link: AttachedLink | None = None
@@ -98,8 +103,8 @@ class AgentState:
     troubles: deque[Trouble] = field(default_factory=lambda: deque(maxlen=_KEPT_ERRORS))
 
     def __post_init__(self) -> None:
-        self.started_at = self.since = self.clock()
-        self.history = LinkHistory(self.clock)
+        self.started_at = self.clock()
+        self._history = LinkHistory(self.clock)
 
     @property
     def is_attached(self) -> bool:
@@ -107,19 +112,23 @@ class AgentState:
         return self.link is not None and self.link.state in (LinkState.ATTACHED, LinkState.DEGRADED)
 
     @property
-    def shown_phase(self) -> str:
-        """The phase for people: an attached agent says how its link stands."""
-        known = self.link is not None and self.phase is Phase.ATTACHED
-        return str(self.link.state.value if known and self.link else self.phase.value)
-
-    @property
-    def seconds_in_phase(self) -> float:
-        lost = self.link.lost_seconds if self.link else None
-        return max(0.0, self.clock() - self.since) if lost is None else lost
-
-    @property
     def link_view(self) -> LinkView:
-        return self.history.view(self.link.round_trip_seconds if self.link else None)
+        self.look()
+        return self._history.view(self.link.round_trip_seconds if self.link else None)
+
+    def look(self, event: LinkEvent | None = None) -> None:
+        """Notes how the link stands. To be called with each of its events; they do not tell all of it."""
+        link = self.link
+        if link is None or link.state is LinkState.ENDED:
+            return  # ``detached`` follows, and knows why
+        match link.state:
+            case LinkState.GRACE if link.lost is not None:
+                seconds = link.welcome.grace_ms / 1000
+                self._history.enter(link.state, link.lost.reason, link.lost.detail, grace_seconds=seconds)
+            case LinkState.DEGRADED:
+                self._history.enter(link.state, None, _LATE, is_resumed=event is LinkEvent.RESUMED)
+            case state:
+                self._history.enter(state, is_resumed=event is LinkEvent.RESUMED)
 
     @property
     def is_stopping(self) -> bool:
@@ -130,16 +139,16 @@ class AgentState:
         self.server = server
 
     def attached(self, link: AttachedLink) -> None:
-        self._enter(Phase.ATTACHED)
+        self._enter(Phase.IN_SESSION)
         self.link = link
         self.sessions += 1
-        self.history.enter(ViewState.ATTACHED)
+        self.look()
 
     def detached(self, reason: Reason | None = None, detail: str = "") -> None:
-        """The session is over, if there was one. Without a detail the last trouble tells why."""
+        """The session is over, if there was one."""
         if self.link is not None:
             self.link = None
-            self.history.enter(ViewState.AWAY, reason, detail or self._last_trouble)
+            self._history.enter(LinkState.ENDED, reason, detail)
 
     def waiting(self, seconds: float) -> None:
         self._enter(Phase.WAITING)
@@ -151,10 +160,6 @@ class AgentState:
     def trouble(self, text: str) -> None:
         self.troubles.append(Trouble(self.clock(), text))
 
-    @property
-    def _last_trouble(self) -> str:
-        return self.troubles[-1].text if self.troubles else ""
-
     def _enter(self, phase: Phase) -> None:
-        if self.phase not in {phase, Phase.STOPPING}:
-            self.phase, self.since = phase, self.clock()
+        if self.phase is not Phase.STOPPING:
+            self.phase = phase

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tunnel_agent.connect import SOFTWARE
-from tunnel_agent.link_view import LinkView, ViewEvent, ViewState
+from tunnel_agent.link_view import LinkView, ViewEvent
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.frames import Service
 from tunnel_core.ops import Answer, Page
 from tunnel_core.reasons import Reason
+from tunnel_core.states import LinkState
 
 _HTML = "text/html; charset=utf-8"
 _JSON = "application/json"
@@ -54,8 +55,6 @@ class Status:
     phase: str
     server: str
     servers: Sequence[str]
-    seconds_in_phase: float
-    since: str
     uptime_seconds: float
     next_attempt_seconds: float | None
     sessions: int
@@ -80,11 +79,9 @@ def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[st
     return Status(
         node=state.node,
         software=SOFTWARE,
-        phase=state.shown_phase,
+        phase=state.phase.value,
         server=state.server,
         servers=state.servers,
-        seconds_in_phase=state.seconds_in_phase,
-        since=_iso(state.since),
         uptime_seconds=max(0.0, now - state.started_at),
         next_attempt_seconds=max(0.0, state.next_attempt_at - now) if waits else None,
         sessions=state.sessions,
@@ -103,9 +100,9 @@ def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[st
 
 
 def _link_status(view: LinkView, now: float) -> LinkStatus:
-    in_grace = view.state is ViewState.GRACE
+    in_grace = view.state is LinkState.GRACE
     return LinkStatus(
-        state=view.state.value,
+        state=view.word,
         since=_iso(view.since),
         seconds=max(0.0, now - view.since),
         reason=_word(view.reason),

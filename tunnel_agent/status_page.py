@@ -125,7 +125,7 @@ def _figures(status: Mapping[str, Any]) -> str:
         (str(status["stream_count"]), "streams open now"),
         (as_size(status["bytes_from_server"]), "received from users"),
         (as_size(status["bytes_to_server"]), "sent to users"),
-        (str(max(0, status["sessions"] - 1)), "reconnects"),
+        (str(max(0, status["sessions"] - 1)), "earlier sessions"),
         (as_duration(status["uptime_seconds"]), "agent running"),
     ]
     cards = (f'<div class="card figure"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for v, k in figures)

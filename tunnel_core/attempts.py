@@ -4,7 +4,8 @@
    starts attempts beside the carrier that is there; a congested link must not be flooded with copies.
 2. Quick while the trouble is young: a new attempt every one to two seconds, each with little patience,
    because whoever waits for TCP's back-off comes back seconds late. Both stretch with the round trip, or
-   a satellite would never be reached. At most two at a time, the oldest is abandoned first.
+   a satellite would never be reached, up to full patience: one pong that sat out an outage must not keep
+   the agent from trying. At most two at a time, the oldest is abandoned first.
 3. Later one at a time, with full jitter, a cap, and long patience: the network is away, or the server, and
    a fleet must not come back in one instant.
 4. Make before break. An attempt that was welcomed is used only if the old carrier is gone, or brought
@@ -130,7 +131,10 @@ class Attempts:
     def _schedule(self, now: float, carried: Carried, chance: float) -> float:
         """Sets when the next one is due; returns the patience for this one."""
         if self._is_young(now):
-            stride = max(_STRIDE_SECONDS, _STRIDE_ROUND_TRIPS * carried.round_trip_seconds)
+            stretched = min(
+                _STRIDE_ROUND_TRIPS * carried.round_trip_seconds, self._patience / _STRIDES_OF_PATIENCE
+            )
+            stride = max(_STRIDE_SECONDS, stretched)
             self._next_at = now + stride * (1 + chance)
             return min(self._patience, _STRIDES_OF_PATIENCE * stride)
         self._next_at = now + self._window * chance

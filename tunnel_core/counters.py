@@ -39,7 +39,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class NodeSample:
-    """The five series of a node. ``detached_seconds`` is None while it is attached."""
+    """The five series of a node. ``detached_seconds`` is None while a request can reach it."""
 
     node: str
     detached_seconds: float | None = None
@@ -101,6 +101,10 @@ class Counters:
     def resumed(self) -> None:
         """A session went on over a new carrier."""
         self.attaches["resumed"] += 1
+
+    def attach_abandoned(self) -> None:
+        """The agent left before its attach was done, for another attempt or for good."""
+        self.attaches["abandoned"] += 1
 
     def session_ended(self, reason: Reason) -> None:
         self.session_ends[reason.word] += 1

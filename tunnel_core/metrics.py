@@ -120,7 +120,7 @@ def _cumulated(distribution: Distribution) -> list[tuple[str, float]]:
 
 
 def _node_metrics(nodes: Iterable[NodeSample]) -> Iterator[Metric]:
-    up = GaugeMetricFamily(f"{_PREFIX}node_up", "Whether the node is attached.", labels=["node"])
+    up = GaugeMetricFamily(f"{_PREFIX}node_up", "Whether the node has a link now.", labels=["node"])
     round_trip = GaugeMetricFamily(
         f"{_PREFIX}node_round_trip_seconds", "The last measured round trip.", labels=["node"]
     )

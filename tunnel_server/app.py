@@ -37,7 +37,6 @@ from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web import ENTRANCE as WEB
 from tunnel_server.entrances.web import WebEntrance
-from tunnel_server.events import Events
 from tunnel_server.figures import take_snapshot
 from tunnel_server.followers import Followers
 from tunnel_server.front import Front, by_certificate, by_file_mode, by_peer
@@ -64,7 +63,7 @@ class Server:
         self.config = config
         self.nodes = Nodes(trio.current_time, _now)
         self.counters = Counters()
-        self.followers = Followers(Events(_now), self.counters)
+        self.followers = Followers(self.nodes.events, self.counters)
         self.records = Records(self.counters, config.log, trio.current_time)
         self.opener = Opener(self.nodes, self.records, trust_domain=config.trust_domain)
         self.pool = CreditPool(Limits().credit_pool)

@@ -248,9 +248,8 @@ class Attachments:
         self._log_link(link, f"node {link.node} detached: {detail}", reason=reason)
 
     def _note_failure(self, attempt: Attempt, arrival: _Arrival, refused: Refused) -> None:
-        if attempt.steps.welcome is not None and refused.reason is Reason.CARRIER_LOST:
-            if arrival.held is None:
-                log_event(_log, logging.INFO, f"node {arrival.node} may attach, and left; a check does that")
+        if arrival.node and refused.reason is Reason.CARRIER_LOST:
+            self._note_abandoned(attempt, arrival)
             return
         self._counters.attached(refused.reason)
         left_out = self._failures.note(refused.reason, trio.current_time())
@@ -259,6 +258,14 @@ class Attachments:
         who = f"node {arrival.node}" if arrival.node else "an unknown node"
         fields = {"reason": refused.reason, "address": attempt.peer_address, "left_out": left_out or None}
         log_event(_log, logging.WARNING, f"attach of {who} failed: {refused.detail}", **fields)
+
+    def _note_abandoned(self, attempt: Attempt, arrival: _Arrival) -> None:
+        if attempt.steps.welcome is not None and arrival.held is None:
+            log_event(_log, logging.INFO, f"node {arrival.node} may attach, and left; a check does that")
+            return
+        self._counters.attach_abandoned()
+        sentence = f"node {arrival.node} left an attach; of several attempts an agent keeps one"
+        log_event(_log, logging.DEBUG, sentence, address=attempt.peer_address)
 
     @property
     def stream_count(self) -> int:

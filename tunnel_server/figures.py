@@ -27,5 +27,10 @@ def _sample(node: Node, now: float) -> NodeSample:
     if link is None:
         return NodeSample(node.name, detached_seconds=now - node.last_seen)
     return NodeSample(
-        node.name, None, link.round_trip_seconds, len(link.streams), link.bytes_in, link.bytes_out
+        node.name,
+        link.lost_seconds,
+        link.round_trip_seconds,
+        len(link.streams),
+        link.bytes_in,
+        link.bytes_out,
     )

@@ -34,12 +34,13 @@ class Node:
     name: str
     alias: str
     link: Link | None
-    since: datetime  # of the newest attach
-    last_seen: float  # monotonic seconds; of the end of the newest link
+    since: datetime  # attached or resumed, lost, or gone
+    session_since: datetime
+    last_seen: float  # monotonic seconds; of the loss or the end of the newest link
     last_seen_at: datetime
     address: str = ""
     software: str = ""
-    last_reason: Reason | None = None
+    last_reason: Reason | None = None  # of a loss or an end, until the node is there again
     last_detail: str = ""
 
     @property
@@ -72,7 +73,7 @@ class Nodes:
         self._claim_alias(alias, name)
         old = self._attached.get(name)
         now = self._wall()
-        node = Node(name, alias, link, now, self._monotonic(), now, link.peer_address, link.software)
+        node = Node(name, alias, link, now, now, self._monotonic(), now, link.peer_address, link.software)
         self._gone.pop(name, None)
         self._attached[name] = node
         if old is not None:
@@ -102,13 +103,22 @@ class Nodes:
     def note_lost(self, link: Link, loss: Loss) -> None:
         """The link has no carrier any more, and its grace began."""
         self.events.add(Kind.LOST, link.node, link.session_id, loss.reason, loss.detail)
+        node = self._attached.get(link.node)
+        if node is not None and node.link is link:
+            self._see_last(node, loss.reason, loss.detail)
 
     def note_resumed(self, link: Link) -> None:
         """The session goes on over a new carrier."""
         self.events.add(Kind.RESUMED, link.node, link.session_id, detail=f"from {link.peer_address}")
         node = self._attached.get(link.node)
         if node is not None and node.link is link:
-            node.address = link.peer_address
+            node.address, node.since = link.peer_address, self._wall()
+            node.last_reason, node.last_detail = None, ""
+
+    def _see_last(self, node: Node, reason: Reason, detail: str) -> None:
+        node.since = node.last_seen_at = self._wall()
+        node.last_seen = self._monotonic()
+        node.last_reason, node.last_detail = reason, detail
 
     def _claim_alias(self, alias: str, name: str) -> None:
         owner = self._by_alias.get(alias, name)
@@ -136,8 +146,10 @@ class Nodes:
         if node is None or node.link is not link:
             return
         node.link = None
-        node.last_seen, node.last_seen_at = self._monotonic(), self._wall()
-        node.last_reason, node.last_detail = reason, detail
+        if link.lost is None:
+            self._see_last(node, reason, detail)
+        else:  # nobody was there since
+            node.last_reason, node.last_detail = reason, detail
         del self._attached[node.name]
         self._gone[node.name] = node
         kind = Kind.EXPIRED if reason is Reason.GRACE_EXPIRED else Kind.ENDED

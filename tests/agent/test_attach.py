@@ -11,13 +11,15 @@ import pytest
 import trio
 import trio.testing
 
+from tests.fakes import memory_link
 from tunnel_agent.attach import Attacher
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.counters import Counters
 from tunnel_core.frames import Rejected
+from tunnel_core.limits import Limits
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.states import LinkState
+from tunnel_core.states import LinkState, Loss
 from tunnel_core.steps import AttachRejected
 
 CAP = 32.0
@@ -29,7 +31,8 @@ class FakeLink:
     round_trip_seconds: float | None = 0.05
     bytes_in = bytes_out = credit_granted = 0
     state = LinkState.ATTACHED
-    lost_seconds: float | None = None
+    lost: Loss | None = None
+    welcome = memory_link.welcome(Limits())
     mux_streams: tuple[MuxStream, ...] = ()
     streams: Mapping[int, OpenStream] = {}
 
@@ -98,7 +101,7 @@ async def attach_until_it_stays(servers: Servers, state: AgentState) -> None:
         nursery.start_soon(Attacher(servers.open_link, state, Counters(), max_wait_seconds=CAP).run)
         await servers.attached.wait()
         await trio.testing.wait_all_tasks_blocked()
-        assert state.phase is Phase.ATTACHED
+        assert state.phase is Phase.IN_SESSION
         nursery.cancel_scope.cancel()
     assert state.link is None
 

@@ -56,6 +56,7 @@ async def probe(installation: Installation, bridge: Bridge) -> list[Finding]:
         connect_timeout_seconds=2.0,
         services=installation.services,
         on_open=lambda stream: None,
+        on_look=lambda _: None,
     )
     await ServerProbe(installation.servers[0], installation, connector).run(findings.append)
     return findings

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.agent.test_status import EVIL, SERVICES, Clock, FakeLink, page_of, state_of
 from tunnel_agent.commands.status import _is_attached, _lines
-from tunnel_agent.link_view import LinkHistory, ViewState
+from tunnel_agent.link_view import LinkHistory
 from tunnel_agent.state import AgentState
 from tunnel_agent.status import as_json, status_of
 from tunnel_core.reasons import Reason
+from tunnel_core.states import LinkEvent, LinkState, Loss
 
 
 def told(state: AgentState) -> dict[str, Any]:
@@ -27,11 +26,20 @@ def kinds(state: AgentState) -> list[str]:
 
 
 def in_grace(clock: Clock) -> AgentState:
-    state = state_of(clock, FakeLink())
+    link = FakeLink()
+    state = state_of(clock, link)
     clock.now += 60
-    state.history.enter(ViewState.GRACE, Reason.CARRIER_LOST, "connection reset", grace_seconds=120)
+    link.lost = Loss(0.0, Reason.CARRIER_LOST, "connection reset")
+    enter(state, LinkState.GRACE)
     clock.now += 8
     return state
+
+
+def enter(state: AgentState, link_state: LinkState, event: LinkEvent | None = None) -> None:
+    """Something befell the link."""
+    assert isinstance(state.link, FakeLink)
+    state.link.state = link_state
+    state.look(event)
 
 
 def test_an_agent_is_away_until_it_attached_once() -> None:
@@ -54,12 +62,12 @@ def test_attached() -> None:
 def test_degraded_is_attached_and_says_why() -> None:
     clock = Clock()
     state = state_of(clock, FakeLink())
-    state.history.enter(ViewState.DEGRADED, None, "nothing confirmed for 2 s")
+    enter(state, LinkState.DEGRADED)
     clock.now += 3
-    assert line(state) == "degraded for 3 s (nothing confirmed for 2 s), server a:7001"
+    assert line(state) == "degraded for 3 s (something sent was not confirmed in time), server a:7001"
     assert _is_attached(told(state))
     assert "answers late for 3 s" in page_of(state)
-    state.history.enter(ViewState.ATTACHED)
+    enter(state, LinkState.ATTACHED)
     assert kinds(state) == ["attached", "degraded", "attached"]
 
 
@@ -76,26 +84,48 @@ def test_in_grace_says_since_when_why_and_how_long_yet() -> None:
     assert ">in grace</span>" in page
 
 
+def test_a_new_carrier_is_news_without_a_grace_before_it() -> None:
+    state = state_of(Clock(), FakeLink())
+    state.look(LinkEvent.RESUMED)
+    assert kinds(state) == ["resumed", "attached"]
+
+
 def test_back_from_grace_is_resumed() -> None:
     state = in_grace(Clock())
-    state.history.enter(ViewState.ATTACHED)
+    enter(state, LinkState.ATTACHED, LinkEvent.RESUMED)
     assert kinds(state) == ["resumed", "grace", "attached"]
     assert told(state)["link"]["grace_seconds_left"] is None
     assert "resumed" in page_of(state)
 
 
-@pytest.mark.parametrize("given", [(Reason.PING_TIMEOUT, "2 pings were not answered"), ()])
-def test_away_says_why(given: tuple[Any, ...]) -> None:
+def test_away_says_why() -> None:
     clock = Clock()
     state = state_of(clock, FakeLink())
-    state.trouble("2 pings were not answered")
-    state.detached(*given)
+    state.detached(Reason.PING_TIMEOUT, "2 pings were not answered")
     state.waiting(12.0)
     clock.now += 3
-    why = "ping_timeout: 2 pings were not answered" if given else "2 pings were not answered"
+    why = "ping_timeout: 2 pings were not answered"
     assert line(state) == f"away for 3 s ({why}); next attempt in 9 s"
     assert f"away for 3 s ({why}); the next attempt is in 9 s" in page_of(state)
     assert not _is_attached(told(state))
+
+
+def test_a_degraded_link_that_recovers_is_attached_to_whoever_looks() -> None:
+    clock, link = Clock(), FakeLink()
+    state = state_of(clock, link)
+    enter(state, LinkState.DEGRADED)
+    clock.now += 4
+    link.state = LinkState.ATTACHED
+    assert line(state) == "attached for 0 s, server a:7001"
+
+
+def test_a_link_that_ended_is_away_once_its_reason_is_known() -> None:
+    state = in_grace(Clock())
+    enter(state, LinkState.ENDED)
+    assert kinds(state) == ["grace", "attached"]
+    state.detached(Reason.GRACE_EXPIRED, "the link did not come back within 120 s")
+    assert kinds(state) == ["away", "grace", "attached"]
+    assert "grace_expired" in line(state)
 
 
 def test_attempts_that_fail_are_no_events() -> None:
@@ -117,8 +147,8 @@ def test_events_are_told_newest_first_and_bounded() -> None:
     history = LinkHistory(clock)
     for _ in range(30):
         clock.now += 1
-        history.enter(ViewState.DEGRADED, None, "late")
-        history.enter(ViewState.ATTACHED)
+        history.enter(LinkState.DEGRADED, None, "late")
+        history.enter(LinkState.ATTACHED)
     events = history.view(None).events
     assert len(events) == 20
     assert [event.kind for event in events[:2]] == ["attached", "degraded"]
@@ -127,9 +157,9 @@ def test_events_are_told_newest_first_and_bounded() -> None:
 def test_the_same_state_again_renews_the_why_alone() -> None:
     clock = Clock()
     history = LinkHistory(clock)
-    history.enter(ViewState.GRACE, Reason.CARRIER_LOST, "connection reset", grace_seconds=120)
+    history.enter(LinkState.GRACE, Reason.CARRIER_LOST, "connection reset", grace_seconds=120)
     clock.now += 5
-    history.enter(ViewState.GRACE, Reason.CARRIER_LOST, "the last attempt failed", grace_seconds=120)
+    history.enter(LinkState.GRACE, Reason.CARRIER_LOST, "the last attempt failed", grace_seconds=120)
     view = history.view(None)
     assert (view.since, view.grace_until) == (clock.now - 5, clock.now + 115)
     assert view.detail == "the last attempt failed"

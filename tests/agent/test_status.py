@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from tests.fakes import memory_link
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_agent.status import as_json, status_of, status_routes
 from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, render
-from tunnel_core.frames import Service
+from tunnel_core.frames import Service, Welcome
+from tunnel_core.limits import Limits
 from tunnel_core.mux import MuxStream
 from tunnel_core.reasons import Reason
-from tunnel_core.states import LinkState
+from tunnel_core.states import LinkState, Loss
 
 EVIL = "<script>alert('x')</script>\"&"
 
@@ -31,13 +33,14 @@ class FakeStream:
     bytes_out: int = 5 * 1024 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass
 class FakeLink:
     session_id: str = "0badcafe"
     software: str = "qanat-server/9.9"
     round_trip_seconds: float | None = 0.0234
     state: LinkState = LinkState.ATTACHED
-    lost_seconds: float | None = None
+    lost: Loss | None = None
+    welcome: Welcome = field(default_factory=lambda: memory_link.welcome(Limits(), 120_000))
     bytes_in: int = 10
     bytes_out: int = 20
     streams: Mapping[int, OpenStream] = field(default_factory=dict)
@@ -145,11 +148,11 @@ def test_the_routes_give_page_and_json() -> None:
     routes = status_routes(state_of(Clock(), FakeLink()), SERVICES, ("localhost:80",))
     assert routes["/"]().content_type.startswith("text/html")
     told = json.loads(routes["/status.json"]().body)
-    assert told["phase"] == "attached"
+    assert (told["phase"], told["link"]["state"]) == ("in_session", "attached")
     assert told["round_trip_seconds"] == 0.0234
     assert told["allow"] == ["localhost:80"]
     assert told["services"] == [{"name": "web", "protocol": "http", "target": "127.0.0.1:1880"}]
-    assert told["since"] == "2023-11-14T22:13:20Z"
+    assert told["link"]["since"] == "2023-11-14T22:13:20Z"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from tests.client.server import FakeServer, fake_server
 from tests.fakes.pki import write_user_bundle
+from tunnel_client.commands.listing import _state
 from tunnel_client.main import main
 from tunnel_core.reasons import Reason, Refused
 
@@ -31,6 +32,8 @@ NODE = {
     "software": "qanat-agent/0.1.0",
     "since": "2026-01-01T00:00:00Z",
     "last_seen": "2026-01-01T05:00:00Z",
+    "seconds": 18000.0,
+    "silent_seconds": 0.4,
     "round_trip_ms": 41.7,
     "streams": 2,
     "services": [{"name": "web", "protocol": "http", "target": "127.0.0.1:1880"}],
@@ -268,6 +271,21 @@ async def test_forward_refuses_what_is_no_local_address(
 ) -> None:
     result = await inside(tmp_path, "forward", "edge1", "22", "--", local)
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("node", "told"),
+    [
+        ({"state": "attached", "seconds": 200.0, "silent_seconds": 9.0}, "attached 3m"),
+        ({"state": "degraded", "seconds": 200.0, "silent_seconds": 9.0}, "degraded, silent 9s"),
+        ({"state": "grace", "seconds": 9.1, "last_reason": "carrier_lost"}, "grace 9s carrier_lost"),
+        ({"state": "gone", "seconds": 8000.0, "last_reason": "grace_expired"}, "gone 2h grace_expired"),
+        ({"state": "attached", "seconds": 5.0, "duplicate": True}, "attached 5s duplicate"),
+        ({}, ""),
+    ],
+)
+def test_a_node_says_what_a_request_would_meet(node: dict[str, Any], told: str) -> None:
+    assert _state(node) == told
 
 
 # the command as a whole

@@ -54,6 +54,11 @@ def test_a_far_server_gets_more_patience() -> None:
     assert isinstance(start, Start) and start.patience_seconds > 5
 
 
+def test_a_pong_that_sat_out_an_outage_does_not_keep_the_agent_from_trying() -> None:
+    lost = Carried(lost=True, quiet=False, heard_at=-math.inf, round_trip_seconds=60)
+    assert starts(attempts(), lost, 130, chance=1) == [100, 110, 120]
+
+
 def test_old_trouble_is_tried_one_at_a_time_with_long_patience_and_growing_waits() -> None:
     machine = attempts()
     number, now, gaps, last = 0, 100.0, [], 100.0

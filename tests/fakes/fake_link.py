@@ -134,6 +134,7 @@ class FakeLink:
         self.state = LinkState.ATTACHED
         self.lost: Loss | None = None
         self.lost_seconds: float | None = None
+        self.heard_at = trio.current_time()
         self.instance, self.boot = b"i", b"b"
         self.software = "qanat-agent/0.1.0"
         self.services = services

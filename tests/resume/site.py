@@ -5,7 +5,7 @@ Everything but gRPC is the real thing: attach steps, sessions, links, attempts, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.states import LinkEvent
 from tunnel_core.steps import AgentSteps
 from tunnel_core.stream import Stream
 from tunnel_server.attach import Attachments, AttachSettings
@@ -73,7 +74,14 @@ class Agent:
         except Refused:  # the carrier broke meanwhile
             self.link = None
             return
-        self.resumer = Resumer(link, self.attach, patience_seconds=10, max_wait_seconds=30)
+        self.resumer = Resumer(
+            link,
+            self.attach,
+            patience_seconds=10,
+            max_wait_seconds=30,
+            on_look=lambda event: site.on_look(event),
+            on_carried=trio.lowlevel.checkpoint,
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run)
             nursery.start_soon(self.resumer.run)
@@ -104,6 +112,7 @@ class Site:
     network: Network = field(default_factory=Network)
     far: list[Stream] = field(default_factory=list)
     """Streams as the agent has them, in the order of their opening."""
+    on_look: Callable[[LinkEvent | None], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self.start_server()

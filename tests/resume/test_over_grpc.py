@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+import pytest
 import trio
 
 from tests.fakes import pki
 from tests.fakes.grpc_site import open_site
+from tunnel_agent import connect
 from tunnel_agent.connect import Connector, ProxyChoice
 from tunnel_core.counters import Counters
 from tunnel_core.credit import CreditPool
@@ -29,6 +31,7 @@ class Wire:
 
     def __init__(self, port: int, nursery: trio.Nursery) -> None:
         self.port = 0
+        self.count = 0  # of the connections made so far
         self._target = port
         self._nursery = nursery
         self._scopes: set[trio.CancelScope] = set()
@@ -42,6 +45,7 @@ class Wire:
             scope.cancel()
 
     async def _carry(self, near: trio.SocketStream) -> None:
+        self.count += 1
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
             async with (
@@ -91,6 +95,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
             connect_timeout_seconds=5,
             services=(),
             on_open=take,
+            on_look=lambda _: None,
         )
         with trio.fail_after(60):
             async with connector.open_link(f"localhost:{wire.port}"):
@@ -134,3 +139,42 @@ async def test_streams_go_on_over_the_next_connection() -> None:
         assert nodes.link_of("edge1").session_id == session
         for stream in (near, far):
             stream.reset(Reason.USER_LEFT)
+
+
+class Route:
+    """Stands for the kernel's news about the way to the server."""
+
+    made: Route
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self.on_change = on_change
+        self.watched: list[list[str]] = []
+        Route.made = self
+
+    def watch(self, addresses: Iterable[str]) -> None:
+        self.watched.append(list(addresses))
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    with trio.fail_after(20):
+        while True:
+            if is_so():
+                return
+            await trio.sleep(0.01)
+
+
+async def test_a_changed_route_starts_an_attempt_and_each_carrier_renews_the_watch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect, "RouteWatcher", Route)
+    async with attached() as (nodes, wire, _):
+        route = Route.made
+        await until(lambda: bool(route.watched))
+        assert "127.0.0.1" in route.watched[0]
+        route.on_change()
+        await until(lambda: wire.count == 2)
+        known = len(route.watched)
+        wire.cut()
+        await until(lambda: Kind.RESUMED in [event.kind for event in nodes.events.after()])
+        await until(lambda: len(route.watched) > known)
+    route.on_change()  # without a session there is nothing to be done

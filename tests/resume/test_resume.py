@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.resume.site import Site, open_site
+from tunnel_agent.state import AgentState
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkState
@@ -106,6 +107,33 @@ async def test_late_only_starts_attempts_and_the_old_carrier_stays_if_it_lives(
         assert site.link._way is way
         assert site.agent.link.state is LinkState.ATTACHED
         assert "resumed" not in site.counters.attaches
+
+
+async def test_the_agent_shows_what_became_of_its_link_without_being_looked_at(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_site(Limits(grace_seconds=10)) as site:
+        state = AgentState("edge1", ("a:1",), trio.current_time)
+        assert site.agent.link is not None
+        state.attached(site.agent.link)
+        site.on_look = state.look
+        await site.streams()
+        await trio.sleep(2.5)  # nothing moves, and nothing is lost
+        await site.pass_time(3)  # what was late comes after all, over the same carrier
+        recovered = trio.current_time()
+        await site.pass_time(10)
+        lose_all(site)
+        await site.pass_time(5)
+        view = state.link_view
+        assert [event.kind for event in view.events] == [
+            "resumed",
+            "grace",
+            "attached",
+            "degraded",
+            "attached",
+        ]
+        assert view.events[2].at < recovered
+        assert (view.events[1].reason, view.events[1].detail) == (Reason.CARRIER_LOST, "lost by the test")
 
 
 async def test_a_black_hole_is_left_within_seconds_of_a_way_out(autojump_clock: MockClock) -> None:

@@ -43,13 +43,13 @@ async def test_nodes_attached_and_gone() -> None:
         status, body = await get(edge, "/api/v1/nodes?all=1")
         assert status == 200
         first, second = body["nodes"]
-        assert first.pop("since") <= first.pop("last_seen")
+        assert first.pop("since") == first.pop("session_since") <= first.pop("last_seen")
+        assert first.pop("seconds") >= first.pop("silent_seconds") >= 0
         assert first == {
             "name": "edge1",
             "alias": "edge1",
             "state": "attached",
             "duplicate": False,
-            "lost_seconds": None,
             "address": "192.0.2.1:4711",
             "software": "qanat-agent/0.1.0",
             "round_trip_ms": 12.3,
@@ -61,6 +61,7 @@ async def test_nodes_attached_and_gone() -> None:
         }
         assert (second["name"], second["state"], second["last_reason"]) == ("edge2", "gone", "ping_timeout")
         assert second["since"] == second["last_seen"]
+        assert second["session_since"] is None
         assert second["services"] == []
 
 

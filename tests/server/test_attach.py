@@ -333,6 +333,21 @@ async def test_a_hello_alone_takes_nothing_over(
         assert door.attachments.pending_count == 0
 
 
+async def test_an_attempt_that_was_left_before_its_welcome_is_no_failure(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with open_door() as door:
+        door.dial("edge1").attempt.carrier.abandon()
+        await trio.sleep(door.limits.attach_timeout_seconds + 2)
+        assert door.counters.attaches == {"abandoned": 1}
+        assert [record.levelname for record in caplog.records if "left an attach" in record.message] == [
+            "DEBUG"
+        ]
+        assert not [record for record in caplog.records if record.levelno > logging.INFO]
+        assert door.attachments.pending_count == 0
+
+
 async def test_a_lost_carrier_detaches_the_node_at_once(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
         agent = await door.attach("edge1")

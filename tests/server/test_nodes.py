@@ -25,6 +25,7 @@ class PlainLink:
     software: str = "qanat-agent/0.1.0"
     ended: list[tuple[Reason, str]] = field(default_factory=list)
     state: LinkState = LinkState.ATTACHED
+    lost: Loss | None = None
     instance: bytes = b"i"
     boot: bytes = b"b"
 
@@ -89,6 +90,7 @@ def test_a_lost_link_whose_agent_comes_back_as_another_run_was_restarted(nodes: 
 
 def test_a_node_says_what_a_request_would_meet(nodes: Nodes) -> None:
     link = attach(nodes, "edge-7")
+    attached_id = nodes.events.last_id
     [node] = nodes.all()
     for state in (LinkState.ATTACHED, LinkState.DEGRADED, LinkState.GRACE):
         link.state = state
@@ -99,9 +101,31 @@ def test_a_node_says_what_a_request_would_meet(nodes: Nodes) -> None:
     assert node.address == "198.51.100.9:1"
     nodes.detach(link, Reason.GRACE_EXPIRED, "too late")
     assert node.state == "gone"
-    events = nodes.events.after(1, "edge-7")
-    assert [(event.id, event.kind.value) for event in events] == [(2, "lost"), (3, "resumed"), (4, "expired")]
+    events = nodes.events.after(attached_id, "edge-7")
+    assert [event.kind.value for event in events] == ["lost", "resumed", "expired"]
     assert nodes.events.after(0, "edge-8") == []
+
+
+def test_a_node_says_since_when_it_is_as_it_is(nodes: Nodes, clock: Clock) -> None:
+    link = attach(nodes, "edge-7")
+    [node] = nodes.all()
+    began = clock.wall()
+    clock.seconds += 10
+    link.lost = Loss(1.0, Reason.CARRIER_LOST, "reset")
+    nodes.note_lost(link, link.lost)
+    assert (node.since, node.session_since, node.last_reason) == (clock.wall(), began, Reason.CARRIER_LOST)
+    clock.seconds += 10
+    link.lost = None
+    nodes.note_resumed(link)
+    assert (node.since, node.session_since, node.last_reason) == (clock.wall(), began, None)
+    link.lost = Loss(1.0, Reason.CARRIER_LOST, "reset")
+    nodes.note_lost(link, link.lost)
+    lost_at = clock.wall()
+    clock.seconds += 120
+    nodes.detach(link, Reason.GRACE_EXPIRED, "too late")
+    assert (node.since, node.last_seen_at, node.last_reason) == (lost_at, lost_at, Reason.GRACE_EXPIRED)
+    with pytest.raises(Refused, match="last seen 2 min ago"):
+        nodes.link_of("edge-7")
 
 
 def hello_of(boot: bytes) -> Hello:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,9 @@ import trio
 from certs.ca import LOOPBACK_NAMES
 from certs.x509 import describe
 from tests.agent.listening import echo, listening
+from tests.client.test_commands import QANAT, environment, qanat
 from tests.fakes import pki
+from tests.fakes.pki import write_user_bundle
 from tests.server.programs import AGENT, SERVER, Program, Site, run_server, running, tcp_port
 from tunnel_core import metrics
 from tunnel_core.counters import Counters
@@ -340,3 +345,52 @@ async def refused(site: Site, code: int, words: str) -> str:
     assert (result.returncode, words in said) == (code, True), said
     assert "Traceback" not in said
     return said
+
+
+async def test_a_lost_agent_shows_in_nodes_events_and_metrics(tmp_path: Path) -> None:
+    async with attached(tmp_path, "[session]\ngrace_seconds = 4\n") as (site, server, agent):
+        write_user_bundle(tmp_path / "kim.pem", "kim", site.ready["https"])
+        assert (await site.page("/metrics"))[1].count('qanat_node_up{node="edge1"} 1.0') == 1
+        agent.signal(signal.SIGKILL)
+        await server.line("the link to node edge1 was lost")
+        assert "lost      carrier_lost" in await ask_as_kim(tmp_path, "events", "edge1")
+        assert re.search("grace [0-9]s carrier_lost", await ask_as_kim(tmp_path, "nodes"))
+        page = (await site.page("/metrics"))[1]
+        assert 'qanat_node_events_total{kind="lost"} 1.0' in page
+        assert 'qanat_node_up{node="edge1"} 0.0' in page
+        await server.line("node edge1 detached", reason="grace_expired")
+        told = json.loads(await ask_as_kim(tmp_path, "events", "--json"))["events"]
+        assert [event["kind"] for event in told] == ["attached", "lost", "expired"]
+        assert {event["node"] for event in told} == {"edge1"}
+        [node] = json.loads(await ask_as_kim(tmp_path, "nodes", "--json"))["nodes"]
+        assert (node["state"], node["last_reason"]) == ("gone", "grace_expired")
+        assert node["silent_seconds"] >= 3.9
+
+
+async def test_an_agent_says_how_its_link_stands_while_the_cloud_is_away(tmp_path: Path) -> None:
+    async with attached(tmp_path, "[session]\ngrace_seconds = 4\n") as (site, server, agent):
+        ops = (await agent.line("started"))["status"].removeprefix("http://").rstrip("/")
+        server.signal(signal.SIGKILL)
+        await agent.line("the link was lost")
+        link = json.loads((await site.page("/status.json", ops))[1])["link"]
+        assert (link["state"], link["reason"]) == ("grace", "carrier_lost")
+        assert 0 < link["grace_seconds_left"] <= 4 and link["round_trip_seconds"]
+        await agent.line("ended", reason="grace_expired")
+        link = json.loads((await site.page("/status.json", ops))[1])["link"]
+        assert (link["state"], link["reason"]) == ("away", "grace_expired")
+        assert [event["kind"] for event in link["events"]] == ["away", "grace", "attached"]
+
+
+async def test_who_follows_the_events_sees_them_as_they_come(tmp_path: Path) -> None:
+    async with attached(tmp_path) as (site, _, agent), trio.open_nursery() as nursery:
+        write_user_bundle(tmp_path / "kim.pem", "kim", site.ready["https"])
+        run = partial(trio.run_process, env=environment(tmp_path), stdout=subprocess.PIPE, check=False)
+        follower = await nursery.start(run, [*QANAT, "events", "edge1", "--follow"])
+        assert b"attached" in await follower.stdout.receive_some()
+        agent.signal(signal.SIGTERM)
+        assert b"ended       agent_stopping" in await follower.stdout.receive_some()
+        follower.send_signal(signal.SIGINT)
+
+
+async def ask_as_kim(folder: Path, *arguments: str) -> str:
+    return (await qanat(folder, *arguments)).stdout.decode()

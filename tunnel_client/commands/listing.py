@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -29,8 +28,8 @@ _STREAM_COLUMNS = ("stream", "node", "target", "user", "entrance", "age", "in", 
 def nodes(bundle: Path | None, as_json: bool) -> None:
     """List the nodes that the server knows, and what a request to each would meet.
 
-    attached; degraded: it answers late; grace: its link is lost, and its streams wait; gone. "duplicate"
-    beside it: two machines attach as this node.
+    attached; degraded: it answers late; grace: its link is lost, and its streams wait; gone. Beside it:
+    for how long, and why. "duplicate": two machines attach as this node.
 
     \b
     Examples:
@@ -112,11 +111,11 @@ def _items(answer: _Item, page: str) -> list[_Item]:
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-def _node_row(node: _Item, now: datetime) -> Row:
+def _node_row(node: _Item, _: datetime) -> Row:
     return (
         _text(node, "name"),
         _text(node, "alias"),
-        _state(node, now),
+        _state(node),
         _text(node, "address"),
         words.milliseconds(node.get("round_trip_ms")),
         _text(node, "streams"),
@@ -125,20 +124,15 @@ def _node_row(node: _Item, now: datetime) -> Row:
     )
 
 
-def _state(node: _Item, now: datetime) -> str:
-    """``attached 3m``, ``grace 9s``, ``gone 2h ping_timeout``. By the server's clock where it can be."""
-    words_of_it = [_text(node, "state")]
-    if node.get("state") == "gone":
-        words_of_it += [words.age(node.get("last_seen"), now), _text(node, "last_reason")]
-    elif node.get("state") == "grace":
-        words_of_it.append(words.duration(node.get("lost_seconds")))
+def _state(node: _Item) -> str:
+    """``attached 3m``, ``degraded, silent 9s``, ``grace 9s carrier_lost``, ``gone 2h ping_timeout``."""
+    if node.get("state") == "degraded":
+        told = ["degraded, silent", words.duration(node.get("silent_seconds"))]
     else:
-        with contextlib.suppress(ValueError):
-            now = datetime.fromisoformat(str(node.get("last_seen")))
-        words_of_it.append(words.age(node.get("since"), now))
+        told = [_text(node, "state"), words.duration(node.get("seconds")), _text(node, "last_reason")]
     if node.get("duplicate"):
-        words_of_it.append("duplicate")
-    return " ".join(filter(None, words_of_it))
+        told.append("duplicate")
+    return " ".join(filter(None, told))
 
 
 def _service(service: _Item) -> str:

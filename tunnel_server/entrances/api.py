@@ -6,7 +6,7 @@ import json
 import platform
 import ssl
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -65,7 +65,7 @@ class ApiEntrance:
         return {"nodes": [self._node(node) for node in self._nodes.all()]}
 
     def _node(self, node: Node) -> Json:
-        link = node.link
+        link, now, seen = node.link, self._wall(), self._last_seen(node)
         return {
             "name": node.name,
             "alias": node.alias,
@@ -73,15 +73,21 @@ class ApiEntrance:
             "duplicate": self._nodes.is_duplicate(node),
             "address": node.address,
             "software": node.software,
-            "since": iso(node.since if link else node.last_seen_at),
-            "lost_seconds": None
-            if link is None or link.lost_seconds is None
-            else round(link.lost_seconds, 1),
-            "last_seen": iso(self._wall() if link else node.last_seen_at),
+            "since": iso(node.since),
+            "seconds": _between(node.since, now),
+            "session_since": iso(node.session_since) if link else None,
+            "last_seen": iso(seen),
+            "silent_seconds": _between(seen, now),
             "last_reason": node.last_reason.word if node.last_reason else None,
             "services": _services(link),
             **_traffic(link),
         }
+
+    def _last_seen(self, node: Node) -> datetime:
+        link = node.link
+        if link is None or link.lost is not None or link.ended is not None:
+            return node.last_seen_at
+        return self._wall() - timedelta(seconds=self._monotonic() - link.heard_at)
 
     def _all_sessions(self) -> Json:
         return {"sessions": [_session(node, link) for node, link in self._nodes.attached()]}
@@ -114,9 +120,14 @@ def _session(node: Node, link: Link) -> Json:
         "node": node.name,
         "address": link.peer_address,
         "software": link.software,
-        "since": iso(node.since),
+        "since": iso(node.session_since),
         **_traffic(link),
     }
+
+
+def _between(earlier: datetime, later: datetime) -> float:
+    """In seconds; not below 0 when the clock was set back."""
+    return max(0.0, round((later - earlier).total_seconds(), 1))
 
 
 def _traffic(link: Link | None) -> Json:
