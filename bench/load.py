@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from bench.places import HERE, Place
 from bench.target import COUNT
 
 
@@ -59,9 +60,10 @@ def dial(host: str, port: int, receive_bytes: int = 0) -> socket.socket:
     return sock
 
 
-def dialler(host: str, port: int) -> Dial:
+def dialler(host: str, port: int, place: Place = HERE) -> Dial:
     def connect(*, receive_bytes: int = 0) -> socket.socket:
-        return dial(host, port, receive_bytes)
+        with place.entered():
+            return dial(host, port, receive_bytes)
 
     return connect
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.places import HERE, Place
+
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,11 +25,13 @@ class BenchError(Exception):
 
 
 @contextmanager
-def child(arguments: Sequence[str], log: Path, *, pipe: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+def child(
+    arguments: Sequence[str], log: Path, *, pipe: bool = False, place: Place = HERE
+) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a program with its output in `log` (its standard output in a pipe if `pipe`); ends it at exit."""
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603
-            arguments,
+            place.argv(arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipe else output,
             stderr=output,
@@ -53,10 +57,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def module(
-    name: str, *arguments: str, log: Path, seconds: float = START_SECONDS
+    name: str, *arguments: str, log: Path, seconds: float = START_SECONDS, place: Place = HERE
 ) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
     """Runs `python -m name` and yields it with the JSON line that it prints once it is ready."""
-    with child([sys.executable, "-m", name, *arguments], log, pipe=True) as process:
+    with child([sys.executable, "-m", name, *arguments], log, pipe=True, place=place) as process:
         yield process, _read_ready_line(process, name, log, seconds)
 
 
@@ -83,16 +87,17 @@ def tail(log: Path, lines: int = 20) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else "(no log)"
 
 
-def answers(port: int) -> bool:
-    """Whether something accepts TCP connections on this loopback port."""
-    with socket.socket() as sock:
+def answers(port: int, place: Place = HERE, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts TCP connections on this port of the place."""
+    with place.entered(), socket.socket() as sock:
         sock.settimeout(1)
-        return sock.connect_ex(("127.0.0.1", port)) == 0
+        return sock.connect_ex((host, port)) == 0
 
 
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that were free a moment ago, for programs that must be told theirs."""
-    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+def free_ports(count: int, place: Place = HERE) -> list[int]:
+    """Ports that were free on every address a moment ago, for programs that must be told theirs."""
+    with place.entered():
+        socks = [socket.create_server(("", 0)) for _ in range(count)]
     ports = [int(sock.getsockname()[1]) for sock in socks]
     for sock in socks:
         sock.close()

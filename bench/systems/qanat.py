@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.delay import maybe_delayed
 from bench.load import Dial, LoadError, dial
+from bench.places import HERE, ON_LOOPBACK, Ends, Place
 from bench.processes import BenchError, child, free_ports, wait_until
 from bench.systems.system import System, on_loopback
 from certs.bundle import Bundle, write_bundle
@@ -47,19 +48,27 @@ class Server:
     tcp: Mapping[str, int]
     authority: Authority
     log: Path
+    place: Place = HERE
 
 
 @contextmanager
-def running(targets: Mapping[str, int], folder: Path, *, delay_seconds: float = 0.0) -> Iterator[Product]:
-    """A server and its agent, attached; `delay_seconds` each way on the line between them."""
+def running(
+    targets: Mapping[str, int],
+    folder: Path,
+    *,
+    delay_seconds: float = 0.0,
+    ends: Ends = ON_LOOPBACK,
+    profile: str = "default",
+) -> Iterator[Product]:
+    """A server and its agent, attached; `delay_seconds` each way on a loopback line between them."""
     with (
-        serving(targets, folder / "server") as server,
+        serving(targets, folder / "server", ends) as server,
         maybe_delayed(server.agents, delay_seconds, folder / "delay.log") as port,
-        _attached(server, port, targets, folder / "agent") as (agent_pid, agent_ops),
+        _attached(server, port, targets, folder / "agent", ends, profile) as (agent_pid, agent_ops),
     ):
         yield Product(
             "qanat",
-            on_loopback(server.tcp),
+            on_loopback(server.tcp, ends.server),
             (server.pid,),
             (agent_pid,),
             (server.log, folder / "agent" / "log"),
@@ -70,10 +79,10 @@ def running(targets: Mapping[str, int], folder: Path, *, delay_seconds: float = 
 
 
 @contextmanager
-def serving(targets: Mapping[str, int], folder: Path) -> Iterator[Server]:
+def serving(targets: Mapping[str, int], folder: Path, ends: Ends = ON_LOOPBACK) -> Iterator[Server]:
     folder.mkdir(parents=True)
-    agents, https, web, ops, *tcp = free_ports(4 + len(targets))
-    authority = _authority(folder)
+    agents, https, web, ops, *tcp = free_ports(4 + len(targets), ends.server)
+    authority = _authority(folder, ends.address)
     ports = dict(zip(targets, tcp, strict=True))
     lines = [
         f'trust_domain = "{TRUST_DOMAIN}"',
@@ -82,7 +91,7 @@ def serving(targets: Mapping[str, int], folder: Path) -> Iterator[Server]:
         f'certificate_file = "{folder}/server.pem"',
         f'key_file = "{folder}/server.key"',
         f'trust_file = "{folder}/trust.pem"',
-        f'[agents]\nlisten = ["127.0.0.1:{agents}"]',
+        f'[agents]\nlisten = ["{ends.address}:{agents}"]',
         f'[https]\nlisten = ["127.0.0.1:{https}"]',
         f'[web]\nlisten = ["127.0.0.1:{web}"]',
         f'[ops]\nlisten = "127.0.0.1:{ops}"',
@@ -92,29 +101,32 @@ def serving(targets: Mapping[str, int], folder: Path) -> Iterator[Server]:
         lines += ["[[tcp]]", f'listen = "127.0.0.1:{port}"', f'node = "{NODE}"', f'target = "{target}"']
     config, log = folder / "server.toml", folder / "log"
     config.write_text("\n".join(lines) + "\n")
-    with child([_program("qanat-server"), "run", "--config", str(config)], log) as process:
-        wait_until("qanat-server is ready", lambda: is_ready(ops), process, log)
-        yield Server(process.pid, agents, https, ops, ports, authority, log)
+    argv = [_program("qanat-server"), "run", "--config", str(config)]
+    with child(argv, log, place=ends.server) as process:
+        wait_until("qanat-server is ready", lambda: is_ready(ops, ends.server), process, log)
+        yield Server(process.pid, agents, https, ops, ports, authority, log, ends.server)
 
 
 @contextmanager
 def _attached(
-    server: Server, port: int, targets: Mapping[str, int], folder: Path
+    server: Server, port: int, targets: Mapping[str, int], folder: Path, ends: Ends, profile: str
 ) -> Iterator[tuple[int, int]]:
     folder.mkdir(parents=True)
     issue(server.authority, Role.NODE, NODE, folder / "node.pem")
-    ops = free_ports(1)[0]
+    ops = free_ports(1, ends.agent)[0]
     allowed = [f"{host}:{target}" for target in targets.values() for host in ("127.0.0.1", "localhost")]
     lines = [
-        f'servers = ["localhost:{port}"]',
+        f'servers = ["{ends.address}:{port}"]',
         f'bundle_file = "{folder}/node.pem"',
         f"allow = {json.dumps(allowed)}",
+        f'[link]\nprofile = "{profile}"',
         f'[ops]\nlisten = "127.0.0.1:{ops}"',
     ]
     config, log = folder / "agent.toml", folder / "log"
     config.write_text("\n".join(lines) + "\n")
-    with child([_program("qanat-agent"), "run", "--config", str(config)], log) as process:
-        wait_until("qanat-agent is attached", lambda: is_attached(server, ops), process, log)
+    argv = [_program("qanat-agent"), "run", "--config", str(config)]
+    with child(argv, log, place=ends.agent) as process:
+        wait_until("qanat-agent is attached", lambda: is_attached(server, ops, ends.agent), process, log)
         yield process.pid, ops
 
 
@@ -125,9 +137,9 @@ def _program(name: str) -> str:
     return str(path)
 
 
-def _authority(folder: Path) -> Authority:
+def _authority(folder: Path, address: str) -> Authority:
     authority = create_authority(TRUST_DOMAIN).authority
-    server = authority.issue(Role.SERVER, "main", names=["localhost", "127.0.0.1"])
+    server = authority.issue(Role.SERVER, "main", names=["localhost", *{"127.0.0.1", address}])
     (folder / "server.pem").write_bytes(server.chain_pem)
     (folder / "server.key").touch(0o600)
     (folder / "server.key").write_bytes(server.credential.key_pem)
@@ -145,30 +157,32 @@ def issue(authority: Authority, role: Role, name: str, path: Path) -> None:
 # ------------------------------------------------------------------------------- what it tells
 
 
-def is_attached(server: Server, agent_ops: int) -> bool:
+def is_attached(server: Server, agent_ops: int, agent: Place) -> bool:
     """Whether both ends say so: on a slow line the agent knows first."""
-    return is_ready(agent_ops) and metric(server.ops, "qanat_sessions") == 1
+    return is_ready(agent_ops, agent) and metric(server.ops, "qanat_sessions", server.place) == 1
 
 
-def is_ready(ops: int) -> bool:
+def is_ready(ops: int, place: Place = HERE) -> bool:
     try:
-        return _get(ops, "/readyz")[0] == http.client.OK
+        return _get(ops, "/readyz", place)[0] == http.client.OK
     except OSError:
         return False
 
 
-def metric(ops: int, name: str) -> float:
+def metric(ops: int, name: str, place: Place = HERE) -> float:
     """The sum of a metric's series."""
-    _, text = _get(ops, "/metrics")
+    _, text = _get(ops, "/metrics", place)
     found = [line.split()[-1] for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
     if not found:
         raise BenchError(f"/metrics has no {name}")
     return sum(map(float, found))
 
 
-def _get(port: int, path: str) -> tuple[int, str]:
+def _get(port: int, path: str, place: Place) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
+        with place.entered():
+            connection.connect()
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
@@ -187,7 +201,8 @@ def _connect_dials(server: Server, targets: Mapping[str, int]) -> Mapping[str, D
 
     def dialler(port: int) -> Dial:
         def connect(*, receive_bytes: int = 0) -> socket.socket:
-            plain = dial("127.0.0.1", server.https, receive_bytes)
+            with server.place.entered():
+                plain = dial("127.0.0.1", server.https, receive_bytes)
             return _through_connect(context, plain, f"{NODE}:{port}")
 
         return connect

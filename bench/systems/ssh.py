@@ -6,17 +6,18 @@ import getpass
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from bench.delay import maybe_delayed
+from bench.places import ON_LOOPBACK, Ends, Place
 from bench.processes import answers, child, free_ports, wait_until
 from bench.systems.system import System, on_loopback
 from bench.usage import descendants
 
 _SSHD_CONFIG = """\
-ListenAddress 127.0.0.1:{port}
+ListenAddress {address}:{port}
 HostKey {folder}/host
 AuthorizedKeysFile {folder}/authorized
 PidFile none
@@ -40,26 +41,33 @@ def _find(name: str) -> str:
 
 
 @contextmanager
-def running(targets: Mapping[str, int], folder: Path, *, delay_seconds: float = 0.0) -> Iterator[System]:
-    """`delay_seconds`: what the line between the two holds every byte back, each way."""
+def running(
+    targets: Mapping[str, int], folder: Path, *, delay_seconds: float = 0.0, ends: Ends = ON_LOOPBACK
+) -> Iterator[System]:
+    """`delay_seconds`: what a line on loopback between the two holds every byte back, each way."""
     folder.mkdir(parents=True)
-    sshd_port, *user_ports = free_ports(1 + len(targets))
+    sshd_port, *user_ports = free_ports(1 + len(targets), ends.server)
     ports = dict(zip(targets, user_ports, strict=True))
-    _write_keys(folder, sshd_port)
+    _write_keys(folder, ends.address, sshd_port)
     logs = server_log, agent_log = folder / "server.log", folder / "agent.log"
-    with child([_find("sshd"), "-D", "-e", "-f", f"{folder}/sshd_config"], server_log) as sshd:
-        wait_until("sshd listens", lambda: answers(sshd_port), sshd, server_log)
+    argv = [_find("sshd"), "-D", "-e", "-f", f"{folder}/sshd_config"]
+    with child(argv, server_log, place=ends.server) as sshd:
+        wait_until("sshd listens", lambda: answers(sshd_port, ends.server, ends.address), sshd, server_log)
         forwards = [f"127.0.0.1:{ports[role]}:127.0.0.1:{targets[role]}" for role in targets]
         with (
             maybe_delayed(sshd_port, delay_seconds, folder / "delay.log") as port,
-            child(_client(folder, port, forwards), agent_log) as ssh,
+            child(_client(folder, ends.address, port, forwards), agent_log, place=ends.agent) as ssh,
         ):
-            wait_until("ssh -R listens", lambda: all(map(answers, ports.values())), ssh, agent_log)
+            wait_until("ssh -R listens", lambda: _listen(ports.values(), ends.server), ssh, agent_log)
             pids = (sshd.pid, *descendants(sshd.pid))
-            yield System("ssh", on_loopback(ports), pids, (ssh.pid,), logs)
+            yield System("ssh", on_loopback(ports, ends.server), pids, (ssh.pid,), logs)
 
 
-def _client(folder: Path, port: int, forwards: Sequence[str]) -> list[str]:
+def _listen(ports: Iterable[int], place: Place) -> bool:
+    return all(answers(port, place) for port in ports)
+
+
+def _client(folder: Path, address: str, port: int, forwards: Sequence[str]) -> list[str]:
     options = {
         "Port": str(port),
         "User": getpass.getuser(),
@@ -71,14 +79,14 @@ def _client(folder: Path, port: int, forwards: Sequence[str]) -> list[str]:
         "BatchMode": "yes",
     }
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-    return [_find("ssh"), "-N", "-F", "none", *words, *(w for f in forwards for w in ("-R", f)), "127.0.0.1"]
+    return [_find("ssh"), "-N", "-F", "none", *words, *(w for f in forwards for w in ("-R", f)), address]
 
 
-def _write_keys(folder: Path, port: int) -> None:
+def _write_keys(folder: Path, address: str, port: int) -> None:
     for name in ("host", "user"):
         words = ["-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f", f"{folder}/{name}"]
         subprocess.run([_find("ssh-keygen"), *words], check=True, stdin=subprocess.DEVNULL)  # noqa: S603
     shutil.copy(folder / "user.pub", folder / "authorized")
-    (folder / "sshd_config").write_text(_SSHD_CONFIG.format(port=port, folder=folder))
+    (folder / "sshd_config").write_text(_SSHD_CONFIG.format(address=address, port=port, folder=folder))
     if os.geteuid() == 0:  # sshd as root wants its empty folder, which only a service start makes
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.load import Dial, dialler
+from bench.places import HERE, Place
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,6 @@ class System:
     logs: tuple[Path, ...] = field(default=(), repr=False)
 
 
-def on_loopback(ports: Mapping[str, int]) -> dict[str, Dial]:
-    """Dials for targets that are plain loopback ports."""
-    return {role: dialler("127.0.0.1", port) for role, port in ports.items()}
+def on_loopback(ports: Mapping[str, int], place: Place = HERE) -> dict[str, Dial]:
+    """Dials for targets that are plain loopback ports of the place."""
+    return {role: dialler("127.0.0.1", port, place) for role, port in ports.items()}
