@@ -36,6 +36,12 @@ FIGURES = {
         Figure("stream_kib", "KiB of an idle stream, server and agent together", 48, 16, _DOWN),
         Figure("agents_kib", "KiB of the server for each attached agent", 150, 80, _DOWN),
         Figure("agents_cpu_percent", "% of a core for all attached agents when idle", 5, 1, _DOWN),
+        Figure("keystroke_extra_ms", "echo p99 less round trip, worst load, 20 Mbit/s", 80, 30, _DOWN),
+        Figure("keystroke_extra_ms_thin", "the same at 2 Mbit/s and 300 ms", 400, 150, _DOWN),
+        Figure("bulk_share", "the least of 20 Mbit/s that bulk reaches meanwhile", 0.8, 0.9, _UP),
+        Figure("resume_seconds", "streams go on after a black hole of 10 s, the slowest", 2, 1, _DOWN),
+        Figure("idle_kb_per_hour", "KB an hour on the link of an idle agent", 100, 100, _DOWN),
+        Figure("idle_kb_per_hour_metered", "the same with the profile metered", 15, 15, _DOWN),
         Figure("first_byte_rtts", "first answer byte on a 50 ms line, in round trips", 1.2, 1.05, _DOWN),
     )
 }
@@ -50,5 +56,11 @@ FAMILIES = {
     "first_byte": ("first_byte_rtts",),
     "fleet": ("agents_kib", "agents_cpu_percent"),
     "connect_mtls": (),
+    "idle_link": ("idle_kb_per_hour", "idle_kb_per_hour_metered"),
+    "keystrokes": ("keystroke_extra_ms", "keystroke_extra_ms_thin", "bulk_share"),
+    "black_hole": ("resume_seconds",),
 }
 """Rows that are measured together, in the order of a whole run: memory first, on fresh processes."""
+
+BESIDE_OTHERS = {"idle_link"}
+"""Measured beside those that follow: it takes minutes, and disturbs nobody, as nobody disturbs it."""

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.load import ENDLESS, MIB, PATIENCE_SECONDS, Dial, LoadError
+from bench.load import ENDLESS, MESSAGE, MIB, PATIENCE_SECONDS, Dial, LoadError, echo_once
 from bench.target import COUNT
 
 KEY_BYTES = 64
@@ -133,6 +133,14 @@ def uploads(socks: Sequence[socket.socket]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def echoes(socks: Sequence[socket.socket], pause_seconds: float = 0.1) -> Iterator[Meter]:
+    """A message there and back, then a pause, for ever; yields the meter of what came back. Closes them."""
+    meter = Meter()
+    with _busy(socks, *(functools.partial(_echo, sock, meter, pause_seconds) for sock in socks)):
+        yield meter
+
+
+@contextlib.contextmanager
 def sink(listener: socket.socket) -> Iterator[Meter]:
     """A target in this process, which throws away what comes; its meter may be read at any time."""
     meter = Meter()
@@ -184,6 +192,14 @@ def _receive(sock: socket.socket, meter: Meter) -> None:
     with contextlib.suppress(OSError):
         while count := sock.recv_into(buffer):
             meter.add(count)
+
+
+def _echo(sock: socket.socket, meter: Meter, pause_seconds: float) -> None:
+    with contextlib.suppress(OSError, LoadError):  # its end
+        while True:
+            echo_once(sock)
+            meter.add(len(MESSAGE))
+            time.sleep(pause_seconds)
 
 
 def _send(sock: socket.socket) -> None:

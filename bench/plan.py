@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
+    whole: bool
+    """Whether rows that take minutes are measured."""
     rounds: int
     memory_rounds: int
     """For what needs fresh processes each time, and varies little."""
@@ -21,9 +23,12 @@ class Plan:
     fleet: int
     fleet_seconds: float
     """How long the fleet is watched; its pings come every 15 s."""
+    typing_seconds: float
+    """Ten keys a second."""
 
 
 WHOLE = Plan(
+    whole=True,
     rounds=5,
     memory_rounds=5,
     bulk_seconds=1.5,
@@ -34,8 +39,10 @@ WHOLE = Plan(
     ssh_idle_streams=200,
     fleet=2000,
     fleet_seconds=45,
+    typing_seconds=12,
 )
 QUICK = Plan(
+    whole=False,
     rounds=3,
     memory_rounds=1,
     bulk_seconds=0.35,
@@ -46,4 +53,5 @@ QUICK = Plan(
     ssh_idle_streams=50,
     fleet=200,
     fleet_seconds=8,
+    typing_seconds=6,
 )

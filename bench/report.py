@@ -16,7 +16,7 @@ from typing import Any
 from bench.figures import FIGURES, Figure
 from bench.rounds import Row
 
-_LOWER_IS_BETTER = ("p50", "rss", "kib", "rtts")
+_LOWER_IS_BETTER = ("p50", "rss", "kib", "rtts", "extra_ms")
 _PACKAGES = ("grpcio", "trio", "cryptography", "protobuf")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ class World:
     targets: Mapping[str, int]
     stack: contextlib.ExitStack
     skipped: dict[str, str] = field(default_factory=dict)
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set when the run ends early: what waits for minutes stops then."""
     _shared: dict[str, System] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.net.emulated import may_emulate
+from tests.net.emulated import TOOLS, may_emulate
 
 CHOSEN = "QANAT_E2E"
 LONG = "QANAT_E2E_LONG"
@@ -83,7 +83,7 @@ def require_root() -> None:
 def require_emulated_links() -> None:
     """What ``tests.net.emulated`` needs."""
     require_root()
-    require("ip", "iptables", "conntrack", "nsenter", "ss")
+    require(*TOOLS)
     if not may_emulate():
         pytest.skip("needs /dev/net/tun: modprobe tun, or run where the kernel has it")
 

@@ -20,6 +20,8 @@ from typing import Any
 from tests.net.direction import Counters
 from tests.net.namespaces import Namespace, Network
 
+TOOLS = ("ip", "iptables", "conntrack", "nsenter", "ss")
+"""The programs it needs."""
 _ROOT = Path(__file__).parents[2]
 _END_SECONDS = 10
 

@@ -1,0 +1,90 @@
+"""A shell beside bulk on a thin link: how long a key takes, and what is left of the link for the bulk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+from bench.link import Link, Starting, can_measure, open_link
+from bench.load import LoadError
+from bench.processes import BenchError
+from bench.rounds import Row
+from bench.systems import qanat, ssh
+from bench.systems.system import System
+from bench.thin_link import (
+    LINES,
+    LOADS,
+    QUEUES_SECONDS,
+    WORST_LOAD,
+    WORST_QUEUE_SECONDS,
+    Found,
+    Line,
+    type_beside,
+)
+from bench.world import World
+
+_Cell: TypeAlias = tuple[str, float]
+"""A load, and the seconds of the link's queue."""
+_KEYS = {"keystroke_extra_ms": LINES["20mbit"], "keystroke_extra_ms_thin": LINES["2mbit"]}
+_WORST: _Cell = (WORST_LOAD, WORST_QUEUE_SECONDS)
+
+
+def measure(world: World) -> Iterator[Row]:
+    keys = [key for key in _KEYS if can_measure(world, key, quick=key == "keystroke_extra_ms")]
+    if not keys:
+        can_measure(world, "bulk_share", quick=True)
+        return
+    with open_link(world, "keys") as link:
+        for key in keys:
+            line = _KEYS[key]
+            found = {cell: _type(world, link, qanat.running, line, cell) for cell in _cells(world)}
+            yield _extra(key, found, line)
+            if key == "keystroke_extra_ms":
+                yield _share(found)
+            yield from _beside_ssh(world, link, key, found[_WORST])
+
+
+def _cells(world: World) -> list[_Cell]:
+    return list(itertools.product(LOADS, QUEUES_SECONDS)) if world.plan.whole else [_WORST]
+
+
+def _type(world: World, link: Link, start: Starting[System], line: Line, cell: _Cell) -> Found:
+    load, queue_seconds = cell
+    link.set(line, queue_seconds)
+    with link.running(start, world.fresh("keys")) as (system, arrived):
+        return type_beside(system.to, arrived, LOADS[load], line, world.plan.typing_seconds)
+
+
+def _extra(key: str, found: Mapping[_Cell, Found], line: Line) -> Row:
+    samples = {_name(cell): [1e3 * one.extra_seconds] for cell, one in found.items()}
+    worst = max(samples, key=lambda name: samples[name][0])
+    note = f"{line.round_trip_seconds * 1e3:g} ms round trip; worst of {len(found)}: {worst}"
+    return Row(key, samples[worst][0], "ms", samples, note=note)
+
+
+def _share(found: Mapping[_Cell, Found]) -> Row:
+    samples = {
+        f"{_name(cell)} {way}": [share] for cell, one in found.items() for way, share in one.shares.items()
+    }
+    worst = min(samples, key=lambda name: samples[name][0])
+    return Row("bulk_share", samples[worst][0], "of the rate", samples, note=f"least: {worst}")
+
+
+def _name(cell: _Cell) -> str:
+    return f"{cell[0]}/{cell[1] * 1e3:g}ms"
+
+
+def _beside_ssh(world: World, link: Link, key: str, ours: Found) -> Iterator[Row]:
+    """In the worst case alone. Where `ssh -R` loses keys there is no figure."""
+    if not world.plan.whole or world.no_ssh():
+        return
+    try:
+        theirs = _type(world, link, ssh.running, _KEYS[key], _WORST)
+    except (LoadError, BenchError) as error:
+        world.skipped[f"vs_ssh.{key}"] = str(error)
+        return
+    samples = {"qanat": [1e3 * ours.extra_seconds], "ssh": [1e3 * theirs.extra_seconds]}
+    shares = ", ".join(f"{way} {share:.2f}" for way, share in theirs.shares.items())
+    note = f"{_name(_WORST)}; share of ssh: {shares}"
+    yield Row(key, ours.extra_seconds / theirs.extra_seconds, "ms", samples, inside="vs_ssh", note=note)
