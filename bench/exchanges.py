@@ -17,6 +17,8 @@ PAUSE_SECONDS = 1.0
 """Silence for so long ends an exchange."""
 SETTLED_SECONDS = 5.0
 """The attach, and what TLS and HTTP/2 say once only."""
+WINDOW_SECONDS = {"default": 150.0, "metered": 420.0}
+"""By profile: two pings at least, which come every 15 and every 200 s."""
 _LOOK_SECONDS = 0.1
 
 

@@ -49,10 +49,6 @@ class Link:
     def set(self, line: Line, queue_seconds: float) -> None:
         self.net.set(rate=line.rate, delay_seconds=line.delay_seconds, queue_seconds=queue_seconds)
 
-    def carried(self) -> int:
-        """Bytes of IP packets so far, in both directions."""
-        return sum(counters.bytes for counters in self.net.counters().values())
-
     @contextlib.contextmanager
     def running(self, start: Starting[S], folder: Path) -> Iterator[tuple[S, Meter]]:
         """A fresh system, as a connection that is there already remembers the link as it was before.

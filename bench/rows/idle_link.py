@@ -6,15 +6,13 @@ import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from bench.exchanges import SETTLED_SECONDS, Count, count_exchanges
+from bench.exchanges import SETTLED_SECONDS, WINDOW_SECONDS, Count, count_exchanges
 from bench.link import can_measure, open_link
 from bench.rounds import Row
 from bench.systems import qanat
 from bench.world import World
 
 _KEYS = {"idle_kb_per_hour": "default", "idle_kb_per_hour_metered": "metered"}
-_SECONDS = {"default": 150.0, "metered": 420.0}
-"""Two pings at least, which come every 15 and every 200 s."""
 
 
 def measure(world: World) -> Iterator[Row]:
@@ -34,4 +32,4 @@ def _count(world: World, profile: str) -> Count:
     start = functools.partial(qanat.running, profile=profile)
     with open_link(world, profile) as link, link.running(start, world.fresh(profile)):
         world.ended.wait(SETTLED_SECONDS)
-        return count_exchanges(link.carried, _SECONDS[profile], world.ended)
+        return count_exchanges(link.net.carried, WINDOW_SECONDS[profile], world.ended)

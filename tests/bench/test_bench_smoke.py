@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
+import socket
 import statistics
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from bench import link
 from bench.__main__ import main
 from bench.delay import maybe_delayed
+from bench.exchanges import count_exchanges
 from bench.figures import FAMILIES, FIGURES
+from bench.keystrokes import echoes, opened, sink
 from bench.load import (
     MIB,
     Dial,
+    LoadError,
     connect_rate,
     connect_seconds,
     dialler,
@@ -27,12 +36,15 @@ from bench.load import (
     stalled_streams,
     upload_rate,
 )
+from bench.plan import QUICK, WHOLE, Plan
 from bench.processes import BenchError, module
 from bench.report import Report, lines
 from bench.rounds import Row, alternate, ratio
 from bench.systems import grpc_baseline
 from bench.systems.system import System, on_loopback
+from bench.thin_link import LOADS, Line, type_beside
 from bench.usage import cpu_seconds, resident_bytes
+from bench.world import World
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +121,51 @@ def test_rounds_alternate_and_ratios_are_taken_round_by_round() -> None:
     samples = alternate([System("a", {}), System("b", {})], 3, measure)
     assert order == ["a", "b"] * 3
     assert ratio(samples, "a", "b") == 2.0
+
+
+def test_keys_are_timed_beside_bulk_whose_share_is_taken(to: Mapping[str, Dial]) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with sink(listener) as arrived:
+        doors = {**to, "sink": dialler("127.0.0.1", listener.getsockname()[1])}
+        found = type_beside(doors, arrived, LOADS["all"], Line(1000, 0.01), 0.5)
+    assert -0.02 < found.extra_seconds < 1
+    assert found.shares.keys() == {"download", "upload"}
+    assert all(share > 1 for share in found.shares.values()), "loopback is no thin link"
+
+
+def test_an_open_echo_goes_on_until_it_is_closed(to: Mapping[str, Dial]) -> None:
+    with opened(to["echo"], 2) as socks, echoes(socks, 0.01) as meter:
+        end = time.monotonic() + 5
+        while meter.bytes < 10 * 64:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_exchanges_are_counted_from_the_end_of_one_to_the_end_of_another() -> None:
+    start = time.monotonic()
+    ended = threading.Event()
+
+    def carried() -> int:
+        """Two packets of 50 bytes every half second, 0.02 s apart."""
+        beats, rest = divmod(time.monotonic() - start + 0.3, 0.5)
+        return 100 * int(beats) + (50 if rest > 0.48 else 0)
+
+    count = count_exchanges(carried, 1.9, ended, pause_seconds=0.2)
+    assert count.bytes == 100 * round(count.seconds / 0.5) > 0
+    ended.set()
+    with pytest.raises(LoadError, match="nothing to count"):
+        count_exchanges(carried, 60, ended, pause_seconds=0.2)
+
+
+@pytest.mark.parametrize("family", ["idle_link", "keystrokes", "black_hole"])
+@pytest.mark.parametrize("plan", [WHOLE, QUICK], ids=["whole", "quick"])
+def test_rows_of_a_link_are_skipped_by_name_where_there_is_none(
+    family: str, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "may_build", lambda: False)
+    world = World(plan, tmp_path, {}, contextlib.ExitStack())
+    assert not list(importlib.import_module(f"bench.rows.{family}").measure(world))
+    assert world.skipped == dict.fromkeys(FAMILIES[family], "needs root, for network namespaces")
 
 
 def test_every_figure_belongs_to_a_family() -> None:

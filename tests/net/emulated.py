@@ -130,6 +130,10 @@ class Emulated:
         """By ``down`` and ``up``, since the beginning. Bytes are those of IP packets."""
         return {name: Counters(**values) for name, values in self._link.tell("counters").items()}
 
+    def carried(self) -> int:
+        """Bytes of IP packets so far, both directions together."""
+        return sum(counters.bytes for counters in self.counters().values())
+
     # ---- What is around it ----
 
     @property

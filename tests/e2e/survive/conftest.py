@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from bench.exchanges import WINDOW_SECONDS, Count
 from tests.e2e import tools
 from tests.e2e.site import Site
-from tests.e2e.survive.idle import LONG_SECONDS, PROFILES, SHORT_SECONDS, Count, count_idle
+from tests.e2e.survive.idle import LONG_SECONDS, PROFILES, count_idle
 from tests.e2e.survive.installation import made_site
 from tests.net.emulated import Emulated, emulated
 
@@ -32,11 +33,14 @@ def idle_counts(
         yield {}
         return
     tools.require_emulated_links()
-    seconds, ended = (LONG_SECONDS if long else SHORT_SECONDS), threading.Event()
+    windows = dict.fromkeys(PROFILES, LONG_SECONDS) if long else WINDOW_SECONDS
+    ended = threading.Event()
     with ThreadPoolExecutor(len(PROFILES)) as pool:
         try:
             yield {
-                profile: pool.submit(count_idle, profile, tmp_path_factory.mktemp(profile), seconds, ended)
+                profile: pool.submit(
+                    count_idle, profile, tmp_path_factory.mktemp(profile), windows[profile], ended
+                )
                 for profile in PROFILES
             }
         finally:

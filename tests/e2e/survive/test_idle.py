@@ -7,7 +7,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from tests.e2e.survive.idle import PROFILES, Count
+from bench.exchanges import Count
+from tests.e2e.survive.idle import PROFILES
 
 ALLOWED = {"default": 100_000, "metered": 15_000}
 PATIENCE_SECONDS = 700
