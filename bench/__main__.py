@@ -33,7 +33,8 @@ def main(quick: bool, as_json: bool, rows: tuple[str, ...]) -> None:
     """Measures the tunnel as ratios against bare grpc.aio, ssh -R and no tunnel at all.
 
     ROW is a figure (download_vs_grpc) or a family (bulk); none means all. A missed floor is shown
-    and is no error; the exit code is 1 only when something could not be measured.
+    and is no error; the exit code is 1 only when something could not be measured. The rows of a thin link
+    need root and network namespaces; without these they are skipped by name.
     """
     report = Report(quick)
     families = _chosen(rows)

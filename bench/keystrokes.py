@@ -150,7 +150,7 @@ def sink(listener: socket.socket) -> Iterator[Meter]:
             with contextlib.suppress(OSError):  # its end
                 while True:
                     sock, _ = listener.accept()
-                    stack.enter_context(_busy([sock], functools.partial(_receive, sock, meter)))
+                    stack.enter_context(_busy([sock], functools.partial(_take_in, sock, meter)))
 
         stack.enter_context(_busy([listener], accept))
         yield meter
@@ -185,6 +185,12 @@ def _end(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):  # it may have ended by itself
         sock.shutdown(socket.SHUT_RDWR)  # wakes whoever waits in it, which close does not
     sock.close()
+
+
+def _take_in(sock: socket.socket, meter: Meter) -> None:
+    """As a target does: its half ends with the sender's, so that no stream is left half-open."""
+    with sock:
+        _receive(sock, meter)
 
 
 def _receive(sock: socket.socket, meter: Meter) -> None:
