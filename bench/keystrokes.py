@@ -23,6 +23,7 @@ from bench.target import COUNT
 KEY_BYTES = 64
 _NUMBER = struct.Struct(f"!Q{KEY_BYTES - 8}x")
 _BLOCK = bytes(64 << 10)
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 def keystrokes(
@@ -127,7 +128,10 @@ def downloads(socks: Sequence[socket.socket]) -> Iterator[Meter]:
 
 @contextlib.contextmanager
 def uploads(socks: Sequence[socket.socket]) -> Iterator[None]:
-    """Endless uploads; only their target knows what has arrived: ``sink`` counts it. Closes its sockets."""
+    """Endless uploads; only their target knows what has arrived: ``sink`` counts it. Resets its sockets."""
+    for sock in socks:
+        # Else the megabytes that the kernel took in would keep a thin link busy for many seconds more.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     with _busy(socks, *(functools.partial(_send, sock) for sock in socks)):
         yield
 

@@ -53,5 +53,5 @@ QUICK = Plan(
     ssh_idle_streams=50,
     fleet=200,
     fleet_seconds=8,
-    typing_seconds=6,
+    typing_seconds=5,
 )

@@ -45,7 +45,7 @@ LINES = {"20mbit": Line(20 * MBIT, 0.025), "2mbit": Line(2 * MBIT, 0.15)}
 LOADS = {"idle": Load(), "down": Load(1), "up": Load(0, 1), "all": Load(1 + 5, 1 + 5)}
 QUEUES_SECONDS = (0.05, 0.5)
 WORST_LOAD = "all"
-"""Which of the queues is worse depends on the system: a long one is a long wait, a short one loses packets."""
+"""Which of the queues is worse depends on the system: a long one is a long wait, a short one loses."""
 
 
 class Found(NamedTuple):
