@@ -198,7 +198,7 @@ class CarrierServer:
             carrier.lose(await carrier.move(context.read, context.write))
         except asyncio.CancelledError:
             if carrier.abandoned:
-                sever_accepted(*_socket_address(context.peer()))
+                sever_accepted(carrier.peer.address)
                 owner.uncancel()
                 return
             carrier.lose("the connection broke, or the peer closed it")
@@ -262,12 +262,6 @@ def _peer_of(context: Any) -> Peer:
     (tls_version,) = proven.get("ssl_tls_version", [b""])
     (leaf_pem,) = proven.get("x509_pem_cert", [b""])
     return Peer(_plain_address(context.peer()), tls_version.decode(), leaf_pem)
-
-
-def _socket_address(peer: str) -> tuple[str, int]:
-    """The same as the kernel's: (``::1``, 567)."""
-    host, _, port = urllib.parse.unquote(peer.partition(":")[2]).rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def _plain_address(peer: str) -> str:

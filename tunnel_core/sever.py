@@ -24,9 +24,17 @@ def sever_dialled(user_timeout_ms: int) -> None:
         _sever(lambda sock: sock.getsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT) == user_timeout_ms)
 
 
-def sever_accepted(host: str, port: int) -> None:
-    """The connection that came from there. ``host`` as the kernel writes it."""
-    _sever(lambda sock: sock.getpeername()[:2] == (host, port))
+def sever_accepted(address: str) -> None:
+    """The connection that came from there: ``1.2.3.4:567`` or ``[::1]:567``."""
+    _sever(lambda sock: _peer_address(sock) == address)
+
+
+def _peer_address(sock: socket.socket) -> str:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return ""
+    host, port = sock.getpeername()[:2]
+    host = host.removeprefix("::ffff:")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _sever(is_it: Callable[[socket.socket], bool]) -> None:
