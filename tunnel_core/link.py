@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 import trio
 
 from tunnel_core.attempt import Attempt
+from tunnel_core.carrier import Carrier
 from tunnel_core.codec import encode_packet
 from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.frames import Hello, Malformed, Open, Packet, Service, Welcome
@@ -276,7 +277,6 @@ class Link:
         first = self.attached_at == math.inf
         self._leave_carrier()
         self._way, self.lost = attempt, None
-        self._mux.wake, self._mux.wake_for_data = attempt.carrier.wake, attempt.carrier.wake_for_data
         self.peer_address = attempt.peer_address
         self.attached_at = min(self.attached_at, now)
         if self._opener and self._session.round_trip_seconds is None:
@@ -286,13 +286,19 @@ class Link:
         try:
             self._session.move(have, now)
         except PeerFault as fault:
+            self._wake_by(attempt.carrier)
             self.end(fault.reason, fault.detail)
             return
+        self._wake_by(attempt.carrier)
         self._opens.resumed(now)
         self._timer.deadline = now  # goes by the session's deadlines again
         attempt.carrier.wake()
         if not first:
             self.on_event(self, LinkEvent.RESUMED)
+
+    def _wake_by(self, carrier: Carrier) -> None:
+        """Not before the session has moved: a wake may ask for packets at once, from queues in the making."""
+        self._mux.wake, self._mux.wake_for_data = carrier.wake, carrier.wake_for_data
 
     def _leave_carrier(self) -> None:
         way, self._way = self._way, None
