@@ -39,9 +39,12 @@ class TestOpening:
 
 class TestMoving:
     async def test_a_carrier_is_asked_to_take_nothing_while_the_session_moves_to_it(self) -> None:
-        async with eager_links() as (pair, _):
-            for _ in range(3):
-                pair.server.open(TARGET, user="operator", entrance="tcp", early_data=b"words")
+        async with eager_links() as (pair, deliver):
+            near = pair.server.open(TARGET, user="operator", entrance="tcp")
+            deliver()
+            pair.opened.receive_nowait().accept("127.0.0.1:22")
+            deliver()
+            near.put_nowait(b"words")
             carrier = EagerCarrier()
             attempt = Attempt(carrier, ServerSteps(lambda _: pair.server.welcome))
             carrier.start(attempt)
@@ -56,6 +59,7 @@ class TestMoving:
             pair.server.move_to(attempt, pair.agent.received)
             assert taken == 0
             assert carrier.packets
+            near.reset(Reason.USER_LEFT)
 
 
 class TestTime:
