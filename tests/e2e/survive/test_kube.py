@@ -198,12 +198,14 @@ def test_beyond_the_grace_everything_ends(cluster: Cluster, around: Surroundings
             expired = time.monotonic()
             assert running.copy.wait(TOLD_SECONDS) != 0
             assert running.download.wait(TOLD_SECONDS) != 0
-            codes = {"exec": running.shell.wait(TOLD_SECONDS), "logs": running.logs.wait(TOLD_SECONDS)}
+            # We have reset both; that nobody hears of it is the API server's doing: see docs/errors.md.
+            assert running.shell.wait(TOLD_SECONDS) == 0
+            assert running.logs.wait(TOLD_SECONDS) == 0
             assert time.monotonic() - expired < TOLD_SECONDS
         finally:
             around.network.mend(1)
-        said = {name: running.complained(name) for name in ("shell", "logs", "cp", "forward", "download")}
-    print(codes, said)
+        assert "unexpected EOF" in running.complained("cp")
+        assert "lost connection to pod" in running.complained("forward")
     assert _resets(cluster) >= 4
     _wait_kubectl(cluster)
 
@@ -215,7 +217,7 @@ def _resets(cluster: Cluster) -> float:
 
 
 def _resumptions(cluster: Cluster) -> float:
-    return cluster.server.metrics().get('qanat_node_events_total{kind="resumed"}', 0.0)
+    return cluster.server.metrics().get('qanat_attaches_total{outcome="resumed"}', 0.0)
 
 
 def _wait_kubectl(cluster: Cluster) -> None:
