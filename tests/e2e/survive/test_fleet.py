@@ -17,13 +17,12 @@ from bench.systems.qanat import issue
 from certs.ca import load_authority
 from tests.e2e.programs import AGENTS_PORT
 from tests.e2e.site import Site
-from tests.e2e.waiting import wait_until
 from tests.net.emulated import Emulated
 from tunnel_core.identity import Role
 
 NODES, STREAMS_OF_EACH = 200, 5
 CUT_SECONDS = 10
-# 200 handshakes of TLS, which take both processors of a small machine, agents included, some seconds.
+# 200 handshakes keep a small machine busy, as all the agents are on it too.
 LAST_SECONDS = 20
 WORD = b"still there?"
 
@@ -58,17 +57,15 @@ def test_all_sessions_resume(
     resumed = _resumptions(site)
     users = [_opened(site, name) for name in fleet for _ in range(STREAMS_OF_EACH)]
     back = net.cut_for(CUT_SECONDS)
+    net.flush_nat()  # else most connections outlive the cut by themselves
     for user in users:
         user.sendall(WORD)
-    what = "every session to be resumed"
-    wait_until(
-        lambda: _resumptions(site) - resumed >= NODES, what, deadline_seconds=CUT_SECONDS + LAST_SECONDS
-    )
-    took = time.monotonic() - back
     for user in users:
+        user.settimeout(max(0.1, back + LAST_SECONDS - time.monotonic()))
         assert user.recv(1024) == WORD
+    took = time.monotonic() - back
+    assert _resumptions(site) - resumed >= NODES
     record_property("seconds_to_the_last", round(took, 1))
-    assert took < LAST_SECONDS
 
 
 def _opened(site: Site, node: str) -> socket.socket:
