@@ -36,6 +36,7 @@ FIGURES = {
         Figure("stream_kib", "KiB of an idle stream, server and agent together", 48, 16, _DOWN),
         Figure("agents_kib", "KiB of the server for each attached agent", 150, 80, _DOWN),
         Figure("agents_cpu_percent", "% of a core for all attached agents when idle", 5, 1, _DOWN),
+        Figure("resume_seconds", "until the last of a fleet that lost its link is back, s", 10, 4, _DOWN),
         Figure("first_byte_rtts", "first answer byte on a 50 ms line, in round trips", 1.2, 1.05, _DOWN),
     )
 }
@@ -49,6 +50,7 @@ FAMILIES = {
     "stalled": ("stalled_kept", "stalled_echo_p99", "stalled_over_credit"),
     "first_byte": ("first_byte_rtts",),
     "fleet": ("agents_kib", "agents_cpu_percent"),
+    "resume": ("resume_seconds",),
     "connect_mtls": (),
 }
 """Rows that are measured together, in the order of a whole run: memory first, on fresh processes."""

@@ -21,6 +21,8 @@ class Plan:
     fleet: int
     fleet_seconds: float
     """How long the fleet is watched; its pings come every 15 s."""
+    resuming: int
+    """Nodes that lose their link together, with five streams each."""
 
 
 WHOLE = Plan(
@@ -34,6 +36,7 @@ WHOLE = Plan(
     ssh_idle_streams=200,
     fleet=2000,
     fleet_seconds=45,
+    resuming=200,
 )
 QUICK = Plan(
     rounds=3,
@@ -46,4 +49,5 @@ QUICK = Plan(
     ssh_idle_streams=50,
     fleet=200,
     fleet_seconds=8,
+    resuming=40,
 )

@@ -59,15 +59,15 @@ _Write: TypeAlias = Callable[[bytes], Awaitable[None]]
 
 # After a write failed the reader normally hears why; it gets this long before the call is given up.
 LAST_WORDS_SECONDS = 0.5
-_DEAD_CONNECTION_SECONDS = 20
+DEAD_CONNECTION_MS = 20_000
 # Below INT_MAX milliseconds, which would switch TCP_USER_TIMEOUT off together with the pings.
 _KEEPALIVE_MS = 20 * 24 * 3600 * 1000
 
 
-def common_options(limits: Limits) -> Options:
+def common_options(limits: Limits, user_timeout_ms: int = DEAD_CONNECTION_MS) -> Options:
     return [
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", _DEAD_CONNECTION_SECONDS * 1000),
+        ("grpc.keepalive_timeout_ms", user_timeout_ms),
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 16 * MIB),
         ("grpc.http2.max_frame_size", 4 * MIB),

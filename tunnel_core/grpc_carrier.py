@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import ipaddress
+import itertools
 import logging
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -16,6 +17,7 @@ import trio
 from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import Carrier, CarrierFailed, DialSettings, Peer, ServerTls
 from tunnel_core.grpc_call import (
+    DEAD_CONNECTION_MS,
     LAST_WORDS_SECONDS,
     METHOD,
     SERVICE,
@@ -27,6 +29,7 @@ from tunnel_core.grpc_call import (
     why,
 )
 from tunnel_core.limits import Limits
+from tunnel_core.sever import sever_accepted, sever_dialled
 
 _log = logging.getLogger("qanat.carrier")
 
@@ -37,6 +40,9 @@ _WITHOUT_CALL_SECONDS = 120
 _TLS_VERSIONS = {"1.2": ("TLSv1.2", "TLSv1.3"), "1.3": ("TLSv1.3",)}
 
 # Dialling.
+
+_marks = (DEAD_CONNECTION_MS + number for number in itertools.cycle(range(10_000)))
+"""Each dial has a time-out of its own, by which its sockets are found again."""
 
 
 async def dial_carrier(bridge: Bridge, settings: DialSettings, limits: Limits | None = None) -> Carrier:
@@ -56,24 +62,25 @@ async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carri
     credentials = core.ssl_channel_credentials(settings.roots_pem, settings.key_pem, settings.chain_pem)
     # dns: also takes addresses, and is the only scheme for which gRPC heeds the proxy.
     target = f"dns:///{settings.server}"
-    channel = aio.secure_channel(target, credentials, options=_dial_options(settings, limits))
+    mark = next(_marks)
+    channel = aio.secure_channel(target, credentials, options=_dial_options(settings, limits, mark))
     call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
     failure: str | None = "the dial was cancelled"
     try:
         failure = await _wait_connected(call, settings)
     finally:
         if failure is not None:
-            await _give_up(channel, call)
+            await _give_up(channel, call, mark)
     if failure is not None:
         return failure
     carrier = CallCarrier(bridge, Peer(settings.server))
-    carrier.cancel_owner = bridge.start(_own_call(carrier, channel, call)).cancel
+    carrier.cancel_owner = bridge.start(_own_call(carrier, channel, call, mark)).cancel
     return carrier
 
 
-def _dial_options(settings: DialSettings, limits: Limits) -> Options:
+def _dial_options(settings: DialSettings, limits: Limits, mark: int) -> Options:
     options = [
-        *common_options(limits),
+        *common_options(limits, mark),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),
         ("grpc.service_config_disable_resolution", 1),
@@ -104,18 +111,19 @@ async def _wait_connected(call: Any, settings: DialSettings) -> str | None:
     return None
 
 
-async def _own_call(carrier: CallCarrier, channel: Any, call: Any) -> None:
+async def _own_call(carrier: CallCarrier, channel: Any, call: Any, mark: int) -> None:
     try:
         detail = await carrier.move(call.read, call.write)
     except asyncio.CancelledError:
         detail = "the call was cancelled"
     finally:
-        await _give_up(channel, call)
+        await _give_up(channel, call, mark)
     carrier.lose(detail)
 
 
-async def _give_up(channel: Any, call: Any) -> None:
+async def _give_up(channel: Any, call: Any, mark: int) -> None:
     call.cancel()
+    sever_dialled(mark)
     await channel.close()
 
 
@@ -191,6 +199,7 @@ class CarrierServer:
             carrier.lose(await carrier.move(context.read, context.write))
         except asyncio.CancelledError:
             if carrier.abandoned:
+                sever_accepted(carrier.peer.address)
                 owner.uncancel()
                 return
             carrier.lose("the connection broke, or the peer closed it")

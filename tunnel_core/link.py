@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 import trio
 
 from tunnel_core.attempt import Attempt
+from tunnel_core.carrier import Carrier
 from tunnel_core.codec import encode_packet
 from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.frames import Hello, Malformed, Open, Packet, Service, Welcome
@@ -102,6 +103,8 @@ class Link:
         self._session.pause()
         self._streams: dict[int, Stream] = {}
         self._opens = Opens(node, limits)
+        grace, interval = welcome.grace_ms, welcome.ping_interval_ms
+        self._grace_is_short = 0 < grace <= interval * (welcome.missed_pings + 1)  # pings may find no silence
         self._wake_at = math.inf
         self._told_of = -math.inf  # the silence that LATE was said of
         self._serial = 0
@@ -229,13 +232,20 @@ class Link:
             return self._give_up_at
         if self.lost is not None:
             return min(self._grace_ends, self._opens.next_deadline)
-        deadline = min(self._session.deadline(), self._wake_at, self._opens.next_deadline, self._quiet_at())
+        soon = min(self._session.deadline(), self._wake_at, self._opens.next_deadline)
+        deadline = min(soon, self._quiet_at(), self._silence_ends())
         return _together(deadline, trio.current_time()) if self._opener else deadline
 
     def _quiet_at(self) -> float:
         if self._opener or self._told_of == self._session.heard_at:
             return math.inf
         return self._session.quiet_at()
+
+    def _silence_ends(self) -> float:
+        """A carrier that answers nothing for as long as the grace is none, whatever is still tried on it."""
+        if not self._grace_is_short:
+            return math.inf
+        return max(self._session.quiet_at(), self._session.heard_at + self.welcome.grace_ms / 1000)
 
     def _tick(self, now: float) -> None:
         if self.ended is not None:
@@ -244,6 +254,9 @@ class Link:
         if self.lost is not None:
             if now >= self._grace_ends:
                 self._end_grace(now, self.lost)
+            return
+        if now >= self._silence_ends():
+            self._lose(Reason.PING_TIMEOUT, "nothing was answered")
             return
         if now >= self._wake_at:
             self._wake_at = math.inf
@@ -271,7 +284,6 @@ class Link:
         first = self.attached_at == math.inf
         self._leave_carrier()
         self._way, self.lost = attempt, None
-        self._mux.wake, self._mux.wake_for_data = attempt.carrier.wake, attempt.carrier.wake_for_data
         self.peer_address = attempt.peer_address
         self.attached_at = min(self.attached_at, now)
         if self._opener and self._session.round_trip_seconds is None:
@@ -281,13 +293,19 @@ class Link:
         try:
             self._session.move(have, now)
         except PeerFault as fault:
+            self._wake_by(attempt.carrier)
             self.end(fault.reason, fault.detail)
             return
+        self._wake_by(attempt.carrier)
         self._opens.resumed(now)
         self._timer.deadline = now  # goes by the session's deadlines again
         attempt.carrier.wake()
         if not first:
             self.on_event(self, LinkEvent.RESUMED)
+
+    def _wake_by(self, carrier: Carrier) -> None:
+        """Not before the session has moved: a wake may ask for packets at once, from queues in the making."""
+        self._mux.wake, self._mux.wake_for_data = carrier.wake, carrier.wake_for_data
 
     def _leave_carrier(self) -> None:
         way, self._way = self._way, None
@@ -300,6 +318,9 @@ class Link:
         self._lose(Reason.CARRIER_LOST, detail)
 
     def _lose(self, reason: Reason, detail: str) -> None:
+        now = trio.current_time()
+        # The grace counts from when it stopped answering, not from when somebody noticed.
+        since = self._session.heard_at if self.is_quiet or reason is Reason.PING_TIMEOUT else now
         self._leave_carrier()
         if self.ended is not None:
             self._give_up_now()
@@ -308,8 +329,7 @@ class Link:
             self._finish(reason, detail)
             self._give_up_now()
             return
-        now = trio.current_time()
-        self.lost = Loss(now, reason, detail)
+        self.lost = Loss(since, reason, detail)
         self._session.pause()
         self._opens.lost(now)
         self._timer.deadline = now  # goes by the grace from here on
@@ -410,6 +430,8 @@ class Link:
             return None
         if not self._opener and (quiet := self._quiet_at()) < self._timer.deadline:
             self._timer.deadline = quiet
+        if self._grace_is_short:
+            self._timer.deadline = min(self._timer.deadline, self._silence_ends())
         return encode_packet(*packet)
 
     def _wake_later(self, seconds: float) -> None:

@@ -280,7 +280,16 @@ class Session:
         if not self._carried:
             return math.inf
         oldest = self._sent[0].at if self._sent else math.inf
-        return min(oldest, self._ping_sent or math.inf) + self.patience_seconds
+        return min(oldest, self._ping_sent or math.inf, self._ping_expected()) + self.patience_seconds
+
+    def _ping_expected(self) -> float:
+        """Server: when the agent's next ping leaves, if it has reason to ping often; else never."""
+        if self._pings or not self._interval:
+            return math.inf
+        expected = self.heard_at + min(self._interval, self._limits.active_ping_seconds)
+        # The ends see the last byte at different times: near the end of activity nothing is expected.
+        active_until = self._bytes_at + self._limits.active_seconds - self.patience_seconds
+        return expected if expected <= active_until else math.inf
 
     def quiet_at(self) -> float:
         """The same, unless something else was heard meanwhile: then there is a carrier, however slow."""
