@@ -34,6 +34,7 @@ from tunnel_core.sever import sever_accepted, sever_dialled
 _log = logging.getLogger("qanat.carrier")
 
 _STOP_SECONDS = 5.0
+_SEVER_SECONDS = 0.25
 # A connection that proved itself but makes no call. gRPC looks at every connection as often, also at those
 # with a call: with 20 s that is a sixth of what 2,000 idle agents cost.
 _WITHOUT_CALL_SECONDS = 120
@@ -41,8 +42,8 @@ _TLS_VERSIONS = {"1.2": ("TLSv1.2", "TLSv1.3"), "1.3": ("TLSv1.3",)}
 
 # Dialling.
 
-_marks = (DEAD_CONNECTION_MS + number for number in itertools.cycle(range(10_000)))
-"""Each dial has a time-out of its own, by which its sockets are found again."""
+_marks = (DEAD_CONNECTION_MS + number for number in itertools.cycle(range(1, 10_000)))
+"""Each dial has a time-out of its own, by which its sockets are found again; listeners have the one below."""
 
 
 async def dial_carrier(bridge: Bridge, settings: DialSettings, limits: Limits | None = None) -> Carrier:
@@ -149,6 +150,7 @@ class CarrierServer:
         self._tls_versions = _TLS_VERSIONS[min_tls_version]
         self._tls = tls
         self._certificates: list[_Certificates] = []
+        self._abandoned: set[str] = set()  # addresses whose connections are to be severed
         options = common_options(limits) + _serve_options(handshake_seconds)
         self._limits = options, max_carriers
         self._server: Any = None
@@ -199,7 +201,7 @@ class CarrierServer:
             carrier.lose(await carrier.move(context.read, context.write))
         except asyncio.CancelledError:
             if carrier.abandoned:
-                sever_accepted(carrier.peer.address)
+                self._sever_soon(carrier.peer.address)
                 owner.uncancel()
                 return
             carrier.lose("the connection broke, or the peer closed it")
@@ -209,6 +211,16 @@ class CarrierServer:
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a port raised", "exception": error}
             )
+
+    def _sever_soon(self, address: str) -> None:
+        """One search for all that are abandoned meanwhile: a fleet comes back in one moment."""
+        if not self._abandoned:
+            asyncio.get_running_loop().call_later(_SEVER_SECONDS, self._sever)
+        self._abandoned.add(address)
+
+    def _sever(self) -> None:
+        addresses, self._abandoned = self._abandoned, set()
+        sever_accepted(addresses)
 
     async def _refuse_old_tls(self, peer: Peer, context: Any) -> None:
         if peer.tls_version in self._tls_versions:

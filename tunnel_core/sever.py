@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 _AT_ONCE = struct.pack("ii", 1, 0)
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
@@ -24,9 +24,9 @@ def sever_dialled(user_timeout_ms: int) -> None:
         _sever(lambda sock: sock.getsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT) == user_timeout_ms)
 
 
-def sever_accepted(address: str) -> None:
-    """The connection that came from there: ``1.2.3.4:567`` or ``[::1]:567``."""
-    _sever(lambda sock: _peer_address(sock) == address)
+def sever_accepted(addresses: Collection[str]) -> None:
+    """The connections that came from there: ``1.2.3.4:567`` or ``[::1]:567`` each."""
+    _sever(lambda sock: _peer_address(sock) in addresses)
 
 
 def _peer_address(sock: socket.socket) -> str:

@@ -56,6 +56,7 @@ class TestMoving:
             agent, server = await site.connect()
             agent.send(ping(1))
             await server.wait_received(1)
+            await agent.wait(lambda port: port.is_idle)  # its write was confirmed to it
             asked = agent.asked
             server.send(ping(2))
             await agent.wait_received(1)

@@ -46,7 +46,7 @@ def test_by_its_time_out(ends: tuple[socket.socket, socket.socket]) -> None:
 def test_by_where_it_came_from(ends: tuple[socket.socket, socket.socket]) -> None:
     dialled, accepted = ends
     host, port = dialled.getsockname()[:2]
-    sever_accepted(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    sever_accepted({f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "192.0.2.1:1"})
     _assert_ended(accepted, dialled)
 
 
