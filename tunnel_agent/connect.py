@@ -18,12 +18,14 @@ from tunnel_agent.resume import Resumer
 from tunnel_core import __version__
 from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge
+from tunnel_core.bucket import Bucket
 from tunnel_core.carrier import Carrier, CarrierFailed, DialSettings
 from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.frames import Hello, Service, SessionSecret, Welcome
 from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import VERSION, AgentSteps
 from tunnel_core.stream import Stream
@@ -64,6 +66,9 @@ class Connector:
     services: tuple[Service, ...]
     on_open: Callable[[Stream], None]
     max_wait_seconds: float = 30.0
+    metered: bool = False
+    cap: Bucket | None = None
+    """Of what the agent sends, over all its sessions; the server is asked to keep to the same rate."""
     resumer: Resumer | None = field(init=False, default=None)
     """Of the session of the moment; it wants to hear of a changed route."""
     pool: CreditPool = field(init=False)
@@ -91,6 +96,7 @@ class Connector:
             attach,
             patience_seconds=self.connect_timeout_seconds,
             max_wait_seconds=self.max_wait_seconds,
+            attempt_seconds=profile_of(metered=self.metered).attempt_seconds,
         )
         try:
             async with trio.open_nursery() as nursery:
@@ -129,6 +135,7 @@ class Connector:
             limits=self.limits,
             pool=self.pool,
             send_pool=self.send_pool,
+            cap=self.cap,
             on_open=self.on_open,
         )
 
@@ -161,6 +168,8 @@ class Connector:
             have=link.received if link else 0,
             services=self.services,
             initial_credit=self.limits.initial_credit,
+            metered=self.metered,
+            max_bytes_per_second=self.cap.rate if self.cap else 0,
         )
 
 

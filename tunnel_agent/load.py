@@ -12,9 +12,11 @@ from tunnel_agent.connect import Connector, ProxyChoice
 from tunnel_agent.targets import Policy, Published
 from tunnel_core import frames, paths
 from tunnel_core.bridge import Bridge
+from tunnel_core.bucket import Bucket
 from tunnel_core.config import ConfigError, Problem, Source, load, parse
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
+from tunnel_core.profiles import ProfileName
 from tunnel_core.stream import Stream
 
 _MAX_PASSWORD_BYTES = 4096
@@ -30,7 +32,9 @@ class Installation:
     bundle: Bundle
     proxy: ProxyChoice
 
-    def connector(self, bridge: Bridge, on_open: Callable[[Stream], None]) -> Connector:
+    def connector(
+        self, bridge: Bridge, on_open: Callable[[Stream], None], cap: Bucket | None = None
+    ) -> Connector:
         """What attaches this installation; ``on_open`` hears of each stream that a server opens."""
         session = self.config.session
         return Connector(
@@ -42,6 +46,8 @@ class Installation:
             services=self.services,
             on_open=on_open,
             max_wait_seconds=session.retry_max_seconds,
+            metered=self.config.link.profile is ProfileName.METERED,
+            cap=cap,
         )
 
     @property

@@ -42,11 +42,21 @@ class Resumer:
     """Runs beside its link, and ends with it."""
 
     def __init__(
-        self, link: Link, attach: Attach, *, patience_seconds: float, max_wait_seconds: float
+        self,
+        link: Link,
+        attach: Attach,
+        *,
+        patience_seconds: float,
+        max_wait_seconds: float,
+        attempt_seconds: float = 1.5,
     ) -> None:
         self._link = link
         self._attach = attach
-        self._attempts = Attempts(patience_seconds=patience_seconds, max_wait_seconds=max_wait_seconds)
+        self._attempts = Attempts(
+            patience_seconds=patience_seconds,
+            max_wait_seconds=max_wait_seconds,
+            attempt_seconds=attempt_seconds,
+        )
         self._scopes: dict[int, trio.CancelScope] = {}
         self._timer = trio.CancelScope()
         link.on_event = self._befell

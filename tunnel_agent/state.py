@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from tunnel_agent.link_view import LinkHistory, LinkView, ViewState
-from tunnel_core.mux import MuxStream
+from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason
 from tunnel_core.states import LinkState
 

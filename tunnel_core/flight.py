@@ -298,3 +298,27 @@ class Flight:
             wish = self.rate_bytes_per_second * (path + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
         self.limit = int(min(wish, self.limit + fresh, self._limits.max_send_memory))
+
+
+class Unbounded(Flight):
+    """Bounds nothing, measures nothing, asks for no confirmation: what the flight limit is compared with."""
+
+    @property
+    def packet_bytes(self) -> int:
+        return self._limits.max_packet_bytes
+
+    def room(self, now: float) -> int:
+        return self._limits.max_packet_bytes
+
+    @property
+    def quick_room(self) -> int:
+        return self._limits.max_packet_bytes
+
+    def note_idle(self) -> None:
+        """Of no interest."""
+
+    def sent(self, number: int, size: int, now: float) -> bool:
+        return False
+
+    def confirmed(self, number: int, stamp: int, now: float) -> None:
+        """Of no interest."""

@@ -14,7 +14,8 @@ from tunnel_core.credit import CreditPool
 from tunnel_core.frames import Credit, Data, DataParts, End, Frame, Open, Opened, RefusedFrame, Reset, Stop
 from tunnel_core.halves import PeerFault, ReceiveHalf
 from tunnel_core.limits import Limits
-from tunnel_core.mux import Mux, MuxStream, Receipt
+from tunnel_core.mux import Mux
+from tunnel_core.mux_stream import MuxStream, Receipt
 from tunnel_core.reasons import Reason, Refused
 
 LIMITS = Limits(
@@ -139,7 +140,7 @@ class TwoEnds(RuleBasedStateMachine):
         self._send(self.server if from_server else self.agent, budget)
 
     def _send(self, end: End2, budget: int) -> bool:
-        frames, receipt = end.mux.take(budget)
+        frames, receipt = end.mux.take(budget, budget)
         frames = list(map(_as_read, frames))
         assert end.mux.unconfirmed <= LIMITS.max_send_memory
         if frames:
@@ -189,7 +190,7 @@ class TwoEnds(RuleBasedStateMachine):
             for stream in end.mux.streams.values():
                 assert stream.recv.buffered <= stream.recv.window <= LIMITS.max_credit
                 assert stream.send.sent <= stream.send.limit
-                assert stream.listed == (stream in end.mux._new) + (stream in end.mux._old)
+                assert stream.listed == (stream in end.mux._turns._new) + (stream in end.mux._turns._old)
 
     def teardown(self) -> None:
         if not hasattr(self, "server"):
@@ -246,7 +247,7 @@ def _opened() -> tuple[Mux, Mux, MuxStream, MuxStream]:
 
 
 def _move(source: Mux, sink: Mux) -> list[Frame]:
-    frames, receipt = source.take(10_000)
+    frames, receipt = source.take(10_000, 10_000)
     frames = list(map(_as_read, frames))
     for frame in frames:
         sink.receive(frame)
@@ -347,7 +348,7 @@ def test_a_stop_that_crosses_the_end_changes_nothing() -> None:
     server, agent, near, far = _opened()
     near.push(b"all of it")
     near.end()
-    frames, receipt = server.take(10_000)  # the end is on its way
+    frames, receipt = server.take(10_000, 10_000)  # the end is on its way
     far.stop_reading()
     _move(agent, server)
     for frame in frames:
@@ -362,7 +363,7 @@ def test_a_stop_that_crosses_the_end_changes_nothing() -> None:
 def test_a_receipt_after_the_reset_frees_nothing_twice() -> None:
     server, agent, near, _ = _opened()
     near.push(b"x" * 50)
-    frames, receipt = server.take(10_000)
+    frames, receipt = server.take(10_000, 10_000)
     assert server.unconfirmed == 50
     near.reset(Reason.USER_LEFT, "")
     assert server.unconfirmed == 0
@@ -453,7 +454,7 @@ def test_users_who_leave_before_their_open_left_leave_nothing() -> None:
         stream.reset(Reason.USER_LEFT, "")
         assert not stream.can_send and not stream.send.queued
     assert len(server._control) == 1
-    assert [type(frame) for frame in server.take(1000)[0]] == [Open]
+    assert [type(frame) for frame in server.take(1000, 1000)[0]] == [Open]
     assert list(server.streams.values()) == [kept]
 
 
@@ -462,7 +463,7 @@ def test_early_data_of_many_opens_keeps_to_the_size_of_a_packet() -> None:
     for _ in range(500):
         server.open(REQUEST, b"e" * 16_384)
     sizes = []
-    while frames := server.take(1 << 20)[0]:
+    while frames := server.take(1 << 20, 1 << 20)[0]:
         sizes.append(sum(len(frame.early_data) for frame in frames if isinstance(frame, Open)))
     assert sum(sizes) == 500 * 16_384
     assert max(sizes) <= (1 << 20) + 16_384
@@ -472,7 +473,7 @@ def test_a_packet_never_has_more_frames_than_are_read() -> None:
     limits = Limits(max_frames_per_packet=64)
     server = Mux(limits, CreditPool(1 << 20), opener=True)
     streams = [server.open(REQUEST) for _ in range(40)]
-    while server.take(1 << 20)[0]:
+    while server.take(1 << 20, 1 << 20)[0]:
         pass
     for stream in streams:
         for _ in range(30):
@@ -480,7 +481,7 @@ def test_a_packet_never_has_more_frames_than_are_read() -> None:
         stream.stop_reading()
         stream.end()
     counts, kinds, size = [], Counter[type](), 0
-    while frames := list(map(_as_read, server.take(1 << 20)[0])):
+    while frames := list(map(_as_read, server.take(1 << 20, 1 << 20)[0])):
         counts.append(len(frames))
         kinds.update(map(type, frames))
         size += sum(len(frame.payload) for frame in frames if isinstance(frame, Data))
@@ -495,7 +496,7 @@ LARGE = Limits(max_packet_bytes=1 << 20)
 def _two_streams() -> tuple[Mux, MuxStream, MuxStream]:
     server = Mux(LARGE, CreditPool(LARGE.credit_pool), opener=True)
     streams = [server.open(REQUEST) for _ in range(2)]
-    server.confirmed(server.take(10_000)[1])
+    server.confirmed(server.take(10_000, 10_000)[1])
     for stream in streams:
         server.receive(Opened(stream.number, 10**9))
     return server, streams[0], streams[1]
@@ -504,9 +505,9 @@ def _two_streams() -> tuple[Mux, MuxStream, MuxStream]:
 def test_a_keystroke_overtakes_bulk() -> None:
     server, bulk, keys = _two_streams()
     bulk.push(b"b" * (1 << 20))
-    server.take(64 * 1024)
+    server.take(64 * 1024, 64 * 1024)
     keys.push(b"k")
-    assert server.take(64 * 1024)[0][0] == Data(keys.number, 0, b"k")
+    assert server.take(64 * 1024, 64 * 1024)[0][0] == Data(keys.number, 0, b"k")
 
 
 def test_bulk_in_small_writes_cannot_pose_as_keystrokes() -> None:
@@ -515,7 +516,7 @@ def test_bulk_in_small_writes_cannot_pose_as_keystrokes() -> None:
     sent = {bulk.number: 0, sly.number: 0}
     for _ in range(64):
         sly.push(b"s" * 16_000)
-        for frame in map(_as_read, server.take(16 * 1024)[0]):
+        for frame in map(_as_read, server.take(16 * 1024, 16 * 1024)[0]):
             assert isinstance(frame, Data)
             sent[frame.stream] += len(frame.payload)
     assert sent[bulk.number] > sum(sent.values()) / 4
@@ -527,7 +528,7 @@ def test_bulk_shares_evenly() -> None:
     two.push(b"2" * (1 << 20))
     sent = {one.number: 0, two.number: 0}
     for _ in range(16):
-        for frame in map(_as_read, server.take(64 * 1024)[0]):
+        for frame in map(_as_read, server.take(64 * 1024, 64 * 1024)[0]):
             assert isinstance(frame, Data)
             sent[frame.stream] += len(frame.payload)
     assert abs(sent[one.number] - sent[two.number]) <= 128 * 1024
@@ -537,7 +538,7 @@ def test_tiny_writes_are_joined() -> None:
     server, stream, _ = _two_streams()
     for _ in range(1000):
         stream.push(b"x")
-    (frame,) = server.take(64 * 1024)[0]
+    (frame,) = server.take(64 * 1024, 64 * 1024)[0]
     assert isinstance(frame, Data)
     assert len(frame.payload) == 1000
 
