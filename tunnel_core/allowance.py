@@ -35,7 +35,8 @@ class Allowance:
 
     def ask(self, now: float) -> Budgets | None:
         """For streams that have something to say; None: the cap lets nothing of them leave."""
-        most = self.flight.packet_bytes
+        flight = self.flight
+        most = flight.packet_bytes
         if self.cap is not None:
             room = self.cap.room(now)
             if not room:
@@ -43,6 +44,9 @@ class Allowance:
                 self.due = self.cap.deadline(now)
                 return None
             most = min(most, room)
-        bulk = min(most, self.flight.room(now))
-        self.due = self.flight.deadline()
-        return Budgets(bulk, min(most, self.flight.quick_room))
+        if not flight.in_flight:
+            self.due = math.inf
+            return Budgets(most, most)
+        bulk = min(most, flight.room(now))
+        self.due = flight.deadline()
+        return Budgets(bulk, min(most, flight.quick_room))

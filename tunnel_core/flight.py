@@ -21,7 +21,8 @@
 7. Bulk is paced on long paths: confirmations that come in bursts, as they do behind bulk of the other
    direction (Zhang, Shenker and Clark 1991), else make bursts of both directions. Pacing is the only
    use of a timer. Quick bytes are neither paced nor held by a full flight; a budget bounds them.
-8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops.
+8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops. Small
+   packets that travel alone are counted now and then only, one at a time: counting costs more than they.
 9. The receiver confirms on its own rarely (``confirming.py``); ``sent`` tells when to ask it to.
 
 Not done here: whose bytes go (the mux), what was said and confirmed (the session), fairness among
@@ -51,6 +52,9 @@ _ASK_SECONDS = 0.006
 """Between confirmations that are asked for: 170 a second at most, 1-2 % of a CPU and of a slow way back."""
 _LEAST_ASK = 4 * KIB
 """16 ms of 2 Mbit/s, where a bare confirmation is 3 % of what it confirms."""
+_ALONE_BYTES = 2 * KIB
+_ALONE_SECONDS = 0.02
+"""Keystrokes one by one tell the same again: of those between two samples none is counted."""
 _SLACK_SECONDS = 0.005
 _SLACK_SHARE = 1 / 30
 """Of the path: jitter and the error of its estimate grow with it."""
@@ -94,6 +98,10 @@ class Flight:
         self.limit = _FIRST_LIMIT
         """Bytes that may be in flight."""
         self.rate_bytes_per_second = 0.0
+        self.packet_bytes = self._packet_bytes()
+        """The most that one packet should hold."""
+        self._alone = 0  # a packet under way that is not counted
+        self._alone_after = now
         self._delivery = Delivery()
         self._rivals = Rivals(now)
         self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
@@ -134,9 +142,7 @@ class Flight:
 
     # Sending.
 
-    @property
-    def packet_bytes(self) -> int:
-        """The most that one packet should hold."""
+    def _packet_bytes(self) -> int:
         wish = self.limit / 4
         if self.rate_bytes_per_second:
             wish = min(wish, self.rate_bytes_per_second * _PACKET_SECONDS)
@@ -170,6 +176,11 @@ class Flight:
     def sent(self, number: int, size: int, now: float) -> bool:
         """A numbered packet leaves. True: it should ask for a confirmation at once."""
         self._number = number
+        if not self._delivery.in_flight and self._limited and size <= _ALONE_BYTES and not self._alone:
+            if now < self._alone_after:
+                self._alone, self._limited = number, False
+                return False
+            self._alone_after = now + _ALONE_SECONDS
         lean = self.in_flight <= self._dip_limit
         if lean:
             self._lean_at = now
@@ -198,6 +209,10 @@ class Flight:
 
     def confirmed(self, number: int, stamp: int, now: float) -> None:
         """The peer has everything up to ``number``. ``stamp``: when it came there; 0: not told."""
+        if number >= self._alone:
+            self._alone = 0
+        if not self._delivery.in_flight:
+            return
         if self._dip_first and number >= self._dip_first:
             self._end_dip(now)
         sample = self._delivery.confirmed(number, stamp, now)
@@ -298,13 +313,13 @@ class Flight:
             wish = self.rate_bytes_per_second * (path + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
         self.limit = int(min(wish, self.limit + fresh, self._limits.max_send_memory))
+        self.packet_bytes = self._packet_bytes()
 
 
 class Unbounded(Flight):
     """Bounds nothing, measures nothing, asks for no confirmation: what the flight limit is compared with."""
 
-    @property
-    def packet_bytes(self) -> int:
+    def _packet_bytes(self) -> int:
         return self._limits.max_packet_bytes
 
     def room(self, now: float) -> int:

@@ -315,7 +315,7 @@ class Link(LinkFacts):
         now = trio.current_time()
         packet = self._session.next_packet(now)
         if packet is None:
-            self._look_by(self._session.deadline())  # it may have found no room until then
+            self._look_by(self._session.room_at)
             return None
         if not self._opener:
             self._look_by(self._quiet_at())

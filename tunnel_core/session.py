@@ -148,6 +148,11 @@ class Session:
         budgets = self._allowance.ask(now)
         return budgets is not None and (mux.has_control or mux.may_send(*budgets))
 
+    @property
+    def room_at(self) -> float:
+        """When there may be room for what ``next_packet`` found none for; ``deadline`` knows it too."""
+        return self._allowance.due
+
     def _take(self, now: float) -> tuple[list[Frame], list[Receipt]]:
         """What the streams say in this packet."""
         mux = self.mux
