@@ -135,13 +135,18 @@ class TwoEnds(RuleBasedStateMachine):
 
     # The link.
 
-    @rule(from_server=st.booleans(), budget=st.integers(1, 200))
-    def send(self, from_server: bool, budget: int) -> None:
-        self._send(self.server if from_server else self.agent, budget)
+    @rule(from_server=st.booleans(), bulk=st.integers(0, 200), quick=st.integers(0, 200))
+    def send(self, from_server: bool, bulk: int, quick: int) -> None:
+        self._send(self.server if from_server else self.agent, bulk, quick)
 
-    def _send(self, end: End2, budget: int) -> bool:
-        frames, receipt = end.mux.take(budget, budget)
+    def _send(self, end: End2, bulk: int, quick: int) -> bool:
+        before = end.mux.unconfirmed
+        frames, receipt = end.mux.take(bulk, quick)
         frames = list(map(_as_read, frames))
+        assert end.mux.unconfirmed - before <= max(bulk, quick)
+        assert quick or not end.mux.has_control, (
+            "control waits for the next packet at most, and for no budget"
+        )
         assert end.mux.unconfirmed <= LIMITS.max_send_memory
         if frames:
             end.sent.append(frames)
@@ -210,7 +215,7 @@ class TwoEnds(RuleBasedStateMachine):
     def _settle(self) -> None:
         """Everybody reads and the link moves until nothing changes: no stuck state."""
         for _ in range(10_000):
-            moved = [self._send(end, 100) for end in (self.server, self.agent)]
+            moved = [self._send(end, 100, 100) for end in (self.server, self.agent)]
             moved += [self._deliver(True), self._deliver(False)]
             moved += [self._confirm(self.server), self._confirm(self.agent)]
             while self.agent.accepted:
@@ -561,3 +566,86 @@ def test_credit_grows_for_a_reader_that_keeps_up_and_not_for_one_that_does_not()
     _, agent, _, far = _opened()
     _grow_window(agent, far)
     assert far.recv.window == LIMITS.max_credit
+
+
+# The two budgets.
+
+
+def _sent_of(server: Mux, bulk: int, quick: int) -> dict[int, int]:
+    sent: dict[int, int] = {}
+    for frame in map(_as_read, server.take(bulk, quick)[0]):
+        if isinstance(frame, Data):
+            sent[frame.stream] = sent.get(frame.stream, 0) + len(frame.payload)
+    return sent
+
+
+def test_a_full_flight_holds_bulk_and_lets_a_keystroke_pass() -> None:
+    server, bulk, keys = _two_streams()
+    bulk.push(b"b" * (1 << 20))
+    server.take(64 * 1024, 64 * 1024)
+    keys.push(b"k")
+    assert _sent_of(server, 0, 4096) == {keys.number: 1}
+    assert _sent_of(server, 0, 4096) == {}
+    assert server.has_data and not server.may_send(0, 4096) and server.may_send(1, 0)
+
+
+def test_what_is_quick_counts_as_content_too() -> None:
+    server, bulk, keys = _two_streams()
+    bulk.push(b"b" * (1 << 20))
+    server.take(64 * 1024, 64 * 1024)
+    keys.push(b"k" * 1000)
+    assert _sent_of(server, 4096, 4096) == {keys.number: 1000, bulk.number: 3096}
+
+
+def test_bulk_alone_and_new_is_not_quick_for_long() -> None:
+    server, bulk, _ = _two_streams()
+    bulk.push(b"b" * (1 << 20))
+    taken = 0
+    while sent := _sent_of(server, 0, 4096):
+        taken += sent[bulk.number]
+    assert taken == 4096
+    assert _sent_of(server, 64 * 1024, 4096) == {bulk.number: 64 * 1024}
+
+
+def test_bulk_alone_and_new_goes_in_one_piece_where_there_is_room() -> None:
+    server, bulk, _ = _two_streams()
+    bulk.push(b"b" * (1 << 20))
+    frames = server.take(512 * 1024, 512 * 1024)[0]
+    assert len(frames) == 1 and _as_read(frames[0]) == Data(bulk.number, 0, b"b" * 512 * 1024)
+
+
+def test_turns_are_as_short_as_packets() -> None:
+    """Else each stream would hold a slow link for a quarter of a megabyte, which is a second."""
+    server, one, two = _two_streams()
+    one.push(b"1" * (1 << 20))
+    two.push(b"2" * (1 << 20))
+    sent = {one.number: 0, two.number: 0}
+    for _ in range(20):
+        for number, count in _sent_of(server, 4096, 4096).items():
+            sent[number] += count
+    assert abs(sent[one.number] - sent[two.number]) <= 16 * 1024
+
+
+def test_an_end_waits_for_no_budget() -> None:
+    server, bulk, other = _two_streams()
+    bulk.push(b"b" * (1 << 20))
+    server.take(64 * 1024, 64 * 1024)
+    other.end()
+    assert server.take(0, 0)[0] == [End(other.number, 0)]
+    assert server.take(0, 0)[0] == []
+
+
+def test_credit_for_a_stream_at_its_end_queues_nothing_twice() -> None:
+    server, stream, _ = _two_streams()
+    stream.end()
+    for limit in range(100):
+        server.receive(Credit(stream.number, 10**9 + limit + 1))
+    assert server.take(0, 0)[0] == [End(stream.number, 0)]
+
+
+def test_an_open_goes_bare_where_nothing_may_leave() -> None:
+    server = Mux(LARGE, CreditPool(LARGE.credit_pool), opener=True)
+    stream = server.open(REQUEST, b"early")
+    frames = server.take(0, 0)[0]
+    assert [type(frame) for frame in frames] == [Open] and not frames[0].early_data  # type: ignore[union-attr]
+    assert _sent_of(server, 100, 100) == {stream.number: 5}
