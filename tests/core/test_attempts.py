@@ -116,3 +116,9 @@ def test_a_changed_route_starts_one_attempt_in_five_seconds() -> None:
 def test_hanging_attempts_in_a_young_trouble() -> None:
     times = starts(attempts(), LOST, 120)
     assert 12 <= len(times) <= 15
+
+
+def test_on_a_metered_link_attempts_are_rarer() -> None:
+    machine = Attempts(patience_seconds=10, max_wait_seconds=30, attempt_seconds=4.5)
+    assert machine.poll(100, LOST, 0.5) == [Start(1, 6.0)]
+    assert machine.due == 104.5
