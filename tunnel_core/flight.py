@@ -21,8 +21,8 @@
 7. Bulk is paced on long paths: confirmations that come in bursts, as they do behind bulk of the other
    direction (Zhang, Shenker and Clark 1991), else make bursts of both directions. Pacing is the only
    use of a timer. Quick bytes are neither paced nor held by a full flight; a budget bounds them.
-8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops. Small
-   packets that travel alone are counted now and then only, one at a time: counting costs more than they.
+8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops. While
+   only keystrokes are under way on a short path they are counted now and then: counting costs more.
 9. The receiver confirms on its own rarely (``confirming.py``); ``sent`` tells when to ask it to.
 
 Not done here: whose bytes go (the mux), what was said and confirmed (the session), fairness among
@@ -52,9 +52,9 @@ _ASK_SECONDS = 0.006
 """Between confirmations that are asked for: 170 a second at most, 1-2 % of a CPU and of a slow way back."""
 _LEAST_ASK = 4 * KIB
 """16 ms of 2 Mbit/s, where a bare confirmation is 3 % of what it confirms."""
-_ALONE_BYTES = 2 * KIB
-_ALONE_SECONDS = 0.02
-"""Keystrokes one by one tell the same again: of those between two samples none is counted."""
+_UNCOUNTED_BYTES = 2 * KIB
+_COUNT_SECONDS = 0.02
+"""On short paths, while so little is under way, those between two samples are not counted."""
 _SLACK_SECONDS = 0.005
 _SLACK_SHARE = 1 / 30
 """Of the path: jitter and the error of its estimate grow with it."""
@@ -100,8 +100,10 @@ class Flight:
         self.rate_bytes_per_second = 0.0
         self.packet_bytes = self._packet_bytes()
         """The most that one packet should hold."""
-        self._alone = 0  # a packet under way that is not counted
-        self._alone_after = now
+        self._uncounted: deque[tuple[int, int]] = deque()  # number and size of what is under way besides
+        self._uncounted_bytes = 0
+        self._count_at = now
+        self._near = False
         self._delivery = Delivery()
         self._rivals = Rivals(now)
         self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
@@ -176,11 +178,11 @@ class Flight:
     def sent(self, number: int, size: int, now: float) -> bool:
         """A numbered packet leaves. True: it should ask for a confirmation at once."""
         self._number = number
-        if not self._delivery.in_flight and self._limited and size <= _ALONE_BYTES and not self._alone:
-            if now < self._alone_after:
-                self._alone, self._limited = number, False
+        if self._limited and self._delivery.in_flight + self._uncounted_bytes + size <= _UNCOUNTED_BYTES:
+            if self._near and now < self._count_at:
+                self._leave_uncounted(number, size)
                 return False
-            self._alone_after = now + _ALONE_SECONDS
+            self._count_at = now + _COUNT_SECONDS
         lean = self.in_flight <= self._dip_limit
         if lean:
             self._lean_at = now
@@ -193,6 +195,11 @@ class Flight:
             pace = (_RIVAL_PACE if self.competing else _PACE) * self.limit / path
             self._next_at = max(self._next_at, now - _PACE_BURST_SECONDS) + size / pace
         return self._asks(size)
+
+    def _leave_uncounted(self, number: int, size: int) -> None:
+        self._uncounted.append((number, size))
+        self._uncounted_bytes += size
+        self._limited = False
 
     def _asks(self, size: int) -> bool:
         self._asked_bytes += size
@@ -209,8 +216,9 @@ class Flight:
 
     def confirmed(self, number: int, stamp: int, now: float) -> None:
         """The peer has everything up to ``number``. ``stamp``: when it came there; 0: not told."""
-        if number >= self._alone:
-            self._alone = 0
+        uncounted = self._uncounted
+        while uncounted and uncounted[0][0] <= number:
+            self._uncounted_bytes -= uncounted.popleft()[1]
         if not self._delivery.in_flight:
             return
         if self._dip_first and number >= self._dip_first:
@@ -314,6 +322,7 @@ class Flight:
             wish = max(_LEAST_LIMIT, wish)
         self.limit = int(min(wish, self.limit + fresh, self._limits.max_send_memory))
         self.packet_bytes = self._packet_bytes()
+        self._near = self._delivery.path < _PACED_PATH_SECONDS
 
 
 class Unbounded(Flight):
