@@ -48,6 +48,8 @@ _LEAST_PACKET = 2 * KIB
 """8 ms of 2 Mbit/s; smaller ones are mostly headers."""
 _PACKET_SECONDS = 0.004
 """A keystroke may find one packet before it."""
+_FAST_PACKET_SECONDS = 0.01
+"""Where a packet's price is the program's time: a busy one would make more of them, and be busier."""
 _ASK_SECONDS = 0.006
 """Between confirmations that are asked for: 170 a second at most, 1-2 % of a CPU and of a slow way back."""
 _LEAST_ASK = 4 * KIB
@@ -146,8 +148,9 @@ class Flight:
 
     def _packet_bytes(self) -> int:
         wish = self.limit / 4
-        if self.rate_bytes_per_second:
-            wish = min(wish, self.rate_bytes_per_second * _PACKET_SECONDS)
+        rate = self.rate_bytes_per_second
+        if rate:
+            wish = min(wish, rate * (_PACKET_SECONDS if rate < _FAST_FROM else _FAST_PACKET_SECONDS))
         return int(min(self._limits.max_packet_bytes, max(_LEAST_PACKET, wish)))
 
     def room(self, now: float) -> int:
