@@ -16,6 +16,7 @@ from tests.fakes.memory_link import TARGET, LinkPair, memory_links
 from tunnel_core.attempt import Attempt
 from tunnel_core.frames import Bye, Open, Packet, Ping
 from tunnel_core.limits import KIB, Limits
+from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import ServerSteps
 from tunnel_core.stream import Stream, StreamReset
@@ -82,7 +83,7 @@ class TestTime:
                 tick(now)
 
             pair.agent._tick = count  # type: ignore[method-assign]
-            await trio.sleep(5 * Limits().ack_delay_seconds)
+            await trio.sleep(5 * profile_of(metered=False).ack_delay_seconds)
             assert ticks <= 3
             carrier_of(pair, 1).busy = False
             carrier_of(pair, 1).wake()
