@@ -90,6 +90,7 @@ class Session:
         self.mux = mux
         self.flight = Flight(limits, now) if limits.flight_limit else Unbounded(limits, now)
         self.round_trip_seconds: float | None = None
+        self._smooth_round_trip = 0.0  # 0: none yet
         self.peer_bye: Bye | None = None
         self.peer_draining = False
         self.bye_confirmed = False
@@ -244,15 +245,20 @@ class Session:
     def _receive_ping(self, frame: Ping, now: float) -> None:
         self._unnumbered.append(Pong(frame.token))
         if frame.round_trip_us:
-            self.round_trip_seconds = frame.round_trip_us / 1e6
+            self._note_round_trip(frame.round_trip_us / 1e6)
         if len(self._unnumbered) > self._limits.max_frames_per_packet // 2:
             raise PeerFault(Reason.PROTOCOL_ERROR, "more pings than can be answered")
 
     def _receive_pong(self, frame: Pong, now: float) -> None:
         if self._ping_sent is None or frame.token != self._token:
             return  # late: its ping was given up
-        self.round_trip_seconds = now - self._ping_sent
+        self._note_round_trip(now - self._ping_sent)
         self._ping_sent, self._missed = None, 0
+
+    def _note_round_trip(self, sample: float) -> None:
+        self.round_trip_seconds = sample
+        # RFC 6298's weight: one pong that sat out an outage must not make us patient for half a minute.
+        self._smooth_round_trip += (sample - self._smooth_round_trip) / (8 if self._smooth_round_trip else 1)
 
     def _receive_rejected(self, frame: Rejected, now: float) -> None:
         if not self._pings:
@@ -341,7 +347,7 @@ class Session:
     @property
     def patience_seconds(self) -> float:
         """How long an answer may take before it is late."""
-        return max(self._limits.late_seconds, _LATE_ROUND_TRIPS * (self.round_trip_seconds or 0.0))
+        return max(self._limits.late_seconds, _LATE_ROUND_TRIPS * self._smooth_round_trip)
 
     def _silence_deadline(self) -> float:
         # The pinging end finds silence by its pings; the other waits a little longer than two of them.

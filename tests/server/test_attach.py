@@ -337,7 +337,7 @@ async def test_a_hello_alone_takes_nothing_over(
 async def test_an_attempt_that_was_left_before_its_welcome_is_no_failure(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "qanat")
     async with open_door() as door:
         door.dial("edge1").attempt.carrier.abandon()
         await trio.sleep(door.limits.attach_timeout_seconds + 2)
