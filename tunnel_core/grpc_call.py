@@ -14,10 +14,10 @@ Theory of operation
    alone, never to the carrier, and no traceback that is kept holds a frame of it: as long as anything
    refers to a call, gRPC keeps the socket with all it has queued, ``close()`` or not.
 5. Dead connections: ``keepalive_timeout_ms`` becomes TCP_USER_TIMEOUT, so that the kernel drops what
-   was not confirmed for so long. The keepalive pings themselves are put off for ever: liveness is
-   the session's business, end to end.
-6. An abandoned call of the server ends with status OK. If the peer does not read, the status stays
-   behind the last packet until the peer's connection closes: that packet, at most, is held as long.
+   was not confirmed for so long; each dial has one of its own, by which its socket is found again. The
+   keepalive pings themselves are put off for ever: liveness is the session's business, end to end.
+6. An abandoned connection is severed (``sever.py``): gRPC itself would keep it until its queue is empty,
+   which a dead path never lets it be.
 
 Not done here: deciding who may attach, reconnecting, pings. Nothing is read into a call's status.
 """

@@ -38,7 +38,7 @@ GO_ON_SECONDS = 60
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     tools.require("conntrack", "ss", "tc")
-    with running_cluster(tmp_path_factory.mktemp("kube")) as made:
+    with running_cluster(tmp_path_factory.mktemp("kube"), {"drain_seconds": 1}) as made:
         made.make_pods()
         nat = made.bed.network.nat(1)
         for interface in ("wan", "lan"):
