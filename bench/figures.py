@@ -36,6 +36,9 @@ FIGURES = {
         Figure("stream_kib", "KiB of an idle stream, server and agent together", 48, 16, _DOWN),
         Figure("agents_kib", "KiB of the server for each attached agent", 150, 80, _DOWN),
         Figure("agents_cpu_percent", "% of a core for all attached agents when idle", 5, 1, _DOWN),
+        Figure(
+            "fleet_resume_seconds", "until the last of a fleet that lost its link is back, s", 10, 4, _DOWN
+        ),
         Figure("keystroke_extra_ms", "echo p99 less round trip, worst load, 20 Mbit/s", 80, 30, _DOWN),
         Figure("keystroke_extra_ms_thin", "the same at 2 Mbit/s and 300 ms", 400, 150, _DOWN),
         Figure("bulk_share", "the least of 20 Mbit/s that bulk reaches meanwhile", 0.8, 0.9, _UP),
@@ -55,6 +58,7 @@ FAMILIES = {
     "stalled": ("stalled_kept", "stalled_echo_p99", "stalled_over_credit"),
     "first_byte": ("first_byte_rtts",),
     "fleet": ("agents_kib", "agents_cpu_percent"),
+    "resume": ("fleet_resume_seconds",),
     "connect_mtls": (),
     "idle_link": ("idle_kb_per_hour", "idle_kb_per_hour_metered"),
     "keystrokes": ("keystroke_extra_ms", "keystroke_extra_ms_thin", "bulk_share"),

@@ -25,6 +25,8 @@ class Plan:
     """How long the fleet is watched; its pings come every 15 s."""
     typing_seconds: float
     """Ten keys a second."""
+    resuming: int
+    """Nodes that lose their link together, with five streams each."""
 
 
 WHOLE = Plan(
@@ -40,6 +42,7 @@ WHOLE = Plan(
     fleet=2000,
     fleet_seconds=45,
     typing_seconds=12,
+    resuming=200,
 )
 QUICK = Plan(
     whole=False,
@@ -54,4 +57,5 @@ QUICK = Plan(
     fleet=200,
     fleet_seconds=8,
     typing_seconds=5,
+    resuming=40,
 )

@@ -23,7 +23,7 @@ from tunnel_core.counters import CapSample, Counters, Snapshot
 from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.log_batches import hold_lines
 from tunnel_core.logs import log_event
-from tunnel_core.mux import MuxStream
+from tunnel_core.mux_stream import MuxStream
 from tunnel_core.ops import OpsPages, serve_ops
 from tunnel_core.pressure import relieve_pressure
 from tunnel_core.reasons import Reason
@@ -100,7 +100,9 @@ class Agent:
 
     def _make_attacher(self, bridge: Bridge) -> Attacher:
         installation, session = self._installation, self._installation.config.session
-        self.connector = connector = installation.connector(bridge, self.serving.take, self.state.look)
+        self.connector = connector = installation.connector(
+            bridge, self.serving.take, self.state.look, self.cap
+        )
         wait = session.retry_max_seconds
         return Attacher(connector.open_link, self.state, self.counters, max_wait_seconds=wait)
 

@@ -19,12 +19,14 @@ from tunnel_agent.route import RouteWatcher, addresses_of
 from tunnel_core import __version__
 from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge
+from tunnel_core.bucket import Bucket
 from tunnel_core.carrier import Carrier, CarrierFailed, DialSettings
 from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.frames import Hello, Service, SessionSecret, Welcome
 from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AgentSteps
@@ -71,6 +73,9 @@ class Connector:
     on_open: Callable[[Stream], None]
     on_look: Callable[[LinkEvent | None], None]
     max_wait_seconds: float = 30.0
+    metered: bool = False
+    cap: Bucket | None = None
+    """Of what the agent sends, over all its sessions; the server is asked to keep to the same rate."""
     route: RouteWatcher = field(init=False)
     pool: CreditPool = field(init=False)
     send_pool: SendPool = field(init=False)
@@ -105,6 +110,7 @@ class Connector:
             max_wait_seconds=self.max_wait_seconds,
             on_look=self.on_look,
             on_carried=functools.partial(self._watch_way, server),
+            attempt_seconds=profile_of(metered=self.metered).attempt_seconds,
         )
         try:
             async with trio.open_nursery() as nursery:
@@ -149,6 +155,7 @@ class Connector:
             limits=self.limits,
             pool=self.pool,
             send_pool=self.send_pool,
+            cap=self.cap,
             on_open=self.on_open,
         )
 
@@ -185,6 +192,8 @@ class Connector:
             have=link.received if link else 0,
             services=self.services,
             initial_credit=self.limits.initial_credit,
+            metered=self.metered,
+            max_bytes_per_second=self.cap.rate if self.cap else 0,
         )
 
 

@@ -12,9 +12,11 @@ from tunnel_agent.connect import Connector, ProxyChoice
 from tunnel_agent.targets import Policy, Published
 from tunnel_core import frames, paths
 from tunnel_core.bridge import Bridge
+from tunnel_core.bucket import Bucket
 from tunnel_core.config import ConfigError, Problem, Source, load, parse
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
+from tunnel_core.profiles import ProfileName
 from tunnel_core.states import LinkEvent
 from tunnel_core.stream import Stream
 
@@ -32,7 +34,11 @@ class Installation:
     proxy: ProxyChoice
 
     def connector(
-        self, bridge: Bridge, on_open: Callable[[Stream], None], on_look: Callable[[LinkEvent | None], None]
+        self,
+        bridge: Bridge,
+        on_open: Callable[[Stream], None],
+        on_look: Callable[[LinkEvent | None], None],
+        cap: Bucket | None = None,
     ) -> Connector:
         """What attaches this installation; for the two callbacks see there."""
         session = self.config.session
@@ -46,6 +52,8 @@ class Installation:
             on_open=on_open,
             on_look=on_look,
             max_wait_seconds=session.retry_max_seconds,
+            metered=self.config.link.profile is ProfileName.METERED,
+            cap=cap,
         )
 
     @property

@@ -55,12 +55,17 @@ class Resumer:
         max_wait_seconds: float,
         on_look: Callable[[LinkEvent | None], None],
         on_carried: Callable[[], Awaitable[None]],
+        attempt_seconds: float = 1.5,
     ) -> None:
         self._link = link
         self._attach = attach
         self._on_look = on_look
         self._on_carried = on_carried
-        self._attempts = Attempts(patience_seconds=patience_seconds, max_wait_seconds=max_wait_seconds)
+        self._attempts = Attempts(
+            patience_seconds=patience_seconds,
+            max_wait_seconds=max_wait_seconds,
+            attempt_seconds=attempt_seconds,
+        )
         self._scopes: dict[int, trio.CancelScope] = {}
         self._timer = trio.CancelScope()
         link.on_event = self._befell

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from tunnel_agent.link_view import LinkHistory, LinkView
 from tunnel_core.frames import Welcome
-from tunnel_core.mux import MuxStream
+from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason
 from tunnel_core.states import LinkEvent, LinkState, Loss
 

@@ -2,10 +2,10 @@
 
 1. Trouble is: no carrier, or something late while nothing was heard, or a route that changed. It only
    starts attempts beside the carrier that is there; a congested link must not be flooded with copies.
-2. Quick while the trouble is young: a new attempt every one to two seconds, each with little patience,
-   because whoever waits for TCP's back-off comes back seconds late. Both stretch with the round trip, or
-   a satellite would never be reached, up to full patience: one pong that sat out an outage must not keep
-   the agent from trying. At most two at a time, the oldest is abandoned first.
+2. Quick while the trouble is young: a new attempt every one to two seconds (metered: 3 to 7), each with
+   little patience, because whoever waits for TCP's back-off comes back seconds late. Both stretch with
+   the round trip, or a satellite would never be reached, up to full patience: one pong that sat out an
+   outage must not keep the agent from trying. At most two at a time; the oldest goes first.
 3. Later one at a time, with full jitter, a cap, and long patience: the network is away, or the server, and
    a fleet must not come back in one instant.
 4. Make before break. An attempt that was welcomed is used only if the old carrier is gone, or brought
@@ -23,7 +23,7 @@ QUICK_SECONDS = 30.0
 """How long trouble counts as young."""
 CALM_SECONDS = 30.0
 """Without trouble for so long, the next one is a new one."""
-_STRIDE_SECONDS = 1.0
+_MEAN_CHANCE = 0.5
 _STRIDE_ROUND_TRIPS = 4.0
 _STRIDES_OF_PATIENCE = 2.0
 _AT_ONCE = 2
@@ -56,9 +56,15 @@ class Carried:
 
 
 class Attempts:
-    """The attempts of one session. Call ``poll`` when ``due`` says so, and whenever something happened."""
+    """The attempts of one session. Call ``poll`` when ``due`` says so, and whenever something happened.
 
-    def __init__(self, *, patience_seconds: float, max_wait_seconds: float) -> None:
+    ``attempt_seconds``: between two of them while the trouble is young, in the mean.
+    """
+
+    def __init__(
+        self, *, patience_seconds: float, max_wait_seconds: float, attempt_seconds: float = 1.5
+    ) -> None:
+        self._stride = attempt_seconds / (1 + _MEAN_CHANCE)
         self._patience = patience_seconds
         self._max_wait = max_wait_seconds
         self._under_way: dict[int, float] = {}  # when each began
@@ -104,7 +110,7 @@ class Attempts:
                 self._next_at = now
         if carried.lost and not self._was_lost and self._is_young(now):
             # At once, as nothing is left that could come back by itself; but not in a tight loop.
-            self._next_at = min(self._next_at, max(now, self._started_at + _STRIDE_SECONDS))
+            self._next_at = min(self._next_at, max(now, self._started_at + self._stride))
         self._was_lost = carried.lost
 
     def _calm_down(self, now: float) -> list[Action]:
@@ -134,7 +140,7 @@ class Attempts:
             stretched = min(
                 _STRIDE_ROUND_TRIPS * carried.round_trip_seconds, self._patience / _STRIDES_OF_PATIENCE
             )
-            stride = max(_STRIDE_SECONDS, stretched)
+            stride = max(self._stride, stretched)
             self._next_at = now + stride * (1 + chance)
             return min(self._patience, _STRIDES_OF_PATIENCE * stride)
         self._next_at = now + self._window * chance

@@ -47,6 +47,7 @@ from tunnel_core.wire import (
 
 _MAX_FRAMES = Limits().max_frames_per_packet
 _PACKET_FIELDS = range(_MAX_FRAMES + MAX_FIELDS)
+_KNOWN = frozenset((1, 2, 3, 5, 6))
 
 _LEAST_VIEW = 4096
 """Below this a copy is cheaper than a view, in time and in memory."""
@@ -59,7 +60,9 @@ _Reader: TypeAlias = Callable[[bytes, int, int], Frame]
 # Writing. A frame of a packet is 0x1a, its length, and in it the tag of its kind, a length, the fields.
 
 
-def encode_packet(number: int, ack: int, frames: Sequence[Frame]) -> bytes:
+def encode_packet(
+    number: int, ack: int, frames: Sequence[Frame], arrived: int = 0, confirm_now: bool = False
+) -> bytes:
     """The packet as one message; payloads are copied once, into it. ``ValueError`` for a negative number."""
     parts: _Parts = []
     if number:
@@ -68,6 +71,10 @@ def encode_packet(number: int, ack: int, frames: Sequence[Frame]) -> bytes:
         parts += b"\x10", SMALL[ack] if ack < SMALL_END else varint(ack)
     for frame in frames:
         _WRITERS[type(frame)](parts, frame)
+    if arrived:
+        parts += b"\x2d", arrived.to_bytes(4, "little")
+    if confirm_now:
+        parts.append(b"\x30\x01")
     return b"".join(parts)
 
 
@@ -165,7 +172,7 @@ def decode_packet(data: bytes) -> Packet | Malformed:
 
 
 def _read_packet(data: bytes) -> Packet:
-    i = number = ack = 0
+    i = number = ack = arrived = confirm_now = 0
     end = len(data)
     frames: list[Frame] = []
     for _ in _PACKET_FIELDS:
@@ -195,11 +202,19 @@ def _read_packet(data: bytes) -> Packet:
             i += 1
             if ack > 127:
                 ack, i = rest_of_varint(data, i, ack)
+        elif tag == 0x2D:
+            arrived = int.from_bytes(data[i : i + 4], "little")
+            i += 4
+        elif tag == 0x30:
+            confirm_now = data[i]
+            i += 1
+            if confirm_now > 127:
+                confirm_now, i = rest_of_varint(data, i, confirm_now)
         else:
-            i = skip_field(data, i, tag, known=3)
+            i = skip_field(data, i, tag, _KNOWN)
     if i != end or len(frames) > _MAX_FRAMES:
         raise BrokenWire("truncated" if i > end else "too many frames or fields")
-    return Packet(number, ack, frames)
+    return _new(Packet, (number, ack, frames, arrived, confirm_now != 0))
 
 
 def _read_frame(data: bytes, i: int, end: int) -> Frame:
@@ -337,4 +352,4 @@ def _read_frame_of_many_fields(data: bytes, i: int, end: int) -> Frame:
 def _skip_unknown_kind(data: bytes, i: int, tag: int) -> int:
     if tag >> 3 in _READERS:
         raise BrokenWire(f"frame kind {tag >> 3} has wire type {tag & 7}")
-    return skip_field(data, i, tag, known=0)
+    return skip_field(data, i, tag, known=())

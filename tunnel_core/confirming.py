@@ -4,7 +4,7 @@
    - at once, when the sender asked for it (QUIC's IMMEDIATE_ACK, draft-ietf-quic-ack-frequency): the
      sender alone knows how much of its flight is 8 ms of the link, or that it waits;
    - after ``ack_every_bytes``, whatever the sender asks for;
-   - after ``ack_delay_seconds``, for what ends without asking.
+   - after ``delay_seconds``, for what ends without asking.
 2. With a confirmation goes the receiver's clock when the newest confirmed packet arrived. The sender
    thus learns what the way there took (up to a constant, the difference of the clocks), whatever the
    confirmation itself met on its way back: other bulk, a busy program, a delay of rule 1. Microseconds
@@ -23,12 +23,13 @@ STAMP_MODULUS = 1 << 32
 class Confirming:
     """What is owed to the sender of the other direction."""
 
-    __slots__ = ("_arrived", "_bytes", "_limits", "due")
+    __slots__ = ("_arrived", "_bytes", "_delay", "_limits", "due")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, delay_seconds: float) -> None:
         self.due = math.inf
         """When a bare confirmation has to leave, if nothing else did."""
         self._limits = limits
+        self._delay = delay_seconds
         self._bytes = 0
         self._arrived: float | None = None
 
@@ -39,7 +40,7 @@ class Confirming:
         if at_once or self._bytes >= self._limits.ack_every_bytes:
             self.due = min(self.due, now)
         else:
-            self.due = min(self.due, now + self._limits.ack_delay_seconds)
+            self.due = min(self.due, now + self._delay)
 
     def sent(self) -> int:
         """A packet leaves, and with it the confirmation. Returns the stamp it carries; 0: nothing new."""

@@ -9,6 +9,10 @@ import trio
 from tunnel_core.frames import Payload
 
 
+class HungUp(trio.BrokenResourceError):
+    """The other side hears no more. What it has said is whole, or will be: only this direction is over."""
+
+
 class DirectStream(trio.abc.HalfCloseableStream):
     """Beside trio's contract: methods that give up the processor only when they have to wait.
 

@@ -21,7 +21,8 @@
 7. Bulk is paced on long paths: confirmations that come in bursts, as they do behind bulk of the other
    direction (Zhang, Shenker and Clark 1991), else make bursts of both directions. Pacing is the only
    use of a timer. Quick bytes are neither paced nor held by a full flight; a budget bounds them.
-8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops.
+8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops. While
+   only keystrokes are under way on a short path they are counted now and then: counting costs more.
 9. The receiver confirms on its own rarely (``confirming.py``); ``sent`` tells when to ask it to.
 
 Not done here: whose bytes go (the mux), what was said and confirmed (the session), fairness among
@@ -47,10 +48,15 @@ _LEAST_PACKET = 2 * KIB
 """8 ms of 2 Mbit/s; smaller ones are mostly headers."""
 _PACKET_SECONDS = 0.004
 """A keystroke may find one packet before it."""
+_FAST_PACKET_SECONDS = 0.01
+"""Where a packet's price is the program's time: a busy one would make more of them, and be busier."""
 _ASK_SECONDS = 0.006
 """Between confirmations that are asked for: 170 a second at most, 1-2 % of a CPU and of a slow way back."""
 _LEAST_ASK = 4 * KIB
 """16 ms of 2 Mbit/s, where a bare confirmation is 3 % of what it confirms."""
+_UNCOUNTED_BYTES = 2 * KIB
+_COUNT_SECONDS = 0.02
+"""On short paths, while so little is under way, those between two samples are not counted."""
 _SLACK_SECONDS = 0.005
 _SLACK_SHARE = 1 / 30
 """Of the path: jitter and the error of its estimate grow with it."""
@@ -94,6 +100,12 @@ class Flight:
         self.limit = _FIRST_LIMIT
         """Bytes that may be in flight."""
         self.rate_bytes_per_second = 0.0
+        self.packet_bytes = self._packet_bytes()
+        """The most that one packet should hold."""
+        self._uncounted: deque[tuple[int, int]] = deque()  # number and size of what is under way besides
+        self._uncounted_bytes = 0
+        self._count_at = now
+        self._near = False
         self._delivery = Delivery()
         self._rivals = Rivals(now)
         self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
@@ -134,12 +146,11 @@ class Flight:
 
     # Sending.
 
-    @property
-    def packet_bytes(self) -> int:
-        """The most that one packet should hold."""
+    def _packet_bytes(self) -> int:
         wish = self.limit / 4
-        if self.rate_bytes_per_second:
-            wish = min(wish, self.rate_bytes_per_second * _PACKET_SECONDS)
+        rate = self.rate_bytes_per_second
+        if rate:
+            wish = min(wish, rate * (_PACKET_SECONDS if rate < _FAST_FROM else _FAST_PACKET_SECONDS))
         return int(min(self._limits.max_packet_bytes, max(_LEAST_PACKET, wish)))
 
     def room(self, now: float) -> int:
@@ -170,6 +181,11 @@ class Flight:
     def sent(self, number: int, size: int, now: float) -> bool:
         """A numbered packet leaves. True: it should ask for a confirmation at once."""
         self._number = number
+        if self._limited and self._delivery.in_flight + self._uncounted_bytes + size <= _UNCOUNTED_BYTES:
+            if self._near and now < self._count_at:
+                self._leave_uncounted(number, size)
+                return False
+            self._count_at = now + _COUNT_SECONDS
         lean = self.in_flight <= self._dip_limit
         if lean:
             self._lean_at = now
@@ -182,6 +198,11 @@ class Flight:
             pace = (_RIVAL_PACE if self.competing else _PACE) * self.limit / path
             self._next_at = max(self._next_at, now - _PACE_BURST_SECONDS) + size / pace
         return self._asks(size)
+
+    def _leave_uncounted(self, number: int, size: int) -> None:
+        self._uncounted.append((number, size))
+        self._uncounted_bytes += size
+        self._limited = False
 
     def _asks(self, size: int) -> bool:
         self._asked_bytes += size
@@ -198,6 +219,11 @@ class Flight:
 
     def confirmed(self, number: int, stamp: int, now: float) -> None:
         """The peer has everything up to ``number``. ``stamp``: when it came there; 0: not told."""
+        uncounted = self._uncounted
+        while uncounted and uncounted[0][0] <= number:
+            self._uncounted_bytes -= uncounted.popleft()[1]
+        if not self._delivery.in_flight:
+            return
         if self._dip_first and number >= self._dip_first:
             self._end_dip(now)
         sample = self._delivery.confirmed(number, stamp, now)
@@ -298,3 +324,28 @@ class Flight:
             wish = self.rate_bytes_per_second * (path + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
         self.limit = int(min(wish, self.limit + fresh, self._limits.max_send_memory))
+        self.packet_bytes = self._packet_bytes()
+        self._near = self._delivery.path < _PACED_PATH_SECONDS
+
+
+class Unbounded(Flight):
+    """Bounds nothing, measures nothing, asks for no confirmation: what the flight limit is compared with."""
+
+    def _packet_bytes(self) -> int:
+        return self._limits.max_packet_bytes
+
+    def room(self, now: float) -> int:
+        return self._limits.max_packet_bytes
+
+    @property
+    def quick_room(self) -> int:
+        return self._limits.max_packet_bytes
+
+    def note_idle(self) -> None:
+        """Of no interest."""
+
+    def sent(self, number: int, size: int, now: float) -> bool:
+        return False
+
+    def confirmed(self, number: int, stamp: int, now: float) -> None:
+        """Of no interest."""

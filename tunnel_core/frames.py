@@ -7,6 +7,7 @@ same the second time (offsets and credit are absolute), because resumption sends
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 from tunnel_core.reasons import Reason
@@ -44,6 +45,8 @@ class Hello(NamedTuple):
     services: tuple[Service, ...] = ()
     features: tuple[str, ...] = ()
     initial_credit: int = 0  # what the server may send on a new stream before any grant
+    metered: bool = False  # both ends go by the metered profile
+    max_bytes_per_second: int = 0  # what the server may send; 0: no cap
 
 
 class Welcome(NamedTuple):
@@ -217,7 +220,11 @@ class Packet(NamedTuple):
 
     number: int
     ack: int  # the highest number received in order
-    frames: tuple[Frame, ...] | list[Frame]
+    frames: Sequence[Frame]
+    arrived: int = (
+        0  # our clock, us mod 2**32, when the newest packet that ``ack`` covers came; 0: nothing new
+    )
+    confirm_now: bool = False  # the sender wants to hear at once that this one came
 
 
 class Malformed(NamedTuple):

@@ -14,10 +14,10 @@ Theory of operation
    alone, never to the carrier, and no traceback that is kept holds a frame of it: as long as anything
    refers to a call, gRPC keeps the socket with all it has queued, ``close()`` or not.
 5. Dead connections: ``keepalive_timeout_ms`` becomes TCP_USER_TIMEOUT, so that the kernel drops what
-   was not confirmed for so long. The keepalive pings themselves are put off for ever: liveness is
-   the session's business, end to end.
-6. An abandoned call of the server ends with status OK. If the peer does not read, the status stays
-   behind the last packet until the peer's connection closes: that packet, at most, is held as long.
+   was not confirmed for so long; each dial has one of its own, by which its socket is found again. The
+   keepalive pings themselves are put off for ever: liveness is the session's business, end to end.
+6. An abandoned connection is severed (``sever.py``): gRPC itself would keep it until its queue is empty,
+   which a dead path never lets it be.
 
 Not done here: deciding who may attach, reconnecting, pings. Nothing is read into a call's status.
 """
@@ -59,15 +59,15 @@ _Write: TypeAlias = Callable[[bytes], Awaitable[None]]
 
 # After a write failed the reader normally hears why; it gets this long before the call is given up.
 LAST_WORDS_SECONDS = 0.5
-_DEAD_CONNECTION_SECONDS = 20
+DEAD_CONNECTION_MS = 20_000
 # Below INT_MAX milliseconds, which would switch TCP_USER_TIMEOUT off together with the pings.
 _KEEPALIVE_MS = 20 * 24 * 3600 * 1000
 
 
-def common_options(limits: Limits) -> Options:
+def common_options(limits: Limits, user_timeout_ms: int = DEAD_CONNECTION_MS) -> Options:
     return [
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", _DEAD_CONNECTION_SECONDS * 1000),
+        ("grpc.keepalive_timeout_ms", user_timeout_ms),
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 16 * MIB),
         ("grpc.http2.max_frame_size", 4 * MIB),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import ipaddress
+import itertools
 import logging
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -16,6 +17,7 @@ import trio
 from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import Carrier, CarrierFailed, DialSettings, Peer, ServerTls
 from tunnel_core.grpc_call import (
+    DEAD_CONNECTION_MS,
     LAST_WORDS_SECONDS,
     METHOD,
     SERVICE,
@@ -27,16 +29,21 @@ from tunnel_core.grpc_call import (
     why,
 )
 from tunnel_core.limits import Limits
+from tunnel_core.sever import sever_accepted, sever_dialled
 
 _log = logging.getLogger("qanat.carrier")
 
 _STOP_SECONDS = 5.0
+_SEVER_SECONDS = 0.25
 # A connection that proved itself but makes no call. gRPC looks at every connection as often, also at those
 # with a call: with 20 s that is a sixth of what 2,000 idle agents cost.
 _WITHOUT_CALL_SECONDS = 120
 _TLS_VERSIONS = {"1.2": ("TLSv1.2", "TLSv1.3"), "1.3": ("TLSv1.3",)}
 
 # Dialling.
+
+_marks = (DEAD_CONNECTION_MS + number for number in itertools.cycle(range(1, 10_000)))
+"""Each dial has a time-out of its own, by which its sockets are found again; listeners have the one below."""
 
 
 async def dial_carrier(bridge: Bridge, settings: DialSettings, limits: Limits | None = None) -> Carrier:
@@ -56,24 +63,25 @@ async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carri
     credentials = core.ssl_channel_credentials(settings.roots_pem, settings.key_pem, settings.chain_pem)
     # dns: also takes addresses, and is the only scheme for which gRPC heeds the proxy.
     target = f"dns:///{settings.server}"
-    channel = aio.secure_channel(target, credentials, options=_dial_options(settings, limits))
+    mark = next(_marks)
+    channel = aio.secure_channel(target, credentials, options=_dial_options(settings, limits, mark))
     call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
     failure: str | None = "the dial was cancelled"
     try:
         failure = await _wait_connected(call, settings)
     finally:
         if failure is not None:
-            await _give_up(channel, call)
+            await _give_up(channel, call, mark)
     if failure is not None:
         return failure
     carrier = CallCarrier(bridge, Peer(settings.server))
-    carrier.cancel_owner = bridge.start(_own_call(carrier, channel, call)).cancel
+    carrier.cancel_owner = bridge.start(_own_call(carrier, channel, call, mark)).cancel
     return carrier
 
 
-def _dial_options(settings: DialSettings, limits: Limits) -> Options:
+def _dial_options(settings: DialSettings, limits: Limits, mark: int) -> Options:
     options = [
-        *common_options(limits),
+        *common_options(limits, mark),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),
         ("grpc.service_config_disable_resolution", 1),
@@ -104,18 +112,19 @@ async def _wait_connected(call: Any, settings: DialSettings) -> str | None:
     return None
 
 
-async def _own_call(carrier: CallCarrier, channel: Any, call: Any) -> None:
+async def _own_call(carrier: CallCarrier, channel: Any, call: Any, mark: int) -> None:
     try:
         detail = await carrier.move(call.read, call.write)
     except asyncio.CancelledError:
         detail = "the call was cancelled"
     finally:
-        await _give_up(channel, call)
+        await _give_up(channel, call, mark)
     carrier.lose(detail)
 
 
-async def _give_up(channel: Any, call: Any) -> None:
+async def _give_up(channel: Any, call: Any, mark: int) -> None:
     call.cancel()
+    sever_dialled(mark)
     await channel.close()
 
 
@@ -141,6 +150,7 @@ class CarrierServer:
         self._tls_versions = _TLS_VERSIONS[min_tls_version]
         self._tls = tls
         self._certificates: list[_Certificates] = []
+        self._abandoned: set[str] = set()  # addresses whose connections are to be severed
         options = common_options(limits) + _serve_options(handshake_seconds)
         self._limits = options, max_carriers
         self._server: Any = None
@@ -191,6 +201,7 @@ class CarrierServer:
             carrier.lose(await carrier.move(context.read, context.write))
         except asyncio.CancelledError:
             if carrier.abandoned:
+                self._sever_soon(carrier.peer.address)
                 owner.uncancel()
                 return
             carrier.lose("the connection broke, or the peer closed it")
@@ -200,6 +211,16 @@ class CarrierServer:
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a port raised", "exception": error}
             )
+
+    def _sever_soon(self, address: str) -> None:
+        """One search for all that are abandoned meanwhile: a fleet comes back in one moment."""
+        if not self._abandoned:
+            asyncio.get_running_loop().call_later(_SEVER_SECONDS, self._sever)
+        self._abandoned.add(address)
+
+    def _sever(self) -> None:
+        addresses, self._abandoned = self._abandoned, set()
+        sever_accepted(addresses)
 
     async def _refuse_old_tls(self, peer: Peer, context: Any) -> None:
         if peer.tls_version in self._tls_versions:

@@ -29,23 +29,20 @@ class Limits:
     """Bytes of a stream that travel inside its ``open``."""
     max_send_memory: int = 32 * MIB
     """Bytes of one session that were sent and not yet confirmed; then data waits and control fits."""
+    flight_limit: bool = True
+    """Whether what is under way is bounded by what the link carries; without it by memory alone."""
     send_pool: int = 256 * MIB
     """The same over all sessions of one process, those in grace included."""
     max_stream_queue: int = 1 * MIB
     """Bytes of one stream that wait to be sent before ``send_all`` blocks."""
     ack_every_bytes: int = 4 * MIB
     """Received bytes after which a bare confirmation is sent if nothing else carries it."""
-    ack_delay_seconds: float = 0.025
     attach_timeout_seconds: float = 10.0
     """From the start of a carrier to the ``use`` that completes the attach."""
     ping_interval_seconds: float = 15.0
     missed_pings: int = 2
     confirm_timeout_seconds: float = 120.0
     """A peer that confirms nothing for so long, though it answers pings, is at fault."""
-    active_ping_seconds: float = 1.0
-    """Between pings while streams move bytes: a dead path must show within a second or two then."""
-    active_seconds: float = 30.0
-    """How long after the last byte a session counts as one that moves bytes."""
     late_seconds: float = 1.0
     """What is unconfirmed for so long, and for four round trips, is late."""
     grace_seconds: float = 120.0

@@ -13,22 +13,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 
 import trio
 
 from tunnel_core.attempt import Attempt
+from tunnel_core.bucket import Bucket
+from tunnel_core.carrier import Carrier
 from tunnel_core.codec import encode_packet
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.frames import Hello, Malformed, Open, Packet, Service, Welcome
+from tunnel_core.frames import Hello, Malformed, Open, Packet, Welcome
 from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
-from tunnel_core.mux import Mux, MuxStream
+from tunnel_core.link_facts import LinkFacts
+from tunnel_core.mux import Mux
+from tunnel_core.mux_stream import MuxStream
 from tunnel_core.names import Target
 from tunnel_core.opens import Opens
+from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import Session, UseRejected
-from tunnel_core.states import LinkEvent, LinkState, Loss
+from tunnel_core.states import LinkEvent, Loss
 from tunnel_core.stream import Stream
 
 _log = logging.getLogger(__name__)
@@ -51,12 +56,12 @@ def _unheard(_: Link, __: LinkEvent) -> None:
     """For a link whose events nobody wants."""
 
 
-class Link:
+class Link(LinkFacts):
     """One session of one node. ``opener``: this end opens streams, which is the server.
 
     ``on_open`` (agent) is called for each stream that the server opens, ``on_event`` for what befalls the
-    link; neither may block or raise. Whoever makes a link moves it to its first carrier and runs
-    :meth:`run` in a nursery.
+    link; neither may block or raise. ``cap`` bounds what this end sends. Whoever makes a link moves it to
+    its first carrier and runs :meth:`run` in a nursery.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Link:
         limits: Limits,
         pool: CreditPool,
         send_pool: SendPool | None = None,
+        cap: Bucket | None = None,
         on_open: Callable[[Stream], None] | None = None,
         on_event: Callable[[Link, LinkEvent], None] = _unheard,
     ) -> None:
@@ -98,10 +104,14 @@ class Link:
         self._mux.peer_early_data = min(welcome.early_data_limit, self._mux.peer_initial_credit)
         self._mux.peer_max_streams = welcome.max_streams
         now = trio.current_time()
-        self._session = Session(self._mux, limits, welcome, pings=not opener, now=now)
+        self._cap = cap
+        profile = profile_of(metered=hello.metered)
+        self._session = Session(self._mux, limits, welcome, profile, pings=not opener, now=now, cap=cap)
         self._session.pause()
         self._streams: dict[int, Stream] = {}
         self._opens = Opens(node, limits)
+        grace, interval = welcome.grace_ms, welcome.ping_interval_ms
+        self._grace_is_short = 0 < grace <= interval * (welcome.missed_pings + 1)  # pings may find no silence
         self._wake_at = math.inf
         self._told_of = -math.inf  # the silence that LATE was said of
         self._serial = 0
@@ -111,98 +121,6 @@ class Link:
         self._no_streams: trio.Event | None = None  # made by whoever waits for it
         self._give_up_at = math.inf
         self._timer = trio.CancelScope()
-
-    # What others may know.
-
-    @property
-    def session_id(self) -> str:
-        """Eight hex digits that name the session in logs on both ends."""
-        return self.welcome.session.hex()[:8]
-
-    @property
-    def attached(self) -> bool:
-        """Whether a request would be carried now."""
-        return self._way is not None and self.ended is None
-
-    @property
-    def state(self) -> LinkState:
-        """What a request would meet now."""
-        if self.ended is not None:
-            return LinkState.ENDED
-        if self._way is None:
-            return LinkState.GRACE
-        late = trio.current_time() >= self._session.late_at()
-        return LinkState.DEGRADED if late else LinkState.ATTACHED
-
-    @property
-    def lost_seconds(self) -> float | None:
-        """For how long there has been no carrier; None while there is one."""
-        return None if self.lost is None else trio.current_time() - self.lost.at
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether something is late and nothing was heard meanwhile."""
-        return self._way is not None and trio.current_time() >= self._session.quiet_at()
-
-    @property
-    def heard_at(self) -> float:
-        """When the carrier of the moment last brought anything; of none, long ago."""
-        return self._session.heard_at if self._way is not None else -math.inf
-
-    @property
-    def patience_seconds(self) -> float:
-        """How long an answer of this peer may take before it is late."""
-        return self._session.patience_seconds
-
-    @property
-    def received(self) -> int:
-        """What this end tells as ``have``."""
-        return self._session.received
-
-    @property
-    def instance(self) -> bytes:
-        """Which run of the agent this is."""
-        return self.hello.instance
-
-    @property
-    def boot(self) -> bytes:
-        """Which machine the agent runs on, since it was started."""
-        return self.hello.boot
-
-    @property
-    def software(self) -> str:
-        return self.hello.software if self._opener else self.welcome.software
-
-    @property
-    def services(self) -> tuple[Service, ...]:
-        return self.hello.services
-
-    @property
-    def round_trip_seconds(self) -> float | None:
-        return self._session.round_trip_seconds
-
-    @property
-    def streams(self) -> Mapping[int, Stream]:
-        """The streams that their owners have not closed yet."""
-        return self._streams
-
-    @property
-    def credit_granted(self) -> int:
-        """Bytes that the peer may send, or has sent and nobody read yet, over all streams."""
-        return sum(stream.recv.outstanding for stream in self._mux.streams.values())
-
-    @property
-    def mux_streams(self) -> Iterable[MuxStream]:
-        """All streams that still hold anything, also those whose owners have closed them."""
-        return self._mux.streams.values()
-
-    @property
-    def bytes_in(self) -> int:
-        return self._closed_in + sum(stream.bytes_in for stream in self._streams.values())
-
-    @property
-    def bytes_out(self) -> int:
-        return self._closed_out + sum(stream.bytes_out for stream in self._streams.values())
 
     # Living.
 
@@ -229,13 +147,20 @@ class Link:
             return self._give_up_at
         if self.lost is not None:
             return min(self._grace_ends, self._opens.next_deadline)
-        deadline = min(self._session.deadline(), self._wake_at, self._opens.next_deadline, self._quiet_at())
+        soon = min(self._session.deadline(), self._wake_at, self._opens.next_deadline)
+        deadline = min(soon, self._quiet_at(), self._silence_ends())
         return _together(deadline, trio.current_time()) if self._opener else deadline
 
     def _quiet_at(self) -> float:
         if self._opener or self._told_of == self._session.heard_at:
             return math.inf
         return self._session.quiet_at()
+
+    def _silence_ends(self) -> float:
+        """A carrier that answers nothing for as long as the grace is none, whatever is still tried on it."""
+        if not self._grace_is_short:
+            return math.inf
+        return max(self._session.quiet_at(), self._session.heard_at + self.welcome.grace_ms / 1000)
 
     def _tick(self, now: float) -> None:
         if self.ended is not None:
@@ -244,6 +169,9 @@ class Link:
         if self.lost is not None:
             if now >= self._grace_ends:
                 self._end_grace(now, self.lost)
+            return
+        if now >= self._silence_ends():
+            self._lose(Reason.PING_TIMEOUT, "nothing was answered")
             return
         if now >= self._wake_at:
             self._wake_at = math.inf
@@ -271,7 +199,6 @@ class Link:
         first = self.attached_at == math.inf
         self._leave_carrier()
         self._way, self.lost = attempt, None
-        self._mux.wake, self._mux.wake_for_data = attempt.carrier.wake, attempt.carrier.wake_for_data
         self.peer_address = attempt.peer_address
         self.attached_at = min(self.attached_at, now)
         if self._opener and self._session.round_trip_seconds is None:
@@ -281,13 +208,19 @@ class Link:
         try:
             self._session.move(have, now)
         except PeerFault as fault:
+            self._wake_by(attempt.carrier)
             self.end(fault.reason, fault.detail)
             return
+        self._wake_by(attempt.carrier)
         self._opens.resumed(now)
         self._timer.deadline = now  # goes by the session's deadlines again
         attempt.carrier.wake()
         if not first:
             self.on_event(self, LinkEvent.RESUMED)
+
+    def _wake_by(self, carrier: Carrier) -> None:
+        """Not before the session has moved: a wake may ask for packets at once, from queues in the making."""
+        self._mux.wake, self._mux.wake_for_data = carrier.wake, carrier.wake_for_data
 
     def _leave_carrier(self) -> None:
         way, self._way = self._way, None
@@ -300,6 +233,9 @@ class Link:
         self._lose(Reason.CARRIER_LOST, detail)
 
     def _lose(self, reason: Reason, detail: str) -> None:
+        now = trio.current_time()
+        # The grace counts from when it stopped answering, not from when somebody noticed.
+        since = self._session.heard_at if self.is_quiet or reason is Reason.PING_TIMEOUT else now
         self._leave_carrier()
         if self.ended is not None:
             self._give_up_now()
@@ -308,8 +244,7 @@ class Link:
             self._finish(reason, detail)
             self._give_up_now()
             return
-        now = trio.current_time()
-        self.lost = Loss(now, reason, detail)
+        self.lost = Loss(since, reason, detail)
         self._session.pause()
         self._opens.lost(now)
         self._timer.deadline = now  # goes by the grace from here on
@@ -377,11 +312,10 @@ class Link:
         if session.bye_confirmed:
             self._give_up_now()
             return
-        deadline = session.deadline()
-        if deadline <= now or session.answers_pending or self._mux.has_work:
-            self._wake()  # has_work: a confirmation may have freed memory that data waited for
-        elif deadline < self._timer.deadline:
-            self._timer.deadline = deadline
+        if session.may_send(now):  # a confirmation may have made room, in the flight or in memory
+            self._wake()
+        else:
+            self._look_by(session.deadline())
 
     def _use_rejected(self, rejected: UseRejected) -> None:
         """The server did not move to this carrier: a newer one won, or the session is gone."""
@@ -405,19 +339,31 @@ class Link:
         if self._wake_at != math.inf:
             self._wake_at = math.inf  # what waited for company goes now
             self._timer.deadline = self._deadline()
-        packet = self._session.next_packet(trio.current_time())
+        now = trio.current_time()
+        packet = self._session.next_packet(now)
         if packet is None:
+            self._look_by(self._session.room_at)
             return None
-        if not self._opener and (quiet := self._quiet_at()) < self._timer.deadline:
-            self._timer.deadline = quiet
-        return encode_packet(*packet)
+        if not self._opener:
+            self._look_by(self._quiet_at())
+        if self._grace_is_short:
+            self._look_by(self._silence_ends())
+        data = encode_packet(*packet)
+        if self._cap is not None:
+            self._cap.take(len(data), now)
+        return data
+
+    def _look_by(self, deadline: float) -> None:
+        """Time is looked at by then at the latest."""
+        if deadline < self._timer.deadline:
+            self._timer.deadline = deadline
 
     def _wake_later(self, seconds: float) -> None:
         """Something may wait for company; alone it goes out after ``seconds``."""
         wake_at = trio.current_time() + seconds
         if wake_at < self._wake_at:
             self._wake_at = wake_at
-            self._timer.deadline = min(self._timer.deadline, wake_at)
+            self._look_by(wake_at)
 
     # Streams.
 
@@ -451,9 +397,7 @@ class Link:
     def _await_answer(
         self, stream: Stream, mux_stream: MuxStream, on_opened: Callable[[], None] | None
     ) -> None:
-        deadline = self._opens.add(stream, trio.current_time(), self.lost)
-        if deadline < self._timer.deadline:
-            self._timer.deadline = deadline
+        self._look_by(self._opens.add(stream, trio.current_time(), self.lost))
 
         def opened() -> None:
             self._opens.forget(stream)
@@ -509,7 +453,7 @@ class Link:
         # The users of its streams are told whose session it was: kubectl shows them nothing else.
         self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
         self._give_up_at = trio.current_time() + _FAREWELL_SECONDS
-        self._timer.deadline = min(self._timer.deadline, self._give_up_at)
+        self._look_by(self._give_up_at)
         self._ended.set()
         self._look_again()
 

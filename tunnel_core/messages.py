@@ -1,15 +1,15 @@
 """The frames as a table: which number each has in ``Frame``, and the kinds of its fields, in order.
 
-``tunnel.proto`` gives fields the numbers 1, 2, 3, ... in the order of the members of ``frames``, so one
-loop reads, and one writes, every frame by its row. A test holds the rows against the generated
-classes.
+``tunnel.proto`` gives fields the numbers 1, 2, 3, ... in the order of the members of ``frames``, leaving
+out what is set aside (``then``), so one loop reads, and one writes, every frame by its row. A test
+holds the rows against the generated classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from tunnel_core import frames
 from tunnel_core.frames import Service, SessionSecret
@@ -44,7 +44,20 @@ class Kind:
     most: int = 0
 
 
-Kinds: TypeAlias = tuple[Kind, ...]
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of a message, by their numbers in the order of its members."""
+
+    kinds: Mapping[int, Kind]
+    places: Mapping[int, int]
+
+    def then(self, number: int, kind: Kind) -> Fields:
+        """One field more, whose number does not follow on the last one's."""
+        return Fields({**self.kinds, number: kind}, {**self.places, number: len(self.places)})
+
+
+def _in_order(*kinds: Kind) -> Fields:
+    return Fields(dict(enumerate(kinds, 1)), {number: number - 1 for number in range(1, len(kinds) + 1)})
 
 
 def _text_to_bytes(text: str, most: int) -> bytes:
@@ -122,7 +135,7 @@ _CONTENT = Kind(DELIMITED, b"", bytes, bytes)
 _TRUST_BUNDLE = Kind(DELIMITED, b"", bytes, _read_trust_bundle)
 _FEATURES = Kind(DELIMITED, (), _write_text, _read_text, most=_LIMITS.max_features)
 _SERVICES = Kind(DELIMITED, (), _write_service, _read_service, most=_LIMITS.max_services)
-_SERVICE_FIELDS: Kinds = (_TEXT, _TEXT, _TEXT)
+_SERVICE_FIELDS = _in_order(_TEXT, _TEXT, _TEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,52 +144,54 @@ class Message:
 
     frame: type[Any]
     number: int
-    fields: Kinds
+    fields: Fields
 
 
 MESSAGES = (
-    Message(frames.Data, 1, (_NUMBER, _NUMBER, _CONTENT)),
-    Message(frames.Credit, 2, (_NUMBER, _NUMBER)),
-    Message(frames.End, 3, (_NUMBER, _NUMBER)),
-    Message(frames.Ping, 4, (_NUMBER, _NUMBER)),
-    Message(frames.Pong, 5, (_NUMBER,)),
-    Message(frames.Open, 6, (_NUMBER, _TEXT, _TEXT, _TEXT, _NUMBER, _CONTENT, _TEXT, _NUMBER)),
-    Message(frames.Opened, 7, (_NUMBER, _NUMBER, _TEXT)),
-    Message(frames.RefusedFrame, 8, (_NUMBER, _REASON, _DETAIL)),
-    Message(frames.Reset, 9, (_NUMBER, _REASON, _DETAIL)),
-    Message(frames.Stop, 10, (_NUMBER, _REASON)),
+    Message(frames.Data, 1, _in_order(_NUMBER, _NUMBER, _CONTENT)),
+    Message(frames.Credit, 2, _in_order(_NUMBER, _NUMBER)),
+    Message(frames.End, 3, _in_order(_NUMBER, _NUMBER)),
+    Message(frames.Ping, 4, _in_order(_NUMBER, _NUMBER)),
+    Message(frames.Pong, 5, _in_order(_NUMBER)),
+    Message(frames.Open, 6, _in_order(_NUMBER, _TEXT, _TEXT, _TEXT, _NUMBER, _CONTENT, _TEXT, _NUMBER)),
+    Message(frames.Opened, 7, _in_order(_NUMBER, _NUMBER, _TEXT)),
+    Message(frames.RefusedFrame, 8, _in_order(_NUMBER, _REASON, _DETAIL)),
+    Message(frames.Reset, 9, _in_order(_NUMBER, _REASON, _DETAIL)),
+    Message(frames.Stop, 10, _in_order(_NUMBER, _REASON)),
     Message(
         frames.Hello,
         16,
-        (_NUMBER, _NUMBER, _ID, _ID, _TEXT, _ID, _SECRET, _NUMBER, _SERVICES, _FEATURES, _NUMBER),
+        _in_order(_NUMBER, _NUMBER, _ID, _ID, _TEXT, _ID, _SECRET, _NUMBER, _SERVICES, _FEATURES, _NUMBER)
+        .then(15, _FLAG)
+        .then(20, _NUMBER),
     ),
     Message(
         frames.Welcome,
         17,
-        (_NUMBER, _ID, _SECRET, _NUMBER, _TEXT)
-        + (_NUMBER,) * 5
-        + (_TEXT, _TEXT, _TEXT, _TRUST_BUNDLE, _FEATURES, _NUMBER, _FLAG),
+        _in_order(
+            *(_NUMBER, _ID, _SECRET, _NUMBER, _TEXT),
+            *(_NUMBER,) * 5,
+            *(_TEXT, _TEXT, _TEXT, _TRUST_BUNDLE, _FEATURES, _NUMBER, _FLAG),
+        ),
     ),
-    Message(frames.Use, 18, (_NUMBER, _NUMBER)),
-    Message(frames.Rejected, 19, (_REASON, _DETAIL, _NUMBER)),
-    Message(frames.Bye, 20, (_REASON, _DETAIL)),
-    Message(frames.Draining, 21, (_NUMBER,)),
+    Message(frames.Use, 18, _in_order(_NUMBER, _NUMBER)),
+    Message(frames.Rejected, 19, _in_order(_REASON, _DETAIL, _NUMBER)),
+    Message(frames.Bye, 20, _in_order(_REASON, _DETAIL)),
+    Message(frames.Draining, 21, _in_order(_NUMBER)),
 )
 BY_NUMBER = {message.number: message for message in MESSAGES}
 BY_FRAME: dict[type[Any], Message] = {message.frame: message for message in MESSAGES}
 
 
-def write_fields(values: tuple[Any, ...], fields: Kinds) -> bytes:
+def write_fields(values: tuple[Any, ...], fields: Fields) -> bytes:
     """The body of a message; defaults are left out, as protobuf does."""
     parts: list[bytes] = []
-    tag = 0
-    for kind, value in zip(fields, values, strict=True):
-        tag += 1 << 3
+    for (number, kind), value in zip(fields.kinds.items(), values, strict=True):
         if not value:
             continue
         for one in value if kind.most else (value,):
             raw = kind.write(one)
-            parts.append(SMALL[tag | kind.wire])
+            parts.append(SMALL[number << 3 | kind.wire])
             if kind.wire == DELIMITED:
                 size = len(raw)
                 parts.append(SMALL[size] if size < SMALL_END else varint(size))
@@ -184,10 +199,10 @@ def write_fields(values: tuple[Any, ...], fields: Kinds) -> bytes:
     return b"".join(parts)
 
 
-def read_fields(data: bytes, i: int, end: int, fields: Kinds) -> list[Any]:
+def read_fields(data: bytes, i: int, end: int, fields: Fields) -> list[Any]:
     """The values of a message's fields, in order. Raises as ``wire`` does, and ``UnicodeDecodeError``."""
-    values = [kind.default for kind in fields]
-    count = len(values)
+    kinds = fields.kinds
+    values = [kind.default for kind in kinds.values()]
     most = MAX_FIELDS
     while i < end and most > 0:
         most -= 1
@@ -195,11 +210,10 @@ def read_fields(data: bytes, i: int, end: int, fields: Kinds) -> list[Any]:
         i += 1
         if tag > 127:
             tag, i = rest_of_tag(data, i, tag)
-        index = (tag >> 3) - 1
-        if not 0 <= index < count or tag & 7 != fields[index].wire:
-            i = skip_field(data, i, tag, count)
+        kind = kinds.get(tag >> 3)
+        if kind is None or tag & 7 != kind.wire:
+            i = skip_field(data, i, tag, kinds)
             continue
-        kind = fields[index]
         value = data[i]  # the number, or the length of the content
         i += 1
         if kind.wire == VARINT:
@@ -211,13 +225,14 @@ def read_fields(data: bytes, i: int, end: int, fields: Kinds) -> list[Any]:
                 value, i = rest_of_size(data, i, value)
             raw = data[i : i + value]
             i += value
+        place = fields.places[tag >> 3]
         if not kind.most:
-            values[index] = kind.read(raw)
-        elif len(values[index]) < kind.most:
+            values[place] = kind.read(raw)
+        elif len(values[place]) < kind.most:
             most += 1
-            values[index] += (kind.read(raw),)
+            values[place] += (kind.read(raw),)
         else:
-            raise BrokenWire(f"field {index + 1} stands more than {kind.most} times")
+            raise BrokenWire(f"field {tag >> 3} stands more than {kind.most} times")
     if i != end:
         raise BrokenWire("a message is longer or shorter than its fields")
     return values

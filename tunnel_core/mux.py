@@ -6,11 +6,8 @@
    what is queued. Each concerns one direction (QUIC's RESET_STREAM and STOP_SENDING, RFC 9000 §3).
 3. Control is state, not a queue: each stream has a set of pending control bits and one place in the
    control queue, however often something changes before the carrier takes a packet.
-4. Turns. Control first. Then data by deficit round robin with FQ-CoDel's two lists (RFC 8290 §4.2):
-   a stream that had nothing queued enters ``new`` and gets a small quantum at once; what is left
-   after that waits its turn in ``old``. So a keystroke overtakes bulk, and bulk in small writes
-   cannot pose as keystrokes: it gets the small quantum once per round. None starves. A stream
-   stands in one list at most; one without credit in none.
+4. Turns. Control and ends first, always. Then data as ``turns.py`` decides, within two budgets: what the
+   flight limit leaves to bulk, and what it leaves to quick bytes, early data among them.
 5. ``take`` returns frames and a receipt. ``confirmed(receipt)`` frees what the frames carried. A
    stream is forgotten when both halves have ended and all it said was confirmed; frames for a
    forgotten number are late and ignored, frames for a number never used are a fault.
@@ -24,7 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.frames import (
@@ -40,20 +37,16 @@ from tunnel_core.frames import (
     Reset,
     Stop,
 )
-from tunnel_core.halves import PeerFault, ReceiveHalf, SendHalf
-from tunnel_core.limits import KIB, Limits
+from tunnel_core.halves import PeerFault, SendHalf
+from tunnel_core.limits import Limits
+from tunnel_core.mux_stream import END, OPEN, MuxStream, Receipt
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.turns import Turns
 
-_OPEN, _OPENED, _REFUSED, _CREDIT, _END, _RESET, _STOP = (1 << bit for bit in range(7))
-
-_NEW_QUANTUM = 16 * KIB
-_OLD_QUANTUM = 256 * KIB
 _FRAME_RESERVE = 16
 """Frames that a packet may get after the last look at their number: of one stream and of the session."""
 
 
-_ANSWER_WAITS_SECONDS = 0.005
-"""For the target's first bytes, where the client has spoken first."""
 _END_WAITS_SECONDS = 0.001
 """For the next open, or the last answer; on any real link far less than a round trip."""
 
@@ -64,208 +57,6 @@ def _nothing() -> None:
 
 def _nothing_later(_: float) -> None:
     """The same."""
-
-
-class MuxStream:
-    """One stream as this end sees it. ``Stream`` wraps it for trio.
-
-    ``on_change`` is called when something a waiting task may care about changed: bytes to read, room
-    to send, opened, refused, reset. It must not block or raise.
-    """
-
-    __slots__ = (
-        "_done",
-        "_emitted",
-        "_pending",
-        "_queued_control",
-        "address",
-        "deficit",
-        "discarding",
-        "listed",
-        "mux",
-        "number",
-        "on_change",
-        "on_opened",
-        "opened",
-        "recv",
-        "recv_reset",
-        "refusal",
-        "request",
-        "reset_detail",
-        "reset_reason",
-        "send",
-        "send_reset",
-    )
-
-    def __init__(self, mux: Mux, request: Open, number: int, credit: int) -> None:
-        self.mux = mux
-        self.number = number  # 0 until the open entered a packet
-        self.request = request
-        self.address = ""
-        self.send = SendHalf(credit, mux.limits)
-        self.recv = ReceiveHalf(mux.limits, mux.pool)
-        self.opened = False
-        self.refusal: Refused | None = None
-        self.reset_reason: Reason | None = None  # why the stream broke; None while it is whole
-        self.reset_detail = ""
-        self.send_reset = False  # our half ended by reset
-        self.recv_reset = False  # the peer's half ended by reset, or ours to read is gone
-        self.discarding = False  # nothing is read any more
-        self.on_change: Callable[[], None] = _nothing
-        self.on_opened: Callable[[], None] = _nothing  # called once, when the far dial succeeded
-        self.listed = False  # stands in the new or the old list
-        self.deficit = 0
-        self._pending = 0
-        self._emitted = 0
-        self._done = 0
-        self._queued_control = False
-
-    # What the owner does.
-
-    def push(self, payload: Payload) -> None:
-        """Queues bytes for the peer. Call only while ``can_send``."""
-        self.send.push(payload)
-        self.mux.list_stream(self)
-
-    @property
-    def can_send(self) -> bool:
-        """Whether our half is neither ended nor reset."""
-        return self.send.size is None and not self.send_reset
-
-    def end(self) -> None:
-        """Our half is complete; what is queued is still delivered."""
-        if self.can_send:
-            self.send.size = self.send.sent + self.send.queued
-            self.mux.list_stream(self, is_end=True)
-
-    def read(self, max_bytes: int) -> Payload:
-        """Takes up to ``max_bytes`` that arrived; call only with something buffered."""
-        payload = self.recv.take(max_bytes)
-        if self.recv.maybe_grant():
-            self.want(_CREDIT)
-        elif self.recv.at_end:
-            self.mux.maybe_forget(self)
-        return payload
-
-    def stop_reading(self) -> None:
-        """We read no more: drops what is buffered and tells the peer, unless it had ended."""
-        if self.discarding:
-            return
-        self.discarding = True
-        self.recv.drop()
-        if self.recv.size is None:
-            self.want(_STOP)
-        self.mux.maybe_forget(self)
-
-    def reset(self, reason: Reason, detail: str) -> None:
-        """Ends both halves now; what is queued either way is dropped. Idempotent."""
-        if self.reset_reason is None:
-            self.reset_reason, self.reset_detail = reason, detail
-        self.recv_reset = True
-        if not self.number:
-            self.mux.withdraw(self)
-            return
-        self.stop_reading()
-        self.give_up_sending()
-        self.on_change()
-
-    def give_up_sending(self) -> None:
-        """Resets our half, unless the peer confirmed all of it."""
-        if self.send_reset or self._done & _END:
-            return
-        self.send_reset = True
-        self.mux.drop_sending(self)
-        self.want(_RESET)
-        self.on_change()
-
-    def accept(self, address: str, *, may_wait: bool = False) -> None:
-        """Agent: the dial succeeded. ``may_wait``: the answer may wait for what else is to be said."""
-        self.address = address
-        self.opened = True
-        self.want(_OPENED, may_wait=may_wait)
-
-    def refuse(self, refusal: Refused) -> None:
-        """Agent: there was no dial, or it failed; nothing was done with early data."""
-        self.refusal = refusal
-        self.discarding = self.send_reset = self.recv_reset = True
-        self.recv.drop()
-        self.want(_REFUSED)
-        self.on_change()
-
-    # What the mux does.
-
-    def want(self, bits: int, *, may_wait: bool = False) -> None:
-        self._pending |= bits
-        if not self._queued_control:
-            self._queued_control = True
-            self.mux.queue_control(self)
-        if may_wait:
-            self.mux.wake_later(_ANSWER_WAITS_SECONDS)
-        else:
-            self.mux.wake()
-
-    def take_control(self, frames: list[Frame]) -> int:
-        """Appends the pending control frames; returns their bits."""
-        bits, self._pending, self._queued_control = self._pending, 0, False
-        self._emitted |= bits
-        if bits & _OPENED:
-            frames.append(Opened(self.number, self.recv.granted, self.address))
-        if bits & _REFUSED:
-            assert self.refusal is not None
-            frames.append(RefusedFrame(self.number, self.refusal.reason, self.refusal.detail))
-        if bits & _CREDIT and not self.discarding:
-            frames.append(Credit(self.number, self.recv.granted))
-        if bits & _RESET:
-            frames.append(Reset(self.number, self.reset_reason or Reason.USER_LEFT, self.reset_detail))
-        if bits & _STOP:
-            frames.append(Stop(self.number, self.reset_reason or Reason.USER_LEFT))
-        return bits
-
-    def emitted_end(self) -> bool:
-        return bool(self._emitted & _END)
-
-    def emit(self, bits: int) -> None:
-        self._emitted |= bits
-
-    def confirm(self, bits: int) -> None:
-        self._done |= bits
-
-    def take_back(self, bits: int) -> None:
-        """What these bits said must be said again, unless it means nothing any more."""
-        self._emitted &= ~bits
-        bits &= ~_END  # said by the stream's turn
-        if self.discarding:
-            bits &= ~_CREDIT
-        if bits:
-            self._pending |= bits
-            self._queued_control = True
-
-    @property
-    def open_pending(self) -> bool:
-        """Whether the open has yet to be said, or to be said again."""
-        return bool(self._pending & _OPEN)
-
-    @property
-    def control_pending(self) -> bool:
-        return bool(self._pending)
-
-    @property
-    def over(self) -> bool:
-        """Both halves have ended and the peer confirmed everything that says so."""
-        if self.refusal is not None:
-            return not self._pending and self._done & self._emitted & _REFUSED == self._emitted & _REFUSED
-        ended = self._done & _RESET if self.send_reset else self._done & _END
-        if not ended or self._pending:
-            return False
-        return self.recv.size is not None and (self.discarding or not self.recv.buffered)
-
-
-class Receipt(NamedTuple):
-    """What one frame batch carried of one stream."""
-
-    stream: MuxStream
-    bits: int
-    sent: int
 
 
 class Mux:
@@ -306,8 +97,7 @@ class Mux:
         self._highest_opened = 0
         self._unopened: dict[MuxStream, None] = {}  # opened by us, not in a packet yet
         self._control: deque[MuxStream] = deque()
-        self._new: deque[MuxStream] = deque()
-        self._old: deque[MuxStream] = deque()
+        self._turns = Turns()
 
     # Opening.
 
@@ -323,7 +113,7 @@ class Mux:
         self._unopened[stream] = None
         if early_data:
             stream.push(early_data)  # before the wake, which may take the packet at once
-        stream.want(_OPEN)
+        stream.want(OPEN)
         return stream
 
     def withdraw(self, stream: MuxStream) -> None:
@@ -346,24 +136,34 @@ class Mux:
 
         A mere end waits a moment for company: who closes one connection often opens the next.
         """
-        if stream.listed or not stream.number or stream.open_pending or not _wants_turn(stream):
+        if not stream.number or stream.open_pending or not stream.wants_turn:
             return
-        stream.listed = True
-        if is_end and not stream.send.queued:
-            stream.deficit = _OLD_QUANTUM
-            self._old.append(stream)
-            self.wake_later(_END_WAITS_SECONDS)
-        else:
-            stream.deficit = _NEW_QUANTUM
-            self._new.append(stream)
+        if not stream.send.queued:
+            self._turns.ends[stream] = None
+            if is_end:
+                self.wake_later(_END_WAITS_SECONDS)
+        elif not stream.listed:
+            self._turns.add(stream)
             self.wake_for_data()
 
     @property
+    def has_control(self) -> bool:
+        """Whether ``take`` would return frames now, whatever its budgets."""
+        return bool(self._control or self._turns.ends)
+
+    @property
     def has_work(self) -> bool:
-        """Whether ``take`` would return frames now."""
-        if self._control:
-            return True
-        return bool(self._new or self._old) and self._send_room > 0
+        """Whether there is something to say, once there is room for it."""
+        return bool(self._control or self._turns.ends or self._turns)
+
+    @property
+    def has_data(self) -> bool:
+        """Whether some stream has data that credit and memory let it send."""
+        return bool(self._turns) and self._send_room > 0
+
+    def may_send(self, bulk: int, quick: int) -> bool:
+        """Whether these budgets let any stream send data that memory allows."""
+        return self._turns.may_go(bulk, quick) and self._send_room > 0
 
     @property
     def _send_room(self) -> int:
@@ -371,30 +171,46 @@ class Mux:
         shared = self.send_pool.free + self.held - self.unconfirmed
         return min(self.limits.max_send_memory - self.unconfirmed, shared)
 
-    def take(self, budget: int) -> tuple[list[Frame], list[Receipt]]:
-        """Frames for one packet with about ``budget`` bytes of content at most, and their receipt."""
+    def take(self, bulk: int, quick: int) -> tuple[list[Frame], list[Receipt]]:
+        """Frames for one packet, and their receipt. Control and ends always go.
+
+        ``quick`` bounds the content that is early or of streams with little queued, ``bulk`` all content.
+        """
         frames: list[Frame] = []
         receipt: list[Receipt] = []
         if self._control:
-            budget -= self._take_control(frames, receipt, budget)
-        room = min(budget, self._send_room)
-        while room > 0 and (self._new or self._old) and len(frames) < self._max_frames:
-            room -= self._take_turn(frames, receipt, room)
-        if (self._new or self._old) and self.send_pool.free <= 0:
-            self.send_pool.call_when_free(self._wake_when_free)
+            early = self._take_control(frames, receipt, quick)
+            bulk, quick = bulk - early, quick - early
+        while self._turns.ends and len(frames) < self._max_frames:
+            self._take_data(self._turns.ends.popitem()[0], frames, receipt, 0)
+        if self._turns:
+            self._take_turns(frames, receipt, bulk, quick)
         return frames, receipt
+
+    def _take_turns(self, frames: list[Frame], receipt: list[Receipt], bulk: int, quick: int) -> None:
+        turns, room = self._turns, self._send_room
+        bulk, quick = min(bulk, room), min(quick, room)
+        turns.begin(bulk)
+        while len(frames) < self._max_frames and (turn := turns.next(bulk, quick)):
+            stream, allowed = turn
+            taken = self._take_data(stream, frames, receipt, allowed)
+            turns.took(stream, taken, bulk)
+            bulk, quick = bulk - taken, quick - taken
+        if turns and self.send_pool.free <= 0:
+            self.send_pool.call_when_free(self._wake_when_free)
 
     def _wake_when_free(self) -> None:
         """Wakes the carrier of that moment, which need not be the one that found no room."""
         self.wake()
 
-    def _take_control(self, frames: list[Frame], receipt: list[Receipt], budget: int) -> int:
+    def _take_control(self, frames: list[Frame], receipt: list[Receipt], quick: int) -> int:
         early = 0
-        while self._control and early < budget and len(frames) < self._max_frames:
+        # Where nothing may go early opens go bare; who finds the packet full waits for the next one.
+        while self._control and (early < quick or quick <= 0) and len(frames) < self._max_frames:
             stream = self._control.popleft()
             opening = stream.open_pending
             if stream in self._unopened:
-                early += self._take_open(stream, frames)
+                early += self._take_open(stream, frames, quick - early)
             elif opening:
                 # Without early data: had the first one arrived, this is ignored with all it carries.
                 frames.append(_open_frame(stream))
@@ -405,44 +221,18 @@ class Mux:
             self.maybe_forget(stream)
         return early
 
-    def _take_open(self, stream: MuxStream, frames: list[Frame]) -> int:
+    def _take_open(self, stream: MuxStream, frames: list[Frame], quick: int) -> int:
         del self._unopened[stream]
         stream.number = self._next_number
         self._next_number += 2
         self.streams[stream.number] = stream
         send, early = stream.send, b""
-        room = min(self.peer_early_data, self._send_room)
+        room = min(self.peer_early_data, self._send_room, quick)
         if send.ready and room > 0:
             early = b"".join(self._send(send, room))
             stream.on_change()
         frames.append(_open_frame(stream)._replace(early_data=early))
         return len(early)
-
-    def _take_turn(self, frames: list[Frame], receipt: list[Receipt], room: int) -> int:
-        """One stream's turn. Returns the bytes taken."""
-        queue = self._new or self._old
-        stream = queue[0]
-        if len(self._new) + len(self._old) == 1:
-            stream.deficit = room  # nobody waits: one frame instead of two
-        taken = self._take_data(stream, frames, receipt, min(room, stream.deficit))
-        stream.deficit -= taken
-        if not _wants_turn(stream):
-            queue.popleft()
-            self._leave_turn(stream, was_new=queue is self._new)
-        elif stream.deficit <= 0:
-            queue.popleft()
-            stream.deficit = max(_OLD_QUANTUM, room // (len(self._old) + 1))
-            self._old.append(stream)
-        return taken
-
-    def _leave_turn(self, stream: MuxStream, *, was_new: bool) -> None:
-        """An emptied stream: from ``new`` it goes behind the old ones once, so it cannot come back at
-        once as new; from ``old`` it leaves."""
-        if was_new and self._old:
-            stream.deficit = _OLD_QUANTUM
-            self._old.append(stream)
-        else:
-            stream.listed = False
 
     def _take_data(self, stream: MuxStream, frames: list[Frame], receipt: list[Receipt], allowed: int) -> int:
         send, bits, taken = stream.send, 0, 0
@@ -455,7 +245,7 @@ class Mux:
                 Data(stream.number, offset, parts[0]) if single else DataParts(stream.number, offset, parts)
             )
         if send.size == send.sent and not stream.send_reset and not stream.emitted_end():
-            bits = _END
+            bits = END
             stream.emit(bits)
             frames.append(End(stream.number, send.sent))
         if taken or bits:
@@ -514,8 +304,7 @@ class Mux:
         for stream in again:
             waiting.pop(stream, None)
         self._control = deque([*again, *waiting])
-        self._new.clear()
-        self._old.clear()
+        self._turns.clear()
         for stream in streams:
             stream.listed = False
             self.list_stream(stream)
@@ -649,8 +438,7 @@ class Mux:
         self.streams.clear()
         self._unopened.clear()
         self._control.clear()
-        self._new.clear()
-        self._old.clear()
+        self._turns.clear()
         self.send_pool.forget(self._wake_when_free)
         for stream in streams:
             if stream.reset_reason is None and stream.refusal is None:
@@ -663,13 +451,6 @@ class Mux:
 
 def _open_frame(stream: MuxStream) -> Open:
     return stream.request._replace(stream=stream.number, credit=stream.recv.granted)
-
-
-def _wants_turn(stream: MuxStream) -> bool:
-    send = stream.send
-    if stream.send_reset:
-        return False
-    return send.ready or (send.size == send.sent and not stream.emitted_end())
 
 
 _HANDLERS: dict[type, Callable[[Mux, MuxStream, Any], None]] = {

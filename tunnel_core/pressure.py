@@ -12,7 +12,7 @@ import trio
 
 from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
-from tunnel_core.mux import MuxStream
+from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason
 
 

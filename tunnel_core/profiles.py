@@ -47,8 +47,6 @@ class Profile:
     """Between pings while one does, and from the first ping that is late until one is answered."""
     active_seconds: float
     """How long after its last byte a stream still counts as moving."""
-    missed_pings: int
-    """Unanswered pings, with nothing else heard, after which the other end counts as gone."""
     ack_delay_seconds: float
     """How long a confirmation waits for company. Far below the second after which a packet is late."""
     attempt_seconds: float
@@ -61,7 +59,6 @@ PROFILES: Mapping[ProfileName, Profile] = MappingProxyType(
             idle_ping_seconds=15.0,
             active_ping_seconds=1.0,
             active_seconds=30.0,
-            missed_pings=2,
             ack_delay_seconds=0.025,
             attempt_seconds=1.5,
         ),
@@ -69,7 +66,6 @@ PROFILES: Mapping[ProfileName, Profile] = MappingProxyType(
             idle_ping_seconds=200.0,
             active_ping_seconds=5.0,
             active_seconds=10.0,
-            missed_pings=2,
             ack_delay_seconds=0.1,
             attempt_seconds=5.0,
         ),

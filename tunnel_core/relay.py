@@ -1,6 +1,7 @@
 """Two streams joined: the only place in the project where bytes are copied from one to another.
 
-A half that ends is ended on the other side, and the other direction goes on. Anything abnormal (a
+A half that ends is ended on the other side, and the other direction goes on. So it does when a side hears
+no more after it ended its own half: what it said is whole, and is delivered. Anything else abnormal (a
 reset, a broken connection, cancellation) aborts both sides, so that truncated output never looks
 whole. Reads grow while they come back full, to 1 MiB for bulk, and shrink again for chat: the price
 of the link is per message.
@@ -18,7 +19,7 @@ from typing import Protocol, runtime_checkable
 
 import trio
 
-from tunnel_core.direct import DirectStream
+from tunnel_core.direct import DirectStream, HungUp
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.pump import Pump
 from tunnel_core.reasons import Reason
@@ -99,6 +100,7 @@ class _Relay:
         self._moved = {a: 0, b: 0}  # by the side it came from
         self._reason: Reason | None = None
         self._detail = ""
+        self._gone: tuple[Reason, str] | None = None  # why a side hears no more
 
     async def run(self) -> RelayResult:
         self._stay_awake()
@@ -120,6 +122,8 @@ class _Relay:
             raise
         finally:
             await self._close()
+        if self._reason is None and self._gone is not None:
+            self._reason, self._detail = self._gone
         return RelayResult(
             self._moved[self._a], self._moved[self._b], self._reason or Reason.DONE, self._detail
         )
@@ -135,7 +139,7 @@ class _Relay:
                 await pump.wait_done()
             finally:
                 pump.stop()
-        if pump.error is not None:
+        if pump.error is not None and not isinstance(pump.error, HungUp):
             self._note(pump.error)
         elif pump.needs_task:
             async with trio.open_nursery() as nursery:
@@ -170,6 +174,8 @@ class _Relay:
         """Moves ``source`` to its end; ``stopped`` did so up to where the sink took no more."""
         try:
             if stopped is not None:
+                if stopped.error is not None:
+                    raise stopped.error
                 await stopped.flush()
             if stopped is not None and stopped.is_done:
                 pass
@@ -178,7 +184,16 @@ class _Relay:
             else:
                 await self._copy(source, sink)
             await self._half_ended(source)
+        except HungUp as error:
+            self._gone = self._gone or self._told_by(error)
+            await self._half_ended_guarded(source)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._note(error)
+
+    async def _half_ended_guarded(self, source: trio.abc.Stream) -> None:
+        try:
+            await self._half_ended(source)
+        except trio.BrokenResourceError as error:
             self._note(error)
 
     async def _half_ended(self, source: trio.abc.Stream) -> None:
@@ -256,11 +271,13 @@ class _Relay:
             self._stay_awake()
 
     def _note(self, error: Exception) -> None:
-        if isinstance(error, StreamReset):
-            self._fail(error.reason, error.detail)
-        else:
-            self._fail(self._left, str(error))
+        self._fail(*self._told_by(error))
         self._scope.cancel()
+
+    def _told_by(self, error: Exception) -> tuple[Reason, str]:
+        if isinstance(error, StreamReset):
+            return error.reason, error.detail
+        return self._left, str(error)
 
     def _fail(self, reason: Reason, detail: str) -> None:
         """Aborts both sides; the first failure names the reason."""

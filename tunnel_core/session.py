@@ -9,8 +9,8 @@ No I/O, no clock, no randomness: time comes in as ``now`` (seconds, any origin),
    has is confirmed, all other receipts go back to the mux, and numbers rise on. So the first number on
    a carrier may leave some out, a number that was taken back confirms nothing, and no sample of a
    round trip or a rate is of two carriers (Karn).
-3. A confirmation rides on any packet. If none leaves, a bare one does after ``ack_delay_seconds`` or
-   ``ack_every_bytes``: few, because the price of the link is per message.
+3. A confirmation rides on any packet; ``confirming.py`` says when a bare one leaves. What may be under
+   way, and what may leave, ``flight.py`` and ``bucket.py`` say (``allowance.py`` asks both).
 4. Liveness. The agent pings every interval, and every second while streams move bytes; a pong that is
    missed too often means that the carrier is gone. The server answers, and counts silence: one ping
    serves both ends. A peer that answers pings and confirms nothing for long is at fault.
@@ -23,9 +23,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tunnel_core.allowance import Allowance
+from tunnel_core.bucket import Bucket
+from tunnel_core.confirming import Confirming
+from tunnel_core.flight import Flight, Unbounded
 from tunnel_core.frames import (
     Bye,
     Draining,
@@ -39,9 +43,13 @@ from tunnel_core.frames import (
 )
 from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
-from tunnel_core.mux import Mux, Receipt
+from tunnel_core.mux import Mux
+from tunnel_core.mux_stream import Receipt
+from tunnel_core.profiles import Profile
 from tunnel_core.reasons import Reason
 
+_PACKET_BYTES, _FRAME_BYTES = 48, 12
+"""What a packet and each frame take on the wire besides content: TLS record, HTTP/2, gRPC, fields."""
 _LATE_ROUND_TRIPS = 4
 
 
@@ -64,26 +72,39 @@ class _Sent(NamedTuple):
 class Session:
     """Numbering, confirmation and liveness of one attached session; its content is the mux's.
 
-    ``pings``: this end sends the pings (the agent). ``welcome`` holds the intervals both go by.
+    ``pings``: this end sends the pings (the agent). ``welcome`` and ``profile`` hold the intervals both go
+    by. ``cap`` bounds what this end sends.
     """
 
-    def __init__(self, mux: Mux, limits: Limits, welcome: Welcome, *, pings: bool, now: float) -> None:
+    def __init__(
+        self,
+        mux: Mux,
+        limits: Limits,
+        welcome: Welcome,
+        profile: Profile,
+        *,
+        pings: bool,
+        now: float,
+        cap: Bucket | None = None,
+    ) -> None:
         self.mux = mux
+        self.flight = Flight(limits, now) if limits.flight_limit else Unbounded(limits, now)
         self.round_trip_seconds: float | None = None
+        self._smooth_round_trip = 0.0  # 0: none yet
         self.peer_bye: Bye | None = None
         self.peer_draining = False
         self.bye_confirmed = False
         self.heard_at = now  # when the carrier of the moment last brought anything
         self._limits = limits
+        self._profile = profile
+        self._allowance = Allowance(self.flight, cap)
+        self._confirming = Confirming(limits, profile.ack_delay_seconds)
         self._interval = welcome.ping_interval_ms / 1000
         self._missed_allowed = welcome.missed_pings
         self._pings = pings
         self._number = 0  # highest sent
         self._received = 0  # highest received in order
         self._acked = 0  # highest of ours that the peer confirmed
-        self._ack_sent = 0
-        self._unacked_bytes = 0
-        self._ack_due = math.inf
         self._ack_overdue = False  # the carrier is to blame, not the clock: no deadline any more
         self._sent: deque[_Sent] = deque()
         self._control: list[Frame] = []  # numbered frames of the session itself
@@ -105,37 +126,60 @@ class Session:
         """What the carrier should take next; None when there is nothing to say."""
         if self._unnumbered:
             frames, self._unnumbered = self._unnumbered, []
-            return self._confirming(Packet(0, self._received, frames))
-        frames, receipt = self.mux.take(self._limits.max_packet_bytes)
+            return self._packet(0, frames)
+        held = self.mux.unconfirmed
+        frames, receipt = self._take(now)
         control, self._control = self._control, []
         if control:
             frames = [*control, *frames]
         if frames:
-            return self._numbered(frames, receipt, control, now)
-        if self._ack_overdue or self._ack_due <= now:
-            return self._confirming(Packet(0, self._received, ()))
+            size = self.mux.unconfirmed - held + _PACKET_BYTES + _FRAME_BYTES * len(frames)
+            return self._numbered(frames, _Sent(self._number + 1, receipt, control, now), size)
+        if self._ack_overdue or self._confirming.due <= now:
+            return self._packet(0, ())
         return None
 
+    def may_send(self, now: float) -> bool:
+        """Whether ``next_packet`` would return one now. If not, ``deadline`` says when to ask again."""
+        if self._unnumbered or self._control or self._ack_overdue or self._confirming.due <= now:
+            return True
+        mux = self.mux
+        if not mux.has_control and not mux.has_data:
+            return False
+        budgets = self._allowance.ask(now)
+        return budgets is not None and (mux.has_control or mux.may_send(*budgets))
+
     @property
-    def answers_pending(self) -> bool:
-        """Whether a pong waits for the carrier to take it."""
-        return bool(self._unnumbered)
+    def room_at(self) -> float:
+        """When there may be room for what ``next_packet`` found none for; ``deadline`` knows it too."""
+        return self._allowance.due
 
-    def _numbered(
-        self, frames: list[Frame], receipt: list[Receipt], control: list[Frame], now: float
-    ) -> Packet:
-        self._number += 1
+    def _take(self, now: float) -> tuple[list[Frame], list[Receipt]]:
+        """What the streams say in this packet."""
+        mux = self.mux
+        self._allowance.due = math.inf
+        if not mux.has_work:
+            return [], []
+        budgets = self._allowance.ask(now)
+        if budgets is None:
+            self.flight.note_idle()  # the cap sets the pace: that is no news of the link
+            return [], []
+        taken = mux.take(*budgets)
+        if not mux.has_data:
+            self.flight.note_idle()
+        return taken
+
+    def _numbered(self, frames: list[Frame], sent: _Sent, size: int) -> Packet:
+        self._number = sent.number
         if not self._sent:
-            self._progress = now
-        self._bytes_at = now
-        self._sent.append(_Sent(self._number, receipt, control, now))
-        return self._confirming(Packet(self._number, self._received, frames))
+            self._progress = sent.at
+        self._bytes_at = sent.at
+        self._sent.append(sent)
+        return self._packet(sent.number, frames, self.flight.sent(sent.number, size, sent.at))
 
-    def _confirming(self, packet: Packet) -> Packet:
-        self._ack_sent = self._received
-        self._unacked_bytes = 0
-        self._ack_due, self._ack_overdue = math.inf, False
-        return packet
+    def _packet(self, number: int, frames: Sequence[Frame], confirm_now: bool = False) -> Packet:
+        self._ack_overdue = False
+        return Packet(number, self._received, frames, self._confirming.sent(), confirm_now)
 
     def say_bye(self, reason: Reason, detail: str) -> None:
         """The session ends: ``bye`` goes out with what is pending."""
@@ -154,6 +198,8 @@ class Session:
         """
         self.heard_at = now
         if packet.ack > self._acked:
+            self._check_ack(packet.ack)
+            self.flight.confirmed(packet.ack, packet.arrived, now)
             self._confirm(packet.ack, now)
         if packet.number:
             if packet.number <= self._received:
@@ -162,7 +208,7 @@ class Session:
                 detail = f"packet {packet.number} after {self._received}"
                 raise PeerFault(Reason.PROTOCOL_ERROR, detail)
             self._received, self._moved, self._bytes_at = packet.number, False, now
-            self._owe_ack(size, now)
+            self._confirming.received(size, now, at_once=packet.confirm_now)
         else:
             _check_unnumbered(packet)
         for frame in packet.frames:
@@ -183,16 +229,11 @@ class Session:
         if self._cancelled > budget:
             raise PeerFault(Reason.OPEN_FLOOD, f"more than {budget} opens a second were reset unanswered")
 
-    def _owe_ack(self, size: int, now: float) -> None:
-        self._unacked_bytes += size
-        if self._unacked_bytes >= self._limits.ack_every_bytes:
-            self._ack_due = now
-        elif self._ack_due == math.inf and not self._ack_overdue:
-            self._ack_due = now + self._limits.ack_delay_seconds
-
-    def _confirm(self, ack: int, now: float) -> None:
+    def _check_ack(self, ack: int) -> None:
         if ack > self._number:
             raise PeerFault(Reason.ACK_OF_UNSENT, f"packet {ack} confirmed, {self._number} were sent")
+
+    def _confirm(self, ack: int, now: float) -> None:
         self._acked, self._progress = ack, now
         sent = self._sent
         while sent and sent[0].number <= ack:
@@ -204,15 +245,20 @@ class Session:
     def _receive_ping(self, frame: Ping, now: float) -> None:
         self._unnumbered.append(Pong(frame.token))
         if frame.round_trip_us:
-            self.round_trip_seconds = frame.round_trip_us / 1e6
+            self._note_round_trip(frame.round_trip_us / 1e6)
         if len(self._unnumbered) > self._limits.max_frames_per_packet // 2:
             raise PeerFault(Reason.PROTOCOL_ERROR, "more pings than can be answered")
 
     def _receive_pong(self, frame: Pong, now: float) -> None:
         if self._ping_sent is None or frame.token != self._token:
             return  # late: its ping was given up
-        self.round_trip_seconds = now - self._ping_sent
+        self._note_round_trip(now - self._ping_sent)
         self._ping_sent, self._missed = None, 0
+
+    def _note_round_trip(self, sample: float) -> None:
+        self.round_trip_seconds = sample
+        # RFC 6298's weight: one pong that sat out an outage must not make us patient for half a minute.
+        self._smooth_round_trip += (sample - self._smooth_round_trip) / (8 if self._smooth_round_trip else 1)
 
     def _receive_rejected(self, frame: Rejected, now: float) -> None:
         if not self._pings:
@@ -221,7 +267,7 @@ class Session:
 
     def _receive_bye(self, frame: Bye, now: float) -> None:
         self.peer_bye = frame
-        self._ack_due = now
+        self._confirming.received(0, now, at_once=True)
 
     def _receive_draining(self, frame: Draining, now: float) -> None:
         self.peer_draining = True
@@ -245,14 +291,16 @@ class Session:
         Raises ``PeerFault`` if it claims what was never sent.
         """
         if have > self._acked:
+            self._check_ack(have)
             self._confirm(have, now)
         self._take_back()
+        self.flight.reset(now)
         self.pause()
         self._carried = self._moved = True
         self._progress = self.heard_at = now
         self._last_ping = -math.inf
-        self._unacked_bytes = 0
-        self._ack_due, self._ack_overdue = math.inf, self._received > 0
+        self._confirming.sent()  # what it knows of the old carrier is worth nothing on the new one
+        self._ack_overdue = self._received > 0
 
     def _take_back(self) -> None:
         sent = list(self._sent)
@@ -266,13 +314,14 @@ class Session:
         """When ``tick`` wants to be called next, in the clock of ``now``."""
         if not self._carried:
             return math.inf
-        return min(self._ack_due, self._ping_due(), self._silence_deadline(), self._stall_deadline())
+        soon = min(self._confirming.due, self._allowance.due, self._ping_due())
+        return min(soon, self._silence_deadline(), self._stall_deadline())
 
     def _ping_due(self) -> float:
         if not self._pings or not self._interval:
             return math.inf
-        soon = self._last_ping + min(self._interval, self._limits.active_ping_seconds)
-        active = self._bytes_at + self._limits.active_seconds >= soon
+        soon = self._last_ping + min(self._interval, self._profile.active_ping_seconds)
+        active = self._bytes_at + self._profile.active_seconds >= soon
         return soon if active and self._ping_sent is None else self._last_ping + self._interval
 
     def late_at(self) -> float:
@@ -280,7 +329,16 @@ class Session:
         if not self._carried:
             return math.inf
         oldest = self._sent[0].at if self._sent else math.inf
-        return min(oldest, self._ping_sent or math.inf) + self.patience_seconds
+        return min(oldest, self._ping_sent or math.inf, self._ping_expected()) + self.patience_seconds
+
+    def _ping_expected(self) -> float:
+        """Server: when the agent's next ping leaves, if it has reason to ping often; else never."""
+        if self._pings or not self._interval:
+            return math.inf
+        expected = self.heard_at + min(self._interval, self._profile.active_ping_seconds)
+        # The ends see the last byte at different times: near the end of activity nothing is expected.
+        active_until = self._bytes_at + self._profile.active_seconds - self.patience_seconds
+        return expected if expected <= active_until else math.inf
 
     def quiet_at(self) -> float:
         """The same, unless something else was heard meanwhile: then there is a carrier, however slow."""
@@ -289,7 +347,7 @@ class Session:
     @property
     def patience_seconds(self) -> float:
         """How long an answer may take before it is late."""
-        return max(self._limits.late_seconds, _LATE_ROUND_TRIPS * (self.round_trip_seconds or 0.0))
+        return max(self._limits.late_seconds, _LATE_ROUND_TRIPS * self._smooth_round_trip)
 
     def _silence_deadline(self) -> float:
         # The pinging end finds silence by its pings; the other waits a little longer than two of them.
@@ -315,9 +373,16 @@ class Session:
         if now >= self._ping_due():
             self._ping(now)
             return True
-        if now >= self._ack_due:
-            self._ack_due, self._ack_overdue = math.inf, True
-        return self._ack_overdue
+        if now >= self._confirming.due:
+            self._confirming.due, self._ack_overdue = math.inf, True
+        return self._may_go_on(now) or self._ack_overdue
+
+    def _may_go_on(self, now: float) -> bool:
+        """Whether there may be room now for what found none. Said once: the carrier may be busy."""
+        if now < self._allowance.due:
+            return False
+        self._allowance.due = math.inf
+        return True
 
     def _ping(self, now: float) -> None:
         if self._ping_sent is not None:

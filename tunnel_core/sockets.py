@@ -13,11 +13,12 @@ import operator
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 
 import trio
 
-from tunnel_core.direct import DirectStream
+from tunnel_core.direct import DirectStream, HungUp
 from tunnel_core.frames import Payload
 from tunnel_core.limits import MIB
 
@@ -194,8 +195,13 @@ class SocketStream(DirectStream):
             try:
                 self.socket.shutdown(socket.SHUT_WR)
             except OSError as error:
-                raise _translated(error) from error
+                raise self._why_not_ended(error) from error
         return True
+
+    def _why_not_ended(self, error: OSError) -> Exception:
+        """It is not connected any more: because of the error that waits to be told, if there is one."""
+        number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return _translated(OSError(number, os.strerror(number)) if number else error)
 
     def _check_open(self) -> None:
         # trio keeps a waiter for descriptor -1 for ever, and calls the next one busy.
@@ -226,4 +232,7 @@ class SocketStream(DirectStream):
 def _translated(error: OSError) -> Exception:
     if error.errno in _CLOSED_ERRNOS:
         return trio.ClosedResourceError("this socket was closed here")
+    if error.errno == errno.EPIPE and sys.platform == "linux":
+        # Linux says so when the reset came after the end of the other side's half; else ECONNRESET.
+        return HungUp(f"socket connection broken: {error}")
     return trio.BrokenResourceError(f"socket connection broken: {error}")

@@ -8,10 +8,10 @@ from types import TracebackType
 
 import trio
 
-from tunnel_core.direct import DirectStream
+from tunnel_core.direct import DirectStream, HungUp
 from tunnel_core.frames import Payload
 from tunnel_core.limits import KIB
-from tunnel_core.mux import MuxStream
+from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import read_size
 
@@ -28,6 +28,10 @@ class StreamReset(trio.BrokenResourceError):
 
     def __str__(self) -> str:
         return f"{self.reason.word}: {self.detail}"
+
+
+class StreamHungUp(StreamReset, HungUp):
+    """The peer reset only the half that leads to it."""
 
 
 class Stream(DirectStream):
@@ -332,7 +336,8 @@ class Stream(DirectStream):
         mux = self._mux
         if mux.refusal is not None:
             raise StreamReset(mux.refusal.reason, mux.refusal.detail)
-        raise StreamReset(mux.reset_reason or Reason.USER_LEFT, mux.reset_detail)
+        kind = StreamReset if mux.recv_reset else StreamHungUp
+        raise kind(mux.reset_reason or Reason.USER_LEFT, mux.reset_detail)
 
     # Waking.
 

@@ -12,6 +12,8 @@ exactly on the end; ``IndexError`` means truncated.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 _MASK = (1 << 64) - 1
 _MAX_TAG = (1 << 32) - 1
 _MAX_SIZE = (1 << 31) - 1
@@ -104,15 +106,15 @@ def read_size(data: bytes, i: int) -> tuple[int, int]:
     return (first, i + 1) if first < 128 else rest_of_size(data, i + 1, first)
 
 
-def skip_field(data: bytes, i: int, tag: int, known: int) -> int:
+def skip_field(data: bytes, i: int, tag: int, known: Container[int]) -> int:
     """Where the unknown field whose tag was just read ends.
 
-    ``known`` is the highest field number that the message knows: such a field comes here only
-    with the wrong wire type, which no later version may give it.
+    ``known`` are the field numbers that the message knows: such a field comes here only with the
+    wrong wire type, which no later version may give it.
     """
     if not tag >> 3:
         raise BrokenWire("a field has number 0")
-    if tag >> 3 <= known:
+    if tag >> 3 in known:
         raise BrokenWire(f"field {tag >> 3} has wire type {tag & 7}")
     return _skip_group(data, i, tag) if tag & 7 == GROUP else _skip_value(data, i, tag)
 

@@ -21,7 +21,7 @@ from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.logs import log_event
-from tunnel_core.mux import MuxStream
+from tunnel_core.mux_stream import MuxStream
 from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
 from tunnel_core.pressure import relieve_pressure
 from tunnel_core.reasons import Reason

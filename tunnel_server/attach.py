@@ -11,6 +11,7 @@ import trio
 from certs.x509 import Usage, identity_of_leaf
 from tunnel_core import __version__
 from tunnel_core.attempt import Attempt
+from tunnel_core.bucket import Bucket
 from tunnel_core.carrier import Carrier
 from tunnel_core.counters import Counters
 from tunnel_core.credit import CreditPool, SendPool
@@ -20,6 +21,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.logs import LineLimiter, log_event
 from tunnel_core.names import node_alias
+from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AttachRejected, ServerSteps
@@ -128,10 +130,11 @@ class Attachments:
         arrival.held = self._sessions.maybe_find(arrival.node, hello)
         if arrival.held is not None:
             link = arrival.held.link
-            return self._welcome(arrival.node, link.welcome.session, SessionSecret(), link.received)
+            return self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
         self._check_room(arrival.node)
         self._nodes.check_duplicate(arrival.node, hello)
-        return self._welcome(arrival.node, secrets.token_bytes(16), SessionSecret(secrets.token_bytes(32)))
+        session, secret = secrets.token_bytes(16), SessionSecret(secrets.token_bytes(32))
+        return self._welcome(hello, arrival.node, session, secret)
 
     def _check_room(self, node: str) -> None:
         if self.stopping:
@@ -142,7 +145,9 @@ class Attachments:
             detail = f"{most} agents are attached, the most that [agents] max of the server allows"
             raise Refused(Reason.TOO_MANY_SESSIONS, detail)
 
-    def _welcome(self, node: str, session: bytes, secret: SessionSecret, have: int = 0) -> Welcome:
+    def _welcome(
+        self, hello: Hello, node: str, session: bytes, secret: SessionSecret, have: int = 0
+    ) -> Welcome:
         """An old session has no secret to tell."""
         limits = self._settings.limits
         return Welcome(
@@ -151,7 +156,7 @@ class Attachments:
             secret=secret,
             have=have,
             software=f"qanat-server/{__version__}",
-            ping_interval_ms=int(limits.ping_interval_seconds * 1000),
+            ping_interval_ms=int(_ping_interval(limits, hello) * 1000),
             missed_pings=limits.missed_pings,
             max_streams=limits.max_streams,
             early_data_limit=limits.early_data,
@@ -190,6 +195,7 @@ class Attachments:
             limits=self._settings.limits,
             pool=self._pool,
             send_pool=self.send_pool,
+            cap=Bucket(hello.max_bytes_per_second) if hello.max_bytes_per_second else None,
             on_event=self._befell,
         )
         link.peer_address = attempt.peer_address
@@ -291,3 +297,11 @@ class Attachments:
         with trio.move_on_after(_FAREWELL_SECONDS):
             for link in links:
                 await link.wait_given_up()
+
+
+def _ping_interval(limits: Limits, hello: Hello) -> float:
+    """What this server is set to; on a metered link at least what its profile says. 0: no pings."""
+    seconds = limits.ping_interval_seconds
+    if not hello.metered or not seconds:
+        return seconds
+    return max(seconds, profile_of(metered=True).idle_ping_seconds)

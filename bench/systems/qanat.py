@@ -10,7 +10,7 @@ import json
 import socket
 import ssl
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +178,12 @@ def metric(ops: int, name: str, place: Place = HERE) -> float:
     return sum(map(float, found))
 
 
+def labelled(ops: int, series: str) -> float:
+    """One series of a counter, by its name with labels; 0 before it has counted anything."""
+    _, text = _get(ops, "/metrics", HERE)
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{series} "))
+
+
 def _get(port: int, path: str, place: Place) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
@@ -194,20 +200,30 @@ def _get(port: int, path: str, place: Place) -> tuple[int, str]:
 
 
 def _connect_dials(server: Server, targets: Mapping[str, int]) -> Mapping[str, Dial]:
+    connect = connect_to(server)
+
+    def dialler(port: int) -> Dial:
+        def dial_target(*, receive_bytes: int = 0) -> socket.socket:
+            return connect(f"{NODE}:{port}", receive_bytes)
+
+        return dial_target
+
+    return {role: dialler(port) for role, port in targets.items()}
+
+
+def connect_to(server: Server) -> Callable[..., socket.socket]:
+    """What opens a connection to ``node:port``, for a user of its own."""
     bundle = server.log.parent / "user.pem"
     issue(server.authority, Role.USER, "bench", bundle)
     context = ssl.create_default_context(cafile=str(server.log.parent / "trust.pem"))
     context.load_cert_chain(bundle)
 
-    def dialler(port: int) -> Dial:
-        def connect(*, receive_bytes: int = 0) -> socket.socket:
-            with server.place.entered():
-                plain = dial("127.0.0.1", server.https, receive_bytes)
-            return _through_connect(context, plain, f"{NODE}:{port}")
+    def connect(authority: str, receive_bytes: int = 0) -> socket.socket:
+        with server.place.entered():
+            plain = dial("127.0.0.1", server.https, receive_bytes)
+        return _through_connect(context, plain, authority)
 
-        return connect
-
-    return {role: dialler(port) for role, port in targets.items()}
+    return connect
 
 
 def _through_connect(context: ssl.SSLContext, plain: socket.socket, authority: str) -> socket.socket:

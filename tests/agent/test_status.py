@@ -15,7 +15,7 @@ from tunnel_agent.status import as_json, status_of, status_routes
 from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, render
 from tunnel_core.frames import Service, Welcome
 from tunnel_core.limits import Limits
-from tunnel_core.mux import MuxStream
+from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason
 from tunnel_core.states import LinkState, Loss
 

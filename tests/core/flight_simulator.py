@@ -32,6 +32,7 @@ _HEADERS = 52
 _PACKET_OVERHEAD = 60
 """TLS record, HTTP/2 and gRPC frames, and the fields of a packet."""
 _MEGABIT = 1e6 / 8
+_CONFIRMED_AFTER_SECONDS = 0.025
 
 
 class Bounding(Protocol):
@@ -425,7 +426,7 @@ class End:
         self._carrier: Tcp | Wire
         self._clock, self._limits, self._costs, self._window = clock, limits, costs or Costs(), window
         self._offset = clock_offset
-        self._confirming = Confirming(limits)
+        self._confirming = Confirming(limits, _CONFIRMED_AFTER_SECONDS)
         self._quick: deque[Message] = deque()
         self._number = self._received = 0
         self._credit = window  # bulk that the peer takes, in total

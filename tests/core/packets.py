@@ -32,7 +32,8 @@ def by_protobuf(data: bytes) -> Packet | None:
         return None
     if any(map(_has_foreign_wire_type, _messages_of(message))):
         return None
-    return Packet(message.number, message.ack, [_frame_from(frame) for frame in message.frames])
+    frames = [_frame_from(frame) for frame in message.frames]
+    return Packet(message.number, message.ack, frames, message.arrived, message.confirm_now)
 
 
 def _messages_of(packet: tunnel_pb2.Packet) -> list[Message]:
@@ -68,7 +69,9 @@ def _value_from(name: str, value: Any) -> Any:
 
 
 def to_protobuf(packet: Packet) -> tunnel_pb2.Packet:
-    message = tunnel_pb2.Packet(number=packet.number, ack=packet.ack)
+    message = tunnel_pb2.Packet(
+        number=packet.number, ack=packet.ack, arrived=packet.arrived, confirm_now=packet.confirm_now
+    )
     for frame in packet.frames:
         name = next(name for name, kind in KINDS.items() if kind is type(frame))
         _fill(getattr(message.frames.add(), name), frame)
@@ -125,7 +128,8 @@ def _plain_annotations() -> None:
 
 _plain_annotations()
 any_frame = st.one_of(*map(frames_of, KINDS.values()))
-packets = st.builds(Packet, numbers, numbers, st.lists(any_frame, max_size=6))
+stamps = st.integers(0, 2**32 - 1)
+packets = st.builds(Packet, numbers, numbers, st.lists(any_frame, max_size=6), stamps, st.booleans())
 
 
 def delimited(number: int, body: bytes) -> bytes:
@@ -165,10 +169,14 @@ any_varints = numbers.map(varint) | numbers.map(varint).map(padded)
 def disordered(draw: st.DrawFn, kind: type[Any]) -> bytes:
     """The fields of one frame in any order, with repeats, unknown fields, tags longer than needed."""
     parts = draw(st.lists(unknowns, max_size=2))
-    for name, index in draw(st.permutations(list(zip(kind._fields, range(1, 20), strict=False)))):
+    for name, index in draw(st.permutations(list(zip(kind._fields, numbers_of(kind), strict=True)))):
         for _ in range(draw(st.integers(0, 2))):
             parts.append(draw(_field(kind, name, index)))
     return b"".join(draw(st.permutations(parts)))
+
+
+def numbers_of(kind: type[Any]) -> list[int]:
+    return list(BY_FRAME[kind].fields.kinds) if kind in BY_FRAME else [1, 2, 3]
 
 
 def _field(kind: type[Any], name: str, index: int) -> st.SearchStrategy[bytes]:
@@ -192,7 +200,8 @@ odd_frames = st.lists(pieces | unknowns, max_size=4).map(b"".join).map(lambda bo
 odd_packets = st.lists(
     odd_frames
     | unknowns
-    | st.builds(lambda n, v: varint(n << 3) + varint(v), st.sampled_from([1, 2]), numbers),
+    | st.builds(lambda n, v: varint(n << 3) + varint(v), st.sampled_from([1, 2, 4, 6]), numbers)
+    | stamps.map(lambda stamp: b"\x2d" + stamp.to_bytes(4, "little")),
     max_size=5,
 ).map(b"".join)
 

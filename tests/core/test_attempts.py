@@ -142,3 +142,9 @@ def test_whoever_polls_when_it_is_due_never_spins(steps: list[tuple[Carried, flo
         now += waits
         if one_fails and under_way:
             machine.failed(under_way.pop())
+
+
+def test_on_a_metered_link_attempts_are_rarer() -> None:
+    machine = Attempts(patience_seconds=10, max_wait_seconds=30, attempt_seconds=4.5)
+    assert machine.poll(100, LOST, 0.5) == [Start(1, 6.0)]
+    assert machine.due == 104.5

@@ -56,6 +56,7 @@ class TestMoving:
             agent, server = await site.connect()
             agent.send(ping(1))
             await server.wait_received(1)
+            await agent.wait(lambda port: port.is_idle)  # its write was confirmed to it
             asked = agent.asked
             server.send(ping(2))
             await agent.wait_received(1)
@@ -494,13 +495,15 @@ async def _call_over_tls_1_2(site: Site, folder: Path) -> None:
     await stream.send_all(
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b"") + _frame(1, 4, 1, headers)
     )
-    with trio.fail_after(5):
-        received = b""
-        while b"grpc-status" not in received:
-            data = await stream.receive_some()
-            assert data, received
-            received += data
-    await stream.transport_stream.aclose()
+    try:
+        with trio.fail_after(5):
+            received = b""
+            while b"grpc-status" not in received:
+                data = await stream.receive_some()
+                assert data, received
+                received += data
+    finally:
+        await stream.transport_stream.aclose()
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

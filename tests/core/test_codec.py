@@ -9,7 +9,16 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.core.packets import KINDS, by_protobuf, delimited, mutated, odd_packets, packets, to_protobuf
+from tests.core.packets import (
+    KINDS,
+    by_protobuf,
+    delimited,
+    mutated,
+    numbers_of,
+    odd_packets,
+    packets,
+    to_protobuf,
+)
 from tunnel_core import frames
 from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.frames import (
@@ -248,7 +257,8 @@ def test_every_frame_has_its_kind_and_every_kind_its_row() -> None:
 def test_members_of_a_frame_are_the_fields_of_its_message_in_order(name: str) -> None:
     kind = KINDS.get(name, frames.Service)
     message = tunnel_pb2.DESCRIPTOR.message_types_by_name[name.capitalize()]
-    assert [(field.number, field.name) for field in message.fields] == list(enumerate(kind._fields, 1))
+    rows = list(zip(numbers_of(kind), kind._fields, strict=True))
+    assert [(field.number, field.name) for field in message.fields] == rows
     for field in message.fields:
         assert kind.__annotations__[field.name].replace("SessionSecret", "bytes") in WIRE_TYPES[field.type], (
             field.full_name

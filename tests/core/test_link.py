@@ -9,12 +9,16 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from tests.fakes.eager_carrier import EagerCarrier
 from tests.fakes.eager_link import carrier_of, eager_links
 from tests.fakes.grpc_link import grpc_links
 from tests.fakes.memory_link import TARGET, LinkPair, memory_links
+from tunnel_core.attempt import Attempt
 from tunnel_core.frames import Bye, Open, Packet, Ping
 from tunnel_core.limits import KIB, Limits
+from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.steps import ServerSteps
 from tunnel_core.stream import Stream, StreamReset
 
 
@@ -32,6 +36,31 @@ class TestOpening:
             assert isinstance(packet, Packet)
             (frame,) = packet.frames
             assert isinstance(frame, Open) and bytes(frame.early_data) == b"GET / "
+
+
+class TestMoving:
+    async def test_a_carrier_is_asked_to_take_nothing_while_the_session_moves_to_it(self) -> None:
+        async with eager_links() as (pair, deliver):
+            near = pair.server.open(TARGET, user="operator", entrance="tcp")
+            deliver()
+            pair.opened.receive_nowait().accept("127.0.0.1:22")
+            deliver()
+            near.put_nowait(b"words")
+            carrier = EagerCarrier()
+            attempt = Attempt(carrier, ServerSteps(lambda _: pair.server.welcome))
+            carrier.start(attempt)
+            move, taken = pair.server._session.move, -1
+
+            def watched(have: int, now: float) -> None:
+                nonlocal taken
+                move(have, now)
+                taken = len(carrier.packets)
+
+            pair.server._session.move = watched  # type: ignore[method-assign]
+            pair.server.move_to(attempt, pair.agent.received)
+            assert taken == 0
+            assert carrier.packets
+            near.reset(Reason.USER_LEFT)
 
 
 class TestTime:
@@ -54,7 +83,7 @@ class TestTime:
                 tick(now)
 
             pair.agent._tick = count  # type: ignore[method-assign]
-            await trio.sleep(5 * Limits().ack_delay_seconds)
+            await trio.sleep(5 * profile_of(metered=False).ack_delay_seconds)
             assert ticks <= 3
             carrier_of(pair, 1).busy = False
             carrier_of(pair, 1).wake()

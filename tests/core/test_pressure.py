@@ -9,7 +9,8 @@ import trio.testing
 from tunnel_core.credit import CreditPool
 from tunnel_core.frames import Data, Open
 from tunnel_core.limits import Limits
-from tunnel_core.mux import Mux, MuxStream
+from tunnel_core.mux import Mux
+from tunnel_core.mux_stream import MuxStream
 from tunnel_core.pressure import StallWatch, relieve_pressure
 from tunnel_core.reasons import Reason
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import socket
 import ssl
 import struct
@@ -157,6 +158,21 @@ class TestThroughALink:
             assert await is_reset(user)
             assert set((await tunnel.wait_over()).values()) == {Reason.TARGET_RESET}
             user.close_nowait()
+
+    async def test_what_a_target_said_before_it_closed_arrives_although_the_user_speaks(self) -> None:
+        said = os.urandom(200 * KIB)
+        async with tunnelled() as tunnel:
+            user, target = await tunnel.begin()
+            await target.send_all(said)
+            target.close_nowait()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            for _ in range(3):
+                await user.send_all(b"too late")
+                await trio.testing.wait_all_tasks_blocked(0.05)
+            with trio.fail_after(5):
+                assert await receive_all(user) == said
+            user.close_nowait()
+            assert (await tunnel.wait_over(10))["agent"] is Reason.TARGET_RESET
 
     async def test_a_reset_after_a_half_close_is_still_a_reset(self) -> None:
         async with tunnelled() as tunnel:

@@ -15,11 +15,14 @@ from tunnel_core.credit import CreditPool
 from tunnel_core.frames import Bye, Frame, Open, Packet, Ping, Pong, Rejected, Reset, Stop, Unknown, Use
 from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
-from tunnel_core.mux import Mux, MuxStream
+from tunnel_core.mux import Mux
+from tunnel_core.mux_stream import MuxStream
+from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason
 from tunnel_core.session import Session
 from tunnel_core.steps import VERSION, AgentSteps, AttachRejected, ServerSteps
 
+DEFAULT = profile_of(metered=False)
 LIMITS = Limits(max_opens_per_second=10)
 REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
 
@@ -33,8 +36,8 @@ class Ends:
         self.server_mux = Mux(limits, CreditPool(limits.credit_pool), opener=True)
         self.agent_mux = Mux(limits, CreditPool(limits.credit_pool), opener=False, on_open=self.opened.append)
         offer = welcome(limits)
-        self.server = Session(self.server_mux, limits, offer, pings=False, now=self.now)
-        self.agent = Session(self.agent_mux, limits, offer, pings=True, now=self.now)
+        self.server = Session(self.server_mux, limits, offer, DEFAULT, pings=False, now=self.now)
+        self.agent = Session(self.agent_mux, limits, offer, DEFAULT, pings=True, now=self.now)
 
     def move(self) -> int:
         """Delivers until neither side has anything to say; returns how many packets went."""
@@ -116,9 +119,9 @@ def test_what_must_arrive_is_numbered_and_confirmed() -> None:
     assert packet is not None and packet.number == 1
     assert ends.server_mux.unconfirmed == 1000
     ends.agent.receive(packet, 1000, ends.now)
-    ends.tick(LIMITS.ack_delay_seconds)
+    ends.tick(DEFAULT.ack_delay_seconds)
     ack = ends.agent.next_packet(ends.now)
-    assert ack == Packet(0, 1, ())
+    assert ack == Packet(0, 1, (), arrived=100_000_000)
     ends.server.receive(ack, 10, ends.now)
     assert ends.server_mux.unconfirmed == 0
 
@@ -138,9 +141,9 @@ def test_a_confirmation_waits_for_company_and_then_goes_alone() -> None:
     assert packet is not None
     ends.agent.receive(packet, 50, ends.now)
     assert ends.agent.next_packet(ends.now) is None
-    assert ends.agent.deadline() == pytest.approx(ends.now + LIMITS.ack_delay_seconds)
-    ends.tick(LIMITS.ack_delay_seconds)
-    assert ends.agent.next_packet(ends.now) == Packet(0, 1, ())
+    assert ends.agent.deadline() == pytest.approx(ends.now + DEFAULT.ack_delay_seconds)
+    ends.tick(DEFAULT.ack_delay_seconds)
+    assert ends.agent.next_packet(ends.now) == Packet(0, 1, (), arrived=100_000_000)
     assert ends.agent.next_packet(ends.now) is None
 
 
@@ -150,7 +153,7 @@ def test_much_is_confirmed_at_once() -> None:
     packet = ends.server.next_packet(ends.now)
     assert packet is not None
     ends.agent.receive(packet, LIMITS.ack_every_bytes, ends.now)
-    assert ends.agent.next_packet(ends.now) == Packet(0, 1, ())
+    assert ends.agent.next_packet(ends.now) == Packet(0, 1, (), arrived=100_000_000)
 
 
 def test_send_memory_full_lets_control_through_and_data_wait() -> None:
@@ -382,4 +385,4 @@ def test_any_delay_delivers_everything_once(script: list[tuple[str, float]]) -> 
             step(what, value)
     assert read == pushed
     assert ends.server_mux.unconfirmed == ends.agent_mux.unconfirmed == 0
-    assert math.isinf(ends.server._ack_due) and math.isinf(ends.agent._ack_due)
+    assert math.isinf(ends.server._confirming.due) and math.isinf(ends.agent._confirming.due)

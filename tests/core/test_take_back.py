@@ -10,11 +10,12 @@ from tunnel_core.frames import Data, DataParts, Draining, End, Frame, Open, Pack
 from tunnel_core.halves import PeerFault
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.mux import Mux
+from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import Session
 
 REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
-LIMITS = Limits()
+LIMITS = Limits(flight_limit=False)  # memory alone bounds what is sent here
 
 
 def opener(limits: Limits = LIMITS, send_pool: SendPool | None = None) -> Mux:
@@ -27,7 +28,7 @@ def said(session: Session) -> list[Frame]:
 
 
 def server(mux: Mux) -> Session:
-    return Session(mux, mux.limits, welcome(LIMITS), pings=False, now=0.0)
+    return Session(mux, mux.limits, welcome(LIMITS), profile_of(metered=False), pings=False, now=0.0)
 
 
 def test_opens_come_again_first_in_order_and_without_early_data() -> None:
@@ -77,7 +78,14 @@ def test_numbers_rise_on_and_old_ones_confirm_nothing() -> None:
 
 
 def test_the_first_number_on_a_carrier_may_leave_some_out_and_no_other() -> None:
-    session = Session(Mux(LIMITS, CreditPool(0), opener=False), LIMITS, welcome(LIMITS), pings=True, now=0.0)
+    session = Session(
+        Mux(LIMITS, CreditPool(0), opener=False),
+        LIMITS,
+        welcome(LIMITS),
+        profile_of(metered=False),
+        pings=True,
+        now=0.0,
+    )
     session.move(0, 1.0)
     session.receive(Packet(7, 0, ()), 10, 1.0)
     assert session.received == 7
@@ -145,7 +153,7 @@ def test_a_full_pool_makes_data_wait_and_refuses_opens_while_control_goes_on() -
     woken: list[bool] = []
     second.wake = lambda: woken.append(True)
     other.push(b"waits")
-    assert said(waiting) == [] and not second.has_work
+    assert said(waiting) == [] and not second.has_data
     woken.clear()
     greedy.receive(Packet(0, greedy._number, ()), 10, 0.0)
     assert pool.used == 0 and woken

@@ -12,12 +12,23 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import tools
-from tests.net.namespaces import Namespace
+from tests.net.namespaces import Namespace, Network
 
 VARIABLE = "QANAT_KUBE_BED"
 CLOUD_ADDRESS = "10.200.0.1"
 _PREFIX = "qk"
 _BUILD_SECONDS = 1800
+
+
+class _BedNetwork(Network):
+    """The bed's scripts build what ``Network`` builds, with other addresses."""
+
+    @property
+    def cloud_address(self) -> str:
+        return CLOUD_ADDRESS
+
+    def nat_address(self, number: int) -> str:
+        return f"10.200.{number}.1"
 
 
 @dataclass
@@ -34,6 +45,11 @@ class Bed:
 
     def edge(self, number: int) -> Namespace:
         return Namespace(f"{_PREFIX}-edge{number}")
+
+    @property
+    def network(self) -> Network:
+        """For what befalls networks; it is there from ``up`` to ``down``."""
+        return _BedNetwork(_PREFIX)
 
     def up(self, mode: str) -> None:
         """Starts what is missing, and the API server anew in ``mode``."""
@@ -53,6 +69,11 @@ class Bed:
     def kubectl(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         return self.script("kubectl.sh", *arguments, deadline_seconds=60, stdin=stdin)
 
+    def start_kubectl(self, *arguments: str, **pipes: int) -> subprocess.Popen[str]:
+        """kubectl in the background; ``pipes`` are those of ``Popen``."""
+        argv = [str(self.scripts / "kubectl.sh"), *arguments]
+        return subprocess.Popen(argv, env=self._environment, text=True, **pipes)  # noqa: S603
+
     def kubectl_seconds(self, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
         """The result of kubectl, and how long the user waited for it."""
         before = time.monotonic()
@@ -64,12 +85,16 @@ class Bed:
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(  # noqa: S603 - our own commands
             [str(self.scripts / name), *arguments],
-            env={**os.environ, "KUBE_E2E_WORK": str(self.work), "KUBE_E2E_PREFIX": _PREFIX},
+            env=self._environment,
             input=stdin or "",
             capture_output=True,
             text=True,
             timeout=deadline_seconds,
         )
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "KUBE_E2E_WORK": str(self.work), "KUBE_E2E_PREFIX": _PREFIX}
 
     def _check(self, name: str, *arguments: str, deadline_seconds: float) -> str:
         done = self.script(name, *arguments, deadline_seconds=deadline_seconds)

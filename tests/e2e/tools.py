@@ -29,6 +29,7 @@ _PACKAGES = {
     "prlimit": "util-linux",
     "scp": "openssh-client",
     "ss": "iproute2",
+    "tc": "iproute2",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 import trio
 import trio.testing
 
+from tunnel_core.flight import Flight
 from tunnel_core.frames import Service
+from tunnel_core.limits import Limits
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkState, Loss
@@ -130,6 +132,7 @@ class FakeLink:
         self.session_id = "facade00"
         self.attached_at = trio.current_time()
         self.round_trip_seconds: float | None = 0.0123
+        self.flight = Flight(Limits(), 0.0)
         self.peer_address = "192.0.2.1:4711"
         self.state = LinkState.ATTACHED
         self.lost: Loss | None = None

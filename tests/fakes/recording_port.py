@@ -21,6 +21,7 @@ class RecordingPort:
         self.sizes: list[int] = []
         self.lost: list[str] = []
         self.asked = 0
+        self.is_idle = False  # the carrier was told that there is nothing to send
         self._out: deque[bytes] = deque()
         self._changed = trio.Event()
         carrier.start(self)
@@ -32,6 +33,8 @@ class RecordingPort:
 
     def next_packet(self) -> bytes | None:
         self.asked += 1
+        self.is_idle = not self._out
+        self._changed.set()
         return self._out.popleft() if self._out else None
 
     def carrier_lost(self, detail: str) -> None:

@@ -92,49 +92,12 @@ class TunLink:
         return answer
 
 
-class Emulated:
-    """``network`` is what sites are built in. Made by ``emulated()``."""
+class Surroundings:
+    """The cloud, the NAT and the first edge of a network, and what befalls them."""
 
-    def __init__(self, network: Network, link: TunLink) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network
-        self._link = link
         self._subnet = 1
-
-    # ---- The link ----
-
-    def set(
-        self,
-        *,
-        rate: float | None = None,
-        delay_seconds: float = 0.0,
-        queue_seconds: float | None = None,
-    ) -> None:
-        """The same for both directions; ``delay_seconds`` is one way. What is left out has no limit."""
-        self.set_ways(*(Terms(rate, delay_seconds, queue_seconds),) * 2)
-
-    def set_ways(self, down: Terms, up: Terms) -> None:
-        self._link.tell("set", down=down.as_table(), up=up.as_table())
-
-    def cut(self) -> None:
-        """Until ``restore``, everything is lost in silence, also what is on its way."""
-        self._link.tell("cut")
-
-    def restore(self) -> None:
-        self._link.tell("restore")
-
-    def cut_for(self, seconds: float) -> float:
-        """Returns at once; the value is the time (``time.monotonic``) at which the link comes back."""
-        return float(self._link.tell("cut", seconds=seconds)["until"])
-
-    def counters(self) -> dict[str, Counters]:
-        """By ``down`` and ``up``, since the beginning. Bytes are those of IP packets."""
-        return {name: Counters(**values) for name, values in self._link.tell("counters").items()}
-
-    def carried(self) -> int:
-        """Bytes of IP packets so far, both directions together."""
-        return sum(counters.bytes for counters in self.counters().values())
-
-    # ---- What is around it ----
 
     @property
     def cloud(self) -> Namespace:
@@ -185,6 +148,46 @@ class Emulated:
     def cloud_connections(self, port: int) -> list[str]:
         """The cloud's ends of the same."""
         return _sockets(self.cloud, "sport", port)
+
+
+class Emulated(Surroundings):
+    """``network`` is what sites are built in. Made by ``emulated()``."""
+
+    def __init__(self, network: Network, link: TunLink) -> None:
+        super().__init__(network)
+        self._link = link
+
+    def set(
+        self,
+        *,
+        rate: float | None = None,
+        delay_seconds: float = 0.0,
+        queue_seconds: float | None = None,
+    ) -> None:
+        """The same for both directions; ``delay_seconds`` is one way. What is left out has no limit."""
+        self.set_ways(*(Terms(rate, delay_seconds, queue_seconds),) * 2)
+
+    def set_ways(self, down: Terms, up: Terms) -> None:
+        self._link.tell("set", down=down.as_table(), up=up.as_table())
+
+    def cut(self) -> None:
+        """Until ``restore``, everything is lost in silence, also what is on its way."""
+        self._link.tell("cut")
+
+    def restore(self) -> None:
+        self._link.tell("restore")
+
+    def cut_for(self, seconds: float) -> float:
+        """Returns at once; the value is the time (``time.monotonic``) at which the link comes back."""
+        return float(self._link.tell("cut", seconds=seconds)["until"])
+
+    def counters(self) -> dict[str, Counters]:
+        """By ``down`` and ``up``, since the beginning. Bytes are those of IP packets."""
+        return {name: Counters(**values) for name, values in self._link.tell("counters").items()}
+
+    def carried(self) -> int:
+        """Bytes of IP packets so far, both directions together."""
+        return sum(counters.bytes for counters in self.counters().values())
 
 
 def _sockets(namespace: Namespace, side: str, port: int) -> list[str]:

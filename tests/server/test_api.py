@@ -57,6 +57,13 @@ async def test_nodes_attached_and_gone() -> None:
             "services": [{"name": "red", "protocol": "http", "target": "127.0.0.1:1880"}],
             "bytes_in": 0,
             "bytes_out": 0,
+            "flight": {
+                "bytes": 0,
+                "limit": 32768,
+                "bytes_per_second": 0,
+                "min_round_trip_ms": 0.0,
+                "competing": False,
+            },
             "last_reason": None,
         }
         assert (second["name"], second["state"], second["last_reason"]) == ("edge2", "gone", "ping_timeout")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -336,7 +337,7 @@ async def test_a_hello_alone_takes_nothing_over(
 async def test_an_attempt_that_was_left_before_its_welcome_is_no_failure(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "qanat")
     async with open_door() as door:
         door.dial("edge1").attempt.carrier.abandon()
         await trio.sleep(door.limits.attach_timeout_seconds + 2)
@@ -413,3 +414,56 @@ async def test_failures_get_a_line_a_second_for_each_reason(
         await trio.sleep(2)
         assert len([line for line in caplog.messages if "failed" in line]) == 1
         assert door.counters.attaches == {"wrong_role": 5}
+
+
+# What the agent said of its link.
+
+
+@pytest.mark.parametrize(
+    ("metered", "configured", "welcomed"),
+    [(False, 15, 15), (True, 15, 200), (False, 300, 300), (True, 300, 300), (True, 0, 0), (False, 1, 1)],
+)
+async def test_a_metered_agent_is_told_to_ping_seldom_and_a_slower_server_wins(
+    metered: bool, configured: float, welcomed: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_door() as door:
+        limits = dataclasses.replace(door.limits, ping_interval_seconds=configured)
+        settings = AttachSettings(pki.TRUST_DOMAIN, 100, limits)
+        pool = CreditPool(limits.credit_pool)
+        door.attachments = Attachments(settings, door.nodes, pool, door.nursery, door.counters)
+        agent = await door.attach("edge1", metered=metered)
+        assert agent.attempt.welcome.ping_interval_ms == welcomed * 1000
+
+
+async def test_an_idle_metered_link_lives_by_its_few_pings(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_door() as door:
+        agent = await door.attach("edge1", metered=True)
+        await trio.sleep(3600)
+        assert agent.link.attached and door.link_of("edge1").attached
+        assert len(agent.carrier.packets) < 60
+
+
+async def test_the_server_keeps_to_the_rate_that_an_agent_asks_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_door() as door:
+        agent = await door.attach("edge1", max_bytes_per_second=10_000)
+        stream = await door.open("edge1")
+        (far,) = agent.link.streams.values()
+        start = trio.current_time()
+        received = 0
+
+        async def send() -> None:
+            await stream.send_all(bytes(100_000))
+
+        door.nursery.start_soon(send)
+        while received < 100_000:
+            received += len(await far.receive_some())
+        assert 9 < trio.current_time() - start < 11
+        await far.send_all(bytes(100_000))  # nobody asked the agent to keep to it here
+        received = 0
+        while received < 100_000:
+            received += len(await stream.receive_some())
+        assert trio.current_time() - start < 11
+        assert door.link_of("edge1").attached
+        stream.reset(Reason.USER_LEFT)

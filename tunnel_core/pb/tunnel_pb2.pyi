@@ -133,14 +133,18 @@ REASON_TLS_TOO_OLD: Reason
 REASON_INTERNAL_ERROR: Reason
 
 class Packet(_message.Message):
-    __slots__ = ("number", "ack", "frames")
+    __slots__ = ("number", "ack", "frames", "arrived", "confirm_now")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_FIELD_NUMBER: _ClassVar[int]
+    CONFIRM_NOW_FIELD_NUMBER: _ClassVar[int]
     number: int
     ack: int
     frames: _containers.RepeatedCompositeFieldContainer[Frame]
-    def __init__(self, number: _Optional[int] = ..., ack: _Optional[int] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
+    arrived: int
+    confirm_now: bool
+    def __init__(self, number: _Optional[int] = ..., ack: _Optional[int] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., arrived: _Optional[int] = ..., confirm_now: _Optional[bool] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("data", "credit", "end", "ping", "pong", "open", "opened", "refused", "reset", "stop", "hello", "welcome", "use", "rejected", "bye", "draining")
@@ -277,7 +281,7 @@ class Pong(_message.Message):
     def __init__(self, token: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "attempt", "instance", "boot", "software", "session", "secret", "have", "services", "features", "initial_credit")
+    __slots__ = ("version", "attempt", "instance", "boot", "software", "session", "secret", "have", "services", "features", "initial_credit", "metered", "max_bytes_per_second")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +293,8 @@ class Hello(_message.Message):
     SERVICES_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     INITIAL_CREDIT_FIELD_NUMBER: _ClassVar[int]
+    METERED_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     version: int
     attempt: int
     instance: bytes
@@ -300,7 +306,9 @@ class Hello(_message.Message):
     services: _containers.RepeatedCompositeFieldContainer[Service]
     features: _containers.RepeatedScalarFieldContainer[str]
     initial_credit: int
-    def __init__(self, version: _Optional[int] = ..., attempt: _Optional[int] = ..., instance: _Optional[bytes] = ..., boot: _Optional[bytes] = ..., software: _Optional[str] = ..., session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., have: _Optional[int] = ..., services: _Optional[_Iterable[_Union[Service, _Mapping]]] = ..., features: _Optional[_Iterable[str]] = ..., initial_credit: _Optional[int] = ...) -> None: ...
+    metered: bool
+    max_bytes_per_second: int
+    def __init__(self, version: _Optional[int] = ..., attempt: _Optional[int] = ..., instance: _Optional[bytes] = ..., boot: _Optional[bytes] = ..., software: _Optional[str] = ..., session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., have: _Optional[int] = ..., services: _Optional[_Iterable[_Union[Service, _Mapping]]] = ..., features: _Optional[_Iterable[str]] = ..., initial_credit: _Optional[int] = ..., metered: _Optional[bool] = ..., max_bytes_per_second: _Optional[int] = ...) -> None: ...
 
 class Service(_message.Message):
     __slots__ = ("name", "protocol", "target")

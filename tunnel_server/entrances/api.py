@@ -19,6 +19,7 @@ from tunnel_server.followers import Followers
 from tunnel_server.nodes import Node, Nodes
 
 if TYPE_CHECKING:
+    from tunnel_core.flight import Flight
     from tunnel_core.link import Link
     from tunnel_core.stream import Stream
 
@@ -132,13 +133,25 @@ def _between(earlier: datetime, later: datetime) -> float:
 
 def _traffic(link: Link | None) -> Json:
     if link is None:
-        return {"round_trip_ms": None, "streams": 0, "bytes_in": 0, "bytes_out": 0}
+        return {"round_trip_ms": None, "streams": 0, "bytes_in": 0, "bytes_out": 0, "flight": None}
     seconds = link.round_trip_seconds
     return {
         "round_trip_ms": None if seconds is None else round(seconds * 1000, 3),
         "streams": len(link.streams),
         "bytes_in": link.bytes_in,
         "bytes_out": link.bytes_out,
+        "flight": _flight(link.flight),
+    }
+
+
+def _flight(flight: Flight) -> Json:
+    """Of what goes to the agent; what the rate and the round trip are is known once bulk has moved."""
+    return {
+        "bytes": flight.in_flight,
+        "limit": flight.limit,
+        "bytes_per_second": round(flight.rate_bytes_per_second),
+        "min_round_trip_ms": round(flight.min_round_trip_seconds * 1000, 3),
+        "competing": flight.competing,
     }
 
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.kube import CLOUD_ADDRESS, Bed, find_bed
-from tests.e2e.programs import Agent, Server
+from tests.e2e.cluster import KUBELET, NODES, Cluster, running_cluster
 from tests.e2e.waiting import wait_until
 
-NODES = (1, 2)
-KUBELET = "localhost:10250"
 # A node that the API server knows and we do not.
 STRANGER = """
 apiVersion: v1
@@ -27,59 +21,10 @@ status:
 SENTENCE_SECONDS = 1.0
 
 
-@dataclass
-class Cluster:
-    bed: Bed
-    server: Server
-    agents: dict[int, Agent]
-
-    def attach(self, *nodes: int) -> None:
-        for node in nodes:
-            if not self.agents[node].process.running:
-                self.agents[node].start()
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    bed = find_bed()
-    folder = tmp_path_factory.mktemp("kube")
-    try:
-        bed.up("http-uds")
-        made = _installed(bed, folder)
-        made.server.start()
-        made.attach(*NODES)
+    with running_cluster(tmp_path_factory.mktemp("kube"), {"drain_seconds": 1}) as made:
         yield made
-        for program in (made.server, *made.agents.values()):
-            program.process.kill()
-    finally:
-        bed.down()
-
-
-def _installed(bed: Bed, folder: Path) -> Cluster:
-    server = Server(folder / "cloud", bed.cloud, CLOUD_ADDRESS)
-    peer = {"uid": 0, "user": "kube-apiserver"}
-    server.initialise(
-        {
-            "drain_seconds": 1,
-            "https": {"listen": [f"{CLOUD_ADDRESS}:7002", "127.0.0.1:8131"]},
-            "connect": {"unix": {"path": str(bed.work / "egress.sock"), "peer": [peer]}},
-        }
-    )
-    server.issue_user_pem("kube-apiserver", folder / "pem")
-    for made, wanted in (
-        ("ca.pem", "egress-ca.crt"),
-        ("cert.pem", "egress-client.crt"),
-        ("key.pem", "egress-client.key"),
-    ):
-        shutil.copy(folder / "pem" / made, bed.work / "pki" / wanted)
-    return Cluster(bed, server, {number: _agent(bed, folder, server, number) for number in NODES})
-
-
-def _agent(bed: Bed, folder: Path, server: Server, number: int) -> Agent:
-    agent = Agent(f"edge{number}", folder / f"edge{number}", bed.edge(number))
-    server.issue_node(agent.node, agent.bundle)
-    agent.configure(server, allow=[KUBELET], drain_seconds=1)
-    return agent
 
 
 @pytest.fixture(scope="module", params=["http-uds", "http-tcp"])
@@ -115,7 +60,7 @@ def test_kubectl_says_that_a_node_is_unknown(cluster: Cluster) -> None:
 )
 def test_kubectl_says_that_an_agent_is_gone(cluster: Cluster, operation: tuple[str, ...]) -> None:
     cluster.attach(*NODES)
-    _make_pods(cluster)
+    cluster.make_pods()
     cluster.agents[2].process.stop()
     said = _refusal(cluster, *operation)
     assert "503" in said
@@ -145,19 +90,13 @@ def test_kubectl_says_that_a_target_is_not_allowed(cluster: Cluster) -> None:
 
 def test_kubectl_works_again_after_the_agent_came_back(cluster: Cluster) -> None:
     cluster.attach(*NODES)
-    _make_pods(cluster)
+    cluster.make_pods()
     cluster.agents[2].process.kill()
     cluster.attach(2)
     wait_until(
         lambda: cluster.bed.kubectl("logs", "web2", "-c", "web", "--tail=1").returncode == 0,
         "kubectl logs to work",
     )
-
-
-def _make_pods(cluster: Cluster) -> None:
-    """``verify.sh`` makes the pods; one operation of it is enough here."""
-    if cluster.bed.kubectl("get", "pod", "web1", "web2").returncode:
-        cluster.bed.verify(*NODES)
 
 
 def _refusal(cluster: Cluster, *operation: str) -> str:

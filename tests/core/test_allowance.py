@@ -1,0 +1,285 @@
+"""Flight limit, cap and session together, over a slow wire in virtual time."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes.memory_link import welcome
+from tunnel_core.bucket import Bucket
+from tunnel_core.codec import decode_packet, encode_packet
+from tunnel_core.credit import CreditPool
+from tunnel_core.frames import Data, DataParts, Open, Packet, Ping
+from tunnel_core.limits import KIB, MIB, Limits
+from tunnel_core.mux import Mux
+from tunnel_core.mux_stream import MuxStream
+from tunnel_core.profiles import profile_of
+from tunnel_core.session import Session
+
+LIMITS = Limits(initial_credit=8 * MIB, max_credit=8 * MIB)
+REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
+RATE, DELAY = 250_000, 0.05  # 2 Mbit/s, 100 ms there and back
+_BELOW = 50
+"""Bytes of what lies under a packet."""
+
+
+class Site:
+    """A server's and an agent's session over a wire with a rate and a delay each way."""
+
+    def __init__(self, *, rate: float = RATE, delay: float = DELAY, cap: Bucket | None = None) -> None:
+        self.now = 0.0
+        self.opened: list[MuxStream] = []
+        self.rate, self.delay = rate, delay
+        self.cap = cap
+        profile, offer = profile_of(metered=False), welcome(LIMITS)
+        self.mux = Mux(LIMITS, CreditPool(0), opener=True)
+        far = Mux(LIMITS, CreditPool(0), opener=False, on_open=self.opened.append)
+        self.server = Session(self.mux, LIMITS, offer, profile, pings=False, now=0.0, cap=cap)
+        self.agent = Session(far, LIMITS, offer, profile, pings=True, now=0.0)
+        self.wires: dict[Session, deque[tuple[float, bytes]]] = {
+            self.server: deque(),
+            self.agent: deque(),
+        }
+        self.free_at = {self.server: 0.0, self.agent: 0.0}
+        self.wakes = 0
+
+    def open(self) -> tuple[MuxStream, MuxStream]:
+        near = self.mux.open(REQUEST)
+        self.run(0.5)
+        self.opened[-1].accept("")
+        self.run(0.5)
+        return near, self.opened[-1]
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while True:
+            for session in self.wires:
+                self._send(session)
+            due = min(self.server.deadline(), self.agent.deadline())
+            arrivals = [wire[0][0] for wire in self.wires.values() if wire]
+            due = max(self.now, min([due, end, *arrivals]))
+            if due >= end:
+                self.now = end
+                return
+            self.wakes += 1
+            self.now = due
+            self._arrive()
+            for session in self.wires:
+                session.tick(self.now)
+
+    def _send(self, session: Session) -> None:
+        while (packet := session.next_packet(self.now)) is not None:
+            data = encode_packet(*packet)
+            if session is self.server and self.cap is not None:
+                self.cap.take(len(data), self.now)
+            seconds = (len(data) + _BELOW) / self.rate
+            self.free_at[session] = max(self.now, self.free_at[session]) + seconds
+            self.wires[session].append((self.free_at[session] + self.delay, data))
+
+    def _arrive(self) -> None:
+        for source, sink in ((self.server, self.agent), (self.agent, self.server)):
+            wire = self.wires[source]
+            while wire and wire[0][0] <= self.now:
+                data = wire.popleft()[1]
+                packet = decode_packet(data)
+                assert isinstance(packet, Packet)
+                sink.receive(packet, len(data), self.now)
+
+
+def drain(stream: MuxStream) -> int:
+    count = 0
+    while stream.recv.buffered:
+        count += len(stream.read(1 << 20))
+    return count
+
+
+def test_bulk_does_not_pile_up_before_a_slow_link_and_fills_it() -> None:
+    site = Site()
+    near, far = site.open()
+    near.push(bytes(4 * MIB))
+    site.run(2)
+    waiting = 0.0
+    before = far.recv.received
+    for _ in range(80):
+        site.run(0.05)
+        waiting = max(waiting, site.free_at[site.server] - site.now)
+    assert waiting < 0.05
+    assert far.recv.received - before > 0.9 * 4 * RATE
+
+
+def test_a_keystroke_passes_bulk() -> None:
+    site = Site()
+    bulk, _ = site.open()
+    keys, far = site.open()
+    bulk.push(bytes(4 * MIB))
+    site.run(2)
+    for _ in range(20):
+        site.run(0.11)
+        keys.push(b"k")
+        site.run(DELAY + 0.06)
+        assert drain(far) == 1
+
+
+def test_a_lone_packet_may_always_leave() -> None:
+    site = Site()
+    near, _ = site.open()
+    site.server.flight.limit = 1
+    near.push(bytes(100 * KIB))
+    packet = site.server.next_packet(site.now)
+    assert packet is not None and packet.number
+
+
+def test_control_and_ends_leave_though_the_flight_is_full() -> None:
+    site = Site()
+    near, _ = site.open()
+    done, _ = site.open()
+    near.push(bytes(4 * MIB))
+    while site.server.next_packet(site.now):
+        pass
+    done.end()
+    site.mux.open(REQUEST)
+    packet = site.server.next_packet(site.now)
+    assert packet is not None and not any(isinstance(frame, Data | DataParts) for frame in packet.frames)
+    assert [type(frame).__name__ for frame in packet.frames] == ["Open", "End"]
+
+
+def test_no_confirmation_no_more_bulk_and_one_brings_more() -> None:
+    site = Site()
+    near, _ = site.open()
+    near.push(bytes(4 * MIB))
+    sent = []
+    for _ in range(100):  # pacing lets a packet out now and then, until the flight is full
+        site.now += 0.1
+        while packet := site.server.next_packet(site.now):
+            sent.append(packet)
+    assert 0 < site.mux.unconfirmed <= site.server.flight.limit
+    assert not site.server.may_send(site.now) and site.server.room_at == math.inf
+    site.server.receive(Packet(0, sent[-1].number, ()), 10, site.now)
+    assert site.server.may_send(site.now)
+
+
+def test_a_flight_that_fills_asks_to_be_confirmed_and_is() -> None:
+    site = Site(rate=100 * MIB, delay=0.001)  # nothing is paced on so short a path
+    near, _ = site.open()
+    near.push(bytes(4 * MIB))
+    packets = []
+    while packet := site.server.next_packet(site.now):
+        packets.append(packet)
+    asking = next(packet for packet in packets if packet.confirm_now)
+    for packet in packets[: packets.index(asking) + 1]:
+        site.agent.receive(packet, 1000, site.now)
+    answer = site.agent.next_packet(site.now)
+    assert answer is not None and answer.ack == asking.number
+    assert answer.arrived == int(site.now * 1e6) and not answer.number
+
+
+def test_time_says_when_what_is_paced_may_go_and_says_it_once() -> None:
+    site = Site()
+    near, _ = site.open()
+    near.push(bytes(4 * MIB))
+    site.run(2)
+    server = site.server
+    for _ in range(1000):
+        site.run(0.001)
+        if site.now < server.room_at < math.inf:
+            break
+    due = server.room_at
+    assert server.deadline() <= due < math.inf
+    assert server.tick(due) and server.room_at == math.inf
+    assert not server.tick(due)  # while a write is under way nobody asks, and the timer is still
+    assert server.next_packet(due) is not None
+
+
+def test_a_new_carrier_has_a_flight_of_its_own() -> None:
+    site = Site()
+    near, _ = site.open()
+    near.push(bytes(4 * MIB))
+    site.run(2)
+    flight = site.server.flight
+    assert flight.in_flight and flight.rate_bytes_per_second
+    for wire in site.wires.values():
+        wire.clear()
+    last = site.server._number
+    site.server.move(site.agent.received, site.now)
+    site.agent.move(site.server.received, site.now)
+    assert not flight.in_flight and not flight.rate_bytes_per_second
+    site.server.receive(Packet(0, last, ()), 10, site.now)  # it went over the old carrier
+    assert not flight.rate_bytes_per_second
+    site.run(30)
+    assert site.opened[0].recv.received == 4 * MIB and not site.mux.unconfirmed
+
+
+def test_the_cap_holds_data_and_nothing_else() -> None:
+    site = Site(rate=100 * MIB, delay=0.001, cap=Bucket(100_000))
+    near, far = site.open()
+    near.push(bytes(1 * MIB))
+    site.run(1)
+    before = far.recv.received
+    site.run(5)
+    assert 0.85 * 500_000 < far.recv.received - before <= 505_000
+    assert site.cap is not None and site.cap.delayed_seconds > 4
+    while site.server.next_packet(site.now):
+        site.cap.take(5000, site.now)
+    site.server.receive(Packet(0, 0, (Ping(77),)), 10, site.now)
+    packet = site.server.next_packet(site.now)
+    assert packet is not None and [type(frame).__name__ for frame in packet.frames] == ["Pong"]
+    assert site.now < site.server.deadline() <= site.now + 1
+
+
+def test_a_session_that_has_nothing_to_say_is_not_held_by_the_cap() -> None:
+    cap = Bucket(1000)
+    site = Site(cap=cap)
+    site.open()
+    cap.take(100_000, site.now)
+    assert site.server.next_packet(site.now) is None
+    assert site.server.room_at == math.inf and not cap.delayed_seconds
+
+
+def test_the_timer_does_not_spin() -> None:
+    site = Site(cap=Bucket(100_000))
+    near, _ = site.open()
+    near.push(bytes(4 * MIB))
+    site.wakes = 0
+    site.run(10)
+    assert site.wakes < 10 * 400
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rate=st.floats(2e4, 1e8),
+    delay=st.floats(0, 1),
+    sizes=st.lists(st.integers(1, 200_000), min_size=1, max_size=8),
+    stalls=st.lists(st.floats(0, 3), max_size=4),
+)
+def test_everything_arrives_over_any_link(
+    rate: float, delay: float, sizes: list[int], stalls: list[float]
+) -> None:
+    """Also if the way back stands still now and then."""
+    site = Site(rate=rate, delay=delay)
+    streams = [site.mux.open(REQUEST) for _ in sizes]
+    site.run(3)
+    for stream, size in zip(streams, sizes, strict=True):
+        stream.push(bytes(size))
+        stream.end()
+    for stall in stalls:
+        site.free_at[site.agent] = max(site.free_at[site.agent], site.now) + stall
+        site.run(1)
+    site.run(sum(sizes) / rate * 3 + 20 * delay + sum(stalls) + 2)
+    assert [stream.recv.received for stream in site.opened] == sizes
+    assert all(stream.recv.size is not None for stream in site.opened)
+    assert not site.mux.unconfirmed
+
+
+@pytest.mark.parametrize("flight_limit", [True, False])
+def test_the_limit_can_be_switched_off_for_comparison(flight_limit: bool) -> None:
+    limits = Limits(initial_credit=8 * MIB, flight_limit=flight_limit)
+    mux = Mux(limits, CreditPool(0), opener=True)
+    session = Session(mux, limits, welcome(limits), profile_of(metered=False), pings=False, now=0.0)
+    mux.open(REQUEST).push(bytes(4 * MIB))
+    while session.next_packet(0.0):
+        pass
+    assert (mux.unconfirmed == 4 * MIB) is not flight_limit

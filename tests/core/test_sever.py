@@ -1,0 +1,63 @@
+"""Sockets that somebody else owns, found and ended with all they have queued."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tunnel_core.sever import sever_accepted, sever_dialled
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and TCP_USER_TIMEOUT")
+FULL = bytes(1 << 20)
+
+
+@pytest.fixture(params=["127.0.0.1", "::1", "mapped"])
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Dialled and accepted, the first with a full queue."""
+    host = {"mapped": "::"}.get(request.param, request.param)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family, dualstack_ipv6=host == "::") as listener:
+        to = "127.0.0.1" if request.param == "mapped" else host
+        dialled = socket.create_connection((to, listener.getsockname()[1]))
+        accepted, _ = listener.accept()
+    with dialled, accepted:
+        dialled.setblocking(False)
+        while True:
+            try:
+                dialled.send(FULL)
+            except BlockingIOError:
+                break
+        yield dialled, accepted
+
+
+def test_by_its_time_out(ends: tuple[socket.socket, socket.socket]) -> None:
+    dialled, accepted = ends
+    dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 23_456)
+    sever_dialled(23_457)
+    assert dialled.getpeername()
+    sever_dialled(23_456)
+    _assert_ended(dialled, accepted)
+
+
+def test_by_where_it_came_from(ends: tuple[socket.socket, socket.socket]) -> None:
+    dialled, accepted = ends
+    host, port = dialled.getsockname()[:2]
+    sever_accepted({f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "192.0.2.1:1"})
+    _assert_ended(accepted, dialled)
+
+
+def _assert_ended(severed: socket.socket, other: socket.socket) -> None:
+    """Its owner cannot write, and when it closes, what was queued is gone with it."""
+    with pytest.raises(OSError, match=r"Broken pipe"):
+        severed.send(b"more")
+    severed.close()
+    other.setblocking(True)
+    with contextlib.suppress(ConnectionResetError):
+        while other.recv(1 << 20):
+            continue
+    with pytest.raises(BrokenPipeError):
+        other.sendall(FULL)

@@ -1,0 +1,52 @@
+"""How much may leave now: flight limit (``flight.py``) and cap (``bucket.py``) as one. No I/O, no clock.
+
+1. The flight limit holds bulk back. The cap holds everything of the streams back, but neither pings nor
+   confirmations nor what the session itself says: they are a debt, which the streams pay.
+2. Whoever finds no room is to ask again at ``due``. It is a date for one look: who looked, or was told that
+   the carrier is busy, clears it, else a timer would go off again and again while a write is under way.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from tunnel_core.bucket import Bucket
+from tunnel_core.flight import Flight
+
+
+class Budgets(NamedTuple):
+    """Bytes of content that the next packet may hold: in all, and of what must not wait."""
+
+    bulk: int
+    quick: int
+
+
+class Allowance:
+    """Both bounds of one session. The flight is the carrier's, the cap outlives it."""
+
+    __slots__ = ("cap", "due", "flight")
+
+    def __init__(self, flight: Flight, cap: Bucket | None) -> None:
+        self.flight = flight
+        self.cap = cap
+        self.due = math.inf
+        """When there may be room for what was held back."""
+
+    def ask(self, now: float) -> Budgets | None:
+        """For streams that have something to say; None: the cap lets nothing of them leave."""
+        flight = self.flight
+        most = flight.packet_bytes
+        if self.cap is not None:
+            room = self.cap.room(now)
+            if not room:
+                self.cap.hold(now)
+                self.due = self.cap.deadline(now)
+                return None
+            most = min(most, room)
+        if not flight.in_flight:
+            self.due = math.inf
+            return Budgets(most, most)
+        bulk = min(most, flight.room(now))
+        self.due = flight.deadline()
+        return Budgets(bulk, min(most, flight.quick_room))

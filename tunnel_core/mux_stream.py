@@ -1,0 +1,236 @@
+"""One stream as this end sees it: what its owner does with it, and what it has yet to say.
+
+Control is state, not a queue: a set of bits that are to be said, one of those that were, one of those
+that the peer confirmed. A lost carrier makes bits that it took pending again. ``mux.py`` gives turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from tunnel_core.frames import Credit, Frame, Open, Opened, Payload, RefusedFrame, Reset, Stop
+from tunnel_core.halves import ReceiveHalf, SendHalf
+from tunnel_core.reasons import Reason, Refused
+
+if TYPE_CHECKING:
+    from tunnel_core.mux import Mux
+
+OPEN, OPENED, REFUSED, CREDIT, END, RESET, STOP = (1 << bit for bit in range(7))
+
+_ANSWER_WAITS_SECONDS = 0.005
+"""For the target's first bytes, where the client has spoken first."""
+
+
+def _nothing() -> None:
+    """The reaction of a stream that nobody watches."""
+
+
+class MuxStream:
+    """One stream as this end sees it. ``Stream`` wraps it for trio.
+
+    ``on_change`` is called when something a waiting task may care about changed: bytes to read, room
+    to send, opened, refused, reset. It must not block or raise.
+    """
+
+    __slots__ = (
+        "_done",
+        "_emitted",
+        "_pending",
+        "_queued_control",
+        "address",
+        "deficit",
+        "discarding",
+        "listed",
+        "mux",
+        "number",
+        "on_change",
+        "on_opened",
+        "opened",
+        "recv",
+        "recv_reset",
+        "refusal",
+        "request",
+        "reset_detail",
+        "reset_reason",
+        "send",
+        "send_reset",
+    )
+
+    def __init__(self, mux: Mux, request: Open, number: int, credit: int) -> None:
+        self.mux = mux
+        self.number = number  # 0 until the open entered a packet
+        self.request = request
+        self.address = ""
+        self.send = SendHalf(credit, mux.limits)
+        self.recv = ReceiveHalf(mux.limits, mux.pool)
+        self.opened = False
+        self.refusal: Refused | None = None
+        self.reset_reason: Reason | None = None  # why the stream broke; None while it is whole
+        self.reset_detail = ""
+        self.send_reset = False  # our half ended by reset
+        self.recv_reset = False  # the peer's half ended by reset, or ours to read is gone
+        self.discarding = False  # nothing is read any more
+        self.on_change: Callable[[], None] = _nothing
+        self.on_opened: Callable[[], None] = _nothing  # called once, when the far dial succeeded
+        self.listed = False  # stands in the new or the old list
+        self.deficit = 0
+        self._pending = 0
+        self._emitted = 0
+        self._done = 0
+        self._queued_control = False
+
+    # What the owner does.
+
+    def push(self, payload: Payload) -> None:
+        """Queues bytes for the peer. Call only while ``can_send``."""
+        self.send.push(payload)
+        self.mux.list_stream(self)
+
+    @property
+    def can_send(self) -> bool:
+        """Whether our half is neither ended nor reset."""
+        return self.send.size is None and not self.send_reset
+
+    def end(self) -> None:
+        """Our half is complete; what is queued is still delivered."""
+        if self.can_send:
+            self.send.size = self.send.sent + self.send.queued
+            self.mux.list_stream(self, is_end=True)
+
+    def read(self, max_bytes: int) -> Payload:
+        """Takes up to ``max_bytes`` that arrived; call only with something buffered."""
+        payload = self.recv.take(max_bytes)
+        if self.recv.maybe_grant():
+            self.want(CREDIT)
+        elif self.recv.at_end:
+            self.mux.maybe_forget(self)
+        return payload
+
+    def stop_reading(self) -> None:
+        """We read no more: drops what is buffered and tells the peer, unless it had ended."""
+        if self.discarding:
+            return
+        self.discarding = True
+        self.recv.drop()
+        if self.recv.size is None:
+            self.want(STOP)
+        self.mux.maybe_forget(self)
+
+    def reset(self, reason: Reason, detail: str) -> None:
+        """Ends both halves now; what is queued either way is dropped. Idempotent."""
+        if self.reset_reason is None:
+            self.reset_reason, self.reset_detail = reason, detail
+        self.recv_reset = True
+        if not self.number:
+            self.mux.withdraw(self)
+            return
+        self.stop_reading()
+        self.give_up_sending()
+        self.on_change()
+
+    def give_up_sending(self) -> None:
+        """Resets our half, unless the peer confirmed all of it."""
+        if self.send_reset or self._done & END:
+            return
+        self.send_reset = True
+        self.mux.drop_sending(self)
+        self.want(RESET)
+        self.on_change()
+
+    def accept(self, address: str, *, may_wait: bool = False) -> None:
+        """Agent: the dial succeeded. ``may_wait``: the answer may wait for what else is to be said."""
+        self.address = address
+        self.opened = True
+        self.want(OPENED, may_wait=may_wait)
+
+    def refuse(self, refusal: Refused) -> None:
+        """Agent: there was no dial, or it failed; nothing was done with early data."""
+        self.refusal = refusal
+        self.discarding = self.send_reset = self.recv_reset = True
+        self.recv.drop()
+        self.want(REFUSED)
+        self.on_change()
+
+    # What the mux does.
+
+    def want(self, bits: int, *, may_wait: bool = False) -> None:
+        self._pending |= bits
+        if not self._queued_control:
+            self._queued_control = True
+            self.mux.queue_control(self)
+        if may_wait:
+            self.mux.wake_later(_ANSWER_WAITS_SECONDS)
+        else:
+            self.mux.wake()
+
+    def take_control(self, frames: list[Frame]) -> int:
+        """Appends the pending control frames; returns their bits."""
+        bits, self._pending, self._queued_control = self._pending, 0, False
+        self._emitted |= bits
+        if bits & OPENED:
+            frames.append(Opened(self.number, self.recv.granted, self.address))
+        if bits & REFUSED:
+            assert self.refusal is not None
+            frames.append(RefusedFrame(self.number, self.refusal.reason, self.refusal.detail))
+        if bits & CREDIT and not self.discarding:
+            frames.append(Credit(self.number, self.recv.granted))
+        if bits & RESET:
+            frames.append(Reset(self.number, self.reset_reason or Reason.USER_LEFT, self.reset_detail))
+        if bits & STOP:
+            frames.append(Stop(self.number, self.reset_reason or Reason.USER_LEFT))
+        return bits
+
+    def emitted_end(self) -> bool:
+        return bool(self._emitted & END)
+
+    def emit(self, bits: int) -> None:
+        self._emitted |= bits
+
+    def confirm(self, bits: int) -> None:
+        self._done |= bits
+
+    def take_back(self, bits: int) -> None:
+        """What these bits said must be said again, unless it means nothing any more."""
+        self._emitted &= ~bits
+        bits &= ~END  # said by the stream's turn
+        if self.discarding:
+            bits &= ~CREDIT
+        if bits:
+            self._pending |= bits
+            self._queued_control = True
+
+    @property
+    def open_pending(self) -> bool:
+        """Whether the open has yet to be said, or to be said again."""
+        return bool(self._pending & OPEN)
+
+    @property
+    def control_pending(self) -> bool:
+        return bool(self._pending)
+
+    @property
+    def wants_turn(self) -> bool:
+        """Whether there is data that may be sent, or nothing left but to say so."""
+        send = self.send
+        if self.send_reset:
+            return False
+        return send.ready or (send.size == send.sent and not self._emitted & END)
+
+    @property
+    def over(self) -> bool:
+        """Both halves have ended and the peer confirmed everything that says so."""
+        if self.refusal is not None:
+            return not self._pending and self._done & self._emitted & REFUSED == self._emitted & REFUSED
+        ended = self._done & RESET if self.send_reset else self._done & END
+        if not ended or self._pending:
+            return False
+        return self.recv.size is not None and (self.discarding or not self.recv.buffered)
+
+
+class Receipt(NamedTuple):
+    """What one frame batch carried of one stream."""
+
+    stream: MuxStream
+    bits: int
+    sent: int

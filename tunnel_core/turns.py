@@ -1,0 +1,91 @@
+"""Whose turn it is: deficit round robin with FQ-CoDel's two lists (RFC 8290 §4.2). No I/O, no clock.
+
+1. A stream that had nothing queued enters ``new`` and gets a small quantum at once; what is left after
+   that waits its turn in ``old``. So a keystroke overtakes bulk, and bulk in small writes cannot pose as
+   keystrokes: it gets the small quantum once per round. None starves. A stream stands in one list at
+   most; one without credit in none.
+2. Two budgets, because the flight limit holds bulk back and lets quick bytes pass (``flight.py``): ``new``
+   is served while there is ``quick``, ``old`` while there is ``bulk``. What either takes counts for both.
+3. Quanta follow the packets: on a slow link a packet is small, and a turn of 256 KiB would be a second.
+4. Mere ends cost nothing and wait for no budget.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from tunnel_core.limits import KIB
+from tunnel_core.mux_stream import MuxStream
+
+_NEW_QUANTUM = 16 * KIB
+_OLD_QUANTUM = 256 * KIB
+_LEAST_QUANTUM = 2 * KIB
+
+
+class Turns:
+    """The streams of one session that have something to send."""
+
+    __slots__ = ("_new", "_old", "_quantum", "_queue", "ends")
+
+    def __init__(self) -> None:
+        self.ends: dict[MuxStream, None] = {}
+        """Streams that have nothing left to say but their end."""
+        self._new: deque[MuxStream] = deque()
+        self._old: deque[MuxStream] = deque()
+        self._queue = self._new  # where the stream of this turn stands
+        self._quantum = _OLD_QUANTUM
+
+    def __bool__(self) -> bool:
+        """Whether any stream waits to send data."""
+        return bool(self._new or self._old)
+
+    def clear(self) -> None:
+        self.ends.clear()
+        self._new.clear()
+        self._old.clear()
+
+    def add(self, stream: MuxStream) -> None:
+        """A stream that stands in no list has data to send."""
+        stream.listed = True
+        stream.deficit = min(_NEW_QUANTUM, self._quantum)
+        self._new.append(stream)
+
+    def may_go(self, bulk: int, quick: int) -> bool:
+        """Whether these budgets let anybody send."""
+        return bool((self._new and quick > 0) or (self._old and bulk > 0))
+
+    def begin(self, bulk: int) -> None:
+        """A packet begins that may hold so much."""
+        if bulk > 0:
+            self._quantum = max(_LEAST_QUANTUM, min(_OLD_QUANTUM, bulk))
+
+    def next(self, bulk: int, quick: int) -> tuple[MuxStream, int] | None:
+        """Whose turn it is, and how many bytes may be taken; tell ``took`` afterwards."""
+        if self._new and quick > 0:
+            queue, room = self._new, quick
+            alone = max(bulk, min(quick, _NEW_QUANTUM))  # quick budget is not for whoever is alone
+        elif self._old and bulk > 0:
+            queue, room, alone = self._old, bulk, bulk
+        else:
+            return None
+        self._queue, stream = queue, queue[0]
+        if len(self._new) + len(self._old) == 1:
+            stream.deficit = room = alone  # nobody waits: one frame instead of two
+        return stream, min(room, stream.deficit)
+
+    def took(self, stream: MuxStream, taken: int, bulk: int) -> None:
+        """The stream of this turn took so many bytes; ``bulk`` is what was left before."""
+        queue = self._queue
+        stream.deficit -= taken
+        if not stream.wants_turn:
+            queue.popleft()
+            if queue is self._new and self._old:
+                # Behind the old ones once, so that it cannot come back at once as new.
+                stream.deficit = self._quantum
+                self._old.append(stream)
+            else:
+                stream.listed = False
+        elif stream.deficit <= 0:
+            queue.popleft()
+            stream.deficit = max(self._quantum, bulk // (len(self._old) + 1))
+            self._old.append(stream)
