@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.e2e import tools
 from tests.e2e.site import Site
 from tests.e2e.survive.flows import Download, Echo, Upload, running
 from tests.e2e.survive.sockets import wait_one_connection
@@ -11,7 +12,8 @@ from tests.net.emulated import Emulated
 
 MBIT = 125_000
 CUT_SECONDS = 10
-FLOOR_SECONDS = 2.0
+# A busy machine may take longer: `python -m bench black_hole` has the figure.
+FLOOR_SECONDS = 2.0 if tools.is_long() else 6.0
 # At 20 Mbit/s it takes four seconds without a cut.
 TOTAL = 10 << 20
 

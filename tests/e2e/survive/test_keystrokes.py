@@ -1,6 +1,8 @@
 """A shell stays quick while the link is full: keys are timed beside bulk in both directions.
 
-What counts is how much longer a key takes than the round trip of the empty link.
+What counts is how much longer a key takes than the round trip of the empty link. The floors are asked
+with ``--long``, on a machine that does nothing else; ``python -m bench keystrokes`` has the figures. The
+short form asks what a busy machine cannot spoil: without the flight limit a key waits 4 s and 19 s.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ from tests.e2e.survive.doors import dial_to
 from tests.e2e.survive.wires import open_pair
 from tests.net.emulated import Emulated
 
-EXTRA_SECONDS = {"20mbit": 0.08, "2mbit": 0.4}
-BULK_SHARE = 0.8
+EXTRA_SECONDS = {"20mbit": 0.08, "2mbit": 0.4} if tools.is_long() else {"20mbit": 2.0, "2mbit": 8.0}
+BULK_SHARE = 0.8 if tools.is_long() else 0.5
 WORST = [(line, WORST_LOAD, 0.5) for line in LINES]
 CELLS = list(itertools.product(LINES, LOADS, QUEUES_SECONDS)) if tools.is_long() else WORST
 KEYS_SECONDS = 12
-FOREIGN_SHARE = 0.4
+FOREIGN_SHARE = 0.4 if tools.is_long() else 0.1
 
 
 @pytest.mark.parametrize(("line", "load", "queue_seconds"), CELLS)
