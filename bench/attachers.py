@@ -49,6 +49,7 @@ async def _attach(
         connect_timeout_seconds=_CONNECT_SECONDS,
         services=(),
         on_open=lambda stream: nursery.start_soon(_echo, stream),
+        on_look=lambda _: None,
     )
     async with turns:
         await nursery.start(_stay, connector, server)

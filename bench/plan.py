@@ -46,7 +46,7 @@ WHOLE = Plan(
 )
 QUICK = Plan(
     whole=False,
-    rounds=3,
+    rounds=2,
     memory_rounds=1,
     bulk_seconds=0.35,
     rate_seconds=0.35,
@@ -55,7 +55,7 @@ QUICK = Plan(
     idle_streams=400,
     ssh_idle_streams=50,
     fleet=200,
-    fleet_seconds=8,
+    fleet_seconds=5,
     typing_seconds=5,
     resuming=40,
 )
