@@ -17,6 +17,11 @@ from tests.e2e.survive.installation import made_site
 from tests.net.emulated import Emulated, emulated
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What counts for minutes beside the others is asked for last."""
+    items.sort(key=lambda item: item.path.name == "test_idle.py")
+
+
 @pytest.fixture(scope="session")
 def network() -> Iterator[Emulated]:
     tools.require_emulated_links()
