@@ -6,7 +6,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -438,6 +438,13 @@ def _interrupt() -> None:
 
 class TestSignals:
     """Ctrl-C needs a trio run of its own: pytest-trio's takes it for itself."""
+
+    @pytest.fixture(autouse=True)
+    def default_handler(self) -> Iterator[None]:
+        """A shell that starts tests in the background has them ignore Ctrl-C."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
 
     def test_ctrl_c_inside_a_turn_reaches_the_main_task_at_its_checkpoint(self) -> None:
         seen = []
