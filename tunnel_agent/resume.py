@@ -107,13 +107,19 @@ class Resumer:
 
     def _next_look(self) -> float:
         """While something is late, each answer may be the one that ends it: look again soon."""
-        if self._attempts.due == math.inf:
+        if self._attempts.due == math.inf and not self._scopes:
             return math.inf
         return min(self._attempts.due, trio.current_time() + self._link.patience_seconds / 4)
 
     def _carried(self) -> Carried:
         link = self._link
-        return Carried(link.lost is not None, link.is_quiet, link.heard_at, link.round_trip_seconds or 0.0)
+        return Carried(
+            link.lost is not None,
+            link.is_quiet,
+            link.heard_at,
+            link.round_trip_seconds or 0.0,
+            link.late_since,
+        )
 
     def _act(self, actions: list[Action], nursery: trio.Nursery) -> None:
         for action in actions:

@@ -2,15 +2,20 @@
 
 1. Trouble is: no carrier, or something late while nothing was heard, or a route that changed. It only
    starts attempts beside the carrier that is there; a congested link must not be flooded with copies.
-2. Quick while the trouble is young: a new attempt every one to two seconds (metered: 3 to 7), each with
-   little patience, because whoever waits for TCP's back-off comes back seconds late. Both stretch with
-   the round trip, or a satellite would never be reached, up to full patience: one pong that sat out an
-   outage must not keep the agent from trying. At most two at a time; the oldest goes first.
-3. Later one at a time, with full jitter, a cap, and long patience: the network is away, or the server, and
+2. Quick while the trouble is young: a new attempt every one to two seconds (metered: 3 to 7), because
+   whoever waits for TCP's back-off comes back seconds late. At most two at a time; a third takes the
+   place of the oldest. The stride stretches with the round trip, or a satellite would never be reached,
+   up to a bound: one pong that sat out an outage must not keep the agent from trying.
+3. Later one at a time, with full jitter and a cap: the network is away, or the server, and
    a fleet must not come back in one instant.
 4. Make before break. An attempt that was welcomed is used only if the old carrier is gone, or brought
-   nothing since the attempt began. Otherwise it is dropped: the old one is alive, however slow.
-5. Trouble that is over abandons what is under way. What comes soon after is the same trouble.
+   nothing since the attempt began, or *drowns*: something that was late before the attempt began still
+   is. A new connection takes five round trips through whatever queue the network has; so the old one's
+   is its own, such as megabytes that TCP took in at the speed of a network that was left. Otherwise it
+   is dropped: the old one is alive, however slow. A drowning one is left once in a while only, since
+   each move says again what was under way.
+5. Trouble that is over abandons what is under way. What comes soon after is the same trouble. While
+   something is late though others are heard nothing new begins, and what is under way goes on.
 """
 
 from __future__ import annotations
@@ -25,10 +30,11 @@ CALM_SECONDS = 30.0
 """Without trouble for so long, the next one is a new one."""
 _MEAN_CHANCE = 0.5
 _STRIDE_ROUND_TRIPS = 4.0
-_STRIDES_OF_PATIENCE = 2.0
 _AT_ONCE = 2
 _ROUTE_SECONDS = 5.0
 _FIRST_WINDOW_SECONDS = 2.0
+_DROWNING_SECONDS = 10.0
+"""Between two moves away from carriers that still bring something."""
 
 
 class Start(NamedTuple):
@@ -47,12 +53,17 @@ Action: TypeAlias = Start | Abandon
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """How the session stands. ``heard_at``: when its carrier last brought anything; -inf without one."""
+    """How the session stands.
+
+    ``heard_at``: when its carrier last brought anything; -inf without one. ``late_since``: when the oldest
+    of what is late was sent; inf if nothing is.
+    """
 
     lost: bool
     quiet: bool
     heard_at: float
     round_trip_seconds: float
+    late_since: float = math.inf
 
 
 class Attempts:
@@ -72,6 +83,7 @@ class Attempts:
         self._next_at = self._started_at = -math.inf
         self._began_at: float | None = None  # the trouble, unless there has been calm for long since
         self._calm_since = -math.inf
+        self._moved_at = -math.inf
         self._in_trouble = False
         self._awaits_one = False  # the next begins when the one under way has ended
         self._was_lost = False
@@ -95,6 +107,9 @@ class Attempts:
             self._route_at = now
             return self._start(now, carried, chance)
         if not carried.lost and not carried.quiet:
+            if self._in_trouble and self._under_way and carried.late_since < math.inf:
+                self._awaits_one = True
+                return []
             return self._calm_down(now)
         self._note_trouble(now, carried)
         self._awaits_one = bool(self._under_way) and not self._is_young(now)
@@ -131,21 +146,17 @@ class Attempts:
             actions.append(Abandon(oldest))
         self._last_number += 1
         self._under_way[self._last_number] = self._started_at = now
-        patience = self._schedule(now, carried, chance)
-        return [*actions, Start(self._last_number, patience)]
+        self._schedule(now, carried, chance)
+        return [*actions, Start(self._last_number, self._patience)]
 
-    def _schedule(self, now: float, carried: Carried, chance: float) -> float:
-        """Sets when the next one is due; returns the patience for this one."""
+    def _schedule(self, now: float, carried: Carried, chance: float) -> None:
+        """Sets when the next one is due."""
         if self._is_young(now):
-            stretched = min(
-                _STRIDE_ROUND_TRIPS * carried.round_trip_seconds, self._patience / _STRIDES_OF_PATIENCE
-            )
-            stride = max(self._stride, stretched)
-            self._next_at = now + stride * (1 + chance)
-            return min(self._patience, _STRIDES_OF_PATIENCE * stride)
+            stretched = min(_STRIDE_ROUND_TRIPS * carried.round_trip_seconds, self._patience / _AT_ONCE)
+            self._next_at = now + max(self._stride, stretched) * (1 + chance)
+            return
         self._next_at = now + self._window * chance
         self._window = min(self._max_wait, 2 * self._window)
-        return self._patience
 
     def failed(self, number: int) -> None:
         """An attempt came to nothing."""
@@ -154,11 +165,15 @@ class Attempts:
     def welcomed(self, number: int, carried: Carried) -> bool:
         """Whether this attempt is to be used. If so all others are to be abandoned, and if not it is."""
         began = self._under_way.pop(number, None)
-        return began is not None and (carried.lost or carried.heard_at < began)
+        if began is None:
+            return False
+        drowns = carried.late_since < began and began > self._moved_at + _DROWNING_SECONDS
+        return carried.lost or carried.heard_at < began or drowns
 
     def moved(self, now: float) -> list[Action]:
         """The session goes on over a new carrier."""
-        self._in_trouble, self._was_lost, self._calm_since = False, False, now
+        self._in_trouble, self._was_lost = False, False
+        self._calm_since = self._moved_at = now
         return self._abandon_all()
 
     def _abandon_all(self) -> list[Action]:

@@ -250,7 +250,7 @@ class Flight:
         self._round_bytes += sample.size
 
     def _end_round(self, sample: Sample, now: float) -> None:
-        if not self._dipping:
+        if not self._round_dipped:  # all lean packets of the last dip were seen, not its first alone
             self._rivals.look(self._delivery.unloaded, self._delivery.shortest, now)
         queue = self._round_queue / max(1, self._round_bytes)
         unintended = queue > self._most_intended and not self._growing

@@ -64,6 +64,11 @@ class LinkFacts:
         return self._way is not None and trio.current_time() >= self._session.quiet_at()
 
     @property
+    def late_since(self) -> float:
+        """When the oldest of what is late was sent; infinity if nothing is."""
+        return self._session.late_since(trio.current_time()) if self._way is not None else math.inf
+
+    @property
     def heard_at(self) -> float:
         """When the carrier of the moment last brought anything; of none, long ago."""
         return self._session.heard_at if self._way is not None else -math.inf

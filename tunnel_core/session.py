@@ -328,8 +328,16 @@ class Session:
         """When what waits for its confirmation or pong will be late, if nothing changes."""
         if not self._carried:
             return math.inf
-        oldest = self._sent[0].at if self._sent else math.inf
-        return min(oldest, self._ping_sent or math.inf, self._ping_expected()) + self.patience_seconds
+        return min(self._unanswered_since, self._ping_expected()) + self.patience_seconds
+
+    @property
+    def _unanswered_since(self) -> float:
+        return min(self._sent[0].at if self._sent else math.inf, self._ping_sent or math.inf)
+
+    def late_since(self, now: float) -> float:
+        """When the oldest of what is late was sent; infinity if nothing is."""
+        since = self._unanswered_since
+        return since if self._carried and now >= since + self.patience_seconds else math.inf
 
     def _ping_expected(self) -> float:
         """Server: when the agent's next ping leaves, if it has reason to ping often; else never."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,21 +38,21 @@ def test_nothing_is_tried_while_all_is_well() -> None:
 def test_a_lost_carrier_is_replaced_at_once_and_then_every_one_to_two_seconds() -> None:
     for chance, stride in ((0.0, 1.0), (1.0, 2.0)):
         machine = attempts()
-        assert machine.poll(100, LOST, chance) == [Start(1, 2.0)]
+        assert machine.poll(100, LOST, chance) == [Start(1, 10)]
         assert machine.due == 100 + stride
 
 
 def test_at_most_two_are_under_way_and_the_oldest_goes_first() -> None:
     machine = attempts()
-    assert machine.poll(100, QUIET, 0) == [Start(1, 2.0)]
-    assert machine.poll(101, QUIET, 0) == [Start(2, 2.0)]
-    assert machine.poll(102, QUIET, 0) == [Abandon(1), Start(3, 2.0)]
+    assert machine.poll(100, QUIET, 0) == [Start(1, 10)]
+    assert machine.poll(101, QUIET, 0) == [Start(2, 10)]
+    assert machine.poll(102, QUIET, 0) == [Abandon(1), Start(3, 10)]
 
 
-def test_a_far_server_gets_more_patience() -> None:
-    machine = attempts()
-    [start] = machine.poll(100, Carried(True, False, -math.inf, 0.7), 0)
-    assert isinstance(start, Start) and start.patience_seconds > 5
+def test_attempts_at_a_far_server_live_longer() -> None:
+    far = Carried(lost=True, quiet=False, heard_at=-math.inf, round_trip_seconds=0.7)
+    gap = 4 * 0.7
+    assert starts(attempts(), far, 103, chance=0) == pytest.approx([100, 100 + gap], abs=0.02)
 
 
 def test_a_pong_that_sat_out_an_outage_does_not_keep_the_agent_from_trying() -> None:
@@ -59,7 +60,7 @@ def test_a_pong_that_sat_out_an_outage_does_not_keep_the_agent_from_trying() -> 
     assert starts(attempts(), lost, 130, chance=1) == [100, 110, 120]
 
 
-def test_old_trouble_is_tried_one_at_a_time_with_long_patience_and_growing_waits() -> None:
+def test_old_trouble_is_tried_one_at_a_time_with_growing_waits() -> None:
     machine = attempts()
     number, now, gaps, last = 0, 100.0, [], 100.0
     while now < 1000:
@@ -67,10 +68,8 @@ def test_old_trouble_is_tried_one_at_a_time_with_long_patience_and_growing_waits
             if isinstance(action, Start):
                 gaps.append(now - last)
                 last, number = now, action.number
-                patience = action.patience_seconds
         machine.failed(number)
         now = machine.due
-    assert patience == 10
     assert gaps[-1] == 30
     assert sorted(gaps[16:]) == gaps[16:]
 
@@ -81,6 +80,43 @@ def test_an_attempt_is_used_only_if_the_old_carrier_brought_nothing_since() -> N
     assert not machine.welcomed(1, Carried(False, True, 100.2, 0.05))
     machine.poll(101, QUIET, 0)
     assert machine.welcomed(2, Carried(False, True, 99.0, 0.05))
+
+
+def drowning(late_since: float) -> Carried:
+    """It brings something all the time, but nothing tells of what was sent then."""
+    return Carried(False, False, heard_at=1e9, round_trip_seconds=0.05, late_since=late_since)
+
+
+def test_an_attempt_that_was_quicker_than_an_answer_of_the_old_carrier_is_used() -> None:
+    machine = attempts()
+    machine.poll(100, QUIET, 0)
+    assert machine.poll(100.5, drowning(99), 0) == [], "it may tell"
+    assert machine.due == math.inf, "nothing more is tried beside a carrier that lives"
+    assert machine.welcomed(1, drowning(99))
+
+
+def test_what_was_sent_after_an_attempt_began_says_nothing_about_it() -> None:
+    machine = attempts()
+    machine.poll(100, QUIET, 0)
+    assert not machine.welcomed(1, drowning(100.1))
+
+
+def test_a_drowning_carrier_is_left_once_in_ten_seconds() -> None:
+    machine, now, moves = attempts(), 100.0, 0
+    while now < 130:
+        for action in machine.poll(now, QUIET, 0):
+            if isinstance(action, Start) and machine.welcomed(action.number, drowning(now - 1)):
+                moves += 1
+                machine.moved(now)
+        now += 0.5
+    assert moves == 3
+
+
+def test_trouble_that_is_over_abandons_what_a_late_answer_kept() -> None:
+    machine = attempts()
+    machine.poll(100, QUIET, 0)
+    machine.poll(100.5, drowning(99), 0)
+    assert machine.poll(101, WELL, 0) == [Abandon(1)]
 
 
 def test_an_attempt_that_was_abandoned_is_not_used() -> None:
@@ -126,7 +162,7 @@ def test_hanging_attempts_in_a_young_trouble() -> None:
     assert 12 <= len(times) <= 15
 
 
-STANDS = st.sampled_from([WELL, QUIET, LOST])
+STANDS = st.sampled_from([WELL, QUIET, LOST, drowning(99)])
 
 
 @given(st.lists(st.tuples(STANDS, st.floats(0, 40), st.floats(0, 1), st.booleans()), max_size=60))
@@ -146,5 +182,5 @@ def test_whoever_polls_when_it_is_due_never_spins(steps: list[tuple[Carried, flo
 
 def test_on_a_metered_link_attempts_are_rarer() -> None:
     machine = Attempts(patience_seconds=10, max_wait_seconds=30, attempt_seconds=4.5)
-    assert machine.poll(100, LOST, 0.5) == [Start(1, 6.0)]
+    assert machine.poll(100, LOST, 0.5) == [Start(1, 10)]
     assert machine.due == 104.5

@@ -129,6 +129,17 @@ def test_a_busy_machine_neither_starves_nor_floods(seed: int) -> None:
     assert link.key_extra(since) < 0.120
 
 
+def test_a_program_that_stalls_during_a_dip_is_no_rival() -> None:
+    link, chance = Link(20, 0.05, 0.5), random.Random(3)  # noqa: S311 - stalls just when the server looks
+    link.server.start_bulk()
+    link.agent.start_bulk()
+    link.type_keys()
+    link.clock.run(3)
+    stall_often(link.clock, link.agent, chance, longest=0.06, every=1.0)
+    link.clock.run(33)
+    assert link.key_extra(3) < 0.080
+
+
 def test_a_roam_to_a_thin_link_believes_nothing_old() -> None:
     link = Link(200, 0.01, 0.1)
     link.clock.at(0.0, link.server.start_bulk)

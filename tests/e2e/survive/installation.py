@@ -23,7 +23,7 @@ def made_site(
     agent: Mapping[str, Any] | None = None,
 ) -> Iterator[Site]:
     """Not started yet. ``changes`` are for ``server.toml``, ``agent`` for ``agent.toml``."""
-    site = Site.made(net.network, folder, {"session": {}, **(changes or {})})
+    site = Site.made(net.network, folder, {"session": {}, "limits": {}, **(changes or {})})
     site.agent.configure(site.server, allow=[_ALLOWED], **(agent or {}))
     try:
         yield site
