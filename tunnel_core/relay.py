@@ -173,28 +173,25 @@ class _Relay:
     ) -> None:
         """Moves ``source`` to its end; ``stopped`` did so up to where the sink took no more."""
         try:
-            if stopped is not None:
-                if stopped.error is not None:
-                    raise stopped.error
-                await stopped.flush()
-            if stopped is not None and stopped.is_done:
-                pass
-            elif isinstance(source, DirectStream) and isinstance(sink, DirectStream):
-                await self._copy_direct(source, sink)
-            else:
-                await self._copy(source, sink)
+            try:
+                await self._move(source, sink, stopped)
+            except HungUp as error:
+                self._gone = self._gone or self._told_by(error)
             await self._half_ended(source)
-        except HungUp as error:
-            self._gone = self._gone or self._told_by(error)
-            await self._half_ended_guarded(source)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._note(error)
 
-    async def _half_ended_guarded(self, source: trio.abc.Stream) -> None:
-        try:
-            await self._half_ended(source)
-        except trio.BrokenResourceError as error:
-            self._note(error)
+    async def _move(self, source: trio.abc.Stream, sink: trio.abc.Stream, stopped: Pump | None) -> None:
+        if stopped is not None:
+            if stopped.error is not None:
+                raise stopped.error
+            await stopped.flush()
+            if stopped.is_done:
+                return
+        if isinstance(source, DirectStream) and isinstance(sink, DirectStream):
+            await self._copy_direct(source, sink)
+        else:
+            await self._copy(source, sink)
 
     async def _half_ended(self, source: trio.abc.Stream) -> None:
         if self._half_done:

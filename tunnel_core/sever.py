@@ -14,6 +14,8 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Iterator
 
+from tunnel_core.names import join_host_port
+
 _AT_ONCE = struct.pack("ii", 1, 0)
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 
@@ -33,8 +35,7 @@ def _peer_address(sock: socket.socket) -> str:
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return ""
     host, port = sock.getpeername()[:2]
-    host = host.removeprefix("::ffff:")
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return join_host_port(host.removeprefix("::ffff:"), port)
 
 
 def _sever(is_it: Callable[[socket.socket], bool]) -> None:
