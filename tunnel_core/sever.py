@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 from collections.abc import Callable, Collection, Iterator
 
 from tunnel_core.names import join_host_port
+from tunnel_core.sockets import RESET_ON_CLOSE
 
-_AT_ONCE = struct.pack("ii", 1, 0)
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
@@ -43,7 +42,7 @@ def _sever(is_it: Callable[[socket.socket], bool]) -> None:
         with sock, contextlib.suppress(OSError):  # not TCP, not connected, or gone meanwhile
             if is_it(sock):
                 # gRPC's close, which follows, then drops the queue instead of sending it.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
                 sock.shutdown(socket.SHUT_RDWR)
 
 

@@ -24,7 +24,7 @@ from tunnel_core.limits import MIB
 
 _RECEIVE = 64 * 1024
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 
 # Silent for a minute, then asked four times: gone after two minutes. macOS has another name for the first.
 _KEEPALIVE = [
@@ -215,7 +215,7 @@ class SocketStream(DirectStream):
         if self.socket.fileno() < 0:
             return
         with contextlib.suppress(OSError):
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self.close_nowait()
 
     def close_nowait(self) -> None:

@@ -23,6 +23,7 @@ from typing import Protocol, TypeAlias
 
 import trio
 
+from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream, tune
 from tunnel_server.admission import Admission, Ticket
@@ -185,7 +186,7 @@ def _who(accepted: socket.socket, address: object) -> tuple[str, str, int | None
         return "", "", _UCRED.unpack(credentials)[1]
     assert isinstance(address, tuple)
     host, port = str(address[0]).removeprefix("::ffff:"), address[1]
-    return host, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", None
+    return host, join_host_port(host, port), None
 
 
 async def listen_tcp(
