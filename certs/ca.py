@@ -14,16 +14,17 @@ from pathlib import Path
 
 from certs.bundle import split_pem
 from certs.files import KeyFileError, make_private_folder, read_private, write_private, write_public
+from certs.requests import CertificateRequest, require_names
+from certs.signing import LeafProfile, certify_key, make_issuing, make_leaf, make_root
 from certs.x509 import (
+    CertificateFacts,
     Credential,
-    LeafProfile,
     Usage,
     Validity,
     describe,
+    facts_of,
     key_fits,
-    make_issuing,
-    make_leaf,
-    make_root,
+    pin_of,
 )
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import LOOPBACK, canonical_host, is_node_name
@@ -31,6 +32,9 @@ from tunnel_core.names import LOOPBACK, canonical_host, is_node_name
 ROOT_DAYS = 3652  # ten years
 ISSUING_DAYS = 1826  # five
 LEAF_DAYS = 365
+"""Of certificates that are made by hand, for users and servers; nobody renews those."""
+NODE_LIFE_SECONDS = 30 * 24 * 3600.0
+"""Of certificates that nodes ask for; they renew at two thirds of it."""
 BACK_DATED = datetime.timedelta(hours=1)
 """Edge clocks run late; a certificate must hold for a node whose clock is behind ours."""
 LOOPBACK_NAMES = (LOOPBACK, "127.0.0.1", "::1")
@@ -51,12 +55,27 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
+class Certified:
+    """A leaf for a key that we do not have, to be sent to whoever has it."""
+
+    facts: CertificateFacts
+    chain_pem: bytes
+    roots_pem: bytes
+    root_pin: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Authority:
-    """Issues leaves of one trust domain."""
+    """Issues leaves of one trust domain. The first of the roots is the one that signed ``issuing``."""
 
     trust_domain: str
     issuing: Credential
     roots_pem: bytes
+
+    @property
+    def root_pin(self) -> bytes:
+        """Of the root that this authority's leaves lead to."""
+        return pin_of(self.roots_pem)
 
     def issue(
         self,
@@ -75,12 +94,46 @@ class Authority:
         identity = SpiffeId(self.trust_domain, role, name)
         validity = _validity(days, now)
         self._refuse_to_outlive(validity)
-        usage = Usage.SERVER if role is Role.SERVER else Usage.CLIENT
-        leaf = make_leaf(self.issuing, LeafProfile(identity, usage, validity, tuple(names)))
+        leaf = make_leaf(self.issuing, LeafProfile(identity, usage_of(role), validity, tuple(names)))
         return Leaf(leaf, leaf.certificate_pem + self.issuing.certificate_pem, self.roots_pem)
 
+    def certify(
+        self,
+        request: CertificateRequest,
+        identity: SpiffeId,
+        *,
+        life_seconds: float = NODE_LIFE_SECONDS,
+        now: datetime.datetime | None = None,
+    ) -> Certified:
+        """A leaf of ``identity`` for the key of a request, holding from an hour ago for ``life_seconds``.
+
+        Where the issuing certificate ends sooner the leaf ends with it: a fleet that renews must not
+        come to a halt weeks before that day, as it would if such requests were refused.
+
+        Raises ``RequestRefused`` if the request names somebody else, ``AuthorityError`` if the issuing
+        certificate has ended, ``ValueError`` for an identity of another trust domain.
+        """
+        if identity.trust_domain != self.trust_domain:
+            raise ValueError(f"{identity} is not of the trust domain {self.trust_domain}")
+        require_names(request, identity)
+        moment = now or datetime.datetime.now(datetime.UTC)
+        ends = min(moment + datetime.timedelta(seconds=life_seconds), self._issuing_ends)
+        if ends <= moment:
+            raise AuthorityError(
+                f"the issuing certificate has ended on {ends:%Y-%m-%d};"
+                " replace it with `qanat-server ca rotate issuing`"
+            )
+        profile = LeafProfile(identity, usage_of(identity.role), Validity(moment - BACK_DATED, ends))
+        leaf_pem = certify_key(self.issuing, profile, request.public_key_der)
+        chain = leaf_pem + self.issuing.certificate_pem
+        return Certified(facts_of(leaf_pem), chain, self.roots_pem, self.root_pin)
+
+    @property
+    def _issuing_ends(self) -> datetime.datetime:
+        return describe(self.issuing.certificate_pem).ends
+
     def _refuse_to_outlive(self, validity: Validity) -> None:
-        ends = describe(self.issuing.certificate_pem).ends
+        ends = self._issuing_ends
         if validity.ends > ends:
             raise AuthorityError(
                 f"the issuing certificate ends on {ends:%Y-%m-%d}, before the new one would"
@@ -103,6 +156,11 @@ class NewAuthority:
         write_public(folder / "root.pem", self.root.certificate_pem, replace=False)
         write_private(folder / "issuing-key.pem", issuing.key_pem, replace=False)
         write_public(folder / "issuing.pem", issuing.certificate_pem, replace=False)
+
+
+def usage_of(role: Role) -> Usage:
+    """The one usage of a leaf in this role."""
+    return Usage.SERVER if role is Role.SERVER else Usage.CLIENT
 
 
 def create_authority(trust_domain: str, *, now: datetime.datetime | None = None) -> NewAuthority:

@@ -25,7 +25,7 @@ BEHIND_ONE_MODULE = {
     "asyncio": {"tunnel_core.bridge", "tunnel_core.grpc_call", "tunnel_core.grpc_carrier"},
     "grpc": {"tunnel_core.grpc_call"},
     "google": {"tunnel_core.pb.tunnel_pb2"},
-    "cryptography": {"certs.x509"},
+    "cryptography": {"certs.x509", "certs.signing", "certs.requests", "certs.pkcs7"},
     "prometheus_client": {"tunnel_core.metrics"},
 }
 """Foreign worlds, and the only modules that speak with them."""

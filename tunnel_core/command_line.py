@@ -37,6 +37,7 @@ _BY_POLICY = frozenset(
         Reason.WRONG_TRUST_DOMAIN,
         Reason.SOURCE_NOT_ALLOWED,
         Reason.TARGET_NOT_ALLOWED,
+        Reason.CSR_NAME_MISMATCH,
     }
 )
 _ABSENT = frozenset({Reason.NODE_NOT_ATTACHED, Reason.UNKNOWN_NODE, Reason.SESSION_LOST})

@@ -45,6 +45,9 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_OPEN_FLOOD: _ClassVar[Reason]
     REASON_OPEN_TIMEOUT: _ClassVar[Reason]
     REASON_SEND_MEMORY_FULL: _ClassVar[Reason]
+    REASON_BAD_CSR: _ClassVar[Reason]
+    REASON_WEAK_KEY: _ClassVar[Reason]
+    REASON_CSR_NAME_MISMATCH: _ClassVar[Reason]
     REASON_SESSION_LOST: _ClassVar[Reason]
     REASON_PING_TIMEOUT: _ClassVar[Reason]
     REASON_CARRIER_LOST: _ClassVar[Reason]
@@ -106,6 +109,9 @@ REASON_STALLED_UNDER_PRESSURE: Reason
 REASON_OPEN_FLOOD: Reason
 REASON_OPEN_TIMEOUT: Reason
 REASON_SEND_MEMORY_FULL: Reason
+REASON_BAD_CSR: Reason
+REASON_WEAK_KEY: Reason
+REASON_CSR_NAME_MISMATCH: Reason
 REASON_SESSION_LOST: Reason
 REASON_PING_TIMEOUT: Reason
 REASON_CARRIER_LOST: Reason
