@@ -1,7 +1,6 @@
 """The certificate authority: a root that can be taken offline, and the issuing intermediate that works.
 
-On disk it is one folder: ``root.pem`` and ``root-key.pem`` (wanted only to replace the issuing
-authority, so the key may be moved away), ``issuing.pem`` and ``issuing-key.pem``.
+``authority_folder`` keeps it on disk, ``rotation`` says how it is replaced.
 """
 
 from __future__ import annotations
@@ -10,10 +9,7 @@ import datetime
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from certs.bundle import split_pem
-from certs.files import KeyFileError, make_private_folder, read_private, write_private, write_public
 from certs.requests import CertificateRequest, require_names
 from certs.signing import LeafProfile, certify_key, make_issuing, make_leaf, make_root
 from certs.x509 import (
@@ -23,8 +19,8 @@ from certs.x509 import (
     Validity,
     describe,
     facts_of,
-    key_fits,
     pin_of,
+    public_key_of,
 )
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import LOOPBACK, canonical_host, is_node_name
@@ -128,6 +124,20 @@ class Authority:
         chain = leaf_pem + self.issuing.certificate_pem
         return Certified(facts_of(leaf_pem), chain, self.roots_pem, self.root_pin)
 
+    def reissue(self, certificate_pem: bytes, *, days: float = LEAF_DAYS) -> Certified:
+        """A leaf that says what another does, for the same key, from this authority and from now on.
+
+        So one file has to change, and changes whole. Raises ``AuthorityError``, or ``ValueError`` if
+        the other cannot be read.
+        """
+        said, facts = describe(certificate_pem), facts_of(certificate_pem)
+        validity = _validity(days, None)
+        self._refuse_to_outlive(validity)
+        profile = LeafProfile(facts.identity, usage_of(facts.identity.role), validity, said.names)
+        leaf_pem = certify_key(self.issuing, profile, public_key_of(certificate_pem))
+        chain = leaf_pem + self.issuing.certificate_pem
+        return Certified(facts_of(leaf_pem), chain, self.roots_pem, self.root_pin)
+
     @property
     def _issuing_ends(self) -> datetime.datetime:
         return describe(self.issuing.certificate_pem).ends
@@ -148,15 +158,6 @@ class NewAuthority:
     root: Credential
     authority: Authority
 
-    def save(self, folder: Path) -> None:
-        """Writes the folder's four files; keeps any that exist and raises ``FileExistsError``."""
-        make_private_folder(folder)
-        issuing = self.authority.issuing
-        write_private(folder / "root-key.pem", self.root.key_pem, replace=False)
-        write_public(folder / "root.pem", self.root.certificate_pem, replace=False)
-        write_private(folder / "issuing-key.pem", issuing.key_pem, replace=False)
-        write_public(folder / "issuing.pem", issuing.certificate_pem, replace=False)
-
 
 def usage_of(role: Role) -> Usage:
     """The one usage of a leaf in this role."""
@@ -166,22 +167,19 @@ def usage_of(role: Role) -> Usage:
 def create_authority(trust_domain: str, *, now: datetime.datetime | None = None) -> NewAuthority:
     """A new root and issuing intermediate of a trust domain."""
     root = make_root(trust_domain, _validity(ROOT_DAYS, now))
-    issuing = make_issuing(root, trust_domain, _validity(ISSUING_DAYS, now))
+    issuing = create_issuing(root, trust_domain, now=now)
     return NewAuthority(root, Authority(trust_domain, issuing, root.certificate_pem))
 
 
-def load_authority(folder: Path) -> Authority:
-    """What ``NewAuthority.save`` wrote; the root's key is not needed. Raises ``AuthorityError``."""
-    try:
-        issuing = Credential((folder / "issuing.pem").read_bytes(), read_private(folder / "issuing-key.pem"))
-        roots = b"".join(split_pem((folder / "root.pem").read_bytes()))
-        return Authority(_trust_domain(issuing), issuing, roots)
-    except OSError as error:
-        raise AuthorityError(f"{error.filename} cannot be read: {error.strerror}") from error
-    except KeyFileError as error:
-        raise AuthorityError(str(error)) from error
-    except ValueError as error:
-        raise AuthorityError(f"the authority in {folder} is damaged: {error}") from error
+def create_issuing(
+    root: Credential, trust_domain: str, *, now: datetime.datetime | None = None
+) -> Credential:
+    """Another issuing intermediate under a root, which it does not outlive."""
+    wanted = _validity(ISSUING_DAYS, now)
+    ends = min(wanted.ends, describe(root.certificate_pem).ends)
+    if ends <= wanted.begins + BACK_DATED:
+        raise AuthorityError(f"the root has ended on {ends:%Y-%m-%d}; a new one is due: ca rotate add")
+    return make_issuing(root, trust_domain, Validity(wanted.begins, ends))
 
 
 def default_trust_domain(first_name: str) -> str:
@@ -197,16 +195,6 @@ def canonical_name(text: str) -> str:
     if _is_address(bare) and "%" not in bare:  # a zone means nothing on another machine
         return str(ipaddress.ip_address(bare))
     return canonical_host(text)
-
-
-def _trust_domain(issuing: Credential) -> str:
-    if not key_fits(issuing):
-        raise ValueError("issuing.pem and issuing-key.pem do not belong together")
-    said = describe(issuing.certificate_pem)
-    if not said.is_authority or len(said.uris) != 1:
-        raise ValueError("issuing.pem is not the certificate of an authority that names its trust domain")
-    domain = said.uris[0].removeprefix("spiffe://")
-    return SpiffeId(domain, Role.SERVER, "any").trust_domain  # for its check of the form
 
 
 def _validity(days: float, now: datetime.datetime | None) -> Validity:

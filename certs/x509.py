@@ -166,11 +166,19 @@ def key_fits(credential: Credential) -> bool:
     )
 
 
+def public_key_of(certificate: bytes) -> bytes:
+    """A certificate's SubjectPublicKeyInfo, DER."""
+    return _public_key(load_certificate(certificate))
+
+
 def _key_digest(certificate: x509.Certificate) -> bytes:
-    key = certificate.public_key().public_bytes(
+    return hashlib.sha256(_public_key(certificate)).digest()
+
+
+def _public_key(certificate: x509.Certificate) -> bytes:
+    return certificate.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return hashlib.sha256(key).digest()
 
 
 def _read_leaf(leaf: bytes) -> tuple[SpiffeId, frozenset[x509.ObjectIdentifier]]:

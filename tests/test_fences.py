@@ -40,7 +40,7 @@ DECISIONS = [
     *("tunnel_server." + name for name in ("sessions", "duplicates", "events")),
     *("tunnel_agent." + name for name in ("targets", "proxy", "config", "netlink", "route_change")),
     "tunnel_agent.link_view",
-    "certs.token",
+    *("certs." + name for name in ("token", "rotation")),
 ]
 """What decides does no I/O, and asks nobody for the time or for chance."""
 

@@ -38,6 +38,7 @@ _BY_POLICY = frozenset(
         Reason.SOURCE_NOT_ALLOWED,
         Reason.TARGET_NOT_ALLOWED,
         Reason.CSR_NAME_MISMATCH,
+        Reason.ROTATION_REFUSED,
     }
 )
 _ABSENT = frozenset({Reason.NODE_NOT_ATTACHED, Reason.UNKNOWN_NODE, Reason.SESSION_LOST})

@@ -86,6 +86,8 @@ class Reason(enum.Enum):
     DATA_GAP = (87, 400, "data is missing before the offset that arrived")
     STREAM_NEVER_OPENED = (88, 400, "a frame names a stream that was never opened")
     TLS_TOO_OLD = (89, 400, "the TLS version is older than this listener allows")
+    # What the server keeps.
+    ROTATION_REFUSED = (93, 409, "the authority is not ready for this step")
     # Faults of ours.
     INTERNAL_ERROR = (99, 500, "an error inside Qanat; the log has the traceback")
 

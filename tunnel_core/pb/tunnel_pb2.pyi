@@ -72,6 +72,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_DATA_GAP: _ClassVar[Reason]
     REASON_STREAM_NEVER_OPENED: _ClassVar[Reason]
     REASON_TLS_TOO_OLD: _ClassVar[Reason]
+    REASON_ROTATION_REFUSED: _ClassVar[Reason]
     REASON_INTERNAL_ERROR: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_DONE: Reason
@@ -136,6 +137,7 @@ REASON_DATA_AFTER_END: Reason
 REASON_DATA_GAP: Reason
 REASON_STREAM_NEVER_OPENED: Reason
 REASON_TLS_TOO_OLD: Reason
+REASON_ROTATION_REFUSED: Reason
 REASON_INTERNAL_ERROR: Reason
 
 class Packet(_message.Message):

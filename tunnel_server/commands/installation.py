@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from certs.authority_folder import save_new
 from certs.bundle import Bundle, write_bundle
 from certs.ca import Authority, Leaf, NewAuthority, create_authority
 from certs.files import make_private_folder, remove_interrupted, sync_folder, write_private, write_public
@@ -97,7 +98,7 @@ def install(plan: Installation) -> Leaf:
     make_private_folder(plan.data_dir)
     with _journal(plan):
         new = create_authority(plan.trust_domain)
-        new.save(plan.authority_folder)
+        save_new(new, plan.authority_folder)
         server = new.authority.issue(Role.SERVER, REPLICA, names=plan.all_names)
         _write_tls(plan, server)
         _write_operator(plan, new)

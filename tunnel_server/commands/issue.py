@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 
+from certs.authority_folder import load_authority
 from certs.bundle import Bundle, format_bundle
-from certs.ca import LEAF_DAYS, LOOPBACK_NAMES, Authority, AuthorityError, Leaf, load_authority
+from certs.ca import LEAF_DAYS, LOOPBACK_NAMES, Authority, AuthorityError, Leaf
 from certs.files import write_private, write_public
 from certs.x509 import describe
 from tunnel_core import paths
