@@ -27,6 +27,7 @@ BEHIND_ONE_MODULE = {
     "google": {"tunnel_core.pb.tunnel_pb2"},
     "cryptography": {"certs.x509", "certs.signing", "certs.requests", "certs.pkcs7"},
     "prometheus_client": {"tunnel_core.metrics"},
+    "sqlite3": {"tunnel_server.store.database"},
 }
 """Foreign worlds, and the only modules that speak with them."""
 
@@ -40,6 +41,7 @@ DECISIONS = [
     *("tunnel_server." + name for name in ("sessions", "duplicates", "events")),
     *("tunnel_agent." + name for name in ("targets", "proxy", "config", "netlink", "route_change")),
     "tunnel_agent.link_view",
+    *("tunnel_server.store." + name for name in ("schema", "patterns", "revoked", "moments")),
     *("certs." + name for name in ("token", "rotation")),
 ]
 """What decides does no I/O, and asks nobody for the time or for chance."""

@@ -39,6 +39,13 @@ _BY_POLICY = frozenset(
         Reason.TARGET_NOT_ALLOWED,
         Reason.CSR_NAME_MISMATCH,
         Reason.ROTATION_REFUSED,
+        Reason.TOKEN_WRONG,
+        Reason.TOKEN_EXPIRED,
+        Reason.TOKEN_USED_UP,
+        Reason.TOKEN_REVOKED,
+        Reason.TOKEN_NAME_MISMATCH,
+        Reason.TOKEN_REPLAYED,
+        Reason.REVOKED,
     }
 )
 _ABSENT = frozenset({Reason.NODE_NOT_ATTACHED, Reason.UNKNOWN_NODE, Reason.SESSION_LOST})

@@ -56,6 +56,13 @@ class Reason(enum.Enum):
     BAD_CSR = (50, 400, "the certificate request is malformed, or asks for what is not given")
     WEAK_KEY = (51, 400, "the key is too weak, or of a kind that is not accepted")
     CSR_NAME_MISMATCH = (52, 403, "the certificate request names another than the one who asks")
+    TOKEN_WRONG = (53, 401, "the token is not known here")
+    TOKEN_EXPIRED = (54, 403, "the token's life is over")
+    TOKEN_USED_UP = (55, 403, "the token was used as often as it may be")
+    TOKEN_REVOKED = (56, 403, "the token was revoked")
+    TOKEN_NAME_MISMATCH = (57, 403, "the token is for other nodes")
+    TOKEN_REPLAYED = (58, 403, "the token has let this node in before, with another key")
+    REVOKED = (59, 403, "the certificate, or the name in it, was revoked")
     # The session and its carriers.
     SESSION_LOST = (60, 502, "the session with the agent was lost")
     PING_TIMEOUT = (61, 504, "the other end stopped answering pings")
@@ -87,6 +94,9 @@ class Reason(enum.Enum):
     STREAM_NEVER_OPENED = (88, 400, "a frame names a stream that was never opened")
     TLS_TOO_OLD = (89, 400, "the TLS version is older than this listener allows")
     # What the server keeps.
+    STORE_FULL = (90, 507, "the disk that holds the server's store is full")
+    STORE_FAILED = (91, 503, "the server's store cannot be read or written")
+    AUDIT_FAILED = (92, 503, "what was asked for could not be written to the audit, so it was not done")
     ROTATION_REFUSED = (93, 409, "the authority is not ready for this step")
     # Faults of ours.
     INTERNAL_ERROR = (99, 500, "an error inside Qanat; the log has the traceback")

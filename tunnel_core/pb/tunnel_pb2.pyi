@@ -48,6 +48,13 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_BAD_CSR: _ClassVar[Reason]
     REASON_WEAK_KEY: _ClassVar[Reason]
     REASON_CSR_NAME_MISMATCH: _ClassVar[Reason]
+    REASON_TOKEN_WRONG: _ClassVar[Reason]
+    REASON_TOKEN_EXPIRED: _ClassVar[Reason]
+    REASON_TOKEN_USED_UP: _ClassVar[Reason]
+    REASON_TOKEN_REVOKED: _ClassVar[Reason]
+    REASON_TOKEN_NAME_MISMATCH: _ClassVar[Reason]
+    REASON_TOKEN_REPLAYED: _ClassVar[Reason]
+    REASON_REVOKED: _ClassVar[Reason]
     REASON_SESSION_LOST: _ClassVar[Reason]
     REASON_PING_TIMEOUT: _ClassVar[Reason]
     REASON_CARRIER_LOST: _ClassVar[Reason]
@@ -72,6 +79,9 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_DATA_GAP: _ClassVar[Reason]
     REASON_STREAM_NEVER_OPENED: _ClassVar[Reason]
     REASON_TLS_TOO_OLD: _ClassVar[Reason]
+    REASON_STORE_FULL: _ClassVar[Reason]
+    REASON_STORE_FAILED: _ClassVar[Reason]
+    REASON_AUDIT_FAILED: _ClassVar[Reason]
     REASON_ROTATION_REFUSED: _ClassVar[Reason]
     REASON_INTERNAL_ERROR: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
@@ -113,6 +123,13 @@ REASON_SEND_MEMORY_FULL: Reason
 REASON_BAD_CSR: Reason
 REASON_WEAK_KEY: Reason
 REASON_CSR_NAME_MISMATCH: Reason
+REASON_TOKEN_WRONG: Reason
+REASON_TOKEN_EXPIRED: Reason
+REASON_TOKEN_USED_UP: Reason
+REASON_TOKEN_REVOKED: Reason
+REASON_TOKEN_NAME_MISMATCH: Reason
+REASON_TOKEN_REPLAYED: Reason
+REASON_REVOKED: Reason
 REASON_SESSION_LOST: Reason
 REASON_PING_TIMEOUT: Reason
 REASON_CARRIER_LOST: Reason
@@ -137,6 +154,9 @@ REASON_DATA_AFTER_END: Reason
 REASON_DATA_GAP: Reason
 REASON_STREAM_NEVER_OPENED: Reason
 REASON_TLS_TOO_OLD: Reason
+REASON_STORE_FULL: Reason
+REASON_STORE_FAILED: Reason
+REASON_AUDIT_FAILED: Reason
 REASON_ROTATION_REFUSED: Reason
 REASON_INTERNAL_ERROR: Reason
 

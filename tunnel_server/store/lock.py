@@ -1,0 +1,50 @@
+"""Who may write into a data folder: one process, the running server or one command. flock(2), so that no
+lock outlives its process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from certs.authority_folder import adopt
+from certs.files import PRIVATE
+
+_NAME = "store.lock"
+
+
+class StoreHeld(Exception):  # noqa: N818 - named by what happened
+    """Another process has the lock. ``holder`` is its process id, 0 if it has not said so yet."""
+
+    def __init__(self, data_dir: Path, holder: int) -> None:
+        super().__init__(data_dir, holder)
+        self.data_dir = data_dir
+        self.holder = holder
+
+    def __str__(self) -> str:
+        who = f"process {self.holder}" if self.holder else "another process"
+        return f"the store in {self.data_dir} is in use by {who}: a server that runs, or another command"
+
+
+@contextlib.contextmanager
+def hold_store(data_dir: Path) -> Iterator[None]:
+    """Holds the lock inside the block. Raises ``StoreHeld``, or ``OSError`` where it cannot be made."""
+    path = data_dir / _NAME
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
+    with os.fdopen(descriptor, "r+b") as file:
+        adopt(data_dir, path)
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreHeld(data_dir, _holder(file.read(32))) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _holder(text: bytes) -> int:
+    return int(text) if text.strip().isdigit() else 0
