@@ -231,3 +231,15 @@ def generation_of(chain_pem: bytes, folder: Path, rotation: Rotation) -> Generat
         if is_signed_by(chain, read_root(folder, generation)):
             return generation
     return None
+
+
+def read_intermediates(folder: Path) -> bytes:
+    """All issuing certificates that were ever made here (PEM), for peers that show a leaf alone.
+
+    Empty if there is no authority. They prove nothing by themselves: their root must be trusted. Raises
+    ``OSError``.
+    """
+    if not folder.is_dir():
+        return b""
+    places = [place / ISSUING for place in (folder, *sorted(_numbered(folder)))]
+    return b"".join(file.read_bytes() for file in places if file.exists())

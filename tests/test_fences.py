@@ -42,6 +42,7 @@ DECISIONS = [
     *("tunnel_agent." + name for name in ("targets", "proxy", "config", "netlink", "route_change")),
     "tunnel_agent.link_view",
     *("tunnel_server.store." + name for name in ("schema", "patterns", "revoked", "moments")),
+    *("tunnel_server.enrolment." + name for name in ("asking", "budgets")),
     *("certs." + name for name in ("token", "rotation")),
 ]
 """What decides does no I/O, and asks nobody for the time or for chance."""

@@ -46,6 +46,7 @@ _BY_POLICY = frozenset(
         Reason.TOKEN_NAME_MISMATCH,
         Reason.TOKEN_REPLAYED,
         Reason.REVOKED,
+        Reason.CERTIFICATE_EXPIRED,
     }
 )
 _ABSENT = frozenset({Reason.NODE_NOT_ATTACHED, Reason.UNKNOWN_NODE, Reason.SESSION_LOST})

@@ -63,6 +63,9 @@ class Reason(enum.Enum):
     TOKEN_NAME_MISMATCH = (57, 403, "the token is for other nodes")
     TOKEN_REPLAYED = (58, 403, "the token has let this node in before, with another key")
     REVOKED = (59, 403, "the certificate, or the name in it, was revoked")
+    TOO_MANY_ENROLMENTS = (100, 503, "too many certificates are being asked for at this moment")
+    TOO_MANY_GUESSES = (101, 429, "too many wrong tokens came from this address")
+    CERTIFICATE_EXPIRED = (102, 403, "the certificate's life is over")
     # The session and its carriers.
     SESSION_LOST = (60, 502, "the session with the agent was lost")
     PING_TIMEOUT = (61, 504, "the other end stopped answering pings")
@@ -98,6 +101,7 @@ class Reason(enum.Enum):
     STORE_FAILED = (91, 503, "the server's store cannot be read or written")
     AUDIT_FAILED = (92, 503, "what was asked for could not be written to the audit, so it was not done")
     ROTATION_REFUSED = (93, 409, "the authority is not ready for this step")
+    AUTHORITY_UNUSABLE = (94, 503, "the certificate authority cannot be used")
     # Faults of ours.
     INTERNAL_ERROR = (99, 500, "an error inside Qanat; the log has the traceback")
 

@@ -1,7 +1,8 @@
 """HTTP connections whose user is known from the connection: who is there, and what he wants.
 
 The HTTPS listener, the connect socket and the admin socket are this with other parts: the user comes
-from the proven client certificate or from the peer of the unix socket, once for the connection.
+from the proven client certificate or from the peer of the unix socket, once for the connection. Only
+the paths of ``est`` are open to those who are nobody yet, or no user.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tls import TlsStream
 from tunnel_server.entrances.api import ROOT, ApiEntrance
 from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.entrances.est import ENTRANCE as EST
+from tunnel_server.entrances.est import EstEntrance
 from tunnel_server.listeners import Accepted
 from tunnel_server.opening import NotOpened
 from tunnel_server.policy import User, require_user, user_of
@@ -30,7 +33,7 @@ Identify: TypeAlias = Callable[[Accepted], User]
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """One kind of HTTP listener. ``connect`` or ``api`` may be missing."""
+    """One kind of HTTP listener. ``connect``, ``api`` and ``est`` may be missing."""
 
     entrance: str
     identify: Identify
@@ -38,18 +41,28 @@ class Front:
     limits: HeadLimits
     connect: ConnectEntrance | None = None
     api: ApiEntrance | None = None
+    est: EstEntrance | None = None
 
     async def serve(self, accepted: Accepted) -> None:
         """Serves one connection to its end."""
         user = self._who(accepted)
+        entrance = self.entrance
 
         async def handle(http: HttpConnection, request: h11.Request) -> None:
+            nonlocal entrance
+            entrance = self.entrance
+            if self.est is not None and self.est.answers(request):
+                entrance = EST
+                await self.est.handle(http, request, accepted)
+                return
             if isinstance(user, Refused):
                 raise user
             await self._dispatch(http, request, user, accepted.source)
 
         def note(refused: Refused) -> None:
-            if isinstance(user, Refused):
+            if entrance == EST:
+                self.records.refused(EST, accepted.source, refused)
+            elif isinstance(user, Refused):
                 self.records.refused(self.entrance, accepted.source, refused)
             elif not isinstance(refused, NotOpened):
                 self.records.request_refused(self.entrance, user.name, accepted.source, refused)

@@ -83,7 +83,11 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_STORE_FAILED: _ClassVar[Reason]
     REASON_AUDIT_FAILED: _ClassVar[Reason]
     REASON_ROTATION_REFUSED: _ClassVar[Reason]
+    REASON_AUTHORITY_UNUSABLE: _ClassVar[Reason]
     REASON_INTERNAL_ERROR: _ClassVar[Reason]
+    REASON_TOO_MANY_ENROLMENTS: _ClassVar[Reason]
+    REASON_TOO_MANY_GUESSES: _ClassVar[Reason]
+    REASON_CERTIFICATE_EXPIRED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_DONE: Reason
 REASON_USER_LEFT: Reason
@@ -158,7 +162,11 @@ REASON_STORE_FULL: Reason
 REASON_STORE_FAILED: Reason
 REASON_AUDIT_FAILED: Reason
 REASON_ROTATION_REFUSED: Reason
+REASON_AUTHORITY_UNUSABLE: Reason
 REASON_INTERNAL_ERROR: Reason
+REASON_TOO_MANY_ENROLMENTS: Reason
+REASON_TOO_MANY_GUESSES: Reason
+REASON_CERTIFICATE_EXPIRED: Reason
 
 class Packet(_message.Message):
     __slots__ = ("number", "ack", "frames", "arrived", "confirm_now")

@@ -117,6 +117,10 @@ class Store:
         """Uses a token. Raises ``Refused`` with a reason of its own for each way not to hold."""
         return _granted(await self._writer.run(lambda transaction: tokens.redeem(transaction, asked)))
 
+    async def knows_token(self, token_id: str, digest: bytes) -> bool:
+        """Whether there is this very token, be it used up or expired. Writes nothing."""
+        return await self._read(lambda connection: tokens.is_known(connection, token_id, digest))
+
     async def revoke_token(self, token_id: str, by: str) -> None:
         """Raises ``Refused`` with ``NOT_FOUND``."""
         await self._writer.run(lambda transaction: tokens.revoke(transaction, token_id, by))

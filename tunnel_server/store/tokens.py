@@ -204,6 +204,12 @@ def find(connection: Connection, token_id: str) -> Row | None:
     return row
 
 
+def is_known(connection: Connection, token_id: str, digest: bytes) -> bool:
+    """Whether there is this very token, be it used up or expired."""
+    token = find(connection, token_id)
+    return token is not None and hmac.compare_digest(token["digest"], digest)
+
+
 def _key_of_use(connection: Connection, token: Row, node: str) -> str | None:
     row = connection.execute(
         "SELECT key_sha256 FROM token_uses WHERE token = ? AND node = ?", (token["number"], node)
