@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from certs.bundle import split_pem
-from certs.ca import BACK_DATED, Authority, AuthorityError, NewAuthority
+from certs.ca import Authority, AuthorityError, NewAuthority
 from certs.files import (
     KeyFileError,
     make_private_folder,
@@ -30,6 +30,7 @@ from certs.files import (
     write_private,
     write_public,
 )
+from certs.life import BACK_DATED
 from certs.rotation import Generation, Rotation
 from certs.x509 import Credential, describe, is_signed_by, key_fits, pin_of
 from tunnel_core.identity import Role, SpiffeId

@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from certs.life import BACK_DATED
 from certs.requests import CertificateRequest, require_names
 from certs.signing import LeafProfile, certify_key, make_issuing, make_leaf, make_root
 from certs.x509 import (
@@ -31,8 +32,6 @@ LEAF_DAYS = 365
 """Of certificates that are made by hand, for users and servers; nobody renews those."""
 NODE_LIFE_SECONDS = 30 * 24 * 3600.0
 """Of certificates that nodes ask for; they renew at two thirds of it."""
-BACK_DATED = datetime.timedelta(hours=1)
-"""Edge clocks run late; a certificate must hold for a node whose clock is behind ours."""
 LOOPBACK_NAMES = (LOOPBACK, "127.0.0.1", "::1")
 DEFAULT_TRUST_DOMAIN = "qanat.internal"
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import trio
 
 from certs.bundle import Bundle
-from tunnel_agent.proxy import Proxy, ProxyError, choose_proxy
+from tunnel_agent.proxy import Proxy, ProxyError
+from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.resume import Resumer
 from tunnel_agent.route import RouteWatcher, addresses_of
 from tunnel_core import __version__
@@ -34,26 +34,6 @@ from tunnel_core.stream import Stream
 
 SOFTWARE = f"qanat-agent/{__version__}"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyChoice:
-    """What the configuration says about proxies; the environment is asked at each attempt."""
-
-    proxy: str = field(default="", repr=False)
-    password: str = field(default="", repr=False)
-    no_proxy: Sequence[str] = ()
-    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
-
-    def proxy_for(self, server: str) -> Proxy | None:
-        """The proxy that leads to ``server``, or None. Raises ``ProxyError``."""
-        return choose_proxy(
-            server,
-            proxy=self.proxy,
-            password=self.password,
-            no_proxy=self.no_proxy,
-            environment=self.environment,
-        )
 
 
 @dataclass(slots=True)

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from certs.bundle import Bundle, BundleError, read_bundle
 from tunnel_agent.config import STATUS_SERVICE, AgentConfig, Service
-from tunnel_agent.connect import Connector, ProxyChoice
+from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.targets import Policy, Published
 from tunnel_core import frames, paths
-from tunnel_core.bridge import Bridge
-from tunnel_core.bucket import Bucket
 from tunnel_core.config import ConfigError, Problem, Source, load, parse
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.profiles import ProfileName
-from tunnel_core.states import LinkEvent
-from tunnel_core.stream import Stream
+
+if TYPE_CHECKING:
+    from tunnel_agent.connect import Connector
+    from tunnel_core.bridge import Bridge
+    from tunnel_core.bucket import Bucket
+    from tunnel_core.states import LinkEvent
+    from tunnel_core.stream import Stream
 
 _MAX_PASSWORD_BYTES = 4096
 
@@ -41,6 +45,8 @@ class Installation:
         cap: Bucket | None = None,
     ) -> Connector:
         """What attaches this installation; for the two callbacks see there."""
+        from tunnel_agent.connect import Connector  # gRPC, which a renewal can do without
+
         session = self.config.session
         return Connector(
             bridge=bridge,
