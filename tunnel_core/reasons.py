@@ -98,6 +98,7 @@ class Reason(enum.Enum):
     STORE_FAILED = (91, 503, "the server's store cannot be read or written")
     AUDIT_FAILED = (92, 503, "what was asked for could not be written to the audit, so it was not done")
     ROTATION_REFUSED = (93, 409, "the authority is not ready for this step")
+    AUTHORITY_UNUSABLE = (94, 503, "the certificate authority cannot be used")
     # Faults of ours.
     INTERNAL_ERROR = (99, 500, "an error inside Qanat; the log has the traceback")
 

@@ -83,6 +83,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_STORE_FAILED: _ClassVar[Reason]
     REASON_AUDIT_FAILED: _ClassVar[Reason]
     REASON_ROTATION_REFUSED: _ClassVar[Reason]
+    REASON_AUTHORITY_UNUSABLE: _ClassVar[Reason]
     REASON_INTERNAL_ERROR: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_DONE: Reason
@@ -158,6 +159,7 @@ REASON_STORE_FULL: Reason
 REASON_STORE_FAILED: Reason
 REASON_AUDIT_FAILED: Reason
 REASON_ROTATION_REFUSED: Reason
+REASON_AUTHORITY_UNUSABLE: Reason
 REASON_INTERNAL_ERROR: Reason
 
 class Packet(_message.Message):
