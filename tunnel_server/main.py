@@ -16,6 +16,8 @@ _COMMANDS = {
     "cert": "tunnel_server.commands.cert:command",
     "audit": "tunnel_server.commands.audit:command",
     "ca": "tunnel_server.commands.ca:command",
+    "backup": "tunnel_server.commands.backup:backup",
+    "restore": "tunnel_server.commands.backup:restore",
 }
 
 
