@@ -48,16 +48,20 @@ def load_authority(folder: Path) -> Authority:
     Raises ``AuthorityError``.
     """
     try:
-        rotation = read_rotation(folder)
-        place = folder / rotation.signer.folder
-        issuing = Credential((place / ISSUING).read_bytes(), read_private(place / ISSUING_KEY))
-        return Authority(_trust_domain(issuing), issuing, roots_of(folder, rotation))
+        return authority_of(folder, read_rotation(folder))
     except OSError as error:
         raise AuthorityError(f"{error.filename} cannot be read: {error.strerror}") from error
     except KeyFileError as error:
         raise AuthorityError(str(error)) from error
     except ValueError as error:
         raise AuthorityError(f"the authority in {folder} is damaged: {error}") from error
+
+
+def authority_of(folder: Path, rotation: Rotation) -> Authority:
+    """The same for a state that is not written yet. Raises ``OSError``, ``KeyFileError``, ``ValueError``."""
+    place = folder / rotation.signer.folder
+    issuing = Credential((place / ISSUING).read_bytes(), read_private(place / ISSUING_KEY))
+    return Authority(_trust_domain(issuing), issuing, roots_of(folder, rotation))
 
 
 def roots_of(folder: Path, rotation: Rotation) -> bytes:

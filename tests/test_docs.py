@@ -243,7 +243,7 @@ def all_counted() -> Counters:
 def test_every_metric_is_described_with_its_labels() -> None:
     nodes = [NodeSample("edge1", round_trip_seconds=0.1)]
     snapshot = all_counted().snapshot(
-        sessions=1, nodes=nodes, software="qanat/1", cap=CapSample(1000, 0.5, 100)
+        sessions=1, nodes=nodes, software="qanat/1", cap=CapSample(1000, 0.5, 100), audit_dropped=1
     )
     page = metrics.exposition(snapshot).decode()
     shown = {}

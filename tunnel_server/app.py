@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 
@@ -25,11 +25,13 @@ from tunnel_core.mux_stream import MuxStream
 from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
 from tunnel_core.pressure import relieve_pressure
 from tunnel_core.reasons import Reason
+from tunnel_server.admin.actions import Actions
 from tunnel_server.admission import Admission
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.binding import CannotListen, UnixAddress
 from tunnel_server.config import ServerConfig
 from tunnel_server.credentials import BadCredentials, Credentials, read_credentials, tls_files
+from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.entrances.api import ApiEntrance
 from tunnel_server.entrances.connect import ENTRANCE as CONNECT
 from tunnel_server.entrances.connect import ConnectEntrance
@@ -39,12 +41,16 @@ from tunnel_server.entrances.web import ENTRANCE as WEB
 from tunnel_server.entrances.web import WebEntrance
 from tunnel_server.figures import take_snapshot
 from tunnel_server.followers import Followers
-from tunnel_server.front import Front, by_certificate, by_file_mode, by_peer
+from tunnel_server.front import Front, Identify, by_certificate, by_file_mode, by_peer
 from tunnel_server.handshake import TlsContexts, over_tls
+from tunnel_server.keeping import keep_store
 from tunnel_server.listeners import Handler, Listener, listen_tcp, listen_unix
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
 from tunnel_server.records import Records
+from tunnel_server.store.database import StoreError
+from tunnel_server.store.lock import StoreHeld
+from tunnel_server.store.store import Store
 
 _log = logging.getLogger("qanat.server")
 
@@ -82,6 +88,7 @@ class Server:
         self._credentials = _read_credentials(config)
         self._contexts = TlsContexts(tls_files(config.tls))
         self._carriers: CarrierServer | None = None
+        self._store: Store | None = None
 
     @asynccontextmanager
     async def running(self, bridge: Bridge) -> AsyncIterator[None]:
@@ -89,8 +96,9 @@ class Server:
         self._log_descriptors(raise_descriptor_limit())
         self._credentials.log(_now())
         async with AsyncExitStack() as stack:
-            stack.callback(self._stop_accepting)
             try:
+                await self._open_store(stack)
+                stack.callback(self._stop_accepting)
                 await self._open_all(bridge, stack)
             except (CannotListen, CarrierFailed) as error:
                 raise CannotStart(str(error)) from error
@@ -104,6 +112,16 @@ class Server:
         else:
             sentence = f"{limit}, fewer than [agents] max = {most}; raise LimitNOFILE= or ulimit -n"
             log_event(_log, logging.WARNING, sentence)
+
+    async def _open_store(self, stack: AsyncExitStack) -> None:
+        """Takes the data folder first, and gives it back last."""
+        try:
+            kept = keep_store(self.config, self.nodes.events, self._nursery, _now)
+            self._store = await stack.enter_async_context(kept)
+        except StoreHeld as error:
+            raise CannotStart(str(error)) from error
+        except StoreError as error:
+            raise CannotStart(error.detail) from error
 
     async def _open_all(self, bridge: Bridge, stack: AsyncExitStack) -> None:
         await self._open_ops()
@@ -154,7 +172,7 @@ class Server:
 
     async def _serve_unix(self) -> None:
         domain = self.config.trust_domain
-        admin = self._front(ADMIN, by_file_mode(domain), None, self._api())
+        admin = self._front(ADMIN, by_file_mode(domain), None, self._api(), self._admin())
         await self._listen_unix(
             ADMIN, UnixAddress(self.config.admin.socket, self.config.admin.mode), admin.serve
         )
@@ -174,14 +192,25 @@ class Server:
     def _front(
         self,
         entrance: str,
-        identify: Callable[..., object],
+        identify: Identify,
         connect: ConnectEntrance | None,
         api: ApiEntrance | None,
+        admin: AdminEntrance | None = None,
     ) -> Front:
-        return Front(entrance, identify, self.records, self._head_limits(), connect, api)  # type: ignore[arg-type]
+        limits = self._head_limits()
+        return Front(entrance, identify, self.records, limits, connect, api, admin)
 
     def _api(self) -> ApiEntrance:
         return ApiEntrance(self.nodes, self.followers, trio.current_time, _now)
+
+    def _admin(self) -> AdminEntrance:
+        return AdminEntrance(Actions(self.config, self.store, on_rotated=self.reload))
+
+    @property
+    def store(self) -> Store:
+        """Open inside of ``running``."""
+        assert self._store is not None
+        return self._store
 
     def _head_limits(self) -> HeadLimits:
         limits = self.config.limits
@@ -259,11 +288,20 @@ class Server:
         return OpsAccess(ops.bearer_file, (lambda: self._contexts.current) if ops.tls else None, check)
 
     def _ops_pages(self) -> OpsPages:
-        return OpsPages(self._snapshot, self.missing)
+        return OpsPages(self._snapshot, self.missing, degraded=lambda: self._audit_dropped() > 0)
 
     def _snapshot(self) -> Snapshot:
         per_node = self.config.metrics.per_node
-        return take_snapshot(self.counters, self.nodes, trio.current_time, per_node=per_node)
+        return take_snapshot(
+            self.counters,
+            self.nodes,
+            trio.current_time,
+            per_node=per_node,
+            audit_dropped=self._audit_dropped(),
+        )
+
+    def _audit_dropped(self) -> int:
+        return self._store.audit_dropped if self._store else 0
 
 
 def _now() -> datetime:

@@ -18,6 +18,8 @@ from tunnel_core.http import HeadLimits, HttpConnection, serve_http
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tls import TlsStream
+from tunnel_server.entrances.admin import PATH as ADMIN_PATH
+from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.entrances.api import ROOT, ApiEntrance
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.est import ENTRANCE as EST
@@ -33,7 +35,7 @@ Identify: TypeAlias = Callable[[Accepted], User]
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """One kind of HTTP listener. ``connect``, ``api`` and ``est`` may be missing."""
+    """One kind of HTTP listener. ``connect``, ``api``, ``admin`` and ``est`` may be missing."""
 
     entrance: str
     identify: Identify
@@ -42,6 +44,7 @@ class Front:
     connect: ConnectEntrance | None = None
     api: ApiEntrance | None = None
     est: EstEntrance | None = None
+    admin: AdminEntrance | None = None
 
     async def serve(self, accepted: Accepted) -> None:
         """Serves one connection to its end."""
@@ -83,6 +86,8 @@ class Front:
             if self.connect is None:
                 raise Refused(Reason.METHOD_NOT_ALLOWED, "CONNECT is switched off here")
             await self.connect.handle(http, request, user, source)
+        elif self.admin is not None and request.target.startswith(ADMIN_PATH.encode()):
+            await self.admin.handle(http, request, user)
         elif self.api is not None and request.target.startswith(ROOT.encode()):
             await self.api.handle(http, request)
         else:

@@ -10,6 +10,14 @@ _COMMANDS = {
     "init": "tunnel_server.commands.init:command",
     "issue": "tunnel_server.commands.issue:command",
     "run": "tunnel_server.commands.run:command",
+    "token": "tunnel_server.commands.token:command",
+    "node": "tunnel_server.commands.revoke:node",
+    "user": "tunnel_server.commands.revoke:user",
+    "cert": "tunnel_server.commands.cert:command",
+    "audit": "tunnel_server.commands.audit:command",
+    "ca": "tunnel_server.commands.ca:command",
+    "backup": "tunnel_server.commands.backup:backup",
+    "restore": "tunnel_server.commands.backup:restore",
 }
 
 

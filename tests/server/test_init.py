@@ -83,6 +83,7 @@ def test_keys_are_private_and_nothing_is_left_over(server: Path) -> None:
         "server.pem": 0o644,
         "trust.pem": 0o644,
         "operator.pem": 0o600,
+        "store.db": 0o600,
         "server.toml": 0o644,
     }
     assert stat.S_IMODE(server.parent.stat().st_mode) == 0o700
@@ -201,7 +202,7 @@ def test_after_a_crash_at_any_file_it_begins_anew(
             run("init", *NAMES, *places)
     result = run("init", *NAMES, *places)
     assert result.exit_code == 0, result.output
-    assert len(everything_in(tmp_path)) == 9
+    assert len(everything_in(tmp_path)) == 10
     assert run("issue", "node", "a", "--out", tmp_path / "a.pem", "--config", places[-1]).exit_code == 0
 
 
@@ -254,7 +255,7 @@ def test_what_is_commented_out_is_the_default() -> None:
     whole = re.sub(r"(?m)^# (?=[a-z_]+ = |\[)", "", text)
     source = Source(Path("/c/server.toml"), Path("/d"))
     given, uncommented = (parse(tomllib.loads(one), ServerConfig, source) for one in (text, whole))
-    for section in ("tls", "agents", "admin", "https", "web", "session", "limits", "metrics"):
+    for section in ("tls", "agents", "admin", "https", "web", "session", "limits", "metrics", "audit"):
         assert getattr(uncommented, section) == getattr(given, section)
     assert given == parse({}, ServerConfig, source)
     assert uncommented.drain_seconds == given.drain_seconds

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from certs.authority_folder import adopt
 from certs.files import PRIVATE
+from tunnel_server.store.database import failures
 
 _NAME = "store.lock"
 
@@ -30,9 +31,10 @@ class StoreHeld(Exception):  # noqa: N818 - named by what happened
 
 @contextlib.contextmanager
 def hold_store(data_dir: Path) -> Iterator[None]:
-    """Holds the lock inside the block. Raises ``StoreHeld``, or ``OSError`` where it cannot be made."""
+    """Holds the lock inside the block. Raises ``StoreHeld``, or ``StoreError`` where it cannot be made."""
     path = data_dir / _NAME
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
+    with failures(path):
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
     with os.fdopen(descriptor, "r+b") as file:
         adopt(data_dir, path)
         try:

@@ -40,6 +40,7 @@ FILE = "store.db"
 _PRUNED_AT_ONCE = 500
 """Rows of a table in one transaction, so that none holds the others up for long."""
 _PRUNE_SECONDS = 3600.0
+_CLOSE_SECONDS = 5.0
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class Store:
             must_audit=settings.must_audit,
         )
         self._reader = reader
-        self._wall = wall
+        self.wall = wall
         self._reading = trio.CapacityLimiter(1)
         self._dropped_nowait = 0
 
@@ -98,9 +99,13 @@ class Store:
             await trio.sleep(_PRUNE_SECONDS)
 
     async def aclose(self) -> None:
-        """Ends writing, with all that was asked for done, and closes the files."""
-        await self._writer.aclose()
-        self.close()
+        """Ends writing, with all that was asked for done, and closes the files.
+
+        Cancelled, it still does so, but for what is behind a disk that hangs: that it leaves open.
+        """
+        with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await self._writer.aclose()
+            self.close()
 
     def close(self) -> None:
         """Closes the files of a store that is not served, or no more."""
@@ -187,6 +192,11 @@ class Store:
 
     # Housekeeping.
 
+    async def made(self) -> datetime:
+        """When the store was made: what was issued before that is not in it."""
+        query = "SELECT applied_at FROM schema_versions WHERE version = 1"
+        return from_ms(await self._read(lambda connection: connection.execute(query).fetchone()[0]))
+
     async def prune(self) -> int:
         """Removes some of what is too old or too much; returns how many rows, 0 when it is done."""
         return await self._writer.run(self._prune)
@@ -210,7 +220,7 @@ class Store:
         return await trio.to_thread.run_sync(read, limiter=self._reading)
 
     def _now(self) -> int:
-        return to_ms(self._wall())
+        return to_ms(self.wall())
 
 
 def open_store(settings: StoreSettings, wall: Callable[[], datetime]) -> Store:

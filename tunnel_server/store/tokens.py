@@ -66,7 +66,8 @@ def create(transaction: Transaction, new: NewToken, by: str) -> int:
             *(new.uses, transaction.now, by, expires),
         ),
     )
-    detail = f"for {new.node or new.pattern}, {new.uses} uses, until {iso_of(expires)}"
+    uses = "1 use" if new.uses == 1 else f"{new.uses} uses"
+    detail = f"for {new.node or new.pattern}, {uses}, until {iso_of(expires)}"
     line = AuditLine(Kind.TOKEN_CREATED, node=new.node, done_by=by, token=new.token.id, detail=detail)
     transaction.audit(line)
     return expires
