@@ -195,7 +195,7 @@ def as_toml(value: Any, hint: Any) -> str:
     if isinstance(value, bool | dict):
         return json.dumps(value)
     if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return f"{value:.12g}" if isinstance(value, float) else str(value)
     if isinstance(value, tuple):
         return json.dumps([str(item) for item in value])
     if isinstance(value, Secret):

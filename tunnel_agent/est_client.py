@@ -44,7 +44,7 @@ class ServerRefused(Refused):
 
 @dataclass(frozen=True, slots=True)
 class JoinPage:
-    """What a server says of itself to those who join. ``behind`` is in seconds: the server's clock less ours."""
+    """What a server says of itself to those who join. ``behind``: its clock less ours, in seconds."""
 
     trust_domain: str
     agents: tuple[str, ...]

@@ -6,6 +6,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import trio
@@ -31,10 +32,13 @@ from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.binding import CannotListen, UnixAddress
 from tunnel_server.config import ServerConfig
 from tunnel_server.credentials import BadCredentials, Credentials, read_credentials, tls_files
+from tunnel_server.enrolment.answers import Signer, load_signer
+from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.entrances.api import ApiEntrance
 from tunnel_server.entrances.connect import ENTRANCE as CONNECT
 from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.entrances.est import EstEntrance, Reach
 from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web import ENTRANCE as WEB
@@ -47,7 +51,9 @@ from tunnel_server.keeping import keep_store
 from tunnel_server.listeners import Handler, Listener, listen_tcp, listen_unix
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
+from tunnel_server.reach import bound_addresses, worth_telling
 from tunnel_server.records import Records
+from tunnel_server.rotating import AUTHORITY_FOLDER
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld
 from tunnel_server.store.store import Store
@@ -86,9 +92,11 @@ class Server:
         self._nursery = nursery
         self._missing = "starting"
         self._credentials = _read_credentials(config)
-        self._contexts = TlsContexts(tls_files(config.tls))
+        self._authority = config.data_dir / AUTHORITY_FOLDER
+        self._contexts = TlsContexts(replace(tls_files(config.tls), authority=self._authority))
         self._carriers: CarrierServer | None = None
         self._store: Store | None = None
+        self._enrolment: Enrolment | None = None
 
     @asynccontextmanager
     async def running(self, bridge: Bridge) -> AsyncIterator[None]:
@@ -165,7 +173,8 @@ class Server:
 
     async def _serve_https(self) -> None:
         connect = ConnectEntrance(self.opener) if self.config.connect.enabled else None
-        front = self._front(HTTPS, by_certificate(self.config.trust_domain), connect, self._api())
+        who = by_certificate(self.config.trust_domain)
+        front = replace(self._front(HTTPS, who, connect, self._api()), est=self._est())
         seconds = self.config.limits.handshake_seconds
         handler = over_tls(HTTPS, self._contexts, seconds, front.serve, self.records)
         await self._listen(HTTPS, [str(address) for address in self.config.https.listen], handler)
@@ -198,13 +207,33 @@ class Server:
         admin: AdminEntrance | None = None,
     ) -> Front:
         limits = self._head_limits()
-        return Front(entrance, identify, self.records, limits, connect, api, admin)
+        return Front(entrance, identify, self.records, limits, connect, api, admin=admin)
 
     def _api(self) -> ApiEntrance:
         return ApiEntrance(self.nodes, self.followers, trio.current_time, _now)
 
     def _admin(self) -> AdminEntrance:
         return AdminEntrance(Actions(self.config, self.store, on_rotated=self.reload))
+
+    def _est(self) -> EstEntrance:
+        identity, domain = self.config.identity, self.config.trust_domain
+        settings = EnrolmentSettings(
+            domain, identity.node_life_seconds, identity.user_life_seconds, identity.max_enrolments
+        )
+        self._enrolment = Enrolment(settings, self._load_signer(), self.store, trio.current_time)
+        return EstEntrance(self._enrolment, self._reach, _now)
+
+    def _load_signer(self) -> Signer | None:
+        return load_signer(self._authority, self.config.tls.trust_file)
+
+    def _reach(self) -> Reach:
+        names = worth_telling(self._credentials.said.names)
+        https = [address for one in self.listeners if one.entrance == HTTPS for address in one.addresses]
+        return Reach(
+            self.config.trust_domain,
+            bound_addresses(names, self.agent_addresses),
+            bound_addresses(names, https),
+        )
 
     @property
     def store(self) -> Store:
@@ -253,6 +282,8 @@ class Server:
         self._credentials = credentials
         if self._carriers is not None:
             self._carriers.reload(credentials.tls)
+        if self._enrolment is not None:
+            self._enrolment.replace_signer(self._load_signer())
         _log.info("certificates and roots were read anew")
         credentials.log(_now())
 

@@ -182,6 +182,15 @@ class Audit:
 
 
 @attrs.frozen(kw_only=True)
+class Identity:
+    """Certificates that this server gives to those who ask for them, and how many may ask at once."""
+
+    node_life_seconds: Seconds = Seconds(30 * 24 * 3600.0)
+    user_life_seconds: Seconds = Seconds(30 * 24 * 3600.0)
+    max_enrolments: Count = Count(32)
+
+
+@attrs.frozen(kw_only=True)
 class ServerConfig:
     """All of it. Made by ``tunnel_core.config.load(path, ServerConfig)``."""
 
@@ -204,6 +213,7 @@ class ServerConfig:
     log: Log = attrs.field(factory=Log)
     metrics: Metrics = attrs.field(factory=Metrics)
     audit: Audit = attrs.field(factory=Audit)
+    identity: Identity = attrs.field(factory=Identity)
 
     @classmethod
     def defaults(cls, raw: Mapping[str, Any], source: Source) -> Mapping[str, Any]:

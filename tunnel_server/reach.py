@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from certs.ca import LOOPBACK_NAMES
 from certs.x509 import describe
 from tunnel_core.names import join_host_port
@@ -20,10 +22,23 @@ def server_names(config: ServerConfig) -> list[str]:
         names = describe(file.read_bytes()).names
     except (OSError, ValueError) as error:
         raise NoNames(f"the server's certificate {file} cannot be read: {error}") from None
+    return worth_telling(names)
+
+
+def worth_telling(names: Sequence[str]) -> list[str]:
+    """Without the local ones, unless there are no others."""
     return [name for name in names if name not in LOOPBACK_NAMES] or list(names)
 
 
 def addresses(names: list[str], listen: tuple[ListenAddress, ...]) -> tuple[str, ...]:
     """``host:port`` for each name and each port that is not left to the kernel."""
-    ports = list(dict.fromkeys(address.port for address in listen if address.port))
-    return tuple(join_host_port(name, port) for port in ports for name in names)
+    return _joined(names, [address.port for address in listen if address.port])
+
+
+def bound_addresses(names: list[str], bound: Sequence[str]) -> tuple[str, ...]:
+    """The same for listeners that run, whatever their ports were left to; ``bound`` are ``host:port``."""
+    return _joined(names, [int(address.rpartition(":")[2]) for address in bound])
+
+
+def _joined(names: list[str], ports: list[int]) -> tuple[str, ...]:
+    return tuple(join_host_port(name, port) for port in dict.fromkeys(ports) for name in names)

@@ -27,7 +27,7 @@ data_dir = $data_dir
 listen = ["[::]:$agents"]
 # max = 5000
 
-[https]                           # the qanat command and CONNECT clients come in here: mTLS
+[https]                           # the qanat command and CONNECT clients come in here: mTLS; nodes join here
 listen = ["[::]:$https"]
 
 [connect]                         # HTTP CONNECT: kube-apiserver, curl, ssh
@@ -76,6 +76,11 @@ domain = "localhost"
 # streams = "all"                 # or "errors", "none": a line at open and at close of a stream
 # [log.entrances]                 # for one of connect, tcp, web, api
 # connect = "errors"
+
+[identity]                        # certificates that nodes and users ask for; agents renew by themselves
+# node_life_seconds = 2592000     # 30 days
+# user_life_seconds = 2592000
+# max_enrolments = 32             # at work at once; more are told when to come back
 
 [audit]                           # who joined, renewed, was revoked or refused
 # file = $audit_file              # as JSON lines, beside the store; "" for none

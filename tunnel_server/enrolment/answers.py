@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import trio
 
+from certs.authority_folder import load_authority
 from certs.bundle import split_pem
 from certs.ca import Authority, AuthorityError, Certified
 from certs.pkcs7 import certs_only
 from certs.requests import CertificateRequest, read_request, require_names
 from tunnel_core.identity import SpiffeId
+from tunnel_core.logs import log_event
 from tunnel_core.reasons import Reason, Refused
+
+_log = logging.getLogger("qanat.enrolment")
 
 T = TypeVar("T")
 
@@ -27,6 +33,19 @@ class Signed:
 
     certified: Certified
     body: bytes
+
+
+def load_signer(folder: Path, trust_file: Path) -> Signer | None:
+    """The authority in ``folder``; None, and a line in the log, if there is none that can be used. Blocks."""
+    if not folder.exists():
+        sentence = "without an authority this server gives no certificates"
+        log_event(_log, logging.INFO, sentence, folder=folder)
+        return None
+    try:
+        return Signer(load_authority(folder), trust_file.read_bytes())
+    except (AuthorityError, OSError, ValueError) as error:
+        _log.error("this server gives no certificates: %s", error)
+        return None
 
 
 class Signer:

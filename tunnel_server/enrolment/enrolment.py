@@ -62,10 +62,9 @@ class Enrolment:
     """Gives certificates. ``monotonic`` gives steady seconds."""
 
     def __init__(
-        self, settings: EnrolmentSettings, signer: Signer, store: Store, monotonic: Callable[[], float]
+        self, settings: EnrolmentSettings, signer: Signer | None, store: Store, monotonic: Callable[[], float]
     ) -> None:
-        self.signer = signer
-        """To be replaced when the authority was."""
+        self._signer = signer
         self._settings = settings
         self._store = store
         self._monotonic = monotonic
@@ -73,6 +72,20 @@ class Enrolment:
         """Requests that are at work."""
         self._wrong = Budgets(_WRONG_TOKENS, _WRONG_EVERY_SECONDS)
         self._names = Budgets(_CERTIFICATES, _CERTIFICATES_EVERY_SECONDS)
+
+    @property
+    def signer(self) -> Signer:
+        """Raises ``Refused`` where there is no authority."""
+        if self._signer is None:
+            detail = (
+                "this server has no authority of its own that can be used; certificates come from elsewhere"
+            )
+            raise Refused(Reason.AUTHORITY_UNUSABLE, detail)
+        return self._signer
+
+    def replace_signer(self, signer: Signer | None) -> None:
+        """The authority is another one now, or gone."""
+        self._signer = signer
 
     async def enrol(self, login: Login | None, body: bytes, asker: Asker) -> Signed:
         """A node's certificate for a token. Raises ``Refused``; then the token is as it was.
