@@ -77,13 +77,18 @@ class Installation:
         return (*own, frames.Service(STATUS_SERVICE, "http", "the agent's status page"))
 
     def policy(self) -> Policy:
-        return Policy(
-            node=self.node,
-            file=str(self.file),
-            allow=self.config.allow,
-            services=map(_published, self.config.service),
-            built_in=(STATUS_SERVICE,),
-        )
+        return policy_of(self.node, self.file, self.config)
+
+
+def policy_of(node: str, file: Path, config: AgentConfig) -> Policy:
+    """What a node may dial by its configuration."""
+    return Policy(
+        node=node,
+        file=str(file),
+        allow=config.allow,
+        services=map(_published, config.service),
+        built_in=(STATUS_SERVICE,),
+    )
 
 
 def _published(service: Service) -> Published:

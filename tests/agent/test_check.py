@@ -329,7 +329,8 @@ async def test_each_target_is_dialled_and_ranges_are_not(tmp_path: Path) -> None
         installation = installation_in(tmp_path, "a:7001", text=text)
         allow = f'allow = ["10.0.0.0/8:1-9", "{alive}"]\n'
         (tmp_path / "agent.toml").write_text(allow + text)
-        findings = await check_targets(load_installation(installation.file))
+        read = load_installation(installation.file)
+        findings = await check_targets(read.policy(), read.config)
     assert [finding.verdict for finding in findings] == [
         Verdict.PASS,
         Verdict.FAIL,
