@@ -40,10 +40,11 @@ DECISIONS = [
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
     *("tunnel_server." + name for name in ("sessions", "duplicates", "events")),
     *("tunnel_agent." + name for name in ("targets", "proxy", "config", "netlink", "route_change")),
-    "tunnel_agent.link_view",
+    *("tunnel_agent." + name for name in ("link_view", "renewal_plan", "findings")),
+    *("tunnel_agent.join." + name for name in ("wish", "config_text")),
     *("tunnel_server.store." + name for name in ("schema", "patterns", "revoked", "moments")),
     *("tunnel_server.enrolment." + name for name in ("asking", "budgets")),
-    *("certs." + name for name in ("token", "rotation")),
+    *("certs." + name for name in ("token", "rotation", "life")),
 ]
 """What decides does no I/O, and asks nobody for the time or for chance."""
 

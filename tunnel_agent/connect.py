@@ -72,6 +72,12 @@ class Connector:
         if self._resumer is not None:
             self._resumer.route_changed()
 
+    def take_up(self, bundle: Bundle) -> None:
+        """Attaches show this bundle from now on, and a session that is there moves to a carrier with it."""
+        self.bundle = bundle
+        if self._resumer is not None:
+            self._resumer.refresh()
+
     @asynccontextmanager
     async def open_link(self, server: str) -> AsyncIterator[Link]:
         """Attaches to ``server`` and yields the link, which lives until the block ends.

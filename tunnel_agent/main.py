@@ -10,6 +10,7 @@ _COMMANDS = {
     "join": "tunnel_agent.commands.join:command",
     "run": "tunnel_agent.commands.run:command",
     "check": "tunnel_agent.commands.check:command",
+    "renew": "tunnel_agent.commands.renew:command",
     "status": "tunnel_agent.commands.status:command",
     "version": "tunnel_agent.commands.version:command",
 }

@@ -14,7 +14,10 @@
    is its own, such as megabytes that TCP took in at the speed of a network that was left. Otherwise it
    is dropped: the old one is alive, however slow. A drowning one is left once in a while only, since
    each move says again what was under way.
-5. Trouble that is over abandons what is under way. What comes soon after is the same trouble. While
+5. A carrier may have to be replaced though nothing is wrong with it (``refresh``): it shows a certificate
+   that another one has followed. Then one attempt at a time is made without haste, and used when it is
+   welcomed; whatever else moves the session to a carrier that began since then will do, too.
+6. Trouble that is over abandons what is under way. What comes soon after is the same trouble. While
    something is late though others are heard nothing new begins, and what is under way goes on.
 """
 
@@ -33,6 +36,7 @@ _STRIDE_ROUND_TRIPS = 4.0
 _AT_ONCE = 2
 _ROUTE_SECONDS = 5.0
 _FIRST_WINDOW_SECONDS = 2.0
+_REFRESH_FIRST_SECONDS, _REFRESH_LAST_SECONDS = 2.0, 60.0
 _DROWNING_SECONDS = 10.0
 """Between two moves away from carriers that still bring something."""
 
@@ -90,11 +94,21 @@ class Attempts:
         self._window = _FIRST_WINDOW_SECONDS
         self._route_at = -math.inf
         self._route_changed = False
+        self._refresh_at = math.inf  # when the next attempt for it may begin; inf if none is wanted
+        self._refresh_window = _REFRESH_FIRST_SECONDS
+        self._first_fresh = 0  # attempts from this number on show what is new
+        self._is_fresh = False  # the one that was welcomed last
 
     @property
     def due(self) -> float:
         """When ``poll`` has something to do, if nothing else happens. After ``poll`` never in the past."""
-        return self._next_at if self._in_trouble and not self._awaits_one else math.inf
+        next_at = self._next_at if self._in_trouble and not self._awaits_one else math.inf
+        return next_at if self._under_way else min(next_at, self._refresh_at)
+
+    def refresh(self) -> None:
+        """From now on a carrier is wanted that is newer than this moment; the next ``poll`` sees to it."""
+        self._refresh_at, self._refresh_window = -math.inf, _REFRESH_FIRST_SECONDS
+        self._first_fresh = self._last_number + 1
 
     def route_changed(self) -> None:
         """The way to the server is another one now; the next ``poll`` sees to it."""
@@ -105,6 +119,10 @@ class Attempts:
         changed, self._route_changed = self._route_changed and now >= self._route_at + _ROUTE_SECONDS, False
         if changed:
             self._route_at = now
+            return self._start(now, carried, chance)
+        if now >= self._refresh_at and not self._under_way and not carried.lost:
+            self._refresh_at = now + self._refresh_window * (1 + chance)
+            self._refresh_window = min(_REFRESH_LAST_SECONDS, 2 * self._refresh_window)
             return self._start(now, carried, chance)
         if not carried.lost and not carried.quiet:
             if self._in_trouble and self._under_way and carried.late_since < math.inf:
@@ -167,13 +185,16 @@ class Attempts:
         began = self._under_way.pop(number, None)
         if began is None:
             return False
+        self._is_fresh = self._refresh_at < math.inf and number >= self._first_fresh
         drowns = carried.late_since < began and began > self._moved_at + _DROWNING_SECONDS
-        return carried.lost or carried.heard_at < began or drowns
+        return self._is_fresh or carried.lost or carried.heard_at < began or drowns
 
     def moved(self, now: float) -> list[Action]:
         """The session goes on over a new carrier."""
         self._in_trouble, self._was_lost = False, False
         self._calm_since = self._moved_at = now
+        if self._is_fresh:
+            self._refresh_at, self._is_fresh = math.inf, False
         return self._abandon_all()
 
     def _abandon_all(self) -> list[Action]:

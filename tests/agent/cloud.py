@@ -1,10 +1,10 @@
-"""A whole ``qanat-server`` as ``init`` makes it, for nodes that join it: real processes, ports of the kernel."""
+"""A whole ``qanat-server`` as ``init`` makes it, and machines that join it: real processes, free ports."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,10 +19,10 @@ from tests.server.programs import AGENT, SERVER, Program, running
 
 @dataclass
 class Cloud:
-    """``settings`` are lines for the end of server.toml."""
+    """``settings`` are keys that stand commented out in server.toml, with other values."""
 
     folder: Path
-    settings: str = ""
+    settings: dict[str, float]
     https: str = ""
     ready: Mapping[str, Any] = field(default_factory=dict)
     program: Program | None = None
@@ -34,7 +34,10 @@ class Cloud:
     async def make(self) -> None:
         await self._run("init", "--name", "localhost", "--data-dir", str(self.config.parent))
         text = re.sub(r'"(.*):70\d\d"', '"127.0.0.1:0"', self.config.read_text())
-        self.config.write_text(text + self.settings)
+        for key, value in self.settings.items():
+            text, count = re.subn(rf"^# {key} = \S+", f"{key} = {value}", text, flags=re.MULTILINE)
+            assert count == 1, key
+        self.config.write_text(text)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Program]:
@@ -49,7 +52,7 @@ class Cloud:
     def _keep_ports(self) -> None:
         text = self.config.read_text()
         for name in ("agents", "https"):
-            text = re.sub(rf'(\[{name}\][^\n]*\nlisten = )\[.*\]', rf'\1["{self.ready[name]}"]', text)
+            text = re.sub(rf"(\[{name}\][^\n]*\nlisten = )\[.*\]", rf'\1["{self.ready[name]}"]', text)
         self.config.write_text(text)
 
     async def token(self, node: str = "edge1", *options: str) -> str:
@@ -86,8 +89,6 @@ class Machine:
         return [*AGENT, *arguments, "--config", str(self.config)]
 
     async def run(self, *arguments: str, stdin: str = "") -> CompletedProcess[bytes]:
-        import os
-
         return await trio.run_process(
             self.command(*arguments),
             stdin=stdin.encode(),
@@ -120,7 +121,7 @@ class Outcome:
 
 
 @asynccontextmanager
-async def open_cloud(folder: Path, settings: str = "") -> AsyncIterator[Cloud]:
+async def open_cloud(folder: Path, **settings: float) -> AsyncIterator[Cloud]:
     cloud = Cloud(folder, settings)
     with trio.fail_after(60):
         await cloud.make()
@@ -132,6 +133,3 @@ def machine(folder: Path, name: str = "edge", **environment: str) -> Machine:
     place = folder / name
     place.mkdir(exist_ok=True)
     return Machine(place, environment)
-
-
-PYTHON = sys.executable
