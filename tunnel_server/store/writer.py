@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
+from tunnel_core.logs import LineLimiter, log_event
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.store.audit_file import AuditFile
 from tunnel_server.store.database import Connection, DatabaseFailure, StoreError, store_error
@@ -30,6 +31,8 @@ from tunnel_server.store.transaction import Transaction
 MAX_WAITING = 2000
 """As many agents may enrol or renew at the same moment and still each wait for the disk."""
 _MAX_BATCH = 256
+_LOG_SECONDS = 10.0
+"""Between two lines that say the same; a full disk fails everything there is."""
 
 T = TypeVar("T")
 Work = Callable[[Transaction], T]
@@ -68,6 +71,8 @@ class Writer:
         self._must_audit = must_audit
         self._put, self._take = trio.open_memory_channel[_Piece[Any]](MAX_WAITING)
         self._ended = trio.Event()
+        self._thread = trio.CapacityLimiter(1)  # its own, so that nothing else can hold it up
+        self._lines = LineLimiter(_LOG_SECONDS)
 
     async def run(self, work: Work[T], then: Callable[[T], None] | None = None) -> T:
         """Does the work in a transaction and returns what it returned, after the commit.
@@ -100,7 +105,7 @@ class Writer:
         try:
             async for first in self._take:
                 waiting = [first, *self._taken_nowait(_MAX_BATCH - 1)]
-                await trio.to_thread.run_sync(self._commit, waiting)
+                await trio.to_thread.run_sync(self._commit, waiting, limiter=self._thread)
                 self._finish(waiting)
                 waiting = []
         finally:
@@ -125,10 +130,16 @@ class Writer:
     def _finish(self, pieces: list[_Piece[Any]]) -> None:
         for piece in pieces:
             if isinstance(piece.failure, StoreError):
-                _log.error("%s", piece.failure)
+                self._log_failure(piece.failure)
             elif piece.failure is None and piece.then is not None:
                 piece.then(piece.result)
             piece.done.set()
+
+    def _log_failure(self, failure: StoreError) -> None:
+        left_out = self._lines.note(failure.reason, trio.current_time())
+        if left_out is not None:
+            fields = {"reason": failure.reason, "left_out": left_out or None}
+            log_event(_log, logging.ERROR, failure.detail, **fields)
 
     def _abandon(self, pieces: list[_Piece[Any]]) -> None:
         for piece in pieces:
