@@ -105,12 +105,9 @@ class Store:
         """
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
             await self._writer.aclose()
-            self.close()
-
-    def close(self) -> None:
-        """Closes the files of a store that is not served, or no more."""
-        self._reader.close()
-        self._connection.close()
+            async with self._reading:
+                self._reader.close()
+                self._connection.close()
 
     # Tokens.
 
