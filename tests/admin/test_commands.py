@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -229,3 +230,17 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
     for wrong in (text[:-1], f"-{text}", f"{text}x", ""):
         assert parse_seconds(wrong) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+def test_what_root_makes_for_the_servers_user_belongs_to_that_user(command: Command) -> None:
+    (command.folder / "store.db").unlink()
+    for path in (command.folder, *command.folder.rglob("*")):
+        os.chown(path, 4711, 4712)
+    command("ca", "rotate", "add")
+    command("ca", "rotate", "switch", "--force")
+    command("node", "revoke", "shop-7")
+    strangers = [path for path in command.folder.rglob("*") if path.stat().st_uid != 4711]
+    assert strangers == []
+    made = {"store.db", "store.lock", "audit.jsonl", "state.json", "2"}
+    assert made <= {path.name for path in command.folder.rglob("*")}

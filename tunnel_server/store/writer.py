@@ -30,6 +30,7 @@ from tunnel_server.store.transaction import Transaction
 
 MAX_WAITING = 2000
 """As many agents may enrol or renew at the same moment and still each wait for the disk."""
+TIDY_LINES = 1000
 _MAX_BATCH = 256
 _LOG_SECONDS = 10.0
 """Between two lines that say the same; a full disk fails everything there is."""
@@ -61,7 +62,9 @@ class Writer:
         clock: Callable[[], int],
         *,
         must_audit: bool,
+        tidy: Work[Any] | None = None,
     ) -> None:
+        """``tidy`` is done after every ``TIDY_LINES`` lines of the audit: no flood outgrows the disk."""
         self.dropped = 0
         """Lines of the audit that were lost."""
         self._connection = connection
@@ -69,6 +72,8 @@ class Writer:
         self._file = file
         self._clock = clock
         self._must_audit = must_audit
+        self._tidy = tidy
+        self._untidy_lines = 0
         self._put, self._take = trio.open_memory_channel[_Piece[Any]](MAX_WAITING)
         self._ended = trio.Event()
         self._thread = trio.CapacityLimiter(1)  # its own, so that nothing else can hold it up
@@ -152,6 +157,9 @@ class Writer:
         if not self._try(pieces) and len(pieces) > 1:
             for piece in pieces:
                 self._try([piece])
+        if self._tidy is not None and self._untidy_lines >= TIDY_LINES:
+            self._untidy_lines = 0
+            self._try([_Piece(self._tidy)])
 
     def _try(self, pieces: list[_Piece[Any]]) -> bool:
         """One transaction. Returns False if it failed as a whole; then each piece has the failure."""
@@ -166,6 +174,7 @@ class Writer:
             self._fail(pieces, error)
             return False
         self.dropped += transaction.dropped
+        self._untidy_lines += sum(len(piece.lines) for piece in pieces)
         return True
 
     def _do(self, piece: _Piece[Any], transaction: Transaction) -> None:
