@@ -120,10 +120,11 @@ class Attempts:
         if changed:
             self._route_at = now
             return self._start(now, carried, chance)
-        if now >= self._refresh_at and not self._under_way and not carried.lost:
+        if now >= self._refresh_at and not self._under_way:
             self._refresh_at = now + self._refresh_window * (1 + chance)
             self._refresh_window = min(_REFRESH_LAST_SECONDS, 2 * self._refresh_window)
-            return self._start(now, carried, chance)
+            if not carried.lost:  # else trouble starts one anyway
+                return self._start(now, carried, chance)
         if not carried.lost and not carried.quiet:
             if self._in_trouble and self._under_way and carried.late_since < math.inf:
                 self._awaits_one = True

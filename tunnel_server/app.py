@@ -134,6 +134,7 @@ class Server:
     async def _open_all(self, bridge: Bridge, stack: AsyncExitStack) -> None:
         await self._open_ops()
         await self._open_agents(bridge, stack)
+        self._nursery.start_soon(self.attachments.end_expired, _now)
         self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
         await self._open_entrances()
 

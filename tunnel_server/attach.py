@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 import trio
 
+from certs.life import Life, life_of
 from certs.x509 import Usage, identity_of_leaf
 from tunnel_core import __version__
 from tunnel_core.attempt import Attempt
@@ -31,6 +34,7 @@ from tunnel_server.sessions import Held, Sessions
 _log = logging.getLogger("qanat.attach")
 
 _RETRY_MS = 5000
+_EXPIRY_SECONDS = 1.0
 _FAREWELL_SECONDS = 2.0
 """For all agents together to hear that we stop; a link gives its own up within one second."""
 
@@ -53,6 +57,7 @@ class _Arrival:
     """An attach under way. ``held`` is the session it asks to go on with, None for a new one."""
 
     node: str
+    life: Life | None = None  # of the certificate that its carrier showed
     held: Held | None = None
     link: Link | None = None  # the session that it began
 
@@ -80,6 +85,7 @@ class Attachments:
         self._arrivals: dict[Attempt, _Arrival] = {}
         self._sessions = Sessions()
         self._links: set[Link] = set()  # also those that ended and still say so to their agent
+        self._lives: dict[Link, Life] = {}  # of what the carrier that each is on has shown
 
     @property
     def pending_count(self) -> int:
@@ -89,7 +95,7 @@ class Attachments:
     def take(self, carrier: Carrier) -> None:
         """Begins the attach of a new carrier. Called by the carrier's server; never blocks or raises."""
         node, refused = self._identify(carrier)
-        arrival = _Arrival(node)
+        arrival = _Arrival(node, _life(carrier) if refused is None else None)
 
         def offer(hello: Hello) -> Welcome | Rejected:
             try:
@@ -175,16 +181,18 @@ class Attachments:
         assert isinstance(steps, ServerSteps) and steps.hello is not None and steps.use is not None
         try:
             if arrival.held is None:
-                arrival.link = self._begin(attempt, steps.hello, arrival.node)
+                arrival.link = self._begin(attempt, steps.hello, arrival)
             else:
                 self._sessions.use(arrival.held, steps.use.attempt)
                 arrival.held.link.hello = steps.hello
+                self._note_life(arrival.held.link, arrival)
                 arrival.held.link.move_to(attempt, max(steps.hello.have, steps.use.have))
         except BaseException:
             self._arrivals[attempt] = arrival
             raise
 
-    def _begin(self, attempt: Attempt, hello: Hello, node: str) -> Link:
+    def _begin(self, attempt: Attempt, hello: Hello, arrival: _Arrival) -> Link:
+        node = arrival.node
         # Asked again: between welcome and use the last place may have gone, or the server begun to stop.
         self._check_room(node)
         link = Link(
@@ -202,10 +210,30 @@ class Attachments:
         self._nodes.attach(node, link)
         self._sessions.add(link, hello.attempt)
         self._links.add(link)
+        self._note_life(link, arrival)
         link.move_to(attempt, 0)
         self._counters.attached()
         self._log_link(link, f"node {node} attached", software=link.software)
         return link
+
+    # A session does not outlive the certificate that its carrier has shown.
+
+    def _note_life(self, link: Link, arrival: _Arrival) -> None:
+        if arrival.life is not None:
+            self._lives[link] = arrival.life
+
+    async def end_expired(self, wall: Callable[[], datetime]) -> None:
+        """Ends what outlived its certificate, within a second. Runs until it is cancelled.
+
+        Agents renew long before and move to a carrier with the new one; who does not has been refused.
+        """
+        while True:
+            await trio.sleep(_EXPIRY_SECONDS)
+            now = wall()
+            for link in [link for link, life in self._lives.items() if now >= life.ends]:
+                ended = f"{self._lives.pop(link).ends:%Y-%m-%d %H:%M} UTC"
+                detail = f"the certificate of node {link.node} ended at {ended}, and no newer one was shown"
+                link.end(Reason.CERTIFICATE_EXPIRED, detail)
 
     def _befell(self, link: Link, event: LinkEvent) -> None:
         if event is LinkEvent.RESUMED:
@@ -248,6 +276,7 @@ class Attachments:
     def _note_end(self, link: Link) -> None:
         reason, detail = link.ended or (Reason.SESSION_LOST, Reason.SESSION_LOST.meaning)
         self._links.discard(link)
+        self._lives.pop(link, None)
         self._sessions.discard(link)
         self._counters.session_ended(reason)
         self._nodes.detach(link, reason, detail)
@@ -297,6 +326,14 @@ class Attachments:
         with trio.move_on_after(_FAREWELL_SECONDS):
             for link in links:
                 await link.wait_given_up()
+
+
+def _life(carrier: Carrier) -> Life | None:
+    """None for a leaf of a form that only its issuer and TLS understand: then TLS alone sees to its end."""
+    try:
+        return life_of(carrier.peer.leaf_pem)
+    except ValueError:
+        return None
 
 
 def _ping_interval(limits: Limits, hello: Hello) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import CarrierPort
 from tunnel_core.counters import Counters
 from tunnel_core.credit import CreditPool
+from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.names import Target, node_alias
@@ -467,3 +469,48 @@ async def test_the_server_keeps_to_the_rate_that_an_agent_asks_for(
         assert trio.current_time() - start < 11
         assert door.link_of("edge1").attached
         stream.reset(Reason.USER_LEFT)
+
+
+def leaf_for(seconds: float) -> bytes:
+    """Of edge1, that ends in so many seconds."""
+    return pki.authority().issue(Role.NODE, "edge1", days=seconds / 86400).credential.certificate_pem
+
+
+async def test_a_session_ends_with_the_certificate_of_its_carrier(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    start = datetime.now(UTC)
+    async with open_door(grace_seconds=60) as door:
+        later = functools.partial(clock_since, start)
+        door.nursery.start_soon(door.attachments.end_expired, later)
+        agent = await door.attach("edge1", leaf_pem=leaf_for(100))
+        other = await door.attach("edge2")
+        await trio.sleep(98)
+        assert agent.link.ended is None
+        assert await agent.end() is Reason.CERTIFICATE_EXPIRED
+        assert 99 <= trio.current_time() <= 102
+        assert other.link.ended is None
+
+
+async def test_a_move_to_a_carrier_with_a_newer_certificate_lets_it_live(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    start = datetime.now(UTC)
+    async with open_door(grace_seconds=60) as door:
+        door.nursery.start_soon(door.attachments.end_expired, functools.partial(clock_since, start))
+        agent = await door.attach("edge1", leaf_pem=leaf_for(100))
+        await trio.sleep(70)
+        welcome = agent.link.welcome
+        fresh = door.dial(
+            "edge1", leaf_pem=leaf_for(200), attempt=2, session=welcome.session, secret=welcome.secret
+        )
+        await fresh.welcomed()
+        fresh.attempt.use(agent.link)
+        await trio.sleep(100)
+        assert agent.link.ended is None
+        assert await agent.end() is Reason.CERTIFICATE_EXPIRED
+        assert 199 <= trio.current_time() <= 202
+
+
+def clock_since(start: datetime) -> datetime:
+    return start + timedelta(seconds=trio.current_time())
