@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -22,7 +22,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 
-_UNREADABLE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+UNREADABLE = (
+    *(ValueError, TypeError, UnsupportedAlgorithm),
+    *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+)
+"""What the library raises for what it cannot read, well-formed DER included."""
 
 
 class Usage(enum.Enum):
@@ -110,7 +114,13 @@ def identity_of_leaf(
 
 def describe(certificate: bytes) -> Description:
     """What a certificate (PEM or DER; the first of a chain) says. Raises ``ValueError``."""
-    loaded = load_certificate(certificate)
+    try:
+        return _describe(load_certificate(certificate))
+    except UNREADABLE as error:
+        raise ValueError(f"the certificate cannot be read: {error}"[:300]) from error
+
+
+def _describe(loaded: x509.Certificate) -> Description:
     names = _alternative_names(loaded)
     return Description(
         subject=_human_name(loaded.subject),
@@ -135,13 +145,19 @@ def facts_of(leaf: bytes) -> CertificateFacts:
             ends=loaded.not_valid_after_utc,
             key_sha256=_key_digest(loaded).hex(),
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(f"the certificate cannot be read, or names no identity: {error}") from error
 
 
 def pin_of(certificate: bytes) -> bytes:
-    """SHA-256 of a certificate's SubjectPublicKeyInfo: what a join token pins of a root. 32 bytes."""
-    return _key_digest(load_certificate(certificate))
+    """SHA-256 of a certificate's SubjectPublicKeyInfo: what a join token pins of a root. 32 bytes.
+
+    Raises ``ValueError``.
+    """
+    try:
+        return _key_digest(load_certificate(certificate))
+    except UNREADABLE as error:
+        raise ValueError(f"the certificate cannot be read: {error}"[:300]) from error
 
 
 def is_signed_by(chain: Sequence[bytes], root: bytes) -> bool:
@@ -153,7 +169,7 @@ def is_signed_by(chain: Sequence[bytes], root: bytes) -> bool:
     try:
         for subject, issuer in itertools.pairwise(loaded):
             subject.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*UNREADABLE, InvalidSignature):
         return False
     return True
 
@@ -187,7 +203,7 @@ def _read_leaf(leaf: bytes) -> tuple[SpiffeId, frozenset[x509.ObjectIdentifier]]
         if _is_authority(certificate):
             raise ValueError("it is a certificate authority's")
         return SpiffeId.parse(_only_uri(certificate)), _usages(certificate)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise IdentityError(Reason.UNAUTHENTICATED, f"the certificate names no identity: {error}") from error
 
 
