@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -14,7 +16,9 @@ from typing import Any
 
 import trio
 
-from tests.server.programs import AGENT, SERVER, Program, running
+from certs.token import parse_token
+from tests.server.programs import AGENT, SERVER
+from tunnel_server.admin.client import ask_server
 
 
 @dataclass
@@ -24,50 +28,73 @@ class Cloud:
     folder: Path
     settings: dict[str, float]
     https: str = ""
-    ready: Mapping[str, Any] = field(default_factory=dict)
-    program: Program | None = None
+    agents: str = ""
 
     @property
     def config(self) -> Path:
-        return self.folder / "cloud" / "server.toml"
+        return self.folder / "server.toml"
 
-    async def make(self) -> None:
-        await self._run("init", "--name", "localhost", "--data-dir", str(self.config.parent))
+    def make(self) -> None:
+        command = [*SERVER, "init", "--name", "localhost", "--data-dir", str(self.folder)]
+        subprocess.run(command, check=True, capture_output=True, timeout=30)  # noqa: S603
         text = re.sub(r'"(.*):70\d\d"', '"127.0.0.1:0"', self.config.read_text())
         for key, value in self.settings.items():
             text, count = re.subn(rf"^# {key} = \S+", f"{key} = {value}", text, flags=re.MULTILINE)
             assert count == 1, key
         self.config.write_text(text)
 
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[Program]:
-        """The same ports when it is served again, since nodes remember them."""
-        async with running([*SERVER, "run", "--config", str(self.config)]) as program:
-            self.ready = await program.line("ready")
-            self.https = f"localhost:{self.ready['https'].rpartition(':')[2]}"
-            self._keep_ports()
-            self.program = program
-            yield program
+    @contextmanager
+    def serving(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Killed at the end. The same ports when it is served again, since nodes remember them."""
+        log = self.folder / "log"
+        with log.open("wb") as errors:
+            command = [*SERVER, "run", "--config", str(self.config)]
+            process = subprocess.Popen(command, stderr=errors)  # noqa: S603
+        try:
+            ready = self._wait_ready(process, log)
+            self.https = f"localhost:{ready['https'].rpartition(':')[2]}"
+            self.agents = ready["agents"]
+            self._keep_ports(ready)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
-    def _keep_ports(self) -> None:
+    def _wait_ready(self, process: subprocess.Popen[bytes], log: Path) -> Mapping[str, Any]:
+        for _ in range(1000):
+            for line in log.read_text().splitlines():
+                if '"ready"' in line:
+                    said: Mapping[str, Any] = json.loads(line)
+                    return said
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.02)
+        raise AssertionError(log.read_text())
+
+    def _keep_ports(self, ready: Mapping[str, Any]) -> None:
         text = self.config.read_text()
         for name in ("agents", "https"):
-            text = re.sub(rf"(\[{name}\][^\n]*\nlisten = )\[.*\]", rf'\1["{self.ready[name]}"]', text)
+            text = re.sub(rf"(\[{name}\][^\n]*\nlisten = )\[.*\]", rf'\1["{ready[name]}"]', text)
         self.config.write_text(text)
 
-    async def token(self, node: str = "edge1", *options: str) -> str:
-        which = ["--node", node] if node else []
-        made = await self._run("token", "create", *which, *options, "--config", str(self.config), "--json")
-        return str(json.loads(made)["token"])
+    async def act(self, method: str, path: str, **arguments: object) -> dict[str, Any]:
+        """An act of the administrator."""
+        return await ask_server(self.folder / "admin.sock", method, path, arguments)
 
-    async def show(self, *command: str) -> Any:
-        return json.loads(await self._run(*command, "--config", str(self.config), "--json"))
+    async def token(self, node: str = "edge1", **more: object) -> str:
+        whom = {"node": node} if node else {}
+        return str((await self.act("POST", "tokens/create", **whom, **more))["token"])
 
-    async def _run(self, *arguments: str) -> bytes:
-        command = [*SERVER, *arguments]
-        ran = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
-        assert ran.returncode == 0, (arguments, ran.stdout, ran.stderr)
-        return bytes(ran.stdout)
+    async def uses(self, token: str) -> int:
+        listed = (await self.act("GET", "tokens"))["tokens"]
+        return next(int(one["used"]) for one in listed if one["id"] == parse_token(token).id)
+
+
+@contextmanager
+def open_cloud(folder: Path, **settings: float) -> Iterator[Cloud]:
+    cloud = Cloud(folder / "cloud", settings)
+    cloud.make()
+    with cloud.serving():
+        yield cloud
 
 
 @dataclass
@@ -118,15 +145,6 @@ class Outcome:
         assert [one["verdict"] for one in findings[:-1]].count("fail") == 0, findings
         assert findings[-1]["verdict"] == "fail", findings
         return dict(findings[-1])
-
-
-@asynccontextmanager
-async def open_cloud(folder: Path, **settings: float) -> AsyncIterator[Cloud]:
-    cloud = Cloud(folder, settings)
-    with trio.fail_after(60):
-        await cloud.make()
-        async with cloud.serving():
-            yield cloud
 
 
 def machine(folder: Path, name: str = "edge", **environment: str) -> Machine:

@@ -228,6 +228,9 @@ class FakeProxy:
         head = b""
         while b"\r\n\r\n" not in head:
             head += await stream.receive_some()
+        await self.handle_head(stream, head)
+
+    async def handle_head(self, stream: trio.SocketStream, head: bytes) -> None:
         self.heads.append(head)
         await stream.send_all(b"HTTP/1.1 " + self._answer + b"\r\n\r\n")
         if not self._target:
