@@ -46,6 +46,8 @@ _BY_POLICY = frozenset(
         Reason.TOKEN_NAME_MISMATCH,
         Reason.TOKEN_REPLAYED,
         Reason.REVOKED,
+        Reason.CERTIFICATE_EXPIRED,
+        Reason.ROOT_RETIRED,
     }
 )
 _ABSENT = frozenset({Reason.NODE_NOT_ATTACHED, Reason.UNKNOWN_NODE, Reason.SESSION_LOST})

@@ -63,6 +63,8 @@ class Reason(enum.Enum):
     TOKEN_NAME_MISMATCH = (57, 403, "the token is for other nodes")
     TOKEN_REPLAYED = (58, 403, "the token has let this node in before, with another key")
     REVOKED = (59, 403, "the certificate, or the name in it, was revoked")
+    CERTIFICATE_EXPIRED = (102, 403, "the certificate's life is over")
+    ROOT_RETIRED = (103, 403, "the root of the certificate is trusted no more")
     # The session and its carriers.
     SESSION_LOST = (60, 502, "the session with the agent was lost")
     PING_TIMEOUT = (61, 504, "the other end stopped answering pings")

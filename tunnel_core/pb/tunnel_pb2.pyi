@@ -85,6 +85,8 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_ROTATION_REFUSED: _ClassVar[Reason]
     REASON_AUTHORITY_UNUSABLE: _ClassVar[Reason]
     REASON_INTERNAL_ERROR: _ClassVar[Reason]
+    REASON_CERTIFICATE_EXPIRED: _ClassVar[Reason]
+    REASON_ROOT_RETIRED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_DONE: Reason
 REASON_USER_LEFT: Reason
@@ -161,6 +163,8 @@ REASON_AUDIT_FAILED: Reason
 REASON_ROTATION_REFUSED: Reason
 REASON_AUTHORITY_UNUSABLE: Reason
 REASON_INTERNAL_ERROR: Reason
+REASON_CERTIFICATE_EXPIRED: Reason
+REASON_ROOT_RETIRED: Reason
 
 class Packet(_message.Message):
     __slots__ = ("number", "ack", "frames", "arrived", "confirm_now")
