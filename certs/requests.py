@@ -10,8 +10,8 @@ possession. But a request that asks for something else is refused rather than si
 2. Asking to be an authority, or for names of another kind, is refused.
 3. Usages are ours to say: standard clients ask for all kinds, and get the one of their role.
 
-Keys: EC P-256 and P-384, RSA from 2048 to 8192 bits. Not Ed25519: gRPC's TLS library does not take it
-from the other side unless both were built to.
+Keys: EC P-256 and P-384, RSA from 2048 to 8192 bits. Not Ed25519: BoringSSL, which is gRPC's TLS, does not
+accept it from the other side unless it is told to, and gRPC has no way to tell it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import StoreError
-from tunnel_server.store.lock import hold_store
+from tunnel_server.store.lock import wait_hold_store
 from tunnel_server.store.places import settings_of
 from tunnel_server.store.store import Store, open_store
 
@@ -40,7 +40,7 @@ async def keep_store(
 
     Raises ``StoreHeld`` or ``StoreError``.
     """
-    with hold_store(config.data_dir):
+    async with wait_hold_store(config.data_dir):
         store = await trio.to_thread.run_sync(open_store, settings_of(config), wall)
         nursery.start_soon(store.serve)
         keeper = EventKeeper(events, refusals, store)

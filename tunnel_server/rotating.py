@@ -64,20 +64,25 @@ class Rotating:
             "unknown_before": self._unknown_before(rotation, known),
         }
 
-    def rotate(
-        self, step: Step, known: Known, *, force: bool = False, root_key: Path | None = None
-    ) -> dict[str, Any]:
-        """Takes one step and returns ``show``. ``root_key`` is for ``issuing``, if it is kept elsewhere."""
+    def check(self, step: Step, known: Known, *, force: bool = False) -> None:
+        """Raises ``Refused`` unless ``step`` may be taken now."""
         rotation = self._read()
         rotation.require(step)
         if not force:
             require_nobody_cut(step, self._cut(rotation, step, known))
             self._require_all_known(rotation, step, known)
+
+    def take(self, step: Step, *, root_key: Path | None = None) -> None:
+        """Takes a step that was checked. ``root_key`` is for ``issuing``, if it is kept elsewhere."""
+        rotation = self._read()
+        rotation.require(step)
         try:
             self._take(step, rotation, root_key)
-        except (OSError, ValueError, KeyFileError) as error:
+        except OSError as error:
+            why = f"{error.filename}: {error.strerror}"
+            raise AuthorityError(f"the step {step.value} was not taken: {why}") from error
+        except (ValueError, KeyFileError) as error:
             raise AuthorityError(f"the step {step.value} was not taken: {error}") from error
-        return self.show(known)
 
     def server_root_pin(self) -> bytes:
         """Of the root that the server's certificate leads to: what a node has to know of the server.

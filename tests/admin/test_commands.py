@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from certs.authority_folder import load_authority
 from certs.bundle import read_bundle, split_pem
 from certs.token import parse_token
 from certs.x509 import describe, is_signed_by
+from tests.server.programs import SERVER
 from tests.server.test_init import Result, run
 from tunnel_server.commands.durations import parse_seconds
 from tunnel_server.store.lock import hold_store
@@ -105,7 +108,21 @@ def test_a_bundle_that_cannot_be_written_down_is_not_handed_out(command: Command
     assert not (tmp_path / "e.pem").exists()
 
 
-def test_another_holder_without_a_socket_is_told(command: Command) -> None:
+def test_many_commands_at_once_take_turns(command: Command, tmp_path: Path) -> None:
+    with hold_store(command.folder):
+        started = [
+            subprocess.Popen(  # noqa: S603
+                [*SERVER, "node", "revoke", f"shop-{number}", "--config", str(command.config)],
+                stdout=subprocess.DEVNULL,
+            )
+            for number in range(4)
+        ]
+    assert [process.wait(30) for process in started] == [0, 0, 0, 0]
+    assert command("audit", "--kind", "revoked").stdout.count("shop-") == 4
+
+
+def test_another_holder_without_a_socket_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunnel_server.commands.access.PATIENCE_SECONDS", 0.0)
     with hold_store(command.folder):
         said = command("token", "list", code=5).stderr
     assert "in use by process" in said
@@ -202,6 +219,7 @@ def test_a_step_that_fails_half_way_is_taken_again(command: Command) -> None:
     said = command("ca", "rotate", "add", code=1).stderr
     assert "the step add was not taken" in said
     assert command.json("ca", "show")["state"] == "steady"
+    assert f"add was not taken: {trust}: No such file" in command("audit").stdout.splitlines()[-1]
     shutil.copy(command.folder / "away", trust)
     assert command.json("ca", "rotate", "add")["trusted"] is True
     assert sorted(path.name for path in (command.folder / "ca").iterdir() if path.is_dir()) == ["2"]
@@ -212,3 +230,17 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
     for wrong in (text[:-1], f"-{text}", f"{text}x", ""):
         assert parse_seconds(wrong) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+def test_what_root_makes_for_the_servers_user_belongs_to_that_user(command: Command) -> None:
+    (command.folder / "store.db").unlink()
+    for path in (command.folder, *command.folder.rglob("*")):
+        os.chown(path, 4711, 4712)
+    command("ca", "rotate", "add")
+    command("ca", "rotate", "switch", "--force")
+    command("node", "revoke", "shop-7")
+    strangers = [path for path in command.folder.rglob("*") if path.stat().st_uid != 4711]
+    assert strangers == []
+    made = {"store.db", "store.lock", "audit.jsonl", "state.json", "2"}
+    assert made <= {path.name for path in command.folder.rglob("*")}

@@ -279,3 +279,16 @@ async def test_old_lines_go_and_refusals_have_a_share_of_the_room(tmp_path: Path
         while await store.prune():
             pass
         assert [line["node"] for line in await store.audit(Question())] == [f"m{n}" for n in range(10, 30)]
+
+
+async def test_a_flood_of_refusals_is_bounded_at_once(tmp_path: Path) -> None:
+    settings = StoreSettings(tmp_path / FILE, audit_keep_lines=1000)
+    async with opened(tmp_path, settings=settings) as store:
+        await store.note(AuditLine(Kind.ENROLLED, node="first"))
+        for _ in range(4):
+            async with trio.open_nursery() as nursery:
+                for _ in range(1500):
+                    nursery.start_soon(store.note, AuditLine(Kind.REFUSED))
+        refused = await store.audit(Question(kind=Kind.REFUSED))
+        assert 100 <= len(refused) < 100 + writer_module.TIDY_LINES
+        assert [line["node"] for line in await store.audit(Question(kind=Kind.ENROLLED))] == ["first"]

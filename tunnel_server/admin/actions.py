@@ -172,11 +172,20 @@ class Actions:
         rotating, key = Rotating(self.config), Path(root_key) if root_key else None
         async with self._rotating:
             known = await self._known()
-            answer = await _in_thread(lambda: rotating.rotate(step, known, force=force, root_key=key))
+            await _in_thread(lambda: rotating.check(step, known, force=force))
+            await self._note_step(by, f"{step.value}, forced" if force else step.value)
+            try:
+                await _in_thread(lambda: rotating.take(step, root_key=key))
+            except Refused as refused:
+                await self._note_step(by, refused.detail, refused.reason)
+                raise
         self.on_rotated()
-        forced = ", forced" if force else ""
-        await self.store.note(AuditLine(AuditKind.CA_ROTATED, done_by=by, detail=f"{step.value}{forced}"))
-        return await self._with_tokens(answer)
+        return await self.show_authority(Arguments({}), by)
+
+    async def _note_step(self, by: str, detail: str, reason: Reason | None = None) -> None:
+        """Before the step, so that none is taken where the audit cannot say so."""
+        word = reason.word if reason else ""
+        await self.store.note(AuditLine(AuditKind.CA_ROTATED, done_by=by, reason=word, detail=detail))
 
     async def _with_tokens(self, shown: Json) -> Json:
         """Adds the open tokens that pin another root than the server's certificate leads to now."""

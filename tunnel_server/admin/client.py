@@ -22,14 +22,21 @@ _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
 class NoServer(Exception):  # noqa: N818 - what there is
-    """Nobody answers at the socket. The text says why."""
+    """Nobody answers at the socket. The text says why.
+
+    ``is_closed``: nobody was reached at all, so nothing was done.
+    """
+
+    def __init__(self, why: str, *, is_closed: bool = False) -> None:
+        super().__init__(why)
+        self.is_closed = is_closed
 
 
 async def ask_server(socket: Path, method: str, path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What the server answers to an act. Raises ``Refused`` or ``NoServer``."""
     try:
         with trio.fail_after(_ANSWER_SECONDS):
-            stream = SocketStream.adopt(await trio.open_unix_socket(socket))
+            stream = SocketStream.adopt(await _open(socket))
             try:
                 return await _ask(stream, f"the server at {socket}", method, path, arguments)
             finally:
@@ -38,8 +45,13 @@ async def ask_server(socket: Path, method: str, path: str, arguments: Mapping[st
         raise NoServer(f"the server at {socket} did not answer within {_ANSWER_SECONDS:g} s") from None
     except trio.BrokenResourceError as error:
         raise NoServer(f"the server at {socket} broke off the connection: {error}") from None
+
+
+async def _open(socket: Path) -> trio.SocketStream:
+    try:
+        return await trio.open_unix_socket(socket)
     except OSError as error:
-        raise NoServer(f"{socket} cannot be opened: {error.strerror}") from None
+        raise NoServer(f"{socket} cannot be opened: {error.strerror}", is_closed=True) from None
 
 
 async def _ask(

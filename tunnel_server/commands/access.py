@@ -19,7 +19,7 @@ from tunnel_server.admin.actions import READS, WRITES, Actions
 from tunnel_server.admin.arguments import Arguments
 from tunnel_server.admin.client import NoServer, ask_server
 from tunnel_server.config import ServerConfig
-from tunnel_server.store.lock import StoreHeld, hold_store
+from tunnel_server.store.lock import PATIENCE_SECONDS, RETRY_SECONDS, StoreHeld, hold_store
 from tunnel_server.store.places import settings_of
 from tunnel_server.store.store import open_store
 
@@ -53,15 +53,20 @@ def perform(config_file: Path | None, method: str, path: str, arguments: Mapping
 
 
 async def _perform(config: ServerConfig, method: str, path: str, arguments: Mapping[str, Any]) -> Json:
-    try:
-        with hold_store(config.data_dir):
-            return await _by_itself(config, method, path, arguments)
-    except StoreHeld as held:
-        why = str(held)
-    try:
-        return await ask_server(config.admin.socket, method, path, arguments)
-    except NoServer as error:
-        raise NoServer(f"{why}, and {error}") from None
+    """Waits a little for another command, and for a server that has begun to start."""
+    deadline = trio.current_time() + PATIENCE_SECONDS
+    while True:
+        try:
+            with hold_store(config.data_dir):
+                return await _by_itself(config, method, path, arguments)
+        except StoreHeld as held:
+            why = str(held)
+        try:
+            return await ask_server(config.admin.socket, method, path, arguments)
+        except NoServer as error:
+            if not error.is_closed or trio.current_time() >= deadline:
+                raise NoServer(f"{why}, and {error}") from None
+        await trio.sleep(RETRY_SECONDS)
 
 
 async def _by_itself(config: ServerConfig, method: str, path: str, arguments: Mapping[str, Any]) -> Json:

@@ -10,7 +10,7 @@ import click
 from tunnel_core.command_line import print_json
 from tunnel_core.tables import show
 from tunnel_server.commands.access import config_option, json_option, perform
-from tunnel_server.commands.durations import Moment
+from tunnel_server.commands.durations import moment
 from tunnel_server.store.audit import MAX_LISTED, Kind
 
 _COLUMNS = ("time", "what", "whom", "by", "detail")
@@ -20,8 +20,8 @@ _COLUMNS = ("time", "what", "whom", "by", "detail")
 @click.option("--node", default="", metavar="NAME", help="What concerns this node.")
 @click.option("--user", default="", metavar="NAME", help="What concerns this user.")
 @click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Lines of this kind.")
-@click.option("--since", type=Moment(), help="From then on: 2h, 7d, 2027-01-31.")
-@click.option("--until", type=Moment(), help="Before then.")
+@click.option("--since", type=moment, help="From then on: 2h, 7d, 2027-01-31.")
+@click.option("--until", type=moment, help="Before then.")
 @click.option("--most", type=click.IntRange(1, MAX_LISTED), default=100, show_default=True)
 @config_option
 @json_option

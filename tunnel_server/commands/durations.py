@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import click
 
@@ -12,34 +11,24 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 
 
-class Duration(click.ParamType[float]):
-    """Seconds, above 0."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = parse_seconds(str(value))
-        if not seconds:
-            self.fail(f"{str(value)[:40]!r} is no duration: write 90s, 15m, 24h or 7d", param, ctx)
-        return seconds
+def duration(text: str) -> float:
+    """Seconds, above 0: the type of an option."""
+    seconds = parse_seconds(text)
+    if not seconds:
+        raise click.BadParameter(f"{text[:40]!r} is no duration: write 90s, 15m, 24h or 7d")
+    return seconds
 
 
-class Moment(click.ParamType[int]):
-    """A date, a time, or a duration before now; as milliseconds since 1970."""
-
-    name = "moment"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        seconds = parse_seconds(str(value))
-        if seconds:
-            return _ms(datetime.now(UTC) - timedelta(seconds=seconds))
-        try:
-            moment = datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail(f"{str(value)[:40]!r} is no time: write 2h, 7d or 2027-01-31T12:00", param, ctx)
-        return _ms(moment if moment.tzinfo else moment.astimezone())
+def moment(text: str) -> int:
+    """A date, a time, or a duration before now, as milliseconds since 1970: the type of an option."""
+    seconds = parse_seconds(text)
+    if seconds:
+        return _ms(datetime.now(UTC) - timedelta(seconds=seconds))
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text[:40]!r} is no time: write 2h, 7d or 2027-01-31T12:00") from None
+    return _ms(found if found.tzinfo else found.astimezone())
 
 
 def parse_seconds(text: str) -> float:

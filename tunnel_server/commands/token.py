@@ -11,7 +11,7 @@ import click
 from tunnel_core.command_line import print_json
 from tunnel_core.tables import show
 from tunnel_server.commands.access import config_option, json_option, perform
-from tunnel_server.commands.durations import Duration
+from tunnel_server.commands.durations import duration
 
 _COLUMNS = ("token", "state", "for", "used", "expires", "created by")
 
@@ -33,7 +33,7 @@ def command() -> None:
 @click.option("--match", default="", metavar="PATTERN", help="All nodes that match; * is anything but a dot.")
 @click.option("--uses", type=click.IntRange(1), default=1, show_default=True, help="How many nodes of those.")
 @click.option(
-    "--ttl", type=Duration(), default="24h", show_default=True, help="How long it holds: 15m, 24h, 7d."
+    "--ttl", type=duration, default="24h", show_default=True, help="How long it holds: 15m, 24h, 7d."
 )
 @config_option
 @json_option

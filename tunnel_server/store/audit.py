@@ -108,15 +108,18 @@ def _line(row: Row) -> AuditLine:
 
 def prune(connection: Connection, *, older_than: int, keep: int, most: int) -> int:
     """Removes up to ``most`` lines that are too old or too many; returns how many."""
-    refused = max(1, keep // _REFUSED_SHARE)
     removed = connection.execute(
-        "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE at < ? OR number <="
-        " (SELECT number FROM audit ORDER BY number DESC LIMIT 1 OFFSET ?) LIMIT ?)",
-        (older_than, keep, most),
-    ).rowcount
-    removed += connection.execute(
         "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE kind = 'refused' AND number <="
         " (SELECT number FROM audit WHERE kind = 'refused' ORDER BY number DESC LIMIT 1 OFFSET ?) LIMIT ?)",
-        (refused, most),
+        (max(1, keep // _REFUSED_SHARE), most),
     ).rowcount
-    return removed
+    if removed == most:
+        return removed  # refusals first, or a flood of them would push others out by its number
+    return (
+        removed
+        + connection.execute(
+            "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE at < ? OR number <="
+            " (SELECT number FROM audit ORDER BY number DESC LIMIT 1 OFFSET ?) LIMIT ?)",
+            (older_than, keep, most),
+        ).rowcount
+    )

@@ -24,7 +24,6 @@ Connection: TypeAlias = sqlite3.Connection
 Row: TypeAlias = sqlite3.Row
 
 DatabaseFailure = sqlite3.Error
-Violation = sqlite3.IntegrityError
 
 _BUSY_SECONDS = 5.0
 """Only ``backup`` and a person's ``sqlite3`` ever hold a lock beside us."""

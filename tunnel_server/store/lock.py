@@ -6,13 +6,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+
+import trio
 
 from certs.authority_folder import adopt
 from certs.files import PRIVATE
 from tunnel_server.store.database import failures
 
+PATIENCE_SECONDS = 3.0
+"""Commands hold the lock for a moment; a server for as long as it runs."""
+RETRY_SECONDS = 0.05
 _NAME = "store.lock"
 
 
@@ -46,6 +51,22 @@ def hold_store(data_dir: Path) -> Iterator[None]:
         file.flush()
         yield
         file.truncate(0)
+
+
+@contextlib.asynccontextmanager
+async def wait_hold_store(data_dir: Path) -> AsyncIterator[None]:
+    """The same, after waiting a little for a command that has it. Raises ``StoreHeld`` or ``StoreError``."""
+    deadline = trio.current_time() + PATIENCE_SECONDS
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold_store(data_dir))
+                break
+            except StoreHeld:
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(RETRY_SECONDS)
+        yield
 
 
 def _holder(text: bytes) -> int:

@@ -34,11 +34,11 @@ from tunnel_server.store.moments import DAY, from_ms, to_ms
 from tunnel_server.store.revoked import Kind, Revocation
 from tunnel_server.store.tokens import NewToken, Redeemed, Redemption
 from tunnel_server.store.transaction import Transaction
-from tunnel_server.store.writer import Work, Writer
+from tunnel_server.store.writer import TIDY_LINES, Work, Writer
 
 FILE = "store.db"
-_PRUNED_AT_ONCE = 500
-"""Rows of a table in one transaction, so that none holds the others up for long."""
+_PRUNED_AT_ONCE = 2 * TIDY_LINES
+"""Rows of a table in one transaction: more than come between two, and still done in milliseconds."""
 _PRUNE_SECONDS = 3600.0
 _CLOSE_SECONDS = 5.0
 
@@ -75,6 +75,7 @@ class Store:
             AuditFile(settings.audit_file),
             self._now,
             must_audit=settings.must_audit,
+            tidy=self._prune,
         )
         self._reader = reader
         self.wall = wall
@@ -105,12 +106,9 @@ class Store:
         """
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
             await self._writer.aclose()
-            self.close()
-
-    def close(self) -> None:
-        """Closes the files of a store that is not served, or no more."""
-        self._reader.close()
-        self._connection.close()
+            async with self._reading:
+                self._reader.close()
+                self._connection.close()
 
     # Tokens.
 

@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
+from tunnel_core.logs import LineLimiter, log_event
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.store.audit_file import AuditFile
 from tunnel_server.store.database import Connection, DatabaseFailure, StoreError, store_error
@@ -29,7 +30,10 @@ from tunnel_server.store.transaction import Transaction
 
 MAX_WAITING = 2000
 """As many agents may enrol or renew at the same moment and still each wait for the disk."""
+TIDY_LINES = 1000
 _MAX_BATCH = 256
+_LOG_SECONDS = 10.0
+"""Between two lines that say the same; a full disk fails everything there is."""
 
 T = TypeVar("T")
 Work = Callable[[Transaction], T]
@@ -58,7 +62,9 @@ class Writer:
         clock: Callable[[], int],
         *,
         must_audit: bool,
+        tidy: Work[Any] | None = None,
     ) -> None:
+        """``tidy`` is done after every ``TIDY_LINES`` lines of the audit: no flood outgrows the disk."""
         self.dropped = 0
         """Lines of the audit that were lost."""
         self._connection = connection
@@ -66,8 +72,12 @@ class Writer:
         self._file = file
         self._clock = clock
         self._must_audit = must_audit
+        self._tidy = tidy
+        self._untidy_lines = 0
         self._put, self._take = trio.open_memory_channel[_Piece[Any]](MAX_WAITING)
         self._ended = trio.Event()
+        self._thread = trio.CapacityLimiter(1)  # its own, so that nothing else can hold it up
+        self._lines = LineLimiter(_LOG_SECONDS)
 
     async def run(self, work: Work[T], then: Callable[[T], None] | None = None) -> T:
         """Does the work in a transaction and returns what it returned, after the commit.
@@ -100,7 +110,7 @@ class Writer:
         try:
             async for first in self._take:
                 waiting = [first, *self._taken_nowait(_MAX_BATCH - 1)]
-                await trio.to_thread.run_sync(self._commit, waiting)
+                await trio.to_thread.run_sync(self._commit, waiting, limiter=self._thread)
                 self._finish(waiting)
                 waiting = []
         finally:
@@ -125,10 +135,16 @@ class Writer:
     def _finish(self, pieces: list[_Piece[Any]]) -> None:
         for piece in pieces:
             if isinstance(piece.failure, StoreError):
-                _log.error("%s", piece.failure)
+                self._log_failure(piece.failure)
             elif piece.failure is None and piece.then is not None:
                 piece.then(piece.result)
             piece.done.set()
+
+    def _log_failure(self, failure: StoreError) -> None:
+        left_out = self._lines.note(failure.reason, trio.current_time())
+        if left_out is not None:
+            fields = {"reason": failure.reason, "left_out": left_out or None}
+            log_event(_log, logging.ERROR, failure.detail, **fields)
 
     def _abandon(self, pieces: list[_Piece[Any]]) -> None:
         for piece in pieces:
@@ -141,6 +157,9 @@ class Writer:
         if not self._try(pieces) and len(pieces) > 1:
             for piece in pieces:
                 self._try([piece])
+        if self._tidy is not None and self._untidy_lines >= TIDY_LINES:
+            self._untidy_lines = 0
+            self._try([_Piece(self._tidy)])
 
     def _try(self, pieces: list[_Piece[Any]]) -> bool:
         """One transaction. Returns False if it failed as a whole; then each piece has the failure."""
@@ -155,6 +174,7 @@ class Writer:
             self._fail(pieces, error)
             return False
         self.dropped += transaction.dropped
+        self._untidy_lines += sum(len(piece.lines) for piece in pieces)
         return True
 
     def _do(self, piece: _Piece[Any], transaction: Transaction) -> None:
