@@ -47,6 +47,7 @@ _BY_POLICY = frozenset(
         Reason.TOKEN_REPLAYED,
         Reason.REVOKED,
         Reason.CERTIFICATE_EXPIRED,
+        Reason.ROOT_RETIRED,
     }
 )
 _ABSENT = frozenset({Reason.NODE_NOT_ATTACHED, Reason.UNKNOWN_NODE, Reason.SESSION_LOST})

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import trio
 
-from certs.x509 import Usage, identity_of_leaf
+from certs.x509 import Usage, proven_leaf
 from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import CarrierFailed
 from tunnel_core.counters import Counters, Snapshot
@@ -53,7 +53,11 @@ from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
 from tunnel_server.reach import bound_addresses, worth_telling
 from tunnel_server.records import Records
+from tunnel_server.refusals import Refusals, about
 from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.standing import Ended, Standing
+from tunnel_server.store.audit import AuditLine
+from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld
 from tunnel_server.store.store import Store
@@ -76,8 +80,13 @@ class Server:
         self.nodes = Nodes(trio.current_time, _now)
         self.counters = Counters()
         self.followers = Followers(self.nodes.events, self.counters)
-        self.records = Records(self.counters, config.log, trio.current_time)
-        self.opener = Opener(self.nodes, self.records, trust_domain=config.trust_domain)
+        self.standing = Standing(_now)
+        self.standing.on_ended = self._note_ended
+        self.refusals = Refusals(self._audit, trio.current_time)
+        self.records = Records(self.counters, config.log, trio.current_time, self.refusals)
+        self.opener = Opener(
+            self.nodes, self.records, trust_domain=config.trust_domain, standing=self.standing
+        )
         self.pool = CreditPool(Limits().credit_pool)
         self.attachments = Attachments(
             AttachSettings(config.trust_domain, config.agents.max, _link_limits(config)),
@@ -85,6 +94,8 @@ class Server:
             self.pool,
             nursery,
             self.counters,
+            self.standing,
+            self.refusals,
         )
         self.listeners: list[Listener] = []
         self.agent_addresses: list[str] = []
@@ -124,8 +135,10 @@ class Server:
     async def _open_store(self, stack: AsyncExitStack) -> None:
         """Takes the data folder first, and gives it back last."""
         try:
-            kept = keep_store(self.config, self.nodes.events, self._nursery, _now)
+            kept = keep_store(self.config, self.nodes.events, self.refusals, self._nursery, _now)
             self._store = await stack.enter_async_context(kept)
+            self.standing.go_by(self._store.revoked)
+            self._nursery.start_soon(self.standing.watch)
         except StoreHeld as error:
             raise CannotStart(str(error)) from error
         except StoreError as error:
@@ -134,7 +147,6 @@ class Server:
     async def _open_all(self, bridge: Bridge, stack: AsyncExitStack) -> None:
         await self._open_ops()
         await self._open_agents(bridge, stack)
-        self._nursery.start_soon(self.attachments.end_expired, _now)
         self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
         await self._open_entrances()
 
@@ -208,7 +220,9 @@ class Server:
         admin: AdminEntrance | None = None,
     ) -> Front:
         limits = self._head_limits()
-        return Front(entrance, identify, self.records, limits, connect, api, admin=admin)
+        return Front(
+            entrance, identify, self.records, limits, connect, api, admin=admin, standing=self.standing
+        )
 
     def _api(self) -> ApiEntrance:
         return ApiEntrance(self.nodes, self.followers, trio.current_time, _now)
@@ -314,8 +328,9 @@ class Server:
     def _access(self) -> OpsAccess:
         ops, domain = self.config.ops, self.config.trust_domain
 
-        def check(leaf: bytes) -> object:
-            return identity_of_leaf(leaf, usage=Usage.CLIENT, role=Role.USER, trust_domain=domain)
+        def check(leaf: bytes) -> None:
+            proven = proven_leaf(leaf, usage=Usage.CLIENT, role=Role.USER, trust_domain=domain)
+            self.standing.require(proven)
 
         return OpsAccess(ops.bearer_file, (lambda: self._contexts.current) if ops.tls else None, check)
 
@@ -331,6 +346,18 @@ class Server:
             per_node=per_node,
             audit_dropped=self._audit_dropped(),
         )
+
+    def _audit(self, line: AuditLine) -> None:
+        if self._store is not None:
+            self._store.note_nowait(line)
+
+    def _note_ended(self, ended: Ended) -> None:
+        proven, refused = ended.proven, ended.refused
+        sentence = f"{ended.count} sessions, streams or answers were ended: {refused.detail}"
+        log_event(_log, logging.WARNING, sentence, reason=refused.reason, serial=proven.serial)
+        reason = refused.reason.word
+        line = AuditLine(AuditKind.ENDED, serial=proven.serial, reason=reason, detail=sentence)
+        self._audit(about(proven.identity, line))
 
     def _audit_dropped(self) -> int:
         return self._store.audit_dropped if self._store else 0

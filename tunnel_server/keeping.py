@@ -15,6 +15,7 @@ import trio
 
 from tunnel_server.config import ServerConfig
 from tunnel_server.events import Events, Kind, NodeEvent
+from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import StoreError
@@ -29,7 +30,11 @@ _AUDITED = {Kind.TAKEN_OVER, Kind.DUPLICATE}
 
 @asynccontextmanager
 async def keep_store(
-    config: ServerConfig, events: Events, nursery: trio.Nursery, wall: Callable[[], datetime]
+    config: ServerConfig,
+    events: Events,
+    refusals: Refusals,
+    nursery: trio.Nursery,
+    wall: Callable[[], datetime],
 ) -> AsyncIterator[Store]:
     """The store, made if it is missing, with its tasks in ``nursery``; nobody else may write meanwhile.
 
@@ -38,11 +43,12 @@ async def keep_store(
     async with wait_hold_store(config.data_dir):
         store = await trio.to_thread.run_sync(open_store, settings_of(config), wall)
         nursery.start_soon(store.serve)
-        keeper = EventKeeper(events, store)
+        keeper = EventKeeper(events, refusals, store)
         nursery.start_soon(keeper.serve)
         nursery.start_soon(store.keep_small)
         try:
             yield store
+            refusals.sweep(ends=True)
             await keeper.flush()
         finally:
             await store.aclose()
@@ -51,8 +57,9 @@ async def keep_store(
 class EventKeeper:
     """From its making on; what came before is not kept."""
 
-    def __init__(self, events: Events, store: Store) -> None:
+    def __init__(self, events: Events, refusals: Refusals, store: Store) -> None:
         self._events = events
+        self._refusals = refusals
         self._store = store
         self._last = events.last_id
 
@@ -60,6 +67,7 @@ class EventKeeper:
         """Keeps events until it is cancelled."""
         while True:
             await trio.sleep(_EVERY_SECONDS)
+            self._refusals.sweep()
             await self.flush()
 
     async def flush(self) -> None:
