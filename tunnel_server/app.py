@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 
 import trio
 
+from certs.authority_folder import retired_keys
+from certs.rotation import Step
 from certs.x509 import Usage, proven_leaf
 from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import CarrierFailed
@@ -47,8 +49,10 @@ from tunnel_server.keeping import keep_store
 from tunnel_server.listeners import Handler, Listener, listen_tcp, listen_unix
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
+from tunnel_server.own_certificate import OwnCertificate
 from tunnel_server.records import Records
 from tunnel_server.refusals import Refusals, about
+from tunnel_server.rotating import AUTHORITY_FOLDER
 from tunnel_server.standing import Ended, Standing
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
@@ -95,8 +99,10 @@ class Server:
         self.agent_addresses: list[str] = []
         self.ops_addresses: list[str] = []
         self._nursery = nursery
+        self._changing = trio.Lock()
         self._missing = "starting"
         self._credentials = _read_credentials(config)
+        self.attachments.trust_bundle = self._credentials.roots_to_tell()
         self._contexts = TlsContexts(tls_files(config.tls))
         self._carriers: CarrierServer | None = None
         self._store: Store | None = None
@@ -141,6 +147,8 @@ class Server:
         await self._open_agents(bridge, stack)
         self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
         await self._open_entrances()
+        own = OwnCertificate(self.config, self.store, self._changing, _now, self.reload)
+        self._nursery.start_soon(own.keep)
 
     async def _open_agents(self, bridge: Bridge, stack: AsyncExitStack) -> None:
         config = self.config
@@ -217,7 +225,18 @@ class Server:
         return ApiEntrance(self.nodes, self.followers, trio.current_time, _now)
 
     def _admin(self) -> AdminEntrance:
-        return AdminEntrance(Actions(self.config, self.store, on_rotated=self.reload))
+        live = self.standing.proven
+        return AdminEntrance(Actions(self.config, self.store, self._rotated, self._changing, live))
+
+    def _rotated(self, step: Step, forced: bool) -> None:
+        """Everything goes by the new files from here on. Who was to be cut off goes now."""
+        self.reload()
+        if step is not Step.RETIRE or not forced:
+            return
+        try:
+            self.standing.retire(retired_keys(self.config.data_dir / AUTHORITY_FOLDER))
+        except (OSError, ValueError) as error:
+            _log.error("sessions and streams of the retired root go on until they end: %s", error)
 
     @property
     def store(self) -> Store:
@@ -264,6 +283,7 @@ class Server:
             _log.error("the certificates stay as they were: %s", error)
             return
         self._credentials = credentials
+        self.attachments.trust_bundle = credentials.roots_to_tell()
         if self._carriers is not None:
             self._carriers.reload(credentials.tls)
         _log.info("certificates and roots were read anew")
