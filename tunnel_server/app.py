@@ -322,7 +322,10 @@ class Server:
         return OpsAccess(ops.bearer_file, (lambda: self._contexts.current) if ops.tls else None, check)
 
     def _ops_pages(self) -> OpsPages:
-        return OpsPages(self._snapshot, self.missing, degraded=lambda: self._audit_dropped() > 0)
+        return OpsPages(self._snapshot, self.missing, degraded=self._is_degraded)
+
+    def _is_degraded(self) -> bool:
+        return self._store is not None and (self._store.is_failing or self._store.audit_dropped > 0)
 
     def _snapshot(self) -> Snapshot:
         per_node = self.config.metrics.per_node
