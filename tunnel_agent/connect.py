@@ -52,6 +52,8 @@ class Connector:
     services: tuple[Service, ...]
     on_open: Callable[[Stream], None]
     on_look: Callable[[LinkEvent | None], None]
+    on_roots: Callable[[bytes], None] = lambda told: None
+    """Hears which roots (PEM) a server tells in its welcome; must not block or raise."""
     max_wait_seconds: float = 30.0
     metered: bool = False
     cap: Bucket | None = None
@@ -123,6 +125,8 @@ class Connector:
         carrier = await self._dial(server, patience_seconds)
         attempt = Attempt(carrier, AgentSteps(hello))
         await attempt.settle(min(self.limits.attach_timeout_seconds, patience_seconds))
+        if attempt.welcome.trust_bundle:
+            self.on_roots(attempt.welcome.trust_bundle)
         return attempt
 
     async def _watch_way(self, server: str) -> None:

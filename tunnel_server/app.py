@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 
 import trio
 
+from certs.authority_folder import retired_keys
+from certs.rotation import Step
 from certs.x509 import Usage, proven_leaf
 from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import CarrierFailed
@@ -51,6 +53,7 @@ from tunnel_server.keeping import keep_store
 from tunnel_server.listeners import Handler, Listener, listen_tcp, listen_unix
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
+from tunnel_server.own_certificate import OwnCertificate
 from tunnel_server.reach import bound_addresses, worth_telling
 from tunnel_server.records import Records
 from tunnel_server.refusals import Refusals, about
@@ -101,8 +104,10 @@ class Server:
         self.agent_addresses: list[str] = []
         self.ops_addresses: list[str] = []
         self._nursery = nursery
+        self._changing = trio.Lock()
         self._missing = "starting"
         self._credentials = _read_credentials(config)
+        self.attachments.trust_bundle = self._credentials.roots_to_tell()
         self._authority = config.data_dir / AUTHORITY_FOLDER
         self._contexts = TlsContexts(replace(tls_files(config.tls), authority=self._authority))
         self._carriers: CarrierServer | None = None
@@ -149,6 +154,8 @@ class Server:
         await self._open_agents(bridge, stack)
         self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
         await self._open_entrances()
+        own = OwnCertificate(self.config, self.store, self._changing, _now, self.reload)
+        self._nursery.start_soon(own.keep)
 
     async def _open_agents(self, bridge: Bridge, stack: AsyncExitStack) -> None:
         config = self.config
@@ -228,7 +235,18 @@ class Server:
         return ApiEntrance(self.nodes, self.followers, trio.current_time, _now)
 
     def _admin(self) -> AdminEntrance:
-        return AdminEntrance(Actions(self.config, self.store, on_rotated=self.reload))
+        live = self.standing.proven
+        return AdminEntrance(Actions(self.config, self.store, self._rotated, self._changing, live))
+
+    def _rotated(self, step: Step, forced: bool) -> None:
+        """Everything goes by the new files from here on. Who was to be cut off goes now."""
+        self.reload()
+        if step is not Step.RETIRE or not forced:
+            return
+        try:
+            self.standing.retire(retired_keys(self.config.data_dir / AUTHORITY_FOLDER))
+        except (OSError, ValueError) as error:
+            _log.error("sessions and streams of the retired root go on until they end: %s", error)
 
     def _est(self) -> EstEntrance:
         identity, domain = self.config.identity, self.config.trust_domain
@@ -295,6 +313,7 @@ class Server:
             _log.error("the certificates stay as they were: %s", error)
             return
         self._credentials = credentials
+        self.attachments.trust_bundle = credentials.roots_to_tell()
         if self._carriers is not None:
             self._carriers.reload(credentials.tls)
         if self._enrolment is not None:
@@ -335,7 +354,10 @@ class Server:
         return OpsAccess(ops.bearer_file, (lambda: self._contexts.current) if ops.tls else None, check)
 
     def _ops_pages(self) -> OpsPages:
-        return OpsPages(self._snapshot, self.missing, degraded=lambda: self._audit_dropped() > 0)
+        return OpsPages(self._snapshot, self.missing, degraded=self._is_degraded)
+
+    def _is_degraded(self) -> bool:
+        return self._store is not None and (self._store.is_failing or self._store.audit_dropped > 0)
 
     def _snapshot(self) -> Snapshot:
         per_node = self.config.metrics.per_node

@@ -84,6 +84,8 @@ class Attachments:
         refusals: Refusals | None = None,
     ) -> None:
         self.stopping = False
+        self.trust_bundle = b""
+        """Roots (PEM) that agents are told; empty tells them nothing."""
         self.limits = settings.limits
         self.send_pool = SendPool(settings.limits.send_pool)
         self._settings = settings
@@ -147,7 +149,9 @@ class Attachments:
         arrival.held = self._sessions.maybe_find(arrival.node, hello)
         if arrival.held is not None:
             link = arrival.held.link
-            return self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
+            welcome = self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
+            told = link.welcome.trust_bundle == self.trust_bundle
+            return welcome if told else welcome._replace(trust_bundle=self.trust_bundle)
         self._check_room(arrival.node)
         self._nodes.check_duplicate(arrival.node, hello)
         session, secret = secrets.token_bytes(16), SessionSecret(secrets.token_bytes(32))
@@ -179,6 +183,7 @@ class Attachments:
             early_data_limit=limits.early_data,
             initial_credit=limits.initial_credit,
             alias=node_alias(node),
+            trust_bundle=self.trust_bundle if secret else b"",
             grace_ms=int(limits.grace_seconds * 1000),
             resumed=not secret,
         )

@@ -20,7 +20,7 @@ from certs.bundle import split_pem
 from certs.ca import LEAF_DAYS, AuthorityError, create_authority, create_issuing
 from certs.files import KeyFileError, write_public
 from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, Step, require_nobody_cut
-from certs.x509 import describe, facts_of, is_signed_by, pin_of
+from certs.x509 import Proven, describe, facts_of, is_signed_by, pin_of
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.config import ServerConfig
@@ -32,11 +32,15 @@ _SAME_MOMENT = datetime.timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the store knows: certificates in use, and since when it writes them down."""
+    """What the store knows: certificates in use, and since when it writes them down.
+
+    ``live`` are those by which somebody is in now, known to the store or not.
+    """
 
     alive: Sequence[Alive]
     since: datetime.datetime
     now: datetime.datetime
+    live: Sequence[Proven] = ()
 
 
 class Rotating:
@@ -171,7 +175,18 @@ class Rotating:
 
     def _cut(self, rotation: Rotation, step: Step, known: Known) -> list[Alive]:
         alive = [one for one in known.alive if one.role is not Role.SERVER]
+        if step is Step.RETIRE:
+            alive += self._live(rotation, known, {one.serial for one in alive})
         return rotation.cut_by(step, [*alive, *self._own(rotation)])
+
+    def _live(self, rotation: Rotation, known: Known, told: set[str]) -> list[Alive]:
+        """Who is in by a certificate of the old root, and is not told of already."""
+        pin = rotation.generations[0].pin
+        keys = authority_folder.issuing_keys(self._folder, rotation, pin)
+        found = {one.serial: one for one in known.live if one.issuer_key in keys and one.serial not in told}
+        return [
+            Alive(one.identity.role, one.identity.name, one.serial, pin, known.now) for one in found.values()
+        ]
 
     def _own(self, rotation: Rotation) -> list[Alive]:
         """The server's certificate as it is in use, whatever the store knows of it."""

@@ -120,6 +120,10 @@ class Standing:
         if scope.cancelled_caught:
             raise why[0]
 
+    def proven(self) -> list[Proven]:
+        """By which certificates somebody is in."""
+        return [entry.proven for entry in self._entries]
+
     def forget(self, entry: Entry) -> None:
         self._entries.pop(entry, None)
 

@@ -87,6 +87,16 @@ class Store:
         """Lines of the audit that were lost since the start."""
         return self._writer.dropped + self._dropped_nowait
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last that was to be written could not be; ``probe`` asks whether that still is so."""
+        return self._writer.is_failing
+
+    async def probe(self) -> None:
+        """Writes something that changes nothing. Raises ``StoreError``."""
+        statement = "UPDATE schema_versions SET applied_at = applied_at WHERE version = 1"
+        await self._writer.run(lambda transaction: transaction.connection.execute(statement).rowcount)
+
     async def serve(self) -> None:
         """Writes what is asked for, until ``aclose``."""
         await self._writer.serve()
