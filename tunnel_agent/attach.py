@@ -162,7 +162,7 @@ class Attacher:
             node = self._state.node
             what += f"; another agent runs as {node}: give each machine a bundle of its own"
         elif reason in _HOPELESS:
-            what += f"; {REJOIN}"
+            what += f"; {REJOIN}; next attempt in {HOPELESS_SECONDS:.0f} s"
         self._trouble(what, reason)
         return reason, trio.current_time() - start
 

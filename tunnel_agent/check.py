@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from certs.x509 import Credential, describe, key_fits
+from tunnel_agent.check_renewal import check_clock, check_renewal
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.dial import Dialler
 from tunnel_agent.findings import Finding, Report, Verdict
@@ -39,6 +40,8 @@ async def check_all(config_file: Path | None, bundle_file: Path | None, report: 
     if installation is None:
         return ExitCode.USAGE
     note(check_certificate(installation, datetime.now(UTC)))
+    note(await check_clock(installation))
+    note(check_renewal(installation))
     async with open_bridge() as bridge:
         for server in installation.servers:
             connector = installation.connector(bridge, _refuse, on_look=lambda _: None)
@@ -80,8 +83,10 @@ def check_certificate(installation: Installation, now: datetime) -> Finding:
         return Finding("certificate", Verdict.FAIL, detail, "set the clock: `timedatectl set-ntp true`")
     if now > leaf.ends:
         detail = f"the certificate ended on {leaf.ends:%Y-%m-%d}; {clock}"
-        return Finding("certificate", Verdict.FAIL, detail, f"if the clock is right, {new}")
-    soon = f", in {(leaf.ends - now).days} days: {new}" if leaf.ends - now < _SOON else ""
+        again = "join again with a new token (`qanat-agent join SERVER --again`), or "
+        return Finding("certificate", Verdict.FAIL, detail, f"if the clock is right, {again}{new}")
+    is_left = not bundle.https and leaf.ends - now < _SOON  # what names a server is renewed by itself
+    soon = f", in {(leaf.ends - now).days} days: {new}" if is_left else ""
     return Finding("certificate", Verdict.PASS, f"{bundle.identity}, until {leaf.ends:%Y-%m-%d}{soon}")
 
 

@@ -20,7 +20,7 @@ from tunnel_core.settings import ENTRANCES
 LATENCY_BUCKETS_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
 NODE_SERIES_SECONDS = 3600.0
 """How long a detached node keeps its series."""
-_KNOWN_ENTRANCES = frozenset((*ENTRANCES, "agents", "https", "admin", "ops"))
+_KNOWN_ENTRANCES = frozenset((*ENTRANCES, "agents", "https", "est", "admin", "ops"))
 
 
 class Distribution:

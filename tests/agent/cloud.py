@@ -23,10 +23,12 @@ from tunnel_server.admin.client import ask_server
 
 @dataclass
 class Cloud:
-    """``settings`` are keys that stand commented out in server.toml, with other values."""
+    """``settings`` are keys that stand commented out in server.toml, with other values; ``extra`` is more."""
 
     folder: Path
     settings: dict[str, float]
+    extra: str = ""
+    ready: Mapping[str, Any] = field(default_factory=dict)
     https: str = ""
     agents: str = ""
 
@@ -41,7 +43,7 @@ class Cloud:
         for key, value in self.settings.items():
             text, count = re.subn(rf"^# {key} = \S+", f"{key} = {value}", text, flags=re.MULTILINE)
             assert count == 1, key
-        self.config.write_text(text)
+        self.config.write_text(text + self.extra)
 
     @contextmanager
     def serving(self) -> Iterator[subprocess.Popen[bytes]]:
@@ -51,7 +53,7 @@ class Cloud:
             command = [*SERVER, "run", "--config", str(self.config)]
             process = subprocess.Popen(command, stderr=errors)  # noqa: S603
         try:
-            ready = self._wait_ready(process, log)
+            self.ready = ready = self._wait_ready(process, log)
             self.https = f"localhost:{ready['https'].rpartition(':')[2]}"
             self.agents = ready["agents"]
             self._keep_ports(ready)
@@ -90,8 +92,8 @@ class Cloud:
 
 
 @contextmanager
-def open_cloud(folder: Path, **settings: float) -> Iterator[Cloud]:
-    cloud = Cloud(folder / "cloud", settings)
+def open_cloud(folder: Path, extra: str = "", **settings: float) -> Iterator[Cloud]:
+    cloud = Cloud(folder / "cloud", settings, extra)
     cloud.make()
     with cloud.serving():
         yield cloud

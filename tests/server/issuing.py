@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import trio
 
+from certs.ca import Leaf
 from certs.token import Token, make_token
 from tests.fakes import pki
 from tests.server.edge import Edge, now, open_edge
@@ -67,9 +69,16 @@ class Issuing:
 
 @contextlib.asynccontextmanager
 async def open_issuing(
-    folder: Path, settings: EnrolmentSettings = SETTINGS, *, serves: bool = True, **changes: object
+    folder: Path,
+    settings: EnrolmentSettings = SETTINGS,
+    *,
+    leaf: Leaf | None = None,
+    wall: Callable[[], datetime] = now,
+    serves: bool = True,
+    **changes: object,
 ) -> AsyncIterator[Issuing]:
-    leaf = pki.server_leaf()
+    """It shows ``leaf``, gives certificates of ``pki.authority()``, and tells the time by ``wall``."""
+    leaf = leaf or pki.server_leaf()
     for name, content in (
         ("server.pem", leaf.chain_pem),
         ("server.key", leaf.credential.key_pem),
@@ -87,7 +96,7 @@ async def open_issuing(
             replace(settings, **changes), Signer(pki.authority(), leaf.roots_pem), store, trio.current_time
         )
         est = EstEntrance(
-            enrolment, lambda: Reach(pki.TRUST_DOMAIN, ("localhost:7001",), ("localhost:7002",)), now
+            enrolment, lambda: Reach(pki.TRUST_DOMAIN, ("localhost:7001",), ("localhost:7002",)), wall
         )
         api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, now)
         front = Front(

@@ -65,7 +65,7 @@ class Enrolment:
         self, settings: EnrolmentSettings, signer: Signer | None, store: Store, monotonic: Callable[[], float]
     ) -> None:
         self._signer = signer
-        self._settings = settings
+        self.settings = settings
         self._store = store
         self._monotonic = monotonic
         self.working = 0
@@ -101,7 +101,7 @@ class Enrolment:
                 request = await self.signer.read(body)
                 node = node_asked_for(request.uris, request.common_names, login)
                 self._spend(f"{token.id} {node}")
-                signed = await self._sign(request, SpiffeId(self._settings.trust_domain, Role.NODE, node))
+                signed = await self._sign(request, SpiffeId(self.settings.trust_domain, Role.NODE, node))
             asked = Redemption(token.id, token.digest, node, request.key_sha256, asker.address)
             await self._store.redeem(asked)
             await self._record(signed, Origin.ENROLLED, asker, token_id=token.id)
@@ -109,7 +109,7 @@ class Enrolment:
 
     async def renew(self, leaf: bytes, body: bytes, asker: Asker) -> Signed:
         """The next certificate of whoever has proven to have ``leaf``. Raises ``Refused``."""
-        domain = self._settings.trust_domain
+        domain = self.settings.trust_domain
         identity, serial = (
             identity_of_leaf(leaf, usage=Usage.CLIENT, trust_domain=domain),
             facts_of(leaf).serial,
@@ -153,7 +153,7 @@ class Enrolment:
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        if self.working >= self._settings.max_at_once:
+        if self.working >= self.settings.max_at_once:
             detail = f"{self.working} certificates are being made at this moment"
             raise _come_back(Reason.TOO_MANY_ENROLMENTS, detail, random.uniform(1, _COME_BACK_SECONDS))  # noqa: S311
         self.working += 1
@@ -176,7 +176,7 @@ class Enrolment:
         self._store.note_nowait(replace(line, reason=refused.reason.word, detail=refused.detail))
 
     async def _sign(self, request: CertificateRequest, identity: SpiffeId) -> Signed:
-        settings = self._settings
+        settings = self.settings
         life = settings.node_life_seconds if identity.role is Role.NODE else settings.user_life_seconds
         return await self.signer.sign(request, identity, life)
 
