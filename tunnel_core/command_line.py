@@ -99,6 +99,15 @@ class LateGroup(click.Group):
         super().__init__(*args, **kwargs)
         self._places = places
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click's; a Ctrl-C that comes out of nurseries, and so in groups, is one for click as well."""
+        try:
+            return super().invoke(ctx)
+        except BaseExceptionGroup as group:
+            if group.split(KeyboardInterrupt)[1] is None:
+                raise KeyboardInterrupt from None
+            raise
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._places)
 
