@@ -16,7 +16,7 @@ from datetime import datetime
 
 from certs.authority_folder import adopt
 from certs.bundle import Bundle
-from certs.files import remove_interrupted, write_public
+from certs.files import remove_interrupted, remove_staged, write_public
 from certs.life import life_of
 from certs.token import TokenMistyped, parse_token
 from tunnel_agent.check import check_targets
@@ -192,6 +192,7 @@ class Joining:
             except OSError as error:
                 raise cannot_write(file.parent, error) from None
             said = f"wrote {file}"
+        remove_staged(file)
         remove_interrupted(self._files.unfinished)
         return said
 
