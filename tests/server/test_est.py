@@ -322,7 +322,6 @@ async def test_beyond_the_cap_it_says_when_to_come_back(tmp_path: Path) -> None:
             assert answer.word == "too_many_enrolments"
             assert 1 <= int(answer.headers["retry-after"]) <= 4
             nursery.cancel_scope.cancel()
-        issuing.store.close()
 
 
 async def test_one_name_does_not_ask_for_ever(tmp_path: Path) -> None:
