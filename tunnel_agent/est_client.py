@@ -152,5 +152,7 @@ def parse_page(body: bytes, now: datetime) -> JoinPage:
     )
 
 
-def _addresses(found: list[str]) -> tuple[str, ...]:
+def _addresses(found: object) -> tuple[str, ...]:
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise TypeError("it names addresses that are no texts")
     return tuple(join_host_port(*split_host_port(one)) for one in found[:_MAX_ADDRESSES])

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel_agent.clock import MOST_SECONDS, compare_clocks
@@ -167,6 +167,7 @@ pages = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=500)
 @given(pages | values)
 def test_the_page_for_joiners_is_read_or_refused(page: object) -> None:
     now = datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC)
