@@ -63,7 +63,7 @@ def remove_interrupted(path: Path) -> None:
 
 
 def remove_staged(path: Path) -> None:
-    """Removes what killed processes left of writing ``path``. None may be writing it now."""
+    """Removes what killed processes left of writing ``path``. For who holds a lock: others may be writing."""
     for staged in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _STAGED_CHARS}"):
         staged.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ import trio
 from certs.pkcs7 import read_certs_only
 from certs.token import Token, format_token
 from tunnel_agent.findings import StepFailed
-from tunnel_agent.way import Way
+from tunnel_agent.way import ConnectionLost, Way
 from tunnel_core.http import REASON_HEADER, HttpClientConnection, exchange, header_values
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
@@ -63,7 +63,7 @@ async def join_page(way: Way, context: ssl.SSLContext, now: Callable[[], datetim
     before = now()
     body = await _ask(way, context, _request(way, "GET", _JOIN))
     middle = before + (now() - before) / 2
-    return _read(lambda: _parse_page(body, middle), way)
+    return _read(lambda: parse_page(body, middle), way)
 
 
 async def enrol(way: Way, context: ssl.SSLContext, node: str, token: Token, request_body: bytes) -> bytes:
@@ -105,9 +105,10 @@ async def _ask(way: Way, context: ssl.SSLContext, request: h11.Request, body: by
         response, content = await way.in_time(answered, f"an answer from {way.server}")
         with contextlib.suppress(trio.BrokenResourceError):
             await tls.aclose()
-    except (Refused, trio.BrokenResourceError) as error:
-        cause = error.detail if isinstance(error, Refused) else f"{way.server} closed the connection"
-        raise StepFailed(cause, way.hint) from None
+    except Refused as refused:
+        raise StepFailed(refused.detail, way.hint) from None
+    except trio.BrokenResourceError:
+        raise ConnectionLost(f"{way.server} closed the connection", way.hint) from None
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await trio.aclose_forcefully(tls)
@@ -139,7 +140,8 @@ def _read(parse: Callable[[], T], way: Way) -> T:
         raise StepFailed(detail, f"{way.hint} is it of the same version as this agent?") from None
 
 
-def _parse_page(body: bytes, now: datetime) -> JoinPage:
+def parse_page(body: bytes, now: datetime) -> JoinPage:
+    """Raises ``ValueError``, ``KeyError``, ``TypeError`` or ``RecursionError`` for what is no such page."""
     page = json.loads(body)
     time = datetime.fromisoformat(page["time"])
     return JoinPage(
@@ -150,5 +152,7 @@ def _parse_page(body: bytes, now: datetime) -> JoinPage:
     )
 
 
-def _addresses(found: list[str]) -> tuple[str, ...]:
+def _addresses(found: object) -> tuple[str, ...]:
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise TypeError("it names addresses that are no texts")
     return tuple(join_host_port(*split_host_port(one)) for one in found[:_MAX_ADDRESSES])

@@ -15,7 +15,7 @@ from tests.agent.listening import echo, listening
 from tests.dialling import dial
 from tests.server.programs import Program, running
 
-LIFE_SECONDS = 10
+LIFE_SECONDS = 8
 DEADLINE_SECONDS = 90
 
 
