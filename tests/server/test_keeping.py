@@ -15,7 +15,6 @@ from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import Question
 from tunnel_server.store.database import StoreError
 
-
 REFUSALS = Refusals(lambda line: None, lambda: 0.0)
 
 
