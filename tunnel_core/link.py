@@ -112,7 +112,8 @@ class Link(LinkFacts):
         self._opens = Opens(node, limits)
         grace, interval = welcome.grace_ms, welcome.ping_interval_ms
         self._grace_is_short = 0 < grace <= interval * (welcome.missed_pings + 1)  # pings may find no silence
-        self._wake_at = math.inf
+        self._look_at = math.inf  # when the timer has to go off, but for what waits for company
+        self._wake_at = math.inf  # what waits for company goes alone then
         self._told_of = -math.inf  # the silence that LATE was said of
         self._serial = 0
         self._closed_in = self._closed_out = 0  # bytes of streams that are closed
@@ -131,7 +132,8 @@ class Link(LinkFacts):
         """
         try:
             while self.ended is None or trio.current_time() < self._give_up_at:
-                with trio.CancelScope(deadline=self._deadline()) as self._timer:
+                self._look_at = self._deadline()
+                with trio.CancelScope(deadline=min(self._look_at, self._wake_at)) as self._timer:
                     await trio.sleep_forever()
                 self._tick(trio.current_time())
         except Exception:
@@ -147,7 +149,7 @@ class Link(LinkFacts):
             return self._give_up_at
         if self.lost is not None:
             return min(self._grace_ends, self._opens.next_deadline)
-        soon = min(self._session.deadline(), self._wake_at, self._opens.next_deadline)
+        soon = min(self._session.deadline(), self._opens.next_deadline)
         deadline = min(soon, self._quiet_at(), self._silence_ends())
         return _together(deadline, trio.current_time()) if self._opener else deadline
 
@@ -163,6 +165,9 @@ class Link(LinkFacts):
         return max(self._session.quiet_at(), self._session.heard_at + self.welcome.grace_ms / 1000)
 
     def _tick(self, now: float) -> None:
+        if now >= self._wake_at:
+            self._wake_at = math.inf
+            self._wake()
         if self.ended is not None:
             return
         self._opens.reset_overdue(now, self.lost)
@@ -173,9 +178,6 @@ class Link(LinkFacts):
         if now >= self._silence_ends():
             self._lose(Reason.PING_TIMEOUT, "nothing was answered")
             return
-        if now >= self._wake_at:
-            self._wake_at = math.inf
-            self._wake()
         try:
             if self._session.tick(now):
                 self._wake()
@@ -213,7 +215,7 @@ class Link(LinkFacts):
             return
         self._wake_by(attempt.carrier)
         self._opens.resumed(now)
-        self._timer.deadline = now  # goes by the session's deadlines again
+        self._look_now(now)  # it goes by the session's deadlines again
         attempt.carrier.wake()
         if not first:
             self.on_event(self, LinkEvent.RESUMED)
@@ -247,7 +249,7 @@ class Link(LinkFacts):
         self.lost = Loss(since, reason, detail)
         self._session.pause()
         self._opens.lost(now)
-        self._timer.deadline = now  # goes by the grace from here on
+        self._look_now(now)  # it goes by the grace from here on
         self.on_event(self, LinkEvent.LOST)
 
     @property
@@ -336,10 +338,12 @@ class Link(LinkFacts):
             return None
 
     def _next_packet(self) -> bytes | None:
-        if self._wake_at != math.inf:
-            self._wake_at = math.inf  # what waited for company goes now
-            self._timer.deadline = self._deadline()
         now = trio.current_time()
+        if self._wake_at != math.inf:
+            if now < self._wake_at and self._session.is_patient(now):
+                return None  # the carrier can take a packet, but nobody asked for one
+            self._wake_at = math.inf  # what waited for company goes now
+            self._timer.deadline = self._look_at
         packet = self._session.next_packet(now)
         if packet is None:
             self._look_by(self._session.room_at)
@@ -355,15 +359,21 @@ class Link(LinkFacts):
 
     def _look_by(self, deadline: float) -> None:
         """Time is looked at by then at the latest."""
-        if deadline < self._timer.deadline:
-            self._timer.deadline = deadline
+        if deadline < self._look_at:
+            self._look_at = deadline
+            if deadline < self._timer.deadline:
+                self._timer.deadline = deadline
+
+    def _look_now(self, now: float) -> None:
+        self._look_at = self._timer.deadline = now
 
     def _wake_later(self, seconds: float) -> None:
         """Something may wait for company; alone it goes out after ``seconds``."""
         wake_at = trio.current_time() + seconds
         if wake_at < self._wake_at:
             self._wake_at = wake_at
-            self._look_by(wake_at)
+            if wake_at < self._timer.deadline:
+                self._timer.deadline = wake_at
 
     # Streams.
 
@@ -458,4 +468,5 @@ class Link(LinkFacts):
         self._look_again()
 
     def _give_up_now(self) -> None:
-        self._give_up_at = self._timer.deadline = trio.current_time()
+        self._give_up_at = trio.current_time()
+        self._look_now(self._give_up_at)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from pythonjsonlogger.json import JsonFormatter
+from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log, LogFormat, LogLevel, StreamLog
@@ -52,6 +52,11 @@ def _formatter(log_format: LogFormat, target: TextIO) -> logging.Formatter:
 
 
 class _JsonLines(JsonFormatter):
+    _encoder = JsonEncoder()  # the library would make one for each line
+
+    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
+        return self._encoder.encode(log_data)
+
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         fields = log_data.pop(_FIELDS, {})
         line = {
@@ -96,10 +101,14 @@ def log_event(logger: logging.Logger, level: int, sentence: str, /, **fields: ob
     """Logs a sentence with fields; those that are None or empty are left out."""
     if logger.isEnabledFor(level):
         kept = {key: _plain(value) for key, value in fields.items() if value is not None and value != ""}
-        logger.log(level, "%s", sentence, extra={_FIELDS: kept})
+        # Without a look for the caller's file and line, which no format of ours shows.
+        record = logger.makeRecord(logger.name, level, "", 0, sentence, (), None, extra={_FIELDS: kept})
+        logger.handle(record)
 
 
 def _plain(value: object) -> object:
+    if type(value) is str or type(value) is int:
+        return value  # nearly all
     if isinstance(value, Reason):
         return value.word
     if isinstance(value, float):

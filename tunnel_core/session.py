@@ -139,15 +139,27 @@ class Session:
             return self._packet(0, ())
         return None
 
+    def is_patient(self, now: float) -> bool:
+        """Whether all that there is to say waits for company: an end for the next open, for one."""
+        return not (self.mux.presses or self.mux.has_data or self._owes(now))
+
+    def _owes(self, now: float) -> bool:
+        """Whether there is something of the session's own to say."""
+        due = self._ack_overdue or self._confirming.due <= now
+        return bool(due or self._unnumbered or self._control)
+
     def may_send(self, now: float) -> bool:
-        """Whether ``next_packet`` would return one now. If not, ``deadline`` says when to ask again."""
-        if self._unnumbered or self._control or self._ack_overdue or self._confirming.due <= now:
+        """Whether there is something to say now that was not before, or could not be said.
+
+        What the streams say besides data has asked for its packet itself, or waits for company. If there is
+        nothing, ``deadline`` says when to ask again.
+        """
+        if self._owes(now):
             return True
-        mux = self.mux
-        if not mux.has_control and not mux.has_data:
+        if not self.mux.has_data:
             return False
         budgets = self._allowance.ask(now)
-        return budgets is not None and (mux.has_control or mux.may_send(*budgets))
+        return budgets is not None and self.mux.may_send(*budgets)
 
     @property
     def room_at(self) -> float:
