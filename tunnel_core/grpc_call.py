@@ -47,6 +47,7 @@ from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import Carrier, CarrierPort, Peer
 from tunnel_core.codec import decode_packet
 from tunnel_core.limits import KIB, MIB, Limits
+from tunnel_core.own_sockets import has_lost_its_address
 
 # grpcio has no types, and those that others publish differ from it.
 aio: Any = grpc.aio
@@ -84,6 +85,7 @@ class CallCarrier(Carrier):
     __slots__ = (
         "_bridge",
         "_lost",
+        "_mark",
         "_over",
         "_parked",
         "_port",
@@ -93,8 +95,9 @@ class CallCarrier(Carrier):
         "peer",
     )
 
-    def __init__(self, bridge: Bridge, peer: Peer) -> None:
+    def __init__(self, bridge: Bridge, peer: Peer, mark: int | None = None) -> None:
         self.peer = peer
+        self._mark = mark  # the dialling side's, by which its socket is found
         self.cancel_owner: Callable[[], object]
         self._bridge = bridge
         self._port: CarrierPort | None = None
@@ -145,6 +148,9 @@ class CallCarrier(Carrier):
         if self._lost is None:
             self.cancel_owner()
             self._bridge.turn_soon()
+
+    def is_stranded(self) -> bool:
+        return self._mark is not None and has_lost_its_address(self._mark)
 
     @property
     def abandoned(self) -> bool:

@@ -39,6 +39,10 @@ from tunnel_core.stream import Stream
 _log = logging.getLogger(__name__)
 
 _FAR_SECONDS = 5.0
+_TELL_LATE_SECONDS = 0.5
+_HUSH_SECONDS = 0.025
+"""How long the agent lets the server speak first on a carrier that the session moved to with its hello. A
+key typed meanwhile comes right behind the welcome; its echo must not find all that TCP takes in before it."""
 _FAREWELL_SECONDS = 1.0
 """How long an ended link waits for its bye to be confirmed, or for the peer to hear our confirmation."""
 
@@ -113,7 +117,7 @@ class Link(LinkFacts):
         grace, interval = welcome.grace_ms, welcome.ping_interval_ms
         self._grace_is_short = 0 < grace <= interval * (welcome.missed_pings + 1)  # pings may find no silence
         self._wake_at = math.inf
-        self._told_of = -math.inf  # the silence that LATE was said of
+        self._tell_late_at = -math.inf  # when LATE may be said again
         self._serial = 0
         self._closed_in = self._closed_out = 0  # bytes of streams that are closed
         self._ended = trio.Event()
@@ -148,13 +152,12 @@ class Link(LinkFacts):
         if self.lost is not None:
             return min(self._grace_ends, self._opens.next_deadline)
         soon = min(self._session.deadline(), self._wake_at, self._opens.next_deadline)
-        deadline = min(soon, self._quiet_at(), self._silence_ends())
+        deadline = min(soon, self._late_at(), self._silence_ends())
         return _together(deadline, trio.current_time()) if self._opener else deadline
 
-    def _quiet_at(self) -> float:
-        if self._opener or self._told_of == self._session.heard_at:
-            return math.inf
-        return self._session.quiet_at()
+    def _late_at(self) -> float:
+        """When somebody is to be told that something is late."""
+        return math.inf if self._opener else max(self._session.late_at(), self._tell_late_at)
 
     def _silence_ends(self) -> float:
         """A carrier that answers nothing for as long as the grace is none, whatever is still tried on it."""
@@ -174,7 +177,7 @@ class Link(LinkFacts):
             self._lose(Reason.PING_TIMEOUT, "nothing was answered")
             return
         if now >= self._wake_at:
-            self._wake_at = math.inf
+            self._speak()
             self._wake()
         try:
             if self._session.tick(now):
@@ -184,8 +187,8 @@ class Link(LinkFacts):
                 self.end(fault.reason, fault.detail)
                 return
             self._lose(fault.reason, fault.detail)
-        if now >= self._quiet_at():
-            self._told_of = self._session.heard_at
+        if now >= self._late_at():
+            self._tell_late_at = now + _TELL_LATE_SECONDS
             self.on_event(self, LinkEvent.LATE)
 
     # Carriers.
@@ -201,7 +204,7 @@ class Link(LinkFacts):
         self._way, self.lost = attempt, None
         self.peer_address = attempt.peer_address
         self.attached_at = min(self.attached_at, now)
-        if self._opener and self._session.round_trip_seconds is None:
+        if first and self._opener:
             # From welcome to use: until the first ping tells it better.
             self._session.round_trip_seconds = now - attempt.answered_at
         attempt.carry(self)
@@ -211,16 +214,30 @@ class Link(LinkFacts):
             self._wake_by(attempt.carrier)
             self.end(fault.reason, fault.detail)
             return
-        self._wake_by(attempt.carrier)
+        if not self._opener and attempt.welcome.used:
+            self._hush(attempt.carrier, now)
+        else:
+            self._wake_by(attempt.carrier)
+            attempt.carrier.wake()
         self._opens.resumed(now)
         self._timer.deadline = now  # goes by the session's deadlines again
-        attempt.carrier.wake()
         if not first:
             self.on_event(self, LinkEvent.RESUMED)
 
     def _wake_by(self, carrier: Carrier) -> None:
         """Not before the session has moved: a wake may ask for packets at once, from queues in the making."""
         self._mux.wake, self._mux.wake_for_data = carrier.wake, carrier.wake_for_data
+
+    def _hush(self, carrier: Carrier, now: float) -> None:
+        """Nothing is sent but what a stream has to say now, with all that may go along."""
+        self._mux.wake_for_data = carrier.wake_for_data
+        self._wake_at = now + _HUSH_SECONDS
+
+    def _speak(self) -> None:
+        """What waited for company goes now."""
+        self._wake_at = math.inf
+        if self._way is not None:
+            self._mux.wake = self._way.carrier.wake
 
     def _leave_carrier(self) -> None:
         way, self._way = self._way, None
@@ -231,6 +248,11 @@ class Link(LinkFacts):
     def carrier_lost(self, detail: str) -> None:
         """The carrier broke. Whatever the call ended with, that is no end on purpose."""
         self._lose(Reason.CARRIER_LOST, detail)
+
+    def leave(self, reason: Reason, detail: str) -> None:
+        """Gives the carrier up: nothing that still comes over it is heard any more."""
+        if self._way is not None:
+            self._lose(reason, detail)
 
     def _lose(self, reason: Reason, detail: str) -> None:
         now = trio.current_time()
@@ -337,7 +359,7 @@ class Link(LinkFacts):
 
     def _next_packet(self) -> bytes | None:
         if self._wake_at != math.inf:
-            self._wake_at = math.inf  # what waited for company goes now
+            self._speak()
             self._timer.deadline = self._deadline()
         now = trio.current_time()
         packet = self._session.next_packet(now)
@@ -345,7 +367,7 @@ class Link(LinkFacts):
             self._look_by(self._session.room_at)
             return None
         if not self._opener:
-            self._look_by(self._quiet_at())
+            self._look_by(self._late_at())
         if self._grace_is_short:
             self._look_by(self._silence_ends())
         data = encode_packet(*packet)

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tunnel_core.own_sockets import has_lost_its_address
 from tunnel_core.sever import sever_accepted, sever_dialled
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and TCP_USER_TIMEOUT")
+_IP_FREEBIND = 15
 FULL = bytes(1 << 20)
 
 
@@ -48,6 +50,16 @@ def test_by_where_it_came_from(ends: tuple[socket.socket, socket.socket]) -> Non
     host, port = dialled.getsockname()[:2]
     sever_accepted({f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "192.0.2.1:1"})
     _assert_ended(accepted, dialled)
+
+
+@pytest.mark.parametrize(("address", "is_gone"), [("127.0.0.1", False), ("::1", False), ("192.0.2.77", True)])
+def test_an_address_that_the_machine_does_not_have(address: str, is_gone: bool) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as dialled:
+        dialled.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # stands for one that was taken away
+        dialled.bind((address, 0))
+        dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 23_458)
+        assert has_lost_its_address(23_458) is is_gone
+        assert not has_lost_its_address(23_459)
 
 
 def _assert_ended(severed: socket.socket, other: socket.socket) -> None:
