@@ -117,6 +117,7 @@ class Resumer:
             self._on_look(None)  # no event tells of a late answer that came
             now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
             self._act(self._attempts.poll(now, self._carried(), chance), nursery)
+            self._link.hold_back(held=self._attempts.is_trying and self._link.late_since < math.inf)
             with trio.CancelScope(deadline=self._next_look()) as self._timer:
                 await trio.sleep_forever()
 

@@ -23,7 +23,9 @@
    is merely slow takes connections before it answers pings.
 6. While something is late though other things are heard, one attempt in ten seconds finds out whether the
    carrier drowns: the others of rule 2 are for silence.
-7. Trouble that is over abandons what is under way. What comes soon after is the same trouble.
+7. A carrier that is late is held back while anything is tried beside it (whoever acts for us sees to it):
+   else what TCP took in fills the queue of a thin link, in which the attempt's packets wait and are dropped.
+8. Trouble that is over abandons what is under way. What comes soon after is the same trouble.
 """
 
 from __future__ import annotations
@@ -110,6 +112,11 @@ class Attempts:
     def due(self) -> float:
         """When ``poll`` has something to do, if nothing else happens. After ``poll`` never in the past."""
         return self._next_at if self._in_trouble and not self._awaits_one else math.inf
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether any attempt is under way."""
+        return bool(self._under_way)
 
     def route_changed(self) -> None:
         """The way to the server is another one now; the next ``poll`` sees to it."""

@@ -47,7 +47,7 @@ from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import Carrier, CarrierPort, Peer
 from tunnel_core.codec import decode_packet
 from tunnel_core.limits import KIB, MIB, Limits
-from tunnel_core.own_sockets import has_lost_its_address
+from tunnel_core.own_sockets import has_lost_its_address, hold_back
 
 # grpcio has no types, and those that others publish differ from it.
 aio: Any = grpc.aio
@@ -84,6 +84,7 @@ class CallCarrier(Carrier):
 
     __slots__ = (
         "_bridge",
+        "_held",
         "_lost",
         "_mark",
         "_over",
@@ -104,6 +105,7 @@ class CallCarrier(Carrier):
         self._parked: asyncio.Future[None] | None = None
         self._wakes = 0  # since the last packet
         self._was_alone = False  # the last packet was there for one wake
+        self._held = False
         self._over = False  # abandoned, or the port knows that it is lost
         self._lost: str | None = None  # why, if that was before the start
 
@@ -148,6 +150,11 @@ class CallCarrier(Carrier):
         if self._lost is None:
             self.cancel_owner()
             self._bridge.turn_soon()
+
+    def hold_back(self, *, held: bool) -> None:
+        if self._mark is not None and held is not self._held:
+            self._held = held
+            hold_back(self._mark, held=held)
 
     def is_stranded(self) -> bool:
         return self._mark is not None and has_lost_its_address(self._mark)

@@ -249,6 +249,11 @@ class Link(LinkFacts):
         """The carrier broke. Whatever the call ended with, that is no end on purpose."""
         self._lose(Reason.CARRIER_LOST, detail)
 
+    def hold_back(self, *, held: bool) -> None:
+        """Whether the carrier of the moment lets another one through beside it."""
+        if self._way is not None:
+            self._way.carrier.hold_back(held=held)
+
     def leave(self, reason: Reason, detail: str) -> None:
         """Gives the carrier up: nothing that still comes over it is heard any more."""
         if self._way is not None:
