@@ -277,8 +277,12 @@ class Session:
 
     def _note_round_trip(self, sample: float) -> None:
         self.round_trip_seconds = sample
-        # RFC 6298's weight: one pong that sat out an outage must not make us patient for half a minute.
-        self._smooth_round_trip += (sample - self._smooth_round_trip) / (8 if self._smooth_round_trip else 1)
+        # RFC 6298's weight for what is longer: one pong that sat out an outage must not make us patient for
+        # half a minute. What is shorter counts for more, as a link that was slow need not be so again.
+        weight = 8 if sample > self._smooth_round_trip else 2
+        self._smooth_round_trip += (sample - self._smooth_round_trip) / (
+            weight if self._smooth_round_trip else 1
+        )
 
     def _receive_rejected(self, frame: Rejected, now: float) -> None:
         if not self._pings:
