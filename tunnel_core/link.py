@@ -43,8 +43,10 @@ _TELL_LATE_SECONDS = 0.5
 _HUSH_SECONDS = 0.025
 """How long the agent lets the server speak first on a carrier that the session moved to with its hello. A
 key typed meanwhile comes right behind the welcome; its echo must not find all that TCP takes in before it."""
-_FAREWELL_SECONDS = 1.0
-"""How long an ended link waits for its bye to be confirmed, or for the peer to hear our confirmation."""
+_MOST_FAREWELL_SECONDS = 2.0
+"""How long an ended link waits at most for its bye to be confirmed, or for the peer to hear our confirmation.
+It waits for as long as an answer may take: what is severed before that loses a bye that was not sent yet, and
+then the peer waits for the whole grace."""
 
 
 def _nothing() -> None:
@@ -479,7 +481,7 @@ class Link(LinkFacts):
         self.ended = (reason, detail or reason.meaning)
         # The users of its streams are told whose session it was: kubectl shows them nothing else.
         self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
-        self._give_up_at = trio.current_time() + _FAREWELL_SECONDS
+        self._give_up_at = trio.current_time() + min(self.patience_seconds, _MOST_FAREWELL_SECONDS)
         self._look_by(self._give_up_at)
         self._ended.set()
         self._look_again()

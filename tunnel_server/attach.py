@@ -31,8 +31,8 @@ from tunnel_server.sessions import Held, Sessions
 _log = logging.getLogger("qanat.attach")
 
 _RETRY_MS = 5000
-_FAREWELL_SECONDS = 2.0
-"""For all agents together to hear that we stop; a link gives its own up within one second."""
+_FAREWELL_SECONDS = 2.5
+"""For all agents together to hear that we stop; a link gives its own up within two seconds."""
 
 
 @dataclass(frozen=True, slots=True)

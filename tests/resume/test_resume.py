@@ -369,6 +369,20 @@ async def test_a_bye_ends_without_grace_and_nothing_waits_for_a_carrier(autojump
         assert site.agent.ends == [Reason.UNKNOWN_SESSION]
 
 
+async def test_on_a_slow_path_a_bye_has_the_time_that_it_needs(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        near, _ = await site.streams()
+        link = site.link
+        assert site.agent.link is not None
+        site.agent.link._session._smooth_round_trip = 0.5
+        site.agent.link.end(Reason.AGENT_STOPPING)
+        await trio.sleep(1.5)
+        await site.flush()
+        assert link.ended is not None and link.ended[0] is Reason.AGENT_STOPPING
+        with pytest.raises(StreamReset):
+            near.receive_nowait(1)
+
+
 async def test_idle_links_ping_seldom_and_busy_ones_every_second(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         await site.pass_time(20)

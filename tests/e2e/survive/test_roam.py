@@ -35,8 +35,10 @@ def to_another_network(net: Emulated) -> None:
 
 
 def to_another_address(net: Emulated) -> None:
-    """The same link gets thin, the address changes, and half a second of old bytes is in the way: if the queue
-    has no room for the first packet, TCP says it again after a second."""
+    """The same link gets thin, the address changes, and half a second of old bytes is in the way.
+
+    If the queue has no room for the first packet, TCP says it again after a second.
+    """
     thin(net)
     net.change_address()
 
