@@ -34,7 +34,7 @@ from tunnel_core.stream import Stream
 
 SOFTWARE = f"qanat-agent/{__version__}"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_LEAST_ANSWER_SECONDS, _ANSWER_DIALS = 5.0, 4.0
+_LEAST_ANSWER_SECONDS, _ANSWER_DIALS = 3.0, 4.0
 """How long a hello waits for its answer. The dial before it took three round trips, so four of it are
 twelve; a way that has ended since then must not hold one of the two attempts for longer."""
 

@@ -133,7 +133,7 @@ class Resumer:
             link.lost is not None,
             link.is_quiet,
             link.heard_at,
-            link.round_trip_seconds or 0.0,
+            link.patience_seconds,
             link.late_since,
         )
 

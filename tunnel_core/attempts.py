@@ -25,7 +25,8 @@
    carrier drowns: the others of rule 2 are for silence.
 7. A carrier that is late is held back while anything is tried beside it (whoever acts for us sees to it):
    else what TCP took in fills the queue of a thin link, in which the attempt's packets wait and are dropped.
-8. Trouble that is over abandons what is under way. What comes soon after is the same trouble.
+8. Trouble that is over abandons what is under way. What comes soon after is the same trouble, unless the
+   session has moved: then network and server were there, and the next trouble is as young as any.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ QUICK_SECONDS = 30.0
 CALM_SECONDS = 30.0
 """Without trouble for so long, the next one is a new one."""
 _MEAN_CHANCE = 0.5
-_STRIDE_ROUND_TRIPS = 4.0
 _AT_ONCE = 2
 _ROUTE_SECONDS = 5.0
 _FIRST_WINDOW_SECONDS = 2.0
@@ -65,14 +65,15 @@ Action: TypeAlias = Start | Abandon
 class Carried:
     """How the session stands.
 
-    ``heard_at``: when its carrier last brought anything; -inf without one. ``late_since``: when the oldest
-    of what is late was sent; inf if nothing is.
+    ``heard_at``: when its carrier last brought anything; -inf without one. ``answer_seconds``: how long an
+    answer may take before it is late. ``late_since``: when the oldest of what is late was sent; inf if
+    nothing is.
     """
 
     lost: bool
     quiet: bool
     heard_at: float
-    round_trip_seconds: float
+    answer_seconds: float
     late_since: float = math.inf
 
 
@@ -152,7 +153,7 @@ class Attempts:
             self._in_trouble = True
             if self._began_at is None or now >= self._calm_since + CALM_SECONDS:
                 self._began_at, self._window = now, _FIRST_WINDOW_SECONDS
-                self._next_at = now
+                self._next_at = max(now, self._started_at + self._stride)
         if carried.lost and not self._was_lost and self._is_young(now):
             # At once, as nothing is left that could come back by itself; but not in a tight loop.
             self._next_at = min(self._next_at, max(now, self._started_at + self._stride))
@@ -186,7 +187,7 @@ class Attempts:
     def _schedule(self, now: float, carried: Carried, chance: float) -> None:
         """Sets when the next one is due."""
         if self._is_young(now):
-            stretched = min(_STRIDE_ROUND_TRIPS * carried.round_trip_seconds, self._patience / _AT_ONCE)
+            stretched = min(carried.answer_seconds, self._patience / _AT_ONCE)
             self._next_at = now + max(self._stride, stretched) * (1 + chance)
             return
         self._next_at = now + self._window * chance
@@ -221,7 +222,7 @@ class Attempts:
     def moved(self, now: float) -> list[Action]:
         """The session goes on over a new carrier."""
         self._in_trouble, self._was_lost = False, False
-        self._calm_since = self._moved_at = now
+        self._began_at, self._moved_at = None, now
         return self._abandon_all()
 
     def _abandon_all(self) -> list[Action]:

@@ -56,6 +56,7 @@ _DEAD_PATIENCES = 5
 """Times what makes an answer late: a change of cells takes a second or three, and it is the same link after.
 Waiting costs nothing, as other carriers are tried meanwhile; it is only not called grace yet."""
 _DOUBT_SECONDS = 1.0
+_MOMENT_SECONDS = 0.5
 _MOST_PINGS = 32
 """Unanswered at a time."""
 
@@ -98,6 +99,8 @@ class Session:
         self.flight = Flight(limits, now) if limits.flight_limit else Unbounded(limits, now)
         self.round_trip_seconds: float | None = None
         self._smooth_round_trip = 0.0  # 0: none yet
+        self._smooth_before = 0.0  # without the samples of this moment
+        self._sampled_at = -math.inf
         self.peer_bye: Bye | None = None
         self.peer_draining = False
         self.bye_confirmed = False
@@ -258,7 +261,7 @@ class Session:
         active_until = self._bytes_at + self._profile.active_seconds - self.patience_seconds
         self._expect_ping(self._ping_often if now + self._ping_often <= active_until else self._interval)
         if frame.round_trip_us:
-            self._note_round_trip(frame.round_trip_us / 1e6)
+            self._note_round_trip(frame.round_trip_us / 1e6, now)
         if len(self._unnumbered) > self._limits.max_frames_per_packet // 2:
             raise PeerFault(Reason.PROTOCOL_ERROR, "more pings than can be answered")
 
@@ -272,17 +275,18 @@ class Session:
             return  # late: its ping was given up
         while sent[0][0] < frame.token:
             sent.popleft()
-        self._note_round_trip(now - sent.popleft()[1])
+        self._note_round_trip(now - sent.popleft()[1], now)
         self._in_doubt = False
 
-    def _note_round_trip(self, sample: float) -> None:
+    def _note_round_trip(self, sample: float, now: float) -> None:
         self.round_trip_seconds = sample
+        # Of the pongs that come together after an outage the newest counts alone.
+        if now >= self._sampled_at + _MOMENT_SECONDS:
+            self._smooth_before, self._sampled_at = self._smooth_round_trip, now
+        before = self._smooth_before or sample
         # RFC 6298's weight for what is longer: one pong that sat out an outage must not make us patient for
         # half a minute. What is shorter counts for more, as a link that was slow need not be so again.
-        weight = 8 if sample > self._smooth_round_trip else 2
-        self._smooth_round_trip += (sample - self._smooth_round_trip) / (
-            weight if self._smooth_round_trip else 1
-        )
+        self._smooth_round_trip = before + (sample - before) / (8 if sample > before else 2)
 
     def _receive_rejected(self, frame: Rejected, now: float) -> None:
         if not self._pings:

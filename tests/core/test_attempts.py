@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tunnel_core.attempts import Abandon, Attempts, Carried, Start
 
-WELL = Carried(lost=False, quiet=False, heard_at=0.0, round_trip_seconds=0.05)
-QUIET = Carried(lost=False, quiet=True, heard_at=0.0, round_trip_seconds=0.05)
-LOST = Carried(lost=True, quiet=False, heard_at=-math.inf, round_trip_seconds=0.05)
+WELL = Carried(lost=False, quiet=False, heard_at=0.0, answer_seconds=1.0)
+QUIET = Carried(lost=False, quiet=True, heard_at=0.0, answer_seconds=1.0)
+LOST = Carried(lost=True, quiet=False, heard_at=-math.inf, answer_seconds=1.0)
 
 
 def attempts() -> Attempts:
@@ -90,13 +90,13 @@ def test_a_bound_attempt_is_used_whatever_was_heard() -> None:
 
 
 def test_attempts_at_a_far_server_live_longer() -> None:
-    far = Carried(lost=True, quiet=False, heard_at=-math.inf, round_trip_seconds=0.7)
+    far = Carried(lost=True, quiet=False, heard_at=-math.inf, answer_seconds=4 * 0.7)
     gap = 4 * 0.7
     assert starts(attempts(), far, 103, chance=0) == pytest.approx([100, 100 + gap], abs=0.02)
 
 
 def test_a_pong_that_sat_out_an_outage_does_not_keep_the_agent_from_trying() -> None:
-    lost = Carried(lost=True, quiet=False, heard_at=-math.inf, round_trip_seconds=60)
+    lost = Carried(lost=True, quiet=False, heard_at=-math.inf, answer_seconds=240)
     assert starts(attempts(), lost, 130, chance=1) == [100, 110, 120]
 
 
@@ -126,14 +126,14 @@ def test_old_trouble_is_tried_one_at_a_time_with_growing_waits() -> None:
 def test_an_attempt_is_used_only_if_the_old_carrier_brought_nothing_since() -> None:
     machine = attempts()
     machine.poll(100, QUIET, 0)
-    assert not machine.welcomed(1, Carried(False, True, 100.2, 0.05))
+    assert not machine.welcomed(1, Carried(False, True, 100.2, 1.0))
     machine.poll(101, QUIET, 0)
-    assert machine.welcomed(2, Carried(False, True, 99.0, 0.05))
+    assert machine.welcomed(2, Carried(False, True, 99.0, 1.0))
 
 
 def drowning(late_since: float) -> Carried:
     """It brings something all the time, but nothing tells of what was sent then."""
-    return Carried(False, False, heard_at=1e9, round_trip_seconds=0.05, late_since=late_since)
+    return Carried(False, False, heard_at=1e9, answer_seconds=1.0, late_since=late_since)
 
 
 def test_an_attempt_that_was_quicker_than_an_answer_of_the_old_carrier_is_used() -> None:
@@ -207,6 +207,17 @@ def test_a_link_that_is_lost_again_and_again_makes_no_tight_loop() -> None:
                 machine.poll(now, WELL, 0)
         now += 0.01
     assert started <= 11
+
+
+def test_a_session_that_moved_is_in_young_trouble_when_it_is_lost_again() -> None:
+    machine, now = attempts(), 100.0
+    for _ in range(40):  # a link that is cut every three seconds
+        started = [action for action in machine.poll(now, LOST, 1.0) if isinstance(action, Start)]
+        assert started, "at once, and not in a while"
+        assert machine.welcomed(started[0].number, LOST)
+        machine.moved(now)
+        machine.poll(now, WELL, 0)
+        now += 3
 
 
 def test_a_changed_route_starts_one_attempt_in_five_seconds() -> None:

@@ -314,6 +314,19 @@ def test_a_busy_session_is_pinged_every_second_though_no_pong_comes() -> None:
     assert ends.agent.late_at() == pytest.approx(sent[4][0] + ends.agent.patience_seconds)
 
 
+def test_of_the_pongs_that_come_together_after_an_outage_the_newest_counts() -> None:
+    ends = busy()
+    before = ends.agent.patience_seconds
+    for _ in range(5):
+        ends.now += 1
+        ends.agent.tick(ends.now)
+        ends.agent.next_packet(ends.now)
+    for token, _ in list(ends.agent._pings_sent):
+        ends.agent.receive(Packet(0, 0, (Pong(token),)), 10, ends.now + 0.1)
+    assert ends.agent.round_trip_seconds == pytest.approx(0.1)
+    assert ends.agent.patience_seconds == before == LIMITS.late_seconds
+
+
 def test_an_idle_session_is_pinged_every_second_from_the_first_late_pong_on() -> None:
     ends = settled()
     start, times = ends.now, []
