@@ -293,7 +293,7 @@ class Mux:
         self._queue_anew()
 
     def _queue_anew(self) -> None:
-        """Opens that are to be repeated first, in order; each stream with data begins as a new one."""
+        """Opens that are to be repeated first, in order; each stream with little data begins as a new one."""
         streams = self.streams.values()
         waiting = dict.fromkeys(self._control)
         waiting.update(dict.fromkeys(stream for stream in streams if stream.control_pending))
@@ -306,6 +306,7 @@ class Mux:
         for stream in streams:
             stream.listed = False
             self.list_stream(stream)
+        self._turns.demote()
 
     def maybe_forget(self, stream: MuxStream) -> None:
         """Forgets a stream that is over."""

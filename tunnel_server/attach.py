@@ -31,8 +31,8 @@ from tunnel_server.sessions import Held, Sessions
 _log = logging.getLogger("qanat.attach")
 
 _RETRY_MS = 5000
-_FAREWELL_SECONDS = 2.0
-"""For all agents together to hear that we stop; a link gives its own up within one second."""
+_FAREWELL_SECONDS = 2.5
+"""For all agents together to hear that we stop; a link gives its own up within two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Attachments:
             return "", Refused(Reason.INTERNAL_ERROR)
         return identity.name, None
 
-    # Hello: what is offered. Nothing is moved or taken over yet.
+    # Hello: what is offered. Nothing is taken over yet, and nothing moves unless the hello says so.
 
     def _offer(self, arrival: _Arrival, hello: Hello) -> Welcome:
         """The answer to a hello. Raises ``Refused``."""
@@ -130,7 +130,8 @@ class Attachments:
         arrival.held = self._sessions.maybe_find(arrival.node, hello)
         if arrival.held is not None:
             link = arrival.held.link
-            return self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
+            welcome = self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
+            return welcome._replace(resumed=True, used=hello.use)
         self._check_room(arrival.node)
         self._nodes.check_duplicate(arrival.node, hello)
         session, secret = secrets.token_bytes(16), SessionSecret(secrets.token_bytes(32))
@@ -148,7 +149,7 @@ class Attachments:
     def _welcome(
         self, hello: Hello, node: str, session: bytes, secret: SessionSecret, have: int = 0
     ) -> Welcome:
-        """An old session has no secret to tell."""
+        """For a new session; an old one has no secret to tell."""
         limits = self._settings.limits
         return Welcome(
             version=VERSION,
@@ -163,7 +164,6 @@ class Attachments:
             initial_credit=limits.initial_credit,
             alias=node_alias(node),
             grace_ms=int(limits.grace_seconds * 1000),
-            resumed=not secret,
         )
 
     # Use: what moves.
