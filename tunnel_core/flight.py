@@ -39,7 +39,7 @@ from tunnel_core.delivery import Delivery, Sample
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.rivals import Rivals
 
-_FIRST_LIMIT = 32 * KIB
+_FIRST_LIMIT = 8 * KIB
 """About TCP's own first window (RFC 6928), twice."""
 _LEAST_LIMIT = 16 * KIB
 """Eight of the smallest packets: fewer make no stream of confirmations."""
@@ -65,6 +65,8 @@ _FAST_SLACK_SECONDS = 0.045
 _FAST_FROM, _FAST_TO = 100 * MIB, 300 * MIB
 _STARTUP_GAIN = 1.0
 _PROBE_GAIN = 0.25
+_PROBE_SECONDS = 0.010
+_KNOWN_SHARE = 0.85
 _GROWTH = 1.25
 """Less in a round trip is no growth any more (BBR)."""
 _RIVAL_GAIN = 1.75
@@ -117,6 +119,10 @@ class Flight:
         self._asked_bytes = 0
         self._next_at = now
         self._paced = False
+        self._queue = 0.0
+        self._standing = 0
+        self._known_rate = math.inf
+        self._probe_seconds = _PROBE_SECONDS
         self._lean_at = self._dip_at = now
         self._dipping = False
         self._dip_first = 0  # the first lean packet of the dip
@@ -195,9 +201,26 @@ class Flight:
         self._limited = False
         path = self._delivery.path
         if path > _PACED_PATH_SECONDS:
-            pace = (_RIVAL_PACE if self.competing else _PACE) * self.limit / path
+            pace = self._pace(path)
             self._next_at = max(self._next_at, now - _PACE_BURST_SECONDS) + size / pace
         return self._asks(size)
+
+    def _pace(self, path: float) -> float:
+        if self.competing:
+            return _RIVAL_PACE * self.limit / path
+        if self._dipping or self._new or not self.rate_bytes_per_second:
+            return _PACE * self.limit / path
+        gain = 1 + (self._slack - self._queue) / (2 * path)
+        if self._growing:
+            gain += self._growth_gain(path)
+        return self.rate_bytes_per_second * max(0.8, gain)
+
+    def _growth_gain(self, path: float) -> float:
+        if self._new:
+            return _STARTUP_GAIN
+        if self.rate_bytes_per_second < _KNOWN_SHARE * self._known_rate < math.inf:
+            return _PROBE_GAIN
+        return min(_PROBE_GAIN, self._probe_seconds / path)
 
     def _leave_uncounted(self, number: int, size: int) -> None:
         self._uncounted.append((number, size))
@@ -241,13 +264,26 @@ class Flight:
     def _take(self, sample: Sample) -> None:
         if self._dipping and self._surprised and not self.competing:
             # The queue drains at the link's rate, and until it has no packet is lean.
-            self._round_rate = self.rate_bytes_per_second = sample.rate
+            self._round_rate = self.rate_bytes_per_second = max(self._round_rate, sample.rate)
         elif not sample.limited or sample.rate > self.rate_bytes_per_second:
             self._round_rate = max(self._round_rate, sample.rate)
             self.rate_bytes_per_second = max(self.rate_bytes_per_second, sample.rate)
         self._round_limited |= sample.limited
-        self._round_queue += sample.queue * sample.size
+        own = min(sample.size, self.packet_bytes) / max(1.0, self.rate_bytes_per_second)
+        self._queue = max(0.0, sample.queue - min(own, self._slack))
+        self._standing = self._standing + 1 if self._queue > self._slack / 2 else 0
+        if self._standing >= 2 and self.rate_bytes_per_second * self._delivery.path > _LEAST_LIMIT and self._delivery.path > _PACED_PATH_SECONDS:
+            self._stop_growing()
+            if not self._dipping and not self._surprised:
+                self._known_rate = max(self._known_rate, self.rate_bytes_per_second)
+        self._round_queue += self._queue * sample.size
         self._round_bytes += sample.size
+
+    def _stop_growing(self) -> None:
+        if self._growing:
+            self._known_rate = self.rate_bytes_per_second
+        self._growing = self._new = False
+        self._probe_seconds = _PROBE_SECONDS
 
     def _end_round(self, sample: Sample, now: float) -> None:
         if not self._round_dipped:  # all lean packets of the last dip were seen, not its first alone
@@ -264,7 +300,6 @@ class Flight:
     def _judge_rate(self, sample: Sample, *, unintended: bool) -> None:
         if (unintended or self._surprised) and not self.competing:
             self._rates.clear()  # also in the round after, whose packets left before the limit fell
-            self._round_rate = sample.rate
         if self._round_rate:
             self._rates.append(self._round_rate)
             self.rate_bytes_per_second = max(self._rates)
@@ -273,12 +308,15 @@ class Flight:
     def _judge_growth(self, queue: float) -> None:
         if not self._growing:
             self._empty_rounds = self._empty_rounds + 1 if queue < self._slack / 4 else 0
-            if self._empty_rounds >= _EMPTY_ROUNDS:
+            if self._empty_rounds >= (1 if self.rate_bytes_per_second < _KNOWN_SHARE * self._known_rate < math.inf else _EMPTY_ROUNDS):
                 self._growing, self._full_rate, self._empty_rounds = True, self.rate_bytes_per_second, 0
-        elif self.rate_bytes_per_second >= _GROWTH * self._full_rate:
+            return
+        if self.rate_bytes_per_second > 1.1 * self._known_rate:
+            self._probe_seconds *= 2
+        if self.rate_bytes_per_second >= _GROWTH * self._full_rate:
             self._full_rate = self.rate_bytes_per_second
         elif queue > self._slack / 2:
-            self._growing = self._new = False
+            self._stop_growing()
 
     def _maybe_dip(self, now: float, *, unintended: bool) -> None:
         path = self._delivery.path
@@ -320,7 +358,7 @@ class Flight:
         else:
             path, extra = self._delivery.path, self._rival_extra
             if self._growing:
-                extra = max(extra, path * (_STARTUP_GAIN if self._new else _PROBE_GAIN))
+                extra = max(extra, path * self._growth_gain(path))
             wish = self.rate_bytes_per_second * (path + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
         self.limit = int(min(wish, self.limit + fresh, self._limits.max_send_memory))
