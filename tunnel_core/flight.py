@@ -9,18 +9,17 @@
 3. Rate is the maximum of some round trips, since it falls short whenever we send less. But while a
    queue stands that we do not intend, the link carries what it can: then the newest sample is the rate.
    A sample from a packet after which the program had no more to send never lowers it.
-4. A new carrier starts small and doubles every round trip until the rate stops growing and a queue
-   begins to stand. Later a queue that stays empty for two round trips means the link can do more: then
-   a quarter more each round trip (BBR's gain), until it stands again. A limit grows by what was
-   confirmed at most, so growth comes as no burst.
+4. A new carrier starts small and grows until a queue begins to stand; later, while none does
+   (``growth.py``). A limit grows by what was confirmed at most, so growth comes as no burst.
 5. Every few seconds, or when an unintended queue stands, the limit *dips* below what the path holds: the
    packets sent then are lean, they find no queue of ours and tell what the path itself takes. (BBR's
    PROBE_RTT, shallower.) What drains in a dip was ours, what stays is the route's or a rival's.
 6. With a rival (``rivals.py``) the limit is a multiple of the path, which holds the rival's queue: more
    than TCP below us can use, so that TCP competes as it does for everybody. Bounded all the same.
-7. Bulk is paced on long paths: confirmations that come in bursts, as they do behind bulk of the other
-   direction (Zhang, Shenker and Clark 1991), else make bursts of both directions. Pacing is the only
-   use of a timer. Quick bytes are neither paced nor held by a full flight; a budget bounds them.
+7. Bulk is paced on long paths (``pacing.py``), at the rate and a little more or less, so that half the
+   slack waits: a limit alone lets confirmations that come in bursts, as they do behind bulk of the other
+   direction (Zhang, Shenker and Clark 1991), make bursts of both. Pacing is the only use of a timer.
+   Quick bytes are neither paced nor held by a full flight; a budget bounds them.
 8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops. While
    only keystrokes are under way on a short path they are counted now and then: counting costs more.
 9. The receiver confirms on its own rarely (``confirming.py``); ``sent`` tells when to ask it to.
@@ -36,11 +35,14 @@ import math
 from collections import deque
 
 from tunnel_core.delivery import Delivery, Sample
+from tunnel_core.growth import Growth
 from tunnel_core.limits import KIB, MIB, Limits
+from tunnel_core.pacing import PACED_PATH_SECONDS, Pacing
 from tunnel_core.rivals import Rivals
 
 _FIRST_LIMIT = 8 * KIB
-"""About TCP's own first window (RFC 6928), twice."""
+"""Less than TCP's own first window (RFC 6928), because it leaves as a burst: a queue of eight segments holds
+it. A carrier that loses its first packets is slow for many round trips."""
 _LEAST_LIMIT = 16 * KIB
 """Eight of the smallest packets: fewer make no stream of confirmations."""
 _LEAST_DIP = 4 * KIB
@@ -63,12 +65,6 @@ _SLACK_SHARE = 1 / 30
 _FAST_SLACK_SECONDS = 0.045
 """More where no modem is below: a scheduler's stalls are the jitter there, and memory the price."""
 _FAST_FROM, _FAST_TO = 100 * MIB, 300 * MIB
-_STARTUP_GAIN = 1.0
-_PROBE_GAIN = 0.25
-_PROBE_SECONDS = 0.010
-_KNOWN_SHARE = 0.85
-_GROWTH = 1.25
-"""Less in a round trip is no growth any more (BBR)."""
 _RIVAL_GAIN = 1.75
 """Beyond the path. With 0.5 TCP's window was at times not filled: our share beside cubic was 0.35."""
 _DIP, _RIVAL_DIP = 0.75, 0.88
@@ -80,13 +76,12 @@ _SOON_PATHS, _RIVAL_SOON_PATHS = 4, 12
 """Between dips for unintended queues: the last one must have shown its effect."""
 _RATE_ROUNDS = 10
 """BBR's window; the dips are shorter."""
-_EMPTY_ROUNDS = 2
-"""One may be the tail of a dip."""
 _PACE, _RIVAL_PACE = 1.05, 1.25
-"""Just above the limit over the path: a quarter above overflows a queue of eight segments."""
-_PACED_PATH_SECONDS = 0.010
-"""On shorter ones a timer is coarser than the bursts."""
-_PACE_BURST_SECONDS = 0.004
+"""Just above the limit over the path, where the rate is not known or is not what counts."""
+_PACE_AIM = 1 / 2
+"""Of the slack: what pacing lets wait."""
+_LEAST_PACE = 0.8
+"""Of the rate: a queue drains no faster, or one late packet would stop all."""
 
 
 class Flight:
@@ -111,18 +106,12 @@ class Flight:
         self._delivery = Delivery()
         self._rivals = Rivals(now)
         self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
-        self._growing = self._new = True
-        self._full_rate = 0.0  # when growth was last seen
-        self._empty_rounds = 0
+        self._growth = Growth()
+        self._queue = 0.0  # seconds of it, as the newest sample on a paced path found it
         self._surprised = False  # by a queue that stood unintended in the last round
         self._limited = False
         self._asked_bytes = 0
-        self._next_at = now
-        self._paced = False
-        self._queue = 0.0
-        self._standing = 0
-        self._known_rate = math.inf
-        self._probe_seconds = _PROBE_SECONDS
+        self._pacing = Pacing(now)
         self._lean_at = self._dip_at = now
         self._dipping = False
         self._dip_first = 0  # the first lean packet of the dip
@@ -162,13 +151,10 @@ class Flight:
     def room(self, now: float) -> int:
         """Bytes of bulk that may leave now: 0, or at least half a packet."""
         room, packet = self.limit - self.in_flight, self.packet_bytes
-        self._paced = False
-        if not self.in_flight:
-            return max(room, packet)
-        if room * 2 < packet:
-            return 0
-        self._paced = now < self._next_at
-        return 0 if self._paced else room
+        if not self.in_flight or room * 2 < packet:
+            self._pacing.let_go()
+            return 0 if self.in_flight else max(room, packet)
+        return 0 if self._pacing.is_held(now) else room
 
     @property
     def quick_room(self) -> int:
@@ -177,7 +163,7 @@ class Flight:
 
     def deadline(self) -> float:
         """When ``room``, which was 0 at the last call for the sake of pacing, will not be."""
-        return self._next_at if self._paced else math.inf
+        return self._pacing.deadline
 
     def note_idle(self) -> None:
         """The session had nothing more to send, though it might have."""
@@ -200,27 +186,19 @@ class Flight:
         self._delivery.sent(number, size, now, limited=self._limited, lean=lean)
         self._limited = False
         path = self._delivery.path
-        if path > _PACED_PATH_SECONDS:
-            pace = self._pace(path)
-            self._next_at = max(self._next_at, now - _PACE_BURST_SECONDS) + size / pace
+        if path > PACED_PATH_SECONDS:
+            self._pacing.sent(size, now, self._pace(path))
         return self._asks(size)
 
     def _pace(self, path: float) -> float:
+        rate, growth = self.rate_bytes_per_second, self._growth
         if self.competing:
             return _RIVAL_PACE * self.limit / path
-        if self._dipping or self._new or not self.rate_bytes_per_second:
+        if self._dipping or growth.new or not rate:
             return _PACE * self.limit / path
-        gain = 1 + (self._slack - self._queue) / (2 * path)
-        if self._growing:
-            gain += self._growth_gain(path)
-        return self.rate_bytes_per_second * max(0.8, gain)
-
-    def _growth_gain(self, path: float) -> float:
-        if self._new:
-            return _STARTUP_GAIN
-        if self.rate_bytes_per_second < _KNOWN_SHARE * self._known_rate < math.inf:
-            return _PROBE_GAIN
-        return min(_PROBE_GAIN, self._probe_seconds / path)
+        # In two round trips, because it takes one to see what the last correction did.
+        correction = (_PACE_AIM * self._slack - self._queue) / (2 * path)
+        return rate * max(_LEAST_PACE, 1 + correction + growth.gain(rate, path))
 
     def _leave_uncounted(self, number: int, size: int) -> None:
         self._uncounted.append((number, size))
@@ -264,40 +242,39 @@ class Flight:
     def _take(self, sample: Sample) -> None:
         if self._dipping and self._surprised and not self.competing:
             # The queue drains at the link's rate, and until it has no packet is lean.
+            # The best of the round trip, because those behind a lost segment all come at once.
             self._round_rate = self.rate_bytes_per_second = max(self._round_rate, sample.rate)
         elif not sample.limited or sample.rate > self.rate_bytes_per_second:
             self._round_rate = max(self._round_rate, sample.rate)
             self.rate_bytes_per_second = max(self.rate_bytes_per_second, sample.rate)
         self._round_limited |= sample.limited
-        own = min(sample.size, self.packet_bytes) / max(1.0, self.rate_bytes_per_second)
-        self._queue = max(0.0, sample.queue - min(own, self._slack))
-        self._standing = self._standing + 1 if self._queue > self._slack / 2 else 0
-        if self._standing >= 2 and self.rate_bytes_per_second * self._delivery.path > _LEAST_LIMIT and self._delivery.path > _PACED_PATH_SECONDS:
-            self._stop_growing()
-            if not self._dipping and not self._surprised:
-                self._known_rate = max(self._known_rate, self.rate_bytes_per_second)
-        self._round_queue += self._queue * sample.size
+        queue = sample.queue if self._delivery.path <= PACED_PATH_SECONDS else self._look_at_queue(sample)
+        self._round_queue += queue * sample.size
         self._round_bytes += sample.size
 
-    def _stop_growing(self) -> None:
-        if self._growing:
-            self._known_rate = self.rate_bytes_per_second
-        self._growing = self._new = False
-        self._probe_seconds = _PROBE_SECONDS
+    def _look_at_queue(self, sample: Sample) -> float:
+        """Seconds of queue without what the packet itself takes to leave: 8 ms of 2 Mbit/s."""
+        rate, slack = self.rate_bytes_per_second, self._slack
+        own = min(sample.size, self.packet_bytes) / max(1.0, rate)
+        self._queue = max(0.0, sample.queue - min(own, slack))
+        if rate * self._delivery.path > _LEAST_LIMIT:  # below, what waits may wait for TCP's first window
+            trusted = not (self._dipping or self._surprised)
+            self._growth.found_queue(self._queue, slack, rate, trusted=trusted)
+        return self._queue
 
     def _end_round(self, sample: Sample, now: float) -> None:
         if not self._round_dipped:  # all lean packets of the last dip were seen, not its first alone
             self._rivals.look(self._delivery.unloaded, self._delivery.shortest, now)
         queue = self._round_queue / max(1, self._round_bytes)
-        unintended = queue > self._most_intended and not self._growing
-        self._judge_rate(sample, unintended=unintended)
+        unintended = queue > self._most_intended and not self._growth.on
+        self._judge_rate(unintended=unintended)
         if self._round_rate and not self._round_limited and not self._round_dipped:
-            self._judge_growth(queue)
+            self._growth.end_round(queue, self._slack, self.rate_bytes_per_second)
         was_dipping = self._dipping
         self._maybe_dip(now, unintended=unintended)
         self._start_round(dipped=was_dipping or self._dipping)
 
-    def _judge_rate(self, sample: Sample, *, unintended: bool) -> None:
+    def _judge_rate(self, *, unintended: bool) -> None:
         if (unintended or self._surprised) and not self.competing:
             self._rates.clear()  # also in the round after, whose packets left before the limit fell
         if self._round_rate:
@@ -305,25 +282,13 @@ class Flight:
             self.rate_bytes_per_second = max(self._rates)
         self._surprised = unintended
 
-    def _judge_growth(self, queue: float) -> None:
-        if not self._growing:
-            self._empty_rounds = self._empty_rounds + 1 if queue < self._slack / 4 else 0
-            if self._empty_rounds >= (1 if self.rate_bytes_per_second < _KNOWN_SHARE * self._known_rate < math.inf else _EMPTY_ROUNDS):
-                self._growing, self._full_rate, self._empty_rounds = True, self.rate_bytes_per_second, 0
-            return
-        if self.rate_bytes_per_second > 1.1 * self._known_rate:
-            self._probe_seconds *= 2
-        if self.rate_bytes_per_second >= _GROWTH * self._full_rate:
-            self._full_rate = self.rate_bytes_per_second
-        elif queue > self._slack / 2:
-            self._stop_growing()
-
     def _maybe_dip(self, now: float, *, unintended: bool) -> None:
         path = self._delivery.path
         soon = (_RIVAL_SOON_PATHS if self.competing else _SOON_PATHS) * path
         stale = now - self._lean_at > max(_DIP_SECONDS, _DIP_PATHS * path)
         if stale or (unintended and now - self._dip_at > soon):
-            self._dipping, self._empty_rounds = True, 0
+            self._dipping = True
+            self._growth.disturbed()
 
     # The limit.
 
@@ -356,14 +321,13 @@ class Flight:
         if self._dipping:
             wish = self._dip_limit
         else:
-            path, extra = self._delivery.path, self._rival_extra
-            if self._growing:
-                extra = max(extra, path * self._growth_gain(path))
-            wish = self.rate_bytes_per_second * (path + extra + self._slack) + self._ask_bytes
+            path, rate = self._delivery.path, self.rate_bytes_per_second
+            extra = max(self._rival_extra, path * self._growth.gain(rate, path))
+            wish = rate * (path + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
         self.limit = int(min(wish, self.limit + fresh, self._limits.max_send_memory))
         self.packet_bytes = self._packet_bytes()
-        self._near = self._delivery.path < _PACED_PATH_SECONDS
+        self._near = self._delivery.path < PACED_PATH_SECONDS
 
 
 class Unbounded(Flight):
