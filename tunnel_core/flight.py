@@ -19,7 +19,7 @@
 7. Bulk is paced on long paths (``pacing.py``), at the rate and a little more or less, so that half the
    slack waits: a limit alone lets confirmations that come in bursts, as they do behind bulk of the other
    direction (Zhang, Shenker and Clark 1991), make bursts of both. Pacing is the only use of a timer.
-   Quick bytes are neither paced nor held by a full flight; a budget bounds them.
+   Quick bytes may be a little ahead of limit and pace.
 8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops. While
    only keystrokes are under way on a short path they are counted now and then: counting costs more.
 9. The receiver confirms on its own rarely (``confirming.py``); ``sent`` tells when to ask it to.
@@ -46,8 +46,10 @@ it. A carrier that loses its first packets is slow for many round trips."""
 _LEAST_LIMIT = 16 * KIB
 """Eight of the smallest packets: fewer make no stream of confirmations."""
 _LEAST_DIP = 4 * KIB
-_LEAST_PACKET = 2 * KIB
-"""8 ms of 2 Mbit/s; smaller ones are mostly headers."""
+_LEAST_PACKET = 1280
+"""One segment with its headers: TCP counts segments, and part of one takes as much of its window."""
+_QUICK_PACKETS = 2
+"""How far quick bytes may be ahead of limit and pace: keystrokes are, many uploads that begin at once not."""
 _PACKET_SECONDS = 0.004
 """A keystroke may find one packet before it."""
 _FAST_PACKET_SECONDS = 0.01
@@ -156,10 +158,11 @@ class Flight:
             return 0 if self.in_flight else max(room, packet)
         return 0 if self._pacing.is_held(now) else room
 
-    @property
-    def quick_room(self) -> int:
-        """Bytes that may leave for streams with little queued: above the limit, but bounded too."""
-        return max(0, self.limit + 2 * self.packet_bytes - self.in_flight)
+    def quick_room(self, now: float) -> int:
+        """Bytes that may leave now for streams with little queued: above the limit, but bounded too."""
+        ahead = _QUICK_PACKETS * self.packet_bytes
+        room = self.limit + ahead - self.in_flight
+        return max(0, room if self._near else int(min(room, ahead - self._pacing.owed(now))))
 
     def deadline(self) -> float:
         """When ``room``, which was 0 at the last call for the sake of pacing, will not be."""
@@ -339,8 +342,7 @@ class Unbounded(Flight):
     def room(self, now: float) -> int:
         return self._limits.max_packet_bytes
 
-    @property
-    def quick_room(self) -> int:
+    def quick_room(self, now: float) -> int:
         return self._limits.max_packet_bytes
 
     def note_idle(self) -> None:

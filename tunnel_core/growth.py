@@ -19,6 +19,7 @@ _STARTUP_GAIN = 1.0
 _PROBE_GAIN = 0.25
 _PROBE_SECONDS = 0.010
 """What a gentle step may leave waiting. With 20 ms a queue of 50 lost one segment in each growth."""
+_MOST_PROBE_SECONDS = 0.030
 _GROWTH = 1.25
 """Less in a round trip is no growth any more (BBR)."""
 _KNOWN_SHARE = 0.85
@@ -73,7 +74,7 @@ class Growth:
                 self.on, self._full_rate = True, rate
             return
         if rate > _GROWTH * self._known_rate:
-            self._probe_seconds = min(1.0, 2 * self._probe_seconds)
+            self._probe_seconds = min(_MOST_PROBE_SECONDS, 2 * self._probe_seconds)
         if rate >= _GROWTH * self._full_rate:
             self._full_rate = rate
         elif queue > slack / 2:

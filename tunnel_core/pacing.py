@@ -16,10 +16,11 @@ _BURST_SECONDS = 0.004
 class Pacing:
     """Of one carrier. Small, because it is asked before and told after each packet."""
 
-    __slots__ = ("_held", "_next_at")
+    __slots__ = ("_held", "_next_at", "_rate")
 
     def __init__(self, now: float) -> None:
         self._next_at = now
+        self._rate = 0.0
         self._held = False
 
     def is_held(self, now: float) -> bool:
@@ -36,6 +37,11 @@ class Pacing:
         """When bulk that is held may leave; infinity if none is."""
         return self._next_at if self._held else math.inf
 
+    def owed(self, now: float) -> float:
+        """Bytes that have left before their time."""
+        return max(0.0, self._next_at - now) * self._rate
+
     def sent(self, size: int, now: float, rate: float) -> None:
         """``size`` bytes leave, of any kind; ``rate`` in bytes per second."""
+        self._rate = rate
         self._next_at = max(self._next_at, now - _BURST_SECONDS) + size / rate

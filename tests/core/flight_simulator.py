@@ -50,8 +50,7 @@ class Bounding(Protocol):
     def packet_bytes(self) -> int: ...
     def deadline(self) -> float: ...
     def room(self, now: float) -> int: ...
-    @property
-    def quick_room(self) -> int: ...
+    def quick_room(self, now: float) -> int: ...
 
 
 class Unbounded:
@@ -85,10 +84,9 @@ class Unbounded:
         return math.inf
 
     def room(self, now: float) -> int:
-        return self.quick_room
+        return self.quick_room(now)
 
-    @property
-    def quick_room(self) -> int:
+    def quick_room(self, now: float) -> int:
         return max(0, self.limit - self.in_flight)
 
 
@@ -532,7 +530,7 @@ class End:
 
     def _next_packet(self) -> Sent | None:
         now, messages = self._now, list[Message]()
-        while self._quick and 64 * len(messages) < self.flight.quick_room:
+        while self._quick and 64 * len(messages) < self.flight.quick_room(now):
             messages.append(self._quick.popleft())
         bulk = int(min(self.bulk_left, self._credit - self._bulk_sent))
         if not bulk:
