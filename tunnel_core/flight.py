@@ -6,8 +6,9 @@
 2. The limit is rate x (path + slack) + what comes between two confirmations. Rate and path come from
    confirmations (``delivery.py``); path is the round trip of now without the part that waits on the way
    there. It follows routes, and what the way back suffers from other bulk does not starve us.
-3. Rate is the maximum of some round trips, since it falls short whenever we send less. But while a
-   queue stands that we do not intend, the link carries what it can: then the newest sample is the rate.
+3. Rate is the maximum of some round trips, since it falls short whenever we send less. But while a queue
+   stands that we do not intend, the link carries what it can: then the newest round trip has the rate,
+   and its best sample, because what was behind a lost segment comes late and all at once.
    A sample from a packet after which the program had no more to send never lowers it.
 4. A new carrier starts small and grows until a queue begins to stand; later, while none does
    (``growth.py``). A limit grows by what was confirmed at most, so growth comes as no burst.
@@ -31,7 +32,6 @@ BBR: draft-cardwell-iccrg-bbr-congestion-control. What was tried instead is in D
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
 from tunnel_core.delivery import Delivery, Sample
@@ -44,10 +44,11 @@ _FIRST_LIMIT = 8 * KIB
 """Less than TCP's own first window (RFC 6928), because it leaves as a burst: a queue of eight segments holds
 it. A carrier that loses its first packets is slow for many round trips."""
 _LEAST_LIMIT = 16 * KIB
-"""Eight of the smallest packets: fewer make no stream of confirmations."""
+"""Twelve of the smallest packets: fewer make no stream of confirmations."""
 _LEAST_DIP = 4 * KIB
-_LEAST_PACKET = 1280
-"""One segment with its headers: TCP counts segments, and part of one takes as much of its window."""
+_LEAST_PACKET, _LEAST_NEAR_PACKET = 1280, 2 * KIB
+"""With its headers one segment: TCP counts segments, and part of one takes as much of its window. On short
+paths what counts is the price of a packet."""
 _QUICK_PACKETS = 2
 """How far quick bytes may be ahead of limit and pace: keystrokes are, many uploads that begin at once not."""
 _PACKET_SECONDS = 0.004
@@ -58,6 +59,8 @@ _ASK_SECONDS = 0.006
 """Between confirmations that are asked for: 170 a second at most, 1-2 % of a CPU and of a slow way back."""
 _LEAST_ASK = 4 * KIB
 """16 ms of 2 Mbit/s, where a bare confirmation is 3 % of what it confirms."""
+_FIRST_ASK = 1 * KIB
+"""Until a carrier has got going the first packet of bulk asks: what is known of the path holds a delay."""
 _UNCOUNTED_BYTES = 2 * KIB
 _COUNT_SECONDS = 0.02
 """On short paths, while so little is under way, those between two samples are not counted."""
@@ -99,12 +102,12 @@ class Flight:
         self.limit = _FIRST_LIMIT
         """Bytes that may be in flight."""
         self.rate_bytes_per_second = 0.0
+        self._near = False
         self.packet_bytes = self._packet_bytes()
         """The most that one packet should hold."""
         self._uncounted: deque[tuple[int, int]] = deque()  # number and size of what is under way besides
         self._uncounted_bytes = 0
         self._count_at = now
-        self._near = False
         self._delivery = Delivery()
         self._rivals = Rivals(now)
         self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
@@ -148,15 +151,18 @@ class Flight:
         rate = self.rate_bytes_per_second
         if rate:
             wish = min(wish, rate * (_PACKET_SECONDS if rate < _FAST_FROM else _FAST_PACKET_SECONDS))
-        return int(min(self._limits.max_packet_bytes, max(_LEAST_PACKET, wish)))
+        least = _LEAST_NEAR_PACKET if self._near else _LEAST_PACKET
+        return int(min(self._limits.max_packet_bytes, max(least, wish)))
 
     def room(self, now: float) -> int:
         """Bytes of bulk that may leave now: 0, or at least half a packet."""
         room, packet = self.limit - self.in_flight, self.packet_bytes
-        if not self.in_flight or room * 2 < packet:
-            self._pacing.let_go()
-            return 0 if self.in_flight else max(room, packet)
-        return 0 if self._pacing.is_held(now) else room
+        self._pacing.let_go()
+        if not self.in_flight:
+            return max(room, packet)
+        if room * 2 < packet:
+            return 0
+        return 0 if not self._near and self._pacing.is_held(now) else room
 
     def quick_room(self, now: float) -> int:
         """Bytes that may leave now for streams with little queued: above the limit, but bounded too."""
@@ -217,6 +223,8 @@ class Flight:
 
     @property
     def _ask_bytes(self) -> float:
+        if self.limit < _LEAST_LIMIT:
+            return _FIRST_ASK
         return min(self.limit / 4, max(_LEAST_ASK, self.rate_bytes_per_second * _ASK_SECONDS))
 
     # Confirmations.
@@ -245,7 +253,6 @@ class Flight:
     def _take(self, sample: Sample) -> None:
         if self._dipping and self._surprised and not self.competing:
             # The queue drains at the link's rate, and until it has no packet is lean.
-            # The best of the round trip, because those behind a lost segment all come at once.
             self._round_rate = self.rate_bytes_per_second = max(self._round_rate, sample.rate)
         elif not sample.limited or sample.rate > self.rate_bytes_per_second:
             self._round_rate = max(self._round_rate, sample.rate)
@@ -329,8 +336,8 @@ class Flight:
             wish = rate * (path + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
         self.limit = int(min(wish, self.limit + fresh, self._limits.max_send_memory))
+        self._near = self._delivery.path <= PACED_PATH_SECONDS
         self.packet_bytes = self._packet_bytes()
-        self._near = self._delivery.path < PACED_PATH_SECONDS
 
 
 class Unbounded(Flight):

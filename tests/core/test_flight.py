@@ -147,5 +147,5 @@ def test_a_full_flight_lets_quick_bytes_through_up_to_a_budget() -> None:
 
 def test_a_confirmation_is_asked_for_several_times_a_flight() -> None:
     flight = Flight(LIMITS, 0.0)
-    asked = [flight.sent(number, KIB, 0.0) for number in range(1, 9)]
-    assert asked.count(True) == 4
+    asked = [flight.sent(number, 512, 0.0) for number in range(1, 17)]
+    assert asked.count(True) == 8

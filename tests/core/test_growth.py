@@ -1,4 +1,4 @@
-"""Growth beyond the known rate: quick where it is safe, gentle near the link's rate, over at the first queue."""
+"""Growth: quick where that is safe, gentle near the link's rate, over at the first queue."""
 
 from __future__ import annotations
 
