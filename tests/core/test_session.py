@@ -293,6 +293,17 @@ def test_silence_of_a_busy_session_is_found_by_both_ends_in_seconds() -> None:
     assert 5 <= _time_of_death(ends.server, ends.now) <= 7
 
 
+def test_the_first_byte_after_a_rest_makes_the_next_ping_due() -> None:
+    ends = settled()
+    ends.now += 10
+    ends.server_mux.open(REQUEST).push(b"x")
+    ends.server.next_packet(ends.now)
+    assert ends.server.late_at() == ends.now + ends.server.patience_seconds, "nothing was late until now"
+    ends.server.receive(Packet(0, 1, ()), 10, ends.now)
+    assert ends.server.late_at() - ends.now == pytest.approx(1 + ends.server.patience_seconds)
+    assert 5 <= _time_of_death(ends.server, ends.now) <= 7
+
+
 def test_a_busy_session_is_pinged_every_second_though_no_pong_comes() -> None:
     ends = busy()
     sent = []
