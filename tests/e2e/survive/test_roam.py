@@ -27,7 +27,7 @@ def thin(net: Emulated) -> None:
 
 
 def to_another_network(net: Emulated) -> None:
-    """What was on its way stays behind; the old connection says nothing more, as nobody confirms any of it."""
+    """What was on its way stays behind; the old connection says no more, as nobody confirms any of it."""
     net.cut()
     thin(net)
     net.restore()
