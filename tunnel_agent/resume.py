@@ -85,7 +85,7 @@ class Resumer:
         """The kernel has another way to the server now: the carrier may be dead, and says nothing."""
         if self._link.is_stranded:
             self._link.leave(
-                Reason.CARRIER_LOST, "this machine has no longer the address that it went out from"
+                Reason.CARRIER_LOST, "the address that it went out from is no longer this machine's"
             )
         self._attempts.route_changed()
         self._look()

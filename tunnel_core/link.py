@@ -440,7 +440,7 @@ class Link(LinkFacts):
 
         def opened() -> None:
             self._opens.forget(stream)
-            if on_opened is not None:
+            if on_opened is not None and stream.ended_by is None:  # its user may have left meanwhile
                 on_opened()
 
         mux_stream.on_opened = opened

@@ -127,9 +127,9 @@ class Session:
         self._last_ping = -math.inf
         self._pings_sent: deque[tuple[int, float]] = deque()  # token and time of those without a pong
         self._token = 0
-        self._next_ping = self._interval  # in how many seconds the peer's is due
-        self._silence_seconds = self._next_ping + self._dead_seconds
         self._in_doubt = False  # the silence was long enough, and is looked at once more
+        self._benefit = 0.0  # seconds more for it
+        self._learn_silence()
         self._cancelled = 0.0
         self._cancelled_at = now
 
@@ -269,17 +269,24 @@ class Session:
 
     def _receive_ping(self, frame: Ping, now: float) -> None:
         self._unnumbered.append(Pong(frame.token))
-        # The ends see the last byte at different times: near the end of activity nothing is expected soon.
-        active_until = self._bytes_at + self._profile.active_seconds - self.patience_seconds
-        self._expect_ping(self._ping_often if now + self._ping_often <= active_until else self._interval)
+        self._learn_silence()
         if frame.round_trip_us:
             self._note_round_trip(frame.round_trip_us / 1e6, now)
         if len(self._unnumbered) > self._limits.max_frames_per_packet // 2:
             raise PeerFault(Reason.PROTOCOL_ERROR, "more pings than can be answered")
 
-    def _expect_ping(self, seconds: float) -> None:
-        self._next_ping, self._in_doubt = seconds, False
-        self._silence_seconds = seconds + self._dead_seconds
+    def _learn_silence(self) -> None:
+        """How long the peer's pings may stay out; they are here now."""
+        self._in_doubt, self._benefit = False, 0.0
+        self._dead_soon, self._dead_late = (
+            between + self._dead_seconds for between in (self._ping_often, self._interval)
+        )
+        # The ends see the last byte at different times: near the end of activity nothing is expected soon.
+        self._busy_seconds = self._profile.active_seconds - self._ping_often - self.patience_seconds
+
+    @property
+    def _is_ping_due_soon(self) -> bool:
+        return self._bytes_at + self._busy_seconds >= self.heard_at
 
     def _receive_pong(self, frame: Pong, now: float) -> None:
         sent = self._pings_sent
@@ -339,7 +346,7 @@ class Session:
         self._carried = self._moved = True
         self._progress = self.heard_at = now
         self._last_ping = -math.inf
-        self._expect_ping(self._interval)
+        self._learn_silence()
         self._confirming.sent()  # what it knows of the old carrier is worth nothing on the new one
         self._ack_overdue = self._received > 0
 
@@ -391,7 +398,9 @@ class Session:
         """Server: when the agent's next ping is due; else never."""
         if self._pings or not self._interval:
             return math.inf
-        return self.heard_at + self._next_ping
+        if self._is_ping_due_soon:
+            return max(self.heard_at, self._bytes_at) + self._ping_often
+        return self.heard_at + self._interval
 
     def quiet_at(self) -> float:
         """The same, unless something else was heard meanwhile: then there is a carrier, however slow."""
@@ -412,7 +421,9 @@ class Session:
         # The pinging end finds silence by its pings; the other waits a little longer than they do.
         if self._pings or not self._interval:
             return math.inf
-        return self.heard_at + self._silence_seconds
+        if self._is_ping_due_soon:
+            return max(self.heard_at, self._bytes_at) + self._dead_soon + self._benefit
+        return self.heard_at + self._dead_late + self._benefit
 
     def _stall_deadline(self) -> float:
         return self._progress + self._limits.confirm_timeout_seconds if self._sent else math.inf
@@ -426,7 +437,7 @@ class Session:
             return False
         if now >= self._silence_deadline():
             self._doubt(now - self.heard_at)
-            self._silence_seconds = now - self.heard_at + _DOUBT_SECONDS
+            self._benefit = now - self._silence_deadline() + _DOUBT_SECONDS
         if now >= self._stall_deadline():
             detail = f"nothing confirmed for {now - self._progress:.0f} s"
             raise PeerFault(Reason.PEER_STALLED, detail)

@@ -74,6 +74,17 @@ def test_three_steps() -> None:
     assert server.receive(Use(1, 7)) is None and server.use == Use(1, 7)
 
 
+def test_two_steps_where_the_hello_says_use_and_the_server_heeds_it() -> None:
+    said = hello(LIMITS)._replace(attempt=3, have=7, use=True)
+    server = ServerSteps(lambda _: welcome(LIMITS)._replace(used=True))
+    assert server.receive(said) == server.welcome and server.use == Use(3, 7)
+    with pytest.raises(PeerFault):
+        server.receive(Use(3, 7))
+    deaf = ServerSteps(lambda _: welcome(LIMITS))
+    deaf.receive(said)
+    assert deaf.use is None
+
+
 def test_a_rejection_carries_its_reason_and_advice() -> None:
     server = ServerSteps(lambda _: Rejected(Reason.TOO_MANY_SESSIONS, "full", 5000))
     answer = server.receive(hello(LIMITS))
@@ -290,6 +301,17 @@ def test_silence_of_a_busy_session_is_found_by_both_ends_in_seconds() -> None:
     ends = busy()
     assert 5 <= _time_of_death(ends.agent, ends.now) <= 8
     ends = busy()
+    assert 5 <= _time_of_death(ends.server, ends.now) <= 7
+
+
+def test_the_first_byte_after_a_rest_makes_the_next_ping_due() -> None:
+    ends = settled()
+    ends.now += 10
+    ends.server_mux.open(REQUEST).push(b"x")
+    ends.server.next_packet(ends.now)
+    assert ends.server.late_at() == ends.now + ends.server.patience_seconds, "nothing was late until now"
+    ends.server.receive(Packet(0, 1, ()), 10, ends.now)
+    assert ends.server.late_at() - ends.now == pytest.approx(1 + ends.server.patience_seconds)
     assert 5 <= _time_of_death(ends.server, ends.now) <= 7
 
 

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.resume.network import End
-from tests.resume.site import Site, open_site
+from tests.resume.site import Agent, Site, open_site
 from tunnel_agent.state import AgentState
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
@@ -152,6 +152,22 @@ async def test_a_server_that_does_not_move_with_the_hello_is_told_after_its_welc
         near.put_nowait(b"goes on")
         await site.pass_time(1)
         assert read(far) == b"goes on" and site.counters.attaches == {"ok": 1, "resumed": 1}
+
+
+async def test_a_hello_without_a_session_takes_nothing_over_whatever_it_says(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_site() as site:
+        way, welcomed = site.link._way, []
+
+        async def intrude() -> None:
+            stranger = Agent(site, b"x" * 16, b"y" * 16)
+            welcomed.append((await stranger.attach(5, lambda: True)).welcome)
+
+        site.nursery.start_soon(intrude)
+        await site.pass_time(1)
+        assert [welcome.used for welcome in welcomed] == [False]
+        assert site.link._way is way and site.link.attached
 
 
 async def test_a_carrier_that_lost_its_address_is_left_at_once(autojump_clock: MockClock) -> None:

@@ -27,11 +27,11 @@ def thin(net: Emulated) -> None:
 
 
 def to_another_network(net: Emulated) -> None:
-    """What was on its way stays behind."""
+    """What was on its way stays behind; the old connection says no more, as nobody confirms any of it."""
     net.cut()
     thin(net)
-    net.change_address()
     net.restore()
+    net.change_address()
 
 
 def to_another_address(net: Emulated) -> None:
