@@ -27,11 +27,12 @@ def thin(net: Emulated) -> None:
 
 
 def to_another_network(net: Emulated) -> None:
-    """What was on its way stays behind; the old connection says no more, as nobody confirms any of it."""
+    """What was on its way stays behind with the old one, which is left before the new one is there."""
     net.cut()
+    net.lose_address()
     thin(net)
     net.restore()
-    net.change_address()
+    net.change_route()
 
 
 def to_another_address(net: Emulated) -> None:
@@ -57,7 +58,9 @@ ROAMS = {
 
 
 @pytest.mark.parametrize("name", ROAMS)
-def test_the_first_key_after_a_roam(whole: Site, net: Emulated, name: str) -> None:
+def test_the_first_key_after_a_roam(
+    whole: Site, net: Emulated, name: str, record_property: Callable[[str, object], None]
+) -> None:
     net.set(rate=1000 * MBIT, delay_seconds=0.005, queue_seconds=0.05)
     with (
         dial_to(whole, ECHO)() as shell,
@@ -68,4 +71,6 @@ def test_the_first_key_after_a_roam(whole: Site, net: Emulated, name: str) -> No
         typist.type_for(3)  # what an answer takes here is known after some pings
         wait_until(lambda: meter.bytes > 100 * MBIT, "the download to be at full speed")
         ROAMS[name].make(net)
-        assert typist.type_for(0.1)[0] < ROAMS[name].first_key_seconds + SLACK_SECONDS
+        took = typist.type_for(0.1)[0]
+    record_property("first_key_seconds", round(took, 2))
+    assert took < ROAMS[name].first_key_seconds + SLACK_SECONDS
