@@ -1,7 +1,6 @@
 """The certificate authority: a root that can be taken offline, and the issuing intermediate that works.
 
-On disk it is one folder: ``root.pem`` and ``root-key.pem`` (wanted only to replace the issuing
-authority, so the key may be moved away), ``issuing.pem`` and ``issuing-key.pem``.
+``authority_folder`` keeps it on disk, ``rotation`` says how it is replaced.
 """
 
 from __future__ import annotations
@@ -10,20 +9,19 @@ import datetime
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from certs.bundle import split_pem
-from certs.files import KeyFileError, make_private_folder, read_private, write_private, write_public
+from certs.life import BACK_DATED
+from certs.requests import CertificateRequest, require_names
+from certs.signing import LeafProfile, certify_key, make_issuing, make_leaf, make_root
 from certs.x509 import (
+    CertificateFacts,
     Credential,
-    LeafProfile,
     Usage,
     Validity,
     describe,
-    key_fits,
-    make_issuing,
-    make_leaf,
-    make_root,
+    facts_of,
+    pin_of,
+    public_key_of,
 )
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import LOOPBACK, canonical_host, is_node_name
@@ -31,8 +29,9 @@ from tunnel_core.names import LOOPBACK, canonical_host, is_node_name
 ROOT_DAYS = 3652  # ten years
 ISSUING_DAYS = 1826  # five
 LEAF_DAYS = 365
-BACK_DATED = datetime.timedelta(hours=1)
-"""Edge clocks run late; a certificate must hold for a node whose clock is behind ours."""
+"""Of certificates that are made by hand, for users and servers; nobody renews those."""
+NODE_LIFE_SECONDS = 30 * 24 * 3600.0
+"""Of certificates that nodes ask for; they renew at two thirds of it."""
 LOOPBACK_NAMES = (LOOPBACK, "127.0.0.1", "::1")
 DEFAULT_TRUST_DOMAIN = "qanat.internal"
 
@@ -51,12 +50,27 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
+class Certified:
+    """A leaf for a key that we do not have, to be sent to whoever has it."""
+
+    facts: CertificateFacts
+    chain_pem: bytes
+    roots_pem: bytes
+    root_pin: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Authority:
-    """Issues leaves of one trust domain."""
+    """Issues leaves of one trust domain. The first of the roots is the one that signed ``issuing``."""
 
     trust_domain: str
     issuing: Credential
     roots_pem: bytes
+
+    @property
+    def root_pin(self) -> bytes:
+        """Of the root that this authority's leaves lead to."""
+        return pin_of(self.roots_pem)
 
     def issue(
         self,
@@ -75,12 +89,66 @@ class Authority:
         identity = SpiffeId(self.trust_domain, role, name)
         validity = _validity(days, now)
         self._refuse_to_outlive(validity)
-        usage = Usage.SERVER if role is Role.SERVER else Usage.CLIENT
-        leaf = make_leaf(self.issuing, LeafProfile(identity, usage, validity, tuple(names)))
+        leaf = make_leaf(self.issuing, LeafProfile(identity, usage_of(role), validity, tuple(names)))
         return Leaf(leaf, leaf.certificate_pem + self.issuing.certificate_pem, self.roots_pem)
 
+    def certify(
+        self,
+        request: CertificateRequest,
+        identity: SpiffeId,
+        *,
+        life_seconds: float = NODE_LIFE_SECONDS,
+        now: datetime.datetime | None = None,
+    ) -> Certified:
+        """A leaf of ``identity`` for the key of a request, holding from an hour ago for ``life_seconds``.
+
+        Where the issuing certificate ends sooner the leaf ends with it: a fleet that renews must not
+        come to a halt weeks before that day, as it would if such requests were refused.
+
+        Raises ``RequestRefused`` if the request names somebody else, ``AuthorityError`` if the issuing
+        certificate has ended, ``ValueError`` for an identity of another trust domain.
+        """
+        if identity.trust_domain != self.trust_domain:
+            raise ValueError(f"{identity} is not of the trust domain {self.trust_domain}")
+        require_names(request, identity)
+        moment = now or datetime.datetime.now(datetime.UTC)
+        ends = min(moment + datetime.timedelta(seconds=life_seconds), self._issuing_ends)
+        if ends <= moment:
+            raise AuthorityError(
+                f"the issuing certificate has ended on {ends:%Y-%m-%d};"
+                " replace it with `qanat-server ca rotate issuing`"
+            )
+        profile = LeafProfile(identity, usage_of(identity.role), Validity(moment - BACK_DATED, ends))
+        leaf_pem = certify_key(self.issuing, profile, request.public_key_der)
+        chain = leaf_pem + self.issuing.certificate_pem
+        return Certified(facts_of(leaf_pem), chain, self.roots_pem, self.root_pin)
+
+    def reissue(
+        self, certificate_pem: bytes, *, days: float = LEAF_DAYS, now: datetime.datetime | None = None
+    ) -> Certified:
+        """A leaf that says what another does, for the same key, from this authority and from now on.
+
+        So one file has to change, and changes whole. Raises ``AuthorityError``, or ``ValueError`` if
+        the other cannot be read.
+        """
+        said, facts = describe(certificate_pem), facts_of(certificate_pem)
+        validity = _validity(days, now)
+        self._refuse_to_outlive(validity)
+        profile = LeafProfile(facts.identity, usage_of(facts.identity.role), validity, said.names)
+        leaf_pem = certify_key(self.issuing, profile, public_key_of(certificate_pem))
+        chain = leaf_pem + self.issuing.certificate_pem
+        return Certified(facts_of(leaf_pem), chain, self.roots_pem, self.root_pin)
+
+    def days_left(self, now: datetime.datetime) -> float:
+        """For how long a leaf may hold at most."""
+        return (self._issuing_ends - now) / datetime.timedelta(days=1)
+
+    @property
+    def _issuing_ends(self) -> datetime.datetime:
+        return describe(self.issuing.certificate_pem).ends
+
     def _refuse_to_outlive(self, validity: Validity) -> None:
-        ends = describe(self.issuing.certificate_pem).ends
+        ends = self._issuing_ends
         if validity.ends > ends:
             raise AuthorityError(
                 f"the issuing certificate ends on {ends:%Y-%m-%d}, before the new one would"
@@ -95,35 +163,28 @@ class NewAuthority:
     root: Credential
     authority: Authority
 
-    def save(self, folder: Path) -> None:
-        """Writes the folder's four files; keeps any that exist and raises ``FileExistsError``."""
-        make_private_folder(folder)
-        issuing = self.authority.issuing
-        write_private(folder / "root-key.pem", self.root.key_pem, replace=False)
-        write_public(folder / "root.pem", self.root.certificate_pem, replace=False)
-        write_private(folder / "issuing-key.pem", issuing.key_pem, replace=False)
-        write_public(folder / "issuing.pem", issuing.certificate_pem, replace=False)
+
+def usage_of(role: Role) -> Usage:
+    """The one usage of a leaf in this role."""
+    return Usage.SERVER if role is Role.SERVER else Usage.CLIENT
 
 
 def create_authority(trust_domain: str, *, now: datetime.datetime | None = None) -> NewAuthority:
     """A new root and issuing intermediate of a trust domain."""
     root = make_root(trust_domain, _validity(ROOT_DAYS, now))
-    issuing = make_issuing(root, trust_domain, _validity(ISSUING_DAYS, now))
+    issuing = create_issuing(root, trust_domain, now=now)
     return NewAuthority(root, Authority(trust_domain, issuing, root.certificate_pem))
 
 
-def load_authority(folder: Path) -> Authority:
-    """What ``NewAuthority.save`` wrote; the root's key is not needed. Raises ``AuthorityError``."""
-    try:
-        issuing = Credential((folder / "issuing.pem").read_bytes(), read_private(folder / "issuing-key.pem"))
-        roots = b"".join(split_pem((folder / "root.pem").read_bytes()))
-        return Authority(_trust_domain(issuing), issuing, roots)
-    except OSError as error:
-        raise AuthorityError(f"{error.filename} cannot be read: {error.strerror}") from error
-    except KeyFileError as error:
-        raise AuthorityError(str(error)) from error
-    except ValueError as error:
-        raise AuthorityError(f"the authority in {folder} is damaged: {error}") from error
+def create_issuing(
+    root: Credential, trust_domain: str, *, now: datetime.datetime | None = None
+) -> Credential:
+    """Another issuing intermediate under a root, which it does not outlive."""
+    wanted = _validity(ISSUING_DAYS, now)
+    ends = min(wanted.ends, describe(root.certificate_pem).ends)
+    if ends <= wanted.begins + BACK_DATED:
+        raise AuthorityError(f"the root has ended on {ends:%Y-%m-%d}; a new one is due: ca rotate add")
+    return make_issuing(root, trust_domain, Validity(wanted.begins, ends))
 
 
 def default_trust_domain(first_name: str) -> str:
@@ -139,16 +200,6 @@ def canonical_name(text: str) -> str:
     if _is_address(bare) and "%" not in bare:  # a zone means nothing on another machine
         return str(ipaddress.ip_address(bare))
     return canonical_host(text)
-
-
-def _trust_domain(issuing: Credential) -> str:
-    if not key_fits(issuing):
-        raise ValueError("issuing.pem and issuing-key.pem do not belong together")
-    said = describe(issuing.certificate_pem)
-    if not said.is_authority or len(said.uris) != 1:
-        raise ValueError("issuing.pem is not the certificate of an authority that names its trust domain")
-    domain = said.uris[0].removeprefix("spiffe://")
-    return SpiffeId(domain, Role.SERVER, "any").trust_domain  # for its check of the form
 
 
 def _validity(days: float, now: datetime.datetime | None) -> Validity:

@@ -195,7 +195,7 @@ def as_toml(value: Any, hint: Any) -> str:
     if isinstance(value, bool | dict):
         return json.dumps(value)
     if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return f"{value:.12g}" if isinstance(value, float) else str(value)
     if isinstance(value, tuple):
         return json.dumps([str(item) for item in value])
     if isinstance(value, Secret):
@@ -243,7 +243,7 @@ def all_counted() -> Counters:
 def test_every_metric_is_described_with_its_labels() -> None:
     nodes = [NodeSample("edge1", round_trip_seconds=0.1)]
     snapshot = all_counted().snapshot(
-        sessions=1, nodes=nodes, software="qanat/1", cap=CapSample(1000, 0.5, 100)
+        sessions=1, nodes=nodes, software="qanat/1", cap=CapSample(1000, 0.5, 100), audit_dropped=1
     )
     page = metrics.exposition(snapshot).decode()
     shown = {}

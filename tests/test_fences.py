@@ -25,8 +25,9 @@ BEHIND_ONE_MODULE = {
     "asyncio": {"tunnel_core.bridge", "tunnel_core.grpc_call", "tunnel_core.grpc_carrier"},
     "grpc": {"tunnel_core.grpc_call"},
     "google": {"tunnel_core.pb.tunnel_pb2"},
-    "cryptography": {"certs.x509"},
+    "cryptography": {"certs.x509", "certs.signing", "certs.requests", "certs.pkcs7"},
     "prometheus_client": {"tunnel_core.metrics"},
+    "sqlite3": {"tunnel_server.store.database"},
 }
 """Foreign worlds, and the only modules that speak with them."""
 
@@ -39,7 +40,11 @@ DECISIONS = [
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
     *("tunnel_server." + name for name in ("sessions", "duplicates", "events")),
     *("tunnel_agent." + name for name in ("targets", "proxy", "config", "netlink", "route_change")),
-    "tunnel_agent.link_view",
+    *("tunnel_agent." + name for name in ("link_view", "renewal_plan", "findings")),
+    *("tunnel_agent.join." + name for name in ("wish", "config_text")),
+    *("tunnel_server.store." + name for name in ("schema", "patterns", "revoked", "moments")),
+    *("tunnel_server.enrolment." + name for name in ("asking", "budgets")),
+    *("certs." + name for name in ("token", "rotation", "life")),
 ]
 """What decides does no I/O, and asks nobody for the time or for chance."""
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 import trio
 
+from certs.bundle import Bundle
 from tunnel_agent.attach import Attacher
 from tunnel_agent.config import STATUS_SERVICE
 from tunnel_agent.connect import SOFTWARE
 from tunnel_agent.dial import Dialler
+from tunnel_agent.held_bundle import HeldBundle
 from tunnel_agent.load import Installation
+from tunnel_agent.renewal import Renewal
+from tunnel_agent.renewal_command import renewal_command
+from tunnel_agent.roots import Roots
 from tunnel_agent.serve import Serving
 from tunnel_agent.state import AgentState
 from tunnel_agent.status import status_routes
@@ -68,9 +74,11 @@ class Agent:
         self.counters = Counters()
         rate = installation.config.link.max_bytes_per_second
         self.cap = Bucket(rate) if rate else None
+        self._held = HeldBundle(installation.bundle_file, installation.bundle)
         self.pages = self._make_pages()
         self.serving = self._make_serving()
         self._attacher = self._make_attacher(bridge)
+        self._renewal = Renewal(self._held, self.state, self._renewal_command, self._take_up)
 
     def _make_pages(self) -> OpsPages:
         installation, state = self._installation, self.state
@@ -103,8 +111,22 @@ class Agent:
         self.connector = connector = installation.connector(
             bridge, self.serving.take, self.state.look, self.cap
         )
+        connector.on_roots = Roots(connector, installation.bundle_file, self._nursery).hear
         wait = session.retry_max_seconds
-        return Attacher(connector.open_link, self.state, self.counters, max_wait_seconds=wait)
+        return Attacher(
+            connector.open_link, self.state, self.counters, max_wait_seconds=wait, obstacle=self._obstacle
+        )
+
+    def _obstacle(self) -> tuple[str, bool]:
+        now = datetime.now(UTC)
+        return self._held.obstacle(now), self._held.has_ended(now)
+
+    def _renewal_command(self) -> list[str]:
+        return renewal_command(self._installation.file, self._installation.bundle_file)
+
+    def _take_up(self, bundle: Bundle) -> None:
+        self.connector.take_up(bundle)
+        self._attacher.hurry()
 
     async def start(self) -> None:
         """Starts everything; returns when the ops listener is bound. Raises ``OSError`` if it cannot be."""
@@ -112,6 +134,7 @@ class Agent:
         ops = await self._nursery.start(serve_ops, self._installation.config.ops, self.pages)
         self._nursery.start_soon(self._stay_attached)
         self._nursery.start_soon(self.connector.route.run)
+        self._nursery.start_soon(self._renewal.run)
         pool, limits = self.connector.pool, self.connector.limits
         self._nursery.start_soon(relieve_pressure, pool, self._mux_streams, limits)
         fields = {"node": self.state.node, "file": self._installation.file, "descriptors": descriptors.now}

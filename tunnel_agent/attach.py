@@ -12,6 +12,8 @@
    takeovers in turn fall into the minute in which the server counts them (``duplicates.py``).
 5. A server that does not know the session any more has been restarted, and offered another one when the
    agent came to resume: that is taken at once. The fleet is spread already, as its attempts were.
+6. A certificate that has ended or was revoked is of no use until somebody acts: five minutes from try to
+   try, each with one line that says what to do. ``hurry`` ends such a wait when there is another.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from contextlib import AbstractAsyncContextManager
 import tenacity
 import trio
 
+from tunnel_agent.held_bundle import REJOIN
 from tunnel_agent.state import AgentState, AttachedLink
 from tunnel_core.counters import Counters
 from tunnel_core.logs import log_event
@@ -37,6 +40,8 @@ YOUNG_SECONDS = 20.0
 _FIRST_WAIT_SECONDS = 1.0
 _MAX_OBEYED_SECONDS = 600.0
 _TAKEN_OVER_SHARE = 3
+HOPELESS_SECONDS = 300.0
+_HOPELESS = (Reason.REVOKED, Reason.CERTIFICATE_EXPIRED)
 _HINT = "qanat-agent check shows which step fails"
 """For whoever installs a node; one that was attached before has another kind of trouble."""
 
@@ -56,15 +61,26 @@ class AttachFailed(Exception):  # noqa: N818 - named by what happened
 
 
 class Attacher:
-    """The attach loop of one agent. ``state`` tells the rest of the program where it stands."""
+    """The attach loop of one agent. ``state`` tells the rest of the program where it stands.
+
+    ``obstacle`` says what is wrong with the certificate, and whether for good: empty if nothing is.
+    """
 
     def __init__(
-        self, open_link: OpenLink, state: AgentState, counters: Counters, *, max_wait_seconds: float
+        self,
+        open_link: OpenLink,
+        state: AgentState,
+        counters: Counters,
+        *,
+        max_wait_seconds: float,
+        obstacle: Callable[[], tuple[str, bool]] = lambda: ("", False),
     ) -> None:
         self._open_link = open_link
         self._state = state
         self._counters = counters
         self._max_wait = max_wait_seconds
+        self._obstacle = obstacle
+        self._nap = trio.CancelScope()
         self._jitter = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=max_wait_seconds)
 
     async def run(self) -> None:
@@ -87,8 +103,14 @@ class Attacher:
         if self._state.is_stopping:
             return
         self._state.waiting(seconds)
-        log_event(_log, logging.INFO, f"next attempt in {seconds:.1f} s")
-        await trio.sleep(seconds)
+        level = logging.DEBUG if seconds >= HOPELESS_SECONDS else logging.INFO  # the line before says it
+        log_event(_log, level, f"next attempt in {seconds:.1f} s")
+        with trio.CancelScope() as self._nap:
+            await trio.sleep(seconds)
+
+    def hurry(self) -> None:
+        """Another certificate is there: whoever waits tries at once."""
+        self._nap.cancel()
 
     async def _round(self) -> Reason | None:
         """Tries each server once; returns why the session ended. Raises ``AttachFailed`` unless one lived."""
@@ -102,15 +124,32 @@ class Attacher:
                     ended, age = await self._stay(server, link)
             except Refused as error:
                 self._counters.attached(error.reason)
-                self._trouble(f"cannot attach to {server}: {error.detail}", error.reason)
+                self._note_failure(server, error)
                 wait_seconds = max(wait_seconds, _advice_of(error))
                 continue
             finally:
                 self._state.detached()
+            if ended in _HOPELESS:
+                raise AttachFailed(HOPELESS_SECONDS)
             if age >= YOUNG_SECONDS and ended is not Reason.TAKEN_OVER:
                 return ended
             raise AttachFailed(self._max_wait / _TAKEN_OVER_SHARE if ended is Reason.TAKEN_OVER else 0.0)
         raise AttachFailed(wait_seconds)
+
+    def _note_failure(self, server: str, error: Refused) -> None:
+        """One line; raises ``AttachFailed`` if no other server needs to be asked."""
+        sentence, for_good = self._obstacle()
+        what = f"cannot attach to {server}: {error.detail}"
+        reason = Reason.CERTIFICATE_EXPIRED if for_good else error.reason
+        if error.reason in _HOPELESS and not sentence:
+            sentence = REJOIN
+        if for_good or error.reason in _HOPELESS:
+            seconds = HOPELESS_SECONDS * random.uniform(1, 1.1)  # noqa: S311 - spreads load
+            text = f"{what}; {sentence}; next attempt in {seconds:.0f} s"
+            self._state.trouble(text)
+            log_event(_log, logging.WARNING, text, reason=reason)
+            raise AttachFailed(seconds)
+        self._trouble(f"{what}; {sentence}" if sentence else what, reason)
 
     async def _stay(self, server: str, link: AttachedLink) -> tuple[Reason, float]:
         """Waits for the end of a session; returns its reason and the session's age in seconds."""
@@ -127,6 +166,8 @@ class Attacher:
         if reason is Reason.TAKEN_OVER:
             node = self._state.node
             what += f"; another agent runs as {node}: give each machine a bundle of its own"
+        elif reason in _HOPELESS:
+            what += f"; {REJOIN}; next attempt in {HOPELESS_SECONDS:.0f} s"
         self._trouble(what, reason)
         return reason, trio.current_time() - start
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trio
 
 from certs.x509 import Credential, describe, key_fits
+from tunnel_agent.check_renewal import check_clock, check_renewal
+from tunnel_agent.config import AgentConfig
 from tunnel_agent.dial import Dialler
 from tunnel_agent.findings import Finding, Report, Verdict
 from tunnel_agent.load import Installation, load_installation
 from tunnel_agent.probe import ServerProbe
-from tunnel_agent.targets import Entry
+from tunnel_agent.targets import Entry, Policy
 from tunnel_agent.tls import TargetTls
 from tunnel_core.bridge import open_bridge
 from tunnel_core.command_line import ExitCode
@@ -39,11 +40,13 @@ async def check_all(config_file: Path | None, bundle_file: Path | None, report: 
     if installation is None:
         return ExitCode.USAGE
     note(check_certificate(installation, datetime.now(UTC)))
+    note(await check_clock(installation))
+    note(check_renewal(installation))
     async with open_bridge() as bridge:
         for server in installation.servers:
             connector = installation.connector(bridge, _refuse, on_look=lambda _: None)
             await ServerProbe(server, installation, connector).run(note)
-    for finding in await check_targets(installation):
+    for finding in await check_targets(installation.policy(), installation.config):
         note(finding)
     return ExitCode.FAILED if Verdict.FAIL in verdicts else ExitCode.OK
 
@@ -80,8 +83,10 @@ def check_certificate(installation: Installation, now: datetime) -> Finding:
         return Finding("certificate", Verdict.FAIL, detail, "set the clock: `timedatectl set-ntp true`")
     if now > leaf.ends:
         detail = f"the certificate ended on {leaf.ends:%Y-%m-%d}; {clock}"
-        return Finding("certificate", Verdict.FAIL, detail, f"if the clock is right, {new}")
-    soon = f", in {(leaf.ends - now).days} days: {new}" if leaf.ends - now < _SOON else ""
+        again = "join again with a new token (`qanat-agent join SERVER --again`), or "
+        return Finding("certificate", Verdict.FAIL, detail, f"if the clock is right, {again}{new}")
+    is_left = not bundle.https and leaf.ends - now < _SOON  # what names a server is renewed by itself
+    soon = f", in {(leaf.ends - now).days} days: {new}" if is_left else ""
     return Finding("certificate", Verdict.PASS, f"{bundle.identity}, until {leaf.ends:%Y-%m-%d}{soon}")
 
 
@@ -89,17 +94,17 @@ def _refuse(stream: Stream) -> None:
     stream.refuse(Reason.AGENT_STOPPING, "this is only a check")  # a probe is never sent a stream
 
 
-async def check_targets(installation: Installation) -> list[Finding]:
+async def check_targets(policy: Policy, config: AgentConfig) -> list[Finding]:
     """Dials each service and each single target of ``allow``, some at once; findings in their order."""
-    policy = installation.policy()
-    dialler = Dialler(policy, installation.config.dial_timeout_seconds, TargetTls(policy.node, policy.file))
-    targets = list(_targets(installation))
+    dialler = Dialler(policy, config.dial_timeout_seconds, TargetTls(policy.node, policy.file))
+    services = (Target(service=service.name) for service in config.service)
+    targets: list[Entry | Target] = [*services, *config.allow]
     found: dict[int, Finding] = {}
     limit = trio.CapacityLimiter(_DIALS_AT_ONCE)
 
     async def check(index: int, entry: Entry | Target) -> None:
         async with limit:
-            found[index] = await _check_target(dialler, installation.file, entry)
+            found[index] = await _check_target(dialler, policy.file, entry)
 
     async with trio.open_nursery() as nursery:
         for index, entry in enumerate(targets):
@@ -107,12 +112,7 @@ async def check_targets(installation: Installation) -> list[Finding]:
     return [found[index] for index in range(len(targets))]
 
 
-def _targets(installation: Installation) -> Iterable[Entry | Target]:
-    yield from (Target(service=service.name) for service in installation.config.service)
-    yield from installation.config.allow
-
-
-async def _check_target(dialler: Dialler, file: Path, entry: Entry | Target) -> Finding:
+async def _check_target(dialler: Dialler, file: str, entry: Entry | Target) -> Finding:
     target = entry if isinstance(entry, Target) else entry.single_target()
     if target is None:
         return Finding("target", Verdict.SKIP, f"{entry}: more than one address or port, not dialled")

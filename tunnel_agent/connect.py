@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import trio
 
 from certs.bundle import Bundle
-from tunnel_agent.proxy import Proxy, ProxyError, choose_proxy
+from tunnel_agent.proxy import Proxy, ProxyError
+from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.resume import Resumer
 from tunnel_agent.route import RouteWatcher, addresses_of
 from tunnel_core import __version__
@@ -39,26 +39,6 @@ _LEAST_ANSWER_SECONDS, _ANSWER_DIALS = 3.0, 4.0
 twelve; a way that has ended since then must not hold one of the two attempts for longer."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyChoice:
-    """What the configuration says about proxies; the environment is asked at each attempt."""
-
-    proxy: str = field(default="", repr=False)
-    password: str = field(default="", repr=False)
-    no_proxy: Sequence[str] = ()
-    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
-
-    def proxy_for(self, server: str) -> Proxy | None:
-        """The proxy that leads to ``server``, or None. Raises ``ProxyError``."""
-        return choose_proxy(
-            server,
-            proxy=self.proxy,
-            password=self.password,
-            no_proxy=self.no_proxy,
-            environment=self.environment,
-        )
-
-
 @dataclass(slots=True)
 class Connector:
     """Makes links to servers for one node.
@@ -75,6 +55,8 @@ class Connector:
     services: tuple[Service, ...]
     on_open: Callable[[Stream], None]
     on_look: Callable[[LinkEvent | None], None]
+    on_roots: Callable[[bytes], None] = lambda told: None
+    """Hears which roots (PEM) a server tells in its welcome; must not block or raise."""
     max_wait_seconds: float = 30.0
     metered: bool = False
     cap: Bucket | None = None
@@ -95,6 +77,12 @@ class Connector:
     def _route_changed(self) -> None:
         if self._resumer is not None:
             self._resumer.route_changed()
+
+    def take_up(self, bundle: Bundle) -> None:
+        """Attaches show this bundle from now on, and a session that is there moves to a carrier with it."""
+        self.bundle = bundle
+        if self._resumer is not None:
+            self._resumer.refresh()
 
     @asynccontextmanager
     async def open_link(self, server: str) -> AsyncIterator[Link]:
@@ -172,6 +160,8 @@ class Connector:
         attempt = Attempt(carrier, AgentSteps(self._hello(self._number, link, use=use)), decide)
         answer_seconds = max(_LEAST_ANSWER_SECONDS, _ANSWER_DIALS * took)
         await attempt.settle(min(self.limits.attach_timeout_seconds, patience_seconds, answer_seconds))
+        if attempt.welcome.trust_bundle:
+            self.on_roots(attempt.welcome.trust_bundle)
         return attempt
 
     async def _watch_way(self, server: str) -> None:

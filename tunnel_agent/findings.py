@@ -16,24 +16,32 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The outcome of one step. ``fix`` says what to do and stands with failures alone."""
+    """The outcome of one step. ``fix`` says what to do and stands with failures alone.
+
+    ``reason`` is the word of a server's refusal, if that was it.
+    """
 
     step: str
     verdict: Verdict
     detail: str
     fix: str = ""
+    reason: str = ""
 
 
 Report: TypeAlias = Callable[[Finding], None]
 
 
 class StepFailed(Exception):  # noqa: N818 - named by what happened
-    """A step failed. Both texts are for the user."""
+    """A step failed. ``detail`` and ``fix`` are for the user; ``reason`` as in ``Finding``."""
 
-    def __init__(self, detail: str, fix: str) -> None:
-        super().__init__(detail, fix)
+    def __init__(self, detail: str, fix: str, reason: str = "") -> None:
+        super().__init__(detail, fix, reason)
         self.detail = detail
         self.fix = fix
+        self.reason = reason
+
+    def finding(self, step: str) -> Finding:
+        return Finding(step, Verdict.FAIL, self.detail, self.fix, self.reason)
 
 
 Step: TypeAlias = tuple[str, Callable[[], Awaitable[str]]]
@@ -46,7 +54,7 @@ async def take_steps(steps: Sequence[Step], report: Report) -> bool:
         try:
             detail = await step()
         except StepFailed as failure:
-            report(Finding(name, Verdict.FAIL, failure.detail, failure.fix))
+            report(failure.finding(name))
             return False
         report(Finding(name, Verdict.PASS, detail))
     return True

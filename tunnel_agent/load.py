@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from certs.bundle import Bundle, BundleError, read_bundle
 from tunnel_agent.config import STATUS_SERVICE, AgentConfig, Service
-from tunnel_agent.connect import Connector, ProxyChoice
+from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.targets import Policy, Published
 from tunnel_core import frames, paths
-from tunnel_core.bridge import Bridge
-from tunnel_core.bucket import Bucket
 from tunnel_core.config import ConfigError, Problem, Source, load, parse
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.profiles import ProfileName
-from tunnel_core.states import LinkEvent
-from tunnel_core.stream import Stream
+
+if TYPE_CHECKING:
+    from tunnel_agent.connect import Connector
+    from tunnel_core.bridge import Bridge
+    from tunnel_core.bucket import Bucket
+    from tunnel_core.states import LinkEvent
+    from tunnel_core.stream import Stream
 
 _MAX_PASSWORD_BYTES = 4096
 
@@ -41,6 +45,8 @@ class Installation:
         cap: Bucket | None = None,
     ) -> Connector:
         """What attaches this installation; for the two callbacks see there."""
+        from tunnel_agent.connect import Connector  # gRPC, which a renewal can do without
+
         session = self.config.session
         return Connector(
             bridge=bridge,
@@ -71,13 +77,18 @@ class Installation:
         return (*own, frames.Service(STATUS_SERVICE, "http", "the agent's status page"))
 
     def policy(self) -> Policy:
-        return Policy(
-            node=self.node,
-            file=str(self.file),
-            allow=self.config.allow,
-            services=map(_published, self.config.service),
-            built_in=(STATUS_SERVICE,),
-        )
+        return policy_of(self.node, self.file, self.config)
+
+
+def policy_of(node: str, file: Path, config: AgentConfig) -> Policy:
+    """What a node may dial by its configuration."""
+    return Policy(
+        node=node,
+        file=str(file),
+        allow=config.allow,
+        services=map(_published, config.service),
+        built_in=(STATUS_SERVICE,),
+    )
 
 
 def _published(service: Service) -> Published:
@@ -115,7 +126,7 @@ def load_config(file: Path, *, required: bool) -> AgentConfig:
 
 def load_bundle(file: Path, bundle_file: Path) -> Bundle:
     """The node's bundle, named by ``bundle_file`` of the configuration ``file``."""
-    cure = "run `qanat-server issue node NAME` on the server and bring the bundle here"
+    cure = "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat-server issue node NAME`"
     try:
         bundle = read_bundle(bundle_file)
     except BundleError as error:

@@ -7,8 +7,10 @@ import click
 from tunnel_core.command_line import LateGroup
 
 _COMMANDS = {
+    "join": "tunnel_agent.commands.join:command",
     "run": "tunnel_agent.commands.run:command",
     "check": "tunnel_agent.commands.check:command",
+    "renew": "tunnel_agent.commands.renew:command",
     "status": "tunnel_agent.commands.status:command",
     "version": "tunnel_agent.commands.version:command",
 }
@@ -20,9 +22,9 @@ def main() -> None:
     """The edge side of Qanat: dials out to a server and lets its users reach what you allow.
 
     \b
-    A first start, with the bundle from `qanat-server issue node NAME`:
-      qanat-agent check --bundle edge1.pem
-      qanat-agent run --bundle edge1.pem
+    A first start, with a token from `qanat-server token create --node NAME`:
+      echo TOKEN | qanat-agent join tunnel.example.com
+      qanat-agent run
     """
 
 

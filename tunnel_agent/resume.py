@@ -90,6 +90,11 @@ class Resumer:
         self._attempts.route_changed()
         self._look()
 
+    def refresh(self) -> None:
+        """The session shall go over to a new carrier, which shows what this node shows now."""
+        self._attempts.refresh()
+        self._look()
+
     def _befell(self, _: Link, event: LinkEvent) -> None:
         link = self._link
         if event is LinkEvent.RESUMED:

@@ -7,8 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
+from certs.life import Life
 from tunnel_agent.link_view import LinkHistory, LinkView
 from tunnel_core.frames import Welcome
 from tunnel_core.mux_stream import MuxStream
@@ -100,6 +102,8 @@ class AgentState:
     next_attempt_at: float = 0.0
     sessions: int = 0
     """Attached so far, by this process."""
+    certificate: Life | None = None
+    renews_at: datetime | None = None
     troubles: deque[Trouble] = field(default_factory=lambda: deque(maxlen=_KEPT_ERRORS))
 
     def __post_init__(self) -> None:

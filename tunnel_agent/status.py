@@ -47,6 +47,15 @@ class LinkStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CertificateStatus:
+    """``renews`` is when the agent means to renew it; empty if it cannot."""
+
+    serial: str
+    ends: str
+    renews: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """One look at the agent. Durations in seconds, times as ISO 8601 in UTC."""
 
@@ -69,6 +78,7 @@ class Status:
     allow: Sequence[str]
     troubles: Sequence[Mapping[str, str]]
     link: LinkStatus
+    certificate: CertificateStatus | None
 
 
 def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[str]) -> Status:
@@ -96,6 +106,16 @@ def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[st
         allow=list(allow),
         troubles=[{"at": _iso(trouble.at), "text": trouble.text} for trouble in reversed(state.troubles)],
         link=_link_status(state.link_view, now),
+        certificate=_certificate_status(state),
+    )
+
+
+def _certificate_status(state: AgentState) -> CertificateStatus | None:
+    life, renews_at = state.certificate, state.renews_at
+    if life is None:
+        return None
+    return CertificateStatus(
+        life.serial, _iso(life.ends.timestamp()), _iso(renews_at.timestamp()) if renews_at else ""
     )
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import h11
 import trio
 
 from tunnel_client.dial import Dialer, ServerUnreachable
-from tunnel_core.command_line import printable
-from tunnel_core.http import REASON_HEADER, HttpClientConnection, exchange, header_values
+from tunnel_core.api_answers import ACCEPT_JSON, json_object, refusal_of
+from tunnel_core.http import HttpClientConnection, exchange
 from tunnel_core.reasons import Reason, Refused
 
 _ANSWER_SECONDS = 15.0
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A node takes about 400 bytes: enough for a fleet far beyond one server."""
-ACCEPT_JSON = ("accept", "application/json")
 
 
 async def ask(dialer: Dialer, page: str, *, wait_seconds: float = 0.0) -> dict[str, Any]:
@@ -44,22 +42,10 @@ async def _ask(stream: trio.abc.Stream, name: str, page: str) -> dict[str, Any]:
     response, body = await exchange(connection, request, max_body_bytes=_MAX_ANSWER_BYTES)
     if response.status_code != 200:
         raise refusal_of(response, body, name)
-    answer = _object(body)
+    answer = json_object(body)
     if answer is None:
         raise Refused(Reason.TARGET_PROTOCOL, f"{name} did not answer with JSON: is it a Qanat server?")
     return answer
-
-
-def refusal_of(response: h11.Response | h11.InformationalResponse, body: bytes, name: str) -> Refused:
-    """What an answer other than success says: the reason's word, and the sentence for people."""
-    answer = _object(body) or {}
-    words = [answer.get("reason"), *(word.decode("latin-1") for word in _reason_words(response))]
-    reason = next((Reason[str(word).upper()] for word in words if _is_reason(word)), None)
-    phrase = response.reason.decode("latin-1")
-    if reason is None:
-        text = f"{name} answered {response.status_code} {phrase}: is it a Qanat server?"
-        return Refused(Reason.TARGET_PROTOCOL, text)
-    return Refused(reason, printable(str(answer.get("detail") or phrase)))
 
 
 def broken_off(name: str, error: trio.BrokenResourceError) -> Refused | ServerUnreachable:
@@ -71,19 +57,3 @@ def broken_off(name: str, error: trio.BrokenResourceError) -> Refused | ServerUn
     if "certificate" in str(error) or "unknown ca" in str(error):
         return Refused(Reason.UNAUTHENTICATED, f"{name} refused the bundle's certificate: {error}")
     return ServerUnreachable(f"{name} broke off the connection: {error}")
-
-
-def _reason_words(response: h11.Response | h11.InformationalResponse) -> list[bytes]:
-    return header_values(response, REASON_HEADER.encode())
-
-
-def _is_reason(word: object) -> bool:
-    return isinstance(word, str) and word.upper() in Reason.__members__ and word.islower()
-
-
-def _object(body: bytes) -> dict[str, Any] | None:
-    try:
-        answer = json.loads(body)
-    except ValueError:
-        return None
-    return answer if isinstance(answer, dict) else None

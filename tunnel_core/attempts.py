@@ -27,6 +27,9 @@
    else what TCP took in fills the queue of a thin link, in which the attempt's packets wait and are dropped.
 8. Trouble that is over abandons what is under way. What comes soon after is the same trouble, unless the
    session has moved: then network and server were there, and the next trouble is as young as any.
+9. A carrier may have to be replaced though nothing is wrong with it (``refresh``): it shows a certificate
+   that another one has followed. Then one attempt at a time is made without haste, and used when it is
+   welcomed; whatever else moves the session to a carrier that began since then will do, too.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ _MEAN_CHANCE = 0.5
 _AT_ONCE = 2
 _ROUTE_SECONDS = 5.0
 _FIRST_WINDOW_SECONDS = 2.0
+_REFRESH_FIRST_SECONDS, _REFRESH_LAST_SECONDS = 2.0, 60.0
 _DROWNING_SECONDS = 10.0
 """Between two attempts beside a carrier that still brings something, and from a move to the next of them."""
 
@@ -108,11 +112,21 @@ class Attempts:
         self._window = _FIRST_WINDOW_SECONDS
         self._route_at = -math.inf
         self._route_changed = False
+        self._refresh_at = math.inf  # when the next attempt for it may begin; inf if none is wanted
+        self._refresh_window = _REFRESH_FIRST_SECONDS
+        self._first_fresh = 0  # attempts from this number on show what is new
+        self._is_fresh = False  # the one that was welcomed last
 
     @property
     def due(self) -> float:
         """When ``poll`` has something to do, if nothing else happens. After ``poll`` never in the past."""
-        return self._next_at if self._in_trouble and not self._awaits_one else math.inf
+        next_at = self._next_at if self._in_trouble and not self._awaits_one else math.inf
+        return next_at if self._under_way else min(next_at, self._refresh_at)
+
+    def refresh(self) -> None:
+        """From now on a carrier is wanted that is newer than this moment; the next ``poll`` sees to it."""
+        self._refresh_at, self._refresh_window = -math.inf, _REFRESH_FIRST_SECONDS
+        self._first_fresh = self._last_number + 1
 
     @property
     def is_trying(self) -> bool:
@@ -130,6 +144,11 @@ class Attempts:
             self._route_at = now
             # What is not connected yet tries the old route.
             return [*self._abandon(self._waiting), *self._start(now, carried, chance)]
+        if now >= self._refresh_at and not self._under_way:
+            self._refresh_at = now + self._refresh_window * (1 + chance)
+            self._refresh_window = min(_REFRESH_LAST_SECONDS, 2 * self._refresh_window)
+            if not carried.lost:  # else trouble starts one anyway
+                return self._start(now, carried, chance)
         if not carried.lost and not carried.quiet:
             beside = carried.late_since < math.inf
             return self._try_beside(now, carried, chance) if beside else self._calm_down(now)
@@ -213,7 +232,10 @@ class Attempts:
     def welcomed(self, number: int, carried: Carried) -> bool:
         """Whether this attempt is to be used. If so all others are to be abandoned, and if not it is."""
         one = self._under_way.pop(number, None)
-        return one is not None and (number == self._bound or self._is_better(one, carried))
+        if one is None:
+            return False
+        self._is_fresh = self._refresh_at < math.inf and number >= self._first_fresh
+        return number == self._bound or self._is_fresh or self._is_better(one, carried)
 
     def _is_better(self, one: _UnderWay, carried: Carried) -> bool:
         drowns = carried.late_since < one.began and one.began > self._moved_at + _DROWNING_SECONDS
@@ -223,6 +245,8 @@ class Attempts:
         """The session goes on over a new carrier."""
         self._in_trouble, self._was_lost = False, False
         self._began_at, self._moved_at = None, now
+        if self._is_fresh:
+            self._refresh_at, self._is_fresh = math.inf, False
         return self._abandon_all()
 
     def _abandon_all(self) -> list[Action]:

@@ -20,7 +20,7 @@ from tunnel_core.settings import ENTRANCES
 LATENCY_BUCKETS_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
 NODE_SERIES_SECONDS = 3600.0
 """How long a detached node keeps its series."""
-_KNOWN_ENTRANCES = frozenset((*ENTRANCES, "agents", "https", "admin", "ops"))
+_KNOWN_ENTRANCES = frozenset((*ENTRANCES, "agents", "https", "est", "admin", "ops"))
 
 
 class Distribution:
@@ -129,10 +129,19 @@ class Counters:
         software: str = "",
         credit_granted_bytes: int = 0,
         cap: CapSample | None = None,
+        audit_dropped: int | None = None,
     ) -> Snapshot:
         """A copy that another thread may read; ``nodes`` empty leaves the per-node series out."""
         shown = (n for n in nodes if n.detached_seconds is None or n.detached_seconds < NODE_SERIES_SECONDS)
-        return Snapshot(copy.deepcopy(self), sessions, tuple(shown), software, credit_granted_bytes, cap)
+        return Snapshot(
+            counters=copy.deepcopy(self),
+            sessions=sessions,
+            nodes=tuple(shown),
+            software=software,
+            audit_dropped=audit_dropped,
+            credit_granted_bytes=credit_granted_bytes,
+            cap=cap,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +150,8 @@ class Snapshot:
     sessions: int
     nodes: tuple[NodeSample, ...]
     software: str
+    audit_dropped: int | None = None
+    """Lines of the audit that were lost; None where there is no audit."""
     credit_granted_bytes: int = 0
     """What peers may send, or have sent and nobody read yet, over all streams."""
     cap: CapSample | None = None

@@ -25,6 +25,7 @@ from tunnel_core.http_connection import READ_BYTES, Body, Connection
 from tunnel_core.http_head import (
     REASON_HEADER,
     HeadLimits,
+    HttpRefused,
     check_one_length,
     check_raw_head,
     check_request,
@@ -163,6 +164,7 @@ class HttpConnection(Connection):
             (REASON_HEADER, refused.reason.word),
             ("cache-control", "no-store"),
             ("connection", "close"),
+            *(refused.headers if isinstance(refused, HttpRefused) else ()),
         ]
         await self.respond(refused.reason.status, reason_phrase(refused), headers, body)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import h11
@@ -25,6 +26,14 @@ _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _FOLDED = re.compile(rb"\r\n[ \t]")
 _TLS_HANDSHAKE = 0x16
+
+
+class HttpRefused(Refused):
+    """A refusal whose answer carries headers of its own: how to log in, or when to come back."""
+
+    def __init__(self, reason: Reason, detail: str, headers: Iterable[tuple[str, str]]) -> None:
+        super().__init__(reason, detail)
+        self.headers = tuple(headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,9 @@ class _Page:
         )
         yield from _stream_metrics(self._snapshot.counters)
         yield from _event_metrics(self._snapshot.counters)
+        dropped = self._snapshot.audit_dropped
+        if dropped is not None:
+            yield CounterMetricFamily(f"{_PREFIX}audit_dropped", "Lines of the audit lost.", dropped)
         if self._snapshot.cap is not None:
             yield from _cap_metrics(self._snapshot.cap)
         yield from _node_metrics(self._snapshot.nodes)

@@ -45,11 +45,15 @@ Page: TypeAlias = Callable[[], Answer]
 
 @dataclass(frozen=True, slots=True)
 class OpsPages:
-    """What there is to see. ``ready`` gives ``""`` or the word of what is missing."""
+    """What there is to see. ``ready`` gives ``""`` or the word of what is missing.
+
+    ``degraded`` says whether it does its work, and yet somebody should look.
+    """
 
     snapshot: Callable[[], Snapshot]
     ready: Callable[[], str]
     routes: Mapping[str, Page] = field(default_factory=dict)
+    degraded: Callable[[], bool] = lambda: False
 
     async def handle(self, connection: HttpConnection, request: h11.Request) -> None:
         """Answers a request of somebody who may see everything; a handler for ``serve_http``."""
@@ -72,7 +76,9 @@ class OpsPages:
 
     def _readiness(self) -> Answer:
         missing = self.ready()
-        return Answer(f"{missing}\n".encode(), status=503) if missing else Answer(b"ready\n")
+        if missing:
+            return Answer(f"{missing}\n".encode(), status=503)
+        return Answer(b"degraded\n" if self.degraded() else b"ready\n")
 
     def _known(self) -> list[str]:
         return sorted({"/healthz", "/readyz", "/metrics", *self.routes})

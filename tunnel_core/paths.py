@@ -10,6 +10,7 @@ import platformdirs
 
 _SYSTEM_CONFIG = Path("/etc/qanat")
 _SYSTEM_DATA = Path("/var/lib/qanat")
+_SYSTEM_AGENT = Path("/var/lib/qanat-agent")
 BUNDLE_VARIABLE = "QANAT_BUNDLE"
 
 
@@ -37,6 +38,11 @@ def agent_config_file() -> Path:
 def node_bundle_file() -> Path:
     """The bundle with which an agent attaches."""
     return config_folder() / "node.pem"
+
+
+def joined_bundle_file() -> Path:
+    """Where a join puts the bundle: for root a folder of its own, that the agent's user may write in."""
+    return _SYSTEM_AGENT / "node.pem" if is_system() else node_bundle_file()
 
 
 def user_bundle_file() -> Path:

@@ -52,6 +52,21 @@ class Reason(enum.Enum):
     OPEN_FLOOD = (46, 429, "streams are opened and reset too fast")
     OPEN_TIMEOUT = (47, 504, "the agent did not answer the open in time")
     SEND_MEMORY_FULL = (48, 503, "the process holds as many unconfirmed bytes as it may")
+    # Certificates and who may have one.
+    BAD_CSR = (50, 400, "the certificate request is malformed, or asks for what is not given")
+    WEAK_KEY = (51, 400, "the key is too weak, or of a kind that is not accepted")
+    CSR_NAME_MISMATCH = (52, 403, "the certificate request names another than the one who asks")
+    TOKEN_WRONG = (53, 401, "the token is not known here")
+    TOKEN_EXPIRED = (54, 403, "the token's life is over")
+    TOKEN_USED_UP = (55, 403, "the token was used as often as it may be")
+    TOKEN_REVOKED = (56, 403, "the token was revoked")
+    TOKEN_NAME_MISMATCH = (57, 403, "the token is for other nodes")
+    TOKEN_REPLAYED = (58, 403, "the token has let this node in before, with another key")
+    REVOKED = (59, 403, "the certificate, or the name in it, was revoked")
+    TOO_MANY_ENROLMENTS = (100, 503, "too many certificates are being asked for at this moment")
+    TOO_MANY_GUESSES = (101, 429, "too many wrong tokens came from this address")
+    CERTIFICATE_EXPIRED = (102, 403, "the certificate's life is over")
+    ROOT_RETIRED = (103, 403, "the root of the certificate is trusted no more")
     # The session and its carriers.
     SESSION_LOST = (60, 502, "the session with the agent was lost")
     PING_TIMEOUT = (61, 504, "the other end stopped answering pings")
@@ -82,6 +97,12 @@ class Reason(enum.Enum):
     DATA_GAP = (87, 400, "data is missing before the offset that arrived")
     STREAM_NEVER_OPENED = (88, 400, "a frame names a stream that was never opened")
     TLS_TOO_OLD = (89, 400, "the TLS version is older than this listener allows")
+    # What the server keeps.
+    STORE_FULL = (90, 507, "the disk that holds the server's store is full")
+    STORE_FAILED = (91, 503, "the server's store cannot be read or written")
+    AUDIT_FAILED = (92, 503, "what was asked for could not be written to the audit, so it was not done")
+    ROTATION_REFUSED = (93, 409, "the authority is not ready for this step")
+    AUTHORITY_UNUSABLE = (94, 503, "the certificate authority cannot be used")
     # Faults of ours.
     INTERNAL_ERROR = (99, 500, "an error inside Qanat; the log has the traceback")
 

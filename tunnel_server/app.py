@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import trio
 
-from certs.x509 import Usage, identity_of_leaf
+from certs.authority_folder import retired_keys
+from certs.rotation import Step
+from certs.x509 import Usage, proven_leaf
 from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import CarrierFailed
 from tunnel_core.counters import Counters, Snapshot
@@ -25,26 +28,42 @@ from tunnel_core.mux_stream import MuxStream
 from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
 from tunnel_core.pressure import relieve_pressure
 from tunnel_core.reasons import Reason
+from tunnel_server.admin.actions import Actions
 from tunnel_server.admission import Admission
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.binding import CannotListen, UnixAddress
 from tunnel_server.config import ServerConfig
 from tunnel_server.credentials import BadCredentials, Credentials, read_credentials, tls_files
+from tunnel_server.enrolment.answers import Signer, load_signer
+from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
+from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.entrances.api import ApiEntrance
 from tunnel_server.entrances.connect import ENTRANCE as CONNECT
 from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.entrances.est import EstEntrance, Reach
 from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web import ENTRANCE as WEB
 from tunnel_server.entrances.web import WebEntrance
 from tunnel_server.figures import take_snapshot
 from tunnel_server.followers import Followers
-from tunnel_server.front import Front, by_certificate, by_file_mode, by_peer
+from tunnel_server.front import Front, Identify, by_certificate, by_file_mode, by_peer
 from tunnel_server.handshake import TlsContexts, over_tls
+from tunnel_server.keeping import keep_store
 from tunnel_server.listeners import Handler, Listener, listen_tcp, listen_unix
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
+from tunnel_server.own_certificate import OwnCertificate
+from tunnel_server.reach import bound_addresses, worth_telling
 from tunnel_server.records import Records
+from tunnel_server.refusals import Refusals, about
+from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.standing import Ended, Standing
+from tunnel_server.store.audit import AuditLine
+from tunnel_server.store.audit import Kind as AuditKind
+from tunnel_server.store.database import StoreError
+from tunnel_server.store.lock import StoreHeld
+from tunnel_server.store.store import Store
 
 _log = logging.getLogger("qanat.server")
 
@@ -64,8 +83,13 @@ class Server:
         self.nodes = Nodes(trio.current_time, _now)
         self.counters = Counters()
         self.followers = Followers(self.nodes.events, self.counters)
-        self.records = Records(self.counters, config.log, trio.current_time)
-        self.opener = Opener(self.nodes, self.records, trust_domain=config.trust_domain)
+        self.standing = Standing(_now)
+        self.standing.on_ended = self._note_ended
+        self.refusals = Refusals(self._audit, trio.current_time)
+        self.records = Records(self.counters, config.log, trio.current_time, self.refusals)
+        self.opener = Opener(
+            self.nodes, self.records, trust_domain=config.trust_domain, standing=self.standing
+        )
         self.pool = CreditPool(Limits().credit_pool)
         self.attachments = Attachments(
             AttachSettings(config.trust_domain, config.agents.max, _link_limits(config)),
@@ -73,15 +97,22 @@ class Server:
             self.pool,
             nursery,
             self.counters,
+            self.standing,
+            self.refusals,
         )
         self.listeners: list[Listener] = []
         self.agent_addresses: list[str] = []
         self.ops_addresses: list[str] = []
         self._nursery = nursery
+        self._changing = trio.Lock()
         self._missing = "starting"
         self._credentials = _read_credentials(config)
-        self._contexts = TlsContexts(tls_files(config.tls))
+        self.attachments.trust_bundle = self._credentials.roots_to_tell()
+        self._authority = config.data_dir / AUTHORITY_FOLDER
+        self._contexts = TlsContexts(replace(tls_files(config.tls), authority=self._authority))
         self._carriers: CarrierServer | None = None
+        self._store: Store | None = None
+        self._enrolment: Enrolment | None = None
 
     @asynccontextmanager
     async def running(self, bridge: Bridge) -> AsyncIterator[None]:
@@ -89,8 +120,9 @@ class Server:
         self._log_descriptors(raise_descriptor_limit())
         self._credentials.log(_now())
         async with AsyncExitStack() as stack:
-            stack.callback(self._stop_accepting)
             try:
+                await self._open_store(stack)
+                stack.callback(self._stop_accepting)
                 await self._open_all(bridge, stack)
             except (CannotListen, CarrierFailed) as error:
                 raise CannotStart(str(error)) from error
@@ -105,11 +137,25 @@ class Server:
             sentence = f"{limit}, fewer than [agents] max = {most}; raise LimitNOFILE= or ulimit -n"
             log_event(_log, logging.WARNING, sentence)
 
+    async def _open_store(self, stack: AsyncExitStack) -> None:
+        """Takes the data folder first, and gives it back last."""
+        try:
+            kept = keep_store(self.config, self.nodes.events, self.refusals, self._nursery, _now)
+            self._store = await stack.enter_async_context(kept)
+            self.standing.go_by(self._store.revoked)
+            self._nursery.start_soon(self.standing.watch)
+        except StoreHeld as error:
+            raise CannotStart(str(error)) from error
+        except StoreError as error:
+            raise CannotStart(error.detail) from error
+
     async def _open_all(self, bridge: Bridge, stack: AsyncExitStack) -> None:
         await self._open_ops()
         await self._open_agents(bridge, stack)
         self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
         await self._open_entrances()
+        own = OwnCertificate(self.config, self.store, self._changing, _now, self.reload)
+        self._nursery.start_soon(own.keep)
 
     async def _open_agents(self, bridge: Bridge, stack: AsyncExitStack) -> None:
         config = self.config
@@ -147,14 +193,15 @@ class Server:
 
     async def _serve_https(self) -> None:
         connect = ConnectEntrance(self.opener) if self.config.connect.enabled else None
-        front = self._front(HTTPS, by_certificate(self.config.trust_domain), connect, self._api())
+        who = by_certificate(self.config.trust_domain)
+        front = replace(self._front(HTTPS, who, connect, self._api()), est=self._est())
         seconds = self.config.limits.handshake_seconds
         handler = over_tls(HTTPS, self._contexts, seconds, front.serve, self.records)
         await self._listen(HTTPS, [str(address) for address in self.config.https.listen], handler)
 
     async def _serve_unix(self) -> None:
         domain = self.config.trust_domain
-        admin = self._front(ADMIN, by_file_mode(domain), None, self._api())
+        admin = self._front(ADMIN, by_file_mode(domain), None, self._api(), self._admin())
         await self._listen_unix(
             ADMIN, UnixAddress(self.config.admin.socket, self.config.admin.mode), admin.serve
         )
@@ -174,14 +221,58 @@ class Server:
     def _front(
         self,
         entrance: str,
-        identify: Callable[..., object],
+        identify: Identify,
         connect: ConnectEntrance | None,
         api: ApiEntrance | None,
+        admin: AdminEntrance | None = None,
     ) -> Front:
-        return Front(entrance, identify, self.records, self._head_limits(), connect, api)  # type: ignore[arg-type]
+        limits = self._head_limits()
+        return Front(
+            entrance, identify, self.records, limits, connect, api, admin=admin, standing=self.standing
+        )
 
     def _api(self) -> ApiEntrance:
         return ApiEntrance(self.nodes, self.followers, trio.current_time, _now)
+
+    def _admin(self) -> AdminEntrance:
+        live = self.standing.proven
+        return AdminEntrance(Actions(self.config, self.store, self._rotated, self._changing, live))
+
+    def _rotated(self, step: Step, forced: bool) -> None:
+        """Everything goes by the new files from here on. Who was to be cut off goes now."""
+        self.reload()
+        if step is not Step.RETIRE or not forced:
+            return
+        try:
+            self.standing.retire(retired_keys(self.config.data_dir / AUTHORITY_FOLDER))
+        except (OSError, ValueError) as error:
+            _log.error("sessions and streams of the retired root go on until they end: %s", error)
+
+    def _est(self) -> EstEntrance:
+        identity, domain = self.config.identity, self.config.trust_domain
+        settings = EnrolmentSettings(
+            domain, identity.node_life_seconds, identity.user_life_seconds, identity.max_enrolments
+        )
+        self._enrolment = Enrolment(settings, self._load_signer(), self.store, trio.current_time)
+        return EstEntrance(self._enrolment, self._reach, _now)
+
+    def _load_signer(self) -> Signer | None:
+        return load_signer(self._authority, self.config.tls.trust_file)
+
+    def _reach(self) -> Reach:
+        names = worth_telling(self._credentials.said.names)
+        https = [address for one in self.listeners if one.entrance == HTTPS for address in one.addresses]
+        return Reach(
+            self.config.trust_domain,
+            bound_addresses(names, self.agent_addresses),
+            bound_addresses(names, https),
+        )
+
+    @property
+    def store(self) -> Store:
+        """Open inside of ``running``."""
+        assert self._store is not None
+        return self._store
 
     def _head_limits(self) -> HeadLimits:
         limits = self.config.limits
@@ -222,8 +313,11 @@ class Server:
             _log.error("the certificates stay as they were: %s", error)
             return
         self._credentials = credentials
+        self.attachments.trust_bundle = credentials.roots_to_tell()
         if self._carriers is not None:
             self._carriers.reload(credentials.tls)
+        if self._enrolment is not None:
+            self._enrolment.replace_signer(self._load_signer())
         _log.info("certificates and roots were read anew")
         credentials.log(_now())
 
@@ -253,17 +347,42 @@ class Server:
     def _access(self) -> OpsAccess:
         ops, domain = self.config.ops, self.config.trust_domain
 
-        def check(leaf: bytes) -> object:
-            return identity_of_leaf(leaf, usage=Usage.CLIENT, role=Role.USER, trust_domain=domain)
+        def check(leaf: bytes) -> None:
+            proven = proven_leaf(leaf, usage=Usage.CLIENT, role=Role.USER, trust_domain=domain)
+            self.standing.require(proven)
 
         return OpsAccess(ops.bearer_file, (lambda: self._contexts.current) if ops.tls else None, check)
 
     def _ops_pages(self) -> OpsPages:
-        return OpsPages(self._snapshot, self.missing)
+        return OpsPages(self._snapshot, self.missing, degraded=self._is_degraded)
+
+    def _is_degraded(self) -> bool:
+        return self._store is not None and (self._store.is_failing or self._store.audit_dropped > 0)
 
     def _snapshot(self) -> Snapshot:
         per_node = self.config.metrics.per_node
-        return take_snapshot(self.counters, self.nodes, trio.current_time, per_node=per_node)
+        return take_snapshot(
+            self.counters,
+            self.nodes,
+            trio.current_time,
+            per_node=per_node,
+            audit_dropped=self._audit_dropped(),
+        )
+
+    def _audit(self, line: AuditLine) -> None:
+        if self._store is not None:
+            self._store.note_nowait(line)
+
+    def _note_ended(self, ended: Ended) -> None:
+        proven, refused = ended.proven, ended.refused
+        sentence = f"{ended.count} sessions, streams or answers were ended: {refused.detail}"
+        log_event(_log, logging.WARNING, sentence, reason=refused.reason, serial=proven.serial)
+        reason = refused.reason.word
+        line = AuditLine(AuditKind.ENDED, serial=proven.serial, reason=reason, detail=sentence)
+        self._audit(about(proven.identity, line))
+
+    def _audit_dropped(self) -> int:
+        return self._store.audit_dropped if self._store else 0
 
 
 def _now() -> datetime:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from certs.x509 import Usage, identity_of_leaf
+from certs.x509 import IdentityError, Proven, Usage, proven_leaf
 from tunnel_core import __version__
 from tunnel_core.attempt import Attempt
 from tunnel_core.bucket import Bucket
@@ -26,11 +26,17 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AttachRejected, ServerSteps
 from tunnel_server.nodes import Nodes
+from tunnel_server.refusals import Refusals
 from tunnel_server.sessions import Held, Sessions
+from tunnel_server.standing import Entry, Standing
 
 _log = logging.getLogger("qanat.attach")
 
+ENTRANCE = "agents"
 _RETRY_MS = 5000
+_SHUT_OUT_RETRY_MS = 300_000
+"""For those whom only a person lets in again."""
+_SHUT_OUT = {Reason.REVOKED, Reason.CERTIFICATE_EXPIRED, Reason.ROOT_RETIRED}
 _FAREWELL_SECONDS = 2.5
 """For all agents together to hear that we stop; a link gives its own up within two seconds."""
 
@@ -52,13 +58,20 @@ class AttachSettings:
 class _Arrival:
     """An attach under way. ``held`` is the session it asks to go on with, None for a new one."""
 
-    node: str
+    proven: Proven | None  # what its carrier has proven; None if that is nothing that may be used
     held: Held | None = None
     link: Link | None = None  # the session that it began
 
+    @property
+    def node(self) -> str:
+        return self.proven.identity.name if self.proven is not None else ""
+
 
 class Attachments:
-    """Takes carriers in, and keeps the sessions they carry; ``counters`` hears of every outcome."""
+    """Takes carriers in, and keeps the sessions they carry; ``counters`` hears of every outcome.
+
+    ``standing`` ends the sessions of those who have to go, ``refusals`` hears of those who were not let in.
+    """
 
     def __init__(
         self,
@@ -67,8 +80,12 @@ class Attachments:
         pool: CreditPool,
         nursery: trio.Nursery,
         counters: Counters,
+        standing: Standing | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         self.stopping = False
+        self.trust_bundle = b""
+        """Roots (PEM) that agents are told; empty tells them nothing."""
         self.limits = settings.limits
         self.send_pool = SendPool(settings.limits.send_pool)
         self._settings = settings
@@ -76,10 +93,12 @@ class Attachments:
         self._pool = pool
         self._nursery = nursery
         self._counters = counters
+        self._standing = standing or Standing()
+        self._refusals = refusals
         self._failures = LineLimiter()
         self._arrivals: dict[Attempt, _Arrival] = {}
         self._sessions = Sessions()
-        self._links: set[Link] = set()  # also those that ended and still say so to their agent
+        self._links: dict[Link, Entry] = {}  # also those that ended and still say so to their agent
 
     @property
     def pending_count(self) -> int:
@@ -88,8 +107,8 @@ class Attachments:
 
     def take(self, carrier: Carrier) -> None:
         """Begins the attach of a new carrier. Called by the carrier's server; never blocks or raises."""
-        node, refused = self._identify(carrier)
-        arrival = _Arrival(node)
+        proven, refused = self._identify(carrier)
+        arrival = _Arrival(proven)
 
         def offer(hello: Hello) -> Welcome | Rejected:
             try:
@@ -99,29 +118,29 @@ class Attachments:
             except AttachRejected as rejected:
                 return Rejected(rejected.reason, rejected.detail, int(rejected.retry_after_seconds * 1000))
             except Refused as answer:
-                return Rejected(answer.reason, answer.detail, _RETRY_MS)
+                wait_ms = _SHUT_OUT_RETRY_MS if answer.reason in _SHUT_OUT else _RETRY_MS
+                return Rejected(answer.reason, answer.detail, wait_ms)
 
         attempt = Attempt(carrier, ServerSteps(offer), self._used)
         self._arrivals[attempt] = arrival
         self._nursery.start_soon(self._keep, attempt, arrival)
 
-    def _identify(self, carrier: Carrier) -> tuple[str, Refused | None]:
+    def _identify(self, carrier: Carrier) -> tuple[Proven | None, Refused | None]:
         domain = self._settings.trust_domain
         try:
-            identity = identity_of_leaf(
-                carrier.peer.leaf_pem, usage=Usage.CLIENT, role=Role.NODE, trust_domain=domain
-            )
+            leaf = carrier.peer.leaf_pem
+            return proven_leaf(leaf, usage=Usage.CLIENT, role=Role.NODE, trust_domain=domain), None
         except Refused as refused:
-            return "", refused
+            return None, refused
         except Exception:  # one odd certificate must not end the server
             _log.exception("the certificate of %s could not be read", carrier.peer.address)
-            return "", Refused(Reason.INTERNAL_ERROR)
-        return identity.name, None
+            return None, Refused(Reason.INTERNAL_ERROR)
 
     # Hello: what is offered. Nothing is taken over yet, and nothing moves unless the hello says so.
 
     def _offer(self, arrival: _Arrival, hello: Hello) -> Welcome:
         """The answer to a hello. Raises ``Refused``."""
+        self._standing.require(arrival.proven)
         if hello.version != VERSION:
             detail = f"this server speaks version {VERSION}, the agent {hello.version}; update the older one"
             raise Refused(Reason.VERSION_MISMATCH, detail)
@@ -131,7 +150,9 @@ class Attachments:
         if arrival.held is not None:
             link = arrival.held.link
             welcome = self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
-            return welcome._replace(resumed=True, used=hello.use)
+            welcome = welcome._replace(resumed=True, used=hello.use)
+            told = link.welcome.trust_bundle == self.trust_bundle
+            return welcome if told else welcome._replace(trust_bundle=self.trust_bundle)
         self._check_room(arrival.node)
         self._nodes.check_duplicate(arrival.node, hello)
         session, secret = secrets.token_bytes(16), SessionSecret(secrets.token_bytes(32))
@@ -163,6 +184,7 @@ class Attachments:
             early_data_limit=limits.early_data,
             initial_credit=limits.initial_credit,
             alias=node_alias(node),
+            trust_bundle=self.trust_bundle if secret else b"",
             grace_ms=int(limits.grace_seconds * 1000),
         )
 
@@ -174,17 +196,22 @@ class Attachments:
         steps = attempt.steps
         assert isinstance(steps, ServerSteps) and steps.hello is not None and steps.use is not None
         try:
+            assert arrival.proven is not None
+            self._standing.require(arrival.proven)  # asked again: it may have been revoked since the hello
             if arrival.held is None:
-                arrival.link = self._begin(attempt, steps.hello, arrival.node)
+                arrival.link = self._begin(attempt, steps.hello, arrival.proven)
             else:
                 self._sessions.use(arrival.held, steps.use.attempt)
-                arrival.held.link.hello = steps.hello
-                arrival.held.link.move_to(attempt, max(steps.hello.have, steps.use.have))
+                link = arrival.held.link
+                link.hello = steps.hello
+                self._links[link].renew(arrival.proven)
+                link.move_to(attempt, max(steps.hello.have, steps.use.have))
         except BaseException:
             self._arrivals[attempt] = arrival
             raise
 
-    def _begin(self, attempt: Attempt, hello: Hello, node: str) -> Link:
+    def _begin(self, attempt: Attempt, hello: Hello, proven: Proven) -> Link:
+        node = proven.identity.name
         # Asked again: between welcome and use the last place may have gone, or the server begun to stop.
         self._check_room(node)
         link = Link(
@@ -201,7 +228,7 @@ class Attachments:
         link.peer_address = attempt.peer_address
         self._nodes.attach(node, link)
         self._sessions.add(link, hello.attempt)
-        self._links.add(link)
+        self._links[link] = self._standing.enter(proven, lambda why: link.end(why.reason, why.detail))
         link.move_to(attempt, 0)
         self._counters.attached()
         self._log_link(link, f"node {node} attached", software=link.software)
@@ -247,7 +274,7 @@ class Attachments:
 
     def _note_end(self, link: Link) -> None:
         reason, detail = link.ended or (Reason.SESSION_LOST, Reason.SESSION_LOST.meaning)
-        self._links.discard(link)
+        self._links.pop(link).leave()
         self._sessions.discard(link)
         self._counters.session_ended(reason)
         self._nodes.detach(link, reason, detail)
@@ -258,6 +285,8 @@ class Attachments:
             self._note_abandoned(attempt, arrival)
             return
         self._counters.attached(refused.reason)
+        if self._refusals is not None:
+            self._refusals.note(ENTRANCE, attempt.peer_address, _named(refused, arrival.proven))
         left_out = self._failures.note(refused.reason, trio.current_time())
         if left_out is None:
             return
@@ -297,6 +326,13 @@ class Attachments:
         with trio.move_on_after(_FAREWELL_SECONDS):
             for link in links:
                 await link.wait_given_up()
+
+
+def _named(refused: Refused, proven: Proven | None) -> Refused:
+    """The refusal with the one whom it befell, where that is proven."""
+    if proven is None or isinstance(refused, IdentityError):
+        return refused
+    return IdentityError(refused.reason, refused.detail, proven.identity, proven.serial)
 
 
 def _ping_interval(limits: Limits, hello: Hello) -> float:

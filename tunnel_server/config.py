@@ -164,6 +164,32 @@ class Metrics:
     per_node: bool = True
 
 
+class OnFailure(enum.Enum):
+    """What becomes of an act whose line cannot be written to the audit."""
+
+    REFUSE = "refuse"
+    DROP = "drop"
+
+
+@attrs.frozen(kw_only=True)
+class Audit:
+    """Who joined, renewed, was revoked or refused. ``file`` lies in the data folder; None: no file."""
+
+    file: Path | None = None
+    on_failure: OnFailure = OnFailure.DROP
+    keep_days: Count = Count(400)
+    keep_lines: Count = Count(1_000_000)
+
+
+@attrs.frozen(kw_only=True)
+class Identity:
+    """Certificates that this server gives to those who ask for them, and how many may ask at once."""
+
+    node_life_seconds: Seconds = Seconds(30 * 24 * 3600.0)
+    user_life_seconds: Seconds = Seconds(30 * 24 * 3600.0)
+    max_enrolments: Count = Count(32)
+
+
 @attrs.frozen(kw_only=True)
 class ServerConfig:
     """All of it. Made by ``tunnel_core.config.load(path, ServerConfig)``."""
@@ -186,6 +212,8 @@ class ServerConfig:
     limits: ListenerLimits = attrs.field(factory=ListenerLimits)
     log: Log = attrs.field(factory=Log)
     metrics: Metrics = attrs.field(factory=Metrics)
+    audit: Audit = attrs.field(factory=Audit)
+    identity: Identity = attrs.field(factory=Identity)
 
     @classmethod
     def defaults(cls, raw: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
@@ -201,6 +229,7 @@ class ServerConfig:
             },
             "admin": {"socket": f"{data_dir}/admin.sock"},
             "ops": {"listen": "127.0.0.1:7004"},
+            "audit": {"file": f"{data_dir}/audit.jsonl"},
         }
 
 

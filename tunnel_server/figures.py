@@ -10,7 +10,12 @@ from tunnel_server.nodes import Node, Nodes
 
 
 def take_snapshot(
-    counters: Counters, nodes: Nodes, clock: Callable[[], float], *, per_node: bool
+    counters: Counters,
+    nodes: Nodes,
+    clock: Callable[[], float],
+    *,
+    per_node: bool,
+    audit_dropped: int = 0,
 ) -> Snapshot:
     """What ``/metrics`` shows. ``clock`` is the one that the registry goes by."""
     links = [link for _, link in nodes.attached()]
@@ -18,6 +23,7 @@ def take_snapshot(
         sessions=len(links),
         nodes=[_sample(node, clock()) for node in nodes.all()] if per_node else (),
         software=f"qanat-server/{__version__}",
+        audit_dropped=audit_dropped,
         credit_granted_bytes=sum(link.credit_granted for link in links),
     )
 

@@ -1,28 +1,34 @@
 """HTTP connections whose user is known from the connection: who is there, and what he wants.
 
 The HTTPS listener, the connect socket and the admin socket are this with other parts: the user comes
-from the proven client certificate or from the peer of the unix socket, once for the connection.
+from the proven client certificate or from the peer of the unix socket, once for the connection. Only
+the paths of ``est`` are open to those who are nobody yet, or no user.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import h11
 
-from certs.x509 import Usage, identity_of_leaf
+from certs.x509 import IdentityError, Usage, proven_leaf
 from tunnel_core.http import HeadLimits, HttpConnection, serve_http
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tls import TlsStream
+from tunnel_server.entrances.admin import PATH as ADMIN_PATH
+from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.entrances.api import ROOT, ApiEntrance
 from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.entrances.est import ENTRANCE as EST
+from tunnel_server.entrances.est import EstEntrance
 from tunnel_server.listeners import Accepted
 from tunnel_server.opening import NotOpened
 from tunnel_server.policy import User, require_user, user_of
 from tunnel_server.records import Records
+from tunnel_server.standing import Standing
 
 Identify: TypeAlias = Callable[[Accepted], User]
 """Says who is there, or raises ``Refused``."""
@@ -30,7 +36,7 @@ Identify: TypeAlias = Callable[[Accepted], User]
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """One kind of HTTP listener. ``connect`` or ``api`` may be missing."""
+    """One kind of HTTP listener. ``connect``, ``api``, ``admin`` and ``est`` may be missing."""
 
     entrance: str
     identify: Identify
@@ -38,18 +44,31 @@ class Front:
     limits: HeadLimits
     connect: ConnectEntrance | None = None
     api: ApiEntrance | None = None
+    est: EstEntrance | None = None
+    admin: AdminEntrance | None = None
+    standing: Standing = field(default_factory=Standing)
 
     async def serve(self, accepted: Accepted) -> None:
         """Serves one connection to its end."""
         user = self._who(accepted)
+        entrance = self.entrance
 
         async def handle(http: HttpConnection, request: h11.Request) -> None:
+            nonlocal entrance
+            entrance = self.entrance
+            if self.est is not None and self.est.answers(request):
+                entrance = EST
+                await self.est.handle(http, request, accepted)
+                return
             if isinstance(user, Refused):
                 raise user
+            self.standing.require(user.proven)
             await self._dispatch(http, request, user, accepted.source)
 
         def note(refused: Refused) -> None:
-            if isinstance(user, Refused):
+            if entrance == EST:
+                self.records.refused(EST, accepted.source, refused)
+            elif isinstance(user, Refused):
                 self.records.refused(self.entrance, accepted.source, refused)
             elif not isinstance(refused, NotOpened):
                 self.records.request_refused(self.entrance, user.name, accepted.source, refused)
@@ -70,8 +89,11 @@ class Front:
             if self.connect is None:
                 raise Refused(Reason.METHOD_NOT_ALLOWED, "CONNECT is switched off here")
             await self.connect.handle(http, request, user, source)
+        elif self.admin is not None and request.target.startswith(ADMIN_PATH.encode()):
+            await self.admin.handle(http, request, user)
         elif self.api is not None and request.target.startswith(ROOT.encode()):
-            await self.api.handle(http, request)
+            with self.standing.ending(user.proven):
+                await self.api.handle(http, request)
         else:
             raise Refused(Reason.NOT_FOUND, self._what_there_is())
 
@@ -95,8 +117,12 @@ def by_certificate(trust_domain: str) -> Identify:
                 "no client certificate was shown; get one with `qanat-server issue user NAME` "
                 "and use it (curl: --proxy-cert, --cert)",
             )
-        user = user_of(identity_of_leaf(leaf, usage=Usage.CLIENT))
-        require_user(user, trust_domain)
+        proven = proven_leaf(leaf, usage=Usage.CLIENT)
+        user = user_of(proven)
+        try:
+            require_user(user, trust_domain)
+        except Refused as refused:
+            raise IdentityError(refused.reason, refused.detail, proven.identity, proven.serial) from None
         return user
 
     return identify

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from certs.authority_folder import read_intermediates
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import SocketTlsStream, TlsStream
@@ -16,17 +17,24 @@ from tunnel_server.listeners import Accepted, Handler, Reporter
 
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 64 * 1024
+_BY_VERIFICATION = {10: Reason.CERTIFICATE_EXPIRED, 26: Reason.WRONG_ROLE}
+"""X509_V_ERR_CERT_HAS_EXPIRED and _INVALID_PURPOSE, x509_vfy.h; other certificates prove nothing here."""
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files of a listener. ``trust_file`` holds the roots of those who may come in."""
+    """PEM files of a listener. ``trust_file`` holds the roots of those who may come in.
+
+    ``authority``, the folder of our own, if there is one, helps those who show their leaf without its
+    chain, as clients of EST do: the answer to them is the leaf alone.
+    """
 
     certificate_file: Path
     key_file: Path
     trust_file: Path
     min_version: str = "1.3"
+    authority: Path | None = None
 
 
 class TlsContexts:
@@ -47,6 +55,8 @@ def make_context(files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = _VERSIONS[files.min_version]
     context.load_cert_chain(files.certificate_file, files.key_file)
     context.load_verify_locations(files.trust_file)
+    if files.authority is not None and (intermediates := read_intermediates(files.authority)):
+        context.load_verify_locations(cadata=intermediates.decode())
     # Optional, so that who shows none gets a 401 that says so instead of an alert that nobody reads.
     context.verify_mode = ssl.CERT_OPTIONAL
     context.set_alpn_protocols(["http/1.1"])
@@ -101,5 +111,7 @@ async def _linger(stream: SocketStream) -> None:
 
 def _reason(error: trio.BrokenResourceError) -> Reason:
     cause = error.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return _BY_VERIFICATION.get(cause.verify_code, Reason.UNAUTHENTICATED)
     too_old = isinstance(cause, ssl.SSLError) and cause.reason == "UNSUPPORTED_PROTOCOL"
     return Reason.TLS_TOO_OLD if too_old else Reason.HANDSHAKE_FAILED

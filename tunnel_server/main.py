@@ -10,6 +10,14 @@ _COMMANDS = {
     "init": "tunnel_server.commands.init:command",
     "issue": "tunnel_server.commands.issue:command",
     "run": "tunnel_server.commands.run:command",
+    "token": "tunnel_server.commands.token:command",
+    "node": "tunnel_server.commands.revoke:node",
+    "user": "tunnel_server.commands.revoke:user",
+    "cert": "tunnel_server.commands.cert:command",
+    "audit": "tunnel_server.commands.audit:command",
+    "ca": "tunnel_server.commands.ca:command",
+    "backup": "tunnel_server.commands.backup:backup",
+    "restore": "tunnel_server.commands.backup:restore",
 }
 
 
@@ -22,7 +30,7 @@ def main() -> None:
     A first start:
       qanat-server init --name tunnel.example.com
       qanat-server run
-      qanat-server issue node edge1
+      qanat-server token create --node edge1
     """
 
 

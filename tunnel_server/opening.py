@@ -19,6 +19,7 @@ from tunnel_server.nodes import Nodes
 from tunnel_server.policy import User, authorise
 from tunnel_server.records import Records
 from tunnel_server.routing import Route
+from tunnel_server.standing import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,12 @@ class NotOpened(Refused):
 
 
 class Opener:
-    """Opens streams for all entrances."""
+    """Opens streams for all entrances. ``standing`` ends those whose user has to go."""
 
-    def __init__(self, nodes: Nodes, records: Records, *, trust_domain: str) -> None:
+    def __init__(
+        self, nodes: Nodes, records: Records, *, trust_domain: str, standing: Standing | None = None
+    ) -> None:
+        self._standing = standing or Standing()
         self.nodes = nodes
         self.records = records
         self.trust_domain = trust_domain
@@ -53,7 +57,8 @@ class Opener:
         passage = Passage(self, wish)
         self._begin(passage, wish, early_data)
         try:
-            yield passage
+            with self._standing.entered(wish.user.proven, passage.cut):
+                yield passage
             await passage.stream.aclose()
         except Refused as refused:
             passage.fail(refused)
@@ -132,6 +137,11 @@ class Passage:
         reason, detail = blame(error)
         self.end(reason, detail)
         self.stream.reset(self._reason, self._detail)
+
+    def cut(self, refused: Refused) -> None:
+        """Its user has to go: both sides are broken off at once, the user's too."""
+        self.end(refused.reason, refused.detail)
+        self.stream.reset(refused.reason, refused.detail)
 
     def write_down(self) -> None:
         """The line and the counts of the end."""

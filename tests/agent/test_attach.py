@@ -205,3 +205,82 @@ async def test_the_state_says_when_the_next_attempt_is(
         assert state.phase is Phase.WAITING
         assert state.next_attempt_at - trio.current_time() == pytest.approx(0.5)
         nursery.cancel_scope.cancel()
+
+
+ENDED = "the certificate of node edge1 ended on 2026-01-01"
+
+
+@pytest.mark.parametrize(
+    ("answer", "obstacle", "reason", "cure"),
+    [
+        (REFUSED, ENDED, "certificate_expired", ENDED),
+        (Refused(Reason.REVOKED, "the name was revoked"), "", "revoked", "join again with a new token"),
+    ],
+)
+async def test_who_cannot_come_back_by_itself_tries_every_five_minutes_with_one_line(
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    answer: Refused,
+    obstacle: str,
+    reason: str,
+    cure: str,
+) -> None:
+    caplog.set_level("INFO")
+    servers = Servers(*[answer] * 4)
+    attacher = Attacher(
+        servers.open_link,
+        state_of("a:1", "b:1"),
+        Counters(),
+        max_wait_seconds=CAP,
+        obstacle=lambda: (obstacle, bool(obstacle)),
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attacher.run)
+        await servers.attached.wait()
+        nursery.cancel_scope.cancel()
+    assert [server for _, server in servers.attempts] == ["a:1"] * 5
+    assert all(300 <= gap <= 330 for gap in servers.gaps())
+    lines = [record for record in caplog.records if "attached to" not in record.getMessage()]
+    assert len(lines) == 4
+    assert all(cure in line.getMessage() and line.fields["reason"] == reason for line in lines)
+
+
+async def test_another_certificate_ends_the_wait(autojump_clock: trio.testing.MockClock) -> None:
+    servers = Servers(Refused(Reason.REVOKED, "the name was revoked"))
+    attacher = Attacher(servers.open_link, state_of(), Counters(), max_wait_seconds=CAP)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attacher.run)
+        await trio.sleep(7)
+        attacher.hurry()
+        await servers.attached.wait()
+        nursery.cancel_scope.cancel()
+    assert servers.gaps() == [7]
+
+
+@pytest.mark.parametrize("reason", [Reason.REVOKED, Reason.CERTIFICATE_EXPIRED])
+async def test_a_session_that_ended_for_good_waits_as_long(
+    autojump_clock: trio.testing.MockClock, reason: Reason
+) -> None:
+    servers, state = Servers((100.0, reason)), state_of()
+    await attach_until_it_stays(servers, state)
+    assert servers.gaps() == [400]
+    assert "qanat-agent join SERVER --again" in state.troubles[0].text
+
+
+async def test_a_clock_that_is_behind_is_named_and_tried_again_as_ever(
+    autojump_clock: trio.testing.MockClock, longest_waits: None
+) -> None:
+    servers, state = Servers(REFUSED, REFUSED), state_of()
+    attacher = Attacher(
+        servers.open_link,
+        state,
+        Counters(),
+        max_wait_seconds=CAP,
+        obstacle=lambda: ("this machine's clock says 1970", False),
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attacher.run)
+        await servers.attached.wait()
+        nursery.cancel_scope.cancel()
+    assert servers.gaps() == [1, 2]
+    assert state.troubles[0].text.endswith("connection refused; this machine's clock says 1970")

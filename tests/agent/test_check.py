@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,12 +14,15 @@ import pytest
 import trio
 
 from certs.bundle import write_bundle
-from certs.ca import Leaf
+from certs.ca import LOOPBACK_NAMES, Leaf, create_authority
 from tests.agent.listening import ignore, listening
+from tests.fakes import pki
 from tests.fakes.grpc_site import open_site, server_tls
 from tests.fakes.memory_link import welcome
 from tests.fakes.pki import authority, bundle_of, expired_leaf, server_context
+from tests.server.issuing import open_issuing
 from tunnel_agent.check import check_all, check_certificate, check_targets
+from tunnel_agent.check_renewal import check_clock, check_renewal
 from tunnel_agent.connect import Connector
 from tunnel_agent.findings import Finding, Verdict
 from tunnel_agent.load import Installation, load_installation
@@ -228,6 +232,9 @@ class FakeProxy:
         head = b""
         while b"\r\n\r\n" not in head:
             head += await stream.receive_some()
+        await self.handle_head(stream, head)
+
+    async def handle_head(self, stream: trio.SocketStream, head: bytes) -> None:
         self.heads.append(head)
         await stream.send_all(b"HTTP/1.1 " + self._answer + b"\r\n\r\n")
         if not self._target:
@@ -239,8 +246,9 @@ class FakeProxy:
             nursery.cancel_scope.cancel()
 
     async def _copy(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
-        async for data in source:
-            await sink.send_all(data)
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for data in source:
+                await sink.send_all(data)
 
 
 async def test_the_way_leads_through_the_proxy(tmp_path: Path, no_environment_proxy: None) -> None:
@@ -329,7 +337,8 @@ async def test_each_target_is_dialled_and_ranges_are_not(tmp_path: Path) -> None
         installation = installation_in(tmp_path, "a:7001", text=text)
         allow = f'allow = ["10.0.0.0/8:1-9", "{alive}"]\n'
         (tmp_path / "agent.toml").write_text(allow + text)
-        findings = await check_targets(load_installation(installation.file))
+        read = load_installation(installation.file)
+        findings = await check_targets(read.policy(), read.config)
     assert [finding.verdict for finding in findings] == [
         Verdict.PASS,
         Verdict.FAIL,
@@ -354,4 +363,48 @@ async def test_one_failure_makes_the_whole_check_fail(tmp_path: Path) -> None:
     findings: list[Finding] = []
     installation = installation_in(tmp_path, address)
     assert await check_all(installation.file, None, findings.append) is ExitCode.FAILED
-    assert [finding.step for finding in findings] == ["config", "certificate", "dns", "tcp"]
+    steps = ["config", "certificate", "clock", "renewal", "dns", "tcp"]
+    assert [finding.step for finding in findings] == steps
+
+
+# The clock, and what a renewal needs.
+
+
+@pytest.mark.parametrize(
+    ("days", "verdict", "says"),
+    [(0, Verdict.PASS, "agrees with"), (30, Verdict.FAIL, "behind"), (-30, Verdict.FAIL, "ahead of")],
+)
+async def test_the_clock_is_compared_with_a_server_that_is_proven(
+    tmp_path: Path, days: int, verdict: Verdict, says: str
+) -> None:
+    by = datetime.timedelta(days=days)
+    async with open_issuing(tmp_path, wall=lambda: datetime.datetime.now(datetime.UTC) + by) as issuing:
+        port = issuing.address.rpartition(":")[2]
+        finding = await check_clock(renewable(tmp_path, f"localhost:{port}"))
+    assert (finding.step, finding.verdict) == ("clock", verdict)
+    assert says in finding.detail
+    assert bool(finding.fix) == bool(days)
+
+
+async def test_a_clock_of_a_server_that_is_not_proven_counts_for_nothing(tmp_path: Path) -> None:
+    other = create_authority(pki.TRUST_DOMAIN).authority.issue(Role.SERVER, "main", names=LOOPBACK_NAMES)
+    async with open_issuing(tmp_path, leaf=other) as issuing:
+        port = issuing.address.rpartition(":")[2]
+        finding = await check_clock(renewable(tmp_path, f"localhost:{port}"))
+    assert finding.verdict is Verdict.SKIP
+    assert "not by your CA" in finding.detail
+
+
+def renewable(folder: Path, https: str) -> Installation:
+    write_bundle(folder / "node.pem", bundle_of(Role.NODE, "edge1", agents=("a:1",), https=(https,)))
+    (folder / "agent.toml").write_text("")
+    return load_installation(folder / "agent.toml")
+
+
+def test_what_a_renewal_needs_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_renewal(installation_in(tmp_path, "a:1")).verdict is Verdict.SKIP
+    installation = renewable(tmp_path, "localhost:7002")
+    finding = check_renewal(installation)
+    assert finding.verdict is Verdict.PASS and "at localhost:7002" in finding.detail
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root, who runs tests, may always
+    assert check_renewal(installation).verdict is Verdict.FAIL

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from certs.authority_folder import load_authority, save_new
 from certs.ca import (
     Authority,
     AuthorityError,
     canonical_name,
     create_authority,
     default_trust_domain,
-    load_authority,
 )
 from certs.x509 import describe
 from tunnel_core.identity import Role
@@ -30,7 +30,7 @@ def authority() -> Authority:
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     new = create_authority("d.example")
-    new.save(tmp_path / "deep" / "ca")
+    save_new(new, tmp_path / "deep" / "ca")
     assert load_authority(tmp_path / "deep" / "ca") == new.authority
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "deep" / "ca").iterdir()}
     assert modes == {
@@ -43,24 +43,24 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 
 
 def test_it_issues_with_the_root_key_offline(tmp_path: Path) -> None:
-    create_authority("d.example").save(tmp_path / "ca")
+    save_new(create_authority("d.example"), tmp_path / "ca")
     (tmp_path / "ca" / "root-key.pem").unlink()
     assert load_authority(tmp_path / "ca").issue(Role.NODE, "edge1").chain_pem
 
 
 def test_saving_keeps_what_exists(tmp_path: Path) -> None:
     first = create_authority("d.example")
-    first.save(tmp_path / "ca")
+    save_new(first, tmp_path / "ca")
     with pytest.raises(FileExistsError):
-        create_authority("d.example").save(tmp_path / "ca")
+        save_new(create_authority("d.example"), tmp_path / "ca")
     assert load_authority(tmp_path / "ca") == first.authority
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AuthorityError, match=r"issuing\.pem cannot be read: No such file"):
+    with pytest.raises(AuthorityError, match=r"root\.pem cannot be read: No such file"):
         load_authority(tmp_path / "nowhere")
     new = create_authority("d.example")
-    new.save(tmp_path / "ca")
+    save_new(new, tmp_path / "ca")
     (tmp_path / "ca" / "issuing-key.pem").chmod(0o640)
     with pytest.raises(AuthorityError, match=r"run: chmod 600 /"):
         load_authority(tmp_path / "ca")
@@ -71,7 +71,7 @@ def test_parts_of_two_authorities_are_not_mixed(tmp_path: Path) -> None:
     mixed = replace(
         new.authority, issuing=replace(new.authority.issuing, key_pem=other.authority.issuing.key_pem)
     )
-    replace(new, authority=mixed).save(tmp_path / "ca")
+    save_new(replace(new, authority=mixed), tmp_path / "ca")
     with pytest.raises(AuthorityError, match="do not belong together"):
         load_authority(tmp_path / "ca")
 
@@ -79,7 +79,7 @@ def test_parts_of_two_authorities_are_not_mixed(tmp_path: Path) -> None:
 def test_a_leaf_in_place_of_the_issuing_certificate_is_refused(tmp_path: Path) -> None:
     new = create_authority("d.example")
     leaf = new.authority.issue(Role.SERVER, "main").credential
-    replace(new, authority=replace(new.authority, issuing=leaf)).save(tmp_path / "ca")
+    save_new(replace(new, authority=replace(new.authority, issuing=leaf)), tmp_path / "ca")
     with pytest.raises(AuthorityError, match="not the certificate of an authority"):
         load_authority(tmp_path / "ca")
 

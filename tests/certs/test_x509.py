@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
 import ssl
 from collections.abc import Sequence
@@ -16,8 +17,19 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certs.bundle import split_pem
 from certs.ca import Authority, create_authority
-from certs.x509 import Credential, IdentityError, Usage, describe, identity_of_leaf, key_fits
+from certs.x509 import (
+    Credential,
+    IdentityError,
+    Usage,
+    describe,
+    facts_of,
+    identity_of_leaf,
+    is_signed_by,
+    key_fits,
+    pin_of,
+)
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason
 
@@ -227,3 +239,48 @@ def test_a_key_is_never_shown(authority: Authority) -> None:
     leaf = authority.issue(Role.NODE, "a")
     assert "PRIVATE" not in repr(leaf)
     assert "PRIVATE" not in repr(authority)
+
+
+# Facts, pins, chains.
+
+
+def test_facts_are_those_of_the_certificate(authority: Authority) -> None:
+    leaf = authority.issue(Role.NODE, "edge1")
+    facts, said = facts_of(leaf.chain_pem), describe(leaf.chain_pem)
+    assert (facts.serial, facts.begins, facts.ends) == (said.serial, said.begins, said.ends)
+    assert facts.identity == SpiffeId(DOMAIN, Role.NODE, "edge1")
+    assert facts.key_sha256 == pin_of(leaf.chain_pem).hex()
+    for other in (b"", foreign_leaf([]), authority.roots_pem):
+        with pytest.raises(ValueError, match="cannot be read, or names no identity"):
+            facts_of(other)
+
+
+def test_a_pin_is_of_the_key_as_openssl_counts_it(authority: Authority) -> None:
+    root = x509.load_pem_x509_certificate(authority.roots_pem)
+    key = root.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    assert pin_of(authority.roots_pem) == authority.root_pin == hashlib.sha256(key).digest()
+
+
+def test_a_chain_leads_to_its_own_root_alone(authority: Authority) -> None:
+    other = create_authority(DOMAIN).authority
+    chain = split_pem(authority.issue(Role.NODE, "edge1").chain_pem)
+    assert is_signed_by(chain, authority.roots_pem)
+    assert not is_signed_by(chain, other.roots_pem)
+    assert not is_signed_by(chain[::-1], authority.roots_pem)
+    assert not is_signed_by(chain[:1], authority.roots_pem)
+
+
+# A stranger's certificate may be well-formed and still not readable for the library.
+
+
+def test_an_odd_name_is_a_value_error_and_nothing_else() -> None:
+    pem = foreign_leaf(["spiffe://elsewhere/node/edge1"])
+    der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+    odd = der.replace(b"\x0c\x09elsewhere", b"\x03\x09\x00lsewhere")
+    assert odd != der
+    with pytest.raises(ValueError, match="cannot be read"):
+        describe(odd)
+    assert not is_signed_by([odd], pem)
+    assert identity_of_leaf(odd, usage=Usage.CLIENT).name == "edge1"

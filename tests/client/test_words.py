@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tunnel_client import tables, words
+from tunnel_client import words
+from tunnel_core import tables
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

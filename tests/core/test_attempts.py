@@ -234,6 +234,42 @@ def test_hanging_attempts_in_a_young_trouble() -> None:
     assert 12 <= len(times) <= 15
 
 
+def test_a_refresh_moves_a_session_that_is_well() -> None:
+    machine = attempts()
+    machine.refresh()
+    assert machine.poll(100, WELL, 0) == [Start(1, 10)]
+    assert machine.poll(100.1, WELL, 0) == []
+    assert machine.welcomed(1, heard(101))
+    machine.moved(101)
+    assert machine.poll(101, WELL, 0) == [] and machine.due == math.inf
+
+
+def heard(at: float) -> Carried:
+    return Carried(lost=False, quiet=False, heard_at=at, round_trip_seconds=0.05)
+
+
+def test_a_refresh_that_fails_is_tried_again_ever_rarer() -> None:
+    machine, begun, now = attempts(), [], 100.0
+    machine.refresh()
+    while now < 400:
+        for action in machine.poll(now, WELL, 0):
+            begun.append(now)
+            machine.failed(action.number)
+        now = machine.due
+    assert begun == [100, 102, 106, 114, 130, 162, 222, 282, 342]
+
+
+def test_an_attempt_that_began_before_is_no_refresh_and_one_for_another_reason_is() -> None:
+    machine = attempts()
+    assert machine.poll(100, QUIET, 0) == [Start(1, 10)]
+    machine.refresh()
+    assert not machine.welcomed(1, heard(101))
+    assert machine.poll(101, LOST, 0) == [Start(2, 10)]
+    assert machine.welcomed(2, LOST)
+    machine.moved(102)
+    assert machine.poll(102, WELL, 0) == [] and machine.due == math.inf
+
+
 STANDS = st.sampled_from([WELL, QUIET, LOST, drowning(99)])
 
 
@@ -242,6 +278,8 @@ def test_whoever_polls_when_it_is_due_never_spins(steps: list[tuple[Carried, flo
     machine, now = attempts(), 100.0
     under_way: set[int] = set()
     for carried, waits, chance, one_fails in steps:
+        if chance > 0.8:
+            machine.refresh()
         for _ in range(3):
             for action in machine.poll(now, carried, chance):
                 (under_way.add if isinstance(action, Start) else under_way.discard)(action.number)

@@ -13,7 +13,8 @@ import trio
 from tests.fakes import pki
 from tests.fakes.grpc_site import open_site
 from tunnel_agent import connect
-from tunnel_agent.connect import Connector, ProxyChoice
+from tunnel_agent.connect import Connector
+from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_core.counters import Counters
 from tunnel_core.credit import CreditPool
 from tunnel_core.identity import Role

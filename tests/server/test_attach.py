@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -27,6 +27,10 @@ from tunnel_core.steps import VERSION, AgentSteps, AttachRejected
 from tunnel_core.stream import Stream, StreamReset
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
+from tunnel_server.refusals import Refusals
+from tunnel_server.standing import Standing
+from tunnel_server.store.audit import AuditLine
+from tunnel_server.store.revoked import Kind, Revocation, Revoked
 
 TARGET = Target.parse("localhost:22")
 
@@ -84,7 +88,17 @@ class Door:
         self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC))
         settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
         pool = CreditPool(self.limits.credit_pool)
-        self.attachments = Attachments(settings, self.nodes, pool, nursery, self.counters)
+        self.set_ahead = timedelta()  # the wall clock
+        self.standing = Standing(lambda: datetime.now(UTC) + self.set_ahead)
+        self.revoked, self.audited = Revoked(), list[AuditLine]()
+        self.standing.go_by(self.revoked)
+        refusals = Refusals(self.audited.append, trio.current_time)
+        self.attachments = Attachments(
+            settings, self.nodes, pool, nursery, self.counters, self.standing, refusals
+        )
+
+    def revoke(self, kind: Kind, subject: str) -> None:
+        self.revoked.put(Revocation(1, kind, subject, 0, "uid-0", ""))
 
     def dial(self, name: str, *, leaf_pem: bytes | None = None, **said: Any) -> Agent:
         """An agent of node ``name`` that comes in, with its own certificate unless told otherwise.

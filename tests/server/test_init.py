@@ -83,6 +83,7 @@ def test_keys_are_private_and_nothing_is_left_over(server: Path) -> None:
         "server.pem": 0o644,
         "trust.pem": 0o644,
         "operator.pem": 0o600,
+        "store.db": 0o600,
         "server.toml": 0o644,
     }
     assert stat.S_IMODE(server.parent.stat().st_mode) == 0o700
@@ -92,7 +93,7 @@ def test_it_prints_what_to_paste_next(tmp_path: Path) -> None:
     result = run("init", *NAMES, "--data-dir", tmp_path / "my server")
     config = f"--config '{tmp_path}/my server/server.toml'"
     assert f"qanat-server run {config}\n" in result.stdout
-    assert f"qanat-server issue node edge1 {config}\n" in result.stdout
+    assert f"qanat-server token create --node edge1 {config}\n" in result.stdout
     assert f"qanat --bundle '{tmp_path}/my server/operator.pem' nodes\n" in result.stdout
 
 
@@ -137,7 +138,7 @@ def test_without_places_it_uses_the_folders_where_the_commands_look(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     result = run("init", "--name", "localhost")
     assert result.exit_code == 0, result.output
-    assert "  qanat-server run\n  qanat-server issue node edge1\n  qanat nodes\n" in result.stdout
+    assert "  qanat-server run\n  qanat-server token create --node edge1\n  qanat nodes\n" in result.stdout
     assert read_bundle(paths.user_bundle_file()).identity.trust_domain == "qanat.internal"
     assert load(paths.server_config_file(), ServerConfig).data_dir == tmp_path / "data" / "qanat"
 
@@ -201,7 +202,7 @@ def test_after_a_crash_at_any_file_it_begins_anew(
             run("init", *NAMES, *places)
     result = run("init", *NAMES, *places)
     assert result.exit_code == 0, result.output
-    assert len(everything_in(tmp_path)) == 9
+    assert len(everything_in(tmp_path)) == 10
     assert run("issue", "node", "a", "--out", tmp_path / "a.pem", "--config", places[-1]).exit_code == 0
 
 
@@ -254,7 +255,7 @@ def test_what_is_commented_out_is_the_default() -> None:
     whole = re.sub(r"(?m)^# (?=[a-z_]+ = |\[)", "", text)
     source = Source(Path("/c/server.toml"), Path("/d"))
     given, uncommented = (parse(tomllib.loads(one), ServerConfig, source) for one in (text, whole))
-    for section in ("tls", "agents", "admin", "https", "web", "session", "limits", "metrics"):
+    for section in ("tls", "agents", "admin", "https", "web", "session", "limits", "metrics", "audit"):
         assert getattr(uncommented, section) == getattr(given, section)
     assert given == parse({}, ServerConfig, source)
     assert uncommented.drain_seconds == given.drain_seconds

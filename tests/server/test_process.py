@@ -263,8 +263,8 @@ async def test_certificates_of_other_issuers_and_times(tmp_path: Path) -> None:
                 line = await agent.line("cannot attach", reason="wrong_trust_domain")
                 assert "another trust domain than test.internal" in line["message"]
             async with site.agent("localhost:22", leaf=pki.expired_leaf(Role.NODE, "edge1")) as agent:
-                line = await agent.line("cannot attach", reason="carrier_lost")
-                assert "qanat-agent check" in line["hint"]
+                line = await agent.line("cannot attach", reason="certificate_expired")
+                assert "qanat-agent join SERVER --again" in line["message"]
 
 
 async def test_what_keeps_a_server_from_starting_is_said_in_one_sentence(tmp_path: Path) -> None:

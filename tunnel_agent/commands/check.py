@@ -34,14 +34,15 @@ def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
       qanat-agent check --json | jq '.findings[] | select(.verdict == "fail")'
     """
     findings: list[Finding] = []
-    code = trio.run(check_all, config, bundle, findings.append if as_json else _print)
+    code = trio.run(check_all, config, bundle, findings.append if as_json else print_finding)
     if as_json:
         shown = [{**asdict(finding), "verdict": finding.verdict.value} for finding in findings]
         print_json({"ok": code is ExitCode.OK, "findings": shown})
     click.get_current_context().exit(code)
 
 
-def _print(finding: Finding) -> None:
+def print_finding(finding: Finding) -> None:
+    """One line, and the cure below it."""
     colour = None if "NO_COLOR" in os.environ else _COLOURS[finding.verdict]
     verdict = click.style(finding.verdict.name, fg=colour, bold=colour is not None)
     click.echo(f"{verdict}  {finding.step:<12}{finding.detail}")

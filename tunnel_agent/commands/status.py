@@ -97,6 +97,8 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"link      {_link(status)}"
     if status["round_trip_seconds"] is not None:
         yield f"round trip {as_milliseconds(status['round_trip_seconds'])}"
+    if status.get("certificate"):
+        yield f"certificate {_certificate(status['certificate'])}"
     yield f"streams   {status['stream_count']}"
     for stream in status["streams"]:
         sizes = f"{as_size(stream['bytes_to_target'])} in, {as_size(stream['bytes_to_user'])} out"
@@ -109,6 +111,11 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
         )
     for trouble in status["troubles"]:
         yield f"trouble   {trouble['at']} {trouble['text']}"
+
+
+def _certificate(certificate: Mapping[str, Any]) -> str:
+    renews = f", renews on {certificate['renews']}" if certificate["renews"] else ""
+    return f"until {certificate['ends']}{renews}"
 
 
 def _link(status: Mapping[str, Any]) -> str:

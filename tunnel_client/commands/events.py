@@ -16,8 +16,8 @@ from tunnel_client import words
 from tunnel_client.api import ask
 from tunnel_client.commands.options import access, bundle_option, json_option, run
 from tunnel_client.dial import Dialer, ServerUnreachable
-from tunnel_client.tables import Row, show
 from tunnel_core.command_line import print_json, printable
+from tunnel_core.tables import Row, show
 
 _COLUMNS = ("time", "node", "event", "reason", "detail")
 _POLL_SECONDS = 25

@@ -13,8 +13,8 @@ import click
 from tunnel_client import words
 from tunnel_client.api import ask
 from tunnel_client.commands.options import access, bundle_option, json_option, run
-from tunnel_client.tables import Row, show
 from tunnel_core.command_line import print_json
+from tunnel_core.tables import Row, show
 
 _Item = Mapping[str, Any]
 _NODE_COLUMNS = ("node", "alias", "state", "address", "rtt", "streams", "in", "out", "services")

@@ -45,6 +45,16 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_OPEN_FLOOD: _ClassVar[Reason]
     REASON_OPEN_TIMEOUT: _ClassVar[Reason]
     REASON_SEND_MEMORY_FULL: _ClassVar[Reason]
+    REASON_BAD_CSR: _ClassVar[Reason]
+    REASON_WEAK_KEY: _ClassVar[Reason]
+    REASON_CSR_NAME_MISMATCH: _ClassVar[Reason]
+    REASON_TOKEN_WRONG: _ClassVar[Reason]
+    REASON_TOKEN_EXPIRED: _ClassVar[Reason]
+    REASON_TOKEN_USED_UP: _ClassVar[Reason]
+    REASON_TOKEN_REVOKED: _ClassVar[Reason]
+    REASON_TOKEN_NAME_MISMATCH: _ClassVar[Reason]
+    REASON_TOKEN_REPLAYED: _ClassVar[Reason]
+    REASON_REVOKED: _ClassVar[Reason]
     REASON_SESSION_LOST: _ClassVar[Reason]
     REASON_PING_TIMEOUT: _ClassVar[Reason]
     REASON_CARRIER_LOST: _ClassVar[Reason]
@@ -69,7 +79,16 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_DATA_GAP: _ClassVar[Reason]
     REASON_STREAM_NEVER_OPENED: _ClassVar[Reason]
     REASON_TLS_TOO_OLD: _ClassVar[Reason]
+    REASON_STORE_FULL: _ClassVar[Reason]
+    REASON_STORE_FAILED: _ClassVar[Reason]
+    REASON_AUDIT_FAILED: _ClassVar[Reason]
+    REASON_ROTATION_REFUSED: _ClassVar[Reason]
+    REASON_AUTHORITY_UNUSABLE: _ClassVar[Reason]
     REASON_INTERNAL_ERROR: _ClassVar[Reason]
+    REASON_TOO_MANY_ENROLMENTS: _ClassVar[Reason]
+    REASON_TOO_MANY_GUESSES: _ClassVar[Reason]
+    REASON_CERTIFICATE_EXPIRED: _ClassVar[Reason]
+    REASON_ROOT_RETIRED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_DONE: Reason
 REASON_USER_LEFT: Reason
@@ -106,6 +125,16 @@ REASON_STALLED_UNDER_PRESSURE: Reason
 REASON_OPEN_FLOOD: Reason
 REASON_OPEN_TIMEOUT: Reason
 REASON_SEND_MEMORY_FULL: Reason
+REASON_BAD_CSR: Reason
+REASON_WEAK_KEY: Reason
+REASON_CSR_NAME_MISMATCH: Reason
+REASON_TOKEN_WRONG: Reason
+REASON_TOKEN_EXPIRED: Reason
+REASON_TOKEN_USED_UP: Reason
+REASON_TOKEN_REVOKED: Reason
+REASON_TOKEN_NAME_MISMATCH: Reason
+REASON_TOKEN_REPLAYED: Reason
+REASON_REVOKED: Reason
 REASON_SESSION_LOST: Reason
 REASON_PING_TIMEOUT: Reason
 REASON_CARRIER_LOST: Reason
@@ -130,7 +159,16 @@ REASON_DATA_AFTER_END: Reason
 REASON_DATA_GAP: Reason
 REASON_STREAM_NEVER_OPENED: Reason
 REASON_TLS_TOO_OLD: Reason
+REASON_STORE_FULL: Reason
+REASON_STORE_FAILED: Reason
+REASON_AUDIT_FAILED: Reason
+REASON_ROTATION_REFUSED: Reason
+REASON_AUTHORITY_UNUSABLE: Reason
 REASON_INTERNAL_ERROR: Reason
+REASON_TOO_MANY_ENROLMENTS: Reason
+REASON_TOO_MANY_GUESSES: Reason
+REASON_CERTIFICATE_EXPIRED: Reason
+REASON_ROOT_RETIRED: Reason
 
 class Packet(_message.Message):
     __slots__ = ("number", "ack", "frames", "arrived", "confirm_now")

@@ -27,7 +27,7 @@ data_dir = $data_dir
 listen = ["[::]:$agents"]
 # max = 5000
 
-[https]                           # the qanat command and CONNECT clients come in here: mTLS
+[https]                           # the qanat command and CONNECT clients come in here: mTLS; nodes join here
 listen = ["[::]:$https"]
 
 [connect]                         # HTTP CONNECT: kube-apiserver, curl, ssh
@@ -40,7 +40,7 @@ enabled = true
 # uid = 0
 # user = "kube-apiserver"
 
-[admin]                           # local and read-only; whoever may open the socket may use it
+[admin]                           # local; whoever may open the socket may do everything: tokens, revocations
 # socket = $admin_socket
 # mode = "0600"
 
@@ -77,6 +77,17 @@ domain = "localhost"
 # [log.entrances]                 # for one of connect, tcp, web, api
 # connect = "errors"
 
+[identity]                        # certificates that nodes and users ask for; agents renew by themselves
+# node_life_seconds = 2592000     # 30 days
+# user_life_seconds = 2592000
+# max_enrolments = 32             # at work at once; more are told when to come back
+
+[audit]                           # who joined, renewed, was revoked or refused
+# file = $audit_file              # as JSON lines, beside the store; "" for none
+# on_failure = "drop"             # or "refuse": what cannot be written down is not done
+# keep_days = 400
+# keep_lines = 1000000
+
 [metrics]
 # per_node = true                 # at most five series for each node
 
@@ -105,6 +116,7 @@ def config_text(trust_domain: str, data_dir: Path, ports: Ports) -> str:
         "trust_file": "trust.pem",
         "admin_socket": "admin.sock",
         "connect_socket": "connect.sock",
+        "audit_file": "audit.jsonl",
     }
     strings = {"trust_domain": trust_domain, "data_dir": str(data_dir)}
     strings |= {key: str(data_dir / name) for key, name in in_data_dir.items()}

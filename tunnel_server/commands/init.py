@@ -15,6 +15,7 @@ from tunnel_core.command_line import CommandError, ExitCode, print_json
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_server.commands.config_text import Ports
 from tunnel_server.commands.installation import OPERATOR, Installation, InstallationError, install
+from tunnel_server.store.database import StoreError
 
 _PORT = click.IntRange(1, 65535)
 
@@ -107,6 +108,8 @@ def _install(plan: Installation) -> Leaf:
         return install(plan)
     except InstallationError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
+    except StoreError as error:
+        raise CommandError.refused(error) from None
     except OSError as error:
         message = f"{error.filename or plan.data_dir}: {error.strerror}; set that right and run init again"
         raise CommandError(ExitCode.FAILED, message) from None
@@ -117,7 +120,11 @@ def _next_steps(plan: Installation) -> list[str]:
         "" if plan.config_file == paths.server_config_file() else f" --config {_quoted(plan.config_file)}"
     )
     bundle = "" if _is_found(plan) else f" --bundle {_quoted(plan.operator_bundle)}"
-    return [f"qanat-server run{config}", f"qanat-server issue node edge1{config}", f"qanat{bundle} nodes"]
+    return [
+        f"qanat-server run{config}",
+        f"qanat-server token create --node edge1{config}",
+        f"qanat{bundle} nodes",
+    ]
 
 
 def _is_found(plan: Installation) -> bool:

@@ -14,23 +14,31 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from certs.authority_folder import save_new
 from certs.bundle import Bundle, write_bundle
 from certs.ca import Authority, Leaf, NewAuthority, create_authority
 from certs.files import make_private_folder, remove_interrupted, sync_folder, write_private, write_public
+from certs.x509 import facts_of, pin_of
 from tunnel_core.config import ConfigError, Source, parse
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import join_host_port
 from tunnel_server.commands.config_text import Ports, config_text
 from tunnel_server.config import ServerConfig
+from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.store import certificates
+from tunnel_server.store.certificates import NewCertificate, Origin
+from tunnel_server.store.database import open_database
+from tunnel_server.store.store import FILE
+from tunnel_server.store.transaction import Transaction
 
 REPLICA = "main"
 OPERATOR = "operator"
-AUTHORITY_FOLDER = "ca"
 _JOURNAL = "init.unfinished"
 
 
@@ -71,6 +79,10 @@ class Installation:
         return self.data_dir / "trust.pem"
 
     @property
+    def store_file(self) -> Path:
+        return self.data_dir / FILE
+
+    @property
     def agents(self) -> tuple[str, ...]:
         return tuple(join_host_port(name, self.ports.agents) for name in self.names)
 
@@ -85,7 +97,8 @@ class Installation:
             for name in ("root-key.pem", "root.pem", "issuing-key.pem", "issuing.pem")
         ]
         tls = [self.key_file, self.certificate_file, self.trust_file]
-        return [*authority, *tls, self.operator_bundle, self.config_file]
+        store = [self.store_file.with_name(FILE + end) for end in ("", "-wal", "-shm")]
+        return [*authority, *tls, self.operator_bundle, *store, self.config_file]
 
 
 def install(plan: Installation) -> Leaf:
@@ -97,10 +110,11 @@ def install(plan: Installation) -> Leaf:
     make_private_folder(plan.data_dir)
     with _journal(plan):
         new = create_authority(plan.trust_domain)
-        new.save(plan.authority_folder)
+        save_new(new, plan.authority_folder)
         server = new.authority.issue(Role.SERVER, REPLICA, names=plan.all_names)
         _write_tls(plan, server)
-        _write_operator(plan, new)
+        operator = _write_operator(plan, new)
+        _write_store(plan, server, operator)
         plan.config_file.parent.mkdir(parents=True, exist_ok=True)
         write_public(plan.config_file, config.encode(), replace=False)
     return server
@@ -120,11 +134,22 @@ def _write_tls(plan: Installation, server: Leaf) -> None:
     write_public(plan.trust_file, server.roots_pem, replace=False)
 
 
-def _write_operator(plan: Installation, new: NewAuthority) -> None:
+def _write_operator(plan: Installation, new: NewAuthority) -> Leaf:
     leaf = new.authority.issue(Role.USER, OPERATOR)
     bundle = make_bundle(new.authority, leaf, Role.USER, OPERATOR, plan.agents, plan.https)
     plan.operator_bundle.parent.mkdir(parents=True, exist_ok=True)
     write_bundle(plan.operator_bundle, bundle, replace=False)
+    return leaf
+
+
+def _write_store(plan: Installation, *leaves: Leaf) -> None:
+    """A store that knows the first certificates, so that no rotation forgets them."""
+    by = f"uid-{os.getuid()}"
+    with contextlib.closing(open_database(plan.store_file)) as connection:
+        transaction = Transaction(connection, int(time.time() * 1000), must_audit=True)
+        for leaf in leaves:
+            facts, pin = facts_of(leaf.credential.certificate_pem), pin_of(leaf.roots_pem)
+            certificates.record(transaction, NewCertificate(facts, pin, Origin.BY_HAND, by=by))
 
 
 def _checked_config(plan: Installation) -> str:

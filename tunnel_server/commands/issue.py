@@ -10,18 +10,18 @@ from pathlib import Path
 
 import click
 
+from certs.authority_folder import load_authority
 from certs.bundle import Bundle, format_bundle
-from certs.ca import LEAF_DAYS, LOOPBACK_NAMES, Authority, AuthorityError, Leaf, load_authority
+from certs.ca import LEAF_DAYS, Authority, AuthorityError, Leaf
 from certs.files import write_private, write_public
 from certs.x509 import describe
-from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json
-from tunnel_core.config import ConfigError, load
 from tunnel_core.identity import Role, is_identity_name
-from tunnel_core.names import join_host_port
-from tunnel_core.settings import ListenAddress
-from tunnel_server.commands.installation import AUTHORITY_FOLDER, make_bundle
+from tunnel_server.commands.access import config_option, json_option, load_config, perform
+from tunnel_server.commands.installation import make_bundle
 from tunnel_server.config import ServerConfig
+from tunnel_server.reach import NoNames, addresses, server_names
+from tunnel_server.rotating import AUTHORITY_FOLDER
 
 _NAME_RULES = {
     Role.NODE: "a node name has lower-case letters, digits, '-' and dots, as in shop-7.example.com",
@@ -61,18 +61,14 @@ _days = click.option(
     show_default=True,
     help="How long it holds.",
 )
-_config = click.option(
-    "--config", type=click.Path(path_type=Path), help="The server's configuration. [default: by user]"
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
 
 
 @command.command("node")
 @_name
 @_out
 @_days
-@_config
-@_json
+@config_option
+@json_option
 def issue_node(name: str, out: Path | None, days: float, config: Path | None, as_json: bool) -> None:
     """Issue the bundle with which the agent on node NAME attaches.
 
@@ -98,8 +94,8 @@ def issue_node(name: str, out: Path | None, days: float, config: Path | None, as
     help="Write cert.pem, key.pem and ca.pem there instead, for other programs.",
 )
 @_days
-@_config
-@_json
+@config_option
+@json_option
 def issue_user(
     name: str, out: Path | None, pem: Path | None, days: float, config: Path | None, as_json: bool
 ) -> None:
@@ -119,24 +115,20 @@ def issue_user(
 def _issue(role: Role, name: str, days: float, config_file: Path | None) -> _Issued:
     if not is_identity_name(role, name):
         raise CommandError(ExitCode.USAGE, f"{name!r:.200} will not do: {_NAME_RULES[role]}")
-    config = _load_config(config_file or paths.server_config_file())
+    config = load_config(config_file)
     try:
         authority = load_authority(config.data_dir / AUTHORITY_FOLDER)
         leaf = authority.issue(role, name, days=days)
     except AuthorityError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     _refuse_other_domain(authority, config)
-    names = _server_names(config)
-    agents, https = _addresses(names, config.agents.listen), _addresses(names, config.https.listen)
-    return _Issued(role, name, leaf, make_bundle(authority, leaf, role, name, agents, https))
-
-
-def _load_config(file: Path) -> ServerConfig:
     try:
-        return load(file, ServerConfig)
-    except ConfigError as error:
-        hint = "" if file.exists() else "\nMake a server first: qanat-server init --name tunnel.example.com"
-        raise CommandError(ExitCode.USAGE, f"{error}{hint}") from None
+        names = server_names(config)
+    except NoNames as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+    perform(config_file, "POST", "certificates/record", {"chain": leaf.chain_pem.decode()})
+    agents, https = addresses(names, config.agents.listen), addresses(names, config.https.listen)
+    return _Issued(role, name, leaf, make_bundle(authority, leaf, role, name, agents, https))
 
 
 def _refuse_other_domain(authority: Authority, config: ServerConfig) -> None:
@@ -146,21 +138,6 @@ def _refuse_other_domain(authority: Authority, config: ServerConfig) -> None:
             f" {config.trust_domain}: the server would refuse what it issues"
         )
         raise CommandError(ExitCode.USAGE, message)
-
-
-def _server_names(config: ServerConfig) -> list[str]:
-    """How the world reaches the server, by its certificate; local names only if there are no others."""
-    try:
-        names = describe(config.tls.certificate_file.read_bytes()).names
-    except (OSError, ValueError) as error:
-        message = f"the server's certificate {config.tls.certificate_file} cannot be read: {error}"
-        raise CommandError(ExitCode.USAGE, message) from None
-    return [name for name in names if name not in LOOPBACK_NAMES] or list(names)
-
-
-def _addresses(names: list[str], listen: tuple[ListenAddress, ...]) -> tuple[str, ...]:
-    ports = list(dict.fromkeys(address.port for address in listen if address.port))
-    return tuple(join_host_port(name, port) for port in ports for name in names)
 
 
 def _write_bundle(issued: _Issued, out: Path | None) -> Path:

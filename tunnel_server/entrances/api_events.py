@@ -82,7 +82,7 @@ async def answer(followers: Followers, nodes: Nodes, question: Question) -> dict
             await followers.wait_newer(after, node)
     found = events.newest(MAX_LISTED, node) if after is None else events.after(after, node, MAX_LISTED)
     return {
-        "events": [_as_json(event) for event in found],
+        "events": [event_as_json(event) for event in found],
         "last": _last(events, found, is_first_look=after is None),
         "gap": after is not None and events.has_gap(after),
     }
@@ -93,7 +93,8 @@ def _last(events: Events, found: list[NodeEvent], *, is_first_look: bool) -> int
     return events.last_id if is_first_look or len(found) < MAX_LISTED else found[-1].id
 
 
-def _as_json(event: NodeEvent) -> dict[str, object]:
+def event_as_json(event: NodeEvent) -> dict[str, object]:
+    """An event as lists have it."""
     at = event.at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return {
         "id": event.id,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from certs.authority_folder import load_authority
 from certs.bundle import read_bundle, write_bundle
-from certs.ca import create_authority, load_authority
+from certs.ca import create_authority
 from tests.e2e import clients, tools
 from tests.e2e.processes import run
 from tests.e2e.programs import AGENTS_PORT, HTTPS_PORT, Agent

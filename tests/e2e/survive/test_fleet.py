@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.systems.qanat import issue
-from certs.ca import load_authority
+from certs.authority_folder import load_authority
 from tests.e2e.programs import AGENTS_PORT
 from tests.e2e.site import Site
 from tests.net.emulated import Emulated

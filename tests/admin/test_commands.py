@@ -1,0 +1,246 @@
+"""The commands that hold the store themselves, as no server runs: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from certs.authority_folder import load_authority
+from certs.bundle import read_bundle, split_pem
+from certs.token import parse_token
+from certs.x509 import describe, is_signed_by
+from tests.server.programs import SERVER
+from tests.server.test_init import Result, run
+from tunnel_server.commands.durations import parse_seconds
+from tunnel_server.store.lock import hold_store
+
+
+class Command:
+    """``qanat-server`` for one installation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "server.toml"
+
+    def __call__(self, *arguments: str | Path, code: int = 0) -> Result:
+        result = run(*arguments, "--config", self.config)
+        assert result.exit_code == code, result.output + result.stderr
+        return result
+
+    def json(self, *arguments: str | Path, code: int = 0) -> dict[str, object]:
+        answer: dict[str, object] = json.loads(self(*arguments, "--json", code=code).stdout)
+        return answer
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    result = run("init", "--name", "tunnel.example.com", "--data-dir", tmp_path / "d")
+    assert result.exit_code == 0, result.output
+    return Command(tmp_path / "d")
+
+
+def test_token_create_prints_the_line_to_paste(command: Command) -> None:
+    lines = command("token", "create", "--node", "shop-7").stdout.splitlines()
+    assert lines[0].startswith("Token ")
+    assert "for node shop-7, until " in lines[0]
+    echo, text, pipe, *join = lines[-1].split()
+    assert (echo, pipe, join) == ("echo", "|", ["qanat-agent", "join", "tunnel.example.com:7002"])
+    listed = command("token", "list").stdout
+    assert parse_token(text).id in listed
+    assert text not in listed
+    made = command.json("token", "create", "--match", "shop-*", "--uses", "50", "--ttl", "15m")
+    ends = datetime.fromisoformat(str(made["expires"]))
+    assert timedelta(minutes=14) < ends - datetime.now(UTC) < timedelta(minutes=15)
+    command("token", "revoke", str(made["id"]))
+    assert [one["state"] for one in command.json("token", "list")["tokens"]] == ["open", "revoked"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("token", "create"), 2, "give node or match"),
+        (("token", "create", "--node", "a", "--ttl", "soon"), 2, "write 90s, 15m, 24h or 7d"),
+        (("token", "create", "--node", "a", "--ttl", "999d"), 2, "ttl_seconds must be from 1"),
+        (("token", "revoke", "nothing"), 1, "there is no token 'nothing'"),
+        (("node", "revoke", "No Node"), 2, "is not a node's name"),
+        (("cert", "revoke", "serial"), 2, "hex digits"),
+        (("cert", "list", "--node", "a", "--user", "b"), 2, "exclude each other"),
+        (("audit", "--kind", "theft"), 2, "is not one of"),
+        (("audit", "--since", "then"), 2, "is no time"),
+        (("ca", "rotate", "retire"), 3, "the next step is `qanat-server ca rotate add`"),
+    ],
+)
+def test_what_is_refused(command: Command, arguments: tuple[str, ...], code: int, sentence: str) -> None:
+    assert sentence in command(*arguments, code=code).stderr
+
+
+def test_an_error_is_json_too(command: Command) -> None:
+    answer = command.json("ca", "rotate", "switch", code=3)
+    assert answer["reason"] == "rotation_refused"
+
+
+def test_what_is_issued_by_hand_is_known_revoked_and_audited(command: Command, tmp_path: Path) -> None:
+    command("issue", "node", "edge1", "--out", tmp_path / "e.pem")
+    serial = describe(read_bundle(tmp_path / "e.pem").chain_pem).serial
+    assert f"{serial}  node  edge1" in command("cert", "list", "--node", "edge1").stdout
+    assert "Revoked node edge1." in command("node", "revoke", "edge1", "--why", "stolen").stdout
+    assert command("cert", "list", "--node", "edge1").stdout.rstrip().endswith("revoked")
+    command("issue", "node", "edge1", "--out", tmp_path / "f.pem")
+    assert command("cert", "list", "--node", "edge1").stdout.rstrip().endswith("good")
+    command("user", "revoke", "operator")
+    assert "which was not issued here" in command("cert", "revoke", "AB:CD").stdout
+    told = [line.split()[2] for line in command("audit").stdout.splitlines()[1:]]
+    assert told == ["issued", "issued", "issued", "revoked", "issued", "revoked", "revoked"]
+    assert "stolen" in command("audit", "--node", "edge1", "--kind", "revoked", "--since", "1h").stdout
+    assert "no such line" in command("audit", "--until", "1h").stdout
+
+
+def test_a_bundle_that_cannot_be_written_down_is_not_handed_out(command: Command, tmp_path: Path) -> None:
+    (command.folder / "store.db").write_bytes(b"no database" * 1000)
+    result = command("issue", "node", "edge1", "--out", tmp_path / "e.pem", code=1)
+    assert "is damaged" in result.stderr
+    assert not (tmp_path / "e.pem").exists()
+
+
+def test_many_commands_at_once_take_turns(command: Command, tmp_path: Path) -> None:
+    with hold_store(command.folder):
+        started = [
+            subprocess.Popen(  # noqa: S603
+                [*SERVER, "node", "revoke", f"shop-{number}", "--config", str(command.config)],
+                stdout=subprocess.DEVNULL,
+            )
+            for number in range(4)
+        ]
+    assert [process.wait(30) for process in started] == [0, 0, 0, 0]
+    assert command("audit", "--kind", "revoked").stdout.count("shop-") == 4
+
+
+def test_another_holder_without_a_socket_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunnel_server.commands.access.PATIENCE_SECONDS", 0.0)
+    with hold_store(command.folder):
+        said = command("token", "list", code=5).stderr
+    assert "in use by process" in said
+    assert "admin.sock cannot be opened: No such file or directory" in said
+
+
+# The authority.
+
+
+def test_a_whole_rotation(command: Command, tmp_path: Path) -> None:
+    folder, trust = command.folder / "ca", command.folder / "trust.pem"
+    foreign = (tmp_path / "foreign.pem", tmp_path / "f")
+    assert run("init", "--name", "other.example", "--data-dir", foreign[1]).exit_code == 0
+    trust.write_bytes(trust.read_bytes() + (foreign[1] / "trust.pem").read_bytes())
+    old_root = load_authority(folder).roots_pem
+    pin = command.json("token", "create", "--node", "a")["id"]
+
+    assert "The authority is added" in command("ca", "rotate", "add").stdout
+    assert len(split_pem(trust.read_bytes())) == 3
+    said = command("ca", "rotate", "switch", code=3).stderr
+    assert "1 certificates are from before the new root" in said
+    assert "user operator" in said
+    command("issue", "user", "operator", "--out", tmp_path / "operator.pem")
+    assert "user operator" in command("ca", "rotate", "switch", code=3).stderr  # the first is still good
+    serial = describe(read_bundle(command.folder / "operator.pem").chain_pem).serial
+    command("cert", "revoke", serial)
+    key = (command.folder / "server.key").read_bytes()
+    said = command("ca", "rotate", "switch").stdout
+    assert "The authority is switched" in said
+    assert f"open tokens that know the server by another root, make them anew: {pin}" in said
+    new_root = split_pem(load_authority(folder).roots_pem)[0]
+    assert is_signed_by(split_pem((command.folder / "server.pem").read_bytes()), new_root)
+    assert (command.folder / "server.key").read_bytes() == key
+    assert parse_token(str(command.json("token", "create", "--node", "b")["token"])).pin.hex() in said
+
+    said = command("ca", "rotate", "retire", code=3).stderr
+    assert "1 certificates in use lead to the old root: user operator" in said
+    command("issue", "user", "operator", "--out", tmp_path / "o2.pem")
+    command("cert", "revoke", describe(read_bundle(tmp_path / "operator.pem").chain_pem).serial)
+    assert "The authority is steady" in command("ca", "rotate", "retire").stdout
+    left = split_pem(trust.read_bytes())
+    assert old_root not in left
+    assert left == [new_root, *split_pem((foreign[1] / "trust.pem").read_bytes())]
+    assert [
+        line.split()[-1] for line in command("audit", "--kind", "ca_rotated").stdout.splitlines()[1:]
+    ] == [*("add", "switch", "retire")]
+
+
+def test_the_issuing_certificate_alone(command: Command, tmp_path: Path) -> None:
+    offline = tmp_path / "root-key.pem"
+    (command.folder / "ca" / "root-key.pem").rename(offline)
+    before = load_authority(command.folder / "ca")
+    assert "bring it back" in command("ca", "rotate", "issuing", code=1).stderr
+    command("ca", "rotate", "issuing", "--root-key", offline)
+    after = load_authority(command.folder / "ca")
+    assert after.roots_pem == before.roots_pem
+    assert after.issuing != before.issuing
+    assert not list((command.folder / "ca" / "2").glob("root-key*"))
+
+
+def test_forced_it_cuts_off(command: Command) -> None:
+    command("ca", "rotate", "add")
+    command("ca", "rotate", "switch", "--force")
+    command("ca", "rotate", "retire", "--force")
+    assert command("audit", "--kind", "ca_rotated").stdout.count("forced") == 2
+
+
+def test_an_installation_from_before_the_store_asks_before_it_cuts_off_what_it_does_not_know(
+    command: Command,
+) -> None:
+    (command.folder / "store.db").unlink()
+    old = datetime.now(UTC) - timedelta(days=40)
+    state = command.json("ca", "show")["generations"]
+    pin = state[0]["root_pin"]  # type: ignore[index]
+    (command.folder / "ca" / "state.json").write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "generations": [{"folder": ".", "pin": pin, "added": old.isoformat()}],
+                "signing": 0,
+                "past": [],
+            }
+        )
+    )
+    command("ca", "rotate", "add")
+    assert "were not written down" in command("ca", "rotate", "switch", code=3).stderr
+    assert "may be in use until" in " ".join(command("ca", "show").stdout.split())
+    command("ca", "rotate", "switch", "--force")
+
+
+def test_a_step_that_fails_half_way_is_taken_again(command: Command) -> None:
+    trust = command.folder / "trust.pem"
+    trust.rename(command.folder / "away")
+    said = command("ca", "rotate", "add", code=1).stderr
+    assert "the step add was not taken" in said
+    assert command.json("ca", "show")["state"] == "steady"
+    assert f"add was not taken: {trust}: No such file" in command("audit").stdout.splitlines()[-1]
+    shutil.copy(command.folder / "away", trust)
+    assert command.json("ca", "rotate", "add")["trusted"] is True
+    assert sorted(path.name for path in (command.folder / "ca").iterdir() if path.is_dir()) == ["2"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("15m", 900), ("24h", 86400), ("7d", 604800)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+    for wrong in (text[:-1], f"-{text}", f"{text}x", ""):
+        assert parse_seconds(wrong) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+def test_what_root_makes_for_the_servers_user_belongs_to_that_user(command: Command) -> None:
+    (command.folder / "store.db").unlink()
+    for path in (command.folder, *command.folder.rglob("*")):
+        os.chown(path, 4711, 4712)
+    command("ca", "rotate", "add")
+    command("ca", "rotate", "switch", "--force")
+    command("node", "revoke", "shop-7")
+    strangers = [path for path in command.folder.rglob("*") if path.stat().st_uid != 4711]
+    assert strangers == []
+    made = {"store.db", "store.lock", "audit.jsonl", "state.json", "2"}
+    assert made <= {path.name for path in command.folder.rglob("*")}

@@ -1,0 +1,167 @@
+"""The first contact: what a token's pin proves, what clocks do to it, and who sits in between."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from certs.ca import LOOPBACK_NAMES, create_authority
+from certs.requests import make_request
+from certs.token import Token
+from certs.x509 import facts_of
+from tests.agent.listening import listening
+from tests.agent.relays import Relay
+from tests.fakes import pki
+from tests.server.issuing import Issuing, open_issuing
+from tunnel_agent.findings import Finding, Verdict, take_steps
+from tunnel_agent.join.contact import Contact
+from tunnel_agent.join.enrolling import spend_token
+from tunnel_agent.proxy_choice import ProxyChoice
+from tunnel_agent.way import Way, agents_port, https_port
+from tunnel_core.identity import Role, SpiffeId
+from tunnel_server.enrolment.answers import Signer
+
+DAY = datetime.timedelta(days=1)
+EDGE = SpiffeId(pki.TRUST_DOMAIN, Role.NODE, "edge1")
+
+
+def utc() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def shifted(by: datetime.timedelta) -> Callable[[], datetime.datetime]:
+    return lambda: utc() + by
+
+
+def contact_with(issuing: Issuing, token: Token, port: int = 0) -> Contact:
+    def way_to(address: str) -> Way:
+        return Way(agents_port(address), "edge1", ProxyChoice(environment={}), 5.0, None)
+
+    port = port or int(issuing.address.rpartition(":")[2])
+    way = Way(https_port(f"localhost:{port}"), "edge1", ProxyChoice(environment={}), 5.0, None)
+    return Contact(way, token, way_to, utc)
+
+
+async def go_as_far_as_possible(contact: Contact) -> list[Finding]:
+    findings: list[Finding] = []
+    await take_steps(contact.steps(), findings.append)
+    return findings
+
+
+async def test_a_server_is_proven_by_the_pin_before_anything_is_said(tmp_path: Path) -> None:
+    async with open_issuing(tmp_path) as issuing:
+        contact = contact_with(issuing, await issuing.token())
+        findings = await go_as_far_as_possible(contact)
+        assert [f.step for f in findings if f.verdict is Verdict.PASS] == [
+            "dns",
+            "tcp",
+            "pin",
+            "clock",
+            "tls",
+        ]
+        assert findings[-1].step == "agents"  # nobody is there in this test
+        assert contact.roots == [pki.authority().roots_pem]
+
+
+async def test_who_sits_in_between_and_tells_the_true_roots_gets_no_token(tmp_path: Path) -> None:
+    """He passes on what anybody may read, the pinned root among it, and shows a certificate of his own."""
+    own = create_authority(pki.TRUST_DOMAIN).authority.issue(Role.SERVER, "main", names=LOOPBACK_NAMES)
+    async with open_issuing(tmp_path, leaf=own) as between:
+        findings = await go_as_far_as_possible(contact_with(between, await between.token()))
+        assert (findings[-1].step, findings[-1].verdict) == ("clock", Verdict.FAIL)
+        assert "not by your CA" in findings[-1].detail
+        assert findings[-2].step == "pin"
+
+
+async def test_who_sits_in_between_with_other_roots_gets_no_further(tmp_path: Path) -> None:
+    async with open_issuing(tmp_path) as issuing:
+        token = await issuing.token()
+        findings = await go_as_far_as_possible(
+            contact_with(issuing, Token(token.id, token.secret, bytes(32)))
+        )
+        assert (findings[-1].step, findings[-1].verdict) == ("pin", Verdict.FAIL)
+        assert "the token was not told" in findings[-1].detail
+
+
+async def test_the_name_that_was_asked_for_must_be_the_servers(tmp_path: Path) -> None:
+    other = pki.authority().issue(Role.SERVER, "main", names=["elsewhere.example"])
+    async with open_issuing(tmp_path, leaf=other) as issuing:
+        findings = await go_as_far_as_possible(contact_with(issuing, await issuing.token()))
+        assert (findings[-1].step, findings[-1].verdict) == ("clock", Verdict.FAIL)
+        assert "is for elsewhere.example" in findings[-1].detail
+
+
+@pytest.mark.parametrize(
+    ("by", "side"),
+    [(20_000 * DAY, "behind"), (2 * DAY, "behind"), (-2 * DAY, "ahead of"), (-400 * DAY, "ahead of")],
+    ids=["1970", "two days behind", "two days ahead", "a year ahead"],
+)
+async def test_a_clock_that_is_far_off_is_named_with_the_difference(
+    tmp_path: Path, by: datetime.timedelta, side: str
+) -> None:
+    """The server lives ``by`` later than this machine: its certificate holds there, and not here."""
+    then = utc() + by
+    authority = create_authority(pki.TRUST_DOMAIN, now=then).authority
+    shown = authority.issue(Role.SERVER, "main", names=LOOPBACK_NAMES, now=then)
+    async with open_issuing(tmp_path, leaf=shown, wall=shifted(by)) as issuing:
+        issuing.enrolment.replace_signer(Signer(authority))
+        token = await issuing.token()
+        contact = contact_with(issuing, Token(token.id, token.secret, authority.root_pin))
+        findings = await go_as_far_as_possible(contact)
+        assert (findings[-1].step, findings[-1].verdict) == ("clock", Verdict.FAIL)
+        days = f"({abs(by).days}|{abs(by).days - 1}) d .*|55 years"
+        assert re.search(rf"clock is ({days}) {side} that", findings[-1].detail)
+        assert "timedatectl" in findings[-1].fix
+
+
+async def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
+    async with open_issuing(tmp_path, max_at_once=0) as issuing:
+        contact = contact_with(issuing, await issuing.token())
+        await go_as_far_as_possible(contact)
+        got: list[bytes] = []
+        refusals = issuing.edge.counters.unauthenticated_refusals
+
+        async def ask() -> None:
+            got.append(await spend_token(contact, "edge1", make_request(EDGE)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            while not refusals["est", "too_many_enrolments"]:  # noqa: ASYNC110 - it only counts
+                await trio.sleep(0.02)
+            issuing.enrolment.settings = replace(issuing.enrolment.settings, max_at_once=1)
+        assert facts_of(got[0]).identity == EDGE
+        assert refusals["est", "too_many_enrolments"] == 1
+
+
+async def test_a_server_that_takes_no_more_from_one_address_is_asked_again(tmp_path: Path) -> None:
+    """It ends what is one too many before the handshake, and says nothing."""
+    async with open_issuing(tmp_path) as issuing:
+        relay = Relay(issuing.address, dropped={2, 3, 4})
+        token = await issuing.token()
+        async with listening(relay.handle) as address:
+            contact = contact_with(issuing, token, port=int(address.rpartition(":")[2]))
+            findings = await go_as_far_as_possible(contact)
+        assert [f.step for f in findings if f.verdict is Verdict.PASS] == [
+            "dns",
+            "tcp",
+            "pin",
+            "clock",
+            "tls",
+        ]
+        assert relay.count == 1 + 3 + 3
+
+
+async def test_who_breaks_off_always_is_given_up(tmp_path: Path) -> None:
+    async with open_issuing(tmp_path) as issuing:
+        relay = Relay(issuing.address, dropped=set(range(2, 100)))
+        async with listening(relay.handle) as address:
+            contact = contact_with(issuing, await issuing.token(), port=int(address.rpartition(":")[2]))
+            findings = await go_as_far_as_possible(contact)
+        assert (findings[-1].step, findings[-1].verdict) == ("pin", Verdict.FAIL)
+        assert relay.count == 1 + 5

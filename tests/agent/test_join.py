@@ -1,0 +1,329 @@
+"""``qanat-agent join`` as a new user meets it: real programs, and all that can go wrong on the way."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from certs.bundle import read_bundle
+from certs.token import format_token, make_token, parse_token
+from certs.x509 import facts_of
+from tests.agent.cloud import Cloud, Machine, machine, open_cloud
+from tests.agent.listening import listening
+from tests.agent.relays import Relay
+from tests.agent.test_check import FakeProxy
+from tests.server.programs import running
+from tunnel_agent.load import load_installation
+
+SOME_TOKEN = format_token(make_token(bytes(32), bytes(30)))
+STEPS = ["files", "node", "token", "dns", "tcp", "pin", "clock", "tls", "agents", "enrol", "config", "attach"]
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """One server for all; it remembers nodes, and each join has a token of its own."""
+    with open_cloud(tmp_path_factory.mktemp("server")) as opened:
+        yield opened
+
+
+async def test_one_paste_makes_a_node_and_a_second_changes_nothing(cloud: Cloud, tmp_path: Path) -> None:
+    token, edge = await cloud.token("edge1"), machine(tmp_path)
+    services = ["--service", "web=http://127.0.0.1:1880", "--allow", "localhost:22"]
+    ran = await edge.run("join", cloud.https, "--name", "edge1", *services, stdin=token)
+    said = ran.stdout.decode()
+    assert ran.returncode == 0, said
+    passed = [line.split()[1] for line in said.splitlines() if line.startswith("PASS")]
+    assert passed == STEPS
+    assert "qanat-agent run --config" in said and "qanat forward edge1 web 8080" in said
+    assert token not in said + ran.stderr.decode()
+    assert (mode(edge.bundle), mode(edge.config)) == (0o600, 0o644)
+    assert sorted(file.name for file in edge.folder.iterdir()) == ["agent.toml", "node.pem"]
+    installation = load_installation(edge.config)
+    assert [service.name for service in installation.config.service] == ["web"]
+    assert installation.bundle.https[0] == cloud.https
+    before = edge.bundle.read_bytes()
+    again = await edge.join(cloud.https, "this is not even read", "--name", "edge1")
+    assert (again.code, edge.bundle.read_bytes()) == (0, before)
+    assert await cloud.uses(token) == 1
+    async with running(edge.command("run")) as agent:
+        await agent.line("attached to")
+
+
+def mode(file: Path) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+async def test_it_survives_a_kill_after_each_step_that_leaves_something(cloud: Cloud, tmp_path: Path) -> None:
+    steps = ["files", "agents", "enrol", "config"]
+    token = await cloud.token("", match="edge-*", uses=len(steps))
+    for step in steps:
+        node = f"edge-{step}"
+        edge = machine(tmp_path, node)
+        await killed_after(step, edge.command("join", cloud.https, "--name", node), token)
+        again = await edge.join(cloud.https, token, "--name", node)
+        assert again.code == 0, (step, again)
+        assert sorted(file.name for file in edge.folder.iterdir()) == ["agent.toml", "node.pem"], step
+    assert await cloud.uses(token) == len(steps)
+
+
+async def test_it_clears_away_what_a_killed_one_was_writing(cloud: Cloud, tmp_path: Path) -> None:
+    edge = machine(tmp_path)
+    edge.folder.mkdir(exist_ok=True)
+    for name in (".node.pem.0123456789abcdef", ".agent.toml.0123456789abcdef"):
+        (edge.folder / name).touch()
+    assert (await edge.join(cloud.https, await cloud.token("edge1"), "--name", "edge1")).code == 0
+    assert sorted(file.name for file in edge.folder.iterdir()) == ["agent.toml", "node.pem"]
+
+
+async def killed_after(step: str, command: list[str], token: str) -> None:
+    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    await process.stdin.send_all(token.encode())
+    await process.stdin.aclose()
+    said = b""
+    while f"PASS  {step} ".encode() not in said:
+        piece = await process.stdout.receive_some()
+        assert piece, said
+        said += piece
+    process.kill()
+    await process.wait()
+    await process.stdout.aclose()
+
+
+async def test_it_survives_kills_at_any_time(cloud: Cloud, tmp_path: Path) -> None:
+    token, edge = await cloud.token("edge1"), machine(tmp_path)
+    for _ in range(6):
+        command = edge.command("join", cloud.https, "--name", "edge1")
+        with trio.move_on_after(random.uniform(0.2, 0.6)):  # noqa: S311
+            await trio.run_process(
+                command,
+                stdin=token.encode(),
+                capture_stdout=True,
+                check=False,
+                deliver_cancel=kill_at_once,
+            )
+    assert (await edge.join(cloud.https, token, "--name", "edge1")).code == 0
+    assert await cloud.uses(token) == 1
+
+
+async def kill_at_once(process: trio.Process) -> None:
+    process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("connection", "step"), [(2, "pin"), (3, "clock"), (4, "tls")])
+async def test_a_server_that_falls_silent_is_named_and_the_token_is_whole(
+    cloud: Cloud, tmp_path: Path, connection: int, step: str
+) -> None:
+    """The first connection is only looked at; then there is one for each step."""
+    token, edge = await cloud.token("edge1"), machine(tmp_path)
+    edge.config.write_text("[session]\nconnect_timeout_seconds = 1\n")
+    relay = Relay(cloud.https, silent_from=connection)
+    async with listening(relay.handle) as address:
+        failed = await edge.join(f"localhost:{address.rpartition(':')[2]}", token, "--name", "edge1")
+    assert failed.failure["step"] == step
+    assert "took longer than 1 s" in failed.failure["detail"]
+    assert await cloud.uses(token) == 0
+    assert (await edge.join(cloud.https, token, "--name", "edge1")).code == 0
+
+
+async def test_an_answer_that_is_lost_is_asked_for_again(cloud: Cloud, tmp_path: Path) -> None:
+    """The fifth connection carries the token; it breaks when the server has done its part."""
+    token, edge = await cloud.token("lost"), machine(tmp_path)
+    relay = Relay(cloud.https, cut={5, 6})
+    async with listening(relay.handle) as address:
+        joined = await edge.join(f"localhost:{address.rpartition(':')[2]}", token, "--name", "lost")
+    assert joined.code == 0, joined
+    assert relay.count == 7
+    assert await cloud.uses(token) == 1
+    issued = (await cloud.act("GET", "certificates", role="node", name="lost"))["certificates"]
+    assert len({one["key_sha256"] for one in issued}) == 1
+    assert issued[-1]["serial"] == facts_of(read_bundle(edge.bundle).chain_pem).serial
+
+
+async def test_a_token_for_another_name_mistyped_or_unknown(cloud: Cloud, tmp_path: Path) -> None:
+    token, edge = await cloud.token("edge1"), machine(tmp_path)
+    other = await edge.join(cloud.https, token, "--name", "edge2")
+    assert (other.code, other.failure["reason"]) == (3, "token_name_mismatch")
+    assert "--name" in other.failure["fix"]
+    wrong = "b" if token[20] != "b" else "c"
+    typo = await edge.join(cloud.https, token[:20] + wrong + token[21:], "--name", "edge1")
+    assert (typo.code, typo.failure["step"]) == (2, "token")
+    parsed = parse_token(token)
+    altered = format_token(type(parsed)(parsed.id, bytes(20), parsed.pin))
+    guessed = await edge.join(cloud.https, altered, "--name", "edge1")
+    assert (guessed.code, guessed.failure["reason"]) == (3, "token_wrong")
+    pinless = format_token(type(parsed)(parsed.id, parsed.secret, bytes(32)))
+    pinned = await edge.join(cloud.https, pinless, "--name", "edge1")
+    assert (pinned.code, pinned.failure["step"]) == (1, "pin")
+    assert await cloud.uses(token) == 0
+    assert not edge.bundle.exists() and not edge.config.exists()
+
+
+@pytest.mark.parametrize(
+    ("server", "step", "code", "says"),
+    [
+        ("localhost:1", "tcp", 5, "refused the connection"),
+        ("nosuch.invalid", "dns", 5, "cannot be resolved"),
+    ],
+)
+async def test_no_network(tmp_path: Path, server: str, step: str, code: int, says: str) -> None:
+    failed = await machine(tmp_path).join(server, SOME_TOKEN, "--name", "edge1")
+    assert (failed.failure["step"], failed.code) == (step, code)
+    assert says in failed.failure["detail"] and failed.failure["fix"]
+
+
+async def test_what_answers_is_no_server_of_ours(tmp_path: Path) -> None:
+    async def http(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 400 no\r\n\r\n")
+
+    async with listening(http) as address:
+        failed = await machine(tmp_path).join(address, SOME_TOKEN, "--name", "edge1")
+    assert failed.failure["step"] == "pin"
+    assert "[https] port" in failed.failure["fix"]
+
+
+async def test_the_agents_port_is_asked_before_the_token_is_shown(cloud: Cloud, tmp_path: Path) -> None:
+    token, edge = await cloud.token("edge1"), machine(tmp_path)
+    port = cloud.agents.rpartition(":")[2]
+    edge.environment["https_proxy"] = ""
+    relay = FakeProxy(answer=b"403 No", target="")
+    proxy = FakeProxy(target=f"127.0.0.1:{cloud.https.rpartition(':')[2]}")
+
+    async def choose(stream: trio.SocketStream) -> None:
+        if not (head := await stream.receive_some()):
+            return  # looked at, no more
+        wanted = relay if f":{port}".encode() in head.split(b"\r\n")[0] else proxy
+        await wanted.handle_head(stream, head)
+
+    async with listening(choose) as address:
+        edge.config.write_text(f'proxy = "http://{address}"\n')
+        failed = await edge.join(cloud.https, token, "--name", "edge1")
+    assert failed.failure["step"] == "agents"
+    assert "403 No" in failed.failure["detail"]
+    assert await cloud.uses(token) == 0
+
+
+async def test_it_goes_through_a_proxy_and_so_does_what_follows(cloud: Cloud, tmp_path: Path) -> None:
+    token, edge = await cloud.token("edge1"), machine(tmp_path)
+    seen: list[bytes] = []
+
+    async def handle(stream: trio.SocketStream) -> None:
+        if not (head := await stream.receive_some()):
+            return
+        seen.append(head.split(b"\r\n")[0])
+        target = head.split()[1].decode().replace("localhost", "127.0.0.1")
+        await FakeProxy(target=target).handle_head(stream, head)
+
+    async with listening(handle) as address:
+        edge.config.write_text(f'proxy = "http://{address}"\n')
+        assert (await edge.join(cloud.https, token, "--name", "edge1")).code == 0
+        joined = len(seen)
+        assert joined >= 6
+        assert (await edge.run("renew")).returncode == 0
+        assert len(seen) >= joined + 3
+
+
+async def test_a_configuration_that_is_there_stays(cloud: Cloud, tmp_path: Path) -> None:
+    token, edge = await cloud.token("edge1"), machine(tmp_path)
+    text = '# mine\nbundle_file = "other.pem"\n'
+    edge.config.write_text(text)
+    joined = await edge.join(cloud.https, token, "--name", "edge1", "--allow", "localhost:22")
+    assert joined.code == 0
+    assert edge.config.read_text() == text
+    assert (edge.folder / "other.pem").exists()
+    assert '"localhost:22"' in joined.said["notes"][0]
+
+
+async def test_what_is_wrong_with_the_wish_is_said_before_anything_else(tmp_path: Path) -> None:
+    edge = machine(tmp_path)
+    for options, says in (
+        (["--service", "Web=http://x:1"], "service#1.name"),
+        (["--allow", "nowhere"], "allow#1"),
+        (["--service", "web=x"], "service#1.target"),
+        (["--service", "web"], "NAME=URL"),
+    ):
+        ran = await edge.run("join", "localhost:1", *options, stdin=SOME_TOKEN)
+        assert (ran.returncode, says in ran.stderr.decode()) == (2, True), ran.stderr
+    edge.config.write_text("nonsense = 1\n")
+    ran = await edge.run("join", "localhost:1", stdin=SOME_TOKEN)
+    assert (ran.returncode, b"unknown key" in ran.stderr) == (2, True)
+
+
+async def test_joining_again_takes_a_new_token_and_a_new_key(cloud: Cloud, tmp_path: Path) -> None:
+    edge = machine(tmp_path)
+    first = await cloud.token("edge1")
+    assert (await edge.join(cloud.https, first, "--name", "edge1")).code == 0
+    before = read_bundle(edge.bundle)
+    used = await edge.join(cloud.https, first, "--name", "edge1", "--again")
+    assert (used.code, used.failure["reason"]) == (3, "token_replayed")
+    assert read_bundle(edge.bundle) == before
+    other = await edge.join(cloud.https, first, "--name", "edge2")
+    assert "has joined as edge1" in other.failure["detail"]
+    assert (await edge.join(cloud.https, await cloud.token("edge1"), "--again", "--name", "edge1")).code == 0
+    assert read_bundle(edge.bundle).key_pem != before.key_pem
+
+
+async def test_the_token_from_a_file(cloud: Cloud, tmp_path: Path) -> None:
+    edge, file = machine(tmp_path), tmp_path / "token"
+    file.write_text(await cloud.token("", match="edge-*", uses=2))
+    options = ["--token-file", str(file), "--name"]
+    assert (await edge.join(cloud.https, "", *options, "edge-1")).code == 0
+    missing = await machine(tmp_path, "b").join(cloud.https, "", "--token-file", str(tmp_path / "no"))
+    assert (missing.code, missing.failure["step"]) == (2, "token")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [("-o ro", "Read-only file system"), ("-o size=16k", "No space left on device")]
+)
+async def test_a_disk_that_takes_nothing(tmp_path: Path, options: str, says: str) -> None:
+    edge = machine(tmp_path)
+    command = edge.command("join", "localhost:1", "--name", "edge1", "--json")
+    mount = f'mount -t tmpfs {options} tmpfs {edge.folder} && exec "$@"'
+    unshare = shutil.which("unshare")
+    if unshare is None or await trio.to_thread.run_sync(lambda: cannot_mount(unshare, edge)):
+        pytest.skip("this machine does not let us mount")
+    ran = await trio.run_process(
+        [unshare, "-rm", "sh", "-c", mount, "sh", *command],
+        stdin=SOME_TOKEN.encode(), capture_stdout=True, capture_stderr=True, check=False,
+    )  # fmt: skip
+    assert says in ran.stdout.decode(), ran.stderr
+    assert ran.returncode == 2
+
+
+def cannot_mount(unshare: str, edge: Machine) -> bool:
+    tried = [unshare, "-rm", "mount", "-t", "tmpfs", "tmpfs", str(edge.folder)]
+    return subprocess.run(tried, capture_output=True, check=False).returncode != 0  # noqa: S603
+
+
+async def test_two_at_once_do_not_meet(cloud: Cloud, tmp_path: Path) -> None:
+    token, edge = await cloud.token("edge1"), machine(tmp_path)
+    descriptor = os.open(edge.folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        failed = await edge.join(cloud.https, token, "--name", "edge1")
+    finally:
+        os.close(descriptor)
+    assert "another join or renewal" in failed.failure["detail"]
+    assert (await edge.join(cloud.https, token, "--name", "edge1")).code == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+async def test_what_root_joins_belongs_to_the_agents_user(cloud: Cloud, tmp_path: Path) -> None:
+    edge, folder = machine(tmp_path), tmp_path / "state"
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    edge.config.write_text(f'bundle_file = "{folder}/node.pem"\n')
+    assert (await edge.join(cloud.https, await cloud.token("edge1"), "--name", "edge1")).code == 0
+    assert (await edge.run("renew")).returncode == 0
+    assert [(file.name, file.stat().st_uid) for file in folder.iterdir()] == [("node.pem", 12345)]

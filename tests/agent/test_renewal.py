@@ -1,0 +1,240 @@
+"""When a certificate is renewed, by tables; and the loop that does it, with real processes and files."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certs.bundle import Bundle, read_bundle, write_bundle
+from certs.life import BACK_DATED, Life, life_of
+from tests.fakes import pki
+from tunnel_agent.held_bundle import HeldBundle
+from tunnel_agent.renewal import Renewal
+from tunnel_agent.renewal_plan import LOOK_SECONDS, RenewalPlan, plan_after
+from tunnel_agent.state import AgentState
+from tunnel_core.identity import Role, SpiffeId
+
+NOW = datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC)
+HOUR = 3600.0
+DAY = 24 * HOUR
+
+
+def life(seconds: float, *, age: float = 0.0) -> Life:
+    issued = NOW - datetime.timedelta(seconds=age)
+    return Life("1", issued - BACK_DATED, issued + datetime.timedelta(seconds=seconds))
+
+
+def later(seconds: float) -> datetime.datetime:
+    return NOW + datetime.timedelta(seconds=seconds)
+
+
+# The plan.
+
+
+@pytest.mark.parametrize("seconds", [60, HOUR, 30 * DAY])
+def test_it_is_due_at_two_thirds(seconds: float) -> None:
+    plan = plan_after(life(seconds), 0.0, 0.5, renewed=False)
+    assert plan.wait_seconds(NOW, 0.0, attached=True) == pytest.approx(seconds * 2 / 3)
+    assert plan.wait_seconds(later(seconds * 0.7), seconds * 0.7, attached=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first", "last"), [(60, 1, 3), (HOUR, 18, 180), (30 * DAY, HOUR, HOUR), (2, 1, 1)]
+)
+def test_failures_are_tried_again_ever_rarer_long_before_the_end(
+    seconds: float, first: float, last: float
+) -> None:
+    plan = plan_after(life(seconds), 0.0, 0.5, renewed=False)
+    waits = [plan.failed(0.0, 0.5) for _ in range(50)]
+    assert (waits[0], waits[-1]) == (pytest.approx(first), pytest.approx(last))
+    assert waits == sorted(waits)
+
+
+def test_the_revoked_ask_every_few_minutes() -> None:
+    plan = plan_after(life(60), 0.0, 0.5, renewed=False)
+    assert [plan.failed(0.0, chance, hopeless=True) for chance in (0.0, 1.0)] == [150, 450]
+
+
+def test_what_has_ended_is_left_alone_unless_it_works_all_the_same() -> None:
+    plan = plan_after(life(60), 0.0, 0.5, renewed=False)
+    assert plan.wait_seconds(later(61), 61.0, attached=False) == LOOK_SECONDS
+    assert plan.wait_seconds(later(61), 61.0, attached=True) == 0
+
+
+def test_a_clock_in_1970_waits_for_another() -> None:
+    plan = plan_after(life(60), 0.0, 0.5, renewed=False)
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    assert plan.wait_seconds(epoch, 0.0, attached=False) > LOOK_SECONDS
+
+
+@given(
+    st.floats(-60 * DAY, 60 * DAY),
+    st.sampled_from([60.0, HOUR, 30 * DAY]),
+    st.lists(st.booleans(), max_size=40),
+)
+def test_no_clock_makes_a_hot_loop(wrong: float, seconds: float, outcomes: list[bool]) -> None:
+    """The wall clock is wrong by any time: never closer than half a second, or a third of a life."""
+    steady = 0.0
+    plan = plan_after(life(seconds), steady, 0.5, renewed=False)
+    for succeeds in outcomes:
+        wait = plan.wait_seconds(later(wrong + steady), steady, attached=True)
+        steady += wait
+        if wait > 100 * DAY:
+            return
+        before = steady
+        if succeeds:
+            issued = later(steady)
+            fresh = Life("2", issued - BACK_DATED, issued + datetime.timedelta(seconds=seconds))
+            plan = plan_after(fresh, steady, 0.5, renewed=True)
+            least = min(HOUR, seconds / 3)
+        else:
+            plan.failed(steady, 0.0)
+            least = 0.5
+        assert plan.wait_seconds(later(wrong + steady), before, attached=True) >= least * 0.999
+
+
+# The file.
+
+
+def bundle_for(seconds: float, name: str = "edge1", *, age: float = 0.0) -> Bundle:
+    issued = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)
+    leaf = pki.authority().issue(Role.NODE, name, days=seconds / DAY, now=issued)
+    identity = SpiffeId(pki.TRUST_DOMAIN, Role.NODE, name)
+    return Bundle(
+        identity, leaf.credential.key_pem, leaf.chain_pem, leaf.roots_pem, ("a:1",), ("localhost:7002",)
+    )
+
+
+def held(folder: Path, *, age: float = 0.0) -> HeldBundle:
+    file = folder / "node.pem"
+    write_bundle(file, bundle_for(200, age=age))
+    return HeldBundle(file, read_bundle(file))
+
+
+def test_another_file_is_taken_up_and_what_cannot_be_used_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = held(tmp_path)
+    assert not bundle.look()
+    write_bundle(bundle.file, bundle_for(120))
+    assert bundle.look() and not bundle.look()
+    assert bundle.bundle == read_bundle(bundle.file)
+    before = bundle.bundle
+    bundle.file.write_text("no bundle")
+    assert not bundle.look() and not bundle.look()
+    write_bundle(bundle.file, bundle_for(60, "edge2"))
+    assert not bundle.look() and not bundle.look()
+    bundle.file.unlink()
+    assert not bundle.look()
+    assert bundle.bundle == before
+    assert len(caplog.records) == 2
+    assert "restart the agent" in caplog.records[1].message
+
+
+def test_what_stands_against_a_certificate_is_said_with_the_clock(tmp_path: Path) -> None:
+    bundle, now = held(tmp_path), datetime.datetime.now(datetime.UTC)
+    assert bundle.obstacle(now) == ""
+    ended = bundle.obstacle(now + datetime.timedelta(days=1))
+    assert "ended on" in ended and "clock says" in ended and "qanat-agent join SERVER --again" in ended
+    assert "begins on" in bundle.obstacle(now - datetime.timedelta(days=1))
+
+
+# The loop. What it starts is a program of ours that does what the real one does to the file.
+
+RENEWS = "import os, sys; os.replace(sys.argv[1], sys.argv[2])"
+
+
+class Loop:
+    """Renewals of a bundle; ``taken`` has each that was taken up."""
+
+    def __init__(self, bundle: HeldBundle, *commands: list[str]) -> None:
+        self.state = AgentState("edge1", ("a:1",))
+        self.taken: list[Bundle] = []
+        self.started = 0
+        self._commands = commands
+        self.renewal = Renewal(bundle, self.state, self._next, self.taken.append)
+
+    def _next(self) -> list[str]:
+        command = self._commands[min(self.started, len(self._commands) - 1)]
+        self.started += 1
+        return command
+
+    async def run_until(self, done: object) -> None:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.renewal.run)
+                while not done():  # type: ignore[operator]  # noqa: ASYNC110 - files tell nobody
+                    await trio.sleep(0.02)
+                nursery.cancel_scope.cancel()
+
+
+def renews_with(folder: Path, bundle: Bundle, to: Path) -> list[str]:
+    staged = folder / f"next-{life_of(bundle.chain_pem).serial}.pem"
+    write_bundle(staged, bundle)
+    return [sys.executable, "-c", RENEWS, str(staged), str(to)]
+
+
+async def test_what_is_due_is_renewed_and_taken_up(tmp_path: Path) -> None:
+    bundle, new = held(tmp_path, age=170), bundle_for(HOUR)
+    loop = Loop(bundle, renews_with(tmp_path, new, bundle.file))
+    assert loop.state.certificate == bundle.life
+    await loop.run_until(lambda: loop.taken)
+    assert loop.taken == [new]
+    assert loop.state.certificate == life_of(new.chain_pem)
+    assert loop.started == 1
+
+
+async def test_failures_are_one_line_each_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = held(tmp_path, age=170)
+    said = json.dumps({"reason": "store_full", "detail": "the disk is full"})
+    fails = [sys.executable, "-c", f"import sys; print({said!r}); sys.exit(1)"]
+    dies = [sys.executable, "-c", "raise SystemExit('a bug')"]
+    missing = [str(tmp_path / "nothing")]
+    loop = Loop(bundle, fails, dies, missing, renews_with(tmp_path, bundle_for(HOUR), bundle.file))
+    await loop.run_until(lambda: loop.taken)
+    lines = [record for record in caplog.records if record.levelname == "WARNING"]
+    causes = ["the disk is full", "a bug", "cannot be started"]
+    assert [cause in line.getMessage() for cause, line in zip(causes, lines, strict=True)] == [True] * 3
+    assert lines[0].fields["reason"] == "store_full"
+    assert len(loop.state.troubles) == 3
+
+
+async def test_a_renewal_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
+    bundle = held(tmp_path, age=170)
+    pid_file = tmp_path / "pid"
+    sleeps = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    loop = Loop(bundle, [sys.executable, "-c", sleeps])
+    await loop.run_until(lambda: pid_file.exists() and pid_file.read_text())
+    assert not is_running(pid_file.read_text())
+
+
+def is_running(pid: str) -> bool:
+    return Path("/proc", pid).exists()
+
+
+def test_a_bundle_that_names_no_server_is_not_renewed(tmp_path: Path) -> None:
+    file = tmp_path / "node.pem"
+    pki.write_node_bundle(file, "edge1", "a:1")
+
+    async def main() -> None:
+        loop = Loop(HeldBundle(file, read_bundle(file)), ["/bin/false"])
+        with trio.move_on_after(DAY):
+            await loop.renewal.run()
+        assert loop.started == 0
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_the_plan_says_when_it_means_to_renew() -> None:
+    plan = RenewalPlan(life(90), 0.5, 0.0)
+    assert plan.at == later(60)

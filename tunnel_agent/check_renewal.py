@@ -1,0 +1,58 @@
+"""``qanat-agent check``'s look at the clock and at what a renewal needs."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+
+from certs.life import life_of
+from tunnel_agent.clock import compare_clocks
+from tunnel_agent.est_client import JoinPage, join_page
+from tunnel_agent.findings import Finding, StepFailed, Verdict
+from tunnel_agent.load import Installation
+from tunnel_agent.trust import trusting_at_any_time
+from tunnel_agent.way import Way, https_port
+from tunnel_core.reasons import Refused
+
+
+async def check_clock(installation: Installation) -> Finding:
+    """This machine's clock against that of the first server that answers, and is proven at any time."""
+    failures: list[str] = []
+    for server in installation.bundle.https:
+        try:
+            page = await _ask(server, installation)
+        except (StepFailed, Refused) as error:
+            failures.append(error.detail)
+            continue
+        try:
+            return Finding("clock", Verdict.PASS, compare_clocks(server, page.behind))
+        except StepFailed as failure:
+            return failure.finding("clock")
+    why = "; ".join(failures) or "the bundle names no HTTPS port of the server"
+    return Finding("clock", Verdict.SKIP, f"not compared: {why}")
+
+
+async def _ask(server: str, installation: Installation) -> JoinPage:
+    patience = installation.config.session.connect_timeout_seconds
+    way = Way(https_port(server), installation.node, installation.proxy, patience, None)
+    for _, step in way.steps():
+        await step()
+    context = trusting_at_any_time(installation.bundle.roots_pem)
+    return await join_page(way, context, lambda: datetime.now(UTC))
+
+
+def check_renewal(installation: Installation) -> Finding:
+    """Whether this user could write a new bundle, and when there will be one."""
+    bundle, folder = installation.bundle, installation.bundle_file.parent
+    if not bundle.https:
+        detail = f"{installation.bundle_file} names no HTTPS port of the server, so it is not renewed"
+        return Finding("renewal", Verdict.SKIP, detail)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        fix = "give the agent's user a folder of its own for the bundle, and name it in bundle_file"
+        detail = f"{folder} cannot be written by this user, so no new certificate could be saved"
+        return Finding("renewal", Verdict.FAIL, detail, fix)
+    try:
+        due = life_of(bundle.chain_pem).renewal(0.5)
+    except ValueError as error:
+        return Finding("renewal", Verdict.SKIP, f"the certificate's dates cannot be read: {error}")
+    return Finding("renewal", Verdict.PASS, f"about {due:%Y-%m-%d}, at {', '.join(bundle.https)}")

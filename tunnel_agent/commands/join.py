@@ -1,0 +1,185 @@
+"""``qanat-agent join``: a token becomes a node that is attached."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import sys
+import tomllib
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from certs.bundle import Bundle
+from certs.life import life_of
+from tunnel_agent.commands.check import print_finding
+from tunnel_agent.commands.options import config_option, json_option
+from tunnel_agent.config import AgentConfig, Protocol
+from tunnel_agent.findings import Finding, StepFailed
+from tunnel_agent.join.config_text import config_text
+from tunnel_agent.join.joining import Joined, Joining
+from tunnel_agent.join.wish import Files, Wish, parse_server, parse_service
+from tunnel_agent.load import load_config, load_proxy
+from tunnel_core import paths
+from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.config import ConfigError, Source, parse
+
+_MAX_TOKEN_BYTES = 4096
+
+
+@click.command("join")
+@click.argument("server")
+@click.option("--name", default="", metavar="NODE", help="The node's name. [default: the host name]")
+@click.option(
+    "--service",
+    "services",
+    multiple=True,
+    metavar="NAME=URL",
+    help="Publish http://, https:// or tcp://HOST:PORT, or unix:/PATH. May be repeated.",
+)
+@click.option("--allow", multiple=True, metavar="TARGET", help="HOST:PORT that may be reached; repeatable.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Holds the token. [default: standard input, or a question]",
+)
+@config_option
+@click.option("--again", is_flag=True, help="Join anew although this machine has joined: needs a new token.")
+@json_option
+def command(
+    server: str,
+    name: str,
+    services: tuple[str, ...],
+    allow: tuple[str, ...],
+    token_file: Path | None,
+    config: Path | None,
+    again: bool,
+    as_json: bool,
+) -> None:
+    """Join SERVER (host or host:port of its HTTPS port) with a token from `qanat-server token create`.
+
+    The token comes from standard input, never from the command line. Everything is checked before it is
+    used; if this breaks off, run it again with the same token. A machine that has joined already is
+    left as it is.
+
+    \b
+    Examples:
+      echo TOKEN | qanat-agent join tunnel.example.com
+      echo TOKEN | qanat-agent join tunnel.example.com --service web=http://127.0.0.1:1880
+      qanat-agent join tunnel.example.com:7002 --token-file token --allow localhost:22
+    """
+    wish = _wish(server, name or socket.gethostname().lower(), services, allow)
+    try:
+        files, loaded = _files(wish, config)
+        proxies = load_proxy(files.config, loaded)
+    except ConfigError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+    findings: list[Finding] = []
+    joining = Joining(
+        wish,
+        files,
+        loaded,
+        proxies,
+        findings.append if as_json else print_finding,
+        lambda: _read_token(token_file),
+        lambda: datetime.now(UTC),
+        name_given=bool(name),
+        again=again,
+    )
+    joined = None
+    try:
+        joined = trio.run(joining.run)
+    except* KeyboardInterrupt:
+        pass
+    if joined is None:
+        message = "interrupted; run the same line again: what was done is kept, and the token is not lost"
+        raise CommandError(ExitCode.FAILED, message)
+    if as_json:
+        print_json(_as_json(joined, files, loaded, findings))
+    elif joined.bundle is not None:
+        click.echo(_as_text(joined, joined.bundle, files, wish, loaded))
+    click.get_current_context().exit(joined.code)
+
+
+def _wish(server: str, node: str, services: tuple[str, ...], allow: tuple[str, ...]) -> Wish:
+    try:
+        return Wish(parse_server(server), node, tuple(map(parse_service, services)), allow)
+    except ValueError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+
+
+def _files(wish: Wish, config: Path | None) -> tuple[Files, AgentConfig]:
+    """Where the files are or will be, and the configuration as it will hold. Raises ``ConfigError``."""
+    file = (config or paths.agent_config_file()).absolute()
+    bundle = file.parent / "node.pem" if config else paths.joined_bundle_file()
+    text = config_text(wish, str(bundle))
+    new = parse(tomllib.loads(text), AgentConfig, Source(file, paths.data_folder()))
+    if not file.exists():
+        return Files(file, bundle), new
+    there = load_config(file, required=True)
+    return Files(file, there.bundle_file), there
+
+
+def _read_token(file: Path | None) -> str:
+    """From the file, a pipe, or a question that shows nothing. Raises ``StepFailed``."""
+    if file is not None:
+        try:
+            with file.open("rb") as opened:
+                return opened.read(_MAX_TOKEN_BYTES).decode(errors="replace")
+        except OSError as error:
+            raise StepFailed(
+                f"{file} cannot be read: {error.strerror}", "name a file with the token"
+            ) from None
+    if sys.stdin.isatty():
+        answer: str = click.prompt("Token", hide_input=True)
+        return answer
+    return sys.stdin.buffer.read(_MAX_TOKEN_BYTES).decode(errors="replace")
+
+
+def _next_steps(node: str, files: Files, config: AgentConfig) -> list[str]:
+    named = "" if files.config == paths.agent_config_file() else f" --config {shlex.quote(str(files.config))}"
+    steps = [f"qanat-agent run{named}", f"qanat-agent status{named}"]
+    for service in config.service[:3]:
+        if service.protocol is not Protocol.TCP:
+            steps.append(
+                f"qanat forward {node} {service.name} 8080  # from where you are, then open 127.0.0.1:8080"
+            )
+        else:
+            steps.append(f"qanat forward {node} {service.name}  # from where you are")
+    single = [target for entry in config.allow if (target := entry.single_target()) is not None]
+    steps += [f"qanat forward {node} {target}  # from where you are" for target in single[:3]]
+    return steps
+
+
+def _as_text(joined: Joined, bundle: Bundle, files: Files, wish: Wish, config: AgentConfig) -> str:
+    node, life = bundle.identity.name, life_of(bundle.chain_pem)
+    notes = "".join(f"{note}\n\n" for note in joined.notes)
+    steps = "\n".join(f"  {step}" for step in _next_steps(node, files, config))
+    ends = f"{life.ends:%Y-%m-%d %H:%M} UTC"
+    return (
+        f"\n{notes}Node {node} has joined, until {ends}; the agent renews that by itself.\n"
+        f"\nNext:\n{steps}\n\nAs a service: the systemd unit is in docs/install.md."
+    )
+
+
+def _as_json(joined: Joined, files: Files, config: AgentConfig, findings: list[Finding]) -> dict[str, Any]:
+    shown = [{**asdict(finding), "verdict": finding.verdict.value} for finding in findings]
+    answer: dict[str, Any] = {"ok": joined.code is ExitCode.OK, "findings": shown}
+    if joined.bundle is not None:
+        node = joined.bundle.identity.name
+        answer |= {
+            "node": node,
+            "identity": str(joined.bundle.identity),
+            "ends": life_of(joined.bundle.chain_pem).ends.isoformat(),
+            "bundle": str(files.bundle),
+            "config": str(files.config),
+            "agents": list(joined.bundle.agents),
+            "https": list(joined.bundle.https),
+            "notes": list(joined.notes),
+            "next": _next_steps(node, files, config),
+        }
+    return answer

@@ -1,0 +1,51 @@
+"""``qanat-agent renew``: the next certificate, now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import trio
+
+from certs.life import life_of
+from tunnel_agent.commands.options import bundle_option, config_option, installation_of, json_option
+from tunnel_agent.findings import StepFailed
+from tunnel_agent.renewing import renew
+from tunnel_core.command_line import CommandError, ExitCode, exit_code_of, print_json
+from tunnel_core.config import ConfigError
+from tunnel_core.reasons import Reason, Refused
+
+
+@click.command("renew")
+@config_option
+@bundle_option
+@json_option
+def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
+    """Renew the node's certificate now. A running agent does this by itself, and takes up what is here.
+
+    The new certificate is for a new key, which never leaves this machine.
+
+    \b
+    Examples:
+      qanat-agent renew
+      qanat-agent renew --bundle edge1.pem
+    """
+    installation = installation_of(config, bundle)
+    try:
+        renewed = trio.run(renew, installation)
+    except Refused as refused:
+        raise CommandError.refused(refused) from None
+    except ConfigError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+    except StepFailed as failure:
+        reason = Reason[failure.reason.upper()] if failure.reason else None
+        code = exit_code_of(reason) if reason else ExitCode.FAILED
+        raise CommandError(code, f"{failure.detail}; {failure.fix}", reason=reason) from None
+    life = life_of(renewed.bundle.chain_pem)
+    if as_json:
+        answer = {"identity": str(renewed.bundle.identity), "serial": life.serial}
+        print_json({**answer, "ends": life.ends.isoformat(), "server": renewed.server})
+    else:
+        click.echo(
+            f"{renewed.bundle.identity} holds until {life.ends:%Y-%m-%d %H:%M} UTC, by {renewed.server}."
+        )

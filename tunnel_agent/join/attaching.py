@@ -1,0 +1,40 @@
+"""Attaches once, up to the server's welcome, so that a running agent of the node keeps its session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+
+from tunnel_agent.findings import StepFailed
+from tunnel_agent.load import load_installation
+from tunnel_agent.status_page import as_milliseconds
+from tunnel_core.bridge import open_bridge
+from tunnel_core.config import ConfigError
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.stream import Stream
+
+
+async def attach_once(config: Path, bundle: Path) -> str:
+    """Tries the servers in their order; the first that welcomes the node is enough. Raises ``StepFailed``."""
+    try:
+        installation = load_installation(config, bundle)
+    except ConfigError as error:
+        raise StepFailed(str(error), "`qanat-agent check` shows which step fails") from None
+    failures: list[str] = []
+    async with open_bridge() as bridge:
+        connector = installation.connector(bridge, _refuse, on_look=lambda _: None)
+        for server in installation.servers:
+            start = trio.current_time()
+            try:
+                software = (await connector.probe(server)).software
+            except Refused as refused:
+                failures.append(f"{server}: {refused.detail}")
+                continue
+            took = as_milliseconds(trio.current_time() - start)
+            return f"welcomed as node {installation.node} by {software} at {server} in {took}"
+    raise StepFailed("; ".join(failures), "`qanat-agent check` shows which step fails")
+
+
+def _refuse(stream: Stream) -> None:
+    stream.refuse(Reason.AGENT_STOPPING, "this is only a try")  # a probe is never sent a stream

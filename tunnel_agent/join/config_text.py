@@ -1,0 +1,82 @@
+"""The commented ``agent.toml`` that a join writes, and what it says to add to one that is there. No I/O."""
+
+from __future__ import annotations
+
+import json
+
+from tunnel_agent.config import AgentConfig
+from tunnel_agent.join.wish import NewService, Wish
+from tunnel_agent.targets import parse_entry
+from tunnel_core.names import Target
+
+_HEAD = """\
+# Qanat agent. Unknown keys are refused; `qanat-agent check` names every error at once.
+# A line that is commented out shows the default. File names may be relative to this file's folder.
+
+# Who this node is: key and certificate, which the agent renews by itself, and where its server is.
+bundle_file = {bundle}
+# servers = ["tunnel.example.com:7001"]   # instead of those that the bundle names
+# proxy = "http://user@host:3128"         # instead of https_proxy of the environment
+# proxy_password_file = "proxy-password"
+# no_proxy = [".internal", "10.0.0.0/8"]
+
+# What may be reached through this node, beside the services below. Nothing else is ever dialled.
+# allow = ["localhost:22", "192.168.1.0/24:80-90", "unix:/run/docker.sock"]
+{allow}
+# dial_timeout_seconds = 10
+# drain_seconds = 8               # how long streams may finish after SIGTERM
+"""
+
+_TAIL = """
+# [link]
+# profile = "metered"             # fewer pings, for links that are paid by the byte
+# max_bytes_per_second = 0        # each way; 0 for no cap
+
+# [ops]                           # status page and probes: qanat-agent status asks there
+# listen = "127.0.0.1:7005"
+
+# [log]
+# level = "info"
+# format = "auto"                 # text on a terminal, JSON otherwise
+# streams = "all"                 # or "errors", "none"
+"""
+
+_NO_SERVICES = """
+# [[service]]                     # published by name: http://web--NODE.localhost:7003/ on the server
+# name = "web"
+# target = "127.0.0.1:1880"
+# protocol = "http"               # or "https", "tcp"
+"""
+
+
+def config_text(wish: Wish, bundle_file: str) -> str:
+    """The whole of a new configuration."""
+    allow = f"allow = [{', '.join(map(_quoted, wish.allow))}]"
+    services = "".join(map(_service, wish.services)) or _NO_SERVICES
+    return _HEAD.format(bundle=_quoted(bundle_file), allow=allow) + services + _TAIL
+
+
+def to_add(wish: Wish, config: AgentConfig) -> str:
+    """What a configuration that is there lacks of the wish, as text to bring into it; empty if nothing."""
+    known = {str(service.name): service.target for service in config.service}
+    allowed = {str(entry) for entry in config.allow}
+    missing = [entry for entry in wish.allow if str(parse_entry(entry)) not in allowed]
+    lines = [f"allow = [..., {', '.join(map(_quoted, missing))}]\n"] if missing else []
+    for service in wish.services:
+        if service.name not in known:
+            lines.append(_service(service))
+        elif known[service.name] != Target.parse(service.target):
+            lines.append(f"\n# {service.name} is {known[service.name]} there, not {service.target}\n")
+    return "".join(lines).strip()
+
+
+def _service(service: NewService) -> str:
+    return (
+        f"\n[[service]]\nname = {_quoted(service.name)}\ntarget = {_quoted(service.target)}\n"
+        f"protocol = {_quoted(service.protocol.value)}\n"
+    )
+
+
+def _quoted(text: str) -> str:
+    # A JSON string without escaped surrogates is a TOML basic string, but for DEL.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,201 @@
+"""Joins: the steps in their order, and what each leaves on the disk.
+
+1. Everything that can be known without the token is asked first: names, files, configuration, the server,
+   its pin, the clocks, the agents' port. Only then is the token shown.
+2. The key is on the disk (``Files.unfinished``) before the request is sent, and goes when all else is there.
+   Run again after a break at any point, a join finds it and asks with the same key, which the server counts
+   as the same use of the token; or it finds that only the configuration was missing.
+3. A node that is joined already does nothing but attach once, unless it is told to join again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from certs.authority_folder import adopt
+from certs.bundle import Bundle
+from certs.files import remove_interrupted, remove_staged, write_public
+from certs.life import life_of
+from certs.token import TokenMistyped, parse_token
+from tunnel_agent.check import check_targets
+from tunnel_agent.config import AgentConfig
+from tunnel_agent.findings import Finding, Report, Step, StepFailed, Verdict, take_steps
+from tunnel_agent.join.attaching import attach_once
+from tunnel_agent.join.config_text import config_text, to_add
+from tunnel_agent.join.contact import Contact
+from tunnel_agent.join.enrolling import bundle_of, identity_at, spend_token
+from tunnel_agent.join.node_files import (
+    cannot_write,
+    find_bundle,
+    held,
+    prove_writable,
+    request_to_send,
+    save_bundle,
+    unfinished_key,
+)
+from tunnel_agent.join.wish import Files, Wish, require_name
+from tunnel_agent.load import policy_of
+from tunnel_agent.proxy_choice import ProxyChoice
+from tunnel_agent.targets import Policy
+from tunnel_agent.way import Port, Way, agents_port, https_port
+from tunnel_core.command_line import ExitCode, exit_code_of
+from tunnel_core.reasons import Reason
+
+_OWN_STEPS = {"node", "config", "files", "token"}
+_WAY_STEPS = {"dns", "tcp", "proxy", "agents"}
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """How it went. ``bundle`` is None if it did not."""
+
+    code: ExitCode
+    bundle: Bundle | None
+    notes: tuple[str, ...] = ()
+
+
+class Joining:
+    """One run of a join. ``read_token`` is asked for the token if it is needed, and not before."""
+
+    def __init__(
+        self,
+        wish: Wish,
+        files: Files,
+        config: AgentConfig,
+        proxies: ProxyChoice,
+        report: Report,
+        read_token: Callable[[], str],
+        now: Callable[[], datetime],
+        *,
+        name_given: bool,
+        again: bool,
+    ) -> None:
+        self._wish = wish
+        self._files = files
+        self._config = config
+        self._tell = report
+        self._read_token = read_token
+        self._now = now
+        self._name_given = name_given
+        self._again = again
+        self._failed: Finding | None = None
+        self._bundle: Bundle | None = None
+        self._notes: list[str] = []
+        self._proxies = proxies
+
+    async def run(self) -> Joined:
+        """Takes every step that is needed, and reports each."""
+        steps: list[Step] = [("files", self._prove_files)]
+        done = await take_steps(steps, self._report) and await self._run_held()
+        return Joined(
+            ExitCode.OK if done else self._code(), self._bundle if done else None, tuple(self._notes)
+        )
+
+    async def _run_held(self) -> bool:
+        try:
+            with held(self._files.bundle.parent):
+                return await self._join() and await take_steps(
+                    [("config", self._write_config), ("attach", self._attach)], self._report
+                )
+        except StepFailed as failure:
+            self._report(failure.finding("files"))
+            return False
+
+    def _report(self, finding: Finding) -> None:
+        if finding.verdict is Verdict.FAIL:
+            self._failed = finding
+        self._tell(finding)
+
+    def _code(self) -> ExitCode:
+        if self._failed is None:
+            return ExitCode.OK
+        if self._failed.reason:
+            return exit_code_of(Reason[self._failed.reason.upper()])
+        if self._failed.step in _OWN_STEPS:
+            return ExitCode.USAGE
+        return ExitCode.UNREACHABLE if self._failed.step in _WAY_STEPS else ExitCode.FAILED
+
+    # What is there.
+
+    async def _prove_files(self) -> str:
+        return prove_writable(self._files)
+
+    async def _join(self) -> bool:
+        if not await take_steps([("node", self._look_at_node)], self._report):
+            return False
+        if self._bundle is not None:
+            return True
+        if not await take_steps([("token", self._take_token)], self._report):
+            return False
+        if not await take_steps(self._contact.steps(), self._report):
+            return False
+        for finding in await check_targets(self._policy(), self._config):
+            if finding.verdict is Verdict.FAIL:
+                self._report(Finding("target", Verdict.SKIP, finding.detail, finding.fix))
+        return await take_steps([("enrol", self._enrol)], self._report)
+
+    async def _look_at_node(self) -> str:
+        found = find_bundle(self._files)
+        if found is None or (self._again and found.key_pem != unfinished_key(self._files)):
+            return require_name(self._wish.node, is_host_name=not self._name_given)
+        name, ends = found.identity.name, life_of(found.chain_pem).ends
+        fix = "to join anew: a new token, and --again"
+        if self._name_given and name != self._wish.node:
+            raise StepFailed(f"this machine has joined as {name}, by {self._files.bundle}", fix)
+        if ends <= self._now():
+            raise StepFailed(f"the certificate of {name} ended on {ends:%Y-%m-%d %H:%M} UTC", fix)
+        self._bundle = found
+        return f"has joined as {name} already, until {ends:%Y-%m-%d}; {fix}"
+
+    def _policy(self) -> Policy:
+        return policy_of(self._wish.node, self._files.config, self._config)
+
+    async def _take_token(self) -> str:
+        try:
+            token = parse_token(self._read_token())
+        except TokenMistyped as error:
+            raise StepFailed(str(error), "copy all of it, from qanat1_ to its end") from None
+        way = self._way(https_port(self._wish.server))
+        self._contact = Contact(way, token, lambda address: self._way(agents_port(address)), self._now)
+        return f"{token.id}, complete"
+
+    def _way(self, port: Port) -> Way:
+        patience = self._config.session.connect_timeout_seconds
+        return Way(port, self._wish.node, self._proxies, patience, None)
+
+    # The token is spent here.
+
+    async def _enrol(self) -> str:
+        identity = identity_at(self._contact.page.trust_domain, self._wish.node)
+        request = request_to_send(self._files, identity)
+        leaf = await spend_token(self._contact, self._wish.node, request)
+        bundle = bundle_of(self._contact, request, leaf, identity)
+        save_bundle(self._files.bundle, bundle)
+        self._bundle = bundle
+        return f"{identity}, until {life_of(bundle.chain_pem).ends:%Y-%m-%d %H:%M} UTC"
+
+    # What is left.
+
+    async def _write_config(self) -> str:
+        file, bundle = self._files.config, self._files.bundle
+        if file.exists():
+            if lacking := to_add(self._wish, self._config):
+                self._notes.append(f"{file} was there and stays as it is; what it lacks:\n\n{lacking}")
+            said = f"{file} stays as it is"
+        else:
+            shown = bundle.name if bundle.parent == file.parent else str(bundle)
+            try:
+                write_public(file, config_text(self._wish, shown).encode(), replace=False)
+                adopt(file.parent, file)
+            except OSError as error:
+                raise cannot_write(file.parent, error) from None
+            said = f"wrote {file}"
+        remove_interrupted(self._files.unfinished)
+        remove_staged(file)
+        remove_staged(bundle)
+        return said
+
+    async def _attach(self) -> str:
+        return await attach_once(self._files.config, self._files.bundle)

@@ -1,0 +1,139 @@
+"""A joining node's files: held by one join at a time, proven to be writable, the key kept to the end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from certs.authority_folder import adopt
+from certs.bundle import Bundle, BundleError, read_bundle, write_bundle
+from certs.files import (
+    KeyFileError,
+    make_private_folder,
+    read_private,
+    remove_interrupted,
+    remove_staged,
+    write_private,
+)
+from certs.requests import NewRequest, make_request, request_for
+from certs.x509 import load_signing_key
+from tunnel_agent.findings import StepFailed
+from tunnel_agent.join.wish import Files
+from tunnel_core.identity import Role, SpiffeId
+
+_PROBE_BYTES = 64 * 1024
+"""More than all that is written; so a disk that is nearly full is noticed before the token is spent."""
+_CURES = {
+    errno.EROFS: "make that file system writable, or name another place with --config",
+    errno.ENOSPC: "make room there: `df -h {folder}`",
+    errno.EDQUOT: "make room there: the quota is used up",
+    errno.EACCES: "run it as root, or as the user who owns {folder}; or name another place with --config",
+    errno.EPERM: "run it as root, or as the user who owns {folder}; or name another place with --config",
+}
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """One join or renewal at a time in a folder, as long as the block lasts. Raises ``StepFailed``."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise StepFailed(
+            f"another join or renewal is at work in {folder}", "wait for it, or end it, and run this again"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def prove_writable(files: Files) -> str:
+    """Makes the folders, and writes and removes something in each. Raises ``StepFailed``."""
+    for folder in dict.fromkeys((files.bundle.parent, files.config.parent)):
+        try:
+            _make(folder, private=folder == files.bundle.parent)
+        except OSError as error:
+            raise cannot_write(folder, error) from None
+        prove_folder(folder)
+    return f"{files.bundle} and {files.config} can be written"
+
+
+def prove_folder(folder: Path) -> None:
+    """Writes something there and removes it. Raises ``StepFailed``."""
+    probe = folder / ".qanat-probe"
+    try:
+        write_private(probe, bytes(_PROBE_BYTES))
+        remove_interrupted(probe)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+
+
+def _make(folder: Path, *, private: bool) -> None:
+    if private:
+        make_private_folder(folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def cannot_write(folder: Path, error: OSError) -> StepFailed:
+    fix = _CURES.get(error.errno or 0, "set that right, or name another place with --config")
+    return StepFailed(f"{folder} cannot be written: {error.strerror}", fix.format(folder=folder))
+
+
+def find_bundle(files: Files) -> Bundle | None:
+    """The node's bundle, None if there is none. Raises ``StepFailed`` for what is no node's bundle."""
+    if not os.path.lexists(files.bundle):
+        return None
+    fix = f"move {files.bundle} away if nobody needs it, and run this again"
+    try:
+        bundle = read_bundle(files.bundle)
+    except BundleError as error:
+        raise StepFailed(str(error), fix) from None
+    if bundle.identity.role is not Role.NODE:
+        raise StepFailed(f"{files.bundle} is the bundle of {bundle.identity}, not of a node", fix)
+    return bundle
+
+
+def unfinished_key(files: Files) -> bytes | None:
+    """The key of a join that was broken off; None if there is none that can be used."""
+    try:
+        key = read_private(files.unfinished)
+        load_signing_key(key)
+    except (OSError, KeyFileError, ValueError):
+        return None
+    return key
+
+
+def request_to_send(files: Files, identity: SpiffeId) -> NewRequest:
+    """With the key of the join that was broken off, else with a new one, which is on the disk then."""
+    key = unfinished_key(files)
+    if key is not None:
+        return request_for(load_signing_key(key), identity)
+    request = make_request(identity)
+    try:
+        remove_interrupted(files.unfinished)
+        write_private(files.unfinished, request.key_pem)
+        adopt(files.unfinished.parent, files.unfinished)
+    except OSError as error:
+        raise cannot_write(files.unfinished.parent, error) from None
+    return request
+
+
+def save_bundle(file: Path, bundle: Bundle) -> None:
+    """Whole or not at all, for the owner of its folder if root writes it. Raises ``StepFailed``.
+
+    Nobody else may be writing it: see ``held``.
+    """
+    try:
+        remove_staged(file)  # it has a key in it
+        write_bundle(file, bundle)
+        adopt(file.parent, file)
+    except OSError as error:
+        raise cannot_write(file.parent, error) from None

@@ -1,0 +1,87 @@
+"""What a join is asked for: the node's name, its files, and what it shall publish. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tunnel_agent.config import Protocol
+from tunnel_agent.findings import StepFailed
+from tunnel_core.names import is_node_name, join_host_port, split_host_port
+
+DEFAULT_PORT = 7002
+_DEFAULT_PORTS = {Protocol.HTTP: 80, Protocol.HTTPS: 443}
+
+
+@dataclass(frozen=True, slots=True)
+class NewService:
+    """One ``--service name=url``."""
+
+    name: str
+    target: str
+    protocol: Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """``server`` is ``host:port`` of the HTTPS listener."""
+
+    server: str
+    node: str
+    services: tuple[NewService, ...] = ()
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where a node's files are, or will be. ``names_bundle``: whether the configuration says where."""
+
+    config: Path
+    bundle: Path
+
+    @property
+    def unfinished(self) -> Path:
+        """The key of a join under way: what makes it the same join when it is run again."""
+        return self.bundle.with_name(f"{self.bundle.name}.joining")
+
+
+def parse_server(text: str) -> str:
+    """``host[:port]`` as ``host:port``. Raises ``ValueError``."""
+    if "://" in text:
+        raise ValueError(f"write host:port, without {text.partition('://')[0]}://")
+    if text.count(":") > 1 and not text.startswith("["):  # an IPv6 address alone
+        text = f"[{text}]"
+    has_port = text.rpartition(":")[2].isdigit() and not text.endswith("]") and ":" in text
+    return join_host_port(*split_host_port(text if has_port else f"{text}:{DEFAULT_PORT}"))
+
+
+def parse_service(text: str) -> NewService:
+    """Reads ``name=url``; a URL is ``http://host:port``, https, tcp, ``host:port`` or ``unix:/path``.
+
+    What name and target may be is the configuration's to say. Raises ``ValueError``.
+    """
+    name, equals, url = text.partition("=")
+    if not equals or not name or not url:
+        raise ValueError(f"{text[:200]!r} is not NAME=URL, as in web=http://127.0.0.1:1880")
+    if "://" not in url:
+        return NewService(name, url, Protocol.TCP)
+    parts = urlsplit(url)
+    if parts.scheme not in {protocol.value for protocol in Protocol}:
+        raise ValueError(f"{parts.scheme}:// is not spoken; there is http://, https:// and tcp://")
+    protocol = Protocol(parts.scheme)
+    if parts.path.strip("/") or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"a service is all of a host and port: {parts.scheme}://host:port, without a path")
+    port = parts.port or _DEFAULT_PORTS.get(protocol)
+    if not parts.hostname or port is None:
+        raise ValueError(f"{url[:200]!r} names no host and port")
+    return NewService(name, join_host_port(parts.hostname, port), protocol)
+
+
+def require_name(node: str, *, is_host_name: bool) -> str:
+    """A finding, or ``StepFailed`` for what can be no node's name."""
+    if is_node_name(node):
+        return f"{node}, this machine's host name" if is_host_name else node
+    what = "this machine's host name" if is_host_name else "the name"
+    fix = "name it with --name: lower-case letters, digits, '-' and dots, as in shop-7.example.com"
+    raise StepFailed(f"{what} {node[:300]!r} cannot be a node's", fix)

@@ -1,0 +1,88 @@
+"""One renewal: the node shows its certificate and gets the next, for a new key; then the bundle is another.
+
+It runs in a process of its own, so that a running agent is spared what making keys and reading certificates
+costs in memory. Nothing of the old bundle is lost until the new one is whole on the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from certs.bundle import Bundle, split_pem
+from certs.pkcs7 import chain_for
+from certs.requests import NewRequest, make_request
+from certs.x509 import facts_of, is_signed_by
+from tunnel_agent import est_client
+from tunnel_agent.findings import StepFailed
+from tunnel_agent.join.node_files import held, prove_folder, save_bundle
+from tunnel_agent.load import Installation, load_bundle
+from tunnel_agent.trust import roots_among, trusting
+from tunnel_agent.way import Way, https_port
+from tunnel_core.reasons import Reason, Refused
+
+_NEITHER = "bring a new bundle from the server, or join again: `qanat-agent join SERVER --again`"
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """``server`` gave it."""
+
+    bundle: Bundle
+    server: str
+
+
+async def renew(installation: Installation) -> Renewed:
+    """Asks the servers in their order. Raises ``StepFailed``, or ``Refused`` if one said no for good."""
+    with held(installation.bundle_file.parent):
+        bundle = load_bundle(installation.file, installation.bundle_file)
+        prove_folder(installation.bundle_file.parent)  # else each try would be a certificate for nobody
+        if not bundle.https:
+            raise StepFailed(f"{installation.bundle_file} names no server to renew at", _NEITHER)
+        failures: list[StepFailed] = []
+        for server in bundle.https:
+            try:
+                renewed = await _renew_at(server, installation, bundle)
+            except StepFailed as failure:
+                failures.append(failure)
+                continue
+            save_bundle(installation.bundle_file, renewed)
+            return Renewed(renewed, server)
+    raise StepFailed("; ".join(failure.detail for failure in failures), failures[0].fix)
+
+
+async def _renew_at(server: str, installation: Installation, bundle: Bundle) -> Bundle:
+    patience = installation.config.session.connect_timeout_seconds
+    own = installation.bundle_file
+    way = Way(https_port(server), installation.node, installation.proxy, patience, own)
+    for _, step in way.steps():
+        await step()
+    request = make_request(bundle.identity)
+    try:
+        told = await est_client.cacerts(way, trusting(bundle.roots_pem))
+        leaf = await est_client.renew(way, trusting(bundle.roots_pem, client_file=own), request.body)
+    except est_client.ServerRefused as refused:
+        if refused.reason in (Reason.REVOKED, Reason.WRONG_TRUST_DOMAIN, Reason.WRONG_ROLE):
+            raise
+        raise StepFailed(
+            f"{server}: {refused}", "the server's log may say more", refused.reason.word
+        ) from None
+    return _next_bundle(bundle, request, leaf, told)
+
+
+def _next_bundle(bundle: Bundle, request: NewRequest, leaf: bytes, told: Sequence[bytes]) -> Bundle:
+    """The roots are those that the server tells now: so a new one comes before it is needed."""
+    try:
+        roots = roots_among(told)
+        chain = chain_for(request.key_pem, [*split_pem(leaf), *told])
+        given = facts_of(chain).identity
+        leads = any(is_signed_by(split_pem(chain), root) for root in roots)
+    except ValueError as error:
+        raise StepFailed(
+            f"the certificate that came cannot be used: {error}", "see the server's log"
+        ) from None
+    if given != bundle.identity or not leads:
+        raise Refused(
+            Reason.BAD_CSR, f"the certificate that came is of {given}, or of no root of this server"
+        )
+    return replace(bundle, key_pem=request.key_pem, chain_pem=chain, roots_pem=b"".join(roots))

@@ -1,0 +1,258 @@
+"""The way from here to one of a server's ports, by hand: name, TCP, proxy, TLS.
+
+Each step that fails says so in a sentence, with the cure for what usually breaks it.
+"""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import h11
+import trio
+
+from certs.x509 import Description, describe
+from tunnel_agent.dial import connect_first, refused_by_errno, resolve_host
+from tunnel_agent.findings import Step, StepFailed
+from tunnel_agent.proxy import Proxy, ProxyError
+from tunnel_agent.proxy_choice import ProxyChoice
+from tunnel_core.http import HttpClientConnection
+from tunnel_core.names import join_host_port, split_host_port
+from tunnel_core.reasons import Refused
+from tunnel_core.sockets import SocketStream
+from tunnel_core.tls import TlsStream, reason_of
+
+T = TypeVar("T")
+
+# OpenSSL's x509_vfy.h.
+_EXPIRED, _NOT_YET_VALID = 10, 9
+_UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
+_WRONG_NAME = {62, 64}
+SET_CLOCK = "set this machine's clock, for example with `timedatectl set-ntp true`"
+_PROXY_ANSWERS = {
+    407: "give the proxy a user (http://user@host:port) and its password in proxy_password_file",
+    403: "ask for CONNECT to {server} to be allowed at the proxy",
+}
+
+
+class ConnectionLost(StepFailed):
+    """The other end broke off, without a word of why: it may go better another time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One of a server's ports: ``server`` is ``host:port``, ``hint`` the cure for what answers otherwise."""
+
+    server: str
+    hint: str
+
+
+def agents_port(server: str) -> Port:
+    return Port(server, "is it the server's [agents] port, 7001 unless changed?")
+
+
+def https_port(server: str) -> Port:
+    return Port(server, "is it the server's [https] port, 7002 unless changed?")
+
+
+class Way:
+    """Each step leaves what the next one needs. ``client_file`` has this node's key and chain, if there are.
+
+    All raise ``StepFailed``; what is cancelled or fails leaves no connection behind.
+    """
+
+    def __init__(
+        self, port: Port, node: str, proxies: ProxyChoice, patience_seconds: float, client_file: Path | None
+    ) -> None:
+        self.server = port.server
+        self.host, self.port = split_host_port(port.server)
+        self.hint = port.hint
+        self._node = node
+        self._proxies = proxies
+        self._patience = patience_seconds
+        self._client_file = client_file
+        self._proxy: Proxy | None = None
+        self._addresses: Sequence[str] = ()
+
+    def find_proxy(self) -> None:
+        """To be called first."""
+        try:
+            self._proxy = self._proxies.proxy_for(self.server)
+        except ProxyError as error:
+            raise StepFailed(str(error), "set proxy, or no_proxy, in the configuration") from None
+
+    def steps(self) -> list[Step]:
+        """Up to a connection on which the server itself answers."""
+        try:
+            self.find_proxy()
+        except StepFailed as failure:
+            return [("proxy", _failing(failure))]
+        through: list[Step] = [("proxy", self.through_proxy)] if self._proxy else []
+        return [("dns", self.resolve), ("tcp", self.connect), *through]
+
+    # Name and TCP: to the proxy if there is one.
+
+    @property
+    def _first_hop(self) -> tuple[str, int]:
+        return (self._proxy.host, self._proxy.port) if self._proxy else (self.host, self.port)
+
+    async def resolve(self) -> str:
+        host, _ = self._first_hop
+        fix = f"correct the name, or this machine's resolver (/etc/resolv.conf): `getent hosts {host}`"
+        try:
+            found = await self.in_time(resolve_host(host), f"resolving {host}")
+        except OSError as error:
+            raise StepFailed(f"{host} cannot be resolved: {error.strerror}", fix) from None
+        self._addresses = list(dict.fromkeys(found))
+        if self._addresses == [host]:
+            return f"{host} is an address"
+        return f"{host} is {', '.join(self._addresses)}"
+
+    async def connect(self) -> str:
+        async with await self._open_tcp() as stream:
+            host, port = stream.socket.getpeername()[:2]
+        whose = "the proxy at " if self._proxy else ""
+        return f"connected to {whose}{join_host_port(host, port)}"
+
+    async def _open_tcp(self) -> SocketStream:
+        host, port = self._first_hop
+        where = join_host_port(host, port)
+        try:
+            return (await self.in_time(connect_first(self._addresses, port), f"dialling {where}")).stream
+        except OSError as error:
+            cause = refused_by_errno(self._node, where, error).detail
+            fix = f"let this machine reach {where} over TCP, or configure a proxy"
+            if self._proxy:
+                fix = f"correct the proxy, or exempt the server from it: no_proxy = [{self.host!r}]"
+            raise StepFailed(cause, fix) from None
+
+    # The proxy.
+
+    async def through_proxy(self) -> str:
+        async with await self._open():
+            return f"{self._proxy} opened a tunnel to {self.server}"
+
+    async def _open(self) -> SocketStream:
+        """A connection on which the server itself answers."""
+        stream = await self._open_tcp()
+        if self._proxy is None:
+            return stream
+        try:
+            await self.in_time(self._ask_proxy(self._proxy, stream), f"asking {self._proxy}")
+        except BaseException:
+            stream.abort()
+            raise
+        return stream
+
+    async def _ask_proxy(self, proxy: Proxy, stream: SocketStream) -> None:
+        connection = HttpClientConnection(stream, peer=f"the proxy {proxy}")
+        try:
+            await connection.send(self._connect_request(proxy), h11.EndOfMessage())
+            answer = await connection.receive_response()
+        except (Refused, trio.BrokenResourceError) as error:
+            detail = error.detail if isinstance(error, Refused) else f"{proxy} closed the connection"
+            raise StepFailed(detail, "is proxy really an HTTP proxy?") from None
+        if answer.status_code != 200:
+            reason = bytes(answer.reason).decode("ascii", "replace")
+            fix = _PROXY_ANSWERS.get(answer.status_code, "ask whoever runs the proxy, or set no_proxy")
+            detail = f"{proxy} answered CONNECT {self.server} with {answer.status_code} {reason}"
+            raise StepFailed(detail.rstrip(), fix.format(server=self.server))
+
+    def _connect_request(self, proxy: Proxy) -> h11.Request:
+        headers = [("host", self.server)]
+        if proxy.user:
+            login = base64.b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
+            headers.append(("proxy-authorization", f"Basic {login}"))
+        return h11.Request(method="CONNECT", target=self.server, headers=headers)
+
+    # TLS.
+
+    async def shake_hands(self, context: ssl.SSLContext) -> TlsStream:
+        """A TLS connection over the whole way."""
+        tls = TlsStream(await self._open(), context, server_hostname=self.host)
+        try:
+            await self.in_time(tls.do_handshake(), f"the TLS handshake with {self.server}")
+        except BaseException as error:
+            await trio.aclose_forcefully(tls)
+            if isinstance(error, trio.BrokenResourceError):
+                raise await self._explain(error.__cause__) from None
+            raise
+        return tls
+
+    async def _explain(self, error: BaseException | None) -> StepFailed:
+        """What a failed handshake means, by OpenSSL's code for it."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return await self._explain_certificate(error)
+        if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+            return StepFailed(f"what answers at {self.server} does not speak TLS", self.hint)
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            return StepFailed(f"TLS with {self.server} failed: {reason_of(error)}", self.hint)
+        detail = f"{self.server} closed the connection during the TLS handshake"
+        return ConnectionLost(detail, f"{self.hint} does a firewall block what it cannot inspect?")
+
+    async def _explain_certificate(self, error: ssl.SSLCertVerificationError) -> StepFailed:
+        try:
+            shown = await self._shown_certificate()
+        except StepFailed as failure:
+            return failure
+        return certificate_failure(self.server, error, shown, self.hint)
+
+    async def _shown_certificate(self) -> Description:
+        """The certificate that is shown at the server's address, whoever issued it."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if self._client_file is not None:
+            context.load_cert_chain(self._client_file)
+        tls = await self.shake_hands(context)
+        leaf = tls.peer_certificate()
+        await trio.aclose_forcefully(tls)
+        try:
+            return describe(leaf)
+        except ValueError as error:
+            raise StepFailed(
+                f"{self.server} shows what is no certificate of ours: {error}", self.hint
+            ) from None
+
+    async def in_time(self, doing: Awaitable[T], what: str) -> T:
+        """Waits for one step no longer than the patience says."""
+        try:
+            with trio.fail_after(self._patience):
+                return await doing
+        except trio.TooSlowError:
+            fix = "does a firewall drop the packets? raise [session] connect_timeout_seconds on slow links"
+            raise StepFailed(f"{what} took longer than {self._patience:g} s", fix) from None
+
+
+def certificate_failure(
+    server: str, error: ssl.SSLCertVerificationError, shown: Description, hint: str
+) -> StepFailed:
+    """What it means that OpenSSL does not verify the certificate ``shown`` at ``server``."""
+    now = datetime.now(UTC)
+    clock = f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+    if error.verify_code in _UNKNOWN_ISSUER:
+        detail = f"the certificate of {server} is issued by {shown.issuer}, not by your CA: TLS inspection?"
+        fix = f"exempt {server} from inspection, or bring a bundle from the server that answers there"
+        return StepFailed(detail, fix)
+    if error.verify_code == _EXPIRED:
+        detail = f"the certificate of {server} ended on {shown.ends:%Y-%m-%d}; {clock}"
+        return StepFailed(detail, f"if the clock is right, renew the server's certificate; else {SET_CLOCK}")
+    if error.verify_code == _NOT_YET_VALID:
+        detail = f"the certificate of {server} begins on {shown.begins:%Y-%m-%d %H:%M} UTC; {clock}"
+        return StepFailed(detail, SET_CLOCK)
+    if error.verify_code in _WRONG_NAME:
+        names = ", ".join(shown.names) or "no name"
+        fix = "write one of these names in servers, or give the server a certificate with this one"
+        return StepFailed(f"the certificate of {server} is for {names}", fix)
+    return StepFailed(f"the certificate of {server} is not valid: {error.verify_message}", hint)
+
+
+def _failing(failure: StepFailed) -> Callable[[], Awaitable[str]]:
+    async def fail() -> str:
+        raise failure
+
+    return fail

@@ -1,0 +1,267 @@
+"""The acts of an administrator, over the store and the authority: each takes arguments and gives JSON.
+
+They are the same over the admin socket of a running server and in a command that holds the store itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import trio
+
+from certs.bundle import split_pem
+from certs.ca import AuthorityError
+from certs.rotation import Step
+from certs.token import ID_BYTES, SECRET_BYTES, format_token, make_token
+from certs.x509 import Proven, facts_of, is_signed_by, pin_of
+from tunnel_core.identity import Role
+from tunnel_core.names import is_node_name
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.admin.arguments import Arguments, bad
+from tunnel_server.config import ServerConfig
+from tunnel_server.entrances.api_events import event_as_json
+from tunnel_server.reach import NoNames, addresses, server_names
+from tunnel_server.rotating import Known, Rotating
+from tunnel_server.store.audit import AuditLine, Question
+from tunnel_server.store.audit import Kind as AuditKind
+from tunnel_server.store.certificates import NewCertificate, Origin
+from tunnel_server.store.patterns import is_pattern
+from tunnel_server.store.revocations import as_json
+from tunnel_server.store.revoked import Kind
+from tunnel_server.store.store import Store
+from tunnel_server.store.tokens import NewToken
+
+Json: TypeAlias = dict[str, Any]
+T = TypeVar("T")
+DEFAULT_TTL_SECONDS = 24 * 3600
+_MAX_TTL_SECONDS = 365 * 24 * 3600
+_MAX_USES = 100_000
+_MAX_MS = 2**62
+_MAX_WHY = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """``by`` of an act is who does it, for the audit.
+
+    ``on_rotated`` is told that files have changed, by which step, and whether it was forced. Who changes
+    files of the authority holds ``changing``. ``live`` tells by which certificates somebody is in.
+    """
+
+    config: ServerConfig
+    store: Store
+    on_rotated: Callable[[Step, bool], None] = lambda step, forced: None
+    changing: trio.Lock = field(default_factory=trio.Lock)
+    live: Callable[[], Sequence[Proven]] = tuple
+
+    # Tokens.
+
+    async def create_token(self, given: Arguments, by: str) -> Json:
+        node, pattern = given.text("node", ""), given.text("match", "")
+        uses = given.whole("uses", 1, least=1, most=_MAX_USES)
+        ttl = given.number("ttl_seconds", DEFAULT_TTL_SECONDS, least=1, most=_MAX_TTL_SECONDS)
+        given.done()
+        _require_whom(node, pattern, uses)
+        pin = await _in_thread(Rotating(self.config).server_root_pin)
+        token = make_token(pin, secrets.token_bytes(ID_BYTES + SECRET_BYTES))
+        expires = await self.store.create_token(NewToken(token, ttl, node, pattern, uses), by)
+        return {
+            "id": token.id,
+            "token": format_token(token),
+            "node": node or None,
+            "match": pattern or None,
+            "uses": uses,
+            "expires": expires.isoformat(),
+            "servers": self._servers(),
+        }
+
+    async def tokens(self, given: Arguments, by: str) -> Json:
+        given.done()
+        return {"tokens": await self.store.tokens()}
+
+    async def revoke_token(self, given: Arguments, by: str) -> Json:
+        token_id = given.text("id")
+        given.done()
+        await self.store.revoke_token(token_id, by)
+        return {"revoked": token_id}
+
+    def _servers(self) -> list[str]:
+        try:
+            return list(addresses(server_names(self.config), self.config.https.listen))
+        except NoNames as error:
+            raise Refused(Reason.INTERNAL_ERROR, str(error)) from None
+
+    # Certificates and revocations.
+
+    async def certificates(self, given: Arguments, by: str) -> Json:
+        role, name, ended = given.text("role", ""), given.text("name", ""), given.flag("ended")
+        given.done()
+        return {"certificates": await self.store.certificates(role=role, name=name, ended=ended)}
+
+    async def record_certificate(self, given: Arguments, by: str) -> Json:
+        """Writes down what was issued by hand, before it is handed out."""
+        chain = given.text("chain").encode()
+        given.done()
+        try:
+            facts, root_pin = facts_of(chain), await _in_thread(lambda: self._root_of(chain))
+        except ValueError as error:
+            raise bad(f"the chain cannot be read: {error}") from None
+        await self.store.record(NewCertificate(facts, root_pin, Origin.BY_HAND, by=by))
+        return {"serial": facts.serial}
+
+    def _root_of(self, chain: bytes) -> bytes:
+        parts = split_pem(chain)
+        for root in Rotating(self.config).roots():
+            if is_signed_by(parts, root):
+                return pin_of(root)
+        raise ValueError("it leads to none of our roots")
+
+    async def revoke_node(self, given: Arguments, by: str) -> Json:
+        return await self._revoke(Kind.NODE, given.name(Role.NODE), given, by)
+
+    async def revoke_user(self, given: Arguments, by: str) -> Json:
+        return await self._revoke(Kind.USER, given.name(Role.USER), given, by)
+
+    async def revoke_certificate(self, given: Arguments, by: str) -> Json:
+        serial = given.serial()
+        answer = await self._revoke(Kind.SERIAL, serial, given, by)
+        return {**answer, "certificate": await self.store.certificate(serial)}
+
+    async def _revoke(self, kind: Kind, subject: str, given: Arguments, by: str) -> Json:
+        why = given.text("why", "")
+        given.done()
+        if len(why) > _MAX_WHY:
+            raise bad(f"why is longer than {_MAX_WHY} characters")
+        return {"revocation": as_json(await self.store.revoke(kind, subject, by, why))}
+
+    async def revocations(self, given: Arguments, by: str) -> Json:
+        given.done()
+        return {"revocations": await self.store.revocations()}
+
+    # Audit and events.
+
+    async def audit(self, given: Arguments, by: str) -> Json:
+        question = Question(
+            node=given.text("node", ""),
+            user=given.text("user", ""),
+            kind=_audit_kind(given.text("kind", "")),
+            since=given.whole("since_ms", 0, least=0, most=_MAX_MS),
+            until=given.whole("until_ms", _MAX_MS, least=0, most=_MAX_MS),
+            before=given.whole("before", _MAX_MS, least=0, most=_MAX_MS),
+            most=given.whole("most", 100, least=1, most=1000),
+        )
+        given.done()
+        return {"audit": await self.store.audit(question), "dropped": self.store.audit_dropped}
+
+    async def events(self, given: Arguments, by: str) -> Json:
+        node = given.text("node", "")
+        before = given.whole("before", _MAX_MS, least=0, most=_MAX_MS)
+        given.done()
+        return {"events": list(map(event_as_json, await self.store.events(node, before=before)))}
+
+    # The authority.
+
+    async def show_authority(self, given: Arguments, by: str) -> Json:
+        given.done()
+        rotating, known = Rotating(self.config), await self._known()
+        return await self._with_tokens(await _in_thread(lambda: rotating.show(known)))
+
+    async def rotate_authority(self, given: Arguments, by: str) -> Json:
+        step, force = _step(given.text("step")), given.flag("force")
+        root_key = given.text("root_key", "")
+        given.done()
+        rotating, key = Rotating(self.config), Path(root_key) if root_key else None
+        async with self.changing:
+            known = await self._known()
+            await _in_thread(lambda: rotating.check(step, known, force=force))
+            await self._note_step(by, f"{step.value}, forced" if force else step.value)
+            try:
+                await _in_thread(lambda: rotating.take(step, root_key=key))
+            except Refused as refused:
+                await self._note_step(by, refused.detail, refused.reason)
+                raise
+        self.on_rotated(step, force)
+        return await self.show_authority(Arguments({}), by)
+
+    async def _note_step(self, by: str, detail: str, reason: Reason | None = None) -> None:
+        """Before the step, so that none is taken where the audit cannot say so."""
+        word = reason.word if reason else ""
+        await self.store.note(AuditLine(AuditKind.CA_ROTATED, done_by=by, reason=word, detail=detail))
+
+    async def _with_tokens(self, shown: Json) -> Json:
+        """Adds the open tokens that pin another root than the server's certificate leads to now."""
+        pin = shown["server_certificate"]["root_pin"]
+        stale = [
+            token["id"]
+            for token in await self.store.tokens()
+            if token["state"] == "open" and pin is not None and token["root_pin"] != pin
+        ]
+        return {**shown, "stale_tokens": stale}
+
+    async def _known(self) -> Known:
+        return Known(await self.store.alive(), await self.store.made(), self.store.wall(), self.live())
+
+
+Act: TypeAlias = Callable[[Actions, Arguments, str], Awaitable[Json]]
+
+READS: dict[str, Act] = {
+    "tokens": Actions.tokens,
+    "certificates": Actions.certificates,
+    "revocations": Actions.revocations,
+    "audit": Actions.audit,
+    "events": Actions.events,
+    "ca": Actions.show_authority,
+}
+"""What GET answers, by the part of the path below ``/api/v1/admin/``."""
+
+WRITES: dict[str, Act] = {
+    "tokens/create": Actions.create_token,
+    "tokens/revoke": Actions.revoke_token,
+    "certificates/record": Actions.record_certificate,
+    "certificates/revoke": Actions.revoke_certificate,
+    "nodes/revoke": Actions.revoke_node,
+    "users/revoke": Actions.revoke_user,
+    "ca/rotate": Actions.rotate_authority,
+}
+"""What POST does."""
+
+
+def _require_whom(node: str, pattern: str, uses: int) -> None:
+    if bool(node) == bool(pattern):
+        raise bad("a token is for one node, or for all that match a pattern: give node or match")
+    if node and not is_node_name(node):
+        raise bad(f"{node[:200]!r} is not a node's name")
+    if node and uses != 1:
+        raise bad("a token for one node has one use; its agent may repeat a join that was broken off")
+    if pattern and not is_pattern(pattern):
+        raise bad(f"{pattern[:200]!r} is not a pattern: a node's name with one to four *, as in shop-*")
+
+
+def _audit_kind(word: str) -> AuditKind | None:
+    if not word:
+        return None
+    known = [kind.value for kind in AuditKind]
+    if word not in known:
+        raise bad(f"{word[:80]!r} is no kind of audit line; there is {', '.join(known)}")
+    return AuditKind(word)
+
+
+def _step(word: str) -> Step:
+    known = [step.value for step in Step]
+    if word not in known:
+        raise bad(f"{word[:80]!r} is no step of a rotation; there is {', '.join(known)}")
+    return Step(word)
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """For what reads and writes files. What the files do not give is told as a refusal."""
+    try:
+        return await trio.to_thread.run_sync(function)
+    except AuthorityError as error:
+        raise Refused(Reason.AUTHORITY_UNUSABLE, str(error)) from None
+    except OSError as error:
+        raise Refused(Reason.AUTHORITY_UNUSABLE, f"{error.filename}: {error.strerror}") from None

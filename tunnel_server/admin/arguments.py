@@ -1,0 +1,79 @@
+"""The arguments of an act, read strictly: what is missing, unknown or of another kind is refused. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tunnel_core.identity import Role, is_identity_name
+from tunnel_core.reasons import Reason, Refused
+
+_MAX_TEXT = 16 * 1024
+_SERIAL = re.compile(r"[0-9a-f]{1,40}")
+
+
+class Arguments:
+    """Each is taken once; ``done`` refuses what nobody took. Over GET all of them are texts."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._left = dict(given)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._take(name, default)
+        if not isinstance(value, str) or len(value) > _MAX_TEXT:
+            raise bad(f"{name} must be a text")
+        return value
+
+    def number(self, name: str, default: float | None = None, *, least: float, most: float) -> float:
+        value = self._take(name, default)
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}(\.[0-9]{1,6})?", value, re.ASCII):
+            value = float(value) if "." in value else int(value)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise bad(f"{name} must be a number")
+        if not least <= value <= most:
+            raise bad(f"{name} must be from {least:g} to {most:g}")
+        return value
+
+    def whole(self, name: str, default: int | None = None, *, least: int, most: int) -> int:
+        value = self.number(name, default, least=least, most=most)
+        if value != int(value):
+            raise bad(f"{name} must be a whole number")
+        return int(value)
+
+    def flag(self, name: str) -> bool:
+        value = self._take(name, False)
+        if value in ("1", "0"):
+            return bool(value == "1")
+        if not isinstance(value, bool):
+            raise bad(f"{name} must be true or false")
+        return value
+
+    def name(self, role: Role, key: str = "name") -> str:
+        """A node's or a user's name."""
+        value = self.text(key)
+        if not is_identity_name(role, value):
+            raise bad(f"{value[:200]!r} is not a {role.value}'s name")
+        return value
+
+    def serial(self) -> str:
+        """A certificate's serial in its one spelling; colons, ``0x`` and upper case are taken too."""
+        given = self.text("serial")
+        value = given.lower().removeprefix("0x").replace(":", "").lstrip("0")
+        if not _SERIAL.fullmatch(value):
+            raise bad(f"{given[:80]!r} is not a certificate's serial: hex digits, as `cert list` shows them")
+        return value
+
+    def done(self) -> None:
+        if self._left:
+            raise bad(f"{min(self._left)[:80]!r} is no argument of this")
+
+    def _take(self, name: str, default: Any) -> Any:
+        value = self._left.pop(name, default)
+        if value is None:
+            raise bad(f"{name} is missing")
+        return value
+
+
+def bad(sentence: str) -> Refused:
+    return Refused(Reason.BAD_REQUEST, sentence)

@@ -1,0 +1,71 @@
+"""Asking a running server over its admin socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import h11
+import trio
+
+from tunnel_core.api_answers import ACCEPT_JSON, json_object, refusal_of
+from tunnel_core.http import HttpClientConnection, exchange
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.sockets import SocketStream
+from tunnel_server.entrances.admin import PATH
+
+_ANSWER_SECONDS = 30.0
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024
+
+
+class NoServer(Exception):  # noqa: N818 - what there is
+    """Nobody answers at the socket. The text says why.
+
+    ``is_closed``: nobody was reached at all, so nothing was done.
+    """
+
+    def __init__(self, why: str, *, is_closed: bool = False) -> None:
+        super().__init__(why)
+        self.is_closed = is_closed
+
+
+async def ask_server(socket: Path, method: str, path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What the server answers to an act. Raises ``Refused`` or ``NoServer``."""
+    try:
+        with trio.fail_after(_ANSWER_SECONDS):
+            stream = SocketStream.adopt(await _open(socket))
+            try:
+                return await _ask(stream, f"the server at {socket}", method, path, arguments)
+            finally:
+                await trio.aclose_forcefully(stream)
+    except trio.TooSlowError:
+        raise NoServer(f"the server at {socket} did not answer within {_ANSWER_SECONDS:g} s") from None
+    except trio.BrokenResourceError as error:
+        raise NoServer(f"the server at {socket} broke off the connection: {error}") from None
+
+
+async def _open(socket: Path) -> trio.SocketStream:
+    try:
+        return await trio.open_unix_socket(socket)
+    except OSError as error:
+        raise NoServer(f"{socket} cannot be opened: {error.strerror}", is_closed=True) from None
+
+
+async def _ask(
+    stream: trio.abc.Stream, name: str, method: str, path: str, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    body = json.dumps(arguments).encode() if method == "POST" else b""
+    query = f"?{urlencode(arguments)}" if method == "GET" and arguments else ""
+    headers = [("host", "qanat"), ACCEPT_JSON, ("connection", "close"), ("content-length", str(len(body)))]
+    request = h11.Request(method=method, target=f"{PATH}{path}{query}", headers=headers)
+    connection = HttpClientConnection(stream, peer=name)
+    response, content = await exchange(connection, request, body, max_body_bytes=_MAX_ANSWER_BYTES)
+    if response.status_code != 200:
+        raise refusal_of(response, content, name)
+    answer = json_object(content)
+    if answer is None:
+        raise Refused(Reason.TARGET_PROTOCOL, f"{name} did not answer with JSON: is it a Qanat server?")
+    return answer

@@ -1,0 +1,61 @@
+"""Taking a backup, while the server runs or not: nothing waits for it, and it changes nothing.
+
+The database is copied by SQLite's own backup. Of the authority the state is read first: the folders that
+it names are never changed, so what is copied fits together even if a rotation goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from certs import authority_folder
+from tunnel_server.backup.archive import Source, write_archive
+from tunnel_server.config import ServerConfig
+from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.store.database import copy_database, open_reader
+from tunnel_server.store.store import FILE
+
+
+def take_backup(config: ServerConfig, config_file: Path, target: Path) -> list[Path]:
+    """Writes the backup and returns what is in it. Blocks.
+
+    Raises ``FileExistsError`` if ``target`` is there, ``OSError``, ``StoreError``, or ``ValueError`` for an
+    authority whose state cannot be read.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        sources = [*_authority(config.data_dir / AUTHORITY_FOLDER, Path(scratch)), *_others(config)]
+        sources += _database(config.data_dir / FILE, Path(scratch))
+        sources.append(Source(config_file, config_file))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_archive(target, now, config.data_dir, config_file, sources)
+    return [source.belongs for source in sources]
+
+
+def _authority(folder: Path, scratch: Path) -> list[Source]:
+    if not folder.is_dir():
+        return []  # certificates come from elsewhere
+    rotation = authority_folder.read_rotation(folder)
+    authority_folder.write_rotation(scratch, rotation)
+    names = [*(one.folder for one in rotation.generations), *rotation.past]
+    found = [file for name in names for file in sorted((folder / name).glob("*.pem"))]
+    state = Source(scratch / authority_folder.STATE, folder / authority_folder.STATE)
+    return [state, *(Source(file, file) for file in found)]
+
+
+def _others(config: ServerConfig) -> list[Source]:
+    tls, bearer = config.tls, config.ops.bearer_file
+    wanted = [tls.key_file, tls.certificate_file, tls.trust_file, *([bearer] if bearer else [])]
+    return [Source(file, file) for file in wanted]
+
+
+def _database(file: Path, scratch: Path) -> list[Source]:
+    if not os.path.lexists(file):
+        return []  # from before there was a store
+    copy = scratch / FILE
+    with contextlib.closing(open_reader(file)) as reader:
+        copy_database(reader, copy)
+    return [Source(copy, file)]

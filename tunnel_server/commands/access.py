@@ -1,0 +1,87 @@
+"""How a command gets at the store: by itself while no server runs, else over the server's admin socket."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from tunnel_core import paths
+from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.config import ConfigError, load
+from tunnel_core.reasons import Refused
+from tunnel_server.admin.actions import READS, WRITES, Actions
+from tunnel_server.admin.arguments import Arguments
+from tunnel_server.admin.client import NoServer, ask_server
+from tunnel_server.config import ServerConfig
+from tunnel_server.store.lock import PATIENCE_SECONDS, RETRY_SECONDS, StoreHeld, hold_store
+from tunnel_server.store.places import settings_of
+from tunnel_server.store.store import open_store
+
+Json = dict[str, Any]
+
+config_option = click.option(
+    "--config", type=click.Path(path_type=Path), help="The server's configuration. [default: by user]"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def load_config(file: Path | None) -> ServerConfig:
+    """The configuration of the server on this machine. Raises ``CommandError``."""
+    path = file or paths.server_config_file()
+    try:
+        return load(path, ServerConfig)
+    except ConfigError as error:
+        hint = "" if path.exists() else "\nMake a server first: qanat-server init --name tunnel.example.com"
+        raise CommandError(ExitCode.USAGE, f"{error}{hint}") from None
+
+
+def perform(config_file: Path | None, method: str, path: str, arguments: Mapping[str, Any]) -> Json:
+    """Does an act, ``GET`` or ``POST``, and returns its answer. Raises ``CommandError``."""
+    config = load_config(config_file)
+    try:
+        return trio.run(_perform, config, method, path, arguments)
+    except Refused as refused:
+        raise CommandError.refused(refused) from None
+    except NoServer as error:
+        raise CommandError(ExitCode.UNREACHABLE, str(error)) from None
+
+
+async def _perform(config: ServerConfig, method: str, path: str, arguments: Mapping[str, Any]) -> Json:
+    """Waits a little for another command, and for a server that has begun to start."""
+    deadline = trio.current_time() + PATIENCE_SECONDS
+    while True:
+        try:
+            with hold_store(config.data_dir):
+                return await _by_itself(config, method, path, arguments)
+        except StoreHeld as held:
+            why = str(held)
+        try:
+            return await ask_server(config.admin.socket, method, path, arguments)
+        except NoServer as error:
+            if not error.is_closed or trio.current_time() >= deadline:
+                raise NoServer(f"{why}, and {error}") from None
+        await trio.sleep(RETRY_SECONDS)
+
+
+async def _by_itself(config: ServerConfig, method: str, path: str, arguments: Mapping[str, Any]) -> Json:
+    store = open_store(settings_of(config), lambda: datetime.now(UTC))
+    act = (READS if method == "GET" else WRITES)[path]
+    refused: Refused | None = None
+    answer: Json = {}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.serve)
+        try:
+            answer = await act(Actions(config, store), Arguments(arguments), f"uid-{os.getuid()}")
+        except Refused as error:  # out of the nursery, which would wrap it in a group
+            refused = error
+        finally:
+            await store.aclose()
+    if refused is not None:
+        raise refused
+    return answer

@@ -1,0 +1,67 @@
+"""``qanat-server audit``: who joined, renewed, was revoked or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tunnel_core.command_line import print_json
+from tunnel_core.tables import show
+from tunnel_server.commands.access import config_option, json_option, perform
+from tunnel_server.commands.durations import moment
+from tunnel_server.store.audit import MAX_LISTED, Kind
+
+_COLUMNS = ("time", "what", "whom", "by", "detail")
+
+
+@click.command("audit")
+@click.option("--node", default="", metavar="NAME", help="What concerns this node.")
+@click.option("--user", default="", metavar="NAME", help="What concerns this user.")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Lines of this kind.")
+@click.option("--since", type=moment, help="From then on: 2h, 7d, 2027-01-31.")
+@click.option("--until", type=moment, help="Before then.")
+@click.option("--most", type=click.IntRange(1, MAX_LISTED), default=100, show_default=True)
+@config_option
+@json_option
+def command(
+    node: str,
+    user: str,
+    kind: str | None,
+    since: int | None,
+    until: int | None,
+    most: int,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Show the newest lines of the audit that fit, the newest last.
+
+    \b
+    Examples:
+      qanat-server audit --node shop-7
+      qanat-server audit --kind refused --since 24h
+      qanat-server audit --json --since 2027-01-01 --until 2027-02-01
+    """
+    wanted: dict[str, Any] = {"node": node, "user": user, "kind": kind or "", "most": most}
+    wanted |= {"since_ms": since} if since is not None else {}
+    wanted |= {"until_ms": until} if until is not None else {}
+    answer = perform(config, "GET", "audit", wanted)
+    if as_json:
+        print_json(answer)
+    elif answer["audit"]:
+        show(_COLUMNS, [_row(line) for line in answer["audit"]])
+    else:
+        click.echo("The audit has no such line.")
+
+
+def _row(line: dict[str, Any]) -> tuple[str, ...]:
+    whom = line.get("node") or line.get("user", "")
+    by = line.get("done_by") or line.get("source", "")
+    facts = [
+        line.get("reason", ""),
+        f"token {line['token']}" if "token" in line else "",
+        f"serial {line['serial']}" if "serial" in line else "",
+        line.get("detail", ""),
+    ]
+    return line["at"][:19].replace("T", " "), line["kind"], whom, by, ", ".join(filter(None, facts))

@@ -1,0 +1,127 @@
+"""``qanat-server backup`` and ``restore``: one file that a server can be made of again."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from tunnel_core import paths
+from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_server.backup.archive import BadBackup
+from tunnel_server.backup.restoring import InTheWay, Restored, restore_backup
+from tunnel_server.backup.taking import take_backup
+from tunnel_server.commands.access import config_option, json_option, load_config
+from tunnel_server.store.database import StoreError
+from tunnel_server.store.lock import StoreHeld
+
+_file = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+
+
+@click.command("backup")
+@_file
+@config_option
+@json_option
+def backup(file: Path, config: Path | None, as_json: bool) -> None:
+    """Write store, authority, certificates and configuration into one FILE, of mode 0600.
+
+    The server may run. Whoever has the file can issue certificates: keep it as you keep a root password.
+
+    \b
+    Example:
+      qanat-server backup /media/offline/qanat.tar
+    """
+    loaded = load_config(config)
+    config_file = (config or paths.server_config_file()).absolute()
+    target = file.absolute()
+    try:
+        held = take_backup(loaded, config_file, target)
+    except FileExistsError:
+        raise CommandError(ExitCode.USAGE, f"{target} exists; a backup replaces nothing") from None
+    except StoreError as error:
+        raise CommandError.refused(error) from None
+    except OSError as error:
+        message = f"no backup was made: {error.filename or target}: {error.strerror}"
+        raise CommandError(ExitCode.FAILED, message) from None
+    except ValueError as error:
+        raise CommandError(ExitCode.FAILED, f"no backup was made: {error}") from None
+    if as_json:
+        print_json({"file": str(target), "holds": [str(path) for path in held]})
+    else:
+        click.echo(f"{target} holds {len(held)} files. It has the authority's keys: keep it safe.")
+
+
+@click.command("restore")
+@_file
+@click.option("--force", is_flag=True, help="Move what is there already into a folder beside it.")
+@json_option
+def restore(file: Path, force: bool, as_json: bool) -> None:
+    """Put everything that backup FILE holds back where it was, on this machine or another.
+
+    The server must not run. Agents reattach by themselves, if the server has the same names as before.
+
+    \b
+    Examples:
+      qanat-server restore /media/offline/qanat.tar
+      qanat-server restore --force /media/offline/qanat.tar
+    """
+    try:
+        restored = restore_backup(file, replace=force)
+    except InTheWay as error:
+        raise CommandError(ExitCode.USAGE, _in_the_way(error)) from None
+    except BadBackup as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+    except StoreHeld as error:
+        raise CommandError(ExitCode.FAILED, f"{error}; stop it first") from None
+    except StoreError as error:
+        raise CommandError.refused(error) from None
+    except OSError as error:
+        raise CommandError(ExitCode.FAILED, f"{error.filename or file}: {error.strerror}") from None
+    print_json(_as_json(restored)) if as_json else click.echo(_as_text(restored))
+
+
+def _in_the_way(found: InTheWay) -> str:
+    paths_there = ", ".join(map(str, found.paths[:10]))
+    lines = [f"nothing was changed, because these exist: {paths_there}; --force moves them aside"]
+    if found.newer:
+        lines += [
+            "The store that is there knows revocations that the backup does not:",
+            *_lost(found.newer),
+        ]
+    return "\n".join(lines)
+
+
+def _lost(newer: list[dict[str, object]]) -> list[str]:
+    """As the commands that say them again."""
+    words = {"node": "node", "user": "user", "serial": "cert"}
+    return [f"  qanat-server {words[str(one['kind'])]} revoke {one['subject']}" for one in newer]
+
+
+def _as_text(restored: Restored) -> str:
+    manifest = restored.manifest
+    lines = [
+        f"Restored the backup of {manifest.made} to {manifest.data_dir} and {manifest.config_file}.",
+        "Each file belongs to the owner of its folder; the server's user must be able to read them.",
+    ]
+    if restored.kept:
+        lines.append(f"What was there before is in {restored.kept}.")
+    if restored.revoked_tokens:
+        lines.append(f"{len(restored.revoked_tokens)} tokens that were open then are revoked: make new ones.")
+    if restored.newer:
+        lines += ["", "REVOCATIONS NEWER THAN THE BACKUP, which do not hold until you say them again:"]
+        lines += _lost(restored.newer)
+    config = shlex.quote(manifest.config_file)
+    return "\n".join([*lines, "", "Next:", f"  qanat-server run --config {config}"])
+
+
+def _as_json(restored: Restored) -> dict[str, object]:
+    return {
+        "made": restored.manifest.made,
+        "data_dir": restored.manifest.data_dir,
+        "config": restored.manifest.config_file,
+        "files": [member.path for member in restored.manifest.members],
+        "kept": str(restored.kept) if restored.kept else None,
+        "revoked_tokens": restored.revoked_tokens,
+        "lost_revocations": restored.newer,
+    }

@@ -1,0 +1,84 @@
+"""``qanat-server cert``: the certificates that were issued here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tunnel_core.command_line import print_json
+from tunnel_core.tables import show
+from tunnel_server.commands.access import config_option, json_option, perform
+from tunnel_server.commands.revoke import why_option
+
+_COLUMNS = ("serial", "role", "name", "issued", "ends", "origin", "state")
+
+
+@click.group("cert")
+def command() -> None:
+    """List certificates that were issued here, and revoke single ones.
+
+    \b
+    Examples:
+      qanat-server cert list --node shop-7
+      qanat-server cert revoke 6d1fb4af
+    """
+
+
+@command.command("list")
+@click.option("--node", default="", metavar="NAME", help="Of this node alone.")
+@click.option("--user", default="", metavar="NAME", help="Of this user alone.")
+@click.option("--ended", is_flag=True, help="Those that have ended, too.")
+@config_option
+@json_option
+def list_certificates(node: str, user: str, ended: bool, config: Path | None, as_json: bool) -> None:
+    """List the certificates that have not ended, the newest last.
+
+    \b
+    Examples:
+      qanat-server cert list
+      qanat-server cert list --node shop-7 --ended
+    """
+    if node and user:
+        raise click.UsageError("--node and --user exclude each other")
+    role = "node" if node else "user" if user else ""
+    wanted = {"role": role, "name": node or user, "ended": "1" if ended else "0"}
+    answer = perform(config, "GET", "certificates", wanted)
+    if as_json:
+        print_json(answer)
+    elif answer["certificates"]:
+        show(_COLUMNS, [_row(one) for one in answer["certificates"]])
+    else:
+        click.echo("No such certificate was issued here.")
+
+
+@command.command("revoke")
+@click.argument("serial")
+@why_option
+@config_option
+@json_option
+def revoke(serial: str, why: str, config: Path | None, as_json: bool) -> None:
+    """Shut out the one certificate with this SERIAL, as `cert list` or openssl shows it.
+
+    Other certificates of the same node or user stay good: `node revoke` and `user revoke` take them all.
+
+    \b
+    Example:
+      qanat-server cert revoke 6d1fb4af --why 'key was in a backup'
+    """
+    answer = perform(config, "POST", "certificates/revoke", {"serial": serial, "why": why})
+    if as_json:
+        print_json(answer)
+        return
+    known = answer["certificate"]
+    whose = f"of {known['role']} {known['name']}" if known else "which was not issued here"
+    click.echo(f"Revoked certificate {answer['revocation']['subject']}, {whose}.")
+
+
+def _row(one: dict[str, Any]) -> tuple[str, ...]:
+    state = "revoked" if one["revoked"] else "good"
+    return (
+        *(one["serial"], one["role"], one["name"], one["issued"][:10], one["ends"][:16].replace("T", " ")),
+        *(one["origin"], state),
+    )

@@ -1,0 +1,41 @@
+"""Durations and moments as people type them: ``90s``, ``24h``, ``7d``, ``2027-01-31``."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import click
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
+
+
+def duration(text: str) -> float:
+    """Seconds, above 0: the type of an option."""
+    seconds = parse_seconds(text)
+    if not seconds:
+        raise click.BadParameter(f"{text[:40]!r} is no duration: write 90s, 15m, 24h or 7d")
+    return seconds
+
+
+def moment(text: str) -> int:
+    """A date, a time, or a duration before now, as milliseconds since 1970: the type of an option."""
+    seconds = parse_seconds(text)
+    if seconds:
+        return _ms(datetime.now(UTC) - timedelta(seconds=seconds))
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text[:40]!r} is no time: write 2h, 7d or 2027-01-31T12:00") from None
+    return _ms(found if found.tzinfo else found.astimezone())
+
+
+def parse_seconds(text: str) -> float:
+    """0 for what is no duration."""
+    match = _DURATION.fullmatch(text.strip())
+    return float(int(match[1]) * _UNITS[match[2]]) if match else 0.0
+
+
+def _ms(moment: datetime) -> int:
+    return max(0, int(moment.timestamp() * 1000))

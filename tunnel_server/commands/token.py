@@ -1,0 +1,108 @@
+"""``qanat-server token``: what lets a new node in."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tunnel_core.command_line import print_json
+from tunnel_core.tables import show
+from tunnel_server.commands.access import config_option, json_option, perform
+from tunnel_server.commands.durations import duration
+
+_COLUMNS = ("token", "state", "for", "used", "expires", "created by")
+
+
+@click.group("token")
+def command() -> None:
+    """Make, list and revoke the tokens with which new nodes join.
+
+    \b
+    Examples:
+      qanat-server token create --node shop-7
+      qanat-server token create --match 'shop-*' --uses 50 --ttl 24h
+      qanat-server token list
+    """
+
+
+@command.command("create")
+@click.option("--node", default="", metavar="NAME", help="The one node that may join with it.")
+@click.option("--match", default="", metavar="PATTERN", help="All nodes that match; * is anything but a dot.")
+@click.option("--uses", type=click.IntRange(1), default=1, show_default=True, help="How many nodes of those.")
+@click.option(
+    "--ttl", type=duration, default="24h", show_default=True, help="How long it holds: 15m, 24h, 7d."
+)
+@config_option
+@json_option
+def create(node: str, match: str, uses: int, ttl: float, config: Path | None, as_json: bool) -> None:
+    """Make a token and print the line to paste on the node. The token is shown this once.
+
+    \b
+    Examples:
+      qanat-server token create --node shop-7
+      qanat-server token create --match 'shop-*' --uses 50 --ttl 24h
+    """
+    wanted = {"node": node, "match": match, "uses": uses, "ttl_seconds": ttl}
+    made = perform(config, "POST", "tokens/create", wanted)
+    print_json(made) if as_json else click.echo(_as_text(made))
+
+
+@command.command("list")
+@config_option
+@json_option
+def list_tokens(config: Path | None, as_json: bool) -> None:
+    """List the tokens: for whom, how often used, until when. Nothing secret is shown.
+
+    \b
+    Example:
+      qanat-server token list
+    """
+    answer = perform(config, "GET", "tokens", {})
+    if as_json:
+        print_json(answer)
+    elif answer["tokens"]:
+        show(_COLUMNS, [_row(token) for token in answer["tokens"]])
+    else:
+        click.echo("There is no token. Make one: qanat-server token create --node NAME")
+
+
+@command.command("revoke")
+@click.argument("token_id", metavar="TOKEN")
+@config_option
+@json_option
+def revoke(token_id: str, config: Path | None, as_json: bool) -> None:
+    """Revoke TOKEN, by the name that `token list` shows. Nodes that joined with it stay.
+
+    \b
+    Example:
+      qanat-server token revoke mfrggzdfmztwq2lk
+    """
+    answer = perform(config, "POST", "tokens/revoke", {"id": token_id})
+    print_json(answer) if as_json else click.echo(f"Revoked token {token_id}.")
+
+
+def _as_text(made: dict[str, Any]) -> str:
+    whom = f"node {made['node']}" if made["node"] else f"{made['uses']} nodes that match {made['match']}"
+    server = made["servers"][0] if made["servers"] else "SERVER:PORT"
+    return "\n".join(
+        [
+            f"Token {made['id']} for {whom}, until {_minute(made['expires'])}. It is shown this once.",
+            "",
+            "On the node:",
+            f"  echo {made['token']} | qanat-agent join {shlex.quote(server)}",
+        ]
+    )
+
+
+def _row(token: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        *(token["id"], token["state"], token["node"] or token["match"]),
+        *(f"{token['used']} of {token['uses']}", _minute(token["expires"]), token["created_by"]),
+    )
+
+
+def _minute(iso: str) -> str:
+    return f"{iso[:16].replace('T', ' ')} UTC"

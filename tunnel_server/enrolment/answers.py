@@ -1,0 +1,81 @@
+"""The cryptographic work of an answer, in worker threads: the event loop never waits for a signature."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from certs.authority_folder import load_authority
+from certs.bundle import split_pem
+from certs.ca import Authority, AuthorityError, Certified
+from certs.pkcs7 import certs_only
+from certs.requests import CertificateRequest, read_request, require_names
+from tunnel_core.identity import SpiffeId
+from tunnel_core.logs import log_event
+from tunnel_core.reasons import Reason, Refused
+
+_log = logging.getLogger("qanat.enrolment")
+
+T = TypeVar("T")
+
+_THREADS = 2
+"""Signing takes some 0.2 ms; more threads would only take the interpreter from the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A new certificate, and the body that carries it: the certificate alone (RFC 7030, section 4.2.3)."""
+
+    certified: Certified
+    body: bytes
+
+
+def load_signer(folder: Path, trust_file: Path) -> Signer | None:
+    """The authority in ``folder``; None, and a line in the log, if there is none that can be used. Blocks."""
+    if not folder.exists():
+        sentence = "without an authority this server gives no certificates"
+        log_event(_log, logging.INFO, sentence, folder=folder)
+        return None
+    try:
+        return Signer(load_authority(folder), trust_file.read_bytes())
+    except (AuthorityError, OSError, ValueError) as error:
+        _log.error("this server gives no certificates: %s", error)
+        return None
+
+
+class Signer:
+    """An authority at work. ``others`` are further roots (PEM) that are told, as the server's own may be."""
+
+    def __init__(self, authority: Authority, others: bytes = b"") -> None:
+        self._authority = authority
+        roots = split_pem(authority.roots_pem)
+        more = [one for one in split_pem(others) if one not in roots]
+        told = [*roots, *split_pem(authority.issuing.certificate_pem), *more]
+        self.cacerts = certs_only(b"".join(told))
+        """What EST's ``cacerts`` answers: all roots, and what leads from a new certificate to one of them."""
+        self._limiter = trio.CapacityLimiter(_THREADS)
+
+    async def read(self, body: bytes) -> CertificateRequest:
+        """Raises ``RequestRefused``."""
+        return await self._in_thread(lambda: read_request(body))
+
+    async def sign(self, request: CertificateRequest, identity: SpiffeId, life_seconds: float) -> Signed:
+        """Raises ``RequestRefused``, or ``Refused`` with ``AUTHORITY_UNUSABLE``."""
+
+        def sign() -> Signed:
+            require_names(request, identity)
+            try:
+                certified = self._authority.certify(request, identity, life_seconds=life_seconds)
+            except AuthorityError as error:
+                raise Refused(Reason.AUTHORITY_UNUSABLE, str(error)) from None
+            return Signed(certified, certs_only(split_pem(certified.chain_pem)[0]))
+
+        return await self._in_thread(sign)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)

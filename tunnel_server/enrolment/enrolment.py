@@ -1,0 +1,198 @@
+"""Who gets a certificate: a node with a token its first one, whoever has one the next of the same identity.
+
+1. A token is looked up before anything else of a stranger is read. One that is right is never held up
+   for what others did; one that is wrong costs its source something of a small budget, and without
+   budget it is refused (429) and not even audited. So a fleet behind one address cannot be locked out by one
+   box with an old token, and guessing, hopeless against 160 bits, fills no disk.
+2. All that can be refused is refused before the token is used up.
+3. A certificate is in the store before it leaves. If the answer is lost, the same key with the same token
+   gets another one, which counts as the same use.
+4. There is a bound on how many are at work at once and on how often one name may come; beyond it the answer
+   is 503 with a time to come back, spread by chance, or a fleet would come back as one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from certs.requests import CertificateRequest
+from certs.token import Token, TokenMistyped, parse_token
+from certs.x509 import Usage, facts_of, identity_of_leaf
+from tunnel_core.http_head import HttpRefused
+from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.admission import source_of
+from tunnel_server.enrolment.answers import Signed, Signer
+from tunnel_server.enrolment.asking import Login, node_asked_for, unproven
+from tunnel_server.enrolment.budgets import Budgets
+from tunnel_server.store.audit import AuditLine, Kind
+from tunnel_server.store.certificates import NewCertificate, Origin
+from tunnel_server.store.store import Store
+from tunnel_server.store.tokens import Redemption
+
+_WRONG_TOKENS, _WRONG_EVERY_SECONDS = 20, 6.0
+_CERTIFICATES, _CERTIFICATES_EVERY_SECONDS = 10, 15.0
+"""Of one name; agents with certificates of a minute ask every 40 s."""
+_COME_BACK_SECONDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentSettings:
+    """``max_at_once`` counts requests for certificates that are at work."""
+
+    trust_domain: str
+    node_life_seconds: float
+    user_life_seconds: float
+    max_at_once: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Where a request comes from: the host that counts as source, and the address for the audit."""
+
+    host: str
+    address: str
+
+
+class Enrolment:
+    """Gives certificates. ``monotonic`` gives steady seconds."""
+
+    def __init__(
+        self, settings: EnrolmentSettings, signer: Signer | None, store: Store, monotonic: Callable[[], float]
+    ) -> None:
+        self._signer = signer
+        self.settings = settings
+        self._store = store
+        self._monotonic = monotonic
+        self.working = 0
+        """Requests that are at work."""
+        self._wrong = Budgets(_WRONG_TOKENS, _WRONG_EVERY_SECONDS)
+        self._names = Budgets(_CERTIFICATES, _CERTIFICATES_EVERY_SECONDS)
+
+    @property
+    def signer(self) -> Signer:
+        """Raises ``Refused`` where there is no authority."""
+        if self._signer is None:
+            detail = (
+                "this server has no authority of its own that can be used; certificates come from elsewhere"
+            )
+            raise Refused(Reason.AUTHORITY_UNUSABLE, detail)
+        return self._signer
+
+    def replace_signer(self, signer: Signer | None) -> None:
+        """The authority is another one now, or gone."""
+        self._signer = signer
+
+    async def enrol(self, login: Login | None, body: bytes, asker: Asker) -> Signed:
+        """A node's certificate for a token. Raises ``Refused``; then the token is as it was.
+
+        Only what the store refuses after that, because it is full or the node was just revoked, costs a use,
+        which the same key may repeat.
+        """
+        if login is None:
+            raise unproven("no token was shown: it is the password of HTTP Basic")
+        with self._at_work():
+            token = await self._known_token(login, asker)
+            with self._audited(AuditLine(Kind.REFUSED, login.node, source=asker.address, token=token.id)):
+                request = await self.signer.read(body)
+                node = node_asked_for(request.uris, request.common_names, login)
+                self._spend(f"{token.id} {node}")
+                signed = await self._sign(request, SpiffeId(self.settings.trust_domain, Role.NODE, node))
+            asked = Redemption(token.id, token.digest, node, request.key_sha256, asker.address)
+            await self._store.redeem(asked)
+            await self._record(signed, Origin.ENROLLED, asker, token_id=token.id)
+            return signed
+
+    async def renew(self, leaf: bytes, body: bytes, asker: Asker) -> Signed:
+        """The next certificate of whoever has proven to have ``leaf``. Raises ``Refused``."""
+        with self._audited(AuditLine(Kind.REFUSED, source=asker.address)):
+            identity = _who_renews(leaf, self.settings.trust_domain)
+        serial, named = facts_of(leaf).serial, {identity.role.value: identity.name}
+        with self._at_work():
+            with self._audited(AuditLine(Kind.REFUSED, source=asker.address, serial=serial, **named)):
+                self._store.revoked.require_not(identity, serial)
+                self._spend(str(identity))
+                signed = await self._sign(await self.signer.read(body), identity)
+            await self._record(signed, Origin.RENEWED, asker, previous=serial)
+            return signed
+
+    async def _known_token(self, login: Login, asker: Asker) -> Token:
+        refused, token_id = unproven("there is no such token here: it is another server's, or altered"), ""
+        try:
+            token = parse_token(login.password)
+            token_id = token.id
+            if await self._store.knows_token(token.id, token.digest):
+                return token
+        except TokenMistyped as error:
+            refused = unproven(str(error))
+        self._spend_guess(source_of(asker.host))
+        line = AuditLine(Kind.REFUSED, login.node, source=asker.address, token=token_id)
+        self._note(line, refused)
+        raise refused
+
+    def _spend_guess(self, source: str) -> None:
+        now = self._monotonic()
+        if wait := self._wrong.wait_seconds(source, now):
+            detail = f"too many wrong tokens came from {source}; a right one is taken at any time"
+            raise _come_back(Reason.TOO_MANY_GUESSES, detail, wait)
+        self._wrong.spend(source, now)
+
+    def _spend(self, who: str) -> None:
+        now = self._monotonic()
+        if wait := self._names.wait_seconds(who, now):
+            detail = "certificates are being asked for again and again with the same name"
+            raise _come_back(Reason.TOO_MANY_ENROLMENTS, detail, wait)
+        self._names.spend(who, now)
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        if self.working >= self.settings.max_at_once:
+            detail = f"{self.working} certificates are being made at this moment"
+            raise _come_back(Reason.TOO_MANY_ENROLMENTS, detail, random.uniform(1, _COME_BACK_SECONDS))  # noqa: S311
+        self.working += 1
+        try:
+            yield
+        finally:
+            self.working -= 1
+
+    @contextlib.contextmanager
+    def _audited(self, line: AuditLine) -> Iterator[None]:
+        """A refusal inside is written down: but not that there was no room, which tells of nobody."""
+        try:
+            yield
+        except Refused as refused:
+            if refused.reason is not Reason.TOO_MANY_ENROLMENTS:
+                self._note(line, refused)
+            raise
+
+    def _note(self, line: AuditLine, refused: Refused) -> None:
+        self._store.note_nowait(replace(line, reason=refused.reason.word, detail=refused.detail))
+
+    async def _sign(self, request: CertificateRequest, identity: SpiffeId) -> Signed:
+        settings = self.settings
+        life = settings.node_life_seconds if identity.role is Role.NODE else settings.user_life_seconds
+        return await self.signer.sign(request, identity, life)
+
+    async def _record(
+        self, signed: Signed, origin: Origin, asker: Asker, *, token_id: str = "", previous: str = ""
+    ) -> None:
+        facts, root_pin = signed.certified.facts, signed.certified.root_pin
+        new = NewCertificate(facts, root_pin, origin, token_id, previous, source=asker.address)
+        await self._store.record(new)
+
+
+def _who_renews(leaf: bytes, trust_domain: str) -> SpiffeId:
+    """Whoever TLS has let in, by whichever issuer it trusts. Raises ``Refused``."""
+    identity = identity_of_leaf(leaf, usage=Usage.CLIENT, trust_domain=trust_domain)
+    if identity.role is Role.SERVER:
+        raise Refused(Reason.WRONG_ROLE, f"{identity} is a server's: nodes and users renew here")
+    return identity
+
+
+def _come_back(reason: Reason, detail: str, seconds: float) -> Refused:
+    whole = max(1, math.ceil(seconds))
+    return HttpRefused(reason, f"{detail}; come back in {whole} s", [("retry-after", str(whole))])

@@ -1,0 +1,44 @@
+"""How the world reaches a server: the names in its certificate, with the ports it listens on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from certs.ca import LOOPBACK_NAMES
+from certs.x509 import describe
+from tunnel_core.names import join_host_port
+from tunnel_core.settings import ListenAddress
+from tunnel_server.config import ServerConfig
+
+
+class NoNames(Exception):  # noqa: N818 - what there is
+    """The server's certificate cannot be read, so nobody knows its names."""
+
+
+def server_names(config: ServerConfig) -> list[str]:
+    """The names to go by; local ones only if there are no others. Raises ``NoNames``."""
+    file = config.tls.certificate_file
+    try:
+        names = describe(file.read_bytes()).names
+    except (OSError, ValueError) as error:
+        raise NoNames(f"the server's certificate {file} cannot be read: {error}") from None
+    return worth_telling(names)
+
+
+def worth_telling(names: Sequence[str]) -> list[str]:
+    """Without the local ones, unless there are no others."""
+    return [name for name in names if name not in LOOPBACK_NAMES] or list(names)
+
+
+def addresses(names: list[str], listen: tuple[ListenAddress, ...]) -> tuple[str, ...]:
+    """``host:port`` for each name and each port that is not left to the kernel."""
+    return _joined(names, [address.port for address in listen if address.port])
+
+
+def bound_addresses(names: list[str], bound: Sequence[str]) -> tuple[str, ...]:
+    """The same for listeners that run, whatever their ports were left to; ``bound`` are ``host:port``."""
+    return _joined(names, [int(address.rpartition(":")[2]) for address in bound])
+
+
+def _joined(names: list[str], ports: list[int]) -> tuple[str, ...]:
+    return tuple(join_host_port(name, port) for port in dict.fromkeys(ports) for name in names)

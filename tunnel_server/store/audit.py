@@ -1,0 +1,125 @@
+"""The audit of identity: what happened, to whom, by whom. Lines are added and, when they are old, removed;
+never changed. No secret is ever in one: of a token its id, of a key its fingerprint.
+
+Refusals are the lines that strangers can cause, so they have a share of the room: a flood of them pushes
+out refusals, and nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tunnel_server.store.database import Connection, Row
+from tunnel_server.store.moments import iso_of
+
+MAX_LISTED = 1000
+_MAX_DETAIL = 512
+_REFUSED_SHARE = 10
+"""One line in ten."""
+
+
+class Kind(enum.Enum):
+    ENROLLED = "enrolled"
+    RENEWED = "renewed"
+    ISSUED = "issued"
+    REVOKED = "revoked"
+    REFUSED = "refused"
+    ENDED = "ended"
+    TAKEOVER = "takeover"
+    TOKEN_CREATED = "token_created"  # noqa: S105 - a word, no secret
+    TOKEN_REVOKED = "token_revoked"  # noqa: S105
+    CA_ROTATED = "ca_rotated"
+    RESTORED = "restored"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLine:
+    """``node`` or ``user`` is whom it concerns; ``done_by`` who did it, ``source`` from where."""
+
+    kind: Kind
+    node: str = ""
+    user: str = ""
+    done_by: str = ""
+    source: str = ""
+    serial: str = ""
+    token: str = ""
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which lines; empty fields ask for all. Times in milliseconds, ``until`` exclusive."""
+
+    node: str = ""
+    user: str = ""
+    kind: Kind | None = None
+    since: int = 0
+    until: int = 2**62
+    before: int = 2**62
+    """Lines with a number below this, to go further back."""
+    most: int = MAX_LISTED
+
+
+def as_json(number: int, at: int, line: AuditLine) -> dict[str, Any]:
+    """A line as lists and the file have it; empty fields are left out."""
+    fields = {name: value for name, value in asdict(line).items() if value and name != "kind"}
+    return {"number": number, "at": iso_of(at), "kind": line.kind.value, **fields}
+
+
+def add(connection: Connection, at: int, line: AuditLine) -> int:
+    """Returns the line's number."""
+    cursor = connection.execute(
+        "INSERT INTO audit (at, kind, node, user, done_by, source, serial, token, reason, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(at, line.kind.value, line.node, line.user, line.done_by, line.source, line.serial),
+            *(line.token, line.reason, line.detail[:_MAX_DETAIL]),
+        ),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def find(connection: Connection, question: Question) -> list[dict[str, Any]]:
+    """The newest lines that fit, newest last."""
+    rows = connection.execute(
+        "SELECT * FROM audit WHERE at >= :since AND at < :until AND number < :before"
+        " AND (:node = '' OR node = :node) AND (:user = '' OR user = :user) AND (:kind = '' OR kind = :kind)"
+        " ORDER BY number DESC LIMIT :most",
+        {
+            "since": question.since,
+            "until": question.until,
+            "before": question.before,
+            "node": question.node,
+            "user": question.user,
+            "kind": question.kind.value if question.kind else "",
+            "most": min(question.most, MAX_LISTED),
+        },
+    ).fetchall()
+    return [as_json(row["number"], row["at"], _line(row)) for row in reversed(rows)]
+
+
+def _line(row: Row) -> AuditLine:
+    names = ("node", "user", "done_by", "source", "serial", "token", "reason", "detail")
+    return AuditLine(Kind(row["kind"]), **{name: row[name] for name in names})
+
+
+def prune(connection: Connection, *, older_than: int, keep: int, most: int) -> int:
+    """Removes up to ``most`` lines that are too old or too many; returns how many."""
+    removed = connection.execute(
+        "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE kind = 'refused' AND number <="
+        " (SELECT number FROM audit WHERE kind = 'refused' ORDER BY number DESC LIMIT 1 OFFSET ?) LIMIT ?)",
+        (max(1, keep // _REFUSED_SHARE), most),
+    ).rowcount
+    if removed == most:
+        return removed  # refusals first, or a flood of them would push others out by its number
+    return (
+        removed
+        + connection.execute(
+            "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE at < ? OR number <="
+            " (SELECT number FROM audit ORDER BY number DESC LIMIT 1 OFFSET ?) LIMIT ?)",
+            (older_than, keep, most),
+        ).rowcount
+    )

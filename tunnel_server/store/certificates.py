@@ -1,0 +1,178 @@
+"""Certificates that were issued here. SQL inside transactions of the caller's.
+
+One is written down before it is handed out, so what nobody knows of was never given to anybody.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from certs.rotation import Alive
+from certs.x509 import CertificateFacts
+from tunnel_core.identity import Role
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.store import revocations, tokens
+from tunnel_server.store.audit import AuditLine
+from tunnel_server.store.audit import Kind as AuditKind
+from tunnel_server.store.database import Connection, Row
+from tunnel_server.store.moments import DAY, from_ms, iso_of, to_ms
+from tunnel_server.store.revoked import Kind, kind_of, refusal
+from tunnel_server.store.transaction import Transaction
+
+KEEP_ENDED = 90 * DAY
+MAX_LISTED = 1000
+
+
+class Origin(enum.Enum):
+    ENROLLED = "enrolled"
+    RENEWED = "renewed"
+    BY_HAND = "by_hand"
+
+
+_AUDITED = {
+    Origin.ENROLLED: AuditKind.ENROLLED,
+    Origin.RENEWED: AuditKind.RENEWED,
+    Origin.BY_HAND: AuditKind.ISSUED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NewCertificate:
+    """``token_id`` is what an enrolment was allowed by, ``previous`` the serial that a renewal showed."""
+
+    facts: CertificateFacts
+    root_pin: bytes
+    origin: Origin
+    token_id: str = ""
+    previous: str = ""
+    by: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """``readmits``: its name was revoked before, so it has to be let in by its serial."""
+
+    readmits: bool
+
+
+def record(transaction: Transaction, new: NewCertificate) -> Recorded | Refused:
+    """Writes down a certificate, or refuses because its holder was revoked in between."""
+    connection, facts = transaction.connection, new.facts
+    refused = _why_not(connection, new)
+    if refused is not None:
+        transaction.audit(_line(new, AuditKind.REFUSED, refused))
+        return refused
+    kind = kind_of(facts.identity.role)
+    revocation = revocations.newest(connection, kind, facts.identity.name) if kind else None
+    connection.execute(
+        "INSERT INTO certificates (serial, role, name, key_sha256, root_pin, begins_at, ends_at, issued_at,"
+        " origin, token, readmits) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(facts.serial, facts.identity.role.value, facts.identity.name, facts.key_sha256),
+            *(new.root_pin.hex(), to_ms(facts.begins), to_ms(facts.ends), transaction.now),
+            *(new.origin.value, new.token_id, revocation["number"] if revocation else None),
+        ),
+    )
+    transaction.audit(_line(new, _AUDITED[new.origin]))
+    return Recorded(readmits=revocation is not None)
+
+
+def _why_not(connection: Connection, new: NewCertificate) -> Refused | None:
+    """Between the first look at a token or a certificate and now it may have been revoked."""
+    identity = new.facts.identity
+    if new.origin is Origin.ENROLLED:
+        token = tokens.find(connection, new.token_id)
+        if token is None or token["revoked_at"] is not None:
+            return Refused(Reason.TOKEN_REVOKED, f"token {new.token_id} was revoked")
+        if not tokens.may_readmit(connection, token, identity.name):
+            return Refused(Reason.REVOKED, f"{identity.name} was revoked while it joined")
+    kind = kind_of(identity.role)
+    if new.origin is not Origin.RENEWED or kind is None:
+        return None
+    is_out = revocations.is_covered(connection, kind, identity.name, new.previous)
+    return refusal(identity, new.previous) if is_out else None
+
+
+def _line(new: NewCertificate, kind: AuditKind, refused: Refused | None = None) -> AuditLine:
+    identity = new.facts.identity
+    named = {identity.role.value: identity.name} if identity.role is not Role.SERVER else {}
+    return AuditLine(
+        kind,
+        done_by=new.by,
+        source=new.source,
+        serial=new.facts.serial if refused is None else new.previous,
+        token=new.token_id,
+        reason=refused.reason.word if refused else "",
+        detail=refused.detail if refused else f"until {iso_of(to_ms(new.facts.ends))}",
+        **named,
+    )
+
+
+def find(connection: Connection, serial: str) -> dict[str, Any] | None:
+    row = connection.execute("SELECT * FROM certificates WHERE serial = ?", (serial,)).fetchone()
+    return _as_json(connection, row) if row else None
+
+
+def listed(
+    connection: Connection, now: int, *, role: str = "", name: str = "", ended: bool = False
+) -> list[dict[str, Any]]:
+    """The newest certificates, newest last; those that have ended only if asked for."""
+    rows = connection.execute(
+        "SELECT * FROM certificates WHERE (:role = '' OR role = :role) AND (:name = '' OR name = :name)"
+        " AND (:ended OR ends_at > :now) ORDER BY issued_at DESC, rowid DESC LIMIT :most",
+        {"role": role, "name": name, "ended": ended, "now": now, "most": MAX_LISTED},
+    ).fetchall()
+    return [_as_json(connection, row) for row in reversed(rows)]
+
+
+def _as_json(connection: Connection, row: Row) -> dict[str, Any]:
+    return {
+        "serial": row["serial"],
+        "role": row["role"],
+        "name": row["name"],
+        "issued": iso_of(row["issued_at"]),
+        "ends": iso_of(row["ends_at"]),
+        "origin": row["origin"],
+        "token": row["token"] or None,
+        "root_pin": row["root_pin"],
+        "key_sha256": row["key_sha256"],
+        "revoked": _is_revoked(connection, row),
+    }
+
+
+def _is_revoked(connection: Connection, row: Row) -> bool:
+    kind = kind_of(Role(row["role"]))
+    if kind is None:
+        return revocations.newest(connection, Kind.SERIAL, row["serial"]) is not None
+    return revocations.is_covered(connection, kind, row["name"], row["serial"])
+
+
+def alive(connection: Connection, now: int) -> list[Alive]:
+    """What may be in use: certificates that have not ended and are not revoked, of a node the newest alone.
+
+    A node has one agent, so a newer certificate of its name is in use in place of an older one. A
+    user may have several machines.
+    """
+    rows = connection.execute(
+        "SELECT * FROM certificates AS one WHERE ends_at > ? AND (role <> 'node' OR NOT EXISTS (SELECT 1 FROM"
+        " certificates AS other WHERE other.role = 'node' AND other.name = one.name"
+        " AND other.rowid > one.rowid)) ORDER BY rowid",
+        (now,),
+    ).fetchall()
+    return [_alive(row) for row in rows if not _is_revoked(connection, row)]
+
+
+def _alive(row: Row) -> Alive:
+    return Alive(Role(row["role"]), row["name"], row["serial"], row["root_pin"], from_ms(row["issued_at"]))
+
+
+def prune(connection: Connection, now: int, most: int) -> int:
+    """Forgets certificates that ended three months ago."""
+    return connection.execute(
+        "DELETE FROM certificates WHERE serial IN"
+        " (SELECT serial FROM certificates WHERE ends_at < ? LIMIT ?)",
+        (now - KEEP_ENDED, most),
+    ).rowcount

@@ -1,0 +1,58 @@
+"""What befell the nodes, kept beyond a restart; ``tunnel_server.events`` is the live view, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tunnel_core.reasons import Reason
+from tunnel_server.events import Kind, NodeEvent
+from tunnel_server.store.database import Connection, Row
+from tunnel_server.store.moments import from_ms, to_ms
+
+KEEP_EVENTS = 100_000
+MAX_LISTED = 1000
+
+
+def add(connection: Connection, events: Sequence[NodeEvent]) -> None:
+    """Events that are there already (by their id) stay as they are."""
+    connection.executemany(
+        "INSERT OR IGNORE INTO node_events (id, at, kind, node, session, reason, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [_values(event) for event in events],
+    )
+
+
+def _values(event: NodeEvent) -> tuple[Any, ...]:
+    reason = event.reason.word if event.reason else ""
+    return (
+        *(event.id, to_ms(event.at), event.kind.value, event.node),
+        *(event.session_id, reason, event.detail),
+    )
+
+
+def newest(connection: Connection, node: str = "", *, before: int = 2**62) -> list[NodeEvent]:
+    """The last events with an id below ``before``, of ``node`` if it is named, in their order."""
+    rows = connection.execute(
+        "SELECT * FROM node_events WHERE (:node = '' OR node = :node) AND id < :before"
+        " ORDER BY id DESC LIMIT :most",
+        {"node": node, "before": before, "most": MAX_LISTED},
+    ).fetchall()
+    return [_event(row) for row in reversed(rows)]
+
+
+def _event(row: Row) -> NodeEvent:
+    reason = Reason[row["reason"].upper()] if row["reason"].upper() in Reason.__members__ else None
+    return NodeEvent(
+        *(row["id"], from_ms(row["at"]), Kind(row["kind"]), row["node"], row["session"]),
+        *(reason, row["detail"]),
+    )
+
+
+def prune(connection: Connection, most: int) -> int:
+    """Forgets the oldest above ``KEEP_EVENTS``."""
+    return connection.execute(
+        "DELETE FROM node_events WHERE id IN (SELECT id FROM node_events WHERE id <="
+        " (SELECT id FROM node_events ORDER BY id DESC LIMIT 1 OFFSET ?) ORDER BY id LIMIT ?)",
+        (KEEP_EVENTS, most),
+    ).rowcount

@@ -1,0 +1,85 @@
+"""Who is shut out, in memory: what the data path asks. No I/O.
+
+A name that was revoked shuts out every certificate with it, whoever issued it and whether or not we know
+of it, but those that were issued here after the revocation: a node comes back with a new token, while
+what was stolen from it stays worthless.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.reasons import Reason, Refused
+
+
+class Kind(enum.Enum):
+    """What a revocation names."""
+
+    NODE = "node"
+    USER = "user"
+    SERIAL = "serial"
+
+
+_KINDS = {Role.NODE: Kind.NODE, Role.USER: Kind.USER}
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """``at`` is in milliseconds since 1970."""
+
+    number: int
+    kind: Kind
+    subject: str
+    at: int
+    by: str
+    why: str
+
+
+def kind_of(role: Role) -> Kind | None:
+    """How a role is revoked by name; None for servers, which are revoked by serial."""
+    return _KINDS.get(role)
+
+
+class Revoked:
+    """For the trio thread. ``on_revoked`` is called for each new revocation; it must not block or raise."""
+
+    def __init__(self) -> None:
+        self.on_revoked: Callable[[Revocation], None] | None = None
+        self._names: dict[tuple[Kind, str], set[str]] = {}
+        self._serials: set[str] = set()
+
+    def covers(self, identity: SpiffeId, serial: str) -> bool:
+        """Whether a certificate, by its identity and serial (hex), is shut out."""
+        if serial in self._serials:
+            return True
+        kind = kind_of(identity.role)
+        readmitted = self._names.get((kind, identity.name)) if kind else None
+        return readmitted is not None and serial not in readmitted
+
+    def require_not(self, identity: SpiffeId, serial: str) -> None:
+        """Raises ``Refused`` with ``REVOKED``."""
+        if self.covers(identity, serial):
+            raise refusal(identity, serial)
+
+    def put(self, revocation: Revocation) -> None:
+        """From now on; certificates that came after an earlier revocation of the name are out again."""
+        if revocation.kind is Kind.SERIAL:
+            self._serials.add(revocation.subject)
+        else:
+            self._names[revocation.kind, revocation.subject] = set()
+        if self.on_revoked is not None:
+            self.on_revoked(revocation)
+
+    def readmit(self, identity: SpiffeId, serial: str) -> None:
+        """A certificate was issued after the revocation of its name."""
+        kind = kind_of(identity.role)
+        if kind is not None and (kind, identity.name) in self._names:
+            self._names[kind, identity.name].add(serial)
+
+
+def refusal(identity: SpiffeId, serial: str) -> Refused:
+    who = f"{identity.role.value} {identity.name}"
+    return Refused(Reason.REVOKED, f"the certificate {serial} of {who}, or the name itself, was revoked")

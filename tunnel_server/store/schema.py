@@ -1,0 +1,91 @@
+"""The tables, as steps from nothing to today. No I/O.
+
+A step that was released is never changed; a change is a further step. Times are whole milliseconds
+since 1970 in UTC, serials and fingerprints hex in lower case. ``docs/store.md`` explains each table.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+Step: TypeAlias = tuple[str, ...]
+
+APPLICATION_ID = 0x51414E54
+"""``PRAGMA application_id``: "QANT", which ``file`` shows, so that another program's file is told apart."""
+
+_FIRST: Step = (
+    "CREATE TABLE schema_versions (version INTEGER PRIMARY KEY, applied_at INTEGER NOT NULL)",
+    """CREATE TABLE tokens (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        digest BLOB NOT NULL CHECK (length(digest) = 32),
+        root_pin TEXT NOT NULL,
+        node TEXT,
+        pattern TEXT,
+        uses INTEGER NOT NULL CHECK (uses > 0),
+        created_at INTEGER NOT NULL,
+        created_by TEXT NOT NULL,
+        expires_at INTEGER NOT NULL,
+        revoked_at INTEGER,
+        CHECK ((node IS NULL) <> (pattern IS NULL))
+    )""",
+    """CREATE TABLE token_uses (
+        token INTEGER NOT NULL REFERENCES tokens (number) ON DELETE CASCADE,
+        node TEXT NOT NULL,
+        key_sha256 TEXT NOT NULL,
+        used_at INTEGER NOT NULL,
+        PRIMARY KEY (token, node)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE revocations (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL CHECK (kind IN ('node', 'user', 'serial')),
+        subject TEXT NOT NULL,
+        revoked_at INTEGER NOT NULL,
+        revoked_by TEXT NOT NULL,
+        why TEXT NOT NULL,
+        newest_token INTEGER NOT NULL
+    )""",
+    "CREATE INDEX revocations_subject ON revocations (kind, subject)",
+    """CREATE TABLE certificates (
+        serial TEXT PRIMARY KEY,
+        role TEXT NOT NULL CHECK (role IN ('node', 'user', 'server')),
+        name TEXT NOT NULL,
+        key_sha256 TEXT NOT NULL,
+        root_pin TEXT NOT NULL,
+        begins_at INTEGER NOT NULL,
+        ends_at INTEGER NOT NULL,
+        issued_at INTEGER NOT NULL,
+        origin TEXT NOT NULL CHECK (origin IN ('enrolled', 'renewed', 'by_hand')),
+        token TEXT NOT NULL,
+        readmits INTEGER REFERENCES revocations (number)
+    )""",
+    "CREATE INDEX certificates_name ON certificates (role, name)",
+    "CREATE INDEX certificates_end ON certificates (ends_at)",
+    """CREATE TABLE audit (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        at INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        node TEXT NOT NULL,
+        user TEXT NOT NULL,
+        done_by TEXT NOT NULL,
+        source TEXT NOT NULL,
+        serial TEXT NOT NULL,
+        token TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        detail TEXT NOT NULL
+    )""",
+    "CREATE INDEX audit_time ON audit (at)",
+    "CREATE INDEX audit_kind ON audit (kind, number)",
+    """CREATE TABLE node_events (
+        id INTEGER PRIMARY KEY,
+        at INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        node TEXT NOT NULL,
+        session TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        detail TEXT NOT NULL
+    )""",
+    "CREATE INDEX node_events_node ON node_events (node, id)",
+)
+
+STEPS: tuple[Step, ...] = (_FIRST,)
