@@ -245,7 +245,7 @@ def test_a_refresh_moves_a_session_that_is_well() -> None:
 
 
 def heard(at: float) -> Carried:
-    return Carried(lost=False, quiet=False, heard_at=at, round_trip_seconds=0.05)
+    return Carried(lost=False, quiet=False, heard_at=at, answer_seconds=0.2)
 
 
 def test_a_refresh_that_fails_is_tried_again_ever_rarer() -> None:
