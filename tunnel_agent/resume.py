@@ -158,7 +158,7 @@ class Resumer:
                 await self._let_go()
 
     async def _let_go(self) -> None:
-        """The carrier that was left without a fault is closed by the server, when it has heard of the move."""
+        """What was left without a fault is closed by the server, when that has heard of the move."""
         old, self._left = self._left, None
         if old is not None:
             try:
