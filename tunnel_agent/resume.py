@@ -23,6 +23,7 @@ from tunnel_core.states import LinkEvent
 
 _log = logging.getLogger("qanat.attach")
 
+_LINGER_SECONDS = 2.0
 _TRY_AGAIN = {
     Reason.CARRIER_LOST,
     Reason.ATTACH_TIMEOUT,
@@ -79,6 +80,7 @@ class Resumer:
         self.offered: Attempt | None = None
         self._scopes: dict[int, trio.CancelScope] = {}
         self._timer = trio.CancelScope()
+        self._left: Attempt | None = None
         link.on_event = self._befell
 
     def route_changed(self) -> None:
@@ -170,7 +172,19 @@ class Resumer:
         self._attempts.failed(number)
         self._look()
         if used:
-            await self._on_carried()
+            try:
+                await self._on_carried()
+            finally:
+                await self._let_go()
+
+    async def _let_go(self) -> None:
+        """What was left without a fault is closed by the server, when that has heard of the move."""
+        old, self._left = self._left, None
+        if old is not None:
+            try:
+                await trio.sleep(_LINGER_SECONDS)
+            finally:
+                old.abandon()
 
     def _connected(self, number: int) -> bool:
         """The server was reached: whether the session moves with the hello."""
@@ -186,9 +200,21 @@ class Resumer:
             self.offered = attempt
             link.end(Reason.UNKNOWN_SESSION)
         else:
-            attempt.use(link)
+            self._use(attempt)
             for action in self._attempts.moved(trio.current_time()):
                 self._abandon(action.number)
+
+    def _use(self, attempt: Attempt) -> None:
+        old = self._link.way if self._attempts.refreshes else None
+        if old is not None:
+            old.lingers = True
+        try:
+            attempt.use(self._link)
+        except BaseException:
+            if old is not None:
+                old.lingers = False
+            raise
+        self._left = old
 
     def _note_failure(self, refused: Refused) -> None:
         if refused.reason in _TRY_AGAIN:
