@@ -36,8 +36,8 @@ from tunnel_core.reasons import Reason
 
 _log = logging.getLogger("qanat.agent")
 
-_FAREWELL_SECONDS = 1.5
-"""How long the server has to confirm our bye before we leave anyway."""
+_FAREWELL_SECONDS = 2.5
+"""How long the server has to confirm our bye before we leave anyway; a link gives its own up within two."""
 
 
 async def run_agent(installation: Installation) -> None:

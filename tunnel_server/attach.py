@@ -37,8 +37,8 @@ _RETRY_MS = 5000
 _SHUT_OUT_RETRY_MS = 300_000
 """For those whom only a person lets in again."""
 _SHUT_OUT = {Reason.REVOKED, Reason.CERTIFICATE_EXPIRED, Reason.ROOT_RETIRED}
-_FAREWELL_SECONDS = 2.0
-"""For all agents together to hear that we stop; a link gives its own up within one second."""
+_FAREWELL_SECONDS = 2.5
+"""For all agents together to hear that we stop; a link gives its own up within two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Attachments:
             _log.exception("the certificate of %s could not be read", carrier.peer.address)
             return None, Refused(Reason.INTERNAL_ERROR)
 
-    # Hello: what is offered. Nothing is moved or taken over yet.
+    # Hello: what is offered. Nothing is taken over yet, and nothing moves unless the hello says so.
 
     def _offer(self, arrival: _Arrival, hello: Hello) -> Welcome:
         """The answer to a hello. Raises ``Refused``."""
@@ -152,6 +152,7 @@ class Attachments:
         if arrival.held is not None:
             link = arrival.held.link
             welcome = self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
+            welcome = welcome._replace(resumed=True, used=hello.use)
             told = link.welcome.trust_bundle == self.trust_bundle
             return welcome if told else welcome._replace(trust_bundle=self.trust_bundle)
         self._check_room(arrival.node)
@@ -171,7 +172,7 @@ class Attachments:
     def _welcome(
         self, hello: Hello, node: str, session: bytes, secret: SessionSecret, have: int = 0
     ) -> Welcome:
-        """An old session has no secret to tell."""
+        """For a new session; an old one has no secret to tell."""
         limits = self._settings.limits
         return Welcome(
             version=VERSION,
@@ -187,7 +188,6 @@ class Attachments:
             alias=node_alias(node),
             trust_bundle=self.trust_bundle if secret else b"",
             grace_ms=int(limits.grace_seconds * 1000),
-            resumed=not secret,
         )
 
     # Use: what moves.

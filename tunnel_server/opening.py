@@ -99,7 +99,8 @@ class Passage:
         self._opener = opener
         self._wish = wish
         self._asked_at = trio.current_time()
-        self._opened = self._spoke = False
+        self._opened: StreamFacts | None = None
+        self._spoke = False
         self._reason = Reason.DONE
         self._detail = ""
 
@@ -109,9 +110,9 @@ class Passage:
 
     def note_opened(self) -> None:
         """The far dial succeeded: called by the link, once."""
-        self._opened = True
+        self._opened = _facts(self._wish, self.stream.id)
         seconds = trio.current_time() - self._asked_at
-        self._opener.records.opened(self._current_facts(), seconds, self.stream.address)
+        self._opener.records.opened(self._opened, seconds, self.stream.address)
 
     async def relay(self, user: trio.abc.Stream) -> None:
         """Joins the user's side and the stream until both have ended. Raises nothing of its own."""
@@ -144,20 +145,18 @@ class Passage:
 
     def write_down(self) -> None:
         """The line and the counts of the end."""
-        records, facts = self._opener.records, self._current_facts()
-        if not self._opened:
+        records = self._opener.records
+        if self._opened is None:
+            facts = _facts(self._wish, self.stream.id)
             records.not_opened(facts, Refused(self._reason, self._detail))
             return
         records.closed(
-            facts,
+            self._opened,
             (self._reason, self._detail),
             seconds=trio.current_time() - self._asked_at,
             bytes_to_target=self.stream.bytes_out,
             bytes_to_user=self.stream.bytes_in,
         )
-
-    def _current_facts(self) -> StreamFacts:
-        return _facts(self._wish, self.stream.id)
 
 
 def blame(error: BaseException) -> tuple[Reason, str]:

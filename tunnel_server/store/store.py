@@ -93,9 +93,8 @@ class Store:
         return self._writer.is_failing
 
     async def probe(self) -> None:
-        """Writes something that changes nothing. Raises ``StoreError``."""
-        statement = "UPDATE schema_versions SET applied_at = applied_at WHERE version = 1"
-        await self._writer.run(lambda transaction: transaction.connection.execute(statement).rowcount)
+        """Writes something that leaves everything as it was. Raises ``StoreError``."""
+        await self._writer.run(_write_in_vain)
 
     async def serve(self) -> None:
         """Writes what is asked for, until ``aclose``."""
@@ -243,6 +242,12 @@ def open_store(settings: StoreSettings, wall: Callable[[], datetime]) -> Store:
             store = Store(settings, connection, reader, wall)
         stack.pop_all()
         return store
+
+
+def _write_in_vain(transaction: Transaction) -> None:
+    # Not a row set to what it is: SQLite finds that out, and asks nothing of the disk.
+    transaction.connection.execute("INSERT INTO schema_versions (version, applied_at) VALUES (0, 0)")
+    transaction.connection.execute("DELETE FROM schema_versions WHERE version = 0")
 
 
 def _granted(result: T | Refused) -> T:
