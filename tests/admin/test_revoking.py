@@ -44,11 +44,7 @@ async def test_a_revoked_node_is_out_within_a_second(tmp_path: Path) -> None:
         await agent.line("ended", reason="revoked")
         assert trio.current_time() - began < 3  # most of it is the command's own start
         assert (await server.line("stream closed"))["reason"] == "revoked"
-        refused = await agent.line("cannot attach", reason="revoked")
-        assert "was revoked" in refused["message"]
         assert agent.process.returncode is None
-        waits = await agent.line("next attempt in", after=agent.lines.index(refused))
-        assert float(waits["message"].split()[-2]) >= 300
         server.signal(signal.SIGTERM)
         await server.exit_code()
         async with site.server(), site.agent("localhost:1") as again:
