@@ -68,7 +68,7 @@ class Roots:
             change_bundle(self._file, lambda bundle: replace(bundle, roots_pem=roots_pem))
 
         try:
-            await trio.to_thread.run_sync(write)
+            await trio.to_thread.run_sync(write, abandon_on_cancel=True)  # a renewal may hold the lock
         except (OSError, BundleError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             self._say_once(f"the roots are used, and forgotten at the next start: {self._file}: {why}")

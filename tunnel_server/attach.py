@@ -61,6 +61,7 @@ class _Arrival:
     proven: Proven | None  # what its carrier has proven; None if that is nothing that may be used
     held: Held | None = None
     link: Link | None = None  # the session that it began
+    refused: Refused | None = None  # why nothing was offered
 
     @property
     def node(self) -> str:
@@ -118,6 +119,7 @@ class Attachments:
             except AttachRejected as rejected:
                 return Rejected(rejected.reason, rejected.detail, int(rejected.retry_after_seconds * 1000))
             except Refused as answer:
+                arrival.refused = answer
                 wait_ms = _SHUT_OUT_RETRY_MS if answer.reason in _SHUT_OUT else _RETRY_MS
                 return Rejected(answer.reason, answer.detail, wait_ms)
 
@@ -286,7 +288,8 @@ class Attachments:
             return
         self._counters.attached(refused.reason)
         if self._refusals is not None:
-            self._refusals.note(ENTRANCE, attempt.peer_address, _named(refused, arrival.proven))
+            told = _named(arrival.refused or refused, arrival.proven)
+            self._refusals.note(ENTRANCE, attempt.peer_address, told)
         left_out = self._failures.note(refused.reason, trio.current_time())
         if left_out is None:
             return

@@ -26,6 +26,8 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.config import ServerConfig
 
 AUTHORITY_FOLDER = "ca"
+_UNKNOWN = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+"""When what the store does not know was issued: before anything."""
 _SAME_MOMENT = datetime.timedelta(hours=1)
 """``init`` makes authority and store together; this is far more than lies between them."""
 
@@ -175,18 +177,24 @@ class Rotating:
 
     def _cut(self, rotation: Rotation, step: Step, known: Known) -> list[Alive]:
         alive = [one for one in known.alive if one.role is not Role.SERVER]
-        if step is Step.RETIRE:
-            alive += self._live(rotation, known, {one.serial for one in alive})
-        return rotation.cut_by(step, [*alive, *self._own(rotation)])
+        return rotation.cut_by(step, [*alive, *self._live(rotation, step, known), *self._own(rotation)])
 
-    def _live(self, rotation: Rotation, known: Known, told: set[str]) -> list[Alive]:
-        """Who is in by a certificate of the old root, and is not told of already."""
+    def _live(self, rotation: Rotation, step: Step, known: Known) -> list[Alive]:
+        """Who is in by a certificate of the old root that the store does not tell of.
+
+        One that a newer certificate of the same name has replaced is ready for the switch, and not for
+        the end of its root.
+        """
+        serials = {one.serial for one in known.alive}
+        names = {(one.role, one.name) for one in known.alive} if step is Step.SWITCH else set()
         pin = rotation.generations[0].pin
         keys = authority_folder.issuing_keys(self._folder, rotation, pin)
-        found = {one.serial: one for one in known.live if one.issuer_key in keys and one.serial not in told}
-        return [
-            Alive(one.identity.role, one.identity.name, one.serial, pin, known.now) for one in found.values()
-        ]
+        found = {
+            one.serial: Alive(one.identity.role, one.identity.name, one.serial, pin, _UNKNOWN)
+            for one in known.live
+            if one.issuer_key in keys and one.serial not in serials
+        }
+        return [one for one in found.values() if (one.role, one.name) not in names]
 
     def _own(self, rotation: Rotation) -> list[Alive]:
         """The server's certificate as it is in use, whatever the store knows of it."""

@@ -54,8 +54,10 @@ class Door:
     folder: Path
     set_ahead: timedelta = timedelta()
 
-    async def enter(self, leaf: Leaf | None = None) -> TlsStream:
-        context = client_context(self.folder, leaf or pki.user_leaf("kim"))
+    async def enter(self, leaf: Leaf | None = None, *, has_certificate: bool = True) -> TlsStream:
+        """A connection of kim's, unless told otherwise."""
+        leaf = leaf or pki.user_leaf("kim")
+        context = client_context(self.folder, leaf if has_certificate else None)
         stream = TlsStream(await self.edge.dial(self.listener), context, server_hostname="localhost")
         await stream.do_handshake()
         return stream
