@@ -15,7 +15,6 @@ For the trio thread. It knows nothing of what it ends.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,6 +28,7 @@ from tunnel_server.store.revoked import Revocation, Revoked, refusal
 
 ALLOWANCE = timedelta(seconds=5)
 """A life may be exceeded by this: a renewal that is under way is not cut off at its last step."""
+_NEVER = datetime.max.replace(tzinfo=UTC)
 _LOOK_SECONDS = 60.0
 """However far the next end is: this machine's clock may be set meanwhile."""
 
@@ -73,6 +73,7 @@ class Standing:
         self._revoked = Revoked()
         self._retired: frozenset[bytes] = frozenset()
         self._entries: dict[Entry, None] = {}
+        self._soonest = _NEVER  # that ends, of those that are entered
         self._timer = trio.CancelScope()
 
     def go_by(self, revoked: Revoked) -> None:
@@ -132,34 +133,39 @@ class Standing:
     def retire(self, issuer_keys: frozenset[bytes]) -> None:
         """The certificates that these keys have signed lead to no trusted root any more."""
         self._retired = issuer_keys
-        self._look()
+        self._look([entry for entry in self._entries if entry.proven.issuer_key in issuer_keys])
 
     def _revoked_now(self, revocation: Revocation) -> None:
-        self._look()
+        subject = revocation.subject
+        self._look(
+            [entry for entry in self._entries if subject in (entry.proven.serial, entry.proven.identity.name)]
+        )
 
     async def watch(self) -> None:
         """Ends what outlives its certificate, until it is cancelled."""
         while True:
-            self._look()
+            over = self._wall() - ALLOWANCE
+            self._look([entry for entry in self._entries if entry.proven.ends <= over])
+            self._soonest = min((entry.proven.ends for entry in self._entries), default=_NEVER)
             with trio.CancelScope(deadline=self._next_look()) as self._timer:
                 await trio.sleep_forever()
 
     def look_by(self, proven: Proven) -> None:
-        due = self._due(proven)
-        if due < self._timer.deadline:
-            self._timer.deadline = due
+        """Its end is watched for from here on."""
+        if proven.ends < self._soonest:
+            self._soonest = proven.ends
+            self._timer.deadline = self._next_look()
 
     def _next_look(self) -> float:
-        soon = min((self._due(entry.proven) for entry in self._entries), default=math.inf)
-        return min(soon, trio.current_time() + _LOOK_SECONDS)
+        now, left = trio.current_time(), _LOOK_SECONDS
+        if self._soonest is not _NEVER:
+            left = min(left, (self._soonest - self._wall() + ALLOWANCE).total_seconds())
+        return now + left
 
-    def _due(self, proven: Proven) -> float:
-        return trio.current_time() + (proven.ends + ALLOWANCE - self._wall()).total_seconds()
-
-    def _look(self) -> None:
-        """Ends what is not good any more. An ``end`` may lead to others that leave, or come."""
+    def _look(self, candidates: list[Entry]) -> None:
+        """Ends those that are not good any more. An ``end`` may lead to others that leave, or come."""
         now, ended = self._wall(), dict[tuple[SpiffeId, str], Ended]()
-        for entry in list(self._entries):
+        for entry in candidates:
             refused = self._why_not(entry.proven, now)
             if refused is not None and entry in self._entries:
                 self.forget(entry)
@@ -172,16 +178,17 @@ class Standing:
                 self.on_ended(one)
 
     def _why_not(self, proven: Proven, now: datetime) -> IdentityError | None:
-        identity, serial = proven.identity, proven.serial
-        if self._revoked.covers(identity, serial):
-            why = refusal(identity, serial)
-            return IdentityError(why.reason, why.detail, identity, serial)
-        whose = f"the certificate {serial} of {identity.role.value} {identity.name}"
+        if self._revoked.covers(proven.identity, proven.serial):
+            why = refusal(proven.identity, proven.serial)
+            return IdentityError(why.reason, why.detail, proven.identity, proven.serial)
         if proven.issuer_key and proven.issuer_key in self._retired:
-            return IdentityError(
-                Reason.ROOT_RETIRED, f"{whose} leads to a root that was retired", identity, serial
-            )
-        if now >= proven.ends + ALLOWANCE:
-            sentence = f"{whose} ended at {proven.ends:%Y-%m-%d %H:%M:%S} UTC"
-            return IdentityError(Reason.CERTIFICATE_EXPIRED, sentence, identity, serial)
+            return _refused(proven, Reason.ROOT_RETIRED, "leads to a root that was retired")
+        if now >= proven.ends and now - ALLOWANCE >= proven.ends:
+            ended = f"ended at {proven.ends:%Y-%m-%d %H:%M:%S} UTC"
+            return _refused(proven, Reason.CERTIFICATE_EXPIRED, ended)
         return None
+
+
+def _refused(proven: Proven, reason: Reason, why: str) -> IdentityError:
+    whose = f"the certificate {proven.serial} of {proven.identity.role.value} {proven.identity.name}"
+    return IdentityError(reason, f"{whose} {why}", proven.identity, proven.serial)

@@ -78,8 +78,9 @@ async def test_agents_and_users_of_before_go_on_as_they_did(tmp_path: Path) -> N
             assert (status, [node["name"] for node in json.loads(body)["nodes"]]) == (200, ["edge1"])
             assert await old.site.page("/readyz") == (200, "ready\n")
             assert agent.stray == server.stray == []
+        said = len(server.lines)
         async with running(old.agent(AGENT)) as agent:
-            await server.line("node edge1 attached", after=len(server.lines))
+            await server.line("node edge1 attached", after=said)
             await say(await old.site.through(), b"through an agent of today")
             assert agent.stray == []
         changed = {path.name for path, content in old.files.items() if path.read_bytes() != content}
