@@ -93,9 +93,9 @@ def _served(pieces: Sequence[bytes]) -> tuple[_Seen, bytes]:
 async def _read_web_request(http: HttpConnection, request: h11.Request, body: bytearray) -> None:
     """What the web entrance and EST do with a request before they know anybody."""
     check_web_request(request)
-    _quietly(lambda: route_web_host(host_of(request), "example.com"))
     wants_html(request.headers)
-    request_forward(request, "192.0.2.1")
+    if _quietly(lambda: route_web_host(host_of(request), "example.com")):
+        request_forward(request, "192.0.2.1")
     async for piece in http.receive_body():
         body += piece
         if len(body) > _MAX_BODY_BYTES:
@@ -145,9 +145,12 @@ def _run(main: Callable[[], object]) -> bytes:
     return result or b""
 
 
-def _quietly(parse: Callable[[], object]) -> None:
+def _quietly(parse: Callable[[], object]) -> bool:
+    """Whether it was not refused."""
     with contextlib.suppress(Refused):
         parse()
+        return True
+    return False
 
 
 # Names, logins, tokens.
