@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import struct
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -75,13 +76,19 @@ def _found(is_it: Callable[[socket.socket], bool]) -> Iterator[socket.socket]:
 
 
 def _own_sockets() -> Iterator[socket.socket]:
-    """Duplicates, so that a descriptor that is closed and given out again meanwhile is not mistaken."""
+    """Duplicates, so that a descriptor that is closed and given out again meanwhile is not mistaken.
+
+    Files are left alone: whoever closes a duplicate of one gives up all locks of this process on it
+    (fcntl(2)), and SQLite's keep other programs from removing the store's log as one that nobody needs.
+    """
     try:
         names = os.listdir("/proc/self/fd")  # noqa: PTH208 - ten thousand names, no objects
     except OSError:
         return
     for name in names:
         with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
             duplicate = os.dup(int(name))
             try:
                 sock = socket.socket(fileno=duplicate)
