@@ -116,3 +116,16 @@ def _assert_ended(severed: socket.socket, other: socket.socket) -> None:
             continue
     with pytest.raises(BrokenPipeError):
         other.sendall(FULL)
+
+
+_TRY = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
+def test_locks_on_files_outlive_a_look_at_all_sockets(tmp_path: Path) -> None:
+    """SQLite locks by fcntl(2): one close of a duplicate, and all locks on that file would be gone."""
+    with (tmp_path / "store.db").open("w+") as file:
+        fcntl.lockf(file, fcntl.LOCK_SH)
+        sever_accepted({"192.0.2.1:1"})
+        sever_dialled(1)
+        argv = [sys.executable, "-c", _TRY, file.name]
+        assert subprocess.run(argv, capture_output=True).returncode != 0  # noqa: S603 - our own command

@@ -29,9 +29,11 @@ class Cluster:
                 self.agents[node].start()
 
     def make_pods(self) -> None:
-        """``verify.sh`` makes the pods; one operation of it is enough here."""
+        """``verify.sh`` makes the pods; how its other operations went is not asked here."""
         if self.bed.kubectl("get", "pod", "web1", "web2").returncode:
-            self.bed.verify(*NODES)
+            self.bed.script("verify.sh", *map(str, NODES), deadline_seconds=300)
+        done = self.bed.kubectl("wait", "--for=condition=Ready", "--timeout=50s", "pod/web1", "pod/web2")
+        assert done.returncode == 0, done.stderr
 
 
 @contextlib.contextmanager
@@ -50,11 +52,13 @@ def running_cluster(
         agents = {n: make_agent(f"edge{n}", folder / f"edge{n}", bed.edge(n)) for n in NODES}
         made = Cluster(bed, server, agents)
         _install(made, folder, changes or {})
-        made.server.start()
-        made.attach(*NODES)
-        yield made
-        for program in (made.server, *made.agents.values()):
-            program.process.kill()
+        try:
+            made.server.start()
+            made.attach(*NODES)
+            yield made
+        finally:
+            for program in (made.server, *made.agents.values()):
+                program.process.kill()
     finally:
         bed.down()
 
