@@ -98,6 +98,13 @@ async def test_a_head_request_gets_no_body() -> None:
 # CONNECT and upgrades.
 
 
+async def test_what_cannot_be_read_after_a_head_request_is_refused_with_a_body() -> None:
+    head = GET.replace(b"GET", b"HEAD")
+    first, _, second = (await talk(head + b"no request\r\n\r\n")).partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert second.startswith(b"HTTP/1.1 400 ") and b"bad_request" in second.partition(b"\r\n\r\n")[2]
+
+
 async def test_nothing_of_ours_follows_the_blank_line_of_a_connect() -> None:
     async def accept(connection: HttpConnection, _: h11.Request) -> None:
         assert await connection.accept_connect() == b""

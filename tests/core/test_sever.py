@@ -56,18 +56,6 @@ def test_by_where_it_came_from(ends: tuple[socket.socket, socket.socket]) -> Non
     _assert_ended(accepted, dialled)
 
 
-def test_locks_on_files_survive_the_search(tmp_path: Path) -> None:
-    """SQLite's are such locks: without them another process removes the log that we still write to."""
-    file = tmp_path / "locked"
-    with file.open("w") as ours:
-        fcntl.lockf(ours, fcntl.LOCK_EX)
-        sever_accepted(["192.0.2.1:1"])
-        asks = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-        argv = [sys.executable, "-c", asks, str(file)]
-        asked = subprocess.run(argv, capture_output=True, text=True)  # noqa: S603 - our own command
-        assert "BlockingIOError" in asked.stderr, "the lock is gone"
-
-
 @pytest.mark.parametrize(("address", "is_gone"), [("127.0.0.1", False), ("::1", False), ("192.0.2.77", True)])
 def test_an_address_that_the_machine_does_not_have(address: str, is_gone: bool) -> None:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as dialled:

@@ -1,4 +1,4 @@
-"""Fuzzes what reads strangers' bytes: ``python -m tests.fuzz [TARGET ...] [--seconds N] [--keep]``.
+"""Fuzzes what reads strangers' bytes: ``python -m tests.fuzz [TARGET ...] [--seconds N] [--seed N]``.
 
 Targets run side by side, one process each, as many as there are processors. An input that finds a fault is
 printed, with the place where it is kept. With atheris (coverage-guided, ``pip install atheris``) if it can be
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(_NAMES)}; none: all")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--seed", type=int, default=0, help="the same inputs again; 0: others each time")
     parser.add_argument(
         "--keep", action="store_true", help="keep the smallest new inputs in tests/fuzz/corpus"
     )
@@ -36,21 +37,28 @@ def main(arguments: Sequence[str]) -> int:
     if strange := set(chosen.targets) - set(_NAMES):
         parser.error(f"no target {', '.join(strange)}; there is {', '.join(_NAMES)}")
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
-        runs = [pool.submit(_fuzz, name, chosen.seconds, chosen.keep) for name in chosen.targets or _NAMES]
+        runs = [pool.submit(_fuzz, name, chosen) for name in chosen.targets or _NAMES]
         found = [not run.result() for run in runs]
         return int(any(found))
 
 
-def _fuzz(target: str, seconds: int, keep: bool) -> bool:
+def _fuzz(target: str, chosen: argparse.Namespace) -> bool:
     """Whether nothing was found. Leaves the folder of a run that found something."""
     folder = Path(tempfile.mkdtemp(prefix=f"qanat-fuzz-{target}-"))
     found = folder / "found"
     found.mkdir()
-    argv = [sys.executable, "-m", "tests.fuzz.engine", target, str(seconds), str(folder)]
+    numbers = str(chosen.seconds), str(chosen.seed)
+    argv = [sys.executable, "-m", "tests.fuzz.engine", target, *numbers, str(folder)]
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}  # a part of what a seed repeats
     start = time.monotonic()
     with (folder / "log").open("wb") as log:
         ran = subprocess.run(  # noqa: S603 - our own command
-            argv, cwd=_ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=seconds + _LATE_SECONDS
+            argv,
+            cwd=_ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            timeout=chosen.seconds + _LATE_SECONDS,
         )
     said = (folder / "log").read_text(errors="replace").splitlines()
     _say(f"{target}: {'nothing found' if ran.returncode == 0 else 'FOUND, see ' + str(folder)}")
@@ -58,7 +66,7 @@ def _fuzz(target: str, seconds: int, keep: bool) -> bool:
     if ran.returncode:
         _say("\n".join(said[-40:]))
         return False
-    if keep:
+    if chosen.keep:
         _say(f"  {corpus.keep(target, [file.read_bytes() for file in found.iterdir()])} inputs kept")
     shutil.rmtree(folder)
     return True

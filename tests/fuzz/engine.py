@@ -1,4 +1,6 @@
-"""One target, fuzzed for a time: ``python -m tests.fuzz.engine TARGET SECONDS FOLDER``.
+"""One target, fuzzed for a time: ``python -m tests.fuzz.engine TARGET SECONDS SEED FOLDER``.
+
+Seed 0 is another chance each time; with any other the inputs come in the same order again.
 
 Ends with 0 if nothing was found. New inputs go to ``FOLDER/found``, one that finds a fault into ``FOLDER``.
 """
@@ -6,6 +8,7 @@ Ends with 0 if nothing was found. New inputs go to ``FOLDER/found``, one that fi
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import random
 import sys
@@ -19,20 +22,21 @@ _OURS = ["tunnel_core", "tunnel_server", "tunnel_agent", "certs", "h11", "tests.
 _MAX_BYTES = 20 * 1024
 
 
-def main(target: str, seconds: int, folder: Path) -> None:
+def main(target: str, seconds: int, seed: int, folder: Path) -> None:
     if importlib.util.find_spec("atheris"):
-        _with_atheris(target, seconds, folder)
+        _with_atheris(target, seconds, seed, folder)
     else:
-        _with_hypothesis(target, seconds, folder)
+        _with_hypothesis(target, seconds, seed, folder)
 
 
-def _with_atheris(target: str, seconds: int, folder: Path) -> None:
+def _with_atheris(target: str, seconds: int, seed: int, folder: Path) -> None:
     import atheris
 
     with atheris.instrument_imports(include=_OURS):
         from tests.fuzz import targets
     options = [
         f"-max_total_time={seconds}",
+        f"-seed={seed}",
         f"-max_len={_MAX_BYTES}",
         f"-artifact_prefix={folder}/",
         "-timeout=20",
@@ -45,7 +49,8 @@ def _with_atheris(target: str, seconds: int, folder: Path) -> None:
     atheris.Fuzz()
 
 
-def _with_hypothesis(target: str, seconds: int, folder: Path) -> None:
+def _with_hypothesis(target: str, seconds: int, seed: int, folder: Path) -> None:
+    import hypothesis
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
@@ -68,8 +73,9 @@ def _with_hypothesis(target: str, seconds: int, folder: Path) -> None:
             raise
 
     end = time.monotonic() + seconds
+    seeds = itertools.count(seed or random.getrandbits(32))
     while time.monotonic() < end:
-        run()
+        hypothesis.seed(next(seeds))(run)()
     sys.stdout.write(f"{count} inputs, by hypothesis\n")
 
 
@@ -90,6 +96,6 @@ def _changed(data: bytes, chance: random.Random) -> bytes:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
     sys.stdout.flush()
     os._exit(0)  # nothing of a parser's is worth a tidy end
