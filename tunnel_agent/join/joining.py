@@ -187,6 +187,7 @@ class Joining:
         else:
             shown = bundle.name if bundle.parent == file.parent else str(bundle)
             try:
+                remove_interrupted(file)  # not there: what a killed join left of writing it
                 write_public(file, config_text(self._wish, shown).encode(), replace=False)
                 adopt(file.parent, file)
             except OSError as error:
