@@ -59,6 +59,11 @@ def make_private_folder(path: Path) -> None:
 def remove_interrupted(path: Path) -> None:
     """Removes ``path``, if it is there, and what a killed process left of writing it."""
     path.unlink(missing_ok=True)
+    remove_staged(path)
+
+
+def remove_staged(path: Path) -> None:
+    """Removes what killed processes left of writing ``path``. For who holds a lock: others may be writing."""
     for staged in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _STAGED_CHARS}"):
         staged.unlink(missing_ok=True)
 

@@ -16,6 +16,7 @@ BACK_DATED = timedelta(hours=1)
 """Edge clocks run late; a certificate must hold for a node whose clock is behind the server's."""
 _RENEWED_AT, _SPREAD = 2 / 3, 1 / 15
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
+_TIME = re.compile(r"([0-9]{4})" + r"([0-9]{2})" * 5 + "Z")
 _SEQUENCE, _INTEGER, _VERSION = 0x30, 0x02, 0xA0
 _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
 
@@ -92,7 +93,11 @@ class _Der:
         text = self.take(_UTC_TIME, _GENERALIZED_TIME).decode("ascii")
         if is_short:  # RFC 5280, section 4.1.2.5.1: below 50 is this century
             text = ("20" if text < "5" else "19") + text
-        return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+        match = _TIME.fullmatch(text)
+        if match is None:
+            raise ValueError("the certificate has a date that cannot be read")
+        year, month, day, hour, minute, second = map(int, match.groups())
+        return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
 
     def _length(self, at: int) -> tuple[int, int]:
         """The length of an element, and where its content begins."""

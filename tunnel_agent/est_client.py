@@ -20,7 +20,7 @@ import trio
 from certs.pkcs7 import read_certs_only
 from certs.token import Token, format_token
 from tunnel_agent.findings import StepFailed
-from tunnel_agent.way import Way
+from tunnel_agent.way import ConnectionLost, Way
 from tunnel_core.http import REASON_HEADER, HttpClientConnection, exchange, header_values
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
@@ -105,9 +105,10 @@ async def _ask(way: Way, context: ssl.SSLContext, request: h11.Request, body: by
         response, content = await way.in_time(answered, f"an answer from {way.server}")
         with contextlib.suppress(trio.BrokenResourceError):
             await tls.aclose()
-    except (Refused, trio.BrokenResourceError) as error:
-        cause = error.detail if isinstance(error, Refused) else f"{way.server} closed the connection"
-        raise StepFailed(cause, way.hint) from None
+    except Refused as refused:
+        raise StepFailed(refused.detail, way.hint) from None
+    except trio.BrokenResourceError:
+        raise ConnectionLost(f"{way.server} closed the connection", way.hint) from None
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await trio.aclose_forcefully(tls)

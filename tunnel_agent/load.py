@@ -130,7 +130,7 @@ def load_config(file: Path, *, required: bool) -> AgentConfig:
 
 def load_bundle(file: Path, bundle_file: Path) -> Bundle:
     """The node's bundle, named by ``bundle_file`` of the configuration ``file``."""
-    cure = "run `qanat-server issue node NAME` on the server and bring the bundle here"
+    cure = "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat-server issue node NAME`"
     try:
         bundle = read_bundle(bundle_file)
     except BundleError as error:

@@ -15,7 +15,7 @@ from certs.requests import NewRequest, make_request
 from certs.x509 import facts_of, is_signed_by
 from tunnel_agent import est_client
 from tunnel_agent.findings import StepFailed
-from tunnel_agent.join.node_files import held, save_bundle
+from tunnel_agent.join.node_files import held, prove_folder, save_bundle
 from tunnel_agent.load import Installation, load_bundle
 from tunnel_agent.trust import roots_among, trusting
 from tunnel_agent.way import Way, https_port
@@ -36,6 +36,7 @@ async def renew(installation: Installation) -> Renewed:
     """Asks the servers in their order. Raises ``StepFailed``, or ``Refused`` if one said no for good."""
     with held(installation.bundle_file.parent):
         bundle = load_bundle(installation.file, installation.bundle_file)
+        prove_folder(installation.bundle_file.parent)  # else each try would be a certificate for nobody
         if not bundle.https:
             raise StepFailed(f"{installation.bundle_file} names no server to renew at", _NEITHER)
         failures: list[StepFailed] = []

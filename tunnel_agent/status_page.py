@@ -188,8 +188,17 @@ def _footer(status: Mapping[str, Any]) -> str:
     return (
         f"<footer><span>{escape(status['software'])}</span>{server}"
         f"<span>{escape(status['link']['state'])} since {escape(status['link']['since'])}</span>"
+        f"{_certificate(status)}"
         '<a href="status.json">status.json</a><a href="metrics">metrics</a></footer>'
     )
+
+
+def _certificate(status: Mapping[str, Any]) -> str:
+    certificate = status["certificate"]
+    if not certificate:
+        return ""
+    renews = f", renews on {certificate['renews']}" if certificate["renews"] else ""
+    return f"<span>certificate until {escape(certificate['ends'] + renews)}</span>"
 
 
 def _card(title: str, note: str, content: str, kind: str = "") -> str:

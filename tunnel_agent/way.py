@@ -40,6 +40,10 @@ _PROXY_ANSWERS = {
 }
 
 
+class ConnectionLost(StepFailed):
+    """The other end broke off, without a word of why: it may go better another time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Port:
     """One of a server's ports: ``server`` is ``host:port``, ``hint`` the cure for what answers otherwise."""
@@ -189,7 +193,7 @@ class Way:
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             return StepFailed(f"TLS with {self.server} failed: {reason_of(error)}", self.hint)
         detail = f"{self.server} closed the connection during the TLS handshake"
-        return StepFailed(detail, f"{self.hint} does a firewall block what it cannot inspect?")
+        return ConnectionLost(detail, f"{self.hint} does a firewall block what it cannot inspect?")
 
     async def _explain_certificate(self, error: ssl.SSLCertVerificationError) -> StepFailed:
         try:

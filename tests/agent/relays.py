@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 
 import trio
 
 
 class Relay:
     """Connections are counted from 1. From ``silent_from`` on nothing moves; those of ``cut`` are broken off
-    when the server has ended, with nothing of its last answer passed on."""
+    when the server has ended, with nothing of its last answer passed on; those of ``dropped`` at once.
+    """
 
     def __init__(
-        self, target: str, *, silent_from: int = 1000, cut: frozenset[int] | set[int] = frozenset()
+        self,
+        target: str,
+        *,
+        silent_from: int = 1000,
+        cut: Collection[int] = (),
+        dropped: Collection[int] = (),
     ) -> None:
         self._target = target
         self._silent_from = silent_from
         self._cut = cut
+        self._dropped = dropped
         self.count = 0
 
     async def handle(self, stream: trio.SocketStream) -> None:
         self.count += 1
         number = self.count
+        if number in self._dropped:
+            return
         if number >= self._silent_from:
             await trio.sleep_forever()
         port = int(self._target.rpartition(":")[2])

@@ -246,8 +246,9 @@ class FakeProxy:
             nursery.cancel_scope.cancel()
 
     async def _copy(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
-        async for data in source:
-            await sink.send_all(data)
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for data in source:
+                await sink.send_all(data)
 
 
 async def test_the_way_leads_through_the_proxy(tmp_path: Path, no_environment_proxy: None) -> None:

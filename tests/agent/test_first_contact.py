@@ -15,11 +15,13 @@ from certs.ca import LOOPBACK_NAMES, create_authority
 from certs.requests import make_request
 from certs.token import Token
 from certs.x509 import facts_of
+from tests.agent.listening import listening
+from tests.agent.relays import Relay
 from tests.fakes import pki
 from tests.server.issuing import Issuing, open_issuing
 from tunnel_agent.findings import Finding, Verdict, take_steps
 from tunnel_agent.join.contact import Contact
-from tunnel_agent.join.enrolling import ask_patiently
+from tunnel_agent.join.enrolling import spend_token
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.way import Way, agents_port, https_port
 from tunnel_core.identity import Role, SpiffeId
@@ -37,12 +39,12 @@ def shifted(by: datetime.timedelta) -> Callable[[], datetime.datetime]:
     return lambda: utc() + by
 
 
-def contact_with(issuing: Issuing, token: Token, host: str = "localhost") -> Contact:
+def contact_with(issuing: Issuing, token: Token, port: int = 0) -> Contact:
     def way_to(address: str) -> Way:
         return Way(agents_port(address), "edge1", ProxyChoice(environment={}), 5.0, None)
 
-    port = issuing.address.rpartition(":")[2]
-    way = Way(https_port(f"{host}:{port}"), "edge1", ProxyChoice(environment={}), 5.0, None)
+    port = port or int(issuing.address.rpartition(":")[2])
+    way = Way(https_port(f"localhost:{port}"), "edge1", ProxyChoice(environment={}), 5.0, None)
     return Contact(way, token, way_to, utc)
 
 
@@ -126,7 +128,7 @@ async def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None
         refusals = issuing.edge.counters.unauthenticated_refusals
 
         async def ask() -> None:
-            got.append(await ask_patiently(contact, "edge1", make_request(EDGE)))
+            got.append(await spend_token(contact, "edge1", make_request(EDGE)))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
@@ -135,3 +137,31 @@ async def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None
             issuing.enrolment.settings = replace(issuing.enrolment.settings, max_at_once=1)
         assert facts_of(got[0]).identity == EDGE
         assert refusals["est", "too_many_enrolments"] == 1
+
+
+async def test_a_server_that_takes_no_more_from_one_address_is_asked_again(tmp_path: Path) -> None:
+    """It ends what is one too many before the handshake, and says nothing."""
+    async with open_issuing(tmp_path) as issuing:
+        relay = Relay(issuing.address, dropped={2, 3, 4})
+        token = await issuing.token()
+        async with listening(relay.handle) as address:
+            contact = contact_with(issuing, token, port=int(address.rpartition(":")[2]))
+            findings = await go_as_far_as_possible(contact)
+        assert [f.step for f in findings if f.verdict is Verdict.PASS] == [
+            "dns",
+            "tcp",
+            "pin",
+            "clock",
+            "tls",
+        ]
+        assert relay.count == 1 + 3 + 3
+
+
+async def test_who_breaks_off_always_is_given_up(tmp_path: Path) -> None:
+    async with open_issuing(tmp_path) as issuing:
+        relay = Relay(issuing.address, dropped=set(range(2, 100)))
+        async with listening(relay.handle) as address:
+            contact = contact_with(issuing, await issuing.token(), port=int(address.rpartition(":")[2]))
+            findings = await go_as_far_as_possible(contact)
+        assert (findings[-1].step, findings[-1].verdict) == ("pin", Verdict.FAIL)
+        assert relay.count == 1 + 5

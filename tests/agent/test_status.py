@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from certs.life import Life
 from tests.fakes import memory_link
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_agent.status import as_json, status_of, status_routes
@@ -173,3 +175,17 @@ def test_the_routes_give_page_and_json() -> None:
 )
 def test_figures_for_people(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_the_certificate_is_told_with_its_end_and_its_renewal() -> None:
+    clock = Clock()
+    state = state_of(clock, FakeLink())
+    assert as_json(status_of(state, SERVICES, ()))["certificate"] is None
+    begins = datetime.fromtimestamp(clock.now, UTC)
+    life = Life("0a1b", begins, begins + timedelta(days=30, hours=1))
+    state.certificate, state.renews_at = life, life.renewal(0.5)
+    told = as_json(status_of(state, SERVICES, ()))["certificate"]
+    assert told == {"serial": "0a1b", "ends": "2023-12-14T23:13:20Z", "renews": "2023-12-04T23:13:20Z"}
+    assert "certificate until 2023-12-14T23:13:20Z, renews on 2023-12-04T23:13:20Z" in page_of(state)
+    state.renews_at = None
+    assert "renews on" not in page_of(state)

@@ -14,6 +14,7 @@ from certs.token import Token
 from tunnel_agent.clock import compare_clocks
 from tunnel_agent.est_client import JoinPage, cacerts, join_page
 from tunnel_agent.findings import Step, StepFailed
+from tunnel_agent.patience import patiently
 from tunnel_agent.trust import believing_nobody, pinned_root, roots_among, trusting, trusting_at_any_time
 from tunnel_agent.way import Way, agents_port
 from tunnel_core.names import join_host_port
@@ -75,7 +76,7 @@ class Contact:
         return tuple(dict.fromkeys((self.way.server, *self.page.https)))
 
     async def _find_pinned(self) -> str:
-        shown = await _asked(cacerts(self.way, believing_nobody()))
+        shown = await _asked(lambda: cacerts(self.way, believing_nobody()))
         try:
             root = pinned_root(shown, self.token.pin)
         except ValueError as error:
@@ -92,11 +93,11 @@ class Contact:
         return f"{self.way.server} knows the root that the token names"
 
     async def _compare_clocks(self) -> str:
-        self._page = await _asked(join_page(self.way, trusting_at_any_time(self._root), self._now))
+        self._page = await _asked(lambda: join_page(self.way, trusting_at_any_time(self._root), self._now))
         return compare_clocks(self.way.server, self._page.behind)
 
     async def _verify(self) -> str:
-        self.certificates = await _asked(cacerts(self.way, self.context))
+        self.certificates = await _asked(lambda: cacerts(self.way, self.context))
         return f"{self.way.server} has a certificate of that root"
 
     async def _reach_agents(self) -> str:
@@ -137,9 +138,9 @@ class Contact:
             await tls.aclose()
 
 
-async def _asked(asking: Awaitable[T]) -> T:
+async def _asked(ask: Callable[[], Awaitable[T]]) -> T:
     """A server that refuses what anybody may ask is not ready."""
     try:
-        return await asking
+        return await patiently(ask)
     except Refused as refused:
         raise StepFailed(str(refused), "see docs/errors.md, and the server's log") from None

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
-import trio
-
 from certs.bundle import Bundle, split_pem
 from certs.pkcs7 import chain_for
 from certs.requests import NewRequest
@@ -13,13 +9,10 @@ from certs.x509 import facts_of, is_signed_by
 from tunnel_agent.est_client import ServerRefused, enrol
 from tunnel_agent.findings import StepFailed
 from tunnel_agent.join.contact import Contact
+from tunnel_agent.patience import patiently
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason
 
-_BUSY_SECONDS = 120.0
-"""How long a server that says when to come back is asked again."""
-_LOST_PAUSE_SECONDS = 1.0
-_LOST_TRIES = 5
 _ANEW = "ask for a new token: `qanat-server token create --node {node}`"
 _FIXES = {
     Reason.TOKEN_WRONG: "paste all of what `qanat-server token create` printed on this server",
@@ -41,25 +34,13 @@ def identity_at(trust_domain: str, node: str) -> SpiffeId:
         ) from None
 
 
-async def ask_patiently(contact: Contact, node: str, request: NewRequest) -> bytes:
-    """The certificate (PEM). Asks again while the server is busy or connections break: it is one use.
-
-    Raises ``StepFailed``.
-    """
-    give_up, lost = trio.current_time() + _BUSY_SECONDS, 0
-    while True:
-        try:
-            return await enrol(contact.way, contact.context, node, contact.token, request.body)
-        except ServerRefused as refused:
-            wait = refused.retry_after_seconds
-            if wait is None or trio.current_time() + wait > give_up:
-                fix = _FIXES.get(refused.reason, f"see {refused.reason.word} in docs/errors.md")
-                raise StepFailed(str(refused), fix.format(node=node), refused.reason.word) from None
-        except StepFailed:
-            lost, wait = lost + 1, _LOST_PAUSE_SECONDS * 2**lost
-            if lost == _LOST_TRIES:
-                raise
-        await trio.sleep(wait * random.uniform(1, 1.5))  # noqa: S311 - spreads load
+async def spend_token(contact: Contact, node: str, request: NewRequest) -> bytes:
+    """The certificate (PEM). However often it is asked for, it is one use. Raises ``StepFailed``."""
+    try:
+        return await patiently(lambda: enrol(contact.way, contact.context, node, contact.token, request.body))
+    except ServerRefused as refused:
+        fix = _FIXES.get(refused.reason, f"see {refused.reason.word} in docs/errors.md")
+        raise StepFailed(str(refused), fix.format(node=node), refused.reason.word) from None
 
 
 def bundle_of(contact: Contact, request: NewRequest, leaf: bytes, identity: SpiffeId) -> Bundle:

@@ -16,7 +16,7 @@ from datetime import datetime
 
 from certs.authority_folder import adopt
 from certs.bundle import Bundle
-from certs.files import remove_interrupted, write_public
+from certs.files import remove_interrupted, remove_staged, write_public
 from certs.life import life_of
 from certs.token import TokenMistyped, parse_token
 from tunnel_agent.check import check_targets
@@ -25,7 +25,7 @@ from tunnel_agent.findings import Finding, Report, Step, StepFailed, Verdict, ta
 from tunnel_agent.join.attaching import attach_once
 from tunnel_agent.join.config_text import config_text, to_add
 from tunnel_agent.join.contact import Contact
-from tunnel_agent.join.enrolling import ask_patiently, bundle_of, identity_at
+from tunnel_agent.join.enrolling import bundle_of, identity_at, spend_token
 from tunnel_agent.join.node_files import (
     cannot_write,
     find_bundle,
@@ -170,7 +170,7 @@ class Joining:
     async def _enrol(self) -> str:
         identity = identity_at(self._contact.page.trust_domain, self._wish.node)
         request = request_to_send(self._files, identity)
-        leaf = await ask_patiently(self._contact, self._wish.node, request)
+        leaf = await spend_token(self._contact, self._wish.node, request)
         bundle = bundle_of(self._contact, request, leaf, identity)
         save_bundle(self._files.bundle, bundle)
         self._bundle = bundle
@@ -187,13 +187,14 @@ class Joining:
         else:
             shown = bundle.name if bundle.parent == file.parent else str(bundle)
             try:
-                remove_interrupted(file)  # not there: what a killed join left of writing it
                 write_public(file, config_text(self._wish, shown).encode(), replace=False)
                 adopt(file.parent, file)
             except OSError as error:
                 raise cannot_write(file.parent, error) from None
             said = f"wrote {file}"
         remove_interrupted(self._files.unfinished)
+        remove_staged(file)
+        remove_staged(bundle)
         return said
 
     async def _attach(self) -> str:

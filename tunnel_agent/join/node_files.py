@@ -56,12 +56,20 @@ def prove_writable(files: Files) -> str:
     for folder in dict.fromkeys(file.parent for file in written):
         try:
             _make(folder, private=folder == files.bundle.parent)
-            probe = folder / ".qanat-join-probe"
-            write_private(probe, bytes(_PROBE_BYTES))
-            remove_interrupted(probe)
         except OSError as error:
             raise cannot_write(folder, error) from None
+        prove_folder(folder)
     return f"{' and '.join(map(str, written))} can be written"
+
+
+def prove_folder(folder: Path) -> None:
+    """Writes something there and removes it. Raises ``StepFailed``."""
+    probe = folder / ".qanat-probe"
+    try:
+        write_private(probe, bytes(_PROBE_BYTES))
+        remove_interrupted(probe)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
 
 
 def _make(folder: Path, *, private: bool) -> None:

@@ -1,0 +1,37 @@
+"""Asks a server again that is busy or lost the connection: a fleet that comes at once makes it so."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from tunnel_agent.est_client import ServerRefused
+from tunnel_agent.way import ConnectionLost
+
+T = TypeVar("T")
+
+_BUSY_SECONDS = 120.0
+"""How long a server that says when to come back is asked again."""
+_LOST_PAUSE_SECONDS = 0.3
+_LOST_TRIES = 5
+"""A server that takes no more connections from one address ends them without a word."""
+
+
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """What ``ask`` gives in the end; else its last exception. Only for what may be repeated."""
+    give_up, lost = trio.current_time() + _BUSY_SECONDS, 0
+    while True:
+        try:
+            return await ask()
+        except ServerRefused as refused:
+            wait = refused.retry_after_seconds
+            if wait is None or trio.current_time() + wait > give_up:
+                raise
+        except ConnectionLost:
+            wait, lost = _LOST_PAUSE_SECONDS * 2**lost, lost + 1
+            if lost == _LOST_TRIES:
+                raise
+        await trio.sleep(wait * random.uniform(1, 1.5))  # noqa: S311 - spreads load
