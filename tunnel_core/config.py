@@ -99,7 +99,7 @@ def load(
 
     A file that is not ``required`` may be absent. Raises ``ConfigError``.
     """
-    raw = _read_toml(path) if required or path.exists() else {}
+    raw = _read_toml(path, required=required)
     return read(raw, path, schema, data_dir=data_dir, environ=environ)
 
 
@@ -124,11 +124,13 @@ def read(
     return parse(lay_over(raw, given), schema, source)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not required:
+            return {}
         fix = "create it, or name another with --config" if isinstance(error, FileNotFoundError) else ""
         raise _whole_file(path, f"cannot be read: {error.strerror}", fix) from None
     if len(data) > _MAX_FILE_BYTES:

@@ -16,9 +16,11 @@ CHOSEN = "QANAT_E2E"
 LONG = "QANAT_E2E_LONG"
 
 _PACKAGES = {
+    "buildah": "buildah",
     "chromedriver": "chromium-driver",
     "chromium": "chromium",
     "conntrack": "conntrack",
+    "debootstrap": "debootstrap",
     "ip": "iproute2",
     "iptables": "iptables",
     "node": "nodejs",
@@ -26,13 +28,16 @@ _PACKAGES = {
     "nsenter": "util-linux",
     "openssl": "openssl",
     "ping": "iputils-ping",
+    "podman": "podman",
     "prlimit": "util-linux",
+    "qemu-arm-static": "qemu-user-static",
     "scp": "openssh-client",
     "ss": "iproute2",
     "tc": "iproute2",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
+    "unshare": "util-linux",
     # What the Kubernetes bed's own build.sh asks for.
     "containerd": "containerd",
     "curl": "curl",
@@ -44,6 +49,8 @@ _PACKAGES = {
     "runc": "runc",
     "socat": "socat",
 }
+# Where a package brings a library and no program.
+_FILES = {"libfaketime": ("libfaketime", "/usr/lib/*/faketime/libfaketime.so.1")}
 # Debian keeps these out of an ordinary user's PATH.
 _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
@@ -89,9 +96,16 @@ def require_emulated_links() -> None:
         pytest.skip("needs /dev/net/tun: modprobe tun, or run where the kernel has it")
 
 
-def packages_of(tools: Sequence[str] = tuple(_PACKAGES)) -> list[str]:
+def packages_of(tools: Sequence[str] = (*_PACKAGES, *_FILES)) -> list[str]:
     """The Debian packages of those tools that this machine does not have."""
-    return sorted({_PACKAGES[tool] for tool in tools if find(tool) is None})
+    programs = {_PACKAGES[tool] for tool in tools if tool in _PACKAGES and find(tool) is None}
+    files = {_FILES[tool][0] for tool in tools if tool in _FILES and find_file(tool) is None}
+    return sorted(programs | files)
+
+
+def find_file(name: str) -> Path | None:
+    """The file of ``_FILES`` of that name."""
+    return next(Path("/").glob(_FILES[name][1].lstrip("/")), None)
 
 
 def program(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import sys
@@ -110,7 +111,7 @@ def _files(wish: Wish, config: Path | None) -> tuple[Files, AgentConfig]:
     """Where the files are or will be, and the configuration as it will hold. Raises ``ConfigError``."""
     files = files_of(config)
     new = read(tomllib.loads(config_text(wish, str(files.bundle))), files.config, AgentConfig)
-    return files, load_config(files.config, required=True) if files.config.exists() else new
+    return files, load_config(files.config, required=True) if os.path.lexists(files.config) else new
 
 
 def _read_token(file: Path | None) -> str:

@@ -52,7 +52,7 @@ def prove_writable(files: Files) -> str:
 
     A configuration that is there stays as it is. Raises ``StepFailed``.
     """
-    written = [files.bundle] if files.config.exists() else [files.bundle, files.config]
+    written = [files.bundle] if os.path.lexists(files.config) else [files.bundle, files.config]
     for folder in dict.fromkeys(file.parent for file in written):
         try:
             _make(folder, private=folder == files.bundle.parent)

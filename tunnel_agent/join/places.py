@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tunnel_agent.config import AgentConfig
@@ -15,7 +16,7 @@ def files_of(config: Path | None) -> Files:
     """As a configuration that is there says, else beside the one that is named. Raises ``ConfigError``."""
     named = config or paths.named_config_file()
     file = (named or paths.agent_config_file()).absolute()
-    if file.exists():
+    if os.path.lexists(file):  # no for what may not be looked at; what comes next says so
         return Files(file, load_config(file, required=True).bundle_file)
     bundle = file.parent / "node.pem" if named else paths.joined_bundle_file()
     return Files(file, read({"bundle_file": str(bundle)}, file, AgentConfig).bundle_file)

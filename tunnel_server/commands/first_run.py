@@ -8,6 +8,7 @@ there already stays, and may lie on a file system that cannot be written.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def install_if_told(environ: Mapping[str, str], config_file: Path) -> Installati
 
 
 def _plan(names: tuple[str, ...], file: Path, environ: Mapping[str, str]) -> Installation:
-    is_there = file.exists()
+    is_there = os.path.lexists(file)  # no for what may not be looked at; init then says so
     try:
         if is_there:
             config = load(file, ServerConfig, environ=environ)
