@@ -28,7 +28,7 @@ and is none is refused as a misspelt key is. What Kubernetes puts into a contain
 | variable | of | what |
 |---|---|---|
 """
-_OWN = (
+OWN = (
     ("QANAT_CONFIG", "both", "the configuration file, as `--config`"),
     (
         "QANAT_INIT_NAME",
@@ -56,7 +56,7 @@ _OWN = (
 
 def text() -> str:
     """The whole page."""
-    own = "".join(f"| `{name}` | {whose} | {what} |\n" for name, whose, what in _OWN)
+    own = "".join(f"| `{name}` | {whose} | {what} |\n" for name, whose, what in OWN)
     return "\n".join([_HEAD + own, *(_table(program, schema) for program, schema in SCHEMAS.items())])
 
 

@@ -37,6 +37,7 @@ PAPERS = [
     ROOT / "README.md",
     ROOT / "DESIGN.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "docker/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 GROUPS = {
