@@ -63,7 +63,7 @@ async def join_page(way: Way, context: ssl.SSLContext, now: Callable[[], datetim
     before = now()
     body = await _ask(way, context, _request(way, "GET", _JOIN))
     middle = before + (now() - before) / 2
-    return _read(lambda: _parse_page(body, middle), way)
+    return _read(lambda: parse_page(body, middle), way)
 
 
 async def enrol(way: Way, context: ssl.SSLContext, node: str, token: Token, request_body: bytes) -> bytes:
@@ -140,7 +140,8 @@ def _read(parse: Callable[[], T], way: Way) -> T:
         raise StepFailed(detail, f"{way.hint} is it of the same version as this agent?") from None
 
 
-def _parse_page(body: bytes, now: datetime) -> JoinPage:
+def parse_page(body: bytes, now: datetime) -> JoinPage:
+    """Raises ``ValueError``, ``KeyError``, ``TypeError`` or ``RecursionError`` for what is no such page."""
     page = json.loads(body)
     time = datetime.fromisoformat(page["time"])
     return JoinPage(
@@ -151,5 +152,7 @@ def _parse_page(body: bytes, now: datetime) -> JoinPage:
     )
 
 
-def _addresses(found: list[str]) -> tuple[str, ...]:
+def _addresses(found: object) -> tuple[str, ...]:
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise TypeError("it names addresses that are no texts")
     return tuple(join_host_port(*split_host_port(one)) for one in found[:_MAX_ADDRESSES])

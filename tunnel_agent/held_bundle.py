@@ -22,7 +22,7 @@ class HeldBundle:
         self.file = file
         self.bundle = bundle
         self.life = _life(bundle)
-        self._stamp = _stamp(file)
+        self._stamp: tuple[int, int, int] | None = None  # the file may be newer than what was read of it
 
     @property
     def node(self) -> str:

@@ -17,7 +17,7 @@ from datetime import datetime
 
 from certs.life import Life
 
-LOOK_SECONDS = 10.0
+LOOK_SECONDS = 5.0
 """How often the clock and the file are looked at: some ten microseconds of work."""
 _FIRST_PART, _LAST_PART = 200, 20
 _LEAST_SECONDS, _MOST_SECONDS = 1.0, 3600.0

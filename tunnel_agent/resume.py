@@ -22,6 +22,7 @@ from tunnel_core.states import LinkEvent
 
 _log = logging.getLogger("qanat.attach")
 
+_LINGER_SECONDS = 2.0
 _TRY_AGAIN = {
     Reason.CARRIER_LOST,
     Reason.ATTACH_TIMEOUT,
@@ -68,6 +69,7 @@ class Resumer:
         )
         self._scopes: dict[int, trio.CancelScope] = {}
         self._timer = trio.CancelScope()
+        self._left: Attempt | None = None
         link.on_event = self._befell
 
     def route_changed(self) -> None:
@@ -150,7 +152,19 @@ class Resumer:
         self._attempts.failed(number)
         self._look()
         if moved:
-            await self._on_carried()
+            try:
+                await self._on_carried()
+            finally:
+                await self._let_go()
+
+    async def _let_go(self) -> None:
+        """What was left without a fault is closed by the server, when that has heard of the move."""
+        old, self._left = self._left, None
+        if old is not None:
+            try:
+                await trio.sleep(_LINGER_SECONDS)
+            finally:
+                old.abandon()
 
     def _decide(self, number: int, attempt: Attempt) -> bool:
         """The server answered: move, or stay with what is there. Raises ``Refused``."""
@@ -161,10 +175,22 @@ class Resumer:
         if not attempt.welcome.resumed:
             attempt.abandon()
             raise Refused(Reason.UNKNOWN_SESSION)
-        attempt.use(link)
+        self._use(attempt)
         for action in self._attempts.moved(trio.current_time()):
             self._abandon(action.number)
         return True
+
+    def _use(self, attempt: Attempt) -> None:
+        old = self._link.way if self._attempts.refreshes else None
+        if old is not None:
+            old.lingers = True
+        try:
+            attempt.use(self._link)
+        except BaseException:
+            if old is not None:
+                old.lingers = False
+            raise
+        self._left = old
 
     def _note_failure(self, refused: Refused) -> None:
         if refused.reason in _TRY_AGAIN:

@@ -43,6 +43,9 @@ class Attempt:
         self.peer_address = carrier.peer.address
         self.failure: Refused | None = None
         self.answered_at = math.inf  # when the welcome was made
+        self.lingers = False
+        """Whether its carrier outlives the next ``abandon``, and another one follows: so that the other end
+        hears of the move before it hears of this end."""
         self._on_used = on_used
         self._link: Link | None = None
         self._out: list[Frame] = [steps.hello] if isinstance(steps, AgentSteps) else []
@@ -96,7 +99,10 @@ class Attempt:
         """Nothing moves over this carrier any more. Idempotent."""
         self._link = None
         self._lost.set()
-        self.carrier.abandon()
+        if self.lingers:
+            self.lingers = False
+        else:
+            self.carrier.abandon()
 
     @property
     def welcome(self) -> Welcome:

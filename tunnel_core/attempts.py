@@ -114,6 +114,11 @@ class Attempts:
         """The way to the server is another one now; the next ``poll`` sees to it."""
         self._route_changed = True
 
+    @property
+    def refreshes(self) -> bool:
+        """Whether the attempt that was welcomed last is for a carrier that had no fault but its age."""
+        return self._is_fresh
+
     def poll(self, now: float, carried: Carried, chance: float) -> list[Action]:
         """What is to be done now. ``chance`` is a random number from 0 to 1."""
         changed, self._route_changed = self._route_changed and now >= self._route_at + _ROUTE_SECONDS, False

@@ -218,6 +218,11 @@ class Link(LinkFacts):
         if not first:
             self.on_event(self, LinkEvent.RESUMED)
 
+    @property
+    def way(self) -> Attempt | None:
+        """What carries it at the moment."""
+        return self._way
+
     def _wake_by(self, carrier: Carrier) -> None:
         """Not before the session has moved: a wake may ask for packets at once, from queues in the making."""
         self._mux.wake, self._mux.wake_for_data = carrier.wake, carrier.wake_for_data

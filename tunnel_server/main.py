@@ -31,7 +31,7 @@ def main() -> None:
     A first start:
       qanat-server init --name tunnel.example.com
       qanat-server run
-      qanat-server issue node edge1
+      qanat-server token create --node edge1
     """
 
 

@@ -78,6 +78,10 @@ class Cloud:
             text = re.sub(rf"(\[{name}\][^\n]*\nlisten = )\[.*\]", rf'\1["{ready[name]}"]', text)
         self.config.write_text(text)
 
+    def log(self) -> str:
+        """What the server has logged so far."""
+        return (self.folder / "log").read_text()
+
     async def act(self, method: str, path: str, **arguments: object) -> dict[str, Any]:
         """An act of the administrator."""
         return await ask_server(self.folder / "admin.sock", method, path, arguments)

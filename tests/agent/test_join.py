@@ -307,3 +307,14 @@ async def test_two_at_once_do_not_meet(cloud: Cloud, tmp_path: Path) -> None:
         os.close(descriptor)
     assert "another join or renewal" in failed.failure["detail"]
     assert (await edge.join(cloud.https, token, "--name", "edge1")).code == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+async def test_what_root_joins_belongs_to_the_agents_user(cloud: Cloud, tmp_path: Path) -> None:
+    edge, folder = machine(tmp_path), tmp_path / "state"
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    edge.config.write_text(f'bundle_file = "{folder}/node.pem"\n')
+    assert (await edge.join(cloud.https, await cloud.token("edge1"), "--name", "edge1")).code == 0
+    assert (await edge.run("renew")).returncode == 0
+    assert [(file.name, file.stat().st_uid) for file in folder.iterdir()] == [("node.pem", 12345)]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel_agent.clock import MOST_SECONDS, compare_clocks
 from tunnel_agent.config import AgentConfig, Protocol
+from tunnel_agent.est_client import parse_page
 from tunnel_agent.findings import StepFailed
 from tunnel_agent.join.config_text import config_text, to_add
 from tunnel_agent.join.wish import NewService, Wish, parse_server, parse_service, require_name
 from tunnel_core.config import Source, parse
+from tunnel_core.names import split_host_port
 
 SERVER = "tunnel.example.com:7002"
 WEB = parse_service("web=http://127.0.0.1:1880")
@@ -145,3 +149,31 @@ def test_clocks_that_differ_much_fail_with_the_cure(behind: float) -> None:
     with pytest.raises(StepFailed, match="this machine's clock is") as failed:
         compare_clocks(SERVER, behind)
     assert "timedatectl" in failed.value.fix
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+pages = st.fixed_dictionaries(
+    {},
+    optional={
+        "trust_domain": values | st.just("test.internal"),
+        "agents": values | st.just(["localhost:7001"]),
+        "https": values | st.just(["localhost:7002"]),
+        "time": values | st.just("2026-11-26T00:00:00+00:00"),
+    },
+)
+
+
+@settings(max_examples=500)
+@given(pages | values)
+def test_the_page_for_joiners_is_read_or_refused(page: object) -> None:
+    now = datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC)
+    try:
+        read_page = parse_page(json.dumps(page).encode(), now)
+    except (ValueError, KeyError, TypeError):
+        return
+    assert all(split_host_port(address) for address in (*read_page.agents, *read_page.https))
+    assert isinstance(read_page.behind, float)

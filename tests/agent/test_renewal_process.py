@@ -15,7 +15,7 @@ from tests.agent.listening import echo, listening
 from tests.dialling import dial
 from tests.server.programs import Program, running
 
-LIFE_SECONDS = 10
+LIFE_SECONDS = 8
 DEADLINE_SECONDS = 90
 
 
@@ -51,6 +51,8 @@ async def test_a_stream_outlives_the_certificates_under_it(tmp_path: Path) -> No
                 # The session is older now than any certificate may be.
                 assert not [line for line in agent.lines if line["level"] in ("warning", "error")]
                 stream.socket.close()
+                said = cloud.log()
+                assert "resumed its session" in said and "was lost" not in said
             nodes = (await cloud.act("GET", "certificates", name="edge1", role="node", ended="1"))[
                 "certificates"
             ]

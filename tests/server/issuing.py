@@ -110,6 +110,7 @@ async def open_issuing(
             try:
                 yield Issuing(folder, edge, store, enrolment, listener)
             finally:
-                if serves:
-                    await store.aclose()
+                if not serves:
+                    nursery.start_soon(store.serve)
+                await store.aclose()
                 nursery.cancel_scope.cancel()

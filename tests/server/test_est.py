@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import json
 import ssl
@@ -19,8 +20,9 @@ from cryptography.x509.oid import NameOID
 from certs.ca import Leaf
 from certs.pkcs7 import read_certs_only
 from certs.requests import make_request
+from certs.signing import LeafProfile, make_leaf
 from certs.token import Token, format_token
-from certs.x509 import describe, facts_of
+from certs.x509 import Usage, Validity, describe, facts_of
 from tests.fakes import pki
 from tests.server.issuing import Issuing, open_issuing
 from tunnel_core.identity import Role, SpiffeId
@@ -311,18 +313,42 @@ async def test_the_revoked_do_not_renew(tmp_path: Path) -> None:
         assert (await issuing.audit())[-1] == ("refused", "revoked", "edge1")
 
 
+def odd_leaf(identity: SpiffeId) -> Leaf:
+    """For TLS clients, of any identity, by an issuer that the server trusts."""
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    authority = pki.authority()
+    made = make_leaf(authority.issuing, LeafProfile(identity, Usage.CLIENT, Validity(now - day, now + day)))
+    return Leaf(made, made.certificate_pem + authority.issuing.certificate_pem, authority.roots_pem)
+
+
+@pytest.mark.parametrize(
+    ("who", "word"),
+    [
+        (SpiffeId(pki.TRUST_DOMAIN, Role.SERVER, "main"), "wrong_role"),
+        (SpiffeId("other.internal", Role.NODE, "edge1"), "wrong_trust_domain"),
+    ],
+)
+async def test_whoever_tls_lets_in_and_is_nobody_of_ours_does_not_renew(
+    tmp_path: Path, who: SpiffeId, word: str
+) -> None:
+    async with open_issuing(tmp_path) as issuing:
+        answer = await renew(issuing, odd_leaf(who), request_of())
+        assert (answer.status, answer.word) == (403, word)
+        assert await issuing.audit() == [("refused", word, "")]
+
+
 async def test_beyond_the_cap_it_says_when_to_come_back(tmp_path: Path) -> None:
-    async with open_issuing(tmp_path, serves=False, max_at_once=1) as issuing:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(renew, issuing, pki.node_leaf("edge1"), request_of())  # waits for the store
-            while not issuing.enrolment.working:  # noqa: ASYNC110 - nothing else tells
-                await trio.sleep(0.01)
-            answer = await renew(issuing, pki.node_leaf("edge2"), request_of("edge2"))
-            assert answer.status == 503
-            assert answer.word == "too_many_enrolments"
-            assert 1 <= int(answer.headers["retry-after"]) <= 4
-            nursery.cancel_scope.cancel()
-        issuing.store.close()
+    async with (
+        open_issuing(tmp_path, serves=False, max_at_once=1) as issuing,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(renew, issuing, pki.node_leaf("edge1"), request_of())  # waits for the store
+        while not issuing.enrolment.working:  # noqa: ASYNC110 - nothing else tells
+            await trio.sleep(0.01)
+        answer = await renew(issuing, pki.node_leaf("edge2"), request_of("edge2"))
+        assert (answer.status, answer.word) == (503, "too_many_enrolments")
+        assert 1 <= int(answer.headers["retry-after"]) <= 4
+        nursery.cancel_scope.cancel()
 
 
 async def test_one_name_does_not_ask_for_ever(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_it_prints_what_to_paste_next(tmp_path: Path) -> None:
     result = run("init", *NAMES, "--data-dir", tmp_path / "my server")
     config = f"--config '{tmp_path}/my server/server.toml'"
     assert f"qanat-server run {config}\n" in result.stdout
-    assert f"qanat-server issue node edge1 {config}\n" in result.stdout
+    assert f"qanat-server token create --node edge1 {config}\n" in result.stdout
     assert f"qanat --bundle '{tmp_path}/my server/operator.pem' nodes\n" in result.stdout
 
 
@@ -138,7 +138,7 @@ def test_without_places_it_uses_the_folders_where_the_commands_look(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     result = run("init", "--name", "localhost")
     assert result.exit_code == 0, result.output
-    assert "  qanat-server run\n  qanat-server issue node edge1\n  qanat nodes\n" in result.stdout
+    assert "  qanat-server run\n  qanat-server token create --node edge1\n  qanat nodes\n" in result.stdout
     assert read_bundle(paths.user_bundle_file()).identity.trust_domain == "qanat.internal"
     assert load(paths.server_config_file(), ServerConfig).data_dir == tmp_path / "data" / "qanat"
 

@@ -132,7 +132,11 @@ def _next_steps(plan: Installation) -> list[str]:
         "" if plan.config_file == paths.server_config_file() else f" --config {_quoted(plan.config_file)}"
     )
     bundle = "" if _is_found(plan) else f" --bundle {_quoted(plan.operator_bundle)}"
-    return [f"qanat-server run{config}", f"qanat-server issue node edge1{config}", f"qanat{bundle} nodes"]
+    return [
+        f"qanat-server run{config}",
+        f"qanat-server token create --node edge1{config}",
+        f"qanat{bundle} nodes",
+    ]
 
 
 def _is_found(plan: Installation) -> bool:

@@ -109,12 +109,9 @@ class Enrolment:
 
     async def renew(self, leaf: bytes, body: bytes, asker: Asker) -> Signed:
         """The next certificate of whoever has proven to have ``leaf``. Raises ``Refused``."""
-        domain = self.settings.trust_domain
-        identity, serial = (
-            identity_of_leaf(leaf, usage=Usage.CLIENT, trust_domain=domain),
-            facts_of(leaf).serial,
-        )
-        named = {identity.role.value: identity.name}
+        with self._audited(AuditLine(Kind.REFUSED, source=asker.address)):
+            identity = _who_renews(leaf, self.settings.trust_domain)
+        serial, named = facts_of(leaf).serial, {identity.role.value: identity.name}
         with self._at_work():
             with self._audited(AuditLine(Kind.REFUSED, source=asker.address, serial=serial, **named)):
                 self._store.revoked.require_not(identity, serial)
@@ -186,6 +183,14 @@ class Enrolment:
         facts, root_pin = signed.certified.facts, signed.certified.root_pin
         new = NewCertificate(facts, root_pin, origin, token_id, previous, source=asker.address)
         await self._store.record(new)
+
+
+def _who_renews(leaf: bytes, trust_domain: str) -> SpiffeId:
+    """Whoever TLS has let in, by whichever issuer it trusts. Raises ``Refused``."""
+    identity = identity_of_leaf(leaf, usage=Usage.CLIENT, trust_domain=trust_domain)
+    if identity.role is Role.SERVER:
+        raise Refused(Reason.WRONG_ROLE, f"{identity} is a server's: nodes and users renew here")
+    return identity
 
 
 def _come_back(reason: Reason, detail: str, seconds: float) -> Refused:
