@@ -1,7 +1,7 @@
 """``health``: asks the running program's own listener whether its event loop turns.
 
 1. Container runtimes ask every half minute, and on a small board each start of a program counts. So
-   this loads nothing but the standard library: no trio, no gRPC, no click, no schema.
+   this loads nothing but a little of the standard library: no trio, no gRPC, no click, no schema.
 2. Of the configuration it needs one key, ``[ops] listen``, and whether it speaks TLS; so it reads those two
    raw, from the environment first and then the file, and says nothing of other mistakes.
 3. That ``/healthz`` answers is the proof. The state of the link is none of its business: a program
@@ -13,9 +13,8 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import ssl
@@ -29,8 +28,7 @@ class Unhealthy(Exception):  # noqa: N818 - named by what is the case
     """No healthy program answers; the text is a sentence for the user."""
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
+class Door(NamedTuple):
     """Where a program's own listener is, as the configuration writes it."""
 
     listen: str
