@@ -49,7 +49,7 @@ async def _attach(
         Limits(),
         connect_timeout_seconds=_CONNECT_SECONDS,
         services=(),
-        on_open=lambda stream: nursery.start_soon(_echo, stream),
+        on_open=lambda stream: nursery.start_soon(echo, stream),
         on_look=lambda _: None,
     )
     async with turns:
@@ -63,7 +63,8 @@ async def _stay(connector: Connector, server: str, task_status: trio.TaskStatus[
     raise SystemExit(f"{link.node} lost its session: {link.ended}")
 
 
-async def _echo(stream: Stream) -> None:
+async def echo(stream: Stream) -> None:
+    """A target inside the agent: sends back what comes, until the user ends it."""
     stream.accept("here")
     with contextlib.suppress(trio.BrokenResourceError):
         async with stream:

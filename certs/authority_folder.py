@@ -17,6 +17,7 @@ import datetime
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from certs.files import (
 )
 from certs.life import BACK_DATED
 from certs.rotation import Generation, Rotation
-from certs.x509 import Credential, describe, is_signed_by, key_fits, pin_of
+from certs.x509 import Credential, describe, is_signed_by, key_fits, key_identifier_of, pin_of
 from tunnel_core.identity import Role, SpiffeId
 
 ROOT, ROOT_KEY = "root.pem", "root-key.pem"
@@ -136,6 +137,28 @@ def find_root_key(folder: Path, rotation: Rotation, brought: Path | None = None)
     raise AuthorityError(
         f"the root's key is not in {folder}: bring it back from where it is kept, and name it with --root-key"
     )
+
+
+def retired_keys(folder: Path) -> frozenset[bytes]:
+    """How certificates name the issuing keys of ours that lead to no root that counts any more.
+
+    Raises ``OSError`` or ``ValueError``.
+    """
+    rotation = read_rotation(folder)
+    trusted = {one.pin for one in rotation.generations}
+    return frozenset(key for pin, key in _issuing_keys(folder, rotation) if pin not in trusted)
+
+
+def issuing_keys(folder: Path, rotation: Rotation, pin: str) -> frozenset[bytes]:
+    """How certificates name the issuing keys that lead to this root. Raises ``OSError`` or ``ValueError``."""
+    return frozenset(key for found, key in _issuing_keys(folder, rotation) if found == pin)
+
+
+def _issuing_keys(folder: Path, rotation: Rotation) -> Iterator[tuple[str, bytes]]:
+    """The pin of the root, and the name of the key, for all that ever issued here."""
+    for name in (*(one.folder for one in rotation.generations), *rotation.past):
+        root, issuing = (folder / name / file for file in (ROOT, ISSUING))
+        yield pin_of(root.read_bytes()).hex(), key_identifier_of(issuing.read_bytes())
 
 
 def adopt(like: Path, *paths: Path) -> None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import fcntl
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +27,8 @@ _HEADER_LINE = re.compile(r"([A-Za-z-]+):[ \t]*(.*)")
 _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\n([A-Za-z0-9+/=\n]+)-----END \1-----\n")
 _CERTIFICATE = "CERTIFICATE"
 _MAX_BLOCKS = 32
+MAX_ROOTS = 16
+"""What may be told and kept: more than any rotation needs, and a bundle holds them with its chain."""
 
 
 class BundleError(Exception):
@@ -61,6 +66,30 @@ def read_bundle(path: Path) -> Bundle:
 def write_bundle(path: Path, bundle: Bundle, *, replace: bool = True) -> None:
     """Writes a bundle with mode 0600, whole or not at all. Raises ``OSError``."""
     write_private(path, format_bundle(bundle), replace=replace)
+
+
+def change_bundle(path: Path, change: Callable[[Bundle], Bundle]) -> None:
+    """Reads, changes and writes a bundle while nobody else does so by this function. Blocks.
+
+    An agent learns roots and gets its next certificate at times of their own, and neither may take the
+    other's place. Raises ``BundleError`` or ``OSError``; then the file is as it was.
+    """
+    with _holding(path.parent):
+        bundle = read_bundle(path)
+        changed = change(bundle)
+        if changed != bundle:
+            write_bundle(path, changed)
+
+
+@contextlib.contextmanager
+def _holding(folder: Path) -> Iterator[None]:
+    """flock(2) of the folder: the file itself is replaced, and a lock file would have to be made."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def format_bundle(bundle: Bundle) -> bytes:

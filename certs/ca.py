@@ -123,19 +123,25 @@ class Authority:
         chain = leaf_pem + self.issuing.certificate_pem
         return Certified(facts_of(leaf_pem), chain, self.roots_pem, self.root_pin)
 
-    def reissue(self, certificate_pem: bytes, *, days: float = LEAF_DAYS) -> Certified:
+    def reissue(
+        self, certificate_pem: bytes, *, days: float = LEAF_DAYS, now: datetime.datetime | None = None
+    ) -> Certified:
         """A leaf that says what another does, for the same key, from this authority and from now on.
 
         So one file has to change, and changes whole. Raises ``AuthorityError``, or ``ValueError`` if
         the other cannot be read.
         """
         said, facts = describe(certificate_pem), facts_of(certificate_pem)
-        validity = _validity(days, None)
+        validity = _validity(days, now)
         self._refuse_to_outlive(validity)
         profile = LeafProfile(facts.identity, usage_of(facts.identity.role), validity, said.names)
         leaf_pem = certify_key(self.issuing, profile, public_key_of(certificate_pem))
         chain = leaf_pem + self.issuing.certificate_pem
         return Certified(facts_of(leaf_pem), chain, self.roots_pem, self.root_pin)
+
+    def days_left(self, now: datetime.datetime) -> float:
+        """For how long a leaf may hold at most."""
+        return (self._issuing_ends - now) / datetime.timedelta(days=1)
 
     @property
     def _issuing_ends(self) -> datetime.datetime:

@@ -11,12 +11,12 @@ import binascii
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs7
 
 from certs.bundle import split_pem
-from certs.x509 import load_certificate, load_signing_key
+from certs.x509 import UNREADABLE, load_certificate, load_signing_key
 
 MAX_CERTIFICATES = 16
 """A leaf, an issuing certificate, and the roots of a rotation leave room for more."""
@@ -42,7 +42,7 @@ def read_certs_only(data: bytes) -> list[bytes]:
         pem = [one.public_bytes(serialization.Encoding.PEM) for one in found]
     except binascii.Error:
         raise ValueError("it is not base64") from None
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise ValueError(f"it holds no certificates that can be read: {error}"[:300]) from None
     if not 0 < len(pem) <= MAX_CERTIFICATES:
         raise ValueError(f"it holds {len(pem)} certificates, not 1 to {MAX_CERTIFICATES}")
@@ -52,8 +52,11 @@ def read_certs_only(data: bytes) -> list[bytes]:
 def chain_for(key_pem: bytes, certificates: Sequence[bytes]) -> bytes:
     """The leaf of this key and those above it (PEM, leaf first, no root). Raises ``ValueError``."""
     public_key = load_signing_key(key_pem).public_key()
-    loaded = [load_certificate(one) for one in certificates]
-    leaves = [one for one in loaded if one.public_key() == public_key]
+    try:
+        loaded = [load_certificate(one) for one in certificates]
+        leaves = [one for one in loaded if one.public_key() == public_key]
+    except UNREADABLE as error:
+        raise ValueError(f"a certificate cannot be read: {error}"[:300]) from None
     if len(leaves) != 1:
         raise ValueError("the answer must hold one certificate of the key that was sent")
     chain = leaves
@@ -73,6 +76,6 @@ def _issuer_of(subject: x509.Certificate, among: Sequence[x509.Certificate]) -> 
 def _has_signed(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
     try:
         subject.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*UNREADABLE, InvalidSignature):
         return False
     return True

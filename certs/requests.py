@@ -23,12 +23,12 @@ import re
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from certs.signing import MAX_COMMON_NAME, common_name_of, private_pem
+from certs.x509 import UNREADABLE
 from tunnel_core.identity import SpiffeId
 from tunnel_core.reasons import Reason, Refused
 
@@ -39,10 +39,6 @@ _MIN_EXPONENT = 65537  # NIST SP 800-56B, section 6.2
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
 _DIGESTS = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _ARMOUR = re.compile(rb"-----(BEGIN|END) (NEW )?CERTIFICATE REQUEST-----")
-_UNREADABLE = (
-    *(ValueError, TypeError, UnsupportedAlgorithm),
-    *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
-)
 
 
 class RequestRefused(Refused):
@@ -101,7 +97,7 @@ def read_request(data: bytes) -> CertificateRequest:
         raise _bad(f"the certificate request is larger than {MAX_REQUEST_BYTES // 1024} KiB")
     try:
         return _read(x509.load_der_x509_csr(_der_of(data)))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _bad(f"the certificate request cannot be read: {error}"[:300]) from None
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -22,7 +22,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 
-_UNREADABLE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+UNREADABLE = (
+    *(ValueError, TypeError, UnsupportedAlgorithm),
+    *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+)
+"""What the library raises for what it cannot read, well-formed DER included."""
 
 
 class Usage(enum.Enum):
@@ -33,7 +37,14 @@ class Usage(enum.Enum):
 
 
 class IdentityError(Refused):
-    """The leaf proves no identity that may be used here."""
+    """The leaf proves no identity that may be used here; ``identity`` and ``serial`` are what it says."""
+
+    def __init__(
+        self, reason: Reason, detail: str, identity: SpiffeId | None = None, serial: str = ""
+    ) -> None:
+        super().__init__(reason, detail)
+        self.identity = identity
+        self.serial = serial
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,18 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
+class Proven:
+    """Whose leaf it is that TLS has proven, and what may undo that later."""
+
+    identity: SpiffeId
+    serial: str
+    """In hex, lower case, without leading zeros."""
+    ends: datetime.datetime
+    issuer_key: bytes = b""
+    """How the leaf names the key that signed it (RFC 5280, section 4.2.1.1); empty if it does not."""
+
+
+@dataclass(frozen=True, slots=True)
 class CertificateFacts:
     """What is written down of a leaf that was issued."""
 
@@ -85,32 +108,39 @@ class CertificateFacts:
 def identity_of_leaf(
     leaf: bytes, *, usage: Usage, role: Role | None = None, trust_domain: str = ""
 ) -> SpiffeId:
-    """Who a leaf certificate (PEM or DER), whose key and chain TLS has proven, belongs to.
+    """Who a leaf certificate belongs to; see ``proven_leaf``."""
+    return proven_leaf(leaf, usage=usage, role=role, trust_domain=trust_domain).identity
+
+
+def proven_leaf(leaf: bytes, *, usage: Usage, role: Role | None = None, trust_domain: str = "") -> Proven:
+    """What a leaf certificate (PEM or DER), whose key and chain TLS has proven, proves in turn.
 
     Raises ``IdentityError`` unless it has exactly one URI SAN, that is one of our SPIFFE IDs, and
     the extended key usage asked for, and, where given, is of this role and trust domain. The path
     of the identity alone decides the role, so certificates of other issuers work as they are.
     """
-    identity, usages = _read_leaf(leaf)
+    proven, usages = _read_leaf(leaf)
+    identity, reason = proven.identity, Reason.WRONG_ROLE
     if trust_domain and identity.trust_domain != trust_domain:
-        raise IdentityError(
-            Reason.WRONG_TRUST_DOMAIN,
-            f"the certificate of {identity} is from another trust domain than {trust_domain}",
-        )
-    if role is not None and identity.role is not role:
-        raise IdentityError(
-            Reason.WRONG_ROLE, f"the certificate of {identity} is not a {role.value}'s, which is needed here"
-        )
-    if usage.value not in usages:
-        raise IdentityError(
-            Reason.WRONG_ROLE, f"the certificate of {identity} is not for TLS {usage.name.lower()} use"
-        )
-    return identity
+        reason, why = Reason.WRONG_TRUST_DOMAIN, f"is from another trust domain than {trust_domain}"
+    elif role is not None and identity.role is not role:
+        why = f"is not a {role.value}'s, which is needed here"
+    elif usage.value not in usages:
+        why = f"is not for TLS {usage.name.lower()} use"
+    else:
+        return proven
+    raise IdentityError(reason, f"the certificate of {identity} {why}", identity, proven.serial)
 
 
 def describe(certificate: bytes) -> Description:
     """What a certificate (PEM or DER; the first of a chain) says. Raises ``ValueError``."""
-    loaded = load_certificate(certificate)
+    try:
+        return _describe(load_certificate(certificate))
+    except UNREADABLE as error:
+        raise ValueError(f"the certificate cannot be read: {error}"[:300]) from error
+
+
+def _describe(loaded: x509.Certificate) -> Description:
     names = _alternative_names(loaded)
     return Description(
         subject=_human_name(loaded.subject),
@@ -135,13 +165,19 @@ def facts_of(leaf: bytes) -> CertificateFacts:
             ends=loaded.not_valid_after_utc,
             key_sha256=_key_digest(loaded).hex(),
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(f"the certificate cannot be read, or names no identity: {error}") from error
 
 
 def pin_of(certificate: bytes) -> bytes:
-    """SHA-256 of a certificate's SubjectPublicKeyInfo: what a join token pins of a root. 32 bytes."""
-    return _key_digest(load_certificate(certificate))
+    """SHA-256 of a certificate's SubjectPublicKeyInfo: what a join token pins of a root. 32 bytes.
+
+    Raises ``ValueError``.
+    """
+    try:
+        return _key_digest(load_certificate(certificate))
+    except UNREADABLE as error:
+        raise ValueError(f"the certificate cannot be read: {error}"[:300]) from error
 
 
 def is_signed_by(chain: Sequence[bytes], root: bytes) -> bool:
@@ -153,7 +189,7 @@ def is_signed_by(chain: Sequence[bytes], root: bytes) -> bool:
     try:
         for subject, issuer in itertools.pairwise(loaded):
             subject.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*UNREADABLE, InvalidSignature):
         return False
     return True
 
@@ -164,6 +200,15 @@ def key_fits(credential: Credential) -> bool:
         load_certificate(credential.certificate_pem).public_key()
         == load_signing_key(credential.key_pem).public_key()
     )
+
+
+def key_identifier_of(authority: bytes) -> bytes:
+    """How the leaves of an authority's certificate name its key; empty if it has no name for it."""
+    try:
+        extensions = load_certificate(authority).extensions
+        return extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except x509.ExtensionNotFound:
+        return b""
 
 
 def public_key_of(certificate: bytes) -> bytes:
@@ -181,13 +226,15 @@ def _public_key(certificate: x509.Certificate) -> bytes:
     )
 
 
-def _read_leaf(leaf: bytes) -> tuple[SpiffeId, frozenset[x509.ObjectIdentifier]]:
+def _read_leaf(leaf: bytes) -> tuple[Proven, frozenset[x509.ObjectIdentifier]]:
     try:
         certificate = load_certificate(leaf)
         if _is_authority(certificate):
             raise ValueError("it is a certificate authority's")
-        return SpiffeId.parse(_only_uri(certificate)), _usages(certificate)
-    except _UNREADABLE as error:
+        identity, serial = SpiffeId.parse(_only_uri(certificate)), f"{certificate.serial_number:x}"
+        ends = certificate.not_valid_after_utc
+        return Proven(identity, serial, ends, _issuer_key(certificate)), _usages(certificate)
+    except UNREADABLE as error:
         raise IdentityError(Reason.UNAUTHENTICATED, f"the certificate names no identity: {error}") from error
 
 
@@ -226,6 +273,14 @@ def _usages(certificate: x509.Certificate) -> frozenset[x509.ObjectIdentifier]:
         return frozenset(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except x509.ExtensionNotFound:
         return frozenset()
+
+
+def _issuer_key(certificate: x509.Certificate) -> bytes:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return b""
+    return found.key_identifier or b""
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

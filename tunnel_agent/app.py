@@ -18,6 +18,7 @@ from tunnel_agent.held_bundle import HeldBundle
 from tunnel_agent.load import Installation
 from tunnel_agent.renewal import Renewal
 from tunnel_agent.renewal_command import renewal_command
+from tunnel_agent.roots import Roots
 from tunnel_agent.serve import Serving
 from tunnel_agent.state import AgentState
 from tunnel_agent.status import status_routes
@@ -35,8 +36,8 @@ from tunnel_core.reasons import Reason
 
 _log = logging.getLogger("qanat.agent")
 
-_FAREWELL_SECONDS = 1.5
-"""How long the server has to confirm our bye before we leave anyway."""
+_FAREWELL_SECONDS = 2.5
+"""How long the server has to confirm our bye before we leave anyway; a link gives its own up within two."""
 
 
 async def run_agent(installation: Installation) -> None:
@@ -110,6 +111,7 @@ class Agent:
         self.connector = connector = installation.connector(
             bridge, self.serving.take, self.state.look, self.cap
         )
+        connector.on_roots = Roots(connector, installation.bundle_file, self._nursery).hear
         wait = session.retry_max_seconds
         return Attacher(
             connector.open_link, self.state, self.counters, max_wait_seconds=wait, obstacle=self._obstacle

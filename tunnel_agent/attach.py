@@ -8,8 +8,11 @@
    not come back in one instant.
 3. A server that says when to come back is obeyed, up to a bound.
 4. "Taken over" means that another program attached as this node. To answer at once would throw that
-   one out in turn, for ever: such an end waits at least half of the cap.
-5. A certificate that has ended or was revoked is of no use until somebody acts: five minutes from try to
+   one out in turn, for ever: such an end waits at least a third of the cap. That is 10 s, so that four
+   takeovers in turn fall into the minute in which the server counts them (``duplicates.py``).
+5. A server that does not know the session any more has been restarted, and offered another one when the
+   agent came to resume: that is taken at once. The fleet is spread already, as its attempts were.
+6. A certificate that has ended or was revoked is of no use until somebody acts: five minutes from try to
    try, each with one line that says what to do. ``hurry`` ends such a wait when there is another.
 """
 
@@ -36,6 +39,7 @@ YOUNG_SECONDS = 20.0
 """A session that ended before this age counts as a failure for the back-off."""
 _FIRST_WAIT_SECONDS = 1.0
 _MAX_OBEYED_SECONDS = 600.0
+_TAKEN_OVER_SHARE = 3
 HOPELESS_SECONDS = 300.0
 _HOPELESS = (Reason.REVOKED, Reason.CERTIFICATE_EXPIRED)
 _HINT = "qanat-agent check shows which step fails"
@@ -82,12 +86,13 @@ class Attacher:
     async def run(self) -> None:
         """Stays attached until cancelled, or until the first end or failure after ``state.stopping``."""
         while not self._state.is_stopping:
-            await self._until_a_session_lived()
-            await self._pause(random.uniform(0, _FIRST_WAIT_SECONDS))  # noqa: S311 - spreads load
+            if await self._until_a_session_lived() is not Reason.UNKNOWN_SESSION:
+                await self._pause(random.uniform(0, _FIRST_WAIT_SECONDS))  # noqa: S311 - spreads load
 
-    async def _until_a_session_lived(self) -> None:
+    async def _until_a_session_lived(self) -> Reason | None:
+        """Returns why it ended; None if there will be no other."""
         again = tenacity.retry_if_exception_type(AttachFailed)
-        await tenacity.AsyncRetrying(sleep=self._pause, wait=self._wait, retry=again)(self._round)
+        return await tenacity.AsyncRetrying(sleep=self._pause, wait=self._wait, retry=again)(self._round)
 
     def _wait(self, attempt: tenacity.RetryCallState) -> float:
         failure = attempt.outcome.exception() if attempt.outcome else None
@@ -107,12 +112,12 @@ class Attacher:
         """Another certificate is there: whoever waits tries at once."""
         self._nap.cancel()
 
-    async def _round(self) -> None:
-        """Tries each server once. Raises ``AttachFailed`` unless a session lived."""
+    async def _round(self) -> Reason | None:
+        """Tries each server once; returns why the session ended. Raises ``AttachFailed`` unless one lived."""
         wait_seconds = 0.0
         for server in self._state.servers:
             if self._state.is_stopping:
-                return
+                return None
             self._state.connecting(server)
             try:
                 async with self._open_link(server) as link:
@@ -127,8 +132,8 @@ class Attacher:
             if ended in _HOPELESS:
                 raise AttachFailed(HOPELESS_SECONDS)
             if age >= YOUNG_SECONDS and ended is not Reason.TAKEN_OVER:
-                return
-            raise AttachFailed(self._max_wait / 2 if ended is Reason.TAKEN_OVER else 0.0)
+                return ended
+            raise AttachFailed(self._max_wait / _TAKEN_OVER_SHARE if ended is Reason.TAKEN_OVER else 0.0)
         raise AttachFailed(wait_seconds)
 
     def _note_failure(self, server: str, error: Refused) -> None:

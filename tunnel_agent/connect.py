@@ -34,6 +34,9 @@ from tunnel_core.stream import Stream
 
 SOFTWARE = f"qanat-agent/{__version__}"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_LEAST_ANSWER_SECONDS, _ANSWER_DIALS = 3.0, 4.0
+"""How long a hello waits for its answer. The dial before it took three round trips, so four of it are
+twelve; a way that has ended since then must not hold one of the two attempts for longer."""
 
 
 @dataclass(slots=True)
@@ -52,6 +55,8 @@ class Connector:
     services: tuple[Service, ...]
     on_open: Callable[[Stream], None]
     on_look: Callable[[LinkEvent | None], None]
+    on_roots: Callable[[bytes], None] = lambda told: None
+    """Hears which roots (PEM) a server tells in its welcome; must not block or raise."""
     max_wait_seconds: float = 30.0
     metered: bool = False
     cap: Bucket | None = None
@@ -60,6 +65,7 @@ class Connector:
     pool: CreditPool = field(init=False)
     send_pool: SendPool = field(init=False)
     _resumer: Resumer | None = field(init=False, default=None)
+    _offered: Attempt | None = field(init=False, default=None)
     _instance: bytes = field(init=False, default_factory=lambda: secrets.token_bytes(16))
     _number: int = field(init=False, default=0)
 
@@ -85,11 +91,9 @@ class Connector:
         While it lives, its lost carriers are replaced. Raises ``Refused`` if the server cannot be attached
         to.
         """
-        attempt = await self._attempt(server, self.connect_timeout_seconds, None)
-        link = self._make_link(attempt)
-        attempt.use(link)
-        attach = functools.partial(self._attempt, server, link=link)
-        self._resumer = Resumer(
+        link = self._begin_offered(server) or await self._begin(server)
+        attach = functools.partial(self._attempt, server, link)
+        self._resumer = resumer = Resumer(
             link,
             attach,
             patience_seconds=self.connect_timeout_seconds,
@@ -101,28 +105,63 @@ class Connector:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(link.run)
-                nursery.start_soon(self._resumer.run)
+                nursery.start_soon(resumer.run)
                 yield link
                 link.end(Reason.AGENT_STOPPING)
         finally:
-            self._resumer = None
+            self._resumer, self._offered = None, resumer.offered
+
+    async def _begin(self, server: str) -> Link:
+        """A new session on a carrier of its own. Raises ``Refused``."""
+        attempt = await self._attempt(server, None, self.connect_timeout_seconds)
+        return self._use(attempt)
+
+    def _begin_offered(self, server: str) -> Link | None:
+        """A new session on the carrier on which this server said that it does not know the old one."""
+        attempt, self._offered = self._offered, None
+        if attempt is None:
+            return None
+        try:
+            if attempt.peer_address == server:
+                return self._use(attempt)
+        except Refused:  # it broke, or the server's patience ended
+            pass
+        attempt.abandon()
+        return None
+
+    def _use(self, attempt: Attempt) -> Link:
+        link = self._make_link(attempt)
+        attempt.use(link)
+        return link
 
     async def probe(self, server: str) -> Welcome:
         """Stops at the server's welcome, so a running agent of the same node keeps its session."""
-        attempt = await self._attempt(server, self.connect_timeout_seconds, None)
+        attempt = await self._attempt(server, None, self.connect_timeout_seconds)
         attempt.abandon()
         return attempt.welcome
 
-    async def _attempt(self, server: str, patience_seconds: float, link: Link | None) -> Attempt:
-        """A new carrier to ``server``, welcomed for a new session or for that of ``link``.
+    async def _attempt(
+        self,
+        server: str,
+        link: Link | None,
+        patience_seconds: float,
+        connected: Callable[[], bool] = lambda: False,
+        decide: Callable[[Attempt], None] | None = None,
+    ) -> Attempt:
+        """A new carrier to ``server``, welcomed for a new session or for that of ``link``; see ``Attach``.
 
         Raises ``Refused``. Cancelled, it leaves no carrier behind.
         """
-        self._number += 1
-        hello = self._hello(self._number, link)
+        began = trio.current_time()
         carrier = await self._dial(server, patience_seconds)
-        attempt = Attempt(carrier, AgentSteps(hello))
-        await attempt.settle(min(self.limits.attach_timeout_seconds, patience_seconds))
+        took = trio.current_time() - began
+        self._number += 1
+        use = connected()
+        attempt = Attempt(carrier, AgentSteps(self._hello(self._number, link, use=use)), decide)
+        answer_seconds = max(_LEAST_ANSWER_SECONDS, _ANSWER_DIALS * took)
+        await attempt.settle(min(self.limits.attach_timeout_seconds, patience_seconds, answer_seconds))
+        if attempt.welcome.trust_bundle:
+            self.on_roots(attempt.welcome.trust_bundle)
         return attempt
 
     async def _watch_way(self, server: str) -> None:
@@ -166,7 +205,7 @@ class Connector:
         except ProxyError as error:
             raise Refused(Reason.CARRIER_LOST, str(error)) from error
 
-    def _hello(self, number: int, link: Link | None) -> Hello:
+    def _hello(self, number: int, link: Link | None, *, use: bool) -> Hello:
         return Hello(
             version=VERSION,
             attempt=number,
@@ -180,6 +219,7 @@ class Connector:
             initial_credit=self.limits.initial_credit,
             metered=self.metered,
             max_bytes_per_second=self.cap.rate if self.cap else 0,
+            use=use,
         )
 
 

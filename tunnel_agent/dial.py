@@ -91,7 +91,9 @@ def connect_nowait(address: str, port: int) -> SocketStream | None:
         sock, number = _begin_connect(family, (address, port))
         on_failure.callback(sock.close)
         if not number:
-            stream = SocketStream(sock)
+            # No keep-alive: this machine's kernel knows of the other end whatever becomes of it.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stream = SocketStream(sock, is_tuned=True)
             on_failure.pop_all()
             return stream
     return None

@@ -5,6 +5,7 @@ Every attempt is a new connection to the server that holds the session, its name
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import random
@@ -35,13 +36,22 @@ _TRY_AGAIN = {
 
 
 class Attach(Protocol):
-    """Makes a carrier that was welcomed for the link's session. Raises ``Refused``."""
+    """Makes a carrier for the link's session and takes it to the welcome. Raises ``Refused``.
 
-    async def __call__(self, patience_seconds: float) -> Attempt: ...
+    ``connected`` is asked between the two: whether the hello shall say ``use``. ``decide`` is for
+    ``Attempt``.
+    """
+
+    async def __call__(
+        self, patience_seconds: float, connected: Callable[[], bool], decide: Callable[[Attempt], None]
+    ) -> Attempt: ...
 
 
 class Resumer:
     """Runs beside its link, and ends with it.
+
+    ``offered``: a server that does not know the session offers a new one with this attempt, which whoever
+    ran the resumer is to use or to abandon.
 
     ``on_look`` is called with each event of the link, and with None whenever it may stand otherwise without
     one. ``on_carried`` is called for each carrier that the link was moved to, its first included.
@@ -67,6 +77,7 @@ class Resumer:
             max_wait_seconds=max_wait_seconds,
             attempt_seconds=attempt_seconds,
         )
+        self.offered: Attempt | None = None
         self._scopes: dict[int, trio.CancelScope] = {}
         self._timer = trio.CancelScope()
         self._left: Attempt | None = None
@@ -74,6 +85,10 @@ class Resumer:
 
     def route_changed(self) -> None:
         """The kernel has another way to the server now: the carrier may be dead, and says nothing."""
+        if self._link.is_stranded:
+            self._link.leave(
+                Reason.CARRIER_LOST, "the address that it went out from is no longer this machine's"
+            )
         self._attempts.route_changed()
         self._look()
 
@@ -109,6 +124,7 @@ class Resumer:
             self._on_look(None)  # no event tells of a late answer that came
             now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
             self._act(self._attempts.poll(now, self._carried(), chance), nursery)
+            self._link.hold_back(held=self._attempts.is_trying and self._link.late_since < math.inf)
             with trio.CancelScope(deadline=self._next_look()) as self._timer:
                 await trio.sleep_forever()
 
@@ -124,7 +140,7 @@ class Resumer:
             link.lost is not None,
             link.is_quiet,
             link.heard_at,
-            link.round_trip_seconds or 0.0,
+            link.patience_seconds,
             link.late_since,
         )
 
@@ -142,16 +158,20 @@ class Resumer:
             scope.cancel()
 
     async def _try(self, start: Start) -> None:
-        number, moved = start.number, False
+        number, used = start.number, False
         with trio.CancelScope() as self._scopes[number]:
+            connected = functools.partial(self._connected, number)
             try:
-                moved = self._decide(number, await self._attach(start.patience_seconds))
+                attempt = await self._attach(
+                    start.patience_seconds, connected, functools.partial(self._welcomed, number)
+                )
+                used = attempt.is_used
             except Refused as refused:
                 self._note_failure(refused)
         del self._scopes[number]
         self._attempts.failed(number)
         self._look()
-        if moved:
+        if used:
             try:
                 await self._on_carried()
             finally:
@@ -166,19 +186,23 @@ class Resumer:
             finally:
                 old.abandon()
 
-    def _decide(self, number: int, attempt: Attempt) -> bool:
+    def _connected(self, number: int) -> bool:
+        """The server was reached: whether the session moves with the hello."""
+        return self._link.ended is None and self._attempts.connected(number, self._carried())
+
+    def _welcomed(self, number: int, attempt: Attempt) -> None:
         """The server answered: move, or stay with what is there. Raises ``Refused``."""
         link = self._link
         if link.ended is not None or not self._attempts.welcomed(number, self._carried()):
             attempt.abandon()
-            return False
-        if not attempt.welcome.resumed:
-            attempt.abandon()
-            raise Refused(Reason.UNKNOWN_SESSION)
-        self._use(attempt)
-        for action in self._attempts.moved(trio.current_time()):
-            self._abandon(action.number)
-        return True
+        elif not attempt.welcome.resumed:
+            attempt.keep()
+            self.offered = attempt
+            link.end(Reason.UNKNOWN_SESSION)
+        else:
+            self._use(attempt)
+            for action in self._attempts.moved(trio.current_time()):
+                self._abandon(action.number)
 
     def _use(self, attempt: Attempt) -> None:
         old = self._link.way if self._attempts.refreshes else None

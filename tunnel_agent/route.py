@@ -31,7 +31,7 @@ _log = logging.getLogger("qanat.route")
 
 LEAST_SECONDS = 5.0
 """Between two changes that are told."""
-_BURST_SECONDS = 0.08
+_BURST_SECONDS = 0.03
 _MAX_ANSWER_BYTES = 16 * 1024
 _MAX_DRAINED = 10_000
 _MAX_SEQUENCE = 0xFFFFFFFF

@@ -209,9 +209,14 @@ class Way:
         if self._client_file is not None:
             context.load_cert_chain(self._client_file)
         tls = await self.shake_hands(context)
-        shown = describe(tls.peer_certificate())
+        leaf = tls.peer_certificate()
         await trio.aclose_forcefully(tls)
-        return shown
+        try:
+            return describe(leaf)
+        except ValueError as error:
+            raise StepFailed(
+                f"{self.server} shows what is no certificate of ours: {error}", self.hint
+            ) from None
 
     async def in_time(self, doing: Awaitable[T], what: str) -> T:
         """Waits for one step no longer than the patience says."""

@@ -49,4 +49,4 @@ class Allowance:
             return Budgets(most, most)
         bulk = min(most, flight.room(now))
         self.due = flight.deadline()
-        return Budgets(bulk, min(most, flight.quick_room))
+        return Budgets(bulk, min(most, flight.quick_room(now)))

@@ -30,26 +30,31 @@ _FAREWELL_SECONDS = 1.0
 
 
 class Attempt:
-    """A ``CarrierPort``. ``on_used`` (server) joins it to a link, or raises ``Refused``; never blocks."""
+    """A ``CarrierPort``. ``decide`` joins it to a link, or raises ``Refused``; it never blocks.
+
+    It is called when the agent chose this attempt (server), or when the welcome is there (agent, where it
+    may also do nothing, as who calls ``settle`` is told next).
+    """
 
     def __init__(
         self,
         carrier: Carrier,
         steps: ServerSteps | AgentSteps,
-        on_used: Callable[[Attempt], None] | None = None,
+        decide: Callable[[Attempt], None] | None = None,
     ) -> None:
         self.carrier = carrier
         self.steps = steps
         self.peer_address = carrier.peer.address
         self.failure: Refused | None = None
         self.answered_at = math.inf  # when the welcome was made
+        self._decide = decide
         self.lingers = False
         """Whether its carrier outlives the next ``abandon``, and another one follows: so that the other end
         hears of the move before it hears of this end."""
-        self._on_used = on_used
         self._link: Link | None = None
         self._out: list[Frame] = [steps.hello] if isinstance(steps, AgentSteps) else []
         self._saying_no = False
+        self._kept = False
         self._settled = trio.Event()
         self._lost = trio.Event()
 
@@ -57,7 +62,8 @@ class Attempt:
         """Takes the carrier through the attach: to the welcome (agent), to its use (server).
 
         Raises ``Refused``, ``ATTACH_TIMEOUT`` after ``seconds``. Whoever fails, or is cancelled, leaves no
-        carrier behind; an agent that was welcomed must ``use`` or ``abandon`` it.
+        carrier behind, but for one that ``decide`` kept; an agent that was welcomed must ``use`` or
+        ``abandon`` it.
         """
         try:
             self.carrier.start(self)
@@ -69,7 +75,8 @@ class Attempt:
                 with trio.move_on_after(_FAREWELL_SECONDS):
                     await self._lost.wait()
         except BaseException:
-            self.abandon()
+            if not self._kept:
+                self.abandon()
             raise
         if self.failure is not None:
             self.abandon()
@@ -79,6 +86,10 @@ class Attempt:
         """Waits until the attach went as far as it will."""
         await self._settled.wait()
 
+    def keep(self) -> None:
+        """Agent: it is for later, whatever becomes of who waits for ``settle``."""
+        self._kept = True
+
     def use(self, link: Link) -> None:
         """Agent: the one carrier of ``link`` from here on. Call it once, after the welcome.
 
@@ -87,7 +98,9 @@ class Attempt:
         assert isinstance(self.steps, AgentSteps) and self.steps.welcome is not None
         if self._lost.is_set():
             raise Refused(Reason.CARRIER_LOST, "the carrier broke before it was used")
-        self._out.append(Use(self.steps.hello.attempt, link.received))
+        self._kept = True
+        if not self.steps.welcome.used:
+            self._out.append(Use(self.steps.hello.attempt, link.received))
         link.move_to(self, self.steps.welcome.have)
 
     def carry(self, link: Link) -> None:
@@ -103,6 +116,11 @@ class Attempt:
             self.lingers = False
         else:
             self.carrier.abandon()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it moves a link's packets."""
+        return self._link is not None
 
     @property
     def welcome(self) -> Welcome:
@@ -150,21 +168,24 @@ class Attempt:
     def _take(self, frame: Frame) -> None:
         if isinstance(self.steps, AgentSteps):
             self.steps.receive(frame)
+            if self._decide is not None:
+                self._decide(self)  # now, as what comes next may be the session's
             self._settled.set()
             return
         answer = self.steps.receive(frame)
         if isinstance(answer, Rejected):
             self._reject(answer)
-        elif answer is not None:
+            return
+        if answer is not None:
             self.answered_at = trio.current_time()
             self._say(answer)
-        else:
+        if self.steps.use is not None:
             self._join()
 
     def _join(self) -> None:
-        assert self._on_used is not None
+        assert self._decide is not None
         try:
-            self._on_used(self)
+            self._decide(self)
         except Refused as refused:
             self._reject(Rejected(refused.reason, refused.detail))
 

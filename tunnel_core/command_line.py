@@ -47,6 +47,7 @@ _BY_POLICY = frozenset(
         Reason.TOKEN_REPLAYED,
         Reason.REVOKED,
         Reason.CERTIFICATE_EXPIRED,
+        Reason.ROOT_RETIRED,
     }
 )
 _ABSENT = frozenset({Reason.NODE_NOT_ATTACHED, Reason.UNKNOWN_NODE, Reason.SESSION_LOST})
@@ -97,6 +98,15 @@ class LateGroup(click.Group):
     def __init__(self, *args: Any, places: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._places = places
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click's; a Ctrl-C that comes out of nurseries, and so in groups, is one for click as well."""
+        try:
+            return super().invoke(ctx)
+        except BaseExceptionGroup as group:
+            if group.split(KeyboardInterrupt)[1] is None:
+                raise KeyboardInterrupt from None
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._places)

@@ -6,21 +6,21 @@
 2. The limit is rate x (path + slack) + what comes between two confirmations. Rate and path come from
    confirmations (``delivery.py``); path is the round trip of now without the part that waits on the way
    there. It follows routes, and what the way back suffers from other bulk does not starve us.
-3. Rate is the maximum of some round trips, since it falls short whenever we send less. But while a
-   queue stands that we do not intend, the link carries what it can: then the newest sample is the rate.
+3. Rate is the maximum of some round trips, since it falls short whenever we send less. But while a queue
+   stands that we do not intend, the link carries what it can: then the newest round trip has the rate,
+   and its best sample, because what was behind a lost segment comes late and all at once.
    A sample from a packet after which the program had no more to send never lowers it.
-4. A new carrier starts small and doubles every round trip until the rate stops growing and a queue
-   begins to stand. Later a queue that stays empty for two round trips means the link can do more: then
-   a quarter more each round trip (BBR's gain), until it stands again. A limit grows by what was
-   confirmed at most, so growth comes as no burst.
+4. A new carrier starts small and grows until a queue begins to stand; later, while none does
+   (``growth.py``). A limit grows by what was confirmed at most, so growth comes as no burst.
 5. Every few seconds, or when an unintended queue stands, the limit *dips* below what the path holds: the
    packets sent then are lean, they find no queue of ours and tell what the path itself takes. (BBR's
    PROBE_RTT, shallower.) What drains in a dip was ours, what stays is the route's or a rival's.
 6. With a rival (``rivals.py``) the limit is a multiple of the path, which holds the rival's queue: more
    than TCP below us can use, so that TCP competes as it does for everybody. Bounded all the same.
-7. Bulk is paced on long paths: confirmations that come in bursts, as they do behind bulk of the other
-   direction (Zhang, Shenker and Clark 1991), else make bursts of both directions. Pacing is the only
-   use of a timer. Quick bytes are neither paced nor held by a full flight; a budget bounds them.
+7. Bulk is paced on long paths (``pacing.py``), at the rate and a little more or less, so that half the
+   slack waits: a limit alone lets confirmations that come in bursts, as they do behind bulk of the other
+   direction (Zhang, Shenker and Clark 1991), make bursts of both. Pacing is the only use of a timer.
+   Quick bytes may be a little ahead of limit and pace.
 8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops. While
    only keystrokes are under way on a short path they are counted now and then: counting costs more.
 9. The receiver confirms on its own rarely (``confirming.py``); ``sent`` tells when to ask it to.
@@ -32,20 +32,25 @@ BBR: draft-cardwell-iccrg-bbr-congestion-control. What was tried instead is in D
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
 from tunnel_core.delivery import Delivery, Sample
+from tunnel_core.growth import Growth
 from tunnel_core.limits import KIB, MIB, Limits
+from tunnel_core.pacing import PACED_PATH_SECONDS, Pacing
 from tunnel_core.rivals import Rivals
 
-_FIRST_LIMIT = 32 * KIB
-"""About TCP's own first window (RFC 6928), twice."""
+_FIRST_LIMIT = 8 * KIB
+"""Less than TCP's own first window (RFC 6928), because it leaves as a burst: a queue of eight segments holds
+it. A carrier that loses its first packets is slow for many round trips."""
 _LEAST_LIMIT = 16 * KIB
-"""Eight of the smallest packets: fewer make no stream of confirmations."""
+"""Twelve of the smallest packets: fewer make no stream of confirmations."""
 _LEAST_DIP = 4 * KIB
-_LEAST_PACKET = 2 * KIB
-"""8 ms of 2 Mbit/s; smaller ones are mostly headers."""
+_LEAST_PACKET, _LEAST_NEAR_PACKET = 1280, 2 * KIB
+"""With its headers one segment: TCP counts segments, and part of one takes as much of its window. On short
+paths what counts is the price of a packet."""
+_QUICK_PACKETS = 2
+"""How far quick bytes may be ahead of limit and pace: keystrokes are, many uploads that begin at once not."""
 _PACKET_SECONDS = 0.004
 """A keystroke may find one packet before it."""
 _FAST_PACKET_SECONDS = 0.01
@@ -54,6 +59,8 @@ _ASK_SECONDS = 0.006
 """Between confirmations that are asked for: 170 a second at most, 1-2 % of a CPU and of a slow way back."""
 _LEAST_ASK = 4 * KIB
 """16 ms of 2 Mbit/s, where a bare confirmation is 3 % of what it confirms."""
+_FIRST_ASK = 1 * KIB
+"""Until a carrier has got going the first packet of bulk asks: what is known of the path holds a delay."""
 _UNCOUNTED_BYTES = 2 * KIB
 _COUNT_SECONDS = 0.02
 """On short paths, while so little is under way, those between two samples are not counted."""
@@ -63,10 +70,6 @@ _SLACK_SHARE = 1 / 30
 _FAST_SLACK_SECONDS = 0.045
 """More where no modem is below: a scheduler's stalls are the jitter there, and memory the price."""
 _FAST_FROM, _FAST_TO = 100 * MIB, 300 * MIB
-_STARTUP_GAIN = 1.0
-_PROBE_GAIN = 0.25
-_GROWTH = 1.25
-"""Less in a round trip is no growth any more (BBR)."""
 _RIVAL_GAIN = 1.75
 """Beyond the path. With 0.5 TCP's window was at times not filled: our share beside cubic was 0.35."""
 _DIP, _RIVAL_DIP = 0.75, 0.88
@@ -78,13 +81,12 @@ _SOON_PATHS, _RIVAL_SOON_PATHS = 4, 12
 """Between dips for unintended queues: the last one must have shown its effect."""
 _RATE_ROUNDS = 10
 """BBR's window; the dips are shorter."""
-_EMPTY_ROUNDS = 2
-"""One may be the tail of a dip."""
 _PACE, _RIVAL_PACE = 1.05, 1.25
-"""Just above the limit over the path: a quarter above overflows a queue of eight segments."""
-_PACED_PATH_SECONDS = 0.010
-"""On shorter ones a timer is coarser than the bursts."""
-_PACE_BURST_SECONDS = 0.004
+"""Just above the limit over the path, where the rate is not known or is not what counts."""
+_PACE_AIM = 1 / 2
+"""Of the slack: what pacing lets wait."""
+_LEAST_PACE = 0.8
+"""Of the rate: a queue drains no faster, or one late packet would stop all."""
 
 
 class Flight:
@@ -100,23 +102,21 @@ class Flight:
         self.limit = _FIRST_LIMIT
         """Bytes that may be in flight."""
         self.rate_bytes_per_second = 0.0
+        self._near = False
         self.packet_bytes = self._packet_bytes()
         """The most that one packet should hold."""
         self._uncounted: deque[tuple[int, int]] = deque()  # number and size of what is under way besides
         self._uncounted_bytes = 0
         self._count_at = now
-        self._near = False
         self._delivery = Delivery()
         self._rivals = Rivals(now)
         self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
-        self._growing = self._new = True
-        self._full_rate = 0.0  # when growth was last seen
-        self._empty_rounds = 0
+        self._growth = Growth()
+        self._queue = 0.0  # seconds of it, as the newest sample on a paced path found it
         self._surprised = False  # by a queue that stood unintended in the last round
         self._limited = False
         self._asked_bytes = 0
-        self._next_at = now
-        self._paced = False
+        self._pacing = Pacing(now)
         self._lean_at = self._dip_at = now
         self._dipping = False
         self._dip_first = 0  # the first lean packet of the dip
@@ -151,27 +151,28 @@ class Flight:
         rate = self.rate_bytes_per_second
         if rate:
             wish = min(wish, rate * (_PACKET_SECONDS if rate < _FAST_FROM else _FAST_PACKET_SECONDS))
-        return int(min(self._limits.max_packet_bytes, max(_LEAST_PACKET, wish)))
+        least = _LEAST_NEAR_PACKET if self._near else _LEAST_PACKET
+        return int(min(self._limits.max_packet_bytes, max(least, wish)))
 
     def room(self, now: float) -> int:
         """Bytes of bulk that may leave now: 0, or at least half a packet."""
         room, packet = self.limit - self.in_flight, self.packet_bytes
-        self._paced = False
+        self._pacing.let_go()
         if not self.in_flight:
             return max(room, packet)
         if room * 2 < packet:
             return 0
-        self._paced = now < self._next_at
-        return 0 if self._paced else room
+        return 0 if not self._near and self._pacing.is_held(now) else room
 
-    @property
-    def quick_room(self) -> int:
-        """Bytes that may leave for streams with little queued: above the limit, but bounded too."""
-        return max(0, self.limit + 2 * self.packet_bytes - self.in_flight)
+    def quick_room(self, now: float) -> int:
+        """Bytes that may leave now for streams with little queued: above the limit, but bounded too."""
+        ahead = _QUICK_PACKETS * self.packet_bytes
+        room = self.limit + ahead - self.in_flight
+        return max(0, room if self._near else int(min(room, ahead - self._pacing.owed(now))))
 
     def deadline(self) -> float:
         """When ``room``, which was 0 at the last call for the sake of pacing, will not be."""
-        return self._next_at if self._paced else math.inf
+        return self._pacing.deadline
 
     def note_idle(self) -> None:
         """The session had nothing more to send, though it might have."""
@@ -194,10 +195,19 @@ class Flight:
         self._delivery.sent(number, size, now, limited=self._limited, lean=lean)
         self._limited = False
         path = self._delivery.path
-        if path > _PACED_PATH_SECONDS:
-            pace = (_RIVAL_PACE if self.competing else _PACE) * self.limit / path
-            self._next_at = max(self._next_at, now - _PACE_BURST_SECONDS) + size / pace
+        if path > PACED_PATH_SECONDS:
+            self._pacing.sent(size, now, self._pace(path))
         return self._asks(size)
+
+    def _pace(self, path: float) -> float:
+        rate, growth = self.rate_bytes_per_second, self._growth
+        if self.competing:
+            return _RIVAL_PACE * self.limit / path
+        if self._dipping or growth.new or not rate:
+            return _PACE * self.limit / path
+        # In two round trips, because it takes one to see what the last correction did.
+        correction = (_PACE_AIM * self._slack - self._queue) / (2 * path)
+        return rate * max(_LEAST_PACE, 1 + correction + growth.gain(rate, path))
 
     def _leave_uncounted(self, number: int, size: int) -> None:
         self._uncounted.append((number, size))
@@ -213,6 +223,8 @@ class Flight:
 
     @property
     def _ask_bytes(self) -> float:
+        if self.limit < _LEAST_LIMIT:
+            return _FIRST_ASK
         return min(self.limit / 4, max(_LEAST_ASK, self.rate_bytes_per_second * _ASK_SECONDS))
 
     # Confirmations.
@@ -241,51 +253,52 @@ class Flight:
     def _take(self, sample: Sample) -> None:
         if self._dipping and self._surprised and not self.competing:
             # The queue drains at the link's rate, and until it has no packet is lean.
-            self._round_rate = self.rate_bytes_per_second = sample.rate
+            self._round_rate = self.rate_bytes_per_second = max(self._round_rate, sample.rate)
         elif not sample.limited or sample.rate > self.rate_bytes_per_second:
             self._round_rate = max(self._round_rate, sample.rate)
             self.rate_bytes_per_second = max(self.rate_bytes_per_second, sample.rate)
         self._round_limited |= sample.limited
-        self._round_queue += sample.queue * sample.size
+        queue = sample.queue if self._delivery.path <= PACED_PATH_SECONDS else self._look_at_queue(sample)
+        self._round_queue += queue * sample.size
         self._round_bytes += sample.size
+
+    def _look_at_queue(self, sample: Sample) -> float:
+        """Seconds of queue without what the packet itself takes to leave: 8 ms of 2 Mbit/s."""
+        rate, slack = self.rate_bytes_per_second, self._slack
+        own = min(sample.size, self.packet_bytes) / max(1.0, rate)
+        self._queue = max(0.0, sample.queue - min(own, slack))
+        if rate * self._delivery.path > _LEAST_LIMIT:  # below, what waits may wait for TCP's first window
+            trusted = not (self._dipping or self._surprised)
+            self._growth.found_queue(self._queue, slack, rate, trusted=trusted)
+        return self._queue
 
     def _end_round(self, sample: Sample, now: float) -> None:
         if not self._round_dipped:  # all lean packets of the last dip were seen, not its first alone
             self._rivals.look(self._delivery.unloaded, self._delivery.shortest, now)
         queue = self._round_queue / max(1, self._round_bytes)
-        unintended = queue > self._most_intended and not self._growing
-        self._judge_rate(sample, unintended=unintended)
+        unintended = queue > self._most_intended and not self._growth.on
+        self._judge_rate(unintended=unintended)
         if self._round_rate and not self._round_limited and not self._round_dipped:
-            self._judge_growth(queue)
+            self._growth.end_round(queue, self._slack, self.rate_bytes_per_second)
         was_dipping = self._dipping
         self._maybe_dip(now, unintended=unintended)
         self._start_round(dipped=was_dipping or self._dipping)
 
-    def _judge_rate(self, sample: Sample, *, unintended: bool) -> None:
+    def _judge_rate(self, *, unintended: bool) -> None:
         if (unintended or self._surprised) and not self.competing:
             self._rates.clear()  # also in the round after, whose packets left before the limit fell
-            self._round_rate = sample.rate
         if self._round_rate:
             self._rates.append(self._round_rate)
             self.rate_bytes_per_second = max(self._rates)
         self._surprised = unintended
-
-    def _judge_growth(self, queue: float) -> None:
-        if not self._growing:
-            self._empty_rounds = self._empty_rounds + 1 if queue < self._slack / 4 else 0
-            if self._empty_rounds >= _EMPTY_ROUNDS:
-                self._growing, self._full_rate, self._empty_rounds = True, self.rate_bytes_per_second, 0
-        elif self.rate_bytes_per_second >= _GROWTH * self._full_rate:
-            self._full_rate = self.rate_bytes_per_second
-        elif queue > self._slack / 2:
-            self._growing = self._new = False
 
     def _maybe_dip(self, now: float, *, unintended: bool) -> None:
         path = self._delivery.path
         soon = (_RIVAL_SOON_PATHS if self.competing else _SOON_PATHS) * path
         stale = now - self._lean_at > max(_DIP_SECONDS, _DIP_PATHS * path)
         if stale or (unintended and now - self._dip_at > soon):
-            self._dipping, self._empty_rounds = True, 0
+            self._dipping = True
+            self._growth.disturbed()
 
     # The limit.
 
@@ -318,14 +331,13 @@ class Flight:
         if self._dipping:
             wish = self._dip_limit
         else:
-            path, extra = self._delivery.path, self._rival_extra
-            if self._growing:
-                extra = max(extra, path * (_STARTUP_GAIN if self._new else _PROBE_GAIN))
-            wish = self.rate_bytes_per_second * (path + extra + self._slack) + self._ask_bytes
+            path, rate = self._delivery.path, self.rate_bytes_per_second
+            extra = max(self._rival_extra, path * self._growth.gain(rate, path))
+            wish = rate * (path + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
         self.limit = int(min(wish, self.limit + fresh, self._limits.max_send_memory))
+        self._near = self._delivery.path <= PACED_PATH_SECONDS
         self.packet_bytes = self._packet_bytes()
-        self._near = self._delivery.path < _PACED_PATH_SECONDS
 
 
 class Unbounded(Flight):
@@ -337,8 +349,7 @@ class Unbounded(Flight):
     def room(self, now: float) -> int:
         return self._limits.max_packet_bytes
 
-    @property
-    def quick_room(self) -> int:
+    def quick_room(self, now: float) -> int:
         return self._limits.max_packet_bytes
 
     def note_idle(self) -> None:

@@ -47,10 +47,11 @@ class Hello(NamedTuple):
     initial_credit: int = 0  # what the server may send on a new stream before any grant
     metered: bool = False  # both ends go by the metered profile
     max_bytes_per_second: int = 0  # what the server may send; 0: no cap
+    use: bool = False  # as if ``Use`` came with it; for an old session only
 
 
 class Welcome(NamedTuple):
-    """Server to agent: the attempt may be used. Nothing of the session moves before ``Use``."""
+    """Server to agent: the attempt may be used, or is (``used``). Nothing of the session moves before."""
 
     version: int
     session: bytes
@@ -69,6 +70,7 @@ class Welcome(NamedTuple):
     features: tuple[str, ...] = ()
     grace_ms: int = 0
     resumed: bool = False
+    used: bool = False  # the session has moved, as ``Hello.use`` asked
 
 
 class Use(NamedTuple):

@@ -47,6 +47,7 @@ from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import Carrier, CarrierPort, Peer
 from tunnel_core.codec import decode_packet
 from tunnel_core.limits import KIB, MIB, Limits
+from tunnel_core.own_sockets import has_lost_its_address, hold_back
 
 # grpcio has no types, and those that others publish differ from it.
 aio: Any = grpc.aio
@@ -83,7 +84,9 @@ class CallCarrier(Carrier):
 
     __slots__ = (
         "_bridge",
+        "_held",
         "_lost",
+        "_mark",
         "_over",
         "_parked",
         "_port",
@@ -93,14 +96,16 @@ class CallCarrier(Carrier):
         "peer",
     )
 
-    def __init__(self, bridge: Bridge, peer: Peer) -> None:
+    def __init__(self, bridge: Bridge, peer: Peer, mark: int | None = None) -> None:
         self.peer = peer
+        self._mark = mark  # the dialling side's, by which its socket is found
         self.cancel_owner: Callable[[], object]
         self._bridge = bridge
         self._port: CarrierPort | None = None
         self._parked: asyncio.Future[None] | None = None
         self._wakes = 0  # since the last packet
         self._was_alone = False  # the last packet was there for one wake
+        self._held = False
         self._over = False  # abandoned, or the port knows that it is lost
         self._lost: str | None = None  # why, if that was before the start
 
@@ -145,6 +150,14 @@ class CallCarrier(Carrier):
         if self._lost is None:
             self.cancel_owner()
             self._bridge.turn_soon()
+
+    def hold_back(self, *, held: bool) -> None:
+        if self._mark is not None and held is not self._held:
+            self._held = held
+            hold_back(self._mark, held=held)
+
+    def is_stranded(self) -> bool:
+        return self._mark is not None and has_lost_its_address(self._mark)
 
     @property
     def abandoned(self) -> bool:

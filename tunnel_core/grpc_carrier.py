@@ -74,7 +74,7 @@ async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carri
             await _give_up(channel, call, mark)
     if failure is not None:
         return failure
-    carrier = CallCarrier(bridge, Peer(settings.server))
+    carrier = CallCarrier(bridge, Peer(settings.server), mark)
     carrier.cancel_owner = bridge.start(_own_call(carrier, channel, call, mark)).cancel
     return carrier
 

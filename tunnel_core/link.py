@@ -39,8 +39,14 @@ from tunnel_core.stream import Stream
 _log = logging.getLogger(__name__)
 
 _FAR_SECONDS = 5.0
-_FAREWELL_SECONDS = 1.0
-"""How long an ended link waits for its bye to be confirmed, or for the peer to hear our confirmation."""
+_TELL_LATE_SECONDS = 0.5
+_HUSH_SECONDS = 0.025
+"""How long the agent lets the server speak first on a carrier that the session moved to with its hello. A
+key typed meanwhile comes right behind the welcome; its echo must not find all that TCP takes in before it."""
+_MOST_FAREWELL_SECONDS = 2.0
+"""How long an ended link waits at most for its bye to be confirmed, or for the peer to hear our confirmation.
+It waits for as long as an answer may take: what is severed before that loses a bye that was not sent yet, and
+then the peer waits for the whole grace."""
 
 
 def _nothing() -> None:
@@ -112,8 +118,9 @@ class Link(LinkFacts):
         self._opens = Opens(node, limits)
         grace, interval = welcome.grace_ms, welcome.ping_interval_ms
         self._grace_is_short = 0 < grace <= interval * (welcome.missed_pings + 1)  # pings may find no silence
-        self._wake_at = math.inf
-        self._told_of = -math.inf  # the silence that LATE was said of
+        self._look_at = math.inf  # when the timer has to go off, but for what waits for company
+        self._wake_at = math.inf  # what waits for company goes alone then
+        self._tell_late_at = -math.inf  # when LATE may be said again
         self._serial = 0
         self._closed_in = self._closed_out = 0  # bytes of streams that are closed
         self._ended = trio.Event()
@@ -131,7 +138,8 @@ class Link(LinkFacts):
         """
         try:
             while self.ended is None or trio.current_time() < self._give_up_at:
-                with trio.CancelScope(deadline=self._deadline()) as self._timer:
+                self._look_at = self._deadline()
+                with trio.CancelScope(deadline=min(self._look_at, self._wake_at)) as self._timer:
                     await trio.sleep_forever()
                 self._tick(trio.current_time())
         except Exception:
@@ -147,14 +155,13 @@ class Link(LinkFacts):
             return self._give_up_at
         if self.lost is not None:
             return min(self._grace_ends, self._opens.next_deadline)
-        soon = min(self._session.deadline(), self._wake_at, self._opens.next_deadline)
-        deadline = min(soon, self._quiet_at(), self._silence_ends())
+        soon = min(self._session.deadline(), self._opens.next_deadline)
+        deadline = min(soon, self._late_at(), self._silence_ends())
         return _together(deadline, trio.current_time()) if self._opener else deadline
 
-    def _quiet_at(self) -> float:
-        if self._opener or self._told_of == self._session.heard_at:
-            return math.inf
-        return self._session.quiet_at()
+    def _late_at(self) -> float:
+        """When somebody is to be told that something is late."""
+        return math.inf if self._opener else max(self._session.late_at(), self._tell_late_at)
 
     def _silence_ends(self) -> float:
         """A carrier that answers nothing for as long as the grace is none, whatever is still tried on it."""
@@ -163,6 +170,9 @@ class Link(LinkFacts):
         return max(self._session.quiet_at(), self._session.heard_at + self.welcome.grace_ms / 1000)
 
     def _tick(self, now: float) -> None:
+        if now >= self._wake_at:
+            self._speak()
+            self._wake()
         if self.ended is not None:
             return
         self._opens.reset_overdue(now, self.lost)
@@ -173,9 +183,6 @@ class Link(LinkFacts):
         if now >= self._silence_ends():
             self._lose(Reason.PING_TIMEOUT, "nothing was answered")
             return
-        if now >= self._wake_at:
-            self._wake_at = math.inf
-            self._wake()
         try:
             if self._session.tick(now):
                 self._wake()
@@ -184,8 +191,8 @@ class Link(LinkFacts):
                 self.end(fault.reason, fault.detail)
                 return
             self._lose(fault.reason, fault.detail)
-        if now >= self._quiet_at():
-            self._told_of = self._session.heard_at
+        if now >= self._late_at():
+            self._tell_late_at = now + _TELL_LATE_SECONDS
             self.on_event(self, LinkEvent.LATE)
 
     # Carriers.
@@ -201,7 +208,7 @@ class Link(LinkFacts):
         self._way, self.lost = attempt, None
         self.peer_address = attempt.peer_address
         self.attached_at = min(self.attached_at, now)
-        if self._opener and self._session.round_trip_seconds is None:
+        if first and self._opener:
             # From welcome to use: until the first ping tells it better.
             self._session.round_trip_seconds = now - attempt.answered_at
         attempt.carry(self)
@@ -211,10 +218,13 @@ class Link(LinkFacts):
             self._wake_by(attempt.carrier)
             self.end(fault.reason, fault.detail)
             return
-        self._wake_by(attempt.carrier)
+        if not self._opener and attempt.welcome.used:
+            self._hush(attempt.carrier, now)
+        else:
+            self._wake_by(attempt.carrier)
+            attempt.carrier.wake()
         self._opens.resumed(now)
-        self._timer.deadline = now  # goes by the session's deadlines again
-        attempt.carrier.wake()
+        self._look_now(now)  # it goes by the session's deadlines again
         if not first:
             self.on_event(self, LinkEvent.RESUMED)
 
@@ -227,6 +237,17 @@ class Link(LinkFacts):
         """Not before the session has moved: a wake may ask for packets at once, from queues in the making."""
         self._mux.wake, self._mux.wake_for_data = carrier.wake, carrier.wake_for_data
 
+    def _hush(self, carrier: Carrier, now: float) -> None:
+        """Nothing is sent but what a stream has to say now, with all that may go along."""
+        self._mux.wake_for_data = carrier.wake_for_data
+        self._wake_at = now + _HUSH_SECONDS
+
+    def _speak(self) -> None:
+        """What waited for company goes now."""
+        self._wake_at = math.inf
+        if self._way is not None:
+            self._mux.wake = self._way.carrier.wake
+
     def _leave_carrier(self) -> None:
         way, self._way = self._way, None
         self._mux.wake = self._mux.wake_for_data = _nothing
@@ -236,6 +257,16 @@ class Link(LinkFacts):
     def carrier_lost(self, detail: str) -> None:
         """The carrier broke. Whatever the call ended with, that is no end on purpose."""
         self._lose(Reason.CARRIER_LOST, detail)
+
+    def hold_back(self, *, held: bool) -> None:
+        """Whether the carrier of the moment lets another one through beside it."""
+        if self._way is not None:
+            self._way.carrier.hold_back(held=held)
+
+    def leave(self, reason: Reason, detail: str) -> None:
+        """Gives the carrier up: nothing that still comes over it is heard any more."""
+        if self._way is not None:
+            self._lose(reason, detail)
 
     def _lose(self, reason: Reason, detail: str) -> None:
         now = trio.current_time()
@@ -252,7 +283,7 @@ class Link(LinkFacts):
         self.lost = Loss(since, reason, detail)
         self._session.pause()
         self._opens.lost(now)
-        self._timer.deadline = now  # goes by the grace from here on
+        self._look_now(now)  # it goes by the grace from here on
         self.on_event(self, LinkEvent.LOST)
 
     @property
@@ -341,16 +372,18 @@ class Link(LinkFacts):
             return None
 
     def _next_packet(self) -> bytes | None:
-        if self._wake_at != math.inf:
-            self._wake_at = math.inf  # what waited for company goes now
-            self._timer.deadline = self._deadline()
         now = trio.current_time()
+        if self._wake_at != math.inf:
+            if now < self._wake_at and self._session.is_patient(now):
+                return None  # the carrier can take a packet, but nobody asked for one
+            self._speak()
+            self._timer.deadline = self._look_at
         packet = self._session.next_packet(now)
         if packet is None:
             self._look_by(self._session.room_at)
             return None
         if not self._opener:
-            self._look_by(self._quiet_at())
+            self._look_by(self._late_at())
         if self._grace_is_short:
             self._look_by(self._silence_ends())
         data = encode_packet(*packet)
@@ -360,15 +393,21 @@ class Link(LinkFacts):
 
     def _look_by(self, deadline: float) -> None:
         """Time is looked at by then at the latest."""
-        if deadline < self._timer.deadline:
-            self._timer.deadline = deadline
+        if deadline < self._look_at:
+            self._look_at = deadline
+            if deadline < self._timer.deadline:
+                self._timer.deadline = deadline
+
+    def _look_now(self, now: float) -> None:
+        self._look_at = self._timer.deadline = now
 
     def _wake_later(self, seconds: float) -> None:
         """Something may wait for company; alone it goes out after ``seconds``."""
         wake_at = trio.current_time() + seconds
         if wake_at < self._wake_at:
             self._wake_at = wake_at
-            self._look_by(wake_at)
+            if wake_at < self._timer.deadline:
+                self._timer.deadline = wake_at
 
     # Streams.
 
@@ -406,7 +445,7 @@ class Link(LinkFacts):
 
         def opened() -> None:
             self._opens.forget(stream)
-            if on_opened is not None:
+            if on_opened is not None and stream.ended_by is None:  # its user may have left meanwhile
                 on_opened()
 
         mux_stream.on_opened = opened
@@ -457,10 +496,11 @@ class Link(LinkFacts):
         self.ended = (reason, detail or reason.meaning)
         # The users of its streams are told whose session it was: kubectl shows them nothing else.
         self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
-        self._give_up_at = trio.current_time() + _FAREWELL_SECONDS
+        self._give_up_at = trio.current_time() + min(self.patience_seconds, _MOST_FAREWELL_SECONDS)
         self._look_by(self._give_up_at)
         self._ended.set()
         self._look_again()
 
     def _give_up_now(self) -> None:
-        self._give_up_at = self._timer.deadline = trio.current_time()
+        self._give_up_at = trio.current_time()
+        self._look_now(self._give_up_at)

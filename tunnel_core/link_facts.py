@@ -64,6 +64,11 @@ class LinkFacts:
         return self._way is not None and trio.current_time() >= self._session.quiet_at()
 
     @property
+    def is_stranded(self) -> bool:
+        """Whether the carrier cannot be there any more, as this machine lost the address it goes out from."""
+        return self._way is not None and self._way.carrier.is_stranded()
+
+    @property
     def late_since(self) -> float:
         """When the oldest of what is late was sent; infinity if nothing is."""
         return self._session.late_since(trio.current_time()) if self._way is not None else math.inf

@@ -11,12 +11,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from pythonjsonlogger.json import JsonFormatter
+from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log, LogFormat, LogLevel, StreamLog
@@ -52,6 +53,11 @@ def _formatter(log_format: LogFormat, target: TextIO) -> logging.Formatter:
 
 
 class _JsonLines(JsonFormatter):
+    _encoder = JsonEncoder()  # the library would make one for each line
+
+    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
+        return self._encoder.encode(log_data)
+
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         fields = log_data.pop(_FIELDS, {})
         line = {
@@ -95,11 +101,40 @@ def _printable(text: str) -> str:
 def log_event(logger: logging.Logger, level: int, sentence: str, /, **fields: object) -> None:
     """Logs a sentence with fields; those that are None or empty are left out."""
     if logger.isEnabledFor(level):
-        kept = {key: _plain(value) for key, value in fields.items() if value is not None and value != ""}
-        logger.log(level, "%s", sentence, extra={_FIELDS: kept})
+        line = Line(logger, level, sentence, fields, time.time())
+        if keeper is None or not keeper(line):
+            line.write()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What is to be logged, and when it was said (seconds since the epoch)."""
+
+    logger: logging.Logger
+    level: int
+    sentence: str
+    fields: Mapping[str, object]
+    said_at: float
+
+    def write(self) -> None:
+        """Gives it to the handlers."""
+        logger = self.logger
+        kept = {key: _plain(value) for key, value in self.fields.items() if value is not None and value != ""}
+        # Without a look for the caller's file and line, which no format of ours shows.
+        record = logger.makeRecord(
+            logger.name, self.level, "", 0, self.sentence, (), None, extra={_FIELDS: kept}
+        )
+        record.created = self.said_at
+        logger.handle(record)
+
+
+keeper: Callable[[Line], bool] | None = None
+"""Takes a line to write it later, or answers False; ``log_batches.py`` is one."""
 
 
 def _plain(value: object) -> object:
+    if type(value) is str or type(value) is int:
+        return value  # nearly all
     if isinstance(value, Reason):
         return value.word
     if isinstance(value, float):

@@ -163,7 +163,8 @@ MESSAGES = (
         16,
         _in_order(_NUMBER, _NUMBER, _ID, _ID, _TEXT, _ID, _SECRET, _NUMBER, _SERVICES, _FEATURES, _NUMBER)
         .then(15, _FLAG)
-        .then(20, _NUMBER),
+        .then(20, _NUMBER)
+        .then(21, _FLAG),
     ),
     Message(
         frames.Welcome,
@@ -172,7 +173,7 @@ MESSAGES = (
             *(_NUMBER, _ID, _SECRET, _NUMBER, _TEXT),
             *(_NUMBER,) * 5,
             *(_TEXT, _TEXT, _TEXT, _TRUST_BUNDLE, _FEATURES, _NUMBER, _FLAG),
-        ),
+        ).then(25, _FLAG),
     ),
     Message(frames.Use, 18, _in_order(_NUMBER, _NUMBER)),
     Message(frames.Rejected, 19, _in_order(_REASON, _DETAIL, _NUMBER)),

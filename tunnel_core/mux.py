@@ -47,7 +47,7 @@ _FRAME_RESERVE = 16
 """Frames that a packet may get after the last look at their number: of one stream and of the session."""
 
 
-_END_WAITS_SECONDS = 0.001
+_END_WAITS_SECONDS = 0.002
 """For the next open, or the last answer; on any real link far less than a round trip."""
 
 
@@ -85,6 +85,7 @@ class Mux:
         self.peer_max_streams = limits.max_streams
         self.peer_early_data = limits.early_data
         self.opens_cancelled = 0  # opens that were reset before an answer: OPEN_FLOOD's count
+        self.presses = False  # some control is to be said at once, whatever else there is
         self._max_frames = limits.max_frames_per_packet - _FRAME_RESERVE
         self._opener = opener
         self.wake = wake  # there is something to send
@@ -147,11 +148,6 @@ class Mux:
             self.wake_for_data()
 
     @property
-    def has_control(self) -> bool:
-        """Whether ``take`` would return frames now, whatever its budgets."""
-        return bool(self._control or self._turns.ends)
-
-    @property
     def has_work(self) -> bool:
         """Whether there is something to say, once there is room for it."""
         return bool(self._control or self._turns.ends or self._turns)
@@ -181,6 +177,7 @@ class Mux:
         if self._control:
             early = self._take_control(frames, receipt, quick)
             bulk, quick = bulk - early, quick - early
+            self.presses = bool(self._control)
         while self._turns.ends and len(frames) < self._max_frames:
             self._take_data(self._turns.ends.popitem()[0], frames, receipt, 0)
         if self._turns:
@@ -296,7 +293,7 @@ class Mux:
         self._queue_anew()
 
     def _queue_anew(self) -> None:
-        """Opens that are to be repeated first, in order; each stream with data begins as a new one."""
+        """Opens that are to be repeated first, in order; each stream with little data begins as a new one."""
         streams = self.streams.values()
         waiting = dict.fromkeys(self._control)
         waiting.update(dict.fromkeys(stream for stream in streams if stream.control_pending))
@@ -304,10 +301,12 @@ class Mux:
         for stream in again:
             waiting.pop(stream, None)
         self._control = deque([*again, *waiting])
+        self.presses = bool(self._control)
         self._turns.clear()
         for stream in streams:
             stream.listed = False
             self.list_stream(stream)
+        self._turns.demote()
 
     def maybe_forget(self, stream: MuxStream) -> None:
         """Forgets a stream that is over."""

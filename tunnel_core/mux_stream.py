@@ -162,6 +162,7 @@ class MuxStream:
         if may_wait:
             self.mux.wake_later(_ANSWER_WAITS_SECONDS)
         else:
+            self.mux.presses = True
             self.mux.wake()
 
     def take_control(self, frames: list[Frame]) -> int:

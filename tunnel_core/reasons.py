@@ -66,6 +66,7 @@ class Reason(enum.Enum):
     TOO_MANY_ENROLMENTS = (100, 503, "too many certificates are being asked for at this moment")
     TOO_MANY_GUESSES = (101, 429, "too many wrong tokens came from this address")
     CERTIFICATE_EXPIRED = (102, 403, "the certificate's life is over")
+    ROOT_RETIRED = (103, 403, "the root of the certificate is trusted no more")
     # The session and its carriers.
     SESSION_LOST = (60, 502, "the session with the agent was lost")
     PING_TIMEOUT = (61, 504, "the other end stopped answering pings")

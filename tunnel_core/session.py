@@ -11,9 +11,10 @@ No I/O, no clock, no randomness: time comes in as ``now`` (seconds, any origin),
    round trip or a rate is of two carriers (Karn).
 3. A confirmation rides on any packet; ``confirming.py`` says when a bare one leaves. What may be under
    way, and what may leave, ``flight.py`` and ``bucket.py`` say (``allowance.py`` asks both).
-4. Liveness. The agent pings every interval, and every second while streams move bytes; a pong that is
-   missed too often means that the carrier is gone. The server answers, and counts silence: one ping
-   serves both ends. A peer that answers pings and confirms nothing for long is at fault.
+4. Liveness. The agent pings every interval, and every second while streams move bytes or a pong is late.
+   Silence for some of these seconds means that the carrier is gone; the server, which answers, knows from
+   each ping how soon the next one is due: one ping serves both ends. A peer that answers pings and confirms
+   nothing for long is at fault.
    What is unconfirmed for ``late_seconds`` and four round trips is late: a reason to look for another
    carrier, and nothing more.
 5. Only ``bye``, numbered and confirmed, ends a session on purpose.
@@ -51,6 +52,13 @@ from tunnel_core.reasons import Reason
 _PACKET_BYTES, _FRAME_BYTES = 48, 12
 """What a packet and each frame take on the wire besides content: TLS record, HTTP/2, gRPC, fields."""
 _LATE_ROUND_TRIPS = 4
+_DEAD_PATIENCES = 5
+"""Times what makes an answer late: a change of cells takes a second or three, and it is the same link after.
+Waiting costs nothing, as other carriers are tried meanwhile; it is only not called grace yet."""
+_DOUBT_SECONDS = 1.0
+_MOMENT_SECONDS = 0.5
+_MOST_PINGS = 32
+"""Unanswered at a time."""
 
 
 class UseRejected(Exception):  # noqa: N818 - named by what happened
@@ -91,6 +99,8 @@ class Session:
         self.flight = Flight(limits, now) if limits.flight_limit else Unbounded(limits, now)
         self.round_trip_seconds: float | None = None
         self._smooth_round_trip = 0.0  # 0: none yet
+        self._smooth_before = 0.0  # without the samples of this moment
+        self._sampled_at = -math.inf
         self.peer_bye: Bye | None = None
         self.peer_draining = False
         self.bye_confirmed = False
@@ -113,10 +123,13 @@ class Session:
         self._moved = False  # to a new carrier: its first number may leave some out
         self._progress = now  # when the peer last confirmed something, or had nothing to confirm
         self._bytes_at = -math.inf  # when a stream last moved anything
+        self._ping_often = min(self._interval, profile.active_ping_seconds)
         self._last_ping = -math.inf
-        self._ping_sent: float | None = None  # of the ping that waits for its pong
+        self._pings_sent: deque[tuple[int, float]] = deque()  # token and time of those without a pong
         self._token = 0
-        self._missed = 0
+        self._in_doubt = False  # the silence was long enough, and is looked at once more
+        self._benefit = 0.0  # seconds more for it
+        self._learn_silence()
         self._cancelled = 0.0
         self._cancelled_at = now
 
@@ -139,15 +152,27 @@ class Session:
             return self._packet(0, ())
         return None
 
+    def is_patient(self, now: float) -> bool:
+        """Whether all that there is to say waits for company: an end for the next open, for one."""
+        return not (self.mux.presses or self.mux.has_data or self._owes(now))
+
+    def _owes(self, now: float) -> bool:
+        """Whether there is something of the session's own to say."""
+        due = self._ack_overdue or self._confirming.due <= now
+        return bool(due or self._unnumbered or self._control)
+
     def may_send(self, now: float) -> bool:
-        """Whether ``next_packet`` would return one now. If not, ``deadline`` says when to ask again."""
-        if self._unnumbered or self._control or self._ack_overdue or self._confirming.due <= now:
+        """Whether there is something to say now that was not before, or could not be said.
+
+        What the streams say besides data has asked for its packet itself, or waits for company. If there is
+        nothing, ``deadline`` says when to ask again.
+        """
+        if self._owes(now):
             return True
-        mux = self.mux
-        if not mux.has_control and not mux.has_data:
+        if not self.mux.has_data:
             return False
         budgets = self._allowance.ask(now)
-        return budgets is not None and (mux.has_control or mux.may_send(*budgets))
+        return budgets is not None and self.mux.may_send(*budgets)
 
     @property
     def room_at(self) -> float:
@@ -244,21 +269,43 @@ class Session:
 
     def _receive_ping(self, frame: Ping, now: float) -> None:
         self._unnumbered.append(Pong(frame.token))
+        self._learn_silence()
         if frame.round_trip_us:
-            self._note_round_trip(frame.round_trip_us / 1e6)
+            self._note_round_trip(frame.round_trip_us / 1e6, now)
         if len(self._unnumbered) > self._limits.max_frames_per_packet // 2:
             raise PeerFault(Reason.PROTOCOL_ERROR, "more pings than can be answered")
 
-    def _receive_pong(self, frame: Pong, now: float) -> None:
-        if self._ping_sent is None or frame.token != self._token:
-            return  # late: its ping was given up
-        self._note_round_trip(now - self._ping_sent)
-        self._ping_sent, self._missed = None, 0
+    def _learn_silence(self) -> None:
+        """How long the peer's pings may stay out; they are here now."""
+        self._in_doubt, self._benefit = False, 0.0
+        self._dead_soon, self._dead_late = (
+            between + self._dead_seconds for between in (self._ping_often, self._interval)
+        )
+        # The ends see the last byte at different times: near the end of activity nothing is expected soon.
+        self._busy_seconds = self._profile.active_seconds - self._ping_often - self.patience_seconds
 
-    def _note_round_trip(self, sample: float) -> None:
+    @property
+    def _is_ping_due_soon(self) -> bool:
+        return self._bytes_at + self._busy_seconds >= self.heard_at
+
+    def _receive_pong(self, frame: Pong, now: float) -> None:
+        sent = self._pings_sent
+        if not sent or not sent[0][0] <= frame.token <= sent[-1][0]:
+            return  # late: its ping was given up
+        while sent[0][0] < frame.token:
+            sent.popleft()
+        self._note_round_trip(now - sent.popleft()[1], now)
+        self._in_doubt = False
+
+    def _note_round_trip(self, sample: float, now: float) -> None:
         self.round_trip_seconds = sample
-        # RFC 6298's weight: one pong that sat out an outage must not make us patient for half a minute.
-        self._smooth_round_trip += (sample - self._smooth_round_trip) / (8 if self._smooth_round_trip else 1)
+        # Of the pongs that come together after an outage the newest counts alone.
+        if now >= self._sampled_at + _MOMENT_SECONDS:
+            self._smooth_before, self._sampled_at = self._smooth_round_trip, now
+        before = self._smooth_before or sample
+        # RFC 6298's weight for what is longer: one pong that sat out an outage must not make us patient for
+        # half a minute. What is shorter counts for more, as a link that was slow need not be so again.
+        self._smooth_round_trip = before + (sample - before) / (8 if sample > before else 2)
 
     def _receive_rejected(self, frame: Rejected, now: float) -> None:
         if not self._pings:
@@ -283,7 +330,7 @@ class Session:
         """The carrier is gone: nothing is due, and nobody is at fault, until ``move``."""
         self._carried = False
         self._unnumbered.clear()
-        self._ping_sent, self._missed = None, 0
+        self._pings_sent.clear()
 
     def move(self, have: int, now: float) -> None:
         """Goes on over a new carrier to a peer that received everything up to ``have``, or more.
@@ -299,6 +346,7 @@ class Session:
         self._carried = self._moved = True
         self._progress = self.heard_at = now
         self._last_ping = -math.inf
+        self._learn_silence()
         self._confirming.sent()  # what it knows of the old carrier is worth nothing on the new one
         self._ack_overdue = self._received > 0
 
@@ -320,9 +368,13 @@ class Session:
     def _ping_due(self) -> float:
         if not self._pings or not self._interval:
             return math.inf
-        soon = self._last_ping + min(self._interval, self._profile.active_ping_seconds)
-        active = self._bytes_at + self._profile.active_seconds >= soon
-        return soon if active and self._ping_sent is None else self._last_ping + self._interval
+        soon = self._last_ping + self._ping_often
+        if self._bytes_at + self._profile.active_seconds >= soon:
+            return soon
+        if self._pings_sent:
+            soon = max(soon, self._pings_sent[0][1] + self.patience_seconds)
+            return min(soon, self._last_ping + self._interval)
+        return self._last_ping + self._interval
 
     def late_at(self) -> float:
         """When what waits for its confirmation or pong will be late, if nothing changes."""
@@ -332,7 +384,10 @@ class Session:
 
     @property
     def _unanswered_since(self) -> float:
-        return min(self._sent[0].at if self._sent else math.inf, self._ping_sent or math.inf)
+        return min(
+            self._sent[0].at if self._sent else math.inf,
+            self._pings_sent[0][1] if self._pings_sent else math.inf,
+        )
 
     def late_since(self, now: float) -> float:
         """When the oldest of what is late was sent; infinity if nothing is."""
@@ -340,13 +395,12 @@ class Session:
         return since if self._carried and now >= since + self.patience_seconds else math.inf
 
     def _ping_expected(self) -> float:
-        """Server: when the agent's next ping leaves, if it has reason to ping often; else never."""
+        """Server: when the agent's next ping is due; else never."""
         if self._pings or not self._interval:
             return math.inf
-        expected = self.heard_at + min(self._interval, self._profile.active_ping_seconds)
-        # The ends see the last byte at different times: near the end of activity nothing is expected.
-        active_until = self._bytes_at + self._profile.active_seconds - self.patience_seconds
-        return expected if expected <= active_until else math.inf
+        if self._is_ping_due_soon:
+            return max(self.heard_at, self._bytes_at) + self._ping_often
+        return self.heard_at + self._interval
 
     def quiet_at(self) -> float:
         """The same, unless something else was heard meanwhile: then there is a carrier, however slow."""
@@ -357,11 +411,19 @@ class Session:
         """How long an answer may take before it is late."""
         return max(self._limits.late_seconds, _LATE_ROUND_TRIPS * self._smooth_round_trip)
 
+    @property
+    def _dead_seconds(self) -> float:
+        """How long a silence must be in which answers are due."""
+        often = self._missed_allowed * self._ping_often + self.patience_seconds
+        return min(self._missed_allowed * self._interval, max(often, _DEAD_PATIENCES * self.patience_seconds))
+
     def _silence_deadline(self) -> float:
-        # The pinging end finds silence by its pings; the other waits a little longer than two of them.
+        # The pinging end finds silence by its pings; the other waits a little longer than they do.
         if self._pings or not self._interval:
             return math.inf
-        return self.heard_at + self._interval * self._missed_allowed + min(1.0, self._interval / 2)
+        if self._is_ping_due_soon:
+            return max(self.heard_at, self._bytes_at) + self._dead_soon + self._benefit
+        return self.heard_at + self._dead_late + self._benefit
 
     def _stall_deadline(self) -> float:
         return self._progress + self._limits.confirm_timeout_seconds if self._sent else math.inf
@@ -374,7 +436,8 @@ class Session:
         if not self._carried:
             return False
         if now >= self._silence_deadline():
-            raise PeerFault(Reason.PING_TIMEOUT, f"nothing heard for {now - self.heard_at:.0f} s")
+            self._doubt(now - self.heard_at)
+            self._benefit = now - self._silence_deadline() + _DOUBT_SECONDS
         if now >= self._stall_deadline():
             detail = f"nothing confirmed for {now - self._progress:.0f} s"
             raise PeerFault(Reason.PEER_STALLED, detail)
@@ -393,21 +456,30 @@ class Session:
         return True
 
     def _ping(self, now: float) -> None:
-        if self._ping_sent is not None:
-            # Whatever arrived since then came from the peer's program: only silence is a miss.
-            self._missed = self._missed + 1 if self.heard_at < self._ping_sent else 0
-            if self._missed >= self._missed_allowed:
-                raise PeerFault(Reason.PING_TIMEOUT, f"{self._missed} pings were not answered")
+        if self._pings_sent:
+            # Whatever arrives comes from the peer's program: only silence counts.
+            silence = now - max(self._pings_sent[0][1], self.heard_at)
+            if silence >= self._dead_seconds:
+                self._doubt(silence)
         self._send_ping(now)
+
+    def _doubt(self, silence: float) -> None:
+        """A silence is taken for death at the second look only: this program may have been away itself."""
+        if self._in_doubt:
+            raise PeerFault(Reason.PING_TIMEOUT, f"nothing heard for {silence:.0f} s")
+        self._in_doubt = True
 
     def ping_now(self, now: float) -> None:
         """Asks the carrier of the moment whether it is alive, unless it is being asked already."""
-        if self._carried and self._ping_sent is None:
+        if self._carried and not self._pings_sent:
             self._send_ping(now)
 
     def _send_ping(self, now: float) -> None:
+        self._last_ping = now
+        if self._unnumbered or len(self._pings_sent) >= _MOST_PINGS:
+            return  # one is about to leave already, or enough wait for an answer
         self._token += 1
-        self._ping_sent = self._last_ping = now
+        self._pings_sent.append((self._token, now))
         round_trip = int((self.round_trip_seconds or 0) * 1e6)
         self._unnumbered.append(Ping(self._token, round_trip))
 

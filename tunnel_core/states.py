@@ -21,7 +21,7 @@ class LinkEvent(enum.Enum):
     """What an owner of a link hears of."""
 
     LATE = "late"
-    """Something is late and nothing was heard meanwhile. The agent only, once for each silence."""
+    """Something is late. The agent only, and twice a second while it is."""
     LOST = "lost"
     RESUMED = "resumed"
 

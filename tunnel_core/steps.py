@@ -3,6 +3,10 @@
 They are apart from the session, because a session outlives its carriers and each carrier has to pass
 them. Attempts race, so the welcome moves nothing: the agent says ``use`` on the one it chose, and the
 server moves then. A probe never says it, and so takes nothing from anybody.
+
+An agent whose old carrier is gone already says ``use`` within the hello, which spares the session a round
+trip. It is the same choice, made earlier: it binds the agent from there on, so it makes it in one attempt
+at a time. A server that does not know this answers as always, and waits for the ``use`` that then follows.
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ class AttachRejected(Refused):
 
 
 class ServerSteps:
-    """The server's part. ``offer`` decides on a hello: a welcome or a rejection."""
+    """The server's part. ``offer`` decides on a hello: a welcome or a rejection.
+
+    ``use`` is there once the agent chose this attempt, with its hello or after the welcome.
+    """
 
     def __init__(self, offer: Callable[[Hello], Welcome | Rejected]) -> None:
         self._offer = offer
@@ -39,6 +46,8 @@ class ServerSteps:
             self.hello = frame
             answer = self._offer(frame)
             self.welcome = answer if isinstance(answer, Welcome) else None
+            if self.welcome is not None and self.welcome.used:
+                self.use = Use(frame.attempt, frame.have)
             return answer
         expected = self.hello and self.welcome and not self.use
         if isinstance(frame, Use) and expected and frame.attempt == self.hello.attempt:  # type: ignore[union-attr]

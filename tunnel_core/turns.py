@@ -50,6 +50,14 @@ class Turns:
         stream.deficit = min(_NEW_QUANTUM, self._quantum)
         self._new.append(stream)
 
+    def demote(self) -> None:
+        """All streams are new again, as their carrier was lost: those that are known to be bulk are not."""
+        bulk = [stream for stream in self._new if stream.send.queued > _NEW_QUANTUM]
+        self._new = deque(stream for stream in self._new if stream not in bulk)
+        for stream in bulk:
+            stream.deficit = _LEAST_QUANTUM  # the last quantum was that of another link
+        self._old.extend(bulk)
+
     def may_go(self, bulk: int, quick: int) -> bool:
         """Whether these budgets let anybody send."""
         return bool((self._new and quick > 0) or (self._old and bulk > 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections import Counter
 
@@ -11,6 +12,7 @@ LOCAL = "local"
 """The source of unix sockets: the file's mode decides who comes in, so only the total bounds them."""
 
 
+@functools.lru_cache(1024)
 def source_of(address: str) -> str:
     """What counts as one source: an IPv4 address, or an IPv6 /64 (what one customer gets, RFC 6177)."""
     if not address:

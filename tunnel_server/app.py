@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 
 import trio
 
-from certs.x509 import Usage, identity_of_leaf
+from certs.authority_folder import retired_keys
+from certs.rotation import Step
+from certs.x509 import Usage, proven_leaf
 from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import CarrierFailed
 from tunnel_core.counters import Counters, Snapshot
@@ -51,9 +53,14 @@ from tunnel_server.keeping import keep_store
 from tunnel_server.listeners import Handler, Listener, listen_tcp, listen_unix
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
+from tunnel_server.own_certificate import OwnCertificate
 from tunnel_server.reach import bound_addresses, worth_telling
 from tunnel_server.records import Records
+from tunnel_server.refusals import Refusals, about
 from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.standing import Ended, Standing
+from tunnel_server.store.audit import AuditLine
+from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld
 from tunnel_server.store.store import Store
@@ -76,8 +83,13 @@ class Server:
         self.nodes = Nodes(trio.current_time, _now)
         self.counters = Counters()
         self.followers = Followers(self.nodes.events, self.counters)
-        self.records = Records(self.counters, config.log, trio.current_time)
-        self.opener = Opener(self.nodes, self.records, trust_domain=config.trust_domain)
+        self.standing = Standing(_now)
+        self.standing.on_ended = self._note_ended
+        self.refusals = Refusals(self._audit, trio.current_time)
+        self.records = Records(self.counters, config.log, trio.current_time, self.refusals)
+        self.opener = Opener(
+            self.nodes, self.records, trust_domain=config.trust_domain, standing=self.standing
+        )
         self.pool = CreditPool(Limits().credit_pool)
         self.attachments = Attachments(
             AttachSettings(config.trust_domain, config.agents.max, _link_limits(config)),
@@ -85,13 +97,17 @@ class Server:
             self.pool,
             nursery,
             self.counters,
+            self.standing,
+            self.refusals,
         )
         self.listeners: list[Listener] = []
         self.agent_addresses: list[str] = []
         self.ops_addresses: list[str] = []
         self._nursery = nursery
+        self._changing = trio.Lock()
         self._missing = "starting"
         self._credentials = _read_credentials(config)
+        self.attachments.trust_bundle = self._credentials.roots_to_tell()
         self._authority = config.data_dir / AUTHORITY_FOLDER
         self._contexts = TlsContexts(replace(tls_files(config.tls), authority=self._authority))
         self._carriers: CarrierServer | None = None
@@ -124,8 +140,10 @@ class Server:
     async def _open_store(self, stack: AsyncExitStack) -> None:
         """Takes the data folder first, and gives it back last."""
         try:
-            kept = keep_store(self.config, self.nodes.events, self._nursery, _now)
+            kept = keep_store(self.config, self.nodes.events, self.refusals, self._nursery, _now)
             self._store = await stack.enter_async_context(kept)
+            self.standing.go_by(self._store.revoked)
+            self._nursery.start_soon(self.standing.watch)
         except StoreHeld as error:
             raise CannotStart(str(error)) from error
         except StoreError as error:
@@ -134,9 +152,10 @@ class Server:
     async def _open_all(self, bridge: Bridge, stack: AsyncExitStack) -> None:
         await self._open_ops()
         await self._open_agents(bridge, stack)
-        self._nursery.start_soon(self.attachments.end_expired, _now)
         self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
         await self._open_entrances()
+        own = OwnCertificate(self.config, self.store, self._changing, _now, self.reload)
+        self._nursery.start_soon(own.keep)
 
     async def _open_agents(self, bridge: Bridge, stack: AsyncExitStack) -> None:
         config = self.config
@@ -208,13 +227,26 @@ class Server:
         admin: AdminEntrance | None = None,
     ) -> Front:
         limits = self._head_limits()
-        return Front(entrance, identify, self.records, limits, connect, api, admin=admin)
+        return Front(
+            entrance, identify, self.records, limits, connect, api, admin=admin, standing=self.standing
+        )
 
     def _api(self) -> ApiEntrance:
         return ApiEntrance(self.nodes, self.followers, trio.current_time, _now)
 
     def _admin(self) -> AdminEntrance:
-        return AdminEntrance(Actions(self.config, self.store, on_rotated=self.reload))
+        live = self.standing.proven
+        return AdminEntrance(Actions(self.config, self.store, self._rotated, self._changing, live))
+
+    def _rotated(self, step: Step, forced: bool) -> None:
+        """Everything goes by the new files from here on. Who was to be cut off goes now."""
+        self.reload()
+        if step is not Step.RETIRE or not forced:
+            return
+        try:
+            self.standing.retire(retired_keys(self.config.data_dir / AUTHORITY_FOLDER))
+        except (OSError, ValueError) as error:
+            _log.error("sessions and streams of the retired root go on until they end: %s", error)
 
     def _est(self) -> EstEntrance:
         identity, domain = self.config.identity, self.config.trust_domain
@@ -281,6 +313,7 @@ class Server:
             _log.error("the certificates stay as they were: %s", error)
             return
         self._credentials = credentials
+        self.attachments.trust_bundle = credentials.roots_to_tell()
         if self._carriers is not None:
             self._carriers.reload(credentials.tls)
         if self._enrolment is not None:
@@ -314,13 +347,17 @@ class Server:
     def _access(self) -> OpsAccess:
         ops, domain = self.config.ops, self.config.trust_domain
 
-        def check(leaf: bytes) -> object:
-            return identity_of_leaf(leaf, usage=Usage.CLIENT, role=Role.USER, trust_domain=domain)
+        def check(leaf: bytes) -> None:
+            proven = proven_leaf(leaf, usage=Usage.CLIENT, role=Role.USER, trust_domain=domain)
+            self.standing.require(proven)
 
         return OpsAccess(ops.bearer_file, (lambda: self._contexts.current) if ops.tls else None, check)
 
     def _ops_pages(self) -> OpsPages:
-        return OpsPages(self._snapshot, self.missing, degraded=lambda: self._audit_dropped() > 0)
+        return OpsPages(self._snapshot, self.missing, degraded=self._is_degraded)
+
+    def _is_degraded(self) -> bool:
+        return self._store is not None and (self._store.is_failing or self._store.audit_dropped > 0)
 
     def _snapshot(self) -> Snapshot:
         per_node = self.config.metrics.per_node
@@ -331,6 +368,18 @@ class Server:
             per_node=per_node,
             audit_dropped=self._audit_dropped(),
         )
+
+    def _audit(self, line: AuditLine) -> None:
+        if self._store is not None:
+            self._store.note_nowait(line)
+
+    def _note_ended(self, ended: Ended) -> None:
+        proven, refused = ended.proven, ended.refused
+        sentence = f"{ended.count} sessions, streams or answers were ended: {refused.detail}"
+        log_event(_log, logging.WARNING, sentence, reason=refused.reason, serial=proven.serial)
+        reason = refused.reason.word
+        line = AuditLine(AuditKind.ENDED, serial=proven.serial, reason=reason, detail=sentence)
+        self._audit(about(proven.identity, line))
 
     def _audit_dropped(self) -> int:
         return self._store.audit_dropped if self._store else 0

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 
 import trio
 
-from certs.life import Life, life_of
-from certs.x509 import Usage, identity_of_leaf
+from certs.x509 import IdentityError, Proven, Usage, proven_leaf
 from tunnel_core import __version__
 from tunnel_core.attempt import Attempt
 from tunnel_core.bucket import Bucket
@@ -29,14 +26,19 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AttachRejected, ServerSteps
 from tunnel_server.nodes import Nodes
+from tunnel_server.refusals import Refusals
 from tunnel_server.sessions import Held, Sessions
+from tunnel_server.standing import Entry, Standing
 
 _log = logging.getLogger("qanat.attach")
 
+ENTRANCE = "agents"
 _RETRY_MS = 5000
-_EXPIRY_SECONDS = 1.0
-_FAREWELL_SECONDS = 2.0
-"""For all agents together to hear that we stop; a link gives its own up within one second."""
+_SHUT_OUT_RETRY_MS = 300_000
+"""For those whom only a person lets in again."""
+_SHUT_OUT = {Reason.REVOKED, Reason.CERTIFICATE_EXPIRED, Reason.ROOT_RETIRED}
+_FAREWELL_SECONDS = 2.5
+"""For all agents together to hear that we stop; a link gives its own up within two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,21 @@ class AttachSettings:
 class _Arrival:
     """An attach under way. ``held`` is the session it asks to go on with, None for a new one."""
 
-    node: str
-    life: Life | None = None  # of the certificate that its carrier showed
+    proven: Proven | None  # what its carrier has proven; None if that is nothing that may be used
     held: Held | None = None
     link: Link | None = None  # the session that it began
+    refused: Refused | None = None  # why nothing was offered
+
+    @property
+    def node(self) -> str:
+        return self.proven.identity.name if self.proven is not None else ""
 
 
 class Attachments:
-    """Takes carriers in, and keeps the sessions they carry; ``counters`` hears of every outcome."""
+    """Takes carriers in, and keeps the sessions they carry; ``counters`` hears of every outcome.
+
+    ``standing`` ends the sessions of those who have to go, ``refusals`` hears of those who were not let in.
+    """
 
     def __init__(
         self,
@@ -72,8 +81,12 @@ class Attachments:
         pool: CreditPool,
         nursery: trio.Nursery,
         counters: Counters,
+        standing: Standing | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         self.stopping = False
+        self.trust_bundle = b""
+        """Roots (PEM) that agents are told; empty tells them nothing."""
         self.limits = settings.limits
         self.send_pool = SendPool(settings.limits.send_pool)
         self._settings = settings
@@ -81,11 +94,12 @@ class Attachments:
         self._pool = pool
         self._nursery = nursery
         self._counters = counters
+        self._standing = standing or Standing()
+        self._refusals = refusals
         self._failures = LineLimiter()
         self._arrivals: dict[Attempt, _Arrival] = {}
         self._sessions = Sessions()
-        self._links: set[Link] = set()  # also those that ended and still say so to their agent
-        self._lives: dict[Link, Life] = {}  # of what the carrier that each is on has shown
+        self._links: dict[Link, Entry] = {}  # also those that ended and still say so to their agent
 
     @property
     def pending_count(self) -> int:
@@ -94,8 +108,8 @@ class Attachments:
 
     def take(self, carrier: Carrier) -> None:
         """Begins the attach of a new carrier. Called by the carrier's server; never blocks or raises."""
-        node, refused = self._identify(carrier)
-        arrival = _Arrival(node, _life(carrier) if refused is None else None)
+        proven, refused = self._identify(carrier)
+        arrival = _Arrival(proven)
 
         def offer(hello: Hello) -> Welcome | Rejected:
             try:
@@ -105,29 +119,30 @@ class Attachments:
             except AttachRejected as rejected:
                 return Rejected(rejected.reason, rejected.detail, int(rejected.retry_after_seconds * 1000))
             except Refused as answer:
-                return Rejected(answer.reason, answer.detail, _RETRY_MS)
+                arrival.refused = answer
+                wait_ms = _SHUT_OUT_RETRY_MS if answer.reason in _SHUT_OUT else _RETRY_MS
+                return Rejected(answer.reason, answer.detail, wait_ms)
 
         attempt = Attempt(carrier, ServerSteps(offer), self._used)
         self._arrivals[attempt] = arrival
         self._nursery.start_soon(self._keep, attempt, arrival)
 
-    def _identify(self, carrier: Carrier) -> tuple[str, Refused | None]:
+    def _identify(self, carrier: Carrier) -> tuple[Proven | None, Refused | None]:
         domain = self._settings.trust_domain
         try:
-            identity = identity_of_leaf(
-                carrier.peer.leaf_pem, usage=Usage.CLIENT, role=Role.NODE, trust_domain=domain
-            )
+            leaf = carrier.peer.leaf_pem
+            return proven_leaf(leaf, usage=Usage.CLIENT, role=Role.NODE, trust_domain=domain), None
         except Refused as refused:
-            return "", refused
+            return None, refused
         except Exception:  # one odd certificate must not end the server
             _log.exception("the certificate of %s could not be read", carrier.peer.address)
-            return "", Refused(Reason.INTERNAL_ERROR)
-        return identity.name, None
+            return None, Refused(Reason.INTERNAL_ERROR)
 
-    # Hello: what is offered. Nothing is moved or taken over yet.
+    # Hello: what is offered. Nothing is taken over yet, and nothing moves unless the hello says so.
 
     def _offer(self, arrival: _Arrival, hello: Hello) -> Welcome:
         """The answer to a hello. Raises ``Refused``."""
+        self._standing.require(arrival.proven)
         if hello.version != VERSION:
             detail = f"this server speaks version {VERSION}, the agent {hello.version}; update the older one"
             raise Refused(Reason.VERSION_MISMATCH, detail)
@@ -136,7 +151,10 @@ class Attachments:
         arrival.held = self._sessions.maybe_find(arrival.node, hello)
         if arrival.held is not None:
             link = arrival.held.link
-            return self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
+            welcome = self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
+            welcome = welcome._replace(resumed=True, used=hello.use)
+            told = link.welcome.trust_bundle == self.trust_bundle
+            return welcome if told else welcome._replace(trust_bundle=self.trust_bundle)
         self._check_room(arrival.node)
         self._nodes.check_duplicate(arrival.node, hello)
         session, secret = secrets.token_bytes(16), SessionSecret(secrets.token_bytes(32))
@@ -154,7 +172,7 @@ class Attachments:
     def _welcome(
         self, hello: Hello, node: str, session: bytes, secret: SessionSecret, have: int = 0
     ) -> Welcome:
-        """An old session has no secret to tell."""
+        """For a new session; an old one has no secret to tell."""
         limits = self._settings.limits
         return Welcome(
             version=VERSION,
@@ -168,8 +186,8 @@ class Attachments:
             early_data_limit=limits.early_data,
             initial_credit=limits.initial_credit,
             alias=node_alias(node),
+            trust_bundle=self.trust_bundle if secret else b"",
             grace_ms=int(limits.grace_seconds * 1000),
-            resumed=not secret,
         )
 
     # Use: what moves.
@@ -180,19 +198,22 @@ class Attachments:
         steps = attempt.steps
         assert isinstance(steps, ServerSteps) and steps.hello is not None and steps.use is not None
         try:
+            assert arrival.proven is not None
+            self._standing.require(arrival.proven)  # asked again: it may have been revoked since the hello
             if arrival.held is None:
-                arrival.link = self._begin(attempt, steps.hello, arrival)
+                arrival.link = self._begin(attempt, steps.hello, arrival.proven)
             else:
                 self._sessions.use(arrival.held, steps.use.attempt)
-                arrival.held.link.hello = steps.hello
-                self._note_life(arrival.held.link, arrival)
-                arrival.held.link.move_to(attempt, max(steps.hello.have, steps.use.have))
+                link = arrival.held.link
+                link.hello = steps.hello
+                self._links[link].renew(arrival.proven)
+                link.move_to(attempt, max(steps.hello.have, steps.use.have))
         except BaseException:
             self._arrivals[attempt] = arrival
             raise
 
-    def _begin(self, attempt: Attempt, hello: Hello, arrival: _Arrival) -> Link:
-        node = arrival.node
+    def _begin(self, attempt: Attempt, hello: Hello, proven: Proven) -> Link:
+        node = proven.identity.name
         # Asked again: between welcome and use the last place may have gone, or the server begun to stop.
         self._check_room(node)
         link = Link(
@@ -209,31 +230,11 @@ class Attachments:
         link.peer_address = attempt.peer_address
         self._nodes.attach(node, link)
         self._sessions.add(link, hello.attempt)
-        self._links.add(link)
-        self._note_life(link, arrival)
+        self._links[link] = self._standing.enter(proven, lambda why: link.end(why.reason, why.detail))
         link.move_to(attempt, 0)
         self._counters.attached()
         self._log_link(link, f"node {node} attached", software=link.software)
         return link
-
-    # A session does not outlive the certificate that its carrier has shown.
-
-    def _note_life(self, link: Link, arrival: _Arrival) -> None:
-        if arrival.life is not None:
-            self._lives[link] = arrival.life
-
-    async def end_expired(self, wall: Callable[[], datetime]) -> None:
-        """Ends what outlived its certificate, within a second. Runs until it is cancelled.
-
-        Agents renew long before and move to a carrier with the new one; who does not has been refused.
-        """
-        while True:
-            await trio.sleep(_EXPIRY_SECONDS)
-            now = wall()
-            for link in [link for link, life in self._lives.items() if now >= life.ends]:
-                ended = f"{self._lives.pop(link).ends:%Y-%m-%d %H:%M} UTC"
-                detail = f"the certificate of node {link.node} ended at {ended}, and no newer one was shown"
-                link.end(Reason.CERTIFICATE_EXPIRED, detail)
 
     def _befell(self, link: Link, event: LinkEvent) -> None:
         if event is LinkEvent.RESUMED:
@@ -275,8 +276,7 @@ class Attachments:
 
     def _note_end(self, link: Link) -> None:
         reason, detail = link.ended or (Reason.SESSION_LOST, Reason.SESSION_LOST.meaning)
-        self._links.discard(link)
-        self._lives.pop(link, None)
+        self._links.pop(link).leave()
         self._sessions.discard(link)
         self._counters.session_ended(reason)
         self._nodes.detach(link, reason, detail)
@@ -287,6 +287,9 @@ class Attachments:
             self._note_abandoned(attempt, arrival)
             return
         self._counters.attached(refused.reason)
+        if self._refusals is not None:
+            told = _named(arrival.refused or refused, arrival.proven)
+            self._refusals.note(ENTRANCE, attempt.peer_address, told)
         left_out = self._failures.note(refused.reason, trio.current_time())
         if left_out is None:
             return
@@ -328,12 +331,11 @@ class Attachments:
                 await link.wait_given_up()
 
 
-def _life(carrier: Carrier) -> Life | None:
-    """None for a leaf of a form that only its issuer and TLS understand: then TLS alone sees to its end."""
-    try:
-        return life_of(carrier.peer.leaf_pem)
-    except ValueError:
-        return None
+def _named(refused: Refused, proven: Proven | None) -> Refused:
+    """The refusal with the one whom it befell, where that is proven."""
+    if proven is None or isinstance(refused, IdentityError):
+        return refused
+    return IdentityError(refused.reason, refused.detail, proven.identity, proven.serial)
 
 
 def _ping_interval(limits: Limits, hello: Hello) -> float:

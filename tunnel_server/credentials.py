@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from certs.bundle import MAX_ROOTS, split_pem
 from certs.files import KeyFileError, read_private
 from certs.x509 import Description, describe
 from tunnel_core.carrier import ServerTls
@@ -34,6 +35,21 @@ class Credentials:
 
     def expired(self, now: datetime) -> bool:
         return now >= self.said.ends
+
+    def roots_to_tell(self) -> bytes:
+        """The roots (PEM) that agents are told to trust: all of the trust file's.
+
+        Empty, with a line in the log, if they are too many or stand between other text.
+        """
+        try:
+            roots = list(dict.fromkeys(split_pem(self.tls.roots_pem)))
+        except ValueError as error:
+            _log.warning("agents are not told of the roots in the trust file: %s", error)
+            return b""
+        if len(roots) > MAX_ROOTS:
+            _log.warning("agents are not told of %d roots: %d are too many", len(roots), MAX_ROOTS + 1)
+            return b""
+        return b"".join(roots)
 
     def log(self, now: datetime) -> None:
         """The line about the certificate, a warning if it ends soon."""

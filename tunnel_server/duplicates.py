@@ -1,8 +1,9 @@
 """Two machines with one node's certificate must not take the session from each other for ever. No clock.
 
-A takeover between different boots is a machine that was restarted, once. More than three in two minutes
-are two machines, such as a cloned SD card: then the one that is attached stays, and the other is told
-to wait. (Two minutes and not one, because an agent of ours that was taken over waits 15 to 30 s.)
+A takeover between different boots is a machine that was restarted, once. More than three in a minute are
+two machines, such as a cloned SD card: then the one that is attached stays, and the other is told to wait.
+An agent of ours that was taken over waits 10 s, so two of them meet here in the fourth takeover, half a
+minute after the first. The other one tries again all the time; two minutes without that, and it is gone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from collections import deque
 
 MOST_TAKEOVERS = 3
-WINDOW_SECONDS = 120.0
+WINDOW_SECONDS = 60.0
+REMEMBERED_SECONDS = 120.0
 RETRY_SECONDS = 60.0
 
 
@@ -32,7 +34,7 @@ class Duplicates:
         recent = len(times) == MOST_TAKEOVERS and times[0] > now - WINDOW_SECONDS
         if not recent and not self.is_duplicate(node, now):
             return False
-        self._until[node] = now + WINDOW_SECONDS
+        self._until[node] = now + REMEMBERED_SECONDS
         return True
 
     def is_duplicate(self, node: str, now: float) -> bool:

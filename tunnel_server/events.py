@@ -1,9 +1,11 @@
 """What befell the nodes, newest last: a bounded ring that can be read from any point. No I/O.
 
 Ids rise by one, and go on rising when the server starts again: the first of a run is the time in
-milliseconds, and no server notes a thousand events a second for long. So a follower's last id keeps its
-meaning over a restart without anything being stored. A clock that was set back makes ids smaller than
-what a follower has; it then gets the whole ring, since all of that is new to it.
+milliseconds, or above the newest that was restored; no server notes a thousand events a second for long.
+So a follower's last id keeps its meaning over a restart, even where nothing was stored. A clock that was set
+back makes ids smaller than what a follower has; it then gets all there is, since that is new to it.
+
+What earlier runs have left is restored before the first event of this one, and forgotten first.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import enum
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -49,13 +51,21 @@ class Events:
     def __init__(self, wall: Callable[[], datetime], *, most: int = MAX_EVENTS) -> None:
         self.on_event: Callable[[NodeEvent], None] | None = None
         self._wall = wall
-        self._ring: deque[NodeEvent] = deque(maxlen=most)
+        self._most = most
+        self._restored: deque[NodeEvent] = deque()
+        self._ring: deque[NodeEvent] = deque(maxlen=most)  # of this run; ids without holes
         self._last_id = int(wall().timestamp() * 1000)
+        self._before_run = self._last_id
 
     @property
     def last_id(self) -> int:
         """Of the newest event, or one below what the first will have."""
         return self._last_id
+
+    def restore(self, events: Sequence[NodeEvent]) -> None:
+        """Puts the events of earlier runs, in their order, before the first of this one."""
+        self._restored = deque(events, maxlen=self._most)
+        self._last_id = self._before_run = max([self._last_id, *(event.id for event in events[-1:])])
 
     def add(
         self, kind: Kind, node: str, session_id: str, reason: Reason | None = None, detail: str = ""
@@ -65,23 +75,31 @@ class Events:
         cut = detail[:_MAX_DETAIL]
         event = NodeEvent(self._last_id, self._wall(), kind, node, session_id, reason, cut)
         self._ring.append(event)
+        if self._restored and len(self._restored) + len(self._ring) > self._most:
+            self._restored.popleft()
         if self.on_event is not None:
             self.on_event(event)
 
     def newest(self, most: int, node: str = "") -> list[NodeEvent]:
         """The last ``most`` events, of ``node`` if it is named, in their order."""
-        wanted = (event for event in reversed(self._ring) if node in ("", event.node))
+        all_of_them = itertools.chain(reversed(self._ring), reversed(self._restored))
+        wanted = (event for event in all_of_them if node in ("", event.node))
         return list(itertools.islice(wanted, most))[::-1]
 
     def after(self, last_id: int = 0, node: str = "", most: int = MAX_EVENTS) -> list[NodeEvent]:
         """The first ``most`` that came after the one with this id, of ``node`` if it is named."""
-        start = max(0, last_id - self._first_id + 1) if last_id <= self._last_id else 0
-        newer = itertools.islice(self._ring, start, None)
+        last_id = last_id if last_id <= self._last_id else 0
+        start = max(0, last_id - self._first_id + 1)
+        newer: Iterable[NodeEvent] = itertools.islice(self._ring, start, None)
+        if last_id < self._before_run:
+            newer = itertools.chain((event for event in self._restored if event.id > last_id), newer)
         return list(itertools.islice((event for event in newer if node in ("", event.node)), most))
 
     def has_gap(self, last_id: int) -> bool:
         """Whether events between this one and the oldest kept one may be gone."""
-        return not self._first_id - 1 <= last_id <= self._last_id
+        if last_id >= self._before_run:
+            return not self._first_id - 1 <= last_id <= self._last_id
+        return all(event.id != last_id for event in self._restored)
 
     @property
     def _first_id(self) -> int:

@@ -8,12 +8,12 @@ the paths of ``est`` are open to those who are nobody yet, or no user.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import h11
 
-from certs.x509 import Usage, identity_of_leaf
+from certs.x509 import IdentityError, Usage, proven_leaf
 from tunnel_core.http import HeadLimits, HttpConnection, serve_http
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
@@ -28,6 +28,7 @@ from tunnel_server.listeners import Accepted
 from tunnel_server.opening import NotOpened
 from tunnel_server.policy import User, require_user, user_of
 from tunnel_server.records import Records
+from tunnel_server.standing import Standing
 
 Identify: TypeAlias = Callable[[Accepted], User]
 """Says who is there, or raises ``Refused``."""
@@ -45,6 +46,7 @@ class Front:
     api: ApiEntrance | None = None
     est: EstEntrance | None = None
     admin: AdminEntrance | None = None
+    standing: Standing = field(default_factory=Standing)
 
     async def serve(self, accepted: Accepted) -> None:
         """Serves one connection to its end."""
@@ -60,6 +62,7 @@ class Front:
                 return
             if isinstance(user, Refused):
                 raise user
+            self.standing.require(user.proven)
             await self._dispatch(http, request, user, accepted.source)
 
         def note(refused: Refused) -> None:
@@ -89,7 +92,8 @@ class Front:
         elif self.admin is not None and request.target.startswith(ADMIN_PATH.encode()):
             await self.admin.handle(http, request, user)
         elif self.api is not None and request.target.startswith(ROOT.encode()):
-            await self.api.handle(http, request)
+            with self.standing.ending(user.proven):
+                await self.api.handle(http, request)
         else:
             raise Refused(Reason.NOT_FOUND, self._what_there_is())
 
@@ -113,8 +117,12 @@ def by_certificate(trust_domain: str) -> Identify:
                 "no client certificate was shown; get one with `qanat-server issue user NAME` "
                 "and use it (curl: --proxy-cert, --cert)",
             )
-        user = user_of(identity_of_leaf(leaf, usage=Usage.CLIENT))
-        require_user(user, trust_domain)
+        proven = proven_leaf(leaf, usage=Usage.CLIENT)
+        user = user_of(proven)
+        try:
+            require_user(user, trust_domain)
+        except Refused as refused:
+            raise IdentityError(refused.reason, refused.detail, proven.identity, proven.serial) from None
         return user
 
     return identify

@@ -17,6 +17,8 @@ from tunnel_server.listeners import Accepted, Handler, Reporter
 
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 64 * 1024
+_BY_VERIFICATION = {10: Reason.CERTIFICATE_EXPIRED, 26: Reason.WRONG_ROLE}
+"""X509_V_ERR_CERT_HAS_EXPIRED and _INVALID_PURPOSE, x509_vfy.h; other certificates prove nothing here."""
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -109,5 +111,7 @@ async def _linger(stream: SocketStream) -> None:
 
 def _reason(error: trio.BrokenResourceError) -> Reason:
     cause = error.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return _BY_VERIFICATION.get(cause.verify_code, Reason.UNAUTHENTICATED)
     too_old = isinstance(cause, ssl.SSLError) and cause.reason == "UNSUPPORTED_PROTOCOL"
     return Reason.TLS_TOO_OLD if too_old else Reason.HANDSHAKE_FAILED

@@ -19,6 +19,7 @@ from tunnel_server.nodes import Nodes
 from tunnel_server.policy import User, authorise
 from tunnel_server.records import Records
 from tunnel_server.routing import Route
+from tunnel_server.standing import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,12 @@ class NotOpened(Refused):
 
 
 class Opener:
-    """Opens streams for all entrances."""
+    """Opens streams for all entrances. ``standing`` ends those whose user has to go."""
 
-    def __init__(self, nodes: Nodes, records: Records, *, trust_domain: str) -> None:
+    def __init__(
+        self, nodes: Nodes, records: Records, *, trust_domain: str, standing: Standing | None = None
+    ) -> None:
+        self._standing = standing or Standing()
         self.nodes = nodes
         self.records = records
         self.trust_domain = trust_domain
@@ -53,7 +57,8 @@ class Opener:
         passage = Passage(self, wish)
         self._begin(passage, wish, early_data)
         try:
-            yield passage
+            with self._standing.entered(wish.user.proven, passage.cut):
+                yield passage
             await passage.stream.aclose()
         except Refused as refused:
             passage.fail(refused)
@@ -94,7 +99,8 @@ class Passage:
         self._opener = opener
         self._wish = wish
         self._asked_at = trio.current_time()
-        self._opened = self._spoke = False
+        self._opened: StreamFacts | None = None
+        self._spoke = False
         self._reason = Reason.DONE
         self._detail = ""
 
@@ -104,9 +110,9 @@ class Passage:
 
     def note_opened(self) -> None:
         """The far dial succeeded: called by the link, once."""
-        self._opened = True
+        self._opened = _facts(self._wish, self.stream.id)
         seconds = trio.current_time() - self._asked_at
-        self._opener.records.opened(self._current_facts(), seconds, self.stream.address)
+        self._opener.records.opened(self._opened, seconds, self.stream.address)
 
     async def relay(self, user: trio.abc.Stream) -> None:
         """Joins the user's side and the stream until both have ended. Raises nothing of its own."""
@@ -132,22 +138,25 @@ class Passage:
         self.end(reason, detail)
         self.stream.reset(self._reason, self._detail)
 
+    def cut(self, refused: Refused) -> None:
+        """Its user has to go: both sides are broken off at once, the user's too."""
+        self.end(refused.reason, refused.detail)
+        self.stream.reset(refused.reason, refused.detail)
+
     def write_down(self) -> None:
         """The line and the counts of the end."""
-        records, facts = self._opener.records, self._current_facts()
-        if not self._opened:
+        records = self._opener.records
+        if self._opened is None:
+            facts = _facts(self._wish, self.stream.id)
             records.not_opened(facts, Refused(self._reason, self._detail))
             return
         records.closed(
-            facts,
+            self._opened,
             (self._reason, self._detail),
             seconds=trio.current_time() - self._asked_at,
             bytes_to_target=self.stream.bytes_out,
             bytes_to_user=self.stream.bytes_in,
         )
-
-    def _current_facts(self) -> StreamFacts:
-        return _facts(self._wish, self.stream.id)
 
 
 def blame(error: BaseException) -> tuple[Reason, str]:

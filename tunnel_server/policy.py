@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.routing import Route
+
+if TYPE_CHECKING:
+    from certs.x509 import Proven
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An authenticated person or program. ``via`` says how it is known, for the log."""
+    """An authenticated person or program. ``via`` says how it is known, for the log.
+
+    ``proven`` is the certificate that says so, where there is one.
+    """
 
     name: str
     role: Role
     trust_domain: str
     via: str  # "certificate", "unix", "loopback" or "address"
+    proven: Proven | None = None
 
 
-def user_of(identity: SpiffeId) -> User:
+def user_of(proven: Proven) -> User:
     """The user that a proven leaf certificate names."""
-    return User(identity.name, identity.role, identity.trust_domain, "certificate")
+    identity = proven.identity
+    return User(identity.name, identity.role, identity.trust_domain, "certificate", proven)
 
 
 def require_user(user: User, trust_domain: str) -> None:

@@ -9,12 +9,23 @@ from tunnel_core.counters import Counters
 from tunnel_core.logs import RefusalLines, StreamFacts
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log
+from tunnel_server.refusals import Refusals
 
 
 class Records:
-    """``log`` says which streams get lines; ``clock`` gives steady seconds."""
+    """``log`` says which streams get lines; ``clock`` gives steady seconds.
 
-    def __init__(self, counters: Counters, log: Log, clock: Callable[[], float]) -> None:
+    ``refusals`` are told of those who were not let in.
+    """
+
+    def __init__(
+        self,
+        counters: Counters,
+        log: Log,
+        clock: Callable[[], float],
+        refusals: Refusals | None = None,
+    ) -> None:
+        self._refusals = refusals
         self._counters = counters
         self._log = log
         self._clock = clock
@@ -63,8 +74,14 @@ class Records:
         """Somebody was refused before it was clear who it is."""
         self._counters.refused_unauthenticated(entrance, refused.reason)
         self._lines.refused(entrance, source, refused, now=self._clock())
+        self._note(entrance, source, refused)
 
     def request_refused(self, entrance: str, user: str, source: str, refused: Refused) -> None:
         """A known user was refused before a stream was asked for: the node's name is wrong, for example."""
         self._counters.refused(entrance, refused.reason)
         self._lines.refused(entrance, source, refused, now=self._clock(), user=user)
+        self._note(entrance, source, refused)
+
+    def _note(self, entrance: str, source: str, refused: Refused) -> None:
+        if self._refusals is not None:
+            self._refusals.note(entrance, source, refused)

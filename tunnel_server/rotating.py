@@ -20,23 +20,29 @@ from certs.bundle import split_pem
 from certs.ca import LEAF_DAYS, AuthorityError, create_authority, create_issuing
 from certs.files import KeyFileError, write_public
 from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, Step, require_nobody_cut
-from certs.x509 import describe, facts_of, is_signed_by, pin_of
+from certs.x509 import Proven, describe, facts_of, is_signed_by, pin_of
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.config import ServerConfig
 
 AUTHORITY_FOLDER = "ca"
+_UNKNOWN = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+"""When what the store does not know was issued: before anything."""
 _SAME_MOMENT = datetime.timedelta(hours=1)
 """``init`` makes authority and store together; this is far more than lies between them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the store knows: certificates in use, and since when it writes them down."""
+    """What the store knows: certificates in use, and since when it writes them down.
+
+    ``live`` are those by which somebody is in now, known to the store or not.
+    """
 
     alive: Sequence[Alive]
     since: datetime.datetime
     now: datetime.datetime
+    live: Sequence[Proven] = ()
 
 
 class Rotating:
@@ -171,7 +177,24 @@ class Rotating:
 
     def _cut(self, rotation: Rotation, step: Step, known: Known) -> list[Alive]:
         alive = [one for one in known.alive if one.role is not Role.SERVER]
-        return rotation.cut_by(step, [*alive, *self._own(rotation)])
+        return rotation.cut_by(step, [*alive, *self._live(rotation, step, known), *self._own(rotation)])
+
+    def _live(self, rotation: Rotation, step: Step, known: Known) -> list[Alive]:
+        """Who is in by a certificate of the old root that the store does not tell of.
+
+        One that a newer certificate of the same name has replaced is ready for the switch, and not for
+        the end of its root.
+        """
+        serials = {one.serial for one in known.alive}
+        names = {(one.role, one.name) for one in known.alive} if step is Step.SWITCH else set()
+        pin = rotation.generations[0].pin
+        keys = authority_folder.issuing_keys(self._folder, rotation, pin)
+        found = {
+            one.serial: Alive(one.identity.role, one.identity.name, one.serial, pin, _UNKNOWN)
+            for one in known.live
+            if one.issuer_key in keys and one.serial not in serials
+        }
+        return [one for one in found.values() if (one.role, one.name) not in names]
 
     def _own(self, rotation: Rotation) -> list[Alive]:
         """The server's certificate as it is in use, whatever the store knows of it."""

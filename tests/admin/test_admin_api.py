@@ -13,6 +13,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certs.rotation import Step
 from certs.token import parse_token
 from certs.x509 import pin_of
 from tests.server.edge import Edge, now, open_edge, receive_all
@@ -68,7 +69,7 @@ async def site(folder: Path, *, has_admin: bool = True) -> AsyncIterator[Site]:
         api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, now)
         made: list[Site] = []
 
-        def count() -> None:
+        def count(step: Step, forced: bool) -> None:
             made[0].rotated += 1
 
         actions = Actions(config, store, count)

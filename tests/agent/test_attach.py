@@ -159,8 +159,16 @@ async def test_after_a_takeover_the_other_agent_is_left_alone_for_long(
 ) -> None:
     servers, state = Servers((100.0, Reason.TAKEN_OVER)), state_of()
     await attach_until_it_stays(servers, state)
-    assert servers.gaps()[0] - 100 >= CAP / 2
+    assert servers.gaps()[0] - 100 >= CAP / 3
     assert "another agent runs as edge1" in state.troubles[0].text
+
+
+async def test_a_server_that_was_restarted_has_offered_another_session(
+    autojump_clock: trio.testing.MockClock, longest_waits: None
+) -> None:
+    servers = Servers((100.0, Reason.UNKNOWN_SESSION), (5.0, Reason.UNKNOWN_SESSION))
+    await attach_until_it_stays(servers, state_of())
+    assert servers.gaps() == pytest.approx([100, 5 + 1]), "one that ended young waits as any other"
 
 
 async def test_the_servers_advice_is_obeyed_within_a_bound(

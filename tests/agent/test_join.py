@@ -76,6 +76,15 @@ async def test_it_survives_a_kill_after_each_step_that_leaves_something(cloud: C
     assert await cloud.uses(token) == len(steps)
 
 
+async def test_it_clears_away_what_a_killed_one_was_writing(cloud: Cloud, tmp_path: Path) -> None:
+    edge = machine(tmp_path)
+    edge.folder.mkdir(exist_ok=True)
+    for name in (".node.pem.0123456789abcdef", ".agent.toml.0123456789abcdef"):
+        (edge.folder / name).touch()
+    assert (await edge.join(cloud.https, await cloud.token("edge1"), "--name", "edge1")).code == 0
+    assert sorted(file.name for file in edge.folder.iterdir()) == ["agent.toml", "node.pem"]
+
+
 async def killed_after(step: str, command: list[str], token: str) -> None:
     process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None

@@ -13,6 +13,7 @@ from certs.files import (
     make_private_folder,
     read_private,
     remove_interrupted,
+    remove_staged,
     write_private,
     write_public,
 )
@@ -92,3 +93,10 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -
     remove_interrupted(tmp_path / "[key]")
     remove_interrupted(tmp_path / "never")
     assert {file.name for file in tmp_path.iterdir()} == {".[key].old", "k"}
+
+
+def test_what_a_killed_writer_left_goes_without_the_file(tmp_path: Path) -> None:
+    for name in ("key", ".key.0123456789abcdef"):
+        (tmp_path / name).touch()
+    remove_staged(tmp_path / "key")
+    assert [file.name for file in tmp_path.iterdir()] == ["key"]

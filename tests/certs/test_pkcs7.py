@@ -63,3 +63,11 @@ def test_what_is_no_answer_is_told(data: bytes, sentence: str) -> None:
 def test_garbage_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError, match="it "):
         read_certs_only(base64.b64encode(data))
+
+
+def test_a_certificate_of_an_unknown_version_is_a_value_error() -> None:
+    der = base64.b64decode(certs_only(AUTHORITY.roots_pem))
+    version = b"\xa0\x03\x02\x01"
+    assert version + b"\x02" in der
+    with pytest.raises(ValueError, match="can be read"):
+        read_certs_only(base64.b64encode(der.replace(version + b"\x02", version + b"\x01")))

@@ -270,3 +270,17 @@ def test_a_chain_leads_to_its_own_root_alone(authority: Authority) -> None:
     assert not is_signed_by(chain, other.roots_pem)
     assert not is_signed_by(chain[::-1], authority.roots_pem)
     assert not is_signed_by(chain[:1], authority.roots_pem)
+
+
+# A stranger's certificate may be well-formed and still not readable for the library.
+
+
+def test_an_odd_name_is_a_value_error_and_nothing_else() -> None:
+    pem = foreign_leaf(["spiffe://elsewhere/node/edge1"])
+    der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+    odd = der.replace(b"\x0c\x09elsewhere", b"\x03\x09\x00lsewhere")
+    assert odd != der
+    with pytest.raises(ValueError, match="cannot be read"):
+        describe(odd)
+    assert not is_signed_by([odd], pem)
+    assert identity_of_leaf(odd, usage=Usage.CLIENT).name == "edge1"

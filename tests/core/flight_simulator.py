@@ -50,8 +50,7 @@ class Bounding(Protocol):
     def packet_bytes(self) -> int: ...
     def deadline(self) -> float: ...
     def room(self, now: float) -> int: ...
-    @property
-    def quick_room(self) -> int: ...
+    def quick_room(self, now: float) -> int: ...
 
 
 class Unbounded:
@@ -85,10 +84,9 @@ class Unbounded:
         return math.inf
 
     def room(self, now: float) -> int:
-        return self.quick_room
+        return self.quick_room(now)
 
-    @property
-    def quick_room(self) -> int:
+    def quick_room(self, now: float) -> int:
         return max(0, self.limit - self.in_flight)
 
 
@@ -120,21 +118,29 @@ class Pipe:
 
     def __init__(self, clock: Clock, megabits: float, delay: float, queue_seconds: float) -> None:
         self.delay = delay
+        self.dropped = 0  # IP packets, for want of room
         self._clock = clock
         self._rate = megabits * _MEGABIT
         self._queue = max(2 * (_MSS + _HEADERS), queue_seconds * self._rate)
         self._free_at = 0.0
         self._arrives = 0.0
+        self._losing = False
 
     def change_rate(self, megabits: float) -> None:
         waiting = max(0.0, self._free_at - self._clock.now) * self._rate
         self._rate = megabits * _MEGABIT
         self._free_at = self._clock.now + waiting / self._rate
 
+    def lose_next(self) -> None:
+        """The next packet never arrives, whatever it is."""
+        self._losing = True
+
     def send(self, size: int, call: Callable[..., None], *arguments: Any) -> None:
         now = self._clock.now
         start = max(self._free_at, now)
-        if (start - now) * self._rate + size > self._queue:
+        if self._losing or (start - now) * self._rate + size > self._queue:
+            self._losing = False
+            self.dropped += 1
             return
         self._free_at = start + size / self._rate
         self._arrives = max(self._arrives, self._free_at + self.delay)  # never out of order
@@ -532,7 +538,7 @@ class End:
 
     def _next_packet(self) -> Sent | None:
         now, messages = self._now, list[Message]()
-        while self._quick and 64 * len(messages) < self.flight.quick_room:
+        while self._quick and 64 * len(messages) < self.flight.quick_room(now):
             messages.append(self._quick.popleft())
         bulk = int(min(self.bulk_left, self._credit - self._bulk_sent))
         if not bulk:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tunnel_core.attempts import Abandon, Attempts, Carried, Start
 
-WELL = Carried(lost=False, quiet=False, heard_at=0.0, round_trip_seconds=0.05)
-QUIET = Carried(lost=False, quiet=True, heard_at=0.0, round_trip_seconds=0.05)
-LOST = Carried(lost=True, quiet=False, heard_at=-math.inf, round_trip_seconds=0.05)
+WELL = Carried(lost=False, quiet=False, heard_at=0.0, answer_seconds=1.0)
+QUIET = Carried(lost=False, quiet=True, heard_at=0.0, answer_seconds=1.0)
+LOST = Carried(lost=True, quiet=False, heard_at=-math.inf, answer_seconds=1.0)
 
 
 def attempts() -> Attempts:
@@ -42,22 +42,71 @@ def test_a_lost_carrier_is_replaced_at_once_and_then_every_one_to_two_seconds() 
         assert machine.due == 100 + stride
 
 
-def test_at_most_two_are_under_way_and_the_oldest_goes_first() -> None:
+def test_at_most_two_are_under_way_and_a_third_replaces_the_younger() -> None:
     machine = attempts()
     assert machine.poll(100, QUIET, 0) == [Start(1, 10)]
     assert machine.poll(101, QUIET, 0) == [Start(2, 10)]
+    assert machine.poll(102, QUIET, 0) == [Abandon(2), Start(3, 10)]
+
+
+def test_one_that_is_connected_is_replaced_by_none() -> None:
+    machine = attempts()
+    machine.poll(100, QUIET, 0)
+    machine.poll(101, QUIET, 0)
+    assert not machine.connected(2, QUIET)
     assert machine.poll(102, QUIET, 0) == [Abandon(1), Start(3, 10)]
+    assert not machine.connected(3, QUIET)
+    assert machine.poll(103, QUIET, 0) == [] and machine.due > 103
+    machine.failed(2)
+    assert machine.poll(104, QUIET, 0) == [Start(4, 10)]
+
+
+def test_without_a_carrier_one_attempt_at_a_time_is_bound() -> None:
+    machine = attempts()
+    machine.poll(100, LOST, 0)
+    machine.poll(101, LOST, 0)
+    assert machine.connected(1, LOST)
+    assert not machine.connected(2, LOST), "the server may have moved to the first"
+    machine.failed(1)
+    machine.poll(102, LOST, 0)
+    assert machine.connected(3, LOST)
+    assert machine.welcomed(2, LOST), "who is welcomed is used, bound or not"
+    assert machine.moved(102.5) == [Abandon(3)]
+
+
+def test_beside_a_carrier_that_may_live_none_is_bound() -> None:
+    machine = attempts()
+    machine.poll(100, QUIET, 0)
+    assert not machine.connected(1, QUIET)
+    assert machine.welcomed(1, QUIET)
+
+
+def test_a_bound_attempt_is_used_whatever_was_heard() -> None:
+    machine = attempts()
+    machine.poll(100, LOST, 0)
+    assert machine.connected(1, LOST)
+    assert machine.welcomed(1, LOST)
+    assert not machine.connected(1, LOST), "it is no longer under way"
 
 
 def test_attempts_at_a_far_server_live_longer() -> None:
-    far = Carried(lost=True, quiet=False, heard_at=-math.inf, round_trip_seconds=0.7)
+    far = Carried(lost=True, quiet=False, heard_at=-math.inf, answer_seconds=4 * 0.7)
     gap = 4 * 0.7
     assert starts(attempts(), far, 103, chance=0) == pytest.approx([100, 100 + gap], abs=0.02)
 
 
 def test_a_pong_that_sat_out_an_outage_does_not_keep_the_agent_from_trying() -> None:
-    lost = Carried(lost=True, quiet=False, heard_at=-math.inf, round_trip_seconds=60)
+    lost = Carried(lost=True, quiet=False, heard_at=-math.inf, answer_seconds=240)
     assert starts(attempts(), lost, 130, chance=1) == [100, 110, 120]
+
+
+def test_another_route_gives_up_what_tries_the_old_one() -> None:
+    machine = attempts()
+    machine.poll(100, QUIET, 0)
+    machine.poll(101, QUIET, 0)
+    machine.connected(1, QUIET)
+    machine.route_changed()
+    assert machine.poll(101.5, QUIET, 0) == [Abandon(2), Start(3, 10)]
 
 
 def test_old_trouble_is_tried_one_at_a_time_with_growing_waits() -> None:
@@ -77,14 +126,14 @@ def test_old_trouble_is_tried_one_at_a_time_with_growing_waits() -> None:
 def test_an_attempt_is_used_only_if_the_old_carrier_brought_nothing_since() -> None:
     machine = attempts()
     machine.poll(100, QUIET, 0)
-    assert not machine.welcomed(1, Carried(False, True, 100.2, 0.05))
+    assert not machine.welcomed(1, Carried(False, True, 100.2, 1.0))
     machine.poll(101, QUIET, 0)
-    assert machine.welcomed(2, Carried(False, True, 99.0, 0.05))
+    assert machine.welcomed(2, Carried(False, True, 99.0, 1.0))
 
 
 def drowning(late_since: float) -> Carried:
     """It brings something all the time, but nothing tells of what was sent then."""
-    return Carried(False, False, heard_at=1e9, round_trip_seconds=0.05, late_since=late_since)
+    return Carried(False, False, heard_at=1e9, answer_seconds=1.0, late_since=late_since)
 
 
 def test_an_attempt_that_was_quicker_than_an_answer_of_the_old_carrier_is_used() -> None:
@@ -93,6 +142,18 @@ def test_an_attempt_that_was_quicker_than_an_answer_of_the_old_carrier_is_used()
     assert machine.poll(100.5, drowning(99), 0) == [], "it may tell"
     assert machine.due == math.inf, "nothing more is tried beside a carrier that lives"
     assert machine.welcomed(1, drowning(99))
+
+
+def test_beside_a_carrier_that_brings_something_one_is_tried_in_ten_seconds() -> None:
+    machine, started, now = attempts(), [], 100.0
+    while now < 130:
+        for action in machine.poll(now, drowning(99), 0):
+            if isinstance(action, Start):
+                started.append(now)
+                machine.failed(action.number)
+        assert machine.due == math.inf, "what is late tells when it is looked at again"
+        now += 0.5
+    assert started == [100, 110, 120]
 
 
 def test_what_was_sent_after_an_attempt_began_says_nothing_about_it() -> None:
@@ -148,6 +209,17 @@ def test_a_link_that_is_lost_again_and_again_makes_no_tight_loop() -> None:
     assert started <= 11
 
 
+def test_a_session_that_moved_is_in_young_trouble_when_it_is_lost_again() -> None:
+    machine, now = attempts(), 100.0
+    for _ in range(40):  # a link that is cut every three seconds
+        started = [action for action in machine.poll(now, LOST, 1.0) if isinstance(action, Start)]
+        assert started, "at once, and not in a while"
+        assert machine.welcomed(started[0].number, LOST)
+        machine.moved(now)
+        machine.poll(now, WELL, 0)
+        now += 3
+
+
 def test_a_changed_route_starts_one_attempt_in_five_seconds() -> None:
     machine = attempts()
     started = 0
@@ -173,7 +245,7 @@ def test_a_refresh_moves_a_session_that_is_well() -> None:
 
 
 def heard(at: float) -> Carried:
-    return Carried(lost=False, quiet=False, heard_at=at, round_trip_seconds=0.05)
+    return Carried(lost=False, quiet=False, heard_at=at, answer_seconds=0.2)
 
 
 def test_a_refresh_that_fails_is_tried_again_ever_rarer() -> None:
@@ -216,6 +288,8 @@ def test_whoever_polls_when_it_is_due_never_spins(steps: list[tuple[Carried, flo
         now += waits
         if one_fails and under_way:
             machine.failed(under_way.pop())
+        elif under_way:
+            machine.connected(max(under_way), carried)
 
 
 def test_on_a_metered_link_attempts_are_rarer() -> None:

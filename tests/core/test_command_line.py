@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tunnel_core.command_line import CommandError, ExitCode, exit_code_of, require_extra
+from tunnel_core.command_line import CommandError, ExitCode, LateGroup, exit_code_of, require_extra
 from tunnel_core.reasons import Reason, Refused
 
 
@@ -53,3 +53,28 @@ def test_a_missing_extra_is_named_with_its_cure(capsys: pytest.CaptureFixture[st
         require_extra("no_such_module_anywhere", "cli")
     assert caught.value.code == 2
     assert 'pip install "qanat[cli]"' in capsys.readouterr().err
+
+
+# Ctrl-C.
+
+
+@click.command("wait")
+def _interrupted() -> None:
+    raise BaseExceptionGroup("a nursery", [BaseExceptionGroup("another", [KeyboardInterrupt()])])
+
+
+@click.command("broken")
+def _broken() -> None:
+    raise BaseExceptionGroup("a nursery", [KeyboardInterrupt(), ValueError("a fault")])
+
+
+def test_an_interrupt_out_of_nurseries_is_an_interrupt() -> None:
+    here = f"{__name__}:_interrupted"
+    ran = CliRunner().invoke(LateGroup(places={"wait": here}), ["wait"])
+    assert (ran.exit_code, ran.output.strip()) == (1, "Aborted!")
+
+
+def test_a_fault_beside_an_interrupt_is_not_hidden() -> None:
+    here = f"{__name__}:_broken"
+    with pytest.raises(BaseExceptionGroup, match="a nursery"):
+        CliRunner().invoke(LateGroup(places={"broken": here}), ["broken"])

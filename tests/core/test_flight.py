@@ -37,9 +37,9 @@ steps = st.lists(
 def hold_invariants(flight: Flight, now: float) -> None:
     room = flight.room(now)
     assert 4 * KIB <= flight.limit <= LIMITS.max_send_memory
-    assert 2 * KIB <= flight.packet_bytes <= LIMITS.max_packet_bytes
+    assert 1280 <= flight.packet_bytes <= LIMITS.max_packet_bytes
     assert room >= 0
-    assert flight.quick_room >= 0
+    assert flight.quick_room(now) >= 0
     assert flight.in_flight >= 0
     assert 0 <= flight.rate_bytes_per_second < math.inf
     assert 0 <= flight.min_round_trip_seconds < math.inf
@@ -56,7 +56,7 @@ def test_whatever_the_peer_confirms_and_stamps_nothing_stops(story: list[Step]) 
     for step in story:
         now += step.seconds
         if step.kind in ("send", "quick"):
-            room = flight.room(now) if step.kind == "send" else min(64, flight.quick_room)
+            room = flight.room(now) if step.kind == "send" else min(64, flight.quick_room(now))
             if room:
                 number += 1
                 flight.sent(number, min(room, flight.packet_bytes), now)
@@ -127,7 +127,7 @@ def test_a_new_carrier_believes_nothing_of_the_old_one() -> None:
     now = exchange(flight, 1, 100, start=1.0)
     flight.sent(101, 10_000, now)
     flight.reset(now)
-    assert (flight.limit, flight.in_flight, flight.rate_bytes_per_second) == (32 * KIB, 0, 0.0)
+    assert (flight.limit, flight.in_flight, flight.rate_bytes_per_second) == (8 * KIB, 0, 0.0)
     flight.sent(102, 10_000, now)
     flight.confirmed(101, stamp(now), now + 0.01)
     assert flight.in_flight == 10_000
@@ -140,12 +140,12 @@ def test_a_full_flight_lets_quick_bytes_through_up_to_a_budget() -> None:
     while flight.room(0.0):
         number += 1
         flight.sent(number, flight.packet_bytes, 0.0)
-    assert 0 < flight.quick_room <= 2 * flight.packet_bytes
-    flight.sent(number + 1, flight.quick_room, 0.0)
-    assert flight.quick_room == 0
+    assert 0 < flight.quick_room(0.0) <= 2 * flight.packet_bytes
+    flight.sent(number + 1, flight.quick_room(0.0), 0.0)
+    assert flight.quick_room(0.0) == 0
 
 
 def test_a_confirmation_is_asked_for_several_times_a_flight() -> None:
     flight = Flight(LIMITS, 0.0)
-    asked = [flight.sent(number, 2 * KIB, 0.0) for number in range(1, 9)]
-    assert asked.count(True) == 4
+    asked = [flight.sent(number, 512, 0.0) for number in range(1, 17)]
+    assert asked.count(True) == 8

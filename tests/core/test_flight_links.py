@@ -10,7 +10,7 @@ import random
 import pytest
 
 from tests.core.flight_simulator import Foreign, Link, Loopback, stall_often
-from tunnel_core.limits import MIB
+from tunnel_core.limits import KIB, MIB
 
 QUEUES = (0.05, 0.5)
 
@@ -51,12 +51,40 @@ def test_without_the_limit_a_keystroke_takes_seconds() -> None:
     assert link.key_extra(since, 0.5) > 1.0
 
 
+@pytest.mark.parametrize("start", [0.0, 0.033, 0.061])
+@pytest.mark.parametrize("queue", QUEUES)
 @pytest.mark.parametrize("up", [False, True])
-def test_a_thin_long_link(up: bool) -> None:
-    link = Link(2, 0.3, 0.5)
-    since, down, _ = busy(link, up=up, settle=8.0)
-    link.clock.run(25)
+def test_a_thin_long_link(up: bool, queue: float, start: float) -> None:
+    link = Link(2, 0.3, queue)
+    link.clock.run(start)  # out of step with the keys
+    since, down, _ = busy(link, up=up, settle=6.0 + start)
+    dropped = link.down.dropped, link.up.dropped
+    link.clock.run(22)
+    assert (link.down.dropped, link.up.dropped) == dropped, "eight segments are queue enough"
     assert link.key_extra(since) < 0.150
+    assert link.share(link.agent, since, down) > 0.80
+
+
+def test_the_first_packets_of_a_carrier_fit_a_short_queue() -> None:
+    link = Link(2, 0.3, 0.05)
+    link.server.start_bulk()
+    link.clock.run(1.0)
+    assert link.agent.bulk_received > 8 * KIB
+    assert link.down.dropped == 0
+
+
+@pytest.mark.parametrize("lost", [1, 4])
+def test_what_a_loss_costs_is_over_within_seconds(lost: int) -> None:
+    link = Link(2, 0.3, 0.05)
+    busy(link, settle=12.0)
+    dropped = link.down.dropped
+    for number in range(lost):
+        link.clock.at(12.0 + 0.05 * number, link.down.lose_next)
+    link.clock.run(14)
+    since, down = 14.0, link.agent.bulk_received
+    link.clock.run(18)
+    assert link.down.dropped == dropped + lost, "no loss makes others"
+    assert link.key_extra(12.0, 1.0) < 0.400
     assert link.share(link.agent, since, down) > 0.80
 
 

@@ -31,13 +31,13 @@ from tunnel_core.stream import StreamReset
 
 @asynccontextmanager
 async def unattached(
-    answer: Welcome | Rejected | None = None, on_used: Callable[[Attempt], None] = lambda _: None
+    answer: Welcome | Rejected | None = None, decide: Callable[[Attempt], None] = lambda _: None
 ) -> AsyncIterator[tuple[Attempt, Attempt, trio.Nursery]]:
     """A server's and an agent's attempt that nobody takes through the attach yet."""
     async with trio.open_nursery() as nursery:
         near, far = memory_carriers(nursery)
         steps = ServerSteps(lambda _: answer or welcome(Limits()))
-        yield Attempt(near, steps, on_used), Attempt(far, AgentSteps(hello(Limits()))), nursery
+        yield Attempt(near, steps, decide), Attempt(far, AgentSteps(hello(Limits()))), nursery
         nursery.cancel_scope.cancel()
 
 
@@ -74,7 +74,7 @@ class TestAttaching:
         def refuse(_: Attempt) -> None:
             raise Refused(Reason.STALE_ATTEMPT)
 
-        async with unattached(on_used=refuse) as (server, agent, nursery):
+        async with unattached(decide=refuse) as (server, agent, nursery):
             heard = trio.Event()
             nursery.start_soon(failure_of, server)
             await agent.settle(10)
@@ -229,7 +229,7 @@ class TestEnding:
             start = trio.current_time()
             link: Link = getattr(pair, listener)
             assert (await link.wait_ended())[0] is Reason.PING_TIMEOUT
-            assert 15 <= trio.current_time() - start <= 46
+            assert 5 <= trio.current_time() - start <= 15 + 5 + 3
 
     async def test_a_cancelled_run_leaves_no_task_and_gives_the_carrier_up(self) -> None:
         async with eager_links() as (pair, _):

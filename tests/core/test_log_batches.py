@@ -37,11 +37,13 @@ def run(*steps: object) -> list[str]:
 
     async def main() -> None:
         hold_lines()
-        for step in steps:
+        for number, step in enumerate(steps):
             if isinstance(step, float):
                 await trio.sleep(step)
-            elif isinstance(step, tuple):
+            elif isinstance(step, tuple) and number % 2:
                 log.log(*step)
+            elif isinstance(step, tuple):
+                logs.log_event(log, *step)
             elif callable(step):
                 await step()
             seen.append(written())

@@ -41,3 +41,18 @@ async def test_the_owner_hears_of_the_answer_once() -> None:
         assert heard == ["127.0.0.1:22"]
         stream.reset(Reason.USER_LEFT)
         far.reset(Reason.USER_LEFT)
+
+
+async def test_an_owner_who_has_left_hears_of_no_answer(autojump_clock: trio.testing.MockClock) -> None:
+    """It has written down already that nothing was opened."""
+    async with memory_links() as pair:
+        heard: list[bool] = []
+        stream = pair.server.open(
+            TARGET, user="operator", entrance="tcp", on_opened=lambda: heard.append(True)
+        )
+        far = await pair.opened.receive()
+        far.accept("127.0.0.1:22")  # on its way
+        stream.reset(Reason.USER_LEFT)
+        await trio.sleep(1)
+        assert not heard
+        far.reset(Reason.USER_LEFT)

@@ -74,6 +74,17 @@ def test_three_steps() -> None:
     assert server.receive(Use(1, 7)) is None and server.use == Use(1, 7)
 
 
+def test_two_steps_where_the_hello_says_use_and_the_server_heeds_it() -> None:
+    said = hello(LIMITS)._replace(attempt=3, have=7, use=True)
+    server = ServerSteps(lambda _: welcome(LIMITS)._replace(used=True))
+    assert server.receive(said) == server.welcome and server.use == Use(3, 7)
+    with pytest.raises(PeerFault):
+        server.receive(Use(3, 7))
+    deaf = ServerSteps(lambda _: welcome(LIMITS))
+    deaf.receive(said)
+    assert deaf.use is None
+
+
 def test_a_rejection_carries_its_reason_and_advice() -> None:
     server = ServerSteps(lambda _: Rejected(Reason.TOO_MANY_SESSIONS, "full", 5000))
     answer = server.receive(hello(LIMITS))
@@ -269,11 +280,109 @@ def _time_of_death(session: Session, start: float) -> float:
             pass
 
 
-def test_silence_is_found_by_both_ends_after_two_missed_pings() -> None:
+def test_silence_of_an_idle_session_is_found_by_both_ends_soon_after_the_first_ping() -> None:
     ends = settled()
     interval = LIMITS.ping_interval_seconds
-    assert 2 * interval <= _time_of_death(ends.agent, ends.now) <= 3 * interval
-    assert 2 * interval <= _time_of_death(ends.server, ends.now) <= 2 * interval + 1
+    assert interval + 5 <= _time_of_death(ends.agent, ends.now) <= interval + 8
+    assert interval + 5 <= _time_of_death(ends.server, ends.now) <= interval + 6
+
+
+def busy() -> Ends:
+    """A session whose streams moved something just now, and which has pinged since."""
+    ends = settled()
+    ends.server_mux.open(REQUEST).push(b"x")
+    ends.move()
+    ends.tick(1)
+    ends.move()
+    return ends
+
+
+def test_silence_of_a_busy_session_is_found_by_both_ends_in_seconds() -> None:
+    ends = busy()
+    assert 5 <= _time_of_death(ends.agent, ends.now) <= 8
+    ends = busy()
+    assert 5 <= _time_of_death(ends.server, ends.now) <= 7
+
+
+def test_the_first_byte_after_a_rest_makes_the_next_ping_due() -> None:
+    ends = settled()
+    ends.now += 10
+    ends.server_mux.open(REQUEST).push(b"x")
+    ends.server.next_packet(ends.now)
+    assert ends.server.late_at() == ends.now + ends.server.patience_seconds, "nothing was late until now"
+    ends.server.receive(Packet(0, 1, ()), 10, ends.now)
+    assert ends.server.late_at() - ends.now == pytest.approx(1 + ends.server.patience_seconds)
+    assert 5 <= _time_of_death(ends.server, ends.now) <= 7
+
+
+def test_a_busy_session_is_pinged_every_second_though_no_pong_comes() -> None:
+    ends = busy()
+    sent = []
+    for _ in range(5):
+        ends.now += 1
+        ends.agent.tick(ends.now)
+        packet = ends.agent.next_packet(ends.now)
+        assert packet is not None
+        (ping,) = packet.frames
+        assert isinstance(ping, Ping)
+        sent.append((ends.now, ping.token))
+    # Any of them will do, and the older ones are done with.
+    at, token = sent[3]
+    ends.now += 0.5
+    ends.agent.receive(Packet(0, 0, (Pong(token),)), 10, ends.now)
+    assert ends.agent.round_trip_seconds == pytest.approx(ends.now - at)
+    ends.agent.receive(Packet(0, 0, (Pong(sent[1][1]),)), 10, ends.now)
+    assert ends.agent.round_trip_seconds == pytest.approx(ends.now - at), "an older one says nothing any more"
+    assert ends.agent.late_at() == pytest.approx(sent[4][0] + ends.agent.patience_seconds)
+
+
+def test_of_the_pongs_that_come_together_after_an_outage_the_newest_counts() -> None:
+    ends = busy()
+    before = ends.agent.patience_seconds
+    for _ in range(5):
+        ends.now += 1
+        ends.agent.tick(ends.now)
+        ends.agent.next_packet(ends.now)
+    for token, _ in list(ends.agent._pings_sent):
+        ends.agent.receive(Packet(0, 0, (Pong(token),)), 10, ends.now + 0.1)
+    assert ends.agent.round_trip_seconds == pytest.approx(0.1)
+    assert ends.agent.patience_seconds == before == LIMITS.late_seconds
+
+
+def test_an_idle_session_is_pinged_every_second_from_the_first_late_pong_on() -> None:
+    ends = settled()
+    start, times = ends.now, []
+    while len(times) < 5:
+        ends.now = ends.agent.deadline()
+        ends.agent.tick(ends.now)
+        if ends.agent.next_packet(ends.now):
+            times.append(ends.now - start)
+    first = LIMITS.ping_interval_seconds
+    assert times == pytest.approx([first, first + 1, first + 2, first + 3, first + 4])
+
+
+def test_no_more_pings_wait_for_an_answer_than_can_be_counted() -> None:
+    ends = busy()
+    for _ in range(200):
+        ends.now += 1
+        ends.agent.receive(Packet(0, 0, ()), 10, ends.now)  # not silent, so not dead
+        ends.agent.tick(ends.now)
+        while ends.agent.next_packet(ends.now):
+            pass
+    assert len(ends.agent._pings_sent) <= 32
+
+
+def test_who_was_away_itself_looks_twice_before_it_calls_the_peer_dead() -> None:
+    for name in ("agent", "server"):
+        ends = busy()
+        session = getattr(ends, name)
+        ends.now += 60
+        session.tick(ends.now)
+        while session.next_packet(ends.now):
+            pass
+        frame = Pong(session._token) if name == "agent" else Ping(99)
+        session.receive(Packet(0, 0, (frame,)), 10, ends.now)  # it was there all the time
+        assert _time_of_death(session, ends.now) >= 5
 
 
 def test_a_peer_that_sends_but_answers_late_is_not_dead() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from tunnel_core.own_sockets import has_lost_its_address, hold_back
 from tunnel_core.sever import sever_accepted, sever_dialled
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and TCP_USER_TIMEOUT")
+_IP_FREEBIND = 15
 FULL = bytes(1 << 20)
 
 
@@ -48,6 +51,43 @@ def test_by_where_it_came_from(ends: tuple[socket.socket, socket.socket]) -> Non
     host, port = dialled.getsockname()[:2]
     sever_accepted({f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "192.0.2.1:1"})
     _assert_ended(accepted, dialled)
+
+
+@pytest.mark.parametrize(("address", "is_gone"), [("127.0.0.1", False), ("::1", False), ("192.0.2.77", True)])
+def test_an_address_that_the_machine_does_not_have(address: str, is_gone: bool) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as dialled:
+        dialled.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # stands for one that was taken away
+        dialled.bind((address, 0))
+        dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 23_458)
+        assert has_lost_its_address(23_458) is is_gone
+        assert not has_lost_its_address(23_459)
+
+
+def test_who_is_held_back_sends_slowly_until_released() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as dialled:
+        dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+        dialled.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        with accepted:
+            dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 23_460)
+            dialled.setblocking(False)
+            hold_back(23_460, held=True)
+            sent = dialled.send(FULL)
+            slow = _received(accepted, 1.0, sent)
+            assert slow < sent / 2
+            hold_back(23_460, held=False)
+            # What is paced already waits for its time; at the old pace all of it would take seven seconds.
+            assert slow + _received(accepted, 4.0, sent - slow) == sent
+
+
+def _received(sock: socket.socket, seconds: float, most: int) -> int:
+    """Bytes that come within this time, until there are as many as that."""
+    count, end = 0, time.monotonic() + seconds
+    with contextlib.suppress(TimeoutError):
+        while count < most and (left := end - time.monotonic()) > 0:
+            sock.settimeout(left)
+            count += len(sock.recv(1 << 20))
+    return count
 
 
 def _assert_ended(severed: socket.socket, other: socket.socket) -> None:

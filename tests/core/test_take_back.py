@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes.memory_link import welcome
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.frames import Data, DataParts, Draining, End, Frame, Open, Packet
+from tunnel_core.frames import Data, DataParts, Draining, End, Frame, Open, Opened, Packet
 from tunnel_core.halves import PeerFault
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.mux import Mux
@@ -46,6 +46,25 @@ def test_opens_come_again_first_in_order_and_without_early_data() -> None:
     data = {frame.stream: bytes(frame.payload) for frame in frames if isinstance(frame, Data)}
     assert data == {1: b"early", 3: b"later"}
     assert first.send.confirmed == 0
+
+
+def test_a_key_goes_before_the_bulk_that_comes_again() -> None:
+    mux = opener()
+    session = server(mux)
+    bulk, shell = mux.open(REQUEST), mux.open(REQUEST)
+    said(session)
+    for stream in (bulk, shell):
+        mux.receive(Opened(stream.number, 1024 * KIB))
+    bulk.push(bytes(600 * KIB))
+    said(session)
+    session.move(1, 1.0)  # the opens have arrived
+    shell.push(b"key")
+    frames = mux.take(100 * KIB, 100 * KIB)[0]
+    data = [frame.stream for frame in frames if isinstance(frame, Data | DataParts)]
+    assert data[0] == shell.number and data[1:] == [bulk.number] * 2
+    shell.push(b"another")
+    data = [f.stream for f in mux.take(8 * KIB, 8 * KIB)[0] if isinstance(f, Data | DataParts)]
+    assert data.index(shell.number) <= 1, "the last link's quantum counts for nothing"
 
 
 def test_what_the_peer_has_is_confirmed_by_the_move() -> None:

@@ -74,14 +74,15 @@ def connect(connection: socket.socket, authority: str) -> Answer:
 
 
 def read_answer(connection: socket.socket) -> Answer:
-    head = _read_head(connection)
+    head = read_head(connection)
     status_line = head.split(b"\r\n", 1)[0].decode("latin-1")
     _, _, rest = status_line.partition(" ")
     status, _, phrase = rest.partition(" ")
     return Answer(int(status) if status.isdigit() else 0, phrase, connection)
 
 
-def _read_head(connection: socket.socket) -> bytes:
+def read_head(connection: socket.socket) -> bytes:
+    """An answer's head and not a byte more."""
     head = b""
     while not head.endswith(b"\r\n\r\n") and len(head) < _MAX_HEAD:
         byte = connection.recv(1)

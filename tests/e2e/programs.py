@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from tests.e2e import clients, tools
 from tests.e2e.processes import Process, run
@@ -162,6 +163,10 @@ class Server(Program):
         return load(self.config_file, ServerConfig).tls.trust_file
 
     @property
+    def trust_domain(self) -> str:
+        return load(self.config_file, ServerConfig).trust_domain
+
+    @property
     def admin_socket(self) -> Path:
         return self.data_dir / "admin.sock"
 
@@ -176,16 +181,32 @@ class Server(Program):
         self.write_config(merged(merged(written, self._own_settings()), changes or {}))
 
     def issue_node(self, name: str, path: Path) -> Path:
-        self._qanat_server("issue", "node", name, "--config", str(self.config_file), "--out", str(path))
+        self.command_line("issue", "node", name, "--out", str(path))
         return path
 
     def issue_user(self, name: str, path: Path) -> Path:
-        self._qanat_server("issue", "user", name, "--config", str(self.config_file), "--out", str(path))
+        self.command_line("issue", "user", name, "--out", str(path))
         return path
 
     def issue_user_pem(self, name: str, folder: Path) -> None:
         """One PEM file each for key, certificate and roots, as an API server wants them."""
-        self._qanat_server("issue", "user", name, "--config", str(self.config_file), "--pem", str(folder))
+        self.command_line("issue", "user", name, "--pem", str(folder))
+
+    def command_line(self, *arguments: str) -> str:
+        """What ``qanat-server ARGUMENTS`` for this installation prints, whether it runs or not."""
+        return self._qanat_server(*arguments, "--config", str(self.config_file))
+
+    def command_json(self, *arguments: str) -> Any:
+        return json.loads(self.command_line(*arguments, "--json"))
+
+    def token(self, node: str = "", **more: Any) -> str:
+        """A new join token of the running server: for one node, or as ``more`` says."""
+        return str(self.tell("tokens/create", **({"node": node} if node else {}), **more)["token"])
+
+    def audit(self, **question: Any) -> list[dict[str, Any]]:
+        """Lines of the audit of the running server, newest last."""
+        lines: list[dict[str, Any]] = self.ask(f"/api/v1/admin/audit?{urlencode(question)}")["audit"]
+        return lines
 
     def connect(self, authority: str, *, timeout_seconds: float = 20) -> clients.Answer:
         """CONNECT over the unix socket, as the user that its peer's uid means."""
@@ -218,11 +239,20 @@ class Server(Program):
 
     def ask(self, path: str) -> Any:
         """What the API answers on the admin socket."""
+        return self._ask(f"GET {path}", b"")
+
+    def tell(self, act: str, **arguments: Any) -> Any:
+        """Does what only an administrator may, over the admin socket; ``act`` as ``nodes/revoke``."""
+        return self._ask(f"POST /api/v1/admin/{act}", json.dumps(arguments).encode())
+
+    def _ask(self, what: str, body: bytes) -> Any:
+        lines = [f"{what} HTTP/1.1", "Host: admin", "Connection: close", "Content-Type: application/json"]
+        head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
         with self.dial_unix(self.admin_socket) as connection:
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n".encode())
-            head, _, body = clients.receive_all(connection).partition(b"\r\n\r\n")
-        assert b" 200 " in head.split(b"\r\n")[0], head
-        return json.loads(body)
+            connection.sendall(head.encode() + body)
+            answer, _, content = clients.receive_all(connection).partition(b"\r\n\r\n")
+        assert b" 200 " in answer.split(b"\r\n")[0], answer + content
+        return json.loads(content)
 
     def qanat(self, *arguments: str, deadline_seconds: float = 30) -> Any:
         """Runs ``qanat ARGUMENTS --json`` in the server's namespace and returns what it printed."""
@@ -243,10 +273,11 @@ class Server(Program):
             "log": {"level": "debug", "format": "text"},
         }
 
-    def _qanat_server(self, *arguments: str) -> None:
+    def _qanat_server(self, *arguments: str) -> str:
         argv = [tools.program("qanat-server"), *arguments]
         done = run(*argv)
         assert done.returncode == 0, f"{' '.join(argv)}: {done.stdout}{done.stderr}"
+        return done.stdout
 
 
 class Agent(Program):

@@ -21,6 +21,8 @@ _PACKAGES = {
     "chromium": "chromium",
     "conntrack": "conntrack",
     "debootstrap": "debootstrap",
+    "faketime": "faketime",
+    "git": "git",
     "ip": "iproute2",
     "iptables": "iptables",
     "node": "nodejs",
@@ -33,6 +35,7 @@ _PACKAGES = {
     "qemu-arm-static": "qemu-user-static",
     "scp": "openssh-client",
     "ss": "iproute2",
+    "taskset": "util-linux",
     "tc": "iproute2",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
@@ -49,8 +52,6 @@ _PACKAGES = {
     "runc": "runc",
     "socat": "socat",
 }
-# Where a package brings a library and no program.
-_FILES = {"libfaketime": ("libfaketime", "/usr/lib/*/faketime/libfaketime.so.1")}
 # Debian keeps these out of an ordinary user's PATH.
 _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
@@ -96,16 +97,9 @@ def require_emulated_links() -> None:
         pytest.skip("needs /dev/net/tun: modprobe tun, or run where the kernel has it")
 
 
-def packages_of(tools: Sequence[str] = (*_PACKAGES, *_FILES)) -> list[str]:
+def packages_of(tools: Sequence[str] = tuple(_PACKAGES)) -> list[str]:
     """The Debian packages of those tools that this machine does not have."""
-    programs = {_PACKAGES[tool] for tool in tools if tool in _PACKAGES and find(tool) is None}
-    files = {_FILES[tool][0] for tool in tools if tool in _FILES and find_file(tool) is None}
-    return sorted(programs | files)
-
-
-def find_file(name: str) -> Path | None:
-    """The file of ``_FILES`` of that name."""
-    return next(Path("/").glob(_FILES[name][1].lstrip("/")), None)
+    return sorted({_PACKAGES[tool] for tool in tools if find(tool) is None})
 
 
 def program(name: str) -> str:

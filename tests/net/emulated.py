@@ -119,8 +119,15 @@ class Surroundings:
         """The edge gets another address in another network; the old one is gone from both ends."""
         old = self._subnet
         self.change_route()
+        self._forget_address(old)
+
+    def lose_address(self) -> None:
+        """The edge has no address any more, until ``change_route`` gives it the next one."""
+        self._forget_address(self._subnet)
+
+    def _forget_address(self, subnet: int) -> None:
         for namespace, interface, host in ((self.edge, "eth0", 10), (self.nat, "lan", 1)):
-            namespace.run("ip", "addr", "del", f"192.168.{old}.{host}/24", "dev", interface)
+            namespace.run("ip", "addr", "del", f"192.168.{subnet}.{host}/24", "dev", interface)
 
     def change_route(self) -> None:
         """The edge's default route gets another gateway and source; what uses the old address goes on."""

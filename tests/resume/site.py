@@ -40,6 +40,7 @@ class Agent:
     def __init__(self, site: Site, instance: bytes, boot: bytes) -> None:
         self.link: Link | None = None
         self.resumer: Resumer | None = None
+        self.offered: Attempt | None = None
         self.ends: list[Reason] = []
         self.attempts = 0
         self._site = site
@@ -53,27 +54,15 @@ class Agent:
                 await trio.sleep(1)
 
     async def _live_once(self) -> None:
-        try:
-            attempt = await self.attach(10)
-        except Refused:
-            return
         site = self._site
-        assert attempt.steps.hello is not None
-        link = self.link = Link(
-            attempt.steps.hello,
-            attempt.welcome,
-            opener=False,
-            node="edge1",
-            limits=site.limits,
-            pool=CreditPool(site.limits.credit_pool),
-            send_pool=SendPool(site.limits.send_pool),
-            on_open=site.take_stream,
-        )
         try:
+            attempt, self.offered = self.offered or await self.attach(10), None
+            link = self._make_link(attempt)
             attempt.use(link)
-        except Refused:  # the carrier broke meanwhile
+        except Refused:  # also that the carrier broke meanwhile
             self.link = None
             return
+        self.link = link
         self.resumer = Resumer(
             link,
             self.attach,
@@ -86,9 +75,31 @@ class Agent:
             nursery.start_soon(link.run)
             nursery.start_soon(self.resumer.run)
             self.ends.append((await link.wait_ended())[0])
+        self.offered = self.resumer.offered
 
-    async def attach(self, patience_seconds: float) -> Attempt:
+    def _make_link(self, attempt: Attempt) -> Link:
+        site = self._site
+        assert attempt.steps.hello is not None
+        return Link(
+            attempt.steps.hello,
+            attempt.welcome,
+            opener=False,
+            node="edge1",
+            limits=site.limits,
+            pool=CreditPool(site.limits.credit_pool),
+            send_pool=SendPool(site.limits.send_pool),
+            on_open=site.take_stream,
+        )
+
+    async def attach(
+        self,
+        patience_seconds: float,
+        connected: Callable[[], bool] = lambda: False,
+        decide: Callable[[Attempt], None] | None = None,
+    ) -> Attempt:
+        await trio.sleep(self._site.connect_seconds)
         self.attempts += 1
+        use = connected()
         link = self.link if self.link and self.link.ended is None else None
         hello = memory_link.hello(self._site.limits)._replace(
             attempt=self.attempts,
@@ -97,10 +108,11 @@ class Agent:
             session=link.welcome.session if link else b"",
             secret=link.welcome.secret if link else SessionSecret(),
             have=link.received if link else 0,
+            use=use,
         )
         near, far = self._site.network.dial(LEAF)
         self._site.door.take(near)
-        attempt = Attempt(far, AgentSteps(hello))
+        attempt = Attempt(far, AgentSteps(hello), decide)
         await attempt.settle(patience_seconds)
         return attempt
 
@@ -113,6 +125,8 @@ class Site:
     far: list[Stream] = field(default_factory=list)
     """Streams as the agent has them, in the order of their opening."""
     on_look: Callable[[LinkEvent | None], None] = lambda _: None
+    connect_seconds: float = 0.0
+    """How long a dial takes."""
 
     def __post_init__(self) -> None:
         self.start_server()

@@ -124,6 +124,10 @@ class World:
             site.kill_server()
         elif what == "route" and site.agent.resumer is not None:
             site.agent.resumer.route_changed()
+        elif what == "strand" and site.agent.link is not None:
+            site.agent.link.leave(Reason.CARRIER_LOST, "its address is gone")
+        elif what == "slow":
+            site.connect_seconds = b / 50
         elif self.halves and what in ("push", "read", "end"):
             half = self.halves[a % len(self.halves)]
             half.end() if what == "end" else getattr(half, what)(1 + b * 11)
@@ -182,7 +186,7 @@ steps = st.tuples(
         + ["settle"] * 12
         + ["flush"] * 5
         + ["lose"] * 8
-        + ["wait", "open", "end", "route"] * 2
+        + ["wait", "open", "end", "route", "strand", "slow"] * 2
         + ["restart agent", "restart server"]
     ),
     st.integers(0, 30),

@@ -6,7 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.resume.site import Site, open_site
+from tests.resume.network import End
+from tests.resume.site import Agent, Site, open_site
 from tunnel_agent.state import AgentState
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
@@ -87,6 +88,102 @@ async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_cloc
         near.put_nowait(b"on the new one")
         await site.pass_time(0.5)
         assert read(far) == b"on the new one"
+
+
+def hop(site: Site, end: End) -> None:
+    """What it has to say arrives."""
+    while end.take() or end.deliver():
+        pass
+
+
+async def test_without_a_carrier_the_session_moves_with_the_hello(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        near, far = await site.streams()
+        lose_all(site)
+        near.put_nowait(b"key")
+        await site.settle()
+        agent, server = site.network.ends[-1], site.network.ends[-2]
+        hop(site, agent)  # half a round trip: the hello
+        await site.settle()
+        assert site.link.attached and site.counters.attaches == {"ok": 1, "resumed": 1}
+        assert site.agent.link is not None and not site.agent.link.attached
+        hop(site, server)  # the welcome, and all that was waiting right behind it
+        assert site.agent.link.attached and read(far) == b"key"
+        far.put_nowait(b"echo")
+        await site.settle()
+        hop(site, agent)
+        assert read(near) == b"echo"
+
+
+async def test_what_the_agent_has_to_say_waits_for_the_servers_first_word_but_not_for_long(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_site() as site:
+        near, far = await site.streams()
+        lose_all(site)
+        far.put_nowait(b"bulk")
+        start = trio.current_time()
+        await site.pass_time(0.2, step=0.01)
+        assert read(near) == b"bulk"
+        assert trio.current_time() - start < 0.5
+
+
+async def test_while_the_carrier_may_live_the_hello_moves_nothing(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        await site.streams()
+        way = site.link._way
+        await trio.sleep(2.5)  # late
+        hop(site, site.network.ends[-1])
+        await site.settle()
+        assert site.link._way is way
+        hop(site, site.network.ends[-2])
+        await site.settle()
+        assert site.agent.link is not None and site.agent.link._way is site.network.ends[-1].port
+
+
+async def test_a_server_that_does_not_move_with_the_hello_is_told_after_its_welcome(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_site() as site:
+        near, far = await site.streams()
+        offer = site.door._offer
+        site.door._offer = lambda *of: offer(*of)._replace(used=False)  # type: ignore[method-assign]
+        lose_all(site)
+        near.put_nowait(b"goes on")
+        await site.pass_time(1)
+        assert read(far) == b"goes on" and site.counters.attaches == {"ok": 1, "resumed": 1}
+
+
+async def test_a_hello_without_a_session_takes_nothing_over_whatever_it_says(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_site() as site:
+        way, welcomed = site.link._way, []
+
+        async def intrude() -> None:
+            stranger = Agent(site, b"x" * 16, b"y" * 16)
+            welcomed.append((await stranger.attach(5, lambda: True)).welcome)
+
+        site.nursery.start_soon(intrude)
+        await site.pass_time(1)
+        assert [welcome.used for welcome in welcomed] == [False]
+        assert site.link._way is way and site.link.attached
+
+
+async def test_a_carrier_that_lost_its_address_is_left_at_once(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        near, far = await site.streams()
+        old = site.link._way
+        assert site.agent.link is not None and site.agent.resumer is not None
+        assert site.agent.link._way is not None
+        site.agent.link._way.carrier.is_stranded = lambda: True  # type: ignore[method-assign]
+        start = trio.current_time()
+        site.agent.resumer.route_changed()
+        assert site.agent.link.state is LinkState.GRACE
+        near.put_nowait(b"over the other way")
+        await site.flush()
+        assert read(far) == b"over the other way" and trio.current_time() == start
+        assert site.link._way is not old
 
 
 async def test_late_only_starts_attempts_and_the_old_carrier_stays_if_it_lives(
@@ -210,12 +307,28 @@ async def test_a_restarted_server_resets_the_old_streams_at_once(autojump_clock:
     async with open_site() as site:
         _, far = await site.streams()
         site.kill_server()
+        attempts = site.agent.attempts
         await site.pass_time(0.75)
         with pytest.raises(StreamReset) as caught:
             far.receive_nowait(1)
         assert caught.value.reason is Reason.UNKNOWN_SESSION
         await site.pass_time(3)
         assert site.link.attached and site.agent.ends == [Reason.UNKNOWN_SESSION]
+        assert site.agent.attempts == attempts + 1, "the new session began where the old one was asked for"
+        near, far = await site.streams()
+        near.put_nowait(b"it works")
+        await site.pass_time(1)
+        assert read(far) == b"it works"
+
+
+async def test_a_session_that_is_offered_too_late_is_begun_elsewhere(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        site.kill_server()
+        await site.flush()
+        assert site.agent.offered is not None
+        lose_all(site)
+        await site.pass_time(5)
+        assert site.link.attached
 
 
 async def test_a_wrong_secret_disturbs_nobody(autojump_clock: MockClock) -> None:
@@ -270,6 +383,20 @@ async def test_a_bye_ends_without_grace_and_nothing_waits_for_a_carrier(autojump
             near.receive_nowait(1)
         await site.pass_time(3)
         assert site.agent.ends == [Reason.UNKNOWN_SESSION]
+
+
+async def test_on_a_slow_path_a_bye_has_the_time_that_it_needs(autojump_clock: MockClock) -> None:
+    async with open_site() as site:
+        near, _ = await site.streams()
+        link = site.link
+        assert site.agent.link is not None
+        site.agent.link._session._smooth_round_trip = 0.5
+        site.agent.link.end(Reason.AGENT_STOPPING)
+        await trio.sleep(1.5)
+        await site.flush()
+        assert link.ended is not None and link.ended[0] is Reason.AGENT_STOPPING
+        with pytest.raises(StreamReset):
+            near.receive_nowait(1)
 
 
 async def test_idle_links_ping_seldom_and_busy_ones_every_second(autojump_clock: MockClock) -> None:

@@ -59,7 +59,7 @@ async def test_nodes_attached_and_gone() -> None:
             "bytes_out": 0,
             "flight": {
                 "bytes": 0,
-                "limit": 32768,
+                "limit": 8192,
                 "bytes_per_second": 0,
                 "min_round_trip_ms": 0.0,
                 "competing": False,

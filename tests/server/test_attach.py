@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +19,6 @@ from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import CarrierPort
 from tunnel_core.counters import Counters
 from tunnel_core.credit import CreditPool
-from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.names import Target, node_alias
@@ -29,6 +27,10 @@ from tunnel_core.steps import VERSION, AgentSteps, AttachRejected
 from tunnel_core.stream import Stream, StreamReset
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
+from tunnel_server.refusals import Refusals
+from tunnel_server.standing import Standing
+from tunnel_server.store.audit import AuditLine
+from tunnel_server.store.revoked import Kind, Revocation, Revoked
 
 TARGET = Target.parse("localhost:22")
 
@@ -86,7 +88,17 @@ class Door:
         self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC))
         settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
         pool = CreditPool(self.limits.credit_pool)
-        self.attachments = Attachments(settings, self.nodes, pool, nursery, self.counters)
+        self.set_ahead = timedelta()  # the wall clock
+        self.standing = Standing(lambda: datetime.now(UTC) + self.set_ahead)
+        self.revoked, self.audited = Revoked(), list[AuditLine]()
+        self.standing.go_by(self.revoked)
+        refusals = Refusals(self.audited.append, trio.current_time)
+        self.attachments = Attachments(
+            settings, self.nodes, pool, nursery, self.counters, self.standing, refusals
+        )
+
+    def revoke(self, kind: Kind, subject: str) -> None:
+        self.revoked.put(Revocation(1, kind, subject, 0, "uid-0", ""))
 
     def dial(self, name: str, *, leaf_pem: bytes | None = None, **said: Any) -> Agent:
         """An agent of node ``name`` that comes in, with its own certificate unless told otherwise.
@@ -469,48 +481,3 @@ async def test_the_server_keeps_to_the_rate_that_an_agent_asks_for(
         assert trio.current_time() - start < 11
         assert door.link_of("edge1").attached
         stream.reset(Reason.USER_LEFT)
-
-
-def leaf_for(seconds: float) -> bytes:
-    """Of edge1, that ends in so many seconds."""
-    return pki.authority().issue(Role.NODE, "edge1", days=seconds / 86400).credential.certificate_pem
-
-
-async def test_a_session_ends_with_the_certificate_of_its_carrier(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    start = datetime.now(UTC)
-    async with open_door(grace_seconds=60) as door:
-        later = functools.partial(clock_since, start)
-        door.nursery.start_soon(door.attachments.end_expired, later)
-        agent = await door.attach("edge1", leaf_pem=leaf_for(100))
-        other = await door.attach("edge2")
-        await trio.sleep(98)
-        assert agent.link.ended is None
-        assert await agent.end() is Reason.CERTIFICATE_EXPIRED
-        assert 99 <= trio.current_time() <= 102
-        assert other.link.ended is None
-
-
-async def test_a_move_to_a_carrier_with_a_newer_certificate_lets_it_live(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    start = datetime.now(UTC)
-    async with open_door(grace_seconds=60) as door:
-        door.nursery.start_soon(door.attachments.end_expired, functools.partial(clock_since, start))
-        agent = await door.attach("edge1", leaf_pem=leaf_for(100))
-        await trio.sleep(70)
-        welcome = agent.link.welcome
-        fresh = door.dial(
-            "edge1", leaf_pem=leaf_for(200), attempt=2, session=welcome.session, secret=welcome.secret
-        )
-        await fresh.welcomed()
-        fresh.attempt.use(agent.link)
-        await trio.sleep(100)
-        assert agent.link.ended is None
-        assert await agent.end() is Reason.CERTIFICATE_EXPIRED
-        assert 199 <= trio.current_time() <= 202
-
-
-def clock_since(start: datetime) -> datetime:
-    return start + timedelta(seconds=trio.current_time())

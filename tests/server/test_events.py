@@ -88,6 +88,52 @@ def test_since_is_what_a_slow_look_finds(noted: int, after: int) -> None:
     assert ids(events, FIRST + after) == expected
 
 
+def restarted(old: Events, most: int = 5) -> Events:
+    """A run a day later, with what the one before has left in the store."""
+    later = ring(most, lambda: NOON + timedelta(days=1))
+    later.restore(old.after())
+    return later
+
+
+def test_what_an_earlier_run_has_left_comes_first() -> None:
+    old = ring()
+    for node in ("edge1", "edge2", "edge1"):
+        old.add(Kind.ATTACHED, node, "facade00")
+    later = restarted(old)
+    assert later.last_id > old.last_id
+    later.add(Kind.LOST, "edge1", "facade01")
+    assert [event.node for event in later.newest(10)] == ["edge1", "edge2", "edge1", "edge1"]
+    assert [event.kind for event in later.newest(2, "edge1")] == [Kind.ATTACHED, Kind.LOST]
+    assert [event.kind for event in later.after(FIRST)] == [Kind.ATTACHED, Kind.ATTACHED, Kind.LOST]
+    assert len(later.after(old.last_id)) == 1
+    assert not later.has_gap(old.last_id)  # a follower over the restart
+    assert not later.has_gap(FIRST)
+    assert later.has_gap(FIRST - 1)
+    assert later.has_gap(old.last_id + 1)  # one that was seen and never stored
+
+
+def test_the_oldest_go_first_whatever_run_they_are_of() -> None:
+    old = ring()
+    for _ in range(4):
+        old.add(Kind.ATTACHED, "edge1", "facade00")
+    later = restarted(old)
+    for _ in range(3):
+        later.add(Kind.LOST, "edge1", "facade01")
+    assert [event.kind for event in later.after()] == [Kind.ATTACHED] * 2 + [Kind.LOST] * 3
+    for _ in range(5):
+        later.add(Kind.RESUMED, "edge1", "facade01")
+    assert {event.kind for event in later.after()} == {Kind.RESUMED}
+    assert later.has_gap(old.last_id)
+
+
+def test_ids_rise_although_the_clock_was_set_back() -> None:
+    old = ring(wall=lambda: NOON + timedelta(days=30))
+    old.add(Kind.ATTACHED, "edge1", "facade00")
+    later = restarted(old)
+    later.add(Kind.LOST, "edge1", "facade01")
+    assert [event.kind for event in later.after(old.last_id)] == [Kind.LOST]
+
+
 def test_details_are_cut() -> None:
     events = ring()
     events.add(Kind.DUPLICATE, "edge1", "facade00", None, "x" * 10_000)

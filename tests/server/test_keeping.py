@@ -11,15 +11,18 @@ from tunnel_core.reasons import Reason
 from tunnel_server import keeping
 from tunnel_server.events import Events, Kind
 from tunnel_server.keeping import EventKeeper
+from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import Question
 from tunnel_server.store.database import StoreError
+
+REFUSALS = Refusals(lambda line: None, lambda: 0.0)
 
 
 async def test_each_event_is_kept_once_and_a_takeover_is_audited(tmp_path: Path) -> None:
     events = Events(Clock())
     events.add(Kind.ATTACHED, "before", "s0")
     async with opened(tmp_path) as store:
-        keeper = EventKeeper(events, store)
+        keeper = EventKeeper(events, REFUSALS, store)
         events.add(Kind.ATTACHED, "edge1", "s1")
         events.add(Kind.TAKEN_OVER, "edge1", "s1", Reason.TAKEN_OVER, "from 192.0.2.1")
         events.add(Kind.DUPLICATE, "edge1", "s2")
@@ -42,7 +45,7 @@ async def test_many_events_go_in_pieces_and_while_the_store_fails_they_wait(
     monkeypatch.setattr(keeping, "_AT_ONCE", 3)
     events = Events(Clock())
     async with opened(tmp_path) as store:
-        keeper = EventKeeper(events, store)
+        keeper = EventKeeper(events, REFUSALS, store)
         for number in range(8):
             events.add(Kind.LOST, f"n{number}", "s")
 

@@ -21,7 +21,7 @@ from tunnel_server.store.certificates import Origin
 from tunnel_server.store.patterns import is_pattern, matches
 from tunnel_server.store.revoked import Kind as Revokes
 from tunnel_server.store.revoked import Revocation
-from tunnel_server.store.store import Store
+from tunnel_server.store.store import FILE, Store
 from tunnel_server.store.tokens import Redeemed
 
 SHOP = SpiffeId(DOMAIN, Role.NODE, "shop-7")
@@ -282,3 +282,12 @@ async def test_events_are_kept_beyond_a_restart_and_bounded(
         assert await store.events() == kept[2:]
         assert await store.events("n1") == [kept[2], kept[4]]
         assert await store.events(before=5) == kept[2:4]
+
+
+async def test_a_probe_asks_the_disk_and_changes_nothing(tmp_path: Path) -> None:
+    log = tmp_path / f"{FILE}-wal"
+    async with opened(tmp_path) as store:
+        made, before = await store.made(), log.stat().st_size
+        await store.probe()
+        assert log.stat().st_size > before, "SQLite wrote nothing, so a full disk would go unnoticed"
+        assert await store.made() == made

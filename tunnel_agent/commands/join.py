@@ -92,7 +92,14 @@ def command(
         name_given=bool(name),
         again=again,
     )
-    joined = trio.run(joining.run)
+    joined = None
+    try:
+        joined = trio.run(joining.run)
+    except* KeyboardInterrupt:
+        pass
+    if joined is None:
+        message = "interrupted; run the same line again: what was done is kept, and the token is not lost"
+        raise CommandError(ExitCode.FAILED, message)
     if as_json:
         print_json(_as_json(joined, files, loaded, findings))
     elif joined.bundle is not None:

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from certs.authority_folder import adopt
 from certs.bundle import Bundle, BundleError, read_bundle, write_bundle
-from certs.files import KeyFileError, make_private_folder, read_private, remove_interrupted, write_private
+from certs.files import (
+    KeyFileError,
+    make_private_folder,
+    read_private,
+    remove_interrupted,
+    remove_staged,
+    write_private,
+)
 from certs.requests import NewRequest, make_request, request_for
 from certs.x509 import load_signing_key
 from tunnel_agent.findings import StepFailed
@@ -124,8 +131,12 @@ def request_to_send(files: Files, identity: SpiffeId) -> NewRequest:
 
 
 def save_bundle(file: Path, bundle: Bundle) -> None:
-    """Whole or not at all, for the owner of its folder if root writes it. Raises ``StepFailed``."""
+    """Whole or not at all, for the owner of its folder if root writes it. Raises ``StepFailed``.
+
+    Nobody else may be writing it: see ``held``.
+    """
     try:
+        remove_staged(file)  # it has a key in it
         write_bundle(file, bundle)
         adopt(file.parent, file)
     except OSError as error:

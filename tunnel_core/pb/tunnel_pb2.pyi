@@ -88,6 +88,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_TOO_MANY_ENROLMENTS: _ClassVar[Reason]
     REASON_TOO_MANY_GUESSES: _ClassVar[Reason]
     REASON_CERTIFICATE_EXPIRED: _ClassVar[Reason]
+    REASON_ROOT_RETIRED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_DONE: Reason
 REASON_USER_LEFT: Reason
@@ -167,6 +168,7 @@ REASON_INTERNAL_ERROR: Reason
 REASON_TOO_MANY_ENROLMENTS: Reason
 REASON_TOO_MANY_GUESSES: Reason
 REASON_CERTIFICATE_EXPIRED: Reason
+REASON_ROOT_RETIRED: Reason
 
 class Packet(_message.Message):
     __slots__ = ("number", "ack", "frames", "arrived", "confirm_now")
@@ -317,7 +319,7 @@ class Pong(_message.Message):
     def __init__(self, token: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "attempt", "instance", "boot", "software", "session", "secret", "have", "services", "features", "initial_credit", "metered", "max_bytes_per_second")
+    __slots__ = ("version", "attempt", "instance", "boot", "software", "session", "secret", "have", "services", "features", "initial_credit", "metered", "max_bytes_per_second", "use")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +333,7 @@ class Hello(_message.Message):
     INITIAL_CREDIT_FIELD_NUMBER: _ClassVar[int]
     METERED_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    USE_FIELD_NUMBER: _ClassVar[int]
     version: int
     attempt: int
     instance: bytes
@@ -344,7 +347,8 @@ class Hello(_message.Message):
     initial_credit: int
     metered: bool
     max_bytes_per_second: int
-    def __init__(self, version: _Optional[int] = ..., attempt: _Optional[int] = ..., instance: _Optional[bytes] = ..., boot: _Optional[bytes] = ..., software: _Optional[str] = ..., session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., have: _Optional[int] = ..., services: _Optional[_Iterable[_Union[Service, _Mapping]]] = ..., features: _Optional[_Iterable[str]] = ..., initial_credit: _Optional[int] = ..., metered: _Optional[bool] = ..., max_bytes_per_second: _Optional[int] = ...) -> None: ...
+    use: bool
+    def __init__(self, version: _Optional[int] = ..., attempt: _Optional[int] = ..., instance: _Optional[bytes] = ..., boot: _Optional[bytes] = ..., software: _Optional[str] = ..., session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., have: _Optional[int] = ..., services: _Optional[_Iterable[_Union[Service, _Mapping]]] = ..., features: _Optional[_Iterable[str]] = ..., initial_credit: _Optional[int] = ..., metered: _Optional[bool] = ..., max_bytes_per_second: _Optional[int] = ..., use: _Optional[bool] = ...) -> None: ...
 
 class Service(_message.Message):
     __slots__ = ("name", "protocol", "target")
@@ -357,7 +361,7 @@ class Service(_message.Message):
     def __init__(self, name: _Optional[str] = ..., protocol: _Optional[str] = ..., target: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("version", "session", "secret", "have", "software", "ping_interval_ms", "missed_pings", "max_streams", "early_data_limit", "initial_credit", "alias", "replica", "replica_address", "trust_bundle", "features", "grace_ms", "resumed")
+    __slots__ = ("version", "session", "secret", "have", "software", "ping_interval_ms", "missed_pings", "max_streams", "early_data_limit", "initial_credit", "alias", "replica", "replica_address", "trust_bundle", "features", "grace_ms", "resumed", "used")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
@@ -375,6 +379,7 @@ class Welcome(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     GRACE_MS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
     version: int
     session: bytes
     secret: bytes
@@ -392,7 +397,8 @@ class Welcome(_message.Message):
     features: _containers.RepeatedScalarFieldContainer[str]
     grace_ms: int
     resumed: bool
-    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., have: _Optional[int] = ..., software: _Optional[str] = ..., ping_interval_ms: _Optional[int] = ..., missed_pings: _Optional[int] = ..., max_streams: _Optional[int] = ..., early_data_limit: _Optional[int] = ..., initial_credit: _Optional[int] = ..., alias: _Optional[str] = ..., replica: _Optional[str] = ..., replica_address: _Optional[str] = ..., trust_bundle: _Optional[bytes] = ..., features: _Optional[_Iterable[str]] = ..., grace_ms: _Optional[int] = ..., resumed: _Optional[bool] = ...) -> None: ...
+    used: bool
+    def __init__(self, version: _Optional[int] = ..., session: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., have: _Optional[int] = ..., software: _Optional[str] = ..., ping_interval_ms: _Optional[int] = ..., missed_pings: _Optional[int] = ..., max_streams: _Optional[int] = ..., early_data_limit: _Optional[int] = ..., initial_credit: _Optional[int] = ..., alias: _Optional[str] = ..., replica: _Optional[str] = ..., replica_address: _Optional[str] = ..., trust_bundle: _Optional[bytes] = ..., features: _Optional[_Iterable[str]] = ..., grace_ms: _Optional[int] = ..., resumed: _Optional[bool] = ..., used: _Optional[bool] = ...) -> None: ...
 
 class Use(_message.Message):
     __slots__ = ("attempt", "have")

@@ -6,7 +6,7 @@ They are the same over the admin socket of a running server and in a command tha
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -17,7 +17,7 @@ from certs.bundle import split_pem
 from certs.ca import AuthorityError
 from certs.rotation import Step
 from certs.token import ID_BYTES, SECRET_BYTES, format_token, make_token
-from certs.x509 import facts_of, is_signed_by, pin_of
+from certs.x509 import Proven, facts_of, is_signed_by, pin_of
 from tunnel_core.identity import Role
 from tunnel_core.names import is_node_name
 from tunnel_core.reasons import Reason, Refused
@@ -46,12 +46,17 @@ _MAX_WHY = 300
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """``by`` of an act is who does it, for the audit. ``on_rotated`` is told that files have changed."""
+    """``by`` of an act is who does it, for the audit.
+
+    ``on_rotated`` is told that files have changed, by which step, and whether it was forced. Who changes
+    files of the authority holds ``changing``. ``live`` tells by which certificates somebody is in.
+    """
 
     config: ServerConfig
     store: Store
-    on_rotated: Callable[[], None] = lambda: None
-    _rotating: trio.Lock = field(default_factory=trio.Lock)
+    on_rotated: Callable[[Step, bool], None] = lambda step, forced: None
+    changing: trio.Lock = field(default_factory=trio.Lock)
+    live: Callable[[], Sequence[Proven]] = tuple
 
     # Tokens.
 
@@ -170,7 +175,7 @@ class Actions:
         root_key = given.text("root_key", "")
         given.done()
         rotating, key = Rotating(self.config), Path(root_key) if root_key else None
-        async with self._rotating:
+        async with self.changing:
             known = await self._known()
             await _in_thread(lambda: rotating.check(step, known, force=force))
             await self._note_step(by, f"{step.value}, forced" if force else step.value)
@@ -179,7 +184,7 @@ class Actions:
             except Refused as refused:
                 await self._note_step(by, refused.detail, refused.reason)
                 raise
-        self.on_rotated()
+        self.on_rotated(step, force)
         return await self.show_authority(Arguments({}), by)
 
     async def _note_step(self, by: str, detail: str, reason: Reason | None = None) -> None:
@@ -198,7 +203,7 @@ class Actions:
         return {**shown, "stale_tokens": stale}
 
     async def _known(self) -> Known:
-        return Known(await self.store.alive(), await self.store.made(), self.store.wall())
+        return Known(await self.store.alive(), await self.store.made(), self.store.wall(), self.live())
 
 
 Act: TypeAlias = Callable[[Actions, Arguments, str], Awaitable[Json]]

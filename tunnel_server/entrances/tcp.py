@@ -6,6 +6,7 @@ the configuration says which addresses may come.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,8 +58,7 @@ class TcpEntrance:
             return  # written down; TCP has no word for it but the reset that follows
 
     def _wish(self, accepted: Accepted) -> Wish:
-        host = accepted.address.rpartition(":")[0].strip("[]")
-        address = ipaddress.ip_address(host.partition("%")[0])
+        address = _address(accepted.address.rpartition(":")[0])
         if not is_allowed(address, self._forward.allow_from):
             raise Refused(
                 Reason.SOURCE_NOT_ALLOWED,
@@ -67,6 +67,11 @@ class TcpEntrance:
         node = self._opener.nodes.name_of(self._forward.node) or self._forward.node
         user = User(str(address), Role.USER, self._opener.trust_domain, "address")
         return Wish(user, Route(node, self._forward.target), ENTRANCE, accepted.source)
+
+
+@functools.lru_cache(1024)
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(host.strip("[]").partition("%")[0])
 
 
 def is_allowed(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: Sequence[Network]) -> bool:

@@ -26,6 +26,7 @@ class Kind(enum.Enum):
     ISSUED = "issued"
     REVOKED = "revoked"
     REFUSED = "refused"
+    ENDED = "ended"
     TAKEOVER = "takeover"
     TOKEN_CREATED = "token_created"  # noqa: S105 - a word, no secret
     TOKEN_REVOKED = "token_revoked"  # noqa: S105

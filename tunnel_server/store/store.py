@@ -87,6 +87,15 @@ class Store:
         """Lines of the audit that were lost since the start."""
         return self._writer.dropped + self._dropped_nowait
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last that was to be written could not be; ``probe`` asks whether that still is so."""
+        return self._writer.is_failing
+
+    async def probe(self) -> None:
+        """Writes something that leaves everything as it was. Raises ``StoreError``."""
+        await self._writer.run(_write_in_vain)
+
     async def serve(self) -> None:
         """Writes what is asked for, until ``aclose``."""
         await self._writer.serve()
@@ -233,6 +242,12 @@ def open_store(settings: StoreSettings, wall: Callable[[], datetime]) -> Store:
             store = Store(settings, connection, reader, wall)
         stack.pop_all()
         return store
+
+
+def _write_in_vain(transaction: Transaction) -> None:
+    # Not a row set to what it is: SQLite finds that out, and asks nothing of the disk.
+    transaction.connection.execute("INSERT INTO schema_versions (version, applied_at) VALUES (0, 0)")
+    transaction.connection.execute("DELETE FROM schema_versions WHERE version = 0")
 
 
 def _granted(result: T | Refused) -> T:

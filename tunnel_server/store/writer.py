@@ -49,6 +49,8 @@ class _Piece(Generic[T]):
     result: Any = None
     failure: BaseException | None = None
     lines: list[dict[str, Any]] = field(default_factory=list)
+    is_note: bool = False
+    """Nobody waits for it: if it fails, a line is lost."""
 
 
 class Writer:
@@ -67,6 +69,7 @@ class Writer:
         """``tidy`` is done after every ``TIDY_LINES`` lines of the audit: no flood outgrows the disk."""
         self.dropped = 0
         """Lines of the audit that were lost."""
+        self._is_store_failing = self._is_audit_failing = False
         self._connection = connection
         self._path = path
         self._file = file
@@ -78,6 +81,12 @@ class Writer:
         self._ended = trio.Event()
         self._thread = trio.CapacityLimiter(1)  # its own, so that nothing else can hold it up
         self._lines = LineLimiter(_LOG_SECONDS)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last that was to be written could not be; where the audit may be refused, to its
+        file too. Lines that may be dropped are counted instead."""
+        return self._is_store_failing or self._is_audit_failing
 
     async def run(self, work: Work[T], then: Callable[[T], None] | None = None) -> T:
         """Does the work in a transaction and returns what it returned, after the commit.
@@ -97,9 +106,12 @@ class Writer:
         return result
 
     def run_nowait(self, work: Work[Any]) -> bool:
-        """Puts work into the queue that nobody waits for. Returns whether there was room."""
+        """Puts a line of the audit into the queue that nobody waits for. Returns whether there was room.
+
+        One that then fails is counted as lost.
+        """
         try:
-            self._put.send_nowait(_Piece(work))
+            self._put.send_nowait(_Piece(work, is_note=True))
         except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
             return False
         return True
@@ -134,7 +146,9 @@ class Writer:
 
     def _finish(self, pieces: list[_Piece[Any]]) -> None:
         for piece in pieces:
+            self.dropped += piece.is_note and piece.failure is not None
             if isinstance(piece.failure, StoreError):
+                self._is_store_failing = True
                 self._log_failure(piece.failure)
             elif piece.failure is None and piece.then is not None:
                 piece.then(piece.result)
@@ -164,6 +178,7 @@ class Writer:
     def _try(self, pieces: list[_Piece[Any]]) -> bool:
         """One transaction. Returns False if it failed as a whole; then each piece has the failure."""
         transaction = Transaction(self._connection, self._clock(), self._must_audit)
+        before = self._connection.total_changes
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             for piece in pieces:
@@ -173,6 +188,8 @@ class Writer:
         except (DatabaseFailure, OSError, Refused) as error:
             self._fail(pieces, error)
             return False
+        if self._connection.total_changes != before:  # else the disk was not asked
+            self._is_store_failing = False
         self.dropped += transaction.dropped
         self._untidy_lines += sum(len(piece.lines) for piece in pieces)
         return True
@@ -193,8 +210,10 @@ class Writer:
     def _append(self, lines: list[dict[str, Any]], transaction: Transaction) -> None:
         try:
             self._file.append(lines)
+            self._is_audit_failing = self._is_audit_failing and not lines
         except OSError as error:
             if self._must_audit:
+                self._is_audit_failing = True
                 sentence = f"the audit's file cannot be written: {error.strerror}; nothing was done"
                 raise Refused(Reason.AUDIT_FAILED, sentence) from error
             transaction.dropped += len(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.e2e import tools
@@ -18,13 +20,16 @@ FLOOR_SECONDS = 2.0 if tools.is_long() else 6.0
 TOTAL = 10 << 20
 
 
-def test_streams_go_on_when_the_path_is_back(whole: Site, net: Emulated) -> None:
+def test_streams_go_on_when_the_path_is_back(
+    whole: Site, net: Emulated, record_property: Callable[[str, object], None]
+) -> None:
     net.set(rate=20 * MBIT, delay_seconds=0.025, queue_seconds=0.1)
     with running(Echo(whole), Download(whole, TOTAL), Upload(whole, TOTAL)) as flows:
         back = net.cut_for(CUT_SECONDS)
         took = {flow.name: flow.wait_arrival(back, deadline_seconds=CUT_SECONDS + 15) for flow in flows}
         for flow in flows:
             flow.finish(30)
+    record_property("seconds_after", {name: round(seconds, 2) for name, seconds in took.items()})
     assert max(took.values()) < FLOOR_SECONDS, took
 
 

@@ -41,7 +41,9 @@ SETTLED_CUTS = 5
 GROWTH_BYTES = 8 * MIB
 
 
-def test_a_link_that_is_cut_again_and_again(whole: Site, net: Emulated, long: bool) -> None:
+def test_a_link_that_is_cut_again_and_again(
+    whole: Site, net: Emulated, long: bool, record_property: Callable[[str, object], None]
+) -> None:
     """Every byte arrives once, and memory does not grow with the number of cuts."""
     cuts, total = (60, 200 * MIB) if long else (12, 60 * MIB)
     seed = time.time_ns()
@@ -58,6 +60,7 @@ def test_a_link_that_is_cut_again_and_again(whole: Site, net: Emulated, long: bo
             flow.finish(240)
         wait_one_connection(net)
         grown = {name: size - settled[name] for name, size in _resident_bytes(whole).items()}
+    record_property("grown_kib", {name: size >> 10 for name, size in grown.items()})
     assert max(grown.values()) <= GROWTH_BYTES, f"{grown}; seed {seed}"
 
 

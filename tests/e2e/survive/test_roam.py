@@ -1,8 +1,12 @@
-"""From a fast network to a thin one in the middle of a download: the shell is there at once."""
+"""From a fast network to a thin one in the middle of a download: the shell is there at once.
+
+What a first key takes at best is counted in DESIGN.md. The roam that people make is to another network.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
@@ -14,16 +18,49 @@ from tests.e2e.waiting import wait_until
 from tests.net.emulated import Emulated
 
 MBIT = 125_000
-# The short form only asks that the shell comes through: what TCP holds drains first, for up to 20 s.
-FIRST_KEY_SECONDS = 1.5 if tools.is_long() else 30
-ROAMS: dict[str, Callable[[Emulated], None]] = {
-    "same-address": lambda net: None,
-    "new-address": Emulated.change_address,
+SLACK_SECONDS = 0.0 if tools.is_long() else 3.0
+"""A busy machine is late."""
+
+
+def thin(net: Emulated) -> None:
+    net.set(rate=2 * MBIT, delay_seconds=0.15, queue_seconds=0.5)
+
+
+def to_another_network(net: Emulated) -> None:
+    """What was on its way stays behind with the old one, which is left before the new one is there."""
+    net.cut()
+    net.lose_address()
+    thin(net)
+    net.restore()
+    net.change_route()
+
+
+def to_another_address(net: Emulated) -> None:
+    """The same link gets thin, the address changes, and half a second of old bytes is in the way.
+
+    If the queue has no room for the first packet, TCP says it again after a second.
+    """
+    thin(net)
+    net.change_address()
+
+
+class Roam(NamedTuple):
+    make: Callable[[Emulated], None]
+    first_key_seconds: float
+
+
+ROAMS = {
+    # First, as there is one move in ten seconds away from a carrier that still brings something.
+    "same-address": Roam(thin, 3.0),
+    "another-network": Roam(to_another_network, 1.5),
+    "another-address": Roam(to_another_address, 3.5),
 }
 
 
-@pytest.mark.parametrize("roam", ROAMS)
-def test_the_first_key_after_a_roam(whole: Site, net: Emulated, roam: str) -> None:
+@pytest.mark.parametrize("name", ROAMS)
+def test_the_first_key_after_a_roam(
+    whole: Site, net: Emulated, name: str, record_property: Callable[[str, object], None]
+) -> None:
     net.set(rate=1000 * MBIT, delay_seconds=0.005, queue_seconds=0.05)
     with (
         dial_to(whole, ECHO)() as shell,
@@ -31,8 +68,9 @@ def test_the_first_key_after_a_roam(whole: Site, net: Emulated, roam: str) -> No
         downloads(files) as meter,
     ):
         typist = Typist(shell)
-        typist.type_for(1)
+        typist.type_for(3)  # what an answer takes here is known after some pings
         wait_until(lambda: meter.bytes > 100 * MBIT, "the download to be at full speed")
-        net.set(rate=2 * MBIT, delay_seconds=0.15, queue_seconds=0.5)
-        ROAMS[roam](net)
-        assert typist.type_for(0.1)[0] < FIRST_KEY_SECONDS
+        ROAMS[name].make(net)
+        took = typist.type_for(0.1)[0]
+    record_property("first_key_seconds", round(took, 2))
+    assert took < ROAMS[name].first_key_seconds + SLACK_SECONDS

@@ -1,0 +1,139 @@
+"""What an agent believes of the roots that a server tells, and what becomes of its bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import stat
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certs.bundle import MAX_ROOTS, change_bundle, read_bundle
+from certs.ca import create_authority
+from tests.fakes import pki
+from tunnel_agent.roots import Roots, roots_told
+from tunnel_core.identity import Role
+
+OLD = pki.authority().roots_pem
+NEW, THIRD = (create_authority(pki.TRUST_DOMAIN).authority.roots_pem for _ in range(2))
+ISSUING = pki.authority().issuing.certificate_pem
+LEAF = pki.node_leaf("edge1").credential.certificate_pem
+
+
+@pytest.mark.parametrize("told", [OLD, OLD + NEW, NEW + OLD, OLD + NEW + THIRD, OLD + OLD])
+def test_roots_that_keep_one_of_ours_are_believed(told: bytes) -> None:
+    assert b"".join(roots_told(told, OLD)) == (OLD if told == OLD + OLD else told)
+    assert roots_told(NEW, OLD + NEW) == [NEW]  # the last step of a rotation
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (NEW, "none of those that are trusted now"),
+        (NEW + THIRD, "none of those that are trusted now"),
+        (b"", "there are 0 of them"),
+        (OLD + ISSUING, "not a root's certificate"),
+        (OLD + LEAF, "not a root's certificate"),
+        (OLD + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no certificate"),
+        (OLD + pki.node_leaf("edge1").credential.key_pem, "other than certificates"),
+        (b"nonsense", "damaged"),
+        (b"\xff", "not plain text"),
+    ],
+)
+def test_others_are_not(told: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        roots_told(told, OLD)
+
+
+def test_too_many_are_not() -> None:
+    many = b"".join(create_authority(pki.TRUST_DOMAIN).authority.roots_pem for _ in range(MAX_ROOTS))
+    with pytest.raises(ValueError, match="17 of them"):
+        roots_told(OLD + many, OLD)
+
+
+@given(st.binary(max_size=2000) | st.binary(max_size=300).map(lambda more: OLD + more))
+def test_nothing_else_comes_of_bytes(told: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        roots_told(told, OLD)
+
+
+def heard(nursery: trio.Nursery, folder: Path) -> tuple[Roots, Any, Path]:
+    file = pki.write_node_bundle(folder / "node.pem", "edge1", "localhost:7001")
+    connector: Any = SimpleNamespace(bundle=read_bundle(file))
+    return Roots(connector, file, nursery), connector, file
+
+
+async def test_they_are_used_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with trio.open_nursery() as nursery:
+        roots, connector, file = heard(nursery, tmp_path)
+        before = read_bundle(file)
+        roots.hear(NEW + OLD)
+        assert connector.bundle.roots_pem == NEW + OLD  # at once
+    assert read_bundle(file) == replace(before, roots_pem=NEW + OLD)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    [line] = caplog.records
+    assert line.message == "the server told of other roots"
+    assert re.fullmatch("[0-9a-f]{16}", line.fields["added"])  # type: ignore[attr-defined]
+    assert "dropped" not in line.fields  # type: ignore[attr-defined]
+
+
+async def test_the_same_ones_in_another_order_are_no_news(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with trio.open_nursery() as nursery:
+        roots, _, file = heard(nursery, tmp_path)
+        roots.hear(NEW + OLD)
+    written = file.stat().st_ino
+    async with trio.open_nursery() as nursery:
+        roots._nursery = nursery
+        roots.hear(OLD + NEW)
+        roots.hear(OLD + NEW + OLD)
+    assert file.stat().st_ino == written
+    assert len(caplog.records) == 1
+
+
+async def test_what_makes_no_sense_changes_nothing_and_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with trio.open_nursery() as nursery:
+        roots, connector, file = heard(nursery, tmp_path)
+        for _ in range(3):
+            roots.hear(NEW)
+    assert connector.bundle.roots_pem == read_bundle(file).roots_pem == OLD
+    [line] = caplog.messages
+    assert line.startswith("the roots that the server told are not believed: none of")
+
+
+async def test_a_bundle_that_cannot_be_written_is_said_once_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with trio.open_nursery() as nursery:
+        roots, connector, file = heard(nursery, tmp_path)
+        file.unlink()
+        file.mkdir()  # root may write anywhere, but not here
+        roots.hear(OLD + NEW)
+    async with trio.open_nursery() as nursery:
+        roots._nursery = nursery
+        roots.hear(OLD)
+    assert connector.bundle.roots_pem == OLD
+    said = [line for line in caplog.messages if "forgotten at the next start" in line]
+    assert len(said) == 1
+
+
+async def test_a_certificate_that_came_meanwhile_is_kept(tmp_path: Path) -> None:
+    """The next certificate of the node is written by another process, between two looks of ours."""
+    async with trio.open_nursery() as nursery:
+        roots, _, file = heard(nursery, tmp_path)
+        fresh = pki.authority().issue(Role.NODE, "edge1")
+        key, chain = fresh.credential.key_pem, fresh.chain_pem
+        change_bundle(file, lambda bundle: replace(bundle, key_pem=key, chain_pem=chain))
+        roots.hear(OLD + NEW)
+    kept = read_bundle(file)
+    assert (kept.key_pem, kept.chain_pem, kept.roots_pem) == (key, chain, OLD + NEW)

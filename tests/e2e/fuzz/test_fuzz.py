@@ -1,0 +1,17 @@
+"""Every parser that reads before it is known who speaks, fuzzed: a minute each, ten in the long form."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SECONDS, LONG_SECONDS = 60, 600
+_ROOT = Path(__file__).parents[3]
+
+
+def test_nothing_is_found(long: bool) -> None:
+    argv = [sys.executable, "-m", "tests.fuzz", "--seconds", str(LONG_SECONDS if long else SECONDS)]
+    ran = subprocess.run(argv, cwd=_ROOT, capture_output=True, text=True)  # noqa: S603 - our own command
+    sys.stdout.write(ran.stdout)
+    assert ran.returncode == 0, f"{ran.stdout}{ran.stderr}"

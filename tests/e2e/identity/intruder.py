@@ -1,0 +1,97 @@
+"""Attaches as whoever a bundle's certificate says, as a program: one JSON line for each try.
+
+``python -m tests.e2e.identity.intruder SERVER attach BUNDLE`` is one try.
+``... SERVER steal BUNDLE VICTIM``: VICTIM attaches; then its session is asked for with BUNDLE and without the
+secret, with BUNDLE and with the secret, and with VICTIM's own bundle and a wrong secret. The last line says
+whether VICTIM's session has outlived that.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from pathlib import Path
+
+import trio
+
+from certs.bundle import Bundle, read_bundle
+from tunnel_agent.connect import Connector
+from tunnel_agent.proxy_choice import ProxyChoice
+from tunnel_core.attempt import Attempt
+from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_core.carrier import CarrierFailed, DialSettings
+from tunnel_core.frames import Hello, SessionSecret
+from tunnel_core.grpc_carrier import dial_carrier
+from tunnel_core.limits import Limits
+from tunnel_core.link import Link
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.steps import VERSION, AgentSteps
+from tunnel_core.stream import Stream
+
+_SECONDS = 10.0
+
+
+async def main(server: str, what: str, *bundles: str) -> None:
+    mine = read_bundle(Path(bundles[0]))
+    async with open_bridge() as bridge:
+        if what == "attach":
+            await _try(bridge, mine, server, b"", SessionSecret())
+        else:
+            await _steal(bridge, mine, read_bundle(Path(bundles[1])), server)
+
+
+async def _steal(bridge: Bridge, mine: Bundle, victims: Bundle, server: str) -> None:
+    async with _connector(bridge, victims).open_link(server) as link:
+        session, secret = link.welcome.session, link.welcome.secret
+        await _try(bridge, mine, server, session, SessionSecret())
+        await _try(bridge, mine, server, session, secret)
+        await _try(bridge, victims, server, session, SessionSecret(secrets.token_bytes(len(secret))))
+        _say(reason="" if _lives(link) else "the session is gone")
+
+
+def _lives(link: Link) -> bool:
+    return link.ended is None and link.attached
+
+
+def _connector(bridge: Bridge, bundle: Bundle) -> Connector:
+    return Connector(
+        bridge,
+        bundle,
+        ProxyChoice(),
+        Limits(),
+        connect_timeout_seconds=_SECONDS,
+        services=(),
+        on_open=_refuse,
+        on_look=lambda _: None,
+    )
+
+
+def _refuse(stream: Stream) -> None:
+    stream.refuse(Reason.TARGET_NOT_ALLOWED, "nothing is here")
+
+
+async def _try(bridge: Bridge, bundle: Bundle, server: str, session: bytes, secret: SessionSecret) -> None:
+    settings = DialSettings(server, bundle.roots_pem, bundle.key_pem, bundle.chain_pem, "", _SECONDS)
+    hello = Hello(
+        VERSION, 1000, secrets.token_bytes(16), secrets.token_bytes(16), "intruder", session, secret
+    )
+    try:
+        attempt = Attempt(await dial_carrier(bridge, settings, Limits()), AgentSteps(hello))
+        await attempt.settle(_SECONDS)
+    except CarrierFailed as failed:
+        _say(reason=Reason.CARRIER_LOST.word, detail=failed.detail)
+    except Refused as refused:
+        _say(reason=refused.reason.word, detail=refused.detail)
+    else:
+        attempt.abandon()
+        _say(reason="")
+
+
+def _say(**answer: str) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    trio.run(main, *sys.argv[1:])

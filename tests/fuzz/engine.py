@@ -1,0 +1,95 @@
+"""One target, fuzzed for a time: ``python -m tests.fuzz.engine TARGET SECONDS FOLDER``.
+
+Ends with 0 if nothing was found. New inputs go to ``FOLDER/found``, one that finds a fault into ``FOLDER``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.fuzz import corpus
+
+_OURS = ["tunnel_core", "tunnel_server", "tunnel_agent", "certs", "h11", "tests.fuzz.targets"]
+_MAX_BYTES = 20 * 1024
+
+
+def main(target: str, seconds: int, folder: Path) -> None:
+    if importlib.util.find_spec("atheris"):
+        _with_atheris(target, seconds, folder)
+    else:
+        _with_hypothesis(target, seconds, folder)
+
+
+def _with_atheris(target: str, seconds: int, folder: Path) -> None:
+    import atheris
+
+    with atheris.instrument_imports(include=_OURS):
+        from tests.fuzz import targets
+    options = [
+        f"-max_total_time={seconds}",
+        f"-max_len={_MAX_BYTES}",
+        f"-artifact_prefix={folder}/",
+        "-timeout=20",
+        "-rss_limit_mb=4096",
+        "-print_final_stats=1",
+    ]
+    atheris.Setup(
+        [sys.argv[0], *options, str(folder / "found"), str(corpus.FOLDER / target)], targets.TARGETS[target]
+    )
+    atheris.Fuzz()
+
+
+def _with_hypothesis(target: str, seconds: int, folder: Path) -> None:
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
+
+    from tests.fuzz import targets
+
+    check, known = targets.TARGETS[target], corpus.inputs_of(target)
+    for data in known:
+        check(data)
+    count = 0
+
+    @settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.one_of(st.binary(max_size=2000), st.builds(_changed, st.sampled_from(known), st.randoms())))
+    def run(data: bytes) -> None:
+        nonlocal count
+        count += 1
+        try:
+            check(data)
+        except BaseException:
+            (folder / "crash").write_bytes(data)
+            raise
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        run()
+    sys.stdout.write(f"{count} inputs, by hypothesis\n")
+
+
+def _changed(data: bytes, chance: random.Random) -> bytes:
+    """A known input with some bytes cut, doubled, or others."""
+    changed = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randint(0, len(changed))
+        until = min(len(changed), at + chance.randint(0, 8))
+        edits: list[Callable[[], bytes]] = [
+            lambda: b"",
+            lambda part=bytes(changed[at:until]): part * 2,
+            lambda: chance.randbytes(chance.randint(1, 4)),
+            lambda: chance.choice((b"\0", b"\r\n", b"%2e", b"..", b":", b"/", b"\xff" * 4)),
+        ]
+        changed[at:until] = chance.choice(edits)()
+    return bytes(changed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    sys.stdout.flush()
+    os._exit(0)  # nothing of a parser's is worth a tidy end

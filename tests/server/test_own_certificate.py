@@ -1,0 +1,122 @@
+"""The server's own certificate: renewed at two thirds of its life, and only if it is of our making."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trio
+
+from certs.authority_folder import ISSUING_KEY, read_rotation, save_generation, save_new, write_rotation
+from certs.bundle import split_pem
+from certs.ca import AuthorityError, NewAuthority, create_authority, create_issuing
+from certs.x509 import describe, facts_of, public_key_of
+from tests.fakes import pki
+from tests.server.programs import Site
+from tests.store.opened import opened
+from tunnel_core.config import load
+from tunnel_core.identity import Role
+from tunnel_server.config import ServerConfig
+from tunnel_server.own_certificate import OwnCertificate, look
+from tunnel_server.store.places import settings_of
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+NAMES = ("tunnel.example.com", "127.0.0.1")
+
+
+def installed(
+    folder: Path, *, days: float = 30, began: timedelta = timedelta()
+) -> tuple[ServerConfig, NewAuthority]:
+    """A server with an authority of its own, whose certificate was issued ``began`` ago."""
+    new = create_authority(pki.TRUST_DOMAIN)
+    save_new(new, folder / "ca")
+    site = Site(folder)
+    site.write(new.authority.issue(Role.SERVER, "main", names=NAMES, days=days, now=NOW - began))
+    (folder / "trust.pem").write_bytes(new.authority.roots_pem)
+    return load(site.config, ServerConfig), new
+
+
+@pytest.mark.parametrize(
+    ("age_days", "due"), [(0, False), (19.9, False), (20.1, True), (29.9, True), (31, True)]
+)
+def test_it_is_due_at_two_thirds_of_its_life(tmp_path: Path, age_days: float, due: bool) -> None:
+    config, _ = installed(tmp_path, began=timedelta(days=age_days))
+    looked = look(config, NOW)
+    assert (looked.renewed is not None) == due
+    assert looked.seconds == 3600
+    if looked.renewed is not None:
+        before, after = config.tls.certificate_file.read_bytes(), looked.renewed.chain_pem
+        assert describe(after).ends == NOW + timedelta(days=30)
+        assert describe(after).names == describe(before).names == NAMES
+        assert describe(after).uris == describe(before).uris
+        assert public_key_of(after) == public_key_of(before)  # the key file stays
+
+
+def test_the_next_look_is_when_it_is_due(tmp_path: Path) -> None:
+    config, _ = installed(tmp_path, days=60 / 86400)
+    assert look(config, NOW).seconds == 40
+    assert look(config, NOW + timedelta(seconds=39.5)).seconds == 1
+    looked = look(config, NOW + timedelta(seconds=41))
+    assert looked.renewed is not None and looked.seconds == 40
+
+
+def test_what_somebody_else_issued_is_his(tmp_path: Path) -> None:
+    config, _ = installed(tmp_path, began=timedelta(days=25))
+    Site(tmp_path).write_certificate(pki.server_leaf())
+    assert look(config, NOW + timedelta(days=360)).renewed is None
+    other = tmp_path / "other"
+    other.mkdir()
+    Site(other).write()  # without any authority
+    assert look(load(other / "server.toml", ServerConfig), NOW + timedelta(days=360)).renewed is None
+
+
+def test_it_never_outlives_the_issuing_certificate(tmp_path: Path) -> None:
+    config, _ = installed(tmp_path, days=1825, began=timedelta(days=1300))
+    file = config.tls.certificate_file
+    for days, ends in ((0, 1825), (1800, 1826)):  # the issuing certificate's last day
+        looked = look(config, NOW + timedelta(days=days))
+        assert looked.renewed is not None
+        said = describe(looked.renewed.chain_pem).ends
+        assert abs(said - NOW - timedelta(days=ends)) < timedelta(hours=1)
+        file.write_bytes(looked.renewed.chain_pem)
+    with pytest.raises(AuthorityError, match="`qanat-server ca rotate issuing` is due"):
+        look(config, NOW + timedelta(days=1820))
+
+
+def test_the_newest_issuing_certificate_signs(tmp_path: Path) -> None:
+    config, new = installed(tmp_path, began=timedelta(days=25))
+    folder = tmp_path / "ca"
+    rotation = read_rotation(folder)
+    issuing = create_issuing(new.root, pki.TRUST_DOMAIN)
+    generation = save_generation(folder, rotation, new.root.certificate_pem, None, issuing)
+    write_rotation(folder, rotation.replace_issuing(generation))
+    renewed = look(config, NOW).renewed
+    assert renewed is not None
+    assert describe(split_pem(renewed.chain_pem)[1]).serial == describe(issuing.certificate_pem).serial
+
+
+async def test_it_is_written_down_put_in_place_and_told(tmp_path: Path) -> None:
+    config, _ = installed(tmp_path, began=timedelta(days=25))
+    told: list[bytes] = []
+
+    def renewed() -> None:
+        told.append(config.tls.certificate_file.read_bytes())
+
+    async with opened(tmp_path, lambda: NOW, settings_of(config)) as store:  # type: ignore[arg-type]
+        own = OwnCertificate(config, store, trio.Lock(), lambda: NOW, renewed)
+        assert await own.look() == 3600
+        assert await own.look() == 3600
+        [chain] = told
+        [known] = await store.certificates(role="server")
+        assert (known["serial"], known["origin"]) == (facts_of(chain).serial, "renewed")
+
+
+async def test_what_fails_is_said_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config, _ = installed(tmp_path, days=30 / 86400, began=timedelta(seconds=25))
+    (tmp_path / "ca" / ISSUING_KEY).unlink()
+    (tmp_path / "ca" / ISSUING_KEY).mkdir()
+    async with opened(tmp_path, lambda: NOW, settings_of(config)) as store:  # type: ignore[arg-type]
+        own = OwnCertificate(config, store, trio.Lock(), lambda: NOW, lambda: None)
+        assert await own.look() == 1  # a tenth of the five seconds that are left, and no less than one
+    assert "the server's certificate could not be renewed" in caplog.text

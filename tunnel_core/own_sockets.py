@@ -1,0 +1,91 @@
+"""Finds the sockets of gRPC's connections, which it shows to nobody: each by what only it has.
+
+Where there is no /proc nothing is found, and whoever asked has to do without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from tunnel_core.names import join_host_port
+
+HELD_BYTES_PER_SECOND = 16_000
+"""A sixteenth of the thinnest link that is worth it: enough to be heard, and no queue in anybody's way."""
+_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
+_SO_MAX_PACING_RATE = 47  # Linux; Python has no name for it
+_UNPACED = 0xFFFFFFFF
+
+
+def dialled(user_timeout_ms: int) -> Iterator[socket.socket]:
+    """Those that were dialled with this time-out, which is no other's. Duplicates, closed one by one."""
+    if _USER_TIMEOUT is not None:
+        yield from _found(lambda sock: sock.getsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT) == user_timeout_ms)
+
+
+def accepted(addresses: Collection[str]) -> Iterator[socket.socket]:
+    """Those that came from there: ``1.2.3.4:567`` or ``[::1]:567`` each. Duplicates as well."""
+    return _found(lambda sock: _peer_address(sock) in addresses)
+
+
+def has_lost_its_address(user_timeout_ms: int) -> bool:
+    """Whether one that was dialled goes out from an address that this machine does not have any more."""
+    return any(_is_gone(sock.family, sock.getsockname()) for sock in dialled(user_timeout_ms))
+
+
+def hold_back(user_timeout_ms: int, *, held: bool) -> None:
+    """Whether TCP sends no more than ``HELD_BYTES_PER_SECOND`` of what was given to one that was dialled."""
+    rate = struct.pack("I", HELD_BYTES_PER_SECOND if held else _UNPACED)
+    for sock in dialled(user_timeout_ms):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
+
+
+def _is_gone(family: int, address: tuple[Any, ...]) -> bool:
+    host, _, *scope = address
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0, *scope))
+        except OSError as error:
+            return error.errno == errno.EADDRNOTAVAIL
+    return False
+
+
+def _peer_address(sock: socket.socket) -> str:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return ""
+    host, port = sock.getpeername()[:2]
+    return join_host_port(host.removeprefix("::ffff:"), port)
+
+
+def _found(is_it: Callable[[socket.socket], bool]) -> Iterator[socket.socket]:
+    for sock in _own_sockets():
+        with sock:
+            try:
+                found = is_it(sock)
+            except OSError:  # not TCP, not connected, or gone meanwhile
+                continue
+            if found:
+                yield sock
+
+
+def _own_sockets() -> Iterator[socket.socket]:
+    """Duplicates, so that a descriptor that is closed and given out again meanwhile is not mistaken."""
+    try:
+        names = os.listdir("/proc/self/fd")  # noqa: PTH208 - ten thousand names, no objects
+    except OSError:
+        return
+    for name in names:
+        with contextlib.suppress(OSError):
+            duplicate = os.dup(int(name))
+            try:
+                sock = socket.socket(fileno=duplicate)
+            except OSError:
+                os.close(duplicate)
+                continue
+            yield sock

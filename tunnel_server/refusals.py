@@ -1,0 +1,97 @@
+"""Refusals for who somebody is, as lines of the audit: one a minute for each door, reason and source. No I/O.
+
+Strangers cause them, so they are bounded thrice: by the minute, by the number of sources that are told
+apart, and in the store, where refusals have a share of the room. What was left out is counted in a line at
+the end of its minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from certs.x509 import IdentityError
+from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.admission import source_of
+from tunnel_server.store.audit import AuditLine, Kind
+
+WINDOW_SECONDS = 60.0
+MAX_SOURCES = 1000
+"""Told apart at a time; all above are one."""
+_AUDITED = {
+    *(Reason.UNAUTHENTICATED, Reason.WRONG_ROLE, Reason.WRONG_TRUST_DOMAIN, Reason.SESSION_MISMATCH),
+    *(Reason.REVOKED, Reason.CERTIFICATE_EXPIRED, Reason.ROOT_RETIRED),
+}
+
+
+@dataclass(slots=True)
+class _Window:
+    line: AuditLine
+    ends: float
+    left_out: int = 0
+
+
+class Refusals:
+    """``write`` takes a line and never blocks; ``clock`` gives steady seconds."""
+
+    def __init__(self, write: Callable[[AuditLine], None], clock: Callable[[], float]) -> None:
+        self._write = write
+        self._clock = clock
+        self._windows: dict[tuple[str, Reason, str], _Window] = {}
+
+    def note(self, entrance: str, source: str, refused: Refused) -> None:
+        """Somebody at ``source`` (an address with its port) was refused."""
+        if refused.reason not in _AUDITED:
+            return
+        self.sweep()
+        key = entrance, refused.reason, _who(source)
+        if key not in self._windows and len(self._windows) >= MAX_SOURCES:
+            key = entrance, refused.reason, ""
+        window = self._windows.get(key)
+        if window is not None:
+            window.left_out += 1
+            return
+        line = _line(entrance, source, refused)
+        self._windows[key] = _Window(line, self._clock() + WINDOW_SECONDS)
+        self._write(line)
+
+    def sweep(self, *, ends: bool = False) -> None:
+        """Counts what was left out of minutes that are over; of all when the program ``ends``."""
+        now = self._clock()
+        for key, window in list(self._windows.items()):
+            if not ends and now < window.ends:
+                return  # the oldest comes first
+            del self._windows[key]
+            if window.left_out:
+                said = f"{window.left_out} more within a minute, the first of them: {window.line.detail}"
+                self._write(replace(window.line, detail=said))
+
+
+def _who(source: str) -> str:
+    host = source.rpartition(":")[0].strip("[]")
+    try:
+        return source_of(host)
+    except ValueError:
+        return source  # a user id at a unix socket
+
+
+def _line(entrance: str, source: str, refused: Refused) -> AuditLine:
+    reason, detail = refused.reason.word, f"{entrance}: {refused.detail}"
+    line = AuditLine(Kind.REFUSED, source=source, reason=reason, detail=detail)
+    if not isinstance(refused, IdentityError):
+        return line
+    return about(refused.identity, replace(line, serial=refused.serial))
+
+
+def about(identity: SpiffeId | None, line: AuditLine) -> AuditLine:
+    """The line with whom it concerns. Servers have no place in it."""
+    if identity is None:
+        return line
+    match identity.role:
+        case Role.NODE:
+            return replace(line, node=identity.name)
+        case Role.USER:
+            return replace(line, user=identity.name)
+        case Role.SERVER:
+            return line

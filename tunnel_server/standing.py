@@ -1,0 +1,194 @@
+"""Who is in by which certificate, and who has to go because it is not good any more.
+
+1. TLS looks at a certificate once, in the handshake. Whatever lives on behind that, a session, a stream, an
+   answer that waits, is entered here together with what ends it.
+2. A certificate stops being good when it, or its name, is revoked; when its life is over; when its root is
+   retired. The first and the last are told from outside and looked for at once, in everything that is
+   entered. Lives are watched by one timer. Nothing is asked for a byte or a packet.
+3. A session goes by the certificate that the carrier of the moment has proven (``Entry.renew``), so an agent
+   that renews in time never meets the end of a life. A user's stream has one connection, and ends with it.
+4. What comes in anew, a request on a connection that was kept alive too, asks ``require`` first.
+
+For the trio thread. It knows nothing of what it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import trio
+
+from certs.x509 import IdentityError, Proven
+from tunnel_core.identity import SpiffeId
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.store.revoked import Revocation, Revoked, refusal
+
+ALLOWANCE = timedelta(seconds=5)
+"""A life may be exceeded by this: a renewal that is under way is not cut off at its last step."""
+_NEVER = datetime.max.replace(tzinfo=UTC)
+_LOOK_SECONDS = 60.0
+"""However far the next end is: this machine's clock may be set meanwhile."""
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """Something that lives by a certificate. ``end`` must not block or raise, and is called once."""
+
+    proven: Proven
+    end: Callable[[Refused], None]
+    standing: Standing
+
+    def renew(self, proven: Proven) -> None:
+        """It lives by another certificate of the same identity from here on."""
+        self.proven = proven
+        self.standing.look_by(proven)
+
+    def leave(self) -> None:
+        """It ended by itself. Idempotent."""
+        self.standing.forget(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What had to go with one certificate: ``count`` sessions, streams or answers."""
+
+    proven: Proven
+    refused: Refused
+    count: int
+
+
+class Standing:
+    """``wall`` gives UTC. ``on_ended`` hears what was ended; it must not block or raise."""
+
+    def __init__(self, wall: Callable[[], datetime] = _utc_now) -> None:
+        self.on_ended: Callable[[Ended], None] | None = None
+        self._wall = wall
+        self._revoked = Revoked()
+        self._retired: frozenset[bytes] = frozenset()
+        self._entries: dict[Entry, None] = {}
+        self._soonest = _NEVER  # that ends, of those that are entered
+        self._timer = trio.CancelScope()
+
+    def go_by(self, revoked: Revoked) -> None:
+        """This says who is revoked from here on, and tells of each new one."""
+        self._revoked = revoked
+        revoked.on_revoked = self._revoked_now
+
+    # Coming in.
+
+    def require(self, proven: Proven | None) -> None:
+        """Raises ``IdentityError`` if the certificate is not good now. None: nobody has shown one."""
+        refused = self._why_not(proven, self._wall()) if proven is not None else None
+        if refused is not None:
+            raise refused
+
+    def enter(self, proven: Proven, end: Callable[[Refused], None]) -> Entry:
+        """From here on ``end`` is called when the certificate is not good any more."""
+        entry = Entry(proven, end, self)
+        self._entries[entry] = None
+        self.look_by(proven)
+        return entry
+
+    @contextlib.contextmanager
+    def entered(self, proven: Proven | None, end: Callable[[Refused], None]) -> Iterator[None]:
+        """The same for the time of a block."""
+        entry = self.enter(proven, end) if proven is not None else None
+        try:
+            yield
+        finally:
+            if entry is not None:
+                entry.leave()
+
+    @contextlib.contextmanager
+    def ending(self, proven: Proven | None) -> Iterator[None]:
+        """Cancels the block when the certificate is not good any more, and raises why."""
+        why: list[Refused] = []
+        with trio.CancelScope() as scope:
+
+            def end(refused: Refused) -> None:
+                why.append(refused)
+                scope.cancel()
+
+            with self.entered(proven, end):
+                yield
+        if scope.cancelled_caught:
+            raise why[0]
+
+    def proven(self) -> list[Proven]:
+        """By which certificates somebody is in."""
+        return [entry.proven for entry in self._entries]
+
+    def forget(self, entry: Entry) -> None:
+        self._entries.pop(entry, None)
+
+    # Having to go.
+
+    def retire(self, issuer_keys: frozenset[bytes]) -> None:
+        """The certificates that these keys have signed lead to no trusted root any more."""
+        self._retired = issuer_keys
+        self._look([entry for entry in self._entries if entry.proven.issuer_key in issuer_keys])
+
+    def _revoked_now(self, revocation: Revocation) -> None:
+        subject = revocation.subject
+        self._look(
+            [entry for entry in self._entries if subject in (entry.proven.serial, entry.proven.identity.name)]
+        )
+
+    async def watch(self) -> None:
+        """Ends what outlives its certificate, until it is cancelled."""
+        while True:
+            over = self._wall() - ALLOWANCE
+            self._look([entry for entry in self._entries if entry.proven.ends <= over])
+            self._soonest = min((entry.proven.ends for entry in self._entries), default=_NEVER)
+            with trio.CancelScope(deadline=self._next_look()) as self._timer:
+                await trio.sleep_forever()
+
+    def look_by(self, proven: Proven) -> None:
+        """Its end is watched for from here on."""
+        if proven.ends < self._soonest:
+            self._soonest = proven.ends
+            self._timer.deadline = self._next_look()
+
+    def _next_look(self) -> float:
+        now, left = trio.current_time(), _LOOK_SECONDS
+        if self._soonest is not _NEVER:
+            left = min(left, (self._soonest - self._wall() + ALLOWANCE).total_seconds())
+        return now + left
+
+    def _look(self, candidates: list[Entry]) -> None:
+        """Ends those that are not good any more. An ``end`` may lead to others that leave, or come."""
+        now, ended = self._wall(), dict[tuple[SpiffeId, str], Ended]()
+        for entry in candidates:
+            refused = self._why_not(entry.proven, now)
+            if refused is not None and entry in self._entries:
+                self.forget(entry)
+                entry.end(refused)
+                key = entry.proven.identity, entry.proven.serial
+                before = ended[key].count if key in ended else 0
+                ended[key] = Ended(entry.proven, refused, before + 1)
+        if self.on_ended is not None:
+            for one in ended.values():
+                self.on_ended(one)
+
+    def _why_not(self, proven: Proven, now: datetime) -> IdentityError | None:
+        if self._revoked.covers(proven.identity, proven.serial):
+            why = refusal(proven.identity, proven.serial)
+            return IdentityError(why.reason, why.detail, proven.identity, proven.serial)
+        if proven.issuer_key and proven.issuer_key in self._retired:
+            return _refused(proven, Reason.ROOT_RETIRED, "leads to a root that was retired")
+        if now >= proven.ends and now - ALLOWANCE >= proven.ends:
+            ended = f"ended at {proven.ends:%Y-%m-%d %H:%M:%S} UTC"
+            return _refused(proven, Reason.CERTIFICATE_EXPIRED, ended)
+        return None
+
+
+def _refused(proven: Proven, reason: Reason, why: str) -> IdentityError:
+    whose = f"the certificate {proven.serial} of {proven.identity.role.value} {proven.identity.name}"
+    return IdentityError(reason, f"{whose} {why}", proven.identity, proven.serial)
