@@ -20,15 +20,14 @@ RUN set -eu; \
     echo 'qanat:x:65532:65532:Qanat:/var/lib/qanat:/usr/sbin/nologin' >>/etc/passwd; \
     echo 'qanat:x:65532:' >>/etc/group; \
     install -d -m 0700 -o 65532 -g 65532 /var/lib/qanat /run/qanat; \
-    rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/* /var/cache/debconf/*-old \
-        /var/lib/dpkg/*-old /var/log/* /tmp/*
+    rm -rf /var/lib/apt/lists/* /var/lib/dpkg/*-old /var/cache/apt/* /var/cache/debconf/*-old \
+        /var/cache/ldconfig/* /var/log/* /tmp/*
 
 # ---- What is built, and stays behind ----
 
 FROM python AS build
-# pip's own settings, for who has an index or a proxy of his own.
+# For who has an index of his own; its roots, if it has any, come by `--secret id=roots,src=FILE`.
 ARG PIP_INDEX_URL
-ARG PIP_CERT
 # 32-bit arm has no wheel of cffi, so there it is compiled.
 RUN set -eu; \
     packages='python3-venv ca-certificates'; \
@@ -38,7 +37,8 @@ RUN set -eu; \
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=0
 WORKDIR /build
 COPY docker/lock/build.txt docker/lock/agent.txt lock/
-RUN set -eu; \
+RUN --mount=type=secret,id=roots,target=/run/roots.pem set -eu; \
+    [ ! -s /run/roots.pem ] || export PIP_CERT=/run/roots.pem; \
     python3 -m venv tools; \
     tools/bin/pip install -q --require-hashes -r lock/build.txt; \
     tools/bin/pip wheel -q --no-build-isolation --require-hashes -w wheels -r lock/agent.txt
@@ -54,7 +54,7 @@ RUN set -eu; \
     rm -f /opt/qanat/bin/qanat /opt/qanat/bin/qanat-server; \
     find /opt/qanat -name '*.pyi' -delete; \
     find /opt/qanat -depth -type d '(' -name _tests -o -name tests ')' -exec rm -rf '{}' ';'; \
-    /opt/qanat/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/qanat/lib
+    /opt/qanat/bin/python -m compileall -q -f --invalidation-mode unchecked-hash /opt/qanat/lib
 
 # ---- The image ----
 

@@ -94,20 +94,23 @@ def image(side: str, machine: Machine = AMD64) -> str:
     return name
 
 
-def build(side: str, machine: Machine, name: str, *, anew: bool = False, target: str = "") -> str:
-    """Builds it, ``anew`` without the layers that are kept, up to a ``target``; returns the image's id."""
+def build(side: str, machine: Machine, name: str, *, anew: bool = False, target: str = "") -> None:
+    """Builds it, ``anew`` without the layers that are kept, up to a ``target``."""
     base = f"BASE={root(machine)}"
     layers = "--no-cache" if anew else "--layers"
     command = _buildah("bud", "--format=docker", "--isolation=chroot", f"--platform={machine.platform}")
     command += [f"--target={target}"] if target else []
     command += ["--timestamp=0", layers, f"--build-arg={base}", *_pip_settings(), f"--tag={name}"]
     _run([*command, f"--file=docker/{side}.Dockerfile", "."], seconds=1500)
-    return id_of(name)
 
 
-def id_of(name: str) -> str:
-    """The digest of the image's configuration, which names the digest of each layer."""
-    return _run(podman("image", "inspect", "--format={{.Id}}", name), seconds=30).strip()
+def content_of(name: str) -> str:
+    """The digest of every layer, and how it runs: all of an image but its history.
+
+    In Docker's format buildah writes there the ids of the containers that it worked in, which are random.
+    """
+    parts = "{{json .RootFS.Layers}}", "{{json .Config}}", "{{json .HealthCheck}}"
+    return inspect(name, f'{{"layers": {parts[0]}, "runs": [{parts[1]}, {parts[2]}]}}')
 
 
 def size_of(name: str) -> int:
@@ -153,8 +156,7 @@ def _pip_settings() -> Iterator[str]:
         yield f"--build-arg=PIP_INDEX_URL={index}"
     roots = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
     if roots and Path(roots).is_file():
-        yield f"--volume={roots}:/run/pip-roots.pem:ro"
-        yield "--build-arg=PIP_CERT=/run/pip-roots.pem"
+        yield f"--secret=id=roots,src={roots}"
 
 
 # The roots.

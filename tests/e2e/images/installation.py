@@ -42,7 +42,7 @@ class CloudServer(Server):
         self.container.start()
         self.container.wait_said('"ready"')
 
-    def token(self, node: str) -> str:
+    def make_token(self, node: str) -> str:
         """What an administrator types."""
         made = self.container.execute("qanat-server", "token", "create", "--node", node, "--json")
         assert made.returncode == 0, made.stderr

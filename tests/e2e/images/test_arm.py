@@ -52,7 +52,7 @@ def board(
     folder = tmp_path_factory.mktemp(node)
     image = builder.image("agent", machine)
     made = agent_container(
-        node, folder, network.edge(2), image, server, server.token(node), environment=PATIENT
+        node, folder, network.edge(2), image, server, server.make_token(node), environment=PATIENT
     )
     try:
         made.start()

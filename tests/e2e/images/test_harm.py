@@ -38,7 +38,7 @@ def make(
     made: list[Container] = []
 
     def one(node: str, token: str | None = None, **environment: str) -> Container:
-        token = server.token(node) if token is None else token
+        token = server.make_token(node) if token is None else token
         place, edge = tmp_path / node, network.edge(1)
         container = agent_container(node, place, edge, agent_image, server, token, environment=environment)
         made.append(container)
@@ -147,7 +147,7 @@ def test_a_clock_in_1970_is_named_and_once_it_is_set_all_is_well(
     make: Make, server: CloudServer, in_1970: tuple[Path, dict[str, str]]
 ) -> None:
     library, environment = in_1970
-    token = server.token("young")
+    token = server.make_token("young")
     young = make("young", token, **environment)
     young.mount(library, "/faketime.so")
     young.start()

@@ -45,7 +45,7 @@ def agent(
         network.edge(1),
         agent_image,
         server,
-        server.token("edge1"),
+        server.make_token("edge1"),
         settings={"service": [service]},
     )
     try:
