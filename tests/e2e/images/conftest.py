@@ -14,28 +14,28 @@ from tests.e2e.site import targets
 from tests.net.namespaces import Network
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _able() -> None:
     builder.require()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def network(_able: None) -> Iterator[Network]:
     with Network(f"qi{os.getpid()}").built() as built:
         yield built
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server_image(_able: None) -> str:
     return builder.image("server")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def agent_image(_able: None) -> str:
     return builder.image("agent")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(
     network: Network, server_image: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[CloudServer]:
@@ -49,7 +49,7 @@ def server(
         made.container.remove()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def at_the_edges(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Process]]:
     """The targets of each edge."""
     folder = tmp_path_factory.mktemp("targets")

@@ -35,6 +35,7 @@ class Container:
         environment: Mapping[str, str] | None = None,
         mounts: Mapping[Path, str] | None = None,
         command: Sequence[str] = (),
+        user: int | None = None,
     ) -> None:
         self.name = f"qanat-e2e-{os.getpid()}-{name}"
         self.namespace = namespace
@@ -43,6 +44,7 @@ class Container:
         self.volume = volume
         self._mounts = dict(mounts or {})
         self._command = list(command)
+        self._user = [] if user is None else [f"--user={user}"]
 
     def start(self) -> None:
         """Makes the container anew, as an update or a reboot does; the volume stays."""
@@ -57,7 +59,7 @@ class Container:
             "--read-only-tmpfs=false",
         ]
         options += ["--cap-drop=all", "--security-opt=no-new-privileges", "--no-healthcheck", *_LIMITS]
-        options += [f"--volume={self.volume}:{DATA}", *binds, *given]
+        options += [f"--volume={self.volume}:{DATA}", *binds, *given, *self._user]
         self._podman("run", *options, self._image, *self._command)
 
     def mount(self, source: Path, target: str) -> None:

@@ -67,13 +67,14 @@ def agent_container(
     *,
     settings: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
+    user: int | None = None,
 ) -> Container:
     """An agent that joins by itself, with its configuration and its token mounted as files."""
     folder.mkdir(parents=True, exist_ok=True)
     config, secret = folder / "agent.toml", folder / "token"
     config.write_text(to_toml({"allow": [f"localhost:{ECHO}-{SOURCE}"], **(settings or {})}))
     secret.write_text(token)
-    shutil.chown(secret, USER)
+    shutil.chown(secret, USER if user is None else user)
     told = {
         "QANAT_SERVER": server.address,
         "QANAT_NODE": node,
@@ -82,5 +83,5 @@ def agent_container(
         **(environment or {}),
     }
     mounts = {config: CONFIG, secret: TOKEN}
-    volume = data_folder(folder / "data")
-    return Container(node, image, volume, namespace, environment=told, mounts=mounts)
+    volume = data_folder(folder / "data", owner=USER if user is None else user)
+    return Container(node, image, volume, namespace, environment=told, mounts=mounts, user=user)

@@ -37,10 +37,12 @@ def make(
     """Makes an agent's container at edge 1; all are removed at the end."""
     made: list[Container] = []
 
-    def one(node: str, token: str | None = None, **environment: str) -> Container:
+    def one(node: str, token: str | None = None, user: int | None = None, **environment: str) -> Container:
         token = server.make_token(node) if token is None else token
         place, edge = tmp_path / node, network.edge(1)
-        container = agent_container(node, place, edge, agent_image, server, token, environment=environment)
+        container = agent_container(
+            node, place, edge, agent_image, server, token, environment=environment, user=user
+        )
         made.append(container)
         return container
 
@@ -60,6 +62,16 @@ def test_its_root_is_read_only_and_it_may_do_nothing_special(make: Make, server:
     assert re.search(rf"^Uid:\s+{USER}\s+{USER}\s", status, re.MULTILINE)
     assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
     assert sorted(path.name for path in agent.volume.iterdir()) == ["node.pem"]
+
+
+def test_root_without_capabilities_does_as_well_where_the_folder_is_roots(
+    make: Make, server: CloudServer
+) -> None:
+    agent = make("rooted", user=0)
+    agent.start()
+    server.wait_attached("rooted")
+    assert re.search(r"^CapEff:\s+0+$", Path(f"/proc/{agent.pid}/status").read_text(), re.MULTILINE)
+    assert (agent.volume / "node.pem").stat().st_uid == 0
 
 
 @pytest.fixture
