@@ -27,6 +27,7 @@ class CloudServer(Server):
         super().__init__(folder, network.cloud, network.cloud_address)
         told = {"QANAT_INIT_NAME": network.cloud_address}
         volume = data_folder(self.data_dir)
+        self.first_words = ""
         self.container = Container("server", image, volume, network.cloud, environment=told)
 
     @property
@@ -41,6 +42,7 @@ class CloudServer(Server):
         """Starts the container and waits until it serves."""
         self.container.start()
         self.container.wait_said('"ready"')
+        self.first_words = self.first_words or self.container.said()
 
     def make_token(self, node: str) -> str:
         """What an administrator types."""

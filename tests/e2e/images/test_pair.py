@@ -57,7 +57,7 @@ def agent(
 
 
 def test_an_empty_volume_becomes_a_server_that_names_the_next_command(server: CloudServer) -> None:
-    said = server.container.said()
+    said = server.first_words
     assert "qanat-server token create --node NAME" in said
     assert "PRIVATE KEY" not in said
     assert server.container.execute("qanat", "nodes", "--json").returncode == 0
