@@ -41,7 +41,7 @@ _FIRST_WAIT_SECONDS = 1.0
 _MAX_OBEYED_SECONDS = 600.0
 _TAKEN_OVER_SHARE = 3
 HOPELESS_SECONDS = 300.0
-_HOPELESS = (Reason.REVOKED, Reason.CERTIFICATE_EXPIRED)
+_HOPELESS = (Reason.REVOKED, Reason.CERTIFICATE_EXPIRED, Reason.ROOT_RETIRED)
 _HINT = "qanat-agent check shows which step fails"
 """For whoever installs a node; one that was attached before has another kind of trouble."""
 

@@ -79,9 +79,9 @@ class Connector:
             self._resumer.route_changed()
 
     def take_up(self, bundle: Bundle) -> None:
-        """Attaches show this bundle from now on, and a session that is there moves to a carrier with it."""
-        self.bundle = bundle
-        if self._resumer is not None:
+        """Attaches go by this bundle from now on; a session moves to a carrier that shows its certificate."""
+        is_fresh, self.bundle = bundle.chain_pem != self.bundle.chain_pem, bundle
+        if is_fresh and self._resumer is not None:
             self._resumer.refresh()
 
     @asynccontextmanager

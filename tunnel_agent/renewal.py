@@ -64,10 +64,13 @@ class Renewal:
                 await self._renew()
 
     def _look(self, *, renewed: bool) -> bool:
+        before = self._held.bundle.chain_pem
         if not self._held.look():
             return False
-        self._plan = self._new_plan(renewed=renewed)
         self._take_up(self._held.bundle)
+        if self._held.bundle.chain_pem == before:
+            return False  # other roots, or addresses
+        self._plan = self._new_plan(renewed=renewed)
         life = self._held.life
         ends = f"{life.ends:%Y-%m-%d %H:%M} UTC" if life else "an unknown time"
         what = "renewed the certificate" if renewed else "took up another certificate"

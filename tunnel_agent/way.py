@@ -17,7 +17,7 @@ import h11
 import trio
 
 from certs.x509 import Description, describe
-from tunnel_agent.dial import connect_first, refused_by_errno, resolve_host
+from tunnel_agent.dial import Connected, connect_first, refused_by_errno, resolve_host
 from tunnel_agent.findings import Step, StepFailed
 from tunnel_agent.proxy import Proxy, ProxyError
 from tunnel_agent.proxy_choice import ProxyChoice
@@ -114,16 +114,18 @@ class Way:
         return f"{host} is {', '.join(self._addresses)}"
 
     async def connect(self) -> str:
-        async with await self._open_tcp() as stream:
-            host, port = stream.socket.getpeername()[:2]
+        opened = await self._open_tcp()
+        await opened.stream.aclose()
         whose = "the proxy at " if self._proxy else ""
-        return f"connected to {whose}{join_host_port(host, port)}"
+        return f"connected to {whose}{opened.address}"
 
-    async def _open_tcp(self) -> SocketStream:
+    async def _open_tcp(self) -> Connected:
         host, port = self._first_hop
         where = join_host_port(host, port)
         try:
-            return (await self.in_time(connect_first(self._addresses, port), f"dialling {where}")).stream
+            return await self.in_time(connect_first(self._addresses, port), f"dialling {where}")
+        except ConnectionResetError:  # accepted and hung up at once: busy, but there
+            raise ConnectionLost(f"{where} closed the connection as soon as it was open", self.hint) from None
         except OSError as error:
             cause = refused_by_errno(self._node, where, error).detail
             fix = f"let this machine reach {where} over TCP, or configure a proxy"
@@ -139,7 +141,7 @@ class Way:
 
     async def _open(self) -> SocketStream:
         """A connection on which the server itself answers."""
-        stream = await self._open_tcp()
+        stream = (await self._open_tcp()).stream
         if self._proxy is None:
             return stream
         try:

@@ -53,15 +53,17 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._broken, self._closed = False, False
         self._starved = True  # nothing can be decrypted until more arrives
 
-    async def do_handshake(self) -> None:
+    async def do_handshake(self, turns: trio.Lock | None = None) -> None:
         """Completes the handshake, without a deadline of its own.
 
         Raises ``trio.BrokenResourceError`` from an ``ssl.SSLError`` if the two sides do not agree,
-        after the peer has been sent the alert.
+        after the peer has been sent the alert. Those who share ``turns`` compute one after the other, with
+        all that waits meanwhile in between: a step takes a millisecond, and a fleet comes at once.
         """
         while True:
             try:
-                self._tls.do_handshake()
+                async with turns or contextlib.nullcontext():
+                    self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._flush()
                 await self._feed(_DEFAULT_READ)

@@ -253,7 +253,9 @@ class Server:
         settings = EnrolmentSettings(
             domain, identity.node_life_seconds, identity.user_life_seconds, identity.max_enrolments
         )
-        self._enrolment = Enrolment(settings, self._load_signer(), self.store, trio.current_time)
+        self._enrolment = Enrolment(
+            settings, self._load_signer(), self.store, self.standing, trio.current_time
+        )
         return EstEntrance(self._enrolment, self._reach, _now)
 
     def _load_signer(self) -> Signer | None:

@@ -71,13 +71,14 @@ def over_tls(
     entrance: str, contexts: TlsContexts, handshake_seconds: float, handler: Handler, reporter: Reporter
 ) -> Handler:
     """A handler that completes the handshake and passes the ``TlsStream`` on to ``handler``."""
+    turns = trio.Lock()
 
     async def handle(accepted: Accepted) -> None:
         transport = accepted.stream
         assert isinstance(transport, SocketStream)
         stream = SocketTlsStream(transport, contexts.current, server_side=True)
         try:
-            await _shake_hands(stream, handshake_seconds)
+            await _shake_hands(stream, handshake_seconds, turns)
         except Refused as refused:
             reporter.refused(entrance, accepted.source, refused)
             await _linger(transport)
@@ -87,10 +88,10 @@ def over_tls(
     return handle
 
 
-async def _shake_hands(stream: TlsStream, seconds: float) -> None:
+async def _shake_hands(stream: TlsStream, seconds: float, turns: trio.Lock) -> None:
     try:
         with trio.fail_after(seconds):
-            await stream.do_handshake()
+            await stream.do_handshake(turns)
     except trio.TooSlowError:
         detail = f"the TLS handshake was not completed within {seconds:g} seconds"
         raise Refused(Reason.HANDSHAKE_FAILED, detail) from None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import errno
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from tests.agent.listening import listening
 from tests.agent.relays import Relay
 from tests.fakes import pki
 from tests.server.issuing import Issuing, open_issuing
+from tunnel_agent import dial
+from tunnel_agent.dial import Connected
 from tunnel_agent.findings import Finding, Verdict, take_steps
 from tunnel_agent.join.contact import Contact
 from tunnel_agent.join.enrolling import spend_token
@@ -165,3 +169,24 @@ async def test_who_breaks_off_always_is_given_up(tmp_path: Path) -> None:
             findings = await go_as_far_as_possible(contact)
         assert (findings[-1].step, findings[-1].verdict) == ("pin", Verdict.FAIL)
         assert relay.count == 1 + 5
+
+
+async def test_a_connection_that_is_reset_while_it_opens_is_one_that_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is full accepts and resets; the kernel may tell of it in the connect itself."""
+    resets = 2
+
+    async def connect_first(addresses: Sequence[str], port: int) -> Connected:
+        nonlocal resets
+        resets -= 1
+        if resets >= 0:
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        return await dial.connect_first(addresses, port)
+
+    async with open_issuing(tmp_path) as issuing:
+        contact = contact_with(issuing, await issuing.token())
+        await go_as_far_as_possible(contact)
+        monkeypatch.setattr("tunnel_agent.way.connect_first", connect_first)
+        leaf = await spend_token(contact, "edge1", make_request(EDGE))
+        assert facts_of(leaf).identity == EDGE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,20 @@ async def test_what_is_due_is_renewed_and_taken_up(tmp_path: Path) -> None:
     assert loop.taken == [new]
     assert loop.state.certificate == life_of(new.chain_pem)
     assert loop.started == 1
+
+
+async def test_other_roots_are_taken_up_and_are_no_renewal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = held(tmp_path)
+    loop = Loop(bundle)
+    more = pki.authority("other.internal").roots_pem
+    other, due = replace(bundle.bundle, roots_pem=bundle.bundle.roots_pem + more), loop.state.renews_at
+    write_bundle(bundle.file, other)
+    await loop.run_until(lambda: loop.taken)
+    assert loop.taken == [other]
+    assert loop.state.renews_at == due
+    assert not caplog.records
 
 
 async def test_failures_are_one_line_each_and_tried_again(

@@ -154,3 +154,35 @@ async def test_a_client_that_does_not_trust_us_is_named(
         nursery.start_soon(shake, far)
     assert any("self-signed certificate" in error for error in errors)
     assert any("unknown ca" in error for error in errors)
+
+
+async def test_handshakes_that_share_turns_wait_only_to_compute(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext], autojump_clock: trio.testing.MockClock
+) -> None:
+    """A peer that is slow, or silent, holds up nobody."""
+    turns = trio.Lock()
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            silent, _kept = trio.testing.memory_stream_pair()
+            nursery.start_soon(TlsStream(silent, contexts[0], server_side=True).do_handshake, turns)
+            await trio.testing.wait_all_tasks_blocked()
+            async with trio.open_nursery() as others:
+                for _ in range(5):
+                    server, client = trio.testing.memory_stream_pair()
+                    others.start_soon(TlsStream(server, contexts[0], server_side=True).do_handshake, turns)
+                    ours = TlsStream(client, contexts[1], server_hostname="localhost")
+                    others.start_soon(ours.do_handshake)
+            assert not turns.locked()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_handshake_that_is_cancelled_gives_its_turn_on(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    turns = trio.Lock()
+    server, _client = trio.testing.memory_stream_pair()
+    async with turns, trio.open_nursery() as nursery:
+        nursery.start_soon(TlsStream(server, contexts[0], server_side=True).do_handshake, turns)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert not turns.locked() and not turns.statistics().tasks_waiting

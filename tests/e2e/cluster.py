@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.kube import CLOUD_ADDRESS, Bed, find_bed
 from tests.e2e.programs import Agent, Server
+from tests.net.namespaces import Namespace
 
 NODES = (1, 2)
 KUBELET = "localhost:10250"
@@ -34,12 +35,21 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running_cluster(folder: Path, changes: Mapping[str, Any] | None = None) -> Iterator[Cluster]:
+def running_cluster(
+    folder: Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    make_server: Callable[[Path, Namespace, str], Server] = Server,
+    make_agent: Callable[[str, Path, Namespace], Agent] = Agent,
+) -> Iterator[Cluster]:
     """With an agent on each node; the API server comes in by the unix socket. ``changes``: server.toml."""
     bed = find_bed()
     try:
         bed.up("http-uds")
-        made = _installed(bed, folder, changes or {})
+        server = make_server(folder / "cloud", bed.cloud, CLOUD_ADDRESS)
+        agents = {n: make_agent(f"edge{n}", folder / f"edge{n}", bed.edge(n)) for n in NODES}
+        made = Cluster(bed, server, agents)
+        _install(made, folder, changes or {})
         made.server.start()
         made.attach(*NODES)
         yield made
@@ -49,28 +59,22 @@ def running_cluster(folder: Path, changes: Mapping[str, Any] | None = None) -> I
         bed.down()
 
 
-def _installed(bed: Bed, folder: Path, changes: Mapping[str, Any]) -> Cluster:
-    server = Server(folder / "cloud", bed.cloud, CLOUD_ADDRESS)
+def _install(made: Cluster, folder: Path, changes: Mapping[str, Any]) -> None:
     peer = {"uid": 0, "user": "kube-apiserver"}
-    server.initialise(
+    made.server.initialise(
         {
             "https": {"listen": [f"{CLOUD_ADDRESS}:7002", "127.0.0.1:8131"]},
-            "connect": {"unix": {"path": str(bed.work / "egress.sock"), "peer": [peer]}},
+            "connect": {"unix": {"path": str(made.bed.work / "egress.sock"), "peer": [peer]}},
             **changes,
         }
     )
-    server.issue_user_pem("kube-apiserver", folder / "pem")
-    for made, wanted in (
+    made.server.issue_user_pem("kube-apiserver", folder / "pem")
+    for file, wanted in (
         ("ca.pem", "egress-ca.crt"),
         ("cert.pem", "egress-client.crt"),
         ("key.pem", "egress-client.key"),
     ):
-        shutil.copy(folder / "pem" / made, bed.work / "pki" / wanted)
-    return Cluster(bed, server, {number: _agent(bed, folder, server, number) for number in NODES})
-
-
-def _agent(bed: Bed, folder: Path, server: Server, number: int) -> Agent:
-    agent = Agent(f"edge{number}", folder / f"edge{number}", bed.edge(number))
-    server.issue_node(agent.node, agent.bundle)
-    agent.configure(server, allow=[KUBELET], drain_seconds=1)
-    return agent
+        shutil.copy(folder / "pem" / file, made.bed.work / "pki" / wanted)
+    for agent in made.agents.values():
+        made.server.issue_node(agent.node, agent.bundle)
+        agent.configure(made.server, allow=[KUBELET], drain_seconds=1)

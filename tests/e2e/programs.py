@@ -143,7 +143,7 @@ class Server(Program):
         super().__init__("server", folder, namespace, (loopback, SERVER_OPS_PORT))
 
     def command(self) -> list[str]:
-        return [tools.program("qanat-server"), "run", "--config", str(self.config_file)]
+        return self.administering("run", "--config", str(self.config_file))
 
     @property
     def config_file(self) -> Path:
@@ -273,8 +273,12 @@ class Server(Program):
             "log": {"level": "debug", "format": "text"},
         }
 
+    def administering(self, *arguments: str) -> list[str]:
+        """The command line of ``qanat-server ARGUMENTS``."""
+        return [tools.program("qanat-server"), *arguments]
+
     def _qanat_server(self, *arguments: str) -> str:
-        argv = [tools.program("qanat-server"), *arguments]
+        argv = self.administering(*arguments)
         done = run(*argv)
         assert done.returncode == 0, f"{' '.join(argv)}: {done.stdout}{done.stderr}"
         return done.stdout

@@ -46,7 +46,7 @@ def main() -> None:
             b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 No\r\nRetry-After: 3\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n",
         ],
-        "names": [
+        "texts": [
             *(b"spiffe://test.internal/node/edge1", b"spiffe://a/user/kim@b.c", b"edge1:22", b"web.edge1:1"),
             *(
                 b"[::1]:80",
@@ -56,14 +56,8 @@ def main() -> None:
                 b"42:7",
                 b"web",
             ),
+            *(login, token.encode(), b"Basic " + base64.b64encode(b"edge1:wrong"), b"Bearer x"),
             *(b"spiffe://a/node/..", b"spiffe://a/node/%2e", b"spiffe://a/node/A", b"spiffe://a/node/x\x00"),
-        ],
-        "logins": [
-            login,
-            token.encode(),
-            b"basic  ",
-            b"Basic " + base64.b64encode(b"edge1:wrong"),
-            b"Bearer x",
         ],
         "certificate_requests": [request.request_der, request.body],
         "certificates": [certs_only(told), base64.b64decode(b"".join(leaf.split(b"\n")[1:-2])), leaf],

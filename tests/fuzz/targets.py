@@ -153,9 +153,17 @@ def _quietly(parse: Callable[[], object]) -> None:
 # Names, logins, tokens.
 
 
-def names(data: bytes) -> None:
-    """SPIFFE IDs, targets, addresses, CONNECT authorities, web hosts: what is read is written the same."""
+def texts(data: bytes) -> None:
+    """What is one line of text: names of all kinds, the login of EST, the token in it."""
     text = data.decode("latin-1")
+    _names(text)
+    _login(data)
+    with contextlib.suppress(TokenMistyped):
+        assert format_token(parse_token(text)) == text.strip().lower()
+
+
+def _names(text: str) -> None:
+    """SPIFFE IDs, targets, addresses, CONNECT authorities, web hosts: what is read is written the same."""
     with contextlib.suppress(ValueError):
         assert str(SpiffeId.parse(text)) == text
     with contextlib.suppress(ValueError):
@@ -169,16 +177,11 @@ def names(data: bytes) -> None:
     _quietly(lambda: route_web_host(text, "example.com"))
 
 
-def logins(data: bytes) -> None:
-    """HTTP Basic, the token in it, and the node that it is said to be for."""
+def _login(header: bytes) -> None:
     with contextlib.suppress(Refused):
-        login = parse_login(data)
+        login = parse_login(header)
         assert login.node in ("", login.user)
         node_asked_for((login.password,), (login.user,), login)
-    for text in (data.decode("latin-1"), data.decode(errors="replace")):
-        with contextlib.suppress(TokenMistyped):
-            token = parse_token(text)
-            assert format_token(token) == text.strip().lower()
 
 
 # Certificates, and requests for them.
@@ -220,6 +223,5 @@ _BEYOND_BOUNDS = re.compile("too many|longer than|more than|too large")
 """Where we are stricter than protobuf on purpose."""
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    one.__name__: one
-    for one in (requests, answers, names, logins, certificate_requests, certificates, packets)
+    one.__name__: one for one in (requests, answers, texts, certificate_requests, certificates, packets)
 }

@@ -23,6 +23,7 @@ from tunnel_server.entrances.est import EstEntrance, Reach
 from tunnel_server.front import Front, by_certificate
 from tunnel_server.handshake import TlsContexts, TlsFiles, over_tls
 from tunnel_server.listeners import Listener
+from tunnel_server.standing import Standing
 from tunnel_server.store.audit import Question
 from tunnel_server.store.store import FILE, Store, StoreSettings, open_store
 from tunnel_server.store.tokens import NewToken
@@ -92,9 +93,10 @@ async def open_issuing(
     )
     store = open_store(StoreSettings(folder / FILE), now)
     async with open_edge() as edge:
-        enrolment = Enrolment(
-            replace(settings, **changes), Signer(pki.authority(), leaf.roots_pem), store, trio.current_time
-        )
+        standing = Standing(now)
+        standing.go_by(store.revoked)
+        signer = Signer(pki.authority(), leaf.roots_pem)
+        enrolment = Enrolment(replace(settings, **changes), signer, store, standing, trio.current_time)
         est = EstEntrance(
             enrolment, lambda: Reach(pki.TRUST_DOMAIN, ("localhost:7001",), ("localhost:7002",)), wall
         )

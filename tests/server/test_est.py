@@ -26,6 +26,8 @@ from certs.x509 import Usage, Validity, describe, facts_of
 from tests.fakes import pki
 from tests.server.issuing import Issuing, open_issuing
 from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.enrolment.enrolment import Asker
 from tunnel_server.store.revoked import Kind
 
 EST = "/.well-known/est"
@@ -311,6 +313,16 @@ async def test_the_revoked_do_not_renew(tmp_path: Path) -> None:
         answer = await renew(issuing, pki.node_leaf("edge1"), request_of())
         assert (answer.status, answer.word) == (403, "revoked")
         assert (await issuing.audit())[-1] == ("refused", "revoked", "edge1")
+
+
+async def test_a_connection_that_was_kept_alive_does_not_renew_what_has_ended(tmp_path: Path) -> None:
+    made = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=2)
+    leaf = pki.authority().issue(Role.NODE, "edge1", days=1, now=made)
+    async with open_issuing(tmp_path) as issuing:
+        with pytest.raises(Refused) as caught:
+            await issuing.enrolment.renew(leaf.credential.certificate_pem, b"", Asker("", ""))
+        assert caught.value.reason is Reason.CERTIFICATE_EXPIRED
+        assert await issuing.audit() == [("refused", "certificate_expired", "edge1")]
 
 
 def odd_leaf(identity: SpiffeId) -> Leaf:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from certs.requests import CertificateRequest
 from certs.token import Token, TokenMistyped, parse_token
-from certs.x509 import Usage, facts_of, identity_of_leaf
+from certs.x509 import Proven, Usage, proven_leaf
 from tunnel_core.http_head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
@@ -29,6 +29,7 @@ from tunnel_server.admission import source_of
 from tunnel_server.enrolment.answers import Signed, Signer
 from tunnel_server.enrolment.asking import Login, node_asked_for, unproven
 from tunnel_server.enrolment.budgets import Budgets
+from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine, Kind
 from tunnel_server.store.certificates import NewCertificate, Origin
 from tunnel_server.store.store import Store
@@ -59,14 +60,20 @@ class Asker:
 
 
 class Enrolment:
-    """Gives certificates. ``monotonic`` gives steady seconds."""
+    """Gives certificates. ``standing`` knows whose are good now, ``monotonic`` gives steady seconds."""
 
     def __init__(
-        self, settings: EnrolmentSettings, signer: Signer | None, store: Store, monotonic: Callable[[], float]
+        self,
+        settings: EnrolmentSettings,
+        signer: Signer | None,
+        store: Store,
+        standing: Standing,
+        monotonic: Callable[[], float],
     ) -> None:
         self._signer = signer
         self.settings = settings
         self._store = store
+        self._standing = standing
         self._monotonic = monotonic
         self.working = 0
         """Requests that are at work."""
@@ -110,11 +117,12 @@ class Enrolment:
     async def renew(self, leaf: bytes, body: bytes, asker: Asker) -> Signed:
         """The next certificate of whoever has proven to have ``leaf``. Raises ``Refused``."""
         with self._audited(AuditLine(Kind.REFUSED, source=asker.address)):
-            identity = _who_renews(leaf, self.settings.trust_domain)
-        serial, named = facts_of(leaf).serial, {identity.role.value: identity.name}
+            proven = _who_renews(leaf, self.settings.trust_domain)
+        identity, serial = proven.identity, proven.serial
+        named = {identity.role.value: identity.name}
         with self._at_work():
             with self._audited(AuditLine(Kind.REFUSED, source=asker.address, serial=serial, **named)):
-                self._store.revoked.require_not(identity, serial)
+                self._standing.require(proven)  # the handshake may have been long ago
                 self._spend(str(identity))
                 signed = await self._sign(await self.signer.read(body), identity)
             await self._record(signed, Origin.RENEWED, asker, previous=serial)
@@ -185,12 +193,12 @@ class Enrolment:
         await self._store.record(new)
 
 
-def _who_renews(leaf: bytes, trust_domain: str) -> SpiffeId:
+def _who_renews(leaf: bytes, trust_domain: str) -> Proven:
     """Whoever TLS has let in, by whichever issuer it trusts. Raises ``Refused``."""
-    identity = identity_of_leaf(leaf, usage=Usage.CLIENT, trust_domain=trust_domain)
-    if identity.role is Role.SERVER:
-        raise Refused(Reason.WRONG_ROLE, f"{identity} is a server's: nodes and users renew here")
-    return identity
+    proven = proven_leaf(leaf, usage=Usage.CLIENT, trust_domain=trust_domain)
+    if proven.identity.role is Role.SERVER:
+        raise Refused(Reason.WRONG_ROLE, f"{proven.identity} is a server's: nodes and users renew here")
+    return proven
 
 
 def _come_back(reason: Reason, detail: str, seconds: float) -> Refused:

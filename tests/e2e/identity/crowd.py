@@ -115,8 +115,13 @@ class Member:
     async def renew(self) -> None:
         """Gets its next certificate, and moves its session to a carrier that shows it."""
         crowd, request = self._crowd, self._requests[1]
-        context = trusting(crowd._roots, client_file=self._file)
-        leaf = await crowd.ask(lambda: est_client.renew(crowd._way, context, request.body))
+
+        async def ask() -> bytes:
+            # A context takes milliseconds: it is made when it is this one's turn, or all pings are late.
+            context = trusting(crowd._roots, client_file=self._file)
+            return await est_client.renew(crowd._way, context, request.body)
+
+        leaf = await crowd.ask(ask)
         assert self._connector is not None
         self._connector.take_up(self._keep(leaf, 1))
 

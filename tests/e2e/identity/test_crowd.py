@@ -35,7 +35,7 @@ RESUMED = 'qanat_attaches_total{outcome="resumed"}'
 @pytest.fixture(scope="module")
 def settings() -> dict[str, Any]:
     """Few at once, so that many are told to come back."""
-    return {"identity": {"max_enrolments": 8}}
+    return {"identity": {"max_enrolments": 4}}
 
 
 @pytest.fixture

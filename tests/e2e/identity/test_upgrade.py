@@ -1,0 +1,115 @@
+"""A cluster installed with the code from before the store: kubectl works on, whichever half is newer.
+
+Without Kubernetes: ``tests/server/test_upgrade``, with the same code of before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import tools
+from tests.e2e.cluster import KUBELET, NODES, Cluster, running_cluster
+from tests.e2e.kube import CLOUD_ADDRESS
+from tests.e2e.processes import run
+from tests.e2e.programs import HTTPS_PORT, Agent, Server
+from tests.e2e.waiting import wait_until
+from tests.net.namespaces import Namespace
+from tests.server.before_the_store import COMMIT, Before, is_known
+
+
+class ServerOfBefore(Server):
+    def __init__(self, before: Before, folder: Path, namespace: Namespace, address: str) -> None:
+        self._before = before
+        super().__init__(folder, namespace, address)
+
+    def administering(self, *arguments: str) -> list[str]:
+        return self._before.command("tunnel_server", *arguments)
+
+
+class AgentOfBefore(Agent):
+    def __init__(self, before: Before, node: str, folder: Path, namespace: Namespace) -> None:
+        self._before = before
+        super().__init__(node, folder, namespace)
+
+    def command(self) -> list[str]:
+        return self._before.command("tunnel_agent", "run", "--config", str(self.config_file))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Of before, running."""
+    if not is_known():
+        pytest.skip(f"needs the history of the repository, back to {COMMIT}: git fetch --unshallow")
+    folder = tmp_path_factory.mktemp("kube")
+    before = Before(folder / "code")
+    with running_cluster(
+        folder,
+        {"drain_seconds": 1},
+        make_server=functools.partial(ServerOfBefore, before),
+        make_agent=functools.partial(AgentOfBefore, before),
+    ) as made:
+        made.make_pods()
+        yield made
+
+
+def _wait_kubectl(cluster: Cluster) -> None:
+    """``logs`` and ``exec`` work on both nodes."""
+    for node in NODES:
+        pod = (f"web{node}", "-c", "web")
+        wait_until(
+            lambda pod=pod: cluster.bed.kubectl("logs", *pod, "--tail=1").returncode == 0,
+            f"kubectl logs of {pod[0]}",
+            deadline_seconds=60,
+        )
+        done = cluster.bed.kubectl("exec", *pod, "--", "echo", "from the pod")
+        assert (done.returncode, done.stdout) == (0, "from the pod\n"), done.stderr
+
+
+def test_kubectl_works_through_each_step_of_an_upgrade(cluster: Cluster) -> None:
+    bed, old = cluster.bed, cluster.server
+    _wait_kubectl(cluster)
+    assert not (old.data_dir / "store.db").exists()
+    certificates = {agent.node: agent.bundle.read_bytes() for agent in cluster.agents.values()}
+
+    old.process.stop()
+    cluster.server = Server(old.folder, bed.cloud, CLOUD_ADDRESS)
+    cluster.server.start()
+    _wait_kubectl(cluster)  # agents of before, a server of today
+    assert (old.data_dir / "store.db").exists()
+
+    for number in NODES:
+        agent = cluster.agents[number]
+        agent.process.stop()
+        cluster.agents[number] = Agent(agent.node, agent.folder, agent.namespace)
+        assert cluster.agents[number].bundle.read_bytes() == certificates[agent.node]
+    cluster.attach(*NODES)
+    _wait_kubectl(cluster)
+
+    # What came since works on what was there: out, and in again with a token.
+    cluster.server.command_line("node", "revoke", "edge2")
+    refused = bed.kubectl("logs", "web2", "-c", "web", "--tail=1")
+    assert refused.returncode != 0
+    assert "revoked" in refused.stderr, refused.stderr
+    token = cluster.server.token("edge2")
+    _join_again(cluster.agents[2], cluster.server, token)
+    _wait_kubectl(cluster)
+
+
+def _join_again(agent: Agent, server: Server, token: str) -> None:
+    argv = [
+        tools.program("qanat-agent"),
+        "join",
+        f"{server.address}:{HTTPS_PORT}",
+        "--name",
+        agent.node,
+        "--again",
+    ]
+    done = run(
+        *argv, "--config", str(agent.config_file), "--allow", KUBELET,
+        namespace=agent.namespace, stdin=token.encode(),
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"

@@ -1,0 +1,76 @@
+"""Many whole agents in one process: each joins with a token as ``join`` does, then runs as ``run`` does.
+
+``python -m tests.e2e.identity.village HTTPS TARGET FOLDER NAME...`` with the token on standard input. It says
+one line when all have joined, and stays. Only the process is shared, by the renewals as well, which would
+otherwise cost half a second of a processor each: files, sessions and dates are each agent's own.
+"""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import trio
+
+from tunnel_agent import renewal
+from tunnel_agent.app import Agent
+from tunnel_agent.config import AgentConfig
+from tunnel_agent.findings import StepFailed
+from tunnel_agent.join.config_text import config_text
+from tunnel_agent.join.joining import Joining
+from tunnel_agent.join.wish import Files, Wish
+from tunnel_agent.load import load_installation
+from tunnel_agent.proxy_choice import ProxyChoice
+from tunnel_agent.renewing import renew
+from tunnel_core import logs
+from tunnel_core.bridge import open_bridge
+from tunnel_core.config import Source, parse
+from tunnel_core.reasons import Refused
+from tunnel_core.settings import Log, LogFormat
+
+SETTINGS = '\n[ops]\nlisten = ""\n\n[session]\nretry_max_seconds = 2\n'
+
+
+async def main(server: str, target: str, folder: str, *names: str) -> None:
+    token = sys.stdin.readline()
+    homes = [Path(folder) / name for name in names]
+    for home in homes:
+        home.mkdir()
+        await _join(server, target, home, token)
+    sys.stdout.write("joined\n")
+    sys.stdout.flush()
+    async with open_bridge() as bridge, trio.open_nursery() as nursery:
+        for home in homes:
+            await Agent(load_installation(home / "agent.toml"), bridge, nursery).start()
+
+
+async def _join(server: str, target: str, home: Path, token: str) -> None:
+    file, bundle = home / "agent.toml", home / "node.pem"
+    wish = Wish(server, home.name, allow=(target,))
+    config = parse(tomllib.loads(config_text(wish, str(bundle))), AgentConfig, Source(file, home))
+    said: list[object] = []
+    joining = Joining(
+        wish, Files(file, bundle), config, ProxyChoice(), said.append, lambda: token,
+        lambda: datetime.now(UTC), name_given=True, again=False,
+    )  # fmt: skip
+    joined = await joining.run()
+    assert joined.bundle is not None, said
+    file.write_text(file.read_text() + SETTINGS)
+
+
+async def _renew_here(command: Sequence[str]) -> tuple[str, str]:
+    """In place of ``qanat-agent renew``, with its arguments."""
+    try:
+        await renew(load_installation(Path(command[command.index("--config") + 1])))
+    except (StepFailed, Refused) as error:
+        return error.detail, ""
+    return "", ""
+
+
+if __name__ == "__main__":
+    renewal._run = _renew_here
+    logs.setup(Log().level, LogFormat.TEXT)
+    trio.run(main, *sys.argv[1:])
