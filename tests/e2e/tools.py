@@ -27,6 +27,7 @@ _PACKAGES = {
     "iptables": "iptables",
     "node": "nodejs",
     "npm": "npm",
+    "netavark": "netavark",
     "nsenter": "util-linux",
     "openssl": "openssl",
     "ping": "iputils-ping",
@@ -52,8 +53,8 @@ _PACKAGES = {
     "runc": "runc",
     "socat": "socat",
 }
-# Debian keeps these out of an ordinary user's PATH.
-_SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+# Debian keeps these out of an ordinary user's PATH; the last has what podman runs and does not pull in.
+_SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/podman")
 
 
 def in_ci() -> bool:

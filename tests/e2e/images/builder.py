@@ -54,7 +54,8 @@ ARMV7 = Machine("armhf", "linux/arm/v7", "arm")
 def require() -> None:
     """Skips the test if images cannot be built and run here."""
     tools.require_root()
-    tools.require("buildah", "podman", "debootstrap", "qemu-arm-static", "runc", "ip", "iptables", "nsenter")
+    tools.require("buildah", "podman", "netavark", "debootstrap", "qemu-arm-static", "runc", "unshare")
+    tools.require("ip", "iptables", "nsenter")
     if platform.machine() != AMD64.qemu:
         pytest.skip("builds the images of amd64 without emulation: needs such a machine")
 

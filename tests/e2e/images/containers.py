@@ -100,10 +100,6 @@ class Container:
     def pid(self) -> int:
         return int(self._state("Pid"))
 
-    def started_at(self) -> float:
-        """Seconds since the epoch."""
-        return float(self._state("StartedAt.UnixMilli")) / 1000
-
     @property
     def resident_bytes(self) -> int:
         found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())

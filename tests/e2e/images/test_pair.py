@@ -178,10 +178,13 @@ def test_an_idle_agent_is_small(agent: Container, server: CloudServer) -> None:
 
 
 def test_a_start_to_attached_is_quick(agent: Container, server: CloudServer) -> None:
+    """With what podman needs to make a container."""
     took = []
     for _ in range(3):
+        agent.remove()
+        began = time.time()
         agent.start()
         agent.wait_said("attached to")
-        took.append(agent.said_at("attached to") - agent.started_at())
+        took.append(agent.said_at("attached to") - began)
     assert min(took) < START_SECONDS, took
     print(f"start to attached: {took}")  # noqa: T201 - shown with -s
