@@ -6,6 +6,8 @@ import enum
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 import typing
 from collections.abc import Iterator
@@ -35,6 +37,7 @@ PAPERS = [
     ROOT / "README.md",
     ROOT / "DESIGN.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "docker/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 GROUPS = {
@@ -221,6 +224,13 @@ def test_the_reference_has_every_key_with_its_default(file: str) -> None:
         made["bundle_file"] = '"node.pem"'  # beside the file, wherever that is
     assert dict(written) == made
     assert len(written) == len(made)
+
+
+def test_the_page_of_variables_is_what_the_code_makes() -> None:
+    made = subprocess.run(
+        [sys.executable, "docs/environment.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
 
 
 # Metrics.

@@ -1,5 +1,5 @@
 """``python -m tunnel_agent``: how the running agent starts a renewal, wherever its script lies."""
 
-from tunnel_agent.main import entry_point
+from tunnel_agent.entry import entry_point
 
 entry_point()

@@ -12,7 +12,7 @@ from tunnel_agent.config import STATUS_SERVICE, AgentConfig, Service
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.targets import Policy, Published
 from tunnel_core import frames, paths
-from tunnel_core.config import ConfigError, Problem, Source, load, parse
+from tunnel_core.config import ConfigError, Problem, load
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.profiles import ProfileName
@@ -102,8 +102,8 @@ def load_installation(config_file: Path | None = None, bundle_file: Path | None 
     A bundle alone is enough to attach, so the default configuration file may be absent; one that
     was named must exist. ``bundle_file`` wins over the configuration.
     """
-    file = (config_file or paths.agent_config_file()).absolute()
-    config = load_config(file, required=config_file is not None)
+    file, required = place_of_config(config_file)
+    config = load_config(file, required=required)
     place = bundle_file or config.bundle_file
     bundle = load_bundle(file, place)
     installation = Installation(file, config, place, bundle, load_proxy(file, config))
@@ -113,11 +113,15 @@ def load_installation(config_file: Path | None = None, bundle_file: Path | None 
     return installation
 
 
+def place_of_config(named: Path | None) -> tuple[Path, bool]:
+    """The configuration file, and whether it must exist: one that somebody named must."""
+    file = named or paths.named_config_file()
+    return (file or paths.agent_config_file()).absolute(), file is not None
+
+
 def load_config(file: Path, *, required: bool) -> AgentConfig:
     """The configuration at ``file``, or the defaults if it does not exist and need not."""
-    if not required and not file.exists():
-        return parse({}, AgentConfig, Source(file, paths.data_folder()))
-    config = load(file, AgentConfig)
+    config = load(file, AgentConfig, required=required)
     if config.ops.tls:
         fix = "use bearer_file, or leave it on loopback"
         raise _problem(file, "ops.tls", "a node's certificate is no server's certificate", fix)

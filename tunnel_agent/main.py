@@ -12,6 +12,7 @@ _COMMANDS = {
     "check": "tunnel_agent.commands.check:command",
     "renew": "tunnel_agent.commands.renew:command",
     "status": "tunnel_agent.commands.status:command",
+    "health": "tunnel_agent.commands.health:command",
     "version": "tunnel_agent.commands.version:command",
 }
 
@@ -26,8 +27,3 @@ def main() -> None:
       echo TOKEN | qanat-agent join tunnel.example.com
       qanat-agent run
     """
-
-
-def entry_point() -> None:
-    """Runs ``qanat-agent``."""
-    main()

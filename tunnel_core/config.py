@@ -1,18 +1,19 @@
 """Configuration: a TOML file becomes one frozen object, or every problem in it is told at once.
 
 A schema is a frozen attrs class whose fields have the types of ``tunnel_core.settings``. Structuring
-is pure (``parse``); only ``load`` reads the file. Unknown keys are refused, since a misspelt limit
-that is silently ignored is no limit.
+is pure (``parse``); only ``load`` reads the file and the environment, whose variables are laid over
+it. Unknown keys are refused, since a misspelt limit that is silently ignored is no limit.
 """
 
 from __future__ import annotations
 
 import difflib
 import enum
+import os
 import tomllib
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import GenericAlias, MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -22,6 +23,7 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn
 
 from tunnel_core import paths
+from tunnel_core.environment import given_in, lay_over, unknown_in
 from tunnel_core.settings import PARSERS, BadValue, Parsers
 
 _MAX_FILE_BYTES = 1024 * 1024
@@ -33,6 +35,13 @@ class Source:
 
     file: Path
     data_dir: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """The keys that the environment set, and by which variable."""
+
+    def place_of(self, key: str) -> tuple[str, str]:
+        """Where a key was written, as the ``file`` and ``key`` of a ``Problem``."""
+        variable = self.variables.get(key)
+        return ("the environment", variable) if variable else (str(self.file), key)
 
     @property
     def folder(self) -> Path:
@@ -78,17 +87,50 @@ class ConfigError(Exception):
         return "\n".join(map(str, self.problems))
 
 
-def load(path: Path, schema: type[T], *, data_dir: Path | None = None) -> T:
-    """Reads the file at ``path`` as ``schema``. Raises ``ConfigError``."""
-    source = Source(path.absolute(), data_dir or paths.data_folder())
-    return parse(_read_toml(path), schema, source)
+def load(
+    path: Path,
+    schema: type[T],
+    *,
+    data_dir: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    required: bool = True,
+) -> T:
+    """Reads the file at ``path``, and ``environ`` (this process's) over it, as ``schema``.
+
+    A file that is not ``required`` may be absent. Raises ``ConfigError``.
+    """
+    raw = _read_toml(path, required=required)
+    return read(raw, path, schema, data_dir=data_dir, environ=environ)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read(
+    raw: Mapping[str, Any],
+    path: Path,
+    schema: type[T],
+    *,
+    data_dir: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> T:
+    """As ``load``, for a file whose content is known. Raises ``ConfigError``."""
+    environ = os.environ if environ is None else environ
+    if unknown := unknown_in(environ, schema):
+        said = ((one.name, f"did you mean {one.close}?" if one.close else "unset it") for one in unknown)
+        raise ConfigError(
+            tuple(Problem("the environment", name, "unknown variable", fix) for name, fix in said)
+        )
+    given = given_in(environ, schema)
+    variables = {variable.key: variable.name for variable in given}
+    source = Source(path.absolute(), data_dir or paths.data_folder(), variables)
+    return parse(lay_over(raw, given), schema, source)
+
+
+def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not required:
+            return {}
         fix = "create it, or name another with --config" if isinstance(error, FileNotFoundError) else ""
         raise _whole_file(path, f"cannot be read: {error.strerror}", fix) from None
     if len(data) > _MAX_FILE_BYTES:
@@ -109,8 +151,8 @@ def parse(raw: Mapping[str, Any], schema: type[T], source: Source) -> T:
     try:
         return _converter(source.folder, {**PARSERS, **schema.parsers}).structure(laid, schema)
     except Exception as error:
-        problems = (Problem(str(source.file), *found) for found in _problems(error, ""))
-        raise ConfigError(tuple(problems)) from None
+        found = tuple(_problems(error, ""))
+        raise ConfigError(tuple(Problem(*source.place_of(key), *rest) for key, *rest in found)) from None
 
 
 def _lay_under(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

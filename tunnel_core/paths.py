@@ -12,6 +12,8 @@ _SYSTEM_CONFIG = Path("/etc/qanat")
 _SYSTEM_DATA = Path("/var/lib/qanat")
 _SYSTEM_AGENT = Path("/var/lib/qanat-agent")
 BUNDLE_VARIABLE = "QANAT_BUNDLE"
+CONFIG_VARIABLE = "QANAT_CONFIG"
+"""Names the configuration of server or agent in place of the usual file, as ``--config`` does."""
 
 
 def is_system() -> bool:
@@ -28,11 +30,17 @@ def data_folder() -> Path:
 
 
 def server_config_file() -> Path:
-    return config_folder() / "server.toml"
+    return named_config_file() or config_folder() / "server.toml"
 
 
 def agent_config_file() -> Path:
-    return config_folder() / "agent.toml"
+    return named_config_file() or config_folder() / "agent.toml"
+
+
+def named_config_file() -> Path | None:
+    """The file that ``QANAT_CONFIG`` names; None if it is not set."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    return Path(named) if named else None
 
 
 def node_bundle_file() -> Path:

@@ -45,6 +45,21 @@ def command(tmp_path: Path) -> Command:
     return Command(tmp_path / "d")
 
 
+def test_a_token_can_go_to_a_file_and_is_shown_nowhere(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    said = command("token", "create", "--node", "shop-7", "--out", file).stdout
+    text = file.read_text().strip()
+    assert parse_token(text).id in said
+    assert text not in said
+    assert said.endswith(f"qanat-agent join tunnel.example.com:7002 --token-file {file}\n")
+    assert file.stat().st_mode & 0o777 == 0o600
+    again = command.json("token", "create", "--node", "shop-7", "--out", file)
+    assert (again["file"], "token" in again) == (str(file), False)
+    assert file.read_text().strip() != text
+    lost = command("token", "create", "--node", "a", "--out", tmp_path / "no" / "where", code=1)
+    assert "make another" in lost.stderr
+
+
 def test_token_create_prints_the_line_to_paste(command: Command) -> None:
     lines = command("token", "create", "--node", "shop-7").stdout.splitlines()
     assert lines[0].startswith("Token ")

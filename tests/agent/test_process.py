@@ -27,7 +27,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import ServerSteps
 from tunnel_core.stream import Stream, StreamReset
 
-COMMAND = [sys.executable, "-c", "from tunnel_agent.main import entry_point; entry_point()"]
+COMMAND = [sys.executable, "-c", "from tunnel_agent.entry import entry_point; entry_point()"]
 
 
 class Rig:

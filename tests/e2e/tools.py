@@ -16,19 +16,24 @@ CHOSEN = "QANAT_E2E"
 LONG = "QANAT_E2E_LONG"
 
 _PACKAGES = {
+    "buildah": "buildah",
     "chromedriver": "chromium-driver",
     "chromium": "chromium",
     "conntrack": "conntrack",
+    "debootstrap": "debootstrap",
     "faketime": "faketime",
     "git": "git",
     "ip": "iproute2",
     "iptables": "iptables",
     "node": "nodejs",
     "npm": "npm",
+    "netavark": "netavark",
     "nsenter": "util-linux",
     "openssl": "openssl",
     "ping": "iputils-ping",
+    "podman": "podman",
     "prlimit": "util-linux",
+    "qemu-arm-static": "qemu-user-static",
     "scp": "openssh-client",
     "ss": "iproute2",
     "taskset": "util-linux",
@@ -36,6 +41,7 @@ _PACKAGES = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
+    "unshare": "util-linux",
     # What the Kubernetes bed's own build.sh asks for.
     "containerd": "containerd",
     "curl": "curl",
@@ -47,8 +53,8 @@ _PACKAGES = {
     "runc": "runc",
     "socat": "socat",
 }
-# Debian keeps these out of an ordinary user's PATH.
-_SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+# Debian keeps these out of an ordinary user's PATH; the last has what podman runs and does not pull in.
+_SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/podman")
 
 
 def in_ci() -> bool:

@@ -21,8 +21,8 @@ from tests.dialling import dial
 from tests.fakes import pki
 from tunnel_core.identity import Role
 
-SERVER = [sys.executable, "-c", "from tunnel_server.main import entry_point; entry_point()"]
-AGENT = [sys.executable, "-c", "from tunnel_agent.main import entry_point; entry_point()"]
+SERVER = [sys.executable, "-c", "from tunnel_server.entry import entry_point; entry_point()"]
+AGENT = [sys.executable, "-c", "from tunnel_agent.entry import entry_point; entry_point()"]
 ANYWHERE = "127.0.0.1:0"
 Line = Mapping[str, Any]
 

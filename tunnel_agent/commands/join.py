@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import sys
@@ -22,11 +23,12 @@ from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.findings import Finding, StepFailed
 from tunnel_agent.join.config_text import config_text
 from tunnel_agent.join.joining import Joined, Joining
+from tunnel_agent.join.places import files_of
 from tunnel_agent.join.wish import Files, Wish, parse_server, parse_service
 from tunnel_agent.load import load_config, load_proxy
 from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json
-from tunnel_core.config import ConfigError, Source, parse
+from tunnel_core.config import ConfigError, read
 
 _MAX_TOKEN_BYTES = 4096
 
@@ -114,14 +116,9 @@ def _wish(server: str, node: str, services: tuple[str, ...], allow: tuple[str, .
 
 def _files(wish: Wish, config: Path | None) -> tuple[Files, AgentConfig]:
     """Where the files are or will be, and the configuration as it will hold. Raises ``ConfigError``."""
-    file = (config or paths.agent_config_file()).absolute()
-    bundle = file.parent / "node.pem" if config else paths.joined_bundle_file()
-    text = config_text(wish, str(bundle))
-    new = parse(tomllib.loads(text), AgentConfig, Source(file, paths.data_folder()))
-    if not file.exists():
-        return Files(file, bundle), new
-    there = load_config(file, required=True)
-    return Files(file, there.bundle_file), there
+    files = files_of(config)
+    new = read(tomllib.loads(config_text(wish, str(files.bundle))), files.config, AgentConfig)
+    return files, load_config(files.config, required=True) if os.path.lexists(files.config) else new
 
 
 def _read_token(file: Path | None) -> str:

@@ -11,9 +11,8 @@ from typing import Any
 import click
 
 from tunnel_agent.commands.options import config_option, json_option
-from tunnel_agent.load import load_config
+from tunnel_agent.load import load_config, place_of_config
 from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, because
-from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config import ConfigError
 from tunnel_core.settings import ListenAddress, Ops
@@ -53,7 +52,8 @@ def _is_attached(status: Mapping[str, Any]) -> bool:
 
 def _ops_of(config: Path | None) -> Ops:
     try:
-        return load_config(config or paths.agent_config_file(), required=config is not None).ops
+        file, required = place_of_config(config)
+        return load_config(file, required=required).ops
     except ConfigError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
 

@@ -55,14 +55,18 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def prove_writable(files: Files) -> str:
-    """Makes the folders, and writes and removes something in each. Raises ``StepFailed``."""
-    for folder in dict.fromkeys((files.bundle.parent, files.config.parent)):
+    """Makes the folders, and writes and removes something in each that will be written in.
+
+    A configuration that is there stays as it is. Raises ``StepFailed``.
+    """
+    written = [files.bundle] if os.path.lexists(files.config) else [files.bundle, files.config]
+    for folder in dict.fromkeys(file.parent for file in written):
         try:
             _make(folder, private=folder == files.bundle.parent)
         except OSError as error:
             raise cannot_write(folder, error) from None
         prove_folder(folder)
-    return f"{files.bundle} and {files.config} can be written"
+    return f"{' and '.join(map(str, written))} can be written"
 
 
 def prove_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -61,7 +62,7 @@ def command(
       qanat-server init --name tunnel.example.com --name 203.0.113.5
       qanat-server init --name localhost --data-dir ./try
     """
-    known = tuple(dict.fromkeys(map(_server_name, names)))
+    known = server_names(names)
     folder = (data_dir or paths.data_folder()).absolute()
     plan = Installation(
         data_dir=folder,
@@ -69,11 +70,21 @@ def command(
         operator_bundle=(bundle or _operator_bundle(data_dir, folder)).absolute(),
         trust_domain=_trust_domain(trust_domain or default_trust_domain(known[0])),
         names=known,
-        all_names=known if no_localhost else tuple(dict.fromkeys((*known, *LOOPBACK_NAMES))),
+        all_names=known if no_localhost else with_loopback(known),
         ports=Ports(agents_port, https_port, web_port, ops_port),
     )
-    server = _install(plan)
+    server = install_or_say(plan)
     print_json(_as_json(plan, server)) if as_json else click.echo(_as_text(plan, server))
+
+
+def server_names(texts: Iterable[str]) -> tuple[str, ...]:
+    """Each once, in its one spelling. Raises ``CommandError``."""
+    return tuple(dict.fromkeys(map(_server_name, texts)))
+
+
+def with_loopback(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What the certificate says unless it is told not to: the names, and this machine's own."""
+    return tuple(dict.fromkeys((*names, *LOOPBACK_NAMES)))
 
 
 def _server_name(text: str) -> str:
@@ -103,7 +114,8 @@ def _operator_bundle(data_dir: Path | None, folder: Path) -> Path:
     return folder / "operator.pem" if data_dir or os.path.lexists(usual) else usual
 
 
-def _install(plan: Installation) -> Leaf:
+def install_or_say(plan: Installation) -> Leaf:
+    """Makes it. Raises ``CommandError``."""
     try:
         return install(plan)
     except InstallationError as error:

@@ -48,7 +48,10 @@ class InstallationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A server's files before they exist. ``names`` is how the world reaches it."""
+    """A server's files before they exist. ``names`` is how the world reaches it.
+
+    ``writes_config`` is False if the configuration is there already, and is not ours to write.
+    """
 
     data_dir: Path
     config_file: Path
@@ -57,6 +60,7 @@ class Installation:
     names: tuple[str, ...]
     all_names: tuple[str, ...]
     ports: Ports
+    writes_config: bool = True
 
     @property
     def authority_folder(self) -> Path:
@@ -98,7 +102,13 @@ class Installation:
         ]
         tls = [self.key_file, self.certificate_file, self.trust_file]
         store = [self.store_file.with_name(FILE + end) for end in ("", "-wal", "-shm")]
-        return [*authority, *tls, self.operator_bundle, *store, self.config_file]
+        config = [self.config_file] if self.writes_config else []
+        return [*authority, *tls, self.operator_bundle, *store, *config]
+
+    @property
+    def is_unmade(self) -> bool:
+        """Whether nothing was installed in the data folder, or an install was broken off there."""
+        return not os.path.lexists(self.certificate_file) or os.path.lexists(self.data_dir / _JOURNAL)
 
 
 def install(plan: Installation) -> Leaf:
@@ -106,7 +116,7 @@ def install(plan: Installation) -> Leaf:
 
     Raises ``InstallationError`` if any of its files exists, ``OSError`` if one cannot be written.
     """
-    config = _checked_config(plan)
+    config = _checked_config(plan) if plan.writes_config else ""
     make_private_folder(plan.data_dir)
     with _journal(plan):
         new = create_authority(plan.trust_domain)
@@ -115,8 +125,9 @@ def install(plan: Installation) -> Leaf:
         _write_tls(plan, server)
         operator = _write_operator(plan, new)
         _write_store(plan, server, operator)
-        plan.config_file.parent.mkdir(parents=True, exist_ok=True)
-        write_public(plan.config_file, config.encode(), replace=False)
+        if plan.writes_config:
+            plan.config_file.parent.mkdir(parents=True, exist_ok=True)
+            write_public(plan.config_file, config.encode(), replace=False)
     return server
 
 

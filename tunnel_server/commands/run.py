@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tunnel_core.config import ConfigError, load
 from tunnel_core.logs import log_event
 from tunnel_core.memory import keep_memory
 from tunnel_server.app import CannotStart, Server
+from tunnel_server.commands.first_run import install_if_told, say_made
 from tunnel_server.config import ServerConfig
 from tunnel_server.process import run_server
 
@@ -26,17 +28,22 @@ _log = logging.getLogger("qanat.server")
 def command(config: Path | None) -> None:
     """Serve agents and users. SIGTERM drains: streams get drain_seconds to finish.
 
+    With QANAT_INIT_NAME in its environment an empty data folder gets what `qanat-server init` makes.
+
     \b
     Examples:
       qanat-server run
       qanat-server run --config ./try/server.toml
     """
     path = config or paths.server_config_file()
+    made = install_if_told(os.environ, path)
     try:
         loaded = load(path, ServerConfig)
     except ConfigError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     logs.setup(loaded.log.level, loaded.log.format)
+    if made is not None:
+        say_made(made)
     keep_memory()
     try:
         drained = trio.run(run_server, loaded, _say_ready)

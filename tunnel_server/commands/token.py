@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from tunnel_core.command_line import print_json
+from certs.files import write_private
+from tunnel_core.command_line import CommandError, ExitCode, print_json
 from tunnel_core.tables import show
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.durations import duration
@@ -35,19 +36,39 @@ def command() -> None:
 @click.option(
     "--ttl", type=duration, default="24h", show_default=True, help="How long it holds: 15m, 24h, 7d."
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write it to this file and show it nowhere.",
+)
 @config_option
 @json_option
-def create(node: str, match: str, uses: int, ttl: float, config: Path | None, as_json: bool) -> None:
+def create(
+    node: str, match: str, uses: int, ttl: float, out: Path | None, config: Path | None, as_json: bool
+) -> None:
     """Make a token and print the line to paste on the node. The token is shown this once.
 
     \b
     Examples:
       qanat-server token create --node shop-7
       qanat-server token create --match 'shop-*' --uses 50 --ttl 24h
+      qanat-server token create --node shop-7 --out token
     """
     wanted = {"node": node, "match": match, "uses": uses, "ttl_seconds": ttl}
     made = perform(config, "POST", "tokens/create", wanted)
+    if out is not None:
+        _write(out, str(made.pop("token")))
+        made["file"] = str(out)
     print_json(made) if as_json else click.echo(_as_text(made))
+
+
+def _write(file: Path, token: str) -> None:
+    """For its owner's eyes alone. Raises ``CommandError``."""
+    try:
+        write_private(file, f"{token}\n".encode())
+    except OSError as error:
+        message = f"{file} cannot be written: {error.strerror}; the token is lost, make another"
+        raise CommandError(ExitCode.FAILED, message) from None
 
 
 @command.command("list")
@@ -87,14 +108,13 @@ def revoke(token_id: str, config: Path | None, as_json: bool) -> None:
 def _as_text(made: dict[str, Any]) -> str:
     whom = f"node {made['node']}" if made["node"] else f"{made['uses']} nodes that match {made['match']}"
     server = made["servers"][0] if made["servers"] else "SERVER:PORT"
-    return "\n".join(
-        [
-            f"Token {made['id']} for {whom}, until {_minute(made['expires'])}. It is shown this once.",
-            "",
-            "On the node:",
-            f"  echo {made['token']} | qanat-agent join {shlex.quote(server)}",
-        ]
-    )
+    join = f"qanat-agent join {shlex.quote(server)}"
+    if "file" in made:
+        once, join = f"It is in {made['file']}.", f"{join} --token-file {shlex.quote(made['file'])}"
+    else:
+        once, join = "It is shown this once.", f"echo {made['token']} | {join}"
+    said = f"Token {made['id']} for {whom}, until {_minute(made['expires'])}. {once}"
+    return "\n".join([said, "", "On the node:", f"  {join}"])
 
 
 def _row(token: dict[str, Any]) -> tuple[str, ...]:

@@ -1,0 +1,130 @@
+"""``health``: what it asks, what it makes of the answer, and what it does not load."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import trio
+
+from tests.core.test_ops import LOOPBACK, pages
+from tunnel_core.health import Door, Unhealthy, ask, file_named, report
+from tunnel_core.ops import serve_ops
+
+DEFAULT = "127.0.0.1:7005"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "agent.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "door"),
+    [
+        (None, Door(DEFAULT)),
+        ('allow = ["localhost:22"]', Door(DEFAULT)),
+        ('[ops]\nlisten = "[::]:9"\ntls = true', Door("[::]:9", tls=True)),
+        ("ops = 7", Door(DEFAULT)),
+    ],
+)
+def test_it_reads_two_keys_of_the_file(file: Path, text: str | None, door: Door) -> None:
+    if text is not None:
+        file.write_text(text)
+    assert Door.find(file, DEFAULT, {}) == door
+
+
+def test_the_environment_wins(file: Path) -> None:
+    file.write_text('[ops]\nlisten = "127.0.0.1:1"\ntls = true')
+    assert Door.find(file, DEFAULT, {"QANAT_OPS_LISTEN": "[::1]:2"}) == Door("[::1]:2", tls=True)
+    assert Door.find(file, DEFAULT, {"QANAT_OPS_TLS": "false"}) == Door("127.0.0.1:1")
+
+
+@pytest.mark.parametrize("text", ["[ops", "\xff\xfe"])
+def test_a_file_that_cannot_be_read_is_said(file: Path, text: str) -> None:
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(Unhealthy, match=r"agent\.toml cannot be read"):
+        Door.find(file, DEFAULT, {})
+
+
+def test_nobody_can_be_asked_where_nobody_listens() -> None:
+    for listen in ("", "7005", "localhost:http"):
+        with pytest.raises(Unhealthy, match="listen"):
+            ask(Door(listen))
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(Unhealthy, match="nobody answers"):
+        ask(Door(f"127.0.0.1:{port}"))
+
+
+async def test_a_listener_that_answers_is_healthy_though_it_is_not_ready(
+    nursery: trio.Nursery, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = await nursery.start(serve_ops, LOOPBACK, pages("not_attached"))
+    assert await trio.to_thread.run_sync(report, Door(server.addresses[0])) == 0
+    assert capsys.readouterr().out == "healthy\n"
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """One connection is answered so."""
+
+    def serve() -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        thread = Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 no\r\n\r\n", b"SSH-2.0-200\r\n"])
+def test_any_other_answer_is_not_health(answer: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    with answering(answer) as listen:
+        assert report(Door(listen)) == 1
+    assert "unhealthy:" in capsys.readouterr().err
+
+
+def test_its_one_option() -> None:
+    assert file_named([]) is None
+    assert file_named(["--config", "a.toml"]) == Path("a.toml")
+    for wrong in (["--config"], ["-h"], ["--config", "a", "b"]):
+        with pytest.raises(ValueError, match=wrong[0]):
+            file_named(wrong)
+
+
+@pytest.mark.parametrize("side", ["agent", "server"])
+def test_as_a_command_it_loads_next_to_nothing(side: str, tmp_path: Path) -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n") as listen:
+        file = tmp_path / "it.toml"
+        file.write_text(f'[ops]\nlisten = "{listen}"\n')
+        program = (
+            "import sys, atexit; atexit.register(lambda: print(*sys.modules));"
+            f"from tunnel_{side}.entry import entry_point; entry_point()"
+        )
+        command = [sys.executable, "-c", program, "health", "--config", str(file)]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=30)  # noqa: S603
+    assert ran.returncode == 0, ran.stderr
+    said, loaded = ran.stdout.split("\n", 1)
+    assert said == "healthy"
+    assert not {"grpc", "trio", "click", "attrs", "cattrs", "ssl", "asyncio"} & set(loaded.split())
+
+
+@pytest.mark.parametrize("side", ["agent", "server"])
+def test_its_help_is_the_command_lines(side: str) -> None:
+    program = f"from tunnel_{side}.entry import entry_point; entry_point()"
+    command = [sys.executable, "-c", program, "health"]
+    ran = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=30)  # noqa: S603
+    assert (ran.returncode, "exit code 0 if so" in ran.stdout) == (0, True)
+    wrong = subprocess.run([*command, "--wrong"], capture_output=True, text=True, timeout=30)  # noqa: S603
+    assert (wrong.returncode, "No such option" in wrong.stderr) == (2, True)

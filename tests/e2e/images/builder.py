@@ -1,0 +1,200 @@
+"""Builds the images for real, with no registry: Debian's root by debootstrap, the rest by buildah.
+
+1. A root is what users' base is: the small variant of the same Debian. It is made once and kept as an image.
+2. An image is named by the content of everything it is made of; one that is there is not built again, and of
+   one that is not, buildah takes the layers that it made before.
+3. Everything lies below the cache folder, in a store of our own; the machine's other images are not touched.
+4. For another processor Debian's qemu-user-static runs what the build runs, through the kernel's binfmt_misc.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import tools
+
+ROOT = Path(__file__).parents[3]
+SUITE = "trixie"
+_BINFMT = Path("/proc/sys/fs/binfmt_misc")
+_FORMATS = Path("/usr/lib/binfmt.d")
+_RUN_FOLDER = Path("/run/qanat-e2e-images")
+_LEFT_OUT = ("proc/*", "sys/*", "dev/*", "var/cache/apt/*", "var/lib/apt/lists/*", "var/log/*")
+_MOST_IMAGES = 150
+"""Of the store, layers counted too: with more it begins anew, so it does not grow for ever."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A kind of processor by its three names: Debian's, the platform's, qemu's."""
+
+    debian: str
+    platform: str
+    qemu: str
+
+    @property
+    def is_here(self) -> bool:
+        return self.qemu == platform.machine()
+
+
+AMD64 = Machine("amd64", "linux/amd64", "x86_64")
+ARM64 = Machine("arm64", "linux/arm64", "aarch64")
+ARMV7 = Machine("armhf", "linux/arm/v7", "arm")
+
+
+def require() -> None:
+    """Skips the test if images cannot be built and run here."""
+    tools.require_root()
+    tools.require("buildah", "podman", "netavark", "debootstrap", "qemu-arm-static", "runc", "unshare")
+    tools.require("ip", "iptables", "nsenter")
+    if platform.machine() != AMD64.qemu:
+        pytest.skip("builds the images of amd64 without emulation: needs such a machine")
+
+
+def podman(*arguments: str) -> list[str]:
+    """The command line of podman on our store."""
+    return [tools.path_of("podman"), *_store(), "--runtime=runc", "--cgroup-manager=cgroupfs", *arguments]
+
+
+def _buildah(*arguments: str) -> list[str]:
+    return [tools.path_of("buildah"), *_store(), *arguments]
+
+
+def _store() -> list[str]:
+    folder = tools.cache_folder() / "images"
+    folder.mkdir(exist_ok=True)
+    return [f"--root={folder}", f"--runroot={_RUN_FOLDER}", "--storage-driver=overlay"]
+
+
+def _run(command: Sequence[str], *, seconds: float) -> str:
+    """Its output. Fails the test with the end of what it said."""
+    niced = ["nice", *command]
+    done = subprocess.run(niced, capture_output=True, text=True, timeout=seconds, cwd=ROOT)  # noqa: S603 - our own
+    if done.returncode:
+        pytest.fail(
+            f"{' '.join(command)}: exit code {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}"
+        )
+    return done.stdout
+
+
+def image(side: str, machine: Machine = AMD64) -> str:
+    """The name of the image of ``agent`` or ``server``, which is built if it is not there."""
+    name = f"localhost/qanat-{side}:{machine.debian}-{_inputs(side)}"
+    if not _is_there(name):
+        _keep_small()
+        build(side, machine, name)
+    return name
+
+
+def build(side: str, machine: Machine, name: str, *, anew: bool = False, target: str = "") -> None:
+    """Builds it, ``anew`` without the layers that are kept, up to a ``target``."""
+    base = f"BASE={root(machine)}"
+    layers = "--no-cache" if anew else "--layers"
+    command = _buildah("bud", "--format=docker", "--isolation=chroot", f"--platform={machine.platform}")
+    command += [f"--target={target}"] if target else []
+    command += ["--timestamp=0", layers, f"--build-arg={base}", *_pip_settings(), f"--tag={name}"]
+    _run([*command, f"--file=docker/{side}.Dockerfile", "."], seconds=1500)
+
+
+def content_of(name: str) -> str:
+    """The digest of every layer, and how it runs: all of an image but its history.
+
+    In Docker's format buildah writes there the ids of the containers that it worked in, which are random.
+    """
+    parts = "{{json .RootFS.Layers}}", "{{json .Config}}", "{{json .HealthCheck}}"
+    return inspect(name, f'{{"layers": {parts[0]}, "runs": [{parts[1]}, {parts[2]}]}}')
+
+
+def size_of(name: str) -> int:
+    """Bytes, uncompressed, with the base."""
+    return int(_run(podman("image", "inspect", "--format={{.Size}}", name), seconds=30))
+
+
+def inspect(name: str, what: str) -> str:
+    """A Go template of podman's on the image."""
+    return _run(podman("image", "inspect", f"--format={what}", name), seconds=30).strip()
+
+
+def _is_there(name: str) -> bool:
+    return subprocess.run(podman("image", "exists", name), timeout=30).returncode == 0  # noqa: S603 - our own
+
+
+def _keep_small() -> None:
+    if len(_run(podman("images", "-aq"), seconds=30).split()) > _MOST_IMAGES:
+        subprocess.run(podman("rmi", "--all", "--force"), capture_output=True, timeout=300)  # noqa: S603
+
+
+@functools.cache
+def _inputs(side: str) -> str:
+    digest = hashlib.sha256()
+    for file in _sources(side):
+        digest.update(f"{file.relative_to(ROOT)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _sources(side: str) -> Iterator[Path]:
+    yield from (ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE"))
+    yield from (
+        ROOT / "docker" / name for name in (f"{side}.Dockerfile", f"lock/{side}.txt", "lock/build.txt")
+    )
+    ours = ("certs", "tunnel_core", f"tunnel_{side}", *(["tunnel_client"] if side == "server" else []))
+    for package in ours:
+        yield from sorted((ROOT / package).rglob("*.py"))
+
+
+def _pip_settings() -> Iterator[str]:
+    """What pip on this machine goes by, so that it works in the build too."""
+    if index := os.environ.get("PIP_INDEX_URL"):
+        yield f"--build-arg=PIP_INDEX_URL={index}"
+    roots = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
+    if roots and Path(roots).is_file():
+        yield f"--secret=id=roots,src={roots}"
+
+
+# The roots.
+
+
+def root(machine: Machine) -> str:
+    """The name of the base image of a machine, which is made if it is not there."""
+    name = f"localhost/qanat-base:{SUITE}-{machine.debian}"
+    if not machine.is_here:
+        _emulate(machine)
+    if not _is_there(name):
+        _make_root(machine, name)
+    return name
+
+
+def _make_root(machine: Machine, name: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="qanat-root-") as folder:
+        place, context = Path(folder, "root"), Path(folder, "context")
+        context.mkdir()
+        # What it mounts is gone with its end, however that comes: below a folder that is to be removed.
+        debootstrap = [tools.path_of("unshare"), "--mount", "--propagation=private"]
+        debootstrap += [tools.path_of("debootstrap"), "--variant=minbase", f"--arch={machine.debian}"]
+        _run([*debootstrap, SUITE, str(place)], seconds=1200)
+        left_out = [f"--exclude=./{pattern}" for pattern in _LEFT_OUT]
+        packed = ["tar", f"--directory={place}", "--numeric-owner", "--sort=name", *left_out]
+        _run([*packed, f"--file={context / 'root.tar'}", "--create", "."], seconds=120)
+        (context / "Dockerfile").write_text('FROM scratch\nADD root.tar /\nCMD ["bash"]\n')
+        command = _buildah("bud", "--format=docker", f"--platform={machine.platform}", "--timestamp=0")
+        _run([*command, "--layers=false", f"--tag={name}", str(context)], seconds=300)
+
+
+def _emulate(machine: Machine) -> None:
+    """Tells the kernel who runs programs of that machine, as systemd does at boot where it runs."""
+    if (_BINFMT / f"qemu-{machine.qemu}").exists():
+        return
+    if not (_BINFMT / "register").exists():
+        _run(["mount", "-t", "binfmt_misc", "binfmt_misc", str(_BINFMT)], seconds=30)
+    if (_BINFMT / f"qemu-{machine.qemu}").exists():
+        return
+    (_BINFMT / "register").write_text((_FORMATS / f"qemu-{machine.qemu}.conf").read_text().strip())

@@ -1,0 +1,31 @@
+"""``qanat-agent health`` as the command line knows it; ``entry`` answers it before that is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from tunnel_agent.entry import OPS_LISTEN
+from tunnel_core import paths
+from tunnel_core.health import Door, Unhealthy, report
+
+
+@click.command("health")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="[default: by user]")
+def command(config: Path | None) -> None:
+    """Ask the agent that runs here whether it lives: exit code 0 if so, 1 if not.
+
+    For container runtimes and watchdogs. Healthy is who answers: an agent whose server is
+    away is healthy. `qanat-agent status` tells of the link.
+
+    \b
+    Examples:
+      qanat-agent health
+    """
+    try:
+        door = Door.find(config or paths.agent_config_file(), OPS_LISTEN, os.environ)
+    except Unhealthy as error:
+        raise click.ClickException(str(error)) from None
+    click.get_current_context().exit(report(door))

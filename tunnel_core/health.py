@@ -1,0 +1,121 @@
+"""``health``: asks the running program's own listener whether its event loop turns.
+
+1. Container runtimes ask every half minute, and on a small board each start of a program counts. So
+   this loads nothing but a little of the standard library: no trio, no gRPC, no click, no schema.
+2. Of the configuration it needs one key, ``[ops] listen``, and whether it speaks TLS; so it reads those two
+   raw, from the environment first and then the file, and says nothing of other mistakes.
+3. That ``/healthz`` answers is the proof. The state of the link is none of its business: a program
+   that is restarted because its network is away only takes longer to come back.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import ssl
+
+TIMEOUT_SECONDS = 3.0
+_MAX_FILE_BYTES = 1024 * 1024
+_REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+class Unhealthy(Exception):  # noqa: N818 - named by what is the case
+    """No healthy program answers; the text is a sentence for the user."""
+
+
+class Door(NamedTuple):
+    """Where a program's own listener is, as the configuration writes it."""
+
+    listen: str
+    tls: bool = False
+
+    @classmethod
+    def find(cls, file: Path, default: str, environ: Mapping[str, str]) -> Door:
+        """What the environment says, else the file, else ``default``. Raises ``Unhealthy``."""
+        written = environ.get("QANAT_OPS_LISTEN"), environ.get("QANAT_OPS_TLS")
+        table = {} if None not in written else _ops_of(file)
+        listen = table.get("listen", default) if written[0] is None else written[0]
+        tls = table.get("tls", False) if written[1] is None else written[1].strip().lower() == "true"
+        return cls(str(listen), bool(tls))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Raises ``Unhealthy``."""
+        if not self.listen:
+            raise Unhealthy("[ops] listen is switched off, so there is nobody to ask")
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isdecimal():
+            raise Unhealthy(f"[ops] listen = {self.listen!r:.80} is no address")
+        return host.strip("[]"), int(port)  # of "::" and "0.0.0.0" the kernel takes this machine's own
+
+
+def _ops_of(file: Path) -> Mapping[str, Any]:
+    import tomllib
+
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(_MAX_FILE_BYTES).decode()
+        table = tomllib.loads(text).get("ops", {})
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise Unhealthy(f"{file} cannot be read: {error}") from None
+    return table if isinstance(table, Mapping) else {}
+
+
+def ask(door: Door) -> None:
+    """Returns if it answers that all is well. Raises ``Unhealthy``."""
+    try:
+        answer = _exchange(door)
+    except OSError as error:
+        raise Unhealthy(f"nobody answers at {door.listen}: {error.strerror or error}") from None
+    line = answer.partition(b"\r\n")[0]
+    if line.split(b" ")[1:2] != [b"200"]:
+        raise Unhealthy(f"{door.listen} answers {line.decode(errors='replace')!r:.100}")
+
+
+def _exchange(door: Door) -> bytes:
+    with socket.create_connection(door.address, TIMEOUT_SECONDS) as connection:
+        if not door.tls:
+            return _ask_over(connection)
+        with _any_certificate().wrap_socket(connection) as encrypted:
+            return _ask_over(encrypted)
+
+
+def _ask_over(connection: socket.socket) -> bytes:
+    connection.sendall(_REQUEST)
+    return connection.recv(1024)  # the status line is in the first segment of so short an answer
+
+
+def _any_certificate() -> ssl.SSLContext:
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # it is this machine that is asked, and nothing secret is said
+    return context
+
+
+def report(door: Door) -> int:
+    """Prints one line; returns the exit code: 0 healthy, 1 not, as container runtimes want it."""
+    try:
+        ask(door)
+    except Unhealthy as error:
+        sys.stderr.write(f"unhealthy: {error}\n")
+        return 1
+    sys.stdout.write("healthy\n")
+    return 0
+
+
+def file_named(arguments: list[str]) -> Path | None:
+    """``--config FILE`` as the only argument; None if there is none. Raises ``ValueError`` for all else."""
+    if not arguments:
+        return None
+    if len(arguments) == 2 and arguments[0] == "--config":
+        return Path(arguments[1])
+    raise ValueError(arguments)

@@ -1,0 +1,31 @@
+"""``qanat-server health`` as the command line knows it; ``entry`` answers it before that is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from tunnel_core import paths
+from tunnel_core.health import Door, Unhealthy, report
+from tunnel_server.entry import OPS_LISTEN
+
+
+@click.command("health")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="[default: by user]")
+def command(config: Path | None) -> None:
+    """Ask the server that runs here whether it lives: exit code 0 if so, 1 if not.
+
+    For container runtimes and watchdogs. Healthy is who answers; whether it takes agents
+    and users is what /readyz of [ops] tells.
+
+    \b
+    Examples:
+      qanat-server health
+    """
+    try:
+        door = Door.find(config or paths.server_config_file(), OPS_LISTEN, os.environ)
+    except Unhealthy as error:
+        raise click.ClickException(str(error)) from None
+    click.get_current_context().exit(report(door))

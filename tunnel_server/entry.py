@@ -1,0 +1,28 @@
+"""Where ``qanat-server`` begins."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tunnel_core.first_moment import maybe_health, obey_sigterm
+
+OPS_LISTEN = "127.0.0.1:7004"
+
+
+def entry_point() -> None:
+    """Runs ``qanat-server``."""
+    code = maybe_health(config_file, OPS_LISTEN)
+    if code is not None:
+        sys.exit(code)
+    obey_sigterm()
+    from tunnel_server import main
+
+    main.entry_point()
+
+
+def config_file() -> Path:
+    """The configuration unless ``--config`` names one."""
+    from tunnel_core import paths
+
+    return paths.server_config_file()
