@@ -95,6 +95,13 @@ async def test_a_head_request_gets_no_body() -> None:
     assert answer == b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n" + ok(b"/a:")
 
 
+async def test_what_is_no_request_behind_a_head_request_is_refused_as_what_it_is() -> None:
+    answer = await talk(b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n", b"nonsense\r\n\r\n")
+    first, _, second = answer.partition(b"\r\n\r\n")
+    assert (status_of(first), status_of(second)) == (200, 400)
+    assert second.partition(b"\r\n\r\n")[2].startswith(b"bad_request: ")
+
+
 # CONNECT and upgrades.
 
 
