@@ -68,7 +68,7 @@ class HttpConnection(Connection):
         self.limits = limits or HeadLimits()
         super().__init__(stream, h11.SERVER, self.limits.max_head_bytes)
         self.request: h11.Request | None = None
-        """The request being served; None before the first, and until the next one was understood."""
+        """The request being served; None until its head is understood."""
         self._served = 0
 
     @property
@@ -90,7 +90,7 @@ class HttpConnection(Connection):
 
     async def _wait_next_head(self) -> bool:
         self._h11.start_next_cycle()
-        self.request = None  # what cannot be read is no HEAD because the one before was
+        self.request = None  # or what is no request would be answered as the one before it
         if self.read_ahead:
             return True
         with trio.move_on_after(self.limits.idle_seconds):

@@ -60,13 +60,12 @@ def _wait_kubectl(cluster: Cluster) -> None:
     """``logs`` and ``exec`` work on both nodes."""
     for node in NODES:
         pod = (f"web{node}", "-c", "web")
-        wait_until(
-            lambda pod=pod: cluster.bed.kubectl("logs", *pod, "--tail=1").returncode == 0,
-            f"kubectl logs of {pod[0]}",
-            deadline_seconds=60,
-        )
-        done = cluster.bed.kubectl("exec", *pod, "--", "echo", "from the pod")
-        assert (done.returncode, done.stdout) == (0, "from the pod\n"), done.stderr
+        for operation in (("logs", *pod, "--tail=1"), ("exec", *pod, "--", "true")):
+            wait_until(
+                lambda operation=operation: cluster.bed.kubectl(*operation).returncode == 0,
+                f"kubectl {operation[0]} of {pod[0]}",
+                deadline_seconds=60,
+            )
 
 
 def test_kubectl_works_through_each_step_of_an_upgrade(cluster: Cluster) -> None:
