@@ -83,14 +83,6 @@ def parse_token(text: str) -> Token:
     return _of_bytes(_decoded(body))
 
 
-def is_token_id(text: str) -> bool:
-    """Whether ``text`` may be the id of a token, as lists show it."""
-    try:
-        return len(_id_bytes(text)) == ID_BYTES and text == text.lower()
-    except ValueError:
-        return False
-
-
 def _decoded(body: str) -> bytes:
     try:
         return base64.b32decode(body.upper().encode("ascii"))

@@ -105,13 +105,6 @@ class CertificateFacts:
 # Reading
 
 
-def identity_of_leaf(
-    leaf: bytes, *, usage: Usage, role: Role | None = None, trust_domain: str = ""
-) -> SpiffeId:
-    """Who a leaf certificate belongs to; see ``proven_leaf``."""
-    return proven_leaf(leaf, usage=usage, role=role, trust_domain=trust_domain).identity
-
-
 def proven_leaf(leaf: bytes, *, usage: Usage, role: Role | None = None, trust_domain: str = "") -> Proven:
     """What a leaf certificate (PEM or DER), whose key and chain TLS has proven, proves in turn.
 

@@ -21,7 +21,7 @@ from tunnel_agent.targets import Destination, Policy, addresses_without_resolver
 from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target, join_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream
+from tunnel_core.sockets import SocketStream, tune
 from tunnel_core.tls import TlsStream
 
 _STAGGER_SECONDS = 0.25
@@ -91,8 +91,7 @@ def connect_nowait(address: str, port: int) -> SocketStream | None:
         sock, number = _begin_connect(family, (address, port))
         on_failure.callback(sock.close)
         if not number:
-            # No keep-alive: this machine's kernel knows of the other end whatever becomes of it.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tune(sock, leads_away=False)
             stream = SocketStream(sock, is_tuned=True)
             on_failure.pop_all()
             return stream

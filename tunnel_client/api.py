@@ -8,7 +8,7 @@ import h11
 import trio
 
 from tunnel_client.dial import Dialer, ServerUnreachable
-from tunnel_core.api_answers import ACCEPT_JSON, json_object, refusal_of
+from tunnel_core.api_answers import ACCEPT_JSON, page_of
 from tunnel_core.http import HttpClientConnection, exchange
 from tunnel_core.reasons import Reason, Refused
 
@@ -40,12 +40,7 @@ async def _ask(stream: trio.abc.Stream, name: str, page: str) -> dict[str, Any]:
     headers = [("host", "qanat"), ACCEPT_JSON, ("connection", "close")]
     request = h11.Request(method="GET", target=f"/api/v1/{page}", headers=headers)
     response, body = await exchange(connection, request, max_body_bytes=_MAX_ANSWER_BYTES)
-    if response.status_code != 200:
-        raise refusal_of(response, body, name)
-    answer = json_object(body)
-    if answer is None:
-        raise Refused(Reason.TARGET_PROTOCOL, f"{name} did not answer with JSON: is it a Qanat server?")
-    return answer
+    return page_of(response, body, name)
 
 
 def broken_off(name: str, error: trio.BrokenResourceError) -> Refused | ServerUnreachable:

@@ -14,6 +14,16 @@ from tunnel_core.reasons import Reason, Refused
 ACCEPT_JSON = ("accept", "application/json")
 
 
+def page_of(response: h11.Response | h11.InformationalResponse, body: bytes, name: str) -> dict[str, Any]:
+    """The object that an answer holds. Raises ``Refused`` with what it says if it is none of success."""
+    if response.status_code != 200:
+        raise refusal_of(response, body, name)
+    page = json_object(body)
+    if page is None:
+        raise Refused(Reason.TARGET_PROTOCOL, f"{name} did not answer with JSON: is it a Qanat server?")
+    return page
+
+
 def refusal_of(response: h11.Response | h11.InformationalResponse, body: bytes, name: str) -> Refused:
     """What an answer other than success says: the reason's word, and the sentence for people."""
     answer = json_object(body) or {}

@@ -48,12 +48,17 @@ def read_size(max_bytes: int | None) -> int:
     return max_bytes
 
 
-def tune(sock: socket.socket) -> None:
-    """Sets our options. Linux gives those of a listener to what it accepts."""
+def tune(sock: socket.socket, *, leads_away: bool = True) -> None:
+    """Sets our options. Linux gives those of a listener to what it accepts.
+
+    ``leads_away``: the other end may be on another machine, and vanish with it.
+    """
     if sock.family == socket.AF_UNIX:
         return
     # Small messages would wait for the peer's delayed ACK: a flat 40 ms.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if not leads_away:
+        return
     # A peer that lost its power says nothing; its stream would stay for ever.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
@@ -68,7 +73,7 @@ class SocketStream(DirectStream):
     """
 
     def __init__(self, sock: socket.socket, *, is_tuned: bool = False) -> None:
-        """``is_tuned``: the options of :func:`tune` are set, by the listener that accepted it."""
+        """``is_tuned``: :func:`tune` was called, on it or on the listener that accepted it."""
         sock.setblocking(False)
         if not is_tuned:
             tune(sock)

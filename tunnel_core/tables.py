@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import click
 
-from tunnel_core.command_line import printable
+from tunnel_core.command_line import print_json, printable
 
 Row = Sequence[str]
 _GAP = "  "
 _EMPTY = "-"
+
+
+def show_list(
+    answer: Mapping[str, Any], columns: Row, rows: Iterable[Row], nothing: str, *, as_json: bool
+) -> None:
+    """What a command that lists prints: the answer as it is, or its rows, or that there are none.
+
+    ``rows`` are made only if they are shown.
+    """
+    if as_json:
+        print_json(answer)
+    elif made := list(rows):
+        show(columns, made)
+    else:
+        click.echo(nothing)
 
 
 def show(columns: Row, rows: Sequence[Row]) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from certs.ca import BACK_DATED, Authority, AuthorityError, create_authority
 from certs.requests import MAX_REQUEST_BYTES, CertificateRequest, make_request, read_request, require_names
-from certs.x509 import Credential, Usage, describe, identity_of_leaf, key_fits
+from certs.x509 import Credential, Usage, describe, key_fits, proven_leaf
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 
@@ -242,7 +242,7 @@ def test_a_leaf_of_a_minute_is_back_dated_and_fits_the_key(authority: Authority)
     now = datetime.datetime(2027, 1, 1, 12, tzinfo=datetime.UTC)
     made = authority.certify(asked, SHOP, life_seconds=60, now=now)
     assert (made.facts.begins, made.facts.ends) == (now - BACK_DATED, now + datetime.timedelta(minutes=1))
-    assert made.facts.identity == identity_of_leaf(made.chain_pem, usage=Usage.CLIENT) == SHOP
+    assert made.facts.identity == proven_leaf(made.chain_pem, usage=Usage.CLIENT).identity == SHOP
     assert made.facts.serial == describe(made.chain_pem).serial
     assert made.facts.key_sha256 == asked.key_sha256
     assert key_fits(Credential(made.chain_pem, key_pem))

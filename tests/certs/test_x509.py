@@ -25,10 +25,10 @@ from certs.x509 import (
     Usage,
     describe,
     facts_of,
-    identity_of_leaf,
     is_signed_by,
     key_fits,
     pin_of,
+    proven_leaf,
 )
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason
@@ -70,7 +70,7 @@ def foreign_leaf(
 
 def refusal(leaf: bytes, **wanted: object) -> Reason:
     with pytest.raises(IdentityError) as caught:
-        identity_of_leaf(leaf, **{"usage": Usage.CLIENT, **wanted})  # type: ignore[arg-type]
+        proven_leaf(leaf, **{"usage": Usage.CLIENT, **wanted})  # type: ignore[arg-type]
     assert caught.value.detail
     return caught.value.reason
 
@@ -89,7 +89,7 @@ def test_an_issued_leaf_proves_its_identity_as_pem_and_as_der(
     pem = authority.issue(role, name).credential.certificate_pem
     der = ssl.PEM_cert_to_DER_cert(pem.decode())
     for leaf in (pem, der, b"\n" + pem):
-        found = identity_of_leaf(leaf, usage=usage, role=role, trust_domain=DOMAIN)
+        found = proven_leaf(leaf, usage=usage, role=role, trust_domain=DOMAIN).identity
         assert found == SpiffeId(DOMAIN, role, name)
 
 
@@ -106,8 +106,8 @@ def test_each_wish_that_the_leaf_does_not_meet_has_its_reason(authority: Authori
 
 def test_leaves_of_other_issuers_work_if_uri_and_usage_are_right() -> None:
     leaf = foreign_leaf([f"spiffe://{DOMAIN}/node/edge1"], usages=[SERVER, CLIENT], is_authority=None)
-    assert identity_of_leaf(leaf, usage=Usage.CLIENT).name == "edge1"
-    assert identity_of_leaf(leaf, usage=Usage.SERVER).name == "edge1"
+    assert proven_leaf(leaf, usage=Usage.CLIENT).identity.name == "edge1"
+    assert proven_leaf(leaf, usage=Usage.SERVER).identity.name == "edge1"
     assert refusal(foreign_leaf([f"spiffe://{DOMAIN}/node/edge1"], usages=[])) is Reason.WRONG_ROLE
 
 
@@ -161,7 +161,7 @@ def test_a_damaged_certificate_is_refused_or_says_the_same(data: st.DataObject) 
     position = data.draw(st.integers(0, len(der) - 1))
     der[position] = data.draw(st.integers(0, 255))
     try:
-        identity_of_leaf(bytes(der), usage=Usage.CLIENT)
+        proven_leaf(bytes(der), usage=Usage.CLIENT)
     except IdentityError as error:
         assert error.reason in {Reason.UNAUTHENTICATED, Reason.WRONG_ROLE}
 
@@ -205,7 +205,7 @@ def path_length(certificate: x509.Certificate) -> int | None:
 def test_a_name_longer_than_a_common_name_may_be_is_whole_in_the_identity(authority: Authority) -> None:
     name = ".".join(["a" * 60] * 4)
     leaf = authority.issue(Role.NODE, name).credential.certificate_pem
-    assert identity_of_leaf(leaf, usage=Usage.CLIENT).name == name
+    assert proven_leaf(leaf, usage=Usage.CLIENT).identity.name == name
     assert len(describe(leaf).subject) == 64
 
 
@@ -283,4 +283,4 @@ def test_an_odd_name_is_a_value_error_and_nothing_else() -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         describe(odd)
     assert not is_signed_by([odd], pem)
-    assert identity_of_leaf(odd, usage=Usage.CLIENT).name == "edge1"
+    assert proven_leaf(odd, usage=Usage.CLIENT).identity.name == "edge1"

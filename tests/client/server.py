@@ -13,7 +13,7 @@ from typing import Any
 import h11
 import trio
 
-from certs.x509 import Usage, identity_of_leaf
+from certs.x509 import Usage, proven_leaf
 from tests.fakes.pki import server_context
 from tunnel_core.http import HttpConnection, header_values, serve_http
 from tunnel_core.reasons import Reason, Refused
@@ -79,7 +79,7 @@ async def fake_server(folder: Path, *, context: ssl.SSLContext | None = None) ->
         tls = TlsStream(tcp, context, server_side=True)
         try:
             await tls.do_handshake()
-            server.users.append(identity_of_leaf(tls.peer_certificate(), usage=Usage.CLIENT).name)
+            server.users.append(proven_leaf(tls.peer_certificate(), usage=Usage.CLIENT).identity.name)
             await serve_http(tls, server.handle)
         except trio.BrokenResourceError:
             pass  # the client did not like what it saw, or was not liked

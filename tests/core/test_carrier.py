@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from certs.x509 import Usage, identity_of_leaf
+from certs.x509 import Usage, proven_leaf
 from tests.fakes import pki, wire
 from tests.fakes.grpc_site import Site, open_site, server_tls
 from tests.fakes.recording_port import RecordingPort, bulk, ping
@@ -115,9 +115,9 @@ class TestMoving:
             await site.dial(pki.node_leaf("edge-7"))
             peer = (await site.accept()).peer
             assert peer.tls_version == "TLSv1.3"
-            identity = identity_of_leaf(
+            identity = proven_leaf(
                 peer.leaf_pem, usage=Usage.CLIENT, role=Role.NODE, trust_domain=pki.TRUST_DOMAIN
-            )
+            ).identity
             assert identity.name == "edge-7"
 
 

@@ -19,7 +19,7 @@ import trio.testing
 from certs.pkcs7 import read_certs_only
 from certs.requests import read_request, require_names
 from certs.token import TokenMistyped, format_token, parse_token
-from certs.x509 import Usage, describe, identity_of_leaf
+from certs.x509 import Usage, describe, proven_leaf
 from tests.core.packets import by_protobuf
 from tunnel_agent.trust import pinned_root
 from tunnel_core.codec import decode_packet, encode_packet
@@ -203,7 +203,7 @@ def certificates(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         pinned_root(read_certs_only(data), bytes(32))
     with contextlib.suppress(Refused):
-        identity_of_leaf(data, usage=Usage.CLIENT)
+        proven_leaf(data, usage=Usage.CLIENT)
     with contextlib.suppress(ValueError):
         assert describe(data).ends.tzinfo is datetime.UTC
 

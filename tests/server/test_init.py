@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from certs import files
 from certs.bundle import read_bundle
-from certs.x509 import Usage, describe, identity_of_leaf
+from certs.x509 import Usage, describe, proven_leaf
 from tunnel_core import paths
 from tunnel_core.config import Source, load, parse
 from tunnel_core.identity import Role, SpiffeId
@@ -57,7 +57,7 @@ def test_its_configuration_loads_and_names_files_that_tls_takes(server: Path) ->
     context.load_verify_locations(config.tls.trust_file)
     pem = config.tls.certificate_file.read_bytes()
     assert describe(pem).names == ("tunnel.example.com", "2001:db8::1", "localhost", "127.0.0.1", "::1")
-    identity = identity_of_leaf(pem, usage=Usage.SERVER, role=Role.SERVER)
+    identity = proven_leaf(pem, usage=Usage.SERVER, role=Role.SERVER).identity
     assert identity == SpiffeId("tunnel.example.com", Role.SERVER, "main")
 
 
@@ -279,7 +279,7 @@ def test_a_node_gets_a_bundle(server: Path, tmp_path: Path) -> None:
     bundle = read_bundle(out)
     assert bundle.identity == SpiffeId("tunnel.example.com", Role.NODE, "edge1")
     assert bundle.agents == ("tunnel.example.com:7001", "[2001:db8::1]:7001")
-    assert identity_of_leaf(bundle.chain_pem, usage=Usage.CLIENT) == bundle.identity
+    assert proven_leaf(bundle.chain_pem, usage=Usage.CLIENT).identity == bundle.identity
     assert f"scp '{out}' edge1:/etc/qanat/node.pem" in result.stdout
 
 

@@ -16,8 +16,8 @@ from tunnel_client import words
 from tunnel_client.api import ask
 from tunnel_client.commands.options import access, bundle_option, json_option, run
 from tunnel_client.dial import Dialer, ServerUnreachable
-from tunnel_core.command_line import print_json, printable
-from tunnel_core.tables import Row, show
+from tunnel_core.command_line import printable
+from tunnel_core.tables import Row, show_list
 
 _COLUMNS = ("time", "node", "event", "reason", "detail")
 _POLL_SECONDS = 25
@@ -57,13 +57,8 @@ def _page(node: str, **more: int) -> str:
 
 
 def _list(answer: Mapping[str, Any], as_json: bool) -> None:
-    rows = [_row(event) for event in _events_of(answer)]
-    if as_json:
-        print_json(answer)
-    elif rows:
-        show(_COLUMNS, rows)
-    else:
-        click.echo("Nothing happened since the server was started.")
+    nothing = "Nothing happened since the server was started."
+    show_list(answer, _COLUMNS, map(_row, _events_of(answer)), nothing, as_json=as_json)
 
 
 async def _until_signal(dialer: Dialer, node: str, as_json: bool) -> None:

@@ -14,7 +14,7 @@ from tunnel_client import words
 from tunnel_client.api import ask
 from tunnel_client.commands.options import access, bundle_option, json_option, run
 from tunnel_core.command_line import print_json
-from tunnel_core.tables import Row, show
+from tunnel_core.tables import Row, show, show_list
 
 _Item = Mapping[str, Any]
 _NODE_COLUMNS = ("node", "alias", "state", "address", "rtt", "streams", "in", "out", "services")
@@ -95,14 +95,9 @@ def _list(
     nothing: str,
 ) -> None:
     answer = run(ask, access(bundle).need_api(), page)
-    items = _items(answer, page)
-    if as_json:
-        print_json(answer)
-    elif items:
-        now = datetime.now(UTC)
-        show(columns, [row(item, now) for item in items])
-    else:
-        click.echo(nothing)
+    now = datetime.now(UTC)
+    rows = (row(item, now) for item in _items(answer, page))
+    show_list(answer, columns, rows, nothing, as_json=as_json)
 
 
 def _items(answer: _Item, page: str) -> list[_Item]:

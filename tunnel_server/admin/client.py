@@ -11,9 +11,8 @@ from urllib.parse import urlencode
 import h11
 import trio
 
-from tunnel_core.api_answers import ACCEPT_JSON, json_object, refusal_of
+from tunnel_core.api_answers import ACCEPT_JSON, page_of
 from tunnel_core.http import HttpClientConnection, exchange
-from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
 from tunnel_server.entrances.admin import PATH
 
@@ -63,9 +62,4 @@ async def _ask(
     request = h11.Request(method=method, target=f"{PATH}{path}{query}", headers=headers)
     connection = HttpClientConnection(stream, peer=name)
     response, content = await exchange(connection, request, body, max_body_bytes=_MAX_ANSWER_BYTES)
-    if response.status_code != 200:
-        raise refusal_of(response, content, name)
-    answer = json_object(content)
-    if answer is None:
-        raise Refused(Reason.TARGET_PROTOCOL, f"{name} did not answer with JSON: is it a Qanat server?")
-    return answer
+    return page_of(response, content, name)

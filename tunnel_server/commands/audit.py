@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from tunnel_core.command_line import print_json
-from tunnel_core.tables import show
+from tunnel_core.tables import show_list
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.durations import moment
 from tunnel_server.store.audit import MAX_LISTED, Kind
@@ -47,12 +46,7 @@ def command(
     wanted |= {"since_ms": since} if since is not None else {}
     wanted |= {"until_ms": until} if until is not None else {}
     answer = perform(config, "GET", "audit", wanted)
-    if as_json:
-        print_json(answer)
-    elif answer["audit"]:
-        show(_COLUMNS, [_row(line) for line in answer["audit"]])
-    else:
-        click.echo("The audit has no such line.")
+    show_list(answer, _COLUMNS, map(_row, answer["audit"]), "The audit has no such line.", as_json=as_json)
 
 
 def _row(line: dict[str, Any]) -> tuple[str, ...]:

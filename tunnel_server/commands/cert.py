@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tunnel_core.command_line import print_json
-from tunnel_core.tables import show
+from tunnel_core.tables import show_list
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.revoke import why_option
 
@@ -45,12 +45,8 @@ def list_certificates(node: str, user: str, ended: bool, config: Path | None, as
     role = "node" if node else "user" if user else ""
     wanted = {"role": role, "name": node or user, "ended": "1" if ended else "0"}
     answer = perform(config, "GET", "certificates", wanted)
-    if as_json:
-        print_json(answer)
-    elif answer["certificates"]:
-        show(_COLUMNS, [_row(one) for one in answer["certificates"]])
-    else:
-        click.echo("No such certificate was issued here.")
+    nothing = "No such certificate was issued here."
+    show_list(answer, _COLUMNS, map(_row, answer["certificates"]), nothing, as_json=as_json)
 
 
 @command.command("revoke")

@@ -10,7 +10,7 @@ import click
 
 from certs.files import write_private
 from tunnel_core.command_line import CommandError, ExitCode, print_json
-from tunnel_core.tables import show
+from tunnel_core.tables import show_list
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.durations import duration
 
@@ -82,12 +82,8 @@ def list_tokens(config: Path | None, as_json: bool) -> None:
       qanat-server token list
     """
     answer = perform(config, "GET", "tokens", {})
-    if as_json:
-        print_json(answer)
-    elif answer["tokens"]:
-        show(_COLUMNS, [_row(token) for token in answer["tokens"]])
-    else:
-        click.echo("There is no token. Make one: qanat-server token create --node NAME")
+    nothing = "There is no token. Make one: qanat-server token create --node NAME"
+    show_list(answer, _COLUMNS, map(_row, answer["tokens"]), nothing, as_json=as_json)
 
 
 @command.command("revoke")

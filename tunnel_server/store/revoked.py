@@ -59,11 +59,6 @@ class Revoked:
         readmitted = self._names.get((kind, identity.name)) if kind else None
         return readmitted is not None and serial not in readmitted
 
-    def require_not(self, identity: SpiffeId, serial: str) -> None:
-        """Raises ``Refused`` with ``REVOKED``."""
-        if self.covers(identity, serial):
-            raise refusal(identity, serial)
-
     def put(self, revocation: Revocation) -> None:
         """From now on; certificates that came after an earlier revocation of the name are out again."""
         if revocation.kind is Kind.SERIAL:
