@@ -1,6 +1,6 @@
 """Runs the end-to-end suites: ``python -m tests.e2e [SUITE] [--long] [--packages] [pytest's own options]``.
 
-A suite is a folder beside this file. Without one all run but those that take too long beside the others.
+A suite is a folder beside this file. Without one all run.
 ``--packages`` prints the Debian packages that this machine lacks, for ``apt-get install``, and runs nothing.
 """
 
@@ -19,16 +19,10 @@ import pytest
 from tests.e2e import kube, tools
 
 _HERE = Path(__file__).parent
-_BY_NAME = {"images"}
-"""Run when they are named: three images from nothing, two of them under emulation."""
 
 
 def suites() -> list[str]:
     return sorted(folder.name for folder in _HERE.iterdir() if any(folder.glob("test_*.py")))
-
-
-def _usual() -> list[str]:
-    return [name for name in suites() if name not in _BY_NAME]
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +40,7 @@ def main(arguments: list[str]) -> int:
     os.environ[tools.CHOSEN] = chosen.suite or "all"
     os.environ[tools.LONG] = "1" if chosen.long else "0"
     kept = Path(tempfile.mkdtemp(prefix="qanat-e2e-"))
-    folders = [str(_HERE / suite) for suite in ([chosen.suite] if chosen.suite else _usual())]
+    folders = [str(_HERE / suite) for suite in ([chosen.suite] if chosen.suite else suites())]
     code = pytest.main(["-rs", "--durations=10", f"--basetemp={kept}", *rest, *folders])
     if code:
         sys.stdout.write(f"logs and configs are kept in {kept}\n")
