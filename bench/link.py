@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shutil
 import socket
 import threading
@@ -67,7 +66,7 @@ def open_link(world: World, name: str) -> Iterator[Link]:
     """Without any limit of rate or delay."""
     try:
         with (
-            emulated(_prefix(name)) as net,
+            emulated() as net,
             module("bench.target", log=world.fresh("target.log"), place=net.edge) as (_, ports),
         ):
             yield Link(net, ports)
@@ -99,11 +98,7 @@ def _missing() -> str:
 def _refused() -> str:
     """Root in a container may be refused what root may do elsewhere: only trying tells."""
     try:
-        with emulated(_prefix("try")):
+        with emulated():
             return ""
     except (CommandFailed, RuntimeError, OSError) as error:
         return f"no network namespaces here: {error}"
-
-
-def _prefix(name: str) -> str:
-    return f"qb{os.getpid()}{name}"

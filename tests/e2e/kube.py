@@ -49,7 +49,7 @@ class Bed:
     @property
     def network(self) -> Network:
         """For what befalls networks; it is there from ``up`` to ``down``."""
-        return _BedNetwork(_PREFIX)
+        return _BedNetwork(prefix=_PREFIX)
 
     def up(self, mode: str) -> None:
         """Starts what is missing, and the API server anew in ``mode``."""

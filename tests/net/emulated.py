@@ -204,12 +204,12 @@ def _sockets(namespace: Namespace, side: str, port: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def emulated(prefix: str) -> Iterator[Emulated]:
+def emulated() -> Iterator[Emulated]:
     """Builds it without any limit of rate or delay, and removes it at the end."""
     with contextlib.ExitStack() as stack:
         link = TunLink()
         stack.callback(link.end)
-        network = stack.enter_context(Network(prefix, edges=1, uplink=link.join).built())
+        network = stack.enter_context(Network(edges=1, uplink=link.join).built())
         for namespace, interface in ((network.edge(1), "eth0"), (network.nat(1), "lan")):
             # The kernel's own IPv6 chatter would be counted as traffic.
             _set_kernel(namespace, f"ipv6/conf/{interface}/disable_ipv6", "1")

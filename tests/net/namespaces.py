@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -102,17 +103,21 @@ _PLANS = {
 }  # fmt: skip
 
 
+_numbers = itertools.count(1)
+
+
 @dataclass
 class Network:
     """Built by ``built()``; ``cloud`` and ``edge(1)`` ... ``edge(edges)`` are where programs run.
 
-    ``uplink`` makes what joins ``lan`` of a NAT and ``eth0`` of its edge.
+    ``uplink`` makes what joins ``lan`` of a NAT and ``eth0`` of its edge. The namespaces' names begin with
+    ``prefix``, by default one that nobody else has.
     """
 
-    prefix: str
     edges: int = 2
     family: int = 4
     uplink: MakePair = veth_pair
+    prefix: str = field(default_factory=lambda: f"q{os.getpid()}n{next(_numbers)}")
     _made: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager

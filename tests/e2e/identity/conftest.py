@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ HomeMaker = Callable[..., Home]
 def network() -> Iterator[Network]:
     tools.require_root()
     tools.require("ip", "iptables", "nsenter", "openssl", "curl")
-    with Network(f"qi{os.getpid()}").built() as built:
+    with Network().built() as built:
         yield built
 
 

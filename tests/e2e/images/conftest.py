@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +20,7 @@ def _able() -> None:
 
 @pytest.fixture(scope="package")
 def network(_able: None) -> Iterator[Network]:
-    with Network(f"qi{os.getpid()}").built() as built:
+    with Network().built() as built:
         yield built
 
 

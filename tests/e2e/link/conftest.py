@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tests.net.namespaces import Network
 def network() -> Iterator[Network]:
     tools.require_root()
     tools.require("ip", "iptables", "conntrack", "nsenter")
-    with Network(f"q{os.getpid()}").built() as built:
+    with Network().built() as built:
         yield built
 
 

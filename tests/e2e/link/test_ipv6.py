@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 
@@ -22,7 +21,7 @@ TCP_PORT = 7900
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     tools.require_root()
     tools.require("ip", "iptables", "nsenter")
-    with Network(f"q6{os.getpid()}", family=6).built() as network:
+    with Network(family=6).built() as network:
         tcp = {"listen": f"[::1]:{TCP_PORT}", "node": "edge1", "target": f"localhost:{ECHO}"}
         made = Site.made(network, tmp_path_factory.mktemp("six"), {"tcp": [tcp]})
         service = {"name": "greeting", "target": f"[::1]:{GREET}", "protocol": "tcp"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -21,7 +20,7 @@ QUIET_SECONDS = 0.5
 def edge() -> Iterator[Namespace]:
     tools.require_root()
     tools.require("ip", "iptables", "nsenter")
-    with Network(f"qr{os.getpid()}", edges=1).built() as network:
+    with Network(edges=1).built() as network:
         yield network.edge(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def network() -> Iterator[Emulated]:
     tools.require_emulated_links()
-    with emulated(f"qs{os.getpid()}") as made:
+    with emulated() as made:
         yield made
 
 

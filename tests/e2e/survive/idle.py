@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ LONG_SECONDS = 600
 def count_idle(profile: str, folder: Path, seconds: float, ended: threading.Event) -> Count:
     """Starts an agent with this profile, and counts for ``seconds``, or until ``ended``."""
     with (
-        emulated(f"qi{os.getpid()}{profile[0]}") as net,
+        emulated() as net,
         made_site(net, folder, agent=PROFILES[profile]) as site,
     ):
         # No request first: after a stream that was busy the link is watched more closely for a while.
