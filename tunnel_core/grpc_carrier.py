@@ -35,6 +35,8 @@ _log = logging.getLogger("qanat.carrier")
 
 _STOP_SECONDS = 5.0
 _SEVER_SECONDS = 0.25
+_SEARCH_PAUSE_SECONDS = 0.005
+"""Ten times what each step of the search takes: with 10,000 agents it takes a second, and nobody waits."""
 # A connection that proved itself but makes no call. gRPC looks at every connection as often, also at those
 # with a call: with 20 s that is a sixth of what 2,000 idle agents cost.
 _WITHOUT_CALL_SECONDS = 120
@@ -151,6 +153,7 @@ class CarrierServer:
         self._tls = tls
         self._certificates: list[_Certificates] = []
         self._abandoned: set[str] = set()  # addresses whose connections are to be severed
+        self._severing: asyncio.Task[None] | None = None
         options = common_options(limits) + _serve_options(handshake_seconds)
         self._limits = options, max_carriers
         self._server: Any = None
@@ -187,6 +190,8 @@ class CarrierServer:
         return None
 
     async def stop(self) -> None:
+        if self._severing is not None:
+            self._severing.cancel()
         await self._server.stop(grace=None)
 
     async def _attach(self, _: object, context: Any) -> None:
@@ -213,14 +218,17 @@ class CarrierServer:
             )
 
     def _sever_soon(self, address: str) -> None:
-        """One search for all that are abandoned meanwhile: a fleet comes back in one moment."""
-        if not self._abandoned:
-            asyncio.get_running_loop().call_later(_SEVER_SECONDS, self._sever)
         self._abandoned.add(address)
+        if self._severing is None or self._severing.done():
+            self._severing = asyncio.create_task(self._sever())
 
-    def _sever(self) -> None:
-        addresses, self._abandoned = self._abandoned, set()
-        sever_accepted(addresses)
+    async def _sever(self) -> None:
+        """One search for all that are abandoned meanwhile: a fleet comes back in one moment."""
+        while self._abandoned:
+            await asyncio.sleep(_SEVER_SECONDS)
+            addresses, self._abandoned = self._abandoned, set()
+            for _ in sever_accepted(addresses):
+                await asyncio.sleep(_SEARCH_PAUSE_SECONDS)
 
     async def _refuse_old_tls(self, peer: Peer, context: Any) -> None:
         if peer.tls_version in self._tls_versions:

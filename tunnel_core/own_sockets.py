@@ -21,16 +21,22 @@ HELD_BYTES_PER_SECOND = 16_000
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 _SO_MAX_PACING_RATE = 47  # Linux; Python has no name for it
 _UNPACED = 0xFFFFFFFF
+_LOOKED_AT = 64
+"""Descriptors in one go: half a millisecond."""
 
 
 def dialled(user_timeout_ms: int) -> Iterator[socket.socket]:
     """Those that were dialled with this time-out, which is no other's. Duplicates, closed one by one."""
     if _USER_TIMEOUT is not None:
-        yield from _found(lambda sock: sock.getsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT) == user_timeout_ms)
+        found = _found(lambda sock: sock.getsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT) == user_timeout_ms)
+        yield from (sock for sock in found if sock is not None)
 
 
-def accepted(addresses: Collection[str]) -> Iterator[socket.socket]:
-    """Those that came from there: ``1.2.3.4:567`` or ``[::1]:567`` each. Duplicates as well."""
+def accepted(addresses: Collection[str]) -> Iterator[socket.socket | None]:
+    """Those that came from there: ``1.2.3.4:567`` or ``[::1]:567`` each. Duplicates as well.
+
+    None is a place to let others run: all descriptors of a server with 10,000 agents take 70 ms.
+    """
     return _found(lambda sock: _peer_address(sock) in addresses)
 
 
@@ -64,8 +70,11 @@ def _peer_address(sock: socket.socket) -> str:
     return join_host_port(host.removeprefix("::ffff:"), port)
 
 
-def _found(is_it: Callable[[socket.socket], bool]) -> Iterator[socket.socket]:
+def _found(is_it: Callable[[socket.socket], bool]) -> Iterator[socket.socket | None]:
     for sock in _own_sockets():
+        if sock is None:
+            yield None
+            continue
         with sock:
             try:
                 found = is_it(sock)
@@ -75,24 +84,31 @@ def _found(is_it: Callable[[socket.socket], bool]) -> Iterator[socket.socket]:
                 yield sock
 
 
-def _own_sockets() -> Iterator[socket.socket]:
+def _own_sockets() -> Iterator[socket.socket | None]:
     """Duplicates, so that a descriptor that is closed and given out again meanwhile is not mistaken.
 
     Never of a file: closing any descriptor of it gives up all locks that the process has on it (fcntl(2)),
     those of a database too, whose log another process would then take for left over, and remove.
     """
     try:
-        names = os.listdir("/proc/self/fd")  # noqa: PTH208 - ten thousand names, no objects
+        entries = os.scandir("/proc/self/fd")
     except OSError:
         return
-    for name in names:
-        with contextlib.suppress(OSError):
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            duplicate = os.dup(int(name))
+    with entries:
+        for number, entry in enumerate(entries, 1):
+            sock = _duplicate(int(entry.name))
+            if sock is not None:
+                yield sock
+            if number % _LOOKED_AT == 0:
+                yield None
+
+
+def _duplicate(descriptor: int) -> socket.socket | None:
+    with contextlib.suppress(OSError):  # gone meanwhile
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            duplicate = os.dup(descriptor)
             try:
-                sock = socket.socket(fileno=duplicate)
+                return socket.socket(fileno=duplicate)
             except OSError:
                 os.close(duplicate)
-                continue
-            yield sock
+    return None

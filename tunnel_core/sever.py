@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 
 from tunnel_core import own_sockets
 from tunnel_core.sockets import RESET_ON_CLOSE
@@ -17,17 +17,24 @@ from tunnel_core.sockets import RESET_ON_CLOSE
 
 def sever_dialled(user_timeout_ms: int) -> None:
     """All that was dialled with this time-out, which is no other's."""
-    _sever(own_sockets.dialled(user_timeout_ms))
+    for sock in own_sockets.dialled(user_timeout_ms):
+        _sever(sock)
 
 
-def sever_accepted(addresses: Collection[str]) -> None:
-    """The connections that came from there: ``1.2.3.4:567`` or ``[::1]:567`` each."""
-    _sever(own_sockets.accepted(addresses))
+def sever_accepted(addresses: Collection[str]) -> Iterator[None]:
+    """The connections that came from there: ``1.2.3.4:567`` or ``[::1]:567`` each.
+
+    It is a long search in a large server: each step is short, and whoever iterates lets others run between.
+    """
+    for sock in own_sockets.accepted(addresses):
+        if sock is None:
+            yield
+        else:
+            _sever(sock)
 
 
-def _sever(sockets: Iterable[socket.socket]) -> None:
-    for sock in sockets:
-        with contextlib.suppress(OSError):  # gone meanwhile
-            # gRPC's close, which follows, then drops the queue instead of sending it.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-            sock.shutdown(socket.SHUT_RDWR)
+def _sever(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # gone meanwhile
+        # gRPC's close, which follows, then drops the queue instead of sending it.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        sock.shutdown(socket.SHUT_RDWR)

@@ -52,8 +52,23 @@ def test_by_its_time_out(ends: tuple[socket.socket, socket.socket]) -> None:
 def test_by_where_it_came_from(ends: tuple[socket.socket, socket.socket]) -> None:
     dialled, accepted = ends
     host, port = dialled.getsockname()[:2]
-    sever_accepted({f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "192.0.2.1:1"})
+    _sever_accepted(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "192.0.2.1:1")
     _assert_ended(accepted, dialled)
+
+
+def test_a_long_search_lets_others_run(ends: tuple[socket.socket, socket.socket]) -> None:
+    """A thousand agents more cost more steps, none of them longer; one that ends meanwhile harms nobody."""
+    with contextlib.ExitStack() as stack:
+        pairs = [[stack.enter_context(sock) for sock in socket.socketpair()] for _ in range(200)]
+        _, accepted = ends
+        host, port = accepted.getpeername()[:2]
+        host = host.removeprefix("::ffff:")
+        search = sever_accepted({f"[{host}]:{port}" if ":" in host else f"{host}:{port}"})
+        next(search)
+        for pair in pairs[-100:]:
+            pair[0].close()
+        assert sum(1 for _ in search) >= 3
+        _assert_ended(accepted, ends[0])
 
 
 @pytest.mark.parametrize(("address", "is_gone"), [("127.0.0.1", False), ("::1", False), ("192.0.2.77", True)])
@@ -93,6 +108,11 @@ def _received(sock: socket.socket, seconds: float, most: int) -> int:
     return count
 
 
+def _sever_accepted(*addresses: str) -> None:
+    for _ in sever_accepted(set(addresses)):
+        continue
+
+
 def _assert_ended(severed: socket.socket, other: socket.socket) -> None:
     """Its owner cannot write, and when it closes, what was queued is gone with it."""
     with pytest.raises(OSError, match=r"Broken pipe"):
@@ -113,7 +133,7 @@ def test_locks_on_files_outlive_a_look_at_all_sockets(tmp_path: Path) -> None:
     """SQLite locks by fcntl(2): one close of a duplicate, and all locks on that file would be gone."""
     with (tmp_path / "store.db").open("w+") as file:
         fcntl.lockf(file, fcntl.LOCK_SH)
-        sever_accepted({"192.0.2.1:1"})
+        _sever_accepted("192.0.2.1:1")
         sever_dialled(1)
         argv = [sys.executable, "-c", _TRY, file.name]
         assert subprocess.run(argv, capture_output=True).returncode != 0  # noqa: S603 - our own command
