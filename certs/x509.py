@@ -46,6 +46,11 @@ class IdentityError(Refused):
         self.identity = identity
         self.serial = serial
 
+    @classmethod
+    def of(cls, proven: Proven, refused: Refused) -> IdentityError:
+        """The refusal, with the one whom it befell."""
+        return cls(refused.reason, refused.detail, proven.identity, proven.serial)
+
 
 @dataclass(frozen=True, slots=True)
 class Validity:

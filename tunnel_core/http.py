@@ -252,12 +252,18 @@ async def _serve_requests(
             if connection.has_switched or not await connection.finish():
                 return
         except Exception as error:
-            refused = _as_refusal(error)
-            if refused is None:
-                return
-            on_refused(refused)
-            await _refuse_and_end(connection, refused)
+            # Elsewhere: a local name for the refusal here, where its traceback begins, would be a circle.
+            await _answer_failure(connection, error, on_refused)
             return
+
+
+async def _answer_failure(
+    connection: HttpConnection, error: Exception, on_refused: Callable[[Refused], None]
+) -> None:
+    refused = _as_refusal(error)
+    if refused is not None:
+        on_refused(refused)
+        await _refuse_and_end(connection, refused)
 
 
 def _as_refusal(error: Exception) -> Refused | None:

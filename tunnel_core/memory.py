@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _KEPT_BYTES = 16 * MIB
 _MAPPED_BYTES = 4 * MIB
 """Blocks from here on are mapped one by one: above the largest message."""
-_YOUNG_OBJECTS, _YOUNG_ROUNDS, _OLD_ROUNDS = 10_000, 20, 50
+_YOUNG_OBJECTS, _YOUNG_ROUNDS, _OLD_ROUNDS = 2_000, 20, 50
 
 
 def keep_memory() -> None:

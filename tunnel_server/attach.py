@@ -335,7 +335,7 @@ def _named(refused: Refused, proven: Proven | None) -> Refused:
     """The refusal with the one whom it befell, where that is proven."""
     if proven is None or isinstance(refused, IdentityError):
         return refused
-    return IdentityError(refused.reason, refused.detail, proven.identity, proven.serial)
+    return IdentityError.of(proven, refused)
 
 
 def _ping_interval(limits: Limits, hello: Hello) -> float:

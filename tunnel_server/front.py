@@ -7,6 +7,7 @@ the paths of ``est`` are open to those who are nobody yet, or no user.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -26,7 +27,7 @@ from tunnel_server.entrances.est import ENTRANCE as EST
 from tunnel_server.entrances.est import EstEntrance
 from tunnel_server.listeners import Accepted
 from tunnel_server.opening import NotOpened
-from tunnel_server.policy import User, require_user, user_of
+from tunnel_server.policy import User, user_of, why_no_user
 from tunnel_server.records import Records
 from tunnel_server.standing import Standing
 
@@ -61,7 +62,7 @@ class Front:
                 await self.est.handle(http, request, accepted)
                 return
             if isinstance(user, Refused):
-                raise user
+                raise copy.copy(user)  # for the same reason
             self.standing.require(user.proven)
             await self._dispatch(http, request, user, accepted.source)
 
@@ -76,11 +77,15 @@ class Front:
         await serve_http(accepted.stream, handle, self.limits, on_refused=note)
 
     def _who(self, accepted: Accepted) -> User | Refused:
-        """The refusal is kept for the answer to the first request: only that can be read by a person."""
+        """The refusal is kept for the answer to the first request: only that can be read by a person.
+
+        Without its traceback, whose frames lead to the connection and back to the refusal: such a circle
+        keeps the connection's memory until the garbage collector comes, which stops everybody.
+        """
         try:
             user = self.identify(accepted)
         except Refused as refused:
-            return refused
+            return refused.with_traceback(None)
         accepted.ticket.authenticated()
         return user
 
@@ -119,10 +124,9 @@ def by_certificate(trust_domain: str) -> Identify:
             )
         proven = proven_leaf(leaf, usage=Usage.CLIENT)
         user = user_of(proven)
-        try:
-            require_user(user, trust_domain)
-        except Refused as refused:
-            raise IdentityError(refused.reason, refused.detail, proven.identity, proven.serial) from None
+        refused = why_no_user(user, trust_domain)
+        if refused is not None:
+            raise IdentityError.of(proven, refused)
         return user
 
     return identify

@@ -33,19 +33,20 @@ def user_of(proven: Proven) -> User:
     return User(identity.name, identity.role, identity.trust_domain, "certificate", proven)
 
 
-def require_user(user: User, trust_domain: str) -> None:
-    """Refuses everybody who is not a user of our trust domain: nodes open nothing."""
+def why_no_user(user: User, trust_domain: str) -> Refused | None:
+    """None for a user of our trust domain. Everybody else opens nothing: nodes least of all."""
     if user.trust_domain != trust_domain:
-        raise Refused(
+        return Refused(
             Reason.WRONG_TRUST_DOMAIN,
             f"the certificate is from the trust domain {user.trust_domain}, this server's is {trust_domain}",
         )
     if user.role is not Role.USER:
-        raise Refused(
+        return Refused(
             Reason.WRONG_ROLE,
             f"the certificate is the {user.role.value} {user.name}'s, and only a user's may open streams; "
             "get one with `qanat-server issue user NAME`",
         )
+    return None
 
 
 def authorise(user: User, route: Route, trust_domain: str) -> None:
@@ -53,4 +54,6 @@ def authorise(user: User, route: Route, trust_domain: str) -> None:
 
     The agent checks the target against its own configuration again.
     """
-    require_user(user, trust_domain)
+    refused = why_no_user(user, trust_domain)
+    if refused is not None:
+        raise refused

@@ -179,8 +179,7 @@ class Standing:
 
     def _why_not(self, proven: Proven, now: datetime) -> IdentityError | None:
         if self._revoked.covers(proven.identity, proven.serial):
-            why = refusal(proven.identity, proven.serial)
-            return IdentityError(why.reason, why.detail, proven.identity, proven.serial)
+            return IdentityError.of(proven, refusal(proven.identity, proven.serial))
         if proven.issuer_key and proven.issuer_key in self._retired:
             return _refused(proven, Reason.ROOT_RETIRED, "leads to a root that was retired")
         if now >= proven.ends and now - ALLOWANCE >= proven.ends:

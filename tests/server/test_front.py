@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import trio.testing
 from certs.ca import Leaf
 from tests.fakes import pki
 from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
-from tunnel_core.http import HeadLimits
+from tunnel_core.http import HeadLimits, HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.tls import TlsStream
 from tunnel_server.admission import Admission
@@ -116,6 +118,30 @@ async def test_who_is_not_let_in(tmp_path: Path, leaf: object, says: bytes) -> N
         answer = await ask(edge, listener, client_context(tmp_path, leaf() if callable(leaf) else None))
         assert says in answer
         assert not link.streams
+
+
+@pytest.mark.parametrize("leaf", [None, lambda: pki.node_leaf("edge1")])
+async def test_a_refused_connection_is_not_left_to_the_garbage_collector(
+    tmp_path: Path, leaf: object, without_collector: None
+) -> None:
+    """A fleet that is refused, or renews, would otherwise stop the server for tens of milliseconds."""
+    async with open_edge() as edge:
+        listener = await serve_tls(edge, tmp_path)
+        context = client_context(tmp_path, leaf() if callable(leaf) else None)
+        async with TlsStream(await edge.dial(listener), context, server_hostname="localhost") as stream:
+            await stream.do_handshake()
+            await stream.send_all(CONNECT)
+            assert (await receive_until(stream, b"\r\n\r\n")).startswith(b"HTTP/1.1 40")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not [found for found in gc.get_objects() if isinstance(found, HttpConnection)]
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 async def test_tls_1_2_only_where_the_configuration_says_so(tmp_path: Path) -> None:
