@@ -29,6 +29,7 @@ from tunnel_core.grpc_call import (
     why,
 )
 from tunnel_core.limits import Limits
+from tunnel_core.own_sockets import AcceptedSockets
 from tunnel_core.sever import sever_accepted, sever_dialled
 
 _log = logging.getLogger("qanat.carrier")
@@ -153,6 +154,7 @@ class CarrierServer:
         self._tls = tls
         self._certificates: list[_Certificates] = []
         self._abandoned: set[str] = set()  # addresses whose connections are to be severed
+        self._sockets = AcceptedSockets()
         self._severing: asyncio.Task[None] | None = None
         options = common_options(limits) + _serve_options(handshake_seconds)
         self._limits = options, max_carriers
@@ -227,7 +229,7 @@ class CarrierServer:
         while self._abandoned:
             await asyncio.sleep(_SEVER_SECONDS)
             addresses, self._abandoned = self._abandoned, set()
-            for _ in sever_accepted(addresses):
+            for _ in sever_accepted(self._sockets, addresses):
                 await asyncio.sleep(_SEARCH_PAUSE_SECONDS)
 
     async def _refuse_old_tls(self, peer: Peer, context: Any) -> None:

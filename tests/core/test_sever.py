@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import socket
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tunnel_core.own_sockets import has_lost_its_address, hold_back
+from tunnel_core.names import join_host_port
+from tunnel_core.own_sockets import AcceptedSockets, has_lost_its_address, hold_back
 from tunnel_core.sever import sever_accepted, sever_dialled
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and TCP_USER_TIMEOUT")
@@ -51,8 +53,7 @@ def test_by_its_time_out(ends: tuple[socket.socket, socket.socket]) -> None:
 
 def test_by_where_it_came_from(ends: tuple[socket.socket, socket.socket]) -> None:
     dialled, accepted = ends
-    host, port = dialled.getsockname()[:2]
-    _sever_accepted(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "192.0.2.1:1")
+    _sever_accepted(_address(dialled), "192.0.2.1:1")
     _assert_ended(accepted, dialled)
 
 
@@ -60,15 +61,41 @@ def test_a_long_search_lets_others_run(ends: tuple[socket.socket, socket.socket]
     """A thousand agents more cost more steps, none of them longer; one that ends meanwhile harms nobody."""
     with contextlib.ExitStack() as stack:
         pairs = [[stack.enter_context(sock) for sock in socket.socketpair()] for _ in range(200)]
-        _, accepted = ends
-        host, port = accepted.getpeername()[:2]
-        host = host.removeprefix("::ffff:")
-        search = sever_accepted({f"[{host}]:{port}" if ":" in host else f"{host}:{port}"})
+        search = sever_accepted(AcceptedSockets(), {_address(ends[0])})
         next(search)
         for pair in pairs[-100:]:
             pair[0].close()
         assert sum(1 for _ in search) >= 3
-        _assert_ended(accepted, ends[0])
+        _assert_ended(ends[1], ends[0])
+
+
+def test_what_a_search_saw_is_found_again_at_once(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Also if its descriptor has been closed since, and is another connection's now."""
+    sockets = AcceptedSockets()
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(socket.socket())
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        pairs = [_connected(stack, listener) for _ in range(3)]
+        (kept_dialled, kept), (closed_dialled, closed), (_, moved_to) = pairs
+        search = sever_accepted(sockets, {_address(ends[0])})
+        assert sum(1 for _ in search) > 1
+        _assert_ended(ends[1], ends[0])
+        os.dup2(moved_to.fileno(), closed.fileno())
+        assert not list(sever_accepted(sockets, {_address(kept_dialled), _address(closed_dialled)}))
+        _assert_ended(kept, kept_dialled)
+        assert moved_to.send(b"x")
+        assert list(sever_accepted(sockets, {_address(kept_dialled)}))
+
+
+def _connected(stack: contextlib.ExitStack, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+    dialled = stack.enter_context(socket.create_connection(listener.getsockname()))
+    return dialled, stack.enter_context(listener.accept()[0])
+
+
+def _address(dialled: socket.socket) -> str:
+    host, port = dialled.getsockname()[:2]
+    return join_host_port(host.removeprefix("::ffff:"), port)
 
 
 @pytest.mark.parametrize(("address", "is_gone"), [("127.0.0.1", False), ("::1", False), ("192.0.2.77", True)])
@@ -109,7 +136,7 @@ def _received(sock: socket.socket, seconds: float, most: int) -> int:
 
 
 def _sever_accepted(*addresses: str) -> None:
-    for _ in sever_accepted(set(addresses)):
+    for _ in sever_accepted(AcceptedSockets(), set(addresses)):
         continue
 
 
