@@ -64,9 +64,11 @@ _log = logging.getLogger("qanat.http")
 class HttpConnection(Connection):
     """The server's side of one connection."""
 
-    def __init__(self, stream: trio.abc.Stream, limits: HeadLimits | None = None) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, limits: HeadLimits | None = None, turns: trio.Lock | None = None
+    ) -> None:
         self.limits = limits or HeadLimits()
-        super().__init__(stream, h11.SERVER, self.limits.max_head_bytes)
+        super().__init__(stream, h11.SERVER, self.limits.max_head_bytes, turns)
         self.request: h11.Request | None = None
         """The request being served; None until its head is understood."""
         self._served = 0
@@ -213,14 +215,17 @@ async def serve_http(
     limits: HeadLimits | None = None,
     *,
     on_refused: Callable[[Refused], None] | None = None,
+    turns: trio.Lock | None = None,
 ) -> None:
     """Serves requests on ``stream`` until either side ends it, then closes it.
 
     ``handler`` answers, or raises ``Refused``, or switches protocols and serves on until that ends.
-    ``on_refused`` hears of every refusal. A broken connection ends this quietly; any other exception
-    of the handler is logged, answered with 500, and not passed on. Cancelled: aborts the stream.
+    ``on_refused`` hears of every refusal. Connections that share ``turns`` deal with what arrived one after
+    the other, with all that waits meanwhile in between: a fleet comes at once. A broken connection ends this
+    quietly; any other exception of the handler is logged, answered with 500, and not passed on. Cancelled:
+    aborts the stream.
     """
-    connection = HttpConnection(stream, limits)
+    connection = HttpConnection(stream, limits, turns)
     try:
         await _serve_requests(connection, handler, on_refused or _ignore)
         with trio.move_on_after(_LINGER_SECONDS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import h11
@@ -31,8 +32,15 @@ class Body(AsyncIterator[bytes]):
 class Connection:
     """What both ends share: an h11 machine fed from a stream, sends in order, bodies, the switch."""
 
-    def __init__(self, stream: trio.abc.Stream, role: type[h11.CLIENT | h11.SERVER], max_event: int) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        role: type[h11.CLIENT | h11.SERVER],
+        max_event: int,
+        turns: trio.Lock | None = None,
+    ) -> None:
         self.stream = stream
+        self._turns = turns or contextlib.nullcontext()
         self.has_switched = False
         self._h11 = h11.Connection(role, max_incomplete_event_size=max_event)
         self._sending = trio.Lock()
@@ -79,7 +87,8 @@ class Connection:
     async def _receive(self, size: int = READ_BYTES) -> bool:
         data = await self.stream.receive_some(size)
         self._h11.receive_data(bytes(data))
-        return bool(data)
+        async with self._turns:
+            return bool(data)
 
     def receive_body(self) -> Body:
         """The body as it comes.

@@ -74,7 +74,7 @@ class Front:
             elif not isinstance(refused, NotOpened):
                 self.records.request_refused(self.entrance, user.name, accepted.source, refused)
 
-        await serve_http(accepted.stream, handle, self.limits, on_refused=note)
+        await serve_http(accepted.stream, handle, self.limits, on_refused=note, turns=accepted.turns)
 
     def _who(self, accepted: Accepted) -> User | Refused:
         """The refusal is kept for the answer to the first request: only that can be read by a person.

@@ -83,7 +83,7 @@ def over_tls(
             reporter.refused(entrance, accepted.source, refused)
             await _linger(transport)
             return
-        await handler(replace(accepted, stream=stream))
+        await handler(replace(accepted, stream=stream, turns=turns))
 
     return handle
 

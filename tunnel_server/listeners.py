@@ -53,6 +53,8 @@ class Accepted:
     ticket: Ticket
     uid: int | None = None
     """Of the process at the other end of a unix socket."""
+    turns: trio.Lock | None = None
+    """Taken by whoever computes for a connection of this listener that carries nothing yet."""
 
     @property
     def source(self) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
@@ -565,3 +566,41 @@ async def test_an_answer_larger_than_wanted_is_refused() -> None:
     request = h11.Request(method="GET", target="/", headers=[("host", "x")])
     with pytest.raises(Refused, match="larger than 100 bytes"):
         await exchange(HttpClientConnection(client), request, max_body_bytes=100)
+
+
+class Rounds(trio.abc.Instrument):
+    """Counts how often all who could run did."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_connections_that_share_turns_are_dealt_with_one_in_each_round(shared: bool) -> None:
+    """What waits meanwhile has its turn in between, however many come at once."""
+    dealt_with: list[int] = []
+    turns = trio.Lock() if shared else None
+    gate, rounds = trio.Event(), Rounds()
+
+    async def handle(http: HttpConnection, _: h11.Request) -> None:
+        dealt_with.append(rounds.count)
+        await http.respond(204)
+
+    async def ask(stream: trio.abc.Stream) -> None:
+        await gate.wait()
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            served, client = memory_stream_pair()
+            nursery.start_soon(functools.partial(serve_http, served, handle, turns=turns))
+            nursery.start_soon(ask, client)
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.add_instrument(rounds)
+        gate.set()
+    most_at_once = max(dealt_with.count(one) for one in dealt_with)
+    assert most_at_once == 1 if shared else most_at_once > 1

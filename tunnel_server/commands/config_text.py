@@ -80,7 +80,7 @@ domain = "localhost"
 [identity]                        # certificates that nodes and users ask for; agents renew by themselves
 # node_life_seconds = 2592000     # 30 days
 # user_life_seconds = 2592000
-# max_enrolments = 32             # at work at once; more are told when to come back
+# max_enrolments = 32             # here at once; more are told when to come back
 
 [audit]                           # who joined, renewed, was revoked or refused
 # file = $audit_file              # as JSON lines, beside the store; "" for none

@@ -7,8 +7,9 @@
 2. All that can be refused is refused before the token is used up.
 3. A certificate is in the store before it leaves. If the answer is lost, the same key with the same token
    gets another one, which counts as the same use.
-4. There is a bound on how many are at work at once and on how often one name may come; beyond it the answer
-   is 503 with a time to come back, spread by chance, or a fleet would come back as one.
+4. A few are at work at once, others wait for their turn. There is a bound on how many are here and on how
+   often one name may come; beyond it the answer is 503 with a time to come back, spread by chance, or a
+   fleet would come back as one.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
+
+import trio
 
 from certs.requests import CertificateRequest
 from certs.token import Token, TokenMistyped, parse_token
@@ -39,11 +42,13 @@ _WRONG_TOKENS, _WRONG_EVERY_SECONDS = 20, 6.0
 _CERTIFICATES, _CERTIFICATES_EVERY_SECONDS = 10, 15.0
 """Of one name; agents with certificates of a minute ask every 40 s."""
 _COME_BACK_SECONDS = 4
+_AT_WORK = 2
+"""A fleet that comes as one takes no longer with two at a time, and who works beside it waits less."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentSettings:
-    """``max_at_once`` counts requests for certificates that are at work."""
+    """``max_at_once`` counts requests for certificates that are here: at work, or waiting for their turn."""
 
     trust_domain: str
     node_life_seconds: float
@@ -76,7 +81,8 @@ class Enrolment:
         self._standing = standing
         self._monotonic = monotonic
         self.working = 0
-        """Requests that are at work."""
+        """Requests that are at work, or wait for their turn."""
+        self._desks = trio.Semaphore(_AT_WORK)
         self._wrong = Budgets(_WRONG_TOKENS, _WRONG_EVERY_SECONDS)
         self._names = Budgets(_CERTIFICATES, _CERTIFICATES_EVERY_SECONDS)
 
@@ -102,7 +108,7 @@ class Enrolment:
         """
         if login is None:
             raise unproven("no token was shown: it is the password of HTTP Basic")
-        with self._at_work():
+        async with self._at_work():
             token = await self._known_token(login, asker)
             with self._audited(AuditLine(Kind.REFUSED, login.node, source=asker.address, token=token.id)):
                 request = await self.signer.read(body)
@@ -120,7 +126,7 @@ class Enrolment:
             proven = _who_renews(leaf, self.settings.trust_domain)
         identity, serial = proven.identity, proven.serial
         named = {identity.role.value: identity.name}
-        with self._at_work():
+        async with self._at_work():
             with self._audited(AuditLine(Kind.REFUSED, source=asker.address, serial=serial, **named)):
                 self._standing.require(proven)  # the handshake may have been long ago
                 self._spend(str(identity))
@@ -156,14 +162,15 @@ class Enrolment:
             raise _come_back(Reason.TOO_MANY_ENROLMENTS, detail, wait)
         self._names.spend(who, now)
 
-    @contextlib.contextmanager
-    def _at_work(self) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def _at_work(self) -> AsyncIterator[None]:
         if self.working >= self.settings.max_at_once:
-            detail = f"{self.working} certificates are being made at this moment"
+            detail = f"{self.working} requests for certificates are here at this moment"
             raise _come_back(Reason.TOO_MANY_ENROLMENTS, detail, random.uniform(1, _COME_BACK_SECONDS))  # noqa: S311
         self.working += 1
         try:
-            yield
+            async with self._desks:
+                yield
         finally:
             self.working -= 1
 
