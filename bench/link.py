@@ -62,7 +62,7 @@ class Link:
 
 
 @contextlib.contextmanager
-def open_link(world: World, name: str) -> Iterator[Link]:
+def open_link(world: World) -> Iterator[Link]:
     """Without any limit of rate or delay."""
     try:
         with (

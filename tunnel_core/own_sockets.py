@@ -47,11 +47,13 @@ class AcceptedSockets:
     def find(self, addresses: Collection[str]) -> Iterator[socket.socket | None]:
         """Duplicates as well, of ``1.2.3.4:567`` or ``[::1]:567`` each. None: here others may run."""
         wanted = set(addresses)
-        for address in wanted & self._seen.keys():
+        for number, address in enumerate(wanted & self._seen.keys(), 1):
             wanted.discard(address)
             with _duplicate(self._seen.pop(address)) as sock:
                 if _peer_address(sock) == address:  # or else it was closed, and its number given out again
                     yield sock
+            if number % _LOOKED_AT == 0:
+                yield None
         if wanted:
             yield from self._search(wanted)
 

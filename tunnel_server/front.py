@@ -62,7 +62,7 @@ class Front:
                 await self.est.handle(http, request, accepted)
                 return
             if isinstance(user, Refused):
-                raise copy.copy(user)  # for the same reason
+                raise copy.copy(user)  # the one that is kept gets no traceback: see _who
             self.standing.require(user.proven)
             await self._dispatch(http, request, user, accepted.source)
 

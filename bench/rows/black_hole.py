@@ -27,7 +27,7 @@ def measure(world: World) -> Iterator[Row]:
     if not can_measure(world, "resume_seconds"):
         return
     line = LINES["20mbit"]
-    with open_link(world, "hole") as link:
+    with open_link(world) as link:
         link.set(line, _QUEUE_SECONDS)
         with (
             link.running(qanat.running, world.fresh("hole")) as (system, arrived),

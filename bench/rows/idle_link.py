@@ -30,6 +30,6 @@ def measure(world: World) -> Iterator[Row]:
 
 def _count(world: World, profile: str) -> Count:
     start = functools.partial(qanat.running, profile=profile)
-    with open_link(world, profile) as link, link.running(start, world.fresh(profile)):
+    with open_link(world) as link, link.running(start, world.fresh(profile)):
         world.ended.wait(SETTLED_SECONDS)
         return count_exchanges(link.net.carried, WINDOW_SECONDS[profile], world.ended)

@@ -35,7 +35,7 @@ def measure(world: World) -> Iterator[Row]:
     if not keys:
         can_measure(world, "bulk_share", quick=True)
         return
-    with open_link(world, "keys") as link:
+    with open_link(world) as link:
         for key in keys:
             line = _KEYS[key]
             found = _look(world, link, qanat.running, line, _cells(world))

@@ -88,6 +88,18 @@ def test_what_a_search_saw_is_found_again_at_once(ends: tuple[socket.socket, soc
         assert list(sever_accepted(sockets, {_address(kept_dialled)}))
 
 
+def test_many_that_were_seen_are_severed_step_by_step(ends: tuple[socket.socket, socket.socket]) -> None:
+    """A whole fleet comes back in one moment."""
+    sockets = AcceptedSockets()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        pairs = [_connected(stack, listener) for _ in range(150)]
+        assert list(sever_accepted(sockets, {_address(ends[0])}))
+        assert len(list(sever_accepted(sockets, {_address(dialled) for dialled, _ in pairs}))) == 2
+        for dialled, accepted in pairs[:3]:
+            _assert_ended(accepted, dialled)
+
+
 def _connected(stack: contextlib.ExitStack, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
     dialled = stack.enter_context(socket.create_connection(listener.getsockname()))
     return dialled, stack.enter_context(listener.accept()[0])
