@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -103,6 +104,30 @@ def build(side: str, machine: Machine, name: str, *, anew: bool = False, target:
     command += [f"--target={target}"] if target else []
     command += ["--timestamp=0", layers, f"--build-arg={base}", *_pip_settings(), f"--tag={name}"]
     _run([*command, f"--file=docker/{side}.Dockerfile", "."], seconds=1500)
+
+
+def image_beside(dockerfile: str, context: Path, *, stamp: bytes = b"") -> str:
+    """The name of the image that ``dockerfile`` makes of ``context`` and, in place of its first line, our root.
+
+    It is not built again while the text and ``stamp``, which tells one context from another, are the same.
+    """
+    base = root(AMD64)
+    digest = hashlib.sha256(dockerfile.encode() + b"\0" + stamp).hexdigest()[:16]
+    name = f"localhost/qanat-beside:{digest}"
+    if not _is_there(name):
+        with tempfile.TemporaryDirectory(prefix="qanat-beside-") as folder:
+            file = Path(folder, "Dockerfile")
+            file.write_text(re.sub(r"^FROM .*", f"FROM {base}", dockerfile, count=1))
+            command = _buildah(
+                "bud", "--format=docker", "--isolation=chroot", "--timestamp=0", f"--tag={name}"
+            )
+            _run([*command, f"--file={file}", str(context)], seconds=600)
+    return name
+
+
+def save(name: str, place: Path) -> None:
+    """The image as one file, as it would be pushed: its configuration and every layer."""
+    _run(podman("save", "--format=docker-archive", f"--output={place}", name), seconds=120)
 
 
 def content_of(name: str) -> str:

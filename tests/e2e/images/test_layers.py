@@ -44,10 +44,8 @@ def image(side: str) -> str:
 
 @pytest.fixture(scope="module")
 def saved(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image as it would be pushed: its configuration and every layer."""
     place = tmp_path_factory.mktemp("saved") / "image.tar"
-    command = podman("save", "--format=docker-archive", f"--output={place}", image)
-    subprocess.run(command, check=True, capture_output=True, timeout=120)  # noqa: S603 - our own command
+    builder.save(image, place)
     return place
 
 
