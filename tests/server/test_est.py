@@ -355,7 +355,7 @@ async def test_beyond_the_cap_it_says_when_to_come_back(tmp_path: Path) -> None:
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(renew, issuing, pki.node_leaf("edge1"), request_of())  # waits for the store
-        while not issuing.enrolment.working:  # noqa: ASYNC110 - nothing else tells
+        while not issuing.enrolment.present:  # noqa: ASYNC110 - nothing else tells
             await trio.sleep(0.01)
         answer = await renew(issuing, pki.node_leaf("edge2"), request_of("edge2"))
         assert (answer.status, answer.word) == (503, "too_many_enrolments")

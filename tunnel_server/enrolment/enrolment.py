@@ -7,7 +7,8 @@
 2. All that can be refused is refused before the token is used up.
 3. A certificate is in the store before it leaves. If the answer is lost, the same key with the same token
    gets another one, which counts as the same use.
-4. A few are at work at once, others wait for their turn. There is a bound on how many are here and on how
+4. One is at work, others wait for their turn: a fleet that comes as one gets through no later than with two
+   at a time, and who works beside it waits less. There is a bound on how many are here and on how
    often one name may come; beyond it the answer is 503 with a time to come back, spread by chance, or a
    fleet would come back as one.
 """
@@ -42,8 +43,6 @@ _WRONG_TOKENS, _WRONG_EVERY_SECONDS = 20, 6.0
 _CERTIFICATES, _CERTIFICATES_EVERY_SECONDS = 10, 15.0
 """Of one name; agents with certificates of a minute ask every 40 s."""
 _COME_BACK_SECONDS = 4
-_AT_WORK = 2
-"""A fleet that comes as one takes no longer with two at a time, and who works beside it waits less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +79,9 @@ class Enrolment:
         self._store = store
         self._standing = standing
         self._monotonic = monotonic
-        self.working = 0
+        self.present = 0
         """Requests that are at work, or wait for their turn."""
-        self._desks = trio.Semaphore(_AT_WORK)
+        self._turn = trio.Lock()
         self._wrong = Budgets(_WRONG_TOKENS, _WRONG_EVERY_SECONDS)
         self._names = Budgets(_CERTIFICATES, _CERTIFICATES_EVERY_SECONDS)
 
@@ -108,7 +107,7 @@ class Enrolment:
         """
         if login is None:
             raise unproven("no token was shown: it is the password of HTTP Basic")
-        async with self._at_work():
+        async with self._taking_turns():
             token = await self._known_token(login, asker)
             with self._audited(AuditLine(Kind.REFUSED, login.node, source=asker.address, token=token.id)):
                 request = await self.signer.read(body)
@@ -126,7 +125,7 @@ class Enrolment:
             proven = _who_renews(leaf, self.settings.trust_domain)
         identity, serial = proven.identity, proven.serial
         named = {identity.role.value: identity.name}
-        async with self._at_work():
+        async with self._taking_turns():
             with self._audited(AuditLine(Kind.REFUSED, source=asker.address, serial=serial, **named)):
                 self._standing.require(proven)  # the handshake may have been long ago
                 self._spend(str(identity))
@@ -163,16 +162,16 @@ class Enrolment:
         self._names.spend(who, now)
 
     @contextlib.asynccontextmanager
-    async def _at_work(self) -> AsyncIterator[None]:
-        if self.working >= self.settings.max_at_once:
-            detail = f"{self.working} requests for certificates are here at this moment"
+    async def _taking_turns(self) -> AsyncIterator[None]:
+        if self.present >= self.settings.max_at_once:
+            detail = f"{self.present} requests for certificates are here at this moment"
             raise _come_back(Reason.TOO_MANY_ENROLMENTS, detail, random.uniform(1, _COME_BACK_SECONDS))  # noqa: S311
-        self.working += 1
+        self.present += 1
         try:
-            async with self._desks:
+            async with self._turn:
                 yield
         finally:
-            self.working -= 1
+            self.present -= 1
 
     @contextlib.contextmanager
     def _audited(self, line: AuditLine) -> Iterator[None]:
