@@ -55,7 +55,7 @@ def _nothing() -> None:
 
 
 def _together(deadline: float, now: float) -> float:
-    """A far deadline on the next quarter of a second: many links are looked at in one pass, never thousands."""
+    """A far deadline on the next quarter of a second: one pass looks at many links, never at thousands."""
     return math.ceil(deadline * _PASSES) / _PASSES if now + _FAR_SECONDS < deadline < math.inf else deadline
 
 
