@@ -39,7 +39,7 @@ from tunnel_core.stream import Stream
 _log = logging.getLogger(__name__)
 
 _FAR_SECONDS = 5.0
-_PASSES = 4  # a second
+_PASSES = 20  # a second
 _TELL_LATE_SECONDS = 0.5
 _HUSH_SECONDS = 0.025
 """How long the agent lets the server speak first on a carrier that the session moved to with its hello. A
@@ -55,7 +55,7 @@ def _nothing() -> None:
 
 
 def _together(deadline: float, now: float) -> float:
-    """A far deadline on the next quarter of a second: one pass looks at many links, never at thousands."""
+    """A far deadline on the next twentieth of a second: one pass looks at many links, never at thousands."""
     return math.ceil(deadline * _PASSES) / _PASSES if now + _FAR_SECONDS < deadline < math.inf else deadline
 
 
