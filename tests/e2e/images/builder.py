@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import platform
 import re
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,7 +104,9 @@ def build(side: str, machine: Machine, name: str, *, anew: bool = False, target:
     layers = "--no-cache" if anew else "--layers"
     command = _buildah("bud", "--format=docker", "--isolation=chroot", f"--platform={machine.platform}")
     command += [f"--target={target}"] if target else []
-    command += ["--timestamp=0", layers, f"--build-arg={base}", *_pip_settings(), f"--tag={name}"]
+    # The history would hold the ids of the containers that it worked in: chance.
+    command += ["--timestamp=0", "--omit-history", layers, f"--build-arg={base}", *_pip_settings()]
+    command += [f"--tag={name}"]
     _run([*command, f"--file=docker/{side}.Dockerfile", "."], seconds=1500)
 
 
@@ -130,13 +134,19 @@ def save(name: str, place: Path) -> None:
     _run(podman("save", "--format=docker-archive", f"--output={place}", name), seconds=120)
 
 
-def content_of(name: str) -> str:
-    """The digest of every layer, and how it runs: all of an image but its history.
+def digest_of(name: str) -> str:
+    """The digest of its manifest, which names the configuration and every layer; and its health check.
 
-    In Docker's format buildah writes there the ids of the containers that it worked in, which are random.
+    In OCI's format, which has no health check: into Docker's buildah writes the id of the container that it
+    worked in, which is chance.
     """
-    parts = "{{json .RootFS.Layers}}", "{{json .Config}}", "{{json .HealthCheck}}"
-    return inspect(name, f'{{"layers": {parts[0]}, "runs": [{parts[1]}, {parts[2]}]}}')
+    with tempfile.TemporaryDirectory(prefix="qanat-digest-") as folder:
+        place = Path(folder, "image.tar")
+        _run(podman("save", "--format=oci-archive", f"--output={place}", name), seconds=120)
+        with tarfile.open(place) as archive:
+            index = json.load(archive.extractfile("index.json") or pytest.fail("no index"))
+    (manifest,) = index["manifests"]
+    return f"{manifest['digest']} {inspect(name, '{{json .HealthCheck}}')}"
 
 
 def size_of(name: str) -> int:
