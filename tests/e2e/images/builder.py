@@ -101,12 +101,11 @@ def image(side: str, machine: Machine = AMD64) -> str:
 def build(side: str, machine: Machine, name: str, *, anew: bool = False, target: str = "") -> None:
     """Builds it, ``anew`` without the layers that are kept, up to a ``target``."""
     base = f"BASE={root(machine)}"
-    layers = "--no-cache" if anew else "--layers"
+    # The history is what kept layers are found by, but holds ids of containers too, which are chance.
+    layers = ["--no-cache", "--omit-history"] if anew else ["--layers"]
     command = _buildah("bud", "--format=docker", "--isolation=chroot", f"--platform={machine.platform}")
     command += [f"--target={target}"] if target else []
-    # The history would hold the ids of the containers that it worked in: chance.
-    command += ["--timestamp=0", "--omit-history", layers, f"--build-arg={base}", *_pip_settings()]
-    command += [f"--tag={name}"]
+    command += ["--timestamp=0", *layers, f"--build-arg={base}", *_pip_settings(), f"--tag={name}"]
     _run([*command, f"--file=docker/{side}.Dockerfile", "."], seconds=1500)
 
 
