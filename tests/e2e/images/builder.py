@@ -16,7 +16,6 @@ import os
 import platform
 import re
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -128,9 +127,9 @@ def image_beside(dockerfile: str, context: Path, *, stamp: bytes = b"") -> str:
     return name
 
 
-def save(name: str, place: Path) -> None:
-    """The image as one file, as it would be pushed: its configuration and every layer."""
-    _run(podman("save", "--format=docker-archive", f"--output={place}", name), seconds=120)
+def save(name: str, place: Path, *, form: str = "docker-archive") -> None:
+    """The image, by default as one file, as it would be pushed: its configuration and every layer."""
+    _run(podman("save", f"--format={form}", f"--output={place}", name), seconds=120)
 
 
 def digest_of(name: str) -> str:
@@ -140,11 +139,8 @@ def digest_of(name: str) -> str:
     worked in, which is chance.
     """
     with tempfile.TemporaryDirectory(prefix="qanat-digest-") as folder:
-        place = Path(folder, "image.tar")
-        _run(podman("save", "--format=oci-archive", f"--output={place}", name), seconds=120)
-        with tarfile.open(place) as archive:
-            index = json.load(archive.extractfile("index.json") or pytest.fail("no index"))
-    (manifest,) = index["manifests"]
+        save(name, Path(folder), form="oci-dir")
+        (manifest,) = json.loads(Path(folder, "index.json").read_text())["manifests"]
     return f"{manifest['digest']} {inspect(name, '{{json .HealthCheck}}')}"
 
 
