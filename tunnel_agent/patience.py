@@ -13,8 +13,8 @@ from tunnel_agent.way import ConnectionLost
 
 T = TypeVar("T")
 
-_BUSY_SECONDS = 120.0
-"""How long a server that says when to come back is asked again."""
+_BUSY_SECONDS = 300.0
+"""How long a server that says when to come back is asked again: thousands before us may have their turn."""
 _LOST_PAUSE_SECONDS = 0.3
 _LOST_TRIES = 5
 """A server that takes no more connections from one address ends them without a word."""
@@ -30,8 +30,9 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
             wait = refused.retry_after_seconds
             if wait is None or trio.current_time() + wait > give_up:
                 raise
+            wait += random.random()  # noqa: S311 - it is told in whole seconds; spreads load
         except ConnectionLost:
-            wait, lost = _LOST_PAUSE_SECONDS * 2**lost, lost + 1
+            wait, lost = _LOST_PAUSE_SECONDS * 2**lost * random.uniform(1, 1.5), lost + 1  # noqa: S311
             if lost == _LOST_TRIES:
                 raise
-        await trio.sleep(wait * random.uniform(1, 1.5))  # noqa: S311 - spreads load
+        await trio.sleep(wait)

@@ -17,6 +17,7 @@ from tunnel_agent import est_client
 from tunnel_agent.findings import StepFailed
 from tunnel_agent.join.node_files import held, prove_folder, save_bundle
 from tunnel_agent.load import Installation, load_bundle
+from tunnel_agent.patience import patiently
 from tunnel_agent.trust import roots_among, trusting
 from tunnel_agent.way import Way, https_port
 from tunnel_core.reasons import Reason, Refused
@@ -60,7 +61,8 @@ async def _renew_at(server: str, installation: Installation, bundle: Bundle) -> 
     request = make_request(bundle.identity)
     try:
         told = await est_client.cacerts(way, trusting(bundle.roots_pem))
-        leaf = await est_client.renew(way, trusting(bundle.roots_pem, client_file=own), request.body)
+        showing = trusting(bundle.roots_pem, client_file=own)
+        leaf = await patiently(lambda: est_client.renew(way, showing, request.body))
     except est_client.ServerRefused as refused:
         if refused.reason in (Reason.REVOKED, Reason.WRONG_TRUST_DOMAIN, Reason.WRONG_ROLE):
             raise

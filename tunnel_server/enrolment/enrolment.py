@@ -8,16 +8,15 @@
 3. A certificate is in the store before it leaves. If the answer is lost, the same key with the same token
    gets another one, which counts as the same use.
 4. One is at work, others wait for their turn: a fleet that comes as one gets through no later than with two
-   at a time, and who works beside it waits less. There is a bound on how many are here and on how
-   often one name may come; beyond it the answer is 503 with a time to come back, spread by chance, or a
-   fleet would come back as one.
+   at a time, and who works beside it waits less. First certificates go before renewals, which have days and
+   are paced. There is a bound on how many are here and on how often one name may come; beyond it the answer
+   is 503 with a time to come back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -33,6 +32,7 @@ from tunnel_server.admission import source_of
 from tunnel_server.enrolment.answers import Signed, Signer
 from tunnel_server.enrolment.asking import Login, node_asked_for, unproven
 from tunnel_server.enrolment.budgets import Budgets
+from tunnel_server.enrolment.waiting import SentAway, WaitingLine
 from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine, Kind
 from tunnel_server.store.certificates import NewCertificate, Origin
@@ -42,12 +42,16 @@ from tunnel_server.store.tokens import Redemption
 _WRONG_TOKENS, _WRONG_EVERY_SECONDS = 20, 6.0
 _CERTIFICATES, _CERTIFICATES_EVERY_SECONDS = 10, 15.0
 """Of one name; agents with certificates of a minute ask every 40 s."""
-_COME_BACK_SECONDS = 4
+_RETURN_SECONDS = 0.02
+_RENEWAL_SECONDS = 0.05
+"""72,000 an hour: enough for any fleet, and nobody notices one that renews as one."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentSettings:
-    """``max_at_once`` counts requests for certificates that are here: at work, or waiting for their turn."""
+    """``max_at_once`` counts requests that are here, at work or waiting for their turn: so many for first
+    certificates, and as many for renewals.
+    """
 
     trust_domain: str
     node_life_seconds: float
@@ -79,11 +83,16 @@ class Enrolment:
         self._store = store
         self._standing = standing
         self._monotonic = monotonic
-        self.present = 0
-        """Requests that are at work, or wait for their turn."""
-        self._turn = trio.Lock()
+        self._first_ones = WaitingLine(pace_seconds=0, return_seconds=_RETURN_SECONDS)
+        self._renewals = WaitingLine(pace_seconds=_RENEWAL_SECONDS, return_seconds=_RENEWAL_SECONDS)
+        self._work = trio.Lock()
         self._wrong = Budgets(_WRONG_TOKENS, _WRONG_EVERY_SECONDS)
         self._names = Budgets(_CERTIFICATES, _CERTIFICATES_EVERY_SECONDS)
+
+    @property
+    def present(self) -> int:
+        """Requests that are at work, or wait for their turn."""
+        return self._first_ones.present + self._renewals.present
 
     @property
     def signer(self) -> Signer:
@@ -107,7 +116,7 @@ class Enrolment:
         """
         if login is None:
             raise unproven("no token was shown: it is the password of HTTP Basic")
-        async with self._taking_turns():
+        async with self._turn(self._first_ones):
             token = await self._known_token(login, asker)
             with self._audited(AuditLine(Kind.REFUSED, login.node, source=asker.address, token=token.id)):
                 request = await self.signer.read(body)
@@ -125,7 +134,7 @@ class Enrolment:
             proven = _who_renews(leaf, self.settings.trust_domain)
         identity, serial = proven.identity, proven.serial
         named = {identity.role.value: identity.name}
-        async with self._taking_turns():
+        async with self._turn(self._renewals):
             with self._audited(AuditLine(Kind.REFUSED, source=asker.address, serial=serial, **named)):
                 self._standing.require(proven)  # the handshake may have been long ago
                 self._spend(str(identity))
@@ -162,16 +171,12 @@ class Enrolment:
         self._names.spend(who, now)
 
     @contextlib.asynccontextmanager
-    async def _taking_turns(self) -> AsyncIterator[None]:
-        if self.present >= self.settings.max_at_once:
-            detail = f"{self.present} requests for certificates are here at this moment"
-            raise _come_back(Reason.TOO_MANY_ENROLMENTS, detail, random.uniform(1, _COME_BACK_SECONDS))  # noqa: S311
-        self.present += 1
+    async def _turn(self, line: WaitingLine) -> AsyncIterator[None]:
         try:
-            async with self._turn:
+            async with line.turn(self.settings.max_at_once), self._work:
                 yield
-        finally:
-            self.present -= 1
+        except SentAway as away:
+            raise _come_back(Reason.TOO_MANY_ENROLMENTS, str(away), away.seconds) from None
 
     @contextlib.contextmanager
     def _audited(self, line: AuditLine) -> Iterator[None]:
