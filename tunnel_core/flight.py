@@ -72,9 +72,11 @@ _FAST_SLACK_SECONDS = 0.045
 _FAST_FROM, _FAST_TO = 100 * MIB, 300 * MIB
 _RIVAL_GAIN = 1.75
 """Beyond the path. With 0.5 TCP's window was at times not filled: our share beside cubic was 0.35."""
-_DIP, _RIVAL_DIP = 0.75, 0.88
+_DIP, _RIVAL_DIP = 0.75, 1.0
 """Of the path: deep enough for a rate taken too high by a fifth. Beside a rival a deep dip is a gift."""
-_DIP_SECONDS = 2.5
+_RIVAL_GROWTH = 0.4
+"""Of what was confirmed: TCP, which has room after a dip, would lose most of a burst."""
+_DIP_SECONDS, _RIVAL_DIP_SECONDS = 2.5, 6.0
 _DIP_PATHS = 10
 """Dips cost a quarter of a path: 3 % at most."""
 _SOON_PATHS, _RIVAL_SOON_PATHS = 4, 12
@@ -274,7 +276,8 @@ class Flight:
 
     def _end_round(self, sample: Sample, now: float) -> None:
         if not self._round_dipped:  # all lean packets of the last dip were seen, not its first alone
-            self._rivals.look(self._delivery.unloaded, self._delivery.shortest, now)
+            delivery, rate = self._delivery, self.rate_bytes_per_second
+            self._rivals.look(delivery.unloaded, delivery.shortest, rate, now)
         queue = self._round_queue / max(1, self._round_bytes)
         unintended = queue > self._most_intended and not self._growth.on
         self._judge_rate(unintended=unintended)
@@ -294,8 +297,9 @@ class Flight:
 
     def _maybe_dip(self, now: float, *, unintended: bool) -> None:
         path = self._delivery.path
+        often = _RIVAL_DIP_SECONDS if self.competing else _DIP_SECONDS
+        stale = now - self._lean_at > max(often, _DIP_PATHS * path)
         soon = (_RIVAL_SOON_PATHS if self.competing else _SOON_PATHS) * path
-        stale = now - self._lean_at > max(_DIP_SECONDS, _DIP_PATHS * path)
         if stale or (unintended and now - self._dip_at > soon):
             self._dipping = True
             self._growth.disturbed()
@@ -335,7 +339,8 @@ class Flight:
             extra = max(self._rival_extra, path * self._growth.gain(rate, path))
             wish = rate * (path + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
-        self.limit = int(min(wish, self.limit + fresh, self._limits.max_send_memory))
+        grown = self.limit + (_RIVAL_GROWTH * fresh if self.competing else fresh)
+        self.limit = int(min(wish, grown, self._limits.max_send_memory))
         self._near = self._delivery.path <= PACED_PATH_SECONDS
         self.packet_bytes = self._packet_bytes()
 

@@ -4,9 +4,11 @@
    ever seen, another flow fills the queue, as TCP's loss-based ones do (cubic, reno): then holding our
    queue short only makes it longer for them, and a limit by delay alone ends with nothing. Copa's
    detection (Arun and Balakrishnan, NSDI 2018: does the queue ever empty?), with dips to look.
-2. A longer route looks the same, but stands still, while a queue that TCP fills and drains does not:
+2. Beside us, who hold our queue short, theirs may stay short as well while they take what we leave: when our
+   rate fell, less of a queue counts. The rate alone would count each link that got slow.
+3. A longer route looks the same, but stands still, while a queue that TCP fills and drains does not:
    what has not moved for longer than one of cubic's cycles on such a link becomes the new shortest.
-3. The clocks of two machines drift: the shortest rises by as much as they may.
+4. The clocks of two machines drift: the shortest rises by as much as they may.
 
 A rival that was there before us is seen when its queue first gets shorter; until then TCP's own
 fairness to newcomers, which is poor as well, is all there is.
@@ -20,8 +22,12 @@ _INFLATED_SECONDS = 0.020
 """Above what another session that bounds its flight, or a busy program, leaves in the way of a dip."""
 _INFLATED_SHARE = 0.1
 """The same for long round trips, where every queue is longer."""
-_MEMORY_SECONDS = 8.0
-"""Some dips long: the queue that TCP fills empties now and then, and its flow is still there."""
+_FELL_SHARE = 0.4
+"""Of these, when our rate fell."""
+_FELL_BELOW, _FORGET_BEST = 0.7, 0.01
+"""Of the best rate, of which so much is forgotten in a second."""
+_MEMORY_SECONDS = 14.0
+"""Two dips long: the queue that TCP fills empties now and then, and its flow is still there."""
 _STILL_SECONDS = 15.0
 """Cubic's cycle is 5 to 10 s where a queue holds up to half a second of 20 Mbit/s."""
 _STILL_BAND = 0.005
@@ -33,11 +39,12 @@ _DRIFT = 5e-4
 class Rivals:
     """Fed with the unloaded way there; tells whether to compete."""
 
-    __slots__ = ("_band", "_now", "_shortest", "_still_since", "_until")
+    __slots__ = ("_band", "_best_rate", "_now", "_shortest", "_still_since", "_until")
 
     def __init__(self, now: float) -> None:
         self._now = self._still_since = now
         self._shortest = math.inf
+        self._best_rate = 0.0
         self._band = (math.inf, -math.inf)
         self._until = -math.inf
 
@@ -45,12 +52,16 @@ class Rivals:
     def present(self) -> bool:
         return self._now < self._until
 
-    def look(self, unloaded: float, path: float, now: float) -> None:
+    def look(self, unloaded: float, path: float, rate: float, now: float) -> None:
         """``unloaded``: the way there as lean packets find it. ``path``: the shortest round trip."""
-        self._shortest = min(self._shortest + _DRIFT * (now - self._now), unloaded)
-        self._now = now
+        passed, self._now = now - self._now, now
+        self._shortest = min(self._shortest + _DRIFT * passed, unloaded)
+        self._best_rate = max(self._best_rate * math.exp(-_FORGET_BEST * passed), rate)
         inflation = unloaded - self._shortest
-        if inflation <= max(_INFLATED_SECONDS, _INFLATED_SHARE * path):
+        most = max(_INFLATED_SECONDS, _INFLATED_SHARE * path)
+        if rate < _FELL_BELOW * self._best_rate:
+            most *= _FELL_SHARE
+        if inflation <= most:
             self._stir(unloaded)
         else:
             self._until = now + _MEMORY_SECONDS

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from tunnel_core.rivals import Rivals
 
+RATE = 2.5e6
+
 
 def looks(rivals: Rivals, start: float, delays: list[float]) -> None:
     for second, delay in enumerate(delays):
-        rivals.look(delay, 0.05, start + second)
+        rivals.look(delay, 0.05, RATE, start + second)
 
 
 def test_a_little_that_waits_is_nobody() -> None:
@@ -26,7 +28,27 @@ def test_a_queue_that_empties_now_and_then_still_is() -> None:
     rivals = Rivals(0.0)
     looks(rivals, 0, [1.0, 1.1, 1.0, 1.0, 1.0])
     assert rivals.present
-    looks(rivals, 5, [1.0] * 10)
+    looks(rivals, 5, [1.0] * 16)
+    assert not rivals.present
+
+
+def test_a_short_queue_is_a_rivals_if_our_rate_fell() -> None:
+    rivals = Rivals(0.0)
+    looks(rivals, 0, [1.0, 1.01])
+    rivals.look(1.01, 0.05, 0.8 * RATE, 2.0)
+    assert not rivals.present
+    rivals.look(1.0, 0.05, 0.5 * RATE, 3.0)
+    assert not rivals.present, "the link got slow"
+    rivals.look(1.01, 0.05, 0.5 * RATE, 4.0)
+    assert rivals.present
+
+
+def test_a_link_that_stays_slow_is_no_longer_suspected() -> None:
+    rivals = Rivals(0.0)
+    looks(rivals, 0, [1.0])
+    for second in range(1, 60):
+        rivals.look(1.0, 0.05, 0.6 * RATE, second)
+    rivals.look(1.01, 0.05, 0.6 * RATE, 60.0)
     assert not rivals.present
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 
@@ -41,6 +42,7 @@ WORST = [(line, WORST_LOAD, 0.5) for line in LINES]
 CELLS = list(itertools.product(LINES, LOADS, QUEUES_SECONDS)) if tools.is_long() else WORST
 KEYS_SECONDS = 12
 FOREIGN_SHARE = 0.4 if tools.is_long() else 0.1
+FOREIGN_SECONDS = [30, 30, 30] if tools.is_long() else [12]
 
 
 @pytest.mark.parametrize(("line", "load", "queue_seconds"), CELLS)
@@ -55,22 +57,25 @@ def test_keys(whole: Site, net: Emulated, line: str, load: str, queue_seconds: f
 
 
 @pytest.mark.parametrize("queue_seconds", QUEUES_SECONDS if tools.is_long() else [0.5])
-def test_bulk_holds_its_own_beside_a_foreign_flow(
-    whole: Site, net: Emulated, queue_seconds: float, long: bool
-) -> None:
+def test_bulk_holds_its_own_beside_a_foreign_flow(whole: Site, net: Emulated, queue_seconds: float) -> None:
+    # Two flows that go by loss are chaos: with the flight limit off ours had 0.34 to 0.45, as TCP lets it.
+    found = [_share_beside_another(whole, net, queue_seconds, seconds) for seconds in FOREIGN_SECONDS]
+    assert statistics.mean(found) >= FOREIGN_SHARE, found
+
+
+def _share_beside_another(site: Site, net: Emulated, queue_seconds: float, seconds: float) -> float:
+    """Ours has the link, and is to keep its part."""
     line = LINES["20mbit"]
-    _attach_over(whole, net, line, queue_seconds)
+    _attach_over(site, net, line, queue_seconds)
     cloud, edge = open_pair(net)
-    with _doors(whole) as (to, arrived), bulk(to, arrived, Load(1)) as ours:
-        # Ours has the link and is to keep its part. Of two bare TCP flows that begin together one has 0.34
-        # of the first quarter of a minute, and ours is no more than TCP lets it be.
+    with _doors(site) as (to, arrived), bulk(to, arrived, Load(1)) as ours:
         warm_up(ours, line)
         with foreign_flow(edge, cloud) as theirs:
             meters = {**ours, "foreign": theirs}
             warm_up({"foreign": theirs}, line)
             with measured(meters, line) as shares:
-                time.sleep(30 if long else 12)
-    assert shares["download"] / sum(shares.values()) >= FOREIGN_SHARE, shares
+                time.sleep(seconds)
+    return shares["download"] / sum(shares.values())
 
 
 def _attach_over(site: Site, net: Emulated, line: Line, queue_seconds: float) -> None:
