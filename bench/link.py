@@ -25,7 +25,7 @@ from tests.net.namespaces import CommandFailed, may_build
 S = TypeVar("S", bound=System, covariant=True)
 _trying = threading.Lock()
 """Rows are measured beside each other, and two tries would be in each other's way."""
-_ONLY_WHOLE = "takes minutes: left out of the quick form"
+ONLY_WHOLE = "takes minutes: left out of the quick form"
 
 
 class Starting(Protocol[S]):
@@ -76,7 +76,7 @@ def open_link(world: World) -> Iterator[Link]:
 
 def can_measure(world: World, *keys: str, quick: bool = False) -> bool:
     """Whether these rows can be measured; if not, they are skipped by name. `quick`: also in that form."""
-    reason = _missing() or ("" if quick or world.plan.whole else _ONLY_WHOLE)
+    reason = _missing() or ("" if quick or world.plan.whole else ONLY_WHOLE)
     if reason:
         world.skipped.update(dict.fromkeys(keys, reason))
     return not reason

@@ -17,30 +17,30 @@ _STREAMS = 8
 
 def measure(world: World) -> Iterator[Row]:
     systems = world.everyone()
-    for key, rate in (("download", _download), ("upload", _upload), ("download8", _download8)):
-        sizes = _sizes(systems, rate, world.plan.bulk_seconds)
-        samples = alternate(systems, world.plan.rounds, _sized(rate, sizes))
+    for key, rate in (("download", download), ("upload", upload), ("download8", download8)):
+        wanted = sizes(systems, rate, world.plan.bulk_seconds)
+        samples = alternate(systems, world.plan.rounds, sized(rate, wanted))
         yield from against_baselines(key, "MiB/s", samples)
 
 
-def _sized(rate: _Rate, sizes: Mapping[str, int]) -> Callable[[System], float]:
-    return lambda system: rate(system, sizes[system.name])
+def sized(rate: _Rate, wanted: Mapping[str, int]) -> Callable[[System], float]:
+    return lambda system: rate(system, wanted[system.name])
 
 
-def _sizes(systems: Sequence[System], rate: _Rate, seconds: float) -> Mapping[str, int]:
+def sizes(systems: Sequence[System], rate: _Rate, seconds: float) -> Mapping[str, int]:
     """Bytes that keep each system busy for so long; finding out also warms it up."""
     return {
         system.name: max(_PROBE_BYTES, int(rate(system, _PROBE_BYTES) * MIB * seconds)) for system in systems
     }
 
 
-def _download(system: System, size: int) -> float:
+def download(system: System, size: int) -> float:
     return download_rate(system.to["source"], 1, size)
 
 
-def _download8(system: System, size: int) -> float:
+def download8(system: System, size: int) -> float:
     return download_rate(system.to["source"], _STREAMS, size // _STREAMS)
 
 
-def _upload(system: System, size: int) -> float:
+def upload(system: System, size: int) -> float:
     return upload_rate(system.to["sink"], size)

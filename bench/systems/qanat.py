@@ -59,15 +59,20 @@ def running(
     delay_seconds: float = 0.0,
     ends: Ends = ON_LOOPBACK,
     profile: str = "default",
+    bounded: bool = True,
 ) -> Iterator[Product]:
-    """A server and its agent, attached; `delay_seconds` each way on a loopback line between them."""
+    """A server and its agent, attached; `delay_seconds` each way on a loopback line between them.
+
+    Not `bounded`: with the flight limit off, and under that name.
+    """
+    run = _bounded if bounded else _unbounded
     with (
-        serving(targets, folder / "server", ends) as server,
+        serving(targets, folder / "server", ends, run) as server,
         maybe_delayed(server.agents, delay_seconds, folder / "delay.log") as port,
-        _attached(server, port, targets, folder / "agent", ends, profile) as (agent_pid, agent_ops),
+        _attached(server, port, targets, folder / "agent", ends, profile, run) as (agent_pid, agent_ops),
     ):
         yield Product(
-            "qanat",
+            "qanat" if bounded else "unbounded",
             on_loopback(server.tcp, ends.server),
             (server.pid,),
             (agent_pid,),
@@ -79,7 +84,12 @@ def running(
 
 
 @contextmanager
-def serving(targets: Mapping[str, int], folder: Path, ends: Ends = ON_LOOPBACK) -> Iterator[Server]:
+def serving(
+    targets: Mapping[str, int],
+    folder: Path,
+    ends: Ends = ON_LOOPBACK,
+    run: Callable[[str], list[str]] | None = None,
+) -> Iterator[Server]:
     folder.mkdir(parents=True)
     agents, https, web, ops, *tcp = free_ports(4 + len(targets), ends.server)
     authority = _authority(folder, ends.address)
@@ -101,7 +111,7 @@ def serving(targets: Mapping[str, int], folder: Path, ends: Ends = ON_LOOPBACK) 
         lines += ["[[tcp]]", f'listen = "127.0.0.1:{port}"', f'node = "{NODE}"', f'target = "{target}"']
     config, log = folder / "server.toml", folder / "log"
     config.write_text("\n".join(lines) + "\n")
-    argv = [_program("qanat-server"), "run", "--config", str(config)]
+    argv = [*(run or _bounded)("qanat-server"), "run", "--config", str(config)]
     with child(argv, log, place=ends.server) as process:
         wait_until("qanat-server is ready", lambda: is_ready(ops, ends.server), process, log)
         yield Server(process.pid, agents, https, ops, ports, authority, log, ends.server)
@@ -109,7 +119,13 @@ def serving(targets: Mapping[str, int], folder: Path, ends: Ends = ON_LOOPBACK) 
 
 @contextmanager
 def _attached(
-    server: Server, port: int, targets: Mapping[str, int], folder: Path, ends: Ends, profile: str
+    server: Server,
+    port: int,
+    targets: Mapping[str, int],
+    folder: Path,
+    ends: Ends,
+    profile: str,
+    run: Callable[[str], list[str]],
 ) -> Iterator[tuple[int, int]]:
     folder.mkdir(parents=True)
     issue(server.authority, Role.NODE, NODE, folder / "node.pem")
@@ -124,17 +140,22 @@ def _attached(
     ]
     config, log = folder / "agent.toml", folder / "log"
     config.write_text("\n".join(lines) + "\n")
-    argv = [_program("qanat-agent"), "run", "--config", str(config)]
+    argv = [*run("qanat-agent"), "run", "--config", str(config)]
     with child(argv, log, place=ends.agent) as process:
         wait_until("qanat-agent is attached", lambda: is_attached(server, ops, ends.agent), process, log)
         yield process.pid, ops
 
 
-def _program(name: str) -> str:
+def _bounded(name: str) -> list[str]:
+    """The beginning of a command line: the program as it is installed."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
         raise BenchError(f"{path} is missing: install the project into this environment (pip install -e .)")
-    return str(path)
+    return [str(path)]
+
+
+def _unbounded(name: str) -> list[str]:
+    return [sys.executable, "-m", "bench.systems.unbounded", *_bounded(name)]
 
 
 def _authority(folder: Path, address: str) -> Authority:

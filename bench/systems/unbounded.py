@@ -1,0 +1,16 @@
+"""`python -m bench.systems.unbounded PROGRAM ARGUMENTS`: that program with its flight limit off.
+
+Whoever runs a fleet has no use for that, so there is no setting.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from tunnel_core import flight, session
+
+if __name__ == "__main__":
+    session.Flight = flight.Unbounded  # type: ignore[misc]
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")
