@@ -92,7 +92,6 @@ def image(side: str, machine: Machine = AMD64) -> str:
     """The name of the image of ``agent`` or ``server``, which is built if it is not there."""
     name = f"localhost/qanat-{side}:{machine.debian}-{_inputs(side)}"
     if not _is_there(name):
-        _keep_small()
         build(side, machine, name)
     return name
 
@@ -158,7 +157,8 @@ def _is_there(name: str) -> bool:
     return subprocess.run(podman("image", "exists", name), timeout=30).returncode == 0  # noqa: S603 - our own
 
 
-def _keep_small() -> None:
+def keep_small() -> None:
+    """Only before the first image is used: it removes what runs from them, too."""
     if len(_run(podman("images", "-aq"), seconds=30).split()) > _MOST_IMAGES:
         subprocess.run(podman("rmi", "--all", "--force"), capture_output=True, timeout=300)  # noqa: S603
 

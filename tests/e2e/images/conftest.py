@@ -16,6 +16,7 @@ from tests.net.namespaces import Network
 @pytest.fixture(scope="package", autouse=True)
 def _able() -> None:
     builder.require()
+    builder.keep_small()
 
 
 @pytest.fixture(scope="package")
