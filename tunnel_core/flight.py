@@ -297,8 +297,8 @@ class Flight:
 
     def _maybe_dip(self, now: float, *, unintended: bool) -> None:
         path = self._delivery.path
-        often = _RIVAL_DIP_SECONDS if self.competing else _DIP_SECONDS
-        stale = now - self._lean_at > max(often, _DIP_PATHS * path)
+        every = _RIVAL_DIP_SECONDS if self.competing else _DIP_SECONDS
+        stale = now - self._lean_at > max(every, _DIP_PATHS * path)
         soon = (_RIVAL_SOON_PATHS if self.competing else _SOON_PATHS) * path
         if stale or (unintended and now - self._dip_at > soon):
             self._dipping = True

@@ -53,7 +53,10 @@ class Rivals:
         return self._now < self._until
 
     def look(self, unloaded: float, path: float, rate: float, now: float) -> None:
-        """``unloaded``: the way there as lean packets find it. ``path``: the shortest round trip."""
+        """``unloaded``: the way there as lean packets find it. ``path``: the shortest round trip.
+
+        ``rate`` is ours, in bytes per second.
+        """
         passed, self._now = now - self._now, now
         self._shortest = min(self._shortest + _DRIFT * passed, unloaded)
         self._best_rate = max(self._best_rate * math.exp(-_FORGET_BEST * passed), rate)

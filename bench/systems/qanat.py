@@ -51,6 +51,18 @@ class Server:
     place: Place = HERE
 
 
+def _installed(name: str) -> list[str]:
+    """The beginning of a command line: the program as it is installed."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise BenchError(f"{path} is missing: install the project into this environment (pip install -e .)")
+    return [str(path)]
+
+
+def _unbounded(name: str) -> list[str]:
+    return [sys.executable, "-m", "bench.systems.unbounded", *_installed(name)]
+
+
 @contextmanager
 def running(
     targets: Mapping[str, int],
@@ -65,7 +77,7 @@ def running(
 
     Not `bounded`: with the flight limit off, and under that name.
     """
-    run = _bounded if bounded else _unbounded
+    run = _installed if bounded else _unbounded
     with (
         serving(targets, folder / "server", ends, run) as server,
         maybe_delayed(server.agents, delay_seconds, folder / "delay.log") as port,
@@ -88,7 +100,7 @@ def serving(
     targets: Mapping[str, int],
     folder: Path,
     ends: Ends = ON_LOOPBACK,
-    run: Callable[[str], list[str]] | None = None,
+    run: Callable[[str], list[str]] = _installed,
 ) -> Iterator[Server]:
     folder.mkdir(parents=True)
     agents, https, web, ops, *tcp = free_ports(4 + len(targets), ends.server)
@@ -111,7 +123,7 @@ def serving(
         lines += ["[[tcp]]", f'listen = "127.0.0.1:{port}"', f'node = "{NODE}"', f'target = "{target}"']
     config, log = folder / "server.toml", folder / "log"
     config.write_text("\n".join(lines) + "\n")
-    argv = [*(run or _bounded)("qanat-server"), "run", "--config", str(config)]
+    argv = [*run("qanat-server"), "run", "--config", str(config)]
     with child(argv, log, place=ends.server) as process:
         wait_until("qanat-server is ready", lambda: is_ready(ops, ends.server), process, log)
         yield Server(process.pid, agents, https, ops, ports, authority, log, ends.server)
@@ -144,18 +156,6 @@ def _attached(
     with child(argv, log, place=ends.agent) as process:
         wait_until("qanat-agent is attached", lambda: is_attached(server, ops, ends.agent), process, log)
         yield process.pid, ops
-
-
-def _bounded(name: str) -> list[str]:
-    """The beginning of a command line: the program as it is installed."""
-    path = Path(sys.executable).with_name(name)
-    if not path.exists():
-        raise BenchError(f"{path} is missing: install the project into this environment (pip install -e .)")
-    return [str(path)]
-
-
-def _unbounded(name: str) -> list[str]:
-    return [sys.executable, "-m", "bench.systems.unbounded", *_bounded(name)]
 
 
 def _authority(folder: Path, address: str) -> Authority:

@@ -8,9 +8,9 @@
 3. A certificate is in the store before it leaves. If the answer is lost, the same key with the same token
    gets another one, which counts as the same use.
 4. One is at work, others wait for their turn: a fleet that comes as one gets through no later than with two
-   at a time, and who works beside it waits less. First certificates go before renewals, which have days and
-   are paced. There is a bound on how many are here and on how often one name may come; beyond it the answer
-   is 503 with a time to come back.
+   at a time, and who works beside it waits less. First certificates do not stand behind renewals, which
+   have days and are paced. There is a bound on how many are here and on how often one name may come; beyond
+   it the answer is 503 with a time to come back.
 """
 
 from __future__ import annotations
