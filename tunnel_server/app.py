@@ -45,11 +45,12 @@ from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web import ENTRANCE as WEB
 from tunnel_server.entrances.web import WebEntrance
+from tunnel_server.events import Kind
 from tunnel_server.figures import take_snapshot
 from tunnel_server.followers import Followers
 from tunnel_server.front import Front, Identify, by_certificate, by_file_mode, by_peer
 from tunnel_server.handshake import TlsContexts, over_tls
-from tunnel_server.keeping import keep_store
+from tunnel_server.keeping import how_it_started, keep_store
 from tunnel_server.listeners import Handler, Listener, listen_tcp, listen_unix
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
@@ -63,6 +64,7 @@ from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld
+from tunnel_server.store.places import most_nodes
 from tunnel_server.store.store import Store
 
 _log = logging.getLogger("qanat.server")
@@ -80,7 +82,7 @@ class Server:
 
     def __init__(self, config: ServerConfig, nursery: trio.Nursery) -> None:
         self.config = config
-        self.nodes = Nodes(trio.current_time, _now)
+        self.nodes = Nodes(trio.current_time, _now, most_gone=most_nodes(config))
         self.counters = Counters()
         self.followers = Followers(self.nodes.events, self.counters)
         self.standing = Standing(_now)
@@ -127,7 +129,9 @@ class Server:
             except (CannotListen, CarrierFailed) as error:
                 raise CannotStart(str(error)) from error
             self._missing = ""
+            self.nodes.events.add(Kind.SERVER_STARTED, "", "", detail=await how_it_started(self.store))
             yield
+            self.nodes.events.add(Kind.SERVER_STOPPED, "", "")
 
     def _log_descriptors(self, limit: DescriptorLimit) -> None:
         most = self.config.agents.max
@@ -140,7 +144,7 @@ class Server:
     async def _open_store(self, stack: AsyncExitStack) -> None:
         """Takes the data folder first, and gives it back last."""
         try:
-            kept = keep_store(self.config, self.nodes.events, self.refusals, self._nursery, _now)
+            kept = keep_store(self.config, self.nodes, self.refusals, self._nursery, _now)
             self._store = await stack.enter_async_context(kept)
             self.standing.go_by(self._store.revoked)
             self._nursery.start_soon(self.standing.watch)
@@ -236,7 +240,9 @@ class Server:
 
     def _admin(self) -> AdminEntrance:
         live = self.standing.proven
-        return AdminEntrance(Actions(self.config, self.store, self._rotated, self._changing, live))
+        return AdminEntrance(
+            Actions(self.config, self.store, self._rotated, self._changing, live, self.nodes)
+        )
 
     def _rotated(self, step: Step, forced: bool) -> None:
         """Everything goes by the new files from here on. Who was to be cut off goes now."""

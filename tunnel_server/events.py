@@ -32,6 +32,13 @@ class Kind(enum.Enum):
     EXPIRED = "expired"
     ENDED = "ended"
     DUPLICATE = "duplicate"
+    FORGOTTEN = "forgotten"
+    SERVER_STARTED = "server_started"
+    SERVER_STOPPED = "server_stopped"
+
+
+OF_SERVER = {Kind.SERVER_STARTED, Kind.SERVER_STOPPED}
+"""What happened to the server itself; ``node`` of such an event is empty."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,17 +21,24 @@ def take_snapshot(
     links = [link for _, link in nodes.attached()]
     return counters.snapshot(
         sessions=len(links),
-        nodes=[_sample(node, clock()) for node in nodes.all()] if per_node else (),
+        nodes=_samples(nodes, clock()) if per_node else (),
         software=f"qanat-server/{__version__}",
         audit_dropped=audit_dropped,
         credit_granted_bytes=sum(link.credit_granted for link in links),
     )
 
 
-def _sample(node: Node, now: float) -> NodeSample:
+def _samples(nodes: Nodes, now: float) -> list[NodeSample]:
+    """A node that never attached has no figures."""
+    samples = (_sample(node, now) for node in nodes.all())
+    return [sample for sample in samples if sample is not None]
+
+
+def _sample(node: Node, now: float) -> NodeSample | None:
     link = node.link
     if link is None:
-        return NodeSample(node.name, detached_seconds=now - node.last_seen)
+        seen = node.last_seen
+        return None if seen is None else NodeSample(node.name, detached_seconds=now - seen)
     return NodeSample(
         node.name,
         link.lost_seconds,

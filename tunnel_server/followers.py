@@ -6,7 +6,7 @@ import trio
 
 from tunnel_core.counters import Counters
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.events import Events, Kind, NodeEvent
+from tunnel_server.events import OF_SERVER, Events, Kind, NodeEvent
 
 MAX_FOLLOWERS = 64
 
@@ -20,11 +20,13 @@ class Followers:
         self._news = trio.Event()
         self._waiting = 0
         for kind in Kind:  # shown as 0, so that the first of a kind is a rise
-            counters.node_events[kind.value] = 0
+            if kind not in OF_SERVER:
+                counters.node_events[kind.value] = 0
         events.on_event = self._happened
 
     def _happened(self, event: NodeEvent) -> None:
-        self._counters.node_event(event.kind.value)
+        if event.kind not in OF_SERVER:
+            self._counters.node_event(event.kind.value)
         self._news.set()
         self._news = trio.Event()
 

@@ -1,5 +1,8 @@
 """The store in a running server: open for as long as it runs, and fed with what befalls the nodes.
 
+At the start the nodes that the store knows become nodes of the registry. While agents are attached, the store
+notes every five minutes that they were seen, and once more at a clean stop.
+
 Events go from the ring in memory to the store a little later and many at a time, and at the next start from
 there into the ring. The ring is the queue: nothing waits for the disk, and a store that is slower than events
 come loses the oldest, as the ring does. A takeover is also a line of the audit.
@@ -17,16 +20,21 @@ from datetime import datetime
 
 import trio
 
+from tunnel_core import __version__
+from tunnel_core.reasons import Reason
 from tunnel_server.config import ServerConfig
 from tunnel_server.events import MAX_EVENTS, Events, Kind, NodeEvent
+from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import wait_hold_store
 from tunnel_server.store.places import settings_of
+from tunnel_server.store.revoked import Kind as RevokedKind
 from tunnel_server.store.store import Store, open_store
 
+SEE_EVERY_SECONDS = 300.0
 _EVERY_SECONDS = 2.0
 _AT_ONCE = 1000
 _LAST_SECONDS = 3.0
@@ -37,7 +45,7 @@ _AUDITED = {Kind.TAKEN_OVER, Kind.DUPLICATE}
 @asynccontextmanager
 async def keep_store(
     config: ServerConfig,
-    events: Events,
+    nodes: Nodes,
     refusals: Refusals,
     nursery: trio.Nursery,
     wall: Callable[[], datetime],
@@ -49,8 +57,8 @@ async def keep_store(
     async with wait_hold_store(config.data_dir):
         store = await trio.to_thread.run_sync(open_store, settings_of(config), wall)
         nursery.start_soon(store.serve)
-        events.restore(await _newest(store))
-        keeper = EventKeeper(events, refusals, store)
+        await _restore(store, nodes)
+        keeper = EventKeeper(nodes.events, refusals, store)
         nursery.start_soon(keeper.serve)
         nursery.start_soon(store.keep_small)
         try:
@@ -58,6 +66,7 @@ async def keep_store(
             refusals.sweep(ends=True)
             with trio.move_on_after(_LAST_SECONDS):  # a disk may hang
                 await keeper.flush()
+                await keeper.see_attached()
         finally:
             await store.aclose()
 
@@ -70,6 +79,7 @@ class EventKeeper:
         self._refusals = refusals
         self._store = store
         self._last = events.last_id
+        self._see_at = trio.current_time() + SEE_EVERY_SECONDS
 
     async def serve(self) -> None:
         """Keeps events until it is cancelled."""
@@ -77,9 +87,17 @@ class EventKeeper:
             await trio.sleep(_EVERY_SECONDS)
             self._refusals.sweep()
             await self.flush()
+            if trio.current_time() >= self._see_at:
+                await self.see_attached()
             if self._store.is_failing:
                 with contextlib.suppress(StoreError):
                     await self._store.probe()
+
+    async def see_attached(self) -> None:
+        """Notes that the nodes which are attached were seen now. A store that fails is left alone."""
+        self._see_at = trio.current_time() + SEE_EVERY_SECONDS
+        with contextlib.suppress(StoreError):  # the writer has logged it
+            await self._store.see_attached()
 
     async def flush(self) -> None:
         """Keeps all that there are now. While the store fails they wait in the ring."""
@@ -92,6 +110,33 @@ class EventKeeper:
             for event in found:
                 if event.kind in _AUDITED:
                     self._store.note_nowait(_line(event))
+
+
+async def _restore(store: Store, nodes: Nodes) -> None:
+    """What earlier runs of the server left: events, nodes, and who is revoked."""
+    nodes.events.restore(await _newest(store))
+    with contextlib.suppress(StoreError):  # a full disk keeps nobody from starting
+        await store.detach_all()
+    for known in await store.known_nodes():
+        # "The server is stopping" is no reason that a user of the next run can use.
+        reason = None if known.reason is Reason.SERVER_STOPPING else known.reason
+        nodes.learn(known.name, known_at=known.known_at, last_seen_at=known.last_seen_at, reason=reason)
+    nodes.is_revoked = lambda name: store.revoked.covers_name(RevokedKind.NODE, name)
+    store.on_node_known = nodes.learn
+
+
+async def how_it_started(store: Store) -> str:
+    """The detail of the event that a server was started: how the run before ended."""
+    last = None
+    with contextlib.suppress(StoreError):  # the writer's own lines say so
+        last = await store.newest_of_server()
+    version = f"version {__version__}"
+    if last is None:
+        return version
+    at = f"{last.at:%Y-%m-%d %H:%M:%S} UTC"
+    if last.kind is Kind.SERVER_STOPPED:
+        return f"{version}; the run before was stopped at {at}"
+    return f"{version}; the run before, started at {at}, ended without a stop: killed, or by a fault"
 
 
 async def _newest(store: Store) -> list[NodeEvent]:

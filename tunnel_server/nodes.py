@@ -1,4 +1,8 @@
-"""Which node is attached by which link, and what is still known of nodes that are gone. No I/O."""
+"""Which node is attached by which link, and what is still known of nodes that are gone. No I/O.
+
+Nodes that the store knows are here from the start of the server on, as nodes that are gone. A node leaves
+by ``forget``, or when more nodes are gone than are remembered.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +26,25 @@ if TYPE_CHECKING:
     from tunnel_core.link import Link
 
 MAX_GONE = 10_000
-GONE_SECONDS = 7 * 24 * 3600.0
 # difflib costs some 10 us a name; a mistyped name must not hold up the event loop of 5,000 nodes.
 _MAX_COMPARED = 300
 
 
 @dataclass(slots=True)
 class Node:
-    """One node as this server knows it. ``link`` is None when no session is left, not even in grace."""
+    """One node as this server knows it. ``link`` is None when no session is left, not even in grace.
+
+    ``last_seen`` (monotonic seconds) and ``last_seen_at`` are those of the loss or the end of the newest
+    link. They are None if no agent of this node ever attached; ``since`` then says when it became known.
+    """
 
     name: str
     alias: str
     link: Link | None
     since: datetime  # attached or resumed, lost, or gone
     session_since: datetime
-    last_seen: float  # monotonic seconds; of the loss or the end of the newest link
-    last_seen_at: datetime
+    last_seen: float | None
+    last_seen_at: datetime | None
     address: str = ""
     software: str = ""
     last_reason: Reason | None = None  # of a loss or an end, until the node is there again
@@ -52,10 +59,18 @@ class Node:
 
 
 class Nodes:
-    """The registry. ``monotonic`` gives seconds for ages, ``wall`` the UTC time shown to people."""
+    """The registry. ``monotonic`` gives seconds for ages, ``wall`` the UTC time shown to people.
 
-    def __init__(self, monotonic: Callable[[], float], wall: Callable[[], datetime]) -> None:
+    ``most_gone``: how many nodes without a session are remembered.
+    """
+
+    def __init__(
+        self, monotonic: Callable[[], float], wall: Callable[[], datetime], *, most_gone: int = MAX_GONE
+    ) -> None:
         self.events = Events(wall)
+        self.is_revoked: Callable[[str], bool] = lambda name: False
+        """Whether no certificate of this node is let in, because its name was revoked."""
+        self._most_gone = most_gone
         self._duplicates = Duplicates()
         self._monotonic = monotonic
         self._wall = wall
@@ -127,8 +142,45 @@ class Nodes:
                 Reason.AMBIGUOUS_NAME,
                 f"node {name} has the same alias {alias} as the attached node {owner}; rename one of them",
             )
-        self._gone.pop(owner, None)
         self._by_alias[alias] = name
+
+    def learn(
+        self,
+        name: str,
+        *,
+        known_at: datetime | None = None,
+        last_seen_at: datetime | None = None,
+        reason: Reason | None = None,
+    ) -> None:
+        """Makes ``name`` a node without a session, unless it is known already.
+
+        The store knows it, or it just got a certificate. ``known_at`` None: now.
+        """
+        if self._named(name) is not None:
+            return
+        alias, now = node_alias(name), self._wall()
+        since = last_seen_at or known_at or now
+        seen = None if last_seen_at is None else self._monotonic() - (now - last_seen_at).total_seconds()
+        self._by_alias.setdefault(alias, name)
+        self._gone[name] = Node(name, alias, None, since, since, seen, last_seen_at, last_reason=reason)
+        self._forget_old()
+
+    def forget(self, name: str) -> None:
+        """Removes a node that has no session. Raises ``Refused`` while it has one."""
+        self.require_detached(name)
+        self._drop(name)
+        self.events.add(Kind.FORGOTTEN, name, "")
+
+    def require_detached(self, name: str) -> None:
+        """Raises ``Refused`` if the node has a session, be it in grace."""
+        if name in self._attached:
+            cure = f"stop it, or shut it out: qanat-server node revoke {name}"
+            raise Refused(Reason.BAD_REQUEST, f"node {name} has an agent attached; {cure}")
+
+    def _drop(self, name: str) -> None:
+        node = self._gone.pop(name, None)
+        if node is not None and self._by_alias.get(node.alias) == name:
+            del self._by_alias[node.alias]
 
     def _end_old(self, old: Node, new_link: Link) -> None:
         if old.link is None or old.link is new_link:
@@ -157,21 +209,20 @@ class Nodes:
         self._forget_old()
 
     def _forget_old(self) -> None:
-        horizon = self._monotonic() - GONE_SECONDS
-        while self._gone:
-            oldest = next(iter(self._gone.values()))
-            if len(self._gone) <= MAX_GONE and oldest.last_seen >= horizon:
-                return
-            del self._gone[oldest.name], self._by_alias[oldest.alias]
+        while len(self._gone) > self._most_gone:
+            self._drop(next(iter(self._gone)))
 
     def all(self) -> list[Node]:
         """Every known node by name, those that are gone included."""
-        self._forget_old()
         return sorted([*self._attached.values(), *self._gone.values()], key=lambda node: node.name)
 
     def attached(self) -> list[tuple[Node, Link]]:
         """The nodes that have an agent, each with its link."""
         return [(node, node.link) for node in self._attached.values() if node.link is not None]
+
+    def is_attached(self, name: str) -> bool:
+        """Whether the node of this full name has a session, be it in grace."""
+        return name in self._attached
 
     @property
     def attached_count(self) -> int:
@@ -219,10 +270,18 @@ class Nodes:
         if node is None:
             raise Refused(Reason.UNKNOWN_NODE, unknown_node(name, self.nearest(name)))
         if node.link is None:
-            raise Refused(Reason.NODE_NOT_ATTACHED, self._not_attached(node))
+            raise self._why_no_link(node)
         return node.link
 
+    def _why_no_link(self, node: Node) -> Refused:
+        if self.is_revoked(node.name):
+            cure = f"it comes back only with a new token: qanat-server token create --node {node.name}"
+            return Refused(Reason.REVOKED, f"node {node.name} was revoked; {cure}")
+        return Refused(Reason.NODE_NOT_ATTACHED, self._not_attached(node))
+
     def _not_attached(self, node: Node) -> str:
+        if node.last_seen is None:
+            return f"node {node.name} has never attached; start its agent there: qanat-agent run"
         age = ago(self._monotonic() - node.last_seen)
         why = f" ({node.last_reason.meaning})" if node.last_reason else ""
         return f"node {node.name} has no agent attached; last seen {age}{why}"

@@ -103,8 +103,11 @@ async def test_a_token_is_made_listed_and_revoked(tmp_path: Path) -> None:
 async def test_nodes_users_and_serials_are_revoked(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
         for path, given_name, subject in (
-            *(("nodes/revoke", {"name": "shop-7"}, "shop-7"), ("users/revoke", {"name": "kim@x"}, "kim@x")),
-            ("certificates/revoke", {"serial": "0x00:AB:CD"}, "abcd"),
+            *(
+                ("nodes/revoke", {"name": "shop-7", "force": True}, "shop-7"),
+                ("users/revoke", {"name": "kim@x", "force": True}, "kim@x"),
+            ),
+            ("certificates/revoke", {"serial": "0x00:AB:CD", "force": True}, "abcd"),
         ):
             status, answer = await here.post(path, why="lost", **given_name)
             assert (status, answer["revocation"]["subject"]) == (200, subject)

@@ -84,6 +84,14 @@ def test_token_create_prints_the_line_to_paste(command: Command) -> None:
         (("token", "create", "--node", "a", "--ttl", "999d"), 2, "ttl_seconds must be from 1"),
         (("token", "revoke", "nothing"), 1, "there is no token 'nothing'"),
         (("node", "revoke", "No Node"), 2, "is not a node's name"),
+        (("node", "revoke", "shop-7"), 1, "no node shop-7 is known here; `qanat nodes` lists"),
+        (("node", "revoke", "shop-7", "--yes"), 1, "To revoke it all the same, add --force"),
+        (("user", "revoke", "operatr", "--yes"), 1, "did you mean operator?"),
+        (("cert", "revoke", "abc", "--yes"), 1, "no certificate with serial abc is known here"),
+        (("user", "revoke", "operator"), 2, "there is no terminal to ask at. Add --yes to do it."),
+        (("node", "unrevoke", "shop-7", "--yes"), 1, "node shop-7 is not revoked"),
+        (("cert", "unrevoke", "abc", "--yes"), 1, "the certificate abc is not revoked"),
+        (("node", "forget", "shop-7"), 1, "no node shop-7 is known here"),
         (("cert", "revoke", "serial"), 2, "hex digits"),
         (("cert", "list", "--node", "a", "--user", "b"), 2, "exclude each other"),
         (("audit", "--kind", "theft"), 2, "is not one of"),
@@ -104,16 +112,100 @@ def test_what_is_issued_by_hand_is_known_revoked_and_audited(command: Command, t
     command("issue", "node", "edge1", "--out", tmp_path / "e.pem")
     serial = describe(read_bundle(tmp_path / "e.pem").chain_pem).serial
     assert f"{serial}  node  edge1" in command("cert", "list", "--node", "edge1").stdout
-    assert "Revoked node edge1." in command("node", "revoke", "edge1", "--why", "stolen").stdout
+    assert "Revoked node edge1." in command("node", "revoke", "edge1", "--yes", "--why", "stolen").stdout
     assert command("cert", "list", "--node", "edge1").stdout.rstrip().endswith("revoked")
     command("issue", "node", "edge1", "--out", tmp_path / "f.pem")
     assert command("cert", "list", "--node", "edge1").stdout.rstrip().endswith("good")
-    command("user", "revoke", "operator")
-    assert "which was not issued here" in command("cert", "revoke", "AB:CD").stdout
+    command("user", "revoke", "operator", "--yes")
+    assert "which was not issued here" in command("cert", "revoke", "AB:CD", "--force", "--yes").stdout
     told = [line.split()[2] for line in command("audit").stdout.splitlines()[1:]]
     assert told == ["issued", "issued", "issued", "revoked", "issued", "revoked", "revoked"]
     assert "stolen" in command("audit", "--node", "edge1", "--kind", "revoked", "--since", "1h").stdout
     assert "no such line" in command("audit", "--until", "1h").stdout
+
+
+def test_a_revocation_is_taken_back_until_a_new_certificate_was_issued(
+    command: Command, tmp_path: Path
+) -> None:
+    command("issue", "node", "edge1", "--out", tmp_path / "e.pem")
+    serial = describe(read_bundle(tmp_path / "e.pem").chain_pem).serial
+    for kind, subject in (("node", "edge1"), ("cert", serial)):
+        command(kind, "revoke", subject, "--yes")
+        assert command("cert", "list", "--node", "edge1").stdout.rstrip().endswith("revoked")
+        said = command(kind, "unrevoke", subject, code=2).stderr
+        assert "was revoked at " in said and "Add --yes" in said
+        taken = command.json(kind, "unrevoke", subject, "--yes")
+        assert taken["still"] is None
+        assert command("cert", "list", "--node", "edge1").stdout.rstrip().endswith("good")
+    for kind, subject in (("node", "edge1"), ("cert", serial)):
+        command(kind, "revoke", subject, "--yes")
+    command("issue", "node", "edge1", "--out", tmp_path / "f.pem")
+    new = describe(read_bundle(tmp_path / "f.pem").chain_pem).serial
+    for kind, subject in (("node", "edge1"), ("cert", serial)):
+        said = command(kind, "unrevoke", subject, "--yes", code=3).stderr
+        assert f"certificate {new} was issued to node edge1 at " in said and "the revocation stays" in said
+    told = command.json("audit", "--node", "edge1")["audit"]
+    assert [line["kind"] for line in told] == [  # type: ignore[attr-defined]
+        *("issued", "revoked", "unrevoked", "revoked", "unrevoked", "revoked", "revoked", "issued"),
+    ]
+
+
+def test_tokens_of_before_hold_again_with_the_node(command: Command) -> None:
+    made = command.json("token", "create", "--node", "shop-7")["id"]
+    said = command("node", "revoke", "shop-7", "--yes").stdout
+    assert f"1 open tokens: {made}" in said
+    assert "nothing that is in use" in command("node", "revoke", "shop-7", "--yes").stdout
+    command("node", "unrevoke", "shop-7", "--yes")
+    assert f"1 open tokens: {made}" in command("node", "revoke", "shop-7", code=2).stderr
+
+
+def test_a_user_that_renews_another_certificate_keeps_the_way_back(command: Command, tmp_path: Path) -> None:
+    command("issue", "user", "kim", "--out", tmp_path / "k1.pem")
+    serial = describe(read_bundle(tmp_path / "k1.pem").chain_pem).serial
+    command("cert", "revoke", serial, "--yes")
+    command("cert", "unrevoke", serial, "--yes")
+    command("cert", "revoke", serial, "--yes")
+    command("issue", "user", "kim", "--out", tmp_path / "k2.pem")
+    command("cert", "unrevoke", serial, "--yes", code=3)
+
+
+def test_one_is_asked_at_a_terminal(command: Command, tmp_path: Path) -> None:
+    for answer, code in ((b"n\n", 1), (b"y\n", 0)):
+        main, terminal = os.openpty()
+        process = subprocess.Popen(  # noqa: S603
+            [*SERVER, "user", "revoke", "operator", "--config", str(command.config)],
+            stdin=terminal,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        os.write(main, answer)
+        said = process.communicate(timeout=30)[0].decode()
+        os.close(main), os.close(terminal)
+        assert (process.returncode, "1 certificates: " in said, "Revoke operator? [y/N]" in said) == (
+            *(code, True, True),
+        )
+        assert ("nothing was changed" in said) == (code == 1)
+
+
+def test_other_commands_say_what_they_do_and_do_nothing_twice(command: Command) -> None:
+    made = str(command.json("token", "create", "--match", "shop-*", "--uses", "3")["id"])
+    assert f"did you mean {made}?" in command("token", "revoke", made[:-2] + "zz", code=1).stderr
+    said = command("token", "revoke", made).stdout
+    assert "is for nodes that match shop-*, open, used 0 of 3 times" in said
+    assert "is revoked already" in command("token", "revoke", made).stdout
+    assert len(command.json("audit", "--kind", "token_revoked")["audit"]) == 1  # type: ignore[arg-type]
+    assert "The step add: makes a new root" in command("ca", "rotate", "add").stdout
+    assert "refused without --force, because it cuts off" in command("ca", "rotate", "switch", code=3).stdout
+
+
+def test_a_node_is_forgotten_and_nothing_else(command: Command, tmp_path: Path) -> None:
+    command("issue", "node", "edge1", "--out", tmp_path / "e.pem")
+    assert "did you mean edge1?" in command("node", "forget", "edge2", code=1).stderr
+    said = command("node", "forget", "edge1").stdout
+    assert "Forgot node edge1. It has 1 good certificates and may attach again" in said
+    command("node", "forget", "edge1", code=1)
+    assert command("cert", "list", "--node", "edge1").stdout.rstrip().endswith("good")
+    assert command.json("audit", "--kind", "forgotten")["audit"][0]["node"] == "edge1"  # type: ignore[index]
 
 
 def test_a_bundle_that_cannot_be_written_down_is_not_handed_out(command: Command, tmp_path: Path) -> None:
@@ -127,7 +219,16 @@ def test_many_commands_at_once_take_turns(command: Command, tmp_path: Path) -> N
     with hold_store(command.folder):
         started = [
             subprocess.Popen(  # noqa: S603
-                [*SERVER, "node", "revoke", f"shop-{number}", "--config", str(command.config)],
+                [
+                    *SERVER,
+                    "node",
+                    "revoke",
+                    f"shop-{number}",
+                    "-y",
+                    "--force",
+                    "--config",
+                    str(command.config),
+                ],
                 stdout=subprocess.DEVNULL,
             )
             for number in range(4)
@@ -163,7 +264,7 @@ def test_a_whole_rotation(command: Command, tmp_path: Path) -> None:
     command("issue", "user", "operator", "--out", tmp_path / "operator.pem")
     assert "user operator" in command("ca", "rotate", "switch", code=3).stderr  # the first is still good
     serial = describe(read_bundle(command.folder / "operator.pem").chain_pem).serial
-    command("cert", "revoke", serial)
+    command("cert", "revoke", serial, "--yes")
     key = (command.folder / "server.key").read_bytes()
     said = command("ca", "rotate", "switch").stdout
     assert "The authority is switched" in said
@@ -176,7 +277,7 @@ def test_a_whole_rotation(command: Command, tmp_path: Path) -> None:
     said = command("ca", "rotate", "retire", code=3).stderr
     assert "1 certificates in use lead to the old root: user operator" in said
     command("issue", "user", "operator", "--out", tmp_path / "o2.pem")
-    command("cert", "revoke", describe(read_bundle(tmp_path / "operator.pem").chain_pem).serial)
+    command("cert", "revoke", describe(read_bundle(tmp_path / "operator.pem").chain_pem).serial, "--yes")
     assert "The authority is steady" in command("ca", "rotate", "retire").stdout
     left = split_pem(trust.read_bytes())
     assert old_root not in left
@@ -254,7 +355,7 @@ def test_what_root_makes_for_the_servers_user_belongs_to_that_user(command: Comm
         os.chown(path, 4711, 4712)
     command("ca", "rotate", "add")
     command("ca", "rotate", "switch", "--force")
-    command("node", "revoke", "shop-7")
+    command("node", "revoke", "shop-7", "--force", "--yes")
     strangers = [path for path in command.folder.rglob("*") if path.stat().st_uid != 4711]
     assert strangers == []
     made = {"store.db", "store.lock", "audit.jsonl", "state.json", "2"}

@@ -25,7 +25,7 @@ def let_files_grow(program: Program, *, may: bool) -> None:
 
 async def revoke(site: Site, act: str, name: str) -> None:
     """Raises ``Refused``."""
-    await ask_server(site.folder / "admin.sock", "POST", act, {"name": name})
+    await ask_server(site.folder / "admin.sock", "POST", act, {"name": name, "force": True})
 
 
 async def until_ready(site: Site, answer: str) -> None:

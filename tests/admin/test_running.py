@@ -30,7 +30,9 @@ async def test_commands_reach_a_running_server_and_what_they_did_outlives_it(tmp
         site = Site(tmp_path)
         site.write()  # an installation as it was before there was a store
         async with site.server() as server:
-            assert (await qanat_server(site, "node", "revoke", "shop-7", "--why", "stolen"))[0] == 0
+            assert (
+                await qanat_server(site, "node", "revoke", "shop-7", "--force", "--yes", "--why", "stolen")
+            )[0] == 0
             code, said = await qanat_server(site, "audit", "--json")
             line = json.loads(said)["audit"][-1]
             assert (code, line["kind"], line["node"], line["detail"]) == (0, "revoked", "shop-7", "stolen")
@@ -122,7 +124,7 @@ async def test_a_lost_line_of_the_audit_degrades_the_server(tmp_path: Path) -> N
         site.write()
         (tmp_path / "audit.jsonl").mkdir()
         async with site.server():
-            assert (await qanat_server(site, "node", "revoke", "a"))[0] == 0
+            assert (await qanat_server(site, "node", "revoke", "a", "--force", "--yes"))[0] == 0
             assert await site.page("/readyz") == (200, "degraded\n")
             assert "qanat_audit_dropped_total 1.0" in (await site.page("/metrics"))[1]
 
@@ -133,13 +135,13 @@ async def test_where_the_audit_must_be_whole_nothing_is_done_without_it(tmp_path
         site.write()
         (tmp_path / "audit.jsonl").mkdir()
         async with site.server():
-            code, said = await qanat_server(site, "node", "revoke", "a")
+            code, said = await qanat_server(site, "node", "revoke", "a", "--force", "--yes")
             assert code == 1
             assert "the audit's file cannot be written" in said
             assert await ask_server(tmp_path / "admin.sock", "GET", "revocations", {}) == {"revocations": []}
             assert await site.page("/readyz") == (200, "degraded\n")
             (tmp_path / "audit.jsonl").rmdir()
-            assert (await qanat_server(site, "node", "revoke", "a"))[0] == 0
+            assert (await qanat_server(site, "node", "revoke", "a", "--force", "--yes"))[0] == 0
             assert await site.page("/readyz") == (200, "ready\n")
 
 

@@ -46,7 +46,7 @@ def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_a_server_is_made_again_on_an_empty_machine(command: Command, tmp_path: Path) -> None:
     command("ca", "rotate", "add")
     command("issue", "node", "edge1", "--out", tmp_path / "e.pem")
-    command("node", "revoke", "shop-7")
+    command("node", "revoke", "shop-7", "--force", "--yes")
     token = command.json("token", "create", "--node", "shop-7")["id"]
     (command.folder / "audit.jsonl").unlink()
     (command.folder / "operator.pem").unlink()  # somebody's, not the server's
@@ -75,15 +75,15 @@ def test_a_server_is_made_again_on_an_empty_machine(command: Command, tmp_path: 
 
 
 def test_revocations_newer_than_the_backup_are_told(command: Command, tmp_path: Path) -> None:
-    command("node", "revoke", "known")
+    command("node", "revoke", "known", "--force", "--yes")
     command("backup", tmp_path / "b.tar")
-    command("node", "revoke", "shop-7")
-    command("user", "revoke", "kim@example.com")
-    command("cert", "revoke", "abcd")
+    command("node", "revoke", "shop-7", "--force", "--yes")
+    command("user", "revoke", "kim@example.com", "--force", "--yes")
+    command("cert", "revoke", "abcd", "--force", "--yes")
     lost = [
-        "qanat-server node revoke shop-7",
-        "qanat-server user revoke kim@example.com",
-        "qanat-server cert revoke abcd",
+        "qanat-server node revoke shop-7 --force --yes",
+        "qanat-server user revoke kim@example.com --force --yes",
+        "qanat-server cert revoke abcd --force --yes",
     ]
     before = everything(tmp_path)
     refused = run("restore", tmp_path / "b.tar")
@@ -202,7 +202,7 @@ async def test_a_backup_of_a_running_server_makes_another_that_agents_know(tmp_p
         site.folder.mkdir()
         site.write()
         async with site.server():
-            assert (await qanat_server(site, "node", "revoke", "shop-7"))[0] == 0
+            assert (await qanat_server(site, "node", "revoke", "shop-7", "--force", "--yes"))[0] == 0
             code, said = await qanat_server(site, "backup", str(tmp_path / "b.tar"))
             assert code == 0, said
         shutil.rmtree(site.folder)

@@ -50,6 +50,7 @@ async def test_nodes_attached_and_gone() -> None:
             "alias": "edge1",
             "state": "attached",
             "duplicate": False,
+            "revoked": False,
             "address": "192.0.2.1:4711",
             "software": "qanat-agent/0.1.0",
             "round_trip_ms": 12.3,

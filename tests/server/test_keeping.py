@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.store.opened import Clock, opened
+from tests.store.opened import Clock, certificate, opened
 from tunnel_core.reasons import Reason
 from tunnel_server import keeping
 from tunnel_server.events import Events, Kind
-from tunnel_server.keeping import EventKeeper
+from tunnel_server.keeping import EventKeeper, how_it_started
 from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import Question
 from tunnel_server.store.database import StoreError
+from tunnel_server.store.store import StoreSettings
 
 REFUSALS = Refusals(lambda line: None, lambda: 0.0)
 
@@ -58,3 +60,67 @@ async def test_many_events_go_in_pieces_and_while_the_store_fails_they_wait(
         assert await store.events() == []
         await keeper.flush()
         assert [event.node for event in await store.events()] == [f"n{number}" for number in range(8)]
+
+
+async def test_nodes_are_known_over_a_restart_with_when_they_were_seen(tmp_path: Path) -> None:
+    clock = Clock()
+    began = clock.now
+    events = Events(clock)
+    async with opened(tmp_path, clock) as store:
+        keeper = EventKeeper(events, REFUSALS, store)
+        await store.record(certificate("never"))
+        for node in ("lost", "ended", "killed", "dropped"):
+            events.add(Kind.ATTACHED, node, "s")
+        clock.pass_seconds(60)
+        events.add(Kind.LOST, "lost", "s", Reason.CARRIER_LOST)
+        events.add(Kind.ENDED, "ended", "s", Reason.AGENT_STOPPING)
+        events.add(Kind.ENDED, "dropped", "s", Reason.AGENT_STOPPING)
+        events.add(Kind.FORGOTTEN, "dropped", "")
+        clock.pass_seconds(60)
+        events.add(Kind.EXPIRED, "lost", "s", Reason.GRACE_EXPIRED)
+        await keeper.flush()
+        await keeper.flush()
+        await keeper.see_attached()
+    async with opened(tmp_path, clock) as store:
+        clock.pass_seconds(60)
+        await store.detach_all()
+        await store.see_attached()  # none is, since the start
+        known = {node.name: (node.last_seen_at, node.reason) for node in await store.known_nodes()}
+    minute = timedelta(minutes=1)
+    assert known == {
+        "never": (None, None),
+        "lost": (began + minute, Reason.GRACE_EXPIRED),
+        "ended": (began + minute, Reason.AGENT_STOPPING),
+        "killed": (began + 2 * minute, None),
+    }
+
+
+async def test_the_number_of_known_nodes_is_bounded(tmp_path: Path) -> None:
+    clock = Clock()
+    async with opened(tmp_path, clock, StoreSettings(tmp_path / "s", keep_nodes=3)) as store:
+        events = Events(clock)
+        keeper = EventKeeper(events, REFUSALS, store)
+        for number in range(6):
+            clock.pass_seconds(1)
+            await store.record(certificate(f"n{number}"))
+        clock.pass_seconds(1)
+        events.add(Kind.ATTACHED, "n0", "s")
+        await keeper.flush()
+        while await store.prune():
+            pass
+        assert [node.name for node in await store.known_nodes()] == ["n3", "n4", "n5", "n0"]
+
+
+async def test_the_start_says_how_the_run_before_ended(tmp_path: Path) -> None:
+    clock = Clock()
+    async with opened(tmp_path, clock) as store:
+        events = Events(clock)
+        keeper = EventKeeper(events, REFUSALS, store)
+        assert "run before" not in await how_it_started(store)
+        events.add(Kind.SERVER_STARTED, "", "")
+        await keeper.flush()
+        assert "ended without a stop" in await how_it_started(store)
+        clock.pass_seconds(60)
+        events.add(Kind.SERVER_STOPPED, "", "")
+        await keeper.flush()
+        assert (await how_it_started(store)).endswith("the run before was stopped at 2027-01-01 00:01:00 UTC")

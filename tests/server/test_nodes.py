@@ -212,19 +212,64 @@ def test_two_nodes_never_share_an_alias(nodes: Nodes, monkeypatch: pytest.Monkey
     assert nodes.name_of("same") == "edge-2"
 
 
-def test_the_gone_are_bounded_in_number(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes_module, "MAX_GONE", 3)
+def test_the_gone_are_bounded_in_number(clock: Clock) -> None:
+    nodes = Nodes(clock.monotonic, clock.wall, most_gone=3)
     for number in range(5):
         nodes.detach(attach(nodes, f"edge-{number}"), Reason.SESSION_LOST)
     assert [node.name for node in nodes.all()] == ["edge-2", "edge-3", "edge-4"]
     assert nodes.find_alias("edge-0") is None
+    nodes.learn("edge-9")
+    assert [node.name for node in nodes.all()] == ["edge-3", "edge-4", "edge-9"]
 
 
-def test_the_gone_are_bounded_in_time(nodes: Nodes, clock: Clock) -> None:
+def test_a_gone_node_stays_known_however_long_it_is_off(nodes: Nodes, clock: Clock) -> None:
     nodes.detach(attach(nodes, "edge-1"), Reason.SESSION_LOST)
-    attach(nodes, "edge-2")
-    clock.seconds += nodes_module.GONE_SECONDS + 1
-    assert [node.name for node in nodes.all()] == ["edge-2"]
+    clock.seconds += 300 * 86_400
+    with pytest.raises(Refused, match="last seen 300 days ago") as caught:
+        nodes.link_of("edge-1")
+    assert caught.value.reason is Reason.NODE_NOT_ATTACHED
+
+
+def test_a_node_that_the_store_knows_is_a_node(nodes: Nodes, clock: Clock) -> None:
+    hour_ago = clock.wall() - timedelta(hours=3)
+    nodes.learn("edge.one", known_at=hour_ago, last_seen_at=hour_ago, reason=Reason.PING_TIMEOUT)
+    nodes.learn("edge-2")
+    assert nodes.name_of(node_alias("edge.one")) == "edge.one"
+    with pytest.raises(Refused, match=r"last seen 3 h ago \(the other end stopped") as caught:
+        nodes.link_of("edge.one")
+    assert caught.value.reason is Reason.NODE_NOT_ATTACHED
+    with pytest.raises(Refused, match="has never attached; start its agent") as caught:
+        nodes.link_of("edge-2")
+    assert caught.value.reason is Reason.NODE_NOT_ATTACHED
+    never = nodes.find_exact("edge-2")
+    assert never is not None and (never.state, never.last_seen_at) == ("gone", None)
+    link = attach(nodes, "edge-2")
+    nodes.learn("edge-2")  # a renewal
+    assert nodes.link_of("edge-2") is link
+    assert len(nodes.all()) == 2
+
+
+def test_a_revoked_node_is_said_to_be_revoked(nodes: Nodes) -> None:
+    nodes.learn("edge-1")
+    nodes.is_revoked = lambda name: name == "edge-1"
+    with pytest.raises(Refused, match="only with a new token: qanat-server token create") as caught:
+        nodes.link_of("edge-1")
+    assert caught.value.reason is Reason.REVOKED
+    with pytest.raises(Refused) as caught:
+        nodes.link_of("edge-3")
+    assert caught.value.reason is Reason.UNKNOWN_NODE
+
+
+def test_a_node_is_forgotten_unless_it_has_an_agent(nodes: Nodes) -> None:
+    link = attach(nodes, "edge.1")
+    with pytest.raises(Refused, match="has an agent attached; stop it"):
+        nodes.forget("edge.1")
+    nodes.detach(link, Reason.SESSION_LOST)
+    nodes.forget("edge.1")
+    assert nodes.all() == [] and nodes.find_alias(node_alias("edge.1")) is None
+    assert nodes.events.newest(1)[0].kind.value == "forgotten"
+    attach(nodes, "edge.1")  # its certificate is still good
+    assert [node.name for node in nodes.all()] == ["edge.1"]
 
 
 @pytest.mark.parametrize(

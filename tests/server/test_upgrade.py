@@ -98,12 +98,12 @@ async def test_what_came_since_works_on_it(tmp_path: Path) -> None:
             stream = await old.site.through()
             await say(stream, b"hello")
             serial = facts_of(read_bundle(old.node).chain_pem).serial  # which the store has never seen
-            assert (await qanat_server(old.site, "cert", "revoke", serial))[0] == 0
+            assert (await qanat_server(old.site, "cert", "revoke", serial, "--yes"))[0] == 0
             with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()
             await server.line("attach of node edge1 failed", reason="revoked")
             await agent.line("cannot attach")
-        assert (await qanat_server(old.site, "user", "revoke", "operator"))[0] == 0
+        assert (await qanat_server(old.site, "user", "revoke", "operator", "--yes"))[0] == 0
         status, _, _ = await old.site.ask("GET /api/v1/nodes", old.operator)
         assert status == 403
 

@@ -64,9 +64,41 @@ def test_it_goes_forward_step_by_step_and_keeps_what_is_there(tmp_path: Path) ->
     for _ in range(2):
         with contextlib.closing(open_database(path, steps=further)) as connection:
             versions = connection.execute("SELECT version FROM schema_versions").fetchall()
-            assert [row[0] for row in versions] == [1, 2]
+            assert [row[0] for row in versions] == list(range(1, len(further) + 1))
             assert connection.execute("SELECT number FROM revocations").fetchone()[0] == 7
-    assert "newer version (its tables are of version 2, this program knows 1)" in refusal(path)
+    newer = f"newer version (its tables are of version {len(further)}, this program knows {len(STEPS)})"
+    assert newer in refusal(path)
+
+
+def test_a_store_from_before_the_table_of_nodes_knows_them_from_certificates_and_events(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s"
+    with contextlib.closing(open_database(path, steps=STEPS[:1])) as connection:
+        for serial, role, name, at in (
+            *(("a1", "node", "joined", 100), ("a2", "node", "joined", 200)),
+            *(("a3", "node", "seen", 300), ("a4", "user", "kim", 100)),
+        ):
+            connection.execute(
+                "INSERT INTO certificates VALUES (?, ?, ?, '', '', 0, 0, ?, 'by_hand', '', NULL)",
+                (serial, role, name, at),
+            )
+        for number, (at, kind, node) in enumerate(
+            [
+                (250, "attached", "seen"),
+                (400, "lost", "seen"),
+                (500, "expired", "seen"),
+                (90, "ended", "foreign"),
+            ]
+        ):
+            connection.execute(
+                "INSERT INTO node_events VALUES (?, ?, ?, ?, '', '', '')", (number, at, kind, node)
+            )
+    with contextlib.closing(open_database(path)) as connection:
+        known = connection.execute("SELECT name, known_at, last_seen_at, is_attached FROM nodes").fetchall()
+        assert list(map(tuple, known)) == [
+            *(("foreign", 90, 90, 0), ("joined", 100, None, 0), ("seen", 250, 400, 0)),
+        ]
 
 
 def test_a_step_that_fails_changes_nothing(tmp_path: Path) -> None:

@@ -226,6 +226,16 @@ async def test_who_is_alive(tmp_path: Path) -> None:
         assert [one["name"] for one in await store.certificates(role="node")] == ["a", "out"]
 
 
+async def test_a_node_is_known_from_its_first_certificate_on(tmp_path: Path) -> None:
+    heard: list[str] = []
+    async with opened(tmp_path) as store:
+        store.on_node_known = heard.append
+        await store.record(certificate("a"))
+        await store.record(certificate("kim", role=Role.USER))
+        assert heard == ["a"]
+        assert [(node.name, node.last_seen_at) for node in await store.known_nodes()] == [("a", None)]
+
+
 async def test_what_ended_long_ago_is_forgotten(tmp_path: Path) -> None:
     clock, new = Clock(), new_token()
     async with opened(tmp_path, clock) as store:
@@ -238,8 +248,10 @@ async def test_what_ended_long_ago_is_forgotten(tmp_path: Path) -> None:
         assert await store.prune() == 1
         assert await store.tokens() == []
         clock.now += 70 * DAY
-        assert await store.prune() == 1
+        assert [node.name for node in await store.known_nodes()] == ["shop-7"]
+        assert await store.prune() == 2  # with its last certificate the node is forgotten, too
         assert await store.certificates(ended=True) == []
+        assert await store.known_nodes() == []
         assert await refusal(store, new.token) is Reason.TOKEN_WRONG
 
 

@@ -22,8 +22,10 @@ from tunnel_core.identity import Role
 from tunnel_core.names import is_node_name
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.admin.arguments import Arguments, bad
+from tunnel_server.admin.ending import ends_nothing, live_part
 from tunnel_server.config import ServerConfig
 from tunnel_server.entrances.api_events import event_as_json
+from tunnel_server.nodes import Nodes
 from tunnel_server.reach import NoNames, addresses, server_names
 from tunnel_server.rotating import Known, Rotating
 from tunnel_server.store.audit import AuditLine, Question
@@ -50,6 +52,7 @@ class Actions:
 
     ``on_rotated`` is told that files have changed, by which step, and whether it was forced. Who changes
     files of the authority holds ``changing``. ``live`` tells by which certificates somebody is in.
+    ``nodes`` is the registry of a running server, None where none runs.
     """
 
     config: ServerConfig
@@ -57,6 +60,7 @@ class Actions:
     on_rotated: Callable[[Step, bool], None] = lambda step, forced: None
     changing: trio.Lock = field(default_factory=trio.Lock)
     live: Callable[[], Sequence[Proven]] = tuple
+    nodes: Nodes | None = None
 
     # Tokens.
 
@@ -82,6 +86,11 @@ class Actions:
     async def tokens(self, given: Arguments, by: str) -> Json:
         given.done()
         return {"tokens": await self.store.tokens()}
+
+    async def token(self, given: Arguments, by: str) -> Json:
+        token_id = given.text("id")
+        given.done()
+        return {"token": await self.store.token(token_id)}
 
     async def revoke_token(self, given: Arguments, by: str) -> Json:
         token_id = given.text("id")
@@ -120,6 +129,8 @@ class Actions:
                 return pin_of(root)
         raise ValueError("it leads to none of our roots")
 
+    # Revocations.
+
     async def revoke_node(self, given: Arguments, by: str) -> Json:
         return await self._revoke(Kind.NODE, given.name(Role.NODE), given, by)
 
@@ -132,11 +143,61 @@ class Actions:
         return {**answer, "certificate": await self.store.certificate(serial)}
 
     async def _revoke(self, kind: Kind, subject: str, given: Arguments, by: str) -> Json:
-        why = given.text("why", "")
+        """Unknown subjects are refused without ``force``. Again is no error, and changes nothing."""
+        why, force = given.text("why", ""), given.flag("force")
         given.done()
         if len(why) > _MAX_WHY:
             raise bad(f"why is longer than {_MAX_WHY} characters")
-        return {"revocation": as_json(await self.store.revoke(kind, subject, by, why))}
+        ending = await self._what_ends(kind, subject)
+        if not ending["known"] and not force:
+            raise await self.store.unknown(kind, subject)
+        if ending["revoked"] is not None and ends_nothing(ending):
+            return {"revocation": ending["revoked"], "again": True, "ended": ending}
+        revocation = as_json(await self.store.revoke(kind, subject, by, why))
+        return {"revocation": revocation, "again": False, "ended": ending}
+
+    async def what_ends(self, given: Arguments, by: str) -> Json:
+        kind = _kind(given.text("kind"))
+        subject = _subject(kind, given)
+        given.done()
+        ending = await self._what_ends(kind, subject)
+        if not ending["known"]:
+            ending["unknown"] = (await self.store.unknown(kind, subject)).detail
+        return ending
+
+    async def _what_ends(self, kind: Kind, subject: str) -> Json:
+        stored = await self.store.what_ends(kind, subject)
+        live = live_part(kind, subject, self.live(), self.nodes)
+        return {**stored, **live, "known": stored["known"] or live["in_use"] > 0}
+
+    async def unrevoke_node(self, given: Arguments, by: str) -> Json:
+        return await self._take_back(Kind.NODE, given.name(Role.NODE), given, by)
+
+    async def unrevoke_user(self, given: Arguments, by: str) -> Json:
+        return await self._take_back(Kind.USER, given.name(Role.USER), given, by)
+
+    async def unrevoke_certificate(self, given: Arguments, by: str) -> Json:
+        return await self._take_back(Kind.SERIAL, given.serial(), given, by)
+
+    async def _take_back(self, kind: Kind, subject: str, given: Arguments, by: str) -> Json:
+        given.done()
+        taken = await self.store.take_back(kind, subject, by)
+        ending = await self._what_ends(kind, subject)
+        return {
+            "taken_back": as_json(taken.revocation),
+            "still": as_json(taken.still) if taken.still else None,
+            "certificates": ending["certificates"],
+        }
+
+    async def forget_node(self, given: Arguments, by: str) -> Json:
+        name = given.name(Role.NODE)
+        given.done()
+        if self.nodes is not None:
+            self.nodes.require_detached(name)
+        await self.store.forget_node(name, by)
+        if self.nodes is not None and not self.nodes.is_attached(name):  # it may have come meanwhile
+            self.nodes.forget(name)
+        return {"forgotten": name, "certificates": await self.store.certificates(role="node", name=name)}
 
     async def revocations(self, given: Arguments, by: str) -> Json:
         given.done()
@@ -210,8 +271,10 @@ Act: TypeAlias = Callable[[Actions, Arguments, str], Awaitable[Json]]
 
 READS: dict[str, Act] = {
     "tokens": Actions.tokens,
+    "token": Actions.token,
     "certificates": Actions.certificates,
     "revocations": Actions.revocations,
+    "revocations/preview": Actions.what_ends,
     "audit": Actions.audit,
     "events": Actions.events,
     "ca": Actions.show_authority,
@@ -225,6 +288,10 @@ WRITES: dict[str, Act] = {
     "certificates/revoke": Actions.revoke_certificate,
     "nodes/revoke": Actions.revoke_node,
     "users/revoke": Actions.revoke_user,
+    "certificates/unrevoke": Actions.unrevoke_certificate,
+    "nodes/unrevoke": Actions.unrevoke_node,
+    "users/unrevoke": Actions.unrevoke_user,
+    "nodes/forget": Actions.forget_node,
     "ca/rotate": Actions.rotate_authority,
 }
 """What POST does."""
@@ -248,6 +315,23 @@ def _audit_kind(word: str) -> AuditKind | None:
     if word not in known:
         raise bad(f"{word[:80]!r} is no kind of audit line; there is {', '.join(known)}")
     return AuditKind(word)
+
+
+def _kind(word: str) -> Kind:
+    known = [kind.value for kind in Kind]
+    if word not in known:
+        raise bad(f"{word[:80]!r} is nothing to revoke; there is {', '.join(known)}")
+    return Kind(word)
+
+
+def _subject(kind: Kind, given: Arguments) -> str:
+    match kind:
+        case Kind.NODE:
+            return given.name(Role.NODE, "subject")
+        case Kind.USER:
+            return given.name(Role.USER, "subject")
+        case Kind.SERIAL:
+            return given.serial("subject")
 
 
 def _step(word: str) -> Step:

@@ -56,9 +56,9 @@ class Arguments:
             raise bad(f"{value[:200]!r} is not a {role.value}'s name")
         return value
 
-    def serial(self) -> str:
+    def serial(self, key: str = "serial") -> str:
         """A certificate's serial in its one spelling; colons, ``0x`` and upper case are taken too."""
-        given = self.text("serial")
+        given = self.text(key)
         value = given.lower().removeprefix("0x").replace(":", "").lstrip("0")
         if not _SERIAL.fullmatch(value):
             raise bad(f"{given[:80]!r} is not a certificate's serial: hex digits, as `cert list` shows them")

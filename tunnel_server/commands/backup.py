@@ -9,10 +9,11 @@ import click
 
 from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json
-from tunnel_server.backup.archive import BadBackup
+from tunnel_server.backup.archive import BadBackup, Manifest, read_manifest
 from tunnel_server.backup.restoring import InTheWay, Restored, restore_backup
 from tunnel_server.backup.taking import take_backup
 from tunnel_server.commands.access import config_option, json_option, load_config
+from tunnel_server.commands.confirming import confirm, yes_option
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld
 
@@ -55,11 +56,13 @@ def backup(file: Path, config: Path | None, as_json: bool) -> None:
 @click.command("restore")
 @_file
 @click.option("--force", is_flag=True, help="Move what is there already into a folder beside it.")
+@yes_option
 @json_option
-def restore(file: Path, force: bool, as_json: bool) -> None:
+def restore(file: Path, force: bool, yes: bool, as_json: bool) -> None:
     """Put everything that backup FILE holds back where it was, on this machine or another.
 
-    The server must not run. Agents reattach by themselves, if the server has the same names as before.
+    At a terminal it shows what it replaces and asks first. The server must not run. Agents reattach by
+    themselves, if the server has the same names as before.
 
     \b
     Examples:
@@ -67,6 +70,8 @@ def restore(file: Path, force: bool, as_json: bool) -> None:
       qanat-server restore --force /media/offline/qanat.tar
     """
     try:
+        what = _what_it_does(read_manifest(file), force=force)
+        confirm(what, "Restore it?", yes=yes, as_json=as_json, needs_yes=False)
         restored = restore_backup(file, replace=force)
     except InTheWay as error:
         raise CommandError(ExitCode.USAGE, _in_the_way(error)) from None
@@ -81,6 +86,18 @@ def restore(file: Path, force: bool, as_json: bool) -> None:
     print_json(_as_json(restored)) if as_json else click.echo(_as_text(restored))
 
 
+def _what_it_does(manifest: Manifest, *, force: bool) -> str:
+    there = (
+        "what is there now is moved into a folder beside it"
+        if force
+        else "files that are there now are not replaced"
+    )
+    return (
+        f"The backup of {manifest.made} puts {len(manifest.members)} files to {manifest.data_dir} and"
+        f" {manifest.config_file}; {there}. Tokens that were open then are revoked."
+    )
+
+
 def _in_the_way(found: InTheWay) -> str:
     paths_there = ", ".join(map(str, found.paths[:10]))
     lines = [f"nothing was changed, because these exist: {paths_there}; --force moves them aside"]
@@ -93,9 +110,11 @@ def _in_the_way(found: InTheWay) -> str:
 
 
 def _lost(newer: list[dict[str, object]]) -> list[str]:
-    """As the commands that say them again."""
+    """As the commands that say them again; the store of the backup may know none of these names."""
     words = {"node": "node", "user": "user", "serial": "cert"}
-    return [f"  qanat-server {words[str(one['kind'])]} revoke {one['subject']}" for one in newer]
+    return [
+        f"  qanat-server {words[str(one['kind'])]} revoke {one['subject']} --force --yes" for one in newer
+    ]
 
 
 def _as_text(restored: Restored) -> str:

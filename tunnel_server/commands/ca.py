@@ -10,11 +10,19 @@ import click
 from certs.rotation import Step
 from tunnel_core.command_line import print_json
 from tunnel_server.commands.access import config_option, json_option, perform
+from tunnel_server.commands.confirming import confirm, yes_option
 
 _MEANS = {
     "steady": "one root is trusted, and signs",
     "added": "the new root is trusted too; the old one goes on to sign",
     "switched": "the new root signs; the old one is still trusted",
+}
+
+_DOES = {
+    "add": "makes a new root, which is trusted from then on; the old one goes on to sign",
+    "switch": "lets the new root sign, and makes the server's own certificate anew",
+    "retire": "stops trusting the old root; what leads to it alone is let in no more",
+    "issuing": "makes another issuing certificate under the same root, which signs at once",
 }
 
 
@@ -51,10 +59,15 @@ def show_authority(config: Path | None, as_json: bool) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="For issuing: the root's key, where it was brought back. The server must be able to read it.",
 )
+@yes_option
 @config_option
 @json_option
-def rotate(step: str, force: bool, root_key: Path | None, config: Path | None, as_json: bool) -> None:
+def rotate(
+    step: str, force: bool, root_key: Path | None, yes: bool, config: Path | None, as_json: bool
+) -> None:
     """Take one STEP. Weeks lie between them; `ca show` says when the next may be taken.
+
+    At a terminal it shows what the step does and whom it cuts off, and asks first.
 
     \b
     add      make a new root; it is trusted from now on, and the old one goes on to sign
@@ -69,8 +82,22 @@ def rotate(step: str, force: bool, root_key: Path | None, config: Path | None, a
       qanat-server ca rotate issuing --root-key /media/offline/root-key.pem
     """
     wanted = {"step": step, "force": force, "root_key": str(root_key.absolute()) if root_key else ""}
+    what = _what_it_does(perform(config, "GET", "ca", {}), step, force=force)
+    confirm(what, f"Take the step {step}?", yes=yes, as_json=as_json, needs_yes=False)
     answer = perform(config, "POST", "ca/rotate", wanted)
     print_json(answer) if as_json else click.echo(_as_text(answer))
+
+
+def _what_it_does(before: dict[str, Any], step: str, *, force: bool) -> str:
+    lines = [f"The authority is {before['state']}. The step {step}: {_DOES[step]}."]
+    if step == before["next"] and before["next_cuts_off"]:
+        cut = f"it cuts off {_few(before['next_cuts_off'])}"
+        lines.append(f"With --force {cut}." if force else f"It is refused without --force, because {cut}.")
+    return "\n".join(lines)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _as_text(answer: dict[str, Any]) -> str:
@@ -96,8 +123,7 @@ def _next(answer: dict[str, Any]) -> list[str]:
         return ["To replace the root, begin with: qanat-server ca rotate add"]
     cut = answer["next_cuts_off"]
     if cut:
-        shown = ", ".join(cut[:10]) + (f" and {len(cut) - 10} more" if len(cut) > 10 else "")
-        return [f"Next: {answer['next']}, when these were renewed or issued anew: {shown}"]
+        return [f"Next: {answer['next']}, when these were renewed or issued anew: {_few(cut)}"]
     if answer["unknown_before"]:
         return [
             f"Next: {answer['next']}. Certificates from before the store was made are not known here and may"

@@ -10,7 +10,8 @@ import click
 from tunnel_core.command_line import print_json
 from tunnel_core.tables import show_list
 from tunnel_server.commands.access import config_option, json_option, perform
-from tunnel_server.commands.revoke import why_option
+from tunnel_server.commands.confirming import force_option, yes_option
+from tunnel_server.commands.revoke import revoke, said_of, say_taken_back, unrevoke, why_option
 
 _COLUMNS = ("serial", "role", "name", "issued", "ends", "origin", "state")
 
@@ -23,6 +24,7 @@ def command() -> None:
     Examples:
       qanat-server cert list --node shop-7
       qanat-server cert revoke 6d1fb4af
+      qanat-server cert unrevoke 6d1fb4af
     """
 
 
@@ -52,24 +54,48 @@ def list_certificates(node: str, user: str, ended: bool, config: Path | None, as
 @command.command("revoke")
 @click.argument("serial")
 @why_option
+@force_option
+@yes_option
 @config_option
 @json_option
-def revoke(serial: str, why: str, config: Path | None, as_json: bool) -> None:
+def revoke_certificate(
+    serial: str, why: str, force: bool, yes: bool, config: Path | None, as_json: bool
+) -> None:
     """Shut out the one certificate with this SERIAL, as `cert list` or openssl shows it.
 
-    Other certificates of the same node or user stay good: `node revoke` and `user revoke` take them all.
+    What that ends is shown first. Other certificates of the same node or user stay good: `node revoke` and
+    `user revoke` take them all. Until a new one is issued `cert unrevoke` takes it back.
 
     \b
-    Example:
+    Examples:
       qanat-server cert revoke 6d1fb4af --why 'key was in a backup'
+      qanat-server cert revoke 6d1fb4af --yes
     """
-    answer = perform(config, "POST", "certificates/revoke", {"serial": serial, "why": why})
+    answer = revoke(config, "serial", serial, why=why, force=force, yes=yes, as_json=as_json)
     if as_json:
         print_json(answer)
         return
     known = answer["certificate"]
     whose = f"of {known['role']} {known['name']}" if known else "which was not issued here"
-    click.echo(f"Revoked certificate {answer['revocation']['subject']}, {whose}.")
+    click.echo(said_of(answer, f"certificate {answer['revocation']['subject']}, {whose}"))
+
+
+@command.command("unrevoke")
+@click.argument("serial")
+@yes_option
+@config_option
+@json_option
+def unrevoke_certificate(serial: str, yes: bool, config: Path | None, as_json: bool) -> None:
+    """Take the revocation of the certificate with this SERIAL back.
+
+    Refused if its node or user got a new certificate since: what was revoked stays out.
+
+    \b
+    Example:
+      qanat-server cert unrevoke 6d1fb4af
+    """
+    answer = unrevoke(config, "serial", serial, yes=yes, as_json=as_json)
+    say_taken_back(answer, f"certificate {answer['taken_back']['subject']}", "", as_json=as_json)
 
 
 def _row(one: dict[str, Any]) -> tuple[str, ...]:

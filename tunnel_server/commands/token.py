@@ -12,6 +12,7 @@ from certs.files import write_private
 from tunnel_core.command_line import CommandError, ExitCode, print_json
 from tunnel_core.tables import show_list
 from tunnel_server.commands.access import config_option, json_option, perform
+from tunnel_server.commands.confirming import confirm, yes_option
 from tunnel_server.commands.durations import duration
 
 _COLUMNS = ("token", "state", "for", "used", "expires", "created by")
@@ -88,17 +89,34 @@ def list_tokens(config: Path | None, as_json: bool) -> None:
 
 @command.command("revoke")
 @click.argument("token_id", metavar="TOKEN")
+@yes_option
 @config_option
 @json_option
-def revoke(token_id: str, config: Path | None, as_json: bool) -> None:
+def revoke(token_id: str, yes: bool, config: Path | None, as_json: bool) -> None:
     """Revoke TOKEN, by the name that `token list` shows. Nodes that joined with it stay.
+
+    At a terminal it shows the token and asks first.
 
     \b
     Example:
       qanat-server token revoke mfrggzdfmztwq2lk
     """
+    found = perform(config, "GET", "token", {"id": token_id})["token"]
+    if found["state"] == "revoked":
+        print_json({"revoked": token_id}) if as_json else click.echo(f"Token {token_id} is revoked already.")
+        return
+    confirm(_ending(found), f"Revoke token {token_id}?", yes=yes, as_json=as_json, needs_yes=False)
     answer = perform(config, "POST", "tokens/revoke", {"id": token_id})
     print_json(answer) if as_json else click.echo(f"Revoked token {token_id}.")
+
+
+def _ending(token: dict[str, Any]) -> str:
+    whom = f"node {token['node']}" if token["node"] else f"nodes that match {token['match']}"
+    used = f"used {token['used']} of {token['uses']} times"
+    return (
+        f"Token {token['id']} is for {whom}, {token['state']}, {used}, until {_minute(token['expires'])}."
+        " Nodes that joined with it stay; no other joins."
+    )
 
 
 def _as_text(made: dict[str, Any]) -> str:

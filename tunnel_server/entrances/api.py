@@ -72,19 +72,21 @@ class ApiEntrance:
             "alias": node.alias,
             "state": node.state,
             "duplicate": self._nodes.is_duplicate(node),
+            "revoked": node.link is None and self._nodes.is_revoked(node.name),
             "address": node.address,
             "software": node.software,
             "since": iso(node.since),
             "seconds": _between(node.since, now),
             "session_since": iso(node.session_since) if link else None,
-            "last_seen": iso(seen),
-            "silent_seconds": _between(seen, now),
+            "last_seen": iso(seen) if seen else None,
+            "silent_seconds": _between(seen, now) if seen else None,
             "last_reason": node.last_reason.word if node.last_reason else None,
             "services": _services(link),
             **_traffic(link),
         }
 
-    def _last_seen(self, node: Node) -> datetime:
+    def _last_seen(self, node: Node) -> datetime | None:
+        """None if no agent of the node ever attached."""
         link = node.link
         if link is None or link.lost is not None or link.ended is not None:
             return node.last_seen_at

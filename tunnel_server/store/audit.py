@@ -25,6 +25,8 @@ class Kind(enum.Enum):
     RENEWED = "renewed"
     ISSUED = "issued"
     REVOKED = "revoked"
+    UNREVOKED = "unrevoked"
+    FORGOTTEN = "forgotten"
     REFUSED = "refused"
     ENDED = "ended"
     TAKEOVER = "takeover"

@@ -13,7 +13,7 @@ from certs.rotation import Alive
 from certs.x509 import CertificateFacts
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.store import revocations, tokens
+from tunnel_server.store import known_nodes, revocations, tokens
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import Connection, Row
@@ -76,6 +76,8 @@ def record(transaction: Transaction, new: NewCertificate) -> Recorded | Refused:
             *(new.origin.value, new.token_id, revocation["number"] if revocation else None),
         ),
     )
+    if facts.identity.role is Role.NODE:
+        known_nodes.add(connection, facts.identity.name, transaction.now)
     transaction.audit(_line(new, _AUDITED[new.origin]))
     return Recorded(readmits=revocation is not None)
 

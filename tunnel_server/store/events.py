@@ -41,6 +41,12 @@ def newest(connection: Connection, node: str = "", *, before: int = 2**62) -> li
     return [_event(row) for row in reversed(rows)]
 
 
+def newest_of_server(connection: Connection) -> NodeEvent | None:
+    """The last start or stop of a server."""
+    row = connection.execute("SELECT * FROM node_events WHERE node = '' ORDER BY id DESC LIMIT 1").fetchone()
+    return _event(row) if row else None
+
+
 def _event(row: Row) -> NodeEvent:
     reason = Reason[row["reason"].upper()] if row["reason"].upper() in Reason.__members__ else None
     return NodeEvent(

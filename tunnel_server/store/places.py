@@ -5,6 +5,8 @@ from __future__ import annotations
 from tunnel_server.config import OnFailure, ServerConfig
 from tunnel_server.store.store import FILE, StoreSettings
 
+_MIN_NODES = 10_000
+
 
 def settings_of(config: ServerConfig) -> StoreSettings:
     audit = config.audit
@@ -14,4 +16,10 @@ def settings_of(config: ServerConfig) -> StoreSettings:
         must_audit=audit.on_failure is OnFailure.REFUSE,
         audit_keep_days=audit.keep_days,
         audit_keep_lines=audit.keep_lines,
+        keep_nodes=most_nodes(config),
     )
+
+
+def most_nodes(config: ServerConfig) -> int:
+    """How many nodes without an agent are remembered: twice a full server, and at least 10,000."""
+    return max(_MIN_NODES, 2 * config.agents.max)

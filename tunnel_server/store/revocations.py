@@ -1,14 +1,18 @@
 """Revocations: by node, by user, by serial. SQL inside transactions of the caller's.
 
-One is never taken back: a node that was shut out by mistake joins with a new token, a user gets a new
-certificate, and both are let in while everything of before stays out.
+After a revocation a node joins with a new token and a user gets a new certificate; both are let in while
+everything of before stays out. Until then a revocation can be taken back, and all is as it was. Later that
+is refused, because it would let in the certificates of before beside the new one.
 """
 
 from __future__ import annotations
 
+import difflib
+from dataclasses import dataclass
 from typing import Any
 
 from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.reasons import Reason, Refused
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import Connection, Row
@@ -33,6 +37,84 @@ def revoke(transaction: Transaction, kind: Kind, subject: str, by: str, why: str
     transaction.audit(AuditLine(AuditKind.REVOKED, done_by=by, serial=serial, detail=why, **named))
     number = int(cursor.lastrowid or 0)
     return Revocation(number, kind, subject, transaction.now, by, why[:_MAX_WHY])
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """A revocation that does not hold any more. ``still`` is an earlier one of the same subject, or None.
+
+    ``readmitted`` are the serials that ``still`` lets in.
+    """
+
+    revocation: Revocation
+    still: Revocation | None
+    readmitted: frozenset[str]
+
+
+def take_back(transaction: Transaction, kind: Kind, subject: str, by: str) -> TakenBack:
+    """Removes the newest revocation of ``subject``; the audit keeps both acts.
+
+    Raises ``Refused``: ``NOT_FOUND`` if none holds, ``REVOKED`` if a certificate was issued since.
+    """
+    connection = transaction.connection
+    row = newest(connection, kind, subject)
+    what = "the certificate" if kind is Kind.SERIAL else kind.value
+    if row is None:
+        near = difflib.get_close_matches(subject, _revoked(connection, kind), n=1)
+        hint = f"did you mean {near[0]}?" if near else "`qanat-server audit --kind revoked` lists what was"
+        raise Refused(Reason.NOT_FOUND, f"{what} {subject[:300]} is not revoked; {hint}")
+    since = _issued_since(connection, row)
+    if since is not None:
+        raise Refused(
+            Reason.REVOKED,
+            f"certificate {since['serial']} was issued to {since['role']} {since['name']} at"
+            f" {iso_of(since['issued_at'])}, after {what} {subject} was revoked; the revocation stays:"
+            " without it the certificates of before would be good beside the new one",
+        )
+    connection.execute("DELETE FROM revocations WHERE number = ?", (row["number"],))
+    named = _whose(connection, subject) if kind is Kind.SERIAL else {kind.value: subject}
+    serial = subject if kind is Kind.SERIAL else ""
+    detail = f"of {iso_of(row['revoked_at'])} by {row['revoked_by']}"
+    transaction.audit(AuditLine(AuditKind.UNREVOKED, done_by=by, serial=serial, detail=detail, **named))
+    left = newest(connection, kind, subject)
+    readmitted = frozenset(_readmitted(connection, left["number"])) if left else frozenset()
+    return TakenBack(_revocation(row), _revocation(left) if left else None, readmitted)
+
+
+def _revoked(connection: Connection, kind: Kind) -> list[str]:
+    rows = connection.execute(
+        "SELECT DISTINCT subject FROM revocations WHERE kind = ? ORDER BY number DESC LIMIT ?",
+        (kind.value, MAX_LISTED),
+    )
+    return [row["subject"] for row in rows]
+
+
+def _issued_since(connection: Connection, revocation: Row) -> Row | None:
+    """The newest certificate that took the place of those that the revocation shut out."""
+    if revocation["kind"] == Kind.SERIAL.value:
+        # A user's other certificates are renewed whatever happens to this one; a node has one at a time.
+        query = (
+            "SELECT new.* FROM certificates AS new JOIN certificates AS old ON new.role = old.role"
+            " AND new.name = old.name WHERE old.serial = :subject AND new.serial <> old.serial"
+            " AND new.issued_at >= :at AND (new.role = 'node' OR new.origin <> 'renewed')"
+        )
+    else:
+        query = "SELECT * FROM certificates AS new WHERE readmits = :number"
+    row: Row | None = connection.execute(
+        f"{query} ORDER BY new.rowid DESC LIMIT 1",
+        {"subject": revocation["subject"], "at": revocation["revoked_at"], "number": revocation["number"]},
+    ).fetchone()
+    return row
+
+
+def _readmitted(connection: Connection, number: int) -> list[str]:
+    rows = connection.execute("SELECT serial FROM certificates WHERE readmits = ?", (number,))
+    return [row["serial"] for row in rows]
+
+
+def newest_as_json(connection: Connection, kind: Kind, subject: str) -> dict[str, Any] | None:
+    row = newest(connection, kind, subject)
+    return as_json(_revocation(row)) if row else None
 
 
 def of_node(connection: Connection, node: str) -> Row | None:

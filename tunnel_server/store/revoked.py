@@ -68,6 +68,24 @@ class Revoked:
         if self.on_revoked is not None:
             self.on_revoked(revocation)
 
+    def take_back(self, kind: Kind, subject: str, *, still: bool, readmitted: frozenset[str]) -> None:
+        """The newest revocation of ``subject`` holds no more. ``still``: an earlier one does.
+
+        ``readmitted`` are the serials that came after that earlier one.
+        """
+        if kind is Kind.SERIAL:
+            if not still:
+                self._serials.discard(subject)
+        elif still:
+            self._names[kind, subject] = set(readmitted)
+        else:
+            self._names.pop((kind, subject), None)
+
+    def covers_name(self, kind: Kind, name: str) -> bool:
+        """Whether no certificate with this name is let in, because the name was revoked."""
+        readmitted = self._names.get((kind, name))
+        return readmitted is not None and readmitted <= self._serials
+
     def readmit(self, identity: SpiffeId, serial: str) -> None:
         """A certificate was issued after the revocation of its name."""
         kind = kind_of(identity.role)

@@ -88,4 +88,21 @@ _FIRST: Step = (
     "CREATE INDEX node_events_node ON node_events (node, id)",
 )
 
-STEPS: tuple[Step, ...] = (_FIRST,)
+_KNOWN_NODES: Step = (
+    """CREATE TABLE nodes (
+        name TEXT PRIMARY KEY,
+        known_at INTEGER NOT NULL,
+        last_seen_at INTEGER,
+        is_attached INTEGER NOT NULL DEFAULT 0,
+        reason TEXT NOT NULL DEFAULT ''
+    ) WITHOUT ROWID""",
+    "INSERT INTO nodes (name, known_at)"
+    " SELECT name, min(issued_at) FROM certificates WHERE role = 'node' GROUP BY name",
+    # The last thing that befell a node is the last that is known of it.
+    "INSERT INTO nodes (name, known_at, last_seen_at) SELECT node, min(at), max(at) FROM node_events"
+    " WHERE kind IN ('attached', 'resumed', 'lost', 'ended') GROUP BY node"
+    " ON CONFLICT (name) DO UPDATE SET last_seen_at = excluded.last_seen_at,"
+    " known_at = min(known_at, excluded.known_at)",
+)
+
+STEPS: tuple[Step, ...] = (_FIRST, _KNOWN_NODES)

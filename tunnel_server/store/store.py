@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 import trio
 
 from certs.rotation import Alive
+from tunnel_core.identity import Role
 from tunnel_core.reasons import Refused
 from tunnel_server.events import NodeEvent
-from tunnel_server.store import audit, certificates, events, revocations, tokens
+from tunnel_server.store import audit, certificates, events, known_nodes, revocations, subjects, tokens
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit_file import AuditFile
 from tunnel_server.store.certificates import NewCertificate, Recorded
@@ -30,7 +31,9 @@ from tunnel_server.store.database import (
     open_database,
     open_reader,
 )
+from tunnel_server.store.known_nodes import KnownNode
 from tunnel_server.store.moments import DAY, from_ms, to_ms
+from tunnel_server.store.revocations import TakenBack
 from tunnel_server.store.revoked import Kind, Revocation
 from tunnel_server.store.tokens import NewToken, Redeemed, Redemption
 from tunnel_server.store.transaction import Transaction
@@ -47,13 +50,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """``audit_file`` None: no file. ``must_audit``: what cannot be audited is not done."""
+    """``audit_file`` None: no file. ``must_audit``: what cannot be audited is not done.
+
+    ``keep_nodes``: how many nodes without an agent are remembered.
+    """
 
     path: Path
     audit_file: Path | None = None
     must_audit: bool = False
     audit_keep_days: float = 400.0
     audit_keep_lines: int = 1_000_000
+    keep_nodes: int = 10_000
 
 
 class Store:
@@ -67,6 +74,8 @@ class Store:
         wall: Callable[[], datetime],
     ) -> None:
         self.revoked = revocations.load(reader)
+        self.on_node_known: Callable[[str], None] = lambda name: None
+        """Called when a node got a certificate; it must not block or raise."""
         self._settings = settings
         self._connection = connection
         self._writer = Writer(
@@ -137,6 +146,10 @@ class Store:
         """Raises ``Refused`` with ``NOT_FOUND``."""
         await self._writer.run(lambda transaction: tokens.revoke(transaction, token_id, by))
 
+    async def token(self, token_id: str) -> dict[str, Any]:
+        """Raises ``Refused`` with ``NOT_FOUND``."""
+        return await self._read(lambda connection: tokens.one(connection, self._now(), token_id))
+
     async def tokens(self) -> list[dict[str, Any]]:
         return await self._read(lambda connection: tokens.listed(connection, self._now()))
 
@@ -148,11 +161,17 @@ class Store:
         Raises ``Refused`` if its holder or its token was revoked in the meantime.
         """
 
-        def readmit(recorded: Recorded | Refused) -> None:
-            if isinstance(recorded, Recorded) and recorded.readmits:
-                self.revoked.readmit(new.facts.identity, new.facts.serial)
+        identity = new.facts.identity
 
-        _granted(await self._writer.run(lambda one: certificates.record(one, new), readmit))
+        def recorded(result: Recorded | Refused) -> None:
+            if not isinstance(result, Recorded):
+                return
+            if result.readmits:
+                self.revoked.readmit(identity, new.facts.serial)
+            if identity.role is Role.NODE:
+                self.on_node_known(identity.name)
+
+        _granted(await self._writer.run(lambda one: certificates.record(one, new), recorded))
 
     async def certificates(
         self, *, role: str = "", name: str = "", ended: bool = False
@@ -174,6 +193,23 @@ class Store:
         work: Work[Revocation] = lambda one: revocations.revoke(one, kind, subject, by, why)  # noqa: E731
         return await self._writer.run(work, self.revoked.put)
 
+    async def take_back(self, kind: Kind, subject: str, by: str) -> TakenBack:
+        """Takes the newest revocation of ``subject`` back, in memory too. Raises ``Refused``."""
+
+        def forget(taken: TakenBack) -> None:
+            still = taken.still is not None
+            self.revoked.take_back(kind, subject, still=still, readmitted=taken.readmitted)
+
+        return await self._writer.run(lambda one: revocations.take_back(one, kind, subject, by), forget)
+
+    async def unknown(self, kind: Kind, subject: str) -> Refused:
+        """The refusal for a subject that is not known, which names those that may have been meant."""
+        return await self._read(lambda connection: subjects.unknown(connection, kind, subject))
+
+    async def what_ends(self, kind: Kind, subject: str) -> dict[str, Any]:
+        """What a revocation would end, as far as it is stored."""
+        return await self._read(lambda one: subjects.what_ends(one, self._now(), kind, subject))
+
     async def revocations(self) -> list[dict[str, Any]]:
         return await self._read(revocations.listed)
 
@@ -192,10 +228,35 @@ class Store:
         return await self._read(lambda connection: audit.find(connection, question))
 
     async def keep_events(self, kept: Sequence[NodeEvent]) -> None:
-        await self._writer.run(lambda transaction: events.add(transaction.connection, kept))
+        def keep(transaction: Transaction) -> None:
+            events.add(transaction.connection, kept)
+            known_nodes.note_events(transaction.connection, kept)
+
+        await self._writer.run(keep)
 
     async def events(self, node: str = "", *, before: int = 2**62) -> list[NodeEvent]:
         return await self._read(lambda connection: events.newest(connection, node, before=before))
+
+    async def newest_of_server(self) -> NodeEvent | None:
+        """The last start or stop of a server."""
+        return await self._read(events.newest_of_server)
+
+    # Nodes.
+
+    async def known_nodes(self) -> list[KnownNode]:
+        return await self._read(known_nodes.listed)
+
+    async def see_attached(self) -> None:
+        """Every node that is attached was seen now. Raises ``StoreError``."""
+        await self._writer.run(lambda one: known_nodes.see_attached(one.connection, one.now))
+
+    async def detach_all(self) -> None:
+        """No agent is attached, since no server was running. Raises ``StoreError``."""
+        await self._writer.run(lambda one: known_nodes.detach_all(one.connection))
+
+    async def forget_node(self, name: str, by: str) -> None:
+        """Removes what is known of a node. Raises ``Refused`` with ``NOT_FOUND``."""
+        await self._writer.run(lambda transaction: _forget(transaction, name, by))
 
     # Housekeeping.
 
@@ -217,6 +278,7 @@ class Store:
             + certificates.prune(connection, now, most)
             + audit.prune(connection, older_than=oldest, keep=keep, most=most)
             + events.prune(connection, most)
+            + known_nodes.prune(connection, now, keep=self._settings.keep_nodes, most=most)
         )
 
     async def _read(self, query: Callable[[Connection], T]) -> T:
@@ -242,6 +304,12 @@ def open_store(settings: StoreSettings, wall: Callable[[], datetime]) -> Store:
             store = Store(settings, connection, reader, wall)
         stack.pop_all()
         return store
+
+
+def _forget(transaction: Transaction, name: str, by: str) -> None:
+    if not known_nodes.forget(transaction.connection, name):
+        raise subjects.unknown(transaction.connection, Kind.NODE, name)
+    transaction.audit(AuditLine(audit.Kind.FORGOTTEN, node=name, done_by=by))
 
 
 def _write_in_vain(transaction: Transaction) -> None:

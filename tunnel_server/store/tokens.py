@@ -8,6 +8,7 @@ latter gets a new token.
 
 from __future__ import annotations
 
+import difflib
 import hmac
 from dataclasses import dataclass
 from typing import Any
@@ -150,7 +151,7 @@ def revoke(transaction: Transaction, token_id: str, by: str) -> None:
     """Raises ``Refused`` with ``NOT_FOUND``. Again is no error, and changes nothing."""
     token = find(transaction.connection, token_id)
     if token is None:
-        raise Refused(Reason.NOT_FOUND, f"there is no token {token_id[:80]!r}; see `qanat-server token list`")
+        raise _unknown(transaction.connection, token_id)
     if token["revoked_at"] is None:
         transaction.connection.execute(
             "UPDATE tokens SET revoked_at = ? WHERE number = ?", (transaction.now, token["number"])
@@ -203,6 +204,41 @@ def prune(connection: Connection, now: int, most: int) -> int:
 def find(connection: Connection, token_id: str) -> Row | None:
     row: Row | None = connection.execute("SELECT * FROM tokens WHERE id = ?", (token_id,)).fetchone()
     return row
+
+
+def has_for(connection: Connection, node: str) -> bool:
+    """Whether a token was made for this very node, be it used up or expired."""
+    return connection.execute("SELECT 1 FROM tokens WHERE node = ?", (node,)).fetchone() is not None
+
+
+def open_for(connection: Connection, now: int, node: str) -> list[str]:
+    """The tokens, by their ids, with which this very node may join now."""
+    rows = connection.execute(
+        "SELECT tokens.*, (SELECT count(*) FROM token_uses WHERE token = number) AS used"
+        " FROM tokens WHERE node = ? ORDER BY number DESC LIMIT ?",
+        (node, MAX_LISTED),
+    ).fetchall()
+    admits = (row for row in rows if _state(row, now) == "open" and may_readmit(connection, row, node))
+    return [row["id"] for row in admits]
+
+
+def one(connection: Connection, now: int, token_id: str) -> dict[str, Any]:
+    """One token as lists have it. Raises ``Refused`` with ``NOT_FOUND``."""
+    row = connection.execute(
+        "SELECT tokens.*, (SELECT count(*) FROM token_uses WHERE token = number) AS used"
+        " FROM tokens WHERE id = ?",
+        (token_id,),
+    ).fetchone()
+    if row is None:
+        raise _unknown(connection, token_id)
+    return _as_json(row, now)
+
+
+def _unknown(connection: Connection, token_id: str) -> Refused:
+    known = [row["id"] for row in connection.execute("SELECT id FROM tokens ORDER BY number DESC LIMIT 1000")]
+    near = difflib.get_close_matches(token_id[:80], known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "see `qanat-server token list`"
+    return Refused(Reason.NOT_FOUND, f"there is no token {token_id[:80]!r}; {hint}")
 
 
 def is_known(connection: Connection, token_id: str, digest: bytes) -> bool:

@@ -79,7 +79,7 @@ def test_agents_come_back_to_a_server_that_was_restored_elsewhere(
     said = _restore(tmp_path / "qanat.tar", "--force")
     assert "REVOCATIONS NEWER THAN THE BACKUP" in said
     assert "qanat-server user revoke kim" in said
-    server.command_line("user", "revoke", "kim")
+    server.command_line("user", "revoke", "kim", "--force", "--yes")
     server.start()
     wait_until(lambda: _echoes(server, "early"), "the node to be back once more", deadline_seconds=60)
     with server.connect_tls(f"early:{ECHO}", user) as refused:

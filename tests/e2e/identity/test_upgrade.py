@@ -89,7 +89,7 @@ def test_kubectl_works_through_each_step_of_an_upgrade(cluster: Cluster) -> None
     _wait_kubectl(cluster)
 
     # What came since works on what was there: out, and in again with a token.
-    cluster.server.command_line("node", "revoke", "edge2")
+    cluster.server.command_line("node", "revoke", "edge2", "--yes")
     refused = bed.kubectl("logs", "web2", "-c", "web", "--tail=1")
     assert refused.returncode != 0
     assert "revoked" in refused.stderr, refused.stderr

@@ -75,7 +75,7 @@ class WebEntrance:
     async def _send_index(self, http: HttpConnection, request: h11.Request, host: str) -> None:
         if request.target.partition(b"?")[0] != b"/":
             raise Refused(Reason.NOT_FOUND, "there is nothing at this path; / lists the nodes")
-        page = index_page(self._opener.nodes.all(), host, self._domain)
+        page = index_page(self._opener.nodes, host, self._domain)
         await send_page(http, 200, page)
 
 

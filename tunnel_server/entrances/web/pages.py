@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import html
 import http as status_names
-from collections.abc import Iterable
 
 from tunnel_core.http import REASON_HEADER, HttpConnection, reason_phrase
 from tunnel_core.reasons import Refused
-from tunnel_server.nodes import Node
+from tunnel_server.nodes import Node, Nodes
 from tunnel_server.routing import SEPARATOR
 
 MAX_LISTED = 1_000
@@ -44,18 +43,20 @@ def _status_name(status: int) -> str:
         return "Client Closed Request"  # 499, nginx's word for it
 
 
-def index_page(nodes: Iterable[Node], host: str, domain: str) -> str:
+def index_page(nodes: Nodes, host: str, domain: str) -> str:
     """The nodes with links to what they publish for browsers; ``host`` is the request's, for the port."""
-    known = list(nodes)
+    known = nodes.all()
     place = _place(host, domain)
-    items = "".join(_node_item(node, place) for node in known[:MAX_LISTED])
+    items = "".join(_node_item(nodes, node, place) for node in known[:MAX_LISTED])
     left_out = len(known) - MAX_LISTED
     more = f"<p><small>{left_out} more are not shown; use <code>qanat nodes</code>.</small></p>"
     body = f"<ul>{items}</ul>{more if left_out > 0 else ''}" if known else _NOTHING_YET
     return _page("Nodes", f"<h1>Nodes</h1>{body}")
 
 
-_NOTHING_YET = "<p>No node has attached yet. Start <code>qanat-agent run</code> on one.</p>"
+_NOTHING_YET = (
+    "<p>No node is known yet. Make a token for one: <code>qanat-server token create --node NAME</code>.</p>"
+)
 
 
 def _place(host: str, domain: str) -> str:
@@ -65,17 +66,23 @@ def _place(host: str, domain: str) -> str:
     return (name if name in (domain, "localhost") else domain) + colon + port
 
 
-def _node_item(node: Node, place: str) -> str:
+def _node_item(nodes: Nodes, node: Node, place: str) -> str:
     name = html.escape(node.name)
     if node.link is None:
-        seen = node.last_seen_at.strftime("%Y-%m-%d %H:%M UTC")
-        return f'<li class="gone">{name} <small>not attached, last seen {seen}</small></li>'
+        return f'<li class="gone">{name} <small>{_why_gone(nodes, node)}</small></li>'
     links = [
         _link(f"http://{service.name}{SEPARATOR}{node.alias}.{place}/", service.name)
         for service in node.link.services
         if service.protocol in ("http", "https")
     ]
     return f"<li>{name}: {', '.join(links) or '<small>publishes nothing for browsers</small>'}</li>"
+
+
+def _why_gone(nodes: Nodes, node: Node) -> str:
+    state = "revoked" if nodes.is_revoked(node.name) else "not attached"
+    if node.last_seen_at is None:
+        return f"{state}, has never attached"
+    return f"{state}, last seen {node.last_seen_at:%Y-%m-%d %H:%M UTC}"
 
 
 def _link(url: str, text: str) -> str:

@@ -1,0 +1,42 @@
+"""Sessions and streams that live by the certificates which a revocation shuts out. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunnel_core.identity import Role
+from tunnel_server.store.revoked import Kind, kind_of
+
+if TYPE_CHECKING:
+    from certs.x509 import Proven
+    from tunnel_server.nodes import Nodes
+
+_MAX_USERS = 100
+
+
+def live_part(kind: Kind, subject: str, live: Sequence[Proven], nodes: Nodes | None) -> dict[str, Any]:
+    """What would end, as JSON. ``live``: the certificates in use, one for each session or user's stream."""
+    matching = [proven for proven in live if _matches(proven, kind, subject)]
+    names = {proven.identity.name for proven in matching if proven.identity.role is Role.NODE}
+    attached = nodes.attached() if nodes is not None else []
+    links = [link for node, link in attached if node.name in names]
+    through = [stream for link in links for stream in link.streams.values()]
+    own = sum(proven.identity.role is Role.USER for proven in matching)
+    return {
+        "in_use": len(matching),
+        "sessions": [{"node": link.node, "address": link.peer_address} for link in links],
+        "streams": len(through) + own,
+        "users": sorted({stream.user for stream in through})[:_MAX_USERS],
+    }
+
+
+def _matches(proven: Proven, kind: Kind, subject: str) -> bool:
+    if kind is Kind.SERIAL:
+        return proven.serial == subject
+    return kind_of(proven.identity.role) is kind and proven.identity.name == subject
+
+
+def ends_nothing(ending: dict[str, Any]) -> bool:
+    """Whether a revocation would shut out nothing that is known to be let in now."""
+    return not (ending["certificates"] or ending["tokens"] or ending["in_use"])

@@ -1,0 +1,72 @@
+"""How a command that ends something shows what it will do, and asks before it does it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from tunnel_core.command_line import CommandError, ExitCode
+
+_MAX_SHOWN = 5
+
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do it without asking, as a script has to.")
+force_option = click.option("--force", is_flag=True, help="Also if nothing of that name is known here.")
+
+
+def confirm(what: str, question: str, *, yes: bool, as_json: bool, needs_yes: bool = True) -> None:
+    """Shows ``what`` will be done and returns if it shall be. Raises ``CommandError`` if not.
+
+    Where nobody can be asked (no terminal, or ``--json``) ``--yes`` is needed, unless ``needs_yes`` is False.
+    """
+    can_ask = sys.stdin.isatty() and not as_json
+    if yes or (not can_ask and not needs_yes):
+        if not as_json:
+            click.echo(what)
+        return
+    if not can_ask:
+        why = "there is no terminal to ask at" if not as_json else "--json asks nothing"
+        raise CommandError(ExitCode.USAGE, f"{what}\nNothing was changed: {why}. Add --yes to do it.")
+    click.echo(what)
+    if not click.confirm(question, err=True):
+        raise CommandError(ExitCode.FAILED, "nothing was changed")
+
+
+def ending_text(ending: dict[str, Any]) -> str:
+    """What a revocation ends, for people."""
+    what = "certificate" if ending["kind"] == "serial" else ending["kind"]
+    whose = f", of {ending['role']} {ending['name']}" if what == "certificate" and ending["name"] else ""
+    rows = list(filter(None, [_certificates(ending), _sessions(ending), _streams(ending), _tokens(ending)]))
+    if not rows:
+        rows = ["nothing that is in use now, as far as this server knows"]
+    return "\n".join([f"Revoking {what} {ending['subject']}{whose} ends:", *(f"  {row}" for row in rows)])
+
+
+def _certificates(ending: dict[str, Any]) -> str:
+    good = ending["certificates"]
+    return _row("certificates", [f"{one['serial']} until {one['ends'][:10]}" for one in good[::-1]])
+
+
+def _sessions(ending: dict[str, Any]) -> str:
+    return _row("sessions", [f"{one['node']} from {one['address']}" for one in ending["sessions"]])
+
+
+def _streams(ending: dict[str, Any]) -> str:
+    if not ending["streams"]:
+        return ""
+    users = ending["users"]
+    return f"{ending['streams']} streams" + (f", of {_few(users)}" if users else "")
+
+
+def _tokens(ending: dict[str, Any]) -> str:
+    return _row("open tokens", ending["tokens"])
+
+
+def _row(name: str, items: list[str]) -> str:
+    return f"{len(items)} {name}: {_few(items)}" if items else ""
+
+
+def _few(items: list[str]) -> str:
+    more = f" and {len(items) - _MAX_SHOWN} more" if len(items) > _MAX_SHOWN else ""
+    return ", ".join(items[:_MAX_SHOWN]) + more

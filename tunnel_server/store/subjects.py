@@ -1,0 +1,85 @@
+"""What a revocation names: whether it is known here, which known one was meant, and what would end with it.
+
+SQL for a connection of the caller's; nothing is changed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.store import certificates, known_nodes, revocations, tokens
+from tunnel_server.store.database import Connection
+from tunnel_server.store.revoked import Kind
+
+_MAX_COMPARED = 20_000
+"""Names in one search for those that are alike: a tenth of a second."""
+_MAX_NEAR = 3
+_WHERE = {
+    Kind.NODE: "`qanat nodes` lists the known ones",
+    Kind.USER: "`qanat-server cert list` shows users with a certificate of this server",
+    Kind.SERIAL: "`qanat-server cert list` shows them",
+}
+
+
+def is_known(connection: Connection, kind: Kind, subject: str) -> bool:
+    """Whether a certificate, a token, a node or an earlier revocation has this name or serial."""
+    if revocations.newest(connection, kind, subject) is not None:
+        return True
+    if kind is Kind.SERIAL:
+        return certificates.find(connection, subject) is not None
+    if certificates.listed(connection, 0, role=kind.value, name=subject, ended=True):
+        return True
+    if kind is Kind.USER:
+        return False
+    return known_nodes.is_known(connection, subject) or tokens.has_for(connection, subject)
+
+
+def unknown(connection: Connection, kind: Kind, subject: str) -> Refused:
+    """The refusal for a subject that is not known, with those that may have been meant."""
+    what = "certificate with serial" if kind is Kind.SERIAL else kind.value
+    near = nearest(subject, _known(connection, kind))
+    hint = f"did you mean {' or '.join(near)}?" if near else _WHERE[kind]
+    return Refused(Reason.NOT_FOUND, f"no {what} {subject[:300]} is known here; {hint}")
+
+
+def nearest(word: str, known: list[str]) -> list[str]:
+    """The known words that are most like ``word``, at most three."""
+    alike = [one for one in known[:_MAX_COMPARED] if abs(len(one) - len(word)) <= 3]
+    begins = [one for one in known[:_MAX_COMPARED] if len(word) >= 4 and one.startswith(word)]
+    return list(dict.fromkeys([*begins, *difflib.get_close_matches(word, alike, n=_MAX_NEAR)]))[:_MAX_NEAR]
+
+
+def _known(connection: Connection, kind: Kind) -> list[str]:
+    if kind is Kind.NODE:
+        return known_nodes.names(connection)
+    if kind is Kind.SERIAL:
+        query = "SELECT serial AS word FROM certificates ORDER BY issued_at DESC LIMIT ?"
+    else:
+        query = "SELECT DISTINCT name AS word FROM certificates WHERE role = 'user' ORDER BY name LIMIT ?"
+    return [row["word"] for row in connection.execute(query, (_MAX_COMPARED,))]
+
+
+def what_ends(connection: Connection, now: int, kind: Kind, subject: str) -> dict[str, Any]:
+    """What a revocation of ``subject`` would end, as far as the store knows, as JSON.
+
+    ``revoked`` is the revocation that holds already, or None.
+    """
+    if kind is Kind.SERIAL:
+        found = certificates.find(connection, subject)
+        good = [found] if found and not found["revoked"] else []
+        whom = {"role": found["role"], "name": found["name"]} if found else {"role": None, "name": None}
+    else:
+        listed = certificates.listed(connection, now, role=kind.value, name=subject)
+        good = [one for one in listed if not one["revoked"]]
+        whom = {"role": kind.value, "name": subject}
+    return {
+        "kind": kind.value,
+        "subject": subject,
+        **whom,
+        "known": is_known(connection, kind, subject),
+        "revoked": revocations.newest_as_json(connection, kind, subject),
+        "certificates": good,
+        "tokens": tokens.open_for(connection, now, subject) if kind is Kind.NODE else [],
+    }
