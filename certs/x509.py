@@ -45,6 +45,8 @@ class IdentityError(Refused):
         super().__init__(reason, detail)
         self.identity = identity
         self.serial = serial
+        if identity is not None:
+            self.who = {identity.role.value: identity.name, "serial": serial}
 
     @classmethod
     def of(cls, proven: Proven, refused: Refused) -> IdentityError:

@@ -29,6 +29,7 @@ from tunnel_core.grpc_call import (
     why,
 )
 from tunnel_core.limits import Limits
+from tunnel_core.logs import LineLimiter, log_event
 from tunnel_core.own_sockets import AcceptedSockets
 from tunnel_core.sever import sever_accepted, sever_dialled
 
@@ -156,6 +157,7 @@ class CarrierServer:
         self._abandoned: set[str] = set()  # addresses whose connections are to be severed
         self._sockets = AcceptedSockets()
         self._severing: asyncio.Task[None] | None = None
+        self._refusals = LineLimiter()
         options = common_options(limits) + _serve_options(handshake_seconds)
         self._limits = options, max_carriers
         self._server: Any = None
@@ -236,7 +238,10 @@ class CarrierServer:
         if peer.tls_version in self._tls_versions:
             return
         wanted = self._tls_versions[0]
-        _log.warning("refused %s: it speaks %s, %s is wanted", peer.address, peer.tls_version, wanted)
+        left_out = self._refusals.note(peer.tls_version, asyncio.get_running_loop().time())
+        if left_out is not None:
+            sentence = f"refused {peer.address}: it speaks {peer.tls_version}, {wanted} is wanted"
+            log_event(_log, logging.WARNING, sentence, left_out=left_out or None)
         detail = f"tls_too_old: {peer.tls_version} is older than {wanted}"
         await context.abort(core.StatusCode.UNAUTHENTICATED, detail)
 

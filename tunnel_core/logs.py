@@ -181,7 +181,7 @@ def stream_closed(
     bytes_to_user: int,
     detail: str = "",
 ) -> None:
-    """The line of a stream that has ended, after ``stream_opened`` or instead of it."""
+    """The line of a stream that has ended, after ``stream_opened``."""
     if not _is_wanted(log.streams_of(facts.entrance), reason):
         return
     log_event(
@@ -197,11 +197,24 @@ def stream_closed(
     )
 
 
-def stream_refused(log: Log, facts: StreamFacts, refused: Refused) -> None:
-    """The only line of a stream that was never opened; ``facts.stream`` may be empty."""
-    if _is_wanted(log.streams_of(facts.entrance), refused.reason):
-        fields = {**facts.fields(), "reason": refused.reason, "detail": refused.detail}
-        log_event(_streams, logging.WARNING, "stream refused", **fields)
+class RefusedStreamLines:
+    """The lines of streams that were never opened: one a second for each entrance, node and reason.
+
+    A program that tries again and again must not fill the disk. What is left out is counted in the next line.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._limiter = LineLimiter()
+
+    def refused(self, facts: StreamFacts, refused: Refused, *, now: float) -> None:
+        """Logs the refusal, or counts it. ``now`` in steady seconds; ``facts.stream`` may be empty."""
+        if not _is_wanted(self._log.streams_of(facts.entrance), refused.reason):
+            return
+        left_out = self._limiter.note((facts.entrance, facts.node, refused.reason), now)
+        if left_out is not None:
+            fields = {**facts.fields(), "reason": refused.reason, "detail": refused.detail}
+            log_event(_streams, logging.WARNING, "stream refused", **fields, left_out=left_out or None)
 
 
 def _is_wanted(wanted: StreamLog, reason: Reason) -> bool:
@@ -211,11 +224,12 @@ def _is_wanted(wanted: StreamLog, reason: Reason) -> bool:
 class LineLimiter:
     """At most one line a second for each key, counting what is left out. No clock of its own.
 
-    Keys must come from a bounded set: reasons and entrances, never addresses.
+    Keys are reasons, entrances and nodes, never addresses. Beyond ``most`` keys the oldest is forgotten.
     """
 
-    def __init__(self, interval_seconds: float = 1.0) -> None:
+    def __init__(self, interval_seconds: float = 1.0, *, most: int = 1000) -> None:
         self._interval_seconds = interval_seconds
+        self._most = most
         self._lines: dict[object, tuple[float, int]] = {}
 
     def note(self, key: object, now: float) -> int | None:
@@ -224,6 +238,9 @@ class LineLimiter:
         if now - last < self._interval_seconds:
             self._lines[key] = (last, left_out + 1)
             return None
+        self._lines.pop(key, None)  # so that those that were written last stand last
+        while len(self._lines) >= self._most:
+            del self._lines[next(iter(self._lines))]
         self._lines[key] = (now, 0)
         return left_out
 
@@ -236,9 +253,10 @@ class RefusalLines:
 
     def refused(self, entrance: str, source: str, refused: Refused, *, now: float, user: str = "") -> None:
         """Logs the refusal, or counts it. ``now`` in seconds of any steady clock; ``user`` if he is known."""
-        left_out = self._limiter.note((entrance, refused.reason), now)
+        who = {"user": user} if user else refused.who
+        left_out = self._limiter.note((entrance, refused.reason, bool(who)), now)
         if left_out is not None:
-            fields = {"entrance": entrance, "user": user, "source": source, "reason": refused.reason}
+            fields = {"entrance": entrance, **who, "source": source, "reason": refused.reason}
             more = {"detail": refused.detail, "left_out": left_out or None}
-            sentence = "request refused" if user else "refused before authentication"
+            sentence = "request refused" if who else "refused before authentication"
             log_event(_refusals, logging.WARNING, sentence, **fields, **more)

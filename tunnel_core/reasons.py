@@ -8,6 +8,7 @@ each stands in ``docs/errors.md``; a test keeps the three in step.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 
 class Reason(enum.Enum):
@@ -136,12 +137,16 @@ def reason_from_code(code: int) -> Reason:
 
 
 class Refused(Exception):  # noqa: N818 - named by what happened, as users read it
-    """What was asked for is refused. ``detail`` is a sentence for the user: who, why, what to do."""
+    """What was asked for is refused. ``detail`` is a sentence for the user: who, why, what to do.
+
+    ``who`` names, for the log, the node, user or token that has proven itself; empty if none has.
+    """
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail or reason.meaning
+        self.who: Mapping[str, str] = {}
 
     def __str__(self) -> str:
         return f"{self.reason.word}: {self.detail}"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tunnel_core import logs
 from tunnel_core.counters import Counters
-from tunnel_core.logs import RefusalLines, StreamFacts
+from tunnel_core.logs import RefusalLines, RefusedStreamLines, StreamFacts
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log
 from tunnel_server.refusals import Refusals
@@ -30,6 +30,7 @@ class Records:
         self._log = log
         self._clock = clock
         self._lines = RefusalLines()
+        self._stream_lines = RefusedStreamLines(log)
 
     def opened(self, facts: StreamFacts, dial_seconds: float, address: str) -> None:
         """The far dial succeeded, at ``address``."""
@@ -68,7 +69,7 @@ class Records:
     def not_opened(self, facts: StreamFacts, refused: Refused) -> None:
         """An authenticated user was refused, by policy, node or agent."""
         self._counters.refused(facts.entrance, refused.reason)
-        logs.stream_refused(self._log, facts, refused)
+        self._stream_lines.refused(facts, refused, now=self._clock())
 
     def refused(self, entrance: str, source: str, refused: Refused) -> None:
         """Somebody was refused before it was clear who it is."""

@@ -106,7 +106,7 @@ async def test_nodes_as_json_are_what_the_server_said(server: FakeServer, tmp_pa
 async def test_no_nodes_say_what_to_do(server: FakeServer, tmp_path: Path) -> None:
     server.pages["nodes"] = {"nodes": []}
     result = await inside(tmp_path, "nodes")
-    assert result.stdout.startswith("No node has attached yet.")
+    assert result.stdout.startswith("No node is known yet.")
 
 
 async def test_sessions_and_streams_are_listed(server: FakeServer, tmp_path: Path) -> None:
@@ -281,6 +281,9 @@ async def test_forward_refuses_what_is_no_local_address(
         ({"state": "grace", "seconds": 9.1, "last_reason": "carrier_lost"}, "grace 9s carrier_lost"),
         ({"state": "gone", "seconds": 8000.0, "last_reason": "grace_expired"}, "gone 2h grace_expired"),
         ({"state": "attached", "seconds": 5.0, "duplicate": True}, "attached 5s duplicate"),
+        ({"state": "gone", "seconds": 8000.0, "last_seen": None}, "never attached"),
+        ({"state": "gone", "seconds": 8000.0, "last_seen": None, "revoked": True}, "never attached revoked"),
+        ({"state": "gone", "seconds": 8000.0, "last_reason": "revoked", "revoked": True}, "gone 2h revoked"),
         ({}, ""),
     ],
 )

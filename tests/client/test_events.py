@@ -28,6 +28,7 @@ ATTACHED = {
     "detail": "",
 }
 LOST = ATTACHED | {"id": 6, "kind": "lost", "reason": "ping_timeout", "detail": "nothing heard for 30 s"}
+STARTED = ATTACHED | {"id": 7, "kind": "server_started", "node": "", "detail": "version 1"}
 
 
 def page(*items: object, last: int, gap: bool = False) -> dict[str, Any]:
@@ -60,13 +61,14 @@ async def test_events_of_one_node_as_json(server: FakeServer, tmp_path: Path) ->
 @pytest.mark.parametrize("answer", [{}, {"events": 5}, {"events": [None]}, page(last=0)])
 async def test_nothing_is_said_to_be_nothing(server: FakeServer, tmp_path: Path, answer: object) -> None:
     server.pages["events"] = answer
-    assert (await inside(tmp_path, "events")).stdout.startswith("Nothing happened")
+    assert (await inside(tmp_path, "events")).stdout.startswith("The server knows of no such event.")
 
 
 async def test_a_follower_prints_what_comes_until_ctrl_c(server: FakeServer, tmp_path: Path) -> None:
     server.pages["events"] = page(ATTACHED, last=5)
     server.pages["events?after=5&wait=25"] = page(LOST | {"detail": "\x1b[2J"}, last=6, gap=True)
-    server.pages["events?after=6&wait=25"] = page(last=6)
+    server.pages["events?after=6&wait=25"] = page(STARTED, last=7)
+    server.pages["events?after=7&wait=25"] = page(last=7)
     command = [*QANAT, "events", "--follow"]
     with trio.fail_after(20):
         process = await trio.lowlevel.open_process(
@@ -74,7 +76,7 @@ async def test_a_follower_prints_what_comes_until_ctrl_c(server: FakeServer, tmp
         )
         assert process.stdout is not None and process.stderr is not None
         text = b""
-        while text.count(b"\n") < 2:
+        while text.count(b"\n") < 3:
             text += await process.stdout.receive_some()
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 0
@@ -82,8 +84,9 @@ async def test_a_follower_prints_what_comes_until_ctrl_c(server: FakeServer, tmp
         await process.stdout.aclose()
         await process.stderr.aclose()
     assert text.decode().splitlines() == [
-        "2026-01-01 12:00:00Z  edge1             attached    -",
-        "2026-01-01 12:00:00Z  edge1             lost        ping_timeout    ?[2J",
+        "2026-01-01 12:00:00Z  edge1             attached        -",
+        "2026-01-01 12:00:00Z  edge1             lost            ping_timeout    ?[2J",
+        "2026-01-01 12:00:00Z  -                 server_started  -               version 1",
     ]
     assert b"events before these are gone" in said
 

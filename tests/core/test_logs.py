@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,12 +12,12 @@ import pytest
 from tunnel_core.logs import (
     LineLimiter,
     RefusalLines,
+    RefusedStreamLines,
     StreamFacts,
     log_event,
     setup,
     stream_closed,
     stream_opened,
-    stream_refused,
 )
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import EntranceName, Log, LogFormat, LogLevel, StreamLog
@@ -162,7 +163,7 @@ def test_streams_are_logged_as_wanted(streams: StreamLog, reason: Reason, messag
     log = Log(streams=StreamLog.ALL, entrances={EntranceName("connect"): streams})
     stream_opened(log, FACTS)
     stream_closed(log, FACTS, reason, seconds=1, bytes_to_target=0, bytes_to_user=0)
-    stream_refused(log, FACTS, Refused(reason, "a sentence"))
+    RefusedStreamLines(log).refused(FACTS, Refused(reason, "a sentence"), now=0.0)
     assert [line["message"] for line in lines_of(output)] == messages
 
 
@@ -174,6 +175,34 @@ def test_the_limiter_lets_one_line_a_second_pass_for_each_key() -> None:
     assert limiter.note("a", 10.9) is None
     assert limiter.note("a", 11.0) == 2
     assert limiter.note("a", 20.0) == 0
+
+
+def test_the_limiter_forgets_the_oldest_key_beyond_its_bound() -> None:
+    limiter = LineLimiter(most=2)
+    assert [limiter.note(key, 10.0) for key in ("a", "b", "c")] == [0, 0, 0]
+    assert [limiter.note(key, 10.1) for key in ("c", "b", "a")] == [None, None, 0]
+    assert limiter.note("b", 10.2) == 0  # forgotten for the sake of a
+
+
+def test_refused_streams_are_counted_rather_than_all_written() -> None:
+    output = start()
+    lines = RefusedStreamLines(Log())
+    for tenth in range(15):
+        lines.refused(FACTS, Refused(Reason.NODE_NOT_ATTACHED, "no agent"), now=tenth / 10)
+    lines.refused(replace(FACTS, node="edge-2"), Refused(Reason.NODE_NOT_ATTACHED, "no agent"), now=1.4)
+    told = [(line["node"], line.get("left_out")) for line in lines_of(output)]
+    assert told == [("edge-1", None), ("edge-1", 9), ("edge-2", None)]
+
+
+def test_a_refusal_of_somebody_known_is_not_one_before_authentication() -> None:
+    output = start()
+    refusals, known = RefusalLines(), Refused(Reason.TOKEN_NAME_MISMATCH, "for shop-*")
+    known.who = {"token": "mfrggzdfmztwq2lk", "node": "edge1"}
+    refusals.refused("est", "192.0.2.1:5", known, now=1.0)
+    refusals.refused("est", "192.0.2.1:5", Refused(Reason.TOKEN_NAME_MISMATCH), now=1.0)
+    first, second = lines_of(output)
+    assert (first["message"], first["token"]) == ("request refused", "mfrggzdfmztwq2lk")
+    assert (second["message"], second.get("token")) == ("refused before authentication", None)
 
 
 def test_refusals_before_authentication_are_counted_rather_than_all_written() -> None:

@@ -283,6 +283,27 @@ ODD = {
 """What a request of edge1 says beside its name, the status, and the word at a renewal and at an enrolment."""
 
 
+async def test_a_refusal_of_the_holder_of_a_token_or_certificate_is_logged_as_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_issuing(tmp_path) as issuing:
+        token = await issuing.token("edge1")
+        assert (await enrol(issuing, token, request_of("edge2"))).word == "token_name_mismatch"
+        assert (await renew(issuing, pki.node_leaf("edge1"), request_of("edge2"))).word == "csr_name_mismatch"
+        assert (await enrol(issuing, "secret", request_of())).word == "token_wrong"
+    told = [
+        (record.getMessage(), {key: record.fields.get(key) for key in ("token", "node", "reason")})  # type: ignore[attr-defined]
+        for record in caplog.records
+        if record.name == "qanat.refusals"
+    ]
+    known, stranger = "request refused", "refused before authentication"
+    assert told == [
+        (known, {"token": token.id, "node": "edge1", "reason": "token_name_mismatch"}),
+        (known, {"token": None, "node": "edge1", "reason": "csr_name_mismatch"}),
+        (stranger, {"token": None, "node": None, "reason": "token_wrong"}),
+    ]
+
+
 @pytest.mark.parametrize("case", ODD)
 async def test_a_request_that_asks_for_more(tmp_path: Path, case: str) -> None:
     body, status, at_renewal, at_enrolment = ODD[case]

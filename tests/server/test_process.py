@@ -388,7 +388,7 @@ async def test_who_follows_the_events_sees_them_as_they_come(tmp_path: Path) -> 
         follower = await nursery.start(run, [*QANAT, "events", "edge1", "--follow"])
         assert b"attached" in await follower.stdout.receive_some()
         agent.signal(signal.SIGTERM)
-        assert b"ended       agent_stopping" in await follower.stdout.receive_some()
+        assert b"ended           agent_stopping" in await follower.stdout.receive_some()
         follower.send_signal(signal.SIGINT)
 
 

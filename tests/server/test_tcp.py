@@ -16,6 +16,7 @@ from tunnel_server.binding import CannotListen
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward, is_allowed, refuse_open_listen
 
 SSH = Target(host="localhost", port=22)
+SSH_AT_EDGE1 = TcpForward("127.0.0.1:0", "edge1", SSH)
 
 
 async def connect(edge: Edge, forward: TcpForward | None = None) -> trio.SocketStream:
@@ -64,6 +65,22 @@ async def test_a_refused_dial_resets_the_connection() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert edge.counters.refusals == {("tcp", "dial_refused"): 1}
         assert edge.counters.open_streams["tcp"] == 0
+
+
+async def test_a_program_that_tries_again_and_again_does_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_edge() as edge:
+        listener = await edge.listen("tcp", TcpEntrance(edge.opener, SSH_AT_EDGE1).serve)
+        began = trio.current_time()
+        for _ in range(20):
+            stream = await edge.dial(listener)
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+        seconds = trio.current_time() - began
+        assert edge.counters.refusals == {("tcp", "unknown_node"): 20}
+    lines = [record for record in caplog.records if record.getMessage() == "stream refused"]
+    assert 1 <= len(lines) <= 1 + seconds
 
 
 @pytest.mark.parametrize("known", [True, False])

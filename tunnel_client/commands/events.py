@@ -24,7 +24,7 @@ _POLL_SECONDS = 25
 _RETRY_SECONDS = 2.0
 _BREATH_SECONDS = 0.2
 """Between two questions, whatever the server answers: a storm of events costs a few connections."""
-_GAP = "events before these are gone: the server was started anew, or keeps no more"
+_GAP = "events before these are gone: the server keeps no more"
 
 
 @click.command("events")
@@ -35,8 +35,8 @@ _GAP = "events before these are gone: the server was started anew, or keeps no m
 def events(node: str, follow: bool, bundle: Path | None, as_json: bool) -> None:
     """List when nodes attached, were lost, came back, and why; with NODE those of one node.
 
-    The server keeps the last 10,000. --follow goes on over a restart of the server; with --json it
-    prints one event a line.
+    Without NODE also when the server was started and stopped. The server keeps the last 10,000. --follow
+    goes on over a restart of the server; with --json it prints one event a line.
 
     \b
     Examples:
@@ -57,7 +57,7 @@ def _page(node: str, **more: int) -> str:
 
 
 def _list(answer: Mapping[str, Any], as_json: bool) -> None:
-    nothing = "Nothing happened since the server was started."
+    nothing = "The server knows of no such event."
     show_list(answer, _COLUMNS, map(_row, _events_of(answer)), nothing, as_json=as_json)
 
 
@@ -123,4 +123,4 @@ def _row(event: Mapping[str, Any]) -> Row:
 def _line(event: Mapping[str, Any]) -> str:
     """Columns as wide as most need, because those to come are not known."""
     time, node, kind, reason, detail = map(printable, _row(event))
-    return f"{time}  {node:<16}  {kind:<10}  {reason or '-':<14}  {detail}".rstrip()
+    return f"{time}  {node or '-':<16}  {kind:<14}  {reason or '-':<14}  {detail}".rstrip()

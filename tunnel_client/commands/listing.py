@@ -28,15 +28,16 @@ _STREAM_COLUMNS = ("stream", "node", "target", "user", "entrance", "age", "in", 
 def nodes(bundle: Path | None, as_json: bool) -> None:
     """List the nodes that the server knows, and what a request to each would meet.
 
-    attached; degraded: it answers late; grace: its link is lost, and its streams wait; gone. Beside it:
-    for how long, and why. "duplicate": two machines attach as this node.
+    attached; degraded: it answers late; grace: its link is lost, and its streams wait; gone: it has no
+    agent attached; never attached. Beside it: for how long, and why. "duplicate": two machines attach as
+    this node. "revoked": it is shut out.
 
     \b
     Examples:
       qanat nodes
       qanat nodes --json | jq -r '.nodes[] | select(.state == "gone") | .name'
     """
-    nothing = "No node has attached yet. On the server: qanat-server issue node edge1"
+    nothing = "No node is known yet. On the server: qanat-server token create --node edge1"
     _list("nodes", bundle, as_json, _NODE_COLUMNS, _node_row, nothing)
 
 
@@ -123,8 +124,12 @@ def _state(node: _Item) -> str:
     """``attached 3m``, ``degraded, silent 9s``, ``grace 9s carrier_lost``, ``gone 2h ping_timeout``."""
     if node.get("state") == "degraded":
         told = ["degraded, silent", words.duration(node.get("silent_seconds"))]
+    elif node.get("state") == "gone" and node.get("last_seen", "") is None:
+        told = ["never attached"]
     else:
         told = [_text(node, "state"), words.duration(node.get("seconds")), _text(node, "last_reason")]
+    if node.get("revoked") and node.get("last_reason") != "revoked":
+        told.append("revoked")
     if node.get("duplicate"):
         told.append("duplicate")
     return " ".join(filter(None, told))

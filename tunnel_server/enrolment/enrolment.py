@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import trio
@@ -118,15 +118,19 @@ class Enrolment:
             raise unproven("no token was shown: it is the password of HTTP Basic")
         async with self._turn(self._first_ones):
             token = await self._known_token(login, asker)
-            with self._audited(AuditLine(Kind.REFUSED, login.node, source=asker.address, token=token.id)):
-                request = await self.signer.read(body)
-                node = node_asked_for(request.uris, request.common_names, login)
-                self._spend(f"{token.id} {node}")
-                signed = await self._sign(request, SpiffeId(self.settings.trust_domain, Role.NODE, node))
-            asked = Redemption(token.id, token.digest, node, request.key_sha256, asker.address)
-            await self._store.redeem(asked)
-            await self._record(signed, Origin.ENROLLED, asker, token_id=token.id)
-            return signed
+            with _proven({"token": token.id, "node": login.node}):
+                return await self._enrol(token, login, body, asker)
+
+    async def _enrol(self, token: Token, login: Login, body: bytes, asker: Asker) -> Signed:
+        with self._audited(AuditLine(Kind.REFUSED, login.node, source=asker.address, token=token.id)):
+            request = await self.signer.read(body)
+            node = node_asked_for(request.uris, request.common_names, login)
+            self._spend(f"{token.id} {node}")
+            signed = await self._sign(request, SpiffeId(self.settings.trust_domain, Role.NODE, node))
+        asked = Redemption(token.id, token.digest, node, request.key_sha256, asker.address)
+        await self._store.redeem(asked)
+        await self._record(signed, Origin.ENROLLED, asker, token_id=token.id)
+        return signed
 
     async def renew(self, leaf: bytes, body: bytes, asker: Asker) -> Signed:
         """The next certificate of whoever has proven to have ``leaf``. Raises ``Refused``."""
@@ -134,13 +138,14 @@ class Enrolment:
             proven = _who_renews(leaf, self.settings.trust_domain)
         identity, serial = proven.identity, proven.serial
         named = {identity.role.value: identity.name}
-        async with self._turn(self._renewals):
-            with self._audited(AuditLine(Kind.REFUSED, source=asker.address, serial=serial, **named)):
-                self._standing.require(proven)  # the handshake may have been long ago
-                self._spend(str(identity))
-                signed = await self._sign(await self.signer.read(body), identity)
-            await self._record(signed, Origin.RENEWED, asker, previous=serial)
-            return signed
+        with _proven({**named, "serial": serial}):
+            async with self._turn(self._renewals):
+                with self._audited(AuditLine(Kind.REFUSED, source=asker.address, serial=serial, **named)):
+                    self._standing.require(proven)  # the handshake may have been long ago
+                    self._spend(str(identity))
+                    signed = await self._sign(await self.signer.read(body), identity)
+                await self._record(signed, Origin.RENEWED, asker, previous=serial)
+                return signed
 
     async def _known_token(self, login: Login, asker: Asker) -> Token:
         refused, token_id = unproven("there is no such token here: it is another server's, or altered"), ""
@@ -202,6 +207,16 @@ class Enrolment:
         facts, root_pin = signed.certified.facts, signed.certified.root_pin
         new = NewCertificate(facts, root_pin, origin, token_id, previous, source=asker.address)
         await self._store.record(new)
+
+
+@contextlib.contextmanager
+def _proven(who: Mapping[str, str]) -> Iterator[None]:
+    """A refusal inside concerns a requester that has proven itself, and names it for the log."""
+    try:
+        yield
+    except Refused as refused:
+        refused.who = {key: value for key, value in who.items() if value}
+        raise
 
 
 def _who_renews(leaf: bytes, trust_domain: str) -> Proven:

@@ -37,6 +37,7 @@ class WebEntrance:
 
         def note(refused: Refused) -> None:
             if not isinstance(refused, NotOpened):
+                refused.who = {"user": self._user().name}
                 self._opener.records.refused(ENTRANCE, accepted.source, refused)
 
         async def handle(http: HttpConnection, request: h11.Request) -> None:
