@@ -36,6 +36,7 @@ DECISIONS = [
     *("tunnel_core." + name for name in ("names", "identity", "session", "mux", "halves", "credit")),
     *("tunnel_core." + name for name in ("steps", "states", "attempts", "mux_stream", "turns", "allowance")),
     *("tunnel_core." + name for name in ("settings", "environment", "http_head", "bucket", "profiles")),
+    *("tunnel_core." + name for name in ("effective", "toml_lines")),
     *("tunnel_core." + name for name in ("flight", "delivery", "growth", "pacing", "rivals", "confirming")),
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
     *("tunnel_server." + name for name in ("sessions", "duplicates", "events")),

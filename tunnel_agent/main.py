@@ -12,6 +12,7 @@ _COMMANDS = {
     "check": "tunnel_agent.commands.check:command",
     "renew": "tunnel_agent.commands.renew:command",
     "status": "tunnel_agent.commands.status:command",
+    "config": "tunnel_agent.commands.config:command",
     "health": "tunnel_agent.commands.health:command",
     "version": "tunnel_agent.commands.version:command",
 }

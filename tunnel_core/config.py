@@ -23,8 +23,10 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn
 
 from tunnel_core import paths
+from tunnel_core.effective import Given
 from tunnel_core.environment import given_in, lay_over, unknown_in
 from tunnel_core.settings import PARSERS, BadValue, Parsers
+from tunnel_core.toml_lines import key_lines
 
 _MAX_FILE_BYTES = 1024 * 1024
 
@@ -99,8 +101,24 @@ def load(
 
     A file that is not ``required`` may be absent. Raises ``ConfigError``.
     """
-    raw = _read_toml(path, required=required)
+    raw = _parse_toml(path, _read_text(path, required=required))
     return read(raw, path, schema, data_dir=data_dir, environ=environ)
+
+
+def load_given(
+    path: Path,
+    schema: type[T],
+    *,
+    environ: Mapping[str, str] | None = None,
+    required: bool = True,
+) -> tuple[T, Given]:
+    """As ``load``, with what was given: file, lines and variables, for ``effective.settings_of``."""
+    text = _read_text(path, required=required)
+    raw = _parse_toml(path, text)
+    environ = os.environ if environ is None else environ
+    config = read(raw, path, schema, environ=environ)
+    variables = {variable.key: variable.name for variable in given_in(environ, schema)}
+    return config, Given(path.absolute(), raw, key_lines(text), variables, {})
 
 
 def read(
@@ -124,20 +142,27 @@ def read(
     return parse(lay_over(raw, given), schema, source)
 
 
-def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
+def _read_text(path: Path, *, required: bool) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not required:
-            return {}
+            return ""
         fix = "create it, or name another with --config" if isinstance(error, FileNotFoundError) else ""
         raise _whole_file(path, f"cannot be read: {error.strerror}", fix) from None
     if len(data) > _MAX_FILE_BYTES:
         raise _whole_file(path, f"is larger than {_MAX_FILE_BYTES} bytes", "is it the right file?")
     try:
-        return tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise _whole_file(path, f"is not valid TOML: {error}", "") from None
+
+
+def _parse_toml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise _whole_file(path, f"is not valid TOML: {error}", "") from None
 
 

@@ -10,6 +10,7 @@ _COMMANDS = {
     "init": "tunnel_server.commands.init:command",
     "issue": "tunnel_server.commands.issue:command",
     "run": "tunnel_server.commands.run:command",
+    "config": "tunnel_server.commands.config:command",
     "health": "tunnel_server.commands.health:command",
     "token": "tunnel_server.commands.token:command",
     "node": "tunnel_server.commands.revoke:node",

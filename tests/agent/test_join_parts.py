@@ -107,18 +107,6 @@ def test_the_written_configuration_says_what_was_asked_whatever_is_in_it(bundle:
     assert raw["service"] == [{"name": "web", "target": "127.0.0.1:1880", "protocol": "http"}]
 
 
-def test_every_line_that_is_commented_out_shows_what_could_stand_there() -> None:
-    text = config_text(Wish(SERVER, "edge1"), "node.pem")
-    uncommented = "".join(
-        line.removeprefix("# ")
-        if "=" in line.partition("#")[2].split("  #")[0] or line.startswith("# [")
-        else line
-        for line in text.splitlines(keepends=True)
-        if not line.startswith(("allow = ", "# servers", "# proxy", "# no_proxy"))
-    )
-    read(uncommented)
-
-
 def test_a_configuration_that_is_there_is_told_what_it_lacks() -> None:
     there = read('allow = ["localhost:22"]\n[[service]]\nname = "db"\ntarget = "db.local:5432"\n')
     wish = Wish(SERVER, "edge1", (WEB, parse_service("db=other:1")), ("localhost:22", "localhost:80"))

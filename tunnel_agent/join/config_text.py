@@ -11,49 +11,60 @@ from tunnel_core.names import Target
 
 _HEAD = """\
 # Qanat agent. Unknown keys are refused; `qanat-agent check` names every error at once.
-# A line that is commented out shows the default. File names may be relative to this file's folder.
+# A line that is commented out shows the default, or an example where there is no default (a service).
+# File names may be relative to this file's folder. `qanat-agent config show` prints what counts.
 
 # Who this node is: key and certificate, which the agent renews by itself, and where its server is.
 bundle_file = {bundle}
-# servers = ["tunnel.example.com:7001"]   # instead of those that the bundle names
-# proxy = "http://user@host:3128"         # instead of https_proxy of the environment
-# proxy_password_file = "proxy-password"
-# no_proxy = [".internal", "10.0.0.0/8"]
+# servers = []                    # ["tunnel.example.com:7001"]: instead of those that the bundle names
+# proxy = ""                      # "http://user@host:3128": instead of https_proxy of the environment
+# proxy_password_file = ""        # "proxy-password"
+# no_proxy = []                   # [".internal", "10.0.0.0/8"]
 
 # What may be reached through this node, beside the services below. Nothing else is ever dialled.
-# allow = ["localhost:22", "192.168.1.0/24:80-90", "unix:/run/docker.sock"]
+# As in: allow = ["localhost:22", "192.168.1.0/24:80-90", "unix:/run/docker.sock"]
 {allow}
 # dial_timeout_seconds = 10
 # drain_seconds = 8               # how long streams may finish after SIGTERM
 """
 
 _TAIL = """
+# [session]
+# connect_timeout_seconds = 10    # for the connection to the server
+# attach_timeout_seconds = 10
+# retry_max_seconds = 30          # waits between two attempts are random, and never longer
+
 # [link]
-# profile = "metered"             # fewer pings, for links that are paid by the byte
+# profile = "default"             # "metered": fewer pings, for links that are paid by the byte
 # max_bytes_per_second = 0        # each way; 0 for no cap
 
 # [ops]                           # status page and probes: qanat-agent status asks there
-# listen = "127.0.0.1:7005"
+# listen = "127.0.0.1:7005"       # "" for none
+# tls = false                     # not for agents: a node's certificate is no server's
+# bearer_file = ""                # "status-token": opens all but the probes beyond loopback
 
 # [log]
 # level = "info"
 # format = "auto"                 # text on a terminal, JSON otherwise
 # streams = "all"                 # or "errors", "none"
+# entrances = {}                  # for one of connect, tcp, web, api: { connect = "errors" }
 """
 
-_NO_SERVICES = """
+_ONE_SERVICE = """
 # [[service]]                     # published by name: http://web--NODE.localhost:7003/ on the server
 # name = "web"
 # target = "127.0.0.1:1880"
-# protocol = "http"               # or "https", "tcp"
+# protocol = "tcp"                # "http" or "https": browsers can open it
+# ca_file = ""                    # for https: roots; empty: the system's
+# verify = true                   # for https: false takes any certificate
 """
 
 
 def config_text(wish: Wish, bundle_file: str) -> str:
     """The whole of a new configuration."""
     allow = f"allow = [{', '.join(map(_quoted, wish.allow))}]"
-    services = "".join(map(_service, wish.services)) or _NO_SERVICES
-    return _HEAD.format(bundle=_quoted(bundle_file), allow=allow) + services + _TAIL
+    services = "".join(map(_service, wish.services))
+    return _HEAD.format(bundle=_quoted(bundle_file), allow=allow) + services + _ONE_SERVICE + _TAIL
 
 
 def to_add(wish: Wish, config: AgentConfig) -> str:

@@ -9,7 +9,8 @@ from string import Template
 
 _TEXT = Template("""\
 # Qanat server. Unknown keys are refused; `qanat-server run` names every error at once.
-# A line that is commented out shows the default. File names may be relative to this file's folder.
+# A line that is commented out shows the default, or an example where there is no default (sockets, ports).
+# File names may be relative to this file's folder. `qanat-server config show` prints what counts.
 
 # Whose certificates count: spiffe://<trust_domain>/...
 trust_domain = $trust_domain
@@ -35,7 +36,7 @@ enabled = true
 # [connect.unix]                  # the same without TLS, for programs on this machine
 # path = $connect_socket
 # mode = "0600"
-# group = "kube"
+# group = ""                      # a group that may open it too, with mode = "0660"
 # [[connect.unix.peer]]           # who comes in, by the uid of the other side
 # uid = 0
 # user = "kube-apiserver"
@@ -52,13 +53,15 @@ domain = "localhost"
 # listen = "127.0.0.1:2222"
 # node = "edge1"
 # target = "localhost:22"
-# allow_from = ["10.0.0.0/8"]     # needed to listen beyond loopback
+# allow_from = []                 # ["10.0.0.0/8"]: who may connect; needed to listen beyond loopback
 
 [session]
 # attach_timeout_seconds = 10
 # ping_interval_seconds = 15      # a silent agent is gone after missed_pings of these
 # missed_pings = 2
 # max_streams = 1024              # open at once on one node
+# grace_seconds = 120             # how long streams wait for a link that is lost; 0: not at all
+# open_wait_seconds = 3           # how long a new connection waits for such a link; 0: not at all
 
 [limits]                          # of each listener, before anybody has shown who they are
 # head_bytes = 16384
@@ -74,8 +77,7 @@ domain = "localhost"
 # level = "info"
 # format = "auto"                 # text on a terminal, JSON otherwise
 # streams = "all"                 # or "errors", "none": a line at open and at close of a stream
-# [log.entrances]                 # for one of connect, tcp, web, api
-# connect = "errors"
+# entrances = {}                  # for one of connect, tcp, web, api: { connect = "errors" }
 
 [identity]                        # certificates that nodes and users ask for; agents renew by themselves
 # node_life_seconds = 2592000     # 30 days
@@ -93,8 +95,8 @@ domain = "localhost"
 
 [ops]                             # /healthz /readyz /metrics
 listen = "127.0.0.1:$ops"
-# tls = true                      # beyond loopback /metrics asks for a client certificate,
-# bearer_file = "metrics-token"   # or for the token in this file
+# tls = false                     # true: beyond loopback /metrics asks for a client certificate,
+# bearer_file = ""                # "metrics-token": or for the token in this file
 """)
 
 

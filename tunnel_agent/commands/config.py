@@ -1,0 +1,56 @@
+"""``qanat-agent config``: the configuration as the agent takes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import attrs
+import click
+
+from tunnel_agent.commands.options import bundle_option, config_option, json_option
+from tunnel_agent.config import AgentConfig
+from tunnel_agent.load import place_of_config
+from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.config import ConfigError, load_given
+from tunnel_core.effective import as_toml, settings_of
+
+
+@click.group("config")
+def command() -> None:
+    """Look at the configuration.
+
+    \b
+    Example:
+      qanat-agent config show
+    """
+
+
+@command.command("show")
+@config_option
+@bundle_option
+@json_option
+def show(config: Path | None, bundle: Path | None, as_json: bool) -> None:
+    """Print every key with the value that counts, and where that comes from.
+
+    From the file with its line, from a variable of this shell's environment, from an option, or by
+    default. A running agent may have been started with others. Secrets are not shown.
+
+    \b
+    Examples:
+      qanat-agent config show
+      qanat-agent config show --json | jq -r '.settings[] | select(.from != "default") | .key'
+    """
+    file, required = place_of_config(config)
+    try:
+        loaded, given = load_given(file, AgentConfig, required=required)
+    except ConfigError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+    if bundle is not None:
+        loaded = attrs.evolve(loaded, bundle_file=bundle.absolute())
+        given = replace(given, arguments={"bundle_file": "--bundle"})
+    settings = settings_of(loaded, given)
+    if as_json:
+        print_json({"file": str(given.file), "settings": [setting.as_json() for setting in settings]})
+    else:
+        click.echo(as_toml(settings, given.file))

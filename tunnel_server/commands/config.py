@@ -1,0 +1,50 @@
+"""``qanat-server config``: the configuration as the server takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tunnel_core import paths
+from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.config import ConfigError, load_given
+from tunnel_core.effective import as_toml, settings_of
+from tunnel_server.commands.access import config_option, json_option
+from tunnel_server.config import ServerConfig
+
+
+@click.group("config")
+def command() -> None:
+    """Look at the configuration.
+
+    \b
+    Example:
+      qanat-server config show
+    """
+
+
+@command.command("show")
+@config_option
+@json_option
+def show(config: Path | None, as_json: bool) -> None:
+    """Print every key with the value that counts, and where that comes from.
+
+    From the file with its line, from a variable of this shell's environment, or by default. A running
+    server may have been started with another file or other variables. Secrets are not shown.
+
+    \b
+    Examples:
+      qanat-server config show
+      qanat-server config show --json | jq -r '.settings[] | select(.from != "default") | .key'
+    """
+    path = config or paths.server_config_file()
+    try:
+        loaded, given = load_given(path, ServerConfig)
+    except ConfigError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+    settings = settings_of(loaded, given)
+    if as_json:
+        print_json({"file": str(given.file), "settings": [setting.as_json() for setting in settings]})
+    else:
+        click.echo(as_toml(settings, given.file))
