@@ -253,6 +253,15 @@ def load_signing_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     return key
 
 
+def is_private_key(pem: bytes) -> bool:
+    """Whether ``pem`` is an unencrypted private key, of whatever kind."""
+    try:
+        serialization.load_pem_private_key(pem, password=None)
+    except (*UNREADABLE, TypeError):
+        return False
+    return True
+
+
 def _only_uri(certificate: x509.Certificate) -> str:
     names = _alternative_names(certificate)
     uris = names.get_values_for_type(x509.UniformResourceIdentifier) if names else []

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tunnel_core.names import LOOPBACK, Target, canonical_host, join_host_port
+from tunnel_core.names import LOOPBACK, Target, canonical_host, join_host_port, refuse_url
 from tunnel_core.reasons import Reason, Refused
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -133,6 +133,7 @@ def parse_entry(text: str) -> Entry:
     """
     if text.startswith("unix:"):
         return Entry(unix_path=Target.parse(text).unix_path)
+    refuse_url(text)
     host, separator, ports = text.rpartition(":")
     if not separator:
         raise ValueError(f"{text[:300]!r} has no port: write host:port, CIDR:port, [v6]:port or unix:/path")

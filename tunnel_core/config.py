@@ -24,11 +24,13 @@ from cattrs.gen import make_dict_structure_fn
 
 from tunnel_core import paths
 from tunnel_core.effective import Given
-from tunnel_core.environment import given_in, lay_over, unknown_in
+from tunnel_core.environment import given_in, lay_over, table_of, unknown_in
 from tunnel_core.settings import PARSERS, BadValue, Parsers
 from tunnel_core.toml_lines import key_lines
 
 _MAX_FILE_BYTES = 1024 * 1024
+_KEY = "{key}"
+"""In a fix: the key of the problem, which a hook does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ def parse(raw: Mapping[str, Any], schema: type[T], source: Source) -> T:
     try:
         return _converter(source.folder, {**PARSERS, **schema.parsers}).structure(laid, schema)
     except Exception as error:
-        found = tuple(_problems(error, ""))
+        found = tuple(_problems(error, "", schema))
         raise ConfigError(tuple(Problem(*source.place_of(key), *rest) for key, *rest in found)) from None
 
 
@@ -252,6 +254,8 @@ def _table_hook(cl: type[Any], converter: cattrs.Converter) -> Callable[[Any, An
     structure = make_dict_structure_fn(cl, converter)
 
     def structure_table(value: Any, _: Any) -> Any:
+        if isinstance(value, list):
+            raise BadValue("is a list of tables, and there is one", f"write its head as [{_KEY}]")
         if not isinstance(value, Mapping):
             raise BadValue("is not a table", "write it as a [section] with its keys below")
         return structure(value, cl)
@@ -262,7 +266,11 @@ def _table_hook(cl: type[Any], converter: cattrs.Converter) -> Callable[[Any, An
 def _list_hook(wanted: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     items: Any = GenericAlias(list, typing.get_args(wanted)[:1])
 
+    is_of_tables = attrs.has(typing.get_args(wanted)[0])
+
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
+        if is_of_tables and isinstance(value, Mapping):
+            raise BadValue("is a list of tables, and this is one alone", f"write its head as [[{_KEY}]]")
         if not isinstance(value, list | tuple):
             raise BadValue("is not a list", "put it in brackets: [ ... ]")
         return tuple(converter.structure(value, items))
@@ -281,24 +289,24 @@ def _mapping_hook(wanted: Any, converter: cattrs.Converter) -> Callable[[Any, An
     return structure
 
 
-def _problems(error: Exception, key: str) -> Iterator[tuple[str, str, str]]:
+def _problems(error: Exception, key: str, schema: type[Any]) -> Iterator[tuple[str, str, str]]:
     """Each problem in a tree of validation errors as (key, message, fix)."""
     match error:
         case cattrs.ClassValidationError():
             named, rest = error.group_exceptions()
             for inner, field in named:
-                yield from _problems(inner, f"{key}.{field.name}".lstrip("."))
+                yield from _problems(inner, f"{key}.{field.name}".lstrip("."), schema)
             for inner in rest:
-                yield from _problems(inner, key)
+                yield from _problems(inner, key, schema)
         case cattrs.IterableValidationError():
             items, _ = error.group_exceptions()
             for inner, item in items:
-                yield from _problems(inner, _item_key(key, item.index))
+                yield from _problems(inner, _item_key(key, item.index), schema)
         case ExceptionGroup():
             for inner in error.exceptions:
-                yield from _problems(inner, key)
+                yield from _problems(inner, key, schema)
         case _:
-            yield from _single_problem(error, key)
+            yield from _single_problem(error, key, schema)
 
 
 def _item_key(key: str, index: int | str) -> str:
@@ -306,18 +314,47 @@ def _item_key(key: str, index: int | str) -> str:
     return f"{key}#{index + 1}" if isinstance(index, int) else f"{key}.{index}"
 
 
-def _single_problem(error: Exception, key: str) -> Iterator[tuple[str, str, str]]:
+def _single_problem(error: Exception, key: str, schema: type[Any]) -> Iterator[tuple[str, str, str]]:
     match error:
         case cattrs.ForbiddenExtraKeysError():
             known = [field.name for field in attrs.fields(error.cl)]
             for extra in sorted(error.extra_fields):
-                yield f"{key}.{extra}".lstrip("."), "unknown key", _did_you_mean(extra, known)
+                fix = _belongs_elsewhere(extra, key, schema) or _did_you_mean(extra, known)
+                yield f"{key}.{extra}".lstrip("."), "unknown key", fix
         case BadValue():
-            yield f"{key}.{error.key}".strip("."), error.message, error.fix
+            yield f"{key}.{error.key}".strip("."), error.message, error.fix.replace(_KEY, key)
         case KeyError():
             yield key, "is missing", "add it"
         case _:
             raise error
+
+
+def _belongs_elsewhere(word: str, table: str, schema: type[Any]) -> str:
+    """What to do with a key that another table has; empty if none has it, or several do.
+
+    In TOML every key below a table's head is that table's, also one that was meant for the whole file.
+    """
+    if table and word in (field.name for field in attrs.fields(schema)):
+        hint = typing.get_type_hints(schema)[word]
+        if table_of(hint) is not None:
+            return f"it is a table of its own: write its head as [{word}]"
+        if _is_list(hint) and attrs.has(typing.get_args(hint)[0]):
+            return f"it is a list of tables: write the head of each as [[{word}]]"
+        return "it is a key of the whole file: write it above the first [section]"
+    places = _tables_with(word, schema)
+    return f"it is a key of [{places[0]}]: write it below that head" if len(places) == 1 else ""
+
+
+def _tables_with(word: str, schema: type[Any], above: str = "") -> list[str]:
+    """The tables, but for lists of them, that have this key."""
+    found = []
+    for name, hint in typing.get_type_hints(schema).items():
+        inner = table_of(hint)
+        if inner is not None:
+            path = f"{above}.{name}".lstrip(".")
+            found += [path] if word in (field.name for field in attrs.fields(inner)) else []
+            found += _tables_with(word, inner, path)
+    return found
 
 
 def _did_you_mean(word: str, known: typing.Iterable[str]) -> str:

@@ -93,14 +93,14 @@ def _variables(schema: type[Any], above: tuple[str, ...]) -> Iterator[Variable]:
     hints = typing.get_type_hints(schema)
     for field in attrs.fields(schema):
         hint, path = hints[field.name], (*above, field.name)
-        table = _table_of(hint)
+        table = table_of(hint)
         if table is not None:
             yield from _variables(table, path)
         elif typing.get_origin(hint) not in (tuple, Mapping):
             yield Variable(PREFIX + "_".join(path).upper(), path, hint)
 
 
-def _table_of(hint: Any) -> type[Any] | None:
+def table_of(hint: Any) -> type[Any] | None:
     """The table that a field holds, be it optional. Addresses are written as one text."""
     if typing.get_origin(hint) is tuple:
         return None

@@ -51,6 +51,27 @@ def _looks_hashed(node: str) -> bool:
     return re.search(r"-[a-z2-7]{8}$", node) is not None
 
 
+class UrlGivenError(ValueError):
+    """A URL stands where an address belongs. The text says what to write."""
+
+
+def refuse_url(text: str, *, has_port: bool = True) -> None:
+    """Raises ``UrlGivenError`` for ``http://host:port/``. ``has_port``: an address has a port here."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return
+    address = rest.partition("/")[0].rpartition("@")[2]  # what stands before @ may be a password
+    port = _URL_PORTS.get(scheme.lower())
+    if not has_port:
+        address = re.sub(r":[0-9]+$", "", address)
+    elif port and not re.search(r":[0-9]+$", address):
+        address = f"{address}:{port}"
+    raise UrlGivenError(f"a {scheme[:20]}:// URL stands where an address belongs; write {address[:300]!r}")
+
+
+_URL_PORTS = {"http": 80, "https": 443}
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What an agent dials: a service by name, an address, or a unix socket. Exactly one is set."""
@@ -64,6 +85,7 @@ class Target:
     @functools.lru_cache(256)
     def parse(cls, text: str) -> Target:
         """Reads ``name``, ``host:port``, ``[v6]:port`` or ``unix:/path``. Raises ``ValueError``."""
+        refuse_url(text)
         if text.startswith("unix:"):
             return cls(unix_path=_unix_path(text.removeprefix("unix:")))
         if ":" not in text:
@@ -92,6 +114,7 @@ def split_host_port(text: str) -> tuple[str, int]:
     Raises ``ValueError`` for anything ambiguous: an IPv6 address without brackets, a missing or
     padded port, user info, a zone, a name that is no RFC 1123 subdomain.
     """
+    refuse_url(text)
     host, separator, port_text = text.rpartition(":")
     if not separator or not re.fullmatch("[1-9][0-9]{0,4}", port_text) or int(port_text) > 65535:
         raise ValueError(f"no port from 1 to 65535 in {text[:300]!r}")

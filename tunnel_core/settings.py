@@ -15,10 +15,12 @@ import attrs
 from tunnel_core.identity import Role, SpiffeId, is_identity_name
 from tunnel_core.names import (
     Target,
+    UrlGivenError,
     canonical_host,
     is_node_name,
     is_service_name,
     join_host_port,
+    refuse_url,
     split_host_port,
 )
 
@@ -195,9 +197,10 @@ def _listen(value: object) -> ListenAddress:
     text = parse_text(value)
     host, _, port = text.rpartition(":")
     try:
+        refuse_url(text)
         name, number = split_host_port(f"{host}:1" if port == "0" else text)
     except ValueError as error:
-        raise BadValue(str(error), 'write "127.0.0.1:7002", "[::]:7002" or "localhost:7002"') from None
+        raise reworded(error, 'write "127.0.0.1:7002", "[::]:7002" or "localhost:7002"') from None
     return ListenAddress(name, 0 if port == "0" else number)
 
 
@@ -222,17 +225,23 @@ def _network(value: object) -> Network:
 def _target(value: object) -> Target:
     try:
         return Target.parse(parse_text(value))
+    except UrlGivenError as error:
+        fix = 'for browsers a [[service]] also has protocol = "http" or "https"'
+        raise BadValue(str(error), fix) from None
     except ValueError as error:
         raise reworded(error, 'write "host:port", "[v6]:port", "unix:/path" or a service name') from None
 
 
 def reworded(error: ValueError, fix: str) -> BadValue:
-    return error if isinstance(error, BadValue) else BadValue(str(error), fix)
+    if isinstance(error, BadValue):
+        return error
+    return BadValue(str(error), "" if isinstance(error, UrlGivenError) else fix)
 
 
 def _dns_name(value: object) -> str:
     try:
-        return canonical_host(parse_text(value))
+        refuse_url(text := parse_text(value), has_port=False)
+        return canonical_host(text)
     except ValueError as error:
         raise reworded(error, 'write a DNS name such as "tunnel.example.com"') from None
 

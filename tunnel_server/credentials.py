@@ -10,7 +10,7 @@ from pathlib import Path
 
 from certs.bundle import MAX_ROOTS, split_pem
 from certs.files import KeyFileError, read_private
-from certs.x509 import Description, describe
+from certs.x509 import Description, describe, is_private_key
 from tunnel_core.carrier import ServerTls
 from tunnel_core.logs import log_event
 from tunnel_server.config import Tls
@@ -74,7 +74,7 @@ def tls_files(tls: Tls) -> TlsFiles:
 def read_credentials(tls: Tls, now: datetime) -> Credentials:
     """Reads and checks the three files. Raises ``BadCredentials``."""
     found = ServerTls(
-        key_pem=_read_key(tls.key_file),
+        key_pem=_read_key(tls.key_file, tls.certificate_file),
         chain_pem=_read(tls.certificate_file),
         roots_pem=_read(tls.trust_file),
     )
@@ -96,7 +96,7 @@ def _read(path: Path) -> bytes:
         raise BadCredentials(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _read_key(path: Path) -> bytes:
+def _read_key(path: Path, certificate_file: Path) -> bytes:
     _read(path)  # for its sentences
     try:
         pem = read_private(path)
@@ -104,6 +104,11 @@ def _read_key(path: Path) -> bytes:
         raise BadCredentials(str(error)) from None
     if b"ENCRYPTED" in pem:
         raise BadCredentials(f"the key in {path} is encrypted; the server needs a plain one, of mode 0600")
+    if not is_private_key(pem):
+        cure = (
+            f"put the key of the certificate in {certificate_file} there, or `qanat-server restore` a backup"
+        )
+        raise BadCredentials(f"{path} holds no private key (PEM) that can be read: {cure}")
     return pem
 
 
@@ -138,5 +143,13 @@ def _check_as_a_whole(tls: Tls) -> None:
         if error.reason == "KEY_VALUES_MISMATCH":
             why = f"the key in {tls.key_file} is not that of the certificate in {tls.certificate_file}"
             raise BadCredentials(why) from None
-        files = f"{tls.certificate_file}, {tls.key_file} and {tls.trust_file}"
-        raise BadCredentials(f"TLS cannot use {files}: {error}") from None
+        file = tls.trust_file if _is_unusable(tls.trust_file) else tls.certificate_file
+        raise BadCredentials(f"TLS cannot use {file}: {error}; put PEM certificates there") from None
+
+
+def _is_unusable(trust_file: Path) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(trust_file)
+    except ssl.SSLError:
+        return True
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -206,6 +207,23 @@ def test_a_node_is_forgotten_and_nothing_else(command: Command, tmp_path: Path) 
     command("node", "forget", "edge1", code=1)
     assert command("cert", "list", "--node", "edge1").stdout.rstrip().endswith("good")
     assert command.json("audit", "--kind", "forgotten")["audit"][0]["node"] == "edge1"  # type: ignore[index]
+
+
+def test_the_configuration_that_counts_is_shown(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QANAT_AGENTS_MAX", "9")
+    assert re.search(r"(?m)^max = 9 +# QANAT_AGENTS_MAX$", command("config", "show").stdout)
+    shown = command.json("config", "show")
+    settings = {one["key"]: one for one in shown["settings"]}  # type: ignore[attr-defined]
+    assert settings["web.domain"]["place"].startswith(f"{command.config}:")
+    assert settings["log.level"] == {
+        "key": "log.level",
+        "value": "info",
+        "from": "default",
+        "place": None,
+        "secret": False,
+    }
+    command.config.write_text("[tcp]\n")
+    assert "write its head as [[tcp]]" in command("config", "show", code=2).stderr
 
 
 def test_a_bundle_that_cannot_be_written_down_is_not_handed_out(command: Command, tmp_path: Path) -> None:

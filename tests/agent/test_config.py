@@ -71,6 +71,35 @@ def test_everything_can_be_set() -> None:
         ({"server": ["a:1"]}, "server: unknown key; did you mean servers?"),
         ({"proxy": 5}, "proxy: is not a text"),
         (
+            {"service": [{"name": "web", "target": "http://localhost:1880"}]},
+            "service#1.target: a http:// URL stands where an address belongs; write 'localhost:1880';"
+            ' for browsers a [[service]] also has protocol = "http" or "https"',
+        ),
+        (
+            {"service": [{"name": "web", "target": "https://kim:hush@[::1]/page"}]},
+            "service#1.target: a https:// URL stands where an address belongs; write '[::1]:443'",
+        ),
+        (
+            {"allow": ["http://localhost:1880"]},
+            "allow#1: a http:// URL stands where an address belongs; write 'localhost:1880'",
+        ),
+        (
+            {"servers": ["https://tunnel.example.com:7001"]},
+            "servers#1: a https:// URL stands where an address belongs; write 'tunnel.example.com:7001'",
+        ),
+        (
+            {"service": {"name": "web", "target": "b:1"}},
+            "service: is a list of tables, and this is one alone; write its head as [[service]]",
+        ),
+        (
+            {"service": [{"name": "web", "target": "b:1", "allow": ["c:1"]}]},
+            "service#1.allow: unknown key; it is a key of the whole file: write it above the first [section]",
+        ),
+        (
+            {"ops": {"proxy": "http://a:1"}},
+            "ops.proxy: unknown key; it is a key of the whole file: write it above the first [section]",
+        ),
+        (
             {"link": {"profile": "mettered"}},
             "link.profile: 'mettered' is not one of default, metered; did you",
         ),

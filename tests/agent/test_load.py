@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.fakes.pki import write_node_bundle, write_user_bundle
 from tunnel_agent.load import load_installation
+from tunnel_agent.main import main
 from tunnel_core import paths
 from tunnel_core.config import ConfigError, Problem
 from tunnel_core.names import Target
@@ -92,3 +95,22 @@ def test_the_proxy_password_comes_from_its_file(tmp_path: Path) -> None:
 def test_ops_cannot_speak_tls_with_a_nodes_certificate(tmp_path: Path) -> None:
     write_node_bundle(tmp_path / "node.pem", "edge1", "a:7001")
     assert problem_of(config_in(tmp_path, "[ops]\ntls = true\n")).key == "ops.tls"
+
+
+def test_the_configuration_that_counts_is_shown_whatever_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('allow = ["localhost:22"]\nproxy = "http://kim:hush@proxy:3128"\n')
+    monkeypatch.setenv("QANAT_DRAIN_SECONDS", "3")
+    arguments = ["config", "show", "--config", str(file), "--bundle", str(tmp_path / "b.pem")]
+    said = CliRunner().invoke(main, arguments)
+    assert said.exit_code == 0, said.output
+    lines = {line.split(" = ")[0]: line.rpartition("# ")[2] for line in said.stdout.splitlines()}
+    assert (lines["allow"], lines["drain_seconds"]) == ("agent.toml:1", "QANAT_DRAIN_SECONDS")
+    assert (lines["bundle_file"], lines["servers"]) == ("--bundle", "default")
+    assert "hush" not in said.stdout and "proxy is set, not shown" in said.stdout
+    said = CliRunner().invoke(main, [*arguments, "--json"])
+    assert "hush" not in said.stdout
+    [proxy] = [one for one in json.loads(said.stdout)["settings"] if one["key"] == "proxy"]
+    assert (proxy["value"], proxy["secret"], proxy["place"]) == (None, True, f"{file}:2")

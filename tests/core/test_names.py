@@ -237,5 +237,5 @@ def test_targets(text: str, target: Target) -> None:
     ],
 )
 def test_what_is_no_target(text: str) -> None:
-    with pytest.raises(ValueError, match=r"service name|socket path|port|host"):
+    with pytest.raises(ValueError, match=r"service name|socket path|port|host|URL"):
         Target.parse(text)

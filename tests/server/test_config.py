@@ -111,6 +111,46 @@ def test_everything_can_be_set() -> None:
             "tcp#1.node: 'Edge' is not a node",
         ),
         ({"web": {"domain": "a_b"}}, "web.domain: not a host name"),
+        (
+            {"tcp": {"listen": "127.0.0.1:1", "node": "a", "target": "b:1"}},
+            "tcp: is a list of tables, and this is one alone; write its head as [[tcp]]",
+        ),
+        (
+            {"connect": {"unix": {"path": "s", "peer": {"uid": 0, "user": "a"}}}},
+            "connect.unix.peer: is a list of tables, and this is one alone; write its head as"
+            " [[connect.unix.peer]]",
+        ),
+        (
+            {"agents": [{"max": 1}]},
+            "agents: is a list of tables, and there is one; write its head as [agents]",
+        ),
+        (
+            {"tcp": [{"listen": "127.0.0.1:1", "node": "a", "target": "b:1", "drain_seconds": 1}]},
+            "tcp#1.drain_seconds: unknown key; it is a key of the whole file: write it above the first",
+        ),
+        ({"log": {"web": {}}}, "log.web: unknown key; it is a table of its own: write its head as [web]"),
+        (
+            {"connect": {"tcp": []}},
+            "connect.tcp: unknown key; it is a list of tables: write the head of each",
+        ),
+        ({"max_streams": 5}, "max_streams: unknown key; it is a key of [session]: write it below that head"),
+        (
+            {"web": {"keep_days": 5}},
+            "web.keep_days: unknown key; it is a key of [audit]: write it below that",
+        ),
+        ({"web": {"mode": "0600"}}, "web.mode: unknown key; known: listen, domain"),
+        (
+            {"tcp": [{"listen": "127.0.0.1:1", "node": "a", "target": "http://db:80/x"}]},
+            "tcp#1.target: a http:// URL stands where an address belongs; write 'db:80'",
+        ),
+        (
+            {"web": {"listen": ["http://127.0.0.1:80"]}},
+            "web.listen#1: a http:// URL stands where an address belongs; write '127.0.0.1:80'",
+        ),
+        (
+            {"web": {"domain": "https://a.example"}},
+            "web.domain: a https:// URL stands where an address belongs; write 'a.example'",
+        ),
         ({"session": {"missed_ping": 1}}, "session.missed_ping: unknown key; did you mean missed_pings?"),
     ],
 )

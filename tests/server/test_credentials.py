@@ -88,6 +88,29 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path, name: str) -> None:
     assert complaint(tls).startswith(f"there is no file {tmp_path / name}: make one with")
 
 
+@pytest.mark.parametrize(
+    "content", [b"nonsense", b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
+)
+def test_a_key_that_is_none_is_named_alone_and_with_a_cure(tmp_path: Path, content: bytes) -> None:
+    tls = files(tmp_path)
+    write_private(tls.key_file, content)
+    said = complaint(tls)
+    assert said.startswith(f"{tls.key_file} holds no private key (PEM) that can be read: put the key of")
+    assert "trust.pem" not in said
+
+
+@pytest.mark.parametrize("name", ["server.pem", "trust.pem"])
+def test_a_file_that_is_damaged_behind_its_first_certificate_is_named_alone(
+    tmp_path: Path, name: str
+) -> None:
+    tls = files(tmp_path)
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes() + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    said = complaint(tls)
+    others = {"server.pem", "trust.pem", "server.key"} - {name}
+    assert name in said and not any(other in said for other in others)
+
+
 def test_an_end_within_thirty_days_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     read_credentials(files(tmp_path), NOW).log(NOW)
