@@ -1,16 +1,16 @@
-"""Stop two live agents with one node's certificate from taking the session from each other for ever. No clock.
+"""Stop two live agents with one node's certificate from taking the session from each other. No clock.
 
-A takeover is normal when it happens once: an agent was restarted, or its machine was. Two rules tell two live
-agents from one that restarts:
+A takeover is normal when it happens once: an agent was restarted, or its machine was. Two rules tell two
+live agents from one that restarts:
 
-1. A run of the agent (``instance``) that was replaced, and asks again, is alive. So is the run that is attached.
-   This rule sees containers too: they share the boot id of their host. A restarted agent is a new run, and a
-   dead one never asks again, so a crash loop does not match.
-2. More than three takeovers between different boots in a minute are two machines whose agents restart as well.
+1. A run of the agent (``instance``) that was replaced, and asks again, is alive. So is the run that is
+   attached. This rule sees containers too: they share the boot id of their host. A restarted agent is a new
+   run, and a dead one never asks again, so a crash loop does not match.
+2. More than three takeovers between different boots in a minute are two machines whose agents restart too.
 
-Then the agent that is attached stays, and the newcomer is told to wait a minute. It tries again all the time. Two
-minutes without a try, and the verdict is forgotten. Until then every other run is refused while the one that is
-attached is alive; otherwise a supervisor that restarts the refused agent would begin the fight again.
+Then the agent that is attached stays, and the newcomer is told to wait a minute. It tries again all the
+time. Two minutes without a try, and the verdict is forgotten. Until then every other run is refused while
+the attached one is alive; otherwise a supervisor that restarts the refused agent would begin the fight again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RETRY_SECONDS = 60.0
 REPLACED_SECONDS = 3600.0
 """How long a replaced run is remembered: longer than any wait between two attaches of one agent."""
 MOST_REPLACED = 16
-"""Runs remembered for each node. A crash loop beside a live agent must not push that one out in ten seconds."""
+"""Runs remembered for each node. A crash loop must not push out the live agent beside it in ten seconds."""
 MAX_NODES = 10_000
 
 

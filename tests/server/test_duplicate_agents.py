@@ -29,14 +29,19 @@ QUICK_SERVER = [
 @asynccontextmanager
 async def agent_in(folder: Path, site: Site) -> AsyncIterator[Program]:
     """One more agent of edge1, with files of its own; it waits a third of 3 s after a takeover."""
+    config = _write_agent(folder, site)
+    async with running([*AGENT, "run", "--config", str(config)]) as program:
+        yield program
+
+
+def _write_agent(folder: Path, site: Site) -> Path:
     folder.mkdir(exist_ok=True)
     write_bundle(folder / "node.pem", pki.bundle_of(Role.NODE, "edge1", agents=(site.ready["agents"],)))
     config = folder / "agent.toml"
     config.write_text(
         f'allow = ["127.0.0.1:22"]\n[ops]\nlisten = "{ANYWHERE}"\n[session]\nretry_max_seconds = 3\n'
     )
-    async with running([*AGENT, "run", "--config", str(config)]) as program:
-        yield program
+    return config
 
 
 async def test_two_agents_with_one_bundle_settle_until_one_is_stopped(
