@@ -63,11 +63,15 @@ class Ticket:
         """Why its turn did not come in time."""
         return self._admission.why_late(self.source)
 
-    def release(self) -> None:
-        """The connection is closed."""
+    def refused(self) -> None:
+        """The connection failed to prove who it is, and only lasts until it has heard so."""
         if self._unauthenticated:
             self._unauthenticated = False
             self._admission.left(self)
+
+    def release(self) -> None:
+        """The connection is closed."""
+        self.refused()
         if not self._released:
             self._released = True
             self._admission.open_connections -= 1

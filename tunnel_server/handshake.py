@@ -78,6 +78,7 @@ def over_tls(
         try:
             await _shake_hands(stream, handshake_seconds, turns)
         except Refused as refused:
+            accepted.ticket.refused()
             reporter.refused(entrance, accepted.source, refused)
             await linger(transport)  # or the alert that says why is lost
             return

@@ -109,6 +109,16 @@ def test_a_source_where_somebody_proved_himself_gets_more_for_a_while() -> None:
     assert sum(not ticket.waits for ticket in admit_many(admission, "192.0.2.1", 5)) == 2
 
 
+def test_who_was_refused_frees_the_place_of_the_source_and_stays_in_the_total() -> None:
+    admission = Admission(2, 1, 4, clock=Clock())
+    first, second = admit_many(admission, "192.0.2.1", 2)
+    first.refused()
+    assert not second.waits
+    assert refusal(admission, "192.0.2.2") is Reason.TOO_MANY_CONNECTIONS
+    first.release()
+    assert admission.open_connections == 1
+
+
 def test_who_leaves_without_a_proof_makes_no_source_known() -> None:
     admission = Admission(99, 2, 400, clock=Clock())
     admission.admit("192.0.2.1").release()
