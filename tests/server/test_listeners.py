@@ -105,6 +105,19 @@ def test_a_file_is_never_removed(tmp_path: Path) -> None:
     assert (tmp_path / "a.sock").read_text() == "precious"
 
 
+def test_a_file_system_without_sockets_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As exFAT does it by FUSE: the bind fails, and has left a plain file."""
+
+    def fail(bound: socket.socket, address: UnixAddress) -> None:
+        address.path.touch()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(binding, "_bind_privately", fail)
+    with pytest.raises(CannotListen, match="Input/output error; FAT, CIFS and 9p carry no sockets"):
+        bind_unix(UnixAddress(tmp_path / "a.sock"))
+    assert not (tmp_path / "a.sock").exists()
+
+
 def test_an_unknown_group_is_named(tmp_path: Path) -> None:
     with pytest.raises(CannotListen, match="no group no-such-group"):
         bind_unix(UnixAddress(tmp_path / "a.sock", group="no-such-group"))
