@@ -8,6 +8,7 @@ import fcntl
 import glob
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,7 +85,11 @@ def make_private_folder(path: Path) -> None:
 
 
 def remove_interrupted(path: Path) -> None:
-    """Removes ``path``, if it is there, and what a killed process left of writing it."""
+    """Removes ``path``, if it is there, and what a killed process left of writing it.
+
+    Raises ``OSError`` for what is no file, such as a device.
+    """
+    _require_plain(path)
     path.unlink(missing_ok=True)
     remove_staged(path)
 
@@ -150,6 +155,8 @@ def place_new(staged: Path, path: Path) -> None:
 
 
 def _write(path: Path, data: bytes, mode: int, replace: bool) -> None:
+    if replace:
+        _require_plain(path)
     staged = path.with_name(f".{path.name}.{secrets.token_hex(_STAGED_CHARS // 2)}")
     try:
         _write_synced(staged, data, mode)
@@ -160,6 +167,14 @@ def _write(path: Path, data: bytes, mode: int, replace: bool) -> None:
     finally:
         staged.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _require_plain(path: Path) -> None:
+    """Raises ``OSError`` for a device or a pipe: root would replace /dev/null for the whole machine."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
 
 
 def _write_synced(path: Path, data: bytes, mode: int) -> None:

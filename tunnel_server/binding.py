@@ -137,11 +137,12 @@ def bind_unix(address: UnixAddress) -> socket.socket:
 
 
 def _no_sockets(path: Path) -> str:
-    """The hint for a bind that failed oddly. FUSE has made a plain file by then, which would be in the way."""
+    """The hint for a bind that failed oddly. FUSE has made a plain file by then, which is in the way."""
     with contextlib.suppress(OSError):
-        if stat.S_ISREG(path.lstat().st_mode) and not path.lstat().st_size:
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and not status.st_size:
             path.unlink()
-    return f"; FAT, CIFS and 9p carry no sockets: if {path.parent} is on one, name another place for it"
+    return f"; FAT, CIFS and 9p carry no sockets: if {path.parent} is on one, name another place"
 
 
 def _remove_stale(path: Path) -> None:

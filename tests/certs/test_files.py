@@ -91,6 +91,16 @@ def test_what_is_no_key_file_is_refused(tmp_path: Path) -> None:
         read_private(Path("/dev/null"))
 
 
+def test_a_device_or_a_pipe_is_never_replaced(tmp_path: Path) -> None:
+    """As root that would be /dev/null of the whole machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for act in (lambda: write_private(pipe, b"k"), lambda: remove_interrupted(pipe)):
+        with pytest.raises(OSError, match="Not a regular file"):
+            act()
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+
+
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     for name in ("[key]", ".[key].0123456789abcdef", ".[key].old", "k"):
         (tmp_path / name).touch()
