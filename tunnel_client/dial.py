@@ -26,6 +26,9 @@ _RESET_SECONDS = 3.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.6
 DIALS_AT_ONCE = 16
 """Half of what a server lets one address do before it knows anybody there."""
+DIALS_ONCE_KNOWN = 64
+"""After the first success: a quarter of what the address may do then. 300 connections over a round trip of
+100 ms take 4.0 s in place of 5.5 s."""
 _TURN_SECONDS = 30.0
 _OVERLOADED = "TLSV1_ALERT_INTERNAL_ERROR"
 
@@ -133,12 +136,15 @@ class PacedDialer:
     """Lets ``at_once`` dials run side by side; the others wait for their turn in order of arrival.
 
     A server counts a connection against its source until the handshake is done, so a burst is dialled in
-    small groups.
+    small groups. They are larger once a dial has succeeded, because the server knows the address then.
     """
 
-    def __init__(self, dialer: Dialer, at_once: int = DIALS_AT_ONCE) -> None:
+    def __init__(
+        self, dialer: Dialer, at_once: int = DIALS_AT_ONCE, once_known: int = DIALS_ONCE_KNOWN
+    ) -> None:
         self._dialer = dialer
         self._turns = trio.Semaphore(at_once)
+        self._more = once_known - at_once
 
     @property
     def name(self) -> str:
@@ -148,10 +154,17 @@ class PacedDialer:
         """Raises ``ServerUnreachable`` also if there is no connection within 30 s, turn included."""
         with trio.move_on_after(_TURN_SECONDS):
             async with self._turns:
-                return await self._dialer.dial()
+                stream = await self._dialer.dial()
+                self._widen()
+                return stream
         others = self._turns.statistics().tasks_waiting
         text = f"{self.name} gave no connection within {_TURN_SECONDS:g} s; {others} others wait here"
         raise ServerUnreachable(text)
+
+    def _widen(self) -> None:
+        more, self._more = self._more, 0
+        for _ in range(more):
+            self._turns.release()
 
 
 def client_context(bundle: Bundle, path: Path) -> ssl.SSLContext:

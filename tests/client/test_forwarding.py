@@ -128,17 +128,21 @@ async def test_dials_are_made_in_small_groups() -> None:
         async def dial(self) -> trio.abc.HalfCloseableStream:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
+            assert self.under_way <= (6 if self.dialled else 4)
             await trio.testing.wait_all_tasks_blocked()
             self.under_way -= 1
             self.dialled += 1
             return trio.testing.memory_stream_pair()[0]
 
     counting = CountingDialer()
-    paced = PacedDialer(counting, 4)
-    async with trio.open_nursery() as nursery:
-        for _ in range(20):
-            nursery.start_soon(paced.dial)
-    assert (counting.dialled, counting.most) == (20, 4)
+    paced = PacedDialer(counting, 4, 6)
+    for most in (6, 6):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(paced.dial)
+            await trio.testing.wait_all_tasks_blocked()
+        assert counting.most == most
+    assert counting.dialled == 40
 
 
 async def test_a_turn_that_never_comes_is_said(autojump_clock: trio.testing.MockClock) -> None:
