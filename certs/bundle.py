@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
-import fcntl
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from certs.files import KeyFileError, read_private, write_private
+from certs.files import KeyFileError, hold_folder, read_private, real_place, write_private
 from tunnel_core.identity import SpiffeId
 from tunnel_core.names import join_host_port, split_host_port
 
@@ -64,8 +61,11 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def write_bundle(path: Path, bundle: Bundle, *, replace: bool = True) -> None:
-    """Writes a bundle with mode 0600, whole or not at all. Raises ``OSError``."""
-    write_private(path, format_bundle(bundle), replace=replace)
+    """Writes a bundle with mode 0600, whole or not at all. Raises ``OSError``.
+
+    A symbolic link stays, and its target gets the new content; see ``real_place``.
+    """
+    write_private(real_place(path) if replace else path, format_bundle(bundle), replace=replace)
 
 
 def change_bundle(path: Path, change: Callable[[Bundle], Bundle]) -> None:
@@ -74,22 +74,11 @@ def change_bundle(path: Path, change: Callable[[Bundle], Bundle]) -> None:
     An agent learns roots and gets its next certificate at times of their own, and neither may take the
     other's place. Raises ``BundleError`` or ``OSError``; then the file is as it was.
     """
-    with _holding(path.parent):
+    with hold_folder(real_place(path).parent):
         bundle = read_bundle(path)
         changed = change(bundle)
         if changed != bundle:
             write_bundle(path, changed)
-
-
-@contextlib.contextmanager
-def _holding(folder: Path) -> Iterator[None]:
-    """flock(2) of the folder: the file itself is replaced, and a lock file would have to be made."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def format_bundle(bundle: Bundle) -> bytes:

@@ -3,36 +3,64 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import glob
 import os
 import secrets
-import shlex
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+
+from certs.file_modes import KeyFileError, Mount, check_private, is_private, mount_of, no_modes
+
+__all__ = [
+    "KeyFileError",
+    "hold_folder",
+    "make_private_folder",
+    "place_new",
+    "read_private",
+    "real_place",
+    "remove_interrupted",
+    "remove_staged",
+    "sync_folder",
+    "write_private",
+    "write_public",
+]
 
 PRIVATE = 0o600
 PUBLIC = 0o644
 _MAX_BYTES = 256 * 1024
 _STAGED_CHARS = 16
-
-
-class KeyFileError(Exception):
-    """A file with a key cannot be used. The text is a sentence for the user, with the command that helps."""
+_MAX_LINKS = 40
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_MODES = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+"""NFS: EBADF, as it locks only what is open for writing, and no folder is."""
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def read_private(path: Path) -> bytes:
     """The content of a key file. Raises ``KeyFileError`` if others may read it, or ``OSError``."""
     with path.open("rb") as file:
-        status = os.fstat(file.fileno())  # of what was opened: a path may be swapped between two looks
-        if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(f"{path} is not a regular file")
-        if status.st_mode & 0o077:
-            cure = f"chmod 600 {shlex.quote(str(path))}"
-            raise KeyFileError(f"{path} holds a private key and can be read by others; run: {cure}")
+        check_private(path, os.fstat(file.fileno()))  # what was opened: a path may be swapped meanwhile
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise KeyFileError(f"{path} is larger than {_MAX_BYTES // 1024} KiB; is it the right file?")
     return data
+
+
+def real_place(path: Path) -> Path:
+    """Where new content of ``path`` belongs: the target of a symbolic link, or ``path`` itself.
+
+    A link counts if it belongs to root or to this user. Another user's link could lead root's writing
+    anywhere; such a link is replaced like a file.
+    """
+    for _ in range(_MAX_LINKS):
+        if not path.is_symlink() or path.lstat().st_uid not in (0, os.geteuid()):
+            return path
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
 def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
@@ -57,7 +85,11 @@ def make_private_folder(path: Path) -> None:
 
 
 def remove_interrupted(path: Path) -> None:
-    """Removes ``path``, if it is there, and what a killed process left of writing it."""
+    """Removes ``path``, if it is there, and what a killed process left of writing it.
+
+    Raises ``OSError`` for what is no file, such as a device.
+    """
+    _require_plain(path)
     path.unlink(missing_ok=True)
     remove_staged(path)
 
@@ -68,32 +100,99 @@ def remove_staged(path: Path) -> None:
         staged.unlink(missing_ok=True)
 
 
-def sync_folder(path: Path) -> None:
-    """Puts new, moved and removed names on the disk, which fsync of a file does not (fsync(2))."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+@contextlib.contextmanager
+def hold_folder(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a folder against others who hold it so, as long as the block lasts. Blocks if it waits.
+
+    It is flock(2) of the folder: a file in it is replaced, and a lock file would have to be made. Some
+    network file systems lock no folders; there nobody is held off. Raises ``BlockingIOError`` if another
+    process has the folder and ``wait`` is false, ``OSError`` if the folder cannot be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
     finally:
         os.close(descriptor)
 
 
+def sync_folder(path: Path) -> None:
+    """Puts new, moved and removed names on the disk, which fsync of a file does not (fsync(2)).
+
+    Some network file systems sync no folders; they order names by themselves.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def place_new(staged: Path, path: Path) -> None:
+    """Gives the file ``staged`` the name ``path`` as well. Raises ``FileExistsError`` if that is taken.
+
+    Without hard links (FAT, CIFS, 9p) an empty file claims the name first, and ``staged`` moves over it. A
+    process that is killed between the two leaves the empty file, never half of the content.
+    """
+    try:
+        path.hardlink_to(staged)  # unlike rename, fails if the name is taken
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, PRIVATE))
+        try:
+            staged.replace(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
 def _write(path: Path, data: bytes, mode: int, replace: bool) -> None:
+    if replace:
+        _require_plain(path)
     staged = path.with_name(f".{path.name}.{secrets.token_hex(_STAGED_CHARS // 2)}")
     try:
         _write_synced(staged, data, mode)
         if replace:
             staged.replace(path)
         else:
-            path.hardlink_to(staged)  # unlike rename, fails if the name is taken
+            place_new(staged, path)
     finally:
         staged.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
+def _require_plain(path: Path) -> None:
+    """Raises ``OSError`` for a device or a pipe: root would replace /dev/null for the whole machine."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
 def _write_synced(path: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)  # whatever the umask says
+        _set_mode(path, file.fileno(), mode)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _set_mode(path: Path, descriptor: int, mode: int) -> None:
+    """Whatever the umask says. Raises ``OSError`` where a key would be readable by others after all."""
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as error:
+        if error.errno not in _NO_MODES:
+            raise
+    if mode == PRIVATE and not is_private(os.fstat(descriptor)):  # CIFS ignores a chmod in silence
+        cure = no_modes(mount_of(path) or Mount(path.parent, "the file system"))
+        raise OSError(errno.EOPNOTSUPP, f"a key there would be readable by others; {cure}", str(path))

@@ -51,6 +51,12 @@ OWN = (
     ),
     ("QANAT_NODE", "agent", "the node's name; the host's if it is not set"),
     ("QANAT_BUNDLE", "`qanat`", "the bundle with which the command comes in"),
+    (
+        "QANAT_KEY_FILE_MODES",
+        "all",
+        "`ignore`: files with keys may have any mode. For file systems without modes (FAT, CIFS, 9p) that"
+        " cannot be mounted with private ones, on a machine that nobody else uses",
+    ),
 )
 
 

@@ -86,6 +86,7 @@ class Agent:
             snapshot=self._snapshot,
             ready=lambda: "" if state.is_attached else "not_attached",
             routes=status_routes(state, installation.services, tuple(map(str, installation.config.allow))),
+            counters=self.counters,
         )
 
     def _snapshot(self) -> Snapshot:

@@ -8,8 +8,8 @@
    not come back in one instant.
 3. A server that says when to come back is obeyed, up to a bound.
 4. "Taken over" means that another program attached as this node. To answer at once would throw that
-   one out in turn, for ever: such an end waits at least a third of the cap. That is 10 s, so that four
-   takeovers in turn fall into the minute in which the server counts them (``duplicates.py``).
+   one out in turn, for ever: such an end waits at least a third of the cap, 10 s. The server then knows
+   that both are alive, and keeps the other one (``duplicates.py``).
 5. A server that does not know the session any more has been restarted, and offered another one when the
    agent came to resume: that is taken at once. The fleet is spread already, as its attempts were.
 6. A certificate that has ended or was revoked is of no use until somebody acts: five minutes from try to
@@ -165,7 +165,9 @@ class Attacher:
         what = f"session {link.session_id} with {server} ended: {detail}"
         if reason is Reason.TAKEN_OVER:
             node = self._state.node
-            what += f"; another agent runs as {node}: give each machine a bundle of its own"
+            what += (
+                f"; another agent runs as {node}: give each machine and each container a bundle of its own"
+            )
         elif reason in _HOPELESS:
             what += f"; {REJOIN}; next attempt in {HOPELESS_SECONDS:.0f} s"
         self._trouble(what, reason)

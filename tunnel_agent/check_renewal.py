@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 
+from certs.files import real_place
 from certs.life import life_of
 from tunnel_agent.clock import compare_clocks
 from tunnel_agent.est_client import JoinPage, join_page
 from tunnel_agent.findings import Finding, StepFailed, Verdict
+from tunnel_agent.join.node_files import require_replaceable, require_writable
 from tunnel_agent.load import Installation
 from tunnel_agent.trust import trusting_at_any_time
 from tunnel_agent.way import Way, https_port
@@ -43,14 +44,15 @@ async def _ask(server: str, installation: Installation) -> JoinPage:
 
 def check_renewal(installation: Installation) -> Finding:
     """Whether this user could write a new bundle, and when there will be one."""
-    bundle, folder = installation.bundle, installation.bundle_file.parent
+    bundle, folder = installation.bundle, real_place(installation.bundle_file).parent
     if not bundle.https:
         detail = f"{installation.bundle_file} names no HTTPS port of the server, so it is not renewed"
         return Finding("renewal", Verdict.SKIP, detail)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        fix = "give the agent's user a folder of its own for the bundle, and name it in bundle_file"
-        detail = f"{folder} cannot be written by this user, so no new certificate could be saved"
-        return Finding("renewal", Verdict.FAIL, detail, fix)
+    try:
+        require_replaceable(installation.bundle_file)
+        require_writable(folder)
+    except StepFailed as failure:
+        return failure.finding("renewal")
     try:
         due = life_of(bundle.chain_pem).renewal(0.5)
     except ValueError as error:

@@ -21,11 +21,10 @@ from tunnel_agent.targets import Destination, Policy, addresses_without_resolver
 from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target, join_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream, tune
+from tunnel_core.sockets import SocketStream, connect_unix, tune
 from tunnel_core.tls import TlsStream
 
 _STAGGER_SECONDS = 0.25
-_BACKLOG_PAUSE_SECONDS = 0.05
 _MAX_ADDRESSES = 16
 """Of one name, as many are tried; a name with more is an attack or a content network."""
 
@@ -61,16 +60,7 @@ async def connect_address(address: str, port: int) -> SocketStream:
     return await _connect(socket.AF_INET6, (plain, port, 0, socket.if_nametoindex(zone) if zone else 0))
 
 
-async def connect_unix(path: str) -> SocketStream:
-    """Connects to a unix socket, waiting while its backlog is full (Linux answers EAGAIN then)."""
-    while True:
-        try:
-            return await _connect(socket.AF_UNIX, path)
-        except BlockingIOError:
-            await trio.sleep(_BACKLOG_PAUSE_SECONDS)
-
-
-async def _connect(family: int, address: tuple[str, int] | tuple[str, int, int, int] | str) -> SocketStream:
+async def _connect(family: int, address: tuple[str, int] | tuple[str, int, int, int]) -> SocketStream:
     sock, number = _begin_connect(family, address)
     try:
         if number == errno.EALREADY:
@@ -99,10 +89,9 @@ def connect_nowait(address: str, port: int) -> SocketStream | None:
 
 
 def _begin_connect(
-    family: int, address: tuple[str, int] | tuple[str, int, int, int] | str
+    family: int, address: tuple[str, int] | tuple[str, int, int, int]
 ) -> tuple[socket.socket, int]:
     """A socket and how its connect stands: 0 connected, ``EALREADY`` on its way, or what it failed with."""
-    # Not trio's connect: it takes the EAGAIN of a unix socket for a connection on its way.
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     number = sock.connect_ex(address)
     if number == errno.EINPROGRESS:

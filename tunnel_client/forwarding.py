@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 
 import trio
 
-from tunnel_client.dial import Dialer, ServerUnreachable
+from tunnel_client.dial import Dialer, PacedDialer, ServerUnreachable
+from tunnel_client.failure_lines import FailureLines, Report
 from tunnel_client.tunnel import Wish, open_tunnel
-from tunnel_core.reasons import Refused
+from tunnel_core.reasons import Reason, Refused
 from tunnel_core.relay import relay
 from tunnel_core.sockets import SocketStream
 
-_MAX_CONNECTIONS = 100
-"""Each takes two descriptors, and a Mac gives a process 256."""
-_BACKLOG = 128
+MAX_CONNECTIONS = 1024
+"""At once, unless told otherwise; each takes two descriptors and some 100 KiB at the server and the agent."""
+_DESCRIPTORS_EACH, _OTHER_DESCRIPTORS = 2, 32
+_BACKLOG = 1024
+_UNREACHABLE = "server_unreachable"
 
-Report = Callable[[str], None]
+
+def connections_for(descriptors: int, wanted: int) -> int:
+    """How many of ``wanted`` connections a process carries that may have this many descriptors."""
+    return max(1, min(wanted, (descriptors - _OTHER_DESCRIPTORS) // _DESCRIPTORS_EACH))
 
 
 async def listen(host: str, port: int) -> trio.SocketListener:
@@ -37,48 +42,52 @@ async def listen(host: str, port: int) -> trio.SocketListener:
     return trio.SocketListener(sock)
 
 
-async def forward(listener: trio.SocketListener, dialer: Dialer, wish: Wish, report: Report) -> None:
-    """Serves until cancelled. A connection that fails is aborted and reported; others go on."""
-    slots = trio.Semaphore(_MAX_CONNECTIONS)
+async def forward(
+    listener: trio.SocketListener,
+    dialer: Dialer,
+    wish: Wish,
+    report: Report,
+    max_connections: int = MAX_CONNECTIONS,
+) -> None:
+    """Serves until cancelled. A connection that fails is reset and reported; others go on.
+
+    So is one beyond ``max_connections``, at once: one that waits looks like a target that hangs.
+    """
+    lines, paced, open_now = FailureLines(report), PacedDialer(dialer), 0
 
     async def serve(accepted: trio.SocketStream) -> None:
+        nonlocal open_now
+        local = SocketStream.adopt(accepted)
+        if open_now >= max_connections:
+            local.abort()
+            text = (
+                f"{max_connections} connections are open, the limit (--max-connections); one more was reset"
+            )
+            lines.note(Reason.TOO_MANY_CONNECTIONS.word, text)
+            return
+        open_now += 1
         try:
-            await forward_one(SocketStream.adopt(accepted), dialer, wish, report)
+            await forward_one(local, paced, wish, lines)
         finally:
-            slots.release()
+            open_now -= 1
 
-    await trio.serve_listeners(serve, [_BoundedListener(listener, slots)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lines.run)
+        await trio.serve_listeners(serve, [listener])
 
 
-async def forward_one(local: SocketStream, dialer: Dialer, wish: Wish, report: Report) -> None:
+async def forward_one(local: SocketStream, dialer: Dialer, wish: Wish, lines: FailureLines) -> None:
     """One connection from its accept to its end."""
     try:
         async with open_tunnel(dialer, wish) as tunnel:
             if tunnel.first_bytes:
                 await local.send_all(tunnel.first_bytes)
             await relay(local, tunnel.stream)
-    except (Refused, ServerUnreachable) as error:
-        report(error.detail if isinstance(error, Refused) else str(error))
+    except Refused as refused:
+        lines.note(refused.reason.word, refused.detail)
+    except ServerUnreachable as error:
+        lines.note(_UNREACHABLE, str(error))
     except trio.BrokenResourceError:
         pass  # the local program left before the target's first bytes
     finally:
         local.abort()
-
-
-class _BoundedListener(trio.abc.Listener[trio.SocketStream]):
-    """Accepts when there is a free slot; further connections wait in the kernel's backlog."""
-
-    def __init__(self, inner: trio.SocketListener, slots: trio.Semaphore) -> None:
-        self._inner = inner
-        self._slots = slots
-
-    async def accept(self) -> trio.SocketStream:
-        await self._slots.acquire()
-        try:
-            return await self._inner.accept()
-        except BaseException:
-            self._slots.release()
-            raise
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()

@@ -6,6 +6,7 @@ else asks for a client certificate or a bearer token. Connections and times are 
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 import ssl
@@ -17,8 +18,11 @@ from typing import TypeAlias
 import h11
 import trio
 
-from tunnel_core.counters import Snapshot
+from tunnel_core.counters import Counters, Snapshot
+from tunnel_core.declining import MAX_DECLINING, decline_http, decline_tls
 from tunnel_core.http import Handler, HttpConnection, header_values, serve_http
+from tunnel_core.logs import RefusalLines
+from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Ops
 from tunnel_core.sockets import SocketStream
@@ -27,7 +31,10 @@ from tunnel_core.tls import TlsStream
 _log = logging.getLogger("qanat.ops")
 
 MAX_CONNECTIONS = 64
+_ENTRANCE = "ops"
 _HANDSHAKE_SECONDS = 10.0
+_DECLINE_SECONDS = 3.0
+_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _MAX_TOKEN_BYTES = 4096
 _TEXT = "text/plain; charset=utf-8"
 _BEARER = b"bearer "
@@ -47,13 +54,15 @@ Page: TypeAlias = Callable[[], Answer]
 class OpsPages:
     """What there is to see. ``ready`` gives ``""`` or the word of what is missing.
 
-    ``degraded`` says whether it does its work, and yet somebody should look.
+    ``degraded`` says whether it does its work, and yet somebody should look. ``counters`` hear of connections
+    that are refused because there are too many.
     """
 
     snapshot: Callable[[], Snapshot]
     ready: Callable[[], str]
     routes: Mapping[str, Page] = field(default_factory=dict)
     degraded: Callable[[], bool] = lambda: False
+    counters: Counters = field(default_factory=Counters)
 
     async def handle(self, connection: HttpConnection, request: h11.Request) -> None:
         """Answers a request of somebody who may see everything; a handler for ``serve_http``."""
@@ -179,7 +188,16 @@ async def serve_ops(
 
 def _address_of(listener: trio.SocketListener) -> str:
     host, port = listener.socket.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return join_host_port(host, port)
+
+
+def _peer_of(accepted: trio.SocketStream) -> str:
+    """The client's address for the log; empty if it has left already."""
+    try:
+        host, port = accepted.socket.getpeername()[:2]
+    except OSError:
+        return ""
+    return join_host_port(str(host).removeprefix("::ffff:"), port)
 
 
 class _Door:
@@ -190,11 +208,14 @@ class _Door:
         self._access = access
         self._is_loopback = is_loopback
         self._connections = 0
+        self._declining = 0
+        self._lines = RefusalLines()
 
     async def serve(self, accepted: trio.SocketStream) -> None:
+        source = _peer_of(accepted)
         plain = SocketStream.adopt(accepted)
         if self._connections >= MAX_CONNECTIONS:
-            plain.abort()
+            await self._refuse(plain, source)
             return
         self._connections += 1
         try:
@@ -204,6 +225,23 @@ class _Door:
             plain.abort()
         finally:
             self._connections -= 1
+
+    async def _refuse(self, plain: SocketStream, source: str) -> None:
+        """Says in the log, in the metrics, and to the client that there are too many connections."""
+        detail = f"{MAX_CONNECTIONS} connections are open on the [ops] listener, its limit; try again later"
+        refused = Refused(Reason.TOO_MANY_CONNECTIONS, detail)
+        self._pages.counters.refused_unauthenticated(_ENTRANCE, refused.reason)
+        self._lines.refused(_ENTRANCE, source, refused, now=trio.current_time())
+        if self._declining >= MAX_DECLINING:
+            plain.abort()
+            return
+        self._declining += 1
+        try:
+            with trio.move_on_after(_DECLINE_SECONDS), contextlib.suppress(*_GONE):
+                await (decline_tls if self._access.tls else decline_http)(plain, refused)
+        finally:
+            self._declining -= 1
+            plain.abort()
 
     async def _serve_admitted(self, plain: SocketStream) -> None:
         if self._access.tls is None:

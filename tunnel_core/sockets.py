@@ -24,6 +24,7 @@ from tunnel_core.limits import MIB
 
 _RECEIVE = 64 * 1024
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
+_BACKLOG_PAUSE_SECONDS = 0.05
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 
 # Silent for a minute, then asked four times: gone after two minutes. macOS has another name for the first.
@@ -232,6 +233,29 @@ class SocketStream(DirectStream):
     async def aclose(self) -> None:
         self.close_nowait()
         await trio.lowlevel.checkpoint()
+
+
+async def connect_unix(path: str | os.PathLike[str]) -> SocketStream:
+    """Connects to a unix socket, and waits while its backlog is full. Raises ``OSError``.
+
+    trio's own ``open_unix_socket`` takes the EAGAIN of a full backlog (connect(2)) for a connection on its
+    way, and gives a socket that is not connected. Cancelled, it leaves no socket behind.
+    """
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            number = sock.connect_ex(os.fspath(path))
+            if not number:
+                await trio.lowlevel.checkpoint()
+                return SocketStream(sock)
+        except BaseException:
+            sock.close()
+            raise
+        sock.close()
+        if number != errno.EAGAIN:
+            raise OSError(number, os.strerror(number))
+        await trio.sleep(_BACKLOG_PAUSE_SECONDS)
 
 
 def _translated(error: OSError) -> Exception:

@@ -1,15 +1,31 @@
-"""How many connections may be open, and how many from one source before it proved who it is. No I/O."""
+"""How many connections may be open, and how many from one source before it proved who it is. No I/O.
+
+1. A connection that has not proved who it is counts against its source and against the listener. One beyond
+   either count waits for its turn: a burst of honest connections needs a few milliseconds each, so a short
+   wait loses none of them.
+2. What waits is bounded as well, for each source and in total. Beyond that a connection is refused at once.
+3. A source from which somebody proved who he is within ten minutes gets a larger allowance: colleagues
+   behind one NAT or proxy come together. A stranger behind the same address shares that allowance. It is a
+   quarter of the listener's count, so he cannot take the places of other sources.
+"""
 
 from __future__ import annotations
 
 import functools
 import ipaddress
-from collections import Counter
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 
 from tunnel_core.reasons import Reason, Refused
 
 LOCAL = "local"
 """The source of unix sockets: the file's mode decides who comes in, so only the total bounds them."""
+KNOWN_SECONDS = 600.0
+MAX_KNOWN = 4096
+"""Sources remembered as known; the one that proved itself longest ago is forgotten first."""
+_KNOWN_SHARE = 4
+_WAITING_FOR_EACH = 4
+"""Connections that may wait for each that may go on."""
 
 
 @functools.lru_cache(1024)
@@ -26,45 +42,70 @@ def source_of(address: str) -> str:
 
 
 class Ticket:
-    """One admitted connection. Both methods may be called in any order and more than once."""
+    """One admitted connection. Its methods may be called in any order and more than once."""
 
     def __init__(self, admission: Admission, source: str) -> None:
+        self.source = source
+        self.waits = False
+        """Whether its turn has still to come; ``on_turn`` is called when it does."""
+        self.on_turn: Callable[[], None] = lambda: None
         self._admission = admission
-        self._source = source
         self._unauthenticated = True
         self._released = False
 
     def authenticated(self) -> None:
-        """The connection proved who it is and no longer counts against its source."""
+        """The connection proved who it is: it no longer counts against its source, which is known now."""
         if self._unauthenticated:
             self._unauthenticated = False
-            self._admission.forget_source(self._source)
+            self._admission.proved(self)
+
+    def refusal(self) -> Refused:
+        """Why its turn did not come in time."""
+        return self._admission.why_late(self.source)
+
+    def refused(self) -> None:
+        """The connection failed to prove who it is, and only lasts until it has heard so."""
+        if self._unauthenticated:
+            self._unauthenticated = False
+            self._admission.left(self)
 
     def release(self) -> None:
         """The connection is closed."""
-        self.authenticated()
+        self.refused()
         if not self._released:
             self._released = True
             self._admission.open_connections -= 1
 
 
 class Admission:
-    """The counts of one listener."""
+    """The counts of one listener. ``clock`` gives steady seconds."""
 
     def __init__(
-        self, max_connections: int, max_unauthenticated_per_source: int, max_unauthenticated: int = 1024
+        self,
+        max_connections: int,
+        max_unauthenticated_per_source: int,
+        max_unauthenticated: int = 1024,
+        *,
+        clock: Callable[[], float],
     ) -> None:
         self.open_connections = 0
+        """All that are open, those that wait included."""
         self._max_connections = max_connections
         self._max_unauthenticated = max_unauthenticated
-        self._pending = 0
         self._max_per_source = max_unauthenticated_per_source
+        self._max_known = max(max_unauthenticated_per_source, max_unauthenticated // _KNOWN_SHARE)
+        self._clock = clock
+        self._pending = 0
         self._unauthenticated: Counter[str] = Counter()
+        self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()
+        self._waiting_count = 0
+        self._known: OrderedDict[str, float] = OrderedDict()
 
     def admit(self, address: str) -> Ticket:
         """Counts a connection from ``address`` (an IP address, or empty for a unix socket).
 
-        Raises ``Refused`` with ``TOO_MANY_CONNECTIONS`` or ``TOO_MANY_FROM_SOURCE``.
+        The ticket may have to wait for its turn. Raises ``Refused`` with ``TOO_MANY_CONNECTIONS`` or
+        ``TOO_MANY_FROM_SOURCE``.
         """
         source = source_of(address)
         if self.open_connections >= self._max_connections:
@@ -72,24 +113,97 @@ class Admission:
                 Reason.TOO_MANY_CONNECTIONS,
                 f"{self.open_connections} connections are open here, which is the limit; try again later",
             )
-        if self._pending >= self._max_unauthenticated:
-            raise Refused(
-                Reason.TOO_MANY_CONNECTIONS,
-                f"{self._pending} connections here have yet to say who they are; try again later",
-            )
-        if source != LOCAL and self._unauthenticated[source] >= self._max_per_source:
-            raise Refused(
-                Reason.TOO_MANY_FROM_SOURCE,
-                f"{self._max_per_source} unauthenticated connections from {source} are open; try again later",
-            )
+        ticket = Ticket(self, source)
+        if source not in self._waiting and self._has_room(source):
+            self._count(source)
+        else:
+            self._queue(ticket)
         self.open_connections += 1
+        return ticket
+
+    def _has_room(self, source: str) -> bool:
+        return self._pending < self._max_unauthenticated and (
+            self._unauthenticated[source] < self._allowance(source)
+        )
+
+    def _allowance(self, source: str) -> int:
+        """How many of this source may be unauthenticated at once."""
+        if source == LOCAL:
+            return self._max_unauthenticated
+        since = self._known.get(source)
+        is_known = since is not None and self._clock() - since < KNOWN_SECONDS
+        return self._max_known if is_known else self._max_per_source
+
+    def _count(self, source: str) -> None:
         self._unauthenticated[source] += 1
         self._pending += 1
-        return Ticket(self, source)
 
-    def forget_source(self, source: str) -> None:
-        """One connection of ``source`` is no longer unauthenticated; for :class:`Ticket`."""
+    def _queue(self, ticket: Ticket) -> None:
+        """Raises ``Refused`` if too many wait already."""
+        queue = self._waiting.get(ticket.source, ())
+        if len(queue) >= self._allowance(ticket.source) * _WAITING_FOR_EACH:
+            raise self.why_late(ticket.source)
+        if self._waiting_count >= self._max_unauthenticated:
+            raise self._too_many_strangers()
+        self._waiting.setdefault(ticket.source, deque()).append(ticket)
+        self._waiting_count += 1
+        ticket.waits = True
+
+    def why_late(self, source: str) -> Refused:
+        """For a connection whose turn did not come, or will not."""
+        if self._unauthenticated[source] < self._allowance(source):
+            return self._too_many_strangers()
+        return Refused(
+            Reason.TOO_MANY_FROM_SOURCE,
+            f"{self._unauthenticated[source]} unauthenticated connections from {source} are open; "
+            "try again later",
+        )
+
+    def _too_many_strangers(self) -> Refused:
+        return Refused(
+            Reason.TOO_MANY_CONNECTIONS,
+            f"{self._pending} connections here have yet to say who they are; try again later",
+        )
+
+    # What a ticket tells.
+
+    def proved(self, ticket: Ticket) -> None:
+        """The connection is no longer unauthenticated, and its source is known; for :class:`Ticket`."""
+        if ticket.source != LOCAL:
+            self._known[ticket.source] = self._clock()
+            self._known.move_to_end(ticket.source)
+            if len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
+        self.left(ticket)
+
+    def left(self, ticket: Ticket) -> None:
+        """The connection is no longer unauthenticated, or has left; for :class:`Ticket`."""
+        source = ticket.source
+        if ticket.waits:
+            ticket.waits = False
+            self._waiting[source].remove(ticket)
+            self._unqueued(source)
+            return
         self._pending -= 1
         self._unauthenticated[source] -= 1
         if self._unauthenticated[source] <= 0:
             del self._unauthenticated[source]
+        self._call_waiting()
+
+    def _call_waiting(self) -> None:
+        """Gives free places to those that wait: to one source after the other, oldest first in each."""
+        for source in list(self._waiting):
+            if self._pending >= self._max_unauthenticated:
+                return
+            while source in self._waiting and self._has_room(source):
+                ticket = self._waiting[source].popleft()
+                self._waiting.move_to_end(source)
+                self._unqueued(source)
+                self._count(source)
+                ticket.waits = False
+                ticket.on_turn()
+
+    def _unqueued(self, source: str) -> None:
+        self._waiting_count -= 1
+        if not self._waiting[source]:
+            del self._waiting[source]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import CarrierFailed
 from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.credit import CreditPool
+from tunnel_core.declining import Decline, decline_http, decline_tls
 from tunnel_core.descriptors import DescriptorLimit, raise_descriptor_limit
 from tunnel_core.grpc_carrier import CarrierServer, serve_carriers
 from tunnel_core.http import HeadLimits
@@ -71,6 +72,8 @@ _log = logging.getLogger("qanat.server")
 
 HTTPS = "https"
 ADMIN = "admin"
+_DECLINES: Mapping[str, Decline] = {HTTPS: decline_tls, WEB: decline_http}
+"""How the TCP listeners tell a connection that there are too many; ``tcp`` has no words for it."""
 
 
 class CannotStart(Exception):  # noqa: N818 - named by what happened
@@ -289,19 +292,25 @@ class Server:
     def _admission(self, entrance: str) -> Admission:
         limits = self.config.limits
         if entrance in (TCP, WEB):  # nobody is asked who he is there, so only the total counts
-            return Admission(limits.max_connections, limits.max_connections, limits.max_connections)
+            most = limits.max_connections
+            return Admission(most, most, most, clock=trio.current_time)
         return Admission(
-            limits.max_connections, limits.max_unauthenticated_per_source, limits.max_unauthenticated
+            limits.max_connections,
+            limits.max_unauthenticated_per_source,
+            limits.max_unauthenticated,
+            clock=trio.current_time,
         )
 
     async def _listen(self, entrance: str, addresses: Sequence[str], handler: Handler) -> None:
         if addresses:
             admission = self._admission(entrance)
-            await self._start(await listen_tcp(entrance, addresses, admission, self.records), handler)
+            decline = _DECLINES.get(entrance)
+            listener = await listen_tcp(entrance, addresses, admission, self.records, decline)
+            await self._start(listener, handler)
 
     async def _listen_unix(self, entrance: str, address: UnixAddress, handler: Handler) -> None:
         admission = self._admission(entrance)
-        await self._start(listen_unix(entrance, address, admission, self.records), handler)
+        await self._start(listen_unix(entrance, address, admission, self.records, decline_http), handler)
 
     async def _start(self, listener: Listener, handler: Handler) -> None:
         self.listeners.append(listener)
@@ -362,7 +371,7 @@ class Server:
         return OpsAccess(ops.bearer_file, (lambda: self._contexts.current) if ops.tls else None, check)
 
     def _ops_pages(self) -> OpsPages:
-        return OpsPages(self._snapshot, self.missing, degraded=self._is_degraded)
+        return OpsPages(self._snapshot, self.missing, degraded=self._is_degraded, counters=self.counters)
 
     def _is_degraded(self) -> bool:
         return self._store is not None and (self._store.is_failing or self._store.audit_dropped > 0)

@@ -26,6 +26,9 @@ SocketAddress: TypeAlias = tuple[Any, ...]
 _UNSUPPORTED = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
 
 
+_MAY_CARRY_NO_SOCKETS = {errno.EPERM, errno.EIO, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
 class CannotListen(Exception):  # noqa: N818 - named by what happened, as users read it
     """A listener cannot be opened; the text says which, why and what to do."""
 
@@ -125,11 +128,21 @@ def bind_unix(address: UnixAddress) -> socket.socket:
         bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
-        raise CannotListen(f"cannot listen on {address.path}: {error.strerror}") from error
+        hint = _no_sockets(address.path) if error.errno in _MAY_CARRY_NO_SOCKETS else ""
+        raise CannotListen(f"cannot listen on {address.path}: {error.strerror}{hint}") from error
     except CannotListen:
         bound.close()
         raise
     return bound
+
+
+def _no_sockets(path: Path) -> str:
+    """The hint for a bind that failed oddly. FUSE has made a plain file by then, which is in the way."""
+    with contextlib.suppress(OSError):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and not status.st_size:
+            path.unlink()
+    return f"; FAT, CIFS and 9p carry no sockets: if {path.parent} is on one, name another place"
 
 
 def _remove_stale(path: Path) -> None:

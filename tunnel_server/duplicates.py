@@ -1,19 +1,31 @@
-"""Two machines with one node's certificate must not take the session from each other for ever. No clock.
+"""Stop two live agents with one node's certificate from taking the session from each other. No clock.
 
-A takeover between different boots is a machine that was restarted, once. More than three in a minute are
-two machines, such as a cloned SD card: then the one that is attached stays, and the other is told to wait.
-An agent of ours that was taken over waits 10 s, so two of them meet here in the fourth takeover, half a
-minute after the first. The other one tries again all the time; two minutes without that, and it is gone.
+A takeover is normal when it happens once: an agent was restarted, or its machine was. Two rules tell two
+live agents from one that restarts:
+
+1. A run of the agent (``instance``) that was replaced, and asks again, is alive. So is the run that is
+   attached. This rule sees containers too: they share the boot id of their host. A restarted agent is a new
+   run, and a dead one never asks again, so a crash loop does not match.
+2. More than three takeovers between different boots in a minute are two machines whose agents restart too.
+
+Then the agent that is attached stays, and the newcomer is told to wait a minute. It tries again all the
+time. Two minutes without a try, and the verdict is forgotten. Until then every other run is refused while
+the attached one is alive; otherwise a supervisor that restarts the refused agent would begin the fight again.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 
 MOST_TAKEOVERS = 3
 WINDOW_SECONDS = 60.0
 REMEMBERED_SECONDS = 120.0
 RETRY_SECONDS = 60.0
+REPLACED_SECONDS = 3600.0
+"""How long a replaced run is remembered: longer than any wait between two attaches of one agent."""
+MOST_REPLACED = 16
+"""Runs remembered for each node. A crash loop must not push out the live agent beside it in ten seconds."""
+MAX_NODES = 10_000
 
 
 class Duplicates:
@@ -21,6 +33,7 @@ class Duplicates:
 
     def __init__(self) -> None:
         self._takeovers: dict[str, deque[float]] = {}
+        self._replaced: OrderedDict[str, deque[tuple[bytes, float]]] = OrderedDict()
         self._until: dict[str, float] = {}
 
     def note_takeover(self, node: str, now: float) -> None:
@@ -28,21 +41,44 @@ class Duplicates:
         self._forget(now)
         self._takeovers.setdefault(node, deque(maxlen=MOST_TAKEOVERS)).append(now)
 
-    def is_one_too_many(self, node: str, now: float) -> bool:
-        """Whether one more takeover now is to be refused; if so, the next two minutes are watched, too."""
+    def note_replaced(self, node: str, instance: bytes, now: float) -> None:
+        """The run ``instance`` lost ``node`` to another run, on the same machine or elsewhere."""
+        self._forget(now)
+        if not instance:
+            return
+        runs = self._replaced.setdefault(node, deque(maxlen=MOST_REPLACED))
+        runs.append((instance, now))
+        self._replaced.move_to_end(node)
+        if len(self._replaced) > MAX_NODES:
+            self._replaced.popitem(last=False)
+
+    def refuses(self, node: str, instance: bytes, now: float, *, other_boot: bool) -> bool:
+        """Whether run ``instance`` may not take ``node`` from the live run that has it.
+
+        If so, the next two minutes are watched, too. ``other_boot``: the two differ in their boot ids.
+        """
         times = self._takeovers.get(node, deque[float]())
-        recent = len(times) == MOST_TAKEOVERS and times[0] > now - WINDOW_SECONDS
-        if not recent and not self.is_duplicate(node, now):
+        too_often = other_boot and len(times) == MOST_TAKEOVERS and times[0] > now - WINDOW_SECONDS
+        if not (too_often or self._was_replaced(node, instance, now) or self.is_duplicate(node, now)):
             return False
         self._until[node] = now + REMEMBERED_SECONDS
         return True
 
     def is_duplicate(self, node: str, now: float) -> bool:
-        """Whether two machines were seen lately."""
+        """Whether two agents were seen lately."""
         return self._until.get(node, now) > now
+
+    def _was_replaced(self, node: str, instance: bytes, now: float) -> bool:
+        runs = self._replaced.get(node, ())
+        return any(run == instance and since > now - REPLACED_SECONDS for run, since in runs)
 
     def _forget(self, now: float) -> None:
         for node in [node for node, times in self._takeovers.items() if times[-1] <= now - WINDOW_SECONDS]:
             del self._takeovers[node]
         for node in [node for node, until in self._until.items() if until <= now]:
             del self._until[node]
+        while self._replaced:
+            node, runs = next(iter(self._replaced.items()))
+            if runs[-1][1] > now - REPLACED_SECONDS:
+                return  # the oldest comes first
+            del self._replaced[node]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ssl
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +9,12 @@ from pathlib import Path
 import trio
 
 from certs.authority_folder import read_intermediates
+from tunnel_core.declining import linger
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import SocketTlsStream, TlsStream
 from tunnel_server.listeners import Accepted, Handler, Reporter
 
-_LINGER_SECONDS = 1.0
-_LINGER_BYTES = 64 * 1024
 _BY_VERIFICATION = {10: Reason.CERTIFICATE_EXPIRED, 26: Reason.WRONG_ROLE}
 """X509_V_ERR_CERT_HAS_EXPIRED and _INVALID_PURPOSE, x509_vfy.h; other certificates prove nothing here."""
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -80,8 +78,9 @@ def over_tls(
         try:
             await _shake_hands(stream, handshake_seconds, turns)
         except Refused as refused:
+            accepted.ticket.refused()
             reporter.refused(entrance, accepted.source, refused)
-            await _linger(transport)
+            await linger(transport)  # or the alert that says why is lost
             return
         await handler(replace(accepted, stream=stream, turns=turns))
 
@@ -97,17 +96,6 @@ async def _shake_hands(stream: TlsStream, seconds: float, turns: trio.Lock) -> N
         raise Refused(Reason.HANDSHAKE_FAILED, detail) from None
     except trio.BrokenResourceError as error:
         raise Refused(_reason(error), str(error)) from None
-
-
-async def _linger(stream: SocketStream) -> None:
-    """Lets the alert arrive: a close over unread bytes resets the connection, and the user would read
-    "connection reset" where the alert says "certificate expired"."""
-    left = _LINGER_BYTES
-    with trio.move_on_after(_LINGER_SECONDS), contextlib.suppress(trio.BrokenResourceError):
-        await stream.send_eof()
-        while left > 0 and (data := await stream.receive_some(left)):
-            left -= len(data)
-    await stream.aclose()
 
 
 def _reason(error: trio.BrokenResourceError) -> Reason:

@@ -2,8 +2,9 @@
 
 1. The accept loop does nothing but accept; handshakes and heads happen in the connection's own task,
    each with a deadline, so nobody holds up anybody.
-2. A connection is counted before its first byte is read (``admission``). One too many is closed at
-   once: an answer would cost a handshake.
+2. A connection is counted before its first byte is read (``admission``). One that is over the count of its
+   source waits for its turn, unread, for a few seconds. One too many is refused, in the words of its
+   protocol where that has any (``declining``).
 3. Without descriptors ``accept`` fails at once, for ever, while the connection stays in the queue: the
    loop says so once a second, pauses and goes on when some are free.
 4. ``stop_accepting`` ends the loops and leaves running connections alone; ``serve`` returns when the
@@ -12,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -23,6 +25,7 @@ from typing import Protocol, TypeAlias
 
 import trio
 
+from tunnel_core.declining import MAX_DECLINING, Decline
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream, tune
@@ -32,6 +35,10 @@ from tunnel_server.binding import UnixAddress, address_of, bind_tcp, bind_unix, 
 _ACCEPTS_AT_ONCE = 64
 _PAUSE_SECONDS = 0.1
 _SAY_AGAIN_SECONDS = 1.0
+TURN_SECONDS = 5.0
+"""How long a connection waits for its turn: half of what clients wait for a handshake."""
+_DECLINE_SECONDS = 3.0
+_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 
@@ -69,8 +76,14 @@ class Listener:
     """Listening sockets of one entrance, with one count of connections over all of them."""
 
     def __init__(
-        self, entrance: str, sockets: Sequence[socket.socket], admission: Admission, reporter: Reporter
+        self,
+        entrance: str,
+        sockets: Sequence[socket.socket],
+        admission: Admission,
+        reporter: Reporter,
+        decline: Decline | None = None,
     ) -> None:
+        """``decline`` tells a connection why it is refused; without it such a connection is reset."""
         self.entrance = entrance
         self.addresses = [
             bound.getsockname() if bound.family == socket.AF_UNIX else address_of(bound) for bound in sockets
@@ -81,6 +94,8 @@ class Listener:
             tune(bound)
         self._admission = admission
         self._reporter = reporter
+        self._decline = decline
+        self._declining = 0
         self._accepting = trio.CancelScope()
         self._unlink: Callable[[], None] = lambda: None
         self._said_at = -float("inf")
@@ -145,10 +160,27 @@ class Listener:
         try:
             ticket = self._admission.admit(host)
         except Refused as refused:
-            self._reporter.refused(self.entrance, text or f"uid {uid}", refused)
+            self._refuse(stream, text or f"uid {uid}", refused, connections)
+            return
+        connections.start_soon(
+            self._serve_one, stream, Accepted(stream, text, ticket, uid), handler, connections
+        )
+
+    def _refuse(self, stream: SocketStream, source: str, refused: Refused, connections: trio.Nursery) -> None:
+        self._reporter.refused(self.entrance, source, refused)
+        if self._decline is None or self._declining >= MAX_DECLINING:
             stream.abort()
             return
-        connections.start_soon(self._serve_one, stream, Accepted(stream, text, ticket, uid), handler)
+        self._declining += 1
+        connections.start_soon(self._tell, stream, refused, self._decline)
+
+    async def _tell(self, stream: SocketStream, refused: Refused, decline: Decline) -> None:
+        try:
+            with trio.move_on_after(_DECLINE_SECONDS), contextlib.suppress(*_GONE):
+                await decline(stream, refused)
+        finally:
+            self._declining -= 1
+            stream.abort()
 
     async def _pause(self, error: OSError) -> None:
         self._exhausted = True
@@ -168,7 +200,13 @@ class Listener:
             self._exhausted = False
             _log.info("%s accepts connections again", self.entrance, extra={"entrance": self.entrance})
 
-    async def _serve_one(self, stream: SocketStream, accepted: Accepted, handler: Handler) -> None:
+    async def _serve_one(
+        self, stream: SocketStream, accepted: Accepted, handler: Handler, connections: trio.Nursery
+    ) -> None:
+        late = await _wait_turn(accepted.ticket) if accepted.ticket.waits else None
+        if late is not None:
+            self._refuse(stream, accepted.source, late, connections)
+            return
         try:
             await handler(accepted)
         except OSError as error:
@@ -179,6 +217,19 @@ class Listener:
             accepted.ticket.release()
             # Whatever the handler finished has been closed by it; the rest must look cut off.
             stream.abort()
+
+
+async def _wait_turn(ticket: Ticket) -> Refused | None:
+    """Returns the refusal if the turn did not come; the ticket is given back then, also when cancelled."""
+    turn = trio.Event()
+    ticket.on_turn = turn.set
+    try:
+        with trio.move_on_after(TURN_SECONDS):
+            await turn.wait()
+        return ticket.refusal() if ticket.waits else None
+    finally:
+        if ticket.waits:
+            ticket.release()
 
 
 def _who(accepted: socket.socket, address: object) -> tuple[str, str, int | None]:
@@ -192,7 +243,11 @@ def _who(accepted: socket.socket, address: object) -> tuple[str, str, int | None
 
 
 async def listen_tcp(
-    entrance: str, addresses: Sequence[str], admission: Admission, reporter: Reporter
+    entrance: str,
+    addresses: Sequence[str],
+    admission: Admission,
+    reporter: Reporter,
+    decline: Decline | None = None,
 ) -> Listener:
     """A listener on all ``addresses`` (``host:port``). Raises ``CannotListen``, with none left open."""
     sockets: list[socket.socket] = []
@@ -203,11 +258,17 @@ async def listen_tcp(
         for bound in sockets:
             bound.close()
         raise
-    return Listener(entrance, sockets, admission, reporter)
+    return Listener(entrance, sockets, admission, reporter, decline)
 
 
-def listen_unix(entrance: str, address: UnixAddress, admission: Admission, reporter: Reporter) -> Listener:
+def listen_unix(
+    entrance: str,
+    address: UnixAddress,
+    admission: Admission,
+    reporter: Reporter,
+    decline: Decline | None = None,
+) -> Listener:
     """A listener on a unix socket, whose file goes when accepting stops. Raises ``CannotListen``."""
-    listener = Listener(entrance, [bind_unix(address)], admission, reporter)
+    listener = Listener(entrance, [bind_unix(address)], admission, reporter, decline)
     listener.unlink_at_end(address.path)
     return listener

@@ -97,22 +97,24 @@ class Nodes:
         return node
 
     def check_duplicate(self, name: str, hello: Hello) -> None:
-        """Raises ``AttachRejected`` if two machines take this node from each other; the one here stays.
+        """Raises ``AttachRejected`` if two agents take this node from each other; the one here stays.
 
-        One that is in grace does not: it may be the machine that the other one replaces.
+        One that is in grace does not: it may be the agent that the other one replaces.
         """
         node, now = self._attached.get(name), self._monotonic()
-        if node is None or node.link is None or node.link.boot == hello.boot:
+        if node is None or node.link is None or _is_same_run(node.link, hello):
             return
-        alive = node.link.state in (LinkState.ATTACHED, LinkState.DEGRADED)
-        if not alive or not self._duplicates.is_one_too_many(name, now):
+        link = node.link
+        alive = link.state in (LinkState.ATTACHED, LinkState.DEGRADED)
+        other_boot = link.boot != hello.boot
+        if not alive or not self._duplicates.refuses(name, hello.instance, now, other_boot=other_boot):
             return
-        detail = f"another machine is attached as {name}; give each machine a bundle of its own"
-        self.events.add(Kind.DUPLICATE, name, node.link.session_id, Reason.DUPLICATE_NODE, detail)
+        detail = _why_duplicate(name, link.peer_address, other_boot=other_boot)
+        self.events.add(Kind.DUPLICATE, name, link.session_id, Reason.DUPLICATE_NODE, detail)
         raise AttachRejected(Rejected(Reason.DUPLICATE_NODE, detail, int(RETRY_SECONDS * 1000)))
 
     def is_duplicate(self, node: Node) -> bool:
-        """Whether a second machine tried to be this node within the last minutes."""
+        """Whether a second agent tried to be this node within the last minutes."""
         return self._duplicates.is_duplicate(node.name, self._monotonic())
 
     def note_lost(self, link: Link, loss: Loss) -> None:
@@ -186,6 +188,8 @@ class Nodes:
         if old.link is None or old.link is new_link:
             return
         link, old.link = old.link, None
+        if link.instance != new_link.instance:
+            self._duplicates.note_replaced(old.name, link.instance, self._monotonic())
         if link.boot != new_link.boot:
             self._duplicates.note_takeover(old.name, self._monotonic())
         reason, detail = _why_replaced(link, new_link)
@@ -285,6 +289,16 @@ class Nodes:
         age = ago(self._monotonic() - node.last_seen)
         why = f" ({node.last_reason.meaning})" if node.last_reason else ""
         return f"node {node.name} has no agent attached; last seen {age}{why}"
+
+
+def _is_same_run(link: Link, hello: Hello) -> bool:
+    return link.boot == hello.boot and link.instance == hello.instance
+
+
+def _why_duplicate(name: str, address: str, *, other_boot: bool) -> str:
+    """The sentence for the agent that is not let in. Its machine may be the other one's, in a container."""
+    where = "another machine" if other_boot else "another agent on this machine, perhaps in a container,"
+    return f"{where} is attached as {name} from {address}; give each agent a bundle of its own"
 
 
 def _why_replaced(old: Link, new: Link) -> tuple[Reason, str]:

@@ -18,7 +18,7 @@ import trio
 
 from certs import authority_folder
 from certs.ca import AuthorityError, Certified
-from certs.files import KeyFileError, write_public
+from certs.files import KeyFileError, real_place, write_public
 from certs.life import BACK_DATED
 from certs.x509 import describe
 from tunnel_core.logs import log_event
@@ -127,6 +127,6 @@ class OwnCertificate:
 
 
 def _write(config: ServerConfig, chain_pem: bytes) -> None:
-    file = config.tls.certificate_file
+    file = real_place(config.tls.certificate_file)
     write_public(file, chain_pem)
     authority_folder.adopt(file.parent, file)

@@ -18,7 +18,7 @@ from typing import Any
 from certs import authority_folder
 from certs.bundle import split_pem
 from certs.ca import LEAF_DAYS, AuthorityError, create_authority, create_issuing
-from certs.files import KeyFileError, write_public
+from certs.files import KeyFileError, real_place, write_public
 from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, Step, require_nobody_cut
 from certs.x509 import Proven, describe, facts_of, is_signed_by, pin_of
 from tunnel_core.identity import Role
@@ -148,7 +148,7 @@ class Rotating:
 
     def _reissue_server(self, before: Rotation, after: Rotation) -> None:
         """Only a certificate of ours, and in one file: the key stays."""
-        file = self._tls.certificate_file
+        file = real_place(self._tls.certificate_file)
         if self._server_generation(before) != before.signer:
             return
         authority = authority_folder.authority_of(self._folder, after)
@@ -156,7 +156,7 @@ class Rotating:
         authority_folder.adopt(file.parent, file)
 
     def _write_trust(self, before: Rotation, after: Rotation) -> None:
-        file, ours = self._tls.trust_file, self._roots(after)
+        file, ours = real_place(self._tls.trust_file), self._roots(after)
         gone = [root for root in self._roots(before) if root not in ours]
         others = [one for one in split_pem(file.read_bytes()) if one not in (*ours, *gone)]
         write_public(file, b"".join([*ours, *others]))

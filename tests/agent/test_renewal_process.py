@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from certs.bundle import read_bundle
@@ -84,15 +85,27 @@ async def test_who_is_revoked_is_not_renewed_and_ends_and_a_new_token_brings_it_
             await agent.line("attached to", after=said)
 
 
-async def test_a_renewal_by_hand_is_taken_up_by_the_agent(tmp_path: Path) -> None:
+def put_behind_a_link(file: Path) -> Path:
+    """The file moves elsewhere, and a link to it takes its place."""
+    real = file.parent.parent / "elsewhere" / "kept.pem"
+    real.parent.mkdir()
+    file.rename(real)
+    file.symlink_to(real)
+    return real
+
+
+@pytest.mark.parametrize("linked", [False, True])
+async def test_a_renewal_by_hand_is_taken_up_by_the_agent(tmp_path: Path, linked: bool) -> None:
     with trio.fail_after(DEADLINE_SECONDS), open_cloud(tmp_path) as cloud:
         edge = machine(tmp_path)
         async with joined_agent(cloud, edge) as agent:
             before = read_bundle(edge.bundle)
+            real = put_behind_a_link(edge.bundle) if linked else edge.bundle
             ran = await edge.run("renew")
             assert ran.returncode == 0, ran.stderr
             after = read_bundle(edge.bundle)
             assert after.key_pem != before.key_pem and after.agents == before.agents
+            assert edge.bundle.is_symlink() is linked and read_bundle(real) == after
             assert f"{after.identity} holds until" in ran.stdout.decode()
             await agent.line("took up another certificate")
             await agent.line("resumed the session")

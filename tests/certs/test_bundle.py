@@ -70,7 +70,7 @@ def test_its_key_is_never_shown() -> None:
     assert "PRIVATE" not in repr(BUNDLE)
 
 
-@pytest.mark.parametrize("mode", [0o604, 0o640, 0o660, 0o644])
+@pytest.mark.parametrize("mode", [0o604, 0o647, 0o666, 0o644])
 def test_a_file_that_others_can_read_is_refused_with_the_cure(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "my node.pem"
     write_bundle(path, BUNDLE)

@@ -61,7 +61,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         load_authority(tmp_path / "nowhere")
     new = create_authority("d.example")
     save_new(new, tmp_path / "ca")
-    (tmp_path / "ca" / "issuing-key.pem").chmod(0o640)
+    (tmp_path / "ca" / "issuing-key.pem").chmod(0o604)
     with pytest.raises(AuthorityError, match=r"run: chmod 600 /"):
         load_authority(tmp_path / "ca")
 

@@ -12,18 +12,18 @@ import trio.testing
 
 from tests.client.server import FakeServer, fake_server
 from tests.fakes.pki import write_user_bundle
-from tunnel_client import forwarding
 from tunnel_client.access import find_access
 from tunnel_client.commands.forward import command_for
-from tunnel_client.dial import Dialer
-from tunnel_client.forwarding import forward, listen
+from tunnel_client.dial import Dialer, PacedDialer, ServerUnreachable
+from tunnel_client.failure_lines import FailureLines
+from tunnel_client.forwarding import MAX_CONNECTIONS, connections_for, forward, listen
 from tunnel_client.tunnel import Wish
 from tunnel_core.reasons import Reason, Refused
 
 
 @asynccontextmanager
 async def forwarded(
-    tmp_path: Path, target: str, reports: list[str] | None = None
+    tmp_path: Path, target: str, reports: list[str] | None = None, max_connections: int = MAX_CONNECTIONS
 ) -> AsyncIterator[tuple[FakeServer, int]]:
     """A server with a forward to ``target`` on it; yields the server and the local port."""
     async with fake_server(tmp_path) as server, trio.open_nursery() as nursery:
@@ -32,7 +32,8 @@ async def forwarded(
         listener = await listen("127.0.0.1", 0)
         port = listener.socket.getsockname()[1]
         report = (reports if reports is not None else []).append
-        nursery.start_soon(forward, listener, dialer, Wish.parse("edge1", target), report)
+        wish = Wish.parse("edge1", target)
+        nursery.start_soon(forward, listener, dialer, wish, report, max_connections)
         yield server, port
         nursery.cancel_scope.cancel()
 
@@ -96,23 +97,108 @@ async def test_a_tunnel_that_breaks_is_no_clean_end(tmp_path: Path) -> None:
                     pass
 
 
-async def test_there_is_a_bound_and_the_next_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwarding, "_MAX_CONNECTIONS", 2)
+async def test_one_beyond_the_bound_is_reset_at_once_and_reported(tmp_path: Path) -> None:
+    reports: list[str] = []
     async with (
-        forwarded(tmp_path, "7") as (server, port),
+        forwarded(tmp_path, "7", reports, max_connections=2) as (server, port),
         await local(port) as first,
         await local(port) as second,
-        await local(port) as third,
     ):
         for stream in (first, second):
             await stream.send_all(b"x")
             assert await stream.receive_some() == b"x"
-        await third.send_all(b"y")
+        with pytest.raises((trio.BrokenResourceError, OSError)):  # the reset may come during the dial
+            async with await local(port) as third:
+                await third.receive_some()
+        assert reports == ["2 connections are open, the limit (--max-connections); one more was reset"]
         assert len(server.authorities) == 2
         await first.send_eof()
         assert await first.receive_some() == b""
-        with trio.fail_after(5):
-            assert await third.receive_some() == b"y"
+        await trio.testing.wait_all_tasks_blocked()
+        async with await local(port) as fourth:
+            await fourth.send_all(b"y")
+            assert await fourth.receive_some() == b"y"
+
+
+async def test_dials_are_made_in_small_groups() -> None:
+    class CountingDialer:
+        name = "the server"
+        under_way = most = dialled = 0
+
+        async def dial(self) -> trio.abc.HalfCloseableStream:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            assert self.under_way <= (6 if self.dialled else 4)
+            await trio.testing.wait_all_tasks_blocked()
+            self.under_way -= 1
+            self.dialled += 1
+            return trio.testing.memory_stream_pair()[0]
+
+    counting = CountingDialer()
+    paced = PacedDialer(counting, 4, 6)
+    for most in (6, 6):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(paced.dial)
+            await trio.testing.wait_all_tasks_blocked()
+        assert counting.most == most
+    assert counting.dialled == 40
+
+
+async def test_a_turn_that_never_comes_is_said(autojump_clock: trio.testing.MockClock) -> None:
+    class SilentDialer:
+        name = "the server at x"
+
+        async def dial(self) -> trio.abc.HalfCloseableStream:
+            await trio.sleep_forever()
+            raise AssertionError("unreachable")
+
+    paced = PacedDialer(SilentDialer(), 1)
+    failures: list[str] = []
+
+    async def dial() -> None:
+        try:
+            await paced.dial()
+        except ServerUnreachable as error:
+            failures.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(dial)
+    assert len(failures) == 3 and trio.current_time() >= 30
+    assert failures[0].startswith("the server at x gave no connection within 30 s")
+
+
+async def test_many_failures_are_few_lines_and_none_is_left_out(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    reports: list[str] = []
+    lines = FailureLines(reports.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lines.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(40):
+            lines.note("dial_refused", f"refused {number}")
+        lines.note("unknown_node", "no node edge1")
+        assert reports == ["refused 0", "no node edge1"]
+        await trio.sleep(1.5)
+        assert reports[2:] == ["39 more were reset: refused 39"]
+        lines.note("dial_refused", "again")
+        await trio.sleep(1)
+        lines.note("dial_refused", "and again")
+        assert reports[3:] == ["1 more connection was reset: again", "and again"] or reports[3:] == [
+            "1 more connection was reset: again"
+        ]
+        lines.note("dial_refused", "the last")
+        nursery.cancel_scope.cancel()
+    assert "the last" in reports[-1]
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "wanted", "carried"), [(256, 1024, 112), (524_288, 1024, 1024), (10, 1024, 1)]
+)
+def test_no_more_is_promised_than_descriptors_carry(descriptors: int, wanted: int, carried: int) -> None:
+    assert connections_for(descriptors, wanted) == carried
 
 
 async def test_a_port_that_is_taken_is_an_error(tmp_path: Path) -> None:

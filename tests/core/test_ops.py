@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -183,14 +184,22 @@ async def test_garbage_at_a_tls_listener_ends_alone(tmp_path: Path, nursery: tri
     assert await certificates.get(server, "/healthz") == (200, b"ok\n")
 
 
-async def test_connections_are_bounded_and_places_come_back(nursery: trio.Nursery) -> None:
-    server = await nursery.start(serve_ops, LOOPBACK, pages())
+async def test_connections_are_bounded_and_places_come_back(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    counters = Counters()
+    server = await nursery.start(serve_ops, LOOPBACK, dataclasses.replace(pages(), counters=counters))
     port = int(server.addresses[0].rpartition(":")[2])
     held = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(MAX_CONNECTIONS)]
     for stream in held:
         assert await ask(stream, "/healthz") == (200, b"ok\n")
-    with pytest.raises((trio.BrokenResourceError, Refused)):
-        await get(server, "/healthz")
+    with caplog.at_level("WARNING", "qanat.refusals"):
+        status, body = await get(server, "/healthz")
+    assert status == 503 and b"64 connections are open on the [ops] listener" in body
+    assert counters.unauthenticated_refusals == {("ops", "too_many_connections"): 1}
+    [fields] = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
+    assert (fields["entrance"], fields["reason"]) == ("ops", "too_many_connections")
+    assert fields["source"].startswith("127.0.0.1:")
     await held.pop().aclose()
     with trio.fail_after(5):
         while await get_or_zero(server) != 200:

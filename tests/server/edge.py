@@ -12,6 +12,7 @@ import trio
 from tests.dialling import dial
 from tests.fakes.fake_link import Agent, FakeLink, FarEnd
 from tunnel_core.counters import Counters
+from tunnel_core.declining import Decline
 from tunnel_core.frames import Service
 from tunnel_core.settings import Log
 from tunnel_server.admission import Admission
@@ -46,11 +47,16 @@ class Edge:
         self.nodes.attach(name, link)
         return link
 
-    async def listen(self, entrance: str, handler: Handler, admission: Admission | None = None) -> Listener:
+    async def listen(
+        self,
+        entrance: str,
+        handler: Handler,
+        admission: Admission | None = None,
+        decline: Decline | None = None,
+    ) -> Listener:
         """A listener on a free port of 127.0.0.1 that serves already."""
-        listener = await listen_tcp(
-            entrance, ["127.0.0.1:0"], admission or Admission(1000, 1000), self.records
-        )
+        admission = admission or Admission(1000, 1000, clock=trio.current_time)
+        listener = await listen_tcp(entrance, ["127.0.0.1:0"], admission, self.records, decline)
         await self.nursery.start(listener.serve, handler)
         return listener
 

@@ -58,7 +58,7 @@ def test_the_key_of_another_certificate(tmp_path: Path) -> None:
 
 def test_a_key_that_others_may_read(tmp_path: Path) -> None:
     tls = files(tmp_path)
-    tls.key_file.chmod(0o640)
+    tls.key_file.chmod(0o604)
     assert f"run: chmod 600 {tls.key_file}" in complaint(tls)
 
 

@@ -196,7 +196,9 @@ async def ask_unix(path: Path) -> bytes:
 
 
 async def serve_unix(edge: Edge, path: Path, identify: Identify) -> Listener:
-    listener = listen_unix("connect", UnixAddress(path), Admission(9, 9), edge.records)
+    listener = listen_unix(
+        "connect", UnixAddress(path), Admission(9, 9, clock=trio.current_time), edge.records
+    )
     await edge.nursery.start(listener.serve, front(edge, identify).serve)
     return listener
 

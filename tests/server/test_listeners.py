@@ -7,6 +7,7 @@ import grp
 import os
 import resource
 import socket
+import ssl
 import stat
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import trio.testing
 
 from tests.dialling import dial
 from tests.server.edge import open_edge, receive_all
+from tunnel_core.declining import decline_http, decline_tls
 from tunnel_core.sockets import SocketStream
-from tunnel_server import binding
+from tunnel_core.tls import TlsStream
+from tunnel_server import binding, listeners
 from tunnel_server.admission import Admission
 from tunnel_server.binding import CannotListen, UnixAddress, bind_tcp, bind_unix, split_listen
 from tunnel_server.listeners import Accepted, listen_tcp, listen_unix
@@ -102,6 +105,19 @@ def test_a_file_is_never_removed(tmp_path: Path) -> None:
     assert (tmp_path / "a.sock").read_text() == "precious"
 
 
+def test_a_file_system_without_sockets_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As exFAT does it by FUSE: the bind fails, and has left a plain file."""
+
+    def fail(bound: socket.socket, address: UnixAddress) -> None:
+        address.path.touch()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(binding, "_bind_privately", fail)
+    with pytest.raises(CannotListen, match="Input/output error; FAT, CIFS and 9p carry no sockets"):
+        bind_unix(UnixAddress(tmp_path / "a.sock"))
+    assert not (tmp_path / "a.sock").exists()
+
+
 def test_an_unknown_group_is_named(tmp_path: Path) -> None:
     with pytest.raises(CannotListen, match="no group no-such-group"):
         bind_unix(UnixAddress(tmp_path / "a.sock", group="no-such-group"))
@@ -110,7 +126,9 @@ def test_an_unknown_group_is_named(tmp_path: Path) -> None:
 async def test_the_socket_file_goes_when_accepting_stops(tmp_path: Path) -> None:
     async with open_edge() as edge:
         path = tmp_path / "a.sock"
-        listener = listen_unix("connect", UnixAddress(path), Admission(9, 9), edge.records)
+        listener = listen_unix(
+            "connect", UnixAddress(path), Admission(9, 9, clock=trio.current_time), edge.records
+        )
         assert listener.addresses == [str(path)]
         await edge.nursery.start(listener.serve, hold)
         listener.stop_accepting()
@@ -120,7 +138,9 @@ async def test_the_socket_file_goes_when_accepting_stops(tmp_path: Path) -> None
 
 async def test_stopping_leaves_running_connections_alone() -> None:
     async with open_edge() as edge:
-        listener = await listen_tcp("tcp", ["127.0.0.1:0"], Admission(9, 9), edge.records)
+        listener = await listen_tcp(
+            "tcp", ["127.0.0.1:0"], Admission(9, 9, clock=trio.current_time), edge.records
+        )
         served = trio.Event()
 
         async def serve() -> None:
@@ -143,17 +163,81 @@ async def test_stopping_leaves_running_connections_alone() -> None:
 
 async def test_one_too_many_is_closed_and_counted() -> None:
     async with open_edge() as edge:
-        admission = Admission(99, 2)
+        admission = Admission(2, 9, clock=trio.current_time)
         listener = await edge.listen("tcp", hold, admission)
         kept = [await edge.dial(listener) for _ in range(2)]
         for stream in kept:
             await stream.receive_some()
         with pytest.raises((trio.BrokenResourceError, OSError)):  # the reset may come during the dial
             await (await edge.dial(listener)).receive_some()
-        assert edge.counters.unauthenticated_refusals == {("tcp", "too_many_from_source"): 1}
+        assert edge.counters.unauthenticated_refusals == {("tcp", "too_many_connections"): 1}
         await kept[0].send_all(b"x")
         assert await receive_all(kept[0]) == b""
         assert await (await edge.dial(listener)).receive_some() == b"hello"
+
+
+async def test_one_more_of_a_source_waits_for_its_turn() -> None:
+    async with open_edge() as edge:
+        listener = await edge.listen("tcp", hold, Admission(99, 2, clock=trio.current_time))
+        kept = [await edge.dial(listener) for _ in range(2)]
+        for stream in kept:
+            await stream.receive_some()
+        third = await edge.dial(listener)
+        await trio.testing.wait_all_tasks_blocked()
+        await kept[0].send_all(b"x")
+        assert await third.receive_some() == b"hello"
+        assert not edge.counters.unauthenticated_refusals
+
+
+async def test_a_turn_that_does_not_come_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "TURN_SECONDS", 0.05)
+    async with open_edge() as edge:
+        admission = Admission(99, 1, clock=trio.current_time)
+        listener = await edge.listen("web", hold, admission, decline_http)
+        kept = await edge.dial(listener)
+        await kept.receive_some()
+        late = await edge.dial(listener)
+        await late.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        head = (await receive_all(late)).decode()
+        assert head.startswith("HTTP/1.1 429 1 unauthenticated connections from 127.0.0.1 are open")
+        assert edge.counters.unauthenticated_refusals == {("web", "too_many_from_source"): 1}
+        assert admission.open_connections == 1
+
+
+async def test_a_browser_is_told_that_there_are_too_many() -> None:
+    async with open_edge() as edge:
+        listener = await edge.listen("web", hold, Admission(1, 1, clock=trio.current_time), decline_http)
+        await (await edge.dial(listener)).receive_some()
+        stream = await edge.dial(listener)
+        await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        head, _, body = (await receive_all(stream)).decode().partition("\r\n\r\n")
+        assert head.startswith("HTTP/1.1 503 1 connections are open here, which is the limit")
+        assert "too_many_connections" in head and "try again later" in body
+
+
+async def test_a_tls_client_reads_an_alert_and_no_reset(tmp_path: Path) -> None:
+    async with open_edge() as edge:
+        listener = await edge.listen("https", hold, Admission(1, 1, clock=trio.current_time), decline_tls)
+        await (await edge.dial(listener)).receive_some()
+        stream = TlsStream(await edge.dial(listener), ssl.create_default_context(), server_hostname="x")
+        with pytest.raises(trio.BrokenResourceError, match="alert internal error"):
+            await stream.do_handshake()
+        assert edge.counters.unauthenticated_refusals == {("https", "too_many_connections"): 1}
+
+
+async def test_those_who_are_being_refused_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third does not wait until one of them has read what it was told."""
+    monkeypatch.setattr(listeners, "MAX_DECLINING", 2)
+    async with open_edge() as edge:
+        listener = await edge.listen("web", hold, Admission(1, 1, clock=trio.current_time), decline_http)
+        await (await edge.dial(listener)).receive_some()
+        silent = [await edge.dial(listener) for _ in range(2)]
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises((trio.BrokenResourceError, OSError)):
+            await (await edge.dial(listener)).receive_some()
+        for stream in silent:
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 503")
+        assert edge.counters.unauthenticated_refusals == {("web", "too_many_connections"): 3}
 
 
 async def test_a_handler_that_fails_ends_its_own_connection_only(caplog: pytest.LogCaptureFixture) -> None:
@@ -161,7 +245,7 @@ async def test_a_handler_that_fails_ends_its_own_connection_only(caplog: pytest.
         raise RuntimeError("a fault")
 
     async with open_edge() as edge:
-        admission = Admission(9, 9)
+        admission = Admission(9, 9, clock=trio.current_time)
         listener = await edge.listen("tcp", fail, admission)
         for _ in range(2):
             with pytest.raises(trio.BrokenResourceError):
@@ -201,7 +285,7 @@ async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener()
         async def note(accepted: Accepted) -> None:
             seen.append(accepted.address)
 
-        listener = await listen_tcp("tcp", ["[::]:0"], Admission(9, 9), edge.records)
+        listener = await listen_tcp("tcp", ["[::]:0"], Admission(9, 9, clock=trio.current_time), edge.records)
         await edge.nursery.start(listener.serve, note)
         port = int(listener.addresses[0].rsplit(":", 1)[1])
         for host in ("127.0.0.1", "::1"):

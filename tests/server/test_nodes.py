@@ -14,6 +14,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkState, Loss
 from tunnel_core.steps import AttachRejected
 from tunnel_server import nodes as nodes_module
+from tunnel_server.duplicates import MAX_NODES, REPLACED_SECONDS, Duplicates
 from tunnel_server.nodes import Nodes, ago
 
 
@@ -128,37 +129,132 @@ def test_a_node_says_since_when_it_is_as_it_is(nodes: Nodes, clock: Clock) -> No
         nodes.link_of("edge-7")
 
 
-def hello_of(boot: bytes) -> Hello:
-    return Hello(1, 1, b"i", boot, "test")
+def hello_of(boot: bytes, instance: bytes = b"i") -> Hello:
+    return Hello(1, 1, instance, boot, "test")
 
 
-def test_two_machines_do_not_evict_each_other_for_ever(nodes: Nodes, clock: Clock) -> None:
-    boots = [b"one", b"two"] * 2
-    for boot in boots:
-        nodes.check_duplicate("edge-7", hello_of(boot))
-        incumbent = attach(nodes, "edge-7", boot=boot)
-        clock.seconds += 15  # our agents wait for 10 s, and then need a moment
+def try_attach(nodes: Nodes, boot: bytes, instance: bytes) -> PlainLink | None:
+    """A whole attach of one run of an agent; None if it is refused as a duplicate."""
+    try:
+        nodes.check_duplicate("edge-7", hello_of(boot, instance))
+    except AttachRejected as rejected:
+        assert rejected.reason is Reason.DUPLICATE_NODE
+        return None
+    return attach(nodes, "edge-7", boot=boot, instance=instance)
+
+
+def test_restarts_of_two_machines_do_not_evict_each_other_for_ever(nodes: Nodes, clock: Clock) -> None:
+    """Each attach is of another run, so only the boots tell."""
+    for number, boot in enumerate([b"one", b"two"] * 2):
+        incumbent = try_attach(nodes, boot, b"%d" % number)
+        assert incumbent is not None
+        clock.seconds += 15
     [node] = nodes.all()
     assert not nodes.is_duplicate(node)
-    with pytest.raises(AttachRejected) as caught:
-        nodes.check_duplicate("edge-7", hello_of(b"one"))
+    with pytest.raises(AttachRejected, match="another machine is attached as edge-7") as caught:
+        nodes.check_duplicate("edge-7", hello_of(b"one", b"4"))
     assert caught.value.reason is Reason.DUPLICATE_NODE
     assert caught.value.retry_after_seconds == 60
     assert nodes.is_duplicate(node) and not incumbent.ended
-    nodes.check_duplicate("edge-7", hello_of(b"two"))  # the one that is attached may come again
+    nodes.check_duplicate("edge-7", hello_of(b"two", b"3"))  # the run that is attached may come again
     incumbent.state = LinkState.GRACE
-    nodes.check_duplicate("edge-7", hello_of(b"one"))  # and who replaces a dead one may, too
+    nodes.check_duplicate("edge-7", hello_of(b"one", b"5"))  # and a run that replaces a dead one may, too
     clock.seconds += 121
     incumbent.state = LinkState.ATTACHED
-    nodes.check_duplicate("edge-7", hello_of(b"one"))
+    nodes.check_duplicate("edge-7", hello_of(b"one", b"6"))
     assert not nodes.is_duplicate(node)
 
 
 def test_a_machine_that_restarts_now_and_then_is_no_duplicate(nodes: Nodes, clock: Clock) -> None:
     for number in range(20):
-        nodes.check_duplicate("edge-7", hello_of(b"%d" % number))
-        attach(nodes, "edge-7", boot=b"%d" % number)
+        nodes.check_duplicate("edge-7", hello_of(b"%d" % number, b"%d" % number))
+        attach(nodes, "edge-7", boot=b"%d" % number, instance=b"%d" % number)
         clock.seconds += 50
+
+
+@pytest.mark.parametrize("other_boot", [b"host", b"another"])
+def test_a_replaced_run_that_comes_back_is_a_second_agent(
+    nodes: Nodes, clock: Clock, other_boot: bytes
+) -> None:
+    """Two containers of one host share its boot id."""
+    first = try_attach(nodes, b"host", b"a")
+    clock.seconds += 300
+    second = try_attach(nodes, other_boot, b"b")
+    assert first is not None and second is not None and first.ended[0][0] is Reason.TAKEN_OVER
+    clock.seconds += 10
+    assert try_attach(nodes, b"host", b"a") is None
+    [node] = nodes.all()
+    assert nodes.is_duplicate(node) and node.link is second and not second.ended
+    # A supervisor that restarts the refused one does not begin the fight again.
+    clock.seconds += 60
+    assert try_attach(nodes, b"host", b"a2") is None
+    second.state = LinkState.GRACE  # the second one was killed
+    assert try_attach(nodes, b"host", b"a") is not None
+
+
+def test_two_agents_on_one_machine_settle_and_the_other_takes_over_when_one_is_stopped(
+    nodes: Nodes, clock: Clock
+) -> None:
+    """An hour of both, each by the waits of our agents: 10 s after a takeover, else what the server says."""
+    due = {b"a": 0.0, b"b": 1.0}
+    links: dict[bytes, PlainLink] = {}
+    takeovers = 0
+    end = clock.seconds + 3600
+    base = clock.seconds
+    while clock.seconds < end:
+        clock.seconds += 1
+        for run, at in due.items():
+            holder = links.get(run)
+            if holder is not None and holder.ended:
+                del links[run]
+                due[run] = clock.seconds - base + 10
+                takeovers += 1
+            elif holder is None and clock.seconds - base >= at:
+                link = try_attach(nodes, b"host", run)
+                if link is None:
+                    due[run] = clock.seconds - base + 60
+                else:
+                    links[run] = link
+    assert takeovers == 1 and links.keys() == {b"b"}
+    nodes.detach(links[b"b"], Reason.AGENT_STOPPING)
+    assert try_attach(nodes, b"host", b"a") is not None
+
+
+def test_a_crash_loop_takes_over_each_time_at_once(nodes: Nodes, clock: Clock) -> None:
+    """Whether or not the server has noticed that the run before is dead."""
+    for number in range(200):
+        state = [LinkState.ATTACHED, LinkState.GRACE, LinkState.DEGRADED][number % 3]
+        link = try_attach(nodes, b"host", b"run %d" % number)
+        assert link is not None
+        link.state = state
+        clock.seconds += 0.5
+    [node] = nodes.all()
+    assert not nodes.is_duplicate(node)
+
+
+def test_a_crash_loop_beside_a_live_agent_is_found(nodes: Nodes, clock: Clock) -> None:
+    steady = try_attach(nodes, b"host", b"steady")
+    for number in range(10):  # a second each, until the steady one has waited its ten
+        assert try_attach(nodes, b"host", b"run %d" % number) is not None
+        clock.seconds += 1
+    assert steady is not None and steady.ended
+    assert try_attach(nodes, b"host", b"steady") is None
+
+
+def test_one_agent_may_begin_session_after_session(nodes: Nodes, clock: Clock) -> None:
+    for _ in range(20):
+        assert try_attach(nodes, b"host", b"a") is not None
+        clock.seconds += 1
+
+
+def test_what_is_remembered_of_replaced_runs_is_bounded(nodes: Nodes, clock: Clock) -> None:
+    duplicates = Duplicates()
+    for number in range(MAX_NODES + 5):
+        duplicates.note_replaced(f"edge-{number}", b"a", clock.seconds)
+    assert not duplicates.refuses("edge-4", b"a", clock.seconds, other_boot=False)
+    assert duplicates.refuses("edge-5", b"a", clock.seconds, other_boot=False)
+    clock.seconds += REPLACED_SECONDS
+    assert not duplicates.refuses("edge-6", b"a", clock.seconds, other_boot=False)
 
 
 def test_attaching_the_same_link_again_does_not_end_it(nodes: Nodes) -> None:

@@ -112,6 +112,16 @@ async def test_it_is_written_down_put_in_place_and_told(tmp_path: Path) -> None:
         assert (known["serial"], known["origin"]) == (facts_of(chain).serial, "renewed")
 
 
+async def test_a_certificate_behind_a_link_stays_behind_it(tmp_path: Path) -> None:
+    config, _ = installed(tmp_path, began=timedelta(days=25))
+    file, real = config.tls.certificate_file, tmp_path / "kept.pem"
+    file.rename(real)
+    file.symlink_to(real)
+    async with opened(tmp_path, lambda: NOW, settings_of(config)) as store:  # type: ignore[arg-type]
+        await OwnCertificate(config, store, trio.Lock(), lambda: NOW, lambda: None).look()
+    assert file.is_symlink() and describe(real.read_bytes()).ends == NOW + timedelta(days=30)
+
+
 async def test_what_fails_is_said_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, _ = installed(tmp_path, days=30 / 86400, began=timedelta(seconds=25))
     (tmp_path / "ca" / ISSUING_KEY).unlink()

@@ -16,7 +16,7 @@ from datetime import datetime
 
 from certs.authority_folder import adopt
 from certs.bundle import Bundle
-from certs.files import remove_interrupted, remove_staged, write_public
+from certs.files import real_place, remove_interrupted, remove_staged, write_public
 from certs.life import life_of
 from certs.token import TokenMistyped, parse_token
 from tunnel_agent.check import check_targets
@@ -95,7 +95,7 @@ class Joining:
 
     async def _run_held(self) -> bool:
         try:
-            with held(self._files.bundle.parent):
+            with held(real_place(self._files.bundle).parent):
                 return await self._join() and await take_steps(
                     [("config", self._write_config), ("attach", self._attach)], self._report
                 )
@@ -194,7 +194,7 @@ class Joining:
             said = f"wrote {file}"
         remove_interrupted(self._files.unfinished)
         remove_staged(file)
-        remove_staged(bundle)
+        remove_staged(real_place(bundle))
         return said
 
     async def _attach(self) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from certs.authority_folder import adopt
 from certs.bundle import Bundle, BundleError, read_bundle, write_bundle
+from certs.file_modes import is_mount_point
 from certs.files import (
     KeyFileError,
+    hold_folder,
     make_private_folder,
     read_private,
+    real_place,
     remove_interrupted,
     remove_staged,
     write_private,
@@ -36,22 +38,30 @@ _CURES = {
 }
 
 
+_KUBERNETES = (
+    "it is a volume that Kubernetes keeps, a Secret for example, so no renewal can be saved there: let an"
+    " initContainer copy the bundle to a volume of the pod's own, and name that in bundle_file; or put a new"
+    " bundle into the Secret before this one ends, and the agent takes it up"
+)
+_DATA = "..data"
+"""The link in each Secret and ConfigMap volume that leads to its files."""
+_SINGLE_FILE = "mount the folder that holds it, not the file (docker -v, Kubernetes subPath)"
+
+
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """One join or renewal at a time in a folder, as long as the block lasts. Raises ``StepFailed``."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_folder(folder, wait=False))
+        except BlockingIOError:
+            raise StepFailed(
+                f"another join or renewal is at work in {folder}",
+                "wait for it, or end it, and run this again",
+            ) from None
+        except OSError as error:
+            raise cannot_write(folder, error) from None
         yield
-    except BlockingIOError:
-        raise StepFailed(
-            f"another join or renewal is at work in {folder}", "wait for it, or end it, and run this again"
-        ) from None
-    finally:
-        os.close(descriptor)
 
 
 def prove_writable(files: Files) -> str:
@@ -59,14 +69,37 @@ def prove_writable(files: Files) -> str:
 
     A configuration that is there stays as it is. Raises ``StepFailed``.
     """
-    written = [files.bundle] if os.path.lexists(files.config) else [files.bundle, files.config]
+    require_replaceable(files.bundle)
+    place = real_place(files.bundle)
+    written = [place] if os.path.lexists(files.config) else [place, files.config]
     for folder in dict.fromkeys(file.parent for file in written):
         try:
-            _make(folder, private=folder == files.bundle.parent)
+            _make(folder, private=folder == place.parent)
         except OSError as error:
             raise cannot_write(folder, error) from None
         prove_folder(folder)
     return f"{' and '.join(map(str, written))} can be written"
+
+
+def prove_place(file: Path) -> None:
+    """Proves that ``file`` can be replaced, before that costs a certificate. Raises ``StepFailed``."""
+    require_replaceable(file)
+    prove_folder(real_place(file).parent)
+
+
+def require_replaceable(file: Path) -> None:
+    """Raises ``StepFailed`` for a file that is mounted by itself: no other can take its name."""
+    if is_mount_point(file):
+        raise StepFailed(f"{file} is mounted as a single file, so it cannot be replaced", _SINGLE_FILE)
+
+
+def require_writable(folder: Path) -> None:
+    """Asks the system, and writes nothing. Raises ``StepFailed`` if no new bundle could be saved there."""
+    if os.access(folder, os.W_OK | os.X_OK):
+        return
+    fix = "give the agent's user a folder of its own for the bundle, and name it in bundle_file"
+    detail = f"{folder} cannot be written by this user, so no new certificate could be saved"
+    raise StepFailed(detail, _KUBERNETES if _DATA in folder.parts else fix)
 
 
 def prove_folder(folder: Path) -> None:
@@ -88,6 +121,8 @@ def _make(folder: Path, *, private: bool) -> None:
 
 def cannot_write(folder: Path, error: OSError) -> StepFailed:
     fix = _CURES.get(error.errno or 0, "set that right, or name another place with --config")
+    if _DATA in folder.parts:
+        fix = _KUBERNETES
     return StepFailed(f"{folder} cannot be written: {error.strerror}", fix.format(folder=folder))
 
 
@@ -135,6 +170,7 @@ def save_bundle(file: Path, bundle: Bundle) -> None:
 
     Nobody else may be writing it: see ``held``.
     """
+    file = real_place(file)
     try:
         remove_staged(file)  # it has a key in it
         write_bundle(file, bundle)

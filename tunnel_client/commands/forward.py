@@ -11,10 +11,11 @@ import trio
 from tunnel_client.access import Access
 from tunnel_client.api import ask
 from tunnel_client.commands.options import access, bundle_option, json_option, parse_wish, run
+from tunnel_client.forwarding import MAX_CONNECTIONS, connections_for, listen
 from tunnel_client.forwarding import forward as serve_forward
-from tunnel_client.forwarding import listen
 from tunnel_client.tunnel import Wish
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
+from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import ListenAddress
@@ -33,9 +34,18 @@ _PLAIN_PORTS = frozenset({25, 143, 1883, 5672, 9092})
 @click.argument("node")
 @click.argument("target")
 @click.argument("local", default="127.0.0.1:0")
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1, 65_536),
+    default=MAX_CONNECTIONS,
+    show_default=True,
+    help="Connections at once. One more is reset, with a line on standard error.",
+)
 @bundle_option
 @json_option
-def forward(node: str, target: str, local: str, bundle: Path | None, as_json: bool) -> None:
+def forward(
+    node: str, target: str, local: str, max_connections: int, bundle: Path | None, as_json: bool
+) -> None:
     """Listen on LOCAL and carry every connection to TARGET on NODE, until Ctrl-C.
 
     TARGET is a port of the node, host:port, [v6]:port, unix:/path, or a service's name.
@@ -50,7 +60,7 @@ def forward(node: str, target: str, local: str, bundle: Path | None, as_json: bo
     """
     wish = parse_wish(node, target)
     host, port = _local(local)
-    run(_forward, access(bundle), wish, host, port, as_json)
+    run(_forward, access(bundle), wish, host, port, _carried(max_connections), as_json)
 
 
 def _local(text: str) -> tuple[str, int]:
@@ -63,14 +73,27 @@ def _local(text: str) -> tuple[str, int]:
     return name, 0 if port == "0" else number
 
 
-async def _forward(ways: Access, wish: Wish, host: str, port: int, as_json: bool) -> None:
+def _carried(wanted: int) -> int:
+    """How many connections this process can carry; says so if that is fewer than ``wanted``."""
+    limit = raise_descriptor_limit()
+    most = connections_for(limit.now, wanted)
+    if most < wanted:
+        _report(
+            f"{limit.now} file descriptors carry {most} connections at once, not {wanted}; see: ulimit -n"
+        )
+    return most
+
+
+async def _forward(
+    ways: Access, wish: Wish, host: str, port: int, max_connections: int, as_json: bool
+) -> None:
     dialer = ways.need_connect()
     await _refuse_absent_node(ways, wish)
     listener = await _listen(host, port)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             _announce(listener, wish, as_json)
-            nursery.start_soon(serve_forward, listener, dialer, wish, _report)
+            nursery.start_soon(serve_forward, listener, dialer, wish, _report, max_connections)
             await anext(signals)
             nursery.cancel_scope.cancel()
 

@@ -13,7 +13,7 @@ import trio
 
 from tunnel_core.api_answers import ACCEPT_JSON, page_of
 from tunnel_core.http import HttpClientConnection, exchange
-from tunnel_core.sockets import SocketStream
+from tunnel_core.sockets import SocketStream, connect_unix
 from tunnel_server.entrances.admin import PATH
 
 _ANSWER_SECONDS = 30.0
@@ -35,7 +35,7 @@ async def ask_server(socket: Path, method: str, path: str, arguments: Mapping[st
     """What the server answers to an act. Raises ``Refused`` or ``NoServer``."""
     try:
         with trio.fail_after(_ANSWER_SECONDS):
-            stream = SocketStream.adopt(await _open(socket))
+            stream = await _open(socket)
             try:
                 return await _ask(stream, f"the server at {socket}", method, path, arguments)
             finally:
@@ -46,9 +46,9 @@ async def ask_server(socket: Path, method: str, path: str, arguments: Mapping[st
         raise NoServer(f"the server at {socket} broke off the connection: {error}") from None
 
 
-async def _open(socket: Path) -> trio.SocketStream:
+async def _open(socket: Path) -> SocketStream:
     try:
-        return await trio.open_unix_socket(socket)
+        return await connect_unix(socket)
     except OSError as error:
         raise NoServer(f"{socket} cannot be opened: {error.strerror}", is_closed=True) from None
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from certs.files import PRIVATE, sync_folder
+from certs.files import PRIVATE, place_new, sync_folder
 
 MANIFEST = "manifest.json"
 _VERSION = 1
@@ -57,7 +57,7 @@ def write_archive(target: Path, made: str, data_dir: Path, config: Path, sources
             _write(file, manifest, sources)
             file.flush()
             os.fsync(file.fileno())
-        target.hardlink_to(staged)  # unlike a rename, it fails if the name is taken
+        place_new(staged, target)
     finally:
         staged.unlink(missing_ok=True)
     sync_folder(target.parent)
