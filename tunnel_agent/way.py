@@ -17,10 +17,11 @@ import h11
 import trio
 
 from certs.x509 import Description, describe
-from tunnel_agent.dial import Connected, connect_first, refused_by_errno, resolve_host
+from tunnel_agent.dial import Connected, connect_first, refused_by_errno
 from tunnel_agent.findings import Step, StepFailed
 from tunnel_agent.proxy import Proxy, ProxyError
 from tunnel_agent.proxy_choice import ProxyChoice
+from tunnel_agent.resolver import Resolve, resolve_server
 from tunnel_core.http import HttpClientConnection
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Refused
@@ -33,6 +34,7 @@ T = TypeVar("T")
 _EXPIRED, _NOT_YET_VALID = 10, 9
 _UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
 _WRONG_NAME = {62, 64}
+_FIREWALL = "does a firewall drop the packets? raise [session] connect_timeout_seconds on slow links"
 SET_CLOCK = "set this machine's clock, for example with `timedatectl set-ntp true`"
 _PROXY_ANSWERS = {
     407: "give the proxy a user (http://user@host:port) and its password in proxy_password_file",
@@ -67,7 +69,13 @@ class Way:
     """
 
     def __init__(
-        self, port: Port, node: str, proxies: ProxyChoice, patience_seconds: float, client_file: Path | None
+        self,
+        port: Port,
+        node: str,
+        proxies: ProxyChoice,
+        patience_seconds: float,
+        client_file: Path | None,
+        resolve: Resolve = resolve_server,
     ) -> None:
         self.server = port.server
         self.host, self.port = split_host_port(port.server)
@@ -76,6 +84,7 @@ class Way:
         self._proxies = proxies
         self._patience = patience_seconds
         self._client_file = client_file
+        self._resolve = resolve
         self._proxy: Proxy | None = None
         self._addresses: Sequence[str] = ()
 
@@ -105,10 +114,9 @@ class Way:
         host, _ = self._first_hop
         fix = f"correct the name, or this machine's resolver (/etc/resolv.conf): `getent hosts {host}`"
         try:
-            found = await self.in_time(resolve_host(host), f"resolving {host}")
+            self._addresses = await self.in_time(self._resolve(host), f"resolving {host}", fix)
         except OSError as error:
             raise StepFailed(f"{host} cannot be resolved: {error.strerror}", fix) from None
-        self._addresses = list(dict.fromkeys(found))
         if self._addresses == [host]:
             return f"{host} is an address"
         return f"{host} is {', '.join(self._addresses)}"
@@ -220,13 +228,12 @@ class Way:
                 f"{self.server} shows what is no certificate of ours: {error}", self.hint
             ) from None
 
-    async def in_time(self, doing: Awaitable[T], what: str) -> T:
+    async def in_time(self, doing: Awaitable[T], what: str, fix: str = _FIREWALL) -> T:
         """Waits for one step no longer than the patience says."""
         try:
             with trio.fail_after(self._patience):
                 return await doing
         except trio.TooSlowError:
-            fix = "does a firewall drop the packets? raise [session] connect_timeout_seconds on slow links"
             raise StepFailed(f"{what} took longer than {self._patience:g} s", fix) from None
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -78,10 +79,12 @@ class Carrier(ABC):
 
 @dataclass(frozen=True, slots=True)
 class DialSettings:
-    """How to reach a server. ``server`` is ``host:port`` or ``[v6]:port``.
+    """How to reach a server. ``server`` is ``host:port`` or ``[v6]:port``, the name that TLS verifies.
 
-    ``proxy_url`` is ``http://[user:password@]host:port`` of an HTTP CONNECT proxy, or empty for none.
-    ``connect_timeout_seconds`` covers TCP (all addresses of the name), proxy and TLS.
+    ``addresses`` are the server's IP addresses in the order of the resolver; they may be empty if the host is
+    an address, or a proxy leads there. ``proxy_url`` is ``http://[user:password@]address:port`` of an
+    HTTP CONNECT proxy, or empty for none. Names are looked up by the caller: nothing below asks a resolver.
+    ``connect_timeout_seconds`` covers TCP (all addresses), proxy and TLS.
     """
 
     server: str
@@ -90,6 +93,7 @@ class DialSettings:
     chain_pem: bytes = field(repr=False)
     proxy_url: str = field(default="", repr=False)
     connect_timeout_seconds: float = 10.0
+    addresses: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from tunnel_core.grpc_call import (
     why,
 )
 from tunnel_core.limits import Limits
+from tunnel_core.names import split_host_port
 from tunnel_core.own_sockets import AcceptedSockets
 from tunnel_core.sever import sever_accepted, sever_dialled
 
@@ -64,10 +65,10 @@ async def dial_carrier(bridge: Bridge, settings: DialSettings, limits: Limits | 
 async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carrier | str:
     """The carrier, or why there is none: an exception's traceback would keep call and channel."""
     credentials = core.ssl_channel_credentials(settings.roots_pem, settings.key_pem, settings.chain_pem)
-    # dns: also takes addresses, and is the only scheme for which gRPC heeds the proxy.
-    target = f"dns:///{settings.server}"
     mark = next(_marks)
-    channel = aio.secure_channel(target, credentials, options=_dial_options(settings, limits, mark))
+    channel = aio.secure_channel(
+        _target(settings), credentials, options=_dial_options(settings, limits, mark)
+    )
     call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
     failure: str | None = "the dial was cancelled"
     try:
@@ -82,9 +83,26 @@ async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carri
     return carrier
 
 
+def _target(settings: DialSettings) -> str:
+    """What gRPC dials, in words that leave its own resolver nothing to ask.
+
+    ``ipv6:`` takes IPv4 addresses in IPv6 dress, so one target holds both families in their order. gRPC dials
+    those over IPv4 where the machine has no IPv6 (``grpc_create_dualstack_socket``).
+    """
+    if settings.proxy_url:  # dns: is the only scheme for which gRPC heeds it; the proxy's URL has an address
+        return f"dns:///{settings.server}"
+    host, port = split_host_port(settings.server)
+    addresses = settings.addresses or (host,)
+    if any(":" in address for address in addresses):
+        dressed = (address if ":" in address else f"::ffff:{address}" for address in addresses)
+        return "ipv6:" + ",".join(f"[{urllib.parse.quote(one, safe=':.')}]:{port}" for one in dressed)
+    return "ipv4:" + ",".join(f"{address}:{port}" for address in addresses)
+
+
 def _dial_options(settings: DialSettings, limits: Limits, mark: int) -> Options:
     options = [
         *common_options(limits, mark),
+        ("grpc.default_authority", settings.server),  # the name that TLS verifies
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),
         ("grpc.service_config_disable_resolution", 1),
