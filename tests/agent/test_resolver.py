@@ -32,15 +32,15 @@ from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Refused
 
-NAME = "tunnel.invalid"
+NAME = "tunnel_1.invalid"
 """No DNS knows it, so whoever asks another resolver than the test's fails."""
 
 
 class Hosts:
     """A resolver that knows what a hosts file would."""
 
-    def __init__(self, **addresses: Sequence[str]) -> None:
-        self.addresses = {name.replace("_", "."): found for name, found in addresses.items()}
+    def __init__(self, name: str = "", *addresses: str) -> None:
+        self.addresses: dict[str, Sequence[str]] = {name: addresses}
         self.asked: list[str] = []
 
     async def resolve(self, host: str) -> Sequence[str]:
@@ -94,7 +94,7 @@ def connector_of(
     ],
 )
 async def test_grpc_dials_all_addresses_that_were_found(listen: str, addresses: list[str]) -> None:
-    hosts = Hosts(tunnel_invalid=addresses)
+    hosts = Hosts(NAME, *addresses)
     async with open_server(listen) as site:
         connector = connector_of(site, hosts.resolve)
         assert (await connector.probe(f"{NAME}:{site.port}")).software
@@ -104,13 +104,13 @@ async def test_grpc_dials_all_addresses_that_were_found(listen: str, addresses: 
 
 async def test_the_name_is_still_what_tls_verifies() -> None:
     async with open_server() as site:
-        connector = connector_of(site, Hosts(other_invalid=["127.0.0.1"]).resolve)
+        connector = connector_of(site, Hosts("other.invalid", "127.0.0.1").resolve)
         with pytest.raises(Refused, match="Hostname Verification"):
             await connector.probe(f"other.invalid:{site.port}")
 
 
 async def test_the_proxys_name_is_ours_to_look_up_and_the_servers_is_the_proxys() -> None:
-    hosts = Hosts(proxy_invalid=["127.0.0.2", "127.0.0.1"])
+    hosts = Hosts("proxy.invalid", "127.0.0.2", "127.0.0.1")
     async with open_server() as site, open_proxy(site) as proxy:
         connector = connector_of(site, hosts.resolve, proxy=f"http://me:pw@proxy.invalid:{proxy.port}")
         await connector.probe(f"{NAME}:{site.port}")
@@ -149,7 +149,7 @@ async def open_proxy(site: Site) -> AsyncIterator[Proxy]:
 
 
 async def test_a_proxy_that_is_dead_at_each_address_is_the_first_failure() -> None:
-    hosts = Hosts(proxy_invalid=["127.0.0.2", "127.0.0.3"])
+    hosts = Hosts("proxy.invalid", "127.0.0.2", "127.0.0.3")
     async with open_server() as site:
         connector = connector_of(site, hosts.resolve, proxy="http://proxy.invalid:1")
         with pytest.raises(Refused, match=r"127\.0\.0\.2"):
@@ -172,14 +172,14 @@ async def test_a_name_that_nobody_knows_is_told_as_that() -> None:
 
 async def test_a_link_watches_the_route_to_what_it_dialled() -> None:
     async with open_server() as site:
-        connector = connector_of(site, Hosts(tunnel_invalid=["127.0.0.2", "127.0.0.1"]).resolve)
+        connector = connector_of(site, Hosts(NAME, "127.0.0.2", "127.0.0.1").resolve)
         async with connector.open_link(f"{NAME}:{site.port}"):
             await trio.testing.wait_all_tasks_blocked()
             assert connector.route._change.addresses == ("127.0.0.2", "127.0.0.1")
 
 
 async def test_check_and_join_ask_the_same_resolver() -> None:
-    hosts = Hosts(tunnel_invalid=["127.0.0.1"])
+    hosts = Hosts(NAME, "127.0.0.1")
     async with open_server() as site:
         port = agents_port(f"{NAME}:{site.port}")
         way = Way(port, "edge1", ProxyChoice(environment={}), 5.0, None, hosts.resolve)
@@ -190,7 +190,9 @@ async def test_check_and_join_ask_the_same_resolver() -> None:
 def test_nothing_else_of_the_agent_asks_a_resolver() -> None:
     """Listeners of our own are asked for by address or by ``localhost``."""
     sources = Path(tunnel_agent.__file__).parent.rglob("*.py")
-    askers = [file.name for file in sources if re.search(r"[.]getaddrinfo[(]|open_tcp_stream", file.read_text())]
+    askers = [
+        file.name for file in sources if re.search(r"[.]getaddrinfo[(]|open_tcp_stream", file.read_text())
+    ]
     assert askers == ["resolver.py"]
 
 

@@ -110,7 +110,7 @@ def test_everything_can_be_set() -> None:
             {"tcp": [{"listen": "127.0.0.1:1", "node": "Edge", "target": "b:1"}]},
             "tcp#1.node: 'Edge' is not a node",
         ),
-        ({"web": {"domain": "a_b"}}, "web.domain: not a host name"),
+        ({"web": {"domain": "a b"}}, "web.domain: not a host name"),
         ({"session": {"missed_ping": 1}}, "session.missed_ping: unknown key; did you mean missed_pings?"),
     ],
 )

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from tunnel_agent.config import Protocol
 from tunnel_agent.findings import StepFailed
-from tunnel_core.names import is_node_name, join_host_port, split_host_port
+from tunnel_core.names import NODE_NAME_RULE, is_node_name, join_host_port, split_host_port
 
 DEFAULT_PORT = 7002
 _DEFAULT_PORTS = {Protocol.HTTP: 80, Protocol.HTTPS: 443}
@@ -83,5 +83,5 @@ def require_name(node: str, *, is_host_name: bool) -> str:
     if is_node_name(node):
         return f"{node}, this machine's host name" if is_host_name else node
     what = "this machine's host name" if is_host_name else "the name"
-    fix = "name it with --name: lower-case letters, digits, '-' and dots, as in shop-7.example.com"
+    fix = f"name it with --name: {NODE_NAME_RULE}"
     raise StepFailed(f"{what} {node[:300]!r} cannot be a node's", fix)

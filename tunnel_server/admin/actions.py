@@ -19,7 +19,7 @@ from certs.rotation import Step
 from certs.token import ID_BYTES, SECRET_BYTES, format_token, make_token
 from certs.x509 import Proven, facts_of, is_signed_by, pin_of
 from tunnel_core.identity import Role
-from tunnel_core.names import is_node_name
+from tunnel_core.names import NODE_NAME_RULE, is_node_name
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.admin.arguments import Arguments, bad
 from tunnel_server.config import ServerConfig
@@ -234,7 +234,7 @@ def _require_whom(node: str, pattern: str, uses: int) -> None:
     if bool(node) == bool(pattern):
         raise bad("a token is for one node, or for all that match a pattern: give node or match")
     if node and not is_node_name(node):
-        raise bad(f"{node[:200]!r} is not a node's name")
+        raise bad(f"{node[:200]!r} is not a node's name: {NODE_NAME_RULE}")
     if node and uses != 1:
         raise bad("a token for one node has one use; its agent may repeat a join that was broken off")
     if pattern and not is_pattern(pattern):
