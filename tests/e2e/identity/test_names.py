@@ -110,4 +110,4 @@ def test_a_proxy_of_the_hosts_file(server: Server, hidden: Hidden) -> None:
         hidden.settle()
         assert "FAIL" not in hidden.ask("check")
         hidden.start(ready_seconds=_PATIENT_SECONDS)
-        assert {NAME, "elsewhere.plant.test"} == {asked.rpartition(":")[0] for asked in proxy.asked}
+        assert {NAME, "elsewhere.plant.test"} <= {asked.rpartition(":")[0] for asked in proxy.asked}
