@@ -8,7 +8,10 @@ import os
 import secrets
 import shlex
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+
+from tunnel_core.text_files import NotPlainText, without_mark
 
 PRIVATE = 0o600
 PUBLIC = 0o644
@@ -32,7 +35,33 @@ def read_private(path: Path) -> bytes:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise KeyFileError(f"{path} is larger than {_MAX_BYTES // 1024} KiB; is it the right file?")
-    return data
+    try:
+        return without_mark(data)
+    except NotPlainText as error:
+        raise KeyFileError(f"{path} {error}") from None
+
+
+def read_public(path: Path) -> bytes:
+    """The content of a PEM file without a secret. Raises ``OSError``, or ``NotPlainText``."""
+    return without_mark(path.read_bytes())
+
+
+@contextlib.contextmanager
+def path_for_openssl(path: Path) -> Iterator[Path]:
+    """A path under which OpenSSL reads ``path``; for the time of the block.
+
+    OpenSSL takes keys from files only, and finds no PEM block behind a byte order mark. Such a file is
+    copied into memory without the mark. Raises ``OSError``, or ``NotPlainText``.
+    """
+    data = path.read_bytes()
+    plain = without_mark(data)
+    if plain == data or not hasattr(os, "memfd_create"):
+        yield path
+        return
+    with os.fdopen(os.memfd_create(path.name), "wb") as copy:
+        copy.write(plain)
+        copy.flush()
+        yield Path(f"/proc/self/fd/{copy.fileno()}")
 
 
 def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:

@@ -48,18 +48,27 @@ class ConnectionLost(StepFailed):
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One of a server's ports: ``server`` is ``host:port``, ``hint`` the cure for what answers otherwise."""
+    """One of a server's ports: ``server`` is ``host:port``, ``hint`` the cure for what answers otherwise.
+
+    ``name_fix`` and ``issuer_fix`` are the cures for a certificate with other names, or of another issuer.
+    """
 
     server: str
     hint: str
+    name_fix: str
+    issuer_fix: str
 
 
 def agents_port(server: str) -> Port:
-    return Port(server, "is it the server's [agents] port, 7001 unless changed?")
+    fix = "write one of these names in servers, or give the server a certificate with this one"
+    issuer_fix = f"exempt {server} from inspection, or bring a bundle from the server that answers there"
+    return Port(server, "is it the server's [agents] port, 7001 unless changed?", fix, issuer_fix)
 
 
 def https_port(server: str) -> Port:
-    return Port(server, "is it the server's [https] port, 7002 unless changed?")
+    fix = "use one of these names; the server gets its names by `qanat-server init --name`"
+    issuer_fix = f"exempt {server} from inspection, or use a token or bundle of the server that answers there"
+    return Port(server, "is it the server's [https] port, 7002 unless changed?", fix, issuer_fix)
 
 
 class Way:
@@ -80,6 +89,7 @@ class Way:
         self.server = port.server
         self.host, self.port = split_host_port(port.server)
         self.hint = port.hint
+        self._named = port
         self._node = node
         self._proxies = proxies
         self._patience = patience_seconds
@@ -93,7 +103,10 @@ class Way:
         try:
             self._proxy = self._proxies.proxy_for(self.server)
         except ProxyError as error:
-            raise StepFailed(str(error), "set proxy, or no_proxy, in the configuration") from None
+            raise StepFailed(
+                str(error),
+                "set proxy or no_proxy in the configuration, or https_proxy or no_proxy in the environment",
+            ) from None
 
     def steps(self) -> list[Step]:
         """Up to a connection on which the server itself answers."""
@@ -210,7 +223,7 @@ class Way:
             shown = await self._shown_certificate()
         except StepFailed as failure:
             return failure
-        return certificate_failure(self.server, error, shown, self.hint)
+        return certificate_failure(self._named, error, shown)
 
     async def _shown_certificate(self) -> Description:
         """The certificate that is shown at the server's address, whoever issued it."""
@@ -237,16 +250,14 @@ class Way:
             raise StepFailed(f"{what} took longer than {self._patience:g} s", fix) from None
 
 
-def certificate_failure(
-    server: str, error: ssl.SSLCertVerificationError, shown: Description, hint: str
-) -> StepFailed:
-    """What it means that OpenSSL does not verify the certificate ``shown`` at ``server``."""
+def certificate_failure(port: Port, error: ssl.SSLCertVerificationError, shown: Description) -> StepFailed:
+    """What it means that OpenSSL does not verify the certificate ``shown`` at ``port``."""
+    server = port.server
     now = datetime.now(UTC)
     clock = f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
     if error.verify_code in _UNKNOWN_ISSUER:
         detail = f"the certificate of {server} is issued by {shown.issuer}, not by your CA: TLS inspection?"
-        fix = f"exempt {server} from inspection, or bring a bundle from the server that answers there"
-        return StepFailed(detail, fix)
+        return StepFailed(detail, port.issuer_fix)
     if error.verify_code == _EXPIRED:
         detail = f"the certificate of {server} ended on {shown.ends:%Y-%m-%d}; {clock}"
         return StepFailed(detail, f"if the clock is right, renew the server's certificate; else {SET_CLOCK}")
@@ -255,9 +266,8 @@ def certificate_failure(
         return StepFailed(detail, SET_CLOCK)
     if error.verify_code in _WRONG_NAME:
         names = ", ".join(shown.names) or "no name"
-        fix = "write one of these names in servers, or give the server a certificate with this one"
-        return StepFailed(f"the certificate of {server} is for {names}", fix)
-    return StepFailed(f"the certificate of {server} is not valid: {error.verify_message}", hint)
+        return StepFailed(f"the certificate of {server} is for {names}", port.name_fix)
+    return StepFailed(f"the certificate of {server} is not valid: {error.verify_message}", port.hint)
 
 
 def _failing(failure: StepFailed) -> Callable[[], Awaitable[str]]:

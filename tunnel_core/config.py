@@ -25,6 +25,7 @@ from cattrs.gen import make_dict_structure_fn
 from tunnel_core import paths
 from tunnel_core.environment import given_in, lay_over, unknown_in
 from tunnel_core.settings import PARSERS, BadValue, Parsers
+from tunnel_core.text_files import NotPlainText, text_of
 
 _MAX_FILE_BYTES = 1024 * 1024
 
@@ -136,8 +137,10 @@ def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
     if len(data) > _MAX_FILE_BYTES:
         raise _whole_file(path, f"is larger than {_MAX_FILE_BYTES} bytes", "is it the right file?")
     try:
-        return tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return tomllib.loads(text_of(data))
+    except NotPlainText as error:
+        raise _whole_file(path, str(error), "") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise _whole_file(path, f"is not valid TOML: {error}", "") from None
 
 

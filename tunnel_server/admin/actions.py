@@ -20,6 +20,7 @@ from certs.token import ID_BYTES, SECRET_BYTES, format_token, make_token
 from certs.x509 import Proven, facts_of, is_signed_by, pin_of
 from tunnel_core.identity import Role
 from tunnel_core.names import NODE_NAME_RULE, is_node_name
+from tunnel_core.node_patterns import is_pattern
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.admin.arguments import Arguments, bad
 from tunnel_server.config import ServerConfig
@@ -29,7 +30,6 @@ from tunnel_server.rotating import Known, Rotating
 from tunnel_server.store.audit import AuditLine, Question
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.certificates import NewCertificate, Origin
-from tunnel_server.store.patterns import is_pattern
 from tunnel_server.store.revocations import as_json
 from tunnel_server.store.revoked import Kind
 from tunnel_server.store.store import Store
@@ -67,7 +67,7 @@ class Actions:
         given.done()
         _require_whom(node, pattern, uses)
         pin = await _in_thread(Rotating(self.config).server_root_pin)
-        token = make_token(pin, secrets.token_bytes(ID_BYTES + SECRET_BYTES))
+        token = make_token(pin, secrets.token_bytes(ID_BYTES + SECRET_BYTES), node or pattern)
         expires = await self.store.create_token(NewToken(token, ttl, node, pattern, uses), by)
         return {
             "id": token.id,
