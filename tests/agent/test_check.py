@@ -234,6 +234,11 @@ class FakeProxy:
             head += await stream.receive_some()
         await self.handle_head(stream, head)
 
+    async def handle_or_end(self, stream: trio.SocketStream) -> None:
+        """Likewise, for one that is looked at first by a connection without a request."""
+        if head := await stream.receive_some():
+            await self.handle_head(stream, head)
+
     async def handle_head(self, stream: trio.SocketStream, head: bytes) -> None:
         self.heads.append(head)
         await stream.send_all(b"HTTP/1.1 " + self._answer + b"\r\n\r\n")
