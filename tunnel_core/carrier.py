@@ -14,11 +14,15 @@ from tunnel_core.frames import Malformed, Packet
 
 
 class CarrierFailed(Exception):  # noqa: N818 - named by what happened
-    """No carrier came about. ``detail`` says why, for people and logs only."""
+    """No carrier came about. ``detail`` says why, for people and logs only.
 
-    def __init__(self, detail: str) -> None:
+    ``timed_out``: nothing was refused or broken; there was no answer.
+    """
+
+    def __init__(self, detail: str, *, timed_out: bool = False) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.timed_out = timed_out
 
 
 class CarrierPort(Protocol):

@@ -46,6 +46,8 @@ _TLS_VERSIONS = {"1.2": ("TLSv1.2", "TLSv1.3"), "1.3": ("TLSv1.3",)}
 
 # Dialling.
 
+_TIMED_OUT = 0.95
+"""A failure after so much of the time is gRPC's own time-out, which it tells in words alone."""
 _marks = (DEAD_CONNECTION_MS + number for number in itertools.cycle(range(1, 10_000)))
 """Each dial has a time-out of its own, by which its sockets are found again; listeners have the one below."""
 
@@ -57,20 +59,20 @@ async def dial_carrier(bridge: Bridge, settings: DialSettings, limits: Limits | 
     issuer are good, and it took our certificate. One that it does not take reads "Socket closed".
     """
     outcome = await bridge.run(_dial(bridge, settings, limits or Limits()))
-    if isinstance(outcome, str):
-        raise CarrierFailed(outcome)
+    if isinstance(outcome, CarrierFailed):
+        raise outcome
     return outcome
 
 
-async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carrier | str:
-    """The carrier, or why there is none: an exception's traceback would keep call and channel."""
+async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carrier | CarrierFailed:
+    """The carrier, or why there is none, not raised: a traceback would keep call and channel."""
     credentials = core.ssl_channel_credentials(settings.roots_pem, settings.key_pem, settings.chain_pem)
     mark = next(_marks)
     channel = aio.secure_channel(
         _target(settings), credentials, options=_dial_options(settings, limits, mark)
     )
     call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
-    failure: str | None = "the dial was cancelled"
+    failure: CarrierFailed | None = CarrierFailed("the dial was cancelled")
     try:
         failure = await _wait_connected(call, settings)
     finally:
@@ -116,20 +118,23 @@ def _dial_options(settings: DialSettings, limits: Limits, mark: int) -> Options:
     return options
 
 
-async def _wait_connected(call: Any, settings: DialSettings) -> str | None:
+async def _wait_connected(call: Any, settings: DialSettings) -> CarrierFailed | None:
     """Waits until the call went out on a ready connection. Returns why it did not.
 
     A call that does not wait for ready fails with the reason of the failed connection, which
     ``channel_ready()`` never tells.
     """
+    began = asyncio.get_running_loop().time()
     patience = settings.connect_timeout_seconds + LAST_WORDS_SECONDS
     try:
         async with asyncio.timeout(patience):
             await call.wait_for_connection()
     except TimeoutError:
-        return f"{settings.server} did not answer within {settings.connect_timeout_seconds:g} s"
+        detail = f"{settings.server} did not answer within {settings.connect_timeout_seconds:.3g} s"
+        return CarrierFailed(detail, timed_out=True)
     except Exception as error:
-        return why(error)
+        took = asyncio.get_running_loop().time() - began
+        return CarrierFailed(why(error), timed_out=took > _TIMED_OUT * settings.connect_timeout_seconds)
     return None
 
 
