@@ -68,9 +68,9 @@ def command(
 ) -> None:
     """Join SERVER (host or host:port of its HTTPS port) with a token from `qanat-server token create`.
 
-    The token comes from standard input, never from the command line. Everything is checked before it is
-    used; if this breaks off, run it again with the same token. A machine that has joined already is
-    left as it is.
+    The token comes from standard input, never from the command line, and names the node. Everything is
+    checked before it is used; if this breaks off, run it again with the same token. A machine that has
+    joined already is left as it is.
 
     \b
     Examples:
