@@ -17,6 +17,7 @@ from pathlib import Path
 from certs.files import KeyFileError, hold_folder, read_private, real_place, write_private
 from tunnel_core.identity import SpiffeId
 from tunnel_core.names import join_host_port, split_host_port
+from tunnel_core.text_files import NotPlainText, without_mark
 
 _VERSION = "1"
 _HEADERS = ("Qanat-Bundle", "Identity", "Agents", "Https", "Roots")
@@ -122,9 +123,11 @@ def split_pem(pem: bytes) -> list[bytes]:
 
 def _ascii(data: bytes) -> str:
     try:
-        return data.decode("ascii").replace("\r\n", "\n")
+        return without_mark(data).decode("ascii").replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise ValueError("it is not plain text") from None
+    except NotPlainText as error:
+        raise ValueError(f"it {error}") from None
 
 
 def _headers(head: str) -> Mapping[str, str]:

@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from certs.file_modes import KeyFileError, Mount, check_private, is_private, mount_of, no_modes
+from tunnel_core.text_files import NotPlainText, without_mark
 
 __all__ = [
     "KeyFileError",
     "hold_folder",
     "make_private_folder",
+    "path_for_openssl",
     "place_new",
     "read_private",
+    "read_public",
     "real_place",
     "remove_interrupted",
     "remove_staged",
@@ -47,7 +50,33 @@ def read_private(path: Path) -> bytes:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise KeyFileError(f"{path} is larger than {_MAX_BYTES // 1024} KiB; is it the right file?")
-    return data
+    try:
+        return without_mark(data)
+    except NotPlainText as error:
+        raise KeyFileError(f"{path} {error}") from None
+
+
+def read_public(path: Path) -> bytes:
+    """The content of a PEM file without a secret. Raises ``OSError``, or ``NotPlainText``."""
+    return without_mark(path.read_bytes())
+
+
+@contextlib.contextmanager
+def path_for_openssl(path: Path) -> Iterator[Path]:
+    """A path under which OpenSSL reads ``path``; for the time of the block.
+
+    OpenSSL takes keys from files only, and finds no PEM block behind a byte order mark. Such a file is
+    copied into memory without the mark. Raises ``OSError``, or ``NotPlainText``.
+    """
+    data = path.read_bytes()
+    plain = without_mark(data)
+    if plain == data or not hasattr(os, "memfd_create"):
+        yield path
+        return
+    with os.fdopen(os.memfd_create(path.name), "wb") as copy:
+        copy.write(plain)
+        copy.flush()
+        yield Path(f"/proc/self/fd/{copy.fileno()}")
 
 
 def real_place(path: Path) -> Path:

@@ -5,6 +5,12 @@ can be read out aloud. In them, in bytes:
 
     id 10 | secret 20 | pin 32 | checksum 3
 
+A second part may follow: ``_`` and base32 again. It names the node, or the pattern of nodes, for which the
+server made the token, so that a join knows its name before it asks the server. It is a hint: the server
+goes by its own record. The first part alone is the same token, which older agents and servers take.
+
+    name 1 to 253 | checksum 3, of this part and the first
+
 The id is no secret: lists and logs show it. The pin is the SHA-256 of the key of the root that the
 server's certificate leads to, so the node knows the server before the server knows the node. The
 checksum tells a slip of the pen from a token that is wrong, before the server is asked.
@@ -17,15 +23,32 @@ token whose pin was exchanged is a wrong one.
 from __future__ import annotations
 
 import base64
+import binascii
+import contextlib
 import hashlib
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from tunnel_core.names import MAX_NODE_NAME, is_node_name
+from tunnel_core.node_patterns import is_pattern
 
 PREFIX = "qanat1_"
 ID_BYTES = 10
 SECRET_BYTES = 20
 PIN_BYTES = 32
 _CHECKSUM_BYTES = 3
+_HINT_SEPARATOR = "_"
+_ALPHABET = frozenset("abcdefghijklmnopqrstuvwxyz234567")
+_ID_CHARS = ID_BYTES * 8 // 5
+_TOKEN_LIKE = re.compile(rf"(?<![a-z0-9_]){PREFIX}[a-z0-9_]*", re.IGNORECASE | re.ASCII)
+_BEGINNING = re.compile(rf"(?<![a-z0-9_]){PREFIX}([a-z2-7]{{{_ID_CHARS}}})", re.IGNORECASE | re.ASCII)
+_AROUND = " \t\r\n\f\v\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}\N{NO-BREAK SPACE}"
+"""What people leave around a token."""
+_PLACEHOLDERS = ("token", "the token", "your token", "your-token", "yourtoken", "join token", "join-token")
+_COMMAND = "qanat-agent"
 _TEXT_CHARS = (ID_BYTES + SECRET_BYTES + PIN_BYTES + _CHECKSUM_BYTES) * 8 // 5
+_MAX_HINT_CHARS = -(-(MAX_NODE_NAME + _CHECKSUM_BYTES) * 8 // 5)
 
 
 class TokenMistyped(ValueError):  # noqa: N818 - what it is
@@ -34,17 +57,23 @@ class TokenMistyped(ValueError):  # noqa: N818 - what it is
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token. ``repr`` shows its id alone."""
+    """A token. ``repr`` shows its id, and the hint if there is one.
+
+    ``made_for`` is the node's name or a pattern of names, as the text says; empty if it says nothing.
+    """
 
     id: str
     secret: bytes = field(repr=False)
     pin: bytes = field(repr=False)
+    made_for: str = ""
 
     def __post_init__(self) -> None:
         if len(_id_bytes(self.id)) != ID_BYTES or len(self.secret) != SECRET_BYTES:
             raise ValueError("a token has an id of 10 bytes and a secret of 20")
         if len(self.pin) != PIN_BYTES:
             raise ValueError("a pin has 32 bytes")
+        if self.made_for and not (is_node_name(self.made_for) or is_pattern(self.made_for)):
+            raise ValueError("a token is made for a node or for a pattern of nodes")
 
     @property
     def digest(self) -> bytes:
@@ -56,38 +85,47 @@ class Token:
         return _id_bytes(self.id) + self.secret + self.pin
 
 
-def make_token(pin: bytes, chance: bytes) -> Token:
+def make_token(pin: bytes, chance: bytes, made_for: str = "") -> Token:
     """A token of ``ID_BYTES + SECRET_BYTES`` random bytes, which nobody else may know."""
-    return Token(_base32(chance[:ID_BYTES]), chance[ID_BYTES:], pin)
+    return Token(_base32(chance[:ID_BYTES]), chance[ID_BYTES:], pin, made_for)
 
 
 def format_token(token: Token) -> str:
     """The text to paste. It is the secret: not for logs, nor for argv."""
-    content = token._content
-    return PREFIX + _base32(content + _checksum(content))
+    content, name = token._content, token.made_for.encode()
+    first = PREFIX + _base32(content + _checksum(content))
+    return first + _HINT_SEPARATOR + _base32(name + _checksum(content + name)) if name else first
+
+
+def login_text(token: Token) -> str:
+    """The first part alone, for the server: it needs no hint, and an older one takes none."""
+    return format_token(replace(token, made_for=""))
 
 
 def parse_token(text: str) -> Token:
     """Reads ``format_token``'s text; blanks around it and upper case will do. Raises ``TokenMistyped``."""
     plain = text.strip().lower()
     if not plain.startswith(PREFIX):
-        newer = plain.startswith("qanat") and "_" in plain
-        why = "is of another version" if newer else f"does not begin with {PREFIX}"
-        raise TokenMistyped(f"the token {why}; paste all that `qanat-server token create` printed")
-    body = plain.removeprefix(PREFIX)
+        raise TokenMistyped(_not_ours(plain))
+    body, separator, hint = plain.removeprefix(PREFIX).partition(_HINT_SEPARATOR)
     if len(body) != _TEXT_CHARS:
         raise TokenMistyped(
-            f"the token has {len(PREFIX) + len(body)} characters and must have {len(PREFIX) + _TEXT_CHARS}:"
-            " a part is missing, or there is too much"
+            f"the token has {len(PREFIX) + len(body)} characters and must have {len(PREFIX) + _TEXT_CHARS}"
+            f"{' before its second _' if separator else ''}: a part is missing, or there is too much"
         )
-    return _of_bytes(_decoded(body))
+    token = _of_bytes(_decoded(body))
+    return replace(token, made_for=_made_for(token, hint)) if separator else token
 
 
 def _decoded(body: str) -> bytes:
+    """What the base32 holds; empty if it is no length or spelling of base32. Raises ``TokenMistyped``."""
+    if not _ALPHABET.issuperset(body):
+        raise TokenMistyped("the token has a character that no token has (it has a-z and 2-7)")
     try:
-        return base64.b32decode(body.upper().encode("ascii"))
-    except ValueError:  # binascii.Error, and what is not ASCII
-        raise TokenMistyped("the token has a character that no token has (it has a-z and 2-7)") from None
+        data = base64.b32decode(body.upper().encode("ascii") + b"=" * (-len(body) % 8))
+    except binascii.Error:
+        return b""
+    return data if _base32(data) == body else b""  # a last character may have bits that mean nothing
 
 
 def _of_bytes(data: bytes) -> Token:
@@ -96,6 +134,69 @@ def _of_bytes(data: bytes) -> Token:
         raise TokenMistyped("the token has a wrong character somewhere (its checksum does not fit); paste it")
     secret_and_pin = content[ID_BYTES:]
     return Token(_base32(content[:ID_BYTES]), secret_and_pin[:SECRET_BYTES], secret_and_pin[SECRET_BYTES:])
+
+
+def _made_for(token: Token, hint: str) -> str:
+    if len(hint) > _MAX_HINT_CHARS:
+        raise TokenMistyped(f"the token has {len(hint)} characters after its second _, which are too many")
+    data = _decoded(hint)
+    name, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if not name or checksum != _checksum(token._content + name):
+        raise TokenMistyped(
+            "the token is cut off or altered after its second _ (its checksum does not fit); paste all of it"
+        )
+    try:
+        return replace(token, made_for=name.decode("ascii")).made_for
+    except ValueError:  # with a checksum that fits: of a later version
+        raise TokenMistyped("the token names what can be no node's name; is this agent too old?") from None
+
+
+def find_token(text: str) -> Token:
+    """Reads a token as people give it: in quotes, wrapped into lines, or within the line to paste.
+
+    Raises ``TokenMistyped``, also if there is more than one token in it.
+    """
+    found = list(dict.fromkeys(match.lower() for match in _TOKEN_LIKE.findall(text)))
+    if not found:
+        raise TokenMistyped(_why_no_token(text.strip(_AROUND)))
+    try:
+        if len(found) > 1:
+            raise TokenMistyped(f"there are {len(found)} tokens in it; give one")
+        return parse_token(found[0])
+    except TokenMistyped as error:
+        with contextlib.suppress(TokenMistyped):
+            return parse_token("".join(text.strip(_AROUND).split()))
+        raise error from None
+
+
+def _why_no_token(text: str) -> str:
+    create = "`qanat-server token create --node NAME` on the server prints one"
+    if not text:
+        return f"there is no token: what was given is empty; {create}"
+    if text.lower().strip("<>[](){}$%_.*") in _PLACEHOLDERS:
+        return f"{text[:40]!r} only stands for the token; {create}"
+    if _COMMAND in text:
+        return f"this is a line without a token; {create}"
+    return _not_ours(text.lower())
+
+
+def _not_ours(text: str) -> str:
+    newer = text.startswith("qanat") and "_" in text
+    why = "is of another version" if newer else f"does not begin with {PREFIX}"
+    return f"the token {why}; paste all that `qanat-server token create` printed"
+
+
+def trouble_with_arguments(arguments: Sequence[str]) -> str:
+    """What to say to a command line with a token in it; empty if there is none. It shows the id alone."""
+    found = next(filter(None, map(_BEGINNING.search, arguments)), None)
+    if found is None:
+        return ""
+    token_id = found[1].lower()
+    return (
+        "a token stands in the arguments, where `ps` and the shell's history show it to others."
+        " `qanat-agent join SERVER` reads it from standard input or by --token-file; qanat-server's commands"
+        f" take its id alone, {token_id}. If others may have seen it: `qanat-server token revoke {token_id}`"
+    )
 
 
 def _id_bytes(text: str) -> bytes:
@@ -107,4 +208,4 @@ def _checksum(content: bytes) -> bytes:
 
 
 def _base32(data: bytes) -> str:
-    return base64.b32encode(data).decode("ascii").lower()
+    return base64.b32encode(data).decode("ascii").rstrip("=").lower()

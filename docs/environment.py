@@ -49,7 +49,7 @@ OWN = (
         "the token itself. Others on the machine may read it (`docker inspect`), but the join spends it, and"
         " then it is worthless",
     ),
-    ("QANAT_NODE", "agent", "the node's name; the host's if it is not set"),
+    ("QANAT_NODE", "agent", "the node's name; if it is not set the token's, else the host's"),
     ("QANAT_BUNDLE", "`qanat`", "the bundle with which the command comes in"),
     (
         "QANAT_KEY_FILE_MODES",

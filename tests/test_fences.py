@@ -33,7 +33,10 @@ BEHIND_ONE_MODULE = {
 
 DECISIONS = [
     *("tunnel_core." + name for name in ("codec", "messages", "wire", "frames", "limits", "reasons")),
-    *("tunnel_core." + name for name in ("names", "identity", "session", "mux", "halves", "credit")),
+    *(
+        "tunnel_core." + name
+        for name in ("names", "node_patterns", "identity", "session", "mux", "halves", "credit")
+    ),
     *("tunnel_core." + name for name in ("steps", "states", "attempts", "mux_stream", "turns", "allowance")),
     *("tunnel_core." + name for name in ("settings", "environment", "http_head", "bucket", "profiles")),
     *("tunnel_core." + name for name in ("effective", "toml_lines")),
@@ -43,7 +46,7 @@ DECISIONS = [
     *("tunnel_agent." + name for name in ("targets", "proxy", "config", "netlink", "route_change")),
     *("tunnel_agent." + name for name in ("link_view", "renewal_plan", "findings")),
     *("tunnel_agent.join." + name for name in ("wish", "config_text")),
-    *("tunnel_server.store." + name for name in ("schema", "patterns", "revoked", "moments")),
+    *("tunnel_server.store." + name for name in ("schema", "revoked", "moments")),
     *("tunnel_server.enrolment." + name for name in ("asking", "budgets")),
     *("certs." + name for name in ("token", "rotation", "life")),
 ]

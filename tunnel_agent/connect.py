@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
@@ -14,8 +14,9 @@ import trio
 from certs.bundle import Bundle
 from tunnel_agent.proxy import Proxy, ProxyError
 from tunnel_agent.proxy_choice import ProxyChoice
+from tunnel_agent.resolver import Resolve, resolve_server
 from tunnel_agent.resume import Resumer
-from tunnel_agent.route import RouteWatcher, addresses_of
+from tunnel_agent.route import RouteWatcher
 from tunnel_core import __version__
 from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge
@@ -26,6 +27,7 @@ from tunnel_core.frames import Hello, Service, SessionSecret, Welcome
 from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.names import split_host_port
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
@@ -34,6 +36,8 @@ from tunnel_core.stream import Stream
 
 SOFTWARE = f"qanat-agent/{__version__}"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_LEAST_DIAL_SECONDS = 0.1
+"""What a look-up that took nearly all of the time leaves to the dial."""
 _LEAST_ANSWER_SECONDS, _ANSWER_DIALS = 3.0, 4.0
 """How long a hello waits for its answer. The dial before it took three round trips, so four of it are
 twelve; a way that has ended since then must not hold one of the two attempts for longer."""
@@ -61,6 +65,8 @@ class Connector:
     metered: bool = False
     cap: Bucket | None = None
     """Of what the agent sends, over all its sessions; the server is asked to keep to the same rate."""
+    resolve: Resolve = resolve_server
+    """Looks up servers and proxies, anew for each attempt."""
     route: RouteWatcher = field(init=False)
     pool: CreditPool = field(init=False)
     send_pool: SendPool = field(init=False)
@@ -68,6 +74,8 @@ class Connector:
     _offered: Attempt | None = field(init=False, default=None)
     _instance: bytes = field(init=False, default_factory=lambda: secrets.token_bytes(16))
     _number: int = field(init=False, default=0)
+    _reached: Sequence[str] = field(init=False, default=())
+    """The addresses of the first hop of the newest carrier: one of them is its peer's."""
 
     def __post_init__(self) -> None:
         self.pool = CreditPool(self.limits.credit_pool)
@@ -99,7 +107,7 @@ class Connector:
             patience_seconds=self.connect_timeout_seconds,
             max_wait_seconds=self.max_wait_seconds,
             on_look=self.on_look,
-            on_carried=functools.partial(self._watch_way, server),
+            on_carried=self._watch_way,
             attempt_seconds=profile_of(metered=self.metered).attempt_seconds,
         )
         try:
@@ -152,9 +160,14 @@ class Connector:
 
         Raises ``Refused``. Cancelled, it leaves no carrier behind.
         """
+        proxy = self._proxy_for(server)
+        host, _ = split_host_port(proxy.address if proxy else server)
+        deadline = trio.current_time() + patience_seconds
+        addresses = await self._look_up(host, patience_seconds)
         began = trio.current_time()
-        carrier = await self._dial(server, patience_seconds)
+        carrier = await self._dial(server, proxy, addresses, deadline)
         took = trio.current_time() - began
+        self._reached = addresses
         self._number += 1
         use = connected()
         attempt = Attempt(carrier, AgentSteps(self._hello(self._number, link, use=use)), decide)
@@ -164,11 +177,8 @@ class Connector:
             self.on_roots(attempt.welcome.trust_bundle)
         return attempt
 
-    async def _watch_way(self, server: str) -> None:
-        proxy = self._proxy_for(server)
-        addresses = await addresses_of(proxy.address if proxy else server)
-        if addresses:  # a resolver that fails just after a roam must not end the watch
-            self.route.watch(addresses)
+    async def _watch_way(self) -> None:
+        self.route.watch(self._reached)
 
     def _make_link(self, attempt: Attempt) -> Link:
         assert attempt.steps.hello is not None
@@ -184,20 +194,37 @@ class Connector:
             on_open=self.on_open,
         )
 
-    async def _dial(self, server: str, patience_seconds: float) -> Carrier:
-        proxy = self._proxy_for(server)
+    async def _look_up(self, host: str, patience_seconds: float) -> Sequence[str]:
         try:
-            settings = DialSettings(
-                server=server,
-                roots_pem=self.bundle.roots_pem,
-                key_pem=self.bundle.key_pem,
-                chain_pem=self.bundle.chain_pem,
-                proxy_url=proxy.url if proxy else "",
-                connect_timeout_seconds=patience_seconds,
-            )
-            return await dial_carrier(self.bridge, settings, self.limits)
-        except CarrierFailed as error:
-            raise Refused(Reason.CARRIER_LOST, error.detail) from error
+            with trio.fail_after(patience_seconds):
+                return await self.resolve(host)
+        except trio.TooSlowError:
+            why = f"resolving {host} took longer than {patience_seconds:g} s"
+        except OSError as error:
+            why = f"{host} cannot be resolved: {error.strerror}"
+        raise Refused(Reason.CARRIER_LOST, why)
+
+    async def _dial(
+        self, server: str, proxy: Proxy | None, addresses: Sequence[str], deadline: float
+    ) -> Carrier:
+        """Over all ``addresses`` of the server, which gRPC races, or over those of the proxy in turn."""
+        settings = DialSettings(
+            server=server,
+            roots_pem=self.bundle.roots_pem,
+            key_pem=self.bundle.key_pem,
+            chain_pem=self.bundle.chain_pem,
+            addresses=addresses,
+        )
+        hops = [replace(proxy, host=address).url for address in addresses] if proxy else [""]
+        failures: list[CarrierFailed] = []
+        for tried, url in enumerate(hops):
+            seconds = max(_LEAST_DIAL_SECONDS, (deadline - trio.current_time()) / (len(hops) - tried))
+            hop = replace(settings, proxy_url=url, connect_timeout_seconds=seconds)
+            try:
+                return await dial_carrier(self.bridge, hop, self.limits)
+            except CarrierFailed as error:
+                failures.append(error)
+        raise Refused(Reason.CARRIER_LOST, failures[0].detail) from failures[0]
 
     def _proxy_for(self, server: str) -> Proxy | None:
         try:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import trio
 
+from tunnel_agent.resolver import Resolve, resolve_host
 from tunnel_agent.targets import Destination, Policy, addresses_without_resolver, is_own_address
 from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target, join_host_port
@@ -40,16 +41,8 @@ class Dialled(NamedTuple):
     """``1.2.3.4:80``, ``[::1]:80`` or ``unix:/path``: what was connected, after resolution."""
 
 
-Resolve = Callable[[str], Awaitable[Sequence[str]]]
-"""A host name to addresses, in the resolver's order. Raises ``OSError`` (``socket.gaierror``)."""
 Connect = Callable[[str, int], Awaitable[SocketStream]]
 """Connects to one address. Raises ``OSError``; a cancelled one leaves no socket."""
-
-
-async def resolve_host(host: str) -> Sequence[str]:
-    """Asks the system's resolver, in a thread of trio's bounded pool that cancellation abandons."""
-    found = await trio.socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
 
 
 async def connect_address(address: str, port: int) -> SocketStream:

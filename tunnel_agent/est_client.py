@@ -18,7 +18,7 @@ import h11
 import trio
 
 from certs.pkcs7 import read_certs_only
-from certs.token import Token, format_token
+from certs.token import Token, login_text
 from tunnel_agent.findings import StepFailed
 from tunnel_agent.way import ConnectionLost, Way
 from tunnel_core.http import REASON_HEADER, HttpClientConnection, exchange, header_values
@@ -71,7 +71,7 @@ async def enrol(way: Way, context: ssl.SSLContext, node: str, token: Token, requ
 
     Raises ``StepFailed`` or ``Refused``.
     """
-    login = base64.b64encode(f"{node}:{format_token(token)}".encode()).decode()
+    login = base64.b64encode(f"{node}:{login_text(token)}".encode()).decode()
     headers = [("authorization", f"Basic {login}")]
     return await _certificate(way, context, "simpleenroll", headers, request_body)
 

@@ -1,8 +1,8 @@
 """The first run of an agent that is told by variables how to join, as a container is.
 
 1. ``QANAT_SERVER`` says where, ``QANAT_TOKEN_FILE`` or ``QANAT_TOKEN`` has the token, ``QANAT_NODE`` the
-   name (else it is the host's). A node that has its bundle has joined: it is left as it is, and the
-   variables may stay, since a spent token is worthless.
+   name (else it is the token's, or the host's). A node that has its bundle has joined: it is left as it is,
+   and the variables may stay, since a spent token is worthless.
 2. The join is the ordinary one, in a process of its own: what only it needs leaves no memory behind in an
    agent that runs for years. A token in a variable reaches it through its standard input.
 3. An end at any moment does no harm: the next run goes on with the same key and the same token.

@@ -16,6 +16,7 @@ from tunnel_core.config import ConfigError, Problem, load
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.profiles import ProfileName
+from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
 
 if TYPE_CHECKING:
     from tunnel_agent.connect import Connector
@@ -77,14 +78,14 @@ class Installation:
         return (*own, frames.Service(STATUS_SERVICE, "http", "the agent's status page"))
 
     def policy(self) -> Policy:
-        return policy_of(self.node, self.file, self.config)
+        return policy_of(self.node, str(self.file), self.config)
 
 
-def policy_of(node: str, file: Path, config: AgentConfig) -> Policy:
-    """What a node may dial by its configuration."""
+def policy_of(node: str, file: str, config: AgentConfig) -> Policy:
+    """What a node may dial by its configuration, which stands in ``file``."""
     return Policy(
         node=node,
-        file=str(file),
+        file=file,
         allow=config.allow,
         services=map(_published, config.service),
         built_in=(STATUS_SERVICE,),
@@ -146,11 +147,9 @@ def load_proxy(file: Path, config: AgentConfig) -> ProxyChoice:
     password = ""
     if config.proxy_password_file is not None:
         try:
-            with config.proxy_password_file.open("rb") as opened:
-                password = opened.read(_MAX_PASSWORD_BYTES).decode().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            cause = error.strerror if isinstance(error, OSError) else "it is not text"
-            message = f"{config.proxy_password_file} cannot be read: {cause}"
+            password = read_text_file(config.proxy_password_file, _MAX_PASSWORD_BYTES).rstrip("\r\n")
+        except (OSError, NotPlainText) as error:
+            message = trouble_with(config.proxy_password_file, error)
             raise _problem(file, "proxy_password_file", message, "write the password into it") from None
     return ProxyChoice(config.proxy.reveal(), password, config.no_proxy)
 

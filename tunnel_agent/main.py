@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from certs.token import trouble_with_arguments
 from tunnel_core.command_line import LateGroup
 
 _COMMANDS = {
@@ -18,7 +19,12 @@ _COMMANDS = {
 }
 
 
-@click.group(cls=LateGroup, places=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LateGroup,
+    places=_COMMANDS,
+    guard=trouble_with_arguments,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="qanat", prog_name="qanat-agent")
 def main() -> None:
     """The edge side of Qanat: dials out to a server and lets its users reach what you allow.

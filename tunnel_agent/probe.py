@@ -18,6 +18,7 @@ from tunnel_agent.findings import Report, StepFailed, take_steps
 from tunnel_agent.load import Installation
 from tunnel_agent.status_page import as_milliseconds
 from tunnel_agent.way import Way, agents_port
+from tunnel_core.carrier import CarrierFailed
 from tunnel_core.reasons import Reason, Refused
 
 _NEW_BUNDLE = "bring a new bundle from this server: `qanat-server issue node {node}`"
@@ -30,6 +31,17 @@ _ATTACH_FIXES = {
     Reason.SERVER_STOPPING: "wait for the server to come back",
     Reason.CARRIER_LOST: "the server may not take this certificate: " + _NEW_BUNDLE,
 }
+
+
+def _fix_of(refused: Refused) -> str:
+    """Only a carrier that was broken off, where all before it worked, puts the certificate in doubt."""
+    if refused.reason is Reason.CARRIER_LOST:
+        cause = refused.__cause__
+        if not isinstance(cause, CarrierFailed):
+            return "the steps before it passed: run this again, and see /etc/resolv.conf if it goes on"
+        if cause.timed_out:
+            return "the way is too slow, or something on it holds HTTP/2 back; see the server's log"
+    return _ATTACH_FIXES.get(refused.reason, "see the server's log")
 
 
 class ServerProbe:
@@ -75,7 +87,6 @@ class ServerProbe:
             software = (await self._connector.probe(self._server)).software
             took = as_milliseconds(trio.current_time() - start)
         except Refused as refused:
-            fix = _ATTACH_FIXES.get(refused.reason, "see the server's log")
-            node = self._installation.node
-            raise StepFailed(f"{self._server}: {refused.detail}", fix.format(node=node)) from None
+            fix = _fix_of(refused).format(node=self._installation.node)
+            raise StepFailed(f"{self._server}: {refused.detail}", fix) from None
         return f"welcomed as node {self._installation.node} by {software} in {took}; no session was touched"

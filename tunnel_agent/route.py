@@ -25,7 +25,6 @@ import trio
 
 from tunnel_agent.netlink import GROUPS, Route, read_answers, route_question
 from tunnel_agent.route_change import RouteChange
-from tunnel_core.names import split_host_port
 
 _log = logging.getLogger("qanat.route")
 
@@ -131,13 +130,3 @@ def _drain(events: socket.socket) -> None:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-
-
-async def addresses_of(server: str) -> tuple[str, ...]:
-    """The IP addresses of a server or proxy (``host:port``) by the resolver; none if it knows none."""
-    host, port = split_host_port(server)
-    try:
-        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
-        return ()
-    return tuple(dict.fromkeys(str(address[0]) for *_, address in found))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 
 import trio
 
+from certs.files import path_for_openssl
 from tunnel_agent.targets import Published
 from tunnel_core.names import LOOPBACK
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
+from tunnel_core.text_files import NotPlainText
 from tunnel_core.tls import TlsStream, reason_of
 
 
@@ -32,7 +35,7 @@ class TargetTls:
             await tls.do_handshake()
         except BaseException as error:
             stream.abort()
-            if isinstance(error, trio.BrokenResourceError | OSError):
+            if isinstance(error, trio.BrokenResourceError | OSError | NotPlainText):
                 raise self._refused(service, error.__cause__ or error) from error
             raise
         return tls
@@ -50,13 +53,19 @@ class TargetTls:
             return Refused(Reason.TARGET_PROTOCOL, f"{what}: {error.verify_message}; {cure}")
         if isinstance(error, ssl.SSLError):
             return Refused(Reason.TARGET_PROTOCOL, f"{what}: {reason_of(error)}")
+        if isinstance(error, NotPlainText):
+            return Refused(Reason.DIAL_FAILED, f"{what}: {service.ca_file} {error}")
         if isinstance(error, FileNotFoundError | PermissionError):
             return Refused(Reason.DIAL_FAILED, f"{what}: {service.ca_file} cannot be read ({error.strerror})")
         return Refused(Reason.TARGET_PROTOCOL, f"{what}: the target closed the connection")
 
 
 def _make_context(service: Published) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=service.ca_file or None)
+    if service.ca_file:
+        with path_for_openssl(Path(service.ca_file)) as roots:
+            context = ssl.create_default_context(cafile=roots)
+    else:
+        context = ssl.create_default_context()
     context.options |= ssl.OP_NO_RENEGOTIATION  # tunnel_core.tls cannot answer it
     context.set_alpn_protocols(["http/1.1"])
     if not service.verify:

@@ -17,10 +17,11 @@ import h11
 import trio
 
 from certs.x509 import Description, describe
-from tunnel_agent.dial import Connected, connect_first, refused_by_errno, resolve_host
+from tunnel_agent.dial import Connected, connect_first, refused_by_errno
 from tunnel_agent.findings import Step, StepFailed
 from tunnel_agent.proxy import Proxy, ProxyError
 from tunnel_agent.proxy_choice import ProxyChoice
+from tunnel_agent.resolver import Resolve, resolve_server
 from tunnel_core.http import HttpClientConnection
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Refused
@@ -33,6 +34,7 @@ T = TypeVar("T")
 _EXPIRED, _NOT_YET_VALID = 10, 9
 _UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
 _WRONG_NAME = {62, 64}
+_FIREWALL = "does a firewall drop the packets? raise [session] connect_timeout_seconds on slow links"
 SET_CLOCK = "set this machine's clock, for example with `timedatectl set-ntp true`"
 _PROXY_ANSWERS = {
     407: "give the proxy a user (http://user@host:port) and its password in proxy_password_file",
@@ -46,18 +48,27 @@ class ConnectionLost(StepFailed):
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One of a server's ports: ``server`` is ``host:port``, ``hint`` the cure for what answers otherwise."""
+    """One of a server's ports: ``server`` is ``host:port``, ``hint`` the cure for what answers otherwise.
+
+    ``name_fix`` and ``issuer_fix`` are the cures for a certificate with other names, or of another issuer.
+    """
 
     server: str
     hint: str
+    name_fix: str
+    issuer_fix: str
 
 
 def agents_port(server: str) -> Port:
-    return Port(server, "is it the server's [agents] port, 7001 unless changed?")
+    fix = "write one of these names in servers, or give the server a certificate with this one"
+    issuer_fix = f"exempt {server} from inspection, or bring a bundle from the server that answers there"
+    return Port(server, "is it the server's [agents] port, 7001 unless changed?", fix, issuer_fix)
 
 
 def https_port(server: str) -> Port:
-    return Port(server, "is it the server's [https] port, 7002 unless changed?")
+    fix = "use one of these names; the server gets its names by `qanat-server init --name`"
+    issuer_fix = f"exempt {server} from inspection, or use a token or bundle of the server that answers there"
+    return Port(server, "is it the server's [https] port, 7002 unless changed?", fix, issuer_fix)
 
 
 class Way:
@@ -67,15 +78,23 @@ class Way:
     """
 
     def __init__(
-        self, port: Port, node: str, proxies: ProxyChoice, patience_seconds: float, client_file: Path | None
+        self,
+        port: Port,
+        node: str,
+        proxies: ProxyChoice,
+        patience_seconds: float,
+        client_file: Path | None,
+        resolve: Resolve = resolve_server,
     ) -> None:
         self.server = port.server
         self.host, self.port = split_host_port(port.server)
         self.hint = port.hint
+        self._named = port
         self._node = node
         self._proxies = proxies
         self._patience = patience_seconds
         self._client_file = client_file
+        self._resolve = resolve
         self._proxy: Proxy | None = None
         self._addresses: Sequence[str] = ()
 
@@ -84,7 +103,10 @@ class Way:
         try:
             self._proxy = self._proxies.proxy_for(self.server)
         except ProxyError as error:
-            raise StepFailed(str(error), "set proxy, or no_proxy, in the configuration") from None
+            raise StepFailed(
+                str(error),
+                "set proxy or no_proxy in the configuration, or https_proxy or no_proxy in the environment",
+            ) from None
 
     def steps(self) -> list[Step]:
         """Up to a connection on which the server itself answers."""
@@ -105,10 +127,9 @@ class Way:
         host, _ = self._first_hop
         fix = f"correct the name, or this machine's resolver (/etc/resolv.conf): `getent hosts {host}`"
         try:
-            found = await self.in_time(resolve_host(host), f"resolving {host}")
+            self._addresses = await self.in_time(self._resolve(host), f"resolving {host}", fix)
         except OSError as error:
             raise StepFailed(f"{host} cannot be resolved: {error.strerror}", fix) from None
-        self._addresses = list(dict.fromkeys(found))
         if self._addresses == [host]:
             return f"{host} is an address"
         return f"{host} is {', '.join(self._addresses)}"
@@ -202,7 +223,7 @@ class Way:
             shown = await self._shown_certificate()
         except StepFailed as failure:
             return failure
-        return certificate_failure(self.server, error, shown, self.hint)
+        return certificate_failure(self._named, error, shown)
 
     async def _shown_certificate(self) -> Description:
         """The certificate that is shown at the server's address, whoever issued it."""
@@ -220,26 +241,23 @@ class Way:
                 f"{self.server} shows what is no certificate of ours: {error}", self.hint
             ) from None
 
-    async def in_time(self, doing: Awaitable[T], what: str) -> T:
+    async def in_time(self, doing: Awaitable[T], what: str, fix: str = _FIREWALL) -> T:
         """Waits for one step no longer than the patience says."""
         try:
             with trio.fail_after(self._patience):
                 return await doing
         except trio.TooSlowError:
-            fix = "does a firewall drop the packets? raise [session] connect_timeout_seconds on slow links"
             raise StepFailed(f"{what} took longer than {self._patience:g} s", fix) from None
 
 
-def certificate_failure(
-    server: str, error: ssl.SSLCertVerificationError, shown: Description, hint: str
-) -> StepFailed:
-    """What it means that OpenSSL does not verify the certificate ``shown`` at ``server``."""
+def certificate_failure(port: Port, error: ssl.SSLCertVerificationError, shown: Description) -> StepFailed:
+    """What it means that OpenSSL does not verify the certificate ``shown`` at ``port``."""
+    server = port.server
     now = datetime.now(UTC)
     clock = f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
     if error.verify_code in _UNKNOWN_ISSUER:
         detail = f"the certificate of {server} is issued by {shown.issuer}, not by your CA: TLS inspection?"
-        fix = f"exempt {server} from inspection, or bring a bundle from the server that answers there"
-        return StepFailed(detail, fix)
+        return StepFailed(detail, port.issuer_fix)
     if error.verify_code == _EXPIRED:
         detail = f"the certificate of {server} ended on {shown.ends:%Y-%m-%d}; {clock}"
         return StepFailed(detail, f"if the clock is right, renew the server's certificate; else {SET_CLOCK}")
@@ -248,9 +266,8 @@ def certificate_failure(
         return StepFailed(detail, SET_CLOCK)
     if error.verify_code in _WRONG_NAME:
         names = ", ".join(shown.names) or "no name"
-        fix = "write one of these names in servers, or give the server a certificate with this one"
-        return StepFailed(f"the certificate of {server} is for {names}", fix)
-    return StepFailed(f"the certificate of {server} is not valid: {error.verify_message}", hint)
+        return StepFailed(f"the certificate of {server} is for {names}", port.name_fix)
+    return StepFailed(f"the certificate of {server} is not valid: {error.verify_message}", port.hint)
 
 
 def _failing(failure: StepFailed) -> Callable[[], Awaitable[str]]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,11 +14,15 @@ from tunnel_core.frames import Malformed, Packet
 
 
 class CarrierFailed(Exception):  # noqa: N818 - named by what happened
-    """No carrier came about. ``detail`` says why, for people and logs only."""
+    """No carrier came about. ``detail`` says why, for people and logs only.
 
-    def __init__(self, detail: str) -> None:
+    ``timed_out``: nothing was refused or broken; there was no answer.
+    """
+
+    def __init__(self, detail: str, *, timed_out: bool = False) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.timed_out = timed_out
 
 
 class CarrierPort(Protocol):
@@ -78,10 +83,12 @@ class Carrier(ABC):
 
 @dataclass(frozen=True, slots=True)
 class DialSettings:
-    """How to reach a server. ``server`` is ``host:port`` or ``[v6]:port``.
+    """How to reach a server. ``server`` is ``host:port`` or ``[v6]:port``, the name that TLS verifies.
 
-    ``proxy_url`` is ``http://[user:password@]host:port`` of an HTTP CONNECT proxy, or empty for none.
-    ``connect_timeout_seconds`` covers TCP (all addresses of the name), proxy and TLS.
+    ``addresses`` are the server's IP addresses in the order of the resolver; they may be empty if the host is
+    an address, or a proxy leads there. ``proxy_url`` is ``http://[user:password@]address:port`` of an
+    HTTP CONNECT proxy, or empty for none. Names are looked up by the caller: nothing below asks a resolver.
+    ``connect_timeout_seconds`` covers TCP (all addresses), proxy and TLS.
     """
 
     server: str
@@ -90,6 +97,7 @@ class DialSettings:
     chain_pem: bytes = field(repr=False)
     proxy_url: str = field(default="", repr=False)
     connect_timeout_seconds: float = 10.0
+    addresses: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 import click
@@ -92,12 +92,26 @@ class CommandError(click.ClickException):
 class LateGroup(click.Group):
     """A group that imports a subcommand when it is named or listed, so that none waits for another's imports.
 
-    ``places`` maps each subcommand to ``module:attribute``.
+    ``places`` maps each subcommand to ``module:attribute``. ``guard`` gets all arguments before they are
+    parsed, and returns what is wrong with them, or an empty text.
     """
 
-    def __init__(self, *args: Any, places: Mapping[str, str], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        places: Mapping[str, str],
+        guard: Callable[[Sequence[str]], str] = lambda arguments: "",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._places = places
+        self._guard = guard
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, which quotes what it does not know: the guard comes first."""
+        if trouble := self._guard(args):
+            raise CommandError(ExitCode.USAGE, trouble)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """As click's; a Ctrl-C that comes out of nurseries, and so in groups, is one for click as well."""

@@ -26,6 +26,7 @@ from tunnel_core import paths
 from tunnel_core.effective import Given
 from tunnel_core.environment import given_in, lay_over, table_of, unknown_in
 from tunnel_core.settings import PARSERS, BadValue, Parsers
+from tunnel_core.text_files import NotPlainText, text_of
 from tunnel_core.toml_lines import key_lines
 
 _MAX_FILE_BYTES = 1024 * 1024
@@ -156,9 +157,9 @@ def _read_text(path: Path, *, required: bool) -> str:
     if len(data) > _MAX_FILE_BYTES:
         raise _whole_file(path, f"is larger than {_MAX_FILE_BYTES} bytes", "is it the right file?")
     try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise _whole_file(path, f"is not valid TOML: {error}", "") from None
+        return text_of(data)
+    except NotPlainText as error:
+        raise _whole_file(path, str(error), "") from None
 
 
 def _parse_toml(path: Path, text: str) -> dict[str, Any]:

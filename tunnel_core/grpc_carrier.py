@@ -30,6 +30,7 @@ from tunnel_core.grpc_call import (
 )
 from tunnel_core.limits import Limits
 from tunnel_core.logs import LineLimiter, log_event
+from tunnel_core.names import split_host_port
 from tunnel_core.own_sockets import AcceptedSockets
 from tunnel_core.sever import sever_accepted, sever_dialled
 
@@ -46,6 +47,8 @@ _TLS_VERSIONS = {"1.2": ("TLSv1.2", "TLSv1.3"), "1.3": ("TLSv1.3",)}
 
 # Dialling.
 
+_TIMED_OUT = 0.95
+"""A failure after so much of the time is gRPC's own time-out, which it tells in words alone."""
 _marks = (DEAD_CONNECTION_MS + number for number in itertools.cycle(range(1, 10_000)))
 """Each dial has a time-out of its own, by which its sockets are found again; listeners have the one below."""
 
@@ -57,20 +60,20 @@ async def dial_carrier(bridge: Bridge, settings: DialSettings, limits: Limits | 
     issuer are good, and it took our certificate. One that it does not take reads "Socket closed".
     """
     outcome = await bridge.run(_dial(bridge, settings, limits or Limits()))
-    if isinstance(outcome, str):
-        raise CarrierFailed(outcome)
+    if isinstance(outcome, CarrierFailed):
+        raise outcome
     return outcome
 
 
-async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carrier | str:
-    """The carrier, or why there is none: an exception's traceback would keep call and channel."""
+async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carrier | CarrierFailed:
+    """The carrier, or why there is none, not raised: a traceback would keep call and channel."""
     credentials = core.ssl_channel_credentials(settings.roots_pem, settings.key_pem, settings.chain_pem)
-    # dns: also takes addresses, and is the only scheme for which gRPC heeds the proxy.
-    target = f"dns:///{settings.server}"
     mark = next(_marks)
-    channel = aio.secure_channel(target, credentials, options=_dial_options(settings, limits, mark))
+    channel = aio.secure_channel(
+        _target(settings), credentials, options=_dial_options(settings, limits, mark)
+    )
     call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
-    failure: str | None = "the dial was cancelled"
+    failure: CarrierFailed | None = CarrierFailed("the dial was cancelled")
     try:
         failure = await _wait_connected(call, settings)
     finally:
@@ -83,9 +86,26 @@ async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carri
     return carrier
 
 
+def _target(settings: DialSettings) -> str:
+    """What gRPC dials, in words that leave its own resolver nothing to ask.
+
+    ``ipv6:`` takes IPv4 addresses in IPv6 dress, so one target holds both families in their order. gRPC dials
+    those over IPv4 where the machine has no IPv6 (``grpc_create_dualstack_socket``).
+    """
+    if settings.proxy_url:  # dns: is the only scheme for which gRPC heeds it; the proxy's URL has an address
+        return f"dns:///{settings.server}"
+    host, port = split_host_port(settings.server)
+    addresses = settings.addresses or (host,)
+    if any(":" in address for address in addresses):
+        dressed = (address if ":" in address else f"::ffff:{address}" for address in addresses)
+        return "ipv6:" + ",".join(f"[{urllib.parse.quote(one, safe=':.')}]:{port}" for one in dressed)
+    return "ipv4:" + ",".join(f"{address}:{port}" for address in addresses)
+
+
 def _dial_options(settings: DialSettings, limits: Limits, mark: int) -> Options:
     options = [
         *common_options(limits, mark),
+        ("grpc.default_authority", settings.server),  # the name that TLS verifies
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),
         ("grpc.service_config_disable_resolution", 1),
@@ -99,20 +119,23 @@ def _dial_options(settings: DialSettings, limits: Limits, mark: int) -> Options:
     return options
 
 
-async def _wait_connected(call: Any, settings: DialSettings) -> str | None:
+async def _wait_connected(call: Any, settings: DialSettings) -> CarrierFailed | None:
     """Waits until the call went out on a ready connection. Returns why it did not.
 
     A call that does not wait for ready fails with the reason of the failed connection, which
     ``channel_ready()`` never tells.
     """
+    began = asyncio.get_running_loop().time()
     patience = settings.connect_timeout_seconds + LAST_WORDS_SECONDS
     try:
         async with asyncio.timeout(patience):
             await call.wait_for_connection()
     except TimeoutError:
-        return f"{settings.server} did not answer within {settings.connect_timeout_seconds:g} s"
+        detail = f"{settings.server} did not answer within {settings.connect_timeout_seconds:.3g} s"
+        return CarrierFailed(detail, timed_out=True)
     except Exception as error:
-        return why(error)
+        took = asyncio.get_running_loop().time() - began
+        return CarrierFailed(why(error), timed_out=took > _TIMED_OUT * settings.connect_timeout_seconds)
     return None
 
 

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tunnel_core.text_files import read_text_file
+
 if TYPE_CHECKING:
     import ssl
 
@@ -58,9 +60,7 @@ def _ops_of(file: Path) -> Mapping[str, Any]:
     import tomllib
 
     try:
-        with file.open("rb") as opened:
-            text = opened.read(_MAX_FILE_BYTES).decode()
-        table = tomllib.loads(text).get("ops", {})
+        table = tomllib.loads(read_text_file(file, _MAX_FILE_BYTES)).get("ops", {})
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

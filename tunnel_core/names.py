@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 # RFC 1123 as Kubernetes reads it for node names: apimachinery's IsDNS1123Subdomain.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+# What people call hosts, the services of a compose file first: docker's DNS has `my_db`. Resolvers take it.
+_HOST_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 MAX_NODE_NAME = 253
+NODE_NAME_RULE = "lower-case letters, digits, '-' and dots, as in shop-7.example.com"
+"""What is said to people whose name is none."""
 MAX_ALIAS = 40
 _ALIAS_HASH_CHARS = 8
 LOOPBACK = "localhost"
@@ -26,6 +30,11 @@ def is_label(text: str) -> bool:
 def is_node_name(text: str) -> bool:
     """Whether ``text`` is an RFC 1123 subdomain: labels joined by dots, 253 characters at most."""
     return 0 < len(text) <= MAX_NODE_NAME and all(map(is_label, text.split(".")))
+
+
+def is_host_name(text: str) -> bool:
+    """Whether ``text`` may be the name of a host to dial: as a node's, and with ``_`` beside letters."""
+    return 0 < len(text) <= MAX_NODE_NAME and all(map(_HOST_LABEL.fullmatch, text.split(".")))
 
 
 def is_service_name(text: str) -> bool:
@@ -112,7 +121,7 @@ def split_host_port(text: str) -> tuple[str, int]:
     """Splits ``host:port`` or ``[v6]:port``; the host comes back without brackets, in lower case.
 
     Raises ``ValueError`` for anything ambiguous: an IPv6 address without brackets, a missing or
-    padded port, user info, a zone, a name that is no RFC 1123 subdomain.
+    padded port, user info, a zone, a name that ``is_host_name`` does not know.
     """
     refuse_url(text)
     host, separator, port_text = text.rpartition(":")
@@ -135,7 +144,7 @@ def canonical_host(host: str) -> str:
             return str(ipaddress.IPv4Address(lowered))
         except ValueError:
             raise ValueError(f"not an IPv4 address: {host[:300]!r}") from None
-    if not is_node_name(lowered):
+    if not is_host_name(lowered):
         raise ValueError(f"not a host name: {host[:300]!r} (IPv6 addresses stand in brackets)")
     return lowered
 

@@ -26,6 +26,7 @@ from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Ops
 from tunnel_core.sockets import SocketStream
+from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
 from tunnel_core.tls import TlsStream
 
 _log = logging.getLogger("qanat.ops")
@@ -152,11 +153,14 @@ def _read_token(file: Path | None) -> bytes:
     """Read anew for each request, so that it can be replaced; empty if there is none to compare with."""
     if file is None:
         return b""
-    try:
-        with file.open("rb") as opened:
-            return opened.read(_MAX_TOKEN_BYTES).strip()
-    except OSError:
-        return b""
+    with contextlib.suppress(OSError, NotPlainText):
+        return _token_in(file)
+    return b""
+
+
+def _token_in(file: Path) -> bytes:
+    """Raises ``OSError`` or ``NotPlainText``."""
+    return read_text_file(file, _MAX_TOKEN_BYTES).strip().encode()
 
 
 @dataclass(slots=True)
@@ -180,10 +184,21 @@ async def serve_ops(
     if settings.listen is None:
         task_status.started(OpsServer([]))
         return
+    _warn_of(settings.bearer_file)
     listeners = await trio.open_tcp_listeners(settings.listen.port, host=settings.listen.host, backlog=64)
     door = _Door(pages, access or OpsAccess(settings.bearer_file), settings.listen.is_loopback)
     task_status.started(OpsServer([_address_of(listener) for listener in listeners]))
     await trio.serve_listeners(door.serve, listeners)
+
+
+def _warn_of(file: Path | None) -> None:
+    """A line in the log if the token cannot be read now: later it may be."""
+    if file is None:
+        return
+    try:
+        _token_in(file)
+    except (OSError, NotPlainText) as error:
+        _log.warning("[ops] bearer_file lets nobody in: %s", trouble_with(file, error))
 
 
 def _address_of(listener: trio.SocketListener) -> str:

@@ -14,6 +14,7 @@ import attrs
 
 from tunnel_core.identity import Role, SpiffeId, is_identity_name
 from tunnel_core.names import (
+    NODE_NAME_RULE,
     Target,
     UrlGivenError,
     canonical_host,
@@ -292,7 +293,7 @@ PARSERS: Parsers = {
     ServerAddress: _server_address,
     DnsName: _dns_name,
     TrustDomain: _trust_domain,
-    NodeName: _name(is_node_name, "a node name", "write lower-case letters, digits, dashes and dots"),
+    NodeName: _name(is_node_name, "a node name", f"write {NODE_NAME_RULE}"),
     ServiceName: _name(is_service_name, "a service name", "write lower-case letters, digits, single dashes"),
     UserName: _name(_is_user_name, "a user name", "write lower-case letters, digits and . _ @ -"),
     EntranceName: _name(ENTRANCES.__contains__, "an entrance", f"known: {', '.join(ENTRANCES)}"),

@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from certs.bundle import MAX_ROOTS, split_pem
-from certs.files import KeyFileError, read_private
+from certs.files import KeyFileError, read_private, read_public
 from certs.x509 import Description, describe, is_private_key
 from tunnel_core.carrier import ServerTls
 from tunnel_core.logs import log_event
+from tunnel_core.text_files import NotPlainText
 from tunnel_server.config import Tls
 from tunnel_server.handshake import TlsFiles, make_context
 
@@ -88,12 +89,14 @@ def read_credentials(tls: Tls, now: datetime) -> Credentials:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_public(path)
     except FileNotFoundError:
         cure = "make one with `qanat-server init`, or correct [tls] in the configuration"
         raise BadCredentials(f"there is no file {path}: {cure}") from None
     except OSError as error:
         raise BadCredentials(f"{path} cannot be read: {error.strerror}") from None
+    except NotPlainText as error:
+        raise BadCredentials(f"{path} {error}") from None
 
 
 def _read_key(path: Path, certificate_file: Path) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 
 from certs.authority_folder import read_intermediates
+from certs.files import path_for_openssl
 from tunnel_core.declining import linger
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
@@ -51,8 +52,13 @@ def make_context(files: TlsFiles) -> ssl.SSLContext:
     """A server's context that asks for a client certificate and verifies it if one is shown."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[files.min_version]
-    context.load_cert_chain(files.certificate_file, files.key_file)
-    context.load_verify_locations(files.trust_file)
+    with (
+        path_for_openssl(files.certificate_file) as certificate,
+        path_for_openssl(files.key_file) as key,
+        path_for_openssl(files.trust_file) as trust,
+    ):
+        context.load_cert_chain(certificate, key)
+        context.load_verify_locations(trust)
     if files.authority is not None and (intermediates := read_intermediates(files.authority)):
         context.load_verify_locations(cadata=intermediates.decode())
     # Optional, so that who shows none gets a 401 that says so instead of an alert that nobody reads.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from certs.token import trouble_with_arguments
 from tunnel_core.command_line import LateGroup, require_extra
 
 _COMMANDS = {
@@ -23,7 +24,12 @@ _COMMANDS = {
 }
 
 
-@click.group(cls=LateGroup, places=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LateGroup,
+    places=_COMMANDS,
+    guard=trouble_with_arguments,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="qanat", prog_name="qanat-server")
 def main() -> None:
     """The cloud side of Qanat: agents attach here, users come in here.

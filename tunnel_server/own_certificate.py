@@ -18,7 +18,7 @@ import trio
 
 from certs import authority_folder
 from certs.ca import AuthorityError, Certified
-from certs.files import KeyFileError, real_place, write_public
+from certs.files import KeyFileError, read_public, real_place, write_public
 from certs.life import BACK_DATED
 from certs.x509 import describe
 from tunnel_core.logs import log_event
@@ -49,7 +49,7 @@ def look(config: ServerConfig, now: datetime) -> Looked:
     """Makes a new certificate if one is due. Blocks. Raises ``AuthorityError``."""
     folder, file = config.data_dir / AUTHORITY_FOLDER, config.tls.certificate_file
     try:
-        chain = file.read_bytes()
+        chain = read_public(file)
         rotation = authority_folder.read_rotation(folder)
         if authority_folder.generation_of(chain, folder, rotation) is None:
             return Looked(_MOST_SECONDS)
@@ -120,7 +120,7 @@ class OwnCertificate:
 
     def _patience(self) -> float:
         try:
-            ends = describe(self._config.tls.certificate_file.read_bytes()).ends
+            ends = describe(read_public(self._config.tls.certificate_file)).ends
         except (OSError, ValueError):
             return _MOST_SECONDS
         return _between((ends - self._wall()).total_seconds() / 10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from certs.ca import LOOPBACK_NAMES
+from certs.files import read_public
 from certs.x509 import describe
 from tunnel_core.names import join_host_port
 from tunnel_core.settings import ListenAddress
@@ -19,7 +20,7 @@ def server_names(config: ServerConfig) -> list[str]:
     """The names to go by; local ones only if there are no others. Raises ``NoNames``."""
     file = config.tls.certificate_file
     try:
-        names = describe(file.read_bytes()).names
+        names = describe(read_public(file)).names
     except (OSError, ValueError) as error:
         raise NoNames(f"the server's certificate {file} cannot be read: {error}") from None
     return worth_telling(names)

@@ -18,7 +18,7 @@ from typing import Any
 from certs import authority_folder
 from certs.bundle import split_pem
 from certs.ca import LEAF_DAYS, AuthorityError, create_authority, create_issuing
-from certs.files import KeyFileError, real_place, write_public
+from certs.files import KeyFileError, read_public, real_place, write_public
 from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, Step, require_nobody_cut
 from certs.x509 import Proven, describe, facts_of, is_signed_by, pin_of
 from tunnel_core.identity import Role
@@ -96,8 +96,8 @@ class Rotating:
         Raises ``AuthorityError``.
         """
         try:
-            chain = split_pem(self._tls.certificate_file.read_bytes())
-            trusted = split_pem(self._tls.trust_file.read_bytes())
+            chain = split_pem(read_public(self._tls.certificate_file))
+            trusted = split_pem(read_public(self._tls.trust_file))
             for root in (*self._roots(self._read()), *trusted):
                 if is_signed_by(chain, root):
                     return pin_of(root)
@@ -152,13 +152,13 @@ class Rotating:
         if self._server_generation(before) != before.signer:
             return
         authority = authority_folder.authority_of(self._folder, after)
-        write_public(file, authority.reissue(file.read_bytes()).chain_pem)
+        write_public(file, authority.reissue(read_public(file)).chain_pem)
         authority_folder.adopt(file.parent, file)
 
     def _write_trust(self, before: Rotation, after: Rotation) -> None:
         file, ours = real_place(self._tls.trust_file), self._roots(after)
         gone = [root for root in self._roots(before) if root not in ours]
-        others = [one for one in split_pem(file.read_bytes()) if one not in (*ours, *gone)]
+        others = [one for one in split_pem(read_public(file)) if one not in (*ours, *gone)]
         write_public(file, b"".join([*ours, *others]))
         authority_folder.adopt(file.parent, file)
 
@@ -201,12 +201,12 @@ class Rotating:
         generation = self._server_generation(rotation)
         if generation is None:
             return []
-        facts = facts_of(self._tls.certificate_file.read_bytes())
+        facts = facts_of(read_public(self._tls.certificate_file))
         return [Alive(Role.SERVER, facts.identity.name, facts.serial, generation.pin, facts.begins)]
 
     def _server_generation(self, rotation: Rotation) -> Generation | None:
         try:
-            chain = self._tls.certificate_file.read_bytes()
+            chain = read_public(self._tls.certificate_file)
             return authority_folder.generation_of(chain, self._folder, rotation)
         except (OSError, ValueError) as error:
             raise AuthorityError(f"{self._tls.certificate_file} cannot be read: {error}") from error
@@ -231,7 +231,7 @@ class Rotating:
     def _is_trusted(self, rotation: Rotation) -> bool:
         """Whether the trust file holds all roots that count."""
         try:
-            trusted = split_pem(self._tls.trust_file.read_bytes())
+            trusted = split_pem(read_public(self._tls.trust_file))
         except (OSError, ValueError):
             return False
         return set(self._roots(rotation)) <= set(trusted)
@@ -251,7 +251,7 @@ class Rotating:
         }
 
     def _server_certificate(self, rotation: Rotation) -> dict[str, Any]:
-        said = describe(self._tls.certificate_file.read_bytes())
+        said = describe(read_public(self._tls.certificate_file))
         generation = self._server_generation(rotation)
         return {
             "ends": said.ends.isoformat(),

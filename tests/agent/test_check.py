@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from tunnel_agent.connect import Connector
 from tunnel_agent.findings import Finding, Verdict
 from tunnel_agent.load import Installation, load_installation
 from tunnel_agent.probe import ServerProbe
+from tunnel_agent.resolver import Resolve, resolve_server
 from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge, open_bridge
 from tunnel_core.carrier import Carrier
@@ -50,17 +51,24 @@ def installation_in(folder: Path, *servers: str, text: str = "") -> Installation
     return load_installation(folder / "agent.toml")
 
 
-async def probe(installation: Installation, bridge: Bridge) -> list[Finding]:
+async def probe(
+    installation: Installation,
+    bridge: Bridge,
+    resolve: Resolve = resolve_server,
+    *,
+    patience_seconds: float = 2.0,
+) -> list[Finding]:
     findings: list[Finding] = []
     connector = Connector(
         bridge=bridge,
         bundle=installation.bundle,
         proxy=installation.proxy,
         limits=Limits(),
-        connect_timeout_seconds=2.0,
+        connect_timeout_seconds=patience_seconds,
         services=installation.services,
         on_open=lambda stream: None,
         on_look=lambda _: None,
+        resolve=resolve,
     )
     await ServerProbe(installation.servers[0], installation, connector).run(findings.append)
     return findings
@@ -125,9 +133,31 @@ async def test_a_server_that_does_not_trust_the_node_fails_at_the_attach(tmp_pat
     assert "may not take this certificate" in findings[-1].fix
 
 
+async def test_a_server_that_speaks_tls_and_then_nothing_is_not_told_as_a_bad_certificate(
+    tmp_path: Path,
+) -> None:
+    async with tls_server(tmp_path, silent=True) as address, open_bridge() as bridge:
+        findings = await probe(installation_in(tmp_path, address), bridge, patience_seconds=0.5)
+    assert (findings[-1].step, findings[-1].verdict) == ("attach", Verdict.FAIL)
+    assert "SETTINGS" in findings[-1].detail
+    assert "bundle" not in findings[-1].fix and "HTTP/2" in findings[-1].fix
+
+
+async def test_a_name_that_is_lost_on_the_way_is_not_told_as_a_bad_certificate(tmp_path: Path) -> None:
+    async def lost(host: str) -> Sequence[str]:
+        await trio.lowlevel.checkpoint()
+        raise OSError(0, "Temporary failure in name resolution")
+
+    async with tls_server(tmp_path) as address, open_bridge() as bridge:
+        findings = await probe(installation_in(tmp_path, address), bridge, lost)
+    assert (findings[-1].step, findings[-1].verdict) == ("attach", Verdict.FAIL)
+    assert "cannot be resolved: Temporary failure" in findings[-1].detail
+    assert "bundle" not in findings[-1].fix
+
+
 @asynccontextmanager
 async def tls_server(
-    folder: Path, leaf: Leaf | None = None, alpn: str = "h2", tls12: bool = False
+    folder: Path, leaf: Leaf | None = None, alpn: str = "h2", tls12: bool = False, silent: bool = False
 ) -> AsyncIterator[str]:
     """Something that speaks TLS and nothing else."""
     context = server_context(folder, leaf)
@@ -139,7 +169,8 @@ async def tls_server(
     async def handle(stream: trio.SocketStream) -> None:
         tls = trio.SSLStream(stream, context, server_side=True)
         await tls.do_handshake()
-        await tls.receive_some()
+        while await tls.receive_some() and silent:
+            pass
 
     async with listening(handle) as address:
         yield address
@@ -233,6 +264,11 @@ class FakeProxy:
         while b"\r\n\r\n" not in head:
             head += await stream.receive_some()
         await self.handle_head(stream, head)
+
+    async def handle_or_end(self, stream: trio.SocketStream) -> None:
+        """Likewise, for one that is looked at first by a connection without a request."""
+        if head := await stream.receive_some():
+            await self.handle_head(stream, head)
 
     async def handle_head(self, stream: trio.SocketStream, head: bytes) -> None:
         self.heads.append(head)

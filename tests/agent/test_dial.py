@@ -16,7 +16,8 @@ import trio
 import trio.testing
 
 from tests.fakes.pki import server_context, server_leaf
-from tunnel_agent.dial import Connect, Dialler, Resolve, connect_address, refused_by_errno, resolve_host
+from tunnel_agent.dial import Connect, Dialler, connect_address, refused_by_errno
+from tunnel_agent.resolver import Resolve, resolve_host
 from tunnel_agent.targets import Policy, Published, parse_entry
 from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target

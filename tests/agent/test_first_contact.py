@@ -52,7 +52,7 @@ def contact_with(issuing: Issuing, token: Token, port: int = 0) -> Contact:
     return Contact(way, token, way_to, utc)
 
 
-UNTIL_PROVEN = ["dns", "tcp", "pin", "clock", "tls"]
+UNTIL_PROVEN = ["dns", "tcp", "pin", "tls", "clock", "certificate"]
 
 
 async def go_as_far_as_possible(contact: Contact) -> list[Finding]:
@@ -75,7 +75,7 @@ async def test_who_sits_in_between_and_tells_the_true_roots_gets_no_token(tmp_pa
     own = create_authority(pki.TRUST_DOMAIN).authority.issue(Role.SERVER, "main", names=LOOPBACK_NAMES)
     async with open_issuing(tmp_path, leaf=own) as between:
         findings = await go_as_far_as_possible(contact_with(between, await between.token()))
-        assert (findings[-1].step, findings[-1].verdict) == ("clock", Verdict.FAIL)
+        assert (findings[-1].step, findings[-1].verdict) == ("tls", Verdict.FAIL)
         assert "not by your CA" in findings[-1].detail
         assert findings[-2].step == "pin"
 
@@ -94,8 +94,9 @@ async def test_the_name_that_was_asked_for_must_be_the_servers(tmp_path: Path) -
     other = pki.authority().issue(Role.SERVER, "main", names=["elsewhere.example"])
     async with open_issuing(tmp_path, leaf=other) as issuing:
         findings = await go_as_far_as_possible(contact_with(issuing, await issuing.token()))
-        assert (findings[-1].step, findings[-1].verdict) == ("clock", Verdict.FAIL)
+        assert (findings[-1].step, findings[-1].verdict) == ("tls", Verdict.FAIL)
         assert "is for elsewhere.example" in findings[-1].detail
+        assert "init --name" in findings[-1].fix and "servers" not in findings[-1].fix
 
 
 @pytest.mark.parametrize(

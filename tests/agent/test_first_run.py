@@ -42,7 +42,7 @@ async def test_it_joins_once_from_a_file_and_then_needs_no_token(
     token, edge = await cloud.token("edge1"), machine(tmp_path)
     file = tmp_path / "token"
     file.write_text(token)
-    where = {"QANAT_SERVER": cloud.https, "QANAT_NODE": "edge1", "QANAT_TOKEN_FILE": str(file)}
+    where = {"QANAT_SERVER": cloud.https, "QANAT_TOKEN_FILE": str(file)}  # the token names the node
     assert await attached_as(edge, monkeypatch, **where) == "edge1"
     file.unlink()
     assert await attached_as(edge, monkeypatch) == "edge1"

@@ -7,16 +7,18 @@ import os
 import random
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
 from certs.bundle import read_bundle
-from certs.token import format_token, make_token, parse_token
+from certs.token import format_token, login_text, make_token, parse_token
 from certs.x509 import facts_of
 from tests.agent.cloud import Cloud, Machine, machine, open_cloud
 from tests.agent.listening import listening
@@ -26,7 +28,10 @@ from tests.server.programs import running
 from tunnel_agent.load import load_installation
 
 SOME_TOKEN = format_token(make_token(bytes(32), bytes(30)))
-STEPS = ["files", "node", "token", "dns", "tcp", "pin", "clock", "tls", "agents", "enrol", "config", "attach"]
+STEPS = [
+    *("token", "node", "files", "dns", "tcp", "pin", "tls", "clock", "certificate", "agents"),
+    *("enrol", "config", "attach"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +125,7 @@ async def kill_at_once(process: trio.Process) -> None:
     process.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("connection", "step"), [(2, "pin"), (3, "clock"), (4, "tls")])
+@pytest.mark.parametrize(("connection", "step"), [(2, "pin"), (3, "tls"), (4, "certificate")])
 async def test_a_server_that_falls_silent_is_named_and_the_token_is_whole(
     cloud: Cloud, tmp_path: Path, connection: int, step: str
 ) -> None:
@@ -152,21 +157,70 @@ async def test_an_answer_that_is_lost_is_asked_for_again(cloud: Cloud, tmp_path:
 
 async def test_a_token_for_another_name_mistyped_or_unknown(cloud: Cloud, tmp_path: Path) -> None:
     token, edge = await cloud.token("edge1"), machine(tmp_path)
-    other = await edge.join(cloud.https, token, "--name", "edge2")
-    assert (other.code, other.failure["reason"]) == (3, "token_name_mismatch")
-    assert "--name" in other.failure["fix"]
+    other = await edge.join("nosuch.invalid", token, "--name", "edge2")
+    assert (other.code, other.failure["step"], other.failure["reason"]) == (3, "node", "token_name_mismatch")
+    assert "is for edge1, not for edge2" in other.failure["detail"]
+    assert "leave --name out" in other.failure["fix"]
+    parsed = parse_token(token)
+    unhinted = await edge.join(cloud.https, login_text(parsed), "--name", "edge2")
+    assert (unhinted.code, unhinted.failure["step"]) == (3, "enrol")
+    assert unhinted.failure["reason"] == "token_name_mismatch"
     wrong = "b" if token[20] != "b" else "c"
     typo = await edge.join(cloud.https, token[:20] + wrong + token[21:], "--name", "edge1")
     assert (typo.code, typo.failure["step"]) == (2, "token")
-    parsed = parse_token(token)
-    altered = format_token(type(parsed)(parsed.id, bytes(20), parsed.pin))
-    guessed = await edge.join(cloud.https, altered, "--name", "edge1")
+    altered = format_token(replace(parsed, secret=bytes(20)))
+    guessed = await edge.join(cloud.https, altered)
     assert (guessed.code, guessed.failure["reason"]) == (3, "token_wrong")
-    pinless = format_token(type(parsed)(parsed.id, parsed.secret, bytes(32)))
-    pinned = await edge.join(cloud.https, pinless, "--name", "edge1")
+    pinless = format_token(replace(parsed, pin=bytes(32)))
+    pinned = await edge.join(cloud.https, pinless)
     assert (pinned.code, pinned.failure["step"]) == (1, "pin")
     assert await cloud.uses(token) == 0
     assert not edge.bundle.exists() and not edge.config.exists()
+
+
+async def test_the_token_knows_the_name(cloud: Cloud, tmp_path: Path) -> None:
+    """Whatever this machine is called: its host name is not ``edge-by-token``."""
+    token = await cloud.token("edge-by-token")
+    assert parse_token(token).made_for == "edge-by-token"
+    edge = machine(tmp_path)
+    joined = await edge.join(cloud.https, token)
+    assert (joined.code, joined.said["node"]) == (0, "edge-by-token"), joined
+    assert joined.said["findings"][1]["detail"] == "edge-by-token, as the token says"
+    again = await edge.join(cloud.https, await cloud.token("edge-by-token"), "--again")
+    assert (again.code, again.said["node"]) == (0, "edge-by-token"), again
+
+
+async def test_a_token_of_an_older_server_names_nobody(cloud: Cloud, tmp_path: Path) -> None:
+    token = login_text(parse_token(await cloud.token("older")))
+    assert len(token) == 111
+    joined = await machine(tmp_path).join(cloud.https, token, "--name", "older")
+    assert (joined.code, joined.said["node"]) == (0, "older")
+
+
+async def test_a_pattern_takes_a_name_that_fits(cloud: Cloud, tmp_path: Path) -> None:
+    host = socket.gethostname().lower()
+    token = await cloud.token("", match="plant-*", uses=2)
+    edge = machine(tmp_path)
+    unfit = await edge.join("nosuch.invalid", token)
+    assert (unfit.code, unfit.failure["step"], unfit.failure["reason"]) == (3, "node", "token_name_mismatch")
+    assert f"host name {host} does not fit" in unfit.failure["detail"]
+    assert "--name: it must fit plant-*" in unfit.failure["fix"]
+    wrong = await edge.join("nosuch.invalid", token, "--name", "shop-1")
+    assert (wrong.code, wrong.failure["reason"]) == (3, "token_name_mismatch")
+    assert not edge.bundle.exists()
+    joined = await edge.join(cloud.https, token, "--name", "plant-1")
+    assert (joined.code, joined.said["node"]) == (0, "plant-1")
+    fitting = await cloud.token("", match=f"{host.partition('.')[0]}*", uses=1)
+    mine = await machine(tmp_path, "b").join(cloud.https, fitting)
+    assert (mine.code, mine.said["node"]) == (0, host)
+
+
+async def test_who_joins_again_by_a_pattern_stays_who_it_is(cloud: Cloud, tmp_path: Path) -> None:
+    edge, first = machine(tmp_path), await cloud.token("again-1")
+    assert (await edge.join(cloud.https, first)).code == 0
+    pattern = await cloud.token("", match="again-*", uses=1)
+    again = await edge.join(cloud.https, pattern, "--again")
+    assert (again.code, again.said["node"]) == (0, "again-1"), again
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,27 @@ from __future__ import annotations
 import datetime
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from certs.token import make_token
 from tunnel_agent.clock import MOST_SECONDS, compare_clocks
 from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.est_client import parse_page
 from tunnel_agent.findings import StepFailed
 from tunnel_agent.join.config_text import config_text, to_add
-from tunnel_agent.join.wish import NewService, Wish, parse_server, parse_service, require_name
+from tunnel_agent.join.wish import (
+    NewService,
+    Wish,
+    check_given_name,
+    choose_name,
+    parse_server,
+    parse_service,
+)
 from tunnel_core.config import Source, parse
 from tunnel_core.names import split_host_port
 
@@ -117,12 +126,53 @@ def test_a_configuration_that_is_there_is_told_what_it_lacks() -> None:
     assert to_add(Wish(SERVER, "edge1", allow=("localhost:22",)), there) == ""
 
 
-def test_a_name_is_one_of_rfc_1123() -> None:
-    assert "host name" in require_name("edge1", is_host_name=True)
-    for name in ("Edge1", "edge_1", "", "a" * 254):
-        with pytest.raises(StepFailed) as failed:
-            require_name(name, is_host_name=False)
-        assert "--name" in failed.value.fix
+@pytest.mark.parametrize("name", ["Edge1", "edge_1", "edge 1", "a" * 254])
+def test_a_name_is_one_of_rfc_1123(name: str) -> None:
+    with pytest.raises(StepFailed) as failed:
+        check_given_name(name)
+    assert "lower-case letters, digits, '-' and dots" in failed.value.fix
+    with pytest.raises(StepFailed) as failed:
+        choose_name(NAMELESS, "", name, HOST)
+    assert "name the node with --name: lower-case letters" in failed.value.fix
+
+
+HOST = "this machine's host name"
+NAMELESS = make_token(bytes(32), bytes(30))
+
+
+@pytest.mark.parametrize(
+    ("made_for", "given", "host", "node"),
+    [
+        ("", "", "host", "host"),
+        ("", "edge1", "host", "edge1"),
+        ("edge1", "", "host", "edge1"),
+        ("edge1", "", "Not A Node", "edge1"),
+        ("edge1", "edge1", "host", "edge1"),
+        ("edge-*", "", "edge-7", "edge-7"),
+        ("edge-*", "edge-8", "host", "edge-8"),
+        ("edge-*", "edge-8", "edge-7", "edge-8"),
+    ],
+)
+def test_the_name_is_the_given_one_the_tokens_or_the_hosts(
+    made_for: str, given: str, host: str, node: str
+) -> None:
+    assert choose_name(replace(NAMELESS, made_for=made_for), given, host, HOST)[0] == node
+
+
+@pytest.mark.parametrize(
+    ("made_for", "given", "host", "fix"),
+    [
+        ("edge1", "edge2", "edge1", "leave --name out, or ask for another token"),
+        ("edge-*", "shop-1", "edge-1", "it must fit edge-*"),
+        ("edge-*", "", "host", "--name: it must fit edge-*"),
+        ("edge-*", "", "edge-1.local", "* is anything but a dot"),
+    ],
+)
+def test_a_token_for_others_is_refused_by_that_name(made_for: str, given: str, host: str, fix: str) -> None:
+    with pytest.raises(StepFailed, match=made_for.replace("*", "[*]")) as failed:
+        choose_name(replace(NAMELESS, made_for=made_for), given, host, HOST)
+    assert failed.value.reason == "token_name_mismatch"
+    assert fix in failed.value.fix
 
 
 @pytest.mark.parametrize(

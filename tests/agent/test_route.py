@@ -14,7 +14,7 @@ import trio.testing
 
 from tunnel_agent import route
 from tunnel_agent.netlink import GROUPS, Answer, Route, read_answers, route_question
-from tunnel_agent.route import RouteWatcher, addresses_of
+from tunnel_agent.route import RouteWatcher
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="netlink is Linux's")
 
@@ -152,9 +152,3 @@ async def test_what_does_not_change_is_never_told(nursery: trio.Nursery) -> None
         watcher._ask()
     assert not watcher._change.tell(trio.current_time())
     assert told.times == []
-
-
-async def test_a_server_is_watched_by_its_addresses() -> None:
-    assert await addresses_of("127.0.0.1:7001") == ("127.0.0.1",)
-    assert await addresses_of("[::1]:7001") == ("::1",)
-    assert await addresses_of("no-such-name.invalid:7001") == ()

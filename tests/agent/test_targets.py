@@ -153,7 +153,7 @@ def test_an_unknown_service_names_those_that_exist() -> None:
         "[10.0.0.0/8]:443",
         "[2001:db8::1%eth0]:443",
         "*:80",
-        "host_name:80",
+        "host name:80",
         "unix:relative",
         "http://host:80",
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,10 +18,14 @@ from certs.token import (
     SECRET_BYTES,
     Token,
     TokenMistyped,
+    find_token,
     format_token,
+    login_text,
     make_token,
     parse_token,
+    trouble_with_arguments,
 )
+from tunnel_core.names import MAX_NODE_NAME
 
 tokens = st.builds(
     make_token,
@@ -28,6 +34,9 @@ tokens = st.builds(
 )
 ONE = make_token(bytes(range(32)), bytes(range(100, 130)))
 TEXT = format_token(ONE)
+NAMED = replace(ONE, made_for="edge1")
+NAMED_TEXT = format_token(NAMED)
+OTHER_TEXT = format_token(make_token(bytes(32), bytes(30)))
 
 
 @given(tokens)
@@ -81,8 +90,152 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert format_token(parse_token(text)) == text.strip().lower()
 
 
+# What it says of the node.
+
+labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
+names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(lambda name: len(name) <= MAX_NODE_NAME)
+patterns = (
+    st.tuples(labels, labels).map(lambda both: f"{both[0]}-*.{both[1]}").filter(lambda one: len(one) < 200)
+)
+
+
+@given(tokens, names | patterns)
+def test_the_text_may_name_the_node(token: Token, name: str) -> None:
+    named = replace(token, made_for=name)
+    text = format_token(named)
+    assert parse_token(text) == parse_token(f" {text.upper()}\n") == find_token(text) == named
+    assert named.digest == token.digest
+    first = text.rpartition("_")[0]
+    assert first == login_text(named) == format_token(token)
+    assert parse_token(first) == token, "older agents and servers take the first part"
+
+
+def test_the_longest_name() -> None:
+    longest = replace(ONE, made_for=".".join(["a" * 63] * 3 + ["b" * 61]))
+    assert parse_token(format_token(longest)) == longest
+    assert len(format_token(longest)) == 522
+
+
+@given(st.integers(112, len(NAMED_TEXT) - 1), st.sampled_from("abcdefghijklmnopqrstuvwxyz234567"))
+def test_a_wrong_character_of_the_name_is_noticed(place: int, other: str) -> None:
+    changed = NAMED_TEXT[:place] + other + NAMED_TEXT[place + 1 :]
+    if changed != NAMED_TEXT:
+        with pytest.raises(TokenMistyped, match="after its second _"):
+            parse_token(changed)
+
+
+@given(st.integers(112, len(NAMED_TEXT) - 1))
+def test_a_name_that_is_cut_off_is_noticed(end: int) -> None:
+    with pytest.raises(TokenMistyped, match="cut off or altered after its second _"):
+        parse_token(NAMED_TEXT[:end])
+
+
+def test_the_name_of_one_token_does_not_fit_another() -> None:
+    with pytest.raises(TokenMistyped, match="altered"):
+        parse_token(OTHER_TEXT + NAMED_TEXT[len(TEXT) :])
+
+
+@pytest.mark.parametrize("name", ["Edge", "a b", "edge_1", "*" * 5, "a" * 254])
+def test_it_names_nobody_who_cannot_be(name: str) -> None:
+    with pytest.raises(ValueError, match="for a node or for a pattern"):
+        replace(ONE, made_for=name)
+
+
+def test_too_much_after_the_name() -> None:
+    with pytest.raises(TokenMistyped, match="too many"):
+        parse_token(f"{TEXT}_{'a' * 5000}")
+
+
+# What people give.
+
+LINE = f"echo {NAMED_TEXT} | qanat-agent join tunnel.example.com:7002"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NAMED_TEXT,
+        f"  {NAMED_TEXT}\r\n",
+        f'"{NAMED_TEXT}"',
+        f"'{NAMED_TEXT}'\n",
+        f"\N{LEFT DOUBLE QUOTATION MARK}{NAMED_TEXT}\N{RIGHT DOUBLE QUOTATION MARK}",
+        f"`{NAMED_TEXT}`",
+        f"<{NAMED_TEXT}>",
+        f"\N{NO-BREAK SPACE}{NAMED_TEXT}\N{ZERO WIDTH SPACE}",
+        f"QANAT_TOKEN={NAMED_TEXT}",
+        f"token: {NAMED_TEXT},",
+        LINE,
+        f"  {LINE}\n",
+        f"{LINE}\n{LINE}\n",
+        f"Token {ONE.id} for node edge1, until tomorrow.\n\nOn the node:\n  {LINE}\n",
+        f"{NAMED_TEXT[:80]}\n{NAMED_TEXT[80:]}",
+        f"{NAMED_TEXT[:60]} \n  {NAMED_TEXT[60:118]}\n  {NAMED_TEXT[118:]}\n",
+        NAMED_TEXT.upper(),
+    ],
+)
+def test_a_token_is_found_in_what_is_pasted(text: str) -> None:
+    assert find_token(text) == NAMED
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "what was given is empty"),
+        (" \n", "what was given is empty"),
+        ('""', "what was given is empty"),
+        ("TOKEN", "'TOKEN' only stands for the token"),
+        ("<token>\n", "'<token>' only stands for the token"),
+        ("$TOKEN", "only stands for the token"),
+        ("${TOKEN}", "only stands for the token"),
+        ("your-token", "only stands for the token"),
+        ("qanat-agent join tunnel.example.com --token-file token", "this is a line without a token"),
+        ("echo TOKEN | qanat-agent join tunnel.example.com", "this is a line without a token"),
+        ("hunter2", "does not begin with qanat1_"),
+        ("qanat2_abc", "is of another version"),
+        (f"{TEXT} {OTHER_TEXT}", "there are 2 tokens in it; give one"),
+        (TEXT[:-3], "has 108 characters and must have 111"),
+        (f"echo {NAMED_TEXT[:-3]} | qanat-agent join x", "cut off or altered"),
+    ],
+)
+def test_what_is_no_token_says_why(text: str, sentence: str) -> None:
+    with pytest.raises(TokenMistyped, match=re.escape(sentence)) as caught:
+        find_token(text)
+    assert "hunter2" not in str(caught.value) and TEXT[24:40] not in str(caught.value)
+
+
+@given(st.text(max_size=130) | st.text(max_size=20).map(lambda text: f"{text}{TEXT}{text}"))
+def test_any_text_has_a_token_or_a_reason(text: str) -> None:
+    try:
+        found = find_token(text)
+    except TokenMistyped as error:
+        assert str(error)
+    else:
+        assert login_text(found) in "".join(text.split()).lower()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["join", TEXT],
+        ["join", "tunnel.example.com", NAMED_TEXT],
+        ["join", "x", f"--token={TEXT}"],
+        ["token", "revoke", NAMED_TEXT.upper()],
+        ["join", "x", "--name", TEXT[:40]],
+    ],
+)
+def test_a_token_in_the_arguments_is_not_echoed(arguments: list[str]) -> None:
+    said = trouble_with_arguments(arguments)
+    assert "standard input" in said and f"qanat-server token revoke {ONE.id}" in said
+    assert TEXT[24:30] not in said
+
+
+def test_arguments_without_a_token_are_fine() -> None:
+    assert trouble_with_arguments(["join", "qanat1.example.com", "--name", "qanat1_a", ONE.id]) == ""
+
+
 def test_its_repr_shows_no_secret() -> None:
-    assert repr(ONE) == f"Token(id='{ONE.id}')"
+    assert repr(ONE) == f"Token(id='{ONE.id}', made_for='')"
+    assert repr(NAMED) == f"Token(id='{ONE.id}', made_for='edge1')"
 
 
 def test_reading_one_loads_no_cryptography() -> None:

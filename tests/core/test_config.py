@@ -236,7 +236,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"name = ", "is not valid TOML: Invalid value"),
-        (b'name = "\xff"', "is not valid TOML: 'utf-8' codec"),
+        (b'name = "\xff"', "is not UTF-8 text: byte 0xff in line 1"),
         (b"#" * (1024 * 1024 + 1), "is larger than 1048576 bytes"),
     ],
 )

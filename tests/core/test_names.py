@@ -9,6 +9,7 @@ from tunnel_core.names import (
     MAX_NODE_NAME,
     Target,
     canonical_host,
+    is_host_name,
     is_label,
     is_node_name,
     is_service_name,
@@ -126,6 +127,9 @@ def test_no_node_is_called_as_another_ones_alias(name: str) -> None:
         ("[::1]:1", "::1", 1),
         ("[2001:DB8::0:1]:443", "2001:db8::1", 443),
         ("db.local:5432", "db.local", 5432),
+        ("My_Db:5432", "my_db", 5432),
+        ("project-my_db_1.default:1", "project-my_db_1.default", 1),
+        ("_dns.example:53", "_dns.example", 53),
     ],
 )
 def test_addresses(text: str, host: str, port: int) -> None:
@@ -162,6 +166,9 @@ def test_addresses(text: str, host: str, port: int) -> None:
         "0x7f.1:80x",
         "host.1:80",
         "-a:80",
+        "a_-:80",
+        "a_b.1:80",
+        "a" * 63 + "_:80",
         ".:80",
         "a..b:80",
         "host/path:80",
@@ -176,7 +183,27 @@ def test_ambiguous_addresses_are_refused(text: str) -> None:
         split_host_port(text)
 
 
-@given(st.ip_addresses().map(str) | node_names, ports)
+host_labels = st.from_regex(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", fullmatch=True)
+host_names = (
+    st.lists(host_labels, min_size=1, max_size=4)
+    .map(".".join)
+    .filter(lambda name: len(name) <= MAX_NODE_NAME)
+)
+
+
+@given(node_names)
+def test_every_node_name_is_a_host_name(name: str) -> None:
+    assert is_host_name(name)
+
+
+@given(host_names)
+@example("my_db")
+def test_only_an_underscore_makes_a_host_name_no_node_name(name: str) -> None:
+    assert is_host_name(name)
+    assert is_node_name(name) == ("_" not in name)
+
+
+@given(st.ip_addresses().map(str) | host_names, ports)
 def test_what_was_joined_is_split_again(host: str, port: int) -> None:
     try:
         canonical = canonical_host(host) if ":" not in host else host
@@ -194,7 +221,7 @@ def test_no_text_raises_anything_but_value_error(text: str) -> None:
             assert str(error)
 
 
-@given(st.text(alphabet="a1.:[]-", max_size=12))
+@given(st.text(alphabet="a1.:[]-_", max_size=12))
 def test_one_spelling_is_reached_at_once(text: str) -> None:
     try:
         host, port = split_host_port(text)
@@ -213,6 +240,7 @@ def test_one_spelling_is_reached_at_once(text: str) -> None:
         ("127.0.0.1:1880", Target(host="127.0.0.1", port=1880)),
         ("[::1]:22", Target(host="::1", port=22)),
         ("Node.Local:10250", Target(host="node.local", port=10250)),
+        ("my_db:5432", Target(host="my_db", port=5432)),
         ("unix:/run/x.sock", Target(unix_path="/run/x.sock")),
     ],
 )
@@ -226,6 +254,7 @@ def test_targets(text: str, target: Target) -> None:
     [
         "",
         "my--web",
+        "my_web",
         "web.node",
         "Web",
         "unix:",

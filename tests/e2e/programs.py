@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -174,9 +174,13 @@ class Server(Program):
     def connect_socket(self) -> Path:
         return self.folder / "connect.sock"
 
-    def initialise(self, changes: Mapping[str, Any] | None = None) -> None:
-        """``qanat-server init``, then ``changes`` laid over the config file that it wrote."""
-        self._qanat_server("init", "--name", self.address, "--data-dir", str(self.data_dir))
+    def initialise(self, changes: Mapping[str, Any] | None = None, names: Sequence[str] = ()) -> None:
+        """``qanat-server init``, then ``changes`` laid over the config file that it wrote.
+
+        The certificate is for ``names``, then for the address.
+        """
+        named = [word for name in (*names, self.address) for word in ("--name", name)]
+        self._qanat_server("init", *named, "--data-dir", str(self.data_dir))
         written = tomllib.loads(self.config_file.read_text())
         self.write_config(merged(merged(written, self._own_settings()), changes or {}))
 

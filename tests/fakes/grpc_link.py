@@ -30,7 +30,13 @@ async def grpc_links(limits: Limits | None = None) -> AsyncIterator[LinkPair]:
         trio.open_nursery() as nursery,
     ):
         address = site.addresses[0].replace("127.0.0.1", "localhost")
-        settings = DialSettings(address, node.roots_pem, node.credential.key_pem, node.chain_pem)
+        settings = DialSettings(
+            address,
+            node.roots_pem,
+            node.credential.key_pem,
+            node.chain_pem,
+            addresses=("127.0.0.1",),
+        )
         agent_end = await dial_carrier(bridge, settings, limits)
         yield await attach_links(nursery, await receive.receive(), agent_end, limits)
         nursery.cancel_scope.cancel()

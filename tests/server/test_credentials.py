@@ -13,7 +13,8 @@ from certs.files import write_private
 from tests.fakes import pki
 from tunnel_core.identity import Role
 from tunnel_server.config import Tls
-from tunnel_server.credentials import BadCredentials, read_credentials
+from tunnel_server.credentials import BadCredentials, read_credentials, tls_files
+from tunnel_server.handshake import make_context
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -45,6 +46,22 @@ def test_good_files_are_what_the_listeners_show(tmp_path: Path) -> None:
     assert found.tls.key_pem == leaf.credential.key_pem
     assert not found.expired(NOW)
     assert found.expired(NOW + 366 * DAY)
+
+
+def test_files_with_a_byte_order_mark(tmp_path: Path) -> None:
+    tls = files(tmp_path)
+    plain = read_credentials(tls, NOW)
+    for file in (tls.certificate_file, tls.key_file, tls.trust_file):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_credentials(tls, NOW) == plain
+    assert make_context(tls_files(tls)).get_ca_certs()
+
+
+def test_files_in_utf_16(tmp_path: Path) -> None:
+    for name in ("server.pem", "server.key", "trust.pem"):
+        tls, file = files(tmp_path), tmp_path / name
+        file.write_bytes(file.read_bytes().decode().encode("utf-16"))
+        assert complaint(tls) == f"{file} is UTF-16 text, as some Windows programs write it; save it as UTF-8"
 
 
 def test_the_key_of_another_certificate(tmp_path: Path) -> None:

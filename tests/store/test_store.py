@@ -14,13 +14,13 @@ from certs.token import Token
 from certs.x509 import Proven
 from tests.store.opened import DAY, DOMAIN, PIN, Clock, certificate, new_token, opened, redemption
 from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.node_patterns import is_pattern, matches
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.events import Kind as EventKind
 from tunnel_server.events import NodeEvent
 from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine, Kind, Question
 from tunnel_server.store.certificates import Origin
-from tunnel_server.store.patterns import is_pattern, matches
 from tunnel_server.store.revoked import Kind as Revokes
 from tunnel_server.store.revoked import Revocation
 from tunnel_server.store.store import FILE, Store

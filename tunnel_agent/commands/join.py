@@ -29,13 +29,17 @@ from tunnel_agent.load import load_config, load_proxy
 from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json
 from tunnel_core.config import ConfigError, read
+from tunnel_core.text_files import NotPlainText, read_text_file, text_of, trouble_with
 
 _MAX_TOKEN_BYTES = 4096
+_GIVE_TOKEN = "echo TOKEN | qanat-agent join SERVER, or --token-file FILE"  # noqa: S105 - it says where to give one
 
 
 @click.command("join")
 @click.argument("server")
-@click.option("--name", default="", metavar="NODE", help="The node's name. [default: the host name]")
+@click.option(
+    "--name", default="", metavar="NODE", help="The node's name. [default: the token's, else the host name]"
+)
 @click.option(
     "--service",
     "services",
@@ -64,9 +68,9 @@ def command(
 ) -> None:
     """Join SERVER (host or host:port of its HTTPS port) with a token from `qanat-server token create`.
 
-    The token comes from standard input, never from the command line. Everything is checked before it is
-    used; if this breaks off, run it again with the same token. A machine that has joined already is
-    left as it is.
+    The token comes from standard input, never from the command line, and names the node. Everything is
+    checked before it is used; if this breaks off, run it again with the same token. A machine that has
+    joined already is left as it is.
 
     \b
     Examples:
@@ -74,7 +78,7 @@ def command(
       echo TOKEN | qanat-agent join tunnel.example.com --service web=http://127.0.0.1:1880
       qanat-agent join tunnel.example.com:7002 --token-file token --allow localhost:22
     """
-    wish = _wish(server, name or socket.gethostname().lower(), services, allow)
+    wish = _wish(server, name, services, allow)
     try:
         files, loaded = _files(wish, config)
         proxies = load_proxy(files.config, loaded)
@@ -89,7 +93,7 @@ def command(
         findings.append if as_json else print_finding,
         lambda: _read_token(token_file),
         lambda: datetime.now(UTC),
-        name_given=bool(name),
+        host=socket.gethostname().lower(),
         again=again,
     )
     joined = None
@@ -125,16 +129,19 @@ def _read_token(file: Path | None) -> str:
     """From the file, a pipe, or a question that shows nothing. Raises ``StepFailed``."""
     if file is not None:
         try:
-            with file.open("rb") as opened:
-                return opened.read(_MAX_TOKEN_BYTES).decode(errors="replace")
-        except OSError as error:
-            raise StepFailed(
-                f"{file} cannot be read: {error.strerror}", "name a file with the token"
-            ) from None
+            return read_text_file(file, _MAX_TOKEN_BYTES)
+        except (OSError, NotPlainText) as error:
+            raise StepFailed(trouble_with(file, error), "name a file with the token") from None
+    if sys.stdin is None:
+        raise StepFailed("standard input is closed, so no token comes from there", _GIVE_TOKEN)
     if sys.stdin.isatty():
         answer: str = click.prompt("Token", hide_input=True)
         return answer
-    return sys.stdin.buffer.read(_MAX_TOKEN_BYTES).decode(errors="replace")
+    try:
+        return text_of(sys.stdin.buffer.read(_MAX_TOKEN_BYTES))
+    except (OSError, NotPlainText) as error:
+        said = error if isinstance(error, NotPlainText) else f"cannot be read: {error.strerror}"
+        raise StepFailed(f"standard input {said}", _GIVE_TOKEN) from None
 
 
 def _next_steps(node: str, files: Files, config: AgentConfig) -> list[str]:

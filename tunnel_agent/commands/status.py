@@ -16,9 +16,11 @@ from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, beca
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config import ConfigError
 from tunnel_core.settings import ListenAddress, Ops
+from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
 
 _TIMEOUT_SECONDS = 5.0
 _MAX_BYTES = 1024 * 1024
+_MAX_TOKEN_BYTES = 4096
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -72,7 +74,11 @@ def _read_status(ops: Ops) -> dict[str, Any]:
 def _headers(ops: Ops) -> dict[str, str]:
     if ops.bearer_file is None:
         return {}
-    return {"Authorization": f"Bearer {ops.bearer_file.read_text().strip()}"}
+    try:
+        token = read_text_file(ops.bearer_file, _MAX_TOKEN_BYTES).strip()
+    except (OSError, NotPlainText) as error:
+        raise CommandError(ExitCode.USAGE, trouble_with(ops.bearer_file, error)) from None
+    return {"Authorization": f"Bearer {token}"}
 
 
 def _fetch(listen: ListenAddress, headers: Mapping[str, str]) -> dict[str, Any]:

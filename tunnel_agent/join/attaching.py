@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import trio
@@ -9,6 +10,7 @@ import trio
 from tunnel_agent.findings import StepFailed
 from tunnel_agent.load import load_installation
 from tunnel_agent.status_page import as_milliseconds
+from tunnel_core import paths
 from tunnel_core.bridge import open_bridge
 from tunnel_core.config import ConfigError
 from tunnel_core.reasons import Reason, Refused
@@ -17,10 +19,12 @@ from tunnel_core.stream import Stream
 
 async def attach_once(config: Path, bundle: Path) -> str:
     """Tries the servers in their order; the first that welcomes the node is enough. Raises ``StepFailed``."""
+    named = "" if config == paths.agent_config_file() else f" --config {shlex.quote(str(config))}"
+    fix = f"`qanat-agent check{named}` shows which step fails"
     try:
         installation = load_installation(config, bundle)
     except ConfigError as error:
-        raise StepFailed(str(error), "`qanat-agent check` shows which step fails") from None
+        raise StepFailed(str(error), fix) from None
     failures: list[str] = []
     async with open_bridge() as bridge:
         connector = installation.connector(bridge, _refuse, on_look=lambda _: None)
@@ -33,7 +37,7 @@ async def attach_once(config: Path, bundle: Path) -> str:
                 continue
             took = as_milliseconds(trio.current_time() - start)
             return f"welcomed as node {installation.node} by {software} at {server} in {took}"
-    raise StepFailed("; ".join(failures), "`qanat-agent check` shows which step fails")
+    raise StepFailed("; ".join(failures), fix)
 
 
 def _refuse(stream: Stream) -> None:

@@ -49,8 +49,9 @@ class Contact:
         return [
             *self.way.steps(),
             ("pin", self._find_pinned),
+            ("tls", self._verify_but_for_dates),
             ("clock", self._compare_clocks),
-            ("tls", self._verify),
+            ("certificate", self._verify),
             ("agents", self._reach_agents),
         ]
 
@@ -92,13 +93,17 @@ class Contact:
         self._root = root
         return f"{self.way.server} knows the root that the token names"
 
-    async def _compare_clocks(self) -> str:
+    async def _verify_but_for_dates(self) -> str:
+        """The issuer and the name. The dates wait until the clocks have been compared."""
         self._page = await _asked(lambda: join_page(self.way, trusting_at_any_time(self._root), self._now))
-        return compare_clocks(self.way.server, self._page.behind)
+        return f"{self.way.server} has a certificate of that root, for that name"
+
+    async def _compare_clocks(self) -> str:
+        return compare_clocks(self.way.server, self.page.behind)
 
     async def _verify(self) -> str:
         self.certificates = await _asked(lambda: cacerts(self.way, self.context))
-        return f"{self.way.server} has a certificate of that root"
+        return f"{self.way.server} has a certificate that holds now"
 
     async def _reach_agents(self) -> str:
         """One of the agents' addresses must answer: else the token would be spent for nothing."""

@@ -1,7 +1,8 @@
 """Joins: the steps in their order, and what each leaves on the disk.
 
-1. Everything that can be known without the token is asked first: names, files, configuration, the server,
-   its pin, the clocks, the agents' port. Only then is the token shown.
+1. The node's name is settled first, from the token, which names it, or from the host. Then everything is
+   asked that can be known without showing the token: files, configuration, the server, its pin, the clocks,
+   the agents' port. Only then is the token shown.
 2. The key is on the disk (``Files.unfinished``) before the request is sent, and goes when all else is there.
    Run again after a break at any point, a join finds it and asks with the same key, which the server counts
    as the same use of the token; or it finds that only the configuration was missing.
@@ -11,14 +12,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from certs.authority_folder import adopt
 from certs.bundle import Bundle
 from certs.files import real_place, remove_interrupted, remove_staged, write_public
 from certs.life import life_of
-from certs.token import TokenMistyped, parse_token
+from certs.token import Token, TokenMistyped, find_token
 from tunnel_agent.check import check_targets
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.findings import Finding, Report, Step, StepFailed, Verdict, take_steps
@@ -35,7 +36,7 @@ from tunnel_agent.join.node_files import (
     save_bundle,
     unfinished_key,
 )
-from tunnel_agent.join.wish import Files, Wish, require_name
+from tunnel_agent.join.wish import Files, Wish, check_given_name, choose_name
 from tunnel_agent.load import policy_of
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.targets import Policy
@@ -57,7 +58,10 @@ class Joined:
 
 
 class Joining:
-    """One run of a join. ``read_token`` is asked for the token if it is needed, and not before."""
+    """One run of a join. ``read_token`` is asked for the token if it is needed, and not before.
+
+    ``host`` is this machine's host name, which counts if neither ``wish`` nor the token names the node.
+    """
 
     def __init__(
         self,
@@ -69,7 +73,7 @@ class Joining:
         read_token: Callable[[], str],
         now: Callable[[], datetime],
         *,
-        name_given: bool,
+        host: str,
         again: bool,
     ) -> None:
         self._wish = wish
@@ -78,9 +82,10 @@ class Joining:
         self._tell = report
         self._read_token = read_token
         self._now = now
-        self._name_given = name_given
+        self._usual_name = (host, "this machine's host name")
         self._again = again
         self._failed: Finding | None = None
+        self._token: Token
         self._bundle: Bundle | None = None
         self._notes: list[str] = []
         self._proxies = proxies
@@ -88,7 +93,7 @@ class Joining:
     async def run(self) -> Joined:
         """Takes every step that is needed, and reports each."""
         steps: list[Step] = [("files", self._prove_files)]
-        done = await take_steps(steps, self._report) and await self._run_held()
+        done = await self._settle_node() and await take_steps(steps, self._report) and await self._run_held()
         return Joined(
             ExitCode.OK if done else self._code(), self._bundle if done else None, tuple(self._notes)
         )
@@ -122,44 +127,72 @@ class Joining:
     async def _prove_files(self) -> str:
         return prove_writable(self._files)
 
-    async def _join(self) -> bool:
-        if not await take_steps([("node", self._look_at_node)], self._report):
+    # Who this is. Nothing has been written, and no server asked.
+
+    async def _settle_node(self) -> bool:
+        try:
+            check_given_name(self._wish.node)
+            said = self._recognise()
+        except StepFailed as failure:
+            self._report(failure.finding("node"))
             return False
+        if said:
+            self._report(Finding("node", Verdict.PASS, said))
+            return True
+        return await take_steps([("token", self._take_token), ("node", self._name_node)], self._report)
+
+    def _recognise(self) -> str:
+        """Takes the bundle of a node that has joined, and says so; empty if there is a join to do."""
+        found = find_bundle(self._files)
+        if found is None:
+            return ""
+        name, ends = found.identity.name, life_of(found.chain_pem).ends
+        if self._again and found.key_pem != unfinished_key(self._files):
+            self._usual_name = (name, "as which this machine has joined before")
+            return ""
+        given, fix = self._wish.node, "to join anew: a new token, and --again"
+        if given and name != given:
+            raise StepFailed(f"this machine has joined as {name}, by {self._files.bundle}", fix)
+        if ends <= self._now():
+            raise StepFailed(f"the certificate of {name} ended on {ends:%Y-%m-%d %H:%M} UTC", fix)
+        self._bundle = found
+        return f"has joined as {name} already, until {ends:%Y-%m-%d}: no token is needed; {fix}"
+
+    async def _take_token(self) -> str:
+        try:
+            self._token = find_token(self._read_token())
+        except TokenMistyped as error:
+            raise StepFailed(str(error), "paste the token, all of it, from qanat1_ to its end") from None
+        return f"{self._token.id}, complete"
+
+    async def _name_node(self) -> str:
+        node, said = choose_name(self._token, self._wish.node, *self._usual_name)
+        self._wish = replace(self._wish, node=node)
+        return said
+
+    # The server, and the token's end.
+
+    async def _join(self) -> bool:
+        if self._bundle is None and self._recognise():
+            raise StepFailed(f"another join wrote {self._files.bundle} meanwhile", "run this again")
         if self._bundle is not None:
             return True
-        if not await take_steps([("token", self._take_token)], self._report):
-            return False
-        if not await take_steps(self._contact.steps(), self._report):
+        if not await take_steps(self._make_contact().steps(), self._report):
             return False
         for finding in await check_targets(self._policy(), self._config):
             if finding.verdict is Verdict.FAIL:
                 self._report(Finding("target", Verdict.SKIP, finding.detail, finding.fix))
         return await take_steps([("enrol", self._enrol)], self._report)
 
-    async def _look_at_node(self) -> str:
-        found = find_bundle(self._files)
-        if found is None or (self._again and found.key_pem != unfinished_key(self._files)):
-            return require_name(self._wish.node, is_host_name=not self._name_given)
-        name, ends = found.identity.name, life_of(found.chain_pem).ends
-        fix = "to join anew: a new token, and --again"
-        if self._name_given and name != self._wish.node:
-            raise StepFailed(f"this machine has joined as {name}, by {self._files.bundle}", fix)
-        if ends <= self._now():
-            raise StepFailed(f"the certificate of {name} ended on {ends:%Y-%m-%d %H:%M} UTC", fix)
-        self._bundle = found
-        return f"has joined as {name} already, until {ends:%Y-%m-%d}; {fix}"
-
     def _policy(self) -> Policy:
-        return policy_of(self._wish.node, self._files.config, self._config)
+        file = self._files.config
+        place = str(file) if file.exists() else f"{file}, which this join writes"
+        return policy_of(self._wish.node, place, self._config)
 
-    async def _take_token(self) -> str:
-        try:
-            token = parse_token(self._read_token())
-        except TokenMistyped as error:
-            raise StepFailed(str(error), "copy all of it, from qanat1_ to its end") from None
+    def _make_contact(self) -> Contact:
         way = self._way(https_port(self._wish.server))
-        self._contact = Contact(way, token, lambda address: self._way(agents_port(address)), self._now)
-        return f"{token.id}, complete"
+        self._contact = Contact(way, self._token, lambda address: self._way(agents_port(address)), self._now)
+        return self._contact
 
     def _way(self, port: Port) -> Way:
         patience = self._config.session.connect_timeout_seconds

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from certs.token import Token
 from tunnel_agent.config import Protocol
 from tunnel_agent.findings import StepFailed
-from tunnel_core.names import is_node_name, join_host_port, split_host_port
+from tunnel_core.names import NODE_NAME_RULE, is_node_name, join_host_port, split_host_port
+from tunnel_core.node_patterns import is_pattern, matches
+from tunnel_core.reasons import Reason
 
 DEFAULT_PORT = 7002
 _DEFAULT_PORTS = {Protocol.HTTP: 80, Protocol.HTTPS: 443}
@@ -25,7 +28,7 @@ class NewService:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """``server`` is ``host:port`` of the HTTPS listener."""
+    """``server`` is ``host:port`` of the HTTPS listener. ``node`` is empty if no name was given."""
 
     server: str
     node: str
@@ -78,10 +81,44 @@ def parse_service(text: str) -> NewService:
     return NewService(name, join_host_port(parts.hostname, port), protocol)
 
 
-def require_name(node: str, *, is_host_name: bool) -> str:
-    """A finding, or ``StepFailed`` for what can be no node's name."""
-    if is_node_name(node):
-        return f"{node}, this machine's host name" if is_host_name else node
-    what = "this machine's host name" if is_host_name else "the name"
-    fix = "name it with --name: lower-case letters, digits, '-' and dots, as in shop-7.example.com"
-    raise StepFailed(f"{what} {node[:300]!r} cannot be a node's", fix)
+def check_given_name(name: str) -> None:
+    """Raises ``StepFailed`` for a ``--name`` that can be no node's."""
+    if name and not is_node_name(name):
+        raise StepFailed(f"the name {name[:300]!r} cannot be a node's", f"a node's name has {NODE_NAME_RULE}")
+
+
+def choose_name(token: Token, given: str, usual: str, usual_is: str) -> tuple[str, str]:
+    """Return the node's name, and a sentence about where it comes from.
+
+    ``given`` is what ``--name`` said, or empty. ``usual`` is the name if neither ``given`` nor the token has
+    one, and ``usual_is`` says what it is. Raises ``StepFailed`` if the token was made for another name, or if
+    no name fits.
+    """
+    wanted = token.made_for
+    if given:
+        if wanted and not matches(wanted, given):
+            raise _mismatch(token, f"not for {given}, which --name gives", _ways_out(wanted))
+        return given, given
+    if wanted and not is_pattern(wanted):
+        return wanted, f"{wanted}, as the token says"
+    fix = f"name the node with --name: {f'{_fit(wanted)}, ' if wanted else ''}{NODE_NAME_RULE}"
+    if not is_node_name(usual):
+        raise StepFailed(f"{usual_is} {usual[:300]!r} cannot be a node's", fix)
+    if wanted and not matches(wanted, usual):
+        raise _mismatch(token, f"which {usual_is} {usual} does not fit", fix)
+    return usual, f"{usual}, {usual_is}"
+
+
+def _mismatch(token: Token, but: str, fix: str) -> StepFailed:
+    detail = f"token {token.id} is for {token.made_for}, {but}; the token was not used"
+    return StepFailed(detail, fix, Reason.TOKEN_NAME_MISMATCH.word)
+
+
+def _fit(pattern: str) -> str:
+    return f"it must fit {pattern}, where * is anything but a dot"
+
+
+def _ways_out(wanted: str) -> str:
+    if is_pattern(wanted):
+        return f"give another --name: {_fit(wanted)}"
+    return "leave --name out, or ask for another token: `qanat-server token create --node NAME`"

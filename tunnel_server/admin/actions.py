@@ -19,7 +19,8 @@ from certs.rotation import Step
 from certs.token import ID_BYTES, SECRET_BYTES, format_token, make_token
 from certs.x509 import Proven, facts_of, is_signed_by, pin_of
 from tunnel_core.identity import Role
-from tunnel_core.names import is_node_name
+from tunnel_core.names import NODE_NAME_RULE, is_node_name
+from tunnel_core.node_patterns import is_pattern
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.admin.arguments import Arguments, bad
 from tunnel_server.admin.ending import ends_nothing, live_part
@@ -31,7 +32,6 @@ from tunnel_server.rotating import Known, Rotating
 from tunnel_server.store.audit import AuditLine, Question
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.certificates import NewCertificate, Origin
-from tunnel_server.store.patterns import is_pattern
 from tunnel_server.store.revocations import as_json
 from tunnel_server.store.revoked import Kind
 from tunnel_server.store.store import Store
@@ -71,7 +71,7 @@ class Actions:
         given.done()
         _require_whom(node, pattern, uses)
         pin = await _in_thread(Rotating(self.config).server_root_pin)
-        token = make_token(pin, secrets.token_bytes(ID_BYTES + SECRET_BYTES))
+        token = make_token(pin, secrets.token_bytes(ID_BYTES + SECRET_BYTES), node or pattern)
         expires = await self.store.create_token(NewToken(token, ttl, node, pattern, uses), by)
         return {
             "id": token.id,
@@ -301,7 +301,7 @@ def _require_whom(node: str, pattern: str, uses: int) -> None:
     if bool(node) == bool(pattern):
         raise bad("a token is for one node, or for all that match a pattern: give node or match")
     if node and not is_node_name(node):
-        raise bad(f"{node[:200]!r} is not a node's name")
+        raise bad(f"{node[:200]!r} is not a node's name: {NODE_NAME_RULE}")
     if node and uses != 1:
         raise bad("a token for one node has one use; its agent may repeat a join that was broken off")
     if pattern and not is_pattern(pattern):

@@ -128,7 +128,8 @@ def _as_text(made: dict[str, Any]) -> str:
     else:
         once, join = "It is shown this once.", f"echo {made['token']} | {join}"
     said = f"Token {made['id']} for {whom}, until {_minute(made['expires'])}. {once}"
-    return "\n".join([said, "", "On the node:", f"  {join}"])
+    note = [] if made["node"] else ["", f"Its host name must fit {made['match']}, or it adds --name NAME."]
+    return "\n".join([said, "", "On the node:", f"  {join}", *note])
 
 
 def _row(token: dict[str, Any]) -> tuple[str, ...]:

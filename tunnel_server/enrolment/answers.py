@@ -13,6 +13,7 @@ import trio
 from certs.authority_folder import load_authority
 from certs.bundle import split_pem
 from certs.ca import Authority, AuthorityError, Certified
+from certs.files import read_public
 from certs.pkcs7 import certs_only
 from certs.requests import CertificateRequest, read_request, require_names
 from tunnel_core.identity import SpiffeId
@@ -42,7 +43,7 @@ def load_signer(folder: Path, trust_file: Path) -> Signer | None:
         log_event(_log, logging.INFO, sentence, folder=folder)
         return None
     try:
-        return Signer(load_authority(folder), trust_file.read_bytes())
+        return Signer(load_authority(folder), read_public(trust_file))
     except (AuthorityError, OSError, ValueError) as error:
         _log.error("this server gives no certificates: %s", error)
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tunnel_core.http_head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
-from tunnel_core.names import is_node_name
+from tunnel_core.names import NODE_NAME_RULE, is_node_name
 from tunnel_core.reasons import Reason, Refused
 
 _PREFIX = f"{Role.NODE.value} "
@@ -59,8 +59,7 @@ def node_asked_for(uris: tuple[str, ...], common_names: tuple[str, ...], login: 
             return name
     raise Refused(
         Reason.BAD_CSR,
-        "neither the certificate request nor the user name says which node this is: lower-case letters,"
-        " digits, '-' and dots, as in shop-7.example.com",
+        f"neither the certificate request nor the user name says which node this is: {NODE_NAME_RULE}",
     )
 
 

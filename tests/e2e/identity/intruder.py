@@ -18,6 +18,7 @@ import trio
 from certs.bundle import Bundle, read_bundle
 from tunnel_agent.connect import Connector
 from tunnel_agent.proxy_choice import ProxyChoice
+from tunnel_agent.resolver import resolve_server
 from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge, open_bridge
 from tunnel_core.carrier import CarrierFailed, DialSettings
@@ -25,6 +26,7 @@ from tunnel_core.frames import Hello, SessionSecret
 from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.names import split_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import VERSION, AgentSteps
 from tunnel_core.stream import Stream
@@ -72,7 +74,8 @@ def _refuse(stream: Stream) -> None:
 
 
 async def _try(bridge: Bridge, bundle: Bundle, server: str, session: bytes, secret: SessionSecret) -> None:
-    settings = DialSettings(server, bundle.roots_pem, bundle.key_pem, bundle.chain_pem, "", _SECONDS)
+    found = await resolve_server(split_host_port(server)[0])
+    settings = DialSettings(server, bundle.roots_pem, bundle.key_pem, bundle.chain_pem, "", _SECONDS, found)
     hello = Hello(
         VERSION, 1000, secrets.token_bytes(16), secrets.token_bytes(16), "intruder", session, secret
     )
