@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tunnel_core.frames import Rejected
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.states import LinkState, Loss
+from tunnel_core.states import GONE, Loss, StateCategory
 from tunnel_core.steps import AttachRejected
 from tunnel_server.duplicates import RETRY_SECONDS, Duplicates
 from tunnel_server.events import Events, Kind
@@ -46,9 +46,13 @@ class Node:
     @property
     def state(self) -> str:
         """What a request would meet: a ``LinkState``'s word, or ``gone``."""
-        if self.link is None or self.link.state is LinkState.ENDED:
-            return "gone"
+        if self.link is None or self.link.state.category is StateCategory.ABSENT:
+            return GONE
         return str(self.link.state.value)
+
+    @property
+    def category(self) -> StateCategory:
+        return StateCategory.ABSENT if self.link is None else self.link.state.category
 
 
 class Nodes:
@@ -89,8 +93,8 @@ class Nodes:
         node, now = self._attached.get(name), self._monotonic()
         if node is None or node.link is None or node.link.boot == hello.boot:
             return
-        alive = node.link.state in (LinkState.ATTACHED, LinkState.DEGRADED)
-        if not alive or not self._duplicates.is_one_too_many(name, now):
+        is_alive = node.category is StateCategory.REACHABLE
+        if not is_alive or not self._duplicates.is_one_too_many(name, now):
             return
         detail = f"another machine is attached as {name}; give each machine a bundle of its own"
         self.events.add(Kind.DUPLICATE, name, node.link.session_id, Reason.DUPLICATE_NODE, detail)
@@ -230,7 +234,7 @@ class Nodes:
 
 def _why_replaced(old: Link, new: Link) -> tuple[Reason, str]:
     """A lost link whose agent comes back as another run of the program was restarted."""
-    if old.state is LinkState.GRACE and old.instance != new.instance:
+    if old.state.category is StateCategory.WAITING and old.instance != new.instance:
         return Reason.AGENT_RESTARTED, f"the agent of node {new.node} restarted"
     return Reason.TAKEN_OVER, f"a newer session of node {new.node} came from {new.peer_address}"
 
