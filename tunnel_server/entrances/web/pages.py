@@ -7,6 +7,7 @@ import http as status_names
 from collections.abc import Iterable
 
 from tunnel_core.http import REASON_HEADER, HttpConnection, reason_phrase
+from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Refused
 from tunnel_server.nodes import Node
 from tunnel_server.routing import SEPARATOR
@@ -68,7 +69,7 @@ def _place(host: str, domain: str) -> str:
 def _node_item(node: Node, place: str) -> str:
     name = html.escape(node.name)
     if node.link is None:
-        seen = node.last_seen_at.strftime("%Y-%m-%d %H:%M UTC")
+        seen = as_minute(node.last_seen_at)
         return f'<li class="gone">{name} <small>not attached, last seen {seen}</small></li>'
     links = [
         _link(f"http://{service.name}{SEPARATOR}{node.alias}.{place}/", service.name)
