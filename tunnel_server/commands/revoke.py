@@ -8,6 +8,7 @@ import click
 
 from tunnel_core.command_line import print_json
 from tunnel_server.commands.access import config_option, json_option, perform
+from tunnel_server.commands.names import complete_node
 
 why_option = click.option("--why", default="", metavar="TEXT", help="For the audit.")
 
@@ -33,7 +34,7 @@ def user() -> None:
 
 
 @node.command("revoke")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_node)
 @why_option
 @config_option
 @json_option
