@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tunnel_core.command_line import LateGroup, require_extra
+from tunnel_core.command_line import LateGroup
 
 _COMMANDS = {
     "init": "tunnel_server.commands.init:command",
@@ -19,6 +19,8 @@ _COMMANDS = {
     "ca": "tunnel_server.commands.ca:command",
     "backup": "tunnel_server.commands.backup:backup",
     "restore": "tunnel_server.commands.backup:restore",
+    "completion": "tunnel_core.completion:completion",
+    "man": "tunnel_core.manual:man",
 }
 
 
@@ -28,7 +30,7 @@ def main() -> None:
     """The cloud side of Qanat: agents attach here, users come in here.
 
     \b
-    A first start:
+    Examples:
       qanat-server init --name tunnel.example.com
       qanat-server run
       qanat-server token create --node edge1
@@ -36,6 +38,5 @@ def main() -> None:
 
 
 def entry_point() -> None:
-    """Runs ``qanat-server``, or says what to install."""
-    require_extra("rich", "server")
-    main()
+    """Runs ``qanat-server``."""
+    main(prog_name="qanat-server")
