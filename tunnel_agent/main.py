@@ -14,6 +14,8 @@ _COMMANDS = {
     "status": "tunnel_agent.commands.status:command",
     "health": "tunnel_agent.commands.health:command",
     "version": "tunnel_agent.commands.version:command",
+    "completion": "tunnel_core.completion:completion",
+    "man": "tunnel_core.manual:man",
 }
 
 
@@ -22,8 +24,10 @@ _COMMANDS = {
 def main() -> None:
     """The edge side of Qanat: dials out to a server and lets its users reach what you allow.
 
+    A first start takes a token from `qanat-server token create --node NAME`.
+
     \b
-    A first start, with a token from `qanat-server token create --node NAME`:
+    Examples:
       echo TOKEN | qanat-agent join tunnel.example.com
       qanat-agent run
     """
