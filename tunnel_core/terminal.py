@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import unicodedata
 from collections.abc import Mapping
 
 import click
@@ -49,6 +48,8 @@ def cell_width(text: str) -> int:
 
 
 def _char_width(char: str) -> int:
+    import unicodedata  # late: its tables are a megabyte, and an agent rarely shows a table
+
     if unicodedata.category(char) in _INVISIBLE:
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
@@ -59,6 +60,11 @@ def takes_escapes(environ: Mapping[str, str] = os.environ) -> bool:
     return environ.get("TERM", "") not in ("", "dumb")
 
 
+def takes_colours(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether text on a terminal may have colours and bold: not with ``NO_COLOR`` (no-color.org)."""
+    return not environ.get("NO_COLOR") and takes_escapes(environ)
+
+
 def styled(
     text: str, *, colour: str | None = None, bold: bool = False, environ: Mapping[str, str] = os.environ
 ) -> str:
@@ -66,6 +72,6 @@ def styled(
 
     ``click.echo`` takes the style away where standard output is no terminal.
     """
-    if environ.get("NO_COLOR") or not takes_escapes(environ):
+    if not takes_colours(environ):
         return text
     return click.style(text, fg=colour, bold=bold or None)
