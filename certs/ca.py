@@ -23,6 +23,7 @@ from certs.x509 import (
     pin_of,
     public_key_of,
 )
+from tunnel_core.humanize import as_minute
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import LOOPBACK, canonical_host, is_node_name
 
@@ -115,7 +116,7 @@ class Authority:
         ends = min(moment + datetime.timedelta(seconds=life_seconds), self._issuing_ends)
         if ends <= moment:
             raise AuthorityError(
-                f"the issuing certificate has ended on {ends:%Y-%m-%d};"
+                f"the issuing certificate has ended on {as_minute(ends)};"
                 " replace it with `qanat-server ca rotate issuing`"
             )
         profile = LeafProfile(identity, usage_of(identity.role), Validity(moment - BACK_DATED, ends))
@@ -151,8 +152,8 @@ class Authority:
         ends = self._issuing_ends
         if validity.ends > ends:
             raise AuthorityError(
-                f"the issuing certificate ends on {ends:%Y-%m-%d}, before the new one would"
-                f" ({validity.ends:%Y-%m-%d}); ask for fewer days"
+                f"the issuing certificate ends on {as_minute(ends)}, before the new one would"
+                f" ({as_minute(validity.ends)}); ask for fewer days"
             )
 
 
@@ -183,7 +184,7 @@ def create_issuing(
     wanted = _validity(ISSUING_DAYS, now)
     ends = min(wanted.ends, describe(root.certificate_pem).ends)
     if ends <= wanted.begins + BACK_DATED:
-        raise AuthorityError(f"the root has ended on {ends:%Y-%m-%d}; a new one is due: ca rotate add")
+        raise AuthorityError(f"the root has ended on {as_minute(ends)}; a new one is due: ca rotate add")
     return make_issuing(root, trust_domain, Validity(wanted.begins, ends))
 
 

@@ -50,7 +50,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Where a shell, a unit or ssh begins a command, up to what ends one: a separator, a comment, its quote.
 COMMAND = re.compile(
     r"(?:^|[|&;('\"`=]|\bsudo|\bProxyCommand)[ \t]*(?:/[\w/]+/)?"
-    r"(qanat(?:-server|-agent)?)((?: +[^\s|;&#'\"`>]+)+)",
+    r"(qanat(?:-server|-agent)?)((?: +[^\s|;&#'\"`<>)]+)+)",
     re.MULTILINE,
 )
 COMMAND_FENCES = ("sh", "ini", "")
@@ -133,7 +133,8 @@ def check_command(program: str, arguments: list[str], *, whole: bool) -> None:
         assert not whole, f"{program} {command.name} lacks an argument"
 
 
-@every_paper
+# The examples of docs/commands.md are walked in tests/core/test_manual.py, with the shell's own rules.
+@pytest.mark.parametrize("paper", [one for one in PAPERS if one.name != "commands.md"], ids=name_of)
 def test_commands_to_paste_exist_as_written(paper: Path) -> None:
     for program, arguments in shell_commands(paper):
         check_command(program, arguments, whole=True)
@@ -226,10 +227,10 @@ def test_the_reference_has_every_key_with_its_default(file: str) -> None:
     assert len(written) == len(made)
 
 
-def test_the_page_of_variables_is_what_the_code_makes() -> None:
-    made = subprocess.run(
-        [sys.executable, "docs/environment.py", "--check"], cwd=ROOT, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("page", ["environment", "commands"])
+def test_a_page_is_what_the_code_makes(page: str) -> None:
+    script = [sys.executable, f"docs/{page}.py", "--check"]
+    made = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)  # noqa: S603 - our own script
     assert made.returncode == 0, made.stderr
 
 

@@ -38,7 +38,10 @@ DECISIONS = [
         for name in ("names", "node_patterns", "identity", "session", "mux", "halves", "credit")
     ),
     *("tunnel_core." + name for name in ("steps", "states", "attempts", "mux_stream", "turns", "allowance")),
-    *("tunnel_core." + name for name in ("settings", "environment", "http_head", "bucket", "profiles")),
+    *(
+        "tunnel_core." + name
+        for name in ("settings", "environment", "http_head", "bucket", "profiles", "humanize")
+    ),
     *("tunnel_core." + name for name in ("effective", "toml_lines")),
     *("tunnel_core." + name for name in ("flight", "delivery", "growth", "pacing", "rivals", "confirming")),
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
@@ -157,4 +160,4 @@ def test_the_command_loads_neither_grpc_nor_the_bridge() -> None:
 
 def test_the_agent_starts_without_what_it_rarely_needs() -> None:
     loaded = imported_by("tunnel_agent.main", "tunnel_agent.app")
-    assert not {"certs.x509", "cryptography", "google.protobuf", "rich", "prometheus_client"} & loaded
+    assert not {"certs.x509", "cryptography", "google.protobuf", "prometheus_client"} & loaded

@@ -19,6 +19,7 @@ from tunnel_agent.tls import TargetTls
 from tunnel_core.bridge import open_bridge
 from tunnel_core.command_line import ExitCode
 from tunnel_core.config import ConfigError
+from tunnel_core.humanize import as_minute
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.stream import Stream
@@ -74,20 +75,20 @@ def check_certificate(installation: Installation, now: datetime) -> Finding:
     except ValueError as error:
         detail = f"{installation.bundle_file} cannot be read: {error}"
         return Finding("certificate", Verdict.FAIL, detail, new)
-    clock = f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+    clock = f"this machine's clock says {as_minute(now)}"
     if not fits:
         detail = f"key and certificate of {installation.bundle_file} do not belong together"
         return Finding("certificate", Verdict.FAIL, detail, new)
     if now < leaf.begins:
-        detail = f"the certificate begins on {leaf.begins:%Y-%m-%d %H:%M} UTC, but {clock}"
+        detail = f"the certificate begins on {as_minute(leaf.begins)}, but {clock}"
         return Finding("certificate", Verdict.FAIL, detail, "set the clock: `timedatectl set-ntp true`")
     if now > leaf.ends:
-        detail = f"the certificate ended on {leaf.ends:%Y-%m-%d}; {clock}"
+        detail = f"the certificate ended on {as_minute(leaf.ends)}; {clock}"
         again = "join again with a new token (`qanat-agent join SERVER --again`), or "
         return Finding("certificate", Verdict.FAIL, detail, f"if the clock is right, {again}{new}")
     is_left = not bundle.https and leaf.ends - now < _SOON  # what names a server is renewed by itself
     soon = f", in {(leaf.ends - now).days} days: {new}" if is_left else ""
-    return Finding("certificate", Verdict.PASS, f"{bundle.identity}, until {leaf.ends:%Y-%m-%d}{soon}")
+    return Finding("certificate", Verdict.PASS, f"{bundle.identity}, until {as_minute(leaf.ends)}{soon}")
 
 
 def _refuse(stream: Stream) -> None:

@@ -13,6 +13,7 @@ from tunnel_agent.join.node_files import require_replaceable, require_writable
 from tunnel_agent.load import Installation
 from tunnel_agent.trust import trusting_at_any_time
 from tunnel_agent.way import Way, https_port
+from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Refused
 
 
@@ -57,4 +58,4 @@ def check_renewal(installation: Installation) -> Finding:
         due = life_of(bundle.chain_pem).renewal(0.5)
     except ValueError as error:
         return Finding("renewal", Verdict.SKIP, f"the certificate's dates cannot be read: {error}")
-    return Finding("renewal", Verdict.PASS, f"about {due:%Y-%m-%d}, at {', '.join(bundle.https)}")
+    return Finding("renewal", Verdict.PASS, f"about {as_minute(due)}, at {', '.join(bundle.https)}")

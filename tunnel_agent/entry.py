@@ -18,7 +18,7 @@ def entry_point() -> None:
     obey_sigterm()
     from tunnel_agent.main import main
 
-    main()
+    main(prog_name="qanat-agent")
 
 
 def config_file() -> Path:

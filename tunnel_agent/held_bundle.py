@@ -9,6 +9,7 @@ from pathlib import Path
 
 from certs.bundle import Bundle, BundleError, read_bundle
 from certs.life import Life, life_of
+from tunnel_core.humanize import as_minute
 
 _log = logging.getLogger("qanat.agent")
 
@@ -51,14 +52,14 @@ class HeldBundle:
 
     def obstacle(self, now: datetime) -> str:
         """Why no server can accept the certificate, by this machine's clock; empty if nothing is wrong."""
-        life, clock = self.life, f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+        life, clock = self.life, f"this machine's clock says {as_minute(now)}"
         if life is None:
             return ""
         if now >= life.ends:
-            ended = f"the certificate of node {self.node} ended on {life.ends:%Y-%m-%d %H:%M} UTC"
+            ended = f"the certificate of node {self.node} ended on {as_minute(life.ends)}"
             return f"{ended}, and {clock}; if that is right, {REJOIN}"
         if now < life.begins:
-            begins = f"the certificate of node {self.node} begins on {life.begins:%Y-%m-%d %H:%M} UTC"
+            begins = f"the certificate of node {self.node} begins on {as_minute(life.begins)}"
             return f"{begins}, but {clock}: set it, for example with `timedatectl set-ntp true`"
         return ""
 

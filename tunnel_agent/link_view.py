@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tunnel_core.reasons import Reason
-from tunnel_core.states import LinkState
+from tunnel_core.states import AWAY, LinkState, StateCategory
 
 _KEPT_EVENTS = 20
 RESUMED = "resumed"
@@ -53,7 +53,7 @@ class LinkView:
 
 def word_of(state: LinkState) -> str:
     """A session that ended leaves an agent that is away, as one does that never began."""
-    return "away" if state is LinkState.ENDED else str(state.value)
+    return AWAY if state.category is StateCategory.ABSENT else str(state.value)
 
 
 class LinkHistory:

@@ -16,6 +16,8 @@ _COMMANDS = {
     "config": "tunnel_agent.commands.config:command",
     "health": "tunnel_agent.commands.health:command",
     "version": "tunnel_agent.commands.version:command",
+    "completion": "tunnel_core.completion:completion",
+    "man": "tunnel_core.manual:man",
 }
 
 
@@ -29,8 +31,10 @@ _COMMANDS = {
 def main() -> None:
     """The edge side of Qanat: dials out to a server and lets its users reach what you allow.
 
+    A first start takes a token from `qanat-server token create --node NAME`.
+
     \b
-    A first start, with a token from `qanat-server token create --node NAME`:
+    Examples:
       echo TOKEN | qanat-agent join tunnel.example.com
       qanat-agent run
     """

@@ -19,6 +19,7 @@ from tunnel_agent.load import Installation
 from tunnel_agent.status_page import as_milliseconds
 from tunnel_agent.way import Way, agents_port
 from tunnel_core.carrier import CarrierFailed
+from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Reason, Refused
 
 _NEW_BUNDLE = "bring a new bundle from this server: `qanat-server issue node {node}`"
@@ -72,7 +73,7 @@ class ServerProbe:
             described = describe(tls.peer_certificate())
             with contextlib.suppress(trio.BrokenResourceError):
                 await tls.aclose()
-        return f"{tls.version()}, certificate of {described.subject} until {described.ends:%Y-%m-%d}"
+        return f"{tls.version()}, certificate of {described.subject} until {as_minute(described.ends)}"
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -19,6 +19,7 @@ from certs.bundle import Bundle
 from tunnel_agent.held_bundle import HeldBundle
 from tunnel_agent.renewal_plan import LOOK_SECONDS, RenewalPlan, plan_after
 from tunnel_agent.state import AgentState
+from tunnel_core.humanize import as_minute
 from tunnel_core.logs import log_event
 from tunnel_core.reasons import Reason
 
@@ -72,7 +73,7 @@ class Renewal:
             return False  # other roots, or addresses
         self._plan = self._new_plan(renewed=renewed)
         life = self._held.life
-        ends = f"{life.ends:%Y-%m-%d %H:%M} UTC" if life else "an unknown time"
+        ends = as_minute(life.ends) if life else "an unknown time"
         what = "renewed the certificate" if renewed else "took up another certificate"
         log_event(_log, logging.INFO, f"{what}: it holds until {ends}", serial=life.serial if life else None)
         return True
@@ -91,7 +92,7 @@ class Renewal:
         assert plan is not None
         chance, is_revoked = random.random(), reason == Reason.REVOKED.word  # noqa: S311
         wait = plan.failed(trio.current_time(), chance, hopeless=is_revoked)
-        ends = f"{plan.life.ends:%Y-%m-%d %H:%M} UTC"
+        ends = as_minute(plan.life.ends)
         text = f"the certificate was not renewed, and holds until {ends}: {said or 'nothing has changed'}"
         self._state.trouble(text)
         log_event(_log, logging.WARNING, f"{text}; again in {wait:.0f} s", reason=reason or None)

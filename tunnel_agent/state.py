@@ -15,7 +15,7 @@ from tunnel_agent.link_view import LinkHistory, LinkView
 from tunnel_core.frames import Welcome
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason
-from tunnel_core.states import LinkEvent, LinkState, Loss
+from tunnel_core.states import LinkEvent, LinkState, Loss, StateCategory
 
 _KEPT_ERRORS = 10
 _LATE = "something sent was not confirmed in time"
@@ -113,7 +113,7 @@ class AgentState:
     @property
     def is_attached(self) -> bool:
         """Whether a request would be carried now: not while the link is lost."""
-        return self.link is not None and self.link.state in (LinkState.ATTACHED, LinkState.DEGRADED)
+        return self.link is not None and self.link.state.category is StateCategory.REACHABLE
 
     @property
     def link_view(self) -> LinkView:
@@ -123,7 +123,7 @@ class AgentState:
     def look(self, event: LinkEvent | None = None) -> None:
         """Notes how the link stands. To be called with each of its events; they do not tell all of it."""
         link = self.link
-        if link is None or link.state is LinkState.ENDED:
+        if link is None or link.state.category is StateCategory.ABSENT:
             return  # ``detached`` follows, and knows why
         match link.state:
             case LinkState.GRACE if link.lost is not None:

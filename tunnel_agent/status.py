@@ -12,9 +12,10 @@ from tunnel_agent.connect import SOFTWARE
 from tunnel_agent.link_view import LinkView, ViewEvent
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.frames import Service
+from tunnel_core.humanize import as_iso
 from tunnel_core.ops import Answer, Page
 from tunnel_core.reasons import Reason
-from tunnel_core.states import LinkState
+from tunnel_core.states import StateCategory
 
 _HTML = "text/html; charset=utf-8"
 _JSON = "application/json"
@@ -120,7 +121,7 @@ def _certificate_status(state: AgentState) -> CertificateStatus | None:
 
 
 def _link_status(view: LinkView, now: float) -> LinkStatus:
-    in_grace = view.state is LinkState.GRACE
+    in_grace = view.state.category is StateCategory.WAITING
     return LinkStatus(
         state=view.word,
         since=_iso(view.since),
@@ -159,7 +160,7 @@ def _stream_status(stream: OpenStream) -> StreamStatus:
 
 
 def _iso(unix_seconds: float) -> str:
-    return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return as_iso(datetime.fromtimestamp(unix_seconds, UTC))
 
 
 def status_routes(state: AgentState, services: Sequence[Service], allow: Sequence[str]) -> Mapping[str, Page]:

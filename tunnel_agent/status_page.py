@@ -62,6 +62,9 @@ footer a { color: var(--accent) }
 """
 
 
+_SPOKEN = {"grace": "in grace"}
+
+
 def render(status: Mapping[str, Any]) -> str:
     """The page for what ``status.as_json`` gives."""
     node = escape(status["node"])
@@ -79,7 +82,7 @@ def render(status: Mapping[str, Any]) -> str:
 
 def _header(status: Mapping[str, Any]) -> str:
     state = "stopping" if status["phase"] == "stopping" else status["link"]["state"]
-    word = "in grace" if state == "grace" else escape(state)
+    word = _SPOKEN.get(state) or escape(state)
     return (
         f'<header><img src="{_ICON}" alt=""><div><h1>{escape(status["node"])}</h1>'
         f'<p>{_sentence(status)}</p></div><span class="pill {escape(state)}">{word}</span></header>'

@@ -23,6 +23,7 @@ from tunnel_agent.proxy import Proxy, ProxyError
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.resolver import Resolve, resolve_server
 from tunnel_core.http import HttpClientConnection
+from tunnel_core.humanize import as_minute
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Refused
 from tunnel_core.sockets import SocketStream
@@ -254,15 +255,15 @@ def certificate_failure(port: Port, error: ssl.SSLCertVerificationError, shown: 
     """What it means that OpenSSL does not verify the certificate ``shown`` at ``port``."""
     server = port.server
     now = datetime.now(UTC)
-    clock = f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+    clock = f"this machine's clock says {as_minute(now)}"
     if error.verify_code in _UNKNOWN_ISSUER:
         detail = f"the certificate of {server} is issued by {shown.issuer}, not by your CA: TLS inspection?"
         return StepFailed(detail, port.issuer_fix)
     if error.verify_code == _EXPIRED:
-        detail = f"the certificate of {server} ended on {shown.ends:%Y-%m-%d}; {clock}"
+        detail = f"the certificate of {server} ended on {as_minute(shown.ends)}; {clock}"
         return StepFailed(detail, f"if the clock is right, renew the server's certificate; else {SET_CLOCK}")
     if error.verify_code == _NOT_YET_VALID:
-        detail = f"the certificate of {server} begins on {shown.begins:%Y-%m-%d %H:%M} UTC; {clock}"
+        detail = f"the certificate of {server} begins on {as_minute(shown.begins)}; {clock}"
         return StepFailed(detail, SET_CLOCK)
     if error.verify_code in _WRONG_NAME:
         names = ", ".join(shown.names) or "no name"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from certs.bundle import BundleError, read_bundle
+from certs.bundle import Bundle, BundleError, read_bundle
 from tunnel_client.dial import Dialer, TlsDialer, UnixDialer, client_context
 from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode
@@ -40,12 +40,23 @@ def find_access(option: Path | None, environ: Mapping[str, str] = os.environ) ->
     return Access(_unix(paths.find_admin_socket()), _unix(paths.find_connect_socket()))
 
 
-def _bundle_dialer(path: Path) -> Dialer:
+def own_bundle(option: Path | None, environ: Mapping[str, str] = os.environ) -> Bundle | None:
+    """The bundle that ``find_access`` takes; None if the way in is a socket. Raises ``CommandError``."""
+    path = paths.find_user_bundle(option, environ)
+    return None if path is None else _read(path)
+
+
+def _read(path: Path) -> Bundle:
     try:
-        bundle = read_bundle(path)
-        context = client_context(bundle, path)
+        return read_bundle(path)
     except BundleError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
+
+
+def _bundle_dialer(path: Path) -> Dialer:
+    bundle = _read(path)
+    try:
+        context = client_context(bundle, path)
     except ssl.SSLError as error:
         message = f"{path}: its key and certificates do not fit together: {error.reason or error}"
         raise CommandError(ExitCode.USAGE, message) from None

@@ -120,7 +120,7 @@ def _script(name: str) -> str:
     """The program that was installed beside this Python."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        raise CommandError(ExitCode.FAILED, f"{name} is not installed; run: pip install 'qanat[server,cli]'")
+        raise CommandError(ExitCode.FAILED, f"{name} is not installed beside this Python")
     return found
 
 

@@ -6,17 +6,22 @@ from pathlib import Path
 
 import click
 
-from tunnel_core.command_line import LateGroup, require_extra
+from tunnel_core.command_line import LateGroup
 
 _COMMANDS = {
-    "nodes": "tunnel_client.commands.listing:nodes",
+    "status": "tunnel_client.commands.status:status",
+    "nodes": "tunnel_client.commands.nodes:nodes",
+    "services": "tunnel_client.commands.listing:services",
     "sessions": "tunnel_client.commands.listing:sessions",
     "streams": "tunnel_client.commands.listing:streams",
     "events": "tunnel_client.commands.events:events",
+    "ssh": "tunnel_client.commands.ssh:ssh",
     "forward": "tunnel_client.commands.forward:forward",
     "connect": "tunnel_client.commands.connect:connect",
     "demo": "tunnel_client.commands.demo:demo",
     "version": "tunnel_client.commands.listing:version",
+    "completion": "tunnel_core.completion:completion",
+    "man": "tunnel_core.manual:man",
 }
 
 
@@ -31,9 +36,9 @@ def main(bundle: Path | None) -> None:
 
     \b
     Examples:
-      qanat nodes
+      qanat status
       qanat forward edge1 8080
-      ssh -o ProxyCommand='qanat connect %h %p' edge1
+      qanat ssh edge1
 
     \b
     Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 refused by policy,
@@ -42,6 +47,5 @@ def main(bundle: Path | None) -> None:
 
 
 def entry_point() -> None:
-    """Runs ``qanat``, or says what to install."""
-    require_extra("rich", "cli")
-    main()
+    """Runs ``qanat``."""
+    main(prog_name="qanat")

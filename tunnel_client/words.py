@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
+
+from tunnel_core.humanize import as_length, parse_moment
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -17,16 +19,8 @@ def size(number: object) -> str:
 
 
 def duration(seconds: object) -> str:
-    """A length of time in its largest unit, and hours with days: ``9s``, ``5m``, ``3h``, ``2d4h``."""
-    if not isinstance(seconds, int | float):
-        return ""
-    whole = max(0, int(seconds))
-    if whole < 120:
-        return f"{whole}s"
-    if whole < 2 * 3600:
-        return f"{whole // 60}m"
-    days, hours = divmod(whole // 3600, 24)
-    return f"{hours}h" if not days else f"{days}d{hours}h"
+    """A length of time, as ``as_length`` has it; empty if it is not known."""
+    return as_length(seconds) if isinstance(seconds, int | float) else ""
 
 
 def milliseconds(number: object) -> str:
@@ -36,18 +30,7 @@ def milliseconds(number: object) -> str:
     return f"{number:.1f} ms" if number < 10 else f"{number:.0f} ms"
 
 
-def moment(text: object) -> str:
-    """An ISO time of the server to the second, in UTC: ``2026-01-01 12:00:03Z``."""
-    try:
-        return datetime.fromisoformat(str(text)).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    except (ValueError, OverflowError):
-        return ""
-
-
 def age(moment: object, now: datetime) -> str:
     """How long ago an ISO time of the server was; empty if there is none."""
-    try:
-        then = datetime.fromisoformat(str(moment))
-    except ValueError:
-        return ""
-    return duration((now - then.astimezone(UTC)).total_seconds())
+    then = parse_moment(moment)
+    return "" if then is None else duration((now - then).total_seconds())

@@ -1,10 +1,9 @@
-"""What the three commands have in common: exit codes, failures, and extras that may not be installed."""
+"""What the three commands have in common: exit codes, failures, and subcommands that are imported late."""
 
 from __future__ import annotations
 
 import enum
 import importlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -140,10 +139,3 @@ def printable(text: str) -> str:
 
 def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
-
-
-def require_extra(module: str, extra: str) -> None:
-    """Ends the process with the line that installs what is missing. Called before the rest is imported."""
-    if importlib.util.find_spec(module) is None:
-        click.echo(f'This command needs more packages; run: pip install "qanat[{extra}]"', file=sys.stderr)
-        sys.exit(ExitCode.USAGE)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import sys
 import time
@@ -21,6 +20,7 @@ from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log, LogFormat, LogLevel, StreamLog
+from tunnel_core.terminal import takes_colours
 
 _FIELDS = "fields"
 _FAULTLESS = frozenset({Reason.DONE, Reason.USER_LEFT, Reason.TARGET_RESET, Reason.IDLE_TIMEOUT})
@@ -49,7 +49,7 @@ def _formatter(log_format: LogFormat, target: TextIO) -> logging.Formatter:
     is_terminal = target.isatty()
     if log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not is_terminal):
         return _JsonLines("{levelname}{name}{message}", style="{", timestamp="time")
-    return _TextLines(is_coloured=is_terminal and "NO_COLOR" not in os.environ)
+    return _TextLines(is_coloured=is_terminal and takes_colours())
 
 
 class _JsonLines(JsonFormatter):

@@ -63,6 +63,27 @@ def admin_socket(data_dir: Path | None = None) -> Path:
     return (data_dir or data_folder()) / "admin.sock"
 
 
+def completion_file(shell: str, program: str) -> Path:
+    """Where bash, zsh or fish looks for what completes ``program``; for root, where those of all users do."""
+    match shell:
+        case "bash":
+            return _shared_folder() / "bash-completion/completions" / program
+        case "zsh":
+            return _shared_folder() / "zsh/site-functions" / f"_{program}"
+        case _:
+            config = Path("/etc") if is_system() else platformdirs.user_config_path()
+            return config / "fish/completions" / f"{program}.fish"
+
+
+def manual_file(program: str) -> Path:
+    """Where ``man`` looks for the page of ``program``."""
+    return _shared_folder() / "man/man1" / f"{program}.1"
+
+
+def _shared_folder() -> Path:
+    return Path("/usr/local/share") if is_system() else platformdirs.user_data_path()
+
+
 def find_user_bundle(option: Path | None, environ: Mapping[str, str]) -> Path | None:
     """The bundle to use: the option, then ``QANAT_BUNDLE``, then the config folder's if it exists.
 

@@ -1,4 +1,4 @@
-"""How a session stands, in the same words on both ends."""
+"""How a session stands, in the same words on both ends, and what each word means to a request."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ import enum
 from typing import NamedTuple
 
 from tunnel_core.reasons import Reason
+
+GONE = "gone"
+"""The server's word for a node without a session."""
+AWAY = "away"
+"""The agent's word for the same."""
+
+
+class StateCategory(enum.Enum):
+    """What a new request meets. Code asks for the category and compares no state with another."""
+
+    REACHABLE = "reachable"
+    """The request is carried now; it may be slow."""
+    WAITING = "waiting"
+    """The link is lost and may come back: open streams are kept, a new one waits a few seconds."""
+    ABSENT = "absent"
+    """There is no session: the request is refused."""
 
 
 class LinkState(enum.Enum):
@@ -15,6 +31,25 @@ class LinkState(enum.Enum):
     GRACE = "grace"
     """There is no carrier; streams wait for the next one."""
     ENDED = "ended"
+
+    @property
+    def category(self) -> StateCategory:
+        match self:
+            case LinkState.ATTACHED | LinkState.DEGRADED:
+                return StateCategory.REACHABLE
+            case LinkState.GRACE:
+                return StateCategory.WAITING
+            case LinkState.ENDED:
+                return StateCategory.ABSENT
+
+
+_ABSENT_WORDS = {GONE: StateCategory.ABSENT, AWAY: StateCategory.ABSENT}
+_CATEGORIES = {state.value: state.category for state in LinkState} | _ABSENT_WORDS
+
+
+def category_of_word(word: object) -> StateCategory | None:
+    """Return the category of a state's word as it stands in JSON; None for a word of another version."""
+    return _CATEGORIES.get(word) if isinstance(word, str) else None
 
 
 class LinkEvent(enum.Enum):

@@ -60,6 +60,7 @@ from tunnel_server.reach import bound_addresses, worth_telling
 from tunnel_server.records import Records
 from tunnel_server.refusals import Refusals, about
 from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.server_facts import ServerFacts
 from tunnel_server.standing import Ended, Standing
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
@@ -111,6 +112,7 @@ class Server:
         self._nursery = nursery
         self._changing = trio.Lock()
         self._missing = "starting"
+        self._started = _now()
         self._credentials = _read_credentials(config)
         self.attachments.trust_bundle = self._credentials.roots_to_tell()
         self._authority = config.data_dir / AUTHORITY_FOLDER
@@ -239,7 +241,16 @@ class Server:
         )
 
     def _api(self) -> ApiEntrance:
-        return ApiEntrance(self.nodes, self.followers, trio.current_time, _now)
+        certificate = lambda: self._credentials.said  # noqa: E731 - it is replaced by a reload
+        facts = ServerFacts(self._started, self.addresses, certificate, self.standing.proven, self.store)
+        return ApiEntrance(self.nodes, self.followers, trio.current_time, _now, facts)
+
+    def addresses(self) -> dict[str, list[str]]:
+        """Where agents and users come in, by entrance."""
+        found = {"agents": self.agent_addresses}
+        for listener in self.listeners:
+            found[listener.entrance] = [*found.get(listener.entrance, ()), *listener.addresses]
+        return found
 
     def _admin(self) -> AdminEntrance:
         live = self.standing.proven

@@ -12,6 +12,7 @@ from certs.bundle import MAX_ROOTS, split_pem
 from certs.files import KeyFileError, read_private, read_public
 from certs.x509 import Description, describe, is_private_key
 from tunnel_core.carrier import ServerTls
+from tunnel_core.humanize import as_minute
 from tunnel_core.logs import log_event
 from tunnel_core.text_files import NotPlainText
 from tunnel_server.config import Tls
@@ -59,7 +60,7 @@ class Credentials:
             "file": self.certificate_file,
             "serial": self.said.serial,
             "names": ", ".join(self.said.names),
-            "ends": f"{self.said.ends:%Y-%m-%d}",
+            "ends": as_minute(self.said.ends),
         }
         if left > _WARN_BEFORE:
             log_event(_log, logging.INFO, "server certificate", **fields)
@@ -129,12 +130,12 @@ def _check_names(path: Path, said: Description) -> None:
 
 
 def _check_dates(path: Path, said: Description, now: datetime) -> None:
-    clock = f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+    clock = f"this machine's clock says {as_minute(now)}"
     if now >= said.ends:
-        when = f"expired at {said.ends:%Y-%m-%d %H:%M} UTC"
+        when = f"expired at {as_minute(said.ends)}"
         raise BadCredentials(f"the certificate in {path} {when}; {clock}; put a new one there")
     if now < said.begins:
-        when = f"is not valid before {said.begins:%Y-%m-%d %H:%M} UTC"
+        when = f"is not valid before {as_minute(said.begins)}"
         raise BadCredentials(f"the certificate in {path} {when}; {clock}; is that right?")
 
 

@@ -21,6 +21,7 @@ from datetime import datetime
 import trio
 
 from tunnel_core import __version__
+from tunnel_core.humanize import as_moment
 from tunnel_core.reasons import Reason
 from tunnel_server.config import ServerConfig
 from tunnel_server.events import MAX_EVENTS, Events, Kind, NodeEvent
@@ -133,7 +134,7 @@ async def how_it_started(store: Store) -> str:
     version = f"version {__version__}"
     if last is None:
         return version
-    at = f"{last.at:%Y-%m-%d %H:%M:%S} UTC"
+    at = as_moment(last.at)
     if last.kind is Kind.SERVER_STOPPED:
         return f"{version}; the run before was stopped at {at}"
     return f"{version}; the run before, started at {at}, ended without a stop: killed, or by a fault"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from certs.token import trouble_with_arguments
-from tunnel_core.command_line import LateGroup, require_extra
+from tunnel_core.command_line import LateGroup
 
 _COMMANDS = {
     "init": "tunnel_server.commands.init:command",
@@ -21,6 +21,8 @@ _COMMANDS = {
     "ca": "tunnel_server.commands.ca:command",
     "backup": "tunnel_server.commands.backup:backup",
     "restore": "tunnel_server.commands.backup:restore",
+    "completion": "tunnel_core.completion:completion",
+    "man": "tunnel_core.manual:man",
 }
 
 
@@ -35,7 +37,7 @@ def main() -> None:
     """The cloud side of Qanat: agents attach here, users come in here.
 
     \b
-    A first start:
+    Examples:
       qanat-server init --name tunnel.example.com
       qanat-server run
       qanat-server token create --node edge1
@@ -43,6 +45,5 @@ def main() -> None:
 
 
 def entry_point() -> None:
-    """Runs ``qanat-server``, or says what to install."""
-    require_extra("rich", "server")
-    main()
+    """Runs ``qanat-server``."""
+    main(prog_name="qanat-server")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tunnel_core.frames import Rejected
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.states import LinkState, Loss
+from tunnel_core.states import GONE, Loss, StateCategory
 from tunnel_core.steps import AttachRejected
 from tunnel_server.duplicates import RETRY_SECONDS, Duplicates
 from tunnel_server.events import Events, Kind
@@ -53,9 +53,13 @@ class Node:
     @property
     def state(self) -> str:
         """What a request would meet: a ``LinkState``'s word, or ``gone``."""
-        if self.link is None or self.link.state is LinkState.ENDED:
-            return "gone"
+        if self.link is None or self.link.state.category is StateCategory.ABSENT:
+            return GONE
         return str(self.link.state.value)
+
+    @property
+    def category(self) -> StateCategory:
+        return StateCategory.ABSENT if self.link is None else self.link.state.category
 
 
 class Nodes:
@@ -105,7 +109,7 @@ class Nodes:
         if node is None or node.link is None or _is_same_run(node.link, hello):
             return
         link = node.link
-        alive = link.state in (LinkState.ATTACHED, LinkState.DEGRADED)
+        alive = node.category is StateCategory.REACHABLE
         other_boot = link.boot != hello.boot
         if not alive or not self._duplicates.refuses(name, hello.instance, now, other_boot=other_boot):
             return
@@ -303,7 +307,7 @@ def _why_duplicate(name: str, address: str, *, other_boot: bool) -> str:
 
 def _why_replaced(old: Link, new: Link) -> tuple[Reason, str]:
     """A lost link whose agent comes back as another run of the program was restarted."""
-    if old.state is LinkState.GRACE and old.instance != new.instance:
+    if old.state.category is StateCategory.WAITING and old.instance != new.instance:
         return Reason.AGENT_RESTARTED, f"the agent of node {new.node} restarted"
     return Reason.TAKEN_OVER, f"a newer session of node {new.node} came from {new.peer_address}"
 

@@ -21,6 +21,7 @@ from certs.ca import LEAF_DAYS, AuthorityError, create_authority, create_issuing
 from certs.files import KeyFileError, read_public, real_place, write_public
 from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, Step, require_nobody_cut
 from certs.x509 import Proven, describe, facts_of, is_signed_by, pin_of
+from tunnel_core.humanize import as_iso, as_minute, minute_of
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.config import ServerConfig
@@ -217,15 +218,16 @@ class Rotating:
         if rotation.phase is Phase.STEADY or old + _SAME_MOMENT >= known.since:
             return None
         last = known.since + datetime.timedelta(days=LEAF_DAYS)
-        return f"{last:%Y-%m-%d}" if known.now < last else None
+        return as_iso(last) if known.now < last else None
 
     def _require_all_known(self, rotation: Rotation, step: Step, known: Known) -> None:
         last = self._unknown_before(rotation, known)
         if step in (Step.SWITCH, Step.RETIRE) and last is not None:
             raise Refused(
                 Reason.ROTATION_REFUSED,
-                f"certificates issued before {known.since:%Y-%m-%d} were not written down, and may be in use"
-                f" until {last}; if you have issued all of them anew since the root was added, use --force",
+                f"certificates issued before {as_minute(known.since)} were not written down, and may be in"
+                f" use until {minute_of(last)}; if you have issued all of them anew since the root was"
+                " added, use --force",
             )
 
     def _is_trusted(self, rotation: Rotation) -> bool:
@@ -245,16 +247,16 @@ class Rotating:
             "signs": generation is rotation.signer,
             "root": root.subject,
             "root_pin": generation.pin,
-            "root_ends": root.ends.isoformat(),
+            "root_ends": as_iso(root.ends),
             "issuing": issuing.subject,
-            "issuing_ends": issuing.ends.isoformat(),
+            "issuing_ends": as_iso(issuing.ends),
         }
 
     def _server_certificate(self, rotation: Rotation) -> dict[str, Any]:
         said = describe(read_public(self._tls.certificate_file))
         generation = self._server_generation(rotation)
         return {
-            "ends": said.ends.isoformat(),
+            "ends": as_iso(said.ends),
             "serial": said.serial,
             "root_pin": generation.pin if generation else None,
         }

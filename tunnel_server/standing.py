@@ -22,6 +22,7 @@ from datetime import UTC, datetime, timedelta
 import trio
 
 from certs.x509 import IdentityError, Proven
+from tunnel_core.humanize import as_moment
 from tunnel_core.identity import SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.store.revoked import Revocation, Revoked, refusal
@@ -183,7 +184,7 @@ class Standing:
         if proven.issuer_key and proven.issuer_key in self._retired:
             return _refused(proven, Reason.ROOT_RETIRED, "leads to a root that was retired")
         if now >= proven.ends and now - ALLOWANCE >= proven.ends:
-            ended = f"ended at {proven.ends:%Y-%m-%d %H:%M:%S} UTC"
+            ended = f"ended at {as_moment(proven.ends)}"
             return _refused(proven, Reason.CERTIFICATE_EXPIRED, ended)
         return None
 

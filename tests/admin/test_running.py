@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -148,3 +149,25 @@ async def test_where_the_audit_must_be_whole_nothing_is_done_without_it(tmp_path
 async def test_a_socket_without_a_server_is_told(tmp_path: Path) -> None:
     with pytest.raises(NoServer, match="cannot be opened: No such file"):
         await ask_server(tmp_path / "admin.sock", "GET", "tokens", {})
+
+
+async def test_a_shell_is_told_the_names_of_nodes(tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_SECONDS):
+        site, new = Site(tmp_path), create_authority(pki.TRUST_DOMAIN)
+        site.write(new.authority.issue(Role.SERVER, "main", names=("localhost", "127.0.0.1", "::1")))
+        save_new(new, tmp_path / "ca")
+        (tmp_path / "trust.pem").write_bytes(new.authority.roots_pem)
+        async with site.server():
+            made = {"chain": new.authority.issue(Role.NODE, "edge1").chain_pem.decode()}
+            await ask_server(tmp_path / "admin.sock", "POST", "certificates/record", made)
+            assert await completed(site, "node revoke ed") == ["edge1"]
+            assert await completed(site, "audit --node ot") == []
+        assert await completed(site, "node revoke ed") == []  # nobody answers
+
+
+async def completed(site: Site, line: str) -> list[str]:
+    """What the program proposes for the last word."""
+    words = {"COMP_WORDS": f"qanat-server {line}", "COMP_CWORD": str(len(line.split()))}
+    asked = {"_QANAT_SERVER_COMPLETE": "bash_complete", "QANAT_CONFIG": str(site.config)}
+    ran = await trio.run_process(SERVER, env={**os.environ, **words, **asked}, capture_stdout=True)
+    return [item.removeprefix("plain,") for item in ran.stdout.decode().split()]

@@ -1,15 +1,12 @@
-"""Numbers as people read them, and tables."""
+"""Numbers as people read them."""
 
 from __future__ import annotations
 
-import io
-import sys
 from datetime import UTC, datetime
 
 import pytest
 
 from tunnel_client import words
-from tunnel_core import tables
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -55,30 +52,3 @@ def test_round_trips(number: object, text: str) -> None:
 )
 def test_ages(moment: object, text: str) -> None:
     assert words.age(moment, NOW) == text
-
-
-@pytest.mark.parametrize(
-    ("moment", "text"),
-    [
-        ("2026-01-01T11:57:00.123Z", "2026-01-01 11:57:00Z"),
-        ("2026-01-01T13:00:00+01:00", "2026-01-01 12:00:00Z"),
-        ("0001-01-01T00:00:00+10:00", ""),
-        (None, ""),
-        ("soon", ""),
-    ],
-)
-def test_moments(moment: object, text: str) -> None:
-    assert words.moment(moment) == text
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_gets_a_table_and_nobody_elses_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    tables.show(("node", "state"), [("[red]edge1[/]", "\x1b[2Jgone"), ("edge2", "")])
-    assert "[red]edge1[/]" in terminal.getvalue()
-    assert "?[2Jgone" in terminal.getvalue()
-    assert "\x1b[2J" not in terminal.getvalue()

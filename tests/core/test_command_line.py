@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tunnel_core.command_line import CommandError, ExitCode, LateGroup, exit_code_of, require_extra
+from tunnel_core.command_line import CommandError, ExitCode, LateGroup, exit_code_of
 from tunnel_core.reasons import Reason, Refused
 
 
@@ -45,14 +45,6 @@ def test_a_failure_is_json_if_asked_for() -> None:
 )
 def test_reasons_have_exit_codes(reason: Reason, code: ExitCode) -> None:
     assert exit_code_of(reason) is code
-
-
-def test_a_missing_extra_is_named_with_its_cure(capsys: pytest.CaptureFixture[str]) -> None:
-    require_extra("click", "cli")
-    with pytest.raises(SystemExit) as caught:
-        require_extra("no_such_module_anywhere", "cli")
-    assert caught.value.code == 2
-    assert 'pip install "qanat[cli]"' in capsys.readouterr().err
 
 
 # Ctrl-C.

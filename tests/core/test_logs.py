@@ -75,7 +75,8 @@ def test_auto_is_text_on_a_terminal_and_json_elsewhere(monkeypatch: pytest.Monke
 
 
 def test_colour_is_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("NO_COLOR", "")
+    monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
     setup(LogLevel.INFO, LogFormat.TEXT, terminal)
     logging.getLogger("qanat").warning("hot")
@@ -83,6 +84,10 @@ def test_colour_is_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     output = start(LogFormat.TEXT)
     logging.getLogger("qanat").warning("hot")
     assert "\x1b" not in output.getvalue()
+    monkeypatch.setenv("TERM", "dumb")
+    setup(LogLevel.INFO, LogFormat.TEXT, terminal := Terminal())
+    logging.getLogger("qanat").warning("hot")
+    assert "\x1b" not in terminal.getvalue()
 
 
 def test_the_level_is_for_our_own_lines() -> None:

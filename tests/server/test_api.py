@@ -49,6 +49,7 @@ async def test_nodes_attached_and_gone() -> None:
             "name": "edge1",
             "alias": "edge1",
             "state": "attached",
+            "category": "reachable",
             "duplicate": False,
             "revoked": False,
             "address": "192.0.2.1:4711",

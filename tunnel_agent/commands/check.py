@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tunnel_agent.check import check_all
 from tunnel_agent.commands.options import bundle_option, config_option, json_option
 from tunnel_agent.findings import Finding, Verdict
 from tunnel_core.command_line import ExitCode, print_json
+from tunnel_core.terminal import styled
 
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.SKIP: "yellow"}
 
@@ -43,8 +43,7 @@ def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
 
 def print_finding(finding: Finding) -> None:
     """One line, and the cure below it."""
-    colour = None if "NO_COLOR" in os.environ else _COLOURS[finding.verdict]
-    verdict = click.style(finding.verdict.name, fg=colour, bold=colour is not None)
+    verdict = styled(finding.verdict.name, colour=_COLOURS[finding.verdict], bold=True)
     click.echo(f"{verdict}  {finding.step:<12}{finding.detail}")
     if finding.fix:
         click.echo(f"      {'':<12}fix: {finding.fix}")

@@ -29,6 +29,7 @@ from tunnel_agent.load import load_config, load_proxy
 from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json
 from tunnel_core.config import ConfigError, read
+from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.text_files import NotPlainText, read_text_file, text_of, trouble_with
 
 _MAX_TOKEN_BYTES = 4096
@@ -163,7 +164,7 @@ def _as_text(joined: Joined, bundle: Bundle, files: Files, wish: Wish, config: A
     node, life = bundle.identity.name, life_of(bundle.chain_pem)
     notes = "".join(f"{note}\n\n" for note in joined.notes)
     steps = "\n".join(f"  {step}" for step in _next_steps(node, files, config))
-    ends = f"{life.ends:%Y-%m-%d %H:%M} UTC"
+    ends = as_minute(life.ends)
     return (
         f"\n{notes}Node {node} has joined, until {ends}; the agent renews that by itself.\n"
         f"\nNext:\n{steps}\n\nAs a service: the systemd unit is in docs/install.md."
@@ -178,7 +179,7 @@ def _as_json(joined: Joined, files: Files, config: AgentConfig, findings: list[F
         answer |= {
             "node": node,
             "identity": str(joined.bundle.identity),
-            "ends": life_of(joined.bundle.chain_pem).ends.isoformat(),
+            "ends": as_iso(life_of(joined.bundle.chain_pem).ends),
             "bundle": str(files.bundle),
             "config": str(files.config),
             "agents": list(joined.bundle.agents),

@@ -13,6 +13,7 @@ from tunnel_agent.findings import StepFailed
 from tunnel_agent.renewing import renew
 from tunnel_core.command_line import CommandError, ExitCode, exit_code_of, print_json
 from tunnel_core.config import ConfigError
+from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.reasons import Reason, Refused
 
 
@@ -44,8 +45,6 @@ def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
     life = life_of(renewed.bundle.chain_pem)
     if as_json:
         answer = {"identity": str(renewed.bundle.identity), "serial": life.serial}
-        print_json({**answer, "ends": life.ends.isoformat(), "server": renewed.server})
+        print_json({**answer, "ends": as_iso(life.ends), "server": renewed.server})
     else:
-        click.echo(
-            f"{renewed.bundle.identity} holds until {life.ends:%Y-%m-%d %H:%M} UTC, by {renewed.server}."
-        )
+        click.echo(f"{renewed.bundle.identity} holds until {as_minute(life.ends)}, by {renewed.server}.")

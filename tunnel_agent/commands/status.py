@@ -16,11 +16,14 @@ from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, beca
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config import ConfigError
 from tunnel_core.settings import ListenAddress, Ops
+from tunnel_core.states import StateCategory, category_of_word
+from tunnel_core.tables import Row, Table, lines_of
 from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
 
 _TIMEOUT_SECONDS = 5.0
 _MAX_BYTES = 1024 * 1024
 _MAX_TOKEN_BYTES = 4096
+_STREAMS = Table(("stream", "user", "through", "in", "out", "target"))
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -49,7 +52,8 @@ def command(config: Path | None, as_json: bool) -> None:
 
 def _is_attached(status: Mapping[str, Any]) -> bool:
     """Whether the agent takes requests, be it late."""
-    return status["phase"] != "stopping" and status["link"]["state"] in ("attached", "degraded")
+    is_reachable = category_of_word(status["link"]["state"]) is StateCategory.REACHABLE
+    return status["phase"] != "stopping" and is_reachable
 
 
 def _ops_of(config: Path | None) -> Ops:
@@ -106,9 +110,8 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     if status.get("certificate"):
         yield f"certificate {_certificate(status['certificate'])}"
     yield f"streams   {status['stream_count']}"
-    for stream in status["streams"]:
-        sizes = f"{as_size(stream['bytes_to_target'])} in, {as_size(stream['bytes_to_user'])} out"
-        yield f"  {stream['id']}  {stream['target']}  {stream['user']} ({stream['entrance']})  {sizes}"
+    if status["streams"]:
+        yield from (f"  {line}" for line in lines_of(_STREAMS, [*map(_stream_row, status["streams"])]))
     yield "services  " + ", ".join(service["name"] for service in status["services"])
     yield "allow     " + (", ".join(status["allow"]) or "nothing beyond the services")
     for event in status["link"]["events"]:
@@ -117,6 +120,11 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
         )
     for trouble in status["troubles"]:
         yield f"trouble   {trouble['at']} {trouble['text']}"
+
+
+def _stream_row(stream: Mapping[str, Any]) -> Row:
+    sizes = as_size(stream["bytes_to_target"]), as_size(stream["bytes_to_user"])
+    return (stream["id"], stream["user"], stream["entrance"], *sizes, stream["target"])
 
 
 def _certificate(certificate: Mapping[str, Any]) -> str:

@@ -42,6 +42,7 @@ from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.targets import Policy
 from tunnel_agent.way import Port, Way, agents_port, https_port
 from tunnel_core.command_line import ExitCode, exit_code_of
+from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Reason
 
 _OWN_STEPS = {"node", "config", "files", "token"}
@@ -154,9 +155,9 @@ class Joining:
         if given and name != given:
             raise StepFailed(f"this machine has joined as {name}, by {self._files.bundle}", fix)
         if ends <= self._now():
-            raise StepFailed(f"the certificate of {name} ended on {ends:%Y-%m-%d %H:%M} UTC", fix)
+            raise StepFailed(f"the certificate of {name} ended on {as_minute(ends)}", fix)
         self._bundle = found
-        return f"has joined as {name} already, until {ends:%Y-%m-%d}: no token is needed; {fix}"
+        return f"has joined as {name} already, until {as_minute(ends)}: no token is needed; {fix}"
 
     async def _take_token(self) -> str:
         try:
@@ -207,7 +208,7 @@ class Joining:
         bundle = bundle_of(self._contact, request, leaf, identity)
         save_bundle(self._files.bundle, bundle)
         self._bundle = bundle
-        return f"{identity}, until {life_of(bundle.chain_pem).ends:%Y-%m-%d %H:%M} UTC"
+        return f"{identity}, until {as_minute(life_of(bundle.chain_pem).ends)}"
 
     # What is left.
 

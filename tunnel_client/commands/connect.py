@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tunnel_client.commands.names import complete_node, complete_target
 from tunnel_client.commands.options import access, bundle_option, parse_wish, run
 from tunnel_client.dial import Dialer
 from tunnel_client.stdio import take_stdio
@@ -18,8 +19,8 @@ _INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 
 @click.command("connect")
-@click.argument("node")
-@click.argument("target")
+@click.argument("node", shell_complete=complete_node)
+@click.argument("target", shell_complete=complete_target)
 @bundle_option
 def connect(node: str, target: str, bundle: Path | None) -> None:
     """Join standard input and output to TARGET on NODE, for ssh's ProxyCommand and the like.

@@ -11,6 +11,7 @@ import trio
 from tunnel_client.demo import NODE, Demo, check_demo, running_demo
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.names import Target
+from tunnel_core.terminal import styled
 
 
 @click.command("demo")
@@ -70,7 +71,7 @@ async def _demo(target: Target | None, once: bool) -> None:
 def _print_welcome(running: Demo, seconds: float) -> None:
     shown = "its own status page" if running.service == "status" else str(running.target)
     click.echo(f"Node {NODE} is attached ({seconds:.1f} s) and publishes {shown}.\n")
-    click.echo("Open in a browser:\n  " + click.style(running.url, bold=True))
+    click.echo("Open in a browser:\n  " + styled(running.url, bold=True))
     click.echo("\nOr paste:")
     for command in running.commands():
         click.echo("  " + shlex.join(command))

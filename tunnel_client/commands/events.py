@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -12,14 +11,15 @@ from urllib.parse import urlencode
 import click
 import trio
 
-from tunnel_client import words
 from tunnel_client.api import ask
-from tunnel_client.commands.options import access, bundle_option, json_option, run
+from tunnel_client.commands.names import complete_node
+from tunnel_client.commands.options import access, bundle_option, json_option, run, run_until_signal
 from tunnel_client.dial import Dialer, ServerUnreachable
+from tunnel_client.node_facts import items_of
+from tunnel_client.node_view import EVENTS, event_row
 from tunnel_core.command_line import printable
-from tunnel_core.tables import Row, show_list
+from tunnel_core.tables import show_list, wide_option
 
-_COLUMNS = ("time", "node", "event", "reason", "detail")
 _POLL_SECONDS = 25
 _RETRY_SECONDS = 2.0
 _BREATH_SECONDS = 0.2
@@ -28,11 +28,12 @@ _GAP = "events before these are gone: the server keeps no more"
 
 
 @click.command("events")
-@click.argument("node", default="")
+@click.argument("node", default="", shell_complete=complete_node)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens, until Ctrl-C.")
+@wide_option
 @bundle_option
 @json_option
-def events(node: str, follow: bool, bundle: Path | None, as_json: bool) -> None:
+def events(node: str, follow: bool, wide: bool, bundle: Path | None, as_json: bool) -> None:
     """List when nodes attached, were lost, came back, and why; with NODE those of one node.
 
     Without NODE also when the server was started and stopped. The server keeps the last 10,000. --follow
@@ -46,9 +47,9 @@ def events(node: str, follow: bool, bundle: Path | None, as_json: bool) -> None:
     """
     dialer = access(bundle).need_api()
     if follow:
-        run(_until_signal, dialer, node, as_json)
+        run_until_signal(_follow, dialer, node, as_json)
     else:
-        _list(run(ask, dialer, _page(node)), as_json)
+        _list(run(ask, dialer, _page(node)), as_json, wide)
 
 
 def _page(node: str, **more: int) -> str:
@@ -56,34 +57,16 @@ def _page(node: str, **more: int) -> str:
     return f"events?{urlencode(wanted)}" if wanted else "events"
 
 
-def _list(answer: Mapping[str, Any], as_json: bool) -> None:
+def _list(answer: Mapping[str, Any], as_json: bool, wide: bool) -> None:
     nothing = "The server knows of no such event."
-    show_list(answer, _COLUMNS, map(_row, _events_of(answer)), nothing, as_json=as_json)
-
-
-async def _until_signal(dialer: Dialer, node: str, as_json: bool) -> None:
-    failure: Exception | None = None
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
-            try:
-                await _follow(dialer, node, as_json)
-            except Exception as error:  # out of the nursery, which would wrap it in a group
-                failure = error
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-
-
-async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await anext(signals)
-    scope.cancel()
+    rows = map(event_row, items_of(answer, "events"))
+    show_list(answer, EVENTS, rows, nothing, as_json=as_json, wide=wide)
 
 
 async def _follow(dialer: Dialer, node: str, as_json: bool) -> None:
     answer = await ask(dialer, _page(node))
     while True:
-        for event in _events_of(answer):
+        for event in items_of(answer, "events"):
             click.echo(json.dumps(event) if as_json else _line(event))
         await trio.sleep(_BREATH_SECONDS)
         answer = await _ask_newer(dialer, node, _last_of(answer))
@@ -105,22 +88,12 @@ async def _ask_newer(dialer: Dialer, node: str, after: int) -> dict[str, Any]:
             await trio.sleep(_RETRY_SECONDS)
 
 
-def _events_of(answer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    events = answer.get("events")
-    return (event for event in (events if isinstance(events, list) else []) if isinstance(event, dict))
-
-
 def _last_of(answer: Mapping[str, Any]) -> int:
     last = answer.get("last")
     return last if isinstance(last, int) else 0
 
 
-def _row(event: Mapping[str, Any]) -> Row:
-    texts = (str(event.get(key) or "") for key in ("node", "kind", "reason", "detail"))
-    return (words.moment(event.get("at")), *texts)
-
-
 def _line(event: Mapping[str, Any]) -> str:
     """Columns as wide as most need, because those to come are not known."""
-    time, node, kind, reason, detail = map(printable, _row(event))
+    time, node, kind, reason, detail = map(printable, event_row(event))
     return f"{time}  {node or '-':<16}  {kind:<14}  {reason or '-':<14}  {detail}".rstrip()

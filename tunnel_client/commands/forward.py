@@ -9,16 +9,18 @@ import click
 import trio
 
 from tunnel_client.access import Access
-from tunnel_client.api import ask
+from tunnel_client.commands.names import complete_node, complete_target
 from tunnel_client.commands.options import access, bundle_option, json_option, parse_wish, run
 from tunnel_client.forwarding import MAX_CONNECTIONS, connections_for, listen
 from tunnel_client.forwarding import forward as serve_forward
+from tunnel_client.node_facts import ask_node, category_of
 from tunnel_client.tunnel import Wish
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import ListenAddress
+from tunnel_core.states import StateCategory
 
 _COMMANDS = {
     22: "ssh -p {port} {host}",
@@ -31,8 +33,8 @@ _PLAIN_PORTS = frozenset({25, 143, 1883, 5672, 9092})
 
 
 @click.command("forward")
-@click.argument("node")
-@click.argument("target")
+@click.argument("node", shell_complete=complete_node)
+@click.argument("target", shell_complete=complete_target)
 @click.argument("local", default="127.0.0.1:0")
 @click.option(
     "--max-connections",
@@ -102,12 +104,11 @@ async def _refuse_absent_node(ways: Access, wish: Wish) -> None:
     """Tells at once what each connection would be told. Where the API is out of reach, those will be."""
     if ways.api is None:
         return
-    nodes = (await ask(ways.api, "nodes")).get("nodes", [])
-    found = [node for node in nodes if wish.node in (node.get("name"), node.get("alias"))]
-    if not found:
-        raise Refused(Reason.UNKNOWN_NODE, f"no node {wish.node} is known; see: qanat nodes")
-    if all(node.get("state") != "attached" for node in found):
+    category = category_of((await ask_node(ways.api, wish.node)).get("node") or {})
+    if category is StateCategory.ABSENT:
         raise Refused(Reason.NODE_NOT_ATTACHED, f"node {wish.node} has no agent attached; see: qanat nodes")
+    if category is StateCategory.WAITING:
+        _report(f"node {wish.node} has lost its link; connections work when it is back; see: qanat nodes")
 
 
 async def _listen(host: str, port: int) -> trio.SocketListener:

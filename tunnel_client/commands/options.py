@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -28,8 +29,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 def access(bundle: Path | None) -> Access:
     """The way in by this subcommand's ``--bundle``, or by the one before the subcommand's name."""
-    context = click.get_current_context()
-    return find_access(bundle or context.find_root().params.get("bundle"))
+    return find_access(named_bundle(bundle))
+
+
+def named_bundle(bundle: Path | None) -> Path | None:
+    """The bundle that the command line names, in either place."""
+    named: Path | None = bundle or click.get_current_context().find_root().params.get("bundle")
+    return named
 
 
 def parse_wish(node: str, target: str) -> Wish:
@@ -51,3 +57,31 @@ def run(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) 
         raise CommandError.refused(refused) from None
     except ServerUnreachable as error:
         raise CommandError(ExitCode.UNREACHABLE, str(error)) from None
+
+
+def run_until_signal(function: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Run the function until it ends, or until Ctrl-C or SIGTERM, which is then its ordinary end."""
+
+    async def call() -> None:
+        await _until_signal(lambda: function(*args, **kwargs))
+
+    run(call)
+
+
+async def _until_signal(function: Callable[[], Awaitable[None]]) -> None:
+    failure: Exception | None = None
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
+            try:
+                await function()
+            except Exception as error:  # out of the nursery, which would wrap it in a group
+                failure = error
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel()

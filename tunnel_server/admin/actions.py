@@ -18,6 +18,7 @@ from certs.ca import AuthorityError
 from certs.rotation import Step
 from certs.token import ID_BYTES, SECRET_BYTES, format_token, make_token
 from certs.x509 import Proven, facts_of, is_signed_by, pin_of
+from tunnel_core.humanize import as_iso
 from tunnel_core.identity import Role
 from tunnel_core.names import NODE_NAME_RULE, is_node_name
 from tunnel_core.node_patterns import is_pattern
@@ -79,7 +80,7 @@ class Actions:
             "node": node or None,
             "match": pattern or None,
             "uses": uses,
-            "expires": expires.isoformat(),
+            "expires": as_iso(expires, "milliseconds"),
             "servers": self._servers(),
         }
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from certs import authority_folder
+from tunnel_core.humanize import as_iso
 from tunnel_server.backup.archive import Source, write_archive
 from tunnel_server.config import ServerConfig
 from tunnel_server.rotating import AUTHORITY_FOLDER
@@ -30,7 +31,7 @@ def take_backup(config: ServerConfig, config_file: Path, target: Path) -> list[P
         sources = [*_authority(config.data_dir / AUTHORITY_FOLDER, Path(scratch)), *_others(config)]
         sources += _database(config.data_dir / FILE, Path(scratch))
         sources.append(Source(config_file, config_file))
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        now = as_iso(datetime.now(UTC))
         write_archive(target, now, config.data_dir, config_file, sources)
     return [source.belongs for source in sources]
 

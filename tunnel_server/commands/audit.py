@@ -7,21 +7,32 @@ from typing import Any
 
 import click
 
-from tunnel_core.tables import show_list
+from tunnel_core.humanize import moment_of
+from tunnel_core.tables import Table, show_list, wide_option
 from tunnel_server.commands.access import config_option, json_option, perform
-from tunnel_server.commands.durations import moment
+from tunnel_server.commands.durations import TIME_HELP, moment
+from tunnel_server.commands.names import complete_node
 from tunnel_server.store.audit import MAX_LISTED, Kind
 
-_COLUMNS = ("time", "what", "whom", "by", "detail")
+_TABLE = Table(("time", "what", "whom", "by", "detail"))
 
 
 @click.command("audit")
-@click.option("--node", default="", metavar="NAME", help="What concerns this node.")
+@click.option(
+    "--node", default="", metavar="NAME", shell_complete=complete_node, help="What concerns this node."
+)
 @click.option("--user", default="", metavar="NAME", help="What concerns this user.")
 @click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Lines of this kind.")
-@click.option("--since", type=moment, help="From then on: 2h, 7d, 2027-01-31.")
-@click.option("--until", type=moment, help="Before then.")
-@click.option("--most", type=click.IntRange(1, MAX_LISTED), default=100, show_default=True)
+@click.option("--since", type=moment, help=f"From then on: {TIME_HELP}.")
+@click.option("--until", type=moment, help="Before then; written as --since is.")
+@click.option(
+    "--most",
+    type=click.IntRange(1, MAX_LISTED),
+    default=100,
+    show_default=True,
+    help="How many lines, the newest.",
+)
+@wide_option
 @config_option
 @json_option
 def command(
@@ -31,22 +42,25 @@ def command(
     since: int | None,
     until: int | None,
     most: int,
+    wide: bool,
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Show the newest lines of the audit that fit, the newest last.
+    """Show the newest lines of the audit that fit, the newest last. Times are shown in UTC.
 
     \b
     Examples:
       qanat-server audit --node shop-7
       qanat-server audit --kind refused --since 24h
+      qanat-server audit --since 2027-01-31T18:30Z
       qanat-server audit --json --since 2027-01-01 --until 2027-02-01
     """
     wanted: dict[str, Any] = {"node": node, "user": user, "kind": kind or "", "most": most}
     wanted |= {"since_ms": since} if since is not None else {}
     wanted |= {"until_ms": until} if until is not None else {}
     answer = perform(config, "GET", "audit", wanted)
-    show_list(answer, _COLUMNS, map(_row, answer["audit"]), "The audit has no such line.", as_json=as_json)
+    nothing = "The audit has no such line."
+    show_list(answer, _TABLE, map(_row, answer["audit"]), nothing, as_json=as_json, wide=wide)
 
 
 def _row(line: dict[str, Any]) -> tuple[str, ...]:
@@ -58,4 +72,4 @@ def _row(line: dict[str, Any]) -> tuple[str, ...]:
         f"serial {line['serial']}" if "serial" in line else "",
         line.get("detail", ""),
     ]
-    return line["at"][:19].replace("T", " "), line["kind"], whom, by, ", ".join(filter(None, facts))
+    return moment_of(line["at"]), line["kind"], whom, by, ", ".join(filter(None, facts))

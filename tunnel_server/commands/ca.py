@@ -9,6 +9,7 @@ import click
 
 from certs.rotation import Step
 from tunnel_core.command_line import print_json
+from tunnel_core.humanize import minute_of
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, yes_option
 
@@ -105,11 +106,11 @@ def _as_text(answer: dict[str, Any]) -> str:
     for one in answer["generations"]:
         signs = "signs, " if one["signs"] else ""
         lines += [
-            f"  {one['folder']}: {signs}root until {one['root_ends'][:10]}, issuing until"
-            f" {one['issuing_ends'][:10]}",
+            f"  {one['folder']}: {signs}root until {minute_of(one['root_ends'])}, issuing until"
+            f" {minute_of(one['issuing_ends'])}",
             f"    root pin {one['root_pin']}",
         ]
-    lines.append(f"  the server's certificate: until {answer['server_certificate']['ends'][:10]}")
+    lines.append(f"  the server's certificate: until {minute_of(answer['server_certificate']['ends'])}")
     if not answer["trusted"]:
         lines.append(f"  {answer['trust_file']} lacks a root that counts: take the last step again")
     if answer["stale_tokens"]:
@@ -127,6 +128,6 @@ def _next(answer: dict[str, Any]) -> list[str]:
     if answer["unknown_before"]:
         return [
             f"Next: {answer['next']}. Certificates from before the store was made are not known here and may"
-            f" be in use until {answer['unknown_before']}; when all were issued anew, use --force"
+            f" be in use until {minute_of(answer['unknown_before'])}; when all were issued anew, use --force"
         ]
     return [f"Next, and nobody would be cut off: qanat-server ca rotate {answer['next']}"]

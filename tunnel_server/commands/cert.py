@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tunnel_core.command_line import print_json
-from tunnel_core.tables import show_list
+from tunnel_core.humanize import as_length, minute_of, parse_moment
+from tunnel_core.tables import Table, show_list, wide_option
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import force_option, yes_option
+from tunnel_server.commands.names import complete_node
 from tunnel_server.commands.revoke import revoke, said_of, say_taken_back, unrevoke, why_option
 
-_COLUMNS = ("serial", "role", "name", "issued", "ends", "origin", "state")
+_TABLE = Table(("serial", "role", "state", "ends in", "name"), ("ends", "issued", "origin"))
 
 
 @click.group("cert")
@@ -29,13 +32,16 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--node", default="", metavar="NAME", help="Of this node alone.")
+@click.option("--node", default="", metavar="NAME", shell_complete=complete_node, help="Of this node alone.")
 @click.option("--user", default="", metavar="NAME", help="Of this user alone.")
 @click.option("--ended", is_flag=True, help="Those that have ended, too.")
+@wide_option
 @config_option
 @json_option
-def list_certificates(node: str, user: str, ended: bool, config: Path | None, as_json: bool) -> None:
-    """List the certificates that have not ended, the newest last.
+def list_certificates(
+    node: str, user: str, ended: bool, wide: bool, config: Path | None, as_json: bool
+) -> None:
+    """List the certificates that have not ended, the newest last. --wide has the times, in UTC.
 
     \b
     Examples:
@@ -48,7 +54,9 @@ def list_certificates(node: str, user: str, ended: bool, config: Path | None, as
     wanted = {"role": role, "name": node or user, "ended": "1" if ended else "0"}
     answer = perform(config, "GET", "certificates", wanted)
     nothing = "No such certificate was issued here."
-    show_list(answer, _COLUMNS, map(_row, answer["certificates"]), nothing, as_json=as_json)
+    now = datetime.now(UTC)
+    rows = (_row(one, now) for one in answer["certificates"])
+    show_list(answer, _TABLE, rows, nothing, as_json=as_json, wide=wide)
 
 
 @command.command("revoke")
@@ -98,9 +106,11 @@ def unrevoke_certificate(serial: str, yes: bool, config: Path | None, as_json: b
     say_taken_back(answer, f"certificate {answer['taken_back']['subject']}", "", as_json=as_json)
 
 
-def _row(one: dict[str, Any]) -> tuple[str, ...]:
-    state = "revoked" if one["revoked"] else "good"
+def _row(one: dict[str, Any], now: datetime) -> tuple[str, ...]:
+    ends = parse_moment(one["ends"])
+    left = (ends - now).total_seconds() if ends else 0.0
+    state = "revoked" if one["revoked"] else "good" if left > 0 else "ended"
     return (
-        *(one["serial"], one["role"], one["name"], one["issued"][:10], one["ends"][:16].replace("T", " ")),
-        *(one["origin"], state),
+        *(one["serial"], one["role"], state, as_length(left) if left > 0 else "", one["name"]),
+        *(minute_of(one["ends"]), minute_of(one["issued"]), one["origin"]),
     )

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 import click
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+TIME_HELP = "2h, 7d; 2027-01-31 or 2027-01-31T18:30 in this machine's zone; 2027-01-31T18:30Z in UTC"
+"""How a moment is written, for the help of options that take one."""
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 
 
@@ -20,7 +22,10 @@ def duration(text: str) -> float:
 
 
 def moment(text: str) -> int:
-    """A date, a time, or a duration before now, as milliseconds since 1970: the type of an option."""
+    """A date, a time, or a duration before now, as milliseconds since 1970: the type of an option.
+
+    Without a zone it is in this machine's zone.
+    """
     seconds = parse_seconds(text)
     if seconds:
         return _ms(datetime.now(UTC) - timedelta(seconds=seconds))
@@ -28,7 +33,10 @@ def moment(text: str) -> int:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise click.BadParameter(f"{text[:40]!r} is no time: write 2h, 7d or 2027-01-31T12:00") from None
-    return _ms(found if found.tzinfo else found.astimezone())
+    try:
+        return _ms(found if found.tzinfo else found.astimezone())
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter(f"{text[:40]!r} is not within the years of this calendar") from None
 
 
 def parse_seconds(text: str) -> float:

@@ -13,6 +13,7 @@ from certs.ca import LOOPBACK_NAMES, Leaf, canonical_name, default_trust_domain
 from certs.x509 import describe
 from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_server.commands.config_text import Ports
 from tunnel_server.commands.installation import OPERATOR, Installation, InstallationError, install
@@ -153,7 +154,7 @@ def _as_text(plan: Installation, server: Leaf) -> str:
         [
             f"Made a server of trust domain {plan.trust_domain}:",
             f"  {plan.config_file}  the configuration",
-            f"  {plan.certificate_file}  until {ends:%Y-%m-%d}, for {', '.join(plan.all_names)}",
+            f"  {plan.certificate_file}  until {as_minute(ends)}, for {', '.join(plan.all_names)}",
             f"  {plan.operator_bundle}  lets the qanat command in, as user {OPERATOR}",
             f"  {plan.root_key}  the root's key: keep it offline, issuing works without it",
             "",
@@ -169,7 +170,7 @@ def _as_json(plan: Installation, server: Leaf) -> dict[str, object]:
         "config": str(plan.config_file),
         "data_dir": str(plan.data_dir),
         "certificate": str(plan.certificate_file),
-        "certificate_ends": describe(server.credential.certificate_pem).ends.isoformat(),
+        "certificate_ends": as_iso(describe(server.credential.certificate_pem).ends),
         "certificate_names": list(plan.all_names),
         "operator_bundle": str(plan.operator_bundle),
         "root_key": str(plan.root_key),

@@ -16,6 +16,7 @@ from certs.ca import LEAF_DAYS, Authority, AuthorityError, Leaf
 from certs.files import write_private, write_public
 from certs.x509 import describe
 from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.identity import Role, is_identity_name
 from tunnel_server.commands.access import config_option, json_option, load_config, perform
 from tunnel_server.commands.installation import make_bundle
@@ -199,7 +200,7 @@ def _report(issued: _Issued, files: list[Path], steps: list[str], as_json: bool)
         print_json(
             {
                 "identity": str(issued.bundle.identity),
-                "ends": ends.isoformat(),
+                "ends": as_iso(ends),
                 "files": [str(file) for file in files],
                 "agents": list(issued.bundle.agents),
                 "https": list(issued.bundle.https),
@@ -209,7 +210,7 @@ def _report(issued: _Issued, files: list[Path], steps: list[str], as_json: bool)
         return
     made = ", ".join(str(file) for file in files if file != _STANDARD_OUTPUT)
     lines = [
-        f"Issued {issued.role.value} {issued.name} until {ends:%Y-%m-%d}" + (f": {made}" if made else "")
+        f"Issued {issued.role.value} {issued.name} until {as_minute(ends)}" + (f": {made}" if made else "")
     ]
     lines += ["", "Next:", *(f"  {step}" for step in steps)] if steps else []
     click.echo("\n".join(lines), err=to_stderr)

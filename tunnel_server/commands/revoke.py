@@ -10,6 +10,7 @@ import click
 from tunnel_core.command_line import CommandError, ExitCode, print_json
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, ending_text, force_option, yes_option
+from tunnel_server.commands.names import complete_node
 
 Json = dict[str, Any]
 _PATHS = {"node": "nodes", "user": "users", "serial": "certificates"}
@@ -41,7 +42,7 @@ def user() -> None:
 
 
 @node.command("revoke")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_node)
 @why_option
 @force_option
 @yes_option

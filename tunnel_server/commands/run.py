@@ -59,8 +59,5 @@ def command(config: Path | None) -> None:
 
 
 def _say_ready(server: Server) -> None:
-    fields = {"agents": ", ".join(server.agent_addresses), "ops": ", ".join(server.ops_addresses)}
-    for listener in server.listeners:
-        known = fields.get(listener.entrance)
-        fields[listener.entrance] = ", ".join([*([known] if known else []), *listener.addresses])
-    log_event(_log, logging.INFO, "ready", **fields)
+    fields = {name: ", ".join(listed) for name, listed in server.addresses().items()}
+    log_event(_log, logging.INFO, "ready", **fields, ops=", ".join(server.ops_addresses))

@@ -10,12 +10,13 @@ import click
 
 from certs.files import write_private
 from tunnel_core.command_line import CommandError, ExitCode, print_json
-from tunnel_core.tables import show_list
+from tunnel_core.humanize import minute_of
+from tunnel_core.tables import Table, show_list, wide_option
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, yes_option
 from tunnel_server.commands.durations import duration
 
-_COLUMNS = ("token", "state", "for", "used", "expires", "created by")
+_TABLE = Table(("token", "state", "used", "expires", "for"), ("created", "created by"))
 
 
 @click.group("token")
@@ -73,10 +74,11 @@ def _write(file: Path, token: str) -> None:
 
 
 @command.command("list")
+@wide_option
 @config_option
 @json_option
-def list_tokens(config: Path | None, as_json: bool) -> None:
-    """List the tokens: for whom, how often used, until when. Nothing secret is shown.
+def list_tokens(wide: bool, config: Path | None, as_json: bool) -> None:
+    """List the tokens: for whom, how often used, until when (UTC). Nothing secret is shown.
 
     \b
     Example:
@@ -84,7 +86,7 @@ def list_tokens(config: Path | None, as_json: bool) -> None:
     """
     answer = perform(config, "GET", "tokens", {})
     nothing = "There is no token. Make one: qanat-server token create --node NAME"
-    show_list(answer, _COLUMNS, map(_row, answer["tokens"]), nothing, as_json=as_json)
+    show_list(answer, _TABLE, map(_row, answer["tokens"]), nothing, as_json=as_json, wide=wide)
 
 
 @command.command("revoke")
@@ -114,7 +116,7 @@ def _ending(token: dict[str, Any]) -> str:
     whom = f"node {token['node']}" if token["node"] else f"nodes that match {token['match']}"
     used = f"used {token['used']} of {token['uses']} times"
     return (
-        f"Token {token['id']} is for {whom}, {token['state']}, {used}, until {_minute(token['expires'])}."
+        f"Token {token['id']} is for {whom}, {token['state']}, {used}, until {minute_of(token['expires'])}."
         " Nodes that joined with it stay; no other joins."
     )
 
@@ -127,17 +129,13 @@ def _as_text(made: dict[str, Any]) -> str:
         once, join = f"It is in {made['file']}.", f"{join} --token-file {shlex.quote(made['file'])}"
     else:
         once, join = "It is shown this once.", f"echo {made['token']} | {join}"
-    said = f"Token {made['id']} for {whom}, until {_minute(made['expires'])}. {once}"
+    said = f"Token {made['id']} for {whom}, until {minute_of(made['expires'])}. {once}"
     note = [] if made["node"] else ["", f"Its host name must fit {made['match']}, or it adds --name NAME."]
     return "\n".join([said, "", "On the node:", f"  {join}", *note])
 
 
 def _row(token: dict[str, Any]) -> tuple[str, ...]:
     return (
-        *(token["id"], token["state"], token["node"] or token["match"]),
-        *(f"{token['used']} of {token['uses']}", _minute(token["expires"]), token["created_by"]),
+        *(token["id"], token["state"], f"{token['used']} of {token['uses']}", minute_of(token["expires"])),
+        *(token["node"] or token["match"], minute_of(token["created"]), token["created_by"]),
     )
-
-
-def _minute(iso: str) -> str:
-    return f"{iso[:16].replace('T', ' ')} UTC"

@@ -6,17 +6,20 @@ import json
 import platform
 import ssl
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from importlib import metadata
 from typing import TYPE_CHECKING, TypeAlias
 
 import h11
 
 from tunnel_core.http import HttpConnection
+from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.entrances import api_events
+from tunnel_server.entrances import api_events, api_status
+from tunnel_server.entrances.api_status import NODE_PATH, STATUS_PATH
 from tunnel_server.followers import Followers
 from tunnel_server.nodes import Node, Nodes
+from tunnel_server.server_facts import ServerFacts
 
 if TYPE_CHECKING:
     from tunnel_core.flight import Flight
@@ -25,21 +28,31 @@ if TYPE_CHECKING:
 
 ENTRANCE = "api"
 ROOT = "/api/"
+NODES_PATH = "/api/v1/nodes"
 Json: TypeAlias = dict[str, object]
 
 
 class ApiEntrance:
-    """Answers GET requests. ``monotonic`` is the clock of the links, ``wall`` gives UTC."""
+    """Answers GET requests. ``monotonic`` is the clock of the links, ``wall`` gives UTC.
+
+    Without ``facts`` there is no page on the server itself.
+    """
 
     def __init__(
-        self, nodes: Nodes, followers: Followers, monotonic: Callable[[], float], wall: Callable[[], datetime]
+        self,
+        nodes: Nodes,
+        followers: Followers,
+        monotonic: Callable[[], float],
+        wall: Callable[[], datetime],
+        facts: ServerFacts | None = None,
     ) -> None:
+        self._facts = facts
         self._nodes = nodes
         self._followers = followers
         self._monotonic = monotonic
         self._wall = wall
         self._pages: dict[str, Callable[[], Json]] = {
-            "/api/v1/nodes": self._all_nodes,
+            NODES_PATH: self._all_nodes,
             "/api/v1/sessions": self._all_sessions,
             "/api/v1/streams": self._all_streams,
             "/api/v1/version": _versions,
@@ -48,8 +61,8 @@ class ApiEntrance:
     async def handle(self, http: HttpConnection, request: h11.Request) -> None:
         """Answers one request, or raises ``Refused``."""
         path, _, query = request.target.decode("ascii").partition("?")
-        if path not in self._pages and path != api_events.PATH:
-            known = ", ".join([*self._pages, api_events.PATH])
+        if not self._has(path):
+            known = ", ".join([*self._pages, api_events.PATH, f"{NODE_PATH}NAME"])
             raise Refused(Reason.NOT_FOUND, f"there is nothing at {path[:200]}; there is {known}")
         if request.method != b"GET":
             raise Refused(Reason.METHOD_NOT_ALLOWED, "the API is read-only: use GET")
@@ -57,10 +70,32 @@ class ApiEntrance:
         headers = [("content-type", "application/json"), ("cache-control", "no-store")]
         await http.respond(200, "OK", headers, body)
 
+    def _has(self, path: str) -> bool:
+        if path == STATUS_PATH:
+            return self._facts is not None
+        return path in self._pages or path == api_events.PATH or path.startswith(NODE_PATH)
+
     async def _answer(self, path: str, query: str) -> Json:
         if path == api_events.PATH:
             return await api_events.answer(self._followers, self._nodes, api_events.parse_question(query))
+        if path == STATUS_PATH and self._facts is not None:
+            return await api_status.status(self._nodes, self._facts, self._wall())
+        if path.startswith(NODE_PATH):
+            return await self._one_node(api_status.find_node(self._nodes, path))
+        if path == NODES_PATH and query == "brief=1":
+            return {"nodes": [_brief(node) for node in self._nodes.all()]}
         return self._pages[path]()
+
+    async def _one_node(self, node: Node) -> Json:
+        """Everything on one node: itself, its streams, and its last events."""
+        certificate = await api_status.certificate_of(node, self._facts)
+        streams = node.link.streams.values() if node.link else ()
+        events = self._nodes.events.newest(api_status.EVENTS_OF_NODE, node.name)
+        return {
+            "node": {**self._node(node), "certificate": certificate},
+            "streams": [self._stream(node, stream) for stream in streams],
+            "events": [api_events.event_as_json(event) for event in events],
+        }
 
     def _all_nodes(self) -> Json:
         return {"nodes": [self._node(node) for node in self._nodes.all()]}
@@ -71,14 +106,15 @@ class ApiEntrance:
             "name": node.name,
             "alias": node.alias,
             "state": node.state,
+            "category": node.category.value,
             "duplicate": self._nodes.is_duplicate(node),
             "revoked": node.link is None and self._nodes.is_revoked(node.name),
             "address": node.address,
             "software": node.software,
-            "since": iso(node.since),
+            "since": as_iso(node.since),
             "seconds": _between(node.since, now),
-            "session_since": iso(node.session_since) if link else None,
-            "last_seen": iso(seen) if seen else None,
+            "session_since": as_iso(node.session_since) if link else None,
+            "last_seen": as_iso(seen) if seen else None,
             "silent_seconds": _between(seen, now) if seen else None,
             "last_reason": node.last_reason.word if node.last_reason else None,
             "services": _services(link),
@@ -117,13 +153,18 @@ class ApiEntrance:
         }
 
 
+def _brief(node: Node) -> Json:
+    """As little as completion in a shell needs, which asks with each TAB."""
+    return {"name": node.name, "alias": node.alias, "state": node.state, "category": node.category.value}
+
+
 def _session(node: Node, link: Link) -> Json:
     return {
         "id": link.session_id,
         "node": node.name,
         "address": link.peer_address,
         "software": link.software,
-        "since": iso(node.session_since),
+        "since": as_iso(node.session_since),
         **_traffic(link),
     }
 
@@ -175,8 +216,3 @@ def _installed(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def iso(moment: datetime) -> str:
-    """A time as ISO 8601 in UTC, to the second."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

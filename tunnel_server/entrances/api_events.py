@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from datetime import UTC
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import trio
 
+from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.events import Events, NodeEvent
 from tunnel_server.followers import Followers
@@ -95,10 +95,9 @@ def _last(events: Events, found: list[NodeEvent], *, is_first_look: bool) -> int
 
 def event_as_json(event: NodeEvent) -> dict[str, object]:
     """An event as lists have it."""
-    at = event.at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return {
         "id": event.id,
-        "at": at,
+        "at": as_iso(event.at, "milliseconds"),
         "kind": event.kind.value,
         "node": event.node,
         "session": event.session_id,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from certs.rotation import Alive
 from certs.x509 import CertificateFacts
@@ -23,6 +24,9 @@ from tunnel_server.store.transaction import Transaction
 
 KEEP_ENDED = 90 * DAY
 MAX_LISTED = 1000
+MAX_ENDING = 100
+TELL_ENDED = 14 * DAY
+"""For so long a certificate that ended is told of: a node that is away longer was given up."""
 
 
 class Origin(enum.Enum):
@@ -49,6 +53,11 @@ class NewCertificate:
     previous: str = ""
     by: str = ""
     source: str = ""
+
+
+class NodeCertificate(NamedTuple):
+    serial: str
+    ends: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +174,35 @@ def alive(connection: Connection, now: int) -> list[Alive]:
         (now,),
     ).fetchall()
     return [_alive(row) for row in rows if not _is_revoked(connection, row)]
+
+
+def newest_of_node(connection: Connection, name: str) -> NodeCertificate | None:
+    """The newest certificate of a node, be it revoked or over."""
+    row = connection.execute(
+        "SELECT * FROM certificates WHERE role = 'node' AND name = ? ORDER BY rowid DESC LIMIT 1", (name,)
+    ).fetchone()
+    if row is None:
+        return None
+    return NodeCertificate(row["serial"], from_ms(row["ends_at"]))
+
+
+def ending(connection: Connection, now: int) -> list[dict[str, Any]]:
+    """Nodes whose newest certificate has less than a fifth of its life left, or ended within two weeks.
+
+    Agents renew at two thirds. A node that was revoked is left out.
+    """
+    rows = connection.execute(
+        "SELECT * FROM certificates AS one WHERE role = 'node' AND ends_at > :horizon"
+        " AND (ends_at - :now) * 5 < ends_at - issued_at AND NOT EXISTS (SELECT 1 FROM certificates AS other"
+        " WHERE other.role = 'node' AND other.name = one.name AND other.rowid > one.rowid)"
+        " ORDER BY ends_at LIMIT :most",
+        {"horizon": now - TELL_ENDED, "now": now, "most": MAX_ENDING},
+    ).fetchall()
+    return [
+        {"node": row["name"], "serial": row["serial"], "ends": iso_of(row["ends_at"])}
+        for row in rows
+        if not _is_revoked(connection, row)
+    ]
 
 
 def _alive(row: Row) -> Alive:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from tunnel_core.humanize import as_iso
+
 DAY = 24 * 3600 * 1000
 
 
@@ -17,4 +19,4 @@ def from_ms(at: int) -> datetime:
 
 def iso_of(at: int) -> str:
     """ISO 8601 in UTC, with milliseconds."""
-    return from_ms(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return as_iso(from_ms(at), "milliseconds")

@@ -23,7 +23,7 @@ from tunnel_server.events import NodeEvent
 from tunnel_server.store import audit, certificates, events, known_nodes, revocations, subjects, tokens
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit_file import AuditFile
-from tunnel_server.store.certificates import NewCertificate, Recorded
+from tunnel_server.store.certificates import NewCertificate, NodeCertificate, Recorded
 from tunnel_server.store.database import (
     Connection,
     StoreError,
@@ -181,6 +181,14 @@ class Store:
 
     async def certificate(self, serial: str) -> dict[str, Any] | None:
         return await self._read(lambda connection: certificates.find(connection, serial))
+
+    async def newest_certificate(self, node: str) -> NodeCertificate | None:
+        """The newest that was issued to this node here."""
+        return await self._read(lambda connection: certificates.newest_of_node(connection, node))
+
+    async def ending_certificates(self) -> list[dict[str, Any]]:
+        """Of nodes, those that should have been renewed by now."""
+        return await self._read(lambda connection: certificates.ending(connection, self._now()))
 
     async def alive(self) -> list[Alive]:
         """All certificates that may be in use."""

@@ -45,6 +45,16 @@ def test_a_command_runs_at_the_edge(site: Site, keys: Path) -> None:
     assert done.stdout.splitlines()[1:] == ["said on standard input"]
 
 
+def test_qanat_ssh_is_ssh_itself(site: Site, keys: Path) -> None:
+    known_hosts = keys / "known_by_node"
+    known_hosts.write_text(f"edge1 {(keys / 'host_key.pub').read_text()}")
+    argv = [tools.program("qanat"), "--bundle", str(site.server.user_bundle), "ssh", "root@edge1"]
+    argv += ["-F", "none", "-i", str(keys / "user_key"), "-p", str(PORT), "-o", "BatchMode=yes"]
+    argv += ["-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={known_hosts}"]
+    done = run(*argv, "cat; exit 7", namespace=site.network.cloud, stdin=b"said on standard input\n")
+    assert (done.returncode, done.stdout) == (7, "said on standard input\n"), done.stderr
+
+
 def test_64_mib_are_copied_there_and_back(site: Site, keys: Path, folder: Path) -> None:
     there, back = folder / "there", folder / "back"
     original = folder / "original"

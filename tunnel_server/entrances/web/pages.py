@@ -6,6 +6,7 @@ import html
 import http as status_names
 
 from tunnel_core.http import REASON_HEADER, HttpConnection, reason_phrase
+from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Refused
 from tunnel_server.nodes import Node, Nodes
 from tunnel_server.routing import SEPARATOR
@@ -82,7 +83,7 @@ def _why_gone(nodes: Nodes, node: Node) -> str:
     state = "revoked" if nodes.is_revoked(node.name) else "not attached"
     if node.last_seen_at is None:
         return f"{state}, has never attached"
-    return f"{state}, last seen {node.last_seen_at:%Y-%m-%d %H:%M UTC}"
+    return f"{state}, last seen {as_minute(node.last_seen_at)}"
 
 
 def _link(url: str, text: str) -> str:

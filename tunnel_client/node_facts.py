@@ -1,0 +1,134 @@
+"""What the server's JSON says of nodes, read with care: another version may say less, or otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from tunnel_client import words
+from tunnel_client.api import ask
+from tunnel_client.dial import Dialer
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.states import StateCategory, category_of_word
+from tunnel_core.tables import Row, Table
+
+Item = Mapping[str, Any]
+
+NODES = Table(("node", "state", "rtt", "streams", "services"), ("alias", "address", "in", "out"))
+STREAMS = Table(("stream", "node", "user", "age", "in", "out", "target"), ("entrance",))
+SERVICES = Table(("node", "service", "protocol", "state", "target"))
+
+
+def category_of(node: Item) -> StateCategory | None:
+    """Return what a request to the node meets; None if this version does not know the server's words."""
+    told = node.get("category")
+    if isinstance(told, str) and told in {category.value for category in StateCategory}:
+        return StateCategory(told)
+    return category_of_word(node.get("state"))
+
+
+async def ask_node(dialer: Dialer, name: str) -> dict[str, Any]:
+    """Return ``node``, ``streams`` and ``events`` of one node, by name or alias.
+
+    An older server is asked for all nodes, and answers with less. Raises ``Refused`` with
+    ``UNKNOWN_NODE``, or what ``ask`` raises.
+    """
+    try:
+        return await ask(dialer, f"nodes/{quote(name, safe='')}")
+    except Refused as refused:
+        if refused.reason is not Reason.NOT_FOUND:
+            raise
+    node = _named(await ask(dialer, "nodes"), name)
+    streams = items_of(await ask_if_there(dialer, "streams"), "streams")
+    events = await ask_if_there(dialer, f"events?{urlencode({'node': name})}")
+    own = [stream for stream in streams if stream.get("node") == node.get("name")]
+    return {"node": node, "streams": own, "events": items_of(events, "events")[-20:]}
+
+
+def _named(answer: Item, name: str) -> Item:
+    """The node of this name, else of this alias; the server itself refuses what is both."""
+    for key in ("name", "alias"):
+        for node in items_of(answer, "nodes"):
+            if node.get(key) == name:
+                return node
+    raise Refused(Reason.UNKNOWN_NODE, f"no node {name} is known; see: qanat nodes")
+
+
+async def ask_if_there(dialer: Dialer, page: str) -> dict[str, Any]:
+    """Return the page, or nothing from a server that does not have it."""
+    try:
+        return await ask(dialer, page)
+    except Refused as refused:
+        if refused.reason is not Reason.NOT_FOUND:
+            raise
+        return {}
+
+
+def items_of(answer: Item, key: str) -> list[Item]:
+    """The list on a page; what another version may have put there reads as nothing."""
+    items = answer.get(key)
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def text_of(item: Item, key: str) -> str:
+    value = item.get(key)
+    return "" if value is None else str(value)
+
+
+def node_row(node: Item) -> Row:
+    return (
+        text_of(node, "name"),
+        state_of(node),
+        words.milliseconds(node.get("round_trip_ms")),
+        text_of(node, "streams"),
+        ", ".join(
+            f"{text_of(one, 'name')} ({text_of(one, 'protocol')})" for one in items_of(node, "services")
+        ),
+        text_of(node, "alias"),
+        text_of(node, "address"),
+        *traffic_of(node),
+    )
+
+
+def state_of(node: Item) -> str:
+    """``attached 3m``, ``degraded, silent 9s``, ``grace 9s carrier_lost``, ``gone 2h ping_timeout``."""
+    match node.get("state"):
+        case "degraded":
+            told = ["degraded, silent", words.duration(node.get("silent_seconds"))]
+        case "gone" if node.get("last_seen", "") is None:
+            told = ["never attached"]
+        case _:
+            duration = words.duration(node.get("seconds"))
+            told = [text_of(node, "state"), duration, text_of(node, "last_reason")]
+    if node.get("revoked") and node.get("last_reason") != "revoked":
+        told.append("revoked")
+    if node.get("duplicate"):
+        told.append("duplicate")
+    return " ".join(filter(None, told))
+
+
+def stream_row(stream: Item) -> Row:
+    return (
+        *(text_of(stream, key) for key in ("id", "node", "user")),
+        words.duration(stream.get("age_seconds")),
+        *traffic_of(stream),
+        text_of(stream, "target"),
+        text_of(stream, "entrance"),
+    )
+
+
+def service_rows(node: Item) -> list[Row]:
+    return [
+        (
+            text_of(node, "name"),
+            *(text_of(one, key) for key in ("name", "protocol")),
+            state_of(node),
+            text_of(one, "target"),
+        )
+        for one in items_of(node, "services")
+    ]
+
+
+def traffic_of(item: Item) -> tuple[str, str]:
+    return words.size(item.get("bytes_in")), words.size(item.get("bytes_out"))

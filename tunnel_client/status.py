@@ -1,0 +1,136 @@
+"""The page of ``qanat status``: what the server says of itself, this person's certificate, and what to do.
+
+No I/O: from answers of the server to lines and JSON. An older server has no page of its own for this; what
+can be told from its other pages is told.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from certs.life import Life
+from tunnel_client import words
+from tunnel_client.node_facts import Item, category_of, items_of, state_of, text_of
+from tunnel_core.command_line import printable
+from tunnel_core.humanize import as_iso, as_minute, minute_of, moment_of, parse_moment
+from tunnel_core.states import StateCategory
+
+_RENEWED_BY = 4 / 5
+"""Of a certificate's life. Programs renew theirs at two thirds; a person is reminded at four fifths."""
+_MAX_WARNINGS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """This person's certificate. None for who came in by a socket of this machine."""
+
+    name: str
+    life: Life
+
+
+def from_pages(version: Item, nodes: Item, streams: Item) -> dict[str, Any]:
+    """Return as much of ``/api/v1/status`` as an older server's pages tell."""
+    known = items_of(nodes, "nodes")
+    return {
+        "version": version.get("version"),
+        "nodes": dict(Counter(text_of(node, "state") for node in known)),
+        "streams": len(items_of(streams, "streams")),
+        "warnings": list(_of_nodes(known)),
+    }
+
+
+def _of_nodes(nodes: list[Item]) -> Iterator[dict[str, str]]:
+    for node in nodes:
+        name, category = text_of(node, "name"), category_of(node)
+        if node.get("duplicate"):
+            cure = "give each machine a bundle of its own: qanat-server issue node NAME"
+            yield {"detail": f"two machines attach as node {name}", "cure": cure}
+        if category in (StateCategory.WAITING, StateCategory.ABSENT):
+            detail = f"node {name} is not reachable: {state_of(node)}"
+            yield {"detail": detail, "cure": "on the node: qanat-agent status, qanat-agent check"}
+
+
+def page_of(status: Item, own: Own | None, client_version: str, now: datetime) -> dict[str, Any]:
+    """Return the whole page as JSON: ``server``, ``client`` and ``warnings``."""
+    client: dict[str, Any] = {"version": client_version, "certificate": None}
+    warnings = [
+        {"detail": text_of(one, "detail"), "cure": text_of(one, "cure")}
+        for one in items_of(status, "warnings")
+    ]
+    if own is not None:
+        client["certificate"] = {"name": own.name, "serial": own.life.serial, "ends": as_iso(own.life.ends)}
+        warnings += _of_own(own, now)
+    server = {key: value for key, value in status.items() if key != "warnings"}
+    return {"server": server, "client": client, "warnings": warnings}
+
+
+def _of_own(own: Own, now: datetime) -> Iterator[dict[str, str]]:
+    life = own.life
+    if now < life.issued + (life.ends - life.issued) * _RENEWED_BY:
+        return
+    verb = "ended" if now >= life.ends else "ends"
+    detail = f"your certificate ({own.name}) {verb} at {as_minute(life.ends)}"
+    yield {"detail": detail, "cure": f"on the server: qanat-server issue user {own.name}"}
+
+
+def lines_of(page: Item, way: str, now: datetime) -> list[str]:
+    """Return the page for people. ``way`` names the server as it was reached."""
+    server = page["server"]
+    facts = [
+        ("server", ", ".join(filter(None, [text_of(server, "version"), _running(server, now), way]))),
+        ("addresses", _addresses(server.get("addresses"))),
+        ("nodes", _nodes(server.get("nodes"))),
+        ("streams", text_of(server, "streams")),
+        ("certificate", _until(server.get("certificate"), "of the server")),
+        ("yours", _until(page["client"]["certificate"], f"of client version {page['client']['version']}")),
+    ]
+    lines = [f"{name:<13}{printable(text)}" for name, text in facts if text]
+    return [*lines, "", *_warnings(page["warnings"])]
+
+
+def _running(server: Item, now: datetime) -> str:
+    started = moment_of(server.get("started"))
+    return f"running since {started} ({words.age(server.get('started'), now)})" if started else ""
+
+
+def _addresses(addresses: object) -> str:
+    if not isinstance(addresses, Mapping):
+        return ""
+    return ", ".join(
+        f"{name} {' '.join(map(str, listed))}"
+        for name, listed in addresses.items()
+        if isinstance(listed, list) and listed
+    )
+
+
+def _nodes(counts: object) -> str:
+    if not isinstance(counts, Mapping):
+        return ""
+    numbers = {str(state): number for state, number in counts.items() if isinstance(number, int) and number}
+    each = ", ".join(f"{number} {state}" for state, number in numbers.items())
+    return f"{sum(numbers.values())}: {each}" if numbers else "none"
+
+
+def _until(certificate: object, what: str) -> str:
+    if not isinstance(certificate, Mapping) or parse_moment(certificate.get("ends")) is None:
+        return ""
+    name = text_of(certificate, "name")
+    return (
+        f"until {minute_of(certificate['ends'])}, {what}"
+        if not name
+        else (f"user {name}, until {minute_of(certificate['ends'])}")
+    )
+
+
+def _warnings(warnings: list[Mapping[str, str]]) -> list[str]:
+    if not warnings:
+        return ["Nothing needs attention."]
+    lines = ["Needs attention:"]
+    for one in warnings[:_MAX_WARNINGS]:
+        lines += [f"  {printable(one['detail'])}", f"      {printable(one['cure'])}"]
+    more = len(warnings) - _MAX_WARNINGS
+    return [*lines, f"  and {more} more: qanat status --json"] if more > 0 else lines
