@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
+import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from tunnel_client import words
 from tunnel_client.api import ask
 from tunnel_client.commands.options import access, bundle_option, json_option, run
 from tunnel_client.dial import Dialer, ServerUnreachable
-from tunnel_core.command_line import printable
+from tunnel_core.command_line import ExitCode, printable
+from tunnel_core.ending import ending_signals, forget_output, is_hung_up, wait_hung_up
 from tunnel_core.tables import Row, show_list
 
 _COLUMNS = ("time", "node", "event", "reason", "detail")
+_OUTPUT = 1
 _POLL_SECONDS = 25
 _RETRY_SECONDS = 2.0
 _BREATH_SECONDS = 0.2
@@ -63,20 +65,30 @@ def _list(answer: Mapping[str, Any], as_json: bool) -> None:
 
 async def _until_signal(dialer: Dialer, node: str, as_json: bool) -> None:
     failure: Exception | None = None
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*ending_signals()) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(_cancel_without_reader, nursery.cancel_scope)
             try:
                 await _follow(dialer, node, as_json)
             except Exception as error:  # out of the nursery, which would wrap it in a group
                 failure = error
             nursery.cancel_scope.cancel()
+    if is_hung_up(_OUTPUT):
+        forget_output()
+        sys.exit(ExitCode.FAILED)
     if failure is not None:
         raise failure
 
 
 async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     await anext(signals)
+    scope.cancel()
+
+
+async def _cancel_without_reader(scope: trio.CancelScope) -> None:
+    """Else ``events --follow | head -1`` would wait for the next event to find its reader gone."""
+    await wait_hung_up(_OUTPUT)
     scope.cancel()
 
 

@@ -63,15 +63,15 @@ def _check_places(plan: ServicePlan) -> None:
 
 def _check_free(plan: ServicePlan, machine: Machine) -> None:
     """A program that was started by hand holds the ports."""
-    if read_state(plan, machine).active in ("active", "activating", "reloading"):
-        return
-    try:
-        health.ask(plan.door)
-    except health.Unhealthy:
-        return
-    raise MachineError(
-        f"a program answers at {plan.door.listen} already; end the `{plan.spec.program} run` that was "
-        "started by hand, and run this again"
+    busy = read_state(plan, machine).active in ("active", "activating", "reloading")
+    if not busy and not _unhealthy(plan):
+        raise MachineError(_taken(plan))
+
+
+def _taken(plan: ServicePlan) -> str:
+    return (
+        f"another program answers at {plan.door.listen}, [ops] listen: end it (a `{plan.spec.program} run` "
+        f"that was started by hand?), or write another port into {plan.config}; then run this again"
     )
 
 
@@ -177,16 +177,17 @@ def _write_atomically(file: Path, text: str) -> None:
 
 def _start(plan: ServicePlan, machine: Machine, report: Report, changed: bool) -> None:
     state = read_state(plan, machine)
-    if state.active == "active":
-        reason = "its unit changed" if changed else restart_reason(plan, state)
-        if not reason:
-            report(f"{plan.spec.unit} runs already, with all of this")
-            return
-        machine.systemctl("restart", plan.spec.unit)
-        report(f"restarted {plan.spec.unit}, because {reason}")
-    else:
-        machine.systemctl("restart", plan.spec.unit)  # also if it waits for its next try
-        report(f"started {plan.spec.unit}")
+    is_active = state.active == "active"
+    reason = "its unit changed" if changed else restart_reason(plan, state)
+    if is_active and not reason:
+        report(f"{plan.spec.unit} runs already, with all of this")
+        return
+    machine.systemctl("stop", plan.spec.unit)  # also if it waits for its next try
+    is_taken = not _unhealthy(plan)
+    machine.systemctl("start", plan.spec.unit)
+    report(f"restarted {plan.spec.unit}, because {reason}" if is_active else f"started {plan.spec.unit}")
+    if is_taken:
+        raise MachineError(_taken(plan))
     _wait_healthy(plan, machine)
 
 
@@ -195,7 +196,7 @@ def _wait_healthy(plan: ServicePlan, machine: Machine) -> None:
     cause = ""
     for _ in _looks():
         state = read_state(plan, machine)
-        cause = _unhealthy(plan) if state.active == "active" else state.summary()
+        cause = _missing_answer(plan) if state.active == "active" else state.summary()
         if not cause:
             return
         if state.restarts:  # it ended once already: its log has the reason
@@ -214,9 +215,13 @@ def _looks() -> Iterator[None]:
         time.sleep(_LOOK_SECONDS)
 
 
+def _missing_answer(plan: ServicePlan) -> str:
+    """Where [ops] is off, all that is known is that the program runs."""
+    return _unhealthy(plan) if plan.door.listen else ""
+
+
 def _unhealthy(plan: ServicePlan) -> str:
-    if not plan.door.listen:
-        return ""  # [ops] is off, so that it runs is all that is known
+    """Why no program answers probes; empty if one does."""
     try:
         health.ask(plan.door)
     except health.Unhealthy as error:
