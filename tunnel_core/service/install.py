@@ -13,7 +13,7 @@ from tunnel_core.service.handover import hand_over_file, hand_over_tree, let_rea
 from tunnel_core.service.machine import Account, Machine, MachineError, Manager
 from tunnel_core.service.plan import ServicePlan, as_shell, installed_unit, own_places
 from tunnel_core.service.status import read_state, restart_reason
-from tunnel_core.service.unit import is_hidden, unit_text
+from tunnel_core.service.unit import unit_text
 
 Report = Callable[[str], None]
 """Takes one sentence about what was done."""
@@ -30,7 +30,7 @@ def install(plan: ServicePlan, machine: Machine, report: Report, *, start: bool)
 
     Raises ``MachineError``; what was done until then stays, and a second run goes on from there.
     """
-    _check_places(plan)
+    _check_places(plan, machine)
     _check_free(plan, machine)
     account = _account(plan, machine, report)
     _prepare_files(plan, machine, account, report)
@@ -45,16 +45,16 @@ def install(plan: ServicePlan, machine: Machine, report: Report, *, start: bool)
         _start(plan, machine, report, changed)
 
 
-def _check_places(plan: ServicePlan) -> None:
+def _check_places(plan: ServicePlan, machine: Machine) -> None:
     """A unit with ProtectHome sees no home folder, and another user may not enter one anyway."""
     for place in own_places():
-        if is_hidden(place):
+        if machine.is_hidden(place):
             raise MachineError(
                 f"this program lies in {place}, which a service cannot see; install it into /opt/qanat "
                 f"(python3 -m venv /opt/qanat) and run /opt/qanat/bin/{plan.spec.program} service install"
             )
     for path in filter(None, (plan.config, plan.data_folder, *plan.reads)):
-        if is_hidden(path.resolve()):
+        if machine.is_hidden(path.resolve()):
             raise MachineError(
                 f"{path} lies where a service cannot see it; move it, for example to /etc/qanat or /var/lib, "
                 f"name its new place in {plan.config}, and run this again"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tunnel_core.service.unit import is_hidden
+
 _UNIT_FOLDER = Path("/etc/systemd/system")
 _BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin")
@@ -47,6 +49,10 @@ class Machine(Protocol):
     """What installing a service needs. ``LinuxMachine`` is the real one; tests have their own."""
 
     unit_folder: Path
+
+    def is_hidden(self, path: Path) -> bool:
+        """Whether a service does not see ``path``, which is absolute."""
+        ...
 
     def is_root(self) -> bool: ...
 
@@ -84,6 +90,9 @@ class LinuxMachine:
     """The machine that this process runs on."""
 
     unit_folder = _UNIT_FOLDER
+
+    def is_hidden(self, path: Path) -> bool:
+        return is_hidden(path)
 
     def is_root(self) -> bool:
         return os.geteuid() == 0

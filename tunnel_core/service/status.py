@@ -58,7 +58,7 @@ class UnitState:
             "differs": self.differs,
             "active": self.active,
             "detail": self.detail,
-            "since": self.since and self.since.isoformat(),
+            "since": self.since and self.since.isoformat(timespec="seconds"),
             "process": self.process or None,
             "restarts": self.restarts,
             "last_exit": self.last_exit or None,
@@ -108,7 +108,7 @@ def _moment(text: str) -> datetime | None:
     if not microseconds:
         return None
     age_seconds = time.clock_gettime(time.CLOCK_MONOTONIC) - microseconds / 1e6
-    return datetime.fromtimestamp(round(time.time() - age_seconds), UTC)
+    return datetime.fromtimestamp(time.time() - age_seconds, UTC)
 
 
 def _last_exit(values: dict[str, str]) -> str:
@@ -128,7 +128,7 @@ def restart_reason(plan: ServicePlan, state: UnitState) -> str:
     """Why the process that runs is not what is installed now; empty if it is."""
     if state.active != "active" or state.started is None:
         return ""
-    started = state.started.timestamp() + 1  # it is rounded to a second
+    started = state.started.timestamp()
     # The change time of the inode: some installers keep the modification time of the build.
     if (Path(tunnel_core.__path__[0]) / "__init__.py").stat().st_ctime > started:
         return "the program was installed after it was started"

@@ -31,10 +31,12 @@ def build_wheel(version: str, folder: Path) -> Path:
         if (ROOT / name).is_file() and not name.startswith(("tests/", "bench/")):
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
-    project = tree / "pyproject.toml"
-    text, count = re.subn(r'^version = ".*"$', f'version = "{version}"', project.read_text(), flags=re.M)
-    assert count == 1
-    project.write_text(text)
+    for file, key in (("pyproject.toml", "version"), ("tunnel_core/__init__.py", "__version__")):
+        text, count = re.subn(
+            rf'^{key} = ".*"$', f'{key} = "{version}"', (tree / file).read_text(), flags=re.MULTILINE
+        )
+        assert count == 1
+        (tree / file).write_text(text)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", str(tree)]
     done = run(*pip, deadline_seconds=300)
     assert done.returncode == 0, done.stderr
@@ -217,7 +219,7 @@ def test_a_kill_is_survived(machine: SystemdMachine) -> None:
 @pytest.mark.parametrize(
     ("program", "more", "code", "causes"),
     [
-        (AGENT, "allow = 5", 2, ["/etc/qanat/agent.toml: allow"]),
+        (AGENT, "dial_timeout_seconds = 0", 2, ["/etc/qanat/agent.toml: dial_timeout_seconds"]),
         (AGENT, '[ops]\nlisten = "127.0.0.1:7004"', 1, ["another program answers at 127.0.0.1:7004"]),
         (SERVER, '[[tcp]]\nlisten = "127.0.0.1:7005"\nnode = "edge1"\ntarget = "localhost:22"', 1,
          ["does not come up", "cannot listen on 127.0.0.1:7005", "journalctl -u qanat-server"]),
