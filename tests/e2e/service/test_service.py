@@ -196,6 +196,9 @@ def test_a_program_that_was_started_by_hand_is_said(machine: SystemdMachine) -> 
 
 def test_both_come_back_after_a_reboot(machine: SystemdMachine) -> None:
     machine.shut_down()
+    # As in an image that is built, where systemd is there and does not run.
+    assert "disabled qanat-agent.service" in machine.prepare(AGENT, "service", "uninstall")
+    assert "it starts at the next boot" in machine.prepare(AGENT, "service", "install")
     machine.boot()
     wait_attached(machine)
     assert status(machine, SERVER)["active"] == status(machine, AGENT)["active"] == "active"
