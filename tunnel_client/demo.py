@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -33,6 +34,8 @@ _DIAL_SECONDS = 5.0
 _PREFIX = "qanat-demo-"
 _LEFT_BEHIND_SECONDS = 60.0
 """Age of a folder without an owner; a younger one may be about to get its lock."""
+_FIRST_PORT, _PORTS = 20_000, 10_000
+_MAX_PORT_TRIES = 1000
 _ROLES = ("agents", "https", "web", "ops", "agent_ops")
 
 
@@ -181,11 +184,23 @@ def _tell(guard: subprocess.Popen[str], line: str) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago; all are held until the last is known, so none comes twice."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Ports that were free a moment ago; all are held until the last is known, so none comes twice.
+
+    They lie below those that Linux and macOS give to whatever asks for any port, for a connection too.
+    """
+    held: list[socket.socket] = []
+    for _ in range(_MAX_PORT_TRIES):
+        with contextlib.suppress(OSError):  # taken
+            port = _FIRST_PORT + secrets.randbelow(_PORTS)
+            held.append(socket.create_server(("127.0.0.1", port)))
+        if len(held) == count:
+            break
     ports = [one.getsockname()[1] for one in held]
     for one in held:
         one.close()
+    if len(ports) < count:
+        last = _FIRST_PORT + _PORTS - 1
+        raise CommandError(ExitCode.FAILED, f"no free ports on 127.0.0.1 between {_FIRST_PORT} and {last}")
     return ports
 
 
