@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import tunnel_agent.main
 import tunnel_client.main
+import tunnel_core
 import tunnel_server.main
 from tunnel_agent.config import AgentConfig
 from tunnel_core import metrics
@@ -266,6 +267,14 @@ def test_every_metric_is_described_with_its_labels() -> None:
     rows = table_under(ROOT / "docs/operate.md", "## Metrics")
     written = {name.strip("`"): set(filter(None, labels.split(", "))) for name, labels, *_ in rows}
     assert written == shown
+
+
+# Versions.
+
+
+def test_the_program_and_its_package_have_one_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == tunnel_core.__version__
 
 
 # Links.

@@ -44,6 +44,7 @@ DECISIONS = [
     ),
     *("tunnel_core." + name for name in ("effective", "toml_lines")),
     *("tunnel_core." + name for name in ("flight", "delivery", "growth", "pacing", "rivals", "confirming")),
+    "tunnel_core.service.unit",
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
     *("tunnel_server." + name for name in ("sessions", "duplicates", "events")),
     *("tunnel_agent." + name for name in ("targets", "proxy", "config", "netlink", "route_change")),

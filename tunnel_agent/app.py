@@ -27,6 +27,7 @@ from tunnel_core.bridge import Bridge, open_bridge
 from tunnel_core.bucket import Bucket
 from tunnel_core.counters import CapSample, Counters, Snapshot
 from tunnel_core.descriptors import raise_descriptor_limit
+from tunnel_core.ending import ending_signals
 from tunnel_core.log_batches import hold_lines
 from tunnel_core.logs import log_event
 from tunnel_core.mux_stream import MuxStream
@@ -41,13 +42,15 @@ _FAREWELL_SECONDS = 2.5
 
 
 async def run_agent(installation: Installation) -> None:
-    """Runs until SIGTERM (drains) or SIGINT (leaves at once); a second signal forces either.
+    """Runs until SIGTERM or SIGHUP (drains) or SIGINT (leaves at once); a second signal forces either.
+
+    SIGHUP comes from a terminal that was closed. ``nohup`` makes this program ignore it.
 
     Raises ``OSError`` if the ops listener cannot be bound.
     """
     hold_lines()
     failure: OSError | None = None
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*ending_signals()) as signals:
         async with open_bridge() as bridge, trio.open_nursery() as nursery:
             agent = Agent(installation, bridge, nursery)
             try:
@@ -56,7 +59,7 @@ async def run_agent(installation: Installation) -> None:
                 failure = error
                 nursery.cancel_scope.cancel()
             first = await anext(signals)
-            nursery.start_soon(agent.leave, first == signal.SIGTERM)
+            nursery.start_soon(agent.leave, first != signal.SIGINT)
             await anext(signals)
             nursery.cancel_scope.cancel()
     if failure is not None:

@@ -14,6 +14,7 @@ _COMMANDS = {
     "renew": "tunnel_agent.commands.renew:command",
     "status": "tunnel_agent.commands.status:command",
     "config": "tunnel_agent.commands.config:command",
+    "service": "tunnel_agent.commands.service:command",
     "health": "tunnel_agent.commands.health:command",
     "version": "tunnel_agent.commands.version:command",
     "completion": "tunnel_core.completion:completion",

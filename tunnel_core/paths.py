@@ -16,6 +16,21 @@ CONFIG_VARIABLE = "QANAT_CONFIG"
 """Names the configuration of server or agent in place of the usual file, as ``--config`` does."""
 
 
+def system_config_file(name: str) -> Path:
+    """A configuration of a system service, whatever user asks."""
+    return _SYSTEM_CONFIG / name
+
+
+def system_data_folder() -> Path:
+    """Keys and state of the server as a system service."""
+    return _SYSTEM_DATA
+
+
+def system_agent_folder() -> Path:
+    """The folder of the node's bundle for an agent as a system service."""
+    return _SYSTEM_AGENT
+
+
 def is_system() -> bool:
     """Whether this process is root and so uses the machine's folders rather than a person's."""
     return os.geteuid() == 0

@@ -12,6 +12,7 @@ _COMMANDS = {
     "issue": "tunnel_server.commands.issue:command",
     "run": "tunnel_server.commands.run:command",
     "config": "tunnel_server.commands.config:command",
+    "service": "tunnel_server.commands.service:command",
     "health": "tunnel_server.commands.health:command",
     "token": "tunnel_server.commands.token:command",
     "node": "tunnel_server.commands.revoke:node",

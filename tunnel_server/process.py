@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import trio
 
 from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_core.ending import has_terminal
 from tunnel_core.log_batches import hold_lines
 from tunnel_server.app import CannotStart, Server
 from tunnel_server.config import ServerConfig
@@ -20,6 +21,8 @@ _SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 async def run_server(config: ServerConfig, on_ready: Callable[[Server], None] = lambda server: None) -> bool:
     """Serves until SIGTERM or SIGINT, and then drains; SIGHUP reads certificates and roots anew.
+
+    The end of the terminal in which the server was started drains as well.
 
     Returns whether it drained, False if a second signal cut that short. Raises ``CannotStart``, with
     nothing left open. Any other exception is a fault of ours that ended the server.
@@ -50,8 +53,10 @@ async def _serve(
 
 
 async def _wait_stop(server: Server, signals: AsyncIterator[int]) -> None:
+    """SIGHUP reads anew, unless it says that the terminal is gone in which the server was started."""
+    had_terminal = has_terminal()
     async for number in signals:
-        if number != signal.SIGHUP:
+        if number != signal.SIGHUP or (had_terminal and not has_terminal()):
             _log.info("%s: draining", signal.Signals(number).name)
             return
         server.reload()

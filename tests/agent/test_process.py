@@ -138,10 +138,13 @@ async def test_an_attached_agent_serves_its_targets_its_page_and_its_probes(tmp_
         await stream.aclose()
 
 
-async def test_sigterm_lets_a_stream_finish(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_sigterm_and_a_closed_terminal_let_a_stream_finish(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     async with running_agent(tmp_path) as rig:
         stream = await rig.open()
-        rig.process.send_signal(signal.SIGTERM)
+        rig.process.send_signal(number)
         await rig.wait_draining()
         await stream.send_all(b"last words")
         assert await stream.receive_some() == b"last words"

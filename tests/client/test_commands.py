@@ -237,15 +237,45 @@ async def test_forward_announces_serves_and_ends_at_ctrl_c(server: FakeServer, t
                 assert await process.wait() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_forward_ends_with_its_terminal(
+    server: FakeServer, tmp_path: Path, number: signal.Signals
+) -> None:
+    async with forwarding(tmp_path, "edge1", "7") as process:
+        assert process.stdout is not None
+        await process.stdout.receive_some()
+        process.send_signal(number)
+        with trio.fail_after(10):
+            assert await process.wait() == 0
+
+
+async def test_forward_outlives_the_reader_of_its_messages(server: FakeServer, tmp_path: Path) -> None:
+    """A refusal that cannot be printed ends no other connection."""
+    async with forwarding(tmp_path, "edge1", "9", "--json", stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        await process.stderr.aclose()
+        port = int(json.loads(await process.stdout.receive_some())["listen"].rpartition(":")[2])
+        for _ in range(2):  # the first is refused with a message, and so is the second
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                with pytest.raises(trio.BrokenResourceError):
+                    while await stream.receive_some():
+                        pass
+                    raise trio.BrokenResourceError
+        process.send_signal(signal.SIGINT)
+        with trio.fail_after(10):
+            assert await process.wait() == 0
+
+
 class forwarding:  # noqa: N801 - reads as a function
     """A running ``qanat forward``, killed in the end if it has not ended."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, stderr: int | None = None) -> None:
         self._open = partial(
             trio.lowlevel.open_process,
             [*QANAT, "forward", *arguments],
             env=environment(folder),
             stdout=subprocess.PIPE,
+            stderr=stderr,
         )
 
     async def __aenter__(self) -> trio.Process:

@@ -91,6 +91,23 @@ async def test_a_follower_prints_what_comes_until_ctrl_c(server: FakeServer, tmp
     assert b"events before these are gone" in said
 
 
+async def test_a_follower_ends_when_nothing_reads_it(server: FakeServer, tmp_path: Path) -> None:
+    """As in ``qanat events --follow | head -1``, though no further event comes."""
+    server.pages["events"] = page(ATTACHED, last=5)
+    server.pages["events?after=5&wait=25"] = page(last=5)
+    command = [*QANAT, "events", "--follow"]
+    with trio.fail_after(20):
+        process = await trio.lowlevel.open_process(
+            command, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None and process.stderr is not None
+        assert b"attached" in await process.stdout.receive_some()
+        await process.stdout.aclose()
+        assert await process.wait() == 1
+        assert await process.stderr.receive_some() == b""
+        await process.stderr.aclose()
+
+
 async def test_a_follower_ends_when_it_is_refused(server: FakeServer, tmp_path: Path) -> None:
     server.pages["events"] = page(ATTACHED, last=5)
     result = await inside_main_thread(tmp_path)

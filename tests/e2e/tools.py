@@ -39,6 +39,8 @@ _PACKAGES = {
     "qemu-arm-static": "qemu-user-static",
     "scp": "openssh-client",
     "ss": "iproute2",
+    "setpriv": "util-linux",
+    "systemctl": "systemd",
     "taskset": "util-linux",
     "tc": "iproute2",
     "ssh": "openssh-client",

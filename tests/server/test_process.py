@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import signal
@@ -24,6 +25,7 @@ from tests.client.test_commands import QANAT, environment, qanat
 from tests.fakes import pki
 from tests.fakes.pki import write_user_bundle
 from tests.server.programs import AGENT, SERVER, Program, Site, run_server, running, tcp_port
+from tests.terminals import terminal
 from tunnel_core import metrics
 from tunnel_core.counters import Counters
 from tunnel_core.identity import Role
@@ -165,6 +167,18 @@ async def serial(site: Site, listener: str) -> str:
 
 def serial_of(pem: bytes) -> str:
     return describe(pem).serial
+
+
+async def test_a_server_ends_with_its_terminal_and_not_before(tmp_path: Path) -> None:
+    """SIGHUP reads certificates anew; from a terminal that is gone it means the end."""
+    site = Site(tmp_path)
+    site.write()
+    with terminal([*SERVER, "run", "--config", str(site.config)], os.environ) as window:
+        window.wait_for("ready")
+        window.process.send_signal(signal.SIGHUP)
+        window.wait_for("were read anew")
+        window.close()
+        assert window.process.wait(15) == 0
 
 
 async def test_the_ready_line_names_every_listener(tmp_path: Path) -> None:

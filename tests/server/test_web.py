@@ -292,6 +292,7 @@ async def test_the_index_links_what_browsers_can_show() -> None:
         assert f"http://nvr--{alias}.localhost:7003/" in page
         assert "ssh--" not in page
         assert "edge2 <small>not attached" in page
+        assert "wget --header='Host: NAME'" in page  # few programs resolve *.localhost
         await browser.send_all(b"GET /favicon.ico HTTP/1.1\r\nHost: localhost:7003\r\n\r\n")
         assert (await receive_all(browser)).startswith(b"HTTP/1.1 404 ")
 

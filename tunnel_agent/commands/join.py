@@ -167,8 +167,15 @@ def _as_text(joined: Joined, bundle: Bundle, files: Files, wish: Wish, config: A
     ends = as_minute(life.ends)
     return (
         f"\n{notes}Node {node} has joined, until {ends}; the agent renews that by itself.\n"
-        f"\nNext:\n{steps}\n\nAs a service: the systemd unit is in docs/install.md."
+        f"\nNext:\n{steps}\n\n{_service_step(files)}"
     )
+
+
+def _service_step(files: Files) -> str:
+    if not paths.is_system():
+        return "As a service, from boot on: join as root, then run `qanat-agent service install`."
+    named = "" if files.config == paths.agent_config_file() else f" --config {shlex.quote(str(files.config))}"
+    return f"As a service, from boot on, in place of `run`:\n  qanat-agent service install{named}"
 
 
 def _as_json(joined: Joined, files: Files, config: AgentConfig, findings: list[Finding]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from tunnel_core.memory import keep_memory
 def command(config: Path | None, bundle: Path | None) -> None:
     """Attach to the server and stay attached.
 
-    SIGTERM lets running streams finish for drain_seconds; SIGINT (Ctrl-C) ends at once. The status
-    page is at http://127.0.0.1:7005/ unless [ops] says otherwise. With QANAT_SERVER in its environment
-    a node without a bundle joins first: see docs/environment.md.
+    SIGTERM, and the end of its terminal, let running streams finish for drain_seconds; SIGINT (Ctrl-C)
+    ends at once. The status page is at http://127.0.0.1:7005/ unless [ops] says otherwise. With
+    QANAT_SERVER in its environment a node without a bundle joins first: see docs/environment.md.
 
     \b
     Examples:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import shlex
+import signal
 import time
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 import click
 import trio
 
-from tunnel_client.demo import NODE, Demo, check_demo, running_demo
+from tunnel_client.demo import NODE, Demo, check_demo, check_target, running_demo
+from tunnel_core import ending
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.names import Target
 from tunnel_core.terminal import styled
+
+_OUTPUT = 1
+_FORM = "--target takes HOST:PORT or unix:/PATH, for example --target 127.0.0.1:8080"
 
 
 @click.command("demo")
@@ -20,6 +28,8 @@ from tunnel_core.terminal import styled
 def demo(target: str | None, once: bool) -> None:
     """Run a server and an agent on this machine, with fresh certificates in a temporary folder.
 
+    It ends by Ctrl-C, by SIGTERM and with its terminal, and leaves nothing behind.
+
     \b
     Examples:
       qanat demo
@@ -27,22 +37,26 @@ def demo(target: str | None, once: bool) -> None:
       qanat demo --once
     """
     wanted = _parse(target) if target else None
-    click.echo("Making certificates, starting a server and an agent ...")
     try:
-        trio.run(_demo, wanted, once)
+        code = trio.run(_until_signal, wanted, once)
     except* CommandError as group:
         raise _first(group) from None
-    except* KeyboardInterrupt:
-        click.echo("\nEnded; nothing is left.")
+    except* OSError as failed:
+        if not ending.is_hung_up(_OUTPUT):
+            raise
+        # The terminal is gone, so there is nobody to tell what failed.
+        ending.forget_output()
+        raise SystemExit(ExitCode.FAILED) from failed
+    click.get_current_context().exit(code)
 
 
 def _parse(text: str) -> Target:
     try:
         target = Target.parse(text)
-    except ValueError as error:
-        raise CommandError(ExitCode.USAGE, f"--target: {error}") from None
+    except ValueError:
+        raise CommandError(ExitCode.USAGE, f"{_FORM}, not {text[:300]!r}") from None
     if target.service:
-        raise CommandError(ExitCode.USAGE, f"--target: {text} is not host:port")
+        raise CommandError(ExitCode.USAGE, f"{_FORM}, not {text[:300]!r}")
     return target
 
 
@@ -54,24 +68,96 @@ def _first(group: BaseExceptionGroup[CommandError]) -> CommandError:
     return error
 
 
-async def _demo(target: Target | None, once: bool) -> None:
+async def _until_signal(target: Target | None, once: bool) -> int:
+    """Returns the exit code. Signals end it from before the first file is made until the last is removed."""
+    ended: list[int] = []
+    hurry = trio.Event()
+    with trio.open_signal_receiver(*ending.ending_signals()) as signals:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                nursery.start_soon(_take_signals, signals, ended, scope, hurry)
+                nursery.start_soon(_end_with_output, ended, scope)
+                await _demo(target, once, hurry)
+            nursery.cancel_scope.cancel()
+    if not ended:
+        return ExitCode.OK
+    if ended[0] == signal.SIGINT:
+        click.echo("\nEnded; nothing is left.")
+    return ending.exit_code_of(ended[0])
+
+
+async def _take_signals(
+    signals: AsyncIterator[int], ended: list[int], scope: trio.CancelScope, hurry: trio.Event
+) -> None:
+    """The first signal ends the demo; a second one kills what would have ended by itself."""
+    async for number in signals:
+        if ended:
+            hurry.set()
+        ended.append(number)
+        scope.cancel()
+
+
+async def _end_with_output(ended: list[int], scope: trio.CancelScope) -> None:
+    """A terminal or a pipe that is closed ends the demo, also where no SIGHUP comes, as behind ssh."""
+    await ending.wait_hung_up(_OUTPUT)
+    ended.append(signal.SIGHUP)
+    scope.cancel()
+
+
+async def _demo(target: Target | None, once: bool, hurry: trio.Event) -> None:
+    if target is not None:
+        await check_target(target)
+    click.echo("Making certificates, starting a server and an agent ...")
     started = time.monotonic()
-    async with running_demo(target) as running:
-        _print_welcome(running, time.monotonic() - started)
+    async with running_demo(target, hurry) as running:
+        click.echo(f"{_attached(running, time.monotonic() - started)}\n")
         if not once:
-            click.echo("\nCtrl-C ends it and leaves nothing behind.")
+            click.echo("\n".join(_welcome(running, os.environ)))
             await trio.sleep_forever()
         results = await check_demo(running)
     for what, worked in results:
         click.echo(f"{'PASS' if worked else 'FAIL'}  {what}")
     if not all(worked for _, worked in results):
         raise CommandError(ExitCode.FAILED, "the demo does not do what it promises")
+    click.echo("\nEnded; nothing is left. Without --once it stays, with a URL to open.")
 
 
-def _print_welcome(running: Demo, seconds: float) -> None:
+def _attached(running: Demo, seconds: float) -> str:
     shown = "its own status page" if running.service == "status" else str(running.target)
-    click.echo(f"Node {NODE} is attached ({seconds:.1f} s) and publishes {shown}.\n")
-    click.echo("Open in a browser:\n  " + styled(running.url, bold=True))
-    click.echo("\nOr paste:")
-    for command in running.commands():
-        click.echo("  " + shlex.join(command))
+    return f"Node {NODE} is attached ({seconds:.1f} s) and publishes {shown}."
+
+
+def _welcome(running: Demo, environ: Mapping[str, str]) -> Iterator[str]:
+    yield f"Open in a browser:\n  {styled(running.url, bold=True)}"
+    if line := forward_line(running.ports["web"], environ):
+        yield f"You came by ssh: run this where the browser is, and open the URL there:\n  {line}"
+    other = ["wget", "-qO-", f"--header=Host: {running.host}", f"http://127.0.0.1:{running.ports['web']}/"]
+    yield "\nOr paste:"
+    yield from (f"  {shlex.join(command)}" for command in running.commands())
+    yield "\nBrowsers and curl resolve *.localhost by themselves. For other programs, name the host:"
+    yield f"  {shlex.join(other)}"
+    if running.service == "status":
+        yield "\nAdd --target HOST:PORT to publish a program of yours, for example --target 127.0.0.1:8080."
+    yield "\nCtrl-C ends it and leaves nothing behind."
+
+
+def forward_line(port: int, environ: Mapping[str, str]) -> str:
+    """The ssh command that brings a port of this machine to where its user sits; empty without ssh.
+
+    The addresses are those that this machine sees: behind NAT the name that was dialled counts.
+    """
+    fields = environ.get("SSH_CONNECTION", "").split()  # client, its port, server, its port: ssh(1)
+    if len(fields) != 4:
+        return ""
+    _, _, server, ssh_port = fields
+    user = environ.get("SUDO_USER") or _user_name()
+    named = ["-p", ssh_port] if ssh_port != "22" else []
+    login = f"{user}@{server}" if user else server
+    return shlex.join(["ssh", *named, "-L", f"{port}:127.0.0.1:{port}", login])
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an id without a name, as in a container
+        return ""

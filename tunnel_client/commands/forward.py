@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import contextlib
 from pathlib import Path
 
 import click
@@ -17,6 +17,7 @@ from tunnel_client.node_facts import ask_node, category_of
 from tunnel_client.tunnel import Wish
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.descriptors import raise_descriptor_limit
+from tunnel_core.ending import ending_signals
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import ListenAddress
@@ -92,7 +93,7 @@ async def _forward(
     dialer = ways.need_connect()
     await _refuse_absent_node(ways, wish)
     listener = await _listen(host, port)
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*ending_signals()) as signals:
         async with trio.open_nursery() as nursery:
             _announce(listener, wish, as_json)
             nursery.start_soon(serve_forward, listener, dialer, wish, _report, max_connections)
@@ -144,4 +145,5 @@ def command_for(wish: Wish, host: str, port: int) -> str:
 
 
 def _report(sentence: str) -> None:
-    click.echo(f"qanat: {printable(sentence)}", err=True)
+    with contextlib.suppress(OSError):  # a terminal that was closed ends no connection
+        click.echo(f"qanat: {printable(sentence)}", err=True)

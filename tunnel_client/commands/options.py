@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -14,10 +14,13 @@ from tunnel_client.access import Access, find_access
 from tunnel_client.dial import ServerUnreachable
 from tunnel_client.tunnel import Wish
 from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.ending import ending_signals, forget_output, is_hung_up, wait_hung_up
 from tunnel_core.reasons import Refused
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_OUTPUT = 1
 
 bundle_option = click.option(
     "--bundle",
@@ -60,28 +63,41 @@ def run(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) 
 
 
 def run_until_signal(function: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Run the function until it ends, or until Ctrl-C or SIGTERM, which is then its ordinary end."""
+    """Run the function until it ends, or a signal or a closed standard output ends it.
+
+    A signal is its ordinary end. Without a reader of the output the exit code is 1: else
+    ``events --follow | head -1`` would wait for the next event to find its reader gone.
+    """
 
     async def call() -> None:
         await _until_signal(lambda: function(*args, **kwargs))
 
     run(call)
+    if is_hung_up(_OUTPUT):
+        forget_output()
+        sys.exit(ExitCode.FAILED)
 
 
 async def _until_signal(function: Callable[[], Awaitable[None]]) -> None:
     failure: Exception | None = None
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*ending_signals()) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(_cancel_without_reader, nursery.cancel_scope)
             try:
                 await function()
             except Exception as error:  # out of the nursery, which would wrap it in a group
                 failure = error
             nursery.cancel_scope.cancel()
-    if failure is not None:
+    if failure is not None and not is_hung_up(_OUTPUT):
         raise failure
 
 
 async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     await anext(signals)
+    scope.cancel()
+
+
+async def _cancel_without_reader(scope: trio.CancelScope) -> None:
+    await wait_hung_up(_OUTPUT)
     scope.cancel()

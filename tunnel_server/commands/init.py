@@ -19,6 +19,7 @@ from tunnel_server.commands.config_text import Ports
 from tunnel_server.commands.installation import OPERATOR, Installation, InstallationError, install
 from tunnel_server.store.database import StoreError
 
+_SERVICE = "qanat-server service install"
 _PORT = click.IntRange(1, 65535)
 
 
@@ -140,6 +141,14 @@ def _next_steps(plan: Installation) -> list[str]:
     ]
 
 
+def _service_step(plan: Installation) -> list[str]:
+    """Only a root's installation can be a system service."""
+    if not paths.is_system():
+        return []
+    named = "" if plan.config_file == paths.server_config_file() else f" --config {_quoted(plan.config_file)}"
+    return ["", "As a service, from boot on, in place of `run`:", f"  {_SERVICE}{named}"]
+
+
 def _is_found(plan: Installation) -> bool:
     return plan.operator_bundle == paths.user_bundle_file()
 
@@ -160,6 +169,7 @@ def _as_text(plan: Installation, server: Leaf) -> str:
             "",
             "Next:",
             *(f"  {line}" for line in _next_steps(plan)),
+            *_service_step(plan),
         ]
     )
 

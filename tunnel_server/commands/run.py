@@ -26,7 +26,8 @@ _log = logging.getLogger("qanat.server")
 @click.command("run")
 @click.option("--config", type=click.Path(path_type=Path), help="[default: /etc/qanat/server.toml for root]")
 def command(config: Path | None) -> None:
-    """Serve agents and users. SIGTERM drains: streams get drain_seconds to finish.
+    """Serve agents and users. SIGTERM drains: streams get drain_seconds to finish. SIGHUP reads
+    certificates anew; the end of the terminal in which the server was started drains.
 
     With QANAT_INIT_NAME in its environment an empty data folder gets what `qanat-server init` makes.
 

@@ -51,12 +51,19 @@ def index_page(nodes: Nodes, host: str, domain: str) -> str:
     items = "".join(_node_item(nodes, node, place) for node in known[:MAX_LISTED])
     left_out = len(known) - MAX_LISTED
     more = f"<p><small>{left_out} more are not shown; use <code>qanat nodes</code>.</small></p>"
-    body = f"<ul>{items}</ul>{more if left_out > 0 else ''}" if known else _NOTHING_YET
+    note = _LOCALHOST_NOTE if place.partition(":")[0] == "localhost" and "<a " in items else ""
+    body = f"<ul>{items}</ul>{more if left_out > 0 else ''}{note}" if known else _NOTHING_YET
     return _page("Nodes", f"<h1>Nodes</h1>{body}")
 
 
 _NOTHING_YET = (
     "<p>No node is known yet. Make a token for one: <code>qanat-server token create --node NAME</code>.</p>"
+)
+
+
+_LOCALHOST_NOTE = (
+    "<p><small>Browsers and curl resolve these names by themselves. For other programs name the host apart: "
+    "<code>wget --header='Host: NAME' http://127.0.0.1:PORT/</code></small></p>"
 )
 
 

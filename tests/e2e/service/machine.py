@@ -1,0 +1,119 @@
+"""A machine with systemd as process 1, in namespaces over this machine's files; what it writes is its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.e2e import tools
+from tests.e2e.processes import run
+from tests.e2e.waiting import wait_until
+
+_SCRIPT = Path(__file__).with_name("boot.sh")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_BOOT_SECONDS = 60
+_HALT = signal.SIGRTMIN + 3  # systemd(1): halt
+_EMPTY = ("etc/systemd/system", "var/lib/systemd")
+"""Folders of this machine that the other begins without: nothing of its services is started there."""
+
+
+class SystemdMachine:
+    """``boot``, ``run`` and ``shut_down``, as often as wanted; files stay over boots."""
+
+    def __init__(self, folder: Path) -> None:
+        tools.require_root()
+        tools.require("git", "nsenter", "setpriv", "systemctl", "unshare")
+        self.folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._init = 0
+        self._group = f"qanat-e2e-{os.getpid()}"
+        for name in _EMPTY:
+            empty = self.upper / name
+            empty.mkdir(parents=True)
+            os.setxattr(empty, "trusted.overlay.opaque", b"y")
+
+    @property
+    def upper(self) -> Path:
+        return self.folder / "upper"
+
+    def prepare(self, *command: str) -> str:
+        """Run a command in the machine's files while it is off, with this machine's network."""
+        assert self._process is None
+        argv = [tools.path_of("unshare"), "--mount", "sh", str(_SCRIPT), str(self.folder), *command]
+        done = run(*argv, deadline_seconds=600)
+        assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout
+
+    def boot(self) -> None:
+        """Returns when all that is enabled was started."""
+        assert self._process is None
+        argv = [tools.path_of("unshare"), "--mount", "sh", str(_SCRIPT), str(self.folder)]
+        with (self.folder / "boot.log").open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
+                argv,
+                env={**os.environ, "GROUP": self._group},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        wait_until(self._find_init, "systemd to be process 1", deadline_seconds=_BOOT_SECONDS)
+        wait_until(self._is_up, "the machine to be up", deadline_seconds=_BOOT_SECONDS)
+
+    def _find_init(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.folder / "boot.log").read_text()
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if not children or Path(f"/proc/{children[0]}/comm").read_text().strip() != "systemd":
+            return False
+        self._init = int(children[0])
+        return True
+
+    def _is_up(self) -> bool:
+        """``degraded`` is up, with a service of Debian's that wants what namespaces do not have."""
+        state = self.try_run("systemctl", "is-system-running").stdout.strip()
+        return state in ("running", "degraded")
+
+    def try_run(
+        self, *command: str, stdin: str = "", deadline_seconds: float = 90
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end as root of the machine."""
+        enter = [tools.path_of("nsenter"), f"--target={self._init}"]
+        spaces = ["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--root"]
+        env = ["env", "-i", "--chdir=/", f"PATH={_PATH}", "HOME=/root", "LC_ALL=C.UTF-8"]
+        argv = [*enter, *spaces, *env, *command]
+        return run(*argv, stdin=stdin.encode(), deadline_seconds=deadline_seconds)
+
+    def run(self, *command: str, stdin: str = "") -> str:
+        """The same for what has to work; returns its output."""
+        done = self.try_run(*command, stdin=stdin)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def shut_down(self) -> None:
+        """As ``systemctl halt`` does it: every service is stopped in order."""
+        if self._process is None:
+            return
+        if self._init:
+            os.kill(self._init, _HALT)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+            raise
+        finally:
+            self._process, self._init = None, 0
+
+    def remove(self) -> None:
+        """The end, whatever happened."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+        remove = 'mount -t cgroup2 none "$1" && rmdir "$1/$2"'
+        argv = [tools.path_of("unshare"), "--mount", "sh", "-c", remove, "sh"]
+        run(*argv, str(self.folder / "cgroup"), self._group)
+        shutil.rmtree(self.folder / "upper")

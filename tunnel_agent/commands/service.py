@@ -1,0 +1,147 @@
+"""``qanat-agent service``: the agent as a systemd service."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from certs.bundle import Bundle, BundleError, read_bundle
+from tunnel_agent.config import AgentConfig
+from tunnel_core import paths
+from tunnel_core.config import load
+from tunnel_core.health import Door
+from tunnel_core.service.commands import service_group
+from tunnel_core.service.plan import Remains, ServicePlan, own_command
+from tunnel_core.service.unit import ServiceSpec, is_hidden
+
+NAME = "qanat-agent"
+_UNPRIVILEGED_PORT = 1024
+
+
+class AgentService:
+    """What the service needs follows from ``agent.toml`` and the place of the bundle."""
+
+    name = NAME
+
+    def config_file(self) -> Path:
+        return paths.system_config_file("agent.toml")
+
+    def plan(self, config: Path, groups: tuple[str, ...]) -> ServicePlan:
+        """Raises ``ConfigError``."""
+        loaded = load(config, AgentConfig, environ={}, required=False)
+        bundle = _bundle_file(config, loaded)
+        state = paths.system_agent_folder()
+        is_usual = bundle.parent == state
+        named = "" if config == self.config_file() else f" --config {shlex.quote(str(config))}"
+        return ServicePlan(
+            spec=_spec(config, loaded, bundle, groups),
+            config=config,
+            data_folder=state if is_usual else None,
+            reads=tuple(_reads(loaded, None if is_usual else bundle)),
+            door=Door(str(loaded.ops.listen or "")),
+            problem=_problem(config, bundle),
+            notes=tuple(_notes(config, loaded, bundle, groups)),
+            next_steps=(f"{NAME} status{named}", f"{NAME} check{named}", f"{NAME} service status"),
+            remains=tuple(_remains(config, loaded, bundle)),
+            farewell=tuple(_farewell(bundle)),
+        )
+
+
+def _bundle_file(config: Path, loaded: AgentConfig) -> Path:
+    """Without a configuration that is where ``join`` puts it."""
+    joined = paths.system_agent_folder() / "node.pem"
+    return loaded.bundle_file if os.path.lexists(config) else joined
+
+
+def _spec(config: Path, loaded: AgentConfig, bundle: Path, groups: tuple[str, ...]) -> ServiceSpec:
+    state = paths.system_agent_folder()
+    own = bundle.parent not in (state, config.parent)
+    listen = loaded.ops.listen
+    return ServiceSpec(
+        program=NAME,
+        title="Qanat agent",
+        user=NAME,
+        command=(*own_command(NAME), "run", "--config", str(config)),
+        state_name=state.name,
+        drain_seconds=loaded.drain_seconds,
+        has_low_port=listen is not None and 0 < listen.port < _UNPRIVILEGED_PORT,
+        groups=groups,
+        write_folders=(str(bundle.parent),) if own else (),
+    )
+
+
+def _reads(loaded: AgentConfig, bundle: Path | None) -> Iterator[Path]:
+    files = [bundle, loaded.proxy_password_file, loaded.ops.bearer_file]
+    yield from filter(None, (*files, *(service.ca_file for service in loaded.service)))
+
+
+def _problem(config: Path, bundle: Path) -> str:
+    try:
+        bundle.lstat()
+    except FileNotFoundError:
+        return f"{bundle} is not there; join a server first: echo TOKEN | {NAME} join SERVER"
+    except OSError:
+        pass  # this user may not look
+    if not os.path.lexists(config):
+        return f'{config} is not there; write at least this line into it: bundle_file = "{bundle}"'
+    return ""
+
+
+def _notes(config: Path, loaded: AgentConfig, bundle: Path, groups: tuple[str, ...]) -> Iterator[str]:
+    if bundle.parent == config.parent:
+        place = paths.system_agent_folder() / bundle.name
+        yield (
+            f"the service cannot renew {bundle}, because it must not write in {bundle.parent}: move it to "
+            f'{place}, write bundle_file = "{place}" into {config}, and run this again'
+        )
+    for path in _unix_targets(loaded):
+        if is_hidden(path):
+            yield f"the service does not see {path}; let its program listen elsewhere, for example in /run"
+        elif group := _missing_group(path, groups):
+            yield f"only group {group} may open {path}; if that is meant, run this with --group {group}"
+
+
+def _unix_targets(loaded: AgentConfig) -> list[Path]:
+    services = (service.target.unix_path for service in loaded.service)
+    entries = (entry.unix_path for entry in loaded.allow)
+    return [Path(path) for path in dict.fromkeys((*services, *entries)) if path]
+
+
+def _missing_group(path: Path, groups: tuple[str, ...]) -> str:
+    """The group that the service's user needs to open a socket; empty if it needs none, or none helps."""
+    try:
+        status = path.stat()
+        group = path.group()
+    except (OSError, KeyError):
+        return ""
+    by_group = not status.st_mode & stat.S_IWOTH and status.st_mode & stat.S_IWGRP
+    return group if by_group and group not in groups else ""
+
+
+def _remains(config: Path, loaded: AgentConfig, bundle: Path) -> Iterator[Remains]:
+    state = paths.system_agent_folder()
+    if bundle.parent != state:
+        yield Remains(bundle, "the node's key and certificate")
+    yield Remains(state, "the node's key and certificate" if bundle.parent == state else "the agent's folder")
+    if loaded.proxy_password_file is not None:
+        yield Remains(loaded.proxy_password_file, "the password of the proxy")
+    yield Remains(config, "the configuration")
+
+
+def _farewell(bundle: Path) -> Iterator[str]:
+    node = _node_of(bundle)
+    if node is not None:
+        yield f"qanat-server node revoke {node.identity.name}  # on the server: its certificate ends"
+
+
+def _node_of(file: Path) -> Bundle | None:
+    try:
+        return read_bundle(file)
+    except (BundleError, OSError):
+        return None
+
+
+command = service_group(AgentService())

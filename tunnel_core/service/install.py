@@ -1,0 +1,229 @@
+"""Install a service: account, ownership, unit, start. Each step that changed something is reported."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tunnel_core import health
+from tunnel_core.service.handover import hand_over_file, hand_over_tree, let_read
+from tunnel_core.service.machine import Account, Machine, MachineError, Manager
+from tunnel_core.service.plan import ServicePlan, as_shell, installed_unit, own_places
+from tunnel_core.service.status import read_state, restart_reason
+from tunnel_core.service.unit import unit_text
+
+Report = Callable[[str], None]
+"""Takes one sentence about what was done."""
+
+KEPT_SUFFIX = ".before"
+_START_SECONDS = 30.0
+_LOOK_SECONDS = 0.2
+_READS = "import sys; open(sys.argv[1], 'rb').close()"
+_WRITES = "import os, sys; sys.exit(not os.access(sys.argv[1], os.W_OK | os.X_OK) and 'not writable')"
+
+
+def install(plan: ServicePlan, machine: Machine, report: Report, *, start: bool) -> None:
+    """Install, or mend what differs; a service that runs is restarted only if something changed.
+
+    Raises ``MachineError``; what was done until then stays, and a second run goes on from there.
+    """
+    _check_places(plan, machine)
+    _check_free(plan, machine)
+    account = _account(plan, machine, report)
+    _prepare_files(plan, machine, account, report)
+    changed = _write_unit(plan, machine, report)
+    running = machine.manager() is Manager.RUNNING
+    if changed and running:
+        machine.systemctl("daemon-reload")
+    if not read_state(plan, machine).enabled:
+        machine.systemctl("enable", "--quiet", plan.spec.unit)
+        report(f"enabled {plan.spec.unit}: it starts at each boot")
+    if start and running:
+        _start(plan, machine, report, changed)
+
+
+def _check_places(plan: ServicePlan, machine: Machine) -> None:
+    """A unit with ProtectHome sees no home folder, and another user may not enter one anyway."""
+    for place in own_places():
+        if machine.is_hidden(place):
+            raise MachineError(
+                f"this program lies in {place}, which a service cannot see; install it into /opt/qanat "
+                f"(python3 -m venv /opt/qanat) and run /opt/qanat/bin/{plan.spec.program} service install"
+            )
+    for path in filter(None, (plan.config, plan.data_folder, *plan.reads)):
+        if machine.is_hidden(path.resolve()):
+            raise MachineError(
+                f"{path} lies where a service cannot see it; move it, for example to /etc/qanat or /var/lib, "
+                f"name its new place in {plan.config}, and run this again"
+            )
+
+
+def _check_free(plan: ServicePlan, machine: Machine) -> None:
+    """A program that was started by hand holds the ports."""
+    busy = read_state(plan, machine).active in ("active", "activating", "reloading")
+    if not busy and not _unhealthy(plan):
+        raise MachineError(_taken(plan))
+
+
+def _taken(plan: ServicePlan) -> str:
+    return (
+        f"another program answers at {plan.door.listen}, [ops] listen: end it (a `{plan.spec.program} run` "
+        f"that was started by hand?), or write another port into {plan.config}; then run this again"
+    )
+
+
+def _account(plan: ServicePlan, machine: Machine, report: Report) -> Account:
+    account = machine.find_account(plan.spec.user)
+    if account is None:
+        home = plan.data_folder or Path("/nonexistent")
+        account = machine.create_account(plan.spec.user, home)
+        report(f"created the system user {account.name}")
+    if missing := [group for group in plan.spec.groups if not machine.has_group(group)]:
+        raise MachineError(f"there is no group {missing[0]} here; make it with groupadd, or name another")
+    return account
+
+
+def _prepare_files(plan: ServicePlan, machine: Machine, account: Account, report: Report) -> None:
+    if plan.data_folder is not None:
+        _prepare_data(plan.data_folder, account, report)
+    cause = machine.run_as(account, [*plan.spec.command[: _length_of_program(plan)], "--version"])
+    if cause:
+        raise MachineError(f"user {account.name} cannot start {plan.spec.command[0]}: {cause}")
+    _prepare_config(plan.config, machine, account, report)
+    for file in plan.reads:
+        _prepare_read(file, plan, machine, account, report)
+    for folder in plan.spec.write_folders:
+        if machine.run_as(account, [sys.executable, "-I", "-c", _WRITES, folder]):
+            fix = as_shell("install", "-d", "-o", account.name, "-m", "0700", folder)
+            raise MachineError(f"user {account.name} cannot write in {folder}; run: {fix}")
+
+
+def _length_of_program(plan: ServicePlan) -> int:
+    """How many words of the command line name the program, before its subcommand."""
+    return plan.spec.command.index("run")
+
+
+def _prepare_data(folder: Path, account: Account, report: Report) -> None:
+    if not folder.exists():
+        folder.mkdir(mode=0o700, parents=True)
+    if changed := hand_over_tree(folder, account):
+        entries = "entry" if changed == 1 else "entries"
+        report(f"gave {folder} to {account.name} ({changed} {entries})")
+
+
+def _prepare_config(config: Path, machine: Machine, account: Account, report: Report) -> None:
+    """The configuration stays root's: the program must not be able to change what it may do."""
+    if not config.exists() or not _cannot_read(config, machine, account):
+        return
+    folder = config.parent
+    mode = folder.stat().st_mode
+    if folder.stat().st_uid == 0 and not mode & 0o001:
+        folder.chmod(mode & 0o777 | 0o001)
+        report(f"let others pass through {folder} (not list it)")
+    if _cannot_read(config, machine, account):
+        let_read(config, account)
+        report(f"let group {account.name} read {config}")
+    if cause := _cannot_read(config, machine, account):
+        raise MachineError(f"user {account.name} cannot read {config}: {cause}")
+
+
+def _prepare_read(file: Path, plan: ServicePlan, machine: Machine, account: Account, report: Report) -> None:
+    """A file of the program's own, beside its configuration, is given to it; no other is."""
+    cause = _cannot_read(file, machine, account)
+    if not cause:
+        return
+    if file.exists() and file.parent == plan.config.parent and hand_over_file(file, account):
+        report(f"gave {file} to {account.name}")
+        cause = _cannot_read(file, machine, account)
+    if cause:
+        raise MachineError(f"user {account.name} cannot read {file}, named in {plan.config}: {cause}")
+
+
+def _cannot_read(file: Path, machine: Machine, account: Account) -> str:
+    return machine.run_as(account, [sys.executable, "-I", "-c", _READS, str(file)])
+
+
+def _write_unit(plan: ServicePlan, machine: Machine, report: Report) -> bool:
+    """Returns whether the unit changed. One that was there is kept beside it, for changes of its owner."""
+    file, text = machine.unit_folder / plan.spec.unit, unit_text(plan.spec)
+    before = installed_unit(machine, plan.spec.program)
+    if before == text:
+        return False
+    if before is not None:
+        kept = file.with_name(file.name + KEPT_SUFFIX)
+        _write_atomically(kept, before)
+        report(f"kept the former unit as {kept}")
+    _write_atomically(file, text)
+    report(f"wrote {file}")
+    return True
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    """Whole or not at all, mode 0644. Raises ``OSError``."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_name(f".{file.name}.new")
+    staged.unlink(missing_ok=True)
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(descriptor, "w") as opened:
+        os.fchmod(descriptor, 0o644)  # whatever the umask says
+        opened.write(text)
+        opened.flush()
+        os.fsync(descriptor)
+    staged.replace(file)
+
+
+def _start(plan: ServicePlan, machine: Machine, report: Report, changed: bool) -> None:
+    state = read_state(plan, machine)
+    is_active = state.active == "active"
+    reason = "its unit changed" if changed else restart_reason(plan, state)
+    if is_active and not reason:
+        report(f"{plan.spec.unit} runs already, with all of this")
+        return
+    machine.systemctl("stop", plan.spec.unit)  # also if it waits for its next try
+    is_taken = not _unhealthy(plan)
+    machine.systemctl("start", plan.spec.unit)
+    report(f"restarted {plan.spec.unit}, because {reason}" if is_active else f"started {plan.spec.unit}")
+    if is_taken:
+        raise MachineError(_taken(plan))
+    _wait_healthy(plan, machine)
+
+
+def _wait_healthy(plan: ServicePlan, machine: Machine) -> None:
+    """Raises ``MachineError`` with the end of the log if the program does not come up."""
+    cause = ""
+    for _ in _looks():
+        state = read_state(plan, machine)
+        cause = _missing_answer(plan) if state.active == "active" else state.summary()
+        if not cause:
+            return
+        if state.restarts:  # it ended once already: its log has the reason
+            break
+    log = machine.log_tail(plan.spec.unit)
+    raise MachineError(
+        f"{plan.spec.unit} does not come up: {cause}\n{log}".rstrip()
+        + f"\nsystemd tries again every 2 s; the whole log: journalctl -u {plan.spec.program}"
+    )
+
+
+def _looks() -> Iterator[None]:
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end:
+        yield
+        time.sleep(_LOOK_SECONDS)
+
+
+def _missing_answer(plan: ServicePlan) -> str:
+    """Where [ops] is off, all that is known is that the program runs."""
+    return _unhealthy(plan) if plan.door.listen else ""
+
+
+def _unhealthy(plan: ServicePlan) -> str:
+    """Why no program answers probes; empty if one does."""
+    try:
+        health.ask(plan.door)
+    except health.Unhealthy as error:
+        return str(error)
+    return ""

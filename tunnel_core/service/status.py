@@ -1,0 +1,159 @@
+"""What systemd knows of a service, and what is to be done about it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tunnel_core
+from tunnel_core.service.machine import Machine, MachineError, Manager
+from tunnel_core.service.plan import ServicePlan, installed_unit
+from tunnel_core.service.unit import unit_text
+
+_PROPERTIES = (
+    "ActiveState",
+    "SubState",
+    "MainPID",
+    "NRestarts",
+    "ExecMainCode",
+    "ExecMainStatus",
+    "ExecMainStartTimestampMonotonic",
+    "StateChangeTimestampMonotonic",
+    "DropInPaths",
+)
+_EXITED = 1  # CLD_EXITED of waitid(2); the other codes name a signal
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """A unit as it is. Where systemd does not run, only the first three fields are known."""
+
+    installed: bool
+    enabled: bool
+    differs: bool
+    """Whether this version would write another unit."""
+    active: str | None = None
+    """``active``, ``activating``, ``deactivating``, ``inactive``, ``failed``, ...; None if unknown."""
+    detail: str = ""
+    since: datetime | None = None
+    process: int = 0
+    started: datetime | None = None
+    restarts: int = 0
+    last_exit: str = ""
+    drop_ins: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """State and last exit in a few words."""
+        state = f"{self.active} ({self.detail})" if self.detail else self.active or "unknown"
+        return f"{state}, last exit: {self.last_exit}" if self.last_exit else state
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "installed": self.installed,
+            "enabled": self.enabled,
+            "differs": self.differs,
+            "active": self.active,
+            "detail": self.detail,
+            "since": self.since and self.since.isoformat(timespec="seconds"),
+            "process": self.process or None,
+            "restarts": self.restarts,
+            "last_exit": self.last_exit or None,
+            "drop_ins": list(self.drop_ins),
+        }
+
+
+def read_state(plan: ServicePlan, machine: Machine) -> UnitState:
+    """Raises ``MachineError`` if systemd does not answer, ``OSError`` if the unit cannot be read."""
+    unit = installed_unit(machine, plan.spec.program)
+    installed, differs = unit is not None, unit is not None and unit != unit_text(plan.spec)
+    manager = machine.manager()
+    enabled = installed and manager is not Manager.ABSENT and _is_enabled(plan, machine)
+    if manager is not Manager.RUNNING:
+        return UnitState(installed, enabled, differs)
+    shown = machine.systemctl("show", f"--property={','.join(_PROPERTIES)}", plan.spec.unit)
+    values = dict(line.partition("=")[::2] for line in shown.splitlines())
+    return UnitState(
+        installed,
+        enabled,
+        differs,
+        active=values.get("ActiveState"),
+        detail=values.get("SubState", ""),
+        since=_moment(values.get("StateChangeTimestampMonotonic", "")),
+        process=_number(values.get("MainPID", "")),
+        started=_moment(values.get("ExecMainStartTimestampMonotonic", "")),
+        restarts=_number(values.get("NRestarts", "")),
+        last_exit=_last_exit(values),
+        drop_ins=tuple(values.get("DropInPaths", "").split()),
+    )
+
+
+def _is_enabled(plan: ServicePlan, machine: Machine) -> bool:
+    try:
+        return machine.systemctl("is-enabled", plan.spec.unit).strip() == "enabled"
+    except MachineError:  # its exit code says no
+        return False
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
+
+
+def _moment(text: str) -> datetime | None:
+    """A moment of the monotonic clock, in microseconds, by today's wall clock."""
+    microseconds = _number(text)
+    if not microseconds:
+        return None
+    age_seconds = time.clock_gettime(time.CLOCK_MONOTONIC) - microseconds / 1e6
+    return datetime.fromtimestamp(time.time() - age_seconds, UTC)
+
+
+def _last_exit(values: dict[str, str]) -> str:
+    """Empty while the first process runs."""
+    code, status = _number(values.get("ExecMainCode", "")), _number(values.get("ExecMainStatus", ""))
+    if not code:
+        return ""
+    if code == _EXITED:
+        return f"code {status}"
+    try:
+        return signal.Signals(status).name
+    except ValueError:
+        return f"signal {status}"
+
+
+def restart_reason(plan: ServicePlan, state: UnitState) -> str:
+    """Why the process that runs is not what is installed now; empty if it is."""
+    if state.active != "active" or state.started is None:
+        return ""
+    started = state.started.timestamp()
+    # The change time of the inode: some installers keep the modification time of the build.
+    if (Path(tunnel_core.__path__[0]) / "__init__.py").stat().st_ctime > started:
+        return "the program was installed after it was started"
+    try:
+        changed = plan.config.stat().st_mtime
+    except OSError:
+        return ""
+    return f"{plan.config} was changed after it was started" if changed > started else ""
+
+
+def next_step(plan: ServicePlan, state: UnitState, manager: Manager) -> str:
+    """One command, or one sentence where there is no command."""
+    install = f"sudo {plan.spec.command[0]} service install"
+    if manager is Manager.ABSENT:
+        return f"no systemd here: start `{plan.spec.program} run` by the machine's own init system"
+    if plan.problem:
+        return plan.problem
+    if not state.installed or not state.enabled or state.differs:
+        return install
+    if manager is Manager.OFFLINE:
+        return "systemd does not run here; the service starts at the next boot"
+    if restart_reason(plan, state):
+        return f"sudo systemctl restart {plan.spec.program}"
+    if state.active == "active":
+        return plan.next_steps[0]
+    if state.active in ("failed", "activating"):
+        return f"journalctl -u {plan.spec.program} -n 20"
+    return f"sudo systemctl start {plan.spec.program}"

@@ -1,0 +1,85 @@
+"""Take a service away: stop, disable, remove the unit; and with it, if asked to, all that it used."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tunnel_core.service.install import KEPT_SUFFIX
+from tunnel_core.service.machine import Machine, MachineError, Manager
+from tunnel_core.service.plan import Remains, ServicePlan, as_shell
+
+Report = Callable[[str], None]
+_PROGRAMS = ("qanat", "qanat-agent", "qanat-server")
+_LINKS = Path("/usr/local/bin")
+_RUNTIME = Path("/run")
+
+
+def uninstall(plan: ServicePlan, machine: Machine, report: Report) -> None:
+    """Stop the service and remove its unit; nothing else. Raises ``MachineError`` or ``OSError``."""
+    file = machine.unit_folder / plan.spec.unit
+    manager = machine.manager()
+    if not file.exists():
+        report(f"{file} is not there: nothing to remove")
+        return
+    if manager is Manager.RUNNING:
+        machine.systemctl("disable", "--quiet", "--now", plan.spec.unit)
+        report(f"stopped and disabled {plan.spec.unit}")
+    elif manager is Manager.OFFLINE:
+        machine.systemctl("disable", "--quiet", plan.spec.unit)
+        report(f"disabled {plan.spec.unit}")
+    file.unlink()
+    file.with_name(file.name + KEPT_SUFFIX).unlink(missing_ok=True)
+    report(f"removed {file}")
+    if manager is Manager.RUNNING:
+        machine.systemctl("daemon-reload")
+        with contextlib.suppress(MachineError):  # it never failed, so systemd has forgotten it
+            machine.systemctl("reset-failed", plan.spec.unit)
+    if plan.spec.runtime_name:
+        shutil.rmtree(_RUNTIME / plan.spec.runtime_name, ignore_errors=True)
+
+
+def remains(plan: ServicePlan, machine: Machine) -> list[Remains]:
+    """What is left of the service, in the order in which ``purge`` removes it."""
+    drop_ins = Remains(machine.unit_folder / f"{plan.spec.unit}.d", "your own changes of the unit")
+    return [one for one in (*plan.remains, drop_ins) if one.path.exists() or one.path.is_symlink()]
+
+
+def purge(plan: ServicePlan, machine: Machine, report: Report) -> None:
+    """Remove all that ``remains`` names, and the system user. Raises ``MachineError`` or ``OSError``."""
+    for one in remains(plan, machine):
+        if one.path.is_dir() and not one.path.is_symlink():
+            shutil.rmtree(one.path)
+        else:
+            one.path.unlink()
+        report(f"removed {one.path}")
+    with contextlib.suppress(OSError):  # absent, or others have files in it
+        plan.config.parent.rmdir()
+        report(f"removed {plan.config.parent}")
+    if machine.find_account(plan.spec.user) is not None:
+        machine.remove_account(plan.spec.user)
+        report(f"removed the system user {plan.spec.user}")
+
+
+def removal_commands(plan: ServicePlan, machine: Machine) -> list[str]:
+    """The commands that remove by hand what ``uninstall`` leaves."""
+    left = remains(plan, machine)
+    files = [as_shell("rm", "-r", *(one.path for one in left))] if left else []
+    user = [as_shell("userdel", plan.spec.user)] if machine.find_account(plan.spec.user) else []
+    return files + user
+
+
+def program_removal() -> list[str]:
+    """The command that removes this installation of the programs, for the owner of the machine to run."""
+    if sys.prefix == sys.base_prefix:
+        return [as_shell(sys.executable, "-m", "pip", "uninstall", "qanat")]
+    prefix = Path(sys.prefix)
+    links = [_LINKS / name for name in _PROGRAMS]
+    return [as_shell("rm", "-r", prefix, *(link for link in links if _leads_into(link, prefix)))]
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    return link.is_symlink() and link.parent.joinpath(link.readlink()).is_relative_to(folder)
