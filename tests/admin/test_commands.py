@@ -86,7 +86,7 @@ def test_token_create_prints_the_line_to_paste(command: Command) -> None:
         (("token", "revoke", "nothing"), 1, "there is no token 'nothing'"),
         (("node", "revoke", "No Node"), 2, "is not a node's name"),
         (("node", "revoke", "shop-7"), 1, "no node shop-7 is known here; `qanat nodes` lists"),
-        (("node", "revoke", "shop-7", "--yes"), 1, "To revoke it all the same, add --force"),
+        (("node", "revoke", "shop-7", "--yes"), 1, "To revoke it all the same, as one of another issuer"),
         (("user", "revoke", "operatr", "--yes"), 1, "did you mean operator?"),
         (("cert", "revoke", "abc", "--yes"), 1, "no certificate with serial abc is known here"),
         (("user", "revoke", "operator"), 2, "there is no terminal to ask at. Add --yes to do it."),

@@ -430,9 +430,12 @@ class TestServing:
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with open_site() as site:
+            began = trio.current_time()
             with caplog.at_level(logging.WARNING):
-                await _call_over_tls_1_2(site, tmp_path)
-            assert "it speaks TLSv1.2, TLSv1.3 is wanted" in caplog.text
+                for _ in range(5):
+                    await _call_over_tls_1_2(site, tmp_path)
+            said = caplog.text.count("it speaks TLSv1.2, TLSv1.3 is wanted")
+            assert 1 <= said <= 1 + trio.current_time() - began  # one line a second at most
             agent, server = await site.connect()  # the first carrier to be let in
             agent.send(ping(1))
             await server.wait_received(1)

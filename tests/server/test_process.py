@@ -258,7 +258,7 @@ async def test_certificates_that_do_not_belong_here(tmp_path: Path) -> None:
                 assert (status, "wrong_role" in phrase or "node" in phrase) == (403, True)
             status, phrase, _ = await site.ask("GET /api/v1/nodes", pki.user_leaf("kim"))
             assert (status, phrase) == (200, "OK")
-            await server.line("refused before authentication", reason="wrong_role", entrance="https")
+            await server.line("request refused", node="edge1", reason="wrong_role", entrance="https")
             async with site.agent("localhost:22", leaf=pki.user_leaf("kim")) as agent:
                 line = await agent.line("cannot attach", reason="wrong_role")
                 assert "spiffe://test.internal/user/kim is not a node's" in line["message"]

@@ -103,7 +103,9 @@ async def test_what_came_since_works_on_it(tmp_path: Path) -> None:
                 await stream.receive_some()
             await server.line("attach of node edge1 failed", reason="revoked")
             await agent.line("cannot attach")
-        assert (await qanat_server(old.site, "user", "revoke", "operator", "--yes"))[0] == 0
+        code, said = await qanat_server(old.site, "user", "revoke", "operator", "--yes")
+        assert (code, "add --force" in said) == (1, True)  # issued before there was a store
+        assert (await qanat_server(old.site, "user", "revoke", "operator", "--yes", "--force"))[0] == 0
         status, _, _ = await old.site.ask("GET /api/v1/nodes", old.operator)
         assert status == 403
 

@@ -93,7 +93,8 @@ def revoke(
     """Shows what the revocation ends, asks, and revokes. Raises ``CommandError``."""
     ending = perform(config, "GET", "revocations/preview", {"kind": kind, "subject": subject})
     if not ending["known"] and not force:
-        message = f"{ending['unknown']}\nNothing was changed. To revoke it all the same, add --force."
+        hint = "To revoke it all the same, as one of another issuer or from before the store, add --force."
+        message = f"{ending['unknown']}\nNothing was changed. {hint}"
         raise CommandError(ExitCode.FAILED, message)
     what = ending_text(ending)
     confirm(what, f"Revoke {subject}?", yes=yes, as_json=as_json)
