@@ -1,8 +1,9 @@
 """A bare Debian below a folder: git, Python and venv, and nothing else that a user would have to install.
 
 1. debootstrap makes the root once for each suite; it is kept as a tar file in the cache folder.
-2. Each command runs by chroot in a mount and process namespace of its own, so it leaves no mount and no process.
-3. Files that Debian's installer writes and debootstrap does not (/etc/hosts) are written as the installer does.
+2. Each command runs by chroot in namespaces of its own, so it leaves no mount and no process. Its /dev is its
+   own too, because tests that run as root there must not touch this machine's.
+3. debootstrap writes no /etc/hosts, so the file is written here as Debian's installer writes it.
 4. Archives, indexes and proxies are those of this machine (``host.py``).
 """
 
@@ -39,7 +40,15 @@ set -e
 root=$1 user=$2 command=$3
 shift 3
 mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
+mount -t tmpfs -o mode=755 tmpfs "$root/dev"
+for node in null:3 zero:5 full:7 random:8 urandom:9; do
+    mknod -m 666 "$root/dev/${node%:*}" c 1 "${node#*:}"
+done
+ln -s /proc/self/fd "$root/dev/fd"
+mkdir "$root/dev/pts" "$root/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
+ln -s pts/ptmx "$root/dev/ptmx"
+mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 for folder; do mkdir -p "$root$folder"; mount --bind -o ro "$folder" "$root$folder"; done
 exec chroot --userspec="$user" "$root" sh -c "cd && $command"
 """
@@ -124,8 +133,8 @@ def _packed_root(suite: str) -> Path:
         with tempfile.TemporaryDirectory(prefix="qanat-bare-", ignore_cleanup_errors=True) as name:
             _bootstrap(suite, Path(name, "root"))
             partial = packed.with_suffix(".partial")
-            _run("tar", "--create", "--numeric-owner", f"--file={partial}", "--exclude=./var/cache/apt/archives/*",
-                 f"--directory={name}/root", ".", seconds=300)  # fmt: skip
+            source = [f"--directory={name}/root", "--exclude=./var/cache/apt/archives/*"]
+            _run("tar", "--create", "--numeric-owner", f"--file={partial}", *source, ".", seconds=300)
             partial.replace(packed)
     return packed
 

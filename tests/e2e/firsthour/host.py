@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
-_PIP_OPTIONS = frozenset(
-    ("cert", "client-cert", "extra-index-url", "find-links", "index-url", "no-index", "proxy", "retries")
-    + ("timeout", "default-timeout", "trusted-host")
+_PIP_OPTIONS = (
+    *("index-url", "extra-index-url", "find-links", "no-index", "trusted-host"),
+    *("cert", "client-cert", "proxy", "timeout", "default-timeout", "retries"),
 )
 """What decides where pip looks and how it gets there."""
 PIP_FILES = frozenset(("PIP_CERT", "PIP_CLIENT_CERT"))
