@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 import importlib
 import importlib.util
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
@@ -89,7 +91,56 @@ class CommandError(click.ClickException):
             click.echo(f"{self._program or 'qanat'}: {self.message}", file=file or sys.stderr)
 
 
-class LateGroup(click.Group):
+_COMMANDS_OF = {
+    "qanat": ("nodes", "sessions", "streams", "events", "forward", "connect", "demo"),
+    "qanat-agent": ("join", "check", "renew"),
+    "qanat-server": ("init", "issue", "token", "node", "user", "cert", "audit", "ca", "backup", "restore"),
+}
+"""Commands that only one program has, for a hint when another program is given their name."""
+
+
+class CommandGroup(click.Group):
+    """A group that proposes commands when it does not know one.
+
+    click does so from 8.4 on, and only for commands that are imported already.
+    """
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises ``click.UsageError`` with the commands that may be meant."""
+        name = args[0]
+        if ctx.resilient_parsing or name.startswith("-") or self.get_command(ctx, name) is not None:
+            return super().resolve_command(ctx, args)
+        raise click.UsageError(f"No such command {name!r:.80}. {self._proposal(ctx, name)}", ctx)
+
+    def _proposal(self, ctx: click.Context, name: str) -> str:
+        """What has exactly that name, here or in another program, else what is spelt alike."""
+        known = self.list_commands(ctx)
+        if deeper := self._deeper(ctx, name):
+            return f"Did you mean {_alternatives(deeper)}?"
+        if others := [program for program, commands in _COMMANDS_OF.items() if name in commands]:
+            return f"It is a command of {others[0]}: {others[0]} {name}"
+        if close := difflib.get_close_matches(name, known):
+            return f"Did you mean {_alternatives(close)}?"
+        return f"Commands: {', '.join(known)}"
+
+    def _deeper(self, ctx: click.Context, name: str) -> list[str]:
+        """The subcommands of that name in the groups of this group, each with its group."""
+        groups = {one: self.get_command(ctx, one) for one in self.list_commands(ctx)}
+        return [
+            f"{one} {name}"
+            for one, group in groups.items()
+            if isinstance(group, click.Group) and name in group.list_commands(ctx)
+        ]
+
+
+def _alternatives(texts: list[str]) -> str:
+    quoted = [repr(text) for text in texts]
+    return " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
+
+
+class LateGroup(CommandGroup):
     """A group that imports a subcommand when it is named or listed, so that none waits for another's imports.
 
     ``places`` maps each subcommand to ``module:attribute``. ``guard`` gets all arguments before they are
@@ -143,7 +194,19 @@ def print_json(value: object) -> None:
 
 
 def require_extra(module: str, extra: str) -> None:
-    """Ends the process with the line that installs what is missing. Called before the rest is imported."""
+    """Ends the process with the lines that install what is missing. Called before the rest is imported."""
     if importlib.util.find_spec(module) is None:
-        click.echo(f'This command needs more packages; run: pip install "qanat[{extra}]"', file=sys.stderr)
+        click.echo(missing_extra(module, extra), file=sys.stderr)
         sys.exit(ExitCode.USAGE)
+
+
+def missing_extra(module: str, extra: str) -> str:
+    """What to run: Qanat is on no package index, so the wheel or the checkout must be named."""
+    from importlib.metadata import version  # late, because every command imports this module
+
+    pip, wheel = f"{shlex.quote(sys.executable)} -m pip install", f"qanat-{version('qanat')}-py3-none-any.whl"
+    return (
+        f"This command needs the Python package {module}, which the extra [{extra}] installs.\n"
+        f"With the wheel that Qanat was installed from: {pip} '{wheel}[{extra}]'\n"
+        f"In a checkout: {pip} '.[{extra}]'"
+    )

@@ -52,7 +52,7 @@ def test_a_missing_extra_is_named_with_its_cure(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as caught:
         require_extra("no_such_module_anywhere", "cli")
     assert caught.value.code == 2
-    assert 'pip install "qanat[cli]"' in capsys.readouterr().err
+    assert "-m pip install '.[cli]'" in capsys.readouterr().err
 
 
 # Ctrl-C.

@@ -13,6 +13,8 @@ from tunnel_client.access import Access, find_access
 from tunnel_client.dial import ServerUnreachable
 from tunnel_client.tunnel import Wish
 from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.identity import Role, why_no_name
+from tunnel_core.names import is_node_name
 from tunnel_core.reasons import Refused
 
 P = ParamSpec("P")
@@ -33,10 +35,13 @@ def access(bundle: Path | None) -> Access:
 
 
 def parse_wish(node: str, target: str) -> Wish:
+    if not is_node_name(node):
+        raise CommandError(ExitCode.USAGE, why_no_name(Role.NODE, node))
     try:
         return Wish.parse(node, target)
     except ValueError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None
+        forms = "write a port, host:port, [v6]:port, unix:/path or a service's name"
+        raise CommandError(ExitCode.USAGE, f"TARGET: {error}; {forms}") from None
 
 
 def run(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tunnel_core.command_line import print_json
+from tunnel_core.command_line import CommandGroup, print_json
 from tunnel_core.tables import show_list
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import force_option, yes_option
@@ -16,7 +16,7 @@ from tunnel_server.commands.revoke import revoke, said_of, say_taken_back, unrev
 _COLUMNS = ("serial", "role", "name", "issued", "ends", "origin", "state")
 
 
-@click.group("cert")
+@click.group("cert", cls=CommandGroup)
 def command() -> None:
     """List certificates that were issued here, and revoke single ones.
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from certs.files import write_private
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.tables import show_list
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, yes_option
@@ -18,7 +18,7 @@ from tunnel_server.commands.durations import duration
 _COLUMNS = ("token", "state", "for", "used", "expires", "created by")
 
 
-@click.group("token")
+@click.group("token", cls=CommandGroup)
 def command() -> None:
     """Make, list and revoke the tokens with which new nodes join.
 
