@@ -20,7 +20,7 @@ qanat-server run >server.log 2>&1 & server=$!
 until qanat version; do kill -0 $server; sleep 0.2; done
 line=$(qanat-server token create --node edge1 | grep qanat1_)
 PATH=/opt/node/bin:$PATH
-sh -ec "$line --name edge1 --allow localhost:7004"
+sh -ec "$line --allow localhost:7004"
 qanat-agent run >agent.log 2>&1 & agent=$!
 until qanat-agent status >status 2>&1; do kill -0 $agent; sleep 0.2; done
 PATH=/opt/server/bin:$PATH
