@@ -104,6 +104,7 @@ UNKNOWN = [
     Wrong("qanat-server nodes", "No such command 'nodes'. It is a command of qanat: qanat nodes"),
     Wrong("qanat-server streams", "No such command 'streams'. It is a command of qanat: qanat streams"),
     Wrong("qanat-agent joi", "No such command 'joi'. Did you mean 'join'?"),
+    Wrong("qanat-agent start", "No such command 'start'. Did you mean 'run'?"),
     Wrong("qanat-agent issue", "It is a command of qanat-server: qanat-server issue"),
     Wrong("qanat nods", "No such command 'nods'. Did you mean 'nodes'?"),
     Wrong("qanat join x", "No such command 'join'. It is a command of qanat-agent: qanat-agent join"),

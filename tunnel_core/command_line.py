@@ -97,6 +97,8 @@ _COMMANDS_OF = {
     "qanat-server": ("init", "issue", "token", "node", "user", "cert", "audit", "ca", "backup", "restore"),
 }
 """Commands that only one program has, for a hint when another program is given their name."""
+_SYNONYMS = {"start": "run", "serve": "run", "up": "run", "add": "issue", "enroll": "join", "enrol": "join"}
+"""What people type from habit, and the command that does it."""
 
 
 class CommandGroup(click.Group):
@@ -121,6 +123,8 @@ class CommandGroup(click.Group):
             return f"Did you mean {_alternatives(deeper)}?"
         if others := [program for program, commands in _COMMANDS_OF.items() if name in commands]:
             return f"It is a command of {others[0]}: {others[0]} {name}"
+        if (synonym := _SYNONYMS.get(name)) in known:
+            return f"Did you mean {synonym!r}?"
         if close := difflib.get_close_matches(name, known):
             return f"Did you mean {_alternatives(close)}?"
         return f"Commands: {', '.join(known)}"
