@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def load_installation(config_file: Path | None = None, bundle_file: Path | None 
     file, required = place_of_config(config_file)
     config = load_config(file, required=required)
     place = bundle_file or config.bundle_file
-    bundle = load_bundle(file, place)
+    bundle = load_bundle(file, place, named=bundle_file is not None)
     installation = Installation(file, config, place, bundle, load_proxy(file, config))
     if not installation.servers:
         fix = 'add servers = ["tunnel.example.com:7001"]'
@@ -122,23 +123,32 @@ def place_of_config(named: Path | None) -> tuple[Path, bool]:
 
 def load_config(file: Path, *, required: bool) -> AgentConfig:
     """The configuration at ``file``, or the defaults if it does not exist and need not."""
-    config = load(file, AgentConfig, required=required)
+    config = load(file, AgentConfig, required=required, absent_fix=absent_fix(file))
     if config.ops.tls:
         fix = "use bearer_file, or leave it on loopback"
         raise _problem(file, "ops.tls", "a node's certificate is no server's certificate", fix)
     return config
 
 
-def load_bundle(file: Path, bundle_file: Path) -> Bundle:
-    """The node's bundle, named by ``bundle_file`` of the configuration ``file``."""
+def absent_fix(file: Path) -> str:
+    """What makes the configuration ``file``."""
+    return f"join a server: qanat-agent join SERVER --config {shlex.quote(str(file))}"
+
+
+def load_bundle(file: Path, bundle_file: Path, *, named: bool = False) -> Bundle:
+    """The node's bundle: ``named`` by an option, else by ``bundle_file`` of the configuration ``file``."""
+    place = ("--bundle", "") if named else (str(file), "bundle_file")
     cure = "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat-server issue node NAME`"
+    if others := paths.config_of_root(file):
+        cure = f"the agent on this machine has {others}: run this as root, with sudo"
     try:
         bundle = read_bundle(bundle_file)
     except BundleError as error:
-        raise _problem(file, "bundle_file", str(error), cure) from error
+        needs_new = isinstance(error.__cause__, FileNotFoundError | ValueError)
+        raise ConfigError((Problem(*place, str(error), cure if needs_new else ""),)) from error
     if bundle.identity.role is not Role.NODE:
         message = f"{bundle_file} is the bundle of {bundle.identity}, not of a node"
-        raise _problem(file, "bundle_file", message, cure)
+        raise ConfigError((Problem(*place, message, cure),))
     return bundle
 
 

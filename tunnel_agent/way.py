@@ -27,7 +27,7 @@ from tunnel_core.humanize import as_minute
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Refused
 from tunnel_core.sockets import SocketStream
-from tunnel_core.tls import TlsStream, reason_of
+from tunnel_core.tls import TlsStream, is_end_of_file, reason_of
 
 T = TypeVar("T")
 
@@ -214,7 +214,7 @@ class Way:
             return await self._explain_certificate(error)
         if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
             return StepFailed(f"what answers at {self.server} does not speak TLS", self.hint)
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+        if isinstance(error, ssl.SSLError) and not is_end_of_file(error):
             return StepFailed(f"TLS with {self.server} failed: {reason_of(error)}", self.hint)
         detail = f"{self.server} closed the connection during the TLS handshake"
         return ConnectionLost(detail, f"{self.hint} does a firewall block what it cannot inspect?")

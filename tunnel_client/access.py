@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ class Access:
     connect: Dialer | None
 
     def need_api(self) -> Dialer:
-        return self.api or _no_way("the admin socket of a server on this machine")
+        return self.api or _no_way(f"a server's admin socket ({paths.admin_socket()})")
 
     def need_connect(self) -> Dialer:
-        return self.connect or _no_way(f"a connect socket at {paths.connect_socket()}")
+        return self.connect or _no_way(f"a server's connect socket ({paths.connect_socket()})")
 
 
 def find_access(option: Path | None, environ: Mapping[str, str] = os.environ) -> Access:
@@ -50,7 +51,7 @@ def _read(path: Path) -> Bundle:
     try:
         return read_bundle(path)
     except BundleError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None
+        raise CommandError(ExitCode.USAGE, f"{error}{_absent_step(path)}") from None
 
 
 def _bundle_dialer(path: Path) -> Dialer:
@@ -65,13 +66,30 @@ def _bundle_dialer(path: Path) -> Dialer:
     return TlsDialer(bundle.https, context)
 
 
+def _absent_step(path: Path) -> str:
+    if os.path.lexists(path):
+        return ""
+    return "; make one on the server, `qanat-server issue user NAME`, and bring its file to this machine"
+
+
 def _unix(path: Path | None) -> Dialer | None:
     return UnixDialer(path) if path else None
 
 
 def _no_way(socket: str) -> Dialer:
-    raise CommandError(
-        ExitCode.USAGE,
-        f"no way in: name a bundle with --bundle or {paths.BUNDLE_VARIABLE}, or put one at"
-        f" {paths.user_bundle_file()}; there is also not {socket}",
-    )
+    """Says where a way in was looked for, and which step is missing on this machine."""
+    looked = f"no way in: there is neither a bundle at {paths.user_bundle_file()} nor {socket}"
+    raise CommandError(ExitCode.USAGE, f"{looked}. {_next_step()}")
+
+
+def _next_step() -> str:
+    make = "Make a bundle on the server, `qanat-server issue user NAME`"
+    if bundle := paths.bundle_of_invoker():
+        return f"You are root now; your own bundle is named by --bundle {shlex.quote(str(bundle))}"
+    if paths.find_admin_socket() is not None:
+        return f"{make}, or set [connect.unix] path in the server's configuration"
+    if paths.exists(paths.server_config_file()):
+        return "A server is set up on this machine; is it running? qanat-server run"
+    if others := paths.config_of_root(paths.server_config_file()):
+        return f"The server on this machine has {others}: run this as root, with sudo"
+    return f"{make}, bring its file here, and name it with --bundle or {paths.BUNDLE_VARIABLE}"

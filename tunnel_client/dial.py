@@ -15,7 +15,7 @@ import trio
 from certs.bundle import Bundle
 from tunnel_core.names import split_host_port
 from tunnel_core.sockets import SocketStream, connect_unix
-from tunnel_core.tls import TlsStream
+from tunnel_core.tls import TlsStream, is_end_of_file
 
 _DIAL_SECONDS = 10.0
 """For each address, TLS handshake included."""
@@ -84,7 +84,7 @@ class TlsDialer:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _dial_one(self) -> TlsStream:
-        failures, busy_seconds = [], 0.0
+        failures, busy_seconds, answered = [], 0.0, False
         for address in self.addresses:
             try:
                 with trio.fail_after(_DIAL_SECONDS):
@@ -96,9 +96,11 @@ class TlsDialer:
             except trio.BrokenResourceError as error:
                 busy_seconds = max(busy_seconds, _worth_trying_again(error))
                 failures.append(f"{address}: {_handshake_failure(error)}")
+                answered = True
         if busy_seconds:
             raise ServerBusy("; ".join(failures), busy_seconds)
-        raise ServerUnreachable("; ".join(failures))
+        hint = "" if answered else ". Does the server run, and may this machine connect to that port?"
+        raise ServerUnreachable("; ".join(failures) + hint)
 
     async def _dial(self, address: str) -> TlsStream:
         host, port = split_host_port(address)
@@ -129,7 +131,9 @@ class UnixDialer:
         except trio.TooSlowError:
             raise ServerUnreachable(f"{self.path}: its backlog is full for {_DIAL_SECONDS:g} s") from None
         except OSError as error:
-            raise ServerUnreachable(f"{self.path} cannot be opened: {_plain(error)}") from None
+            raise ServerUnreachable(
+                f"{self.path} cannot be opened: {_plain(error)}{_unix_hint(error)}"
+            ) from None
 
 
 class PacedDialer:
@@ -190,7 +194,8 @@ def _plain(error: OSError) -> str:
 def _worth_trying_again(error: trio.BrokenResourceError) -> float:
     """For how many seconds; 0: the failure is one that stays."""
     cause = error.__cause__
-    if isinstance(cause, ssl.SSLEOFError | ConnectionResetError | BrokenPipeError):
+    is_cut = isinstance(cause, ssl.SSLError) and is_end_of_file(cause)
+    if is_cut or isinstance(cause, ConnectionResetError | BrokenPipeError):
         return _RESET_SECONDS
     return _BUSY_SECONDS if _is_overloaded(error) else 0.0
 
@@ -204,6 +209,12 @@ def _handshake_failure(error: trio.BrokenResourceError) -> str:
     if _is_overloaded(error):
         return f"the server has too many connections that have yet to say who they are ({error})"
     return f"{error}{_tls_hint(error)}"
+
+
+def _unix_hint(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "; run this as root, or use a bundle"
+    return "; does the server run? qanat-server run" if isinstance(error, ConnectionRefusedError) else ""
 
 
 def _tls_hint(error: trio.BrokenResourceError) -> str:

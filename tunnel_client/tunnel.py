@@ -13,6 +13,7 @@ from tunnel_client.api import broken_off
 from tunnel_client.dial import Dialer, ServerUnreachable
 from tunnel_core.api_answers import ACCEPT_JSON, refusal_of
 from tunnel_core.http import HttpClientConnection
+from tunnel_core.identity import Role, why_no_name
 from tunnel_core.names import LOOPBACK, Target, is_node_name, join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.relay import abort
@@ -34,7 +35,7 @@ class Wish:
     def parse(cls, node: str, target: str) -> Wish:
         """Reads what people type; a bare port means that port on the node itself. Raises ``ValueError``."""
         if not is_node_name(node):
-            raise ValueError(f"{node[:300]!r} is not a node name")
+            raise ValueError(why_no_name(Role.NODE, node))
         is_port = target.isascii() and target.isdigit()
         return cls(node, Target.parse(f"{LOOPBACK}:{target}" if is_port else target))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 import importlib
 import json
@@ -88,7 +89,60 @@ class CommandError(click.ClickException):
             click.echo(f"{self._program or 'qanat'}: {self.message}", file=file or sys.stderr)
 
 
-class LateGroup(click.Group):
+_COMMANDS_OF = {
+    "qanat": ("nodes", "sessions", "streams", "events", "forward", "connect", "demo"),
+    "qanat-agent": ("join", "check", "renew"),
+    "qanat-server": ("init", "issue", "token", "node", "user", "cert", "audit", "ca", "backup", "restore"),
+}
+"""Commands that only one program has, for a hint when another program is given their name."""
+_SYNONYMS = {"start": "run", "serve": "run", "up": "run", "add": "issue", "enroll": "join", "enrol": "join"}
+"""What people type from habit, and the command that does it."""
+
+
+class CommandGroup(click.Group):
+    """A group that proposes commands when it does not know one.
+
+    click does so from 8.4 on, and only for commands that are imported already.
+    """
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises ``click.UsageError`` with the commands that may be meant."""
+        name = args[0]
+        if ctx.resilient_parsing or name.startswith("-") or self.get_command(ctx, name) is not None:
+            return super().resolve_command(ctx, args)
+        raise click.UsageError(f"No such command {name!r:.80}. {self._proposal(ctx, name)}", ctx)
+
+    def _proposal(self, ctx: click.Context, name: str) -> str:
+        """What has exactly that name, here or in another program, else what is spelt alike."""
+        known = self.list_commands(ctx)
+        if deeper := self._deeper(ctx, name):
+            return f"Did you mean {_alternatives(deeper)}?"
+        if others := [program for program, commands in _COMMANDS_OF.items() if name in commands]:
+            return f"It is a command of {others[0]}: {others[0]} {name}"
+        if (synonym := _SYNONYMS.get(name)) in known:
+            return f"Did you mean {synonym!r}?"
+        if close := difflib.get_close_matches(name, known):
+            return f"Did you mean {_alternatives(close)}?"
+        return f"Commands: {', '.join(known)}"
+
+    def _deeper(self, ctx: click.Context, name: str) -> list[str]:
+        """The subcommands of that name in the groups of this group, each with its group."""
+        groups = {one: self.get_command(ctx, one) for one in self.list_commands(ctx)}
+        return [
+            f"{one} {name}"
+            for one, group in groups.items()
+            if isinstance(group, click.Group) and name in group.list_commands(ctx)
+        ]
+
+
+def _alternatives(texts: list[str]) -> str:
+    quoted = [repr(text) for text in texts]
+    return " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
+
+
+class LateGroup(CommandGroup):
     """A group that imports a subcommand when it is named or listed, so that none waits for another's imports.
 
     ``places`` maps each subcommand to ``module:attribute``. ``guard`` gets all arguments before they are

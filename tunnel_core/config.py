@@ -92,6 +92,9 @@ class ConfigError(Exception):
         return "\n".join(map(str, self.problems))
 
 
+_CREATE_IT = "create it, or name another with --config"
+
+
 def load(
     path: Path,
     schema: type[T],
@@ -99,12 +102,14 @@ def load(
     data_dir: Path | None = None,
     environ: Mapping[str, str] | None = None,
     required: bool = True,
+    absent_fix: str = _CREATE_IT,
 ) -> T:
     """Reads the file at ``path``, and ``environ`` (this process's) over it, as ``schema``.
 
-    A file that is not ``required`` may be absent. Raises ``ConfigError``.
+    A file that is not ``required`` may be absent; ``absent_fix`` tells what to do about one that is
+    required. Raises ``ConfigError``.
     """
-    raw = _parse_toml(path, _read_text(path, required=required))
+    raw = _parse_toml(path, _read_text(path, absent_fix if required else None))
     return read(raw, path, schema, data_dir=data_dir, environ=environ)
 
 
@@ -114,9 +119,10 @@ def load_given(
     *,
     environ: Mapping[str, str] | None = None,
     required: bool = True,
+    absent_fix: str = _CREATE_IT,
 ) -> tuple[T, Given]:
     """As ``load``, with what was given: file, lines and variables, for ``effective.settings_of``."""
-    text = _read_text(path, required=required)
+    text = _read_text(path, absent_fix if required else None)
     raw = _parse_toml(path, text)
     environ = os.environ if environ is None else environ
     config = read(raw, path, schema, environ=environ)
@@ -145,15 +151,17 @@ def read(
     return parse(lay_over(raw, given), schema, source)
 
 
-def _read_text(path: Path, *, required: bool) -> str:
+def _read_text(path: Path, absent_fix: str | None) -> str:
+    """An absent file is empty if there is no fix for its absence. Raises ``ConfigError``."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not required:
+    except FileNotFoundError:
+        if absent_fix is None:
             return ""
-        fix = "create it, or name another with --config" if isinstance(error, FileNotFoundError) else ""
-        raise _whole_file(path, f"cannot be read: {error.strerror}", fix) from None
+        raise _whole_file(path, "there is no such file", absent_fix) from None
+    except OSError as error:
+        raise _whole_file(path, f"cannot be read: {error.strerror}", "") from None
     if len(data) > _MAX_FILE_BYTES:
         raise _whole_file(path, f"is larger than {_MAX_FILE_BYTES} bytes", "is it the right file?")
     try:

@@ -55,6 +55,18 @@ class SpiffeId:
         return f"spiffe://{self.trust_domain}/{self.role.value}/{self.name}"
 
 
+_NAME_RULES = {
+    Role.NODE: "a node name has lower-case letters, digits, '-' and dots, as in shop-7.example.com",
+    Role.SERVER: "a replica's name is written like a node's: lower-case letters, digits, '-' and dots",
+    Role.USER: "a user name has lower-case letters, digits and '.', '_', '@', '-', as in kim@example.com",
+}
+
+
+def why_no_name(role: Role, name: str) -> str:
+    """A sentence that quotes what is no name of this role, and states the rule."""
+    return f"{name[:200]!r} is not a {role.value} name: {_NAME_RULES[role]}"
+
+
 def is_identity_name(role: Role, name: str) -> bool:
     """Whether ``name`` may stand in an identity of this role."""
     if role is Role.USER:

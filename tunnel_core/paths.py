@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def agent_config_file() -> Path:
     return named_config_file() or config_folder() / "agent.toml"
 
 
+def config_of_root(own: Path) -> Path | None:
+    """The file that root has in place of ``own``, a file in this person's config folder, if it exists."""
+    others = _SYSTEM_CONFIG / own.name
+    is_own = not is_system() and own.parent == config_folder()
+    return others if is_own and exists(others) else None
+
+
 def named_config_file() -> Path | None:
     """The file that ``QANAT_CONFIG`` names; None if it is not set."""
     named = os.environ.get(CONFIG_VARIABLE)
@@ -99,6 +107,19 @@ def _shared_folder() -> Path:
     return Path("/usr/local/share") if is_system() else platformdirs.user_data_path()
 
 
+def bundle_of_invoker() -> Path | None:
+    """The bundle of the person who became root by sudo, if it is in its usual place."""
+    name = os.environ.get("SUDO_USER", "")
+    if not is_system() or not name:
+        return None
+    try:
+        home = Path(pwd.getpwnam(name).pw_dir)
+    except KeyError:
+        return None
+    bundle = home / ".config/qanat/user.pem"
+    return bundle if exists(bundle) else None
+
+
 def find_user_bundle(option: Path | None, environ: Mapping[str, str]) -> Path | None:
     """The bundle to use: the option, then ``QANAT_BUNDLE``, then the config folder's if it exists.
 
@@ -129,6 +150,14 @@ def find_connect_socket() -> Path | None:
 
 def _first_socket(*places: Path) -> Path | None:
     return next((place for place in places if _is_socket(place)), None)
+
+
+def exists(place: Path) -> bool:
+    """Whether this process can see a file or folder there."""
+    try:
+        return place.exists()
+    except OSError:  # below a folder that we may not enter
+        return False
 
 
 def _is_socket(place: Path) -> bool:

@@ -99,8 +99,25 @@ class ListenAddress:
         except ValueError:  # another name may resolve to anything
             return False
 
+    def collides_with(self, other: ListenAddress) -> bool:
+        """Whether the kernel refuses to listen on both. Host names are compared as names."""
+        if self.port == 0 or self.port != other.port:
+            return False
+        mine, others = _listened(self.host), _listened(other.host)
+        return "::" in mine | others or not mine.isdisjoint(others) or _is_covered(mine, others)
+
     def __str__(self) -> str:
         return join_host_port(self.host, self.port)
+
+
+def _listened(host: str) -> set[str]:
+    return {"127.0.0.1", "::1"} if host == "localhost" else {host}
+
+
+def _is_covered(mine: set[str], others: set[str]) -> bool:
+    """Whether one is all of IPv4 and the other has an IPv4 address or a name, which may have one."""
+    either = mine | others
+    return "0.0.0.0" in either and any(":" not in host for host in (others if "0.0.0.0" in mine else mine))
 
 
 class LogLevel(enum.Enum):

@@ -265,3 +265,14 @@ def _translated(error: OSError) -> Exception:
         # Linux says so when the reset came after the end of the other side's half; else ECONNRESET.
         return HungUp(f"socket connection broken: {error}")
     return trio.BrokenResourceError(f"socket connection broken: {error}")
+
+
+def why_not_listening(error: OSError, port: int) -> str:
+    """Why a TCP port cannot be listened on, and what to do about it."""
+    if error.errno == errno.EADDRINUSE:
+        return f"another program listens there; `ss -ltnp 'sport = :{port}'` shows which"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address"
+    return error.strerror or str(error)

@@ -11,6 +11,8 @@ TLS entrance would lose the end of their input, or its answer. TLS itself can do
    to a key update goes out before the next data, which RFC 8446 section 4.6.3 allows; renegotiation
    (TLS 1.2) has to be switched off in the context.
 4. A connection that ends without ``close_notify`` is broken, not finished: it may have been truncated.
+   Python before 3.11.4 (Debian 12 has 3.11.2) asks OpenSSL 3 to report such an end as a clean one, so
+   the option for that is cleared, and the error has another class there (:func:`is_end_of_file`).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ _DEFAULT_READ = 64 * 1024
 # One piece of a large send: bounds the ciphertext held beside the plain bytes.
 _SEND_PIECE = 256 * 1024
 _GOODBYE_SECONDS = 2.0
+_IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # absent before OpenSSL 3
 
 
 class TlsStream(trio.abc.HalfCloseableStream):
@@ -45,6 +48,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         server_hostname: str | None = None,
     ) -> None:
         self.transport = transport
+        context.options &= ~_IGNORE_UNEXPECTED_EOF
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         self._receiving, self._sending = False, False
@@ -343,3 +347,8 @@ def reason_of(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     return (error.reason or str(error)).lower().replace("_", " ")
+
+
+def is_end_of_file(error: ssl.SSLError) -> bool:
+    """Whether the peer closed the connection without ``close_notify``."""
+    return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"

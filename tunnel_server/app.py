@@ -29,10 +29,11 @@ from tunnel_core.mux_stream import MuxStream
 from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
 from tunnel_core.pressure import relieve_pressure
 from tunnel_core.reasons import Reason
+from tunnel_core.sockets import why_not_listening
 from tunnel_server.admin.actions import Actions
 from tunnel_server.admission import Admission
 from tunnel_server.attach import Attachments, AttachSettings
-from tunnel_server.binding import CannotListen, UnixAddress
+from tunnel_server.binding import CannotListen, UnixAddress, require_free
 from tunnel_server.config import ServerConfig
 from tunnel_server.credentials import BadCredentials, Credentials, read_credentials, tls_files
 from tunnel_server.enrolment.answers import Signer, load_signer
@@ -131,7 +132,7 @@ class Server:
                 await self._open_store(stack)
                 stack.callback(self._stop_accepting)
                 await self._open_all(bridge, stack)
-            except (CannotListen, CarrierFailed) as error:
+            except CannotListen as error:
                 raise CannotStart(str(error)) from error
             self._missing = ""
             self.nodes.events.add(Kind.SERVER_STARTED, "", "", detail=await how_it_started(self.store))
@@ -154,7 +155,9 @@ class Server:
             self.standing.go_by(self._store.revoked)
             self._nursery.start_soon(self.standing.watch)
         except StoreHeld as error:
-            raise CannotStart(str(error)) from error
+            raise CannotStart(
+                f"{error}; one data folder is for one server: stop that process first"
+            ) from error
         except StoreError as error:
             raise CannotStart(error.detail) from error
 
@@ -178,7 +181,11 @@ class Server:
             max_carriers=config.agents.max * 2,
             handshake_seconds=config.limits.handshake_seconds,
         )
-        self._carriers = await stack.enter_async_context(carriers)
+        try:
+            self._carriers = await stack.enter_async_context(carriers)
+        except CarrierFailed as error:
+            await require_free(map(str, self.config.agents.listen))  # for the kernel's reason
+            raise CannotListen(str(error)) from error
         self.agent_addresses = self._carriers.addresses
 
     async def _open_ops(self) -> None:
@@ -186,9 +193,9 @@ class Server:
         try:
             ops = await self._nursery.start(serve_ops, settings, self._ops_pages(), self._access())
         except OSError as error:
-            raise CannotListen(
-                f"cannot listen on {settings.listen}, [ops] listen: {error.strerror}"
-            ) from error
+            port = settings.listen.port if settings.listen else 0
+            why = why_not_listening(error, port)
+            raise CannotListen(f"cannot listen on {settings.listen}, [ops] listen: {why}") from error
         self.ops_addresses = ops.addresses
 
     async def _open_entrances(self) -> None:

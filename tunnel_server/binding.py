@@ -10,8 +10,11 @@ import errno
 import grp
 import ipaddress
 import os
+import pwd
+import shlex
 import socket
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +22,7 @@ from typing import Any, TypeAlias
 import trio
 
 from tunnel_core.names import join_host_port
+from tunnel_core.sockets import why_not_listening
 
 BACKLOG = 1024
 SocketAddress: TypeAlias = tuple[Any, ...]
@@ -55,7 +59,14 @@ async def bind_tcp(address: str) -> list[socket.socket]:
         bound.close()
     if host == "::" and fatal[0].errno in _UNSUPPORTED:
         return await bind_tcp(f"0.0.0.0:{port}")
-    raise CannotListen(f"cannot listen on {address}: {_advice(fatal[0], port)}") from fatal[0]
+    raise CannotListen(f"cannot listen on {address}: {why_not_listening(fatal[0], port)}") from fatal[0]
+
+
+async def require_free(addresses: Iterable[str]) -> None:
+    """Raises ``CannotListen`` with the kernel's reason, which gRPC does not tell, if one is taken."""
+    for address in addresses:
+        for bound in await bind_tcp(address):
+            bound.close()
 
 
 def split_listen(address: str) -> tuple[str, int]:
@@ -93,16 +104,6 @@ def _listen_on(family: int, where: SocketAddress) -> socket.socket:
     return bound
 
 
-def _advice(error: OSError, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"another program listens there; `ss -ltnp 'sport = :{port}'` shows which"
-    if error.errno == errno.EACCES:
-        return "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return "this machine does not have that address"
-    return error.strerror or str(error)
-
-
 def address_of(bound: socket.socket) -> str:
     """``host:port`` that a TCP socket is bound to."""
     name = bound.getsockname()
@@ -119,7 +120,11 @@ class UnixAddress:
 
 
 def bind_unix(address: UnixAddress) -> socket.socket:
-    """A listening unix socket with the mode and group asked for, from its first moment on."""
+    """A listening unix socket with the mode and group asked for, from its first moment on.
+
+    A missing folder is made if this process is root or owns the folder above it.
+    """
+    _make_folder(address)
     _remove_stale(address.path)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -128,8 +133,7 @@ def bind_unix(address: UnixAddress) -> socket.socket:
         bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
-        hint = _no_sockets(address.path) if error.errno in _MAY_CARRY_NO_SOCKETS else ""
-        raise CannotListen(f"cannot listen on {address.path}: {error.strerror}{hint}") from error
+        raise CannotListen(f"cannot listen on {address.path}: {_why_not_bound(error, address)}") from error
     except CannotListen:
         bound.close()
         raise
@@ -143,6 +147,53 @@ def _no_sockets(path: Path) -> str:
         if stat.S_ISREG(status.st_mode) and not status.st_size:
             path.unlink()
     return f"; FAT, CIFS and 9p carry no sockets: if {path.parent} is on one, name another place"
+
+
+def _make_folder(address: UnixAddress) -> None:
+    """Makes the socket's folder, and those above it that are missing.
+
+    Who may open the socket may enter the folder: the group if the socket has a group, everybody if the
+    socket's mode is for everybody. A group that this process may not give away is left to ``bind_unix``.
+    """
+    folder = address.path.parent
+    if folder.exists():
+        return
+    above = next(place for place in folder.parents if place.exists())
+    user = os.geteuid()
+    if user not in (0, above.stat().st_uid):
+        raise CannotListen(f"cannot listen on {address.path}: {_who_makes(folder)}")
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+        if address.group:
+            os.chown(folder, -1, _group_id(address))
+        folder.chmod(0o700 | (0o050 if address.mode & 0o060 else 0) | (0o005 if address.mode & 0o006 else 0))
+    except OSError as error:
+        why = f"its folder {folder} cannot be made: {error.strerror}"
+        raise CannotListen(f"cannot listen on {address.path}: {why}") from error
+
+
+def _who_makes(folder: Path) -> str:
+    name = _user_name()
+    command = f"install -d -m 750 -o {name} {shlex.quote(str(folder))}"
+    unit = f", or RuntimeDirectory={folder.name} in its systemd unit" if folder.parent == Path("/run") else ""
+    return f"there is no folder {folder}, and {name} may not make it; as root: {command}{unit}"
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _why_not_bound(error: OSError, address: UnixAddress) -> str:
+    if isinstance(error, PermissionError) and address.group and address.path.exists():
+        return f"only root or a member of group {address.group} may give it to that group"
+    if error.errno in _MAY_CARRY_NO_SOCKETS:
+        return f"{error.strerror}{_no_sockets(address.path)}"
+    if isinstance(error, PermissionError):
+        return f"{_user_name()} may not write in {address.path.parent}"
+    return error.strerror or str(error)
 
 
 def _remove_stale(path: Path) -> None:

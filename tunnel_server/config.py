@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -214,6 +214,29 @@ class ServerConfig:
     metrics: Metrics = attrs.field(factory=Metrics)
     audit: Audit = attrs.field(factory=Audit)
     identity: Identity = attrs.field(factory=Identity)
+
+    def __attrs_post_init__(self) -> None:
+        seen: list[tuple[str, ListenAddress]] = []
+        for key, address in self._listeners():
+            for other_key, other in seen:
+                if address.collides_with(other):
+                    why = f"{address} cannot be listened on, because {other_key} has {other}"
+                    raise BadValue(why, "give one of the two another port", key)
+            seen.append((key, address))
+        unix = self.connect.unix
+        if unix is not None and self.connect.enabled and unix.path == self.admin.socket:
+            fix = "give one of the two another file name"
+            raise BadValue(f"{unix.path} is the socket of [admin] too", fix, "connect.unix.path")
+
+    def _listeners(self) -> Iterator[tuple[str, ListenAddress]]:
+        """Every address that the server listens on, each with its key."""
+        sections = (("agents", self.agents), ("https", self.https), ("web", self.web))
+        for name, section in sections:
+            yield from ((f"{name}.listen", address) for address in section.listen)
+        if self.ops.listen is not None:
+            yield "ops.listen", self.ops.listen
+        for number, entrance in enumerate(self.tcp, 1):
+            yield f"tcp#{number}.listen", entrance.listen
 
     @classmethod
     def defaults(cls, raw: Mapping[str, Any], source: Source) -> Mapping[str, Any]:

@@ -143,7 +143,7 @@ async def test_the_authority_is_shown_and_rotated_and_the_server_told(tmp_path: 
         ("tokens/create", {"match": "a*", "uses": 1.5}, "whole number"),
         ("tokens/create", {"node": "a", "more": 1}, "'more' is no argument"),
         ("nodes/revoke", {}, "name is missing"),
-        ("nodes/revoke", {"name": "../x"}, "is not a node's name"),
+        ("nodes/revoke", {"name": "../x"}, "is not a node name"),
         ("users/revoke", {"name": 7}, "must be a text"),
         ("certificates/revoke", {"serial": "xyz"}, "not a certificate's serial"),
         ("certificates/record", {"chain": "hello"}, "cannot be read"),

@@ -84,7 +84,7 @@ def test_token_create_prints_the_line_to_paste(command: Command) -> None:
         (("token", "create", "--node", "a", "--ttl", "soon"), 2, "write 90s, 15m, 24h or 7d"),
         (("token", "create", "--node", "a", "--ttl", "999d"), 2, "ttl_seconds must be from 1"),
         (("token", "revoke", "nothing"), 1, "there is no token 'nothing'"),
-        (("node", "revoke", "No Node"), 2, "is not a node's name"),
+        (("node", "revoke", "No Node"), 2, "is not a node name"),
         (("node", "revoke", "shop-7"), 1, "no node shop-7 is known here; `qanat nodes` lists"),
         (("node", "revoke", "shop-7", "--yes"), 1, "To revoke it all the same, as one of another issuer"),
         (("user", "revoke", "operatr", "--yes"), 1, "did you mean operator?"),

@@ -106,4 +106,4 @@ async def test_a_named_configuration_must_exist(tmp_path: Path, monkeypatch: pyt
     assert "QANAT_CONFIG" in os.environ
     ran = await edge.run("run")
     assert ran.returncode == 2
-    assert b"cannot be read" in ran.stderr
+    assert b"there is no such file; join a server" in ran.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-import shutil
 import signal
 import socket
 import stat
@@ -20,10 +19,11 @@ import trio
 from certs.bundle import read_bundle
 from certs.token import format_token, login_text, make_token, parse_token
 from certs.x509 import facts_of
-from tests.agent.cloud import Cloud, Machine, machine, open_cloud
+from tests.agent.cloud import Cloud, machine, open_cloud
 from tests.agent.listening import listening
 from tests.agent.relays import Relay
 from tests.agent.test_check import FakeProxy
+from tests.e2e import tools
 from tests.server.programs import running
 from tunnel_agent.load import load_installation
 
@@ -337,27 +337,29 @@ async def test_the_token_from_a_file(cloud: Cloud, tmp_path: Path) -> None:
     assert (missing.code, missing.failure["step"]) == (2, "token")
 
 
+@pytest.fixture
+def unshare(tmp_path: Path) -> str:
+    """The program that mounts in a namespace of its own."""
+    program = tools.path_of("unshare")
+    tried = [program, "-rm", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
+    if subprocess.run(tried, capture_output=True, check=False).returncode:  # noqa: S603
+        pytest.skip("needs user and mount namespaces: run as root, or set kernel.unprivileged_userns_clone=1")
+    return program
+
+
 @pytest.mark.parametrize(
     ("options", "says"), [("-o ro", "Read-only file system"), ("-o size=16k", "No space left on device")]
 )
-async def test_a_disk_that_takes_nothing(tmp_path: Path, options: str, says: str) -> None:
+async def test_a_disk_that_takes_nothing(unshare: str, tmp_path: Path, options: str, says: str) -> None:
     edge = machine(tmp_path)
     command = edge.command("join", "localhost:1", "--name", "edge1", "--json")
     mount = f'mount -t tmpfs {options} tmpfs {edge.folder} && exec "$@"'
-    unshare = shutil.which("unshare")
-    if unshare is None or await trio.to_thread.run_sync(lambda: cannot_mount(unshare, edge)):
-        pytest.skip("this machine does not let us mount")
     ran = await trio.run_process(
         [unshare, "-rm", "sh", "-c", mount, "sh", *command],
         stdin=SOME_TOKEN.encode(), capture_stdout=True, capture_stderr=True, check=False,
     )  # fmt: skip
     assert says in ran.stdout.decode(), ran.stderr
     assert ran.returncode == 2
-
-
-def cannot_mount(unshare: str, edge: Machine) -> bool:
-    tried = [unshare, "-rm", "mount", "-t", "tmpfs", "tmpfs", str(edge.folder)]
-    return subprocess.run(tried, capture_output=True, check=False).returncode != 0  # noqa: S603
 
 
 async def test_two_at_once_do_not_meet(cloud: Cloud, tmp_path: Path) -> None:

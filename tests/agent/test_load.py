@@ -50,7 +50,7 @@ def test_a_bundle_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
-    assert "No such file" in problem_of(tmp_path / "absent.toml").message
+    assert "there is no such file" in problem_of(tmp_path / "absent.toml").message
 
 
 def test_services_and_the_built_in_one_are_announced(tmp_path: Path) -> None:

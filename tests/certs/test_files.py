@@ -24,7 +24,8 @@ from certs.files import (
 
 
 @pytest.fixture(params=[0o000, 0o077, 0o777])
-def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+def umask(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Set only when ``tmp_path`` is there: with 0777 its owner could not enter it."""
     before = os.umask(request.param)
     yield
     os.umask(before)

@@ -48,7 +48,9 @@ def test_without_a_bundle_local_sockets_are_used(tmp_path: Path) -> None:
         one.bind(str(paths.admin_socket()))
         access = find_access(None, {})
     assert access.need_api() == UnixDialer(paths.admin_socket())
-    with pytest.raises(CommandError, match=r"no way in: .* not a connect socket at .*connect\.sock"):
+    with pytest.raises(
+        CommandError, match=r"no way in: .* nor a server's connect socket .*or set .connect.unix. path"
+    ):
         access.need_connect()
 
 

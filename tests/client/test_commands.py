@@ -217,7 +217,7 @@ async def test_connect_tells_a_break_from_an_end(server: FakeServer, tmp_path: P
 async def test_connect_refuses_what_is_no_target(server: FakeServer, tmp_path: Path) -> None:
     result = await inside(tmp_path, "connect", "edge1", "::1:80")
     assert result.exit_code == 2
-    assert result.stderr.startswith("qanat: not a host name")
+    assert result.stderr.startswith("qanat: TARGET: not a host name")
 
 
 # forward

@@ -128,11 +128,11 @@ def test_once_shows_no_url_that_is_gone(folder: Path) -> None:
 
 def test_a_folder_of_a_demo_that_was_killed_is_removed(folder: Path) -> None:
     old, young, other = (folder / name for name in ("qanat-demo-old", "qanat-demo-young", "mine"))
-    for folder in (old, young, other):
-        (folder / "server").mkdir(parents=True)
+    for made in (old, young, other):
+        (made / "server").mkdir(parents=True)
     long_ago = time.time() - 3600
-    for folder in (old, other):
-        os.utime(folder, (long_ago, long_ago))
+    for made in (old, other):
+        os.utime(made, (long_ago, long_ago))
     (folder / "qanat-demo-link").symlink_to(other)
     remove_left_behind(folder)
     assert not old.exists()

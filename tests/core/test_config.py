@@ -249,7 +249,7 @@ def test_a_file_that_cannot_be_parsed_is_one_problem(tmp_path: Path, content: by
 
 
 def test_a_file_that_does_not_exist_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: No such file or directory; create it"):
+    with pytest.raises(ConfigError, match="there is no such file; create it"):
         load(tmp_path / "none.toml", Sample)
 
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tunnel_core.tls import TlsStream
+from tunnel_core.tls import TlsStream, is_end_of_file
 
 Pair = tuple[TlsStream, TlsStream]
 
@@ -123,6 +123,20 @@ async def test_a_connection_cut_without_close_notify_is_broken(
     assert await far.receive_some() == b"almost all"
     with pytest.raises(trio.BrokenResourceError):
         await far.receive_some()
+
+
+async def test_a_context_that_ignores_such_an_end_is_mended(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext], make_pair: Callable[[], Awaitable[Pair]]
+) -> None:
+    """Python 3.11.2, which is Debian 12's, makes every context so."""
+    for context in contexts:
+        context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
+    near, far = await make_pair()
+    await near.transport.aclose()
+    with pytest.raises(trio.BrokenResourceError) as caught:
+        await far.receive_some()
+    assert isinstance(caught.value.__cause__, ssl.SSLError)
+    assert is_end_of_file(caught.value.__cause__)
 
 
 async def test_a_cancelled_receive_loses_nothing(make_pair: Callable[[], Awaitable[Pair]]) -> None:

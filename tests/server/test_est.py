@@ -1,13 +1,12 @@
-"""Certificates over EST, asked for with curl and openssl as RFC 7030 has it, and what must be refused."""
+"""Certificates over EST by Python's own HTTP client, once by curl and openssl, and what must be refused."""
 
 from __future__ import annotations
 
 import base64
 import datetime
-import hashlib
 import json
 import ssl
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,9 @@ from certs.requests import make_request
 from certs.signing import LeafProfile, make_leaf
 from certs.token import Token, format_token
 from certs.x509 import Usage, Validity, describe, facts_of
+from tests.e2e import tools
 from tests.fakes import pki
+from tests.server.asking import Answer, Question, ask
 from tests.server.issuing import Issuing, open_issuing
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
@@ -34,55 +35,53 @@ EST = "/.well-known/est"
 PKCS10 = "application/pkcs10"
 
 
-@dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def word(self) -> str:
-        return self.body.decode().partition(":")[0]
-
-
 async def run(*command: str, data: bytes = b"") -> bytes:
-    """The standard output of a program that has to succeed."""
-    ran = await trio.run_process(command, stdin=data, capture_stdout=True, capture_stderr=True, check=False)
+    """The standard output of a program that has to succeed. Skips the test if it is not installed."""
+    whole = [tools.path_of(command[0]), *command[1:]]
+    ran = await trio.run_process(whole, stdin=data, capture_stdout=True, capture_stderr=True, check=False)
     assert ran.returncode == 0, (command, ran.stderr)
     output: bytes = ran.stdout
     return output
 
 
-async def curl(issuing: Issuing, path: str, *options: str) -> Answer:
-    """One request with curl, which trusts the server's root alone."""
-    port = issuing.address.rpartition(":")[2]
-    url = f"https://localhost:{port}{path}"
-    got = await run("curl", "-sS", "-i", "--cacert", str(issuing.roots), "--max-time", "15", *options, url)
-    while got.startswith(b"HTTP/1.1 100"):
-        got = got.partition(b"\r\n\r\n")[2]
-    head, _, body = got.partition(b"\r\n\r\n")
-    first, *lines = head.decode().split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in lines)
-    return Answer(int(first.split()[1]), headers, body)
+async def get(issuing: Issuing, path: str, leaf: Leaf | None = None) -> Answer:
+    return await ask(issuing, Question("GET", path, own=own_file(issuing, leaf)))
 
 
-async def post(issuing: Issuing, operation: str, body: bytes, *options: str, kind: str = PKCS10) -> Answer:
-    file = issuing.folder / f"body-{hashlib.sha256(body).hexdigest()[:8]}"
-    file.write_bytes(body)
-    return await curl(
-        issuing, f"{EST}/{operation}", "-H", f"Content-Type: {kind}", "--data-binary", f"@{file}", *options
-    )
+async def post(
+    issuing: Issuing,
+    operation: str,
+    body: bytes | Iterator[bytes],
+    *,
+    kind: str = PKCS10,
+    own: Path | None = None,
+    **headers: str,
+) -> Answer:
+    fields = {"Content-Type": kind} | headers
+    return await ask(issuing, Question("POST", f"{EST}/{operation}", body, fields, own))
+
+
+def basic(user: str, password: str) -> str:
+    """The value of ``Authorization``."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def own_file(issuing: Issuing, leaf: Leaf | None) -> Path | None:
+    """A file with the key and chain of ``leaf``; None without a leaf."""
+    if leaf is None:
+        return None
+    file = issuing.folder / f"{facts_of(leaf.chain_pem).identity.name}.pem"
+    file.write_bytes(leaf.credential.key_pem + leaf.chain_pem)
+    return file
 
 
 async def enrol(issuing: Issuing, token: Token | str, body: bytes, user: str = "edge1") -> Answer:
     text = token if isinstance(token, str) else format_token(token)
-    return await post(issuing, "simpleenroll", body, "--user", f"{user}:{text}")
+    return await post(issuing, "simpleenroll", body, Authorization=basic(user, text))
 
 
 async def renew(issuing: Issuing, leaf: Leaf, body: bytes) -> Answer:
-    own = issuing.folder / f"{facts_of(leaf.chain_pem).identity.name}.pem"
-    own.write_bytes(leaf.credential.key_pem + leaf.chain_pem)
-    return await post(issuing, "simplereenroll", body, "--cert", str(own))
+    return await post(issuing, "simplereenroll", body, own=own_file(issuing, leaf))
 
 
 def identity(name: str, role: Role = Role.NODE) -> SpiffeId:
@@ -96,18 +95,25 @@ def request_of(name: str = "edge1", role: Role = Role.NODE) -> bytes:
 # As the RFC has it.
 
 
+@pytest.fixture
+def curl_and_openssl() -> None:
+    """Skips the test, with what to install: from inside a trio test that sentence would be lost."""
+    tools.require("curl", "openssl")
+
+
+@pytest.mark.usefixtures("curl_and_openssl")
 async def test_curl_and_openssl_enrol_and_renew(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         token = await issuing.token("edge1")
         one = await openssl_request(tmp_path, "one", "/CN=edge1")
-        answer = await post(issuing, "simpleenroll", one, "--user", f"any:{format_token(token)}")
+        answer = await curl_post(issuing, "simpleenroll", one, "--user", f"any:{format_token(token)}")
         assert (answer.status, answer.headers["content-transfer-encoding"]) == (200, "base64")
         assert answer.headers["content-type"] == "application/pkcs7-mime; smime-type=certs-only"
         first = await openssl_certificates(tmp_path, "one", answer.body)
         await verify_with_openssl(issuing, tmp_path, first)
         two = await openssl_request(tmp_path, "two", "/CN=edge1")
         shown = ["--cert", str(first), "--key", str(tmp_path / "one.key")]
-        answer = await post(issuing, "simplereenroll", two, *shown)
+        answer = await curl_post(issuing, "simplereenroll", two, *shown)
         second = await openssl_certificates(tmp_path, "two", answer.body)
         await verify_with_openssl(issuing, tmp_path, second)
         said = facts_of(second.read_bytes())
@@ -117,6 +123,21 @@ async def test_curl_and_openssl_enrol_and_renew(tmp_path: Path) -> None:
         )
         assert [line[0] for line in await issuing.audit()] == ["enrolled", "renewed"]
         assert [one["serial"] for one in await issuing.store.certificates(name="edge1")][-1] == said.serial
+
+
+async def curl_post(issuing: Issuing, operation: str, body: bytes, *options: str) -> Answer:
+    """One request with curl, which trusts the server's root alone."""
+    file = issuing.folder / "body"
+    file.write_bytes(body)
+    port = issuing.address.rpartition(":")[2]
+    posted = ["-H", f"Content-Type: {PKCS10}", "--data-binary", f"@{file}", *options]
+    trusting = ["--cacert", str(issuing.roots), "--max-time", "15"]
+    url = f"https://localhost:{port}{EST}/{operation}"
+    got = await run("curl", "-sS", "-i", *trusting, *posted, url)
+    head, _, content = got.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return Answer(int(first.split()[1]), headers, content)
 
 
 async def openssl_request(folder: Path, name: str, subject: str) -> bytes:
@@ -136,7 +157,7 @@ async def openssl_certificates(folder: Path, name: str, body: bytes) -> Path:
 
 
 async def verify_with_openssl(issuing: Issuing, folder: Path, leaf: Path) -> None:
-    answer = await curl(issuing, f"{EST}/cacerts")
+    answer = await get(issuing, f"{EST}/cacerts")
     given = await openssl_certificates(folder, "cacerts", answer.body)
     options = [
         "-CAfile",
@@ -150,22 +171,28 @@ async def verify_with_openssl(issuing: Issuing, folder: Path, leaf: Path) -> Non
     await run("openssl", "verify", *options, str(leaf))
 
 
+CSR_ATTRIBUTES = bytes.fromhex(
+    "3021"  # a SEQUENCE, RFC 7030 section 4.5.2
+    "301506072a8648ce3d0201310a06082a8648ce3d030107"  # id-ecPublicKey: prime256v1
+    "06082a8648ce3d040302"  # ecdsa-with-SHA256
+)
+
+
 async def test_what_anybody_may_read(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
-        answer = await curl(issuing, f"{EST}/cacerts")
+        answer = await get(issuing, f"{EST}/cacerts")
         authority = pki.authority()
         assert set(read_certs_only(answer.body)) == {authority.roots_pem, authority.issuing.certificate_pem}
-        answer = await curl(issuing, f"{EST}/csrattrs")
-        parsed = await run("openssl", "asn1parse", "-inform", "DER", data=base64.b64decode(answer.body))
-        assert all(word in parsed for word in (b"id-ecPublicKey", b"prime256v1", b"ecdsa-with-SHA256"))
-        page = json.loads((await curl(issuing, "/api/v1/join")).body)
+        answer = await get(issuing, f"{EST}/csrattrs")
+        assert base64.b64decode(answer.body) == CSR_ATTRIBUTES
+        page = json.loads((await get(issuing, "/api/v1/join")).body)
         assert (page["trust_domain"], page["agents"]) == (pki.TRUST_DOMAIN, ["localhost:7001"])
 
 
 @pytest.mark.parametrize("path", ["/api/v1/nodes", "/api/v1/joins", "/.well-known/estate", "/.well-known/"])
 async def test_all_else_stays_closed(tmp_path: Path, path: str) -> None:
     async with open_issuing(tmp_path) as issuing:
-        answer = await curl(issuing, path)
+        answer = await get(issuing, path)
         assert (answer.status, answer.word) == (401, "unauthenticated")
         assert "www-authenticate" not in answer.headers
 
@@ -175,7 +202,7 @@ async def test_a_node_may_renew_and_nothing_else(tmp_path: Path) -> None:
         answer = await renew(issuing, pki.node_leaf("edge1"), request_of())
         (leaf,) = read_certs_only(answer.body)
         assert facts_of(leaf).identity == identity("edge1")
-        answer = await curl(issuing, "/api/v1/nodes", "--cert", str(tmp_path / "edge1.pem"))
+        answer = await get(issuing, "/api/v1/nodes", pki.node_leaf("edge1"))
         assert (answer.status, answer.word) == (403, "wrong_role")
 
 
@@ -204,8 +231,8 @@ async def test_the_same_key_and_token_are_the_same_use(tmp_path: Path) -> None:
 
 async def test_who_shows_no_token_is_told_how(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
-        for options in ([], ["-H", "Authorization: Bearer x"], ["-H", "Authorization: Basic %%%"]):
-            answer = await post(issuing, "simpleenroll", request_of(), *options)
+        for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic %%%"}):
+            answer = await post(issuing, "simpleenroll", request_of(), **headers)
             assert (answer.status, answer.word) == (401, "token_wrong")
             assert answer.headers["www-authenticate"].startswith("basic realm=")
 
@@ -240,15 +267,14 @@ async def test_wrong_tokens_are_limited_and_a_right_one_is_not(tmp_path: Path) -
 async def test_a_body_that_is_no_request(tmp_path: Path, operation: str) -> None:
     async with open_issuing(tmp_path) as issuing:
         token = format_token(await issuing.token("edge1"))
-        await renew(issuing, pki.node_leaf("edge1"), b"")  # writes edge1.pem
-        options = ["--cert", str(tmp_path / "edge1.pem"), "--user", f"edge1:{token}"]
+        own, login = own_file(issuing, pki.node_leaf("edge1")), basic("edge1", token)
         cases = [
             (b"no", PKCS10, "bad_csr"),
             (b"A" * 20_000, PKCS10, "bad_csr"),
             (request_of(), "text/plain", "bad_csr"),
         ]
         for body, kind, word in cases:
-            answer = await post(issuing, operation, body, *options, kind=kind)
+            answer = await post(issuing, operation, body, kind=kind, own=own, Authorization=login)
             assert (answer.status, answer.word) == (400, word)
         assert [one["used"] for one in await issuing.store.tokens()] == [0]
 
@@ -324,7 +350,7 @@ async def test_a_request_that_asks_for_more(tmp_path: Path, case: str) -> None:
 async def test_what_shows_no_certificate_does_not_renew(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         token = format_token(await issuing.token("edge1"))
-        answer = await post(issuing, "simplereenroll", request_of(), "--user", f"edge1:{token}")
+        answer = await post(issuing, "simplereenroll", request_of(), Authorization=basic("edge1", token))
         assert (answer.status, answer.word) == (401, "unauthenticated")
 
 
@@ -395,10 +421,10 @@ async def test_one_name_does_not_ask_for_ever(tmp_path: Path) -> None:
 
 async def test_a_body_in_pieces_is_taken_and_a_slow_one_is_not(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
-        token = format_token(await issuing.token("edge1"))
-        answer = await post(issuing, "simpleenroll", request_of(), "--user", f"edge1:{token}", "-H",
-                            "Transfer-Encoding: chunked", "-H", "Expect: 100-continue")  # fmt: skip
-        assert answer.status == 200
+        body, login = request_of(), basic("edge1", format_token(await issuing.token("edge1")))
+        pieces = (body[start : start + 100] for start in range(0, len(body), 100))
+        chunked = {"Transfer-Encoding": "chunked", "Expect": "100-continue", "Authorization": login}
+        assert (await post(issuing, "simpleenroll", pieces, **chunked)).status == 200
 
 
 async def test_ten_bodies_that_never_come_hold_up_nobody(tmp_path: Path) -> None:

@@ -118,6 +118,40 @@ def test_a_file_system_without_sockets_is_named(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "a.sock").exists()
 
 
+@pytest.mark.parametrize(("mode", "folder"), [(0o600, 0o700), (0o660, 0o750), (0o666, 0o755)])
+def test_a_missing_folder_is_made_for_those_who_may_open_the_socket(
+    tmp_path: Path, mode: int, folder: int
+) -> None:
+    group = grp.getgrgid(os.getgid()).gr_name if mode == 0o660 else ""
+    path = tmp_path / "run/qanat/egress.sock"
+    before = os.umask(0o077)
+    try:
+        close(bind_unix(UnixAddress(path, mode, group)))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == folder
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_folder_below_one_of_others_is_for_root_to_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 54321)
+    with pytest.raises(CannotListen) as caught:
+        bind_unix(UnixAddress(tmp_path / "qanat/egress.sock"))
+    said = str(caught.value)
+    assert (
+        f"there is no folder {tmp_path}/qanat, and 54321 may not make it; as root: install -d -m 750" in said
+    )
+    assert not (tmp_path / "qanat").exists()
+
+
+def test_below_run_the_unit_can_have_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 54321)
+    with pytest.raises(CannotListen, match="or RuntimeDirectory=no-such-folder in its systemd unit"):
+        bind_unix(UnixAddress(Path("/run/no-such-folder/egress.sock")))
+
+
 def test_an_unknown_group_is_named(tmp_path: Path) -> None:
     with pytest.raises(CannotListen, match="no group no-such-group"):
         bind_unix(UnixAddress(tmp_path / "a.sock", group="no-such-group"))

@@ -345,7 +345,7 @@ async def test_mistakes_in_the_configuration_are_told_all_at_once(tmp_path: Path
     assert "did you mean session?" in said
     missing = await run_server(tmp_path / "none.toml")
     assert missing.returncode == 2
-    assert b"name another with --config" in missing.stderr
+    assert b"make a server: qanat-server init" in missing.stderr
 
 
 def sockets_in(folder: Path) -> list[Path]:

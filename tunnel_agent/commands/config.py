@@ -10,13 +10,13 @@ import click
 
 from tunnel_agent.commands.options import bundle_option, config_option, json_option
 from tunnel_agent.config import AgentConfig
-from tunnel_agent.load import place_of_config
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_agent.load import absent_fix, place_of_config
+from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.config import ConfigError, load_given
 from tunnel_core.effective import as_toml, settings_of
 
 
-@click.group("config")
+@click.group("config", cls=CommandGroup)
 def command() -> None:
     """Look at the configuration.
 
@@ -43,7 +43,7 @@ def show(config: Path | None, bundle: Path | None, as_json: bool) -> None:
     """
     file, required = place_of_config(config)
     try:
-        loaded, given = load_given(file, AgentConfig, required=required)
+        loaded, given = load_given(file, AgentConfig, required=required, absent_fix=absent_fix(file))
     except ConfigError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     if bundle is not None:

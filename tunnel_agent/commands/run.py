@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import http.client
 import os
 import sys
 from pathlib import Path
@@ -13,10 +15,13 @@ from tunnel_agent import first_run
 from tunnel_agent.app import run_agent
 from tunnel_agent.commands.options import bundle_option, config_option, installation_of
 from tunnel_agent.join.places import files_of
+from tunnel_agent.status_client import fetch_status
 from tunnel_core import logs
-from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.command_line import CommandError, ExitCode, printable
 from tunnel_core.config import ConfigError
 from tunnel_core.memory import keep_memory
+from tunnel_core.settings import Ops
+from tunnel_core.sockets import why_not_listening
 
 
 @click.command("run")
@@ -42,8 +47,22 @@ def command(config: Path | None, bundle: Path | None) -> None:
     try:
         trio.run(run_agent, installation)
     except OSError as error:
-        message = f"cannot listen on {installation.config.ops.listen}, [ops] listen: {error.strerror}"
+        ops = installation.config.ops
+        why = _running_agent(ops, error) or why_not_listening(error, ops.listen.port if ops.listen else 0)
+        message = f"cannot listen on {ops.listen}, [ops] listen in {installation.file}: {why}"
         raise CommandError(ExitCode.FAILED, message) from None
+
+
+def _running_agent(ops: Ops, error: OSError) -> str:
+    """What to do about the agent that has our port; empty if the port is not taken by an agent."""
+    if error.errno != errno.EADDRINUSE:
+        return ""
+    try:
+        node = printable(str(fetch_status(ops)["node"]))
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return ""
+    stop = "stop it first (`qanat-agent status` shows it)"
+    return f"an agent runs on this machine already, for node {node}; {stop}, or give this one another port"
 
 
 def _maybe_join(config: Path | None, bundle: Path | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,15 @@ import click
 
 from tunnel_agent.commands.options import config_option, json_option
 from tunnel_agent.load import load_config, place_of_config
+from tunnel_agent.status_client import UnreadableToken, fetch_status
 from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, because
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config import ConfigError
-from tunnel_core.settings import ListenAddress, Ops
+from tunnel_core.settings import Ops
 from tunnel_core.states import StateCategory, category_of_word
 from tunnel_core.tables import Row, Table, lines_of
-from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
 
-_TIMEOUT_SECONDS = 5.0
-_MAX_BYTES = 1024 * 1024
-_MAX_TOKEN_BYTES = 4096
 _STREAMS = Table(("stream", "user", "through", "in", "out", "target"))
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @click.command("status")
@@ -68,38 +63,13 @@ def _read_status(ops: Ops) -> dict[str, Any]:
     if ops.listen is None:
         raise CommandError(ExitCode.USAGE, "[ops] listen is switched off, so the agent cannot be asked")
     try:
-        return _fetch(ops.listen, _headers(ops))
+        return fetch_status(ops)
+    except UnreadableToken as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else error
         message = f"no agent answers at {ops.listen}: {cause}; start one with `qanat-agent run`"
         raise CommandError(ExitCode.FAILED, message) from None
-
-
-def _headers(ops: Ops) -> dict[str, str]:
-    if ops.bearer_file is None:
-        return {}
-    try:
-        token = read_text_file(ops.bearer_file, _MAX_TOKEN_BYTES).strip()
-    except (OSError, NotPlainText) as error:
-        raise CommandError(ExitCode.USAGE, trouble_with(ops.bearer_file, error)) from None
-    return {"Authorization": f"Bearer {token}"}
-
-
-def _fetch(listen: ListenAddress, headers: Mapping[str, str]) -> dict[str, Any]:
-    host = _ANY_ADDRESS.get(listen.host, listen.host)
-    connection = http.client.HTTPConnection(host, listen.port, timeout=_TIMEOUT_SECONDS)
-    try:
-        connection.request("GET", "/status.json", headers=dict(headers))
-        answer = connection.getresponse()
-        body = answer.read(_MAX_BYTES)
-    finally:
-        connection.close()
-    if answer.status != http.HTTPStatus.OK:
-        raise ValueError(f"it answered {answer.status} {answer.reason}")
-    status = json.loads(body)
-    if not isinstance(status, dict) or "link" not in status:
-        raise ValueError("what answers there is no agent of this version")
-    return status
 
 
 def _lines(status: Mapping[str, Any]) -> Iterator[str]:

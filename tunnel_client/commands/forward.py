@@ -21,6 +21,7 @@ from tunnel_core.ending import ending_signals
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import ListenAddress
+from tunnel_core.sockets import why_not_listening
 from tunnel_core.states import StateCategory
 
 _COMMANDS = {
@@ -72,7 +73,7 @@ def _local(text: str) -> tuple[str, int]:
         # Port 0 is no port to connect to, so the parser of addresses knows no such thing.
         name, number = split_host_port(f"{host or '127.0.0.1'}:{'1' if port == '0' else port}")
     except ValueError as error:
-        raise CommandError(ExitCode.USAGE, f"LOCAL: {error}") from None
+        raise CommandError(ExitCode.USAGE, f"LOCAL: {error}; write a port or host:port") from None
     return name, 0 if port == "0" else number
 
 
@@ -116,7 +117,7 @@ async def _listen(host: str, port: int) -> trio.SocketListener:
     try:
         return await listen(host, port)
     except OSError as error:
-        message = f"cannot listen on {join_host_port(host, port)}: {error.strerror}"
+        message = f"cannot listen on {join_host_port(host, port)}: {why_not_listening(error, port)}"
         raise CommandError(ExitCode.FAILED, message) from None
 
 

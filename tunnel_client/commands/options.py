@@ -15,6 +15,8 @@ from tunnel_client.dial import ServerUnreachable
 from tunnel_client.tunnel import Wish
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.ending import ending_signals, forget_output, is_hung_up, wait_hung_up
+from tunnel_core.identity import Role, why_no_name
+from tunnel_core.names import is_node_name
 from tunnel_core.reasons import Refused
 
 P = ParamSpec("P")
@@ -42,10 +44,13 @@ def named_bundle(bundle: Path | None) -> Path | None:
 
 
 def parse_wish(node: str, target: str) -> Wish:
+    if not is_node_name(node):
+        raise CommandError(ExitCode.USAGE, why_no_name(Role.NODE, node))
     try:
         return Wish.parse(node, target)
     except ValueError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None
+        forms = "write a port, host:port, [v6]:port, unix:/path or a service's name"
+        raise CommandError(ExitCode.USAGE, f"TARGET: {error}; {forms}") from None
 
 
 def run(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:

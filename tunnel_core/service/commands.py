@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.config import ConfigError
 from tunnel_core.humanize import as_moment
 from tunnel_core.service.install import install
@@ -30,7 +30,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 def service_group(program: ServiceProgram, machine: Machine | None = None) -> click.Group:
     """The group ``service`` of one program, on ``machine`` or on this one."""
     host = machine or LinuxMachine()
-    return click.Group(
+    return CommandGroup(
         "service",
         commands=[_install(program, host), _status(program, host), _uninstall(program, host)],
         help=f"Run {program.name} as a systemd service: from boot on, as a user of its own, in a sandbox.",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tunnel_core.identity import Role, is_identity_name
+from tunnel_core.identity import Role, is_identity_name, why_no_name
 from tunnel_core.reasons import Reason, Refused
 
 _MAX_TEXT = 16 * 1024
@@ -53,7 +53,7 @@ class Arguments:
         """A node's or a user's name."""
         value = self.text(key)
         if not is_identity_name(role, value):
-            raise bad(f"{value[:200]!r} is not a {role.value}'s name")
+            raise bad(why_no_name(role, value))
         return value
 
     def serial(self, key: str = "serial") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ import trio
 from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.config import ConfigError, load
+from tunnel_core.identity import Role, is_identity_name, why_no_name
 from tunnel_core.reasons import Refused
 from tunnel_server.admin.actions import READS, WRITES, Actions
 from tunnel_server.admin.arguments import Arguments
@@ -35,10 +37,24 @@ def load_config(file: Path | None) -> ServerConfig:
     """The configuration of the server on this machine. Raises ``CommandError``."""
     path = file or paths.server_config_file()
     try:
-        return load(path, ServerConfig)
+        return load(path, ServerConfig, absent_fix=absent_fix(file, path))
     except ConfigError as error:
-        hint = "" if path.exists() else "\nMake a server first: qanat-server init --name tunnel.example.com"
-        raise CommandError(ExitCode.USAGE, f"{error}{hint}") from None
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+
+
+def absent_fix(named: Path | None, path: Path) -> str:
+    """What makes a configuration at ``path``, or finds the one that is meant."""
+    if others := paths.config_of_root(path):
+        return f"the server on this machine has {others}: run this as root, with sudo"
+    where = f" --config {shlex.quote(str(path))}" if named else ""
+    return f"make a server: qanat-server init --name tunnel.example.com{where}"
+
+
+def checked_name(role: Role, name: str) -> str:
+    """The name of a node or user. Raises ``CommandError`` with the rule for such names."""
+    if not is_identity_name(role, name):
+        raise CommandError(ExitCode.USAGE, why_no_name(role, name))
+    return name
 
 
 def perform(config_file: Path | None, method: str, path: str, arguments: Mapping[str, Any]) -> Json:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from certs.rotation import Step
-from tunnel_core.command_line import print_json
+from tunnel_core.command_line import CommandGroup, print_json
 from tunnel_core.humanize import minute_of
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, yes_option
@@ -27,7 +27,7 @@ _DOES = {
 }
 
 
-@click.group("ca")
+@click.group("ca", cls=CommandGroup)
 def command() -> None:
     """Show and replace the certificate authority.
 

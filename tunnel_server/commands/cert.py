@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tunnel_core.command_line import print_json
+from tunnel_core.command_line import CommandGroup, print_json
 from tunnel_core.humanize import as_length, minute_of, parse_moment
 from tunnel_core.tables import Table, show_list, wide_option
 from tunnel_server.commands.access import config_option, json_option, perform
@@ -19,7 +19,7 @@ from tunnel_server.commands.revoke import revoke, said_of, say_taken_back, unrev
 _TABLE = Table(("serial", "role", "state", "ends in", "name"), ("ends", "issued", "origin"))
 
 
-@click.group("cert")
+@click.group("cert", cls=CommandGroup)
 def command() -> None:
     """List certificates that were issued here, and revoke single ones.
 

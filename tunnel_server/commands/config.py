@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from tunnel_core import paths
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.config import ConfigError, load_given
 from tunnel_core.effective import as_toml, settings_of
-from tunnel_server.commands.access import config_option, json_option
+from tunnel_server.commands.access import absent_fix, config_option, json_option
 from tunnel_server.config import ServerConfig
 
 
-@click.group("config")
+@click.group("config", cls=CommandGroup)
 def command() -> None:
     """Look at the configuration.
 
@@ -40,7 +40,7 @@ def show(config: Path | None, as_json: bool) -> None:
     """
     path = config or paths.server_config_file()
     try:
-        loaded, given = load_given(path, ServerConfig)
+        loaded, given = load_given(path, ServerConfig, absent_fix=absent_fix(config, path))
     except ConfigError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     settings = settings_of(loaded, given)

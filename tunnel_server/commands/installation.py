@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import time
 import tomllib
 from collections.abc import Iterator
@@ -182,7 +183,7 @@ def _journal(plan: Installation) -> Iterator[None]:
         _remove_interrupted(journal.read())
         if existing := [str(file) for file in plan.files() if os.path.lexists(file)]:
             path.unlink(missing_ok=True)  # another init may have finished while we waited to look
-            raise InstallationError(f"nothing was changed, because these exist: {', '.join(existing)}")
+            raise InstallationError(_why_not_again(plan, existing))
         journal.truncate(0)
         journal.write(json.dumps([str(file) for file in plan.files()]).encode())
         journal.flush()
@@ -191,6 +192,14 @@ def _journal(plan: Installation) -> Iterator[None]:
         yield
         path.unlink()
         sync_folder(plan.data_dir)
+
+
+def _why_not_again(plan: Installation, existing: list[str]) -> str:
+    why = f"nothing was changed, because these exist: {', '.join(existing)}"
+    if str(plan.certificate_file) not in existing:
+        return f"{why}; move them away, or choose other places (--data-dir, --config, --bundle)"
+    run = f"qanat-server run --config {shlex.quote(str(plan.config_file))}"
+    return f"a server is set up in {plan.data_dir} already; start it: {run}\n{why}"
 
 
 def _lock(descriptor: int, data_dir: Path) -> None:

@@ -15,19 +15,15 @@ from certs.bundle import Bundle, format_bundle
 from certs.ca import LEAF_DAYS, Authority, AuthorityError, Leaf
 from certs.files import write_private, write_public
 from certs.x509 import describe
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.humanize import as_iso, as_minute
-from tunnel_core.identity import Role, is_identity_name
-from tunnel_server.commands.access import config_option, json_option, load_config, perform
+from tunnel_core.identity import Role
+from tunnel_server.commands.access import checked_name, config_option, json_option, load_config, perform
 from tunnel_server.commands.installation import make_bundle
 from tunnel_server.config import ServerConfig
 from tunnel_server.reach import NoNames, addresses, server_names
 from tunnel_server.rotating import AUTHORITY_FOLDER
 
-_NAME_RULES = {
-    Role.NODE: "a node name has lower-case letters, digits, '-' and dots, as in shop-7.example.com",
-    Role.USER: "a user name has lower-case letters, digits and '.', '_', '@', '-', as in kim@example.com",
-}
 _STANDARD_OUTPUT = Path("-")
 
 
@@ -39,7 +35,7 @@ class _Issued:
     bundle: Bundle
 
 
-@click.group("issue")
+@click.group("issue", cls=CommandGroup)
 def command() -> None:
     """Issue a certificate to a node or a user, as one file to carry there.
 
@@ -114,8 +110,7 @@ def issue_user(
 
 
 def _issue(role: Role, name: str, days: float, config_file: Path | None) -> _Issued:
-    if not is_identity_name(role, name):
-        raise CommandError(ExitCode.USAGE, f"{name!r:.200} will not do: {_NAME_RULES[role]}")
+    checked_name(role, name)
     config = load_config(config_file)
     try:
         authority = load_authority(config.data_dir / AUTHORITY_FOLDER)
@@ -170,7 +165,8 @@ def _write_pem(issued: _Issued, folder: Path) -> list[Path]:
 def _write(contents: dict[Path, bytes], private: set[Path]) -> None:
     """Writes all of it or, if any of the files exists, nothing."""
     if existing := [str(file) for file in contents if os.path.lexists(file)]:
-        raise CommandError(ExitCode.USAGE, f"nothing was changed, because these exist: {', '.join(existing)}")
+        message = f"nothing was changed, because these exist: {', '.join(existing)}"
+        raise CommandError(ExitCode.USAGE, f"{message}; move them away, or choose another place")
     try:
         for file, data in contents.items():
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from tunnel_core.command_line import CommandError, ExitCode, print_json
-from tunnel_server.commands.access import config_option, json_option, perform
+from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
+from tunnel_core.identity import Role
+from tunnel_server.commands.access import checked_name, config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, ending_text, force_option, yes_option
 from tunnel_server.commands.names import complete_node
 
@@ -18,7 +19,7 @@ _PATHS = {"node": "nodes", "user": "users", "serial": "certificates"}
 why_option = click.option("--why", default="", metavar="TEXT", help="For the audit.")
 
 
-@click.group("node")
+@click.group("node", cls=CommandGroup)
 def node() -> None:
     """What is done to nodes by name. `qanat nodes` lists them.
 
@@ -30,7 +31,7 @@ def node() -> None:
     """
 
 
-@click.group("user")
+@click.group("user", cls=CommandGroup)
 def user() -> None:
     """What is done to users by name.
 
@@ -59,7 +60,9 @@ def revoke_node(name: str, why: str, force: bool, yes: bool, config: Path | None
       qanat-server node revoke shop-7 --why 'stolen from the van'
       qanat-server node revoke shop-7 --yes
     """
-    answer = revoke(config, "node", name, why=why, force=force, yes=yes, as_json=as_json)
+    answer = revoke(
+        config, "node", checked_name(Role.NODE, name), why=why, force=force, yes=yes, as_json=as_json
+    )
     back = f"It comes back only with a new token: qanat-server token create --node {name}"
     _say(answer, f"node {name}", back, as_json=as_json)
 
@@ -82,7 +85,9 @@ def revoke_user(name: str, why: str, force: bool, yes: bool, config: Path | None
       qanat-server user revoke kim@example.com --why 'left the company'
       qanat-server user revoke kim@example.com --yes
     """
-    answer = revoke(config, "user", name, why=why, force=force, yes=yes, as_json=as_json)
+    answer = revoke(
+        config, "user", checked_name(Role.USER, name), why=why, force=force, yes=yes, as_json=as_json
+    )
     back = f"Only a new certificate lets this user in again: qanat-server issue user {name}"
     _say(answer, f"user {name}", back, as_json=as_json)
 
@@ -133,7 +138,7 @@ def unrevoke_node(name: str, yes: bool, config: Path | None, as_json: bool) -> N
     Example:
       qanat-server node unrevoke shop-7
     """
-    answer = unrevoke(config, "node", name, yes=yes, as_json=as_json)
+    answer = unrevoke(config, "node", checked_name(Role.NODE, name), yes=yes, as_json=as_json)
     back = "Its agent comes back by itself within 5 minutes, or at once when it is restarted."
     say_taken_back(answer, f"node {name}", back, as_json=as_json)
 
@@ -152,7 +157,7 @@ def unrevoke_user(name: str, yes: bool, config: Path | None, as_json: bool) -> N
     Example:
       qanat-server user unrevoke kim@example.com
     """
-    answer = unrevoke(config, "user", name, yes=yes, as_json=as_json)
+    answer = unrevoke(config, "user", checked_name(Role.USER, name), yes=yes, as_json=as_json)
     say_taken_back(answer, f"user {name}", "", as_json=as_json)
 
 
@@ -204,7 +209,7 @@ def forget_node(name: str, config: Path | None, as_json: bool) -> None:
     Example:
       qanat-server node forget shop-7
     """
-    answer = perform(config, "POST", "nodes/forget", {"name": name})
+    answer = perform(config, "POST", "nodes/forget", {"name": checked_name(Role.NODE, name)})
     if as_json:
         print_json(answer)
         return

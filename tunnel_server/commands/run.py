@@ -12,12 +12,11 @@ import trio
 
 from tunnel_core import logs, paths
 from tunnel_core.command_line import CommandError, ExitCode
-from tunnel_core.config import ConfigError, load
 from tunnel_core.logs import log_event
 from tunnel_core.memory import keep_memory
 from tunnel_server.app import CannotStart, Server
+from tunnel_server.commands.access import load_config
 from tunnel_server.commands.first_run import install_if_told, say_made
-from tunnel_server.config import ServerConfig
 from tunnel_server.process import run_server
 
 _log = logging.getLogger("qanat.server")
@@ -38,10 +37,7 @@ def command(config: Path | None) -> None:
     """
     path = config or paths.server_config_file()
     made = install_if_told(os.environ, path)
-    try:
-        loaded = load(path, ServerConfig)
-    except ConfigError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None
+    loaded = load_config(config)
     logs.setup(loaded.log.level, loaded.log.format)
     if made is not None:
         say_made(made)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from certs.files import write_private
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.humanize import minute_of
 from tunnel_core.tables import Table, show_list, wide_option
 from tunnel_server.commands.access import config_option, json_option, perform
@@ -19,7 +19,7 @@ from tunnel_server.commands.durations import duration
 _TABLE = Table(("token", "state", "used", "expires", "for"), ("created", "created by"))
 
 
-@click.group("token")
+@click.group("token", cls=CommandGroup)
 def command() -> None:
     """Make, list and revoke the tokens with which new nodes join.
 

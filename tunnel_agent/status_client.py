@@ -1,0 +1,57 @@
+"""Asks the agent that runs on this machine for its status. Blocks."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tunnel_core.settings import ListenAddress, Ops
+from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
+
+_TIMEOUT_SECONDS = 5.0
+_MAX_BYTES = 1024 * 1024
+_MAX_TOKEN_BYTES = 4096
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class UnreadableToken(ValueError):  # noqa: N818 - named by what is the case
+    """The file that ``[ops] bearer_file`` names cannot be read; the text is a sentence for the user."""
+
+
+def fetch_status(ops: Ops) -> dict[str, Any]:
+    """The status of the agent that listens at ``ops.listen``, which must be set.
+
+    Raises ``OSError``, ``http.client.HTTPException`` or ``ValueError`` if no agent answers there, and
+    ``UnreadableToken`` if the file with its token cannot be read.
+    """
+    assert ops.listen is not None
+    return _fetch(ops.listen, _headers(ops))
+
+
+def _headers(ops: Ops) -> dict[str, str]:
+    if ops.bearer_file is None:
+        return {}
+    try:
+        token = read_text_file(ops.bearer_file, _MAX_TOKEN_BYTES).strip()
+    except (OSError, NotPlainText) as error:
+        raise UnreadableToken(trouble_with(ops.bearer_file, error)) from None
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _fetch(listen: ListenAddress, headers: Mapping[str, str]) -> dict[str, Any]:
+    host = _ANY_ADDRESS.get(listen.host, listen.host)
+    connection = http.client.HTTPConnection(host, listen.port, timeout=_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", "/status.json", headers=dict(headers))
+        answer = connection.getresponse()
+        body = answer.read(_MAX_BYTES)
+    finally:
+        connection.close()
+    if answer.status != http.HTTPStatus.OK:
+        raise ValueError(f"it answered {answer.status} {answer.reason}")
+    status = json.loads(body)
+    if not isinstance(status, dict) or "link" not in status:
+        raise ValueError("what answers there is no agent of this version")
+    return status
