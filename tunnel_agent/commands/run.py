@@ -17,6 +17,7 @@ from tunnel_core import logs
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.config import ConfigError
 from tunnel_core.memory import keep_memory
+from tunnel_core.queued_output import queue_standard_error
 
 
 @click.command("run")
@@ -37,8 +38,9 @@ def command(config: Path | None, bundle: Path | None) -> None:
     """
     _maybe_join(config, bundle)
     installation = installation_of(config, bundle)
-    logs.setup(installation.config.log.level, installation.config.log.format)
     keep_memory()
+    queue_standard_error()
+    logs.setup(installation.config.log.level, installation.config.log.format)
     try:
         trio.run(run_agent, installation)
     except OSError as error:

@@ -17,6 +17,7 @@ from tunnel_client.tunnel import Wish
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.names import join_host_port, split_host_port
+from tunnel_core.queued_output import queue_standard_error
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import ListenAddress
 
