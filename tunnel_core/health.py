@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from tunnel_core.text_files import read_text_file
 
@@ -106,10 +107,17 @@ def report(door: Door) -> int:
     try:
         ask(door)
     except Unhealthy as error:
-        sys.stderr.write(f"unhealthy: {error}\n")
+        _say(sys.stderr, f"unhealthy: {error}\n")
         return 1
-    sys.stdout.write("healthy\n")
+    _say(sys.stdout, "healthy\n")
     return 0
+
+
+def _say(stream: TextIO | None, line: str) -> None:
+    """The exit code is the answer; a full or closed output changes nothing."""
+    if stream is not None:
+        with contextlib.suppress(OSError):
+            stream.write(line)
 
 
 def file_named(arguments: list[str]) -> Path | None:

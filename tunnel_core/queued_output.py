@@ -290,11 +290,12 @@ def queue_standard_error() -> None:
 
     For programs that serve others. Does nothing if standard error is closed, or is queued already.
     """
-    if sys.stderr is None or isinstance(sys.stderr, QueuedOutput):
+    before = sys.stderr
+    if before is None or isinstance(before, QueuedOutput):
         return
     with contextlib.suppress(OSError):
-        sys.stderr.flush()
-    output = QueuedOutput(sys.stderr.fileno(), encoding=sys.stderr.encoding)
+        before.flush()
+    output = QueuedOutput(before.fileno(), encoding=before.encoding)
     sys.stderr = output
     atexit.register(output.drain, _EXIT_SECONDS)
 

@@ -91,6 +91,7 @@ async def _forward(
     dialer = ways.need_connect()
     await _refuse_absent_node(ways, wish)
     listener = await _listen(host, port)
+    queue_standard_error()  # each connection that fails writes a line
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             _announce(listener, wish, as_json)
