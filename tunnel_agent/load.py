@@ -132,6 +132,8 @@ def load_config(file: Path, *, required: bool) -> AgentConfig:
 def load_bundle(file: Path, bundle_file: Path) -> Bundle:
     """The node's bundle, named by ``bundle_file`` of the configuration ``file``."""
     cure = "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat-server issue node NAME`"
+    if of_root := paths.sudo_hint("agent.toml"):
+        cure = f"{of_root}; else {cure}"
     try:
         bundle = read_bundle(bundle_file)
     except BundleError as error:

@@ -8,7 +8,6 @@ import errno
 import importlib
 import importlib.util
 import json
-import os
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import IO, Any
 import click
 
 from tunnel_core.first_moment import settle_output
+from tunnel_core.paths import rights_hint
 from tunnel_core.reasons import Reason, Refused
 
 
@@ -233,14 +233,8 @@ def sentence_of(error: OSError | UnicodeError) -> str:
     cause = error.strerror or str(error) or type(error).__name__
     named = error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else error.filename
     text = f"{printable(named)}: {cause}" if isinstance(named, str) else cause
-    return text + rights_hint(error)
-
-
-def rights_hint(error: OSError) -> str:
-    """What to try where a right is missing; empty for other errors, and for root."""
-    if isinstance(error, PermissionError) and os.geteuid() != 0:
-        return "; run this as the user that it belongs to, or with sudo"
-    return ""
+    hint = rights_hint(error)
+    return f"{text}; {hint}" if hint else text
 
 
 def _unwritable(error: OSError) -> click.ClickException | click.exceptions.Exit:

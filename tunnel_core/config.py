@@ -152,7 +152,8 @@ def _read_text(path: Path, *, required: bool) -> str:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not required:
             return ""
-        fix = "create it, or name another with --config" if isinstance(error, FileNotFoundError) else ""
+        absent = isinstance(error, FileNotFoundError)
+        fix = "create it, or name another with --config" if absent else paths.rights_hint(error)
         raise _whole_file(path, f"cannot be read: {error.strerror}", fix) from None
     if len(data) > _MAX_FILE_BYTES:
         raise _whole_file(path, f"is larger than {_MAX_FILE_BYTES} bytes", "is it the right file?")

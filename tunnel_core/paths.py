@@ -21,6 +21,35 @@ def is_system() -> bool:
     return os.geteuid() == 0
 
 
+def rights_hint(error: OSError) -> str:
+    """What to try where a right is missing; empty for other errors, and for root."""
+    if not isinstance(error, PermissionError) or is_system():
+        return ""
+    return "run this as the user that the file belongs to, or as root with sudo"
+
+
+def sudo_hint(name: str, folder: Path = _SYSTEM_CONFIG) -> str:
+    """What to try if root's configuration is meant; empty if root has none, and for root.
+
+    A folder that this user may not enter may hold one.
+    """
+    if is_system() or not folder.is_dir():
+        return ""
+    is_there = (folder / name).exists() if os.access(folder, os.X_OK) else True
+    return f"if you mean the one of root in {folder}, run this with sudo" if is_there else ""
+
+
+def is_absent(path: Path) -> bool:
+    """Whether there is nothing at ``path``; no for what this user may not look at."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def config_folder() -> Path:
     return _SYSTEM_CONFIG if is_system() else platformdirs.user_config_path("qanat", appauthor=False)
 

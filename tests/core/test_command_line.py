@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, LateGroup, exit_code_of, require_extra
 from tunnel_core.reasons import Reason, Refused
 
@@ -78,3 +81,59 @@ def test_a_fault_beside_an_interrupt_is_not_hidden() -> None:
     here = f"{__name__}:_broken"
     with pytest.raises(BaseExceptionGroup, match="a nursery"):
         CliRunner().invoke(LateGroup(places={"broken": here}), ["broken"])
+
+
+# What the environment does.
+
+
+@click.command("reads")
+def _reads() -> None:
+    Path("/nonexistent/file").read_bytes()
+
+
+@click.command("broken-off")
+def _broken_off() -> None:
+    raise ExceptionGroup("a nursery", [ExceptionGroup("another", [BrokenPipeError(32, "Broken pipe")])])
+
+
+@click.command("fault")
+def _fault() -> None:
+    raise ValueError("a fault")
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("_reads", "qanat: /nonexistent/file: No such file or directory\n"),
+        ("_broken_off", "qanat: Broken pipe\n"),
+    ],
+)
+def test_what_the_environment_raises_is_a_sentence(command: str, sentence: str) -> None:
+    group = LateGroup(places={"run": f"{__name__}:{command}"})
+    ran = CliRunner().invoke(group, ["run"], prog_name="qanat")
+    assert (ran.exit_code, ran.stdout, ran.stderr) == (1, "", sentence)
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_says_so() -> None:
+    group = LateGroup(places={"run": f"{__name__}:_fault"})
+    with pytest.raises(ValueError, match="a fault") as caught:
+        CliRunner().invoke(group, ["run"], catch_exceptions=False)
+    assert "fault of qanat" in caught.value.__notes__[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave and come back")
+def test_a_forgotten_sudo_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for folder, mode in (("open", 0o755), ("closed", 0o700)):
+        (tmp_path / folder).mkdir(mode=mode)
+    assert paths.sudo_hint("server.toml", tmp_path / "closed") == ""
+    os.seteuid(65534)
+    try:
+        hints = [paths.sudo_hint("server.toml", tmp_path / name) for name in ("open", "closed", "none")]
+        rights = paths.rights_hint(PermissionError(13, "Permission denied"))
+    finally:
+        os.seteuid(0)
+    assert "with sudo" in rights
+    reachable = all(part.stat().st_mode & 0o001 for part in tmp_path.parents)
+    assert (hints[0], hints[2]) == ("", "")
+    assert "with sudo" in hints[1] or not reachable

@@ -37,8 +37,17 @@ def load_config(file: Path | None) -> ServerConfig:
     try:
         return load(path, ServerConfig)
     except ConfigError as error:
-        hint = "" if path.exists() else "\nMake a server first: qanat-server init --name tunnel.example.com"
-        raise CommandError(ExitCode.USAGE, f"{error}{hint}") from None
+        hint = _hint(path, is_named=file is not None)
+        raise CommandError(ExitCode.USAGE, f"{error}\n{hint}" if hint else str(error)) from None
+
+
+def _hint(path: Path, *, is_named: bool) -> str:
+    """What to do about a configuration that is not there."""
+    if not paths.is_absent(path):
+        return ""
+    of_root = "" if is_named else paths.sudo_hint("server.toml")
+    make = "make a server first: qanat-server init --name tunnel.example.com"
+    return f"{of_root}; else {make}" if of_root else f"{make[0].upper()}{make[1:]}"
 
 
 def perform(config_file: Path | None, method: str, path: str, arguments: Mapping[str, Any]) -> Json:

@@ -123,7 +123,7 @@ def _make(path: Path) -> None:
 def _connect(path: Path, mode: str) -> Connection:
     # A connection is used by one thread at a time, but not always by the same.
     connection = sqlite3.connect(
-        f"file:{quote(str(path))}?mode={mode}",
+        f"file:{quote(os.fsencode(path))}?mode={mode}",
         uri=True,
         timeout=_BUSY_SECONDS,
         isolation_level=None,
