@@ -33,10 +33,9 @@ def sudo_hint(name: str, folder: Path = _SYSTEM_CONFIG) -> str:
 
     A folder that this user may not enter may hold one.
     """
-    if is_system() or not folder.is_dir():
+    if is_system() or is_absent(folder) or is_absent(folder / name):
         return ""
-    is_there = (folder / name).exists() if os.access(folder, os.X_OK) else True
-    return f"if you mean the one of root in {folder}, run this with sudo" if is_there else ""
+    return f"if you mean the one of root in {folder}, run this with sudo"
 
 
 def is_absent(path: Path) -> bool:
