@@ -132,16 +132,28 @@ def load_config(file: Path, *, required: bool) -> AgentConfig:
 def load_bundle(file: Path, bundle_file: Path) -> Bundle:
     """The node's bundle, named by ``bundle_file`` of the configuration ``file``."""
     cure = "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat-server issue node NAME`"
-    if of_root := paths.sudo_hint("agent.toml"):
-        cure = f"{of_root}; else {cure}"
     try:
         bundle = read_bundle(bundle_file)
     except BundleError as error:
-        raise _problem(file, "bundle_file", str(error), cure) from error
+        raise _problem(file, "bundle_file", str(error), _bundle_cure(error.__cause__, cure)) from error
     if bundle.identity.role is not Role.NODE:
         message = f"{bundle_file} is the bundle of {bundle.identity}, not of a node"
         raise _problem(file, "bundle_file", message, cure)
     return bundle
+
+
+def _bundle_cure(cause: BaseException | None, new: str) -> str:
+    """What helps if the bundle cannot be read for this cause; ``new`` is how to get another."""
+    match cause:
+        case FileNotFoundError():
+            of_root = paths.sudo_hint("agent.toml")
+            return f"{of_root}; else {new}" if of_root else new
+        case OSError():
+            return paths.rights_hint(cause) or "correct bundle_file, or its rights"
+        case ValueError():
+            return new
+        case _:
+            return ""  # the sentence says it
 
 
 def load_proxy(file: Path, config: AgentConfig) -> ProxyChoice:

@@ -22,10 +22,10 @@ class Access:
     connect: Dialer | None
 
     def need_api(self) -> Dialer:
-        return self.api or _no_way("the admin socket of a server on this machine")
+        return self.api or _no_way("the admin socket of a server on this machine", paths.hidden_socket())
 
     def need_connect(self) -> Dialer:
-        return self.connect or _no_way(f"a connect socket at {paths.connect_socket()}")
+        return self.connect or _no_way(f"a connect socket at {paths.connect_socket()}", None)
 
 
 def find_access(option: Path | None, environ: Mapping[str, str] = os.environ) -> Access:
@@ -58,9 +58,12 @@ def _unix(path: Path | None) -> Dialer | None:
     return UnixDialer(path) if path else None
 
 
-def _no_way(socket: str) -> Dialer:
+def _no_way(socket: str, hidden: Path | None) -> Dialer:
+    also = f"there is also not {socket}"
+    if hidden is not None:
+        also = f"if you mean the server on this machine, use sudo: you may not enter {hidden.parent}"
     raise CommandError(
         ExitCode.USAGE,
         f"no way in: name a bundle with --bundle or {paths.BUNDLE_VARIABLE}, or put one at"
-        f" {paths.user_bundle_file()}; there is also not {socket}",
+        f" {paths.user_bundle_file()}; {also}",
     )

@@ -78,7 +78,7 @@ def maybe_health(find_file: Callable[[], Path], default: str) -> int | None:
     except ValueError:
         return None  # --help, or a mistake: the command line says more about it
     try:
-        door = Door.find(named or find_file(), default, os.environ)
+        door = Door.find(named or find_file(), default, os.environ, is_named=named is not None)
     except Unhealthy as error:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"unhealthy: {error}\n")

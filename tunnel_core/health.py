@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -38,8 +39,13 @@ class Door(NamedTuple):
     tls: bool = False
 
     @classmethod
-    def find(cls, file: Path, default: str, environ: Mapping[str, str]) -> Door:
-        """What the environment says, else the file, else ``default``. Raises ``Unhealthy``."""
+    def find(cls, file: Path, default: str, environ: Mapping[str, str], *, is_named: bool = False) -> Door:
+        """What the environment says, else the file, else ``default``. Raises ``Unhealthy``.
+
+        A file that somebody named must be there: else another program's health would be told.
+        """
+        if (is_named or environ.get("QANAT_CONFIG")) and not os.path.lexists(file):
+            raise Unhealthy(f"there is no configuration at {file}; correct --config or QANAT_CONFIG")
         written = environ.get("QANAT_OPS_LISTEN"), environ.get("QANAT_OPS_TLS")
         table = {} if None not in written else _ops_of(file)
         listen = table.get("listen", default) if written[0] is None else written[0]

@@ -114,6 +114,12 @@ def find_admin_socket() -> Path | None:
     return _first_socket(admin_socket(), admin_socket(_SYSTEM_DATA))
 
 
+def hidden_socket(folder: Path = _SYSTEM_DATA) -> Path | None:
+    """The admin socket of root's server, if this user may not see whether there is one."""
+    place = admin_socket(folder)
+    return None if is_absent(place) or _is_socket(place) else place
+
+
 def find_connect_socket() -> Path | None:
     """The ``connect`` socket of a server on this machine, this user's own first."""
     return _first_socket(connect_socket(), connect_socket(_SYSTEM_DATA))

@@ -133,8 +133,10 @@ def test_a_forgotten_sudo_is_named() -> None:
         os.seteuid(65534)
         try:
             hints = [paths.sudo_hint("server.toml", place / name) for name in ("open", "closed", "none")]
+            hidden = [paths.hidden_socket(place / name) for name in ("open", "closed", "none")]
             rights = paths.rights_hint(PermissionError(13, "Permission denied"))
         finally:
             os.seteuid(0)
     assert rights.endswith("with sudo")
     assert [bool(hint) for hint in hints] == [False, True, False]
+    assert hidden == [None, place / "closed" / "admin.sock", None]

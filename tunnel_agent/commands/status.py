@@ -63,12 +63,18 @@ def _ops_of(config: Path | None) -> Ops:
 def _read_status(ops: Ops) -> dict[str, Any]:
     if ops.listen is None:
         raise CommandError(ExitCode.USAGE, "[ops] listen is switched off, so the agent cannot be asked")
+    headers = _headers(ops)
     try:
-        return _fetch(ops.listen, _headers(ops))
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else error
-        message = f"no agent answers at {ops.listen}: {cause}; start one with `qanat-agent run`"
-        raise CommandError(ExitCode.FAILED, message) from None
+        return _fetch(ops.listen, headers)
+    except ConnectionRefusedError as error:
+        message = f"no agent answers at {ops.listen}: {error.strerror}; start one with `qanat-agent run`"
+    except TimeoutError:
+        message = f"what listens at {ops.listen} does not answer within {_TIMEOUT_SECONDS:g} s: see its log"
+    except (OSError, http.client.HTTPException) as error:
+        message = f"no agent answers at {ops.listen}: {error or type(error).__name__}; is it another program?"
+    except ValueError as error:
+        message = f"{ops.listen}: {error}; is [ops] listen that of the agent?"
+    raise CommandError(ExitCode.FAILED, message)
 
 
 def _headers(ops: Ops) -> dict[str, str]:
