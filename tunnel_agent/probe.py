@@ -102,12 +102,13 @@ class ServerProbe:
         """Only a carrier that is broken off when the certificate was seen puts the certificate in doubt."""
         if refused.reason is not Reason.CARRIER_LOST:
             return _ATTACH_FIXES.get(refused.reason, "see the server's log")
-        cause = refused.__cause__
-        if not isinstance(cause, CarrierFailed):
-            return "the steps before it passed: run this again, and see /etc/resolv.conf if it goes on"
-        if cause.timed_out:
-            return "the way is too slow, or something on it holds HTTP/2 back; see the server's log"
-        return _TAKEN if self._is_taken else _NOT_TAKEN
+        match refused.__cause__:
+            case OSError() | trio.TooSlowError():  # of the look-up: the connection itself has none
+                return "the steps before it passed: run this again, and see /etc/resolv.conf if it goes on"
+            case CarrierFailed(timed_out=True):
+                return "the way is too slow, or something on it holds HTTP/2 back; see the server's log"
+            case _:
+                return _TAKEN if self._is_taken else _NOT_TAKEN
 
 
 async def _speaks(tls: TlsStream) -> bool:
