@@ -79,8 +79,8 @@ def read_root(folder: Path, generation: Generation) -> bytes:
 
 
 def read_issuing(folder: Path, generation: Generation) -> bytes:
-    """A generation's issuing certificate, PEM. Raises ``OSError``."""
-    return (folder / generation.folder / ISSUING).read_bytes()
+    """A generation's issuing certificate, PEM. Raises ``OSError``, or ``ValueError`` that names the file."""
+    return _read_issuing(folder / generation.folder / ISSUING)
 
 
 def save_new(new: NewAuthority, folder: Path) -> None:
@@ -265,9 +265,18 @@ def read_intermediates(folder: Path) -> bytes:
     """All issuing certificates that were ever made here (PEM), for peers that show a leaf alone.
 
     Empty if there is no authority. They prove nothing by themselves: their root must be trusted. Raises
-    ``OSError``.
+    ``OSError``, or ``ValueError`` that names the file.
     """
     if not folder.is_dir():
         return b""
     places = [place / ISSUING for place in (folder, *sorted(_numbered(folder)))]
-    return b"".join(file.read_bytes() for file in places if file.exists())
+    return b"".join(_read_issuing(file) for file in places if file.exists())
+
+
+def _read_issuing(file: Path) -> bytes:
+    pem = file.read_bytes()
+    try:
+        describe(pem)
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    return pem

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shlex
 import shutil
 import socket
@@ -219,7 +220,7 @@ def test_a_forgotten_sudo(here: Path, line: str, file: str) -> None:
     (here / "etc" / file).touch()
     result = typed(line)
     assert result.exit_code == 2
-    assert f"on this machine has {here}/etc/{file}: run this as root, with sudo" in result.output
+    assert re.search(rf"f you mean .*{here}/etc/{file}\)?, run this as root, with sudo", result.output)
 
 
 def test_root_beside_a_server_that_does_not_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

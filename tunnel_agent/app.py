@@ -33,6 +33,7 @@ from tunnel_core.logs import log_event
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.ops import OpsPages, serve_ops
 from tunnel_core.pressure import relieve_pressure
+from tunnel_core.queued_output import lines_dropped
 from tunnel_core.reasons import Reason
 
 _log = logging.getLogger("qanat.agent")
@@ -99,6 +100,7 @@ class Agent:
             software=SOFTWARE,
             credit_granted_bytes=link.credit_granted if link else 0,
             cap=_sample(self.cap) if self.cap else None,
+            log_lines_dropped=lines_dropped(),
         )
 
     def _mux_streams(self) -> Iterable[MuxStream]:

@@ -113,6 +113,26 @@ async def check_targets(policy: Policy, config: AgentConfig) -> list[Finding]:
     return [found[index] for index in range(len(targets))]
 
 
+def _target_fix(reason: Reason, target: Target, file: str) -> str:
+    match reason:
+        case Reason.NAME_NOT_RESOLVED:
+            return f"correct the name of {target} in {file}, or this machine's resolver (/etc/resolv.conf)"
+        case Reason.TARGET_NOT_ALLOWED:
+            return f"allow the address in {file}, if you trust whoever answers for the name"
+        case Reason.DIAL_UNREACHABLE:
+            return f"give this machine a route to {target}, or correct {target} in {file}"
+        case Reason.DIAL_TIMEOUT:
+            return f"does a firewall drop the packets to {target}? else correct it in {file}"
+        case Reason.TARGET_PROTOCOL:
+            return f"is {target} in {file} really https? if so, correct its ca_file and verify"
+        case Reason.DIAL_FAILED:
+            return f"correct what is said here, or {target} in {file}"
+        case Reason.NO_DESCRIPTORS:
+            return "raise LimitNOFILE= of the agent, or ulimit -n"
+        case _:
+            return f"start what should answer there, or correct {target} in {file}"
+
+
 async def _check_target(dialler: Dialler, file: str, entry: Entry | Target) -> Finding:
     target = entry if isinstance(entry, Target) else entry.single_target()
     if target is None:
@@ -120,8 +140,7 @@ async def _check_target(dialler: Dialler, file: str, entry: Entry | Target) -> F
     try:
         dialled = await dialler.dial(target, tls=True)
     except Refused as refused:
-        fix = f"start what should answer there, or correct {target} in {file}"
-        return Finding("target", Verdict.FAIL, refused.detail, fix)
+        return Finding("target", Verdict.FAIL, refused.detail, _target_fix(refused.reason, target, file))
     with trio.move_on_after(_CLOSE_SECONDS):
         await dialled.stream.aclose()
     where = f" at {dialled.address}" if dialled.address != str(target) else ""

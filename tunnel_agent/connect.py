@@ -198,11 +198,12 @@ class Connector:
         try:
             with trio.fail_after(patience_seconds):
                 return await self.resolve(host)
-        except trio.TooSlowError:
+        except trio.TooSlowError as error:
             why = f"resolving {host} took longer than {patience_seconds:g} s"
+            raise Refused(Reason.CARRIER_LOST, why) from error
         except OSError as error:
             why = f"{host} cannot be resolved: {error.strerror}"
-        raise Refused(Reason.CARRIER_LOST, why)
+            raise Refused(Reason.CARRIER_LOST, why) from error
 
     async def _dial(
         self, server: str, proxy: Proxy | None, addresses: Sequence[str], deadline: float

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tunnel_core.first_moment import maybe_health, obey_sigterm
+from tunnel_core.first_moment import maybe_health, obey_sigterm, prepare_process
 
 OPS_LISTEN = "127.0.0.1:7005"
 
 
 def entry_point() -> None:
     """Runs ``qanat-agent``."""
+    prepare_process()
     code = maybe_health(config_file, OPS_LISTEN)
     if code is not None:
         sys.exit(code)

@@ -139,17 +139,28 @@ def load_bundle(file: Path, bundle_file: Path, *, named: bool = False) -> Bundle
     """The node's bundle: ``named`` by an option, else by ``bundle_file`` of the configuration ``file``."""
     place = ("--bundle", "") if named else (str(file), "bundle_file")
     cure = "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat-server issue node NAME`"
-    if others := paths.config_of_root(file):
-        cure = f"the agent on this machine has {others}: run this as root, with sudo"
     try:
         bundle = read_bundle(bundle_file)
     except BundleError as error:
-        needs_new = isinstance(error.__cause__, FileNotFoundError | ValueError)
-        raise ConfigError((Problem(*place, str(error), cure if needs_new else ""),)) from error
+        fix = _bundle_cure(file, error.__cause__, cure)
+        raise ConfigError((Problem(*place, str(error), fix),)) from error
     if bundle.identity.role is not Role.NODE:
         message = f"{bundle_file} is the bundle of {bundle.identity}, not of a node"
         raise ConfigError((Problem(*place, message, cure),))
     return bundle
+
+
+def _bundle_cure(file: Path, cause: BaseException | None, new: str) -> str:
+    """What helps if the bundle cannot be read for this cause; ``new`` is how to get another."""
+    match cause:
+        case FileNotFoundError():
+            return paths.or_as_root(file, new)
+        case OSError():
+            return paths.rights_hint(cause) or "correct bundle_file, or its rights"
+        case ValueError():
+            return new
+        case _:
+            return ""  # the sentence says it
 
 
 def load_proxy(file: Path, config: AgentConfig) -> ProxyChoice:

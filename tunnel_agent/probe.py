@@ -21,28 +21,32 @@ from tunnel_agent.way import Way, agents_port
 from tunnel_core.carrier import CarrierFailed
 from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.tls import TlsStream
 
 _NEW_BUNDLE = "bring a new bundle from this server: `qanat-server issue node {node}`"
+_REJOIN = "join again with a new token (`qanat-agent join SERVER --again`), or " + _NEW_BUNDLE
 _ATTACH_FIXES = {
-    Reason.UNAUTHENTICATED: _NEW_BUNDLE,
-    Reason.WRONG_ROLE: _NEW_BUNDLE,
-    Reason.WRONG_TRUST_DOMAIN: _NEW_BUNDLE,
+    Reason.UNAUTHENTICATED: _REJOIN,
+    Reason.WRONG_ROLE: _REJOIN,
+    Reason.WRONG_TRUST_DOMAIN: _REJOIN,
+    Reason.REVOKED: _REJOIN,
+    Reason.ROOT_RETIRED: _REJOIN,
+    Reason.CERTIFICATE_EXPIRED: "if both clocks are right, " + _REJOIN,
+    Reason.DUPLICATE_NODE: "give the other machine a bundle of its own: `qanat-server issue node NAME`",
     Reason.VERSION_MISMATCH: "update whichever of the two is older",
     Reason.TOO_MANY_SESSIONS: "raise [agents] max on the server",
+    Reason.NO_DESCRIPTORS: "raise LimitNOFILE= of the server",
     Reason.SERVER_STOPPING: "wait for the server to come back",
-    Reason.CARRIER_LOST: "the server may not take this certificate: " + _NEW_BUNDLE,
+    Reason.ATTACH_TIMEOUT: "is the server overloaded? see its log; on slow links raise [session]"
+    " attach_timeout_seconds and connect_timeout_seconds here",
 }
-
-
-def _fix_of(refused: Refused) -> str:
-    """Only a carrier that was broken off, where all before it worked, puts the certificate in doubt."""
-    if refused.reason is Reason.CARRIER_LOST:
-        cause = refused.__cause__
-        if not isinstance(cause, CarrierFailed):
-            return "the steps before it passed: run this again, and see /etc/resolv.conf if it goes on"
-        if cause.timed_out:
-            return "the way is too slow, or something on it holds HTTP/2 back; see the server's log"
-    return _ATTACH_FIXES.get(refused.reason, "see the server's log")
+_NOT_TAKEN = "the server closes the connection when it has seen this certificate: " + _REJOIN
+_TAKEN = (
+    "the server took this certificate, and something broke the connection after it: try again, look into"
+    " the server's log of this moment, and ask if a firewall or proxy on the way cuts HTTP/2"
+)
+_SETTINGS_SECONDS = 2.0
+"""So long a server has to speak first, which it does at once if it takes the certificate."""
 
 
 class ServerProbe:
@@ -52,6 +56,8 @@ class ServerProbe:
         self._server = server
         self._installation = installation
         self._connector = connector
+        self._is_taken = False
+        """Whether the server went on after it saw this node's certificate."""
         patience = installation.config.session.connect_timeout_seconds
         self._way = Way(
             agents_port(server), installation.node, installation.proxy, patience, installation.bundle_file
@@ -71,6 +77,7 @@ class ServerProbe:
                 detail = f"{self._server} does not offer HTTP/2, which gRPC needs"
                 raise StepFailed(detail, f"{self._way.hint} does something end TLS on the way?")
             described = describe(tls.peer_certificate())
+            self._is_taken = await _speaks(tls)
             with contextlib.suppress(trio.BrokenResourceError):
                 await tls.aclose()
         return f"{tls.version()}, certificate of {described.subject} until {as_minute(described.ends)}"
@@ -88,6 +95,32 @@ class ServerProbe:
             software = (await self._connector.probe(self._server)).software
             took = as_milliseconds(trio.current_time() - start)
         except Refused as refused:
-            fix = _fix_of(refused).format(node=self._installation.node)
+            fix = self._fix_of(refused).format(node=self._installation.node)
             raise StepFailed(f"{self._server}: {refused.detail}", fix) from None
         return f"welcomed as node {self._installation.node} by {software} in {took}; no session was touched"
+
+    def _fix_of(self, refused: Refused) -> str:
+        """Only a carrier that is broken off when the certificate was seen puts the certificate in doubt."""
+        if refused.reason is not Reason.CARRIER_LOST:
+            return _ATTACH_FIXES.get(refused.reason, "see the server's log")
+        match refused.__cause__:
+            case OSError() | trio.TooSlowError():  # of the look-up: the connection itself has none
+                return "the steps before it passed: run this again, and see /etc/resolv.conf if it goes on"
+            case CarrierFailed(timed_out=True):
+                return "the way is too slow, or something on it holds HTTP/2 back; see the server's log"
+            case _:
+                return _TAKEN if self._is_taken else _NOT_TAKEN
+
+
+async def _speaks(tls: TlsStream) -> bool:
+    """Whether the server sends its HTTP/2 settings.
+
+    In TLS 1.3 the client is ready before the server has looked at its certificate. One that is refused shows
+    in the first read only, as an alert or as the end.
+    """
+    try:
+        with trio.move_on_after(_SETTINGS_SECONDS):
+            return bool(await tls.receive_some())
+    except trio.BrokenResourceError:
+        return False
+    return True  # slow, and not refused

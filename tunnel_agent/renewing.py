@@ -24,6 +24,13 @@ from tunnel_agent.way import Way, https_port
 from tunnel_core.reasons import Reason, Refused
 
 _NEITHER = "bring a new bundle from the server, or join again: `qanat-agent join SERVER --again`"
+_FIXES = {
+    Reason.CERTIFICATE_EXPIRED: f"if both clocks are right, {_NEITHER}",
+    Reason.ROOT_RETIRED: _NEITHER,
+    Reason.UNAUTHENTICATED: _NEITHER,
+    Reason.TOO_MANY_ENROLMENTS: "try again in a minute: a running agent does so by itself",
+    Reason.SERVER_STOPPING: "wait for the server to come back: a running agent does so by itself",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +74,8 @@ async def _renew_at(server: str, installation: Installation, bundle: Bundle) -> 
     except est_client.ServerRefused as refused:
         if refused.reason in (Reason.REVOKED, Reason.WRONG_TRUST_DOMAIN, Reason.WRONG_ROLE):
             raise
-        raise StepFailed(
-            f"{server}: {refused}", "the server's log may say more", refused.reason.word
-        ) from None
+        fix = _FIXES.get(refused.reason, "the server's log may say more")
+        raise StepFailed(f"{server}: {refused}", fix, refused.reason.word) from None
     return _next_bundle(bundle, request, leaf, told)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tunnel_core.settings import ListenAddress, Ops
 from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
 
-_TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 _MAX_BYTES = 1024 * 1024
 _MAX_TOKEN_BYTES = 4096
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -42,7 +42,7 @@ def _headers(ops: Ops) -> dict[str, str]:
 
 def _fetch(listen: ListenAddress, headers: Mapping[str, str]) -> dict[str, Any]:
     host = _ANY_ADDRESS.get(listen.host, listen.host)
-    connection = http.client.HTTPConnection(host, listen.port, timeout=_TIMEOUT_SECONDS)
+    connection = http.client.HTTPConnection(host, listen.port, timeout=TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/status.json", headers=dict(headers))
         answer = connection.getresponse()

@@ -30,15 +30,28 @@ class TargetTls:
     async def wrap(self, stream: SocketStream, service: Published) -> TlsStream:
         """Completes a handshake over ``stream``, which is aborted on any failure. Raises ``Refused``."""
         try:
-            context = self._context(service)
+            context = self._usable_context(service)
             tls = TlsStream(stream, context, server_hostname=service.target.host or LOOPBACK)
             await tls.do_handshake()
         except BaseException as error:
             stream.abort()
-            if isinstance(error, trio.BrokenResourceError | OSError | NotPlainText):
+            if isinstance(error, trio.BrokenResourceError | OSError):
                 raise self._refused(service, error.__cause__ or error) from error
             raise
         return tls
+
+    def _usable_context(self, service: Published) -> ssl.SSLContext:
+        """The context. Raises ``Refused`` for a ``ca_file`` that cannot be used."""
+        try:
+            return self._context(service)
+        except ssl.SSLError as error:
+            cause = reason_of(error)
+        except OSError as error:
+            cause = error.strerror or str(error)
+        except NotPlainText as error:
+            cause = str(error)
+        sentence = f"node {self._node}: ca_file {service.ca_file} of service {service.name} cannot be used"
+        raise Refused(Reason.DIAL_FAILED, f"{sentence}: {cause}")
 
     def _context(self, service: Published) -> ssl.SSLContext:
         key = (service.ca_file, service.verify)
@@ -53,10 +66,6 @@ class TargetTls:
             return Refused(Reason.TARGET_PROTOCOL, f"{what}: {error.verify_message}; {cure}")
         if isinstance(error, ssl.SSLError):
             return Refused(Reason.TARGET_PROTOCOL, f"{what}: {reason_of(error)}")
-        if isinstance(error, NotPlainText):
-            return Refused(Reason.DIAL_FAILED, f"{what}: {service.ca_file} {error}")
-        if isinstance(error, FileNotFoundError | PermissionError):
-            return Refused(Reason.DIAL_FAILED, f"{what}: {service.ca_file} cannot be read ({error.strerror})")
         return Refused(Reason.TARGET_PROTOCOL, f"{what}: the target closed the connection")
 
 

@@ -91,5 +91,5 @@ def _next_step() -> str:
     if paths.exists(paths.server_config_file()):
         return "A server is set up on this machine; is it running? qanat-server run"
     if others := paths.config_of_root(paths.server_config_file()):
-        return f"The server on this machine has {others}: run this as root, with sudo"
+        return f"If you mean the server of this machine ({others}), run this as root, with sudo. {make}"
     return f"{make}, bring its file here, and name it with --bundle or {paths.BUNDLE_VARIABLE}"

@@ -50,5 +50,6 @@ def broken_off(name: str, error: trio.BrokenResourceError) -> Refused | ServerUn
     certificate shows only here, as an alert.
     """
     if "certificate" in str(error) or "unknown ca" in str(error):
-        return Refused(Reason.UNAUTHENTICATED, f"{name} refused the bundle's certificate: {error}")
+        cure = "ask for a new bundle: `qanat-server issue user NAME`"
+        return Refused(Reason.UNAUTHENTICATED, f"{name} refused the bundle's certificate: {error}; {cure}")
     return ServerUnreachable(f"{name} broke off the connection: {error}")

@@ -218,6 +218,16 @@ def _unix_hint(error: OSError) -> str:
 
 
 def _tls_hint(error: trio.BrokenResourceError) -> str:
-    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-        return " (is it the server that issued your bundle?)"
-    return ""
+    """What a failed handshake may mean, by OpenSSL's number of it (x509_vfy.h)."""
+    cause = error.__cause__
+    if not isinstance(cause, ssl.SSLCertVerificationError):
+        return ""
+    match cause.verify_code:
+        case 9:
+            return " (is this machine's clock right?)"
+        case 10:
+            return " (is this machine's clock right? else the server needs a new certificate)"
+        case 62 | 64:
+            return " (the server's certificate is for other names: use one of them, or add this one to it)"
+        case _:
+            return " (is it the server that issued your bundle?)"

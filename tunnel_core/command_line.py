@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import enum
+import errno
 import importlib
 import json
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import click
 
+from tunnel_core.first_moment import settle_output
+from tunnel_core.paths import rights_hint
 from tunnel_core.reasons import Reason, Refused
 
 
@@ -28,6 +34,8 @@ class ExitCode(enum.IntEnum):
     """No such node, or its agent is not attached."""
     UNREACHABLE = 5
     """The server does not answer."""
+    INTERRUPTED = 130
+    """Ctrl-C, as a shell reports a program that it ended."""
 
 
 _BY_POLICY = frozenset(
@@ -167,13 +175,61 @@ class LateGroup(CommandGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click's; a Ctrl-C that comes out of nurseries, and so in groups, is one for click as well."""
+        """Invoke the subcommand. What its environment or Ctrl-C raises becomes an exception of click's."""
         try:
             return super().invoke(ctx)
-        except BaseExceptionGroup as group:
-            if group.split(KeyboardInterrupt)[1] is None:
-                raise KeyboardInterrupt from None
+        except (*_ENDINGS, BaseExceptionGroup) as error:
+            ending = _ending_of(error)
+            if ending is None:
+                raise
+            raise ending from None
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command and end the process with its exit code.
+
+        A fault of files, rights or descriptors is one sentence, and Ctrl-C is quiet. Only a fault of this
+        program ends in a traceback.
+        """
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        was_default = _take_interrupts()
+        try:
+            sys.exit(self._run(args, prog_name, complete_var, extra))
+        except Exception as error:
+            error.add_note("This is a fault of qanat. Please report it with the lines above.")
             raise
+        finally:
+            if was_default:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def _run(
+        self,
+        args: Sequence[str] | None,
+        prog_name: str | None,
+        complete_var: str | None,
+        extra: Mapping[str, Any],
+    ) -> int:
+        try:
+            value = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            code = value if isinstance(value, int) else ExitCode.OK
+        except click.Abort as abort:
+            code = _show_abort(abort)
+        except click.ClickException as error:
+            code = _show(error)
+        except (*_ENDINGS, BaseExceptionGroup) as error:
+            ending = _ending_of(error)
+            if ending is None:
+                raise
+            code = _show(ending)
+        failure = settle_output()
+        return _show(_unwritable(failure)) if failure is not None and code == ExitCode.OK else code
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._places)
@@ -184,6 +240,78 @@ class LateGroup(CommandGroup):
         module, _, attribute = self._places[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+
+_ENDINGS = (KeyboardInterrupt, OSError, UnicodeError)
+"""What ends a command and is no fault of the program."""
+
+
+def _take_interrupts() -> bool:
+    """Make Ctrl-C an exception again, if ``prepare_process`` left it to the system; return if it had."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    was_default = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    if was_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return was_default
+
+
+def _ending_of(error: BaseException) -> click.ClickException | click.exceptions.Exit | None:
+    """How a command ends by this error; None if that is a fault of the program."""
+    leaves = list(_leaves(error))
+    if not all(isinstance(leaf, _ENDINGS) for leaf in leaves):
+        return None
+    if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+        return click.exceptions.Exit(ExitCode.INTERRUPTED)
+    unwritable = settle_output()
+    if unwritable is not None:
+        return _unwritable(unwritable)
+    first = leaves[0]
+    assert isinstance(first, OSError | UnicodeError)
+    return CommandError(ExitCode.FAILED, sentence_of(first))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def sentence_of(error: OSError | UnicodeError) -> str:
+    """What is wrong with a file, a right or a text, and what to do about it where that is known."""
+    if isinstance(error, UnicodeError):
+        return f"a text is not UTF-8: {error}"
+    cause = error.strerror or str(error) or type(error).__name__
+    named = error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else error.filename
+    text = f"{printable(named)}: {cause}" if isinstance(named, str) else cause
+    hint = rights_hint(error)
+    return f"{text}; {hint}" if hint else text
+
+
+def _unwritable(error: OSError) -> click.ClickException | click.exceptions.Exit:
+    """The end of a command whose answer was not wanted to its end, or could not be written."""
+    if error.errno == errno.EPIPE:
+        return click.exceptions.Exit(ExitCode.FAILED)
+    cause = "it is closed" if error.errno == errno.EBADF else error.strerror
+    return CommandError(ExitCode.FAILED, f"standard output cannot be written: {cause}")
+
+
+def _show(ending: click.ClickException | click.exceptions.Exit) -> int:
+    """Prints the sentence, if there is one and it can be. Returns the exit code."""
+    if isinstance(ending, click.ClickException):
+        with contextlib.suppress(OSError):
+            ending.show()
+        settle_output()
+    return ending.exit_code
+
+
+def _show_abort(abort: click.Abort) -> int:
+    """Ctrl-C where click was in charge, or the end of the input at a question."""
+    if isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    return _show(CommandError(ExitCode.FAILED, "the input ended before the answer"))
 
 
 def printable(text: str) -> str:

@@ -161,7 +161,7 @@ def _read_text(path: Path, absent_fix: str | None) -> str:
             return ""
         raise _whole_file(path, "there is no such file", absent_fix) from None
     except OSError as error:
-        raise _whole_file(path, f"cannot be read: {error.strerror}", "") from None
+        raise _whole_file(path, f"cannot be read: {error.strerror}", paths.rights_hint(error)) from None
     if len(data) > _MAX_FILE_BYTES:
         raise _whole_file(path, f"is larger than {_MAX_FILE_BYTES} bytes", "is it the right file?")
     try:

@@ -130,6 +130,7 @@ class Counters:
         credit_granted_bytes: int = 0,
         cap: CapSample | None = None,
         audit_dropped: int | None = None,
+        log_lines_dropped: int = 0,
     ) -> Snapshot:
         """A copy that another thread may read; ``nodes`` empty leaves the per-node series out."""
         shown = (n for n in nodes if n.detached_seconds is None or n.detached_seconds < NODE_SERIES_SECONDS)
@@ -139,6 +140,7 @@ class Counters:
             nodes=tuple(shown),
             software=software,
             audit_dropped=audit_dropped,
+            log_lines_dropped=log_lines_dropped,
             credit_granted_bytes=credit_granted_bytes,
             cap=cap,
         )
@@ -154,6 +156,8 @@ class Snapshot:
     """Lines of the audit that were lost; None where there is no audit."""
     credit_granted_bytes: int = 0
     """What peers may send, or have sent and nobody read yet, over all streams."""
+    log_lines_dropped: int = 0
+    """Lines of the log that were lost, because their reader stopped or the output failed."""
     cap: CapSample | None = None
     """None where no cap is set."""
 

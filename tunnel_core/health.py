@@ -10,11 +10,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from tunnel_core.text_files import read_text_file
 
@@ -37,8 +39,13 @@ class Door(NamedTuple):
     tls: bool = False
 
     @classmethod
-    def find(cls, file: Path, default: str, environ: Mapping[str, str]) -> Door:
-        """What the environment says, else the file, else ``default``. Raises ``Unhealthy``."""
+    def find(cls, file: Path, default: str, environ: Mapping[str, str], *, is_named: bool = False) -> Door:
+        """What the environment says, else the file, else ``default``. Raises ``Unhealthy``.
+
+        A file that somebody named must be there: else another program's health would be told.
+        """
+        if (is_named or environ.get("QANAT_CONFIG")) and not os.path.lexists(file):
+            raise Unhealthy(f"there is no configuration at {file}; correct --config or QANAT_CONFIG")
         written = environ.get("QANAT_OPS_LISTEN"), environ.get("QANAT_OPS_TLS")
         table = {} if None not in written else _ops_of(file)
         listen = table.get("listen", default) if written[0] is None else written[0]
@@ -106,10 +113,17 @@ def report(door: Door) -> int:
     try:
         ask(door)
     except Unhealthy as error:
-        sys.stderr.write(f"unhealthy: {error}\n")
+        _say(sys.stderr, f"unhealthy: {error}\n")
         return 1
-    sys.stdout.write("healthy\n")
+    _say(sys.stdout, "healthy\n")
     return 0
+
+
+def _say(stream: TextIO | None, line: str) -> None:
+    """The exit code is the answer; a full or closed output changes nothing."""
+    if stream is not None:
+        with contextlib.suppress(OSError):
+            stream.write(line)
 
 
 def file_named(arguments: list[str]) -> Path | None:

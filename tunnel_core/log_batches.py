@@ -16,6 +16,7 @@ import trio
 
 from tunnel_core import logs
 from tunnel_core.logs import Line
+from tunnel_core.queued_output import together
 
 _HOLD_SECONDS = 0.05
 _MOST_LINES = 256
@@ -66,9 +67,10 @@ class _Batches:
             line.write()
 
     def write(self) -> None:
-        self.make_records()
-        for held in self._held:
-            held.flush()
+        with together():
+            self.make_records()
+            for held in self._held:
+                held.flush()
 
     async def write_now_and_then(self) -> None:
         try:

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
+from tunnel_core.queued_output import QueuedOutput
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log, LogFormat, LogLevel, StreamLog
 from tunnel_core.terminal import takes_colours
@@ -31,18 +32,45 @@ _COLOURS = {logging.DEBUG: "\x1b[2m", logging.WARNING: "\x1b[33m", logging.ERROR
 
 _streams = logging.getLogger("qanat.streams")
 _refusals = logging.getLogger("qanat.refusals")
+_logs = logging.getLogger("qanat.log")
 
 
 def setup(level: LogLevel, log_format: LogFormat, stream: TextIO | None = None) -> None:
     """Sends all logging to ``stream`` (standard error), in place of what was set up before.
 
-    ``level`` is for our own lines; of libraries only warnings and errors are shown.
+    ``level`` is for our own lines; of libraries only warnings and errors are shown. Where standard error is
+    queued, the line that tells of lost lines is one of the log.
     """
     target = stream or sys.stderr
-    handler = logging.StreamHandler(target)
-    handler.setFormatter(_formatter(log_format, target))
+    formatter = _formatter(log_format, target)
+    handler = _QueueHandler(target) if isinstance(target, QueuedOutput) else logging.StreamHandler(target)
+    handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("qanat").setLevel(level.name)
+    if isinstance(target, QueuedOutput):
+        target.notice = lambda lines, cause: formatter.format(_loss_record(lines, cause)) + "\n"
+
+
+class _QueueHandler(logging.Handler):
+    """As ``StreamHandler``, without what each line would cost for a flush that does nothing."""
+
+    def __init__(self, output: QueuedOutput) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._output.write_line(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+def _loss_record(lines: int, cause: str) -> logging.LogRecord:
+    """Not logged, since it takes the place of lines that are lost already."""
+    name, sentence = "qanat.log", f"{lines} lines of the log were lost: {cause}"
+    return _logs.makeRecord(
+        name, logging.WARNING, "", 0, sentence, (), None, extra={_FIELDS: {"lines_dropped": lines}}
+    )
 
 
 def _formatter(log_format: LogFormat, target: TextIO) -> logging.Formatter:

@@ -55,6 +55,8 @@ class _Page:
         dropped = self._snapshot.audit_dropped
         if dropped is not None:
             yield CounterMetricFamily(f"{_PREFIX}audit_dropped", "Lines of the audit lost.", dropped)
+        lost = self._snapshot.log_lines_dropped
+        yield CounterMetricFamily(f"{_PREFIX}log_lines_dropped", "Lines of the log lost.", lost)
         if self._snapshot.cap is not None:
             yield from _cap_metrics(self._snapshot.cap)
         yield from _node_metrics(self._snapshot.nodes)

@@ -37,6 +37,24 @@ def is_system() -> bool:
     return os.geteuid() == 0
 
 
+def rights_hint(error: OSError) -> str:
+    """What to try where a right is missing; empty for other errors, and for root."""
+    if not isinstance(error, PermissionError) or is_system():
+        return ""
+    return "run this as the user that the file belongs to, or as root with sudo"
+
+
+def is_absent(path: Path) -> bool:
+    """Whether there is nothing at ``path``; no for what this user may not look at."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def config_folder() -> Path:
     return _SYSTEM_CONFIG if is_system() else platformdirs.user_config_path("qanat", appauthor=False)
 
@@ -53,11 +71,21 @@ def agent_config_file() -> Path:
     return named_config_file() or config_folder() / "agent.toml"
 
 
-def config_of_root(own: Path) -> Path | None:
-    """The file that root has in place of ``own``, a file in this person's config folder, if it exists."""
-    others = _SYSTEM_CONFIG / own.name
+def config_of_root(own: Path, folder: Path | None = None) -> Path | None:
+    """The file that root has in place of ``own``, a file in this person's config folder, if it may exist.
+
+    A folder that this user may not enter may hold one.
+    """
+    folder = folder or _SYSTEM_CONFIG
+    others = folder / own.name
     is_own = not is_system() and own.parent == config_folder()
-    return others if is_own and exists(others) else None
+    return others if is_own and not (is_absent(folder) or is_absent(others)) else None
+
+
+def or_as_root(own: Path, fix: str) -> str:
+    """``fix`` for a missing file ``own``, behind what to do if the one of root is meant."""
+    others = config_of_root(own)
+    return f"if you mean {others}, run this as root, with sudo; else {fix}" if others else fix
 
 
 def named_config_file() -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -51,7 +50,7 @@ from tunnel_server.events import Kind
 from tunnel_server.figures import take_snapshot
 from tunnel_server.followers import Followers
 from tunnel_server.front import Front, Identify, by_certificate, by_file_mode, by_peer
-from tunnel_server.handshake import TlsContexts, over_tls
+from tunnel_server.handshake import TlsContexts, TlsFiles, over_tls
 from tunnel_server.keeping import how_it_started, keep_store
 from tunnel_server.listeners import Handler, Listener, listen_tcp, listen_unix
 from tunnel_server.nodes import Nodes
@@ -117,7 +116,7 @@ class Server:
         self._credentials = _read_credentials(config)
         self.attachments.trust_bundle = self._credentials.roots_to_tell()
         self._authority = config.data_dir / AUTHORITY_FOLDER
-        self._contexts = TlsContexts(replace(tls_files(config.tls), authority=self._authority))
+        self._contexts = _make_contexts(replace(tls_files(config.tls), authority=self._authority))
         self._carriers: CarrierServer | None = None
         self._store: Store | None = None
         self._enrolment: Enrolment | None = None
@@ -344,7 +343,7 @@ class Server:
         try:
             credentials = read_credentials(self.config.tls, _now())
             self._contexts.reload()
-        except (BadCredentials, OSError, ssl.SSLError) as error:
+        except (BadCredentials, OSError, ValueError) as error:
             _log.error("the certificates stay as they were: %s", error)
             return
         self._credentials = credentials
@@ -435,6 +434,15 @@ def _link_limits(config: ServerConfig) -> Limits:
         grace_seconds=session.grace_seconds,
         open_wait_seconds=session.open_wait_seconds,
     )
+
+
+def _make_contexts(files: TlsFiles) -> TlsContexts:
+    try:
+        return TlsContexts(files)
+    except OSError as error:
+        raise CannotStart(f"{error.filename or files.authority} cannot be used: {error.strerror}") from error
+    except ValueError as error:
+        raise CannotStart(f"{error}; bring it back from a backup") from error
 
 
 def _read_credentials(config: ServerConfig) -> Credentials:

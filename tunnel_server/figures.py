@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tunnel_core import __version__
 from tunnel_core.counters import Counters, NodeSample, Snapshot
+from tunnel_core.queued_output import lines_dropped
 from tunnel_server.nodes import Node, Nodes
 
 
@@ -24,6 +25,7 @@ def take_snapshot(
         nodes=_samples(nodes, clock()) if per_node else (),
         software=f"qanat-server/{__version__}",
         audit_dropped=audit_dropped,
+        log_lines_dropped=lines_dropped(),
         credit_granted_bytes=sum(link.credit_granted for link in links),
     )
 

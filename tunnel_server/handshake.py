@@ -44,12 +44,15 @@ class TlsContexts:
         self.current = make_context(files)
 
     def reload(self) -> None:
-        """Raises ``OSError`` or ``ssl.SSLError``, and then changes nothing."""
+        """Raises ``OSError``, of which ``ssl.SSLError`` is one, or ``ValueError``; then changes nothing."""
         self.current = make_context(self._files)
 
 
 def make_context(files: TlsFiles) -> ssl.SSLContext:
-    """A server's context that asks for a client certificate and verifies it if one is shown."""
+    """A server's context that asks for a client certificate and verifies it if one is shown.
+
+    Raises ``OSError``, of which ``ssl.SSLError`` is one, or ``ValueError``.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[files.min_version]
     with (

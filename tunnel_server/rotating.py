@@ -9,8 +9,9 @@ All of it blocks, and works the same with and without a running server, which re
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ class Rotating:
 
     def show(self, known: Known) -> dict[str, Any]:
         """Where the authority stands, and whom the next step would cut off."""
+        with self._usable():
+            return self._show(known)
+
+    def _show(self, known: Known) -> dict[str, Any]:
         rotation = self._read()
         step = NEXT[rotation.phase]
         cut = self._cut(rotation, step, known) if rotation.phase is not Phase.STEADY else []
@@ -73,11 +78,12 @@ class Rotating:
 
     def check(self, step: Step, known: Known, *, force: bool = False) -> None:
         """Raises ``Refused`` unless ``step`` may be taken now."""
-        rotation = self._read()
-        rotation.require(step)
-        if not force:
-            require_nobody_cut(step, self._cut(rotation, step, known))
-            self._require_all_known(rotation, step, known)
+        with self._usable():
+            rotation = self._read()
+            rotation.require(step)
+            if not force:
+                require_nobody_cut(step, self._cut(rotation, step, known))
+                self._require_all_known(rotation, step, known)
 
     def take(self, step: Step, *, root_key: Path | None = None) -> None:
         """Takes a step that was checked. ``root_key`` is for ``issuing``, if it is kept elsewhere."""
@@ -165,6 +171,16 @@ class Rotating:
 
     # What is so.
 
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Makes what a damaged or forbidden file raises an ``AuthorityError``."""
+        try:
+            yield
+        except OSError as error:
+            raise AuthorityError(f"{error.filename} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise AuthorityError(f"the authority in {self._folder} cannot be used: {error}") from error
+
     def _read(self) -> Rotation:
         try:
             return authority_folder.read_rotation(self._folder)
@@ -202,7 +218,10 @@ class Rotating:
         generation = self._server_generation(rotation)
         if generation is None:
             return []
-        facts = facts_of(read_public(self._tls.certificate_file))
+        try:
+            facts = facts_of(read_public(self._tls.certificate_file))
+        except ValueError as error:
+            raise AuthorityError(f"{self._tls.certificate_file} cannot be read: {error}") from error
         return [Alive(Role.SERVER, facts.identity.name, facts.serial, generation.pin, facts.begins)]
 
     def _server_generation(self, rotation: Rotation) -> Generation | None:
@@ -253,7 +272,10 @@ class Rotating:
         }
 
     def _server_certificate(self, rotation: Rotation) -> dict[str, Any]:
-        said = describe(read_public(self._tls.certificate_file))
+        try:
+            said = describe(read_public(self._tls.certificate_file))
+        except ValueError as error:
+            raise AuthorityError(f"{self._tls.certificate_file} cannot be read: {error}") from error
         generation = self._server_generation(rotation)
         return {
             "ends": as_iso(said.ends),

@@ -130,7 +130,53 @@ async def test_a_server_that_does_not_trust_the_node_fails_at_the_attach(tmp_pat
     async with open_site(tls=server_tls(roots_pem=other)) as site:
         findings = await probe(installation_in(tmp_path, site.address), site.bridge)
     assert (findings[-1].step, findings[-1].verdict) == ("attach", Verdict.FAIL)
-    assert "may not take this certificate" in findings[-1].fix
+    assert findings[-1].fix.startswith("the server closes the connection when it has seen this certificate")
+    assert "`qanat-agent join SERVER --again`" in findings[-1].fix
+
+
+async def test_a_server_that_breaks_off_later_is_not_blamed_on_the_certificate(tmp_path: Path) -> None:
+    """As a middlebox does that does not know HTTP/2: it speaks first, and then cuts."""
+
+    async def cut(tls: trio.SSLStream[trio.SocketStream]) -> None:
+        await tls.send_all(b"\0\0\0\x04\0\0\0\0\0")  # empty settings
+        await tls.receive_some()
+
+    async with tls_server(tmp_path, then=cut) as address:
+        found = await failure_at("attach", installation_in(tmp_path, address))
+    assert found.fix.startswith("the server took this certificate")
+    assert "bundle" not in found.fix
+
+
+REJECTIONS = {
+    Reason.UNAUTHENTICATED: "qanat-agent join SERVER --again",
+    Reason.WRONG_ROLE: "qanat-server issue node edge1",
+    Reason.WRONG_TRUST_DOMAIN: "qanat-server issue node edge1",
+    Reason.REVOKED: "qanat-agent join SERVER --again",
+    Reason.ROOT_RETIRED: "qanat-agent join SERVER --again",
+    Reason.CERTIFICATE_EXPIRED: "if both clocks are right",
+    Reason.DUPLICATE_NODE: "give the other machine a bundle of its own",
+    Reason.VERSION_MISMATCH: "update",
+    Reason.TOO_MANY_SESSIONS: "[agents] max",
+    Reason.NO_DESCRIPTORS: "LimitNOFILE",
+    Reason.SERVER_STOPPING: "wait for the server",
+    Reason.INTERNAL_ERROR: "see the server's log",
+}
+
+
+async def test_each_rejection_has_its_own_cure(tmp_path: Path) -> None:
+    reasons = list(REJECTIONS)
+
+    def reject(_: Hello) -> Rejected:
+        return Rejected(reasons[0], "a sentence")
+
+    async with open_site() as site, trio.open_nursery() as nursery:
+        nursery.start_soon(answer_attaches, site._accepted.receive, reject, [])
+        installation = installation_in(tmp_path, site.address)
+        while reasons:
+            fix = (await probe(installation, site.bridge))[-1].fix
+            assert REJECTIONS[reasons[0]] in fix, reasons[0]
+            del reasons[0]
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_server_that_speaks_tls_and_then_nothing_is_not_told_as_a_bad_certificate(
@@ -157,7 +203,12 @@ async def test_a_name_that_is_lost_on_the_way_is_not_told_as_a_bad_certificate(t
 
 @asynccontextmanager
 async def tls_server(
-    folder: Path, leaf: Leaf | None = None, alpn: str = "h2", tls12: bool = False, silent: bool = False
+    folder: Path,
+    leaf: Leaf | None = None,
+    alpn: str = "h2",
+    tls12: bool = False,
+    silent: bool = False,
+    then: Callable[[trio.SSLStream[trio.SocketStream]], Awaitable[object]] | None = None,
 ) -> AsyncIterator[str]:
     """Something that speaks TLS and nothing else."""
     context = server_context(folder, leaf)
@@ -169,6 +220,9 @@ async def tls_server(
     async def handle(stream: trio.SocketStream) -> None:
         tls = trio.SSLStream(stream, context, server_side=True)
         await tls.do_handshake()
+        if then is not None:
+            await then(tls)
+            return
         while await tls.receive_some() and silent:
             pass
 
@@ -383,6 +437,47 @@ async def test_each_target_is_dialled_and_ranges_are_not(tmp_path: Path) -> None
     ]
     assert findings[0].detail == f"web answers at {alive}"
     assert f"{dead} refused the connection" in findings[1].detail
+
+
+@pytest.mark.parametrize(
+    ("service", "detail", "fix"),
+    [
+        ('target = "nosuch.invalid:80"', "cannot resolve nosuch.invalid", "resolv.conf"),
+        ('target = "{alive}"\nprotocol = "https"', "TLS to", "really https"),
+        (
+            'target = "{alive}"\nprotocol = "https"\nca_file = "none.pem"',
+            "none.pem of service",
+            "correct what is said here",
+        ),
+        (
+            'target = "{alive}"\nprotocol = "https"\nca_file = "agent.toml"',
+            "agent.toml of service",
+            "correct what is said here",
+        ),
+        (
+            'target = "{alive}"\nprotocol = "https"\nca_file = "/"',
+            "ca_file / of service web cannot",
+            "correct what is said here",
+        ),
+        ('target = "unix:/nonexistent/socket"', "does not exist", "correct what is said here"),
+    ],
+)
+async def test_the_cure_of_a_target_fits_its_fault(
+    tmp_path: Path, service: str, detail: str, fix: str
+) -> None:
+    async def plain(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 400 Bad\r\n\r\n")
+        await stream.receive_some()
+
+    async with listening(plain) as alive:
+        text = f'dial_timeout_seconds = 1\n[[service]]\nname = "web"\n{service.format(alive=alive)}\n'
+        (tmp_path / "agent.toml").write_text(text)
+        write_bundle(tmp_path / "node.pem", bundle_of(Role.NODE, "edge1", agents=("a:7001",)))
+        read = load_installation(tmp_path / "agent.toml")
+        [finding] = await check_targets(read.policy(), read.config)
+    assert finding.verdict is Verdict.FAIL
+    assert detail in finding.detail
+    assert fix in finding.fix
 
 
 async def test_a_bad_configuration_ends_the_check_with_every_problem(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,24 @@ def test_a_missing_bundle_says_how_to_get_one(tmp_path: Path) -> None:
     problem = problem_of(config_in(tmp_path, ""))
     assert problem.key == "bundle_file"
     assert "qanat-server issue node NAME" in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("damage", "fix"),
+    [
+        (lambda file: file.chmod(0o644), ""),  # the sentence has the command
+        (lambda file: file.write_bytes(b"garbage"), "qanat-server issue node NAME"),
+        (lambda file: (file.unlink(), file.mkdir()), "correct bundle_file"),
+    ],
+)
+def test_the_cure_of_a_bundle_fits_its_fault(
+    tmp_path: Path, damage: Callable[[Path], object], fix: str
+) -> None:
+    damage(write_node_bundle(tmp_path / "node.pem", "edge1", "a:1"))
+    problem = problem_of(config_in(tmp_path, ""))
+    assert fix in problem.fix
+    assert ("join a server" in problem.fix) == ("issue" in fix)
+    assert fix or "chmod 600" in problem.message
 
 
 def test_a_users_bundle_is_refused(tmp_path: Path) -> None:

@@ -240,3 +240,33 @@ async def test_a_running_agent_imports_nothing_heavy_that_it_does_not_need() -> 
     )
     result = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
     assert result.stdout == b"[]\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "is it another program?"),
+        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "it answered 404 Not Found"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "what answers there is no agent"),
+    ],
+)
+async def test_status_tells_what_answers_instead_of_an_agent(
+    tmp_path: Path, answer: bytes, sentence: str
+) -> None:
+    async def other(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(answer)
+
+    async with listening(other) as address:
+        (tmp_path / "agent.toml").write_text(f'[ops]\nlisten = "{address}"\n')
+        ran = await run_command("status", "--config", str(tmp_path / "agent.toml"))
+    assert ran.returncode == 1
+    assert sentence in ran.stderr.decode()
+    assert "start one" not in ran.stderr.decode()
+
+
+async def test_status_without_its_token_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text('[ops]\nbearer_file = "token"\n')
+    ran = await run_command("status", "--config", str(tmp_path / "agent.toml"))
+    assert (ran.returncode, ran.stderr.count(b"\n")) == (2, 1)
+    assert b"token cannot be read: No such file" in ran.stderr

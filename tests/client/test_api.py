@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.client.server import fake_server, fake_unix_server
-from tests.fakes.pki import expired_leaf, server_context, server_leaf, write_user_bundle
+from tests.fakes.pki import authority, expired_leaf, server_context, server_leaf, write_user_bundle
 from tunnel_client.access import find_access
 from tunnel_client.api import ask
 from tunnel_client.dial import Dialer, ServerUnreachable, UnixDialer
@@ -108,7 +109,23 @@ async def test_a_server_certificate_that_ended_is_told(tmp_path: Path) -> None:
     context = server_context(tmp_path, expired_leaf(Role.SERVER, "main"))
     async with fake_server(tmp_path, context=context) as server:
         said = await unreachable(dialer_to(tmp_path, server.address))
-    assert "certificate has expired" in said
+    assert "certificate has expired (is this machine's clock right?" in said
+
+
+async def test_a_server_certificate_of_the_future_points_at_the_clock(tmp_path: Path) -> None:
+    later = datetime.now(UTC) + timedelta(days=3)
+    leaf = authority().issue(Role.SERVER, "main", names=("localhost",), now=later)
+    async with fake_server(tmp_path, context=server_context(tmp_path, leaf)) as server:
+        said = await unreachable(dialer_to(tmp_path, server.address))
+    assert said.endswith("(is this machine's clock right?)")
+
+
+async def test_a_name_that_is_not_in_the_certificate_is_told(tmp_path: Path) -> None:
+    leaf = authority().issue(Role.SERVER, "main", names=("tunnel.example.com",))
+    async with fake_server(tmp_path, context=server_context(tmp_path, leaf)) as server:
+        said = await unreachable(dialer_to(tmp_path, server.address))
+    assert "the server's certificate is for other names" in said
+    assert "is it the server that issued" not in said
 
 
 async def test_a_server_called_otherwise_is_not_trusted(tmp_path: Path) -> None:

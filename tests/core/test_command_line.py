@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, LateGroup, exit_code_of
 from tunnel_core.reasons import Reason, Refused
 
@@ -63,10 +67,67 @@ def _broken() -> None:
 def test_an_interrupt_out_of_nurseries_is_an_interrupt() -> None:
     here = f"{__name__}:_interrupted"
     ran = CliRunner().invoke(LateGroup(places={"wait": here}), ["wait"])
-    assert (ran.exit_code, ran.output.strip()) == (1, "Aborted!")
+    assert (ran.exit_code, ran.output) == (130, "")
 
 
 def test_a_fault_beside_an_interrupt_is_not_hidden() -> None:
     here = f"{__name__}:_broken"
     with pytest.raises(BaseExceptionGroup, match="a nursery"):
         CliRunner().invoke(LateGroup(places={"broken": here}), ["broken"])
+
+
+# What the environment does.
+
+
+@click.command("reads")
+def _reads() -> None:
+    Path("/nonexistent/file").read_bytes()
+
+
+@click.command("broken-off")
+def _broken_off() -> None:
+    raise ExceptionGroup("a nursery", [ExceptionGroup("another", [BrokenPipeError(32, "Broken pipe")])])
+
+
+@click.command("fault")
+def _fault() -> None:
+    raise ValueError("a fault")
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("_reads", "qanat: /nonexistent/file: No such file or directory\n"),
+        ("_broken_off", "qanat: Broken pipe\n"),
+    ],
+)
+def test_what_the_environment_raises_is_a_sentence(command: str, sentence: str) -> None:
+    group = LateGroup(places={"run": f"{__name__}:{command}"})
+    ran = CliRunner().invoke(group, ["run"], prog_name="qanat")
+    assert (ran.exit_code, ran.stdout, ran.stderr) == (1, "", sentence)
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_says_so() -> None:
+    group = LateGroup(places={"run": f"{__name__}:_fault"})
+    with pytest.raises(ValueError, match="a fault") as caught:
+        CliRunner().invoke(group, ["run"], catch_exceptions=False)
+    assert "fault of qanat" in caught.value.__notes__[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave and come back")
+def test_a_forgotten_sudo_is_named() -> None:
+    with tempfile.TemporaryDirectory() as made:  # pytest's own folders let nobody else in
+        place = Path(made)
+        place.chmod(0o755)
+        for folder, mode in (("open", 0o755), ("closed", 0o700)):
+            (place / folder).mkdir(mode=mode)
+        assert paths.config_of_root(paths.server_config_file(), place / "closed") is None
+        os.seteuid(65534)
+        try:
+            own = paths.server_config_file()
+            found = [paths.config_of_root(own, place / name) for name in ("open", "closed", "none")]
+            rights = paths.rights_hint(PermissionError(13, "Permission denied"))
+        finally:
+            os.seteuid(0)
+    assert rights.endswith("with sudo")
+    assert found == [None, place / "closed" / own.name, None]

@@ -53,6 +53,14 @@ def test_a_file_that_cannot_be_read_is_said(file: Path, text: str) -> None:
         Door.find(file, DEFAULT, {})
 
 
+def test_a_file_that_was_named_must_be_there(file: Path) -> None:
+    for named in ({"is_named": True}, {"environ": {"QANAT_CONFIG": str(file)}}):
+        with pytest.raises(Unhealthy, match="there is no configuration at"):
+            Door.find(file, DEFAULT, **{"environ": {}, **named})  # type: ignore[arg-type]
+    file.write_text("")
+    assert Door.find(file, DEFAULT, {}, is_named=True) == Door(DEFAULT)
+
+
 def test_nobody_can_be_asked_where_nobody_listens() -> None:
     for listen in ("", "7005", "localhost:http"):
         with pytest.raises(Unhealthy, match="listen"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +240,22 @@ async def test_without_a_file_the_audit_is_dropped_and_counted_or_the_act_refuse
         assert subjects(bench.connection) == ["a", "no line", "b"]
     assert bench.writer.dropped == (0 if must_audit else 2)
     bench.connection.close()
+
+
+def test_a_pipe_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "audit.jsonl")
+    errors: list[OSError] = []
+
+    def append() -> None:
+        try:
+            AuditFile(tmp_path / "audit.jsonl").append([{"number": 1}])
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=append, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert [error.errno for error in errors] == [errno.ENXIO]
 
 
 @pytest.mark.parametrize("must_audit", [False, True])

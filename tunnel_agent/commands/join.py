@@ -104,7 +104,7 @@ def command(
         pass
     if joined is None:
         message = "interrupted; run the same line again: what was done is kept, and the token is not lost"
-        raise CommandError(ExitCode.FAILED, message)
+        raise CommandError(ExitCode.INTERRUPTED, message)
     if as_json:
         print_json(_as_json(joined, files, loaded, findings))
     elif joined.bundle is not None:

@@ -20,6 +20,7 @@ from tunnel_core import logs
 from tunnel_core.command_line import CommandError, ExitCode, printable
 from tunnel_core.config import ConfigError
 from tunnel_core.memory import keep_memory
+from tunnel_core.queued_output import queue_standard_error
 from tunnel_core.settings import Ops
 from tunnel_core.sockets import why_not_listening
 
@@ -42,8 +43,9 @@ def command(config: Path | None, bundle: Path | None) -> None:
     """
     _maybe_join(config, bundle)
     installation = installation_of(config, bundle)
-    logs.setup(installation.config.log.level, installation.config.log.format)
     keep_memory()
+    queue_standard_error()
+    logs.setup(installation.config.log.level, installation.config.log.format)
     try:
         trio.run(run_agent, installation)
     except OSError as error:

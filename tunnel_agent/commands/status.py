@@ -11,7 +11,7 @@ import click
 
 from tunnel_agent.commands.options import config_option, json_option
 from tunnel_agent.load import load_config, place_of_config
-from tunnel_agent.status_client import UnreadableToken, fetch_status
+from tunnel_agent.status_client import TIMEOUT_SECONDS, UnreadableToken, fetch_status
 from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, because
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config import ConfigError
@@ -66,10 +66,15 @@ def _read_status(ops: Ops) -> dict[str, Any]:
         return fetch_status(ops)
     except UnreadableToken as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        cause = error.strerror if isinstance(error, OSError) and error.strerror else error
-        message = f"no agent answers at {ops.listen}: {cause}; start one with `qanat-agent run`"
-        raise CommandError(ExitCode.FAILED, message) from None
+    except ConnectionRefusedError as error:
+        message = f"no agent answers at {ops.listen}: {error.strerror}; start one with `qanat-agent run`"
+    except TimeoutError:
+        message = f"what listens at {ops.listen} does not answer within {TIMEOUT_SECONDS:g} s: see its log"
+    except (OSError, http.client.HTTPException) as error:
+        message = f"no agent answers at {ops.listen}: {error or type(error).__name__}; is it another program?"
+    except ValueError as error:
+        message = f"{ops.listen}: {error}; is [ops] listen that of the agent?"
+    raise CommandError(ExitCode.FAILED, message)
 
 
 def _lines(status: Mapping[str, Any]) -> Iterator[str]:

@@ -97,7 +97,8 @@ def require_writable(folder: Path) -> None:
     """Asks the system, and writes nothing. Raises ``StepFailed`` if no new bundle could be saved there."""
     if os.access(folder, os.W_OK | os.X_OK):
         return
-    fix = "give the agent's user a folder of its own for the bundle, and name it in bundle_file"
+    own = "give that user a folder of its own for the bundle, and name it in bundle_file"
+    fix = f"run this as the agent's user; if this is that user, {own}"
     detail = f"{folder} cannot be written by this user, so no new certificate could be saved"
     raise StepFailed(detail, _KUBERNETES if _DATA in folder.parts else fix)
 

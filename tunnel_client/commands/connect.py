@@ -15,8 +15,6 @@ from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.reasons import Reason
 from tunnel_core.relay import RelayResult, relay
 
-_INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
-
 
 @click.command("connect")
 @click.argument("node", shell_complete=complete_node)
@@ -35,10 +33,7 @@ def connect(node: str, target: str, bundle: Path | None) -> None:
     """
     wish = parse_wish(node, target)
     dialer = access(bundle).need_connect()
-    try:
-        result = run(_connect, dialer, wish)
-    except KeyboardInterrupt:
-        click.get_current_context().exit(_INTERRUPTED)
+    result = run(_connect, dialer, wish)
     if result.reason is not Reason.DONE:
         message = f"the connection to {wish} broke off: {result.detail or result.reason.meaning}"
         raise CommandError(ExitCode.FAILED, message)

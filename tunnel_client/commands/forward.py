@@ -19,6 +19,7 @@ from tunnel_core.command_line import CommandError, ExitCode, print_json, printab
 from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.ending import ending_signals
 from tunnel_core.names import join_host_port, split_host_port
+from tunnel_core.queued_output import queue_standard_error
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import ListenAddress
 from tunnel_core.sockets import why_not_listening
@@ -94,6 +95,7 @@ async def _forward(
     dialer = ways.need_connect()
     await _refuse_absent_node(ways, wish)
     listener = await _listen(host, port)
+    queue_standard_error()  # each connection that fails writes a line
     with trio.open_signal_receiver(*ending_signals()) as signals:
         async with trio.open_nursery() as nursery:
             _announce(listener, wish, as_json)

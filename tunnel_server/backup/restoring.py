@@ -29,7 +29,7 @@ from tunnel_server.rotating import AUTHORITY_FOLDER
 from tunnel_server.store import revocations, tokens
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
-from tunnel_server.store.database import StoreError, check_copy, open_database, open_reader
+from tunnel_server.store.database import StoreError, check_copy, failures, open_database, open_reader
 from tunnel_server.store.lock import hold_store
 from tunnel_server.store.store import FILE
 from tunnel_server.store.transaction import Transaction
@@ -115,12 +115,12 @@ def _newer_revocations(old: Path, new: Path | None) -> list[dict[str, object]]:
     try:
         known = {_key(one) for one in (_revocations(new) if new else [])}
         return [one for one in _revocations(old) if _key(one) not in known]
-    except StoreError:
+    except (StoreError, ValueError):
         return []  # a damaged one is what a backup is for
 
 
 def _revocations(file: Path) -> list[dict[str, object]]:
-    with contextlib.closing(open_reader(file)) as reader:
+    with failures(file), contextlib.closing(open_reader(file)) as reader:
         return revocations.listed(reader)
 
 

@@ -44,10 +44,8 @@ def load_config(file: Path | None) -> ServerConfig:
 
 def absent_fix(named: Path | None, path: Path) -> str:
     """What makes a configuration at ``path``, or finds the one that is meant."""
-    if others := paths.config_of_root(path):
-        return f"the server on this machine has {others}: run this as root, with sudo"
     where = f" --config {shlex.quote(str(path))}" if named else ""
-    return f"make a server: qanat-server init --name tunnel.example.com{where}"
+    return paths.or_as_root(path, f"make a server: qanat-server init --name tunnel.example.com{where}")
 
 
 def checked_name(role: Role, name: str) -> str:

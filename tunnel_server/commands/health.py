@@ -25,7 +25,8 @@ def command(config: Path | None) -> None:
       qanat-server health
     """
     try:
-        door = Door.find(config or paths.server_config_file(), OPS_LISTEN, os.environ)
+        file = config or paths.server_config_file()
+        door = Door.find(file, OPS_LISTEN, os.environ, is_named=config is not None)
     except Unhealthy as error:
         raise click.ClickException(str(error)) from None
     click.get_current_context().exit(report(door))

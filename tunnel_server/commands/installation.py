@@ -165,12 +165,24 @@ def _write_store(plan: Installation, *leaves: Leaf) -> None:
 
 
 def _checked_config(plan: Installation) -> str:
+    if not _is_text(plan.data_dir):
+        raise InstallationError(
+            f"{str(plan.data_dir)!a} is not UTF-8, so no configuration can name it: choose another --data-dir"
+        )
     text = config_text(plan.trust_domain, plan.data_dir, plan.ports)
     try:
         parse(tomllib.loads(text), ServerConfig, Source(plan.config_file, plan.data_dir))
     except ConfigError as error:  # for example a data folder too long for the admin socket
         raise InstallationError(str(error)) from None
     return text
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -214,5 +226,5 @@ def _remove_interrupted(journal: bytes) -> None:
         files = json.loads(journal)
     except ValueError:
         return  # empty, or cut off while it was written: no file was made after it
-    for file in files:
-        remove_interrupted(Path(file))
+    for file in files if isinstance(files, list) else ():
+        remove_interrupted(Path(str(file)))

@@ -14,6 +14,7 @@ from tunnel_core import logs, paths
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.logs import log_event
 from tunnel_core.memory import keep_memory
+from tunnel_core.queued_output import queue_standard_error
 from tunnel_server.app import CannotStart, Server
 from tunnel_server.commands.access import load_config
 from tunnel_server.commands.first_run import install_if_told, say_made
@@ -38,10 +39,11 @@ def command(config: Path | None) -> None:
     path = config or paths.server_config_file()
     made = install_if_told(os.environ, path)
     loaded = load_config(config)
+    keep_memory()
+    queue_standard_error()
     logs.setup(loaded.log.level, loaded.log.format)
     if made is not None:
         say_made(made)
-    keep_memory()
     try:
         drained = trio.run(run_server, loaded, _say_ready)
     except CannotStart as error:

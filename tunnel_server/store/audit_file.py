@@ -30,7 +30,8 @@ class AuditFile:
         if self._path is None or not lines:
             return
         data = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        # A named pipe without a reader must be an error: the whole store would wait for it to be opened.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with os.fdopen(os.open(self._path, flags, PRIVATE), "ab", buffering=0) as file:
             adopt(self._path.parent, self._path)
             if file.tell() and file.tell() + len(data) > self._max_bytes:

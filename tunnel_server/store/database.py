@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from certs.authority_folder import adopt
 from certs.files import PRIVATE
+from tunnel_core.paths import rights_hint
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.store.schema import APPLICATION_ID, STEPS, Step
 
@@ -87,7 +88,9 @@ def failures(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         raise store_error(error, path) from error
     except OSError as error:
-        raise StoreError(Reason.STORE_FAILED, f"{path} cannot be opened: {error.strerror}") from error
+        hint = rights_hint(error)
+        sentence = f"{path} cannot be opened: {error.strerror}"
+        raise StoreError(Reason.STORE_FAILED, f"{sentence}; {hint}" if hint else sentence) from error
 
 
 def store_error(error: sqlite3.Error, path: Path) -> StoreError:
@@ -123,7 +126,7 @@ def _make(path: Path) -> None:
 def _connect(path: Path, mode: str) -> Connection:
     # A connection is used by one thread at a time, but not always by the same.
     connection = sqlite3.connect(
-        f"file:{quote(str(path))}?mode={mode}",
+        f"file:{quote(os.fsencode(path))}?mode={mode}",
         uri=True,
         timeout=_BUSY_SECONDS,
         isolation_level=None,

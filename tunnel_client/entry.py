@@ -1,0 +1,13 @@
+"""Where ``qanat`` begins."""
+
+from __future__ import annotations
+
+from tunnel_core.first_moment import prepare_process
+
+
+def entry_point() -> None:
+    """Runs ``qanat``."""
+    prepare_process()
+    from tunnel_client import main
+
+    main.entry_point()
