@@ -91,7 +91,9 @@ class Serving:
             self._refusals.refused(facts, outcome, now=trio.current_time())
             return
         self._open(stream, facts, outcome.address)
-        result = await relay(stream, outcome.stream, left=Reason.TARGET_RESET)
+        result = await relay(
+            stream, outcome.stream, left=Reason.TARGET_RESET, stopping=Reason.AGENT_STOPPING
+        )
         self._note_closed(facts, result, trio.current_time() - start)
 
     def _open(self, stream: Stream, facts: StreamFacts, address: str) -> None:

@@ -67,17 +67,18 @@ async def relay(
     b: trio.abc.Stream,
     *,
     left: Reason = Reason.USER_LEFT,
+    stopping: Reason = Reason.SERVER_STOPPING,
     idle_seconds: float | None = None,
     on_first_byte: Callable[[], None] | None = None,
 ) -> RelayResult:
     """Moves bytes both ways until both halves have ended, then closes both.
 
     ``left`` is the reason when a side that is no tunnelled stream breaks (``USER_LEFT`` on the server,
-    ``TARGET_RESET`` at the agent). After ``idle_seconds`` without a byte both are aborted.
+    ``TARGET_RESET`` at the agent), ``stopping`` the reason when the relay is cancelled. After ``idle_seconds`` without a byte both are aborted.
     ``on_first_byte`` is called once, when the first bytes of ``b`` are there. Raises nothing of its
     own; cancelled, it aborts both sides first.
     """
-    return await _Relay(a, b, left, idle_seconds, on_first_byte).run()
+    return await _Relay(a, b, left, stopping, idle_seconds, on_first_byte).run()
 
 
 class _Relay:
@@ -86,6 +87,7 @@ class _Relay:
         a: trio.abc.Stream,
         b: trio.abc.Stream,
         left: Reason,
+        stopping: Reason,
         idle_seconds: float | None,
         on_first_byte: Callable[[], None] | None,
     ) -> None:
@@ -93,6 +95,7 @@ class _Relay:
         self._b = b
         self._on_first_byte = on_first_byte
         self._left = left
+        self._stopping = stopping
         self._idle = idle_seconds
         self._scope = trio.CancelScope()
         self._watch = trio.CancelScope()
@@ -117,8 +120,8 @@ class _Relay:
                         await self._direction(a, b)
             if self._scope.cancelled_caught and self._reason is None:
                 self._note_cancelled()
-        except BaseException:
-            self._fail(self._left, "")
+        except BaseException as error:
+            self._fail(Reason.INTERNAL_ERROR if isinstance(error, Exception) else self._stopping, "")
             raise
         finally:
             await self._close()

@@ -48,6 +48,7 @@ class Stream(DirectStream):
         self._session_id = session_id
         self._on_closed = on_closed
         self._closed = False
+        self._reset_here = False
         self._receiver: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
         self._watchers: list[trio.Event] = []
@@ -175,8 +176,7 @@ class Stream(DirectStream):
         mux = self._mux
         if mux.recv.buffered:
             return mux.read(max_bytes)
-        if self._closed:
-            raise trio.ClosedResourceError("this stream was closed here")
+        self._check_open()
         if mux.recv_reset:
             self._raise_broken()
         return b"" if mux.recv.at_end else None
@@ -260,9 +260,19 @@ class Stream(DirectStream):
 
             await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def _check_sendable(self) -> None:
+    def _check_open(self) -> None:
+        """Raise if this end is done with the stream.
+
+        After ``reset`` that is ``StreamReset`` with its reason: the task that uses the stream is often not
+        the one that reset it, and must not take the end for a fault of the other side of its relay.
+        """
+        if self._reset_here:
+            self._raise_broken()
         if self._closed:
             raise trio.ClosedResourceError("this stream was closed here")
+
+    def _check_sendable(self) -> None:
+        self._check_open()
         if self._mux.send_reset:
             self._raise_broken()
         if self._mux.send.size is not None:
@@ -276,8 +286,7 @@ class Stream(DirectStream):
         self.finish_nowait()
 
     def finish_nowait(self) -> bool:
-        if self._closed:
-            raise trio.ClosedResourceError("this stream was closed here")
+        self._check_open()
         if self._mux.send_reset:
             self._raise_broken()
         self._mux.end()
@@ -286,7 +295,14 @@ class Stream(DirectStream):
     # Ending.
 
     def reset(self, reason: Reason, detail: str = "") -> None:
-        """Ends both halves at once and tells the peer why. Idempotent; never blocks."""
+        """End both halves at once and tell the peer why. Idempotent; never blocks.
+
+        Tasks that use the stream then get ``StreamReset`` with the first reason that ended it.
+        """
+        self._reset_here = self._reset_here or not self._closed
+        self._reset(reason, detail)
+
+    def _reset(self, reason: Reason, detail: str = "") -> None:
         if not self._is_over():
             self._mux.reset(reason, detail)
         self._close()
@@ -296,7 +312,7 @@ class Stream(DirectStream):
         if self._closed:
             pass  # a second, forced close must not take back what the first one promised to deliver
         elif trio.current_effective_deadline() == -float("inf"):
-            self.reset(Reason.USER_LEFT)
+            self._reset(Reason.USER_LEFT)
         else:
             self.close_nowait()
         await trio.lowlevel.checkpoint()
@@ -315,7 +331,7 @@ class Stream(DirectStream):
         traceback: TracebackType | None,
     ) -> None:
         if exc_type is not None:
-            self.reset(Reason.USER_LEFT)
+            self._reset(Reason.USER_LEFT)
         await self.aclose()
 
     def _is_over(self) -> bool:
