@@ -61,6 +61,13 @@ class DirectStream(trio.abc.HalfCloseableStream):
     def check(self) -> None:
         """Raises as ``receive_some`` if the other side broke it, also while there is still data to read."""
 
+    def check_peer(self) -> None:
+        """Raise ``trio.BrokenResourceError`` if the peer can receive nothing any more.
+
+        Unlike ``check`` this may raise while data of the peer still waits to be read.
+        """
+        self.check()
+
     @abstractmethod
     def close_nowait(self) -> None:
         """``aclose`` for when both halves have ended. Never blocks. Idempotent."""

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import operator
 import os
+import select
 import socket
 import struct
 import sys
@@ -193,6 +194,17 @@ class SocketStream(DirectStream):
         number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
             raise trio.BrokenResourceError(f"socket connection broken: {os.strerror(number)}")
+
+    def check_peer(self) -> None:
+        """Raise ``trio.BrokenResourceError`` if the peer reset the connection, or closed a unix socket.
+
+        A TCP peer that closed without a reset cannot be told from one that ended its half.
+        """
+        self._check_open()
+        poller = select.poll()
+        poller.register(self.socket, 0)
+        if any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(0)):
+            raise trio.BrokenResourceError("socket connection broken: the other side is gone")
 
     def finish_nowait(self) -> bool:
         self._check_open()

@@ -325,6 +325,9 @@ class SocketTlsStream(TlsStream, DirectStream):
         """Raises ``trio.BrokenResourceError`` if the other side reset the socket."""
         self._socket.check()
 
+    def check_peer(self) -> None:
+        self._socket.check_peer()
+
     def finish_nowait(self) -> bool:
         self._check_may_send()
         if self._eof_sent:

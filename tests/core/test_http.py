@@ -4,14 +4,15 @@ import functools
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 
 import h11
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import lockstep_stream_pair, memory_stream_pair
+from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 from tunnel_core.http import (
     Handler,
@@ -23,7 +24,7 @@ from tunnel_core.http import (
     serve_http,
 )
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream
+from tunnel_core.sockets import RESET_ON_CLOSE, SocketStream
 
 
 async def echo(connection: HttpConnection, request: h11.Request) -> None:
@@ -140,20 +141,63 @@ async def test_a_switch_needs_an_accepted_connect() -> None:
         connection.switch()
 
 
-async def test_a_user_who_leaves_before_the_answer_is_noticed() -> None:
-    client, server = memory_stream_pair()
+def _sockets(kind: str) -> tuple[socket.socket, SocketStream]:
+    """A client's blocking socket, and the server's end of it."""
+    if kind == "unix":
+        near, far = socket.socketpair()
+        return near, SocketStream(far)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        return near, SocketStream(listener.accept()[0])
+
+
+def _reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    client.close()
+
+
+def _close(client: socket.socket) -> None:
+    client.close()
+
+
+@pytest.mark.parametrize("ends_input_first", [False, True])
+@pytest.mark.parametrize(("kind", "leave"), [("tcp", _reset), ("unix", _close)])
+async def test_a_user_who_breaks_the_connection_before_the_answer_is_noticed(
+    kind: str, leave: Callable[[socket.socket], None], ends_input_first: bool, mock_clock: MockClock
+) -> None:
+    client, server = _sockets(kind)
     connection = HttpConnection(server)
-    await client.send_all(CONNECT + b"early")
+    client.sendall(CONNECT + b"early bird")
     await connection.next_request()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.wait_left)
-        await trio.testing.wait_all_tasks_blocked()
-        await client.send_all(b" bird")
-        await trio.testing.wait_all_tasks_blocked()
-        assert nursery.child_tasks
-        assert connection.read_ahead == b"early bird"
-        await client.aclose()
+        if ends_input_first:
+            client.shutdown(socket.SHUT_WR)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(10)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert nursery.child_tasks, "the end of input is no break"
+        leave(client)
+        mock_clock.jump(10)
     assert connection.read_ahead == b"early bird"
+    server.close_nowait()
+
+
+async def test_a_user_who_breaks_the_connection_is_noticed_behind_what_is_not_read(
+    mock_clock: MockClock,
+) -> None:
+    client, server = _sockets("tcp")
+    connection = HttpConnection(server)
+    client.sendall(CONNECT)
+    await connection.next_request()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.wait_left)
+        client.sendall(bytes(200_000))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert nursery.child_tasks
+        _reset(client)
+        mock_clock.jump(10)
+    server.close_nowait()
 
 
 async def test_a_user_who_floods_before_the_answer_is_not_read_for_ever() -> None:

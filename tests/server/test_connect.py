@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+
 import trio
+import trio.testing
 
 from tests.fakes.fake_link import FarEnd
 from tests.server.edge import (
@@ -18,6 +21,7 @@ from tests.server.edge import (
 from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.sockets import RESET_ON_CLOSE
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.front import Front
 from tunnel_server.listeners import Accepted, Listener
@@ -138,22 +142,41 @@ async def test_an_agent_that_does_not_answer_costs_504() -> None:
         assert answer.startswith(b"HTTP/1.1 504 node edge1 did not say within 30 s")
 
 
-async def test_a_user_who_leaves_cancels_the_dial() -> None:
-    for leave in ("close", "half-close", "reset"):
-        async with open_edge() as edge:
-            link = edge.attach("edge1", never)
-            stream = await edge.dial(await serve(edge))
-            await stream.send_all(KUBE + b"tls hello")
-            await link.was_opened.wait()
-            if leave == "half-close":
-                await stream.send_eof()
-            elif leave == "close":
-                await stream.aclose()
-            else:
-                stream.setsockopt(1, 13, b"\x01\0\0\0\0\0\0\0")  # SO_LINGER 0: close() sends RST
-                await stream.aclose()
-            await link.streams[0].was_reset.wait()
-            assert link.streams[0].ended_by is Reason.USER_LEFT
+async def test_a_user_who_breaks_the_connection_cancels_the_dial() -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", never)
+        stream = await edge.dial(await serve(edge))
+        await stream.send_all(KUBE + b"tls hello")
+        await link.was_opened.wait()
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        await stream.aclose()
+        await link.streams[0].was_reset.wait()
+        assert link.streams[0].ended_by is Reason.USER_LEFT
+
+
+async def test_a_user_who_ends_his_input_during_the_dial_gets_the_answer() -> None:
+    dial_succeeds = trio.Event()
+
+    async def answer_late(far: FarEnd) -> None:
+        await dial_succeeds.wait()
+        far.accept()
+        said = await receive_all(far.stream)
+        await far.stream.send_all(b"you said " + said)
+        await far.stream.send_eof()
+
+    async with open_edge() as edge:
+        link = edge.attach("edge1", answer_late)
+        stream = await edge.dial(await serve(edge))
+        await stream.send_all(KUBE + b"hello")
+        await stream.send_eof()
+        await link.was_opened.wait()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        dial_succeeds.set()
+        answer = await receive_all(stream)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"\r\n\r\nyou said hello")
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.closed_streams == {("connect", "done"): 1}
 
 
 async def test_a_stream_that_breaks_aborts_the_user() -> None:
