@@ -78,6 +78,11 @@ class HttpConnection(Connection):
         """Whether a final answer has begun, so that no other can be given."""
         return self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE)
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request was received and its answer is not complete; after a switch always."""
+        return self._h11.our_state not in (h11.IDLE, h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+
     async def next_request(self) -> h11.Request | None:
         """The next request; None when the peer ended or idled away between requests.
 
@@ -216,6 +221,7 @@ async def serve_http(
     *,
     on_refused: Callable[[Refused], None] | None = None,
     turns: trio.Lock | None = None,
+    stopping: Reason = Reason.SERVER_STOPPING,
 ) -> None:
     """Serves requests on ``stream`` until either side ends it, then closes it.
 
@@ -223,7 +229,7 @@ async def serve_http(
     ``on_refused`` hears of every refusal. Connections that share ``turns`` deal with what arrived one after
     the other, with all that waits meanwhile in between: a fleet comes at once. A broken connection ends this
     quietly; any other exception of the handler is logged, answered with 500, and not passed on. Cancelled:
-    aborts the stream.
+    a request that is not answered yet is aborted with ``stopping``, an idle connection is closed.
     """
     connection = HttpConnection(stream, limits, turns)
     try:
@@ -232,6 +238,10 @@ async def serve_http(
             await stream.aclose()
     except _BROKEN:
         pass  # the user left; there is nobody to tell
+    except BaseException:
+        if connection.is_answering:
+            abort(stream, stopping)
+        raise
     finally:
         await _close_forcefully(stream)
 

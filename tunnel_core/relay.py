@@ -74,7 +74,8 @@ async def relay(
     """Moves bytes both ways until both halves have ended, then closes both.
 
     ``left`` is the reason when a side that is no tunnelled stream breaks (``USER_LEFT`` on the server,
-    ``TARGET_RESET`` at the agent), ``stopping`` the reason when the relay is cancelled. After ``idle_seconds`` without a byte both are aborted.
+    ``TARGET_RESET`` at the agent), ``stopping`` the reason when the relay is cancelled. After
+    ``idle_seconds`` without a byte both sides are aborted.
     ``on_first_byte`` is called once, when the first bytes of ``b`` are there. Raises nothing of its
     own; cancelled, it aborts both sides first.
     """
