@@ -61,6 +61,11 @@ class DirectStream(trio.abc.HalfCloseableStream):
     def check(self) -> None:
         """Raises as ``receive_some`` if the other side broke it, also while there is still data to read."""
 
+    @property
+    @abstractmethod
+    def undelivered(self) -> int:
+        """Bytes that were put and that an ``abort`` now would keep from the peer, as far as that is known."""
+
     def check_peer(self) -> None:
         """Raise ``trio.BrokenResourceError`` if the peer can receive nothing any more.
 

@@ -191,6 +191,17 @@ class Stream(DirectStream):
             taker()
 
     @property
+    def undelivered(self) -> int:
+        """Bytes that the peer has not confirmed; 0 once either end reset our half."""
+        send = self._mux.send
+        return 0 if self._mux.send_reset else send.queued + send.sent - send.confirmed
+
+    @property
+    def was_reset_here(self) -> bool:
+        """Whether this end reset the stream."""
+        return self._reset_here
+
+    @property
     def wants_no_more(self) -> bool:
         """Whether the peer gave up what we send."""
         return self._mux.send_reset

@@ -325,6 +325,10 @@ class SocketTlsStream(TlsStream, DirectStream):
         """Raises ``trio.BrokenResourceError`` if the other side reset the socket."""
         self._socket.check()
 
+    @property
+    def undelivered(self) -> int:
+        return self._socket.undelivered
+
     def check_peer(self) -> None:
         self._socket.check_peer()
 

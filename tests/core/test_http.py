@@ -82,7 +82,7 @@ async def test_requests_follow_each_other_on_one_connection() -> None:
     assert await talk(GET + POST + CHUNKED) == expected
 
 
-async def test_a_connection_ends_when_the_client_says_so() -> None:
+async def test_a_connection_ends_when_the_client_says_so(autojump_clock: MockClock) -> None:
     assert await talk(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + GET, eof=False) == (
         b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nConnection: close\r\n\r\n/a:"
     )
@@ -233,7 +233,7 @@ async def test_a_body_nobody_read_does_not_become_a_request() -> None:
     assert await talk(POST + GET, handler=ignore) == ok(b"/b") + ok(b"/a")
 
 
-async def test_a_long_body_nobody_reads_costs_the_connection() -> None:
+async def test_a_long_body_nobody_reads_costs_the_connection(autojump_clock: MockClock) -> None:
     async def ignore(connection: HttpConnection, request: h11.Request) -> None:
         await connection.respond(200, body=request.target)
 
@@ -288,7 +288,7 @@ async def test_both_directions_move_at_the_same_time() -> None:
 # Bounds.
 
 
-async def test_a_head_that_is_too_long_is_refused() -> None:
+async def test_a_head_that_is_too_long_is_refused(autojump_clock: MockClock) -> None:
     limits = HeadLimits(max_head_bytes=len(GET))
     assert await talk(GET, limits=limits) == ok(b"/a:")
     longer = GET.replace(b"/a", b"/aa")
@@ -380,7 +380,7 @@ async def test_what_is_ambiguous_is_refused_and_ends_the_connection(request_byte
     assert b"connection: close" in answer.lower()
 
 
-async def test_a_tls_handshake_at_a_plain_port_is_told_so() -> None:
+async def test_a_tls_handshake_at_a_plain_port_is_told_so(autojump_clock: MockClock) -> None:
     assert b"this port speaks plain HTTP" in await talk(b"\x16\x03\x01\x02\x00", eof=False)
 
 
