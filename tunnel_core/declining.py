@@ -20,7 +20,7 @@ from tunnel_core.reasons import Refused
 from tunnel_core.sockets import SocketStream
 
 Decline: TypeAlias = Callable[[SocketStream, Refused], Awaitable[None]]
-"""Answers and closes. The caller sets a deadline. Raises ``trio.BrokenResourceError`` if the client is gone."""
+"""Answers and closes; the caller sets a deadline. Raises ``trio.BrokenResourceError`` if the client left."""
 
 MAX_DECLINING = 64
 """Refused connections of one listener that are being told so at once."""

@@ -259,7 +259,7 @@ class SocketStream(DirectStream):
         await trio.lowlevel.checkpoint()
 
 
-async def connect_unix(path: str | os.PathLike[str]) -> SocketStream:
+async def connect_unix(path: str | bytes | os.PathLike[str]) -> SocketStream:
     """Connects to a unix socket, and waits while its backlog is full. Raises ``OSError``.
 
     trio's own ``open_unix_socket`` takes the EAGAIN of a full backlog (connect(2)) for a connection on its

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import trio
 import trio.testing
@@ -18,13 +19,17 @@ from tests.server.edge import (
     receive_until,
     refuse_with,
 )
+from tunnel_client.dial import UnixDialer
+from tunnel_client.tunnel import Wish, open_tunnel
 from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import RESET_ON_CLOSE
+from tunnel_server.admission import Admission
+from tunnel_server.binding import UnixAddress
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.front import Front
-from tunnel_server.listeners import Accepted, Listener
+from tunnel_server.listeners import Accepted, Listener, listen_unix
 from tunnel_server.policy import User
 
 KUBE = b"CONNECT edge1:10250 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -109,6 +114,21 @@ async def test_the_target_header_overrides_the_target() -> None:
         await stream.send_all(b"CONNECT edge1:1 HTTP/1.1\r\nHost: x\r\nQanat-Target: [fd00::5]:22\r\n\r\n")
         await receive_until(stream, b"\r\n\r\n")
         assert link.streams[0].target == "[fd00::5]:22"
+
+
+async def test_the_target_header_is_utf_8(tmp_path: Path) -> None:
+    def kim(_: Accepted) -> User:
+        return User("kim", Role.USER, TRUST_DOMAIN, "unix")
+
+    target = "unix:/run/b\u00fccher.sock"
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        path = tmp_path / "connect.sock"
+        listener = listen_unix("connect", UnixAddress(path), Admission(9, 9), edge.records)
+        front = Front("connect", kim, edge.records, HeadLimits(), ConnectEntrance(edge.opener))
+        await edge.nursery.start(listener.serve, front.serve)
+        async with open_tunnel(UnixDialer(path), Wish.parse("edge1", target)):
+            assert link.streams[0].target == target
 
 
 async def test_the_refusal_is_the_reason_phrase() -> None:
