@@ -124,7 +124,9 @@ async def test_the_target_header_is_utf_8(tmp_path: Path) -> None:
     async with open_edge() as edge:
         link = edge.attach("edge1", echo)
         path = tmp_path / "connect.sock"
-        listener = listen_unix("connect", UnixAddress(path), Admission(9, 9), edge.records)
+        listener = listen_unix(
+            "connect", UnixAddress(path), Admission(9, 9, clock=trio.current_time), edge.records
+        )
         front = Front("connect", kim, edge.records, HeadLimits(), ConnectEntrance(edge.opener))
         await edge.nursery.start(listener.serve, front.serve)
         async with open_tunnel(UnixDialer(path), Wish.parse("edge1", target)):

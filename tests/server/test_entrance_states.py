@@ -104,7 +104,9 @@ class Site:
         await self.settle()
 
     async def listen(self, entrance: str, handler: Handler) -> str:
-        listener = await listen_tcp(entrance, ["127.0.0.1:0"], Admission(99, 99), self.records)
+        listener = await listen_tcp(
+            entrance, ["127.0.0.1:0"], Admission(99, 99, clock=trio.current_time), self.records
+        )
         await self.nursery.start(listener.serve, handler)
         return str(listener.addresses[0])
 
@@ -249,7 +251,9 @@ async def _connect_unix(site: Site) -> SocketStream:
         return User("kim", Role.USER, pki.TRUST_DOMAIN, "unix")
 
     path = site.folder / "connect.sock"
-    listener = listen_unix("connect", UnixAddress(path), Admission(99, 99), site.records)
+    listener = listen_unix(
+        "connect", UnixAddress(path), Admission(99, 99, clock=trio.current_time), site.records
+    )
     await site.nursery.start(listener.serve, site.front(kim).serve)
     return SocketStream.adopt(await trio.open_unix_socket(path))
 
