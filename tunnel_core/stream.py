@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import NoReturn
 
 import trio
 
@@ -48,7 +49,8 @@ class Stream(DirectStream):
         self._session_id = session_id
         self._on_closed = on_closed
         self._closed = False
-        self._reset_here = False
+        self.was_reset_here = False
+        """Whether this end reset the stream, before it closed it."""
         self._receiver: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
         self._watchers: list[trio.Event] = []
@@ -176,7 +178,8 @@ class Stream(DirectStream):
         mux = self._mux
         if mux.recv.buffered:
             return mux.read(max_bytes)
-        self._check_open()
+        if self._closed:
+            self._raise_closed()
         if mux.recv_reset:
             self._raise_broken()
         return b"" if mux.recv.at_end else None
@@ -195,11 +198,6 @@ class Stream(DirectStream):
         """Bytes that the peer has not confirmed; 0 once either end reset our half."""
         send = self._mux.send
         return 0 if self._mux.send_reset else send.queued + send.sent - send.confirmed
-
-    @property
-    def was_reset_here(self) -> bool:
-        """Whether this end reset the stream."""
-        return self._reset_here
 
     @property
     def wants_no_more(self) -> bool:
@@ -271,19 +269,19 @@ class Stream(DirectStream):
 
             await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def _check_open(self) -> None:
-        """Raise if this end is done with the stream.
+    def _raise_closed(self) -> NoReturn:
+        """This end is done with the stream.
 
         After ``reset`` that is ``StreamReset`` with its reason: the task that uses the stream is often not
         the one that reset it, and must not take the end for a fault of the other side of its relay.
         """
-        if self._reset_here:
+        if self.was_reset_here:
             self._raise_broken()
-        if self._closed:
-            raise trio.ClosedResourceError("this stream was closed here")
+        raise trio.ClosedResourceError("this stream was closed here")
 
     def _check_sendable(self) -> None:
-        self._check_open()
+        if self._closed:
+            self._raise_closed()
         if self._mux.send_reset:
             self._raise_broken()
         if self._mux.send.size is not None:
@@ -297,7 +295,8 @@ class Stream(DirectStream):
         self.finish_nowait()
 
     def finish_nowait(self) -> bool:
-        self._check_open()
+        if self._closed:
+            self._raise_closed()
         if self._mux.send_reset:
             self._raise_broken()
         self._mux.end()
@@ -310,7 +309,7 @@ class Stream(DirectStream):
 
         Tasks that use the stream then get ``StreamReset`` with the first reason that ended it.
         """
-        self._reset_here = self._reset_here or not self._closed
+        self.was_reset_here = self.was_reset_here or not self._closed
         self._reset(reason, detail)
 
     def _reset(self, reason: Reason, detail: str = "") -> None:
@@ -359,7 +358,7 @@ class Stream(DirectStream):
         if self._mux.refusal is not None:
             raise Refused(self._mux.refusal.reason, self._mux.refusal.detail)
 
-    def _raise_broken(self) -> None:
+    def _raise_broken(self) -> NoReturn:
         mux = self._mux
         if mux.refusal is not None:
             raise StreamReset(mux.refusal.reason, mux.refusal.detail)
