@@ -160,7 +160,7 @@ class Dialler:
     async def _connected(self, destination: Destination, addresses: Sequence[str]) -> Connected:
         target = destination.target
         if target.unix_path:
-            return Connected(await connect_unix(target.unix_path), str(target))
+            return Connected(await connect_unix(target.unix_path.encode()), str(target))
         return await connect_first(addresses, target.port, self.connect)
 
     async def _finish(self, connected: Connected, destination: Destination | None) -> Dialled:

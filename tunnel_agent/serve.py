@@ -79,7 +79,7 @@ class Serving:
     async def _answer(self, stream: Stream, handler: Handler) -> None:
         facts, start = self._facts(stream), trio.current_time()
         self._open(stream, facts, f"agent:{stream.target}")
-        await serve_http(stream, handler)
+        await serve_http(stream, handler, stopping=Reason.AGENT_STOPPING)
         result = RelayResult(stream.bytes_in, stream.bytes_out, stream.ended_by or Reason.DONE)
         self._note_closed(facts, result, trio.current_time() - start)
 
@@ -91,7 +91,7 @@ class Serving:
             self._refusals.refused(facts, outcome, now=trio.current_time())
             return
         self._open(stream, facts, outcome.address)
-        result = await relay(stream, outcome.stream, left=Reason.TARGET_RESET)
+        result = await relay(stream, outcome.stream, left=Reason.TARGET_RESET, stopping=Reason.AGENT_STOPPING)
         self._note_closed(facts, result, trio.current_time() - start)
 
     def _open(self, stream: Stream, facts: StreamFacts, address: str) -> None:

@@ -80,7 +80,9 @@ async def _connect(stream: trio.abc.HalfCloseableStream, name: str, wish: Wish) 
 
 async def _request(connection: HttpClientConnection, name: str, wish: Wish) -> bytes:
     # With the target in a header the authority can only mean a node, never a service of a shorter name.
-    headers = [("host", wish.authority), ("qanat-target", str(wish.target)), ACCEPT_JSON]
+    # The header is UTF-8: the path of a unix socket may have other than ASCII letters.
+    fields = [("host", wish.authority), ("qanat-target", str(wish.target)), ACCEPT_JSON]
+    headers = [(name.encode(), value.encode()) for name, value in fields]
     request = h11.Request(method="CONNECT", target=wish.authority, headers=headers)
     await connection.send(request, h11.EndOfMessage())
     response = await connection.receive_response()

@@ -5,29 +5,25 @@
    name, and ``qanat`` tries again after it.
 2. An HTTP connection gets the refusal's status, sentence and word, as any refused request does.
 3. A bare TCP port has no words: the reset is all that there is. The log and the metrics have the reason.
-4. The close waits for what the client has under way, or the kernel's reset would destroy the answer. That is
-   bounded in time and bytes, and in the number that wait at once; beyond it connections are reset.
+4. The close waits for what the client has under way (``lingering``), or the kernel's reset would destroy the
+   answer. The number that wait at once is bounded as well; beyond it connections are reset.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
-import trio
-
 from tunnel_core.http import HttpConnection
+from tunnel_core.lingering import linger
 from tunnel_core.reasons import Refused
 from tunnel_core.sockets import SocketStream
 
 Decline: TypeAlias = Callable[[SocketStream, Refused], Awaitable[None]]
-"""Answers and closes within a second or so. Raises ``trio.BrokenResourceError`` if the other end is gone."""
+"""Answers and closes; the caller sets a deadline. Raises ``trio.BrokenResourceError`` if the client left."""
 
 MAX_DECLINING = 64
 """Refused connections of one listener that are being told so at once."""
-_LINGER_SECONDS = 1.0
-_LINGER_BYTES = 64 * 1024
 _OVERLOADED = bytes(
     [21, 3, 3, 0, 2, 2, 80]
 )  # a record: alert, TLS 1.2's number, 2 bytes: fatal, internal_error
@@ -36,7 +32,8 @@ _OVERLOADED = bytes(
 async def decline_tls(stream: SocketStream, refused: Refused) -> None:
     """Sends the alert ``internal_error`` in place of a handshake."""
     stream.send_nowait(_OVERLOADED)
-    await linger(stream)
+    await linger(stream, is_sending=True)
+    stream.close_nowait()
 
 
 async def decline_http(stream: SocketStream, refused: Refused) -> None:
@@ -44,17 +41,4 @@ async def decline_http(stream: SocketStream, refused: Refused) -> None:
     connection = HttpConnection(stream)
     await connection.refuse(refused)
     await connection.linger()
-
-
-async def linger(stream: SocketStream) -> None:
-    """Ends and closes ``stream`` so that what was sent arrives.
-
-    A close over unread bytes resets the connection, and the user would read "connection reset" in place of
-    the answer.
-    """
-    left = _LINGER_BYTES
-    with trio.move_on_after(_LINGER_SECONDS), contextlib.suppress(trio.BrokenResourceError):
-        await stream.send_eof()
-        while left > 0 and (data := await stream.receive_some(left)):
-            left -= len(data)
-    await stream.aclose()
+    stream.close_nowait()

@@ -61,6 +61,18 @@ class DirectStream(trio.abc.HalfCloseableStream):
     def check(self) -> None:
         """Raises as ``receive_some`` if the other side broke it, also while there is still data to read."""
 
+    @property
+    @abstractmethod
+    def undelivered(self) -> int:
+        """Bytes that were put and that an ``abort`` now would keep from the peer, as far as that is known."""
+
+    def check_peer(self) -> None:
+        """Raise ``trio.BrokenResourceError`` if the peer can receive nothing any more.
+
+        Unlike ``check`` this may raise while data of the peer still waits to be read.
+        """
+        self.check()
+
     @abstractmethod
     def close_nowait(self) -> None:
         """``aclose`` for when both halves have ended. Never blocks. Idempotent."""

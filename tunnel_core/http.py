@@ -7,7 +7,7 @@
 4. One task may receive while another sends. Cancelling a receive loses nothing; a cancelled send
    leaves the connection good for nothing but closing.
 5. A refusal is answered if no answer has begun, else the connection is aborted: a truncated answer
-   must not look complete. After either the connection ends.
+   must not look complete. After either the connection ends: behind an answer as ``lingering`` says.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import h11
 import trio
 
 from tunnel_core.http_client import HttpClientConnection, exchange
-from tunnel_core.http_connection import READ_BYTES, Body, Connection
+from tunnel_core.http_connection import Body, Connection
 from tunnel_core.http_head import (
     REASON_HEADER,
     HeadLimits,
@@ -36,6 +36,7 @@ from tunnel_core.http_head import (
     wants_json,
     wording,
 )
+from tunnel_core.lingering import linger
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.relay import abort
 
@@ -54,8 +55,10 @@ __all__ = [
 ]
 
 Headers: TypeAlias = Iterable[tuple[str, str]]
-_LINGER_SECONDS = 1.0
-_LINGER_BYTES = 256 * 1024
+_CLOSE_SECONDS = 1.0
+_REST_SECONDS = 1.0
+_REST_BYTES = 256 * 1024
+"""Of a body that nobody read, to keep the connection for the next request."""
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 _log = logging.getLogger("qanat.http")
@@ -77,6 +80,11 @@ class HttpConnection(Connection):
     def has_answered(self) -> bool:
         """Whether a final answer has begun, so that no other can be given."""
         return self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request was received and its answer is not complete; after a switch always."""
+        return self._h11.our_state not in (h11.IDLE, h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
 
     async def next_request(self) -> h11.Request | None:
         """The next request; None when the peer ended or idled away between requests.
@@ -179,24 +187,27 @@ class HttpConnection(Connection):
         if self._h11.our_state is not h11.DONE:
             return False
         if self._h11.their_state is h11.SEND_BODY:
-            with trio.move_on_after(_LINGER_SECONDS):
+            with trio.move_on_after(_REST_SECONDS):
                 await self._discard_body()
         return self._h11.their_state is h11.DONE
 
     async def _discard_body(self) -> None:
-        left = _LINGER_BYTES
+        left = _REST_BYTES
         while left > 0 and isinstance(event := await self._receive_body_event(), h11.Data):
             left -= len(event.data)
 
-    async def linger(self) -> None:
-        """Reads a little more before a close: closing over unread bytes makes the kernel reset the
-        connection, and the peer would lose the answer that says why."""
-        left = _LINGER_BYTES
-        with trio.move_on_after(_LINGER_SECONDS):
-            if isinstance(self.stream, trio.abc.HalfCloseableStream):
-                await self.stream.send_eof()
-            while left > 0 and (data := await self.stream.receive_some(READ_BYTES)):
-                left -= len(data)
+    async def linger(self, *, is_sending: bool = True) -> None:
+        """End our half after the last answer and discard what still comes, or the peer may lose the answer.
+
+        ``is_sending`` false: the peer had its time.
+        """
+        is_complete = self._h11.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+        await linger(self.stream, is_sending=is_sending and not is_complete)
+
+    @property
+    def has_unread_input(self) -> bool:
+        """Whether the peer announced or sent more than what was taken."""
+        return self._h11.their_state is h11.SEND_BODY or bool(self.read_ahead)
 
 
 def _has_body(request: h11.Request) -> bool:
@@ -216,6 +227,7 @@ async def serve_http(
     *,
     on_refused: Callable[[Refused], None] | None = None,
     turns: trio.Lock | None = None,
+    stopping: Reason = Reason.SERVER_STOPPING,
 ) -> None:
     """Serves requests on ``stream`` until either side ends it, then closes it.
 
@@ -223,15 +235,19 @@ async def serve_http(
     ``on_refused`` hears of every refusal. Connections that share ``turns`` deal with what arrived one after
     the other, with all that waits meanwhile in between: a fleet comes at once. A broken connection ends this
     quietly; any other exception of the handler is logged, answered with 500, and not passed on. Cancelled:
-    aborts the stream.
+    a request that is not answered yet is aborted with ``stopping``, an idle connection is closed.
     """
     connection = HttpConnection(stream, limits, turns)
     try:
         await _serve_requests(connection, handler, on_refused or _ignore)
-        with trio.move_on_after(_LINGER_SECONDS):
+        with trio.move_on_after(_CLOSE_SECONDS):
             await stream.aclose()
     except _BROKEN:
         pass  # the user left; there is nobody to tell
+    except BaseException:
+        if connection.is_answering:
+            abort(stream, stopping)
+        raise
     finally:
         await _close_forcefully(stream)
 
@@ -241,7 +257,7 @@ def _ignore(_: Refused) -> None:
 
 
 async def _close_forcefully(stream: trio.abc.Stream) -> None:
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + _LINGER_SECONDS):
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_SECONDS):
         await trio.aclose_forcefully(stream)
 
 
@@ -254,7 +270,11 @@ async def _serve_requests(
             if request is None:
                 return
             await handler(connection, request)
-            if connection.has_switched or not await connection.finish():
+            if connection.has_switched:
+                return
+            if not await connection.finish():
+                if connection.has_unread_input:
+                    await connection.linger()
                 return
         except Exception as error:
             # Elsewhere: a local name for the refusal here, where its traceback begins, would be a circle.
@@ -295,4 +315,4 @@ async def _refuse_and_end(connection: HttpConnection, refused: Refused) -> None:
         abort(connection.stream, refused.reason, refused.detail)
         return
     await connection.refuse(refused)
-    await connection.linger()
+    await connection.linger(is_sending=refused.reason is not Reason.HEAD_TIMEOUT)

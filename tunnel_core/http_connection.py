@@ -8,9 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import h11
 import trio
 
+from tunnel_core.direct import DirectStream
+
 READ_BYTES = 64 * 1024
 MAX_READ_AHEAD = 64 * 1024
 """Bytes taken from a user before the answer; the initial credit of a stream, which carries them."""
+_LOOK_SECONDS = 1.0
+"""How often a connection is checked of which nothing is read while its answer is awaited."""
 
 
 class Body(AsyncIterator[bytes]):
@@ -71,18 +75,27 @@ class Connection:
         return self.read_ahead
 
     async def wait_left(self) -> None:
-        """Returns when the peer has closed or broken the connection; what it sends is kept.
+        """Return when the peer has broken the connection; what the peer sends is kept.
 
-        Reads at most ``MAX_READ_AHEAD`` bytes ahead and notices nothing more beyond them. Cancel it
-        when the answer is there. Not together with another receive on this connection.
+        The end of input is no break: a client may end its half after the request and read on. Nothing is
+        received behind that end, or beyond ``MAX_READ_AHEAD`` bytes; the socket is checked once a second
+        then. A peer that closed both halves of a TCP connection looks like one that ended its half, until
+        something is sent to it, or its kernel answers a keepalive with a reset.
+
+        Cancel it when the answer is there. Not together with another receive on this connection.
         """
         try:
-            while len(self.read_ahead) < MAX_READ_AHEAD:
-                if not await self._receive(MAX_READ_AHEAD):
-                    return
+            while len(self.read_ahead) < MAX_READ_AHEAD and await self._receive(MAX_READ_AHEAD):
+                pass
+            await self._wait_broken()
         except trio.BrokenResourceError:
             return
-        await trio.sleep_forever()
+
+    async def _wait_broken(self) -> None:
+        while True:
+            if isinstance(self.stream, DirectStream):
+                self.stream.check_peer()
+            await trio.sleep(_LOOK_SECONDS)
 
     async def _receive(self, size: int = READ_BYTES) -> bool:
         data = await self.stream.receive_some(size)

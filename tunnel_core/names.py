@@ -7,6 +7,7 @@ import functools
 import hashlib
 import ipaddress
 import re
+import unicodedata
 from dataclasses import dataclass
 
 # RFC 1123 as Kubernetes reads it for node names: apimachinery's IsDNS1123Subdomain.
@@ -18,6 +19,7 @@ NODE_NAME_RULE = "lower-case letters, digits, '-' and dots, as in shop-7.example
 """What is said to people whose name is none."""
 MAX_ALIAS = 40
 _ALIAS_HASH_CHARS = 8
+_MAX_UNIX_PATH = 107
 LOOPBACK = "localhost"
 """A target host that means the node itself: the agent tries 127.0.0.1, then ::1, and asks no resolver."""
 
@@ -111,9 +113,16 @@ class Target:
 
 
 def _unix_path(path: str) -> str:
+    try:
+        length = len(path.encode())
+    except UnicodeEncodeError:  # an argument or a file name that is not UTF-8, as Python reads it
+        raise ValueError(f"a socket path that is not UTF-8 cannot be asked for: {path[:300]!a}") from None
     # 107 bytes: sun_path less its final NUL, unix(7).
-    if not path.startswith("/") or "\0" in path or len(path.encode()) > 107:
-        raise ValueError(f"not an absolute socket path of at most 107 bytes: {path[:300]!r}")
+    if not path.startswith("/") or length > _MAX_UNIX_PATH:
+        raise ValueError(f"not an absolute socket path of at most {_MAX_UNIX_PATH} bytes: {path[:300]!r}")
+    # A header could not carry these, and a log line should not.
+    if path != path.rstrip() or any(unicodedata.category(character) == "Cc" for character in path):
+        raise ValueError(f"a socket path with a control character, or a space at its end: {path[:300]!r}")
     return path
 
 

@@ -34,7 +34,7 @@ _log = logging.getLogger("qanat.ops")
 MAX_CONNECTIONS = 64
 _ENTRANCE = "ops"
 _HANDSHAKE_SECONDS = 10.0
-_DECLINE_SECONDS = 3.0
+_DECLINE_SECONDS = 10.0
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _MAX_TOKEN_BYTES = 4096
 _TEXT = "text/plain; charset=utf-8"

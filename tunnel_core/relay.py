@@ -3,8 +3,11 @@
 A half that ends is ended on the other side, and the other direction goes on. So it does when a side hears
 no more after it ended its own half: what it said is whole, and is delivered. Anything else abnormal (a
 reset, a broken connection, cancellation) aborts both sides, so that truncated output never looks
-whole. Reads grow while they come back full, to 1 MiB for bulk, and shrink again for chat: the price
-of the link is per message.
+whole. What a target said before it reset the connection arrives before that reset: a server that answers 413
+and closes over the rest of the upload resets right behind its answer.
+
+Reads grow while they come back full, to 1 MiB for bulk, and shrink again for chat: the price of the link is
+per message.
 
 Each direction is a loop in a task. Between the tunnel and a socket one task is enough, as long as the
 kernel takes what comes: then what arrives through the tunnel is moved by a ``Pump``.
@@ -12,6 +15,7 @@ kernel takes what comes: then what arrives through the tunnel is moved by a ``Pu
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +34,10 @@ _LARGEST_READ = 1 * MIB
 _BURST = 2 * MIB
 """Bytes that one direction may move before it lets others run."""
 _FAREWELL_SECONDS = 5.0
+_LAST_WORDS_SECONDS, _STANDSTILL_SECONDS = 5.0, 1.0
+"""How long a reset may wait for what the target said before it: in all, and without any progress."""
+_LAST_WORDS_BYTES = 1 * MIB
+_LAST_WORDS_LOOK_SECONDS = 0.02
 _LOOK_SECONDS = 5.0
 """How often a side that nobody reads from is asked whether it is still there."""
 
@@ -67,17 +75,19 @@ async def relay(
     b: trio.abc.Stream,
     *,
     left: Reason = Reason.USER_LEFT,
+    stopping: Reason = Reason.SERVER_STOPPING,
     idle_seconds: float | None = None,
     on_first_byte: Callable[[], None] | None = None,
 ) -> RelayResult:
     """Moves bytes both ways until both halves have ended, then closes both.
 
     ``left`` is the reason when a side that is no tunnelled stream breaks (``USER_LEFT`` on the server,
-    ``TARGET_RESET`` at the agent). After ``idle_seconds`` without a byte both are aborted.
+    ``TARGET_RESET`` at the agent), ``stopping`` the reason when the relay is cancelled. After
+    ``idle_seconds`` without a byte both sides are aborted.
     ``on_first_byte`` is called once, when the first bytes of ``b`` are there. Raises nothing of its
     own; cancelled, it aborts both sides first.
     """
-    return await _Relay(a, b, left, idle_seconds, on_first_byte).run()
+    return await _Relay(a, b, left, stopping, idle_seconds, on_first_byte).run()
 
 
 class _Relay:
@@ -86,6 +96,7 @@ class _Relay:
         a: trio.abc.Stream,
         b: trio.abc.Stream,
         left: Reason,
+        stopping: Reason,
         idle_seconds: float | None,
         on_first_byte: Callable[[], None] | None,
     ) -> None:
@@ -93,6 +104,7 @@ class _Relay:
         self._b = b
         self._on_first_byte = on_first_byte
         self._left = left
+        self._stopping = stopping
         self._idle = idle_seconds
         self._scope = trio.CancelScope()
         self._watch = trio.CancelScope()
@@ -101,6 +113,7 @@ class _Relay:
         self._reason: Reason | None = None
         self._detail = ""
         self._gone: tuple[Reason, str] | None = None  # why a side hears no more
+        self._answers_first = False  # b broke: what it said goes to a before the reset
 
     async def run(self) -> RelayResult:
         self._stay_awake()
@@ -117,10 +130,15 @@ class _Relay:
                         await self._direction(a, b)
             if self._scope.cancelled_caught and self._reason is None:
                 self._note_cancelled()
-        except BaseException:
-            self._fail(self._left, "")
+            if self._answers_first:
+                await self._deliver_answer()
+        except BaseException as error:
+            self._fail(Reason.INTERNAL_ERROR if isinstance(error, Exception) else self._stopping, "")
             raise
         finally:
+            if self._reason is not None:
+                abort(self._a, self._reason, self._detail)
+                abort(self._b, self._reason, self._detail)
             await self._close()
         if self._reason is None and self._gone is not None:
             self._reason, self._detail = self._gone
@@ -160,7 +178,7 @@ class _Relay:
                 if isinstance(side, Stream):
                     side.check()
         except StreamReset as error:
-            self._fail(error.reason, error.detail)
+            self._note(error)
         else:
             self._fail(Reason.IDLE_TIMEOUT, f"no byte moved for {self._idle:g} s")
 
@@ -268,8 +286,40 @@ class _Relay:
             self._stay_awake()
 
     def _note(self, error: Exception) -> None:
+        if self._reason is None:
+            self._answers_first = self._answer_broke(error)
         self._fail(*self._told_by(error))
         self._scope.cancel()
+
+    def _answer_broke(self, error: Exception) -> bool:
+        """Whether ``b`` broke, and not by an act of this end. Between two sockets that is not known."""
+        if isinstance(error, StreamReset):
+            return isinstance(self._b, Stream) and not self._b.was_reset_here
+        return isinstance(self._a, Stream)
+
+    async def _deliver_answer(self) -> None:
+        """Wait, within bounds, until ``a`` has what ``b`` said before it broke."""
+        a, b = self._a, self._b
+        if not isinstance(a, DirectStream):
+            return
+        if isinstance(a, Stream) and isinstance(b, DirectStream):
+            self._drain(b, a)
+        ends = trio.current_time() + _LAST_WORDS_SECONDS
+        left, deadline = a.undelivered, trio.current_time() + _STANDSTILL_SECONDS
+        while left and trio.current_time() < min(ends, deadline):
+            await trio.sleep(_LAST_WORDS_LOOK_SECONDS)  # nobody tells of a confirmation
+            if a.undelivered < left:
+                deadline = trio.current_time() + _STANDSTILL_SECONDS
+            left = a.undelivered
+
+    def _drain(self, target: DirectStream, tunnel: Stream) -> None:
+        """What the kernel has from a target whose socket broke while we sent: it is read before the error."""
+        left = _LAST_WORDS_BYTES
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while left > 0 and (data := target.receive_nowait(_SMALLEST_READ)):
+                self._note_moved(target, len(data))
+                tunnel.put_nowait(data)
+                left -= len(data)
 
     def _told_by(self, error: Exception) -> tuple[Reason, str]:
         if isinstance(error, StreamReset):
@@ -277,11 +327,9 @@ class _Relay:
         return self._left, str(error)
 
     def _fail(self, reason: Reason, detail: str) -> None:
-        """Aborts both sides; the first failure names the reason."""
+        """Both sides will be aborted; the first failure names the reason."""
         if self._reason is None:
             self._reason, self._detail = reason, detail
-            abort(self._a, reason, detail)
-            abort(self._b, reason, detail)
 
     async def _close(self) -> None:
         for side in (self._a, self._b):

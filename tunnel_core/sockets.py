@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import operator
 import os
+import select
 import socket
 import struct
 import sys
+import termios
 from collections.abc import Iterator
 
 import trio
@@ -194,6 +197,27 @@ class SocketStream(DirectStream):
         if number:
             raise trio.BrokenResourceError(f"socket connection broken: {os.strerror(number)}")
 
+    def check_peer(self) -> None:
+        """Raise ``trio.BrokenResourceError`` if the peer reset the connection, or closed a unix socket.
+
+        A TCP peer that closed without a reset cannot be told from one that ended its half.
+        """
+        self._check_open()
+        poller = select.poll()
+        poller.register(self.socket, 0)
+        if any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(0)):
+            raise trio.BrokenResourceError("socket connection broken: the other side is gone")
+
+    @property
+    def undelivered(self) -> int:
+        """Bytes that were sent and not acknowledged yet; 0 where the system cannot tell."""
+        if sys.platform != "linux" or self.socket.fileno() < 0:
+            return 0
+        with contextlib.suppress(OSError):
+            [count] = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)))
+            return int(count) + len(self._unsent)
+        return 0
+
     def finish_nowait(self) -> bool:
         self._check_open()
         if not self._ended:
@@ -235,7 +259,7 @@ class SocketStream(DirectStream):
         await trio.lowlevel.checkpoint()
 
 
-async def connect_unix(path: str | os.PathLike[str]) -> SocketStream:
+async def connect_unix(path: str | bytes | os.PathLike[str]) -> SocketStream:
     """Connects to a unix socket, and waits while its backlog is full. Raises ``OSError``.
 
     trio's own ``open_unix_socket`` takes the EAGAIN of a full backlog (connect(2)) for a connection on its

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import NoReturn
 
 import trio
 
@@ -48,6 +49,8 @@ class Stream(DirectStream):
         self._session_id = session_id
         self._on_closed = on_closed
         self._closed = False
+        self.was_reset_here = False
+        """Whether this end reset the stream, before it closed it."""
         self._receiver: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
         self._watchers: list[trio.Event] = []
@@ -176,7 +179,7 @@ class Stream(DirectStream):
         if mux.recv.buffered:
             return mux.read(max_bytes)
         if self._closed:
-            raise trio.ClosedResourceError("this stream was closed here")
+            self._raise_closed()
         if mux.recv_reset:
             self._raise_broken()
         return b"" if mux.recv.at_end else None
@@ -189,6 +192,12 @@ class Stream(DirectStream):
         self._taker = taker
         if taker is not None:
             taker()
+
+    @property
+    def undelivered(self) -> int:
+        """Bytes that the peer has not confirmed; 0 once either end reset our half."""
+        send = self._mux.send
+        return 0 if self._mux.send_reset else send.queued + send.sent - send.confirmed
 
     @property
     def wants_no_more(self) -> bool:
@@ -260,9 +269,19 @@ class Stream(DirectStream):
 
             await trio.lowlevel.wait_task_rescheduled(abort)
 
+    def _raise_closed(self) -> NoReturn:
+        """This end is done with the stream.
+
+        After ``reset`` that is ``StreamReset`` with its reason: the task that uses the stream is often not
+        the one that reset it, and must not take the end for a fault of the other side of its relay.
+        """
+        if self.was_reset_here:
+            self._raise_broken()
+        raise trio.ClosedResourceError("this stream was closed here")
+
     def _check_sendable(self) -> None:
         if self._closed:
-            raise trio.ClosedResourceError("this stream was closed here")
+            self._raise_closed()
         if self._mux.send_reset:
             self._raise_broken()
         if self._mux.send.size is not None:
@@ -277,7 +296,7 @@ class Stream(DirectStream):
 
     def finish_nowait(self) -> bool:
         if self._closed:
-            raise trio.ClosedResourceError("this stream was closed here")
+            self._raise_closed()
         if self._mux.send_reset:
             self._raise_broken()
         self._mux.end()
@@ -286,7 +305,14 @@ class Stream(DirectStream):
     # Ending.
 
     def reset(self, reason: Reason, detail: str = "") -> None:
-        """Ends both halves at once and tells the peer why. Idempotent; never blocks."""
+        """End both halves at once and tell the peer why. Idempotent; never blocks.
+
+        Tasks that use the stream then get ``StreamReset`` with the first reason that ended it.
+        """
+        self.was_reset_here = self.was_reset_here or not self._closed
+        self._reset(reason, detail)
+
+    def _reset(self, reason: Reason, detail: str = "") -> None:
         if not self._is_over():
             self._mux.reset(reason, detail)
         self._close()
@@ -296,7 +322,7 @@ class Stream(DirectStream):
         if self._closed:
             pass  # a second, forced close must not take back what the first one promised to deliver
         elif trio.current_effective_deadline() == -float("inf"):
-            self.reset(Reason.USER_LEFT)
+            self._reset(Reason.USER_LEFT)
         else:
             self.close_nowait()
         await trio.lowlevel.checkpoint()
@@ -315,7 +341,7 @@ class Stream(DirectStream):
         traceback: TracebackType | None,
     ) -> None:
         if exc_type is not None:
-            self.reset(Reason.USER_LEFT)
+            self._reset(Reason.USER_LEFT)
         await self.aclose()
 
     def _is_over(self) -> bool:
@@ -332,7 +358,7 @@ class Stream(DirectStream):
         if self._mux.refusal is not None:
             raise Refused(self._mux.refusal.reason, self._mux.refusal.detail)
 
-    def _raise_broken(self) -> None:
+    def _raise_broken(self) -> NoReturn:
         mux = self._mux
         if mux.refusal is not None:
             raise StreamReset(mux.refusal.reason, mux.refusal.detail)

@@ -329,6 +329,13 @@ class SocketTlsStream(TlsStream, DirectStream):
         """Raises ``trio.BrokenResourceError`` if the other side reset the socket."""
         self._socket.check()
 
+    @property
+    def undelivered(self) -> int:
+        return self._socket.undelivered
+
+    def check_peer(self) -> None:
+        self._socket.check_peer()
+
     def finish_nowait(self) -> bool:
         self._check_may_send()
         if self._eof_sent:

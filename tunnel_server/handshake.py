@@ -10,7 +10,7 @@ import trio
 
 from certs.authority_folder import read_intermediates
 from certs.files import path_for_openssl
-from tunnel_core.declining import linger
+from tunnel_core.lingering import linger
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import SocketTlsStream, TlsStream
@@ -89,7 +89,10 @@ def over_tls(
         except Refused as refused:
             accepted.ticket.refused()
             reporter.refused(entrance, accepted.source, refused)
-            await linger(transport)  # or the alert that says why is lost
+            # Or the user reads "connection reset" where the alert says "certificate expired". In TLS 1.3 a
+            # client sends its request before it can hear that its certificate is refused.
+            await linger(transport, is_sending=True)
+            await transport.aclose()
             return
         await handler(replace(accepted, stream=stream, turns=turns))
 

@@ -37,7 +37,7 @@ _PAUSE_SECONDS = 0.1
 _SAY_AGAIN_SECONDS = 1.0
 TURN_SECONDS = 5.0
 """How long a connection waits for its turn: half of what clients wait for a handshake."""
-_DECLINE_SECONDS = 3.0
+_DECLINE_SECONDS = 10.0
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED

@@ -51,8 +51,8 @@ class Opener:
     async def open(self, wish: Wish, early_data: bytes = b"") -> AsyncIterator[Passage]:
         """A stream to what is wished, before the far dial is answered; writes down how it ended.
 
-        Raises ``NotOpened``, also for a ``Refused`` of the block. The stream is closed when the block
-        ends, and reset when it raises.
+        Raises ``NotOpened``, also for a ``Refused`` of the block, with the reason that is written down. The
+        stream is closed when the block ends, and reset when it raises.
         """
         passage = Passage(self, wish)
         self._begin(passage, wish, early_data)
@@ -62,7 +62,7 @@ class Opener:
             await passage.stream.aclose()
         except Refused as refused:
             passage.fail(refused)
-            raise NotOpened(refused.reason, refused.detail) from None
+            raise NotOpened(*passage.verdict) from None
         except BaseException as error:
             passage.fail(error)
             raise
@@ -137,6 +137,11 @@ class Passage:
         reason, detail = blame(error)
         self.end(reason, detail)
         self.stream.reset(self._reason, self._detail)
+
+    @property
+    def verdict(self) -> tuple[Reason, str]:
+        """Why it ended, and the sentence: the same for the log, the metric and the user."""
+        return self._reason, self._detail
 
     def cut(self, refused: Refused) -> None:
         """Its user has to go: both sides are broken off at once, the user's too."""

@@ -103,11 +103,17 @@ def _unknown(host: str, rest: str, directory: Directory) -> str:
 
 
 def target_header(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The ``Qanat-Target`` of a request, if it has one; two of them are ambiguous."""
+    """The ``Qanat-Target`` of a request, if it has one; two of them are ambiguous.
+
+    Its value is UTF-8, sent as it is: only the path of a unix socket has other than ASCII characters.
+    """
     values = [value for name, value in headers if name.lower() == TARGET_HEADER]
     if len(values) > 1:
         raise Refused(Reason.BAD_REQUEST, "the request has more than one Qanat-Target header")
-    return values[0].decode("latin-1") if values else None
+    try:
+        return values[0].decode() if values else None
+    except UnicodeDecodeError:
+        raise Refused(Reason.BAD_REQUEST, "the Qanat-Target header is not UTF-8") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,8 +209,9 @@ async def test_nobody_listens() -> None:
     assert error.detail == f"node edge1: {target} refused the connection; is it running?"
 
 
-async def test_unix_sockets(tmp_path: Path) -> None:
-    path = str(tmp_path / "x.sock")
+@pytest.mark.parametrize("name", ["x.sock", "b\u00fccher.sock"])
+async def test_unix_sockets(name: str, tmp_path: Path) -> None:
+    path = str(tmp_path / name)
     target = f"unix:{path}"
     assert (await refusal(dialler(target), target)).detail == f"node edge1: {target} does not exist"
     with socket.socket(socket.AF_UNIX) as listener:

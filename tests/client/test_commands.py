@@ -16,7 +16,7 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from tests.client.server import FakeServer, fake_server
+from tests.client.server import FakeServer, echo, fake_server
 from tests.fakes.pki import write_user_bundle
 from tunnel_client.main import main
 from tunnel_client.node_facts import state_of
@@ -165,6 +165,25 @@ async def test_connect_is_binary_safe_and_half_closes(server: FakeServer, tmp_pa
     result = await qanat(tmp_path, "connect", "edge1", "7", stdin=payload)
     assert result.returncode == 0, result.stderr
     assert result.stdout == payload
+
+
+async def test_connect_reaches_a_unix_socket_whose_name_is_not_ascii(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    server.targets["unix:/tmp/b\u00fccher.sock"] = echo
+    done = await qanat(tmp_path, "connect", "edge1", "unix:/tmp/b\u00fccher.sock", stdin=b"hello")
+    assert (done.returncode, done.stdout) == (0, b"hello"), done.stderr
+
+
+@pytest.mark.parametrize("command", ["connect", "forward"])
+@pytest.mark.parametrize("name", [b"unix:/tmp/b\xfccher.sock", b"unix:/tmp/a\nb"])
+async def test_a_path_that_no_header_can_carry_is_refused_with_a_sentence(
+    command: str, name: bytes, server: FakeServer, tmp_path: Path
+) -> None:
+    done = await qanat(tmp_path, command, "edge1", os.fsdecode(name))
+    assert done.returncode == 2
+    assert b"socket path" in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 async def test_connect_works_with_files(server: FakeServer, tmp_path: Path) -> None:

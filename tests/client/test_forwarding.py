@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.client.server import FakeServer, fake_server
+from tests.client.server import FakeServer, echo, fake_server
 from tests.fakes.pki import write_user_bundle
 from tunnel_client.access import find_access
 from tunnel_client.commands.forward import command_for
@@ -56,6 +56,14 @@ async def test_a_megabyte_goes_there_and_back_and_ends(tmp_path: Path) -> None:
             async for chunk in stream:
                 got += chunk
     assert got == payload
+
+
+async def test_a_forward_leads_to_a_unix_socket_whose_name_is_not_ascii(tmp_path: Path) -> None:
+    async with forwarded(tmp_path, "unix:/tmp/b\u00fccher.sock") as (server, port):
+        server.targets["unix:/tmp/b\u00fccher.sock"] = echo
+        async with await local(port) as stream:
+            await stream.send_all(b"hello")
+            assert await stream.receive_some() == b"hello"
 
 
 async def test_connections_do_not_mix(tmp_path: Path) -> None:

@@ -4,14 +4,15 @@ import functools
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 
 import h11
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import lockstep_stream_pair, memory_stream_pair
+from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 from tunnel_core.http import (
     Handler,
@@ -23,7 +24,7 @@ from tunnel_core.http import (
     serve_http,
 )
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream
+from tunnel_core.sockets import RESET_ON_CLOSE, SocketStream
 
 
 async def echo(connection: HttpConnection, request: h11.Request) -> None:
@@ -81,7 +82,7 @@ async def test_requests_follow_each_other_on_one_connection() -> None:
     assert await talk(GET + POST + CHUNKED) == expected
 
 
-async def test_a_connection_ends_when_the_client_says_so() -> None:
+async def test_a_connection_ends_when_the_client_says_so(autojump_clock: MockClock) -> None:
     assert await talk(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + GET, eof=False) == (
         b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nConnection: close\r\n\r\n/a:"
     )
@@ -140,20 +141,63 @@ async def test_a_switch_needs_an_accepted_connect() -> None:
         connection.switch()
 
 
-async def test_a_user_who_leaves_before_the_answer_is_noticed() -> None:
-    client, server = memory_stream_pair()
+def _sockets(kind: str) -> tuple[socket.socket, SocketStream]:
+    """A client's blocking socket, and the server's end of it."""
+    if kind == "unix":
+        near, far = socket.socketpair()
+        return near, SocketStream(far)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        return near, SocketStream(listener.accept()[0])
+
+
+def _reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    client.close()
+
+
+def _close(client: socket.socket) -> None:
+    client.close()
+
+
+@pytest.mark.parametrize("ends_input_first", [False, True])
+@pytest.mark.parametrize(("kind", "leave"), [("tcp", _reset), ("unix", _close)])
+async def test_a_user_who_breaks_the_connection_before_the_answer_is_noticed(
+    kind: str, leave: Callable[[socket.socket], None], ends_input_first: bool, mock_clock: MockClock
+) -> None:
+    client, server = _sockets(kind)
     connection = HttpConnection(server)
-    await client.send_all(CONNECT + b"early")
+    client.sendall(CONNECT + b"early bird")
     await connection.next_request()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.wait_left)
-        await trio.testing.wait_all_tasks_blocked()
-        await client.send_all(b" bird")
-        await trio.testing.wait_all_tasks_blocked()
-        assert nursery.child_tasks
-        assert connection.read_ahead == b"early bird"
-        await client.aclose()
+        if ends_input_first:
+            client.shutdown(socket.SHUT_WR)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(10)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert nursery.child_tasks, "the end of input is no break"
+        leave(client)
+        mock_clock.jump(10)
     assert connection.read_ahead == b"early bird"
+    server.close_nowait()
+
+
+async def test_a_user_who_breaks_the_connection_is_noticed_behind_what_is_not_read(
+    mock_clock: MockClock,
+) -> None:
+    client, server = _sockets("tcp")
+    connection = HttpConnection(server)
+    client.sendall(CONNECT)
+    await connection.next_request()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.wait_left)
+        client.sendall(bytes(200_000))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert nursery.child_tasks
+        _reset(client)
+        mock_clock.jump(10)
+    server.close_nowait()
 
 
 async def test_a_user_who_floods_before_the_answer_is_not_read_for_ever() -> None:
@@ -189,7 +233,7 @@ async def test_a_body_nobody_read_does_not_become_a_request() -> None:
     assert await talk(POST + GET, handler=ignore) == ok(b"/b") + ok(b"/a")
 
 
-async def test_a_long_body_nobody_reads_costs_the_connection() -> None:
+async def test_a_long_body_nobody_reads_costs_the_connection(autojump_clock: MockClock) -> None:
     async def ignore(connection: HttpConnection, request: h11.Request) -> None:
         await connection.respond(200, body=request.target)
 
@@ -244,7 +288,7 @@ async def test_both_directions_move_at_the_same_time() -> None:
 # Bounds.
 
 
-async def test_a_head_that_is_too_long_is_refused() -> None:
+async def test_a_head_that_is_too_long_is_refused(autojump_clock: MockClock) -> None:
     limits = HeadLimits(max_head_bytes=len(GET))
     assert await talk(GET, limits=limits) == ok(b"/a:")
     longer = GET.replace(b"/a", b"/aa")
@@ -336,7 +380,7 @@ async def test_what_is_ambiguous_is_refused_and_ends_the_connection(request_byte
     assert b"connection: close" in answer.lower()
 
 
-async def test_a_tls_handshake_at_a_plain_port_is_told_so() -> None:
+async def test_a_tls_handshake_at_a_plain_port_is_told_so(autojump_clock: MockClock) -> None:
     assert b"this port speaks plain HTTP" in await talk(b"\x16\x03\x01\x02\x00", eof=False)
 
 

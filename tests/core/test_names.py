@@ -242,6 +242,7 @@ def test_one_spelling_is_reached_at_once(text: str) -> None:
         ("Node.Local:10250", Target(host="node.local", port=10250)),
         ("my_db:5432", Target(host="my_db", port=5432)),
         ("unix:/run/x.sock", Target(unix_path="/run/x.sock")),
+        ("unix:/run/b\u00fccher 100%.sock", Target(unix_path="/run/b\u00fccher 100%.sock")),
     ],
 )
 def test_targets(text: str, target: Target) -> None:
@@ -260,6 +261,11 @@ def test_targets(text: str, target: Target) -> None:
         "unix:",
         "unix:x",
         "unix:/a\0b",
+        "unix:/a\nb",
+        "unix:/a\x85b",
+        "unix:/a ",
+        "unix:/a\udcff",
+        "unix:/" + "\u00fc" * 54,
         "unix:/" + "a" * 107,
         "a:b",
         "http://a:80",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -41,6 +41,7 @@ class Agent:
     link: Link
 
     def __init__(self, attempt: Attempt, carrier: MemoryCarrier, nursery: trio.Nursery) -> None:
+        self.on_open: Callable[[Stream], None] = lambda stream: stream.accept("127.0.0.1:22")
         self.attempt = attempt
         self.carrier = carrier
         self.nursery = nursery
@@ -67,7 +68,7 @@ class Agent:
             node="edge1",
             limits=limits,
             pool=CreditPool(limits.credit_pool),
-            on_open=lambda stream: stream.accept("127.0.0.1:22"),
+            on_open=lambda stream: self.on_open(stream),
         )
         self.attempt.use(self.link)
         self.nursery.start_soon(self.link.run)

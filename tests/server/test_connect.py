@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 import trio
+import trio.testing
 
 from tests.fakes.fake_link import FarEnd
 from tests.server.edge import (
@@ -15,12 +19,17 @@ from tests.server.edge import (
     receive_until,
     refuse_with,
 )
+from tunnel_client.dial import UnixDialer
+from tunnel_client.tunnel import Wish, open_tunnel
 from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.sockets import RESET_ON_CLOSE
+from tunnel_server.admission import Admission
+from tunnel_server.binding import UnixAddress
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.front import Front
-from tunnel_server.listeners import Accepted, Listener
+from tunnel_server.listeners import Accepted, Listener, listen_unix
 from tunnel_server.policy import User
 
 KUBE = b"CONNECT edge1:10250 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -107,6 +116,23 @@ async def test_the_target_header_overrides_the_target() -> None:
         assert link.streams[0].target == "[fd00::5]:22"
 
 
+async def test_the_target_header_is_utf_8(tmp_path: Path) -> None:
+    def kim(_: Accepted) -> User:
+        return User("kim", Role.USER, TRUST_DOMAIN, "unix")
+
+    target = "unix:/run/b\u00fccher.sock"
+    async with open_edge() as edge:
+        link = edge.attach("edge1", echo)
+        path = tmp_path / "connect.sock"
+        listener = listen_unix(
+            "connect", UnixAddress(path), Admission(9, 9, clock=trio.current_time), edge.records
+        )
+        front = Front("connect", kim, edge.records, HeadLimits(), ConnectEntrance(edge.opener))
+        await edge.nursery.start(listener.serve, front.serve)
+        async with open_tunnel(UnixDialer(path), Wish.parse("edge1", target)):
+            assert link.streams[0].target == target
+
+
 async def test_the_refusal_is_the_reason_phrase() -> None:
     async with open_edge() as edge:
         edge.attach("edge1", refuse_with(Reason.DIAL_REFUSED, "nothing listens on port 10250 of edge1"))
@@ -138,22 +164,41 @@ async def test_an_agent_that_does_not_answer_costs_504() -> None:
         assert answer.startswith(b"HTTP/1.1 504 node edge1 did not say within 30 s")
 
 
-async def test_a_user_who_leaves_cancels_the_dial() -> None:
-    for leave in ("close", "half-close", "reset"):
-        async with open_edge() as edge:
-            link = edge.attach("edge1", never)
-            stream = await edge.dial(await serve(edge))
-            await stream.send_all(KUBE + b"tls hello")
-            await link.was_opened.wait()
-            if leave == "half-close":
-                await stream.send_eof()
-            elif leave == "close":
-                await stream.aclose()
-            else:
-                stream.setsockopt(1, 13, b"\x01\0\0\0\0\0\0\0")  # SO_LINGER 0: close() sends RST
-                await stream.aclose()
-            await link.streams[0].was_reset.wait()
-            assert link.streams[0].ended_by is Reason.USER_LEFT
+async def test_a_user_who_breaks_the_connection_cancels_the_dial() -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", never)
+        stream = await edge.dial(await serve(edge))
+        await stream.send_all(KUBE + b"tls hello")
+        await link.was_opened.wait()
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        await stream.aclose()
+        await link.streams[0].was_reset.wait()
+        assert link.streams[0].ended_by is Reason.USER_LEFT
+
+
+async def test_a_user_who_ends_his_input_during_the_dial_gets_the_answer() -> None:
+    dial_succeeds = trio.Event()
+
+    async def answer_late(far: FarEnd) -> None:
+        await dial_succeeds.wait()
+        far.accept()
+        said = await receive_all(far.stream)
+        await far.stream.send_all(b"you said " + said)
+        await far.stream.send_eof()
+
+    async with open_edge() as edge:
+        link = edge.attach("edge1", answer_late)
+        stream = await edge.dial(await serve(edge))
+        await stream.send_all(KUBE + b"hello")
+        await stream.send_eof()
+        await link.was_opened.wait()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        dial_succeeds.set()
+        answer = await receive_all(stream)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"\r\n\r\nyou said hello")
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.closed_streams == {("connect", "done"): 1}
 
 
 async def test_a_stream_that_breaks_aborts_the_user() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
@@ -19,6 +20,7 @@ from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
+from tunnel_core.sockets import RESET_ON_CLOSE
 from tunnel_core.stream import Stream
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
@@ -126,6 +128,7 @@ async def test_a_user_who_leaves_during_the_dial_resets_it_at_the_agent() -> Non
         await user.send_all(CONNECT)
         while not pair.agent.streams:  # noqa: ASYNC110 - the link tells nobody
             await trio.sleep(0.001)
+        user.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         await user.aclose()
         await done.wait()
         assert left == [Reason.USER_LEFT]

@@ -55,7 +55,7 @@ def test_the_longest_node_name_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["web", "10.1.2.3:80", "[fd00::1]:22", "unix:/run/x.sock", "db.local:5432"]
+    "target", ["web", "10.1.2.3:80", "[fd00::1]:22", "unix:/run/x.sock", "unix:/b\u00fccher", "db.local:5432"]
 )
 def test_the_target_header_overrides_the_target(target: str) -> None:
     assert route_authority("edge1:1", NAMES, target) == Route("edge1", Target.parse(target))
@@ -96,6 +96,16 @@ def test_a_bad_target_header_is_named() -> None:
         route_authority("edge1:1", NAMES, "not a target")
     assert caught.value.reason is Reason.BAD_REQUEST
     assert "Qanat-Target" in caught.value.detail
+
+
+def test_a_target_header_is_utf_8() -> None:
+    assert (
+        target_header([(b"qanat-target", "unix:/tmp/b\u00fccher.sock".encode())])
+        == "unix:/tmp/b\u00fccher.sock"
+    )
+    with pytest.raises(Refused, match="not UTF-8") as caught:
+        target_header([(b"qanat-target", "unix:/tmp/b\u00fccher.sock".encode("latin-1"))])
+    assert caught.value.reason is Reason.BAD_REQUEST
 
 
 def test_one_target_header_is_read_and_two_are_refused() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+
 import pytest
 import trio
 import trio.testing
 
-from tests.fakes.fake_link import FarEnd
+from tests.fakes.fake_link import Agent, FarEnd
 from tests.server.edge import (
     Edge,
     answer_with,
@@ -21,6 +24,7 @@ from tunnel_core.frames import Service
 from tunnel_core.http import HeadLimits
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason
+from tunnel_core.sockets import RESET_ON_CLOSE
 from tunnel_server.binding import CannotListen
 from tunnel_server.entrances.web import WebEntrance, refuse_open_web
 from tunnel_server.entrances.web import exchange as exchange_module
@@ -218,23 +222,88 @@ async def test_an_answer_cut_short_does_not_look_whole(head: bytes) -> None:
             await receive_all(browser)
 
 
-async def test_a_browser_that_leaves_resets_the_stream() -> None:
-    for agent in (never, silent):
-        async with open_edge() as edge:
-            link = edge.attach("edge1", agent)
-            browser = await browse(edge)
-            await browser.send_all(GET)
-            await link.was_opened.wait()
-            await browser.aclose()
-            await link.streams[0].was_reset.wait()
-            assert link.streams[0].ended_by is Reason.USER_LEFT
+@pytest.mark.parametrize("agent", [never, lambda far: silent(far)], ids=["never", "silent"])
+async def test_a_browser_that_breaks_the_connection_resets_the_stream(agent: Agent) -> None:
+    async with open_edge() as edge:
+        link = edge.attach("edge1", agent)
+        browser = await browse(edge)
+        await browser.send_all(GET)
+        await link.was_opened.wait()
+        browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        await browser.aclose()
+        await link.streams[0].was_reset.wait()
+        assert link.streams[0].ended_by is Reason.USER_LEFT
 
 
-async def silent(far: FarEnd) -> None:
+async def test_a_browser_that_closed_is_noticed_by_what_is_sent_to_it() -> None:
+    go_on = trio.Event()
+
+    async def drip(far: FarEnd) -> None:
+        await silent_until(far, go_on)
+        while not far.near.was_reset.is_set():
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await far.stream.send_all(b"data: x\n\n")
+            await trio.testing.wait_all_tasks_blocked()
+
+    async with open_edge() as edge:
+        link = edge.attach("edge1", drip)
+        browser = await browse(edge)
+        await browser.send_all(GET)
+        await receive_until(browser, b"hello")
+        await browser.aclose()
+        go_on.set()
+        await link.streams[0].was_reset.wait()
+        assert link.streams[0].ended_by is Reason.USER_LEFT
+
+
+async def test_a_browser_that_closed_is_noticed_by_keepalive_while_nothing_is_sent() -> None:
+    """TCP says nothing of a client that closed both halves, until its kernel forgot the connection."""
+    async with open_edge() as edge:
+        link = edge.attach("edge1", lambda far: silent(far))
+        listener = await edge.listen("web", WebEntrance(edge.opener, "localhost", HeadLimits()).serve)
+        for bound in listener._sockets:
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+                bound.setsockopt(socket.IPPROTO_TCP, option, 1)
+        browser = await edge.dial(listener)
+        browser.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 1)  # 60 s otherwise
+        await browser.send_all(GET)
+        await receive_until(browser, b"hello")
+        await browser.aclose()
+        await link.streams[0].was_reset.wait()
+        assert link.streams[0].ended_by is Reason.USER_LEFT
+
+
+async def test_a_client_that_ends_its_input_behind_the_request_gets_the_answer() -> None:
+    go_on = trio.Event()
+
+    async def late(far: FarEnd) -> None:
+        far.accept()
+        await receive_until(far.stream, b"\r\n\r\n")
+        await go_on.wait()
+        await far.stream.send_all(OK)
+
+    async with open_edge() as edge:
+        edge.attach("edge1", late)
+        browser = await browse(edge)
+        await browser.send_all(GET + GET)
+        await browser.send_eof()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        go_on.set()
+        answers = await receive_all(browser)
+        assert answers.count(b"HTTP/1.1 200 OK\r\n") == 2
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.closed_streams == {("web", "done"): 2}
+
+
+async def silent_until(far: FarEnd, event: trio.Event) -> None:
     """Begins an answer and then says nothing, as an event stream does."""
     far.accept()
     await far.stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hello\n\n")
-    await far.near.was_reset.wait()
+    await event.wait()
+
+
+async def silent(far: FarEnd) -> None:
+    await silent_until(far, far.near.was_reset)
 
 
 async def test_a_target_that_never_answers_is_504(monkeypatch: pytest.MonkeyPatch) -> None:

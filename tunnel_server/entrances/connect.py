@@ -4,8 +4,9 @@
 2. 200 comes only after the far dial succeeded, because kube-apiserver shows its user nothing that comes
    later; a refusal's sentence is the reason phrase, because that is all that it shows of an answer.
 3. It waits for an answer without a time-out of its own, so the open has one here.
-4. A user who leaves during the dial cancels it. On a socket a half-close cannot be told from leaving, and
-   before the answer nobody has a reason for one: the end of input counts as leaving.
+4. A user who breaks the connection during the dial cancels it. The end of input does not: `nc -N` ends its
+   half right behind the request. A TCP client that closes without a reset therefore costs the dial until
+   its own deadline; the first byte that is sent to it brings the reset.
 5. What the user sent behind the head goes to the target before anything else.
 """
 

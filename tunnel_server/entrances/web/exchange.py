@@ -2,8 +2,8 @@
 
 1. The head goes out inside the ``open``, before the dial is answered: the first byte of the answer
    comes after one round trip.
-2. A task of its own moves the request's body and then watches whether the browser leaves, which
-   resets the stream at once, also while a long answer is silent.
+2. A task of its own moves the request's body and then watches whether the browser breaks the connection,
+   which resets the stream at once, also while a long answer is silent. The end of its input is no break.
 3. Every piece is passed on as it comes; nothing is collected, whatever its content type.
 4. Nothing is ever sent twice: once the request is out, a lost stream is answered with 502, since
    nobody knows what the target has done with a POST.

@@ -1,0 +1,73 @@
+"""The end of a connection whose peer may still be sending, so that the last answer arrives.
+
+A close over unread input makes the kernel send a reset (RFC 2525, section 2.17). A client in the middle of an
+upload then sees a broken connection where the answer says why. nginx calls the cure ``lingering_close``:
+
+1. End our half: a FIN, or ``close_notify`` inside TLS. The answer is complete, and the peer can see that.
+2. Receive and discard, until the peer ends its half too or a bound is met.
+3. The caller closes.
+
+The silence is nginx's (5 s). The whole is longer, because a client may have 100 MB on their way over a line
+of 20 Mbit/s. A process lingers long with ``MAX_LINGERING`` connections at most; all others get the short
+bounds. The connection keeps its place in its listener's count meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import trio
+
+from tunnel_core.limits import KIB, MIB
+
+MAX_LINGERING = 128
+_PIECE = 256 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long a peer may go on: in all, without a byte, and how many bytes."""
+
+    seconds: float
+    silence_seconds: float
+    max_bytes: int
+
+
+LONG = Bounds(seconds=60.0, silence_seconds=5.0, max_bytes=512 * MIB)
+"""For a peer that may be in the middle of an upload."""
+SHORT = Bounds(seconds=1.0, silence_seconds=1.0, max_bytes=256 * KIB)
+"""For a peer that has sent all that it announced."""
+
+
+class _Count:
+    """Connections of this process that linger long."""
+
+    lingering = 0
+
+
+async def linger(stream: trio.abc.Stream, *, is_sending: bool) -> None:
+    """End our half of ``stream`` and discard what the peer still sends. The caller closes ``stream``.
+
+    ``is_sending``: the peer may have more to send than what a socket's buffers hold. Raises nothing when the
+    peer breaks the connection. Cancelled, it leaves our half ended or not, and input unread.
+    """
+    if not is_sending or _Count.lingering >= MAX_LINGERING:
+        await _linger(stream, SHORT)
+        return
+    _Count.lingering += 1
+    try:
+        await _linger(stream, LONG)
+    finally:
+        _Count.lingering -= 1
+
+
+async def _linger(stream: trio.abc.Stream, bounds: Bounds) -> None:
+    ends, left = trio.current_time() + bounds.seconds, bounds.max_bytes
+    with contextlib.suppress(trio.BrokenResourceError), trio.CancelScope() as scope:
+        scope.deadline = min(ends, trio.current_time() + bounds.silence_seconds)
+        if isinstance(stream, trio.abc.HalfCloseableStream):
+            await stream.send_eof()
+        while left > 0 and (data := await stream.receive_some(_PIECE)):
+            left -= len(data)
+            scope.deadline = min(ends, trio.current_time() + bounds.silence_seconds)
