@@ -33,9 +33,18 @@ def service_group(program: ServiceProgram, machine: Machine | None = None) -> cl
     return CommandGroup(
         "service",
         commands=[_install(program, host), _status(program, host), _uninstall(program, host)],
-        help=f"Run {program.name} as a systemd service: from boot on, as a user of its own, in a sandbox.",
+        help=_GROUP_OF_COMMANDS_HELP.replace("PROGRAM", program.name),
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+
+_GROUP_OF_COMMANDS_HELP = """Run PROGRAM as a systemd service: from boot on, as its own user, in a sandbox.
+
+    \b
+    Examples:
+      PROGRAM service install
+      PROGRAM service status
+    """
 
 
 def _install(program: ServiceProgram, machine: Machine) -> click.Command:
