@@ -98,7 +98,7 @@ class CommandError(click.ClickException):
 
 
 _COMMANDS_OF = {
-    "qanat": ("nodes", "sessions", "streams", "events", "forward", "connect", "demo"),
+    "qanat": ("nodes", "services", "sessions", "streams", "events", "ssh", "forward", "connect", "demo"),
     "qanat-agent": ("join", "check", "renew"),
     "qanat-server": ("init", "issue", "token", "node", "user", "cert", "audit", "ca", "backup", "restore"),
 }
