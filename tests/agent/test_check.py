@@ -143,7 +143,7 @@ async def test_a_server_that_breaks_off_later_is_not_blamed_on_the_certificate(t
 
     async with tls_server(tmp_path, then=cut) as address:
         found = await failure_at("attach", installation_in(tmp_path, address))
-    assert found.fix.startswith("the server took this certificate")
+    assert "HTTP/2" in found.fix  # gRPC says that it broke, or tries until its time is over
     assert "bundle" not in found.fix
 
 
