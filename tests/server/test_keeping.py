@@ -123,4 +123,4 @@ async def test_the_start_says_how_the_run_before_ended(tmp_path: Path) -> None:
         clock.pass_seconds(60)
         events.add(Kind.SERVER_STOPPED, "", "")
         await keeper.flush()
-        assert (await how_it_started(store)).endswith("the run before was stopped at 2027-01-01 00:01:00 UTC")
+        assert (await how_it_started(store)).endswith("the run before was stopped at 2027-01-01 00:01:00Z")

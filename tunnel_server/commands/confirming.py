@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.humanize import minute_of
 
 _MAX_SHOWN = 5
 
@@ -45,7 +46,7 @@ def ending_text(ending: dict[str, Any]) -> str:
 
 def _certificates(ending: dict[str, Any]) -> str:
     good = ending["certificates"]
-    return _row("certificates", [f"{one['serial']} until {one['ends'][:10]}" for one in good[::-1]])
+    return _row("certificates", [f"{one['serial']} until {minute_of(one['ends'])}" for one in good[::-1]])
 
 
 def _sessions(ending: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
+from tunnel_core.humanize import minute_of, moment_of
 from tunnel_core.identity import Role
 from tunnel_server.commands.access import checked_name, config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, ending_text, force_option, yes_option
@@ -119,7 +120,7 @@ def said_of(answer: Json, what: str) -> str:
     revocation = answer["revocation"]
     if not answer["again"]:
         return f"Revoked {what}."
-    at = f"{revocation['at'][:19].replace('T', ' ')} UTC"
+    at = moment_of(revocation["at"])
     return f"{what[0].upper()}{what[1:]} is revoked already, since {at} by {revocation['by']}."
 
 
@@ -173,7 +174,7 @@ def unrevoke(config: Path | None, kind: str, subject: str, *, yes: bool, as_json
 def _taking_back_text(ending: Json) -> str:
     revoked = ending["revoked"]
     why = f", because: {revoked['why']}" if revoked["why"] else ""
-    at = f"{revoked['at'][:19].replace('T', ' ')} UTC"
+    at = moment_of(revoked["at"])
     return (
         f"{ending['subject']} was revoked at {at} by {revoked['by']}{why}.\n"
         "Taking that back lets in everything that was good before, also what was stolen since."
@@ -186,11 +187,11 @@ def say_taken_back(answer: Json, what: str, back: str, *, as_json: bool) -> None
         print_json(answer)
         return
     if answer["still"] is None:
-        good = [f"{one['serial']} until {one['ends'][:10]}" for one in answer["certificates"]]
+        good = [f"{one['serial']} until {minute_of(one['ends'])}" for one in answer["certificates"]]
         known = f" Good again: {', '.join(good[:5])}." if good else ""
         click.echo(f"{what[0].upper()}{what[1:]} is not revoked any more.{known} {back}".rstrip())
         return
-    at = f"{answer['still']['at'][:19].replace('T', ' ')} UTC"
+    at = moment_of(answer["still"]["at"])
     click.echo(
         f"Took one revocation of {what} back; an earlier one, of {at}, still holds. Run it again for that."
     )
