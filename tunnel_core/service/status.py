@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tunnel_core
+from tunnel_core.humanize import as_iso
 from tunnel_core.service.machine import Machine, MachineError, Manager
 from tunnel_core.service.plan import ServicePlan, installed_unit
 from tunnel_core.service.unit import unit_text
@@ -58,7 +59,7 @@ class UnitState:
             "differs": self.differs,
             "active": self.active,
             "detail": self.detail,
-            "since": self.since and self.since.isoformat(timespec="seconds"),
+            "since": as_iso(self.since) if self.since else None,
             "process": self.process or None,
             "restarts": self.restarts,
             "last_exit": self.last_exit or None,
