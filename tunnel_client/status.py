@@ -49,7 +49,7 @@ def _of_nodes(nodes: list[Item]) -> Iterator[dict[str, str]]:
         if node.get("duplicate"):
             cure = "give each machine a bundle of its own: qanat-server issue node NAME"
             yield {"detail": f"two machines attach as node {name}", "cure": cure}
-        if category in (StateCategory.WAITING, StateCategory.ABSENT):
+        if category in (StateCategory.WAITING, StateCategory.ABSENT) and not node.get("revoked"):
             detail = f"node {name} is not reachable: {state_of(node)}"
             yield {"detail": detail, "cure": "on the node: qanat-agent status, qanat-agent check"}
 

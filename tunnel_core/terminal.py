@@ -14,13 +14,13 @@ _INVISIBLE = frozenset({"Mn", "Me", "Cf", "Cc"})
 
 
 def line_width(environ: Mapping[str, str] = os.environ) -> int | None:
-    """Return the columns of a line on standard output; None if it is no terminal, so that rows stay whole.
+    """Return the columns of a line on the terminal: ``COLUMNS``, else what the terminal says.
 
-    ``COLUMNS`` wins, also in a pipe: ``watch`` and pagers set it for what they run.
+    None if standard output is no terminal: scripts read whole rows, and many environments have ``COLUMNS``.
     """
-    if given := _positive(environ.get("COLUMNS", "")):
-        return given
-    return _terminal_size()[0] if sys.stdout.isatty() else None
+    if not sys.stdout.isatty():
+        return None
+    return _positive(environ.get("COLUMNS", "")) or _terminal_size()[0]
 
 
 def screen_lines(environ: Mapping[str, str] = os.environ) -> int:

@@ -39,6 +39,11 @@ class Command:
         return answer
 
 
+def state_of_newest(command: Command) -> str:
+    """Of the certificates of edge1, as `cert list` shows it."""
+    return command("cert", "list", "--node", "edge1").stdout.splitlines()[-1].split()[2]
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     result = run("init", "--name", "tunnel.example.com", "--data-dir", tmp_path / "d")
@@ -115,9 +120,9 @@ def test_what_is_issued_by_hand_is_known_revoked_and_audited(command: Command, t
     shown = command("cert", "list", "--node", "edge1").stdout.splitlines()[1].split()
     assert (shown[0], shown[1], shown[2], shown[-1]) == (serial, "node", "good", "edge1")
     assert "Revoked node edge1." in command("node", "revoke", "edge1", "--yes", "--why", "stolen").stdout
-    assert command("cert", "list", "--node", "edge1").stdout.splitlines()[-1].split()[2] == "revoked"
+    assert state_of_newest(command) == "revoked"
     command("issue", "node", "edge1", "--out", tmp_path / "f.pem")
-    assert command("cert", "list", "--node", "edge1").stdout.splitlines()[-1].split()[2] == "good"
+    assert state_of_newest(command) == "good"
     command("user", "revoke", "operator", "--yes")
     assert "which was not issued here" in command("cert", "revoke", "AB:CD", "--force", "--yes").stdout
     told = [line["kind"] for line in command.json("audit")["audit"]]  # type: ignore[attr-defined, index]
@@ -133,12 +138,12 @@ def test_a_revocation_is_taken_back_until_a_new_certificate_was_issued(
     serial = describe(read_bundle(tmp_path / "e.pem").chain_pem).serial
     for kind, subject in (("node", "edge1"), ("cert", serial)):
         command(kind, "revoke", subject, "--yes")
-        assert command("cert", "list", "--node", "edge1").stdout.splitlines()[-1].split()[2] == "revoked"
+        assert state_of_newest(command) == "revoked"
         said = command(kind, "unrevoke", subject, code=2).stderr
         assert "was revoked at " in said and "Add --yes" in said
         taken = command.json(kind, "unrevoke", subject, "--yes")
         assert taken["still"] is None
-        assert command("cert", "list", "--node", "edge1").stdout.splitlines()[-1].split()[2] == "good"
+        assert state_of_newest(command) == "good"
     for kind, subject in (("node", "edge1"), ("cert", serial)):
         command(kind, "revoke", subject, "--yes")
     command("issue", "node", "edge1", "--out", tmp_path / "f.pem")
@@ -206,7 +211,7 @@ def test_a_node_is_forgotten_and_nothing_else(command: Command, tmp_path: Path) 
     said = command("node", "forget", "edge1").stdout
     assert "Forgot node edge1. It has 1 good certificates and may attach again" in said
     command("node", "forget", "edge1", code=1)
-    assert command("cert", "list", "--node", "edge1").stdout.splitlines()[-1].split()[2] == "good"
+    assert state_of_newest(command) == "good"
     assert command.json("audit", "--kind", "forgotten")["audit"][0]["node"] == "edge1"  # type: ignore[index]
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import struct
+import termios
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from tests.client.server import FakeServer, fake_server
-from tests.client.test_commands import NODE, inside
+from tests.client.test_commands import NODE, QANAT, environment, inside
 from tests.fakes.pki import write_user_bundle
+from tunnel_core import tables
+from tunnel_core.terminal import line_width
 
 LONG = "shop-7." + "x" * 60 + "." + "y" * 60 + "." + "z" * 60 + ".example.com"
 NAMES = ("edge1", "shop-7.stores.example.com", LONG)
@@ -31,7 +39,7 @@ def nodes() -> list[dict[str, Any]]:
 
 @pytest.fixture
 async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeServer]:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(tables, "line_width", lambda: 80)  # that it comes from a terminal is tested below
     traffic = {"bytes_in": 999 * 1024**3, "bytes_out": 999 * 1024**3}
     async with fake_server(tmp_path) as server:
         write_user_bundle(tmp_path / "kim.pem", "kim", server.address)
@@ -104,7 +112,7 @@ async def test_a_table_fits_and_nothing_is_cut(server: FakeServer, tmp_path: Pat
 async def test_forty_columns_are_enough(
     server: FakeServer, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(tables, "line_width", lambda: 40)
     shown = (await inside(tmp_path, command)).stdout
     for line in shown.splitlines():
         assert len(line) <= 40 or " " not in line.strip()
@@ -116,7 +124,8 @@ async def test_forty_columns_are_enough(
 async def test_the_header_is_the_same_in_a_pipe(
     server: FakeServer, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr(tables, "line_width", line_width)
+    monkeypatch.setenv("COLUMNS", "40")  # many environments have it
     lines = (await inside(tmp_path, command)).stdout.splitlines()
     assert lines[0].split() == HEADERS[command].split()
     assert len(lines) == 1 + (15 if command == "services" else 3)  # a line for each row
@@ -125,3 +134,21 @@ async def test_the_header_is_the_same_in_a_pipe(
 async def test_one_node_in_full_fits(server: FakeServer, tmp_path: Path) -> None:
     shown = (await inside(tmp_path, "nodes", "edge1")).stdout
     assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(("columns", "given"), [(60, None), (200, "60")])
+async def test_a_terminal_says_its_width(
+    server: FakeServer, tmp_path: Path, columns: int, given: str | None
+) -> None:
+    own, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environ = {key: value for key, value in environment(tmp_path).items() if key != "COLUMNS"}
+    environ |= {"COLUMNS": given} if given else {}
+    with trio.fail_after(20):
+        ran = await trio.run_process([*QANAT, "nodes"], env=environ, stdin=other, stdout=other)
+    os.close(other)
+    lines = os.read(own, 65536).decode().splitlines()
+    os.close(own)
+    assert ran.returncode == 0
+    assert lines[0].split() == HEADERS["nodes"].split()
+    assert 40 < max(len(line) for line in lines if line != LONG) <= 60

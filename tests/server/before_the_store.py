@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 COMMIT = "5cc11ab9cdb62b0681a5516d97b08a947f652f6a"
 _PACKAGES = ("tunnel_core", "tunnel_server", "tunnel_agent", "tunnel_client", "certs")
-_ENTRY = "import sys; sys.path.insert(0, {folder!r}); from {package}.main import entry_point; entry_point()"
+_ENTRY = "import sys; sys.path.insert(0, {folder!r}); from {package}.main import main; main()"
+"""Without its entry point, which asks for a package that is no dependency any more."""
 
 
 def is_known() -> bool:

@@ -112,6 +112,16 @@ async def test_nodes_are_counted_by_state_and_warned_of(tmp_path: Path) -> None:
         assert page["warnings"][0]["cure"] == "on the node: qanat-agent status, qanat-agent check"
 
 
+async def test_a_node_that_never_came_is_told_and_a_revoked_one_is_not(tmp_path: Path) -> None:
+    async with here(tmp_path) as site:
+        site.edge.nodes.learn("edge1")
+        site.edge.nodes.learn("edge2")
+        site.edge.nodes.is_revoked = lambda name: name == "edge2"
+        page = await site.status()
+        assert page["nodes"] == {"gone": 2}
+        assert [one["detail"] for one in page["warnings"]] == ["node edge1 has never attached"]
+
+
 async def test_certificates_that_were_not_renewed_are_warned_of(tmp_path: Path) -> None:
     async with here(tmp_path) as site:
         for name, days in (("soon", 10), ("over", 5), ("long-over", 1), ("fresh", 90)):

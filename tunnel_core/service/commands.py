@@ -27,24 +27,25 @@ _config_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+_GROUP_HEAD = """Run PROGRAM as a systemd service: from boot on, as a user of its own, in a sandbox.
+
+    \b
+    Examples:
+      PROGRAM service install
+      PROGRAM service status
+      PROGRAM service uninstall
+    """
+
+
 def service_group(program: ServiceProgram, machine: Machine | None = None) -> click.Group:
     """The group ``service`` of one program, on ``machine`` or on this one."""
     host = machine or LinuxMachine()
     return CommandGroup(
         "service",
         commands=[_install(program, host), _status(program, host), _uninstall(program, host)],
-        help=_GROUP_OF_COMMANDS_HELP.replace("PROGRAM", program.name),
+        help=_GROUP_HEAD.replace("PROGRAM", program.name),
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-
-
-_GROUP_OF_COMMANDS_HELP = """Run PROGRAM as a systemd service: from boot on, as its own user, in a sandbox.
-
-    \b
-    Examples:
-      PROGRAM service install
-      PROGRAM service status
-    """
 
 
 def _install(program: ServiceProgram, machine: Machine) -> click.Command:

@@ -81,7 +81,12 @@ def _of_nodes(known: Sequence[Node], nodes: Nodes, now: datetime) -> Iterator[Js
         if nodes.is_duplicate(node):
             cure = "give each machine a bundle of its own: qanat-server issue node NAME"
             yield _warning(f"two machines attach as node {node.name}", cure)
-        if node.category is not StateCategory.REACHABLE:
+        if node.category is StateCategory.REACHABLE or nodes.is_revoked(node.name):
+            continue
+        if node.last_seen_at is None:
+            cure = "on the node: qanat-agent run; one that will not come: qanat-server node forget NAME"
+            yield _warning(f"node {node.name} has never attached", cure)
+        else:
             since = as_length((now - node.since).total_seconds())
             why = f", {node.last_reason.word}" if node.last_reason else ""
             detail = f"node {node.name} is not reachable: {node.state} for {since}{why}"
