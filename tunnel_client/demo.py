@@ -235,7 +235,7 @@ def _script(name: str) -> str:
     """The program that was installed beside this Python."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        message = f"{name} is not installed beside this program; install qanat with the extras server and cli"
+        message = f"{name} is not installed beside this program; install Qanat anew"
         raise CommandError(ExitCode.FAILED, message)
     return found
 
