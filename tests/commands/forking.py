@@ -73,10 +73,15 @@ def prepare_files(case: dict[str, Any]) -> None:
 
 
 def restore_rights(case: dict[str, Any]) -> None:
+    """Gives the owner back what a damage took, so that an ordinary user too can remove the folder."""
     folder = Path(case.get("folder") or "/nonexistent")
-    for path in [folder, *folder.rglob("*")] if folder.is_dir() else []:
-        if not path.is_symlink() and not path.stat().st_mode & 0o400:
-            path.chmod(0o700)
+    if not folder.is_dir():
+        return
+    folder.chmod(0o700)
+    for place, folders, files in os.walk(folder):  # which enters a folder only after this loop saw it
+        for path in [Path(place, name) for name in (*folders, *files)]:
+            if not path.is_symlink() and (path.is_dir() or not path.stat().st_mode & 0o400):
+                path.chmod(0o700)
 
 
 def _remove(path: Path) -> None:
