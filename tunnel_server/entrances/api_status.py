@@ -79,8 +79,8 @@ def _of_server(facts: ServerFacts, now: datetime) -> Iterator[Json]:
 def _of_nodes(known: Sequence[Node], nodes: Nodes, now: datetime) -> Iterator[Json]:
     for node in known:
         if nodes.is_duplicate(node):
-            cure = "give each machine a bundle of its own: qanat-server issue node NAME"
-            yield _warning(f"two machines attach as node {node.name}", cure)
+            cure = "give each agent a bundle of its own: qanat-server issue node NAME"
+            yield _warning(f"two agents attach as node {node.name}", cure)
         if node.category is StateCategory.REACHABLE or nodes.is_revoked(node.name):
             continue
         if node.last_seen_at is None:
