@@ -1,7 +1,7 @@
-"""The page of ``qanat status``: what the server says of itself, this person's certificate, and what to do.
+"""The page of ``qanat status``: the server, the user's own certificate, and warnings with their cures.
 
-No I/O: from answers of the server to lines and JSON. An older server has no page of its own for this; what
-can be told from its other pages is told.
+No I/O: from answers of the server to lines and JSON. An older server has no such page; then the page is made
+from its other pages, as far as these go.
 """
 
 from __future__ import annotations

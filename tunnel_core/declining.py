@@ -1,12 +1,12 @@
-"""Tell a connection that a count refuses why, in the words of the protocol that it is about to speak.
+"""Answer connections that are refused because there are too many, in the protocol that they use.
 
 1. Nothing was read of such a connection. An answer must not cost a handshake, so on TLS it is one alert:
    ``internal_error``, which RFC 8446 names for a shortage of the server's own. A client reports it by that
    name, and ``qanat`` tries again after it.
 2. An HTTP connection gets the refusal's status, sentence and word, as any refused request does.
-3. A bare TCP port has no words: the reset is all that there is. The log and the metrics have the reason.
-4. The close waits for what the client has under way (``lingering``), or the kernel's reset would destroy the
-   answer. The number that wait at once is bounded as well; beyond it connections are reset.
+3. A bare TCP port has no way to answer, so the connection is reset. Log and metrics have the reason.
+4. The close waits for what the client is still sending (``lingering``), because the kernel's reset would
+   destroy the answer. At most ``MAX_DECLINING`` connections are answered at once; others are reset.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ends a command that runs until it is told to: signals, and an output that nothing reads any more."""
+"""What ends a command that runs until it is stopped: signals, and an output without a reader."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ Page: TypeAlias = Callable[[], Answer]
 class OpsPages:
     """What there is to see. ``ready`` gives ``""`` or the word of what is missing.
 
-    ``degraded`` says whether it does its work, and yet somebody should look. ``counters`` hear of connections
-    that are refused because there are too many.
+    ``degraded`` says whether the program works but needs attention. ``counters`` count connections that are
+    refused because there are too many.
     """
 
     snapshot: Callable[[], Snapshot]
@@ -190,13 +190,15 @@ async def serve_ops(
 
 
 def _warn_of(file: Path | None) -> None:
-    """A line in the log if the token cannot be read now: later it may be."""
+    """Log a warning if the token cannot be read now. It is read again for each request."""
     if file is None:
         return
     try:
         _token_in(file)
     except (OSError, NotPlainText) as error:
-        _log.warning("[ops] bearer_file lets nobody in: %s", trouble_with(file, error))
+        _log.warning(
+            "[ops] bearer_file cannot be used, so every token is refused: %s", trouble_with(file, error)
+        )
 
 
 def _address_of(listener: trio.SocketListener) -> str:

@@ -80,7 +80,7 @@ class Listener:
         reporter: Reporter,
         decline: Decline | None = None,
     ) -> None:
-        """``decline`` tells a connection why it is refused; without it such a connection is reset."""
+        """``decline`` answers a refused connection; without it such a connection is reset."""
         self.entrance = entrance
         self.addresses = [
             bound.getsockname() if bound.family == socket.AF_UNIX else address_of(bound) for bound in sockets
@@ -207,7 +207,7 @@ class Listener:
 
 
 async def _wait_turn(ticket: Ticket) -> Refused | None:
-    """Returns the refusal if the turn did not come; the ticket is given back then, also when cancelled."""
+    """Return the refusal if the turn did not come. Then, and when cancelled, the ticket is released."""
     turn = trio.Event()
     ticket.on_turn = turn.set
     try:

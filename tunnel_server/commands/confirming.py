@@ -17,9 +17,9 @@ force_option = click.option("--force", is_flag=True, help="Also if nothing of th
 
 
 def confirm(what: str, question: str, *, yes: bool, as_json: bool, needs_yes: bool = True) -> None:
-    """Shows ``what`` will be done and returns if it shall be. Raises ``CommandError`` if not.
+    """Show ``what`` will be done, and ask. Raises ``CommandError`` without consent.
 
-    Where nobody can be asked (no terminal, or ``--json``) ``--yes`` is needed, unless ``needs_yes`` is False.
+    Without a terminal, and with ``--json``, there is no question; ``--yes`` is needed then, if ``needs_yes``.
     """
     can_ask = sys.stdin.isatty() and not as_json
     if yes or (not can_ask and not needs_yes):

@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 
 async def status(nodes: Nodes, facts: ServerFacts, now: datetime) -> Json:
-    """Return the page on the whole server. Raises nothing: what the store cannot tell is a warning."""
+    """Return the page on the whole server. Raises nothing: a store that cannot be read becomes a warning."""
     known, certificate = nodes.all(), facts.certificate()
     ending, warnings = list[Json](), list[Json]()
     try:
