@@ -1,11 +1,11 @@
-"""Who may read a key file. One rule for every program and every file with a key.
+"""Decide who may read a key file. One rule for every program and every file with a key.
 
-1. Nobody but the owner, as mode 0600 says, is always right.
+1. Access for the owner alone (mode 0600) is always accepted.
 2. A group of this process's own may have access if the file belongs to root or to this user. Kubernetes
    gives a mounted Secret to root and to the pod's ``fsGroup`` with mode 0440 or 0640, and chmod is impossible
    there. On the pod's own volumes it adds 0660 to each file at each start.
-3. FAT, CIFS and 9p have no modes of their own: the mount says one for all files. The cure is a mount option;
-   where that is out of reach a variable says that modes mean nothing on this machine.
+3. FAT, CIFS and 9p have no modes of their own: the mount sets one mode for all files. The cure is a mount
+   option. Where the mount cannot be changed, a variable switches the check off.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class KeyFileError(Exception):
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Whether a file of this status can be read by nobody but those who may know its key."""
+    """Whether only users and groups that may know the key can read a file of this status."""
     if os.environ.get(MODES_VARIABLE) == IGNORE or not status.st_mode & 0o077:
         return True
     if status.st_mode & 0o007 or status.st_uid not in (0, os.geteuid()):
@@ -75,13 +75,13 @@ def no_modes(mount: Mount) -> str:
     """The cure for key files on a file system without modes."""
     option = _MOUNT_OPTIONS.get(mount.kind, "an option that makes files private")
     return (
-        f"{mount.kind} at {mount.place} has no modes of its own: mount it with {option}, or, if nobody"
-        f" else uses this machine, set {MODES_VARIABLE}={IGNORE}"
+        f"{mount.kind} at {mount.place} has no modes of its own: mount it with {option}, or, if you"
+        f" alone use this machine, set {MODES_VARIABLE}={IGNORE}"
     )
 
 
 def mount_of(path: Path) -> Mount | None:
-    """The mount that ``path`` lies on; None where the system does not say (other than Linux)."""
+    """The mount that ``path`` lies on; None where the system does not tell (other than Linux)."""
     real = Path(os.path.realpath(path))
     found = None
     for place, kind in _mounts():

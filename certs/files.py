@@ -63,7 +63,7 @@ def read_public(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def path_for_openssl(path: Path) -> Iterator[Path]:
-    """A path under which OpenSSL reads ``path``; for the time of the block.
+    """Yield a path from which OpenSSL can read the content of ``path``, valid inside the block.
 
     OpenSSL takes keys from files only, and finds no PEM block behind a byte order mark. Such a file is
     copied into memory without the mark. Raises ``OSError``, or ``NotPlainText``.
@@ -134,7 +134,7 @@ def hold_folder(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Holds a folder against others who hold it so, as long as the block lasts. Blocks if it waits.
 
     It is flock(2) of the folder: a file in it is replaced, and a lock file would have to be made. Some
-    network file systems lock no folders; there nobody is held off. Raises ``BlockingIOError`` if another
+    network file systems lock no folders; there it has no effect. Raises ``BlockingIOError`` if another
     process has the folder and ``wait`` is false, ``OSError`` if the folder cannot be opened.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -216,7 +216,7 @@ def _write_synced(path: Path, data: bytes, mode: int) -> None:
 
 
 def _set_mode(path: Path, descriptor: int, mode: int) -> None:
-    """Whatever the umask says. Raises ``OSError`` where a key would be readable by others after all."""
+    """Set the mode despite the umask. Raises ``OSError`` if others could read a key all the same."""
     try:
         os.fchmod(descriptor, mode)
     except OSError as error:

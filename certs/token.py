@@ -59,7 +59,7 @@ class TokenMistyped(ValueError):  # noqa: N818 - what it is
 class Token:
     """A token. ``repr`` shows its id, and the hint if there is one.
 
-    ``made_for`` is the node's name or a pattern of names, as the text says; empty if it says nothing.
+    ``made_for`` is the node's name or a pattern of names, as the text says; empty if it names none.
     """
 
     id: str
@@ -187,7 +187,7 @@ def _not_ours(text: str) -> str:
 
 
 def trouble_with_arguments(arguments: Sequence[str]) -> str:
-    """What to say to a command line with a token in it; empty if there is none. It shows the id alone."""
+    """Return the error for a command line that contains a token; empty if none does. Only the id is shown."""
     found = next(filter(None, map(_BEGINNING.search, arguments)), None)
     if found is None:
         return ""

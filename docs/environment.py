@@ -55,7 +55,7 @@ OWN = (
         "QANAT_KEY_FILE_MODES",
         "all",
         "`ignore`: files with keys may have any mode. For file systems without modes (FAT, CIFS, 9p) that"
-        " cannot be mounted with private ones, on a machine that nobody else uses",
+        " cannot be mounted with private ones, on a machine that you alone use",
     ),
 )
 

@@ -52,6 +52,8 @@ DECISIONS = [
     *("tunnel_agent.join." + name for name in ("wish", "config_text")),
     *("tunnel_server.store." + name for name in ("schema", "revoked", "moments")),
     *("tunnel_server.enrolment." + name for name in ("asking", "budgets")),
+    "tunnel_server.admin.ending",
+    "tunnel_client.words",
     *("certs." + name for name in ("token", "rotation", "life")),
 ]
 """What decides does no I/O, and asks nobody for the time or for chance."""

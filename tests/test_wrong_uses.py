@@ -81,6 +81,7 @@ NAMES = [
     Wrong("qanat-server node revoke edge_1", f"'edge_1' is not a node name: {RULE}"),
     Wrong("qanat-server user revoke Kim", "'Kim' is not a user name: a user name has lower-case letters"),
     Wrong("qanat forward edge_1 22", f"'edge_1' is not a node name: {RULE}"),
+    Wrong("qanat ssh edge_1", f"'edge_1' is not a node name: {RULE}"),
     Wrong("qanat connect Edge1 22", f"'Edge1' is not a node name: {RULE}"),
     Wrong(
         "qanat forward edge1 my_db", "TARGET: not a service name, host:port or unix:/path: 'my_db'; write a"

@@ -118,7 +118,7 @@ def _target_fix(reason: Reason, target: Target, file: str) -> str:
         case Reason.NAME_NOT_RESOLVED:
             return f"correct the name of {target} in {file}, or this machine's resolver (/etc/resolv.conf)"
         case Reason.TARGET_NOT_ALLOWED:
-            return f"allow the address in {file}, if you trust whoever answers for the name"
+            return f"allow the address in {file}, if you trust the DNS of that name"
         case Reason.DIAL_UNREACHABLE:
             return f"give this machine a route to {target}, or correct {target} in {file}"
         case Reason.DIAL_TIMEOUT:

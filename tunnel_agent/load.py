@@ -160,7 +160,7 @@ def _bundle_cure(file: Path, cause: BaseException | None, new: str) -> str:
         case ValueError():
             return new
         case _:
-            return ""  # the sentence says it
+            return ""  # the error names the cure
 
 
 def load_proxy(file: Path, config: AgentConfig) -> ProxyChoice:

@@ -45,7 +45,7 @@ async def renew(installation: Installation) -> Renewed:
     """Asks the servers in their order. Raises ``StepFailed``, or ``Refused`` if one said no for good."""
     with held(real_place(installation.bundle_file).parent):
         bundle = load_bundle(installation.file, installation.bundle_file)
-        prove_place(installation.bundle_file)  # else each try would be a certificate for nobody
+        prove_place(installation.bundle_file)  # else each try would cost a certificate that cannot be saved
         if not bundle.https:
             raise StepFailed(f"{installation.bundle_file} names no server to renew at", _NEITHER)
         failures: list[StepFailed] = []

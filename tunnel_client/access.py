@@ -77,7 +77,7 @@ def _unix(path: Path | None) -> Dialer | None:
 
 
 def _no_way(socket: str) -> Dialer:
-    """Says where a way in was looked for, and which step is missing on this machine."""
+    """Raise ``CommandError`` with the places that were tried, and the step that is missing here."""
     looked = f"no way in: there is neither a bundle at {paths.user_bundle_file()} nor {socket}"
     raise CommandError(ExitCode.USAGE, f"{looked}. {_next_step()}")
 

@@ -163,9 +163,9 @@ def _is_unlocked(folder: Path) -> bool:
 
 @contextmanager
 def _guard(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that cleans up if this one is killed."""
+    """Start a process that cleans up if this one is killed."""
     command = [sys.executable, "-P", "-m", "tunnel_client.demo_guard", str(folder)]
-    # Its output is nobody's: one that is held open would keep a pipe alive whose reader waits for its end.
+    # The guard gets no output: an inherited pipe would stay open after the demo, and its reader would wait.
     nowhere = subprocess.DEVNULL
     with subprocess.Popen(  # noqa: S603 - our own
         command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, text=True, start_new_session=True

@@ -20,15 +20,17 @@ from tunnel_core.tls import TlsStream, is_end_of_file
 _DIAL_SECONDS = 10.0
 """For each address, TLS handshake included."""
 _BUSY_SECONDS = 15.0
-"""How long a server that says that it has too many connections is asked again."""
+"""How long a server that reports too many connections is asked again."""
 _RESET_SECONDS = 3.0
 """The same for one that resets handshakes: older servers do so when they have too many."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.6
 DIALS_AT_ONCE = 16
-"""Half of what a server lets one address do before it knows anybody there."""
+"""Half of the unauthenticated connections that a server allows one address."""
 DIALS_ONCE_KNOWN = 64
-"""After the first success: a quarter of what the address may do then. 300 connections over a round trip of
-100 ms take 4.0 s in place of 5.5 s."""
+"""After the first success: a quarter of what the server allows the address then.
+
+300 connections over a round trip of 100 ms take 4.0 s in place of 5.5 s.
+"""
 _TURN_SECONDS = 30.0
 _OVERLOADED = "TLSV1_ALERT_INTERNAL_ERROR"
 
@@ -38,7 +40,7 @@ class ServerUnreachable(Exception):  # noqa: N818 - named by what happened
 
 
 class ServerBusy(ServerUnreachable):
-    """The server broke off before it knew who is there. Another try within ``seconds`` may succeed."""
+    """The server closed an unauthenticated connection. Another try within ``seconds`` may succeed."""
 
     def __init__(self, sentence: str, seconds: float) -> None:
         super().__init__(sentence)
@@ -201,7 +203,7 @@ def _worth_trying_again(error: trio.BrokenResourceError) -> float:
 
 
 def _is_overloaded(error: trio.BrokenResourceError) -> bool:
-    """Whether the server said the alert that stands for too many connections (``declining``)."""
+    """Whether the server sent the alert that stands for too many connections (``declining``)."""
     return isinstance(error.__cause__, ssl.SSLError) and error.__cause__.reason == _OVERLOADED
 
 

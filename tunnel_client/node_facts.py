@@ -1,4 +1,4 @@
-"""What the server's JSON says of nodes, read with care: another version may say less, or otherwise."""
+"""Read the server's JSON about nodes. A server of another version may send fewer fields, or others."""
 
 from __future__ import annotations
 

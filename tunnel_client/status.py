@@ -1,7 +1,7 @@
-"""The page of ``qanat status``: what the server says of itself, this person's certificate, and what to do.
+"""The page of ``qanat status``: the server, the user's own certificate, and warnings with their cures.
 
-No I/O: from answers of the server to lines and JSON. An older server has no page of its own for this; what
-can be told from its other pages is told.
+No I/O: from answers of the server to lines and JSON. An older server has no such page; then the page is made
+from its other pages, as far as these go.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_WARNINGS = 20
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """This person's certificate. None for who came in by a socket of this machine."""
+    """The certificate of the person who asks."""
 
     name: str
     life: Life
@@ -47,8 +47,8 @@ def _of_nodes(nodes: list[Item]) -> Iterator[dict[str, str]]:
     for node in nodes:
         name, category = text_of(node, "name"), category_of(node)
         if node.get("duplicate"):
-            cure = "give each machine a bundle of its own: qanat-server issue node NAME"
-            yield {"detail": f"two machines attach as node {name}", "cure": cure}
+            cure = "give each agent a bundle of its own: qanat-server issue node NAME"
+            yield {"detail": f"two agents attach as node {name}", "cure": cure}
         if category in (StateCategory.WAITING, StateCategory.ABSENT) and not node.get("revoked"):
             detail = f"node {name} is not reachable: {state_of(node)}"
             yield {"detail": detail, "cure": "on the node: qanat-agent status, qanat-agent check"}
@@ -119,11 +119,8 @@ def _until(certificate: object, what: str) -> str:
     if not isinstance(certificate, Mapping) or parse_moment(certificate.get("ends")) is None:
         return ""
     name = text_of(certificate, "name")
-    return (
-        f"until {minute_of(certificate['ends'])}, {what}"
-        if not name
-        else (f"user {name}, until {minute_of(certificate['ends'])}")
-    )
+    until = f"until {minute_of(certificate['ends'])}"
+    return f"user {name}, {until}" if name else f"{until}, {what}"
 
 
 def _warnings(warnings: list[Mapping[str, str]]) -> list[str]:

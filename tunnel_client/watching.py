@@ -137,5 +137,5 @@ class ChangeView:
 
 
 def _told(node: Item) -> tuple[str, ...]:
-    """What is news when it changes: not ages and counters, which always do."""
+    """The fields whose change is reported; ages and counters change all the time."""
     return tuple(text_of(node, key) for key in ("state", "since", "last_reason", "duplicate", "address"))

@@ -169,7 +169,7 @@ class LateGroup(CommandGroup):
         self._guard = guard
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click's, which quotes what it does not know: the guard comes first."""
+        """Call the guard first, because click's own errors quote unknown arguments whole."""
         if trouble := self._guard(args):
             raise CommandError(ExitCode.USAGE, trouble)
         return super().parse_args(ctx, args)
@@ -280,7 +280,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def sentence_of(error: OSError | UnicodeError) -> str:
-    """What is wrong with a file, a right or a text, and what to do about it where that is known."""
+    """Describe an error of a file, a right or a text, with the cure where one is known."""
     if isinstance(error, UnicodeError):
         return f"a text is not UTF-8: {error}"
     cause = error.strerror or str(error) or type(error).__name__
@@ -291,7 +291,7 @@ def sentence_of(error: OSError | UnicodeError) -> str:
 
 
 def _unwritable(error: OSError) -> click.ClickException | click.exceptions.Exit:
-    """The end of a command whose answer was not wanted to its end, or could not be written."""
+    """The end of a command whose output could not be written; quiet if its reader has gone."""
     if error.errno == errno.EPIPE:
         return click.exceptions.Exit(ExitCode.FAILED)
     cause = "it is closed" if error.errno == errno.EBADF else error.strerror

@@ -1,4 +1,4 @@
-"""The effective configuration: each key with its value, and where that value comes from. No I/O.
+"""The effective configuration: each key with its value, and the source of that value. No I/O.
 
 ``as_toml`` writes it as a file that has the same meaning, so it can be read, compared and used.
 """

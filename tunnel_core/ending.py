@@ -1,11 +1,10 @@
-"""What ends a command that runs until it is told to: signals, and an output that nothing reads any more."""
+"""What ends a command that runs until it is stopped: signals, and an output without a reader."""
 
 from __future__ import annotations
 
 import os
 import select
 import signal
-import sys
 
 import trio
 
@@ -23,7 +22,7 @@ def ending_signals() -> tuple[signal.Signals, ...]:
 
 
 def exit_code_of(number: int) -> int:
-    """The exit code of a command that a signal ended: Ctrl-C is how a person ends it, and no failure."""
+    """Return the exit code of a command that a signal ended. Ctrl-C is its ordinary end: 0."""
     return 0 if number == signal.SIGINT else 128 + number
 
 
@@ -48,19 +47,5 @@ def is_hung_up(descriptor: int) -> bool:
 
 async def wait_hung_up(descriptor: int) -> None:
     """Return when nothing reads ``descriptor`` any more. Looks once a second, because epoll refuses files."""
-    while not is_hung_up(descriptor):  # noqa: ASYNC110 - no event tells it
+    while not is_hung_up(descriptor):  # noqa: ASYNC110 - there is no event for it
         await trio.sleep(_LOOK_SECONDS)
-
-
-def forget_output() -> None:
-    """Point standard output and error to nowhere, where they are broken.
-
-    Else Python tries once more to write what it holds when it ends, and complains about that.
-    """
-    null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            os.dup2(null, stream.fileno())
-    os.close(null)

@@ -32,7 +32,7 @@ def _fill(descriptor: int, flags: int, mode: str) -> TextIO | None:
     """A standard stream that the caller closed, over /dev/null, so that no socket gets its number.
 
     Input and output are opened the wrong way round: to use them is an error, as it was. Standard error is
-    opened to be written, since whoever closed it wants no messages.
+    opened to be written: a closed one means that no messages are wanted.
     """
     try:
         opened = os.open(os.devnull, flags)
@@ -48,7 +48,8 @@ def _fill(descriptor: int, flags: int, mode: str) -> TextIO | None:
 def settle_output() -> OSError | None:
     """Flush standard output and error; return why standard output could not be written.
 
-    What cannot be written is given up, or the interpreter would complain of it and change the exit code.
+    A stream that cannot be written is pointed at /dev/null, because the interpreter would else report the
+    error at exit and change the exit code.
     """
     failure = None
     for stream in (sys.stdout, sys.stderr):

@@ -48,7 +48,7 @@ _TLS_VERSIONS = {"1.2": ("TLSv1.2", "TLSv1.3"), "1.3": ("TLSv1.3",)}
 # Dialling.
 
 _TIMED_OUT = 0.95
-"""A failure after so much of the time is gRPC's own time-out, which it tells in words alone."""
+"""A failure after this part of the time is taken for gRPC's own time-out, which has no code of its own."""
 _marks = (DEAD_CONNECTION_MS + number for number in itertools.cycle(range(1, 10_000)))
 """Each dial has a time-out of its own, by which its sockets are found again; listeners have the one below."""
 

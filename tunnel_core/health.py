@@ -40,9 +40,9 @@ class Door(NamedTuple):
 
     @classmethod
     def find(cls, file: Path, default: str, environ: Mapping[str, str], *, is_named: bool = False) -> Door:
-        """What the environment says, else the file, else ``default``. Raises ``Unhealthy``.
+        """Find the endpoint: from the environment, else the file, else ``default``. Raises ``Unhealthy``.
 
-        A file that somebody named must be there: else another program's health would be told.
+        A named file must exist, because the default address may belong to another program.
         """
         if (is_named or environ.get("QANAT_CONFIG")) and not os.path.lexists(file):
             raise Unhealthy(f"there is no configuration at {file}; correct --config or QANAT_CONFIG")

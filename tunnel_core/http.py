@@ -58,7 +58,7 @@ Headers: TypeAlias = Iterable[tuple[str, str]]
 _CLOSE_SECONDS = 1.0
 _REST_SECONDS = 1.0
 _REST_BYTES = 256 * 1024
-"""Of a body that nobody read, to keep the connection for the next request."""
+"""How much of an unread body is discarded to keep the connection for the next request."""
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 _log = logging.getLogger("qanat.http")
@@ -199,7 +199,7 @@ class HttpConnection(Connection):
     async def linger(self, *, is_sending: bool = True) -> None:
         """End our half after the last answer and discard what still comes, or the peer may lose the answer.
 
-        ``is_sending`` false: the peer had its time.
+        ``is_sending`` false: the peer has had its time to send.
         """
         is_complete = self._h11.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
         await linger(self.stream, is_sending=is_sending and not is_complete)

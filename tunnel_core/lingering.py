@@ -9,7 +9,7 @@ upload then sees a broken connection where the answer says why. nginx calls the 
 
 The silence is nginx's (5 s). The whole is longer, because a client may have 100 MB on their way over a line
 of 20 Mbit/s. A process lingers long with ``MAX_LINGERING`` connections at most; all others get the short
-bounds. The connection keeps its place in its listener's count meanwhile.
+bounds. The connection counts against its listener meanwhile.
 """
 
 from __future__ import annotations

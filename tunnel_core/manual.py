@@ -180,7 +180,7 @@ def man(install: bool) -> None:
 
 
 def _is_shown(text: str) -> bool:
-    """Whether man has shown it, where somebody looks."""
+    """Show the text with man if standard output is a terminal; return whether that worked."""
     reader = shutil.which("man")
     if not sys.stdout.isatty() or reader is None:
         return False

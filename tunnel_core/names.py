@@ -16,7 +16,7 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _HOST_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 MAX_NODE_NAME = 253
 NODE_NAME_RULE = "lower-case letters, digits, '-' and dots, as in shop-7.example.com"
-"""What is said to people whose name is none."""
+"""The rule for node names, for messages."""
 MAX_ALIAS = 40
 _ALIAS_HASH_CHARS = 8
 _MAX_UNIX_PATH = 107

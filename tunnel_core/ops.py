@@ -19,7 +19,7 @@ import h11
 import trio
 
 from tunnel_core.counters import Counters, Snapshot
-from tunnel_core.declining import MAX_DECLINING, decline_http, decline_tls
+from tunnel_core.declining import Decliner, decline_http, decline_tls
 from tunnel_core.http import Handler, HttpConnection, header_values, serve_http
 from tunnel_core.logs import RefusalLines
 from tunnel_core.names import join_host_port
@@ -34,8 +34,6 @@ _log = logging.getLogger("qanat.ops")
 MAX_CONNECTIONS = 64
 _ENTRANCE = "ops"
 _HANDSHAKE_SECONDS = 10.0
-_DECLINE_SECONDS = 10.0
-_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _MAX_TOKEN_BYTES = 4096
 _TEXT = "text/plain; charset=utf-8"
 _BEARER = b"bearer "
@@ -55,8 +53,8 @@ Page: TypeAlias = Callable[[], Answer]
 class OpsPages:
     """What there is to see. ``ready`` gives ``""`` or the word of what is missing.
 
-    ``degraded`` says whether it does its work, and yet somebody should look. ``counters`` hear of connections
-    that are refused because there are too many.
+    ``degraded`` says whether the program works but needs attention. ``counters`` count connections that are
+    refused because there are too many.
     """
 
     snapshot: Callable[[], Snapshot]
@@ -192,13 +190,15 @@ async def serve_ops(
 
 
 def _warn_of(file: Path | None) -> None:
-    """A line in the log if the token cannot be read now: later it may be."""
+    """Log a warning if the token cannot be read now. It is read again for each request."""
     if file is None:
         return
     try:
         _token_in(file)
     except (OSError, NotPlainText) as error:
-        _log.warning("[ops] bearer_file lets nobody in: %s", trouble_with(file, error))
+        _log.warning(
+            "[ops] bearer_file cannot be used, so every token is refused: %s", trouble_with(file, error)
+        )
 
 
 def _address_of(listener: trio.SocketListener) -> str:
@@ -223,7 +223,7 @@ class _Door:
         self._access = access
         self._is_loopback = is_loopback
         self._connections = 0
-        self._declining = 0
+        self._decliner = Decliner(decline_tls if access.tls else decline_http)
         self._lines = RefusalLines()
 
     async def serve(self, accepted: trio.SocketStream) -> None:
@@ -242,21 +242,12 @@ class _Door:
             self._connections -= 1
 
     async def _refuse(self, plain: SocketStream, source: str) -> None:
-        """Says in the log, in the metrics, and to the client that there are too many connections."""
+        """Report too many connections in the log, in the metrics and to the client."""
         detail = f"{MAX_CONNECTIONS} connections are open on the [ops] listener, its limit; try again later"
         refused = Refused(Reason.TOO_MANY_CONNECTIONS, detail)
         self._pages.counters.refused_unauthenticated(_ENTRANCE, refused.reason)
         self._lines.refused(_ENTRANCE, source, refused, now=trio.current_time())
-        if self._declining >= MAX_DECLINING:
-            plain.abort()
-            return
-        self._declining += 1
-        try:
-            with trio.move_on_after(_DECLINE_SECONDS), contextlib.suppress(*_GONE):
-                await (decline_tls if self._access.tls else decline_http)(plain, refused)
-        finally:
-            self._declining -= 1
-            plain.abort()
+        await self._decliner.answer(plain, refused)
 
     async def _serve_admitted(self, plain: SocketStream) -> None:
         if self._access.tls is None:

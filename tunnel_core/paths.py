@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,6 +87,11 @@ def or_as_root(own: Path, fix: str) -> str:
     """``fix`` for a missing file ``own``, behind what to do if the one of root is meant."""
     others = config_of_root(own)
     return f"if you mean {others}, run this as root, with sudo; else {fix}" if others else fix
+
+
+def config_argument(file: Path, usual: Path) -> str:
+    """Return `` --config FILE``, to stand behind a command that is shown; empty for the usual file."""
+    return "" if file == usual else f" --config {shlex.quote(str(file))}"
 
 
 def named_config_file() -> Path | None:

@@ -69,7 +69,7 @@ class QueuedOutput(io.TextIOBase):
 
     def __init__(self, descriptor: int, *, encoding: str = "utf-8") -> None:
         self.notice: Callable[[int, str], str] = _plain_notice
-        """Makes the line that says how many lines were lost, and why."""
+        """Makes the line that reports how many lines were lost, and why."""
         self._descriptor = descriptor
         self._encoding = encoding
         self._is_terminal = os.isatty(descriptor)

@@ -3,8 +3,8 @@
 A half that ends is ended on the other side, and the other direction goes on. So it does when a side hears
 no more after it ended its own half: what it said is whole, and is delivered. Anything else abnormal (a
 reset, a broken connection, cancellation) aborts both sides, so that truncated output never looks
-whole. What a target said before it reset the connection arrives before that reset: a server that answers 413
-and closes over the rest of the upload resets right behind its answer.
+whole. Data that a target sent before it reset the connection is delivered before that reset, because a server
+that answers 413 and closes over the rest of the upload resets right behind its answer.
 
 Reads grow while they come back full, to 1 MiB for bulk, and shrink again for chat: the price of the link is
 per message.
@@ -35,7 +35,7 @@ _BURST = 2 * MIB
 """Bytes that one direction may move before it lets others run."""
 _FAREWELL_SECONDS = 5.0
 _LAST_WORDS_SECONDS, _STANDSTILL_SECONDS = 5.0, 1.0
-"""How long a reset may wait for what the target said before it: in all, and without any progress."""
+"""How long a reset is held back for data that the target sent before it: in all, and without progress."""
 _LAST_WORDS_BYTES = 1 * MIB
 _LAST_WORDS_LOOK_SECONDS = 0.02
 _LOOK_SECONDS = 5.0
@@ -113,7 +113,7 @@ class _Relay:
         self._reason: Reason | None = None
         self._detail = ""
         self._gone: tuple[Reason, str] | None = None  # why a side hears no more
-        self._answers_first = False  # b broke: what it said goes to a before the reset
+        self._answers_first = False  # b broke: deliver the data of b to a before the reset
 
     async def run(self) -> RelayResult:
         self._stay_awake()
@@ -298,7 +298,7 @@ class _Relay:
         return isinstance(self._a, Stream)
 
     async def _deliver_answer(self) -> None:
-        """Wait, within bounds, until ``a`` has what ``b`` said before it broke."""
+        """Wait, within bounds, until ``a`` has received what ``b`` sent before it broke."""
         a, b = self._a, self._b
         if not isinstance(a, DirectStream):
             return
@@ -307,13 +307,13 @@ class _Relay:
         ends = trio.current_time() + _LAST_WORDS_SECONDS
         left, deadline = a.undelivered, trio.current_time() + _STANDSTILL_SECONDS
         while left and trio.current_time() < min(ends, deadline):
-            await trio.sleep(_LAST_WORDS_LOOK_SECONDS)  # nobody tells of a confirmation
+            await trio.sleep(_LAST_WORDS_LOOK_SECONDS)  # there is no event for an acknowledgement
             if a.undelivered < left:
                 deadline = trio.current_time() + _STANDSTILL_SECONDS
             left = a.undelivered
 
     def _drain(self, target: DirectStream, tunnel: Stream) -> None:
-        """What the kernel has from a target whose socket broke while we sent: it is read before the error."""
+        """Move what the kernel received from a target before its socket broke; it can still be read."""
         left = _LAST_WORDS_BYTES
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while left > 0 and (data := target.receive_nowait(_SMALLEST_READ)):

@@ -273,7 +273,7 @@ class Stream(DirectStream):
         """This end is done with the stream.
 
         After ``reset`` that is ``StreamReset`` with its reason: the task that uses the stream is often not
-        the one that reset it, and must not take the end for a fault of the other side of its relay.
+        the task that reset it, and must not take the end for a fault of the other side of its relay.
         """
         if self.was_reset_here:
             self._raise_broken()

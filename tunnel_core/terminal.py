@@ -14,7 +14,7 @@ _INVISIBLE = frozenset({"Mn", "Me", "Cf", "Cc"})
 
 
 def line_width(environ: Mapping[str, str] = os.environ) -> int | None:
-    """Return the columns of a line on the terminal: ``COLUMNS``, else what the terminal says.
+    """Return the columns of a line on the terminal: ``COLUMNS``, else the terminal's own size.
 
     None if standard output is no terminal: scripts read whole rows, and many environments have ``COLUMNS``.
     """
@@ -29,7 +29,7 @@ def screen_lines(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def _terminal_size() -> tuple[int, int]:
-    """Columns and lines. Some terminals say 0: a serial line, or a container's before it was told."""
+    """Columns and lines. Some terminals report 0: a serial line, or a container's before its size is set."""
     try:
         columns, lines = os.get_terminal_size(sys.stdout.fileno())
     except (OSError, ValueError):

@@ -1,12 +1,12 @@
-"""How many connections may be open, and how many from one source before it proved who it is. No I/O.
+"""How many connections may be open, and how many of one source without authentication. No I/O.
 
-1. A connection that has not proved who it is counts against its source and against the listener. One beyond
+1. A connection that is not authenticated counts against its source and against the listener. One beyond
    either count waits for its turn: a burst of honest connections needs a few milliseconds each, so a short
    wait loses none of them.
 2. What waits is bounded as well, for each source and in total. Beyond that a connection is refused at once.
-3. A source from which somebody proved who he is within ten minutes gets a larger allowance: colleagues
-   behind one NAT or proxy come together. A stranger behind the same address shares that allowance. It is a
-   quarter of the listener's count, so he cannot take the places of other sources.
+3. A source from which a connection was authenticated within ten minutes gets a larger allowance: colleagues
+   behind one NAT or proxy share an address. A stranger behind that address shares the allowance too. It is a
+   quarter of the listener's count, so a stranger cannot take the places of other sources.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOCAL = "local"
 """The source of unix sockets: the file's mode decides who comes in, so only the total bounds them."""
 KNOWN_SECONDS = 600.0
 MAX_KNOWN = 4096
-"""Sources remembered as known; the one that proved itself longest ago is forgotten first."""
+"""Sources remembered as known; the source with the oldest authentication is forgotten first."""
 _KNOWN_SHARE = 4
 _WAITING_FOR_EACH = 4
 """Connections that may wait for each that may go on."""
@@ -54,17 +54,17 @@ class Ticket:
         self._released = False
 
     def authenticated(self) -> None:
-        """The connection proved who it is: it no longer counts against its source, which is known now."""
+        """The connection is authenticated: it no longer counts against its source, which is known now."""
         if self._unauthenticated:
             self._unauthenticated = False
             self._admission.proved(self)
 
     def refusal(self) -> Refused:
-        """Why its turn did not come in time."""
+        """Return the refusal for a connection whose turn did not come in time."""
         return self._admission.why_late(self.source)
 
     def refused(self) -> None:
-        """The connection failed to prove who it is, and only lasts until it has heard so."""
+        """The connection failed to authenticate; it stays open only until its refusal is delivered."""
         if self._unauthenticated:
             self._unauthenticated = False
             self._admission.left(self)
@@ -150,7 +150,7 @@ class Admission:
         ticket.waits = True
 
     def why_late(self, source: str) -> Refused:
-        """For a connection whose turn did not come, or will not."""
+        """Return the refusal for a connection that got no turn."""
         if self._unauthenticated[source] < self._allowance(source):
             return self._too_many_strangers()
         return Refused(
@@ -165,7 +165,7 @@ class Admission:
             f"{self._pending} connections here have yet to say who they are; try again later",
         )
 
-    # What a ticket tells.
+    # Called by tickets.
 
     def proved(self, ticket: Ticket) -> None:
         """The connection is no longer unauthenticated, and its source is known; for :class:`Ticket`."""

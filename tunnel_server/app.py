@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import trio
 
@@ -17,7 +18,6 @@ from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import CarrierFailed
 from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.credit import CreditPool
-from tunnel_core.declining import Decline, decline_http, decline_tls
 from tunnel_core.descriptors import DescriptorLimit, raise_descriptor_limit
 from tunnel_core.grpc_carrier import CarrierServer, serve_carriers
 from tunnel_core.http import HeadLimits
@@ -30,11 +30,10 @@ from tunnel_core.pressure import relieve_pressure
 from tunnel_core.reasons import Reason
 from tunnel_core.sockets import why_not_listening
 from tunnel_server.admin.actions import Actions
-from tunnel_server.admission import Admission
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.binding import CannotListen, UnixAddress, require_free
 from tunnel_server.config import ServerConfig
-from tunnel_server.credentials import BadCredentials, Credentials, read_credentials, tls_files
+from tunnel_server.credentials import BadCredentials, Credentials, make_contexts, read_credentials, tls_files
 from tunnel_server.enrolment.answers import Signer, load_signer
 from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.entrances.admin import AdminEntrance
@@ -50,10 +49,10 @@ from tunnel_server.events import Kind
 from tunnel_server.figures import take_snapshot
 from tunnel_server.followers import Followers
 from tunnel_server.front import Front, Identify, by_certificate, by_file_mode, by_peer
-from tunnel_server.handshake import TlsContexts, TlsFiles, over_tls
+from tunnel_server.handshake import TlsContexts, over_tls
 from tunnel_server.keeping import how_it_started, keep_store
-from tunnel_server.listeners import Handler, Listener, listen_tcp, listen_unix
 from tunnel_server.nodes import Nodes
+from tunnel_server.open_listeners import HTTPS, OpenListeners
 from tunnel_server.opening import Opener
 from tunnel_server.own_certificate import OwnCertificate
 from tunnel_server.reach import bound_addresses, worth_telling
@@ -71,10 +70,7 @@ from tunnel_server.store.store import Store
 
 _log = logging.getLogger("qanat.server")
 
-HTTPS = "https"
 ADMIN = "admin"
-_DECLINES: Mapping[str, Decline] = {HTTPS: decline_tls, WEB: decline_http}
-"""How the TCP listeners tell a connection that there are too many; ``tcp`` has no words for it."""
 
 
 class CannotStart(Exception):  # noqa: N818 - named by what happened
@@ -106,17 +102,17 @@ class Server:
             self.standing,
             self.refusals,
         )
-        self.listeners: list[Listener] = []
+        self._open = OpenListeners(config.limits, self.records, nursery)
+        self.listeners = self._open.listeners
         self.agent_addresses: list[str] = []
         self.ops_addresses: list[str] = []
         self._nursery = nursery
         self._changing = trio.Lock()
         self._missing = "starting"
         self._started = _now()
-        self._credentials = _read_credentials(config)
-        self.attachments.trust_bundle = self._credentials.roots_to_tell()
         self._authority = config.data_dir / AUTHORITY_FOLDER
-        self._contexts = _make_contexts(replace(tls_files(config.tls), authority=self._authority))
+        self._credentials, self._contexts = _read_credentials(config, self._authority)
+        self.attachments.trust_bundle = self._credentials.roots_to_tell()
         self._carriers: CarrierServer | None = None
         self._store: Store | None = None
         self._enrolment: Enrolment | None = None
@@ -212,26 +208,26 @@ class Server:
         front = replace(self._front(HTTPS, who, connect, self._api()), est=self._est())
         seconds = self.config.limits.handshake_seconds
         handler = over_tls(HTTPS, self._contexts, seconds, front.serve, self.records)
-        await self._listen(HTTPS, [str(address) for address in self.config.https.listen], handler)
+        await self._open.open_tcp(HTTPS, [str(address) for address in self.config.https.listen], handler)
 
     async def _serve_unix(self) -> None:
         domain = self.config.trust_domain
         admin = self._front(ADMIN, by_file_mode(domain), None, self._api(), self._admin())
-        await self._listen_unix(
-            ADMIN, UnixAddress(self.config.admin.socket, self.config.admin.mode), admin.serve
-        )
+        socket = UnixAddress(self.config.admin.socket, self.config.admin.mode)
+        await self._open.open_unix(ADMIN, socket, admin.serve)
         unix = self.config.connect.unix
         if unix is not None and self.config.connect.enabled:
             peers = by_peer({peer.uid: peer.user for peer in unix.peer}, domain)
             front = self._front(CONNECT, peers, ConnectEntrance(self.opener), None)
-            await self._listen_unix(CONNECT, UnixAddress(unix.path, unix.mode, unix.group), front.serve)
+            address = UnixAddress(unix.path, unix.mode, unix.group)
+            await self._open.open_unix(CONNECT, address, front.serve)
 
     async def _serve_web(self) -> None:
         web = WebEntrance(self.opener, self.config.web.domain, self._head_limits())
-        await self._listen(WEB, [str(address) for address in self.config.web.listen], web.serve)
+        await self._open.open_tcp(WEB, [str(address) for address in self.config.web.listen], web.serve)
 
     async def _serve_tcp(self, forward: TcpForward) -> None:
-        await self._listen(TCP, [forward.listen], TcpEntrance(self.opener, forward).serve)
+        await self._open.open_tcp(TCP, [forward.listen], TcpEntrance(self.opener, forward).serve)
 
     def _front(
         self,
@@ -252,11 +248,8 @@ class Server:
         return ApiEntrance(self.nodes, self.followers, trio.current_time, _now, facts)
 
     def addresses(self) -> dict[str, list[str]]:
-        """Where agents and users come in, by entrance."""
-        found = {"agents": self.agent_addresses}
-        for listener in self.listeners:
-            found[listener.entrance] = [*found.get(listener.entrance, ()), *listener.addresses]
-        return found
+        """Return where agents and users connect, by entrance."""
+        return {"agents": self.agent_addresses, **self._open.addresses()}
 
     def _admin(self) -> AdminEntrance:
         live = self.standing.proven
@@ -289,7 +282,7 @@ class Server:
 
     def _reach(self) -> Reach:
         names = worth_telling(self._credentials.said.names)
-        https = [address for one in self.listeners if one.entrance == HTTPS for address in one.addresses]
+        https = self._open.addresses().get(HTTPS, [])
         return Reach(
             self.config.trust_domain,
             bound_addresses(names, self.agent_addresses),
@@ -306,37 +299,9 @@ class Server:
         limits = self.config.limits
         return HeadLimits(limits.head_bytes, limits.head_headers, limits.head_seconds, limits.idle_seconds)
 
-    def _admission(self, entrance: str) -> Admission:
-        limits = self.config.limits
-        if entrance in (TCP, WEB):  # nobody is asked who he is there, so only the total counts
-            most = limits.max_connections
-            return Admission(most, most, most, clock=trio.current_time)
-        return Admission(
-            limits.max_connections,
-            limits.max_unauthenticated_per_source,
-            limits.max_unauthenticated,
-            clock=trio.current_time,
-        )
-
-    async def _listen(self, entrance: str, addresses: Sequence[str], handler: Handler) -> None:
-        if addresses:
-            admission = self._admission(entrance)
-            decline = _DECLINES.get(entrance)
-            listener = await listen_tcp(entrance, addresses, admission, self.records, decline)
-            await self._start(listener, handler)
-
-    async def _listen_unix(self, entrance: str, address: UnixAddress, handler: Handler) -> None:
-        admission = self._admission(entrance)
-        await self._start(listen_unix(entrance, address, admission, self.records, decline_http), handler)
-
-    async def _start(self, listener: Listener, handler: Handler) -> None:
-        self.listeners.append(listener)
-        await self._nursery.start(listener.serve, handler)
-
     def _stop_accepting(self) -> None:
         self._missing = Reason.SERVER_STOPPING.word
-        for listener in self.listeners:
-            listener.stop_accepting()
+        self._open.stop_accepting()
 
     def reload(self) -> None:
         """New connections see certificate and roots as the files are now; bad files change nothing."""
@@ -436,17 +401,9 @@ def _link_limits(config: ServerConfig) -> Limits:
     )
 
 
-def _make_contexts(files: TlsFiles) -> TlsContexts:
+def _read_credentials(config: ServerConfig, authority: Path) -> tuple[Credentials, TlsContexts]:
     try:
-        return TlsContexts(files)
-    except OSError as error:
-        raise CannotStart(f"{error.filename or files.authority} cannot be used: {error.strerror}") from error
-    except ValueError as error:
-        raise CannotStart(f"{error}; bring it back from a backup") from error
-
-
-def _read_credentials(config: ServerConfig) -> Credentials:
-    try:
-        return read_credentials(config.tls, _now())
+        credentials = read_credentials(config.tls, _now())
+        return credentials, make_contexts(replace(tls_files(config.tls), authority=authority))
     except BadCredentials as error:
         raise CannotStart(str(error)) from error

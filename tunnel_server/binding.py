@@ -63,7 +63,7 @@ async def bind_tcp(address: str) -> list[socket.socket]:
 
 
 async def require_free(addresses: Iterable[str]) -> None:
-    """Raises ``CannotListen`` with the kernel's reason, which gRPC does not tell, if one is taken."""
+    """Raise ``CannotListen`` with the kernel's reason if an address is taken; gRPC hides that reason."""
     for address in addresses:
         for bound in await bind_tcp(address):
             bound.close()
@@ -152,8 +152,8 @@ def _no_sockets(path: Path) -> str:
 def _make_folder(address: UnixAddress) -> None:
     """Makes the socket's folder, and those above it that are missing.
 
-    Who may open the socket may enter the folder: the group if the socket has a group, everybody if the
-    socket's mode is for everybody. A group that this process may not give away is left to ``bind_unix``.
+    Who may open the socket may enter the folder: the group if the socket has a group, all users if the
+    socket's mode is for all. A group that this process may not give away is left to ``bind_unix``.
     """
     folder = address.path.parent
     if folder.exists():

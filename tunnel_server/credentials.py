@@ -16,7 +16,7 @@ from tunnel_core.humanize import as_minute
 from tunnel_core.logs import log_event
 from tunnel_core.text_files import NotPlainText
 from tunnel_server.config import Tls
-from tunnel_server.handshake import TlsFiles, make_context
+from tunnel_server.handshake import TlsContexts, TlsFiles, make_context
 
 _log = logging.getLogger("qanat.server")
 
@@ -86,6 +86,17 @@ def read_credentials(tls: Tls, now: datetime) -> Credentials:
     _check_dates(tls.certificate_file, said, now)
     _check_as_a_whole(tls)
     return Credentials(found, tls.certificate_file, said)
+
+
+def make_contexts(files: TlsFiles) -> TlsContexts:
+    """The contexts of these files. Raises ``BadCredentials``, also for a damaged authority."""
+    try:
+        return TlsContexts(files)
+    except OSError as error:
+        why = f"{error.filename or files.authority} cannot be used: {error.strerror}"
+        raise BadCredentials(why) from error
+    except ValueError as error:
+        raise BadCredentials(f"{error}; bring it back from a backup") from error
 
 
 def _read(path: Path) -> bytes:

@@ -10,7 +10,7 @@ live agents from one that restarts:
 
 Then the agent that is attached stays, and the newcomer is told to wait a minute. It tries again all the
 time. Two minutes without a try, and the verdict is forgotten. Until then every other run is refused while
-the attached one is alive; otherwise a supervisor that restarts the refused agent would begin the fight again.
+the attached one is alive, because a supervisor may restart the refused agent, and the takeovers would go on.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def over_tls(
         except Refused as refused:
             accepted.ticket.refused()
             reporter.refused(entrance, accepted.source, refused)
-            # Or the user reads "connection reset" where the alert says "certificate expired". In TLS 1.3 a
-            # client sends its request before it can hear that its certificate is refused.
+            # Else the user gets "connection reset" in place of the alert "certificate expired". In TLS 1.3 a
+            # client sends its request before it can receive the alert.
             await linger(transport, is_sending=True)
             await transport.aclose()
             return

@@ -1,4 +1,4 @@
-"""The store in a running server: open for as long as it runs, and fed with what befalls the nodes.
+"""The store in a running server: open for as long as it runs, and fed with the events of nodes.
 
 At the start the nodes that the store knows become nodes of the registry. While agents are attached, the store
 notes every five minutes that they were seen, and once more at a clean stop.
@@ -114,9 +114,9 @@ class EventKeeper:
 
 
 async def _restore(store: Store, nodes: Nodes) -> None:
-    """What earlier runs of the server left: events, nodes, and who is revoked."""
+    """Load what earlier runs of the server left: events, nodes, and revocations."""
     nodes.events.restore(await _newest(store))
-    with contextlib.suppress(StoreError):  # a full disk keeps nobody from starting
+    with contextlib.suppress(StoreError):  # a full disk does not prevent the start
         await store.detach_all()
     for known in await store.known_nodes():
         # "The server is stopping" is no reason that a user of the next run can use.
@@ -129,7 +129,7 @@ async def _restore(store: Store, nodes: Nodes) -> None:
 async def how_it_started(store: Store) -> str:
     """The detail of the event that a server was started: how the run before ended."""
     last = None
-    with contextlib.suppress(StoreError):  # the writer's own lines say so
+    with contextlib.suppress(StoreError):  # the writer has logged it
         last = await store.newest_of_server()
     version = f"version {__version__}"
     if last is None:

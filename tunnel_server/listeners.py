@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import socket
@@ -25,7 +24,7 @@ from typing import Protocol, TypeAlias
 
 import trio
 
-from tunnel_core.declining import MAX_DECLINING, Decline
+from tunnel_core.declining import Decline, Decliner
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream, tune
@@ -37,8 +36,6 @@ _PAUSE_SECONDS = 0.1
 _SAY_AGAIN_SECONDS = 1.0
 TURN_SECONDS = 5.0
 """How long a connection waits for its turn: half of what clients wait for a handshake."""
-_DECLINE_SECONDS = 10.0
-_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 
@@ -83,7 +80,7 @@ class Listener:
         reporter: Reporter,
         decline: Decline | None = None,
     ) -> None:
-        """``decline`` tells a connection why it is refused; without it such a connection is reset."""
+        """``decline`` answers a refused connection; without it such a connection is reset."""
         self.entrance = entrance
         self.addresses = [
             bound.getsockname() if bound.family == socket.AF_UNIX else address_of(bound) for bound in sockets
@@ -94,8 +91,7 @@ class Listener:
             tune(bound)
         self._admission = admission
         self._reporter = reporter
-        self._decline = decline
-        self._declining = 0
+        self._decliner = Decliner(decline)
         self._accepting = trio.CancelScope()
         self._unlink: Callable[[], None] = lambda: None
         self._said_at = -float("inf")
@@ -168,18 +164,9 @@ class Listener:
 
     def _refuse(self, stream: SocketStream, source: str, refused: Refused, connections: trio.Nursery) -> None:
         self._reporter.refused(self.entrance, source, refused)
-        if self._decline is None or self._declining >= MAX_DECLINING:
-            stream.abort()
-            return
-        self._declining += 1
-        connections.start_soon(self._tell, stream, refused, self._decline)
-
-    async def _tell(self, stream: SocketStream, refused: Refused, decline: Decline) -> None:
-        try:
-            with trio.move_on_after(_DECLINE_SECONDS), contextlib.suppress(*_GONE):
-                await decline(stream, refused)
-        finally:
-            self._declining -= 1
+        if self._decliner.may_answer:
+            connections.start_soon(self._decliner.answer, stream, refused)
+        else:
             stream.abort()
 
     async def _pause(self, error: OSError) -> None:
@@ -220,7 +207,7 @@ class Listener:
 
 
 async def _wait_turn(ticket: Ticket) -> Refused | None:
-    """Returns the refusal if the turn did not come; the ticket is given back then, also when cancelled."""
+    """Return the refusal if the turn did not come. Then, and when cancelled, the ticket is released."""
     turn = trio.Event()
     ticket.on_turn = turn.set
     try:

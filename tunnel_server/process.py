@@ -53,7 +53,7 @@ async def _serve(
 
 
 async def _wait_stop(server: Server, signals: AsyncIterator[int]) -> None:
-    """SIGHUP reads anew, unless it says that the terminal is gone in which the server was started."""
+    """Wait for a signal that ends the server. SIGHUP reloads, unless the terminal of the server is gone."""
     had_terminal = has_terminal()
     async for number in signals:
         if number != signal.SIGHUP or (had_terminal and not has_terminal()):

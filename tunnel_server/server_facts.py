@@ -1,4 +1,4 @@
-"""What the API tells of the server itself: since when it runs, where it listens, which certificates end."""
+"""Facts about the server for the API: its start, its addresses, and certificates that end soon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunnel_server.store.store import Store
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """Each callable is asked when the API is, and must not block. ``addresses`` has a list per entrance."""
+    """Each callable is called for each request, and must not block. ``addresses`` has a list per entrance."""
 
     started: datetime
     addresses: Callable[[], Mapping[str, Sequence[str]]]
@@ -24,7 +24,7 @@ class ServerFacts:
     store: Store
 
     async def node_certificate(self, name: str) -> NodeCertificate | None:
-        """Return the certificate that the node is in by, else the newest that was issued to its name here.
+        """Return the certificate of the attached agent, else the newest that was issued to this name here.
 
         Raises ``StoreError``.
         """

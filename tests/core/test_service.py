@@ -17,6 +17,7 @@ from tests.fakes.pki import write_node_bundle
 from tests.fakes.systemd import FakeMachine
 from tunnel_agent.commands.service import AgentService, _missing_group
 from tunnel_agent.commands.service import command as agent_command
+from tunnel_core import paths
 from tunnel_core.health import Door
 from tunnel_core.service.commands import service_group
 from tunnel_core.service.handover import hand_over_file, hand_over_tree, let_read
@@ -138,7 +139,8 @@ def make_node(folder: Path, text: str = "") -> Path:
     return config
 
 
-def test_an_agent_without_its_files_says_what_to_do(tmp_path: Path) -> None:
+def test_an_agent_without_its_files_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "_SYSTEM_AGENT", tmp_path / "state")  # this machine may have a node
     plan = AgentService().plan(tmp_path / "agent.toml", ())
     assert "qanat-agent join SERVER" in plan.problem
     config = make_node(tmp_path)

@@ -1,4 +1,4 @@
-"""Tables: nothing is cut, no line is longer than the terminal, and nobody's text commands it."""
+"""Tables: nothing is cut, no line is longer than the terminal, and no text in a cell commands it."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import trio.testing
 
 from tests.dialling import dial
 from tests.server.edge import open_edge, receive_all
+from tunnel_core import declining
 from tunnel_core.declining import decline_http, decline_tls
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import TlsStream
@@ -261,7 +262,7 @@ async def test_a_tls_client_reads_an_alert_and_no_reset(tmp_path: Path) -> None:
 
 async def test_those_who_are_being_refused_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third does not wait until one of them has read what it was told."""
-    monkeypatch.setattr(listeners, "MAX_DECLINING", 2)
+    monkeypatch.setattr(declining, "MAX_DECLINING", 2)
     async with open_edge() as edge:
         listener = await edge.listen("web", hold, Admission(1, 1, clock=trio.current_time), decline_http)
         await (await edge.dial(listener)).receive_some()

@@ -1,4 +1,4 @@
-"""Server and agent whose standard error and output nobody reads, or that have none."""
+"""Server and agent whose standard error and output have no reader, or are closed."""
 
 from __future__ import annotations
 

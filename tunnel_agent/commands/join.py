@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import socket
 import sys
 import tomllib
@@ -97,6 +96,16 @@ def command(
         host=socket.gethostname().lower(),
         again=again,
     )
+    joined = _run(joining)
+    if as_json:
+        print_json(_as_json(joined, files, loaded, findings))
+    elif joined.bundle is not None:
+        click.echo(_as_text(joined, joined.bundle, files, wish, loaded))
+    click.get_current_context().exit(joined.code)
+
+
+def _run(joining: Joining) -> Joined:
+    """Raises ``CommandError`` after Ctrl-C."""
     joined = None
     try:
         joined = trio.run(joining.run)
@@ -105,11 +114,7 @@ def command(
     if joined is None:
         message = "interrupted; run the same line again: what was done is kept, and the token is not lost"
         raise CommandError(ExitCode.INTERRUPTED, message)
-    if as_json:
-        print_json(_as_json(joined, files, loaded, findings))
-    elif joined.bundle is not None:
-        click.echo(_as_text(joined, joined.bundle, files, wish, loaded))
-    click.get_current_context().exit(joined.code)
+    return joined
 
 
 def _wish(server: str, node: str, services: tuple[str, ...], allow: tuple[str, ...]) -> Wish:
@@ -146,7 +151,7 @@ def _read_token(file: Path | None) -> str:
 
 
 def _next_steps(node: str, files: Files, config: AgentConfig) -> list[str]:
-    named = "" if files.config == paths.agent_config_file() else f" --config {shlex.quote(str(files.config))}"
+    named = paths.config_argument(files.config, paths.agent_config_file())
     steps = [f"qanat-agent run{named}", f"qanat-agent status{named}"]
     for service in config.service[:3]:
         if service.protocol is not Protocol.TCP:
@@ -174,7 +179,7 @@ def _as_text(joined: Joined, bundle: Bundle, files: Files, wish: Wish, config: A
 def _service_step(files: Files) -> str:
     if not paths.is_system():
         return "As a service, from boot on: join as root, then run `qanat-agent service install`."
-    named = "" if files.config == paths.agent_config_file() else f" --config {shlex.quote(str(files.config))}"
+    named = paths.config_argument(files.config, paths.agent_config_file())
     return f"As a service, from boot on, in place of `run`:\n  qanat-agent service install{named}"
 
 

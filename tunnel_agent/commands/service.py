@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +34,7 @@ class AgentService:
         bundle = _bundle_file(config, loaded)
         state = paths.system_agent_folder()
         is_usual = bundle.parent == state
-        named = "" if config == self.config_file() else f" --config {shlex.quote(str(config))}"
+        named = paths.config_argument(config, self.config_file())
         return ServicePlan(
             spec=_spec(config, loaded, bundle, groups),
             config=config,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import trio
@@ -19,7 +18,7 @@ from tunnel_core.stream import Stream
 
 async def attach_once(config: Path, bundle: Path) -> str:
     """Tries the servers in their order; the first that welcomes the node is enough. Raises ``StepFailed``."""
-    named = "" if config == paths.agent_config_file() else f" --config {shlex.quote(str(config))}"
+    named = paths.config_argument(config, paths.agent_config_file())
     fix = f"`qanat-agent check{named}` shows which step fails"
     try:
         installation = load_installation(config, bundle)

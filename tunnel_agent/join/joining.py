@@ -128,7 +128,7 @@ class Joining:
     async def _prove_files(self) -> str:
         return prove_writable(self._files)
 
-    # Who this is. Nothing has been written, and no server asked.
+    # The node and its name. No file is written and no server is asked before this is done.
 
     async def _settle_node(self) -> bool:
         try:
@@ -143,7 +143,7 @@ class Joining:
         return await take_steps([("token", self._take_token), ("node", self._name_node)], self._report)
 
     def _recognise(self) -> str:
-        """Takes the bundle of a node that has joined, and says so; empty if there is a join to do."""
+        """Use the bundle of a node that has joined, and return a sentence about it; empty if it has not."""
         found = find_bundle(self._files)
         if found is None:
             return ""
@@ -171,7 +171,7 @@ class Joining:
         self._wish = replace(self._wish, node=node)
         return said
 
-    # The server, and the token's end.
+    # The server, and the use of the token.
 
     async def _join(self) -> bool:
         if self._bundle is None and self._recognise():

@@ -15,6 +15,7 @@ import trio
 from tunnel_client.demo import NODE, Demo, check_demo, check_target, running_demo
 from tunnel_core import ending
 from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.first_moment import settle_output
 from tunnel_core.names import Target
 from tunnel_core.terminal import styled
 
@@ -44,8 +45,7 @@ def demo(target: str | None, once: bool) -> None:
     except* OSError as failed:
         if not ending.is_hung_up(_OUTPUT):
             raise
-        # The terminal is gone, so there is nobody to tell what failed.
-        ending.forget_output()
+        settle_output()  # the terminal is gone, so no message about the failure can arrive
         raise SystemExit(ExitCode.FAILED) from failed
     click.get_current_context().exit(code)
 

@@ -79,7 +79,7 @@ def _local(text: str) -> tuple[str, int]:
 
 
 def _carried(wanted: int) -> int:
-    """How many connections this process can carry; says so if that is fewer than ``wanted``."""
+    """Return how many connections this process can carry; report it if that is fewer than ``wanted``."""
     limit = raise_descriptor_limit()
     most = connections_for(limit.now, wanted)
     if most < wanted:

@@ -1,6 +1,6 @@
 """Names that a shell completes: nodes and services, as the server knows them now.
 
-A shell waits for these, so they have a deadline, and any failure completes nothing and says nothing.
+A shell waits for these, so they have a deadline, and after any failure nothing is completed or printed.
 """
 
 from __future__ import annotations
@@ -72,5 +72,5 @@ def _answer(context: click.Context, question: Callable[[Dialer], Awaitable[dict[
     try:
         bundle = context.params.get("bundle") or context.find_root().params.get("bundle")
         return trio.run(ask_in_time, find_access(bundle).need_api())
-    except Exception:  # whatever it is, the person who typed has not asked for it
+    except Exception:  # a message would disturb the command line that is being typed
         return {}

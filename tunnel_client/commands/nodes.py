@@ -26,7 +26,7 @@ def nodes(node: str, watch: bool, wide: bool, bundle: Path | None, as_json: bool
     """List the nodes that the server knows, and what a request to each would meet; with NODE, one in full.
 
     attached; degraded: it answers late; grace: its link is lost, and its streams wait; gone: it has
-    no agent attached; never attached. Beside it: for how long, and why. "duplicate": two machines attach as
+    no agent attached; never attached. Beside it: for how long, and why. "duplicate": two agents attach as
     this node. "revoked": it is shut out.
 
     --watch refreshes the table in place. In a pipe, and with --json, it prints a line for each node

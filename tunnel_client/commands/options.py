@@ -14,7 +14,8 @@ from tunnel_client.access import Access, find_access
 from tunnel_client.dial import ServerUnreachable
 from tunnel_client.tunnel import Wish
 from tunnel_core.command_line import CommandError, ExitCode
-from tunnel_core.ending import ending_signals, forget_output, is_hung_up, wait_hung_up
+from tunnel_core.ending import ending_signals, is_hung_up, wait_hung_up
+from tunnel_core.first_moment import settle_output
 from tunnel_core.identity import Role, why_no_name
 from tunnel_core.names import is_node_name
 from tunnel_core.reasons import Refused
@@ -79,7 +80,7 @@ def run_until_signal(function: Callable[P, Awaitable[None]], *args: P.args, **kw
 
     run(call)
     if is_hung_up(_OUTPUT):
-        forget_output()
+        settle_output()
         sys.exit(ExitCode.FAILED)
 
 

@@ -15,6 +15,7 @@ import click
 from tunnel_client.commands.names import complete_behind_at, complete_login
 from tunnel_client.commands.options import access, bundle_option, named_bundle
 from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.identity import Role, why_no_name
 from tunnel_core.names import is_node_name
 
 _PACKAGES = (
@@ -49,7 +50,7 @@ def ssh(node: str, arguments: tuple[str, ...], bundle: Path | None) -> None:
     if node.startswith("-"):
         raise CommandError(ExitCode.USAGE, f"{node[:80]} stands before NODE; ssh's options stand behind it")
     if not is_node_name(name):
-        raise CommandError(ExitCode.USAGE, f"{name[:300]!r} is not a node name")
+        raise CommandError(ExitCode.USAGE, why_no_name(Role.NODE, name))
     access(bundle).need_connect()
     program = shutil.which("ssh")
     if program is None:

@@ -93,7 +93,7 @@ def _print_unit(plan: ServicePlan, as_json: bool) -> None:
 
 
 def _refuse_install(plan: ServicePlan, machine: Machine) -> None:
-    """Says what stands in the way, before anything is changed."""
+    """Raise ``CommandError`` for what prevents an install, before anything is changed."""
     if machine.manager() is Manager.ABSENT:
         raise CommandError(ExitCode.FAILED, _without_systemd(plan))
     _need_root(machine, plan.spec.program, "install")
@@ -122,7 +122,7 @@ def _need_root(machine: Machine, program: str, verb: str) -> None:
     if not machine.is_root():
         [first, *rest] = own_command(program)
         line = as_shell("sudo", first, *rest, "service", verb)
-        raise CommandError(ExitCode.FAILED, f"a system service is root's business; run: {line}")
+        raise CommandError(ExitCode.FAILED, f"a system service needs root; run: {line}")
 
 
 def _show_installed(
@@ -254,7 +254,9 @@ _UNINSTALL_HELP = """Stop and disable the service and remove its unit. Keys and 
 def _confirm(plan: ServicePlan, machine: Machine, as_json: bool) -> None:
     """Ends the command unless a person says yes."""
     if as_json or not sys.stdin.isatty():
-        raise CommandError(ExitCode.USAGE, "--purge asks first, and nobody can answer here; add --yes")
+        raise CommandError(
+            ExitCode.USAGE, "--purge asks first, and there is no terminal to ask at; add --yes"
+        )
     click.echo("This removes for good:")
     click.echo("\n".join(_remains_lines(plan, machine)))
     if not click.confirm("Remove it all?"):

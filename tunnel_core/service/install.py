@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tunnel_core import health
+from tunnel_core.installing import write_public_text
 from tunnel_core.service.handover import hand_over_file, hand_over_tree, let_read
 from tunnel_core.service.machine import Account, Machine, MachineError, Manager
 from tunnel_core.service.plan import ServicePlan, as_shell, installed_unit, own_places
@@ -154,25 +154,11 @@ def _write_unit(plan: ServicePlan, machine: Machine, report: Report) -> bool:
         return False
     if before is not None:
         kept = file.with_name(file.name + KEPT_SUFFIX)
-        _write_atomically(kept, before)
+        write_public_text(kept, before)
         report(f"kept the former unit as {kept}")
-    _write_atomically(file, text)
+    write_public_text(file, text)
     report(f"wrote {file}")
     return True
-
-
-def _write_atomically(file: Path, text: str) -> None:
-    """Whole or not at all, mode 0644. Raises ``OSError``."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    staged = file.with_name(f".{file.name}.new")
-    staged.unlink(missing_ok=True)
-    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-    with os.fdopen(descriptor, "w") as opened:
-        os.fchmod(descriptor, 0o644)  # whatever the umask says
-        opened.write(text)
-        opened.flush()
-        os.fsync(descriptor)
-    staged.replace(file)
 
 
 def _start(plan: ServicePlan, machine: Machine, report: Report, changed: bool) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from tunnel_core.service.install import KEPT_SUFFIX
+from tunnel_core.service.install import KEPT_SUFFIX, Report
 from tunnel_core.service.machine import Machine, MachineError, Manager
 from tunnel_core.service.plan import Remains, ServicePlan, as_shell
 
-Report = Callable[[str], None]
 _PROGRAMS = ("qanat", "qanat-agent", "qanat-server")
 _LINKS = Path("/usr/local/bin")
 _RUNTIME = Path("/run")

@@ -18,7 +18,7 @@ HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - nam
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """What a unit says of one program. Equal specs make equal units."""
+    """The facts of one program that its unit needs. Equal specs make equal units."""
 
     program: str
     """Name of the program, and of its unit."""

@@ -110,7 +110,7 @@ def _in_the_way(found: InTheWay) -> str:
 
 
 def _lost(newer: list[dict[str, object]]) -> list[str]:
-    """As the commands that say them again; the store of the backup may know none of these names."""
+    """The commands that revoke them again; the store of the backup may know none of these names."""
     words = {"node": "node", "user": "user", "serial": "cert"}
     return [
         f"  qanat-server {words[str(one['kind'])]} revoke {one['subject']} --force --yes" for one in newer

@@ -11,8 +11,9 @@ from certs.rotation import Step
 from tunnel_core.command_line import CommandGroup, print_json
 from tunnel_core.humanize import minute_of
 from tunnel_server.commands.access import config_option, json_option, perform
-from tunnel_server.commands.confirming import confirm, yes_option
+from tunnel_server.commands.confirming import confirm, few, yes_option
 
+_MAX_NAMES = 10
 _MEANS = {
     "steady": "one root is trusted, and signs",
     "added": "the new root is trusted too; the old one goes on to sign",
@@ -92,13 +93,9 @@ def rotate(
 def _what_it_does(before: dict[str, Any], step: str, *, force: bool) -> str:
     lines = [f"The authority is {before['state']}. The step {step}: {_DOES[step]}."]
     if step == before["next"] and before["next_cuts_off"]:
-        cut = f"it cuts off {_few(before['next_cuts_off'])}"
+        cut = f"it cuts off {few(before['next_cuts_off'], _MAX_NAMES)}"
         lines.append(f"With --force {cut}." if force else f"It is refused without --force, because {cut}.")
     return "\n".join(lines)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _as_text(answer: dict[str, Any]) -> str:
@@ -124,7 +121,7 @@ def _next(answer: dict[str, Any]) -> list[str]:
         return ["To replace the root, begin with: qanat-server ca rotate add"]
     cut = answer["next_cuts_off"]
     if cut:
-        return [f"Next: {answer['next']}, when these were renewed or issued anew: {_few(cut)}"]
+        return [f"Next: {answer['next']}, when these were renewed or issued anew: {few(cut, _MAX_NAMES)}"]
     if answer["unknown_before"]:
         return [
             f"Next: {answer['next']}. Certificates from before the store was made are not known here and may"

@@ -96,7 +96,7 @@ def revoke_certificate(
 def unrevoke_certificate(serial: str, yes: bool, config: Path | None, as_json: bool) -> None:
     """Take the revocation of the certificate with this SERIAL back.
 
-    Refused if its node or user got a new certificate since: what was revoked stays out.
+    Refused if its node or user got a new certificate since: what was revoked stays revoked.
 
     \b
     Example:

@@ -17,9 +17,9 @@ force_option = click.option("--force", is_flag=True, help="Also if nothing of th
 
 
 def confirm(what: str, question: str, *, yes: bool, as_json: bool, needs_yes: bool = True) -> None:
-    """Shows ``what`` will be done and returns if it shall be. Raises ``CommandError`` if not.
+    """Show ``what`` will be done, and ask. Raises ``CommandError`` without consent.
 
-    Where nobody can be asked (no terminal, or ``--json``) ``--yes`` is needed, unless ``needs_yes`` is False.
+    Without a terminal, and with ``--json``, there is no question; ``--yes`` is needed then, if ``needs_yes``.
     """
     can_ask = sys.stdin.isatty() and not as_json
     if yes or (not can_ask and not needs_yes):
@@ -57,7 +57,7 @@ def _streams(ending: dict[str, Any]) -> str:
     if not ending["streams"]:
         return ""
     users = ending["users"]
-    return f"{ending['streams']} streams" + (f", of {_few(users)}" if users else "")
+    return f"{ending['streams']} streams" + (f", of {few(users)}" if users else "")
 
 
 def _tokens(ending: dict[str, Any]) -> str:
@@ -65,9 +65,10 @@ def _tokens(ending: dict[str, Any]) -> str:
 
 
 def _row(name: str, items: list[str]) -> str:
-    return f"{len(items)} {name}: {_few(items)}" if items else ""
+    return f"{len(items)} {name}: {few(items)}" if items else ""
 
 
-def _few(items: list[str]) -> str:
-    more = f" and {len(items) - _MAX_SHOWN} more" if len(items) > _MAX_SHOWN else ""
-    return ", ".join(items[:_MAX_SHOWN]) + more
+def few(items: list[str], most: int = _MAX_SHOWN) -> str:
+    """The first items in one line, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

@@ -145,7 +145,7 @@ def _service_step(plan: Installation) -> list[str]:
     """Only a root's installation can be a system service."""
     if not paths.is_system():
         return []
-    named = "" if plan.config_file == paths.server_config_file() else f" --config {_quoted(plan.config_file)}"
+    named = paths.config_argument(plan.config_file, paths.server_config_file())
     return ["", "As a service, from boot on, in place of `run`:", f"  {_SERVICE}{named}"]
 
 

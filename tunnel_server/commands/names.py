@@ -1,6 +1,6 @@
 """Names of nodes that a shell completes, as the running server's store has them.
 
-A shell waits for these, so they have a deadline, and any failure completes nothing and says nothing.
+A shell waits for these, so they have a deadline, and after any failure nothing is completed or printed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def complete_node(context: click.Context, _: click.Parameter, incomplete: str) -
     try:
         socket = load_config(context.params.get("config")).admin.socket
         answer = trio.run(_ask, socket)
-    except Exception:  # whatever it is, the person who typed has not asked for it
+    except Exception:  # a message would disturb the command line that is being typed
         return []
     names = sorted({str(one["name"]) for one in answer.get("certificates", ())})
     return [CompletionItem(name) for name in names if name.startswith(incomplete)][:_MAX_SHOWN]

@@ -51,7 +51,7 @@ def user() -> None:
 @config_option
 @json_option
 def revoke_node(name: str, why: str, force: bool, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Shut out node NAME: every certificate of that name that there is now, whoever issued it.
+    """Shut out node NAME: every certificate of that name that exists now, of any issuer.
 
     What that ends is shown first. The node comes back only with a token made for it after this:
     `qanat-server token create --node NAME`. Until then `node unrevoke` takes it back.
@@ -76,7 +76,7 @@ def revoke_node(name: str, why: str, force: bool, yes: bool, config: Path | None
 @config_option
 @json_option
 def revoke_user(name: str, why: str, force: bool, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Shut out user NAME: every certificate of that name that there is now, whoever issued it.
+    """Shut out user NAME: every certificate of that name that exists now, of any issuer.
 
     What that ends is shown first. A new certificate lets the user in again: `qanat-server issue user NAME`.
     Until then `user unrevoke` takes it back.
@@ -96,7 +96,7 @@ def revoke_user(name: str, why: str, force: bool, yes: bool, config: Path | None
 def revoke(
     config: Path | None, kind: str, subject: str, *, why: str, force: bool, yes: bool, as_json: bool
 ) -> Json:
-    """Shows what the revocation ends, asks, and revokes. Raises ``CommandError``."""
+    """Show what the revocation ends, ask, and revoke. Raises ``CommandError``."""
     ending = perform(config, "GET", "revocations/preview", {"kind": kind, "subject": subject})
     if not ending["known"] and not force:
         hint = "To revoke it all the same, as one of another issuer or from before the store, add --force."
@@ -130,10 +130,10 @@ def said_of(answer: Json, what: str) -> str:
 @config_option
 @json_option
 def unrevoke_node(name: str, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Take the revocation of node NAME back: its certificates and tokens of before are good again.
+    """Take the revocation of node NAME back: its earlier certificates and tokens are good again.
 
     Refused if a certificate was issued to it since: the node is back by that one, and what was revoked
-    stays out.
+    stays revoked.
 
     \b
     Example:
@@ -150,9 +150,9 @@ def unrevoke_node(name: str, yes: bool, config: Path | None, as_json: bool) -> N
 @config_option
 @json_option
 def unrevoke_user(name: str, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Take the revocation of user NAME back: the certificates of before are good again.
+    """Take the revocation of user NAME back: the earlier certificates are good again.
 
-    Refused if a certificate was issued to the user since: what was revoked stays out.
+    Refused if a certificate was issued to the user since: what was revoked stays revoked.
 
     \b
     Example:
@@ -163,7 +163,7 @@ def unrevoke_user(name: str, yes: bool, config: Path | None, as_json: bool) -> N
 
 
 def unrevoke(config: Path | None, kind: str, subject: str, *, yes: bool, as_json: bool) -> Json:
-    """Shows whom it lets in, asks, and takes the revocation back. Raises ``CommandError``."""
+    """Show what is let in again, ask, and take the revocation back. Raises ``CommandError``."""
     ending = perform(config, "GET", "revocations/preview", {"kind": kind, "subject": subject})
     if ending["revoked"] is not None:  # if not, the server's refusal says so
         confirm(_taking_back_text(ending), f"Let {subject} in again?", yes=yes, as_json=as_json)

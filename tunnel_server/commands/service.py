@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +37,7 @@ class ServerService:
         """Raises ``ConfigError``."""
         system = paths.system_data_folder()
         loaded = load(config, ServerConfig, data_dir=system, environ={}, required=False)
-        named = "" if config == self.config_file() else f" --config {shlex.quote(str(config))}"
+        named = paths.config_argument(config, self.config_file())
         return ServicePlan(
             spec=_spec(config, loaded, groups),
             config=config,

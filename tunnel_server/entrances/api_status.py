@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 
 async def status(nodes: Nodes, facts: ServerFacts, now: datetime) -> Json:
-    """Return the page on the whole server. Raises nothing: what the store cannot tell is a warning."""
+    """Return the page on the whole server. Raises nothing: a store that cannot be read becomes a warning."""
     known, certificate = nodes.all(), facts.certificate()
     ending, warnings = list[Json](), list[Json]()
     try:
@@ -79,8 +79,8 @@ def _of_server(facts: ServerFacts, now: datetime) -> Iterator[Json]:
 def _of_nodes(known: Sequence[Node], nodes: Nodes, now: datetime) -> Iterator[Json]:
     for node in known:
         if nodes.is_duplicate(node):
-            cure = "give each machine a bundle of its own: qanat-server issue node NAME"
-            yield _warning(f"two machines attach as node {node.name}", cure)
+            cure = "give each agent a bundle of its own: qanat-server issue node NAME"
+            yield _warning(f"two agents attach as node {node.name}", cure)
         if node.category is StateCategory.REACHABLE or nodes.is_revoked(node.name):
             continue
         if node.last_seen_at is None:

@@ -26,7 +26,7 @@ KEEP_ENDED = 90 * DAY
 MAX_LISTED = 1000
 MAX_ENDING = 100
 TELL_ENDED = 14 * DAY
-"""For so long a certificate that ended is told of: a node that is away longer was given up."""
+"""For this long an ended certificate is listed; a node that is away longer is taken for abandoned."""
 
 
 class Origin(enum.Enum):
@@ -177,7 +177,7 @@ def alive(connection: Connection, now: int) -> list[Alive]:
 
 
 def newest_of_node(connection: Connection, name: str) -> NodeCertificate | None:
-    """The newest certificate of a node, be it revoked or over."""
+    """The newest certificate of a node, also one that is revoked or has ended."""
     row = connection.execute(
         "SELECT * FROM certificates WHERE role = 'node' AND name = ? ORDER BY rowid DESC LIMIT 1", (name,)
     ).fetchone()

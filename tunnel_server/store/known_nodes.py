@@ -50,7 +50,7 @@ def note_events(connection: Connection, events: Iterable[NodeEvent]) -> None:
                 {"name": event.node, "at": to_ms(event.at)},
             )
         elif event.kind in _GOES:
-            # Without a link nobody was there since, so an end after a loss is no later sight of the node.
+            # After a loss the agent was not seen again, so the end of that session does not count as a sight.
             connection.execute(
                 "UPDATE nodes SET last_seen_at = CASE WHEN is_attached THEN :at ELSE last_seen_at END,"
                 " is_attached = 0, reason = :reason WHERE name = :name",

@@ -1,8 +1,8 @@
 """Revocations: by node, by user, by serial. SQL inside transactions of the caller's.
 
 After a revocation a node joins with a new token and a user gets a new certificate; both are let in while
-everything of before stays out. Until then a revocation can be taken back, and all is as it was. Later that
-is refused, because it would let in the certificates of before beside the new one.
+everything older stays out. Until then a revocation can be taken back, which restores the state before it.
+Later that is refused, because it would let in the older certificates beside the new one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def take_back(transaction: Transaction, kind: Kind, subject: str, by: str) -> Ta
             Reason.REVOKED,
             f"certificate {since['serial']} was issued to {since['role']} {since['name']} at"
             f" {iso_of(since['issued_at'])}, after {what} {subject} was revoked; the revocation stays:"
-            " without it the certificates of before would be good beside the new one",
+            " without it the older certificates would be good beside the new one",
         )
     connection.execute("DELETE FROM revocations WHERE number = ?", (row["number"],))
     named = _whose(connection, subject) if kind is Kind.SERIAL else {kind.value: subject}

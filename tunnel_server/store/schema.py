@@ -98,7 +98,7 @@ _KNOWN_NODES: Step = (
     ) WITHOUT ROWID""",
     "INSERT INTO nodes (name, known_at)"
     " SELECT name, min(issued_at) FROM certificates WHERE role = 'node' GROUP BY name",
-    # The last thing that befell a node is the last that is known of it.
+    # The newest event of a node gives the time when it was last seen.
     "INSERT INTO nodes (name, known_at, last_seen_at) SELECT node, min(at), max(at) FROM node_events"
     " WHERE kind IN ('attached', 'resumed', 'lost', 'ended') GROUP BY node"
     " ON CONFLICT (name) DO UPDATE SET last_seen_at = excluded.last_seen_at,"

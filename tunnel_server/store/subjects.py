@@ -1,4 +1,4 @@
-"""What a revocation names: whether it is known here, which known one was meant, and what would end with it.
+"""The subject of a revocation: whether it is known here, which names are alike, and what would end with it.
 
 SQL for a connection of the caller's; nothing is changed.
 """

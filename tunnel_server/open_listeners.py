@@ -1,0 +1,69 @@
+"""The listeners of a running server: each with its admission, and with the words for a refused connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import trio
+
+from tunnel_core.declining import Decline, decline_http, decline_tls
+from tunnel_server.admission import Admission
+from tunnel_server.binding import UnixAddress
+from tunnel_server.config import ListenerLimits
+from tunnel_server.entrances.tcp import ENTRANCE as TCP
+from tunnel_server.entrances.web import ENTRANCE as WEB
+from tunnel_server.listeners import Handler, Listener, Reporter, listen_tcp, listen_unix
+
+HTTPS = "https"
+_DECLINES: Mapping[str, Decline] = {HTTPS: decline_tls, WEB: decline_http}
+"""How a TCP listener tells a connection that there are too many. The ``tcp`` entrance has no words for it."""
+
+
+class OpenListeners:
+    """Open listeners by entrance. Each is served in ``nursery``; ``reporter`` gets what they refuse."""
+
+    def __init__(self, limits: ListenerLimits, reporter: Reporter, nursery: trio.Nursery) -> None:
+        self.listeners: list[Listener] = []
+        self._limits = limits
+        self._reporter = reporter
+        self._nursery = nursery
+
+    async def open_tcp(self, entrance: str, addresses: Sequence[str], handler: Handler) -> None:
+        """Listen on all ``addresses`` (``host:port``), if there are any. Raises ``CannotListen``."""
+        if addresses:
+            admission, decline = self._admission(entrance), _DECLINES.get(entrance)
+            listener = await listen_tcp(entrance, addresses, admission, self._reporter, decline)
+            await self._serve(listener, handler)
+
+    async def open_unix(self, entrance: str, address: UnixAddress, handler: Handler) -> None:
+        """Listen on a unix socket. Raises ``CannotListen``."""
+        admission = self._admission(entrance)
+        await self._serve(listen_unix(entrance, address, admission, self._reporter, decline_http), handler)
+
+    async def _serve(self, listener: Listener, handler: Handler) -> None:
+        self.listeners.append(listener)
+        await self._nursery.start(listener.serve, handler)
+
+    def _admission(self, entrance: str) -> Admission:
+        limits = self._limits
+        if entrance in (TCP, WEB):  # these ask for no identity, so only the total counts
+            most = limits.max_connections
+            return Admission(most, most, most, clock=trio.current_time)
+        return Admission(
+            limits.max_connections,
+            limits.max_unauthenticated_per_source,
+            limits.max_unauthenticated,
+            clock=trio.current_time,
+        )
+
+    def addresses(self) -> dict[str, list[str]]:
+        """Return the addresses of each entrance, in the order in which they were opened."""
+        found: dict[str, list[str]] = {}
+        for listener in self.listeners:
+            found.setdefault(listener.entrance, []).extend(listener.addresses)
+        return found
+
+    def stop_accepting(self) -> None:
+        """Accept no more connections; those that are open go on."""
+        for listener in self.listeners:
+            listener.stop_accepting()
