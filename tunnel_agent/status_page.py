@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from tunnel_core.humanize import minute_of, moment_of
+
 REFRESH_SECONDS = 3
 
 # Nothing may be loaded or run, whatever a name that comes from outside tries to say.
@@ -170,7 +172,12 @@ def _allowed(status: Mapping[str, Any]) -> str:
 
 def _events(status: Mapping[str, Any]) -> str:
     rows = [
-        (escape(event["at"]), escape(event["kind"]), escape(event["reason"]), escape(event["detail"]))
+        (
+            escape(moment_of(event["at"])),
+            escape(event["kind"]),
+            escape(event["reason"]),
+            escape(event["detail"]),
+        )
         for event in status["link"]["events"]
     ]
     if not rows:
@@ -182,7 +189,7 @@ def _events(status: Mapping[str, Any]) -> str:
 def _troubles(status: Mapping[str, Any]) -> str:
     if not status["troubles"]:
         return ""
-    rows = [(escape(trouble["at"]), escape(trouble["text"])) for trouble in status["troubles"]]
+    rows = [(escape(moment_of(trouble["at"])), escape(trouble["text"])) for trouble in status["troubles"]]
     return _card("Last troubles", "newest first", _table(("when", "what"), rows), "troubles")
 
 
@@ -190,7 +197,7 @@ def _footer(status: Mapping[str, Any]) -> str:
     server = f"<span>{escape(status['server_software'])}</span>" if status["server_software"] else ""
     return (
         f"<footer><span>{escape(status['software'])}</span>{server}"
-        f"<span>{escape(status['link']['state'])} since {escape(status['link']['since'])}</span>"
+        f"<span>{escape(status['link']['state'])} since {escape(moment_of(status['link']['since']))}</span>"
         f"{_certificate(status)}"
         '<a href="status.json">status.json</a><a href="metrics">metrics</a></footer>'
     )
@@ -200,8 +207,8 @@ def _certificate(status: Mapping[str, Any]) -> str:
     certificate = status["certificate"]
     if not certificate:
         return ""
-    renews = f", renews on {certificate['renews']}" if certificate["renews"] else ""
-    return f"<span>certificate until {escape(certificate['ends'] + renews)}</span>"
+    renews = f", renews on {minute_of(certificate['renews'])}" if certificate["renews"] else ""
+    return f"<span>certificate until {escape(minute_of(certificate['ends']) + renews)}</span>"
 
 
 def _card(title: str, note: str, content: str, kind: str = "") -> str:

@@ -74,7 +74,7 @@ def test_degraded_is_attached_and_says_why() -> None:
 def test_in_grace_says_since_when_why_and_how_long_yet() -> None:
     state = in_grace(Clock())
     assert line(state) == (
-        "in grace since 2023-11-14T22:14:20Z (carrier_lost: connection reset), server a:7001; "
+        "in grace since 2023-11-14 22:14:20Z (carrier_lost: connection reset), server a:7001; "
         "streams wait 1 min 52 s more"
     )
     assert not _is_attached(told(state))
@@ -176,6 +176,6 @@ def test_the_command_prints_the_events() -> None:
     state = in_grace(Clock())
     printed = [text for text in _lines(told(state)) if text.startswith("event")]
     assert printed == [
-        "event     2023-11-14T22:14:20Z grace carrier_lost connection reset",
-        "event     2023-11-14T22:13:20Z attached",
+        "event     2023-11-14 22:14:20Z grace carrier_lost connection reset",
+        "event     2023-11-14 22:13:20Z attached",
     ]

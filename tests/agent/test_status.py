@@ -186,6 +186,6 @@ def test_the_certificate_is_told_with_its_end_and_its_renewal() -> None:
     state.certificate, state.renews_at = life, life.renewal(0.5)
     told = as_json(status_of(state, SERVICES, ()))["certificate"]
     assert told == {"serial": "0a1b", "ends": "2023-12-14T23:13:20Z", "renews": "2023-12-04T23:13:20Z"}
-    assert "certificate until 2023-12-14T23:13:20Z, renews on 2023-12-04T23:13:20Z" in page_of(state)
+    assert "certificate until 2023-12-14 23:13Z, renews on 2023-12-04 23:13Z" in page_of(state)
     state.renews_at = None
     assert "renews on" not in page_of(state)

@@ -15,6 +15,7 @@ from tunnel_agent.status_client import TIMEOUT_SECONDS, UnreadableToken, fetch_s
 from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, because
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config import ConfigError
+from tunnel_core.humanize import minute_of, moment_of
 from tunnel_core.settings import Ops
 from tunnel_core.states import StateCategory, category_of_word
 from tunnel_core.tables import Row, Table, lines_of
@@ -90,11 +91,10 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield "services  " + ", ".join(service["name"] for service in status["services"])
     yield "allow     " + (", ".join(status["allow"]) or "nothing beyond the services")
     for event in status["link"]["events"]:
-        yield " ".join(
-            filter(None, ("event    ", *(event[key] for key in ("at", "kind", "reason", "detail"))))
-        )
+        told = (moment_of(event["at"]), *(event[key] for key in ("kind", "reason", "detail")))
+        yield " ".join(filter(None, ("event    ", *told)))
     for trouble in status["troubles"]:
-        yield f"trouble   {trouble['at']} {trouble['text']}"
+        yield f"trouble   {moment_of(trouble['at'])} {trouble['text']}"
 
 
 def _stream_row(stream: Mapping[str, Any]) -> Row:
@@ -103,8 +103,8 @@ def _stream_row(stream: Mapping[str, Any]) -> Row:
 
 
 def _certificate(certificate: Mapping[str, Any]) -> str:
-    renews = f", renews on {certificate['renews']}" if certificate["renews"] else ""
-    return f"until {certificate['ends']}{renews}"
+    renews = f", renews on {minute_of(certificate['renews'])}" if certificate["renews"] else ""
+    return f"until {minute_of(certificate['ends'])}{renews}"
 
 
 def _link(status: Mapping[str, Any]) -> str:
@@ -116,7 +116,7 @@ def _link(status: Mapping[str, Any]) -> str:
     match link["state"]:
         case "grace":
             left = as_duration(link["grace_seconds_left"] or 0)
-            return f"in grace since {link['since']}{why}, {server}; streams wait {left} more"
+            return f"in grace since {moment_of(link['since'])}{why}, {server}; streams wait {left} more"
         case "away":
             return f"away for {duration}{why}; {_attempt(status, server)}"
         case state:
