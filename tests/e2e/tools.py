@@ -57,6 +57,9 @@ _PACKAGES = {
     "rsync": "rsync",
     "runc": "runc",
     "socat": "socat",
+    # The everyday tests try the completion of these shells, where they are.
+    "fish": "fish",
+    "zsh": "zsh",
 }
 # Debian keeps these out of an ordinary user's PATH; the last has what podman runs and does not pull in.
 _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/podman")
