@@ -27,14 +27,24 @@ from certs.files import (
     KeyFileError,
     make_private_folder,
     read_private,
+    read_public,
     sync_folder,
     write_private,
     write_public,
 )
 from certs.life import BACK_DATED
 from certs.rotation import Generation, Rotation
-from certs.x509 import Credential, describe, is_signed_by, key_fits, key_identifier_of, pin_of
+from certs.x509 import (
+    Credential,
+    describe,
+    is_signed_by,
+    key_fits,
+    key_identifier_of,
+    load_signing_key,
+    pin_of,
+)
 from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.text_files import NotPlainText
 
 ROOT, ROOT_KEY = "root.pem", "root-key.pem"
 ISSUING, ISSUING_KEY = "issuing.pem", "issuing-key.pem"
@@ -61,7 +71,11 @@ def load_authority(folder: Path) -> Authority:
 def authority_of(folder: Path, rotation: Rotation) -> Authority:
     """The same for a state that is not written yet. Raises ``OSError``, ``KeyFileError``, ``ValueError``."""
     place = folder / rotation.signer.folder
-    issuing = Credential((place / ISSUING).read_bytes(), read_private(place / ISSUING_KEY))
+    issuing = Credential(_read_certificate(place / ISSUING), read_private(place / ISSUING_KEY))
+    try:
+        load_signing_key(issuing.key_pem)
+    except (ValueError, TypeError):  # TypeError: it has a password
+        raise ValueError(f"{place / ISSUING_KEY} holds no private key (PEM) that can be read") from None
     return Authority(_trust_domain(issuing), issuing, roots_of(folder, rotation))
 
 
@@ -72,15 +86,16 @@ def roots_of(folder: Path, rotation: Rotation) -> bytes:
 
 def read_root(folder: Path, generation: Generation) -> bytes:
     """A generation's root, PEM. Raises ``OSError`` or ``ValueError``."""
-    found = split_pem((folder / generation.folder / ROOT).read_bytes())
+    file = folder / generation.folder / ROOT
+    found = split_pem(_read_certificate(file))
     if len(found) != 1:
-        raise ValueError(f"{ROOT} holds {len(found)} certificates and must hold one")
+        raise ValueError(f"{file} holds {len(found)} certificates and must hold one")
     return found[0]
 
 
 def read_issuing(folder: Path, generation: Generation) -> bytes:
     """A generation's issuing certificate, PEM. Raises ``OSError``, or ``ValueError`` that names the file."""
-    return _read_issuing(folder / generation.folder / ISSUING)
+    return _read_certificate(folder / generation.folder / ISSUING)
 
 
 def save_new(new: NewAuthority, folder: Path) -> None:
@@ -109,7 +124,7 @@ def read_rotation(folder: Path) -> Rotation:
     try:
         text = (folder / STATE).read_bytes()
     except FileNotFoundError:
-        root = (folder / ROOT).read_bytes()
+        root = _read_certificate(folder / ROOT)
         return Rotation((Generation(_FIRST, pin_of(root).hex(), describe(root).begins + BACK_DATED),))
     return _parse(text)
 
@@ -157,8 +172,8 @@ def issuing_keys(folder: Path, rotation: Rotation, pin: str) -> frozenset[bytes]
 def _issuing_keys(folder: Path, rotation: Rotation) -> Iterator[tuple[str, bytes]]:
     """The pin of the root, and the name of the key, for all that ever issued here."""
     for name in (*(one.folder for one in rotation.generations), *rotation.past):
-        root, issuing = (folder / name / file for file in (ROOT, ISSUING))
-        yield pin_of(root.read_bytes()).hex(), key_identifier_of(issuing.read_bytes())
+        root, issuing = (_read_certificate(folder / name / file) for file in (ROOT, ISSUING))
+        yield pin_of(root).hex(), key_identifier_of(issuing)
 
 
 def adopt(like: Path, *paths: Path) -> None:
@@ -270,13 +285,16 @@ def read_intermediates(folder: Path) -> bytes:
     if not folder.is_dir():
         return b""
     places = [place / ISSUING for place in (folder, *sorted(_numbered(folder)))]
-    return b"".join(_read_issuing(file) for file in places if file.exists())
+    return b"".join(_read_certificate(file) for file in places if file.exists())
 
 
-def _read_issuing(file: Path) -> bytes:
-    pem = file.read_bytes()
+def _read_certificate(file: Path) -> bytes:
+    """The certificate (PEM) in ``file``. Raises ``OSError``, or ``ValueError`` that names the file."""
     try:
+        pem = read_public(file)
         describe(pem)
+    except NotPlainText as error:
+        raise ValueError(f"{file} {error}") from None
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     return pem

@@ -51,7 +51,7 @@ def _read(path: Path) -> Bundle:
     try:
         return read_bundle(path)
     except BundleError as error:
-        raise CommandError(ExitCode.USAGE, f"{error}{_absent_step(path)}") from None
+        raise CommandError(ExitCode.USAGE, f"{error}{_next_step_for(path, error.__cause__)}") from None
 
 
 def _bundle_dialer(path: Path) -> Dialer:
@@ -66,10 +66,11 @@ def _bundle_dialer(path: Path) -> Dialer:
     return TlsDialer(bundle.https, context)
 
 
-def _absent_step(path: Path) -> str:
-    if os.path.lexists(path):
-        return ""
-    return "; make one on the server, `qanat-server issue user NAME`, and bring its file to this machine"
+def _next_step_for(path: Path, cause: BaseException | None) -> str:
+    if isinstance(cause, FileNotFoundError) and paths.is_absent(path):
+        return "; make one on the server, `qanat-server issue user NAME`, and bring its file to this machine"
+    hint = paths.rights_hint(cause) if isinstance(cause, OSError) else ""
+    return f"; {hint}" if hint else ""
 
 
 def _unix(path: Path | None) -> Dialer | None:

@@ -11,14 +11,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from tunnel_core.text_files import read_text_file
+from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
 
 if TYPE_CHECKING:
     import ssl
@@ -44,8 +43,8 @@ class Door(NamedTuple):
 
         A named file must exist, because the default address may belong to another program.
         """
-        if (is_named or environ.get("QANAT_CONFIG")) and not os.path.lexists(file):
-            raise Unhealthy(f"there is no configuration at {file}; correct --config or QANAT_CONFIG")
+        if is_named or environ.get("QANAT_CONFIG"):
+            _require_there(file)
         written = environ.get("QANAT_OPS_LISTEN"), environ.get("QANAT_OPS_TLS")
         table = {} if None not in written else _ops_of(file)
         listen = table.get("listen", default) if written[0] is None else written[0]
@@ -63,6 +62,16 @@ class Door(NamedTuple):
         return host.strip("[]"), int(port)  # of "::" and "0.0.0.0" the kernel takes this machine's own
 
 
+def _require_there(file: Path) -> None:
+    try:
+        file.lstat()
+    except FileNotFoundError:
+        text = f"there is no configuration at {file}; correct --config or QANAT_CONFIG"
+        raise Unhealthy(text) from None
+    except OSError as error:
+        raise Unhealthy(trouble_with(file, error)) from None
+
+
 def _ops_of(file: Path) -> Mapping[str, Any]:
     import tomllib
 
@@ -70,7 +79,9 @@ def _ops_of(file: Path) -> Mapping[str, Any]:
         table = tomllib.loads(read_text_file(file, _MAX_FILE_BYTES)).get("ops", {})
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, NotPlainText) as error:
+        raise Unhealthy(trouble_with(file, error)) from None
+    except ValueError as error:
         raise Unhealthy(f"{file} cannot be read: {error}") from None
     return table if isinstance(table, Mapping) else {}
 

@@ -45,6 +45,11 @@ def rights_hint(error: OSError) -> str:
     return "run this as the user that the file belongs to, or as root with sudo"
 
 
+def with_rights_hint(error: OSError) -> str:
+    """The system's word for the error, and what to try where a right is missing."""
+    return "; ".join(filter(None, [error.strerror or type(error).__name__, rights_hint(error)]))
+
+
 def is_absent(path: Path) -> bool:
     """Whether there is nothing at ``path``; no for what this user may not look at."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -270,3 +271,28 @@ def test_the_servers_certificate_is_made_anew_for_the_same_key_and_names(folder:
     assert (now.names, now.uris) == (was.names, was.uris)
     assert made.facts.key_sha256 == pin_of(leaf.chain_pem).hex()
     assert is_signed_by(split_pem(made.chain_pem), new.roots_pem)
+
+
+# What people do to the files.
+
+
+@pytest.mark.parametrize("name", ["root.pem", "issuing.pem", "issuing-key.pem"])
+def test_a_damaged_file_of_the_authority_is_named(tmp_path: Path, name: str) -> None:
+    save_new(create_authority("example.com"), tmp_path / "ca")
+    file = tmp_path / "ca" / name
+    whole = file.read_bytes()
+    for damaged in (b"", b"garbage", whole[:100], whole.decode().encode("utf-16")):
+        file.write_bytes(damaged)
+        with pytest.raises(AuthorityError, match=re.escape(str(file))):
+            load_authority(tmp_path / "ca")
+
+
+@pytest.mark.parametrize("name", ["root.pem", "issuing.pem", "issuing-key.pem"])
+def test_an_editors_mark_in_the_authority_does_no_harm(tmp_path: Path, name: str) -> None:
+    save_new(create_authority("example.com"), tmp_path / "ca")
+    file = tmp_path / "ca" / name
+    before = load_authority(tmp_path / "ca").root_pin
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    loaded = load_authority(tmp_path / "ca")
+    assert loaded.root_pin == before
+    assert b"\xef\xbb\xbf" not in loaded.roots_pem

@@ -79,6 +79,14 @@ def test_a_bundle_that_cannot_be_used_is_not_passed_over(tmp_path: Path) -> None
     assert "names no server" in failure(nowhere)
 
 
+def test_who_has_a_bundle_is_not_told_to_make_one(tmp_path: Path) -> None:
+    assert "issue user NAME" in failure(tmp_path / "none.pem")
+    (tmp_path / "loop").symlink_to("loop")  # stands for missing rights, which root always has
+    said = failure(tmp_path / "loop/kim.pem")
+    assert "cannot be read: Too many levels" in said
+    assert "issue user" not in said
+
+
 def test_a_key_that_does_not_fit_is_told(tmp_path: Path) -> None:
     bundle = bundle_of(Role.USER, "kim", https=("a:1",))
     other = user_leaf("lee").credential.key_pem

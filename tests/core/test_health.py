@@ -46,11 +46,17 @@ def test_the_environment_wins(file: Path) -> None:
     assert Door.find(file, DEFAULT, {"QANAT_OPS_TLS": "false"}) == Door("127.0.0.1:1")
 
 
-@pytest.mark.parametrize("text", ["[ops", "\xff\xfe"])
-def test_a_file_that_cannot_be_read_is_said(file: Path, text: str) -> None:
+@pytest.mark.parametrize(("text", "said"), [("[ops", "cannot be read"), ("\xff\xfe", "is UTF-16 text")])
+def test_a_file_that_cannot_be_read_is_said(file: Path, text: str, said: str) -> None:
     file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(Unhealthy, match=r"agent\.toml cannot be read"):
+    with pytest.raises(Unhealthy, match=rf"agent\.toml {said}"):
         Door.find(file, DEFAULT, {})
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_called_absent(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")  # stands for missing rights, which root always has
+    with pytest.raises(Unhealthy, match=r"loop/agent\.toml cannot be read: Too many levels"):
+        Door.find(tmp_path / "loop/agent.toml", DEFAULT, {}, is_named=True)
 
 
 def test_a_file_that_was_named_must_be_there(file: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import socket
 from pathlib import Path
 
@@ -56,3 +57,12 @@ def test_the_admin_socket_is_found_only_if_it_is_a_socket(person: Path) -> None:
 
 def test_a_data_folder_of_ones_own_has_its_socket() -> None:
     assert paths.admin_socket(Path("/data")) == Path("/data/admin.sock")
+
+
+def test_a_missing_right_names_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    said = paths.with_rights_hint(PermissionError(errno.EACCES, "Permission denied"))
+    assert said.startswith("Permission denied; run this as") and said.endswith("with sudo")
+    assert (
+        paths.with_rights_hint(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
+    )

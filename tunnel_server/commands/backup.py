@@ -43,7 +43,7 @@ def backup(file: Path, config: Path | None, as_json: bool) -> None:
     except StoreError as error:
         raise CommandError.refused(error) from None
     except OSError as error:
-        message = f"no backup was made: {error.filename or target}: {error.strerror}"
+        message = f"no backup was made: {error.filename or target}: {paths.with_rights_hint(error)}"
         raise CommandError(ExitCode.FAILED, message) from None
     except ValueError as error:
         raise CommandError(ExitCode.FAILED, f"no backup was made: {error}") from None
@@ -82,7 +82,9 @@ def restore(file: Path, force: bool, yes: bool, as_json: bool) -> None:
     except StoreError as error:
         raise CommandError.refused(error) from None
     except OSError as error:
-        raise CommandError(ExitCode.FAILED, f"{error.filename or file}: {error.strerror}") from None
+        raise CommandError(
+            ExitCode.FAILED, f"{error.filename or file}: {paths.with_rights_hint(error)}"
+        ) from None
     print_json(_as_json(restored)) if as_json else click.echo(_as_text(restored))
 
 

@@ -18,6 +18,7 @@ from certs.x509 import describe
 from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.identity import Role
+from tunnel_core.paths import rights_hint
 from tunnel_server.commands.access import checked_name, config_option, json_option, load_config, perform
 from tunnel_server.commands.installation import make_bundle
 from tunnel_server.config import ServerConfig
@@ -116,7 +117,8 @@ def _issue(role: Role, name: str, days: float, config_file: Path | None) -> _Iss
         authority = load_authority(config.data_dir / AUTHORITY_FOLDER)
         leaf = authority.issue(role, name, days=days)
     except AuthorityError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None
+        hint = rights_hint(error.__cause__) if isinstance(error.__cause__, OSError) else ""
+        raise CommandError(ExitCode.USAGE, f"{error}; {hint}" if hint else str(error)) from None
     _refuse_other_domain(authority, config)
     try:
         names = server_names(config)
