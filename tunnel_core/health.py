@@ -70,7 +70,9 @@ def _ops_of(file: Path) -> Mapping[str, Any]:
         table = tomllib.loads(read_text_file(file, _MAX_FILE_BYTES)).get("ops", {})
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise Unhealthy(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise Unhealthy(f"{file} cannot be read: {error}") from None
     return table if isinstance(table, Mapping) else {}
 

@@ -14,6 +14,7 @@ from certs.x509 import Description, describe, is_private_key
 from tunnel_core.carrier import ServerTls
 from tunnel_core.humanize import as_minute
 from tunnel_core.logs import log_event
+from tunnel_core.paths import rights_hint
 from tunnel_core.text_files import NotPlainText
 from tunnel_server.config import Tls
 from tunnel_server.handshake import TlsContexts, TlsFiles, make_context
@@ -106,7 +107,10 @@ def _read(path: Path) -> bytes:
         cure = "make one with `qanat-server init`, or correct [tls] in the configuration"
         raise BadCredentials(f"there is no file {path}: {cure}") from None
     except OSError as error:
-        raise BadCredentials(f"{path} cannot be read: {error.strerror}") from None
+        hint = rights_hint(error)
+        raise BadCredentials(
+            f"{path} cannot be read: {error.strerror}" + (f"; {hint}" if hint else "")
+        ) from None
     except NotPlainText as error:
         raise BadCredentials(f"{path} {error}") from None
 
