@@ -118,6 +118,12 @@ MADE = [
     Wrong("qanat-server init --name localhost --data-dir {here}/server",
           "a server is set up in {here}/server already; start it: "
           "qanat-server run --config {here}/server/server.toml"),
+    Wrong("qanat-server init --name localhost --data-dir {here}/server --config {here}/x.toml",
+          "already, and {here}/x.toml is not its configuration: choose another place with --data-dir"),
+    Wrong("qanat-server token create --config {here}/server/server.toml",
+          "give node or match (--node NAME, --match PATTERN)"),
+    Wrong("qanat-server service status --config {here}/x.toml",
+          "make a server first: qanat-server init --name tunnel.example.com --config {here}/x.toml", 1),
     Wrong("qanat-server issue node edge1 --out {here}/kim.pem --config {here}/server/server.toml",
           "these exist: {here}/kim.pem; move them away, or choose another place"),
     Wrong("qanat-server backup {here}/kim.pem --config {here}/server/server.toml", "{here}/kim.pem exists"),

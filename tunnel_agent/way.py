@@ -25,7 +25,7 @@ from tunnel_agent.resolver import Resolve, resolve_server
 from tunnel_core.http import HttpClientConnection
 from tunnel_core.humanize import as_minute
 from tunnel_core.names import join_host_port, split_host_port
-from tunnel_core.reasons import Refused
+from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import TlsStream, is_end_of_file, reason_of
 
@@ -149,11 +149,13 @@ class Way:
         except ConnectionResetError:  # accepted and hung up at once: busy, but there
             raise ConnectionLost(f"{where} closed the connection as soon as it was open", self.hint) from None
         except OSError as error:
-            cause = refused_by_errno(self._node, where, error).detail
+            refused = refused_by_errno(self._node, where, error)
             fix = f"let this machine reach {where} over TCP, or configure a proxy"
+            if refused.reason is Reason.DIAL_REFUSED:
+                fix = f"start the server there; {self.hint}"
             if self._proxy:
                 fix = f"correct the proxy, or exempt the server from it: no_proxy = [{self.host!r}]"
-            raise StepFailed(cause, fix) from None
+            raise StepFailed(refused.detail, fix) from None
 
     # The proxy.
 

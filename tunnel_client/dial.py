@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ DIALS_ONCE_KNOWN = 64
 300 connections over a round trip of 100 ms take 4.0 s in place of 5.5 s.
 """
 _TURN_SECONDS = 30.0
+_NO_ANSWER = ". Does the server run, and may this machine connect to that port?"
+_NO_NAME = ". Has the name an address yet, in DNS or in this machine's /etc/hosts?"
 _OVERLOADED = "TLSV1_ALERT_INTERNAL_ERROR"
 
 
@@ -86,7 +89,7 @@ class TlsDialer:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _dial_one(self) -> TlsStream:
-        failures, busy_seconds, answered = [], 0.0, False
+        failures, busy_seconds, answered, nameless = [], 0.0, False, list[str]()
         for address in self.addresses:
             try:
                 with trio.fail_after(_DIAL_SECONDS):
@@ -95,14 +98,15 @@ class TlsDialer:
                 failures.append(f"{address} did not answer within {_DIAL_SECONDS:g} s")
             except OSError as error:
                 failures.append(f"{address} cannot be reached: {_plain(error)}")
+                nameless += [address] if isinstance(error, socket.gaierror) else []
             except trio.BrokenResourceError as error:
                 busy_seconds = max(busy_seconds, _worth_trying_again(error))
                 failures.append(f"{address}: {_handshake_failure(error)}")
                 answered = True
         if busy_seconds:
             raise ServerBusy("; ".join(failures), busy_seconds)
-        hint = "" if answered else ". Does the server run, and may this machine connect to that port?"
-        raise ServerUnreachable("; ".join(failures) + hint)
+        hint = _NO_NAME if len(nameless) == len(failures) else _NO_ANSWER
+        raise ServerUnreachable("; ".join(failures) + ("" if answered else hint))
 
     async def _dial(self, address: str) -> TlsStream:
         host, port = split_host_port(address)

@@ -16,9 +16,9 @@ from tunnel_client.node_facts import (
     text_of,
     traffic_of,
 )
-from tunnel_core.command_line import printable
 from tunnel_core.humanize import minute_of, moment_of
-from tunnel_core.tables import Row, Table, lines_of
+from tunnel_core.tables import Row, Table, facts_of, lines_of
+from tunnel_core.terminal import line_width
 
 EVENTS = Table(("time", "node", "event", "reason", "detail"))
 _OF_ONE_NODE = Table(("time", "event", "reason", "detail"))
@@ -33,8 +33,7 @@ def lines_of_node(answer: Item, *, wide: bool = False) -> list[str]:
     """Return the lines for what ``node_facts.ask_node`` returns; facts that are missing are left out."""
     node = answer.get("node")
     node = node if isinstance(node, dict) else {}
-    facts = [(name, printable(text)) for name, text in _facts(node) if text]
-    lines = [f"{name:<12}{text}" for name, text in facts]
+    lines = facts_of(_facts(node), 12, None if wide else line_width())
     streams, events = items_of(answer, "streams"), items_of(answer, "events")
     if services := service_rows(node):
         lines += ["", *lines_of(SERVICES, services, wide=wide)]

@@ -17,7 +17,8 @@ from tunnel_client import words
 from tunnel_client.node_facts import Item, category_of, items_of, state_of, text_of
 from tunnel_core.command_line import printable
 from tunnel_core.humanize import as_iso, as_minute, minute_of, moment_of, parse_moment
-from tunnel_core.states import StateCategory
+from tunnel_core.states import GONE, StateCategory
+from tunnel_core.tables import facts_of, flowed
 
 _RENEWED_BY = 4 / 5
 """Of a certificate's life. Programs renew theirs at two thirds; a person is reminded at four fifths."""
@@ -77,19 +78,18 @@ def _of_own(own: Own, now: datetime) -> Iterator[dict[str, str]]:
     yield {"detail": detail, "cure": f"on the server: qanat-server issue user {own.name}"}
 
 
-def lines_of(page: Item, way: str, now: datetime) -> list[str]:
-    """Return the page for people. ``way`` names the server as it was reached."""
+def lines_of(page: Item, way: str, now: datetime, width: int | None = None) -> list[str]:
+    """Return the page for people, in lines that fit ``width``. ``way`` names the server as it was reached."""
     server = page["server"]
     facts = [
         ("server", ", ".join(filter(None, [text_of(server, "version"), _running(server, now), way]))),
         ("addresses", _addresses(server.get("addresses"))),
-        ("nodes", _nodes(server.get("nodes"))),
+        ("nodes", _nodes(server.get("nodes"), server.get("nodes_gone"))),
         ("streams", text_of(server, "streams")),
         ("certificate", _until(server.get("certificate"), "of the server")),
         ("yours", _until(page["client"]["certificate"], f"of client version {page['client']['version']}")),
     ]
-    lines = [f"{name:<13}{printable(text)}" for name, text in facts if text]
-    return [*lines, "", *_warnings(page["warnings"])]
+    return [*facts_of(facts, 13, width), "", *_warnings(page["warnings"], width)]
 
 
 def _running(server: Item, now: datetime) -> str:
@@ -107,12 +107,24 @@ def _addresses(addresses: object) -> str:
     )
 
 
-def _nodes(counts: object) -> str:
+def _nodes(counts: object, kinds_of_gone: object) -> str:
+    """``5: 2 attached, 3 gone (1 never attached)``; an older server does not say the last."""
     if not isinstance(counts, Mapping):
         return ""
-    numbers = {str(state): number for state, number in counts.items() if isinstance(number, int) and number}
+    numbers = _numbers(counts)
     each = ", ".join(f"{number} {state}" for state, number in numbers.items())
+    kinds = ", ".join(
+        f"{number} {kind.replace('_', ' ')}" for kind, number in _numbers(kinds_of_gone).items()
+    )
+    if kinds:
+        each = each.replace(f" {GONE}", f" {GONE} ({kinds})")
     return f"{sum(numbers.values())}: {each}" if numbers else "none"
+
+
+def _numbers(counts: object) -> dict[str, int]:
+    if not isinstance(counts, Mapping):
+        return {}
+    return {str(word): number for word, number in counts.items() if isinstance(number, int) and number}
 
 
 def _until(certificate: object, what: str) -> str:
@@ -123,11 +135,11 @@ def _until(certificate: object, what: str) -> str:
     return f"user {name}, {until}" if name else f"{until}, {what}"
 
 
-def _warnings(warnings: list[Mapping[str, str]]) -> list[str]:
+def _warnings(warnings: list[Mapping[str, str]], width: int | None) -> list[str]:
     if not warnings:
         return ["Nothing needs attention."]
     lines = ["Needs attention:"]
     for one in warnings[:_MAX_WARNINGS]:
-        lines += [f"  {printable(one['detail'])}", f"      {printable(one['cure'])}"]
+        lines += flowed(printable(one["detail"]), 2, width) + flowed(printable(one["cure"]), 6, width)
     more = len(warnings) - _MAX_WARNINGS
     return [*lines, f"  and {more} more: qanat status --json"] if more > 0 else lines

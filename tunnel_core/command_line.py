@@ -178,6 +178,8 @@ class LateGroup(CommandGroup):
         """Invoke the subcommand. What its environment or Ctrl-C raises becomes an exception of click's."""
         try:
             return super().invoke(ctx)
+        except click.Abort as abort:
+            raise _ending_of_abort(abort) from None
         except (*_ENDINGS, BaseExceptionGroup) as error:
             ending = _ending_of(error)
             if ending is None:
@@ -220,7 +222,7 @@ class LateGroup(CommandGroup):
             value = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             code = value if isinstance(value, int) else ExitCode.OK
         except click.Abort as abort:
-            code = _show_abort(abort)
+            code = _show(_ending_of_abort(abort))
         except click.ClickException as error:
             code = _show(error)
         except (*_ENDINGS, BaseExceptionGroup) as error:
@@ -307,11 +309,11 @@ def _show(ending: click.ClickException | click.exceptions.Exit) -> int:
     return ending.exit_code
 
 
-def _show_abort(abort: click.Abort) -> int:
+def _ending_of_abort(abort: click.Abort) -> click.ClickException | click.exceptions.Exit:
     """Ctrl-C where click was in charge, or the end of the input at a question."""
     if isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt):
-        return ExitCode.INTERRUPTED
-    return _show(CommandError(ExitCode.FAILED, "the input ended before the answer"))
+        return click.exceptions.Exit(ExitCode.INTERRUPTED)
+    return CommandError(ExitCode.FAILED, "the input ended before the answer")
 
 
 def printable(text: str) -> str:

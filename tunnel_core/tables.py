@@ -69,6 +69,25 @@ def lines_of(table: Table, rows: Sequence[Row], *, wide: bool = False) -> list[s
     return lay_out(names, clean, None if wide else line_width())
 
 
+def facts_of(facts: Iterable[tuple[str, str]], stop: int, width: int | None) -> list[str]:
+    """Return a line for each fact that is known: its name, and its text from column ``stop`` on.
+
+    With a ``width`` a text goes on below itself rather than beyond. A word is never broken.
+    """
+    lines = list[str]()
+    for name, text in facts:
+        if text:
+            first, *more = flowed(printable(text), stop, width)
+            lines += [name.ljust(stop) + first.lstrip(), *more]
+    return lines
+
+
+def flowed(text: str, indent: int, width: int | None) -> list[str]:
+    """Return the text in lines that begin at column ``indent`` and end before ``width``. None: one line."""
+    pieces = [text] if width is None else _wrapped(text, max(1, width - indent))
+    return [" " * indent + piece for piece in pieces]
+
+
 def lay_out(names: Row, rows: Sequence[Row], width: int | None) -> list[str]:
     """Return header and rows as lines. ``width`` None: each row is one line. Pure."""
     header = [name.upper() for name in names]
@@ -113,19 +132,16 @@ def _groups(header: Row, width: int) -> Iterator[list[int]]:
 def _fitted(rows: Sequence[Row], group: Sequence[int], width: int) -> list[int]:
     """The widths of a group's columns but the last, so that the name of the last still fits.
 
-    The widest columns give way first, each down to its name: their long cells overflow.
+    The widest column gives way first, by its widest cells, down to its name: these cells overflow. So one
+    long name neither pushes the other columns apart nor makes them narrower.
     """
     columns = [[cell_width(row[index]) for row in rows] for index in group]
     names = [cells[0] for cells in columns]
     room = width - (_INDENT if group[0] else 0) - len(_GAP) * (len(group) - 1) - names[-1]
-    natural = [max(cells) for cells in columns[:-1]]
-    widths = natural
-    for most in range(max(natural, default=0), 0, -1):
-        if sum(widths) <= room:
-            break
-        widths = [max(name, min(own, most)) for own, name in zip(natural, names, strict=False)]
-    # No wider than the widest cell that fits: one long name must not push the others apart.
-    return [max(one for one in cells if one <= own) for cells, own in zip(columns, widths, strict=False)]
+    fitting = [sorted({one for one in cells if one >= cells[0]}) for cells in columns[:-1]]
+    while sum(each[-1] for each in fitting) > room and (wide := [each for each in fitting if len(each) > 1]):
+        max(wide, key=lambda each: each[-1]).pop()
+    return [each[-1] for each in fitting]
 
 
 def _folded(row: Row, widths: Sequence[int], width: int, is_below: bool) -> Iterator[str]:

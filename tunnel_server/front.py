@@ -68,7 +68,8 @@ class Front:
 
         def note(refused: Refused) -> None:
             if entrance == EST:
-                self.records.refused(EST, accepted.source, refused)
+                # Of a requester who has proven itself, the enrolment has written it down.
+                self.records.refused(EST, accepted.source, refused, in_audit=bool(refused.who))
             elif isinstance(user, Refused):
                 self.records.refused(self.entrance, accepted.source, refused)
             elif not isinstance(refused, NotOpened):

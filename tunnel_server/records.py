@@ -71,11 +71,12 @@ class Records:
         self._counters.refused(facts.entrance, refused.reason)
         self._stream_lines.refused(facts, refused, now=self._clock())
 
-    def refused(self, entrance: str, source: str, refused: Refused) -> None:
-        """Somebody was refused before it was clear who it is."""
+    def refused(self, entrance: str, source: str, refused: Refused, *, in_audit: bool = False) -> None:
+        """Somebody was refused before it was clear who it is. ``in_audit``: the audit has a line already."""
         self._counters.refused_unauthenticated(entrance, refused.reason)
         self._lines.refused(entrance, source, refused, now=self._clock())
-        self._note(entrance, source, refused)
+        if not in_audit:
+            self._note(entrance, source, refused)
 
     def request_refused(self, entrance: str, user: str, source: str, refused: Refused) -> None:
         """A known user was refused before a stream was asked for: the node's name is wrong, for example."""

@@ -160,10 +160,10 @@ def test_a_revocation_is_taken_back_until_a_new_certificate_was_issued(
 def test_tokens_of_before_hold_again_with_the_node(command: Command) -> None:
     made = command.json("token", "create", "--node", "shop-7")["id"]
     said = command("node", "revoke", "shop-7", "--yes").stdout
-    assert f"1 open tokens: {made}" in said
+    assert f"1 open token: {made}" in said
     assert "nothing that is in use" in command("node", "revoke", "shop-7", "--yes").stdout
     command("node", "unrevoke", "shop-7", "--yes")
-    assert f"1 open tokens: {made}" in command("node", "revoke", "shop-7", code=2).stderr
+    assert f"1 open token: {made}" in command("node", "revoke", "shop-7", code=2).stderr
 
 
 def test_a_user_that_renews_another_certificate_keeps_the_way_back(command: Command, tmp_path: Path) -> None:
@@ -188,10 +188,25 @@ def test_one_is_asked_at_a_terminal(command: Command, tmp_path: Path) -> None:
         os.write(main, answer)
         said = process.communicate(timeout=30)[0].decode()
         os.close(main), os.close(terminal)
-        assert (process.returncode, "1 certificates: " in said, "Revoke operator? [y/N]" in said) == (
+        assert (process.returncode, "1 certificate: " in said, "Revoke operator? [y/N]" in said) == (
             *(code, True, True),
         )
         assert ("nothing was changed" in said) == (code == 1)
+
+
+def test_a_question_without_an_answer(command: Command) -> None:
+    main, terminal = os.openpty()
+    process = subprocess.Popen(  # noqa: S603
+        [*SERVER, "user", "revoke", "operator", "--config", str(command.config)],
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    os.write(main, b"\x04")
+    complaint = process.communicate(timeout=30)[1].decode()
+    os.close(main), os.close(terminal)
+    said = r"qanat-server\S*: the input ended before the answer"
+    assert (process.returncode, bool(re.search(said, complaint))) == (1, True), complaint
 
 
 def test_other_commands_say_what_they_do_and_do_nothing_twice(command: Command) -> None:

@@ -86,7 +86,7 @@ async def test_a_revocation_shows_what_it_ends_and_asks_before_it_acts(tmp_path:
         code, said = await qanat_server(site, "node", "revoke", "edge1")
         assert code == 2
         assert re.search(
-            r"ends:\n  1 sessions: edge1 from 127.0.0.1:\d+\n  2 streams, of 127.0.0.1, kim\n", said
+            r"ends:\n  1 session: edge1 from 127.0.0.1:\d+\n  2 streams, of 127.0.0.1, kim\n", said
         )
         assert "there is no terminal to ask at. Add --yes" in said
         code, said = await qanat_server(site, "user", "revoke", "kim", "--json")

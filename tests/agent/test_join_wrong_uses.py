@@ -55,7 +55,8 @@ WRONG = {
     "a path": use("join", "tunnel.example.com/x", says="not a host name"),
     "no such port": use("join", f"{NOBODY}:70000", says="no port from 1 to 65535"),
     "a name that does not resolve": use("join", NOBODY, code=5, says="getent hosts"),
-    "nobody listens": use("join", "localhost:1", code=5, says="refused the connection.*over TCP"),
+    "nobody listens": use("join", "localhost:1", code=5, says="refused.*start the server there.*7002 unless"),
+    "a target that is none": use("join", NOBODY, "--allow", "a:x", says="--allow and --service: allow#1: "),
     # Tokens.
     "a token as argument": use("join", NOBODY, TOKEN, says="stands in the arguments.*standard input"),
     "a token in place of the server": use("join", TOKEN, says="stands in the arguments"),

@@ -69,6 +69,19 @@ async def test_an_older_server_gives_less(server: FakeServer, tmp_path: Path) ->
     assert "Needs attention" in (await inside(tmp_path, "status")).stdout
 
 
+def test_the_page_fits_a_terminal_and_says_which_nodes_are_gone() -> None:
+    name = "a-node-of-" + "a-shop-" * 8 + "7"
+    warning = {
+        "detail": f"node {name} has never attached",
+        "cure": "on the node: run it; " + "or forget it " * 6,
+    }
+    gone = {"nodes": {"gone": 5, "attached": 1}, "nodes_gone": {"revoked": 1, "never_attached": 3}}
+    lines = lines_of(page_of(STATUS | gone | {"warnings": [warning]}, None, "1", NOW), "way " * 20, NOW, 80)
+    assert "nodes        6: 5 gone (1 revoked, 3 never attached), 1 attached" in lines
+    assert [line for line in lines if len(line) > 80] == []
+    assert f"  node {name}" in "\n".join(lines)
+
+
 def own(days_left: float) -> Own:
     ends = NOW + timedelta(days=days_left)
     return Own("kim", Life("ab", ends - timedelta(days=100), ends))

@@ -46,6 +46,12 @@ def test_the_environment_wins(file: Path) -> None:
     assert Door.find(file, DEFAULT, {"QANAT_OPS_TLS": "false"}) == Door("127.0.0.1:1")
 
 
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(Unhealthy) as caught:
+        Door.find(tmp_path, DEFAULT, {})
+    assert str(caught.value) == f"{tmp_path} cannot be read: Is a directory"
+
+
 @pytest.mark.parametrize(("text", "said"), [("[ops", "cannot be read"), ("\xff\xfe", "is UTF-16 text")])
 def test_a_file_that_cannot_be_read_is_said(file: Path, text: str, said: str) -> None:
     file.write_bytes(text.encode("latin-1"))

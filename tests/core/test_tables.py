@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_fences import modules
-from tunnel_core.tables import Table, lay_out, lines_of, show_list
+from tunnel_core.tables import Table, facts_of, lay_out, lines_of, show_list
 from tunnel_core.terminal import cell_width, line_width, screen_lines, styled
 
 NODES = ("node", "state", "rtt", "streams", "services")
@@ -53,6 +53,25 @@ def test_the_last_column_flows_below_itself() -> None:
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_a_long_name_makes_no_other_column_narrower() -> None:
+    columns = ("time", "what", "whom", "by", "detail")
+    time, by = "2026-11-29 16:22:22Z", "127.0.0.1:40084"
+    rows = [(time, "token_created", name, by, "for one node") for name in ("edge1", LONG_NAME)]
+    head, first, *_ = lay_out(columns, rows, 80)
+    assert first.startswith(f"{time}  token_created  edge1  {by}")
+    assert head.index("WHAT") == len(time) + 2
+
+
+def test_facts_go_on_below_themselves() -> None:
+    facts = [("state", "gone"), ("since", ""), ("certificate", f"until tomorrow, serial {SERIAL}")]
+    assert facts_of(facts, 13, 40) == [
+        "state        gone",
+        "certificate  until tomorrow, serial",
+        " " * 13 + SERIAL,
+    ]
+    assert facts_of(facts, 13, None)[1] == f"certificate  until tomorrow, serial {SERIAL}"
+
+
 def test_a_word_that_is_too_long_is_not_broken() -> None:
     lines = lay_out(("time", "what", "whom", "by", "detail"), [("t" * 20, "a", "b", "c", SERIAL)], 40)
     assert SERIAL in [line.strip() for line in lines]
@@ -88,7 +107,7 @@ def test_nothing_is_cut_and_only_a_long_word_is_longer_than_a_line(
             assert "".join(cell.split()) in shown
     *fixed, _ = zip(*rows, strict=True)
     pieces = {cell for column in fixed for cell in column} | {
-        word for row in rows for word in row[-1].split()
+        word for row in rows for cell in row for word in cell.split()
     }
     for line in lines:
         is_one_piece = any(piece in line and 4 + cell_width(piece) > width for piece in pieces)

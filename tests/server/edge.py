@@ -22,6 +22,8 @@ from tunnel_server.listeners import Handler, Listener, listen_tcp
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
 from tunnel_server.records import Records
+from tunnel_server.refusals import Refusals
+from tunnel_server.store.audit import AuditLine
 
 TRUST_DOMAIN = "test.internal"
 
@@ -40,6 +42,8 @@ class Edge:
     records: Records
     opener: Opener
     followers: Followers
+    audit: list[AuditLine]
+    """What the entrances wrote of those whom they did not let in."""
     dialled: list[trio.SocketStream] = field(default_factory=list)
 
     def attach(self, name: str, agent: Agent, *services: Service) -> FakeLink:
@@ -70,11 +74,12 @@ class Edge:
 @asynccontextmanager
 async def open_edge() -> AsyncIterator[Edge]:
     nodes, counters = Nodes(trio.current_time, now), Counters()
-    records = Records(counters, Log(), trio.current_time)
+    audit = list[AuditLine]()
+    records = Records(counters, Log(), trio.current_time, Refusals(audit.append, trio.current_time))
     opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            edge = Edge(nursery, nodes, counters, records, opener, Followers(Events(now), counters))
+            edge = Edge(nursery, nodes, counters, records, opener, Followers(Events(now), counters), audit)
             try:
                 yield edge
             finally:

@@ -90,6 +90,7 @@ async def test_the_page_of_a_server_without_nodes(tmp_path: Path) -> None:
             "nodes": {},
             "streams": 0,
             "ending": [],
+            "nodes_gone": {},
             "warnings": [],
         }
 
@@ -119,6 +120,8 @@ async def test_a_node_that_never_came_is_told_and_a_revoked_one_is_not(tmp_path:
         site.edge.nodes.is_revoked = lambda name: name == "edge2"
         page = await site.status()
         assert page["nodes"] == {"gone": 2}
+        assert page["nodes_gone"] == {"revoked": 1, "never_attached": 1}
+        assert page["warnings"][0]["cure"].endswith("qanat-server node forget edge1")
         assert [one["detail"] for one in page["warnings"]] == ["node edge1 has never attached"]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,17 @@ def test_a_key_that_others_may_read(tmp_path: Path) -> None:
     tls = files(tmp_path)
     tls.key_file.chmod(0o604)
     assert f"run: chmod 600 {tls.key_file}" in complaint(tls)
+
+
+def test_a_key_that_this_user_may_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    tls = files(tmp_path)
+    monkeypatch.setattr("tunnel_server.credentials.read_public", refuse)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    cure = "run this as the user that the file belongs to, or as root with sudo"
+    assert complaint(tls) == f"{tls.key_file} cannot be read: Permission denied; {cure}"
 
 
 def test_an_encrypted_key_is_not_asked_a_password_for(tmp_path: Path) -> None:

@@ -360,6 +360,19 @@ async def test_the_revoked_do_not_renew(tmp_path: Path) -> None:
         answer = await renew(issuing, pki.node_leaf("edge1"), request_of())
         assert (answer.status, answer.word) == (403, "revoked")
         assert (await issuing.audit())[-1] == ("refused", "revoked", "edge1")
+        assert issuing.edge.audit == []  # one line for one refusal
+
+
+async def test_a_refused_token_is_one_line_of_the_audit(tmp_path: Path) -> None:
+    async with open_issuing(tmp_path) as issuing:
+        token = await issuing.token("edge1")
+        await issuing.store.revoke(Kind.NODE, "edge1", "test")
+        answer = await enrol(issuing, token, request_of())
+        assert (answer.status, answer.word) == (403, "revoked")
+        assert [line for line in await issuing.audit() if line[0] == "refused"] == [
+            ("refused", "revoked", "edge1")
+        ]
+        assert issuing.edge.audit == []
 
 
 async def test_a_connection_that_was_kept_alive_does_not_renew_what_has_ended(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import tomllib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.text_files import NotPlainText, read_text_file, text_of, trouble_with
 
 _MAX_TOKEN_BYTES = 4096
+_OPTIONS = "--allow and --service"
 _GIVE_TOKEN = "echo TOKEN | qanat-agent join SERVER, or --token-file FILE"  # noqa: S105 - it says where to give one
 
 
@@ -127,7 +128,10 @@ def _wish(server: str, node: str, services: tuple[str, ...], allow: tuple[str, .
 def _files(wish: Wish, config: Path | None) -> tuple[Files, AgentConfig]:
     """Where the files are or will be, and the configuration as it will hold. Raises ``ConfigError``."""
     files = files_of(config)
-    new = read(tomllib.loads(config_text(wish, str(files.bundle))), files.config, AgentConfig)
+    try:
+        new = read(tomllib.loads(config_text(wish, str(files.bundle))), files.config, AgentConfig)
+    except ConfigError as error:  # what the options ask for: there is no such file yet
+        raise ConfigError(tuple(replace(one, file=_OPTIONS) for one in error.problems)) from None
     return files, load_config(files.config, required=True) if os.path.lexists(files.config) else new
 
 

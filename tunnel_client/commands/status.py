@@ -17,6 +17,7 @@ from tunnel_client.dial import Dialer
 from tunnel_client.node_facts import ask_if_there
 from tunnel_client.status import Own, from_pages, lines_of, page_of
 from tunnel_core.command_line import print_json
+from tunnel_core.terminal import line_width
 
 
 @click.command("status")
@@ -35,7 +36,7 @@ def status(bundle: Path | None, as_json: bool) -> None:
     dialer = access(bundle).need_api()
     now = datetime.now(UTC)
     page = page_of(run(_ask_status, dialer), _own(bundle), metadata.version("qanat"), now)
-    print_json(page) if as_json else click.echo("\n".join(lines_of(page, dialer.name, now)))
+    print_json(page) if as_json else click.echo("\n".join(lines_of(page, dialer.name, now, line_width())))
 
 
 async def _ask_status(dialer: Dialer) -> dict[str, Any]:

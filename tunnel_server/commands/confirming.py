@@ -46,26 +46,30 @@ def ending_text(ending: dict[str, Any]) -> str:
 
 def _certificates(ending: dict[str, Any]) -> str:
     good = ending["certificates"]
-    return _row("certificates", [f"{one['serial']} until {minute_of(one['ends'])}" for one in good[::-1]])
+    return _row("certificate", [f"{one['serial']} until {minute_of(one['ends'])}" for one in good[::-1]])
 
 
 def _sessions(ending: dict[str, Any]) -> str:
-    return _row("sessions", [f"{one['node']} from {one['address']}" for one in ending["sessions"]])
+    return _row("session", [f"{one['node']} from {one['address']}" for one in ending["sessions"]])
 
 
 def _streams(ending: dict[str, Any]) -> str:
     if not ending["streams"]:
         return ""
     users = ending["users"]
-    return f"{ending['streams']} streams" + (f", of {few(users)}" if users else "")
+    return _counted(ending["streams"], "stream") + (f", of {few(users)}" if users else "")
 
 
 def _tokens(ending: dict[str, Any]) -> str:
-    return _row("open tokens", ending["tokens"])
+    return _row("open token", ending["tokens"])
 
 
 def _row(name: str, items: list[str]) -> str:
-    return f"{len(items)} {name}: {few(items)}" if items else ""
+    return f"{_counted(len(items), name)}: {few(items)}" if items else ""
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def few(items: list[str], most: int = _MAX_SHOWN) -> str:

@@ -210,6 +210,9 @@ def _why_not_again(plan: Installation, existing: list[str]) -> str:
     why = f"nothing was changed, because these exist: {', '.join(existing)}"
     if str(plan.certificate_file) not in existing:
         return f"{why}; move them away, or choose other places (--data-dir, --config, --bundle)"
+    if str(plan.config_file) not in existing:
+        cure = f"{plan.config_file} is not its configuration: choose another place with --data-dir"
+        return f"a server is set up in {plan.data_dir} already, and {cure}\n{why}"
     run = f"qanat-server run --config {shlex.quote(str(plan.config_file))}"
     return f"a server is set up in {plan.data_dir} already; start it: {run}\n{why}"
 

@@ -44,7 +44,7 @@ class ServerService:
             data_folder=loaded.data_dir,
             reads=tuple(_reads(loaded)),
             door=Door(str(loaded.ops.listen or ""), loaded.ops.tls),
-            problem=_problem(config, loaded),
+            problem=_problem(config, loaded, named),
             next_steps=(f"{NAME} token create --node edge1{named}", "qanat nodes", f"{NAME} service status"),
             remains=tuple(_remains(config, loaded)),
             farewell=("# on each node: qanat-agent service uninstall --purge",),
@@ -96,9 +96,9 @@ def _reads(loaded: ServerConfig) -> Iterator[Path]:
             yield file
 
 
-def _problem(config: Path, loaded: ServerConfig) -> str:
+def _problem(config: Path, loaded: ServerConfig, named: str) -> str:
     if not os.path.lexists(config):
-        return f"{config} is not there; make a server first: {NAME} init --name tunnel.example.com"
+        return f"{config} is not there; make a server first: {NAME} init --name tunnel.example.com{named}"
     folder = loaded.data_dir
     if len(folder.parts) < _MIN_DEPTH:
         return f"data_dir = {folder} would belong to the service with all in it; name a folder of its own"

@@ -51,10 +51,22 @@ async def status(nodes: Nodes, facts: ServerFacts, now: datetime) -> Json:
             "names": list(certificate.names),
         },
         "nodes": dict(Counter(node.state for node in known)),
+        "nodes_gone": dict(_kinds_of_gone(known, nodes)),
         "streams": sum(len(link.streams) for _, link in nodes.attached()),
         "ending": ending,
         "warnings": warnings,
     }
+
+
+def _kinds_of_gone(known: Sequence[Node], nodes: Nodes) -> Counter[str]:
+    """How many of the nodes that are gone are shut out, or were never there."""
+    kinds = Counter[str]()
+    for node in known:
+        if node.category is StateCategory.ABSENT:
+            is_new = node.last_seen_at is None
+            kinds["revoked"] += nodes.is_revoked(node.name)
+            kinds["never_attached"] += is_new and not nodes.is_revoked(node.name)
+    return +kinds
 
 
 def _over_the_network(addresses: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -84,7 +96,8 @@ def _of_nodes(known: Sequence[Node], nodes: Nodes, now: datetime) -> Iterator[Js
         if node.category is StateCategory.REACHABLE or nodes.is_revoked(node.name):
             continue
         if node.last_seen_at is None:
-            cure = "on the node: qanat-agent run; one that will not come: qanat-server node forget NAME"
+            forget = f"qanat-server node forget {node.name}"
+            cure = f"on the node: qanat-agent run; if it will not come: {forget}"
             yield _warning(f"node {node.name} has never attached", cure)
         else:
             since = as_length((now - node.since).total_seconds())
