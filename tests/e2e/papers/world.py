@@ -43,14 +43,24 @@ cd && python3 -m venv download
 download/bin/pip download --quiet --dest /srv/wheels /home/kim/qanat setuptools wheel pip
 rm -rf download /srv/wheels/qanat-* /home/kim/qanat/*.egg-info /home/kim/qanat/build
 """
-_PORTS = (1880, 5432, 1883, 8080)
+_PORTS = (1880, 5432, 1883, 8080, 10250)
+_SOCKET = "/run/docker.sock"
+_BESIDE = "127.0.0.1 db.local\n"
 _TARGETS = f"""\
 [Service]
 ExecStart=/bin/sh -c 'for port in {" ".join(map(str, _PORTS))}; do \\
-    python3 -m http.server --bind 127.0.0.1 --directory /srv/site $port & done; wait'
+    python3 -m http.server --bind 127.0.0.1 --directory /srv/site $port & done; python3 /srv/listen.py'
 [Install]
 WantedBy=multi-user.target
 """
+_LISTEN = f"""\
+import signal, socket
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("{_SOCKET}")
+listener.listen()
+signal.pause()
+"""
+"""What the papers name as targets on the node, and beside it."""
 PAGE = "the dashboard of edge1\n"
 
 
@@ -192,10 +202,13 @@ def _write_targets(upper: Path) -> None:
         ("etc/systemd/system/targets.service", _TARGETS),
         ("etc/ssh/sshd_config.d/ports.conf", "Port 22\nPort 2222\n"),
         ("srv/site/index.html", PAGE),
+        ("srv/listen.py", _LISTEN),
     ):
         file = upper / place
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+    with (upper / "etc/hosts").open("a") as hosts:
+        hosts.write(_BESIDE)
 
 
 def stop(machine: Machine) -> None:
