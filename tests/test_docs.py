@@ -24,6 +24,8 @@ import tunnel_agent.main
 import tunnel_client.main
 import tunnel_core
 import tunnel_server.main
+from tests.papers import PLACED_PAPERS as PLACED
+from tests.papers import BadPlace, Block, place_of, placed_blocks
 from tunnel_agent.config import AgentConfig
 from tunnel_core import metrics
 from tunnel_core.command_line import ExitCode, exit_code_of
@@ -75,6 +77,39 @@ def name_of(paper: Path) -> str:
 
 
 every_paper = pytest.mark.parametrize("paper", PAPERS, ids=name_of)
+
+# Places.
+
+
+@pytest.mark.parametrize("paper", PLACED, ids=name_of)
+def test_a_block_says_on_which_machine_it_belongs(paper: Path) -> None:
+    for block in placed_blocks(paper):
+        place_of(block)
+
+
+@pytest.mark.parametrize(
+    ("language", "first"),
+    [
+        ("sh", "qanat nodes"),
+        ("sh", "# on the server"),
+        ("sh", "# on your laptop, as root"),
+        ("sh", "# on the moon, as root"),
+        ("toml", "# on the node: agent.toml"),
+        ("toml", "# on the node, as root"),
+        ("yaml", "# egress.yaml"),
+    ],
+)
+def test_a_block_without_its_place_is_found(language: str, first: str) -> None:
+    with pytest.raises(BadPlace):
+        place_of(Block(ROOT / "README.md", "", 1, language, first + "\n"))
+
+
+@pytest.mark.parametrize("paper", PLACED, ids=name_of)
+def test_a_block_has_a_language(paper: Path) -> None:
+    """``text`` is what a program shows."""
+    found = {language for language, _ in FENCE.findall(text_of(paper))}
+    assert found <= {"sh", "toml", "yaml", "ini", "text"}
+
 
 # Reasons.
 

@@ -21,6 +21,8 @@ from tunnel_core.installing import install_text
 
 _KEEPS_LINES = "\b"
 _EXAMPLES = ("Example:", "Examples:")
+_PLACES = {"qanat-server": "# on the server, as root", "qanat-agent": "# on the node, as root"}
+_ELSEWHERE = "# on your laptop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +97,17 @@ def as_markdown(page: Page) -> str:
     """Return a page as a section of docs/commands.md."""
     level = "##" if " " not in page.name else "###"
     parts = [f"{level} {page.name}", _fence("text", [page.usage])]
-    parts += [_markdown_block(block) for block in page.blocks]
+    place = _PLACES.get(page.name.split()[0], _ELSEWHERE)
+    parts += [_markdown_block(block, place) for block in page.blocks]
     if page.options:
         parts.append("\n".join(f"- `{spelling}`: {meaning}" for spelling, meaning in page.options))
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_block(block: Block) -> str:
+def _markdown_block(block: Block, place: str) -> str:
     match block.kind:
         case "examples":
-            return _fence("sh", list(block.lines))
+            return _fence("sh", [place, *block.lines])
         case "literal":
             return _fence("text", list(block.lines))
         case _:

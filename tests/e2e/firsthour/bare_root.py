@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class BareRoot:
     """Runs commands inside, in the home folder of ``root`` or of an ordinary user."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._environment = host.proxies() | host.pip_variables() | {"PATH": _PATH, "LANG": "C.UTF-8"}
         for name in host.PIP_FILES & self._environment.keys():
             inside = _ROOTS_FILE.format(name=name.lower())
@@ -71,7 +71,7 @@ class BareRoot:
         ``offline`` gives it a network that is a loopback interface and nothing else.
         """
         user = "root" if as_root else _USER
-        enter = ["sh", "-c", _ENTER, "sh", str(self._folder), user, command, *map(str, host.pip_folders())]
+        enter = ["sh", "-c", _ENTER, "sh", str(self.folder), user, command, *map(str, host.pip_folders())]
         if offline:
             loopback = f"{shlex.quote(tools.path_of('ip'))} link set lo up"
             enter = ["sh", "-c", f'{loopback} && exec "$@"', "sh", *enter]
@@ -98,9 +98,9 @@ class BareRoot:
         user = "root" if as_root else _USER
         inside = f"{self.home(user)}/qanat"
         _run(
-            "git", "clone", "--quiet", "--no-hardlinks", str(CHECKOUT), f"{self._folder}{inside}", seconds=120
+            "git", "clone", "--quiet", "--no-hardlinks", str(CHECKOUT), f"{self.folder}{inside}", seconds=120
         )
-        _run("chroot", str(self._folder), "chown", "--recursive", f"{user}:", inside, seconds=120)
+        _run("chroot", str(self.folder), "chown", "--recursive", f"{user}:", inside, seconds=120)
 
 
 def require() -> None:
@@ -110,11 +110,11 @@ def require() -> None:
 
 
 @contextmanager
-def bare_root(suite: str) -> Iterator[BareRoot]:
-    """A fresh root of a Debian suite; it is removed with the context."""
-    packed = _packed_root(suite)
-    with tempfile.TemporaryDirectory(prefix="qanat-bare-", ignore_cleanup_errors=True) as name:
-        folder = Path(name, "root")
+def bare_root(suite: str, *, name: str = "bare", packages: Sequence[str] = _INCLUDED) -> Iterator[BareRoot]:
+    """A fresh root of a Debian suite; it is removed with the context. ``name`` stands for ``packages``."""
+    packed = _packed_root(name, suite, packages)
+    with tempfile.TemporaryDirectory(prefix="qanat-bare-", ignore_cleanup_errors=True) as made:
+        folder = Path(made, "root")
         folder.mkdir()
         _run("tar", "--extract", "--numeric-owner", f"--file={packed}", f"--directory={folder}", seconds=300)
         (folder / "etc/hosts").write_text(_HOSTS)
@@ -123,24 +123,24 @@ def bare_root(suite: str) -> Iterator[BareRoot]:
         yield BareRoot(folder)
 
 
-def _packed_root(suite: str) -> Path:
-    """The tar file of the root, which is made if it is not there, in place of an older one of the suite."""
-    digest = hashlib.sha256(" ".join(_INCLUDED).encode()).hexdigest()[:8]
-    packed = tools.cache_folder() / f"bare-{suite}-{digest}.tar"
+def _packed_root(name: str, suite: str, packages: Sequence[str]) -> Path:
+    """The tar file of a root, which is made if it is not there, in place of an older one of the name."""
+    digest = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:8]
+    packed = tools.cache_folder() / f"{name}-{suite}-{digest}.tar"
     if not packed.exists():
-        for older in packed.parent.glob(f"bare-{suite}-*"):
+        for older in packed.parent.glob(f"{name}-{suite}-*"):
             older.unlink()
-        with tempfile.TemporaryDirectory(prefix="qanat-bare-", ignore_cleanup_errors=True) as name:
-            _bootstrap(suite, Path(name, "root"))
+        with tempfile.TemporaryDirectory(prefix="qanat-bare-", ignore_cleanup_errors=True) as folder:
+            _bootstrap(suite, Path(folder, "root"), packages)
             partial = packed.with_suffix(".partial")
-            source = [f"--directory={name}/root", "--exclude=./var/cache/apt/archives/*"]
+            source = [f"--directory={folder}/root", "--exclude=./var/cache/apt/archives/*"]
             _run("tar", "--create", "--numeric-owner", f"--file={partial}", *source, ".", seconds=300)
             partial.replace(packed)
     return packed
 
 
-def _bootstrap(suite: str, folder: Path) -> None:
-    command = [tools.path_of("debootstrap"), "--variant=minbase", f"--include={','.join(_INCLUDED)}"]
+def _bootstrap(suite: str, folder: Path, packages: Sequence[str]) -> None:
+    command = [tools.path_of("debootstrap"), "--variant=minbase", f"--include={','.join(packages)}"]
     mirror = host.debian_mirror()
     # What debootstrap mounts is gone with its end, however it ends.
     _run("unshare", "--mount", "--propagation=private", *command, suite, str(folder),

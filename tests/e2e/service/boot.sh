@@ -1,5 +1,6 @@
 # Boots systemd as process 1 of namespaces of its own, over this machine's files. Usage: boot.sh FOLDER [COMMAND...]
 #
+# LOWER is another root to lie over, NETWORK the file of a network namespace that is there, NAME the host name.
 # FOLDER/upper takes all writes and outlives a boot. With a COMMAND that runs in the same root instead,
 # with this machine's network: the preparation. Called inside a mount namespace of its own.
 set -eu
@@ -13,10 +14,15 @@ if [ "${STAGE:-1}" = 1 ] && [ $# -eq 0 ]; then
     mount -t cgroup2 none "$folder/cgroup"
     mkdir -p "$folder/cgroup/$GROUP"
     echo $$ >"$folder/cgroup/$GROUP/cgroup.procs"
-    STAGE=2 exec unshare --mount --cgroup --pid --uts --ipc --net --fork --kill-child sh "$0" "$folder"
+    if [ -n "${NETWORK:-}" ]; then
+        set -- nsenter --net="$NETWORK" unshare
+    else
+        set -- unshare --net
+    fi
+    STAGE=2 exec "$@" --mount --cgroup --pid --uts --ipc --fork --kill-child sh "$0" "$folder"
 fi
 
-mount -t overlay overlay -o "lowerdir=/,upperdir=$folder/upper,workdir=$folder/work" "$root"
+mount -t overlay overlay -o "lowerdir=${LOWER:-/},upperdir=$folder/upper,workdir=$folder/work" "$root"
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount -t tmpfs -o mode=755 tmpfs "$root/dev"
@@ -34,6 +40,6 @@ if [ $# -gt 0 ]; then
 fi
 mount -t cgroup2 none "$root/sys/fs/cgroup"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
-hostname qanat-test
+hostname "${NAME:-qanat-test}"
 exec env -i container=qanat-test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     chroot "$root" /usr/lib/systemd/systemd --system --unit=multi-user.target --log-target=null --show-status=0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -11,10 +12,12 @@ from pathlib import Path
 from tests.e2e import tools
 from tests.e2e.processes import run
 from tests.e2e.waiting import wait_until
+from tests.net.namespaces import Namespace
 
 _SCRIPT = Path(__file__).with_name("boot.sh")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BOOT_SECONDS = 60
+_numbers = itertools.count(1)
 _HALT = signal.SIGRTMIN + 3  # systemd(1): halt
 _EMPTY = ("etc/systemd/system", "var/lib/systemd")
 """Folders of this machine that the other begins without: nothing of its services is started there."""
@@ -23,15 +26,26 @@ _EMPTY = ("etc/systemd/system", "var/lib/systemd")
 class SystemdMachine:
     """``boot``, ``run`` and ``shut_down``, as often as wanted; files stay over boots."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, lower: Path | None = None, network: Namespace | None = None, name: str = ""
+    ) -> None:
+        """``lower`` is the root of another Debian; ``network`` is there already, and outlives each boot."""
         tools.require_root()
         tools.require("git", "nsenter", "setpriv", "systemctl", "unshare")
         self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        self._init = 0
-        self._group = f"qanat-e2e-{os.getpid()}"
-        for name in _EMPTY:
-            empty = self.upper / name
+        self.init = 0
+        self._group = f"qanat-e2e-{os.getpid()}-{next(_numbers)}"
+        self._environment = {"GROUP": self._group}
+        if lower:
+            self._environment["LOWER"] = str(lower)
+        if network:
+            self._environment["NETWORK"] = str(network.path)
+        if name:
+            self._environment["NAME"] = name
+        self.upper.mkdir(parents=True)
+        for inside in () if lower else _EMPTY:
+            empty = self.upper / inside
             empty.mkdir(parents=True)
             os.setxattr(empty, "trusted.overlay.opaque", b"y")
 
@@ -43,7 +57,7 @@ class SystemdMachine:
         """Run a command in the machine's files while it is off, with this machine's network."""
         assert self._process is None
         argv = [tools.path_of("unshare"), "--mount", "sh", str(_SCRIPT), str(self.folder), *command]
-        done = run(*argv, deadline_seconds=600)
+        done = run(*argv, deadline_seconds=600, environment=self._environment)
         assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         return done.stdout
 
@@ -54,7 +68,7 @@ class SystemdMachine:
         with (self.folder / "boot.log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
                 argv,
-                env={**os.environ, "GROUP": self._group},
+                env={**os.environ, **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -69,7 +83,7 @@ class SystemdMachine:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         if not children or Path(f"/proc/{children[0]}/comm").read_text().strip() != "systemd":
             return False
-        self._init = int(children[0])
+        self.init = int(children[0])
         return True
 
     def _is_up(self) -> bool:
@@ -81,11 +95,14 @@ class SystemdMachine:
         self, *command: str, stdin: str = "", deadline_seconds: float = 90
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end as root of the machine."""
-        enter = [tools.path_of("nsenter"), f"--target={self._init}"]
+        return run(*self.argv(*command), stdin=stdin.encode(), deadline_seconds=deadline_seconds)
+
+    def argv(self, *command: str) -> list[str]:
+        """``command``, to be run as root of the machine."""
+        enter = [tools.path_of("nsenter"), f"--target={self.init}"]
         spaces = ["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--root"]
         env = ["env", "-i", "--chdir=/", f"PATH={_PATH}", "HOME=/root", "LC_ALL=C.UTF-8"]
-        argv = [*enter, *spaces, *env, *command]
-        return run(*argv, stdin=stdin.encode(), deadline_seconds=deadline_seconds)
+        return [*enter, *spaces, *env, *command]
 
     def run(self, *command: str, stdin: str = "") -> str:
         """The same for what has to work; returns its output."""
@@ -97,8 +114,8 @@ class SystemdMachine:
         """As ``systemctl halt`` does it: every service is stopped in order."""
         if self._process is None:
             return
-        if self._init:
-            os.kill(self._init, _HALT)
+        if self.init:
+            os.kill(self.init, _HALT)
         try:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
@@ -106,7 +123,7 @@ class SystemdMachine:
             self._process.wait(10)
             raise
         finally:
-            self._process, self._init = None, 0
+            self._process, self.init = None, 0
 
     def remove(self) -> None:
         """The end, whatever happened."""

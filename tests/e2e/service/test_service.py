@@ -5,43 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e import tools
-from tests.e2e.processes import run
 from tests.e2e.service.machine import SystemdMachine
+from tests.e2e.service.wheels import NEW, OLD, build_wheel
 from tests.e2e.waiting import wait_until
 
-ROOT = Path(__file__).parents[3]
 PYTHON = "/usr/bin/python3"
 SERVER, AGENT, QANAT = (f"/opt/qanat/bin/{name}" for name in ("qanat-server", "qanat-agent", "qanat"))
-OLD, NEW = "0.1.0", "99.0.0"
-
-
-def build_wheel(version: str, folder: Path) -> Path:
-    """A wheel of this tree, as ``pip wheel`` makes it, with another version in it."""
-    tree = folder / f"tree-{version}"
-    listed = run(tools.path_of("git"), "-C", str(ROOT), "ls-files", "-co", "--exclude-standard")
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "bench/")):
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, tree / name)
-    for file, key in (("pyproject.toml", "version"), ("tunnel_core/__init__.py", "__version__")):
-        text, count = re.subn(
-            rf'^{key} = ".*"$', f'{key} = "{version}"', (tree / file).read_text(), flags=re.MULTILINE
-        )
-        assert count == 1
-        (tree / file).write_text(text)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", str(tree)]
-    done = run(*pip, deadline_seconds=300)
-    assert done.returncode == 0, done.stderr
-    [wheel] = folder.glob(f"qanat-{version}-*.whl")
-    return wheel
 
 
 @pytest.fixture(scope="module")

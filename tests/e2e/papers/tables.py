@@ -1,0 +1,56 @@
+"""What the walk adds to the papers and what it leaves out. There is nothing beside these tables."""
+
+from __future__ import annotations
+
+import re
+
+NOT_WALKED = {
+    ("README.md", "./dev demo"): "tests/e2e/firsthour",
+    ("README.md", "docker build"): "tests/e2e/images",
+    ("README.md", "docker run -d --network host"): "tests/e2e/images",
+    ("README.md", "kind: EgressSelectorConfiguration"): "tests/e2e/link/test_kube.py",
+    ("docs/install.md", "proxy = "): "tests/e2e/link/test_route.py",
+    ("docs/install.md", "securityContext:"): "tests/certs/test_files.py",
+}
+"""Blocks by paper and a part of their text, with the suite that covers them."""
+
+PAPERS_ELSEWHERE = {
+    "docs/commands.md": "tests/core/test_manual.py",
+    "docker/README.md": "tests/e2e/images",
+}
+"""Papers that another suite covers as a whole."""
+
+SECTIONS = {
+    "docs/operate.md": (
+        *("Dashboards", "SSH", "Any TCP", "curl and other CONNECT clients"),
+        *("Who is there", "Completion and manual pages"),
+    ),
+}
+"""Papers of which these sections alone are walked."""
+
+TOKEN = re.compile(r"\bqanat1_[\w.*-]+")
+"""The word TOKEN in a block stands for what an earlier block printed last."""
+
+ANSWERS = {"service uninstall --purge": "y\n", "node revoke edge1\n": "y\n"}
+"""Blocks that ask are typed at a terminal, with this answer."""
+
+RUNS_ON = re.compile(r"ssh -(N -)?L |qanat forward |qanat events \S+ -f|qanat nodes --watch")
+"""Commands that end with Ctrl-C: each runs on in a terminal of its own until the paper is at its end."""
+
+CARRIED = {
+    "ln -s /opt/qanat/bin/qanat-agent": ("in a checkout", "dist/qanat-*.whl"),
+    "install -D -m 0600 edge1.pem": ("on the server", "edge1.pem"),
+}
+"""What somebody carries to the machine of a block, by hand and before it: from where, which file."""
+
+UPGRADE = "pip install --upgrade"
+"""Before a block with this the newer wheel takes the place of the old one, as the text says."""
+
+RESTARTED = {
+    "/etc/qanat/server.toml": "qanat-server service install",
+    "/etc/qanat/agent.toml": "qanat-agent service install",
+}
+"""What makes a program read a file that was changed; the prose around each file says so."""
+
+ALLOWED = ("localhost:22", "localhost:2222", "localhost:1883", "localhost:5432", "localhost:8080")
+"""What the node has to allow for the examples of docs/operate.md, which say so or take it for granted."""
