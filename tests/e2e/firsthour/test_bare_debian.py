@@ -46,7 +46,7 @@ def test_the_demo_and_the_tests_need_nothing_else(clone: tuple[BareRoot, bool]) 
     demo = root.run("cd qanat && ./dev demo --once", seconds=300, as_root=as_root)
     assert "PASS  GET " in demo
     assert "PASS  qanat nodes" in demo
-    root.run("cd qanat && ./dev test", seconds=900, as_root=as_root)
+    root.run("cd qanat && ./dev test", seconds=1800, as_root=as_root)
 
 
 def test_a_wheel_makes_a_server_and_a_node(clone: tuple[BareRoot, bool]) -> None:
