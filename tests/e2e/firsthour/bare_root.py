@@ -77,17 +77,23 @@ class BareRoot:
             enter = ["sh", "-c", f'{loopback} && exec "$@"', "sh", *enter]
         namespaces = ["--mount", "--pid", "--fork", "--kill-child", *(["--net"] if offline else [])]
         environment = self._environment | {"HOME": self.home(user), "USER": user}
-        done = subprocess.run(  # noqa: S603 - our own
-            [tools.path_of("unshare"), *namespaces, *enter],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=seconds,
-            env=environment,
-        )
-        said = done.stdout.decode(errors="replace")
-        if done.returncode:
-            pytest.fail(f"in the bare root: {command}: exit code {done.returncode}:\n{said[-8000:]}")
+        argv = [tools.path_of("unshare"), *namespaces, *enter]
+        try:
+            done = subprocess.run(  # noqa: S603 - our own
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=seconds,
+                env=environment,
+            )
+        except subprocess.TimeoutExpired as error:
+            ended, output = f"not done after {seconds:g} s", error.stdout or b""
+        else:
+            ended, output = f"exit code {done.returncode}" if done.returncode else "", done.stdout
+        said = output.decode(errors="replace")
+        if ended:
+            pytest.fail(f"in the bare root: {command}: {ended}:\n{said[-8000:]}")
         return said
 
     def home(self, user: str = _USER) -> str:
