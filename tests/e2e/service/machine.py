@@ -130,7 +130,8 @@ class SystemdMachine:
         if self._process is not None:
             self._process.kill()
             self._process.wait(10)
-        remove = 'mount -t cgroup2 none "$1" && rmdir "$1/$2"'
+        # systemd made groups below it, and each has to be empty before the one above goes.
+        remove = 'mount -t cgroup2 none "$1" && find "$1/$2" -depth -type d -exec rmdir {} +'
         argv = [tools.path_of("unshare"), "--mount", "sh", "-c", remove, "sh"]
         run(*argv, str(self.folder / "cgroup"), self._group)
         shutil.rmtree(self.folder / "upper")
