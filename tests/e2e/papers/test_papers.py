@@ -104,6 +104,12 @@ def test_the_installation_page(root: Path, tmp_path_factory: pytest.TempPathFact
     with built_world(root, tmp_path_factory.mktemp("world")) as world:
         walk = Walk(world, newer)
         walk.paper("docs/install.md")
+        [users] = [
+            shown
+            for block, shown in walk.shown.items()
+            if "qanat nodes" in block.body and block.body.startswith("# on your laptop")
+        ]
+        assert_attached(users)
         upgrades = [shown for block, shown in walk.shown.items() if tables.UPGRADE in block.body]
         for shown, unit in zip(upgrades, ("qanat-server", "qanat-agent"), strict=True):
             assert f"restarted {unit}.service" in shown
