@@ -254,6 +254,15 @@ def test_a_bundle_that_cannot_be_written_down_is_not_handed_out(command: Command
     assert not (tmp_path / "e.pem").exists()
 
 
+@pytest.mark.parametrize(("role", "option"), [("node", "--out"), ("user", "--out"), ("user", "--pem")])
+def test_what_has_no_place_is_not_issued(command: Command, tmp_path: Path, role: str, option: str) -> None:
+    line = ("issue", role, "kim", option, tmp_path / "kim")
+    command(*line)
+    before = [command.json("cert", "list"), command.json("audit")]
+    assert "nothing was changed, because these exist" in command(*line, code=2).stderr
+    assert [command.json("cert", "list"), command.json("audit")] == before
+
+
 def test_many_commands_at_once_take_turns(command: Command, tmp_path: Path) -> None:
     with hold_store(command.folder):
         started = [

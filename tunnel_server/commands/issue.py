@@ -75,8 +75,9 @@ def issue_node(name: str, out: Path | None, days: float, config: Path | None, as
       qanat-server issue node edge1
       qanat-server issue node edge1 --out - | ssh edge1 'umask 077; cat > /etc/qanat/node.pem'
     """
-    issued = _issue(Role.NODE, name, days, config)
-    file = _write_bundle(issued, out)
+    file = out or Path(f"{name}.pem")
+    issued = _issue(Role.NODE, name, days, config, [file])
+    _write_bundle(issued, file)
     copy = f"ssh {name} mkdir -p /etc/qanat && scp {_quoted(file)} {name}:/etc/qanat/node.pem"
     steps = [copy, "qanat-agent run  # on the node"]
     _report(issued, [file], [] if file == _STANDARD_OUTPUT else steps, as_json)
@@ -104,15 +105,21 @@ def issue_user(
       qanat-server issue user kim@example.com --days 30
       qanat-server issue user kube-apiserver --pem /etc/kubernetes/qanat
     """
-    issued = _issue(Role.USER, name, days, config)
-    files = _write_pem(issued, pem) if pem else []
-    bundles = [_write_bundle(issued, out)] if out or not pem else []
+    files = _pem_files(pem) if pem else []
+    bundles = [out or Path(f"{name}.pem")] if out or not pem else []
+    issued = _issue(Role.USER, name, days, config, [*files, *bundles])
+    if files:
+        _write_pem(issued, *files)
+    for bundle in bundles:
+        _write_bundle(issued, bundle)
     _report(issued, [*files, *bundles], _user_steps(issued, pem, bundles), as_json)
 
 
-def _issue(role: Role, name: str, days: float, config_file: Path | None) -> _Issued:
+def _issue(role: Role, name: str, days: float, config_file: Path | None, files: list[Path]) -> _Issued:
+    """Issue and record a certificate that ``files`` can take. Raises ``CommandError``."""
     checked_name(role, name)
     config = load_config(config_file)
+    _refuse_places(files)
     try:
         authority = load_authority(config.data_dir / AUTHORITY_FOLDER)
         leaf = authority.issue(role, name, days=days)
@@ -138,37 +145,37 @@ def _refuse_other_domain(authority: Authority, config: ServerConfig) -> None:
         raise CommandError(ExitCode.USAGE, message)
 
 
-def _write_bundle(issued: _Issued, out: Path | None) -> Path:
-    file = out or Path(f"{issued.name}.pem")
-    if file == _STANDARD_OUTPUT:
-        _print_bundle(format_bundle(issued.bundle))
-        return file
-    _write({file: format_bundle(issued.bundle)}, private={file})
-    return file
-
-
-def _print_bundle(data: bytes) -> None:
-    if sys.stdout.isatty():
+def _refuse_places(files: list[Path]) -> None:
+    """Raise ``CommandError`` if what is issued cannot go to one of ``files``."""
+    if _STANDARD_OUTPUT in files and sys.stdout.isatty():
         raise CommandError(ExitCode.USAGE, "--out - would show the private key on the screen; use a pipe")
-    click.echo(data, nl=False)
+    if existing := [str(file) for file in files if file != _STANDARD_OUTPUT and os.path.lexists(file)]:
+        message = f"nothing was changed, because these exist: {', '.join(existing)}"
+        raise CommandError(ExitCode.USAGE, f"{message}; move them away, or choose another place")
 
 
-def _write_pem(issued: _Issued, folder: Path) -> list[Path]:
-    certificate, key, ca = folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
+def _write_bundle(issued: _Issued, file: Path) -> None:
+    data = format_bundle(issued.bundle)
+    if file == _STANDARD_OUTPUT:
+        click.echo(data, nl=False)
+    else:
+        _write({file: data}, private={file})
+
+
+def _pem_files(folder: Path) -> list[Path]:
+    return [folder / "cert.pem", folder / "key.pem", folder / "ca.pem"]
+
+
+def _write_pem(issued: _Issued, certificate: Path, key: Path, ca: Path) -> None:
     contents = {
         certificate: issued.leaf.chain_pem,
         key: issued.leaf.credential.key_pem,
         ca: issued.leaf.roots_pem,
     }
     _write(contents, private={key})
-    return [certificate, key, ca]
 
 
 def _write(contents: dict[Path, bytes], private: set[Path]) -> None:
-    """Writes all of it or, if any of the files exists, nothing."""
-    if existing := [str(file) for file in contents if os.path.lexists(file)]:
-        message = f"nothing was changed, because these exist: {', '.join(existing)}"
-        raise CommandError(ExitCode.USAGE, f"{message}; move them away, or choose another place")
     try:
         for file, data in contents.items():
             file.parent.mkdir(parents=True, exist_ok=True)
