@@ -65,6 +65,9 @@ FRESH = [
     Wrong("qanat-server config show", "make a server: qanat-server init --name tunnel.example.com"),
     Wrong("qanat-agent config show --config {here}/x.toml",
           "{here}/x.toml: there is no such file; join a server: "),
+    Wrong("qanat-agent service status --config {here}/x.toml",
+          "make a token on the server, `qanat-server token create --node NAME`, and join here as root: "
+          "echo TOKEN | qanat-agent join SERVER --config {here}/x.toml", 1),
     Wrong("qanat-agent run --bundle {here}/x.pem", "--bundle: there is no bundle at {here}/x.pem; join a"),
     Wrong("qanat nodes", "there is neither a bundle at {here}/config/qanat/user.pem nor a server's admin"
           " socket ({here}/data/qanat/admin.sock). Make a bundle on the server, `qanat-server issue user"),

@@ -132,6 +132,12 @@ def test_a_folder_that_is_no_data_folder_is_not_given_away(tmp_path: Path, folde
     assert "data_dir = " in ServerService().plan(config, ()).problem
 
 
+ORDINARY_WAY = re.compile(
+    r"\S+ is not there; make a token on the server, `qanat-server token create --node NAME`,"
+    r" and join here as root: echo TOKEN \| qanat-agent join SERVER --config \S+"
+)
+
+
 def make_node(folder: Path, text: str = "") -> Path:
     write_node_bundle(folder / "node.pem", "edge1", "localhost:7001")
     config = folder / "agent.toml"
@@ -142,9 +148,26 @@ def make_node(folder: Path, text: str = "") -> Path:
 def test_an_agent_without_its_files_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "_SYSTEM_AGENT", tmp_path / "state")  # this machine may have a node
     plan = AgentService().plan(tmp_path / "agent.toml", ())
-    assert "qanat-agent join SERVER" in plan.problem
+    assert ORDINARY_WAY.fullmatch(plan.problem)
     config = make_node(tmp_path)
     assert AgentService().plan(config, ()).problem == ""
+
+
+def test_an_agent_without_a_configuration_is_led_to_the_token_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle that is there comes second; one that this user may not see is not spoken of."""
+    state = tmp_path / "state"
+    monkeypatch.setattr(paths, "_SYSTEM_AGENT", state)
+    state.mkdir()
+    (state / "node.pem").touch()
+    seen = AgentService().plan(tmp_path / "agent.toml", ()).problem
+    ordinary, _, bundle = seen.partition("; or, to use ")
+    assert ORDINARY_WAY.fullmatch(ordinary)
+    assert 'bundle_file = "' in bundle
+    (state / "node.pem").unlink()
+    (state / "node.pem").symlink_to("node.pem")  # stat() fails, and not because nothing is there
+    assert ORDINARY_WAY.fullmatch(AgentService().plan(tmp_path / "agent.toml", ()).problem)
 
 
 def test_an_agent_is_told_what_its_sandbox_keeps_from_it(tmp_path: Path) -> None:
@@ -331,6 +354,8 @@ def test_a_systemd_that_does_not_run_starts_it_at_the_next_boot(service: Rig) ->
     done = service("install")
     assert done.exit_code == 0
     assert "at the next boot" in done.stdout
+    assert f"/opt/qanat/bin/qanat-agent run --config {service.config}" in done.stdout
+    assert "as user qanat-agent" in done.stdout
     assert (service.machine.enabled, service.machine.active) == (True, False)
     assert service.json("status")["active"] is None
 

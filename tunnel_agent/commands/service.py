@@ -78,15 +78,18 @@ def _reads(loaded: AgentConfig, bundle: Path | None) -> Iterator[Path]:
 
 
 def _problem(config: Path, bundle: Path) -> str:
-    try:
-        bundle.lstat()
-    except FileNotFoundError:
-        return f"{bundle} is not there; join a server first: echo TOKEN | {NAME} join SERVER"
-    except OSError:
-        pass  # this user may not look
-    if not os.path.lexists(config):
-        return f'{config} is not there; write at least this line into it: bundle_file = "{bundle}"'
-    return ""
+    named = paths.config_argument(config, paths.system_config_file("agent.toml"))
+    join = (
+        "make a token on the server, `qanat-server token create --node NAME`, and join here as root:"
+        f" echo TOKEN | {NAME} join SERVER{named}"
+    )
+    if paths.is_absent(bundle):
+        return f"{bundle} is not there; {join}"
+    if os.path.lexists(config):
+        return ""
+    if paths.exists(bundle):
+        join += f'; or, to use {bundle}, write at least this line into {config}: bundle_file = "{bundle}"'
+    return f"{config} is not there; {join}"
 
 
 def _notes(config: Path, loaded: AgentConfig, bundle: Path, groups: tuple[str, ...]) -> Iterator[str]:

@@ -152,7 +152,9 @@ def _why_not_running(machine: Machine, plan: ServicePlan) -> str:
     if machine.manager() is Manager.RUNNING:
         return f"Start it with: systemctl start {plan.spec.program}"
     return (
-        "systemd does not run here (a chroot, or an image that is being built): it starts at the next boot."
+        "systemd does not run here (a chroot, or an image that is being built): it starts at the next boot.\n"
+        f"If systemd never runs on this machine, its own init system is to start this as user"
+        f" {plan.spec.user}:\n  {as_shell(*plan.spec.command)}"
     )
 
 

@@ -143,10 +143,10 @@ def restart_reason(plan: ServicePlan, state: UnitState) -> str:
 def next_step(plan: ServicePlan, state: UnitState, manager: Manager) -> str:
     """One command, or one sentence where there is no command."""
     install = f"sudo {plan.spec.command[0]} service install"
-    if manager is Manager.ABSENT:
-        return f"no systemd here: start `{plan.spec.program} run` by the machine's own init system"
     if plan.problem:
         return plan.problem
+    if manager is Manager.ABSENT:
+        return f"no systemd here: start `{plan.spec.program} run` by the machine's own init system"
     if not state.installed or not state.enabled or state.differs:
         return install
     if manager is Manager.OFFLINE:
