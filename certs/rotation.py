@@ -148,9 +148,11 @@ def require_nobody_cut(step: Step, cut: list[Alive]) -> None:
     named = ", ".join(dict.fromkeys(map(str, cut[:_MOST_NAMED])))
     more = f" and {len(cut) - _MOST_NAMED} more" if len(cut) > _MOST_NAMED else ""
     if step is Step.SWITCH:
-        why = f"{len(cut)} certificates are from before the new root, so their holders may not trust it yet"
+        before = "certificate is" if len(cut) == 1 else "certificates are"
+        why = f"{len(cut)} {before} from before the new root, so a holder may not trust it yet"
     else:
-        why = f"{len(cut)} certificates in use lead to the old root"
+        leading = "certificate in use leads" if len(cut) == 1 else "certificates in use lead"
+        why = f"{len(cut)} {leading} to the old root"
     raise Refused(
         Reason.ROTATION_REFUSED,
         f"{why}: {named}{more}; wait until they are renewed, issue anew those that were made by hand,"

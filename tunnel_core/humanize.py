@@ -58,6 +58,11 @@ def as_length(seconds: float) -> str:
     return f"{hours}h" if not days else f"{days}d{hours}h"
 
 
+def counted(number: int, name: str) -> str:
+    """Return ``1 session``, ``2 sessions``."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
 def _in_utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("a time without a zone")

@@ -374,7 +374,9 @@ class Server:
 
     def _note_ended(self, ended: Ended) -> None:
         proven, refused = ended.proven, ended.refused
-        sentence = f"{ended.count} sessions, streams or answers were ended: {refused.detail}"
+        single = ended.count == 1
+        what = "session, stream or answer was" if single else "sessions, streams or answers were"
+        sentence = f"{ended.count} {what} ended: {refused.detail}"
         log_event(_log, logging.WARNING, sentence, reason=refused.reason, serial=proven.serial)
         reason = refused.reason.word
         line = AuditLine(AuditKind.ENDED, serial=proven.serial, reason=reason, detail=sentence)

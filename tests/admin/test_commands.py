@@ -119,11 +119,12 @@ def test_what_is_issued_by_hand_is_known_revoked_and_audited(command: Command, t
     serial = describe(read_bundle(tmp_path / "e.pem").chain_pem).serial
     shown = command("cert", "list", "--node", "edge1").stdout.splitlines()[1].split()
     assert (shown[0], shown[1], shown[2], shown[-1]) == (serial, "node", "good", "edge1")
-    assert "Revoked node edge1." in command("node", "revoke", "edge1", "--yes", "--why", "stolen").stdout
+    said = command("node", "revoke", "edge1", "--yes", "--why", "stolen").stdout
+    assert "Revoked node edge1." in said and "qanat-server node unrevoke edge1" in said
     assert state_of_newest(command) == "revoked"
     command("issue", "node", "edge1", "--out", tmp_path / "f.pem")
     assert state_of_newest(command) == "good"
-    command("user", "revoke", "operator", "--yes")
+    assert "qanat-server user unrevoke operator" in command("user", "revoke", "operator", "--yes").stdout
     assert "which was not issued here" in command("cert", "revoke", "AB:CD", "--force", "--yes").stdout
     told = [line["kind"] for line in command.json("audit")["audit"]]  # type: ignore[attr-defined, index]
     assert told == ["issued", "issued", "issued", "revoked", "issued", "revoked", "revoked"]
@@ -224,8 +225,10 @@ def test_a_node_is_forgotten_and_nothing_else(command: Command, tmp_path: Path) 
     command("issue", "node", "edge1", "--out", tmp_path / "e.pem")
     assert "did you mean edge1?" in command("node", "forget", "edge2", code=1).stderr
     said = command("node", "forget", "edge1").stdout
-    assert "Forgot node edge1. It has 1 good certificates and may attach again" in said
-    command("node", "forget", "edge1", code=1)
+    assert "Forgot node edge1. It has 1 good certificate and may attach again" in said
+    command("node", "forget", "edge1", "--yes", code=1)
+    command("issue", "node", "edge3", "--out", tmp_path / "g.pem")
+    assert "Forgot node edge3." in command("node", "forget", "edge3", "--yes").stdout
     assert state_of_newest(command) == "good"
     assert command.json("audit", "--kind", "forgotten")["audit"][0]["node"] == "edge1"  # type: ignore[index]
 
@@ -307,7 +310,7 @@ def test_a_whole_rotation(command: Command, tmp_path: Path) -> None:
     assert "The authority is added" in command("ca", "rotate", "add").stdout
     assert len(split_pem(trust.read_bytes())) == 3
     said = command("ca", "rotate", "switch", code=3).stderr
-    assert "1 certificates are from before the new root" in said
+    assert "1 certificate is from before the new root" in said
     assert "user operator" in said
     command("issue", "user", "operator", "--out", tmp_path / "operator.pem")
     assert "user operator" in command("ca", "rotate", "switch", code=3).stderr  # the first is still good
@@ -323,7 +326,7 @@ def test_a_whole_rotation(command: Command, tmp_path: Path) -> None:
     assert parse_token(str(command.json("token", "create", "--node", "b")["token"])).pin.hex() in said
 
     said = command("ca", "rotate", "retire", code=3).stderr
-    assert "1 certificates in use lead to the old root: user operator" in said
+    assert "1 certificate in use leads to the old root: user operator" in said
     command("issue", "user", "operator", "--out", tmp_path / "o2.pem")
     command("cert", "revoke", describe(read_bundle(tmp_path / "operator.pem").chain_pem).serial, "--yes")
     assert "The authority is steady" in command("ca", "rotate", "retire").stdout

@@ -76,7 +76,7 @@ async def test_a_revoked_user_is_out_within_a_second(tmp_path: Path) -> None:
         status, phrase, _ = await site.ask("CONNECT edge1:22")
         assert (status, "revoked" in phrase) == (403, True)
         assert (await site.ask("GET /api/v1/version", pki.user_leaf("lee")))[0] == 200
-        await server.line("1 sessions, streams or answers were ended")
+        await server.line("1 session, stream or answer was ended")
 
 
 async def test_a_revocation_shows_what_it_ends_and_asks_before_it_acts(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ async def test_who_is_cut_off_by_force_goes_at_once_and_stays_out(tmp_path: Path
             await idle.send_all(b"GET /api/v1/version HTTP/1.1\r\nhost: x\r\n\r\n")
             assert (await idle.receive_some()).startswith(b"HTTP/1.1 200 ")
             code, said = await qanat_server(site, "ca", "rotate", "retire")
-            assert code == 3 and "1 certificates in use lead to the old root: node edge1" in said
+            assert code == 3 and "1 certificate in use leads to the old root: node edge1" in said
             await take(site, "retire", "--force")
             with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()

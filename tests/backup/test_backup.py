@@ -60,7 +60,7 @@ def test_a_server_is_made_again_on_an_empty_machine(command: Command, tmp_path: 
     shutil.rmtree(tmp_path / "etc")
     result = run("restore", tmp_path / "b.tar")
     assert result.exit_code == 0, result.output + result.stderr
-    assert "1 tokens that were open then are revoked" in result.stdout
+    assert "1 token that was open then is revoked: make a new one" in result.stdout
     assert "NEWER" not in result.stdout
     (command.folder / "audit.jsonl").unlink(missing_ok=True)
     assert {folder: everything(tmp_path / folder) for folder in ("d", "etc")} == before

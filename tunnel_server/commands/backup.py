@@ -9,6 +9,7 @@ import click
 
 from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.humanize import counted
 from tunnel_server.backup.archive import BadBackup, Manifest, read_manifest
 from tunnel_server.backup.restoring import InTheWay, Restored, restore_backup
 from tunnel_server.backup.taking import take_backup
@@ -50,7 +51,7 @@ def backup(file: Path, config: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(target), "holds": [str(path) for path in held]})
     else:
-        click.echo(f"{target} holds {len(held)} files. It has the authority's keys: keep it safe.")
+        click.echo(f"{target} holds {counted(len(held), 'file')}. It has the authority's keys: keep it safe.")
 
 
 @click.command("restore")
@@ -94,8 +95,9 @@ def _what_it_does(manifest: Manifest, *, force: bool) -> str:
         if force
         else "files that are there now are not replaced"
     )
+    files = counted(len(manifest.members), "file")
     return (
-        f"The backup of {manifest.made} puts {len(manifest.members)} files to {manifest.data_dir} and"
+        f"The backup of {manifest.made} puts {files} to {manifest.data_dir} and"
         f" {manifest.config_file}; {there}. Tokens that were open then are revoked."
     )
 
@@ -119,6 +121,12 @@ def _lost(newer: list[dict[str, object]]) -> list[str]:
     ]
 
 
+def _revoked(tokens: int) -> str:
+    if tokens == 1:
+        return "1 token that was open then is revoked: make a new one."
+    return f"{tokens} tokens that were open then are revoked: make new ones."
+
+
 def _as_text(restored: Restored) -> str:
     manifest = restored.manifest
     lines = [
@@ -128,7 +136,7 @@ def _as_text(restored: Restored) -> str:
     if restored.kept:
         lines.append(f"What was there before is in {restored.kept}.")
     if restored.revoked_tokens:
-        lines.append(f"{len(restored.revoked_tokens)} tokens that were open then are revoked: make new ones.")
+        lines.append(_revoked(len(restored.revoked_tokens)))
     if restored.newer:
         lines += ["", "REVOCATIONS NEWER THAN THE BACKUP, which do not hold until you say them again:"]
         lines += _lost(restored.newer)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tunnel_core.command_line import CommandError, ExitCode
-from tunnel_core.humanize import minute_of
+from tunnel_core.humanize import counted, minute_of
 
 _MAX_SHOWN = 5
 
@@ -57,7 +57,7 @@ def _streams(ending: dict[str, Any]) -> str:
     if not ending["streams"]:
         return ""
     users = ending["users"]
-    return _counted(ending["streams"], "stream") + (f", of {few(users)}" if users else "")
+    return counted(ending["streams"], "stream") + (f", of {few(users)}" if users else "")
 
 
 def _tokens(ending: dict[str, Any]) -> str:
@@ -65,11 +65,7 @@ def _tokens(ending: dict[str, Any]) -> str:
 
 
 def _row(name: str, items: list[str]) -> str:
-    return f"{_counted(len(items), name)}: {few(items)}" if items else ""
-
-
-def _counted(number: int, name: str) -> str:
-    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+    return f"{counted(len(items), name)}: {few(items)}" if items else ""
 
 
 def few(items: list[str], most: int = _MAX_SHOWN) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
-from tunnel_core.humanize import minute_of, moment_of
+from tunnel_core.humanize import counted, minute_of, moment_of
 from tunnel_core.identity import Role
 from tunnel_server.commands.access import checked_name, config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, ending_text, force_option, yes_option
@@ -64,7 +64,10 @@ def revoke_node(name: str, why: str, force: bool, yes: bool, config: Path | None
     answer = revoke(
         config, "node", checked_name(Role.NODE, name), why=why, force=force, yes=yes, as_json=as_json
     )
-    back = f"It comes back only with a new token: qanat-server token create --node {name}"
+    back = (
+        f"It comes back only with a new token: qanat-server token create --node {name}\n"
+        f"To take this back as it was: qanat-server node unrevoke {name}"
+    )
     _say(answer, f"node {name}", back, as_json=as_json)
 
 
@@ -89,7 +92,10 @@ def revoke_user(name: str, why: str, force: bool, yes: bool, config: Path | None
     answer = revoke(
         config, "user", checked_name(Role.USER, name), why=why, force=force, yes=yes, as_json=as_json
     )
-    back = f"Only a new certificate lets this user in again: qanat-server issue user {name}"
+    back = (
+        f"Only a new certificate lets this user in again: qanat-server issue user {name}\n"
+        f"To take this back as it was: qanat-server user unrevoke {name}"
+    )
     _say(answer, f"user {name}", back, as_json=as_json)
 
 
@@ -199,9 +205,10 @@ def say_taken_back(answer: Json, what: str, back: str, *, as_json: bool) -> None
 
 @node.command("forget")
 @click.argument("name")
+@click.option("--yes", "-y", is_flag=True, help="Changes nothing: forgetting asks nothing.")
 @config_option
 @json_option
-def forget_node(name: str, config: Path | None, as_json: bool) -> None:
+def forget_node(name: str, yes: bool, config: Path | None, as_json: bool) -> None:
     """Forget node NAME, whose agent is not attached: `qanat nodes` does not list it any more.
 
     Its certificates stay good. If its agent attaches again, the node is known again.
@@ -216,7 +223,7 @@ def forget_node(name: str, config: Path | None, as_json: bool) -> None:
         return
     good = [one for one in answer["certificates"] if not one["revoked"]]
     more = (
-        f" It has {len(good)} good certificates and may attach again; to shut it out:"
+        f" It has {counted(len(good), 'good certificate')} and may attach again; to shut it out:"
         f" qanat-server node revoke {name}"
     )
     click.echo(f"Forgot node {name}.{more if good else ''}")
