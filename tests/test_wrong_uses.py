@@ -102,6 +102,11 @@ UNKNOWN = [
           "No such command 'revoke'. "
           "Did you mean 'token revoke', 'node revoke', 'user revoke' or 'cert revoke'?"),
     Wrong("qanat-server node revok x", "No such command 'revok'. Did you mean 'revoke' or 'unrevoke'?"),
+    Wrong("qanat-server node list", "No such command 'list'. Try: qanat nodes"),
+    Wrong("qanat-server user list", "No such command 'list'. Try: qanat-server cert list"),
+    Wrong("qanat-server user add kim", "No such command 'add'. Try: qanat-server issue user NAME"),
+    Wrong("qanat-server node add x", "Try: qanat-server token create --node NAME"),
+    Wrong("qanat-server issue list", "No such command 'list'. Try: qanat-server cert list"),
     Wrong("qanat-server issue host x", "No such command 'host'. Commands: node, user"),
     Wrong("qanat-server nodes", "No such command 'nodes'. It is a command of qanat: qanat nodes"),
     Wrong("qanat-server streams", "No such command 'streams'. It is a command of qanat: qanat streams"),

@@ -33,7 +33,10 @@ DIALS_ONCE_KNOWN = 64
 300 connections over a round trip of 100 ms take 4.0 s in place of 5.5 s.
 """
 _TURN_SECONDS = 30.0
-_NO_ANSWER = ". Does the server run, and may this machine connect to that port?"
+_NO_ANSWER = (
+    ". Does the server run, and may this machine connect to that port? On the server: "
+    "qanat-server service status, or without a service qanat-server run"
+)
 _NO_NAME = ". Has the name an address yet, in DNS or in this machine's /etc/hosts?"
 _OVERLOADED = "TLSV1_ALERT_INTERNAL_ERROR"
 

@@ -105,6 +105,17 @@ _COMMANDS_OF = {
 """Commands that only one program has, for a hint when another program is given their name."""
 _SYNONYMS = {"start": "run", "serve": "run", "up": "run", "add": "issue", "enroll": "join", "enrol": "join"}
 """What people type from habit, and the command that does it."""
+_ELSEWHERE = {
+    ("node", "list"): "qanat nodes",
+    ("node", "status"): "qanat nodes",
+    ("node", "create"): "qanat-server token create --node NAME",
+    ("node", "add"): "qanat-server token create --node NAME",
+    ("user", "list"): "qanat-server cert list",
+    ("user", "create"): "qanat-server issue user NAME",
+    ("user", "add"): "qanat-server issue user NAME",
+    ("issue", "list"): "qanat-server cert list",
+}
+"""What people expect in a group, and the whole command that does it in another place."""
 
 
 class CommandGroup(click.Group):
@@ -125,6 +136,8 @@ class CommandGroup(click.Group):
     def _proposal(self, ctx: click.Context, name: str) -> str:
         """What has exactly that name, here or in another program, else what is spelt alike."""
         known = self.list_commands(ctx)
+        if elsewhere := _ELSEWHERE.get((ctx.info_name or "", name)):
+            return f"Try: {elsewhere}"
         if deeper := self._deeper(ctx, name):
             return f"Did you mean {_alternatives(deeper)}?"
         if others := [program for program, commands in _COMMANDS_OF.items() if name in commands]:

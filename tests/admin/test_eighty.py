@@ -9,6 +9,7 @@ from certs.x509 import describe
 from tests.admin.test_commands import Command
 from tests.server.test_init import run
 from tunnel_core import tables
+from tunnel_server.commands.audit import row_of
 
 LONG = "shop-7." + ".".join([c * 60 for c in "xyz"]) + ".example.com"
 NAMES = ("edge1", "shop-7.stores.example.com", LONG)
@@ -70,6 +71,18 @@ def test_times_have_their_zone(command: Command, monkeypatch: pytest.MonkeyPatch
     assert wide[0].split()[-3:] == ["ENDS", "ISSUED", "ORIGIN"]
     assert all(line.count("Z") >= 2 for line in wide[1:])
     assert all("Z" in line for line in command("token", "list").stdout.splitlines()[1:])
+
+
+@pytest.mark.parametrize(
+    ("detail", "said"),
+    [
+        ("token ab12 was used 1 times", "token_used_up, token ab12 was used 1 times"),
+        ("another key", "token_used_up, token ab12, another key"),
+    ],
+)
+def test_a_refusal_names_its_token_once(detail: str, said: str) -> None:
+    line = {"at": "2026-01-01T00:00:00Z", "kind": "refused", "node": "edge1", "token": "ab12"}
+    assert row_of(line | {"reason": "token_used_up", "detail": detail})[-1] == said
 
 
 @pytest.mark.parametrize("since", ["2h", "2020-01-31", "2020-01-31T18:30", "2020-01-31T18:30Z"])

@@ -91,6 +91,7 @@ async def test_every_address_that_failed_is_named_with_its_cause(tmp_path: Path)
     said = await unreachable(dialer_to(tmp_path, f"localhost:{port}", "no-such-name.invalid:1"))
     assert f"localhost:{port} cannot be reached: Connection refused" in said
     assert "no-such-name.invalid:1 cannot be reached: " in said
+    assert said.endswith("On the server: qanat-server service status, or without a service qanat-server run")
 
 
 async def test_a_name_without_an_address_points_at_the_name(tmp_path: Path) -> None:

@@ -322,6 +322,43 @@ async def test_forward_tells_at_once_that_a_node_is_absent(
     assert sentence in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("services", "published"), [(["status", "flows"], "flows, status"), ([], "none")], ids=["two", "none"]
+)
+async def test_forward_tells_at_once_that_a_service_is_not_published(
+    server: FakeServer, tmp_path: Path, services: list[str], published: str
+) -> None:
+    node = NODE | {"services": [{"name": name, "protocol": "http"} for name in services]}
+    server.pages["nodes/edge1"] = {"node": node, "streams": [], "events": []}
+    result = await inside(tmp_path, "forward", "edge1", "flwos", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (
+        1,
+        {
+            "reason": "unknown_service",
+            "detail": f"node edge1 publishes no service flwos; it publishes: {published}",
+        },
+    )
+
+
+@pytest.mark.parametrize("change", [{"state": "grace"}, {"services": None}], ids=["lost", "older server"])
+async def test_forward_serves_a_service_that_may_be_there(
+    server: FakeServer, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    server.pages["nodes"] = {"nodes": [NODE | change]}
+    async with forwarding(tmp_path, "edge1", "flows", "--json") as process:
+        assert process.stdout is not None
+        with trio.fail_after(10):
+            assert json.loads(await process.stdout.receive_some())["target"] == "flows"
+
+
+async def test_forward_tells_at_once_that_a_node_was_revoked(server: FakeServer, tmp_path: Path) -> None:
+    server.pages["nodes"] = {"nodes": [GONE | {"revoked": True}]}
+    result = await inside(tmp_path, "forward", "edge2", "22")
+    assert result.exit_code == 3
+    assert "node edge2 was revoked; on the server: qanat-server node unrevoke edge2, or " in result.stderr
+    assert "qanat-server token create --node edge2" in result.stderr
+
+
 @pytest.mark.parametrize("state", ["degraded", "grace", "hibernating"])
 async def test_forward_serves_a_node_in_any_state_but_absent(
     server: FakeServer, tmp_path: Path, state: str

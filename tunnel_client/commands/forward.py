@@ -13,7 +13,7 @@ from tunnel_client.commands.names import complete_node, complete_target
 from tunnel_client.commands.options import access, bundle_option, json_option, parse_wish, run
 from tunnel_client.forwarding import MAX_CONNECTIONS, connections_for, listen
 from tunnel_client.forwarding import forward as serve_forward
-from tunnel_client.node_facts import ask_node, category_of
+from tunnel_client.node_facts import Item, ask_node, category_of, items_of, text_of
 from tunnel_client.tunnel import Wish
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.descriptors import raise_descriptor_limit
@@ -93,7 +93,7 @@ async def _forward(
     ways: Access, wish: Wish, host: str, port: int, max_connections: int, as_json: bool
 ) -> None:
     dialer = ways.need_connect()
-    await _refuse_absent_node(ways, wish)
+    await _refuse_what_cannot_work(ways, wish)
     listener = await _listen(host, port)
     queue_standard_error()  # each connection that fails writes a line
     with trio.open_signal_receiver(*ending_signals()) as signals:
@@ -104,15 +104,38 @@ async def _forward(
             nursery.cancel_scope.cancel()
 
 
-async def _refuse_absent_node(ways: Access, wish: Wish) -> None:
-    """Tells at once what each connection would be told. Where the API is out of reach, those will be."""
+async def _refuse_what_cannot_work(ways: Access, wish: Wish) -> None:
+    """Raises ``Refused`` at once with what each connection would be told.
+
+    Where the API is out of reach, each connection is told by itself.
+    """
     if ways.api is None:
         return
-    category = category_of((await ask_node(ways.api, wish.node)).get("node") or {})
+    node = (await ask_node(ways.api, wish.node)).get("node") or {}
+    category = category_of(node)
     if category is StateCategory.ABSENT:
-        raise Refused(Reason.NODE_NOT_ATTACHED, f"node {wish.node} has no agent attached; see: qanat nodes")
+        raise _why_absent(node, text_of(node, "name") or wish.node)
     if category is StateCategory.WAITING:
         _report(f"node {wish.node} has lost its link; connections work when it is back; see: qanat nodes")
+    if category is StateCategory.REACHABLE:
+        _refuse_unknown_service(node, wish)
+
+
+def _why_absent(node: Item, name: str) -> Refused:
+    if node.get("revoked"):
+        cure = f"on the server: qanat-server node unrevoke {name}, or qanat-server token create --node {name}"
+        return Refused(Reason.REVOKED, f"node {name} was revoked; {cure}")
+    return Refused(Reason.NODE_NOT_ATTACHED, f"node {name} has no agent attached; see: qanat nodes")
+
+
+def _refuse_unknown_service(node: Item, wish: Wish) -> None:
+    """Raises ``Refused`` if the node is known not to publish the service that is wanted."""
+    if not wish.target.service or not isinstance(node.get("services"), list):
+        return
+    names = sorted(text_of(one, "name") for one in items_of(node, "services"))
+    if wish.target.service not in names:
+        detail = f"node {wish.node} publishes no service {wish.target.service}"
+        raise Refused(Reason.UNKNOWN_SERVICE, f"{detail}; it publishes: {', '.join(names) or 'none'}")
 
 
 async def _listen(host: str, port: int) -> trio.SocketListener:

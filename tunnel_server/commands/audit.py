@@ -60,16 +60,14 @@ def command(
     wanted |= {"until_ms": until} if until is not None else {}
     answer = perform(config, "GET", "audit", wanted)
     nothing = "The audit has no such line."
-    show_list(answer, _TABLE, map(_row, answer["audit"]), nothing, as_json=as_json, wide=wide)
+    show_list(answer, _TABLE, map(row_of, answer["audit"]), nothing, as_json=as_json, wide=wide)
 
 
-def _row(line: dict[str, Any]) -> tuple[str, ...]:
+def row_of(line: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one line. What its detail names already is not named beside it."""
     whom = line.get("node") or line.get("user", "")
     by = line.get("done_by") or line.get("source", "")
-    facts = [
-        line.get("reason", ""),
-        f"token {line['token']}" if "token" in line else "",
-        f"serial {line['serial']}" if "serial" in line else "",
-        line.get("detail", ""),
-    ]
+    detail = line.get("detail", "")
+    named = [f"{key} {line[key]}" for key in ("token", "serial") if key in line]
+    facts = [line.get("reason", ""), *(text for text in named if text not in detail), detail]
     return moment_of(line["at"]), line["kind"], whom, by, ", ".join(filter(None, facts))

@@ -10,6 +10,8 @@ NOT_WALKED = {
     ("README.md", "docker run -d --network host"): "tests/e2e/images",
     ("README.md", "kind: EgressSelectorConfiguration"): "tests/e2e/link/test_kube.py",
     ("docs/install.md", "proxy = "): "tests/e2e/link/test_route.py",
+    ("docs/install.md", "pip download"): "tests/e2e/papers/world.py",
+    ("docs/install.md", "--no-index"): "tests/e2e/papers/world.py",
     ("docs/install.md", "securityContext:"): "tests/certs/test_files.py",
 }
 """Blocks by paper and a part of their text, with the suite that covers them."""
