@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS = 3.0
 _MAX_FILE_BYTES = 1024 * 1024
-_REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_REQUEST = "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class Unhealthy(Exception):  # noqa: N818 - named by what is the case
@@ -86,10 +86,10 @@ def _ops_of(file: Path) -> Mapping[str, Any]:
     return table if isinstance(table, Mapping) else {}
 
 
-def ask(door: Door) -> None:
+def ask(door: Door, path: str = "/healthz") -> None:
     """Returns if it answers that all is well. Raises ``Unhealthy``."""
     try:
-        answer = _exchange(door)
+        answer = _exchange(door, _REQUEST.format(path=path).encode())
     except OSError as error:
         raise Unhealthy(f"nobody answers at {door.listen}: {error.strerror or error}") from None
     line = answer.partition(b"\r\n")[0]
@@ -97,16 +97,16 @@ def ask(door: Door) -> None:
         raise Unhealthy(f"{door.listen} answers {line.decode(errors='replace')!r:.100}")
 
 
-def _exchange(door: Door) -> bytes:
+def _exchange(door: Door, request: bytes) -> bytes:
     with socket.create_connection(door.address, TIMEOUT_SECONDS) as connection:
         if not door.tls:
-            return _ask_over(connection)
+            return _ask_over(connection, request)
         with _any_certificate().wrap_socket(connection) as encrypted:
-            return _ask_over(encrypted)
+            return _ask_over(encrypted, request)
 
 
-def _ask_over(connection: socket.socket) -> bytes:
-    connection.sendall(_REQUEST)
+def _ask_over(connection: socket.socket, request: bytes) -> bytes:
+    connection.sendall(request)
     return connection.recv(1024)  # the status line is in the first segment of so short an answer
 
 

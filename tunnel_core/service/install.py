@@ -203,13 +203,13 @@ def _looks() -> Iterator[None]:
 
 def _missing_answer(plan: ServicePlan) -> str:
     """Where [ops] is off, all that is known is that the program runs."""
-    return _unhealthy(plan) if plan.door.listen else ""
+    return _unhealthy(plan, plan.up_path) if plan.door.listen else ""
 
 
-def _unhealthy(plan: ServicePlan) -> str:
-    """Why no program answers probes; empty if one does."""
+def _unhealthy(plan: ServicePlan, path: str = "/healthz") -> str:
+    """Why no program answers a probe well; empty if one does."""
     try:
-        health.ask(plan.door)
+        health.ask(plan.door, path)
     except health.Unhealthy as error:
         return str(error)
     return ""

@@ -38,6 +38,8 @@ class ServicePlan:
     """Files beyond the data folder and the configuration that the program reads."""
     door: Door
     """Where the running program answers probes."""
+    up_path: str = "/healthz"
+    """The probe that succeeds when the program has started as a whole."""
     problem: str = ""
     """Why the program could not run now, with the next step; empty if it can."""
     notes: tuple[str, ...] = ()

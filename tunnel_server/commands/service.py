@@ -44,6 +44,7 @@ class ServerService:
             data_folder=loaded.data_dir,
             reads=tuple(_reads(loaded)),
             door=Door(str(loaded.ops.listen or ""), loaded.ops.tls),
+            up_path="/readyz",  # /healthz answers before the other listeners are open
             problem=_problem(config, loaded, named),
             next_steps=(f"{NAME} token create --node edge1{named}", "qanat nodes", f"{NAME} service status"),
             remains=tuple(_remains(config, loaded)),
