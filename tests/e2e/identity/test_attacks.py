@@ -118,18 +118,18 @@ def _revoked_token(attacker: Attacker) -> str:
 
 def _older_than_the_revocation(attacker: Attacker) -> str:
     before = _token(attacker, "thrown-1")
-    attacker.server.tell("nodes/revoke", name="thrown-1")
+    attacker.server.tell("nodes/revoke", name="thrown-1", force=True)
     return attacker.enrol(before, "/CN=thrown-1")
 
 
 def _pattern_after_the_revocation(attacker: Attacker) -> str:
-    attacker.server.tell("nodes/revoke", name="thrown-2")
+    attacker.server.tell("nodes/revoke", name="thrown-2", force=True)
     return attacker.enrol(_token(attacker, "", match="thrown-*"), "/CN=thrown-2")
 
 
 def _revoked_renews(attacker: Attacker) -> str:
     bundle = attacker.node("thrown-3")
-    attacker.server.tell("nodes/revoke", name="thrown-3")
+    attacker.server.tell("nodes/revoke", name="thrown-3", force=True)
     return attacker.renew(bundle, "/CN=thrown-3")
 
 
@@ -196,7 +196,7 @@ def _strangers(role: str) -> Callable[[Attacker], Path]:
 def _revoked_user(attacker: Attacker) -> str:
     bundle = attacker.user("fired")
     assert attacker.ask(API, bundle) == ""
-    attacker.server.tell("users/revoke", name="fired")
+    attacker.server.tell("users/revoke", name="fired", force=True)
     return attacker.ask(API, bundle)
 
 
@@ -235,14 +235,14 @@ def _attaches(uri: str, **how: object) -> Callable[[Attacker], str]:
 def _revoked_node(attacker: Attacker) -> str:
     bundle = attacker.node("stolen")
     assert attacker.attach(bundle) == ""
-    attacker.server.tell("nodes/revoke", name="stolen")
+    attacker.server.tell("nodes/revoke", name="stolen", force=True)
     return attacker.attach(bundle)
 
 
 def _revoked_serial(attacker: Attacker) -> str:
     bundle = attacker.node("one-of-two")
     said = attacker.est.openssl("x509", "-in", str(bundle), "-noout", "-serial")
-    attacker.server.tell("certificates/revoke", serial=said.strip().partition("=")[2])
+    attacker.server.tell("certificates/revoke", serial=said.strip().partition("=")[2], force=True)
     other = attacker.forger.bundle("other", f"{US}/node/one-of-two")
     assert attacker.attach(other) == "", "another certificate of the same name is not meant"
     return attacker.attach(bundle)

@@ -95,7 +95,7 @@ def test_a_wrong_server(server: Server, newcomer: Home) -> None:
     token = server.token(newcomer.node)
     port = "7002 unless changed"
     for where, code, cause, cure in (
-        (f"{server.address}:7999", 5, "refused", "let this machine reach"),
+        (f"{server.address}:7999", 5, "refused", port),
         (f"{server.address}:{AGENTS_PORT}", 1, "TLS|closed the connection", port),
         (f"127.0.0.1:{ECHO}", 1, "TLS", port),
     ):

@@ -54,7 +54,7 @@ async def _join(server: str, target: str, home: Path, token: str) -> None:
     said: list[object] = []
     joining = Joining(
         wish, Files(file, bundle), config, ProxyChoice(), said.append, lambda: token,
-        lambda: datetime.now(UTC), name_given=True, again=False,
+        lambda: datetime.now(UTC), host=home.name, again=False,
     )  # fmt: skip
     joined = await joining.run()
     assert joined.bundle is not None, said
