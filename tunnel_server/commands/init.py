@@ -23,10 +23,23 @@ _SERVICE = "qanat-server service install"
 _PORT = click.IntRange(1, 65535)
 
 
+class _NameOption(click.Option):
+    """Says with an example that it is missing."""
+
+    def process_value(self, ctx: click.Context, value: object) -> object:
+        try:
+            return super().process_value(ctx, value)
+        except click.MissingParameter:
+            example = "qanat-server init --name tunnel.example.com"
+            why = "Missing option '--name': how agents and users reach this server"
+            raise CommandError(ExitCode.USAGE, f"{why}, for example: {example}") from None
+
+
 @click.command("init")
 @click.option(
     "--name",
     "names",
+    cls=_NameOption,
     multiple=True,
     required=True,
     metavar="DNS-OR-IP",
