@@ -57,8 +57,8 @@ FRESH = [
     Wrong("qanat-server cert list", "make a server: qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server backup {here}/b", "make a server: qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server issue node edge1", "make a server: qanat-server init --name tunnel.example.com"),
-    Wrong("qanat-server init", "Missing option '--name': how agents and users reach this server, for "
-          "example: qanat-server init --name tunnel.example.com"),
+    Wrong("qanat-server init", "Missing option '--name'. Say how agents and users reach this server: "
+          "qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server init --name 'a b'", "--name takes a DNS name or an address"),
     Wrong("qanat-agent run", f"node.pem; {JOIN}"),
     Wrong("qanat-agent renew", f"node.pem; {JOIN}"),

@@ -30,9 +30,10 @@ class _NameOption(click.Option):
         try:
             return super().process_value(ctx, value)
         except click.MissingParameter:
-            example = "qanat-server init --name tunnel.example.com"
-            why = "Missing option '--name': how agents and users reach this server"
-            raise CommandError(ExitCode.USAGE, f"{why}, for example: {example}") from None
+            example = (
+                "Say how agents and users reach this server: qanat-server init --name tunnel.example.com"
+            )
+            raise click.MissingParameter(f"{example}", ctx, param=self) from None
 
 
 @click.command("init")
