@@ -33,7 +33,7 @@ class _NameOption(click.Option):
             example = (
                 "Say how agents and users reach this server: qanat-server init --name tunnel.example.com"
             )
-            raise click.MissingParameter(f"{example}", ctx, param=self) from None
+            raise click.MissingParameter(example, ctx, param=self) from None
 
 
 @click.command("init")
