@@ -45,17 +45,20 @@ class Wrong:
 
 # A fresh machine: no configuration, no bundle, no server.
 FRESH = [
-    Wrong("qanat-server run", "server.toml: there is no such file; make a server: qanat-server init --name"),
+    Wrong("qanat-server run", "server.toml: there is no such file; run this on the server's machine, or "
+          "make a server: qanat-server init --name"),
     Wrong("qanat-server run --config {here}/x.toml",
-          "{here}/x.toml: there is no such file; make a server: "
+          "{here}/x.toml: there is no such file; run this on the server's machine, or make a server: "
           "qanat-server init --name tunnel.example.com --config {here}/x.toml"),
+    Wrong("qanat-server token create --node a", "there is no such file; run this on the server's machine"),
     Wrong("qanat-server token list", "make a server: qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server audit", "make a server: qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server ca show", "make a server: qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server cert list", "make a server: qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server backup {here}/b", "make a server: qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server issue node edge1", "make a server: qanat-server init --name tunnel.example.com"),
-    Wrong("qanat-server init", "Missing option '--name'"),
+    Wrong("qanat-server init", "Missing option '--name'. Say how agents and users reach this server: "
+          "qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server init --name 'a b'", "--name takes a DNS name or an address"),
     Wrong("qanat-agent run", f"node.pem; {JOIN}"),
     Wrong("qanat-agent renew", f"node.pem; {JOIN}"),
@@ -129,7 +132,7 @@ MADE = [
     Wrong("qanat-server init --name localhost --data-dir {here}/server --config {here}/x.toml",
           "already, and {here}/x.toml is not its configuration: choose another place with --data-dir"),
     Wrong("qanat-server token create --config {here}/server/server.toml",
-          "give node or match (--node NAME, --match PATTERN)"),
+          "give node or match (--node NAME, --match PATTERN), for example: qanat-server token create --node"),
     Wrong("qanat-server service status --config {here}/x.toml",
           "make a server first: qanat-server init --name tunnel.example.com --config {here}/x.toml", 1),
     Wrong("qanat-server issue node edge1 --out {here}/kim.pem --config {here}/server/server.toml",
@@ -236,6 +239,15 @@ def test_a_forgotten_sudo(here: Path, line: str, file: str) -> None:
     result = typed(line)
     assert result.exit_code == 2
     assert re.search(rf"f you mean .*{here}/etc/{file}\)?, run this as root, with sudo", result.output)
+
+
+def test_an_own_server_is_no_service(here: Path) -> None:
+    own = here / "config/qanat/server.toml"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    result = typed("qanat-server service status")
+    assert (result.exit_code, f"the server of {own} is this user's own" in result.output) == (1, True)
+    assert "as root: sudo qanat-server init --name" in result.output
 
 
 def test_root_beside_a_server_that_does_not_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

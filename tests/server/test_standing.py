@@ -12,7 +12,7 @@ from certs.x509 import IdentityError, Proven
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.standing import ALLOWANCE, Ended, Standing
-from tunnel_server.store.revoked import Kind, Revocation, Revoked
+from tunnel_server.store.revoked import Kind, Revocation, Revoked, refusal
 
 START = datetime(2026, 11, 26, tzinfo=UTC)
 
@@ -184,3 +184,12 @@ async def test_a_block_is_cancelled_and_told_why(
         await trio.sleep(1)
     with watched.standing.ending(watched.proven("lee", role=Role.USER)):
         await trio.sleep(1)
+
+
+def test_a_revoked_user_is_told_the_next_step_and_a_node_only_that_it_is_out() -> None:
+    said = {
+        role: str(refusal(SpiffeId("qanat.internal", role, "kim"), "a1")) for role in (Role.USER, Role.NODE)
+    }
+    assert "`qanat-server issue user kim` makes a new one" in said[Role.USER]
+    assert "`qanat-server user unrevoke kim` takes it back" in said[Role.USER]
+    assert said[Role.NODE].endswith("was revoked")

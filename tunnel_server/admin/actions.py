@@ -300,8 +300,8 @@ WRITES: dict[str, Act] = {
 
 def _require_whom(node: str, pattern: str, uses: int) -> None:
     if bool(node) == bool(pattern):
-        options = "--node NAME, --match PATTERN"
-        raise bad(f"a token is for one node, or for all that match a pattern: give node or match ({options})")
+        options = "--node NAME, --match PATTERN), for example: qanat-server token create --node edge1"
+        raise bad(f"a token is for one node, or for all that match a pattern: give node or match ({options}")
     if node and not is_node_name(node):
         raise bad(f"{node[:200]!r} is not a node's name: {NODE_NAME_RULE}")
     if node and uses != 1:

@@ -45,7 +45,8 @@ def load_config(file: Path | None) -> ServerConfig:
 def absent_fix(named: Path | None, path: Path) -> str:
     """What makes a configuration at ``path``, or finds the one that is meant."""
     where = f" --config {shlex.quote(str(path))}" if named else ""
-    return paths.or_as_root(path, f"make a server: qanat-server init --name tunnel.example.com{where}")
+    make = f"make a server: qanat-server init --name tunnel.example.com{where}"
+    return paths.or_as_root(path, f"run this on the server's machine, or {make}")
 
 
 def checked_name(role: Role, name: str) -> str:

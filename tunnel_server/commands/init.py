@@ -23,10 +23,24 @@ _SERVICE = "qanat-server service install"
 _PORT = click.IntRange(1, 65535)
 
 
+class _NameOption(click.Option):
+    """Says with an example that it is missing."""
+
+    def process_value(self, ctx: click.Context, value: object) -> object:
+        try:
+            return super().process_value(ctx, value)
+        except click.MissingParameter:
+            example = (
+                "Say how agents and users reach this server: qanat-server init --name tunnel.example.com"
+            )
+            raise click.MissingParameter(example, ctx, param=self) from None
+
+
 @click.command("init")
 @click.option(
     "--name",
     "names",
+    cls=_NameOption,
     multiple=True,
     required=True,
     metavar="DNS-OR-IP",

@@ -99,6 +99,13 @@ def _reads(loaded: ServerConfig) -> Iterator[Path]:
 
 def _problem(config: Path, loaded: ServerConfig, named: str) -> str:
     if not os.path.lexists(config):
+        own = paths.config_folder() / config.name
+        if config == paths.system_config_file("server.toml") and own != config and paths.exists(own):
+            init = f"sudo {NAME} init --name tunnel.example.com"
+            return (
+                f"{config} is not there; the server of {own} is this user's own, and no service;"
+                f" make one for the machine as root: {init}"
+            )
         return f"{config} is not there; make a server first: {NAME} init --name tunnel.example.com{named}"
     folder = loaded.data_dir
     if len(folder.parts) < _MIN_DEPTH:

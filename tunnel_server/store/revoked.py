@@ -95,4 +95,11 @@ class Revoked:
 
 def refusal(identity: SpiffeId, serial: str) -> Refused:
     who = f"{identity.role.value} {identity.name}"
-    return Refused(Reason.REVOKED, f"the certificate {serial} of {who}, or the name itself, was revoked")
+    sentence = f"the certificate {serial} of {who}, or the name itself, was revoked"
+    if identity.role is Role.USER:  # an agent tells its own next step
+        name = identity.name
+        sentence += (
+            f"; on the server, `qanat-server issue user {name}` makes a new one,"
+            f" and `qanat-server user unrevoke {name}` takes it back"
+        )
+    return Refused(Reason.REVOKED, sentence)
