@@ -84,4 +84,5 @@ def test_a_second_agent_with_the_same_identity(unharmed: Site, twin: Agent) -> N
     finally:
         twin.process.kill()
         elsewhere.kill()
-    unharmed.wait_request()
+    # The first one, which saw that two are alive, was told to ask again in a minute.
+    unharmed.wait_request(deadline_seconds=90)
