@@ -97,9 +97,8 @@ def refusal(identity: SpiffeId, serial: str) -> Refused:
     who = f"{identity.role.value} {identity.name}"
     sentence = f"the certificate {serial} of {who}, or the name itself, was revoked"
     if identity.role is Role.USER:  # an agent tells its own next step
-        name = identity.name
+        # Short, because a reason phrase has room for 200 characters.
         sentence += (
-            f"; on the server, `qanat-server issue user {name}` makes a new one,"
-            f" and `qanat-server user unrevoke {name}` takes it back"
+            f"; on the server: qanat-server issue user {identity.name}, or user unrevoke {identity.name}"
         )
     return Refused(Reason.REVOKED, sentence)
