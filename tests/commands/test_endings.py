@@ -1,8 +1,8 @@
 """No command ends in a traceback or without a word, whatever its files, rights and descriptors are.
 
-The commands are taken from the groups, so a new one is walked too. Each gets every fault of descriptors, and
-of each file of its program one kind of damage, which differs from command to command; with WALK_ALL=1 in the
-environment it gets all kinds.
+The commands are taken from the groups, so a new one is walked too. Each gets half of the faults of
+descriptors, and of each file of its program one kind of damage, which differ from command to command; with
+WALK_ALL=1 in the environment it gets all of them.
 """
 
 from __future__ import annotations
@@ -213,7 +213,10 @@ DESCRIPTORS: list[Mapping[str, Any]] = [
 
 @pytest.mark.parametrize("program", GROUPS)
 def test_descriptors_that_are_closed_or_full(walker: Walker, program: str) -> None:
-    wrong = [walker.walk(command, **case) for command in of(program) for case in DESCRIPTORS]
+    wrong = []
+    for row, command in enumerate(of(program)):
+        chosen = DESCRIPTORS if WALKS_ALL else DESCRIPTORS[row % 2 :: 2]
+        wrong += [walker.walk(command, **case) for case in chosen]
     assert not "".join(wrong), "".join(wrong)
 
 
