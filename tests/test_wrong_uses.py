@@ -12,7 +12,6 @@ import pwd
 import re
 import shlex
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,8 @@ from tunnel_core import command_line, paths
 from tunnel_server.main import main as server
 
 PROGRAMS = {"qanat": client, "qanat-agent": agent, "qanat-server": server}
+NOBODYS = 1
+"""A port where nothing listens: below 1024, and of a service that is no more."""
 RULE = "a node name has lower-case letters, digits, '-' and dots"
 JOIN = "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat-server issue node NAME`"
 
@@ -176,14 +177,13 @@ def here(tmp_path: Path) -> Iterator[Path]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a person who has made a server and two bundles. For tests that change nothing in it."""
     with as_a_person(tmp_path_factory.mktemp("made")) as folder:
-        port = free_port()
-        lines = [f"qanat-server init --name localhost --data-dir {folder}/server --https-port {port}"]
+        lines = [f"qanat-server init --name localhost --data-dir {folder}/server --https-port {NOBODYS}"]
         for role, name in (("user", "kim"), ("node", "edge1")):
             issue = f"qanat-server issue {role} {name} --config {folder}/server/server.toml"
             lines.append(f"{issue} --out {folder}/{name}.pem")
         for line in lines:
             assert (result := typed(line)).exit_code == 0, result.output
-        write_agent(folder / "agent.toml", f"127.0.0.1:{port}", folder)
+        write_agent(folder / "agent.toml", f"127.0.0.1:{NOBODYS}", folder)
         yield folder
 
 
@@ -303,9 +303,9 @@ def test_two_listeners_in_one_place(here: Path, changes: str, said: str) -> None
 
 
 async def test_a_second_agent_is_told_of_the_first(made: Path, tmp_path: Path) -> None:
-    command = write_agent(tmp_path / "agent.toml", f"127.0.0.1:{free_port()}", made)
-    async with running(command) as first:
-        await first.line("started")
+    async with running(write_agent(tmp_path / "first.toml", "127.0.0.1:0", made)) as first:
+        page = (await first.line("started"))["status"]
+        command = write_agent(tmp_path / "second.toml", page.removeprefix("http://").rstrip("/"), made)
         status = "stop it first (`qanat-agent status` shows it), or give this one another port"
         await assert_refused(command, f"an agent runs on this machine already, for node edge1; {status}")
 
@@ -329,15 +329,18 @@ async def test_servers_are_told_what_is_taken(made: Path, tmp_path: Path) -> Non
     """The data folder first, then each port."""
     for name in ("first", "second"):
         shutil.copytree(made / "server", tmp_path / name)
-    ports = {name: free_port() for name in ("agents", "https", "web", "ops")}
-    command = serving(tmp_path / "first", ports)
+    command = serving(tmp_path / "first", dict.fromkeys(LISTENERS, 0))
     async with running(command) as first:
-        await first.line("ready")
+        ready = await first.line("ready")
         held = f"is in use by process {first.process.pid}: a server that runs, or another command; "
         await assert_refused(command, held + "one data folder is for one server: stop that process first")
+        ports = {name: int(ready[name].rpartition(":")[2]) for name in LISTENERS}
         for name in ("ops", "agents", "https"):
             await assert_refused(serving(tmp_path / "second", ports), f":{ports[name]}'` shows which")
             ports[name] = 0
+
+
+LISTENERS = ("agents", "https", "web", "ops")
 
 
 def serving(folder: Path, ports: Mapping[str, int]) -> list[str]:
@@ -348,12 +351,6 @@ def serving(folder: Path, ports: Mapping[str, int]) -> list[str]:
         lines.append(f"[{name}]\nlisten = {address if name == 'ops' else f'[{address}]'}")
     (folder / "server.toml").write_text("\n".join(lines))
     return [*SERVER, "run", "--config", str(folder / "server.toml")]
-
-
-def free_port() -> int:
-    """Of this moment: nobody listens there."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 # Packages.

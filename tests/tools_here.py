@@ -6,7 +6,12 @@ import shutil
 
 import pytest
 
-_PACKAGES = {"man": "man-db", "ssh": "openssh-client", "sshd": "openssh-server"}
+_PACKAGES = {
+    "man": "man-db",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
+    "unshare": "util-linux",
+}
 
 
 def need(*programs: str) -> None:

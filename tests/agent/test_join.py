@@ -23,8 +23,8 @@ from tests.agent.cloud import Cloud, machine, open_cloud
 from tests.agent.listening import listening
 from tests.agent.relays import Relay
 from tests.agent.test_check import FakeProxy
-from tests.e2e import tools
 from tests.server.programs import running
+from tests.tools_here import need
 from tunnel_agent.load import load_installation
 
 SOME_TOKEN = format_token(make_token(bytes(32), bytes(30)))
@@ -340,11 +340,11 @@ async def test_the_token_from_a_file(cloud: Cloud, tmp_path: Path) -> None:
 @pytest.fixture
 def unshare(tmp_path: Path) -> str:
     """The program that mounts in a namespace of its own."""
-    program = tools.path_of("unshare")
-    tried = [program, "-rm", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
+    need("unshare")
+    tried = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
     if subprocess.run(tried, capture_output=True, check=False).returncode:  # noqa: S603
         pytest.skip("needs user and mount namespaces: run as root, or set kernel.unprivileged_userns_clone=1")
-    return program
+    return "unshare"
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ from certs.requests import make_request
 from certs.signing import LeafProfile, make_leaf
 from certs.token import Token, format_token
 from certs.x509 import Usage, Validity, describe, facts_of
-from tests.e2e import tools
 from tests.fakes import pki
 from tests.server.asking import Answer, Question, ask
 from tests.server.issuing import Issuing, open_issuing
+from tests.tools_here import need
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.enrolment.enrolment import Asker
@@ -36,9 +36,8 @@ PKCS10 = "application/pkcs10"
 
 
 async def run(*command: str, data: bytes = b"") -> bytes:
-    """The standard output of a program that has to succeed. Skips the test if it is not installed."""
-    whole = [tools.path_of(command[0]), *command[1:]]
-    ran = await trio.run_process(whole, stdin=data, capture_stdout=True, capture_stderr=True, check=False)
+    """The standard output of a program that has to succeed."""
+    ran = await trio.run_process(command, stdin=data, capture_stdout=True, capture_stderr=True, check=False)
     assert ran.returncode == 0, (command, ran.stderr)
     output: bytes = ran.stdout
     return output
@@ -98,7 +97,7 @@ def request_of(name: str = "edge1", role: Role = Role.NODE) -> bytes:
 @pytest.fixture
 def curl_and_openssl() -> None:
     """Skips the test, with what to install: from inside a trio test that sentence would be lost."""
-    tools.require("curl", "openssl")
+    need("curl", "openssl")
 
 
 @pytest.mark.usefixtures("curl_and_openssl")
