@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from certs.files import real_place
 from certs.life import life_of
 from tunnel_agent.clock import compare_clocks
 from tunnel_agent.est_client import JoinPage, join_page
 from tunnel_agent.findings import Finding, StepFailed, Verdict
-from tunnel_agent.join.node_files import require_replaceable, require_writable
+from tunnel_agent.join.node_files import place_of_bundle, require_replaceable, require_writable
 from tunnel_agent.load import Installation
 from tunnel_agent.trust import trusting_at_any_time
 from tunnel_agent.way import Way, https_port
@@ -45,13 +44,13 @@ async def _ask(server: str, installation: Installation) -> JoinPage:
 
 def check_renewal(installation: Installation) -> Finding:
     """Whether this user could write a new bundle, and when there will be one."""
-    bundle, folder = installation.bundle, real_place(installation.bundle_file).parent
+    bundle = installation.bundle
     if not bundle.https:
         detail = f"{installation.bundle_file} names no HTTPS port of the server, so it is not renewed"
         return Finding("renewal", Verdict.SKIP, detail)
     try:
         require_replaceable(installation.bundle_file)
-        require_writable(folder)
+        require_writable(place_of_bundle(installation.bundle_file).parent)
     except StepFailed as failure:
         return failure.finding("renewal")
     try:

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from certs.bundle import Bundle, split_pem
-from certs.files import real_place
 from certs.pkcs7 import chain_for
 from certs.requests import NewRequest, make_request
 from certs.x509 import facts_of, is_signed_by
 from tunnel_agent import est_client
 from tunnel_agent.findings import StepFailed
-from tunnel_agent.join.node_files import held, prove_place, save_bundle
+from tunnel_agent.join.node_files import held, place_of_bundle, prove_place, save_bundle
 from tunnel_agent.load import Installation, load_bundle
 from tunnel_agent.patience import patiently
 from tunnel_agent.trust import roots_among, trusting
@@ -43,7 +42,7 @@ class Renewed:
 
 async def renew(installation: Installation) -> Renewed:
     """Asks the servers in their order. Raises ``StepFailed``, or ``Refused`` if one said no for good."""
-    with held(real_place(installation.bundle_file).parent):
+    with held(place_of_bundle(installation.bundle_file).parent):
         bundle = load_bundle(installation.file, installation.bundle_file)
         prove_place(installation.bundle_file)  # else each try would cost a certificate that cannot be saved
         if not bundle.https:

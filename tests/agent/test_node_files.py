@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,16 @@ def test_a_link_is_written_through_by_all_who_write_bundles(tmp_path: Path) -> N
     assert link.is_symlink() and read_bundle(real).agents == ("c.example:7001",)
     assert [file.name for file in real.parent.iterdir()] == ["edge1.pem"]
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["node.pem"]
+
+
+@pytest.mark.parametrize(
+    "ask", [prove_place, lambda link: save_bundle(link, pki.bundle_of(Role.NODE, "edge1"))]
+)
+def test_a_place_that_cannot_be_found_is_named(tmp_path: Path, ask: Callable[[Path], None]) -> None:
+    link = tmp_path / "node.pem"
+    link.symlink_to(link)
+    with pytest.raises(StepFailed, match="cannot be written: Too many levels of symbolic links"):
+        ask(link)
 
 
 def test_renewal_and_change_hold_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from datetime import datetime
 
 from certs.authority_folder import adopt
 from certs.bundle import Bundle
-from certs.files import real_place, remove_interrupted, remove_staged, write_public
+from certs.files import remove_interrupted, remove_staged, write_public
 from certs.life import life_of
 from certs.token import Token, TokenMistyped, find_token
 from tunnel_agent.check import check_targets
@@ -31,6 +31,7 @@ from tunnel_agent.join.node_files import (
     cannot_write,
     find_bundle,
     held,
+    place_of_bundle,
     prove_writable,
     request_to_send,
     save_bundle,
@@ -101,7 +102,7 @@ class Joining:
 
     async def _run_held(self) -> bool:
         try:
-            with held(real_place(self._files.bundle).parent):
+            with held(place_of_bundle(self._files.bundle).parent):
                 return await self._join() and await take_steps(
                     [("config", self._write_config), ("attach", self._attach)], self._report
                 )
@@ -228,7 +229,7 @@ class Joining:
             said = f"wrote {file}"
         remove_interrupted(self._files.unfinished)
         remove_staged(file)
-        remove_staged(real_place(bundle))
+        remove_staged(place_of_bundle(bundle))
         return said
 
     async def _attach(self) -> str:

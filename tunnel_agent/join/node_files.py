@@ -64,13 +64,21 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
+def place_of_bundle(file: Path) -> Path:
+    """Where new content of the bundle ``file`` belongs: see ``real_place``. Raises ``StepFailed``."""
+    try:
+        return real_place(file)
+    except OSError as error:
+        raise cannot_write(file.parent, error) from None
+
+
 def prove_writable(files: Files) -> str:
     """Makes the folders, and writes and removes something in each that will be written in.
 
     A configuration that is there stays as it is. Raises ``StepFailed``.
     """
     require_replaceable(files.bundle)
-    place = real_place(files.bundle)
+    place = place_of_bundle(files.bundle)
     written = [place] if os.path.lexists(files.config) else [place, files.config]
     for folder in dict.fromkeys(file.parent for file in written):
         try:
@@ -84,7 +92,7 @@ def prove_writable(files: Files) -> str:
 def prove_place(file: Path) -> None:
     """Proves that ``file`` can be replaced, before that costs a certificate. Raises ``StepFailed``."""
     require_replaceable(file)
-    prove_folder(real_place(file).parent)
+    prove_folder(place_of_bundle(file).parent)
 
 
 def require_replaceable(file: Path) -> None:
@@ -171,7 +179,7 @@ def save_bundle(file: Path, bundle: Bundle) -> None:
 
     Nobody else may be writing it: see ``held``.
     """
-    file = real_place(file)
+    file = place_of_bundle(file)
     try:
         remove_staged(file)  # it has a key in it
         write_bundle(file, bundle)
