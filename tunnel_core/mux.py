@@ -177,7 +177,7 @@ class Mux:
         if self._control:
             early = self._take_control(frames, receipt, quick)
             bulk, quick = bulk - early, quick - early
-            self.presses = bool(self._control)
+        self.presses = bool(self._control)
         while self._turns.ends and len(frames) < self._max_frames:
             self._take_data(self._turns.ends.popitem()[0], frames, receipt, 0)
         if self._turns:

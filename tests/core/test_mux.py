@@ -249,6 +249,13 @@ def _opened() -> tuple[Mux, Mux, MuxStream, MuxStream]:
     return server, agent, near, accepted[0]
 
 
+def test_a_stream_that_is_reset_before_its_open_left_presses_for_nothing() -> None:
+    mux = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=True)
+    mux.open(REQUEST).reset(Reason.USER_LEFT, "")
+    assert mux.take(0, 0) == ([], [])
+    assert not mux.presses
+
+
 def _move(source: Mux, sink: Mux) -> list[Frame]:
     frames, receipt = source.take(10_000, 10_000)
     frames = list(map(_as_read, frames))
