@@ -16,6 +16,7 @@ from tunnel_client.api import ask
 from tunnel_client.dial import Dialer, ServerUnreachable
 from tunnel_client.node_facts import NODES, Item, items_of, node_row, state_of, text_of
 from tunnel_core.command_line import printable
+from tunnel_core.ending import STANDARD_OUTPUT, wait_writable
 from tunnel_core.humanize import as_moment
 from tunnel_core.tables import lines_of
 from tunnel_core.terminal import cell_width, line_width, screen_lines, takes_escapes
@@ -55,6 +56,7 @@ async def _refresh(dialer: Dialer, name: str, view: View) -> None:
             nodes = _chosen(await ask(dialer, "nodes"), name)
         except ServerUnreachable as error:
             trouble = str(error)
+        await wait_writable(STANDARD_OUTPUT)
         view.show(nodes, trouble)
         await trio.sleep(max(REFRESH_SECONDS, _SHARE * (trio.current_time() - began)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import trio
 _LOOK_SECONDS = 1.0
 _ENDING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _STANDARD = (0, 1, 2)
+STANDARD_OUTPUT = 1
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
@@ -43,6 +45,16 @@ def is_hung_up(descriptor: int) -> bool:
     except (OSError, ValueError):
         return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in events)
+
+
+async def wait_writable(descriptor: int) -> None:
+    """Return when ``descriptor`` takes a line without blocking: a pipe or a terminal whose reader goes on.
+
+    At once for what never waits for a reader (files), and for what cannot be asked. A cancelled wait leaves
+    nothing behind.
+    """
+    with contextlib.suppress(OSError):
+        await trio.lowlevel.wait_writable(descriptor)
 
 
 async def wait_hung_up(descriptor: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from tunnel_core.ending import exit_code_of, is_hung_up, wait_hung_up
+from tunnel_core.ending import exit_code_of, is_hung_up, wait_hung_up, wait_writable
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,3 +69,28 @@ async def test_waiting_ends_when_the_reader_goes(autojump_clock: trio.testing.Mo
             os.close(reading)
     finally:
         os.close(writing)
+
+
+async def test_who_waits_for_a_stopped_reader_can_be_cancelled() -> None:
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)
+        await wait_writable(writing)
+        os.write(writing, bytes(1 << 20))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_writable, writing)
+            await trio.testing.wait_all_tasks_blocked()
+            assert nursery.child_tasks
+            os.read(reading, 1 << 20)  # it reads on: the wait ends by itself
+        os.write(writing, bytes(1 << 20))
+        with trio.move_on_after(0) as scope:
+            await wait_writable(writing)
+        assert scope.cancelled_caught
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+async def test_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    with (tmp_path / "list").open("wb") as file:
+        await wait_writable(file.fileno())

@@ -18,6 +18,7 @@ from tunnel_client.dial import Dialer, ServerUnreachable
 from tunnel_client.node_facts import items_of
 from tunnel_client.node_view import EVENTS, event_row
 from tunnel_core.command_line import printable
+from tunnel_core.ending import STANDARD_OUTPUT, wait_writable
 from tunnel_core.tables import show_list, wide_option
 
 _POLL_SECONDS = 25
@@ -67,6 +68,7 @@ async def _follow(dialer: Dialer, node: str, as_json: bool) -> None:
     answer = await ask(dialer, _page(node))
     while True:
         for event in items_of(answer, "events"):
+            await wait_writable(STANDARD_OUTPUT)  # so that a signal ends this while its reader stands still
             click.echo(json.dumps(event) if as_json else _line(event))
         await trio.sleep(_BREATH_SECONDS)
         answer = await _ask_newer(dialer, node, _last_of(answer))

@@ -14,7 +14,7 @@ from tunnel_client.access import Access, find_access
 from tunnel_client.dial import ServerUnreachable
 from tunnel_client.tunnel import Wish
 from tunnel_core.command_line import CommandError, ExitCode
-from tunnel_core.ending import ending_signals, is_hung_up, wait_hung_up
+from tunnel_core.ending import STANDARD_OUTPUT, ending_signals, is_hung_up, wait_hung_up
 from tunnel_core.first_moment import settle_output
 from tunnel_core.identity import Role, why_no_name
 from tunnel_core.names import is_node_name
@@ -22,8 +22,6 @@ from tunnel_core.reasons import Refused
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_OUTPUT = 1
 
 bundle_option = click.option(
     "--bundle",
@@ -79,7 +77,7 @@ def run_until_signal(function: Callable[P, Awaitable[None]], *args: P.args, **kw
         await _until_signal(lambda: function(*args, **kwargs))
 
     run(call)
-    if is_hung_up(_OUTPUT):
+    if is_hung_up(STANDARD_OUTPUT):
         settle_output()
         sys.exit(ExitCode.FAILED)
 
@@ -95,7 +93,7 @@ async def _until_signal(function: Callable[[], Awaitable[None]]) -> None:
             except Exception as error:  # out of the nursery, which would wrap it in a group
                 failure = error
             nursery.cancel_scope.cancel()
-    if failure is not None and not is_hung_up(_OUTPUT):
+    if failure is not None and not is_hung_up(STANDARD_OUTPUT):
         raise failure
 
 
@@ -105,5 +103,5 @@ async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 
 
 async def _cancel_without_reader(scope: trio.CancelScope) -> None:
-    await wait_hung_up(_OUTPUT)
+    await wait_hung_up(STANDARD_OUTPUT)
     scope.cancel()
