@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
 from certs.bundle import write_bundle
-from certs.ca import LOOPBACK_NAMES, Leaf, create_authority
-from tests.agent.listening import ignore, listening
+from certs.ca import LOOPBACK_NAMES, create_authority
+from tests.agent.listening import ignore, listening, tls_server
 from tests.fakes import pki
 from tests.fakes.grpc_site import open_site, server_tls
 from tests.fakes.memory_link import welcome
-from tests.fakes.pki import authority, bundle_of, expired_leaf, server_context
+from tests.fakes.pki import authority, bundle_of, expired_leaf
 from tests.server.issuing import open_issuing
 from tunnel_agent.check import check_all, check_certificate, check_targets
 from tunnel_agent.check_renewal import check_clock, check_renewal
@@ -199,35 +197,6 @@ async def test_a_name_that_is_lost_on_the_way_is_not_told_as_a_bad_certificate(t
     assert (findings[-1].step, findings[-1].verdict) == ("attach", Verdict.FAIL)
     assert "cannot be resolved: Temporary failure" in findings[-1].detail
     assert "bundle" not in findings[-1].fix
-
-
-@asynccontextmanager
-async def tls_server(
-    folder: Path,
-    leaf: Leaf | None = None,
-    alpn: str = "h2",
-    tls12: bool = False,
-    silent: bool = False,
-    then: Callable[[trio.SSLStream[trio.SocketStream]], Awaitable[object]] | None = None,
-) -> AsyncIterator[str]:
-    """Something that speaks TLS and nothing else."""
-    context = server_context(folder, leaf)
-    context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols([alpn])
-    if tls12:
-        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
-
-    async def handle(stream: trio.SocketStream) -> None:
-        tls = trio.SSLStream(stream, context, server_side=True)
-        await tls.do_handshake()
-        if then is not None:
-            await then(tls)
-            return
-        while await tls.receive_some() and silent:
-            pass
-
-    async with listening(handle) as address:
-        yield address
 
 
 async def test_an_unknown_issuer_is_named(tmp_path: Path) -> None:

@@ -16,12 +16,17 @@ from hypothesis import strategies as st
 
 from certs.bundle import Bundle, read_bundle, write_bundle
 from certs.life import BACK_DATED, Life, life_of
+from tests.agent.listening import tls_server
 from tests.fakes import pki
+from tunnel_agent.findings import StepFailed
 from tunnel_agent.held_bundle import HeldBundle
+from tunnel_agent.load import load_installation
 from tunnel_agent.renewal import Renewal
 from tunnel_agent.renewal_plan import LOOK_SECONDS, RenewalPlan, plan_after
+from tunnel_agent.renewing import renew
 from tunnel_agent.state import AgentState
 from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.reasons import Reason, Refused
 
 NOW = datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC)
 HOUR = 3600.0
@@ -253,3 +258,44 @@ def test_a_bundle_that_names_no_server_is_not_renewed(tmp_path: Path) -> None:
 def test_the_plan_says_when_it_means_to_renew() -> None:
     plan = RenewalPlan(life(90), 0.5, 0.0)
     assert plan.at == later(60)
+
+
+# What the server says to one who asks.
+
+CURES = {
+    Reason.CERTIFICATE_EXPIRED: "if both clocks are right, bring a new bundle",
+    Reason.ROOT_RETIRED: "qanat-agent join SERVER --again",
+    Reason.UNAUTHENTICATED: "qanat-agent join SERVER --again",
+    Reason.TOO_MANY_ENROLMENTS: "try again in a minute",
+    Reason.SERVER_STOPPING: "wait for the server to come back",
+    Reason.STORE_FAILED: "the server's log may say more",
+}
+
+
+async def ask_who_refuses(reason: Reason, folder: Path) -> Exception:
+    """What becomes of a renewal at a server that answers with ``reason``."""
+
+    async def refuse(tls: trio.SSLStream[trio.SocketStream]) -> None:
+        await tls.receive_some()
+        head = f"HTTP/1.1 {reason.status} No\r\nqanat-reason: {reason.word}\r\ncontent-length: 4\r\n\r\n"
+        await tls.send_all(head.encode() + b"why!")
+
+    async with tls_server(folder, then=refuse) as address:
+        write_bundle(folder / "node.pem", replace(bundle_for(HOUR), https=(address,)))
+        (folder / "agent.toml").write_text("")
+        with pytest.raises((StepFailed, Refused), match="why!") as failed:
+            await renew(load_installation(folder / "agent.toml"))
+    return failed.value
+
+
+@pytest.mark.parametrize("reason", CURES)
+async def test_each_refusal_is_told_with_its_cure(reason: Reason, tmp_path: Path) -> None:
+    failed = await ask_who_refuses(reason, tmp_path)
+    assert isinstance(failed, StepFailed)
+    assert CURES[reason] in failed.fix
+
+
+@pytest.mark.parametrize("reason", [Reason.REVOKED, Reason.WRONG_ROLE, Reason.WRONG_TRUST_DOMAIN])
+async def test_who_is_refused_for_good_is_not_told_to_try_again(reason: Reason, tmp_path: Path) -> None:
+    refused = await ask_who_refuses(reason, tmp_path)
+    assert isinstance(refused, Refused) and refused.reason is reason
