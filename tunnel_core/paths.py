@@ -39,9 +39,13 @@ def is_system() -> bool:
 
 
 def rights_hint(error: OSError) -> str:
-    """What to try where a right is missing; empty for other errors, and for root."""
-    if not isinstance(error, PermissionError) or is_system():
+    """What to try where a right is missing; empty for other errors."""
+    if not isinstance(error, PermissionError):
         return ""
+    if is_system():
+        return (
+            "root is held back here: by a container, a security module, or a file system of another machine"
+        )
     return "run this as the user that the file belongs to, or as root with sudo"
 
 
