@@ -67,9 +67,10 @@ def dial_tls(
     return context.wrap_socket(raw, server_hostname=server_name or address[0], suppress_ragged_eofs=False)
 
 
-def connect(connection: socket.socket, authority: str) -> Answer:
+def connect(connection: socket.socket, authority: str, *headers: str) -> Answer:
     """Sends the very CONNECT that kube-apiserver sends, and reads the answer's head and not a byte more."""
-    connection.sendall(f"CONNECT {authority} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    lines = [f"CONNECT {authority} HTTP/1.1", "Host: 127.0.0.1", *headers, "", ""]
+    connection.sendall("\r\n".join(lines).encode())
     return read_answer(connection)
 
 

@@ -212,21 +212,28 @@ class Server(Program):
         lines: list[dict[str, Any]] = self.ask(f"/api/v1/admin/audit?{urlencode(question)}")["audit"]
         return lines
 
-    def connect(self, authority: str, *, timeout_seconds: float = 20) -> clients.Answer:
+    def connect(
+        self, authority: str, *, headers: Sequence[str] = (), timeout_seconds: float = 20
+    ) -> clients.Answer:
         """CONNECT over the unix socket, as the user that its peer's uid means."""
-        return clients.connect(
-            self.dial_unix(self.connect_socket, timeout_seconds=timeout_seconds), authority
-        )
+        dialled = self.dial_unix(self.connect_socket, timeout_seconds=timeout_seconds)
+        return clients.connect(dialled, authority, *headers)
 
     def dial_unix(self, path: Path, *, timeout_seconds: float = 20) -> socket.socket:
         return self._kept(clients.dial_unix(path, timeout_seconds=timeout_seconds))
 
     def connect_tls(
-        self, authority: str, identity: Path | None = None, *, timeout_seconds: float = 20
+        self,
+        authority: str,
+        identity: Path | None = None,
+        *,
+        headers: Sequence[str] = (),
+        timeout_seconds: float = 20,
     ) -> clients.Answer:
         """CONNECT over mutual TLS, from inside the server's namespace."""
         bundle = identity or self.user_bundle
-        return clients.connect(self.dial_tls(HTTPS_PORT, bundle, timeout_seconds=timeout_seconds), authority)
+        dialled = self.dial_tls(HTTPS_PORT, bundle, timeout_seconds=timeout_seconds)
+        return clients.connect(dialled, authority, *headers)
 
     def dial_tls(self, port: int, identity: Path | None, *, timeout_seconds: float = 20) -> socket.socket:
         with self.namespace.entered():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.e2e import clients
 from tests.e2e.processes import Process
 from tests.e2e.programs import Agent, Program, Server
 from tests.e2e.waiting import wait_until
@@ -111,9 +112,13 @@ class Site:
         for program in self.programs:
             program.hang_up()
 
+    def connect(self, port: int) -> clients.Answer:
+        """CONNECT to this port of the first edge, over the unix socket."""
+        return self.server.connect(f"edge1:{port}")
+
     def check_request(self) -> None:
         """The next request works: a random echo through the first edge."""
-        with self.server.connect(f"edge1:{ECHO}") as answer:
+        with self.connect(ECHO) as answer:
             assert answer.status == 200, f"{answer.status} {answer.phrase}"
             assert answer.echoes(secrets.token_bytes(5000))
 
@@ -121,7 +126,7 @@ class Site:
         """Until a request works."""
 
         def works() -> bool:
-            with self.server.connect(f"edge1:{ECHO}") as answer:
+            with self.connect(ECHO) as answer:
                 return answer.status == 200 and answer.echoes(b"are you there?")
 
         wait_until(works, "a request that works", deadline_seconds=deadline_seconds)

@@ -1,0 +1,48 @@
+"""What attacks share: one installation for each file of tests, and an innocent user's echo through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.e2e.attacks.echo import Echo
+from tests.e2e.attacks.ground import Ground
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, Any]:
+    """What is laid over server.toml; a file of tests may have a fixture of its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> Iterator[Ground]:
+    """Server, innocent node and targets: running."""
+    with Ground.running(tmp_path_factory.mktemp("ground"), settings) as made:
+        yield made
+
+
+@pytest.fixture
+def site(ground: Ground) -> Iterator[Ground]:
+    """The same, whole before the test; after it the next request works. Logs are shown if the test fails."""
+    ground.recover()
+    ground.wait_request()
+    yield ground
+    ground.hang_up()
+    ground.recover()
+    ground.wait_request()
+
+
+@pytest.fixture(scope="module")
+def innocent_echo(ground: Ground) -> Iterator[Echo]:
+    """Echoes of the user ``innocent``, who comes in over TLS, all along."""
+    with ground.echoing(identity=ground.user_bundle("innocent")) as echo:
+        yield echo
+
+
+@pytest.fixture
+def echo(site: Ground, innocent_echo: Echo) -> Echo:
+    """``innocent_echo``, with the installation whole."""
+    return innocent_echo

@@ -1,0 +1,106 @@
+"""What is attacked: a real server and agent, with every setting as the documentation has it, on this machine.
+
+``edge1`` is the innocent node. Everything listens at ``address``, a loopback address of its own, at the ports
+of ``tests.e2e.programs``. Other addresses of 127.0.0.0/8 serve as the attackers' sources.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.e2e import clients
+from tests.e2e.attacks.echo import Echo
+from tests.e2e.programs import AGENTS_PORT, HTTPS_PORT, Agent
+from tests.e2e.site import ECHO, SOURCE, Site
+from tests.net.one_machine import Here, OneMachine, unused_address
+from tunnel_core.names import join_host_port
+
+INNOCENT = "edge1"
+
+
+class Ground(Site):
+    """Server, innocent node, targets."""
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(cls, folder: Path, changes: Mapping[str, Any] | None = None) -> Iterator[Ground]:
+        """Everything runs while the block does. ``changes`` are laid over ``server.toml``."""
+        machine = OneMachine()
+        listeners = {
+            "agents": {"listen": [join_host_port(machine.address, AGENTS_PORT)]},
+            "https": {"listen": [join_host_port(machine.address, HTTPS_PORT)]},
+            "log": {"level": "info", "format": "text"},
+        }
+        made = cls.made(machine, folder, {"session": {}, "limits": {}, **listeners, **(changes or {})})
+        made.configure(made.agent)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.hang_up()
+            made.stop()
+
+    @property
+    def address(self) -> str:
+        return self.network.loopback
+
+    @property
+    def agents_port(self) -> int:
+        """Where agents attach, at ``address``."""
+        return AGENTS_PORT
+
+    @property
+    def https_port(self) -> int:
+        """Where users come in, at ``address``."""
+        return HTTPS_PORT
+
+    def configure(self, agent: Agent, **changes: Any) -> None:
+        """Write the configuration of ``agent``: it may dial every target here."""
+        allow = [f"{self.address}:{ECHO}-{SOURCE}"]
+        agent.configure(self.server, allow=allow, log={"level": "info", "format": "text"}, **changes)
+
+    def target(self, port: int) -> str:
+        """The header that names one of the targets in a CONNECT."""
+        return f"Qanat-Target: {join_host_port(self.address, port)}"
+
+    def connect(self, port: int, node: str = INNOCENT) -> clients.Answer:
+        """CONNECT to a target through ``node``, over the unix socket."""
+        return self.server.connect(f"{node}:{port}", headers=[self.target(port)])
+
+    def connect_tls(self, port: int, node: str = INNOCENT, *, identity: Path | None = None) -> clients.Answer:
+        """CONNECT to a target through ``node``, over mutual TLS."""
+        return self.server.connect_tls(f"{node}:{port}", identity, headers=[self.target(port)])
+
+    def add_agent(self, node: str) -> Agent:
+        """A second real agent, not started; it ends with the ground."""
+        agent = Agent(node, self.folder / node, Here(), loopback=unused_address())
+        self.server.issue_node(node, agent.bundle)
+        self.configure(agent)
+        self.agents[node] = agent
+        return agent
+
+    def node_bundle(self, name: str) -> Path:
+        """A certificate of our authority for a node of that name, for a rogue."""
+        return self.server.issue_node(name, self.folder / f"node-{name}.pem")
+
+    def user_bundle(self, name: str) -> Path:
+        """A certificate of our authority for a user of that name."""
+        return self.server.issue_user(name, self.folder / f"user-{name}.pem")
+
+    @contextlib.contextmanager
+    def echoing(self, node: str = INNOCENT, *, identity: Path | None = None) -> Iterator[Echo]:
+        """A user's echoes through ``node``: over TLS with ``identity``, else over the unix socket."""
+        request: dict[str, Any] = {"authority": f"{node}:{ECHO}", "headers": [self.target(ECHO)]}
+        if identity is None:
+            request["unix"] = str(self.server.connect_socket)
+        else:
+            request["address"] = (self.address, HTTPS_PORT)
+            request["trust"], request["identity"] = str(self.server.trust_file), str(identity)
+        echo = Echo(request)
+        try:
+            yield echo
+        finally:
+            echo.close()
