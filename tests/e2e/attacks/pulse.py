@@ -5,8 +5,8 @@ for ``authority`` with ``headers``. Each line on standard input is answered with
 failures of the echoes since the line before.
 
 The time of an echo counts from when the echo was due, not from when it was sent: a server that stands still
-for a second delays a hundred echoes. An echo that is not back in time is a failure, as is a broken stream; the
-next echo then goes over a new stream.
+for a second delays a hundred echoes. An echo that is not back in time is a failure, as is a broken stream;
+the next echo then goes over a new stream.
 """
 
 from __future__ import annotations
