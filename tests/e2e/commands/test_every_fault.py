@@ -1,0 +1,29 @@
+"""Every command with every fault of its files, rights and descriptors: no traceback, and never no word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.commands.walk import GROUPS, Walker, descriptor_faults, file_faults, walk_all
+
+
+@pytest.fixture(scope="module")
+def walker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walker]:
+    walker = Walker(tmp_path_factory.mktemp("walk"))
+    walker.install()
+    yield walker
+    walker.close()
+
+
+@pytest.mark.parametrize("program", GROUPS)
+def test_descriptors(walker: Walker, program: str) -> None:
+    wrong = walk_all(walker, descriptor_faults(program))
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("program", GROUPS)
+def test_files(walker: Walker, program: str) -> None:
+    wrong = walk_all(walker, file_faults(program, walker.folder))
+    assert not wrong, wrong
