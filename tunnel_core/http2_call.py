@@ -1,0 +1,355 @@
+"""The server's side of one HTTP/2 connection that carries one gRPC call (RFC 9113, gRPC over HTTP/2). No I/O.
+
+Theory of operation
+1. gRPC's own server handles all its connections in one thread and has no limit on frames that holds while
+   the client does not read, so one connection can stop all others. An agent needs one call on a connection.
+   That is little enough to do here, where each frame is charged (``http2_budget``) before it is handled.
+2. ``receive`` takes what the client sent, in pieces of any size, and returns the messages that are complete.
+   ``send`` takes one message; a next one may follow when ``can_send``. ``take_output`` returns what to write.
+3. Receive windows are large and are refilled as messages are taken, because the session has its own credit.
+   A client that sends beyond its window is at fault.
+4. Headers come once. A second call on a connection is a fault, as are all connection errors of RFC 9113. The
+   caller closes the connection without GOAWAY, because no gRPC client causes such a fault.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from tunnel_core.hpack import HeaderBlockError, decode_block, encode_block
+from tunnel_core.http2_budget import FrameBudget
+from tunnel_core.limits import KIB, MIB
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
+    range(10)
+)
+END_STREAM, ACK, END_HEADERS, PADDED, WITH_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6
+
+RECEIVE_WINDOW = 16 * MIB
+"""As much as gRPC's look-ahead had: 340 MiB/s at 50 ms of round trip."""
+_REFILL_BYTES = 1 * MIB
+_LARGEST_FRAME = 4 * MIB
+_LARGEST_CONTROL = 16 * KIB
+_LARGEST_BLOCK = 4 * KIB
+"""A call's headers have about 300 bytes."""
+_DEFAULT_WINDOW, _MAX_WINDOW = 65_535, 2**31 - 1
+_DEFAULT_FRAME = 16 * KIB
+_HEAD_BYTES = 9
+_PREFIX_BYTES = 5
+_HEAD = struct.Struct(">HBBBI")
+_SETTING = struct.Struct(">HI")
+
+OK, RESOURCE_EXHAUSTED, UNIMPLEMENTED = 0, 8, 12
+"""Status codes of gRPC."""
+
+
+_ANSWER = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+
+
+class Http2Error(Exception):
+    """The client broke the protocol; the text says how."""
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Encode one frame."""
+    size = len(payload)
+    return _HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
+
+
+def _greeting() -> bytes:
+    """Return the server's preface: its SETTINGS, and the window of the connection."""
+    settings = (
+        (MAX_CONCURRENT_STREAMS, 1),
+        (INITIAL_WINDOW_SIZE, RECEIVE_WINDOW),
+        (MAX_FRAME_SIZE, _LARGEST_FRAME),
+        (MAX_HEADER_LIST_SIZE, _LARGEST_BLOCK),
+    )
+    payload = b"".join(_SETTING.pack(*setting) for setting in settings)
+    increment = (RECEIVE_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big")
+    return frame(SETTINGS, 0, 0, payload) + frame(WINDOW_UPDATE, 0, 0, increment)
+
+
+class Http2Call:
+    """One connection. ``path`` names the call that is served; ``now`` is steady seconds.
+
+    After ``FloodError`` or ``Http2Error`` the connection must be closed.
+    """
+
+    def __init__(self, path: bytes, max_message_bytes: int, now: float) -> None:
+        self.has_call = False
+        """Whether the call has begun."""
+        self.ended = ""
+        """Why the call is over; empty while it is not."""
+        self.has_finished = False
+        """Whether the server has ended the call."""
+        self.holds_window = False
+        """Whether receive windows are refilled no more for now."""
+        self._path = path
+        self._max_message = max_message_bytes
+        self._budget = FrameBudget(now)
+        self._preface = PREFACE  # what is still to come of it
+        self._buffer = b""  # the begin of a frame
+        self._data_left = 0  # of the DATA frame under way
+        self._padding_left = 0
+        self._stream = 0
+        self._block: bytes | None = None  # of a call whose headers are not complete
+        self._block_ends_stream = False
+        self._pieces: list[bytes] = []  # of a message under way
+        self._have, self._need = 0, _PREFIX_BYTES
+        self._window = RECEIVE_WINDOW  # what the client may still send
+        self._unrefilled = 0
+        self._connection_window = self._stream_window = self._initial_window = _DEFAULT_WINDOW
+        self._frame_size = _DEFAULT_FRAME
+        self._pending = memoryview(b"")  # of a message that the windows hold back
+        self._is_answered = False
+        self._output = [_greeting()]
+
+    # Receiving.
+
+    def receive(self, data: bytes, now: float) -> list[bytes]:
+        """Return the messages that ``data`` completes. Raises ``FloodError`` and ``Http2Error``."""
+        messages: list[bytes] = []
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        at, size = self._skip_preface(data), len(data)
+        while at < size:
+            if self._data_left:
+                taken = min(self._data_left, size - at)
+                self._data_left -= taken
+                self._assemble(data[at : at + taken] if taken < size else data, messages)
+            elif self._padding_left:
+                taken = min(self._padding_left, size - at)
+                self._padding_left -= taken
+            else:
+                taken = self._begin_frame(data, at, now)
+                if not taken:
+                    self._buffer = data[at:]
+                    break
+            at += taken
+        self._refill()
+        return messages
+
+    def _skip_preface(self, data: bytes) -> int:
+        part = self._preface[: len(data)]
+        if not data.startswith(part):
+            raise Http2Error("the connection does not begin with the preface of HTTP/2")
+        self._preface = self._preface[len(part) :]
+        return len(part)
+
+    def _begin_frame(self, data: bytes, at: int, now: float) -> int:
+        """Return how many bytes were taken: of DATA the head, of others all; 0 if more must come first."""
+        if len(data) - at < _HEAD_BYTES:
+            return 0
+        head: tuple[int, int, int, int, int] = _HEAD.unpack_from(data, at)
+        length, kind, flags, stream = head[0] << 8 | head[1], head[2], head[3], head[4] & _MAX_WINDOW
+        if self._block is not None and kind != CONTINUATION:
+            raise Http2Error("a header block is broken off")
+        if kind == DATA:
+            return self._begin_data(data, at, (length, flags, stream), now)
+        if length > _LARGEST_CONTROL:
+            raise Http2Error("a frame is too large")
+        if len(data) - at < _HEAD_BYTES + length:
+            return 0
+        if kind == WINDOW_UPDATE:
+            self._budget.charge_flow(now)
+        else:
+            self._budget.charge_control(length, now)
+        payload = data[at + _HEAD_BYTES : at + _HEAD_BYTES + length]
+        self._handle(kind, flags, stream, payload)
+        return _HEAD_BYTES + length
+
+    def _begin_data(self, data: bytes, at: int, head: tuple[int, int, int], now: float) -> int:
+        length, flags, stream = head
+        if not self.has_call or stream != self._stream:
+            raise Http2Error("DATA for a stream that is not open")
+        if length > _LARGEST_FRAME:
+            raise Http2Error("a frame is too large")
+        padding, taken = 0, _HEAD_BYTES
+        if flags & PADDED:
+            if len(data) - at <= _HEAD_BYTES:
+                return 0
+            padding, taken = data[at + _HEAD_BYTES], _HEAD_BYTES + 1
+            if padding >= length:
+                raise Http2Error("a frame is padded wrongly")
+        self._data_left = length - padding - (taken - _HEAD_BYTES)
+        self._padding_left = padding
+        if not self._data_left:
+            self._budget.charge_control(length, now)
+        elif self._data_left < _PREFIX_BYTES:
+            self._budget.charge_flow(now)
+        self._budget.note_moved(self._data_left)
+        self._window -= length
+        self._unrefilled += length
+        if self._window < 0:
+            raise Http2Error("more was sent than the window allowed")
+        if flags & END_STREAM:
+            self.ended = self.ended or "the other end closed the call"
+        return taken
+
+    def _handle(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == HEADERS:
+            self._begin_call(flags, stream, payload)
+        elif kind == CONTINUATION:
+            self._continue_block(flags, stream, payload)
+        elif kind == SETTINGS:
+            if not flags & ACK:
+                self._apply_settings(payload)
+        elif kind == WINDOW_UPDATE:
+            self._open_window(stream, payload)
+        elif kind == PING:
+            if len(payload) != 8:
+                raise Http2Error("a PING has not 8 bytes")
+            if not flags & ACK:
+                self._output.append(frame(PING, ACK, 0, payload))
+        elif kind == RST_STREAM:
+            if not self.has_call or stream != self._stream:
+                raise Http2Error("RST_STREAM for a stream that is not open")
+            self.ended = self.ended or "the other end cancelled the call"
+        elif kind == PUSH_PROMISE:
+            raise Http2Error("a client sent PUSH_PROMISE")
+
+    def _begin_call(self, flags: int, stream: int, payload: bytes) -> None:
+        if self._stream or not stream & 1:
+            raise Http2Error("a second call on one connection")
+        self._stream = stream
+        begin, end = 0, len(payload)
+        if flags & PADDED:
+            begin, end = 1, end - (payload[0] if payload else 0)
+        if flags & WITH_PRIORITY:
+            begin += 5
+        if begin > end:
+            raise Http2Error("a frame is padded wrongly")
+        self._block, self._block_ends_stream = b"", bool(flags & END_STREAM)
+        self._continue_block(flags, stream, payload[begin:end])
+
+    def _continue_block(self, flags: int, stream: int, payload: bytes) -> None:
+        if self._block is None or stream != self._stream:
+            raise Http2Error("a CONTINUATION without its begin")
+        self._block += payload
+        if len(self._block) > _LARGEST_BLOCK:
+            raise Http2Error("the headers are too large")
+        if flags & END_HEADERS:
+            block, self._block = self._block, None
+            self._judge(block)
+
+    def _judge(self, block: bytes) -> None:
+        try:
+            headers = dict(decode_block(block))
+        except HeaderBlockError as error:
+            raise Http2Error(str(error)) from None
+        is_ours = headers.get(b":path") == self._path and headers.get(b":method") == b"POST"
+        if not is_ours or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
+            self.finish(UNIMPLEMENTED, "Method not found!")
+            return
+        self.has_call = True
+        if self._block_ends_stream:
+            self.ended = "the other end closed the call"
+
+    def _apply_settings(self, payload: bytes) -> None:
+        if len(payload) % _SETTING.size:
+            raise Http2Error("SETTINGS are cut off")
+        for name, value in _SETTING.iter_unpack(payload):
+            if name == INITIAL_WINDOW_SIZE:
+                if value > _MAX_WINDOW:
+                    raise Http2Error("a window is too large")
+                self._stream_window += value - self._initial_window
+                self._initial_window = value
+            elif name == MAX_FRAME_SIZE:
+                if not _DEFAULT_FRAME <= value < 1 << 24:
+                    raise Http2Error("MAX_FRAME_SIZE is out of range")
+                self._frame_size = value
+        self._output.append(frame(SETTINGS, ACK, 0))
+        self._push_pending()
+
+    def _open_window(self, stream: int, payload: bytes) -> None:
+        increment = int.from_bytes(payload, "big") & _MAX_WINDOW
+        if len(payload) != 4 or not increment:
+            raise Http2Error("a WINDOW_UPDATE opens nothing")
+        if not stream:
+            self._connection_window += increment
+        elif stream == self._stream:
+            self._stream_window += increment
+        else:
+            raise Http2Error("WINDOW_UPDATE for a stream that is not open")
+        if max(self._connection_window, self._stream_window) > _MAX_WINDOW:
+            raise Http2Error("a window is too large")
+        self._push_pending()
+
+    def _assemble(self, piece: bytes, messages: list[bytes]) -> None:
+        self._pieces.append(piece)
+        self._have += len(piece)
+        if self._have < self._need:
+            return
+        data, at = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces), 0
+        while True:
+            self._need = _PREFIX_BYTES
+            if len(data) - at < self._need:
+                break
+            is_compressed, size = data[at], int.from_bytes(data[at + 1 : at + _PREFIX_BYTES], "big")
+            if is_compressed:
+                raise Http2Error("a message is compressed")
+            if size > self._max_message:
+                raise Http2Error(f"a message is larger than max ({size} vs. {self._max_message})")
+            self._need += size
+            if len(data) - at < self._need:
+                break
+            messages.append(data[at + _PREFIX_BYTES : at + self._need])
+            at += self._need
+        rest = data[at:]
+        self._pieces, self._have = [rest] if rest else [], len(rest)
+
+    def _refill(self) -> None:
+        """Give back to the client's windows what was taken."""
+        if self._unrefilled >= _REFILL_BYTES and not self.holds_window:
+            increment = self._unrefilled.to_bytes(4, "big")
+            self._output.append(frame(WINDOW_UPDATE, 0, 0, increment))
+            self._output.append(frame(WINDOW_UPDATE, 0, self._stream, increment))
+            self._window += self._unrefilled
+            self._unrefilled = 0
+
+    # Sending.
+
+    @property
+    def can_send(self) -> bool:
+        """Whether ``send`` may be called: the call is open, and no message waits for the client's windows."""
+        return self.has_call and not self._pending and not self.has_finished
+
+    def send(self, message: bytes) -> None:
+        """Send one message, as far as the client's windows allow; the rest follows when they open."""
+        self._answer()
+        prefix = b"\0" + len(message).to_bytes(4, "big")
+        self._budget.note_moved(len(message) + _PREFIX_BYTES)
+        self._pending = memoryview(prefix + message)
+        self._push_pending()
+
+    def _push_pending(self) -> None:
+        while self._pending:
+            size = min(len(self._pending), self._frame_size, self._connection_window, self._stream_window)
+            if size <= 0:
+                return
+            self._connection_window -= size
+            self._stream_window -= size
+            self._output.append(frame(DATA, 0, self._stream, self._pending[:size].tobytes()))
+            self._pending = self._pending[size:]
+
+    def _answer(self) -> None:
+        if not self._is_answered:
+            self._is_answered = True
+            self._output.append(frame(HEADERS, END_HEADERS, self._stream, encode_block(_ANSWER)))
+
+    def finish(self, status: int, message: str = "") -> None:
+        """End the call with a status of gRPC, unless a message is under way. Idempotent."""
+        if self.has_finished or self._pending or not self._stream:
+            return
+        self.has_finished = True
+        fields = [(b"grpc-status", str(status).encode()), (b"grpc-message", message.encode())]
+        block = encode_block(fields if self._is_answered else [*_ANSWER, *fields])
+        self._output.append(frame(HEADERS, END_HEADERS | END_STREAM, self._stream, block))
+
+    def take_output(self) -> bytes:
+        """Return what is to be written, and forget it."""
+        output, self._output = self._output, []
+        return output[0] if len(output) == 1 else b"".join(output)
