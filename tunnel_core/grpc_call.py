@@ -1,4 +1,4 @@
-"""A carrier that is a gRPC call: what its dialling and its serving side share. Alone imports grpc.
+"""A carrier that is a gRPC call of the agent. Alone imports grpc; the server needs none (``http2_carrier``).
 
 Theory of operation
 1. One call, ``Attach``, moves packets as raw bytes: gRPC swallows what a serializer raises, and a

@@ -11,10 +11,8 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
-
-from tunnel_core.names import join_host_port
 
 HELD_BYTES_PER_SECOND = 16_000
 """A sixteenth of the thinnest link that is worth it: enough to be heard, and no queue in anybody's way."""
@@ -32,42 +30,6 @@ def dialled(user_timeout_ms: int) -> Iterator[socket.socket]:
             with _duplicate(descriptor) as sock, contextlib.suppress(OSError):  # not TCP, or gone meanwhile
                 if sock and sock.getsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT) == user_timeout_ms:
                     yield sock
-
-
-class AcceptedSockets:
-    """Finds those that were accepted by where they came from.
-
-    To look at all descriptors of a server with 10,000 agents takes 70 ms. So each search remembers what it
-    saw, and only one for those that came since looks at all again.
-    """
-
-    def __init__(self) -> None:
-        self._seen: dict[str, int] = {}
-
-    def find(self, addresses: Collection[str]) -> Iterator[socket.socket | None]:
-        """Duplicates as well, of ``1.2.3.4:567`` or ``[::1]:567`` each. None: here others may run."""
-        wanted = set(addresses)
-        for number, address in enumerate(wanted & self._seen.keys(), 1):
-            wanted.discard(address)
-            with _duplicate(self._seen.pop(address)) as sock:
-                if _peer_address(sock) == address:  # or else it was closed, and its number given out again
-                    yield sock
-            if number % _LOOKED_AT == 0:
-                yield None
-        if wanted:
-            yield from self._search(wanted)
-
-    def _search(self, wanted: set[str]) -> Iterator[socket.socket | None]:
-        self._seen = {}
-        for number, descriptor in enumerate(_descriptors(), 1):
-            with _duplicate(descriptor) as sock:
-                address = _peer_address(sock)
-                if address in wanted:
-                    yield sock
-                elif address:
-                    self._seen[address] = descriptor
-            if number % _LOOKED_AT == 0:
-                yield None
 
 
 def has_lost_its_address(user_timeout_ms: int) -> bool:
@@ -91,17 +53,6 @@ def _is_gone(family: int, address: tuple[Any, ...]) -> bool:
         except OSError as error:
             return error.errno == errno.EADDRNOTAVAIL
     return False
-
-
-def _peer_address(sock: socket.socket | None) -> str:
-    """Empty for what is no IP socket, or not connected."""
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return ""
-    try:
-        host, port = sock.getpeername()[:2]
-    except OSError:
-        return ""
-    return join_host_port(host.removeprefix("::ffff:"), port)
 
 
 def _descriptors() -> Iterator[int]:

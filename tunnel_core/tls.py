@@ -18,6 +18,7 @@ TLS entrance would lose the end of their input, or its answer. TLS itself can do
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 
 import trio
@@ -274,6 +275,20 @@ class SocketTlsStream(TlsStream, DirectStream):
         super().__init__(transport, context, server_side=server_side, server_hostname=server_hostname)
         self._socket = transport
         self._unencrypted = memoryview(b"")  # of the last ``put_nowait``
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's, for a poller."""
+        return self._socket.socket.fileno()
+
+    def set_tcp_option(self, option: int, value: int) -> None:
+        """Set an option of the socket at the level of TCP."""
+        self._socket.socket.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether ``receive_nowait`` has nothing until the socket is readable."""
+        return self._starved and not self._kept
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """What has arrived, ``b""`` at the end, None if nothing is there yet. Raises as ``receive_some``."""

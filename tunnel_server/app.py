@@ -14,13 +14,11 @@ import trio
 from certs.authority_folder import retired_keys
 from certs.rotation import Step
 from certs.x509 import Usage, proven_leaf
-from tunnel_core.bridge import Bridge
-from tunnel_core.carrier import CarrierFailed
 from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.credit import CreditPool
 from tunnel_core.descriptors import DescriptorLimit, raise_descriptor_limit
-from tunnel_core.grpc_carrier import CarrierServer, serve_carriers
 from tunnel_core.http import HeadLimits
+from tunnel_core.http2_carrier import serve_carriers
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.logs import log_event
@@ -31,12 +29,14 @@ from tunnel_core.reasons import Reason
 from tunnel_core.sockets import why_not_listening
 from tunnel_server.admin.actions import Actions
 from tunnel_server.attach import Attachments, AttachSettings
-from tunnel_server.binding import CannotListen, UnixAddress, require_free
+from tunnel_server.binding import CannotListen, UnixAddress
 from tunnel_server.config import ServerConfig
 from tunnel_server.credentials import BadCredentials, Credentials, make_contexts, read_credentials, tls_files
 from tunnel_server.enrolment.answers import Signer, load_signer
 from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.entrances.admin import AdminEntrance
+from tunnel_server.entrances.agents import ALPN, AgentsEntrance
+from tunnel_server.entrances.agents import ENTRANCE as AGENTS
 from tunnel_server.entrances.api import ApiEntrance
 from tunnel_server.entrances.connect import ENTRANCE as CONNECT
 from tunnel_server.entrances.connect import ConnectEntrance
@@ -102,9 +102,8 @@ class Server:
             self.standing,
             self.refusals,
         )
-        self._open = OpenListeners(config.limits, self.records, nursery)
+        self._open = OpenListeners(config.limits, self.records, nursery, most_agents=config.agents.max)
         self.listeners = self._open.listeners
-        self.agent_addresses: list[str] = []
         self.ops_addresses: list[str] = []
         self._nursery = nursery
         self._changing = trio.Lock()
@@ -112,21 +111,23 @@ class Server:
         self._started = _now()
         self._authority = config.data_dir / AUTHORITY_FOLDER
         self._credentials, self._contexts = _read_credentials(config, self._authority)
+        self._agent_contexts = _agent_contexts(config)
         self.attachments.trust_bundle = self._credentials.roots_to_tell()
-        self._carriers: CarrierServer | None = None
         self._store: Store | None = None
         self._enrolment: Enrolment | None = None
 
     @asynccontextmanager
-    async def running(self, bridge: Bridge) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[None]:
         """Everything is open inside the block. Raises ``CannotStart``."""
-        self._log_descriptors(raise_descriptor_limit())
+        descriptors = raise_descriptor_limit()
+        self._log_descriptors(descriptors)
+        self._open.leave_descriptors(descriptors.now)
         self._credentials.log(_now())
         async with AsyncExitStack() as stack:
             try:
                 await self._open_store(stack)
                 stack.callback(self._stop_accepting)
-                await self._open_all(bridge, stack)
+                await self._open_all(stack)
             except CannotListen as error:
                 raise CannotStart(str(error)) from error
             self._missing = ""
@@ -156,32 +157,26 @@ class Server:
         except StoreError as error:
             raise CannotStart(error.detail) from error
 
-    async def _open_all(self, bridge: Bridge, stack: AsyncExitStack) -> None:
+    async def _open_all(self, stack: AsyncExitStack) -> None:
         await self._open_ops()
-        await self._open_agents(bridge, stack)
+        await self._open_agents(stack)
         self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
         await self._open_entrances()
         own = OwnCertificate(self.config, self.store, self._changing, _now, self.reload)
         self._nursery.start_soon(own.keep)
 
-    async def _open_agents(self, bridge: Bridge, stack: AsyncExitStack) -> None:
-        config = self.config
+    async def _open_agents(self, stack: AsyncExitStack) -> None:
         carriers = serve_carriers(
-            bridge,
-            listen=[str(address) for address in config.agents.listen],
-            tls=self._credentials.tls,
             on_carrier=self.attachments.take,
             limits=self.attachments.limits,
-            min_tls_version=config.tls.min_version.value,
-            max_carriers=config.agents.max * 2,
-            handshake_seconds=config.limits.handshake_seconds,
+            max_carriers=self.config.agents.max * 2,
+            nursery=self._nursery,
         )
-        try:
-            self._carriers = await stack.enter_async_context(carriers)
-        except CarrierFailed as error:
-            await require_free(map(str, self.config.agents.listen))  # for the kernel's reason
-            raise CannotListen(str(error)) from error
-        self.agent_addresses = self._carriers.addresses
+        carrier_server = await stack.enter_async_context(carriers)
+        serve = AgentsEntrance(carrier_server, self.records).serve
+        seconds = self.config.limits.handshake_seconds
+        handler = over_tls(AGENTS, self._agent_contexts, seconds, serve, self.records)
+        await self._open.open_tcp(AGENTS, [str(address) for address in self.config.agents.listen], handler)
 
     async def _open_ops(self) -> None:
         settings = self.config.ops
@@ -249,7 +244,12 @@ class Server:
 
     def addresses(self) -> dict[str, list[str]]:
         """Return where agents and users connect, by entrance."""
-        return {"agents": self.agent_addresses, **self._open.addresses()}
+        return self._open.addresses()
+
+    @property
+    def agent_addresses(self) -> list[str]:
+        """Where agents connect."""
+        return self._open.addresses().get(AGENTS, [])
 
     def _admin(self) -> AdminEntrance:
         live = self.standing.proven
@@ -308,13 +308,12 @@ class Server:
         try:
             credentials = read_credentials(self.config.tls, _now())
             self._contexts.reload()
+            self._agent_contexts.reload()
         except (BadCredentials, OSError, ValueError) as error:
             _log.error("the certificates stay as they were: %s", error)
             return
         self._credentials = credentials
         self.attachments.trust_bundle = credentials.roots_to_tell()
-        if self._carriers is not None:
-            self._carriers.reload(credentials.tls)
         if self._enrolment is not None:
             self._enrolment.replace_signer(self._load_signer())
         _log.info("certificates and roots were read anew")
@@ -330,8 +329,6 @@ class Server:
         """Stops accepting, tells the agents, lets streams finish for ``drain_seconds``, resets the rest."""
         seconds = self.config.drain_seconds
         self._stop_accepting()
-        if self._carriers is not None:
-            self._carriers.stop_accepting()
         self.attachments.drain(seconds)
         with trio.move_on_after(seconds) as scope:
             await self.attachments.wait_no_streams()
@@ -401,6 +398,13 @@ def _link_limits(config: ServerConfig) -> Limits:
         grace_seconds=session.grace_seconds,
         open_wait_seconds=session.open_wait_seconds,
     )
+
+
+def _agent_contexts(config: ServerConfig) -> TlsContexts:
+    try:
+        return make_contexts(replace(tls_files(config.tls), alpn=ALPN, requires_certificate=True))
+    except BadCredentials as error:
+        raise CannotStart(str(error)) from error
 
 
 def _read_credentials(config: ServerConfig, authority: Path) -> tuple[Credentials, TlsContexts]:

@@ -34,6 +34,9 @@ class TlsFiles:
     trust_file: Path
     min_version: str = "1.3"
     authority: Path | None = None
+    alpn: str = "http/1.1"
+    requires_certificate: bool = False
+    """Whether the handshake fails for a client without a certificate; else such a client gets a 401."""
 
 
 class TlsContexts:
@@ -65,8 +68,8 @@ def make_context(files: TlsFiles) -> ssl.SSLContext:
     if files.authority is not None and (intermediates := read_intermediates(files.authority)):
         context.load_verify_locations(cadata=intermediates.decode())
     # Optional, so that who shows none gets a 401 that says so instead of an alert that nobody reads.
-    context.verify_mode = ssl.CERT_OPTIONAL
-    context.set_alpn_protocols(["http/1.1"])
+    context.verify_mode = ssl.CERT_REQUIRED if files.requires_certificate else ssl.CERT_OPTIONAL
+    context.set_alpn_protocols([files.alpn])
     context.options |= ssl.OP_NO_RENEGOTIATION
     # A resumed session would skip the check of the certificate's dates and, later, its revocation.
     context.num_tickets = 0

@@ -10,23 +10,36 @@ from tunnel_core.declining import Decline, decline_http, decline_tls
 from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress
 from tunnel_server.config import ListenerLimits
+from tunnel_server.entrances.agents import ENTRANCE as AGENTS
 from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.web import ENTRANCE as WEB
 from tunnel_server.listeners import Handler, Listener, Reporter, listen_tcp, listen_unix
 
 HTTPS = "https"
-_DECLINES: Mapping[str, Decline] = {HTTPS: decline_tls, WEB: decline_http}
+_DESCRIPTOR_SHARE = 8
+_DECLINES: Mapping[str, Decline] = {AGENTS: decline_tls, HTTPS: decline_tls, WEB: decline_http}
 """How a TCP listener tells a connection that there are too many. The ``tcp`` entrance has no words for it."""
 
 
 class OpenListeners:
     """Open listeners by entrance. Each is served in ``nursery``; ``reporter`` gets what they refuse."""
 
-    def __init__(self, limits: ListenerLimits, reporter: Reporter, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, limits: ListenerLimits, reporter: Reporter, nursery: trio.Nursery, *, most_agents: int = 5000
+    ) -> None:
         self.listeners: list[Listener] = []
         self._limits = limits
         self._reporter = reporter
         self._nursery = nursery
+        self._most_agents = most_agents
+        self._max_unauthenticated: int = limits.max_unauthenticated
+
+    def leave_descriptors(self, limit: int) -> None:
+        """Bound the unauthenticated connections of listeners opened from now on by the descriptor limit.
+
+        A listener has as many that wait as it has unauthenticated ones, so two listeners leave half.
+        """
+        self._max_unauthenticated = max(1, min(self._limits.max_unauthenticated, limit // _DESCRIPTOR_SHARE))
 
     async def open_tcp(self, entrance: str, addresses: Sequence[str], handler: Handler) -> None:
         """Listen on all ``addresses`` (``host:port``), if there are any. Raises ``CannotListen``."""
@@ -49,10 +62,13 @@ class OpenListeners:
         if entrance in (TCP, WEB):  # these ask for no identity, so only the total counts
             most = limits.max_connections
             return Admission(most, most, most, clock=trio.current_time)
+        total: int = limits.max_connections
+        if entrance == AGENTS:
+            total = max(total, 2 * self._most_agents)
         return Admission(
-            limits.max_connections,
+            total,
             limits.max_unauthenticated_per_source,
-            limits.max_unauthenticated,
+            self._max_unauthenticated,
             clock=trio.current_time,
         )
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 
 import trio
 
-from tunnel_core.bridge import Bridge, open_bridge
 from tunnel_core.ending import has_terminal
 from tunnel_core.log_batches import hold_lines
 from tunnel_server.app import CannotStart, Server
@@ -30,9 +29,9 @@ async def run_server(config: ServerConfig, on_ready: Callable[[Server], None] = 
     hold_lines()
     failure: CannotStart | None = None
     drained = False
-    async with open_bridge() as bridge, trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
         try:
-            drained = await _serve(config, bridge, nursery, on_ready)
+            drained = await _serve(config, nursery, on_ready)
         except CannotStart as error:  # out of the nursery, which would wrap it in a group
             failure = error
         nursery.cancel_scope.cancel()
@@ -41,12 +40,10 @@ async def run_server(config: ServerConfig, on_ready: Callable[[Server], None] = 
     return drained
 
 
-async def _serve(
-    config: ServerConfig, bridge: Bridge, nursery: trio.Nursery, on_ready: Callable[[Server], None]
-) -> bool:
+async def _serve(config: ServerConfig, nursery: trio.Nursery, on_ready: Callable[[Server], None]) -> bool:
     server = Server(config, nursery)
     with trio.open_signal_receiver(*_SIGNALS) as signals:
-        async with server.running(bridge):
+        async with server.running():
             on_ready(server)
             await _wait_stop(server, signals)
             return await _drain(server, signals)

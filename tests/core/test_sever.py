@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import socket
 import subprocess
 import sys
@@ -14,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tunnel_core.names import join_host_port
-from tunnel_core.own_sockets import AcceptedSockets, has_lost_its_address, hold_back
-from tunnel_core.sever import sever_accepted, sever_dialled
+from tunnel_core.own_sockets import has_lost_its_address, hold_back
+from tunnel_core.sever import sever_dialled
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and TCP_USER_TIMEOUT")
 _IP_FREEBIND = 15
@@ -49,65 +47,6 @@ def test_by_its_time_out(ends: tuple[socket.socket, socket.socket]) -> None:
     assert dialled.getpeername()
     sever_dialled(23_456)
     _assert_ended(dialled, accepted)
-
-
-def test_by_where_it_came_from(ends: tuple[socket.socket, socket.socket]) -> None:
-    dialled, accepted = ends
-    _sever_accepted(_address(dialled), "192.0.2.1:1")
-    _assert_ended(accepted, dialled)
-
-
-def test_a_long_search_lets_others_run(ends: tuple[socket.socket, socket.socket]) -> None:
-    """A thousand agents more cost more steps, none of them longer; one that ends meanwhile harms nobody."""
-    with contextlib.ExitStack() as stack:
-        pairs = [[stack.enter_context(sock) for sock in socket.socketpair()] for _ in range(200)]
-        search = sever_accepted(AcceptedSockets(), {_address(ends[0])})
-        next(search)
-        for pair in pairs[-100:]:
-            pair[0].close()
-        assert sum(1 for _ in search) >= 3
-        _assert_ended(ends[1], ends[0])
-
-
-def test_what_a_search_saw_is_found_again_at_once(ends: tuple[socket.socket, socket.socket]) -> None:
-    """Also if its descriptor has been closed since, and is another connection's now."""
-    sockets = AcceptedSockets()
-    with contextlib.ExitStack() as stack:
-        for _ in range(200):
-            stack.enter_context(socket.socket())
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        pairs = [_connected(stack, listener) for _ in range(3)]
-        (kept_dialled, kept), (closed_dialled, closed), (_, moved_to) = pairs
-        search = sever_accepted(sockets, {_address(ends[0])})
-        assert sum(1 for _ in search) > 1
-        _assert_ended(ends[1], ends[0])
-        os.dup2(moved_to.fileno(), closed.fileno())
-        assert not list(sever_accepted(sockets, {_address(kept_dialled), _address(closed_dialled)}))
-        _assert_ended(kept, kept_dialled)
-        assert moved_to.send(b"x")
-        assert list(sever_accepted(sockets, {_address(kept_dialled)}))
-
-
-def test_many_that_were_seen_are_severed_step_by_step(ends: tuple[socket.socket, socket.socket]) -> None:
-    """A whole fleet comes back in one moment."""
-    sockets = AcceptedSockets()
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        pairs = [_connected(stack, listener) for _ in range(150)]
-        assert list(sever_accepted(sockets, {_address(ends[0])}))
-        assert len(list(sever_accepted(sockets, {_address(dialled) for dialled, _ in pairs}))) == 2
-        for dialled, accepted in pairs[:3]:
-            _assert_ended(accepted, dialled)
-
-
-def _connected(stack: contextlib.ExitStack, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
-    dialled = stack.enter_context(socket.create_connection(listener.getsockname()))
-    return dialled, stack.enter_context(listener.accept()[0])
-
-
-def _address(dialled: socket.socket) -> str:
-    host, port = dialled.getsockname()[:2]
-    return join_host_port(host.removeprefix("::ffff:"), port)
 
 
 @pytest.mark.parametrize(("address", "is_gone"), [("127.0.0.1", False), ("::1", False), ("192.0.2.77", True)])
@@ -147,11 +86,6 @@ def _received(sock: socket.socket, seconds: float, most: int) -> int:
     return count
 
 
-def _sever_accepted(*addresses: str) -> None:
-    for _ in sever_accepted(AcceptedSockets(), set(addresses)):
-        continue
-
-
 def _assert_ended(severed: socket.socket, other: socket.socket) -> None:
     """Its owner cannot write, and when it closes, what was queued is gone with it."""
     with pytest.raises(OSError, match=r"Broken pipe"):
@@ -172,7 +106,6 @@ def test_locks_on_files_outlive_a_look_at_all_sockets(tmp_path: Path) -> None:
     """SQLite locks by fcntl(2): one close of a duplicate, and all locks on that file would be gone."""
     with (tmp_path / "store.db").open("w+") as file:
         fcntl.lockf(file, fcntl.LOCK_SH)
-        _sever_accepted("192.0.2.1:1")
         sever_dialled(1)
         argv = [sys.executable, "-c", _TRY, file.name]
         assert subprocess.run(argv, capture_output=True).returncode != 0  # noqa: S603 - our own command

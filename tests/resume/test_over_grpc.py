@@ -85,7 +85,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
     async with open_site() as site, trio.open_nursery() as nursery:
         settings = AttachSettings(pki.TRUST_DOMAIN, 10, limits)
         door = Attachments(settings, nodes, CreditPool(limits.credit_pool), nursery, Counters())
-        site.server._on_carrier = door.take
+        site.on_carrier = door.take
         wire = Wire(site.port, nursery)
         await wire.open()
         connector = Connector(

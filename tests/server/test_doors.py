@@ -1,6 +1,6 @@
 """Every door against those who want to be somebody else: real TLS, the right reason, a line of the audit.
 
-Whom gRPC's own handshake refuses never reaches our code, so at the agents' port such a one leaves no line.
+A handshake that the agents' port refuses leaves its line as well.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class AgentsDoor:
         self.attachments = Attachments(
             settings, self.nodes, pool, self.nursery, Counters(), Standing(), refusals
         )
-        self.site.server._on_carrier = self.attachments.take
+        self.site.on_carrier = self.attachments.take
 
     async def attempt(self, leaf: Leaf, **said: Any) -> Attempt:
         """Raises ``CarrierFailed`` or ``Refused``."""

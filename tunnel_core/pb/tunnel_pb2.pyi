@@ -88,6 +88,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_TOO_MANY_ENROLMENTS: _ClassVar[Reason]
     REASON_TOO_MANY_GUESSES: _ClassVar[Reason]
     REASON_CERTIFICATE_EXPIRED: _ClassVar[Reason]
+    REASON_FRAME_FLOOD: _ClassVar[Reason]
     REASON_ROOT_RETIRED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_DONE: Reason
@@ -168,6 +169,7 @@ REASON_INTERNAL_ERROR: Reason
 REASON_TOO_MANY_ENROLMENTS: Reason
 REASON_TOO_MANY_GUESSES: Reason
 REASON_CERTIFICATE_EXPIRED: Reason
+REASON_FRAME_FLOOD: Reason
 REASON_ROOT_RETIRED: Reason
 
 class Packet(_message.Message):

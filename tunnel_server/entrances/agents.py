@@ -1,0 +1,103 @@
+"""The agents' listener: TLS with a client certificate, HTTP/2, and the server of carriers behind it.
+
+A connection counts as unauthenticated until its first message, so the bounds of ``admission`` hold for
+clients that only complete the handshake. A client that floods is cut. Its certificate is then refused for a
+while, and each connection that was cut or refused keeps its place among the unauthenticated ones for some
+seconds. So a source that floods is left few handshakes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import socket
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import trio
+
+from tunnel_core.carrier import Peer
+from tunnel_core.http2_carrier import CarrierServer
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.tls import SocketTlsStream
+from tunnel_server.listeners import Accepted, Reporter
+
+ENTRANCE = "agents"
+ALPN = "h2"
+REFUSED_SECONDS = 60.0
+"""How long the certificate of a connection that flooded is refused."""
+PLACE_HELD_SECONDS = 5.0
+"""How long the place of a connection that was cut or refused for a flood stays taken."""
+MAX_REFUSED = 1024
+"""Certificates refused at once; the oldest is forgotten first."""
+CONNECTIONS_OF_A_CERTIFICATE = 8
+"""A session and its attempts need four; the oldest connection beyond the limit is closed."""
+_DEAD_CONNECTION_MS = 20_000
+
+
+class AgentsEntrance:
+    """Passes each connection on to ``carriers``; ``reporter`` hears of those that are cut."""
+
+    def __init__(self, carriers: CarrierServer, reporter: Reporter) -> None:
+        self._carriers = carriers
+        self._reporter = reporter
+        self._refused_until: OrderedDict[bytes, float] = OrderedDict()  # by certificate
+        self._open: dict[bytes, OrderedDict[trio.CancelScope, None]] = {}  # by certificate
+
+    async def serve(self, accepted: Accepted) -> None:
+        """Serve one connection, whose TLS handshake is done, to its end."""
+        stream = accepted.stream
+        assert isinstance(stream, SocketTlsStream)
+        peer = Peer(accepted.address, stream.version(), stream.peer_certificate())
+        certificate = hashlib.sha256(peer.leaf_pem).digest()
+        try:
+            if stream.alpn() != ALPN:
+                raise Refused(Reason.HANDSHAKE_FAILED, f"the client does not offer {ALPN} by ALPN")
+            self._require_calm(certificate)
+            _drop_dead_peer(stream)
+            with self._place(certificate):
+                await self._carriers.serve(stream, peer, accepted.ticket.authenticated)
+        except Refused as refused:
+            stream.abort()
+            self._reporter.refused(ENTRANCE, accepted.source, refused)
+            if refused.reason is Reason.FRAME_FLOOD:
+                self._note_flood(certificate)
+                await trio.sleep(PLACE_HELD_SECONDS)
+        else:
+            await stream.aclose()
+
+    def _require_calm(self, certificate: bytes) -> None:
+        left = self._refused_until.get(certificate, 0.0) - trio.current_time()
+        if left > 0:
+            detail = f"a connection with this certificate flooded; it may come again in {left:.0f} s"
+            raise Refused(Reason.FRAME_FLOOD, detail)
+
+    def _note_flood(self, certificate: bytes) -> None:
+        """Begin the time of refusal; attempts during that time do not prolong it."""
+        now = trio.current_time()
+        if self._refused_until.get(certificate, 0.0) <= now:
+            self._refused_until[certificate] = now + REFUSED_SECONDS
+            self._refused_until.move_to_end(certificate)
+            if len(self._refused_until) > MAX_REFUSED:
+                self._refused_until.popitem(last=False)
+
+    @contextlib.contextmanager
+    def _place(self, certificate: bytes) -> Iterator[None]:
+        """Count the connection, whose block is cancelled when too many newer ones come."""
+        places = self._open.setdefault(certificate, OrderedDict())
+        if len(places) >= CONNECTIONS_OF_A_CERTIFICATE:
+            places.popitem(last=False)[0].cancel()
+        with trio.CancelScope() as scope:
+            places[scope] = None
+            try:
+                yield
+            finally:
+                places.pop(scope, None)
+                if not places:
+                    self._open.pop(certificate, None)
+
+
+def _drop_dead_peer(stream: SocketTlsStream) -> None:
+    """Have the kernel drop the connection once sent bytes stay unacknowledged for so long."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        stream.set_tcp_option(socket.TCP_USER_TIMEOUT, _DEAD_CONNECTION_MS)
