@@ -25,6 +25,7 @@ from tunnel_server.entrances.api import ROOT, ApiEntrance
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.est import ENTRANCE as EST
 from tunnel_server.entrances.est import EstEntrance
+from tunnel_server.heads import refuse_cross_site
 from tunnel_server.listeners import Accepted
 from tunnel_server.opening import NotOpened
 from tunnel_server.policy import User, user_of, why_no_user
@@ -57,6 +58,7 @@ class Front:
         async def handle(http: HttpConnection, request: h11.Request) -> None:
             nonlocal entrance
             entrance = self.entrance
+            refuse_cross_site(request)  # a browser shows its user's certificate for any page
             if self.est is not None and self.est.answers(request):
                 entrance = EST
                 await self.est.handle(http, request, accepted)

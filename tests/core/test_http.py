@@ -76,6 +76,22 @@ def status_of(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
 
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
+)
+async def test_an_upgrade_that_is_not_taken_leaves_its_body_and_the_connection_whole(
+    method: bytes, protocol: bytes, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = (
+        method + b" /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: " + protocol + b"\r\n" + body
+    )
+    heard = await talk(asked, asked)
+    assert heard.count(b"HTTP/1.1 200 ") == heard.count(b"/a:abc") == 2
+    assert not caplog.records
+
+
 async def test_requests_follow_each_other_on_one_connection() -> None:
     expected = ok(b"/a:") + ok(b"/b:hello") + ok(b"/c:abcde")
     assert await talk(GET, POST, CHUNKED) == expected

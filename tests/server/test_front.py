@@ -120,6 +120,20 @@ async def test_who_is_not_let_in(tmp_path: Path, leaf: object, says: bytes) -> N
         assert not link.streams
 
 
+@pytest.mark.parametrize("header", [b"Origin: https://evil.example", b"Sec-Fetch-Site: cross-site"])
+async def test_a_foreign_page_cannot_use_the_certificate_of_a_browser(tmp_path: Path, header: bytes) -> None:
+    async with open_edge() as edge:
+        listener = await serve_tls(edge, tmp_path)
+        context = client_context(tmp_path, pki.user_leaf("alice"))
+        stream = TlsStream(await edge.dial(listener), context, server_hostname="localhost")
+        await stream.do_handshake()
+        await stream.send_all(
+            b"GET /api/v1/nodes HTTP/1.1\r\nHost: localhost:7002\r\n" + header + b"\r\n\r\n"
+        )
+        answer = await receive_until(stream, b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 403 a page of another site asked for this")
+
+
 @pytest.mark.parametrize("leaf", [None, lambda: pki.node_leaf("edge1")])
 async def test_a_refused_connection_is_not_left_to_the_garbage_collector(
     tmp_path: Path, leaf: object, without_collector: None
