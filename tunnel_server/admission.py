@@ -11,34 +11,18 @@
 
 from __future__ import annotations
 
-import functools
-import ipaddress
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.sources import LOCAL, source_of
 
-LOCAL = "local"
-"""The source of unix sockets: the file's mode decides who comes in, so only the total bounds them."""
 KNOWN_SECONDS = 600.0
 MAX_KNOWN = 4096
 """Sources remembered as known; the source with the oldest authentication is forgotten first."""
 _KNOWN_SHARE = 4
 _WAITING_FOR_EACH = 4
 """Connections that may wait for each that may go on."""
-
-
-@functools.lru_cache(1024)
-def source_of(address: str) -> str:
-    """What counts as one source: an IPv4 address, or an IPv6 /64 (what one customer gets, RFC 6177)."""
-    if not address:
-        return LOCAL
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((parsed, 64), strict=False))
 
 
 class Ticket:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.admission import MAX_KNOWN, Admission, Ticket, source_of
+from tunnel_core.sources import source_of
+from tunnel_server.admission import MAX_KNOWN, Admission, Ticket
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from certs.x509 import Proven, Usage, proven_leaf
 from tunnel_core.http_head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.admission import source_of
+from tunnel_core.sources import source_of
 from tunnel_server.enrolment.answers import Signed, Signer
 from tunnel_server.enrolment.asking import Login, node_asked_for, unproven
 from tunnel_server.enrolment.budgets import Budgets
