@@ -57,7 +57,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._broken, self._closed = False, False
         self._starved = True  # nothing can be decrypted until more arrives
 
-    async def do_handshake(self, turns: trio.Lock | None = None) -> None:
+    async def do_handshake(self, turns: contextlib.AbstractAsyncContextManager[object] | None = None) -> None:
         """Completes the handshake, without a deadline of its own.
 
         Raises ``trio.BrokenResourceError`` from an ``ssl.SSLError`` if the two sides do not agree,

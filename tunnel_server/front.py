@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import h11
@@ -31,6 +31,10 @@ from tunnel_server.opening import NotOpened
 from tunnel_server.policy import User, user_of, why_no_user
 from tunnel_server.records import Records
 from tunnel_server.standing import Standing
+
+STRANGER_IDLE_SECONDS = 5.0
+"""Between requests of a connection without a user's certificate. A client that wants a certificate sends its
+few requests one right after the other."""
 
 Identify: TypeAlias = Callable[[Accepted], User]
 """Says who is there, or raises ``Refused``."""
@@ -58,6 +62,7 @@ class Front:
         async def handle(http: HttpConnection, request: h11.Request) -> None:
             nonlocal entrance
             entrance = self.entrance
+            accepted.ticket.progressed()
             refuse_cross_site(request)  # a browser shows its user's certificate for any page
             if self.est is not None and self.est.answers(request):
                 entrance = EST
@@ -69,6 +74,8 @@ class Front:
             await self._dispatch(http, request, user, accepted.source)
 
         def note(refused: Refused) -> None:
+            if isinstance(user, Refused):
+                accepted.ticket.refused()
             if entrance == EST:
                 # Of a requester who has proven itself, the enrolment has written it down.
                 self.records.refused(EST, accepted.source, refused, in_audit=bool(refused.who))
@@ -77,7 +84,10 @@ class Front:
             elif not isinstance(refused, NotOpened):
                 self.records.request_refused(self.entrance, user.name, accepted.source, refused)
 
-        await serve_http(accepted.stream, handle, self.limits, on_refused=note, turns=accepted.turns)
+        limits = self.limits
+        if isinstance(user, Refused):
+            limits = replace(limits, idle_seconds=min(limits.idle_seconds, STRANGER_IDLE_SECONDS))
+        await serve_http(accepted.stream, handle, limits, on_refused=note, turns=accepted.turns)
 
     def _who(self, accepted: Accepted) -> User | Refused:
         """The refusal is kept for the answer to the first request: only that can be read by a person.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tunnel_core.lingering import linger
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import SocketTlsStream, TlsStream
+from tunnel_server.admission import Ticket
 from tunnel_server.listeners import Accepted, Handler, Reporter
 
 _BY_VERIFICATION = {10: Reason.CERTIFICATE_EXPIRED, 26: Reason.WRONG_ROLE}
@@ -85,7 +87,7 @@ def over_tls(
         assert isinstance(transport, SocketStream)
         stream = SocketTlsStream(transport, contexts.current, server_side=True)
         try:
-            await _shake_hands(stream, handshake_seconds, turns)
+            await _shake_hands(stream, handshake_seconds, Turns(turns, accepted.ticket))
         except Refused as refused:
             accepted.ticket.refused()
             reporter.refused(entrance, accepted.source, refused)
@@ -94,12 +96,39 @@ def over_tls(
             await linger(transport, is_sending=True)
             await transport.aclose()
             return
+        accepted.ticket.progressed()
         await handler(replace(accepted, stream=stream, turns=turns))
 
     return handle
 
 
-async def _shake_hands(stream: TlsStream, seconds: float, turns: trio.Lock) -> None:
+class Turns:
+    """The turns of one connection, which does not give way while it waits for the processor and has it.
+
+    That holds for the two steps of a handshake. Bytes that come one by one make more, which do not count as
+    something shown.
+    """
+
+    def __init__(self, turns: trio.Lock, ticket: Ticket) -> None:
+        self._turns = turns
+        self._works = iter([ticket.at_work(), ticket.at_work()])
+        self._work: AbstractContextManager[None] = nullcontext()
+
+    async def __aenter__(self) -> None:
+        self._work = next(self._works, nullcontext())
+        self._work.__enter__()
+        try:
+            await self._turns.acquire()
+        except BaseException:
+            self._work.__exit__(None, None, None)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._turns.release()
+        self._work.__exit__(None, None, None)
+
+
+async def _shake_hands(stream: TlsStream, seconds: float, turns: Turns) -> None:
     try:
         with trio.fail_after(seconds):
             await stream.do_handshake(turns)

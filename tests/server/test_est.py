@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import json
 import ssl
@@ -28,6 +29,7 @@ from tests.server.issuing import Issuing, open_issuing
 from tests.tools_here import need
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.admission import Ticket
 from tunnel_server.enrolment.enrolment import Asker
 from tunnel_server.store.revoked import Kind
 
@@ -453,3 +455,27 @@ async def test_ten_bodies_that_never_come_hold_up_nobody(tmp_path: Path) -> None
         assert (await enrol(issuing, await issuing.token("edge1"), request_of())).status == 200
         for stream in streams:
             await trio.aclose_forcefully(stream)
+
+
+async def test_a_request_that_is_worked_on_does_not_give_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    @contextlib.contextmanager
+    def at_work(_: Ticket) -> Iterator[None]:
+        steps.append("begin")
+        yield
+        steps.append("end")
+
+    async def refuse(*_: object) -> None:
+        steps.append("work")
+        raise Refused(Reason.TOKEN_WRONG)
+
+    monkeypatch.setattr(Ticket, "at_work", at_work)
+    async with open_issuing(tmp_path) as issuing:
+        for operation in ("enrol", "renew"):
+            monkeypatch.setattr(issuing.enrolment, operation, refuse)
+        await post(issuing, "simpleenroll", request_of())
+        await post(issuing, "simplereenroll", request_of(), own=own_file(issuing, pki.node_leaf("edge1")))
+    assert " ".join(steps).count("begin work") == 2

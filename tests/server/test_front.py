@@ -15,9 +15,11 @@ import trio.testing
 from certs.ca import Leaf
 from tests.fakes import pki
 from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
+from tests.server.issuing import open_issuing
 from tunnel_core.http import HeadLimits, HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.tls import TlsStream
+from tunnel_server import front as front_module
 from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress
 from tunnel_server.entrances.connect import ConnectEntrance
@@ -118,6 +120,50 @@ async def test_who_is_not_let_in(tmp_path: Path, leaf: object, says: bytes) -> N
         answer = await ask(edge, listener, client_context(tmp_path, leaf() if callable(leaf) else None))
         assert says in answer
         assert not link.streams
+
+
+async def test_a_connection_without_a_certificate_may_not_idle_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_module, "STRANGER_IDLE_SECONDS", 0.0)
+    async with open_issuing(tmp_path) as issuing:
+        edge, request = issuing.edge, b"GET /api/v1/join HTTP/1.1\r\nhost: x\r\n\r\n"
+        for leaf, stays in ((None, False), (pki.node_leaf("edge1"), False), (pki.user_leaf("alice"), True)):
+            context = client_context(tmp_path, leaf)
+            stream = TlsStream(await edge.dial(issuing.listener), context, server_hostname="localhost")
+            await stream.do_handshake()
+            await stream.send_all(request)
+            assert (await receive_until(stream, b"}\n")).startswith(b"HTTP/1.1 200 ")
+            if stays:
+                await stream.send_all(request)
+                assert (await receive_until(stream, b"}\n")).startswith(b"HTTP/1.1 200 ")
+            else:
+                assert await receive_all(stream) == b""
+
+
+async def test_who_was_refused_holds_no_place_of_the_source_while_the_answer_is_delivered(
+    tmp_path: Path,
+) -> None:
+    async with open_edge() as edge:
+        contexts = TlsContexts(tls_files(tmp_path))
+        serve = front(edge, by_certificate(pki.TRUST_DOMAIN)).serve
+        handler = over_tls("https", contexts, 5.0, serve, edge.records)
+        listener = await edge.listen("https", handler, Admission(9, 1, clock=lambda: 0.0))
+        uploads = []
+        for _ in range(4):
+            stream = TlsStream(
+                await edge.dial(listener), client_context(tmp_path, None), server_hostname="localhost"
+            )
+            await stream.do_handshake()
+            await stream.send_all(
+                b"PUT / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n" + bytes(1000)
+            )
+            assert (await receive_all(stream)).startswith(b"HTTP/1.1 401 ")
+            uploads.append(stream)
+        for stream in uploads:
+            await stream.send_all(bytes(1000))
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.unauthenticated_refusals == {("https", "unauthenticated"): 4}
 
 
 @pytest.mark.parametrize("header", [b"Origin: https://evil.example", b"Sec-Fetch-Site: cross-site"])
