@@ -167,7 +167,7 @@ def _after(database: Path, manifest: Manifest) -> list[str]:
         connection.execute("BEGIN IMMEDIATE")
         transaction = Transaction(connection, int(time.time() * 1000), must_audit=True)
         listed = tokens.listed(connection, transaction.now)
-        still_open = [token["id"] for token in listed if token["state"] == "open"]
+        still_open = [one["id"] for one in listed if one["state"] == "open" or one["revoked_with_node"]]
         for token_id in still_open:
             tokens.revoke(transaction, token_id, by)
         detail = f"the backup of {manifest.made}"
