@@ -38,7 +38,7 @@ def as_owner(path: Path) -> Iterator[None]:
     if _ROOT not in os.getresuid():
         yield
         return
-    before = _User(os.getresuid()[1], os.getegid(), os.getgroups())
+    before, owner = _User(os.getresuid()[1], os.getegid(), os.getgroups()), _ROOT
     try:
         os.seteuid(_ROOT)  # inside of another block, to look at every part of the path
         owner = owner_of(path)
@@ -47,6 +47,10 @@ def as_owner(path: Path) -> Iterator[None]:
         elif before.uid != _ROOT:
             _become(_User(_ROOT, _ROOT, [_ROOT]))
         yield
+    except PermissionError as error:
+        if owner != _ROOT and error.errno is not None and error.strerror == os.strerror(error.errno):
+            error.strerror += f" to user {_name(owner)}, whose rights root has there"
+        raise
     finally:
         _become(before)
 
@@ -87,6 +91,13 @@ def _user(uid: int) -> _User:
     except KeyError:  # a user of a container, that this machine has no name for
         return _User(uid, uid, [uid])
     return _User(uid, known.pw_gid, os.getgrouplist(known.pw_name, known.pw_gid))
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _become(user: _User) -> None:
