@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from certs import file_owner
 from certs.file_owner import as_owner, owner_of
 from tests.admin.test_commands import Command
 from tests.backup.test_backup import change, everything, in_manifest
@@ -264,11 +265,26 @@ def test_the_owner_is_the_first_user_who_can_redirect_the_path(site: Path) -> No
     os.chown(site / "service", SERVICE, SERVICE)
     (site / "link").symlink_to(site / "service" / "deep")
     (site / "loop").symlink_to(site / "loop")
-    assert owner_of(site / "service" / "deep" / "none" / "at all") == SERVICE  # deep is root's
-    assert owner_of(site / "link") == SERVICE
-    assert owner_of(site / "none" / "at all") == 0
+    assert owner_of(site / "service" / "deep" / "none" / "at all").uid == SERVICE  # deep is root's
+    assert owner_of(site / "link").uid == SERVICE
+    assert owner_of(site / "none" / "at all").uid == 0
     with pytest.raises(OSError, match="symbolic links"):
         owner_of(site / "loop")
+
+
+@root_only
+def test_a_user_outside_of_the_user_namespace_is_passed_over(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site / "outside" / "inside").mkdir(parents=True)
+    os.chown(site / "outside", 65534, 65534)
+    os.chown(site / "outside" / "inside", 1000, 1000)
+    assert owner_of(site / "outside" / "inside").uid == 65534
+    (site / "uid_map").write_text("         0     100000      10000\n")
+    monkeypatch.setattr(file_owner, "_MAPPED", site / "uid_map")
+    assert owner_of(site / "outside" / "inside").uid == 1000
+    monkeypatch.setattr(file_owner, "_MAPPED", site / "none")
+    assert owner_of(site / "outside" / "inside").uid == 65534
 
 
 @root_only
