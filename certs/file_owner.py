@@ -46,7 +46,7 @@ _NOBODY_ELSE = Owner(_ROOT, _ROOT)
 def as_owner(path: Path) -> Iterator[None]:
     """Have the rights of whom ``path`` belongs to inside the block, if this process is root's. May be nested.
 
-    ``path`` is absolute and need not exist. Raises ``OSError``.
+    ``path`` need not exist. Raises ``OSError``.
     """
     if _ROOT not in os.getresuid():
         yield
@@ -74,7 +74,7 @@ def owner_of(path: Path) -> Owner:
     Raises ``OSError``.
     """
     at, links = Path("/"), 0
-    rest = list(path.parts[1:])
+    rest = list(path.absolute().parts[1:])
     while rest:
         part = rest.pop(0)
         if part == "..":  # of a link that root made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import stat
@@ -13,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from certs import file_owner
+from certs.authority_folder import save_generation
 from certs.file_owner import as_owner, owner_of
+from certs.rotation import Generation, Rotation
 from tests.admin.test_commands import Command
 from tests.backup.test_backup import change, everything, in_manifest
+from tests.fakes import pki
 from tests.server.test_init import Result, run
 from tunnel_server.backup.archive import BadBackup, Manifest, Member, open_backup
 from tunnel_server.backup.places import Installation, StrangePlaces, require_known
@@ -231,6 +235,18 @@ def test_a_link_that_appears_while_root_works_leads_nowhere(
 
 
 @root_only
+def test_root_puts_a_backup_into_the_folder_of_a_third_user(site: Path) -> None:
+    service = Service(site)
+    home = site / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, SERVICE + 1, SERVICE + 1)
+    said = run("backup", "--config", service.config, home / "c.tar")
+    assert said.exit_code == 0, said.stderr
+    (home / "c.tar").rename(site / "b.tar")
+    assert service.restore().exit_code == 0
+
+
+@root_only
 def test_a_backup_takes_nothing_that_a_link_of_the_servers_user_leads_to(site: Path) -> None:
     service = Service(site)
     secret = site / "shadow"
@@ -257,6 +273,20 @@ def test_commands_do_not_open_what_a_link_of_the_servers_user_leads_to(site: Pat
     said = run("token", "create", "--node", "edge1", "--config", service.config)
     assert said.exit_code != 0
     assert empty.read_bytes() == b""
+
+
+@root_only
+def test_a_rotation_removes_nothing_where_a_link_of_the_servers_user_leads(site: Path) -> None:
+    victim, link = site / "victim" / "7", site / "service" / "ca"
+    victim.mkdir(parents=True)
+    link.parent.mkdir()
+    link.symlink_to(victim.parent)
+    os.chown(link.parent, SERVICE, SERVICE)
+    authority = pki.authority()
+    rotation = Rotation((Generation(".", "", datetime.datetime.now(datetime.UTC)),))
+    with pytest.raises(PermissionError, match=f"user {SERVICE}, whose rights root has there"):
+        save_generation(link, rotation, authority.roots_pem, None, authority.issuing)
+    assert [path.name for path in victim.parent.iterdir()] == ["7"]
 
 
 @root_only

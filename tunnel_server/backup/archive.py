@@ -81,15 +81,17 @@ class Source:
 
 
 def _member(source: Source) -> Member:
-    with _opened(source.file) as file:
+    with _opened(source) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return Member(str(source.belongs), os.fstat(file.fileno()).st_mode & 0o777, digest)
 
 
-def _opened(file: Path) -> io.BufferedReader:
+def _opened(source: Source) -> io.BufferedReader:
     """Root follows no links of another user's: what they lead to would be that user's after a restore."""
-    with as_owner(file):
-        return file.open("rb")
+    if source.file != source.belongs:  # a copy that this process has made
+        return source.file.open("rb")
+    with as_owner(source.file):
+        return source.file.open("rb")
 
 
 def _write(file: IO[bytes], manifest: Manifest, sources: Sequence[Source]) -> None:
@@ -99,7 +101,7 @@ def _write(file: IO[bytes], manifest: Manifest, sources: Sequence[Source]) -> No
         head.size, head.mode = len(text), PRIVATE
         archive.addfile(head, io.BytesIO(text))
         for number, source in enumerate(sources):
-            with _opened(source.file) as content:
+            with _opened(source) as content:
                 info = tarfile.TarInfo(str(number))
                 info.size, info.mode = os.fstat(content.fileno()).st_size, PRIVATE
                 archive.addfile(info, content)
