@@ -48,6 +48,10 @@ class TlsStream(trio.abc.HalfCloseableStream):
         server_hostname: str | None = None,
     ) -> None:
         self.transport = transport
+        self.has_received = False
+        """Whether the peer sent any byte."""
+        self.has_ended = False
+        """Whether the peer closed or reset the connection."""
         context.options &= ~_IGNORE_UNEXPECTED_EOF
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
@@ -147,13 +151,20 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return data
 
     async def _feed(self, limit: int) -> None:
-        self._feed_nowait(await self.transport.receive_some(limit))
+        try:
+            data = await self.transport.receive_some(limit)
+        except trio.BrokenResourceError:
+            self.has_ended = True
+            raise
+        self._feed_nowait(data)
 
     def _feed_nowait(self, data: bytes | bytearray) -> None:
         self._starved = False
         if data:
+            self.has_received = True
             self._incoming.write(data)
         else:
+            self.has_ended = True
             self._incoming.write_eof()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

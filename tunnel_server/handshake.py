@@ -90,7 +90,8 @@ def over_tls(
             await _shake_hands(stream, handshake_seconds, Turns(turns, accepted.ticket))
         except Refused as refused:
             accepted.ticket.refused()
-            reporter.refused(entrance, accepted.source, refused)
+            if not (refused.reason is Reason.HANDSHAKE_FAILED and _has_left(stream)):
+                reporter.refused(entrance, accepted.source, refused)
             # Else the user gets "connection reset" in place of the alert "certificate expired". In TLS 1.3 a
             # client sends its request before it can receive the alert.
             await linger(transport, is_sending=True)
@@ -126,6 +127,15 @@ class Turns:
     async def __aexit__(self, *_: object) -> None:
         self._turns.release()
         self._work.__exit__(None, None, None)
+
+
+def _has_left(stream: TlsStream) -> bool:
+    """Whether the client closed the connection before it sent a byte.
+
+    No handshake failed then: the client only asked whether the port is open, as ``join``, ``check`` and load
+    balancers do, or another of its attempts was faster.
+    """
+    return stream.has_ended and not stream.has_received
 
 
 async def _shake_hands(stream: TlsStream, seconds: float, turns: Turns) -> None:

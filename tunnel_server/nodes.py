@@ -114,7 +114,8 @@ class Nodes:
         if not alive or not self._duplicates.refuses(name, hello.instance, now, other_boot=other_boot):
             return
         detail = _why_duplicate(name, link.peer_address, other_boot=other_boot)
-        self.events.add(Kind.DUPLICATE, name, link.session_id, Reason.DUPLICATE_NODE, detail)
+        if self._duplicates.is_news(name, now):
+            self.events.add(Kind.DUPLICATE, name, link.session_id, Reason.DUPLICATE_NODE, detail)
         raise AttachRejected(Rejected(Reason.DUPLICATE_NODE, detail, int(RETRY_SECONDS * 1000)))
 
     def is_duplicate(self, node: Node) -> bool:

@@ -58,7 +58,7 @@ SPECIAL = {
     ("demo",): ["--target", "no target"],  # else it would run on
     ("init",): ["--name", "localhost", "--data-dir", "{folder}"],
     ("backup",): ["{folder}/new.tar", "--config", "{folder}/server.toml"],
-    ("restore",): ["{folder}/backup.tar", "--force"],
+    ("restore",): ["{folder}/backup.tar", "--force", "--place", "{folder}"],
     ("token", "create"): ["--node", "edge1", "--config", "{folder}/server.toml"],
 }
 """Arguments of commands that need others than their parameters tell."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,6 +228,24 @@ async def test_a_silent_client_is_dropped_at_the_deadline(tmp_path: Path) -> Non
         stream = await edge.dial(await serve_tls(edge, tmp_path, seconds=0.05))
         assert await stream.receive_some() == b""
         assert edge.counters.unauthenticated_refusals == {("https", "handshake_failed"): 1}
+
+
+@pytest.mark.parametrize("ends", ["close", "reset"])
+async def test_a_client_that_leaves_before_it_sends_a_byte_failed_at_nothing(
+    tmp_path: Path, ends: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_edge() as edge:
+        listener = await serve_tls(edge, tmp_path)
+        stream = await edge.dial(listener)
+        if ends == "reset":
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await stream.aclose()
+        stream = await edge.dial(listener)
+        await stream.send_all(b"\x16\x03\x01")  # the first bytes of a handshake
+        await stream.send_eof()
+        await receive_all(stream)
+        assert edge.counters.unauthenticated_refusals == {("https", "handshake_failed"): 1}
+        assert len([record for record in caplog.records if record.name == "qanat.refusals"]) == 1
 
 
 async def test_garbage_is_no_handshake(tmp_path: Path) -> None:

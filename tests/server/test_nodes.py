@@ -15,6 +15,7 @@ from tunnel_core.states import LinkState, Loss
 from tunnel_core.steps import AttachRejected
 from tunnel_server import nodes as nodes_module
 from tunnel_server.duplicates import MAX_NODES, REPLACED_SECONDS, Duplicates
+from tunnel_server.events import Kind
 from tunnel_server.nodes import Nodes, ago
 
 
@@ -163,6 +164,18 @@ def test_restarts_of_two_machines_do_not_evict_each_other_for_ever(nodes: Nodes,
     incumbent.state = LinkState.ATTACHED
     nodes.check_duplicate("edge-7", hello_of(b"one", b"6"))
     assert not nodes.is_duplicate(node)
+
+
+def test_a_duplicate_is_one_event_a_minute_at_whatever_many_addresses_it_asks(
+    nodes: Nodes, clock: Clock
+) -> None:
+    for instance in (b"a", b"b"):
+        assert try_attach(nodes, b"one", instance) is not None
+    for _ in range(3):
+        for instance in (b"a", b"a", b"a", b"check", b"check"):  # three addresses of the server, and a check
+            assert try_attach(nodes, b"one", instance) is None
+        clock.seconds += 60
+    assert [event.kind for event in nodes.events.newest(9)].count(Kind.DUPLICATE) == 3
 
 
 def test_a_machine_that_restarts_now_and_then_is_no_duplicate(nodes: Nodes, clock: Clock) -> None:
