@@ -20,8 +20,10 @@ from tunnel_core.wire import (
     MAX_FIELDS,
     SMALL,
     SMALL_END,
+    SUB_MESSAGE_FIELDS,
     VARINT,
     BrokenWire,
+    FieldBudget,
     rest_of_size,
     rest_of_tag,
     rest_of_varint,
@@ -35,13 +37,17 @@ _CUT = "utf-8", "ignore"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How fields of one kind are written and read. ``most``: how often it may repeat; 0: it does not."""
+    """How fields of one kind are written and read. ``most``: how often it may repeat; 0: it does not.
+
+    ``read`` takes the number or the bytes; of a sub-message (``inner``) the list of its values.
+    """
 
     wire: int
     default: Any
     write: Callable[[Any], bytes]
     read: Callable[[Any], Any]
     most: int = 0
+    inner: Fields | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +122,6 @@ def _write_service(service: Service) -> bytes:
     return write_fields(service, _SERVICE_FIELDS)
 
 
-def _read_service(raw: bytes) -> Service:
-    return Service(*read_fields(raw, 0, len(raw), _SERVICE_FIELDS))
-
-
 def _write_number(number: int) -> bytes:
     return SMALL[number] if 0 <= number < SMALL_END else varint(number)
 
@@ -134,8 +136,8 @@ _SECRET = Kind(DELIMITED, SessionSecret(), bytes, _read_secret)
 _CONTENT = Kind(DELIMITED, b"", bytes, bytes)
 _TRUST_BUNDLE = Kind(DELIMITED, b"", bytes, _read_trust_bundle)
 _FEATURES = Kind(DELIMITED, (), _write_text, _read_text, most=_LIMITS.max_features)
-_SERVICES = Kind(DELIMITED, (), _write_service, _read_service, most=_LIMITS.max_services)
 _SERVICE_FIELDS = _in_order(_TEXT, _TEXT, _TEXT)
+_SERVICES = Kind(DELIMITED, (), _write_service, Service._make, _LIMITS.max_services, _SERVICE_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,20 +202,21 @@ def write_fields(values: tuple[Any, ...], fields: Fields) -> bytes:
     return b"".join(parts)
 
 
-def read_fields(data: bytes, i: int, end: int, fields: Fields) -> list[Any]:
+def read_fields(data: bytes, i: int, end: int, fields: Fields, budget: FieldBudget) -> list[Any]:
     """The values of a message's fields, in order. Raises as ``wire`` does, and ``UnicodeDecodeError``."""
     kinds = fields.kinds
     values = [kind.default for kind in kinds.values()]
-    most = MAX_FIELDS
-    while i < end and most > 0:
-        most -= 1
+    repeated: dict[int, list[Any]] = {}
+    count = 0
+    while i < end and count < MAX_FIELDS:
+        count += 1
         tag = data[i]
         i += 1
         if tag > 127:
             tag, i = rest_of_tag(data, i, tag)
         kind = kinds.get(tag >> 3)
         if kind is None or tag & 7 != kind.wire:
-            i = skip_field(data, i, tag, kinds)
+            i = skip_field(data, i, tag, kinds, budget)
             continue
         value = data[i]  # the number, or the length of the content
         i += 1
@@ -226,14 +229,28 @@ def read_fields(data: bytes, i: int, end: int, fields: Fields) -> list[Any]:
                 value, i = rest_of_size(data, i, value)
             raw = data[i : i + value]
             i += value
-        place = fields.places[tag >> 3]
-        if not kind.most:
-            values[place] = kind.read(raw)
-        elif len(values[place]) < kind.most:
-            most += 1
-            values[place] += (kind.read(raw),)
+        if kind.most:
+            count -= 1
+            _read_repeated(tag >> 3, kind, raw, repeated, budget)
         else:
-            raise BrokenWire(f"field {tag >> 3} stands more than {kind.most} times")
+            values[fields.places[tag >> 3]] = kind.read(raw)
     if i != end:
         raise BrokenWire("a message is longer or shorter than its fields")
+    budget.charge(count)
+    for number, items in repeated.items():
+        values[fields.places[number]] = tuple(items)
     return values
+
+
+def _read_repeated(
+    number: int, kind: Kind, raw: Any, repeated: dict[int, list[Any]], budget: FieldBudget
+) -> None:
+    items = repeated.setdefault(number, [])
+    if len(items) == kind.most:
+        raise BrokenWire(f"field {number} stands more than {kind.most} times")
+    if kind.inner is None:
+        budget.charge(1)
+        items.append(kind.read(raw))
+    else:
+        budget.charge(SUB_MESSAGE_FIELDS)
+        items.append(kind.read(read_fields(raw, 0, len(raw), kind.inner, budget)))
