@@ -97,6 +97,7 @@ class Reason(enum.Enum):
     DATA_AFTER_END = (86, 400, "data arrived after the end of the stream")
     DATA_GAP = (87, 400, "data is missing before the offset that arrived")
     STREAM_NEVER_OPENED = (88, 400, "a frame names a stream that was never opened")
+    NUMBER_OUT_OF_RANGE = (120, 400, "a number that the other end told is out of its range")
     TLS_TOO_OLD = (89, 400, "the TLS version is older than this listener allows")
     # What the server keeps.
     STORE_FULL = (90, 507, "the disk that holds the server's store is full")

@@ -59,6 +59,8 @@ _DOUBT_SECONDS = 1.0
 _MOMENT_SECONDS = 0.5
 _MOST_PINGS = 32
 """Unanswered at a time."""
+_MOST_ROUND_TRIP_SECONDS = 60.0
+"""A ping may tell any number, and with a large one nothing would ever be late (RFC 6298: 60 s or more)."""
 
 
 class UseRejected(Exception):  # noqa: N818 - named by what happened
@@ -298,6 +300,7 @@ class Session:
         self._in_doubt = False
 
     def _note_round_trip(self, sample: float, now: float) -> None:
+        sample = min(sample, _MOST_ROUND_TRIP_SECONDS)
         self.round_trip_seconds = sample
         # Of the pongs that come together after an outage the newest counts alone.
         if now >= self._sampled_at + _MOMENT_SECONDS:

@@ -243,6 +243,18 @@ def test_opens_reset_unanswered_are_budgeted_in_time(cancel: type[Reset] | type[
 # Liveness.
 
 
+def test_a_round_trip_that_a_ping_tells_has_a_bound() -> None:
+    ends = settled()
+    for _ in range(20):
+        ends.now += 1
+        ends.server.receive(Packet(0, 0, [Ping(9, 2**64 - 1)]), 20, ends.now)
+    assert ends.server.patience_seconds <= 4 * 60
+    ends.server_mux.open(REQUEST)
+    while ends.server.next_packet(ends.now):
+        pass
+    assert ends.server.late_at() <= ends.now + 4 * 60
+
+
 def test_both_ends_learn_the_round_trip() -> None:
     ends = Ends()
     ends.tick(0)
