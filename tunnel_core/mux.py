@@ -125,6 +125,7 @@ class Mux:
         stream.send_reset = stream.recv_reset = stream.discarding = True
         stream.send.drop()
         stream.on_change()
+        stream.detach()
 
     # What enters the next packet.
 
@@ -312,8 +313,10 @@ class Mux:
         """Forgets a stream that is over."""
         if stream.recv.at_end:
             stream.recv.release()  # our half may stay open for days
-        if stream.over and self.streams.pop(stream.number, None) is not None and not self.streams:
-            self._on_empty()
+        if stream.over and self.streams.pop(stream.number, None) is not None:
+            stream.detach()
+            if not self.streams:
+                self._on_empty()
 
     # What arrives.
 
@@ -446,6 +449,7 @@ class Mux:
             self.drop_sending(stream)
             stream.recv.drop()
             stream.on_change()
+            stream.detach()
 
 
 def _open_frame(stream: MuxStream) -> Open:
