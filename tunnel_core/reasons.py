@@ -137,6 +137,28 @@ def reason_from_code(code: int) -> Reason:
     return _BY_CODE.get(code, Reason.PROTOCOL_ERROR)
 
 
+OF_A_STREAM = frozenset(
+    {
+        *(Reason.USER_LEFT, Reason.TARGET_RESET, Reason.IDLE_TIMEOUT),
+        *(Reason.BAD_REQUEST, Reason.HEAD_TOO_LARGE, Reason.HEAD_TIMEOUT, Reason.HANDSHAKE_FAILED),
+        *(Reason.UNKNOWN_SERVICE, Reason.TARGET_NOT_ALLOWED),
+        *(Reason.NAME_NOT_RESOLVED, Reason.DIAL_REFUSED, Reason.DIAL_UNREACHABLE, Reason.DIAL_TIMEOUT),
+        *(Reason.DIAL_FAILED, Reason.TARGET_PROTOCOL, Reason.TARGET_TIMEOUT),
+        *(Reason.TOO_MANY_STREAMS, Reason.NO_DESCRIPTORS, Reason.STALLED_UNDER_PRESSURE),
+        *(Reason.SEND_MEMORY_FULL, Reason.AGENT_STOPPING, Reason.SESSION_LOST),
+        *(Reason.PROTOCOL_ERROR, Reason.CREDIT_OVERRUN, Reason.DATA_AFTER_END, Reason.DATA_GAP),
+        Reason.INTERNAL_ERROR,
+    }
+)
+"""What a node may give for the end of a stream. All others are the server's: who may come in, and by what."""
+OF_A_SESSION = OF_A_STREAM | {
+    *(Reason.OPEN_FLOOD, Reason.PING_TIMEOUT, Reason.CARRIER_LOST, Reason.PEER_STALLED),
+    *(Reason.UNKNOWN_SESSION, Reason.GRACE_EXPIRED, Reason.MALFORMED_PACKET, Reason.UNKNOWN_FRAME),
+    *(Reason.VERSION_MISMATCH, Reason.ACK_OF_UNSENT, Reason.STREAM_NEVER_OPENED, Reason.NUMBER_OUT_OF_RANGE),
+}
+"""What a node may give for the end of its session."""
+
+
 class Refused(Exception):  # noqa: N818 - named by what happened, as users read it
     """What was asked for is refused. ``detail`` is a sentence for the user: who, why, what to do.
 

@@ -47,7 +47,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import Receipt
 from tunnel_core.profiles import Profile
-from tunnel_core.reasons import Reason
+from tunnel_core.reasons import OF_A_SESSION, Reason
 
 _PACKET_BYTES, _FRAME_BYTES = 48, 12
 """What a packet and each frame take on the wire besides content: TLS record, HTTP/2, gRPC, fields."""
@@ -316,6 +316,8 @@ class Session:
         raise UseRejected(frame.reason, frame.detail)
 
     def _receive_bye(self, frame: Bye, now: float) -> None:
+        if not self._pings and frame.reason not in OF_A_SESSION:  # from a node, which may be taken over
+            frame = frame._replace(reason=Reason.SESSION_LOST)
         self.peer_bye = frame
         self._confirming.received(0, now, at_once=True)
 

@@ -27,7 +27,8 @@ class AttachRejected(Refused):
     """The server refused the attach; ``retry_after_seconds`` is its advice, 0 for none."""
 
     def __init__(self, rejected: Rejected) -> None:
-        super().__init__(rejected.reason, rejected.detail)
+        reason = Reason.PROTOCOL_ERROR if rejected.reason is Reason.DONE else rejected.reason
+        super().__init__(reason, rejected.detail)
         self.retry_after_seconds = rejected.retry_after_ms / 1000
 
 
