@@ -44,11 +44,15 @@ class TlsVersion(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Tls:
-    """What both TLS listeners show; ``trust_file`` holds the roots of nodes and users."""
+    """What both TLS listeners show; ``trust_file`` holds the roots of nodes, users and servers.
+
+    The roots in ``user_trust_file`` vouch for users alone.
+    """
 
     certificate_file: Path
     key_file: Path
     trust_file: Path
+    user_trust_file: Path | None = None
     min_version: TlsVersion = TlsVersion.TLS_1_3
 
 
