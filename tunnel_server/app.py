@@ -122,6 +122,7 @@ class Server:
         """Everything is open inside the block. Raises ``CannotStart``."""
         self._log_descriptors(raise_descriptor_limit())
         self._credentials.log(_now())
+        self._credentials.log_other_roots(self._authority)
         async with AsyncExitStack() as stack:
             try:
                 await self._open_store(stack)

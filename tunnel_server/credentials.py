@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from certs import authority_folder
 from certs.bundle import MAX_ROOTS, split_pem
 from certs.files import KeyFileError, read_private, read_public
 from certs.x509 import Description, describe, is_private_key
@@ -68,6 +69,19 @@ class Credentials:
         else:
             sentence = f"the server's certificate ends in {left.days} days: replace it, then send SIGHUP"
             log_event(_log, logging.WARNING, sentence, **fields)
+
+    def log_other_roots(self, authority: Path) -> None:
+        """A warning if the trust file has roots beside those of the authority in this folder."""
+        try:
+            own = split_pem(authority_folder.roots_of(authority, authority_folder.read_rotation(authority)))
+            others = set(split_pem(self.tls.roots_pem)) - set(own)
+        except (OSError, ValueError):
+            return  # there is none, or what reads it to issue certificates says what is wrong with it
+        if others:
+            told = "each vouches for every node, user and server"
+            cure = "if it is for users alone, name a file with it in [tls] user_trust_file instead"
+            sentence = f"{len(others)} roots of the trust file are not of this authority: {told}; {cure}"
+            log_event(_log, logging.WARNING, sentence, folder=authority)
 
 
 def tls_files(tls: Tls) -> TlsFiles:
