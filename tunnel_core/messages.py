@@ -8,7 +8,7 @@ holds the rows against the generated classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunnel_core import frames
@@ -32,6 +32,7 @@ from tunnel_core.wire import (
 )
 
 _LIMITS = Limits()
+_MOST_TEXT = _LIMITS.max_text_bytes
 _CUT = "utf-8", "ignore"
 
 
@@ -56,6 +57,15 @@ class Fields:
 
     kinds: Mapping[int, Kind]
     places: Mapping[int, int]
+    by_tag: Mapping[int, tuple[int, Kind]] = field(init=False)
+    """Place and kind of each, by number and wire type as they stand on the wire."""
+    defaults: tuple[Any, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        places, kinds = self.places, self.kinds
+        by_tag = {number << 3 | kind.wire: (places[number], kind) for number, kind in kinds.items()}
+        object.__setattr__(self, "by_tag", by_tag)
+        object.__setattr__(self, "defaults", tuple(kind.default for kind in kinds.values()))
 
     def then(self, number: int, kind: Kind) -> Fields:
         """One field more, whose number does not follow on the last one's."""
@@ -80,7 +90,7 @@ def _write_text(text: str) -> bytes:
 
 
 def _read_text(raw: bytes) -> str:
-    return _bounded(raw, _LIMITS.max_text_bytes).decode()
+    return raw.decode() if len(raw) <= _MOST_TEXT else _bounded(raw, _MOST_TEXT).decode()
 
 
 def _write_detail(detail: str) -> bytes:
@@ -204,8 +214,8 @@ def write_fields(values: tuple[Any, ...], fields: Fields) -> bytes:
 
 def read_fields(data: bytes, i: int, end: int, fields: Fields, budget: FieldBudget) -> list[Any]:
     """The values of a message's fields, in order. Raises as ``wire`` does, and ``UnicodeDecodeError``."""
-    kinds = fields.kinds
-    values = [kind.default for kind in kinds.values()]
+    by_tag = fields.by_tag
+    values = list(fields.defaults)
     repeated: dict[int, list[Any]] = {}
     count = 0
     while i < end and count < MAX_FIELDS:
@@ -214,40 +224,41 @@ def read_fields(data: bytes, i: int, end: int, fields: Fields, budget: FieldBudg
         i += 1
         if tag > 127:
             tag, i = rest_of_tag(data, i, tag)
-        kind = kinds.get(tag >> 3)
-        if kind is None or tag & 7 != kind.wire:
-            i = skip_field(data, i, tag, kinds, budget)
+        found = by_tag.get(tag)
+        if found is None:
+            i = skip_field(data, i, tag, fields.kinds, budget)
             continue
+        place, kind = found
         value = data[i]  # the number, or the length of the content
         i += 1
-        if kind.wire == VARINT:
+        if tag & 7 == VARINT:
             if value > 127:
                 value, i = rest_of_varint(data, i, value)
-            raw: int | bytes = value
-        else:
-            if value > 127:
-                value, i = rest_of_size(data, i, value)
-            raw = data[i : i + value]
-            i += value
+            values[place] = kind.read(value)
+            continue
+        if value > 127:
+            value, i = rest_of_size(data, i, value)
+        raw = data[i : i + value]
+        i += value
         if kind.most:
             count -= 1
-            _read_repeated(tag >> 3, kind, raw, repeated, budget)
+            _read_repeated(place, kind, raw, repeated, budget)
         else:
-            values[fields.places[tag >> 3]] = kind.read(raw)
+            values[place] = kind.read(raw)
     if i != end:
         raise BrokenWire("a message is longer or shorter than its fields")
     budget.charge(count)
-    for number, items in repeated.items():
-        values[fields.places[number]] = tuple(items)
+    for place, items in repeated.items():
+        values[place] = tuple(items)
     return values
 
 
 def _read_repeated(
-    number: int, kind: Kind, raw: Any, repeated: dict[int, list[Any]], budget: FieldBudget
+    place: int, kind: Kind, raw: bytes, repeated: dict[int, list[Any]], budget: FieldBudget
 ) -> None:
-    items = repeated.setdefault(number, [])
+    items = repeated.setdefault(place, [])
     if len(items) == kind.most:
-        raise BrokenWire(f"field {number} stands more than {kind.most} times")
+        raise BrokenWire(f"a field stands more than {kind.most} times")
     if kind.inner is None:
         budget.charge(1)
         items.append(kind.read(raw))
