@@ -37,7 +37,10 @@ DECISIONS = [
         "tunnel_core." + name
         for name in ("names", "node_patterns", "identity", "session", "mux", "halves", "credit")
     ),
-    *("tunnel_core." + name for name in ("steps", "states", "attempts", "mux_stream", "turns", "allowance")),
+    *(
+        "tunnel_core." + name
+        for name in ("steps", "ranges", "states", "attempts", "mux_stream", "turns", "allowance")
+    ),
     *(
         "tunnel_core." + name
         for name in ("settings", "environment", "http_head", "bucket", "profiles", "humanize")

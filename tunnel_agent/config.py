@@ -15,6 +15,7 @@ from tunnel_agent.proxy import ProxyError, parse_proxy
 from tunnel_agent.targets import Entry, parse_entry
 from tunnel_core.names import Target
 from tunnel_core.profiles import ProfileName
+from tunnel_core.ranges import HELLO
 from tunnel_core.settings import (
     BadValue,
     Log,
@@ -31,9 +32,9 @@ from tunnel_core.settings import (
 if TYPE_CHECKING:
     from tunnel_core.config import Source
 
-MIN_BYTES_PER_SECOND = 1000
+MIN_BYTES_PER_SECOND = HELLO["max_bytes_per_second"].least
 """With less the link could not even carry its own pings and confirmations."""
-MAX_BYTES_PER_SECOND = 10**10
+MAX_BYTES_PER_SECOND = HELLO["max_bytes_per_second"].most
 STATUS_SERVICE = "status"
 """The built-in service: the agent's own status page."""
 

@@ -22,6 +22,9 @@ _PARSED_HERE = "web"
 """The entrance whose server end reads HTTP and so needs https targets without their TLS. Everywhere
 else the TLS is the user's own, and ending it here would break what he verifies."""
 
+_LINE_SECONDS = 60.0
+"""Between two lines about refusals of one kind, in the end: a server may ask for what is refused for days."""
+
 
 class Serving:
     """The streams of one agent, over all its sessions. Each is a task of ``nursery``.
@@ -41,7 +44,7 @@ class Serving:
         self._nursery = nursery
         self._dialler = dialler
         self._log = log
-        self._refusals = RefusedStreamLines(log)
+        self._refusals = RefusedStreamLines(log, longest_seconds=_LINE_SECONDS)
         self._counters = counters
         self._built_in = built_in
         self._idle = trio.Event()

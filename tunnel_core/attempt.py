@@ -138,8 +138,7 @@ class Attempt:
 
     def next_packet(self) -> bytes | None:
         if self._out:
-            frames, self._out = self._out, []
-            return encode_packet(0, 0, frames)
+            return encode_packet(0, 0, [self._out.pop(0)])  # frames of the attach stand alone
         return self._link.next_packet() if self._link is not None else None
 
     def carrier_lost(self, detail: str) -> None:

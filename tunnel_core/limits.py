@@ -17,6 +17,8 @@ class Limits:
     max_message_bytes: int = 4 * MIB
     """A gRPC message that we accept: above the largest packet, as later versions may send more."""
     max_frames_per_packet: int = 4096
+    max_fields_per_packet: int = 24 * KIB
+    """Fields of all frames of a packet: six a frame, as many as our ``open`` has."""
     max_streams: int = 1024
     """Streams open at once in one session."""
     initial_credit: int = 64 * KIB

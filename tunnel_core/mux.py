@@ -40,7 +40,7 @@ from tunnel_core.frames import (
 from tunnel_core.halves import PeerFault, SendHalf
 from tunnel_core.limits import Limits
 from tunnel_core.mux_stream import END, OPEN, MuxStream, Receipt
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import OF_A_STREAM, Reason, Refused
 from tunnel_core.turns import Turns
 
 _FRAME_RESERVE = 16
@@ -125,6 +125,7 @@ class Mux:
         stream.send_reset = stream.recv_reset = stream.discarding = True
         stream.send.drop()
         stream.on_change()
+        stream.detach()
 
     # What enters the next packet.
 
@@ -312,8 +313,10 @@ class Mux:
         """Forgets a stream that is over."""
         if stream.recv.at_end:
             stream.recv.release()  # our half may stay open for days
-        if stream.over and self.streams.pop(stream.number, None) is not None and not self.streams:
-            self._on_empty()
+        if stream.over and self.streams.pop(stream.number, None) is not None:
+            stream.detach()
+            if not self.streams:
+                self._on_empty()
 
     # What arrives.
 
@@ -388,13 +391,20 @@ class Mux:
             stream.recv.size = stream.recv.received
             stream.recv.drop()
             stream.recv_reset = stream.discarding = True
-            self._broken(stream, frame.reason, frame.detail)
+            self._broken(stream, self._reason_told(frame.reason, Reason.TARGET_RESET), frame.detail)
         self.maybe_forget(stream)
 
     def _receive_stop(self, stream: MuxStream, frame: Stop) -> None:
         if not stream.send_reset and not stream.emitted_end():
-            self._broken(stream, frame.reason, "")
+            self._broken(stream, self._reason_told(frame.reason, Reason.TARGET_RESET), "")
             stream.give_up_sending()
+
+    def _reason_told(self, reason: Reason, otherwise: Reason) -> Reason:
+        """The reason that the peer gave; ``otherwise`` in place of one that is not a node's to give.
+
+        Users, logs and the audit go by reasons: ``done`` is no refusal, and who is let in the server decides.
+        """
+        return reason if reason in OF_A_STREAM or not self._opener else otherwise
 
     def _broken(self, stream: MuxStream, reason: Reason, detail: str) -> None:
         if stream.reset_reason is None:
@@ -421,7 +431,10 @@ class Mux:
     def _receive_refused(self, stream: MuxStream, frame: RefusedFrame) -> None:
         if not self._opener or stream.opened:
             raise PeerFault(Reason.PROTOCOL_ERROR, f"a refusal of stream {frame.stream}, which is open")
-        stream.refusal = Refused(frame.reason, frame.detail)
+        reason, detail = self._reason_told(frame.reason, Reason.DIAL_FAILED), frame.detail
+        if reason is not frame.reason:
+            detail = f"the node's agent refused it as {frame.reason.word}, which is not for a node to say"
+        stream.refusal = Refused(reason, detail)
         stream.discarding = stream.send_reset = stream.recv_reset = True
         self.drop_sending(stream)
         stream.recv.drop()
@@ -446,6 +459,7 @@ class Mux:
             self.drop_sending(stream)
             stream.recv.drop()
             stream.on_change()
+            stream.detach()
 
 
 def _open_frame(stream: MuxStream) -> Open:

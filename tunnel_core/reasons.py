@@ -97,6 +97,7 @@ class Reason(enum.Enum):
     DATA_AFTER_END = (86, 400, "data arrived after the end of the stream")
     DATA_GAP = (87, 400, "data is missing before the offset that arrived")
     STREAM_NEVER_OPENED = (88, 400, "a frame names a stream that was never opened")
+    NUMBER_OUT_OF_RANGE = (120, 400, "a number that the other end told is out of its range")
     TLS_TOO_OLD = (89, 400, "the TLS version is older than this listener allows")
     # What the server keeps.
     STORE_FULL = (90, 507, "the disk that holds the server's store is full")
@@ -134,6 +135,28 @@ _BY_CODE = {reason.code: reason for reason in Reason}
 def reason_from_code(code: int) -> Reason:
     """The reason with this wire code; a code of a later version reads as ``PROTOCOL_ERROR``."""
     return _BY_CODE.get(code, Reason.PROTOCOL_ERROR)
+
+
+OF_A_STREAM = frozenset(
+    {
+        *(Reason.USER_LEFT, Reason.TARGET_RESET, Reason.IDLE_TIMEOUT),
+        *(Reason.BAD_REQUEST, Reason.HEAD_TOO_LARGE, Reason.HEAD_TIMEOUT, Reason.HANDSHAKE_FAILED),
+        *(Reason.UNKNOWN_SERVICE, Reason.TARGET_NOT_ALLOWED),
+        *(Reason.NAME_NOT_RESOLVED, Reason.DIAL_REFUSED, Reason.DIAL_UNREACHABLE, Reason.DIAL_TIMEOUT),
+        *(Reason.DIAL_FAILED, Reason.TARGET_PROTOCOL, Reason.TARGET_TIMEOUT),
+        *(Reason.TOO_MANY_STREAMS, Reason.NO_DESCRIPTORS, Reason.STALLED_UNDER_PRESSURE),
+        *(Reason.SEND_MEMORY_FULL, Reason.AGENT_STOPPING, Reason.SESSION_LOST),
+        *(Reason.PROTOCOL_ERROR, Reason.CREDIT_OVERRUN, Reason.DATA_AFTER_END, Reason.DATA_GAP),
+        Reason.INTERNAL_ERROR,
+    }
+)
+"""What a node may give for the end of a stream. All others are the server's: who may come in, and by what."""
+OF_A_SESSION = OF_A_STREAM | {
+    *(Reason.OPEN_FLOOD, Reason.PING_TIMEOUT, Reason.CARRIER_LOST, Reason.PEER_STALLED),
+    *(Reason.UNKNOWN_SESSION, Reason.GRACE_EXPIRED, Reason.MALFORMED_PACKET, Reason.UNKNOWN_FRAME),
+    *(Reason.VERSION_MISMATCH, Reason.ACK_OF_UNSENT, Reason.STREAM_NEVER_OPENED, Reason.NUMBER_OUT_OF_RANGE),
+}
+"""What a node may give for the end of its session."""
 
 
 class Refused(Exception):  # noqa: N818 - named by what happened, as users read it

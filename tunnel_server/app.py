@@ -122,6 +122,7 @@ class Server:
         """Everything is open inside the block. Raises ``CannotStart``."""
         self._log_descriptors(raise_descriptor_limit())
         self._credentials.log(_now())
+        self._credentials.log_other_roots(self._authority)
         async with AsyncExitStack() as stack:
             try:
                 await self._open_store(stack)
@@ -270,7 +271,11 @@ class Server:
     def _est(self) -> EstEntrance:
         identity, domain = self.config.identity, self.config.trust_domain
         settings = EnrolmentSettings(
-            domain, identity.node_life_seconds, identity.user_life_seconds, identity.max_enrolments
+            domain,
+            identity.node_life_seconds,
+            identity.user_life_seconds,
+            identity.max_enrolments,
+            renews_only_own=self.config.tls.user_trust_file is not None,
         )
         self._enrolment = Enrolment(
             settings, self._load_signer(), self.store, self.standing, trio.current_time
@@ -406,6 +411,8 @@ def _link_limits(config: ServerConfig) -> Limits:
 def _read_credentials(config: ServerConfig, authority: Path) -> tuple[Credentials, TlsContexts]:
     try:
         credentials = read_credentials(config.tls, _now())
-        return credentials, make_contexts(replace(tls_files(config.tls), authority=authority))
+        users = config.tls.user_trust_file
+        files = replace(tls_files(config.tls), authority=authority, user_trust_file=users)
+        return credentials, make_contexts(files)
     except BadCredentials as error:
         raise CannotStart(str(error)) from error

@@ -339,8 +339,8 @@ def _named(refused: Refused, proven: Proven | None) -> Refused:
 
 
 def _ping_interval(limits: Limits, hello: Hello) -> float:
-    """What this server is set to; on a metered link at least what its profile says. 0: no pings."""
+    """What this server is set to; on a metered link at least what its profile says."""
     seconds = limits.ping_interval_seconds
-    if not hello.metered or not seconds:
+    if not hello.metered:
         return seconds
     return max(seconds, profile_of(metered=True).idle_ping_seconds)

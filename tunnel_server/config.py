@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from tunnel_core.names import Target
+from tunnel_core.ranges import WELCOME
 from tunnel_core.settings import (
     BadValue,
     Count,
@@ -43,11 +44,15 @@ class TlsVersion(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Tls:
-    """What both TLS listeners show; ``trust_file`` holds the roots of nodes and users."""
+    """What both TLS listeners show; ``trust_file`` holds the roots of nodes, users and servers.
+
+    The roots in ``user_trust_file`` vouch for users alone.
+    """
 
     certificate_file: Path
     key_file: Path
     trust_file: Path
+    user_trust_file: Path | None = None
     min_version: TlsVersion = TlsVersion.TLS_1_3
 
 
@@ -133,6 +138,14 @@ class Tcp:
             raise BadValue(why, 'add allow_from = ["10.0.0.0/8"] or listen on loopback', "listen")
 
 
+_TOLD = (
+    ("ping_interval_seconds", "ping_interval_ms", 1000),
+    ("missed_pings", "missed_pings", 1),
+    ("grace_seconds", "grace_ms", 1000),
+)
+"""Settings that agents are told in the welcome: the key, the number on the wire, and its parts of one."""
+
+
 @attrs.frozen(kw_only=True)
 class Session:
     ping_interval_seconds: Seconds = Seconds(15.0)
@@ -143,6 +156,14 @@ class Session:
     """How long a session is kept without its link; 0: not at all."""
     open_wait_seconds: SecondsOrNone = SecondsOrNone(3.0)
     """How long an open waits for a link that is lost."""
+
+    def __attrs_post_init__(self) -> None:
+        for key, name, unit in _TOLD:
+            number, allowed = getattr(self, key), WELCOME[name]
+            if not allowed.holds(number * unit):
+                also = "0 or " if allowed.or_zero else ""
+                fix = f"write {also}{allowed.least / unit:g} to {allowed.most / unit:g}"
+                raise BadValue(f"{number:g} is out of the range that agents accept", fix, key)
 
 
 @attrs.frozen(kw_only=True)

@@ -27,6 +27,8 @@ _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 class TlsFiles:
     """PEM files of a listener. ``trust_file`` holds the roots of those who may come in.
 
+    ``user_trust_file`` holds further roots, for a listener that lets users in.
+
     ``authority``, the folder of our own, if there is one, helps those who show their leaf without its
     chain, as clients of EST do: the answer to them is the leaf alone.
     """
@@ -36,6 +38,7 @@ class TlsFiles:
     trust_file: Path
     min_version: str = "1.3"
     authority: Path | None = None
+    user_trust_file: Path | None = None
 
 
 class TlsContexts:
@@ -64,6 +67,9 @@ def make_context(files: TlsFiles) -> ssl.SSLContext:
     ):
         context.load_cert_chain(certificate, key)
         context.load_verify_locations(trust)
+    if files.user_trust_file is not None:
+        with path_for_openssl(files.user_trust_file) as trust:
+            context.load_verify_locations(trust)
     if files.authority is not None and (intermediates := read_intermediates(files.authority)):
         context.load_verify_locations(cadata=intermediates.decode())
     # Optional, so that who shows none gets a 401 that says so instead of an alert that nobody reads.

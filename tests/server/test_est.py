@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from certs.ca import Leaf
+from certs.ca import Leaf, create_authority
 from certs.pkcs7 import read_certs_only
 from certs.requests import make_request
 from certs.signing import LeafProfile, make_leaf
@@ -408,6 +408,20 @@ async def test_whoever_tls_lets_in_and_is_nobody_of_ours_does_not_renew(
         answer = await renew(issuing, odd_leaf(who), request_of())
         assert (answer.status, answer.word) == (403, word)
         assert await issuing.audit() == [("refused", word, "")]
+
+
+@pytest.mark.parametrize("role", [Role.NODE, Role.USER])
+async def test_what_roots_for_users_vouch_for_is_not_renewed(tmp_path: Path, role: Role) -> None:
+    """Else their issuer could have a node's certificate of ours, or one that outlives the trust in it."""
+    others = create_authority(pki.TRUST_DOMAIN).authority
+    theirs = others.issue(role, "edge1")
+    chained = Leaf(theirs.credential, theirs.chain_pem, pki.authority().roots_pem)
+    async with open_issuing(tmp_path, user_roots=others.roots_pem, renews_only_own=True) as issuing:
+        body = request_of("edge1", role) if role is Role.USER else request_of()
+        answer = await renew(issuing, chained, body)
+        assert (answer.status, answer.word) == (403, "wrong_role")
+        assert [(kind, word) for kind, word, _ in await issuing.audit()] == [("refused", "wrong_role")]
+        assert (await renew(issuing, pki.node_leaf("edge1"), request_of())).status == 200
 
 
 async def test_beyond_the_cap_it_says_when_to_come_back(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_TOO_MANY_GUESSES: _ClassVar[Reason]
     REASON_CERTIFICATE_EXPIRED: _ClassVar[Reason]
     REASON_ROOT_RETIRED: _ClassVar[Reason]
+    REASON_NUMBER_OUT_OF_RANGE: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_DONE: Reason
 REASON_USER_LEFT: Reason
@@ -169,6 +170,7 @@ REASON_TOO_MANY_ENROLMENTS: Reason
 REASON_TOO_MANY_GUESSES: Reason
 REASON_CERTIFICATE_EXPIRED: Reason
 REASON_ROOT_RETIRED: Reason
+REASON_NUMBER_OUT_OF_RANGE: Reason
 
 class Packet(_message.Message):
     __slots__ = ("number", "ack", "frames", "arrived", "confirm_now")

@@ -50,9 +50,12 @@ def _authority(folder: Path, scratch: Path) -> list[Source]:
 
 
 def _others(config: ServerConfig) -> list[Source]:
-    tls, bearer = config.tls, config.ops.bearer_file
-    wanted = [tls.key_file, tls.certificate_file, tls.trust_file, *([bearer] if bearer else [])]
-    return [Source(file, file) for file in wanted]
+    tls = config.tls
+    wanted = [
+        *(tls.key_file, tls.certificate_file, tls.trust_file),
+        *(tls.user_trust_file, config.ops.bearer_file),
+    ]
+    return [Source(file, file) for file in wanted if file is not None]
 
 
 def _database(file: Path, scratch: Path) -> list[Source]:

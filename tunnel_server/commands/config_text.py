@@ -21,7 +21,8 @@ data_dir = $data_dir
 [tls]                             # of the agents' and the HTTPS listener
 # certificate_file = $certificate_file
 # key_file = $key_file
-# trust_file = $trust_file        # roots of nodes and users
+# trust_file = $trust_file        # roots that vouch for nodes, users and servers; agents are told them
+# user_trust_file = ""            # "users.pem": roots of other issuers that vouch for users alone
 # min_version = "1.3"
 
 [agents]                          # agents attach here: gRPC over mTLS

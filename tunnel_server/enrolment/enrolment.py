@@ -54,13 +54,14 @@ _RENEWAL_SECONDS = 0.05
 @dataclass(frozen=True, slots=True)
 class EnrolmentSettings:
     """``max_at_once`` counts requests that are here, at work or waiting for their turn: so many for first
-    certificates, and as many for renewals.
+    certificates, and as many for renewals. ``renews_only_own``: not what other issuers gave.
     """
 
     trust_domain: str
     node_life_seconds: float
     user_life_seconds: float
     max_at_once: int = 32
+    renews_only_own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +149,20 @@ class Enrolment:
             async with self._turn(self._renewals):
                 with self._audited(AuditLine(Kind.REFUSED, source=asker.address, serial=serial, **named)):
                     self._standing.require(proven)  # the handshake may have been long ago
+                    await self._require_own(leaf, proven)
                     self._spend(str(identity))
                     longest = await self._store.renewal_seconds(serial, unknown=_given_seconds(leaf))
                     signed = await self._sign(await self.signer.read(body), identity, longest)
                 await self._record(signed, Origin.RENEWED, asker, previous=serial, longest=longest)
                 return signed
+
+    async def _require_own(self, leaf: bytes, proven: Proven) -> None:
+        """What another issuer vouched for must not become what this authority vouches for."""
+        if self.settings.renews_only_own and not await self.signer.has_issued(leaf):
+            detail = (
+                f"the certificate of {proven.identity} is not of this authority: renew it where it came from"
+            )
+            raise Refused(Reason.WRONG_ROLE, detail)
 
     async def _known_token(self, login: Login, asker: Asker) -> Token:
         refused, token_id = unproven("there is no such token here: it is another server's, or altered"), ""
