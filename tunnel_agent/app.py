@@ -99,6 +99,7 @@ class Agent:
             sessions=int(self.state.is_attached),
             software=SOFTWARE,
             credit_granted_bytes=link.credit_granted if link else 0,
+            retained_bytes=link.retained_bytes if link else 0,
             cap=_sample(self.cap) if self.cap else None,
             log_lines_dropped=lines_dropped(),
         )

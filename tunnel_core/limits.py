@@ -33,6 +33,8 @@ class Limits:
     """Whether what is under way is bounded by what the link carries; without it by memory alone."""
     send_pool: int = 256 * MIB
     """The same over all sessions of one process, those in grace included."""
+    unconfirmed_seconds: float = 5.0
+    """How long a peer must confirm nothing before a short ``send_pool`` may reset its streams."""
     max_stream_queue: int = 1 * MIB
     """Bytes of one stream that wait to be sent before ``send_all`` blocks."""
     ack_every_bytes: int = 4 * MIB

@@ -108,7 +108,7 @@ class Mux:
             raise Refused(
                 Reason.TOO_MANY_STREAMS, f"the node already has {self.peer_max_streams} streams open"
             )
-        if self.send_pool.free <= 0:
+        if self.send_pool.free <= 0:  # its reserve too
             raise Refused(Reason.SEND_MEMORY_FULL)
         stream = MuxStream(self, request, 0, self.peer_initial_credit)
         self._unopened[stream] = None
@@ -164,8 +164,11 @@ class Mux:
     @property
     def _send_room(self) -> int:
         """Bytes that may leave now. What was taken back has its place in the pool already."""
-        shared = self.send_pool.free + self.held - self.unconfirmed
-        return min(self.limits.max_send_memory - self.unconfirmed, shared)
+        unconfirmed, held = self.unconfirmed, self.held
+        shared = self.send_pool.room(held)
+        if held != unconfirmed:
+            shared = max(0, shared) + held - unconfirmed
+        return min(self.limits.max_send_memory - unconfirmed, shared)
 
     def take(self, bulk: int, quick: int) -> tuple[list[Frame], list[Receipt]]:
         """Frames for one packet, and their receipt. Control and ends always go.
@@ -185,16 +188,29 @@ class Mux:
         return frames, receipt
 
     def _take_turns(self, frames: list[Frame], receipt: list[Receipt], bulk: int, quick: int) -> None:
-        turns, room = self._turns, self._send_room
+        turns, room, skipped = self._turns, self._send_room, 0
         bulk, quick = min(bulk, room), min(quick, room)
         turns.begin(bulk)
         while len(frames) < self._max_frames and (turn := turns.next(bulk, quick)):
             stream, allowed = turn
+            if self.held != self.unconfirmed and not (allowed := self._most(stream.send, allowed)):
+                # Others have bytes that were taken back, and this one may not add to them.
+                turns.postpone(stream)
+                skipped += 1
+                if skipped > len(turns):
+                    break
+                continue
+            skipped = 0
             taken = self._take_data(stream, frames, receipt, allowed)
             turns.took(stream, taken, bulk)
             bulk, quick = bulk - taken, quick - taken
-        if turns and self.send_pool.free <= 0:
-            self.send_pool.call_when_free(self._wake_when_free)
+        if turns and self.send_pool.room(self.held) <= 0:
+            self.send_pool.call_when_free(self._wake_when_free, self.held)
+
+    def _most(self, send: SendHalf, allowed: int) -> int:
+        """How many of ``allowed`` bytes a stream may send: what was taken back, and our room for more."""
+        again = send.furthest - send.sent
+        return min(allowed, again + max(0, self.send_pool.room(self.held)))
 
     def _wake_when_free(self) -> None:
         """Wakes the carrier of that moment, which need not be the one that found no room."""
@@ -224,7 +240,8 @@ class Mux:
         self._next_number += 2
         self.streams[stream.number] = stream
         send, early = stream.send, b""
-        room = min(self.peer_early_data, self._send_room, quick)
+        spare = min(self.limits.max_send_memory - self.unconfirmed, self.send_pool.open_room(self.held))
+        room = min(self.peer_early_data, spare, quick)
         if send.ready and room > 0:
             early = b"".join(self._send(send, room))
             stream.on_change()

@@ -23,10 +23,11 @@ from tunnel_core.grpc_carrier import CarrierServer, serve_carriers
 from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
+from tunnel_core.link import Link
 from tunnel_core.logs import log_event
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
-from tunnel_core.pressure import relieve_pressure
+from tunnel_core.pressure import relieve_pressure, relieve_send_pool
 from tunnel_core.reasons import Reason
 from tunnel_core.sockets import why_not_listening
 from tunnel_server.admin.actions import Actions
@@ -160,6 +161,9 @@ class Server:
         await self._open_ops()
         await self._open_agents(bridge, stack)
         self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
+        self._nursery.start_soon(
+            relieve_send_pool, self.attachments.send_pool, self._sessions, self.attachments.limits
+        )
         await self._open_entrances()
         own = OwnCertificate(self.config, self.store, self._changing, _now, self.reload)
         self._nursery.start_soon(own.keep)
@@ -342,6 +346,9 @@ class Server:
 
     def _mux_streams(self) -> list[MuxStream]:
         return [stream for _, link in self.nodes.attached() for stream in link.mux_streams]
+
+    def _sessions(self) -> list[Link]:
+        return [link for _, link in self.nodes.attached()]
 
     def _access(self) -> OpsAccess:
         ops, domain = self.config.ops, self.config.trust_domain
