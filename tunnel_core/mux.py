@@ -97,6 +97,7 @@ class Mux:
         self._next_number = 1
         self._highest_opened = 0
         self._unopened: dict[MuxStream, None] = {}  # opened by us, not in a packet yet
+        self._of_user: dict[str, int] = {}  # streams that we opened, until they are forgotten
         self._control: deque[MuxStream] = deque()
         self._turns = Turns()
 
@@ -108,10 +109,13 @@ class Mux:
             raise Refused(
                 Reason.TOO_MANY_STREAMS, f"the node already has {self.peer_max_streams} streams open"
             )
+        if self._of_user.get(request.user, 0) >= self.limits.max_streams_per_user:
+            raise Refused(Reason.TOO_MANY_OF_USER, _too_many(request.user, self.limits.max_streams_per_user))
         if self.send_pool.free <= 0:  # its reserve too
             raise Refused(Reason.SEND_MEMORY_FULL)
         stream = MuxStream(self, request, 0, self.peer_initial_credit)
         self._unopened[stream] = None
+        self._of_user[request.user] = self._of_user.get(request.user, 0) + 1
         if early_data:
             stream.push(early_data)  # before the wake, which may take the packet at once
         stream.want(OPEN)
@@ -121,10 +125,19 @@ class Mux:
         """A stream whose open never entered a packet is gone without a trace."""
         if stream in self._unopened:
             del self._unopened[stream]
+            self._leave_user(stream)
             self._control.remove(stream)  # else users who come and go would heap up while nothing moves
         stream.send_reset = stream.recv_reset = stream.discarding = True
         stream.send.drop()
         stream.on_change()
+
+    def _leave_user(self, stream: MuxStream) -> None:
+        user = stream.request.user
+        left = self._of_user.get(user, 0) - 1
+        if left > 0:
+            self._of_user[user] = left
+        else:
+            self._of_user.pop(user, None)
 
     # What enters the next packet.
 
@@ -329,8 +342,11 @@ class Mux:
         """Forgets a stream that is over."""
         if stream.recv.at_end:
             stream.recv.release()  # our half may stay open for days
-        if stream.over and self.streams.pop(stream.number, None) is not None and not self.streams:
-            self._on_empty()
+        if stream.over and self.streams.pop(stream.number, None) is not None:
+            if self._opener:
+                self._leave_user(stream)
+            if not self.streams:
+                self._on_empty()
 
     # What arrives.
 
@@ -453,6 +469,7 @@ class Mux:
         streams = [*self.streams.values(), *self._unopened]
         self.streams.clear()
         self._unopened.clear()
+        self._of_user.clear()
         self._control.clear()
         self._turns.clear()
         self.send_pool.forget(self._wake_when_free)
@@ -463,6 +480,11 @@ class Mux:
             self.drop_sending(stream)
             stream.recv.drop()
             stream.on_change()
+
+
+def _too_many(user: str, most: int) -> str:
+    cure = "close some, or raise [session] max_streams_per_user of the server"
+    return f"{user} has {most} streams on this node, the most for one user; {cure}"
 
 
 def _open_frame(stream: MuxStream) -> Open:

@@ -68,6 +68,7 @@ from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld
 from tunnel_server.store.places import most_nodes
 from tunnel_server.store.store import Store
+from tunnel_server.user_connections import UserConnections
 
 _log = logging.getLogger("qanat.server")
 
@@ -209,7 +210,8 @@ class Server:
     async def _serve_https(self) -> None:
         connect = ConnectEntrance(self.opener) if self.config.connect.enabled else None
         who = by_certificate(self.config.trust_domain)
-        front = replace(self._front(HTTPS, who, connect, self._api()), est=self._est())
+        users = UserConnections(self.config.limits.max_connections_per_user)
+        front = replace(self._front(HTTPS, who, connect, self._api()), est=self._est(), users=users)
         seconds = self.config.limits.handshake_seconds
         handler = over_tls(HTTPS, self._contexts, seconds, front.serve, self.records)
         await self._open.open_tcp(HTTPS, [str(address) for address in self.config.https.listen], handler)
@@ -401,6 +403,7 @@ def _link_limits(config: ServerConfig) -> Limits:
     session = config.session
     return Limits(
         max_streams=session.max_streams,
+        max_streams_per_user=session.max_streams_per_user,
         ping_interval_seconds=session.ping_interval_seconds,
         missed_pings=session.missed_pings,
         attach_timeout_seconds=session.attach_timeout_seconds,

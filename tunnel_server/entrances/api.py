@@ -58,15 +58,15 @@ class ApiEntrance:
             "/api/v1/version": _versions,
         }
 
-    async def handle(self, http: HttpConnection, request: h11.Request) -> None:
-        """Answers one request, or raises ``Refused``."""
+    async def handle(self, http: HttpConnection, request: h11.Request, user: str = "") -> None:
+        """Answers one request of ``user``, or raises ``Refused``."""
         path, _, query = request.target.decode("ascii").partition("?")
         if not self._has(path):
             known = ", ".join([*self._pages, api_events.PATH, f"{NODE_PATH}NAME"])
             raise Refused(Reason.NOT_FOUND, f"there is nothing at {path[:200]}; there is {known}")
         if request.method != b"GET":
             raise Refused(Reason.METHOD_NOT_ALLOWED, "the API is read-only: use GET")
-        body = json.dumps(await self._answer(path, query), separators=(",", ":")).encode() + b"\n"
+        body = json.dumps(await self._answer(path, query, user), separators=(",", ":")).encode() + b"\n"
         headers = [("content-type", "application/json"), ("cache-control", "no-store")]
         await http.respond(200, "OK", headers, body)
 
@@ -75,9 +75,10 @@ class ApiEntrance:
             return self._facts is not None
         return path in self._pages or path == api_events.PATH or path.startswith(NODE_PATH)
 
-    async def _answer(self, path: str, query: str) -> Json:
+    async def _answer(self, path: str, query: str, user: str) -> Json:
         if path == api_events.PATH:
-            return await api_events.answer(self._followers, self._nodes, api_events.parse_question(query))
+            question = api_events.parse_question(query)
+            return await api_events.answer(self._followers, self._nodes, question, user)
         if path == STATUS_PATH and self._facts is not None:
             return await api_status.status(self._nodes, self._facts, self._wall())
         if path.startswith(NODE_PATH):

@@ -72,14 +72,14 @@ def _bad(sentence: str) -> Refused:
     return Refused(Reason.BAD_REQUEST, sentence)
 
 
-async def answer(followers: Followers, nodes: Nodes, question: Question) -> dict[str, object]:
+async def answer(followers: Followers, nodes: Nodes, question: Question, user: str = "") -> dict[str, object]:
     """The page. Raises ``Refused`` if too many follow, or the node's name is ambiguous."""
     node = (nodes.name_of(question.node) or question.node) if question.node else ""
     events, after = followers.events, question.after
     if question.wait_seconds:
         after = events.last_id if after is None else after
         with trio.move_on_after(question.wait_seconds):
-            await followers.wait_newer(after, node)
+            await followers.wait_newer(after, node, user)
     found = events.newest(MAX_LISTED, node) if after is None else events.after(after, node, MAX_LISTED)
     return {
         "events": [event_as_json(event) for event in found],
