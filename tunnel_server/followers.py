@@ -36,8 +36,8 @@ class Followers:
     async def wait_newer(self, last_id: int, node: str = "", user: str = "") -> None:
         """Waits for an event above this id, of ``node`` if it is named. Raises ``Refused``.
 
-        At most ``MAX_FOLLOWERS`` wait at once, as each holds a connection that does nothing else. One user has
-        a quarter of these places.
+        At most ``MAX_FOLLOWERS`` wait at once, as each holds a connection that does nothing else. One user
+        has a quarter of these places.
         """
         if self._waiting.total() >= MAX_FOLLOWERS:
             detail = f"{MAX_FOLLOWERS} already follow the events; ask without wait"
