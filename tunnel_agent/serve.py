@@ -138,7 +138,7 @@ class Serving:
     async def _dial(self, stream: Stream) -> Dialled | Refused:
         try:
             target = Target.parse(stream.target)
-            return await self._dialler.dial(target, tls=stream.entrance == _PARSED_HERE)
+            return await self._dialler.dial(target, tls=stream.entrance == _PARSED_HERE, user=stream.user)
         except Refused as refused:
             return refused
 

@@ -127,6 +127,7 @@ class Counters:
         nodes: Iterable[NodeSample] = (),
         software: str = "",
         credit_granted_bytes: int = 0,
+        retained_bytes: int = 0,
         cap: CapSample | None = None,
         audit_dropped: int | None = None,
         log_lines_dropped: int = 0,
@@ -141,6 +142,7 @@ class Counters:
             audit_dropped=audit_dropped,
             log_lines_dropped=log_lines_dropped,
             credit_granted_bytes=credit_granted_bytes,
+            retained_bytes=retained_bytes,
             cap=cap,
         )
 
@@ -155,6 +157,8 @@ class Snapshot:
     """Lines of the audit that were lost; None where there is no audit."""
     credit_granted_bytes: int = 0
     """What peers may send, or have sent and nobody read yet, over all streams."""
+    retained_bytes: int = 0
+    """Bytes that were sent and are kept until the peers confirm them, over all sessions."""
     log_lines_dropped: int = 0
     """Lines of the log that were lost, because their reader stopped or the output failed."""
     cap: CapSample | None = None

@@ -21,6 +21,8 @@ class Limits:
     """Fields of all frames of a packet: six a frame, as many as our ``open`` has."""
     max_streams: int = 1024
     """Streams open at once in one session."""
+    max_streams_per_user: int = 256
+    """A quarter of them for one user."""
     initial_credit: int = 64 * KIB
     """What a peer may send on a stream before any grant; reserved for each of ``max_streams``."""
     max_credit: int = 8 * MIB
@@ -35,6 +37,8 @@ class Limits:
     """Whether what is under way is bounded by what the link carries; without it by memory alone."""
     send_pool: int = 256 * MIB
     """The same over all sessions of one process, those in grace included."""
+    unconfirmed_seconds: float = 5.0
+    """How long a peer must confirm nothing before a short ``send_pool`` may reset its streams."""
     max_stream_queue: int = 1 * MIB
     """Bytes of one stream that wait to be sent before ``send_all`` blocks."""
     ack_every_bytes: int = 4 * MIB

@@ -97,6 +97,7 @@ class Mux:
         self._next_number = 1
         self._highest_opened = 0
         self._unopened: dict[MuxStream, None] = {}  # opened by us, not in a packet yet
+        self._of_user: dict[str, int] = {}  # streams that we opened, until they are forgotten
         self._control: deque[MuxStream] = deque()
         self._turns = Turns()
 
@@ -108,10 +109,13 @@ class Mux:
             raise Refused(
                 Reason.TOO_MANY_STREAMS, f"the node already has {self.peer_max_streams} streams open"
             )
-        if self.send_pool.free <= 0:
+        if self._of_user.get(request.user, 0) >= self.limits.max_streams_per_user:
+            raise Refused(Reason.TOO_MANY_OF_USER, _too_many(request.user, self.limits.max_streams_per_user))
+        if self.send_pool.free <= 0:  # its reserve too
             raise Refused(Reason.SEND_MEMORY_FULL)
         stream = MuxStream(self, request, 0, self.peer_initial_credit)
         self._unopened[stream] = None
+        self._of_user[request.user] = self._of_user.get(request.user, 0) + 1
         if early_data:
             stream.push(early_data)  # before the wake, which may take the packet at once
         stream.want(OPEN)
@@ -121,11 +125,20 @@ class Mux:
         """A stream whose open never entered a packet is gone without a trace."""
         if stream in self._unopened:
             del self._unopened[stream]
+            self._leave_user(stream)
             self._control.remove(stream)  # else users who come and go would heap up while nothing moves
         stream.send_reset = stream.recv_reset = stream.discarding = True
         stream.send.drop()
         stream.on_change()
         stream.detach()
+
+    def _leave_user(self, stream: MuxStream) -> None:
+        user = stream.request.user
+        left = self._of_user.get(user, 0) - 1
+        if left > 0:
+            self._of_user[user] = left
+        else:
+            self._of_user.pop(user, None)
 
     # What enters the next packet.
 
@@ -165,8 +178,11 @@ class Mux:
     @property
     def _send_room(self) -> int:
         """Bytes that may leave now. What was taken back has its place in the pool already."""
-        shared = self.send_pool.free + self.held - self.unconfirmed
-        return min(self.limits.max_send_memory - self.unconfirmed, shared)
+        unconfirmed, held = self.unconfirmed, self.held
+        shared = self.send_pool.room(held)
+        if held != unconfirmed:
+            shared = max(0, shared) + held - unconfirmed
+        return min(self.limits.max_send_memory - unconfirmed, shared)
 
     def take(self, bulk: int, quick: int) -> tuple[list[Frame], list[Receipt]]:
         """Frames for one packet, and their receipt. Control and ends always go.
@@ -186,16 +202,29 @@ class Mux:
         return frames, receipt
 
     def _take_turns(self, frames: list[Frame], receipt: list[Receipt], bulk: int, quick: int) -> None:
-        turns, room = self._turns, self._send_room
+        turns, room, skipped = self._turns, self._send_room, 0
         bulk, quick = min(bulk, room), min(quick, room)
         turns.begin(bulk)
         while len(frames) < self._max_frames and (turn := turns.next(bulk, quick)):
             stream, allowed = turn
+            if self.held != self.unconfirmed and not (allowed := self._most(stream.send, allowed)):
+                # Others have bytes that were taken back, and this one may not add to them.
+                turns.postpone(stream)
+                skipped += 1
+                if skipped > len(turns):
+                    break
+                continue
+            skipped = 0
             taken = self._take_data(stream, frames, receipt, allowed)
             turns.took(stream, taken, bulk)
             bulk, quick = bulk - taken, quick - taken
-        if turns and self.send_pool.free <= 0:
-            self.send_pool.call_when_free(self._wake_when_free)
+        if turns and self.send_pool.room(self.held) <= 0:
+            self.send_pool.call_when_free(self._wake_when_free, self.held)
+
+    def _most(self, send: SendHalf, allowed: int) -> int:
+        """How many of ``allowed`` bytes a stream may send: what was taken back, and our room for more."""
+        again = send.furthest - send.sent
+        return min(allowed, again + max(0, self.send_pool.room(self.held)))
 
     def _wake_when_free(self) -> None:
         """Wakes the carrier of that moment, which need not be the one that found no room."""
@@ -225,7 +254,8 @@ class Mux:
         self._next_number += 2
         self.streams[stream.number] = stream
         send, early = stream.send, b""
-        room = min(self.peer_early_data, self._send_room, quick)
+        spare = min(self.limits.max_send_memory - self.unconfirmed, self.send_pool.open_room(self.held))
+        room = min(self.peer_early_data, spare, quick)
         if send.ready and room > 0:
             early = b"".join(self._send(send, room))
             stream.on_change()
@@ -315,6 +345,8 @@ class Mux:
             stream.recv.release()  # our half may stay open for days
         if stream.over and self.streams.pop(stream.number, None) is not None:
             stream.detach()
+            if self._opener:
+                self._leave_user(stream)
             if not self.streams:
                 self._on_empty()
 
@@ -449,6 +481,7 @@ class Mux:
         streams = [*self.streams.values(), *self._unopened]
         self.streams.clear()
         self._unopened.clear()
+        self._of_user.clear()
         self._control.clear()
         self._turns.clear()
         self.send_pool.forget(self._wake_when_free)
@@ -460,6 +493,11 @@ class Mux:
             stream.recv.drop()
             stream.on_change()
             stream.detach()
+
+
+def _too_many(user: str, most: int) -> str:
+    cure = "close some, or raise [session] max_streams_per_user of the server"
+    return f"{user} has {most} streams on this node, the most for one user; {cure}"
 
 
 def _open_frame(stream: MuxStream) -> Open:

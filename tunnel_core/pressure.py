@@ -1,16 +1,18 @@
-"""What happens when stalled readers hold most of the credit pool: the largest of them is reset.
+"""What happens when few hold most of the memory that all sessions share: the largest is reset.
 
 Granted credit cannot be taken back, so the other choice would be to squeeze everybody who still reads.
-Only under pressure, only a stream whose reader took nothing for ``stall_seconds``, one at a time.
+Only under pressure, only a stream whose reader took nothing for ``stall_seconds``, one at a time. The send
+pool is alike: while it is short, sessions whose peers confirm nothing lose the streams that fill it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import trio
 
-from tunnel_core.credit import CreditPool
+from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.limits import Limits
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason
@@ -54,3 +56,66 @@ async def relieve_pressure(
         if victim is not None:
             detail = f"its reader took nothing for {limits.stall_seconds:g} s while memory was short"
             victim.reset(Reason.STALLED_UNDER_PRESSURE, detail)
+
+
+class Retaining(Protocol):
+    """What the watch asks of a session."""
+
+    node: str
+
+    @property
+    def acked(self) -> int: ...
+
+    @property
+    def retained_bytes(self) -> int: ...
+
+    @property
+    def mux_streams(self) -> Iterable[MuxStream]: ...
+
+
+class UnconfirmedWatch:
+    """Remembers since when each session's peer has confirmed nothing. No clock of its own.
+
+    A session without a carrier is looked at alike: its peer confirms nothing either.
+    """
+
+    def __init__(self, pool: SendPool, seconds: float) -> None:
+        self._pool = pool
+        self._seconds = seconds
+        self._seen: dict[Retaining, tuple[int, float]] = {}  # acked, and since when
+
+    def find_victims(self, sessions: Iterable[Retaining], now: float) -> list[Retaining]:
+        """Return the sessions that have to give way, largest first, if memory is short."""
+        if not self._pool.is_short:
+            self._seen.clear()
+            return []
+        self._seen = {
+            session: self._since(session, now) for session in sessions if session.retained_bytes > 0
+        }
+        stalled = [session for session, (_, since) in self._seen.items() if now - since >= self._seconds]
+        return sorted(stalled, key=lambda session: session.retained_bytes, reverse=True)
+
+    def _since(self, session: Retaining, now: float) -> tuple[int, float]:
+        known = self._seen.get(session)
+        return known if known is not None and known[0] == session.acked else (session.acked, now)
+
+
+async def relieve_send_pool(
+    pool: SendPool, sessions: Callable[[], Iterable[Retaining]], limits: Limits
+) -> None:
+    """Frees the send pool of a process while it is short, until cancelled.
+
+    Sessions give way one after the other, until the pool is short no more. Streams that keep nothing go on.
+    """
+    watch = UnconfirmedWatch(pool, limits.unconfirmed_seconds)
+    while True:
+        await trio.sleep(limits.unconfirmed_seconds / 5)
+        for session in watch.find_victims(sessions(), trio.current_time()):
+            if not pool.is_short:
+                break
+            detail = (
+                f"node {session.node} confirmed nothing for {limits.unconfirmed_seconds:g} s "
+                "while the server's send memory was short"
+            )
+            for stream in [stream for stream in session.mux_streams if stream.send.held]:
+                stream.reset(Reason.STALLED_UNDER_PRESSURE, detail)

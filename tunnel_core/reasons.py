@@ -53,6 +53,7 @@ class Reason(enum.Enum):
     OPEN_FLOOD = (46, 429, "streams are opened and reset too fast")
     OPEN_TIMEOUT = (47, 504, "the agent did not answer the open in time")
     SEND_MEMORY_FULL = (48, 503, "the process holds as many unconfirmed bytes as it may")
+    TOO_MANY_OF_USER = (49, 429, "the user has as much open as one user may")
     # Certificates and who may have one.
     BAD_CSR = (50, 400, "the certificate request is malformed, or asks for what is not given")
     WEAK_KEY = (51, 400, "the key is too weak, or of a kind that is not accepted")

@@ -331,6 +331,11 @@ class Session:
         """What a hello, welcome or use says as ``have``."""
         return self._received
 
+    @property
+    def acked(self) -> int:
+        """Number of the newest packet that the peer confirmed."""
+        return self._acked
+
     def pause(self) -> None:
         """The carrier is gone: nothing is due, and nobody is at fault, until ``move``."""
         self._carried = False

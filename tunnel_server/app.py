@@ -23,10 +23,11 @@ from tunnel_core.grpc_carrier import CarrierServer, serve_carriers
 from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
+from tunnel_core.link import Link
 from tunnel_core.logs import log_event
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
-from tunnel_core.pressure import relieve_pressure
+from tunnel_core.pressure import relieve_pressure, relieve_send_pool
 from tunnel_core.reasons import Reason
 from tunnel_core.sockets import why_not_listening
 from tunnel_server.admin.actions import Actions
@@ -67,6 +68,7 @@ from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld
 from tunnel_server.store.places import most_nodes
 from tunnel_server.store.store import Store
+from tunnel_server.user_connections import UserConnections
 
 _log = logging.getLogger("qanat.server")
 
@@ -161,6 +163,9 @@ class Server:
         await self._open_ops()
         await self._open_agents(bridge, stack)
         self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
+        self._nursery.start_soon(
+            relieve_send_pool, self.attachments.send_pool, self._sessions, self.attachments.limits
+        )
         await self._open_entrances()
         own = OwnCertificate(self.config, self.store, self._changing, _now, self.reload)
         self._nursery.start_soon(own.keep)
@@ -206,7 +211,8 @@ class Server:
     async def _serve_https(self) -> None:
         connect = ConnectEntrance(self.opener) if self.config.connect.enabled else None
         who = by_certificate(self.config.trust_domain)
-        front = replace(self._front(HTTPS, who, connect, self._api()), est=self._est())
+        users = UserConnections(self.config.limits.max_connections_per_user)
+        front = replace(self._front(HTTPS, who, connect, self._api()), est=self._est(), users=users)
         seconds = self.config.limits.handshake_seconds
         handler = over_tls(HTTPS, self._contexts, seconds, front.serve, self.records)
         await self._open.open_tcp(HTTPS, [str(address) for address in self.config.https.listen], handler)
@@ -348,6 +354,9 @@ class Server:
     def _mux_streams(self) -> list[MuxStream]:
         return [stream for _, link in self.nodes.attached() for stream in link.mux_streams]
 
+    def _sessions(self) -> list[Link]:
+        return [link for _, link in self.nodes.attached()]
+
     def _access(self) -> OpsAccess:
         ops, domain = self.config.ops, self.config.trust_domain
 
@@ -399,6 +408,7 @@ def _link_limits(config: ServerConfig) -> Limits:
     session = config.session
     return Limits(
         max_streams=session.max_streams,
+        max_streams_per_user=session.max_streams_per_user,
         ping_interval_seconds=session.ping_interval_seconds,
         missed_pings=session.missed_pings,
         attach_timeout_seconds=session.attach_timeout_seconds,

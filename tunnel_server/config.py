@@ -152,6 +152,7 @@ class Session:
     missed_pings: Count = Count(2)
     attach_timeout_seconds: Seconds = Seconds(10.0)
     max_streams: Count = Count(1024)
+    max_streams_per_user: Count = Count(256)
     grace_seconds: SecondsOrNone = SecondsOrNone(120.0)
     """How long a session is kept without its link; 0: not at all."""
     open_wait_seconds: SecondsOrNone = SecondsOrNone(3.0)
@@ -168,7 +169,7 @@ class Session:
 
 @attrs.frozen(kw_only=True)
 class ListenerLimits:
-    """Bounds of each listener, all before anybody is authenticated. Sizes in bytes."""
+    """Bounds of each listener, most of them before anybody is authenticated. Sizes in bytes."""
 
     head_bytes: Count = Count(16 * 1024)
     head_headers: Count = Count(100)
@@ -176,6 +177,7 @@ class ListenerLimits:
     idle_seconds: Seconds = Seconds(75.0)
     handshake_seconds: Seconds = Seconds(10.0)
     max_connections: Count = Count(10_000)
+    max_connections_per_user: Count = Count(2500)
     max_unauthenticated: Count = Count(1024)
     max_unauthenticated_per_source: Count = Count(32)
 

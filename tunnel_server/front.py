@@ -31,6 +31,7 @@ from tunnel_server.opening import NotOpened
 from tunnel_server.policy import User, user_of, why_no_user
 from tunnel_server.records import Records
 from tunnel_server.standing import Standing
+from tunnel_server.user_connections import UserConnections
 
 STRANGER_IDLE_SECONDS = 5.0
 """Between requests of a connection without a user's certificate. A client that wants a certificate sends its
@@ -53,10 +54,19 @@ class Front:
     est: EstEntrance | None = None
     admin: AdminEntrance | None = None
     standing: Standing = field(default_factory=Standing)
+    users: UserConnections | None = None
+    """Bounds the connections of each user; None where the file's mode says who comes in."""
 
     async def serve(self, accepted: Accepted) -> None:
         """Serves one connection to its end."""
         user = self._who(accepted)
+        try:
+            await self._serve(accepted, user)
+        finally:
+            if self.users is not None and isinstance(user, User):
+                self.users.remove(user.name)
+
+    async def _serve(self, accepted: Accepted, user: User | Refused) -> None:
         entrance = self.entrance
 
         async def handle(http: HttpConnection, request: h11.Request) -> None:
@@ -97,6 +107,8 @@ class Front:
         """
         try:
             user = self.identify(accepted)
+            if self.users is not None:
+                self.users.add(user.name)  # one too many stays among those that are not known
         except Refused as refused:
             return refused.with_traceback(None)
         accepted.ticket.authenticated()
@@ -111,7 +123,7 @@ class Front:
             await self.admin.handle(http, request, user)
         elif self.api is not None and request.target.startswith(ROOT.encode()):
             with self.standing.ending(user.proven):
-                await self.api.handle(http, request)
+                await self.api.handle(http, request, user.name)
         else:
             raise Refused(Reason.NOT_FOUND, self._what_there_is())
 

@@ -234,6 +234,11 @@ class Nodes:
         return name in self._attached
 
     @property
+    def count(self) -> int:
+        """Every known node, those that are gone included."""
+        return len(self._attached) + len(self._gone)
+
+    @property
     def attached_count(self) -> int:
         return len(self._attached)
 

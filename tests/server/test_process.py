@@ -235,7 +235,7 @@ async def test_nodes_can_be_left_out_of_the_metrics(tmp_path: Path) -> None:
     async with attached(tmp_path, "[metrics]\nper_node = false\n") as (site, _, _):
         page = (await site.page("/metrics"))[1]
         assert "qanat_sessions 1.0" in page
-        assert "qanat_credit_granted_bytes" in page
+        assert "qanat_credit_granted_bytes" in page and "qanat_send_retained_bytes 0.0" in page
         assert "edge1" not in page
 
 

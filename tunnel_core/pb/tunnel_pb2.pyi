@@ -45,6 +45,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_OPEN_FLOOD: _ClassVar[Reason]
     REASON_OPEN_TIMEOUT: _ClassVar[Reason]
     REASON_SEND_MEMORY_FULL: _ClassVar[Reason]
+    REASON_TOO_MANY_OF_USER: _ClassVar[Reason]
     REASON_BAD_CSR: _ClassVar[Reason]
     REASON_WEAK_KEY: _ClassVar[Reason]
     REASON_CSR_NAME_MISMATCH: _ClassVar[Reason]
@@ -126,6 +127,7 @@ REASON_STALLED_UNDER_PRESSURE: Reason
 REASON_OPEN_FLOOD: Reason
 REASON_OPEN_TIMEOUT: Reason
 REASON_SEND_MEMORY_FULL: Reason
+REASON_TOO_MANY_OF_USER: Reason
 REASON_BAD_CSR: Reason
 REASON_WEAK_KEY: Reason
 REASON_CSR_NAME_MISMATCH: Reason

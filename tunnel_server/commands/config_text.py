@@ -61,6 +61,7 @@ domain = "localhost"
 # ping_interval_seconds = 15      # a silent agent is gone after missed_pings of these
 # missed_pings = 2
 # max_streams = 1024              # open at once on one node
+# max_streams_per_user = 256      # of them by one user
 # grace_seconds = 120             # how long streams wait for a link that is lost; 0: not at all
 # open_wait_seconds = 3           # how long a new connection waits for such a link; 0: not at all
 
@@ -71,6 +72,7 @@ domain = "localhost"
 # idle_seconds = 75
 # handshake_seconds = 10
 # max_connections = 10000
+# max_connections_per_user = 2500 # to the HTTPS listener
 # max_unauthenticated = 1024
 # max_unauthenticated_per_source = 32
 
