@@ -7,7 +7,6 @@ import hashlib
 import os
 import socket
 import ssl
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,7 +25,6 @@ from tunnel_core.relay import RelayResult, abort, relay
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import SocketTlsStream
 
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 PATTERN = bytes(range(251)) * 4177  # a little over 1 MiB, and no power of two
 
 
@@ -39,8 +37,7 @@ def tcp_pair() -> tuple[SocketStream, SocketStream]:
 
 def cut(stream: SocketStream) -> None:
     """A reset, as a killed peer's kernel sends it."""
-    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    stream.close_nowait()
+    stream.abort()
 
 
 async def fill(stream: SocketStream) -> None:
