@@ -110,7 +110,14 @@ class Agent:
         config, policy = self._installation.config, self._installation.policy()
         dialler = Dialler(policy, config.dial_timeout_seconds, TargetTls(policy.node, policy.file))
         built_in = {STATUS_SERVICE: self.pages.handle}
-        return Serving(self._nursery, dialler, config.log, self.counters, built_in)
+        return Serving(
+            self._nursery,
+            dialler,
+            config.log,
+            self.counters,
+            built_in,
+            half_closed_seconds=config.session.half_closed_seconds or None,
+        )
 
     def _make_attacher(self, bridge: Bridge) -> Attacher:
         installation, session = self._installation, self._installation.config.session

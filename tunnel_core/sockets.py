@@ -42,6 +42,7 @@ _KEEPALIVE = [
     )
     if hasattr(socket, name)
 ]
+_KEEPALIVE_IDLE = _KEEPALIVE[0][0]
 
 
 def read_size(max_bytes: int | None) -> int:
@@ -210,6 +211,13 @@ class SocketStream(DirectStream):
         poller.register(self.socket, 0)
         if any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(0)):
             raise trio.BrokenResourceError("socket connection broken: the other side is gone")
+
+    def ask_peer_every(self, seconds: float) -> None:
+        """Have the kernel send a keepalive probe after each ``seconds`` without traffic. Unix: nothing."""
+        self._check_open()
+        with contextlib.suppress(OSError):  # it has broken meanwhile, or is no TCP connection
+            self.socket.setsockopt(socket.IPPROTO_TCP, _KEEPALIVE_IDLE, max(1, round(seconds)))
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     @property
     def undelivered(self) -> int:
