@@ -113,7 +113,14 @@ class Agent:
         tls, lookups = TargetTls(policy.node, policy.file), TargetLookups(self._nursery)
         dialler = Dialler(policy, config.dial_timeout_seconds, tls, lookups=lookups)
         built_in = {STATUS_SERVICE: self.pages.handle}
-        return Serving(self._nursery, dialler, config.log, self.counters, built_in)
+        return Serving(
+            self._nursery,
+            dialler,
+            config.log,
+            self.counters,
+            built_in,
+            half_closed_seconds=config.session.half_closed_seconds or None,
+        )
 
     def _make_attacher(self, bridge: Bridge) -> Attacher:
         installation, session = self._installation, self._installation.config.session

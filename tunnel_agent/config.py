@@ -22,6 +22,7 @@ from tunnel_core.settings import (
     Ops,
     Parsers,
     Seconds,
+    SecondsOrNone,
     Secret,
     ServerAddress,
     ServiceName,
@@ -69,6 +70,8 @@ class Session:
     attach_timeout_seconds: Seconds = Seconds(10.0)
     retry_max_seconds: Seconds = Seconds(30.0)
     """The cap of the back-off; waits are random between 0 and the back-off (full jitter)."""
+    half_closed_seconds: SecondsOrNone = SecondsOrNone(600.0)
+    """How long a stream of which one half has ended may be without a byte; 0: for ever."""
 
 
 @attrs.frozen(kw_only=True)

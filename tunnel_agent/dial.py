@@ -24,7 +24,7 @@ from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target, join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream, connect_unix, tune
-from tunnel_core.tls import TlsStream
+from tunnel_core.tls import SocketTlsStream
 
 _STAGGER_SECONDS = 0.25
 _MAX_ADDRESSES = 16
@@ -37,7 +37,7 @@ class Connected(NamedTuple):
 
 
 class Dialled(NamedTuple):
-    stream: SocketStream | TlsStream
+    stream: SocketStream | SocketTlsStream
     address: str
     """``1.2.3.4:80``, ``[::1]:80`` or ``unix:/path``: what was connected, after resolution."""
 

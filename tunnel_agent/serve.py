@@ -29,7 +29,8 @@ _LINE_SECONDS = 60.0
 class Serving:
     """The streams of one agent, over all its sessions. Each is a task of ``nursery``.
 
-    ``built_in`` are HTTP services that the agent answers itself, by name.
+    ``built_in`` are HTTP services that the agent answers itself, by name. ``half_closed_seconds``: as
+    ``relay`` takes it.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class Serving:
         log: Log,
         counters: Counters,
         built_in: Mapping[str, Handler],
+        *,
+        half_closed_seconds: float | None = None,
     ) -> None:
         self.count = 0
         self._nursery = nursery
@@ -47,6 +50,7 @@ class Serving:
         self._refusals = RefusedStreamLines(log, longest_seconds=_LINE_SECONDS)
         self._counters = counters
         self._built_in = built_in
+        self._half_closed_seconds = half_closed_seconds
         self._idle = trio.Event()
         self._idle.set()
 
@@ -94,7 +98,13 @@ class Serving:
             self._refusals.refused(facts, outcome, now=trio.current_time())
             return
         self._open(stream, facts, outcome.address)
-        result = await relay(stream, outcome.stream, left=Reason.TARGET_RESET, stopping=Reason.AGENT_STOPPING)
+        result = await relay(
+            stream,
+            outcome.stream,
+            left=Reason.TARGET_RESET,
+            stopping=Reason.AGENT_STOPPING,
+            half_closed_seconds=self._half_closed_seconds,
+        )
         self._note_closed(facts, result, trio.current_time() - start)
 
     def _open(self, stream: Stream, facts: StreamFacts, address: str) -> None:

@@ -9,6 +9,7 @@ import h11
 import trio
 
 from tunnel_core.direct import DirectStream
+from tunnel_core.half_closed import LOOK_SECONDS
 
 READ_BYTES = 64 * 1024
 MAX_READ_AHEAD = 64 * 1024
@@ -92,6 +93,8 @@ class Connection:
             return
 
     async def _wait_broken(self) -> None:
+        if isinstance(self.stream, DirectStream):
+            self.stream.ask_peer_every(LOOK_SECONDS)
         while True:
             if isinstance(self.stream, DirectStream):
                 self.stream.check_peer()

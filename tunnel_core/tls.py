@@ -347,6 +347,9 @@ class SocketTlsStream(TlsStream, DirectStream):
     def check_peer(self) -> None:
         self._socket.check_peer()
 
+    def ask_peer_every(self, seconds: float) -> None:
+        self._socket.ask_peer_every(seconds)
+
     def finish_nowait(self) -> bool:
         self._check_may_send()
         if self._eof_sent:

@@ -92,7 +92,11 @@ class Server:
         self.refusals = Refusals(self._audit, trio.current_time)
         self.records = Records(self.counters, config.log, trio.current_time, self.refusals)
         self.opener = Opener(
-            self.nodes, self.records, trust_domain=config.trust_domain, standing=self.standing
+            self.nodes,
+            self.records,
+            trust_domain=config.trust_domain,
+            standing=self.standing,
+            half_closed_seconds=config.session.half_closed_seconds or None,
         )
         self.pool = CreditPool(Limits().credit_pool)
         self.attachments = Attachments(

@@ -157,6 +157,8 @@ class Session:
     """How long a session is kept without its link; 0: not at all."""
     open_wait_seconds: SecondsOrNone = SecondsOrNone(3.0)
     """How long an open waits for a link that is lost."""
+    half_closed_seconds: SecondsOrNone = SecondsOrNone(600.0)
+    """How long a stream of which one half has ended may be without a byte; 0: for ever."""
 
     def __attrs_post_init__(self) -> None:
         for key, name, unit in _TOLD:

@@ -469,10 +469,11 @@ async def test_a_user_who_breaks_the_connection_is_no_fault(caplog: pytest.LogCa
     assert not caplog.records
 
 
-async def test_a_refusal_behind_the_beginning_of_an_answer_resets_the_connection() -> None:
+@pytest.mark.parametrize("failure", [Refused(Reason.SESSION_LOST), trio.BrokenResourceError("not in time")])
+async def test_a_failure_behind_the_beginning_of_an_answer_resets_the_connection(failure: Exception) -> None:
     async def half(connection: HttpConnection, _: h11.Request) -> None:
         await connection.send(h11.Response(status_code=200, headers=[]), h11.Data(data=b"half"))
-        raise Refused(Reason.SESSION_LOST)
+        raise failure
 
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener, trio.open_nursery() as nursery:

@@ -64,6 +64,7 @@ domain = "localhost"
 # max_streams_per_user = 256      # of them by one user
 # grace_seconds = 120             # how long streams wait for a link that is lost; 0: not at all
 # open_wait_seconds = 3           # how long a new connection waits for such a link; 0: not at all
+# half_closed_seconds = 600       # a stream of which one half has ended, without a byte; 0: for ever
 
 [limits]                          # of each listener, before anybody has shown who they are
 # head_bytes = 16384
