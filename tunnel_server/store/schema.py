@@ -105,4 +105,6 @@ _KNOWN_NODES: Step = (
     " known_at = min(known_at, excluded.known_at)",
 )
 
-STEPS: tuple[Step, ...] = (_FIRST, _KNOWN_NODES)
+_AUDIT_SHARES: Step = ("CREATE INDEX audit_whom ON audit (kind, node, user)",)
+
+STEPS: tuple[Step, ...] = (_FIRST, _KNOWN_NODES, _AUDIT_SHARES)
