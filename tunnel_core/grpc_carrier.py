@@ -213,6 +213,7 @@ class CarrierServer:
         except RuntimeError:  # whose text is advice about gRPC's own log
             return f"cannot listen on {address}: the port is taken or reserved, or the address is not ours"
         self._certificates.append(certificates)
+        self._sockets.ports.add(port)
         self.addresses.append(f"{address.rpartition(':')[0]}:{port}")
         return None
 
