@@ -3,7 +3,7 @@
 ``RogueAgent`` is for programs with an asyncio loop of their own. Tests run this module as a process, so that
 the attacker takes no turn of the server's loop:
 
-    python -m tests.rogues.agent BUNDLE SERVER ATTACK [--seconds S] [--at-once N]
+    python -m tests.rogues.agent BUNDLE SERVER ATTACK [--seconds S] [--at-once N] [--per-second N]
 
 It prints one JSON object when it is done: how many calls it began, how many the server still held open at
 the end, and how each of the others was answered, by reason.
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import secrets
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from tunnel_core.frames import Frame, Hello, Malformed, Packet, Rejected, Servic
 from tunnel_core.grpc_call import METHOD, SERVICE, aio, core
 from tunnel_core.limits import MIB
 from tunnel_core.steps import VERSION
+from tunnel_core.wire import DELIMITED, varint
 
 _ANSWER_SECONDS = 10.0
 _NICENESS = 15
@@ -37,6 +40,7 @@ _OPTIONS = [
     ("grpc.enable_retries", 0),
     ("grpc.max_send_message_length", 64 * MIB),
 ]
+_PADDING = varint(100 << 3 | DELIMITED) + varint(MIB) + bytes(MIB)
 LOST = "lost"
 """How a call ended that the server broke off without a word."""
 
@@ -164,12 +168,11 @@ class Attack:
         await call.close()
 
     async def oversize(self) -> None:
-        """A megabyte where the hello belongs, again and again until the server breaks off."""
+        """A hello that is good, in a packet with a megabyte of fields that nobody knows."""
         call = self._begin()
-        sent = 0
-        while sent < 64 and await call.send_bytes(bytes(MIB)):
-            sent += 1
-        self.outcomes[LOST if sent < 64 else "taken"] += 1
+        await call.send_bytes(encode_packet(0, 0, [self.agent.hello()]) + _PADDING)
+        packet = await call.receive()
+        self._note(packet.frames[0] if isinstance(packet, Packet) and packet.frames else None)
         await call.close()
 
     def _begin(self) -> RogueCall:
@@ -194,17 +197,29 @@ class Attack:
 ATTACKS = ("silent", "takeover", "probe", "oversize")
 
 
-async def attack(bundle: Path, server: str, name: str, seconds: float, at_once: int) -> dict[str, Any]:
-    """Repeat one attack until the time is over; ``at_once`` of them go on beside each other."""
+@dataclass(frozen=True)
+class Pace:
+    """For how long an attack goes on, with how many steps beside each other, and how fast."""
+
+    seconds: float
+    at_once: int
+    per_second: float
+
+
+async def attack(bundle: Path, server: str, name: str, pace: Pace) -> dict[str, Any]:
+    """Repeat one attack until the time is over."""
     made = Attack(RogueAgent(read_bundle(bundle), server))
     step: Callable[[], Awaitable[None]] = getattr(made, name)
-    ends = asyncio.get_running_loop().time() + seconds
+    clock = asyncio.get_running_loop().time
+    begins = clock()
+    starts = itertools.count()
 
     async def repeat() -> None:
-        while asyncio.get_running_loop().time() < ends:
+        while clock() < begins + pace.seconds:
+            await asyncio.sleep(begins + next(starts) / pace.per_second - clock())
             await step()
 
-    await asyncio.gather(*(repeat() for _ in range(at_once)))
+    await asyncio.gather(*(repeat() for _ in range(pace.at_once)))
     report = made.report()
     for call in list(made.open):
         await call.close()
@@ -218,9 +233,11 @@ def main() -> None:
     parser.add_argument("attack", choices=ATTACKS)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--at-once", type=int, default=8)
+    parser.add_argument("--per-second", type=float, default=1000.0)
     chosen = parser.parse_args()
     os.nice(_NICENESS)
-    made = attack(chosen.bundle, chosen.server, chosen.attack, chosen.seconds, chosen.at_once)
+    pace = Pace(chosen.seconds, chosen.at_once, chosen.per_second)
+    made = attack(chosen.bundle, chosen.server, chosen.attack, pace)
     sys.stdout.write(json.dumps(asyncio.run(made)) + "\n")
 
 
