@@ -64,17 +64,20 @@ class Attempt:
         self._settled = trio.Event()
         self._lost = trio.Event()
 
-    async def settle(self, seconds: float, first_seconds: float = math.inf) -> None:
+    async def settle(
+        self, seconds: float, first_seconds: float = math.inf, is_spared: Callable[[], bool] = lambda: False
+    ) -> None:
         """Takes the carrier through the attach: to the welcome (agent), to its use (server).
 
         Raises ``Refused``, ``ATTACH_TIMEOUT`` after ``seconds``, or if no packet came within
-        ``first_seconds``. Whoever fails, or is cancelled, leaves no carrier behind, but for one that
-        ``decide`` kept; an agent that was welcomed must ``use`` or ``abandon`` it.
+        ``first_seconds`` and the attempt is not spared then. Whoever fails, or is cancelled, leaves no
+        carrier behind, but for one that ``decide`` kept; an agent that was welcomed must ``use`` or
+        ``abandon`` it.
         """
         try:
             self.carrier.start(self)
             with trio.move_on_after(seconds):
-                await self._wait_first(first_seconds)
+                await self._wait_first(first_seconds, is_spared)
                 await self._settled.wait()
             if not self._settled.is_set():
                 self._fail(Refused(Reason.ATTACH_TIMEOUT, "the attach was not completed in time"))
@@ -89,12 +92,13 @@ class Attempt:
             self.abandon()
             raise self.failure
 
-    async def _wait_first(self, seconds: float) -> None:
+    async def _wait_first(self, seconds: float, is_spared: Callable[[], bool]) -> None:
         for _ in range(_HELLO_LOOKS):
             with trio.move_on_after(seconds / _HELLO_LOOKS):
                 await self._spoke.wait()
                 return
-        self._fail(Refused(Reason.ATTACH_TIMEOUT, f"no hello came within {seconds:g} s"))
+        if not is_spared():
+            self._fail(Refused(Reason.ATTACH_TIMEOUT, f"no hello came within {seconds:g} s"))
 
     def refuse(self, refused: Refused, retry_after_ms: int) -> None:
         """Server, before ``settle``: reject the attach without waiting for a hello."""

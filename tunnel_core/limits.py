@@ -40,7 +40,7 @@ class Limits:
     attach_timeout_seconds: float = 10.0
     """From the start of a carrier to the ``use`` that completes the attach."""
     hello_timeout_seconds: float = 2.0
-    """From the start of a call to its hello, which the agent sends with the call."""
+    """From the start of a call to its hello, unless it is the newest of its identity."""
     max_attach_bytes: int = 96 * KIB
     """What an agent may send before its ``use``: more than a hello with all services and longest names."""
     max_attaches_per_identity: int = 4

@@ -64,6 +64,11 @@ class Arrivals:
             self.discard(oldest)
         return oldest
 
+    def is_newest(self, attempt: Attempt) -> bool:
+        """Return whether no later attach of its identity is under way."""
+        arrival = self._all.get(attempt)
+        return arrival is not None and next(reversed(self._by_identity[arrival.identity])) is attempt
+
     def find(self, attempt: Attempt) -> Arrival:
         return self._all[attempt]
 

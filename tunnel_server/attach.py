@@ -1,8 +1,8 @@
 """How agents get in: a carrier with a proven identity begins a node's session, or goes on with it.
 
 1. A certificate that lets nobody in is refused at the call, before a hello is awaited.
-2. An attach under way holds a connection, so each identity has few (``arrivals.py``), and one without a
-   hello ends after two seconds.
+2. An attach under way holds a connection, so each identity has few (``arrivals.py``), and a call without a
+   hello ends after two seconds unless it is the newest of its identity.
 3. A hello is offered a session only if its node has not attached too often lately (``node_budgets.py``).
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -281,7 +282,8 @@ class Attachments:
     async def _keep(self, attempt: Attempt, arrival: Arrival) -> None:
         limits = self._settings.limits
         try:
-            await attempt.settle(limits.attach_timeout_seconds, limits.hello_timeout_seconds)
+            is_newest = partial(self._arrivals.is_newest, attempt)
+            await attempt.settle(limits.attach_timeout_seconds, limits.hello_timeout_seconds, is_newest)
         except Refused as refused:
             self._note_failure(attempt, arrival, refused)
         except Exception:

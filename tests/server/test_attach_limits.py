@@ -74,14 +74,27 @@ async def test_a_revoked_node_is_refused_without_a_hello(autojump_clock: trio.te
         assert (call.rejected.reason, call.rejected.retry_after_ms) == (Reason.REVOKED, 300_000)
 
 
-async def test_a_call_without_a_hello_ends_after_two_seconds(autojump_clock: trio.testing.MockClock) -> None:
+async def test_calls_without_a_hello_end_after_two_seconds(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
-        call = Call(door)
+        calls = [Call(door), Call(door)]
         await trio.sleep(LIMITS.hello_timeout_seconds - 0.1)
-        assert call.is_open
+        assert all(call.is_open for call in calls)
         await trio.sleep(0.2)
-        assert not call.is_open
+        assert sum(call.is_open for call in calls) == 1
         assert door.counters.attaches == {"attach_timeout": 1}
+        await trio.sleep(LIMITS.attach_timeout_seconds - LIMITS.hello_timeout_seconds)
+        assert not any(call.is_open for call in calls)
+
+
+async def test_the_hello_of_a_machine_that_is_overloaded_may_be_late(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_door() as door:
+        agent = door.dial("edge1")
+        await trio.sleep(LIMITS.attach_timeout_seconds - 1)
+        await agent.attach(door.limits)
+        await door.settle()
+        assert door.nodes.is_attached("edge1")
 
 
 async def test_a_server_that_was_paused_reads_a_hello_that_waits(
