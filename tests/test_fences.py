@@ -49,7 +49,7 @@ DECISIONS = [
     *("tunnel_core." + name for name in ("flight", "delivery", "growth", "pacing", "rivals", "confirming")),
     "tunnel_core.service.unit",
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
-    *("tunnel_server." + name for name in ("sessions", "duplicates", "events")),
+    *("tunnel_server." + name for name in ("sessions", "duplicates", "events", "node_budgets", "announced")),
     *("tunnel_agent." + name for name in ("targets", "proxy", "config", "netlink", "route_change")),
     *("tunnel_agent." + name for name in ("link_view", "renewal_plan", "findings")),
     *("tunnel_agent.join." + name for name in ("wish", "config_text")),

@@ -213,6 +213,7 @@ class CarrierServer:
         except RuntimeError:  # whose text is advice about gRPC's own log
             return f"cannot listen on {address}: the port is taken or reserved, or the address is not ours"
         self._certificates.append(certificates)
+        self._sockets.ports.add(port)
         self.addresses.append(f"{address.rpartition(':')[0]}:{port}")
         return None
 
@@ -231,10 +232,12 @@ class CarrierServer:
         try:
             self._on_carrier(carrier)
             carrier.lose(await carrier.move(context.read, context.write))
+            await self._finish(carrier)
         except asyncio.CancelledError:
             if carrier.abandoned:
                 self._sever_soon(carrier.peer.address)
                 owner.uncancel()
+                await self._finish(carrier)
                 return
             carrier.lose("the connection broke, or the peer closed it")
             raise
@@ -243,6 +246,12 @@ class CarrierServer:
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a port raised", "exception": error}
             )
+
+    async def _finish(self, carrier: CallCarrier) -> None:
+        """Wait for the last write, because gRPC cannot send the status of the call before it is done."""
+        if carrier.is_writing:
+            self._sever_soon(carrier.peer.address)
+            await carrier.wait_written()
 
     def _sever_soon(self, address: str) -> None:
         self._abandoned.add(address)

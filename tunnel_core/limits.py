@@ -45,6 +45,12 @@ class Limits:
     """Received bytes after which a bare confirmation is sent if nothing else carries it."""
     attach_timeout_seconds: float = 10.0
     """From the start of a carrier to the ``use`` that completes the attach."""
+    hello_timeout_seconds: float = 2.0
+    """From the start of a call to its hello, unless it is the newest of its identity."""
+    max_attach_bytes: int = 96 * KIB
+    """What an agent may send before its ``use``: more than a hello with all services and longest names."""
+    max_attaches_per_identity: int = 4
+    """Attaches under way of one identity. An agent has two, and a check beside it one."""
     ping_interval_seconds: float = 15.0
     missed_pings: int = 2
     confirm_timeout_seconds: float = 120.0

@@ -35,13 +35,16 @@ def dialled(user_timeout_ms: int) -> Iterator[socket.socket]:
 
 
 class AcceptedSockets:
-    """Finds those that were accepted by where they came from.
+    """Finds those that were accepted at ``ports`` by where they came from.
+
+    The ports belong to it: a client may use the same port of its own for connections to two of our listeners.
 
     To look at all descriptors of a server with 10,000 agents takes 70 ms. So each search remembers what it
     saw, and only one for those that came since looks at all again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ports: Collection[int] = ()) -> None:
+        self.ports = set(ports)
         self._seen: dict[str, int] = {}
 
     def find(self, addresses: Collection[str]) -> Iterator[socket.socket | None]:
@@ -50,7 +53,9 @@ class AcceptedSockets:
         for number, address in enumerate(wanted & self._seen.keys(), 1):
             wanted.discard(address)
             with _duplicate(self._seen.pop(address)) as sock:
-                if _peer_address(sock) == address:  # or else it was closed, and its number given out again
+                if (
+                    self._peer_address(sock) == address
+                ):  # or else it was closed, and its number given out again
                     yield sock
             if number % _LOOKED_AT == 0:
                 yield None
@@ -61,13 +66,24 @@ class AcceptedSockets:
         self._seen = {}
         for number, descriptor in enumerate(_descriptors(), 1):
             with _duplicate(descriptor) as sock:
-                address = _peer_address(sock)
+                address = self._peer_address(sock)
                 if address in wanted:
                     yield sock
                 elif address:
                     self._seen[address] = descriptor
             if number % _LOOKED_AT == 0:
                 yield None
+
+    def _peer_address(self, sock: socket.socket | None) -> str:
+        """Empty for what is no IP socket, not connected, or not of one of the ports."""
+        if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return ""
+        try:
+            host, port = sock.getpeername()[:2]
+            is_ours = sock.getsockname()[1] in self.ports
+        except OSError:
+            return ""
+        return join_host_port(host.removeprefix("::ffff:"), port) if is_ours else ""
 
 
 def has_lost_its_address(user_timeout_ms: int) -> bool:
@@ -91,17 +107,6 @@ def _is_gone(family: int, address: tuple[Any, ...]) -> bool:
         except OSError as error:
             return error.errno == errno.EADDRNOTAVAIL
     return False
-
-
-def _peer_address(sock: socket.socket | None) -> str:
-    """Empty for what is no IP socket, or not connected."""
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return ""
-    try:
-        host, port = sock.getpeername()[:2]
-    except OSError:
-        return ""
-    return join_host_port(host.removeprefix("::ffff:"), port)
 
 
 def _descriptors() -> Iterator[int]:

@@ -88,6 +88,7 @@ class Reason(enum.Enum):
     AGENT_RESTARTED = (71, 502, "the agent restarted and lost its session")
     SESSION_MISMATCH = (72, 403, "the session belongs to another node, or its secret is wrong")
     DUPLICATE_NODE = (73, 409, "two agents attach with the certificate of one node")
+    TOO_MANY_ATTACHES = (74, 429, "agents attach too often with the certificate of one node")
     # Faults of the peer.
     MALFORMED_PACKET = (80, 400, "a packet could not be decoded")
     PROTOCOL_ERROR = (81, 400, "a frame is not allowed in this state")

@@ -31,6 +31,20 @@ async def _until(done: Callable[[], object], seconds: float = 5) -> None:
             await trio.sleep(0.005)
 
 
+async def test_a_call_that_ends_in_the_middle_of_a_write_leaves_no_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An agent that leaves when it is welcomed, as a check does, meets the end of the server's write."""
+    async with open_site() as site:
+        for number in range(5):
+            agent = await site.dial()
+            server = RecordingPort(await site.accept())
+            server.send(ping(number))
+            agent.abandon()
+            await server.wait(lambda port: port.lost)
+    assert not [record for record in caplog.records if record.name.startswith("grpc")]
+
+
 class TestMoving:
     async def test_packets_move_both_ways_in_order(self) -> None:
         async with open_site() as site:

@@ -53,15 +53,36 @@ def test_by_its_time_out(ends: tuple[socket.socket, socket.socket]) -> None:
 
 def test_by_where_it_came_from(ends: tuple[socket.socket, socket.socket]) -> None:
     dialled, accepted = ends
-    _sever_accepted(_address(dialled), "192.0.2.1:1")
+    _sever_accepted({_port(dialled)}, _address(dialled), "192.0.2.1:1")
     _assert_ended(accepted, dialled)
+
+
+def test_a_connection_to_another_of_our_ports_is_left_alone() -> None:
+    """One client's port leads to two listeners: an agent and a user behind one NAT, or on one machine."""
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        accepted = []
+        source = ("127.0.0.1", 0)
+        for listener in listeners:
+            dialled = stack.enter_context(socket.socket())
+            dialled.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            dialled.bind(source)
+            dialled.connect(listener.getsockname())
+            source = dialled.getsockname()
+            accepted.append((dialled, stack.enter_context(listener.accept()[0])))
+        (left_dialled, left), (ended_dialled, ended) = accepted
+        assert _address(left_dialled) == _address(ended_dialled)
+        _sever_accepted({_port(ended_dialled)}, _address(ended_dialled))
+        _assert_ended(ended, ended_dialled)
+        assert left.send(b"x")
+        assert left_dialled.recv(1) == b"x"
 
 
 def test_a_long_search_lets_others_run(ends: tuple[socket.socket, socket.socket]) -> None:
     """A thousand agents more cost more steps, none of them longer; one that ends meanwhile harms nobody."""
     with contextlib.ExitStack() as stack:
         pairs = [[stack.enter_context(sock) for sock in socket.socketpair()] for _ in range(200)]
-        search = sever_accepted(AcceptedSockets(), {_address(ends[0])})
+        search = sever_accepted(AcceptedSockets({_port(ends[0])}), {_address(ends[0])})
         next(search)
         for pair in pairs[-100:]:
             pair[0].close()
@@ -71,11 +92,11 @@ def test_a_long_search_lets_others_run(ends: tuple[socket.socket, socket.socket]
 
 def test_what_a_search_saw_is_found_again_at_once(ends: tuple[socket.socket, socket.socket]) -> None:
     """Also if its descriptor has been closed since, and is another connection's now."""
-    sockets = AcceptedSockets()
     with contextlib.ExitStack() as stack:
         for _ in range(200):
             stack.enter_context(socket.socket())
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        sockets = AcceptedSockets({_port(ends[0]), listener.getsockname()[1]})
         pairs = [_connected(stack, listener) for _ in range(3)]
         (kept_dialled, kept), (closed_dialled, closed), (_, moved_to) = pairs
         search = sever_accepted(sockets, {_address(ends[0])})
@@ -90,9 +111,9 @@ def test_what_a_search_saw_is_found_again_at_once(ends: tuple[socket.socket, soc
 
 def test_many_that_were_seen_are_severed_step_by_step(ends: tuple[socket.socket, socket.socket]) -> None:
     """A whole fleet comes back in one moment."""
-    sockets = AcceptedSockets()
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        sockets = AcceptedSockets({_port(ends[0]), listener.getsockname()[1]})
         pairs = [_connected(stack, listener) for _ in range(150)]
         assert list(sever_accepted(sockets, {_address(ends[0])}))
         assert len(list(sever_accepted(sockets, {_address(dialled) for dialled, _ in pairs}))) == 2
@@ -147,8 +168,13 @@ def _received(sock: socket.socket, seconds: float, most: int) -> int:
     return count
 
 
-def _sever_accepted(*addresses: str) -> None:
-    for _ in sever_accepted(AcceptedSockets(), set(addresses)):
+def _port(dialled: socket.socket) -> int:
+    """The listener's."""
+    return int(dialled.getpeername()[1])
+
+
+def _sever_accepted(ports: set[int], *addresses: str) -> None:
+    for _ in sever_accepted(AcceptedSockets(ports), set(addresses)):
         continue
 
 
@@ -172,7 +198,7 @@ def test_locks_on_files_outlive_a_look_at_all_sockets(tmp_path: Path) -> None:
     """SQLite locks by fcntl(2): one close of a duplicate, and all locks on that file would be gone."""
     with (tmp_path / "store.db").open("w+") as file:
         fcntl.lockf(file, fcntl.LOCK_SH)
-        _sever_accepted("192.0.2.1:1")
+        _sever_accepted({7001}, "192.0.2.1:1")
         sever_dialled(1)
         argv = [sys.executable, "-c", _TRY, file.name]
         assert subprocess.run(argv, capture_output=True).returncode != 0  # noqa: S603 - our own command

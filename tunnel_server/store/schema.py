@@ -115,4 +115,6 @@ _DESCENT: Step = (
     "CREATE INDEX revocations_follows ON revocations (follows)",
 )
 
-STEPS: tuple[Step, ...] = (_FIRST, _KNOWN_NODES, _DESCENT)
+_AUDIT_SHARES: Step = ("CREATE INDEX audit_whom ON audit (kind, node, user)",)
+
+STEPS: tuple[Step, ...] = (_FIRST, _KNOWN_NODES, _DESCENT, _AUDIT_SHARES)
