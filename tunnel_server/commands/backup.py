@@ -119,7 +119,8 @@ def _installation(places: tuple[Path, ...]) -> Installation:
         present = load(config_file, ServerConfig, absent_fix="")
         folders.add(present.data_dir)
         tls, bearer = present.tls, present.ops.bearer_file
-        files |= {tls.certificate_file, tls.key_file, tls.trust_file, *([bearer] if bearer else [])}
+        files |= {tls.certificate_file, tls.key_file, tls.trust_file}
+        files |= {file for file in (tls.user_trust_file, bearer) if file}
     return Installation(named | folders, named | files)
 
 
