@@ -21,7 +21,7 @@ from tests.rogues import agent as rogue
 from tunnel_core.names import join_host_port
 from tunnel_server.node_budgets import ATTACH_SECONDS, ATTACHES
 
-CALLS = 160
+CALLS = 120
 CALLS_A_SECOND = 40
 """Few, so that what is seen is what the calls do, and not what so many TLS handshakes cost."""
 
