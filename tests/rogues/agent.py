@@ -3,7 +3,7 @@
 ``RogueAgent`` is for programs with an asyncio loop of their own. Tests run this module as a process, so that
 the attacker takes no turn of the server's loop:
 
-    python -m tests.rogues.agent BUNDLE SERVER ATTACK [--seconds S] [--at-once N] [--per-second N]
+    python -m tests.rogues.agent BUNDLE SERVER ATTACK [--calls N] [--at-once N] [--per-second N]
 
 It prints one JSON object when it is done: how many calls it began, how many the server still held open at
 the end, and how each of the others was answered, by reason.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import secrets
@@ -199,24 +198,24 @@ ATTACKS = ("silent", "takeover", "probe", "oversize")
 
 @dataclass(frozen=True)
 class Pace:
-    """For how long an attack goes on, with how many steps beside each other, and how fast."""
+    """How many calls an attack makes, how many beside each other, and how fast."""
 
-    seconds: float
+    calls: int
     at_once: int
     per_second: float
 
 
 async def attack(bundle: Path, server: str, name: str, pace: Pace) -> dict[str, Any]:
-    """Repeat one attack until the time is over."""
+    """Repeat one attack until its calls are made."""
     made = Attack(RogueAgent(read_bundle(bundle), server))
     step: Callable[[], Awaitable[None]] = getattr(made, name)
     clock = asyncio.get_running_loop().time
     begins = clock()
-    starts = itertools.count()
+    starts = iter(range(pace.calls))
 
     async def repeat() -> None:
-        while clock() < begins + pace.seconds:
-            await asyncio.sleep(begins + next(starts) / pace.per_second - clock())
+        for number in starts:
+            await asyncio.sleep(begins + number / pace.per_second - clock())
             await step()
 
     await asyncio.gather(*(repeat() for _ in range(pace.at_once)))
@@ -231,12 +230,12 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("server")
     parser.add_argument("attack", choices=ATTACKS)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--per-second", type=float, default=1000.0)
     chosen = parser.parse_args()
     os.nice(_NICENESS)
-    pace = Pace(chosen.seconds, chosen.at_once, chosen.per_second)
+    pace = Pace(chosen.calls, chosen.at_once, chosen.per_second)
     made = attack(chosen.bundle, chosen.server, chosen.attack, pace)
     sys.stdout.write(json.dumps(asyncio.run(made)) + "\n")
 
