@@ -23,7 +23,7 @@ class Arrival:
     """An attach under way. ``held`` is the session it asks to go on with, None for a new one."""
 
     identity: str
-    """Whose place it takes; attaches of one certificate have the same."""
+    """The key under which attaches are counted; all attaches of one node have the same."""
     proven: Proven | None  # what its carrier has proven; None if that is nothing that may be used
     held: Held | None = None
     link: Link | None = None  # the session that it began
@@ -35,11 +35,14 @@ class Arrival:
 
 
 def identity_of(proven: Proven | None, refused: Refused | None, leaf_pem: bytes) -> str:
-    """Name the owner of an attach: by the certificate's identity, or by its digest if it names none."""
-    if proven is not None:
+    """Return the key of an attach: the certificate's identity, or its digest if it names none.
+
+    Refused attaches have keys of their own, so a revoked certificate displaces no attach of a valid one.
+    """
+    if proven is not None and refused is None:
         return str(proven.identity)
     if isinstance(refused, IdentityError) and refused.identity is not None:
-        return str(refused.identity)
+        return f"refused {refused.identity}"
     return hashlib.sha256(leaf_pem).hexdigest()
 
 

@@ -104,6 +104,7 @@ class Attachments:
     def take(self, carrier: Carrier) -> None:
         """Begins the attach of a new carrier. Called by the carrier's server; never blocks or raises."""
         proven, refused = self._identify(carrier)
+        refused = refused or self._why_shut_out(proven)
         arrival = Arrival(identity_of(proven, refused, carrier.peer.leaf_pem), proven, refused=refused)
 
         def offer(hello: Hello) -> Welcome | Rejected:
@@ -121,18 +122,21 @@ class Attachments:
             most = self._settings.limits.max_attaches_per_identity
             detail = f"more than {most} attaches with one certificate are under way; the oldest ends"
             oldest.displace(Refused(Reason.TOO_MANY_ATTACHES, detail))
-        refused = refused or self._why_not(proven)
+        refused = refused or self._why_no_room()
         if refused is not None:
             arrival.refused = refused
             attempt.refuse(refused, _retry_ms(refused))
         self._nursery.start_soon(self._keep, attempt, arrival)
 
-    def _why_not(self, proven: Proven | None) -> Refused | None:
-        """Why the certificate lets nobody in now, or there is no room for one attach more."""
+    def _why_shut_out(self, proven: Proven | None) -> Refused | None:
+        """Return why the certificate is not good now: it is revoked, for example."""
         try:
             self._standing.require(proven)
         except Refused as refused:
             return refused
+        return None
+
+    def _why_no_room(self) -> Refused | None:
         if len(self._arrivals) > self._settings.max_pending:
             return Refused(Reason.TOO_MANY_SESSIONS, "too many agents are attaching at this moment")
         return None

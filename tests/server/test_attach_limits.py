@@ -9,12 +9,14 @@ import trio
 import trio.testing
 
 from certs.ca import Leaf
+from certs.x509 import facts_of
 from tests.fakes import memory_link, pki
 from tests.fakes.memory_carrier import memory_carriers
 from tests.server.test_attach import SERVER, STRANGER, USER, Agent, Door, open_door
 from tests.server.test_attach_revoked import going_on
 from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.frames import Packet, Rejected, Service
+from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.steps import AttachRejected
@@ -72,6 +74,20 @@ async def test_a_revoked_node_is_refused_without_a_hello(autojump_clock: trio.te
         call = Call(door)
         await door.settle()
         assert (call.rejected.reason, call.rejected.retry_after_ms) == (Reason.REVOKED, 300_000)
+
+
+async def test_a_revoked_certificate_keeps_no_agent_with_a_valid_one_out(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_door() as door:
+        stolen = pki.authority().issue(Role.NODE, "edge1").credential.certificate_pem
+        door.revoke(Kind.SERIAL, facts_of(stolen).serial)
+        good = Call(door)
+        refused = [Call(door, stolen) for _ in range(2 * MOST)]
+        await door.settle()
+        assert good.is_open
+        assert [call.is_open for call in refused] == [False] * MOST + [True] * MOST
+        await door.attach("edge1")
 
 
 async def test_calls_without_a_hello_end_after_two_seconds(autojump_clock: trio.testing.MockClock) -> None:
