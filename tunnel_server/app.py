@@ -215,10 +215,10 @@ class Server:
     async def _serve_https(self) -> None:
         connect = ConnectEntrance(self.opener) if self.config.connect.enabled else None
         who = by_certificate(self.config.trust_domain)
-        users = UserConnections(self.config.limits.max_connections_per_user)
+        limits = self.config.limits
+        users = UserConnections(limits.max_connections_per_user, limits.max_connections)
         front = replace(self._front(HTTPS, who, connect, self._api()), est=self._est(), users=users)
-        seconds = self.config.limits.handshake_seconds
-        handler = over_tls(HTTPS, self._contexts, seconds, front.serve, self.records)
+        handler = over_tls(HTTPS, self._contexts, limits.handshake_seconds, front.serve, self.records)
         await self._open.open_tcp(HTTPS, [str(address) for address in self.config.https.listen], handler)
 
     async def _serve_unix(self) -> None:

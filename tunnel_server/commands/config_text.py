@@ -73,7 +73,7 @@ domain = "localhost"
 # idle_seconds = 75
 # handshake_seconds = 10
 # max_connections = 10000
-# max_connections_per_user = 2500 # to the HTTPS listener
+# max_connections_per_user = 2500 # to the HTTPS listener; more while a third of all is free
 # max_unauthenticated = 1024
 # max_unauthenticated_per_source = 32
 
