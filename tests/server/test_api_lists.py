@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
+import h11
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.server.edge import echo
+from tests.server.edge import echo, open_edge
 from tests.server.test_api_status import here
+from tunnel_core.http import HttpConnection
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.entrances.api import ApiEntrance
 from tunnel_server.entrances.api_lists import (
+    MAX_UNDELIVERED_LISTS,
     PIECE_ROWS,
     ROWS_PER_SECOND,
     Listing,
@@ -27,11 +33,11 @@ from tunnel_server.nodes import Node
 class Fleet:
     """Names to list; counts what was made, and the most that was made without a rest."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, is_prompt: bool = False) -> None:
         self.names = [f"edge{number:05}" for number in range(size)]
         self.made = 0
         self.longest = self._since_rest = 0
-        self.listing = Listing("nodes", lambda: self.names, str, self._row)
+        self.listing = Listing("nodes", lambda: self.names, str, self._row, is_prompt=is_prompt)
 
     def _row(self, name: str) -> dict[str, object]:
         self.made += 1
@@ -101,6 +107,18 @@ async def test_an_answer_is_never_older_than_its_request(autojump_clock: MockClo
             nursery.start_soon(ask)
     assert all("new" in names for names in seen[1:])
     assert fleet.listing.builds == 2
+
+
+async def test_a_prompt_list_answers_between_two_lists_with_the_last_one(autojump_clock: MockClock) -> None:
+    fleet = Fleet(5000, is_prompt=True)
+    await fleet.ask()
+    with trio.fail_after(0.01):
+        for _ in range(10):
+            assert len(names_of(await fleet.ask())) == 5000
+    assert fleet.listing.builds == 1
+    fleet.names = []
+    await trio.sleep(5)
+    assert names_of(await fleet.ask()) == []
 
 
 async def test_who_leaves_while_the_list_is_made_leaves_it_to_the_next(autojump_clock: MockClock) -> None:
@@ -184,11 +202,36 @@ class TestTurns:
         async with turns.turn("mallory"):
             pass
 
+    async def test_an_answer_that_is_not_read_delays_no_other_one(self, autojump_clock: MockClock) -> None:
+        turns, read = UserTurns(undelivered=2), trio.Event()
+
+        async def stall() -> None:
+            async with turns.turn("mallory") as turn:
+                turn.made(1)
+                await read.wait()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stall)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(1):
+                async with turns.turn("mallory"):
+                    pass
+            nursery.start_soon(stall)
+            await trio.sleep(1)
+            with pytest.raises(Refused) as caught:
+                async with turns.turn("mallory"):
+                    raise AssertionError
+            assert caught.value.reason is Reason.TOO_MANY_OF_USER
+            read.set()
+        async with turns.turn("mallory"):
+            pass
+        assert turns._users["mallory"].is_idle(trio.current_time())
+
     async def test_rows_have_a_rate(self, autojump_clock: MockClock) -> None:
         turns, start = UserTurns(), trio.current_time()
         for _ in range(5):
             async with turns.turn("mallory") as turn:
-                turn.rows = ROWS_PER_SECOND
+                turn.made(ROWS_PER_SECOND)
         assert trio.current_time() - start == pytest.approx(4, abs=0.1)
 
     async def test_users_leave_no_trace(self, autojump_clock: MockClock) -> None:
@@ -197,6 +240,54 @@ class TestTurns:
             async with turns.turn(f"user{number}"):
                 pass
         assert len(turns._users) <= 257
+
+
+async def test_lists_that_nobody_reads_delay_no_short_answer(autojump_clock: MockClock) -> None:
+    async with open_edge() as edge, trio.open_nursery() as nursery:
+        edge.attach("edge1", echo)
+        api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, lambda: datetime.now(UTC))
+
+        async def ask(path: str, reader: Reader) -> None:
+            request = h11.Request(method="GET", target=path, headers=[("host", "x")])
+            await api.handle(cast(HttpConnection, reader), request, "alice")
+
+        stalled = [Reader(reads=False) for _ in range(MAX_UNDELIVERED_LISTS)]
+        for one in stalled:
+            nursery.start_soon(ask, "/api/v1/nodes", one)
+        await trio.sleep(1)
+        assert all(one.begun for one in stalled)
+        with trio.fail_after(1):
+            for path in ("version", "nodes/edge1", "events", "nodes?brief=1"):
+                reader = Reader(reads=True)
+                await ask(f"/api/v1/{path}", reader)
+                assert reader.begun
+        with pytest.raises(Refused):
+            await ask("/api/v1/nodes", Reader(reads=True))
+        nursery.cancel_scope.cancel()
+
+
+async def test_completion_does_not_wait_between_two_lists(autojump_clock: MockClock) -> None:
+    async with open_edge() as edge:
+        for number in range(1000):
+            edge.attach(f"edge{number}", echo)
+        api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, lambda: datetime.now(UTC))
+        request = h11.Request(method="GET", target="/api/v1/nodes?brief=1", headers=[("host", "x")])
+        with trio.fail_after(0.25):  # half of the time between two lists
+            for _ in range(3):
+                await api.handle(cast(HttpConnection, Reader(reads=True)), request, "alice")
+
+
+class Reader:
+    """A client that takes an answer in, or stops before its end."""
+
+    def __init__(self, *, reads: bool) -> None:
+        self.begun = False
+        self._reads = reads
+
+    async def respond(self, *_: object) -> None:
+        self.begun = True
+        if not self._reads:
+            await trio.sleep_forever()
 
 
 @pytest.mark.parametrize("path", ["nodes", "nodes?brief=1", "nodes?limit=1000", "status"])

@@ -16,7 +16,15 @@ from tunnel_core.http import HttpConnection
 from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.entrances import api_events, api_status
-from tunnel_server.entrances.api_lists import Answer, Listing, Page, UserTurns, parse_page
+from tunnel_server.entrances.api_lists import (
+    MAX_UNDELIVERED_SHORT,
+    SHORT_ROWS_PER_SECOND,
+    Answer,
+    Listing,
+    Page,
+    UserTurns,
+    parse_page,
+)
 from tunnel_server.entrances.api_status import NODE_PATH, STATUS_PATH
 from tunnel_server.followers import Followers
 from tunnel_server.nodes import Node, Nodes
@@ -59,7 +67,10 @@ class ApiEntrance:
         self._monotonic = monotonic
         self._wall = wall
         self._turns = UserTurns()
-        self._brief = Listing("nodes", nodes.all, _name_of, _brief)
+        self._short_turns = UserTurns(
+            rows_per_second=SHORT_ROWS_PER_SECOND, undelivered=MAX_UNDELIVERED_SHORT
+        )
+        self._brief = Listing("nodes", nodes.all, _name_of, _brief, is_prompt=True)
         self._lists: dict[str, Listing[Node] | Listing[NodeAndLink] | Listing[NodeAndStream]] = {
             NODES_PATH: Listing("nodes", nodes.all, _name_of, self._node),
             "/api/v1/sessions": Listing("sessions", nodes.attached, _name_of_pair, _session),
@@ -77,9 +88,10 @@ class ApiEntrance:
         question = api_events.parse_question(query) if path == api_events.PATH else None
         if question is not None:
             question = await api_events.wait(self._followers, self._nodes, question, user)
-        async with self._turns.turn(user) as turn:
+        is_list = path in self._lists and not _is_brief(path, query)
+        async with (self._turns if is_list else self._short_turns).turn(user) as turn:
             answer = await self._answer(path, query, question)
-            turn.rows = answer.rows
+            turn.made(answer.rows)
             headers = [("content-type", "application/json"), ("cache-control", "no-store")]
             await http.respond(200, "OK", headers, answer.body)
 
@@ -89,7 +101,7 @@ class ApiEntrance:
         return path in self._lists or path in _OTHER_PATHS or path.startswith(NODE_PATH)
 
     async def _answer(self, path: str, query: str, question: api_events.Question | None) -> Answer:
-        if path == NODES_PATH and query == "brief=1":
+        if _is_brief(path, query):
             return await self._brief.answer(Page())
         if path in self._lists:
             return await self._lists[path].answer(parse_page(query) if path == NODES_PATH else Page())
@@ -160,6 +172,10 @@ class ApiEntrance:
             "bytes_in": stream.bytes_in,
             "bytes_out": stream.bytes_out,
         }
+
+
+def _is_brief(path: str, query: str) -> bool:
+    return path == NODES_PATH and query == "brief=1"
 
 
 def _whole(page: Json, rows: int) -> Answer:

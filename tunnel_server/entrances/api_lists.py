@@ -5,17 +5,20 @@
 2. An answer is made after its request came. Requests that come while a list is made share the next one, which
    begins at the earliest 0.5 ms for each row after the last one began, 5 s at most: a second for 2,000 nodes.
    So lists take a tenth of a processor, however many ask.
-3. A user gets one answer at a time, and 10,000 rows a second. Further requests of the user wait.
-4. Pages of one list come from the same snapshot, while that is kept. A later page goes on behind a name.
+3. One list of a user is made at a time, 10,000 rows a second, and four are on their way. Further requests of
+   the user wait. Short answers have turns of their own, so a client that does not read a list delays none.
+4. Pages of one list come from one snapshot as long as the server keeps it. After that, a page begins with the
+   first name behind ``after`` in a new list.
+5. The names that completion in a shell asks for do not wait: between two lists the last one answers.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
@@ -29,6 +32,11 @@ SECONDS_PER_ROW = 0.0005
 _MAX_SECONDS = 5.0
 _REST_SECONDS = 0.001
 ROWS_PER_SECOND = 10_000
+SHORT_ROWS_PER_SECOND = 100_000
+"""Of answers that are short, or whose rows are."""
+MAX_UNDELIVERED_LISTS = 4
+"""3.5 MB each for 5,000 nodes."""
+MAX_UNDELIVERED_SHORT = 16
 _TURN_SECONDS = 10.0
 _MAX_IDLE_USERS = 256
 _MAX_PARAMETERS = 8
@@ -84,7 +92,10 @@ class _Snapshot:
 
 
 class Listing(Generic[T]):
-    """One list of the API. ``items`` come in the order of ``key``; ``row`` makes one of them JSON."""
+    """One list of the API. ``items`` come in the order of ``key``; ``row`` makes one of them JSON.
+
+    With ``is_prompt`` a request gets the last list rather than wait until the next one may begin.
+    """
 
     def __init__(
         self,
@@ -92,12 +103,15 @@ class Listing(Generic[T]):
         items: Callable[[], Iterable[T]],
         key: Callable[[T], str],
         row: Callable[[T], Json],
+        *,
+        is_prompt: bool = False,
     ) -> None:
         self.builds = 0  # begun
         self._name = name
         self._items = items
         self._key = key
         self._row = row
+        self._is_prompt = is_prompt
         self._lock = trio.Lock()
         self._snapshot: _Snapshot | None = None
         self._paged: _Snapshot | None = None  # the one whose first pages were asked for last
@@ -122,15 +136,21 @@ class Listing(Generic[T]):
         return Answer(body, len(rows))
 
     async def _fresh(self) -> _Snapshot:
-        """Return a snapshot that was begun after this call. Cancelled, it leaves the work to the next."""
+        """Return a snapshot that was begun after this call, or the last one if the list is prompt.
+
+        Cancelled, it leaves the work to the next.
+        """
         asked = self.builds
         async with self._lock:
             snapshot = self._snapshot
+            if self._is_prompt and snapshot is not None and trio.current_time() < self._next_at:
+                return snapshot
             if snapshot is None or snapshot.serial <= asked:
                 await trio.sleep_until(self._next_at)
                 snapshot = await self._build()
-            # Megabytes for a large fleet: kept only for those who wait.
-            self._snapshot = snapshot if self._lock.statistics().tasks_waiting else None
+            # Megabytes for a large fleet: kept only for those who wait. Names alone are half of one.
+            is_kept = self._is_prompt or self._lock.statistics().tasks_waiting
+            self._snapshot = snapshot if is_kept else None
             return snapshot
 
     async def _build(self) -> _Snapshot:
@@ -145,48 +165,83 @@ class Listing(Generic[T]):
         return _Snapshot(serial, keys, rows)
 
 
-@dataclass(slots=True)
 class _Turns:
-    lock: trio.Lock = field(default_factory=trio.Lock)
-    free_at: float = -float("inf")
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.lock = trio.Lock()
+        self.places = trio.Semaphore(most)
+        self.free_at = -float("inf")
+
+    def is_idle(self, now: float) -> bool:
+        return not self.lock.locked() and self.places.value == self.most and self.free_at <= now
 
 
-@dataclass(slots=True)
 class Turn:
-    """One answer under way; ``rows`` says how much of the user's rate it takes."""
+    """One answer under way."""
 
-    rows: int = 0
+    def __init__(self, turns: _Turns, rows_per_second: int) -> None:
+        self._turns = turns
+        self._rows_per_second = rows_per_second
+        self._has_turn = self._has_place = False
+
+    async def begin(self) -> None:
+        """Wait for the turn. Cancelled, it is to be ended too."""
+        await self._turns.lock.acquire()
+        self._has_turn = True
+        await self._turns.places.acquire()
+        self._has_place = True
+
+    def made(self, rows: int) -> None:
+        """The answer is made: the user's next one may be made while this one of ``rows`` is delivered."""
+        self._turns.free_at = trio.current_time() + rows / self._rows_per_second
+        self._turns.lock.release()
+        self._has_turn = False
+
+    def end(self) -> None:
+        """The answer is delivered, or there is none."""
+        if self._has_turn:
+            self.made(0)
+        if self._has_place:
+            self._turns.places.release()
 
 
 class UserTurns:
-    """Gives each user one answer at a time, and so many rows a second."""
+    """Makes one answer of each user at a time, and so many rows a second.
 
-    def __init__(self) -> None:
+    ``undelivered`` answers of a user may be on their way: a client that stops reading, as behind ``less``,
+    keeps one for 30 s.
+    """
+
+    def __init__(
+        self, *, rows_per_second: int = ROWS_PER_SECOND, undelivered: int = MAX_UNDELIVERED_LISTS
+    ) -> None:
+        self._rows_per_second = rows_per_second
+        self._undelivered = undelivered
         self._users: dict[str, _Turns] = {}
 
     @asynccontextmanager
     async def turn(self, user: str) -> AsyncIterator[Turn]:
-        """Wait for the user's turn. Raises ``Refused`` if it does not come in time."""
-        turns = self._users.setdefault(user, _Turns())
-        with trio.move_on_after(_TURN_SECONDS) as scope:
-            await turns.lock.acquire()
-        if scope.cancelled_caught:
-            sentence = f"other answers of the API are on their way to {user or 'this user'}; ask them in turn"
-            raise Refused(Reason.TOO_MANY_OF_USER, sentence)
-        turn = Turn()
+        """Wait for the user's turn. Raises ``Refused`` if it does not come in time.
+
+        The block calls ``made`` when the answer is made, and then delivers it.
+        """
+        turns = self._users.setdefault(user, _Turns(self._undelivered))
+        turn = Turn(turns, self._rows_per_second)
         try:
+            with trio.move_on_after(_TURN_SECONDS) as scope:
+                await turn.begin()
+            if scope.cancelled_caught:
+                whom = user or "this user"
+                sentence = f"other answers of the API are on their way to {whom}; ask them in turn"
+                raise Refused(Reason.TOO_MANY_OF_USER, sentence)
             await trio.sleep_until(turns.free_at)
             yield turn
         finally:
-            turns.free_at = trio.current_time() + turn.rows / ROWS_PER_SECOND
-            turns.lock.release()
+            turn.end()
             if len(self._users) > _MAX_IDLE_USERS:
                 self._drop_idle()
 
     def _drop_idle(self) -> None:
         now = trio.current_time()
-        for user in list(self._idle(now)):
+        for user in [user for user, turns in self._users.items() if turns.is_idle(now)]:
             del self._users[user]
-
-    def _idle(self, now: float) -> Iterator[str]:
-        return (user for user, one in self._users.items() if not one.lock.locked() and one.free_at <= now)
