@@ -85,7 +85,10 @@ class Ticket:
             self.progressed()
 
     def give_way(self, refused: Refused) -> None:
-        """The place is another one's; for :class:`Admission`, which counts."""
+        """Give up the place to another connection, and close this one.
+
+        Called by :class:`Admission`, which counts.
+        """
         self._unauthenticated, self.waits, self.evicted = False, False, refused
         self.on_evicted()
 

@@ -10,7 +10,7 @@ from tunnel_core.frames import Hello, Service
 from tunnel_core.names import is_label, is_service_name
 
 _MAX_TEXT = 300
-"""Of a target and of the software's name, which are for people; the longest valid target has 259."""
+"""Longest target or software name that is shown; the longest valid target has 259 characters."""
 _MAX_PROTOCOL = 16
 
 

@@ -69,7 +69,7 @@ class Events:
         self._share = share
         self._kept: deque[NodeEvent] = deque()  # ids rise, with holes
         self._counts: Counter[tuple[str, Kind]] = Counter()
-        self._forgotten_id = 0  # the highest of those that were kept once
+        self._forgotten_id = 0  # the highest id of all removed events
         self._last_id = int(wall().timestamp() * 1000)
         self._before_run = self._last_id
 
