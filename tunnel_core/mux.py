@@ -105,12 +105,14 @@ class Mux:
 
     def open(self, request: Open, early_data: Payload = b"") -> MuxStream:
         """A new stream towards the peer. Raises ``Refused`` at the peer's limit."""
-        if len(self.streams) + len(self._unopened) >= self.peer_max_streams:
+        free = self.peer_max_streams - len(self.streams) - len(self._unopened)
+        if free <= 0:
             raise Refused(
                 Reason.TOO_MANY_STREAMS, f"the node already has {self.peer_max_streams} streams open"
             )
-        if self._of_user.get(request.user, 0) >= self.limits.max_streams_per_user:
-            raise Refused(Reason.TOO_MANY_OF_USER, _too_many(request.user, self.limits.max_streams_per_user))
+        own, most = self._of_user.get(request.user, 0), self.limits.max_streams_per_user
+        if own >= most and own >= free:  # a lone user stops at half, so that others can open streams
+            raise Refused(Reason.TOO_MANY_OF_USER, _too_many(request.user, own, most, free))
         if self.send_pool.free <= 0:  # its reserve too
             raise Refused(Reason.SEND_MEMORY_FULL)
         stream = MuxStream(self, request, 0, self.peer_initial_credit)
@@ -495,9 +497,10 @@ class Mux:
             stream.detach()
 
 
-def _too_many(user: str, most: int) -> str:
+def _too_many(user: str, own: int, most: int, free: int) -> str:
+    rule = f"one user may have {most}, and more only while more than the user's own number are free"
     cure = "close some, or raise [session] max_streams_per_user of the server"
-    return f"{user} has {most} streams on this node, the most for one user; {cure}"
+    return f"{user} has {own} streams on this node and {free} are free: {rule}; {cure}"
 
 
 def _open_frame(stream: MuxStream) -> Open:
