@@ -425,16 +425,16 @@ class Mux:
             stream.recv.size = stream.recv.received
             stream.recv.drop()
             stream.recv_reset = stream.discarding = True
-            self._broken(stream, self._reason_told(frame.reason, Reason.TARGET_RESET), frame.detail)
+            self._broken(stream, self._accepted_reason(frame.reason, Reason.TARGET_RESET), frame.detail)
         self.maybe_forget(stream)
 
     def _receive_stop(self, stream: MuxStream, frame: Stop) -> None:
         if not stream.send_reset and not stream.emitted_end():
-            self._broken(stream, self._reason_told(frame.reason, Reason.TARGET_RESET), "")
+            self._broken(stream, self._accepted_reason(frame.reason, Reason.TARGET_RESET), "")
             stream.give_up_sending()
 
-    def _reason_told(self, reason: Reason, otherwise: Reason) -> Reason:
-        """The reason that the peer gave; ``otherwise`` in place of one that is not a node's to give.
+    def _accepted_reason(self, reason: Reason, otherwise: Reason) -> Reason:
+        """Return the peer's reason, or ``otherwise`` if the peer is an agent that may not give it.
 
         Users, logs and the audit go by reasons: ``done`` is no refusal, and who is let in the server decides.
         """
@@ -465,9 +465,10 @@ class Mux:
     def _receive_refused(self, stream: MuxStream, frame: RefusedFrame) -> None:
         if not self._opener or stream.opened:
             raise PeerFault(Reason.PROTOCOL_ERROR, f"a refusal of stream {frame.stream}, which is open")
-        reason, detail = self._reason_told(frame.reason, Reason.DIAL_FAILED), frame.detail
+        reason, detail = self._accepted_reason(frame.reason, Reason.DIAL_FAILED), frame.detail
         if reason is not frame.reason:
-            detail = f"the node's agent refused it as {frame.reason.word}, which is not for a node to say"
+            word = frame.reason.word
+            detail = f"the agent refused the stream with the reason {word}, which an agent may not give"
         stream.refusal = Refused(reason, detail)
         stream.discarding = stream.send_reset = stream.recv_reset = True
         self.drop_sending(stream)

@@ -354,6 +354,17 @@ def test_an_open_stream_cannot_be_refused() -> None:
     assert caught.value.reason is Reason.PROTOCOL_ERROR
 
 
+def test_an_agent_cannot_refuse_with_a_reason_of_the_server() -> None:
+    server = Mux(LIMITS, CreditPool(0), opener=True)
+    stream = server.open(REQUEST)
+    server.take(10_000, 10_000)
+    server.receive(RefusedFrame(stream.number, Reason.TOO_MANY_OF_USER, "made up"))
+    assert stream.refusal is not None and stream.refusal.reason is Reason.DIAL_FAILED
+    assert stream.refusal.detail == (
+        "the agent refused the stream with the reason too_many_of_user, which an agent may not give"
+    )
+
+
 def test_a_stop_that_crosses_the_end_changes_nothing() -> None:
     server, agent, near, far = _opened()
     near.push(b"all of it")
