@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import trio
 
 from tunnel_agent.resolver import MAX_TARGET_LOOKUPS, Resolve, resolve_host
+from tunnel_core.humanize import counted
 
 _log = logging.getLogger("qanat.streams")
 
@@ -66,7 +67,10 @@ class TargetLookups:
         """Return why the look-up of ``host`` did not begin, or nothing if it did."""
         if host in self._running or self._may_begin(user):
             return ""
-        return f"{self._of_user[user]} look-ups of {user or 'this user'} wait for it already"
+        if not self._of_user[user]:
+            return f"all {self._most} look-ups of this agent are in use by other users"
+        own = counted(self._of_user[user], "earlier look-up")
+        return f"the resolver has not answered {own} of {user or 'this user'} yet"
 
     async def _find(self, host: str, user: str) -> _LookUp:
         """Return the look-up of ``host``, begun if need be. Raises the failure that is remembered."""

@@ -109,7 +109,8 @@ class SendPool:
     def call_when_free(self, wake: Callable[[], None], held: int) -> None:
         """Calls ``wake`` once, when a session that keeps ``held`` bytes may add enough for a packet.
 
-        A session that keeps more than it may get that room by its own confirmations only, and is not called.
+        A session that already keeps more than its share is not called: only its own acknowledgements make
+        room for it.
         """
         threshold = self._data_size - _SHARE * (held + self._step) if held >= self._step else self.size
         if threshold <= 0:

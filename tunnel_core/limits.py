@@ -22,7 +22,7 @@ class Limits:
     max_streams: int = 1024
     """Streams open at once in one session."""
     max_streams_per_user: int = 256
-    """A quarter of them for one user."""
+    """A quarter of them for one user; more while more than the user's own number are free."""
     initial_credit: int = 64 * KIB
     """What a peer may send on a stream before any grant; reserved for each of ``max_streams``."""
     max_credit: int = 8 * MIB

@@ -105,12 +105,14 @@ class Mux:
 
     def open(self, request: Open, early_data: Payload = b"") -> MuxStream:
         """A new stream towards the peer. Raises ``Refused`` at the peer's limit."""
-        if len(self.streams) + len(self._unopened) >= self.peer_max_streams:
+        free = self.peer_max_streams - len(self.streams) - len(self._unopened)
+        if free <= 0:
             raise Refused(
                 Reason.TOO_MANY_STREAMS, f"the node already has {self.peer_max_streams} streams open"
             )
-        if self._of_user.get(request.user, 0) >= self.limits.max_streams_per_user:
-            raise Refused(Reason.TOO_MANY_OF_USER, _too_many(request.user, self.limits.max_streams_per_user))
+        own, most = self._of_user.get(request.user, 0), self.limits.max_streams_per_user
+        if own >= most and own >= free:  # a lone user stops at half, so that others can open streams
+            raise Refused(Reason.TOO_MANY_OF_USER, _too_many(request.user, own, most, free))
         if self.send_pool.free <= 0:  # its reserve too
             raise Refused(Reason.SEND_MEMORY_FULL)
         stream = MuxStream(self, request, 0, self.peer_initial_credit)
@@ -423,16 +425,16 @@ class Mux:
             stream.recv.size = stream.recv.received
             stream.recv.drop()
             stream.recv_reset = stream.discarding = True
-            self._broken(stream, self._reason_told(frame.reason, Reason.TARGET_RESET), frame.detail)
+            self._broken(stream, self._accepted_reason(frame.reason, Reason.TARGET_RESET), frame.detail)
         self.maybe_forget(stream)
 
     def _receive_stop(self, stream: MuxStream, frame: Stop) -> None:
         if not stream.send_reset and not stream.emitted_end():
-            self._broken(stream, self._reason_told(frame.reason, Reason.TARGET_RESET), "")
+            self._broken(stream, self._accepted_reason(frame.reason, Reason.TARGET_RESET), "")
             stream.give_up_sending()
 
-    def _reason_told(self, reason: Reason, otherwise: Reason) -> Reason:
-        """The reason that the peer gave; ``otherwise`` in place of one that is not a node's to give.
+    def _accepted_reason(self, reason: Reason, otherwise: Reason) -> Reason:
+        """Return the peer's reason, or ``otherwise`` if the peer is an agent that may not give it.
 
         Users, logs and the audit go by reasons: ``done`` is no refusal, and who is let in the server decides.
         """
@@ -463,9 +465,10 @@ class Mux:
     def _receive_refused(self, stream: MuxStream, frame: RefusedFrame) -> None:
         if not self._opener or stream.opened:
             raise PeerFault(Reason.PROTOCOL_ERROR, f"a refusal of stream {frame.stream}, which is open")
-        reason, detail = self._reason_told(frame.reason, Reason.DIAL_FAILED), frame.detail
+        reason, detail = self._accepted_reason(frame.reason, Reason.DIAL_FAILED), frame.detail
         if reason is not frame.reason:
-            detail = f"the node's agent refused it as {frame.reason.word}, which is not for a node to say"
+            word = frame.reason.word
+            detail = f"the agent refused the stream with the reason {word}, which an agent may not give"
         stream.refusal = Refused(reason, detail)
         stream.discarding = stream.send_reset = stream.recv_reset = True
         self.drop_sending(stream)
@@ -495,9 +498,10 @@ class Mux:
             stream.detach()
 
 
-def _too_many(user: str, most: int) -> str:
+def _too_many(user: str, own: int, most: int, free: int) -> str:
+    rule = f"one user may have {most}, and more only while more than the user's own number are free"
     cure = "close some, or raise [session] max_streams_per_user of the server"
-    return f"{user} has {most} streams on this node, the most for one user; {cure}"
+    return f"{user} has {own} streams on this node and {free} are free: {rule}; {cure}"
 
 
 def _open_frame(stream: MuxStream) -> Open:

@@ -1,4 +1,4 @@
-"""Ranges of the numbers that each end tells the other in the attach, and that the other then goes by.
+"""Allowed ranges for the settings that agent and server send each other in the attach.
 
 1. Either end may have been taken over. Without ranges a server could have its agents ping a thousand times a
    second, take every silence for a loss, or keep their streams without a link for years.
@@ -65,6 +65,6 @@ def why_out_of_range(frame: Hello | Welcome) -> str:
         if not allowed.holds(number):
             cure = f"correct {allowed.setting} of the {end}" if allowed.setting else _NO_SETTING
             also = "0 or " if allowed.or_zero else ""
-            told = f"the {end} told {name} {number}, not {also}{allowed.least} to {allowed.most}"
-            return f"{told}: {cure}"
+            sent = f"the {end} sent {name} = {number}"
+            return f"{sent}; allowed is {also}{allowed.least} to {allowed.most}; {cure}"
     return ""

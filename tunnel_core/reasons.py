@@ -152,13 +152,16 @@ OF_A_STREAM = frozenset(
         Reason.INTERNAL_ERROR,
     }
 )
-"""What a node may give for the end of a stream. All others are the server's: who may come in, and by what."""
+"""Reasons that an agent may give for the end of a stream.
+
+Every other reason is for the server to give, because it concerns identity, policy or the server's own limits.
+"""
 OF_A_SESSION = OF_A_STREAM | {
     *(Reason.OPEN_FLOOD, Reason.PING_TIMEOUT, Reason.CARRIER_LOST, Reason.PEER_STALLED),
     *(Reason.UNKNOWN_SESSION, Reason.GRACE_EXPIRED, Reason.MALFORMED_PACKET, Reason.UNKNOWN_FRAME),
     *(Reason.VERSION_MISMATCH, Reason.ACK_OF_UNSENT, Reason.STREAM_NEVER_OPENED, Reason.NUMBER_OUT_OF_RANGE),
 }
-"""What a node may give for the end of its session."""
+"""Reasons that an agent may give for the end of its session."""
 
 
 class Refused(Exception):  # noqa: N818 - named by what happened, as users read it

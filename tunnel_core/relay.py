@@ -37,7 +37,8 @@ _BURST = 2 * MIB
 """Bytes that one direction may move before it lets others run."""
 _FAREWELL_SECONDS = 5.0
 _DELIVERY_SECONDS = 60.0
-"""How long a side that receives the rest of what a user sent who left may receive nothing of it."""
+"""After a user left, the other side still receives the rest of the user's data. The relay ends if it receives
+none of that for so long."""
 _LAST_WORDS_SECONDS, _STANDSTILL_SECONDS = 5.0, 1.0
 """How long a reset is held back for data that the target sent before it: in all, and without progress."""
 _LAST_WORDS_BYTES = 1 * MIB

@@ -31,12 +31,14 @@ _BACKLOG_PAUSE_SECONDS = 0.05
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 _END_ON_CLOSE = bytes(len(RESET_ON_CLOSE))
 
+KEEPALIVE_SECONDS = 60
+"""Time without traffic before the kernel's first keepalive probe."""
 # Silent for a minute, then asked four times: gone after two minutes. macOS has another name for the first.
 _KEEPALIVE = [
     (getattr(socket, name), value)
     for name, value in (
-        ("TCP_KEEPIDLE", 60),
-        ("TCP_KEEPALIVE", 60),
+        ("TCP_KEEPIDLE", KEEPALIVE_SECONDS),
+        ("TCP_KEEPALIVE", KEEPALIVE_SECONDS),
         ("TCP_KEEPINTVL", 15),
         ("TCP_KEEPCNT", 4),
     )

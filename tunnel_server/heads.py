@@ -62,6 +62,7 @@ _FRAMES = frozenset({b"embed", b"fencedframe", b"frame", b"iframe", b"object"})
 """Values of ``Sec-Fetch-Dest`` for a document inside another one."""
 # Points browsers at a port of ours that is not the service's.
 _ONLY_BACK = frozenset({b"alt-svc"})
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _COOKIE_DOMAIN = re.compile(rb";[ \t]*domain[ \t]*=[^;]*", re.IGNORECASE)
 _WEBSOCKET = b"websocket"
 
@@ -197,18 +198,28 @@ def check_web_request(request: h11.Request) -> None:
 def refuse_cross_site(request: h11.Request) -> None:
     """Raise ``Refused`` if a page of another site caused this request.
 
-    The user's browser would lend such a page what the user may do. ``Origin`` decides first, whatever else
-    the browser sends: it comes with every POST, script and WebSocket. Fetch Metadata (W3C) covers requests
-    without an ``Origin``, but browsers send it only to https and to ``localhost``. A link may lead here. A
-    script, a form or a frame of another site may not.
+    The user's browser would lend such a page what the user may do. An ``Origin`` with the name of another
+    host refuses the request, whatever else the browser sends: it comes with every POST, script and WebSocket.
+    Fetch Metadata (W3C) covers requests without an ``Origin`` and those with ``Origin: null``, but browsers
+    send it only to https and to ``localhost``. A link may lead here. A script, a form or a frame of another
+    site may not.
     """
     site, mode = _last(request, b"sec-fetch-site"), _last(request, b"sec-fetch-mode")
     is_framed = _last(request, b"sec-fetch-dest") in _FRAMES
     followed_link = mode == b"navigate" and request.method in (b"GET", b"HEAD") and not is_framed
     foreign = site in (b"cross-site", b"same-site") and not followed_link
-    if foreign or not _same_origin(request):
+    origins = [value.decode("latin-1").lower() for value in header_values(request, b"origin")]
+    if foreign or not all(_is_host(origin, host_of(request)) for origin in origins if origin != "null"):
         raise Refused(
             Reason.SOURCE_NOT_ALLOWED, "a page of another site asked for this; open it in its own tab instead"
+        )
+    # A form sends null if its page has "Referrer-Policy: no-referrer", and so does a sandboxed frame of
+    # another site. No page can set Sec-Fetch-Site, which is cross-site for the frame.
+    if "null" in origins and site != b"same-origin":
+        raise Refused(
+            Reason.SOURCE_NOT_ALLOWED,
+            "the browser hides which page asked for this (Origin: null), so it may be a page of another site;"
+            " open it in its own tab, by https or at localhost",
         )
 
 
@@ -216,16 +227,21 @@ def _last(request: h11.Request, name: bytes) -> bytes:
     return b"".join(header_values(request, name)[-1:]).strip().lower()
 
 
-def _same_origin(request: h11.Request) -> bool:
-    """Whether ``Origin`` is missing, or is the host of the request.
+def _is_host(origin: str, host: str) -> bool:
+    """Whether ``origin``, in lower case, names ``host``, the ``Host`` of the request.
 
-    The scheme does not count, because a proxy in front may have ended TLS.
+    The scheme does not count, because a proxy in front may have ended TLS. Neither does its default port,
+    which browsers leave out and such a proxy may add.
     """
     try:
-        hosts = {urlsplit(o.decode("latin-1")).netloc.lower() for o in header_values(request, b"origin")}
+        parts = urlsplit(origin)
     except ValueError:
         return False
-    return hosts <= {host_of(request).lower()}
+    port = _DEFAULT_PORTS.get(parts.scheme)
+    if port is None:
+        return False
+    name = parts.netloc.removesuffix(port)
+    return name != "" and name == host.lower().removesuffix(port)
 
 
 def wants_html(headers: Iterable[tuple[bytes, bytes]]) -> bool:

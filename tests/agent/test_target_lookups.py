@@ -106,9 +106,22 @@ async def test_a_held_up_user_is_told_why_and_goes_on_when_the_resolver_gave_up(
         await trio.sleep(0.1)
         refused = await refusal(dials, "db.local", "mallory")
         assert refused.reason is Reason.NAME_NOT_RESOLVED
-        assert "7 look-ups of mallory wait for it already" in refused.detail
+        assert "the resolver has not answered 7 earlier look-ups of mallory yet" in refused.detail
         await trio.sleep(SILENCE_SECONDS)
         (await dials.dial(Target.parse("db.local:80"), user="mallory")).stream.abort()
+
+
+async def test_a_user_without_a_look_up_is_told_that_others_hold_all(autojump_clock: MockClock) -> None:
+    dns = Dns(most=2)
+    async with trio.open_nursery() as nursery:
+        dials = dialler(dns, nursery)
+        for user in ("mallory", "bob"):
+            nursery.start_soon(refusal, dials, f"{user}.silent", user)
+        await trio.sleep(0.1)
+        refused = await refusal(dials, "db.local", "alice")
+        assert "all 2 look-ups of this agent are in use by other users" in refused.detail
+        assert "alice" not in refused.detail
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_burst_of_names_that_resolve_loses_none(autojump_clock: MockClock) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
+from tunnel_core.half_closed import LOOK_SECONDS
 from tunnel_core.http import (
     Handler,
     HeadLimits,
@@ -24,7 +25,7 @@ from tunnel_core.http import (
     serve_http,
 )
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import RESET_ON_CLOSE, SocketStream
+from tunnel_core.sockets import RESET_ON_CLOSE, SocketStream, tune
 
 
 async def echo(connection: HttpConnection, request: h11.Request) -> None:
@@ -227,6 +228,38 @@ async def test_a_user_who_floods_before_the_answer_is_not_read_for_ever() -> Non
         assert 64 * 1024 <= len(connection.read_ahead) <= 128 * 1024
         nursery.cancel_scope.cancel()
     assert len(await connection.accept_connect()) <= 128 * 1024
+
+
+async def test_the_keepalive_of_a_connection_is_as_before_when_the_answer_is_there() -> None:
+    client, server = _sockets("tcp")
+    tune(server.socket)
+    connection = HttpConnection(server)
+    client.sendall(CONNECT)
+    await connection.next_request()
+    idle = server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.wait_left)
+        client.shutdown(socket.SHUT_WR)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == LOOK_SECONDS
+        nursery.cancel_scope.cancel()
+    assert server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle == 60
+    client.close()
+    server.close_nowait()
+
+
+async def test_the_wait_for_an_answer_may_end_after_the_connection_was_closed() -> None:
+    client, server = _sockets("tcp")
+    connection = HttpConnection(server)
+    client.sendall(CONNECT)
+    await connection.next_request()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.wait_left)
+        client.shutdown(socket.SHUT_WR)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+        server.close_nowait()
+    client.close()
 
 
 # Bodies.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import h11
 import pytest
 from hypothesis import given
@@ -269,6 +271,59 @@ def test_what_no_browser_page_of_ours_asks(asked: h11.Request, reason: Reason) -
 )
 def test_what_browsers_do(asked: h11.Request) -> None:
     check_web_request(asked)
+
+
+@pytest.mark.parametrize("site", ["", "none", "same-origin", "same-site", "cross-site"])
+@pytest.mark.parametrize("origin", ["own", "null", "foreign"])
+def test_a_form_passes_only_if_its_page_is_known_to_be_ours(origin: str, site: str) -> None:
+    """No ``Sec-Fetch-Site``: a browser at plain http, away from localhost. ``null`` with ``cross-site``: a
+    sandboxed frame of another site, or a form that was redirected by one."""
+    named = {"own": OWN_ORIGIN, "null": ("Origin", "null"), "foreign": ("Origin", "http://evil.example")}
+    metadata = [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "navigate")] if site else []
+    asked = request(named[origin], *metadata, method="POST")
+    if (origin, site) in {("own", ""), ("own", "none"), ("own", "same-origin"), ("null", "same-origin")}:
+        check_web_request(asked)
+        return
+    with pytest.raises(Refused) as caught:
+        check_web_request(asked)
+    assert caught.value.reason is Reason.SOURCE_NOT_ALLOWED
+    assert ("Origin: null" in caught.value.detail) == (origin == "null" and site in ("", "none"))
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "is_ours"),
+    [
+        ("x:443", "https://x", True),  # nginx with "Host $host:$server_port"
+        ("x:80", "http://x", True),
+        ("x", "https://x:443", True),
+        ("X:443", "HTTPS://x", True),
+        ("[::1]:443", "https://[::1]", True),
+        ("x:8443", "https://x:8443", True),
+        ("x", "https://x", True),
+        ("x:8443", "https://x", False),
+        ("x", "https://x:8443", False),
+        ("x:443", "http://x", False),
+        ("x:80", "https://x", False),
+        ("x:443", "https://evil.example", False),
+        ("x", "https://x.evil.example", False),
+        ("x", "https://evil.example:443", False),
+        ("localhost", "app://localhost", False),
+        ("", "null", False),
+        ("", "", False),
+        ("", "https://:443", False),
+        ("x", "https://x https://evil.example", False),
+    ],
+)
+def test_an_origin_is_ours_if_it_names_our_host(host: str, origin: str, is_ours: bool) -> None:
+    asked = h11.Request(method="POST", target="/", headers=[("Host", host), ("Origin", origin)])
+    with nullcontext() if is_ours else pytest.raises(Refused):
+        check_web_request(asked)
+
+
+def test_null_beside_a_foreign_origin_counts_for_nothing() -> None:
+    both = [("Origin", "null"), ("Origin", "http://evil.example"), ("Sec-Fetch-Site", "same-origin")]
+    with pytest.raises(Refused):
+        check_web_request(request(*both, method="POST"))
 
 
 def test_people_get_html() -> None:

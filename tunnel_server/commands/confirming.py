@@ -42,12 +42,13 @@ def ending_text(ending: dict[str, Any]) -> str:
     rows = list(filter(None, [*certificates, _sessions(ending), _streams(ending), _tokens(ending)]))
     if not rows:
         rows = ["nothing that is in use now, as far as this server knows"]
-    if ending.get("perhaps_along"):
-        rows.append(
-            f"It does not end {_row('certificate', ending['perhaps_along'])}. The store does not know from"
-            f" which certificate these were renewed. To end them, too, revoke that {ending['role']}."
+    lines = [f"Revoking {what} {ending['subject']}{whose} ends:", *(f"  {row}" for row in rows)]
+    if perhaps := ending.get("perhaps_along"):
+        lines.append(
+            "These certificates stay valid, because the store does not know what they were renewed from:"
+            f" {few(perhaps)}. To end them as well: qanat-server {ending['role']} revoke {ending['name']}"
         )
-    return "\n".join([f"Revoking {what} {ending['subject']}{whose} ends:", *(f"  {row}" for row in rows)])
+    return "\n".join(lines)
 
 
 def _certificates(ending: dict[str, Any]) -> str:

@@ -118,11 +118,12 @@ def test_nodes_that_confirm_nothing_leave_memory_for_the_others(site: Ground, ec
 
 
 def test_one_user_leaves_streams_of_a_node_to_the_others(site: Ground, echo: Echo) -> None:
-    share = Limits().max_streams_per_user
+    share, half = Limits().max_streams_per_user, Limits().max_streams // 2
     innocent = site.user_bundle("colleague")
     with echo.measured() as under:
-        answers = Counter(site.connect(ECHO).status for _ in range(share + 20))
-        assert answers == {200: share, 429: 20}
+        answers = Counter(site.connect(ECHO).status for _ in range(half + 20))
+        assert set(answers) == {200, 429}
+        assert share <= answers[200] <= half, "streams of others count too"
         with site.connect_tls(ECHO, identity=innocent) as answer:
             assert answer.status == 200, answer.phrase
             assert answer.echoes(b"as ever")
