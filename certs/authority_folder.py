@@ -23,7 +23,6 @@ from typing import Any
 
 from certs.bundle import split_pem
 from certs.ca import Authority, AuthorityError, NewAuthority
-from certs.file_owner import as_owner
 from certs.files import (
     KeyFileError,
     make_private_folder,
@@ -112,12 +111,11 @@ def save_generation(
 
     Removes first what an interrupted one left behind. Raises ``OSError``.
     """
-    with as_owner(folder):
-        _remove_leftovers(folder, rotation)
-        place = folder / str(_last_number(folder) + 1)
-        make_private_folder(place)
-        _write_generation(place, root_pem, root_key_pem, issuing)
-        adopt(folder, place, *place.iterdir())
+    _remove_leftovers(folder, rotation)
+    place = folder / str(_last_number(folder) + 1)
+    make_private_folder(place)
+    _write_generation(place, root_pem, root_key_pem, issuing)
+    adopt(folder, place, *place.iterdir())
     return Generation(place.name, pin_of(root_pem).hex(), datetime.datetime.now(datetime.UTC))
 
 

@@ -7,7 +7,9 @@
    that user decides what all further parts lead to. Links of root are followed.
 3. In a user namespace, as rootless containers have, files of users outside of it seem to belong to a user
    that does not exist inside. These are passed over, because nobody in the namespace can change them.
-4. The effective user belongs to the whole process. Nothing else may run meanwhile.
+4. The effective user belongs to the whole process. Therefore only commands use this, never a process that
+   serves: ``as_owner`` raises if it would change the user while another thread runs. To do nothing there
+   would let root follow the links after all.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import errno
 import os
 import pwd
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +27,8 @@ from typing import NamedTuple
 _MAX_LINKS = 40
 _ROOT = 0
 _MAPPED = Path("/proc/self/uid_map")
+_IDLE_WORKER = "Trio thread "
+"""How trio names a thread that waits for work; while it works, it has the name of the work."""
 
 
 class Owner(NamedTuple):
@@ -44,9 +49,10 @@ _NOBODY_ELSE = Owner(_ROOT, _ROOT)
 
 @contextlib.contextmanager
 def as_owner(path: Path) -> Iterator[None]:
-    """Have the rights of whom ``path`` belongs to inside the block, if this process is root's. May be nested.
+    """Run the block with the rights of the owner of ``path``, if this process is root's.
 
-    ``path`` need not exist. Raises ``OSError``.
+    Blocks may be nested; no other thread may run meanwhile. ``path`` need not exist. Raises ``OSError``, and
+    ``RuntimeError`` if the user had to change while another thread runs.
     """
     if _ROOT not in os.getresuid():
         yield
@@ -55,6 +61,8 @@ def as_owner(path: Path) -> Iterator[None]:
     try:
         os.seteuid(_ROOT)  # inside of another block, to look at every part of the path
         owner = owner_of(path)
+        if owner.uid != before.uid:
+            _require_no_other_thread()
         if owner.uid != _ROOT:
             _become(_user(owner))
         elif before.uid != _ROOT:
@@ -66,6 +74,13 @@ def as_owner(path: Path) -> Iterator[None]:
         raise
     finally:
         _become(before)
+
+
+def _require_no_other_thread() -> None:
+    this = threading.current_thread()
+    for thread in threading.enumerate():
+        if thread is not this and not thread.name.startswith(_IDLE_WORKER):
+            raise RuntimeError(f"the rights of the process cannot change while {thread.name!r} runs")
 
 
 def owner_of(path: Path) -> Owner:

@@ -43,7 +43,9 @@ def rights_hint(error: OSError) -> str:
     if not isinstance(error, PermissionError) or _says_why(error):
         return ""
     if _acts_for_owner():
-        return "root has the rights of the folder's owner there, who must be able to enter it"
+        return (
+            "root acts with the rights of the folder's owner here; let that user enter the folder (chmod u+x)"
+        )
     if is_system():
         return (
             "root is held back here: by a container, a security module, or a file system of another machine"

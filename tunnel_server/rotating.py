@@ -19,7 +19,6 @@ from typing import Any
 from certs import authority_folder
 from certs.bundle import split_pem
 from certs.ca import LEAF_DAYS, AuthorityError, create_authority, create_issuing
-from certs.file_owner import as_owner
 from certs.files import KeyFileError, read_public, real_place, write_public
 from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, Step, require_nobody_cut
 from certs.x509 import Proven, describe, facts_of, is_signed_by, pin_of
@@ -137,8 +136,7 @@ class Rotating:
             case Step.ISSUING:
                 after = self._replace_issuing(rotation, root_key)
         self._write_trust(rotation, after)
-        with as_owner(self._folder):
-            authority_folder.write_rotation(self._folder, after)
+        authority_folder.write_rotation(self._folder, after)
 
     def _add(self, rotation: Rotation) -> Rotation:
         new = create_authority(self._domain)

@@ -410,7 +410,7 @@ def test_what_root_makes_for_the_servers_user_belongs_to_that_user() -> None:
         make_for_another_user(Command(Path(folder) / "d"))
         Path(folder).chmod(0o700)
         refused = Command(Path(folder) / "d")("token", "list", code=1)
-        assert "who must be able to enter it" in refused.stderr
+        assert "let that user enter the folder (chmod u+x)" in refused.stderr
 
 
 def make_for_another_user(command: Command) -> None:

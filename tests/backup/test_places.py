@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
+import shutil
 import stat
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from certs import file_owner
-from certs.authority_folder import save_generation
 from certs.file_owner import as_owner, owner_of
-from certs.rotation import Generation, Rotation
+from certs.rotation import Step
 from tests.admin.test_commands import Command
 from tests.backup.test_backup import change, everything, in_manifest
-from tests.fakes import pki
 from tests.server.test_init import Result, run
 from tunnel_server.backup.archive import BadBackup, Manifest, Member, open_backup
 from tunnel_server.backup.places import Installation, StrangePlaces, require_known
+from tunnel_server.commands.access import load_config
+from tunnel_server.rotating import Rotating
 
 SERVICE = 54321
 """The user of a service: none that this machine has a name for."""
@@ -277,16 +278,46 @@ def test_commands_do_not_open_what_a_link_of_the_servers_user_leads_to(site: Pat
 
 @root_only
 def test_a_rotation_removes_nothing_where_a_link_of_the_servers_user_leads(site: Path) -> None:
-    victim, link = site / "victim" / "7", site / "service" / "ca"
-    victim.mkdir(parents=True)
-    link.parent.mkdir()
-    link.symlink_to(victim.parent)
-    os.chown(link.parent, SERVICE, SERVICE)
-    authority = pki.authority()
-    rotation = Rotation((Generation(".", "", datetime.datetime.now(datetime.UTC)),))
-    with pytest.raises(PermissionError, match=f"user {SERVICE}, whose rights root has there"):
-        save_generation(link, rotation, authority.roots_pem, None, authority.issuing)
-    assert [path.name for path in victim.parent.iterdir()] == ["7"]
+    service = Service(site)
+    shutil.copytree(service.data / "ca", service.victim / "ca")
+    (service.victim / "ca" / "7").mkdir()
+    for path in (service.victim / "ca").iterdir():
+        os.chown(path, SERVICE, SERVICE)
+    (service.data / "ca").rename(service.data / "away")
+    (service.data / "ca").symlink_to(service.victim / "ca")
+    said = run("ca", "rotate", "add", "--yes", "--config", service.config)
+    assert said.exit_code != 0
+    assert "Permission denied" in said.stderr
+    assert (service.victim / "ca" / "7").exists()
+
+
+@root_only
+def test_a_step_that_a_running_server_takes_changes_no_rights(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(Service(site).config)
+    changed: list[int] = []
+    monkeypatch.setattr("os.seteuid", changed.append)
+    Rotating(config).take(Step.ADD)
+    assert not changed
+
+
+@root_only
+def test_rights_change_in_no_process_in_which_other_threads_run(site: Path) -> None:
+    (site / "service").mkdir()
+    os.chown(site / "service", SERVICE, SERVICE)
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, name="writer")
+    thread.start()
+    try:
+        with as_owner(site / "none"):
+            assert os.geteuid() == 0
+        with pytest.raises(RuntimeError, match="while 'writer' runs"), as_owner(site / "service"):
+            pass
+    finally:
+        done.set()
+        thread.join()
+    assert os.geteuid() == 0
 
 
 @root_only

@@ -74,7 +74,8 @@ async def _perform(config: ServerConfig, method: str, path: str, arguments: Mapp
     deadline = trio.current_time() + PATIENCE_SECONDS
     while True:
         try:
-            with hold_store(config.data_dir):
+            # Root would follow the links of the server's user.
+            with hold_store(config.data_dir), as_owner(config.data_dir):
                 return await _by_itself(config, method, path, arguments)
         except StoreHeld as held:
             why = str(held)
@@ -87,8 +88,7 @@ async def _perform(config: ServerConfig, method: str, path: str, arguments: Mapp
 
 
 async def _by_itself(config: ServerConfig, method: str, path: str, arguments: Mapping[str, Any]) -> Json:
-    # Root would follow the links of the server's user.
-    with failures(config.data_dir), as_owner(config.data_dir):
+    with failures(config.data_dir):
         store = open_store(settings_of(config), lambda: datetime.now(UTC))
     act = (READS if method == "GET" else WRITES)[path]
     refused: Refused | None = None
