@@ -157,6 +157,20 @@ def test_files_of_one_name_are_all_kept(command: Command, tmp_path: Path) -> Non
     assert {(kept / name).read_text() for name in ("server.toml", "server.toml.2")} == {"mine", config}
 
 
+def test_a_folder_in_place_of_a_file_outside_leaves_the_data_as_it_is(
+    command: Command, tmp_path: Path
+) -> None:
+    command.config.unlink()
+    command.config.mkdir()
+    before = {path.name for path in (tmp_path / "d").iterdir()}
+    said = run("restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar")
+    assert said.exit_code == 1
+    (kept,) = (tmp_path / "d").glob("before-restore-*")
+    assert f"the restore stopped: {command.config}: Is a directory; " in said.stderr
+    assert f"is in {kept} " in said.stderr
+    assert {path.name for path in (tmp_path / "d").iterdir()} - {kept.name, "store.lock"} == before
+
+
 # Folders of the server's user.
 
 
@@ -201,6 +215,20 @@ def test_what_is_restored_belongs_to_the_owner_of_its_folder(site: Path) -> None
     assert {path.lstat().st_uid for path in (service.data, *service.data.rglob("*"))} == {SERVICE}
     assert service.config.stat().st_uid == 0
     assert (os.geteuid(), os.getegid()) == (0, 0)
+
+
+@root_only
+def test_a_file_outside_that_its_owner_may_not_replace_leaves_the_data_as_it_is(site: Path) -> None:
+    service = Service(site)
+    for path in (service.config, service.config.parent):
+        os.chown(path, SERVICE + 1, SERVICE + 1)
+    service.config.parent.chmod(0o555)
+    before = {path.name for path in service.data.iterdir()}
+    said = service.restore()
+    assert said.exit_code == 1
+    assert "Permission denied" in said.stderr
+    assert f"is in {service.data}/before-restore-" in said.stderr
+    assert before <= {path.name for path in service.data.iterdir()}
 
 
 @root_only

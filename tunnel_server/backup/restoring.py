@@ -2,8 +2,9 @@
 
 1. Places that are not of this installation are refused (``places``).
 2. The backup is unpacked beside its place and checked: hashes, the database, the authority.
-3. What is there already is moved into ``before-restore-...`` in the data folder, never removed.
-4. The files are moved to their places.
+3. What is there already goes into ``before-restore-...`` in the data folder, never removed.
+4. The files are brought to their places. Those outside of the data folder come first, because writing there
+   may fail where the folder has another owner; the data folder is then as it was.
 
 Root does this in folders of the server's user. There it has the rights of that user alone, since a server
 that was taken over may have put links there (``certs.file_owner``). What belongs outside of the data folder
@@ -56,6 +57,15 @@ class InTheWay(Exception):  # noqa: N818 - what there is
         self.newer = newer
 
 
+class BrokenOff(Exception):  # noqa: N818 - what happened
+    """A restore stopped with ``error`` after old files were moved into the folder ``kept``."""
+
+    def __init__(self, error: OSError, kept: Path) -> None:
+        super().__init__(error, kept)
+        self.error = error
+        self.kept = kept
+
+
 @dataclass(frozen=True, slots=True)
 class Restored:
     """``newer`` are revocations that only the old store knew; ``kept`` is where the old files are."""
@@ -70,7 +80,7 @@ def restore_backup(backup: Backup, installation: Installation, *, replace: bool)
     """Puts everything back where it was. Blocks.
 
     Raises ``StrangePlaces``, ``InTheWay`` unless ``replace``, ``BadBackup``, ``StoreHeld`` while a server
-    runs, ``StoreError``, ``OSError``. A restore that was interrupted is simply done again.
+    runs, ``StoreError``, ``OSError``, ``BrokenOff``. A restore that was interrupted is simply done again.
     """
     manifest = backup.manifest
     require_known(manifest, installation)
@@ -84,11 +94,14 @@ def restore_backup(backup: Backup, installation: Installation, *, replace: bool)
             existing, others = _existing(data_dir), [path for path in outside if _is_there(path)]
             if (existing or others) and not replace:
                 raise InTheWay([*existing, *others], newer)
-            kept = _move_away(data_dir, existing, others)
-            for place, source in inside.items():
-                _put(source, place)
-            for place, content in outside.items():
-                _write(place, content)
+            kept = _make_kept(data_dir) if existing or others else None
+            try:
+                _bring_outside(outside, others, kept)
+                _bring_inside(data_dir, inside, existing, kept)
+            except OSError as error:
+                if kept is None:
+                    raise
+                raise BrokenOff(error, kept) from error
             revoked = _after(data_dir / FILE, manifest) if data_dir / FILE in inside else []
     return Restored(manifest, newer, revoked, kept)
 
@@ -152,20 +165,31 @@ def _is_there(path: Path) -> bool:
         return os.path.lexists(path)
 
 
-def _move_away(data_dir: Path, inside: list[Path], outside: list[Path]) -> Path | None:
-    if not inside and not outside:
-        return None
+def _make_kept(data_dir: Path) -> Path:
     kept = data_dir / f"{_KEPT}{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
     kept.mkdir(mode=0o700)
     adopt(data_dir, kept)
-    for path in inside:
-        shutil.move(path, kept / path.name)
-    for path in outside:
-        _keep_copy(path, _free(kept / path.name))
-        with as_owner(path):
-            path.unlink()
-    sync_folder(data_dir)
     return kept
+
+
+def _bring_outside(files: dict[Path, Content], existing: list[Path], kept: Path | None) -> None:
+    if kept is not None:
+        for path in existing:
+            _keep_copy(path, _free(kept / path.name))
+    for path, content in files.items():
+        if path in existing:
+            with as_owner(path):
+                path.unlink()
+        _write(path, content)
+
+
+def _bring_inside(data_dir: Path, files: dict[Path, Path], existing: list[Path], kept: Path | None) -> None:
+    if kept is not None:
+        for path in existing:
+            shutil.move(path, _free(kept / path.name))
+    sync_folder(data_dir)
+    for place, source in files.items():
+        _put(source, place)
 
 
 def _keep_copy(path: Path, copy: Path) -> None:

@@ -14,7 +14,7 @@ from tunnel_core.config import ConfigError, load
 from tunnel_core.humanize import counted
 from tunnel_server.backup.archive import BadBackup, Manifest, open_backup
 from tunnel_server.backup.places import Installation, StrangePlaces, require_known
-from tunnel_server.backup.restoring import InTheWay, Restored, restore_backup
+from tunnel_server.backup.restoring import BrokenOff, InTheWay, Restored, restore_backup
 from tunnel_server.backup.taking import take_backup
 from tunnel_server.commands.access import config_option, json_option, load_config
 from tunnel_server.commands.confirming import confirm, yes_option
@@ -101,6 +101,10 @@ def restore(file: Path, force: bool, places: tuple[Path, ...], yes: bool, as_jso
         raise CommandError(ExitCode.FAILED, f"{error}; stop it first") from None
     except StoreError as error:
         raise CommandError.refused(error) from None
+    except BrokenOff as stopped:
+        why = f"{stopped.error.filename or file}: {paths.with_rights_hint(stopped.error)}"
+        cure = f"what was replaced is in {stopped.kept} now; mend that and restore again"
+        raise CommandError(ExitCode.FAILED, f"the restore stopped: {why}; {cure}") from None
     except OSError as error:
         raise CommandError(
             ExitCode.FAILED, f"{error.filename or file}: {paths.with_rights_hint(error)}"
