@@ -38,7 +38,7 @@ class Limits:
     send_pool: int = 256 * MIB
     """The same over all sessions of one process, those in grace included."""
     unconfirmed_seconds: float = 5.0
-    """How long a peer must confirm nothing before a short ``send_pool`` may reset its streams."""
+    """How long a peer that sends must confirm nothing before a short ``send_pool`` may reset its streams."""
     max_stream_queue: int = 1 * MIB
     """Bytes of one stream that wait to be sent before ``send_all`` blocks."""
     ack_every_bytes: int = 4 * MIB
@@ -76,4 +76,4 @@ class Limits:
     max_trust_bundle_bytes: int = 256 * KIB
     """Roots in a welcome: a hundred certificates."""
     stall_seconds: float = 30.0
-    """How long a full stream must stand still before memory pressure may reset it."""
+    """Memory pressure may reset a full stream that stands still, or those of a silent peer, after so long."""

@@ -2,13 +2,15 @@
 
 Granted credit cannot be taken back, so the other choice would be to squeeze everybody who still reads.
 Only under pressure, only a stream whose reader took nothing for ``stall_seconds``, one at a time. The send
-pool is alike: while it is short, sessions whose peers confirm nothing lose the streams that fill it.
+pool is alike: while it is short, sessions whose peers confirm nothing lose the streams that fill it: after
+``unconfirmed_seconds`` if the peer sends something, and after ``stall_seconds`` if it is silent or has no
+carrier. Outages of seconds are ordinary, and most of them end before a carrier is called lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -67,37 +69,63 @@ class Retaining(Protocol):
     def acked(self) -> int: ...
 
     @property
+    def attached(self) -> bool: ...
+
+    @property
+    def is_quiet(self) -> bool: ...
+
+    @property
     def retained_bytes(self) -> int: ...
 
     @property
     def mux_streams(self) -> Iterable[MuxStream]: ...
 
 
+class _Seen(NamedTuple):
+    acked: int
+    since: float
+    is_heard: bool
+    refused_since: float
+    """When the peer was first both heard and confirming nothing."""
+
+
 class UnconfirmedWatch:
     """Remembers since when each session's peer has confirmed nothing. No clock of its own.
 
-    A session without a carrier is looked at alike: its peer confirms nothing either.
+    ``heard_seconds`` are for peers that send something meanwhile, ``silent_seconds`` for all.
     """
 
-    def __init__(self, pool: SendPool, seconds: float) -> None:
+    def __init__(self, pool: SendPool, heard_seconds: float, silent_seconds: float) -> None:
         self._pool = pool
-        self._seconds = seconds
-        self._seen: dict[Retaining, tuple[int, float]] = {}  # acked, and since when
+        self._heard_seconds = heard_seconds
+        self._silent_seconds = silent_seconds
+        self._seen: dict[Retaining, _Seen] = {}
 
     def find_victims(self, sessions: Iterable[Retaining], now: float) -> list[Retaining]:
         """Return the sessions that have to give way, largest first, if memory is short."""
         if not self._pool.is_short:
             self._seen.clear()
             return []
-        self._seen = {
-            session: self._since(session, now) for session in sessions if session.retained_bytes > 0
-        }
-        stalled = [session for session, (_, since) in self._seen.items() if now - since >= self._seconds]
+        self._seen = {session: self._look(session, now) for session in sessions if session.retained_bytes > 0}
+        stalled = [session for session, seen in self._seen.items() if self._is_stalled(seen, now)]
         return sorted(stalled, key=lambda session: session.retained_bytes, reverse=True)
 
-    def _since(self, session: Retaining, now: float) -> tuple[int, float]:
+    def seconds_of(self, session: Retaining, now: float) -> float:
+        """For how long a session that was found has confirmed nothing."""
+        return now - self._seen[session].since
+
+    def _look(self, session: Retaining, now: float) -> _Seen:
+        is_heard = session.attached and not session.is_quiet
         known = self._seen.get(session)
-        return known if known is not None and known[0] == session.acked else (session.acked, now)
+        if known is None or known.acked != session.acked:
+            return _Seen(session.acked, now, is_heard, now)
+        if is_heard and not known.is_heard:
+            return known._replace(is_heard=True, refused_since=now)
+        return known._replace(is_heard=is_heard)
+
+    def _is_stalled(self, seen: _Seen, now: float) -> bool:
+        refuses = seen.is_heard and now - seen.refused_since >= self._heard_seconds
+        return refuses or now - seen.since >= self._silent_seconds
 
 
 async def relieve_send_pool(
@@ -107,14 +135,15 @@ async def relieve_send_pool(
 
     Sessions give way one after the other, until the pool is short no more. Streams that keep nothing go on.
     """
-    watch = UnconfirmedWatch(pool, limits.unconfirmed_seconds)
+    watch = UnconfirmedWatch(pool, limits.unconfirmed_seconds, limits.stall_seconds)
     while True:
         await trio.sleep(limits.unconfirmed_seconds / 5)
-        for session in watch.find_victims(sessions(), trio.current_time()):
+        now = trio.current_time()
+        for session in watch.find_victims(sessions(), now):
             if not pool.is_short:
                 break
             detail = (
-                f"node {session.node} confirmed nothing for {limits.unconfirmed_seconds:g} s "
+                f"node {session.node} confirmed nothing for {watch.seconds_of(session, now):.0f} s "
                 "while the server's send memory was short"
             )
             for stream in [stream for stream in session.mux_streams if stream.send.held]:

@@ -25,6 +25,7 @@ class Sender:
 
     def __init__(self, pool: SendPool, node: str = "edge1") -> None:
         self.node = node
+        self.attached, self.is_quiet = True, False
         self.mux = Mux(LIMITS, CreditPool(0), opener=True, send_pool=pool)
         profile = profile_of(metered=False)
         self.session = Session(self.mux, LIMITS, welcome(LIMITS), profile, pings=False, now=0.0)
@@ -203,7 +204,7 @@ def test_who_confirms_nothing_gives_way_while_memory_is_short() -> None:
     pool = SendPool(LIMITS.send_pool)
     senders = greedy(pool, 40)
     assert pool.is_short
-    watch = UnconfirmedWatch(pool, 5)
+    watch = UnconfirmedWatch(pool, 5, 30)
     assert watch.find_victims(senders, 0) == []
     senders[3].confirm()
     assert watch.find_victims(senders, 4.9) == []
@@ -215,8 +216,34 @@ def test_who_confirms_nothing_gives_way_while_memory_is_short() -> None:
 def test_nobody_gives_way_while_there_is_memory() -> None:
     pool = SendPool(LIMITS.send_pool)
     senders = greedy(pool, 9)
-    watch = UnconfirmedWatch(pool, 5)
+    watch = UnconfirmedWatch(pool, 5, 30)
     assert watch.find_victims(senders, 0) == watch.find_victims(senders, 1000) == []
+
+
+def test_a_short_outage_ends_nothing() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    senders = greedy(pool, 40)
+    away, silent, *others = senders
+    away.attached, silent.is_quiet = False, True
+    watch = UnconfirmedWatch(pool, 5, 30)
+    for now in (0, 5.1):
+        assert not {away, silent} & set(watch.find_victims(senders, now))
+    assert set(watch.find_victims(senders, 6)) == set(others)
+    away.attached, silent.is_quiet = True, False
+    for now in (7.0, 11.9):  # they are back, and their confirmation is under way
+        assert not {away, silent} & set(watch.find_victims(senders, now))
+    assert {away, silent} <= set(watch.find_victims(senders, 12))
+
+
+def test_to_come_and_go_holds_no_memory_for_ever() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    senders = greedy(pool, 40)
+    watch = UnconfirmedWatch(pool, 5, 30)
+    for now in range(30):
+        senders[0].attached = bool(now % 4)
+        assert senders[0] not in watch.find_victims(senders, now)
+    assert senders[0] in watch.find_victims(senders, 30)
+    assert watch.seconds_of(senders[0], 30) == 30
 
 
 async def test_streams_that_fill_it_are_reset_until_it_is_short_no_more(autojump_clock: MockClock) -> None:
