@@ -11,7 +11,7 @@ from pathlib import Path
 from certs import authority_folder
 from certs.bundle import MAX_ROOTS, split_pem
 from certs.files import KeyFileError, read_private, read_public
-from certs.x509 import Description, describe, is_private_key
+from certs.x509 import Description, describe, is_private_key, is_signed_by
 from tunnel_core.carrier import ServerTls
 from tunnel_core.humanize import as_minute
 from tunnel_core.logs import log_event
@@ -71,10 +71,14 @@ class Credentials:
             log_event(_log, logging.WARNING, sentence, **fields)
 
     def log_other_roots(self, authority: Path) -> None:
-        """A warning if the trust file has roots beside those of the authority in this folder."""
+        """A warning if the trust file has roots beside those of the authority in this folder.
+
+        The root of the server's own certificate is none of them: tokens need it there.
+        """
         try:
             own = split_pem(authority_folder.roots_of(authority, authority_folder.read_rotation(authority)))
-            others = set(split_pem(self.tls.roots_pem)) - set(own)
+            chain, beside = split_pem(self.tls.chain_pem), set(split_pem(self.tls.roots_pem)) - set(own)
+            others = [root for root in beside if not is_signed_by(chain, root)]
         except (OSError, ValueError):
             return  # there is none, or what reads it to issue certificates says what is wrong with it
         if others:

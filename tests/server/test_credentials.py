@@ -171,6 +171,17 @@ def test_roots_of_others_in_the_trust_file_are_named_with_what_to_do(
     assert "[tls] user_trust_file" in line
 
 
+def test_the_root_of_the_servers_own_certificate_is_no_root_of_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, other = create_authority(pki.TRUST_DOMAIN), create_authority(pki.TRUST_DOMAIN).authority
+    save_new(own, tmp_path / "ca")
+    tls = files(tmp_path, other.issue(Role.SERVER, "main", names=["localhost"]))
+    tls.trust_file.write_bytes(own.authority.roots_pem + other.roots_pem)
+    read_credentials(tls, NOW).log_other_roots(tmp_path / "ca")
+    assert not caplog.messages
+
+
 def test_a_file_of_roots_for_users_is_checked_as_the_others_are(tmp_path: Path) -> None:
     tls = attrs.evolve(files(tmp_path), user_trust_file=tmp_path / "users.pem")
     assert "there is no file" in complaint(tls)
