@@ -64,7 +64,8 @@ domain = "localhost"
 # max_streams_per_user = 256      # of them by one user; of a lone user: half of them
 # grace_seconds = 120             # how long streams wait for a link that is lost; 0: not at all
 # open_wait_seconds = 3           # how long a new connection waits for such a link; 0: not at all
-# half_closed_seconds = 600       # a stream of which one half has ended, without a byte; 0: for ever
+# half_closed_seconds = 600       # after one half of a stream has ended: reset it after so long
+#                                 # without a byte; 0: never
 
 [limits]                          # of each listener, before anybody has shown who they are
 # head_bytes = 16384
