@@ -111,7 +111,9 @@ async def test_a_reason_that_is_not_a_nodes_to_give_is_a_failed_dial(
         user = await connect(edge)
         await user.send_all(CONNECT)
         answer = await receive_all(user)
-        assert answer.startswith(b"HTTP/1.1 502 the node's agent refused it as " + reason.word.encode())
+        assert answer.startswith(
+            f"HTTP/1.1 502 the agent refused the stream with the reason {reason.word}".encode()
+        )
         browser = await browse(edge)
         await browser.send_all(GET)
         assert (await receive_until(browser, b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
