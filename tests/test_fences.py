@@ -45,7 +45,7 @@ DECISIONS = [
         "tunnel_core." + name
         for name in ("settings", "environment", "http_head", "bucket", "profiles", "humanize")
     ),
-    *("tunnel_core." + name for name in ("effective", "toml_lines", "sources", "ops_places")),
+    *("tunnel_core." + name for name in ("effective", "toml_lines", "sources", "ops_places", "tally")),
     *("tunnel_core." + name for name in ("flight", "delivery", "growth", "pacing", "rivals", "confirming")),
     "tunnel_core.service.unit",
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),

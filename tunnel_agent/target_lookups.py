@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import trio
 
 from tunnel_agent.resolver import MAX_TARGET_LOOKUPS, Resolve, resolve_host
 from tunnel_core.humanize import counted
+from tunnel_core.tally import Tally
 
 _log = logging.getLogger("qanat.streams")
 
@@ -51,7 +52,7 @@ class TargetLookups:
         self._resolve = resolve
         self._most = most
         self._running: dict[str, _LookUp] = {}
-        self._of_user: Counter[str] = Counter()
+        self._of_user: Tally[str] = Tally()
         self._waiting: dict[str, trio.lowlevel.ParkingLot] = {}
         self._failed: OrderedDict[str, tuple[float, OSError]] = OrderedDict()
 
@@ -91,7 +92,7 @@ class TargetLookups:
 
     def _begin(self, host: str, user: str) -> _LookUp:
         look_up = self._running[host] = _LookUp(host, user)
-        self._of_user[user] += 1
+        self._of_user.add(user)
         self._nursery.start_soon(self._run, look_up)
         return look_up
 
@@ -109,9 +110,7 @@ class TargetLookups:
 
     def _end(self, look_up: _LookUp) -> None:
         del self._running[look_up.host]
-        self._of_user[look_up.user] -= 1
-        if not self._of_user[look_up.user]:
-            del self._of_user[look_up.user]
+        self._of_user.take(look_up.user)
         look_up.done.set()
         self._wake_waiting()
 

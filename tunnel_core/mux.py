@@ -41,6 +41,7 @@ from tunnel_core.halves import PeerFault, SendHalf
 from tunnel_core.limits import Limits
 from tunnel_core.mux_stream import END, OPEN, MuxStream, Receipt
 from tunnel_core.reasons import OF_A_STREAM, Reason, Refused
+from tunnel_core.tally import Tally
 from tunnel_core.turns import Turns
 
 _FRAME_RESERVE = 16
@@ -97,7 +98,7 @@ class Mux:
         self._next_number = 1
         self._highest_opened = 0
         self._unopened: dict[MuxStream, None] = {}  # opened by us, not in a packet yet
-        self._of_user: dict[str, int] = {}  # streams that we opened, until they are forgotten
+        self._of_user: Tally[str] = Tally()  # streams that we opened, until they are forgotten
         self._control: deque[MuxStream] = deque()
         self._turns = Turns()
 
@@ -110,14 +111,14 @@ class Mux:
             raise Refused(
                 Reason.TOO_MANY_STREAMS, f"the node already has {self.peer_max_streams} streams open"
             )
-        own, most = self._of_user.get(request.user, 0), self.limits.max_streams_per_user
+        own, most = self._of_user[request.user], self.limits.max_streams_per_user
         if own >= most and own >= free:  # a lone user stops at half, so that others can open streams
             raise Refused(Reason.TOO_MANY_OF_USER, _too_many(request.user, own, most, free))
         if self.send_pool.free <= 0:  # its reserve too
             raise Refused(Reason.SEND_MEMORY_FULL)
         stream = MuxStream(self, request, 0, self.peer_initial_credit)
         self._unopened[stream] = None
-        self._of_user[request.user] = self._of_user.get(request.user, 0) + 1
+        self._of_user.add(request.user)
         if early_data:
             stream.push(early_data)  # before the wake, which may take the packet at once
         stream.want(OPEN)
@@ -127,20 +128,12 @@ class Mux:
         """A stream whose open never entered a packet is gone without a trace."""
         if stream in self._unopened:
             del self._unopened[stream]
-            self._leave_user(stream)
+            self._of_user.take(stream.request.user)
             self._control.remove(stream)  # else users who come and go would heap up while nothing moves
         stream.send_reset = stream.recv_reset = stream.discarding = True
         stream.send.drop()
         stream.on_change()
         stream.detach()
-
-    def _leave_user(self, stream: MuxStream) -> None:
-        user = stream.request.user
-        left = self._of_user.get(user, 0) - 1
-        if left > 0:
-            self._of_user[user] = left
-        else:
-            self._of_user.pop(user, None)
 
     # What enters the next packet.
 
@@ -348,7 +341,7 @@ class Mux:
         if stream.over and self.streams.pop(stream.number, None) is not None:
             stream.detach()
             if self._opener:
-                self._leave_user(stream)
+                self._of_user.take(stream.request.user)
             if not self.streams:
                 self._on_empty()
 

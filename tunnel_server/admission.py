@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sources import LOCAL, source_of
+from tunnel_core.tally import Tally
 
 KNOWN_SECONDS = 600.0
 MAX_KNOWN = 4096
@@ -129,7 +130,7 @@ class Admission:
         self._max_known = max(max_unauthenticated_per_source, max_unauthenticated // _KNOWN_SHARE)
         self.clock = clock
         self._pending = 0
-        self._unauthenticated: Counter[str] = Counter()
+        self._unauthenticated: Tally[str] = Tally()
         self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._waiting_count = 0
         self._idle: dict[str, OrderedDict[Ticket, None]] = {}
@@ -168,7 +169,7 @@ class Admission:
         return self._max_known if is_known else self._max_per_source
 
     def _count(self, ticket: Ticket) -> None:
-        self._unauthenticated[ticket.source] += 1
+        self._unauthenticated.add(ticket.source)
         self._pending += 1
         self.progressed(ticket)
 
@@ -307,9 +308,7 @@ class Admission:
     def _uncount(self, ticket: Ticket) -> None:
         self.no_longer_idle(ticket)
         self._pending -= 1
-        self._unauthenticated[ticket.source] -= 1
-        if self._unauthenticated[ticket.source] <= 0:
-            del self._unauthenticated[ticket.source]
+        self._unauthenticated.take(ticket.source)
 
     def _call_waiting(self) -> None:
         """Gives free places to those that wait: to one source after the other, oldest first in each."""

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from tunnel_core.reasons import Reason
+from tunnel_core.tally import Tally
 
 MAX_EVENTS = 10_000
 """All agents of a full server lost and back."""
@@ -68,7 +69,7 @@ class Events:
         self._most = most
         self._share = share
         self._kept: deque[NodeEvent] = deque()  # ids rise, with holes
-        self._counts: Counter[tuple[str, Kind]] = Counter()
+        self._counts: Tally[tuple[str, Kind]] = Tally()
         self._forgotten_id = 0  # the highest id of all removed events
         self._last_id = int(wall().timestamp() * 1000)
         self._before_run = self._last_id
@@ -102,16 +103,14 @@ class Events:
         elif len(self._kept) >= self._most:
             self._forget(0)
         self._kept.append(event)
-        self._counts[whose] += 1
+        self._counts.add(whose)
 
     def _forget(self, place: int) -> None:
         event = self._kept[place]
         del self._kept[place]
         self._forgotten_id = max(self._forgotten_id, event.id)
         whose = event.node, event.kind
-        self._counts[whose] -= 1
-        if not self._counts[whose]:
-            del self._counts[whose]
+        self._counts.take(whose)
 
     def newest(self, most: int, node: str = "") -> list[NodeEvent]:
         """The last ``most`` events, of ``node`` if it is named, in their order."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import trio
 
 from tunnel_core.counters import Counters
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.tally import Tally
 from tunnel_server.events import OF_SERVER, Events, Kind, NodeEvent
 
 MAX_FOLLOWERS = 64
@@ -21,7 +20,7 @@ class Followers:
         self.events = events
         self._counters = counters
         self._news = trio.Event()
-        self._waiting: Counter[str] = Counter()
+        self._waiting: Tally[str] = Tally()
         for kind in Kind:  # shown as 0, so that the first of a kind is a rise
             if kind not in OF_SERVER:
                 counters.node_events[kind.value] = 0
@@ -45,11 +44,9 @@ class Followers:
         if self._waiting[user] >= MAX_OF_USER:
             detail = f"{user} already follows the events {MAX_OF_USER} times; end some, or ask without wait"
             raise Refused(Reason.TOO_MANY_OF_USER, detail)
-        self._waiting[user] += 1
+        self._waiting.add(user)
         try:
             while not self.events.after(last_id, node, 1):
                 await self._news.wait()
         finally:
-            self._waiting[user] -= 1
-            if not self._waiting[user]:
-                del self._waiting[user]
+            self._waiting.take(user)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.tally import Tally
 
 _PER_FREE_PLACE = 2
 """Connections that a user may have for each free place: a lone user may take two thirds of all places."""
@@ -22,7 +21,7 @@ class UserConnections:
         self._most = most
         self._max_connections = max_connections
         self._total = 0
-        self._open: Counter[str] = Counter()
+        self._open: Tally[str] = Tally()
 
     def add(self, user: str) -> None:
         """Count a connection of ``user``. Raises ``Refused`` with ``TOO_MANY_OF_USER``."""
@@ -35,12 +34,10 @@ class UserConnections:
             )
             refused.who = {"user": user}
             raise refused
-        self._open[user] += 1
+        self._open.add(user)
         self._total += 1
 
     def remove(self, user: str) -> None:
         """A connection that was counted is closed."""
         self._total -= 1
-        self._open[user] -= 1
-        if self._open[user] <= 0:
-            del self._open[user]
+        self._open.take(user)
