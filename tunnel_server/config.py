@@ -253,6 +253,16 @@ class ServerConfig:
             fix = "give one of the two another file name"
             raise BadValue(f"{unix.path} is the socket of [admin] too", fix, "connect.unix.path")
 
+    @property
+    def credential_files(self) -> tuple[Path, ...]:
+        """The files with keys, certificates, roots and the bearer token, wherever they lie."""
+        tls = self.tls
+        named = (
+            *(tls.key_file, tls.certificate_file, tls.trust_file),
+            *(tls.user_trust_file, self.ops.bearer_file),
+        )
+        return tuple(file for file in named if file is not None)
+
     def _listeners(self) -> Iterator[tuple[str, ListenAddress]]:
         """Every address that the server listens on, each with its key."""
         sections = (("agents", self.agents), ("https", self.https), ("web", self.web))

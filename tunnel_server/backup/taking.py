@@ -50,12 +50,7 @@ def _authority(folder: Path, scratch: Path) -> list[Source]:
 
 
 def _others(config: ServerConfig) -> list[Source]:
-    tls = config.tls
-    wanted = [
-        *(tls.key_file, tls.certificate_file, tls.trust_file),
-        *(tls.user_trust_file, config.ops.bearer_file),
-    ]
-    return [Source(file, file) for file in wanted if file is not None]
+    return [Source(file, file) for file in config.credential_files]
 
 
 def _database(file: Path, scratch: Path) -> list[Source]:

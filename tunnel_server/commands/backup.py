@@ -122,9 +122,7 @@ def _installation(places: tuple[Path, ...]) -> Installation:
     with contextlib.suppress(ConfigError):
         present = load(config_file, ServerConfig, absent_fix="")
         folders.add(present.data_dir)
-        tls, bearer = present.tls, present.ops.bearer_file
-        files |= {tls.certificate_file, tls.key_file, tls.trust_file}
-        files |= {file for file in (tls.user_trust_file, bearer) if file}
+        files.update(present.credential_files)
     return Installation(named | folders, named | files)
 
 
