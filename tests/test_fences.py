@@ -37,16 +37,20 @@ DECISIONS = [
         "tunnel_core." + name
         for name in ("names", "node_patterns", "identity", "session", "mux", "halves", "credit")
     ),
-    *("tunnel_core." + name for name in ("steps", "states", "attempts", "mux_stream", "turns", "allowance")),
+    *(
+        "tunnel_core." + name
+        for name in ("steps", "ranges", "states", "attempts", "mux_stream", "turns", "allowance")
+    ),
     *(
         "tunnel_core." + name
         for name in ("settings", "environment", "http_head", "bucket", "profiles", "humanize")
     ),
-    *("tunnel_core." + name for name in ("effective", "toml_lines", "hpack", "http2_budget", "http2_call")),
+    *("tunnel_core." + name for name in ("effective", "toml_lines", "http2_budget", "http2_call")),
+    *("tunnel_core." + name for name in ("effective", "toml_lines", "sources", "ops_places", "tally")),
     *("tunnel_core." + name for name in ("flight", "delivery", "growth", "pacing", "rivals", "confirming")),
     "tunnel_core.service.unit",
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
-    *("tunnel_server." + name for name in ("sessions", "duplicates", "events")),
+    *("tunnel_server." + name for name in ("sessions", "duplicates", "events", "node_budgets", "announced")),
     *("tunnel_agent." + name for name in ("targets", "proxy", "config", "netlink", "route_change")),
     *("tunnel_agent." + name for name in ("link_view", "renewal_plan", "findings")),
     *("tunnel_agent.join." + name for name in ("wish", "config_text")),

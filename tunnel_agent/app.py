@@ -22,6 +22,7 @@ from tunnel_agent.roots import Roots
 from tunnel_agent.serve import Serving
 from tunnel_agent.state import AgentState
 from tunnel_agent.status import status_routes
+from tunnel_agent.target_lookups import TargetLookups
 from tunnel_agent.tls import TargetTls
 from tunnel_core.bridge import Bridge, open_bridge
 from tunnel_core.bucket import Bucket
@@ -99,6 +100,7 @@ class Agent:
             sessions=int(self.state.is_attached),
             software=SOFTWARE,
             credit_granted_bytes=link.credit_granted if link else 0,
+            retained_bytes=link.retained_bytes if link else 0,
             cap=_sample(self.cap) if self.cap else None,
             log_lines_dropped=lines_dropped(),
         )
@@ -108,9 +110,17 @@ class Agent:
 
     def _make_serving(self) -> Serving:
         config, policy = self._installation.config, self._installation.policy()
-        dialler = Dialler(policy, config.dial_timeout_seconds, TargetTls(policy.node, policy.file))
+        tls, lookups = TargetTls(policy.node, policy.file), TargetLookups(self._nursery)
+        dialler = Dialler(policy, config.dial_timeout_seconds, tls, lookups=lookups)
         built_in = {STATUS_SERVICE: self.pages.handle}
-        return Serving(self._nursery, dialler, config.log, self.counters, built_in)
+        return Serving(
+            self._nursery,
+            dialler,
+            config.log,
+            self.counters,
+            built_in,
+            half_closed_seconds=config.session.half_closed_seconds or None,
+        )
 
     def _make_attacher(self, bridge: Bridge) -> Attacher:
         installation, session = self._installation, self._installation.config.session

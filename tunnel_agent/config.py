@@ -15,12 +15,14 @@ from tunnel_agent.proxy import ProxyError, parse_proxy
 from tunnel_agent.targets import Entry, parse_entry
 from tunnel_core.names import Target
 from tunnel_core.profiles import ProfileName
+from tunnel_core.ranges import HELLO
 from tunnel_core.settings import (
     BadValue,
     Log,
     Ops,
     Parsers,
     Seconds,
+    SecondsOrNone,
     Secret,
     ServerAddress,
     ServiceName,
@@ -31,9 +33,9 @@ from tunnel_core.settings import (
 if TYPE_CHECKING:
     from tunnel_core.config import Source
 
-MIN_BYTES_PER_SECOND = 1000
+MIN_BYTES_PER_SECOND = HELLO["max_bytes_per_second"].least
 """With less the link could not even carry its own pings and confirmations."""
-MAX_BYTES_PER_SECOND = 10**10
+MAX_BYTES_PER_SECOND = HELLO["max_bytes_per_second"].most
 STATUS_SERVICE = "status"
 """The built-in service: the agent's own status page."""
 
@@ -68,6 +70,8 @@ class Session:
     attach_timeout_seconds: Seconds = Seconds(10.0)
     retry_max_seconds: Seconds = Seconds(30.0)
     """The cap of the back-off; waits are random between 0 and the back-off (full jitter)."""
+    half_closed_seconds: SecondsOrNone = SecondsOrNone(600.0)
+    """How long a stream of which one half has ended may be without a byte; 0: for ever."""
 
 
 @attrs.frozen(kw_only=True)

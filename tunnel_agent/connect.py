@@ -38,6 +38,8 @@ SOFTWARE = f"qanat-agent/{__version__}"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LEAST_DIAL_SECONDS = 0.1
 """What a look-up that took nearly all of the time leaves to the dial."""
+_PROBE_SECONDS, _PROBE_PAUSE_SECONDS = 15.0, 1.0
+"""A probe that comes too early for the node's budget waits at most so long: one attach is due every 5 s."""
 _LEAST_ANSWER_SECONDS, _ANSWER_DIALS = 3.0, 4.0
 """How long a hello waits for its answer. The dial before it took three round trips, so four of it are
 twelve; a way that has ended since then must not hold one of the two attempts for longer."""
@@ -143,10 +145,22 @@ class Connector:
         return link
 
     async def probe(self, server: str) -> Welcome:
-        """Stops at the server's welcome, so a running agent of the same node keeps its session."""
-        attempt = await self._attempt(server, None, self.connect_timeout_seconds)
-        attempt.abandon()
-        return attempt.welcome
+        """Attach up to the server's welcome, so that a running agent of the same node keeps its session.
+
+        Ask again where the node has attached too often lately, as a running agent does. Raises ``Refused``.
+        """
+        give_up = trio.current_time() + _PROBE_SECONDS
+        while True:
+            try:
+                attempt = await self._attempt(server, None, self.connect_timeout_seconds)
+            except Refused as refused:
+                is_early = refused.reason is Reason.TOO_MANY_ATTACHES
+                if not is_early or trio.current_time() + _PROBE_PAUSE_SECONDS > give_up:
+                    raise
+                await trio.sleep(_PROBE_PAUSE_SECONDS)
+            else:
+                attempt.abandon()
+                return attempt.welcome
 
     async def _attempt(
         self,

@@ -18,12 +18,13 @@ from typing import NamedTuple
 import trio
 
 from tunnel_agent.resolver import Resolve, resolve_host
+from tunnel_agent.target_lookups import TargetLookups
 from tunnel_agent.targets import Destination, Policy, addresses_without_resolver, is_own_address
 from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target, join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream, connect_unix, tune
-from tunnel_core.tls import TlsStream
+from tunnel_core.tls import SocketTlsStream
 
 _STAGGER_SECONDS = 0.25
 _MAX_ADDRESSES = 16
@@ -36,7 +37,7 @@ class Connected(NamedTuple):
 
 
 class Dialled(NamedTuple):
-    stream: SocketStream | TlsStream
+    stream: SocketStream | SocketTlsStream
     address: str
     """``1.2.3.4:80``, ``[::1]:80`` or ``unix:/path``: what was connected, after resolution."""
 
@@ -101,6 +102,8 @@ class Dialler:
     tls: TargetTls
     resolve: Resolve = resolve_host
     connect: Connect = connect_address
+    lookups: TargetLookups | None = None
+    """Shares the look-ups among users; without it each dial looks up by itself."""
 
     def dial_nowait(self, target: Target, *, tls: bool = False) -> Dialled | None:
         """A connection that needs no waiting and no deadline: one inside this machine. None: ``dial``.
@@ -115,14 +118,14 @@ class Dialler:
         stream = connect_nowait(address, destination.target.port)
         return Dialled(stream, join_host_port(address, destination.target.port)) if stream else None
 
-    async def dial(self, target: Target, *, tls: bool = False) -> Dialled:
-        """A connection to ``target``, with ``tls`` inside TLS if it is a service that speaks it.
+    async def dial(self, target: Target, *, tls: bool = False, user: str = "") -> Dialled:
+        """A connection for ``user`` to ``target``, with ``tls`` inside TLS if it is a service that speaks it.
 
         Raises ``Refused``; cancelled, it leaves no socket behind.
         """
         destination = self.policy.find(target)
         deadline = trio.current_time() + self.timeout_seconds
-        addresses = await self._addresses(destination, deadline)
+        addresses = await self._addresses(destination, deadline, user)
         where = str(destination.target)
         try:
             with trio.fail_at(deadline):
@@ -134,21 +137,22 @@ class Dialler:
         except OSError as error:
             raise refused_by_errno(self.policy.node, where, error) from error
 
-    async def _addresses(self, destination: Destination, deadline: float) -> Sequence[str]:
+    async def _addresses(self, destination: Destination, deadline: float, user: str) -> Sequence[str]:
         host = destination.target.host
         if not host:
             return []
-        found = addresses_without_resolver(host) or await self._resolved(host, deadline)
+        found = addresses_without_resolver(host) or await self._resolved(host, deadline, user)
         return self.policy.pick(destination, found)[:_MAX_ADDRESSES]
 
-    async def _resolved(self, host: str, deadline: float) -> Sequence[str]:
+    async def _resolved(self, host: str, deadline: float, user: str) -> Sequence[str]:
         try:
             with trio.fail_at(deadline):
-                found = await self.resolve(host)
+                found = await self._look_up(host, user)
         except trio.TooSlowError:
-            raise self._unresolved(
-                host, f"its resolver did not answer in {self.timeout_seconds:g} s"
-            ) from None
+            cause = f"its resolver did not answer in {self.timeout_seconds:g} s"
+            if self.lookups is not None and (others := self.lookups.why_waiting(host, user)):
+                cause = f"{cause}; {others}"
+            raise self._unresolved(host, cause) from None
         except socket.gaierror as error:
             raise self._unresolved(host, error.strerror or "the resolver failed") from error
         except OSError as error:
@@ -156,6 +160,11 @@ class Dialler:
         if not found:
             raise self._unresolved(host, "the name has no address")
         return found
+
+    async def _look_up(self, host: str, user: str) -> Sequence[str]:
+        if self.lookups is None:
+            return await self.resolve(host)
+        return await self.lookups.resolve(host, user)
 
     async def _connected(self, destination: Destination, addresses: Sequence[str]) -> Connected:
         target = destination.target

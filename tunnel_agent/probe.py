@@ -33,6 +33,9 @@ _ATTACH_FIXES = {
     Reason.ROOT_RETIRED: _REJOIN,
     Reason.CERTIFICATE_EXPIRED: "if both clocks are right, " + _REJOIN,
     Reason.DUPLICATE_NODE: "give the other machine a bundle of its own: `qanat-server issue node NAME`",
+    Reason.NUMBER_OUT_OF_RANGE: "correct that setting, and see docs/errors.md if nobody set it so",
+    Reason.TOO_MANY_ATTACHES: "wait a few seconds; if it goes on, does the agent restart all the time,"
+    " or does another program use this bundle?",
     Reason.VERSION_MISMATCH: "update whichever of the two is older",
     Reason.TOO_MANY_SESSIONS: "raise [agents] max on the server",
     Reason.NO_DESCRIPTORS: "raise LimitNOFILE= of the server",

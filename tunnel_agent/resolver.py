@@ -4,18 +4,21 @@
    gets addresses, because its own resolver asks DNS even for a name of ``/etc/hosts``, and waits for it.
 2. Each attempt looks the name up anew, because a server may move.
 3. A look-up blocks a thread, and glibc offers no way to end it. A cancelled one goes on to its end, up to
-   half a minute with a silent DNS. Servers have threads of their own, so that look-ups of targets,
-   which users cause, never take the last thread from the way to the server.
+   half a minute with a silent DNS. Servers have threads of their own, and targets have others, because
+   users cause the look-ups of targets: these take no thread from the way to the server, or from the agent's
+   files. ``target_lookups.py`` shares the threads of targets among the users.
 """
 
 from __future__ import annotations
 
-import functools
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
 
 import trio
 
+MAX_TARGET_LOOKUPS = 64
+"""Names of targets that are looked up at once, a thread each."""
 _MAX_LOOKUPS = 16
 """Two attempts a second and a half apart, over the half minute for which a silent DNS holds a thread."""
 _MAX_ADDRESSES = 8
@@ -24,13 +27,15 @@ _MAX_ADDRESSES = 8
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """A host name to addresses, in the resolver's order. Raises ``OSError`` (``socket.gaierror``)."""
 
-_threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("threads of server look-ups")
+_Threads: TypeAlias = trio.lowlevel.RunVar[trio.CapacityLimiter]
+_of_servers: _Threads = trio.lowlevel.RunVar("threads of server look-ups")
+_of_targets: _Threads = trio.lowlevel.RunVar("threads of target look-ups")
 
 
 async def resolve_host(host: str) -> Sequence[str]:
-    """Look up a target's host, in trio's bounded pool of threads. Cancellation abandons the thread."""
-    found = await trio.socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+    """Look up a target's host. Raises ``OSError``. Cancellation abandons the thread."""
+    limiter = _limiter(_of_targets, MAX_TARGET_LOOKUPS)
+    return await trio.to_thread.run_sync(_look_up, host, 0, abandon_on_cancel=True, limiter=limiter)
 
 
 async def resolve_server(host: str) -> Sequence[str]:
@@ -41,8 +46,8 @@ async def resolve_server(host: str) -> Sequence[str]:
     try:
         found = _look_up(host, socket.AI_NUMERICHOST)
     except socket.gaierror:  # it is a name
-        look_up = functools.partial(_look_up, host, 0)
-        found = await trio.to_thread.run_sync(look_up, abandon_on_cancel=True, limiter=_limiter())
+        limiter = _limiter(_of_servers, _MAX_LOOKUPS)
+        found = await trio.to_thread.run_sync(_look_up, host, 0, abandon_on_cancel=True, limiter=limiter)
     return list(dict.fromkeys(found))[:_MAX_ADDRESSES]
 
 
@@ -51,10 +56,10 @@ def _look_up(host: str, flags: int) -> list[str]:
     return [str(address[0]) for *_, address in found]
 
 
-def _limiter() -> trio.CapacityLimiter:
+def _limiter(threads: _Threads, most: int) -> trio.CapacityLimiter:
     try:
-        return _threads.get()
+        return threads.get()
     except LookupError:
-        limiter = trio.CapacityLimiter(_MAX_LOOKUPS)
-        _threads.set(limiter)
+        limiter = trio.CapacityLimiter(most)
+        threads.set(limiter)
         return limiter

@@ -29,6 +29,7 @@ _TRY_AGAIN = {
     Reason.ATTACH_TIMEOUT,
     Reason.STALE_ATTEMPT,
     Reason.TOO_MANY_SESSIONS,
+    Reason.TOO_MANY_ATTACHES,
     Reason.SERVER_STOPPING,
     Reason.INTERNAL_ERROR,
 }

@@ -22,11 +22,15 @@ _PARSED_HERE = "web"
 """The entrance whose server end reads HTTP and so needs https targets without their TLS. Everywhere
 else the TLS is the user's own, and ending it here would break what he verifies."""
 
+_LINE_SECONDS = 60.0
+"""Between two lines about refusals of one kind, in the end: a server may ask for what is refused for days."""
+
 
 class Serving:
     """The streams of one agent, over all its sessions. Each is a task of ``nursery``.
 
-    ``built_in`` are HTTP services that the agent answers itself, by name.
+    ``built_in`` are HTTP services that the agent answers itself, by name. ``half_closed_seconds``: as
+    ``relay`` takes it.
     """
 
     def __init__(
@@ -36,14 +40,17 @@ class Serving:
         log: Log,
         counters: Counters,
         built_in: Mapping[str, Handler],
+        *,
+        half_closed_seconds: float | None = None,
     ) -> None:
         self.count = 0
         self._nursery = nursery
         self._dialler = dialler
         self._log = log
-        self._refusals = RefusedStreamLines(log)
+        self._refusals = RefusedStreamLines(log, longest_seconds=_LINE_SECONDS)
         self._counters = counters
         self._built_in = built_in
+        self._half_closed_seconds = half_closed_seconds
         self._idle = trio.Event()
         self._idle.set()
 
@@ -91,7 +98,13 @@ class Serving:
             self._refusals.refused(facts, outcome, now=trio.current_time())
             return
         self._open(stream, facts, outcome.address)
-        result = await relay(stream, outcome.stream, left=Reason.TARGET_RESET, stopping=Reason.AGENT_STOPPING)
+        result = await relay(
+            stream,
+            outcome.stream,
+            left=Reason.TARGET_RESET,
+            stopping=Reason.AGENT_STOPPING,
+            half_closed_seconds=self._half_closed_seconds,
+        )
         self._note_closed(facts, result, trio.current_time() - start)
 
     def _open(self, stream: Stream, facts: StreamFacts, address: str) -> None:
@@ -135,7 +148,7 @@ class Serving:
     async def _dial(self, stream: Stream) -> Dialled | Refused:
         try:
             target = Target.parse(stream.target)
-            return await self._dialler.dial(target, tls=stream.entrance == _PARSED_HERE)
+            return await self._dialler.dial(target, tls=stream.entrance == _PARSED_HERE, user=stream.user)
         except Refused as refused:
             return refused
 

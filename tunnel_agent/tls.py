@@ -13,7 +13,7 @@ from tunnel_core.names import LOOPBACK
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
 from tunnel_core.text_files import NotPlainText
-from tunnel_core.tls import TlsStream, reason_of
+from tunnel_core.tls import SocketTlsStream, reason_of
 
 
 class TargetTls:
@@ -27,11 +27,11 @@ class TargetTls:
         self._file = file
         self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
 
-    async def wrap(self, stream: SocketStream, service: Published) -> TlsStream:
+    async def wrap(self, stream: SocketStream, service: Published) -> SocketTlsStream:
         """Completes a handshake over ``stream``, which is aborted on any failure. Raises ``Refused``."""
         try:
             context = self._usable_context(service)
-            tls = TlsStream(stream, context, server_hostname=service.target.host or LOOPBACK)
+            tls = SocketTlsStream(stream, context, server_hostname=service.target.host or LOOPBACK)
             await tls.do_handshake()
         except BaseException as error:
             stream.abort()

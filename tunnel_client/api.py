@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 import h11
 import trio
@@ -13,6 +14,7 @@ from tunnel_core.http import HttpClientConnection, exchange
 from tunnel_core.reasons import Reason, Refused
 
 _ANSWER_SECONDS = 15.0
+_NODES_AT_ONCE = 1000
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A node takes about 400 bytes: enough for a fleet far beyond one server."""
 
@@ -33,6 +35,25 @@ async def ask(dialer: Dialer, page: str, *, wait_seconds: float = 0.0) -> dict[s
         raise broken_off(dialer.name, error) from None
     finally:
         await trio.aclose_forcefully(stream)
+
+
+async def ask_nodes(dialer: Dialer) -> dict[str, Any]:
+    """Return the page of all nodes, from as many answers as the server makes of it. Raises as ``ask``.
+
+    An older server knows no pages of a list, and answers with everything at once.
+    """
+    whole, after, asked = dict[str, Any](), "", set[str]()
+    while True:
+        query = {"limit": str(_NODES_AT_ONCE), **({"after": after} if after else {})}
+        answer = await ask(dialer, f"nodes?{urlencode(query)}")
+        if not asked:
+            whole = {key: value for key, value in answer.items() if key != "next"}
+        elif isinstance(rows := whole.get("nodes"), list) and isinstance(more := answer.get("nodes"), list):
+            rows += more
+        asked.add(after)
+        after = str(answer.get("next") or "")
+        if not after or after in asked:
+            return whole
 
 
 async def _ask(stream: trio.abc.Stream, name: str, page: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from tunnel_client import words
-from tunnel_client.api import ask
+from tunnel_client.api import ask, ask_nodes
 from tunnel_client.dial import Dialer
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import StateCategory, category_of_word
@@ -39,7 +39,7 @@ async def ask_node(dialer: Dialer, name: str) -> dict[str, Any]:
     except Refused as refused:
         if refused.reason is not Reason.NOT_FOUND:
             raise
-    node = _named(await ask(dialer, "nodes"), name)
+    node = _named(await ask_nodes(dialer), name)
     streams = items_of(await ask_if_there(dialer, "streams"), "streams")
     events = await ask_if_there(dialer, f"events?{urlencode({'node': name})}")
     own = [stream for stream in streams if stream.get("node") == node.get("name")]

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 import trio
 
+from tunnel_core.ending import is_hung_up
 from tunnel_core.sockets import SocketStream
 
 _READ_BYTES = 64 * 1024
@@ -42,7 +43,7 @@ def join_descriptors(reading: int, writing: int) -> trio.abc.HalfCloseableStream
     if _kind(reading) == _kind(writing) == stat.S_IFSOCK and os.path.sameopenfile(reading, writing):
         os.close(writing)
         return SocketStream(socket.socket(fileno=reading))
-    return StdioStream(_source(reading), _sink(writing))
+    return StdioStream(_source(reading), _sink(writing), writing)
 
 
 def _source(descriptor: int) -> trio.abc.ReceiveStream:
@@ -129,11 +130,12 @@ class ThreadedWriter(trio.abc.SendStream):
 
 
 class StdioStream(trio.abc.HalfCloseableStream):
-    """Joins an input and an output; ``send_eof`` closes the output."""
+    """Joins an input and an output; ``send_eof`` closes the output, whose descriptor is ``writing``."""
 
-    def __init__(self, source: trio.abc.ReceiveStream, sink: trio.abc.SendStream) -> None:
+    def __init__(self, source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, writing: int) -> None:
         self._source = source
         self._sink = sink
+        self._writing = writing
         self._sending = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -147,8 +149,17 @@ class StdioStream(trio.abc.HalfCloseableStream):
         with self._alone_sending():
             await self._sink.wait_send_all_might_not_block()
 
+    def check_peer(self) -> None:
+        """Raise ``trio.BrokenResourceError`` if nothing reads the output any more."""
+        if is_hung_up(self._writing):
+            raise trio.BrokenResourceError("nothing reads standard output any more")
+
+    def ask_peer_every(self, seconds: float) -> None:
+        """A pipe or terminal shows it without being asked."""
+
     async def send_eof(self) -> None:
         with self._alone_sending():
+            self._writing = -1
             await self._sink.aclose()
         if isinstance(self._source, ThreadedReader) and self._source.is_terminal:
             self._source.end()
@@ -164,6 +175,7 @@ class StdioStream(trio.abc.HalfCloseableStream):
             self._sending = False
 
     async def aclose(self) -> None:
+        self._writing = -1
         try:
             await self._sink.aclose()
         finally:

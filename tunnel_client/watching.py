@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import click
 import trio
 
-from tunnel_client.api import ask
+from tunnel_client.api import ask_nodes
 from tunnel_client.dial import Dialer, ServerUnreachable
 from tunnel_client.node_facts import NODES, Item, items_of, node_row, state_of, text_of
 from tunnel_core.command_line import printable
@@ -53,7 +53,7 @@ async def _refresh(dialer: Dialer, name: str, view: View) -> None:
     while True:
         began, trouble = trio.current_time(), ""
         try:
-            nodes = _chosen(await ask(dialer, "nodes"), name)
+            nodes = _chosen(await ask_nodes(dialer), name)
         except ServerUnreachable as error:
             trouble = str(error)
         await wait_writable(STANDARD_OUTPUT)

@@ -17,6 +17,7 @@ from tunnel_core.carrier import Carrier
 from tunnel_core.codec import encode_packet
 from tunnel_core.frames import Frame, Malformed, Packet, Rejected, Use, Welcome
 from tunnel_core.halves import PeerFault
+from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import AgentSteps, ServerSteps
 
@@ -27,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 _FAREWELL_SECONDS = 1.0
 """How long a rejection may take to leave."""
+_HELLO_LOOKS = 2
+"""Two waits of half the time each: the second one gives a program that was paused itself time to read."""
+_MAX_WELCOME_BYTES = Limits().max_trust_bundle_bytes + 64 * KIB
 
 
 class Attempt:
@@ -53,21 +57,27 @@ class Attempt:
         hears of the move before it hears of this end."""
         self._link: Link | None = None
         self._out: list[Frame] = [steps.hello] if isinstance(steps, AgentSteps) else []
+        self._bytes_left = Limits().max_attach_bytes if isinstance(steps, ServerSteps) else _MAX_WELCOME_BYTES
+        self._spoke = trio.Event()  # the other end has said something, or the attempt has failed
         self._saying_no = False
         self._kept = False
         self._settled = trio.Event()
         self._lost = trio.Event()
 
-    async def settle(self, seconds: float) -> None:
+    async def settle(
+        self, seconds: float, first_seconds: float = math.inf, is_spared: Callable[[], bool] = lambda: False
+    ) -> None:
         """Takes the carrier through the attach: to the welcome (agent), to its use (server).
 
-        Raises ``Refused``, ``ATTACH_TIMEOUT`` after ``seconds``. Whoever fails, or is cancelled, leaves no
+        Raises ``Refused``, ``ATTACH_TIMEOUT`` after ``seconds``, or if no packet came within
+        ``first_seconds`` and the attempt is not spared then. Whoever fails, or is cancelled, leaves no
         carrier behind, but for one that ``decide`` kept; an agent that was welcomed must ``use`` or
         ``abandon`` it.
         """
         try:
             self.carrier.start(self)
             with trio.move_on_after(seconds):
+                await self._wait_first(first_seconds, is_spared)
                 await self._settled.wait()
             if not self._settled.is_set():
                 self._fail(Refused(Reason.ATTACH_TIMEOUT, "the attach was not completed in time"))
@@ -81,6 +91,25 @@ class Attempt:
         if self.failure is not None:
             self.abandon()
             raise self.failure
+
+    async def _wait_first(self, seconds: float, is_spared: Callable[[], bool]) -> None:
+        for _ in range(_HELLO_LOOKS):
+            with trio.move_on_after(seconds / _HELLO_LOOKS):
+                await self._spoke.wait()
+                return
+        if not is_spared():
+            self._fail(Refused(Reason.ATTACH_TIMEOUT, f"no hello came within {seconds:g} s"))
+
+    def refuse(self, refused: Refused, retry_after_ms: int) -> None:
+        """Server, before ``settle``: reject the attach without waiting for a hello."""
+        self._reject(Rejected(refused.reason, refused.detail, retry_after_ms))
+
+    def displace(self, refused: Refused) -> None:
+        """Server: end the attach at once, without a word to the agent. Does nothing once it is used."""
+        if not self._settled.is_set():
+            self._fail(refused)
+        if self._link is None:
+            self.abandon()
 
     async def wait_settled(self) -> None:
         """Waits until the attach went as far as it will."""
@@ -130,7 +159,14 @@ class Attempt:
 
     # What the carrier calls.
 
+    def admits(self, size: int) -> bool:
+        if self._link is not None:
+            return True
+        self._bytes_left -= size
+        return self._bytes_left >= 0
+
     def packet_received(self, packet: Packet | Malformed, size: int) -> None:
+        self._spoke.set()
         if self._link is not None:
             self._link.packet_received(packet, size)
         elif not self._settled.is_set():
@@ -138,8 +174,7 @@ class Attempt:
 
     def next_packet(self) -> bytes | None:
         if self._out:
-            frames, self._out = self._out, []
-            return encode_packet(0, 0, frames)
+            return encode_packet(0, 0, [self._out.pop(0)])  # frames of the attach stand alone
         return self._link.next_packet() if self._link is not None else None
 
     def carrier_lost(self, detail: str) -> None:
@@ -201,4 +236,5 @@ class Attempt:
     def _fail(self, refused: Refused) -> None:
         if not self._settled.is_set():
             self.failure = refused
+            self._spoke.set()
             self._settled.set()

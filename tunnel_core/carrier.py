@@ -25,11 +25,21 @@ class CarrierFailed(Exception):  # noqa: N818 - named by what happened
         self.timed_out = timed_out
 
 
+TOO_EARLY = Malformed("more bytes came than an attach needs")
+"""What a port gets for a packet that it did not admit."""
+
+
 class CarrierPort(Protocol):
     """What a carrier moves packets for. Its methods never block and never raise."""
 
     def packet_received(self, packet: Packet | Malformed, size: int) -> None:
         """``size`` is that of the encoded packet, in bytes."""
+
+    def admits(self, size: int) -> bool:
+        """Return whether a packet of this encoded size is to be decoded; called once for each packet.
+
+        If not, ``packet_received`` gets ``TOO_EARLY`` in its place.
+        """
 
     def next_packet(self) -> bytes | None:
         """The next encoded packet, or None if there is nothing to send now.

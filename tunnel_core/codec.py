@@ -5,9 +5,14 @@ be imported. So the packet, data, credit and end are written out here, the varin
 line, and all other frames go by the table in ``messages``. Tests hold both directions against the
 generated classes.
 
-A reader accepts what protobuf accepts and reads it equally (unknown fields, any order, repeats, a
-frame in pieces), with two exceptions, both on the strict side: the bounds, and a known field with a
-foreign wire type, which protobuf would take for an unknown one.
+A reader accepts what protobuf accepts and reads it equally (unknown fields, any order, repeats), with
+these exceptions, all on the strict side:
+
+1. The bounds: of a message, of a packet's frames, and one of all fields of a packet (``FieldBudget``). With
+   them the work for whatever is accepted grows with its bytes alone, and has a bound for 4 MiB.
+2. A known field with a foreign wire type, which protobuf would take for an unknown one.
+3. A frame of more than one kind, or of one kind in pieces; only ``data`` may come in pieces.
+4. A frame of the attach stands alone in its packet.
 """
 
 from __future__ import annotations
@@ -21,12 +26,16 @@ from tunnel_core.frames import (
     DataParts,
     End,
     Frame,
+    Hello,
     Malformed,
     Packet,
     Payload,
     Ping,
     Pong,
+    Rejected,
     Unknown,
+    Use,
+    Welcome,
 )
 from tunnel_core.limits import Limits
 from tunnel_core.messages import BY_FRAME, BY_NUMBER, Message, read_fields, write_fields
@@ -35,7 +44,9 @@ from tunnel_core.wire import (
     MAX_FIELDS,
     SMALL,
     SMALL_END,
+    SUB_MESSAGE_FIELDS,
     BrokenWire,
+    FieldBudget,
     read_size,
     read_tag,
     rest_of_size,
@@ -46,15 +57,17 @@ from tunnel_core.wire import (
 )
 
 _MAX_FRAMES = Limits().max_frames_per_packet
+_MAX_FIELDS = Limits().max_fields_per_packet
 _PACKET_FIELDS = range(_MAX_FRAMES + MAX_FIELDS)
 _KNOWN = frozenset((1, 2, 3, 5, 6))
+_ATTACH_FRAMES = frozenset((Hello, Welcome, Use, Rejected))
 
 _LEAST_VIEW = 4096
 """Below this a copy is cheaper than a view, in time and in memory."""
 _new = tuple.__new__  # half the price of a named tuple's own constructor
 
 _Parts: TypeAlias = list[Payload]
-_Reader: TypeAlias = Callable[[bytes, int, int], Frame]
+_UsualReader: TypeAlias = Callable[[bytes, int, int], Frame | None]
 
 
 # Writing. A frame of a packet is 0x1a, its length, and in it the tag of its kind, a length, the fields.
@@ -175,6 +188,8 @@ def _read_packet(data: bytes) -> Packet:
     i = number = ack = arrived = confirm_now = 0
     end = len(data)
     frames: list[Frame] = []
+    budget: FieldBudget | None = None  # for all but the usual frames
+    attaches = False
     for _ in _PACKET_FIELDS:
         if i >= end:
             break
@@ -190,7 +205,14 @@ def _read_packet(data: bytes) -> Packet:
             stop = i + size
             if stop > end:
                 raise BrokenWire("truncated")
-            frames.append(_read_frame(data, i, stop))
+            frame = _read_usual_frame(data, i, stop)
+            if frame is None:
+                budget = budget or FieldBudget(_MAX_FIELDS)
+                frame = _read_frame(data, i, stop, budget)
+                attaches = attaches or type(frame) in _ATTACH_FRAMES
+            frames.append(frame)
+            if attaches and len(frames) > 1:
+                _check_attach_frames(frames)
             i = stop
         elif tag == 0x08:
             number = data[i]
@@ -211,50 +233,57 @@ def _read_packet(data: bytes) -> Packet:
             if confirm_now > 127:
                 confirm_now, i = rest_of_varint(data, i, confirm_now)
         else:
-            i = skip_field(data, i, tag, _KNOWN)
+            budget = budget or FieldBudget(_MAX_FIELDS)
+            i = skip_field(data, i, tag, _KNOWN, budget)
     if i != end or len(frames) > _MAX_FRAMES:
         raise BrokenWire("truncated" if i > end else "too many frames or fields")
     return _new(Packet, (number, ack, frames, arrived, confirm_now != 0))
 
 
-def _read_frame(data: bytes, i: int, end: int) -> Frame:
-    """The usual frame is one field that fills it; any other goes the long way."""
-    if end - i > 1:
-        reader = _READERS_BY_TAG.get(data[i])
-        if reader:
-            size = data[i + 1]
-            start = i + 2
-            if size > 127:
-                size, start = rest_of_size(data, start, size)
-            if start + size == end:
-                return reader(data, start, end)
-    return _read_frame_of_many_fields(data, i, end)
+def _check_attach_frames(frames: Sequence[Frame]) -> None:
+    """Each stands alone; but older servers may send a rejection right behind their welcome."""
+    if [type(frame) for frame in frames] != [Welcome, Rejected]:
+        raise BrokenWire("a frame of the attach is not alone in its packet")
 
 
-def _read_data(data: bytes, i: int, end: int) -> Data:
-    begin = i
-    stream = offset = 0
+# The usual frame is one field that fills it, and holds what we write in the order in which we write it.
+
+
+def _read_usual_frame(data: bytes, i: int, end: int) -> Frame | None:
+    """A frame of the data path as we write it; None for any other frame or way to write it."""
     try:
-        if data[i] == 0x08:
-            stream = data[i + 1]
-            i += 2
-            if stream > 127:
-                stream, i = rest_of_varint(data, i, stream)
-        if data[i] == 0x10:
-            offset = data[i + 1]
-            i += 2
-            if offset > 127:
-                offset, i = rest_of_varint(data, i, offset)
-        if data[i] == 0x1A:
-            size = data[i + 1]
-            i += 2
-            if size > 127:
-                size, i = rest_of_size(data, i, size)
-            if i + size == end:
-                return _new(Data, (stream, offset, _payload(data, i, end)))
+        reader = _USUAL.get(data[i])
+        if reader is None:
+            return None
+        size = data[i + 1]
+        i += 2
+        if size > 127:
+            size, i = rest_of_size(data, i, size)
+        return reader(data, i, end) if i + size == end else None
     except IndexError:
-        pass  # truncated, or no payload: the table knows which
-    return Data(*_read_by_table(1, data, begin, end))
+        return None  # truncated, or without a last field: the table knows which
+
+
+def _read_data(data: bytes, i: int, end: int) -> Data | None:
+    stream = offset = 0
+    if data[i] == 0x08:
+        stream = data[i + 1]
+        i += 2
+        if stream > 127:
+            stream, i = rest_of_varint(data, i, stream)
+    if data[i] == 0x10:
+        offset = data[i + 1]
+        i += 2
+        if offset > 127:
+            offset, i = rest_of_varint(data, i, offset)
+    if data[i] == 0x1A:
+        size = data[i + 1]
+        i += 2
+        if size > 127:
+            size, i = rest_of_size(data, i, size)
+        if i + size == end:
+            return _new(Data, (stream, offset, _payload(data, i, end)))
+    return None
 
 
 def _payload(data: bytes, i: int, end: int) -> Payload:
@@ -264,92 +293,88 @@ def _payload(data: bytes, i: int, end: int) -> Payload:
     return memoryview(data)[i:end]
 
 
-def _read_credit(data: bytes, i: int, end: int) -> Credit:
-    return Credit(*(_pair(data, i, end) or _read_by_table(2, data, i, end)))
+def _read_pair(kind: type[Any]) -> _UsualReader:
+    """The reader of a kind that holds two numbers."""
 
-
-def _read_end(data: bytes, i: int, end: int) -> End:
-    return End(*(_pair(data, i, end) or _read_by_table(3, data, i, end)))
-
-
-def _read_ping(data: bytes, i: int, end: int) -> Ping:
-    return Ping(*(_pair(data, i, end) or _read_by_table(4, data, i, end)))
-
-
-def _pair(data: bytes, i: int, end: int) -> tuple[int, int] | None:
-    """Two numbers as we write them; None for any other way to write them."""
-    try:
+    def read(data: bytes, i: int, end: int) -> Frame | None:
         if data[i] != 0x08:
             return None
-        stream = data[i + 1]
+        first = data[i + 1]
         i += 2
-        if stream > 127:
-            stream, i = rest_of_varint(data, i, stream)
+        if first > 127:
+            first, i = rest_of_varint(data, i, first)
         if data[i] != 0x10:
             return None
-        count = data[i + 1]
+        second = data[i + 1]
         i += 2
-        if count > 127:
-            count, i = rest_of_varint(data, i, count)
-    except IndexError:
-        return None
-    return (stream, count) if i == end else None
-
-
-def _read_by_table(number: int, data: bytes, i: int, end: int) -> list[Any]:
-    return read_fields(data, i, end, BY_NUMBER[number].fields)
-
-
-def _table_reader(message: Message) -> _Reader:
-    def read(data: bytes, i: int, end: int) -> Frame:
-        frame: Frame = message.frame(*read_fields(data, i, end, message.fields))
-        return frame
+        if second > 127:
+            second, i = rest_of_varint(data, i, second)
+        return _new(kind, (first, second)) if i == end else None
 
     return read
 
 
-_READERS: dict[int, _Reader] = {
-    **{number: _table_reader(message) for number, message in BY_NUMBER.items()},
-    1: _read_data,
-    2: _read_credit,
-    3: _read_end,
-    4: _read_ping,
+_USUAL: dict[int, _UsualReader] = {
+    BY_FRAME[Data].number << 3 | DELIMITED: _read_data,
+    **{BY_FRAME[kind].number << 3 | DELIMITED: _read_pair(kind) for kind in (Credit, End, Ping)},
 }
-_READERS_BY_TAG = {number << 3 | DELIMITED: reader for number, reader in _READERS.items() if number < 16}
+
+
+# Every other frame is read by the table.
+
+
+def _read_frame(data: bytes, i: int, end: int, budget: FieldBudget) -> Frame:
+    """One frame of any kind, which is nearly always one field that fills it."""
+    if end - i > 1 and (message := _BY_TAG.get(data[i])):
+        size = data[i + 1]
+        start = i + 2
+        if size > 127:
+            size, start = rest_of_size(data, start, size)
+        if start + size == end:
+            frame: Frame = message.frame(*read_fields(data, start, end, message.fields, budget))
+            return frame
+    return _read_frame_of_many_fields(data, i, end, budget)
+
+
+_BY_TAG = {number << 3 | DELIMITED: message for number, message in BY_NUMBER.items() if number < 16}
 """For the kinds whose tag is one byte."""
 
 
-def _read_frame_of_many_fields(data: bytes, i: int, end: int) -> Frame:
-    """As protobuf reads a oneof: the last kind wins, and pieces of one kind in a row are one message.
+def _read_frame_of_many_fields(data: bytes, i: int, end: int, budget: FieldBudget) -> Frame:
+    """A frame holds one kind, once. Pieces of ``data`` are one, as protobuf reads them.
 
-    Each piece must be valid by itself; a message in pieces is what its pieces are in one.
+    No known peer writes pieces, and pieces of a kind with sub-messages cost more than their bytes.
+    Each piece must be valid by itself. Unknown fields are skipped; a frame of these alone is ``Unknown``.
     """
-    frame: Frame = Unknown(0)
-    kind = 0
+    message: Message | None = None
+    values: list[Any] = []
+    unknown = fields = 0
     pieces: list[bytes] = []
-    for _ in range(MAX_FIELDS):
-        if i >= end:
-            break
+    while i < end and fields < MAX_FIELDS:
+        fields += 1
         tag, i = read_tag(data, i)
-        number = tag >> 3
-        if number not in _READERS or tag & 7 != DELIMITED:
-            i = _skip_unknown_kind(data, i, tag)
-            frame = frame if kind else Unknown(number)
+        found = BY_NUMBER.get(tag >> 3)
+        if found is None:
+            unknown = tag >> 3
+            i = skip_field(data, i, tag, (), budget)
             continue
+        if tag & 7 != DELIMITED:
+            raise BrokenWire(f"frame kind {tag >> 3} has wire type {tag & 7}")
+        if message is not None and (found is not message or found.frame is not Data):
+            raise BrokenWire("a frame holds more than one kind")
+        message = found
         size, start = read_size(data, i)
         i = start + size
-        frame = _READERS[number](data, start, i)
-        pieces = [*pieces, data[start:i]] if number == kind else [data[start:i]]
-        kind = number
+        values = read_fields(data, start, i, message.fields, budget)
+        pieces.append(data[start:i])
     if i != end:
         raise BrokenWire("a frame is longer or shorter than its fields")
-    if len(pieces) == 1 or not kind:
-        return frame
-    whole = b"".join(pieces)
-    return _READERS[kind](whole, 0, len(whole))
-
-
-def _skip_unknown_kind(data: bytes, i: int, tag: int) -> int:
-    if tag >> 3 in _READERS:
-        raise BrokenWire(f"frame kind {tag >> 3} has wire type {tag & 7}")
-    return skip_field(data, i, tag, known=())
+    budget.charge(fields)
+    if message is None:
+        return Unknown(unknown)
+    if len(pieces) > 1:
+        budget.charge(SUB_MESSAGE_FIELDS * len(pieces))
+        whole = b"".join(pieces)
+        values = read_fields(whole, 0, len(whole), message.fields, budget)
+    frame: Frame = message.frame(*values)
+    return frame

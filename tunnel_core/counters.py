@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tunnel_core.reasons import Reason
-from tunnel_core.settings import ENTRANCES
+from tunnel_core.settings import entrance_label
 
 # From loopback to the longest deadline; wide, because each bucket is a series for each entrance.
 LATENCY_BUCKETS_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
 NODE_SERIES_SECONDS = 3600.0
 """How long a detached node keeps its series."""
-_KNOWN_ENTRANCES = frozenset((*ENTRANCES, "agents", "https", "est", "admin", "ops"))
 
 
 class Distribution:
@@ -75,13 +74,13 @@ class Counters:
     first_bytes: dict[str, Distribution] = field(default_factory=dict)
 
     def stream_opened(self, entrance: str) -> None:
-        self.open_streams[_bounded(entrance)] += 1
+        self.open_streams[entrance_label(entrance)] += 1
 
     def stream_closed(
         self, entrance: str, reason: Reason, *, bytes_to_target: int = 0, bytes_to_user: int = 0
     ) -> None:
         """Once for each ``stream_opened``."""
-        label = _bounded(entrance)
+        label = entrance_label(entrance)
         self.open_streams[label] -= 1
         self.closed_streams[label, reason.word] += 1
         self.bytes_moved[label, "to_target"] += bytes_to_target
@@ -89,10 +88,10 @@ class Counters:
 
     def refused(self, entrance: str, reason: Reason) -> None:
         """A user who is known was told no, or the target could not be reached."""
-        self.refusals[_bounded(entrance), reason.word] += 1
+        self.refusals[entrance_label(entrance), reason.word] += 1
 
     def refused_unauthenticated(self, entrance: str, reason: Reason) -> None:
-        self.unauthenticated_refusals[_bounded(entrance), reason.word] += 1
+        self.unauthenticated_refusals[entrance_label(entrance), reason.word] += 1
 
     def attached(self, outcome: Reason = Reason.DONE) -> None:
         """An attach succeeded, or failed for a reason."""
@@ -115,11 +114,11 @@ class Counters:
 
     def dialled(self, entrance: str, seconds: float) -> None:
         """From ``open`` to ``opened``; at the agent from the dial's start to its end."""
-        self.dials.setdefault(_bounded(entrance), Distribution()).add(seconds)
+        self.dials.setdefault(entrance_label(entrance), Distribution()).add(seconds)
 
     def first_byte(self, entrance: str, seconds: float) -> None:
         """From the user's first byte to the target's."""
-        self.first_bytes.setdefault(_bounded(entrance), Distribution()).add(seconds)
+        self.first_bytes.setdefault(entrance_label(entrance), Distribution()).add(seconds)
 
     def snapshot(
         self,
@@ -128,6 +127,7 @@ class Counters:
         nodes: Iterable[NodeSample] = (),
         software: str = "",
         credit_granted_bytes: int = 0,
+        retained_bytes: int = 0,
         cap: CapSample | None = None,
         audit_dropped: int | None = None,
         log_lines_dropped: int = 0,
@@ -142,6 +142,7 @@ class Counters:
             audit_dropped=audit_dropped,
             log_lines_dropped=log_lines_dropped,
             credit_granted_bytes=credit_granted_bytes,
+            retained_bytes=retained_bytes,
             cap=cap,
         )
 
@@ -156,11 +157,9 @@ class Snapshot:
     """Lines of the audit that were lost; None where there is no audit."""
     credit_granted_bytes: int = 0
     """What peers may send, or have sent and nobody read yet, over all streams."""
+    retained_bytes: int = 0
+    """Bytes that were sent and are kept until the peers confirm them, over all sessions."""
     log_lines_dropped: int = 0
     """Lines of the log that were lost, because their reader stopped or the output failed."""
     cap: CapSample | None = None
     """None where no cap is set."""
-
-
-def _bounded(entrance: str) -> str:
-    return entrance if entrance in _KNOWN_ENTRANCES else "other"

@@ -73,6 +73,12 @@ class DirectStream(trio.abc.HalfCloseableStream):
         """
         self.check()
 
+    def ask_peer_every(self, seconds: float) -> None:
+        """Have the peer asked whether it is still there, so that ``check_peer`` finds out.
+
+        By default nobody is asked.
+        """
+
     @abstractmethod
     def close_nowait(self) -> None:
         """``aclose`` for when both halves have ended. Never blocks. Idempotent."""

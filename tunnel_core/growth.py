@@ -46,12 +46,14 @@ class Growth:
         self._standing = 0
 
     def gain(self, rate: float, path: float) -> float:
-        """By what share the rate may be passed."""
+        """By what share the rate may be passed. ``path`` may be 0: a peer may tell any time of arrival."""
         if not self.on:
             return 0.0
         if self.new:
             return _STARTUP_GAIN
-        return _PROBE_GAIN if self._is_low(rate) else min(_PROBE_GAIN, self._probe_seconds / path)
+        if path <= 0 or self._is_low(rate):
+            return _PROBE_GAIN
+        return min(_PROBE_GAIN, self._probe_seconds / path)
 
     def _is_low(self, rate: float) -> bool:
         return rate < _KNOWN_SHARE * self._known_rate < math.inf

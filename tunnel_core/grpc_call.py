@@ -5,7 +5,8 @@ Theory of operation
    deserializer's error text reaches the peer. So bytes go in and out, and the codec is called here.
 2. Two asyncio tasks own a call. The reader lives as long as the call and is the one to say why it
    ended; the writer sends what the port has and then parks until :meth:`Carrier.wake`. There is no
-   time-out around a read or a write, because cancelling either cancels the call.
+   time-out around a read or a write, because cancelling either cancels the call. A write under way is
+   not cancelled at the end either: gRPC cannot send the status of a call meanwhile, and logs a traceback.
 3. The reader never waits for anybody (credit bounds what it can be made to hold), so no flow control
    of HTTP/2 is wanted under the session's own: hence the large ``lookahead_bytes``, and no BDP probes,
    whose pings more than double what an idle carrier sends.
@@ -44,7 +45,7 @@ import grpc
 import grpc.aio
 
 from tunnel_core.bridge import Bridge
-from tunnel_core.carrier import Carrier, CarrierPort, Peer
+from tunnel_core.carrier import TOO_EARLY, Carrier, CarrierPort, Peer
 from tunnel_core.codec import decode_packet
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.own_sockets import has_lost_its_address, hold_back
@@ -84,6 +85,7 @@ class CallCarrier(Carrier):
 
     __slots__ = (
         "_bridge",
+        "_ending",
         "_held",
         "_lost",
         "_mark",
@@ -92,6 +94,7 @@ class CallCarrier(Carrier):
         "_port",
         "_wakes",
         "_was_alone",
+        "_written",
         "cancel_owner",
         "peer",
     )
@@ -106,6 +109,8 @@ class CallCarrier(Carrier):
         self._wakes = 0  # since the last packet
         self._was_alone = False  # the last packet was there for one wake
         self._held = False
+        self._written: asyncio.Future[None] | None = None  # done when the writer has ended
+        self._ending = False  # the writer stops as soon as no write is under way
         self._over = False  # abandoned, or the port knows that it is lost
         self._lost: str | None = None  # why, if that was before the start
 
@@ -167,11 +172,24 @@ class CallCarrier(Carrier):
         """Waits for the start, then moves packets until the call ends; returns why it did."""
         while self._port is None:
             await self._park()
-        writer = self._bridge.start(self._write_packets(write))
+        self._written = asyncio.get_running_loop().create_future()
+        writer = self._bridge.start(self._write_packets(write, self._written))
         try:
             return await self._read_packets(read)
         finally:
-            writer.cancel()
+            self._ending = True
+            if self._parked is not None:
+                writer.cancel()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write is under way. Ask after ``move``."""
+        return self._written is not None and not self._written.done() and self._parked is None
+
+    async def wait_written(self) -> None:
+        """Wait until no write is under way. Call it after ``move``; a severed connection ends the write."""
+        if self._written is not None:
+            await self._written
 
     async def _read_packets(self, read: _Read) -> str:
         while True:
@@ -182,24 +200,35 @@ class CallCarrier(Carrier):
             if data is aio.EOF:
                 return "the other end closed the call"
             if self._port is not None:
-                self._port.packet_received(decode_packet(data), len(data))
+                size = len(data)
+                packet = decode_packet(data) if self._port.admits(size) else TOO_EARLY
+                self._port.packet_received(packet, size)
             data = None  # up to a whole packet, which an idle carrier should not hold
 
-    async def _write_packets(self, write: _Write) -> None:
+    async def _write_packets(self, write: _Write, written: asyncio.Future[None]) -> None:
         try:
-            while self._port is not None:
+            while self._port is not None and not self._ending:
                 packet = self._port.next_packet()
                 if packet is None:
                     await self._park()
                     continue
                 self._was_alone, self._wakes = self._wakes <= 1, 0
                 if not await _write_one(write, packet):
-                    await asyncio.sleep(LAST_WORDS_SECONDS)
-                    self.cancel_owner()
+                    await self._hear_last_words()
                 packet = None
         except asyncio.CancelledError:
             # Ends as if by itself: a task that was cancelled keeps the exception with its frames.
             return
+        finally:
+            if not written.done():
+                written.set_result(None)
+
+    async def _hear_last_words(self) -> None:
+        if self._ending:
+            return
+        await asyncio.sleep(LAST_WORDS_SECONDS)
+        if not self._ending:
+            self.cancel_owner()
 
     async def _park(self) -> None:
         self._parked = asyncio.get_running_loop().create_future()

@@ -289,6 +289,8 @@ async def _answer_failure(
     if refused is not None:
         on_refused(refused)
         await _refuse_and_end(connection, refused)
+    elif connection.is_answering:
+        abort(connection.stream, Reason.USER_LEFT)  # half an answer must not look whole
 
 
 def _as_refusal(error: Exception) -> Refused | None:

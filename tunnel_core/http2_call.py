@@ -15,8 +15,10 @@ Theory of operation
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
-from tunnel_core.hpack import HeaderBlockError, decode_block, encode_block
+from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
+
 from tunnel_core.http2_budget import FrameBudget
 from tunnel_core.limits import KIB, MIB
 
@@ -34,6 +36,8 @@ _LARGEST_FRAME = 4 * MIB
 _LARGEST_CONTROL = 16 * KIB
 _LARGEST_BLOCK = 4 * KIB
 """A call's headers have about 300 bytes."""
+_LARGEST_HEADERS = 16 * KIB
+"""Names and values of a decoded block, because HPACK can name a long value by one byte again and again."""
 _DEFAULT_WINDOW, _MAX_WINDOW = 65_535, 2**31 - 1
 _DEFAULT_FRAME = 16 * KIB
 _HEAD_BYTES = 9
@@ -56,6 +60,11 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """Encode one frame."""
     size = len(payload)
     return _HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
+
+
+def _encode_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Encode header fields as literals that no table keeps: a connection needs no encoder of its own."""
+    return Encoder().encode([NeverIndexedHeaderTuple(*header) for header in headers], huffman=False)
 
 
 def _greeting() -> bytes:
@@ -237,9 +246,9 @@ class Http2Call:
 
     def _judge(self, block: bytes) -> None:
         try:
-            headers = dict(decode_block(block))
-        except HeaderBlockError as error:
-            raise Http2Error(str(error)) from None
+            headers = dict(Decoder(_LARGEST_HEADERS).decode(block, raw=True))
+        except HPACKError as error:
+            raise Http2Error(f"the headers cannot be decoded: {error}") from None
         is_ours = headers.get(b":path") == self._path and headers.get(b":method") == b"POST"
         if not is_ours or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
             self.finish(UNIMPLEMENTED, "Method not found!")
@@ -338,7 +347,7 @@ class Http2Call:
     def _answer(self) -> None:
         if not self._is_answered:
             self._is_answered = True
-            self._output.append(frame(HEADERS, END_HEADERS, self._stream, encode_block(_ANSWER)))
+            self._output.append(frame(HEADERS, END_HEADERS, self._stream, _encode_block(_ANSWER)))
 
     def finish(self, status: int, message: str = "") -> None:
         """End the call with a status of gRPC, unless a message is under way. Idempotent."""
@@ -346,7 +355,7 @@ class Http2Call:
             return
         self.has_finished = True
         fields = [(b"grpc-status", str(status).encode()), (b"grpc-message", message.encode())]
-        block = encode_block(fields if self._is_answered else [*_ANSWER, *fields])
+        block = _encode_block(fields if self._is_answered else [*_ANSWER, *fields])
         self._output.append(frame(HEADERS, END_HEADERS | END_STREAM, self._stream, block))
 
     def take_output(self) -> bytes:

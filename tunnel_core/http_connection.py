@@ -9,6 +9,8 @@ import h11
 import trio
 
 from tunnel_core.direct import DirectStream
+from tunnel_core.half_closed import LOOK_SECONDS
+from tunnel_core.sockets import KEEPALIVE_SECONDS
 
 READ_BYTES = 64 * 1024
 MAX_READ_AHEAD = 64 * 1024
@@ -92,10 +94,16 @@ class Connection:
             return
 
     async def _wait_broken(self) -> None:
-        while True:
-            if isinstance(self.stream, DirectStream):
+        if not isinstance(self.stream, DirectStream):
+            await trio.sleep_forever()
+        self.stream.ask_peer_every(LOOK_SECONDS)
+        try:
+            while True:
                 self.stream.check_peer()
-            await trio.sleep(_LOOK_SECONDS)
+                await trio.sleep(_LOOK_SECONDS)
+        finally:
+            with contextlib.suppress(trio.ClosedResourceError):
+                self.stream.ask_peer_every(KEEPALIVE_SECONDS)
 
     async def _receive(self, size: int = READ_BYTES) -> bool:
         data = await self.stream.receive_some(size)

@@ -17,8 +17,12 @@ class Limits:
     max_message_bytes: int = 4 * MIB
     """A gRPC message that we accept: above the largest packet, as later versions may send more."""
     max_frames_per_packet: int = 4096
+    max_fields_per_packet: int = 24 * KIB
+    """Fields of all frames of a packet: six a frame, as many as our ``open`` has."""
     max_streams: int = 1024
     """Streams open at once in one session."""
+    max_streams_per_user: int = 256
+    """A quarter of them for one user; more while more than the user's own number are free."""
     initial_credit: int = 64 * KIB
     """What a peer may send on a stream before any grant; reserved for each of ``max_streams``."""
     max_credit: int = 8 * MIB
@@ -33,12 +37,20 @@ class Limits:
     """Whether what is under way is bounded by what the link carries; without it by memory alone."""
     send_pool: int = 256 * MIB
     """The same over all sessions of one process, those in grace included."""
+    unconfirmed_seconds: float = 5.0
+    """How long a peer that sends must confirm nothing before a short ``send_pool`` may reset its streams."""
     max_stream_queue: int = 1 * MIB
     """Bytes of one stream that wait to be sent before ``send_all`` blocks."""
     ack_every_bytes: int = 4 * MIB
     """Received bytes after which a bare confirmation is sent if nothing else carries it."""
     attach_timeout_seconds: float = 10.0
     """From the start of a carrier to the ``use`` that completes the attach."""
+    hello_timeout_seconds: float = 2.0
+    """From the start of a call to its hello, unless it is the newest of its identity."""
+    max_attach_bytes: int = 96 * KIB
+    """What an agent may send before its ``use``: more than a hello with all services and longest names."""
+    max_attaches_per_identity: int = 4
+    """Attaches under way of one identity. An agent has two, and a check beside it one."""
     ping_interval_seconds: float = 15.0
     missed_pings: int = 2
     confirm_timeout_seconds: float = 120.0
@@ -64,4 +76,4 @@ class Limits:
     max_trust_bundle_bytes: int = 256 * KIB
     """Roots in a welcome: a hundred certificates."""
     stall_seconds: float = 30.0
-    """How long a full stream must stand still before memory pressure may reset it."""
+    """Memory pressure may reset a full stream that stands still, or those of a silent peer, after so long."""

@@ -89,6 +89,16 @@ class LinkFacts:
         return self._session.received
 
     @property
+    def acked(self) -> int:
+        """Number of the newest packet that the peer confirmed."""
+        return self._session.acked
+
+    @property
+    def retained_bytes(self) -> int:
+        """Bytes that were sent and are kept until the peer confirms them."""
+        return self._mux.held
+
+    @property
     def instance(self) -> bytes:
         """Which run of the agent this is."""
         return self.hello.instance

@@ -20,12 +20,14 @@ from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
 from tunnel_core.queued_output import QueuedOutput
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.settings import Log, LogFormat, LogLevel, StreamLog
+from tunnel_core.settings import Log, LogFormat, LogLevel, StreamLog, entrance_label
 from tunnel_core.terminal import takes_colours
 
 _FIELDS = "fields"
 _FAULTLESS = frozenset({Reason.DONE, Reason.USER_LEFT, Reason.TARGET_RESET, Reason.IDLE_TIMEOUT})
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@\[\]{}%+,*-]+")
+_MOST_CHARACTERS = 300
+"""Of a text that strangers sent, in a line about a refusal; the longest valid name has 259."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _RESET, _DIM = "\x1b[0m", "\x1b[2m"
 _COLOURS = {logging.DEBUG: "\x1b[2m", logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
@@ -182,7 +184,7 @@ class StreamFacts:
     source: str = ""
     """Where the user came from; the agent does not know."""
 
-    def fields(self) -> Mapping[str, object]:
+    def fields(self) -> Mapping[str, str]:
         return {
             "stream": self.stream,
             "user": self.user,
@@ -229,20 +231,24 @@ class RefusedStreamLines:
     """The lines of streams that were never opened: one a second for each entrance, node and reason.
 
     A program that tries again and again must not fill the disk. What is left out is counted in the next line.
+    ``longest_seconds``: see ``LineLimiter``.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, *, longest_seconds: float = 1.0) -> None:
         self._log = log
-        self._limiter = LineLimiter()
+        self._limiter = LineLimiter(longest_seconds=longest_seconds)
 
     def refused(self, facts: StreamFacts, refused: Refused, *, now: float) -> None:
         """Logs the refusal, or counts it. ``now`` in steady seconds; ``facts.stream`` may be empty."""
         if not _is_wanted(self._log.streams_of(facts.entrance), refused.reason):
             return
-        left_out = self._limiter.note((facts.entrance, facts.node, refused.reason), now)
+        left_out = self._limiter.note((entrance_label(facts.entrance), facts.node, refused.reason), now)
         if left_out is not None:
-            fields = {**facts.fields(), "reason": refused.reason, "detail": refused.detail}
-            log_event(_streams, logging.WARNING, "stream refused", **fields, left_out=left_out or None)
+            fields = {key: text[:_MOST_CHARACTERS] for key, text in facts.fields().items()}
+            more = {"reason": refused.reason, "detail": refused.detail[:_MOST_CHARACTERS]}
+            log_event(
+                _streams, logging.WARNING, "stream refused", **fields, **more, left_out=left_out or None
+            )
 
 
 def _is_wanted(wanted: StreamLog, reason: Reason) -> bool:
@@ -253,23 +259,29 @@ class LineLimiter:
     """At most one line a second for each key, counting what is left out. No clock of its own.
 
     Keys are reasons, entrances and nodes, never addresses. Beyond ``most`` keys the oldest is forgotten.
+    The time between two lines of a key doubles up to ``longest_seconds`` while lines are left out.
     """
 
-    def __init__(self, interval_seconds: float = 1.0, *, most: int = 1000) -> None:
+    def __init__(
+        self, interval_seconds: float = 1.0, *, most: int = 1000, longest_seconds: float = 0.0
+    ) -> None:
         self._interval_seconds = interval_seconds
+        self._longest_seconds = max(interval_seconds, longest_seconds)
         self._most = most
-        self._lines: dict[object, tuple[float, int]] = {}
+        self._lines: dict[object, tuple[float, int, float]] = {}
 
     def note(self, key: object, now: float) -> int | None:
         """None to stay silent; else a line may be written, and this many were left out before it."""
-        last, left_out = self._lines.get(key, (-float("inf"), 0))
-        if now - last < self._interval_seconds:
-            self._lines[key] = (last, left_out + 1)
+        last, left_out, interval = self._lines.get(key, (-float("inf"), 0, self._interval_seconds))
+        if now - last < interval:
+            self._lines[key] = (last, left_out + 1, interval)
             return None
+        goes_on = left_out and now - last < 2 * interval
+        interval = min(2 * interval, self._longest_seconds) if goes_on else self._interval_seconds
         self._lines.pop(key, None)  # so that those that were written last stand last
         while len(self._lines) >= self._most:
             del self._lines[next(iter(self._lines))]
-        self._lines[key] = (now, 0)
+        self._lines[key] = (now, 0, interval)
         return left_out
 
 

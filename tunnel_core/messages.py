@@ -8,7 +8,7 @@ holds the rows against the generated classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunnel_core import frames
@@ -20,8 +20,10 @@ from tunnel_core.wire import (
     MAX_FIELDS,
     SMALL,
     SMALL_END,
+    SUB_MESSAGE_FIELDS,
     VARINT,
     BrokenWire,
+    FieldBudget,
     rest_of_size,
     rest_of_tag,
     rest_of_varint,
@@ -30,18 +32,23 @@ from tunnel_core.wire import (
 )
 
 _LIMITS = Limits()
+_MOST_TEXT = _LIMITS.max_text_bytes
 _CUT = "utf-8", "ignore"
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How fields of one kind are written and read. ``most``: how often it may repeat; 0: it does not."""
+    """How fields of one kind are written and read. ``most``: how often it may repeat; 0: it does not.
+
+    ``read`` takes the number or the bytes; of a sub-message (``inner``) the list of its values.
+    """
 
     wire: int
     default: Any
     write: Callable[[Any], bytes]
     read: Callable[[Any], Any]
     most: int = 0
+    inner: Fields | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,15 @@ class Fields:
 
     kinds: Mapping[int, Kind]
     places: Mapping[int, int]
+    by_tag: Mapping[int, tuple[int, Kind]] = field(init=False)
+    """Place and kind of each, by number and wire type as they stand on the wire."""
+    defaults: tuple[Any, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        places, kinds = self.places, self.kinds
+        by_tag = {number << 3 | kind.wire: (places[number], kind) for number, kind in kinds.items()}
+        object.__setattr__(self, "by_tag", by_tag)
+        object.__setattr__(self, "defaults", tuple(kind.default for kind in kinds.values()))
 
     def then(self, number: int, kind: Kind) -> Fields:
         """One field more, whose number does not follow on the last one's."""
@@ -74,7 +90,7 @@ def _write_text(text: str) -> bytes:
 
 
 def _read_text(raw: bytes) -> str:
-    return _bounded(raw, _LIMITS.max_text_bytes).decode()
+    return raw.decode() if len(raw) <= _MOST_TEXT else _bounded(raw, _MOST_TEXT).decode()
 
 
 def _write_detail(detail: str) -> bytes:
@@ -116,10 +132,6 @@ def _write_service(service: Service) -> bytes:
     return write_fields(service, _SERVICE_FIELDS)
 
 
-def _read_service(raw: bytes) -> Service:
-    return Service(*read_fields(raw, 0, len(raw), _SERVICE_FIELDS))
-
-
 def _write_number(number: int) -> bytes:
     return SMALL[number] if 0 <= number < SMALL_END else varint(number)
 
@@ -134,8 +146,8 @@ _SECRET = Kind(DELIMITED, SessionSecret(), bytes, _read_secret)
 _CONTENT = Kind(DELIMITED, b"", bytes, bytes)
 _TRUST_BUNDLE = Kind(DELIMITED, b"", bytes, _read_trust_bundle)
 _FEATURES = Kind(DELIMITED, (), _write_text, _read_text, most=_LIMITS.max_features)
-_SERVICES = Kind(DELIMITED, (), _write_service, _read_service, most=_LIMITS.max_services)
 _SERVICE_FIELDS = _in_order(_TEXT, _TEXT, _TEXT)
+_SERVICES = Kind(DELIMITED, (), _write_service, Service._make, _LIMITS.max_services, _SERVICE_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,40 +212,56 @@ def write_fields(values: tuple[Any, ...], fields: Fields) -> bytes:
     return b"".join(parts)
 
 
-def read_fields(data: bytes, i: int, end: int, fields: Fields) -> list[Any]:
+def read_fields(data: bytes, i: int, end: int, fields: Fields, budget: FieldBudget) -> list[Any]:
     """The values of a message's fields, in order. Raises as ``wire`` does, and ``UnicodeDecodeError``."""
-    kinds = fields.kinds
-    values = [kind.default for kind in kinds.values()]
-    most = MAX_FIELDS
-    while i < end and most > 0:
-        most -= 1
+    by_tag = fields.by_tag
+    values = list(fields.defaults)
+    repeated: dict[int, list[Any]] = {}
+    count = 0
+    while i < end and count < MAX_FIELDS:
+        count += 1
         tag = data[i]
         i += 1
         if tag > 127:
             tag, i = rest_of_tag(data, i, tag)
-        kind = kinds.get(tag >> 3)
-        if kind is None or tag & 7 != kind.wire:
-            i = skip_field(data, i, tag, kinds)
+        found = by_tag.get(tag)
+        if found is None:
+            i = skip_field(data, i, tag, fields.kinds, budget)
             continue
+        place, kind = found
         value = data[i]  # the number, or the length of the content
         i += 1
-        if kind.wire == VARINT:
+        if tag & 7 == VARINT:
             if value > 127:
                 value, i = rest_of_varint(data, i, value)
-            raw: int | bytes = value
+            values[place] = kind.read(value)
+            continue
+        if value > 127:
+            value, i = rest_of_size(data, i, value)
+        raw = data[i : i + value]
+        i += value
+        if kind.most:
+            count -= 1
+            _read_repeated(place, kind, raw, repeated, budget)
         else:
-            if value > 127:
-                value, i = rest_of_size(data, i, value)
-            raw = data[i : i + value]
-            i += value
-        place = fields.places[tag >> 3]
-        if not kind.most:
             values[place] = kind.read(raw)
-        elif len(values[place]) < kind.most:
-            most += 1
-            values[place] += (kind.read(raw),)
-        else:
-            raise BrokenWire(f"field {tag >> 3} stands more than {kind.most} times")
     if i != end:
         raise BrokenWire("a message is longer or shorter than its fields")
+    budget.charge(count)
+    for place, items in repeated.items():
+        values[place] = tuple(items)
     return values
+
+
+def _read_repeated(
+    place: int, kind: Kind, raw: bytes, repeated: dict[int, list[Any]], budget: FieldBudget
+) -> None:
+    items = repeated.setdefault(place, [])
+    if len(items) == kind.most:
+        raise BrokenWire(f"a field stands more than {kind.most} times")
+    if kind.inner is None:
+        budget.charge(1)
+        items.append(kind.read(raw))
+    else:
+        budget.charge(SUB_MESSAGE_FIELDS)
+        items.append(kind.read(read_fields(raw, 0, len(raw), kind.inner, budget)))

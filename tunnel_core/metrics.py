@@ -47,6 +47,8 @@ class _Page:
         credit = self._snapshot.credit_granted_bytes
         granted = f"{_PREFIX}credit_granted_bytes"
         yield GaugeMetricFamily(granted, "Bytes that peers may send or that wait to be read.", credit)
+        retained, sent = f"{_PREFIX}send_retained_bytes", self._snapshot.retained_bytes
+        yield GaugeMetricFamily(retained, "Bytes that were sent and are not confirmed yet.", sent)
         yield GaugeMetricFamily(
             f"{_PREFIX}tasks", "Tasks alive; a leak shows as growth at rest.", self._tasks
         )

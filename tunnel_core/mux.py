@@ -40,7 +40,8 @@ from tunnel_core.frames import (
 from tunnel_core.halves import PeerFault, SendHalf
 from tunnel_core.limits import Limits
 from tunnel_core.mux_stream import END, OPEN, MuxStream, Receipt
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import OF_A_STREAM, Reason, Refused
+from tunnel_core.tally import Tally
 from tunnel_core.turns import Turns
 
 _FRAME_RESERVE = 16
@@ -97,6 +98,7 @@ class Mux:
         self._next_number = 1
         self._highest_opened = 0
         self._unopened: dict[MuxStream, None] = {}  # opened by us, not in a packet yet
+        self._of_user: Tally[str] = Tally()  # streams that we opened, until they are forgotten
         self._control: deque[MuxStream] = deque()
         self._turns = Turns()
 
@@ -104,14 +106,19 @@ class Mux:
 
     def open(self, request: Open, early_data: Payload = b"") -> MuxStream:
         """A new stream towards the peer. Raises ``Refused`` at the peer's limit."""
-        if len(self.streams) + len(self._unopened) >= self.peer_max_streams:
+        free = self.peer_max_streams - len(self.streams) - len(self._unopened)
+        if free <= 0:
             raise Refused(
                 Reason.TOO_MANY_STREAMS, f"the node already has {self.peer_max_streams} streams open"
             )
-        if self.send_pool.free <= 0:
+        own, most = self._of_user[request.user], self.limits.max_streams_per_user
+        if own >= most and own >= free:  # a lone user stops at half, so that others can open streams
+            raise Refused(Reason.TOO_MANY_OF_USER, _too_many(request.user, own, most, free))
+        if self.send_pool.free <= 0:  # its reserve too
             raise Refused(Reason.SEND_MEMORY_FULL)
         stream = MuxStream(self, request, 0, self.peer_initial_credit)
         self._unopened[stream] = None
+        self._of_user.add(request.user)
         if early_data:
             stream.push(early_data)  # before the wake, which may take the packet at once
         stream.want(OPEN)
@@ -121,10 +128,12 @@ class Mux:
         """A stream whose open never entered a packet is gone without a trace."""
         if stream in self._unopened:
             del self._unopened[stream]
+            self._of_user.take(stream.request.user)
             self._control.remove(stream)  # else users who come and go would heap up while nothing moves
         stream.send_reset = stream.recv_reset = stream.discarding = True
         stream.send.drop()
         stream.on_change()
+        stream.detach()
 
     # What enters the next packet.
 
@@ -164,8 +173,11 @@ class Mux:
     @property
     def _send_room(self) -> int:
         """Bytes that may leave now. What was taken back has its place in the pool already."""
-        shared = self.send_pool.free + self.held - self.unconfirmed
-        return min(self.limits.max_send_memory - self.unconfirmed, shared)
+        unconfirmed, held = self.unconfirmed, self.held
+        shared = self.send_pool.room(held)
+        if held != unconfirmed:
+            shared = max(0, shared) + held - unconfirmed
+        return min(self.limits.max_send_memory - unconfirmed, shared)
 
     def take(self, bulk: int, quick: int) -> tuple[list[Frame], list[Receipt]]:
         """Frames for one packet, and their receipt. Control and ends always go.
@@ -185,16 +197,29 @@ class Mux:
         return frames, receipt
 
     def _take_turns(self, frames: list[Frame], receipt: list[Receipt], bulk: int, quick: int) -> None:
-        turns, room = self._turns, self._send_room
+        turns, room, skipped = self._turns, self._send_room, 0
         bulk, quick = min(bulk, room), min(quick, room)
         turns.begin(bulk)
         while len(frames) < self._max_frames and (turn := turns.next(bulk, quick)):
             stream, allowed = turn
+            if self.held != self.unconfirmed and not (allowed := self._most(stream.send, allowed)):
+                # Others have bytes that were taken back, and this one may not add to them.
+                turns.postpone(stream)
+                skipped += 1
+                if skipped > len(turns):
+                    break
+                continue
+            skipped = 0
             taken = self._take_data(stream, frames, receipt, allowed)
             turns.took(stream, taken, bulk)
             bulk, quick = bulk - taken, quick - taken
-        if turns and self.send_pool.free <= 0:
-            self.send_pool.call_when_free(self._wake_when_free)
+        if turns and self.send_pool.room(self.held) <= 0:
+            self.send_pool.call_when_free(self._wake_when_free, self.held)
+
+    def _most(self, send: SendHalf, allowed: int) -> int:
+        """How many of ``allowed`` bytes a stream may send: what was taken back, and our room for more."""
+        again = send.furthest - send.sent
+        return min(allowed, again + max(0, self.send_pool.room(self.held)))
 
     def _wake_when_free(self) -> None:
         """Wakes the carrier of that moment, which need not be the one that found no room."""
@@ -224,7 +249,8 @@ class Mux:
         self._next_number += 2
         self.streams[stream.number] = stream
         send, early = stream.send, b""
-        room = min(self.peer_early_data, self._send_room, quick)
+        spare = min(self.limits.max_send_memory - self.unconfirmed, self.send_pool.open_room(self.held))
+        room = min(self.peer_early_data, spare, quick)
         if send.ready and room > 0:
             early = b"".join(self._send(send, room))
             stream.on_change()
@@ -312,8 +338,12 @@ class Mux:
         """Forgets a stream that is over."""
         if stream.recv.at_end:
             stream.recv.release()  # our half may stay open for days
-        if stream.over and self.streams.pop(stream.number, None) is not None and not self.streams:
-            self._on_empty()
+        if stream.over and self.streams.pop(stream.number, None) is not None:
+            stream.detach()
+            if self._opener:
+                self._of_user.take(stream.request.user)
+            if not self.streams:
+                self._on_empty()
 
     # What arrives.
 
@@ -388,13 +418,20 @@ class Mux:
             stream.recv.size = stream.recv.received
             stream.recv.drop()
             stream.recv_reset = stream.discarding = True
-            self._broken(stream, frame.reason, frame.detail)
+            self._broken(stream, self._accepted_reason(frame.reason, Reason.TARGET_RESET), frame.detail)
         self.maybe_forget(stream)
 
     def _receive_stop(self, stream: MuxStream, frame: Stop) -> None:
         if not stream.send_reset and not stream.emitted_end():
-            self._broken(stream, frame.reason, "")
+            self._broken(stream, self._accepted_reason(frame.reason, Reason.TARGET_RESET), "")
             stream.give_up_sending()
+
+    def _accepted_reason(self, reason: Reason, otherwise: Reason) -> Reason:
+        """Return the peer's reason, or ``otherwise`` if the peer is an agent that may not give it.
+
+        Users, logs and the audit go by reasons: ``done`` is no refusal, and who is let in the server decides.
+        """
+        return reason if reason in OF_A_STREAM or not self._opener else otherwise
 
     def _broken(self, stream: MuxStream, reason: Reason, detail: str) -> None:
         if stream.reset_reason is None:
@@ -421,7 +458,11 @@ class Mux:
     def _receive_refused(self, stream: MuxStream, frame: RefusedFrame) -> None:
         if not self._opener or stream.opened:
             raise PeerFault(Reason.PROTOCOL_ERROR, f"a refusal of stream {frame.stream}, which is open")
-        stream.refusal = Refused(frame.reason, frame.detail)
+        reason, detail = self._accepted_reason(frame.reason, Reason.DIAL_FAILED), frame.detail
+        if reason is not frame.reason:
+            word = frame.reason.word
+            detail = f"the agent refused the stream with the reason {word}, which an agent may not give"
+        stream.refusal = Refused(reason, detail)
         stream.discarding = stream.send_reset = stream.recv_reset = True
         self.drop_sending(stream)
         stream.recv.drop()
@@ -436,6 +477,7 @@ class Mux:
         streams = [*self.streams.values(), *self._unopened]
         self.streams.clear()
         self._unopened.clear()
+        self._of_user.clear()
         self._control.clear()
         self._turns.clear()
         self.send_pool.forget(self._wake_when_free)
@@ -446,6 +488,13 @@ class Mux:
             self.drop_sending(stream)
             stream.recv.drop()
             stream.on_change()
+            stream.detach()
+
+
+def _too_many(user: str, own: int, most: int, free: int) -> str:
+    rule = f"one user may have {most}, and more only while more than the user's own number are free"
+    cure = "close some, or raise [session] max_streams_per_user of the server"
+    return f"{user} has {own} streams on this node and {free} are free: {rule}; {cure}"
 
 
 def _open_frame(stream: MuxStream) -> Open:

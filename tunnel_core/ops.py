@@ -1,13 +1,16 @@
 """The operator's listener of both programs: ``/healthz``, ``/readyz``, ``/metrics``, and pages of the owner.
 
-On loopback everything is free to read. Elsewhere the probes still answer, each with one word, and all
-else asks for a client certificate or a bearer token. Connections and times are bounded throughout.
+On loopback everything is free to read, under a name of this machine: a page of another site can point a name
+of its own here (DNS rebinding), but then the ``Host`` header has that name. Elsewhere all but the probes
+asks for a client certificate or a bearer token. The probes answer anybody, each with one word. Connections
+and times are bounded throughout (``ops_places``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hmac
+import ipaddress
 import logging
 import ssl
 from collections.abc import Callable, Mapping
@@ -23,15 +26,17 @@ from tunnel_core.declining import Decliner, decline_http, decline_tls
 from tunnel_core.http import Handler, HttpConnection, header_values, serve_http
 from tunnel_core.logs import RefusalLines
 from tunnel_core.names import join_host_port
+from tunnel_core.ops_places import Place, Places
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Ops
 from tunnel_core.sockets import SocketStream
+from tunnel_core.sources import source_of
 from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
 from tunnel_core.tls import TlsStream
 
 _log = logging.getLogger("qanat.ops")
 
-MAX_CONNECTIONS = 64
+_PROBES = ("/healthz", "/readyz")
 _ENTRANCE = "ops"
 _HANDSHAKE_SECONDS = 10.0
 _MAX_TOKEN_BYTES = 4096
@@ -68,6 +73,7 @@ class OpsPages:
         answer = await self._answer(_path_of(request))
         headers = [("content-type", answer.content_type), ("cache-control", "no-store")]
         headers.append(("x-content-type-options", "nosniff"))
+        headers.append(("content-security-policy", "frame-ancestors 'none'"))
         await connection.respond(answer.status, headers=headers, body=answer.body)
 
     async def _answer(self, path: str) -> Answer:
@@ -206,64 +212,115 @@ def _address_of(listener: trio.SocketListener) -> str:
     return join_host_port(host, port)
 
 
-def _peer_of(accepted: trio.SocketStream) -> str:
-    """The client's address for the log; empty if it has left already."""
+def _peer_of(accepted: trio.SocketStream) -> tuple[str, str]:
+    """The client's host, and its address for the log; both empty if it has left already."""
     try:
         host, port = accepted.socket.getpeername()[:2]
     except OSError:
-        return ""
-    return join_host_port(str(host).removeprefix("::ffff:"), port)
+        return "", ""
+    host = str(host).removeprefix("::ffff:")
+    return host, join_host_port(host, port)
 
 
 class _Door:
-    """One connection after another, no more than ``MAX_CONNECTIONS`` at once."""
+    """The connections of one listener."""
 
     def __init__(self, pages: OpsPages, access: OpsAccess, is_loopback: bool) -> None:
         self._pages = pages
         self._access = access
         self._is_loopback = is_loopback
-        self._connections = 0
+        self._places = Places(trio.current_time)
         self._decliner = Decliner(decline_tls if access.tls else decline_http)
         self._lines = RefusalLines()
 
     async def serve(self, accepted: trio.SocketStream) -> None:
-        source = _peer_of(accepted)
+        host, address = _peer_of(accepted)
         plain = SocketStream.adopt(accepted)
-        if self._connections >= MAX_CONNECTIONS:
-            await self._refuse(plain, source)
+        place = self._places.take(source_of(host))
+        if place is None:
+            refused = _why_full("all connections of the [ops] listener are in use; try again later")
+            self._report(address, refused)
+            await self._decliner.answer(plain, refused)
             return
-        self._connections += 1
         try:
-            await self._serve_admitted(plain)
+            with trio.CancelScope() as scope:
+                place.on_evicted = scope.cancel
+                await self._serve_admitted(plain, place)
         except Exception:  # a page that fails must not end the program that it shows
             _log.exception("a request of the operator failed")
             plain.abort()
         finally:
-            self._connections -= 1
+            place.leave()
+        if place.was_evicted:
+            plain.abort()
+            detail = "the connection sent no request and the [ops] listener is full; connect again"
+            self._report(address, _why_full(detail))
 
-    async def _refuse(self, plain: SocketStream, source: str) -> None:
-        """Report too many connections in the log, in the metrics and to the client."""
-        detail = f"{MAX_CONNECTIONS} connections are open on the [ops] listener, its limit; try again later"
-        refused = Refused(Reason.TOO_MANY_CONNECTIONS, detail)
+    def _report(self, address: str, refused: Refused) -> None:
+        """Write to the log and the metrics that a connection is closed because there are too many."""
         self._pages.counters.refused_unauthenticated(_ENTRANCE, refused.reason)
-        self._lines.refused(_ENTRANCE, source, refused, now=trio.current_time())
-        await self._decliner.answer(plain, refused)
+        self._lines.refused(_ENTRANCE, address, refused, now=trio.current_time())
 
-    async def _serve_admitted(self, plain: SocketStream) -> None:
+    async def _serve_admitted(self, plain: SocketStream, place: Place) -> None:
         if self._access.tls is None:
-            await serve_http(plain, self._handler(b""))
+            await serve_http(plain, self._handler(b"", place))
             return
         stream = TlsStream(plain, self._access.tls(), server_side=True)
         if await _shake_hands(stream):
-            await serve_http(stream, self._handler(stream.peer_certificate()))
+            place.idle()
+            await serve_http(stream, self._handler(stream.peer_certificate(), place))
 
-    def _handler(self, leaf: bytes) -> Handler:
+    def _handler(self, leaf: bytes, place: Place) -> Handler:
         async def handle(connection: HttpConnection, request: h11.Request) -> None:
-            if not self._is_loopback and _path_of(request) not in ("/healthz", "/readyz"):
-                self._access.check(request, leaf)
-            await self._pages.handle(connection, request)
+            place.busy()
+            try:
+                self._check(request, leaf, place)
+                await self._pages.handle(connection, request)
+            finally:
+                place.idle()
 
         return handle
+
+    def _check(self, request: h11.Request, leaf: bytes, place: Place) -> None:
+        """Raises ``Refused``. A probe is free, so that no watchdog ends a healthy program."""
+        if request.target.partition(b"?")[0].decode("ascii") in _PROBES:
+            return
+        if place.is_for_probes:
+            raise _why_full(
+                f"the [ops] listener is full and answers {' and '.join(_PROBES)} only; try again later"
+            )
+        if self._is_loopback:
+            _check_host(request)
+        else:
+            self._access.check(request, leaf)
+
+
+def _why_full(detail: str) -> Refused:
+    return Refused(Reason.TOO_MANY_CONNECTIONS, detail)
+
+
+def _check_host(request: h11.Request) -> None:
+    """Raises ``Refused`` for a ``Host`` that is neither an address nor a name of this machine alone.
+
+    An address cannot be rebound: a page that a browser has from there can read only what is there.
+    """
+    host = b"".join(header_values(request, b"host")).decode("latin-1").lower()
+    name = host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host
+    name = name.removesuffix(".")
+    if host and name != "localhost" and not name.endswith(".localhost") and not _is_address(name):
+        raise Refused(
+            Reason.SOURCE_NOT_ALLOWED,
+            "this listener answers for localhost and for addresses only, because a page of another site can "
+            "point a name here; a proxy in front of it must set `Host: localhost`",
+        )
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 async def _shake_hands(stream: TlsStream) -> bool:

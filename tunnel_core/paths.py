@@ -40,13 +40,30 @@ def is_system() -> bool:
 
 def rights_hint(error: OSError) -> str:
     """What to try where a right is missing; empty for other errors."""
-    if not isinstance(error, PermissionError):
+    if not isinstance(error, PermissionError) or _says_why(error):
         return ""
+    if _acts_for_owner():
+        return (
+            "root acts with the rights of the folder's owner here; let that user enter the folder (chmod u+x)"
+        )
     if is_system():
         return (
             "root is held back here: by a container, a security module, or a file system of another machine"
         )
     return "run this as the user that the file belongs to, or as root with sudo"
+
+
+def _acts_for_owner() -> bool:
+    """Whether this is root's process, which has the rights of another user at the moment."""
+    real, effective, saved = os.getresuid() if hasattr(os, "getresuid") else (1, 1, 1)
+    return effective != 0 and 0 in (real, saved)
+
+
+def _says_why(error: OSError) -> bool:
+    """Whether somebody has added the reason to the system's word."""
+    return (
+        error.strerror is not None and error.errno is not None and error.strerror != os.strerror(error.errno)
+    )
 
 
 def with_rights_hint(error: OSError) -> str:

@@ -1,16 +1,20 @@
-"""What happens when stalled readers hold most of the credit pool: the largest of them is reset.
+"""What happens when few hold most of the memory that all sessions share: the largest is reset.
 
 Granted credit cannot be taken back, so the other choice would be to squeeze everybody who still reads.
-Only under pressure, only a stream whose reader took nothing for ``stall_seconds``, one at a time.
+Only under pressure, only a stream whose reader took nothing for ``stall_seconds``, one at a time. The send
+pool is alike: while it is short, sessions whose peers confirm nothing lose the streams that fill it: after
+``unconfirmed_seconds`` if the peer sends something, and after ``stall_seconds`` if it is silent or has no
+carrier. Outages of seconds are ordinary, and most of them end before a carrier is called lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
 import trio
 
-from tunnel_core.credit import CreditPool
+from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.limits import Limits
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason
@@ -54,3 +58,93 @@ async def relieve_pressure(
         if victim is not None:
             detail = f"its reader took nothing for {limits.stall_seconds:g} s while memory was short"
             victim.reset(Reason.STALLED_UNDER_PRESSURE, detail)
+
+
+class Retaining(Protocol):
+    """What the watch asks of a session."""
+
+    node: str
+
+    @property
+    def acked(self) -> int: ...
+
+    @property
+    def attached(self) -> bool: ...
+
+    @property
+    def is_quiet(self) -> bool: ...
+
+    @property
+    def retained_bytes(self) -> int: ...
+
+    @property
+    def mux_streams(self) -> Iterable[MuxStream]: ...
+
+
+class _Seen(NamedTuple):
+    acked: int
+    since: float
+    is_heard: bool
+    refused_since: float
+    """When the peer was first both heard and confirming nothing."""
+
+
+class UnconfirmedWatch:
+    """Remembers since when each session's peer has confirmed nothing. No clock of its own.
+
+    ``heard_seconds`` are for peers that send something meanwhile, ``silent_seconds`` for all.
+    """
+
+    def __init__(self, pool: SendPool, heard_seconds: float, silent_seconds: float) -> None:
+        self._pool = pool
+        self._heard_seconds = heard_seconds
+        self._silent_seconds = silent_seconds
+        self._seen: dict[Retaining, _Seen] = {}
+
+    def find_victims(self, sessions: Iterable[Retaining], now: float) -> list[Retaining]:
+        """Return the sessions that have to give way, largest first, if memory is short."""
+        if not self._pool.is_short:
+            self._seen.clear()
+            return []
+        self._seen = {session: self._look(session, now) for session in sessions if session.retained_bytes > 0}
+        stalled = [session for session, seen in self._seen.items() if self._is_stalled(seen, now)]
+        return sorted(stalled, key=lambda session: session.retained_bytes, reverse=True)
+
+    def seconds_of(self, session: Retaining, now: float) -> float:
+        """For how long a session that was found has confirmed nothing."""
+        return now - self._seen[session].since
+
+    def _look(self, session: Retaining, now: float) -> _Seen:
+        is_heard = session.attached and not session.is_quiet
+        known = self._seen.get(session)
+        if known is None or known.acked != session.acked:
+            return _Seen(session.acked, now, is_heard, now)
+        if is_heard and not known.is_heard:
+            return known._replace(is_heard=True, refused_since=now)
+        return known._replace(is_heard=is_heard)
+
+    def _is_stalled(self, seen: _Seen, now: float) -> bool:
+        refuses = seen.is_heard and now - seen.refused_since >= self._heard_seconds
+        return refuses or now - seen.since >= self._silent_seconds
+
+
+async def relieve_send_pool(
+    pool: SendPool, sessions: Callable[[], Iterable[Retaining]], limits: Limits
+) -> None:
+    """Frees the send pool of a process while it is short, until cancelled.
+
+    Sessions give way one after the other, until the pool is short no more. Streams that keep nothing go on.
+    """
+    watch = UnconfirmedWatch(pool, limits.unconfirmed_seconds, limits.stall_seconds)
+    while True:
+        await trio.sleep(limits.unconfirmed_seconds / 5)
+        now = trio.current_time()
+        for session in watch.find_victims(sessions(), now):
+            if not pool.is_short:
+                break
+            detail = (
+                f"node {session.node} confirmed nothing for {watch.seconds_of(session, now):.0f} s "
+                "while the server's send memory was short"
+            )
+            for stream in [stream for stream in session.mux_streams if stream.send.held]:
+                stream.reset(Reason.STALLED_UNDER_PRESSURE, detail)

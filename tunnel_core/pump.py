@@ -23,7 +23,8 @@ class Pump:
     """One direction, from ``source`` to ``sink``. ``on_moved`` hears the length of each piece before it goes.
 
     ``on_stop`` is called once, if a task has to look: the sink must be flushed, something broke
-    (``error``), or the peer wants no more of the other direction after it ended this one.
+    (``error``), or the peer wants no more of the other direction after it ended this one. ``on_done`` may be
+    set before ``start``; it is called once, at the end of the half.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Pump:
         self.is_done = False  # the half has ended, and the sink was told
         self.needs_task = False  # it has stopped
         self.error: Exception | None = None
+        self.on_done: Callable[[], None] | None = None
         self._source = source
         self._sink = sink
         self._on_moved = on_moved
@@ -79,4 +81,6 @@ class Pump:
         self.is_done = True
         if self._waiter is not None:
             self._waiter.set()
+        if self.on_done is not None:
+            self.on_done()
         return self._sink.finish_nowait()

@@ -54,6 +54,7 @@ class Reason(enum.Enum):
     OPEN_TIMEOUT = (47, 504, "the agent did not answer the open in time")
     SEND_MEMORY_FULL = (48, 503, "the process holds as many unconfirmed bytes as it may")
     FRAME_FLOOD = (110, 429, "frames that carry no data come too fast on one connection")
+    TOO_MANY_OF_USER = (49, 429, "the user has as much open as one user may")
     # Certificates and who may have one.
     BAD_CSR = (50, 400, "the certificate request is malformed, or asks for what is not given")
     WEAK_KEY = (51, 400, "the key is too weak, or of a kind that is not accepted")
@@ -88,6 +89,7 @@ class Reason(enum.Enum):
     AGENT_RESTARTED = (71, 502, "the agent restarted and lost its session")
     SESSION_MISMATCH = (72, 403, "the session belongs to another node, or its secret is wrong")
     DUPLICATE_NODE = (73, 409, "two agents attach with the certificate of one node")
+    TOO_MANY_ATTACHES = (74, 429, "agents attach too often with the certificate of one node")
     # Faults of the peer.
     MALFORMED_PACKET = (80, 400, "a packet could not be decoded")
     PROTOCOL_ERROR = (81, 400, "a frame is not allowed in this state")
@@ -98,6 +100,7 @@ class Reason(enum.Enum):
     DATA_AFTER_END = (86, 400, "data arrived after the end of the stream")
     DATA_GAP = (87, 400, "data is missing before the offset that arrived")
     STREAM_NEVER_OPENED = (88, 400, "a frame names a stream that was never opened")
+    NUMBER_OUT_OF_RANGE = (120, 400, "a number that the other end told is out of its range")
     TLS_TOO_OLD = (89, 400, "the TLS version is older than this listener allows")
     # What the server keeps.
     STORE_FULL = (90, 507, "the disk that holds the server's store is full")
@@ -135,6 +138,31 @@ _BY_CODE = {reason.code: reason for reason in Reason}
 def reason_from_code(code: int) -> Reason:
     """The reason with this wire code; a code of a later version reads as ``PROTOCOL_ERROR``."""
     return _BY_CODE.get(code, Reason.PROTOCOL_ERROR)
+
+
+OF_A_STREAM = frozenset(
+    {
+        *(Reason.USER_LEFT, Reason.TARGET_RESET, Reason.IDLE_TIMEOUT),
+        *(Reason.BAD_REQUEST, Reason.HEAD_TOO_LARGE, Reason.HEAD_TIMEOUT, Reason.HANDSHAKE_FAILED),
+        *(Reason.UNKNOWN_SERVICE, Reason.TARGET_NOT_ALLOWED),
+        *(Reason.NAME_NOT_RESOLVED, Reason.DIAL_REFUSED, Reason.DIAL_UNREACHABLE, Reason.DIAL_TIMEOUT),
+        *(Reason.DIAL_FAILED, Reason.TARGET_PROTOCOL, Reason.TARGET_TIMEOUT),
+        *(Reason.TOO_MANY_STREAMS, Reason.NO_DESCRIPTORS, Reason.STALLED_UNDER_PRESSURE),
+        *(Reason.SEND_MEMORY_FULL, Reason.AGENT_STOPPING, Reason.SESSION_LOST),
+        *(Reason.PROTOCOL_ERROR, Reason.CREDIT_OVERRUN, Reason.DATA_AFTER_END, Reason.DATA_GAP),
+        Reason.INTERNAL_ERROR,
+    }
+)
+"""Reasons that an agent may give for the end of a stream.
+
+Every other reason is for the server to give, because it concerns identity, policy or the server's own limits.
+"""
+OF_A_SESSION = OF_A_STREAM | {
+    *(Reason.OPEN_FLOOD, Reason.PING_TIMEOUT, Reason.CARRIER_LOST, Reason.PEER_STALLED),
+    *(Reason.UNKNOWN_SESSION, Reason.GRACE_EXPIRED, Reason.MALFORMED_PACKET, Reason.UNKNOWN_FRAME),
+    *(Reason.VERSION_MISMATCH, Reason.ACK_OF_UNSENT, Reason.STREAM_NEVER_OPENED, Reason.NUMBER_OUT_OF_RANGE),
+}
+"""Reasons that an agent may give for the end of its session."""
 
 
 class Refused(Exception):  # noqa: N818 - named by what happened, as users read it

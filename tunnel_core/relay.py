@@ -1,10 +1,11 @@
 """Two streams joined: the only place in the project where bytes are copied from one to another.
 
 A half that ends is ended on the other side, and the other direction goes on. So it does when a side hears
-no more after it ended its own half: what it said is whole, and is delivered. Anything else abnormal (a
-reset, a broken connection, cancellation) aborts both sides, so that truncated output never looks
-whole. Data that a target sent before it reset the connection is delivered before that reset, because a server
-that answers 413 and closes over the rest of the upload resets right behind its answer.
+no more after it ended its own half: what it said is whole, and is delivered. Whether a side that ended its
+half is still there is checked while the other is silent (``half_closed``). Anything else abnormal (a reset,
+a broken connection, cancellation) aborts both sides, so that truncated output never looks whole. Data that a
+target sent before it reset the connection is delivered before that reset: a server that answers 413 and
+closes over the rest of the upload resets right behind its answer.
 
 Reads grow while they come back full, to 1 MiB for bulk, and shrink again for chat: the price of the link is
 per message.
@@ -24,6 +25,7 @@ from typing import Protocol, runtime_checkable
 import trio
 
 from tunnel_core.direct import DirectStream, HungUp
+from tunnel_core.half_closed import LOOK_SECONDS, Silence, is_gone, wait_silent
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.pump import Pump
 from tunnel_core.reasons import Reason
@@ -34,12 +36,13 @@ _LARGEST_READ = 1 * MIB
 _BURST = 2 * MIB
 """Bytes that one direction may move before it lets others run."""
 _FAREWELL_SECONDS = 5.0
+_DELIVERY_SECONDS = 60.0
+"""After a user left, the other side still receives the rest of the user's data. The relay ends if it receives
+none of that for so long."""
 _LAST_WORDS_SECONDS, _STANDSTILL_SECONDS = 5.0, 1.0
 """How long a reset is held back for data that the target sent before it: in all, and without progress."""
 _LAST_WORDS_BYTES = 1 * MIB
 _LAST_WORDS_LOOK_SECONDS = 0.02
-_LOOK_SECONDS = 5.0
-"""How often a side that nobody reads from is asked whether it is still there."""
 
 
 @runtime_checkable
@@ -76,18 +79,18 @@ async def relay(
     *,
     left: Reason = Reason.USER_LEFT,
     stopping: Reason = Reason.SERVER_STOPPING,
-    idle_seconds: float | None = None,
+    half_closed_seconds: float | None = None,
     on_first_byte: Callable[[], None] | None = None,
 ) -> RelayResult:
     """Moves bytes both ways until both halves have ended, then closes both.
 
     ``left`` is the reason when a side that is no tunnelled stream breaks (``USER_LEFT`` on the server,
-    ``TARGET_RESET`` at the agent), ``stopping`` the reason when the relay is cancelled. After
-    ``idle_seconds`` without a byte both sides are aborted.
+    ``TARGET_RESET`` at the agent), ``stopping`` the reason when the relay is cancelled. When one half has
+    ended, both sides are aborted after ``half_closed_seconds`` without a byte; None: never.
     ``on_first_byte`` is called once, when the first bytes of ``b`` are there. Raises nothing of its
     own; cancelled, it aborts both sides first.
     """
-    return await _Relay(a, b, left, stopping, idle_seconds, on_first_byte).run()
+    return await _Relay(a, b, left, stopping, half_closed_seconds, on_first_byte).run()
 
 
 class _Relay:
@@ -97,7 +100,7 @@ class _Relay:
         b: trio.abc.Stream,
         left: Reason,
         stopping: Reason,
-        idle_seconds: float | None,
+        half_closed_seconds: float | None,
         on_first_byte: Callable[[], None] | None,
     ) -> None:
         self._a = a
@@ -105,10 +108,11 @@ class _Relay:
         self._on_first_byte = on_first_byte
         self._left = left
         self._stopping = stopping
-        self._idle = idle_seconds
+        self._half_closed_seconds = half_closed_seconds
         self._scope = trio.CancelScope()
         self._watch = trio.CancelScope()
         self._half_done = False
+        self._has_pump = False  # one task does all, so it must not stay behind the end of a half
         self._moved = {a: 0, b: 0}  # by the side it came from
         self._reason: Reason | None = None
         self._detail = ""
@@ -116,7 +120,6 @@ class _Relay:
         self._answers_first = False  # b broke: deliver the data of b to a before the reset
 
     async def run(self) -> RelayResult:
-        self._stay_awake()
         try:
             with self._scope, self._watching_tunnel():
                 a, b = self._a, self._b
@@ -129,7 +132,7 @@ class _Relay:
                         nursery.start_soon(self._direction, b, a)
                         await self._direction(a, b)
             if self._scope.cancelled_caught and self._reason is None:
-                self._note_cancelled()
+                self._note_reset()
             if self._answers_first:
                 await self._deliver_answer()
         except BaseException as error:
@@ -148,22 +151,30 @@ class _Relay:
 
     async def _pumped(self, tunnel: Stream, local: DirectStream) -> None:
         """One task while it can be, two as soon as a direction has to wait beside the other."""
+        self._has_pump = True
         with trio.CancelScope() as alone:
             pump = Pump(tunnel, local, lambda length: self._note_moved(tunnel, length), alone.cancel)
+            pump.on_done = lambda: self._note_pump_done(alone)
             pump.start()
             try:
                 # At once: what the client said first is there already, and goes out with the open.
                 await self._direction(local, tunnel)
-                await pump.wait_done()
+                if not pump.is_done:
+                    alone.deadline = trio.current_time() + LOOK_SECONDS
+                    await pump.wait_done()
             finally:
                 pump.stop()
+                self._has_pump = False
         if pump.error is not None and not isinstance(pump.error, HungUp):
             self._note(pump.error)
-        elif pump.needs_task:
+        elif alone.cancelled_caught or pump.needs_task:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._direction, tunnel, local, pump)
-                if not self._half_done:
-                    await self._direction(local, tunnel)
+                await (self._watch_half(local) if self._half_done else self._direction(local, tunnel))
+
+    def _note_pump_done(self, alone: trio.CancelScope) -> None:
+        """A half that goes on for long beside an ended one needs a watch, and so a second task."""
+        alone.deadline = trio.current_time() + LOOK_SECONDS
 
     def _watching_tunnel(self) -> AbstractContextManager[None]:
         """A reset through the tunnel ends the relay also while both directions wait for the other side."""
@@ -172,19 +183,14 @@ class _Relay:
                 return side.breaking(self._scope)
         return nullcontext()
 
-    def _note_cancelled(self) -> None:
+    def _note_reset(self) -> None:
+        """The relay was cancelled without a reason yet: the tunnel was reset, or a side is gone."""
         try:
             for side in (self._a, self._b):
                 if isinstance(side, Stream):
                     side.check()
         except StreamReset as error:
             self._note(error)
-        else:
-            self._fail(Reason.IDLE_TIMEOUT, f"no byte moved for {self._idle:g} s")
-
-    def _stay_awake(self) -> None:
-        if self._idle is not None and self._reason is None:
-            self._scope.deadline = trio.current_time() + self._idle
 
     async def _direction(
         self, source: trio.abc.Stream, sink: trio.abc.Stream, stopped: Pump | None = None
@@ -214,22 +220,55 @@ class _Relay:
     async def _half_ended(self, source: trio.abc.Stream) -> None:
         if self._half_done:
             self._watch.cancel()
-        elif isinstance(source, Stream):
-            self._half_done = True
-            await self._watch_for_leaving(source)
+            return
         self._half_done = True
+        if not self._has_pump:
+            await self._watch_half(source)
 
-    async def _watch_for_leaving(self, stream: Stream) -> None:
-        """After the end of its half the peer may want the other no more: a silent side would stay for ever.
+    async def _watch_half(self, ended: trio.abc.Stream) -> None:
+        """Until the other half ends too: end the relay when ``ended`` wants it no more, or is gone.
 
-        A side that just got its end has a moment to answer, to nobody, and to close: reset at once, it
-        could lose what it has not read yet.
+        The other side first receives all that ``ended`` sent. Then it has a moment to answer, to nobody, and
+        to close: reset at once, it could lose what it has not read yet.
         """
         with self._watch:
-            with trio.CancelScope() as left, stream.cancelling(left):
-                await trio.sleep_forever()
+            if not isinstance(ended, Stream):
+                await self._watch_silence(ended)
+                return
+            with trio.CancelScope() as left, ended.cancelling(left):
+                await self._watch_silence(ended)
+            await self._wait_received(self._b if ended is self._a else self._a)
             await trio.sleep(_FAREWELL_SECONDS)
-            raise StreamReset(stream.ended_by or Reason.USER_LEFT)
+            raise StreamReset(ended.ended_by or Reason.USER_LEFT)
+
+    async def _watch_silence(self, ended: trio.abc.Stream) -> None:
+        try:
+            await wait_silent(ended, Silence(self._progress, self._half_closed_seconds))
+        except trio.BrokenResourceError as error:
+            self._gone = self._gone or self._told_by(error)  # what it said is whole, and is delivered
+        else:
+            self._fail_silent("one half has ended")
+        self._scope.cancel()
+
+    async def _wait_received(self, side: trio.abc.Stream) -> None:
+        """Wait until the peer of ``side`` has acknowledged everything, or nothing for a minute."""
+        silence = Silence(self._progress, _DELIVERY_SECONDS)
+        if not isinstance(side, DirectStream):
+            return
+        while side.undelivered and not silence.is_too_long():  # noqa: ASYNC110 - the kernel has no event for it
+            await trio.sleep(silence.look_seconds)
+
+    def _fail_silent(self, why: str) -> None:
+        limit = self._half_closed_seconds
+        self._fail(Reason.IDLE_TIMEOUT, f"{why}, and no byte moved for {limit:g} s (half_closed_seconds)")
+
+    def _progress(self) -> object:
+        """What changes while bytes move, into the kernel's buffers and through the tunnel included."""
+        sides = (self._a, self._b)
+        return [
+            *self._moved.values(),
+            *(side.undelivered for side in sides if isinstance(side, DirectStream)),
+        ]
 
     async def _copy_direct(self, source: DirectStream, sink: DirectStream) -> None:
         size, burst, quick = _SMALLEST_READ, 0, isinstance(source, Stream)
@@ -262,10 +301,15 @@ class _Relay:
 
     async def _flush_watching(self, source: DirectStream, sink: Stream) -> None:
         """While the tunnel takes nothing nobody reads ``source``, and a reset of it would go unnoticed."""
+        silence: Silence | None = None
         while sink.room <= 0:
-            with trio.move_on_after(_LOOK_SECONDS):
+            with trio.move_on_after(LOOK_SECONDS):
                 await sink.flush()
             source.check()
+            silence = silence or Silence(self._progress, self._half_closed_seconds)
+            if silence.is_too_long() and is_gone(source):
+                self._fail_silent("the other side is gone")
+                self._scope.cancel()
 
     async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         size = _SMALLEST_READ
@@ -282,8 +326,6 @@ class _Relay:
         if not self._moved[source] and source is self._b and self._on_first_byte is not None:
             self._on_first_byte()
         self._moved[source] += length
-        if self._idle is not None:
-            self._stay_awake()
 
     def _note(self, error: Exception) -> None:
         if self._reason is None:

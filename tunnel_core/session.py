@@ -47,7 +47,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import Receipt
 from tunnel_core.profiles import Profile
-from tunnel_core.reasons import Reason
+from tunnel_core.reasons import OF_A_SESSION, Reason
 
 _PACKET_BYTES, _FRAME_BYTES = 48, 12
 """What a packet and each frame take on the wire besides content: TLS record, HTTP/2, gRPC, fields."""
@@ -59,6 +59,8 @@ _DOUBT_SECONDS = 1.0
 _MOMENT_SECONDS = 0.5
 _MOST_PINGS = 32
 """Unanswered at a time."""
+_MOST_ROUND_TRIP_SECONDS = 60.0
+"""A ping may tell any number, and with a large one nothing would ever be late (RFC 6298: 60 s or more)."""
 
 
 class UseRejected(Exception):  # noqa: N818 - named by what happened
@@ -298,6 +300,7 @@ class Session:
         self._in_doubt = False
 
     def _note_round_trip(self, sample: float, now: float) -> None:
+        sample = min(sample, _MOST_ROUND_TRIP_SECONDS)
         self.round_trip_seconds = sample
         # Of the pongs that come together after an outage the newest counts alone.
         if now >= self._sampled_at + _MOMENT_SECONDS:
@@ -313,6 +316,8 @@ class Session:
         raise UseRejected(frame.reason, frame.detail)
 
     def _receive_bye(self, frame: Bye, now: float) -> None:
+        if not self._pings and frame.reason not in OF_A_SESSION:  # from a node, which may be taken over
+            frame = frame._replace(reason=Reason.SESSION_LOST)
         self.peer_bye = frame
         self._confirming.received(0, now, at_once=True)
 
@@ -325,6 +330,11 @@ class Session:
     def received(self) -> int:
         """What a hello, welcome or use says as ``have``."""
         return self._received
+
+    @property
+    def acked(self) -> int:
+        """Number of the newest packet that the peer confirmed."""
+        return self._acked
 
     def pause(self) -> None:
         """The carrier is gone: nothing is due, and nobody is at fault, until ``move``."""

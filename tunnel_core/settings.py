@@ -45,7 +45,13 @@ ServerAddress = NewType("ServerAddress", str)
 EntranceName = NewType("EntranceName", str)
 
 ENTRANCES = ("connect", "tcp", "web", "api")
+_LABELS = frozenset((*ENTRANCES, "agents", "https", "est", "admin", "ops"))
 _YEAR_SECONDS = 365 * 24 * 3600
+
+
+def entrance_label(entrance: str) -> str:
+    """The name of an entrance, or ``other``: an agent is told names by its server, which may make them up."""
+    return entrance if entrance in _LABELS else "other"
 
 
 class BadValue(ValueError):  # noqa: N818 - what a parser says about a value

@@ -29,18 +29,22 @@ _RECEIVE = 64 * 1024
 _CLOSED_ERRNOS = {errno.EBADF, errno.ENOTSOCK}
 _BACKLOG_PAUSE_SECONDS = 0.05
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
+_END_ON_CLOSE = bytes(len(RESET_ON_CLOSE))
 
+KEEPALIVE_SECONDS = 60
+"""Time without traffic before the kernel's first keepalive probe."""
 # Silent for a minute, then asked four times: gone after two minutes. macOS has another name for the first.
 _KEEPALIVE = [
     (getattr(socket, name), value)
     for name, value in (
-        ("TCP_KEEPIDLE", 60),
-        ("TCP_KEEPALIVE", 60),
+        ("TCP_KEEPIDLE", KEEPALIVE_SECONDS),
+        ("TCP_KEEPALIVE", KEEPALIVE_SECONDS),
         ("TCP_KEEPINTVL", 15),
         ("TCP_KEEPCNT", 4),
     )
     if hasattr(socket, name)
 ]
+_KEEPALIVE_IDLE = _KEEPALIVE[0][0]
 
 
 def read_size(max_bytes: int | None) -> int:
@@ -61,6 +65,8 @@ def tune(sock: socket.socket, *, leads_away: bool = True) -> None:
         return
     # Small messages would wait for the peer's delayed ACK: a flat 40 ms.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # The kernel closes the sockets of a killed process: by default with the FIN of a complete stream.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     if not leads_away:
         return
     # A peer that lost its power says nothing; its stream would stay for ever.
@@ -208,6 +214,13 @@ class SocketStream(DirectStream):
         if any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(0)):
             raise trio.BrokenResourceError("socket connection broken: the other side is gone")
 
+    def ask_peer_every(self, seconds: float) -> None:
+        """Have the kernel send a keepalive probe after each ``seconds`` without traffic. Unix: nothing."""
+        self._check_open()
+        with contextlib.suppress(OSError):  # it has broken meanwhile, or is no TCP connection
+            self.socket.setsockopt(socket.IPPROTO_TCP, _KEEPALIVE_IDLE, max(1, round(seconds)))
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
     @property
     def undelivered(self) -> int:
         """Bytes that were sent and not acknowledged yet; 0 where the system cannot tell."""
@@ -242,17 +255,23 @@ class SocketStream(DirectStream):
 
     def abort(self) -> None:
         """Closes so that the other side sees a reset, not an end: truncated output must not look whole."""
+        self._close(RESET_ON_CLOSE)
+
+    def close_nowait(self) -> None:
+        """``aclose`` without a checkpoint: what was sent is still delivered, then the end. Idempotent.
+
+        A TCP connection that ends in any other way is reset, also when its process is killed (``tune``). A
+        unix socket has no reset: its peer sees an end.
+        """
+        self._close(_END_ON_CLOSE)
+
+    def _close(self, linger: bytes) -> None:
         if self.socket.fileno() < 0:
             return
         with contextlib.suppress(OSError):
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        self.close_nowait()
-
-    def close_nowait(self) -> None:
-        """``aclose`` without a checkpoint. Idempotent."""
-        if self.socket.fileno() >= 0:
-            trio.lowlevel.notify_closing(self.socket)
-            self.socket.close()
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        trio.lowlevel.notify_closing(self.socket)
+        self.socket.close()
 
     async def aclose(self) -> None:
         self.close_nowait()

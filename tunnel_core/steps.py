@@ -15,16 +15,20 @@ from collections.abc import Callable
 
 from tunnel_core.frames import Frame, Hello, Rejected, Use, Welcome
 from tunnel_core.halves import PeerFault
+from tunnel_core.ranges import why_out_of_range
 from tunnel_core.reasons import Reason, Refused
 
 VERSION = 1
+_RETRY_MS = 300_000
+"""For an agent that only a person can put right."""
 
 
 class AttachRejected(Refused):
     """The server refused the attach; ``retry_after_seconds`` is its advice, 0 for none."""
 
     def __init__(self, rejected: Rejected) -> None:
-        super().__init__(rejected.reason, rejected.detail)
+        reason = Reason.PROTOCOL_ERROR if rejected.reason is Reason.DONE else rejected.reason
+        super().__init__(reason, rejected.detail)
         self.retry_after_seconds = rejected.retry_after_ms / 1000
 
 
@@ -44,7 +48,7 @@ class ServerSteps:
         """Takes the next frame of the attach; returns the answer. Raises ``PeerFault``."""
         if isinstance(frame, Hello) and self.hello is None:
             self.hello = frame
-            answer = self._offer(frame)
+            answer = _rejection(frame) or self._offer(frame)
             self.welcome = answer if isinstance(answer, Welcome) else None
             if self.welcome is not None and self.welcome.used:
                 self.use = Use(frame.attempt, frame.have)
@@ -56,6 +60,11 @@ class ServerSteps:
         raise PeerFault(
             Reason.PROTOCOL_ERROR, f"a {type(frame).__name__} frame before the attach was complete"
         )
+
+
+def _rejection(hello: Hello) -> Rejected | None:
+    why = why_out_of_range(hello)
+    return Rejected(Reason.NUMBER_OUT_OF_RANGE, why, _RETRY_MS) if why else None
 
 
 class AgentSteps:
@@ -75,4 +84,6 @@ class AgentSteps:
             raise PeerFault(
                 Reason.VERSION_MISMATCH, f"the server speaks version {frame.version}, not {VERSION}"
             )
+        if why := why_out_of_range(frame):
+            raise PeerFault(Reason.NUMBER_OUT_OF_RANGE, why)
         self.welcome = frame

@@ -49,6 +49,10 @@ class TlsStream(trio.abc.HalfCloseableStream):
         server_hostname: str | None = None,
     ) -> None:
         self.transport = transport
+        self.has_received = False
+        """Whether the peer sent any byte."""
+        self.has_ended = False
+        """Whether the peer closed or reset the connection."""
         context.options &= ~_IGNORE_UNEXPECTED_EOF
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
@@ -58,7 +62,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._broken, self._closed = False, False
         self._starved = True  # nothing can be decrypted until more arrives
 
-    async def do_handshake(self, turns: trio.Lock | None = None) -> None:
+    async def do_handshake(self, turns: contextlib.AbstractAsyncContextManager[object] | None = None) -> None:
         """Completes the handshake, without a deadline of its own.
 
         Raises ``trio.BrokenResourceError`` from an ``ssl.SSLError`` if the two sides do not agree,
@@ -148,13 +152,20 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return data
 
     async def _feed(self, limit: int) -> None:
-        self._feed_nowait(await self.transport.receive_some(limit))
+        try:
+            data = await self.transport.receive_some(limit)
+        except trio.BrokenResourceError:
+            self.has_ended = True
+            raise
+        self._feed_nowait(data)
 
     def _feed_nowait(self, data: bytes | bytearray) -> None:
         self._starved = False
         if data:
+            self.has_received = True
             self._incoming.write(data)
         else:
+            self.has_ended = True
             self._incoming.write_eof()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -350,6 +361,9 @@ class SocketTlsStream(TlsStream, DirectStream):
 
     def check_peer(self) -> None:
         self._socket.check_peer()
+
+    def ask_peer_every(self, seconds: float) -> None:
+        self._socket.ask_peer_every(seconds)
 
     def finish_nowait(self) -> bool:
         self._check_may_send()

@@ -39,6 +39,9 @@ class Turns:
         """Whether any stream waits to send data."""
         return bool(self._new or self._old)
 
+    def __len__(self) -> int:
+        return len(self._new) + len(self._old)
+
     def clear(self) -> None:
         self.ends.clear()
         self._new.clear()
@@ -80,6 +83,12 @@ class Turns:
         if len(self._new) + len(self._old) == 1:
             stream.deficit = room = alone  # nobody waits: one frame instead of two
         return stream, min(room, stream.deficit)
+
+    def postpone(self, stream: MuxStream) -> None:
+        """The stream of this turn may take nothing now: it goes behind all others."""
+        self._queue.popleft()
+        stream.deficit = self._quantum
+        self._old.append(stream)
 
     def took(self, stream: MuxStream, taken: int, bulk: int) -> None:
         """The stream of this turn took so many bytes; ``bulk`` is what was left before."""

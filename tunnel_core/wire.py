@@ -21,11 +21,33 @@ _MAX_SIZE = (1 << 31) - 1
 VARINT, FIXED64, DELIMITED, GROUP, GROUP_END, FIXED32 = range(6)
 
 MAX_FIELDS = 64
-"""Fields of one message. Without it 4 MiB of tiny fields would hold up every other session for a second."""
+"""Fields of one message, those that repeat by their own bound aside."""
+
+
+SUB_MESSAGE_FIELDS = 5
+"""What a message within another is charged beside its own fields: to read an empty one takes as long."""
 
 
 class BrokenWire(Exception):  # noqa: N818 - says what the bytes are, and never leaves the codec
     """These bytes are no message. ``args[0]`` says why."""
+
+
+class FieldBudget:
+    """Fields that the messages of one packet may have together, in sub-messages and groups too.
+
+    The bounds of each message alone let 4 MiB hold a million fields, which took a second of the event loop.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self, fields: int) -> None:
+        self._left = fields
+
+    def charge(self, fields: int) -> None:
+        """Take ``fields`` off the budget. Raises ``BrokenWire`` when the budget is spent."""
+        self._left -= fields
+        if self._left < 0:
+            raise BrokenWire("a packet has too many fields")
 
 
 def varint(n: int) -> bytes:
@@ -106,17 +128,17 @@ def read_size(data: bytes, i: int) -> tuple[int, int]:
     return (first, i + 1) if first < 128 else rest_of_size(data, i + 1, first)
 
 
-def skip_field(data: bytes, i: int, tag: int, known: Container[int]) -> int:
+def skip_field(data: bytes, i: int, tag: int, known: Container[int], budget: FieldBudget) -> int:
     """Where the unknown field whose tag was just read ends.
 
     ``known`` are the field numbers that the message knows: such a field comes here only with the
-    wrong wire type, which no later version may give it.
+    wrong wire type, which no later version may give it. A group charges ``budget`` for what it holds.
     """
     if not tag >> 3:
         raise BrokenWire("a field has number 0")
     if tag >> 3 in known:
         raise BrokenWire(f"field {tag >> 3} has wire type {tag & 7}")
-    return _skip_group(data, i, tag) if tag & 7 == GROUP else _skip_value(data, i, tag)
+    return _skip_group(data, i, tag, budget) if tag & 7 == GROUP else _skip_value(data, i, tag)
 
 
 def _skip_value(data: bytes, i: int, tag: int) -> int:
@@ -134,10 +156,11 @@ def _skip_value(data: bytes, i: int, tag: int) -> int:
             raise BrokenWire(f"wire type {wire} is not valid here")
 
 
-def _skip_group(data: bytes, i: int, tag: int) -> int:
+def _skip_group(data: bytes, i: int, tag: int, budget: FieldBudget) -> int:
     """Groups nest, so their bytes are walked without recursion."""
     open_groups = [tag >> 3]
     for _ in range(MAX_FIELDS):
+        budget.charge(1)
         tag, i = read_tag(data, i)
         if tag & 7 == GROUP:
             open_groups.append(tag >> 3)

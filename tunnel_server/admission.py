@@ -7,38 +7,45 @@
 3. A source from which a connection was authenticated within ten minutes gets a larger allowance: colleagues
    behind one NAT or proxy share an address. A stranger behind that address shares the allowance too. It is a
    quarter of the listener's count, so a stranger cannot take the places of other sources.
+4. A connection that shows nothing makes room for one that waits. Where the source itself is at its allowance,
+   its longest idle connection is closed. Where the listener is full, the fullest source loses its longest
+   idle one to a source that is less full: what counts is the part of its allowance that a source holds. So
+   idle connections of many sources keep no other source out.
 """
 
 from __future__ import annotations
 
-import functools
-import ipaddress
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+import contextlib
+import heapq
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.sources import LOCAL, source_of
+from tunnel_core.tally import Tally
 
-LOCAL = "local"
-"""The source of unix sockets: the file's mode decides who comes in, so only the total bounds them."""
 KNOWN_SECONDS = 600.0
 MAX_KNOWN = 4096
 """Sources remembered as known; the source with the oldest authentication is forgotten first."""
 _KNOWN_SHARE = 4
 _WAITING_FOR_EACH = 4
 """Connections that may wait for each that may go on."""
+MIN_IDLE_SECONDS = 2.0
+"""Idle time before a connection may be closed for another one. A handshake has steps of one round trip, which
+take 0.6 s over a satellite."""
+PATIENCE_SECONDS = 1.0
+"""After this wait, a connection takes the place of one of a fuller source even if that is not idle."""
+_EVICTIONS_AT_ONCE = 32
 
 
-@functools.lru_cache(1024)
-def source_of(address: str) -> str:
-    """What counts as one source: an IPv4 address, or an IPv6 /64 (what one customer gets, RFC 6177)."""
-    if not address:
-        return LOCAL
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((parsed, 64), strict=False))
+class _Victim(NamedTuple):
+    """The longest idle connection of a source, in the order in which such connections give way."""
+
+    is_idle: bool
+    fullness: float
+    idle_seconds: float
+    source: str
 
 
 class Ticket:
@@ -49,6 +56,11 @@ class Ticket:
         self.waits = False
         """Whether its turn has still to come; ``on_turn`` is called when it does."""
         self.on_turn: Callable[[], None] = lambda: None
+        self.evicted: Refused | None = None
+        """Why the connection must be closed for another one; ``on_evicted`` is called when it must."""
+        self.on_evicted: Callable[[], None] = lambda: None
+        self.since = admission.clock()
+        """When its wait began, or when it last showed something."""
         self._admission = admission
         self._unauthenticated = True
         self._released = False
@@ -58,6 +70,28 @@ class Ticket:
         if self._unauthenticated:
             self._unauthenticated = False
             self._admission.proved(self)
+
+    def progressed(self) -> None:
+        """The peer has completed a step: a handshake, or the head of a request."""
+        if self._unauthenticated and not self.waits:
+            self._admission.progressed(self)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside the block the server works for the connection, which does not give way meanwhile."""
+        self._admission.no_longer_idle(self)
+        try:
+            yield
+        finally:
+            self.progressed()
+
+    def give_way(self, refused: Refused) -> None:
+        """Give up the place to another connection, and close this one.
+
+        Called by :class:`Admission`, which counts.
+        """
+        self._unauthenticated, self.waits, self.evicted = False, False, refused
+        self.on_evicted()
 
     def refusal(self) -> Refused:
         """Return the refusal for a connection whose turn did not come in time."""
@@ -94,11 +128,13 @@ class Admission:
         self._max_unauthenticated = max_unauthenticated
         self._max_per_source = max_unauthenticated_per_source
         self._max_known = max(max_unauthenticated_per_source, max_unauthenticated // _KNOWN_SHARE)
-        self._clock = clock
+        self.clock = clock
         self._pending = 0
-        self._unauthenticated: Counter[str] = Counter()
+        self._unauthenticated: Tally[str] = Tally()
         self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._waiting_count = 0
+        self._idle: dict[str, OrderedDict[Ticket, None]] = {}
+        """Of each source the connections that may give way, longest idle first."""
         self._known: OrderedDict[str, float] = OrderedDict()
 
     def admit(self, address: str) -> Ticket:
@@ -115,44 +151,111 @@ class Admission:
             )
         ticket = Ticket(self, source)
         if source not in self._waiting and self._has_room(source):
-            self._count(source)
+            self._count(ticket)
         else:
             self._queue(ticket)
         self.open_connections += 1
         return ticket
 
     def _has_room(self, source: str) -> bool:
-        return self._pending < self._max_unauthenticated and (
-            self._unauthenticated[source] < self._allowance(source)
-        )
+        return self._pending < self._max_unauthenticated and self._is_below_allowance(source)
 
     def _allowance(self, source: str) -> int:
         """How many of this source may be unauthenticated at once."""
         if source == LOCAL:
             return self._max_unauthenticated
         since = self._known.get(source)
-        is_known = since is not None and self._clock() - since < KNOWN_SECONDS
+        is_known = since is not None and self.clock() - since < KNOWN_SECONDS
         return self._max_known if is_known else self._max_per_source
 
-    def _count(self, source: str) -> None:
-        self._unauthenticated[source] += 1
+    def _count(self, ticket: Ticket) -> None:
+        self._unauthenticated.add(ticket.source)
         self._pending += 1
+        self.progressed(ticket)
 
     def _queue(self, ticket: Ticket) -> None:
         """Raises ``Refused`` if too many wait already."""
         queue = self._waiting.get(ticket.source, ())
         if len(queue) >= self._allowance(ticket.source) * _WAITING_FOR_EACH:
             raise self.why_late(ticket.source)
-        if self._waiting_count >= self._max_unauthenticated:
+        if self._waiting_count >= self._max_unauthenticated and not self._shorten_queue(len(queue)):
             raise self._too_many_strangers()
         self._waiting.setdefault(ticket.source, deque()).append(ticket)
         self._waiting_count += 1
         ticket.waits = True
 
+    def _shorten_queue(self, length: int) -> bool:
+        """Refuse the newest of the source of which most wait, for a source of which ``length`` wait."""
+        longest = max(self._waiting, key=lambda source: len(self._waiting[source]), default=None)
+        if longest is None or len(self._waiting[longest]) <= length + 1:
+            return False
+        ticket = self._waiting[longest].pop()
+        self._unqueued(longest)
+        ticket.give_way(self.why_late(longest))
+        return True
+
+    # Making room.
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a connection waits, so that ``make_room`` is to be called again after a moment."""
+        return self._waiting_count > 0
+
+    def make_room(self) -> None:
+        """Let connections that show nothing give way to those that wait."""
+        now = self.clock()
+        self._call_waiting()
+        for source in list(self._waiting):
+            if not self._is_below_allowance(source) and (victim := self._longest_idle(source, now)):
+                self._replace(victim, source, self._too_many_of(source))
+        if self._pending >= self._max_unauthenticated:
+            self._even_out(now)
+
+    def _even_out(self, now: float) -> None:
+        """The emptiest of the sources that wait get a place each from the fullest ones."""
+        needy = [source for source in self._waiting if self._is_below_allowance(source)]
+        victims = heapq.nlargest(_EVICTIONS_AT_ONCE, [self._as_victim(source, now) for source in self._idle])
+        for source in heapq.nsmallest(_EVICTIONS_AT_ONCE, needy, key=self._fullness):
+            for victim in victims:
+                if self._gives_way(victim, source, now):
+                    victims.remove(victim)
+                    self._replace(next(iter(self._idle[victim.source])), source, self._too_many_strangers())
+                    break
+
+    def _as_victim(self, source: str, now: float) -> _Victim:
+        since = next(iter(self._idle[source])).since
+        return _Victim(now - since >= MIN_IDLE_SECONDS, self._fullness(source), now - since, source)
+
+    def _gives_way(self, victim: _Victim, source: str, now: float) -> bool:
+        """Whether the longest idle connection of ``victim.source`` gives way to one of ``source``."""
+        if victim.is_idle:
+            return victim.source == source or victim.fullness > self._fullness(source)
+        has_waited = now - self._waiting[source][0].since >= PATIENCE_SECONDS
+        return has_waited and victim.fullness > (self._unauthenticated[source] + 1) / self._allowance(source)
+
+    def _longest_idle(self, source: str, now: float) -> Ticket | None:
+        for ticket in self._idle.get(source, ()):
+            return ticket if now - ticket.since >= MIN_IDLE_SECONDS else None
+        return None
+
+    def _replace(self, victim: Ticket, source: str, why: Refused) -> None:
+        self._uncount(victim)
+        self._begin_next(source)
+        victim.give_way(
+            Refused(why.reason, f"closed before it showed a certificate, as others wait: {why.detail}")
+        )
+
+    def _is_below_allowance(self, source: str) -> bool:
+        return self._unauthenticated[source] < self._allowance(source)
+
+    def _fullness(self, source: str) -> float:
+        return self._unauthenticated[source] / self._allowance(source)
+
     def why_late(self, source: str) -> Refused:
         """Return the refusal for a connection that got no turn."""
-        if self._unauthenticated[source] < self._allowance(source):
-            return self._too_many_strangers()
+        return self._too_many_strangers() if self._is_below_allowance(source) else self._too_many_of(source)
+
+    def _too_many_of(self, source: str) -> Refused:
         return Refused(
             Reason.TOO_MANY_FROM_SOURCE,
             f"{self._unauthenticated[source]} unauthenticated connections from {source} are open; "
@@ -170,7 +273,7 @@ class Admission:
     def proved(self, ticket: Ticket) -> None:
         """The connection is no longer unauthenticated, and its source is known; for :class:`Ticket`."""
         if ticket.source != LOCAL:
-            self._known[ticket.source] = self._clock()
+            self._known[ticket.source] = self.clock()
             self._known.move_to_end(ticket.source)
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
@@ -184,11 +287,28 @@ class Admission:
             self._waiting[source].remove(ticket)
             self._unqueued(source)
             return
-        self._pending -= 1
-        self._unauthenticated[source] -= 1
-        if self._unauthenticated[source] <= 0:
-            del self._unauthenticated[source]
+        self._uncount(ticket)
         self._call_waiting()
+
+    def progressed(self, ticket: Ticket) -> None:
+        """The connection is idle from now on; for :class:`Ticket`."""
+        ticket.since = self.clock()
+        idle = self._idle.setdefault(ticket.source, OrderedDict())
+        idle[ticket] = None
+        idle.move_to_end(ticket)
+
+    def no_longer_idle(self, ticket: Ticket) -> None:
+        """The connection does not give way; for :class:`Ticket`."""
+        idle = self._idle.get(ticket.source)
+        if idle is not None:
+            idle.pop(ticket, None)
+            if not idle:
+                del self._idle[ticket.source]
+
+    def _uncount(self, ticket: Ticket) -> None:
+        self.no_longer_idle(ticket)
+        self._pending -= 1
+        self._unauthenticated.take(ticket.source)
 
     def _call_waiting(self) -> None:
         """Gives free places to those that wait: to one source after the other, oldest first in each."""
@@ -196,12 +316,15 @@ class Admission:
             if self._pending >= self._max_unauthenticated:
                 return
             while source in self._waiting and self._has_room(source):
-                ticket = self._waiting[source].popleft()
-                self._waiting.move_to_end(source)
-                self._unqueued(source)
-                self._count(source)
-                ticket.waits = False
-                ticket.on_turn()
+                self._begin_next(source)
+
+    def _begin_next(self, source: str) -> None:
+        ticket = self._waiting[source].popleft()
+        self._waiting.move_to_end(source)
+        self._unqueued(source)
+        ticket.waits = False
+        self._count(ticket)
+        ticket.on_turn()
 
     def _unqueued(self, source: str) -> None:
         self._waiting_count -= 1

@@ -21,10 +21,11 @@ from tunnel_core.http import HeadLimits
 from tunnel_core.http2_carrier import serve_carriers
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
+from tunnel_core.link import Link
 from tunnel_core.logs import log_event
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
-from tunnel_core.pressure import relieve_pressure
+from tunnel_core.pressure import relieve_pressure, relieve_send_pool
 from tunnel_core.reasons import Reason
 from tunnel_core.sockets import why_not_listening
 from tunnel_server.admin.actions import Actions
@@ -67,6 +68,7 @@ from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld
 from tunnel_server.store.places import most_nodes
 from tunnel_server.store.store import Store
+from tunnel_server.user_connections import UserConnections
 
 _log = logging.getLogger("qanat.server")
 
@@ -90,7 +92,11 @@ class Server:
         self.refusals = Refusals(self._audit, trio.current_time)
         self.records = Records(self.counters, config.log, trio.current_time, self.refusals)
         self.opener = Opener(
-            self.nodes, self.records, trust_domain=config.trust_domain, standing=self.standing
+            self.nodes,
+            self.records,
+            trust_domain=config.trust_domain,
+            standing=self.standing,
+            half_closed_seconds=config.session.half_closed_seconds or None,
         )
         self.pool = CreditPool(Limits().credit_pool)
         self.attachments = Attachments(
@@ -123,6 +129,7 @@ class Server:
         self._log_descriptors(descriptors)
         self._open.leave_descriptors(descriptors.now)
         self._credentials.log(_now())
+        self._credentials.log_other_roots(self._authority)
         async with AsyncExitStack() as stack:
             try:
                 await self._open_store(stack)
@@ -161,6 +168,9 @@ class Server:
         await self._open_ops()
         await self._open_agents(stack)
         self._nursery.start_soon(relieve_pressure, self.pool, self._mux_streams, self.attachments.limits)
+        self._nursery.start_soon(
+            relieve_send_pool, self.attachments.send_pool, self._sessions, self.attachments.limits
+        )
         await self._open_entrances()
         own = OwnCertificate(self.config, self.store, self._changing, _now, self.reload)
         self._nursery.start_soon(own.keep)
@@ -200,9 +210,10 @@ class Server:
     async def _serve_https(self) -> None:
         connect = ConnectEntrance(self.opener) if self.config.connect.enabled else None
         who = by_certificate(self.config.trust_domain)
-        front = replace(self._front(HTTPS, who, connect, self._api()), est=self._est())
-        seconds = self.config.limits.handshake_seconds
-        handler = over_tls(HTTPS, self._contexts, seconds, front.serve, self.records)
+        limits = self.config.limits
+        users = UserConnections(limits.max_connections_per_user, limits.max_connections)
+        front = replace(self._front(HTTPS, who, connect, self._api()), est=self._est(), users=users)
+        handler = over_tls(HTTPS, self._contexts, limits.handshake_seconds, front.serve, self.records)
         await self._open.open_tcp(HTTPS, [str(address) for address in self.config.https.listen], handler)
 
     async def _serve_unix(self) -> None:
@@ -270,7 +281,11 @@ class Server:
     def _est(self) -> EstEntrance:
         identity, domain = self.config.identity, self.config.trust_domain
         settings = EnrolmentSettings(
-            domain, identity.node_life_seconds, identity.user_life_seconds, identity.max_enrolments
+            domain,
+            identity.node_life_seconds,
+            identity.user_life_seconds,
+            identity.max_enrolments,
+            renews_only_own=self.config.tls.user_trust_file is not None,
         )
         self._enrolment = Enrolment(
             settings, self._load_signer(), self.store, self.standing, trio.current_time
@@ -340,6 +355,9 @@ class Server:
     def _mux_streams(self) -> list[MuxStream]:
         return [stream for _, link in self.nodes.attached() for stream in link.mux_streams]
 
+    def _sessions(self) -> list[Link]:
+        return [link for _, link in self.nodes.attached()]
+
     def _access(self) -> OpsAccess:
         ops, domain = self.config.ops, self.config.trust_domain
 
@@ -391,6 +409,7 @@ def _link_limits(config: ServerConfig) -> Limits:
     session = config.session
     return Limits(
         max_streams=session.max_streams,
+        max_streams_per_user=session.max_streams_per_user,
         ping_interval_seconds=session.ping_interval_seconds,
         missed_pings=session.missed_pings,
         attach_timeout_seconds=session.attach_timeout_seconds,
@@ -402,7 +421,9 @@ def _link_limits(config: ServerConfig) -> Limits:
 
 def _agent_contexts(config: ServerConfig) -> TlsContexts:
     try:
-        return make_contexts(replace(tls_files(config.tls), alpn=ALPN, requires_certificate=True))
+        return make_contexts(
+            replace(tls_files(config.tls), alpn=ALPN, requires_certificate=True, user_trust_file=None)
+        )
     except BadCredentials as error:
         raise CannotStart(str(error)) from error
 
@@ -410,6 +431,8 @@ def _agent_contexts(config: ServerConfig) -> TlsContexts:
 def _read_credentials(config: ServerConfig, authority: Path) -> tuple[Credentials, TlsContexts]:
     try:
         credentials = read_credentials(config.tls, _now())
-        return credentials, make_contexts(replace(tls_files(config.tls), authority=authority))
+        users = config.tls.user_trust_file
+        files = replace(tls_files(config.tls), authority=authority, user_trust_file=users)
+        return credentials, make_contexts(files)
     except BadCredentials as error:
         raise CannotStart(str(error)) from error

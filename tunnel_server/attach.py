@@ -1,10 +1,17 @@
-"""How agents get in: a carrier with a proven identity begins a node's session, or goes on with it."""
+"""How agents get in: a carrier with a proven identity begins a node's session, or goes on with it.
+
+1. A certificate that lets nobody in is refused at the call, before a hello is awaited.
+2. An attach under way holds a connection, so each identity has few (``arrivals.py``), and a call without a
+   hello ends after two seconds unless it is the newest of its identity.
+3. A hello is offered a session only if its node has not attached too often lately (``node_budgets.py``).
+"""
 
 from __future__ import annotations
 
 import logging
 import secrets
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -25,9 +32,11 @@ from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AttachRejected, ServerSteps
+from tunnel_server.announced import checked_hello
+from tunnel_server.arrivals import Arrival, Arrivals, identity_of
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals
-from tunnel_server.sessions import Held, Sessions
+from tunnel_server.sessions import Sessions
 from tunnel_server.standing import Entry, Standing
 
 _log = logging.getLogger("qanat.attach")
@@ -52,20 +61,6 @@ class AttachSettings:
     max_agents: int
     limits: Limits
     max_pending: int = 2048
-
-
-@dataclass(slots=True)
-class _Arrival:
-    """An attach under way. ``held`` is the session it asks to go on with, None for a new one."""
-
-    proven: Proven | None  # what its carrier has proven; None if that is nothing that may be used
-    held: Held | None = None
-    link: Link | None = None  # the session that it began
-    refused: Refused | None = None  # why nothing was offered
-
-    @property
-    def node(self) -> str:
-        return self.proven.identity.name if self.proven is not None else ""
 
 
 class Attachments:
@@ -97,7 +92,7 @@ class Attachments:
         self._standing = standing or Standing()
         self._refusals = refusals
         self._failures = LineLimiter()
-        self._arrivals: dict[Attempt, _Arrival] = {}
+        self._arrivals = Arrivals(settings.limits.max_attaches_per_identity)
         self._sessions = Sessions()
         self._links: dict[Link, Entry] = {}  # also those that ended and still say so to their agent
 
@@ -109,23 +104,42 @@ class Attachments:
     def take(self, carrier: Carrier) -> None:
         """Begins the attach of a new carrier. Called by the carrier's server; never blocks or raises."""
         proven, refused = self._identify(carrier)
-        arrival = _Arrival(proven)
+        refused = refused or self._why_shut_out(proven)
+        arrival = Arrival(identity_of(proven, refused, carrier.peer.leaf_pem), proven, refused=refused)
 
         def offer(hello: Hello) -> Welcome | Rejected:
             try:
-                if refused is not None:
-                    raise refused
                 return self._offer(arrival, hello)
             except AttachRejected as rejected:
                 return Rejected(rejected.reason, rejected.detail, int(rejected.retry_after_seconds * 1000))
             except Refused as answer:
                 arrival.refused = answer
-                wait_ms = _SHUT_OUT_RETRY_MS if answer.reason in _SHUT_OUT else _RETRY_MS
-                return Rejected(answer.reason, answer.detail, wait_ms)
+                return Rejected(answer.reason, answer.detail, _retry_ms(answer))
 
         attempt = Attempt(carrier, ServerSteps(offer), self._used)
-        self._arrivals[attempt] = arrival
+        oldest = self._arrivals.add(attempt, arrival)
+        if oldest is not None:
+            most = self._settings.limits.max_attaches_per_identity
+            detail = f"more than {most} attaches with one certificate are under way; the oldest ends"
+            oldest.displace(Refused(Reason.TOO_MANY_ATTACHES, detail))
+        refused = refused or self._why_no_room()
+        if refused is not None:
+            arrival.refused = refused
+            attempt.refuse(refused, _retry_ms(refused))
         self._nursery.start_soon(self._keep, attempt, arrival)
+
+    def _why_shut_out(self, proven: Proven | None) -> Refused | None:
+        """Return why the certificate is not good now: it is revoked, for example."""
+        try:
+            self._standing.require(proven)
+        except Refused as refused:
+            return refused
+        return None
+
+    def _why_no_room(self) -> Refused | None:
+        if len(self._arrivals) > self._settings.max_pending:
+            return Refused(Reason.TOO_MANY_SESSIONS, "too many agents are attaching at this moment")
+        return None
 
     def _identify(self, carrier: Carrier) -> tuple[Proven | None, Refused | None]:
         domain = self._settings.trust_domain
@@ -140,16 +154,15 @@ class Attachments:
 
     # Hello: what is offered. Nothing is taken over yet, and nothing moves unless the hello says so.
 
-    def _offer(self, arrival: _Arrival, hello: Hello) -> Welcome:
+    def _offer(self, arrival: Arrival, hello: Hello) -> Welcome:
         """The answer to a hello. Raises ``Refused``."""
         self._standing.require(arrival.proven)
         if hello.version != VERSION:
             detail = f"this server speaks version {VERSION}, the agent {hello.version}; update the older one"
             raise Refused(Reason.VERSION_MISMATCH, detail)
-        if len(self._arrivals) > self._settings.max_pending:
-            raise Refused(Reason.TOO_MANY_SESSIONS, "too many agents are attaching at this moment")
         arrival.held = self._sessions.maybe_find(arrival.node, hello)
         if arrival.held is not None:
+            self._nodes.spend_attach(arrival.node, resumes=True)
             link = arrival.held.link
             welcome = self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
             welcome = welcome._replace(resumed=True, used=hello.use)
@@ -157,6 +170,7 @@ class Attachments:
             return welcome if told else welcome._replace(trust_bundle=self.trust_bundle)
         self._check_room(arrival.node)
         self._nodes.check_duplicate(arrival.node, hello)
+        self._nodes.spend_attach(arrival.node, resumes=False)
         session, secret = secrets.token_bytes(16), SessionSecret(secrets.token_bytes(32))
         return self._welcome(hello, arrival.node, session, secret)
 
@@ -194,23 +208,31 @@ class Attachments:
 
     def _used(self, attempt: Attempt) -> None:
         """The agent chose this attempt. Raises ``Refused`` if that comes too late."""
-        arrival = self._arrivals.pop(attempt)
+        arrival = self._arrivals.find(attempt)
         steps = attempt.steps
         assert isinstance(steps, ServerSteps) and steps.hello is not None and steps.use is not None
-        try:
-            assert arrival.proven is not None
-            self._standing.require(arrival.proven)  # asked again: it may have been revoked since the hello
-            if arrival.held is None:
-                arrival.link = self._begin(attempt, steps.hello, arrival.proven)
-            else:
-                self._sessions.use(arrival.held, steps.use.attempt)
-                link = arrival.held.link
-                link.hello = steps.hello
-                self._links[link].renew(arrival.proven)
-                link.move_to(attempt, max(steps.hello.have, steps.use.have))
-        except BaseException:
-            self._arrivals[attempt] = arrival
-            raise
+        assert arrival.proven is not None
+        self._standing.require(arrival.proven)  # asked again: it may have been revoked since the hello
+        hello = self._check_hello(arrival.node, steps.hello)
+        if arrival.held is None:
+            arrival.link = self._begin(attempt, hello, arrival.proven)
+        else:
+            self._sessions.use(arrival.held, steps.use.attempt)
+            link = arrival.held.link
+            link.hello = hello
+            self._links[link].renew(arrival.proven)
+            link.move_to(attempt, max(hello.have, steps.use.have))
+        self._arrivals.discard(attempt)
+
+    def _check_hello(self, node: str, said: Hello) -> Hello:
+        """Return what may be shown of the hello; a service that no agent may announce is left out."""
+        hello, left_out = checked_hello(said)
+        if left_out:
+            sentence = (
+                f"{left_out} services of node {node} are left out: their names or protocols are not valid"
+            )
+            self._log_of_node(node, "services", logging.WARNING, sentence)
+        return hello
 
     def _begin(self, attempt: Attempt, hello: Hello, proven: Proven) -> Link:
         node = proven.identity.name
@@ -233,36 +255,46 @@ class Attachments:
         self._links[link] = self._standing.enter(proven, lambda why: link.end(why.reason, why.detail))
         link.move_to(attempt, 0)
         self._counters.attached()
-        self._log_link(link, f"node {node} attached", software=link.software)
+        self._log_link(link, "attached", f"node {node} attached", software=link.software)
         return link
 
     def _befell(self, link: Link, event: LinkEvent) -> None:
         if event is LinkEvent.RESUMED:
             self._nodes.note_resumed(link)
             self._counters.resumed()
-            self._log_link(link, f"node {link.node} resumed its session", streams=len(link.streams))
+            self._log_link(
+                link, "resumed", f"node {link.node} resumed its session", streams=len(link.streams)
+            )
         elif event is LinkEvent.LOST and link.lost is not None:
             loss = link.lost
             self._nodes.note_lost(link, loss)
             sentence = f"the link to node {link.node} was lost: {loss.detail}; its streams wait"
-            self._log_link(link, sentence, reason=loss.reason, streams=len(link.streams))
+            self._log_link(link, "lost", sentence, reason=loss.reason, streams=len(link.streams))
 
-    def _log_link(self, link: Link, sentence: str, **fields: object) -> None:
+    def _log_link(self, link: Link, kind: str, sentence: str, **fields: object) -> None:
         known = {"node": link.node, "session": link.session_id, "address": link.peer_address}
-        log_event(_log, logging.INFO, sentence, **known, **fields)
+        self._log_of_node(link.node, kind, logging.INFO, sentence, **known, **fields)
+
+    def _log_of_node(self, node: str, kind: str, level: int, sentence: str, /, **fields: object) -> None:
+        """Log what a node has caused, unless it has used up its budget of lines of this kind."""
+        left_out = self._nodes.writes.note(node, f"line {kind}", trio.current_time())
+        if left_out is not None:
+            log_event(_log, level, sentence, **fields, left_out=left_out or None)
 
     # Each attach and each session has a task.
 
-    async def _keep(self, attempt: Attempt, arrival: _Arrival) -> None:
+    async def _keep(self, attempt: Attempt, arrival: Arrival) -> None:
+        limits = self._settings.limits
         try:
-            await attempt.settle(self._settings.limits.attach_timeout_seconds)
+            is_newest = partial(self._arrivals.is_newest, attempt)
+            await attempt.settle(limits.attach_timeout_seconds, limits.hello_timeout_seconds, is_newest)
         except Refused as refused:
             self._note_failure(attempt, arrival, refused)
         except Exception:
             _log.exception("the attach of node %s failed", arrival.node)
             self._note_failure(attempt, arrival, Refused(Reason.INTERNAL_ERROR))
         finally:
-            self._arrivals.pop(attempt, None)
+            self._arrivals.discard(attempt)
         if arrival.link is not None:
             await self._keep_link(arrival.link)
 
@@ -280,9 +312,9 @@ class Attachments:
         self._sessions.discard(link)
         self._counters.session_ended(reason)
         self._nodes.detach(link, reason, detail)
-        self._log_link(link, f"node {link.node} detached: {detail}", reason=reason)
+        self._log_link(link, "detached", f"node {link.node} detached: {detail}", reason=reason)
 
-    def _note_failure(self, attempt: Attempt, arrival: _Arrival, refused: Refused) -> None:
+    def _note_failure(self, attempt: Attempt, arrival: Arrival, refused: Refused) -> None:
         if arrival.node and refused.reason is Reason.CARRIER_LOST:
             self._note_abandoned(attempt, arrival)
             return
@@ -290,16 +322,20 @@ class Attachments:
         if self._refusals is not None:
             told = _named(arrival.refused or refused, arrival.proven)
             self._refusals.note(ENTRANCE, attempt.peer_address, told)
-        left_out = self._failures.note(refused.reason, trio.current_time())
-        if left_out is None:
+        fields = {"reason": refused.reason, "address": attempt.peer_address}
+        if arrival.node:
+            sentence = f"attach of node {arrival.node} failed: {refused.detail}"
+            self._log_of_node(arrival.node, refused.reason.word, logging.WARNING, sentence, **fields)
             return
-        who = f"node {arrival.node}" if arrival.node else "an unknown node"
-        fields = {"reason": refused.reason, "address": attempt.peer_address, "left_out": left_out or None}
-        log_event(_log, logging.WARNING, f"attach of {who} failed: {refused.detail}", **fields)
+        left_out = self._failures.note(refused.reason, trio.current_time())
+        if left_out is not None:
+            sentence = f"attach of an unknown node failed: {refused.detail}"
+            log_event(_log, logging.WARNING, sentence, **fields, left_out=left_out or None)
 
-    def _note_abandoned(self, attempt: Attempt, arrival: _Arrival) -> None:
+    def _note_abandoned(self, attempt: Attempt, arrival: Arrival) -> None:
         if attempt.steps.welcome is not None and arrival.held is None:
-            log_event(_log, logging.INFO, f"node {arrival.node} may attach, and left; a check does that")
+            sentence = f"node {arrival.node} may attach, and left; a check does that"
+            self._log_of_node(arrival.node, "checked", logging.INFO, sentence)
             return
         self._counters.attach_abandoned()
         sentence = f"node {arrival.node} left an attach; of several attempts an agent keeps one"
@@ -331,6 +367,10 @@ class Attachments:
                 await link.wait_given_up()
 
 
+def _retry_ms(refused: Refused) -> int:
+    return _SHUT_OUT_RETRY_MS if refused.reason in _SHUT_OUT else _RETRY_MS
+
+
 def _named(refused: Refused, proven: Proven | None) -> Refused:
     """The refusal with the one whom it befell, where that is proven."""
     if proven is None or isinstance(refused, IdentityError):
@@ -339,8 +379,8 @@ def _named(refused: Refused, proven: Proven | None) -> Refused:
 
 
 def _ping_interval(limits: Limits, hello: Hello) -> float:
-    """What this server is set to; on a metered link at least what its profile says. 0: no pings."""
+    """What this server is set to; on a metered link at least what its profile says."""
     seconds = limits.ping_interval_seconds
-    if not hello.metered or not seconds:
+    if not hello.metered:
         return seconds
     return max(seconds, profile_of(metered=True).idle_ping_seconds)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from tunnel_core.names import Target
+from tunnel_core.ranges import WELCOME
 from tunnel_core.settings import (
     BadValue,
     Count,
@@ -43,11 +44,15 @@ class TlsVersion(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Tls:
-    """What both TLS listeners show; ``trust_file`` holds the roots of nodes and users."""
+    """What both TLS listeners show; ``trust_file`` holds the roots of nodes, users and servers.
+
+    The roots in ``user_trust_file`` vouch for users alone.
+    """
 
     certificate_file: Path
     key_file: Path
     trust_file: Path
+    user_trust_file: Path | None = None
     min_version: TlsVersion = TlsVersion.TLS_1_3
 
 
@@ -133,21 +138,40 @@ class Tcp:
             raise BadValue(why, 'add allow_from = ["10.0.0.0/8"] or listen on loopback', "listen")
 
 
+_TOLD = (
+    ("ping_interval_seconds", "ping_interval_ms", 1000),
+    ("missed_pings", "missed_pings", 1),
+    ("grace_seconds", "grace_ms", 1000),
+)
+"""Settings that agents are told in the welcome: the key, the number on the wire, and its parts of one."""
+
+
 @attrs.frozen(kw_only=True)
 class Session:
     ping_interval_seconds: Seconds = Seconds(15.0)
     missed_pings: Count = Count(2)
     attach_timeout_seconds: Seconds = Seconds(10.0)
     max_streams: Count = Count(1024)
+    max_streams_per_user: Count = Count(256)
     grace_seconds: SecondsOrNone = SecondsOrNone(120.0)
     """How long a session is kept without its link; 0: not at all."""
     open_wait_seconds: SecondsOrNone = SecondsOrNone(3.0)
     """How long an open waits for a link that is lost."""
+    half_closed_seconds: SecondsOrNone = SecondsOrNone(600.0)
+    """How long a stream of which one half has ended may be without a byte; 0: for ever."""
+
+    def __attrs_post_init__(self) -> None:
+        for key, name, unit in _TOLD:
+            number, allowed = getattr(self, key), WELCOME[name]
+            if not allowed.holds(number * unit):
+                also = "0 or " if allowed.or_zero else ""
+                fix = f"write {also}{allowed.least / unit:g} to {allowed.most / unit:g}"
+                raise BadValue(f"{number:g} is out of the range that agents accept", fix, key)
 
 
 @attrs.frozen(kw_only=True)
 class ListenerLimits:
-    """Bounds of each listener, all before anybody is authenticated. Sizes in bytes."""
+    """Bounds of each listener, most of them before anybody is authenticated. Sizes in bytes."""
 
     head_bytes: Count = Count(16 * 1024)
     head_headers: Count = Count(100)
@@ -155,6 +179,7 @@ class ListenerLimits:
     idle_seconds: Seconds = Seconds(75.0)
     handshake_seconds: Seconds = Seconds(10.0)
     max_connections: Count = Count(10_000)
+    max_connections_per_user: Count = Count(2500)
     max_unauthenticated: Count = Count(1024)
     max_unauthenticated_per_source: Count = Count(32)
 
@@ -227,6 +252,16 @@ class ServerConfig:
         if unix is not None and self.connect.enabled and unix.path == self.admin.socket:
             fix = "give one of the two another file name"
             raise BadValue(f"{unix.path} is the socket of [admin] too", fix, "connect.unix.path")
+
+    @property
+    def credential_files(self) -> tuple[Path, ...]:
+        """The files with keys, certificates, roots and the bearer token, wherever they lie."""
+        tls = self.tls
+        named = (
+            *(tls.key_file, tls.certificate_file, tls.trust_file),
+            *(tls.user_trust_file, self.ops.bearer_file),
+        )
+        return tuple(file for file in named if file is not None)
 
     def _listeners(self) -> Iterator[tuple[str, ListenAddress]]:
         """Every address that the server listens on, each with its key."""

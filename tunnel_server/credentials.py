@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from certs import authority_folder
 from certs.bundle import MAX_ROOTS, split_pem
 from certs.files import KeyFileError, read_private, read_public
-from certs.x509 import Description, describe, is_private_key
+from certs.x509 import Description, describe, is_private_key, is_signed_by
 from tunnel_core.carrier import ServerTls
 from tunnel_core.humanize import as_minute
 from tunnel_core.logs import log_event
@@ -69,8 +70,26 @@ class Credentials:
             sentence = f"the server's certificate ends in {left.days} days: replace it, then send SIGHUP"
             log_event(_log, logging.WARNING, sentence, **fields)
 
+    def log_other_roots(self, authority: Path) -> None:
+        """A warning if the trust file has roots beside those of the authority in this folder.
+
+        The root of the server's own certificate is none of them: tokens need it there.
+        """
+        try:
+            own = split_pem(authority_folder.roots_of(authority, authority_folder.read_rotation(authority)))
+            chain, beside = split_pem(self.tls.chain_pem), set(split_pem(self.tls.roots_pem)) - set(own)
+            others = [root for root in beside if not is_signed_by(chain, root)]
+        except (OSError, ValueError):
+            return  # there is none, or what reads it to issue certificates says what is wrong with it
+        if others:
+            told = "each vouches for every node, user and server"
+            cure = "if it is for users alone, name a file with it in [tls] user_trust_file instead"
+            sentence = f"{len(others)} roots of the trust file are not of this authority: {told}; {cure}"
+            log_event(_log, logging.WARNING, sentence, folder=authority)
+
 
 def tls_files(tls: Tls) -> TlsFiles:
+    """The files of every TLS listener; roots that vouch for users alone are not among them."""
     return TlsFiles(tls.certificate_file, tls.key_file, tls.trust_file, tls.min_version.value)
 
 
@@ -83,6 +102,8 @@ def read_credentials(tls: Tls, now: datetime) -> Credentials:
     )
     said = _describe(tls.certificate_file, found.chain_pem)
     _describe(tls.trust_file, found.roots_pem)
+    if tls.user_trust_file is not None:
+        _describe(tls.user_trust_file, _read(tls.user_trust_file))
     _check_names(tls.certificate_file, said)
     _check_dates(tls.certificate_file, said, now)
     _check_as_a_whole(tls)
@@ -154,12 +175,13 @@ def _check_dates(path: Path, said: Description, now: datetime) -> None:
 def _check_as_a_whole(tls: Tls) -> None:
     """What only OpenSSL knows, which names no file."""
     try:
-        make_context(tls_files(tls))
+        make_context(replace(tls_files(tls), user_trust_file=tls.user_trust_file))
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             why = f"the key in {tls.key_file} is not that of the certificate in {tls.certificate_file}"
             raise BadCredentials(why) from None
-        file = tls.trust_file if _is_unusable(tls.trust_file) else tls.certificate_file
+        trust_files = [file for file in (tls.trust_file, tls.user_trust_file) if file is not None]
+        file = next(filter(_is_unusable, trust_files), tls.certificate_file)
         raise BadCredentials(f"TLS cannot use {file}: {error}; put PEM certificates there") from None
 
 

@@ -21,6 +21,8 @@ MOST_TAKEOVERS = 3
 WINDOW_SECONDS = 60.0
 REMEMBERED_SECONDS = 120.0
 RETRY_SECONDS = 60.0
+EVENT_SECONDS = 45.0
+"""Between two events of one node: an agent asks at each address of the server, and again each minute."""
 REPLACED_SECONDS = 3600.0
 """How long a replaced run is remembered: longer than any wait between two attaches of one agent."""
 MOST_REPLACED = 16
@@ -35,6 +37,7 @@ class Duplicates:
         self._takeovers: dict[str, deque[float]] = {}
         self._replaced: OrderedDict[str, deque[tuple[bytes, float]]] = OrderedDict()
         self._until: dict[str, float] = {}
+        self._told: dict[str, float] = {}  # when a refusal was last news, of the nodes in _until
 
     def note_takeover(self, node: str, now: float) -> None:
         """A machine took ``node`` over from another one."""
@@ -64,6 +67,13 @@ class Duplicates:
         self._until[node] = now + REMEMBERED_SECONDS
         return True
 
+    def is_news(self, node: str, now: float) -> bool:
+        """Whether a refusal that was just given is worth an event. So is the next one after 45 seconds."""
+        if self._told.get(node, -EVENT_SECONDS) > now - EVENT_SECONDS:
+            return False
+        self._told[node] = now
+        return True
+
     def is_duplicate(self, node: str, now: float) -> bool:
         """Whether two agents were seen lately."""
         return self._until.get(node, now) > now
@@ -77,6 +87,7 @@ class Duplicates:
             del self._takeovers[node]
         for node in [node for node, until in self._until.items() if until <= now]:
             del self._until[node]
+            self._told.pop(node, None)
         while self._replaced:
             node, runs = next(iter(self._replaced.items()))
             if runs[-1][1] > now - REPLACED_SECONDS:

@@ -1,11 +1,14 @@
 """What befell the nodes, newest last: a bounded ring that can be read from any point. No I/O.
 
+Each kind of event of each node has a share of the ring: beyond it the oldest of that kind and node goes, so
+a node that is never quiet pushes out its own events and no others.
+
 Ids rise by one, and go on rising when the server starts again: the first of a run is the time in
 milliseconds, or above the newest that was restored; no server notes a thousand events a second for long.
 So a follower's last id keeps its meaning over a restart, even where nothing was stored. A clock that was set
 back makes ids smaller than what a follower has; it then gets all there is, since that is new to it.
 
-What earlier runs have left is restored before the first event of this one, and forgotten first.
+What earlier runs have left is restored before the first event of this one.
 """
 
 from __future__ import annotations
@@ -13,14 +16,17 @@ from __future__ import annotations
 import enum
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from tunnel_core.reasons import Reason
+from tunnel_core.tally import Tally
 
 MAX_EVENTS = 10_000
 """All agents of a full server lost and back."""
+MAX_EVENTS_OF_NODE = 100
+"""Of one kind: a hundredth of the ring."""
 _MAX_DETAIL = 512
 
 
@@ -55,12 +61,16 @@ class NodeEvent:
 class Events:
     """The ring. ``wall`` gives UTC. ``on_event`` is called for each new one; it must not block or raise."""
 
-    def __init__(self, wall: Callable[[], datetime], *, most: int = MAX_EVENTS) -> None:
+    def __init__(
+        self, wall: Callable[[], datetime], *, most: int = MAX_EVENTS, share: int = MAX_EVENTS_OF_NODE
+    ) -> None:
         self.on_event: Callable[[NodeEvent], None] | None = None
         self._wall = wall
         self._most = most
-        self._restored: deque[NodeEvent] = deque()
-        self._ring: deque[NodeEvent] = deque(maxlen=most)  # of this run; ids without holes
+        self._share = share
+        self._kept: deque[NodeEvent] = deque()  # ids rise, with holes
+        self._counts: Tally[tuple[str, Kind]] = Tally()
+        self._forgotten_id = 0  # the highest id of all removed events
         self._last_id = int(wall().timestamp() * 1000)
         self._before_run = self._last_id
 
@@ -71,7 +81,8 @@ class Events:
 
     def restore(self, events: Sequence[NodeEvent]) -> None:
         """Puts the events of earlier runs, in their order, before the first of this one."""
-        self._restored = deque(events, maxlen=self._most)
+        for event in events:
+            self._keep(event)
         self._last_id = self._before_run = max([self._last_id, *(event.id for event in events[-1:])])
 
     def add(
@@ -81,33 +92,40 @@ class Events:
         self._last_id += 1
         cut = detail[:_MAX_DETAIL]
         event = NodeEvent(self._last_id, self._wall(), kind, node, session_id, reason, cut)
-        self._ring.append(event)
-        if self._restored and len(self._restored) + len(self._ring) > self._most:
-            self._restored.popleft()
+        self._keep(event)
         if self.on_event is not None:
             self.on_event(event)
 
+    def _keep(self, event: NodeEvent) -> None:
+        whose = event.node, event.kind
+        if self._counts[whose] >= self._share:
+            self._forget(next(at for at, one in enumerate(self._kept) if (one.node, one.kind) == whose))
+        elif len(self._kept) >= self._most:
+            self._forget(0)
+        self._kept.append(event)
+        self._counts.add(whose)
+
+    def _forget(self, place: int) -> None:
+        event = self._kept[place]
+        del self._kept[place]
+        self._forgotten_id = max(self._forgotten_id, event.id)
+        whose = event.node, event.kind
+        self._counts.take(whose)
+
     def newest(self, most: int, node: str = "") -> list[NodeEvent]:
         """The last ``most`` events, of ``node`` if it is named, in their order."""
-        all_of_them = itertools.chain(reversed(self._ring), reversed(self._restored))
-        wanted = (event for event in all_of_them if node in ("", event.node))
+        wanted = (event for event in reversed(self._kept) if node in ("", event.node))
         return list(itertools.islice(wanted, most))[::-1]
 
     def after(self, last_id: int = 0, node: str = "", most: int = MAX_EVENTS) -> list[NodeEvent]:
         """The first ``most`` that came after the one with this id, of ``node`` if it is named."""
         last_id = last_id if last_id <= self._last_id else 0
-        start = max(0, last_id - self._first_id + 1)
-        newer: Iterable[NodeEvent] = itertools.islice(self._ring, start, None)
-        if last_id < self._before_run:
-            newer = itertools.chain((event for event in self._restored if event.id > last_id), newer)
-        return list(itertools.islice((event for event in newer if node in ("", event.node)), most))
+        newer = list(itertools.takewhile(lambda event: event.id > last_id, reversed(self._kept)))
+        wanted = (event for event in reversed(newer) if node in ("", event.node))
+        return list(itertools.islice(wanted, most))
 
     def has_gap(self, last_id: int) -> bool:
         """Whether events between this one and the oldest kept one may be gone."""
-        if last_id >= self._before_run:
-            return not self._first_id - 1 <= last_id <= self._last_id
-        return all(event.id != last_id for event in self._restored)
-
-    @property
-    def _first_id(self) -> int:
-        return self._last_id - len(self._ring) + 1
+        if last_id > self._last_id or last_id < self._forgotten_id:
+            return True
+        return last_id < self._before_run and all(event.id != last_id for event in self._kept)

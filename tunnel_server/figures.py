@@ -27,6 +27,7 @@ def take_snapshot(
         audit_dropped=audit_dropped,
         log_lines_dropped=lines_dropped(),
         credit_granted_bytes=sum(link.credit_granted for link in links),
+        retained_bytes=sum(link.retained_bytes for link in links),
     )
 
 

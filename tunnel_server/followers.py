@@ -6,9 +6,11 @@ import trio
 
 from tunnel_core.counters import Counters
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.tally import Tally
 from tunnel_server.events import OF_SERVER, Events, Kind, NodeEvent
 
 MAX_FOLLOWERS = 64
+MAX_OF_USER = MAX_FOLLOWERS // 4
 
 
 class Followers:
@@ -18,7 +20,7 @@ class Followers:
         self.events = events
         self._counters = counters
         self._news = trio.Event()
-        self._waiting = 0
+        self._waiting: Tally[str] = Tally()
         for kind in Kind:  # shown as 0, so that the first of a kind is a rise
             if kind not in OF_SERVER:
                 counters.node_events[kind.value] = 0
@@ -30,17 +32,21 @@ class Followers:
         self._news.set()
         self._news = trio.Event()
 
-    async def wait_newer(self, last_id: int, node: str = "") -> None:
+    async def wait_newer(self, last_id: int, node: str = "", user: str = "") -> None:
         """Waits for an event above this id, of ``node`` if it is named. Raises ``Refused``.
 
-        At most ``MAX_FOLLOWERS`` wait at once, as each holds a connection that does nothing else.
+        At most ``MAX_FOLLOWERS`` wait at once, as each holds a connection that does nothing else. One user
+        has a quarter of these places.
         """
-        if self._waiting >= MAX_FOLLOWERS:
+        if self._waiting.total() >= MAX_FOLLOWERS:
             detail = f"{MAX_FOLLOWERS} already follow the events; ask without wait"
             raise Refused(Reason.TOO_MANY_CONNECTIONS, detail)
-        self._waiting += 1
+        if self._waiting[user] >= MAX_OF_USER:
+            detail = f"{user} already follows the events {MAX_OF_USER} times; end some, or ask without wait"
+            raise Refused(Reason.TOO_MANY_OF_USER, detail)
+        self._waiting.add(user)
         try:
             while not self.events.after(last_id, node, 1):
                 await self._news.wait()
         finally:
-            self._waiting -= 1
+            self._waiting.take(user)

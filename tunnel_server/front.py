@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import h11
@@ -25,11 +25,17 @@ from tunnel_server.entrances.api import ROOT, ApiEntrance
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.est import ENTRANCE as EST
 from tunnel_server.entrances.est import EstEntrance
+from tunnel_server.heads import refuse_cross_site
 from tunnel_server.listeners import Accepted
 from tunnel_server.opening import NotOpened
 from tunnel_server.policy import User, user_of, why_no_user
 from tunnel_server.records import Records
 from tunnel_server.standing import Standing
+from tunnel_server.user_connections import UserConnections
+
+STRANGER_IDLE_SECONDS = 5.0
+"""Between requests of a connection without a user's certificate. A client that wants a certificate sends its
+few requests one right after the other."""
 
 Identify: TypeAlias = Callable[[Accepted], User]
 """Says who is there, or raises ``Refused``."""
@@ -48,15 +54,26 @@ class Front:
     est: EstEntrance | None = None
     admin: AdminEntrance | None = None
     standing: Standing = field(default_factory=Standing)
+    users: UserConnections | None = None
+    """Bounds the connections of each user; None where the file's mode says who comes in."""
 
     async def serve(self, accepted: Accepted) -> None:
         """Serves one connection to its end."""
         user = self._who(accepted)
+        try:
+            await self._serve(accepted, user)
+        finally:
+            if self.users is not None and isinstance(user, User):
+                self.users.remove(user.name)
+
+    async def _serve(self, accepted: Accepted, user: User | Refused) -> None:
         entrance = self.entrance
 
         async def handle(http: HttpConnection, request: h11.Request) -> None:
             nonlocal entrance
             entrance = self.entrance
+            accepted.ticket.progressed()
+            refuse_cross_site(request)  # a browser shows its user's certificate for any page
             if self.est is not None and self.est.answers(request):
                 entrance = EST
                 await self.est.handle(http, request, accepted)
@@ -67,6 +84,8 @@ class Front:
             await self._dispatch(http, request, user, accepted.source)
 
         def note(refused: Refused) -> None:
+            if isinstance(user, Refused):
+                accepted.ticket.refused()
             if entrance == EST:
                 # Of a requester who has proven itself, the enrolment has written it down.
                 self.records.refused(EST, accepted.source, refused, in_audit=bool(refused.who))
@@ -75,7 +94,10 @@ class Front:
             elif not isinstance(refused, NotOpened):
                 self.records.request_refused(self.entrance, user.name, accepted.source, refused)
 
-        await serve_http(accepted.stream, handle, self.limits, on_refused=note, turns=accepted.turns)
+        limits = self.limits
+        if isinstance(user, Refused):
+            limits = replace(limits, idle_seconds=min(limits.idle_seconds, STRANGER_IDLE_SECONDS))
+        await serve_http(accepted.stream, handle, limits, on_refused=note, turns=accepted.turns)
 
     def _who(self, accepted: Accepted) -> User | Refused:
         """The refusal is kept for the answer to the first request: only that can be read by a person.
@@ -85,6 +107,8 @@ class Front:
         """
         try:
             user = self.identify(accepted)
+            if self.users is not None:
+                self.users.add(user.name)  # one too many stays among those that are not known
         except Refused as refused:
             return refused.with_traceback(None)
         accepted.ticket.authenticated()
@@ -99,7 +123,7 @@ class Front:
             await self.admin.handle(http, request, user)
         elif self.api is not None and request.target.startswith(ROOT.encode()):
             with self.standing.ending(user.proven):
-                await self.api.handle(http, request)
+                await self.api.handle(http, request, user.name)
         else:
             raise Refused(Reason.NOT_FOUND, self._what_there_is())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tunnel_core.lingering import linger
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import SocketTlsStream, TlsStream
+from tunnel_server.admission import Ticket
 from tunnel_server.listeners import Accepted, Handler, Reporter
 
 _BY_VERIFICATION = {10: Reason.CERTIFICATE_EXPIRED, 26: Reason.WRONG_ROLE}
@@ -24,6 +26,8 @@ _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
     """PEM files of a listener. ``trust_file`` holds the roots of those who may come in.
+
+    ``user_trust_file`` holds further roots, for a listener that lets users in.
 
     ``authority``, the folder of our own, if there is one, helps those who show their leaf without its
     chain, as clients of EST do: the answer to them is the leaf alone.
@@ -37,6 +41,7 @@ class TlsFiles:
     alpn: str = "http/1.1"
     requires_certificate: bool = False
     """Whether the handshake fails for a client without a certificate; else such a client gets a 401."""
+    user_trust_file: Path | None = None
 
 
 class TlsContexts:
@@ -65,6 +70,9 @@ def make_context(files: TlsFiles) -> ssl.SSLContext:
     ):
         context.load_cert_chain(certificate, key)
         context.load_verify_locations(trust)
+    if files.user_trust_file is not None:
+        with path_for_openssl(files.user_trust_file) as trust:
+            context.load_verify_locations(trust)
     if files.authority is not None and (intermediates := read_intermediates(files.authority)):
         context.load_verify_locations(cadata=intermediates.decode())
     # Optional, so that who shows none gets a 401 that says so instead of an alert that nobody reads.
@@ -88,21 +96,58 @@ def over_tls(
         assert isinstance(transport, SocketStream)
         stream = SocketTlsStream(transport, contexts.current, server_side=True)
         try:
-            await _shake_hands(stream, handshake_seconds, turns)
+            await _shake_hands(stream, handshake_seconds, Turns(turns, accepted.ticket))
         except Refused as refused:
             accepted.ticket.refused()
-            reporter.refused(entrance, accepted.source, refused)
+            if not (refused.reason is Reason.HANDSHAKE_FAILED and _has_left(stream)):
+                reporter.refused(entrance, accepted.source, refused)
             # Else the user gets "connection reset" in place of the alert "certificate expired". In TLS 1.3 a
             # client sends its request before it can receive the alert.
             await linger(transport, is_sending=True)
             await transport.aclose()
             return
+        accepted.ticket.progressed()
         await handler(replace(accepted, stream=stream, turns=turns))
 
     return handle
 
 
-async def _shake_hands(stream: TlsStream, seconds: float, turns: trio.Lock) -> None:
+class Turns:
+    """The turns of one connection, which does not give way while it waits for the processor and has it.
+
+    That holds for the two steps of a handshake. Bytes that come one by one make more, which do not count as
+    something shown.
+    """
+
+    def __init__(self, turns: trio.Lock, ticket: Ticket) -> None:
+        self._turns = turns
+        self._works = iter([ticket.at_work(), ticket.at_work()])
+        self._work: AbstractContextManager[None] = nullcontext()
+
+    async def __aenter__(self) -> None:
+        self._work = next(self._works, nullcontext())
+        self._work.__enter__()
+        try:
+            await self._turns.acquire()
+        except BaseException:
+            self._work.__exit__(None, None, None)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._turns.release()
+        self._work.__exit__(None, None, None)
+
+
+def _has_left(stream: TlsStream) -> bool:
+    """Whether the client closed the connection before it sent a byte.
+
+    No handshake failed then: the client only asked whether the port is open, as ``join``, ``check`` and load
+    balancers do, or another of its attempts was faster.
+    """
+    return stream.has_ended and not stream.has_received
+
+
+async def _shake_hands(stream: TlsStream, seconds: float, turns: Turns) -> None:
     try:
         with trio.fail_after(seconds):
             await stream.do_handshake(turns)

@@ -35,22 +35,34 @@ _HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# What services behind proxies believe about the user, in the spellings of the common proxies.
+# What services behind proxies believe about the user, in the spellings of the common proxies. `Proxy` becomes
+# HTTP_PROXY in a CGI environment, which programs take for their own proxy (httpoxy, CVE-2016-5385).
 _CLAIMS = frozenset(
     {
+        b"client-ip",
         b"forwarded",
+        b"proxy",
+        b"remote-addr",
         b"remote-email",
         b"remote-groups",
+        b"remote-host",
         b"remote-name",
         b"remote-user",
         b"true-client-ip",
         b"x-client-ip",
+        b"x-cluster-client-ip",
         b"x-real-ip",
     }
 )
 _CLAIM_PREFIXES = (b"x-forwarded-", b"x-remote-", b"x-auth-request-", b"x-webauth-", b"qanat-")
+# Names that have a meaning of their own in one spelling only.
+_FRAMING = frozenset({b"content-length", b"content-type", b"host"})
+_SEPARATOR = re.compile(rb"[^0-9a-z]")
+_FRAMES = frozenset({b"embed", b"fencedframe", b"frame", b"iframe", b"object"})
+"""Values of ``Sec-Fetch-Dest`` for a document inside another one."""
 # Points browsers at a port of ours that is not the service's.
 _ONLY_BACK = frozenset({b"alt-svc"})
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _COOKIE_DOMAIN = re.compile(rb";[ \t]*domain[ \t]*=[^;]*", re.IGNORECASE)
 _WEBSOCKET = b"websocket"
 
@@ -63,11 +75,7 @@ def request_forward(request: h11.Request, source: str) -> h11.Request:
     that only the edge knows.
     """
     upgrade = wants_websocket(request)
-    headers = [
-        (name, value)
-        for name, value in _end_to_end(request)
-        if name.lower() not in _CLAIMS and not name.lower().startswith(_CLAIM_PREFIXES)
-    ]
+    headers = [(name, value) for name, value in _end_to_end(request) if not _is_forgeable(name.lower())]
     headers += _framing(request)
     # One stream carries one request, so the target need not keep its connection.
     headers.append((b"Connection", b"Upgrade" if upgrade else b"close"))
@@ -75,6 +83,18 @@ def request_forward(request: h11.Request, source: str) -> h11.Request:
         headers.append((b"Upgrade", _WEBSOCKET))
     headers += _our_claims(request, source)
     return h11.Request(method=request.method, target=request.target, headers=headers)
+
+
+def _is_forgeable(name: bytes) -> bool:
+    """Whether a target may read this lower-case name as a claim about the user, or as framing.
+
+    CGI and WSGI replace each ``-`` of a name by ``_``, and some servers every character that is no letter or
+    digit. So ``X_Forwarded_For`` and ``X.Forwarded.For`` reach a program as ``X-Forwarded-For`` does.
+    """
+    meaning = _SEPARATOR.sub(b"-", name)
+    if meaning in _CLAIMS or meaning.startswith(_CLAIM_PREFIXES):
+        return True
+    return meaning != name and (meaning in _HOP_BY_HOP or meaning in _FRAMING)
 
 
 def _our_claims(request: h11.Request, source: str) -> RawHeaders:
@@ -96,9 +116,17 @@ def response_back(response: h11.Response) -> h11.Response:
     headers = [(name, value) for name, value in _end_to_end(response) if name.lower() not in _ONLY_BACK]
     if header_values(response, b"transfer-encoding"):
         headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
-    return h11.Response(
-        status_code=response.status_code, headers=[*map(_own_cookie, headers)], reason=response.reason
-    )
+    headers = [*map(_own_cookie, headers), (b"Content-Security-Policy", _frame_policy(response))]
+    return h11.Response(status_code=response.status_code, headers=headers, reason=response.reason)
+
+
+def _frame_policy(response: h11.Response) -> bytes:
+    """A policy beside those of the target: browsers enforce each. Only pages of the same origin may frame.
+
+    A browser that sees ``frame-ancestors`` ignores ``X-Frame-Options``, so its ``DENY`` is said again here.
+    """
+    is_denied = any(value.strip().lower() == b"deny" for value in header_values(response, b"x-frame-options"))
+    return b"frame-ancestors 'none'" if is_denied else b"frame-ancestors 'self'"
 
 
 def switch_back(response: h11.InformationalResponse) -> h11.InformationalResponse:
@@ -145,7 +173,7 @@ def wants_websocket(request: h11.Request) -> bool:
 def has_body(request: h11.Request) -> bool:
     """Whether the head announces a body."""
     lengths = header_values(request, b"content-length")
-    return bool(header_values(request, b"transfer-encoding")) or any(value != b"0" for value in lengths)
+    return bool(header_values(request, b"transfer-encoding")) or any(value.strip(b"0") for value in lengths)
 
 
 def host_of(request: h11.Request) -> str:
@@ -159,21 +187,39 @@ def check_web_request(request: h11.Request) -> None:
         raise Refused(Reason.METHOD_NOT_ALLOWED, f"{request.method.decode()} is not for the web entrance")
     if not request.target.startswith(b"/") and (request.method, request.target) != (b"OPTIONS", b"*"):
         raise Refused(Reason.BAD_REQUEST, "the request target is not a path; this is no forward proxy")
-    _refuse_cross_site(request)
+    if wants_websocket(request) and has_body(request):
+        # The bytes behind the head would be both the body and the first frames (RFC 6455, section 4.1).
+        raise Refused(
+            Reason.BAD_REQUEST, "a request for a WebSocket has no body, so it must not announce one"
+        )
+    refuse_cross_site(request)
 
 
-def _refuse_cross_site(request: h11.Request) -> None:
-    """Nobody logs in here yet, so any page that the user's browser shows could drive every device.
+def refuse_cross_site(request: h11.Request) -> None:
+    """Raise ``Refused`` if a page of another site caused this request.
 
-    Browsers say where a request comes from (Fetch Metadata, W3C): a link may lead here, a script or a
-    form of another site may not. WebSockets are free of the same-origin policy; their Origin decides.
+    The user's browser would lend such a page what the user may do. An ``Origin`` with the name of another
+    host refuses the request, whatever else the browser sends: it comes with every POST, script and WebSocket.
+    Fetch Metadata (W3C) covers requests without an ``Origin`` and those with ``Origin: null``, but browsers
+    send it only to https and to ``localhost``. A link may lead here. A script, a form or a frame of another
+    site may not.
     """
     site, mode = _last(request, b"sec-fetch-site"), _last(request, b"sec-fetch-mode")
-    followed_link = mode == b"navigate" and request.method in (b"GET", b"HEAD")
+    is_framed = _last(request, b"sec-fetch-dest") in _FRAMES
+    followed_link = mode == b"navigate" and request.method in (b"GET", b"HEAD") and not is_framed
     foreign = site in (b"cross-site", b"same-site") and not followed_link
-    if foreign or (wants_websocket(request) and not _same_origin(request)):
+    origins = [value.decode("latin-1").lower() for value in header_values(request, b"origin")]
+    if foreign or not all(_is_host(origin, host_of(request)) for origin in origins if origin != "null"):
         raise Refused(
             Reason.SOURCE_NOT_ALLOWED, "a page of another site asked for this; open it in its own tab instead"
+        )
+    # A form sends null if its page has "Referrer-Policy: no-referrer", and so does a sandboxed frame of
+    # another site. No page can set Sec-Fetch-Site, which is cross-site for the frame.
+    if "null" in origins and site != b"same-origin":
+        raise Refused(
+            Reason.SOURCE_NOT_ALLOWED,
+            "the browser hides which page asked for this (Origin: null), so it may be a page of another site;"
+            " open it in its own tab, by https or at localhost",
         )
 
 
@@ -181,15 +227,21 @@ def _last(request: h11.Request, name: bytes) -> bytes:
     return b"".join(header_values(request, name)[-1:]).strip().lower()
 
 
-def _same_origin(request: h11.Request) -> bool:
-    """Whether ``Origin`` is missing (no browser sent it) or has the host of the request."""
-    origins = header_values(request, b"origin")
-    if not origins:
-        return True
+def _is_host(origin: str, host: str) -> bool:
+    """Whether ``origin``, in lower case, names ``host``, the ``Host`` of the request.
+
+    The scheme does not count, because a proxy in front may have ended TLS. Neither does its default port,
+    which browsers leave out and such a proxy may add.
+    """
     try:
-        return [urlsplit(origins[0].decode("latin-1")).netloc.lower()] == [host_of(request).lower()]
+        parts = urlsplit(origin)
     except ValueError:
         return False
+    port = _DEFAULT_PORTS.get(parts.scheme)
+    if port is None:
+        return False
+    name = parts.netloc.removesuffix(port)
+    return name != "" and name == host.lower().removesuffix(port)
 
 
 def wants_html(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -25,6 +25,7 @@ from tunnel_core.humanize import as_moment
 from tunnel_core.reasons import Reason
 from tunnel_server.config import ServerConfig
 from tunnel_server.events import MAX_EVENTS, Events, Kind, NodeEvent
+from tunnel_server.node_budgets import AUDIT_LINES, AUDIT_SECONDS, WriteBudget
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import AuditLine
@@ -79,6 +80,7 @@ class EventKeeper:
         self._events = events
         self._refusals = refusals
         self._store = store
+        self._audit_lines = WriteBudget(AUDIT_LINES, AUDIT_SECONDS)
         self._last = events.last_id
         self._see_at = trio.current_time() + SEE_EVERY_SECONDS
 
@@ -110,7 +112,12 @@ class EventKeeper:
             self._last = found[-1].id
             for event in found:
                 if event.kind in _AUDITED:
-                    self._store.note_nowait(_line(event))
+                    self._audit(event)
+
+    def _audit(self, event: NodeEvent) -> None:
+        left_out = self._audit_lines.note(event.node, event.kind.value, trio.current_time())
+        if left_out is not None:
+            self._store.note_nowait(_line(event, left_out))
 
 
 async def _restore(store: Store, nodes: Nodes) -> None:
@@ -151,8 +158,8 @@ async def _newest(store: Store) -> list[NodeEvent]:
     return found[-MAX_EVENTS:]
 
 
-def _line(event: NodeEvent) -> AuditLine:
+def _line(event: NodeEvent, left_out: int) -> AuditLine:
     reason = event.reason.word if event.reason else ""
-    return AuditLine(
-        AuditKind.TAKEOVER, node=event.node, reason=reason, detail=f"{event.kind.value}: {event.detail}"
-    )
+    more = f"; {left_out} more lines like this were left out before" if left_out else ""
+    detail = f"{event.kind.value}: {event.detail}{more}"
+    return AuditLine(AuditKind.TAKEOVER, node=event.node, reason=reason, detail=detail)

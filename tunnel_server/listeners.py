@@ -37,6 +37,8 @@ _PAUSE_SECONDS = 0.1
 _SAY_AGAIN_SECONDS = 1.0
 TURN_SECONDS = 5.0
 """How long a connection waits for its turn: half of what clients wait for a handshake."""
+_ROOM_SECONDS = 0.1
+"""How often room is made while a connection waits."""
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 
@@ -97,6 +99,7 @@ class Listener:
         self._unlink: Callable[[], None] = lambda: None
         self._said_at = -float("inf")
         self._exhausted = False
+        self._makes_room = False
 
     async def serve(
         self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -159,9 +162,21 @@ class Listener:
         except Refused as refused:
             self._refuse(stream, text or f"uid {uid}", refused, connections)
             return
+        if ticket.waits and not self._makes_room:
+            self._makes_room = True
+            connections.start_soon(self._make_room)
         connections.start_soon(
             self._serve_one, stream, Accepted(stream, text, ticket, uid), handler, connections
         )
+
+    async def _make_room(self) -> None:
+        """Ends when no connection waits any more; each waits for ``TURN_SECONDS`` at most."""
+        try:
+            while self._admission.has_waiting:
+                self._admission.make_room()
+                await trio.sleep(_ROOM_SECONDS)
+        finally:
+            self._makes_room = False
 
     def _refuse(self, stream: SocketStream, source: str, refused: Refused, connections: trio.Nursery) -> None:
         self._reporter.refused(self.entrance, source, refused)
@@ -191,12 +206,15 @@ class Listener:
     async def _serve_one(
         self, stream: SocketStream, accepted: Accepted, handler: Handler, connections: trio.Nursery
     ) -> None:
-        late = await _wait_turn(accepted.ticket) if accepted.ticket.waits else None
+        late = await _wait_turn(accepted.ticket) if accepted.ticket.waits else accepted.ticket.evicted
         if late is not None:
+            accepted.ticket.release()
             self._refuse(stream, accepted.source, late, connections)
             return
         try:
-            await handler(accepted)
+            with trio.CancelScope() as scope:
+                accepted.ticket.on_evicted = scope.cancel
+                await handler(accepted)
         except OSError as error:
             _log.debug("%s lost a connection: %s", self.entrance, error)
         except Exception:
@@ -205,16 +223,18 @@ class Listener:
             accepted.ticket.release()
             # Whatever the handler finished has been closed by it; the rest must look cut off.
             stream.abort()
+        if accepted.ticket.evicted is not None:
+            self._reporter.refused(self.entrance, accepted.source, accepted.ticket.evicted)
 
 
 async def _wait_turn(ticket: Ticket) -> Refused | None:
     """Return the refusal if the turn did not come. Then, and when cancelled, the ticket is released."""
     turn = trio.Event()
-    ticket.on_turn = turn.set
+    ticket.on_turn = ticket.on_evicted = turn.set
     try:
         with trio.move_on_after(TURN_SECONDS):
             await turn.wait()
-        return ticket.refusal() if ticket.waits else None
+        return ticket.refusal() if ticket.waits else ticket.evicted
     finally:
         if ticket.waits:
             ticket.release()

@@ -20,6 +20,7 @@ from tunnel_core.states import GONE, Loss, StateCategory
 from tunnel_core.steps import AttachRejected
 from tunnel_server.duplicates import RETRY_SECONDS, Duplicates
 from tunnel_server.events import Events, Kind
+from tunnel_server.node_budgets import AttachBudget, WriteBudget
 
 if TYPE_CHECKING:
     from tunnel_core.frames import Hello
@@ -74,7 +75,10 @@ class Nodes:
         self.events = Events(wall)
         self.is_revoked: Callable[[str], bool] = lambda name: False
         """Whether no certificate of this node is let in, because its name was revoked."""
+        self.writes = WriteBudget()
+        """What each node may cause to be written: its events, and lines of the log."""
         self._most_gone = most_gone
+        self._attaches = AttachBudget()
         self._duplicates = Duplicates()
         self._monotonic = monotonic
         self._wall = wall
@@ -97,8 +101,21 @@ class Nodes:
         self._attached[name] = node
         if old is not None:
             self._end_old(old, link)
-        self.events.add(Kind.ATTACHED, name, link.session_id, detail=f"from {link.peer_address}")
+        self._tell(Kind.ATTACHED, name, link.session_id, detail=f"from {link.peer_address}")
         return node
+
+    def _tell(
+        self, kind: Kind, name: str, session_id: str, reason: Reason | None = None, detail: str = ""
+    ) -> None:
+        """Add an event of a node, unless the node has used up its budget for this kind."""
+        left_out = self.writes.note(name, kind.value, self._monotonic())
+        if left_out is not None:
+            more = f"; {left_out} more of this kind were left out before" if left_out else ""
+            self.events.add(kind, name, session_id, reason, detail + more)
+
+    def spend_attach(self, name: str, *, resumes: bool) -> None:
+        """Count an attach of ``name``. Raises ``AttachRejected`` if there were too many lately."""
+        self._attaches.spend(name, self._monotonic(), resumes=resumes)
 
     def check_duplicate(self, name: str, hello: Hello) -> None:
         """Raises ``AttachRejected`` if two agents take this node from each other; the one here stays.
@@ -114,7 +131,8 @@ class Nodes:
         if not alive or not self._duplicates.refuses(name, hello.instance, now, other_boot=other_boot):
             return
         detail = _why_duplicate(name, link.peer_address, other_boot=other_boot)
-        self.events.add(Kind.DUPLICATE, name, link.session_id, Reason.DUPLICATE_NODE, detail)
+        if self._duplicates.is_news(name, now):
+            self._tell(Kind.DUPLICATE, name, link.session_id, Reason.DUPLICATE_NODE, detail)
         raise AttachRejected(Rejected(Reason.DUPLICATE_NODE, detail, int(RETRY_SECONDS * 1000)))
 
     def is_duplicate(self, node: Node) -> bool:
@@ -123,14 +141,14 @@ class Nodes:
 
     def note_lost(self, link: Link, loss: Loss) -> None:
         """The link has no carrier any more, and its grace began."""
-        self.events.add(Kind.LOST, link.node, link.session_id, loss.reason, loss.detail)
+        self._tell(Kind.LOST, link.node, link.session_id, loss.reason, loss.detail)
         node = self._attached.get(link.node)
         if node is not None and node.link is link:
             self._see_last(node, loss.reason, loss.detail)
 
     def note_resumed(self, link: Link) -> None:
         """The session goes on over a new carrier."""
-        self.events.add(Kind.RESUMED, link.node, link.session_id, detail=f"from {link.peer_address}")
+        self._tell(Kind.RESUMED, link.node, link.session_id, detail=f"from {link.peer_address}")
         node = self._attached.get(link.node)
         if node is not None and node.link is link:
             node.address, node.since = link.peer_address, self._wall()
@@ -197,7 +215,7 @@ class Nodes:
         if link.boot != new_link.boot:
             self._duplicates.note_takeover(old.name, self._monotonic())
         reason, detail = _why_replaced(link, new_link)
-        self.events.add(Kind.TAKEN_OVER, old.name, link.session_id, reason, detail)
+        self._tell(Kind.TAKEN_OVER, old.name, link.session_id, reason, detail)
         link.end(reason, detail)
 
     def detach(self, link: Link, reason: Reason, detail: str = "") -> None:
@@ -213,7 +231,7 @@ class Nodes:
         del self._attached[node.name]
         self._gone[node.name] = node
         kind = Kind.EXPIRED if reason is Reason.GRACE_EXPIRED else Kind.ENDED
-        self.events.add(kind, node.name, link.session_id, reason, detail)
+        self._tell(kind, node.name, link.session_id, reason, detail)
         self._forget_old()
 
     def _forget_old(self) -> None:
@@ -231,6 +249,11 @@ class Nodes:
     def is_attached(self, name: str) -> bool:
         """Whether the node of this full name has a session, be it in grace."""
         return name in self._attached
+
+    @property
+    def count(self) -> int:
+        """Every known node, those that are gone included."""
+        return len(self._attached) + len(self._gone)
 
     @property
     def attached_count(self) -> int:

@@ -37,12 +37,22 @@ class NotOpened(Refused):
 
 
 class Opener:
-    """Opens streams for all entrances. ``standing`` ends those whose user has to go."""
+    """Opens streams for all entrances. ``standing`` ends those whose user has to go.
+
+    ``half_closed_seconds``: as ``relay`` takes it.
+    """
 
     def __init__(
-        self, nodes: Nodes, records: Records, *, trust_domain: str, standing: Standing | None = None
+        self,
+        nodes: Nodes,
+        records: Records,
+        *,
+        trust_domain: str,
+        standing: Standing | None = None,
+        half_closed_seconds: float | None = None,
     ) -> None:
         self._standing = standing or Standing()
+        self.half_closed_seconds = half_closed_seconds
         self.nodes = nodes
         self.records = records
         self.trust_domain = trust_domain
@@ -116,7 +126,12 @@ class Passage:
 
     async def relay(self, user: trio.abc.Stream) -> None:
         """Joins the user's side and the stream until both have ended. Raises nothing of its own."""
-        result = await relay(user, self.stream, on_first_byte=self.first_byte)
+        result = await relay(
+            user,
+            self.stream,
+            half_closed_seconds=self._opener.half_closed_seconds,
+            on_first_byte=self.first_byte,
+        )
         self.end(result.reason, result.detail)
 
     def first_byte(self) -> None:

@@ -43,6 +43,8 @@ class Looked:
 
     seconds: float
     renewed: Certified | None = None
+    previous: str = ""
+    """The serial of the certificate that is replaced."""
 
 
 def look(config: ServerConfig, now: datetime) -> Looked:
@@ -65,7 +67,7 @@ def look(config: ServerConfig, now: datetime) -> Looked:
                 "the issuing certificate ends as soon: `qanat-server ca rotate issuing` is due"
             )
         renewed = authority.reissue(chain, days=days, now=now)
-        return Looked(_between(days * _SECONDS_OF_A_DAY * _RENEWED_AT), renewed)
+        return Looked(_between(days * _SECONDS_OF_A_DAY * _RENEWED_AT), renewed, said.serial)
     except FileNotFoundError:
         return Looked(_MOST_SECONDS)  # there is no authority here
     except (OSError, ValueError, KeyFileError) as error:
@@ -105,14 +107,15 @@ class OwnCertificate:
             async with self._changing:
                 looked = await trio.to_thread.run_sync(look, self._config, self._wall())
                 if looked.renewed is not None:
-                    await self._take(looked.renewed)
+                    await self._take(looked.renewed, looked.previous)
             return looked.seconds
         except (AuthorityError, OSError, Refused) as error:
             _log.error("the server's certificate could not be renewed: %s", error)
             return self._patience()
 
-    async def _take(self, renewed: Certified) -> None:
-        new = NewCertificate(renewed.facts, renewed.root_pin, Origin.RENEWED, by="server")
+    async def _take(self, renewed: Certified, previous: str) -> None:
+        origin = Origin.RENEWED
+        new = NewCertificate(renewed.facts, renewed.root_pin, origin, previous=previous, by="server")
         await self._store.record(new)
         await trio.to_thread.run_sync(partial(_write, self._config, renewed.chain_pem))
         log_event(_log, logging.INFO, "renewed the server's certificate", serial=renewed.facts.serial)

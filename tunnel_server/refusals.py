@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from certs.x509 import IdentityError
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.admission import source_of
+from tunnel_core.sources import source_of
 from tunnel_server.store.audit import AuditLine, Kind
 
 WINDOW_SECONDS = 60.0

@@ -137,9 +137,13 @@ class Standing:
         self._look([entry for entry in self._entries if entry.proven.issuer_key in issuer_keys])
 
     def _revoked_now(self, revocation: Revocation) -> None:
-        subject = revocation.subject
+        subjects = revocation.subjects
         self._look(
-            [entry for entry in self._entries if subject in (entry.proven.serial, entry.proven.identity.name)]
+            [
+                entry
+                for entry in self._entries
+                if entry.proven.serial in subjects or entry.proven.identity.name in subjects
+            ]
         )
 
     async def watch(self) -> None:

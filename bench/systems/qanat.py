@@ -117,6 +117,7 @@ def serving(
         f'[https]\nlisten = ["127.0.0.1:{https}"]',
         f'[web]\nlisten = ["127.0.0.1:{web}"]',
         f'[ops]\nlisten = "127.0.0.1:{ops}"',
+        "[session]\nmax_streams_per_user = 1024",  # the load is one user
     ]
     for role, port in ports.items():
         target = f"127.0.0.1:{targets[role]}"

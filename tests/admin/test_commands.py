@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from certs.x509 import describe, is_signed_by
 from tests.server.programs import SERVER
 from tests.server.test_init import Result, run
 from tunnel_server.commands.durations import parse_seconds
+from tunnel_server.store.database import open_database, open_reader
 from tunnel_server.store.lock import hold_store
 
 
@@ -400,7 +403,17 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
-def test_what_root_makes_for_the_servers_user_belongs_to_that_user(command: Command) -> None:
+def test_what_root_makes_for_the_servers_user_belongs_to_that_user() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # the folder of the tests is root's alone
+        Path(folder).chmod(0o755)
+        assert run("init", "--name", "localhost", "--data-dir", Path(folder) / "d").exit_code == 0
+        make_for_another_user(Command(Path(folder) / "d"))
+        Path(folder).chmod(0o700)
+        refused = Command(Path(folder) / "d")("token", "list", code=1)
+        assert "let that user enter the folder (chmod u+x)" in refused.stderr
+
+
+def make_for_another_user(command: Command) -> None:
     (command.folder / "store.db").unlink()
     for path in (command.folder, *command.folder.rglob("*")):
         os.chown(path, 4711, 4712)
@@ -411,3 +424,50 @@ def test_what_root_makes_for_the_servers_user_belongs_to_that_user(command: Comm
     assert strangers == []
     made = {"store.db", "store.lock", "audit.jsonl", "state.json", "2"}
     assert made <= {path.name for path in command.folder.rglob("*")}
+
+
+def renew_in_the_store(command: Command, serial: str, name: str) -> None:
+    """Record a renewal of ``serial``, as the server does."""
+    with contextlib.closing(open_database(command.folder / "store.db")) as connection:
+        connection.execute(
+            "INSERT INTO certificates SELECT ?, role, name, key_sha256, root_pin, begins_at, ends_at,"
+            " issued_at, 'renewed', '', NULL, serial, renewal_seconds FROM certificates WHERE serial = ?",
+            (name, serial),
+        )
+
+
+def test_a_revoked_certificate_shows_and_takes_what_was_renewed_from_it(
+    command: Command, tmp_path: Path
+) -> None:
+    command("issue", "user", "kim", "--days", "1", "--out", tmp_path / "kim.pem")
+    serial = describe(read_bundle(tmp_path / "kim.pem").chain_pem).serial
+    renew_in_the_store(command, serial, "beef")
+    assert serial in command("cert", "list", "--user", "kim", "--wide").stdout.splitlines()[-1]
+    asked = command("cert", "revoke", serial, code=2)
+    assert "  1 certificate: beef until " in asked.stderr
+    assert ", renewed from it\n" in asked.stderr
+    assert "and 1 certificate renewed from it." in command("cert", "revoke", serial, "--yes").stdout
+    states = [line.split()[2] for line in command("cert", "list", "--user", "kim").stdout.splitlines()[1:]]
+    assert states == ["revoked", "revoked"]
+    back = command.json("cert", "unrevoke", serial, "--yes")
+    assert back["along"] == ["beef"]
+
+
+def test_what_is_issued_says_how_long_its_renewals_may_hold(command: Command, tmp_path: Path) -> None:
+    command("issue", "user", "short", "--days", "1", "--out", tmp_path / "a.pem")
+    command("issue", "node", "free", "--days", "1", "--renewable", "--out", tmp_path / "b.pem")
+    with contextlib.closing(open_reader(command.folder / "store.db")) as reader:
+        rows = reader.execute("SELECT name, renewal_seconds FROM certificates WHERE name <> 'operator'")
+        assert {row["name"]: row["renewal_seconds"] for row in rows if row["name"] in ("short", "free")} == {
+            "short": 86400.0,
+            "free": None,
+        }
+
+
+def test_a_token_whose_node_is_revoked_is_revoked_and_can_be_revoked_for_good(command: Command) -> None:
+    token = command.json("token", "create", "--node", "shop-7")["id"]
+    command("node", "revoke", "shop-7", "--force", "--yes")
+    assert command("token", "list").stdout.splitlines()[1].split()[1] == "revoked"
+    assert f"Revoked token {token}." in command("token", "revoke", str(token), "--yes").stdout
+    command("node", "unrevoke", "shop-7", "--yes")
+    assert command("token", "list").stdout.splitlines()[1].split()[1] == "revoked"

@@ -68,7 +68,7 @@ def test_times_have_their_zone(command: Command, monkeypatch: pytest.MonkeyPatch
     for line in command("audit").stdout.splitlines()[1:]:
         assert line[10] == " " and line[19] == "Z"
     wide = command("cert", "list", "--wide").stdout.splitlines()
-    assert wide[0].split()[-3:] == ["ENDS", "ISSUED", "ORIGIN"]
+    assert wide[0].split()[-5:] == ["ENDS", "ISSUED", "ORIGIN", "RENEWED", "FROM"]
     assert all(line.count("Z") >= 2 for line in wide[1:])
     assert all("Z" in line for line in command("token", "list").stdout.splitlines()[1:])
 

@@ -29,7 +29,7 @@ class FakeLink:
     session_id = "0badcafe"
     software = "qanat-server/test"
     round_trip_seconds: float | None = 0.05
-    bytes_in = bytes_out = credit_granted = 0
+    bytes_in = bytes_out = credit_granted = retained_bytes = 0
     state = LinkState.ATTACHED
     lost: Loss | None = None
     welcome = memory_link.welcome(Limits())

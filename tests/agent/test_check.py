@@ -161,6 +161,23 @@ REJECTIONS = {
 }
 
 
+async def test_who_comes_too_early_for_the_budget_of_the_node_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnel_agent.connect._PROBE_PAUSE_SECONDS", 0.01)
+    early = Rejected(Reason.TOO_MANY_ATTACHES, "it may again in 5 s", 5000)
+    answers: list[Rejected | Welcome] = [early, early, welcome(Limits())]
+    async with open_site() as site, trio.open_nursery() as nursery:
+        nursery.start_soon(answer_attaches, site._accepted.receive, lambda _: answers.pop(0), [])
+        findings = await probe(installation_in(tmp_path, site.address), site.bridge)
+        assert findings[-1].verdict is Verdict.PASS
+        monkeypatch.setattr("tunnel_agent.connect._PROBE_SECONDS", 0)
+        answers.append(early)
+        failed = (await probe(installation_in(tmp_path, site.address), site.bridge))[-1]
+        assert "does another program use this bundle" in failed.fix
+        nursery.cancel_scope.cancel()
+
+
 async def test_each_rejection_has_its_own_cure(tmp_path: Path) -> None:
     reasons = list(REJECTIONS)
 

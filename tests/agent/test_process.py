@@ -49,7 +49,9 @@ class Rig:
         """A page of the ops listener, head and all."""
         host, _, port = self.ops.rpartition(":")
         async with await trio.open_tcp_stream(host, int(port)) as stream:
-            await stream.send_all(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+            await stream.send_all(
+                f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()
+            )
             return b"".join([piece async for piece in stream])
 
     async def wait_draining(self) -> None:

@@ -126,6 +126,17 @@ async def test_a_refusal_reaches_the_user_with_its_sentence(target: str, reason:
         assert rig.counters.refusals["connect", reason.word] == 1
 
 
+async def test_refusals_under_made_up_names_make_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as rig:
+        for number in range(100):
+            stream = rig.open("10.0.0.5:22", entrance=f"made-up-{number}")
+            with pytest.raises(Refused):
+                await stream.wait_opened()
+            await stream.aclose()
+        assert rig.counters.refusals["other", "target_not_allowed"] == 100
+    assert caplog.messages.count("stream refused") == 1
+
+
 async def test_the_built_in_service_is_answered_without_a_dial() -> None:
     async with serving() as rig:
         stream = rig.open("status", entrance="web")

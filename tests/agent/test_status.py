@@ -47,6 +47,7 @@ class FakeLink:
     bytes_out: int = 20
     streams: Mapping[int, OpenStream] = field(default_factory=dict)
     credit_granted: int = 0
+    retained_bytes: int = 0
     mux_streams: tuple[MuxStream, ...] = ()
 
     def drain(self, deadline_seconds: float) -> None:

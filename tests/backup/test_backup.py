@@ -16,7 +16,7 @@ import trio
 from certs.authority_folder import load_authority
 from certs.bundle import read_bundle
 from tests.admin.test_commands import Command
-from tests.server.test_init import run
+from tests.server.test_init import Result, run
 from tests.store.test_crash import kept as kept_revocations
 from tests.store.test_crash import writing
 from tests.store.writing import AT_ONCE
@@ -33,6 +33,12 @@ def command(tmp_path: Path) -> Command:
     made = Command(tmp_path / "d")
     made.config = tmp_path / "etc" / "server.toml"
     return made
+
+
+def restore(folder: Path, *options: str) -> Result:
+    """Restore ``b.tar``, with the places of the tests allowed."""
+    allowed = (option for name in ("d", "etc", "s") for option in ("--place", folder / name))
+    return run("restore", *allowed, *options, folder / "b.tar")
 
 
 def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -58,7 +64,7 @@ def test_a_server_is_made_again_on_an_empty_machine(command: Command, tmp_path: 
 
     shutil.rmtree(tmp_path / "d")
     shutil.rmtree(tmp_path / "etc")
-    result = run("restore", tmp_path / "b.tar")
+    result = restore(tmp_path)
     assert result.exit_code == 0, result.output + result.stderr
     assert "1 token that was open then is revoked: make a new one" in result.stdout
     assert "NEWER" not in result.stdout
@@ -86,18 +92,18 @@ def test_revocations_newer_than_the_backup_are_told(command: Command, tmp_path: 
         "qanat-server cert revoke abcd --force --yes",
     ]
     before = everything(tmp_path)
-    refused = run("restore", tmp_path / "b.tar")
+    refused = restore(tmp_path)
     assert refused.exit_code == 2
     assert f"because these exist: {command.folder / 'audit.jsonl'}, {command.folder / 'ca'}" in refused.stderr
     assert everything(tmp_path) == before
-    forced = run("restore", "--force", tmp_path / "b.tar")
+    forced = restore(tmp_path, "--force")
     assert forced.exit_code == 0, forced.stderr
     for said in (refused.stderr, forced.stdout):
         assert [line.strip() for line in said.splitlines() if " revoke " in line] == lost
     assert "shop-7" not in command("audit", "--kind", "revoked").stdout
     (kept,) = command.folder.glob("before-restore-*")
     assert {"ca", "store.db", "server.pem", "server.toml"} <= {path.name for path in kept.iterdir()}
-    again = run("restore", "--force", "--json", tmp_path / "b.tar")
+    again = restore(tmp_path, "--force", "--json")
     assert json.loads(again.stdout)["lost_revocations"] == []
 
 
@@ -110,7 +116,7 @@ def test_it_is_taken_while_others_write_and_holds_a_moment(command: Command, tmp
         process.kill()
     shutil.rmtree(command.folder)
     command.config.unlink()
-    assert run("restore", tmp_path / "b.tar").exit_code == 0
+    assert restore(tmp_path).exit_code == 0
     numbers = kept_revocations(command.folder)
     assert {int(line.split()[1]) for line in said} <= numbers
     assert len(numbers) >= 200 > AT_ONCE
@@ -129,7 +135,7 @@ def test_it_replaces_nothing_and_leaves_nothing_behind(command: Command, tmp_pat
 def test_not_while_a_server_runs(command: Command, tmp_path: Path) -> None:
     command("backup", tmp_path / "b.tar")
     with hold_store(command.folder):
-        said = run("restore", "--force", tmp_path / "b.tar")
+        said = restore(tmp_path, "--force")
     assert said.exit_code == 1
     assert "stop it first" in said.stderr
 
@@ -159,7 +165,12 @@ def in_manifest(**changes: object) -> Callable[[str, bytes], bytes]:
         (in_manifest(version=2), "newer version"),
         (in_manifest(data_dir="relative"), "a place that cannot be"),
         (in_manifest(data_dir="/var/../etc"), "a place that cannot be"),
-        (in_manifest(members=[{"path": "/x", "mode": 1, "sha256": ""}] * 99), "is damaged"),
+        (in_manifest(members=[{"path": "/x", "mode": 1, "sha256": ""}] * 99), "names a place twice"),
+        (in_manifest(members=[{"path": f"/x{end}", "mode": 1, "sha256": ""} for end in ("", "/y")]), "twice"),
+        (in_manifest(config_file="/etc//shadow"), "a place that cannot be"),
+        (in_manifest(config_file="/etc/\x1b[2K"), "a place that cannot be"),
+        (in_manifest(made="now\n/etc/shadow"), "does not say when it was made"),
+        (lambda name, content: content[:0] if name == "manifest.json" else content, "that can be read"),
         (in_manifest(members=7), "is no backup that can be read"),
         (lambda name, content: b"{", "is no backup that can be read"),
     ],
@@ -170,7 +181,7 @@ def test_a_damaged_backup_changes_nothing(
     command("backup", tmp_path / "b.tar")
     change(tmp_path / "b.tar", alter)
     before = everything(tmp_path)
-    said = run("restore", "--force", tmp_path / "b.tar")
+    said = restore(tmp_path, "--force")
     assert said.exit_code == 2
     assert sentence in said.stderr
     assert everything(tmp_path) == before
@@ -181,7 +192,7 @@ def test_a_backup_that_was_cut_off_changes_nothing(command: Command, tmp_path: P
     command("backup", tmp_path / "b.tar")
     (tmp_path / "b.tar").write_bytes((tmp_path / "b.tar").read_bytes()[:cut])
     before = everything(tmp_path)
-    said = run("restore", "--force", tmp_path / "b.tar")
+    said = restore(tmp_path, "--force")
     assert said.exit_code == 2
     assert everything(tmp_path) == before
 
@@ -206,7 +217,7 @@ async def test_a_backup_of_a_running_server_makes_another_that_agents_know(tmp_p
             code, said = await qanat_server(site, "backup", str(tmp_path / "b.tar"))
             assert code == 0, said
         shutil.rmtree(site.folder)
-        assert run("restore", tmp_path / "b.tar").exit_code == 0
+        assert restore(tmp_path).exit_code == 0
         async with site.server() as server, site.agent("localhost:1"):
             await server.line("node edge1 attached")
             assert "shop-7" in (await qanat_server(site, "audit"))[1]

@@ -14,7 +14,7 @@ import trio.testing
 from tests.client.server import fake_server, fake_unix_server
 from tests.fakes.pki import authority, expired_leaf, server_context, server_leaf, write_user_bundle
 from tunnel_client.access import find_access
-from tunnel_client.api import ask
+from tunnel_client.api import ask, ask_nodes
 from tunnel_client.dial import Dialer, ServerUnreachable, UnixDialer
 from tunnel_core.command_line import printable
 from tunnel_core.identity import Role
@@ -193,3 +193,28 @@ async def test_a_server_that_goes_silent_does_not_hold_us(
 
 def test_what_others_wrote_cannot_command_a_terminal() -> None:
     assert printable("edge\x1b[2J\n1\u202e é") == "edge?[2J?1? é"
+
+
+async def test_all_nodes_are_collected_from_the_pages_of_a_server(tmp_path: Path) -> None:
+    async with fake_server(tmp_path) as server:
+        dialer = dialer_to(tmp_path, server.address)
+        server.pages["nodes?limit=1000"] = {"nodes": [{"name": "a"}, {"name": "b"}], "next": "7:b"}
+        server.pages["nodes?limit=1000&after=7%3Ab"] = {"nodes": [{"name": "c"}], "next": "7:c"}
+        server.pages["nodes?limit=1000&after=7%3Ac"] = {"nodes": [{"name": "d"}]}
+        assert await ask_nodes(dialer) == {"nodes": [{"name": name} for name in "abcd"]}
+
+
+async def test_an_older_server_answers_with_all_nodes_at_once(tmp_path: Path) -> None:
+    async with fake_server(tmp_path) as server:
+        server.pages["nodes"] = {"nodes": [{"name": "a"}], "more": 1}
+        assert await ask_nodes(dialer_to(tmp_path, server.address)) == {"nodes": [{"name": "a"}], "more": 1}
+
+
+async def test_a_server_that_never_comes_to_an_end_is_left(tmp_path: Path) -> None:
+    async with fake_server(tmp_path) as server:
+        server.pages["nodes?limit=1000"] = server.pages["nodes?limit=1000&after=1"] = {
+            "nodes": [{"name": "a"}],
+            "next": "1",
+        }
+        with trio.fail_after(10):
+            assert len((await ask_nodes(dialer_to(tmp_path, server.address)))["nodes"]) == 2

@@ -46,6 +46,24 @@ async def test_pipes_keep_trios_contract() -> None:
     await trio.testing.check_half_closeable_stream(make, make_clogged)
 
 
+async def test_a_reader_that_left_is_noticed_behind_the_end_of_the_input() -> None:
+    """As ``qanat connect`` stays when ssh is gone and the target is silent."""
+    user, ours = pipe_pair()
+    async with ours:
+        await user.aclose()
+        assert await ours.receive_some() == b""
+        with pytest.raises(trio.BrokenResourceError):
+            ours.check_peer()
+
+
+async def test_a_reader_that_waits_is_not_disturbed() -> None:
+    user, ours = pipe_pair()
+    async with user, ours:
+        ours.check_peer()
+        await ours.send_eof()
+        ours.check_peer()
+
+
 async def test_regular_files_are_read_and_written_whole(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(BINARY)
     reading = os.open(tmp_path / "in", os.O_RDONLY)

@@ -40,10 +40,9 @@ class Answers:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
         self.left = list(answers)
         self.asked_at: list[float] = []
-        monkeypatch.setattr(watching, "ask", self)
+        monkeypatch.setattr(watching, "ask_nodes", self)
 
-    async def __call__(self, _: object, page: str) -> Any:
-        assert page == "nodes"
+    async def __call__(self, _: object) -> Any:
         self.asked_at.append(trio.current_time())
         answer = self.left.pop(0) if self.left else Refused(Reason.UNAUTHENTICATED, "that is all")
         if isinstance(answer, Exception):

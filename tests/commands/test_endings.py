@@ -19,7 +19,16 @@ import click
 import pytest
 
 from tests.commands.forking import DAMAGES
-from tests.commands.walk import COMMANDS, GROUPS, Walker, descriptor_faults, file_faults, of, walk_all
+from tests.commands.walk import (
+    COMMANDS,
+    GROUPS,
+    Walker,
+    descriptor_faults,
+    file_faults,
+    installed,
+    of,
+    walk_all,
+)
 from tests.fakes.pki import write_user_bundle
 
 ODD = "\udcff"
@@ -28,10 +37,8 @@ ODD = "\udcff"
 
 @pytest.fixture(scope="module")
 def walker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walker]:
-    walker = Walker(tmp_path_factory.mktemp("walk"))
-    walker.install()
-    yield walker
-    walker.close()
+    with installed(tmp_path_factory.mktemp("walk")) as walker:
+        yield walker
 
 
 def test_all_commands_are_found() -> None:

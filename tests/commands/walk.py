@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ SPECIAL = {
     ("demo",): ["--target", "no target"],  # else it would run on
     ("init",): ["--name", "localhost", "--data-dir", "{folder}"],
     ("backup",): ["{folder}/new.tar", "--config", "{folder}/server.toml"],
-    ("restore",): ["{folder}/backup.tar", "--force"],
+    ("restore",): ["{folder}/backup.tar", "--force", "--place", "{folder}"],
     ("token", "create"): ["--node", "edge1", "--config", "{folder}/server.toml"],
 }
 """Arguments of commands that need others than their parameters tell."""
@@ -163,6 +164,17 @@ class Walker:
         wrong = fault_of(answer, can_speak=2 not in case.get("closed", ()) and 2 not in case.get("full", ()))
         shown = {key: case[key] for key in ("file", "damage", "closed", "full") if key in case}
         return f"{wrong}: {command} {given[len(command.path) :]} {shown}: {answer}\n" if wrong else ""
+
+
+@contextmanager
+def installed(place: Path) -> Iterator[Walker]:
+    """A walker with a whole installation in ``place``."""
+    walker = Walker(place)
+    walker.install()
+    try:
+        yield walker
+    finally:
+        walker.close()
 
 
 def fault_of(answer: Mapping[str, Any], *, can_speak: bool) -> str:

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import strategies as st
 
 from tunnel_core.codec import encode_packet
-from tunnel_core.frames import DataParts, Frame, Packet, RefusedFrame, Service, SessionSecret, Unknown
+from tunnel_core.frames import (
+    Data,
+    DataParts,
+    Frame,
+    Hello,
+    Packet,
+    RefusedFrame,
+    Rejected,
+    Service,
+    SessionSecret,
+    Unknown,
+    Use,
+    Welcome,
+)
 from tunnel_core.messages import BY_FRAME
 from tunnel_core.pb import tunnel_pb2
 from tunnel_core.reasons import Reason, reason_from_code
@@ -21,19 +35,41 @@ KINDS: dict[str, type[Any]] = {
     if kind not in (Unknown, DataParts)
 }
 """Frame classes by the names that the proto gives them."""
+ATTACH_KINDS = (Hello, Welcome, Use, Rejected)
+"""Each stands alone in its packet."""
 # The slow obvious reading and writing, by the generated classes.
 
 
 def by_protobuf(data: bytes) -> Packet | None:
-    """What protobuf reads; None where it, or our rule on wire types, refuses."""
+    """What protobuf reads; None where it, or one of our rules, refuses."""
     try:
         message = tunnel_pb2.Packet.FromString(data)
     except DecodeError:
         return None
     if any(map(_has_foreign_wire_type, _messages_of(message))):
         return None
+    if any(map(_holds_more_than_one_kind, _raw_frames(data))):
+        return None
     frames = [_frame_from(frame) for frame in message.frames]
+    kinds = [type(frame) for frame in frames]
+    if len(kinds) > 1 and set(kinds) & set(ATTACH_KINDS) and kinds != [Welcome, Rejected]:
+        return None
     return Packet(message.number, message.ack, frames, message.arrived, message.confirm_now)
+
+
+def _raw_frames(data: bytes) -> list[bytes]:
+    return [field.data for field in _raw_fields(data) if (field.field_number, field.wire_type) == (3, 2)]
+
+
+def _raw_fields(data: bytes) -> list[Any]:
+    return list(UnknownFieldSet(Empty.FromString(data)))
+
+
+def _holds_more_than_one_kind(frame: bytes) -> bool:
+    """In pieces, or of different kinds; ``data`` may be in pieces."""
+    known = tunnel_pb2.Frame.DESCRIPTOR.fields_by_number
+    found = [field.field_number for field in _raw_fields(frame) if field.field_number in known]
+    return len(found) > 1 and set(found) != {1}
 
 
 def _messages_of(packet: tunnel_pb2.Packet) -> list[Message]:
@@ -127,9 +163,11 @@ def _plain_annotations() -> None:
 
 
 _plain_annotations()
-any_frame = st.one_of(*map(frames_of, KINDS.values()))
+session_frames = st.one_of(*(frames_of(kind) for kind in KINDS.values() if kind not in ATTACH_KINDS))
+attach_frames = st.one_of(*map(frames_of, ATTACH_KINDS))
+frame_lists = st.lists(session_frames, max_size=6) | attach_frames.map(lambda frame: [frame])
 stamps = st.integers(0, 2**32 - 1)
-packets = st.builds(Packet, numbers, numbers, st.lists(any_frame, max_size=6), stamps, st.booleans())
+packets = st.builds(Packet, numbers, numbers, frame_lists, stamps, st.booleans())
 
 
 def delimited(number: int, body: bytes) -> bytes:
@@ -190,20 +228,39 @@ def _field(kind: type[Any], name: str, index: int) -> st.SearchStrategy[bytes]:
     return st.builds(lambda tag, body: tag(index << 3 | 2) + varint(len(body)) + body, long_tags, bodies)
 
 
-pieces = st.one_of(
-    *(
-        disordered(kind).map(lambda body, n=BY_FRAME[kind].number: delimited(n, body))
-        for kind in KINDS.values()
+def _pieces(kind: type[Any]) -> st.SearchStrategy[bytes]:
+    return disordered(kind).map(lambda body: delimited(BY_FRAME[kind].number, body))
+
+
+def _odd_frames(*kinds: type[Any]) -> st.SearchStrategy[bytes]:
+    """Of one of these kinds, or of none; in pieces if it is ``data``."""
+    bodies = [
+        st.lists(unknowns | _pieces(Data), max_size=4) if kind is Data else _once(_pieces(kind))
+        for kind in kinds
+    ]
+    return st.one_of(*bodies).map(b"".join).map(lambda body: delimited(3, body))
+
+
+def _once(piece: st.SearchStrategy[bytes]) -> st.SearchStrategy[list[bytes]]:
+    return st.builds(
+        lambda one, before, after: [*before, one, *after],
+        piece,
+        st.lists(unknowns, max_size=1),
+        st.lists(unknowns, max_size=1),
     )
-)
-odd_frames = st.lists(pieces | unknowns, max_size=4).map(b"".join).map(lambda body: delimited(3, body))
-odd_packets = st.lists(
-    odd_frames
-    | unknowns
+
+
+odd_fields = (
+    unknowns
     | st.builds(lambda n, v: varint(n << 3) + varint(v), st.sampled_from([1, 2, 4, 6]), numbers)
-    | stamps.map(lambda stamp: b"\x2d" + stamp.to_bytes(4, "little")),
-    max_size=5,
-).map(b"".join)
+    | stamps.map(lambda stamp: b"\x2d" + stamp.to_bytes(4, "little"))
+)
+odd_session_frames = _odd_frames(*(kind for kind in KINDS.values() if kind not in ATTACH_KINDS))
+odd_packets = st.lists(odd_session_frames | odd_fields, max_size=5).map(b"".join) | st.builds(
+    lambda frame, fields: b"".join([*fields, frame]),
+    _odd_frames(*ATTACH_KINDS),
+    st.lists(odd_fields, max_size=3),
+)
 
 
 @st.composite

@@ -29,6 +29,20 @@ async def _until(done: Callable[[], object], seconds: float = 5) -> None:
             await trio.sleep(0.005)
 
 
+async def test_a_call_that_ends_in_the_middle_of_a_write_leaves_no_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An agent that leaves when it is welcomed, as a check does, meets the end of the server's write."""
+    async with open_site() as site:
+        for number in range(5):
+            agent = await site.dial()
+            server = RecordingPort(await site.accept())
+            server.send(ping(number))
+            agent.abandon()
+            await server.wait(lambda port: port.lost)
+    assert not [record for record in caplog.records if record.name.startswith("grpc")]
+
+
 class TestMoving:
     async def test_packets_move_both_ways_in_order(self) -> None:
         async with open_site() as site:
@@ -261,7 +275,7 @@ class TestRelease:
                     await port.wait_received(len(packets))
                 await _until(lambda: len(wire.connections(site.port)) == 2)
                 await _until(lambda: not any(end.send_queue for end in wire.connections(site.port)))
-                assert wire.descriptors() == before + 2
+                assert wire.descriptors() <= before + 2
             finally:
                 gc.enable()
 

@@ -19,7 +19,7 @@ from tests.core.packets import (
     packets,
     to_protobuf,
 )
-from tunnel_core import frames
+from tunnel_core import frames as frames_module
 from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.frames import (
     Bye,
@@ -27,13 +27,16 @@ from tunnel_core.frames import (
     Data,
     DataParts,
     End,
+    Frame,
     Hello,
     Malformed,
     Open,
     Packet,
     Ping,
+    Rejected,
     Reset,
     Service,
+    SessionSecret,
     Stop,
     Unknown,
     Use,
@@ -46,6 +49,7 @@ from tunnel_core.reasons import Reason
 from tunnel_core.wire import MAX_FIELDS, varint
 
 LIMITS = Limits()
+WELCOME = Welcome(1, b"s" * 16, SessionSecret(b"x" * 32), 0, "server", 15_000, 2, 1024, 16 * KIB, 64 * KIB)
 relaxed = settings(
     max_examples=100,
     deadline=None,
@@ -90,8 +94,8 @@ def test_what_was_written_is_read(packet: Packet) -> None:
 @example(delimited(3, b""))
 @example(delimited(3, delimited(1, b"")))
 @example(delimited(3, delimited(1, b"\x08\x05") + delimited(1, b"\x10\x07")))
-@example(delimited(3, delimited(1, b"\x08\x05") + delimited(2, b"\x08\x06") + delimited(1, b"\x10\x07")))
 @example(delimited(3, delimited(3, b"\x08\x05")) + b"\x10\x07")
+@example(encode_packet(0, 0, [WELCOME, Rejected(Reason.STALE_ATTEMPT, "")]))
 def test_whatever_protobuf_reads_we_read_equally(data: bytes) -> None:
     expected = by_protobuf(data)
     assert expected is not None
@@ -118,6 +122,30 @@ def assert_judged_as_by_protobuf(data: bytes) -> None:
 @example(b"\x0e\x01")
 def test_any_bytes_are_judged_as_by_protobuf(data: bytes) -> None:
     assert_judged_as_by_protobuf(data)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [Use(1), Use(1)],
+        [Ping(1), Use(1)],
+        [Use(1), Data(1, 0, b"x")],
+        [WELCOME, WELCOME],
+        [Rejected(Reason.STALE_ATTEMPT, ""), WELCOME],
+        [WELCOME, Rejected(Reason.STALE_ATTEMPT, ""), Ping(1)],
+    ],
+)
+def test_a_frame_of_the_attach_stands_alone(frames: list[Frame]) -> None:
+    assert refusal(encode_packet(0, 0, frames)) == "a frame of the attach is not alone in its packet"
+
+
+@pytest.mark.parametrize(
+    "kinds", [(1, 2), (2, 1), (2, 2), (16, 16), (1, 1, 16)], ids=lambda kinds: "-".join(map(str, kinds))
+)
+def test_a_frame_holds_one_kind_and_data_alone_comes_in_pieces(kinds: tuple[int, ...]) -> None:
+    body = b"".join(delimited(kind, b"\x08\x05") for kind in kinds)
+    assert by_protobuf(delimited(3, body)) is None
+    assert refusal(delimited(3, body)) == "a frame holds more than one kind"
 
 
 @relaxed
@@ -148,8 +176,8 @@ def test_mutated_packets_are_judged_as_by_protobuf(data: bytes) -> None:
         (delimited(3, b"\x58\x01" * 65), "a frame is longer or shorter than its fields"),
         (delimited(3, delimited(2, b"\x08\x01" * 65)), "a message is longer or shorter than its fields"),
         (delimited(3, delimited(6, delimited(2, b"x" * 1025))), "a field of 1025 bytes is longer than 1024"),
-        (delimited(3, delimited(16, delimited(10, b"x") * 65)), "field 10 stands more than 64 times"),
-        (delimited(3, delimited(16, delimited(9, b"") * 257)), "field 9 stands more than 256 times"),
+        (delimited(3, delimited(16, delimited(10, b"x") * 65)), "a field stands more than 64 times"),
+        (delimited(3, delimited(16, delimited(9, b"") * 257)), "a field stands more than 256 times"),
         (
             delimited(3, delimited(17, delimited(14, b"x" * (256 * KIB + 1)))),
             "a field of 262145 bytes is longer than 262144",
@@ -228,7 +256,7 @@ def test_a_reason_of_a_later_version_reads_as_protocol_error() -> None:
 
 
 def test_a_kind_of_a_later_version_is_told_by_its_number() -> None:
-    assert read(encode_packet(0, 0, [Unknown(23), Use(1)])).frames == [Unknown(23), Use(1)]
+    assert read(encode_packet(0, 0, [Unknown(23), Ping(1)])).frames == [Unknown(23), Ping(1)]
 
 
 def test_an_end_of_nothing_is_read() -> None:
@@ -255,7 +283,7 @@ def test_every_frame_has_its_kind_and_every_kind_its_row() -> None:
 
 @pytest.mark.parametrize("name", [*KINDS, "service"])
 def test_members_of_a_frame_are_the_fields_of_its_message_in_order(name: str) -> None:
-    kind = KINDS.get(name, frames.Service)
+    kind = KINDS.get(name, frames_module.Service)
     message = tunnel_pb2.DESCRIPTOR.message_types_by_name[name.capitalize()]
     rows = list(zip(numbers_of(kind), kind._fields, strict=True))
     assert [(field.number, field.name) for field in message.fields] == rows

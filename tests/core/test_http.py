@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
+from tunnel_core.half_closed import LOOK_SECONDS
 from tunnel_core.http import (
     Handler,
     HeadLimits,
@@ -24,7 +25,7 @@ from tunnel_core.http import (
     serve_http,
 )
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import RESET_ON_CLOSE, SocketStream
+from tunnel_core.sockets import RESET_ON_CLOSE, SocketStream, tune
 
 
 async def echo(connection: HttpConnection, request: h11.Request) -> None:
@@ -74,6 +75,22 @@ def ok(body: bytes) -> bytes:
 
 def status_of(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
+)
+async def test_an_upgrade_that_is_not_taken_leaves_its_body_and_the_connection_whole(
+    method: bytes, protocol: bytes, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = (
+        method + b" /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: " + protocol + b"\r\n" + body
+    )
+    heard = await talk(asked, asked)
+    assert heard.count(b"HTTP/1.1 200 ") == heard.count(b"/a:abc") == 2
+    assert not caplog.records
 
 
 async def test_requests_follow_each_other_on_one_connection() -> None:
@@ -211,6 +228,38 @@ async def test_a_user_who_floods_before_the_answer_is_not_read_for_ever() -> Non
         assert 64 * 1024 <= len(connection.read_ahead) <= 128 * 1024
         nursery.cancel_scope.cancel()
     assert len(await connection.accept_connect()) <= 128 * 1024
+
+
+async def test_the_keepalive_of_a_connection_is_as_before_when_the_answer_is_there() -> None:
+    client, server = _sockets("tcp")
+    tune(server.socket)
+    connection = HttpConnection(server)
+    client.sendall(CONNECT)
+    await connection.next_request()
+    idle = server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.wait_left)
+        client.shutdown(socket.SHUT_WR)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == LOOK_SECONDS
+        nursery.cancel_scope.cancel()
+    assert server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle == 60
+    client.close()
+    server.close_nowait()
+
+
+async def test_the_wait_for_an_answer_may_end_after_the_connection_was_closed() -> None:
+    client, server = _sockets("tcp")
+    connection = HttpConnection(server)
+    client.sendall(CONNECT)
+    await connection.next_request()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.wait_left)
+        client.shutdown(socket.SHUT_WR)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+        server.close_nowait()
+    client.close()
 
 
 # Bodies.
@@ -453,10 +502,11 @@ async def test_a_user_who_breaks_the_connection_is_no_fault(caplog: pytest.LogCa
     assert not caplog.records
 
 
-async def test_a_refusal_behind_the_beginning_of_an_answer_resets_the_connection() -> None:
+@pytest.mark.parametrize("failure", [Refused(Reason.SESSION_LOST), trio.BrokenResourceError("not in time")])
+async def test_a_failure_behind_the_beginning_of_an_answer_resets_the_connection(failure: Exception) -> None:
     async def half(connection: HttpConnection, _: h11.Request) -> None:
         await connection.send(h11.Response(status_code=200, headers=[]), h11.Data(data=b"half"))
-        raise Refused(Reason.SESSION_LOST)
+        raise failure
 
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener, trio.open_nursery() as nursery:

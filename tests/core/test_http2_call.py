@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 
 import pytest
+from hpack import Decoder, Encoder
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.rogues import http2
 from tests.rogues.http2 import call_headers, frame
 from tunnel_core import http2_budget, http2_call
-from tunnel_core.hpack import decode_block
 from tunnel_core.http2_budget import FloodError
 from tunnel_core.http2_call import Http2Call, Http2Error
 from tunnel_core.limits import MIB
@@ -81,7 +84,19 @@ class TestReceiving:
         assert call.has_finished
         *_, (kind, flags, stream, block) = frames(call.take_output())
         assert (kind, flags, stream) == (http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, 1)
-        assert (b"grpc-status", b"12") in decode_block(block)
+        assert (b"grpc-status", b"12") in Decoder().decode(block, raw=True)
+
+    @given(block=st.binary(max_size=300))
+    def test_a_block_that_cannot_be_decoded_is_a_fault(self, block: bytes) -> None:
+        call = new_call(BEGIN)
+        with contextlib.suppress(Http2Error):
+            call.receive(frame(http2.HEADERS, http2.END_HEADERS, 1, block), 0.0)
+        assert not call.has_call
+
+    def test_a_long_value_named_again_and_again_is_a_fault(self) -> None:
+        block = Encoder().encode([(b"x", b"v" * 3000)]) + b"\xbe" * 900
+        with pytest.raises(Http2Error, match="cannot be decoded"):
+            new_call(BEGIN + frame(http2.HEADERS, http2.END_HEADERS, 1, block))
 
     def test_the_ends_of_a_call(self) -> None:
         assert "closed" in (ended := new_call(CALL + data(b"", http2.END_STREAM)).ended), ended

@@ -92,7 +92,7 @@ class TestTime:
             near.reset(Reason.USER_LEFT)
 
     async def test_freed_send_memory_lets_waiting_data_go(self) -> None:
-        limits = Limits(max_send_memory=10 * KIB, ping_interval_seconds=0)
+        limits = Limits(max_send_memory=10 * KIB, ping_interval_seconds=3600)
         async with memory_links(limits) as pair:
             near, far = await pair.streams()
             received = 0

@@ -19,6 +19,7 @@ from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.fakes.memory_link import TARGET, LinkPair, attach_links, hello, memory_links, welcome
 from tests.fakes.wire import connections, descriptors
 from tunnel_core.attempt import Attempt
+from tunnel_core.codec import decode_packet
 from tunnel_core.credit import CreditPool
 from tunnel_core.frames import Malformed, Packet, Ping, Rejected, Welcome
 from tunnel_core.limits import Limits
@@ -92,6 +93,21 @@ class TestAttaching:
             with trio.fail_after(5):
                 await heard.wait()
             assert link.lost is not None and link.lost.reason is Reason.STALE_ATTEMPT
+
+    async def test_each_frame_of_the_attach_leaves_alone(self, autojump_clock: MockClock) -> None:
+        def refuse(_: Attempt) -> None:
+            raise Refused(Reason.STALE_ATTEMPT)
+
+        async with unattached(welcome(Limits())._replace(used=True), refuse) as (server, agent, nursery):
+            nursery.start_soon(failure_of, server)
+            await agent.settle(10)
+            await trio.sleep(1)
+            assert isinstance(server.carrier, MemoryCarrier)
+            packets = [decode_packet(data) for data in server.carrier.packets]
+            kinds = [
+                [type(frame) for frame in packet.frames] for packet in packets if isinstance(packet, Packet)
+            ]
+            assert kinds == [[Welcome], [Rejected]]
 
     async def test_a_silent_peer_times_out(self, autojump_clock: MockClock) -> None:
         async with unattached() as (_, agent, _nursery):

@@ -189,6 +189,24 @@ def test_the_limiter_forgets_the_oldest_key_beyond_its_bound() -> None:
     assert limiter.note("b", 10.2) == 0  # forgotten for the sake of a
 
 
+def test_lines_of_one_key_become_rarer_while_they_are_left_out() -> None:
+    limiter = LineLimiter(longest_seconds=8)
+    written = [tenth / 10 for tenth in range(400) if limiter.note("a", tenth / 10) is not None]
+    assert written == [0, 1, 3, 7, 15, 23, 31, 39]
+    assert limiter.note("a", 100) is not None
+    assert limiter.note("a", 101) == 0, "after a rest they begin anew"
+
+
+def test_made_up_entrances_make_no_lines_of_their_own() -> None:
+    output = start()
+    lines = RefusedStreamLines(Log())
+    long = Refused(Reason.TARGET_NOT_ALLOWED, "node edge1 does not allow " + "x" * 1000)
+    for number in range(100):
+        lines.refused(replace(FACTS, entrance=f"{number}" + "x" * 1000, user="u" * 1000), long, now=1.0)
+    (line,) = lines_of(output)
+    assert len(line["entrance"]) == len(line["user"]) == len(line["detail"]) == 300
+
+
 def test_refused_streams_are_counted_rather_than_all_written() -> None:
     output = start()
     lines = RefusedStreamLines(Log())

@@ -354,6 +354,17 @@ def test_an_open_stream_cannot_be_refused() -> None:
     assert caught.value.reason is Reason.PROTOCOL_ERROR
 
 
+def test_an_agent_cannot_refuse_with_a_reason_of_the_server() -> None:
+    server = Mux(LIMITS, CreditPool(0), opener=True)
+    stream = server.open(REQUEST)
+    server.take(10_000, 10_000)
+    server.receive(RefusedFrame(stream.number, Reason.TOO_MANY_OF_USER, "made up"))
+    assert stream.refusal is not None and stream.refusal.reason is Reason.DIAL_FAILED
+    assert stream.refusal.detail == (
+        "the agent refused the stream with the reason too_many_of_user, which an agent may not give"
+    )
+
+
 def test_a_stop_that_crosses_the_end_changes_nothing() -> None:
     server, agent, near, far = _opened()
     near.push(b"all of it")
@@ -469,7 +480,7 @@ def test_users_who_leave_before_their_open_left_leave_nothing() -> None:
 
 
 def test_early_data_of_many_opens_keeps_to_the_size_of_a_packet() -> None:
-    server = Mux(Limits(), CreditPool(1 << 20), opener=True)
+    server = Mux(Limits(max_streams_per_user=500), CreditPool(1 << 20), opener=True)
     for _ in range(500):
         server.open(REQUEST, b"e" * 16_384)
     sizes = []
@@ -654,3 +665,44 @@ def test_an_open_goes_bare_where_nothing_may_leave() -> None:
     frames = server.take(0, 0)[0]
     assert [type(frame) for frame in frames] == [Open] and not frames[0].early_data  # type: ignore[union-attr]
     assert _sent_of(server, 100, 100) == {stream.number: 5}
+
+
+def test_a_lone_user_takes_half_of_the_streams_and_others_get_in() -> None:
+    server = Mux(Limits(max_streams=8, max_streams_per_user=2), CreditPool(0), opener=True)
+    for _ in range(4):
+        server.open(REQUEST._replace(user="mallory"))
+    with pytest.raises(Refused) as caught:
+        server.open(REQUEST._replace(user="mallory"))
+    assert caught.value.reason is Reason.TOO_MANY_OF_USER
+    assert "mallory has 4 streams on this node and 4 are free: one user may have 2" in caught.value.detail
+    for user in ("alice", "bob"):
+        server.open(REQUEST._replace(user=user))
+        server.open(REQUEST._replace(user=user))
+    with pytest.raises(Refused) as caught:
+        server.open(REQUEST._replace(user="carol"))
+    assert caught.value.reason is Reason.TOO_MANY_STREAMS
+
+
+def test_a_user_has_its_share_beside_others_and_no_more() -> None:
+    server = Mux(Limits(max_streams=8, max_streams_per_user=2), CreditPool(0), opener=True)
+    mallory, alice = REQUEST._replace(user="mallory"), REQUEST._replace(user="alice")
+    for number in range(4):
+        server.open(REQUEST._replace(user=f"user {number}"))
+    first, second = server.open(mallory), server.open(mallory)
+    with pytest.raises(Refused) as caught:
+        server.open(mallory)
+    assert caught.value.reason is Reason.TOO_MANY_OF_USER and "max_streams_per_user" in caught.value.detail
+    server.open(alice)
+    server.withdraw(first)
+    third = server.open(mallory)
+    _, receipt = server.take(10_000, 10_000)
+    second.reset(Reason.USER_LEFT, "")
+    with pytest.raises(Refused):
+        server.open(mallory)  # the peer has not confirmed that it is gone
+    _, more = server.take(10_000, 10_000)
+    server.confirmed(receipt + more)
+    server.receive(Reset(second.number, Reason.USER_LEFT, ""))
+    server.open(mallory)
+    third.reset(Reason.USER_LEFT, "")
+    server.fail(Reason.SESSION_LOST, "")
+    assert server._of_user == {}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,12 @@ import trio
 
 from certs.ca import create_authority
 from tests.dialling import dial
-from tunnel_core import descriptors
+from tunnel_core import descriptors, ops, ops_places
 from tunnel_core.counters import Counters
 from tunnel_core.http import HttpClientConnection, exchange
 from tunnel_core.identity import Role
-from tunnel_core.ops import MAX_CONNECTIONS, Answer, OpsAccess, OpsPages, OpsServer, serve_ops
+from tunnel_core.ops import Answer, OpsAccess, OpsPages, OpsServer, serve_ops
+from tunnel_core.ops_places import MAX_CONNECTIONS, PROBE_PLACES, Places
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import ListenAddress, Ops
 
@@ -41,7 +43,7 @@ async def get(
 async def ask(
     stream: trio.abc.Stream, path: str, headers: Mapping[str, str] | None = None, method: str = "GET"
 ) -> Heard:
-    lines = [("host", "ops"), *(headers or {}).items()]
+    lines = [*{"host": "localhost", **(headers or {})}.items()]
     request = h11.Request(method=method, target=path, headers=lines)
     response, body = await exchange(HttpClientConnection(stream), request, max_body_bytes=100_000)
     return response.status_code, body
@@ -55,6 +57,37 @@ async def test_loopback_shows_everything(nursery: trio.Nursery) -> None:
     status, page = await get(server, "/metrics")
     assert status == 200
     assert b"\nqanat_sessions 1.0\n" in page
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost", "LocalHost:7004", "localhost.", "status.localhost:80")),
+        *((host, 200) for host in ("127.0.0.1", "127.0.0.1:7004", "[::1]", "[::1]:7004", "10.0.0.7:7004")),
+        *(
+            (host, 403)
+            for host in ("evil.example", "evil.example:7004", "localhost.evil.example", "127.0.0.1.nip.io")
+        ),
+        *((host, 403) for host in ("notlocalhost", "localhost@evil.example", "x[::1]", "1")),
+    ],
+)
+async def test_on_loopback_a_name_that_a_page_has_rebound_reads_nothing(
+    host: str, status: int, nursery: trio.Nursery
+) -> None:
+    server = await nursery.start(serve_ops, LOOPBACK, pages())
+    for path in ("/", "/metrics", "/nothing"):
+        answered, body = await get(server, path, {"host": host})
+        assert answered == (404 if status == 200 and path == "/nothing" else status)
+        assert (b"must set `Host: localhost`" in body) == (status == 403)
+    assert await get(server, "/healthz", {"host": host}) == (200, b"ok\n")
+
+
+async def test_no_page_may_frame_another_ones(nursery: trio.Nursery) -> None:
+    server = await nursery.start(serve_ops, LOOPBACK, pages())
+    async with await dial("127.0.0.1", int(server.addresses[0].rpartition(":")[2])) as stream:
+        request = h11.Request(method="GET", target="/", headers=[("host", "localhost")])
+        response, _ = await exchange(HttpClientConnection(stream), request, max_body_bytes=1_000)
+    assert (b"content-security-policy", b"frame-ancestors 'none'") in response.headers
 
 
 async def test_what_is_not_ready_says_why_and_stays_healthy(nursery: trio.Nursery) -> None:
@@ -184,35 +217,72 @@ async def test_garbage_at_a_tls_listener_ends_alone(tmp_path: Path, nursery: tri
     assert await certificates.get(server, "/healthz") == (200, b"ok\n")
 
 
-async def test_connections_are_bounded_and_places_come_back(
-    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+async def test_a_full_listener_answers_probes_and_says_so_to_others(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ops_places.Place, "idle", ops_places.Place.busy)  # each is served, and none gives way
     counters = Counters()
     server = await nursery.start(serve_ops, LOOPBACK, dataclasses.replace(pages(), counters=counters))
     port = int(server.addresses[0].rpartition(":")[2])
-    held = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(MAX_CONNECTIONS)]
+    held = [await dial("127.0.0.1", port) for _ in range(MAX_CONNECTIONS)]
     for stream in held:
+        assert await ask(stream, "/healthz") == (200, b"ok\n")
+    assert await get(server, "/healthz") == (200, b"ok\n")
+    assert await get(server, "/readyz") == (200, b"ready\n")
+    status, body = await get(server, "/metrics")
+    assert status == 503 and b"is full and answers /healthz and /readyz only" in body
+    probes = [await dial("127.0.0.1", port) for _ in range(PROBE_PLACES)]
+    for stream in probes:
         assert await ask(stream, "/healthz") == (200, b"ok\n")
     with caplog.at_level("WARNING", "qanat.refusals"):
         status, body = await get(server, "/healthz")
-    assert status == 503 and b"64 connections are open on the [ops] listener" in body
+    assert status == 503 and b"all connections of the [ops] listener are in use" in body
     assert counters.unauthenticated_refusals == {("ops", "too_many_connections"): 1}
     [fields] = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
     assert (fields["entrance"], fields["reason"]) == ("ops", "too_many_connections")
     assert fields["source"].startswith("127.0.0.1:")
     await held.pop().aclose()
     with trio.fail_after(5):
-        while await get_or_zero(server) != 200:
+        while (await get(server, "/metrics"))[0] != 200:
             await trio.testing.wait_all_tasks_blocked()
-    for stream in held:
+    for stream in [*held, *probes]:
         await stream.aclose()
 
 
-async def get_or_zero(server: OpsServer) -> int:
-    try:
-        return (await get(server, "/healthz"))[0]
-    except (trio.BrokenResourceError, Refused):
-        return 0
+@pytest.mark.parametrize("spoken", [b"", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /"])
+async def test_the_longest_idle_connection_makes_room(
+    spoken: bytes, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is silent in: 10 s of a head, 75 s between requests."""
+    monkeypatch.setattr(ops, "Places", functools.partial(Places, min_idle_seconds=0.0))
+    server = await nursery.start(serve_ops, LOOPBACK, pages())
+    port = int(server.addresses[0].rpartition(":")[2])
+    held = [await dial("127.0.0.1", port) for _ in range(MAX_CONNECTIONS)]
+    for stream in held:
+        await stream.send_all(spoken)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    for _ in range(2):
+        assert (await get(server, "/metrics"))[0] == 200
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    [fields] = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
+    assert fields["reason"] == "too_many_connections" and fields["detail"].endswith("connect again")
+    gone = [await _is_over(stream) for stream in held[:4]]
+    assert gone in ([True, False, False, False], [True, True, False, False]), (
+        "the oldest, and no more than needed"
+    )
+    for stream in held:
+        await trio.aclose_forcefully(stream)
+
+
+async def _is_over(stream: trio.SocketStream) -> bool:
+    with trio.move_on_after(0.01):
+        try:
+            while await stream.receive_some():
+                pass
+        except trio.BrokenResourceError:
+            pass
+        return True
+    return False
 
 
 def test_the_descriptor_limit_says_what_it_carries() -> None:

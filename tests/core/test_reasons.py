@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tunnel_core.frames import Rejected
 from tunnel_core.pb import tunnel_pb2
-from tunnel_core.reasons import Reason, Refused, reason_from_code
+from tunnel_core.reasons import OF_A_SESSION, OF_A_STREAM, Reason, Refused, reason_from_code
+from tunnel_core.steps import AttachRejected
 
 PROTO = Path(__file__).parents[2] / "proto" / "qanat" / "v1" / "tunnel.proto"
 USER_LEFT_STATUS = 499  # nginx's; no registered status says it, and the user does not see it
@@ -52,3 +54,31 @@ def test_a_refusal_says_its_word_and_its_sentence() -> None:
     assert (refused.reason, refused.detail) == (Reason.NODE_NOT_ATTACHED, "node edge-7 has no agent attached")
     assert str(refused) == "node_not_attached: node edge-7 has no agent attached"
     assert Refused(Reason.NO_DESCRIPTORS).detail == Reason.NO_DESCRIPTORS.meaning
+
+
+def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> None:
+    """Where the agent serves streams, and where either end breaks one."""
+    root = Path(__file__).parents[2]
+    sources = [
+        *(root / "tunnel_agent" / f"{name}.py" for name in ("serve", "dial", "targets", "tls", "resolver")),
+        *(
+            root / "tunnel_core" / f"{name}.py"
+            for name in ("mux", "mux_stream", "stream", "halves", "pressure")
+        ),
+    ]
+    given = {
+        Reason[word] for file in sources for word in re.findall(r"\bReason\.([A-Z_]+)", file.read_text())
+    }
+    of_the_opener = {Reason.DONE, Reason.TOO_MANY_OF_USER, Reason.OPEN_FLOOD}
+    of_the_opener |= {Reason.UNKNOWN_FRAME, Reason.STREAM_NEVER_OPENED}
+    assert given - OF_A_STREAM == of_the_opener
+    assert of_the_opener - OF_A_SESSION == {Reason.DONE, Reason.TOO_MANY_OF_USER}
+
+
+def test_no_reason_of_a_node_says_who_may_come_in() -> None:
+    assert {reason.status for reason in OF_A_STREAM} & {200, 401} == set()
+    assert not {word for word in (r.word for r in OF_A_SESSION) if "token" in word or "certificate" in word}
+
+
+def test_a_rejection_is_never_a_success() -> None:
+    assert AttachRejected(Rejected(Reason.DONE, "")).reason is Reason.PROTOCOL_ERROR

@@ -7,7 +7,6 @@ import hashlib
 import os
 import socket
 import ssl
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,7 +25,6 @@ from tunnel_core.relay import RelayResult, abort, relay
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import SocketTlsStream
 
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 PATTERN = bytes(range(251)) * 4177  # a little over 1 MiB, and no power of two
 
 
@@ -39,8 +37,7 @@ def tcp_pair() -> tuple[SocketStream, SocketStream]:
 
 def cut(stream: SocketStream) -> None:
     """A reset, as a killed peer's kernel sends it."""
-    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    stream.close_nowait()
+    stream.abort()
 
 
 async def fill(stream: SocketStream) -> None:
@@ -256,7 +253,7 @@ class TestThroughALink:
     async def test_a_reset_is_noticed_while_the_tunnel_takes_nothing(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tunnel_core.relay._LOOK_SECONDS", 0.05)
+        monkeypatch.setattr("tunnel_core.relay.LOOK_SECONDS", 0.05)
         async with tunnelled(Limits(max_credit=64 * KIB)) as tunnel:
             user, target = await tunnel.begin()
             await fill(user)
@@ -268,7 +265,7 @@ class TestThroughALink:
     async def test_a_reset_through_the_tunnel_is_noticed_while_the_user_reads_nothing(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tunnel_core.relay._LOOK_SECONDS", 0.05)
+        monkeypatch.setattr("tunnel_core.relay.LOOK_SECONDS", 0.05)
         async with tunnelled() as tunnel:
             user, target = await tunnel.begin()
             await fill(target)
@@ -397,30 +394,32 @@ class TestReads:
 
 
 class TestTime:
-    async def test_silence_ends_it(self, autojump_clock: MockClock) -> None:
+    async def test_silence_behind_the_end_of_a_half_ends_it(self, autojump_clock: MockClock) -> None:
         (a, user), (b, target) = trio.testing.memory_stream_pair(), trio.testing.memory_stream_pair()
+        await user.send_eof()
         start = trio.current_time()
-        result = await relay(a, b, idle_seconds=30)
+        result = await relay(a, b, half_closed_seconds=30)
         assert result.reason is Reason.IDLE_TIMEOUT
         assert trio.current_time() - start == pytest.approx(30, abs=0.1)
         await user.aclose()
         await target.aclose()
 
-    async def test_bytes_either_way_keep_it(self, autojump_clock: MockClock) -> None:
+    async def test_bytes_keep_it(self, autojump_clock: MockClock) -> None:
         (a, user), (b, target) = trio.testing.memory_stream_pair(), trio.testing.memory_stream_pair()
+        await user.send_eof()
         start = trio.current_time()
         async with trio.open_nursery() as nursery:
 
             @nursery.start_soon
-            async def chat() -> None:
-                for sender in (user, target) * 5:
+            async def speak() -> None:
+                for _ in range(10):
                     await trio.sleep(20)
-                    await sender.send_all(b"x")
+                    await target.send_all(b"x")
 
-            result = await relay(a, b, idle_seconds=30)
-        assert trio.current_time() - start == pytest.approx(230, abs=0.1)
+            result = await relay(a, b, half_closed_seconds=30)
+        assert trio.current_time() - start == pytest.approx(230, abs=5)
         assert result.reason is Reason.IDLE_TIMEOUT
-        assert (result.bytes_a_to_b, result.bytes_b_to_a) == (5, 5)
+        assert (result.bytes_a_to_b, result.bytes_b_to_a) == (0, 10)
 
     async def test_bulk_lets_others_run(self) -> None:
         user, near = tcp_pair()

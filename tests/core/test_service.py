@@ -23,6 +23,7 @@ from tunnel_core.service.commands import service_group
 from tunnel_core.service.handover import hand_over_file, hand_over_tree, let_read
 from tunnel_core.service.machine import Account, LinuxMachine, MachineError, Manager
 from tunnel_core.service.plan import Remains, ServicePlan
+from tunnel_core.service.uninstall import program_removal
 from tunnel_core.service.unit import ServiceSpec, command_in, groups_in, is_hidden, unit_text
 from tunnel_server.commands.config_text import Ports
 from tunnel_server.commands.installation import Installation, install
@@ -390,6 +391,38 @@ def test_what_the_user_cannot_read_is_said(service: Rig) -> None:
     failed = service("install")
     assert failed.exit_code == 1
     assert f"cannot read {service.config}" in failed.stderr
+
+
+@pytest.fixture
+def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The virtual environment of the programs, and links of both to it."""
+    prefix = tmp_path / "opt" / "qanat"
+    monkeypatch.setattr("sys.prefix", str(prefix))
+    (tmp_path / "bin").mkdir()
+    for name in ("qanat", "qanat-agent", "qanat-server"):
+        (tmp_path / "bin" / name).symlink_to(prefix / "bin" / name)
+    return prefix
+
+
+def test_the_programs_are_removed_with_the_last_service(
+    service: Rig, installation: Path, tmp_path: Path
+) -> None:
+    links = tmp_path / "bin"
+    unit = service.machine.unit_folder / "qanat-server.service"
+    unit.parent.mkdir(exist_ok=True)
+    unit.write_text(unit_text(replace(SPEC, command=(str(installation / "bin" / "qanat-server"), "run"))))
+    plan, machine = service.program.made, service.machine
+    own = f"rm {links / 'qanat-agent'}"
+    runs = f"# {installation} stays, because the service qanat-server runs from it"
+    assert program_removal(plan, machine, links) == [own, runs]
+    unit.unlink()
+    linked = f"# {installation} stays, because {links / 'qanat-server'} leads to it"
+    assert program_removal(plan, machine, links) == [own, linked]
+    (links / "qanat-server").unlink()
+    removal = f"rm -r {installation} {links / 'qanat'} {links / 'qanat-agent'}"
+    assert program_removal(plan, machine, links) == [removal]
+    unit.write_text(unit_text(replace(SPEC, command=("/opt/other/bin/qanat-server", "run"))))
+    assert program_removal(plan, machine, links) == [removal]
 
 
 def test_a_purge_asks_and_removes_all(service: Rig) -> None:

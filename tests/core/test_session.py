@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
 
 import pytest
@@ -241,6 +242,37 @@ def test_opens_reset_unanswered_are_budgeted_in_time(cancel: type[Reset] | type[
 
 
 # Liveness.
+
+
+def test_a_round_trip_that_a_ping_tells_has_a_bound() -> None:
+    ends = settled()
+    for _ in range(20):
+        ends.now += 1
+        ends.server.receive(Packet(0, 0, [Ping(9, 2**64 - 1)]), 20, ends.now)
+    assert ends.server.patience_seconds <= 4 * 60
+    ends.server_mux.open(REQUEST)
+    while ends.server.next_packet(ends.now):
+        pass
+    assert ends.server.late_at() <= ends.now + 4 * 60
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_time_of_arrival_that_a_peer_tells_breaks_the_flight(seed: int) -> None:
+    chosen, ends = random.Random(seed), Ends(Limits(confirm_timeout_seconds=math.inf))  # noqa: S311
+    server, stream = ends.server, ends.server_mux.open(REQUEST._replace(credit=2**63))
+    stream.send.limit = 2**63
+    for number in range(300):
+        stream.push(bytes(chosen.randrange(1, 50_000)))
+        while server.next_packet(ends.now) is not None:
+            pass
+        ends.now += chosen.choice([1e-5, 1e-3, 0.1])
+        arrived = chosen.choice([0, 1, 2**32 - 1, chosen.randrange(2**32)])
+        server.receive(
+            Packet(0, number and chosen.randrange(server._acked, server._number + 1), [], arrived),
+            9,
+            ends.now,
+        )
+        assert server.deadline() >= 0
 
 
 def test_both_ends_learn_the_round_trip() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -12,6 +16,7 @@ import trio.testing
 
 from tunnel_core.sockets import SocketStream
 
+ROOT = Path(__file__).parents[2]
 Pair = tuple[SocketStream, SocketStream]
 
 
@@ -70,6 +75,66 @@ async def test_an_abort_is_a_reset_and_no_end() -> None:
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ECONNRESET
     far.close_nowait()
+
+
+_A_PROCESS = """
+import socket, sys, trio
+from tunnel_core.sockets import SocketStream, tune
+
+async def main(kind, host, port):
+    if kind == "accepted":
+        listener = socket.create_server((host, 0))
+        tune(listener)
+        print(listener.getsockname()[1], flush=True)
+        stream = SocketStream(listener.accept()[0], is_tuned=True)
+    else:
+        stream = SocketStream(socket.create_connection((host, int(port))))
+    await stream.send_all(b"half of it")
+    if kind == "ended":
+        await stream.send_eof()
+    if kind == "closed":
+        await stream.aclose()
+    print("sent", flush=True)
+    sys.stdin.read()
+
+trio.run(main, *sys.argv[1:])
+"""
+
+
+@contextlib.contextmanager
+def other_process(kind: str) -> Iterator[tuple[socket.socket, subprocess.Popen[str]]]:
+    """A process with a connection to this one, which has sent ten bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        argv = [sys.executable, "-c", _A_PROCESS, kind, "127.0.0.1", str(listener.getsockname()[1])]
+        with subprocess.Popen(  # noqa: S603 - our own
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        ) as process:
+            assert process.stdout is not None
+            if kind == "accepted":
+                near = socket.create_connection(("127.0.0.1", int(process.stdout.readline())))
+            else:
+                near, _ = listener.accept()
+            with near:
+                assert process.stdout.readline() == "sent\n"
+                yield near, process
+
+
+@pytest.mark.parametrize("kind", ["accepted", "dialled", "ended", "closed"])
+def test_a_connection_of_a_killed_process_is_reset_unless_it_was_closed(kind: str) -> None:
+    """A FIN, by which the kernel ends the sockets of a killed process otherwise, looks complete."""
+    with other_process(kind) as (near, process):
+        assert near.recv(100) == b"half of it"
+        process.kill()
+        process.wait()
+        if kind == "closed":
+            assert near.recv(1) == b""
+        elif kind == "ended":  # the end of its own half was true; what we send is lost
+            assert near.recv(1) == b""
+            with pytest.raises(OSError, match=r"Broken pipe|reset"):
+                near.sendall(b"x")
+        else:
+            with pytest.raises(ConnectionResetError):
+                near.recv(1)
 
 
 async def test_sending_to_one_that_aborted_is_broken() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import gc
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
@@ -22,6 +24,43 @@ SMALL = Limits(initial_credit=4096, max_credit=4096, max_stream_queue=4096)
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[LinkPair]:
     async with request.param(SMALL) as links:
         yield links
+
+
+async def test_a_stream_that_is_over_leaves_nothing_to_the_collector(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Refused, closed, or reset: thousands of them would wait for the collector's oldest generation."""
+    async with memory_links() as pair:
+        gone: list[weakref.ref[Stream]] = []
+
+        async def begin(end: Callable[[Stream, Stream], Awaitable[None]]) -> None:
+            near = pair.server.open(TARGET, user="operator", entrance="tcp")
+            far = await pair.opened.receive()
+            gone.extend(map(weakref.ref, (near, far)))
+            await end(near, far)
+            await near.aclose()
+            await far.aclose()
+
+        async def refuse(near: Stream, far: Stream) -> None:
+            far.refuse(Reason.DIAL_REFUSED, "no")
+            await trio.sleep(1)
+
+        async def finish(near: Stream, far: Stream) -> None:
+            far.accept("127.0.0.1:22")
+            await near.wait_opened()
+            await near.send_all(b"x")
+
+        async def reset(near: Stream, far: Stream) -> None:
+            near.reset(Reason.USER_LEFT)
+
+        gc.disable()
+        try:
+            for end in (refuse, finish, reset):
+                await begin(end)
+                await trio.sleep(1)
+            assert [stream() for stream in gone] == [None] * 6
+        finally:
+            gc.enable()
 
 
 async def _clog(stream: Stream) -> None:

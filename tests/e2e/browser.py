@@ -73,12 +73,15 @@ class Browser:
 
 
 @contextlib.contextmanager
-def open_browser(folder: Path, namespace: Namespace) -> Iterator[Browser]:
-    """A browser that lives in ``namespace``. Leaves ``failure.png`` in ``folder`` if the body fails."""
+def open_browser(folder: Path, namespace: Namespace, *arguments: str) -> Iterator[Browser]:
+    """A browser that lives in ``namespace``, started with these arguments more.
+
+    Leaves ``failure.png`` in ``folder`` if the body fails.
+    """
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install -e .[e2e]")
     options = webdriver.ChromeOptions()
     options.binary_location = tools.path_of("chromium")
-    for argument in (*_ARGUMENTS, f"--user-data-dir={folder / 'profile'}"):
+    for argument in (*_ARGUMENTS, *arguments, f"--user-data-dir={folder / 'profile'}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     log = str(folder / "chromedriver.log")

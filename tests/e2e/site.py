@@ -112,9 +112,9 @@ class Site:
         for program in self.programs:
             program.hang_up()
 
-    def connect(self, port: int) -> clients.Answer:
+    def connect(self, port: int, *, timeout_seconds: float = 20) -> clients.Answer:
         """CONNECT to this port of the first edge, over the unix socket."""
-        return self.server.connect(f"edge1:{port}")
+        return self.server.connect(f"edge1:{port}", timeout_seconds=timeout_seconds)
 
     def check_request(self) -> None:
         """The next request works: a random echo through the first edge."""

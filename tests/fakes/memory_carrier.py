@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from tunnel_core.carrier import Carrier, CarrierPort, Peer
+from tunnel_core.carrier import TOO_EARLY, Carrier, CarrierPort, Peer
 from tunnel_core.codec import decode_packet
 
 
@@ -72,7 +72,8 @@ class MemoryCarrier(Carrier):
         async for data in self._receiver:
             if self._port is None:
                 return
-            self._port.packet_received(decode_packet(data), len(data))
+            packet = decode_packet(data) if self._port.admits(len(data)) else TOO_EARLY
+            self._port.packet_received(packet, len(data))
 
 
 def memory_carriers(

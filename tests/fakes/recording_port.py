@@ -31,6 +31,9 @@ class RecordingPort:
         self.sizes.append(size)
         self._changed.set()
 
+    def admits(self, size: int) -> bool:
+        return True
+
     def next_packet(self) -> bytes | None:
         self.asked += 1
         self.is_idle = not self._out

@@ -222,7 +222,7 @@ def packets(data: bytes) -> None:
         assert decode_packet(encode_packet(*packet)) == packet
 
 
-_STRICTER = re.compile("too many|longer than|more than|too large|has wire type")
+_STRICTER = re.compile("too many|longer than|more than|too large|has wire type|not alone")
 """Where we are stricter than protobuf on purpose."""
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -156,7 +156,7 @@ class World:
             assert site.network.owners(link) <= 1, node
             assert link._session.mux.unconfirmed <= LIMITS.max_send_memory
             assert link._session.mux.held <= site.door.send_pool.used
-        assert site.door.send_pool.used <= LIMITS.send_pool + LIMITS.max_send_memory
+        assert site.door.send_pool.used <= LIMITS.send_pool
         if site.agent.link is not None:
             assert site.network.owners(site.agent.link) <= 1
 

@@ -76,9 +76,13 @@ async def open_issuing(
     leaf: Leaf | None = None,
     wall: Callable[[], datetime] = now,
     serves: bool = True,
+    user_roots: bytes = b"",
     **changes: object,
 ) -> AsyncIterator[Issuing]:
-    """It shows ``leaf``, gives certificates of ``pki.authority()``, and tells the time by ``wall``."""
+    """It shows ``leaf``, gives certificates of ``pki.authority()``, and tells the time by ``wall``.
+
+    ``user_roots`` (PEM) vouch for users alone.
+    """
     leaf = leaf or pki.server_leaf()
     for name, content in (
         ("server.pem", leaf.chain_pem),
@@ -91,6 +95,9 @@ async def open_issuing(
     files = TlsFiles(
         folder / "server.pem", folder / "server.key", folder / "trust.pem", authority=folder / "ca"
     )
+    if user_roots:
+        (folder / "users.pem").write_bytes(user_roots)
+        files = replace(files, user_trust_file=folder / "users.pem")
     store = open_store(StoreSettings(folder / FILE), now)
     async with open_edge() as edge:
         standing = Standing(now)

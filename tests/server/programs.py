@@ -149,7 +149,9 @@ class Site:
         """Status and body of a page of the server's ops listener, or of another one."""
         host, _, port = (ops or self.ready["ops"]).rpartition(":")
         async with await trio.open_tcp_stream(host, int(port)) as stream:
-            await stream.send_all(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+            await stream.send_all(
+                f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()
+            )
             head, _, body = b"".join([piece async for piece in stream]).partition(b"\r\n\r\n")
             return int(head.split()[1]), body.decode()
 

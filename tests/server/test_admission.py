@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.admission import MAX_KNOWN, Admission, Ticket, source_of
+from tunnel_core.sources import source_of
+from tunnel_server.admission import MAX_KNOWN, Admission, Ticket
 
 
 @pytest.mark.parametrize(
@@ -146,3 +147,141 @@ def test_unix_sockets_are_bound_by_the_total_only() -> None:
     for _ in range(5):
         assert not admission.admit("").waits
     assert refusal(admission, "") is Reason.TOO_MANY_CONNECTIONS
+
+
+def evicted(tickets: list[Ticket]) -> list[int]:
+    """The places in the list of those that gave way."""
+    return [number for number, ticket in enumerate(tickets) if ticket.evicted]
+
+
+def test_idle_connections_of_many_sources_make_room_for_another_source() -> None:
+    clock = Clock()
+    admission = Admission(9999, 32, 1024, clock=clock)
+    held = [ticket for n in range(32) for ticket in admit_many(admission, f"192.0.2.{n}", 32)]
+    clock.seconds += 0.1
+    for ticket in [*held[:5], *held[6:]]:
+        ticket.progressed()
+    closed: list[int] = []
+    held[5].on_evicted = lambda: closed.append(5)
+    user = admission.admit("198.51.100.1")
+    admission.make_room()
+    assert user.waits, "none is idle for long enough"
+    clock.seconds += 2
+    admission.make_room()
+    assert not user.waits and not admission.has_waiting
+    assert evicted(held) == [5] == closed, "the longest idle of a source that holds the most"
+    assert held[5].evicted is not None and held[5].evicted.reason is Reason.TOO_MANY_CONNECTIONS
+    held[5].release()
+    assert admission.open_connections == 1024
+    again = admission.admit("198.51.100.1")
+    assert again.waits, "the place that was given away is not free once more"
+
+
+def test_the_waiting_line_has_room_for_a_source_of_which_none_waits() -> None:
+    clock = Clock()
+    admission = Admission(9999, 32, 1024, clock=clock)
+    for n in range(32):
+        admit_many(admission, f"192.0.2.{n}", 32)
+    waiting = [ticket for n in range(8) for ticket in admit_many(admission, f"192.0.2.{n}", 128)]
+    user = admission.admit("198.51.100.1")
+    assert evicted(waiting) == [127] and not waiting[127].waits
+    assert refusal(admission, "192.0.2.0") is Reason.TOO_MANY_CONNECTIONS, "of it 127 wait, which is enough"
+    clock.seconds += 2
+    admission.make_room()
+    assert not user.waits
+    opened = admission.open_connections
+    waiting[127].release()
+    assert admission.open_connections == opened - 1
+
+
+def test_a_source_that_never_idles_makes_room_after_a_moment() -> None:
+    clock = Clock()
+    admission = Admission(9999, 32, 64, clock=clock)
+    busy = [ticket for n in range(2) for ticket in admit_many(admission, f"192.0.2.{n}", 32)]
+    user = admission.admit("198.51.100.1")
+    for _ in range(9):
+        clock.seconds += 0.1
+        for ticket in busy[1:] + busy[:1]:
+            ticket.progressed()
+            clock.seconds += 1e-6
+        admission.make_room()
+        assert user.waits
+    clock.seconds += 0.11
+    admission.make_room()
+    assert not user.waits and evicted(busy) == [1], "the one that showed nothing for longest"
+
+
+def test_sources_that_hold_one_each_keep_it_while_they_show_something() -> None:
+    """A fleet that comes at once: each of its connections needs a little time, and none takes another's."""
+    clock = Clock()
+    admission = Admission(9999, 32, 4, clock=clock)
+    held = []
+    for n in range(4):
+        held.append(admission.admit(f"192.0.2.{n}"))
+        clock.seconds += 0.01
+    user = admission.admit("198.51.100.1")
+    clock.seconds += 1.5
+    admission.make_room()
+    assert user.waits and not evicted(held)
+    clock.seconds += 0.5
+    admission.make_room()
+    assert not user.waits and evicted(held) == [0]
+
+
+def test_colleagues_get_the_places_of_strangers_who_stall_behind_their_address() -> None:
+    clock = Clock()
+    admission = Admission(9999, 2, 400, clock=clock)
+    stalled = admit_many(admission, "192.0.2.1", 2)
+    clock.seconds += 1
+    colleague = admission.admit("192.0.2.1")
+    admission.make_room()
+    assert colleague.waits
+    clock.seconds += 1
+    admission.make_room()
+    assert not colleague.waits and evicted(stalled) == [0]
+    assert stalled[0].evicted is not None and stalled[0].evicted.reason is Reason.TOO_MANY_FROM_SOURCE
+
+
+def test_a_known_source_is_measured_by_its_own_allowance() -> None:
+    """Colleagues behind one address hold more than any stranger, and are far from what they may."""
+    clock = Clock()
+    admission = Admission(9999, 2, 40, clock=clock)
+    first = admission.admit("192.0.2.1")
+    first.authenticated()
+    colleagues = admit_many(admission, "192.0.2.1", 8)
+    strangers = [ticket for n in range(16) for ticket in admit_many(admission, f"198.51.100.{n}", 2)]
+    assert admission.admit("203.0.113.1").waits
+    clock.seconds += 5
+    admission.make_room()
+    assert not evicted(colleagues) and len(evicted(strangers)) == 1
+
+
+def test_what_is_worked_on_and_what_is_proven_or_refused_does_not_give_way() -> None:
+    clock = Clock()
+    admission = Admission(9999, 4, 4, clock=clock)
+    worked_on, proven, refused, idle = admit_many(admission, "192.0.2.1", 4)
+    proven.authenticated()
+    refused.refused()
+    admit_many(admission, "192.0.2.1", 2)
+    user = admission.admit("198.51.100.1")
+    clock.seconds += 5
+    with worked_on.at_work():
+        admission.make_room()
+        assert not user.waits and idle.evicted
+        assert not any(ticket.evicted for ticket in (worked_on, proven, refused))
+    assert admission.admit("198.51.100.2").waits
+    admission.make_room()
+    assert worked_on.evicted is None, "its work is done just now"
+
+
+def test_making_room_for_thousands_of_sources_is_bounded() -> None:
+    clock = Clock()
+    admission = Admission(9999, 32, 1024, clock=clock)
+    held = [admission.admit(f"10.1.{n // 256}.{n % 256}") for n in range(1024)]
+    waiting = [admission.admit(f"10.2.{n // 256}.{n % 256}") for n in range(1024)]
+    clock.seconds += 3
+    admission.make_room()
+    assert len(evicted(held)) == sum(not ticket.waits for ticket in waiting) == 32
+    for ticket in [*held, *waiting]:
+        ticket.release()
+    assert admission.open_connections == 0 and not admission.has_waiting

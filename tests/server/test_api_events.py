@@ -85,22 +85,21 @@ async def test_a_quiet_node_is_an_empty_answer() -> None:
 async def test_a_long_poll_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
     followers = Followers(Events(now), Counters())
     with trio.fail_after(31):
-        await api_events.answer(followers, Nodes(trio.current_time, now), parse_question("wait=9999"))
+        await api_events.wait(followers, Nodes(trio.current_time, now), parse_question("wait=9999"), "alice")
     assert trio.current_time() >= 30 - 1e-6
 
 
 async def test_more_than_fits_one_answer_is_read_in_several() -> None:
-    events, nodes = Events(now), Nodes(trio.current_time, now)
-    followers = Followers(events, Counters())
+    events = Events(now)
     start = events.last_id
     for number in range(MAX_LISTED + 5):
         events.add(Kind.ATTACHED, f"edge{number}", "facade00")
-    first = await api_events.answer(followers, nodes, Question(after=start))
+    first = api_events.answer(events, Question(after=start))
     assert first["last"] == start + MAX_LISTED
-    rest = await api_events.answer(followers, nodes, Question(after=start + MAX_LISTED))
+    rest = api_events.answer(events, Question(after=start + MAX_LISTED))
     assert rest["last"] == events.last_id
     assert json.dumps(rest).count('"kind"') == 5
-    newest = await api_events.answer(followers, nodes, Question())
+    newest = api_events.answer(events, Question())
     assert newest["last"] == events.last_id
 
 

@@ -98,6 +98,18 @@ def test_everything_can_be_set() -> None:
             "tcp#1.listen: [::]:22 is open to others, and a tcp entrance asks nobody who they are; "
             'add allow_from = ["10.0.0.0/8"] or listen on loopback',
         ),
+        (
+            {"session": {"grace_seconds": 7200}},
+            "session.grace_seconds: 7200 is out of the range that agents accept; write 0 or 0.001 to 3600",
+        ),
+        (
+            {"session": {"ping_interval_seconds": 0.05}},
+            "session.ping_interval_seconds: 0.05 is out of the range that agents accept; write 0.1 to 3600",
+        ),
+        (
+            {"session": {"missed_pings": 101}},
+            "session.missed_pings: 101 is out of the range that agents accept; write 1 to 100",
+        ),
         ({"agents": {"listen": []}}, "agents.listen: is empty, so no agent could attach; write"),
         ({"tls": {"min_version": "1.1"}}, "tls.min_version: '1.1' is not one of 1.2, 1.3"),
         ({"trust_domain": "Qanat"}, "trust_domain: not a trust domain: 'Qanat'; write"),

@@ -8,9 +8,11 @@ import logging
 import os
 from pathlib import Path
 
+import attrs
 import pytest
 
-from certs.ca import Leaf
+from certs.authority_folder import save_new
+from certs.ca import Leaf, create_authority
 from certs.files import write_private
 from tests.fakes import pki
 from tunnel_core.identity import Role
@@ -151,3 +153,37 @@ def test_an_end_within_thirty_days_is_a_warning(tmp_path: Path, caplog: pytest.L
         ("INFO", "server certificate"),
         ("WARNING", "the server's certificate ends in 20 days: replace it, then send SIGHUP"),
     ]
+
+
+def test_roots_of_others_in_the_trust_file_are_named_with_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, other = create_authority(pki.TRUST_DOMAIN), create_authority(pki.TRUST_DOMAIN).authority
+    save_new(own, tmp_path / "ca")
+    tls = files(tmp_path, own.authority.issue(Role.SERVER, "main", names=["localhost"]))
+    read_credentials(tls, NOW).log_other_roots(tmp_path / "ca")
+    read_credentials(tls, NOW).log_other_roots(tmp_path / "no such folder")
+    assert not caplog.messages
+    tls.trust_file.write_bytes(own.authority.roots_pem + other.roots_pem)
+    read_credentials(tls, NOW).log_other_roots(tmp_path / "ca")
+    (line,) = caplog.messages
+    assert line.startswith("1 roots of the trust file are not of this authority: each vouches for every node")
+    assert "[tls] user_trust_file" in line
+
+
+def test_the_root_of_the_servers_own_certificate_is_no_root_of_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, other = create_authority(pki.TRUST_DOMAIN), create_authority(pki.TRUST_DOMAIN).authority
+    save_new(own, tmp_path / "ca")
+    tls = files(tmp_path, other.issue(Role.SERVER, "main", names=["localhost"]))
+    tls.trust_file.write_bytes(own.authority.roots_pem + other.roots_pem)
+    read_credentials(tls, NOW).log_other_roots(tmp_path / "ca")
+    assert not caplog.messages
+
+
+def test_a_file_of_roots_for_users_is_checked_as_the_others_are(tmp_path: Path) -> None:
+    tls = attrs.evolve(files(tmp_path), user_trust_file=tmp_path / "users.pem")
+    assert "there is no file" in complaint(tls)
+    (tmp_path / "users.pem").write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+    assert "users.pem holds no certificate" in complaint(tls)

@@ -31,7 +31,7 @@ from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log, StreamLog
-from tunnel_core.sockets import RESET_ON_CLOSE, SocketStream
+from tunnel_core.sockets import SocketStream
 from tunnel_core.states import LinkState
 from tunnel_core.stream import Stream
 from tunnel_core.tls import SocketTlsStream
@@ -57,8 +57,7 @@ SWITCH = b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r
 
 
 def closes_hard(stream: SocketStream) -> None:
-    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    stream.close_nowait()
+    stream.abort()
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import json
 import ssl
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from certs.ca import Leaf
+from certs.ca import Leaf, create_authority
 from certs.pkcs7 import read_certs_only
 from certs.requests import make_request
 from certs.signing import LeafProfile, make_leaf
@@ -28,6 +29,7 @@ from tests.server.issuing import Issuing, open_issuing
 from tests.tools_here import need
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.admission import Ticket
 from tunnel_server.enrolment.enrolment import Asker
 from tunnel_server.store.revoked import Kind
 
@@ -408,6 +410,20 @@ async def test_whoever_tls_lets_in_and_is_nobody_of_ours_does_not_renew(
         assert await issuing.audit() == [("refused", word, "")]
 
 
+@pytest.mark.parametrize("role", [Role.NODE, Role.USER])
+async def test_what_roots_for_users_vouch_for_is_not_renewed(tmp_path: Path, role: Role) -> None:
+    """Else their issuer could have a node's certificate of ours, or one that outlives the trust in it."""
+    others = create_authority(pki.TRUST_DOMAIN).authority
+    theirs = others.issue(role, "edge1")
+    chained = Leaf(theirs.credential, theirs.chain_pem, pki.authority().roots_pem)
+    async with open_issuing(tmp_path, user_roots=others.roots_pem, renews_only_own=True) as issuing:
+        body = request_of("edge1", role) if role is Role.USER else request_of()
+        answer = await renew(issuing, chained, body)
+        assert (answer.status, answer.word) == (403, "wrong_role")
+        assert [(kind, word) for kind, word, _ in await issuing.audit()] == [("refused", "wrong_role")]
+        assert (await renew(issuing, pki.node_leaf("edge1"), request_of())).status == 200
+
+
 async def test_beyond_the_cap_it_says_when_to_come_back(tmp_path: Path) -> None:
     async with (
         open_issuing(tmp_path, serves=False, max_at_once=1) as issuing,
@@ -453,3 +469,27 @@ async def test_ten_bodies_that_never_come_hold_up_nobody(tmp_path: Path) -> None
         assert (await enrol(issuing, await issuing.token("edge1"), request_of())).status == 200
         for stream in streams:
             await trio.aclose_forcefully(stream)
+
+
+async def test_a_request_that_is_worked_on_does_not_give_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    @contextlib.contextmanager
+    def at_work(_: Ticket) -> Iterator[None]:
+        steps.append("begin")
+        yield
+        steps.append("end")
+
+    async def refuse(*_: object) -> None:
+        steps.append("work")
+        raise Refused(Reason.TOKEN_WRONG)
+
+    monkeypatch.setattr(Ticket, "at_work", at_work)
+    async with open_issuing(tmp_path) as issuing:
+        for operation in ("enrol", "renew"):
+            monkeypatch.setattr(issuing.enrolment, operation, refuse)
+        await post(issuing, "simpleenroll", request_of())
+        await post(issuing, "simplereenroll", request_of(), own=own_file(issuing, pki.node_leaf("edge1")))
+    assert " ".join(steps).count("begin work") == 2

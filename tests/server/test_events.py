@@ -138,3 +138,30 @@ def test_details_are_cut() -> None:
     events = ring()
     events.add(Kind.DUPLICATE, "edge1", "facade00", None, "x" * 10_000)
     assert len(events.after()[0].detail) == 512
+
+
+def test_a_node_that_is_never_quiet_pushes_out_its_own_events_only() -> None:
+    events = Events(lambda: NOON, most=50, share=3)
+    events.add(Kind.ATTACHED, "edge1", "facade00")
+    events.add(Kind.LOST, "rogue", "facade01")
+    for _ in range(500):
+        events.add(Kind.TAKEN_OVER, "rogue", "facade01")
+        events.add(Kind.ATTACHED, "rogue", "facade01")
+    left = events.after()
+    assert [(event.node, event.kind) for event in left[:2]] == [
+        ("edge1", Kind.ATTACHED),
+        ("rogue", Kind.LOST),
+    ]
+    assert [event.kind for event in left[2:]] == [Kind.TAKEN_OVER, Kind.ATTACHED] * 3
+    assert ids(events, events.last_id - 2) == [1000, 1001]
+    assert events.has_gap(left[1].id)
+    assert not events.has_gap(left[2].id)
+
+
+def test_restored_events_keep_to_the_share() -> None:
+    old = Events(lambda: NOON, most=100, share=100)
+    for number in range(60):
+        old.add(Kind.ATTACHED, "rogue" if number else "edge1", "facade00")
+    events = Events(lambda: NOON + timedelta(days=1), most=50, share=3)
+    events.restore(old.after())
+    assert [event.node for event in events.after()] == ["edge1", *["rogue"] * 3]

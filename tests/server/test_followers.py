@@ -10,7 +10,7 @@ from tests.server.edge import now
 from tunnel_core.counters import Counters
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.events import OF_SERVER, Events, Kind
-from tunnel_server.followers import MAX_FOLLOWERS, Followers
+from tunnel_server.followers import MAX_FOLLOWERS, MAX_OF_USER, Followers
 
 
 def test_kinds_are_counted_from_zero() -> None:
@@ -51,8 +51,9 @@ async def test_what_is_there_is_not_waited_for() -> None:
 async def test_followers_are_bounded_and_leave_no_trace() -> None:
     followers = Followers(Events(now), Counters())
     async with trio.open_nursery() as nursery:
-        for _ in range(MAX_FOLLOWERS):
-            nursery.start_soon(followers.wait_newer, followers.events.last_id)
+        for number in range(MAX_FOLLOWERS):
+            user = f"user{number // MAX_OF_USER}"
+            nursery.start_soon(followers.wait_newer, followers.events.last_id, "", user)
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(Refused) as caught:
             await followers.wait_newer(followers.events.last_id)
@@ -60,3 +61,17 @@ async def test_followers_are_bounded_and_leave_no_trace() -> None:
         nursery.cancel_scope.cancel()
     with trio.move_on_after(0):
         await followers.wait_newer(followers.events.last_id)
+
+
+async def test_one_user_takes_a_quarter_of_the_places() -> None:
+    followers = Followers(Events(now), Counters())
+    async with trio.open_nursery() as nursery:
+        for _ in range(MAX_OF_USER):
+            nursery.start_soon(followers.wait_newer, followers.events.last_id, "", "mallory")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Refused) as caught:
+            await followers.wait_newer(followers.events.last_id, "", "mallory")
+        assert caught.value.reason is Reason.TOO_MANY_OF_USER
+        nursery.start_soon(followers.wait_newer, followers.events.last_id, "", "alice")
+        await trio.testing.wait_all_tasks_blocked()
+        followers.events.add(Kind.LOST, "edge1", "facade00")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +17,11 @@ import trio.testing
 from certs.ca import Leaf
 from tests.fakes import pki
 from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
+from tests.server.issuing import open_issuing
 from tunnel_core.http import HeadLimits, HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.tls import TlsStream
+from tunnel_server import front as front_module
 from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress
 from tunnel_server.entrances.connect import ConnectEntrance
@@ -120,6 +124,64 @@ async def test_who_is_not_let_in(tmp_path: Path, leaf: object, says: bytes) -> N
         assert not link.streams
 
 
+async def test_a_connection_without_a_certificate_may_not_idle_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_module, "STRANGER_IDLE_SECONDS", 0.0)
+    async with open_issuing(tmp_path) as issuing:
+        edge, request = issuing.edge, b"GET /api/v1/join HTTP/1.1\r\nhost: x\r\n\r\n"
+        for leaf, stays in ((None, False), (pki.node_leaf("edge1"), False), (pki.user_leaf("alice"), True)):
+            context = client_context(tmp_path, leaf)
+            stream = TlsStream(await edge.dial(issuing.listener), context, server_hostname="localhost")
+            await stream.do_handshake()
+            await stream.send_all(request)
+            assert (await receive_until(stream, b"}\n")).startswith(b"HTTP/1.1 200 ")
+            if stays:
+                await stream.send_all(request)
+                assert (await receive_until(stream, b"}\n")).startswith(b"HTTP/1.1 200 ")
+            else:
+                assert await receive_all(stream) == b""
+
+
+async def test_who_was_refused_holds_no_place_of_the_source_while_the_answer_is_delivered(
+    tmp_path: Path,
+) -> None:
+    async with open_edge() as edge:
+        contexts = TlsContexts(tls_files(tmp_path))
+        serve = front(edge, by_certificate(pki.TRUST_DOMAIN)).serve
+        handler = over_tls("https", contexts, 5.0, serve, edge.records)
+        listener = await edge.listen("https", handler, Admission(9, 1, clock=lambda: 0.0))
+        uploads = []
+        for _ in range(4):
+            stream = TlsStream(
+                await edge.dial(listener), client_context(tmp_path, None), server_hostname="localhost"
+            )
+            await stream.do_handshake()
+            await stream.send_all(
+                b"PUT / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n" + bytes(1000)
+            )
+            assert (await receive_all(stream)).startswith(b"HTTP/1.1 401 ")
+            uploads.append(stream)
+        for stream in uploads:
+            await stream.send_all(bytes(1000))
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.unauthenticated_refusals == {("https", "unauthenticated"): 4}
+
+
+@pytest.mark.parametrize("header", [b"Origin: https://evil.example", b"Sec-Fetch-Site: cross-site"])
+async def test_a_foreign_page_cannot_use_the_certificate_of_a_browser(tmp_path: Path, header: bytes) -> None:
+    async with open_edge() as edge:
+        listener = await serve_tls(edge, tmp_path)
+        context = client_context(tmp_path, pki.user_leaf("alice"))
+        stream = TlsStream(await edge.dial(listener), context, server_hostname="localhost")
+        await stream.do_handshake()
+        await stream.send_all(
+            b"GET /api/v1/nodes HTTP/1.1\r\nHost: localhost:7002\r\n" + header + b"\r\n\r\n"
+        )
+        answer = await receive_until(stream, b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 403 a page of another site asked for this")
+
+
 @pytest.mark.parametrize("leaf", [None, lambda: pki.node_leaf("edge1")])
 async def test_a_refused_connection_is_not_left_to_the_garbage_collector(
     tmp_path: Path, leaf: object, without_collector: None
@@ -166,6 +228,24 @@ async def test_a_silent_client_is_dropped_at_the_deadline(tmp_path: Path) -> Non
         stream = await edge.dial(await serve_tls(edge, tmp_path, seconds=0.05))
         assert await stream.receive_some() == b""
         assert edge.counters.unauthenticated_refusals == {("https", "handshake_failed"): 1}
+
+
+@pytest.mark.parametrize("ends", ["close", "reset"])
+async def test_a_client_that_leaves_before_it_sends_a_byte_failed_at_nothing(
+    tmp_path: Path, ends: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_edge() as edge:
+        listener = await serve_tls(edge, tmp_path)
+        stream = await edge.dial(listener)
+        if ends == "reset":
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await stream.aclose()
+        stream = await edge.dial(listener)
+        await stream.send_all(b"\x16\x03\x01")  # the first bytes of a handshake
+        await stream.send_eof()
+        await receive_all(stream)
+        assert edge.counters.unauthenticated_refusals == {("https", "handshake_failed"): 1}
+        assert len([record for record in caplog.records if record.name == "qanat.refusals"]) == 1
 
 
 async def test_garbage_is_no_handshake(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import h11
 import pytest
 from hypothesis import given
@@ -19,6 +21,7 @@ from tunnel_server.heads import (
 )
 
 HOST = ("Host", "red--edge1.localhost:7003")
+OWN_ORIGIN = ("Origin", "http://red--edge1.localhost:7003")
 SOCKET = [("Connection", "keep-alive, Upgrade"), ("Upgrade", "websocket")]
 
 
@@ -76,6 +79,34 @@ def test_claims_about_the_user_are_removed_and_ours_added() -> None:
     assert b"root" not in b"".join(value for values in headers.values() for value in values)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("X_Forwarded_For", "x-forwarded_for", "X.Forwarded.For", "X_Real_IP", "Remote_User", "REMOTE_ADDR"),
+        *(
+            "Proxy",
+            "proxy",
+            "Client_IP",
+            "X_Auth_Request_User",
+            "X_WebAuth_User",
+            "Qanat_User",
+            "X~Remote~User",
+        ),
+        *("Content_Length", "Transfer_Encoding", "Content_Type", "Proxy_Authorization", "Keep_Alive"),
+    ],
+)
+def test_no_spelling_of_a_claim_reaches_a_program_behind_wsgi(name: str) -> None:
+    headers = forwarded((name, "root"))
+    assert b"root" not in b"".join(value for values in headers.values() for value in values)
+
+
+@pytest.mark.parametrize(
+    "name", ["X_API_Key", "access_token", "Content-Type", "X-Proxy", "X-Forwarded", "User_Id"]
+)
+def test_other_names_pass_in_the_spelling_of_the_user(name: str) -> None:
+    assert forwarded((name, "mine"))[name.lower().encode()] == [b"mine"]
+
+
 def test_chunked_requests_stay_chunked() -> None:
     headers = forwarded(("Transfer-Encoding", "chunked"), method="POST")
     assert headers[b"transfer-encoding"] == [b"chunked"]
@@ -97,6 +128,7 @@ def test_other_upgrades_are_not() -> None:
 def test_whether_a_body_follows() -> None:
     assert not has_body(request())
     assert not has_body(request(("Content-Length", "0"), method="POST"))
+    assert not has_body(request(("Content-Length", "00"), method="POST"))
     assert has_body(request(("Content-Length", "1"), method="POST"))
     assert has_body(request(("Transfer-Encoding", "chunked"), method="POST"))
 
@@ -115,8 +147,23 @@ def test_an_answer_loses_its_hop_and_its_way_around_us() -> None:
     back = response_back(
         answer(("Connection", "close"), ("Transfer-Encoding", "chunked"), ("Alt-Svc", 'h3=":443"'))
     )
-    assert list(back.headers) == []
+    assert [name for name, _ in back.headers] == [b"content-security-policy"]
     assert back.reason == b"Fine"
+
+
+@pytest.mark.parametrize(
+    ("headers", "policy"),
+    [
+        ([], b"frame-ancestors 'self'"),
+        ([("X-Frame-Options", "ALLOWALL")], b"frame-ancestors 'self'"),
+        ([("X-Frame-Options", "Deny")], b"frame-ancestors 'none'"),
+    ],
+)
+def test_no_foreign_page_may_frame_an_answer(headers: list[tuple[str, str]], policy: bytes) -> None:
+    theirs = ("Content-Security-Policy", "default-src *; frame-ancestors *")
+    back = response_back(answer(*headers, theirs))
+    policies = [value for name, value in back.headers if name == b"content-security-policy"]
+    assert policies == [theirs[1].encode(), policy], "a browser enforces both"
 
 
 def test_cookies_stay_with_their_host() -> None:
@@ -169,6 +216,33 @@ def test_any_other_101_is_refused(headers: list[tuple[str, str]]) -> None:
         ),
         (request(*SOCKET, ("Origin", "http://evil.example")), Reason.SOURCE_NOT_ALLOWED),
         (request(*SOCKET, ("Origin", "null")), Reason.SOURCE_NOT_ALLOWED),
+        (request(("Origin", "http://evil.example"), method="POST"), Reason.SOURCE_NOT_ALLOWED),
+        (request(("Origin", "null"), method="POST"), Reason.SOURCE_NOT_ALLOWED),
+        (request(("Origin", "http://evil.example"), method="OPTIONS"), Reason.SOURCE_NOT_ALLOWED),
+        (request(("Origin", "http://evil.example")), Reason.SOURCE_NOT_ALLOWED),
+        (request(("Origin", "http://[")), Reason.SOURCE_NOT_ALLOWED),
+        (
+            request(OWN_ORIGIN, ("Origin", "http://evil.example"), method="POST"),
+            Reason.SOURCE_NOT_ALLOWED,
+        ),
+        (
+            request(("Origin", "http://evil.example"), ("Sec-Fetch-Site", "same-origin"), method="POST"),
+            Reason.SOURCE_NOT_ALLOWED,
+        ),
+        (
+            request(("Origin", "http://evil.example"), ("Sec-Fetch-Site", "none"), method="DELETE"),
+            Reason.SOURCE_NOT_ALLOWED,
+        ),
+        *(
+            (
+                request(("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", frame)),
+                Reason.SOURCE_NOT_ALLOWED,
+            )
+            for site in ("cross-site", "same-site")
+            for frame in ("iframe", "frame", "object", "embed")
+        ),
+        (request(*SOCKET, ("Content-Length", "5")), Reason.BAD_REQUEST),
+        (request(*SOCKET, ("Transfer-Encoding", "chunked")), Reason.BAD_REQUEST),
     ],
 )
 def test_what_no_browser_page_of_ours_asks(asked: h11.Request, reason: Reason) -> None:
@@ -187,10 +261,69 @@ def test_what_no_browser_page_of_ours_asks(asked: h11.Request, reason: Reason) -
         request(("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate")),
         request(*SOCKET, ("Origin", "http://red--edge1.localhost:7003")),
         request(*SOCKET),
+        request(*SOCKET, ("Content-Length", "0")),
+        request(OWN_ORIGIN, method="POST"),
+        request(("Origin", "https://Red--edge1.localhost:7003"), method="POST"),
+        request(
+            ("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "iframe")
+        ),
     ],
 )
 def test_what_browsers_do(asked: h11.Request) -> None:
     check_web_request(asked)
+
+
+@pytest.mark.parametrize("site", ["", "none", "same-origin", "same-site", "cross-site"])
+@pytest.mark.parametrize("origin", ["own", "null", "foreign"])
+def test_a_form_passes_only_if_its_page_is_known_to_be_ours(origin: str, site: str) -> None:
+    """No ``Sec-Fetch-Site``: a browser at plain http, away from localhost. ``null`` with ``cross-site``: a
+    sandboxed frame of another site, or a form that was redirected by one."""
+    named = {"own": OWN_ORIGIN, "null": ("Origin", "null"), "foreign": ("Origin", "http://evil.example")}
+    metadata = [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "navigate")] if site else []
+    asked = request(named[origin], *metadata, method="POST")
+    if (origin, site) in {("own", ""), ("own", "none"), ("own", "same-origin"), ("null", "same-origin")}:
+        check_web_request(asked)
+        return
+    with pytest.raises(Refused) as caught:
+        check_web_request(asked)
+    assert caught.value.reason is Reason.SOURCE_NOT_ALLOWED
+    assert ("Origin: null" in caught.value.detail) == (origin == "null" and site in ("", "none"))
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "is_ours"),
+    [
+        ("x:443", "https://x", True),  # nginx with "Host $host:$server_port"
+        ("x:80", "http://x", True),
+        ("x", "https://x:443", True),
+        ("X:443", "HTTPS://x", True),
+        ("[::1]:443", "https://[::1]", True),
+        ("x:8443", "https://x:8443", True),
+        ("x", "https://x", True),
+        ("x:8443", "https://x", False),
+        ("x", "https://x:8443", False),
+        ("x:443", "http://x", False),
+        ("x:80", "https://x", False),
+        ("x:443", "https://evil.example", False),
+        ("x", "https://x.evil.example", False),
+        ("x", "https://evil.example:443", False),
+        ("localhost", "app://localhost", False),
+        ("", "null", False),
+        ("", "", False),
+        ("", "https://:443", False),
+        ("x", "https://x https://evil.example", False),
+    ],
+)
+def test_an_origin_is_ours_if_it_names_our_host(host: str, origin: str, is_ours: bool) -> None:
+    asked = h11.Request(method="POST", target="/", headers=[("Host", host), ("Origin", origin)])
+    with nullcontext() if is_ours else pytest.raises(Refused):
+        check_web_request(asked)
+
+
+def test_null_beside_a_foreign_origin_counts_for_nothing() -> None:
+    both = [("Origin", "null"), ("Origin", "http://evil.example"), ("Sec-Fetch-Site", "same-origin")]
+    with pytest.raises(Refused):
+        check_web_request(request(*both, method="POST"))
 
 
 def test_people_get_html() -> None:

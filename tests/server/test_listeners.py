@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
@@ -21,7 +22,8 @@ from tunnel_core import declining
 from tunnel_core.declining import decline_http, decline_tls
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import TlsStream
-from tunnel_server import binding, listeners
+from tunnel_server import admission as admission_module
+from tunnel_server import binding, handshake, listeners
 from tunnel_server.admission import Admission
 from tunnel_server.binding import CannotListen, UnixAddress, bind_tcp, bind_unix, split_listen
 from tunnel_server.listeners import Accepted, listen_tcp, listen_unix
@@ -222,6 +224,105 @@ async def test_one_more_of_a_source_waits_for_its_turn() -> None:
         await kept[0].send_all(b"x")
         assert await third.receive_some() == b"hello"
         assert not edge.counters.unauthenticated_refusals
+
+
+def dial_from(host: str, address: str) -> trio.SocketStream:
+    """A connection from ``host``, which is one of this machine's 127.0.0.0/8."""
+    server, _, port = address.rpartition(":")
+    sock = socket.create_connection((server, int(port)), source_address=(host, 0))
+    sock.setblocking(False)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+async def test_an_idle_connection_of_the_fullest_source_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_module, "MIN_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(listeners, "TURN_SECONDS", 60.0)
+    async with open_edge() as edge:
+        admission = Admission(99, 2, 4, clock=trio.current_time)
+        address = (await edge.listen("https", hold, admission, decline_tls)).addresses[0]
+        async with contextlib.AsyncExitStack() as opened:
+            held = [
+                await opened.enter_async_context(dial_from(host, address))
+                for host in ("127.0.0.2", "127.0.0.3", "127.0.0.3", "127.0.0.4")
+            ]
+            for stream in held:
+                assert await stream.receive_some() == b"hello"
+            user = await opened.enter_async_context(dial_from("127.0.0.5", address))
+            assert await user.receive_some() == b"hello"
+            with pytest.raises(trio.BrokenResourceError):
+                await held[1].receive_some()
+            for stream in (held[0], held[2], held[3], user):
+                await stream.send_all(b"x")
+                assert await receive_all(stream) == b""
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.counters.unauthenticated_refusals == {("https", "too_many_connections"): 1}
+        assert admission.open_connections == 0
+
+
+async def test_a_handshake_that_waits_for_the_processor_does_not_give_way() -> None:
+    """A fleet that comes at once waits for our processor. Bytes one by one count for two steps only."""
+    seconds = 0.0
+    admission = Admission(99, 1, 1, clock=lambda: seconds)
+    ticket, lock = admission.admit("192.0.2.1"), trio.Lock()
+    turns, begun, done = handshake.Turns(lock, ticket), trio.Event(), trio.Event()
+
+    async def step() -> None:
+        begun.set()
+        async with turns:
+            done.set()
+
+    user = admission.admit("192.0.2.2")
+    async with trio.open_nursery() as nursery:
+        async with lock:
+            nursery.start_soon(step)
+            await trio.testing.wait_all_tasks_blocked()
+            seconds += 5
+            admission.make_room()
+            assert begun.is_set() and not done.is_set() and ticket.evicted is None
+        await done.wait()
+    async with turns:
+        seconds += 5
+    admission.make_room()
+    assert ticket.evicted is None, "it was served just now"
+    seconds += 1.5
+    async with turns:
+        seconds += 0.5
+    admission.make_room()
+    assert ticket.evicted is not None and not user.waits
+
+
+async def test_a_handshake_that_is_cancelled_in_its_turn_is_idle_again() -> None:
+    seconds = 0.0
+    admission = Admission(99, 1, 1, clock=lambda: seconds)
+    ticket, lock = admission.admit("192.0.2.1"), trio.Lock()
+    turns = handshake.Turns(lock, ticket)
+    async with lock:
+        with trio.move_on_after(0):
+            async with turns:
+                raise AssertionError
+    admission.admit("192.0.2.2")
+    seconds += 2
+    admission.make_room()
+    assert ticket.evicted is not None
+
+
+async def test_the_waiting_line_gives_a_place_to_a_source_of_which_none_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listeners, "TURN_SECONDS", 60.0)
+    async with open_edge() as edge:
+        admission = Admission(99, 2, 2, clock=trio.current_time)
+        address = (await edge.listen("web", hold, admission, decline_http)).addresses[0]
+        async with contextlib.AsyncExitStack() as opened:
+            crowd = [await opened.enter_async_context(dial_from("127.0.0.2", address)) for _ in range(4)]
+            for stream in crowd[:2]:
+                assert await stream.receive_some() == b"hello"
+            user = await opened.enter_async_context(dial_from("127.0.0.5", address))
+            await crowd[3].send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await receive_all(crowd[3])).startswith(b"HTTP/1.1 429 2 unauthenticated connections")
+            await crowd[0].send_all(b"x")
+            await crowd[1].send_all(b"x")
+            assert await user.receive_some() == b"hello"
 
 
 async def test_a_turn_that_does_not_come_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from tunnel_core.states import LinkState, Loss
 from tunnel_core.steps import AttachRejected
 from tunnel_server import nodes as nodes_module
 from tunnel_server.duplicates import MAX_NODES, REPLACED_SECONDS, Duplicates
+from tunnel_server.events import Kind
+from tunnel_server.node_budgets import WriteBudget
 from tunnel_server.nodes import Nodes, ago
 
 
@@ -163,6 +165,18 @@ def test_restarts_of_two_machines_do_not_evict_each_other_for_ever(nodes: Nodes,
     incumbent.state = LinkState.ATTACHED
     nodes.check_duplicate("edge-7", hello_of(b"one", b"6"))
     assert not nodes.is_duplicate(node)
+
+
+def test_a_duplicate_is_one_event_a_minute_at_whatever_many_addresses_it_asks(
+    nodes: Nodes, clock: Clock
+) -> None:
+    for instance in (b"a", b"b"):
+        assert try_attach(nodes, b"one", instance) is not None
+    for _ in range(3):
+        for instance in (b"a", b"a", b"a", b"check", b"check"):  # three addresses of the server, and a check
+            assert try_attach(nodes, b"one", instance) is None
+        clock.seconds += 60
+    assert [event.kind for event in nodes.events.newest(9)].count(Kind.DUPLICATE) == 3
 
 
 def test_a_machine_that_restarts_now_and_then_is_no_duplicate(nodes: Nodes, clock: Clock) -> None:
@@ -375,3 +389,10 @@ def test_a_node_is_forgotten_unless_it_has_an_agent(nodes: Nodes) -> None:
 )  # fmt: skip
 def test_ages_read_well(seconds: float, text: str) -> None:
     assert ago(seconds) == text
+
+
+def test_what_a_node_writes_beyond_its_budget_is_left_out_and_counted() -> None:
+    budget = WriteBudget(burst=2, every_seconds=5)
+    assert [budget.note("edge1", "lost", 0.0) for _ in range(4)] == [0, 0, None, None]
+    assert (budget.note("edge2", "lost", 0.0), budget.note("edge1", "resumed", 0.0)) == (0, 0)
+    assert (budget.note("edge1", "lost", 5.0), budget.note("edge1", "lost", 5.0)) == (2, None)

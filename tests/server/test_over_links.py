@@ -97,6 +97,51 @@ async def test_connect_carries_bulk_and_half_close() -> None:
         assert not pair.server.streams
 
 
+NOT_A_NODES = [Reason.DONE, Reason.UNAUTHENTICATED, Reason.REVOKED, Reason.TOKEN_WRONG, Reason.STORE_FULL]
+
+
+@pytest.mark.parametrize("reason", NOT_A_NODES)
+async def test_a_reason_that_is_not_a_nodes_to_give_is_a_failed_dial(
+    reason: Reason, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(stream: Stream) -> None:
+        stream.refuse(reason, "come in")
+
+    async with linked(refuse) as (edge, _):
+        user = await connect(edge)
+        await user.send_all(CONNECT)
+        answer = await receive_all(user)
+        assert answer.startswith(
+            f"HTTP/1.1 502 the agent refused the stream with the reason {reason.word}".encode()
+        )
+        browser = await browse(edge)
+        await browser.send_all(GET)
+        assert (await receive_until(browser, b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
+        assert edge.counters.refusals["connect", "dial_failed"] == 1
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("reason", NOT_A_NODES)
+@pytest.mark.parametrize("accepts", [False, True])
+async def test_a_reset_or_a_bye_for_such_a_reason_is_a_502(
+    reason: Reason, accepts: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def reset(stream: Stream) -> None:
+        if accepts:
+            stream.accept("127.0.0.1:80")
+            stream.reset(reason)
+        else:
+            pair.agent.end(reason)
+
+    async with linked(reset) as (edge, pair):
+        browser = await browse(edge)
+        await browser.send_all(GET)
+        assert (await receive_until(browser, b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
+        if not accepts:
+            assert pair.server.ended is not None and pair.server.ended[0] is Reason.SESSION_LOST
+    assert "Traceback" not in caplog.text
+
+
 async def test_a_refusal_reaches_the_user_as_it_was_said() -> None:
     async def refuse(stream: Stream) -> None:
         stream.refuse(Reason.TARGET_NOT_ALLOWED, "add localhost:22 to allow in agent.toml of edge1")

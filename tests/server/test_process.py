@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from certs.ca import LOOPBACK_NAMES
+from certs.bundle import read_bundle
+from certs.ca import LOOPBACK_NAMES, create_authority
 from certs.x509 import describe
 from tests.agent.listening import echo, listening
 from tests.client.test_commands import QANAT, environment, qanat
@@ -234,7 +235,7 @@ async def test_nodes_can_be_left_out_of_the_metrics(tmp_path: Path) -> None:
     async with attached(tmp_path, "[metrics]\nper_node = false\n") as (site, _, _):
         page = (await site.page("/metrics"))[1]
         assert "qanat_sessions 1.0" in page
-        assert "qanat_credit_granted_bytes" in page
+        assert "qanat_credit_granted_bytes" in page and "qanat_send_retained_bytes 0.0" in page
         assert "edge1" not in page
 
 
@@ -279,6 +280,23 @@ async def test_certificates_of_other_issuers_and_times(tmp_path: Path) -> None:
             async with site.agent("localhost:22", leaf=pki.expired_leaf(Role.NODE, "edge1")) as agent:
                 line = await agent.line("cannot attach", reason="certificate_expired")
                 assert "qanat-agent join SERVER --again" in line["message"]
+
+
+async def test_roots_for_users_vouch_for_users_alone(tmp_path: Path) -> None:
+    site = Site(tmp_path, extra='[tls]\nuser_trust_file = "users.pem"\n')
+    site.write()
+    others = create_authority(pki.TRUST_DOMAIN).authority
+    (tmp_path / "users.pem").write_bytes(others.roots_pem)
+    kim, edge1 = others.issue(Role.USER, "kim"), others.issue(Role.NODE, "edge1")
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with site.server():
+            status, _, _ = await site.ask_with(kim, pki.authority().roots_pem)
+            assert status == 200
+            async with site.agent("localhost:22", leaf=edge1) as agent:
+                await agent.line("cannot attach", reason="carrier_lost")
+            async with site.agent("localhost:22") as agent:
+                await agent.line("attached to")
+                assert read_bundle(tmp_path / "node.pem").roots_pem == pki.authority().roots_pem
 
 
 async def test_what_keeps_a_server_from_starting_is_said_in_one_sentence(tmp_path: Path) -> None:

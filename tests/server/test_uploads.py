@@ -28,7 +28,8 @@ from tunnel_core.declining import Decline, decline_http, decline_tls
 from tunnel_core.http import HeadLimits
 from tunnel_core.lingering import linger
 from tunnel_core.names import Target
-from tunnel_core.ops import MAX_CONNECTIONS, OpsPages, serve_ops
+from tunnel_core.ops import OpsPages, serve_ops
+from tunnel_core.ops_places import MAX_CONNECTIONS, Place
 from tunnel_core.reasons import Reason
 from tunnel_core.relay import relay
 from tunnel_core.settings import ListenAddress, Ops
@@ -182,7 +183,8 @@ async def test_a_full_listener_says_so(tmp_path: Path) -> None:
         await trio.to_thread.run_sync(ask)
 
 
-async def test_a_full_ops_listener_says_so(nursery: trio.Nursery) -> None:
+async def test_a_full_ops_listener_says_so(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Place, "idle", Place.busy)  # none gives way
     counters = Counters()
     pages = OpsPages(lambda: counters.snapshot(sessions=1), lambda: "")
     server = await nursery.start(serve_ops, Ops(listen=ListenAddress("127.0.0.1", 0)), pages)

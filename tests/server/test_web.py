@@ -136,6 +136,61 @@ async def test_an_early_answer_to_a_large_upload_arrives() -> None:
         assert (await receive_until(browser, b"no!")).startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.parametrize("framing", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
+async def test_an_upgrade_with_an_announced_body_is_refused(
+    framing: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", answer_with(SWITCH))
+        browser = await browse(edge)
+        await browser.send_all(ASK_SWITCH.replace(b"\r\n\r\n", b"\r\n" + framing + b"\r\n\r\n"))
+        answer = await receive_until(browser, b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 a request for a WebSocket has no body")
+        assert "Traceback" not in caplog.text
+
+
+async def test_another_upgrade_with_a_body_is_an_ordinary_request() -> None:
+    async with open_edge() as edge:
+        seen: list[bytes] = []
+        edge.attach("edge1", answer_with(OK, seen=seen, until=b"abc"))
+        browser = await browse(edge)
+        for _ in range(2):
+            await browser.send_all(
+                b"POST / HTTP/1.1\r\n" + HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+                b"HTTP2-Settings: AA\r\nContent-Length: 3\r\n\r\nabc"
+            )
+            assert (await receive_until(browser, b"hi")).startswith(b"HTTP/1.1 200 ")
+        assert len(seen) == 2 and not any(b"pgrade" in request for request in seen)
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+async def test_a_target_that_switches_unasked_is_a_bad_target(
+    is_asked: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also while the body of the request is still on its way."""
+    ask = b"Connection: Upgrade\r\nUpgrade: h2c\r\n" if is_asked else b""
+    async with open_edge() as edge:
+        edge.attach("edge1", answer_with(SWITCH))
+        browser = await browse(edge)
+        await browser.send_all(b"POST / HTTP/1.1\r\n" + HOST + ask + b"Content-Length: 9\r\n\r\nabc")
+        assert (await receive_until(browser, b"\r\n\r\n")).startswith(b"HTTP/1.1 502 ")
+        assert "Traceback" not in caplog.text
+
+
+async def test_a_form_of_another_site_is_refused_without_fetch_metadata() -> None:
+    """Browsers send Fetch Metadata only to https and to localhost; a domain of the operator's has none."""
+    async with open_edge() as edge:
+        link = edge.attach("edge1", answer_with(OK))
+        web = WebEntrance(edge.opener, "edge.example", HeadLimits())
+        browser = await edge.dial(await edge.listen("web", web.serve))
+        await browser.send_all(
+            b"POST /reboot HTTP/1.1\r\nHost: red--edge1.edge.example\r\nOrigin: http://evil.example\r\n"
+            b"Content-Length: 0\r\n\r\n"
+        )
+        assert (await receive_until(browser, b"\r\n\r\n")).startswith(b"HTTP/1.1 403 ")
+        assert not link.streams
+
+
 async def test_a_websocket_moves_raw_bytes_and_loses_none_that_were_read_ahead() -> None:
     async def socket(far: FarEnd) -> None:
         far.accept()

@@ -59,7 +59,7 @@ def test_a_reader_cannot_write(tmp_path: Path) -> None:
 def test_it_goes_forward_step_by_step_and_keeps_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with contextlib.closing(open_database(path)) as connection:
-        connection.execute("INSERT INTO revocations VALUES (7, 'node', 'a', 1, '', '', 0)")
+        connection.execute("INSERT INTO revocations VALUES (7, 'node', 'a', 1, '', '', 0, NULL)")
     further = (*STEPS, ("ALTER TABLE tokens ADD COLUMN note TEXT", "CREATE TABLE more (x)"))
     for _ in range(2):
         with contextlib.closing(open_database(path, steps=further)) as connection:
@@ -127,7 +127,9 @@ def test_a_damaged_one_is_told(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with contextlib.closing(open_database(path)) as connection:
         for number in range(2000):
-            connection.execute("INSERT INTO revocations VALUES (?, 'node', 'a', 1, '', '', 0)", (number,))
+            connection.execute(
+                "INSERT INTO revocations VALUES (?, 'node', 'a', 1, '', '', 0, NULL)", (number,)
+            )
     data = bytearray(path.read_bytes())
     data[8192:20000] = b"\xff" * (20000 - 8192)
     path.write_bytes(data)
@@ -141,9 +143,9 @@ def test_a_copy_is_whole_by_itself_while_others_write(tmp_path: Path) -> None:
         contextlib.closing(open_database(tmp_path / "s")) as connection,
         contextlib.closing(open_reader(tmp_path / "s")) as reader,
     ):
-        connection.execute("INSERT INTO revocations VALUES (1, 'node', 'a', 1, '', '', 0)")
+        connection.execute("INSERT INTO revocations VALUES (1, 'node', 'a', 1, '', '', 0, NULL)")
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute("INSERT INTO revocations VALUES (2, 'node', 'b', 1, '', '', 0)")
+        connection.execute("INSERT INTO revocations VALUES (2, 'node', 'b', 1, '', '', 0, NULL)")
         copy_database(reader, tmp_path / "copy")
         connection.execute("COMMIT")
     check_copy(tmp_path / "copy")

@@ -23,7 +23,7 @@ from tunnel_server.store.audit import AuditLine, Kind, Question
 from tunnel_server.store.certificates import Origin
 from tunnel_server.store.revoked import Kind as Revokes
 from tunnel_server.store.revoked import Revocation
-from tunnel_server.store.store import FILE, Store
+from tunnel_server.store.store import FILE, Store, StoreSettings
 from tunnel_server.store.tokens import Redeemed
 
 SHOP = SpiffeId(DOMAIN, Role.NODE, "shop-7")
@@ -307,3 +307,59 @@ async def test_a_probe_asks_the_disk_and_changes_nothing(tmp_path: Path) -> None
         await store.probe()
         assert log.stat().st_size > before, "SQLite wrote nothing, so a full disk would go unnoticed"
         assert await store.made() == made
+
+
+async def test_a_node_that_is_never_quiet_pushes_out_its_own_stored_events_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnel_server.store.events.KEEP_EVENTS_OF_NODE", 2)
+    now = Clock().now
+    kinds = [EventKind.ATTACHED, EventKind.TAKEN_OVER] * 5
+    kept = [NodeEvent(1, now, EventKind.ATTACHED, "edge1", "s")]
+    kept += [NodeEvent(2 + number, now, kind, "rogue", "s") for number, kind in enumerate(kinds)]
+    async with opened(tmp_path) as store:
+        for event in kept:
+            await store.keep_events([event])
+        assert [event.id for event in await store.events()] == [1, 8, 9, 10, 11]
+
+
+def _small(tmp_path: Path, lines: int) -> StoreSettings:
+    return StoreSettings(tmp_path / FILE, audit_keep_lines=lines)
+
+
+async def _fill(store: Store, *lines: AuditLine) -> list[int]:
+    for line in lines:
+        store.note_nowait(line)
+        await trio.lowlevel.checkpoint()
+    while await store.prune():
+        pass
+    return [line["number"] for line in await store.audit(Question())]
+
+
+async def test_a_node_has_a_share_of_the_audit_and_pushes_out_nothing_else(tmp_path: Path) -> None:
+    noise = [AuditLine(Kind.TAKEOVER, node="rogue")] * 50
+    rest = [AuditLine(Kind.RENEWED, node="edge1"), AuditLine(Kind.RENEWED, node="rogue")]
+    async with opened(tmp_path, settings=_small(tmp_path, 1000)) as store:  # a share of 10
+        assert await _fill(store, *rest, *noise) == [1, 2, *range(43, 53)]
+
+
+async def test_a_user_has_a_share_of_the_audit_too(tmp_path: Path) -> None:
+    lines = [AuditLine(Kind.REFUSED, user="kim"), *[AuditLine(Kind.REFUSED, user="rogue")] * 50]
+    async with opened(tmp_path, settings=_small(tmp_path, 1000)) as store:
+        assert await _fill(store, *lines) == [1, *range(42, 52)]
+
+
+async def test_what_administrators_did_is_pushed_out_by_nothing_but_later_acts(tmp_path: Path) -> None:
+    acts = [AuditLine(Kind.REVOKED, node="edge1"), AuditLine(Kind.TOKEN_CREATED)]
+    noise = [AuditLine(Kind.TAKEOVER, node=f"n{number}") for number in range(50)]
+    async with opened(tmp_path, settings=_small(tmp_path, 10)) as store:
+        assert await _fill(store, *acts, *noise) == [1, 2, *range(45, 53)]
+        assert await _fill(store, *[acts[1]] * 12) == list(range(55, 65))
+
+
+async def test_acts_leave_with_their_age(tmp_path: Path) -> None:
+    clock = Clock()
+    async with opened(tmp_path, clock, _small(tmp_path, 10)) as store:
+        await store.note(AuditLine(Kind.REVOKED, node="edge1"))
+        clock.now += 401 * DAY
+        assert await _fill(store, AuditLine(Kind.TAKEOVER, node="a")) == [2]

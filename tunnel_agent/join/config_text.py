@@ -33,6 +33,8 @@ _TAIL = """
 # connect_timeout_seconds = 10    # for the connection to the server
 # attach_timeout_seconds = 10
 # retry_max_seconds = 30          # waits between two attempts are random, and never longer
+# half_closed_seconds = 600       # after one half of a stream has ended: reset it after so long
+#                                 # without a byte; 0: never
 
 # [link]
 # profile = "default"             # "metered": fewer pings, for links that are paid by the byte

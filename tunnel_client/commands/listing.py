@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from tunnel_client import words
-from tunnel_client.api import ask
+from tunnel_client.api import ask, ask_nodes
 from tunnel_client.commands.options import access, bundle_option, json_option, run
 from tunnel_client.node_facts import (
     SERVICES,
@@ -41,7 +41,7 @@ def services(wide: bool, bundle: Path | None, as_json: bool) -> None:
       qanat services
       qanat services --json | jq -r '.services[] | select(.protocol == "http") | .name'
     """
-    nodes = items_of(_ask("nodes", bundle), "nodes")
+    nodes = items_of(run(ask_nodes, access(bundle).need_api()), "nodes")
     rows = (row for node in nodes for row in service_rows(node))
     answer = {"services": [service | _whose(node) for node in nodes for service in _services(node)]}
     show_list(answer, SERVICES, rows, "No node publishes a service now.", as_json=as_json, wide=wide)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tunnel_client.api import ask
+from tunnel_client.api import ask_nodes
 from tunnel_client.commands.names import complete_node
 from tunnel_client.commands.options import access, bundle_option, json_option, run, run_until_signal
 from tunnel_client.node_facts import NODES, ask_node, items_of, node_row
@@ -46,7 +46,7 @@ def nodes(node: str, watch: bool, wide: bool, bundle: Path | None, as_json: bool
         answer = run(ask_node, dialer, node)
         print_json(answer) if as_json else click.echo("\n".join(lines_of_node(answer, wide=wide)))
     else:
-        everything = run(ask, dialer, "nodes")
+        everything = run(ask_nodes, dialer)
         nothing = "No node is known yet. On the server: qanat-server token create --node edge1"
         rows = map(node_row, items_of(everything, "nodes"))
         show_list(everything, NODES, rows, nothing, as_json=as_json, wide=wide)

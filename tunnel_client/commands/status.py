@@ -11,7 +11,7 @@ import click
 
 from certs.life import life_of
 from tunnel_client.access import own_bundle
-from tunnel_client.api import ask
+from tunnel_client.api import ask, ask_nodes
 from tunnel_client.commands.options import access, bundle_option, json_option, named_bundle, run
 from tunnel_client.dial import Dialer
 from tunnel_client.node_facts import ask_if_there
@@ -42,7 +42,7 @@ def status(bundle: Path | None, as_json: bool) -> None:
 async def _ask_status(dialer: Dialer) -> dict[str, Any]:
     if status := await ask_if_there(dialer, "status"):
         return status
-    version, nodes = await ask(dialer, "version"), await ask(dialer, "nodes")
+    version, nodes = await ask(dialer, "version"), await ask_nodes(dialer)
     return from_pages(version, nodes, await ask_if_there(dialer, "streams"))
 
 

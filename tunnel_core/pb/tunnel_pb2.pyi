@@ -45,6 +45,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_OPEN_FLOOD: _ClassVar[Reason]
     REASON_OPEN_TIMEOUT: _ClassVar[Reason]
     REASON_SEND_MEMORY_FULL: _ClassVar[Reason]
+    REASON_TOO_MANY_OF_USER: _ClassVar[Reason]
     REASON_BAD_CSR: _ClassVar[Reason]
     REASON_WEAK_KEY: _ClassVar[Reason]
     REASON_CSR_NAME_MISMATCH: _ClassVar[Reason]
@@ -69,6 +70,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_AGENT_RESTARTED: _ClassVar[Reason]
     REASON_SESSION_MISMATCH: _ClassVar[Reason]
     REASON_DUPLICATE_NODE: _ClassVar[Reason]
+    REASON_TOO_MANY_ATTACHES: _ClassVar[Reason]
     REASON_MALFORMED_PACKET: _ClassVar[Reason]
     REASON_PROTOCOL_ERROR: _ClassVar[Reason]
     REASON_UNKNOWN_FRAME: _ClassVar[Reason]
@@ -90,6 +92,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_CERTIFICATE_EXPIRED: _ClassVar[Reason]
     REASON_FRAME_FLOOD: _ClassVar[Reason]
     REASON_ROOT_RETIRED: _ClassVar[Reason]
+    REASON_NUMBER_OUT_OF_RANGE: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_DONE: Reason
 REASON_USER_LEFT: Reason
@@ -126,6 +129,7 @@ REASON_STALLED_UNDER_PRESSURE: Reason
 REASON_OPEN_FLOOD: Reason
 REASON_OPEN_TIMEOUT: Reason
 REASON_SEND_MEMORY_FULL: Reason
+REASON_TOO_MANY_OF_USER: Reason
 REASON_BAD_CSR: Reason
 REASON_WEAK_KEY: Reason
 REASON_CSR_NAME_MISMATCH: Reason
@@ -150,6 +154,7 @@ REASON_GRACE_EXPIRED: Reason
 REASON_AGENT_RESTARTED: Reason
 REASON_SESSION_MISMATCH: Reason
 REASON_DUPLICATE_NODE: Reason
+REASON_TOO_MANY_ATTACHES: Reason
 REASON_MALFORMED_PACKET: Reason
 REASON_PROTOCOL_ERROR: Reason
 REASON_UNKNOWN_FRAME: Reason
@@ -171,6 +176,7 @@ REASON_TOO_MANY_GUESSES: Reason
 REASON_CERTIFICATE_EXPIRED: Reason
 REASON_FRAME_FLOOD: Reason
 REASON_ROOT_RETIRED: Reason
+REASON_NUMBER_OUT_OF_RANGE: Reason
 
 class Packet(_message.Message):
     __slots__ = ("number", "ack", "frames", "arrived", "confirm_now")

@@ -233,7 +233,7 @@ def _uninstall(program: ServiceProgram, machine: Machine) -> click.Command:
             if wants_purge:
                 purge(plan, machine, report)
             left = [str(one.path) for one in remains(plan, machine)]
-            steps = [*plan.farewell, *removal_commands(plan, machine), *program_removal()]
+            steps = [*plan.farewell, *removal_commands(plan, machine), *program_removal(plan, machine)]
         if as_json:
             print_json({"unit": plan.spec.unit, "done": done, "left": left, "next": steps})
         else:

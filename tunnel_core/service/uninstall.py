@@ -9,9 +9,11 @@ from pathlib import Path
 
 from tunnel_core.service.install import KEPT_SUFFIX, Report
 from tunnel_core.service.machine import Machine, MachineError, Manager
-from tunnel_core.service.plan import Remains, ServicePlan, as_shell
+from tunnel_core.service.plan import Remains, ServicePlan, as_shell, installed_unit
+from tunnel_core.service.unit import command_in
 
-_PROGRAMS = ("qanat", "qanat-agent", "qanat-server")
+_SERVICES = ("qanat-agent", "qanat-server")
+_PROGRAMS = ("qanat", *_SERVICES)
 _LINKS = Path("/usr/local/bin")
 _RUNTIME = Path("/run")
 
@@ -70,13 +72,33 @@ def removal_commands(plan: ServicePlan, machine: Machine) -> list[str]:
     return files + user
 
 
-def program_removal() -> list[str]:
-    """The command that removes this installation of the programs, for the owner of the machine to run."""
+def program_removal(plan: ServicePlan, machine: Machine, links: Path = _LINKS) -> list[str]:
+    """The command that removes this installation of the programs, for the owner of the machine to run.
+
+    While the other service uses the installation, a comment says so, and only the link of this program goes.
+    """
+    prefix = Path(sys.prefix)
+    used = [reason for name in _SERVICES if (reason := _use_of(name, plan, machine, prefix, links))]
+    if used:
+        own = links / plan.spec.program
+        removal = [as_shell("rm", own)] if _leads_into(own, prefix) else []
+        return [*removal, f"# {prefix} stays, because {'; '.join(used)}"]
     if sys.prefix == sys.base_prefix:
         return [as_shell(sys.executable, "-m", "pip", "uninstall", "qanat")]
-    prefix = Path(sys.prefix)
-    links = [_LINKS / name for name in _PROGRAMS]
-    return [as_shell("rm", "-r", prefix, *(link for link in links if _leads_into(link, prefix)))]
+    ours = [links / name for name in _PROGRAMS]
+    return [as_shell("rm", "-r", prefix, *(link for link in ours if _leads_into(link, prefix)))]
+
+
+def _use_of(program: str, plan: ServicePlan, machine: Machine, prefix: Path, links: Path) -> str:
+    """Return how another service's program uses the installation at ``prefix``; empty if it does not."""
+    if plan.spec.program == program:
+        return ""
+    command = command_in(installed_unit(machine, program) or "")
+    if command and Path(command[0]).is_relative_to(prefix):
+        return f"the service {program} runs from it"
+    if _leads_into(links / program, prefix):
+        return f"{links / program} leads to it"
+    return ""
 
 
 def _leads_into(link: Path, folder: Path) -> bool:

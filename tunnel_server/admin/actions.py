@@ -32,7 +32,7 @@ from tunnel_server.reach import NoNames, addresses, server_names
 from tunnel_server.rotating import Known, Rotating
 from tunnel_server.store.audit import AuditLine, Question
 from tunnel_server.store.audit import Kind as AuditKind
-from tunnel_server.store.certificates import NewCertificate, Origin
+from tunnel_server.store.certificates import by_hand
 from tunnel_server.store.revocations import as_json
 from tunnel_server.store.revoked import Kind
 from tunnel_server.store.store import Store
@@ -114,13 +114,13 @@ class Actions:
 
     async def record_certificate(self, given: Arguments, by: str) -> Json:
         """Writes down what was issued by hand, before it is handed out."""
-        chain = given.text("chain").encode()
+        chain, renewable = given.text("chain").encode(), given.flag("renewable")
         given.done()
         try:
             facts, root_pin = facts_of(chain), await _in_thread(lambda: self._root_of(chain))
         except ValueError as error:
             raise bad(f"the chain cannot be read: {error}") from None
-        await self.store.record(NewCertificate(facts, root_pin, Origin.BY_HAND, by=by))
+        await self.store.record(by_hand(facts, root_pin, by, renewable=renewable))
         return {"serial": facts.serial}
 
     def _root_of(self, chain: bytes) -> bytes:
@@ -153,9 +153,10 @@ class Actions:
         if not ending["known"] and not force:
             raise await self.store.unknown(kind, subject)
         if ending["revoked"] is not None and ends_nothing(ending):
-            return {"revocation": ending["revoked"], "again": True, "ended": ending}
-        revocation = as_json(await self.store.revoke(kind, subject, by, why))
-        return {"revocation": revocation, "again": False, "ended": ending}
+            return {"revocation": ending["revoked"], "again": True, "ended": ending, "along": []}
+        revocation = await self.store.revoke(kind, subject, by, why)
+        along = list(revocation.along)
+        return {"revocation": as_json(revocation), "again": False, "ended": ending, "along": along}
 
     async def what_ends(self, given: Arguments, by: str) -> Json:
         kind = _kind(given.text("kind"))
@@ -168,7 +169,7 @@ class Actions:
 
     async def _what_ends(self, kind: Kind, subject: str) -> Json:
         stored = await self.store.what_ends(kind, subject)
-        live = live_part(kind, subject, self.live(), self.nodes)
+        live = live_part(kind, {subject, *stored["along"]}, self.live(), self.nodes)
         return {**stored, **live, "known": stored["known"] or live["in_use"] > 0}
 
     async def unrevoke_node(self, given: Arguments, by: str) -> Json:
@@ -186,6 +187,7 @@ class Actions:
         ending = await self._what_ends(kind, subject)
         return {
             "taken_back": as_json(taken.revocation),
+            "along": sorted(taken.along),
             "still": as_json(taken.still) if taken.still else None,
             "certificates": ending["certificates"],
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from tunnel_core.identity import Role
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 _MAX_USERS = 100
 
 
-def live_part(kind: Kind, subject: str, live: Sequence[Proven], nodes: Nodes | None) -> dict[str, Any]:
-    """What would end, as JSON. ``live``: the certificates in use, one for each session or user's stream."""
-    matching = [proven for proven in live if _matches(proven, kind, subject)]
+def live_part(kind: Kind, subjects: Set[str], live: Sequence[Proven], nodes: Nodes | None) -> dict[str, Any]:
+    """What would end, as JSON. ``live``: the certificates in use, one for each session or user's stream.
+
+    ``subjects`` are the names or serials that are revoked.
+    """
+    matching = [proven for proven in live if _matches(proven, kind, subjects)]
     names = {proven.identity.name for proven in matching if proven.identity.role is Role.NODE}
     attached = nodes.attached() if nodes is not None else []
     links = [link for node, link in attached if node.name in names]
@@ -31,10 +34,10 @@ def live_part(kind: Kind, subject: str, live: Sequence[Proven], nodes: Nodes | N
     }
 
 
-def _matches(proven: Proven, kind: Kind, subject: str) -> bool:
+def _matches(proven: Proven, kind: Kind, subjects: Set[str]) -> bool:
     if kind is Kind.SERIAL:
-        return proven.serial == subject
-    return kind_of(proven.identity.role) is kind and proven.identity.name == subject
+        return proven.serial in subjects
+    return kind_of(proven.identity.role) is kind and proven.identity.name in subjects
 
 
 def ends_nothing(ending: dict[str, Any]) -> bool:

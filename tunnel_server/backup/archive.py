@@ -6,22 +6,31 @@ SHA-256. So nothing in the file decides where bytes go but one checked list.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from certs.files import PRIVATE, place_new, sync_folder
+from certs.file_owner import as_owner
+from certs.files import PRIVATE, PUBLIC, place_new, sync_folder
 
 MANIFEST = "manifest.json"
 _VERSION = 1
 _CHUNK_BYTES = 1024 * 1024
 _MAX_MANIFEST_BYTES = 1024 * 1024
+_MAX_SMALL_BYTES = 1024 * 1024
+"""Of a file outside of the data folder: certificates, keys and the configuration."""
+_MAX_MADE = 40
+_READ_BY_OTHERS = 0o044
+_UNDECODED = {chr(code) for code in range(0xDC80, 0xDD00)}
+"""How names that are not UTF-8 are spelt in Python; a backup may have them."""
+_SECRET = b"PRIVATE KEY-----"
 
 
 class BadBackup(Exception):  # noqa: N818 - what it is
@@ -72,9 +81,17 @@ class Source:
 
 
 def _member(source: Source) -> Member:
-    with source.file.open("rb") as file:
+    with _opened(source) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return Member(str(source.belongs), os.fstat(file.fileno()).st_mode & 0o777, digest)
+
+
+def _opened(source: Source) -> io.BufferedReader:
+    """Root follows no links of another user's: what they lead to would be that user's after a restore."""
+    if source.file != source.belongs:  # a copy that this process has made
+        return source.file.open("rb")
+    with as_owner(source.file):
+        return source.file.open("rb")
 
 
 def _write(file: IO[bytes], manifest: Manifest, sources: Sequence[Source]) -> None:
@@ -84,20 +101,109 @@ def _write(file: IO[bytes], manifest: Manifest, sources: Sequence[Source]) -> No
         head.size, head.mode = len(text), PRIVATE
         archive.addfile(head, io.BytesIO(text))
         for number, source in enumerate(sources):
-            with source.file.open("rb") as content:
+            with _opened(source) as content:
                 info = tarfile.TarInfo(str(number))
                 info.size, info.mode = os.fstat(content.fileno()).st_size, PRIVATE
                 archive.addfile(info, content)
 
 
-def read_manifest(file: Path) -> Manifest:
-    """What a backup says it holds. Raises ``BadBackup`` or ``OSError``."""
+@contextlib.contextmanager
+def open_backup(file: Path) -> Iterator[Backup]:
+    """Open a backup and read its manifest. Raises ``BadBackup`` or ``OSError``."""
+    with file.open("rb") as stream, _errors(file):
+        try:
+            archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 - closed with the stream
+        except tarfile.TarError as error:
+            raise BadBackup(f"{file} is no backup: {error}") from None
+        yield Backup(file, archive, _read_manifest(file, archive))
+
+
+class Backup:
+    """A backup that is open. What was shown of it is what is restored, whatever its path leads to then."""
+
+    def __init__(self, file: Path, archive: tarfile.TarFile, manifest: Manifest) -> None:
+        self.file = file
+        self.manifest = manifest
+        self._archive = archive
+
+    def extract(self, folder: Path, within: Path) -> dict[Path, Path]:
+        """Put the members that belong below ``within`` into ``folder``, under their numbers, checked.
+
+        Returns where each belongs and where it is. Raises ``BadBackup`` or ``OSError``.
+        """
+        extracted = {}
+        for number, member in enumerate(self.manifest.members):
+            if within in Path(member.path).parents:
+                place = folder / str(number)
+                with _errors(self.file):
+                    self._extract(number, member, place)
+                extracted[Path(member.path)] = place
+        return extracted
+
+    def read(self, without: Path) -> dict[Path, Content]:
+        """Read the members that do not belong below ``without``, checked. Raises ``BadBackup``."""
+        read = {}
+        for number, member in enumerate(self.manifest.members):
+            if without not in Path(member.path).parents:
+                with _errors(self.file):
+                    data = self._content(number).read(_MAX_SMALL_BYTES + 1)
+                if len(data) > _MAX_SMALL_BYTES:
+                    raise BadBackup(f"{self.file}: {member.path} in it is too large for its place")
+                self._compare(member, hashlib.sha256(data).hexdigest())
+                read[Path(member.path)] = Content(data, _mode_of(member, is_secret=_SECRET in data))
+        return read
+
+    def _extract(self, number: int, member: Member, place: Path) -> None:
+        digest, content, is_secret = hashlib.sha256(), self._content(number), False
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
+        with os.fdopen(descriptor, "wb") as target:
+            while chunk := content.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                is_secret |= _SECRET in chunk
+                target.write(chunk)
+            target.flush()
+            os.fchmod(target.fileno(), _mode_of(member, is_secret=is_secret))
+            os.fsync(target.fileno())
+        self._compare(member, digest.hexdigest())
+
+    def _content(self, number: int) -> IO[bytes]:
+        content = self._archive.extractfile(str(number))
+        if content is None:
+            raise BadBackup(f"{self.file} is damaged: member {number} is no file")
+        return content
+
+    def _compare(self, member: Member, digest: str) -> None:
+        if digest != member.sha256:
+            raise BadBackup(f"{self.file} is damaged: {member.path} in it is not what it was")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The bytes of a file, and its permission bits."""
+
+    data: bytes
+    mode: int
+
+
+def _mode_of(member: Member, *, is_secret: bool) -> int:
+    """Return 0644 for what others could read, 0600 for all else: the bits of the backup are not believed."""
+    return PUBLIC if member.mode & _READ_BY_OTHERS and not is_secret else PRIVATE
+
+
+@contextlib.contextmanager
+def _errors(file: Path) -> Iterator[None]:
     try:
-        with tarfile.open(file, "r:") as archive:
-            content = archive.extractfile(MANIFEST)
-            if content is None:
-                raise BadBackup(f"{file} is no backup: its manifest is no file")
-            return _parse(file, content.read(_MAX_MANIFEST_BYTES))
+        yield
+    except (tarfile.TarError, KeyError) as error:
+        raise BadBackup(f"{file} is damaged: {error}") from None
+
+
+def _read_manifest(file: Path, archive: tarfile.TarFile) -> Manifest:
+    try:
+        content = archive.extractfile(MANIFEST)
+        if content is None:
+            raise BadBackup(f"{file} is no backup: its manifest is no file")
+        return _parse(file, content.read(_MAX_MANIFEST_BYTES))
     except (tarfile.TarError, KeyError) as error:
         raise BadBackup(f"{file} is no backup: {error}") from None
 
@@ -108,41 +214,30 @@ def _parse(file: Path, text: bytes) -> Manifest:
         if read["version"] != _VERSION:
             raise BadBackup(f"{file} was made by a newer version of qanat-server")
         members = tuple(Member(str(one["path"]), int(one["mode"]), one["sha256"]) for one in read["members"])
-        manifest = Manifest(read["made"], read["data_dir"], read["config_file"], members)
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = Manifest(str(read["made"]), str(read["data_dir"]), str(read["config_file"]), members)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadBackup(f"{file} is no backup that can be read: {error!r}"[:300]) from None
     for place in (manifest.data_dir, manifest.config_file, *(one.path for one in members)):
-        if not isinstance(place, str) or not Path(place).is_absolute() or ".." in Path(place).parts:
-            raise BadBackup(f"{file} names a place that cannot be: {str(place)[:200]!r}")
+        _require_place(file, place)
+    _require_separate(file, [Path(one.path) for one in members])
+    if not manifest.made.isprintable() or len(manifest.made) > _MAX_MADE:
+        raise BadBackup(f"{file} is no backup that can be read: it does not say when it was made")
     return manifest
 
 
-def extract(file: Path, manifest: Manifest, folder: Path) -> list[Path]:
-    """Puts the members into ``folder`` under their numbers, checked. Raises ``BadBackup`` or ``OSError``."""
-    extracted = []
-    try:
-        with tarfile.open(file, "r:") as archive:
-            for number, member in enumerate(manifest.members):
-                content = archive.extractfile(str(number))
-                if content is None:
-                    raise BadBackup(f"{file} is damaged: member {number} is no file")
-                place = folder / str(number)
-                _extract(content, place, member, file)
-                extracted.append(place)
-    except (tarfile.TarError, KeyError) as error:
-        raise BadBackup(f"{file} is damaged: {error}") from None
-    return extracted
+def _require_place(file: Path, place: str) -> None:
+    path = Path(place)
+    # Two spellings of one place would be two places, and a control character shows another.
+    if not path.is_absolute() or ".." in path.parts or str(path) != place or not _is_shown_as_is(place):
+        raise BadBackup(f"{file} names a place that cannot be: {place[:200]!r}")
 
 
-def _extract(content: IO[bytes], place: Path, member: Member, file: Path) -> None:
-    digest = hashlib.sha256()
-    descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
-    with os.fdopen(descriptor, "wb") as target:
-        while chunk := content.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            target.write(chunk)
-        target.flush()
-        os.fchmod(target.fileno(), member.mode & 0o777)
-        os.fsync(target.fileno())
-    if digest.hexdigest() != member.sha256:
-        raise BadBackup(f"{file} is damaged: {member.path} in it is not what it was")
+def _is_shown_as_is(place: str) -> bool:
+    return all(char.isprintable() or char in _UNDECODED for char in place)
+
+
+def _require_separate(file: Path, places: list[Path]) -> None:
+    """Raises ``BadBackup`` if two members have one place, or one belongs inside another."""
+    seen = set(places)
+    if len(seen) < len(places) or any(parent in seen for place in seen for parent in place.parents):
+        raise BadBackup(f"{file} names a place twice")

@@ -1,8 +1,14 @@
 """Making a server again of a backup.
 
-1. The backup is unpacked beside its place and checked: hashes, the database, the authority.
-2. What is there already is moved into ``before-restore-...`` in the data folder, never removed.
-3. The files are moved to their places.
+1. Places that are not of this installation are refused (``places``).
+2. The backup is unpacked beside its place and checked: hashes, the database, the authority.
+3. What is there already goes into ``before-restore-...`` in the data folder, never removed.
+4. The files are brought to their places. Those outside of the data folder come first, because writing there
+   may fail where the folder has another owner; the data folder is then as it was.
+
+Root does this in folders of the server's user. There it has the rights of that user alone, since a server
+that was taken over may have put links there (``certs.file_owner``). What belongs outside of the data folder
+never lies in it on the way.
 
 What happened after the backup is not in it. Of the revocations among that, an old database that is there
 still knows; they are told, since those who were shut out would be in again. Tokens that were open are
@@ -12,6 +18,7 @@ revoked: whether they were used since, nobody knows.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -23,8 +30,10 @@ from pathlib import Path
 
 from certs.authority_folder import adopt, load_authority
 from certs.ca import AuthorityError
-from certs.files import make_private_folder, sync_folder
-from tunnel_server.backup.archive import BadBackup, Manifest, extract, read_manifest
+from certs.file_owner import as_owner
+from certs.files import PUBLIC, make_private_folder, sync_folder, write_private, write_public
+from tunnel_server.backup.archive import Backup, BadBackup, Content, Manifest
+from tunnel_server.backup.places import Installation, require_known
 from tunnel_server.rotating import AUTHORITY_FOLDER
 from tunnel_server.store import revocations, tokens
 from tunnel_server.store.audit import AuditLine
@@ -48,6 +57,15 @@ class InTheWay(Exception):  # noqa: N818 - what there is
         self.newer = newer
 
 
+class BrokenOff(Exception):  # noqa: N818 - what happened
+    """A restore stopped with ``error`` after old files were moved into the folder ``kept``."""
+
+    def __init__(self, error: OSError, kept: Path) -> None:
+        super().__init__(error, kept)
+        self.error = error
+        self.kept = kept
+
+
 @dataclass(frozen=True, slots=True)
 class Restored:
     """``newer`` are revocations that only the old store knew; ``kept`` is where the old files are."""
@@ -58,34 +76,40 @@ class Restored:
     kept: Path | None
 
 
-def restore_backup(file: Path, *, replace: bool) -> Restored:
+def restore_backup(backup: Backup, installation: Installation, *, replace: bool) -> Restored:
     """Puts everything back where it was. Blocks.
 
-    Raises ``InTheWay`` unless ``replace``, ``BadBackup``, ``StoreHeld`` while a server runs, ``StoreError``,
-    ``OSError``. A restore that was interrupted is simply done again.
+    Raises ``StrangePlaces``, ``InTheWay`` unless ``replace``, ``BadBackup``, ``StoreHeld`` while a server
+    runs, ``StoreError``, ``OSError``, ``BrokenOff``. A restore that was interrupted is simply done again.
     """
-    manifest = read_manifest(file)
+    manifest = backup.manifest
+    require_known(manifest, installation)
     data_dir = Path(manifest.data_dir)
-    make_private_folder(data_dir)
-    with hold_store(data_dir), _staging(data_dir) as staged:
-        files = dict(zip(extract(file, manifest, staged), manifest.members, strict=True))
-        places = {Path(member.path): source for source, member in files.items()}
-        _check(data_dir, places, staged)
-        newer = _newer_revocations(data_dir / FILE, places.get(data_dir / FILE))
-        existing = _existing(data_dir, places)
-        if existing and not replace:
-            raise InTheWay(existing, newer)
-        kept = _move_away(data_dir, existing)
-        for place, source in places.items():
-            _put(source, place, data_dir)
-        revoked = _after(data_dir / FILE, manifest) if data_dir / FILE in places else []
+    with as_owner(data_dir):
+        make_private_folder(data_dir)
+        with hold_store(data_dir), _staging(data_dir) as staged:
+            inside, outside = backup.extract(staged, data_dir), backup.read(data_dir)
+            _check(data_dir, inside, staged)
+            newer = _newer_revocations(data_dir / FILE, inside.get(data_dir / FILE))
+            existing, others = _existing(data_dir), [path for path in outside if _is_there(path)]
+            if (existing or others) and not replace:
+                raise InTheWay([*existing, *others], newer)
+            kept = _make_kept(data_dir) if existing or others else None
+            try:
+                _bring_outside(outside, others, kept)
+                _bring_inside(data_dir, inside, existing, kept)
+            except OSError as error:
+                if kept is None:
+                    raise
+                raise BrokenOff(error, kept) from error
+            revoked = _after(data_dir / FILE, manifest) if data_dir / FILE in inside else []
     return Restored(manifest, newer, revoked, kept)
 
 
 @contextlib.contextmanager
 def _staging(data_dir: Path) -> Iterator[Path]:
     for left in data_dir.glob(f"{_STAGED}*"):
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)  # one of root's, of an earlier version, stays
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=_STAGED) as folder:
         yield Path(folder)
 
@@ -128,33 +152,80 @@ def _key(one: dict[str, object]) -> tuple[object, ...]:
     return one["number"], one["kind"], one["subject"], one["at"]
 
 
-def _existing(data_dir: Path, places: dict[Path, Path]) -> list[Path]:
-    inside = [path for path in data_dir.iterdir() if path.name != _LOCK and not _is_ours(path)]
-    outside = [path for path in places if data_dir not in path.parents and os.path.lexists(path)]
-    return [*sorted(inside), *outside]
+def _existing(data_dir: Path) -> list[Path]:
+    return sorted(path for path in data_dir.iterdir() if path.name != _LOCK and not _is_ours(path))
 
 
 def _is_ours(path: Path) -> bool:
     return path.name.startswith((_STAGED, _KEPT)) or path.is_socket()
 
 
-def _move_away(data_dir: Path, existing: list[Path]) -> Path | None:
-    if not existing:
-        return None
+def _is_there(path: Path) -> bool:
+    with as_owner(path):
+        return os.path.lexists(path)
+
+
+def _make_kept(data_dir: Path) -> Path:
     kept = data_dir / f"{_KEPT}{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
     kept.mkdir(mode=0o700)
     adopt(data_dir, kept)
-    for path in existing:
-        shutil.move(path, kept / path.name)
-    sync_folder(data_dir)
     return kept
 
 
-def _put(source: Path, place: Path, data_dir: Path) -> None:
-    missing = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(mode=0o700 if data_dir in (folder, *folder.parents) else 0o755)
-        adopt(folder.parent, folder)
+def _bring_outside(files: dict[Path, Content], existing: list[Path], kept: Path | None) -> None:
+    if kept is not None:
+        for path in existing:
+            _keep_copy(path, _free(kept / path.name))
+    for path, content in files.items():
+        if path in existing:
+            with as_owner(path):
+                path.unlink()
+        _write(path, content)
+
+
+def _bring_inside(data_dir: Path, files: dict[Path, Path], existing: list[Path], kept: Path | None) -> None:
+    if kept is not None:
+        for path in existing:
+            shutil.move(path, _free(kept / path.name))
+    sync_folder(data_dir)
+    for place, source in files.items():
+        _put(source, place)
+
+
+def _keep_copy(path: Path, copy: Path) -> None:
+    """Copies a file whose folder has another owner, who may not write to the folder of the copy."""
+    with as_owner(path):
+        target = path.readlink() if path.is_symlink() else None
+        data = b"" if target else path.read_bytes()
+    if target:
+        copy.symlink_to(target)
+    else:
+        write_private(copy, data, replace=False)
+
+
+def _free(path: Path) -> Path:
+    """Returns ``path``, or if that is taken, one that is like it."""
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([path], names) if not os.path.lexists(one))
+
+
+def _write(place: Path, content: Content) -> None:
+    with as_owner(place):
+        _make_folders(place.parent, mode=0o755)
+        write = write_public if content.mode == PUBLIC else write_private
+        write(place, content.data, replace=False)
+        adopt(place.parent, place)
+
+
+def _make_folders(folder: Path, *, mode: int) -> None:
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(mode=mode)
+        adopt(one.parent, one)
+
+
+def _put(source: Path, place: Path) -> None:
+    _make_folders(place.parent, mode=0o700)
     shutil.move(source, place)
     adopt(place.parent, place)
     sync_folder(place.parent)
@@ -167,7 +238,7 @@ def _after(database: Path, manifest: Manifest) -> list[str]:
         connection.execute("BEGIN IMMEDIATE")
         transaction = Transaction(connection, int(time.time() * 1000), must_audit=True)
         listed = tokens.listed(connection, transaction.now)
-        still_open = [token["id"] for token in listed if token["state"] == "open"]
+        still_open = [one["id"] for one in listed if one["state"] == "open" or one["revoked_with_node"]]
         for token_id in still_open:
             tokens.revoke(transaction, token_id, by)
         detail = f"the backup of {manifest.made}"

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from certs import authority_folder
+from certs.file_owner import as_owner
 from tunnel_core.humanize import as_iso
 from tunnel_server.backup.archive import Source, write_archive
 from tunnel_server.config import ServerConfig
@@ -39,24 +40,25 @@ def take_backup(config: ServerConfig, config_file: Path, target: Path) -> list[P
 def _authority(folder: Path, scratch: Path) -> list[Source]:
     if not folder.is_dir():
         return []  # certificates come from elsewhere
-    rotation = authority_folder.read_rotation(folder)
+    with as_owner(folder):
+        rotation = authority_folder.read_rotation(folder)
+        names = [*(one.folder for one in rotation.generations), *rotation.past]
+        found = [file for name in names for file in sorted((folder / name).glob("*.pem"))]
     authority_folder.write_rotation(scratch, rotation)
-    names = [*(one.folder for one in rotation.generations), *rotation.past]
-    found = [file for name in names for file in sorted((folder / name).glob("*.pem"))]
     state = Source(scratch / authority_folder.STATE, folder / authority_folder.STATE)
     return [state, *(Source(file, file) for file in found)]
 
 
 def _others(config: ServerConfig) -> list[Source]:
-    tls, bearer = config.tls, config.ops.bearer_file
-    wanted = [tls.key_file, tls.certificate_file, tls.trust_file, *([bearer] if bearer else [])]
-    return [Source(file, file) for file in wanted]
+    return [Source(file, file) for file in config.credential_files]
 
 
 def _database(file: Path, scratch: Path) -> list[Source]:
     if not os.path.lexists(file):
         return []  # from before there was a store
     copy = scratch / FILE
-    with contextlib.closing(open_reader(file)) as reader:
+    with as_owner(file):
+        opened = open_reader(file)
+    with contextlib.closing(opened) as reader:
         copy_database(reader, copy)
     return [Source(copy, file)]

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import trio
 
+from certs.file_owner import as_owner
 from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.config import ConfigError, load
@@ -21,6 +22,7 @@ from tunnel_server.admin.actions import READS, WRITES, Actions
 from tunnel_server.admin.arguments import Arguments
 from tunnel_server.admin.client import NoServer, ask_server
 from tunnel_server.config import ServerConfig
+from tunnel_server.store.database import failures
 from tunnel_server.store.lock import PATIENCE_SECONDS, RETRY_SECONDS, StoreHeld, hold_store
 from tunnel_server.store.places import settings_of
 from tunnel_server.store.store import open_store
@@ -72,7 +74,8 @@ async def _perform(config: ServerConfig, method: str, path: str, arguments: Mapp
     deadline = trio.current_time() + PATIENCE_SECONDS
     while True:
         try:
-            with hold_store(config.data_dir):
+            # Root would follow the links of the server's user.
+            with hold_store(config.data_dir), as_owner(config.data_dir):
                 return await _by_itself(config, method, path, arguments)
         except StoreHeld as held:
             why = str(held)
@@ -85,7 +88,8 @@ async def _perform(config: ServerConfig, method: str, path: str, arguments: Mapp
 
 
 async def _by_itself(config: ServerConfig, method: str, path: str, arguments: Mapping[str, Any]) -> Json:
-    store = open_store(settings_of(config), lambda: datetime.now(UTC))
+    with failures(config.data_dir):
+        store = open_store(settings_of(config), lambda: datetime.now(UTC))
     act = (READS if method == "GET" else WRITES)[path]
     refused: Refused | None = None
     answer: Json = {}

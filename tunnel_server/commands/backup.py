@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -9,12 +10,15 @@ import click
 
 from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.config import ConfigError, load
 from tunnel_core.humanize import counted
-from tunnel_server.backup.archive import BadBackup, Manifest, read_manifest
-from tunnel_server.backup.restoring import InTheWay, Restored, restore_backup
+from tunnel_server.backup.archive import BadBackup, Manifest, open_backup
+from tunnel_server.backup.places import Installation, StrangePlaces, require_known
+from tunnel_server.backup.restoring import BrokenOff, InTheWay, Restored, restore_backup
 from tunnel_server.backup.taking import take_backup
 from tunnel_server.commands.access import config_option, json_option, load_config
 from tunnel_server.commands.confirming import confirm, yes_option
+from tunnel_server.config import ServerConfig
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld
 
@@ -57,23 +61,38 @@ def backup(file: Path, config: Path | None, as_json: bool) -> None:
 @click.command("restore")
 @_file
 @click.option("--force", is_flag=True, help="Move what is there already into a folder beside it.")
+@click.option(
+    "--place",
+    "places",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PATH",
+    help="A folder or file of the server that is none of the usual ones; may be repeated.",
+)
 @yes_option
 @json_option
-def restore(file: Path, force: bool, yes: bool, as_json: bool) -> None:
+def restore(file: Path, force: bool, places: tuple[Path, ...], yes: bool, as_json: bool) -> None:
     """Put everything that backup FILE holds back where it was, on this machine or another.
 
-    At a terminal it shows what it replaces and asks first. The server must not run. Agents reattach by
-    themselves, if the server has the same names as before.
+    It writes to the usual folders, to what the configuration that is there names, and to each --place; a
+    backup that names another place is refused. It shows all places, and at a terminal it asks first. The
+    server must not run. Agents reattach by themselves, if the server has the same names as before.
 
     \b
     Examples:
       qanat-server restore /media/offline/qanat.tar
       qanat-server restore --force /media/offline/qanat.tar
+      qanat-server restore --place /srv/qanat /media/offline/qanat.tar
     """
     try:
-        what = _what_it_does(read_manifest(file), force=force)
-        confirm(what, "Restore it?", yes=yes, as_json=as_json, needs_yes=False)
-        restored = restore_backup(file, replace=force)
+        with open_backup(file) as opened:
+            installation = _installation(places)
+            require_known(opened.manifest, installation)
+            what = _what_it_does(opened.manifest, force=force)
+            confirm(what, "Restore it?", yes=yes, as_json=as_json, needs_yes=False)
+            restored = restore_backup(opened, installation, replace=force)
+    except StrangePlaces as error:
+        raise CommandError(ExitCode.USAGE, _strange(error)) from None
     except InTheWay as error:
         raise CommandError(ExitCode.USAGE, _in_the_way(error)) from None
     except BadBackup as error:
@@ -82,11 +101,41 @@ def restore(file: Path, force: bool, yes: bool, as_json: bool) -> None:
         raise CommandError(ExitCode.FAILED, f"{error}; stop it first") from None
     except StoreError as error:
         raise CommandError.refused(error) from None
+    except BrokenOff as stopped:
+        why = f"{stopped.error.filename or file}: {paths.with_rights_hint(stopped.error)}"
+        cure = f"what was replaced is in {stopped.kept} now; mend that and restore again"
+        raise CommandError(ExitCode.FAILED, f"the restore stopped: {why}; {cure}") from None
     except OSError as error:
         raise CommandError(
             ExitCode.FAILED, f"{error.filename or file}: {paths.with_rights_hint(error)}"
         ) from None
     print_json(_as_json(restored)) if as_json else click.echo(_as_text(restored))
+
+
+def _installation(places: tuple[Path, ...]) -> Installation:
+    """What belongs to a server of this machine: the usual places, those it has now, and what was named."""
+    config_file = paths.server_config_file().absolute()
+    named = frozenset(place.absolute() for place in places)
+    folders = {paths.data_folder(), paths.config_folder()}
+    folders |= {paths.system_data_folder(), paths.system_config_file("server.toml").parent}
+    files = {config_file}
+    with contextlib.suppress(ConfigError):
+        present = load(config_file, ServerConfig, absent_fix="")
+        folders.add(present.data_dir)
+        files.update(present.credential_files)
+    return Installation(named | folders, named | files)
+
+
+def _strange(error: StrangePlaces) -> str:
+    allow = " ".join(f"--place {shlex.quote(str(path))}" for path in error.needed)
+    return "\n".join(
+        [
+            "nothing was changed, because the backup names places that are not of a server on this machine:",
+            *(f"  {path}" for path in error.strange),
+            "Whoever altered the backup would write there. If your server had them, allow them:",
+            f"  {allow}",
+        ]
+    )
 
 
 def _what_it_does(manifest: Manifest, *, force: bool) -> str:
@@ -95,10 +144,13 @@ def _what_it_does(manifest: Manifest, *, force: bool) -> str:
         if force
         else "files that are there now are not replaced"
     )
-    files = counted(len(manifest.members), "file")
-    return (
-        f"The backup of {manifest.made} puts {files} to {manifest.data_dir} and"
-        f" {manifest.config_file}; {there}. Tokens that were open then are revoked."
+    places = sorted({member.path for member in manifest.members})
+    return "\n".join(
+        [
+            f"The backup of {manifest.made} puts {counted(len(places), 'file')} to {manifest.data_dir} and"
+            f" {manifest.config_file}; {there}. Tokens that were open then are revoked. The files:",
+            *(f"  {place}" for place in places),
+        ]
     )
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import click
 
 from tunnel_core.command_line import CommandGroup, print_json
-from tunnel_core.humanize import as_length, minute_of, parse_moment
+from tunnel_core.humanize import as_length, counted, minute_of, parse_moment
 from tunnel_core.tables import Table, show_list, wide_option
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import force_option, yes_option
 from tunnel_server.commands.names import complete_node
 from tunnel_server.commands.revoke import revoke, said_of, say_taken_back, unrevoke, why_option
 
-_TABLE = Table(("serial", "role", "state", "ends in", "name"), ("ends", "issued", "origin"))
+_TABLE = Table(("serial", "role", "state", "ends in", "name"), ("ends", "issued", "origin", "renewed from"))
 
 
 @click.group("cert", cls=CommandGroup)
@@ -41,7 +41,9 @@ def command() -> None:
 def list_certificates(
     node: str, user: str, ended: bool, wide: bool, config: Path | None, as_json: bool
 ) -> None:
-    """List the certificates that have not ended, the newest last. --wide has the times, in UTC.
+    """List the certificates that have not ended, the newest last.
+
+    --wide shows the times, in UTC, and from which certificate each was renewed.
 
     \b
     Examples:
@@ -69,10 +71,11 @@ def list_certificates(
 def revoke_certificate(
     serial: str, why: str, force: bool, yes: bool, config: Path | None, as_json: bool
 ) -> None:
-    """Shut out the one certificate with this SERIAL, as `cert list` or openssl shows it.
+    """Shut out the certificate with this SERIAL, as `cert list` or openssl shows it, and its renewals.
 
-    What that ends is shown first. Other certificates of the same node or user stay good: `node revoke` and
-    `user revoke` take them all. Until a new one is issued `cert unrevoke` takes it back.
+    What that ends is shown first. All certificates that were renewed from it are revoked, too. Others of the
+    same node or user stay good: `node revoke` and `user revoke` take them all. Until a new one is issued
+    `cert unrevoke` takes it back.
 
     \b
     Examples:
@@ -85,7 +88,9 @@ def revoke_certificate(
         return
     known = answer["certificate"]
     whose = f"of {known['role']} {known['name']}" if known else "which was not issued here"
-    click.echo(said_of(answer, f"certificate {answer['revocation']['subject']}, {whose}"))
+    along = answer.get("along", [])
+    more = f", and {counted(len(along), 'certificate')} renewed from it" if along else ""
+    click.echo(said_of(answer, f"certificate {answer['revocation']['subject']}, {whose}{more}"))
 
 
 @command.command("unrevoke")
@@ -94,7 +99,7 @@ def revoke_certificate(
 @config_option
 @json_option
 def unrevoke_certificate(serial: str, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Take the revocation of the certificate with this SERIAL back.
+    """Take the revocation of the certificate with this SERIAL back, and of what was renewed from it.
 
     Refused if its node or user got a new certificate since: what was revoked stays revoked.
 
@@ -113,4 +118,5 @@ def _row(one: dict[str, Any], now: datetime) -> tuple[str, ...]:
     return (
         *(one["serial"], one["role"], state, as_length(left) if left > 0 else "", one["name"]),
         *(minute_of(one["ends"]), minute_of(one["issued"]), one["origin"]),
+        one.get("renewed_from") or "",
     )

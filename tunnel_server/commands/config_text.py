@@ -21,7 +21,8 @@ data_dir = $data_dir
 [tls]                             # of the agents' and the HTTPS listener
 # certificate_file = $certificate_file
 # key_file = $key_file
-# trust_file = $trust_file        # roots of nodes and users
+# trust_file = $trust_file        # roots that vouch for nodes, users and servers; agents are told them
+# user_trust_file = ""            # "users.pem": roots of other issuers that vouch for users alone
 # min_version = "1.3"
 
 [agents]                          # agents attach here: gRPC over mTLS
@@ -60,8 +61,11 @@ domain = "localhost"
 # ping_interval_seconds = 15      # a silent agent is gone after missed_pings of these
 # missed_pings = 2
 # max_streams = 1024              # open at once on one node
+# max_streams_per_user = 256      # of them by one user; of a lone user: half of them
 # grace_seconds = 120             # how long streams wait for a link that is lost; 0: not at all
 # open_wait_seconds = 3           # how long a new connection waits for such a link; 0: not at all
+# half_closed_seconds = 600       # after one half of a stream has ended: reset it after so long
+#                                 # without a byte; 0: never
 
 [limits]                          # of each listener, before anybody has shown who they are
 # head_bytes = 16384
@@ -70,6 +74,7 @@ domain = "localhost"
 # idle_seconds = 75
 # handshake_seconds = 10
 # max_connections = 10000
+# max_connections_per_user = 2500 # to the HTTPS listener; more while a third of all is free
 # max_unauthenticated = 1024
 # max_unauthenticated_per_source = 32
 

@@ -38,15 +38,30 @@ def ending_text(ending: dict[str, Any]) -> str:
     """What a revocation ends, for people."""
     what = "certificate" if ending["kind"] == "serial" else ending["kind"]
     whose = f", of {ending['role']} {ending['name']}" if what == "certificate" and ending["name"] else ""
-    rows = list(filter(None, [_certificates(ending), _sessions(ending), _streams(ending), _tokens(ending)]))
+    certificates = [_certificates(ending), _renewed(ending)]
+    rows = list(filter(None, [*certificates, _sessions(ending), _streams(ending), _tokens(ending)]))
     if not rows:
         rows = ["nothing that is in use now, as far as this server knows"]
-    return "\n".join([f"Revoking {what} {ending['subject']}{whose} ends:", *(f"  {row}" for row in rows)])
+    lines = [f"Revoking {what} {ending['subject']}{whose} ends:", *(f"  {row}" for row in rows)]
+    if perhaps := ending.get("perhaps_along"):
+        lines.append(
+            "These certificates stay valid, because the store does not know what they were renewed from:"
+            f" {few(perhaps)}. To end them as well: qanat-server {ending['role']} revoke {ending['name']}"
+        )
+    return "\n".join(lines)
 
 
 def _certificates(ending: dict[str, Any]) -> str:
-    good = ending["certificates"]
-    return _row("certificate", [f"{one['serial']} until {minute_of(one['ends'])}" for one in good[::-1]])
+    along = set(ending.get("along", ()))
+    good = [one for one in ending["certificates"][::-1] if one["serial"] not in along]
+    return _row("certificate", [f"{one['serial']} until {minute_of(one['ends'])}" for one in good])
+
+
+def _renewed(ending: dict[str, Any]) -> str:
+    along = set(ending.get("along", ()))
+    good = [one for one in ending["certificates"][::-1] if one["serial"] in along]
+    row = _row("certificate", [f"{one['serial']} until {minute_of(one['ends'])}" for one in good])
+    return f"{row}, renewed from it" if row else ""
 
 
 def _sessions(ending: dict[str, Any]) -> str:

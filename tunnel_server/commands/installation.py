@@ -33,7 +33,6 @@ from tunnel_server.commands.config_text import Ports, config_text
 from tunnel_server.config import ServerConfig
 from tunnel_server.rotating import AUTHORITY_FOLDER
 from tunnel_server.store import certificates
-from tunnel_server.store.certificates import NewCertificate, Origin
 from tunnel_server.store.database import open_database
 from tunnel_server.store.store import FILE
 from tunnel_server.store.transaction import Transaction
@@ -161,7 +160,7 @@ def _write_store(plan: Installation, *leaves: Leaf) -> None:
         transaction = Transaction(connection, int(time.time() * 1000), must_audit=True)
         for leaf in leaves:
             facts, pin = facts_of(leaf.credential.certificate_pem), pin_of(leaf.roots_pem)
-            certificates.record(transaction, NewCertificate(facts, pin, Origin.BY_HAND, by=by))
+            certificates.record(transaction, certificates.by_hand(facts, pin, by))
 
 
 def _checked_config(plan: Installation) -> str:

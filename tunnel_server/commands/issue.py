@@ -29,6 +29,14 @@ _STANDARD_OUTPUT = Path("-")
 
 
 @dataclass(frozen=True, slots=True)
+class _Wanted:
+    role: Role
+    name: str
+    days: float
+    renewable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Issued:
     role: Role
     name: str
@@ -57,7 +65,12 @@ _days = click.option(
     type=click.FloatRange(0, 36500, min_open=True),
     default=LEAF_DAYS,
     show_default=True,
-    help="How long it holds.",
+    help="How long it holds, and each of its renewals at most.",
+)
+_renewable = click.option(
+    "--renewable",
+    is_flag=True,
+    help="Let renewals hold as long as [identity] of the configuration says, also longer than this.",
 )
 
 
@@ -65,9 +78,12 @@ _days = click.option(
 @_name
 @_out
 @_days
+@_renewable
 @config_option
 @json_option
-def issue_node(name: str, out: Path | None, days: float, config: Path | None, as_json: bool) -> None:
+def issue_node(
+    name: str, out: Path | None, days: float, renewable: bool, config: Path | None, as_json: bool
+) -> None:
     """Issue the bundle with which the agent on node NAME attaches.
 
     \b
@@ -76,7 +92,7 @@ def issue_node(name: str, out: Path | None, days: float, config: Path | None, as
       qanat-server issue node edge1 --out - | ssh edge1 'umask 077; cat > /etc/qanat/node.pem'
     """
     file = out or Path(f"{name}.pem")
-    issued = _issue(Role.NODE, name, days, config, [file])
+    issued = _issue(_Wanted(Role.NODE, name, days, renewable), config, [file])
     _write_bundle(issued, file)
     copy = f"ssh {name} mkdir -p /etc/qanat && scp {_quoted(file)} {name}:/etc/qanat/node.pem"
     steps = [copy, "qanat-agent run  # on the node"]
@@ -93,21 +109,29 @@ def issue_node(name: str, out: Path | None, days: float, config: Path | None, as
     help="Write cert.pem, key.pem and ca.pem there instead, for other programs.",
 )
 @_days
+@_renewable
 @config_option
 @json_option
 def issue_user(
-    name: str, out: Path | None, pem: Path | None, days: float, config: Path | None, as_json: bool
+    name: str,
+    out: Path | None,
+    pem: Path | None,
+    days: float,
+    renewable: bool,
+    config: Path | None,
+    as_json: bool,
 ) -> None:
     """Issue the bundle with which user NAME comes in: a person's qanat command, or a program.
 
     \b
     Examples:
       qanat-server issue user kim@example.com --days 30
+      qanat-server issue user ci --days 1 --renewable
       qanat-server issue user kube-apiserver --pem /etc/kubernetes/qanat
     """
     files = _pem_files(pem) if pem else []
     bundles = [out or Path(f"{name}.pem")] if out or not pem else []
-    issued = _issue(Role.USER, name, days, config, [*files, *bundles])
+    issued = _issue(_Wanted(Role.USER, name, days, renewable), config, [*files, *bundles])
     if files:
         _write_pem(issued, *files)
     for bundle in bundles:
@@ -115,14 +139,14 @@ def issue_user(
     _report(issued, [*files, *bundles], _user_steps(issued, pem, bundles), as_json)
 
 
-def _issue(role: Role, name: str, days: float, config_file: Path | None, files: list[Path]) -> _Issued:
+def _issue(wanted: _Wanted, config_file: Path | None, files: list[Path]) -> _Issued:
     """Issue and record a certificate that ``files`` can take. Raises ``CommandError``."""
-    checked_name(role, name)
+    role, name = wanted.role, checked_name(wanted.role, wanted.name)
     config = load_config(config_file)
     _refuse_places(files)
     try:
         authority = load_authority(config.data_dir / AUTHORITY_FOLDER)
-        leaf = authority.issue(role, name, days=days)
+        leaf = authority.issue(role, name, days=wanted.days)
     except AuthorityError as error:
         hint = rights_hint(error.__cause__) if isinstance(error.__cause__, OSError) else ""
         raise CommandError(ExitCode.USAGE, f"{error}; {hint}" if hint else str(error)) from None
@@ -131,7 +155,8 @@ def _issue(role: Role, name: str, days: float, config_file: Path | None, files: 
         names = server_names(config)
     except NoNames as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
-    perform(config_file, "POST", "certificates/record", {"chain": leaf.chain_pem.decode()})
+    renewable = {"renewable": True} if wanted.renewable else {}  # a server of before knows no such argument
+    perform(config_file, "POST", "certificates/record", {"chain": leaf.chain_pem.decode(), **renewable})
     agents, https = addresses(names, config.agents.listen), addresses(names, config.https.listen)
     return _Issued(role, name, leaf, make_bundle(authority, leaf, role, name, agents, https))
 

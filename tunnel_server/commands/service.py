@@ -91,9 +91,8 @@ def _write_folders(loaded: ServerConfig, is_usual: bool) -> Iterator[Path]:
 
 
 def _reads(loaded: ServerConfig) -> Iterator[Path]:
-    tls = loaded.tls
-    for file in (tls.certificate_file, tls.key_file, tls.trust_file, loaded.ops.bearer_file):
-        if file is not None and not file.is_relative_to(loaded.data_dir):
+    for file in loaded.credential_files:
+        if not file.is_relative_to(loaded.data_dir):
             yield file
 
 

@@ -80,6 +80,8 @@ def _write(file: Path, token: str) -> None:
 def list_tokens(wide: bool, config: Path | None, as_json: bool) -> None:
     """List the tokens: for whom, how often used, until when (UTC). Nothing secret is shown.
 
+    A token for a node that was revoked later is revoked with that node.
+
     \b
     Example:
       qanat-server token list
@@ -104,7 +106,7 @@ def revoke(token_id: str, yes: bool, config: Path | None, as_json: bool) -> None
       qanat-server token revoke mfrggzdfmztwq2lk
     """
     found = perform(config, "GET", "token", {"id": token_id})["token"]
-    if found["state"] == "revoked":
+    if found["state"] == "revoked" and not found.get("revoked_with_node"):
         print_json({"revoked": token_id}) if as_json else click.echo(f"Token {token_id} is revoked already.")
         return
     confirm(_ending(found), f"Revoke token {token_id}?", yes=yes, as_json=as_json, needs_yes=False)

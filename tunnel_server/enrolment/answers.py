@@ -10,12 +10,13 @@ from typing import TypeVar
 
 import trio
 
-from certs.authority_folder import load_authority
+from certs.authority_folder import load_authority, read_intermediates
 from certs.bundle import split_pem
 from certs.ca import Authority, AuthorityError, Certified
 from certs.files import read_public
 from certs.pkcs7 import certs_only
 from certs.requests import CertificateRequest, read_request, require_names
+from certs.x509 import is_signed_by
 from tunnel_core.identity import SpiffeId
 from tunnel_core.logs import log_event
 from tunnel_core.reasons import Reason, Refused
@@ -43,17 +44,21 @@ def load_signer(folder: Path, trust_file: Path) -> Signer | None:
         log_event(_log, logging.INFO, sentence, folder=folder)
         return None
     try:
-        return Signer(load_authority(folder), read_public(trust_file))
+        return Signer(load_authority(folder), read_public(trust_file), read_intermediates(folder))
     except (AuthorityError, OSError, ValueError) as error:
         _log.error("this server gives no certificates: %s", error)
         return None
 
 
 class Signer:
-    """An authority at work. ``others`` are further roots (PEM) that are told, as the server's own may be."""
+    """An authority at work. ``others`` are further roots (PEM) that are told, as the server's own may be.
 
-    def __init__(self, authority: Authority, others: bytes = b"") -> None:
+    ``issuing`` are all its issuing certificates (PEM), where there was more than one.
+    """
+
+    def __init__(self, authority: Authority, others: bytes = b"", issuing: bytes = b"") -> None:
         self._authority = authority
+        self._issuing = split_pem(issuing or authority.issuing.certificate_pem)
         roots = split_pem(authority.roots_pem)
         more = [one for one in split_pem(others) if one not in roots]
         told = [*roots, *split_pem(authority.issuing.certificate_pem), *more]
@@ -77,6 +82,10 @@ class Signer:
             return Signed(certified, certs_only(split_pem(certified.chain_pem)[0]))
 
         return await self._in_thread(sign)
+
+    async def has_issued(self, leaf: bytes) -> bool:
+        """Whether the certificate (PEM or DER) is signed by this authority."""
+        return await self._in_thread(lambda: any(is_signed_by([leaf], one) for one in self._issuing))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)

@@ -4,13 +4,16 @@
    for what others did; one that is wrong costs its source something of a small budget, and without
    budget it is refused (429) and not even audited. So a fleet behind one address cannot be locked out by one
    box with an old token, and guessing, hopeless against 160 bits, fills no disk.
-2. All that can be refused is refused before the token is used up.
+2. All that can be refused is refused before the token is used up, and before anything is signed.
 3. A certificate is in the store before it leaves. If the answer is lost, the same key with the same token
    gets another one, which counts as the same use.
 4. One is at work, others wait for their turn: a fleet that comes as one gets through no later than with two
    at a time, and who works beside it waits less. First certificates do not stand behind renewals, which
    have days and are paced. There is a bound on how many are here and on how often one name may come; beyond
    it the answer is 503 with a time to come back.
+5. A renewal of a certificate that was issued by hand holds no longer than that certificate did, unless it was
+   issued as renewable. Its renewals inherit the bound. A certificate that the store does not know counts as
+   issued by hand.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from certs.life import Life
 from certs.requests import CertificateRequest
 from certs.token import Token, TokenMistyped, parse_token
-from certs.x509 import Proven, Usage, proven_leaf
+from certs.x509 import Proven, Usage, describe, proven_leaf
 from tunnel_core.http_head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.admission import source_of
+from tunnel_core.sources import source_of
 from tunnel_server.enrolment.answers import Signed, Signer
 from tunnel_server.enrolment.asking import Login, node_asked_for, unproven
 from tunnel_server.enrolment.budgets import Budgets
@@ -50,13 +54,14 @@ _RENEWAL_SECONDS = 0.05
 @dataclass(frozen=True, slots=True)
 class EnrolmentSettings:
     """``max_at_once`` counts requests that are here, at work or waiting for their turn: so many for first
-    certificates, and as many for renewals.
+    certificates, and as many for renewals. ``renews_only_own``: not what other issuers gave.
     """
 
     trust_domain: str
     node_life_seconds: float
     user_life_seconds: float
     max_at_once: int = 32
+    renews_only_own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +130,11 @@ class Enrolment:
         with self._audited(AuditLine(Kind.REFUSED, login.node, source=asker.address, token=token.id)):
             request = await self.signer.read(body)
             node = node_asked_for(request.uris, request.common_names, login)
-            self._spend(f"{token.id} {node}")
-            signed = await self._sign(request, SpiffeId(self.settings.trust_domain, Role.NODE, node))
         asked = Redemption(token.id, token.digest, node, request.key_sha256, asker.address)
+        with self._audited(AuditLine(Kind.REFUSED, node, source=asker.address, token=token.id)):
+            await self._store.check_token(asked)
+            self._spend(f"{token.id} {node}")
+            signed = await self._sign(request, SpiffeId(self.settings.trust_domain, Role.NODE, node), None)
         await self._store.redeem(asked)
         await self._record(signed, Origin.ENROLLED, asker, token_id=token.id)
         return signed
@@ -142,10 +149,20 @@ class Enrolment:
             async with self._turn(self._renewals):
                 with self._audited(AuditLine(Kind.REFUSED, source=asker.address, serial=serial, **named)):
                     self._standing.require(proven)  # the handshake may have been long ago
+                    await self._require_own(leaf, proven)
                     self._spend(str(identity))
-                    signed = await self._sign(await self.signer.read(body), identity)
-                await self._record(signed, Origin.RENEWED, asker, previous=serial)
+                    longest = await self._store.renewal_seconds(serial, unknown=_given_seconds(leaf))
+                    signed = await self._sign(await self.signer.read(body), identity, longest)
+                await self._record(signed, Origin.RENEWED, asker, previous=serial, longest=longest)
                 return signed
+
+    async def _require_own(self, leaf: bytes, proven: Proven) -> None:
+        """What another issuer vouched for must not become what this authority vouches for."""
+        if self.settings.renews_only_own and not await self.signer.has_issued(leaf):
+            detail = (
+                f"the certificate of {proven.identity} is not of this authority: renew it where it came from"
+            )
+            raise Refused(Reason.WRONG_ROLE, detail)
 
     async def _known_token(self, login: Login, asker: Asker) -> Token:
         refused, token_id = unproven("there is no such token here: it is another server's, or altered"), ""
@@ -196,16 +213,30 @@ class Enrolment:
     def _note(self, line: AuditLine, refused: Refused) -> None:
         self._store.note_nowait(replace(line, reason=refused.reason.word, detail=refused.detail))
 
-    async def _sign(self, request: CertificateRequest, identity: SpiffeId) -> Signed:
+    async def _sign(self, request: CertificateRequest, identity: SpiffeId, longest: float | None) -> Signed:
         settings = self.settings
         life = settings.node_life_seconds if identity.role is Role.NODE else settings.user_life_seconds
-        return await self.signer.sign(request, identity, life)
+        return await self.signer.sign(request, identity, life if longest is None else min(life, longest))
 
     async def _record(
-        self, signed: Signed, origin: Origin, asker: Asker, *, token_id: str = "", previous: str = ""
+        self,
+        signed: Signed,
+        origin: Origin,
+        asker: Asker,
+        *,
+        token_id: str = "",
+        previous: str = "",
+        longest: float | None = None,
     ) -> None:
-        facts, root_pin = signed.certified.facts, signed.certified.root_pin
-        new = NewCertificate(facts, root_pin, origin, token_id, previous, source=asker.address)
+        new = NewCertificate(
+            signed.certified.facts,
+            signed.certified.root_pin,
+            origin,
+            token_id,
+            previous,
+            source=asker.address,
+            renewal_seconds=longest,
+        )
         await self._store.record(new)
 
 
@@ -225,6 +256,12 @@ def _who_renews(leaf: bytes, trust_domain: str) -> Proven:
     if proven.identity.role is Role.SERVER:
         raise Refused(Reason.WRONG_ROLE, f"{proven.identity} is a server's: nodes and users renew here")
     return proven
+
+
+def _given_seconds(leaf: bytes) -> float:
+    """The life that a certificate was given, as it says."""
+    said = describe(leaf)
+    return Life(said.serial, said.begins, said.ends).seconds()
 
 
 def _come_back(reason: Reason, detail: str, seconds: float) -> Refused:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from importlib import metadata
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import h11
 
@@ -16,6 +16,15 @@ from tunnel_core.http import HttpConnection
 from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.entrances import api_events, api_status
+from tunnel_server.entrances.api_lists import (
+    MAX_UNDELIVERED_SHORT,
+    SHORT_ROWS_PER_SECOND,
+    Answer,
+    Listing,
+    Page,
+    UserTurns,
+    parse_page,
+)
 from tunnel_server.entrances.api_status import NODE_PATH, STATUS_PATH
 from tunnel_server.followers import Followers
 from tunnel_server.nodes import Node, Nodes
@@ -29,7 +38,13 @@ if TYPE_CHECKING:
 ENTRANCE = "api"
 ROOT = "/api/"
 NODES_PATH = "/api/v1/nodes"
-Json: TypeAlias = dict[str, object]
+_VERSION_PATH = "/api/v1/version"
+_OTHER_PATHS = {_VERSION_PATH, api_events.PATH}
+_NODES_LIKE_A_ROW = 8
+"""Nodes that a page of the whole server looks at in the time of one row of a list."""
+Json: TypeAlias = dict[str, Any]
+NodeAndLink: TypeAlias = "tuple[Node, Link]"
+NodeAndStream: TypeAlias = "tuple[Node, Stream]"
 
 
 class ApiEntrance:
@@ -51,54 +66,66 @@ class ApiEntrance:
         self._followers = followers
         self._monotonic = monotonic
         self._wall = wall
-        self._pages: dict[str, Callable[[], Json]] = {
-            NODES_PATH: self._all_nodes,
-            "/api/v1/sessions": self._all_sessions,
-            "/api/v1/streams": self._all_streams,
-            "/api/v1/version": _versions,
+        self._turns = UserTurns()
+        self._short_turns = UserTurns(
+            rows_per_second=SHORT_ROWS_PER_SECOND, undelivered=MAX_UNDELIVERED_SHORT
+        )
+        self._brief = Listing("nodes", nodes.all, _name_of, _brief, is_prompt=True)
+        self._lists: dict[str, Listing[Node] | Listing[NodeAndLink] | Listing[NodeAndStream]] = {
+            NODES_PATH: Listing("nodes", nodes.all, _name_of, self._node),
+            "/api/v1/sessions": Listing("sessions", nodes.attached, _name_of_pair, _session),
+            "/api/v1/streams": Listing("streams", self._all_streams, _name_of_pair, self._stream),
         }
 
-    async def handle(self, http: HttpConnection, request: h11.Request) -> None:
-        """Answers one request, or raises ``Refused``."""
+    async def handle(self, http: HttpConnection, request: h11.Request, user: str = "") -> None:
+        """Answers one request of ``user``, or raises ``Refused``."""
         path, _, query = request.target.decode("ascii").partition("?")
         if not self._has(path):
-            known = ", ".join([*self._pages, api_events.PATH, f"{NODE_PATH}NAME"])
+            known = ", ".join([*self._lists, _VERSION_PATH, api_events.PATH, f"{NODE_PATH}NAME"])
             raise Refused(Reason.NOT_FOUND, f"there is nothing at {path[:200]}; there is {known}")
         if request.method != b"GET":
             raise Refused(Reason.METHOD_NOT_ALLOWED, "the API is read-only: use GET")
-        body = json.dumps(await self._answer(path, query), separators=(",", ":")).encode() + b"\n"
-        headers = [("content-type", "application/json"), ("cache-control", "no-store")]
-        await http.respond(200, "OK", headers, body)
+        question = api_events.parse_question(query) if path == api_events.PATH else None
+        if question is not None:
+            question = await api_events.wait(self._followers, self._nodes, question, user)
+        is_list = path in self._lists and not _is_brief(path, query)
+        async with (self._turns if is_list else self._short_turns).turn(user) as turn:
+            answer = await self._answer(path, query, question)
+            turn.made(answer.rows)
+            headers = [("content-type", "application/json"), ("cache-control", "no-store")]
+            await http.respond(200, "OK", headers, answer.body)
 
     def _has(self, path: str) -> bool:
         if path == STATUS_PATH:
             return self._facts is not None
-        return path in self._pages or path == api_events.PATH or path.startswith(NODE_PATH)
+        return path in self._lists or path in _OTHER_PATHS or path.startswith(NODE_PATH)
 
-    async def _answer(self, path: str, query: str) -> Json:
-        if path == api_events.PATH:
-            return await api_events.answer(self._followers, self._nodes, api_events.parse_question(query))
+    async def _answer(self, path: str, query: str, question: api_events.Question | None) -> Answer:
+        if _is_brief(path, query):
+            return await self._brief.answer(Page())
+        if path in self._lists:
+            return await self._lists[path].answer(parse_page(query) if path == NODES_PATH else Page())
+        if question is not None:
+            found = api_events.answer(self._followers.events, question)
+            return _whole(found, len(found["events"]))
         if path == STATUS_PATH and self._facts is not None:
-            return await api_status.status(self._nodes, self._facts, self._wall())
+            status = await api_status.status(self._nodes, self._facts, self._wall())
+            return _whole(status, self._nodes.count // _NODES_LIKE_A_ROW)
         if path.startswith(NODE_PATH):
-            return await self._one_node(api_status.find_node(self._nodes, path))
-        if path == NODES_PATH and query == "brief=1":
-            return {"nodes": [_brief(node) for node in self._nodes.all()]}
-        return self._pages[path]()
+            one = await self._one_node(api_status.find_node(self._nodes, path))
+            return _whole(one, len(one["streams"]))
+        return _whole(_versions(), 1)
 
-    async def _one_node(self, node: Node) -> Json:
+    async def _one_node(self, node: Node) -> dict[str, Any]:
         """Everything on one node: itself, its streams, and its last events."""
         certificate = await api_status.certificate_of(node, self._facts)
-        streams = node.link.streams.values() if node.link else ()
+        streams = list(node.link.streams.values()) if node.link else []
         events = self._nodes.events.newest(api_status.EVENTS_OF_NODE, node.name)
         return {
             "node": {**self._node(node), "certificate": certificate},
-            "streams": [self._stream(node, stream) for stream in streams],
+            "streams": [self._stream((node, stream)) for stream in streams],
             "events": [api_events.event_as_json(event) for event in events],
         }
-
-    def _all_nodes(self) -> Json:
-        return {"nodes": [self._node(node) for node in self._nodes.all()]}
 
     def _node(self, node: Node) -> Json:
         link, now, seen = node.link, self._wall(), self._last_seen(node)
@@ -128,19 +155,13 @@ class ApiEntrance:
             return node.last_seen_at
         return self._wall() - timedelta(seconds=self._monotonic() - link.heard_at)
 
-    def _all_sessions(self) -> Json:
-        return {"sessions": [_session(node, link) for node, link in self._nodes.attached()]}
+    def _all_streams(self) -> Iterator[NodeAndStream]:
+        for node, link in self._nodes.attached():
+            for stream in list(link.streams.values()):
+                yield node, stream
 
-    def _all_streams(self) -> Json:
-        return {
-            "streams": [
-                self._stream(node, stream)
-                for node, link in self._nodes.attached()
-                for stream in link.streams.values()
-            ]
-        }
-
-    def _stream(self, node: Node, stream: Stream) -> Json:
+    def _stream(self, pair: NodeAndStream) -> Json:
+        node, stream = pair
         return {
             "id": stream.id,
             "node": node.name,
@@ -153,12 +174,29 @@ class ApiEntrance:
         }
 
 
+def _is_brief(path: str, query: str) -> bool:
+    return path == NODES_PATH and query == "brief=1"
+
+
+def _whole(page: Json, rows: int) -> Answer:
+    return Answer(json.dumps(page, separators=(",", ":")).encode() + b"\n", rows)
+
+
+def _name_of(node: Node) -> str:
+    return node.name
+
+
+def _name_of_pair(pair: tuple[Node, object]) -> str:
+    return pair[0].name
+
+
 def _brief(node: Node) -> Json:
     """As little as completion in a shell needs, which asks with each TAB."""
     return {"name": node.name, "alias": node.alias, "state": node.state, "category": node.category.value}
 
 
-def _session(node: Node, link: Link) -> Json:
+def _session(pair: NodeAndLink) -> Json:
+    node, link = pair
     return {
         "id": link.session_id,
         "node": node.name,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import trio
@@ -72,14 +72,23 @@ def _bad(sentence: str) -> Refused:
     return Refused(Reason.BAD_REQUEST, sentence)
 
 
-async def answer(followers: Followers, nodes: Nodes, question: Question) -> dict[str, object]:
-    """The page. Raises ``Refused`` if too many follow, or the node's name is ambiguous."""
+async def wait(followers: Followers, nodes: Nodes, question: Question, user: str) -> Question:
+    """Wait as long as asked for an event. Return the question with the node's full name.
+
+    Raises ``Refused`` if too many follow, or the node's name is ambiguous.
+    """
     node = (nodes.name_of(question.node) or question.node) if question.node else ""
-    events, after = followers.events, question.after
+    after = question.after
     if question.wait_seconds:
-        after = events.last_id if after is None else after
+        after = followers.events.last_id if after is None else after
         with trio.move_on_after(question.wait_seconds):
-            await followers.wait_newer(after, node)
+            await followers.wait_newer(after, node, user)
+    return question._replace(node=node, after=after)
+
+
+def answer(events: Events, question: Question) -> dict[str, Any]:
+    """Return the page."""
+    node, after = question.node, question.after
     found = events.newest(MAX_LISTED, node) if after is None else events.after(after, node, MAX_LISTED)
     return {
         "events": [event_as_json(event) for event in found],

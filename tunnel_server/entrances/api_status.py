@@ -16,6 +16,7 @@ from tunnel_core import __version__
 from tunnel_core.humanize import as_iso, as_length, as_minute, minute_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import StateCategory
+from tunnel_server.entrances.api_lists import in_pieces
 from tunnel_server.nodes import Node, Nodes, unknown_node
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.database import StoreError
@@ -23,6 +24,8 @@ from tunnel_server.store.database import StoreError
 STATUS_PATH = "/api/v1/status"
 NODE_PATH = "/api/v1/nodes/"
 EVENTS_OF_NODE = 20
+_NODES_IN_A_PIECE = 100
+"""A millisecond of the event loop."""
 MAX_WARNINGS = 200
 _RENEWED_BY = 4 / 5
 """Of a certificate's life: the server renews its own at two thirds."""
@@ -38,8 +41,12 @@ async def status(nodes: Nodes, facts: ServerFacts, now: datetime) -> Json:
         ending = await facts.ending()
     except StoreError as error:
         warnings.append(_warning(f"the store cannot be read: {error.detail}", "see the server's log"))
-    found = chain(_of_server(facts, now), _of_ending(ending, now), _of_nodes(known, nodes, now))
-    warnings += islice(found, MAX_WARNINGS)
+    warnings += islice(chain(_of_server(facts, now), _of_ending(ending, now)), MAX_WARNINGS)
+    states, gone = Counter[str](), Counter[str]()
+    async for piece in in_pieces(known, _NODES_IN_A_PIECE):
+        states.update(node.state for node in piece)
+        gone.update(_kinds_of_gone(piece, nodes))
+        warnings += islice(_of_nodes(piece, nodes, now), max(0, MAX_WARNINGS - len(warnings)))
     return {
         "version": __version__,
         "started": as_iso(facts.started),
@@ -50,8 +57,8 @@ async def status(nodes: Nodes, facts: ServerFacts, now: datetime) -> Json:
             "ends": as_iso(certificate.ends),
             "names": list(certificate.names),
         },
-        "nodes": dict(Counter(node.state for node in known)),
-        "nodes_gone": dict(_kinds_of_gone(known, nodes)),
+        "nodes": dict(states),
+        "nodes_gone": dict(gone),
         "streams": sum(len(link.streams) for _, link in nodes.attached()),
         "ending": ending,
         "warnings": warnings,

@@ -93,7 +93,8 @@ class EstEntrance:
 
     async def _enrol(self, http: HttpConnection, request: h11.Request, accepted: Accepted) -> None:
         login, body = _login(request), await _body(http, request)
-        signed = await self._enrolment.enrol(login, body, _asker(accepted))
+        with accepted.ticket.at_work():
+            signed = await self._enrolment.enrol(login, body, _asker(accepted))
         accepted.ticket.authenticated()
         await self._respond(http, _CERTIFICATES, signed.body)
 
@@ -102,7 +103,9 @@ class EstEntrance:
         if not leaf:
             detail = "a certificate is renewed by showing it, and none was shown; a first one: simpleenroll"
             raise Refused(Reason.UNAUTHENTICATED, detail)
-        signed = await self._enrolment.renew(leaf, await _body(http, request), _asker(accepted))
+        body = await _body(http, request)
+        with accepted.ticket.at_work():
+            signed = await self._enrolment.renew(leaf, body, _asker(accepted))
         accepted.ticket.authenticated()
         await self._respond(http, _CERTIFICATES, signed.body)
 

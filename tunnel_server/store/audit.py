@@ -1,8 +1,9 @@
 """The audit of identity: what happened, to whom, by whom. Lines are added and, when they are old, removed;
 never changed. No secret is ever in one: of a token its id, of a key its fingerprint.
 
-Refusals are the lines that strangers can cause, so they have a share of the room: a flood of them pushes
-out refusals, and nothing else.
+Others cause most lines, so there are shares of the room. All refusals have a tenth, because strangers cause
+them. The lines of one kind about one node or user have a hundredth. What administrators did is pushed out by
+nothing but its age, or by later acts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ MAX_LISTED = 1000
 _MAX_DETAIL = 512
 _REFUSED_SHARE = 10
 """One line in ten."""
+_SHARE = 100
+"""One line in a hundred."""
+_LEAST_SHARE = 10
 
 
 class Kind(enum.Enum):
@@ -34,6 +38,13 @@ class Kind(enum.Enum):
     TOKEN_REVOKED = "token_revoked"  # noqa: S105
     CA_ROTATED = "ca_rotated"
     RESTORED = "restored"
+
+
+ACTS = (
+    *(Kind.ISSUED, Kind.REVOKED, Kind.UNREVOKED, Kind.FORGOTTEN, Kind.TOKEN_CREATED, Kind.TOKEN_REVOKED),
+    *(Kind.CA_ROTATED, Kind.RESTORED),
+)
+"""What administrators do; all other kinds are caused by nodes, users and strangers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +120,62 @@ def _line(row: Row) -> AuditLine:
 
 
 def prune(connection: Connection, *, older_than: int, keep: int, most: int) -> int:
-    """Removes up to ``most`` lines that are too old or too many; returns how many."""
-    removed = connection.execute(
-        "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE kind = 'refused' AND number <="
-        " (SELECT number FROM audit WHERE kind = 'refused' ORDER BY number DESC LIMIT 1 OFFSET ?) LIMIT ?)",
-        (max(1, keep // _REFUSED_SHARE), most),
-    ).rowcount
+    """Remove lines that are too old or too many; return how many. Removes a few times ``most`` at once."""
+    removed = _prune_refused(connection, max(1, keep // _REFUSED_SHARE), most)
     if removed == most:
         return removed  # refusals first, or a flood of them would push others out by its number
+    removed += _prune_shares(connection, max(_LEAST_SHARE, keep // _SHARE), most)
+    removed += connection.execute(
+        "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE at < ? LIMIT ?)",
+        (older_than, most),
+    ).rowcount
+    (count,) = connection.execute("SELECT count(*) FROM audit").fetchone()
+    return removed + _prune_oldest(connection, min(most, count - keep))
+
+
+def _prune_refused(connection: Connection, keep: int, most: int) -> int:
+    return connection.execute(
+        "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE kind = 'refused' AND number <="
+        " (SELECT number FROM audit WHERE kind = 'refused' ORDER BY number DESC LIMIT 1 OFFSET ?) LIMIT ?)",
+        (keep, most),
+    ).rowcount
+
+
+def _prune_shares(connection: Connection, keep: int, most: int) -> int:
+    """Look at those that have new lines, as the others have no more than they had."""
+    recent = connection.execute(
+        "SELECT DISTINCT kind, node, user FROM"
+        " (SELECT kind, node, user FROM audit ORDER BY number DESC LIMIT :most)"
+        " WHERE node <> '' OR user <> ''",
+        {"most": most},
+    ).fetchall()
+    whose = "kind = :kind AND node = :node AND user = :user"
+    return sum(
+        connection.execute(
+            f"DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE {whose} AND number <="  # noqa: S608
+            f" (SELECT number FROM audit WHERE {whose} ORDER BY number DESC LIMIT 1 OFFSET :keep)"
+            " LIMIT :most)",
+            {"kind": row["kind"], "node": row["node"], "user": row["user"], "keep": keep, "most": most},
+        ).rowcount
+        for row in recent
+        if Kind(row["kind"]) not in ACTS
+    )
+
+
+def _prune_oldest(connection: Connection, too_many: int) -> int:
+    """Remove the oldest lines: acts of administrators only when no others are left."""
+    if too_many <= 0:
+        return 0
+    acts = ", ".join(f"'{kind.value}'" for kind in ACTS)
+    removed = connection.execute(
+        f"DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE kind NOT IN ({acts})"  # noqa: S608
+        " ORDER BY number LIMIT ?)",
+        (too_many,),
+    ).rowcount
     return (
         removed
         + connection.execute(
-            "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE at < ? OR number <="
-            " (SELECT number FROM audit ORDER BY number DESC LIMIT 1 OFFSET ?) LIMIT ?)",
-            (older_than, keep, most),
+            "DELETE FROM audit WHERE number IN (SELECT number FROM audit ORDER BY number LIMIT ?)",
+            (too_many - removed,),
         ).rowcount
     )

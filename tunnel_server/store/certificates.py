@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from certs.life import Life
 from certs.rotation import Alive
 from certs.x509 import CertificateFacts
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.store import known_nodes, revocations, tokens
+from tunnel_server.store import descent, known_nodes, revocations, tokens
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import Connection, Row
@@ -44,7 +45,10 @@ _AUDITED = {
 
 @dataclass(frozen=True, slots=True)
 class NewCertificate:
-    """``token_id`` is what an enrolment was allowed by, ``previous`` the serial that a renewal showed."""
+    """``token_id`` is what an enrolment was allowed by, ``previous`` the serial that a renewal showed.
+
+    ``renewal_seconds`` is the longest life of its renewals; None: as long as the configuration says.
+    """
 
     facts: CertificateFacts
     root_pin: bytes
@@ -53,6 +57,13 @@ class NewCertificate:
     previous: str = ""
     by: str = ""
     source: str = ""
+    renewal_seconds: float | None = None
+
+
+def by_hand(facts: CertificateFacts, root_pin: bytes, by: str, *, renewable: bool = False) -> NewCertificate:
+    """A certificate that an administrator issued. Its renewals hold no longer, unless it is ``renewable``."""
+    limit = None if renewable else Life(facts.serial, facts.begins, facts.ends).seconds()
+    return NewCertificate(facts, root_pin, Origin.BY_HAND, by=by, renewal_seconds=limit)
 
 
 class NodeCertificate(NamedTuple):
@@ -78,11 +89,13 @@ def record(transaction: Transaction, new: NewCertificate) -> Recorded | Refused:
     revocation = revocations.newest(connection, kind, facts.identity.name) if kind else None
     connection.execute(
         "INSERT INTO certificates (serial, role, name, key_sha256, root_pin, begins_at, ends_at, issued_at,"
-        " origin, token, readmits) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " origin, token, readmits, previous, renewal_seconds)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(facts.serial, facts.identity.role.value, facts.identity.name, facts.key_sha256),
             *(new.root_pin.hex(), to_ms(facts.begins), to_ms(facts.ends), transaction.now),
             *(new.origin.value, new.token_id, revocation["number"] if revocation else None),
+            *(new.previous, new.renewal_seconds),
         ),
     )
     if facts.identity.role is Role.NODE:
@@ -122,9 +135,23 @@ def _line(new: NewCertificate, kind: AuditKind, refused: Refused | None = None) 
     )
 
 
+def renewal_seconds(connection: Connection, serial: str, unknown: float) -> float | None:
+    """Return the longest life of a renewal; None: as long as the configuration says.
+
+    ``unknown`` is returned for a certificate that is not recorded here.
+    """
+    row = connection.execute(
+        "SELECT renewal_seconds FROM certificates WHERE serial = ?", (serial,)
+    ).fetchone()
+    if row is None:
+        return unknown
+    limit: float | None = row["renewal_seconds"]
+    return limit
+
+
 def find(connection: Connection, serial: str) -> dict[str, Any] | None:
     row = connection.execute("SELECT * FROM certificates WHERE serial = ?", (serial,)).fetchone()
-    return _as_json(connection, row) if row else None
+    return as_json(connection, row) if row else None
 
 
 def listed(
@@ -136,10 +163,10 @@ def listed(
         " AND (:ended OR ends_at > :now) ORDER BY issued_at DESC, rowid DESC LIMIT :most",
         {"role": role, "name": name, "ended": ended, "now": now, "most": MAX_LISTED},
     ).fetchall()
-    return [_as_json(connection, row) for row in reversed(rows)]
+    return [as_json(connection, row) for row in reversed(rows)]
 
 
-def _as_json(connection: Connection, row: Row) -> dict[str, Any]:
+def as_json(connection: Connection, row: Row) -> dict[str, Any]:
     return {
         "serial": row["serial"],
         "role": row["role"],
@@ -148,6 +175,7 @@ def _as_json(connection: Connection, row: Row) -> dict[str, Any]:
         "ends": iso_of(row["ends_at"]),
         "origin": row["origin"],
         "token": row["token"] or None,
+        "renewed_from": row["previous"] or None,
         "root_pin": row["root_pin"],
         "key_sha256": row["key_sha256"],
         "revoked": _is_revoked(connection, row),
@@ -211,8 +239,9 @@ def _alive(row: Row) -> Alive:
 
 def prune(connection: Connection, now: int, most: int) -> int:
     """Forgets certificates that ended three months ago."""
-    return connection.execute(
-        "DELETE FROM certificates WHERE serial IN"
-        " (SELECT serial FROM certificates WHERE ends_at < ? LIMIT ?)",
-        (now - KEEP_ENDED, most),
-    ).rowcount
+    rows = connection.execute(
+        "SELECT serial FROM certificates WHERE ends_at < ? LIMIT ?", (now - KEEP_ENDED, most)
+    ).fetchall()
+    for row in rows:
+        descent.remove(connection, row["serial"])
+    return len(rows)

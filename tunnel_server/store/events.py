@@ -11,6 +11,8 @@ from tunnel_server.store.database import Connection, Row
 from tunnel_server.store.moments import from_ms, to_ms
 
 KEEP_EVENTS = 100_000
+KEEP_EVENTS_OF_NODE = 1000
+"""Of one kind: beyond it a node pushes out its own events, and no others."""
 MAX_LISTED = 1000
 
 
@@ -21,6 +23,12 @@ def add(connection: Connection, events: Sequence[NodeEvent]) -> None:
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
         [_values(event) for event in events],
     )
+    for node, kind in {(event.node, event.kind) for event in events}:
+        connection.execute(
+            "DELETE FROM node_events WHERE node = :node AND kind = :kind AND id <= (SELECT id"
+            " FROM node_events WHERE node = :node AND kind = :kind ORDER BY id DESC LIMIT 1 OFFSET :most)",
+            {"node": node, "kind": kind.value, "most": KEEP_EVENTS_OF_NODE},
+        )
 
 
 def _values(event: NodeEvent) -> tuple[Any, ...]:

@@ -13,42 +13,69 @@ from typing import Any
 
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.store import descent
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import Connection, Row
-from tunnel_server.store.moments import iso_of
+from tunnel_server.store.moments import DAY, iso_of
 from tunnel_server.store.revoked import Kind, Revocation, Revoked
 from tunnel_server.store.transaction import Transaction
 
 MAX_LISTED = 1000
 _MAX_WHY = 300
+_ENDED_FOR = DAY
+"""Descendants that ended longer ago are left out, so that a chain of short lives makes few rows. A day,
+because this machine's clock may be set back."""
 
 
 def revoke(transaction: Transaction, kind: Kind, subject: str, by: str, why: str) -> Revocation:
-    """From now on ``subject`` is shut out, and all tokens that exist are too old to let it in again."""
+    """From now on ``subject`` is shut out, and all tokens that exist are too old to let it in again.
+
+    What was renewed from a serial is revoked with it, each by a row of its own that follows the first one.
+    """
     connection = transaction.connection
-    cursor = connection.execute(
-        "INSERT INTO revocations (kind, subject, revoked_at, revoked_by, why, newest_token)"
-        " VALUES (?, ?, ?, ?, ?, (SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'tokens'))",
-        (kind.value, subject, transaction.now, by, why[:_MAX_WHY]),
-    )
+    number = _insert(transaction, kind, subject, by, why)
     named = _whose(connection, subject) if kind is Kind.SERIAL else {kind.value: subject}
     serial = subject if kind is Kind.SERIAL else ""
     transaction.audit(AuditLine(AuditKind.REVOKED, done_by=by, serial=serial, detail=why, **named))
-    number = int(cursor.lastrowid or 0)
-    return Revocation(number, kind, subject, transaction.now, by, why[:_MAX_WHY])
+    along = descendants(connection, subject, transaction.now) if kind is Kind.SERIAL else []
+    for one in along:
+        _insert(transaction, kind, one, by, why, follows=number)
+        detail = f"renewed from {subject}{f': {why}' if why else ''}"
+        line = AuditLine(AuditKind.REVOKED, done_by=by, serial=one, detail=detail, **_whose(connection, one))
+        transaction.audit(line)
+    return Revocation(number, kind, subject, transaction.now, by, why[:_MAX_WHY], tuple(along))
+
+
+def descendants(connection: Connection, serial: str, now: int) -> list[str]:
+    """Return the serials that were renewed from ``serial``, oldest first, without those long ended."""
+    return [row["serial"] for row in descent.renewed_from(connection, serial, now - _ENDED_FOR)]
+
+
+def _insert(
+    transaction: Transaction, kind: Kind, subject: str, by: str, why: str, *, follows: int | None = None
+) -> int:
+    cursor = transaction.connection.execute(
+        "INSERT INTO revocations (kind, subject, revoked_at, revoked_by, why, follows, newest_token)"
+        " VALUES (?, ?, ?, ?, ?, ?,"
+        " (SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'tokens'))",
+        (kind.value, subject, transaction.now, by, why[:_MAX_WHY], follows),
+    )
+    return int(cursor.lastrowid or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class TakenBack:
     """A revocation that does not hold any more. ``still`` is an earlier one of the same subject, or None.
 
-    ``readmitted`` are the serials that ``still`` lets in.
+    ``readmitted`` are the serials that ``still`` lets in. ``along`` are the serials that were revoked with it
+    and that nothing else revokes.
     """
 
     revocation: Revocation
     still: Revocation | None
     readmitted: frozenset[str]
+    along: frozenset[str]
 
 
 def take_back(transaction: Transaction, kind: Kind, subject: str, by: str) -> TakenBack:
@@ -71,6 +98,7 @@ def take_back(transaction: Transaction, kind: Kind, subject: str, by: str) -> Ta
             f" {iso_of(since['issued_at'])}, after {what} {subject} was revoked; the revocation stays:"
             " without it the older certificates would be good beside the new one",
         )
+    along = _take_back_along(connection, row["number"])
     connection.execute("DELETE FROM revocations WHERE number = ?", (row["number"],))
     named = _whose(connection, subject) if kind is Kind.SERIAL else {kind.value: subject}
     serial = subject if kind is Kind.SERIAL else ""
@@ -78,7 +106,14 @@ def take_back(transaction: Transaction, kind: Kind, subject: str, by: str) -> Ta
     transaction.audit(AuditLine(AuditKind.UNREVOKED, done_by=by, serial=serial, detail=detail, **named))
     left = newest(connection, kind, subject)
     readmitted = frozenset(_readmitted(connection, left["number"])) if left else frozenset()
-    return TakenBack(_revocation(row), _revocation(left) if left else None, readmitted)
+    return TakenBack(_revocation(row), _revocation(left) if left else None, readmitted, along)
+
+
+def _take_back_along(connection: Connection, number: int) -> frozenset[str]:
+    rows = connection.execute("SELECT subject FROM revocations WHERE follows = ?", (number,)).fetchall()
+    connection.execute("DELETE FROM revocations WHERE follows = ?", (number,))
+    serials = (row["subject"] for row in rows)
+    return frozenset(one for one in serials if newest(connection, Kind.SERIAL, one) is None)
 
 
 def _revoked(connection: Connection, kind: Kind) -> list[str]:

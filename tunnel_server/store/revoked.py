@@ -28,7 +28,9 @@ _KINDS = {Role.NODE: Kind.NODE, Role.USER: Kind.USER}
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """``at`` is in milliseconds since 1970."""
+    """``at`` is in milliseconds since 1970. ``along`` are the serials that are revoked with a serial, because
+    they were renewed from it.
+    """
 
     number: int
     kind: Kind
@@ -36,6 +38,12 @@ class Revocation:
     at: int
     by: str
     why: str
+    along: tuple[str, ...] = ()
+
+    @property
+    def subjects(self) -> frozenset[str]:
+        """What is revoked: names or serials."""
+        return frozenset((self.subject, *self.along))
 
 
 def kind_of(role: Role) -> Kind | None:
@@ -62,18 +70,28 @@ class Revoked:
     def put(self, revocation: Revocation) -> None:
         """From now on; certificates that came after an earlier revocation of the name are out again."""
         if revocation.kind is Kind.SERIAL:
-            self._serials.add(revocation.subject)
+            self._serials |= revocation.subjects
         else:
             self._names[revocation.kind, revocation.subject] = set()
         if self.on_revoked is not None:
             self.on_revoked(revocation)
 
-    def take_back(self, kind: Kind, subject: str, *, still: bool, readmitted: frozenset[str]) -> None:
+    def take_back(
+        self,
+        kind: Kind,
+        subject: str,
+        *,
+        still: bool,
+        readmitted: frozenset[str],
+        along: frozenset[str] = frozenset(),
+    ) -> None:
         """The newest revocation of ``subject`` holds no more. ``still``: an earlier one does.
 
-        ``readmitted`` are the serials that came after that earlier one.
+        ``readmitted`` are the serials that came after that earlier one. ``along`` are further serials that
+        were revoked with ``subject`` and by nothing else.
         """
         if kind is Kind.SERIAL:
+            self._serials -= along
             if not still:
                 self._serials.discard(subject)
         elif still:

@@ -105,4 +105,16 @@ _KNOWN_NODES: Step = (
     " known_at = min(known_at, excluded.known_at)",
 )
 
-STEPS: tuple[Step, ...] = (_FIRST, _KNOWN_NODES)
+_DESCENT: Step = (
+    "ALTER TABLE certificates ADD COLUMN previous TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE certificates ADD COLUMN renewal_seconds REAL",
+    # What was issued by hand was given a life. Renewals of an enrolment follow the configuration.
+    "UPDATE certificates SET renewal_seconds = (ends_at - issued_at) / 1000.0 WHERE origin = 'by_hand'",
+    "CREATE INDEX certificates_previous ON certificates (previous)",
+    "ALTER TABLE revocations ADD COLUMN follows INTEGER REFERENCES revocations (number)",
+    "CREATE INDEX revocations_follows ON revocations (follows)",
+)
+
+_AUDIT_SHARES: Step = ("CREATE INDEX audit_whom ON audit (kind, node, user)",)
+
+STEPS: tuple[Step, ...] = (_FIRST, _KNOWN_NODES, _DESCENT, _AUDIT_SHARES)

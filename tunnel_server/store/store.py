@@ -138,6 +138,12 @@ class Store:
         """Uses a token. Raises ``Refused`` with a reason of its own for each way not to hold."""
         return _granted(await self._writer.run(lambda transaction: tokens.redeem(transaction, asked)))
 
+    async def check_token(self, asked: Redemption) -> None:
+        """Raises the ``Refused`` that ``redeem`` would raise now. Writes nothing."""
+        refused = await self._read(lambda connection: tokens.why_refused(connection, self._now(), asked))
+        if refused is not None:
+            raise refused
+
     async def knows_token(self, token_id: str, digest: bytes) -> bool:
         """Whether there is this very token, be it used up or expired. Writes nothing."""
         return await self._read(lambda connection: tokens.is_known(connection, token_id, digest))
@@ -182,6 +188,13 @@ class Store:
     async def certificate(self, serial: str) -> dict[str, Any] | None:
         return await self._read(lambda connection: certificates.find(connection, serial))
 
+    async def renewal_seconds(self, serial: str, *, unknown: float) -> float | None:
+        """Return the longest life of a renewal of ``serial``; None: as long as the configuration says.
+
+        ``unknown`` is returned for a certificate that is not recorded here.
+        """
+        return await self._read(lambda one: certificates.renewal_seconds(one, serial, unknown))
+
     async def newest_certificate(self, node: str) -> NodeCertificate | None:
         """The newest that was issued to this node here."""
         return await self._read(lambda connection: certificates.newest_of_node(connection, node))
@@ -197,7 +210,7 @@ class Store:
     # Revocations.
 
     async def revoke(self, kind: Kind, subject: str, by: str, why: str = "") -> Revocation:
-        """Shuts out a node, a user or a serial (hex), in memory too when this returns."""
+        """Shuts out a node, a user, or a serial (hex) and its renewals, in memory too when this returns."""
         work: Work[Revocation] = lambda one: revocations.revoke(one, kind, subject, by, why)  # noqa: E731
         return await self._writer.run(work, self.revoked.put)
 
@@ -206,7 +219,7 @@ class Store:
 
         def forget(taken: TakenBack) -> None:
             still = taken.still is not None
-            self.revoked.take_back(kind, subject, still=still, readmitted=taken.readmitted)
+            self.revoked.take_back(kind, subject, still=still, readmitted=taken.readmitted, along=taken.along)
 
         return await self._writer.run(lambda one: revocations.take_back(one, kind, subject, by), forget)
 

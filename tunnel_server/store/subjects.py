@@ -9,8 +9,8 @@ import difflib
 from typing import Any
 
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.store import certificates, known_nodes, revocations, tokens
-from tunnel_server.store.database import Connection
+from tunnel_server.store import certificates, descent, known_nodes, revocations, tokens
+from tunnel_server.store.database import Connection, Row
 from tunnel_server.store.revoked import Kind
 
 _MAX_COMPARED = 20_000
@@ -28,7 +28,9 @@ def is_known(connection: Connection, kind: Kind, subject: str) -> bool:
     if revocations.newest(connection, kind, subject) is not None:
         return True
     if kind is Kind.SERIAL:
-        return certificates.find(connection, subject) is not None
+        return certificates.find(connection, subject) is not None or bool(
+            descent.renewed_from(connection, subject, 0)
+        )
     if certificates.listed(connection, 0, role=kind.value, name=subject, ended=True):
         return True
     if kind is Kind.USER:
@@ -64,12 +66,20 @@ def _known(connection: Connection, kind: Kind) -> list[str]:
 def what_ends(connection: Connection, now: int, kind: Kind, subject: str) -> dict[str, Any]:
     """What a revocation of ``subject`` would end, as far as the store knows, as JSON.
 
-    ``revoked`` is the revocation that holds already, or None.
+    ``revoked`` is the revocation that holds already, or None. ``along`` are the serials that a revoked serial
+    takes with it; ``perhaps_along`` are good certificates of which it is not recorded what they were renewed
+    from.
     """
+    along: list[Row] = []
+    perhaps: list[Row] = []
     if kind is Kind.SERIAL:
         found = certificates.find(connection, subject)
-        good = [found] if found and not found["revoked"] else []
-        whom = {"role": found["role"], "name": found["name"]} if found else {"role": None, "name": None}
+        along = descent.renewed_from(connection, subject, now)
+        perhaps = descent.of_unknown_descent(connection, subject, now)
+        family = [*([found] if found else []), *(certificates.as_json(connection, row) for row in along)]
+        good = [one for one in family if not one["revoked"]]
+        first = family[0] if family else {"role": None, "name": None}
+        whom = {"role": first["role"], "name": first["name"]}
     else:
         listed = certificates.listed(connection, now, role=kind.value, name=subject)
         good = [one for one in listed if not one["revoked"]]
@@ -81,5 +91,9 @@ def what_ends(connection: Connection, now: int, kind: Kind, subject: str) -> dic
         "known": is_known(connection, kind, subject),
         "revoked": revocations.newest_as_json(connection, kind, subject),
         "certificates": good,
+        "along": [row["serial"] for row in along],
+        "perhaps_along": [
+            row["serial"] for row in perhaps if not certificates.as_json(connection, row)["revoked"]
+        ],
         "tokens": tokens.open_for(connection, now, subject) if kind is Kind.NODE else [],
     }

@@ -92,9 +92,25 @@ def redeem(transaction: Transaction, asked: Redemption) -> Redeemed | Refused:
 
 def _redeem(transaction: Transaction, asked: Redemption) -> Redeemed | Refused:
     connection, token = transaction.connection, find(transaction.connection, asked.token_id)
+    result = _judge(connection, transaction.now, token, asked)
+    if token is not None and isinstance(result, Redeemed) and not result.again:
+        connection.execute(
+            "INSERT INTO token_uses (token, node, key_sha256, used_at) VALUES (?, ?, ?, ?)",
+            (token["number"], asked.node, asked.key_sha256, transaction.now),
+        )
+    return result
+
+
+def why_refused(connection: Connection, now: int, asked: Redemption) -> Refused | None:
+    """Return the refusal that ``redeem`` would give now. Writes nothing."""
+    result = _judge(connection, now, find(connection, asked.token_id), asked)
+    return result if isinstance(result, Refused) else None
+
+
+def _judge(connection: Connection, now: int, token: Row | None, asked: Redemption) -> Redeemed | Refused:
     if token is None or not hmac.compare_digest(token["digest"], asked.digest):
         return Refused(Reason.TOKEN_WRONG, "there is no such token here: it is another server's, or altered")
-    refusal = _why_not(transaction, token, asked.node)
+    refusal = _why_not(connection, now, token, asked.node)
     if refusal is not None:
         return refusal
     used = _key_of_use(connection, token, asked.node)
@@ -106,27 +122,23 @@ def _redeem(transaction: Transaction, asked: Redemption) -> Redeemed | Refused:
     if _uses(connection, token) >= token["uses"]:
         sentence = f"token {token['id']} was used {token['uses']} times, as often as it may be"
         return Refused(Reason.TOKEN_USED_UP, sentence)
-    connection.execute(
-        "INSERT INTO token_uses (token, node, key_sha256, used_at) VALUES (?, ?, ?, ?)",
-        (token["number"], asked.node, asked.key_sha256, transaction.now),
-    )
     return Redeemed(token["id"], again=False)
 
 
-def _why_not(transaction: Transaction, token: Row, node: str) -> Refused | None:
+def _why_not(connection: Connection, now: int, token: Row, node: str) -> Refused | None:
     if token["revoked_at"] is not None:
         sentence = f"token {token['id']} was revoked on {iso_of(token['revoked_at'])}"
         return Refused(Reason.TOKEN_REVOKED, sentence)
-    if transaction.now >= token["expires_at"]:
+    if now >= token["expires_at"]:
         sentence = (
             f"token {token['id']} held until {iso_of(token['expires_at'])};"
-            f" the server's clock says {iso_of(transaction.now)}"
+            f" the server's clock says {iso_of(now)}"
         )
         return Refused(Reason.TOKEN_EXPIRED, sentence)
     if not _is_for(token, node):
         sentence = f"token {token['id']} is for {token['node'] or token['pattern']}, not for {node[:300]}"
         return Refused(Reason.TOKEN_NAME_MISMATCH, sentence)
-    if not may_readmit(transaction.connection, token, node):
+    if not may_readmit(connection, token, node):
         sentence = f"{node} was revoked; it comes back only with a token made for it alone, after that"
         return Refused(Reason.REVOKED, sentence)
     return None
@@ -167,13 +179,16 @@ def listed(connection: Connection, now: int) -> list[dict[str, Any]]:
         " FROM tokens ORDER BY number DESC LIMIT ?",
         (MAX_LISTED,),
     ).fetchall()
-    return [_as_json(row, now) for row in reversed(rows)]
+    return [_as_json(connection, row, now) for row in reversed(rows)]
 
 
-def _as_json(row: Row, now: int) -> dict[str, Any]:
+def _as_json(connection: Connection, row: Row, now: int) -> dict[str, Any]:
+    state = _state(row, now)
+    is_shut_out = bool(row["node"]) and not may_readmit(connection, row, row["node"])
     return {
         "id": row["id"],
-        "state": _state(row, now),
+        "state": "revoked" if state == "open" and is_shut_out else state,
+        "revoked_with_node": state == "open" and is_shut_out,
         "node": row["node"],
         "match": row["pattern"],
         "uses": row["uses"],
@@ -231,7 +246,7 @@ def one(connection: Connection, now: int, token_id: str) -> dict[str, Any]:
     ).fetchone()
     if row is None:
         raise _unknown(connection, token_id)
-    return _as_json(row, now)
+    return _as_json(connection, row, now)
 
 
 def _unknown(connection: Connection, token_id: str) -> Refused:

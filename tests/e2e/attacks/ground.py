@@ -7,6 +7,7 @@ of ``tests.e2e.programs``. Other addresses of 127.0.0.0/8 serve as the attackers
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,16 @@ from typing import Any
 from tests.e2e import clients
 from tests.e2e.attacks.echo import Echo
 from tests.e2e.programs import AGENTS_PORT, HTTPS_PORT, Agent
-from tests.e2e.site import ECHO, SOURCE, Site
+from tests.e2e.site import ECHO, FLOOD, Site
 from tests.net.one_machine import Here, OneMachine, unused_address
 from tunnel_core.names import join_host_port
 
 INNOCENT = "edge1"
+MUTE = 2206
+"""A target that never sends, never receives and never closes: nothing accepts its connections."""
+_MOST_MUTE = 1024
+_TCP_ABOVE = 100
+_ANY_PORT = "1024-65535"
 
 
 class Ground(Site):
@@ -29,7 +35,8 @@ class Ground(Site):
     def running(cls, folder: Path, changes: Mapping[str, Any] | None = None) -> Iterator[Ground]:
         """Everything runs while the block does. ``changes`` are laid over ``server.toml``."""
         machine = OneMachine()
-        listeners = {
+        listeners: dict[str, Any] = {
+            "tcp": [_forward(machine.address, port) for port in (ECHO, FLOOD, MUTE)],
             "agents": {"listen": [join_host_port(machine.address, AGENTS_PORT)]},
             "https": {"listen": [join_host_port(machine.address, HTTPS_PORT)]},
             "log": {"level": "info", "format": "text"},
@@ -38,7 +45,8 @@ class Ground(Site):
         made.configure(made.agent)
         try:
             made.start()
-            yield made
+            with socket.create_server((machine.address, MUTE), backlog=_MOST_MUTE):
+                yield made
         finally:
             made.hang_up()
             made.stop()
@@ -58,17 +66,23 @@ class Ground(Site):
         return HTTPS_PORT
 
     def configure(self, agent: Agent, **changes: Any) -> None:
-        """Write the configuration of ``agent``: it may dial every target here."""
-        allow = [f"{self.address}:{ECHO}-{SOURCE}"]
+        """Write the configuration of ``agent``: it may dial every port of ``address``."""
+        allow = [f"{self.address}:{_ANY_PORT}"]
         agent.configure(self.server, allow=allow, log={"level": "info", "format": "text"}, **changes)
 
     def target(self, port: int) -> str:
         """The header that names one of the targets in a CONNECT."""
         return f"Qanat-Target: {join_host_port(self.address, port)}"
 
-    def connect(self, port: int, node: str = INNOCENT) -> clients.Answer:
+    def connect(self, port: int, node: str = INNOCENT, *, timeout_seconds: float = 20) -> clients.Answer:
         """CONNECT to a target through ``node``, over the unix socket."""
-        return self.server.connect(f"{node}:{port}", headers=[self.target(port)])
+        return self.server.connect(
+            f"{node}:{port}", headers=[self.target(port)], timeout_seconds=timeout_seconds
+        )
+
+    def dial_tcp(self, port: int) -> socket.socket:
+        """A connection through a ``[[tcp]]`` entrance, to the echo, the flooding or the mute target."""
+        return self.server.dial(port + _TCP_ABOVE)
 
     def connect_tls(self, port: int, node: str = INNOCENT, *, identity: Path | None = None) -> clients.Answer:
         """CONNECT to a target through ``node``, over mutual TLS."""
@@ -104,3 +118,9 @@ class Ground(Site):
             yield echo
         finally:
             echo.close()
+
+
+def _forward(address: str, port: int) -> dict[str, str]:
+    """A ``[[tcp]]`` entrance for a target of the innocent node."""
+    listen, target = (join_host_port(address, number) for number in (port + _TCP_ABOVE, port))
+    return {"listen": listen, "node": INNOCENT, "target": target}

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.commands.walk import GROUPS, Walker, descriptor_faults, file_faults, walk_all
+from tests.commands.walk import GROUPS, Walker, descriptor_faults, file_faults, installed, walk_all
 
 
 @pytest.fixture(scope="module")
 def walker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walker]:
-    walker = Walker(tmp_path_factory.mktemp("walk"))
-    walker.install()
-    yield walker
-    walker.close()
+    with installed(tmp_path_factory.mktemp("walk")) as walker:
+        yield walker
 
 
 @pytest.mark.parametrize("program", GROUPS)

@@ -17,8 +17,8 @@ from tests.e2e.site import ECHO
 from tests.e2e.waiting import wait_until
 
 
-def _restore(file: Path, *options: str, code: int = 0) -> str:
-    done = run(tools.program("qanat-server"), "restore", str(file), *options)
+def _restore(server: Server, file: Path, *options: str, code: int = 0) -> str:
+    done = run(tools.program("qanat-server"), "restore", str(file), "--place", str(server.folder), *options)
     assert done.returncode == code, f"{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 
@@ -58,7 +58,7 @@ def test_agents_come_back_to_a_server_that_was_restored_elsewhere(
     lost = server.folder.with_name("burnt")
     server.folder.rename(lost)  # the other machine has nothing but the file
     server.folder.mkdir()
-    said = _restore(tmp_path / "qanat.tar")
+    said = _restore(server, tmp_path / "qanat.tar")
     assert re.search(r"tokens? that (was|were) open then (is|are) revoked", said)
     server.start()
     for one in (early, late):
@@ -74,10 +74,10 @@ def test_agents_come_back_to_a_server_that_was_restored_elsewhere(
     server.process.kill()
     shutil.rmtree(server.folder)
     lost.rename(server.folder)
-    warned = _restore(tmp_path / "qanat.tar", code=2)
+    warned = _restore(server, tmp_path / "qanat.tar", code=2)
     assert "nothing was changed" in warned
     assert "qanat-server user revoke kim" in warned
-    said = _restore(tmp_path / "qanat.tar", "--force")
+    said = _restore(server, tmp_path / "qanat.tar", "--force")
     assert "REVOCATIONS NEWER THAN THE BACKUP" in said
     assert "qanat-server user revoke kim" in said
     server.command_line("user", "revoke", "kim", "--force", "--yes")

@@ -24,10 +24,11 @@ _PATIENCE_SECONDS = 150.0
 
 
 class Flow:
-    """One stream. ``arrivals`` has a time for each piece that arrived."""
+    """One stream. ``arrivals`` has a time for each piece that arrived, ``moved`` is their bytes."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.moved = 0
         self.arrivals: list[float] = []
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
@@ -68,12 +69,13 @@ class Flow:
         except BaseException as error:  # raised by who waits for the thread
             self.failure = error
 
-    def _note_arrival(self) -> None:
+    def _note_arrival(self, length: int) -> None:
         self.arrivals.append(time.monotonic())
+        self.moved += length
 
 
 def _open(site: Site, port: int) -> socket.socket:
-    answer = site.server.connect(f"edge1:{port}", timeout_seconds=_PATIENCE_SECONDS)
+    answer = site.connect(port, timeout_seconds=_PATIENCE_SECONDS)
     assert answer.status == 200, f"{answer.status} {answer.phrase}"
     return answer.socket
 
@@ -90,7 +92,7 @@ class Download(Flow):
         digest, left = hashlib.sha256(), self._total
         self._sock.sendall(content.COUNT.pack(self._total))
         while data := self._sock.recv(1 << 20):
-            self._note_arrival()
+            self._note_arrival(len(data))
             digest.update(data)
             left -= len(data)
         assert not left, f"ended {left} bytes before its end"
@@ -130,7 +132,7 @@ class Upload(Flow):
             end, _ = self._listener.accept()
             with end:
                 while data := end.recv(1 << 20):
-                    self._note_arrival()
+                    self._note_arrival(len(data))
                     digest.update(data)
                 end.sendall(digest.hexdigest().encode())
 
@@ -149,7 +151,7 @@ class Echo(Flow):
             sent = secrets.token_bytes(_ECHO_BYTES)
             self._sock.sendall(sent)
             assert clients.receive_exactly(self._sock, _ECHO_BYTES) == sent
-            self._note_arrival()
+            self._note_arrival(_ECHO_BYTES)
         self._sock.shutdown(socket.SHUT_WR)
         assert not self._sock.recv(1)
 

@@ -1,0 +1,259 @@
+"""Shares of the memory for unconfirmed bytes: who confirms nothing leaves room for the others."""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import MockClock
+
+from tests.fakes.memory_link import welcome
+from tunnel_core.credit import CreditPool, SendPool
+from tunnel_core.frames import Data, DataParts, Frame, Open, Opened, Packet
+from tunnel_core.limits import KIB, MIB, Limits
+from tunnel_core.mux import Mux
+from tunnel_core.mux_stream import MuxStream
+from tunnel_core.pressure import UnconfirmedWatch, relieve_send_pool
+from tunnel_core.profiles import profile_of
+from tunnel_core.reasons import Reason
+from tunnel_core.session import Session
+
+REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
+LIMITS = Limits(flight_limit=False, send_pool=16 * MIB, max_send_memory=8 * MIB, max_credit=16 * MIB)
+
+
+class Sender:
+    """A server's session whose peer grants much credit and confirms what the test says."""
+
+    def __init__(self, pool: SendPool, node: str = "edge1") -> None:
+        self.node = node
+        self.attached, self.is_quiet = True, False
+        self.mux = Mux(LIMITS, CreditPool(0), opener=True, send_pool=pool)
+        profile = profile_of(metered=False)
+        self.session = Session(self.mux, LIMITS, welcome(LIMITS), profile, pings=False, now=0.0)
+        self.woken = 0
+        self.mux.wake = self._wake
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    @property
+    def acked(self) -> int:
+        return self.session.acked
+
+    @property
+    def retained_bytes(self) -> int:
+        return self.mux.held
+
+    @property
+    def mux_streams(self) -> list[MuxStream]:
+        return list(self.mux.streams.values())
+
+    def stream(self, size: int = 0) -> MuxStream:
+        stream = self.mux.open(REQUEST)
+        self.say()
+        self.mux.receive(Opened(stream.number, 64 * MIB))
+        if size:
+            stream.push(bytes(size))
+        return stream
+
+    def say(self) -> list[Frame]:
+        frames: list[Frame] = []
+        while (packet := self.session.next_packet(0.0)) is not None:
+            frames += packet.frames
+        return frames
+
+    def confirm(self) -> None:
+        self.session.receive(Packet(0, self.session._number, ()), 10, 0.0)
+
+
+def content(frames: list[Frame]) -> int:
+    return sum(
+        len(frame.payload) if isinstance(frame, Data) else sum(map(len, frame.parts))
+        for frame in frames
+        if isinstance(frame, Data | DataParts)
+    )
+
+
+def greedy(pool: SendPool, count: int) -> list[Sender]:
+    """Sessions that take in all they can and confirm none of it."""
+    senders = [Sender(pool, f"greedy{number}") for number in range(count)]
+    for sender in senders:
+        sender.stream(20 * MIB)
+    for _ in range(3):  # those that came first may fill what the others left
+        for sender in senders:
+            sender.say()
+    return senders
+
+
+def test_any_number_of_sessions_that_confirm_nothing_leave_a_share_for_one_that_does() -> None:
+    for count in (1, 9, 100):
+        pool = SendPool(LIMITS.send_pool)
+        for sender in greedy(pool, count):
+            assert sender.mux.held * 8 <= LIMITS.send_pool
+        assert pool.free > 0
+        innocent = Sender(pool)
+        stream = innocent.stream()
+        stream.push(bytes(64 * KIB))
+        assert content(innocent.say()) >= (64 if count < 10 else 8) * KIB, count
+
+
+def test_what_moves_while_others_confirm_nothing_moves_on() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    greedy(pool, 9)
+    innocent = Sender(pool)
+    innocent.stream(20 * MIB)
+    moved = 0
+    for _ in range(40):
+        moved += content(innocent.say())
+        innocent.confirm()
+    assert moved == 20 * MIB
+
+
+def test_opens_and_their_early_data_have_a_reserve() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    sender = Sender(pool)
+    sender.stream(64 * KIB)
+    sender.say()
+    pool.used = LIMITS.send_pool - LIMITS.send_pool // 16  # data has had all of its part
+    stream = sender.mux.open(REQUEST, b"GET / ")
+    stream.push(b"and what follows")
+    [frame] = sender.say()
+    assert isinstance(frame, Open) and frame.early_data
+    sender.mux.receive(Opened(stream.number, 64 * KIB))
+    stream.push(b"later")
+    assert not sender.mux.has_data
+
+
+def test_a_session_that_waits_is_woken_once_there_is_room_for_a_packet_and_not_before() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    sender = Sender(pool)
+    stream = sender.stream(64 * KIB)
+    sender.say()
+    pool.used = LIMITS.send_pool - MIB  # others have all that is for data
+    stream.push(bytes(MIB))
+    assert sender.say() == []
+    sender.woken = 0
+    pool.release(512 * KIB)
+    assert not sender.woken
+    pool.release(200 * KIB)
+    assert sender.woken == 1
+    assert content(sender.say()) > 0
+
+
+def test_a_session_that_keeps_nothing_is_woken_by_the_first_room() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    sender = Sender(pool)
+    stream = sender.stream()
+    pool.used = LIMITS.send_pool  # as sessions that came back may have it
+    stream.push(b"key")
+    assert sender.say() == []
+    sender.woken = 0
+    pool.release(1 * KIB)
+    assert sender.woken == 1 and content(sender.say()) == 3
+
+
+def test_a_session_over_its_share_goes_on_by_its_own_confirmations() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    sender = Sender(pool)
+    sender.stream(20 * MIB)
+    sender.say()
+    assert not sender.mux.has_data
+    sender.confirm()
+    assert sender.mux.has_data and content(sender.say()) > 0
+
+
+def test_what_was_taken_back_goes_again_and_adds_nothing() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    sender = Sender(pool)
+    sender.stream(20 * MIB)
+    sender.say()
+    fresh = sender.stream(MIB)
+    full = sender.mux.held
+    for now in range(1, 20):  # a peer that comes back again and again, and confirms nothing
+        sender.session.move(0, float(now))
+        sender.say()
+        assert sender.mux.held == full
+        assert sender.mux.unconfirmed == full, "all of it was said again"
+    assert fresh.send.sent == 0
+    for _ in range(40):
+        sender.confirm()
+        sender.say()
+    assert fresh.send.sent == MIB, "it stands in a list, and gets its turn"
+
+
+def test_stale_registrations_do_not_heap_up() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    called: list[int] = []
+
+    def wake() -> None:
+        called.append(1)
+
+    for held in range(10_000):
+        pool.call_when_free(wake, held)
+    assert len(pool._by_threshold) < 200
+    pool.used = 10
+    pool.release(10)
+    assert called == [1]
+    pool.call_when_free(wake, 0)
+    pool.forget(wake)
+    pool.used = 10
+    pool.release(10)
+    assert called == [1]
+
+
+def test_who_confirms_nothing_gives_way_while_memory_is_short() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    senders = greedy(pool, 40)
+    assert pool.is_short
+    watch = UnconfirmedWatch(pool, 5, 30)
+    assert watch.find_victims(senders, 0) == []
+    senders[3].confirm()
+    assert watch.find_victims(senders, 4.9) == []
+    stalled = watch.find_victims(senders, 5.1)
+    assert senders[3] not in stalled and len(stalled) == 39
+    assert stalled == sorted(stalled, key=lambda sender: -sender.mux.held)
+
+
+def test_nobody_gives_way_while_there_is_memory() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    senders = greedy(pool, 9)
+    watch = UnconfirmedWatch(pool, 5, 30)
+    assert watch.find_victims(senders, 0) == watch.find_victims(senders, 1000) == []
+
+
+def test_a_short_outage_ends_nothing() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    senders = greedy(pool, 40)
+    away, silent, *others = senders
+    away.attached, silent.is_quiet = False, True
+    watch = UnconfirmedWatch(pool, 5, 30)
+    for now in (0, 5.1):
+        assert not {away, silent} & set(watch.find_victims(senders, now))
+    assert set(watch.find_victims(senders, 6)) == set(others)
+    away.attached, silent.is_quiet = True, False
+    for now in (7.0, 11.9):  # they are back, and their confirmation is under way
+        assert not {away, silent} & set(watch.find_victims(senders, now))
+    assert {away, silent} <= set(watch.find_victims(senders, 12))
+
+
+def test_to_come_and_go_holds_no_memory_for_ever() -> None:
+    pool = SendPool(LIMITS.send_pool)
+    senders = greedy(pool, 40)
+    watch = UnconfirmedWatch(pool, 5, 30)
+    for now in range(30):
+        senders[0].attached = bool(now % 4)
+        assert senders[0] not in watch.find_victims(senders, now)
+    assert senders[0] in watch.find_victims(senders, 30)
+    assert watch.seconds_of(senders[0], 30) == 30
+
+
+async def test_streams_that_fill_it_are_reset_until_it_is_short_no_more(autojump_clock: MockClock) -> None:
+    pool = SendPool(LIMITS.send_pool)
+    senders = greedy(pool, 40)
+    shells = [sender.stream() for sender in senders]
+    with trio.move_on_after(6.5):
+        await relieve_send_pool(pool, lambda: senders, LIMITS)
+    ends = [[stream.reset_reason for stream in sender.mux_streams] for sender in senders]
+    gone = [reasons for reasons in ends if reasons[0] is Reason.STALLED_UNDER_PRESSURE]
+    assert not pool.is_short
+    assert 0 < len(gone) < 40
+    assert all(shell.reset_reason is None for shell in shells)

@@ -1,0 +1,79 @@
+"""A TCP relay that cuts, as a program: ``python -m tests.e2e.attacks.cutter LISTEN_HOST PORT TARGET_PORT``.
+
+Both ports are of the same host. Each line on standard input is one command, answered with ``ok``: ``reset``
+and ``end`` break all connections, by RST or FIN, with what is on its way; ``hold`` forwards nothing more,
+silently; ``drop`` forgets what was held, resets, and forwards what comes anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import struct
+import sys
+
+import trio
+
+_PIECE = 256 << 10
+
+
+class Cutter:
+    """Relays from its port to ``host:target``."""
+
+    def __init__(self, host: str, target: int) -> None:
+        self._host = host
+        self._target = target
+        self._live: set[trio.SocketStream] = set()
+        self._flowing = trio.Event()
+        self._flowing.set()
+
+    async def handle(self, near: trio.SocketStream) -> None:
+        async with await trio.open_tcp_stream(self._host, self._target) as far, near:
+            self._live |= {near, far}
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._copy, near, far, nursery)
+                    nursery.start_soon(self._copy, far, near, nursery)
+            finally:
+                self._live -= {near, far}
+
+    async def _copy(self, source: trio.SocketStream, sink: trio.SocketStream, both: trio.Nursery) -> None:
+        try:
+            while data := await source.receive_some(_PIECE):
+                await self._flowing.wait()
+                await sink.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        both.cancel_scope.cancel()
+
+    def command(self, word: str) -> None:
+        if word == "hold":
+            self._flowing = trio.Event()
+            return
+        for stream in self._live:
+            if stream.socket.fileno() < 0:  # its task is about to end
+                continue
+            if word != "end":
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            stream.socket.close()
+        if word == "drop":
+            self._flowing.set()
+
+
+async def main(host: str, port: str, target: str) -> None:
+    cutter = Cutter(host, int(target))
+    commands = trio.lowlevel.FdStream(0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(functools.partial(trio.serve_tcp, cutter.handle, int(port), host=host))
+        sys.stdout.write("ok\n")
+        sys.stdout.flush()
+        async for lines in commands:
+            for word in lines.decode().split():
+                cutter.command(word)
+                sys.stdout.write("ok\n")
+                sys.stdout.flush()
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    trio.run(main, *sys.argv[1:])

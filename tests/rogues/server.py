@@ -1,0 +1,227 @@
+"""A rogue server: real certificate, gRPC and TLS. Real agents attach to it, and it sends them anything.
+
+    async with rogue_server(key_pem=..., chain_pem=..., roots_pem=...) as server:
+        session = await server.attached()
+        session.open("127.0.0.1:22")
+        session.send(Data(1, 0, b"x"))
+
+It answers hellos, pings and numbered packets as a server does, so that what the test adds is the only thing
+wrong. ``welcome`` and ``resumed`` may be replaced; ``send_bytes`` sends any bytes as one packet.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import trio
+
+from tunnel_core.bridge import open_bridge
+from tunnel_core.carrier import Carrier, ServerTls
+from tunnel_core.codec import encode_packet
+from tunnel_core.frames import (
+    Bye,
+    Frame,
+    Hello,
+    Malformed,
+    Open,
+    Packet,
+    Ping,
+    Pong,
+    SessionSecret,
+    Use,
+    Welcome,
+)
+from tunnel_core.grpc_carrier import serve_carriers
+from tunnel_core.limits import KIB, Limits
+from tunnel_core.steps import VERSION
+
+_Kind = TypeVar("_Kind")
+_SECONDS = 10.0
+
+
+def welcome(**told: Any) -> Welcome:
+    """An honest welcome to a new session; ``told`` replaces what it says."""
+    honest = Welcome(
+        VERSION,
+        secrets.token_bytes(16),
+        SessionSecret(secrets.token_bytes(32)),
+        0,
+        "rogue",
+        ping_interval_ms=1000,
+        missed_pings=2,
+        max_streams=1024,
+        early_data_limit=16 * KIB,
+        initial_credit=64 * KIB,
+    )
+    return honest._replace(**told)
+
+
+class RogueSession:
+    """One carrier of one agent, from its hello on; it is a ``CarrierPort``.
+
+    ``confirms``: it acknowledges what comes. ``hushed`` frames are not kept in ``received``, for floods.
+    """
+
+    def __init__(self, carrier: Carrier, answer: Callable[[Hello], Sequence[Frame]]) -> None:
+        self.carrier = carrier
+        self.hello: Hello | None = None
+        self.used = False
+        self.lost = ""
+        self.confirms = True
+        self.received: list[Frame] = []
+        self.hushed: tuple[type, ...] = (Ping, Pong)
+        self.count = 0  # of all frames that came
+        self._answer = answer
+        self._out: deque[bytes] = deque()
+        self._number = 0
+        self._have = 0
+        self._stream = -1
+        self._changed = trio.Event()
+        carrier.start(self)
+
+    # What the test does.
+
+    def say(self, *frames: Frame) -> None:
+        """Send frames as one packet without number."""
+        self.send_bytes(encode_packet(0, self._have, frames))
+
+    def send(self, *frames: Frame) -> None:
+        """Send frames as the next numbered packet."""
+        self._number += 1
+        self.send_bytes(encode_packet(self._number, self._have, frames))
+
+    def send_bytes(self, data: bytes) -> None:
+        """Send any bytes as one packet."""
+        self._out.append(data)
+        self.carrier.wake()
+
+    def open(self, target: str, *, entrance: str = "tcp", user: str = "kim", **said: Any) -> int:
+        """Open the next stream; return its number."""
+        self.send(self.next_open(target, entrance=entrance, user=user, **said))
+        return self._stream
+
+    def next_open(self, target: str, *, entrance: str = "tcp", user: str = "kim", **said: Any) -> Open:
+        """The frame that opens the next stream."""
+        self._stream += 2
+        return Open(self._stream, target, user, entrance, 64 * KIB)._replace(**said)
+
+    def cut(self) -> None:
+        """Break the carrier off without a word."""
+        self.carrier.abandon()
+
+    @property
+    def queued(self) -> int:
+        """Packets that gRPC has not taken yet."""
+        return len(self._out)
+
+    async def wait(self, done: Callable[[], object], seconds: float = _SECONDS) -> None:
+        """Wait until ``done()`` is true, looked at after each packet, or the carrier is lost."""
+        with trio.fail_after(seconds):
+            while not (done() or self.lost):
+                self._changed = trio.Event()
+                await self._changed.wait()
+
+    async def wait_lost(self, seconds: float = _SECONDS) -> str:
+        """Wait until the carrier is lost; return what the transport says."""
+        await self.wait(lambda: False, seconds)
+        return self.lost
+
+    async def wait_frame(self, kind: type[_Kind], seconds: float = _SECONDS) -> _Kind:
+        """Wait for the first frame of this kind. ``LookupError`` if the carrier is lost first."""
+        await self.wait(lambda: any(isinstance(frame, kind) for frame in self.received), seconds)
+        for frame in self.received:
+            if isinstance(frame, kind):
+                return frame
+        raise LookupError(f"the carrier was lost ({self.lost}); {self.received} came before")
+
+    async def wait_bye(self) -> Bye:
+        """Wait until the agent ends the session."""
+        return await self.wait_frame(Bye)
+
+    # What the carrier calls.
+
+    def admits(self, size: int) -> bool:
+        """Read everything."""
+        return True
+
+    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
+        assert isinstance(packet, Packet), packet
+        if packet.number:
+            self._have = packet.number
+            if self.confirms:
+                self.say()
+        for frame in packet.frames:
+            self._take(frame)
+        self._changed.set()
+
+    def next_packet(self) -> bytes | None:
+        return self._out.popleft() if self._out else None
+
+    def carrier_lost(self, detail: str) -> None:
+        self.lost = detail or "lost"
+        self._changed.set()
+
+    def _take(self, frame: Frame) -> None:
+        self.count += 1
+        if isinstance(frame, Hello):
+            self.hello = frame
+            for answer in self._answer(frame):
+                self.say(answer)
+                self.used = self.used or (isinstance(answer, Welcome) and answer.used)
+        elif isinstance(frame, Use):
+            self.used = True
+        elif isinstance(frame, Ping):
+            self.say(Pong(frame.token))
+        if not isinstance(frame, self.hushed):
+            self.received.append(frame)
+
+
+class RogueServer:
+    """Takes agents in. ``answer`` makes the frames that answer a hello."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.answer: Callable[[Hello], Sequence[Frame]] = lambda hello: [welcome()]
+        self.sessions: list[RogueSession] = []
+        self._came, self._coming = trio.open_memory_channel[RogueSession](10_000)
+
+    def take(self, carrier: Carrier) -> None:
+        session = RogueSession(carrier, lambda hello: self.answer(hello))
+        self.sessions.append(session)
+        self._came.send_nowait(session)
+
+    async def came(self) -> RogueSession:
+        """Wait for the next carrier; return it when its hello is there."""
+        with trio.fail_after(_SECONDS):
+            session = await self._coming.receive()
+        await session.wait(lambda: session.hello)
+        return session
+
+    async def attached(self) -> RogueSession:
+        """Wait for the next carrier that the agent uses."""
+        while True:
+            session = await self.came()
+            await session.wait(lambda session=session: session.used)  # type: ignore[misc]
+            if session.used:
+                return session
+
+
+@asynccontextmanager
+async def rogue_server(
+    *, key_pem: bytes, chain_pem: bytes, roots_pem: bytes, listen: str = "127.0.0.1:0"
+) -> AsyncIterator[RogueServer]:
+    """Serve until the end of the block. ``roots_pem`` are those that agents must be certified by."""
+    server = RogueServer()
+    tls = ServerTls(key_pem, chain_pem, roots_pem)
+    async with (
+        open_bridge() as bridge,
+        serve_carriers(
+            bridge, listen=[listen], tls=tls, on_carrier=server.take, limits=Limits(), handshake_seconds=10
+        ) as carriers,
+    ):
+        server.address = carriers.addresses[0]
+        yield server

@@ -1,0 +1,22 @@
+"""What counts as one source of connections. No I/O."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+
+LOCAL = "local"
+"""The source of unix sockets: the file's mode decides who comes in, so only the total bounds them."""
+
+
+@functools.lru_cache(1024)
+def source_of(address: str) -> str:
+    """What counts as one source: an IPv4 address, or an IPv6 /64 (what one customer gets, RFC 6177)."""
+    if not address:
+        return LOCAL
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, 64), strict=False))

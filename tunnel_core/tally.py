@@ -1,0 +1,26 @@
+"""Counts by key that forget a key whose count is back at zero. No I/O.
+
+Keys are names of users, nodes and sources, which others choose. So a table holds only keys in use.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Tally(Counter[K]):
+    """A ``Counter`` to which keys are added and from which they are taken one at a time."""
+
+    def add(self, key: K) -> None:
+        self[key] += 1
+
+    def take(self, key: K) -> None:
+        """Undo one ``add``. Does nothing for a key that is not counted."""
+        if self[key] > 1:
+            self[key] -= 1
+        else:
+            del self[key]

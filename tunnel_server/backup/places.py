@@ -1,0 +1,60 @@
+"""Which places a backup may name. No I/O.
+
+The backup says itself where its files belong, and so does the configuration in it. Whoever can alter the
+file can alter both. So a place is accepted only if it belongs to the installation by what this machine, or
+the caller, says: the usual folders, what the configuration that is there names, and ``--place``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunnel_server.backup.archive import BadBackup, Manifest
+
+
+class StrangePlaces(BadBackup):
+    """The backup names places that are not of this installation. ``needed`` are those to allow."""
+
+    def __init__(self, strange: list[Path], needed: list[Path]) -> None:
+        super().__init__(f"it names places that are not of this installation: {strange[0]}")
+        self.strange = strange
+        self.needed = needed
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """``folders`` and all in them, and single ``files``, may be written."""
+
+    folders: frozenset[Path]
+    files: frozenset[Path]
+
+    def has(self, place: Path) -> bool:
+        """Whether a file at ``place`` belongs to the installation.
+
+        Hidden files do not: a data folder may be a home folder, and the shell runs what is in some of these.
+        """
+        return place in self.files or any(
+            folder in place.parents and not _is_hidden(place.relative_to(folder)) for folder in self.folders
+        )
+
+    def has_folder(self, place: Path) -> bool:
+        """Whether ``place`` may be the data folder."""
+        return place in self.folders or (place not in self.files and self.has(place))
+
+
+def require_known(manifest: Manifest, installation: Installation) -> None:
+    """Raise ``StrangePlaces`` for a backup that names a place outside of the installation."""
+    data_dir, config = Path(manifest.data_dir), Path(manifest.config_file)
+    folders = [] if installation.has_folder(data_dir) else [data_dir]
+    places = [config, *(Path(member.path) for member in manifest.members)]
+    files = list(dict.fromkeys(place for place in places if not installation.has(place)))
+    if not folders and not files:
+        return
+    allowed = Installation(installation.folders | {data_dir}, installation.files)
+    needed = [*folders, *(place for place in files if not allowed.has(place))]
+    raise StrangePlaces([*folders, *files], needed)
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)

@@ -1,0 +1,247 @@
+"""Long lists of the API: made in pieces, seldom, and for one request of each user at a time.
+
+1. A row takes 50 us of the event loop, so a fleet's list would stop all streams for 100 ms. Rows are made in
+   pieces of a millisecond, with rests between them.
+2. An answer is made after its request came. Requests that come while a list is made share the next one, which
+   begins at the earliest 0.5 ms for each row after the last one began, 5 s at most: a second for 2,000 nodes.
+   So lists take a tenth of a processor, however many ask.
+3. One list of a user is made at a time, 10,000 rows a second, and four are on their way. Further requests of
+   the user wait. Short answers have turns of their own, so a client that does not read a list delays none.
+4. Pages of one list come from one snapshot as long as the server keeps it. After that, a page begins with the
+   first name behind ``after`` in a new list.
+5. The names that completion in a shell asks for do not wait: between two lists the last one answers.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
+
+import trio
+
+from tunnel_core.reasons import Reason, Refused
+
+MAX_PAGE = 1000
+PIECE_ROWS = 20
+SECONDS_PER_ROW = 0.0005
+_MAX_SECONDS = 5.0
+_REST_SECONDS = 0.001
+ROWS_PER_SECOND = 10_000
+SHORT_ROWS_PER_SECOND = 100_000
+"""Of answers that are short, or whose rows are."""
+MAX_UNDELIVERED_LISTS = 4
+"""3.5 MB each for 5,000 nodes."""
+MAX_UNDELIVERED_SHORT = 16
+_TURN_SECONDS = 10.0
+_MAX_IDLE_USERS = 256
+_MAX_PARAMETERS = 8
+
+Json = dict[str, object]
+T = TypeVar("T")
+
+
+async def in_pieces(items: Iterable[T], size: int = PIECE_ROWS) -> AsyncIterator[list[T]]:
+    """Yield ``items`` in lists of ``size``, with a rest for the event loop behind each."""
+    piece: list[T] = []
+    for item in items:
+        piece.append(item)
+        if len(piece) >= size:
+            yield piece
+            piece = []
+            await trio.sleep(_REST_SECONDS)
+    if piece:
+        yield piece
+
+
+class Page(NamedTuple):
+    """What a request asks for: at most ``limit`` rows behind ``after``; 0 is no limit."""
+
+    limit: int = 0
+    after: str = ""
+
+
+def parse_page(query: str) -> Page:
+    """Return the page that the part behind ``?`` names; other parameters are ignored. Raises ``Refused``."""
+    try:
+        given = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS))
+    except ValueError:
+        raise Refused(Reason.BAD_REQUEST, "too many parameters") from None
+    after, text = given.get("after", ""), given.get("limit", "")
+    if not text:
+        return Page(MAX_PAGE if after else 0, after)
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1):
+        raise Refused(Reason.BAD_REQUEST, "limit is not a number of rows from 1")
+    return Page(min(int(text), MAX_PAGE), after)
+
+
+class Answer(NamedTuple):
+    body: bytes
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    serial: int
+    keys: Sequence[str]
+    rows: Sequence[bytes]
+
+
+class Listing(Generic[T]):
+    """One list of the API. ``items`` come in the order of ``key``; ``row`` makes one of them JSON.
+
+    With ``is_prompt`` a request gets the last list rather than wait until the next one may begin.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        items: Callable[[], Iterable[T]],
+        key: Callable[[T], str],
+        row: Callable[[T], Json],
+        *,
+        is_prompt: bool = False,
+    ) -> None:
+        self.builds = 0  # begun
+        self._name = name
+        self._items = items
+        self._key = key
+        self._row = row
+        self._is_prompt = is_prompt
+        self._lock = trio.Lock()
+        self._snapshot: _Snapshot | None = None
+        self._paged: _Snapshot | None = None  # the one whose first pages were asked for last
+        self._next_at = -float("inf")
+
+    async def answer(self, page: Page) -> Answer:
+        """Return the list, or one page of it with what to ask for next."""
+        serial, _, last = page.after.rpartition(":")
+        kept = self._paged
+        if kept is None or serial != str(kept.serial):
+            kept = None
+        snapshot = kept or await self._fresh()
+        first = bisect_right(snapshot.keys, last) if page.after else 0
+        rows = snapshot.rows[first : first + page.limit] if page.limit else snapshot.rows[first:]
+        end, more = first + len(rows), b""
+        if end < len(snapshot.rows):
+            self._paged = snapshot
+            more = b',"next":' + json.dumps(f"{snapshot.serial}:{snapshot.keys[end - 1]}").encode()
+        elif kept is not None:
+            self._paged = None
+        body = b'{"%b":[%b]%b}\n' % (self._name.encode(), b",".join(rows), more)
+        return Answer(body, len(rows))
+
+    async def _fresh(self) -> _Snapshot:
+        """Return a snapshot that was begun after this call, or the last one if the list is prompt.
+
+        Cancelled, it leaves the work to the next.
+        """
+        asked = self.builds
+        async with self._lock:
+            snapshot = self._snapshot
+            if self._is_prompt and snapshot is not None and trio.current_time() < self._next_at:
+                return snapshot
+            if snapshot is None or snapshot.serial <= asked:
+                await trio.sleep_until(self._next_at)
+                snapshot = await self._build()
+            # Megabytes for a large fleet: kept only for those who wait. Names alone are half of one.
+            is_kept = self._is_prompt or self._lock.statistics().tasks_waiting
+            self._snapshot = snapshot if is_kept else None
+            return snapshot
+
+    async def _build(self) -> _Snapshot:
+        self.builds += 1
+        serial, began = self.builds, trio.current_time()
+        keys: list[str] = []
+        rows: list[bytes] = []
+        async for piece in in_pieces(self._items()):
+            keys += map(self._key, piece)
+            rows += [json.dumps(self._row(item), separators=(",", ":")).encode() for item in piece]
+        self._next_at = began + min(_MAX_SECONDS, SECONDS_PER_ROW * len(rows))
+        return _Snapshot(serial, keys, rows)
+
+
+class _Turns:
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.lock = trio.Lock()
+        self.places = trio.Semaphore(most)
+        self.free_at = -float("inf")
+
+    def is_idle(self, now: float) -> bool:
+        return not self.lock.locked() and self.places.value == self.most and self.free_at <= now
+
+
+class Turn:
+    """One answer under way."""
+
+    def __init__(self, turns: _Turns, rows_per_second: int) -> None:
+        self._turns = turns
+        self._rows_per_second = rows_per_second
+        self._has_turn = self._has_place = False
+
+    async def begin(self) -> None:
+        """Wait for the turn. Cancelled, it is to be ended too."""
+        await self._turns.lock.acquire()
+        self._has_turn = True
+        await self._turns.places.acquire()
+        self._has_place = True
+
+    def made(self, rows: int) -> None:
+        """The answer is made: the user's next one may be made while this one of ``rows`` is delivered."""
+        self._turns.free_at = trio.current_time() + rows / self._rows_per_second
+        self._turns.lock.release()
+        self._has_turn = False
+
+    def end(self) -> None:
+        """The answer is delivered, or there is none."""
+        if self._has_turn:
+            self.made(0)
+        if self._has_place:
+            self._turns.places.release()
+
+
+class UserTurns:
+    """Makes one answer of each user at a time, and so many rows a second.
+
+    ``undelivered`` answers of a user may be on their way: a client that stops reading, as behind ``less``,
+    keeps one for 30 s.
+    """
+
+    def __init__(
+        self, *, rows_per_second: int = ROWS_PER_SECOND, undelivered: int = MAX_UNDELIVERED_LISTS
+    ) -> None:
+        self._rows_per_second = rows_per_second
+        self._undelivered = undelivered
+        self._users: dict[str, _Turns] = {}
+
+    @asynccontextmanager
+    async def turn(self, user: str) -> AsyncIterator[Turn]:
+        """Wait for the user's turn. Raises ``Refused`` if it does not come in time.
+
+        The block calls ``made`` when the answer is made, and then delivers it.
+        """
+        turns = self._users.setdefault(user, _Turns(self._undelivered))
+        turn = Turn(turns, self._rows_per_second)
+        try:
+            with trio.move_on_after(_TURN_SECONDS) as scope:
+                await turn.begin()
+            if scope.cancelled_caught:
+                whom = user or "this user"
+                sentence = f"other answers of the API are on their way to {whom}; ask them in turn"
+                raise Refused(Reason.TOO_MANY_OF_USER, sentence)
+            await trio.sleep_until(turns.free_at)
+            yield turn
+        finally:
+            turn.end()
+            if len(self._users) > _MAX_IDLE_USERS:
+                self._drop_idle()
+
+    def _drop_idle(self) -> None:
+        now = trio.current_time()
+        for user in [user for user, turns in self._users.items() if turns.is_idle(now)]:
+            del self._users[user]

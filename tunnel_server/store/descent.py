@@ -1,0 +1,44 @@
+"""Which certificates were renewed from which. SQL inside transactions of the caller's.
+
+``certificates.previous`` is the serial that a renewal showed. It is empty for a first certificate, and for
+renewals that were recorded before the store had this column.
+"""
+
+from __future__ import annotations
+
+from tunnel_server.store.database import Connection, Row
+
+
+def renewed_from(connection: Connection, serial: str, since: int) -> list[Row]:
+    """Return the certificates that descend from ``serial`` and end after ``since``, oldest first.
+
+    The search goes through certificates that have ended, because a descendant outlives its ancestors.
+    """
+    return connection.execute(
+        "WITH RECURSIVE family (serial) AS (SELECT serial FROM certificates WHERE previous = :serial"
+        " UNION SELECT new.serial FROM certificates AS new JOIN family ON new.previous = family.serial)"
+        " SELECT certificates.* FROM certificates JOIN family USING (serial)"
+        " WHERE ends_at > :since AND serial <> :serial ORDER BY certificates.rowid",
+        {"serial": serial, "since": since},
+    ).fetchall()
+
+
+def of_unknown_descent(connection: Connection, serial: str, now: int) -> list[Row]:
+    """Return the renewals that may descend from ``serial``: later ones of its name without ``previous``."""
+    return connection.execute(
+        "SELECT new.* FROM certificates AS new JOIN certificates AS old ON new.role = old.role"
+        " AND new.name = old.name WHERE old.serial = ? AND new.origin = 'renewed' AND new.previous = ''"
+        " AND new.rowid > old.rowid AND new.ends_at > ? ORDER BY new.rowid",
+        (serial, now),
+    ).fetchall()
+
+
+def remove(connection: Connection, serial: str) -> None:
+    """Remove the row of a certificate and connect what was renewed from it with its own ancestor."""
+    connection.execute(
+        "UPDATE certificates SET previous = (SELECT previous FROM certificates WHERE serial = :serial)"
+        " WHERE previous = :serial"
+        " AND (SELECT previous FROM certificates WHERE serial = :serial) <> ''",
+        {"serial": serial},
+    )
+    connection.execute("DELETE FROM certificates WHERE serial = ?", (serial,))

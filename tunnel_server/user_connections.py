@@ -1,0 +1,43 @@
+"""Connections of one listener, counted for each user. No I/O."""
+
+from __future__ import annotations
+
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.tally import Tally
+
+_PER_FREE_PLACE = 2
+"""Connections that a user may have for each free place: a lone user may take two thirds of all places."""
+
+
+class UserConnections:
+    """The authenticated connections of one listener, which takes ``max_connections``.
+
+    Each user may have ``most`` of them. A user with more may add one only while the user has fewer than two
+    for each place that is still free. So a kube-apiserver reaches every node of a large cluster, and other
+    users find places.
+    """
+
+    def __init__(self, most: int, max_connections: int) -> None:
+        self._most = most
+        self._max_connections = max_connections
+        self._total = 0
+        self._open: Tally[str] = Tally()
+
+    def add(self, user: str) -> None:
+        """Count a connection of ``user``. Raises ``Refused`` with ``TOO_MANY_OF_USER``."""
+        own, free = self._open[user], self._max_connections - self._total
+        if own >= self._most and own >= _PER_FREE_PLACE * free:
+            refused = Refused(
+                Reason.TOO_MANY_OF_USER,
+                f"{user} has {own} connections here, the most for one user while {free} places are free; "
+                "close some, or raise [limits] max_connections_per_user of the server",
+            )
+            refused.who = {"user": user}
+            raise refused
+        self._open.add(user)
+        self._total += 1
+
+    def remove(self, user: str) -> None:
+        """A connection that was counted is closed."""
+        self._total -= 1
+        self._open.take(user)
