@@ -1,4 +1,4 @@
-"""A rogue server: real certificate, gRPC and TLS. Real agents attach to it, and it sends them anything.
+"""A rogue server: real certificate and TLS. Real agents attach to it, and it sends them anything.
 
     async with rogue_server(key_pem=..., chain_pem=..., roots_pem=...) as server:
         session = await server.attached()
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from tunnel_core.bridge import open_bridge
+from tests.fakes.grpc_site import open_site
 from tunnel_core.carrier import Carrier, ServerTls
 from tunnel_core.codec import encode_packet
 from tunnel_core.frames import (
@@ -35,8 +35,7 @@ from tunnel_core.frames import (
     Use,
     Welcome,
 )
-from tunnel_core.grpc_carrier import serve_carriers
-from tunnel_core.limits import KIB, Limits
+from tunnel_core.limits import KIB
 from tunnel_core.steps import VERSION
 
 _Kind = TypeVar("_Kind")
@@ -115,7 +114,7 @@ class RogueSession:
 
     @property
     def queued(self) -> int:
-        """Packets that gRPC has not taken yet."""
+        """Packets that the carrier has not taken yet."""
         return len(self._out)
 
     async def wait(self, done: Callable[[], object], seconds: float = _SECONDS) -> None:
@@ -216,12 +215,7 @@ async def rogue_server(
 ) -> AsyncIterator[RogueServer]:
     """Serve until the end of the block. ``roots_pem`` are those that agents must be certified by."""
     server = RogueServer()
-    tls = ServerTls(key_pem, chain_pem, roots_pem)
-    async with (
-        open_bridge() as bridge,
-        serve_carriers(
-            bridge, listen=[listen], tls=tls, on_carrier=server.take, limits=Limits(), handshake_seconds=10
-        ) as carriers,
-    ):
-        server.address = carriers.addresses[0]
+    async with open_site(listen=[listen], tls=ServerTls(key_pem, chain_pem, roots_pem)) as site:
+        site.on_carrier = server.take
+        server.address = site.address
         yield server
