@@ -10,6 +10,7 @@ flood sends.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import selectors
 import socket
@@ -145,8 +146,12 @@ def dial(
     ``source`` is the address that it comes from; empty leaves the choice to the system.
     """
     raw = socket.create_connection(address, _CONNECT_SECONDS, (source, 0) if source else None)
-    connection = context.wrap_socket(raw, server_hostname="localhost", session=session)
-    connection.sendall(PREFACE + frame(SETTINGS))
+    with contextlib.ExitStack() as stack:
+        stack.callback(raw.close)
+        connection = context.wrap_socket(raw, server_hostname="localhost", session=session)
+        stack.callback(connection.close)
+        connection.sendall(PREFACE + frame(SETTINGS))
+        stack.pop_all()
     return connection
 
 
