@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from certs.life import BACK_DATED
 from tunnel_agent.findings import StepFailed
-from tunnel_agent.status_page import as_duration
 from tunnel_agent.way import SET_CLOCK
+from tunnel_core.humanize import as_duration
 
 _NOTICEABLE_SECONDS = 5.0
 _YEAR_SECONDS = 365.25 * 24 * 3600

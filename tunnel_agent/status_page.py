@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tunnel_core.humanize import minute_of, moment_of
+from tunnel_core.humanize import as_duration, as_milliseconds, as_size, minute_of, moment_of
 
 REFRESH_SECONDS = 3
 
@@ -232,31 +232,3 @@ def _cell(tag: str, content: str, is_number: bool) -> str:
 
 def _code(text: str) -> str:
     return f"<code>{escape(text)}</code>"
-
-
-def as_size(count: int) -> str:
-    """Bytes for people: ``0 B``, ``1.5 KiB``, ``12 MiB``."""
-    size, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
-
-
-def as_duration(seconds: float) -> str:
-    """Seconds for people: ``12 s``, ``3 min 20 s``, ``2 h 5 min``, ``4 d 1 h``."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
-def as_milliseconds(seconds: float) -> str:
-    """A round trip for people: ``0.42 ms``, ``58 ms``."""
-    value = seconds * 1000
-    return f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"

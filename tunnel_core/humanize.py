@@ -1,4 +1,4 @@
-"""Times as people and scripts read them: in UTC with the zone written, in all commands of all programs.
+"""Times, lengths of time and sizes as text. Times are in UTC with the zone written, in all programs.
 
 Tables and sentences have ``2026-01-01 12:00:03Z`` or ``2026-01-01 12:00Z``; JSON has ISO 8601,
 ``2026-01-01T12:00:03Z``. No other module formats a time, so none can leave the zone out.
@@ -56,6 +56,42 @@ def as_length(seconds: float) -> str:
         return f"{whole // 60}m"
     days, hours = divmod(whole // 3600, 24)
     return f"{hours}h" if not days else f"{days}d{hours}h"
+
+
+def as_duration(seconds: float) -> str:
+    """Return a length of time with its units: ``12 s``, ``3 min 20 s``, ``2 h 5 min``, ``4 d 1 h``."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def as_milliseconds(seconds: float) -> str:
+    """Return a round trip given in seconds: ``0.42 ms``, ``58 ms``."""
+    value = seconds * 1000
+    return f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
+
+
+def as_size(count: int) -> str:
+    """Return a number of bytes: ``0 B``, ``1.5 KiB``, ``12 MiB``."""
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was: ``5 s ago``, ``3 min ago``, ``2 h ago``, ``4 days ago``."""
+    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size or (size == 60 and seconds >= size):
+            return f"{int(seconds // size)} {unit} ago"
+    return f"{max(0, int(seconds))} s ago"
 
 
 def counted(number: int, name: str) -> str:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tunnel_core.frames import Rejected
+from tunnel_core.humanize import ago
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import GONE, Loss, StateCategory
@@ -339,11 +340,3 @@ def unknown_node(text: str, nearest: str | None) -> str:
     """The sentence for a name that no node has."""
     hint = f"nearest: {nearest}" if nearest else "`qanat nodes` lists the known ones"
     return f"no node {text} is known here; {hint}"
-
-
-def ago(seconds: float) -> str:
-    """An age for people: ``5 s ago``, ``3 min ago``, ``2 h ago``, ``4 days ago``."""
-    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size or (size == 60 and seconds >= size):
-            return f"{int(seconds // size)} {unit} ago"
-    return f"{max(0, int(seconds))} s ago"

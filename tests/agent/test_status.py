@@ -14,7 +14,7 @@ from certs.life import Life
 from tests.fakes import memory_link
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_agent.status import as_json, status_of, status_routes
-from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, render
+from tunnel_agent.status_page import render
 from tunnel_core.frames import Service, Welcome
 from tunnel_core.limits import Limits
 from tunnel_core.mux_stream import MuxStream
@@ -156,26 +156,6 @@ def test_the_routes_give_page_and_json() -> None:
     assert told["allow"] == ["localhost:80"]
     assert told["services"] == [{"name": "web", "protocol": "http", "target": "127.0.0.1:1880"}]
     assert told["link"]["since"] == "2023-11-14T22:13:20Z"
-
-
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        (as_size(0), "0 B"),
-        (as_size(1023), "1023 B"),
-        (as_size(1536), "1.5 KiB"),
-        (as_size(12 * 1024**2), "12 MiB"),
-        (as_size(5 * 1024**5), "5120 TiB"),
-        (as_duration(0.9), "0 s"),
-        (as_duration(3599), "59 min 59 s"),
-        (as_duration(7500), "2 h 5 min"),
-        (as_duration(90000), "1 d 1 h"),
-        (as_milliseconds(0.00042), "0.42 ms"),
-        (as_milliseconds(0.0581), "58 ms"),
-    ],
-)
-def test_figures_for_people(shown: str, expected: str) -> None:
-    assert shown == expected
 
 
 def test_the_certificate_is_told_with_its_end_and_its_renewal() -> None:

@@ -9,10 +9,14 @@ import pytest
 
 from tests.test_fences import modules
 from tunnel_core.humanize import (
+    ago,
+    as_duration,
     as_iso,
     as_length,
+    as_milliseconds,
     as_minute,
     as_moment,
+    as_size,
     minute_of,
     moment_of,
     parse_moment,
@@ -60,6 +64,35 @@ def test_times_of_json(moment: object, text: str) -> None:
 )
 def test_lengths(seconds: float, text: str) -> None:
     assert as_length(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s ago"), (59, "59 s ago"), (60, "1 min ago"), (7_000, "116 min ago"), (7_300, "2 h ago"),
+     (200_000, "2 days ago")],
+)  # fmt: skip
+def test_ages(seconds: float, text: str) -> None:
+    assert ago(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (as_size(0), "0 B"),
+        (as_size(1023), "1023 B"),
+        (as_size(1536), "1.5 KiB"),
+        (as_size(12 * 1024**2), "12 MiB"),
+        (as_size(5 * 1024**5), "5120 TiB"),
+        (as_duration(0.9), "0 s"),
+        (as_duration(3599), "59 min 59 s"),
+        (as_duration(7500), "2 h 5 min"),
+        (as_duration(90000), "1 d 1 h"),
+        (as_milliseconds(0.00042), "0.42 ms"),
+        (as_milliseconds(0.0581), "58 ms"),
+    ],
+)
+def test_figures_for_people(shown: str, expected: str) -> None:
+    assert shown == expected
 
 
 OTHER_FORMATS = {

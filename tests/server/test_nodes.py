@@ -17,7 +17,7 @@ from tunnel_server import nodes as nodes_module
 from tunnel_server.duplicates import MAX_NODES, REPLACED_SECONDS, Duplicates
 from tunnel_server.events import Kind
 from tunnel_server.node_budgets import WriteBudget
-from tunnel_server.nodes import Nodes, ago
+from tunnel_server.nodes import Nodes
 
 
 @dataclass
@@ -380,15 +380,6 @@ def test_a_node_is_forgotten_unless_it_has_an_agent(nodes: Nodes) -> None:
     assert nodes.events.newest(1)[0].kind.value == "forgotten"
     attach(nodes, "edge.1")  # its certificate is still good
     assert [node.name for node in nodes.all()] == ["edge.1"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s ago"), (59, "59 s ago"), (60, "1 min ago"), (7_000, "116 min ago"), (7_300, "2 h ago"),
-     (200_000, "2 days ago")],
-)  # fmt: skip
-def test_ages_read_well(seconds: float, text: str) -> None:
-    assert ago(seconds) == text
 
 
 def test_what_a_node_writes_beyond_its_budget_is_left_out_and_counted() -> None:

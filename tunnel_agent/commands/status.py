@@ -12,10 +12,10 @@ import click
 from tunnel_agent.commands.options import config_option, json_option
 from tunnel_agent.load import load_config, place_of_config
 from tunnel_agent.status_client import TIMEOUT_SECONDS, UnreadableToken, fetch_status
-from tunnel_agent.status_page import as_duration, as_milliseconds, as_size, because
+from tunnel_agent.status_page import because
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config import ConfigError
-from tunnel_core.humanize import minute_of, moment_of
+from tunnel_core.humanize import as_duration, as_milliseconds, as_size, minute_of, moment_of
 from tunnel_core.settings import Ops
 from tunnel_core.states import StateCategory, category_of_word
 from tunnel_core.tables import Row, Table, lines_of

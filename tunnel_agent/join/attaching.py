@@ -8,10 +8,10 @@ import trio
 
 from tunnel_agent.findings import StepFailed
 from tunnel_agent.load import load_installation
-from tunnel_agent.status_page import as_milliseconds
 from tunnel_core import paths
 from tunnel_core.bridge import open_bridge
 from tunnel_core.config import ConfigError
+from tunnel_core.humanize import as_milliseconds
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.stream import Stream
 
