@@ -1,96 +1,43 @@
 """Dials what the policy allows: resolve here, check what came back, dial exactly what was checked.
 
-Addresses are raced as in RFC 8305: the next attempt starts when one failed or 250 ms passed, the
-first connection wins and the others are closed. Every error becomes a ``Refused`` by its number,
-never by its text; the sentence names the node, the target and the cause.
+Every error becomes a ``Refused`` by its number, never by its text. The sentence names the node, the target
+and the cause.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import trio
 
+from tunnel_agent.happy_eyeballs import (
+    Connect,
+    Connected,
+    connect_address,
+    connect_first,
+    connect_nowait,
+    refused_by_errno,
+)
 from tunnel_agent.resolver import Resolve, resolve_host
 from tunnel_agent.target_lookups import TargetLookups
 from tunnel_agent.targets import Destination, Policy, addresses_without_resolver, is_own_address
 from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target, join_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream, connect_unix, tune
+from tunnel_core.sockets import SocketStream, connect_unix
 from tunnel_core.tls import SocketTlsStream
 
-_STAGGER_SECONDS = 0.25
 _MAX_ADDRESSES = 16
 """Of one name, as many are tried; a name with more is an attack or a content network."""
-
-
-class Connected(NamedTuple):
-    stream: SocketStream
-    address: str
 
 
 class Dialled(NamedTuple):
     stream: SocketStream | SocketTlsStream
     address: str
     """``1.2.3.4:80``, ``[::1]:80`` or ``unix:/path``: what was connected, after resolution."""
-
-
-Connect = Callable[[str, int], Awaitable[SocketStream]]
-"""Connects to one address. Raises ``OSError``; a cancelled one leaves no socket."""
-
-
-async def connect_address(address: str, port: int) -> SocketStream:
-    """Connects over TCP to one address, with a zone (``fe80::1%eth0``) if it has one."""
-    plain, _, zone = address.partition("%")
-    if ":" not in address:
-        return await _connect(socket.AF_INET, (address, port))
-    return await _connect(socket.AF_INET6, (plain, port, 0, socket.if_nametoindex(zone) if zone else 0))
-
-
-async def _connect(family: int, address: tuple[str, int] | tuple[str, int, int, int]) -> SocketStream:
-    sock, number = _begin_connect(family, address)
-    try:
-        if number == errno.EALREADY:
-            await trio.lowlevel.wait_writable(sock)
-            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            raise OSError(number, os.strerror(number))
-        return SocketStream(sock)
-    except BaseException:
-        sock.close()
-        raise
-
-
-def connect_nowait(address: str, port: int) -> SocketStream | None:
-    """A connection to an address of this machine, which its kernel makes at once; else None."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with contextlib.suppress(OSError), contextlib.ExitStack() as on_failure:
-        sock, number = _begin_connect(family, (address, port))
-        on_failure.callback(sock.close)
-        if not number:
-            tune(sock, leads_away=False)
-            stream = SocketStream(sock, is_tuned=True)
-            on_failure.pop_all()
-            return stream
-    return None
-
-
-def _begin_connect(
-    family: int, address: tuple[str, int] | tuple[str, int, int, int]
-) -> tuple[socket.socket, int]:
-    """A socket and how its connect stands: 0 connected, ``EALREADY`` on its way, or what it failed with."""
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    number = sock.connect_ex(address)
-    if number == errno.EINPROGRESS:
-        number = sock.connect_ex(address)  # on this machine it is done by now
-    return sock, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,69 +126,3 @@ class Dialler:
 
     def _unresolved(self, host: str, cause: str) -> Refused:
         return Refused(Reason.NAME_NOT_RESOLVED, f"node {self.policy.node} cannot resolve {host}: {cause}")
-
-
-async def connect_first(addresses: Sequence[str], port: int, connect: Connect = connect_address) -> Connected:
-    """The first of ``addresses`` to connect. Raises the first failure's ``OSError`` when all fail."""
-    if len(addresses) == 1:
-        return Connected(await connect(addresses[0], port), join_host_port(addresses[0], port))
-    race = _Race(connect, port)
-    try:
-        async with trio.open_nursery() as nursery:
-            for address in addresses:
-                failed = trio.Event()
-                nursery.start_soon(race.attempt, address, failed, nursery.cancel_scope)
-                with trio.move_on_after(_STAGGER_SECONDS):
-                    await failed.wait()
-    except BaseException:
-        if race.winner is not None:
-            race.winner.stream.abort()
-        raise
-    if race.winner is None:
-        raise race.errors[0]
-    return race.winner
-
-
-class _Race:
-    def __init__(self, connect: Connect, port: int) -> None:
-        self._connect = connect
-        self._port = port
-        self.winner: Connected | None = None
-        self.errors: list[OSError] = []
-
-    async def attempt(self, address: str, failed: trio.Event, scope: trio.CancelScope) -> None:
-        try:
-            stream = await self._connect(address, self._port)
-        except OSError as error:
-            self.errors.append(error)
-            failed.set()
-            return
-        self._arrived(Connected(stream, join_host_port(address, self._port)), scope)
-
-    def _arrived(self, connected: Connected, scope: trio.CancelScope) -> None:
-        if self.winner is None:
-            self.winner = connected
-        else:  # two connected in the same pass
-            connected.stream.abort()
-        scope.cancel()
-
-
-_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
-_BY_ERRNO = {
-    errno.ECONNREFUSED: (Reason.DIAL_REFUSED, "refused the connection; is it running?"),
-    errno.ENOENT: (Reason.DIAL_FAILED, "does not exist"),
-    errno.EACCES: (Reason.DIAL_FAILED, "may not be dialled by the agent's user (permission denied)"),
-    errno.ETIMEDOUT: (Reason.DIAL_TIMEOUT, "did not answer"),
-    errno.EMFILE: (Reason.NO_DESCRIPTORS, "was not dialled: the agent has no file descriptors left"),
-    errno.ENFILE: (Reason.NO_DESCRIPTORS, "was not dialled: the machine has no file descriptors left"),
-}
-
-
-def refused_by_errno(node: str, where: str, error: OSError) -> Refused:
-    """What a failed dial of ``where`` is called, by its error number."""
-    number = error.errno or 0
-    text = os.strerror(number) if number > 0 else "unknown error"
-    if number in _UNREACHABLE:
-        return Refused(Reason.DIAL_UNREACHABLE, f"node {node}: {where} cannot be reached ({text})")
-    reason, cause = _BY_ERRNO.get(number, (Reason.DIAL_FAILED, f"could not be dialled ({text})"))
-    return Refused(reason, f"node {node}: {where} {cause}")

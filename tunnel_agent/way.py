@@ -17,8 +17,8 @@ import h11
 import trio
 
 from certs.x509 import Description, describe
-from tunnel_agent.dial import Connected, connect_first, refused_by_errno
 from tunnel_agent.findings import Step, StepFailed
+from tunnel_agent.happy_eyeballs import Connected, connect_first, refused_by_errno
 from tunnel_agent.proxy import Proxy, ProxyError
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.resolver import Resolve, resolve_server

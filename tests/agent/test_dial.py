@@ -16,7 +16,8 @@ import trio
 import trio.testing
 
 from tests.fakes.pki import server_context, server_leaf
-from tunnel_agent.dial import Connect, Dialler, connect_address, refused_by_errno
+from tunnel_agent.dial import Dialler
+from tunnel_agent.happy_eyeballs import Connect, connect_address
 from tunnel_agent.resolver import Resolve, resolve_host
 from tunnel_agent.targets import Policy, Published, parse_entry
 from tunnel_agent.tls import TargetTls
@@ -240,27 +241,6 @@ async def _connects(dials: Dialler, target: str) -> None:
     dialled = await dials.dial(Target.parse(target))
     await dialled.stream.send_all(b"x")
     await dialled.stream.aclose()
-
-
-@pytest.mark.parametrize(
-    ("number", "reason"),
-    [
-        (errno.ECONNREFUSED, Reason.DIAL_REFUSED),
-        (errno.ENETUNREACH, Reason.DIAL_UNREACHABLE),
-        (errno.EHOSTUNREACH, Reason.DIAL_UNREACHABLE),
-        (errno.ETIMEDOUT, Reason.DIAL_TIMEOUT),
-        (errno.EMFILE, Reason.NO_DESCRIPTORS),
-        (errno.ENFILE, Reason.NO_DESCRIPTORS),
-        (errno.EACCES, Reason.DIAL_FAILED),
-        (errno.EPROTO, Reason.DIAL_FAILED),
-        (0, Reason.DIAL_FAILED),
-    ],
-)
-def test_each_error_number_has_its_reason(number: int, reason: Reason) -> None:
-    refused = refused_by_errno("edge1", "db.local:80", OSError(number, "text that nobody reads"))
-    assert refused.reason is reason
-    assert refused.detail.startswith("node edge1: db.local:80 ")
-    assert "nobody reads" not in refused.detail
 
 
 def https_service(port: int, **settings: object) -> Published:

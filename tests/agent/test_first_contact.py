@@ -21,9 +21,9 @@ from tests.agent.listening import listening
 from tests.agent.relays import Relay
 from tests.fakes import pki
 from tests.server.issuing import Issuing, open_issuing
-from tunnel_agent import dial
-from tunnel_agent.dial import Connected
+from tunnel_agent import happy_eyeballs
 from tunnel_agent.findings import Finding, Verdict, take_steps
+from tunnel_agent.happy_eyeballs import Connected
 from tunnel_agent.join.contact import Contact
 from tunnel_agent.join.enrolling import spend_token
 from tunnel_agent.proxy_choice import ProxyChoice
@@ -174,7 +174,7 @@ async def test_a_connection_that_is_reset_while_it_opens_is_one_that_was_lost(
         resets -= 1
         if resets >= 0:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-        return await dial.connect_first(addresses, port)
+        return await happy_eyeballs.connect_first(addresses, port)
 
     async with open_issuing(tmp_path) as issuing:
         contact = contact_with(issuing, await issuing.token())

@@ -14,7 +14,8 @@ import trio.testing
 
 from tests.agent.listening import echo, listening
 from tests.fakes.memory_link import LinkPair, memory_links
-from tunnel_agent.dial import Connect, Dialler, connect_address
+from tunnel_agent.dial import Dialler
+from tunnel_agent.happy_eyeballs import Connect, connect_address
 from tunnel_agent.resolver import Resolve, resolve_host
 from tunnel_agent.serve import Serving
 from tunnel_agent.targets import Policy, Published, parse_entry
