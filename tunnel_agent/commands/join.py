@@ -22,8 +22,9 @@ from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.findings import Finding, StepFailed
 from tunnel_agent.join.config_text import config_text
 from tunnel_agent.join.joining import Joined, Joining
+from tunnel_agent.join.node_files import Files
 from tunnel_agent.join.places import files_of
-from tunnel_agent.join.wish import Files, Wish, parse_server, parse_service
+from tunnel_agent.join.wish import Wish, parse_server, parse_service
 from tunnel_agent.load import load_config, load_proxy
 from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json

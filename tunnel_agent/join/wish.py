@@ -1,9 +1,8 @@
-"""What a join is asked for: the node's name, its files, and what it shall publish. No I/O."""
+"""What a join is asked for: the node's name, and what it shall publish. No I/O."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from certs.token import Token
@@ -34,19 +33,6 @@ class Wish:
     node: str
     services: tuple[NewService, ...] = ()
     allow: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Where a node's files are, or will be. ``names_bundle``: whether the configuration says where."""
-
-    config: Path
-    bundle: Path
-
-    @property
-    def unfinished(self) -> Path:
-        """The key of a join under way: what makes it the same join when it is run again."""
-        return self.bundle.with_name(f"{self.bundle.name}.joining")
 
 
 def parse_server(text: str) -> str:
