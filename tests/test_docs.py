@@ -22,7 +22,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import tunnel_agent.main
 import tunnel_client.main
-import tunnel_core
 import tunnel_server.main
 from tests.papers import PLACED_PAPERS as PLACED
 from tests.papers import BadPlace, Block, place_of, placed_blocks
@@ -33,6 +32,7 @@ from tunnel_core.config import Source, parse
 from tunnel_core.counters import CapSample, Counters, NodeSample
 from tunnel_core.reasons import Reason
 from tunnel_core.settings import ListenAddress, Mode, Secret
+from tunnel_core.version import __version__
 from tunnel_server.config import ServerConfig
 
 ROOT = Path(__file__).parents[1]
@@ -309,7 +309,7 @@ def test_every_metric_is_described_with_its_labels() -> None:
 
 def test_the_program_and_its_package_have_one_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == tunnel_core.__version__
+    assert project["version"] == __version__
 
 
 # Links.

@@ -11,8 +11,8 @@ import trio
 
 from certs.bundle import Bundle
 from tunnel_agent.attach import Attacher
-from tunnel_agent.config import STATUS_SERVICE
-from tunnel_agent.connect import SOFTWARE
+from tunnel_agent.config import SOFTWARE, STATUS_SERVICE
+from tunnel_agent.connect import connector_of
 from tunnel_agent.dial import Dialler
 from tunnel_agent.held_bundle import HeldBundle
 from tunnel_agent.load import Installation
@@ -124,8 +124,8 @@ class Agent:
 
     def _make_attacher(self, bridge: Bridge) -> Attacher:
         installation, session = self._installation, self._installation.config.session
-        self.connector = connector = installation.connector(
-            bridge, self.serving.take, self.state.look, self.cap
+        self.connector = connector = connector_of(
+            installation, bridge, self.serving.take, self.state.look, self.cap
         )
         connector.on_roots = Roots(connector, installation.bundle_file, self._nursery).hear
         wait = session.retry_max_seconds

@@ -26,7 +26,7 @@ from contextlib import AbstractAsyncContextManager
 import tenacity
 import trio
 
-from tunnel_agent.held_bundle import REJOIN
+from tunnel_agent.findings import REJOIN
 from tunnel_agent.state import AgentState, AttachedLink
 from tunnel_core.counters import Counters
 from tunnel_core.logs import log_event

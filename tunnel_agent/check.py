@@ -5,28 +5,21 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import trio
-
 from certs.x509 import Credential, describe, key_fits
 from tunnel_agent.check_renewal import check_clock, check_renewal
-from tunnel_agent.config import AgentConfig
-from tunnel_agent.dial import Dialler
+from tunnel_agent.check_targets import check_targets
+from tunnel_agent.connect import connector_of
 from tunnel_agent.findings import Finding, Report, Verdict
 from tunnel_agent.load import Installation, load_installation
 from tunnel_agent.probe import ServerProbe
-from tunnel_agent.targets import Entry, Policy
-from tunnel_agent.tls import TargetTls
 from tunnel_core.bridge import open_bridge
 from tunnel_core.command_line import ExitCode
 from tunnel_core.config import ConfigError
 from tunnel_core.humanize import as_minute
-from tunnel_core.names import Target
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import Reason
 from tunnel_core.stream import Stream
 
 _SOON = timedelta(days=30)
-_DIALS_AT_ONCE = 8
-_CLOSE_SECONDS = 1.0
 
 
 async def check_all(config_file: Path | None, bundle_file: Path | None, report: Report) -> ExitCode:
@@ -45,9 +38,13 @@ async def check_all(config_file: Path | None, bundle_file: Path | None, report: 
     note(check_renewal(installation))
     async with open_bridge() as bridge:
         for server in installation.servers:
-            connector = installation.connector(bridge, _refuse, on_look=lambda _: None)
+            connector = connector_of(installation, bridge, _refuse, on_look=lambda _: None)
             await ServerProbe(server, installation, connector).run(note)
-    for finding in await check_targets(installation.policy(), installation.config):
+    config = installation.config
+    services = [service.name for service in config.service]
+    for finding in await check_targets(
+        installation.policy(), config.dial_timeout_seconds, services, config.allow
+    ):
         note(finding)
     return ExitCode.FAILED if Verdict.FAIL in verdicts else ExitCode.OK
 
@@ -93,55 +90,3 @@ def check_certificate(installation: Installation, now: datetime) -> Finding:
 
 def _refuse(stream: Stream) -> None:
     stream.refuse(Reason.AGENT_STOPPING, "this is only a check")  # a probe is never sent a stream
-
-
-async def check_targets(policy: Policy, config: AgentConfig) -> list[Finding]:
-    """Dials each service and each single target of ``allow``, some at once; findings in their order."""
-    dialler = Dialler(policy, config.dial_timeout_seconds, TargetTls(policy.node, policy.file))
-    services = (Target(service=service.name) for service in config.service)
-    targets: list[Entry | Target] = [*services, *config.allow]
-    found: dict[int, Finding] = {}
-    limit = trio.CapacityLimiter(_DIALS_AT_ONCE)
-
-    async def check(index: int, entry: Entry | Target) -> None:
-        async with limit:
-            found[index] = await _check_target(dialler, policy.file, entry)
-
-    async with trio.open_nursery() as nursery:
-        for index, entry in enumerate(targets):
-            nursery.start_soon(check, index, entry)
-    return [found[index] for index in range(len(targets))]
-
-
-def _target_fix(reason: Reason, target: Target, file: str) -> str:
-    match reason:
-        case Reason.NAME_NOT_RESOLVED:
-            return f"correct the name of {target} in {file}, or this machine's resolver (/etc/resolv.conf)"
-        case Reason.TARGET_NOT_ALLOWED:
-            return f"allow the address in {file}, if you trust the DNS of that name"
-        case Reason.DIAL_UNREACHABLE:
-            return f"give this machine a route to {target}, or correct {target} in {file}"
-        case Reason.DIAL_TIMEOUT:
-            return f"does a firewall drop the packets to {target}? else correct it in {file}"
-        case Reason.TARGET_PROTOCOL:
-            return f"is {target} in {file} really https? if so, correct its ca_file and verify"
-        case Reason.DIAL_FAILED:
-            return f"correct what is said here, or {target} in {file}"
-        case Reason.NO_DESCRIPTORS:
-            return "raise LimitNOFILE= of the agent, or ulimit -n"
-        case _:
-            return f"start what should answer there, or correct {target} in {file}"
-
-
-async def _check_target(dialler: Dialler, file: str, entry: Entry | Target) -> Finding:
-    target = entry if isinstance(entry, Target) else entry.single_target()
-    if target is None:
-        return Finding("target", Verdict.SKIP, f"{entry}: more than one address or port, not dialled")
-    try:
-        dialled = await dialler.dial(target, tls=True)
-    except Refused as refused:
-        return Finding("target", Verdict.FAIL, refused.detail, _target_fix(refused.reason, target, file))
-    with trio.move_on_after(_CLOSE_SECONDS):
-        await dialled.stream.aclose()
-    where = f" at {dialled.address}" if dialled.address != str(target) else ""
-    return Finding("target", Verdict.PASS, f"{target} answers{where}")

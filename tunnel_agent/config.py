@@ -29,6 +29,7 @@ from tunnel_core.settings import (
     parse_text,
     reworded,
 )
+from tunnel_core.version import __version__
 
 if TYPE_CHECKING:
     from tunnel_core.config import Source
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 MIN_BYTES_PER_SECOND = HELLO["max_bytes_per_second"].least
 """With less the link could not even carry its own pings and confirmations."""
 MAX_BYTES_PER_SECOND = HELLO["max_bytes_per_second"].most
+SOFTWARE = f"qanat-agent/{__version__}"
 STATUS_SERVICE = "status"
 """The built-in service: the agent's own status page."""
 

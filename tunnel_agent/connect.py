@@ -12,12 +12,13 @@ from pathlib import Path
 import trio
 
 from certs.bundle import Bundle
+from tunnel_agent.config import SOFTWARE
+from tunnel_agent.load import Installation
 from tunnel_agent.proxy import Proxy, ProxyError
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.resolver import Resolve, resolve_server
 from tunnel_agent.resume import Resumer
 from tunnel_agent.route import RouteWatcher
-from tunnel_core import __version__
 from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge
 from tunnel_core.bucket import Bucket
@@ -28,13 +29,12 @@ from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.names import split_host_port
-from tunnel_core.profiles import profile_of
+from tunnel_core.profiles import ProfileName, profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AgentSteps
 from tunnel_core.stream import Stream
 
-SOFTWARE = f"qanat-agent/{__version__}"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LEAST_DIAL_SECONDS = 0.1
 """What a look-up that took nearly all of the time leaves to the dial."""
@@ -263,6 +263,30 @@ class Connector:
             max_bytes_per_second=self.cap.rate if self.cap else 0,
             use=use,
         )
+
+
+def connector_of(
+    installation: Installation,
+    bridge: Bridge,
+    on_open: Callable[[Stream], None],
+    on_look: Callable[[LinkEvent | None], None],
+    cap: Bucket | None = None,
+) -> Connector:
+    """Return what attaches ``installation``; for ``on_open`` and ``on_look`` see ``Connector``."""
+    session = installation.config.session
+    return Connector(
+        bridge=bridge,
+        bundle=installation.bundle,
+        proxy=installation.proxy,
+        limits=Limits(attach_timeout_seconds=session.attach_timeout_seconds),
+        connect_timeout_seconds=session.connect_timeout_seconds,
+        services=installation.services,
+        on_open=on_open,
+        on_look=on_look,
+        max_wait_seconds=session.retry_max_seconds,
+        metered=installation.config.link.profile is ProfileName.METERED,
+        cap=cap,
+    )
 
 
 def _boot_id() -> bytes:

@@ -7,6 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+REJOIN = "join again with a new token: `qanat-agent join SERVER --again`"
+"""The fix for a certificate that no server accepts any more."""
+
 
 class Verdict(enum.Enum):
     PASS = "pass"  # noqa: S105 - a verdict

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from certs.bundle import Bundle, BundleError, read_bundle
 from certs.life import Life, life_of
+from tunnel_agent.findings import REJOIN
 from tunnel_core.humanize import as_minute
 
 _log = logging.getLogger("qanat.agent")
-
-REJOIN = "join again with a new token: `qanat-agent join SERVER --again`"
 
 
 class HeldBundle:

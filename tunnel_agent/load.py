@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from certs.bundle import Bundle, BundleError, read_bundle
 from tunnel_agent.config import STATUS_SERVICE, AgentConfig, Service
@@ -15,16 +13,7 @@ from tunnel_agent.targets import Policy, Published
 from tunnel_core import frames, paths
 from tunnel_core.config import ConfigError, Problem, load
 from tunnel_core.identity import Role
-from tunnel_core.limits import Limits
-from tunnel_core.profiles import ProfileName
 from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
-
-if TYPE_CHECKING:
-    from tunnel_agent.connect import Connector
-    from tunnel_core.bridge import Bridge
-    from tunnel_core.bucket import Bucket
-    from tunnel_core.states import LinkEvent
-    from tunnel_core.stream import Stream
 
 _MAX_PASSWORD_BYTES = 4096
 
@@ -38,31 +27,6 @@ class Installation:
     bundle_file: Path
     bundle: Bundle
     proxy: ProxyChoice
-
-    def connector(
-        self,
-        bridge: Bridge,
-        on_open: Callable[[Stream], None],
-        on_look: Callable[[LinkEvent | None], None],
-        cap: Bucket | None = None,
-    ) -> Connector:
-        """What attaches this installation; for the two callbacks see there."""
-        from tunnel_agent.connect import Connector  # gRPC, which a renewal can do without
-
-        session = self.config.session
-        return Connector(
-            bridge=bridge,
-            bundle=self.bundle,
-            proxy=self.proxy,
-            limits=Limits(attach_timeout_seconds=session.attach_timeout_seconds),
-            connect_timeout_seconds=session.connect_timeout_seconds,
-            services=self.services,
-            on_open=on_open,
-            on_look=on_look,
-            max_wait_seconds=session.retry_max_seconds,
-            metered=self.config.link.profile is ProfileName.METERED,
-            cap=cap,
-        )
 
     @property
     def node(self) -> str:

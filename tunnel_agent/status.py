@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tunnel_agent.connect import SOFTWARE
+from tunnel_agent.config import SOFTWARE
 from tunnel_agent.link_view import LinkView, ViewEvent
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.frames import Service

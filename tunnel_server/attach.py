@@ -16,7 +16,6 @@ from functools import partial
 import trio
 
 from certs.x509 import IdentityError, Proven, Usage, proven_leaf
-from tunnel_core import __version__
 from tunnel_core.attempt import Attempt
 from tunnel_core.bucket import Bucket
 from tunnel_core.carrier import Carrier
@@ -32,6 +31,7 @@ from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AttachRejected, ServerSteps
+from tunnel_core.version import __version__
 from tunnel_server.announced import checked_hello
 from tunnel_server.arrivals import Arrival, Arrivals, identity_of
 from tunnel_server.nodes import Nodes

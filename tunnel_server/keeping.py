@@ -20,9 +20,9 @@ from datetime import datetime
 
 import trio
 
-from tunnel_core import __version__
 from tunnel_core.humanize import as_moment
 from tunnel_core.reasons import Reason
+from tunnel_core.version import __version__
 from tunnel_server.config import ServerConfig
 from tunnel_server.events import MAX_EVENTS, Events, Kind, NodeEvent
 from tunnel_server.node_budgets import AUDIT_LINES, AUDIT_SECONDS, WriteBudget

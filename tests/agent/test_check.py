@@ -19,8 +19,9 @@ from tests.fakes.grpc_site import open_site, server_tls
 from tests.fakes.memory_link import welcome
 from tests.fakes.pki import authority, bundle_of, expired_leaf
 from tests.server.issuing import open_issuing
-from tunnel_agent.check import check_all, check_certificate, check_targets
+from tunnel_agent.check import check_all, check_certificate
 from tunnel_agent.check_renewal import check_clock, check_renewal
+from tunnel_agent.check_targets import check_targets
 from tunnel_agent.connect import Connector
 from tunnel_agent.findings import Finding, Verdict
 from tunnel_agent.load import Installation, load_installation
@@ -403,6 +404,11 @@ def test_a_key_of_another_certificate_is_found(tmp_path: Path) -> None:
     assert "do not belong together" in finding.detail
 
 
+async def _check_targets_of(read: Installation) -> list[Finding]:
+    names = [service.name for service in read.config.service]
+    return await check_targets(read.policy(), read.config.dial_timeout_seconds, names, read.config.allow)
+
+
 async def test_each_target_is_dialled_and_ranges_are_not(tmp_path: Path) -> None:
     async with listening(ignore) as alive:
         async with listening(ignore) as dead:
@@ -414,7 +420,7 @@ async def test_each_target_is_dialled_and_ranges_are_not(tmp_path: Path) -> None
         allow = f'allow = ["10.0.0.0/8:1-9", "{alive}"]\n'
         (tmp_path / "agent.toml").write_text(allow + text)
         read = load_installation(installation.file)
-        findings = await check_targets(read.policy(), read.config)
+        findings = await _check_targets_of(read)
     assert [finding.verdict for finding in findings] == [
         Verdict.PASS,
         Verdict.FAIL,
@@ -460,7 +466,7 @@ async def test_the_cure_of_a_target_fits_its_fault(
         (tmp_path / "agent.toml").write_text(text)
         write_bundle(tmp_path / "node.pem", bundle_of(Role.NODE, "edge1", agents=("a:7001",)))
         read = load_installation(tmp_path / "agent.toml")
-        [finding] = await check_targets(read.policy(), read.config)
+        [finding] = await _check_targets_of(read)
     assert finding.verdict is Verdict.FAIL
     assert detail in finding.detail
     assert fix in finding.fix

@@ -8,8 +8,8 @@ from importlib.metadata import version
 import click
 
 from tunnel_agent.commands.options import json_option
-from tunnel_core import __version__
 from tunnel_core.command_line import print_json
+from tunnel_core.version import __version__
 
 
 @click.command("version")

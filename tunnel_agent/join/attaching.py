@@ -6,6 +6,7 @@ from pathlib import Path
 
 import trio
 
+from tunnel_agent.connect import connector_of
 from tunnel_agent.findings import StepFailed
 from tunnel_agent.load import load_installation
 from tunnel_core import paths
@@ -26,7 +27,7 @@ async def attach_once(config: Path, bundle: Path) -> str:
         raise StepFailed(str(error), fix) from None
     failures: list[str] = []
     async with open_bridge() as bridge:
-        connector = installation.connector(bridge, _refuse, on_look=lambda _: None)
+        connector = connector_of(installation, bridge, _refuse, on_look=lambda _: None)
         for server in installation.servers:
             start = trio.current_time()
             try:

@@ -20,7 +20,7 @@ from certs.bundle import Bundle
 from certs.files import remove_interrupted, remove_staged, write_public
 from certs.life import life_of
 from certs.token import Token, TokenMistyped, find_token
-from tunnel_agent.check import check_targets
+from tunnel_agent.check_targets import check_targets
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.findings import Finding, Report, Step, StepFailed, Verdict, take_steps
 from tunnel_agent.join.attaching import attach_once
@@ -182,10 +182,15 @@ class Joining:
             return True
         if not await take_steps(self._make_contact().steps(), self._report):
             return False
-        for finding in await check_targets(self._policy(), self._config):
+        for finding in await self._check_targets():
             if finding.verdict is Verdict.FAIL:
                 self._report(Finding("target", Verdict.SKIP, finding.detail, finding.fix))
         return await take_steps([("enrol", self._enrol)], self._report)
+
+    async def _check_targets(self) -> list[Finding]:
+        config = self._config
+        services = [service.name for service in config.service]
+        return await check_targets(self._policy(), config.dial_timeout_seconds, services, config.allow)
 
     def _policy(self) -> Policy:
         file = self._files.config

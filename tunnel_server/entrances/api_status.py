@@ -12,10 +12,10 @@ from itertools import chain, islice
 from typing import Any
 from urllib.parse import unquote
 
-from tunnel_core import __version__
 from tunnel_core.humanize import as_iso, as_length, as_minute, minute_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import StateCategory
+from tunnel_core.version import __version__
 from tunnel_server.entrances.api_lists import in_pieces
 from tunnel_server.nodes import Node, Nodes, unknown_node
 from tunnel_server.server_facts import ServerFacts

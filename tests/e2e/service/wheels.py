@@ -22,7 +22,7 @@ def build_wheel(version: str, folder: Path) -> Path:
         if (ROOT / name).is_file() and not name.startswith(("tests/", "bench/")):
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
-    for file, key in (("pyproject.toml", "version"), ("tunnel_core/__init__.py", "__version__")):
+    for file, key in (("pyproject.toml", "version"), ("tunnel_core/version.py", "__version__")):
         text, count = re.subn(
             rf'^{key} = ".*"$', f'{key} = "{version}"', (tree / file).read_text(), flags=re.MULTILINE
         )
