@@ -53,9 +53,20 @@ DECISIONS = [
     ),
     "tunnel_core.service.unit",
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
-    *("tunnel_server." + name for name in ("sessions", "duplicates", "events", "node_budgets", "announced")),
+    *(
+        "tunnel_server." + name
+        for name in (
+            "sessions",
+            "duplicates",
+            "events",
+            "node_budgets",
+            "announced",
+            "write_budget",
+            "defaults",
+        )
+    ),
     *("tunnel_agent." + name for name in ("targets", "proxy", "config", "netlink", "route_change")),
-    *("tunnel_agent." + name for name in ("link_view", "renewal_plan", "findings")),
+    *("tunnel_agent." + name for name in ("link_view", "renewal_plan", "findings", "defaults")),
     *("tunnel_agent.join." + name for name in ("wish", "config_text")),
     *("tunnel_server.store." + name for name in ("schema", "revoked", "moments")),
     *("tunnel_server.enrolment." + name for name in ("asking", "budgets")),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
+from tunnel_agent.defaults import OPS_LISTEN
 from tunnel_agent.proxy import ProxyError, parse_proxy
 from tunnel_agent.targets import Entry, parse_entry
 from tunnel_core.names import Target
@@ -143,4 +144,4 @@ class AgentConfig:
     @classmethod
     def defaults(cls, raw: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
         """The bundle beside the configuration file, probes on loopback."""
-        return {"bundle_file": "node.pem", "ops": {"listen": "127.0.0.1:7005"}}
+        return {"bundle_file": "node.pem", "ops": {"listen": OPS_LISTEN}}

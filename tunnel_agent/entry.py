@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tunnel_agent.defaults import OPS_LISTEN
 from tunnel_core.first_moment import maybe_health, obey_sigterm, prepare_process
-
-OPS_LISTEN = "127.0.0.1:7005"
 
 
 def entry_point() -> None:

@@ -51,7 +51,7 @@ from tunnel_server.figures import take_snapshot
 from tunnel_server.followers import Followers
 from tunnel_server.front import Front, Identify, by_certificate, by_file_mode, by_peer
 from tunnel_server.handshake import TlsContexts, over_tls
-from tunnel_server.keeping import how_it_started, keep_store
+from tunnel_server.keeping import how_it_started
 from tunnel_server.nodes import Nodes
 from tunnel_server.open_listeners import HTTPS, OpenListeners
 from tunnel_server.opening import Opener
@@ -60,6 +60,7 @@ from tunnel_server.reach import bound_addresses, worth_telling
 from tunnel_server.records import Records
 from tunnel_server.refusals import Refusals, about
 from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.running_store import keep_store
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.standing import Ended, Standing
 from tunnel_server.store.audit import AuditLine

@@ -30,6 +30,7 @@ from tunnel_core.settings import (
     UserId,
     UserName,
 )
+from tunnel_server.defaults import OPS_LISTEN
 
 if TYPE_CHECKING:
     from tunnel_core.config import Source
@@ -286,7 +287,7 @@ class ServerConfig:
                 "trust_file": f"{data_dir}/trust.pem",
             },
             "admin": {"socket": f"{data_dir}/admin.sock"},
-            "ops": {"listen": "127.0.0.1:7004"},
+            "ops": {"listen": OPS_LISTEN},
             "audit": {"file": f"{data_dir}/audit.jsonl"},
         }
 

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 from tunnel_core.first_moment import maybe_health, obey_sigterm, prepare_process
-
-OPS_LISTEN = "127.0.0.1:7004"
+from tunnel_server.defaults import OPS_LISTEN
 
 
 def entry_point() -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason
 from tunnel_core.tally import Tally
 
@@ -129,3 +130,16 @@ class Events:
         if last_id > self._last_id or last_id < self._forgotten_id:
             return True
         return last_id < self._before_run and all(event.id != last_id for event in self._kept)
+
+
+def event_as_json(event: NodeEvent) -> dict[str, object]:
+    """Return an event as answers of the API list it."""
+    return {
+        "id": event.id,
+        "at": as_iso(event.at, "milliseconds"),
+        "kind": event.kind.value,
+        "node": event.node,
+        "session": event.session_id,
+        "reason": event.reason.word if event.reason else None,
+        "detail": event.detail,
+    }

@@ -1,13 +1,9 @@
-"""What one node may make the server do and write in a while. No I/O, no clock.
+"""How often one node may attach. No I/O, no clock.
 
-1. Attaches: each new session ends another one and leaves events, audit and log lines behind. So a node has a
-   few at once and then one every few seconds, and is refused before a session is made. Resumptions have a
-   budget of their own, larger than what an agent can use up on a link that fails all the time. Thus another
-   program with the same certificate cannot keep the agent from its session.
-2. Writes: events, lines of the audit and of the log, each kind by itself. What is beyond the budget is left
-   out and counted, and the next one that is written says how many were.
-
-The budget of events is larger than that of attaches: the start and the end of a session are never left out.
+Each new session ends another one and leaves events, audit and log lines behind. So a node has a few attaches
+at once and then one every few seconds, and is refused before a session is made. Resumptions have a budget of
+their own, larger than what an agent can use up on a link that fails all the time. Thus another program with
+the same certificate cannot keep the agent from its session.
 """
 
 from __future__ import annotations
@@ -21,10 +17,8 @@ from tunnel_server.enrolment.budgets import Budgets
 
 ATTACHES, ATTACH_SECONDS = 10, 5.0
 RESUMES, RESUME_SECONDS = 60, 1.0
-WRITES, WRITE_SECONDS = 60, 5.0
-AUDIT_LINES, AUDIT_SECONDS = 60, 60.0
 _MAX_KEYS = 50_000
-"""All kinds of writes of a full server; what is forgotten has its whole budget back."""
+"""The nodes of several full servers; what is forgotten has its whole budget back."""
 
 
 class AttachBudget:
@@ -47,21 +41,3 @@ class AttachBudget:
             )
             raise AttachRejected(Rejected(Reason.TOO_MANY_ATTACHES, detail, math.ceil(wait * 1000)))
         budgets.spend(node, now)
-
-
-class WriteBudget:
-    """What each node may cause to be written. ``every_seconds`` holds after ``burst`` at once."""
-
-    def __init__(self, burst: int = WRITES, every_seconds: float = WRITE_SECONDS) -> None:
-        self._budgets = Budgets(burst, every_seconds, _MAX_KEYS)
-        self._left_out: dict[str, int] = {}
-
-    def note(self, node: str, kind: str, now: float) -> int | None:
-        """None: leave it out. Else it may be written, and this many were left out before it."""
-        key = f"{kind} {node}"
-        if self._budgets.wait_seconds(key, now) > 0:
-            if key in self._left_out or len(self._left_out) < _MAX_KEYS:
-                self._left_out[key] = self._left_out.get(key, 0) + 1
-            return None
-        self._budgets.spend(key, now)
-        return self._left_out.pop(key, 0)

@@ -21,7 +21,8 @@ from tunnel_core.states import GONE, Loss, StateCategory
 from tunnel_core.steps import AttachRejected
 from tunnel_server.duplicates import RETRY_SECONDS, Duplicates
 from tunnel_server.events import Events, Kind
-from tunnel_server.node_budgets import AttachBudget, WriteBudget
+from tunnel_server.node_budgets import AttachBudget
+from tunnel_server.write_budget import WriteBudget
 
 if TYPE_CHECKING:
     from tunnel_core.frames import Hello

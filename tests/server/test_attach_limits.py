@@ -21,8 +21,9 @@ from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.steps import AttachRejected
 from tunnel_server.events import Kind as EventKind
-from tunnel_server.node_budgets import ATTACH_SECONDS, ATTACHES, RESUMES, WRITES
+from tunnel_server.node_budgets import ATTACH_SECONDS, ATTACHES, RESUMES
 from tunnel_server.store.revoked import Kind
+from tunnel_server.write_budget import WRITES
 
 LIMITS = Limits()
 MOST = LIMITS.max_attaches_per_identity

@@ -16,8 +16,8 @@ from tunnel_core.steps import AttachRejected
 from tunnel_server import nodes as nodes_module
 from tunnel_server.duplicates import MAX_NODES, REPLACED_SECONDS, Duplicates
 from tunnel_server.events import Kind
-from tunnel_server.node_budgets import WriteBudget
 from tunnel_server.nodes import Nodes
+from tunnel_server.write_budget import WriteBudget
 
 
 @dataclass

@@ -9,7 +9,7 @@ import click
 
 from tunnel_core import paths
 from tunnel_core.health import Door, Unhealthy, report
-from tunnel_server.entry import OPS_LISTEN
+from tunnel_server.defaults import OPS_LISTEN
 
 
 @click.command("health")

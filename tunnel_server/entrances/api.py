@@ -26,6 +26,7 @@ from tunnel_server.entrances.api_lists import (
     parse_page,
 )
 from tunnel_server.entrances.api_status import NODE_PATH, STATUS_PATH
+from tunnel_server.events import event_as_json
 from tunnel_server.followers import Followers
 from tunnel_server.nodes import Node, Nodes
 from tunnel_server.server_facts import ServerFacts
@@ -124,7 +125,7 @@ class ApiEntrance:
         return {
             "node": {**self._node(node), "certificate": certificate},
             "streams": [self._stream((node, stream)) for stream in streams],
-            "events": [api_events.event_as_json(event) for event in events],
+            "events": [event_as_json(event) for event in events],
         }
 
     def _node(self, node: Node) -> Json:

@@ -15,9 +15,8 @@ from urllib.parse import parse_qsl
 
 import trio
 
-from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.events import Events, NodeEvent
+from tunnel_server.events import Events, NodeEvent, event_as_json
 from tunnel_server.followers import Followers
 from tunnel_server.nodes import Nodes
 
@@ -100,16 +99,3 @@ def answer(events: Events, question: Question) -> dict[str, Any]:
 def _last(events: Events, found: list[NodeEvent], *, is_first_look: bool) -> int:
     """From where to go on: the end of the ring, unless more stands behind what was given."""
     return events.last_id if is_first_look or len(found) < MAX_LISTED else found[-1].id
-
-
-def event_as_json(event: NodeEvent) -> dict[str, object]:
-    """An event as lists have it."""
-    return {
-        "id": event.id,
-        "at": as_iso(event.at, "milliseconds"),
-        "kind": event.kind.value,
-        "node": event.node,
-        "session": event.session_id,
-        "reason": event.reason.word if event.reason else None,
-        "detail": event.detail,
-    }
