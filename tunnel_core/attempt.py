@@ -24,7 +24,7 @@ from tunnel_core.steps import AgentSteps, ServerSteps
 if TYPE_CHECKING:
     from tunnel_core.link import Link
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tunnel_core.attempt")
 
 _FAREWELL_SECONDS = 1.0
 """How long a rejection may take to leave."""

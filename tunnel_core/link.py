@@ -36,7 +36,7 @@ from tunnel_core.session import Session, UseRejected
 from tunnel_core.states import LinkEvent, Loss
 from tunnel_core.stream import Stream
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tunnel_core.link")
 
 _FAR_SECONDS = 5.0
 _PASSES = 20  # a second
