@@ -409,8 +409,9 @@ def test_it_imports_neither_grpc_nor_what_only_linux_has() -> None:
     code = (
         "import sys, tunnel_client.main as m; import click; c = click.Context(m.main);"
         "[m.main.get_command(c, n) for n in m.main.list_commands(c)];"
-        "print([n for n in ('grpc', 'tunnel_core.bridge', 'cryptography', 'tunnel_server', 'tunnel_agent')"
-        " if n in sys.modules])"
+        "print([n for n in ("
+        "'grpc', 'tunnel_core.bridge', 'cryptography', 'tunnel_server', 'tunnel_agent'"
+        ") if n in sys.modules])"
     )
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]

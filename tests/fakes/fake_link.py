@@ -17,7 +17,7 @@ from tunnel_core.stream import StreamReset
 
 
 class FakeStream(trio.abc.HalfCloseableStream):
-    """The server's end of a stream: what entrances may use of ``tunnel_core.stream.Stream``."""
+    """The server's end of a stream: what entrances may use of a ``Stream``."""
 
     def __init__(
         self, number: int, target: str, user: str, entrance: str, on_opened: Callable[[], None]

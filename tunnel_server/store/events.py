@@ -1,4 +1,4 @@
-"""What befell the nodes, kept beyond a restart; ``tunnel_server.events`` is the live view, in memory."""
+"""Events of nodes that outlive a restart of the server. ``tunnel_server.events`` has the newest in memory."""
 
 from __future__ import annotations
 
