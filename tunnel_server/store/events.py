@@ -1,4 +1,7 @@
-"""Events of nodes that outlive a restart of the server. ``tunnel_server.events`` has the newest in memory."""
+"""Events of nodes that outlive a restart of the server.
+
+``tunnel_server.events`` has the newest of them in memory.
+"""
 
 from __future__ import annotations
 
