@@ -142,8 +142,9 @@ async def test_what_a_user_sent_before_leaving_is_delivered(
 
     In real time, because the kernel's acknowledgements are.
     """
-    for name in ("half_closed.LOOK_SECONDS", "relay.LOOK_SECONDS", "relay._FAREWELL_SECONDS"):
-        monkeypatch.setattr(f"tunnel_core.{name}", 0.02)
+    monkeypatch.setattr("tunnel_core.half_closed.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("tunnel_core.relay.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("tunnel_core.relay._FAREWELL_SECONDS", 0.02)
     user, entrance = user_ends
     dialled, target = tcp_pair()
     target.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * KIB)

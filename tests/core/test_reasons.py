@@ -60,7 +60,8 @@ def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> Non
     """Where the agent serves streams, and where either end breaks one."""
     root = Path(__file__).parents[2]
     sources = [
-        *(root / "tunnel_agent" / f"{name}.py" for name in ("serve", "dial", "targets", "tls", "resolver")),
+        *(root / "tunnel_agent" / f"{name}.py" for name in ("serve", "dial", "happy_eyeballs", "tls")),
+        *(root / "tunnel_agent" / f"{name}.py" for name in ("targets", "target_lookups", "resolver")),
         *(
             root / "tunnel_core" / f"{name}.py"
             for name in ("mux", "mux_stream", "stream", "halves", "pressure")
