@@ -23,7 +23,7 @@ PACKAGES = {
 
 BEHIND_ONE_MODULE = {
     "asyncio": {"tunnel_core.bridge", "tunnel_core.grpc_call", "tunnel_core.grpc_carrier"},
-    "grpc": {"tunnel_core.grpc_call"},
+    "grpc": {"tunnel_core.grpc_runtime"},
     "google": {"tunnel_core.pb.tunnel_pb2"},
     "cryptography": {"certs.x509", "certs.signing", "certs.requests", "certs.pkcs7"},
     "prometheus_client": {"tunnel_core.metrics"},

@@ -1,4 +1,4 @@
-"""A carrier that is a gRPC call of the agent. Alone imports grpc; the server needs none (``http2_carrier``).
+"""A carrier that is a gRPC call of the agent. The server needs no library of gRPC: see ``http2_carrier``.
 
 Theory of operation
 1. One call, ``Attach``, moves packets as raw bytes: gRPC swallows what a serializer raises, and a
@@ -17,7 +17,7 @@ Theory of operation
 5. Dead connections: ``keepalive_timeout_ms`` becomes TCP_USER_TIMEOUT, so that the kernel drops what
    was not confirmed for so long; each dial has one of its own, by which its socket is found again. The
    keepalive pings themselves are put off for ever: liveness is the session's business, end to end.
-6. An abandoned connection is severed (``sever.py``): gRPC itself would keep it until its queue is empty,
+6. An abandoned connection is severed (``own_sockets``): gRPC itself would keep it until its queue is empty,
    which a dead path never lets it be.
 
 Not done here: deciding who may attach, reconnecting, pings. Nothing is read into a call's status.
@@ -26,33 +26,15 @@ Not done here: deciding who may attach, reconnecting, pings. Nothing is read int
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
-
-# gRPC writes lines of its own to stderr, one for each connection that fails its handshake: anybody
-# could fill the log with them. Read when the library is loaded; an operator's own value stays.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-# Its own poller (iomgr) instead of the event engine: that one hands each read from thread to thread, which
-# costs an eighth of the CPU of an echo and a third of an idle session's. A gRPC that has lost the switch
-# ignores it.
-os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
-# Who dials has decided about the proxy. gRPC would still bypass it for what no_proxy names, unless
-# this variable, which it looks at first, is there.
-os.environ["no_grpc_proxy"] = ""  # noqa: SIM112 - gRPC knows the lower case only
-
-import grpc
-import grpc.aio
 
 from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import TOO_EARLY, Carrier, CarrierPort, Peer
 from tunnel_core.codec import decode_packet
+from tunnel_core.grpc_runtime import aio
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.own_sockets import has_lost_its_address, hold_back
-
-# grpcio has no types, and those that others publish differ from it.
-aio: Any = grpc.aio
-core: Any = grpc
 
 SERVICE, METHOD = "qanat.v1.Tunnel", "Attach"
 Options: TypeAlias = list[tuple[str, int | str]]

@@ -16,14 +16,13 @@ from tunnel_core.grpc_call import (
     SERVICE,
     CallCarrier,
     Options,
-    aio,
     common_options,
-    core,
     why,
 )
+from tunnel_core.grpc_runtime import aio, core
 from tunnel_core.limits import Limits
 from tunnel_core.names import split_host_port
-from tunnel_core.sever import sever_dialled
+from tunnel_core.own_sockets import sever_dialled
 
 _TIMED_OUT = 0.95
 """A failure after this part of the time is taken for gRPC's own time-out, which has no code of its own."""

@@ -18,7 +18,8 @@ from typing import Any
 from certs.bundle import Bundle, read_bundle
 from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.frames import Frame, Hello, Open, Opened, Packet, Ping, Rejected, Use, Welcome
-from tunnel_core.grpc_call import METHOD, SERVICE, aio, core
+from tunnel_core.grpc_call import METHOD, SERVICE
+from tunnel_core.grpc_runtime import aio, core
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.steps import VERSION
 
