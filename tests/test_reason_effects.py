@@ -60,16 +60,17 @@ dial_timeout            504  1  warning  -        new_session
 dial_failed             502  1  warning  -        new_session
 target_protocol         502  1  warning  -        new_session
 target_timeout          504  1  warning  -        new_session
-too_many_connections    503  1  warning  -        new_session
-too_many_from_source    429  1  warning  -        new_session
-too_many_streams        503  1  warning  -        new_session
+too_many_connections    503  1  warning  -        same_session
+too_many_from_source    429  1  warning  -        same_session
+too_many_streams        503  1  warning  -        same_session
 too_many_sessions       503  1  warning  -        same_session
-no_descriptors          503  1  warning  -        new_session
-stalled_under_pressure  503  1  warning  -        new_session
-open_flood              429  1  warning  -        new_session
+no_descriptors          503  1  warning  -        same_session
+stalled_under_pressure  503  1  warning  -        same_session
+open_flood              429  1  warning  -        same_session
 open_timeout            504  1  warning  -        new_session
-send_memory_full        503  1  warning  -        new_session
-too_many_of_user        429  1  warning  -        new_session
+send_memory_full        503  1  warning  -        same_session
+frame_flood             429  1  warning  -        new_session
+too_many_of_user        429  1  warning  -        same_session
 bad_csr                 400  1  warning  -        new_session
 weak_key                400  1  warning  -        new_session
 csr_name_mismatch       403  3  warning  -        new_session
@@ -80,8 +81,8 @@ token_revoked           403  3  warning  -        new_session
 token_name_mismatch     403  3  warning  -        new_session
 token_replayed          403  3  warning  -        new_session
 revoked                 403  3  warning  audited  after_repair
-too_many_enrolments     503  1  warning  -        new_session
-too_many_guesses        429  1  warning  -        new_session
+too_many_enrolments     503  1  warning  -        same_session
+too_many_guesses        429  1  warning  -        same_session
 certificate_expired     403  3  warning  audited  after_repair
 root_retired            403  3  warning  audited  after_repair
 session_lost            502  4  warning  -        new_session
@@ -96,7 +97,7 @@ unknown_session         404  1  warning  -        new_session
 peer_stalled            504  1  warning  -        new_session
 grace_expired           504  1  warning  -        new_session
 agent_restarted         502  1  warning  -        new_session
-session_mismatch        403  1  warning  audited  new_session
+session_mismatch        403  3  warning  audited  new_session
 duplicate_node          409  1  warning  -        new_session
 too_many_attaches       429  1  warning  -        same_session
 malformed_packet        400  1  warning  -        new_session
@@ -110,11 +111,11 @@ data_gap                400  1  warning  -        new_session
 stream_never_opened     400  1  warning  -        new_session
 number_out_of_range     400  1  warning  -        new_session
 tls_too_old             400  1  warning  -        new_session
-store_full              507  1  warning  -        new_session
-store_failed            503  1  warning  -        new_session
-audit_failed            503  1  warning  -        new_session
+store_full              507  1  warning  -        same_session
+store_failed            503  1  warning  -        same_session
+audit_failed            503  1  warning  -        same_session
 rotation_refused        409  3  warning  -        new_session
-authority_unusable      503  1  warning  -        new_session
+authority_unusable      503  1  warning  -        same_session
 internal_error          500  1  warning  -        same_session
 """
 FACTS = StreamFacts("1", "kim", "edge1", "localhost:22", "connect")

@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import time
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,12 +20,11 @@ from typing import Any, TextIO
 from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
 from tunnel_core.queued_output import QueuedOutput
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import Category, Reason, Refused
 from tunnel_core.settings import Log, LogFormat, LogLevel, StreamLog, entrance_label
 from tunnel_core.terminal import takes_colours
 
 _FIELDS = "fields"
-_FAULTLESS = frozenset({Reason.DONE, Reason.USER_LEFT, Reason.TARGET_RESET, Reason.IDLE_TIMEOUT})
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@\[\]{}%+,*-]+")
 _MOST_CHARACTERS = 300
 """Of a text that strangers sent, in a line about a refusal; the longest valid name has 259."""
@@ -216,7 +216,7 @@ def stream_closed(
         return
     log_event(
         _streams,
-        logging.INFO if reason in _FAULTLESS else logging.WARNING,
+        _level_of(reason),
         "stream closed",
         **facts.fields(),
         reason=reason,
@@ -252,7 +252,29 @@ class RefusedStreamLines:
 
 
 def _is_wanted(wanted: StreamLog, reason: Reason) -> bool:
-    return wanted is StreamLog.ALL or (wanted is StreamLog.ERRORS and reason not in _FAULTLESS)
+    return wanted is StreamLog.ALL or (wanted is StreamLog.ERRORS and _level_of(reason) > logging.INFO)
+
+
+def _level_of(reason: Reason) -> int:
+    match reason.category:
+        case Category.NORMAL:
+            return logging.INFO
+        case (
+            Category.MISUSE
+            | Category.IDENTITY
+            | Category.POLICY
+            | Category.PERMANENT
+            | Category.ABSENT
+            | Category.TARGET
+            | Category.LIMIT
+            | Category.TEMPORARY
+            | Category.SESSION_OVER
+            | Category.PEER_FAULT
+            | Category.INTERNAL
+        ):
+            return logging.WARNING
+        case _ as never:
+            typing.assert_never(never)
 
 
 class LineLimiter:

@@ -29,7 +29,7 @@ from tunnel_core.link import Link
 from tunnel_core.logs import LineLimiter, log_event
 from tunnel_core.names import node_alias
 from tunnel_core.profiles import profile_of
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AttachRejected, ServerSteps
 from tunnel_server.announced import checked_hello
@@ -45,7 +45,6 @@ ENTRANCE = "agents"
 _RETRY_MS = 5000
 _SHUT_OUT_RETRY_MS = 300_000
 """For those whom only a person lets in again."""
-_SHUT_OUT = {Reason.REVOKED, Reason.CERTIFICATE_EXPIRED, Reason.ROOT_RETIRED}
 _FAREWELL_SECONDS = 2.5
 """For all agents together to hear that we stop; a link gives its own up within two seconds."""
 
@@ -368,7 +367,7 @@ class Attachments:
 
 
 def _retry_ms(refused: Refused) -> int:
-    return _SHUT_OUT_RETRY_MS if refused.reason in _SHUT_OUT else _RETRY_MS
+    return _SHUT_OUT_RETRY_MS if refused.reason.retry is Retry.AFTER_REPAIR else _RETRY_MS
 
 
 def _named(refused: Refused, proven: Proven | None) -> Refused:
