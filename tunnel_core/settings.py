@@ -27,9 +27,9 @@ from tunnel_core.names import (
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Seconds = NewType("Seconds", float)
+"""A duration above zero and at most a year."""
 SecondsOrNone = NewType("SecondsOrNone", float)
-"""0 means: not at all."""
-"""A duration above zero and below a year."""
+"""The same, or 0, which means: not at all."""
 Count = NewType("Count", int)
 """A whole number from 1."""
 UserId = NewType("UserId", int)

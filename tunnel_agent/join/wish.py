@@ -38,7 +38,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where a node's files are, or will be. ``names_bundle``: whether the configuration says where."""
+    """The paths of a node's configuration and bundle. The files may not exist yet."""
 
     config: Path
     bundle: Path
