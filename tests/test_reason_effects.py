@@ -23,7 +23,7 @@ from tunnel_core.attempt import Attempt
 from tunnel_core.command_line import exit_code_of
 from tunnel_core.counters import Counters
 from tunnel_core.limits import Limits
-from tunnel_core.logs import RefusedStreamLines, StreamFacts, stream_closed
+from tunnel_core.logs import RefusalLines, StreamFacts, stream_closed
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log, StreamLog
 from tunnel_core.steps import AgentSteps, AttachRejected
@@ -164,7 +164,7 @@ def test_what_is_no_error_has_no_line_where_errors_are_wanted(
     caplog.set_level(logging.DEBUG, "qanat.streams")
     errors = Log(streams=StreamLog.ERRORS)
     stream_closed(errors, FACTS, reason, seconds=1, bytes_to_target=0, bytes_to_user=0)
-    RefusedStreamLines(errors).refused(FACTS, Refused(reason), now=0.0)
+    RefusalLines(errors).stream_refused(FACTS, Refused(reason), now=0.0)
     assert len(caplog.records) == (0 if EFFECTS[reason.word].level == "info" else 2)
 
 

@@ -10,7 +10,7 @@ import trio
 from tunnel_agent.dial import Dialled, Dialler
 from tunnel_core.counters import Counters
 from tunnel_core.http import Handler, serve_http
-from tunnel_core.logs import RefusedStreamLines, StreamFacts, stream_closed, stream_opened
+from tunnel_core.logs import RefusalLines, StreamFacts, stream_closed, stream_opened
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.relay import RelayResult, abort, relay
@@ -48,7 +48,7 @@ class Serving:
         self._nursery = nursery
         self._dialler = dialler
         self._log = log
-        self._refusals = RefusedStreamLines(log, longest_seconds=_LINE_SECONDS)
+        self._refusals = RefusalLines(log, longest_seconds=_LINE_SECONDS)
         self._counters = counters
         self._built_in = built_in
         self._half_closed_seconds = half_closed_seconds
@@ -96,7 +96,7 @@ class Serving:
         self._counters.dialled(stream.entrance, trio.current_time() - start)
         if isinstance(outcome, Refused):
             self._refuse(stream, outcome)
-            self._refusals.refused(facts, outcome, now=trio.current_time())
+            self._refusals.stream_refused(facts, outcome, now=trio.current_time())
             return
         self._open(stream, facts, outcome.address)
         result = await relay(

@@ -25,8 +25,9 @@ from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
+from tunnel_core.line_limiter import LineLimiter
 from tunnel_core.link import Link
-from tunnel_core.logs import LineLimiter, log_event
+from tunnel_core.logs import log_event
 from tunnel_core.names import node_alias
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused, Retry
@@ -276,7 +277,7 @@ class Attachments:
 
     def _log_of_node(self, node: str, kind: str, level: int, sentence: str, /, **fields: object) -> None:
         """Log what a node has caused, unless it has used up its budget of lines of this kind."""
-        left_out = self._nodes.writes.note(node, f"line {kind}", trio.current_time())
+        left_out = self._nodes.writes.note((node, f"line {kind}"), trio.current_time())
         if left_out is not None:
             log_event(_log, level, sentence, **fields, left_out=left_out or None)
 

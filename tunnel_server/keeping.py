@@ -25,7 +25,7 @@ from tunnel_core.humanize import as_moment
 from tunnel_core.reasons import Reason
 from tunnel_server.config import ServerConfig
 from tunnel_server.events import MAX_EVENTS, Events, Kind, NodeEvent
-from tunnel_server.node_budgets import AUDIT_LINES, AUDIT_SECONDS, WriteBudget
+from tunnel_server.node_budgets import audit_budget
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import AuditLine
@@ -80,7 +80,7 @@ class EventKeeper:
         self._events = events
         self._refusals = refusals
         self._store = store
-        self._audit_lines = WriteBudget(AUDIT_LINES, AUDIT_SECONDS)
+        self._audit_lines = audit_budget()
         self._last = events.last_id
         self._see_at = trio.current_time() + SEE_EVERY_SECONDS
 
@@ -115,7 +115,7 @@ class EventKeeper:
                     self._audit(event)
 
     def _audit(self, event: NodeEvent) -> None:
-        left_out = self._audit_lines.note(event.node, event.kind.value, trio.current_time())
+        left_out = self._audit_lines.note((event.node, event.kind.value), trio.current_time())
         if left_out is not None:
             self._store.note_nowait(_line(event, left_out))
 
