@@ -15,6 +15,9 @@ from datetime import UTC, datetime, timedelta
 BACK_DATED = timedelta(hours=1)
 """Edge clocks run late; a certificate must hold for a node whose clock is behind the server's."""
 _RENEWED_AT, _SPREAD = 2 / 3, 1 / 15
+_LATE_AT = 4 / 5
+"""Of a certificate's life. Programs renew theirs at two thirds, so then something is wrong; a person, whose
+certificate nobody renews, is reminded."""
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 _TIME = re.compile(r"([0-9]{4})" + r"([0-9]{2})" * 5 + "Z")
 _SEQUENCE, _INTEGER, _VERSION = 0x30, 0x02, 0xA0
@@ -45,6 +48,11 @@ class Life:
     def seconds(self) -> float:
         """How long it was meant to hold."""
         return (self.ends - self.issued).total_seconds()
+
+
+def is_late(begins: datetime, ends: datetime, now: datetime) -> bool:
+    """Whether a certificate of this life should have been renewed by now."""
+    return now >= begins + (ends - begins) * _LATE_AT
 
 
 def life_of(chain_pem: bytes) -> Life:

@@ -47,10 +47,9 @@ DECISIONS = [
     ),
     *("tunnel_core." + name for name in ("effective", "toml_lines", "http2_budget", "http2_call")),
     *("tunnel_core." + name for name in ("effective", "toml_lines", "sources", "ops_places", "tally")),
-    *(
-        "tunnel_core." + name
-        for name in ("flight", "delivery", "growth", "pacing", "rivals", "confirming", "version")
-    ),
+    "tunnel_core.line_limiter",
+    "tunnel_core.version",
+    *("tunnel_core." + name for name in ("flight", "delivery", "growth", "pacing", "rivals", "confirming")),
     "tunnel_core.service.unit",
     *("tunnel_server." + name for name in ("routing", "nodes", "heads", "policy", "admission", "config")),
     *(

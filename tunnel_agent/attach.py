@@ -30,7 +30,7 @@ from tunnel_agent.findings import REJOIN
 from tunnel_agent.state import AgentState, AttachedLink
 from tunnel_core.counters import Counters
 from tunnel_core.logs import log_event
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.steps import AttachRejected
 
 _log = logging.getLogger("qanat.attach")
@@ -41,7 +41,6 @@ _FIRST_WAIT_SECONDS = 1.0
 _MAX_OBEYED_SECONDS = 600.0
 _TAKEN_OVER_SHARE = 3
 HOPELESS_SECONDS = 300.0
-_HOPELESS = (Reason.REVOKED, Reason.CERTIFICATE_EXPIRED, Reason.ROOT_RETIRED)
 _HINT = "qanat-agent check shows which step fails"
 """For whoever installs a node; one that was attached before has another kind of trouble."""
 
@@ -129,7 +128,7 @@ class Attacher:
                 continue
             finally:
                 self._state.detached()
-            if ended in _HOPELESS:
+            if ended.retry is Retry.AFTER_REPAIR:
                 raise AttachFailed(HOPELESS_SECONDS)
             if age >= YOUNG_SECONDS and ended is not Reason.TAKEN_OVER:
                 return ended
@@ -141,9 +140,9 @@ class Attacher:
         sentence, for_good = self._obstacle()
         what = f"cannot attach to {server}: {error.detail}"
         reason = Reason.CERTIFICATE_EXPIRED if for_good else error.reason
-        if error.reason in _HOPELESS and not sentence:
+        if error.reason.retry is Retry.AFTER_REPAIR and not sentence:
             sentence = REJOIN
-        if for_good or error.reason in _HOPELESS:
+        if for_good or error.reason.retry is Retry.AFTER_REPAIR:
             seconds = HOPELESS_SECONDS * random.uniform(1, 1.1)  # noqa: S311 - spreads load
             text = f"{what}; {sentence}; next attempt in {seconds:.0f} s"
             self._state.trouble(text)
@@ -168,7 +167,7 @@ class Attacher:
             what += (
                 f"; another agent runs as {node}: give each machine and each container a bundle of its own"
             )
-        elif reason in _HOPELESS:
+        elif reason.retry is Retry.AFTER_REPAIR:
             what += f"; {REJOIN}; next attempt in {HOPELESS_SECONDS:.0f} s"
         self._trouble(what, reason)
         return reason, trio.current_time() - start

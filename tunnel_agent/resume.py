@@ -18,22 +18,12 @@ from tunnel_core.attempt import Attempt
 from tunnel_core.attempts import Abandon, Action, Attempts, Carried, Start
 from tunnel_core.link import Link
 from tunnel_core.logs import log_event
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.states import LinkEvent
 
 _log = logging.getLogger("qanat.attach")
 
 _LINGER_SECONDS = 2.0
-_TRY_AGAIN = {
-    Reason.CARRIER_LOST,
-    Reason.ATTACH_TIMEOUT,
-    Reason.STALE_ATTEMPT,
-    Reason.TOO_MANY_SESSIONS,
-    Reason.TOO_MANY_ATTACHES,
-    Reason.SERVER_STOPPING,
-    Reason.INTERNAL_ERROR,
-}
-"""Failures of one attempt. Any other refusal says that this session will never be resumed."""
 
 
 class Attach(Protocol):
@@ -218,7 +208,7 @@ class Resumer:
         self._left = old
 
     def _note_failure(self, refused: Refused) -> None:
-        if refused.reason in _TRY_AGAIN:
+        if refused.reason.retry is Retry.SAME_SESSION:
             log_event(_log, logging.INFO, f"not resumed yet: {refused.detail}", reason=refused.reason)
         else:
             self._link.end(refused.reason, refused.detail)

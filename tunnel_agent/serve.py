@@ -10,7 +10,7 @@ import trio
 from tunnel_agent.dial import Dialled, Dialler
 from tunnel_core.counters import Counters
 from tunnel_core.http import Handler, serve_http
-from tunnel_core.logs import RefusedStreamLines, StreamFacts, stream_closed, stream_opened
+from tunnel_core.logs import RefusalLines, StreamFacts, stream_closed, stream_opened
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.relay import RelayResult, abort, relay
@@ -18,9 +18,10 @@ from tunnel_core.settings import Log
 from tunnel_core.stream import Stream
 
 _log = logging.getLogger("qanat.streams")
-_PARSED_HERE = "web"
-"""The entrance whose server end reads HTTP and so needs https targets without their TLS. Everywhere
-else the TLS is the user's own, and ending it here would break what he verifies."""
+_OLD_LABEL = "web"
+"""Servers of version 0.1.0 and before do not send ``target_tls``; the only streams that need it come from the
+entrance of this name. Version 0.3.0 removes this constant and its use: agents understand the label for two
+versions more."""
 
 _LINE_SECONDS = 60.0
 """Between two lines about refusals of one kind, in the end: a server may ask for what is refused for days."""
@@ -47,7 +48,7 @@ class Serving:
         self._nursery = nursery
         self._dialler = dialler
         self._log = log
-        self._refusals = RefusedStreamLines(log, longest_seconds=_LINE_SECONDS)
+        self._refusals = RefusalLines(log, longest_seconds=_LINE_SECONDS)
         self._counters = counters
         self._built_in = built_in
         self._half_closed_seconds = half_closed_seconds
@@ -95,7 +96,7 @@ class Serving:
         self._counters.dialled(stream.entrance, trio.current_time() - start)
         if isinstance(outcome, Refused):
             self._refuse(stream, outcome)
-            self._refusals.refused(facts, outcome, now=trio.current_time())
+            self._refusals.stream_refused(facts, outcome, now=trio.current_time())
             return
         self._open(stream, facts, outcome.address)
         result = await relay(
@@ -139,7 +140,7 @@ class Serving:
             return None
         try:
             target = Target.parse(stream.target)
-            return self._dialler.dial_nowait(target, tls=stream.entrance == _PARSED_HERE)
+            return self._dialler.dial_nowait(target, tls=_wants_tls(stream))
         except Refused as refused:
             return refused
         except ValueError as error:
@@ -148,13 +149,21 @@ class Serving:
     async def _dial(self, stream: Stream) -> Dialled | Refused:
         try:
             target = Target.parse(stream.target)
-            return await self._dialler.dial(target, tls=stream.entrance == _PARSED_HERE, user=stream.user)
+            return await self._dialler.dial(target, tls=_wants_tls(stream), user=stream.user)
         except Refused as refused:
             return refused
 
     def _facts(self, stream: Stream) -> StreamFacts:
         node = self._dialler.policy.node
         return StreamFacts(stream.id, stream.user, node, stream.target, stream.entrance)
+
+
+def _wants_tls(stream: Stream) -> bool:
+    """Whether the agent speaks TLS to an https service for this stream.
+
+    Elsewhere the TLS is the user's own, and to end it here would break what the user verifies.
+    """
+    return stream.target_tls or stream.entrance == _OLD_LABEL
 
 
 def _discard(outcome: Dialled | Refused | None) -> None:

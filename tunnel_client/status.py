@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from certs.life import Life
+from certs.life import Life, is_late
 from tunnel_client import words
 from tunnel_client.node_facts import Item, category_of, items_of, state_of, text_of
 from tunnel_core.command_line import printable
@@ -20,8 +20,6 @@ from tunnel_core.humanize import as_iso, as_minute, minute_of, moment_of, parse_
 from tunnel_core.states import GONE, StateCategory
 from tunnel_core.tables import facts_of, flowed
 
-_RENEWED_BY = 4 / 5
-"""Of a certificate's life. Programs renew theirs at two thirds; a person is reminded at four fifths."""
 _MAX_WARNINGS = 20
 
 
@@ -71,7 +69,7 @@ def page_of(status: Item, own: Own | None, client_version: str, now: datetime) -
 
 def _of_own(own: Own, now: datetime) -> Iterator[dict[str, str]]:
     life = own.life
-    if now < life.issued + (life.ends - life.issued) * _RENEWED_BY:
+    if not is_late(life.issued, life.ends, now):
         return
     verb = "ended" if now >= life.ends else "ends"
     detail = f"your certificate ({own.name}) {verb} at {as_minute(life.ends)}"

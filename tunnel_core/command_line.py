@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import threading
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -18,7 +19,7 @@ import click
 
 from tunnel_core.first_moment import settle_output
 from tunnel_core.paths import rights_hint
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import Category, Reason, Refused
 
 
 class ExitCode(enum.IntEnum):
@@ -38,37 +39,27 @@ class ExitCode(enum.IntEnum):
     """Ctrl-C, as a shell reports a program that it ended."""
 
 
-_BY_POLICY = frozenset(
-    {
-        Reason.UNAUTHENTICATED,
-        Reason.WRONG_ROLE,
-        Reason.WRONG_TRUST_DOMAIN,
-        Reason.SOURCE_NOT_ALLOWED,
-        Reason.TARGET_NOT_ALLOWED,
-        Reason.CSR_NAME_MISMATCH,
-        Reason.ROTATION_REFUSED,
-        Reason.TOKEN_WRONG,
-        Reason.TOKEN_EXPIRED,
-        Reason.TOKEN_USED_UP,
-        Reason.TOKEN_REVOKED,
-        Reason.TOKEN_NAME_MISMATCH,
-        Reason.TOKEN_REPLAYED,
-        Reason.REVOKED,
-        Reason.CERTIFICATE_EXPIRED,
-        Reason.ROOT_RETIRED,
-    }
-)
-_ABSENT = frozenset({Reason.NODE_NOT_ATTACHED, Reason.UNKNOWN_NODE, Reason.SESSION_LOST})
-_MISUSE = frozenset({Reason.BAD_REQUEST, Reason.AMBIGUOUS_NAME})
-
-
 def exit_code_of(reason: Reason) -> ExitCode:
     """The exit status of a command that was refused for this reason."""
-    if reason in _BY_POLICY:
-        return ExitCode.REFUSED
-    if reason in _ABSENT:
-        return ExitCode.NOT_ATTACHED
-    return ExitCode.USAGE if reason in _MISUSE else ExitCode.FAILED
+    match reason.category:
+        case Category.IDENTITY | Category.POLICY | Category.PERMANENT:
+            return ExitCode.REFUSED
+        case Category.ABSENT:
+            return ExitCode.NOT_ATTACHED
+        case Category.MISUSE:
+            return ExitCode.USAGE
+        case (
+            Category.NORMAL
+            | Category.TARGET
+            | Category.LIMIT
+            | Category.TEMPORARY
+            | Category.SESSION_OVER
+            | Category.PEER_FAULT
+            | Category.INTERNAL
+        ):
+            return ExitCode.FAILED
+        case _ as never:
+            typing.assert_never(never)
 
 
 class CommandError(click.ClickException):

@@ -132,6 +132,11 @@ def _plain(value: object, hint: Any) -> object:
             return str(value)
 
 
+def as_json(settings: Sequence[Setting], file: Path) -> dict[str, object]:
+    """The same as ``as_toml`` for scripts."""
+    return {"file": str(file), "settings": [setting.as_json() for setting in settings]}
+
+
 def as_toml(settings: Sequence[Setting], file: Path) -> str:
     """A file with the same meaning, in which a comment behind each key says where its value comes from."""
     tables: dict[str, list[Setting]] = {"": []}

@@ -123,6 +123,7 @@ class Open(NamedTuple):
     early_data: Payload = b""
     verb: str = ""  # reserved for policy: logs, exec, ...
     priority: int = 0
+    target_tls: bool = False  # whether the agent speaks TLS to a target that is an https service
 
 
 class Opened(NamedTuple):

@@ -420,11 +420,13 @@ class Link(LinkFacts):
         entrance: str,
         early_data: bytes = b"",
         verb: str = "",
+        target_tls: bool = False,
         on_opened: Callable[[], None] | None = None,
     ) -> Stream:
         """Server: opens a stream to ``target`` and returns before the dial. Raises ``Refused``.
 
         What is sent before ``wait_opened`` returns is early data: the agent writes it once it dialled.
+        ``target_tls``: the agent speaks TLS to a target that is an https service.
         ``on_opened`` is called when it did; an agent that gives no answer in time has the stream reset
         with ``OPEN_TIMEOUT``.
         """
@@ -434,7 +436,8 @@ class Link(LinkFacts):
         if self.draining or self._session.peer_draining:
             reason = Reason.SERVER_STOPPING if self.draining else Reason.AGENT_STOPPING
             raise Refused(reason, f"node {self.node} takes no new streams: {reason.meaning}")
-        mux_stream = self._mux.open(Open(0, str(target), user, entrance, 0, verb=verb), early_data)
+        request = Open(0, str(target), user, entrance, 0, verb=verb, target_tls=target_tls)
+        mux_stream = self._mux.open(request, early_data)
         stream = self._adopt(mux_stream)
         self._await_answer(stream, mux_stream, on_opened)
         return stream

@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import time
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,13 +19,13 @@ from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
+from tunnel_core.line_limiter import LineLimiter
 from tunnel_core.queued_output import QueuedOutput
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import Category, Reason, Refused
 from tunnel_core.settings import Log, LogFormat, LogLevel, StreamLog, entrance_label
 from tunnel_core.terminal import takes_colours
 
 _FIELDS = "fields"
-_FAULTLESS = frozenset({Reason.DONE, Reason.USER_LEFT, Reason.TARGET_RESET, Reason.IDLE_TIMEOUT})
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@\[\]{}%+,*-]+")
 _MOST_CHARACTERS = 300
 """Of a text that strangers sent, in a line about a refusal; the longest valid name has 259."""
@@ -216,7 +217,7 @@ def stream_closed(
         return
     log_event(
         _streams,
-        logging.INFO if reason in _FAULTLESS else logging.WARNING,
+        _level_of(reason),
         "stream closed",
         **facts.fields(),
         reason=reason,
@@ -227,76 +228,66 @@ def stream_closed(
     )
 
 
-class RefusedStreamLines:
-    """The lines of streams that were never opened: one a second for each entrance, node and reason.
+class RefusalLines:
+    """The lines of what was refused: at most one a second for each entrance, node and reason.
 
-    A program that tries again and again must not fill the disk. What is left out is counted in the next line.
-    ``longest_seconds``: see ``LineLimiter``.
+    A program that tries again and again, or a stranger, must not fill the disk. What is left out is counted
+    in the next line. ``log`` says which streams get lines; for ``longest_seconds`` see ``LineLimiter``.
+    ``now`` is in seconds of a steady clock.
     """
 
-    def __init__(self, log: Log, *, longest_seconds: float = 1.0) -> None:
-        self._log = log
+    def __init__(self, log: Log | None = None, *, longest_seconds: float = 1.0) -> None:
+        self._log = log or Log()
         self._limiter = LineLimiter(longest_seconds=longest_seconds)
 
-    def refused(self, facts: StreamFacts, refused: Refused, *, now: float) -> None:
-        """Logs the refusal, or counts it. ``now`` in steady seconds; ``facts.stream`` may be empty."""
+    def stream_refused(self, facts: StreamFacts, refused: Refused, *, now: float) -> None:
+        """Log that a stream was not opened, or count it. ``facts.stream`` may be empty."""
         if not _is_wanted(self._log.streams_of(facts.entrance), refused.reason):
             return
-        left_out = self._limiter.note((entrance_label(facts.entrance), facts.node, refused.reason), now)
+        sentence = "stream refused"
+        left_out = self._limiter.note(_kind_of(sentence, facts.entrance, facts.node, refused), now)
         if left_out is not None:
             fields = {key: text[:_MOST_CHARACTERS] for key, text in facts.fields().items()}
             more = {"reason": refused.reason, "detail": refused.detail[:_MOST_CHARACTERS]}
-            log_event(
-                _streams, logging.WARNING, "stream refused", **fields, **more, left_out=left_out or None
-            )
-
-
-def _is_wanted(wanted: StreamLog, reason: Reason) -> bool:
-    return wanted is StreamLog.ALL or (wanted is StreamLog.ERRORS and reason not in _FAULTLESS)
-
-
-class LineLimiter:
-    """At most one line a second for each key, counting what is left out. No clock of its own.
-
-    Keys are reasons, entrances and nodes, never addresses. Beyond ``most`` keys the oldest is forgotten.
-    The time between two lines of a key doubles up to ``longest_seconds`` while lines are left out.
-    """
-
-    def __init__(
-        self, interval_seconds: float = 1.0, *, most: int = 1000, longest_seconds: float = 0.0
-    ) -> None:
-        self._interval_seconds = interval_seconds
-        self._longest_seconds = max(interval_seconds, longest_seconds)
-        self._most = most
-        self._lines: dict[object, tuple[float, int, float]] = {}
-
-    def note(self, key: object, now: float) -> int | None:
-        """None to stay silent; else a line may be written, and this many were left out before it."""
-        last, left_out, interval = self._lines.get(key, (-float("inf"), 0, self._interval_seconds))
-        if now - last < interval:
-            self._lines[key] = (last, left_out + 1, interval)
-            return None
-        goes_on = left_out and now - last < 2 * interval
-        interval = min(2 * interval, self._longest_seconds) if goes_on else self._interval_seconds
-        self._lines.pop(key, None)  # so that those that were written last stand last
-        while len(self._lines) >= self._most:
-            del self._lines[next(iter(self._lines))]
-        self._lines[key] = (now, 0, interval)
-        return left_out
-
-
-class RefusalLines:
-    """The lines of refusals before a stream is asked for: strangers must not fill the disk."""
-
-    def __init__(self) -> None:
-        self._limiter = LineLimiter()
+            log_event(_streams, logging.WARNING, sentence, **fields, **more, left_out=left_out or None)
 
     def refused(self, entrance: str, source: str, refused: Refused, *, now: float, user: str = "") -> None:
-        """Logs the refusal, or counts it. ``now`` in seconds of any steady clock; ``user`` if he is known."""
+        """Log a refusal before a stream was asked for, or count it. ``user``: who asks, if that is known."""
         who = {"user": user} if user else refused.who
-        left_out = self._limiter.note((entrance, refused.reason, bool(who)), now)
+        sentence = "request refused" if who else "refused before authentication"
+        left_out = self._limiter.note(_kind_of(sentence, entrance, "", refused), now)
         if left_out is not None:
             fields = {"entrance": entrance, **who, "source": source, "reason": refused.reason}
             more = {"detail": refused.detail, "left_out": left_out or None}
-            sentence = "request refused" if who else "refused before authentication"
             log_event(_refusals, logging.WARNING, sentence, **fields, **more)
+
+
+def _kind_of(sentence: str, entrance: str, node: str, refused: Refused) -> object:
+    """What two lines share of which one is enough. ``node``: the one that a stream was to go to."""
+    return sentence, entrance_label(entrance), node, refused.reason
+
+
+def _is_wanted(wanted: StreamLog, reason: Reason) -> bool:
+    return wanted is StreamLog.ALL or (wanted is StreamLog.ERRORS and _level_of(reason) > logging.INFO)
+
+
+def _level_of(reason: Reason) -> int:
+    match reason.category:
+        case Category.NORMAL:
+            return logging.INFO
+        case (
+            Category.MISUSE
+            | Category.IDENTITY
+            | Category.POLICY
+            | Category.PERMANENT
+            | Category.ABSENT
+            | Category.TARGET
+            | Category.LIMIT
+            | Category.TEMPORARY
+            | Category.SESSION_OVER
+            | Category.PEER_FAULT
+            | Category.INTERNAL
+        ):
+            return logging.WARNING
+        case _ as never:
+            typing.assert_never(never)

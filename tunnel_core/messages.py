@@ -165,7 +165,11 @@ MESSAGES = (
     Message(frames.End, 3, _in_order(_NUMBER, _NUMBER)),
     Message(frames.Ping, 4, _in_order(_NUMBER, _NUMBER)),
     Message(frames.Pong, 5, _in_order(_NUMBER)),
-    Message(frames.Open, 6, _in_order(_NUMBER, _TEXT, _TEXT, _TEXT, _NUMBER, _CONTENT, _TEXT, _NUMBER)),
+    Message(
+        frames.Open,
+        6,
+        _in_order(_NUMBER, _TEXT, _TEXT, _TEXT, _NUMBER, _CONTENT, _TEXT, _NUMBER).then(13, _FLAG),
+    ),
     Message(frames.Opened, 7, _in_order(_NUMBER, _NUMBER, _TEXT)),
     Message(frames.RefusedFrame, 8, _in_order(_NUMBER, _REASON, _DETAIL)),
     Message(frames.Reset, 9, _in_order(_NUMBER, _REASON, _DETAIL)),

@@ -1,115 +1,197 @@
 """Why something was refused, reset or ended: one word, the same on the wire, in logs, metrics and messages.
 
-Each member's value is (wire code, HTTP status, what it means). Codes are the numbers of the enum
+Each member's value is (wire code, HTTP status, category, what it means). Codes are the numbers of the enum
 ``Reason`` in ``proto/qanat/v1/tunnel.proto``; a code once given is never given again. The cure for
 each stands in ``docs/errors.md``; a test keeps the three in step.
+
+The category decides what the programs do: the exit code of a command (``command_line``), the level of a log
+line (``logs``), whether the audit gets a line (the server's ``refusals``), and what an agent tries after a
+refused attach (``Reason.retry``). Each of the four is one ``match`` over all categories: mypy refuses a new
+category that one of them has no answer for. The HTTP status is finer than the category.
 """
 
 from __future__ import annotations
 
 import enum
+import typing
 from collections.abc import Mapping
+
+
+class Category(enum.Enum):
+    """What kind of cause a reason is. A new reason takes the category whose effects it needs."""
+
+    NORMAL = enum.auto()
+    """An end without fault."""
+    MISUSE = enum.auto()
+    """The user wrote something that has no meaning, or two."""
+    IDENTITY = enum.auto()
+    """The peer did not prove an identity that may come in here. The audit gets a line."""
+    POLICY = enum.auto()
+    """The identity is known, and a rule does not allow what it asks for."""
+    PERMANENT = enum.auto()
+    """The certificate is not accepted until an administrator acts. The audit gets a line."""
+    ABSENT = enum.auto()
+    """The node is unknown, or has no agent attached."""
+    TARGET = enum.auto()
+    """The target behind the node cannot be reached, or does not answer as it should."""
+    LIMIT = enum.auto()
+    """A bound on number, rate or memory is reached. Room may come at any moment."""
+    TEMPORARY = enum.auto()
+    """A connection or the server was not available at this moment."""
+    SESSION_OVER = enum.auto()
+    """The session has ended, or another agent has its place."""
+    PEER_FAULT = enum.auto()
+    """The peer sent what is not valid, or asked for what does not exist."""
+    INTERNAL = enum.auto()
+    """This program, its disk or its authority failed."""
+
+
+class Retry(enum.Enum):
+    """What an agent tries next after an attach was refused."""
+
+    SAME_SESSION = enum.auto()
+    """The same session again in a moment."""
+    NEW_SESSION = enum.auto()
+    """A new session, after the usual back-off. The old session cannot be resumed."""
+    AFTER_REPAIR = enum.auto()
+    """A new session, minutes later. No attach succeeds before an administrator has acted."""
 
 
 class Reason(enum.Enum):
     """An enumerated cause. ``reason.word`` is the log word, the metric label and the wire name."""
 
     # Ends without fault.
-    DONE = (1, 200, "both sides finished")
-    USER_LEFT = (2, 499, "the user closed the connection before the answer was complete")
-    TARGET_RESET = (3, 502, "the target aborted its connection")
-    IDLE_TIMEOUT = (4, 504, "no byte moved for longer than the idle limit")
+    DONE = (1, 200, Category.NORMAL, "both sides finished")
+    USER_LEFT = (2, 499, Category.NORMAL, "the user closed the connection before the answer was complete")
+    TARGET_RESET = (3, 502, Category.NORMAL, "the target aborted its connection")
+    IDLE_TIMEOUT = (4, 504, Category.NORMAL, "no byte moved for longer than the idle limit")
     # What the user asked for cannot be done.
-    BAD_REQUEST = (10, 400, "the request is malformed or ambiguous")
-    HEAD_TOO_LARGE = (11, 431, "the request head is larger than the limit")
-    HEAD_TIMEOUT = (12, 408, "the request head did not arrive in time")
-    HANDSHAKE_FAILED = (13, 400, "the TLS handshake failed")
-    UNAUTHENTICATED = (14, 401, "no valid client certificate was shown")
-    WRONG_ROLE = (15, 403, "the certificate is for another role")
-    WRONG_TRUST_DOMAIN = (16, 403, "the certificate is from another trust domain")
-    SOURCE_NOT_ALLOWED = (17, 403, "the source address is not on the allow-list")
-    UNKNOWN_NODE = (18, 404, "no node of that name is known")
-    AMBIGUOUS_NAME = (19, 409, "the name means more than one node")
-    NODE_NOT_ATTACHED = (20, 503, "the node has no agent attached")
-    UNKNOWN_SERVICE = (21, 404, "the node publishes no service of that name")
-    TARGET_NOT_ALLOWED = (22, 403, "the agent's configuration does not allow the target")
-    NOT_FOUND = (23, 404, "there is nothing at this path")
-    METHOD_NOT_ALLOWED = (24, 405, "the method is not supported here")
+    BAD_REQUEST = (10, 400, Category.MISUSE, "the request is malformed or ambiguous")
+    HEAD_TOO_LARGE = (11, 431, Category.PEER_FAULT, "the request head is larger than the limit")
+    HEAD_TIMEOUT = (12, 408, Category.PEER_FAULT, "the request head did not arrive in time")
+    HANDSHAKE_FAILED = (13, 400, Category.PEER_FAULT, "the TLS handshake failed")
+    UNAUTHENTICATED = (14, 401, Category.IDENTITY, "no valid client certificate was shown")
+    WRONG_ROLE = (15, 403, Category.IDENTITY, "the certificate is for another role")
+    WRONG_TRUST_DOMAIN = (16, 403, Category.IDENTITY, "the certificate is from another trust domain")
+    SOURCE_NOT_ALLOWED = (17, 403, Category.POLICY, "the source address is not on the allow-list")
+    UNKNOWN_NODE = (18, 404, Category.ABSENT, "no node of that name is known")
+    AMBIGUOUS_NAME = (19, 409, Category.MISUSE, "the name means more than one node")
+    NODE_NOT_ATTACHED = (20, 503, Category.ABSENT, "the node has no agent attached")
+    UNKNOWN_SERVICE = (21, 404, Category.TARGET, "the node publishes no service of that name")
+    TARGET_NOT_ALLOWED = (22, 403, Category.POLICY, "the agent's configuration does not allow the target")
+    NOT_FOUND = (23, 404, Category.PEER_FAULT, "there is nothing at this path")
+    METHOD_NOT_ALLOWED = (24, 405, Category.PEER_FAULT, "the method is not supported here")
     # Dialling the target.
-    NAME_NOT_RESOLVED = (30, 502, "the target's name could not be resolved at the node")
-    DIAL_REFUSED = (31, 502, "the target refused the connection")
-    DIAL_UNREACHABLE = (32, 502, "the target cannot be reached from the node")
-    DIAL_TIMEOUT = (33, 504, "the target did not answer the dial in time")
-    DIAL_FAILED = (34, 502, "the dial failed at the node")
-    TARGET_PROTOCOL = (35, 502, "the target's answer is not valid for its protocol")
-    TARGET_TIMEOUT = (36, 504, "the target did not answer in time")
+    NAME_NOT_RESOLVED = (30, 502, Category.TARGET, "the target's name could not be resolved at the node")
+    DIAL_REFUSED = (31, 502, Category.TARGET, "the target refused the connection")
+    DIAL_UNREACHABLE = (32, 502, Category.TARGET, "the target cannot be reached from the node")
+    DIAL_TIMEOUT = (33, 504, Category.TARGET, "the target did not answer the dial in time")
+    DIAL_FAILED = (34, 502, Category.TARGET, "the dial failed at the node")
+    TARGET_PROTOCOL = (35, 502, Category.TARGET, "the target's answer is not valid for its protocol")
+    TARGET_TIMEOUT = (36, 504, Category.TARGET, "the target did not answer in time")
     # Limits.
-    TOO_MANY_CONNECTIONS = (40, 503, "too many connections at this listener")
-    TOO_MANY_FROM_SOURCE = (41, 429, "too many unauthenticated connections from this address")
-    TOO_MANY_STREAMS = (42, 503, "too many streams are open on this session")
-    TOO_MANY_SESSIONS = (43, 503, "too many agents are attached to this server")
-    NO_DESCRIPTORS = (44, 503, "the process has no file descriptors left")
-    STALLED_UNDER_PRESSURE = (45, 503, "the stream stood still while memory was short")
-    OPEN_FLOOD = (46, 429, "streams are opened and reset too fast")
-    OPEN_TIMEOUT = (47, 504, "the agent did not answer the open in time")
-    SEND_MEMORY_FULL = (48, 503, "the process holds as many unconfirmed bytes as it may")
-    FRAME_FLOOD = (110, 429, "frames that carry no data come too fast on one connection")
-    TOO_MANY_OF_USER = (49, 429, "the user has as much open as one user may")
+    TOO_MANY_CONNECTIONS = (40, 503, Category.LIMIT, "too many connections at this listener")
+    TOO_MANY_FROM_SOURCE = (41, 429, Category.LIMIT, "too many unauthenticated connections from this address")
+    TOO_MANY_STREAMS = (42, 503, Category.LIMIT, "too many streams are open on this session")
+    TOO_MANY_SESSIONS = (43, 503, Category.LIMIT, "too many agents are attached to this server")
+    NO_DESCRIPTORS = (44, 503, Category.LIMIT, "the process has no file descriptors left")
+    STALLED_UNDER_PRESSURE = (45, 503, Category.LIMIT, "the stream stood still while memory was short")
+    OPEN_FLOOD = (46, 429, Category.LIMIT, "streams are opened and reset too fast")
+    OPEN_TIMEOUT = (47, 504, Category.TARGET, "the agent did not answer the open in time")
+    SEND_MEMORY_FULL = (48, 503, Category.LIMIT, "the process holds as many unconfirmed bytes as it may")
+    FRAME_FLOOD = (
+        110,
+        429,
+        Category.PEER_FAULT,
+        "frames that carry no data come too fast on one connection",
+    )
+    TOO_MANY_OF_USER = (49, 429, Category.LIMIT, "the user has as much open as one user may")
     # Certificates and who may have one.
-    BAD_CSR = (50, 400, "the certificate request is malformed, or asks for what is not given")
-    WEAK_KEY = (51, 400, "the key is too weak, or of a kind that is not accepted")
-    CSR_NAME_MISMATCH = (52, 403, "the certificate request names another than the one who asks")
-    TOKEN_WRONG = (53, 401, "the token is not known here")
-    TOKEN_EXPIRED = (54, 403, "the token's life is over")
-    TOKEN_USED_UP = (55, 403, "the token was used as often as it may be")
-    TOKEN_REVOKED = (56, 403, "the token was revoked")
-    TOKEN_NAME_MISMATCH = (57, 403, "the token is for other nodes")
-    TOKEN_REPLAYED = (58, 403, "the token has let this node in before, with another key")
-    REVOKED = (59, 403, "the certificate, or the name in it, was revoked")
-    TOO_MANY_ENROLMENTS = (100, 503, "too many certificates are being asked for at this moment")
-    TOO_MANY_GUESSES = (101, 429, "too many wrong tokens came from this address")
-    CERTIFICATE_EXPIRED = (102, 403, "the certificate's life is over")
-    ROOT_RETIRED = (103, 403, "the root of the certificate is trusted no more")
+    BAD_CSR = (
+        50,
+        400,
+        Category.PEER_FAULT,
+        "the certificate request is malformed, or asks for what is not given",
+    )
+    WEAK_KEY = (51, 400, Category.PEER_FAULT, "the key is too weak, or of a kind that is not accepted")
+    CSR_NAME_MISMATCH = (
+        52,
+        403,
+        Category.POLICY,
+        "the certificate request names another than the one who asks",
+    )
+    TOKEN_WRONG = (53, 401, Category.POLICY, "the token is not known here")
+    TOKEN_EXPIRED = (54, 403, Category.POLICY, "the token's life is over")
+    TOKEN_USED_UP = (55, 403, Category.POLICY, "the token was used as often as it may be")
+    TOKEN_REVOKED = (56, 403, Category.POLICY, "the token was revoked")
+    TOKEN_NAME_MISMATCH = (57, 403, Category.POLICY, "the token is for other nodes")
+    TOKEN_REPLAYED = (58, 403, Category.POLICY, "the token has let this node in before, with another key")
+    REVOKED = (59, 403, Category.PERMANENT, "the certificate, or the name in it, was revoked")
+    TOO_MANY_ENROLMENTS = (
+        100,
+        503,
+        Category.LIMIT,
+        "too many certificates are being asked for at this moment",
+    )
+    TOO_MANY_GUESSES = (101, 429, Category.LIMIT, "too many wrong tokens came from this address")
+    CERTIFICATE_EXPIRED = (102, 403, Category.PERMANENT, "the certificate's life is over")
+    ROOT_RETIRED = (103, 403, Category.PERMANENT, "the root of the certificate is trusted no more")
     # The session and its carriers.
-    SESSION_LOST = (60, 502, "the session with the agent was lost")
-    PING_TIMEOUT = (61, 504, "the other end stopped answering pings")
-    CARRIER_LOST = (62, 502, "the carrier broke")
-    TAKEN_OVER = (63, 502, "a newer session of the same node took over")
-    SERVER_STOPPING = (64, 503, "the server is stopping")
-    AGENT_STOPPING = (65, 503, "the agent is stopping")
-    ATTACH_TIMEOUT = (66, 408, "the attach was not completed in time")
-    STALE_ATTEMPT = (67, 409, "a newer attempt of the same session was already used")
+    SESSION_LOST = (60, 502, Category.ABSENT, "the session with the agent was lost")
+    PING_TIMEOUT = (61, 504, Category.SESSION_OVER, "the other end stopped answering pings")
+    CARRIER_LOST = (62, 502, Category.TEMPORARY, "the carrier broke")
+    TAKEN_OVER = (63, 502, Category.SESSION_OVER, "a newer session of the same node took over")
+    SERVER_STOPPING = (64, 503, Category.TEMPORARY, "the server is stopping")
+    AGENT_STOPPING = (65, 503, Category.SESSION_OVER, "the agent is stopping")
+    ATTACH_TIMEOUT = (66, 408, Category.TEMPORARY, "the attach was not completed in time")
+    STALE_ATTEMPT = (67, 409, Category.TEMPORARY, "a newer attempt of the same session was already used")
     UNKNOWN_SESSION = (
         68,
         404,
+        Category.SESSION_OVER,
         "the server does not know the session: it restarted, or grace was over",
     )
-    PEER_STALLED = (69, 504, "the other end answers pings but confirms nothing")
-    GRACE_EXPIRED = (70, 504, "the link did not come back within its grace")
-    AGENT_RESTARTED = (71, 502, "the agent restarted and lost its session")
-    SESSION_MISMATCH = (72, 403, "the session belongs to another node, or its secret is wrong")
-    DUPLICATE_NODE = (73, 409, "two agents attach with the certificate of one node")
-    TOO_MANY_ATTACHES = (74, 429, "agents attach too often with the certificate of one node")
+    PEER_STALLED = (69, 504, Category.SESSION_OVER, "the other end answers pings but confirms nothing")
+    GRACE_EXPIRED = (70, 504, Category.SESSION_OVER, "the link did not come back within its grace")
+    AGENT_RESTARTED = (71, 502, Category.SESSION_OVER, "the agent restarted and lost its session")
+    SESSION_MISMATCH = (
+        72,
+        403,
+        Category.IDENTITY,
+        "the session belongs to another node, or its secret is wrong",
+    )
+    DUPLICATE_NODE = (73, 409, Category.SESSION_OVER, "two agents attach with the certificate of one node")
+    TOO_MANY_ATTACHES = (74, 429, Category.LIMIT, "agents attach too often with the certificate of one node")
     # Faults of the peer.
-    MALFORMED_PACKET = (80, 400, "a packet could not be decoded")
-    PROTOCOL_ERROR = (81, 400, "a frame is not allowed in this state")
-    UNKNOWN_FRAME = (82, 400, "a frame of an unknown kind arrived")
-    VERSION_MISMATCH = (83, 400, "the two ends share no protocol version")
-    CREDIT_OVERRUN = (84, 400, "more was sent than the credit allowed")
-    ACK_OF_UNSENT = (85, 400, "something never sent was confirmed")
-    DATA_AFTER_END = (86, 400, "data arrived after the end of the stream")
-    DATA_GAP = (87, 400, "data is missing before the offset that arrived")
-    STREAM_NEVER_OPENED = (88, 400, "a frame names a stream that was never opened")
-    NUMBER_OUT_OF_RANGE = (120, 400, "a number that the other end told is out of its range")
-    TLS_TOO_OLD = (89, 400, "the TLS version is older than this listener allows")
+    MALFORMED_PACKET = (80, 400, Category.PEER_FAULT, "a packet could not be decoded")
+    PROTOCOL_ERROR = (81, 400, Category.PEER_FAULT, "a frame is not allowed in this state")
+    UNKNOWN_FRAME = (82, 400, Category.PEER_FAULT, "a frame of an unknown kind arrived")
+    VERSION_MISMATCH = (83, 400, Category.PEER_FAULT, "the two ends share no protocol version")
+    CREDIT_OVERRUN = (84, 400, Category.PEER_FAULT, "more was sent than the credit allowed")
+    ACK_OF_UNSENT = (85, 400, Category.PEER_FAULT, "something never sent was confirmed")
+    DATA_AFTER_END = (86, 400, Category.PEER_FAULT, "data arrived after the end of the stream")
+    DATA_GAP = (87, 400, Category.PEER_FAULT, "data is missing before the offset that arrived")
+    STREAM_NEVER_OPENED = (88, 400, Category.PEER_FAULT, "a frame names a stream that was never opened")
+    NUMBER_OUT_OF_RANGE = (
+        120,
+        400,
+        Category.PEER_FAULT,
+        "a number that the other end told is out of its range",
+    )
+    TLS_TOO_OLD = (89, 400, Category.PEER_FAULT, "the TLS version is older than this listener allows")
     # What the server keeps.
-    STORE_FULL = (90, 507, "the disk that holds the server's store is full")
-    STORE_FAILED = (91, 503, "the server's store cannot be read or written")
-    AUDIT_FAILED = (92, 503, "what was asked for could not be written to the audit, so it was not done")
-    ROTATION_REFUSED = (93, 409, "the authority is not ready for this step")
-    AUTHORITY_UNUSABLE = (94, 503, "the certificate authority cannot be used")
+    STORE_FULL = (90, 507, Category.INTERNAL, "the disk that holds the server's store is full")
+    STORE_FAILED = (91, 503, Category.INTERNAL, "the server's store cannot be read or written")
+    AUDIT_FAILED = (
+        92,
+        503,
+        Category.INTERNAL,
+        "what was asked for could not be written to the audit, so it was not done",
+    )
+    ROTATION_REFUSED = (93, 409, Category.POLICY, "the authority is not ready for this step")
+    AUTHORITY_UNUSABLE = (94, 503, Category.INTERNAL, "the certificate authority cannot be used")
     # Faults of ours.
-    INTERNAL_ERROR = (99, 500, "an error inside Qanat; the log has the traceback")
+    INTERNAL_ERROR = (99, 500, Category.INTERNAL, "an error inside Qanat; the log has the traceback")
 
     @property
     def code(self) -> int:
@@ -124,7 +206,34 @@ class Reason(enum.Enum):
     @property
     def meaning(self) -> str:
         """What it means, as the second half of a sentence."""
+        return self.value[3]
+
+    @property
+    def category(self) -> Category:
+        """The kind of cause, which decides what the programs do."""
         return self.value[2]
+
+    @property
+    def retry(self) -> Retry:
+        """What an agent tries next after an attach that was refused for this reason."""
+        match self.category:
+            case Category.TEMPORARY | Category.LIMIT | Category.INTERNAL:
+                return Retry.SAME_SESSION
+            case Category.PERMANENT:
+                return Retry.AFTER_REPAIR
+            case (
+                Category.NORMAL
+                | Category.MISUSE
+                | Category.IDENTITY
+                | Category.POLICY
+                | Category.ABSENT
+                | Category.TARGET
+                | Category.SESSION_OVER
+                | Category.PEER_FAULT
+            ):
+                return Retry.NEW_SESSION
+            case _ as never:
+                typing.assert_never(never)
 
     @property
     def word(self) -> str:

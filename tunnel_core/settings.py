@@ -27,9 +27,9 @@ from tunnel_core.names import (
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Seconds = NewType("Seconds", float)
+"""A duration above zero and at most a year."""
 SecondsOrNone = NewType("SecondsOrNone", float)
-"""0 means: not at all."""
-"""A duration above zero and below a year."""
+"""The same, or 0, which means: not at all."""
 Count = NewType("Count", int)
 """A whole number from 1."""
 UserId = NewType("UserId", int)
@@ -46,6 +46,7 @@ EntranceName = NewType("EntranceName", str)
 
 ENTRANCES = ("connect", "tcp", "web", "api")
 _LABELS = frozenset((*ENTRANCES, "agents", "https", "est", "admin", "ops"))
+_UNPRIVILEGED_PORT = 1024
 _YEAR_SECONDS = 365 * 24 * 3600
 
 
@@ -104,6 +105,11 @@ class ListenAddress:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:  # another name may resolve to anything
             return False
+
+    @property
+    def is_privileged(self) -> bool:
+        """Whether only root, or a program with ``CAP_NET_BIND_SERVICE``, may listen there."""
+        return 0 < self.port < _UNPRIVILEGED_PORT
 
     def collides_with(self, other: ListenAddress) -> bool:
         """Whether the kernel refuses to listen on both. Host names are compared as names."""

@@ -85,6 +85,11 @@ class Stream(DirectStream):
         return self._mux.request.entrance
 
     @property
+    def target_tls(self) -> bool:
+        """Whether the server asks the agent to speak TLS to a target that is an https service."""
+        return self._mux.request.target_tls
+
+    @property
     def address(self) -> str:
         """What the agent dialled; empty until the stream was opened."""
         return self._mux.address

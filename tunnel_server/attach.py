@@ -24,11 +24,12 @@ from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
+from tunnel_core.line_limiter import LineLimiter
 from tunnel_core.link import Link
-from tunnel_core.logs import LineLimiter, log_event
+from tunnel_core.logs import log_event
 from tunnel_core.names import node_alias
 from tunnel_core.profiles import profile_of
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AttachRejected, ServerSteps
 from tunnel_core.version import __version__
@@ -45,7 +46,6 @@ ENTRANCE = "agents"
 _RETRY_MS = 5000
 _SHUT_OUT_RETRY_MS = 300_000
 """For those whom only a person lets in again."""
-_SHUT_OUT = {Reason.REVOKED, Reason.CERTIFICATE_EXPIRED, Reason.ROOT_RETIRED}
 _FAREWELL_SECONDS = 2.5
 """For all agents together to hear that we stop; a link gives its own up within two seconds."""
 
@@ -277,7 +277,7 @@ class Attachments:
 
     def _log_of_node(self, node: str, kind: str, level: int, sentence: str, /, **fields: object) -> None:
         """Log what a node has caused, unless it has used up its budget of lines of this kind."""
-        left_out = self._nodes.writes.note(node, f"line {kind}", trio.current_time())
+        left_out = self._nodes.writes.note((node, f"line {kind}"), trio.current_time())
         if left_out is not None:
             log_event(_log, level, sentence, **fields, left_out=left_out or None)
 
@@ -368,7 +368,7 @@ class Attachments:
 
 
 def _retry_ms(refused: Refused) -> int:
-    return _SHUT_OUT_RETRY_MS if refused.reason in _SHUT_OUT else _RETRY_MS
+    return _SHUT_OUT_RETRY_MS if refused.reason.retry is Retry.AFTER_REPAIR else _RETRY_MS
 
 
 def _named(refused: Refused, proven: Proven | None) -> Refused:

@@ -23,7 +23,7 @@ from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.store import Store
-from tunnel_server.write_budget import AUDIT_LINES, AUDIT_SECONDS, WriteBudget
+from tunnel_server.write_budget import audit_budget
 
 SEE_EVERY_SECONDS = 300.0
 _EVERY_SECONDS = 2.0
@@ -38,7 +38,7 @@ class EventKeeper:
         self._events = events
         self._refusals = refusals
         self._store = store
-        self._audit_lines = WriteBudget(AUDIT_LINES, AUDIT_SECONDS)
+        self._audit_lines = audit_budget()
         self._last = events.last_id
         self._see_at = trio.current_time() + SEE_EVERY_SECONDS
 
@@ -73,7 +73,7 @@ class EventKeeper:
                     self._audit(event)
 
     def _audit(self, event: NodeEvent) -> None:
-        left_out = self._audit_lines.note(event.node, event.kind.value, trio.current_time())
+        left_out = self._audit_lines.note((event.node, event.kind.value), trio.current_time())
         if left_out is not None:
             self._store.note_nowait(_line(event, left_out))
 

@@ -22,7 +22,7 @@ from tunnel_core.steps import AttachRejected
 from tunnel_server.duplicates import RETRY_SECONDS, Duplicates
 from tunnel_server.events import Events, Kind
 from tunnel_server.node_budgets import AttachBudget
-from tunnel_server.write_budget import WriteBudget
+from tunnel_server.write_budget import writes_budget
 
 if TYPE_CHECKING:
     from tunnel_core.frames import Hello
@@ -77,7 +77,7 @@ class Nodes:
         self.events = Events(wall)
         self.is_revoked: Callable[[str], bool] = lambda name: False
         """Whether no certificate of this node is let in, because its name was revoked."""
-        self.writes = WriteBudget()
+        self.writes = writes_budget()
         """What each node may cause to be written: its events, and lines of the log."""
         self._most_gone = most_gone
         self._attaches = AttachBudget()
@@ -110,7 +110,7 @@ class Nodes:
         self, kind: Kind, name: str, session_id: str, reason: Reason | None = None, detail: str = ""
     ) -> None:
         """Add an event of a node, unless the node has used up its budget for this kind."""
-        left_out = self.writes.note(name, kind.value, self._monotonic())
+        left_out = self.writes.note((name, kind.value), self._monotonic())
         if left_out is not None:
             more = f"; {left_out} more of this kind were left out before" if left_out else ""
             self.events.add(kind, name, session_id, reason, detail + more)

@@ -24,12 +24,17 @@ from tunnel_server.standing import Standing
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What an authenticated user wants to reach, and how he came: ``source`` is his address or uid."""
+    """What an authenticated user wants to reach, and how he came: ``source`` is his address or uid.
+
+    ``target_tls``: this server reads the user's bytes as HTTP, so the agent speaks TLS to an https service.
+    Without it the bytes pass as they are, because the TLS is the user's own.
+    """
 
     user: User
     route: Route
     entrance: str
     source: str
+    target_tls: bool = False
 
 
 class NotOpened(Refused):
@@ -88,6 +93,7 @@ class Opener:
                 user=wish.user.name,
                 entrance=wish.entrance,
                 early_data=early_data,
+                target_tls=wish.target_tls,
                 on_opened=passage.note_opened,
             )
         except Refused as refused:

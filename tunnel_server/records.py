@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tunnel_core import logs
 from tunnel_core.counters import Counters
-from tunnel_core.logs import RefusalLines, RefusedStreamLines, StreamFacts
+from tunnel_core.logs import RefusalLines, StreamFacts
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log
 from tunnel_server.refusals import Refusals
@@ -29,8 +29,7 @@ class Records:
         self._counters = counters
         self._log = log
         self._clock = clock
-        self._lines = RefusalLines()
-        self._stream_lines = RefusedStreamLines(log)
+        self._lines = RefusalLines(log)
 
     def opened(self, facts: StreamFacts, dial_seconds: float, address: str) -> None:
         """The far dial succeeded, at ``address``."""
@@ -69,7 +68,7 @@ class Records:
     def not_opened(self, facts: StreamFacts, refused: Refused) -> None:
         """An authenticated user was refused, by policy, node or agent."""
         self._counters.refused(facts.entrance, refused.reason)
-        self._stream_lines.refused(facts, refused, now=self._clock())
+        self._lines.stream_refused(facts, refused, now=self._clock())
 
     def refused(self, entrance: str, source: str, refused: Refused, *, in_audit: bool = False) -> None:
         """Somebody was refused before it was clear who it is. ``in_audit``: the audit has a line already."""

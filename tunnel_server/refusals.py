@@ -7,22 +7,19 @@ the end of its minute.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from certs.x509 import IdentityError
 from tunnel_core.identity import Role, SpiffeId
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.reasons import Category, Reason, Refused
 from tunnel_core.sources import source_of
 from tunnel_server.store.audit import AuditLine, Kind
 
 WINDOW_SECONDS = 60.0
 MAX_SOURCES = 1000
 """Told apart at a time; all above are one."""
-_AUDITED = {
-    *(Reason.UNAUTHENTICATED, Reason.WRONG_ROLE, Reason.WRONG_TRUST_DOMAIN, Reason.SESSION_MISMATCH),
-    *(Reason.REVOKED, Reason.CERTIFICATE_EXPIRED, Reason.ROOT_RETIRED),
-}
 
 
 @dataclass(slots=True)
@@ -42,7 +39,7 @@ class Refusals:
 
     def note(self, entrance: str, source: str, refused: Refused) -> None:
         """Somebody at ``source`` (an address with its port) was refused."""
-        if refused.reason not in _AUDITED:
+        if not _is_audited(refused.reason):
             return
         self.sweep()
         key = entrance, refused.reason, _who(source)
@@ -66,6 +63,28 @@ class Refusals:
             if window.left_out:
                 said = f"{window.left_out} more within a minute, the first of them: {window.line.detail}"
                 self._write(replace(window.line, detail=said))
+
+
+def _is_audited(reason: Reason) -> bool:
+    """Whether an administrator must be able to see later who was not let in."""
+    match reason.category:
+        case Category.IDENTITY | Category.PERMANENT:
+            return True
+        case (
+            Category.NORMAL
+            | Category.MISUSE
+            | Category.POLICY
+            | Category.ABSENT
+            | Category.TARGET
+            | Category.LIMIT
+            | Category.TEMPORARY
+            | Category.SESSION_OVER
+            | Category.PEER_FAULT
+            | Category.INTERNAL
+        ):
+            return False
+        case _ as never:
+            typing.assert_never(never)
 
 
 def _who(source: str) -> str:

@@ -8,7 +8,7 @@ The budget of events is larger than that of attaches: the start and the end of a
 
 from __future__ import annotations
 
-from tunnel_server.enrolment.budgets import Budgets
+from tunnel_core.line_limiter import LineLimiter
 
 WRITES, WRITE_SECONDS = 60, 5.0
 AUDIT_LINES, AUDIT_SECONDS = 60, 60.0
@@ -16,19 +16,11 @@ _MAX_KEYS = 50_000
 """All kinds of writes of a full server; what is forgotten has its whole budget back."""
 
 
-class WriteBudget:
-    """What each node may cause to be written. ``every_seconds`` holds after ``burst`` at once."""
+def writes_budget() -> LineLimiter:
+    """What each node may cause to be written, each kind by itself. Keys are (node, kind)."""
+    return LineLimiter(WRITE_SECONDS, burst=WRITES, most=_MAX_KEYS)
 
-    def __init__(self, burst: int = WRITES, every_seconds: float = WRITE_SECONDS) -> None:
-        self._budgets = Budgets(burst, every_seconds, _MAX_KEYS)
-        self._left_out: dict[str, int] = {}
 
-    def note(self, node: str, kind: str, now: float) -> int | None:
-        """None: leave it out. Else it may be written, and this many were left out before it."""
-        key = f"{kind} {node}"
-        if self._budgets.wait_seconds(key, now) > 0:
-            if key in self._left_out or len(self._left_out) < _MAX_KEYS:
-                self._left_out[key] = self._left_out.get(key, 0) + 1
-            return None
-        self._budgets.spend(key, now)
-        return self._left_out.pop(key, 0)
+def audit_budget() -> LineLimiter:
+    """The same for lines of the audit."""
+    return LineLimiter(AUDIT_SECONDS, burst=AUDIT_LINES, most=_MAX_KEYS)

@@ -6,13 +6,14 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import h11
 import pytest
 import trio
 import trio.testing
 
-from tests.agent.listening import echo, listening
+from tests.agent.listening import echo, listening, tls_server
 from tests.fakes.memory_link import LinkPair, memory_links
 from tunnel_agent.dial import Dialler
 from tunnel_agent.happy_eyeballs import Connect, connect_address
@@ -37,9 +38,20 @@ class Rig:
         self.serving = serving
         self.counters = counters
 
-    def open(self, target: str, entrance: str = "connect", early_data: bytes = b"") -> Stream:
+    def open(
+        self,
+        target: str,
+        entrance: str = "connect",
+        early_data: bytes = b"",
+        *,
+        target_tls: bool = False,
+    ) -> Stream:
         return self.pair.server.open(
-            Target.parse(target), user="kim", entrance=entrance, early_data=early_data
+            Target.parse(target),
+            user="kim",
+            entrance=entrance,
+            early_data=early_data,
+            target_tls=target_tls,
         )
 
 
@@ -270,3 +282,48 @@ async def test_lines_can_be_switched_off_per_entrance(caplog: pytest.LogCaptureF
         with pytest.raises(Refused):
             await rig.open("nope").wait_opened()
     assert not caplog.records
+
+
+# TLS to an https service.
+
+
+@pytest.mark.parametrize(
+    ("entrance", "target_tls"), [("web", True), ("console", True), ("web", False)], ids=str
+)
+async def test_the_agent_speaks_tls_where_the_server_asks_for_it(
+    tmp_path: Path, entrance: str, target_tls: bool
+) -> None:
+    """Also to a server of version 0.1.0, which asks by the name of the entrance alone."""
+    async with tls_server(tmp_path, then=_answer_in_tls) as address:
+        nvr = Published("nvr", Target.parse(address), "https", verify=False)
+        async with serving(services=[nvr]) as rig:
+            stream = rig.open("nvr", entrance, target_tls=target_tls, early_data=b"GET")
+            await stream.wait_opened()
+            assert await stream.receive_some() == b"read GET inside TLS"
+            await stream.aclose()
+
+
+async def test_the_users_own_tls_passes_as_it_is() -> None:
+    async with listening(echo) as address:
+        nvr = Published("nvr", Target.parse(address), "https", verify=False)
+        async with serving(services=[nvr]) as rig:
+            stream = rig.open("nvr", "connect")
+            await stream.send_all(b"\x16\x03\x01")
+            await stream.send_eof()
+            assert await read_all(stream) == b"\x16\x03\x01 bye"
+            await stream.aclose()
+
+
+async def test_a_plain_target_is_never_spoken_to_in_tls() -> None:
+    async with listening(echo) as address:
+        red = Published("red", Target.parse(address), "http")
+        async with serving(services=[red]) as rig:
+            stream = rig.open("red", "web", target_tls=True)
+            await stream.send_all(b"GET")
+            await stream.send_eof()
+            assert await read_all(stream) == b"GET bye"
+            await stream.aclose()
+
+
+async def _answer_in_tls(stream: trio.SSLStream[trio.SocketStream]) -> None:
+    await stream.send_all(b"read " + await stream.receive_some() + b" inside TLS")

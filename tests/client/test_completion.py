@@ -19,8 +19,7 @@ from tests.client.test_commands import NODE, environment
 from tests.fakes.pki import write_user_bundle
 from tests.test_docs import GROUPS
 from tests.tools_here import need
-from tunnel_client.commands import names
-from tunnel_core import paths
+from tunnel_core import completed_names, paths
 
 MODULES = {
     "qanat": "tunnel_client.main",
@@ -147,7 +146,7 @@ async def test_tab_in_an_interactive_bash(server: FakeServer, tmp_path: Path) ->
 async def test_a_server_that_does_not_answer_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names, "COMPLETE_SECONDS", 0.2)
+    monkeypatch.setattr(completed_names, "COMPLETE_SECONDS", 0.2)
     [silent] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with silent:
         port = silent.socket.getsockname()[1]

@@ -43,10 +43,10 @@ from tunnel_core.frames import (
     Welcome,
 )
 from tunnel_core.limits import KIB, Limits
-from tunnel_core.messages import BY_FRAME, MESSAGES
+from tunnel_core.messages import BY_FRAME, MESSAGES, Fields, read_fields
 from tunnel_core.pb import tunnel_pb2
 from tunnel_core.reasons import Reason
-from tunnel_core.wire import MAX_FIELDS, varint
+from tunnel_core.wire import MAX_FIELDS, FieldBudget, varint
 
 LIMITS = Limits()
 WELCOME = Welcome(1, b"s" * 16, SessionSecret(b"x" * 32), 0, "server", 15_000, 2, 1024, 16 * KIB, 64 * KIB)
@@ -231,6 +231,19 @@ def test_a_view_is_written_as_its_bytes(content: bytes, start: int) -> None:
     assert encode_packet(1, 2, [Data(1, 5, view), Open(3, "t", "u", "e", 1, view)]) == encode_packet(
         1, 2, [Data(1, 5, bytes(view)), Open(3, "t", "u", "e", 1, bytes(view))]
     )
+
+
+def test_an_open_asks_for_tls_in_a_field_that_older_agents_skip() -> None:
+    """Without it the bytes are those of version 0.1.0; with it there are two more, of field 13."""
+    plain = Open(1, "nvr", "kim", "web", 7)
+    before = b"\x08\x01\x12\x03nvr\x1a\x03kim\x22\x03web\x28\x07"
+    assert encode_packet(1, 0, [plain]).endswith(before)
+    asking = plain._replace(target_tls=True)
+    assert encode_packet(1, 0, [asking]).endswith(before + b"\x68\x01")
+    fields = BY_FRAME[Open].fields
+    old = Fields(*({n: of[n] for n in of if n != 13} for of in (fields.kinds, fields.places)))
+    body = before + b"\x68\x01"
+    assert read_fields(body, 0, len(body), old, FieldBudget(MAX_FIELDS)) == list(plain[:8])
 
 
 def test_a_long_sentence_is_cut_between_characters_both_ways() -> None:

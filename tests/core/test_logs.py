@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from tunnel_core.logs import (
-    LineLimiter,
     RefusalLines,
-    RefusedStreamLines,
     StreamFacts,
     log_event,
     setup,
@@ -168,51 +166,30 @@ def test_streams_are_logged_as_wanted(streams: StreamLog, reason: Reason, messag
     log = Log(streams=StreamLog.ALL, entrances={EntranceName("connect"): streams})
     stream_opened(log, FACTS)
     stream_closed(log, FACTS, reason, seconds=1, bytes_to_target=0, bytes_to_user=0)
-    RefusedStreamLines(log).refused(FACTS, Refused(reason, "a sentence"), now=0.0)
+    RefusalLines(log).stream_refused(FACTS, Refused(reason, "a sentence"), now=0.0)
     assert [line["message"] for line in lines_of(output)] == messages
-
-
-def test_the_limiter_lets_one_line_a_second_pass_for_each_key() -> None:
-    limiter = LineLimiter()
-    assert limiter.note("a", 10.0) == 0
-    assert limiter.note("a", 10.5) is None
-    assert limiter.note("b", 10.5) == 0
-    assert limiter.note("a", 10.9) is None
-    assert limiter.note("a", 11.0) == 2
-    assert limiter.note("a", 20.0) == 0
-
-
-def test_the_limiter_forgets_the_oldest_key_beyond_its_bound() -> None:
-    limiter = LineLimiter(most=2)
-    assert [limiter.note(key, 10.0) for key in ("a", "b", "c")] == [0, 0, 0]
-    assert [limiter.note(key, 10.1) for key in ("c", "b", "a")] == [None, None, 0]
-    assert limiter.note("b", 10.2) == 0  # forgotten for the sake of a
-
-
-def test_lines_of_one_key_become_rarer_while_they_are_left_out() -> None:
-    limiter = LineLimiter(longest_seconds=8)
-    written = [tenth / 10 for tenth in range(400) if limiter.note("a", tenth / 10) is not None]
-    assert written == [0, 1, 3, 7, 15, 23, 31, 39]
-    assert limiter.note("a", 100) is not None
-    assert limiter.note("a", 101) == 0, "after a rest they begin anew"
 
 
 def test_made_up_entrances_make_no_lines_of_their_own() -> None:
     output = start()
-    lines = RefusedStreamLines(Log())
+    lines = RefusalLines()
     long = Refused(Reason.TARGET_NOT_ALLOWED, "node edge1 does not allow " + "x" * 1000)
     for number in range(100):
-        lines.refused(replace(FACTS, entrance=f"{number}" + "x" * 1000, user="u" * 1000), long, now=1.0)
+        lines.stream_refused(
+            replace(FACTS, entrance=f"{number}" + "x" * 1000, user="u" * 1000), long, now=1.0
+        )
     (line,) = lines_of(output)
     assert len(line["entrance"]) == len(line["user"]) == len(line["detail"]) == 300
 
 
 def test_refused_streams_are_counted_rather_than_all_written() -> None:
     output = start()
-    lines = RefusedStreamLines(Log())
+    lines = RefusalLines()
     for tenth in range(15):
-        lines.refused(FACTS, Refused(Reason.NODE_NOT_ATTACHED, "no agent"), now=tenth / 10)
-    lines.refused(replace(FACTS, node="edge-2"), Refused(Reason.NODE_NOT_ATTACHED, "no agent"), now=1.4)
+        lines.stream_refused(FACTS, Refused(Reason.NODE_NOT_ATTACHED, "no agent"), now=tenth / 10)
+    lines.stream_refused(
+        replace(FACTS, node="edge-2"), Refused(Reason.NODE_NOT_ATTACHED, "no agent"), now=1.4
+    )
     told = [(line["node"], line.get("left_out")) for line in lines_of(output)]
     assert told == [("edge-1", None), ("edge-1", 9), ("edge-2", None)]
 

@@ -20,11 +20,19 @@ class FakeStream(trio.abc.HalfCloseableStream):
     """The server's end of a stream: what entrances may use of a ``Stream``."""
 
     def __init__(
-        self, number: int, target: str, user: str, entrance: str, on_opened: Callable[[], None]
+        self,
+        number: int,
+        target: str,
+        user: str,
+        entrance: str,
+        on_opened: Callable[[], None],
+        *,
+        target_tls: bool = False,
     ) -> None:
         self.id = f"facade00-{number}"
         self._on_opened = on_opened
         self.target, self.user, self.entrance = target, user, entrance
+        self.target_tls = target_tls
         self.address = ""
         self.opened_at = trio.current_time()
         self.bytes_in = self.bytes_out = 0
@@ -157,11 +165,13 @@ class FakeLink:
         entrance: str,
         early_data: bytes = b"",
         verb: str = "",
+        target_tls: bool = False,
         on_opened: Callable[[], None] = lambda: None,
     ) -> FakeStream:
         if self.refuses is not None:
             raise self.refuses
-        stream = FakeStream(len(self.streams) * 2 + 1, str(target), user, entrance, on_opened)
+        number = len(self.streams) * 2 + 1
+        stream = FakeStream(number, str(target), user, entrance, on_opened, target_tls=target_tls)
         self.streams[len(self.streams)] = stream
         if early_data:
             stream.send_early(early_data)

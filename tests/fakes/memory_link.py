@@ -72,11 +72,15 @@ class LinkPair:
 
 
 async def attach_links(
-    nursery: trio.Nursery, server_carrier: Carrier, agent_carrier: Carrier, limits: Limits
+    nursery: trio.Nursery,
+    server_carrier: Carrier,
+    agent_carrier: Carrier,
+    limits: Limits,
+    grace_ms: int = 0,
 ) -> LinkPair:
     """Attached links that run in ``nursery``."""
     send, receive = trio.open_memory_channel[Stream](1000)
-    offer = welcome(limits)
+    offer = welcome(limits, grace_ms)
     begun: list[Link] = []
 
     def used(attempt: Attempt) -> None:
@@ -109,8 +113,8 @@ def _link(
 
 
 @asynccontextmanager
-async def memory_links(limits: Limits | None = None) -> AsyncIterator[LinkPair]:
+async def memory_links(limits: Limits | None = None, grace_ms: int = 0) -> AsyncIterator[LinkPair]:
     """Attached links; given up at the end of the block."""
     async with trio.open_nursery() as nursery:
-        yield await attach_links(nursery, *memory_carriers(nursery), limits or Limits())
+        yield await attach_links(nursery, *memory_carriers(nursery), limits or Limits(), grace_ms)
         nursery.cancel_scope.cancel()

@@ -22,6 +22,7 @@ _FRAMES: list[list[Frame]] = [
     [Ping(3, 400), Credit(1, 65536)],
     [Data(1, 0, b"hello"), End(1, 5), Bye(Reason.DONE, "")],
     [Open(1, "localhost:22", "kim", "connect", 65536, b"early")],
+    [Open(1, "nvr", "kim", "web", 65536, b"early", "exec", 7, target_tls=True)],
 ]
 
 

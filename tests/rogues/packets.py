@@ -43,7 +43,7 @@ HOSTILE: Mapping[str, bytes] = MappingProxyType(
         "frames of groups": _frame(_RESET, _GROUP * 8),
         "unknown kinds": _delimited(3, b"\xf8\x01\x01" * 64),
         "groups beside frames": _GROUP,
-        "opens of all fields": _one(Open(4001, "t", "u", "e", 65536, b"x" * 990, "exec", 7)),
+        "opens of all fields": _one(Open(4001, "t", "u", "e", 65536, b"x" * 980, "exec", 7, True)),
         "long numbers": _frame(_CREDIT, b"\x08" + _LONG + b"\x10" + _LONG),
         "large data in odd order": _frame(_DATA, _delimited(3, b"x" * 990) + b"\x08\x01"),
     }

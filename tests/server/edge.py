@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -72,10 +72,11 @@ class Edge:
 
 
 @asynccontextmanager
-async def open_edge() -> AsyncIterator[Edge]:
+async def open_edge(clock: Callable[[], float] = trio.current_time) -> AsyncIterator[Edge]:
+    """``clock`` is the one that lines of refusals go by."""
     nodes, counters = Nodes(trio.current_time, now), Counters()
     audit = list[AuditLine]()
-    records = Records(counters, Log(), trio.current_time, Refusals(audit.append, trio.current_time))
+    records = Records(counters, Log(), clock, Refusals(audit.append, trio.current_time))
     opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:

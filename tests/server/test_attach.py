@@ -87,15 +87,18 @@ class Door:
         self.limits = Limits(grace_seconds=grace_seconds)
         self.counters = Counters()
         self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC))
-        settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
-        pool = CreditPool(self.limits.credit_pool)
+        self._settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
         self.set_ahead = timedelta()  # the wall clock
         self.standing = Standing(lambda: datetime.now(UTC) + self.set_ahead)
         self.revoked, self.audited = Revoked(), list[AuditLine]()
         self.standing.go_by(self.revoked)
+        self.make_attachments(self.standing)
+
+    def make_attachments(self, standing: Standing) -> None:
+        pool = CreditPool(self.limits.credit_pool)
         refusals = Refusals(self.audited.append, trio.current_time)
         self.attachments = Attachments(
-            settings, self.nodes, pool, nursery, self.counters, self.standing, refusals
+            self._settings, self.nodes, pool, self.nursery, self.counters, standing, refusals
         )
 
     def revoke(self, kind: Kind, subject: str) -> None:

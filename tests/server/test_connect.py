@@ -64,6 +64,7 @@ async def test_200_then_bytes_both_ways_with_half_close() -> None:
         assert await receive_all(stream) == b""
         await stream.aclose()
         opened = link.streams[0]
+        assert not opened.target_tls  # the user's own TLS passes
         assert (opened.target, opened.user, opened.entrance) == (
             "localhost:10250",
             "kube-apiserver",

@@ -17,7 +17,7 @@ from tunnel_server import nodes as nodes_module
 from tunnel_server.duplicates import MAX_NODES, REPLACED_SECONDS, Duplicates
 from tunnel_server.events import Kind
 from tunnel_server.nodes import Nodes
-from tunnel_server.write_budget import WriteBudget
+from tunnel_server.write_budget import WRITE_SECONDS, WRITES, writes_budget
 
 
 @dataclass
@@ -383,7 +383,7 @@ def test_a_node_is_forgotten_unless_it_has_an_agent(nodes: Nodes) -> None:
 
 
 def test_what_a_node_writes_beyond_its_budget_is_left_out_and_counted() -> None:
-    budget = WriteBudget(burst=2, every_seconds=5)
-    assert [budget.note("edge1", "lost", 0.0) for _ in range(4)] == [0, 0, None, None]
-    assert (budget.note("edge2", "lost", 0.0), budget.note("edge1", "resumed", 0.0)) == (0, 0)
-    assert (budget.note("edge1", "lost", 5.0), budget.note("edge1", "lost", 5.0)) == (2, None)
+    budget = writes_budget()
+    assert [budget.note(("edge1", "lost"), 0.0) for _ in range(WRITES + 2)] == [0] * WRITES + [None, None]
+    assert budget.note(("edge2", "lost"), 0.0) == budget.note(("edge1", "resumed"), 0.0) == 0
+    assert [budget.note(("edge1", "lost"), WRITE_SECONDS) for _ in range(2)] == [2, None]

@@ -11,9 +11,9 @@ import click
 from tunnel_agent.commands.options import bundle_option, config_option, json_option
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.load import absent_fix, place_of_config
+from tunnel_core import effective
 from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.config import ConfigError, load_given
-from tunnel_core.effective import as_toml, settings_of
 
 
 @click.group("config", cls=CommandGroup)
@@ -49,8 +49,8 @@ def show(config: Path | None, bundle: Path | None, as_json: bool) -> None:
     if bundle is not None:
         loaded = attrs.evolve(loaded, bundle_file=bundle.absolute())
         given = replace(given, arguments={"bundle_file": "--bundle"})
-    settings = settings_of(loaded, given)
+    settings = effective.settings_of(loaded, given)
     if as_json:
-        print_json({"file": str(given.file), "settings": [setting.as_json() for setting in settings]})
+        print_json(effective.as_json(settings, given.file))
     else:
-        click.echo(as_toml(settings, given.file))
+        click.echo(effective.as_toml(settings, given.file))

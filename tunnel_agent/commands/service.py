@@ -17,7 +17,6 @@ from tunnel_core.service.plan import Remains, ServicePlan, own_command
 from tunnel_core.service.unit import ServiceSpec, is_hidden
 
 NAME = "qanat-agent"
-_UNPRIVILEGED_PORT = 1024
 
 
 class AgentService:
@@ -66,7 +65,7 @@ def _spec(config: Path, loaded: AgentConfig, bundle: Path, groups: tuple[str, ..
         command=(*own_command(NAME), "run", "--config", str(config)),
         state_name=state.name,
         drain_seconds=loaded.drain_seconds,
-        has_low_port=listen is not None and 0 < listen.port < _UNPRIVILEGED_PORT,
+        has_low_port=listen is not None and listen.is_privileged,
         groups=groups,
         write_folders=(str(bundle.parent),) if own else (),
     )

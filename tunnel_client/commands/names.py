@@ -1,7 +1,4 @@
-"""Names that a shell completes: nodes and services, as the server knows them now.
-
-A shell waits for these, so they have a deadline, and after any failure nothing is completed or printed.
-"""
+"""Names that a shell completes: nodes and services, as the server knows them now."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import click
-import trio
 from click.shell_completion import CompletionItem
 
 from tunnel_client.access import find_access
@@ -17,18 +13,14 @@ from tunnel_client.api import ask
 from tunnel_client.dial import Dialer
 from tunnel_client.node_facts import Item, ask_node, items_of, state_of, text_of
 from tunnel_core.command_line import printable
-
-COMPLETE_SECONDS = 1.5
-_MAX_SHOWN = 200
+from tunnel_core.completed_names import answer_in_time, items_beginning
 
 
 def complete_node(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the nodes whose names begin with what was typed."""
-    return [
-        CompletionItem(text_of(node, "name"), help=printable(state_of(node)))
-        for node in items_of(_answer(context, lambda api: ask(api, "nodes?brief=1")), "nodes")
-        if text_of(node, "name").startswith(incomplete)
-    ][:_MAX_SHOWN]
+    nodes = items_of(_answer(context, lambda api: ask(api, "nodes?brief=1")), "nodes")
+    names = ((text_of(node, "name"), printable(state_of(node))) for node in nodes)
+    return items_beginning(names, incomplete)
 
 
 def complete_login(
@@ -56,21 +48,14 @@ def complete_target(context: click.Context, _: click.Parameter, incomplete: str)
     """Return the services of the node that was typed before."""
     name = str(context.params.get("node") or "")
     node = _answer(context, lambda api: ask_node(api, name)).get("node") if name else None
-    return [
-        CompletionItem(text_of(service, "name"), help=printable(text_of(service, "target")))
-        for service in items_of(node if isinstance(node, dict) else {}, "services")
-        if text_of(service, "name").startswith(incomplete)
-    ][:_MAX_SHOWN]
+    services = items_of(node if isinstance(node, dict) else {}, "services")
+    names = ((text_of(service, "name"), printable(text_of(service, "target"))) for service in services)
+    return items_beginning(names, incomplete)
 
 
 def _answer(context: click.Context, question: Callable[[Dialer], Awaitable[dict[str, Any]]]) -> Item:
-    async def ask_in_time(api: Dialer) -> Item:
-        with trio.move_on_after(COMPLETE_SECONDS):
-            return await question(api)
-        return {}
-
-    try:
+    async def ask_server() -> Item:
         bundle = context.params.get("bundle") or context.find_root().params.get("bundle")
-        return trio.run(ask_in_time, find_access(bundle).need_api())
-    except Exception:  # a message would disturb the command line that is being typed
-        return {}
+        return await question(find_access(bundle).need_api())
+
+    return answer_in_time(ask_server)

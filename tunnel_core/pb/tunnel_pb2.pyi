@@ -273,7 +273,7 @@ class Stop(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("stream", "target", "user", "entrance", "credit", "early_data", "verb", "priority")
+    __slots__ = ("stream", "target", "user", "entrance", "credit", "early_data", "verb", "priority", "target_tls")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     USER_FIELD_NUMBER: _ClassVar[int]
@@ -282,6 +282,7 @@ class Open(_message.Message):
     EARLY_DATA_FIELD_NUMBER: _ClassVar[int]
     VERB_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TARGET_TLS_FIELD_NUMBER: _ClassVar[int]
     stream: int
     target: str
     user: str
@@ -290,7 +291,8 @@ class Open(_message.Message):
     early_data: bytes
     verb: str
     priority: int
-    def __init__(self, stream: _Optional[int] = ..., target: _Optional[str] = ..., user: _Optional[str] = ..., entrance: _Optional[str] = ..., credit: _Optional[int] = ..., early_data: _Optional[bytes] = ..., verb: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
+    target_tls: bool
+    def __init__(self, stream: _Optional[int] = ..., target: _Optional[str] = ..., user: _Optional[str] = ..., entrance: _Optional[str] = ..., credit: _Optional[int] = ..., early_data: _Optional[bytes] = ..., verb: _Optional[str] = ..., priority: _Optional[int] = ..., target_tls: _Optional[bool] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("stream", "credit", "address")

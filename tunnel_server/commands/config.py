@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from tunnel_core import paths
+from tunnel_core import effective, paths
 from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.config import ConfigError, load_given
-from tunnel_core.effective import as_toml, settings_of
 from tunnel_server.commands.access import absent_fix, config_option, json_option
 from tunnel_server.config import ServerConfig
 
@@ -43,8 +42,8 @@ def show(config: Path | None, as_json: bool) -> None:
         loaded, given = load_given(path, ServerConfig, absent_fix=absent_fix(config, path))
     except ConfigError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
-    settings = settings_of(loaded, given)
+    settings = effective.settings_of(loaded, given)
     if as_json:
-        print_json({"file": str(given.file), "settings": [setting.as_json() for setting in settings]})
+        print_json(effective.as_json(settings, given.file))
     else:
-        click.echo(as_toml(settings, given.file))
+        click.echo(effective.as_toml(settings, given.file))

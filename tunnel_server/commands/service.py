@@ -19,7 +19,6 @@ from tunnel_server.config import ServerConfig
 NAME = "qanat-server"
 _USER = "qanat"
 _RUNTIME = Path("/run") / _USER
-_UNPRIVILEGED_PORT = 1024
 _MIN_DEPTH = 3
 """Parts of a path that may be a data folder: ``/srv/qanat`` has three."""
 _MARKS = ("ca", "server.pem", "store.db")
@@ -65,7 +64,7 @@ def _spec(config: Path, loaded: ServerConfig, groups: tuple[str, ...]) -> Servic
         runtime_name=_RUNTIME.name,
         drain_seconds=loaded.drain_seconds,
         reloads=True,
-        has_low_port=any(0 < address.port < _UNPRIVILEGED_PORT for address in _listens(loaded)),
+        has_low_port=any(address.is_privileged for address in _listens(loaded)),
         groups=tuple(dict.fromkeys((*wanted, *groups))),
         write_folders=tuple(dict.fromkeys(map(str, _write_folders(loaded, is_usual)))),
     )

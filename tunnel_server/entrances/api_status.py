@@ -12,6 +12,7 @@ from itertools import chain, islice
 from typing import Any
 from urllib.parse import unquote
 
+from certs.life import is_late
 from tunnel_core.humanize import as_iso, as_length, as_minute, minute_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import StateCategory
@@ -27,8 +28,6 @@ EVENTS_OF_NODE = 20
 _NODES_IN_A_PIECE = 100
 """A millisecond of the event loop."""
 MAX_WARNINGS = 200
-_RENEWED_BY = 4 / 5
-"""Of a certificate's life: the server renews its own at two thirds."""
 
 Json = dict[str, Any]
 
@@ -84,7 +83,7 @@ def _over_the_network(addresses: Mapping[str, Sequence[str]]) -> dict[str, list[
 
 def _of_server(facts: ServerFacts, now: datetime) -> Iterator[Json]:
     said = facts.certificate()
-    if now >= said.begins + (said.ends - said.begins) * _RENEWED_BY:
+    if is_late(said.begins, said.ends, now):
         detail = f"the server's certificate ends at {as_minute(said.ends)} and was not renewed"
         yield _warning(detail, "on the server: qanat-server ca show, and see its log")
     if facts.store.is_failing:

@@ -58,7 +58,7 @@ class WebEntrance:
         if not web_host.alias:
             await self._send_index(http, request, host)
             return
-        wish = Wish(self._user(), self._route(web_host), ENTRANCE, address)
+        wish = Wish(self._user(), self._route(web_host), ENTRANCE, address, target_tls=True)
         source, peer = address.rpartition(":")[0].strip("[]"), f"{web_host.service} on {wish.route.node}"
         await Exchange(http, request, source, peer).run(self._opener, wish)
 
