@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tunnel_core.credit import CreditPool, SendPool
+from tunnel_core.errors import PeerFault
 from tunnel_core.frames import (
     Credit,
     Data,
@@ -37,10 +38,10 @@ from tunnel_core.frames import (
     Reset,
     Stop,
 )
-from tunnel_core.halves import PeerFault, SendHalf
 from tunnel_core.limits import Limits
 from tunnel_core.mux_stream import END, OPEN, MuxStream, Receipt
 from tunnel_core.reasons import OF_A_STREAM, Reason, Refused
+from tunnel_core.send_buffer import SendHalf
 from tunnel_core.tally import Tally
 from tunnel_core.turns import Turns
 

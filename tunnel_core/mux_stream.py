@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from tunnel_core.frames import Credit, Frame, Open, Opened, Payload, RefusedFrame, Reset, Stop
-from tunnel_core.halves import ReceiveHalf, SendHalf
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.receive_buffer import ReceiveHalf
+from tunnel_core.send_buffer import SendHalf
 
 if TYPE_CHECKING:
     from tunnel_core.mux import Mux

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tunnel_core.credit import CreditPool
+from tunnel_core.errors import PeerFault
 from tunnel_core.frames import Credit, Data, DataParts, End, Frame, Open, Opened, RefusedFrame, Reset, Stop
-from tunnel_core.halves import PeerFault, ReceiveHalf
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream, Receipt
@@ -304,16 +304,6 @@ def test_a_grown_window_goes_back_to_the_pool_when_nothing_more_will_be_held(
     assert agent.streams, "the other half is open"
 
 
-def test_a_window_grows_to_the_limit_and_no_further() -> None:
-    limits = Limits(initial_credit=64, max_credit=100, credit_pool=10_000)
-    recv = ReceiveHalf(limits, CreditPool(limits.credit_pool))
-    for offset in range(0, 1000, 50):
-        recv.add(offset, b"x" * 50)
-        recv.take(50)
-        recv.maybe_grant()
-    assert recv.window == 100 and recv.outstanding <= 100
-
-
 def test_data_after_the_end_resets_the_stream() -> None:
     _, agent, _, far = _opened()
     agent.receive(End(far.number, 0))
@@ -393,14 +383,6 @@ def test_a_receipt_after_the_reset_frees_nothing_twice() -> None:
     server.confirmed(receipt)
     assert server.unconfirmed == 0
     assert [type(frame) for frame in _move(server, agent)] == [Reset, Stop]
-
-
-def test_the_pool_lets_a_window_grow_only_by_a_share_of_what_is_free() -> None:
-    pool = CreditPool(1000)
-    assert pool.try_grow(125) and not pool.try_grow(125)
-    assert pool.try_grow(100) and not pool.under_pressure
-    pool.release(225)
-    assert pool.granted == 0 and pool.try_grow(125)
 
 
 def test_a_gap_is_a_fault_of_the_session() -> None:
