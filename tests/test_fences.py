@@ -41,7 +41,7 @@ DECISIONS = [
         "tunnel_core." + name
         for name in ("steps", "ranges", "states", "attempts", "mux_stream", "turns", "allowance")
     ),
-    *("tunnel_core." + name for name in ("send_buffer", "receive_buffer")),
+    *("tunnel_core." + name for name in ("send_buffer", "receive_buffer", "mux_sending", "mux_receiving")),
     *(
         "tunnel_core." + name
         for name in ("settings", "environment", "http_head", "bucket", "profiles", "humanize")

@@ -193,7 +193,7 @@ class TwoEnds(RuleBasedStateMachine):
             for stream in end.mux.streams.values():
                 assert stream.recv.buffered <= stream.recv.window <= LIMITS.max_credit
                 assert stream.send.sent <= stream.send.limit
-                assert stream.listed == (stream in end.mux._turns._new) + (stream in end.mux._turns._old)
+                assert stream.listed == (stream in end.mux._turns.new) + (stream in end.mux._turns.old)
 
     def teardown(self) -> None:
         if not hasattr(self, "server"):
@@ -291,15 +291,16 @@ def test_a_peer_that_sends_on_beyond_its_credit_after_a_stop_is_at_fault() -> No
 
 
 @pytest.mark.parametrize(
-    "leave", [MuxStream.stop_reading, lambda far: far.mux.receive(End(1, far.recv.received))]
+    "leave",
+    [lambda _, far: far.stop_reading(), lambda agent, far: agent.receive(End(1, far.recv.received))],
 )
 def test_a_grown_window_goes_back_to_the_pool_when_nothing_more_will_be_held(
-    leave: Callable[[MuxStream], None],
+    leave: Callable[[Mux, MuxStream], None],
 ) -> None:
     _, agent, _, far = _opened()
     _grow_window(agent, far)
     assert agent.pool.granted > 0
-    leave(far)
+    leave(agent, far)
     assert agent.pool.granted == 0
     assert agent.streams, "the other half is open"
 
