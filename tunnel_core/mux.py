@@ -104,7 +104,7 @@ class Mux(Sending):
             self._control.remove(stream)  # else users who come and go would heap up while nothing moves
         stream.send_reset = stream.recv_reset = stream.discarding = True
         stream.send.drop()
-        stream.on_change()
+        stream.tell_owner()
         stream.detach()
 
     # What arrives.
@@ -185,7 +185,7 @@ class Mux(Sending):
             stream.send_reset = stream.recv_reset = stream.discarding = True
             self.drop_sending(stream)
             stream.recv.drop()
-            stream.on_change()
+            stream.tell_owner()
             stream.detach()
 
 

@@ -20,7 +20,7 @@ def _receive_data(stream: MuxStream, frame: Data) -> None:
     if stream.discarding:
         stream.recv.skip(frame.offset + len(frame.payload))
     elif stream.recv.add(frame.offset, frame.payload):
-        stream.on_change()
+        stream.on_readable()
 
 
 def _receive_end(stream: MuxStream, frame: End) -> None:
@@ -28,7 +28,7 @@ def _receive_end(stream: MuxStream, frame: End) -> None:
         stream.recv.size = frame.size
     else:
         stream.recv.end(frame.size)
-    stream.on_change()
+    stream.on_readable()
     stream.mux.maybe_forget(stream)
 
 
@@ -52,14 +52,15 @@ def _break(stream: MuxStream, reason: Reason, detail: str) -> None:
         stream.reset_reason, stream.reset_detail = reason, detail
         if not stream.opened and not stream.mux.is_opener and stream.refusal is None:
             stream.mux.opens_cancelled += 1
-    stream.on_change()
+    stream.tell_owner()
 
 
 def _receive_credit(stream: MuxStream, frame: Credit) -> None:
     if frame.limit > stream.send.limit:
         stream.send.limit = frame.limit
         stream.mux.list_stream(stream)
-        stream.on_change()
+        if stream.awaits_room:
+            stream.on_writable()
 
 
 def _receive_opened(stream: MuxStream, frame: Opened) -> None:
@@ -69,7 +70,7 @@ def _receive_opened(stream: MuxStream, frame: Opened) -> None:
         stream.opened, stream.address = True, frame.address
         stream.on_opened()
         _receive_credit(stream, Credit(frame.stream, frame.credit))
-        stream.on_change()
+        stream.tell_owner()
 
 
 def _receive_refused(stream: MuxStream, frame: RefusedFrame) -> None:
@@ -83,7 +84,7 @@ def _receive_refused(stream: MuxStream, frame: RefusedFrame) -> None:
     stream.discarding = stream.send_reset = stream.recv_reset = True
     stream.mux.drop_sending(stream)
     stream.recv.drop()
-    stream.on_change()
+    stream.tell_owner()
     stream.mux.maybe_forget(stream)
 
 

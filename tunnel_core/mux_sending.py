@@ -217,8 +217,8 @@ class Sending:
         self.unconfirmed += send.sent - sent
         self.held += fresh
         self.send_pool.used += fresh
-        if send.room > 0:
-            stream.on_change()
+        if stream.awaits_room and send.room > 0:
+            stream.on_writable()
         return parts
 
     # What was sent.

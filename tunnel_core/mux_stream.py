@@ -62,13 +62,16 @@ class StreamOwner(Protocol):
 class MuxStream:
     """One stream as this end sees it. ``Stream`` wraps it for trio.
 
-    ``on_change`` is called when something a waiting task may care about changed: bytes to read, room
-    to send, opened, refused, reset. It must not block or raise.
+    ``on_readable`` is called when there are bytes to read, when the peer ended its half, and when the stream
+    broke. ``on_writable`` is called when there is room to send, if ``awaits_room`` is set; when the open was
+    answered; and when the stream broke. Neither may block or raise. After the mux forgot the stream none is
+    called any more.
     """
 
     __slots__ = (
         "_done",
         "address",
+        "awaits_room",
         "control_queued",
         "deficit",
         "discarding",
@@ -76,8 +79,9 @@ class MuxStream:
         "listed",
         "mux",
         "number",
-        "on_change",
         "on_opened",
+        "on_readable",
+        "on_writable",
         "opened",
         "pending",
         "recv",
@@ -104,8 +108,10 @@ class MuxStream:
         self.send_reset = False  # our half ended by reset
         self.recv_reset = False  # the peer's half ended by reset, or ours to read is gone
         self.discarding = False  # nothing is read any more
-        self.on_change: Callable[[], None] = _nothing
+        self.on_readable: Callable[[], None] = _nothing
+        self.on_writable: Callable[[], None] = _nothing
         self.on_opened: Callable[[], None] = _nothing  # called once, when the far dial succeeded
+        self.awaits_room = False  # the owner waits until ``send`` has room
         self.listed = False  # stands in the new or the old list
         self.deficit = 0
         self.emitted = 0  # control that was sent
@@ -163,7 +169,7 @@ class MuxStream:
             return
         self.stop_reading()
         self.give_up_sending()
-        self.on_change()
+        self.tell_owner()
 
     def give_up_sending(self) -> None:
         """Resets our half, unless the peer confirmed all of it."""
@@ -172,7 +178,7 @@ class MuxStream:
         self.send_reset = True
         self.mux.drop_sending(self)
         self.want(RESET)
-        self.on_change()
+        self.tell_owner()
 
     def accept(self, address: str, *, may_wait: bool = False) -> None:
         """Agent: the dial succeeded. ``may_wait``: the answer may wait for what else is to be said."""
@@ -186,9 +192,14 @@ class MuxStream:
         self.discarding = self.send_reset = self.recv_reset = True
         self.recv.drop()
         self.want(REFUSED)
-        self.on_change()
+        self.tell_owner()
 
     # What the mux does.
+
+    def tell_owner(self) -> None:
+        """The stream was opened, or it broke: that concerns reader and writer."""
+        self.on_readable()
+        self.on_writable()
 
     def detach(self) -> None:
         """Call nobody any more: the mux has forgotten the stream, so nothing changes but by its owner.
@@ -196,7 +207,7 @@ class MuxStream:
         The owner's callbacks lead back to the stream. Such cycles wait for the collector's oldest generation,
         and were 6 KiB for each open that was refused.
         """
-        self.on_change = self.on_opened = _nothing
+        self.on_readable = self.on_writable = self.on_opened = _nothing
 
     def want(self, bits: int, *, may_wait: bool = False) -> None:
         """Have these control bits sent."""
