@@ -282,15 +282,10 @@ def _read_data(data: bytes, i: int, end: int) -> Data | None:
         if size > 127:
             size, i = rest_of_size(data, i, size)
         if i + size == end:
-            return _new(Data, (stream, offset, _payload(data, i, end)))
+            is_large = size >= _LEAST_VIEW and size + size >= len(data)
+            payload = memoryview(data)[i:end] if is_large else data[i:end]
+            return _new(Data, (stream, offset, payload))
     return None
-
-
-def _payload(data: bytes, i: int, end: int) -> Payload:
-    size = end - i
-    if size < _LEAST_VIEW or size + size < len(data):
-        return data[i:end]
-    return memoryview(data)[i:end]
 
 
 def _read_pair(kind: type[Any]) -> _UsualReader:

@@ -192,7 +192,7 @@ class Sending:
 
     def _take_data(self, stream: MuxStream, frames: list[Frame], receipt: list[Receipt], most: int) -> int:
         send, bits, taken = stream.send, 0, 0
-        if most and send.ready:
+        if most and send.queued and send.sent < send.limit:
             offset = send.sent
             parts = self._send(stream, most)
             taken = send.sent - offset

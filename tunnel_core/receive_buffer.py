@@ -48,13 +48,18 @@ class ReceiveHalf:
     def add(self, offset: int, payload: Payload) -> bool:
         """Takes data in; False if it had all arrived before. Raises ``PeerFault``."""
         end = offset + len(payload)
-        self._check(offset, end)
+        if offset > self.received or end > self.granted or self.size is not None:
+            self._check(offset, end)
         if end <= self.received:
             return False
         if offset < self.received:
             payload = payload[self.received - offset :]
-        self._store(payload)
         self.received = end
+        self.buffered += len(payload)
+        if self.inbox and len(payload) < _SMALL:
+            self._join(payload)
+        else:
+            self.inbox.append(payload)
         return True
 
     def _check(self, offset: int, end: int) -> None:
@@ -67,15 +72,13 @@ class ReceiveHalf:
             detail = f"data up to offset {end} after an end at {self.size}"
             raise PeerFault(Reason.DATA_AFTER_END, detail, stream_only=True)
 
-    def _store(self, payload: Payload) -> None:
-        self.buffered += len(payload)
-        inbox = self.inbox
-        if not inbox or len(payload) >= _SMALL:
-            inbox.append(payload)
-        elif isinstance(tail := inbox[-1], bytearray) and len(tail) < _JOINED:
+    def _join(self, payload: Payload) -> None:
+        """Store a small chunk behind others that nobody has read yet."""
+        tail = self.inbox[-1]
+        if isinstance(tail, bytearray) and len(tail) < _JOINED:
             tail += payload
         else:
-            inbox.append(bytearray(payload))
+            self.inbox.append(bytearray(payload))
 
     def end(self, size: int) -> None:
         """The peer will send ``size`` bytes in all. Raises ``PeerFault`` if that contradicts what came."""
