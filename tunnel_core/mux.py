@@ -163,8 +163,9 @@ class Mux(Sending):
 
     def maybe_forget(self, stream: MuxStream) -> None:
         """Forgets a stream that is over."""
-        if stream.recv.at_end:
-            stream.recv.release()  # our half may stay open for days
+        recv = stream.recv
+        if recv.window > recv.initial and recv.at_end:
+            recv.release()  # our half may stay open for days
         if stream.over and self.streams.pop(stream.number, None) is not None:
             stream.detach()
             if self.is_opener:

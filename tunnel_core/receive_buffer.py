@@ -136,5 +136,6 @@ class ReceiveHalf:
 
     def release(self) -> None:
         """Gives the grown part of the window back to the pool: nothing more will be held."""
-        self._pool.release(self.window - self.initial)
-        self.window = self.initial
+        if self.window > self.initial:
+            self._pool.release(self.window - self.initial)
+            self.window = self.initial

@@ -153,7 +153,7 @@ class _Relay:
         """One task while it can be, two as soon as a direction has to wait beside the other."""
         self._has_pump = True
         with trio.CancelScope() as alone:
-            pump = Pump(tunnel, local, lambda length: self._note_moved(tunnel, length), alone.cancel)
+            pump = Pump(tunnel, local, self._note_moved, alone.cancel)
             pump.on_done = lambda: self._note_pump_done(alone)
             pump.start()
             try:
