@@ -6,10 +6,8 @@ It looks at old objects rarely, and until then each stream in a reference cycle 
 from __future__ import annotations
 
 import contextlib
-import gc
 import socket
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.fakes.leftovers import left_to_the_collector, uncollected
 from tests.fakes.memory_link import TARGET, LinkPair, memory_links
 from tunnel_core.limits import KIB
 from tunnel_core.reasons import Reason, Refused
@@ -25,31 +24,14 @@ from tunnel_core.relay import relay
 from tunnel_core.sockets import SocketStream
 from tunnel_core.stream import Stream, StreamReset
 
+__all__ = ["uncollected"]
+pytestmark = pytest.mark.usefixtures("uncollected")
+
 STREAMS = 100
 MOST_LEFT = 50
 """Objects that the collector may find: less than one for each stream."""
 
 End: TypeAlias = Callable[[LinkPair], Awaitable[None]]
-
-
-@pytest.fixture(autouse=True)
-def uncollected() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.set_debug(0)
-    gc.garbage.clear()
-    gc.enable()
-
-
-def _left_to_the_collector() -> Counter[str]:
-    """What nothing reaches any more, and yet is there, by type."""
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    gc.collect()
-    gc.set_debug(0)
-    found = Counter(f"{type(thing).__module__}.{type(thing).__qualname__}" for thing in gc.garbage)
-    gc.garbage.clear()
-    return found
 
 
 async def _open(pair: LinkPair) -> tuple[Stream, Stream]:
@@ -206,19 +188,19 @@ async def test_leaves_nothing_to_the_collector(end: End) -> None:
     async with memory_links() as pair:
         await end(pair)
         await _settle(pair)
-        _left_to_the_collector()  # what the first use of anything left
+        left_to_the_collector()  # what the first use of anything left
         for _ in range(STREAMS):
             await end(pair)
         await _settle(pair)
-        left = _left_to_the_collector()
-    assert left.total() <= MOST_LEFT, dict(left)
+        left = left_to_the_collector()
+    assert left.total() <= MOST_LEFT, left.most_common(40)
     assert not [kind for kind in left if kind.startswith("tunnel_core.")], left
 
 
 async def test_a_session_that_ends_leaves_nothing_of_its_streams() -> None:
     async with memory_links() as pair:
         streams = [await pair.streams() for _ in range(STREAMS)]
-        _left_to_the_collector()
+        left_to_the_collector()
         pair.server.end(Reason.SERVER_STOPPING)
         while streams:
             near, far = streams.pop()
@@ -228,5 +210,5 @@ async def test_a_session_that_ends_leaves_nothing_of_its_streams() -> None:
                 await far.receive_some()
             await _close(near, far)
         del near, far
-        left = _left_to_the_collector()
-    assert left.total() <= MOST_LEFT, dict(left)
+        left = left_to_the_collector()
+    assert left.total() <= MOST_LEFT, left.most_common(40)
