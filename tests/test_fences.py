@@ -35,12 +35,13 @@ DECISIONS = [
     *("tunnel_core." + name for name in ("codec", "messages", "wire", "frames", "limits", "reasons")),
     *(
         "tunnel_core." + name
-        for name in ("names", "node_patterns", "identity", "session", "mux", "halves", "credit")
+        for name in ("names", "node_patterns", "identity", "session", "mux", "credit", "errors")
     ),
     *(
         "tunnel_core." + name
         for name in ("steps", "ranges", "states", "attempts", "mux_stream", "turns", "allowance")
     ),
+    *("tunnel_core." + name for name in ("send_buffer", "receive_buffer", "mux_sending", "mux_receiving")),
     *(
         "tunnel_core." + name
         for name in ("settings", "environment", "http_head", "bucket", "profiles", "humanize")

@@ -95,7 +95,7 @@ async def connect_first(addresses: Sequence[str], port: int, connect: Connect = 
             race.winner.stream.abort()
         raise
     if race.winner is None:
-        raise race.errors[0]
+        raise race.errors.pop(0)  # kept there, with this frame in its traceback, it would be a cycle
     return race.winner
 
 
@@ -110,7 +110,7 @@ class _Race:
         try:
             stream = await self._connect(address, self._port)
         except OSError as error:
-            self.errors.append(error)
+            self.errors.append(error.with_traceback(None))
             failed.set()
             return
         self._arrived(Connected(stream, join_host_port(address, self._port)), scope)

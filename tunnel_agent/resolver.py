@@ -35,7 +35,7 @@ _of_targets: _Threads = trio.lowlevel.RunVar("threads of target look-ups")
 async def resolve_host(host: str) -> Sequence[str]:
     """Look up a target's host. Raises ``OSError``. Cancellation abandons the thread."""
     limiter = _limiter(_of_targets, MAX_TARGET_LOOKUPS)
-    return await trio.to_thread.run_sync(_look_up, host, 0, abandon_on_cancel=True, limiter=limiter)
+    return await _look_up_in_thread(host, limiter)
 
 
 async def resolve_server(host: str) -> Sequence[str]:
@@ -47,13 +47,31 @@ async def resolve_server(host: str) -> Sequence[str]:
         found = _look_up(host, socket.AI_NUMERICHOST)
     except socket.gaierror:  # it is a name
         limiter = _limiter(_of_servers, _MAX_LOOKUPS)
-        found = await trio.to_thread.run_sync(_look_up, host, 0, abandon_on_cancel=True, limiter=limiter)
+        found = await _look_up_in_thread(host, limiter)
     return list(dict.fromkeys(found))[:_MAX_ADDRESSES]
 
 
 def _look_up(host: str, flags: int) -> list[str]:
     found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM, flags=flags)
     return [str(address[0]) for *_, address in found]
+
+
+async def _look_up_in_thread(host: str, limiter: trio.CapacityLimiter) -> list[str]:
+    found = await trio.to_thread.run_sync(_try_look_up, host, abandon_on_cancel=True, limiter=limiter)
+    if isinstance(found, OSError):
+        try:
+            raise found
+        finally:
+            del found  # the traceback holds this frame
+    return found
+
+
+def _try_look_up(host: str) -> list[str] | OSError:
+    """Return the addresses, or the error: raised from a thread it would stay in a cycle with trio's frame."""
+    try:
+        return _look_up(host, 0)
+    except OSError as error:
+        return error.with_traceback(None)
 
 
 def _limiter(threads: _Threads, most: int) -> trio.CapacityLimiter:

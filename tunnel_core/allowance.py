@@ -9,17 +9,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TypeAlias
 
 from tunnel_core.bucket import Bucket
 from tunnel_core.flight import Flight
 
-
-class Budgets(NamedTuple):
-    """Bytes of content that the next packet may hold: in all, and of what must not wait."""
-
-    bulk: int
-    quick: int
+Budgets: TypeAlias = tuple[int, int]
+"""Bytes of content that the next packet may hold: in all, and of what must not wait."""
 
 
 class Allowance:
@@ -46,7 +42,7 @@ class Allowance:
             most = min(most, room)
         if not flight.in_flight:
             self.due = math.inf
-            return Budgets(most, most)
+            return most, most
         bulk = min(most, flight.room(now))
         self.due = flight.deadline()
-        return Budgets(bulk, min(most, flight.quick_room(now)))
+        return bulk, min(most, flight.quick_room(now))

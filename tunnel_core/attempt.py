@@ -15,8 +15,8 @@ import trio
 
 from tunnel_core.carrier import Carrier
 from tunnel_core.codec import encode_packet
+from tunnel_core.errors import PeerFault
 from tunnel_core.frames import Frame, Malformed, Packet, Rejected, Use, Welcome
-from tunnel_core.halves import PeerFault
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import AgentSteps, ServerSteps

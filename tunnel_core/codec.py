@@ -91,18 +91,14 @@ def encode_packet(
     return b"".join(parts)
 
 
-def _write_data(parts: _Parts, frame: Data) -> None:
-    stream, offset, payload = frame
-    _write_data_head(parts, stream, offset, len(payload))
-    parts.append(payload)
-
-
-def _write_data_parts(parts: _Parts, frame: DataParts) -> None:
-    _write_data_head(parts, frame.stream, frame.offset, sum(map(len, frame.parts)))
-    parts += frame.parts
-
-
-def _write_data_head(parts: _Parts, stream: int, offset: int, size: int) -> None:
+def _write_data(parts: _Parts, frame: Data | DataParts) -> None:
+    stream, offset = frame.stream, frame.offset
+    if isinstance(frame, Data):
+        pieces: Sequence[Payload] = (frame.payload,)
+        size = len(frame.payload)
+    else:
+        pieces = frame.parts
+        size = sum(map(len, pieces))
     head = b"\x08" + (SMALL[stream] if stream < SMALL_END else varint(stream))
     if offset:
         head += b"\x10" + (SMALL[offset] if offset < SMALL_END else varint(offset))
@@ -112,7 +108,7 @@ def _write_data_head(parts: _Parts, stream: int, offset: int, size: int) -> None
     inner = SMALL[size] if size < SMALL_END else varint(size)
     size += len(inner) + 1
     outer = SMALL[size] if size < SMALL_END else varint(size)
-    parts += b"\x1a", outer, b"\x0a", inner, head
+    parts += b"\x1a", outer, b"\x0a", inner, head, *pieces
 
 
 def _write_credit(parts: _Parts, frame: Credit) -> None:
@@ -160,7 +156,7 @@ def _write_kind(parts: _Parts, number: int, body: bytes) -> None:
 _WRITERS: dict[type[Any], Callable[[_Parts, Any], None]] = {
     **dict.fromkeys(BY_FRAME, _write_by_table),
     Data: _write_data,
-    DataParts: _write_data_parts,
+    DataParts: _write_data,
     Credit: _write_credit,
     End: _write_end,
     Ping: _write_ping,
@@ -282,15 +278,10 @@ def _read_data(data: bytes, i: int, end: int) -> Data | None:
         if size > 127:
             size, i = rest_of_size(data, i, size)
         if i + size == end:
-            return _new(Data, (stream, offset, _payload(data, i, end)))
+            is_large = size >= _LEAST_VIEW and size + size >= len(data)
+            payload = memoryview(data)[i:end] if is_large else data[i:end]
+            return _new(Data, (stream, offset, payload))
     return None
-
-
-def _payload(data: bytes, i: int, end: int) -> Payload:
-    size = end - i
-    if size < _LEAST_VIEW or size + size < len(data):
-        return data[i:end]
-    return memoryview(data)[i:end]
 
 
 def _read_pair(kind: type[Any]) -> _UsualReader:

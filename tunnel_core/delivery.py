@@ -62,6 +62,8 @@ class Delivery:
         self.in_flight = 0
         self.unloaded = math.inf
         """The way there with nothing of ours on it, plus the clocks' difference."""
+        self.path = 0.0
+        """The round trip of now with nothing of ours waiting on the way there; 0: not known yet."""
         self._back = 0.0  # less the clocks' difference, as every time of arrival
         self._trip = 0.0
         self._under_way: deque[_Sent] = deque()
@@ -70,11 +72,6 @@ class Delivery:
         self._last_sent = self._last_arrived = 0.0
         self._leans: deque[tuple[float, float]] = deque()  # rising, the least first
         self._backs: deque[tuple[float, float]] = deque()
-
-    @property
-    def path(self) -> float:
-        """The round trip of now with nothing of ours waiting on the way there; 0: not known yet."""
-        return min(self._trip, max(0.0, self.unloaded + self._back))
 
     @property
     def shortest(self) -> float:
@@ -120,6 +117,7 @@ class Delivery:
         if packet.lean or there < self.unloaded:
             _keep_least(self._leans, there, now, _LEAN_SECONDS)
             self.unloaded = self._leans[0][1]
+        self.path = min(self._trip, max(0.0, self.unloaded + self._back))
 
     def _rate(self, packet: _Sent, there: float, now: float) -> float:
         if packet.delivered:

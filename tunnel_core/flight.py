@@ -158,9 +158,9 @@ class Flight:
 
     def room(self, now: float) -> int:
         """Bytes of bulk that may leave now: 0, or at least half a packet."""
-        room, packet = self.limit - self.in_flight, self.packet_bytes
+        room, packet = self.limit - self._delivery.in_flight, self.packet_bytes
         self._pacing.let_go()
-        if not self.in_flight:
+        if not self._delivery.in_flight:
             return max(room, packet)
         if room * 2 < packet:
             return 0
@@ -169,7 +169,7 @@ class Flight:
     def quick_room(self, now: float) -> int:
         """Bytes that may leave now for streams with little queued: above the limit, but bounded too."""
         ahead = _QUICK_PACKETS * self.packet_bytes
-        room = self.limit + ahead - self.in_flight
+        room = self.limit + ahead - self._delivery.in_flight
         return max(0, room if self._near else int(min(room, ahead - self._pacing.owed(now))))
 
     def deadline(self) -> float:
@@ -178,7 +178,7 @@ class Flight:
 
     def note_idle(self) -> None:
         """The session had nothing more to send, though it might have."""
-        if self.in_flight < self.limit:
+        if self._delivery.in_flight < self.limit:
             self._limited = True
 
     def sent(self, number: int, size: int, now: float) -> bool:
@@ -189,7 +189,7 @@ class Flight:
                 self._leave_uncounted(number, size)
                 return False
             self._count_at = now + _COUNT_SECONDS
-        lean = self.in_flight <= self._dip_limit
+        lean = self._delivery.in_flight <= self._dip_limit
         if lean:
             self._lean_at = now
             if self._dipping and not self._dip_first:
@@ -203,7 +203,7 @@ class Flight:
 
     def _pace(self, path: float) -> float:
         rate, growth = self.rate_bytes_per_second, self._growth
-        if self.competing:
+        if self._rivals.present:
             return _RIVAL_PACE * self.limit / path
         if self._dipping or growth.new or not rate:
             return _PACE * self.limit / path
@@ -253,7 +253,7 @@ class Flight:
         self._delivery.forget_unloaded()
 
     def _take(self, sample: Sample) -> None:
-        if self._dipping and self._surprised and not self.competing:
+        if self._dipping and self._surprised and not self._rivals.present:
             # The queue drains at the link's rate, and until it has no packet is lean.
             self._round_rate = self.rate_bytes_per_second = max(self._round_rate, sample.rate)
         elif not sample.limited or sample.rate > self.rate_bytes_per_second:
@@ -288,7 +288,7 @@ class Flight:
         self._start_round(dipped=was_dipping or self._dipping)
 
     def _judge_rate(self, *, unintended: bool) -> None:
-        if (unintended or self._surprised) and not self.competing:
+        if (unintended or self._surprised) and not self._rivals.present:
             self._rates.clear()  # also in the round after, whose packets left before the limit fell
         if self._round_rate:
             self._rates.append(self._round_rate)
@@ -297,9 +297,9 @@ class Flight:
 
     def _maybe_dip(self, now: float, *, unintended: bool) -> None:
         path = self._delivery.path
-        every = _RIVAL_DIP_SECONDS if self.competing else _DIP_SECONDS
+        every = _RIVAL_DIP_SECONDS if self._rivals.present else _DIP_SECONDS
         stale = now - self._lean_at > max(every, _DIP_PATHS * path)
-        soon = (_RIVAL_SOON_PATHS if self.competing else _SOON_PATHS) * path
+        soon = (_RIVAL_SOON_PATHS if self._rivals.present else _SOON_PATHS) * path
         if stale or (unintended and now - self._dip_at > soon):
             self._dipping = True
             self._growth.disturbed()
@@ -318,7 +318,7 @@ class Flight:
 
     @property
     def _rival_extra(self) -> float:
-        return _RIVAL_GAIN * self._delivery.shortest if self.competing else 0.0
+        return _RIVAL_GAIN * self._delivery.shortest if self._rivals.present else 0.0
 
     @property
     def _most_intended(self) -> float:
@@ -328,7 +328,7 @@ class Flight:
 
     @property
     def _dip_limit(self) -> float:
-        share = _RIVAL_DIP if self.competing else _DIP
+        share = _RIVAL_DIP if self._rivals.present else _DIP
         return max(_LEAST_DIP, share * self.rate_bytes_per_second * self._delivery.path)
 
     def _set_limit(self, fresh: int) -> None:
@@ -339,7 +339,7 @@ class Flight:
             extra = max(self._rival_extra, path * self._growth.gain(rate, path))
             wish = rate * (path + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
-        grown = self.limit + (_RIVAL_GROWTH * fresh if self.competing else fresh)
+        grown = self.limit + (_RIVAL_GROWTH * fresh if self._rivals.present else fresh)
         self.limit = int(min(wish, grown, self._limits.max_send_memory))
         self._near = self._delivery.path <= PACED_PATH_SECONDS
         self.packet_bytes = self._packet_bytes()

@@ -22,8 +22,8 @@ from tunnel_core.bucket import Bucket
 from tunnel_core.carrier import Carrier
 from tunnel_core.codec import encode_packet
 from tunnel_core.credit import CreditPool, SendPool
+from tunnel_core.errors import PeerFault
 from tunnel_core.frames import Hello, Malformed, Open, Packet, Welcome
-from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
 from tunnel_core.link_facts import LinkFacts
 from tunnel_core.mux import Mux

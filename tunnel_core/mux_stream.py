@@ -1,20 +1,20 @@
-"""One stream as this end sees it: what its owner does with it, and what it has yet to say.
+"""One stream as this end sees it: what its owner does with it, and what it has yet to send. No I/O, no clock.
 
-Control is state, not a queue: a set of bits that are to be said, one of those that were, one of those
-that the peer confirmed. A lost carrier makes bits that it took pending again. ``mux.py`` gives turns.
+Control is state, not a queue: a set of bits that are to be sent, one of those that were, one of those
+that the peer confirmed. A lost carrier makes bits that it took pending again. ``mux_sending.py`` gives turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Protocol, TypeAlias
 
+from tunnel_core.credit import CreditPool
 from tunnel_core.frames import Credit, Frame, Open, Opened, Payload, RefusedFrame, Reset, Stop
-from tunnel_core.halves import ReceiveHalf, SendHalf
+from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
-
-if TYPE_CHECKING:
-    from tunnel_core.mux import Mux
+from tunnel_core.receive_buffer import ReceiveHalf
+from tunnel_core.send_buffer import SendHalf
 
 OPEN, OPENED, REFUSED, CREDIT, END, RESET, STOP = (1 << bit for bit in range(7))
 
@@ -26,27 +26,64 @@ def _nothing() -> None:
     """The reaction of a stream that nobody watches."""
 
 
+class StreamOwner(Protocol):
+    """What a stream asks of its mux."""
+
+    opens_cancelled: int
+
+    @property
+    def is_opener(self) -> bool: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def pool(self) -> CreditPool: ...
+
+    def queue_control(self, stream: MuxStream, wait_seconds: float) -> None:
+        """Have the stream's pending control sent, at once or within so many seconds."""
+
+    def list_stream(self, stream: MuxStream, *, is_end: bool = False) -> None:
+        """Give the stream a turn to send its data, or its end."""
+
+    def give_number(self, stream: MuxStream) -> None:
+        """Number the stream: its open enters a packet."""
+
+    def drop_sending(self, stream: MuxStream) -> None:
+        """Send nothing more of the stream's data, nor again."""
+
+    def withdraw(self, stream: MuxStream) -> None:
+        """Forget a stream whose open never entered a packet."""
+
+    def maybe_forget(self, stream: MuxStream) -> None:
+        """Forget the stream if it is over."""
+
+
 class MuxStream:
     """One stream as this end sees it. ``Stream`` wraps it for trio.
 
-    ``on_change`` is called when something a waiting task may care about changed: bytes to read, room
-    to send, opened, refused, reset. It must not block or raise.
+    ``on_readable`` is called when there are bytes to read, when the peer ended its half, and when the stream
+    broke. ``on_writable`` is called when there is room to send, if ``awaits_room`` is set; when the open was
+    answered; and when the stream broke. Neither may block or raise. After the mux forgot the stream none is
+    called any more.
     """
 
     __slots__ = (
         "_done",
-        "_emitted",
-        "_pending",
-        "_queued_control",
         "address",
+        "awaits_room",
+        "control_queued",
         "deficit",
         "discarding",
+        "emitted",
         "listed",
         "mux",
         "number",
-        "on_change",
         "on_opened",
+        "on_readable",
+        "on_writable",
         "opened",
+        "pending",
         "recv",
         "recv_reset",
         "refusal",
@@ -57,7 +94,7 @@ class MuxStream:
         "send_reset",
     )
 
-    def __init__(self, mux: Mux, request: Open, number: int, credit: int) -> None:
+    def __init__(self, mux: StreamOwner, request: Open, number: int, credit: int) -> None:
         self.mux = mux
         self.number = number  # 0 until the open entered a packet
         self.request = request
@@ -71,21 +108,24 @@ class MuxStream:
         self.send_reset = False  # our half ended by reset
         self.recv_reset = False  # the peer's half ended by reset, or ours to read is gone
         self.discarding = False  # nothing is read any more
-        self.on_change: Callable[[], None] = _nothing
+        self.on_readable: Callable[[], None] = _nothing
+        self.on_writable: Callable[[], None] = _nothing
         self.on_opened: Callable[[], None] = _nothing  # called once, when the far dial succeeded
+        self.awaits_room = False  # the owner waits until ``send`` has room
         self.listed = False  # stands in the new or the old list
         self.deficit = 0
-        self._pending = 0
-        self._emitted = 0
+        self.emitted = 0  # control that was sent
+        self.control_queued = False  # stands in the control queue
+        self.pending = 0  # control that is to be sent
         self._done = 0
-        self._queued_control = False
 
     # What the owner does.
 
     def push(self, payload: Payload) -> None:
         """Queues bytes for the peer. Call only while ``can_send``."""
         self.send.push(payload)
-        self.mux.list_stream(self)
+        if not self.listed:
+            self.mux.list_stream(self)
 
     @property
     def can_send(self) -> bool:
@@ -100,10 +140,12 @@ class MuxStream:
 
     def read(self, max_bytes: int) -> Payload:
         """Takes up to ``max_bytes`` that arrived; call only with something buffered."""
-        payload = self.recv.take(max_bytes)
-        if self.recv.maybe_grant():
-            self.want(CREDIT)
-        elif self.recv.at_end:
+        recv = self.recv
+        payload = recv.take(max_bytes)
+        if recv.size is None:
+            if recv.maybe_grant():
+                self.want(CREDIT)
+        elif not recv.buffered:
             self.mux.maybe_forget(self)
         return payload
 
@@ -127,7 +169,7 @@ class MuxStream:
             return
         self.stop_reading()
         self.give_up_sending()
-        self.on_change()
+        self.tell_owner()
 
     def give_up_sending(self) -> None:
         """Resets our half, unless the peer confirmed all of it."""
@@ -136,7 +178,7 @@ class MuxStream:
         self.send_reset = True
         self.mux.drop_sending(self)
         self.want(RESET)
-        self.on_change()
+        self.tell_owner()
 
     def accept(self, address: str, *, may_wait: bool = False) -> None:
         """Agent: the dial succeeded. ``may_wait``: the answer may wait for what else is to be said."""
@@ -150,9 +192,14 @@ class MuxStream:
         self.discarding = self.send_reset = self.recv_reset = True
         self.recv.drop()
         self.want(REFUSED)
-        self.on_change()
+        self.tell_owner()
 
     # What the mux does.
+
+    def tell_owner(self) -> None:
+        """The stream was opened, or it broke: that concerns reader and writer."""
+        self.on_readable()
+        self.on_writable()
 
     def detach(self) -> None:
         """Call nobody any more: the mux has forgotten the stream, so nothing changes but by its owner.
@@ -160,23 +207,21 @@ class MuxStream:
         The owner's callbacks lead back to the stream. Such cycles wait for the collector's oldest generation,
         and were 6 KiB for each open that was refused.
         """
-        self.on_change = self.on_opened = _nothing
+        self.on_readable = self.on_writable = self.on_opened = _nothing
 
     def want(self, bits: int, *, may_wait: bool = False) -> None:
-        self._pending |= bits
-        if not self._queued_control:
-            self._queued_control = True
-            self.mux.queue_control(self)
-        if may_wait:
-            self.mux.wake_later(_ANSWER_WAITS_SECONDS)
-        else:
-            self.mux.presses = True
-            self.mux.wake()
+        """Have these control bits sent."""
+        self.pending |= bits
+        self.mux.queue_control(self, _ANSWER_WAITS_SECONDS if may_wait else 0)
+
+    def open_frame(self, early_data: Payload) -> Open:
+        """The open of a stream that has a number."""
+        return self.request._replace(stream=self.number, credit=self.recv.granted, early_data=early_data)
 
     def take_control(self, frames: list[Frame]) -> int:
         """Appends the pending control frames; returns their bits."""
-        bits, self._pending, self._queued_control = self._pending, 0, False
-        self._emitted |= bits
+        bits, self.pending, self.control_queued = self.pending, 0, False
+        self.emitted |= bits
         if bits & OPENED:
             frames.append(Opened(self.number, self.recv.granted, self.address))
         if bits & REFUSED:
@@ -190,33 +235,27 @@ class MuxStream:
             frames.append(Stop(self.number, self.reset_reason or Reason.USER_LEFT))
         return bits
 
-    def emitted_end(self) -> bool:
-        return bool(self._emitted & END)
-
-    def emit(self, bits: int) -> None:
-        self._emitted |= bits
-
     def confirm(self, bits: int) -> None:
         self._done |= bits
 
     def take_back(self, bits: int) -> None:
         """What these bits said must be said again, unless it means nothing any more."""
-        self._emitted &= ~bits
+        self.emitted &= ~bits
         bits &= ~END  # said by the stream's turn
         if self.discarding:
             bits &= ~CREDIT
         if bits:
-            self._pending |= bits
-            self._queued_control = True
+            self.pending |= bits
+            self.control_queued = True
 
     @property
     def open_pending(self) -> bool:
         """Whether the open has yet to be said, or to be said again."""
-        return bool(self._pending & OPEN)
+        return bool(self.pending & OPEN)
 
     @property
     def control_pending(self) -> bool:
-        return bool(self._pending)
+        return bool(self.pending)
 
     @property
     def wants_turn(self) -> bool:
@@ -224,22 +263,20 @@ class MuxStream:
         send = self.send
         if self.send_reset:
             return False
-        return send.ready or (send.size == send.sent and not self._emitted & END)
+        if send.queued:
+            return send.sent < send.limit
+        return send.size == send.sent and not self.emitted & END
 
     @property
     def over(self) -> bool:
         """Both halves have ended and the peer confirmed everything that says so."""
         if self.refusal is not None:
-            return not self._pending and self._done & self._emitted & REFUSED == self._emitted & REFUSED
+            return not self.pending and self._done & self.emitted & REFUSED == self.emitted & REFUSED
         ended = self._done & RESET if self.send_reset else self._done & END
-        if not ended or self._pending:
+        if not ended or self.pending:
             return False
         return self.recv.size is not None and (self.discarding or not self.recv.buffered)
 
 
-class Receipt(NamedTuple):
-    """What one frame batch carried of one stream."""
-
-    stream: MuxStream
-    bits: int
-    sent: int
+Receipt: TypeAlias = tuple[MuxStream, int, int]
+"""What one packet carried of one stream: the stream, control bits, and the offset up to which it was sent."""

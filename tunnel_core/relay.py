@@ -153,7 +153,7 @@ class _Relay:
         """One task while it can be, two as soon as a direction has to wait beside the other."""
         self._has_pump = True
         with trio.CancelScope() as alone:
-            pump = Pump(tunnel, local, lambda length: self._note_moved(tunnel, length), alone.cancel)
+            pump = Pump(tunnel, local, self._note_moved, alone.cancel)
             pump.on_done = lambda: self._note_pump_done(alone)
             pump.start()
             try:
@@ -197,18 +197,19 @@ class _Relay:
     ) -> None:
         """Moves ``source`` to its end; ``stopped`` did so up to where the sink took no more."""
         try:
-            try:
-                await self._move(source, sink, stopped)
-            except HungUp as error:
-                self._gone = self._gone or self._told_by(error)
+            if stopped is not None and stopped.error is not None:
+                self._note_gone(stopped.error)
+            else:
+                try:
+                    await self._move(source, sink, stopped)
+                except HungUp as error:
+                    self._note_gone(error)
             await self._half_ended(source)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._note(error)
 
     async def _move(self, source: trio.abc.Stream, sink: trio.abc.Stream, stopped: Pump | None) -> None:
         if stopped is not None:
-            if stopped.error is not None:
-                raise stopped.error
             await stopped.flush()
             if stopped.is_done:
                 return
@@ -245,7 +246,7 @@ class _Relay:
         try:
             await wait_silent(ended, Silence(self._progress, self._half_closed_seconds))
         except trio.BrokenResourceError as error:
-            self._gone = self._gone or self._told_by(error)  # what it said is whole, and is delivered
+            self._note_gone(error)  # what it said is whole, and is delivered
         else:
             self._fail_silent("one half has ended")
         self._scope.cancel()
@@ -326,6 +327,10 @@ class _Relay:
         if not self._moved[source] and source is self._b and self._on_first_byte is not None:
             self._on_first_byte()
         self._moved[source] += length
+
+    def _note_gone(self, error: Exception) -> None:
+        """A side receives no more: what it sent is whole."""
+        self._gone = self._gone or self._told_by(error)
 
     def _note(self, error: Exception) -> None:
         if self._reason is None:

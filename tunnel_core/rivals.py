@@ -39,7 +39,7 @@ _DRIFT = 5e-4
 class Rivals:
     """Fed with the unloaded way there; tells whether to compete."""
 
-    __slots__ = ("_band", "_best_rate", "_now", "_shortest", "_still_since", "_until")
+    __slots__ = ("_band", "_best_rate", "_now", "_shortest", "_still_since", "_until", "present")
 
     def __init__(self, now: float) -> None:
         self._now = self._still_since = now
@@ -47,10 +47,7 @@ class Rivals:
         self._best_rate = 0.0
         self._band = (math.inf, -math.inf)
         self._until = -math.inf
-
-    @property
-    def present(self) -> bool:
-        return self._now < self._until
+        self.present = False
 
     def look(self, unloaded: float, path: float, rate: float, now: float) -> None:
         """``unloaded``: the way there as lean packets find it. ``path``: the shortest round trip.
@@ -69,6 +66,7 @@ class Rivals:
         else:
             self._until = now + _MEMORY_SECONDS
             self._watch(unloaded, _STILL_BAND + _STILL_SHARE * inflation)
+        self.present = now < self._until
 
     def _stir(self, unloaded: float) -> None:
         self._band = unloaded, unloaded

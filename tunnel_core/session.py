@@ -30,6 +30,7 @@ from typing import NamedTuple
 from tunnel_core.allowance import Allowance
 from tunnel_core.bucket import Bucket
 from tunnel_core.confirming import Confirming
+from tunnel_core.errors import PeerFault
 from tunnel_core.flight import Flight, Unbounded
 from tunnel_core.frames import (
     Bye,
@@ -42,7 +43,6 @@ from tunnel_core.frames import (
     Unknown,
     Welcome,
 )
-from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import Receipt

@@ -53,12 +53,13 @@ class Stream(DirectStream):
         """Whether this end reset the stream, before it closed it."""
         self._receiver: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
-        self._watchers: list[trio.Event] = []
+        self._answered: trio.Event | None = None  # made by whoever waits for the far dial
         self._leaving: trio.CancelScope | None = None
         self._breaking: trio.CancelScope | None = None
         self._taker: Callable[[], None] | None = None
         self.opened_at = trio.current_time()
-        mux_stream.on_change = self._changed
+        mux_stream.on_readable = self._on_readable
+        mux_stream.on_writable = self._on_writable
 
     # Who and what.
 
@@ -119,13 +120,9 @@ class Stream(DirectStream):
             self._raise_refusal()
             if self._mux.recv_reset:
                 raise Refused(self._mux.reset_reason or Reason.SESSION_LOST, self._mux.reset_detail)
-            await self._wait_change()
-
-    async def wait_reset(self) -> Reason:
-        """Waits until the peer gave the stream up; returns why."""
-        while not (self._mux.send_reset or self._mux.recv_reset):
-            await self._wait_change()
-        return self.ended_by or Reason.USER_LEFT
+            if self._answered is None:
+                self._answered = trio.Event()
+            await self._answered.wait()
 
     def check(self) -> None:
         """Raises ``StreamReset`` if the peer reset its half."""
@@ -136,7 +133,7 @@ class Stream(DirectStream):
     def breaking(self, scope: trio.CancelScope) -> Iterator[None]:
         """Cancels ``scope`` if the peer resets its half during the block, also while nobody reads here."""
         self._breaking = scope
-        self._changed()
+        self._on_writable()
         try:
             yield
         finally:
@@ -146,7 +143,7 @@ class Stream(DirectStream):
     def cancelling(self, scope: trio.CancelScope) -> Iterator[None]:
         """Cancels ``scope`` if the peer gives the stream up during the block: a user who left."""
         self._leaving = scope
-        self._changed()
+        self._on_writable()
         try:
             yield
         finally:
@@ -187,10 +184,10 @@ class Stream(DirectStream):
             self._raise_closed()
         if mux.recv_reset:
             self._raise_broken()
-        return b"" if mux.recv.at_end else None
+        return None if mux.recv.size is None else b""
 
     def take_with(self, taker: Callable[[], None] | None) -> None:
-        """Has ``taker`` called, now and at each change, to take what is there (``receive_nowait``).
+        """Has ``taker`` called, now and whenever more arrived, to take what is there (``receive_nowait``).
 
         It is called inside the link's own step, so it must not block or raise. None ends that.
         """
@@ -213,8 +210,7 @@ class Stream(DirectStream):
         """Waits until ``receive_nowait`` has an answer."""
         if self._receiver is not None:
             raise trio.BusyResourceError("another task is receiving from this stream")
-        mux = self._mux
-        if mux.recv.buffered or self._closed or mux.recv_reset or mux.recv.at_end:
+        if self._is_readable():
             return
         self._receiver = trio.lowlevel.current_task()
 
@@ -246,9 +242,11 @@ class Stream(DirectStream):
 
     def put_nowait(self, data: Payload) -> bool:
         """Queues ``data``, however little ``room`` there is."""
-        self._check_sendable()
-        self._mux.push(data)
-        return self._mux.send.room > 0
+        mux = self._mux
+        if self._closed or mux.send_reset or mux.send.size is not None:
+            self._check_sendable()
+        mux.push(data)
+        return mux.send.room > 0
 
     async def flush(self) -> None:
         """Waits until there is room: what was put is on its way by itself. Raises as ``send_all``."""
@@ -265,11 +263,13 @@ class Stream(DirectStream):
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _wait_room(self) -> None:
-        while self._mux.send.room <= 0 and self._mux.can_send and not self._closed:
+        while not self._is_writable():
             self._sender = trio.lowlevel.current_task()
+            self._mux.awaits_room = True
 
             def abort(_: object) -> trio.lowlevel.Abort:
                 self._sender = None
+                self._mux.awaits_room = False
                 return trio.lowlevel.Abort.SUCCEEDED
 
             await trio.lowlevel.wait_task_rescheduled(abort)
@@ -356,7 +356,8 @@ class Stream(DirectStream):
     def _close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._changed()
+            self._on_readable()
+            self._on_writable()
             self._on_closed(self)
 
     def _raise_refusal(self) -> None:
@@ -372,32 +373,34 @@ class Stream(DirectStream):
 
     # Waking.
 
-    async def _wait_change(self) -> None:
-        event = trio.Event()
-        self._watchers.append(event)
-        try:
-            await event.wait()
-        finally:
-            if event in self._watchers:
-                self._watchers.remove(event)
+    def _is_readable(self) -> bool:
+        """Whether ``receive_nowait`` has an answer."""
+        recv = self._mux.recv
+        return bool(recv.buffered or recv.size is not None or self._mux.recv_reset or self._closed)
 
-    def _changed(self) -> None:
-        mux = self._mux
+    def _is_writable(self) -> bool:
+        """Whether there is room, or nothing to wait for."""
+        return self._mux.send.room > 0 or not self._mux.can_send or self._closed
+
+    def _on_readable(self) -> None:
+        """Bytes arrived, the peer ended its half, or the stream broke."""
         if self._taker is not None:
             self._taker()
-        if self._receiver is not None and (
-            mux.recv.buffered or mux.recv_reset or self._closed or mux.recv.at_end
-        ):
+        if self._receiver is not None and self._is_readable():
             task, self._receiver = self._receiver, None
             trio.lowlevel.reschedule(task)
-        if self._sender is not None and (mux.send.room > 0 or not mux.can_send or self._closed):
+
+    def _on_writable(self) -> None:
+        """There is room to send, the open was answered, or the stream broke."""
+        mux = self._mux
+        if self._sender is not None and self._is_writable():
             task, self._sender = self._sender, None
+            mux.awaits_room = False
             trio.lowlevel.reschedule(task)
         if self._breaking is not None and mux.recv_reset:
             self._breaking.cancel()
         if self._leaving is not None and (mux.send_reset or mux.recv_reset):
             self._leaving.cancel()
-        if self._watchers:
-            watchers, self._watchers = self._watchers, []
-            for event in watchers:
-                event.set()
+        if self._answered is not None:
+            self._answered.set()
+            self._answered = None

@@ -25,45 +25,43 @@ _LEAST_QUANTUM = 2 * KIB
 class Turns:
     """The streams of one session that have something to send."""
 
-    __slots__ = ("_new", "_old", "_quantum", "_queue", "ends")
+    __slots__ = ("_quantum", "_queue", "ends", "new", "old")
 
     def __init__(self) -> None:
         self.ends: dict[MuxStream, None] = {}
         """Streams that have nothing left to say but their end."""
-        self._new: deque[MuxStream] = deque()
-        self._old: deque[MuxStream] = deque()
-        self._queue = self._new  # where the stream of this turn stands
+        self.new: deque[MuxStream] = deque()
+        """Streams that wait to send data, and had nothing queued before."""
+        self.old: deque[MuxStream] = deque()
+        """Streams that wait to send data, after a turn of theirs."""
+        self._queue = self.new  # where the stream of this turn stands
         self._quantum = _OLD_QUANTUM
 
-    def __bool__(self) -> bool:
-        """Whether any stream waits to send data."""
-        return bool(self._new or self._old)
-
     def __len__(self) -> int:
-        return len(self._new) + len(self._old)
+        return len(self.new) + len(self.old)
 
     def clear(self) -> None:
         self.ends.clear()
-        self._new.clear()
-        self._old.clear()
+        self.new.clear()
+        self.old.clear()
 
     def add(self, stream: MuxStream) -> None:
         """A stream that stands in no list has data to send."""
         stream.listed = True
         stream.deficit = min(_NEW_QUANTUM, self._quantum)
-        self._new.append(stream)
+        self.new.append(stream)
 
     def demote(self) -> None:
         """All streams are new again, as their carrier was lost: those that are known to be bulk are not."""
-        bulk = [stream for stream in self._new if stream.send.queued > _NEW_QUANTUM]
-        self._new = deque(stream for stream in self._new if stream not in bulk)
+        bulk = [stream for stream in self.new if stream.send.queued > _NEW_QUANTUM]
+        self.new = deque(stream for stream in self.new if stream not in bulk)
         for stream in bulk:
             stream.deficit = _LEAST_QUANTUM  # the last quantum was that of another link
-        self._old.extend(bulk)
+        self.old.extend(bulk)
 
     def may_go(self, bulk: int, quick: int) -> bool:
         """Whether these budgets let anybody send."""
-        return bool((self._new and quick > 0) or (self._old and bulk > 0))
+        return bool((self.new and quick > 0) or (self.old and bulk > 0))
 
     def begin(self, bulk: int) -> None:
         """A packet begins that may hold so much."""
@@ -72,15 +70,15 @@ class Turns:
 
     def next(self, bulk: int, quick: int) -> tuple[MuxStream, int] | None:
         """Whose turn it is, and how many bytes may be taken; tell ``took`` afterwards."""
-        if self._new and quick > 0:
-            queue, room = self._new, quick
+        if self.new and quick > 0:
+            queue, room = self.new, quick
             alone = max(bulk, min(quick, _NEW_QUANTUM))  # quick budget is not for whoever is alone
-        elif self._old and bulk > 0:
-            queue, room, alone = self._old, bulk, bulk
+        elif self.old and bulk > 0:
+            queue, room, alone = self.old, bulk, bulk
         else:
             return None
         self._queue, stream = queue, queue[0]
-        if len(self._new) + len(self._old) == 1:
+        if len(self.new) + len(self.old) == 1:
             stream.deficit = room = alone  # nobody waits: one frame instead of two
         return stream, min(room, stream.deficit)
 
@@ -88,7 +86,7 @@ class Turns:
         """The stream of this turn may take nothing now: it goes behind all others."""
         self._queue.popleft()
         stream.deficit = self._quantum
-        self._old.append(stream)
+        self.old.append(stream)
 
     def took(self, stream: MuxStream, taken: int, bulk: int) -> None:
         """The stream of this turn took so many bytes; ``bulk`` is what was left before."""
@@ -96,13 +94,13 @@ class Turns:
         stream.deficit -= taken
         if not stream.wants_turn:
             queue.popleft()
-            if queue is self._new and self._old:
+            if queue is self.new and self.old:
                 # Behind the old ones once, so that it cannot come back at once as new.
                 stream.deficit = self._quantum
-                self._old.append(stream)
+                self.old.append(stream)
             else:
                 stream.listed = False
         elif stream.deficit <= 0:
             queue.popleft()
-            stream.deficit = max(self._quantum, bulk // (len(self._old) + 1))
-            self._old.append(stream)
+            stream.deficit = max(self._quantum, bulk // (len(self.old) + 1))
+            self.old.append(stream)

@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from tests.fakes.memory_link import TARGET, memory_links
+from tests.fakes.streams import wait_reset
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
 
@@ -22,7 +23,7 @@ async def test_an_open_without_an_answer_is_reset_in_time(autojump_clock: trio.t
         assert caught.value.reason is Reason.OPEN_TIMEOUT
         assert "edge1 did not say within 5 s" in caught.value.detail
         assert trio.current_time() - start == pytest.approx(5, abs=0.1)
-        assert await far.wait_reset() is Reason.OPEN_TIMEOUT
+        assert await wait_reset(far) is Reason.OPEN_TIMEOUT
         await kept.send_all(b"still here")
         assert await far_kept.receive_some() == b"still here"
         for end in (stream, far, kept, far_kept):

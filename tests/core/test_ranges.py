@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.memory_link import hello, welcome
+from tunnel_core.errors import PeerFault
 from tunnel_core.frames import Rejected, Welcome
-from tunnel_core.halves import PeerFault
 from tunnel_core.limits import MIB, Limits
 from tunnel_core.profiles import PROFILES
 from tunnel_core.ranges import HELLO, WELCOME, why_out_of_range

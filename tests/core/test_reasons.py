@@ -64,7 +64,7 @@ def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> Non
         *(root / "tunnel_agent" / f"{name}.py" for name in ("targets", "target_lookups", "resolver")),
         *(
             root / "tunnel_core" / f"{name}.py"
-            for name in ("mux", "mux_stream", "stream", "halves", "pressure")
+            for name in ("mux", "mux_receiving", "mux_stream", "stream", "receive_buffer", "pressure")
         ),
     ]
     given = {

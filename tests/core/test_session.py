@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.fakes.memory_link import hello, welcome
 from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.credit import CreditPool
+from tunnel_core.errors import PeerFault
 from tunnel_core.frames import Bye, Frame, Open, Packet, Ping, Pong, Rejected, Reset, Stop, Unknown, Use
-from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream

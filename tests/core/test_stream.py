@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trio
@@ -12,6 +10,7 @@ import trio.testing
 
 from tests.fakes.grpc_link import grpc_links
 from tests.fakes.memory_link import TARGET, LinkPair, memory_links
+from tests.fakes.streams import wait_reset
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.stream import Stream, StreamReset
@@ -24,43 +23,6 @@ SMALL = Limits(initial_credit=4096, max_credit=4096, max_stream_queue=4096)
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[LinkPair]:
     async with request.param(SMALL) as links:
         yield links
-
-
-async def test_a_stream_that_is_over_leaves_nothing_to_the_collector(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """Refused, closed, or reset: thousands of them would wait for the collector's oldest generation."""
-    async with memory_links() as pair:
-        gone: list[weakref.ref[Stream]] = []
-
-        async def begin(end: Callable[[Stream, Stream], Awaitable[None]]) -> None:
-            near = pair.server.open(TARGET, user="operator", entrance="tcp")
-            far = await pair.opened.receive()
-            gone.extend(map(weakref.ref, (near, far)))
-            await end(near, far)
-            await near.aclose()
-            await far.aclose()
-
-        async def refuse(near: Stream, far: Stream) -> None:
-            far.refuse(Reason.DIAL_REFUSED, "no")
-            await trio.sleep(1)
-
-        async def finish(near: Stream, far: Stream) -> None:
-            far.accept("127.0.0.1:22")
-            await near.wait_opened()
-            await near.send_all(b"x")
-
-        async def reset(near: Stream, far: Stream) -> None:
-            near.reset(Reason.USER_LEFT)
-
-        gc.disable()
-        try:
-            for end in (refuse, finish, reset):
-                await begin(end)
-                await trio.sleep(1)
-            assert [stream() for stream in gone] == [None] * 6
-        finally:
-            gc.enable()
 
 
 async def _clog(stream: Stream) -> None:
@@ -126,7 +88,7 @@ async def test_data_queued_before_a_close_is_delivered(pair: LinkPair) -> None:
 async def test_reset_tells_the_peer_why(pair: LinkPair) -> None:
     near, far = await pair.streams()
     near.reset(Reason.USER_LEFT, "gone")
-    assert await far.wait_reset() is Reason.USER_LEFT
+    assert await wait_reset(far) is Reason.USER_LEFT
     for call in (far.receive_some, lambda: far.send_all(b"x")):
         with pytest.raises(StreamReset) as caught:
             await call()
@@ -137,7 +99,7 @@ async def test_cancelled_close_is_a_reset(pair: LinkPair) -> None:
     near, far = await pair.streams()
     await near.send_all(b"half of it")
     await trio.aclose_forcefully(near)
-    assert await far.wait_reset() is Reason.USER_LEFT
+    assert await wait_reset(far) is Reason.USER_LEFT
 
 
 async def test_leaving_by_an_exception_is_a_reset(pair: LinkPair) -> None:
@@ -145,7 +107,7 @@ async def test_leaving_by_an_exception_is_a_reset(pair: LinkPair) -> None:
     with pytest.raises(RuntimeError):
         async with near:
             raise RuntimeError
-    await far.wait_reset()
+    await wait_reset(far)
 
 
 async def test_refusal_carries_reason_and_sentence(pair: LinkPair) -> None:
@@ -174,7 +136,7 @@ async def test_user_who_leaves_cancels_the_dial(pair: LinkPair) -> None:
     near = pair.server.open(TARGET, user="operator", entrance="tcp")
     far = await pair.opened.receive()
     near.reset(Reason.USER_LEFT)
-    assert await far.wait_reset() is Reason.USER_LEFT
+    assert await wait_reset(far) is Reason.USER_LEFT
     far.reset(Reason.USER_LEFT)
 
 
@@ -195,6 +157,45 @@ async def test_nothing_is_left_of_closed_streams(pair: LinkPair) -> None:
         await near.aclose()
     assert not pair.server.streams and not pair.agent.streams
     await _until(lambda: pair.server.credit_granted == pair.agent.credit_granted == 0)
+
+
+async def test_what_is_sent_wakes_no_reader(pair: LinkPair) -> None:
+    near, far = await pair.streams()
+    looks: list[int | None] = []
+
+    def take() -> None:
+        data = near.receive_nowait(100)
+        looks.append(None if data is None else len(data))
+
+    near.take_with(take)
+    for _ in range(20):
+        await near.send_all(b"x" * 1024)
+        await far.receive_some()
+    assert looks == [None], "the first look alone"
+    await far.send_all(b"answer")
+    await _until(lambda: looks[1:] == [6])
+    near.take_with(None)
+    near.reset(Reason.USER_LEFT)
+
+
+async def test_what_arrives_wakes_no_sender_that_has_no_room(pair: LinkPair) -> None:
+    near, far = await pair.streams()
+    await _clog(near)
+    woken = trio.Event()
+
+    async def send() -> None:
+        await near.send_all(b"x")
+        woken.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await far.send_all(b"y" * 1024)
+        assert await near.receive_some() == b"y" * 1024
+        assert not woken.is_set()
+        while not woken.is_set():
+            await far.receive_some()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    near.reset(Reason.USER_LEFT)
 
 
 async def _until(condition: Callable[[], bool]) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from tests.fakes.memory_link import welcome
 from tunnel_core.credit import CreditPool, SendPool
+from tunnel_core.errors import PeerFault
 from tunnel_core.frames import Data, DataParts, Draining, End, Frame, Open, Opened, Packet
-from tunnel_core.halves import PeerFault
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.mux import Mux
 from tunnel_core.profiles import profile_of

@@ -13,6 +13,7 @@ import trio.testing
 
 from tests.fakes.memory_carrier import MemoryCarrier
 from tests.fakes.memory_link import LinkPair, memory_links
+from tests.fakes.streams import wait_reset
 from tests.server.edge import TRUST_DOMAIN, Edge, open_edge, receive_all, receive_until
 from tunnel_core.codec import decode_packet
 from tunnel_core.frames import Data, Open, Packet
@@ -164,7 +165,7 @@ async def test_a_user_who_leaves_during_the_dial_resets_it_at_the_agent() -> Non
     done = trio.Event()
 
     async def never(stream: Stream) -> None:
-        left.append(await stream.wait_reset())
+        left.append(await wait_reset(stream))
         stream.reset(Reason.USER_LEFT)
         done.set()
 
@@ -227,7 +228,7 @@ async def test_a_websocket_over_a_link() -> None:
 async def test_a_lost_link_resets_a_bound_port_and_says_502_to_a_browser() -> None:
     async def hold(stream: Stream) -> None:
         stream.accept("127.0.0.1:80")
-        await stream.wait_reset()
+        await wait_reset(stream)
 
     async with linked(hold) as (edge, pair):
         user, browser = await bind(edge), await browse(edge)

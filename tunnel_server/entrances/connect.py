@@ -62,4 +62,7 @@ async def before_leaving(http: HttpConnection, wait: Callable[[], Awaitable[None
         await http.wait_left()
         nursery.cancel_scope.cancel()
     if ended is not None:
-        raise ended
+        try:
+            raise ended
+        finally:
+            ended = None  # the traceback holds this frame: a cycle with the connection and its stream

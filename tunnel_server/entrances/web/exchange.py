@@ -64,7 +64,8 @@ class Exchange:
             if self._refused is not None:
                 if self._http.has_answered:
                     abort(self._http.stream, self._refused.reason)
-                raise self._refused
+                # A new one: kept here with its traceback it would hold this frame, and the frame this object.
+                raise Refused(self._refused.reason, self._refused.detail)
             if self._switch is not None:
                 await self._relay_switched(self._switch)
 

@@ -1,0 +1,101 @@
+"""The sending half of a stream: what it queues, sends, retains, and sends again."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunnel_core.limits import Limits
+from tunnel_core.send_buffer import SendHalf
+
+LIMITS = Limits(max_stream_queue=128 * 1024)
+
+
+def _half(credit: int = 1000) -> SendHalf:
+    return SendHalf(credit, LIMITS)
+
+
+def _joined(parts: list[bytes | bytearray | memoryview]) -> bytes:
+    return b"".join(parts)
+
+
+def test_no_more_than_the_credit_is_taken() -> None:
+    send = _half(credit=3)
+    send.push(b"abcde")
+    assert _joined(send.take(100)) == b"abc"
+    assert not send.ready and send.queued == 2
+    send.limit = 5
+    assert send.ready and _joined(send.take(100)) == b"de"
+
+
+def test_small_pieces_are_joined_and_large_ones_are_not() -> None:
+    send = _half(credit=1 << 20)
+    for _ in range(10):
+        send.push(b"x" * 10)
+    assert send.take(1 << 20) == [b"x" * 100]
+    large = [b"y" * 10_000, b"z" * 10_000]
+    for piece in large:
+        send.push(piece)
+    assert send.take(1 << 20) == large
+
+
+def test_what_was_sent_is_kept_until_it_is_confirmed() -> None:
+    send = _half()
+    send.push(b"abcdef")
+    send.take(4)
+    assert (send.held, send.queued) == (4, 2)
+    assert send.confirm(3) == 3
+    assert send.confirm(3) == 0, "said twice"
+    assert send.held == 1
+
+
+def test_what_is_not_confirmed_is_sent_again() -> None:
+    send = _half()
+    send.push(b"abcdef")
+    send.take(4)
+    send.confirm(1)
+    assert send.take_back() == 3
+    assert (send.sent, send.furthest, send.queued, send.held) == (1, 4, 5, 3)
+    assert _joined(send.take(100)) == b"bcdef"
+    assert send.furthest == 6
+
+
+def test_room_counts_each_piece_that_waits() -> None:
+    send = _half(credit=0)
+    before = send.room
+    send.push(b"x")
+    assert send.room < before - 1
+    while send.room > 0:
+        send.push(b"x")
+    assert send.queued < before
+
+
+def test_a_reset_forgets_all_of_it() -> None:
+    send = _half()
+    send.push(b"abcdef")
+    send.take(4)
+    send.drop()
+    assert (send.queued, send.held, send.ready) == (0, 0, False)
+    assert send.confirm(4) == 0
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=5000), max_size=8),
+    st.lists(st.tuples(st.integers(1, 9000), st.integers(0, 100), st.booleans()), max_size=30),
+)
+def test_the_peer_has_every_byte_in_order(pushed: list[bytes], acts: list[tuple[int, int, bool]]) -> None:
+    """Whatever is taken, confirmed in part, or taken back: each offset always shows the same content."""
+    send, content = _half(credit=1 << 20), b"".join(pushed)
+    for piece in pushed:
+        send.push(piece)
+    for most, percent, is_lost in acts:
+        if send.ready:
+            offset = send.sent
+            taken = _joined(send.take(most))
+            assert len(taken) == min(most, len(content) - offset)
+            assert taken == content[offset : offset + len(taken)]
+        send.confirm(send.confirmed + (send.sent - send.confirmed) * percent // 100)
+        if is_lost:
+            send.take_back()
+        assert send.sent + send.queued == len(content)
+        assert send.held == send.furthest - send.confirmed

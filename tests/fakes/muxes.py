@@ -1,0 +1,48 @@
+"""Two ends of a mux without a session: what one sends the other receives at once."""
+
+from __future__ import annotations
+
+from tunnel_core.credit import CreditPool
+from tunnel_core.frames import DataParts, Frame, Open
+from tunnel_core.limits import Limits
+from tunnel_core.mux import Mux
+from tunnel_core.mux_stream import MuxStream
+
+LIMITS = Limits(
+    initial_credit=64,
+    max_credit=256,
+    credit_pool=2048,
+    max_streams=6,
+    early_data=16,
+    max_send_memory=512,
+    max_stream_queue=128,
+)
+
+REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
+
+
+def as_read(frame: Frame) -> Frame:
+    """What the peer makes of a frame."""
+    return frame.joined() if isinstance(frame, DataParts) else frame
+
+
+def opened() -> tuple[Mux, Mux, MuxStream, MuxStream]:
+    """The server's mux, the agent's, and a stream as each of them has it, opened."""
+    accepted: list[MuxStream] = []
+    server = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=True)
+    agent = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=False, on_open=accepted.append)
+    near = server.open(REQUEST)
+    move(server, agent)
+    accepted[0].accept("")
+    move(agent, server)
+    return server, agent, near, accepted[0]
+
+
+def move(source: Mux, sink: Mux) -> list[Frame]:
+    """Moves one packet from one mux to the other, and confirms it. Returns its frames."""
+    frames, receipt = source.take(10_000, 10_000)
+    frames = list(map(as_read, frames))
+    for frame in frames:
+        sink.receive(frame)
+    source.confirmed(receipt)
+    return frames

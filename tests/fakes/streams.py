@@ -1,0 +1,15 @@
+"""What tests ask of a tunnelled stream."""
+
+from __future__ import annotations
+
+import trio
+
+from tunnel_core.reasons import Reason
+from tunnel_core.stream import Stream
+
+
+async def wait_reset(stream: Stream) -> Reason:
+    """Waits until the peer gave the stream up; returns why."""
+    with trio.CancelScope() as scope, stream.cancelling(scope):
+        await trio.sleep_forever()
+    return stream.ended_by or Reason.USER_LEFT

@@ -1,0 +1,108 @@
+"""What a frame of the peer does to its stream. No I/O, no clock.
+
+Each handler takes the stream and the frame. A handler raises ``PeerFault`` for what the protocol forbids;
+with ``stream_only`` the mux resets just that stream. A frame that arrives twice means the same the second
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tunnel_core.errors import PeerFault
+from tunnel_core.frames import Credit, Data, End, Opened, RefusedFrame, Reset, Stop
+from tunnel_core.mux_stream import END, MuxStream
+from tunnel_core.reasons import OF_A_STREAM, Reason, Refused
+
+
+def _receive_data(stream: MuxStream, frame: Data) -> None:
+    if stream.discarding:
+        stream.recv.skip(frame.offset + len(frame.payload))
+    elif stream.recv.add(frame.offset, frame.payload):
+        stream.on_readable()
+
+
+def _receive_end(stream: MuxStream, frame: End) -> None:
+    if stream.discarding:
+        stream.recv.size = frame.size
+    else:
+        stream.recv.end(frame.size)
+    stream.on_readable()
+    stream.mux.maybe_forget(stream)
+
+
+def _receive_reset(stream: MuxStream, frame: Reset) -> None:
+    if stream.recv.size is None:
+        stream.recv.size = stream.recv.received
+        stream.recv.drop()
+        stream.recv_reset = stream.discarding = True
+        _break(stream, _accepted_reason(stream, frame.reason, Reason.TARGET_RESET), frame.detail)
+    stream.mux.maybe_forget(stream)
+
+
+def _receive_stop(stream: MuxStream, frame: Stop) -> None:
+    if not stream.send_reset and not stream.emitted & END:
+        _break(stream, _accepted_reason(stream, frame.reason, Reason.TARGET_RESET), "")
+        stream.give_up_sending()
+
+
+def _break(stream: MuxStream, reason: Reason, detail: str) -> None:
+    if stream.reset_reason is None:
+        stream.reset_reason, stream.reset_detail = reason, detail
+        if not stream.opened and not stream.mux.is_opener and stream.refusal is None:
+            stream.mux.opens_cancelled += 1
+    stream.tell_owner()
+
+
+def _receive_credit(stream: MuxStream, frame: Credit) -> None:
+    if frame.limit > stream.send.limit:
+        stream.send.limit = frame.limit
+        stream.mux.list_stream(stream)
+        if stream.awaits_room:
+            stream.on_writable()
+
+
+def _receive_opened(stream: MuxStream, frame: Opened) -> None:
+    if not stream.mux.is_opener:
+        raise PeerFault(Reason.PROTOCOL_ERROR, "an answer to an open that this end never makes")
+    if not stream.opened:
+        stream.opened, stream.address = True, frame.address
+        stream.on_opened()
+        _receive_credit(stream, Credit(frame.stream, frame.credit))
+        stream.tell_owner()
+
+
+def _receive_refused(stream: MuxStream, frame: RefusedFrame) -> None:
+    if not stream.mux.is_opener or stream.opened:
+        raise PeerFault(Reason.PROTOCOL_ERROR, f"a refusal of stream {frame.stream}, which is open")
+    reason, detail = _accepted_reason(stream, frame.reason, Reason.DIAL_FAILED), frame.detail
+    if reason is not frame.reason:
+        word = frame.reason.word
+        detail = f"the agent refused the stream with the reason {word}, which an agent may not give"
+    stream.refusal = Refused(reason, detail)
+    stream.discarding = stream.send_reset = stream.recv_reset = True
+    stream.mux.drop_sending(stream)
+    stream.recv.drop()
+    stream.tell_owner()
+    stream.mux.maybe_forget(stream)
+
+
+def _accepted_reason(stream: MuxStream, reason: Reason, otherwise: Reason) -> Reason:
+    """Return the peer's reason, or ``otherwise`` if the peer is an agent that may not give it.
+
+    Users, logs and the audit go by reasons: ``done`` is no refusal, and who is let in the server decides.
+    """
+    return reason if reason in OF_A_STREAM or not stream.mux.is_opener else otherwise
+
+
+HANDLERS: dict[type, Callable[[MuxStream, Any], None]] = {
+    Data: _receive_data,
+    Credit: _receive_credit,
+    End: _receive_end,
+    Opened: _receive_opened,
+    RefusedFrame: _receive_refused,
+    Reset: _receive_reset,
+    Stop: _receive_stop,
+}
+"""By kind of frame; an ``Open`` concerns no stream yet, and is the mux's own."""
