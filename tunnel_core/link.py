@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
@@ -22,10 +22,10 @@ from tunnel_core.bucket import Bucket
 from tunnel_core.carrier import Carrier
 from tunnel_core.codec import encode_packet
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.frames import Hello, Malformed, Open, Packet, Welcome
+from tunnel_core.frames import Hello, Malformed, Open, Packet, Service, Welcome
 from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
-from tunnel_core.link_facts import LinkFacts
+from tunnel_core.link_facts import SessionStatistics, flight_statistics
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.names import Target
@@ -33,7 +33,7 @@ from tunnel_core.opens import Opens
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import Session, UseRejected
-from tunnel_core.states import LinkEvent, Loss
+from tunnel_core.states import LinkEvent, LinkState, Loss
 from tunnel_core.stream import Stream
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _unheard(_: Link, __: LinkEvent) -> None:
     """For a link whose events nobody wants."""
 
 
-class Link(LinkFacts):
+class Link:
     """One session of one node. ``opener``: this end opens streams, which is the server.
 
     ``on_open`` (agent) is called for each stream that the server opens, ``on_event`` for what befalls the
@@ -129,6 +129,101 @@ class Link(LinkFacts):
         self._no_streams: trio.Event | None = None  # made by whoever waits for it
         self._give_up_at = math.inf
         self._timer = trio.CancelScope()
+
+    # What others may know.
+
+    @property
+    def session_id(self) -> str:
+        """Eight hex digits that name the session in logs on both ends."""
+        return self.welcome.session.hex()[:8]
+
+    @property
+    def instance(self) -> bytes:
+        """Which run of the agent this is."""
+        return self.hello.instance
+
+    @property
+    def boot(self) -> bytes:
+        """Which machine the agent runs on, since it was started."""
+        return self.hello.boot
+
+    @property
+    def software(self) -> str:
+        """The peer's program and its version."""
+        return self.hello.software if self._opener else self.welcome.software
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        return self.hello.services
+
+    @property
+    def attached(self) -> bool:
+        """Whether a request would be carried now."""
+        return self._way is not None and self.ended is None
+
+    @property
+    def state(self) -> LinkState:
+        """What a request would meet now."""
+        if self.ended is not None:
+            return LinkState.ENDED
+        if self._way is None:
+            return LinkState.GRACE
+        late = trio.current_time() >= self._session.late_at()
+        return LinkState.DEGRADED if late else LinkState.ATTACHED
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether something is late and nothing was heard meanwhile."""
+        return self._way is not None and trio.current_time() >= self._session.quiet_at()
+
+    @property
+    def is_stranded(self) -> bool:
+        """Whether the carrier cannot be there any more, as this machine lost the address it goes out from."""
+        return self._way is not None and self._way.carrier.is_stranded()
+
+    @property
+    def received(self) -> int:
+        """What this end tells as ``have``."""
+        return self._session.received
+
+    @property
+    def acked(self) -> int:
+        """Number of the newest packet that the peer confirmed."""
+        return self._session.acked
+
+    @property
+    def retained_bytes(self) -> int:
+        """Bytes that were sent and are kept until the peer confirms them."""
+        return self._mux.held
+
+    @property
+    def streams(self) -> Mapping[int, Stream]:
+        """The streams that their owners have not closed yet."""
+        return self._streams
+
+    @property
+    def mux_streams(self) -> Iterable[MuxStream]:
+        """All streams that still hold anything, also those whose owners have closed them."""
+        return self._mux.streams.values()
+
+    def statistics(self) -> SessionStatistics:
+        """Return the session's figures now. The cost grows with the number of streams."""
+        session, streams, now = self._session, self._streams.values(), trio.current_time()
+        is_carried = self._way is not None
+        return SessionStatistics(
+            round_trip_seconds=session.round_trip_seconds,
+            lost_seconds=None if self.lost is None else now - self.lost.at,
+            is_quiet=self.is_quiet,
+            heard_at=session.heard_at if is_carried else -math.inf,
+            late_since=session.late_since(now) if is_carried else math.inf,
+            patience_seconds=session.patience_seconds,
+            open_streams=len(streams),
+            bytes_in=self._closed_in + sum(stream.bytes_in for stream in streams),
+            bytes_out=self._closed_out + sum(stream.bytes_out for stream in streams),
+            credit_granted=sum(stream.recv.outstanding for stream in self._mux.streams.values()),
+            retained_bytes=self._mux.held,
+            flight=flight_statistics(session.flight),
+        )
 
     # Living.
 
@@ -497,7 +592,7 @@ class Link(LinkFacts):
         self.ended = (reason, detail or reason.meaning)
         # The users of its streams are told whose session it was: kubectl shows them nothing else.
         self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
-        self._give_up_at = trio.current_time() + min(self.patience_seconds, _MOST_FAREWELL_SECONDS)
+        self._give_up_at = trio.current_time() + min(self._session.patience_seconds, _MOST_FAREWELL_SECONDS)
         self._look_by(self._give_up_at)
         self._ended.set()
         self._look_again()

@@ -176,7 +176,7 @@ class TestEnding:
             assert caught.value.reason is Reason.TAKEN_OVER
             stream.reset(Reason.USER_LEFT)
         assert not pair.server.streams and not pair.agent.streams
-        assert pair.server.credit_granted == pair.agent.credit_granted == 0
+        assert pair.server.statistics().credit_granted == pair.agent.statistics().credit_granted == 0
 
     async def test_both_may_say_bye_at_once(self, pair: LinkPair) -> None:
         pair.server.end(Reason.SERVER_STOPPING)
@@ -298,7 +298,8 @@ async def _live_once(site: Site) -> None:
         assert await far.receive_some() == b"question"
         await far.send_all(b"answer")
         assert await near.receive_some() == b"answer"
-        assert (pair.server.bytes_out, pair.server.bytes_in) == (8, 6)
+        figures = pair.server.statistics()
+        assert (figures.bytes_out, figures.bytes_in) == (8, 6)
         for stream in (near, far):
             stream.reset(Reason.USER_LEFT)
         nursery.cancel_scope.cancel()
