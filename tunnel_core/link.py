@@ -211,12 +211,12 @@ class Link:
         session, streams, now = self._session, self._streams.values(), trio.current_time()
         is_carried = self._way is not None
         return SessionStatistics(
-            round_trip_seconds=session.round_trip_seconds,
+            round_trip_seconds=session.liveness.round_trip_seconds,
             lost_seconds=None if self.lost is None else now - self.lost.at,
             is_quiet=self.is_quiet,
-            heard_at=session.heard_at if is_carried else -math.inf,
+            heard_at=session.liveness.heard_at if is_carried else -math.inf,
             late_since=session.late_since(now) if is_carried else math.inf,
-            patience_seconds=session.patience_seconds,
+            patience_seconds=session.liveness.patience_seconds,
             open_streams=len(streams),
             bytes_in=self._closed_in + sum(stream.bytes_in for stream in streams),
             bytes_out=self._closed_out + sum(stream.bytes_out for stream in streams),
@@ -263,7 +263,7 @@ class Link:
         """A carrier that answers nothing for as long as the grace is none, whatever is still tried on it."""
         if not self._grace_is_short:
             return math.inf
-        return max(self._session.quiet_at(), self._session.heard_at + self.welcome.grace_ms / 1000)
+        return max(self._session.quiet_at(), self._session.liveness.heard_at + self.welcome.grace_ms / 1000)
 
     def _tick(self, now: float) -> None:
         if now >= self._wake_at:
@@ -306,7 +306,7 @@ class Link:
         self.attached_at = min(self.attached_at, now)
         if first and self._opener:
             # From welcome to use: until the first ping tells it better.
-            self._session.round_trip_seconds = now - attempt.answered_at
+            self._session.liveness.round_trip_seconds = now - attempt.answered_at
         attempt.carry(self)
         try:
             self._session.move(have, now)
@@ -367,7 +367,7 @@ class Link:
     def _lose(self, reason: Reason, detail: str) -> None:
         now = trio.current_time()
         # The grace counts from when it stopped answering, not from when somebody noticed.
-        since = self._session.heard_at if self.is_quiet or reason is Reason.PING_TIMEOUT else now
+        since = self._session.liveness.heard_at if self.is_quiet or reason is Reason.PING_TIMEOUT else now
         self._leave_carrier()
         if self.ended is not None:
             self._give_up_now()
@@ -476,7 +476,7 @@ class Link:
             self._timer.deadline = self._look_at
         packet = self._session.next_packet(now)
         if packet is None:
-            self._look_by(self._session.room_at)
+            self._look_by(self._session.allowance.due)
             return None
         if not self._opener:
             self._look_by(self._late_at())
@@ -592,7 +592,9 @@ class Link:
         self.ended = (reason, detail or reason.meaning)
         # The users of its streams are told whose session it was: kubectl shows them nothing else.
         self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
-        self._give_up_at = trio.current_time() + min(self._session.patience_seconds, _MOST_FAREWELL_SECONDS)
+        self._give_up_at = trio.current_time() + min(
+            self._session.liveness.patience_seconds, _MOST_FAREWELL_SECONDS
+        )
         self._look_by(self._give_up_at)
         self._ended.set()
         self._look_again()

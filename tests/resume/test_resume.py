@@ -390,7 +390,7 @@ async def test_on_a_slow_path_a_bye_has_the_time_that_it_needs(autojump_clock: M
         near, _ = await site.streams()
         link = site.link
         assert site.agent.link is not None
-        site.agent.link._session._smooth_round_trip = 0.5
+        site.agent.link._session.liveness.patience_seconds = 2.0
         site.agent.link.end(Reason.AGENT_STOPPING)
         await trio.sleep(1.5)
         await site.flush()
@@ -404,11 +404,11 @@ async def test_idle_links_ping_seldom_and_busy_ones_every_second(autojump_clock:
         await site.pass_time(20)
         assert site.agent.link is not None
         session = site.agent.link._session
-        before = session._token
+        before = session.liveness._token
         await site.pass_time(30)
-        assert session._token - before == 2
+        assert session.liveness._token - before == 2
         near, _ = await site.streams()
-        before = session._token
+        before = session.liveness._token
         await site.pass_time(10)
-        assert 9 <= session._token - before <= 11
+        assert 9 <= session.liveness._token - before <= 11
         near.reset(Reason.USER_LEFT)
