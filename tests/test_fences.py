@@ -35,7 +35,7 @@ DECISIONS = [
     *("tunnel_core." + name for name in ("codec", "messages", "wire", "frames", "limits", "reasons")),
     *(
         "tunnel_core." + name
-        for name in ("names", "node_patterns", "identity", "session", "mux", "credit", "errors")
+        for name in ("names", "node_patterns", "identity", "session", "liveness", "mux", "credit", "errors")
     ),
     *(
         "tunnel_core." + name

@@ -29,6 +29,7 @@ from tunnel_core.bucket import Bucket
 from tunnel_core.counters import CapSample, Counters, Snapshot
 from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.ending import ending_signals
+from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.log_batches import hold_lines
 from tunnel_core.logs import log_event
 from tunnel_core.mux_stream import MuxStream
@@ -96,11 +97,12 @@ class Agent:
 
     def _snapshot(self) -> Snapshot:
         link = self.state.link
+        figures = link.statistics() if link else SessionStatistics()
         return self.counters.snapshot(
             sessions=int(self.state.is_attached),
             software=SOFTWARE,
-            credit_granted_bytes=link.credit_granted if link else 0,
-            retained_bytes=link.retained_bytes if link else 0,
+            credit_granted_bytes=figures.credit_granted,
+            retained_bytes=figures.retained_bytes,
             cap=_sample(self.cap) if self.cap else None,
             log_lines_dropped=lines_dropped(),
         )

@@ -76,10 +76,9 @@ class Resumer:
 
     def route_changed(self) -> None:
         """The kernel has another way to the server now: the carrier may be dead, and says nothing."""
-        if self._link.is_stranded:
-            self._link.leave(
-                Reason.CARRIER_LOST, "the address that it went out from is no longer this machine's"
-            )
+        way = self._link.way
+        if way is not None and way.carrier.is_stranded():
+            self._link.carrier_lost("the address that it went out from is no longer this machine's")
         self._attempts.route_changed()
         self._look()
 
@@ -115,7 +114,9 @@ class Resumer:
             self._on_look(None)  # no event tells of a late answer that came
             now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
             self._act(self._attempts.poll(now, self._carried(), chance), nursery)
-            self._link.hold_back(held=self._attempts.is_trying and self._link.late_since < math.inf)
+            is_late = self._link.statistics().late_since < math.inf
+            if self._link.way is not None:  # lets another carrier through beside it
+                self._link.way.carrier.hold_back(held=self._attempts.is_trying and is_late)
             with trio.CancelScope(deadline=self._next_look()) as self._timer:
                 await trio.sleep_forever()
 
@@ -123,16 +124,16 @@ class Resumer:
         """While something is late, each answer may be the one that ends it: look again soon."""
         if self._attempts.due == math.inf and not self._scopes:
             return math.inf
-        return min(self._attempts.due, trio.current_time() + self._link.patience_seconds / 4)
+        return min(self._attempts.due, trio.current_time() + self._link.statistics().patience_seconds / 4)
 
     def _carried(self) -> Carried:
-        link = self._link
+        now = self._link.statistics()
         return Carried(
-            link.lost is not None,
-            link.is_quiet,
-            link.heard_at,
-            link.patience_seconds,
-            link.late_since,
+            self._link.lost is not None,
+            now.is_quiet,
+            now.heard_at,
+            now.patience_seconds,
+            now.late_since,
         )
 
     def _act(self, actions: list[Action], nursery: trio.Nursery) -> None:

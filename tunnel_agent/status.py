@@ -13,6 +13,7 @@ from tunnel_agent.link_view import LinkView, ViewEvent
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.frames import Service
 from tunnel_core.humanize import as_iso
+from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.ops import Answer, Page
 from tunnel_core.reasons import Reason
 from tunnel_core.states import StateCategory
@@ -85,6 +86,7 @@ class Status:
 def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[str]) -> Status:
     """The agent's status now. Lists at most the 200 oldest streams."""
     now, link = state.clock(), state.link
+    figures = link.statistics() if link else SessionStatistics()
     waits = state.phase is Phase.WAITING
     streams = list(link.streams.values()) if link else []
     return Status(
@@ -98,9 +100,9 @@ def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[st
         sessions=state.sessions,
         session=link.session_id if link else "",
         server_software=link.software if link else "",
-        round_trip_seconds=link.round_trip_seconds if link else None,
-        bytes_from_server=link.bytes_in if link else 0,
-        bytes_to_server=link.bytes_out if link else 0,
+        round_trip_seconds=figures.round_trip_seconds,
+        bytes_from_server=figures.bytes_in,
+        bytes_to_server=figures.bytes_out,
         stream_count=len(streams),
         streams=[_stream_status(stream) for stream in streams[:_MAX_LISTED_STREAMS]],
         services=[service._asdict() for service in services],

@@ -1,6 +1,10 @@
-"""One carrier for all of its life: first it goes through the attach, then it moves a link's packets.
+"""One carrier for all of its life: first it goes through the attach, then it moves a session's packets.
 
-An attempt that a link has moved away from, or that lost a race, is abandoned: whatever still comes over
+The attempt is the carrier's port until the last frame of the attach has left. From then on the session is, so
+a packet of an attached session passes through nothing of the attach. What comes before is bounded: the server
+decodes 96 KiB of an attach in all. An attempt that has settled without a session decodes nothing any more.
+
+An attempt that a session has moved away from, or that lost a race, is abandoned: whatever still comes over
 its carrier is dropped. So at no moment two carriers move the packets of one session.
 """
 
@@ -9,20 +13,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
-from tunnel_core.carrier import Carrier
-from tunnel_core.codec import encode_packet
+from tunnel_core.carrier import Carrier, CarrierPort
+from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.errors import PeerFault
 from tunnel_core.frames import Frame, Malformed, Packet, Rejected, Use, Welcome
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import AgentSteps, ServerSteps
-
-if TYPE_CHECKING:
-    from tunnel_core.link import Link
 
 _log = logging.getLogger("tunnel_core.attempt")
 
@@ -30,11 +31,23 @@ _FAREWELL_SECONDS = 1.0
 """How long a rejection may take to leave."""
 _HELLO_LOOKS = 2
 """Two waits of half the time each: the second one gives a program that was paused itself time to read."""
+_TOO_EARLY = Malformed("more bytes came than an attach needs")
 _MAX_WELCOME_BYTES = Limits().max_trust_bundle_bytes + 64 * KIB
 
 
+class CarriedSession(CarrierPort, Protocol):
+    """The session that an attempt carries, as far as the attempt needs it."""
+
+    @property
+    def received(self) -> int:
+        """Number of the newest packet received in order; the agent sends it as ``have``."""
+
+    def move_to(self, attempt: Attempt, have: int) -> None:
+        """Continue over this attempt's carrier; the peer has received every packet up to ``have``."""
+
+
 class Attempt:
-    """A ``CarrierPort``. ``decide`` joins it to a link, or raises ``Refused``; it never blocks.
+    """A ``CarrierPort``. ``decide`` joins it to a session, or raises ``Refused``; it never blocks.
 
     It is called when the agent chose this attempt (server), or when the welcome is there (agent, where it
     may also do nothing, as who calls ``settle`` is told next).
@@ -49,13 +62,13 @@ class Attempt:
         self.carrier = carrier
         self.steps = steps
         self.peer_address = carrier.peer.address
-        self.failure: Refused | None = None
+        self._failure: Refused | None = None
         self.answered_at = math.inf  # when the welcome was made
         self._decide = decide
         self.lingers = False
         """Whether its carrier outlives the next ``abandon``, and another one follows: so that the other end
         hears of the move before it hears of this end."""
-        self._link: Link | None = None
+        self._session: CarriedSession | None = None
         self._out: list[Frame] = [steps.hello] if isinstance(steps, AgentSteps) else []
         self._bytes_left = Limits().max_attach_bytes if isinstance(steps, ServerSteps) else _MAX_WELCOME_BYTES
         self._spoke = trio.Event()  # the other end has said something, or the attempt has failed
@@ -88,9 +101,15 @@ class Attempt:
             if not self._kept:
                 self.abandon()
             raise
-        if self.failure is not None:
+        if self._failure is not None:
             self.abandon()
-            raise self.failure
+            raise self._take_failure()
+
+    def _take_failure(self) -> Refused:
+        """Return the failure and forget it: its traceback will refer to the attempt."""
+        failure, self._failure = self._failure, None
+        assert failure is not None
+        return failure
 
     async def _wait_first(self, seconds: float, is_spared: Callable[[], bool]) -> None:
         for _ in range(_HELLO_LOOKS):
@@ -108,48 +127,50 @@ class Attempt:
         """Server: end the attach at once, without a word to the agent. Does nothing once it is used."""
         if not self._settled.is_set():
             self._fail(refused)
-        if self._link is None:
+        if self._session is None:
             self.abandon()
-
-    async def wait_settled(self) -> None:
-        """Waits until the attach went as far as it will."""
-        await self._settled.wait()
 
     def keep(self) -> None:
         """Agent: it is for later, whatever becomes of who waits for ``settle``."""
         self._kept = True
 
-    def use(self, link: Link) -> None:
-        """Agent: the one carrier of ``link`` from here on. Call it once, after the welcome.
+    def use(self, session: CarriedSession) -> None:
+        """Agent: the one carrier of ``session`` from here on. Call it once, after the welcome.
 
-        Raises ``Refused`` if the carrier was lost meanwhile; the link is as before then.
+        Raises ``Refused`` if the carrier was lost meanwhile; the session is as before then.
         """
         assert isinstance(self.steps, AgentSteps) and self.steps.welcome is not None
         if self._lost.is_set():
             raise Refused(Reason.CARRIER_LOST, "the carrier broke before it was used")
         self._kept = True
         if not self.steps.welcome.used:
-            self._out.append(Use(self.steps.hello.attempt, link.received))
-        link.move_to(self, self.steps.welcome.have)
+            self._out.append(Use(self.steps.hello.attempt, session.received))
+        session.move_to(self, self.steps.welcome.have)
 
-    def carry(self, link: Link) -> None:
-        """What comes is for ``link``, and what goes is asked of it."""
-        self._link = link
+    def carry(self, session: CarriedSession) -> None:
+        """What comes is for ``session``, and what goes is asked of it once the attach has sent its last."""
+        self._session = session
         self._settled.set()
+        self._maybe_hand_over()
+
+    def _maybe_hand_over(self) -> None:
+        if self._session is not None and not self._out:
+            self.carrier.hand_over(self._session)
 
     def abandon(self) -> None:
         """Nothing moves over this carrier any more. Idempotent."""
-        self._link = None
+        self._session = None
         self._lost.set()
         if self.lingers:
             self.lingers = False
+            self.carrier.hand_over(self)
         else:
             self.carrier.abandon()
 
     @property
     def is_used(self) -> bool:
-        """Whether it moves a link's packets."""
-        return self._link is not None
+        """Whether it moves a session's packets."""
+        return self._session is not None
 
     @property
     def welcome(self) -> Welcome:
@@ -159,28 +180,25 @@ class Attempt:
 
     # What the carrier calls.
 
-    def admits(self, size: int) -> bool:
-        if self._link is not None:
-            return True
-        self._bytes_left -= size
-        return self._bytes_left >= 0
-
-    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
+    def packet_received(self, data: bytes) -> None:
         self._spoke.set()
-        if self._link is not None:
-            self._link.packet_received(packet, size)
+        if self._session is not None:
+            self._session.packet_received(data)
         elif not self._settled.is_set():
-            self._attach_step(packet)
+            self._bytes_left -= len(data)
+            self._attach_step(decode_packet(data) if self._bytes_left >= 0 else _TOO_EARLY)
 
     def next_packet(self) -> bytes | None:
-        if self._out:
-            return encode_packet(0, 0, [self._out.pop(0)])  # frames of the attach stand alone
-        return self._link.next_packet() if self._link is not None else None
+        if not self._out:
+            return None
+        frame = self._out.pop(0)
+        self._maybe_hand_over()
+        return encode_packet(0, 0, [frame])  # frames of the attach stand alone
 
     def carrier_lost(self, detail: str) -> None:
         self._lost.set()
-        if self._link is not None:
-            self._link.carrier_lost(detail)
+        if self._session is not None:
+            self._session.carrier_lost(detail)
         else:
             self._fail(Refused(Reason.CARRIER_LOST, detail))
 
@@ -235,6 +253,6 @@ class Attempt:
 
     def _fail(self, refused: Refused) -> None:
         if not self._settled.is_set():
-            self.failure = refused
+            self._failure = refused.with_traceback(None)
             self._spoke.set()
             self._settled.set()

@@ -3,8 +3,8 @@
 1. Carriers come and go, each as an ``Attempt`` that passed the attach. ``move_to`` makes one the link's
    own and abandons the one before. When it is lost the link is in grace: streams wait, opens wait a
    little, and either the next carrier comes or the grace ends and the streams with it.
-2. The attempt calls ``packet_received``, ``next_packet`` and ``carrier_lost`` from wherever its carrier
-   runs; none of them blocks. ``run`` keeps the time.
+2. The link is its carrier's port: ``packet_received``, ``next_packet`` and ``carrier_lost`` are called from
+   wherever the carrier runs, and none of them blocks. ``run`` keeps the time.
 3. A link ends once, with one reason: its streams are reset with it, the peer is told by ``bye`` if there
    is a carrier, and that is given up when the peer confirmed it, or soon.
 """
@@ -13,57 +13,44 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import trio
 
 from tunnel_core.attempt import Attempt
 from tunnel_core.bucket import Bucket
-from tunnel_core.carrier import Carrier
-from tunnel_core.codec import encode_packet
+from tunnel_core.carriage import Carriage
+from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Hello, Malformed, Open, Packet, Welcome
+from tunnel_core.frames import Hello, Open, Service, Welcome
 from tunnel_core.limits import Limits
-from tunnel_core.link_facts import LinkFacts
-from tunnel_core.mux import Mux
+from tunnel_core.link_facts import SessionStatistics, take_statistics
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.names import Target
+from tunnel_core.open_streams import OpenStreams, make_mux
 from tunnel_core.opens import Opens
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import Session, UseRejected
-from tunnel_core.states import LinkEvent, Loss
+from tunnel_core.states import LinkEvent, LinkState, Loss
 from tunnel_core.stream import Stream
+from tunnel_core.timer import Timer, round_up_deadline
 
 _log = logging.getLogger("tunnel_core.link")
 
-_FAR_SECONDS = 5.0
-_PASSES = 20  # a second
 _TELL_LATE_SECONDS = 0.5
-_HUSH_SECONDS = 0.025
-"""How long the agent lets the server speak first on a carrier that the session moved to with its hello. A
-key typed meanwhile comes right behind the welcome; its echo must not find all that TCP takes in before it."""
 _MOST_FAREWELL_SECONDS = 2.0
 """How long an ended link waits at most for its bye to be confirmed, or for the peer to hear our confirmation.
 It waits for as long as an answer may take: what is severed before that loses a bye that was not sent yet, and
 then the peer waits for the whole grace."""
 
 
-def _nothing() -> None:
-    """Wakes nobody: there is no carrier."""
-
-
-def _together(deadline: float, now: float) -> float:
-    """A far deadline on the next twentieth of a second: one pass looks at many links, never at thousands."""
-    return math.ceil(deadline * _PASSES) / _PASSES if now + _FAR_SECONDS < deadline < math.inf else deadline
-
-
-def _unheard(_: Link, __: LinkEvent) -> None:
+def _ignore(_: Link, __: LinkEvent) -> None:
     """For a link whose events nobody wants."""
 
 
-class Link(LinkFacts):
+class Link:
     """One session of one node. ``opener``: this end opens streams, which is the server.
 
     ``on_open`` (agent) is called for each stream that the server opens, ``on_event`` for what befalls the
@@ -83,52 +70,82 @@ class Link(LinkFacts):
         send_pool: SendPool | None = None,
         cap: Bucket | None = None,
         on_open: Callable[[Stream], None] | None = None,
-        on_event: Callable[[Link, LinkEvent], None] = _unheard,
+        on_event: Callable[[Link, LinkEvent], None] = _ignore,
     ) -> None:
         self.node = node
         self.hello = hello
         self.welcome = welcome
+        self.session_id = welcome.session.hex()[:8]
+        """Names the session in logs on both ends."""
+        self.instance, self.boot = hello.instance, hello.boot
+        """Which run of the agent this is, and which machine it runs on, since that was started."""
         self.peer_address = ""
         self.attached_at = math.inf
         self.ended: tuple[Reason, str] | None = None
         self.lost: Loss | None = None
-        self.draining = False
         self.on_event = on_event
-        self._limits = limits
-        self._on_open = on_open
         self._opener = opener
-        self._way: Attempt | None = None
-        self._mux = Mux(
-            limits,
-            pool,
-            opener=opener,
-            send_pool=send_pool,
-            wake_later=self._wake_later,
-            on_open=self._stream_opened,
-            on_empty=self._look_again,
+        self._timer = Timer()
+        self._opens = Opens(node, limits)
+        self._streams = OpenStreams(node, self.session_id, self._opens, on_open)
+        self.streams: Mapping[int, Stream] = self._streams.all
+        """The streams that their owners have not closed yet."""
+        self._mux = make_mux(
+            hello, welcome, limits, pool, send_pool, self._streams, self._timer, opener=opener
         )
-        self._mux.peer_initial_credit = hello.initial_credit if opener else welcome.initial_credit
-        self._mux.peer_early_data = min(welcome.early_data_limit, self._mux.peer_initial_credit)
-        self._mux.peer_max_streams = welcome.max_streams
-        now = trio.current_time()
-        self._cap = cap
-        profile = profile_of(metered=hello.metered)
+        self.mux_streams: Collection[MuxStream] = self._mux.streams.values()
+        """All streams that still hold anything, also those whose owners have closed them."""
+        self._carriage = Carriage(self._mux, self._timer)
+        profile, now = profile_of(metered=hello.metered), trio.current_time()
         self._session = Session(self._mux, limits, welcome, profile, pings=not opener, now=now, cap=cap)
         self._session.pause()
-        self._streams: dict[int, Stream] = {}
-        self._opens = Opens(node, limits)
-        grace, interval = welcome.grace_ms, welcome.ping_interval_ms
-        self._grace_is_short = 0 < grace <= interval * (welcome.missed_pings + 1)  # pings may find no silence
-        self._look_at = math.inf  # when the timer has to go off, but for what waits for company
-        self._wake_at = math.inf  # what waits for company goes alone then
-        self._tell_late_at = -math.inf  # when LATE may be said again
-        self._serial = 0
-        self._closed_in = self._closed_out = 0  # bytes of streams that are closed
         self._ended = trio.Event()
         self._given_up = trio.Event()
-        self._no_streams: trio.Event | None = None  # made by whoever waits for it
-        self._give_up_at = math.inf
-        self._timer = trio.CancelScope()
+
+    # What others may know.
+
+    @property
+    def software(self) -> str:
+        """The peer's program and its version."""
+        return self.hello.software if self._opener else self.welcome.software
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        return self.hello.services
+
+    @property
+    def way(self) -> Attempt | None:
+        """What carries it at the moment."""
+        return self._carriage.attempt
+
+    @property
+    def attached(self) -> bool:
+        """Whether a request would be carried now."""
+        return self.way is not None and self.ended is None
+
+    @property
+    def state(self) -> LinkState:
+        """What a request would meet now."""
+        if self.ended is not None:
+            return LinkState.ENDED
+        if self.way is None:
+            return LinkState.GRACE
+        late = trio.current_time() >= self._session.late_at()
+        return LinkState.DEGRADED if late else LinkState.ATTACHED
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether something is late and nothing was heard meanwhile."""
+        return self.way is not None and trio.current_time() >= self._session.quiet_at()
+
+    @property
+    def received(self) -> int:
+        """What this end tells as ``have``."""
+        return self._session.received
+
+    def statistics(self) -> SessionStatistics:
+        """Return the session's figures now. The cost grows with the number of streams."""
+        return take_statistics(self._session, self._streams, self.lost, is_carried=self.way is not None)
 
     # Living.
 
@@ -138,62 +155,52 @@ class Link(LinkFacts):
         Cancelled, it gives the carrier up at once and resets every stream.
         """
         try:
-            while self.ended is None or trio.current_time() < self._give_up_at:
-                self._look_at = self._deadline()
-                with trio.CancelScope(deadline=min(self._look_at, self._wake_at)) as self._timer:
-                    await trio.sleep_forever()
+            while self.ended is None or trio.current_time() < self._timer.give_up_at:
+                await self._timer.sleep(self._deadline())
                 self._tick(trio.current_time())
         except Exception:
             self._finish(Reason.INTERNAL_ERROR, "")
             raise
         finally:
             self._finish(Reason.SESSION_LOST, "the link was given up")
-            self._leave_carrier()
+            self._carriage.leave()
+            self.on_event = _ignore  # its owner may refer to the link
             self._given_up.set()
 
     def _deadline(self) -> float:
         if self.ended is not None:
-            return self._give_up_at
+            return self._timer.give_up_at
         if self.lost is not None:
-            return min(self._grace_ends, self._opens.next_deadline)
-        soon = min(self._session.deadline(), self._opens.next_deadline)
-        deadline = min(soon, self._late_at(), self._silence_ends())
-        return _together(deadline, trio.current_time()) if self._opener else deadline
+            return min(self._timer.give_up_at, self._opens.next_deadline)
+        deadline = min(self._session.deadline(), self._opens.next_deadline, self._late_at())
+        return round_up_deadline(deadline, trio.current_time()) if self._opener else deadline
 
     def _late_at(self) -> float:
         """When somebody is to be told that something is late."""
-        return math.inf if self._opener else max(self._session.late_at(), self._tell_late_at)
-
-    def _silence_ends(self) -> float:
-        """A carrier that answers nothing for as long as the grace is none, whatever is still tried on it."""
-        if not self._grace_is_short:
-            return math.inf
-        return max(self._session.quiet_at(), self._session.heard_at + self.welcome.grace_ms / 1000)
+        return math.inf if self._opener else max(self._session.late_at(), self._timer.late_again_at)
 
     def _tick(self, now: float) -> None:
-        if now >= self._wake_at:
-            self._speak()
-            self._wake()
+        if now >= self._timer.send_at:
+            self._carriage.send_deferred()
+            self._mux.wake()
         if self.ended is not None:
             return
         self._opens.reset_overdue(now, self.lost)
         if self.lost is not None:
-            if now >= self._grace_ends:
-                self._end_grace(now, self.lost)
-            return
-        if now >= self._silence_ends():
-            self._lose(Reason.PING_TIMEOUT, "nothing was answered")
+            if now >= self._timer.give_up_at:
+                detail = f"the link did not come back within {now - self.lost.at:.0f} s: {self.lost.detail}"
+                self._end_at_once(Reason.GRACE_EXPIRED, detail)
             return
         try:
             if self._session.tick(now):
-                self._wake()
+                self._mux.wake()
         except PeerFault as fault:
             if fault.reason is not Reason.PING_TIMEOUT:
                 self.end(fault.reason, fault.detail)
                 return
             self._lose(fault.reason, fault.detail)
         if now >= self._late_at():
-            self._tell_late_at = now + _TELL_LATE_SECONDS
+            self._timer.late_again_at = now + _TELL_LATE_SECONDS
             self.on_event(self, LinkEvent.LATE)
 
     # Carriers.
@@ -205,103 +212,52 @@ class Link(LinkFacts):
         """
         now = trio.current_time()
         first = self.attached_at == math.inf
-        self._leave_carrier()
-        self._way, self.lost = attempt, None
+        self._carriage.take(attempt)
+        self.lost, self._timer.give_up_at = None, math.inf
         self.peer_address = attempt.peer_address
         self.attached_at = min(self.attached_at, now)
         if first and self._opener:
             # From welcome to use: until the first ping tells it better.
-            self._session.round_trip_seconds = now - attempt.answered_at
+            self._session.liveness.round_trip_seconds = now - attempt.answered_at
         attempt.carry(self)
         try:
             self._session.move(have, now)
         except PeerFault as fault:
-            self._wake_by(attempt.carrier)
+            self._carriage.start()
             self.end(fault.reason, fault.detail)
             return
         if not self._opener and attempt.welcome.used:
-            self._hush(attempt.carrier, now)
+            self._carriage.start_with_data(now)
         else:
-            self._wake_by(attempt.carrier)
+            self._carriage.start()
             attempt.carrier.wake()
         self._opens.resumed(now)
-        self._look_now(now)  # it goes by the session's deadlines again
+        self._timer.look_now(now)  # it goes by the session's deadlines again
         if not first:
             self.on_event(self, LinkEvent.RESUMED)
-
-    @property
-    def way(self) -> Attempt | None:
-        """What carries it at the moment."""
-        return self._way
-
-    def _wake_by(self, carrier: Carrier) -> None:
-        """Not before the session has moved: a wake may ask for packets at once, from queues in the making."""
-        self._mux.wake, self._mux.wake_for_data = carrier.wake, carrier.wake_for_data
-
-    def _hush(self, carrier: Carrier, now: float) -> None:
-        """Nothing is sent but what a stream has to say now, with all that may go along."""
-        self._mux.wake_for_data = carrier.wake_for_data
-        self._wake_at = now + _HUSH_SECONDS
-
-    def _speak(self) -> None:
-        """What waited for company goes now."""
-        self._wake_at = math.inf
-        if self._way is not None:
-            self._mux.wake = self._way.carrier.wake
-
-    def _leave_carrier(self) -> None:
-        way, self._way = self._way, None
-        self._mux.wake = self._mux.wake_for_data = _nothing
-        if way is not None:
-            way.abandon()
 
     def carrier_lost(self, detail: str) -> None:
         """The carrier broke. Whatever the call ended with, that is no end on purpose."""
         self._lose(Reason.CARRIER_LOST, detail)
 
-    def hold_back(self, *, held: bool) -> None:
-        """Whether the carrier of the moment lets another one through beside it."""
-        if self._way is not None:
-            self._way.carrier.hold_back(held=held)
-
-    def leave(self, reason: Reason, detail: str) -> None:
-        """Gives the carrier up: nothing that still comes over it is heard any more."""
-        if self._way is not None:
-            self._lose(reason, detail)
-
     def _lose(self, reason: Reason, detail: str) -> None:
         now = trio.current_time()
         # The grace counts from when it stopped answering, not from when somebody noticed.
-        since = self._session.heard_at if self.is_quiet or reason is Reason.PING_TIMEOUT else now
-        self._leave_carrier()
-        if self.ended is not None:
-            self._give_up_now()
-            return
-        if not self.welcome.grace_ms:
-            self._finish(reason, detail)
-            self._give_up_now()
+        since = self._session.liveness.heard_at if self.is_quiet or reason is Reason.PING_TIMEOUT else now
+        self._carriage.leave()
+        if self.ended is not None or not self.welcome.grace_ms:
+            self._end_at_once(reason, detail)
             return
         self.lost = Loss(since, reason, detail)
+        self._timer.give_up_at = since + self.welcome.grace_ms / 1000
         self._session.pause()
         self._opens.lost(now)
-        self._look_now(now)  # it goes by the grace from here on
+        self._timer.look_now(now)  # it goes by the grace from here on
         self.on_event(self, LinkEvent.LOST)
-
-    @property
-    def _grace_ends(self) -> float:
-        return math.inf if self.lost is None else self.lost.at + self.welcome.grace_ms / 1000
-
-    def _end_grace(self, now: float, loss: Loss) -> None:
-        seconds = f"{now - loss.at:.0f} s"
-        self._finish(Reason.GRACE_EXPIRED, f"the link did not come back within {seconds}: {loss.detail}")
-        self._give_up_now()
 
     def ping_now(self) -> None:
         """Asks the carrier of the moment whether it is alive."""
         self._session.ping_now(trio.current_time())
-        self._wake()
-
-    def _wake(self) -> None:
         self._mux.wake()
 
     async def wait_ended(self) -> tuple[Reason, str]:
@@ -316,99 +272,60 @@ class Link(LinkFacts):
 
     async def wait_no_streams(self) -> None:
         """Waits until every stream was closed by its owner, and the peer has all that it said."""
-        while self.ended is None and (self._streams or self._mux.streams):
-            if self._no_streams is None or self._no_streams.is_set():
-                self._no_streams = trio.Event()
-            await self._no_streams.wait()
+        while self.ended is None and (self._streams.all or self._mux.streams):
+            await self._streams.wait_change()
 
-    def _look_again(self) -> None:
-        if self._no_streams is not None:
-            self._no_streams.set()
+    # What the carrier calls.
 
-    # What the carrier's attempt calls.
-
-    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
+    def packet_received(self, data: bytes) -> None:
         """Takes one packet in. Never raises: a fault of the peer ends the link with its reason."""
+        session, now = self._session, trio.current_time()
         try:
-            if isinstance(packet, Malformed):
-                raise PeerFault(Reason.MALFORMED_PACKET, packet.why)
-            self._receive(packet, size, trio.current_time())
+            session.receive(decode_packet(data), len(data), now)
+            if session.peer_bye is not None and self.ended is None:
+                self._finish(session.peer_bye.reason, session.peer_bye.detail)
+            if session.bye_confirmed:
+                self._give_up_now()
+            elif session.may_send(now):  # a confirmation may have made room, in the flight or in memory
+                self._mux.wake()
+            elif (deadline := session.deadline()) < self._timer.look_at:
+                self._timer.look_by(deadline)
         except PeerFault as fault:
             self.end(fault.reason, fault.detail)
         except UseRejected as rejected:
-            self._use_rejected(rejected)
+            if rejected.reason is Reason.STALE_ATTEMPT:  # a newer one won
+                self._lose(rejected.reason, rejected.detail)
+            else:
+                self._end_at_once(rejected.reason, rejected.detail)
         except Exception:
             _log.exception("a packet from %s could not be handled", self.node)
             self.end(Reason.INTERNAL_ERROR)
 
-    def _receive(self, packet: Packet, size: int, now: float) -> None:
-        session = self._session
-        session.receive(packet, size, now)
-        if session.peer_bye is not None and self.ended is None:
-            self._finish(session.peer_bye.reason, session.peer_bye.detail)
-        if session.bye_confirmed:
-            self._give_up_now()
-            return
-        if session.may_send(now):  # a confirmation may have made room, in the flight or in memory
-            self._wake()
-        else:
-            self._look_by(session.deadline())
-
-    def _use_rejected(self, rejected: UseRejected) -> None:
-        """The server did not move to this carrier: a newer one won, or the session is gone."""
-        if rejected.reason is Reason.STALE_ATTEMPT:
-            self._lose(rejected.reason, rejected.detail)
-        else:
-            self._finish(rejected.reason, rejected.detail)
-            self._give_up_now()
-
     def next_packet(self) -> bytes | None:
         """The bytes of the next packet, or None when there is nothing to say. Never raises."""
+        session, timer, now = self._session, self._timer, trio.current_time()
         try:
-            return self._next_packet()
+            if timer.send_at != math.inf:
+                if now < timer.send_at and session.is_patient(now):
+                    return None  # the carrier can take a packet, but nobody asked for one
+                self._carriage.send_deferred()
+            packet = session.next_packet(now)
+            if packet is None:
+                if session.allowance.due < timer.look_at:
+                    timer.look_by(session.allowance.due)
+                return None
+            if not self._opener and session.late_at() < timer.look_at:
+                timer.look_by(self._late_at())
+            if session.grace_is_short:
+                timer.look_by(session.unanswered_until())
+            data = encode_packet(*packet)
+            if session.allowance.cap is not None:
+                session.allowance.cap.take(len(data), now)
+            return data
         except Exception:
             _log.exception("no packet could be made for %s", self.node)
-            self._finish(Reason.INTERNAL_ERROR, "")
-            self._give_up_now()  # a numbered packet is missing: nothing more would be understood
+            self._end_at_once(Reason.INTERNAL_ERROR, "")  # after a missing packet none would be understood
             return None
-
-    def _next_packet(self) -> bytes | None:
-        now = trio.current_time()
-        if self._wake_at != math.inf:
-            if now < self._wake_at and self._session.is_patient(now):
-                return None  # the carrier can take a packet, but nobody asked for one
-            self._speak()
-            self._timer.deadline = self._look_at
-        packet = self._session.next_packet(now)
-        if packet is None:
-            self._look_by(self._session.room_at)
-            return None
-        if not self._opener:
-            self._look_by(self._late_at())
-        if self._grace_is_short:
-            self._look_by(self._silence_ends())
-        data = encode_packet(*packet)
-        if self._cap is not None:
-            self._cap.take(len(data), now)
-        return data
-
-    def _look_by(self, deadline: float) -> None:
-        """Time is looked at by then at the latest."""
-        if deadline < self._look_at:
-            self._look_at = deadline
-            if deadline < self._timer.deadline:
-                self._timer.deadline = deadline
-
-    def _look_now(self, now: float) -> None:
-        self._look_at = self._timer.deadline = now
-
-    def _wake_later(self, seconds: float) -> None:
-        """Something may wait for company; alone it goes out after ``seconds``."""
-        wake_at = trio.current_time() + seconds
-        if wake_at < self._wake_at:
-            self._wake_at = wake_at
-            if wake_at < self._timer.deadline:
-                self._timer.deadline = wake_at
 
     # Streams.
 
@@ -433,56 +350,20 @@ class Link(LinkFacts):
         if self.ended is not None:
             detail = f"node {self.node} is not attached: {self.ended[1]}"
             raise Refused(Reason.NODE_NOT_ATTACHED, detail)
-        if self.draining or self._session.peer_draining:
-            reason = Reason.SERVER_STOPPING if self.draining else Reason.AGENT_STOPPING
-            raise Refused(reason, f"node {self.node} takes no new streams: {reason.meaning}")
+        self._streams.check_not_draining(peer=self._session.peer_draining)
         request = Open(0, str(target), user, entrance, 0, verb=verb, target_tls=target_tls)
-        mux_stream = self._mux.open(request, early_data)
-        stream = self._adopt(mux_stream)
-        self._await_answer(stream, mux_stream, on_opened)
-        return stream
-
-    def _await_answer(
-        self, stream: Stream, mux_stream: MuxStream, on_opened: Callable[[], None] | None
-    ) -> None:
-        self._look_by(self._opens.add(stream, trio.current_time(), self.lost))
-
-        def opened() -> None:
-            self._opens.forget(stream)
-            if on_opened is not None and stream.ended_by is None:  # its user may have left meanwhile
-                on_opened()
-
-        mux_stream.on_opened = opened
-
-    def _stream_opened(self, mux_stream: MuxStream) -> None:
-        if self._on_open is None or self.draining:
-            mux_stream.refuse(Refused(Reason.AGENT_STOPPING, f"node {self.node} takes no new streams"))
-        else:
-            self._on_open(self._adopt(mux_stream))
-
-    def _adopt(self, mux_stream: MuxStream) -> Stream:
-        self._serial += 1
-        serial = self._serial
-
-        def forget(stream: Stream) -> None:
-            del self._streams[serial]
-            self._opens.forget(stream)
-            self._look_again()
-            self._closed_in += stream.bytes_in
-            self._closed_out += stream.bytes_out
-
-        stream = Stream(mux_stream, self.session_id, forget)
-        self._streams[serial] = stream
+        stream = self._streams.open(self._mux.open(request, early_data), on_opened)
+        self._timer.look_by(self._opens.add(stream, trio.current_time(), self.lost))
         return stream
 
     # Ending.
 
     def drain(self, deadline_seconds: float) -> None:
         """No new streams from here on; running ones may finish. The peer is told."""
-        if self.ended is None and not self.draining:
-            self.draining = True
+        if self.ended is None and not self._streams.draining:
+            self._streams.draining = True
             self._session.say_draining(deadline_seconds)
-            self._wake()
+            self._mux.wake()
 
     def end(self, reason: Reason, detail: str = "") -> None:
         """Ends the session: every stream is reset, the peer is told why. Idempotent, never blocks."""
@@ -490,9 +371,9 @@ class Link(LinkFacts):
             return
         self._session.say_bye(reason, detail)
         self._finish(reason, detail)
-        if self._way is None:
+        if self.way is None:
             self._give_up_now()  # nobody to tell it to; who comes back is told that it is unknown
-        self._wake()
+        self._mux.wake()
 
     def _finish(self, reason: Reason, detail: str) -> None:
         if self.ended is not None:
@@ -500,11 +381,17 @@ class Link(LinkFacts):
         self.ended = (reason, detail or reason.meaning)
         # The users of its streams are told whose session it was: kubectl shows them nothing else.
         self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
-        self._give_up_at = trio.current_time() + min(self.patience_seconds, _MOST_FAREWELL_SECONDS)
-        self._look_by(self._give_up_at)
+        seconds = min(self._session.liveness.patience_seconds, _MOST_FAREWELL_SECONDS)
+        self._timer.give_up_at = trio.current_time() + seconds
+        self._timer.look_by(self._timer.give_up_at)
         self._ended.set()
-        self._look_again()
+        self._streams.note_change()
+
+    def _end_at_once(self, reason: Reason, detail: str) -> None:
+        """End without a carrier, or without one that the peer would hear the end over."""
+        self._finish(reason, detail)
+        self._give_up_now()
 
     def _give_up_now(self) -> None:
-        self._give_up_at = trio.current_time()
-        self._look_now(self._give_up_at)
+        self._timer.give_up_at = trio.current_time()
+        self._timer.look_now(self._timer.give_up_at)

@@ -1,149 +1,92 @@
-"""What others may know about a link: read from it, never changed through it."""
+"""Figures of one session at one moment, for metrics, the API, status pages and the choice of a carrier."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import trio
 
-from tunnel_core.attempt import Attempt
 from tunnel_core.flight import Flight
-from tunnel_core.frames import Hello, Service, Welcome
-from tunnel_core.mux import Mux
-from tunnel_core.mux_stream import MuxStream
-from tunnel_core.reasons import Reason
+from tunnel_core.open_streams import OpenStreams
 from tunnel_core.session import Session
-from tunnel_core.states import LinkState, Loss
-from tunnel_core.stream import Stream
+from tunnel_core.states import Loss
 
 
-class LinkFacts:
-    """The read-only side of ``Link``, which alone sets what stands here."""
+@dataclass(frozen=True, slots=True)
+class FlightStatistics:
+    """What is known of the path to the peer, and how much may be under way on it.
 
-    hello: Hello
-    welcome: Welcome
-    ended: tuple[Reason, str] | None
-    lost: Loss | None
-    _opener: bool
-    _way: Attempt | None
-    _mux: Mux
-    _session: Session
-    _streams: dict[int, Stream]
-    _closed_in: int
-    _closed_out: int
+    The rate and the round trip are known once bulk has moved.
+    """
 
-    @property
-    def session_id(self) -> str:
-        """Eight hex digits that name the session in logs on both ends."""
-        return self.welcome.session.hex()[:8]
+    in_flight: int = 0
+    """Bytes sent and not acknowledged yet."""
+    limit: int = 0
+    """Bytes that may be in flight."""
+    rate_bytes_per_second: float = 0.0
+    min_round_trip_seconds: float = 0.0
+    competing: bool = False
+    """Whether another flow fills the queue of the path."""
 
-    @property
-    def attached(self) -> bool:
-        """Whether a request would be carried now."""
-        return self._way is not None and self.ended is None
 
-    @property
-    def state(self) -> LinkState:
-        """What a request would meet now."""
-        if self.ended is not None:
-            return LinkState.ENDED
-        if self._way is None:
-            return LinkState.GRACE
-        late = trio.current_time() >= self._session.late_at()
-        return LinkState.DEGRADED if late else LinkState.ATTACHED
+@dataclass(frozen=True, slots=True)
+class SessionStatistics:
+    """One snapshot. Times are in the session's clock, durations in seconds."""
 
-    @property
-    def lost_seconds(self) -> float | None:
-        """For how long there has been no carrier; None while there is one."""
-        return None if self.lost is None else trio.current_time() - self.lost.at
+    round_trip_seconds: float | None = None
+    """Of the newest ping; None until the first was answered."""
+    lost_seconds: float | None = None
+    """For how long there has been no carrier; None while there is one."""
+    is_quiet: bool = False
+    """Whether something is late and nothing was received meanwhile."""
+    heard_at: float = -math.inf
+    """When the carrier last brought anything; minus infinity without a carrier."""
+    late_since: float = math.inf
+    """When the oldest of what is late was sent; infinity if nothing is."""
+    patience_seconds: float = 0.0
+    """How long an answer of this peer may take before it is late."""
+    open_streams: int = 0
+    """Streams that their owners have not closed yet."""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    credit_granted: int = 0
+    """Bytes that the peer may send, or has sent and nobody read yet, over all streams."""
+    acked: int = 0
+    """Number of the newest packet that the peer confirmed."""
+    retained_bytes: int = 0
+    """Bytes that were sent and are kept until the peer confirms them."""
+    flight: FlightStatistics = FlightStatistics()
 
-    @property
-    def is_quiet(self) -> bool:
-        """Whether something is late and nothing was heard meanwhile."""
-        return self._way is not None and trio.current_time() >= self._session.quiet_at()
 
-    @property
-    def is_stranded(self) -> bool:
-        """Whether the carrier cannot be there any more, as this machine lost the address it goes out from."""
-        return self._way is not None and self._way.carrier.is_stranded()
+def take_statistics(
+    session: Session, streams: OpenStreams, lost: Loss | None, *, is_carried: bool
+) -> SessionStatistics:
+    """Return the figures of a session now."""
+    liveness, mux, now = session.liveness, session.mux, trio.current_time()
+    return SessionStatistics(
+        round_trip_seconds=liveness.round_trip_seconds,
+        lost_seconds=None if lost is None else now - lost.at,
+        is_quiet=is_carried and now >= session.quiet_at(),
+        heard_at=liveness.heard_at if is_carried else -math.inf,
+        late_since=session.late_since(now) if is_carried else math.inf,
+        patience_seconds=liveness.patience_seconds,
+        open_streams=len(streams.all),
+        bytes_in=streams.bytes_in,
+        bytes_out=streams.bytes_out,
+        credit_granted=sum(stream.recv.outstanding for stream in mux.streams.values()),
+        acked=session.acked,
+        retained_bytes=mux.held,
+        flight=flight_statistics(session.flight),
+    )
 
-    @property
-    def late_since(self) -> float:
-        """When the oldest of what is late was sent; infinity if nothing is."""
-        return self._session.late_since(trio.current_time()) if self._way is not None else math.inf
 
-    @property
-    def heard_at(self) -> float:
-        """When the carrier of the moment last brought anything; of none, long ago."""
-        return self._session.heard_at if self._way is not None else -math.inf
-
-    @property
-    def patience_seconds(self) -> float:
-        """How long an answer of this peer may take before it is late."""
-        return self._session.patience_seconds
-
-    @property
-    def received(self) -> int:
-        """What this end tells as ``have``."""
-        return self._session.received
-
-    @property
-    def acked(self) -> int:
-        """Number of the newest packet that the peer confirmed."""
-        return self._session.acked
-
-    @property
-    def retained_bytes(self) -> int:
-        """Bytes that were sent and are kept until the peer confirms them."""
-        return self._mux.held
-
-    @property
-    def instance(self) -> bytes:
-        """Which run of the agent this is."""
-        return self.hello.instance
-
-    @property
-    def boot(self) -> bytes:
-        """Which machine the agent runs on, since it was started."""
-        return self.hello.boot
-
-    @property
-    def software(self) -> str:
-        return self.hello.software if self._opener else self.welcome.software
-
-    @property
-    def services(self) -> tuple[Service, ...]:
-        return self.hello.services
-
-    @property
-    def round_trip_seconds(self) -> float | None:
-        return self._session.round_trip_seconds
-
-    @property
-    def streams(self) -> Mapping[int, Stream]:
-        """The streams that their owners have not closed yet."""
-        return self._streams
-
-    @property
-    def credit_granted(self) -> int:
-        """Bytes that the peer may send, or has sent and nobody read yet, over all streams."""
-        return sum(stream.recv.outstanding for stream in self._mux.streams.values())
-
-    @property
-    def mux_streams(self) -> Iterable[MuxStream]:
-        """All streams that still hold anything, also those whose owners have closed them."""
-        return self._mux.streams.values()
-
-    @property
-    def bytes_in(self) -> int:
-        return self._closed_in + sum(stream.bytes_in for stream in self._streams.values())
-
-    @property
-    def bytes_out(self) -> int:
-        return self._closed_out + sum(stream.bytes_out for stream in self._streams.values())
-
-    @property
-    def flight(self) -> Flight:
-        """What is known of the way to the peer, and how much may be on it."""
-        return self._session.flight
+def flight_statistics(flight: Flight) -> FlightStatistics:
+    """Return the figures of ``flight`` now."""
+    return FlightStatistics(
+        flight.in_flight,
+        flight.limit,
+        flight.rate_bytes_per_second,
+        flight.min_round_trip_seconds,
+        flight.competing,
+    )

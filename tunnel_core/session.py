@@ -1,4 +1,4 @@
-"""One conversation between an agent and a server: numbering, confirmation, liveness, and its moves.
+"""One conversation between an agent and a server: numbering, confirmation, and its moves.
 
 No I/O, no clock, no randomness: time comes in as ``now`` (seconds, any origin), tokens as arguments.
 
@@ -11,12 +11,8 @@ No I/O, no clock, no randomness: time comes in as ``now`` (seconds, any origin),
    round trip or a rate is of two carriers (Karn).
 3. A confirmation rides on any packet; ``confirming.py`` says when a bare one leaves. What may be under
    way, and what may leave, ``flight.py`` and ``bucket.py`` say (``allowance.py`` asks both).
-4. Liveness. The agent pings every interval, and every second while streams move bytes or a pong is late.
-   Silence for some of these seconds means that the carrier is gone; the server, which answers, knows from
-   each ping how soon the next one is due: one ping serves both ends. A peer that answers pings and confirms
-   nothing for long is at fault.
-   What is unconfirmed for ``late_seconds`` and four round trips is late: a reason to look for another
-   carrier, and nothing more.
+4. Whether the peer is alive, or late, ``liveness.py`` says. A peer that answers pings and confirms nothing
+   for long is at fault.
 5. Only ``bye``, numbered and confirmed, ends a session on purpose.
 """
 
@@ -36,6 +32,7 @@ from tunnel_core.frames import (
     Bye,
     Draining,
     Frame,
+    Malformed,
     Packet,
     Ping,
     Pong,
@@ -44,6 +41,7 @@ from tunnel_core.frames import (
     Welcome,
 )
 from tunnel_core.limits import Limits
+from tunnel_core.liveness import Liveness
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import Receipt
 from tunnel_core.profiles import Profile
@@ -51,16 +49,6 @@ from tunnel_core.reasons import OF_A_SESSION, Reason
 
 _PACKET_BYTES, _FRAME_BYTES = 48, 12
 """What a packet and each frame take on the wire besides content: TLS record, HTTP/2, gRPC, fields."""
-_LATE_ROUND_TRIPS = 4
-_DEAD_PATIENCES = 5
-"""Times what makes an answer late: a change of cells takes a second or three, and it is the same link after.
-Waiting costs nothing, as other carriers are tried meanwhile; it is only not called grace yet."""
-_DOUBT_SECONDS = 1.0
-_MOMENT_SECONDS = 0.5
-_MOST_PINGS = 32
-"""Unanswered at a time."""
-_MOST_ROUND_TRIP_SECONDS = 60.0
-"""A ping may tell any number, and with a large one nothing would ever be late (RFC 6298: 60 s or more)."""
 
 
 class UseRejected(Exception):  # noqa: N818 - named by what happened
@@ -80,7 +68,7 @@ class _Sent(NamedTuple):
 
 
 class Session:
-    """Numbering, confirmation and liveness of one attached session; its content is the mux's.
+    """Numbering and confirmation of one attached session; its content is the mux's.
 
     ``pings``: this end sends the pings (the agent). ``welcome`` and ``profile`` hold the intervals both go
     by. ``cap`` bounds what this end sends.
@@ -99,24 +87,23 @@ class Session:
     ) -> None:
         self.mux = mux
         self.flight = Flight(limits, now) if limits.flight_limit else Unbounded(limits, now)
-        self.round_trip_seconds: float | None = None
-        self._smooth_round_trip = 0.0  # 0: none yet
-        self._smooth_before = 0.0  # without the samples of this moment
-        self._sampled_at = -math.inf
+        self.liveness = Liveness(limits, welcome, profile, pings=pings, now=now)
+        self.allowance = Allowance(self.flight, cap)
+        """Its ``due`` says when there may be room for what ``next_packet`` found none for."""
         self.peer_bye: Bye | None = None
         self.peer_draining = False
         self.bye_confirmed = False
-        self.heard_at = now  # when the carrier of the moment last brought anything
+        self.received = 0
+        """Number of the newest packet received in order: what a hello, welcome or use says as ``have``."""
+        self.acked = 0
+        """Number of the newest packet that the peer confirmed."""
+        self._grace_seconds = welcome.grace_ms / 1000
+        self.grace_is_short = 0 < welcome.grace_ms <= welcome.ping_interval_ms * (welcome.missed_pings + 1)
+        """Whether a silence may last for the whole grace before pings find it."""
         self._limits = limits
-        self._profile = profile
-        self._allowance = Allowance(self.flight, cap)
         self._confirming = Confirming(limits, profile.ack_delay_seconds)
-        self._interval = welcome.ping_interval_ms / 1000
-        self._missed_allowed = welcome.missed_pings
         self._pings = pings
         self._number = 0  # highest sent
-        self._received = 0  # highest received in order
-        self._acked = 0  # highest of ours that the peer confirmed
         self._ack_overdue = False  # the carrier is to blame, not the clock: no deadline any more
         self._sent: deque[_Sent] = deque()
         self._control: list[Frame] = []  # numbered frames of the session itself
@@ -124,14 +111,6 @@ class Session:
         self._carried = True
         self._moved = False  # to a new carrier: its first number may leave some out
         self._progress = now  # when the peer last confirmed something, or had nothing to confirm
-        self._bytes_at = -math.inf  # when a stream last moved anything
-        self._ping_often = min(self._interval, profile.active_ping_seconds)
-        self._last_ping = -math.inf
-        self._pings_sent: deque[tuple[int, float]] = deque()  # token and time of those without a pong
-        self._token = 0
-        self._in_doubt = False  # the silence was long enough, and is looked at once more
-        self._benefit = 0.0  # seconds more for it
-        self._learn_silence()
         self._cancelled = 0.0
         self._cancelled_at = now
 
@@ -141,27 +120,47 @@ class Session:
         """What the carrier should take next; None when there is nothing to say."""
         if self._unnumbered:
             frames, self._unnumbered = self._unnumbered, []
-            return self._packet(0, frames)
+            return self._bare(frames)
+        self.allowance.due = math.inf
         held = self.mux.unconfirmed
-        frames, receipt = self._take(now)
+        receipt: list[Receipt] = []
+        frames = self._take(receipt, now) if self.mux.has_work else []
         control, self._control = self._control, []
         if control:
             frames = [*control, *frames]
-        if frames:
-            size = self.mux.unconfirmed - held + _PACKET_BYTES + _FRAME_BYTES * len(frames)
-            return self._numbered(frames, _Sent(self._number + 1, receipt, control, now), size)
-        if self._ack_overdue or self._confirming.due <= now:
-            return self._packet(0, ())
-        return None
+        if not frames:
+            return self._bare(()) if self._ack_overdue or self._confirming.due <= now else None
+        size = self.mux.unconfirmed - held + _PACKET_BYTES + _FRAME_BYTES * len(frames)
+        if not self._sent:
+            self._progress = now
+        self.liveness.bytes_at = now
+        self._number = number = self._number + 1
+        self._sent.append(_Sent(number, receipt, control, now))
+        self._ack_overdue = False
+        confirm_now = self.flight.sent(number, size, now)
+        return Packet(number, self.received, frames, self._confirming.sent(), confirm_now)
+
+    def _take(self, receipt: list[Receipt], now: float) -> list[Frame]:
+        """What the streams say in this packet; ``receipt`` gets what must come back if it is lost."""
+        budgets = self.allowance.ask(now)
+        if budgets is None:
+            self.flight.note_idle()  # the cap sets the pace: that is no news of the link
+            return []
+        frames, receipt[:] = self.mux.take(*budgets)
+        if not self.mux.has_data:
+            self.flight.note_idle()
+        return frames
+
+    def _bare(self, frames: Sequence[Frame]) -> Packet:
+        """A packet without number."""
+        self._ack_overdue = False
+        return Packet(0, self.received, frames, self._confirming.sent())
 
     def is_patient(self, now: float) -> bool:
         """Whether all that there is to say waits for company: an end for the next open, for one."""
-        return not (self.mux.presses or self.mux.has_data or self._owes(now))
-
-    def _owes(self, now: float) -> bool:
-        """Whether there is something of the session's own to say."""
-        due = self._ack_overdue or self._confirming.due <= now
-        return bool(due or self._unnumbered or self._control)
+        mux = self.mux
+        is_due = self._ack_overdue or self._confirming.due <= now
+        return not (mux.presses or mux.has_data or is_due or self._unnumbered or self._control)
 
     def may_send(self, now: float) -> bool:
         """Whether there is something to say now that was not before, or could not be said.
@@ -169,44 +168,12 @@ class Session:
         What the streams say besides data has asked for its packet itself, or waits for company. If there is
         nothing, ``deadline`` says when to ask again.
         """
-        if self._owes(now):
+        if self._ack_overdue or self._confirming.due <= now or self._unnumbered or self._control:
             return True
         if not self.mux.has_data:
             return False
-        budgets = self._allowance.ask(now)
+        budgets = self.allowance.ask(now)
         return budgets is not None and self.mux.may_send(*budgets)
-
-    @property
-    def room_at(self) -> float:
-        """When there may be room for what ``next_packet`` found none for; ``deadline`` knows it too."""
-        return self._allowance.due
-
-    def _take(self, now: float) -> tuple[list[Frame], list[Receipt]]:
-        """What the streams say in this packet."""
-        mux = self.mux
-        self._allowance.due = math.inf
-        if not mux.has_work:
-            return [], []
-        budgets = self._allowance.ask(now)
-        if budgets is None:
-            self.flight.note_idle()  # the cap sets the pace: that is no news of the link
-            return [], []
-        taken = mux.take(*budgets)
-        if not mux.has_data:
-            self.flight.note_idle()
-        return taken
-
-    def _numbered(self, frames: list[Frame], sent: _Sent, size: int) -> Packet:
-        self._number = sent.number
-        if not self._sent:
-            self._progress = sent.at
-        self._bytes_at = sent.at
-        self._sent.append(sent)
-        return self._packet(sent.number, frames, self.flight.sent(sent.number, size, sent.at))
-
-    def _packet(self, number: int, frames: Sequence[Frame], confirm_now: bool = False) -> Packet:
-        self._ack_overdue = False
-        return Packet(number, self._received, frames, self._confirming.sent(), confirm_now)
 
     def say_bye(self, reason: Reason, detail: str) -> None:
         """The session ends: ``bye`` goes out with what is pending."""
@@ -218,23 +185,23 @@ class Session:
 
     # Receiving.
 
-    def receive(self, packet: Packet, size: int, now: float) -> None:
+    def receive(self, packet: Packet | Malformed, size: int, now: float) -> None:
         """Takes a packet of ``size`` bytes in.
 
         Raises ``PeerFault``: then the session is over. Raises ``UseRejected``: then its last move is void.
         """
-        self.heard_at = now
-        if packet.ack > self._acked:
-            self._check_ack(packet.ack)
-            self.flight.confirmed(packet.ack, packet.arrived, now)
-            self._confirm(packet.ack, now)
+        if isinstance(packet, Malformed):
+            raise PeerFault(Reason.MALFORMED_PACKET, packet.why)
+        self.liveness.heard_at = now
+        if packet.ack > self.acked:
+            self._confirm(packet.ack, now, packet.arrived)
         if packet.number:
-            if packet.number <= self._received:
+            if packet.number <= self.received:
                 return  # had it: a late copy
-            if packet.number != self._received + 1 and not self._moved:
-                detail = f"packet {packet.number} after {self._received}"
+            if packet.number != self.received + 1 and not self._moved:
+                detail = f"packet {packet.number} after {self.received}"
                 raise PeerFault(Reason.PROTOCOL_ERROR, detail)
-            self._received, self._moved, self._bytes_at = packet.number, False, now
+            self.received, self._moved, self.liveness.bytes_at = packet.number, False, now
             self._confirming.received(size, now, at_once=packet.confirm_now)
         else:
             _check_unnumbered(packet)
@@ -256,12 +223,13 @@ class Session:
         if self._cancelled > budget:
             raise PeerFault(Reason.OPEN_FLOOD, f"more than {budget} opens a second were reset unanswered")
 
-    def _check_ack(self, ack: int) -> None:
+    def _confirm(self, ack: int, now: float, arrived: int | None = None) -> None:
+        """The peer has everything up to ``ack``; with ``arrived``, its clock when that one came."""
         if ack > self._number:
             raise PeerFault(Reason.ACK_OF_UNSENT, f"packet {ack} confirmed, {self._number} were sent")
-
-    def _confirm(self, ack: int, now: float) -> None:
-        self._acked, self._progress = ack, now
+        if arrived is not None:
+            self.flight.confirmed(ack, arrived, now)
+        self.acked, self._progress = ack, now
         sent = self._sent
         while sent and sent[0].number <= ack:
             one = sent.popleft()
@@ -271,44 +239,12 @@ class Session:
 
     def _receive_ping(self, frame: Ping, now: float) -> None:
         self._unnumbered.append(Pong(frame.token))
-        self._learn_silence()
-        if frame.round_trip_us:
-            self._note_round_trip(frame.round_trip_us / 1e6, now)
+        self.liveness.ping_received(frame.round_trip_us, now)
         if len(self._unnumbered) > self._limits.max_frames_per_packet // 2:
             raise PeerFault(Reason.PROTOCOL_ERROR, "more pings than can be answered")
 
-    def _learn_silence(self) -> None:
-        """How long the peer's pings may stay out; they are here now."""
-        self._in_doubt, self._benefit = False, 0.0
-        self._dead_soon, self._dead_late = (
-            between + self._dead_seconds for between in (self._ping_often, self._interval)
-        )
-        # The ends see the last byte at different times: near the end of activity nothing is expected soon.
-        self._busy_seconds = self._profile.active_seconds - self._ping_often - self.patience_seconds
-
-    @property
-    def _is_ping_due_soon(self) -> bool:
-        return self._bytes_at + self._busy_seconds >= self.heard_at
-
     def _receive_pong(self, frame: Pong, now: float) -> None:
-        sent = self._pings_sent
-        if not sent or not sent[0][0] <= frame.token <= sent[-1][0]:
-            return  # late: its ping was given up
-        while sent[0][0] < frame.token:
-            sent.popleft()
-        self._note_round_trip(now - sent.popleft()[1], now)
-        self._in_doubt = False
-
-    def _note_round_trip(self, sample: float, now: float) -> None:
-        sample = min(sample, _MOST_ROUND_TRIP_SECONDS)
-        self.round_trip_seconds = sample
-        # Of the pongs that come together after an outage the newest counts alone.
-        if now >= self._sampled_at + _MOMENT_SECONDS:
-            self._smooth_before, self._sampled_at = self._smooth_round_trip, now
-        before = self._smooth_before or sample
-        # RFC 6298's weight for what is longer: one pong that sat out an outage must not make us patient for
-        # half a minute. What is shorter counts for more, as a link that was slow need not be so again.
-        self._smooth_round_trip = before + (sample - before) / (8 if sample > before else 2)
+        self.liveness.pong_received(frame.token, now)
 
     def _receive_rejected(self, frame: Rejected, now: float) -> None:
         if not self._pings:
@@ -326,39 +262,27 @@ class Session:
 
     # From carrier to carrier.
 
-    @property
-    def received(self) -> int:
-        """What a hello, welcome or use says as ``have``."""
-        return self._received
-
-    @property
-    def acked(self) -> int:
-        """Number of the newest packet that the peer confirmed."""
-        return self._acked
-
     def pause(self) -> None:
         """The carrier is gone: nothing is due, and nobody is at fault, until ``move``."""
         self._carried = False
         self._unnumbered.clear()
-        self._pings_sent.clear()
+        self.liveness.pause()
 
     def move(self, have: int, now: float) -> None:
         """Goes on over a new carrier to a peer that received everything up to ``have``, or more.
 
         Raises ``PeerFault`` if it claims what was never sent.
         """
-        if have > self._acked:
-            self._check_ack(have)
+        if have > self.acked:
             self._confirm(have, now)
         self._take_back()
         self.flight.reset(now)
-        self.pause()
+        self._unnumbered.clear()
         self._carried = self._moved = True
-        self._progress = self.heard_at = now
-        self._last_ping = -math.inf
-        self._learn_silence()
+        self._progress = now
+        self.liveness.start(now)
         self._confirming.sent()  # what it knows of the old carrier is worth nothing on the new one
-        self._ack_overdue = self._received > 0
+        self._ack_overdue = self.received > 0
 
     def _take_back(self) -> None:
         sent = list(self._sent)
@@ -372,71 +296,32 @@ class Session:
         """When ``tick`` wants to be called next, in the clock of ``now``."""
         if not self._carried:
             return math.inf
-        soon = min(self._confirming.due, self._allowance.due, self._ping_due())
-        return min(soon, self._silence_deadline(), self._stall_deadline())
+        soon = min(self._confirming.due, self.allowance.due, self.liveness.deadline())
+        if self._sent:
+            soon = min(soon, self._progress + self._limits.confirm_timeout_seconds)
+        return min(soon, self.unanswered_until()) if self.grace_is_short else soon
 
-    def _ping_due(self) -> float:
-        if not self._pings or not self._interval:
+    def unanswered_until(self) -> float:
+        """When a carrier that answers nothing is given up, if that is sooner than pings find the silence."""
+        if not self.grace_is_short:
             return math.inf
-        soon = self._last_ping + self._ping_often
-        if self._bytes_at + self._profile.active_seconds >= soon:
-            return soon
-        if self._pings_sent:
-            soon = max(soon, self._pings_sent[0][1] + self.patience_seconds)
-            return min(soon, self._last_ping + self._interval)
-        return self._last_ping + self._interval
+        return max(self.quiet_at(), self.liveness.heard_at + self._grace_seconds)
 
     def late_at(self) -> float:
         """When what waits for its confirmation or pong will be late, if nothing changes."""
         if not self._carried:
             return math.inf
-        return min(self._unanswered_since, self._ping_expected()) + self.patience_seconds
-
-    @property
-    def _unanswered_since(self) -> float:
-        return min(
-            self._sent[0].at if self._sent else math.inf,
-            self._pings_sent[0][1] if self._pings_sent else math.inf,
-        )
+        return self.liveness.late_at(self._sent[0].at if self._sent else math.inf)
 
     def late_since(self, now: float) -> float:
         """When the oldest of what is late was sent; infinity if nothing is."""
-        since = self._unanswered_since
-        return since if self._carried and now >= since + self.patience_seconds else math.inf
-
-    def _ping_expected(self) -> float:
-        """Server: when the agent's next ping is due; else never."""
-        if self._pings or not self._interval:
+        if not self._carried:
             return math.inf
-        if self._is_ping_due_soon:
-            return max(self.heard_at, self._bytes_at) + self._ping_often
-        return self.heard_at + self._interval
+        return self.liveness.late_since(self._sent[0].at if self._sent else math.inf, now)
 
     def quiet_at(self) -> float:
-        """The same, unless something else was heard meanwhile: then there is a carrier, however slow."""
-        return max(self.late_at(), self.heard_at + self.patience_seconds)
-
-    @property
-    def patience_seconds(self) -> float:
-        """How long an answer may take before it is late."""
-        return max(self._limits.late_seconds, _LATE_ROUND_TRIPS * self._smooth_round_trip)
-
-    @property
-    def _dead_seconds(self) -> float:
-        """How long a silence must be in which answers are due."""
-        often = self._missed_allowed * self._ping_often + self.patience_seconds
-        return min(self._missed_allowed * self._interval, max(often, _DEAD_PATIENCES * self.patience_seconds))
-
-    def _silence_deadline(self) -> float:
-        # The pinging end finds silence by its pings; the other waits a little longer than they do.
-        if self._pings or not self._interval:
-            return math.inf
-        if self._is_ping_due_soon:
-            return max(self.heard_at, self._bytes_at) + self._dead_soon + self._benefit
-        return self.heard_at + self._dead_late + self._benefit
-
-    def _stall_deadline(self) -> float:
-        return self._progress + self._limits.confirm_timeout_seconds if self._sent else math.inf
+        """The same as ``late_at``, unless something else was heard meanwhile: then there is a carrier."""
+        return max(self.late_at(), self.liveness.heard_at + self.liveness.patience_seconds)
 
     def tick(self, now: float) -> bool:
         """Does what is due; True if there may be something to send.
@@ -445,13 +330,13 @@ class Session:
         """
         if not self._carried:
             return False
-        if now >= self._silence_deadline():
-            self._doubt(now - self.heard_at)
-            self._benefit = now - self._silence_deadline() + _DOUBT_SECONDS
-        if now >= self._stall_deadline():
+        if self.grace_is_short and now >= self.unanswered_until():
+            raise PeerFault(Reason.PING_TIMEOUT, "nothing was answered")
+        is_ping_due = self.liveness.check(now)
+        if self._sent and now >= self._progress + self._limits.confirm_timeout_seconds:
             detail = f"nothing confirmed for {now - self._progress:.0f} s"
             raise PeerFault(Reason.PEER_STALLED, detail)
-        if now >= self._ping_due():
+        if is_ping_due:
             self._ping(now)
             return True
         if now >= self._confirming.due:
@@ -460,38 +345,20 @@ class Session:
 
     def _may_go_on(self, now: float) -> bool:
         """Whether there may be room now for what found none. Said once: the carrier may be busy."""
-        if now < self._allowance.due:
+        if now < self.allowance.due:
             return False
-        self._allowance.due = math.inf
+        self.allowance.due = math.inf
         return True
-
-    def _ping(self, now: float) -> None:
-        if self._pings_sent:
-            # Whatever arrives comes from the peer's program: only silence counts.
-            silence = now - max(self._pings_sent[0][1], self.heard_at)
-            if silence >= self._dead_seconds:
-                self._doubt(silence)
-        self._send_ping(now)
-
-    def _doubt(self, silence: float) -> None:
-        """A silence is taken for death at the second look only: this program may have been away itself."""
-        if self._in_doubt:
-            raise PeerFault(Reason.PING_TIMEOUT, f"nothing heard for {silence:.0f} s")
-        self._in_doubt = True
 
     def ping_now(self, now: float) -> None:
         """Asks the carrier of the moment whether it is alive, unless it is being asked already."""
-        if self._carried and not self._pings_sent:
-            self._send_ping(now)
+        if self._carried and not self.liveness.is_asking:
+            self._ping(now)
 
-    def _send_ping(self, now: float) -> None:
-        self._last_ping = now
-        if self._unnumbered or len(self._pings_sent) >= _MOST_PINGS:
-            return  # one is about to leave already, or enough wait for an answer
-        self._token += 1
-        self._pings_sent.append((self._token, now))
-        round_trip = int((self.round_trip_seconds or 0) * 1e6)
-        self._unnumbered.append(Ping(self._token, round_trip))
+    def _ping(self, now: float) -> None:
+        frame = self.liveness.ping(now, is_queued=bool(self._unnumbered))
+        if frame is not None:
+            self._unnumbered.append(frame)
 
 
 def _check_unnumbered(packet: Packet) -> None:

@@ -19,15 +19,15 @@ def take_snapshot(
     audit_dropped: int = 0,
 ) -> Snapshot:
     """What ``/metrics`` shows. ``clock`` is the one that the registry goes by."""
-    links = [link for _, link in nodes.attached()]
+    sessions = [link.statistics() for _, link in nodes.attached()]
     return counters.snapshot(
-        sessions=len(links),
+        sessions=len(sessions),
         nodes=_samples(nodes, clock()) if per_node else (),
         software=f"qanat-server/{__version__}",
         audit_dropped=audit_dropped,
         log_lines_dropped=lines_dropped(),
-        credit_granted_bytes=sum(link.credit_granted for link in links),
-        retained_bytes=sum(link.retained_bytes for link in links),
+        credit_granted_bytes=sum(session.credit_granted for session in sessions),
+        retained_bytes=sum(session.retained_bytes for session in sessions),
     )
 
 
@@ -42,11 +42,12 @@ def _sample(node: Node, now: float) -> NodeSample | None:
     if link is None:
         seen = node.last_seen
         return None if seen is None else NodeSample(node.name, detached_seconds=now - seen)
+    session = link.statistics()
     return NodeSample(
         node.name,
-        link.lost_seconds,
-        link.round_trip_seconds,
-        len(link.streams),
-        link.bytes_in,
-        link.bytes_out,
+        session.lost_seconds,
+        session.round_trip_seconds,
+        session.open_streams,
+        session.bytes_in,
+        session.bytes_out,
     )

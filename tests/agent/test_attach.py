@@ -17,6 +17,7 @@ from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.counters import Counters
 from tunnel_core.frames import Rejected
 from tunnel_core.limits import Limits
+from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkState, Loss
@@ -28,8 +29,6 @@ CAP = 32.0
 class FakeLink:
     session_id = "0badcafe"
     software = "qanat-server/test"
-    round_trip_seconds: float | None = 0.05
-    bytes_in = bytes_out = credit_granted = retained_bytes = 0
     state = LinkState.ATTACHED
     lost: Loss | None = None
     welcome = memory_link.welcome(Limits())
@@ -39,6 +38,9 @@ class FakeLink:
     def __init__(self) -> None:
         self._ended = trio.Event()
         self._why = (Reason.CARRIER_LOST, "the carrier broke")
+
+    def statistics(self) -> SessionStatistics:
+        return SessionStatistics(round_trip_seconds=0.05)
 
     def drain(self, deadline_seconds: float) -> None:
         raise AssertionError("the loop never drains")

@@ -17,6 +17,7 @@ from tunnel_agent.status import as_json, status_of, status_routes
 from tunnel_agent.status_page import render
 from tunnel_core.frames import Service, Welcome
 from tunnel_core.limits import Limits
+from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason
 from tunnel_core.states import LinkState, Loss
@@ -46,9 +47,12 @@ class FakeLink:
     bytes_in: int = 10
     bytes_out: int = 20
     streams: Mapping[int, OpenStream] = field(default_factory=dict)
-    credit_granted: int = 0
-    retained_bytes: int = 0
     mux_streams: tuple[MuxStream, ...] = ()
+
+    def statistics(self) -> SessionStatistics:
+        return SessionStatistics(
+            round_trip_seconds=self.round_trip_seconds, bytes_in=self.bytes_in, bytes_out=self.bytes_out
+        )
 
     def drain(self, deadline_seconds: float) -> None:
         raise AssertionError

@@ -157,7 +157,7 @@ def test_no_confirmation_no_more_bulk_and_one_brings_more() -> None:
         while packet := site.server.next_packet(site.now):
             sent.append(packet)
     assert 0 < site.mux.unconfirmed <= site.server.flight.limit
-    assert not site.server.may_send(site.now) and site.server.room_at == math.inf
+    assert not site.server.may_send(site.now) and site.server.allowance.due == math.inf
     site.server.receive(Packet(0, sent[-1].number, ()), 10, site.now)
     assert site.server.may_send(site.now)
 
@@ -185,11 +185,11 @@ def test_time_says_when_what_is_paced_may_go_and_says_it_once() -> None:
     server = site.server
     for _ in range(1000):
         site.run(0.001)
-        if site.now < server.room_at < math.inf:
+        if site.now < server.allowance.due < math.inf:
             break
-    due = server.room_at
+    due = server.allowance.due
     assert server.deadline() <= due < math.inf
-    assert server.tick(due) and server.room_at == math.inf
+    assert server.tick(due) and server.allowance.due == math.inf
     assert not server.tick(due)  # while a write is under way nobody asks, and the timer is still
     assert server.next_packet(due) is not None
 
@@ -236,7 +236,7 @@ def test_a_session_that_has_nothing_to_say_is_not_held_by_the_cap() -> None:
     site.open()
     cap.take(100_000, site.now)
     assert site.server.next_packet(site.now) is None
-    assert site.server.room_at == math.inf and not cap.delayed_seconds
+    assert site.server.allowance.due == math.inf and not cap.delayed_seconds
 
 
 def test_the_timer_does_not_spin() -> None:

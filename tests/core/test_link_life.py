@@ -19,9 +19,9 @@ from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.fakes.memory_link import TARGET, LinkPair, attach_links, hello, memory_links, welcome
 from tests.fakes.wire import connections, descriptors
 from tunnel_core.attempt import Attempt
-from tunnel_core.codec import decode_packet
+from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Malformed, Packet, Ping, Rejected, Welcome
+from tunnel_core.frames import Packet, Ping, Rejected, Welcome
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.reasons import Reason, Refused
@@ -146,7 +146,7 @@ class TestAttaching:
 
     async def test_a_step_out_of_order_ends_it(self) -> None:
         async with unattached() as (server, _, _nursery):
-            server.packet_received(Packet(0, 0, (Ping(1),)), 10)
+            server.packet_received(encode_packet(0, 0, (Ping(1),)))
             assert (await failure_of(server)).reason is Reason.PROTOCOL_ERROR
 
     async def test_twenty_forced_re_attaches_leave_nothing(self) -> None:
@@ -176,7 +176,7 @@ class TestEnding:
             assert caught.value.reason is Reason.TAKEN_OVER
             stream.reset(Reason.USER_LEFT)
         assert not pair.server.streams and not pair.agent.streams
-        assert pair.server.credit_granted == pair.agent.credit_granted == 0
+        assert pair.server.statistics().credit_granted == pair.agent.statistics().credit_granted == 0
 
     async def test_both_may_say_bye_at_once(self, pair: LinkPair) -> None:
         pair.server.end(Reason.SERVER_STOPPING)
@@ -227,11 +227,12 @@ class TestEnding:
             far.reset(Reason.USER_LEFT)
 
     async def test_malformed_bytes_end_it_with_their_reason(self, pair: LinkPair) -> None:
-        pair.server.packet_received(Malformed("a field that runs past the end"), 10)
-        assert await pair.agent.wait_ended() == (Reason.MALFORMED_PACKET, "a field that runs past the end")
+        pair.server.packet_received(b"\x1a\xff")
+        reason, detail = await pair.agent.wait_ended()
+        assert reason is Reason.MALFORMED_PACKET and detail and detail != reason.meaning
 
     async def test_a_fault_of_the_peer_is_told_to_it(self, pair: LinkPair) -> None:
-        pair.server.packet_received(Packet(0, 10**6, ()), 10)
+        pair.server.packet_received(encode_packet(0, 10**6, ()))
         assert (await pair.agent.wait_ended())[0] is Reason.ACK_OF_UNSENT
         await pair.server.wait_given_up()
 
@@ -298,7 +299,8 @@ async def _live_once(site: Site) -> None:
         assert await far.receive_some() == b"question"
         await far.send_all(b"answer")
         assert await near.receive_some() == b"answer"
-        assert (pair.server.bytes_out, pair.server.bytes_in) == (8, 6)
+        figures = pair.server.statistics()
+        assert (figures.bytes_out, figures.bytes_in) == (8, 6)
         for stream in (near, far):
             stream.reset(Reason.USER_LEFT)
         nursery.cancel_scope.cancel()

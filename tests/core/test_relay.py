@@ -244,7 +244,7 @@ class TestThroughALink:
                     assert await target.receive_some() == b"ping"
                     await target.send_all(b"pong")
                     assert await user.receive_some() == b"pong"
-            assert tunnel.pair.server.credit_granted <= 2 * 256 * KIB + 2 * 64 * KIB
+            assert tunnel.pair.server.statistics().credit_granted <= 2 * 256 * KIB + 2 * 64 * KIB
             cut(stalled)  # seen when the next piece is written
             assert await is_reset(endless)
             for stream in (user, target, endless):

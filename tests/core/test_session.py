@@ -249,7 +249,7 @@ def test_a_round_trip_that_a_ping_tells_has_a_bound() -> None:
     for _ in range(20):
         ends.now += 1
         ends.server.receive(Packet(0, 0, [Ping(9, 2**64 - 1)]), 20, ends.now)
-    assert ends.server.patience_seconds <= 4 * 60
+    assert ends.server.liveness.patience_seconds <= 4 * 60
     ends.server_mux.open(REQUEST)
     while ends.server.next_packet(ends.now):
         pass
@@ -268,7 +268,7 @@ def test_no_time_of_arrival_that_a_peer_tells_breaks_the_flight(seed: int) -> No
         ends.now += chosen.choice([1e-5, 1e-3, 0.1])
         arrived = chosen.choice([0, 1, 2**32 - 1, chosen.randrange(2**32)])
         server.receive(
-            Packet(0, number and chosen.randrange(server._acked, server._number + 1), [], arrived),
+            Packet(0, number and chosen.randrange(server.acked, server._number + 1), [], arrived),
             9,
             ends.now,
         )
@@ -285,10 +285,10 @@ def test_both_ends_learn_the_round_trip() -> None:
     pong = ends.server.next_packet(ends.now)
     assert pong is not None
     ends.agent.receive(pong, 10, ends.now)
-    assert ends.agent.round_trip_seconds == pytest.approx(0.05)
+    assert ends.agent.liveness.round_trip_seconds == pytest.approx(0.05)
     ends.tick(LIMITS.ping_interval_seconds)
     ends.move()
-    assert ends.server.round_trip_seconds == pytest.approx(0.05, abs=1e-5)
+    assert ends.server.liveness.round_trip_seconds == pytest.approx(0.05, abs=1e-5)
 
 
 def test_an_idle_session_lives_by_its_pings() -> None:
@@ -341,9 +341,11 @@ def test_the_first_byte_after_a_rest_makes_the_next_ping_due() -> None:
     ends.now += 10
     ends.server_mux.open(REQUEST).push(b"x")
     ends.server.next_packet(ends.now)
-    assert ends.server.late_at() == ends.now + ends.server.patience_seconds, "nothing was late until now"
+    assert ends.server.late_at() == ends.now + ends.server.liveness.patience_seconds, (
+        "nothing was late until now"
+    )
     ends.server.receive(Packet(0, 1, ()), 10, ends.now)
-    assert ends.server.late_at() - ends.now == pytest.approx(1 + ends.server.patience_seconds)
+    assert ends.server.late_at() - ends.now == pytest.approx(1 + ends.server.liveness.patience_seconds)
     assert 5 <= _time_of_death(ends.server, ends.now) <= 7
 
 
@@ -362,23 +364,25 @@ def test_a_busy_session_is_pinged_every_second_though_no_pong_comes() -> None:
     at, token = sent[3]
     ends.now += 0.5
     ends.agent.receive(Packet(0, 0, (Pong(token),)), 10, ends.now)
-    assert ends.agent.round_trip_seconds == pytest.approx(ends.now - at)
+    assert ends.agent.liveness.round_trip_seconds == pytest.approx(ends.now - at)
     ends.agent.receive(Packet(0, 0, (Pong(sent[1][1]),)), 10, ends.now)
-    assert ends.agent.round_trip_seconds == pytest.approx(ends.now - at), "an older one says nothing any more"
-    assert ends.agent.late_at() == pytest.approx(sent[4][0] + ends.agent.patience_seconds)
+    assert ends.agent.liveness.round_trip_seconds == pytest.approx(ends.now - at), (
+        "an older one says nothing any more"
+    )
+    assert ends.agent.late_at() == pytest.approx(sent[4][0] + ends.agent.liveness.patience_seconds)
 
 
 def test_of_the_pongs_that_come_together_after_an_outage_the_newest_counts() -> None:
     ends = busy()
-    before = ends.agent.patience_seconds
+    before = ends.agent.liveness.patience_seconds
     for _ in range(5):
         ends.now += 1
         ends.agent.tick(ends.now)
         ends.agent.next_packet(ends.now)
-    for token, _ in list(ends.agent._pings_sent):
+    for token, _ in list(ends.agent.liveness._waiting):
         ends.agent.receive(Packet(0, 0, (Pong(token),)), 10, ends.now + 0.1)
-    assert ends.agent.round_trip_seconds == pytest.approx(0.1)
-    assert ends.agent.patience_seconds == before == LIMITS.late_seconds
+    assert ends.agent.liveness.round_trip_seconds == pytest.approx(0.1)
+    assert ends.agent.liveness.patience_seconds == before == LIMITS.late_seconds
 
 
 def test_an_idle_session_is_pinged_every_second_from_the_first_late_pong_on() -> None:
@@ -401,7 +405,7 @@ def test_no_more_pings_wait_for_an_answer_than_can_be_counted() -> None:
         ends.agent.tick(ends.now)
         while ends.agent.next_packet(ends.now):
             pass
-    assert len(ends.agent._pings_sent) <= 32
+    assert len(ends.agent.liveness._waiting) <= 32
 
 
 def test_who_was_away_itself_looks_twice_before_it_calls_the_peer_dead() -> None:
@@ -412,7 +416,7 @@ def test_who_was_away_itself_looks_twice_before_it_calls_the_peer_dead() -> None
         session.tick(ends.now)
         while session.next_packet(ends.now):
             pass
-        frame = Pong(session._token) if name == "agent" else Ping(99)
+        frame = Pong(session.liveness._token) if name == "agent" else Ping(99)
         session.receive(Packet(0, 0, (frame,)), 10, ends.now)  # it was there all the time
         assert _time_of_death(session, ends.now) >= 5
 
@@ -443,7 +447,7 @@ def test_a_peer_that_answers_pings_but_confirms_nothing_is_at_fault() -> None:
 def test_a_late_pong_gives_no_sample() -> None:
     ends = Ends()
     ends.agent.receive(Packet(0, 0, (Pong(77),)), 10, ends.now)
-    assert ends.agent.round_trip_seconds is None
+    assert ends.agent.liveness.round_trip_seconds is None
 
 
 def test_a_flood_of_pings_is_a_fault() -> None:
@@ -463,6 +467,20 @@ def test_bye_is_numbered_and_confirmed() -> None:
     answer = ends.agent.next_packet(ends.now)
     assert answer is not None
     ends.server.receive(answer, 10, ends.now)
+    assert ends.server.bye_confirmed
+
+
+def test_only_the_packet_with_the_bye_confirms_it() -> None:
+    ends = settled()
+    ends.server_mux.open(REQUEST).push(b"x")
+    before = ends.server.next_packet(ends.now)
+    assert before is not None
+    ends.server.say_bye(Reason.SERVER_STOPPING, "")
+    with_bye = ends.server.next_packet(ends.now)
+    assert with_bye is not None and Bye(Reason.SERVER_STOPPING, "") in with_bye.frames
+    ends.server.receive(Packet(0, before.number, ()), 10, ends.now)
+    assert not ends.server.bye_confirmed
+    ends.server.receive(Packet(0, with_bye.number, ()), 10, ends.now)
     assert ends.server.bye_confirmed
 
 

@@ -156,7 +156,9 @@ async def test_nothing_is_left_of_closed_streams(pair: LinkPair) -> None:
         assert await _read_all(near) == b""
         await near.aclose()
     assert not pair.server.streams and not pair.agent.streams
-    await _until(lambda: pair.server.credit_granted == pair.agent.credit_granted == 0)
+    await _until(
+        lambda: pair.server.statistics().credit_granted == pair.agent.statistics().credit_granted == 0
+    )
 
 
 async def test_what_is_sent_wakes_no_reader(pair: LinkPair) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import trio
 import trio.testing
@@ -10,6 +11,7 @@ import trio.testing
 from tunnel_core.flight import Flight
 from tunnel_core.frames import Service
 from tunnel_core.limits import Limits
+from tunnel_core.link_facts import SessionStatistics, flight_statistics
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkState, Loss
@@ -139,23 +141,26 @@ class FakeLink:
         self.node = node
         self.session_id = "facade00"
         self.attached_at = trio.current_time()
-        self.round_trip_seconds: float | None = 0.0123
-        self.flight = Flight(Limits(), 0.0)
+        self.figures = SessionStatistics(
+            round_trip_seconds=0.0123,
+            heard_at=self.attached_at,
+            flight=flight_statistics(Flight(Limits(), 0.0)),
+        )
         self.peer_address = "192.0.2.1:4711"
         self.state = LinkState.ATTACHED
         self.lost: Loss | None = None
-        self.lost_seconds: float | None = None
-        self.heard_at = trio.current_time()
         self.instance, self.boot = b"i", b"b"
         self.software = "qanat-agent/0.1.0"
         self.services = services
-        self.bytes_in = self.bytes_out = 0
         self.streams: dict[int, FakeStream] = {}
         self.ended: tuple[Reason, str] | None = None
         self.refuses: Refused | None = None
         self.was_opened = trio.Event()
         self._nursery = nursery
         self._agent = agent
+
+    def statistics(self) -> SessionStatistics:
+        return replace(self.figures, open_streams=len(self.streams))
 
     def open(
         self,

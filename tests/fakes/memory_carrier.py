@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from tunnel_core.carrier import TOO_EARLY, Carrier, CarrierPort, Peer
-from tunnel_core.codec import decode_packet
+from tunnel_core.carrier import Carrier, CarrierPort, Peer
 
 
 class MemoryCarrier(Carrier):
@@ -16,7 +15,7 @@ class MemoryCarrier(Carrier):
         self.packets: list[bytes] = []  # everything this end has sent, for tests to look at
         self.swallow = False  # what is sent from here never arrives, and nobody hears of it
         self._nursery = nursery
-        self._other: MemoryCarrier
+        self._other: MemoryCarrier | None = None  # until they are broken: no cycle is left then
         self._port: CarrierPort | None = None
         self._wanted = trio.Event()
         self._scope = trio.CancelScope()
@@ -28,6 +27,10 @@ class MemoryCarrier(Carrier):
         assert self._port is None
         self._port = port
         self._nursery.start_soon(self._move)
+
+    def hand_over(self, port: CarrierPort) -> None:
+        if self._port is not None:
+            self._port = port
 
     def wake(self) -> None:
         self._wanted.set()
@@ -41,8 +44,10 @@ class MemoryCarrier(Carrier):
         self._break("cut")
 
     def _break(self, detail: str) -> None:
-        for end in (self, self._other):
-            if end._lost is None:
+        other, self._other = self._other, None
+        for end in (self, other):
+            if end is not None and end._lost is None:
+                end._other = None
                 end._lost = detail
                 end._scope.cancel()
                 end._sender.close()
@@ -72,8 +77,7 @@ class MemoryCarrier(Carrier):
         async for data in self._receiver:
             if self._port is None:
                 return
-            packet = decode_packet(data) if self._port.admits(len(data)) else TOO_EARLY
-            self._port.packet_received(packet, len(data))
+            self._port.packet_received(data)
 
 
 def memory_carriers(

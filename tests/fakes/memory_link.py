@@ -82,11 +82,13 @@ async def attach_links(
     send, receive = trio.open_memory_channel[Stream](1000)
     offer = welcome(limits, grace_ms)
     begun: list[Link] = []
+    has_begun = trio.Event()
 
     def used(attempt: Attempt) -> None:
         assert attempt.steps.hello is not None
         begun.append(_link(attempt.steps.hello, offer, limits, opener=True))
         begun[0].move_to(attempt, 0)
+        has_begun.set()
 
     server = Attempt(server_carrier, ServerSteps(lambda _: offer), used)
     agent = Attempt(agent_carrier, AgentSteps(hello(limits)))
@@ -95,7 +97,7 @@ async def attach_links(
     link = _link(hello(limits), agent.welcome, limits, opener=False, on_open=send.send_nowait)
     agent.use(link)
     nursery.start_soon(link.run)
-    await server.wait_settled()
+    await has_begun.wait()
     nursery.start_soon(begun[0].run)
     return LinkPair(begun[0], link, receive, (server_carrier, agent_carrier))
 

@@ -32,8 +32,8 @@ from tunnel_server.nodes import Node, Nodes
 from tunnel_server.server_facts import ServerFacts
 
 if TYPE_CHECKING:
-    from tunnel_core.flight import Flight
     from tunnel_core.link import Link
+    from tunnel_core.link_facts import FlightStatistics
     from tunnel_core.stream import Stream
 
 ENTRANCE = "api"
@@ -154,7 +154,7 @@ class ApiEntrance:
         link = node.link
         if link is None or link.lost is not None or link.ended is not None:
             return node.last_seen_at
-        return self._wall() - timedelta(seconds=self._monotonic() - link.heard_at)
+        return self._wall() - timedelta(seconds=self._monotonic() - link.statistics().heard_at)
 
     def _all_streams(self) -> Iterator[NodeAndStream]:
         for node, link in self._nodes.attached():
@@ -216,17 +216,18 @@ def _between(earlier: datetime, later: datetime) -> float:
 def _traffic(link: Link | None) -> Json:
     if link is None:
         return {"round_trip_ms": None, "streams": 0, "bytes_in": 0, "bytes_out": 0, "flight": None}
-    seconds = link.round_trip_seconds
+    figures = link.statistics()
+    seconds = figures.round_trip_seconds
     return {
         "round_trip_ms": None if seconds is None else round(seconds * 1000, 3),
-        "streams": len(link.streams),
-        "bytes_in": link.bytes_in,
-        "bytes_out": link.bytes_out,
-        "flight": _flight(link.flight),
+        "streams": figures.open_streams,
+        "bytes_in": figures.bytes_in,
+        "bytes_out": figures.bytes_out,
+        "flight": _flight(figures.flight),
     }
 
 
-def _flight(flight: Flight) -> Json:
+def _flight(flight: FlightStatistics) -> Json:
     """Of what goes to the agent; what the rate and the round trip are is known once bulk has moved."""
     return {
         "bytes": flight.in_flight,
