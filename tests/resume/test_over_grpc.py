@@ -25,6 +25,9 @@ from tunnel_core.stream import Stream
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.events import Kind, NodeEvent
 from tunnel_server.nodes import Nodes
+from tunnel_server.refusals import Refusals
+from tunnel_server.standing import Standing
+from tunnel_server.store.audit import AuditLine
 
 
 class Wire:
@@ -84,7 +87,10 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
 
     async with open_site() as site, trio.open_nursery() as nursery:
         settings = AttachSettings(pki.TRUST_DOMAIN, 10, limits)
-        door = Attachments(settings, nodes, CreditPool(limits.credit_pool), nursery, Counters())
+        standing = Standing(lambda: datetime.now(UTC))
+        refusals = Refusals(list[AuditLine]().append, trio.current_time)
+        pool = CreditPool(limits.credit_pool)
+        door = Attachments(settings, nodes, pool, nursery, Counters(), standing=standing, refusals=refusals)
         site.on_carrier = door.take
         wire = Wire(site.port, nursery)
         await wire.open()

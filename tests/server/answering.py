@@ -5,36 +5,36 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import trio
 
-from certs.x509 import IdentityError, describe
+from certs.x509 import IdentityError
 from tests.dialling import dial
 from tests.fakes import pki
-from tests.server.edge import TRUST_DOMAIN, Edge, echo, now, open_edge
+from tests.server.edge import TRUST_DOMAIN, Edge, describe_server, echo, now, open_edge
 from tests.server.test_init import run
 from tests.store.opened import opened
 from tunnel_core.config import load
 from tunnel_core.counters import Counters
-from tunnel_core.http import HeadLimits
+from tunnel_core.http_router import Section
 from tunnel_core.identity import Role, SpiffeId
-from tunnel_core.ops import Answer, OpsPages, serve_ops
+from tunnel_core.ops import OPERATOR, Answer, OpsAccess, OpsPages, page_route, serve_ops
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import ListenAddress, Ops
 from tunnel_server.admin.actions import READS, WRITES, Actions
+from tunnel_server.callers import Caller
 from tunnel_server.config import ServerConfig
 from tunnel_server.enrolment.answers import Signer
 from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.entrances.admin import AdminEntrance
-from tunnel_server.entrances.api import ApiEntrance
-from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.est import EstEntrance, Reach
-from tunnel_server.front import Front, by_file_mode
+from tunnel_server.front import Front
+from tunnel_server.identify import by_file_mode
 from tunnel_server.listeners import Accepted
 from tunnel_server.policy import User
 from tunnel_server.server_facts import ServerFacts
-from tunnel_server.standing import Standing
 from tunnel_server.store.places import settings_of
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
@@ -104,46 +104,46 @@ def _refuse(reason: Reason) -> Callable[[Accepted], User]:
     return identify
 
 
-def _kim(_: Accepted) -> User:
+def kim(_: Accepted) -> User:
+    """Identifies everybody as the user kim."""
     return User("kim", Role.USER, TRUST_DOMAIN, "certificate")
 
 
 @asynccontextmanager
-async def _open_server(folder: Path) -> AsyncIterator[dict[str, Ask]]:
+async def open_sections(folder: Path) -> AsyncIterator[tuple[Edge, list[Section[Caller]]]]:
+    """All that the server's listeners are made of: EST, the API, CONNECT and the acts of administrators."""
     assert run("init", "--name", "tunnel.example.com", "--data-dir", folder / "d").exit_code == 0
     config = load(folder / "d" / "server.toml", ServerConfig)
     async with opened(folder, now, settings_of(config)) as store, open_edge() as edge:  # type: ignore[arg-type]
-        standing = Standing(now)
-        standing.go_by(store.revoked)
+        edge.standing.go_by(store.revoked)
         edge.attach("edge1", echo)
-        leaf = pki.server_leaf()
-        signer = Signer(pki.authority(), leaf.roots_pem)
-        settings = EnrolmentSettings(pki.TRUST_DOMAIN, 3600.0, 1800.0)
-        enrolment = Enrolment(settings, signer, store, standing, trio.current_time)
+        signer = Signer(pki.authority(), pki.server_leaf().roots_pem)
+        settings = EnrolmentSettings(pki.TRUST_DOMAIN, 3600.0, 1800.0, renews_only_own=False)
+        enrolment = Enrolment(settings, signer, store, edge.standing, trio.current_time)
         est = EstEntrance(enrolment, lambda: Reach(TRUST_DOMAIN, ("localhost:1",), ("localhost:2",)), now)
-        said = describe(leaf.credential.certificate_pem)
-        facts = ServerFacts(now(), lambda: {"https": ["[::]:7002"]}, lambda: said, standing.proven, store)
-        api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, now, facts)
-        admin = AdminEntrance(Actions(config, store, nodes=edge.nodes))
-        connect = ConnectEntrance(edge.opener)
+        facts = ServerFacts(now(), dict, describe_server, edge.standing.proven, store)
+        without_server = Actions.without_server(config, store)
+        admin = AdminEntrance(replace(without_server, nodes=edge.nodes))
+        yield edge, [est.section(), edge.api(facts), edge.connect(), admin.section()]
 
-        def front(identify: Callable[[Accepted], User], **parts: object) -> Front:
-            return Front("https", identify, edge.records, HeadLimits(), standing=standing, **parts)  # type: ignore[arg-type]
 
-        everybody = {"connect": connect, "api": api, "est": est}
+@asynccontextmanager
+async def _open_server(folder: Path) -> AsyncIterator[dict[str, Ask]]:
+    async with open_sections(folder) as (edge, (est, api, connect, admin)):
         fronts = {
-            "https, user": front(_kim, **everybody),
-            "https, node": front(_refuse(Reason.WRONG_ROLE), **everybody),
-            "https, nobody": front(_refuse(Reason.UNAUTHENTICATED), **everybody),
-            "https, user, no connect": front(_kim, api=api, est=est),
-            "admin socket": front(by_file_mode(TRUST_DOMAIN), api=api, admin=admin),
-            "connect socket, user": front(_kim, connect=connect),
-            "connect socket, nobody": front(_refuse(Reason.UNAUTHENTICATED), connect=connect),
+            "https, user": edge.front(kim, est, api, connect),
+            "https, node": edge.front(_refuse(Reason.WRONG_ROLE), est, api, connect),
+            "https, nobody": edge.front(_refuse(Reason.UNAUTHENTICATED), est, api, connect),
+            "https, user, no connect": edge.front(kim, est, api),
+            "admin socket": edge.front(by_file_mode(TRUST_DOMAIN), api, admin),
+            "connect socket, user": edge.front(kim, connect),
+            "connect socket, nobody": edge.front(_refuse(Reason.UNAUTHENTICATED), connect),
         }
-        yield {name: await _asking(edge, one) for name, one in fronts.items()}
+        yield {name: await asking(edge, one) for name, one in fronts.items()}
 
 
-async def _asking(edge: Edge, front: Front) -> Ask:
+async def asking(edge: Edge, front: Front) -> Ask:
+    """Serves ``front`` on a port."""
     listener = await edge.listen("https", front.serve)
     return lambda method, target: _ask(listener.addresses[0], method, target, "x")
 
@@ -152,15 +152,16 @@ async def _asking(edge: Edge, front: Front) -> Ask:
 async def _open_ops(folder: Path) -> AsyncIterator[dict[str, Ask]]:
     counters, token = Counters(), folder / "token"
     token.write_text("s3cret\n")
-    routes = {
-        "/": lambda: Answer(b"<p>", "text/html; charset=utf-8"),
-        "/status.json": lambda: Answer(b"{}", "application/json"),
-    }
-    pages = OpsPages(lambda: counters.snapshot(sessions=1), lambda: "", routes)
+    routes = [
+        page_route("/", OPERATOR, lambda: Answer(b"<p>", "text/html; charset=utf-8")),
+        page_route("/status.json", OPERATOR, lambda: Answer(b"{}", "application/json")),
+    ]
+    pages = OpsPages(lambda: counters.snapshot(sessions=1), lambda: "", routes, counters=counters)
+    access = OpsAccess(token, None)
     async with trio.open_nursery() as nursery:
-        here = await nursery.start(serve_ops, Ops(listen=ListenAddress("127.0.0.1", 0)), pages)
+        here = await nursery.start(serve_ops, Ops(listen=ListenAddress("127.0.0.1", 0)), pages, access)
         beyond = Ops(listen=ListenAddress("0.0.0.0", 0), bearer_file=token)
-        there = await nursery.start(serve_ops, beyond, pages)
+        there = await nursery.start(serve_ops, beyond, pages, access)
         near, far = (f"127.0.0.1:{one.addresses[0].rpartition(':')[2]}" for one in (here, there))
         bearer = "authorization: Bearer s3cret\r\n"
         yield {

@@ -93,9 +93,9 @@ class Door:
         self.standing = Standing(lambda: datetime.now(UTC) + self.set_ahead)
         self.revoked, self.audited = Revoked(), list[AuditLine]()
         self.standing.go_by(self.revoked)
-        refusals = Refusals(self.audited.append, trio.current_time)
+        self.refusals = refusals = Refusals(self.audited.append, trio.current_time)
         self.attachments = Attachments(
-            settings, self.nodes, pool, nursery, self.counters, self.standing, refusals
+            settings, self.nodes, pool, nursery, self.counters, standing=self.standing, refusals=refusals
         )
 
     def revoke(self, kind: Kind, subject: str) -> None:
@@ -445,7 +445,15 @@ async def test_a_metered_agent_is_told_to_ping_seldom_and_a_slower_server_wins(
         limits = dataclasses.replace(door.limits, ping_interval_seconds=configured)
         settings = AttachSettings(pki.TRUST_DOMAIN, 100, limits)
         pool = CreditPool(limits.credit_pool)
-        door.attachments = Attachments(settings, door.nodes, pool, door.nursery, door.counters)
+        door.attachments = Attachments(
+            settings,
+            door.nodes,
+            pool,
+            door.nursery,
+            door.counters,
+            standing=door.standing,
+            refusals=door.refusals,
+        )
         agent = await door.attach("edge1", metered=metered)
         assert agent.attempt.welcome.ping_interval_ms == welcomed * 1000
 

@@ -202,7 +202,13 @@ class AgentsDoor:
         settings = AttachSettings(pki.TRUST_DOMAIN, 10, self.limits)
         pool = CreditPool(self.limits.credit_pool)
         self.attachments = Attachments(
-            settings, self.nodes, pool, self.nursery, Counters(), Standing(), refusals
+            settings,
+            self.nodes,
+            pool,
+            self.nursery,
+            Counters(),
+            standing=Standing(lambda: datetime.datetime.now(datetime.UTC)),
+            refusals=refusals,
         )
         self.site.on_carrier = self.attachments.take
 

@@ -191,7 +191,7 @@ async def test_users_and_serials(tmp_path: Path) -> None:
             *((other, "beef", True), (server, "beef", True)),
         ):
             assert store.revoked.covers(identity, serial) == out
-        standing, ends = Standing(), datetime.datetime.max.replace(tzinfo=datetime.UTC)
+        standing, ends = Standing(Clock()), datetime.datetime.max.replace(tzinfo=datetime.UTC)
         standing.go_by(store.revoked)
         with pytest.raises(Refused) as caught:
             standing.require(Proven(kim, "1", ends))
