@@ -34,10 +34,6 @@ _LOOK_SECONDS = 60.0
 """However far the next end is: this machine's clock may be set meanwhile."""
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 @dataclass(slots=True, eq=False)
 class Entry:
     """Something that lives by a certificate. ``end`` must not block or raise, and is called once."""
@@ -68,7 +64,7 @@ class Ended:
 class Standing:
     """``wall`` gives UTC. ``on_ended`` hears what was ended; it must not block or raise."""
 
-    def __init__(self, wall: Callable[[], datetime] = _utc_now) -> None:
+    def __init__(self, wall: Callable[[], datetime]) -> None:
         self.on_ended: Callable[[Ended], None] | None = None
         self._wall = wall
         self._revoked = Revoked()
