@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import h11
 
 from tunnel_core.http import HttpConnection
+from tunnel_core.http_head import HttpRefused
 from tunnel_core.reasons import Reason, Refused
 
 GET = ("GET",)
@@ -165,10 +166,10 @@ class Router(Generic[Caller]):
 
     def _why_not(self, match: Match[Caller], request: h11.Request) -> Refused:
         if request.method == b"CONNECT":
-            return Refused(Reason.METHOD_NOT_ALLOWED, "this listener does not answer CONNECT")
+            return _not_allowed("this listener does not answer CONNECT", [])
         if match.routes:
-            methods = " or ".join(method.decode() for method in match.routes)
-            return Refused(Reason.METHOD_NOT_ALLOWED, f"use {methods} here")
+            methods = [method.decode() for method in match.routes]
+            return _not_allowed(f"use {' or '.join(methods)} here", methods)
         path = request.target.decode("ascii").partition("?")[0][:_MAX_SHOWN]
         known = ", ".join(self._known(match.section)) or "nothing else"
         return Refused(Reason.NOT_FOUND, f"there is nothing at {path}; there is {known}")
@@ -182,3 +183,8 @@ class Router(Generic[Caller]):
             elif other.prefix:
                 known.append(other.prefix)
         return known
+
+
+def _not_allowed(detail: str, methods: Iterable[str]) -> HttpRefused:
+    """405, which needs ``Allow`` (RFC 9110, section 15.5.6)."""
+    return HttpRefused(Reason.METHOD_NOT_ALLOWED, detail, [("allow", ", ".join(methods))])

@@ -9,6 +9,7 @@ import h11
 import pytest
 
 from tunnel_core.http import HttpConnection
+from tunnel_core.http_head import HttpRefused
 from tunnel_core.http_router import (
     CONNECT,
     GET,
@@ -104,6 +105,12 @@ async def test_refusals_name_what_there_is() -> None:
     probes = section(None, route(READ, "/healthz", ANYBODY), name="probes")
     site = Site(probes, section("/api/", route(GET, "/api/a"), route(POST, "/api/b")), section(""))
     assert await site.refusal("/healthz", "PUT") == (Reason.METHOD_NOT_ALLOWED, "use GET or HEAD here")
+    with pytest.raises(HttpRefused) as caught:
+        await site.ask("/healthz", "PUT")
+    assert caught.value.headers == (("allow", "GET, HEAD"),)
+    with pytest.raises(HttpRefused) as caught:
+        await site.ask("x:1", "CONNECT")
+    assert caught.value.headers == (("allow", ""),), "no method is allowed there"
     assert await site.refusal("/api/c") == (
         Reason.NOT_FOUND,
         "there is nothing at /api/c; there is /api/a, /api/b",

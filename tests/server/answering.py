@@ -192,7 +192,7 @@ async def _ask(address: str, method: str, target: str, host: str, headers: str =
 def _in_a_line(method: str, answer: bytes) -> str:
     top, _, body = answer.partition(b"\r\n\r\n")
     status, *lines = top.decode().split("\r\n")
-    fields = dict(line.lower().split(": ", 1) for line in lines)
+    fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     assert fields.get("content-length", "0") != "0" or method == "CONNECT", answer
     assert (method == "HEAD") == (body == b"") or method == "CONNECT", answer
     word = fields.get("qanat-reason", "")
