@@ -90,8 +90,7 @@ class Server:
         self.nodes = Nodes(trio.current_time, _now, most_gone=most_nodes(config))
         self.counters = Counters()
         self.followers = Followers(self.nodes.events, self.counters)
-        self.standing = Standing(_now)
-        self.standing.on_ended = self._note_ended
+        self.standing = Standing(_now, self._note_ended)
         self.refusals = Refusals(self._audit, trio.current_time)
         self.records = Records(self.counters, config.log, trio.current_time, self.refusals)
         self.opener = Opener(

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.fakes import memory_link, pki
+from tests.fakes.credentials import credential_watch
 from tests.resume.network import Network
 from tunnel_agent.resume import Resumer
 from tunnel_core.attempt import Attempt
@@ -30,7 +31,6 @@ from tunnel_core.stream import Stream
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals
-from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine
 
 TARGET = Target.parse("localhost:22")
@@ -148,7 +148,7 @@ class Site:
             pool,
             self.nursery,
             self.counters,
-            standing=Standing(lambda: datetime.now(UTC)),
+            standing=credential_watch(),
             refusals=refusals,
         )
 

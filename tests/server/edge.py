@@ -13,6 +13,7 @@ import trio
 from certs.x509 import Description, describe
 from tests.dialling import dial
 from tests.fakes import pki
+from tests.fakes.credentials import credential_watch
 from tests.fakes.fake_link import Agent, FakeLink, FarEnd
 from tunnel_core.counters import Counters
 from tunnel_core.declining import Decline
@@ -140,7 +141,7 @@ async def open_edge() -> AsyncIterator[Edge]:
     nodes, counters = Nodes(trio.current_time, now), Counters()
     audit = list[AuditLine]()
     records = Records(counters, Log(), trio.current_time, Refusals(audit.append, trio.current_time))
-    standing = Standing(now)
+    standing = credential_watch()
     opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, standing=standing)
     followers = Followers(Events(now), counters)
     with trio.fail_after(20):

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.fakes import memory_link, pki
+from tests.fakes.credentials import credential_watch
 from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import CarrierPort
@@ -28,7 +29,6 @@ from tunnel_core.stream import Stream, StreamReset
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals
-from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.revoked import Kind, Revocation, Revoked
 
@@ -90,9 +90,8 @@ class Door:
         settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
         pool = CreditPool(self.limits.credit_pool)
         self.set_ahead = timedelta()  # the wall clock
-        self.standing = Standing(lambda: datetime.now(UTC) + self.set_ahead)
         self.revoked, self.audited = Revoked(), list[AuditLine]()
-        self.standing.go_by(self.revoked)
+        self.standing = credential_watch(self.revoked, lambda: datetime.now(UTC) + self.set_ahead)
         self.refusals = refusals = Refusals(self.audited.append, trio.current_time)
         self.attachments = Attachments(
             settings, self.nodes, pool, nursery, self.counters, standing=self.standing, refusals=refusals

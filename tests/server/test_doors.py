@@ -18,6 +18,7 @@ import trio.lowlevel
 
 from certs.ca import Leaf, create_authority
 from tests.fakes import memory_link, pki
+from tests.fakes.credentials import credential_watch
 from tests.fakes.grpc_site import Site, open_site
 from tests.fakes.other_issuers import CLIENT, SERVER, signed
 from tests.server.test_front_revoked import CONNECT, VERSION, echo_until_reset, open_door
@@ -34,7 +35,6 @@ from tunnel_core.steps import AgentSteps
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals
-from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine
 
 HERE = f"spiffe://{pki.TRUST_DOMAIN}"
@@ -207,7 +207,7 @@ class AgentsDoor:
             pool,
             self.nursery,
             Counters(),
-            standing=Standing(lambda: datetime.datetime.now(datetime.UTC)),
+            standing=credential_watch(),
             refusals=refusals,
         )
         self.site.on_carrier = self.attachments.take

@@ -16,6 +16,7 @@ import trio.testing
 from certs.ca import Leaf
 from certs.x509 import facts_of
 from tests.fakes import pki
+from tests.fakes.credentials import credential_watch
 from tests.fakes.fake_link import FarEnd
 from tests.server.edge import Edge, echo, never, open_edge, receive_until
 from tests.server.test_front import client_context, tls_files
@@ -74,8 +75,8 @@ class Door:
 async def open_door(folder: Path) -> AsyncIterator[Door]:
     async with open_edge() as edge:
         doors: list[Door] = []
-        standing, revoked, audited = Standing(lambda: doors[0].wall()), Revoked(), list[AuditLine]()
-        standing.go_by(revoked)
+        revoked, audited = Revoked(), list[AuditLine]()
+        standing = credential_watch(revoked, lambda: doors[0].wall())
         refusals = Refusals(audited.append, trio.current_time)
         edge.records = Records(edge.counters, edge.records._log, trio.current_time, refusals)
         edge.standing = standing
