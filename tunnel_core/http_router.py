@@ -69,8 +69,8 @@ class Route(Generic[Caller]):
         who_may: WhoMay[Caller, Proof],
         handler: Callable[[RoutedRequest, Proof], Awaitable[None]],
     ) -> None:
-        async def answer(routed: RoutedRequest, caller: Caller) -> None:
-            await handler(routed, who_may.check(caller, routed.request))
+        def answer(routed: RoutedRequest, caller: Caller) -> Awaitable[None]:
+            return handler(routed, who_may.check(caller, routed.request))
 
         if not isinstance(who_may, WhoMay):
             raise TypeError(f"the route {path} does not state who may use it")
@@ -78,7 +78,7 @@ class Route(Generic[Caller]):
         self.path = path
         self.who_may: WhoMay[Caller, object] = who_may
         self.answer = answer
-        """Answers a request of a caller. Raises ``Refused``."""
+        """Returns the handler at work for a caller. Raises ``Refused`` for one that may not use the route."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +154,18 @@ class Router(Generic[Caller]):
         section = next(section for prefix, section in self._prefixes if path.startswith(prefix))
         return Match(section, {}, query)
 
-    async def answer(
+    def answer(
         self, match: Match[Caller], http: HttpConnection, request: h11.Request, caller: Caller
-    ) -> None:
-        """Answer the request. Raises ``Refused``: with ``NOT_FOUND`` or ``METHOD_NOT_ALLOWED`` too."""
+    ) -> Awaitable[None]:
+        """Return the handler at work, to be awaited. Raises ``Refused`` if there is none for this caller.
+
+        It is no coroutine itself: a tunnel lives in its handler, and each wake of it would pass through here.
+        """
         route = match.routes.get(request.method)
         if route is None:
             match.section.who_may.check(caller, request)
             raise self._why_not(match, request)
-        await route.answer(RoutedRequest(http, request, match.query, match.rest), caller)
+        return route.answer(RoutedRequest(http, request, match.query, match.rest), caller)
 
     def _why_not(self, match: Match[Caller], request: h11.Request) -> Refused:
         if request.method == b"CONNECT":

@@ -59,48 +59,18 @@ class Front:
 
     async def serve(self, accepted: Accepted) -> None:
         """Serve one connection to its end."""
-        identity = self._identity_of(accepted)
+        identity, limits = self._identity_of(accepted), self._limits
+        if isinstance(identity, Refused):
+            limits = replace(limits, idle_seconds=min(limits.idle_seconds, STRANGER_IDLE_SECONDS))
+        caller = Caller(accepted, identity, self._standing)
+        requests = _Requests(self._entrance, self._router, self._records, caller)
         try:
-            await self._serve(Caller(accepted, identity, self._standing))
+            await serve_http(
+                accepted.stream, requests.handle, limits, on_refused=requests.refused, turns=accepted.turns
+            )
         finally:
             if self._users is not None and isinstance(identity, User):
                 self._users.remove(identity.name)
-
-    async def _serve(self, caller: Caller) -> None:
-        accepted, router, section = caller.accepted, self._router, ""
-
-        async def handle(http: HttpConnection, request: h11.Request) -> None:
-            nonlocal section
-            section = self._entrance
-            accepted.ticket.progressed()
-            refuse_cross_site(request)  # a browser shows its user's certificate for any page
-            match = router.find(request)
-            section = match.section.name
-            await router.answer(match, http, request, caller)
-
-        limits = self._limits
-        if isinstance(caller.identity, Refused):
-            limits = replace(limits, idle_seconds=min(limits.idle_seconds, STRANGER_IDLE_SECONDS))
-        await serve_http(
-            accepted.stream,
-            handle,
-            limits,
-            on_refused=lambda refused: self._record(caller, section, refused),
-            turns=accepted.turns,
-        )
-
-    def _record(self, caller: Caller, section: str, refused: Refused) -> None:
-        """Write down a refused request."""
-        source, identity = caller.accepted.source, caller.identity
-        if isinstance(identity, Refused):
-            caller.accepted.ticket.refused()
-        if section == EST:
-            # The enrolment has written down a requester that has proven its identity.
-            self._records.refused(EST, source, refused, in_audit=bool(refused.who))
-        elif isinstance(identity, Refused):
-            self._records.refused(self._entrance, source, refused)
-        elif not isinstance(refused, NotOpened):
-            self._records.request_refused(self._entrance, identity.name, source, refused)
 
     def _identity_of(self, accepted: Accepted) -> User | Refused:
         """Return the user. A refusal is kept for the answer to the first request, which a person can read.
@@ -116,3 +86,36 @@ class Front:
             return refused.with_traceback(None)
         accepted.ticket.authenticated()
         return user
+
+
+class _Requests:
+    """The requests of one connection."""
+
+    def __init__(self, entrance: str, router: Router[Caller], records: Records, caller: Caller) -> None:
+        self._entrance = entrance
+        self._router = router
+        self._records = records
+        self._caller = caller
+        self._section = entrance  # of the request that came last
+
+    async def handle(self, http: HttpConnection, request: h11.Request) -> None:
+        """Answer one request. Raises ``Refused``."""
+        self._section = self._entrance
+        self._caller.accepted.ticket.progressed()
+        refuse_cross_site(request)  # a browser shows its user's certificate for any page
+        match = self._router.find(request)
+        self._section = match.section.name
+        await self._router.answer(match, http, request, self._caller)
+
+    def refused(self, refused: Refused) -> None:
+        """Write down a refused request."""
+        source, identity = self._caller.accepted.source, self._caller.identity
+        if isinstance(identity, Refused):
+            self._caller.accepted.ticket.refused()
+        if self._section == EST:
+            # The enrolment has written down a requester that has proven its identity.
+            self._records.refused(EST, source, refused, in_audit=bool(refused.who))
+        elif isinstance(identity, Refused):
+            self._records.refused(self._entrance, source, refused)
+        elif not isinstance(refused, NotOpened):
+            self._records.request_refused(self._entrance, identity.name, source, refused)
