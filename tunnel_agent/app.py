@@ -33,7 +33,7 @@ from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.log_batches import hold_lines
 from tunnel_core.logs import log_event
 from tunnel_core.mux_stream import MuxStream
-from tunnel_core.ops import OpsPages, serve_ops
+from tunnel_core.ops import OpsAccess, OpsPages, OpsServer, serve_ops
 from tunnel_core.pressure import relieve_pressure
 from tunnel_core.queued_output import lines_dropped
 from tunnel_core.reasons import Reason
@@ -149,7 +149,7 @@ class Agent:
     async def start(self) -> None:
         """Starts everything; returns when the ops listener is bound. Raises ``OSError`` if it cannot be."""
         descriptors = raise_descriptor_limit()
-        ops = await self._nursery.start(serve_ops, self._installation.config.ops, self.pages)
+        ops = await self._start_ops()
         self._nursery.start_soon(self._stay_attached)
         self._nursery.start_soon(self.connector.route.run)
         self._nursery.start_soon(self._renewal.run)
@@ -158,6 +158,12 @@ class Agent:
         fields = {"node": self.state.node, "file": self._installation.file, "descriptors": descriptors.now}
         where = ", ".join(f"http://{address}/" for address in ops.addresses) or None
         log_event(_log, logging.INFO, f"{SOFTWARE} started", **fields, status=where)
+
+    async def _start_ops(self) -> OpsServer:
+        settings = self._installation.config.ops
+        access = OpsAccess(settings.bearer_file, tls=None)
+        server: OpsServer = await self._nursery.start(serve_ops, settings, self.pages, access)
+        return server
 
     async def _stay_attached(self) -> None:
         await self._attacher.run()

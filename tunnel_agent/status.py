@@ -12,9 +12,10 @@ from tunnel_agent.config import SOFTWARE
 from tunnel_agent.link_view import LinkView, ViewEvent
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.frames import Service
+from tunnel_core.http_router import Route
 from tunnel_core.humanize import as_iso
 from tunnel_core.link_facts import SessionStatistics
-from tunnel_core.ops import Answer, Page
+from tunnel_core.ops import OPERATOR, Answer, OpsCaller, page_route
 from tunnel_core.reasons import Reason
 from tunnel_core.states import StateCategory
 
@@ -165,8 +166,10 @@ def _iso(unix_seconds: float) -> str:
     return as_iso(datetime.fromtimestamp(unix_seconds, UTC))
 
 
-def status_routes(state: AgentState, services: Sequence[Service], allow: Sequence[str]) -> Mapping[str, Page]:
-    """``/`` and ``/status.json`` for the ops listener."""
+def status_routes(
+    state: AgentState, services: Sequence[Service], allow: Sequence[str]
+) -> list[Route[OpsCaller]]:
+    """Return ``/`` and ``/status.json`` for the ops listener."""
 
     def page() -> Answer:
         # Late: an agent whose page nobody opens need not hold html's table of entities.
@@ -177,7 +180,7 @@ def status_routes(state: AgentState, services: Sequence[Service], allow: Sequenc
     def data() -> Answer:
         return Answer(json.dumps(as_json(status_of(state, services, allow)), indent=2).encode(), _JSON)
 
-    return {"/": page, "/status.json": data}
+    return [page_route("/", OPERATOR, page), page_route("/status.json", OPERATOR, data)]
 
 
 def as_json(status: Status) -> dict[str, Any]:

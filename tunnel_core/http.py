@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import http
+import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TypeAlias
@@ -50,7 +51,10 @@ __all__ = [
     "HttpConnection",
     "exchange",
     "header_values",
+    "json_body",
+    "read_body",
     "reason_phrase",
+    "respond_json",
     "serve_http",
 ]
 
@@ -215,6 +219,32 @@ def _has_body(request: h11.Request) -> bool:
     return bool(header_values(request, b"transfer-encoding")) or (
         bool(lengths) and lengths[0].strip(b"0") != b""
     )
+
+
+async def read_body(http: HttpConnection, max_bytes: int, seconds: float, *, too_large: Reason) -> bytes:
+    """Return the whole body of the request.
+
+    Raises ``Refused`` with ``too_large`` above ``max_bytes``, and with ``HEAD_TIMEOUT`` after ``seconds``.
+    """
+    collected = bytearray()
+    with trio.move_on_after(seconds):
+        async for piece in http.receive_body():
+            collected += piece
+            if len(collected) > max_bytes:
+                raise Refused(too_large, f"the request body is larger than {max_bytes // 1024} KiB")
+        return bytes(collected)
+    raise Refused(Reason.HEAD_TIMEOUT, f"the request body did not arrive within {seconds:g} seconds")
+
+
+def json_body(value: object) -> bytes:
+    """Return ``value`` as the body of an answer: JSON without spaces, one line."""
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+
+
+async def respond_json(http: HttpConnection, body: bytes, headers: Headers = ()) -> None:
+    """Send 200 with a body of JSON, which no cache keeps."""
+    lines = [("content-type", "application/json"), *headers, ("cache-control", "no-store")]
+    await http.respond(200, "OK", lines, body)
 
 
 Handler: TypeAlias = Callable[[HttpConnection, h11.Request], Awaitable[None]]

@@ -13,8 +13,8 @@ import hmac
 import ipaddress
 import logging
 import ssl
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,6 +24,7 @@ import trio
 from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.declining import Decliner, decline_http, decline_tls
 from tunnel_core.http import Handler, HttpConnection, header_values, serve_http
+from tunnel_core.http_router import READ, Route, RoutedRequest, Router, Section, WhoMay
 from tunnel_core.logs import RefusalLines
 from tunnel_core.names import join_host_port
 from tunnel_core.ops_places import Place, Places
@@ -36,7 +37,6 @@ from tunnel_core.tls import TlsStream
 
 _log = logging.getLogger("qanat.ops")
 
-_PROBES = ("/healthz", "/readyz")
 _ENTRANCE = "ops"
 _HANDSHAKE_SECONDS = 10.0
 _MAX_TOKEN_BYTES = 4096
@@ -52,56 +52,91 @@ class Answer:
 
 
 Page: TypeAlias = Callable[[], Answer]
+OpsCaller: TypeAlias = Callable[[h11.Request], None]
+"""Raises ``Refused`` if the caller of a request is no operator."""
 
 
-@dataclass(frozen=True, slots=True)
+def _anybody(_: OpsCaller, __: h11.Request) -> None:
+    """The probes are free, so that no watchdog ends a healthy program."""
+
+
+def _operator(caller: OpsCaller, request: h11.Request) -> None:
+    caller(request)
+
+
+ANYBODY: WhoMay[OpsCaller, None] = WhoMay("anybody", _anybody)
+OPERATOR: WhoMay[OpsCaller, None] = WhoMay("an operator", _operator)
+
+
+def page_route(path: str, who_may: WhoMay[OpsCaller, None], page: Page) -> Route[OpsCaller]:
+    """Return a route that answers GET and HEAD with what ``page`` returns."""
+
+    async def show(routed: RoutedRequest, _: None) -> None:
+        await _show(routed, page())
+
+    return Route(READ, path, who_may, show)
+
+
+async def _show(routed: RoutedRequest, answer: Answer) -> None:
+    headers = [("content-type", answer.content_type), ("cache-control", "no-store")]
+    headers.append(("x-content-type-options", "nosniff"))
+    headers.append(("content-security-policy", "frame-ancestors 'none'"))
+    await routed.http.respond(answer.status, headers=headers, body=answer.body)
+
+
 class OpsPages:
-    """What there is to see. ``ready`` gives ``""`` or the word of what is missing.
+    """The pages of the ops listener: the probes, ``/metrics``, and further ``routes``.
 
-    ``degraded`` says whether the program works but needs attention. ``counters`` count connections that are
-    refused because there are too many.
+    ``ready`` gives ``""`` or the word of what is missing. ``degraded`` returns whether the program works but
+    needs attention. ``counters`` count connections that are refused because there are too many.
     """
 
-    snapshot: Callable[[], Snapshot]
-    ready: Callable[[], str]
-    routes: Mapping[str, Page] = field(default_factory=dict)
-    degraded: Callable[[], bool] = lambda: False
-    counters: Counters = field(default_factory=Counters)
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        ready: Callable[[], str],
+        routes: Sequence[Route[OpsCaller]] = (),
+        *,
+        degraded: Callable[[], bool] = lambda: False,
+        counters: Counters,
+    ) -> None:
+        self.counters = counters
+        self._snapshot = snapshot
+        self._ready = ready
+        self._degraded = degraded
+        # That /healthz is answered is the proof: the event loop turns.
+        probes = [
+            page_route("/healthz", ANYBODY, lambda: Answer(b"ok\n")),
+            page_route("/readyz", ANYBODY, self._readiness),
+        ]
+        shown = [*routes, Route(READ, "/metrics", OPERATOR, self._show_metrics)]
+        self._router = Router(
+            [Section("probes", None, ANYBODY, probes), Section(_ENTRANCE, "", OPERATOR, shown)]
+        )
 
-    async def handle(self, connection: HttpConnection, request: h11.Request) -> None:
-        """Answers a request of somebody who may see everything; a handler for ``serve_http``."""
-        answer = await self._answer(_path_of(request))
-        headers = [("content-type", answer.content_type), ("cache-control", "no-store")]
-        headers.append(("x-content-type-options", "nosniff"))
-        headers.append(("content-security-policy", "frame-ancestors 'none'"))
-        await connection.respond(answer.status, headers=headers, body=answer.body)
+    async def answer(self, http: HttpConnection, request: h11.Request, caller: OpsCaller) -> None:
+        """Answer a request of ``caller``. Raises ``Refused``."""
+        await self._router.answer(self._router.find(request), http, request, caller)
 
-    async def _answer(self, path: str) -> Answer:
-        if path == "/healthz":
-            return Answer(b"ok\n")  # that it was answered is the proof: the event loop turns
-        if path == "/readyz":
-            return self._readiness()
-        if path == "/metrics":
-            return await _metrics(self.snapshot())
-        page = self.routes.get(path)
-        if page is None:
-            raise Refused(Reason.NOT_FOUND, f"there is no page here; known: {', '.join(self._known())}")
-        return page()
+    async def handle(self, http: HttpConnection, request: h11.Request) -> None:
+        """Answer a request that came through the tunnel, where the server has checked its user.
+
+        A handler for ``serve_http``. Raises ``Refused``.
+        """
+        await self.answer(http, request, _through_the_tunnel)
+
+    async def _show_metrics(self, routed: RoutedRequest, _: None) -> None:
+        await _show(routed, await _metrics(self._snapshot()))
 
     def _readiness(self) -> Answer:
-        missing = self.ready()
+        missing = self._ready()
         if missing:
             return Answer(f"{missing}\n".encode(), status=503)
-        return Answer(b"degraded\n" if self.degraded() else b"ready\n")
-
-    def _known(self) -> list[str]:
-        return sorted({"/healthz", "/readyz", "/metrics", *self.routes})
+        return Answer(b"degraded\n" if self._degraded() else b"ready\n")
 
 
-def _path_of(request: h11.Request) -> str:
-    if request.method not in (b"GET", b"HEAD"):
-        raise Refused(Reason.METHOD_NOT_ALLOWED, "only GET and HEAD are answered here")
-    return request.target.partition(b"?")[0].decode("ascii")
+def _through_the_tunnel(_: h11.Request) -> None:
+    """Every caller is an operator."""
 
 
 async def _metrics(snapshot: Snapshot) -> Answer:
@@ -117,22 +152,32 @@ def _render(snapshot: Snapshot, tasks: int) -> Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class OpsAccess:
-    """Who may see more than the probes on a listener beyond loopback.
+class OpsTls:
+    """TLS of an ops listener.
 
-    ``check_certificate`` gets the proven leaf as PEM and raises ``Refused``; it is asked only when the
-    listener speaks TLS. ``tls`` gives the context for the next connection (certificates are renewed); it
-    must ask for client certificates without requiring them.
+    ``context`` gives the context for the next connection, because certificates are renewed. The context asks
+    for client certificates without requiring them. ``check_certificate`` gets the proven leaf as PEM, and
+    raises ``Refused`` if it is not an operator's.
     """
 
-    bearer_file: Path | None = None
-    tls: Callable[[], ssl.SSLContext] | None = None
-    check_certificate: Callable[[bytes], object] | None = None
+    context: Callable[[], ssl.SSLContext]
+    check_certificate: Callable[[bytes], object]
+
+
+@dataclass(frozen=True, slots=True)
+class OpsAccess:
+    """Operators of a listener beyond loopback: callers with the token of ``bearer_file``, or a certificate.
+
+    Without either, no caller is an operator. If ``tls`` is None, the listener speaks plain HTTP.
+    """
+
+    bearer_file: Path | None
+    tls: OpsTls | None
 
     def check(self, request: h11.Request, leaf: bytes) -> None:
         """Raises ``Refused(UNAUTHENTICATED)``, or what the certificate's check raises."""
-        if leaf and self.check_certificate is not None:
-            self.check_certificate(leaf)
+        if leaf and self.tls is not None:
+            self.tls.check_certificate(leaf)
         elif not self._has_token(request):
             raise Refused(Reason.UNAUTHENTICATED, self._advice())
 
@@ -142,7 +187,7 @@ class OpsAccess:
         return bool(expected) and len(given) == 1 and hmac.compare_digest(given[0], expected)
 
     def _advice(self) -> str:
-        ways = ["a client certificate"] if self.tls and self.check_certificate else []
+        ways = ["a client certificate"] if self.tls else []
         ways += ["a bearer token"] if self.bearer_file else []
         if not ways:
             return "beyond loopback this needs [ops] bearer_file or tls in the configuration"
@@ -177,7 +222,7 @@ class OpsServer:
 async def serve_ops(
     settings: Ops,
     pages: OpsPages,
-    access: OpsAccess | None = None,
+    access: OpsAccess,
     *,
     task_status: trio.TaskStatus[OpsServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -190,7 +235,7 @@ async def serve_ops(
         return
     _warn_of(settings.bearer_file)
     listeners = await trio.open_tcp_listeners(settings.listen.port, host=settings.listen.host, backlog=64)
-    door = _Door(pages, access or OpsAccess(settings.bearer_file), settings.listen.is_loopback)
+    door = _Door(pages, access, settings.listen.is_loopback)
     task_status.started(OpsServer([_address_of(listener) for listener in listeners]))
     await trio.serve_listeners(door.serve, listeners)
 
@@ -265,29 +310,29 @@ class _Door:
         if self._access.tls is None:
             await serve_http(plain, self._handler(b"", place))
             return
-        stream = TlsStream(plain, self._access.tls(), server_side=True)
+        stream = TlsStream(plain, self._access.tls.context(), server_side=True)
         if await _shake_hands(stream):
             place.idle()
             await serve_http(stream, self._handler(stream.peer_certificate(), place))
 
     def _handler(self, leaf: bytes, place: Place) -> Handler:
+        def check(request: h11.Request) -> None:
+            self._check_operator(request, leaf, place)
+
         async def handle(connection: HttpConnection, request: h11.Request) -> None:
             place.busy()
             try:
-                self._check(request, leaf, place)
-                await self._pages.handle(connection, request)
+                await self._pages.answer(connection, request, check)
             finally:
                 place.idle()
 
         return handle
 
-    def _check(self, request: h11.Request, leaf: bytes, place: Place) -> None:
-        """Raises ``Refused``. A probe is free, so that no watchdog ends a healthy program."""
-        if request.target.partition(b"?")[0].decode("ascii") in _PROBES:
-            return
+    def _check_operator(self, request: h11.Request, leaf: bytes, place: Place) -> None:
+        """Raises ``Refused``."""
         if place.is_for_probes:
             raise _why_full(
-                f"the [ops] listener is full and answers {' and '.join(_PROBES)} only; try again later"
+                "the [ops] listener is full and answers /healthz and /readyz only; try again later"
             )
         if self._is_loopback:
             _check_host(request)

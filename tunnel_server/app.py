@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,18 +19,20 @@ from tunnel_core.credit import CreditPool
 from tunnel_core.descriptors import DescriptorLimit, raise_descriptor_limit
 from tunnel_core.http import HeadLimits
 from tunnel_core.http2_carrier import serve_carriers
+from tunnel_core.http_router import Section
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.logs import log_event
 from tunnel_core.mux_stream import MuxStream
-from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
+from tunnel_core.ops import OpsAccess, OpsPages, OpsTls, serve_ops
 from tunnel_core.pressure import relieve_pressure, relieve_send_pool
 from tunnel_core.reasons import Reason
 from tunnel_core.sockets import why_not_listening
 from tunnel_server.admin.actions import Actions
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.binding import CannotListen, UnixAddress
+from tunnel_server.callers import Caller
 from tunnel_server.config import ServerConfig
 from tunnel_server.credentials import BadCredentials, Credentials, make_contexts, read_credentials, tls_files
 from tunnel_server.enrolment.answers import Signer, load_signer
@@ -49,8 +51,9 @@ from tunnel_server.entrances.web import WebEntrance
 from tunnel_server.events import Kind
 from tunnel_server.figures import take_snapshot
 from tunnel_server.followers import Followers
-from tunnel_server.front import Front, Identify, by_certificate, by_file_mode, by_peer
+from tunnel_server.front import Front
 from tunnel_server.handshake import TlsContexts, over_tls
+from tunnel_server.identify import Identify, by_certificate, by_file_mode, by_peer
 from tunnel_server.keeping import how_it_started
 from tunnel_server.nodes import Nodes
 from tunnel_server.open_listeners import HTTPS, OpenListeners
@@ -88,8 +91,7 @@ class Server:
         self.nodes = Nodes(trio.current_time, _now, most_gone=most_nodes(config))
         self.counters = Counters()
         self.followers = Followers(self.nodes.events, self.counters)
-        self.standing = Standing(_now)
-        self.standing.on_ended = self._note_ended
+        self.standing = Standing(_now, self._note_ended)
         self.refusals = Refusals(self._audit, trio.current_time)
         self.records = Records(self.counters, config.log, trio.current_time, self.refusals)
         self.opener = Opener(
@@ -106,8 +108,8 @@ class Server:
             self.pool,
             nursery,
             self.counters,
-            self.standing,
-            self.refusals,
+            standing=self.standing,
+            refusals=self.refusals,
         )
         self._open = OpenListeners(config.limits, self.records, nursery, most_agents=config.agents.max)
         self.listeners = self._open.listeners
@@ -209,23 +211,25 @@ class Server:
             )
 
     async def _serve_https(self) -> None:
-        connect = ConnectEntrance(self.opener) if self.config.connect.enabled else None
-        who = by_certificate(self.config.trust_domain)
+        sections = [self._est().section(), self._api().section()]
+        if self.config.connect.enabled:
+            sections.append(ConnectEntrance(self.opener).section())
         limits = self.config.limits
         users = UserConnections(limits.max_connections_per_user, limits.max_connections)
-        front = replace(self._front(HTTPS, who, connect, self._api()), est=self._est(), users=users)
+        front = self._front(HTTPS, sections, by_certificate(self.config.trust_domain), users)
         handler = over_tls(HTTPS, self._contexts, limits.handshake_seconds, front.serve, self.records)
         await self._open.open_tcp(HTTPS, [str(address) for address in self.config.https.listen], handler)
 
     async def _serve_unix(self) -> None:
         domain = self.config.trust_domain
-        admin = self._front(ADMIN, by_file_mode(domain), None, self._api(), self._admin())
+        sections = [self._api().section(), self._admin().section()]
+        admin = self._front(ADMIN, sections, by_file_mode(domain), None)
         socket = UnixAddress(self.config.admin.socket, self.config.admin.mode)
         await self._open.open_unix(ADMIN, socket, admin.serve)
         unix = self.config.connect.unix
         if unix is not None and self.config.connect.enabled:
             peers = by_peer({peer.uid: peer.user for peer in unix.peer}, domain)
-            front = self._front(CONNECT, peers, ConnectEntrance(self.opener), None)
+            front = self._front(CONNECT, [ConnectEntrance(self.opener).section()], peers, None)
             address = UnixAddress(unix.path, unix.mode, unix.group)
             await self._open.open_unix(CONNECT, address, front.serve)
 
@@ -239,20 +243,26 @@ class Server:
     def _front(
         self,
         entrance: str,
+        sections: Sequence[Section[Caller]],
         identify: Identify,
-        connect: ConnectEntrance | None,
-        api: ApiEntrance | None,
-        admin: AdminEntrance | None = None,
+        users: UserConnections | None,
     ) -> Front:
-        limits = self._head_limits()
         return Front(
-            entrance, identify, self.records, limits, connect, api, admin=admin, standing=self.standing
+            entrance,
+            sections,
+            identify=identify,
+            standing=self.standing,
+            records=self.records,
+            limits=self._head_limits(),
+            users=users,
         )
 
     def _api(self) -> ApiEntrance:
         certificate = lambda: self._credentials.said  # noqa: E731 - it is replaced by a reload
         facts = ServerFacts(self._started, self.addresses, certificate, self.standing.proven, self.store)
-        return ApiEntrance(self.nodes, self.followers, trio.current_time, _now, facts)
+        return ApiEntrance(
+            self.nodes, self.followers, facts, self.standing, monotonic=trio.current_time, wall=_now
+        )
 
     def addresses(self) -> dict[str, list[str]]:
         """Return where agents and users connect, by entrance."""
@@ -366,7 +376,8 @@ class Server:
             proven = proven_leaf(leaf, usage=Usage.CLIENT, role=Role.USER, trust_domain=domain)
             self.standing.require(proven)
 
-        return OpsAccess(ops.bearer_file, (lambda: self._contexts.current) if ops.tls else None, check)
+        tls = OpsTls(lambda: self._contexts.current, check) if ops.tls else None
+        return OpsAccess(ops.bearer_file, tls)
 
     def _ops_pages(self) -> OpsPages:
         return OpsPages(self._snapshot, self.missing, degraded=self._is_degraded, counters=self.counters)

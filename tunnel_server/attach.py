@@ -76,8 +76,9 @@ class Attachments:
         pool: CreditPool,
         nursery: trio.Nursery,
         counters: Counters,
-        standing: Standing | None = None,
-        refusals: Refusals | None = None,
+        *,
+        standing: Standing,
+        refusals: Refusals,
     ) -> None:
         self.stopping = False
         self.trust_bundle = b""
@@ -89,7 +90,7 @@ class Attachments:
         self._pool = pool
         self._nursery = nursery
         self._counters = counters
-        self._standing = standing or Standing()
+        self._standing = standing
         self._refusals = refusals
         self._failures = LineLimiter()
         self._arrivals = Arrivals(settings.limits.max_attaches_per_identity)
@@ -314,9 +315,8 @@ class Attachments:
             self._note_abandoned(attempt, arrival)
             return
         self._counters.attached(refused.reason)
-        if self._refusals is not None:
-            told = _named(arrival.refused or refused, arrival.proven)
-            self._refusals.note(ENTRANCE, attempt.peer_address, told)
+        told = _named(arrival.refused or refused, arrival.proven)
+        self._refusals.note(ENTRANCE, attempt.peer_address, told)
         fields = {"reason": refused.reason, "address": attempt.peer_address}
         if arrival.node:
             sentence = f"attach of node {arrival.node} failed: {refused.detail}"

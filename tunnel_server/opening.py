@@ -53,10 +53,10 @@ class Opener:
         records: Records,
         *,
         trust_domain: str,
-        standing: Standing | None = None,
+        standing: Standing,
         half_closed_seconds: float | None = None,
     ) -> None:
-        self._standing = standing or Standing()
+        self._standing = standing
         self.half_closed_seconds = half_closed_seconds
         self.nodes = nodes
         self.records = records

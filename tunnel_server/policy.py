@@ -23,6 +23,11 @@ class User:
     proven: Proven | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Administrator(User):
+    """A user that the file mode of the admin socket has let in, and that may do everything there."""
+
+
 def user_of(proven: Proven) -> User:
     """The user that a proven leaf certificate names."""
     identity = proven.identity

@@ -15,7 +15,7 @@ from tunnel_server.refusals import Refusals
 class Records:
     """``log`` says which streams get lines; ``clock`` gives steady seconds.
 
-    ``refusals`` are told of those who were not let in.
+    ``refusals`` writes connections and requests that were not let in to the audit.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class Records:
         counters: Counters,
         log: Log,
         clock: Callable[[], float],
-        refusals: Refusals | None = None,
+        refusals: Refusals,
     ) -> None:
         self._refusals = refusals
         self._counters = counters
@@ -75,14 +75,10 @@ class Records:
         self._counters.refused_unauthenticated(entrance, refused.reason)
         self._lines.refused(entrance, source, refused, now=self._clock())
         if not in_audit:
-            self._note(entrance, source, refused)
+            self._refusals.note(entrance, source, refused)
 
     def request_refused(self, entrance: str, user: str, source: str, refused: Refused) -> None:
         """A known user was refused before a stream was asked for: the node's name is wrong, for example."""
         self._counters.refused(entrance, refused.reason)
         self._lines.refused(entrance, source, refused, now=self._clock(), user=user)
-        self._note(entrance, source, refused)
-
-    def _note(self, entrance: str, source: str, refused: Refused) -> None:
-        if self._refusals is not None:
-            self._refusals.note(entrance, source, refused)
+        self._refusals.note(entrance, source, refused)

@@ -34,10 +34,6 @@ _LOOK_SECONDS = 60.0
 """However far the next end is: this machine's clock may be set meanwhile."""
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 @dataclass(slots=True, eq=False)
 class Entry:
     """Something that lives by a certificate. ``end`` must not block or raise, and is called once."""
@@ -66,12 +62,15 @@ class Ended:
 
 
 class Standing:
-    """``wall`` gives UTC. ``on_ended`` hears what was ended; it must not block or raise."""
+    """``wall`` gives UTC. ``on_ended`` is called with what was ended; it must not block or raise.
 
-    def __init__(self, wall: Callable[[], datetime] = _utc_now) -> None:
-        self.on_ended: Callable[[Ended], None] | None = None
+    No certificate passes before ``go_by`` has said which ones are revoked.
+    """
+
+    def __init__(self, wall: Callable[[], datetime], on_ended: Callable[[Ended], None]) -> None:
+        self._on_ended = on_ended
         self._wall = wall
-        self._revoked = Revoked()
+        self._revoked: Revoked | None = None
         self._retired: frozenset[bytes] = frozenset()
         self._entries: dict[Entry, None] = {}
         self._soonest = _NEVER  # that ends, of those that are entered
@@ -178,11 +177,12 @@ class Standing:
                 key = entry.proven.identity, entry.proven.serial
                 before = ended[key].count if key in ended else 0
                 ended[key] = Ended(entry.proven, refused, before + 1)
-        if self.on_ended is not None:
-            for one in ended.values():
-                self.on_ended(one)
+        for one in ended.values():
+            self._on_ended(one)
 
     def _why_not(self, proven: Proven, now: datetime) -> IdentityError | None:
+        if self._revoked is None:
+            raise RuntimeError("nobody may come in before it is known which certificates are revoked")
         if self._revoked.covers(proven.identity, proven.serial):
             return IdentityError.of(proven, refusal(proven.identity, proven.serial))
         if proven.issuer_key and proven.issuer_key in self._retired:

@@ -20,22 +20,19 @@ from tests.server.edge import Edge, now, open_edge, receive_all
 from tests.server.test_init import run
 from tests.store.opened import opened
 from tunnel_core.config import load
-from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.admin.actions import Actions
 from tunnel_server.admin.arguments import Arguments
 from tunnel_server.config import ServerConfig
 from tunnel_server.entrances.admin import AdminEntrance
-from tunnel_server.entrances.api import ApiEntrance
-from tunnel_server.front import Front
 from tunnel_server.listeners import Accepted, Listener
-from tunnel_server.policy import User
+from tunnel_server.policy import Administrator, User
 from tunnel_server.store.places import settings_of
 
 
 def administrator(accepted: Accepted) -> User:
-    return User("uid-7", Role.USER, "test.internal")
+    return Administrator("uid-7", Role.USER, "test.internal")
 
 
 class Site:
@@ -66,15 +63,14 @@ async def site(folder: Path, *, has_admin: bool = True) -> AsyncIterator[Site]:
     assert run("init", "--name", "tunnel.example.com", "--data-dir", folder / "d").exit_code == 0
     config = load(folder / "d" / "server.toml", ServerConfig)
     async with opened(folder, now, settings_of(config)) as store, open_edge() as edge:  # type: ignore[arg-type]
-        api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, now)
         made: list[Site] = []
 
         def count(step: Step, forced: bool) -> None:
             made[0].rotated += 1
 
-        actions = Actions(config, store, count)
-        admin = AdminEntrance(actions) if has_admin else None
-        front = Front("admin", administrator, edge.records, HeadLimits(), api=api, admin=admin)
+        actions = Actions(config, store, count, trio.Lock(), tuple, None)
+        sections = [edge.api(), *([AdminEntrance(actions).section()] if has_admin else [])]
+        front = edge.front(administrator, *sections, entrance="admin")
         made.append(Site(edge, await edge.listen("admin", front.serve), actions))
         yield made[0]
 

@@ -125,10 +125,10 @@ def test_the_bearer_token_of_the_ops_listener(tmp_path: Path) -> None:
         method="GET", target="/metrics", headers=[("host", "x"), ("authorization", "Bearer s3")]
     )
     file.write_bytes(marked(b"s3\r\n"))
-    OpsAccess(file).check(request, b"")
+    OpsAccess(file, None).check(request, b"")
     file.write_bytes(wide(b"s3"))
     with pytest.raises(Refused, match="bearer token"):
-        OpsAccess(file).check(request, b"")
+        OpsAccess(file, None).check(request, b"")
 
 
 @pytest.mark.parametrize(("encode", "says"), [(wide, UTF_16), (None, "cannot be read: No such file")])

@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
+import h11
 import pytest
 
 from certs.life import Life
@@ -16,9 +18,12 @@ from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_agent.status import as_json, status_of, status_routes
 from tunnel_agent.status_page import render
 from tunnel_core.frames import Service, Welcome
+from tunnel_core.http import Headers, HttpConnection
+from tunnel_core.http_router import Route, RoutedRequest
 from tunnel_core.limits import Limits
 from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.mux_stream import MuxStream
+from tunnel_core.ops import OPERATOR, OpsCaller
 from tunnel_core.reasons import Reason
 from tunnel_core.states import LinkState, Loss
 
@@ -151,10 +156,27 @@ def test_long_lists_are_cut_and_counted() -> None:
     assert "and 50 more" in render(as_json(status))
 
 
-def test_the_routes_give_page_and_json() -> None:
-    routes = status_routes(state_of(Clock(), FakeLink()), SERVICES, ("localhost:80",))
-    assert routes["/"]().content_type.startswith("text/html")
-    told = json.loads(routes["/status.json"]().body)
+class Heard:
+    """The connection of a client that keeps the answer."""
+
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        self.content_type, self.body = dict(headers)["content-type"], body
+
+
+async def shown(route: Route[OpsCaller]) -> tuple[str, bytes]:
+    """The content type and the body of a page."""
+    heard = Heard()
+    request = h11.Request(method="GET", target=route.path, headers=[("host", "x")])
+    await route.answer(RoutedRequest(cast(HttpConnection, heard), request, "", ""), lambda _: None)
+    return heard.content_type, heard.body
+
+
+async def test_the_routes_give_page_and_json() -> None:
+    state = state_of(Clock(), FakeLink())
+    routes = {route.path: route for route in status_routes(state, SERVICES, ("localhost:80",))}
+    assert [route.who_may for route in routes.values()] == [OPERATOR, OPERATOR]
+    assert (await shown(routes["/"]))[0].startswith("text/html")
+    told = json.loads((await shown(routes["/status.json"]))[1])
     assert (told["phase"], told["link"]["state"]) == ("in_session", "attached")
     assert told["round_trip_seconds"] == 0.0234
     assert told["allow"] == ["localhost:80"]

@@ -13,7 +13,7 @@ from threading import Thread
 import pytest
 import trio
 
-from tests.core.test_ops import LOOPBACK, pages
+from tests.core.test_ops import LOOPBACK, NO_ACCESS, pages
 from tunnel_core.health import Door, Unhealthy, ask, file_named, report
 from tunnel_core.ops import serve_ops
 
@@ -86,7 +86,7 @@ def test_nobody_can_be_asked_where_nobody_listens() -> None:
 async def test_a_listener_that_answers_is_healthy_though_it_is_not_ready(
     nursery: trio.Nursery, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server = await nursery.start(serve_ops, LOOPBACK, pages("not_attached"))
+    server = await nursery.start(serve_ops, LOOPBACK, pages("not_attached"), NO_ACCESS)
     assert await trio.to_thread.run_sync(report, Door(server.addresses[0])) == 0
     assert capsys.readouterr().out == "healthy\n"
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import functools
 import ssl
 from collections.abc import Mapping
@@ -16,7 +15,16 @@ from tunnel_core import descriptors, ops, ops_places
 from tunnel_core.counters import Counters
 from tunnel_core.http import HttpClientConnection, exchange
 from tunnel_core.identity import Role
-from tunnel_core.ops import Answer, OpsAccess, OpsPages, OpsServer, serve_ops
+from tunnel_core.ops import (
+    OPERATOR,
+    Answer,
+    OpsAccess,
+    OpsPages,
+    OpsServer,
+    OpsTls,
+    page_route,
+    serve_ops,
+)
 from tunnel_core.ops_places import MAX_CONNECTIONS, PROBE_PLACES, Places
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import ListenAddress, Ops
@@ -26,10 +34,13 @@ LOOPBACK = Ops(listen=ListenAddress("127.0.0.1", 0))
 ANYWHERE = Ops(listen=ListenAddress("0.0.0.0", 0))
 
 
-def pages(missing: str = "") -> OpsPages:
-    counters = Counters()
-    routes = {"/": lambda: Answer(b"<p>status", "text/html")}
-    return OpsPages(lambda: counters.snapshot(sessions=1), lambda: missing, routes)
+NO_ACCESS = OpsAccess(None, None)
+
+
+def pages(missing: str = "", counters: Counters | None = None) -> OpsPages:
+    counters = counters or Counters()
+    routes = [page_route("/", OPERATOR, lambda: Answer(b"<p>status", "text/html"))]
+    return OpsPages(lambda: counters.snapshot(sessions=1), lambda: missing, routes, counters=counters)
 
 
 async def get(
@@ -50,7 +61,7 @@ async def ask(
 
 
 async def test_loopback_shows_everything(nursery: trio.Nursery) -> None:
-    server = await nursery.start(serve_ops, LOOPBACK, pages())
+    server = await nursery.start(serve_ops, LOOPBACK, pages(), NO_ACCESS)
     assert await get(server, "/healthz") == (200, b"ok\n")
     assert await get(server, "/readyz") == (200, b"ready\n")
     assert await get(server, "/?query") == (200, b"<p>status")
@@ -74,7 +85,7 @@ async def test_loopback_shows_everything(nursery: trio.Nursery) -> None:
 async def test_on_loopback_a_name_that_a_page_has_rebound_reads_nothing(
     host: str, status: int, nursery: trio.Nursery
 ) -> None:
-    server = await nursery.start(serve_ops, LOOPBACK, pages())
+    server = await nursery.start(serve_ops, LOOPBACK, pages(), NO_ACCESS)
     for path in ("/", "/metrics", "/nothing"):
         answered, body = await get(server, path, {"host": host})
         assert answered == (404 if status == 200 and path == "/nothing" else status)
@@ -83,7 +94,7 @@ async def test_on_loopback_a_name_that_a_page_has_rebound_reads_nothing(
 
 
 async def test_no_page_may_frame_another_ones(nursery: trio.Nursery) -> None:
-    server = await nursery.start(serve_ops, LOOPBACK, pages())
+    server = await nursery.start(serve_ops, LOOPBACK, pages(), NO_ACCESS)
     async with await dial("127.0.0.1", int(server.addresses[0].rpartition(":")[2])) as stream:
         request = h11.Request(method="GET", target="/", headers=[("host", "localhost")])
         response, _ = await exchange(HttpClientConnection(stream), request, max_body_bytes=1_000)
@@ -91,26 +102,26 @@ async def test_no_page_may_frame_another_ones(nursery: trio.Nursery) -> None:
 
 
 async def test_what_is_not_ready_says_why_and_stays_healthy(nursery: trio.Nursery) -> None:
-    server = await nursery.start(serve_ops, LOOPBACK, pages("not_attached"))
+    server = await nursery.start(serve_ops, LOOPBACK, pages("not_attached"), NO_ACCESS)
     assert await get(server, "/readyz") == (503, b"not_attached\n")
     assert await get(server, "/healthz") == (200, b"ok\n")
 
 
 async def test_other_paths_and_methods_are_refused(nursery: trio.Nursery) -> None:
-    server = await nursery.start(serve_ops, LOOPBACK, pages())
+    server = await nursery.start(serve_ops, LOOPBACK, pages(), NO_ACCESS)
     status, body = await get(server, "/metricz")
     assert status == 404
-    assert b"known: /, /healthz, /metrics, /readyz" in body
+    assert b"there is /, /metrics, /healthz, /readyz" in body
     assert (await get(server, "/healthz", method="POST"))[0] == 405
 
 
 async def test_a_listener_that_is_off_ends_at_once(nursery: trio.Nursery) -> None:
-    server = await nursery.start(serve_ops, Ops(), pages())
+    server = await nursery.start(serve_ops, Ops(), pages(), NO_ACCESS)
     assert server.addresses == []
 
 
 async def test_beyond_loopback_only_the_probes_are_free(nursery: trio.Nursery) -> None:
-    server = await nursery.start(serve_ops, ANYWHERE, pages())
+    server = await nursery.start(serve_ops, ANYWHERE, pages(), NO_ACCESS)
     assert await get(server, "/healthz") == (200, b"ok\n")
     assert await get(server, "/readyz") == (200, b"ready\n")
     for path in ("/metrics", "/", "/nothing"):
@@ -136,8 +147,7 @@ async def test_a_bearer_token_opens_the_metrics(
 ) -> None:
     token = tmp_path / "token"
     token.write_text("s3cret\n")
-    settings = Ops(listen=ANYWHERE.listen, bearer_file=token)
-    server = await nursery.start(serve_ops, settings, pages())
+    server = await nursery.start(serve_ops, ANYWHERE, pages(), OpsAccess(token, None))
     assert (await get(server, "/metrics", {"authorization": header}))[0] == status
 
 
@@ -145,7 +155,7 @@ async def test_a_token_can_be_replaced_and_no_token_opens_nothing(
     tmp_path: Path, nursery: trio.Nursery
 ) -> None:
     token = tmp_path / "token"
-    server = await nursery.start(serve_ops, Ops(listen=ANYWHERE.listen, bearer_file=token), pages())
+    server = await nursery.start(serve_ops, ANYWHERE, pages(), OpsAccess(token, None))
     for content, status in ((None, 401), ("", 401), ("one", 401), ("two", 200)):
         if content is not None:
             token.write_text(content)
@@ -186,7 +196,7 @@ class Certificates:
 
 async def test_a_client_certificate_opens_the_metrics(tmp_path: Path, nursery: trio.Nursery) -> None:
     certificates, seen = Certificates(tmp_path), list[bytes]()
-    access = OpsAccess(tls=certificates.server, check_certificate=seen.append)
+    access = OpsAccess(None, OpsTls(certificates.server, seen.append))
     server = await nursery.start(serve_ops, ANYWHERE, pages(), access)
     assert (await certificates.get(server, "/metrics", certificates.user_leaf))[0] == 200
     assert seen[0] in certificates.user_leaf.chain_pem
@@ -200,14 +210,15 @@ async def test_a_certificate_of_the_wrong_role_opens_nothing(tmp_path: Path, nur
         raise Refused(Reason.WRONG_ROLE, "users only")
 
     certificates = Certificates(tmp_path)
-    access = OpsAccess(tls=certificates.server, check_certificate=refuse)
+    access = OpsAccess(None, OpsTls(certificates.server, refuse))
     server = await nursery.start(serve_ops, ANYWHERE, pages(), access)
     assert (await certificates.get(server, "/metrics", certificates.user_leaf))[0] == 403
 
 
 async def test_garbage_at_a_tls_listener_ends_alone(tmp_path: Path, nursery: trio.Nursery) -> None:
     certificates = Certificates(tmp_path)
-    server = await nursery.start(serve_ops, ANYWHERE, pages(), OpsAccess(tls=certificates.server))
+    access = OpsAccess(None, OpsTls(certificates.server, lambda leaf: None))
+    server = await nursery.start(serve_ops, ANYWHERE, pages(), access)
     async with await trio.open_tcp_stream("127.0.0.1", int(server.addresses[0].rpartition(":")[2])) as stream:
         await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
         with pytest.raises(trio.BrokenResourceError):
@@ -222,7 +233,7 @@ async def test_a_full_listener_answers_probes_and_says_so_to_others(
 ) -> None:
     monkeypatch.setattr(ops_places.Place, "idle", ops_places.Place.busy)  # each is served, and none gives way
     counters = Counters()
-    server = await nursery.start(serve_ops, LOOPBACK, dataclasses.replace(pages(), counters=counters))
+    server = await nursery.start(serve_ops, LOOPBACK, pages(counters=counters), NO_ACCESS)
     port = int(server.addresses[0].rpartition(":")[2])
     held = [await dial("127.0.0.1", port) for _ in range(MAX_CONNECTIONS)]
     for stream in held:
@@ -255,7 +266,7 @@ async def test_the_longest_idle_connection_makes_room(
 ) -> None:
     """Whatever it is silent in: 10 s of a head, 75 s between requests."""
     monkeypatch.setattr(ops, "Places", functools.partial(Places, min_idle_seconds=0.0))
-    server = await nursery.start(serve_ops, LOOPBACK, pages())
+    server = await nursery.start(serve_ops, LOOPBACK, pages(), NO_ACCESS)
     port = int(server.addresses[0].rpartition(":")[2])
     held = [await dial("127.0.0.1", port) for _ in range(MAX_CONNECTIONS)]
     for stream in held:

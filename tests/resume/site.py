@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.fakes import memory_link, pki
+from tests.fakes.credentials import credential_watch
 from tests.resume.network import Network
 from tunnel_agent.resume import Resumer
 from tunnel_core.attempt import Attempt
@@ -29,6 +30,8 @@ from tunnel_core.steps import AgentSteps
 from tunnel_core.stream import Stream
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
+from tunnel_server.refusals import Refusals
+from tunnel_server.store.audit import AuditLine
 
 TARGET = Target.parse("localhost:22")
 LEAF = pki.node_leaf("edge1").credential.certificate_pem
@@ -125,6 +128,7 @@ class Site:
     far: list[Stream] = field(default_factory=list)
     """Streams as the agent has them, in the order of their opening."""
     on_look: Callable[[LinkEvent | None], None] = lambda _: None
+    audited: list[AuditLine] = field(default_factory=list)
     connect_seconds: float = 0.0
     """How long a dial takes."""
 
@@ -137,7 +141,16 @@ class Site:
         settings = AttachSettings(pki.TRUST_DOMAIN, 10, self.limits)
         self.counters = Counters()
         pool = CreditPool(self.limits.credit_pool)
-        self.door = Attachments(settings, self.nodes, pool, self.nursery, self.counters)
+        refusals = Refusals(self.audited.append, trio.current_time)
+        self.door = Attachments(
+            settings,
+            self.nodes,
+            pool,
+            self.nursery,
+            self.counters,
+            standing=credential_watch(),
+            refusals=refusals,
+        )
 
     def kill_server(self) -> list[Link]:
         """As by kill -9: no bye; its connections break. Returns its links, which are dead."""

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.fakes import pki
+from tests.fakes.credentials import credential_watch
 from tests.fakes.grpc_site import open_site
 from tunnel_agent import connect
 from tunnel_agent.connect import Connector
@@ -25,6 +26,8 @@ from tunnel_core.stream import Stream
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.events import Kind, NodeEvent
 from tunnel_server.nodes import Nodes
+from tunnel_server.refusals import Refusals
+from tunnel_server.store.audit import AuditLine
 
 
 class Wire:
@@ -84,7 +87,10 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
 
     async with open_site() as site, trio.open_nursery() as nursery:
         settings = AttachSettings(pki.TRUST_DOMAIN, 10, limits)
-        door = Attachments(settings, nodes, CreditPool(limits.credit_pool), nursery, Counters())
+        standing = credential_watch()
+        refusals = Refusals(list[AuditLine]().append, trio.current_time)
+        pool = CreditPool(limits.credit_pool)
+        door = Attachments(settings, nodes, pool, nursery, Counters(), standing=standing, refusals=refusals)
         site.on_carrier = door.take
         wire = Wire(site.port, nursery)
         await wire.open()

@@ -6,30 +6,65 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import trio
 
+from certs.x509 import Description, describe
 from tests.dialling import dial
+from tests.fakes import pki
+from tests.fakes.credentials import credential_watch
 from tests.fakes.fake_link import Agent, FakeLink, FarEnd
 from tunnel_core.counters import Counters
 from tunnel_core.declining import Decline
 from tunnel_core.frames import Service
+from tunnel_core.http import HeadLimits
+from tunnel_core.http_router import Section
 from tunnel_core.settings import Log
 from tunnel_server.admission import Admission
+from tunnel_server.callers import Caller
+from tunnel_server.entrances.api import ApiEntrance
+from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.events import Events
 from tunnel_server.followers import Followers
+from tunnel_server.front import Front
+from tunnel_server.identify import Identify
 from tunnel_server.listeners import Handler, Listener, listen_tcp
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
 from tunnel_server.records import Records
 from tunnel_server.refusals import Refusals
+from tunnel_server.server_facts import ServerFacts
+from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine
+from tunnel_server.store.store import Store
+from tunnel_server.user_connections import UserConnections
 
 TRUST_DOMAIN = "test.internal"
 
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+class _EmptyStore:
+    is_failing = False
+    audit_dropped = 0
+
+    async def newest_certificate(self, name: str) -> None:
+        return None
+
+    async def ending_certificates(self) -> list[dict[str, Any]]:
+        return []
+
+
+def empty_store() -> Store:
+    """A store that knows no certificate, as far as the API asks it."""
+    return cast(Store, _EmptyStore())
+
+
+def describe_server() -> Description:
+    return describe(pki.server_leaf().credential.certificate_pem)
 
 
 @dataclass
@@ -42,6 +77,7 @@ class Edge:
     records: Records
     opener: Opener
     followers: Followers
+    standing: Standing
     audit: list[AuditLine]
     """What the entrances wrote of those whom they did not let in."""
     dialled: list[trio.SocketStream] = field(default_factory=list)
@@ -50,6 +86,35 @@ class Edge:
         link = FakeLink(self.nursery, name, agent, services)
         self.nodes.attach(name, link)
         return link
+
+    def front(
+        self,
+        identify: Identify,
+        *sections: Section[Caller],
+        entrance: str = "https",
+        users: UserConnections | None = None,
+    ) -> Front:
+        """The listener's part that knows users and routes."""
+        return Front(
+            entrance,
+            sections,
+            identify=identify,
+            standing=self.standing,
+            records=self.records,
+            limits=HeadLimits(),
+            users=users,
+        )
+
+    def connect(self) -> Section[Caller]:
+        return ConnectEntrance(self.opener).section()
+
+    def api(self, facts: ServerFacts | None = None, wall: Callable[[], datetime] = now) -> Section[Caller]:
+        """The API over a store without certificates, unless ``facts`` has another one."""
+        facts = facts or ServerFacts(now(), dict, describe_server, self.standing.proven, empty_store())
+        entrance = ApiEntrance(
+            self.nodes, self.followers, facts, self.standing, monotonic=trio.current_time, wall=wall
+        )
+        return entrance.section()
 
     async def listen(
         self,
@@ -77,10 +142,12 @@ async def open_edge(clock: Callable[[], float] = trio.current_time) -> AsyncIter
     nodes, counters = Nodes(trio.current_time, now), Counters()
     audit = list[AuditLine]()
     records = Records(counters, Log(), clock, Refusals(audit.append, trio.current_time))
-    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN)
+    standing = credential_watch()
+    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, standing=standing)
+    followers = Followers(Events(now), counters)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            edge = Edge(nursery, nodes, counters, records, opener, Followers(Events(now), counters), audit)
+            edge = Edge(nursery, nodes, counters, records, opener, followers, standing, audit)
             try:
                 yield edge
             finally:

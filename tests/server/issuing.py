@@ -15,20 +15,17 @@ from certs.ca import Leaf
 from certs.token import Token, make_token
 from tests.fakes import pki
 from tests.server.edge import Edge, now, open_edge
-from tunnel_core.http import HeadLimits
 from tunnel_server.enrolment.answers import Signer
 from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
-from tunnel_server.entrances.api import ApiEntrance
 from tunnel_server.entrances.est import EstEntrance, Reach
-from tunnel_server.front import Front, by_certificate
 from tunnel_server.handshake import TlsContexts, TlsFiles, over_tls
+from tunnel_server.identify import by_certificate
 from tunnel_server.listeners import Listener
-from tunnel_server.standing import Standing
 from tunnel_server.store.audit import Question
 from tunnel_server.store.store import FILE, Store, StoreSettings, open_store
 from tunnel_server.store.tokens import NewToken
 
-SETTINGS = EnrolmentSettings(pki.TRUST_DOMAIN, 3600.0, 1800.0)
+SETTINGS = EnrolmentSettings(pki.TRUST_DOMAIN, 3600.0, 1800.0, renews_only_own=False)
 
 
 @dataclass
@@ -100,17 +97,14 @@ async def open_issuing(
         files = replace(files, user_trust_file=folder / "users.pem")
     store = open_store(StoreSettings(folder / FILE), now)
     async with open_edge() as edge:
-        standing = Standing(now)
+        standing = edge.standing
         standing.go_by(store.revoked)
         signer = Signer(pki.authority(), leaf.roots_pem)
         enrolment = Enrolment(replace(settings, **changes), signer, store, standing, trio.current_time)
         est = EstEntrance(
             enrolment, lambda: Reach(pki.TRUST_DOMAIN, ("localhost:7001",), ("localhost:7002",)), wall
         )
-        api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, now)
-        front = Front(
-            "https", by_certificate(pki.TRUST_DOMAIN), edge.records, HeadLimits(), None, api, est=est
-        )
+        front = edge.front(by_certificate(pki.TRUST_DOMAIN), est.section(), edge.api())
         handler = over_tls("https", TlsContexts(files), 5.0, front.serve, edge.records)
         listener = await edge.listen("https", handler)
         async with trio.open_nursery() as nursery:

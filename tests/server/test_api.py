@@ -6,16 +6,11 @@ import json
 import sys
 from typing import Any
 
-import trio
-
-from tests.server.edge import Edge, echo, now, open_edge, receive_all
+from tests.server.edge import Edge, echo, open_edge, receive_all
 from tunnel_core.frames import Service
-from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
-from tunnel_server.entrances.api import ApiEntrance
-from tunnel_server.front import Front
 from tunnel_server.listeners import Accepted
 from tunnel_server.policy import User
 
@@ -25,8 +20,7 @@ def a_user(accepted: Accepted) -> User:
 
 
 async def get(edge: Edge, path: str, method: str = "GET") -> tuple[int, Any]:
-    api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, now)
-    front = Front("api", a_user, edge.records, HeadLimits(), api=api)
+    front = edge.front(a_user, edge.api(), entrance="api")
     stream = await edge.dial(await edge.listen("api", front.serve))
     head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
     await stream.send_all(head.encode())

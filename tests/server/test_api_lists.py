@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
@@ -13,11 +13,15 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.server.edge import echo, open_edge
+from tests.server.edge import TRUST_DOMAIN, Edge, echo, open_edge
 from tests.server.test_api_status import here
 from tunnel_core.http import HttpConnection
+from tunnel_core.http_router import Router, Section
+from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.entrances.api import ApiEntrance
+from tunnel_core.sockets import SocketStream
+from tunnel_server.admission import Ticket
+from tunnel_server.callers import USER, Caller
 from tunnel_server.entrances.api_lists import (
     MAX_UNDELIVERED_LISTS,
     PIECE_ROWS,
@@ -27,7 +31,9 @@ from tunnel_server.entrances.api_lists import (
     UserTurns,
     parse_page,
 )
+from tunnel_server.listeners import Accepted
 from tunnel_server.nodes import Node
+from tunnel_server.policy import User
 
 
 class Fleet:
@@ -245,11 +251,7 @@ class TestTurns:
 async def test_lists_that_nobody_reads_delay_no_short_answer(autojump_clock: MockClock) -> None:
     async with open_edge() as edge, trio.open_nursery() as nursery:
         edge.attach("edge1", echo)
-        api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, lambda: datetime.now(UTC))
-
-        async def ask(path: str, reader: Reader) -> None:
-            request = h11.Request(method="GET", target=path, headers=[("host", "x")])
-            await api.handle(cast(HttpConnection, reader), request, "alice")
+        ask = asking(edge)
 
         stalled = [Reader(reads=False) for _ in range(MAX_UNDELIVERED_LISTS)]
         for one in stalled:
@@ -270,11 +272,23 @@ async def test_completion_does_not_wait_between_two_lists(autojump_clock: MockCl
     async with open_edge() as edge:
         for number in range(1000):
             edge.attach(f"edge{number}", echo)
-        api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, lambda: datetime.now(UTC))
-        request = h11.Request(method="GET", target="/api/v1/nodes?brief=1", headers=[("host", "x")])
+        ask = asking(edge)
         with trio.fail_after(0.25):  # half of the time between two lists
             for _ in range(3):
-                await api.handle(cast(HttpConnection, Reader(reads=True)), request, "alice")
+                await ask("/api/v1/nodes?brief=1", Reader(reads=True))
+
+
+def asking(edge: Edge) -> Callable[[str, Reader], Awaitable[None]]:
+    """Returns how a user asks for a path of the API."""
+    router = Router([edge.api(), Section("api", "", USER, ())])
+    accepted = Accepted(cast(SocketStream, None), "127.0.0.1:4711", cast(Ticket, None))
+    caller = Caller(accepted, User("alice", Role.USER, TRUST_DOMAIN, "certificate"), edge.standing)
+
+    async def ask(path: str, reader: Reader) -> None:
+        request = h11.Request(method="GET", target=path, headers=[("host", "x")])
+        await router.answer(router.find(request), cast(HttpConnection, reader), request, caller)
+
+    return ask
 
 
 class Reader:

@@ -10,20 +10,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import trio
-
 from certs.x509 import Description, Proven
 from tests.server.edge import Edge, echo, open_edge, receive_all
 from tests.server.test_api import a_user
 from tests.store.opened import Clock, certificate, opened
 from tunnel_core.frames import Service
-from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.states import LinkState
-from tunnel_server.entrances.api import ApiEntrance
-from tunnel_server.front import Front
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.revoked import Kind
 from tunnel_server.store.store import Store
@@ -44,8 +39,7 @@ class Here:
 
     async def get(self, path: str) -> tuple[int, Any]:
         facts = ServerFacts(STARTED, lambda: ADDRESSES, self.describe, self.live_now, self.store)
-        api = ApiEntrance(self.edge.nodes, self.edge.followers, trio.current_time, self.clock, facts)
-        front = Front("api", a_user, self.edge.records, HeadLimits(), api=api)
+        front = self.edge.front(a_user, self.edge.api(facts, self.clock), entrance="api")
         stream = await self.edge.dial(await self.edge.listen("api", front.serve))
         head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
         await stream.send_all(head.encode())

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.fakes import memory_link, pki
+from tests.fakes.credentials import credential_watch
 from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import CarrierPort
@@ -89,16 +90,21 @@ class Door:
         self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC))
         self._settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
         self.set_ahead = timedelta()  # the wall clock
-        self.standing = Standing(lambda: datetime.now(UTC) + self.set_ahead)
         self.revoked, self.audited = Revoked(), list[AuditLine]()
-        self.standing.go_by(self.revoked)
+        self.standing = credential_watch(self.revoked, lambda: datetime.now(UTC) + self.set_ahead)
+        self.refusals = Refusals(self.audited.append, trio.current_time)
         self.make_attachments(self.standing)
 
     def make_attachments(self, standing: Standing) -> None:
         pool = CreditPool(self.limits.credit_pool)
-        refusals = Refusals(self.audited.append, trio.current_time)
         self.attachments = Attachments(
-            self._settings, self.nodes, pool, self.nursery, self.counters, standing, refusals
+            self._settings,
+            self.nodes,
+            pool,
+            self.nursery,
+            self.counters,
+            standing=standing,
+            refusals=self.refusals,
         )
 
     def revoke(self, kind: Kind, subject: str) -> None:
@@ -448,7 +454,15 @@ async def test_a_metered_agent_is_told_to_ping_seldom_and_a_slower_server_wins(
         limits = dataclasses.replace(door.limits, ping_interval_seconds=configured)
         settings = AttachSettings(pki.TRUST_DOMAIN, 100, limits)
         pool = CreditPool(limits.credit_pool)
-        door.attachments = Attachments(settings, door.nodes, pool, door.nursery, door.counters)
+        door.attachments = Attachments(
+            settings,
+            door.nodes,
+            pool,
+            door.nursery,
+            door.counters,
+            standing=door.standing,
+            refusals=door.refusals,
+        )
         agent = await door.attach("edge1", metered=metered)
         assert agent.attempt.welcome.ping_interval_ms == welcomed * 1000
 

@@ -21,14 +21,11 @@ from tests.server.edge import (
 )
 from tunnel_client.dial import UnixDialer
 from tunnel_client.tunnel import Wish, open_tunnel
-from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import RESET_ON_CLOSE
 from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress
-from tunnel_server.entrances.connect import ConnectEntrance
-from tunnel_server.front import Front
 from tunnel_server.listeners import Accepted, Listener, listen_unix
 from tunnel_server.policy import User
 
@@ -40,7 +37,7 @@ def a_user(accepted: Accepted) -> User:
 
 
 async def serve(edge: Edge, identify: object = a_user) -> Listener:
-    front = Front("connect", identify, edge.records, HeadLimits(), ConnectEntrance(edge.opener))
+    front = edge.front(identify, edge.connect(), entrance="connect")
     return await edge.listen("connect", front.serve)
 
 
@@ -128,7 +125,7 @@ async def test_the_target_header_is_utf_8(tmp_path: Path) -> None:
         listener = listen_unix(
             "connect", UnixAddress(path), Admission(9, 9, clock=trio.current_time), edge.records
         )
-        front = Front("connect", kim, edge.records, HeadLimits(), ConnectEntrance(edge.opener))
+        front = edge.front(kim, edge.connect(), entrance="connect")
         await edge.nursery.start(listener.serve, front.serve)
         async with open_tunnel(UnixDialer(path), Wish.parse("edge1", target)):
             assert link.streams[0].target == target
@@ -250,6 +247,6 @@ async def test_other_requests_are_told_what_there_is() -> None:
     async with open_edge() as edge:
         listener = await serve(edge)
         answer = await ask(edge, listener, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 404 there is nothing at this path; this listener answers CONNECT")
+        assert answer.startswith(b"HTTP/1.1 404 there is nothing at /; there is CONNECT NODE:PORT")
         bad = await ask(edge, listener, b"CONNECT edge1 HTTP/1.1\r\nHost: x\r\n\r\n")
         assert bad.startswith(b"HTTP/1.1 400 ")

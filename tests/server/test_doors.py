@@ -18,6 +18,7 @@ import trio.lowlevel
 
 from certs.ca import Leaf, create_authority
 from tests.fakes import memory_link, pki
+from tests.fakes.credentials import credential_watch
 from tests.fakes.grpc_site import Site, open_site
 from tests.fakes.other_issuers import CLIENT, SERVER, signed
 from tests.server.test_front_revoked import CONNECT, VERSION, echo_until_reset, open_door
@@ -34,7 +35,6 @@ from tunnel_core.steps import AgentSteps
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals
-from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine
 
 HERE = f"spiffe://{pki.TRUST_DOMAIN}"
@@ -202,7 +202,13 @@ class AgentsDoor:
         settings = AttachSettings(pki.TRUST_DOMAIN, 10, self.limits)
         pool = CreditPool(self.limits.credit_pool)
         self.attachments = Attachments(
-            settings, self.nodes, pool, self.nursery, Counters(), Standing(), refusals
+            settings,
+            self.nodes,
+            pool,
+            self.nursery,
+            Counters(),
+            standing=credential_watch(),
+            refusals=refusals,
         )
         self.site.on_carrier = self.attachments.take
 

@@ -40,12 +40,14 @@ from tunnel_server.binding import UnixAddress
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web import WebEntrance
-from tunnel_server.front import Front, Identify, by_certificate
+from tunnel_server.front import Front
 from tunnel_server.handshake import TlsContexts, over_tls
+from tunnel_server.identify import Identify, by_certificate
 from tunnel_server.listeners import Accepted, Handler, listen_tcp, listen_unix
 from tunnel_server.opening import Opener
 from tunnel_server.policy import User
 from tunnel_server.records import Records
+from tunnel_server.refusals import Refusals
 from tunnel_server.store.revoked import Kind
 
 NODE = "edge1"
@@ -110,8 +112,15 @@ class Site:
         return str(listener.addresses[0])
 
     def front(self, identify: Identify) -> Front:
-        connect = ConnectEntrance(self.opener)
-        return Front("https", identify, self.records, HeadLimits(), connect, standing=self.door.standing)
+        return Front(
+            "https",
+            [ConnectEntrance(self.opener).section()],
+            identify=identify,
+            standing=self.door.standing,
+            records=self.records,
+            limits=HeadLimits(),
+            users=None,
+        )
 
     async def listen_https(self) -> str:
         contexts = TlsContexts(tls_files(self.folder))
@@ -123,7 +132,8 @@ class Site:
 async def open_site(clock: MockClock, folder: Path, *, attaches: bool) -> AsyncIterator[Site]:
     async with trio.open_nursery() as nursery:
         door = Door(nursery, grace_seconds=GRACE)
-        records = Records(door.counters, Log(streams=StreamLog.ALL), trio.current_time)
+        refusals = Refusals(door.audited.append, trio.current_time)
+        records = Records(door.counters, Log(streams=StreamLog.ALL), trio.current_time, refusals)
         site = Site(door, clock, folder, nursery, records)
         if attaches:
             site.agent = await site.attach()

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import datetime
 import json
+import re
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,6 +189,8 @@ async def test_what_anybody_may_read(tmp_path: Path) -> None:
         assert base64.b64decode(answer.body) == CSR_ATTRIBUTES
         page = json.loads((await get(issuing, "/api/v1/join")).body)
         assert (page["trust_domain"], page["agents"]) == (pki.TRUST_DOMAIN, ["localhost:7001"])
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", page["time"])
+        assert datetime.datetime.fromisoformat(page["time"]).tzinfo is not None, "so do older agents read it"
 
 
 @pytest.mark.parametrize("path", ["/api/v1/nodes", "/api/v1/joins", "/.well-known/estate", "/.well-known/"])

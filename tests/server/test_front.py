@@ -18,15 +18,15 @@ from certs.ca import Leaf
 from tests.fakes import pki
 from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
 from tests.server.issuing import open_issuing
-from tunnel_core.http import HeadLimits, HttpConnection
+from tunnel_core.http import HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.tls import TlsStream
 from tunnel_server import front as front_module
 from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress
-from tunnel_server.entrances.connect import ConnectEntrance
-from tunnel_server.front import Front, Identify, by_certificate, by_file_mode, by_peer
+from tunnel_server.front import Front
 from tunnel_server.handshake import TlsContexts, TlsFiles, over_tls
+from tunnel_server.identify import Identify, by_certificate, by_file_mode, by_peer
 from tunnel_server.listeners import Listener, listen_unix
 
 CONNECT = b"CONNECT edge1:80 HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -41,7 +41,7 @@ def tls_files(folder: Path, **changes: object) -> TlsFiles:
 
 
 def front(edge: Edge, identify: Identify) -> Front:
-    return Front("https", identify, edge.records, HeadLimits(), ConnectEntrance(edge.opener))
+    return edge.front(identify, edge.connect())
 
 
 async def serve_tls(edge: Edge, folder: Path, seconds: float = 5.0, **changes: object) -> Listener:

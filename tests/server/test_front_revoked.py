@@ -16,16 +16,14 @@ import trio.testing
 from certs.ca import Leaf
 from certs.x509 import facts_of
 from tests.fakes import pki
+from tests.fakes.credentials import credential_watch
 from tests.fakes.fake_link import FarEnd
-from tests.server.edge import Edge, echo, never, now, open_edge, receive_until
+from tests.server.edge import Edge, echo, never, open_edge, receive_until
 from tests.server.test_front import client_context, tls_files
-from tunnel_core.http import HeadLimits
 from tunnel_core.reasons import Reason
 from tunnel_core.tls import TlsStream
-from tunnel_server.entrances.api import ApiEntrance
-from tunnel_server.entrances.connect import ConnectEntrance
-from tunnel_server.front import Front, by_certificate
 from tunnel_server.handshake import TlsContexts, over_tls
+from tunnel_server.identify import by_certificate
 from tunnel_server.listeners import Listener
 from tunnel_server.opening import Opener
 from tunnel_server.records import Records
@@ -77,15 +75,13 @@ class Door:
 async def open_door(folder: Path) -> AsyncIterator[Door]:
     async with open_edge() as edge:
         doors: list[Door] = []
-        standing, revoked, audited = Standing(lambda: doors[0].wall()), Revoked(), list[AuditLine]()
-        standing.go_by(revoked)
+        revoked, audited = Revoked(), list[AuditLine]()
+        standing = credential_watch(revoked, lambda: doors[0].wall())
         refusals = Refusals(audited.append, trio.current_time)
         edge.records = Records(edge.counters, edge.records._log, trio.current_time, refusals)
-        opener = Opener(edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, standing=standing)
-        api = ApiEntrance(edge.nodes, edge.followers, trio.current_time, now)
-        identify = by_certificate(pki.TRUST_DOMAIN)
-        limits, connect = HeadLimits(), ConnectEntrance(opener)
-        front = Front("https", identify, edge.records, limits, connect, api, standing=standing)
+        edge.standing = standing
+        edge.opener = Opener(edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, standing=standing)
+        front = edge.front(by_certificate(pki.TRUST_DOMAIN), edge.connect(), edge.api())
         handler = over_tls("https", TlsContexts(tls_files(folder)), 5.0, front.serve, edge.records)
         listener = await edge.listen("https", handler)
         doors.append(Door(edge, listener, revoked, standing, audited, folder))

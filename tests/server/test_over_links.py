@@ -23,10 +23,8 @@ from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.sockets import RESET_ON_CLOSE
 from tunnel_core.stream import Stream
-from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web import WebEntrance
-from tunnel_server.front import Front
 from tunnel_server.listeners import Accepted
 from tunnel_server.policy import User
 
@@ -54,7 +52,7 @@ async def connect(edge: Edge) -> trio.SocketStream:
     def identify(accepted: Accepted) -> User:
         return User("alice", Role.USER, TRUST_DOMAIN)
 
-    front = Front("https", identify, edge.records, HeadLimits(), ConnectEntrance(edge.opener))
+    front = edge.front(identify, edge.connect())
     return await edge.dial(await edge.listen("https", front.serve))
 
 

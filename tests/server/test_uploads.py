@@ -28,7 +28,7 @@ from tunnel_core.declining import Decline, decline_http, decline_tls
 from tunnel_core.http import HeadLimits
 from tunnel_core.lingering import linger
 from tunnel_core.names import Target
-from tunnel_core.ops import OpsPages, serve_ops
+from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
 from tunnel_core.ops_places import MAX_CONNECTIONS, Place
 from tunnel_core.reasons import Reason
 from tunnel_core.relay import relay
@@ -38,8 +38,8 @@ from tunnel_core.stream import Stream
 from tunnel_server.admission import Admission
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web import WebEntrance
-from tunnel_server.front import Front, by_certificate
 from tunnel_server.handshake import TlsContexts, over_tls
+from tunnel_server.identify import by_certificate
 from tunnel_server.listeners import Handler, Listener, listen_tcp
 
 UPLOAD = bytes(50_000_000)
@@ -155,7 +155,7 @@ async def test_an_alert_arrives_in_the_middle_of_an_upload(tmp_path: Path) -> No
 
 async def serve_tls(edge: Edge, folder: Path, most: int) -> Listener:
     contexts = TlsContexts(tls_files(folder))
-    front = Front("https", by_certificate(pki.TRUST_DOMAIN), edge.records, HeadLimits())
+    front = edge.front(by_certificate(pki.TRUST_DOMAIN))
     handler = over_tls("https", contexts, 5, front.serve, edge.records)
     return await listening(edge, most, handler, decline_tls)
 
@@ -186,8 +186,9 @@ async def test_a_full_listener_says_so(tmp_path: Path) -> None:
 async def test_a_full_ops_listener_says_so(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Place, "idle", Place.busy)  # none gives way
     counters = Counters()
-    pages = OpsPages(lambda: counters.snapshot(sessions=1), lambda: "")
-    server = await nursery.start(serve_ops, Ops(listen=ListenAddress("127.0.0.1", 0)), pages)
+    pages = OpsPages(lambda: counters.snapshot(sessions=1), lambda: "", counters=counters)
+    settings, access = Ops(listen=ListenAddress("127.0.0.1", 0)), OpsAccess(None, None)
+    server = await nursery.start(serve_ops, settings, pages, access)
     port = int(server.addresses[0].rpartition(":")[2])
     with contextlib.ExitStack() as held:
         for _ in range(MAX_CONNECTIONS):

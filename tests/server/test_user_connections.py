@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,12 @@ import trio.testing
 
 from tests.fakes import pki
 from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
-from tests.server.test_front import client_context, front, tls_files
+from tests.server.test_front import client_context, tls_files
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tls import TlsStream
 from tunnel_server.config import Agents, ListenerLimits
-from tunnel_server.front import by_certificate
 from tunnel_server.handshake import TlsContexts, over_tls
+from tunnel_server.identify import by_certificate
 from tunnel_server.listeners import Listener
 from tunnel_server.user_connections import UserConnections
 
@@ -34,7 +33,8 @@ async def enter(edge: Edge, listener: Listener, folder: Path, user: str) -> TlsS
 async def test_the_share_of_one_user_is_refused_beyond_and_free_after_a_close(tmp_path: Path) -> None:
     async with open_edge() as edge:
         edge.attach("edge1", echo)
-        part = replace(front(edge, by_certificate(pki.TRUST_DOMAIN)), users=UserConnections(2, 3))
+        identify, users = by_certificate(pki.TRUST_DOMAIN), UserConnections(2, 3)
+        part = edge.front(identify, edge.connect(), users=users)
         contexts = TlsContexts(tls_files(tmp_path))
         listener = await edge.listen("https", over_tls("https", contexts, 5.0, part.serve, edge.records))
         taken = [await enter(edge, listener, tmp_path, "mallory") for _ in range(2)]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from certs.x509 import Proven
+from tests.fakes.credentials import credential_watch
 from tests.store.opened import DAY, DOMAIN, Clock, certificate, new_token, opened, redemption
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.standing import Standing
 from tunnel_server.store.audit import Kind, Question
 from tunnel_server.store.certificates import NewCertificate, Origin, by_hand
 from tunnel_server.store.database import open_database
@@ -86,8 +86,7 @@ async def test_who_is_in_by_a_renewal_has_to_go_with_its_origin(tmp_path: Path) 
     ended: list[str] = []
     async with opened(tmp_path) as store:
         await family(store)
-        standing = Standing(Clock())
-        standing.go_by(store.revoked)
+        standing = credential_watch(store.revoked, Clock())
         ends = datetime.datetime.max.replace(tzinfo=datetime.UTC)
         for serial in ("c", "d"):
             standing.enter(Proven(KIM, serial, ends), lambda refused: ended.append(refused.detail))

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from certs.token import Token
 from certs.x509 import Proven
+from tests.fakes.credentials import credential_watch
 from tests.store.opened import DAY, DOMAIN, PIN, Clock, certificate, new_token, opened, redemption
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.node_patterns import is_pattern, matches
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.events import Kind as EventKind
 from tunnel_server.events import NodeEvent
-from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine, Kind, Question
 from tunnel_server.store.certificates import Origin
 from tunnel_server.store.revoked import Kind as Revokes
@@ -191,8 +191,8 @@ async def test_users_and_serials(tmp_path: Path) -> None:
             *((other, "beef", True), (server, "beef", True)),
         ):
             assert store.revoked.covers(identity, serial) == out
-        standing, ends = Standing(), datetime.datetime.max.replace(tzinfo=datetime.UTC)
-        standing.go_by(store.revoked)
+        ends = datetime.datetime.max.replace(tzinfo=datetime.UTC)
+        standing = credential_watch(store.revoked, Clock())
         with pytest.raises(Refused) as caught:
             standing.require(Proven(kim, "1", ends))
         assert caught.value.reason is Reason.REVOKED

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -58,10 +58,15 @@ class Actions:
 
     config: ServerConfig
     store: Store
-    on_rotated: Callable[[Step, bool], None] = lambda step, forced: None
-    changing: trio.Lock = field(default_factory=trio.Lock)
-    live: Callable[[], Sequence[Proven]] = tuple
-    nodes: Nodes | None = None
+    on_rotated: Callable[[Step, bool], None]
+    changing: trio.Lock
+    live: Callable[[], Sequence[Proven]]
+    nodes: Nodes | None
+
+    @classmethod
+    def without_server(cls, config: ServerConfig, store: Store) -> Actions:
+        """Return the acts of a command that holds the store itself, because no server runs."""
+        return cls(config, store, lambda step, forced: None, trio.Lock(), tuple, None)
 
     # Tokens.
 

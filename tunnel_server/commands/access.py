@@ -96,7 +96,9 @@ async def _by_itself(config: ServerConfig, method: str, path: str, arguments: Ma
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.serve)
         try:
-            answer = await act(Actions(config, store), Arguments(arguments), f"uid-{os.getuid()}")
+            answer = await act(
+                Actions.without_server(config, store), Arguments(arguments), f"uid-{os.getuid()}"
+            )
         except Refused as error:  # out of the nursery, which would wrap it in a group
             refused = error
         finally:

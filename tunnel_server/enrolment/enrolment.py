@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import trio
 
@@ -61,7 +61,8 @@ class EnrolmentSettings:
     node_life_seconds: float
     user_life_seconds: float
     max_at_once: int = 32
-    renews_only_own: bool = False
+    _: KW_ONLY
+    renews_only_own: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,62 +1,63 @@
 """``/api/v1/admin/...``: the acts of an administrator, on the admin socket and nowhere else.
 
-Whoever may open the socket may do all of it: the file's mode is the fence. The HTTPS listener has no such
-entrance, so a certificate of whatever kind opens nothing here. GET reads and takes its arguments from
-the query; POST acts, and takes them from a JSON object.
+An administrator is who may open the socket: the file's mode is the fence. The HTTPS listener does not have
+these routes, and they refuse every user that did not come through the socket. GET reads and takes its
+arguments from the query; POST acts, and takes them from a JSON object.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
-import h11
-
-from tunnel_core.http import HttpConnection
-from tunnel_core.reasons import Reason, Refused
+from tunnel_core.http import json_body, read_body, respond_json
+from tunnel_core.http_router import GET, POST, Route, RoutedRequest, Section
+from tunnel_core.reasons import Reason
 from tunnel_server.admin.actions import READS, WRITES, Act, Actions
 from tunnel_server.admin.arguments import Arguments, bad
-from tunnel_server.policy import User
+from tunnel_server.callers import ADMINISTRATOR, Caller
+from tunnel_server.policy import Administrator
+
+Handler: TypeAlias = Callable[[RoutedRequest, Administrator], Awaitable[None]]
 
 PATH = "/api/v1/admin/"
 _MAX_BODY_BYTES = 64 * 1024
+_BODY_SECONDS = 10.0
 _MAX_PARAMETERS = 16
 
 
 class AdminEntrance:
-    """Answers requests of those whom the socket let in."""
+    """Answers the requests of administrators."""
 
     def __init__(self, actions: Actions) -> None:
         self._actions = actions
 
-    async def handle(self, http: HttpConnection, request: h11.Request, user: User) -> None:
-        """Answers one request, or raises ``Refused``."""
-        path, _, query = request.target.decode("ascii").partition("?")
-        act = _find(path.removeprefix(PATH), request.method)
-        given = _object(await _body(http)) if request.method == b"POST" else _pairs(query)
-        answer = await act(self._actions, Arguments(given), user.name)
-        headers = [("content-type", "application/json"), ("cache-control", "no-store")]
-        await http.respond(200, "OK", headers, json.dumps(answer, separators=(",", ":")).encode() + b"\n")
+    def section(self) -> Section[Caller]:
+        """Return a route for each act."""
+        reads = [Route(GET, PATH + name, ADMINISTRATOR, self._read(act)) for name, act in READS.items()]
+        writes = [Route(POST, PATH + name, ADMINISTRATOR, self._write(act)) for name, act in WRITES.items()]
+        return Section("admin", PATH, ADMINISTRATOR, [*reads, *writes])
 
+    def _read(self, act: Act) -> Handler:
+        async def handle(routed: RoutedRequest, caller: Administrator) -> None:
+            await self._answer(routed, act, _pairs(routed.query), caller)
 
-def _find(name: str, method: bytes) -> Act:
-    acts = {b"GET": READS, b"POST": WRITES}.get(method, {})
-    if name in acts:
-        return acts[name]
-    if name in READS or name in WRITES:
-        wanted = "GET" if name in READS else "POST"
-        raise Refused(Reason.METHOD_NOT_ALLOWED, f"{PATH}{name} is asked with {wanted}")
-    raise Refused(Reason.NOT_FOUND, f"there is nothing at {PATH}{name[:200]}")
+        return handle
 
+    def _write(self, act: Act) -> Handler:
+        async def handle(routed: RoutedRequest, caller: Administrator) -> None:
+            body = await read_body(routed.http, _MAX_BODY_BYTES, _BODY_SECONDS, too_large=Reason.BAD_REQUEST)
+            await self._answer(routed, act, _object(body), caller)
 
-async def _body(http: HttpConnection) -> bytes:
-    collected = bytearray()
-    async for piece in http.receive_body():
-        collected += piece
-        if len(collected) > _MAX_BODY_BYTES:
-            raise bad(f"the request is larger than {_MAX_BODY_BYTES // 1024} KiB")
-    return bytes(collected)
+        return handle
+
+    async def _answer(
+        self, routed: RoutedRequest, act: Act, given: dict[str, Any], caller: Administrator
+    ) -> None:
+        answer = await act(self._actions, Arguments(given), caller.name)
+        await respond_json(routed.http, json_body(answer))
 
 
 def _object(body: bytes) -> dict[str, Any]:

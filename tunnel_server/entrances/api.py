@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime, timedelta
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import h11
-
-from tunnel_core.http import HttpConnection
+from tunnel_core.http import json_body, respond_json
+from tunnel_core.http_router import GET, Route, RoutedRequest, Section
 from tunnel_core.humanize import as_iso
-from tunnel_core.reasons import Reason, Refused
+from tunnel_server.callers import USER, Caller, UserCaller
 from tunnel_server.entrances import api_events, api_status
 from tunnel_server.entrances.api_lists import (
     MAX_UNDELIVERED_SHORT,
@@ -30,6 +28,7 @@ from tunnel_server.events import event_as_json
 from tunnel_server.followers import Followers
 from tunnel_server.nodes import Node, Nodes
 from tunnel_server.server_facts import ServerFacts
+from tunnel_server.standing import Standing
 
 if TYPE_CHECKING:
     from tunnel_core.link import Link
@@ -39,32 +38,35 @@ if TYPE_CHECKING:
 ENTRANCE = "api"
 ROOT = "/api/"
 NODES_PATH = "/api/v1/nodes"
-_VERSION_PATH = "/api/v1/version"
-_OTHER_PATHS = {_VERSION_PATH, api_events.PATH}
 _NODES_LIKE_A_ROW = 8
 """Nodes that a page of the whole server looks at in the time of one row of a list."""
 Json: TypeAlias = dict[str, Any]
+MakeAnswer: TypeAlias = Callable[[RoutedRequest], Awaitable[Answer]]
+Handler: TypeAlias = Callable[[RoutedRequest, UserCaller], Awaitable[None]]
 NodeAndLink: TypeAlias = "tuple[Node, Link]"
 NodeAndStream: TypeAlias = "tuple[Node, Stream]"
 
 
 class ApiEntrance:
-    """Answers GET requests. ``monotonic`` is the clock of the links, ``wall`` gives UTC.
+    """Answers GET requests of users. ``monotonic`` is the clock of the links, ``wall`` gives UTC.
 
-    Without ``facts`` there is no page on the server itself.
+    ``standing`` ends an answer whose user is not in good standing any more.
     """
 
     def __init__(
         self,
         nodes: Nodes,
         followers: Followers,
+        facts: ServerFacts,
+        standing: Standing,
+        *,
         monotonic: Callable[[], float],
         wall: Callable[[], datetime],
-        facts: ServerFacts | None = None,
     ) -> None:
         self._facts = facts
         self._nodes = nodes
         self._followers = followers
+        self._standing = standing
         self._monotonic = monotonic
         self._wall = wall
         self._turns = UserTurns()
@@ -72,50 +74,74 @@ class ApiEntrance:
             rows_per_second=SHORT_ROWS_PER_SECOND, undelivered=MAX_UNDELIVERED_SHORT
         )
         self._brief = Listing("nodes", nodes.all, _name_of, _brief, is_prompt=True)
-        self._lists: dict[str, Listing[Node] | Listing[NodeAndLink] | Listing[NodeAndStream]] = {
-            NODES_PATH: Listing("nodes", nodes.all, _name_of, self._node),
-            "/api/v1/sessions": Listing("sessions", nodes.attached, _name_of_pair, _session),
-            "/api/v1/streams": Listing("streams", self._all_streams, _name_of_pair, self._stream),
-        }
+        self._all_nodes = Listing("nodes", nodes.all, _name_of, self._node)
+        self._all_sessions = Listing("sessions", nodes.attached, _name_of_pair, _session)
+        self._all_streams = Listing("streams", self._each_stream, _name_of_pair, self._stream)
 
-    async def handle(self, http: HttpConnection, request: h11.Request, user: str = "") -> None:
-        """Answers one request of ``user``, or raises ``Refused``."""
-        path, _, query = request.target.decode("ascii").partition("?")
-        if not self._has(path):
-            known = ", ".join([*self._lists, _VERSION_PATH, api_events.PATH, f"{NODE_PATH}NAME"])
-            raise Refused(Reason.NOT_FOUND, f"there is nothing at {path[:200]}; there is {known}")
-        if request.method != b"GET":
-            raise Refused(Reason.METHOD_NOT_ALLOWED, "the API is read-only: use GET")
-        question = api_events.parse_question(query) if path == api_events.PATH else None
-        if question is not None:
-            question = await api_events.wait(self._followers, self._nodes, question, user)
-        is_list = path in self._lists and not _is_brief(path, query)
-        async with (self._turns if is_list else self._short_turns).turn(user) as turn:
-            answer = await self._answer(path, query, question)
-            turn.made(answer.rows)
-            headers = [("content-type", "application/json"), ("cache-control", "no-store")]
-            await http.respond(200, "OK", headers, answer.body)
+    def section(self) -> Section[Caller]:
+        """Return the routes of the API."""
+        return Section(
+            ENTRANCE,
+            ROOT,
+            USER,
+            [
+                Route(GET, NODES_PATH, USER, self._list_nodes),
+                Route(GET, "/api/v1/sessions", USER, self._in_turn(self._turns, self._sessions_page)),
+                Route(GET, "/api/v1/streams", USER, self._in_turn(self._turns, self._streams_page)),
+                Route(GET, "/api/v1/version", USER, self._in_turn(self._short_turns, self._version_page)),
+                Route(GET, api_events.PATH, USER, self._list_events),
+                Route(GET, STATUS_PATH, USER, self._in_turn(self._short_turns, self._status_page)),
+                Route(GET, f"{NODE_PATH}*", USER, self._in_turn(self._short_turns, self._node_page)),
+            ],
+        )
 
-    def _has(self, path: str) -> bool:
-        if path == STATUS_PATH:
-            return self._facts is not None
-        return path in self._lists or path in _OTHER_PATHS or path.startswith(NODE_PATH)
+    def _in_turn(self, turns: UserTurns, make: MakeAnswer) -> Handler:
+        """Return a handler that makes its answer in a turn of the user."""
 
-    async def _answer(self, path: str, query: str, question: api_events.Question | None) -> Answer:
-        if _is_brief(path, query):
-            return await self._brief.answer(Page())
-        if path in self._lists:
-            return await self._lists[path].answer(parse_page(query) if path == NODES_PATH else Page())
-        if question is not None:
-            found = api_events.answer(self._followers.events, question)
-            return _whole(found, len(found["events"]))
-        if path == STATUS_PATH and self._facts is not None:
-            status = await api_status.status(self._nodes, self._facts, self._wall())
-            return _whole(status, self._nodes.count // _NODES_LIKE_A_ROW)
-        if path.startswith(NODE_PATH):
-            one = await self._one_node(api_status.find_node(self._nodes, path))
-            return _whole(one, len(one["streams"]))
+        async def handle(routed: RoutedRequest, caller: UserCaller) -> None:
+            with self._standing.ending(caller.user.proven):
+                await _respond(routed, caller, turns, make)
+
+        return handle
+
+    async def _list_nodes(self, routed: RoutedRequest, caller: UserCaller) -> None:
+        is_brief = routed.query == "brief=1"
+        turns = self._short_turns if is_brief else self._turns
+        await self._in_turn(turns, self._brief_page if is_brief else self._nodes_page)(routed, caller)
+
+    async def _list_events(self, routed: RoutedRequest, caller: UserCaller) -> None:
+        asked = api_events.parse_question(routed.query)
+        with self._standing.ending(caller.user.proven):
+            question = await api_events.wait(self._followers, self._nodes, asked, caller.user.name)
+
+            async def page(_: RoutedRequest) -> Answer:
+                found = api_events.answer(self._followers.events, question)
+                return _whole(found, len(found["events"]))
+
+            await _respond(routed, caller, self._short_turns, page)
+
+    async def _brief_page(self, _: RoutedRequest) -> Answer:
+        return await self._brief.answer(Page())
+
+    async def _nodes_page(self, routed: RoutedRequest) -> Answer:
+        return await self._all_nodes.answer(parse_page(routed.query))
+
+    async def _sessions_page(self, _: RoutedRequest) -> Answer:
+        return await self._all_sessions.answer(Page())
+
+    async def _streams_page(self, _: RoutedRequest) -> Answer:
+        return await self._all_streams.answer(Page())
+
+    async def _version_page(self, _: RoutedRequest) -> Answer:
         return _whole(_versions(), 1)
+
+    async def _status_page(self, _: RoutedRequest) -> Answer:
+        page = await api_status.status(self._nodes, self._facts, self._wall())
+        return _whole(page, self._nodes.count // _NODES_LIKE_A_ROW)
+
+    async def _node_page(self, routed: RoutedRequest) -> Answer:
+        page = await self._one_node(api_status.find_node(self._nodes, routed.rest))
+        return _whole(page, len(page["streams"]))
 
     async def _one_node(self, node: Node) -> dict[str, Any]:
         """Everything on one node: itself, its streams, and its last events."""
@@ -156,7 +182,7 @@ class ApiEntrance:
             return node.last_seen_at
         return self._wall() - timedelta(seconds=self._monotonic() - link.statistics().heard_at)
 
-    def _all_streams(self) -> Iterator[NodeAndStream]:
+    def _each_stream(self) -> Iterator[NodeAndStream]:
         for node, link in self._nodes.attached():
             for stream in list(link.streams.values()):
                 yield node, stream
@@ -175,12 +201,15 @@ class ApiEntrance:
         }
 
 
-def _is_brief(path: str, query: str) -> bool:
-    return path == NODES_PATH and query == "brief=1"
+async def _respond(routed: RoutedRequest, caller: UserCaller, turns: UserTurns, make: MakeAnswer) -> None:
+    async with turns.turn(caller.user.name) as turn:
+        answer = await make(routed)
+        turn.made(answer.rows)
+        await respond_json(routed.http, answer.body)
 
 
 def _whole(page: Json, rows: int) -> Answer:
-    return Answer(json.dumps(page, separators=(",", ":")).encode() + b"\n", rows)
+    return Answer(json_body(page), rows)
 
 
 def _name_of(node: Node) -> str:

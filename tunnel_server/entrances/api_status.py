@@ -128,19 +128,19 @@ def _warning(detail: str, cure: str) -> Json:
     return {"detail": detail, "cure": cure}
 
 
-def find_node(nodes: Nodes, path: str) -> Node:
-    """Return the node that a path below ``NODE_PATH`` names. Raises ``Refused``."""
-    name = unquote(path.removeprefix(NODE_PATH), errors="replace")[:253]
+def find_node(nodes: Nodes, quoted: str) -> Node:
+    """Return the node whose name is ``quoted``, percent-encoded. Raises ``Refused``."""
+    name = unquote(quoted, errors="replace")[:253]
     node = nodes.find(name)
     if node is None:
         raise Refused(Reason.UNKNOWN_NODE, unknown_node(name, nodes.nearest(name)))
     return node
 
 
-async def certificate_of(node: Node, facts: ServerFacts | None) -> Json | None:
+async def certificate_of(node: Node, facts: ServerFacts) -> Json | None:
     """Return serial and end of the node's certificate; None if they are not known here."""
     try:
-        proven = await facts.node_certificate(node.name) if facts else None
+        proven = await facts.node_certificate(node.name)
     except StoreError:
         return None
     return {"serial": proven.serial, "ends": as_iso(proven.ends)} if proven else None

@@ -14,29 +14,34 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-import h11
 import trio
 
 from tunnel_core.http import HttpConnection
+from tunnel_core.http_router import CONNECT, Route, RoutedRequest, Section
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.callers import USER, Caller, UserCaller
 from tunnel_server.opening import Opener, Wish
-from tunnel_server.policy import User
 from tunnel_server.routing import route_authority, target_header
 
 ENTRANCE = "connect"
 
 
 class ConnectEntrance:
-    """Answers CONNECT requests of users who are known already."""
+    """Answers CONNECT requests of users in good standing."""
 
     def __init__(self, opener: Opener) -> None:
         self._opener = opener
 
-    async def handle(self, http: HttpConnection, request: h11.Request, user: User, source: str) -> None:
-        """Serves one CONNECT to its end. Raises ``Refused`` before the 200, and only then."""
+    def section(self) -> Section[Caller]:
+        """Return the route of this entrance."""
+        return Section(ENTRANCE, None, USER, [Route(CONNECT, "CONNECT NODE:PORT", USER, self._connect)])
+
+    async def _connect(self, routed: RoutedRequest, caller: UserCaller) -> None:
+        """Serve one CONNECT to its end. Raises ``Refused`` before the 200, and only then."""
+        http, request = routed.http, routed.request
         target = target_header(request.headers)
         route = route_authority(request.target.decode("ascii"), self._opener.nodes, target)
-        async with self._opener.open(Wish(user, route, ENTRANCE, source)) as passage:
+        async with self._opener.open(Wish(caller.user, route, ENTRANCE, caller.source)) as passage:
             await before_leaving(http, passage.wait_opened)
             over_read = await http.accept_connect()
             if over_read:

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import base64
 import email.utils
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 import h11
-import trio
 
 from certs.requests import MAX_REQUEST_BYTES
-from tunnel_core.http import Headers, HttpConnection, header_values
+from tunnel_core.http import Headers, HttpConnection, header_values, json_body, read_body, respond_json
+from tunnel_core.http_router import GET, POST, Route, RoutedRequest, Section
+from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.tls import TlsStream
+from tunnel_server.callers import ANYBODY, CERTIFICATE, Caller, CertificateCaller
 from tunnel_server.enrolment.asking import Login, parse_login
 from tunnel_server.enrolment.enrolment import Asker, Enrolment
 from tunnel_server.listeners import Accepted
@@ -32,7 +32,6 @@ ENTRANCE = "est"
 ROOT = "/.well-known/est/"
 JOIN = "/api/v1/join"
 _BODY_SECONDS = 10.0
-_METHODS = {"cacerts": b"GET", "csrattrs": b"GET", "simpleenroll": b"POST", "simplereenroll": b"POST"}
 _CERTIFICATES = [
     ("content-type", "application/pkcs7-mime; smime-type=certs-only"),
     ("content-transfer-encoding", "base64"),
@@ -62,75 +61,58 @@ class EstEntrance:
         self._reach = reach
         self._wall = wall
 
-    def answers(self, request: h11.Request) -> bool:
-        """Whether this path is one of ours, which are open to those without a certificate."""
-        path = _path(request)
-        return path == JOIN or path.startswith(ROOT)
+    def section(self) -> Section[Caller]:
+        """Return the routes of EST and of the join page."""
+        return Section(
+            ENTRANCE,
+            ROOT,
+            ANYBODY,
+            [
+                Route(GET, JOIN, ANYBODY, self._join_page),
+                Route(GET, f"{ROOT}cacerts", ANYBODY, self._cacerts),
+                Route(GET, f"{ROOT}csrattrs", ANYBODY, self._csrattrs),
+                Route(POST, f"{ROOT}simpleenroll", ANYBODY, self._enrol),
+                Route(POST, f"{ROOT}simplereenroll", CERTIFICATE, self._renew),
+            ],
+        )
 
-    async def handle(self, http: HttpConnection, request: h11.Request, accepted: Accepted) -> None:
-        """Answers one request, or raises ``Refused``."""
-        path = _path(request)
-        if path == JOIN:
-            _require_method(request, b"GET")
-            await self._respond(http, [("content-type", "application/json")], self._join_page())
-            return
-        operation = path.removeprefix(ROOT)
-        if operation not in _METHODS:
-            raise Refused(
-                Reason.NOT_FOUND, f"there is nothing at {path[:200]}; there is {', '.join(_METHODS)}"
-            )
-        _require_method(request, _METHODS[operation])
-        match operation:
-            case "cacerts":
-                await self._respond(http, _CERTIFICATES, self._enrolment.signer.cacerts)
-            case "csrattrs":
-                headers = [("content-type", "application/csrattrs"), _CERTIFICATES[1]]
-                await self._respond(http, headers, _WISH)
-            case "simpleenroll":
-                await self._enrol(http, request, accepted)
-            case _:
-                await self._renew(http, request, accepted)
-
-    async def _enrol(self, http: HttpConnection, request: h11.Request, accepted: Accepted) -> None:
-        login, body = _login(request), await _body(http, request)
-        with accepted.ticket.at_work():
-            signed = await self._enrolment.enrol(login, body, _asker(accepted))
-        accepted.ticket.authenticated()
-        await self._respond(http, _CERTIFICATES, signed.body)
-
-    async def _renew(self, http: HttpConnection, request: h11.Request, accepted: Accepted) -> None:
-        leaf = accepted.stream.peer_certificate() if isinstance(accepted.stream, TlsStream) else b""
-        if not leaf:
-            detail = "a certificate is renewed by showing it, and none was shown; a first one: simpleenroll"
-            raise Refused(Reason.UNAUTHENTICATED, detail)
-        body = await _body(http, request)
-        with accepted.ticket.at_work():
-            signed = await self._enrolment.renew(leaf, body, _asker(accepted))
-        accepted.ticket.authenticated()
-        await self._respond(http, _CERTIFICATES, signed.body)
-
-    def _join_page(self) -> bytes:
-        reach = self._reach()
+    async def _join_page(self, routed: RoutedRequest, _: Accepted) -> None:
+        reach, now = self._reach(), self._wall()
         page = {
             "trust_domain": reach.trust_domain,
             "agents": list(reach.agents),
             "https": list(reach.https),
-            "time": self._wall().isoformat(timespec="milliseconds"),
+            "time": as_iso(now, "milliseconds"),
         }
-        return json.dumps(page, separators=(",", ":")).encode() + b"\n"
+        await respond_json(routed.http, json_body(page), [self._date()])
+
+    async def _cacerts(self, routed: RoutedRequest, _: Accepted) -> None:
+        await self._respond(routed.http, _CERTIFICATES, self._enrolment.signer.cacerts)
+
+    async def _csrattrs(self, routed: RoutedRequest, _: Accepted) -> None:
+        headers = [("content-type", "application/csrattrs"), _CERTIFICATES[1]]
+        await self._respond(routed.http, headers, _WISH)
+
+    async def _enrol(self, routed: RoutedRequest, accepted: Accepted) -> None:
+        login, body = _login(routed.request), await _certificate_request(routed)
+        with accepted.ticket.at_work():
+            signed = await self._enrolment.enrol(login, body, _asker(accepted))
+        accepted.ticket.authenticated()
+        await self._respond(routed.http, _CERTIFICATES, signed.body)
+
+    async def _renew(self, routed: RoutedRequest, caller: CertificateCaller) -> None:
+        accepted, body = caller.accepted, await _certificate_request(routed)
+        with accepted.ticket.at_work():
+            signed = await self._enrolment.renew(caller.leaf, body, _asker(accepted))
+        accepted.ticket.authenticated()
+        await self._respond(routed.http, _CERTIFICATES, signed.body)
 
     async def _respond(self, http: HttpConnection, headers: Headers, body: bytes) -> None:
-        date = email.utils.format_datetime(self._wall(), usegmt=True)
-        await http.respond(200, "OK", [*headers, ("date", date), ("cache-control", "no-store")], body)
+        lines = [*headers, self._date(), ("cache-control", "no-store")]
+        await http.respond(200, "OK", lines, body)
 
-
-def _path(request: h11.Request) -> str:
-    return request.target.decode("ascii").partition("?")[0]
-
-
-def _require_method(request: h11.Request, method: bytes) -> None:
-    if request.method != method:
-        raise Refused(Reason.METHOD_NOT_ALLOWED, f"use {method.decode()} here")
+    def _date(self) -> tuple[str, str]:
+        return "date", email.utils.format_datetime(self._wall(), usegmt=True)
 
 
 def _login(request: h11.Request) -> Login | None:
@@ -145,17 +127,9 @@ def _asker(accepted: Accepted) -> Asker:
     return Asker(host, accepted.source)
 
 
-async def _body(http: HttpConnection, request: h11.Request) -> bytes:
-    """The certificate request. Raises ``Refused`` for what is too large, too slow or something else."""
-    kind = b"".join(header_values(request, b"content-type")).partition(b";")[0].strip().lower()
+async def _certificate_request(routed: RoutedRequest) -> bytes:
+    """Return the body. Raises ``Refused`` for a body that is too large, too slow or of another type."""
+    kind = b"".join(header_values(routed.request, b"content-type")).partition(b";")[0].strip().lower()
     if kind != b"application/pkcs10":
         raise Refused(Reason.BAD_CSR, "the request must be of Content-Type application/pkcs10")
-    collected = bytearray()
-    with trio.move_on_after(_BODY_SECONDS):
-        async for piece in http.receive_body():
-            collected += piece
-            if len(collected) > MAX_REQUEST_BYTES:
-                limit = MAX_REQUEST_BYTES // 1024
-                raise Refused(Reason.BAD_CSR, f"the certificate request is larger than {limit} KiB")
-        return bytes(collected)
-    raise Refused(Reason.HEAD_TIMEOUT, f"the request body did not arrive within {_BODY_SECONDS:g} seconds")
+    return await read_body(routed.http, MAX_REQUEST_BYTES, _BODY_SECONDS, too_large=Reason.BAD_CSR)

@@ -1,0 +1,75 @@
+"""The callers of the server's HTTP listeners, and what their routes can ask of a caller.
+
+Each ``WhoMay`` below checks a caller anew at each request, because a connection may outlive its certificate.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import h11
+
+from tunnel_core.http_router import WhoMay
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.tls import TlsStream
+from tunnel_server.listeners import Accepted
+from tunnel_server.policy import Administrator, User
+from tunnel_server.standing import Standing
+
+
+class Caller(NamedTuple):
+    """The other end of a connection. ``identity`` is the user, or why the connection has none."""
+
+    accepted: Accepted
+    identity: User | Refused
+    standing: Standing
+
+
+class UserCaller(NamedTuple):
+    """A user in good standing. ``source`` is where the connection comes from, for records."""
+
+    user: User
+    source: str
+
+
+class CertificateCaller(NamedTuple):
+    """A connection whose handshake has proven the certificate ``leaf`` (PEM), of a node or a user."""
+
+    accepted: Accepted
+    leaf: bytes
+
+
+def _anybody(caller: Caller, _: h11.Request) -> Accepted:
+    return caller.accepted
+
+
+def _certificate(caller: Caller, _: h11.Request) -> CertificateCaller:
+    stream = caller.accepted.stream
+    leaf = stream.peer_certificate() if isinstance(stream, TlsStream) else b""
+    if not leaf:
+        detail = "a certificate is renewed by showing it, and none was shown; a first one: simpleenroll"
+        raise Refused(Reason.UNAUTHENTICATED, detail)
+    return CertificateCaller(caller.accepted, leaf)
+
+
+def _user(caller: Caller, _: h11.Request) -> UserCaller:
+    identity = caller.identity
+    if isinstance(identity, Refused):
+        raise copy.copy(identity)  # the kept one gets no traceback, which would be a reference cycle
+    caller.standing.require(identity.proven)
+    return UserCaller(identity, caller.accepted.source)
+
+
+def _administrator(caller: Caller, request: h11.Request) -> Administrator:
+    user = _user(caller, request).user
+    if not isinstance(user, Administrator):
+        raise Refused(Reason.WRONG_ROLE, "only an administrator may do this, at the admin socket")
+    return user
+
+
+ANYBODY: WhoMay[Caller, Accepted] = WhoMay("anybody", _anybody)
+"""Every connection. What needs a proof checks it in its handler: a token is the proof of ``simpleenroll``."""
+CERTIFICATE: WhoMay[Caller, CertificateCaller] = WhoMay("any proven certificate", _certificate)
+USER: WhoMay[Caller, UserCaller] = WhoMay("a user in good standing", _user)
+ADMINISTRATOR: WhoMay[Caller, Administrator] = WhoMay("an administrator", _administrator)

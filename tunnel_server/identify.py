@@ -1,0 +1,63 @@
+"""The user of a connection: from the proven client certificate, or from the peer of the unix socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from certs.x509 import IdentityError, Usage, proven_leaf
+from tunnel_core.identity import Role
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.tls import TlsStream
+from tunnel_server.listeners import Accepted
+from tunnel_server.policy import Administrator, User, user_of, why_no_user
+
+Identify: TypeAlias = Callable[[Accepted], User]
+"""Returns the user of a connection, or raises ``Refused``."""
+
+
+def by_certificate(trust_domain: str) -> Identify:
+    """Return an ``Identify`` for users with a client certificate, which the handshake has proven."""
+
+    def identify(accepted: Accepted) -> User:
+        assert isinstance(accepted.stream, TlsStream)
+        leaf = accepted.stream.peer_certificate()
+        if not leaf:
+            raise Refused(
+                Reason.UNAUTHENTICATED,
+                "no client certificate was shown; get one with `qanat-server issue user NAME` "
+                "and use it (curl: --proxy-cert, --cert)",
+            )
+        proven = proven_leaf(leaf, usage=Usage.CLIENT)
+        user = user_of(proven)
+        refused = why_no_user(user, trust_domain)
+        if refused is not None:
+            raise IdentityError.of(proven, refused)
+        return user
+
+    return identify
+
+
+def by_peer(peers: Mapping[int, str], trust_domain: str) -> Identify:
+    """Return an ``Identify`` for a unix socket: ``peers`` has the user for the user id at the other end."""
+
+    def identify(accepted: Accepted) -> User:
+        uid = accepted.uid
+        if uid is None or uid not in peers:
+            raise Refused(
+                Reason.UNAUTHENTICATED,
+                f"user id {uid} is not known here; add to the server's configuration: "
+                f'[[connect.unix.peer]] uid = {uid}, user = "NAME"',
+            )
+        return User(peers[uid], Role.USER, trust_domain)
+
+    return identify
+
+
+def by_file_mode(trust_domain: str) -> Identify:
+    """Return an ``Identify`` for the admin socket: its file mode lets administrators in and nobody else."""
+
+    def identify(accepted: Accepted) -> User:
+        return Administrator(f"uid-{accepted.uid}", Role.USER, trust_domain)
+
+    return identify
