@@ -1,76 +1,34 @@
-"""The store in a running server: open for as long as it runs, and fed with the events of nodes.
+"""Events of nodes on their way from the log in memory to the store, and takeovers to the audit.
 
-At the start the nodes that the store knows become nodes of the registry. While agents are attached, the store
-notes every five minutes that they were seen, and once more at a clean stop.
+While agents are attached, the store notes every five minutes that they were seen, and once more at a clean
+stop. Events go to the store a little later and many at a time. The log in memory is the queue: nothing waits
+for the disk, and a store that is slower than events come loses the oldest, as the log does. A takeover is
+also a line of the audit.
 
-Events go from the ring in memory to the store a little later and many at a time, and at the next start from
-there into the ring. The ring is the queue: nothing waits for the disk, and a store that is slower than events
-come loses the oldest, as the ring does. A takeover is also a line of the audit.
-
-A store that fails holds nobody up: agents attach and streams go on, since all that they need is in memory. It
-is asked again and again whether it works, so that ``/readyz`` tells the truth.
+A store that fails delays no agent and no stream, because all that they need is in memory. The store is probed
+again and again, so that ``/readyz`` tells the truth.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from datetime import datetime
 
 import trio
 
 from tunnel_core import __version__
 from tunnel_core.humanize import as_moment
-from tunnel_core.reasons import Reason
-from tunnel_server.config import ServerConfig
-from tunnel_server.events import MAX_EVENTS, Events, Kind, NodeEvent
+from tunnel_server.events import Events, Kind, NodeEvent
 from tunnel_server.node_budgets import AUDIT_LINES, AUDIT_SECONDS, WriteBudget
-from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import StoreError
-from tunnel_server.store.lock import wait_hold_store
-from tunnel_server.store.places import settings_of
-from tunnel_server.store.revoked import Kind as RevokedKind
-from tunnel_server.store.store import Store, open_store
+from tunnel_server.store.store import Store
 
 SEE_EVERY_SECONDS = 300.0
 _EVERY_SECONDS = 2.0
 _AT_ONCE = 1000
-_LAST_SECONDS = 3.0
-_NO_BOUND = 2**62
 _AUDITED = {Kind.TAKEN_OVER, Kind.DUPLICATE}
-
-
-@asynccontextmanager
-async def keep_store(
-    config: ServerConfig,
-    nodes: Nodes,
-    refusals: Refusals,
-    nursery: trio.Nursery,
-    wall: Callable[[], datetime],
-) -> AsyncIterator[Store]:
-    """The store, made if it is missing, with its tasks in ``nursery``; nobody else may write meanwhile.
-
-    Raises ``StoreHeld`` or ``StoreError``.
-    """
-    async with wait_hold_store(config.data_dir):
-        store = await trio.to_thread.run_sync(open_store, settings_of(config), wall)
-        nursery.start_soon(store.serve)
-        await _restore(store, nodes)
-        keeper = EventKeeper(nodes.events, refusals, store)
-        nursery.start_soon(keeper.serve)
-        nursery.start_soon(store.keep_small)
-        try:
-            yield store
-            refusals.sweep(ends=True)
-            with trio.move_on_after(_LAST_SECONDS):  # a disk may hang
-                await keeper.flush()
-                await keeper.see_attached()
-        finally:
-            await store.aclose()
 
 
 class EventKeeper:
@@ -120,19 +78,6 @@ class EventKeeper:
             self._store.note_nowait(_line(event, left_out))
 
 
-async def _restore(store: Store, nodes: Nodes) -> None:
-    """Load what earlier runs of the server left: events, nodes, and revocations."""
-    nodes.events.restore(await _newest(store))
-    with contextlib.suppress(StoreError):  # a full disk does not prevent the start
-        await store.detach_all()
-    for known in await store.known_nodes():
-        # "The server is stopping" is no reason that a user of the next run can use.
-        reason = None if known.reason is Reason.SERVER_STOPPING else known.reason
-        nodes.learn(known.name, known_at=known.known_at, last_seen_at=known.last_seen_at, reason=reason)
-    nodes.is_revoked = lambda name: store.revoked.covers_name(RevokedKind.NODE, name)
-    store.on_node_known = nodes.learn
-
-
 async def how_it_started(store: Store) -> str:
     """The detail of the event that a server was started: how the run before ended."""
     last = None
@@ -145,17 +90,6 @@ async def how_it_started(store: Store) -> str:
     if last.kind is Kind.SERVER_STOPPED:
         return f"{version}; the run before was stopped at {at}"
     return f"{version}; the run before, started at {at}, ended without a stop: killed, or by a fault"
-
-
-async def _newest(store: Store) -> list[NodeEvent]:
-    """As many as the ring takes."""
-    found: list[NodeEvent] = []
-    while len(found) < MAX_EVENTS:
-        more = await store.events(before=found[0].id if found else _NO_BOUND)
-        if not more:
-            break
-        found = more + found
-    return found[-MAX_EVENTS:]
 
 
 def _line(event: NodeEvent, left_out: int) -> AuditLine:

@@ -37,6 +37,7 @@ from tunnel_server.refusals import Refusals
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine
+from tunnel_server.store.revoked import Revoked
 from tunnel_server.store.store import Store
 from tunnel_server.user_connections import UserConnections
 
@@ -137,11 +138,13 @@ class Edge:
 
 
 @asynccontextmanager
-async def open_edge() -> AsyncIterator[Edge]:
-    nodes, counters = Nodes(trio.current_time, now), Counters()
+async def open_edge(revoked: Revoked | None = None) -> AsyncIterator[Edge]:
+    """An edge whose credential watch goes by ``revoked``."""
+    revoked = revoked or Revoked()
+    nodes, counters = Nodes(trio.current_time, now, revoked.covers_node), Counters()
     audit = list[AuditLine]()
     records = Records(counters, Log(), trio.current_time, Refusals(audit.append, trio.current_time))
-    standing = credential_watch()
+    standing = credential_watch(revoked)
     opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, standing=standing)
     followers = Followers(Events(now), counters)
     with trio.fail_after(20):

@@ -86,7 +86,7 @@ class Door:
         self.nursery = nursery
         self.limits = Limits(grace_seconds=grace_seconds)
         self.counters = Counters()
-        self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC))
+        self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC), lambda name: False)
         settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
         pool = CreditPool(self.limits.credit_pool)
         self.set_ahead = timedelta()  # the wall clock
@@ -94,7 +94,14 @@ class Door:
         self.standing = credential_watch(self.revoked, lambda: datetime.now(UTC) + self.set_ahead)
         self.refusals = refusals = Refusals(self.audited.append, trio.current_time)
         self.attachments = Attachments(
-            settings, self.nodes, pool, nursery, self.counters, standing=self.standing, refusals=refusals
+            settings,
+            self.nodes,
+            pool,
+            nursery,
+            self.counters,
+            standing=self.standing,
+            refusals=refusals,
+            trust_bundle=bytes,
         )
 
     def revoke(self, kind: Kind, subject: str) -> None:
@@ -452,6 +459,7 @@ async def test_a_metered_agent_is_told_to_ping_seldom_and_a_slower_server_wins(
             door.counters,
             standing=door.standing,
             refusals=door.refusals,
+            trust_bundle=bytes,
         )
         agent = await door.attach("edge1", metered=metered)
         assert agent.attempt.welcome.ping_interval_ms == welcomed * 1000
