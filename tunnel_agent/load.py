@@ -44,9 +44,10 @@ class Installation:
         bridge: Bridge,
         on_open: Callable[[Stream], None],
         on_look: Callable[[LinkEvent | None], None],
+        on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle,
         cap: Bucket | None = None,
     ) -> Connector:
-        """What attaches this installation; for the two callbacks see there."""
+        """What attaches this installation; for the callbacks see there."""
         from tunnel_agent.connect import Connector  # gRPC, which a renewal can do without
 
         session = self.config.session
@@ -59,6 +60,7 @@ class Installation:
             services=self.services,
             on_open=on_open,
             on_look=on_look,
+            on_roots=on_roots,
             max_wait_seconds=session.retry_max_seconds,
             metered=self.config.link.profile is ProfileName.METERED,
             cap=cap,
