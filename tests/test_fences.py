@@ -148,6 +148,12 @@ def test_nothing_of_the_product_imports_tests_or_bench() -> None:
         assert not {"tests", "bench"} & set(map(top, imports_of(module))), module
 
 
+@pytest.mark.parametrize("program", ["tunnel_server", "tunnel_agent"])
+def test_a_composition_root_only_composes(program: str) -> None:
+    lines = modules()[f"{program}.app"].read_text().splitlines()
+    assert len(lines) <= 200, "move what is no composition to the room that it concerns"
+
+
 @pytest.mark.parametrize("library", BEHIND_ONE_MODULE)
 def test_foreign_worlds_stand_behind_one_module(library: str) -> None:
     users = {module for module in modules() if library in map(top, imports_of(module))}

@@ -12,7 +12,7 @@ import trio
 from certs.bundle import Bundle
 from tunnel_agent.attach import Attacher
 from tunnel_agent.config import SOFTWARE, STATUS_SERVICE
-from tunnel_agent.connect import connector_of
+from tunnel_agent.connect import Connector, connector_of
 from tunnel_agent.dial import Dialler
 from tunnel_agent.held_bundle import HeldBundle
 from tunnel_agent.load import Installation
@@ -83,7 +83,14 @@ class Agent:
         self._held = HeldBundle(installation.bundle_file, installation.bundle)
         self.pages = self._make_pages()
         self.serving = self._make_serving()
-        self._attacher = self._make_attacher(bridge)
+        self.connector = self._make_connector(bridge)
+        self._attacher = Attacher(
+            self.connector.open_link,
+            self.state,
+            self.counters,
+            max_wait_seconds=installation.config.session.retry_max_seconds,
+            obstacle=self._obstacle,
+        )
         self._renewal = Renewal(self._held, self.state, self._renewal_command, self._take_up)
 
     def _make_pages(self) -> OpsPages:
@@ -124,15 +131,10 @@ class Agent:
             half_closed_seconds=config.session.half_closed_seconds or None,
         )
 
-    def _make_attacher(self, bridge: Bridge) -> Attacher:
-        installation, session = self._installation, self._installation.config.session
-        self.connector = connector = connector_of(
-            installation, bridge, self.serving.take, self.state.look, self.cap
-        )
-        connector.on_roots = Roots(connector, installation.bundle_file, self._nursery).hear
-        wait = session.retry_max_seconds
-        return Attacher(
-            connector.open_link, self.state, self.counters, max_wait_seconds=wait, obstacle=self._obstacle
+    def _make_connector(self, bridge: Bridge) -> Connector:
+        roots = Roots(self._installation.bundle_file, self._nursery)
+        return connector_of(
+            self._installation, bridge, self.serving.take, self.state.look, roots.hear, self.cap
         )
 
     def _obstacle(self) -> tuple[str, bool]:

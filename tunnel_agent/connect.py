@@ -61,8 +61,9 @@ class Connector:
     services: tuple[Service, ...]
     on_open: Callable[[Stream], None]
     on_look: Callable[[LinkEvent | None], None]
-    on_roots: Callable[[bytes], None] = lambda told: None
-    """Hears which roots (PEM) a server tells in its welcome; must not block or raise."""
+    on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle
+    """Gets the roots (PEM) that a server tells in its welcome, and the bundle. Returns the bundle for the
+    next attaches. Must not block or raise."""
     max_wait_seconds: float = 30.0
     metered: bool = False
     cap: Bucket | None = None
@@ -188,7 +189,7 @@ class Connector:
         answer_seconds = max(_LEAST_ANSWER_SECONDS, _ANSWER_DIALS * took)
         await attempt.settle(min(self.limits.attach_timeout_seconds, patience_seconds, answer_seconds))
         if attempt.welcome.trust_bundle:
-            self.on_roots(attempt.welcome.trust_bundle)
+            self.bundle = self.on_roots(attempt.welcome.trust_bundle, self.bundle)
         return attempt
 
     async def _watch_way(self) -> None:
@@ -270,9 +271,10 @@ def connector_of(
     bridge: Bridge,
     on_open: Callable[[Stream], None],
     on_look: Callable[[LinkEvent | None], None],
+    on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle,
     cap: Bucket | None = None,
 ) -> Connector:
-    """Return what attaches ``installation``; for ``on_open`` and ``on_look`` see ``Connector``."""
+    """Return what attaches ``installation``; for the callbacks see ``Connector``."""
     session = installation.config.session
     return Connector(
         bridge=bridge,
@@ -283,6 +285,7 @@ def connector_of(
         services=installation.services,
         on_open=on_open,
         on_look=on_look,
+        on_roots=on_roots,
         max_wait_seconds=session.retry_max_seconds,
         metered=installation.config.link.profile is ProfileName.METERED,
         cap=cap,

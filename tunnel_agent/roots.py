@@ -24,44 +24,42 @@ import ssl
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trio
 
-from certs.bundle import MAX_ROOTS, BundleError, change_bundle, split_pem
+from certs.bundle import MAX_ROOTS, Bundle, BundleError, change_bundle, split_pem
 from tunnel_core.logs import log_event
-
-if TYPE_CHECKING:
-    from tunnel_agent.connect import Connector
 
 _log = logging.getLogger("qanat.agent")
 
 
 class Roots:
-    """Keeps the roots of ``connector``, and of the bundle at ``file``, as the servers tell them."""
+    """Keeps the roots of the bundle at ``file`` as the servers tell them; ``nursery`` runs what writes it."""
 
-    def __init__(self, connector: Connector, file: Path, nursery: trio.Nursery) -> None:
-        self._connector = connector
+    def __init__(self, file: Path, nursery: trio.Nursery) -> None:
         self._file = file
         self._nursery = nursery
         self._said: str | None = None
 
-    def hear(self, told_pem: bytes) -> None:
-        """What a server told. Never blocks, never raises; the disk is written by a task."""
-        known_pem = self._connector.bundle.roots_pem
+    def hear(self, told_pem: bytes, bundle: Bundle) -> Bundle:
+        """Return ``bundle`` with the roots that a server told, or as it is if they are not believed.
+
+        Never blocks and never raises. A task writes the file.
+        """
+        known_pem = bundle.roots_pem
         try:
             told = roots_told(told_pem, known_pem)
         except ValueError as error:
             self._say_once(f"the roots that the server told are not believed: {error}")
-            return
+            return bundle
         known = split_pem(known_pem)
         if set(told) == set(known):
-            return
+            return bundle
         came, went = _fingerprints(told, known), _fingerprints(known, told)
         log_event(_log, logging.WARNING, "the server told of other roots", added=came, dropped=went)
         roots_pem = b"".join(told)
-        self._connector.bundle = replace(self._connector.bundle, roots_pem=roots_pem)
         self._nursery.start_soon(self._keep, roots_pem)
+        return replace(bundle, roots_pem=roots_pem)
 
     async def _keep(self, roots_pem: bytes) -> None:
         def write() -> None:

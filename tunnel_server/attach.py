@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,6 +68,7 @@ class Attachments:
     """Takes carriers in, and keeps the sessions they carry; ``counters`` hears of every outcome.
 
     ``standing`` ends the sessions of those who have to go, ``refusals`` hears of those who were not let in.
+    ``trust_bundle`` gives the roots (PEM) that agents are told; if it gives none, agents are told nothing.
     """
 
     def __init__(
@@ -79,10 +81,9 @@ class Attachments:
         *,
         standing: Standing,
         refusals: Refusals,
+        trust_bundle: Callable[[], bytes],
     ) -> None:
         self.stopping = False
-        self.trust_bundle = b""
-        """Roots (PEM) that agents are told; empty tells them nothing."""
         self.limits = settings.limits
         self.send_pool = SendPool(settings.limits.send_pool)
         self._settings = settings
@@ -92,6 +93,7 @@ class Attachments:
         self._counters = counters
         self._standing = standing
         self._refusals = refusals
+        self._trust_bundle = trust_bundle
         self._failures = LineLimiter()
         self._arrivals = Arrivals(settings.limits.max_attaches_per_identity)
         self._sessions = Sessions()
@@ -162,8 +164,8 @@ class Attachments:
             link = arrival.held.link
             welcome = self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
             welcome = welcome._replace(resumed=True, used=hello.use)
-            told = link.welcome.trust_bundle == self.trust_bundle
-            return welcome if told else welcome._replace(trust_bundle=self.trust_bundle)
+            roots = self._trust_bundle()
+            return welcome if link.welcome.trust_bundle == roots else welcome._replace(trust_bundle=roots)
         self._check_room(arrival.node)
         self._nodes.check_duplicate(arrival.node, hello)
         self._nodes.spend_attach(arrival.node, resumes=False)
@@ -196,7 +198,7 @@ class Attachments:
             early_data_limit=limits.early_data,
             initial_credit=limits.initial_credit,
             alias=node_alias(node),
-            trust_bundle=self.trust_bundle if secret else b"",
+            trust_bundle=self._trust_bundle() if secret else b"",
             grace_ms=int(limits.grace_seconds * 1000),
         )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
+from tunnel_core.limits import Limits
 from tunnel_core.names import Target
 from tunnel_core.ranges import WELCOME
 from tunnel_core.settings import (
@@ -290,6 +291,21 @@ class ServerConfig:
             "ops": {"listen": OPS_LISTEN},
             "audit": {"file": f"{data_dir}/audit.jsonl"},
         }
+
+
+def session_limits(config: ServerConfig) -> Limits:
+    """Return the limits of sessions that the configuration says; the others stay at their defaults."""
+    session = config.session
+    return Limits(
+        max_streams=session.max_streams,
+        max_streams_per_user=session.max_streams_per_user,
+        ping_interval_seconds=session.ping_interval_seconds,
+        missed_pings=session.missed_pings,
+        attach_timeout_seconds=session.attach_timeout_seconds,
+        open_timeout_seconds=config.open_timeout_seconds,
+        grace_seconds=session.grace_seconds,
+        open_wait_seconds=session.open_wait_seconds,
+    )
 
 
 def _check_socket_path(path: Path, key: str) -> None:

@@ -60,12 +60,12 @@ class NodeEvent:
 
 
 class Events:
-    """The ring. ``wall`` gives UTC. ``on_event`` is called for each new one; it must not block or raise."""
+    """The ring. ``wall`` gives UTC."""
 
     def __init__(
         self, wall: Callable[[], datetime], *, most: int = MAX_EVENTS, share: int = MAX_EVENTS_OF_NODE
     ) -> None:
-        self.on_event: Callable[[NodeEvent], None] | None = None
+        self._subscribers: list[Callable[[NodeEvent], None]] = []
         self._wall = wall
         self._most = most
         self._share = share
@@ -74,6 +74,10 @@ class Events:
         self._forgotten_id = 0  # the highest id of all removed events
         self._last_id = int(wall().timestamp() * 1000)
         self._before_run = self._last_id
+
+    def subscribe(self, on_event: Callable[[NodeEvent], None]) -> None:
+        """Call ``on_event`` for each new event from now on. It must not block or raise."""
+        self._subscribers.append(on_event)
 
     @property
     def last_id(self) -> int:
@@ -94,8 +98,8 @@ class Events:
         cut = detail[:_MAX_DETAIL]
         event = NodeEvent(self._last_id, self._wall(), kind, node, session_id, reason, cut)
         self._keep(event)
-        if self.on_event is not None:
-            self.on_event(event)
+        for on_event in self._subscribers:
+            on_event(event)
 
     def _keep(self, event: NodeEvent) -> None:
         whose = event.node, event.kind

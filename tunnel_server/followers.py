@@ -24,7 +24,7 @@ class Followers:
         for kind in Kind:  # shown as 0, so that the first of a kind is a rise
             if kind not in OF_SERVER:
                 counters.node_events[kind.value] = 0
-        events.on_event = self._happened
+        events.subscribe(self._happened)
 
     def _happened(self, event: NodeEvent) -> None:
         if event.kind not in OF_SERVER:

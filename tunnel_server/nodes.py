@@ -67,15 +67,20 @@ class Node:
 class Nodes:
     """The registry. ``monotonic`` gives seconds for ages, ``wall`` the UTC time shown to people.
 
+    ``is_revoked`` says whether no certificate of a node is let in, because its name was revoked.
     ``most_gone``: how many nodes without a session are remembered.
     """
 
     def __init__(
-        self, monotonic: Callable[[], float], wall: Callable[[], datetime], *, most_gone: int = MAX_GONE
+        self,
+        monotonic: Callable[[], float],
+        wall: Callable[[], datetime],
+        is_revoked: Callable[[str], bool],
+        *,
+        most_gone: int = MAX_GONE,
     ) -> None:
         self.events = Events(wall)
-        self.is_revoked: Callable[[str], bool] = lambda name: False
-        """Whether no certificate of this node is let in, because its name was revoked."""
+        self.is_revoked = is_revoked
         self.writes = writes_budget()
         """What each node may cause to be written: its events, and lines of the log."""
         self._most_gone = most_gone

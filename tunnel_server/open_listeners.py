@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import trio
 
 from tunnel_core.declining import Decline, decline_http, decline_tls
+from tunnel_core.descriptors import raise_descriptor_limit
+from tunnel_core.logs import log_event
 from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress
 from tunnel_server.config import ListenerLimits
@@ -15,31 +19,50 @@ from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.web import ENTRANCE as WEB
 from tunnel_server.listeners import Handler, Listener, Reporter, listen_tcp, listen_unix
 
+_log = logging.getLogger("qanat.server")
+
 HTTPS = "https"
+Addresses: TypeAlias = Mapping[str, Sequence[str]]
+"""The addresses (``host:port``, or a path) at which each entrance listens."""
 _DESCRIPTOR_SHARE = 8
 _DECLINES: Mapping[str, Decline] = {AGENTS: decline_tls, HTTPS: decline_tls, WEB: decline_http}
 """How a TCP listener tells a connection that there are too many. The ``tcp`` entrance has no words for it."""
 
 
+def claim_descriptors(most_agents: int) -> int:
+    """Raise the process's limit of file descriptors, and return it. Log a warning if it is too low."""
+    limit = raise_descriptor_limit()
+    if limit.carries >= most_agents:
+        log_event(_log, logging.INFO, str(limit))
+    else:
+        sentence = f"{limit}, fewer than [agents] max = {most_agents}; raise LimitNOFILE= or ulimit -n"
+        log_event(_log, logging.WARNING, sentence)
+    return limit.now
+
+
 class OpenListeners:
-    """Open listeners by entrance. Each is served in ``nursery``; ``reporter`` gets what they refuse."""
+    """Open listeners by entrance. Each is served in ``nursery``; ``reporter`` gets what they refuse.
+
+    ``most_agents`` may be attached at once. ``descriptors`` is how many file descriptors the process may
+    have, which bounds the unauthenticated connections of each listener. A listener has as many connections
+    that wait as unauthenticated ones, so two listeners leave half of the descriptors.
+    """
 
     def __init__(
-        self, limits: ListenerLimits, reporter: Reporter, nursery: trio.Nursery, *, most_agents: int = 5000
+        self,
+        limits: ListenerLimits,
+        reporter: Reporter,
+        nursery: trio.Nursery,
+        *,
+        most_agents: int,
+        descriptors: int,
     ) -> None:
-        self.listeners: list[Listener] = []
+        self._listeners: list[Listener] = []
         self._limits = limits
         self._reporter = reporter
         self._nursery = nursery
         self._most_agents = most_agents
-        self._max_unauthenticated: int = limits.max_unauthenticated
-
-    def leave_descriptors(self, limit: int) -> None:
-        """Bound the unauthenticated connections of listeners opened from now on by the descriptor limit.
-
-        A listener has as many that wait as it has unauthenticated ones, so two listeners leave half.
-        """
-        self._max_unauthenticated = max(1, min(self._limits.max_unauthenticated, limit // _DESCRIPTOR_SHARE))
+        self._max_unauthenticated = max(1, min(limits.max_unauthenticated, descriptors // _DESCRIPTOR_SHARE))
 
     async def open_tcp(self, entrance: str, addresses: Sequence[str], handler: Handler) -> None:
         """Listen on all ``addresses`` (``host:port``), if there are any. Raises ``CannotListen``."""
@@ -54,7 +77,7 @@ class OpenListeners:
         await self._serve(listen_unix(entrance, address, admission, self._reporter, decline_http), handler)
 
     async def _serve(self, listener: Listener, handler: Handler) -> None:
-        self.listeners.append(listener)
+        self._listeners.append(listener)
         await self._nursery.start(listener.serve, handler)
 
     def _admission(self, entrance: str) -> Admission:
@@ -75,11 +98,11 @@ class OpenListeners:
     def addresses(self) -> dict[str, list[str]]:
         """Return the addresses of each entrance, in the order in which they were opened."""
         found: dict[str, list[str]] = {}
-        for listener in self.listeners:
+        for listener in self._listeners:
             found.setdefault(listener.entrance, []).extend(listener.addresses)
         return found
 
     def stop_accepting(self) -> None:
         """Accept no more connections; those that are open go on."""
-        for listener in self.listeners:
+        for listener in self._listeners:
             listener.stop_accepting()

@@ -10,18 +10,20 @@ import trio
 
 from tunnel_core.ending import has_terminal
 from tunnel_core.log_batches import hold_lines
-from tunnel_server.app import CannotStart, Server
+from tunnel_server.app import CannotStart, Server, open_server
 from tunnel_server.config import ServerConfig
+from tunnel_server.open_listeners import Addresses
 
 _log = logging.getLogger("qanat.server")
 
 _SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
-async def run_server(config: ServerConfig, on_ready: Callable[[Server], None] = lambda server: None) -> bool:
+async def run_server(config: ServerConfig, on_ready: Callable[[Addresses], None]) -> bool:
     """Serves until SIGTERM or SIGINT, and then drains; SIGHUP reads certificates and roots anew.
 
-    The end of the terminal in which the server was started drains as well.
+    ``on_ready`` is called when all is open. The end of the terminal in which the server was started drains
+    as well.
 
     Returns whether it drained, False if a second signal cut that short. Raises ``CannotStart``, with
     nothing left open. Any other exception is a fault of ours that ended the server.
@@ -40,11 +42,10 @@ async def run_server(config: ServerConfig, on_ready: Callable[[Server], None] = 
     return drained
 
 
-async def _serve(config: ServerConfig, nursery: trio.Nursery, on_ready: Callable[[Server], None]) -> bool:
-    server = Server(config, nursery)
+async def _serve(config: ServerConfig, nursery: trio.Nursery, on_ready: Callable[[Addresses], None]) -> bool:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
-        async with server.running():
-            on_ready(server)
+        async with open_server(config, nursery) as server, server.listening() as addresses:
+            on_ready(addresses)
             await _wait_stop(server, signals)
             return await _drain(server, signals)
 

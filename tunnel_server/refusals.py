@@ -7,15 +7,20 @@ the end of its minute.
 
 from __future__ import annotations
 
+import logging
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from certs.x509 import IdentityError
 from tunnel_core.identity import Role, SpiffeId
+from tunnel_core.logs import log_event
 from tunnel_core.reasons import Category, Reason, Refused
 from tunnel_core.sources import source_of
+from tunnel_server.standing import Ended
 from tunnel_server.store.audit import AuditLine, Kind
+
+_log = logging.getLogger("qanat.server")
 
 WINDOW_SECONDS = 60.0
 MAX_SOURCES = 1000
@@ -101,6 +106,17 @@ def _line(entrance: str, source: str, refused: Refused) -> AuditLine:
     if not isinstance(refused, IdentityError):
         return line
     return about(refused.identity, replace(line, serial=refused.serial))
+
+
+def record_ended(write: Callable[[AuditLine], None], ended: Ended) -> None:
+    """Write what was ended with a certificate to the log, and to the audit by ``write``."""
+    proven, refused = ended.proven, ended.refused
+    single = ended.count == 1
+    what = "session, stream or answer was" if single else "sessions, streams or answers were"
+    sentence = f"{ended.count} {what} ended: {refused.detail}"
+    log_event(_log, logging.WARNING, sentence, reason=refused.reason, serial=proven.serial)
+    line = AuditLine(Kind.ENDED, serial=proven.serial, reason=refused.reason.word, detail=sentence)
+    write(about(proven.identity, line))
 
 
 def about(identity: SpiffeId | None, line: AuditLine) -> AuditLine:

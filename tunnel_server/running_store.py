@@ -22,7 +22,6 @@ from tunnel_server.refusals import Refusals
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import wait_hold_store
 from tunnel_server.store.places import settings_of
-from tunnel_server.store.revoked import Kind as RevokedKind
 from tunnel_server.store.store import Store, open_store
 
 _LAST_SECONDS = 3.0
@@ -30,36 +29,44 @@ _NO_BOUND = 2**62
 
 
 @asynccontextmanager
-async def keep_store(
-    config: ServerConfig,
-    nodes: Nodes,
-    refusals: Refusals,
-    nursery: trio.Nursery,
-    wall: Callable[[], datetime],
+async def running_store(
+    config: ServerConfig, nursery: trio.Nursery, wall: Callable[[], datetime]
 ) -> AsyncIterator[Store]:
-    """The store, made if it is missing, with its tasks in ``nursery``; nobody else may write meanwhile.
+    """Hold the data folder, and open the store, which is made if it is missing. Close both at the end.
 
-    Raises ``StoreHeld`` or ``StoreError``.
+    The store's own tasks run in ``nursery``. No other process may write meanwhile. Raises ``StoreHeld`` or
+    ``StoreError``.
     """
     async with wait_hold_store(config.data_dir):
         store = await trio.to_thread.run_sync(open_store, settings_of(config), wall)
         nursery.start_soon(store.serve)
-        await _restore(store, nodes)
-        keeper = EventKeeper(nodes.events, refusals, store)
-        nursery.start_soon(keeper.serve)
         nursery.start_soon(store.keep_small)
         try:
             yield store
-            refusals.sweep(ends=True)
-            with trio.move_on_after(_LAST_SECONDS):  # a disk may hang
-                await keeper.flush()
-                await keeper.see_attached()
         finally:
             await store.aclose()
 
 
+@asynccontextmanager
+async def restored_nodes(
+    store: Store, nodes: Nodes, refusals: Refusals, nursery: trio.Nursery
+) -> AsyncIterator[None]:
+    """Give ``nodes`` what earlier runs stored, and store the events of this run until the block ends.
+
+    If the block ends without an error, the events and the refusals that still wait are stored then.
+    """
+    await _restore(store, nodes)
+    keeper = EventKeeper(nodes.events, refusals, store)
+    nursery.start_soon(keeper.serve)
+    yield
+    refusals.sweep(ends=True)
+    with trio.move_on_after(_LAST_SECONDS):  # a disk may hang
+        await keeper.flush()
+        await keeper.see_attached()
+
+
 async def _restore(store: Store, nodes: Nodes) -> None:
-    """Load what earlier runs of the server left: events, nodes, and revocations."""
+    """Load the events and nodes of earlier runs, and have the registry learn of each new node."""
     nodes.events.restore(await _newest(store))
     with contextlib.suppress(StoreError):  # a full disk does not prevent the start
         await store.detach_all()
@@ -67,8 +74,7 @@ async def _restore(store: Store, nodes: Nodes) -> None:
         # "The server is stopping" is no reason that a user of the next run can use.
         reason = None if known.reason is Reason.SERVER_STOPPING else known.reason
         nodes.learn(known.name, known_at=known.known_at, last_seen_at=known.last_seen_at, reason=reason)
-    nodes.is_revoked = lambda name: store.revoked.covers_name(RevokedKind.NODE, name)
-    store.on_node_known = nodes.learn
+    store.subscribe_nodes(nodes.learn)
 
 
 async def _newest(store: Store) -> list[NodeEvent]:

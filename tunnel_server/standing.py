@@ -62,24 +62,22 @@ class Ended:
 
 
 class Standing:
-    """``wall`` gives UTC. ``on_ended`` is called with what was ended; it must not block or raise.
+    """``revoked`` says which certificates are revoked, and ``wall`` gives UTC.
 
-    No certificate passes before ``go_by`` has said which ones are revoked.
+    ``on_ended`` is called with what was ended. It must not block or raise.
     """
 
-    def __init__(self, wall: Callable[[], datetime], on_ended: Callable[[Ended], None]) -> None:
-        self._on_ended = on_ended
+    def __init__(
+        self, revoked: Revoked, wall: Callable[[], datetime], on_ended: Callable[[Ended], None]
+    ) -> None:
+        self._revoked = revoked
         self._wall = wall
-        self._revoked: Revoked | None = None
+        self._on_ended = on_ended
         self._retired: frozenset[bytes] = frozenset()
         self._entries: dict[Entry, None] = {}
         self._soonest = _NEVER  # that ends, of those that are entered
         self._timer = trio.CancelScope()
-
-    def go_by(self, revoked: Revoked) -> None:
-        """This says who is revoked from here on, and tells of each new one."""
-        self._revoked = revoked
-        revoked.on_revoked = self._revoked_now
+        revoked.subscribe(self._revoked_now)
 
     # Coming in.
 
@@ -181,8 +179,6 @@ class Standing:
             self._on_ended(one)
 
     def _why_not(self, proven: Proven, now: datetime) -> IdentityError | None:
-        if self._revoked is None:
-            raise RuntimeError("nobody may come in before it is known which certificates are revoked")
         if self._revoked.covers(proven.identity, proven.serial):
             return IdentityError.of(proven, refusal(proven.identity, proven.serial))
         if proven.issuer_key and proven.issuer_key in self._retired:

@@ -112,7 +112,7 @@ async def test_a_clock_that_is_far_off_is_named_with_the_difference(
     authority = create_authority(pki.TRUST_DOMAIN, now=then).authority
     shown = authority.issue(Role.SERVER, "main", names=LOOPBACK_NAMES, now=then)
     async with open_issuing(tmp_path, leaf=shown, wall=shifted(by)) as issuing:
-        issuing.enrolment.replace_signer(Signer(authority))
+        issuing.signers.append(Signer(authority))
         token = await issuing.token()
         contact = contact_with(issuing, Token(token.id, token.secret, authority.root_pin))
         findings = await go_as_far_as_possible(contact)

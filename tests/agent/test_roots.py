@@ -7,8 +7,6 @@ import re
 import stat
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import trio
@@ -64,20 +62,26 @@ def test_nothing_else_comes_of_bytes(told: bytes) -> None:
         roots_told(told, OLD)
 
 
-def heard(nursery: trio.Nursery, folder: Path) -> tuple[Roots, Any, Path]:
-    file = pki.write_node_bundle(folder / "node.pem", "edge1", "localhost:7001")
-    connector: Any = SimpleNamespace(bundle=read_bundle(file))
-    return Roots(connector, file, nursery), connector, file
+class Agent:
+    """Goes by a bundle as a connector does, and hears of roots."""
+
+    def __init__(self, nursery: trio.Nursery, folder: Path) -> None:
+        self.file = pki.write_node_bundle(folder / "node.pem", "edge1", "localhost:7001")
+        self.bundle = read_bundle(self.file)
+        self.roots = Roots(self.file, nursery)
+
+    def hear(self, told_pem: bytes) -> None:
+        self.bundle = self.roots.hear(told_pem, self.bundle)
 
 
 async def test_they_are_used_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with trio.open_nursery() as nursery:
-        roots, connector, file = heard(nursery, tmp_path)
-        before = read_bundle(file)
-        roots.hear(NEW + OLD)
-        assert connector.bundle.roots_pem == NEW + OLD  # at once
-    assert read_bundle(file) == replace(before, roots_pem=NEW + OLD)
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        agent = Agent(nursery, tmp_path)
+        before = read_bundle(agent.file)
+        agent.hear(NEW + OLD)
+        assert agent.bundle.roots_pem == NEW + OLD  # at once
+    assert read_bundle(agent.file) == replace(before, roots_pem=NEW + OLD)
+    assert stat.S_IMODE(agent.file.stat().st_mode) == 0o600
     [line] = caplog.records
     assert line.message == "the server told of other roots"
     assert re.fullmatch("[0-9a-f]{16}", line.fields["added"])  # type: ignore[attr-defined]
@@ -88,14 +92,14 @@ async def test_the_same_ones_in_another_order_are_no_news(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with trio.open_nursery() as nursery:
-        roots, _, file = heard(nursery, tmp_path)
-        roots.hear(NEW + OLD)
-    written = file.stat().st_ino
+        agent = Agent(nursery, tmp_path)
+        agent.hear(NEW + OLD)
+    written = agent.file.stat().st_ino
     async with trio.open_nursery() as nursery:
-        roots._nursery = nursery
-        roots.hear(OLD + NEW)
-        roots.hear(OLD + NEW + OLD)
-    assert file.stat().st_ino == written
+        agent.roots._nursery = nursery
+        agent.hear(OLD + NEW)
+        agent.hear(OLD + NEW + OLD)
+    assert agent.file.stat().st_ino == written
     assert len(caplog.records) == 1
 
 
@@ -103,10 +107,10 @@ async def test_what_makes_no_sense_changes_nothing_and_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with trio.open_nursery() as nursery:
-        roots, connector, file = heard(nursery, tmp_path)
+        agent = Agent(nursery, tmp_path)
         for _ in range(3):
-            roots.hear(NEW)
-    assert connector.bundle.roots_pem == read_bundle(file).roots_pem == OLD
+            agent.hear(NEW)
+    assert agent.bundle.roots_pem == read_bundle(agent.file).roots_pem == OLD
     [line] = caplog.messages
     assert line.startswith("the roots that the server told are not believed: none of")
 
@@ -115,14 +119,14 @@ async def test_a_bundle_that_cannot_be_written_is_said_once_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with trio.open_nursery() as nursery:
-        roots, connector, file = heard(nursery, tmp_path)
-        file.unlink()
-        file.mkdir()  # root may write anywhere, but not here
-        roots.hear(OLD + NEW)
+        agent = Agent(nursery, tmp_path)
+        agent.file.unlink()
+        agent.file.mkdir()  # root may write anywhere, but not here
+        agent.hear(OLD + NEW)
     async with trio.open_nursery() as nursery:
-        roots._nursery = nursery
-        roots.hear(OLD)
-    assert connector.bundle.roots_pem == OLD
+        agent.roots._nursery = nursery
+        agent.hear(OLD)
+    assert agent.bundle.roots_pem == OLD
     said = [line for line in caplog.messages if "forgotten at the next start" in line]
     assert len(said) == 1
 
@@ -130,10 +134,10 @@ async def test_a_bundle_that_cannot_be_written_is_said_once_and_stops_nothing(
 async def test_a_certificate_that_came_meanwhile_is_kept(tmp_path: Path) -> None:
     """The next certificate of the node is written by another process, between two looks of ours."""
     async with trio.open_nursery() as nursery:
-        roots, _, file = heard(nursery, tmp_path)
+        agent = Agent(nursery, tmp_path)
         fresh = pki.authority().issue(Role.NODE, "edge1")
         key, chain = fresh.credential.key_pem, fresh.chain_pem
-        change_bundle(file, lambda bundle: replace(bundle, key_pem=key, chain_pem=chain))
-        roots.hear(OLD + NEW)
-    kept = read_bundle(file)
+        change_bundle(agent.file, lambda bundle: replace(bundle, key_pem=key, chain_pem=chain))
+        agent.hear(OLD + NEW)
+    kept = read_bundle(agent.file)
     assert (kept.key_pem, kept.chain_pem, kept.roots_pem) == (key, chain, OLD + NEW)

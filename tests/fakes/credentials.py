@@ -19,6 +19,4 @@ def credential_watch(
     on_ended: Callable[[Ended], None] = lambda ended: None,
 ) -> Standing:
     """A watch that goes by ``revoked``."""
-    standing = Standing(wall, on_ended)
-    standing.go_by(revoked or Revoked())
-    return standing
+    return Standing(revoked or Revoked(), wall, on_ended)

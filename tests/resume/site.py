@@ -137,7 +137,7 @@ class Site:
         self.start_agent()
 
     def start_server(self) -> None:
-        self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC))
+        self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC), lambda name: False)
         settings = AttachSettings(pki.TRUST_DOMAIN, 10, self.limits)
         self.counters = Counters()
         pool = CreditPool(self.limits.credit_pool)
@@ -150,6 +150,7 @@ class Site:
             self.counters,
             standing=credential_watch(),
             refusals=refusals,
+            trust_bundle=bytes,
         )
 
     def kill_server(self) -> list[Link]:

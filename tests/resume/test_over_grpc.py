@@ -72,7 +72,7 @@ async def _pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
 
 @asynccontextmanager
 async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChannel[Stream]]]:
-    nodes, limits = Nodes(trio.current_time, lambda: datetime.now(UTC)), Limits()
+    nodes, limits = Nodes(trio.current_time, lambda: datetime.now(UTC), lambda name: False), Limits()
     send, receive = trio.open_memory_channel[Stream](10)
     there = trio.Event()
 
@@ -90,7 +90,16 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
         standing = credential_watch()
         refusals = Refusals(list[AuditLine]().append, trio.current_time)
         pool = CreditPool(limits.credit_pool)
-        door = Attachments(settings, nodes, pool, nursery, Counters(), standing=standing, refusals=refusals)
+        door = Attachments(
+            settings,
+            nodes,
+            pool,
+            nursery,
+            Counters(),
+            standing=standing,
+            refusals=refusals,
+            trust_bundle=bytes,
+        )
         site.on_carrier = door.take
         wire = Wire(site.port, nursery)
         await wire.open()

@@ -114,12 +114,11 @@ async def open_sections(folder: Path) -> AsyncIterator[tuple[Edge, list[Section[
     """All that the server's listeners are made of: EST, the API, CONNECT and the acts of administrators."""
     assert run("init", "--name", "tunnel.example.com", "--data-dir", folder / "d").exit_code == 0
     config = load(folder / "d" / "server.toml", ServerConfig)
-    async with opened(folder, now, settings_of(config)) as store, open_edge() as edge:  # type: ignore[arg-type]
-        edge.standing.go_by(store.revoked)
+    async with opened(folder, now, settings_of(config)) as store, open_edge(store.revoked) as edge:  # type: ignore[arg-type]
         edge.attach("edge1", echo)
         signer = Signer(pki.authority(), pki.server_leaf().roots_pem)
         settings = EnrolmentSettings(pki.TRUST_DOMAIN, 3600.0, 1800.0, renews_only_own=False)
-        enrolment = Enrolment(settings, signer, store, edge.standing, trio.current_time)
+        enrolment = Enrolment(settings, lambda: signer, store, edge.standing, trio.current_time)
         est = EstEntrance(enrolment, lambda: Reach(TRUST_DOMAIN, ("localhost:1",), ("localhost:2",)), now)
         facts = ServerFacts(now(), dict, describe_server, edge.standing.proven, store)
         without_server = Actions.without_server(config, store)

@@ -37,6 +37,7 @@ from tunnel_server.refusals import Refusals
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine
+from tunnel_server.store.revoked import Revoked
 from tunnel_server.store.store import Store
 from tunnel_server.user_connections import UserConnections
 
@@ -137,12 +138,15 @@ class Edge:
 
 
 @asynccontextmanager
-async def open_edge(clock: Callable[[], float] = trio.current_time) -> AsyncIterator[Edge]:
-    """``clock`` is the one that lines of refusals go by."""
-    nodes, counters = Nodes(trio.current_time, now), Counters()
+async def open_edge(
+    revoked: Revoked | None = None, clock: Callable[[], float] = trio.current_time
+) -> AsyncIterator[Edge]:
+    """An edge whose credential watch goes by ``revoked``. Lines of refusals go by ``clock``."""
+    revoked = revoked or Revoked()
+    nodes, counters = Nodes(trio.current_time, now, revoked.covers_node), Counters()
     audit = list[AuditLine]()
     records = Records(counters, Log(), clock, Refusals(audit.append, trio.current_time))
-    standing = credential_watch()
+    standing = credential_watch(revoked)
     opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, standing=standing)
     followers = Followers(Events(now), counters)
     with trio.fail_after(20):

@@ -37,6 +37,8 @@ class Issuing:
     store: Store
     enrolment: Enrolment
     listener: Listener
+    signers: list[Signer]
+    """The last one signs."""
 
     @property
     def address(self) -> str:
@@ -96,11 +98,11 @@ async def open_issuing(
         (folder / "users.pem").write_bytes(user_roots)
         files = replace(files, user_trust_file=folder / "users.pem")
     store = open_store(StoreSettings(folder / FILE), now)
-    async with open_edge() as edge:
-        standing = edge.standing
-        standing.go_by(store.revoked)
-        signer = Signer(pki.authority(), leaf.roots_pem)
-        enrolment = Enrolment(replace(settings, **changes), signer, store, standing, trio.current_time)
+    async with open_edge(store.revoked) as edge:
+        signers = [Signer(pki.authority(), leaf.roots_pem)]
+        enrolment = Enrolment(
+            replace(settings, **changes), lambda: signers[-1], store, edge.standing, trio.current_time
+        )
         est = EstEntrance(
             enrolment, lambda: Reach(pki.TRUST_DOMAIN, ("localhost:7001",), ("localhost:7002",)), wall
         )
@@ -111,7 +113,7 @@ async def open_issuing(
             if serves:
                 nursery.start_soon(store.serve)
             try:
-                yield Issuing(folder, edge, store, enrolment, listener)
+                yield Issuing(folder, edge, store, enrolment, listener, signers)
             finally:
                 if not serves:
                     nursery.start_soon(store.serve)

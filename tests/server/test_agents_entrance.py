@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -143,8 +144,8 @@ async def test_thousands_of_silent_connections_leave_room_and_descriptors() -> N
 
 async def test_unauthenticated_connections_leave_most_descriptors_to_others() -> None:
     async with trio.open_nursery() as nursery:
-        listeners = OpenListeners(ListenerLimits(), pytest, nursery)  # type: ignore[arg-type]
-        listeners.leave_descriptors(1024)
+        reporter: Any = None  # nothing is refused
+        listeners = OpenListeners(ListenerLimits(), reporter, nursery, most_agents=5000, descriptors=1024)
         admission = listeners._admission(agents.ENTRANCE)
         admitted = 0
         with pytest.raises(Exception, match="have yet to say who they are"):

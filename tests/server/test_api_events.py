@@ -85,7 +85,9 @@ async def test_a_quiet_node_is_an_empty_answer() -> None:
 async def test_a_long_poll_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
     followers = Followers(Events(now), Counters())
     with trio.fail_after(31):
-        await api_events.wait(followers, Nodes(trio.current_time, now), parse_question("wait=9999"), "alice")
+        await api_events.wait(
+            followers, Nodes(trio.current_time, now, lambda name: False), parse_question("wait=9999"), "alice"
+        )
     assert trio.current_time() >= 30 - 1e-6
 
 

@@ -87,7 +87,7 @@ class Door:
         self.nursery = nursery
         self.limits = Limits(grace_seconds=grace_seconds)
         self.counters = Counters()
-        self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC))
+        self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC), lambda name: False)
         self._settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
         self.set_ahead = timedelta()  # the wall clock
         self.revoked, self.audited = Revoked(), list[AuditLine]()
@@ -105,6 +105,7 @@ class Door:
             self.counters,
             standing=standing,
             refusals=self.refusals,
+            trust_bundle=bytes,
         )
 
     def revoke(self, kind: Kind, subject: str) -> None:
@@ -462,6 +463,7 @@ async def test_a_metered_agent_is_told_to_ping_seldom_and_a_slower_server_wins(
             door.counters,
             standing=door.standing,
             refusals=door.refusals,
+            trust_bundle=bytes,
         )
         agent = await door.attach("edge1", metered=metered)
         assert agent.attempt.welcome.ping_interval_ms == welcomed * 1000

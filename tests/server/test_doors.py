@@ -209,6 +209,7 @@ class AgentsDoor:
             Counters(),
             standing=credential_watch(),
             refusals=refusals,
+            trust_bundle=bytes,
         )
         self.site.on_carrier = self.attachments.take
 
@@ -242,7 +243,7 @@ class AgentsDoor:
 async def agents_door() -> AsyncIterator[AgentsDoor]:
     with trio.fail_after(20):
         async with open_site() as site, trio.open_nursery() as nursery:
-            nodes = Nodes(trio.current_time, lambda: datetime.datetime.now(datetime.UTC))
+            nodes = Nodes(trio.current_time, lambda: datetime.datetime.now(datetime.UTC), lambda name: False)
             yield AgentsDoor(site, nodes, nursery)
             nursery.cancel_scope.cancel()
 

@@ -54,7 +54,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def nodes(clock: Clock) -> Nodes:
-    return Nodes(clock.monotonic, clock.wall)
+    return Nodes(clock.monotonic, clock.wall, lambda name: False)
 
 
 def attach(nodes: Nodes, name: str, **kwargs: Any) -> PlainLink:
@@ -323,7 +323,7 @@ def test_two_nodes_never_share_an_alias(nodes: Nodes, monkeypatch: pytest.Monkey
 
 
 def test_the_gone_are_bounded_in_number(clock: Clock) -> None:
-    nodes = Nodes(clock.monotonic, clock.wall, most_gone=3)
+    nodes = Nodes(clock.monotonic, clock.wall, lambda name: False, most_gone=3)
     for number in range(5):
         nodes.detach(attach(nodes, f"edge-{number}"), Reason.SESSION_LOST)
     assert [node.name for node in nodes.all()] == ["edge-2", "edge-3", "edge-4"]

@@ -121,7 +121,7 @@ async def test_a_token_that_does_not_hold_costs_no_signature(tmp_path: Path, sta
         elif state == "node":
             await issuing.store.revoke(Kind.NODE, "edge1", "test")
         signer = CountingSigner(pki.authority())
-        issuing.enrolment.replace_signer(signer)
+        issuing.signers.append(signer)
         name = "edge2" if state == "another" else "edge1"
         answer = await enrol(issuing, token, request_of(name))
         assert (answer.status, answer.word) == (403, word)

@@ -24,9 +24,8 @@ class Watched:
         self.set_ahead = timedelta()
         self.began = trio.current_time()
         self.told: list[Ended] = []
-        self.standing = Standing(self.wall, self.told.append)
         self.revoked = Revoked()
-        self.standing.go_by(self.revoked)
+        self.standing = Standing(self.revoked, self.wall, self.told.append)
         self.gone: list[tuple[str, Reason]] = []
         nursery.start_soon(self.standing.watch)
 
@@ -191,12 +190,3 @@ def test_a_revoked_user_is_told_the_next_step_and_a_node_only_that_it_is_out() -
     }
     assert said[Role.USER].endswith("on the server: qanat-server issue user kim, or user unrevoke kim")
     assert said[Role.NODE].endswith("was revoked")
-
-
-def test_nobody_comes_in_before_it_is_known_who_is_revoked() -> None:
-    standing = Standing(lambda: START, lambda ended: None)
-    proven = Proven(SpiffeId("test.internal", Role.USER, "kim"), "a1", START + timedelta(days=1))
-    with pytest.raises(RuntimeError, match="which certificates are revoked"):
-        standing.require(proven)
-    standing.go_by(Revoked())
-    standing.require(proven)

@@ -149,7 +149,7 @@ async def test_a_revoked_node_is_out_until_a_new_token_lets_one_certificate_in(t
     early, fleet, late = new_token(), new_token(pattern="shop-*", uses=9), new_token()
     async with opened(tmp_path) as store:
         old, heard = certificate(), list[Revocation]()
-        store.revoked.on_revoked = heard.append
+        store.revoked.subscribe(heard.append)
         await store.record(old)
         await store.create_token(early, "ops")
         assert not store.revoked.covers(SHOP, old.facts.serial)
@@ -229,7 +229,7 @@ async def test_who_is_alive(tmp_path: Path) -> None:
 async def test_a_node_is_known_from_its_first_certificate_on(tmp_path: Path) -> None:
     heard: list[str] = []
     async with opened(tmp_path) as store:
-        store.on_node_known = heard.append
+        store.subscribe_nodes(heard.append)
         await store.record(certificate("a"))
         await store.record(certificate("kim", role=Role.USER))
         assert heard == ["a"]

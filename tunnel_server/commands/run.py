@@ -15,9 +15,10 @@ from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.logs import log_event
 from tunnel_core.memory import keep_memory
 from tunnel_core.queued_output import queue_standard_error
-from tunnel_server.app import CannotStart, Server
+from tunnel_server.app import CannotStart
 from tunnel_server.commands.access import load_config
 from tunnel_server.commands.first_run import install_if_told, say_made
+from tunnel_server.open_listeners import Addresses
 from tunnel_server.process import run_server
 
 _log = logging.getLogger("qanat.server")
@@ -57,6 +58,6 @@ def command(config: Path | None) -> None:
         sys.exit(ExitCode.FAILED)
 
 
-def _say_ready(server: Server) -> None:
-    fields = {name: ", ".join(listed) for name, listed in server.addresses().items()}
-    log_event(_log, logging.INFO, "ready", **fields, ops=", ".join(server.ops_addresses))
+def _say_ready(addresses: Addresses) -> None:
+    fields = {name: ", ".join(listed) for name, listed in addresses.items()}
+    log_event(_log, logging.INFO, "ready", **fields)

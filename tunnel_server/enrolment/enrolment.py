@@ -33,6 +33,7 @@ from tunnel_core.http_head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sources import source_of
+from tunnel_server.config import ServerConfig
 from tunnel_server.enrolment.answers import Signed, Signer
 from tunnel_server.enrolment.asking import Login, node_asked_for, unproven
 from tunnel_server.enrolment.budgets import Budgets
@@ -64,6 +65,18 @@ class EnrolmentSettings:
     _: KW_ONLY
     renews_only_own: bool
 
+    @classmethod
+    def of(cls, config: ServerConfig) -> EnrolmentSettings:
+        """Return what the server's configuration says."""
+        identity = config.identity
+        return cls(
+            config.trust_domain,
+            identity.node_life_seconds,
+            identity.user_life_seconds,
+            identity.max_enrolments,
+            renews_only_own=config.tls.user_trust_file is not None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Asker:
@@ -74,12 +87,15 @@ class Asker:
 
 
 class Enrolment:
-    """Gives certificates. ``standing`` knows whose are good now, ``monotonic`` gives steady seconds."""
+    """Gives certificates. ``standing`` knows whose are good now, ``monotonic`` gives steady seconds.
+
+    ``signer`` gives the authority of the moment, or None where there is none that can be used.
+    """
 
     def __init__(
         self,
         settings: EnrolmentSettings,
-        signer: Signer | None,
+        signer: Callable[[], Signer | None],
         store: Store,
         standing: Standing,
         monotonic: Callable[[], float],
@@ -103,16 +119,13 @@ class Enrolment:
     @property
     def signer(self) -> Signer:
         """Raises ``Refused`` where there is no authority."""
-        if self._signer is None:
+        signer = self._signer()
+        if signer is None:
             detail = (
                 "this server has no authority of its own that can be used; certificates come from elsewhere"
             )
             raise Refused(Reason.AUTHORITY_UNUSABLE, detail)
-        return self._signer
-
-    def replace_signer(self, signer: Signer | None) -> None:
-        """The authority is another one now, or gone."""
-        self._signer = signer
+        return signer
 
     async def enrol(self, login: Login | None, body: bytes, asker: Asker) -> Signed:
         """A node's certificate for a token. Raises ``Refused``; then the token is as it was.

@@ -52,12 +52,16 @@ def kind_of(role: Role) -> Kind | None:
 
 
 class Revoked:
-    """For the trio thread. ``on_revoked`` is called for each new revocation; it must not block or raise."""
+    """The revocations that hold now. For the trio thread."""
 
     def __init__(self) -> None:
-        self.on_revoked: Callable[[Revocation], None] | None = None
+        self._subscribers: list[Callable[[Revocation], None]] = []
         self._names: dict[tuple[Kind, str], set[str]] = {}
         self._serials: set[str] = set()
+
+    def subscribe(self, on_revoked: Callable[[Revocation], None]) -> None:
+        """Call ``on_revoked`` for each new revocation from now on. It must not block or raise."""
+        self._subscribers.append(on_revoked)
 
     def covers(self, identity: SpiffeId, serial: str) -> bool:
         """Whether a certificate, by its identity and serial (hex), is shut out."""
@@ -73,8 +77,8 @@ class Revoked:
             self._serials |= revocation.subjects
         else:
             self._names[revocation.kind, revocation.subject] = set()
-        if self.on_revoked is not None:
-            self.on_revoked(revocation)
+        for on_revoked in self._subscribers:
+            on_revoked(revocation)
 
     def take_back(
         self,
@@ -103,6 +107,10 @@ class Revoked:
         """Whether no certificate with this name is let in, because the name was revoked."""
         readmitted = self._names.get((kind, name))
         return readmitted is not None and readmitted <= self._serials
+
+    def covers_node(self, name: str) -> bool:
+        """Whether no certificate of this node is let in, because its name was revoked."""
+        return self.covers_name(Kind.NODE, name)
 
     def readmit(self, identity: SpiffeId, serial: str) -> None:
         """A certificate was issued after the revocation of its name."""

@@ -74,8 +74,7 @@ class Store:
         wall: Callable[[], datetime],
     ) -> None:
         self.revoked = revocations.load(reader)
-        self.on_node_known: Callable[[str], None] = lambda name: None
-        """Called when a node got a certificate; it must not block or raise."""
+        self._node_subscribers: list[Callable[[str], None]] = []
         self._settings = settings
         self._connection = connection
         self._writer = Writer(
@@ -90,6 +89,10 @@ class Store:
         self.wall = wall
         self._reading = trio.CapacityLimiter(1)
         self._dropped_nowait = 0
+
+    def subscribe_nodes(self, on_node_known: Callable[[str], None]) -> None:
+        """Call ``on_node_known`` with each node that gets a certificate. It must not block or raise."""
+        self._node_subscribers.append(on_node_known)
 
     @property
     def audit_dropped(self) -> int:
@@ -175,7 +178,8 @@ class Store:
             if result.readmits:
                 self.revoked.readmit(identity, new.facts.serial)
             if identity.role is Role.NODE:
-                self.on_node_known(identity.name)
+                for on_node_known in self._node_subscribers:
+                    on_node_known(identity.name)
 
         _granted(await self._writer.run(lambda one: certificates.record(one, new), recorded))
 

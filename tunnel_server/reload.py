@@ -1,0 +1,123 @@
+"""Certificates, keys and roots of a running server, which are read anew on SIGHUP and after a rotation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from certs.authority_folder import retired_keys
+from certs.rotation import Step
+from certs.x509 import Description
+from tunnel_server.config import ServerConfig
+from tunnel_server.credentials import BadCredentials, make_contexts, read_credentials, tls_files
+from tunnel_server.enrolment.answers import Signer, load_signer
+from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.standing import Standing
+
+_log = logging.getLogger("qanat.server")
+
+
+class ServerCertificates:
+    """What the TLS listeners show and trust, as the files were when they were read last.
+
+    ``agents_alpn`` is the protocol of the agents' listener, and ``wall`` gives UTC. Raises ``BadCredentials``
+    if the server cannot show itself with the files.
+    """
+
+    def __init__(self, config: ServerConfig, agents_alpn: str, wall: Callable[[], datetime]) -> None:
+        self._tls = config.tls
+        self._authority = config.data_dir / AUTHORITY_FOLDER
+        self._wall = wall
+        self._credentials = read_credentials(config.tls, wall())
+        files = tls_files(config.tls)
+        self.https = make_contexts(
+            replace(files, authority=self._authority, user_trust_file=config.tls.user_trust_file)
+        )
+        """The TLS contexts of the listeners that let users in."""
+        self.agents = make_contexts(replace(files, alpn=agents_alpn, requires_certificate=True))
+        """The TLS contexts of the agents' listener."""
+        self._trust_bundle = self._credentials.roots_to_tell()
+
+    @property
+    def description(self) -> Description:
+        """The server's certificate."""
+        return self._credentials.said
+
+    @property
+    def trust_bundle(self) -> bytes:
+        """The roots (PEM) that agents are told; empty if they are told nothing."""
+        return self._trust_bundle
+
+    def is_expired(self) -> bool:
+        return self._credentials.expired(self._wall())
+
+    def reload(self) -> None:
+        """Read the files anew. Raises ``BadCredentials``, ``OSError`` or ``ValueError``."""
+        credentials = read_credentials(self._tls, self._wall())
+        self.https.reload()
+        self.agents.reload()
+        self._credentials = credentials
+        self._trust_bundle = credentials.roots_to_tell()
+
+    def log(self) -> None:
+        """Log the server's certificate, with a warning if it ends soon."""
+        self._credentials.log(self._wall())
+
+    def log_other_roots(self) -> None:
+        """Log a warning if the trust file has roots that are not of the server's own authority."""
+        self._credentials.log_other_roots(self._authority)
+
+
+class ServerAuthority:
+    """The authority that signs certificates, as its files were when they were read last."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._folder = config.data_dir / AUTHORITY_FOLDER
+        self._trust_file = config.tls.trust_file
+        self._signer = load_signer(self._folder, self._trust_file)
+
+    def signer(self) -> Signer | None:
+        """Return the signer of the moment, or None where there is no authority that can be used."""
+        return self._signer
+
+    def reload(self) -> None:
+        """Read the files anew. A folder that cannot be used leaves no signer, and a line in the log."""
+        self._signer = load_signer(self._folder, self._trust_file)
+
+    def retired_keys(self) -> frozenset[bytes]:
+        """Return the keys of retired issuers. Raises ``OSError`` or ``ValueError``."""
+        return retired_keys(self._folder)
+
+
+class Reload:
+    """Has new connections and new certificates go by the files of the moment."""
+
+    def __init__(
+        self, certificates: ServerCertificates, authority: ServerAuthority, standing: Standing
+    ) -> None:
+        self._certificates = certificates
+        self._authority = authority
+        self._standing = standing
+
+    def reload(self) -> None:
+        """Read certificate, roots and authority anew; bad files change nothing, and are logged."""
+        try:
+            self._certificates.reload()
+        except (BadCredentials, OSError, ValueError) as error:
+            _log.error("the certificates stay as they were: %s", error)
+            return
+        self._authority.reload()
+        _log.info("certificates and roots were read anew")
+        self._certificates.log()
+
+    def after_rotation(self, step: Step, forced: bool) -> None:
+        """Reload. A forced ``RETIRE`` also ends the sessions and streams of the retired root."""
+        self.reload()
+        if step is not Step.RETIRE or not forced:
+            return
+        try:
+            self._standing.retire(self._authority.retired_keys())
+        except (OSError, ValueError) as error:
+            _log.error("sessions and streams of the retired root go on until they end: %s", error)

@@ -1,0 +1,190 @@
+"""The entrances of a server, opened from the configuration: agents, https, the unix sockets, web and tcp."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import trio
+
+from tunnel_core.http import HeadLimits
+from tunnel_core.http2_carrier import CarrierServer, serve_carriers
+from tunnel_core.http_router import Section
+from tunnel_core.settings import ListenAddress
+from tunnel_server.admin.actions import Actions
+from tunnel_server.attach import Attachments
+from tunnel_server.binding import UnixAddress
+from tunnel_server.callers import Caller
+from tunnel_server.config import ServerConfig, Tcp
+from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
+from tunnel_server.entrances.admin import AdminEntrance
+from tunnel_server.entrances.agents import ENTRANCE as AGENTS
+from tunnel_server.entrances.agents import AgentsEntrance
+from tunnel_server.entrances.api import ApiEntrance
+from tunnel_server.entrances.connect import ENTRANCE as CONNECT
+from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.entrances.est import EstEntrance, Reach
+from tunnel_server.entrances.tcp import ENTRANCE as TCP
+from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
+from tunnel_server.entrances.web import ENTRANCE as WEB
+from tunnel_server.entrances.web import WebEntrance
+from tunnel_server.followers import Followers
+from tunnel_server.front import Front
+from tunnel_server.handshake import over_tls
+from tunnel_server.identify import Identify, by_certificate, by_file_mode, by_peer
+from tunnel_server.nodes import Nodes
+from tunnel_server.open_listeners import HTTPS, OpenListeners
+from tunnel_server.opening import Opener
+from tunnel_server.reach import bound_addresses, worth_telling
+from tunnel_server.records import Records
+from tunnel_server.reload import Reload, ServerAuthority, ServerCertificates
+from tunnel_server.server_facts import ServerFacts
+from tunnel_server.standing import Standing
+from tunnel_server.store.store import Store
+from tunnel_server.user_connections import UserConnections
+
+ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entrances:
+    """Opens the listeners of all entrances, and gives each entrance the parts that it needs.
+
+    ``changing`` is the lock of the authority's files. ``started`` is when the server started, for the API.
+    ``wall`` gives UTC.
+    """
+
+    config: ServerConfig
+    listeners: OpenListeners
+    attachments: Attachments
+    nodes: Nodes
+    followers: Followers
+    standing: Standing
+    records: Records
+    opener: Opener
+    certificates: ServerCertificates
+    authority: ServerAuthority
+    reload: Reload
+    changing: trio.Lock
+    store: Store
+    started: datetime
+    wall: Callable[[], datetime]
+
+    @asynccontextmanager
+    async def opened(self, nursery: trio.Nursery) -> AsyncIterator[None]:
+        """Open all listeners. At the end of the block the carriers of agents break; listeners stay open.
+
+        Raises ``CannotListen``.
+        """
+        carriers = serve_carriers(
+            on_carrier=self.attachments.take,
+            limits=self.attachments.limits,
+            max_carriers=self.config.agents.max * 2,
+            nursery=nursery,
+        )
+        async with carriers as carrier_server:
+            await self._open_agents(carrier_server)
+            await self._open_https()
+            await self._open_admin()
+            await self._open_connect_socket()
+            await self._open_web()
+            for forward in self.config.tcp:
+                await self._open_tcp(forward)
+            yield
+
+    async def _open_agents(self, carrier_server: CarrierServer) -> None:
+        serve = AgentsEntrance(carrier_server, self.records).serve
+        seconds = self.config.limits.handshake_seconds
+        handler = over_tls(AGENTS, self.certificates.agents, seconds, serve, self.records)
+        await self.listeners.open_tcp(AGENTS, _listed(self.config.agents.listen), handler)
+
+    async def _open_https(self) -> None:
+        limits = self.config.limits
+        sections = [self._est(), self._api()]
+        if self.config.connect.enabled:
+            sections.append(ConnectEntrance(self.opener).section())
+        users = UserConnections(limits.max_connections_per_user, limits.max_connections)
+        front = self._front(HTTPS, sections, by_certificate(self.config.trust_domain), users)
+        seconds = limits.handshake_seconds
+        handler = over_tls(HTTPS, self.certificates.https, seconds, front.serve, self.records)
+        await self.listeners.open_tcp(HTTPS, _listed(self.config.https.listen), handler)
+
+    async def _open_admin(self) -> None:
+        sections = [self._api(), self._admin()]
+        front = self._front(ADMIN, sections, by_file_mode(self.config.trust_domain), None)
+        address = UnixAddress(self.config.admin.socket, self.config.admin.mode)
+        await self.listeners.open_unix(ADMIN, address, front.serve)
+
+    async def _open_connect_socket(self) -> None:
+        unix = self.config.connect.unix
+        if unix is None or not self.config.connect.enabled:
+            return
+        peers = by_peer({peer.uid: peer.user for peer in unix.peer}, self.config.trust_domain)
+        front = self._front(CONNECT, [ConnectEntrance(self.opener).section()], peers, None)
+        await self.listeners.open_unix(CONNECT, UnixAddress(unix.path, unix.mode, unix.group), front.serve)
+
+    async def _open_web(self) -> None:
+        web = WebEntrance(self.opener, self.config.web.domain, self._head_limits())
+        await self.listeners.open_tcp(WEB, _listed(self.config.web.listen), web.serve)
+
+    async def _open_tcp(self, given: Tcp) -> None:
+        forward = TcpForward(str(given.listen), given.node, given.target, given.allow_from)
+        await self.listeners.open_tcp(TCP, [forward.listen], TcpEntrance(self.opener, forward).serve)
+
+    def _front(
+        self,
+        entrance: str,
+        sections: Sequence[Section[Caller]],
+        identify: Identify,
+        users: UserConnections | None,
+    ) -> Front:
+        return Front(
+            entrance,
+            sections,
+            identify=identify,
+            standing=self.standing,
+            records=self.records,
+            limits=self._head_limits(),
+            users=users,
+        )
+
+    def _api(self) -> Section[Caller]:
+        facts = ServerFacts(
+            self.started,
+            self.listeners.addresses,
+            lambda: self.certificates.description,
+            self.standing.proven,
+            self.store,
+        )
+        entrance = ApiEntrance(
+            self.nodes, self.followers, facts, self.standing, monotonic=trio.current_time, wall=self.wall
+        )
+        return entrance.section()
+
+    def _admin(self) -> Section[Caller]:
+        rotated, live = self.reload.after_rotation, self.standing.proven
+        actions = Actions(self.config, self.store, rotated, self.changing, live, self.nodes)
+        return AdminEntrance(actions).section()
+
+    def _est(self) -> Section[Caller]:
+        settings, signer = EnrolmentSettings.of(self.config), self.authority.signer
+        enrolment = Enrolment(settings, signer, self.store, self.standing, trio.current_time)
+        return EstEntrance(enrolment, self._reach, self.wall).section()
+
+    def _reach(self) -> Reach:
+        names, bound = worth_telling(self.certificates.description.names), self.listeners.addresses()
+        return Reach(
+            self.config.trust_domain,
+            bound_addresses(names, bound.get(AGENTS, [])),
+            bound_addresses(names, bound.get(HTTPS, [])),
+        )
+
+    def _head_limits(self) -> HeadLimits:
+        limits = self.config.limits
+        return HeadLimits(limits.head_bytes, limits.head_headers, limits.head_seconds, limits.idle_seconds)
+
+
+def _listed(addresses: Sequence[ListenAddress]) -> list[str]:
+    return [str(address) for address in addresses]
