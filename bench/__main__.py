@@ -34,7 +34,8 @@ def main(quick: bool, as_json: bool, rows: tuple[str, ...]) -> None:
 
     ROW is a figure (download_vs_grpc) or a family (bulk); none means all. A missed floor is shown
     and is no error; the exit code is 1 only when something could not be measured. The rows of a thin link
-    need root and network namespaces; without these they are skipped by name.
+    need root and network namespaces; without these they are skipped by name. The family paths counts the
+    calls and files that one byte and one connection take; `python -m bench.paths` lists the functions.
     """
     report = Report(quick)
     families = _chosen(rows)

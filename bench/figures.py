@@ -67,6 +67,7 @@ FAMILIES = {
     "idle_link": ("idle_kb_per_hour", "idle_kb_per_hour_metered"),
     "keystrokes": ("keystroke_extra_ms", "keystroke_extra_ms_thin", "bulk_share"),
     "black_hole": ("resume_seconds",),
+    "paths": (),
 }
 """Rows that are measured together, in the order of a whole run: memory first, on fresh processes."""
 

@@ -27,6 +27,8 @@ class Plan:
     """Ten keys a second."""
     resuming: int
     """Nodes that lose their link together, with five streams each."""
+    paths: int
+    """Repetitions, of which the median counts."""
 
 
 WHOLE = Plan(
@@ -43,6 +45,7 @@ WHOLE = Plan(
     fleet_seconds=45,
     typing_seconds=12,
     resuming=200,
+    paths=15,
 )
 QUICK = Plan(
     whole=False,
@@ -58,4 +61,5 @@ QUICK = Plan(
     fleet_seconds=5,
     typing_seconds=5,
     resuming=40,
+    paths=3,
 )

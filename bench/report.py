@@ -87,6 +87,7 @@ _TITLES = {
     "vs_ssh": "vs_ssh: the product against `ssh -R`",
     "direct": "direct: head-room of the load and the targets, direct against the product",
     "connect_mtls": "connect_mtls: the `connect` entrance over mTLS against the `tcp` entrance",
+    "paths": "paths: calls of the product's functions, both programs together, however fast the machine",
 }
 
 

@@ -20,7 +20,7 @@ class Row:
     unit: str = ""
     samples: Samples = field(default_factory=dict)
     inside: str = ""
-    """The object of `--json` that holds it, if not the top: `vs_ssh`, `direct`, `connect_mtls`."""
+    """The object of `--json` that holds it, if not the top: `vs_ssh`, `direct`, `connect_mtls`, `paths`."""
     note: str = ""
 
 

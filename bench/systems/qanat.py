@@ -5,6 +5,7 @@ Everything is at its default, the log lines of streams included; only ports and 
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import socket
@@ -63,6 +64,18 @@ def _unbounded(name: str) -> list[str]:
     return [sys.executable, "-m", "bench.systems.unbounded", *_installed(name)]
 
 
+def _counted(folder: Path, name: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "bench.systems.counted", str(counting_socket(folder, name))),
+        *_installed(name),
+    ]
+
+
+def counting_socket(folder: Path, name: str) -> Path:
+    """Where the program `name`, which runs in `folder` and is `counted`, tells its calls."""
+    return folder / f"{name}.sock"
+
+
 @contextmanager
 def running(
     targets: Mapping[str, int],
@@ -72,12 +85,16 @@ def running(
     ends: Ends = ON_LOOPBACK,
     profile: str = "default",
     bounded: bool = True,
+    counted: bool = False,
 ) -> Iterator[Product]:
     """A server and its agent, attached; `delay_seconds` each way on a loopback line between them.
 
-    Not `bounded`: with the flight limit off, and under that name.
+    Not `bounded`: with the flight limit off, and under that name. `counted`: both programs count their calls,
+    and answer on the sockets of `counting_socket`.
     """
     run = _installed if bounded else _unbounded
+    if counted:
+        run = functools.partial(_counted, folder)
     with (
         serving(targets, folder / "server", ends, run) as server,
         maybe_delayed(server.agents, delay_seconds, folder / "delay.log") as port,

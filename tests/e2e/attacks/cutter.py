@@ -7,10 +7,13 @@ silently; ``drop`` forgets what was held, resets, and forwards what comes anew.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
 import struct
+import subprocess
 import sys
+from collections.abc import Iterator
 
 import trio
 
@@ -28,7 +31,12 @@ class Cutter:
         self._flowing.set()
 
     async def handle(self, near: trio.SocketStream) -> None:
-        async with await trio.open_tcp_stream(self._host, self._target) as far, near:
+        try:
+            far = await trio.open_tcp_stream(self._host, self._target)
+        except OSError:
+            near.socket.close()  # the target does not listen: it may be about to start again
+            return
+        async with far, near:
             self._live |= {near, far}
             try:
                 async with trio.open_nursery() as nursery:
@@ -58,6 +66,36 @@ class Cutter:
             stream.socket.close()
         if word == "drop":
             self._flowing.set()
+
+
+class Knife:
+    """The cutter as another process."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child = child
+        self._wait()
+
+    def do(self, word: str) -> None:
+        """Give a command, and wait until it is done."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(f"{word}\n")
+        self._child.stdin.flush()
+        self._wait()
+
+    def _wait(self) -> None:
+        assert self._child.stdout is not None
+        assert self._child.stdout.readline() == "ok\n"
+
+
+@contextlib.contextmanager
+def running_cutter(host: str, port: int, target: int) -> Iterator[Knife]:
+    """Relay from ``port`` to ``target`` of ``host`` until the end of the block."""
+    argv = [sys.executable, "-m", __name__, host, str(port), str(target)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
+        try:
+            yield Knife(child)
+        finally:
+            child.kill()
 
 
 async def main(host: str, port: str, target: str) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.e2e import tools
-from tests.e2e.attacks import cutter
+from tests.e2e.attacks.cutter import Knife, running_cutter
 from tests.e2e.attacks.ground import Ground
 from tests.e2e.programs import AGENTS_PORT
 from tests.e2e.survive.flows import Download, Echo, Flow, Upload, running
@@ -28,38 +26,15 @@ _HOLD_SECONDS = (0.05, 1.5)
 _KINDS = ["reset"] * 6 + ["end"] * 2 + ["hold"]
 
 
-class Knife:
-    """The relay between agent and server."""
-
-    def __init__(self, child: subprocess.Popen[str]) -> None:
-        self._child = child
-        self._wait()
-
-    def do(self, word: str) -> None:
-        assert self._child.stdin is not None
-        self._child.stdin.write(f"{word}\n")
-        self._child.stdin.flush()
-        self._wait()
-
-    def _wait(self) -> None:
-        assert self._child.stdout is not None
-        assert self._child.stdout.readline() == "ok\n"
-
-
 @contextlib.contextmanager
 def _knife(site: Ground) -> Iterator[Knife]:
     """The innocent node's agent comes through it."""
-    argv = [sys.executable, "-m", cutter.__name__, site.address, str(CUTTER_PORT), str(AGENTS_PORT)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
-        try:
-            made = Knife(child)
-            site.configure(site.agent, servers=[join_host_port(site.address, CUTTER_PORT)])
-            site.agent.process.kill()
-            site.agent.start()
-            site.wait_request()
-            yield made
-        finally:
-            child.kill()
+    with running_cutter(site.address, CUTTER_PORT, AGENTS_PORT) as made:
+        site.configure(site.agent, servers=[join_host_port(site.address, CUTTER_PORT)])
+        site.agent.process.kill()
+        site.agent.start()
+        site.wait_request()
+        yield made
 
 
 def test_every_hash_is_equal(tmp_path: Path) -> None:
