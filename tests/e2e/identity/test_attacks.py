@@ -2,8 +2,10 @@
 
 The list is whole here. What the server's own tests prove as well:
 ``tests/server/test_est`` (requests and tokens),
-``tests/server/test_front_revoked``, ``tests/server/test_attach_revoked`` and ``tests/server/test_standing``
-(what must end), ``tests/server/test_refusals`` (the lines),
+``tests/server/test_front_revoked``,
+``tests/server/test_attach_revoked``
+and ``tests/server/test_standing`` (what must end),
+``tests/server/test_refusals`` (the lines),
 ``tests/store/test_tokens_model`` (races for a token);
 of the agent's: ``tests/agent/test_first_contact``.
 
