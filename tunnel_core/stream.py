@@ -49,8 +49,7 @@ class Stream(DirectStream):
         self._session_id = session_id
         self._on_closed = on_closed
         self._closed = False
-        self.was_reset_here = False
-        """Whether this end reset the stream, before it closed it."""
+        self.was_reset_here = False  # before this end closed it
         self._receiver: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
         self._answered: trio.Event | None = None  # made by whoever waits for the far dial
@@ -230,8 +229,7 @@ class Stream(DirectStream):
         self._check_sendable()
         view = memoryview(data)
         for start in range(0, len(view), _SEND_PIECE):
-            await self._wait_room()
-            self._check_sendable()
+            await self.flush()
             self._mux.push(bytes(view[start : start + _SEND_PIECE]))
         await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -258,8 +256,7 @@ class Stream(DirectStream):
         if self._sender is not None:
             raise trio.BusyResourceError("another task is sending on this stream")
         self._check_sendable()
-        await self._wait_room()
-        self._check_sendable()
+        await self.flush()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _wait_room(self) -> None:
@@ -318,8 +315,9 @@ class Stream(DirectStream):
         self._reset(reason, detail)
 
     def _reset(self, reason: Reason, detail: str = "") -> None:
-        if not self._is_over():
-            self._mux.reset(reason, detail)
+        mux = self._mux
+        if not self._closed or not (mux.send_reset or mux.send.confirmed == mux.send.size):
+            mux.reset(reason, detail)  # else it is over
         self._close()
 
     async def aclose(self) -> None:
@@ -348,10 +346,6 @@ class Stream(DirectStream):
         if exc_type is not None:
             self._reset(Reason.USER_LEFT)
         await self.aclose()
-
-    def _is_over(self) -> bool:
-        mux = self._mux
-        return self._closed and (mux.send_reset or mux.send.confirmed == mux.send.size)
 
     def _close(self) -> None:
         if not self._closed:
