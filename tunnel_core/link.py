@@ -19,7 +19,7 @@ import trio
 
 from tunnel_core.attempt import Attempt
 from tunnel_core.bucket import Bucket
-from tunnel_core.carrier import Carrier
+from tunnel_core.carriage import Carriage
 from tunnel_core.codec import encode_packet
 from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.frames import Hello, Malformed, Open, Packet, Service, Welcome
@@ -29,34 +29,22 @@ from tunnel_core.link_facts import SessionStatistics, flight_statistics
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.names import Target
+from tunnel_core.open_streams import OpenStreams
 from tunnel_core.opens import Opens
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import Session, UseRejected
 from tunnel_core.states import LinkEvent, LinkState, Loss
 from tunnel_core.stream import Stream
+from tunnel_core.timer import Timer, round_up_deadline
 
 _log = logging.getLogger(__name__)
 
-_FAR_SECONDS = 5.0
-_PASSES = 20  # a second
 _TELL_LATE_SECONDS = 0.5
-_HUSH_SECONDS = 0.025
-"""How long the agent lets the server speak first on a carrier that the session moved to with its hello. A
-key typed meanwhile comes right behind the welcome; its echo must not find all that TCP takes in before it."""
 _MOST_FAREWELL_SECONDS = 2.0
 """How long an ended link waits at most for its bye to be confirmed, or for the peer to hear our confirmation.
 It waits for as long as an answer may take: what is severed before that loses a bye that was not sent yet, and
 then the peer waits for the whole grace."""
-
-
-def _nothing() -> None:
-    """Wakes nobody: there is no carrier."""
-
-
-def _together(deadline: float, now: float) -> float:
-    """A far deadline on the next twentieth of a second: one pass looks at many links, never at thousands."""
-    return math.ceil(deadline * _PASSES) / _PASSES if now + _FAR_SECONDS < deadline < math.inf else deadline
 
 
 def _unheard(_: Link, __: LinkEvent) -> None:
@@ -88,64 +76,46 @@ class Link:
         self.node = node
         self.hello = hello
         self.welcome = welcome
+        self.session_id = welcome.session.hex()[:8]
+        """Names the session in logs on both ends."""
+        self.instance, self.boot = hello.instance, hello.boot
+        """Which run of the agent this is, and which machine it runs on, since that was started."""
         self.peer_address = ""
         self.attached_at = math.inf
         self.ended: tuple[Reason, str] | None = None
         self.lost: Loss | None = None
-        self.draining = False
         self.on_event = on_event
         self._limits = limits
-        self._on_open = on_open
         self._opener = opener
-        self._way: Attempt | None = None
+        self._timer = Timer()
+        self._opens = Opens(node, limits)
+        self._streams = OpenStreams(node, self.session_id, self._opens, on_open)
+        self.streams: Mapping[int, Stream] = self._streams.all
+        """The streams that their owners have not closed yet."""
         self._mux = Mux(
             limits,
             pool,
             opener=opener,
             send_pool=send_pool,
-            wake_later=self._wake_later,
-            on_open=self._stream_opened,
-            on_empty=self._look_again,
+            wake_later=self._timer.defer,
+            on_open=self._streams.opened_by_peer,
+            on_empty=self._streams.note_change,
         )
         self._mux.peer_initial_credit = hello.initial_credit if opener else welcome.initial_credit
         self._mux.peer_early_data = min(welcome.early_data_limit, self._mux.peer_initial_credit)
         self._mux.peer_max_streams = welcome.max_streams
+        self._carriage = Carriage(self._mux, self._timer)
         now = trio.current_time()
         self._cap = cap
         profile = profile_of(metered=hello.metered)
         self._session = Session(self._mux, limits, welcome, profile, pings=not opener, now=now, cap=cap)
         self._session.pause()
-        self._streams: dict[int, Stream] = {}
-        self._opens = Opens(node, limits)
         grace, interval = welcome.grace_ms, welcome.ping_interval_ms
         self._grace_is_short = 0 < grace <= interval * (welcome.missed_pings + 1)  # pings may find no silence
-        self._look_at = math.inf  # when the timer has to go off, but for what waits for company
-        self._wake_at = math.inf  # what waits for company goes alone then
-        self._tell_late_at = -math.inf  # when LATE may be said again
-        self._serial = 0
-        self._closed_in = self._closed_out = 0  # bytes of streams that are closed
         self._ended = trio.Event()
         self._given_up = trio.Event()
-        self._no_streams: trio.Event | None = None  # made by whoever waits for it
-        self._give_up_at = math.inf
-        self._timer = trio.CancelScope()
 
     # What others may know.
-
-    @property
-    def session_id(self) -> str:
-        """Eight hex digits that name the session in logs on both ends."""
-        return self.welcome.session.hex()[:8]
-
-    @property
-    def instance(self) -> bytes:
-        """Which run of the agent this is."""
-        return self.hello.instance
-
-    @property
-    def boot(self) -> bytes:
-        """Which machine the agent runs on, since it was started."""
-        return self.hello.boot
 
     @property
     def software(self) -> str:
@@ -157,16 +127,21 @@ class Link:
         return self.hello.services
 
     @property
+    def way(self) -> Attempt | None:
+        """What carries it at the moment."""
+        return self._carriage.attempt
+
+    @property
     def attached(self) -> bool:
         """Whether a request would be carried now."""
-        return self._way is not None and self.ended is None
+        return self.way is not None and self.ended is None
 
     @property
     def state(self) -> LinkState:
         """What a request would meet now."""
         if self.ended is not None:
             return LinkState.ENDED
-        if self._way is None:
+        if self.way is None:
             return LinkState.GRACE
         late = trio.current_time() >= self._session.late_at()
         return LinkState.DEGRADED if late else LinkState.ATTACHED
@@ -174,12 +149,12 @@ class Link:
     @property
     def is_quiet(self) -> bool:
         """Whether something is late and nothing was heard meanwhile."""
-        return self._way is not None and trio.current_time() >= self._session.quiet_at()
+        return self.way is not None and trio.current_time() >= self._session.quiet_at()
 
     @property
     def is_stranded(self) -> bool:
         """Whether the carrier cannot be there any more, as this machine lost the address it goes out from."""
-        return self._way is not None and self._way.carrier.is_stranded()
+        return self.way is not None and self.way.carrier.is_stranded()
 
     @property
     def received(self) -> int:
@@ -197,19 +172,14 @@ class Link:
         return self._mux.held
 
     @property
-    def streams(self) -> Mapping[int, Stream]:
-        """The streams that their owners have not closed yet."""
-        return self._streams
-
-    @property
     def mux_streams(self) -> Iterable[MuxStream]:
         """All streams that still hold anything, also those whose owners have closed them."""
         return self._mux.streams.values()
 
     def statistics(self) -> SessionStatistics:
         """Return the session's figures now. The cost grows with the number of streams."""
-        session, streams, now = self._session, self._streams.values(), trio.current_time()
-        is_carried = self._way is not None
+        session, streams, now = self._session, self._streams, trio.current_time()
+        is_carried = self.way is not None
         return SessionStatistics(
             round_trip_seconds=session.liveness.round_trip_seconds,
             lost_seconds=None if self.lost is None else now - self.lost.at,
@@ -217,9 +187,9 @@ class Link:
             heard_at=session.liveness.heard_at if is_carried else -math.inf,
             late_since=session.late_since(now) if is_carried else math.inf,
             patience_seconds=session.liveness.patience_seconds,
-            open_streams=len(streams),
-            bytes_in=self._closed_in + sum(stream.bytes_in for stream in streams),
-            bytes_out=self._closed_out + sum(stream.bytes_out for stream in streams),
+            open_streams=len(streams.all),
+            bytes_in=streams.bytes_in,
+            bytes_out=streams.bytes_out,
             credit_granted=sum(stream.recv.outstanding for stream in self._mux.streams.values()),
             retained_bytes=self._mux.held,
             flight=flight_statistics(session.flight),
@@ -233,31 +203,29 @@ class Link:
         Cancelled, it gives the carrier up at once and resets every stream.
         """
         try:
-            while self.ended is None or trio.current_time() < self._give_up_at:
-                self._look_at = self._deadline()
-                with trio.CancelScope(deadline=min(self._look_at, self._wake_at)) as self._timer:
-                    await trio.sleep_forever()
+            while self.ended is None or trio.current_time() < self._timer.give_up_at:
+                await self._timer.sleep(self._deadline())
                 self._tick(trio.current_time())
         except Exception:
             self._finish(Reason.INTERNAL_ERROR, "")
             raise
         finally:
             self._finish(Reason.SESSION_LOST, "the link was given up")
-            self._leave_carrier()
+            self._carriage.leave()
             self._given_up.set()
 
     def _deadline(self) -> float:
         if self.ended is not None:
-            return self._give_up_at
+            return self._timer.give_up_at
         if self.lost is not None:
             return min(self._grace_ends, self._opens.next_deadline)
         soon = min(self._session.deadline(), self._opens.next_deadline)
         deadline = min(soon, self._late_at(), self._silence_ends())
-        return _together(deadline, trio.current_time()) if self._opener else deadline
+        return round_up_deadline(deadline, trio.current_time()) if self._opener else deadline
 
     def _late_at(self) -> float:
         """When somebody is to be told that something is late."""
-        return math.inf if self._opener else max(self._session.late_at(), self._tell_late_at)
+        return math.inf if self._opener else max(self._session.late_at(), self._timer.late_again_at)
 
     def _silence_ends(self) -> float:
         """A carrier that answers nothing for as long as the grace is none, whatever is still tried on it."""
@@ -266,9 +234,9 @@ class Link:
         return max(self._session.quiet_at(), self._session.liveness.heard_at + self.welcome.grace_ms / 1000)
 
     def _tick(self, now: float) -> None:
-        if now >= self._wake_at:
-            self._speak()
-            self._wake()
+        if now >= self._timer.send_at:
+            self._carriage.send_deferred()
+            self._mux.wake()
         if self.ended is not None:
             return
         self._opens.reset_overdue(now, self.lost)
@@ -281,14 +249,14 @@ class Link:
             return
         try:
             if self._session.tick(now):
-                self._wake()
+                self._mux.wake()
         except PeerFault as fault:
             if fault.reason is not Reason.PING_TIMEOUT:
                 self.end(fault.reason, fault.detail)
                 return
             self._lose(fault.reason, fault.detail)
         if now >= self._late_at():
-            self._tell_late_at = now + _TELL_LATE_SECONDS
+            self._timer.late_again_at = now + _TELL_LATE_SECONDS
             self.on_event(self, LinkEvent.LATE)
 
     # Carriers.
@@ -300,8 +268,8 @@ class Link:
         """
         now = trio.current_time()
         first = self.attached_at == math.inf
-        self._leave_carrier()
-        self._way, self.lost = attempt, None
+        self._carriage.take(attempt)
+        self.lost = None
         self.peer_address = attempt.peer_address
         self.attached_at = min(self.attached_at, now)
         if first and self._opener:
@@ -311,44 +279,18 @@ class Link:
         try:
             self._session.move(have, now)
         except PeerFault as fault:
-            self._wake_by(attempt.carrier)
+            self._carriage.start()
             self.end(fault.reason, fault.detail)
             return
         if not self._opener and attempt.welcome.used:
-            self._hush(attempt.carrier, now)
+            self._carriage.start_with_data(now)
         else:
-            self._wake_by(attempt.carrier)
+            self._carriage.start()
             attempt.carrier.wake()
         self._opens.resumed(now)
-        self._look_now(now)  # it goes by the session's deadlines again
+        self._timer.look_now(now)  # it goes by the session's deadlines again
         if not first:
             self.on_event(self, LinkEvent.RESUMED)
-
-    @property
-    def way(self) -> Attempt | None:
-        """What carries it at the moment."""
-        return self._way
-
-    def _wake_by(self, carrier: Carrier) -> None:
-        """Not before the session has moved: a wake may ask for packets at once, from queues in the making."""
-        self._mux.wake, self._mux.wake_for_data = carrier.wake, carrier.wake_for_data
-
-    def _hush(self, carrier: Carrier, now: float) -> None:
-        """Nothing is sent but what a stream has to say now, with all that may go along."""
-        self._mux.wake_for_data = carrier.wake_for_data
-        self._wake_at = now + _HUSH_SECONDS
-
-    def _speak(self) -> None:
-        """What waited for company goes now."""
-        self._wake_at = math.inf
-        if self._way is not None:
-            self._mux.wake = self._way.carrier.wake
-
-    def _leave_carrier(self) -> None:
-        way, self._way = self._way, None
-        self._mux.wake = self._mux.wake_for_data = _nothing
-        if way is not None:
-            way.abandon()
 
     def carrier_lost(self, detail: str) -> None:
         """The carrier broke. Whatever the call ended with, that is no end on purpose."""
@@ -356,19 +298,19 @@ class Link:
 
     def hold_back(self, *, held: bool) -> None:
         """Whether the carrier of the moment lets another one through beside it."""
-        if self._way is not None:
-            self._way.carrier.hold_back(held=held)
+        if self.way is not None:
+            self.way.carrier.hold_back(held=held)
 
     def leave(self, reason: Reason, detail: str) -> None:
         """Gives the carrier up: nothing that still comes over it is heard any more."""
-        if self._way is not None:
+        if self.way is not None:
             self._lose(reason, detail)
 
     def _lose(self, reason: Reason, detail: str) -> None:
         now = trio.current_time()
         # The grace counts from when it stopped answering, not from when somebody noticed.
         since = self._session.liveness.heard_at if self.is_quiet or reason is Reason.PING_TIMEOUT else now
-        self._leave_carrier()
+        self._carriage.leave()
         if self.ended is not None:
             self._give_up_now()
             return
@@ -379,7 +321,7 @@ class Link:
         self.lost = Loss(since, reason, detail)
         self._session.pause()
         self._opens.lost(now)
-        self._look_now(now)  # it goes by the grace from here on
+        self._timer.look_now(now)  # it goes by the grace from here on
         self.on_event(self, LinkEvent.LOST)
 
     @property
@@ -394,9 +336,6 @@ class Link:
     def ping_now(self) -> None:
         """Asks the carrier of the moment whether it is alive."""
         self._session.ping_now(trio.current_time())
-        self._wake()
-
-    def _wake(self) -> None:
         self._mux.wake()
 
     async def wait_ended(self) -> tuple[Reason, str]:
@@ -411,14 +350,8 @@ class Link:
 
     async def wait_no_streams(self) -> None:
         """Waits until every stream was closed by its owner, and the peer has all that it said."""
-        while self.ended is None and (self._streams or self._mux.streams):
-            if self._no_streams is None or self._no_streams.is_set():
-                self._no_streams = trio.Event()
-            await self._no_streams.wait()
-
-    def _look_again(self) -> None:
-        if self._no_streams is not None:
-            self._no_streams.set()
+        while self.ended is None and (self._streams.all or self._mux.streams):
+            await self._streams.wait_change()
 
     # What the carrier's attempt calls.
 
@@ -445,9 +378,9 @@ class Link:
             self._give_up_now()
             return
         if session.may_send(now):  # a confirmation may have made room, in the flight or in memory
-            self._wake()
+            self._mux.wake()
         else:
-            self._look_by(session.deadline())
+            self._timer.look_by(session.deadline())
 
     def _use_rejected(self, rejected: UseRejected) -> None:
         """The server did not move to this carrier: a newer one won, or the session is gone."""
@@ -469,41 +402,22 @@ class Link:
 
     def _next_packet(self) -> bytes | None:
         now = trio.current_time()
-        if self._wake_at != math.inf:
-            if now < self._wake_at and self._session.is_patient(now):
+        if self._timer.send_at != math.inf:
+            if now < self._timer.send_at and self._session.is_patient(now):
                 return None  # the carrier can take a packet, but nobody asked for one
-            self._speak()
-            self._timer.deadline = self._look_at
+            self._carriage.send_deferred()
         packet = self._session.next_packet(now)
         if packet is None:
-            self._look_by(self._session.allowance.due)
+            self._timer.look_by(self._session.allowance.due)
             return None
         if not self._opener:
-            self._look_by(self._late_at())
+            self._timer.look_by(self._late_at())
         if self._grace_is_short:
-            self._look_by(self._silence_ends())
+            self._timer.look_by(self._silence_ends())
         data = encode_packet(*packet)
         if self._cap is not None:
             self._cap.take(len(data), now)
         return data
-
-    def _look_by(self, deadline: float) -> None:
-        """Time is looked at by then at the latest."""
-        if deadline < self._look_at:
-            self._look_at = deadline
-            if deadline < self._timer.deadline:
-                self._timer.deadline = deadline
-
-    def _look_now(self, now: float) -> None:
-        self._look_at = self._timer.deadline = now
-
-    def _wake_later(self, seconds: float) -> None:
-        """Something may wait for company; alone it goes out after ``seconds``."""
-        wake_at = trio.current_time() + seconds
-        if wake_at < self._wake_at:
-            self._wake_at = wake_at
-            if wake_at < self._timer.deadline:
-                self._timer.deadline = wake_at
 
     # Streams.
 
@@ -526,55 +440,22 @@ class Link:
         if self.ended is not None:
             detail = f"node {self.node} is not attached: {self.ended[1]}"
             raise Refused(Reason.NODE_NOT_ATTACHED, detail)
-        if self.draining or self._session.peer_draining:
-            reason = Reason.SERVER_STOPPING if self.draining else Reason.AGENT_STOPPING
+        if self._streams.draining or self._session.peer_draining:
+            reason = Reason.SERVER_STOPPING if self._streams.draining else Reason.AGENT_STOPPING
             raise Refused(reason, f"node {self.node} takes no new streams: {reason.meaning}")
-        mux_stream = self._mux.open(Open(0, str(target), user, entrance, 0, verb=verb), early_data)
-        stream = self._adopt(mux_stream)
-        self._await_answer(stream, mux_stream, on_opened)
-        return stream
-
-    def _await_answer(
-        self, stream: Stream, mux_stream: MuxStream, on_opened: Callable[[], None] | None
-    ) -> None:
-        self._look_by(self._opens.add(stream, trio.current_time(), self.lost))
-
-        def opened() -> None:
-            self._opens.forget(stream)
-            if on_opened is not None and stream.ended_by is None:  # its user may have left meanwhile
-                on_opened()
-
-        mux_stream.on_opened = opened
-
-    def _stream_opened(self, mux_stream: MuxStream) -> None:
-        if self._on_open is None or self.draining:
-            mux_stream.refuse(Refused(Reason.AGENT_STOPPING, f"node {self.node} takes no new streams"))
-        else:
-            self._on_open(self._adopt(mux_stream))
-
-    def _adopt(self, mux_stream: MuxStream) -> Stream:
-        self._serial += 1
-        serial = self._serial
-
-        def forget(stream: Stream) -> None:
-            del self._streams[serial]
-            self._opens.forget(stream)
-            self._look_again()
-            self._closed_in += stream.bytes_in
-            self._closed_out += stream.bytes_out
-
-        stream = Stream(mux_stream, self.session_id, forget)
-        self._streams[serial] = stream
+        request = Open(0, str(target), user, entrance, 0, verb=verb)
+        stream = self._streams.open(self._mux.open(request, early_data), on_opened)
+        self._timer.look_by(self._opens.add(stream, trio.current_time(), self.lost))
         return stream
 
     # Ending.
 
     def drain(self, deadline_seconds: float) -> None:
         """No new streams from here on; running ones may finish. The peer is told."""
-        if self.ended is None and not self.draining:
-            self.draining = True
+        if self.ended is None and not self._streams.draining:
+            self._streams.draining = True
             self._session.say_draining(deadline_seconds)
-            self._wake()
+            self._mux.wake()
 
     def end(self, reason: Reason, detail: str = "") -> None:
         """Ends the session: every stream is reset, the peer is told why. Idempotent, never blocks."""
@@ -582,9 +463,9 @@ class Link:
             return
         self._session.say_bye(reason, detail)
         self._finish(reason, detail)
-        if self._way is None:
+        if self.way is None:
             self._give_up_now()  # nobody to tell it to; who comes back is told that it is unknown
-        self._wake()
+        self._mux.wake()
 
     def _finish(self, reason: Reason, detail: str) -> None:
         if self.ended is not None:
@@ -592,13 +473,13 @@ class Link:
         self.ended = (reason, detail or reason.meaning)
         # The users of its streams are told whose session it was: kubectl shows them nothing else.
         self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
-        self._give_up_at = trio.current_time() + min(
+        self._timer.give_up_at = trio.current_time() + min(
             self._session.liveness.patience_seconds, _MOST_FAREWELL_SECONDS
         )
-        self._look_by(self._give_up_at)
+        self._timer.look_by(self._timer.give_up_at)
         self._ended.set()
-        self._look_again()
+        self._streams.note_change()
 
     def _give_up_now(self) -> None:
-        self._give_up_at = trio.current_time()
-        self._look_now(self._give_up_at)
+        self._timer.give_up_at = trio.current_time()
+        self._timer.look_now(self._timer.give_up_at)

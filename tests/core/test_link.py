@@ -109,7 +109,7 @@ class TestFaults:
         def fail(_: Stream) -> None:
             raise RuntimeError("a bug of the owner")
 
-        pair.agent._on_open = fail
+        pair.agent._streams._on_open = fail
         stream = pair.server.open(TARGET, user="operator", entrance="tcp")
         with pytest.raises(Refused) as caught:
             await stream.wait_opened()

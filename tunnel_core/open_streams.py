@@ -1,0 +1,94 @@
+"""The streams of one session, until their owners close them.
+
+Refers to neither the session nor its mux, as the mux keeps its methods: a session that has ended must leave
+no reference cycle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from tunnel_core.mux_stream import MuxStream
+from tunnel_core.opens import Opens
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.stream import Stream
+
+
+class OpenStreams:
+    """``on_open`` (agent) is called for each stream that the server opens; it must not block or raise.
+
+    ``opens`` forgets each stream that is closed.
+    """
+
+    def __init__(
+        self, node: str, session_id: str, opens: Opens, on_open: Callable[[Stream], None] | None
+    ) -> None:
+        self.all: dict[int, Stream] = {}
+        """Oldest first."""
+        self.draining = False
+        """Whether new streams are refused."""
+        self._node = node
+        self._session_id = session_id
+        self._opens = opens
+        self._on_open = on_open
+        self._serial = 0
+        self._closed_in = self._closed_out = 0  # bytes of streams that are closed
+        self._changed: trio.Event | None = None  # made by whoever waits for it
+
+    def add(self, mux_stream: MuxStream) -> Stream:
+        """Return the stream that its owner uses from here on."""
+        self._serial += 1
+        serial = self._serial
+
+        def forget(stream: Stream) -> None:
+            del self.all[serial]
+            self._opens.forget(stream)
+            self.note_change()
+            self._closed_in += stream.bytes_in
+            self._closed_out += stream.bytes_out
+
+        stream = Stream(mux_stream, self._session_id, forget)
+        self.all[serial] = stream
+        return stream
+
+    def open(self, mux_stream: MuxStream, on_opened: Callable[[], None] | None) -> Stream:
+        """Return a stream that this end opens; ``on_opened`` is called when the peer reached its target."""
+        stream = self.add(mux_stream)
+
+        def opened() -> None:
+            self._opens.forget(stream)
+            if on_opened is not None and stream.ended_by is None:  # its user may have left meanwhile
+                on_opened()
+
+        mux_stream.on_opened = opened
+        return stream
+
+    def opened_by_peer(self, mux_stream: MuxStream) -> None:
+        """Pass a stream that the server opened on to ``on_open``, or refuse it."""
+        if self._on_open is None or self.draining:
+            detail = f"node {self._node} takes no new streams"
+            mux_stream.refuse(Refused(Reason.AGENT_STOPPING, detail))
+        else:
+            self._on_open(self.add(mux_stream))
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes received over all streams, closed ones too."""
+        return self._closed_in + sum(stream.bytes_in for stream in self.all.values())
+
+    @property
+    def bytes_out(self) -> int:
+        return self._closed_out + sum(stream.bytes_out for stream in self.all.values())
+
+    def note_change(self) -> None:
+        """A stream was closed or forgotten, or the session has ended."""
+        if self._changed is not None:
+            self._changed.set()
+
+    async def wait_change(self) -> None:
+        """Wait for the next ``note_change``."""
+        if self._changed is None or self._changed.is_set():
+            self._changed = trio.Event()
+        await self._changed.wait()
