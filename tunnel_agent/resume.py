@@ -86,10 +86,9 @@ class Resumer:
 
     def route_changed(self) -> None:
         """The kernel has another way to the server now: the carrier may be dead, and says nothing."""
-        if self._link.is_stranded:
-            self._link.leave(
-                Reason.CARRIER_LOST, "the address that it went out from is no longer this machine's"
-            )
+        way = self._link.way
+        if way is not None and way.carrier.is_stranded():
+            self._link.carrier_lost("the address that it went out from is no longer this machine's")
         self._attempts.route_changed()
         self._look()
 
@@ -126,7 +125,8 @@ class Resumer:
             now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
             self._act(self._attempts.poll(now, self._carried(), chance), nursery)
             is_late = self._link.statistics().late_since < math.inf
-            self._link.hold_back(held=self._attempts.is_trying and is_late)
+            if self._link.way is not None:  # lets another carrier through beside it
+                self._link.way.carrier.hold_back(held=self._attempts.is_trying and is_late)
             with trio.CancelScope(deadline=self._next_look()) as self._timer:
                 await trio.sleep_forever()
 

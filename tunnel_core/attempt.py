@@ -1,5 +1,9 @@
 """One carrier for all of its life: first it goes through the attach, then it moves a session's packets.
 
+The attempt is the carrier's port until the last frame of the attach has left. From then on the session is, so
+a packet of an attached session passes through nothing of the attach. What comes before is bounded: the server
+decodes 96 KiB of an attach in all. An attempt that has settled without a session decodes nothing any more.
+
 An attempt that a session has moved away from, or that lost a race, is abandoned: whatever still comes over
 its carrier is dropped. So at no moment two carriers move the packets of one session.
 """
@@ -13,8 +17,8 @@ from typing import Protocol
 
 import trio
 
-from tunnel_core.carrier import Carrier
-from tunnel_core.codec import encode_packet
+from tunnel_core.carrier import Carrier, CarrierPort
+from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.frames import Frame, Malformed, Packet, Rejected, Use, Welcome
 from tunnel_core.halves import PeerFault
 from tunnel_core.limits import KIB, Limits
@@ -27,20 +31,12 @@ _FAREWELL_SECONDS = 1.0
 """How long a rejection may take to leave."""
 _HELLO_LOOKS = 2
 """Two waits of half the time each: the second one gives a program that was paused itself time to read."""
+_TOO_EARLY = Malformed("more bytes came than an attach needs")
 _MAX_WELCOME_BYTES = Limits().max_trust_bundle_bytes + 64 * KIB
 
 
-class CarriedSession(Protocol):
-    """The session that an attempt carries, as far as the attempt needs it.
-
-    ``packet_received``, ``next_packet`` and ``carrier_lost`` are those of ``CarrierPort``.
-    """
-
-    def packet_received(self, packet: Packet | Malformed, size: int) -> None: ...
-
-    def next_packet(self) -> bytes | None: ...
-
-    def carrier_lost(self, detail: str) -> None: ...
+class CarriedSession(CarrierPort, Protocol):
+    """The session that an attempt carries, as far as the attempt needs it."""
 
     @property
     def received(self) -> int:
@@ -146,9 +142,14 @@ class Attempt:
         session.move_to(self, self.steps.welcome.have)
 
     def carry(self, session: CarriedSession) -> None:
-        """What comes is for ``session``, and what goes is asked of it."""
+        """What comes is for ``session``, and what goes is asked of it once the attach has sent its last."""
         self._session = session
         self._settled.set()
+        self._maybe_hand_over()
+
+    def _maybe_hand_over(self) -> None:
+        if self._session is not None and not self._out:
+            self.carrier.hand_over(self._session)
 
     def abandon(self) -> None:
         """Nothing moves over this carrier any more. Idempotent."""
@@ -156,6 +157,7 @@ class Attempt:
         self._lost.set()
         if self.lingers:
             self.lingers = False
+            self.carrier.hand_over(self)
         else:
             self.carrier.abandon()
 
@@ -172,23 +174,20 @@ class Attempt:
 
     # What the carrier calls.
 
-    def admits(self, size: int) -> bool:
-        if self._session is not None:
-            return True
-        self._bytes_left -= size
-        return self._bytes_left >= 0
-
-    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
+    def packet_received(self, data: bytes) -> None:
         self._spoke.set()
         if self._session is not None:
-            self._session.packet_received(packet, size)
+            self._session.packet_received(data)
         elif not self._settled.is_set():
-            self._attach_step(packet)
+            self._bytes_left -= len(data)
+            self._attach_step(decode_packet(data) if self._bytes_left >= 0 else _TOO_EARLY)
 
     def next_packet(self) -> bytes | None:
-        if self._out:
-            return encode_packet(0, 0, [self._out.pop(0)])  # frames of the attach stand alone
-        return self._session.next_packet() if self._session is not None else None
+        if not self._out:
+            return None
+        frame = self._out.pop(0)
+        self._maybe_hand_over()
+        return encode_packet(0, 0, [frame])  # frames of the attach stand alone
 
     def carrier_lost(self, detail: str) -> None:
         self._lost.set()

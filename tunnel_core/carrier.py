@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tunnel_core.frames import Malformed, Packet
-
 
 class CarrierFailed(Exception):  # noqa: N818 - named by what happened
     """No carrier came about. ``detail`` says why, for people and logs only.
@@ -25,24 +23,17 @@ class CarrierFailed(Exception):  # noqa: N818 - named by what happened
         self.timed_out = timed_out
 
 
-TOO_EARLY = Malformed("more bytes came than an attach needs")
-"""What a port gets for a packet that it did not admit."""
-
-
 class CarrierPort(Protocol):
-    """What a carrier moves packets for. Its methods never block and never raise."""
+    """What a carrier moves packets for. Its methods never block and never raise.
 
-    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
-        """``size`` is that of the encoded packet, in bytes."""
+    First that is the attach, and then, by ``Carrier.hand_over``, the session itself.
+    """
 
-    def admits(self, size: int) -> bool:
-        """Return whether a packet of this encoded size is to be decoded; called once for each packet.
-
-        If not, ``packet_received`` gets ``TOO_EARLY`` in its place.
-        """
+    def packet_received(self, data: bytes) -> None:
+        """Take one encoded packet. The port decides whether to decode it."""
 
     def next_packet(self) -> bytes | None:
-        """The next encoded packet, or None if there is nothing to send now.
+        """Return the next encoded packet, or None if there is nothing to send now.
 
         Asked whenever the carrier can take one; after None not before :meth:`Carrier.wake`.
         """
@@ -70,6 +61,13 @@ class Carrier(ABC):
     @abstractmethod
     def start(self, port: CarrierPort) -> None:
         """Begins to move packets. Once."""
+
+    @abstractmethod
+    def hand_over(self, port: CarrierPort) -> None:
+        """Move packets for ``port`` from here on, also if this is called by the port of until now.
+
+        Does nothing if the carrier was not started, is lost or was abandoned.
+        """
 
     @abstractmethod
     def wake(self) -> None:

@@ -2,7 +2,7 @@
 
 Theory of operation
 1. One call, ``Attach``, moves packets as raw bytes: gRPC swallows what a serializer raises, and a
-   deserializer's error text reaches the peer. So bytes go in and out, and the codec is called here.
+   deserializer's error text reaches the peer. So bytes go in and out, and the port calls the codec.
 2. Two asyncio tasks own a call. The reader lives as long as the call and is the one to say why it
    ended; the writer sends what the port has and then parks until :meth:`Carrier.wake`. There is no
    time-out around a read or a write, because cancelling either cancels the call. A write under way is
@@ -45,8 +45,7 @@ import grpc
 import grpc.aio
 
 from tunnel_core.bridge import Bridge
-from tunnel_core.carrier import TOO_EARLY, Carrier, CarrierPort, Peer
-from tunnel_core.codec import decode_packet
+from tunnel_core.carrier import Carrier, CarrierPort, Peer
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.own_sockets import has_lost_its_address, hold_back
 
@@ -121,6 +120,10 @@ class CallCarrier(Carrier):
         if self._lost is not None:
             self._bridge.call_soon(self.lose, self._lost)
         self.wake()
+
+    def hand_over(self, port: CarrierPort) -> None:
+        if self._port is not None:
+            self._port = port
 
     def wake(self) -> None:
         if self._unpark():
@@ -200,9 +203,7 @@ class CallCarrier(Carrier):
             if data is aio.EOF:
                 return "the other end closed the call"
             if self._port is not None:
-                size = len(data)
-                packet = decode_packet(data) if self._port.admits(size) else TOO_EARLY
-                self._port.packet_received(packet, size)
+                self._port.packet_received(data)
             data = None  # up to a whole packet, which an idle carrier should not hold
 
     async def _write_packets(self, write: _Write, written: asyncio.Future[None]) -> None:

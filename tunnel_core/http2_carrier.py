@@ -21,8 +21,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from tunnel_core.carrier import TOO_EARLY, Carrier, CarrierPort, Peer
-from tunnel_core.codec import decode_packet
+from tunnel_core.carrier import Carrier, CarrierPort, Peer
 from tunnel_core.http2_budget import FloodError
 from tunnel_core.http2_call import OK, RESOURCE_EXHAUSTED, Http2Call, Http2Error
 from tunnel_core.limits import KIB, MIB, Limits
@@ -102,6 +101,10 @@ class ServedCarrier(Carrier):
         if self._started is not None:
             self._started.set()
         self.wake()
+
+    def hand_over(self, port: CarrierPort) -> None:
+        if self._port is not None:
+            self._port = port
 
     def wake(self) -> None:
         if not self._is_busy:
@@ -222,9 +225,8 @@ class ServedCarrier(Carrier):
         self._early_bytes = 0
         self._call.holds_window = False
         for message in messages:
-            port, size = self._port, len(message)
-            if port is not None:
-                port.packet_received(decode_packet(message) if port.admits(size) else TOO_EARLY, size)
+            if self._port is not None:
+                self._port.packet_received(message)
 
     def _write(self) -> None:
         call, written = self._call, 0

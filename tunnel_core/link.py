@@ -3,8 +3,8 @@
 1. Carriers come and go, each as an ``Attempt`` that passed the attach. ``move_to`` makes one the link's
    own and abandons the one before. When it is lost the link is in grace: streams wait, opens wait a
    little, and either the next carrier comes or the grace ends and the streams with it.
-2. The attempt calls ``packet_received``, ``next_packet`` and ``carrier_lost`` from wherever its carrier
-   runs; none of them blocks. ``run`` keeps the time.
+2. The link is its carrier's port: ``packet_received``, ``next_packet`` and ``carrier_lost`` are called from
+   wherever the carrier runs, and none of them blocks. ``run`` keeps the time.
 3. A link ends once, with one reason: its streams are reset with it, the peer is told by ``bye`` if there
    is a carrier, and that is given up when the peer confirmed it, or soon.
 """
@@ -13,23 +13,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import trio
 
 from tunnel_core.attempt import Attempt
 from tunnel_core.bucket import Bucket
 from tunnel_core.carriage import Carriage
-from tunnel_core.codec import encode_packet
+from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.frames import Hello, Malformed, Open, Packet, Service, Welcome
+from tunnel_core.frames import Hello, Open, Service, Welcome
 from tunnel_core.halves import PeerFault
 from tunnel_core.limits import Limits
-from tunnel_core.link_facts import SessionStatistics, flight_statistics
-from tunnel_core.mux import Mux
+from tunnel_core.link_facts import SessionStatistics, take_statistics
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.names import Target
-from tunnel_core.open_streams import OpenStreams
+from tunnel_core.open_streams import OpenStreams, make_mux
 from tunnel_core.opens import Opens
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
@@ -45,10 +44,6 @@ _MOST_FAREWELL_SECONDS = 2.0
 """How long an ended link waits at most for its bye to be confirmed, or for the peer to hear our confirmation.
 It waits for as long as an answer may take: what is severed before that loses a bye that was not sent yet, and
 then the peer waits for the whole grace."""
-
-
-def _unheard(_: Link, __: LinkEvent) -> None:
-    """For a link whose events nobody wants."""
 
 
 class Link:
@@ -71,7 +66,7 @@ class Link:
         send_pool: SendPool | None = None,
         cap: Bucket | None = None,
         on_open: Callable[[Stream], None] | None = None,
-        on_event: Callable[[Link, LinkEvent], None] = _unheard,
+        on_event: Callable[[Link, LinkEvent], None] = lambda link, event: None,
     ) -> None:
         self.node = node
         self.hello = hello
@@ -85,33 +80,28 @@ class Link:
         self.ended: tuple[Reason, str] | None = None
         self.lost: Loss | None = None
         self.on_event = on_event
-        self._limits = limits
         self._opener = opener
         self._timer = Timer()
         self._opens = Opens(node, limits)
         self._streams = OpenStreams(node, self.session_id, self._opens, on_open)
         self.streams: Mapping[int, Stream] = self._streams.all
         """The streams that their owners have not closed yet."""
-        self._mux = Mux(
+        self._mux = make_mux(
+            hello,
+            welcome,
             limits,
             pool,
+            send_pool,
+            self._streams,
             opener=opener,
-            send_pool=send_pool,
             wake_later=self._timer.defer,
-            on_open=self._streams.opened_by_peer,
-            on_empty=self._streams.note_change,
         )
-        self._mux.peer_initial_credit = hello.initial_credit if opener else welcome.initial_credit
-        self._mux.peer_early_data = min(welcome.early_data_limit, self._mux.peer_initial_credit)
-        self._mux.peer_max_streams = welcome.max_streams
+        self.mux_streams: Collection[MuxStream] = self._mux.streams.values()
+        """All streams that still hold anything, also those whose owners have closed them."""
         self._carriage = Carriage(self._mux, self._timer)
-        now = trio.current_time()
-        self._cap = cap
-        profile = profile_of(metered=hello.metered)
+        profile, now = profile_of(metered=hello.metered), trio.current_time()
         self._session = Session(self._mux, limits, welcome, profile, pings=not opener, now=now, cap=cap)
         self._session.pause()
-        grace, interval = welcome.grace_ms, welcome.ping_interval_ms
-        self._grace_is_short = 0 < grace <= interval * (welcome.missed_pings + 1)  # pings may find no silence
         self._ended = trio.Event()
         self._given_up = trio.Event()
 
@@ -152,48 +142,13 @@ class Link:
         return self.way is not None and trio.current_time() >= self._session.quiet_at()
 
     @property
-    def is_stranded(self) -> bool:
-        """Whether the carrier cannot be there any more, as this machine lost the address it goes out from."""
-        return self.way is not None and self.way.carrier.is_stranded()
-
-    @property
     def received(self) -> int:
         """What this end tells as ``have``."""
         return self._session.received
 
-    @property
-    def acked(self) -> int:
-        """Number of the newest packet that the peer confirmed."""
-        return self._session.acked
-
-    @property
-    def retained_bytes(self) -> int:
-        """Bytes that were sent and are kept until the peer confirms them."""
-        return self._mux.held
-
-    @property
-    def mux_streams(self) -> Iterable[MuxStream]:
-        """All streams that still hold anything, also those whose owners have closed them."""
-        return self._mux.streams.values()
-
     def statistics(self) -> SessionStatistics:
         """Return the session's figures now. The cost grows with the number of streams."""
-        session, streams, now = self._session, self._streams, trio.current_time()
-        is_carried = self.way is not None
-        return SessionStatistics(
-            round_trip_seconds=session.liveness.round_trip_seconds,
-            lost_seconds=None if self.lost is None else now - self.lost.at,
-            is_quiet=self.is_quiet,
-            heard_at=session.liveness.heard_at if is_carried else -math.inf,
-            late_since=session.late_since(now) if is_carried else math.inf,
-            patience_seconds=session.liveness.patience_seconds,
-            open_streams=len(streams.all),
-            bytes_in=streams.bytes_in,
-            bytes_out=streams.bytes_out,
-            credit_granted=sum(stream.recv.outstanding for stream in self._mux.streams.values()),
-            retained_bytes=self._mux.held,
-            flight=flight_statistics(session.flight),
-        )
+        return take_statistics(self._session, self._streams, self.lost, is_carried=self.way is not None)
 
     # Living.
 
@@ -218,20 +173,13 @@ class Link:
         if self.ended is not None:
             return self._timer.give_up_at
         if self.lost is not None:
-            return min(self._grace_ends, self._opens.next_deadline)
-        soon = min(self._session.deadline(), self._opens.next_deadline)
-        deadline = min(soon, self._late_at(), self._silence_ends())
+            return min(self._timer.give_up_at, self._opens.next_deadline)
+        deadline = min(self._session.deadline(), self._opens.next_deadline, self._late_at())
         return round_up_deadline(deadline, trio.current_time()) if self._opener else deadline
 
     def _late_at(self) -> float:
         """When somebody is to be told that something is late."""
         return math.inf if self._opener else max(self._session.late_at(), self._timer.late_again_at)
-
-    def _silence_ends(self) -> float:
-        """A carrier that answers nothing for as long as the grace is none, whatever is still tried on it."""
-        if not self._grace_is_short:
-            return math.inf
-        return max(self._session.quiet_at(), self._session.liveness.heard_at + self.welcome.grace_ms / 1000)
 
     def _tick(self, now: float) -> None:
         if now >= self._timer.send_at:
@@ -241,11 +189,9 @@ class Link:
             return
         self._opens.reset_overdue(now, self.lost)
         if self.lost is not None:
-            if now >= self._grace_ends:
-                self._end_grace(now, self.lost)
-            return
-        if now >= self._silence_ends():
-            self._lose(Reason.PING_TIMEOUT, "nothing was answered")
+            if now >= self._timer.give_up_at:
+                detail = f"the link did not come back within {now - self.lost.at:.0f} s: {self.lost.detail}"
+                self._end_at_once(Reason.GRACE_EXPIRED, detail)
             return
         try:
             if self._session.tick(now):
@@ -269,7 +215,7 @@ class Link:
         now = trio.current_time()
         first = self.attached_at == math.inf
         self._carriage.take(attempt)
-        self.lost = None
+        self.lost, self._timer.give_up_at = None, math.inf
         self.peer_address = attempt.peer_address
         self.attached_at = min(self.attached_at, now)
         if first and self._opener:
@@ -296,42 +242,20 @@ class Link:
         """The carrier broke. Whatever the call ended with, that is no end on purpose."""
         self._lose(Reason.CARRIER_LOST, detail)
 
-    def hold_back(self, *, held: bool) -> None:
-        """Whether the carrier of the moment lets another one through beside it."""
-        if self.way is not None:
-            self.way.carrier.hold_back(held=held)
-
-    def leave(self, reason: Reason, detail: str) -> None:
-        """Gives the carrier up: nothing that still comes over it is heard any more."""
-        if self.way is not None:
-            self._lose(reason, detail)
-
     def _lose(self, reason: Reason, detail: str) -> None:
         now = trio.current_time()
         # The grace counts from when it stopped answering, not from when somebody noticed.
         since = self._session.liveness.heard_at if self.is_quiet or reason is Reason.PING_TIMEOUT else now
         self._carriage.leave()
-        if self.ended is not None:
-            self._give_up_now()
-            return
-        if not self.welcome.grace_ms:
-            self._finish(reason, detail)
-            self._give_up_now()
+        if self.ended is not None or not self.welcome.grace_ms:
+            self._end_at_once(reason, detail)
             return
         self.lost = Loss(since, reason, detail)
+        self._timer.give_up_at = since + self.welcome.grace_ms / 1000
         self._session.pause()
         self._opens.lost(now)
         self._timer.look_now(now)  # it goes by the grace from here on
         self.on_event(self, LinkEvent.LOST)
-
-    @property
-    def _grace_ends(self) -> float:
-        return math.inf if self.lost is None else self.lost.at + self.welcome.grace_ms / 1000
-
-    def _end_grace(self, now: float, loss: Loss) -> None:
-        seconds = f"{now - loss.at:.0f} s"
-        self._finish(Reason.GRACE_EXPIRED, f"the link did not come back within {seconds}: {loss.detail}")
-        self._give_up_now()
 
     def ping_now(self) -> None:
         """Asks the carrier of the moment whether it is alive."""
@@ -353,71 +277,57 @@ class Link:
         while self.ended is None and (self._streams.all or self._mux.streams):
             await self._streams.wait_change()
 
-    # What the carrier's attempt calls.
+    # What the carrier calls.
 
-    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
+    def packet_received(self, data: bytes) -> None:
         """Takes one packet in. Never raises: a fault of the peer ends the link with its reason."""
+        session, now = self._session, trio.current_time()
         try:
-            if isinstance(packet, Malformed):
-                raise PeerFault(Reason.MALFORMED_PACKET, packet.why)
-            self._receive(packet, size, trio.current_time())
+            session.receive(decode_packet(data), len(data), now)
+            if session.peer_bye is not None and self.ended is None:
+                self._finish(session.peer_bye.reason, session.peer_bye.detail)
+            if session.bye_confirmed:
+                self._give_up_now()
+            elif session.may_send(now):  # a confirmation may have made room, in the flight or in memory
+                self._mux.wake()
+            else:
+                self._timer.look_by(session.deadline())
         except PeerFault as fault:
             self.end(fault.reason, fault.detail)
         except UseRejected as rejected:
-            self._use_rejected(rejected)
+            if rejected.reason is Reason.STALE_ATTEMPT:  # a newer one won
+                self._lose(rejected.reason, rejected.detail)
+            else:
+                self._end_at_once(rejected.reason, rejected.detail)
         except Exception:
             _log.exception("a packet from %s could not be handled", self.node)
             self.end(Reason.INTERNAL_ERROR)
 
-    def _receive(self, packet: Packet, size: int, now: float) -> None:
-        session = self._session
-        session.receive(packet, size, now)
-        if session.peer_bye is not None and self.ended is None:
-            self._finish(session.peer_bye.reason, session.peer_bye.detail)
-        if session.bye_confirmed:
-            self._give_up_now()
-            return
-        if session.may_send(now):  # a confirmation may have made room, in the flight or in memory
-            self._mux.wake()
-        else:
-            self._timer.look_by(session.deadline())
-
-    def _use_rejected(self, rejected: UseRejected) -> None:
-        """The server did not move to this carrier: a newer one won, or the session is gone."""
-        if rejected.reason is Reason.STALE_ATTEMPT:
-            self._lose(rejected.reason, rejected.detail)
-        else:
-            self._finish(rejected.reason, rejected.detail)
-            self._give_up_now()
-
     def next_packet(self) -> bytes | None:
         """The bytes of the next packet, or None when there is nothing to say. Never raises."""
+        session, timer, now = self._session, self._timer, trio.current_time()
         try:
-            return self._next_packet()
+            if timer.send_at != math.inf:
+                if now < timer.send_at and session.is_patient(now):
+                    return None  # the carrier can take a packet, but nobody asked for one
+                self._carriage.send_deferred()
+            packet = session.next_packet(now)
+            if packet is None:
+                if session.allowance.due < timer.look_at:
+                    timer.look_by(session.allowance.due)
+                return None
+            if not self._opener:
+                timer.look_by(max(session.late_at(), timer.late_again_at))
+            if session.grace_is_short:
+                timer.look_by(session.unanswered_until())
+            data = encode_packet(*packet)
+            if session.allowance.cap is not None:
+                session.allowance.cap.take(len(data), now)
+            return data
         except Exception:
             _log.exception("no packet could be made for %s", self.node)
-            self._finish(Reason.INTERNAL_ERROR, "")
-            self._give_up_now()  # a numbered packet is missing: nothing more would be understood
+            self._end_at_once(Reason.INTERNAL_ERROR, "")  # after a missing packet none would be understood
             return None
-
-    def _next_packet(self) -> bytes | None:
-        now = trio.current_time()
-        if self._timer.send_at != math.inf:
-            if now < self._timer.send_at and self._session.is_patient(now):
-                return None  # the carrier can take a packet, but nobody asked for one
-            self._carriage.send_deferred()
-        packet = self._session.next_packet(now)
-        if packet is None:
-            self._timer.look_by(self._session.allowance.due)
-            return None
-        if not self._opener:
-            self._timer.look_by(self._late_at())
-        if self._grace_is_short:
-            self._timer.look_by(self._silence_ends())
-        data = encode_packet(*packet)
-        if self._cap is not None:
-            self._cap.take(len(data), now)
-        return data
 
     # Streams.
 
@@ -440,9 +350,7 @@ class Link:
         if self.ended is not None:
             detail = f"node {self.node} is not attached: {self.ended[1]}"
             raise Refused(Reason.NODE_NOT_ATTACHED, detail)
-        if self._streams.draining or self._session.peer_draining:
-            reason = Reason.SERVER_STOPPING if self._streams.draining else Reason.AGENT_STOPPING
-            raise Refused(reason, f"node {self.node} takes no new streams: {reason.meaning}")
+        self._streams.check_not_draining(peer=self._session.peer_draining)
         request = Open(0, str(target), user, entrance, 0, verb=verb)
         stream = self._streams.open(self._mux.open(request, early_data), on_opened)
         self._timer.look_by(self._opens.add(stream, trio.current_time(), self.lost))
@@ -473,12 +381,16 @@ class Link:
         self.ended = (reason, detail or reason.meaning)
         # The users of its streams are told whose session it was: kubectl shows them nothing else.
         self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
-        self._timer.give_up_at = trio.current_time() + min(
-            self._session.liveness.patience_seconds, _MOST_FAREWELL_SECONDS
-        )
+        seconds = min(self._session.liveness.patience_seconds, _MOST_FAREWELL_SECONDS)
+        self._timer.give_up_at = trio.current_time() + seconds
         self._timer.look_by(self._timer.give_up_at)
         self._ended.set()
         self._streams.note_change()
+
+    def _end_at_once(self, reason: Reason, detail: str) -> None:
+        """End without a carrier, or without one that the peer would hear the end over."""
+        self._finish(reason, detail)
+        self._give_up_now()
 
     def _give_up_now(self) -> None:
         self._timer.give_up_at = trio.current_time()

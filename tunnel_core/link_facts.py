@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import trio
+
 from tunnel_core.flight import Flight
+from tunnel_core.open_streams import OpenStreams
+from tunnel_core.session import Session
+from tunnel_core.states import Loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +52,33 @@ class SessionStatistics:
     bytes_out: int = 0
     credit_granted: int = 0
     """Bytes that the peer may send, or has sent and nobody read yet, over all streams."""
+    acked: int = 0
+    """Number of the newest packet that the peer confirmed."""
     retained_bytes: int = 0
     """Bytes that were sent and are kept until the peer confirms them."""
     flight: FlightStatistics = FlightStatistics()
+
+
+def take_statistics(
+    session: Session, streams: OpenStreams, lost: Loss | None, *, is_carried: bool
+) -> SessionStatistics:
+    """Return the figures of a session now."""
+    liveness, mux, now = session.liveness, session.mux, trio.current_time()
+    return SessionStatistics(
+        round_trip_seconds=liveness.round_trip_seconds,
+        lost_seconds=None if lost is None else now - lost.at,
+        is_quiet=is_carried and now >= session.quiet_at(),
+        heard_at=liveness.heard_at if is_carried else -math.inf,
+        late_since=session.late_since(now) if is_carried else math.inf,
+        patience_seconds=liveness.patience_seconds,
+        open_streams=len(streams.all),
+        bytes_in=streams.bytes_in,
+        bytes_out=streams.bytes_out,
+        credit_granted=sum(stream.recv.outstanding for stream in mux.streams.values()),
+        acked=session.acked,
+        retained_bytes=mux.held,
+        flight=flight_statistics(session.flight),
+    )
 
 
 def flight_statistics(flight: Flight) -> FlightStatistics:

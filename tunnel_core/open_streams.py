@@ -10,6 +10,10 @@ from collections.abc import Callable
 
 import trio
 
+from tunnel_core.credit import CreditPool, SendPool
+from tunnel_core.frames import Hello, Welcome
+from tunnel_core.limits import Limits
+from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.opens import Opens
 from tunnel_core.reasons import Reason, Refused
@@ -53,6 +57,12 @@ class OpenStreams:
         self.all[serial] = stream
         return stream
 
+    def check_not_draining(self, *, peer: bool) -> None:
+        """Raise ``Refused`` if the server takes no new streams, or the agent does not (``peer``)."""
+        if self.draining or peer:
+            reason = Reason.SERVER_STOPPING if self.draining else Reason.AGENT_STOPPING
+            raise Refused(reason, f"node {self._node} takes no new streams: {reason.meaning}")
+
     def open(self, mux_stream: MuxStream, on_opened: Callable[[], None] | None) -> Stream:
         """Return a stream that this end opens; ``on_opened`` is called when the peer reached its target."""
         stream = self.add(mux_stream)
@@ -92,3 +102,30 @@ class OpenStreams:
         if self._changed is None or self._changed.is_set():
             self._changed = trio.Event()
         await self._changed.wait()
+
+
+def make_mux(
+    hello: Hello,
+    welcome: Welcome,
+    limits: Limits,
+    pool: CreditPool,
+    send_pool: SendPool | None,
+    streams: OpenStreams,
+    *,
+    opener: bool,
+    wake_later: Callable[[float], None],
+) -> Mux:
+    """Return the mux of a session, with the limits that the peer has told."""
+    mux = Mux(
+        limits,
+        pool,
+        opener=opener,
+        send_pool=send_pool,
+        wake_later=wake_later,
+        on_open=streams.opened_by_peer,
+        on_empty=streams.note_change,
+    )
+    mux.peer_initial_credit = hello.initial_credit if opener else welcome.initial_credit
+    mux.peer_early_data = min(welcome.early_data_limit, mux.peer_initial_credit)
+    mux.peer_max_streams = welcome.max_streams
+    return mux

@@ -9,13 +9,14 @@ carrier. Outages of seconds are ordinary, and most of them end before a carrier 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple, Protocol
 
 import trio
 
 from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.limits import Limits
+from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason
 
@@ -66,23 +67,17 @@ class Retaining(Protocol):
     node: str
 
     @property
-    def acked(self) -> int: ...
-
-    @property
     def attached(self) -> bool: ...
 
     @property
-    def is_quiet(self) -> bool: ...
+    def mux_streams(self) -> Collection[MuxStream]: ...
 
-    @property
-    def retained_bytes(self) -> int: ...
-
-    @property
-    def mux_streams(self) -> Iterable[MuxStream]: ...
+    def statistics(self) -> SessionStatistics: ...
 
 
 class _Seen(NamedTuple):
     acked: int
+    retained_bytes: int
     since: float
     is_heard: bool
     refused_since: float
@@ -106,22 +101,25 @@ class UnconfirmedWatch:
         if not self._pool.is_short:
             self._seen.clear()
             return []
-        self._seen = {session: self._look(session, now) for session in sessions if session.retained_bytes > 0}
+        looks = ((session, self._look(session, now)) for session in sessions if session.mux_streams)
+        self._seen = {session: seen for session, seen in looks if seen.retained_bytes > 0}
         stalled = [session for session, seen in self._seen.items() if self._is_stalled(seen, now)]
-        return sorted(stalled, key=lambda session: session.retained_bytes, reverse=True)
+        return sorted(stalled, key=lambda session: self._seen[session].retained_bytes, reverse=True)
 
     def seconds_of(self, session: Retaining, now: float) -> float:
         """For how long a session that was found has confirmed nothing."""
         return now - self._seen[session].since
 
     def _look(self, session: Retaining, now: float) -> _Seen:
-        is_heard = session.attached and not session.is_quiet
+        figures = session.statistics()
+        is_heard = session.attached and not figures.is_quiet
         known = self._seen.get(session)
-        if known is None or known.acked != session.acked:
-            return _Seen(session.acked, now, is_heard, now)
-        if is_heard and not known.is_heard:
-            return known._replace(is_heard=True, refused_since=now)
-        return known._replace(is_heard=is_heard)
+        if known is None or known.acked != figures.acked:
+            return _Seen(figures.acked, figures.retained_bytes, now, is_heard, now)
+        refused_since = now if is_heard and not known.is_heard else known.refused_since
+        return known._replace(
+            retained_bytes=figures.retained_bytes, is_heard=is_heard, refused_since=refused_since
+        )
 
     def _is_stalled(self, seen: _Seen, now: float) -> bool:
         refuses = seen.is_heard and now - seen.refused_since >= self._heard_seconds

@@ -31,6 +31,7 @@ from tunnel_core.frames import (
     Bye,
     Draining,
     Frame,
+    Malformed,
     Packet,
     Ping,
     Pong,
@@ -96,6 +97,9 @@ class Session:
         """Number of the newest packet received in order: what a hello, welcome or use says as ``have``."""
         self.acked = 0
         """Number of the newest packet that the peer confirmed."""
+        self._grace_seconds = welcome.grace_ms / 1000
+        self.grace_is_short = 0 < welcome.grace_ms <= welcome.ping_interval_ms * (welcome.missed_pings + 1)
+        """Whether a silence may last for the whole grace before pings find it."""
         self._limits = limits
         self._confirming = Confirming(limits, profile.ack_delay_seconds)
         self._pings = pings
@@ -184,11 +188,13 @@ class Session:
 
     # Receiving.
 
-    def receive(self, packet: Packet, size: int, now: float) -> None:
+    def receive(self, packet: Packet | Malformed, size: int, now: float) -> None:
         """Takes a packet of ``size`` bytes in.
 
         Raises ``PeerFault``: then the session is over. Raises ``UseRejected``: then its last move is void.
         """
+        if isinstance(packet, Malformed):
+            raise PeerFault(Reason.MALFORMED_PACKET, packet.why)
         self.liveness.heard_at = now
         if packet.ack > self.acked:
             self._confirm(packet.ack, now, packet.arrived)
@@ -293,11 +299,16 @@ class Session:
         """When ``tick`` wants to be called next, in the clock of ``now``."""
         if not self._carried:
             return math.inf
-        return min(self._confirming.due, self.allowance.due, self.liveness.deadline(), self._stalled_at)
+        soon = min(self._confirming.due, self.allowance.due, self.liveness.deadline())
+        if self._sent:
+            soon = min(soon, self._progress + self._limits.confirm_timeout_seconds)
+        return min(soon, self.unanswered_until()) if self.grace_is_short else soon
 
-    @property
-    def _stalled_at(self) -> float:
-        return self._progress + self._limits.confirm_timeout_seconds if self._sent else math.inf
+    def unanswered_until(self) -> float:
+        """When a carrier that answers nothing is given up, if that is sooner than pings find the silence."""
+        if not self.grace_is_short:
+            return math.inf
+        return max(self.quiet_at(), self.liveness.heard_at + self._grace_seconds)
 
     def late_at(self) -> float:
         """When what waits for its confirmation or pong will be late, if nothing changes."""
@@ -322,8 +333,10 @@ class Session:
         """
         if not self._carried:
             return False
+        if self.grace_is_short and now >= self.unanswered_until():
+            raise PeerFault(Reason.PING_TIMEOUT, "nothing was answered")
         is_ping_due = self.liveness.check(now)
-        if now >= self._stalled_at:
+        if self._sent and now >= self._progress + self._limits.confirm_timeout_seconds:
             detail = f"nothing confirmed for {now - self._progress:.0f} s"
             raise PeerFault(Reason.PEER_STALLED, detail)
         if is_ping_due:

@@ -15,7 +15,7 @@ from tests.fakes import pki, wire
 from tests.fakes.grpc_site import Site, open_site, server_tls
 from tests.fakes.recording_port import RecordingPort, bulk, ping
 from tunnel_core.carrier import CarrierFailed
-from tunnel_core.codec import encode_packet
+from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.frames import Malformed, Packet, Ping
 from tunnel_core.identity import Role
 from tunnel_core.limits import KIB, MIB, Limits
@@ -80,8 +80,9 @@ class TestMoving:
 
     async def test_an_answer_may_be_sent_from_inside_packet_received(self) -> None:
         class Echo(RecordingPort):
-            def packet_received(self, packet: Packet | Malformed, size: int) -> None:
-                super().packet_received(packet, size)
+            def packet_received(self, data: bytes) -> None:
+                super().packet_received(data)
+                packet = decode_packet(data)
                 assert isinstance(packet, Packet)
                 self.send(encode_packet(0, 0, packet.frames))
 
@@ -155,8 +156,8 @@ class TestEnds:
 
     async def test_abandoned_from_inside_packet_received(self) -> None:
         class Leaver(RecordingPort):
-            def packet_received(self, packet: Packet | Malformed, size: int) -> None:
-                super().packet_received(packet, size)
+            def packet_received(self, data: bytes) -> None:
+                super().packet_received(data)
                 self.carrier.abandon()
 
         async with open_site() as site:
@@ -247,7 +248,7 @@ class TestEnds:
 
 
 class _Broken(RecordingPort):
-    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
+    def packet_received(self, data: bytes) -> None:
         raise LookupError("a fault of ours")
 
 

@@ -19,9 +19,9 @@ from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.fakes.memory_link import TARGET, LinkPair, attach_links, hello, memory_links, welcome
 from tests.fakes.wire import connections, descriptors
 from tunnel_core.attempt import Attempt
-from tunnel_core.codec import decode_packet
+from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Malformed, Packet, Ping, Rejected, Welcome
+from tunnel_core.frames import Packet, Ping, Rejected, Welcome
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.reasons import Reason, Refused
@@ -146,7 +146,7 @@ class TestAttaching:
 
     async def test_a_step_out_of_order_ends_it(self) -> None:
         async with unattached() as (server, _, _nursery):
-            server.packet_received(Packet(0, 0, (Ping(1),)), 10)
+            server.packet_received(encode_packet(0, 0, (Ping(1),)))
             assert (await failure_of(server)).reason is Reason.PROTOCOL_ERROR
 
     async def test_twenty_forced_re_attaches_leave_nothing(self) -> None:
@@ -227,11 +227,12 @@ class TestEnding:
             far.reset(Reason.USER_LEFT)
 
     async def test_malformed_bytes_end_it_with_their_reason(self, pair: LinkPair) -> None:
-        pair.server.packet_received(Malformed("a field that runs past the end"), 10)
-        assert await pair.agent.wait_ended() == (Reason.MALFORMED_PACKET, "a field that runs past the end")
+        pair.server.packet_received(b"\x1a\xff")
+        reason, detail = await pair.agent.wait_ended()
+        assert reason is Reason.MALFORMED_PACKET and detail and detail != reason.meaning
 
     async def test_a_fault_of_the_peer_is_told_to_it(self, pair: LinkPair) -> None:
-        pair.server.packet_received(Packet(0, 10**6, ()), 10)
+        pair.server.packet_received(encode_packet(0, 10**6, ()))
         assert (await pair.agent.wait_ended())[0] is Reason.ACK_OF_UNSENT
         await pair.server.wait_given_up()
 

@@ -9,6 +9,7 @@ from tests.fakes.memory_link import welcome
 from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.frames import Data, DataParts, Frame, Open, Opened, Packet
 from tunnel_core.limits import KIB, MIB, Limits
+from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.pressure import UnconfirmedWatch, relieve_send_pool
@@ -35,13 +36,10 @@ class Sender:
     def _wake(self) -> None:
         self.woken += 1
 
-    @property
-    def acked(self) -> int:
-        return self.session.acked
-
-    @property
-    def retained_bytes(self) -> int:
-        return self.mux.held
+    def statistics(self) -> SessionStatistics:
+        return SessionStatistics(
+            is_quiet=self.is_quiet, acked=self.session.acked, retained_bytes=self.mux.held
+        )
 
     @property
     def mux_streams(self) -> list[MuxStream]:

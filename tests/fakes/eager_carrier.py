@@ -24,6 +24,10 @@ class EagerCarrier(Carrier):
         self.port = port
         self.wake()
 
+    def hand_over(self, port: CarrierPort) -> None:
+        if self.port is not None:
+            self.port = port
+
     def wake(self) -> None:
         if self._asking:
             return  # the loop below asks again
@@ -40,7 +44,7 @@ class EagerCarrier(Carrier):
         while self.packets:
             data = self.packets.popleft()
             if other.port is not None:
-                other.port.packet_received(decode_packet(data), len(data))
+                other.port.packet_received(data)
 
     def peek(self) -> list[Packet | Malformed]:
         """What was taken and not delivered."""

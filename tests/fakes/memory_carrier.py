@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from tunnel_core.carrier import TOO_EARLY, Carrier, CarrierPort, Peer
-from tunnel_core.codec import decode_packet
+from tunnel_core.carrier import Carrier, CarrierPort, Peer
 
 
 class MemoryCarrier(Carrier):
@@ -28,6 +27,10 @@ class MemoryCarrier(Carrier):
         assert self._port is None
         self._port = port
         self._nursery.start_soon(self._move)
+
+    def hand_over(self, port: CarrierPort) -> None:
+        if self._port is not None:
+            self._port = port
 
     def wake(self) -> None:
         self._wanted.set()
@@ -72,8 +75,7 @@ class MemoryCarrier(Carrier):
         async for data in self._receiver:
             if self._port is None:
                 return
-            packet = decode_packet(data) if self._port.admits(len(data)) else TOO_EARLY
-            self._port.packet_received(packet, len(data))
+            self._port.packet_received(data)
 
 
 def memory_carriers(

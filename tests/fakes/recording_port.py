@@ -8,7 +8,7 @@ from collections.abc import Callable
 import trio
 
 from tunnel_core.carrier import Carrier
-from tunnel_core.codec import encode_packet
+from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.frames import Data, Malformed, Packet, Ping
 
 
@@ -26,13 +26,10 @@ class RecordingPort:
         self._changed = trio.Event()
         carrier.start(self)
 
-    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
-        self.received.append(packet)
-        self.sizes.append(size)
+    def packet_received(self, data: bytes) -> None:
+        self.received.append(decode_packet(data))
+        self.sizes.append(len(data))
         self._changed.set()
-
-    def admits(self, size: int) -> bool:
-        return True
 
     def next_packet(self) -> bytes | None:
         self.asked += 1

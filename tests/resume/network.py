@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 
 from tunnel_core.carrier import Carrier, CarrierPort, Peer
-from tunnel_core.codec import decode_packet
 from tunnel_core.link import Link
 
 MOST_UNDER_WAY = 3
@@ -26,6 +25,10 @@ class End(Carrier):
         self.port = None if self.broken else port
         if self.broken:
             port.carrier_lost("it was broken before it began")
+
+    def hand_over(self, port: CarrierPort) -> None:
+        if self.port is not None:
+            self.port = port
 
     def wake(self) -> None:
         """The test asks when it wants to."""
@@ -48,7 +51,7 @@ class End(Carrier):
             return False
         data = self.under_way.popleft()
         if self.other.port is not None:
-            self.other.port.packet_received(decode_packet(data), len(data))
+            self.other.port.packet_received(data)
         return True
 
     def lose(self) -> None:

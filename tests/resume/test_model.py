@@ -125,7 +125,8 @@ class World:
         elif what == "route" and site.agent.resumer is not None:
             site.agent.resumer.route_changed()
         elif what == "strand" and site.agent.link is not None:
-            site.agent.link.leave(Reason.CARRIER_LOST, "its address is gone")
+            if site.agent.link.way is not None:
+                site.agent.link.carrier_lost("its address is gone")
         elif what == "slow":
             site.connect_seconds = b / 50
         elif self.halves and what in ("push", "read", "end"):

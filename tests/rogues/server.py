@@ -21,12 +21,11 @@ import trio
 
 from tests.fakes.grpc_site import open_site
 from tunnel_core.carrier import Carrier, ServerTls
-from tunnel_core.codec import encode_packet
+from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.frames import (
     Bye,
     Frame,
     Hello,
-    Malformed,
     Open,
     Packet,
     Ping,
@@ -143,11 +142,8 @@ class RogueSession:
 
     # What the carrier calls.
 
-    def admits(self, size: int) -> bool:
-        """Read everything."""
-        return True
-
-    def packet_received(self, packet: Packet | Malformed, size: int) -> None:
+    def packet_received(self, data: bytes) -> None:
+        packet = decode_packet(data)
         assert isinstance(packet, Packet), packet
         if packet.number:
             self._have = packet.number
