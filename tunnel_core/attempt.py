@@ -62,7 +62,7 @@ class Attempt:
         self.carrier = carrier
         self.steps = steps
         self.peer_address = carrier.peer.address
-        self.failure: Refused | None = None
+        self._failure: Refused | None = None
         self.answered_at = math.inf  # when the welcome was made
         self._decide = decide
         self.lingers = False
@@ -101,9 +101,15 @@ class Attempt:
             if not self._kept:
                 self.abandon()
             raise
-        if self.failure is not None:
+        if self._failure is not None:
             self.abandon()
-            raise self.failure
+            raise self._take_failure()
+
+    def _take_failure(self) -> Refused:
+        """Return the failure and forget it: its traceback will refer to the attempt."""
+        failure, self._failure = self._failure, None
+        assert failure is not None
+        return failure
 
     async def _wait_first(self, seconds: float, is_spared: Callable[[], bool]) -> None:
         for _ in range(_HELLO_LOOKS):
@@ -247,6 +253,6 @@ class Attempt:
 
     def _fail(self, refused: Refused) -> None:
         if not self._settled.is_set():
-            self.failure = refused
+            self._failure = refused.with_traceback(None)
             self._spoke.set()
             self._settled.set()

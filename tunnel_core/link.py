@@ -46,6 +46,10 @@ It waits for as long as an answer may take: what is severed before that loses a 
 then the peer waits for the whole grace."""
 
 
+def _ignore(_: Link, __: LinkEvent) -> None:
+    """For a link whose events nobody wants."""
+
+
 class Link:
     """One session of one node. ``opener``: this end opens streams, which is the server.
 
@@ -66,7 +70,7 @@ class Link:
         send_pool: SendPool | None = None,
         cap: Bucket | None = None,
         on_open: Callable[[Stream], None] | None = None,
-        on_event: Callable[[Link, LinkEvent], None] = lambda link, event: None,
+        on_event: Callable[[Link, LinkEvent], None] = _ignore,
     ) -> None:
         self.node = node
         self.hello = hello
@@ -87,14 +91,7 @@ class Link:
         self.streams: Mapping[int, Stream] = self._streams.all
         """The streams that their owners have not closed yet."""
         self._mux = make_mux(
-            hello,
-            welcome,
-            limits,
-            pool,
-            send_pool,
-            self._streams,
-            opener=opener,
-            wake_later=self._timer.defer,
+            hello, welcome, limits, pool, send_pool, self._streams, self._timer, opener=opener
         )
         self.mux_streams: Collection[MuxStream] = self._mux.streams.values()
         """All streams that still hold anything, also those whose owners have closed them."""
@@ -167,6 +164,7 @@ class Link:
         finally:
             self._finish(Reason.SESSION_LOST, "the link was given up")
             self._carriage.leave()
+            self.on_event = _ignore  # its owner may refer to the link
             self._given_up.set()
 
     def _deadline(self) -> float:

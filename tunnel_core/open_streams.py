@@ -18,6 +18,7 @@ from tunnel_core.mux_stream import MuxStream
 from tunnel_core.opens import Opens
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.stream import Stream
+from tunnel_core.timer import Timer
 
 
 class OpenStreams:
@@ -111,9 +112,9 @@ def make_mux(
     pool: CreditPool,
     send_pool: SendPool | None,
     streams: OpenStreams,
+    timer: Timer,
     *,
     opener: bool,
-    wake_later: Callable[[float], None],
 ) -> Mux:
     """Return the mux of a session, with the limits that the peer has told."""
     mux = Mux(
@@ -121,7 +122,7 @@ def make_mux(
         pool,
         opener=opener,
         send_pool=send_pool,
-        wake_later=wake_later,
+        wake_later=timer.defer,
         on_open=streams.opened_by_peer,
         on_empty=streams.note_change,
     )

@@ -113,7 +113,7 @@ class Attachments:
             except AttachRejected as rejected:
                 return Rejected(rejected.reason, rejected.detail, int(rejected.retry_after_seconds * 1000))
             except Refused as answer:
-                arrival.refused = answer
+                arrival.refused = answer.with_traceback(None)  # which leads back to the arrival
                 return Rejected(answer.reason, answer.detail, _retry_ms(answer))
 
         attempt = Attempt(carrier, ServerSteps(offer), self._used)
@@ -133,7 +133,7 @@ class Attachments:
         try:
             self._standing.require(proven)
         except Refused as refused:
-            return refused
+            return refused.with_traceback(None)  # which leads back to who keeps it
         return None
 
     def _why_no_room(self) -> Refused | None:
@@ -147,7 +147,7 @@ class Attachments:
             leaf = carrier.peer.leaf_pem
             return proven_leaf(leaf, usage=Usage.CLIENT, role=Role.NODE, trust_domain=domain), None
         except Refused as refused:
-            return None, refused
+            return None, refused.with_traceback(None)
         except Exception:  # one odd certificate must not end the server
             _log.exception("the certificate of %s could not be read", carrier.peer.address)
             return None, Refused(Reason.INTERNAL_ERROR)

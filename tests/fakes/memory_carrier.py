@@ -15,7 +15,7 @@ class MemoryCarrier(Carrier):
         self.packets: list[bytes] = []  # everything this end has sent, for tests to look at
         self.swallow = False  # what is sent from here never arrives, and nobody hears of it
         self._nursery = nursery
-        self._other: MemoryCarrier
+        self._other: MemoryCarrier | None = None  # until they are broken: no cycle is left then
         self._port: CarrierPort | None = None
         self._wanted = trio.Event()
         self._scope = trio.CancelScope()
@@ -44,8 +44,10 @@ class MemoryCarrier(Carrier):
         self._break("cut")
 
     def _break(self, detail: str) -> None:
-        for end in (self, self._other):
-            if end._lost is None:
+        other, self._other = self._other, None
+        for end in (self, other):
+            if end is not None and end._lost is None:
+                end._other = None
                 end._lost = detail
                 end._scope.cancel()
                 end._sender.close()
