@@ -96,11 +96,6 @@ class Attachments:
         self._sessions = Sessions()
         self._links: dict[Link, Entry] = {}  # also those that ended and still say so to their agent
 
-    @property
-    def pending_count(self) -> int:
-        """Attaches under way."""
-        return len(self._arrivals)
-
     def take(self, carrier: Carrier) -> None:
         """Begins the attach of a new carrier. Called by the carrier's server; never blocks or raises."""
         proven, refused = self._identify(carrier)

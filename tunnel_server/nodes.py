@@ -49,7 +49,6 @@ class Node:
     address: str = ""
     software: str = ""
     last_reason: Reason | None = None  # of a loss or an end, until the node is there again
-    last_detail: str = ""
 
     @property
     def state(self) -> str:
@@ -144,7 +143,7 @@ class Nodes:
         self._tell(Kind.LOST, link.node, link.session_id, loss.reason, loss.detail)
         node = self._attached.get(link.node)
         if node is not None and node.link is link:
-            self._see_last(node, loss.reason, loss.detail)
+            self._see_last(node, loss.reason)
 
     def note_resumed(self, link: Link) -> None:
         """The session goes on over a new carrier."""
@@ -152,12 +151,12 @@ class Nodes:
         node = self._attached.get(link.node)
         if node is not None and node.link is link:
             node.address, node.since = link.peer_address, self._wall()
-            node.last_reason, node.last_detail = None, ""
+            node.last_reason = None
 
-    def _see_last(self, node: Node, reason: Reason, detail: str) -> None:
+    def _see_last(self, node: Node, reason: Reason) -> None:
         node.since = node.last_seen_at = self._wall()
         node.last_seen = self._monotonic()
-        node.last_reason, node.last_detail = reason, detail
+        node.last_reason = reason
 
     def _claim_alias(self, alias: str, name: str) -> None:
         owner = self._by_alias.get(alias, name)
@@ -225,9 +224,9 @@ class Nodes:
             return
         node.link = None
         if link.lost is None:
-            self._see_last(node, reason, detail)
+            self._see_last(node, reason)
         else:  # nobody was there since
-            node.last_reason, node.last_detail = reason, detail
+            node.last_reason = reason
         del self._attached[node.name]
         self._gone[node.name] = node
         kind = Kind.EXPIRED if reason is Reason.GRACE_EXPIRED else Kind.ENDED

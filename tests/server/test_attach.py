@@ -147,7 +147,7 @@ async def test_a_node_is_who_its_certificate_says(autojump_clock: trio.testing.M
         [(node, link)] = door.nodes.attached()
         assert (node.name, node.alias) == ("shop-7.example", node_alias("shop-7.example"))
         assert link.session_id == agent.link.session_id
-        assert door.attachments.pending_count == 0
+        assert len(door.attachments._arrivals) == 0
         assert door.counters.attaches == {"ok": 1}
         agent.link.end(Reason.AGENT_STOPPING)
         await agent.link.wait_given_up()
@@ -188,7 +188,7 @@ async def test_who_is_no_node_of_ours_is_told_so(
         assert words in refusal.detail
         assert refusal.retry_after_seconds == 5
         await trio.sleep(2)
-        assert (door.attachments.pending_count, door.nodes.all()) == (0, [])
+        assert (len(door.attachments._arrivals), door.nodes.all()) == (0, [])
         assert door.counters.attaches == {reason.word: 1}
         assert f"attach of an unknown node failed: {refusal.detail}" in caplog.messages
 
@@ -238,11 +238,11 @@ async def test_attaches_under_way_are_bounded_and_end(autojump_clock: trio.testi
         for number in range(3):
             leaf_pem = pki.node_leaf(f"mute{number}").credential.certificate_pem
             door.attachments.take(memory_carriers(door.nursery, leaf_pem=leaf_pem)[0])
-        assert door.attachments.pending_count == 3
+        assert len(door.attachments._arrivals) == 3
         refusal = await door.dial("edge1").refusal()
         assert refusal.reason is Reason.TOO_MANY_SESSIONS
         await trio.sleep(door.limits.attach_timeout_seconds + 2)
-        assert door.attachments.pending_count == 0
+        assert len(door.attachments._arrivals) == 0
         assert door.counters.attaches["attach_timeout"] == 3
         await door.attach("edge1")
 
@@ -346,7 +346,7 @@ async def test_a_hello_alone_takes_nothing_over(
         assert door.link_of("edge1").session_id == agent.link.session_id
         assert door.counters.attaches == {"ok": 1}  # a check is no failure
         assert "node edge1 may attach, and left; a check does that" in caplog.messages
-        assert door.attachments.pending_count == 0
+        assert len(door.attachments._arrivals) == 0
 
 
 async def test_an_attempt_that_was_left_before_its_welcome_is_no_failure(
@@ -361,7 +361,7 @@ async def test_an_attempt_that_was_left_before_its_welcome_is_no_failure(
             "DEBUG"
         ]
         assert not [record for record in caplog.records if record.levelno > logging.INFO]
-        assert door.attachments.pending_count == 0
+        assert len(door.attachments._arrivals) == 0
 
 
 async def test_a_lost_carrier_detaches_the_node_at_once(autojump_clock: trio.testing.MockClock) -> None:
@@ -414,7 +414,7 @@ async def test_a_carrier_that_cannot_start_is_given_up(
         near.__class__ = UnstartableCarrier
         door.attachments.take(near)
         await door.settle()
-        assert door.attachments.pending_count == 0
+        assert len(door.attachments._arrivals) == 0
         assert door.counters.attaches == {"internal_error": 1}
         assert far._lost is not None
 

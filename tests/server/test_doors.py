@@ -287,7 +287,7 @@ async def test_whom_the_handshake_refuses_does_not_get_to_say_hello(make: Callab
     async with agents_door() as door:
         with pytest.raises(CarrierFailed):
             await door.attempt(make())
-        assert door.attachments.pending_count == 0
+        assert len(door.attachments._arrivals) == 0
 
 
 @pytest.mark.parametrize("more", ISSUED_ELSEWHERE, ids=["spire", "vault", "cert-manager"])
