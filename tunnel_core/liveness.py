@@ -40,8 +40,7 @@ class Liveness:
 
     __slots__ = (
         "_busy_seconds",
-        "_dead_busy",
-        "_dead_idle",
+        "_dead",
         "_interval",
         "_is_doubted",
         "_last_ping",
@@ -162,19 +161,15 @@ class Liveness:
 
         ``sent_at`` is when the oldest packet that waits for its confirmation was sent; infinity for none.
         """
-        since = self._oldest(sent_at)
-        if not self._pings and self._interval:  # the agent's next ping is due
+        since = min(sent_at, self._waiting[0][1]) if self._waiting else sent_at
+        if not self._pings and self._interval:
             since = min(since, self._next_ping_expected())
         return since + self.patience_seconds
 
     def late_since(self, sent_at: float, now: float) -> float:
         """When the oldest of what is late was sent; infinity if nothing is."""
-        since = self._oldest(sent_at)
+        since = min(sent_at, self._waiting[0][1]) if self._waiting else sent_at
         return since if now >= since + self.patience_seconds else math.inf
-
-    def _oldest(self, sent_at: float) -> float:
-        waiting = self._waiting
-        return waiting[0][1] if waiting and waiting[0][1] < sent_at else sent_at
 
     # What is due.
 
@@ -182,7 +177,15 @@ class Liveness:
         """When a ping is due, or a silence has lasted long enough."""
         if not self._interval:
             return math.inf
-        return self._ping_due() if self._pings else self._silence_ends()
+        if not self._pings:
+            return self._silence_ends()
+        soon = self._last_ping + self._often
+        if self.bytes_at + self._profile.active_seconds >= soon:
+            return soon
+        if self._waiting:
+            soon = max(soon, self._waiting[0][1] + self.patience_seconds)
+            return min(soon, self._last_ping + self._interval)
+        return self._last_ping + self._interval
 
     def check(self, now: float) -> bool:
         """Return whether a ping is due. At the server none is; there the silence is checked.
@@ -197,36 +200,20 @@ class Liveness:
         self._silence_extension = now - self._silence_ends() + _CONFIRM_SECONDS
         return False
 
-    def _ping_due(self) -> float:
-        soon = self._last_ping + self._often
-        if self.bytes_at + self._profile.active_seconds >= soon:
-            return soon
-        if self._waiting:
-            soon = max(soon, self._waiting[0][1] + self.patience_seconds)
-            return min(soon, self._last_ping + self._interval)
-        return self._last_ping + self._interval
-
     def _silence_ends(self) -> float:
         # The pinging end finds silence by its pings; this end waits a little longer than they do.
-        if self._is_busy:
-            return max(self.heard_at, self.bytes_at) + self._dead_busy + self._silence_extension
-        return self.heard_at + self._dead_idle + self._silence_extension
+        return self._next_ping_expected() + self._dead + self._silence_extension
 
     def _next_ping_expected(self) -> float:
-        if self._is_busy:
+        """When the agent's next ping is due: soon while streams move bytes."""
+        if self.bytes_at + self._busy_seconds >= self.heard_at:
             return max(self.heard_at, self.bytes_at) + self._often
         return self.heard_at + self._interval
-
-    @property
-    def _is_busy(self) -> bool:
-        """Whether the agent's next ping is due soon, because streams move bytes."""
-        return self.bytes_at + self._busy_seconds >= self.heard_at
 
     def _expect_pings(self) -> None:
         """Compute how long the peer's pings may stay out from here on."""
         self._is_doubted, self._silence_extension = False, 0.0
-        dead = self._dead_seconds()
-        self._dead_busy, self._dead_idle = self._often + dead, self._interval + dead
+        self._dead = self._dead_seconds()
         # The ends see the last byte at different times: near the end of activity nothing is expected soon.
         self._busy_seconds = self._profile.active_seconds - self._often - self.patience_seconds
 
