@@ -1,0 +1,134 @@
+"""Who is a carrier's port: the attempt until the attach has sent its last frame, then the session."""
+
+from __future__ import annotations
+
+import pytest
+import trio.testing
+
+from tests.fakes.eager_carrier import EagerCarrier
+from tests.fakes.memory_link import hello, welcome
+from tunnel_core.attempt import Attempt
+from tunnel_core.codec import decode_packet, encode_packet
+from tunnel_core.credit import CreditPool
+from tunnel_core.frames import Bye, Packet, Service, Use, Welcome
+from tunnel_core.limits import Limits
+from tunnel_core.link import Link
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.steps import AgentSteps, ServerSteps
+
+LIMITS = Limits()
+
+
+def link_of(attempt: Attempt, *, opener: bool) -> Link:
+    assert attempt.steps.hello is not None
+    return Link(
+        attempt.steps.hello,
+        attempt.welcome,
+        opener=opener,
+        node="edge1",
+        limits=LIMITS,
+        pool=CreditPool(LIMITS.credit_pool),
+    )
+
+
+class ServerEnd:
+    """The server's end of one attach; ``used``: the session moves with the hello."""
+
+    def __init__(self, *, used: bool = False, busy: bool = False) -> None:
+        self.carrier = EagerCarrier()
+        self.carrier.busy = busy
+        self.link: Link | None = None
+        steps = ServerSteps(lambda _: welcome(LIMITS)._replace(used=used))
+        self.attempt = Attempt(self.carrier, steps, self._begin)
+        self.carrier.start(self.attempt)
+
+    def _begin(self, attempt: Attempt) -> None:
+        self.link = link_of(attempt, opener=True)
+        self.link.move_to(attempt, 0)
+
+    def receive(self, data: bytes) -> None:
+        assert self.carrier.port is not None
+        self.carrier.port.packet_received(data)
+
+
+def one(frame: object) -> bytes:
+    return encode_packet(0, 0, [frame])  # type: ignore[list-item]
+
+
+async def test_at_the_server_the_session_is_the_port_from_use_on() -> None:
+    end = ServerEnd()
+    end.receive(one(hello(LIMITS)))
+    assert end.carrier.port is end.attempt
+    end.receive(one(Use(1)))
+    assert end.link is not None and end.link.attached
+    assert end.carrier.port is end.link
+
+
+async def test_a_welcome_that_has_not_left_goes_before_all_of_the_session() -> None:
+    end = ServerEnd(used=True, busy=True)
+    end.receive(one(hello(LIMITS)))
+    assert end.link is not None
+    end.link.end(Reason.SERVER_STOPPING)
+    assert end.carrier.port is end.attempt, "the carrier has not taken the welcome yet"
+    end.carrier.busy = False
+    end.carrier.wake()
+    first, second = (decode_packet(data) for data in list(end.carrier.packets)[:2])
+    assert isinstance(first, Packet) and [type(frame) for frame in first.frames] == [Welcome]
+    assert isinstance(second, Packet) and [type(frame) for frame in second.frames] == [Bye]
+    assert end.carrier.port is end.link
+
+
+async def test_what_comes_before_the_welcome_has_left_is_for_the_session() -> None:
+    end = ServerEnd(used=True, busy=True)
+    end.receive(one(hello(LIMITS)))
+    end.receive(encode_packet(1, 0, [Bye(Reason.AGENT_STOPPING, "")]))
+    assert end.link is not None and end.link.ended is not None
+    assert end.link.ended[0] is Reason.AGENT_STOPPING
+
+
+async def test_an_attach_is_bounded_over_all_its_packets() -> None:
+    end = ServerEnd()
+    services = tuple(Service(f"s{number:062d}", "https", "a" * 250) for number in range(LIMITS.max_services))
+    said = one(hello(LIMITS)._replace(services=services))
+    assert LIMITS.max_attach_bytes // 2 < len(said) < LIMITS.max_attach_bytes
+    end.receive(said)
+    assert end.attempt.steps.welcome is not None, "that much is read"
+    end.receive(bytes(LIMITS.max_attach_bytes - len(said) + 1))
+    with pytest.raises(Refused, match="more bytes came than an attach needs"):
+        await end.attempt.settle(1)
+    assert end.carrier.abandoned
+
+
+async def test_an_agent_reads_nothing_between_the_welcome_and_its_use() -> None:
+    carrier = EagerCarrier()
+    attempt = Attempt(carrier, AgentSteps(hello(LIMITS)))
+    carrier.start(attempt)
+    attempt.packet_received(one(welcome(LIMITS)))
+    attempt.packet_received(b"\xff" * 10_000_000)
+    link = link_of(attempt, opener=False)
+    attempt.use(link)
+    assert link.attached and carrier.port is link
+    kinds = [
+        type(frame) for packet in carrier.peek() if isinstance(packet, Packet) for frame in packet.frames
+    ]
+    assert kinds[-1] is Use
+
+
+async def test_a_carrier_that_lingers_brings_the_session_nothing_any_more() -> None:
+    end = ServerEnd()
+    end.receive(one(hello(LIMITS)))
+    end.receive(one(Use(1)))
+    link, old = end.link, end.carrier
+    assert link is not None
+    end.attempt.lingers = True
+    link.carrier_lost("the session moves")
+    assert not old.abandoned
+    assert old.port is end.attempt
+    received = link.received
+    end.receive(encode_packet(1, 0, [Bye(Reason.AGENT_STOPPING, "")]))
+    old.wake()
+    assert link.received == received
+    assert not end.attempt.is_used
+    end.attempt.abandon()
+    assert old.abandoned
+    await trio.testing.wait_all_tasks_blocked()
