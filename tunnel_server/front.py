@@ -168,7 +168,7 @@ def by_peer(peers: Mapping[int, str], trust_domain: str) -> Identify:
                 f"user id {uid} is not known here; add to the server's configuration: "
                 f'[[connect.unix.peer]] uid = {uid}, user = "NAME"',
             )
-        return User(peers[uid], Role.USER, trust_domain, "unix")
+        return User(peers[uid], Role.USER, trust_domain)
 
     return identify
 
@@ -177,6 +177,6 @@ def by_file_mode(trust_domain: str) -> Identify:
     """Anybody whom the mode of the unix socket lets in, named by the user id."""
 
     def identify(accepted: Accepted) -> User:
-        return User(f"uid-{accepted.uid}", Role.USER, trust_domain, "unix")
+        return User(f"uid-{accepted.uid}", Role.USER, trust_domain)
 
     return identify

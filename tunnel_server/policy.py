@@ -15,22 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An authenticated person or program. ``via`` says how it is known, for the log.
-
-    ``proven`` is the certificate that says so, where there is one.
-    """
+    """An authenticated person or program. ``proven`` is the certificate that says so, where there is one."""
 
     name: str
     role: Role
     trust_domain: str
-    via: str  # "certificate", "unix", "loopback" or "address"
     proven: Proven | None = None
 
 
 def user_of(proven: Proven) -> User:
     """The user that a proven leaf certificate names."""
     identity = proven.identity
-    return User(identity.name, identity.role, identity.trust_domain, "certificate", proven)
+    return User(identity.name, identity.role, identity.trust_domain, proven)
 
 
 def why_no_user(user: User, trust_domain: str) -> Refused | None:

@@ -35,7 +35,7 @@ from tunnel_server.store.places import settings_of
 
 
 def administrator(accepted: Accepted) -> User:
-    return User("uid-7", Role.USER, "test.internal", "unix")
+    return User("uid-7", Role.USER, "test.internal")
 
 
 class Site:

@@ -21,7 +21,7 @@ from tunnel_server.policy import User
 
 
 def a_user(accepted: Accepted) -> User:
-    return User("ops", Role.USER, "test.internal", "unix")
+    return User("ops", Role.USER, "test.internal")
 
 
 async def get(edge: Edge, path: str, method: str = "GET") -> tuple[int, Any]:

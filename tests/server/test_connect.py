@@ -36,7 +36,7 @@ KUBE = b"CONNECT edge1:10250 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 def a_user(accepted: Accepted) -> User:
-    return User("kube-apiserver", Role.USER, TRUST_DOMAIN, "unix")
+    return User("kube-apiserver", Role.USER, TRUST_DOMAIN)
 
 
 async def serve(edge: Edge, identify: object = a_user) -> Listener:
@@ -118,7 +118,7 @@ async def test_the_target_header_overrides_the_target() -> None:
 
 async def test_the_target_header_is_utf_8(tmp_path: Path) -> None:
     def kim(_: Accepted) -> User:
-        return User("kim", Role.USER, TRUST_DOMAIN, "unix")
+        return User("kim", Role.USER, TRUST_DOMAIN)
 
     target = "unix:/run/b\u00fccher.sock"
     async with open_edge() as edge:
@@ -236,7 +236,7 @@ async def test_an_unknown_user_is_told_on_the_first_request() -> None:
 
 async def test_a_node_may_not_open_streams() -> None:
     def a_node(accepted: Accepted) -> User:
-        return User("edge2", Role.NODE, TRUST_DOMAIN, "certificate")
+        return User("edge2", Role.NODE, TRUST_DOMAIN)
 
     async with open_edge() as edge:
         link = edge.attach("edge1", echo)

@@ -247,7 +247,7 @@ async def _connect_tls(site: Site) -> SocketTlsStream:
 
 async def _connect_unix(site: Site) -> SocketStream:
     def kim(_: Accepted) -> User:
-        return User("kim", Role.USER, pki.TRUST_DOMAIN, "unix")
+        return User("kim", Role.USER, pki.TRUST_DOMAIN)
 
     path = site.folder / "connect.sock"
     listener = listen_unix(

@@ -51,7 +51,7 @@ async def linked(agent: AgentTask) -> AsyncIterator[tuple[Edge, LinkPair]]:
 
 async def connect(edge: Edge) -> trio.SocketStream:
     def identify(accepted: Accepted) -> User:
-        return User("alice", Role.USER, TRUST_DOMAIN, "unix")
+        return User("alice", Role.USER, TRUST_DOMAIN)
 
     front = Front("https", identify, edge.records, HeadLimits(), ConnectEntrance(edge.opener))
     return await edge.dial(await edge.listen("https", front.serve))

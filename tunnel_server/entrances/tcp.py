@@ -65,7 +65,7 @@ class TcpEntrance:
                 f"{address} may not use {self._forward.listen}; add it to allow_from of this [[tcp]] entry",
             )
         node = self._opener.nodes.name_of(self._forward.node) or self._forward.node
-        user = User(str(address), Role.USER, self._opener.trust_domain, "address")
+        user = User(str(address), Role.USER, self._opener.trust_domain)
         return Wish(user, Route(node, self._forward.target), ENTRANCE, accepted.source)
 
 

@@ -63,7 +63,7 @@ class WebEntrance:
         await Exchange(http, request, source, peer).run(self._opener, wish)
 
     def _user(self) -> User:
-        return User("loopback", Role.USER, self._opener.trust_domain, "loopback")
+        return User("loopback", Role.USER, self._opener.trust_domain)
 
     def _route(self, web_host: WebHost) -> Route:
         nodes = self._opener.nodes
