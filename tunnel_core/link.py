@@ -288,8 +288,8 @@ class Link:
                 self._give_up_now()
             elif session.may_send(now):  # a confirmation may have made room, in the flight or in memory
                 self._mux.wake()
-            else:
-                self._timer.look_by(session.deadline())
+            elif (deadline := session.deadline()) < self._timer.look_at:
+                self._timer.look_by(deadline)
         except PeerFault as fault:
             self.end(fault.reason, fault.detail)
         except UseRejected as rejected:
@@ -314,8 +314,8 @@ class Link:
                 if session.allowance.due < timer.look_at:
                     timer.look_by(session.allowance.due)
                 return None
-            if not self._opener:
-                timer.look_by(max(session.late_at(), timer.late_again_at))
+            if not self._opener and session.late_at() < timer.look_at:
+                timer.look_by(self._late_at())
             if session.grace_is_short:
                 timer.look_by(session.unanswered_until())
             data = encode_packet(*packet)

@@ -158,12 +158,9 @@ class Session:
 
     def is_patient(self, now: float) -> bool:
         """Whether all that there is to say waits for company: an end for the next open, for one."""
-        return not (self.mux.presses or self.mux.has_data or self._owes(now))
-
-    def _owes(self, now: float) -> bool:
-        """Whether there is something of the session's own to say."""
-        due = self._ack_overdue or self._confirming.due <= now
-        return bool(due or self._unnumbered or self._control)
+        mux = self.mux
+        is_due = self._ack_overdue or self._confirming.due <= now
+        return not (mux.presses or mux.has_data or is_due or self._unnumbered or self._control)
 
     def may_send(self, now: float) -> bool:
         """Whether there is something to say now that was not before, or could not be said.
@@ -171,7 +168,7 @@ class Session:
         What the streams say besides data has asked for its packet itself, or waits for company. If there is
         nothing, ``deadline`` says when to ask again.
         """
-        if self._owes(now):
+        if self._ack_overdue or self._confirming.due <= now or self._unnumbered or self._control:
             return True
         if not self.mux.has_data:
             return False
