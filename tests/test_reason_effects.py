@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
 import trio
@@ -232,7 +233,9 @@ async def test_when_the_server_lets_come_back(reason: Reason, autojump_clock: tr
             raise Refused(reason)
 
     async with open_door() as door:
-        rejected = await attach_at(door, Refusing())
+        rejected = await attach_at(
+            door, Refusing(door.revoked, lambda: datetime.now(UTC), lambda ended: None)
+        )
         if reason is Reason.DONE:  # a rejection is never a success
             assert rejected.reason is Reason.PROTOCOL_ERROR
         else:
