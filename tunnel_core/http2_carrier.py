@@ -2,7 +2,7 @@
 
 Theory of operation
 1. The listener completes TLS and gives the stream to :meth:`CarrierServer.serve`, whose task reads the stream
-   to its end. ``Http2Call`` decides what the bytes mean; the port gets each packet at once.
+   to its end, 2 ms at a time. ``Http2Call`` decides what the bytes mean; the port gets each packet at once.
 2. No task waits to write. A lone packet is written inside the step that woke the carrier. Packets that follow
    each other closely are written in trio's next pass, so that the data of many streams shares one packet. A
    task is started only when the kernel takes no more.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -26,14 +27,16 @@ from tunnel_core.codec import decode_packet
 from tunnel_core.http2_budget import FloodError
 from tunnel_core.http2_call import OK, RESOURCE_EXHAUSTED, Http2Call, Http2Error
 from tunnel_core.limits import KIB, MIB, Limits
+from tunnel_core.read_sizes import USUAL_READ, next_read
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tls import SocketTlsStream
 
 METHOD_PATH = b"/qanat.v1.Tunnel/Attach"
-_SMALLEST_READ, _LARGEST_READ = 16 * KIB, 1 * MIB
+_TURN_SECONDS = 0.002
+"""So long one connection handles what came before it lets others run."""
 _BURST = 1 * MIB
-"""Bytes that one connection may move before it lets others run."""
-_EARLY_BYTES = 64 * KIB
+"""Bytes that one connection may send before it lets others run."""
+_EARLY_BYTES, _EARLY_MESSAGES = 64 * KIB, 1024
 """Of messages that wait for a port."""
 _CROWD_SECONDS = 0.0003
 """A packet so soon after another one is probably one of many: a lone echo takes twice as long."""
@@ -84,7 +87,7 @@ class ServedCarrier(Carrier):
         self._on_message = on_message  # hears of the first one
         self._port: CarrierPort | None = None
         self._started: trio.Event | None = None  # waited for by the reader
-        self._early: list[bytes] = []
+        self._early: deque[bytes] = deque()
         self._early_bytes = 0
         self._sent_at = -math.inf  # the last packet
         self._is_busy = False  # inside a step that writes at its end
@@ -167,24 +170,30 @@ class ServedCarrier(Carrier):
             self._is_busy = False
 
     async def _read(self) -> str:
-        size, moved, stream = _SMALLEST_READ, 0, self._stream
-        while not self._call.ended:
-            if self._early_bytes > _EARLY_BYTES and self._port is None:
+        size, stream, began = USUAL_READ, self._stream, trio.current_time()
+        while True:
+            if self._early and self._port is not None:
+                self._server.step_soon(self)  # each pass delivers some
+                await trio.lowlevel.checkpoint()
+                continue
+            if self._call.ended:
+                return self._call.ended
+            if self._early_bytes > _EARLY_BYTES or len(self._early) > _EARLY_MESSAGES:
                 await self._wait_started()
+            asked = trio.current_time()
             data = stream.receive_nowait(size)
             if data is None:
-                moved = 0
                 await stream.wait_readable()
-            elif not data:
+                began = trio.current_time()
+                continue
+            if not data:
                 return "the other end closed the connection"
-            else:
-                self._take(data)
-                size = _next_read(size, len(data))
-                moved += len(data)
-                if moved >= _BURST:
-                    moved = 0
-                    await trio.lowlevel.checkpoint()
-        return self._call.ended
+            self._take(data)
+            now = trio.current_time()
+            size = next_read(size, len(data), now - asked)
+            if now > began + _TURN_SECONDS:
+                await trio.lowlevel.checkpoint()
+                began = trio.current_time()
 
     async def _wait_started(self) -> None:
         if not self._is_over:
@@ -200,7 +209,7 @@ class ServedCarrier(Carrier):
                 self.is_taken = True
                 self._scope.deadline = math.inf
                 self._server.take(self, call)
-            if messages and self._on_message is not None:
+            if messages and call.has_call and self._on_message is not None:
                 self._on_message()
                 self._on_message = None
             for message in messages:
@@ -216,15 +225,21 @@ class ServedCarrier(Carrier):
             self._is_busy = False
 
     def _deliver(self) -> None:
-        if not self._early or (self._port is None and not self._is_over):
+        """Deliver what waits; after a turn the rest is left to trio's next pass."""
+        early = self._early
+        if not early or (self._port is None and not self._is_over):
             return
-        messages, self._early = self._early, []
-        self._early_bytes = 0
         self._call.holds_window = False
-        for message in messages:
-            port, size = self._port, len(message)
-            if port is not None:
-                port.packet_received(decode_packet(message) if port.admits(size) else TOO_EARLY, size)
+        ends = trio.current_time() + _TURN_SECONDS
+        while early and (port := self._port) is not None:
+            size = len(message := early.popleft())
+            self._early_bytes -= size
+            port.packet_received(decode_packet(message) if port.admits(size) else TOO_EARLY, size)
+            if early and trio.current_time() > ends:
+                self._server.step_soon(self)
+                return
+        early.clear()
+        self._early_bytes = 0
 
     def _write(self) -> None:
         call, written = self._call, 0
@@ -361,14 +376,6 @@ def _step(carrier: ServedCarrier) -> None:
     except Exception:
         _log.exception("a carrier of %s failed", carrier.peer.address)
         carrier.stop()
-
-
-def _next_read(size: int, length: int) -> int:
-    if length == size:
-        return min(size * 4, _LARGEST_READ)
-    if length * 4 < size:
-        return max(size // 2, _SMALLEST_READ)
-    return size
 
 
 @asynccontextmanager
