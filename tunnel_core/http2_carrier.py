@@ -30,6 +30,7 @@ from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.read_sizes import USUAL_READ, next_read
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tls import SocketTlsStream
+from tunnel_core.tls_errors import RecordFlood
 
 METHOD_PATH = b"/qanat.v1.Tunnel/Attach"
 _TURN_SECONDS = 0.002
@@ -133,18 +134,18 @@ class ServedCarrier(Carrier):
     # For the server.
 
     async def run(self) -> str:
-        """Read the connection to its end and return why it ended. Raises ``FloodError``, ``Http2Error``."""
+        """Read the connection to its end and return why it ended. Raises what tells of a fault."""
         detail = "the server stopped"
         try:
             with self._scope:
                 self._scope.deadline = trio.current_time() + _CALL_SECONDS
                 self.step()
                 detail = await self._read()
-        except _GONE as error:
-            detail = str(error)
-        except (FloodError, Http2Error) as error:
+        except (FloodError, Http2Error, RecordFlood) as error:
             detail = f"the connection was cut: {error}"
             raise
+        except _GONE as error:
+            detail = str(error)
         finally:
             self._lose(detail)
         return detail
@@ -313,7 +314,7 @@ class CarrierServer:
         self._carriers.add(carrier)
         try:
             await carrier.run()
-        except FloodError as flood:
+        except (FloodError, RecordFlood) as flood:
             raise Refused(Reason.FRAME_FLOOD, f"{flood}; the connection was cut") from None
         except Http2Error as error:
             raise Refused(Reason.PROTOCOL_ERROR, f"{error}; the connection was cut") from None

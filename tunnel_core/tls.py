@@ -25,7 +25,7 @@ import trio
 
 from tunnel_core.direct import DirectStream
 from tunnel_core.sockets import SocketStream, read_size
-from tunnel_core.tls_errors import reason_of
+from tunnel_core.tls_errors import RecordFlood, reason_of
 from tunnel_core.tls_records import MOST_ANSWERS, RecordMeter
 
 _RECORD = 16 * 1024
@@ -159,7 +159,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
     def _require_progress(self) -> None:
         if self._records.is_barren or self._outgoing.pending > MOST_ANSWERS:
             self._broken = True
-            raise trio.BrokenResourceError("TLS failed: too many records without data")
+            raise RecordFlood("too many TLS records without data")
 
     async def _feed(self, limit: int) -> None:
         if self._records.has_more:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import ssl
 
+import trio
+
+
+class RecordFlood(trio.BrokenResourceError):
+    """The peer sent too many TLS records without data."""
+
 
 def reason_of(error: ssl.SSLError) -> str:
     """What OpenSSL says of an error, without its source file and line."""
