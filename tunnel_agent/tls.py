@@ -13,7 +13,8 @@ from tunnel_core.names import LOOPBACK
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import SocketStream
 from tunnel_core.text_files import NotPlainText
-from tunnel_core.tls import SocketTlsStream, reason_of
+from tunnel_core.tls import SocketTlsStream
+from tunnel_core.tls_errors import reason_of
 
 
 class TargetTls:

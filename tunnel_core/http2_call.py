@@ -105,8 +105,8 @@ class Http2Call:
         self._stream = 0
         self._block: bytes | None = None  # of a call whose headers are not complete
         self._block_ends_stream = False
-        self._pieces: list[bytes] = []  # of a message under way
-        self._have, self._need = 0, _PREFIX_BYTES
+        self._partial = bytearray()  # the begin of a message
+        self._need = _PREFIX_BYTES  # before something more can be told
         self._window = RECEIVE_WINDOW  # what the client may still send
         self._unrefilled = 0
         self._connection_window = self._stream_window = self._initial_window = _DEFAULT_WINDOW
@@ -128,7 +128,7 @@ class Http2Call:
             if self._data_left:
                 taken = min(self._data_left, size - at)
                 self._data_left -= taken
-                self._assemble(data[at : at + taken] if taken < size else data, messages)
+                self._assemble(data[at : at + taken] if taken < size else data, messages, now)
             elif self._padding_left:
                 taken = min(self._padding_left, size - at)
                 self._padding_left -= taken
@@ -172,7 +172,7 @@ class Http2Call:
 
     def _begin_data(self, data: bytes, at: int, head: tuple[int, int, int], now: float) -> int:
         length, flags, stream = head
-        if not self.has_call or stream != self._stream:
+        if not self._is_open(stream):
             raise Http2Error("DATA for a stream that is not open")
         if length > _LARGEST_FRAME:
             raise Http2Error("a frame is too large")
@@ -214,11 +214,15 @@ class Http2Call:
             if not flags & ACK:
                 self._output.append(frame(PING, ACK, 0, payload))
         elif kind == RST_STREAM:
-            if not self.has_call or stream != self._stream:
+            if not self._is_open(stream):
                 raise Http2Error("RST_STREAM for a stream that is not open")
             self.ended = self.ended or "the other end cancelled the call"
         elif kind == PUSH_PROMISE:
             raise Http2Error("a client sent PUSH_PROMISE")
+
+    def _is_open(self, stream: int) -> bool:
+        """Whether the client may send on it; a client whose call was refused does not know that yet."""
+        return stream == self._stream and (self.has_call or self.has_finished)
 
     def _begin_call(self, flags: int, stream: int, payload: bytes) -> None:
         if self._stream or not stream & 1:
@@ -287,28 +291,35 @@ class Http2Call:
             raise Http2Error("a window is too large")
         self._push_pending()
 
-    def _assemble(self, piece: bytes, messages: list[bytes]) -> None:
-        self._pieces.append(piece)
-        self._have += len(piece)
-        if self._have < self._need:
-            return
-        data, at = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces), 0
+    def _assemble(self, piece: bytes, messages: list[bytes], now: float) -> None:
+        partial, data = self._partial, memoryview(piece)
+        if partial:
+            partial += piece
+            if len(partial) < self._need:
+                return
+            data = memoryview(partial)
+        at, size = 0, len(data)
         while True:
             self._need = _PREFIX_BYTES
-            if len(data) - at < self._need:
+            if size - at < self._need:
                 break
-            is_compressed, size = data[at], int.from_bytes(data[at + 1 : at + _PREFIX_BYTES], "big")
-            if is_compressed:
-                raise Http2Error("a message is compressed")
-            if size > self._max_message:
-                raise Http2Error(f"a message is larger than max ({size} vs. {self._max_message})")
-            self._need += size
-            if len(data) - at < self._need:
+            self._need += self._check_prefix(data[at : at + _PREFIX_BYTES], now)
+            if size - at < self._need:
                 break
-            messages.append(data[at + _PREFIX_BYTES : at + self._need])
+            messages.append(bytes(data[at + _PREFIX_BYTES : at + self._need]))
             at += self._need
-        rest = data[at:]
-        self._pieces, self._have = [rest] if rest else [], len(rest)
+        self._partial = bytearray(data[at:])
+
+    def _check_prefix(self, prefix: memoryview, now: float) -> int:
+        """Return the size of the message."""
+        is_compressed, size = prefix[0], int.from_bytes(prefix[1:], "big")
+        if is_compressed:
+            raise Http2Error("a message is compressed")
+        if size > self._max_message:
+            raise Http2Error(f"a message is larger than max ({size} vs. {self._max_message})")
+        if not size:
+            self._budget.charge_control(0, now)
+        return size
 
     def _refill(self) -> None:
         """Give back to the client's windows what was taken."""

@@ -2,10 +2,9 @@
 
 Theory of operation
 1. The listener completes TLS and gives the stream to :meth:`CarrierServer.serve`, whose task reads the stream
-   to its end. ``Http2Call`` decides what the bytes mean; the port gets each packet at once.
-2. No task waits to write. A lone packet is written inside the step that woke the carrier. Packets that follow
-   each other closely are written in trio's next pass, so that the data of many streams shares one packet. A
-   task is started only when the kernel takes no more.
+   to its end, 2 ms at a time. ``Http2Call`` decides what the bytes mean; the port gets each packet at once.
+2. A lone packet is written inside the step that woke the carrier. Packets that follow each other closely are
+   written in trio's next pass, so that the data of many streams shares one packet.
 3. Until the carrier has a port, at most ``_EARLY_BYTES`` of messages are kept, and the port gets them first.
 4. An abandoned carrier ends its call, and its connection is reset a moment later with all that its queues
    hold, because on a dead path TCP would keep the socket for 20 s.
@@ -16,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -25,14 +25,17 @@ from tunnel_core.carrier import Carrier, CarrierPort, Peer
 from tunnel_core.http2_budget import FloodError
 from tunnel_core.http2_call import OK, RESOURCE_EXHAUSTED, Http2Call, Http2Error
 from tunnel_core.limits import KIB, MIB, Limits
+from tunnel_core.read_sizes import USUAL_READ, next_read
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tls import SocketTlsStream
+from tunnel_core.tls_errors import RecordFlood
 
 METHOD_PATH = b"/qanat.v1.Tunnel/Attach"
-_SMALLEST_READ, _LARGEST_READ = 16 * KIB, 1 * MIB
+_TURN_SECONDS = 0.002
+"""So long one connection handles what came before it lets others run."""
 _BURST = 1 * MIB
-"""Bytes that one connection may move before it lets others run."""
-_EARLY_BYTES = 64 * KIB
+"""Bytes that one connection may send before it lets others run."""
+_EARLY_BYTES, _EARLY_MESSAGES = 64 * KIB, 1024
 """Of messages that wait for a port."""
 _CROWD_SECONDS = 0.0003
 """A packet so soon after another one is probably one of many: a lone echo takes twice as long."""
@@ -53,7 +56,6 @@ class ServedCarrier(Carrier):
         "_early",
         "_early_bytes",
         "_is_busy",
-        "_is_flushing",
         "_is_over",
         "_lost",
         "_on_message",
@@ -63,6 +65,7 @@ class ServedCarrier(Carrier):
         "_server",
         "_started",
         "_stream",
+        "is_blocked",
         "is_taken",
         "peer",
     )
@@ -83,16 +86,14 @@ class ServedCarrier(Carrier):
         self._on_message = on_message  # hears of the first one
         self._port: CarrierPort | None = None
         self._started: trio.Event | None = None  # waited for by the reader
-        self._early: list[bytes] = []
+        self._early: deque[bytes] = deque()
         self._early_bytes = 0
         self._sent_at = -math.inf  # the last packet
         self._is_busy = False  # inside a step that writes at its end
-        self._is_flushing = False  # the kernel takes no more
+        self.is_blocked = False  # the kernel takes no more
         self._is_over = False  # abandoned, or the port knows that it is lost
         self._lost: str | None = None
         self._scope = trio.CancelScope()
-
-    # For the owner of the port.
 
     def start(self, port: CarrierPort) -> None:
         if self._is_over:
@@ -130,21 +131,19 @@ class ServedCarrier(Carrier):
             self.wake()
             self._end_soon()
 
-    # For the server.
-
     async def run(self) -> str:
-        """Read the connection to its end and return why it ended. Raises ``FloodError``, ``Http2Error``."""
+        """Read the connection to its end and return why it ended. Raises what tells of a fault."""
         detail = "the server stopped"
         try:
             with self._scope:
                 self._scope.deadline = trio.current_time() + _CALL_SECONDS
                 self.step()
                 detail = await self._read()
-        except _GONE as error:
-            detail = str(error)
-        except (FloodError, Http2Error) as error:
+        except (FloodError, Http2Error, RecordFlood) as error:
             detail = f"the connection was cut: {error}"
             raise
+        except _GONE as error:
+            detail = str(error)
         finally:
             self._lose(detail)
         return detail
@@ -170,24 +169,30 @@ class ServedCarrier(Carrier):
             self._is_busy = False
 
     async def _read(self) -> str:
-        size, moved, stream = _SMALLEST_READ, 0, self._stream
-        while not self._call.ended:
-            if self._early_bytes > _EARLY_BYTES and self._port is None:
+        size, stream, began = USUAL_READ, self._stream, trio.current_time()
+        while True:
+            if self._early and self._port is not None:
+                self._server.step_soon(self)  # each pass delivers some
+                await trio.lowlevel.checkpoint()
+                continue
+            if self._call.ended:
+                return self._call.ended
+            if self._early_bytes > _EARLY_BYTES or len(self._early) > _EARLY_MESSAGES:
                 await self._wait_started()
+            asked = trio.current_time()
             data = stream.receive_nowait(size)
             if data is None:
-                moved = 0
                 await stream.wait_readable()
-            elif not data:
+                began = trio.current_time()
+                continue
+            if not data:
                 return "the other end closed the connection"
-            else:
-                self._take(data)
-                size = _next_read(size, len(data))
-                moved += len(data)
-                if moved >= _BURST:
-                    moved = 0
-                    await trio.lowlevel.checkpoint()
-        return self._call.ended
+            self._take(data)
+            now = trio.current_time()
+            size = next_read(size, len(data), now - asked)
+            if now > began + _TURN_SECONDS:
+                await trio.lowlevel.checkpoint()
+                began = trio.current_time()
 
     async def _wait_started(self) -> None:
         if not self._is_over:
@@ -203,7 +208,7 @@ class ServedCarrier(Carrier):
                 self.is_taken = True
                 self._scope.deadline = math.inf
                 self._server.take(self, call)
-            if messages and self._on_message is not None:
+            if messages and call.has_call and self._on_message is not None:
                 self._on_message()
                 self._on_message = None
             for message in messages:
@@ -219,18 +224,25 @@ class ServedCarrier(Carrier):
             self._is_busy = False
 
     def _deliver(self) -> None:
-        if not self._early or (self._port is None and not self._is_over):
+        """Deliver what waits; after a turn the rest is left to trio's next pass."""
+        early = self._early
+        if not early or (self._port is None and not self._is_over):
             return
-        messages, self._early = self._early, []
-        self._early_bytes = 0
         self._call.holds_window = False
-        for message in messages:
-            if self._port is not None:
-                self._port.packet_received(message)
+        ends = trio.current_time() + _TURN_SECONDS
+        while early and (port := self._port) is not None:
+            message = early.popleft()
+            self._early_bytes -= len(message)
+            port.packet_received(message)
+            if early and trio.current_time() > ends:
+                self._server.step_soon(self)
+                return
+        early.clear()
+        self._early_bytes = 0
 
     def _write(self) -> None:
         call, written = self._call, 0
-        while not self._is_flushing:
+        while not self.is_blocked:
             if self._port is not None and call.can_send and written < _BURST:
                 packet = self._port.next_packet()
                 if packet is not None:
@@ -241,7 +253,7 @@ class ServedCarrier(Carrier):
             if not output:
                 break
             if not self._stream.put_nowait(output):
-                self._is_flushing = True
+                self.is_blocked = True
                 self._server.start_soon(self._flush)
         if written >= _BURST:
             self._server.step_soon(self)
@@ -249,7 +261,7 @@ class ServedCarrier(Carrier):
     async def _flush(self) -> None:
         with contextlib.suppress(*_GONE):
             await self._stream.flush()
-            self._is_flushing = False
+            self.is_blocked = False
             self.step()
 
     def _end_soon(self) -> None:
@@ -300,11 +312,13 @@ class CarrierServer:
         self._carriers.add(carrier)
         try:
             await carrier.run()
-        except FloodError as flood:
+        except (FloodError, RecordFlood) as flood:
             raise Refused(Reason.FRAME_FLOOD, f"{flood}; the connection was cut") from None
         except Http2Error as error:
             raise Refused(Reason.PROTOCOL_ERROR, f"{error}; the connection was cut") from None
         finally:
+            if carrier.is_blocked:
+                stream.abort()
             self._carriers.discard(carrier)
             self._taken -= carrier.is_taken
             if self._is_stopped and not self._carriers:
@@ -317,8 +331,6 @@ class CarrierServer:
             carrier.stop()
         if self._carriers:
             await self._all_gone.wait()
-
-    # For carriers.
 
     def take(self, carrier: ServedCarrier, call: Http2Call) -> None:
         """Pass a carrier with a call on to the owner, or end the call."""
@@ -363,14 +375,6 @@ def _step(carrier: ServedCarrier) -> None:
     except Exception:
         _log.exception("a carrier of %s failed", carrier.peer.address)
         carrier.stop()
-
-
-def _next_read(size: int, length: int) -> int:
-    if length == size:
-        return min(size * 4, _LARGEST_READ)
-    if length * 4 < size:
-        return max(size // 2, _SMALLEST_READ)
-    return size
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ TLS entrance would lose the end of their input, or its answer. TLS itself can do
    (TLS 1.2) has to be switched off in the context.
 4. A connection that ends without ``close_notify`` is broken, not finished: it may have been truncated.
    Python before 3.11.4 (Debian 12 has 3.11.2) asks OpenSSL 3 to report such an end as a clean one, so
-   the option for that is cleared, and the error has another class there (:func:`is_end_of_file`).
+   the option for that is cleared, and the error has another class there (``is_end_of_file``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import trio
 
 from tunnel_core.direct import DirectStream
 from tunnel_core.sockets import SocketStream, read_size
+from tunnel_core.tls_errors import RecordFlood, reason_of
+from tunnel_core.tls_records import MOST_ANSWERS, RecordMeter
 
 _RECORD = 16 * 1024
 _DEFAULT_READ = 64 * 1024
@@ -56,6 +58,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         context.options &= ~_IGNORE_UNEXPECTED_EOF
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
+        self._records = RecordMeter()
         self._receiving, self._sending = False, False
         self._kept = bytearray()  # decrypted by send_eof for a later receive_some
         self._eof_received, self._eof_sent = False, False
@@ -140,6 +143,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             data = self._tls.read(limit)
         except ssl.SSLWantReadError:
             self._starved = True
+            self._require_progress()
             return b""
         except ssl.SSLZeroReturnError:
             data = b""
@@ -149,9 +153,19 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._broken = True
             raise trio.BrokenResourceError(f"TLS failed: {reason_of(error)}") from error
         self._eof_received = not data
+        self._records.note_data()
         return data
 
+    def _require_progress(self) -> None:
+        if self._records.is_barren or self._outgoing.pending > MOST_ANSWERS:
+            self._broken = True
+            raise RecordFlood("too many TLS records without data")
+
     async def _feed(self, limit: int) -> None:
+        if self._records.has_more:
+            await trio.lowlevel.checkpoint()
+            self._feed_records()
+            return
         try:
             data = await self.transport.receive_some(limit)
         except trio.BrokenResourceError:
@@ -160,13 +174,18 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._feed_nowait(data)
 
     def _feed_nowait(self, data: bytes | bytearray) -> None:
-        self._starved = False
         if data:
             self.has_received = True
-            self._incoming.write(data)
+            self._records.put(data)
+            self._feed_records()
         else:
+            self._starved = False
             self.has_ended = True
             self._incoming.write_eof()
+
+    def _feed_records(self) -> None:
+        self._starved = False
+        self._incoming.write(self._records.take())
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._begin_sending()
@@ -296,15 +315,13 @@ class SocketTlsStream(TlsStream, DirectStream):
         """Set an option of the socket at the level of TCP."""
         self._socket.socket.setsockopt(socket.IPPROTO_TCP, option, value)
 
-    @property
-    def is_starved(self) -> bool:
-        """Whether ``receive_nowait`` has nothing until the socket is readable."""
-        return self._starved and not self._kept
-
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """What has arrived, ``b""`` at the end, None if nothing is there yet. Raises as ``receive_some``."""
         self._check_open()
         while not (data := self._take(max_bytes)) and not self._eof_received:
+            if self._records.has_more:
+                self._feed_records()
+                continue
             encrypted = self._socket.receive_nowait(max(max_bytes, _DEFAULT_READ))
             if encrypted is None:
                 return None
@@ -313,8 +330,10 @@ class SocketTlsStream(TlsStream, DirectStream):
 
     async def wait_readable(self) -> None:
         """Waits until ``receive_nowait`` is worth another try."""
-        if self._starved and not self._kept and not self._eof_received:
+        if self._starved and not (self._kept or self._eof_received or self._records.has_more):
             await self._socket.wait_readable()
+        else:
+            await trio.lowlevel.checkpoint()
 
     @property
     def room(self) -> int:
@@ -376,15 +395,3 @@ class SocketTlsStream(TlsStream, DirectStream):
         """Closes the transport; ``close_notify`` is not sent any more."""
         self._closed = True
         self._socket.close_nowait()
-
-
-def reason_of(error: ssl.SSLError) -> str:
-    """What OpenSSL says of an error, without its source file and line."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    return (error.reason or str(error)).lower().replace("_", " ")
-
-
-def is_end_of_file(error: ssl.SSLError) -> bool:
-    """Whether the peer closed the connection without ``close_notify``."""
-    return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -108,6 +109,32 @@ class TestReceiving:
         assert kinds(call) == [http2.SETTINGS]
         call.receive(frame(http2.PING, 0, 0, b"12345678") + frame(http2.PING, http2.ACK, 0, b"87654321"), 0.0)
         assert list(frames(call.take_output())) == [(http2.PING, http2.ACK, 0, b"12345678")]
+
+    def test_what_was_in_flight_when_a_call_was_refused_is_no_fault(self) -> None:
+        headers = call_headers(b"/grpc.health.v1.Health/Check")
+        call = new_call(BEGIN + frame(http2.HEADERS, http2.END_HEADERS, 1, headers))
+        assert call.has_finished
+        in_flight = data(message(b"hello")) + frame(http2.WINDOW_UPDATE, 0, 1, b"\0\0\0\1")
+        call.receive(in_flight + frame(http2.RST_STREAM, 0, 1, bytes(4)), 0.0)
+
+    def test_a_few_messages_may_be_empty(self) -> None:
+        call = new_call(CALL)
+        assert call.receive(data(message(b"") * 10), 0.0) == [b""] * 10
+        with pytest.raises(FloodError):
+            call.receive(data(message(b"") * 1000), 0.0)
+
+    def test_a_message_in_tiny_pieces_takes_its_own_room_alone(self) -> None:
+        call, size = new_call(CALL), 50_000
+        call.receive(data(message(bytes(size)))[: 9 + 5], 0.0)
+        tracemalloc.start()
+        try:
+            for _ in range(size // 2 - 1):
+                call.receive(b"\0" * 2, 0.0)
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 1.5 * size
+        assert call.receive(b"\0" * 2, 0.0) == [bytes(size)]
 
     def test_windows_are_refilled_as_messages_are_taken(self) -> None:
         call = new_call(CALL)

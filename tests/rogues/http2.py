@@ -102,6 +102,12 @@ def _empty_data() -> Iterator[bytes]:
     yield from _same(frame(DATA, 0, 1))
 
 
+def _empty_messages() -> Iterator[bytes]:
+    """Five bytes each, in large frames of one call."""
+    yield frame(HEADERS, END_HEADERS, 1, call_headers())
+    yield from _same(frame(DATA, 0, 1, bytes(5 * 3000)))
+
+
 def _late_resets() -> Iterator[bytes]:
     """For a call that is over."""
     yield frame(HEADERS, END_HEADERS, 1, call_headers())
@@ -120,6 +126,7 @@ FLOODS: dict[str, Callable[[], Iterator[bytes]]] = {
     "continuation": _continuations,
     "big_continuation": _big_continuations,
     "empty_data": _empty_data,
+    "empty_messages": _empty_messages,
     "priority": lambda: _same(frame(PRIORITY, 0, 1, struct.pack(">IB", 3, 15))),
     "unknown": lambda: _same(frame(0x77, 0, 0)),
 }

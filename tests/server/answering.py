@@ -106,7 +106,7 @@ def _refuse(reason: Reason) -> Callable[[Accepted], User]:
 
 def kim(_: Accepted) -> User:
     """Identifies everybody as the user kim."""
-    return User("kim", Role.USER, TRUST_DOMAIN, "certificate")
+    return User("kim", Role.USER, TRUST_DOMAIN)
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import trio
 from certs.ca import Leaf
 from tests.fakes import pki
 from tests.fakes.grpc_site import Site, open_site
-from tests.fakes.recording_port import ping
+from tests.fakes.recording_port import RecordingPort, ping
 from tests.rogues import http2
 from tunnel_core import http2_carrier
+from tunnel_core.carrier import Carrier
 from tunnel_core.reasons import Reason
 from tunnel_server.admission import Admission
 from tunnel_server.config import ListenerLimits
@@ -197,6 +199,47 @@ def _read_ping(connection: ssl.SSLSocket) -> bool:
     while expected not in received and (piece := connection.recv(4096)):
         received += piece
     return expected in received
+
+
+class _SlowPort(RecordingPort):
+    """Notes which pass of ``passes`` each packet came in, after a millisecond of work."""
+
+    def __init__(self, carrier: Carrier, passes: list[None]) -> None:
+        self.came: list[int] = []
+        self._passes = passes
+        super().__init__(carrier)
+
+    def packet_received(self, data: bytes) -> None:
+        ends = time.perf_counter() + 0.001
+        while time.perf_counter() < ends:
+            pass
+        self.came.append(len(self._passes))
+        super().packet_received(data)
+
+
+async def test_others_run_while_one_connection_sends_many_packets_at_once(tmp_path: Path) -> None:
+    passes: list[None] = []
+
+    async def count_passes() -> None:
+        while True:
+            passes.append(None)
+            await trio.lowlevel.checkpoint()
+
+    packet = ping(1)
+    content = (b"\0" + len(packet).to_bytes(4, "big") + packet) * 100
+    call = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, http2.call_headers())
+    async with open_site() as site, trio.open_nursery() as nursery:
+        nursery.start_soon(count_passes)
+        rogue = Rogue(site, tmp_path, pki.node_leaf("edge-1"))
+        with await rogue.dial() as connection:
+            connection.sendall(call + http2.frame(http2.DATA, 0, 1, content))
+            port = _SlowPort(await site.accept(), passes)
+            await port.wait_received(100)
+            connection.sendall(http2.frame(http2.DATA, http2.END_STREAM, 1, content))
+            await port.wait_lost()
+        nursery.cancel_scope.cancel()
+    assert len(port.came) == 200, "all that came before the end are delivered"
+    assert max(map(port.came.count, port.came)) <= 10
 
 
 async def test_a_client_without_h2_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.rogues import http2
 SECONDS = 1.5
 FLOODS = [
     *("ping", "settings", "rapid_reset", "late_reset", "window_update", "continuation", "big_continuation"),
-    *("empty_data", "priority"),
+    *("empty_data", "empty_messages", "priority"),
 ]
 
 

@@ -18,7 +18,7 @@ def now() -> Release:
 
 @pytest.fixture(scope="session")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """The programs of the earlier commit. Without them each test is skipped, which fails in CI."""
+    """The programs of the earlier commit. Without them each test is skipped."""
     return install_earlier(tmp_path_factory.mktemp("earlier"))
 
 

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,7 @@ EARLIER_COMMIT = "81b1ef9da4e4915fe26d203ccf628b9e719eb14c"
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("certs", "tunnel_agent", "tunnel_client", "tunnel_core", "tunnel_server")
 _BUILD_SECONDS = 300
+_FETCH_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,10 @@ def _build_wheel(folder: Path) -> Path:
 
 def _extract(tree: Path) -> None:
     git = [tools.path_of("git"), "-C", str(ROOT)]
-    if run(*git, "cat-file", "-e", f"{EARLIER_COMMIT}^{{commit}}").returncode != 0:
-        pytest.skip(f"needs the history of the repository, back to {EARLIER_COMMIT}: git fetch --unshallow")
+    if not _is_known(git):
+        run(*git, "fetch", "--quiet", "origin", EARLIER_COMMIT, deadline_seconds=_FETCH_SECONDS)
+    if not _is_known(git):
+        pytest.skip(f"{tools.SHALLOW}: needs its history, back to {EARLIER_COMMIT}: git fetch --unshallow")
     archive = tree.with_suffix(".tar")
     _must(
         *git,
@@ -113,6 +117,10 @@ def _extract(tree: Path) -> None:
         # Python 3.11.2, which is Debian 12's, has no filters; the archive is our own.
         kwargs = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         tar.extractall(tree, **kwargs)  # type: ignore[arg-type]  # noqa: S202
+
+
+def _is_known(git: Sequence[str]) -> bool:
+    return run(*git, "cat-file", "-e", f"{EARLIER_COMMIT}^{{commit}}").returncode == 0
 
 
 def _must(*argv: str) -> str:
