@@ -79,7 +79,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
     def heard(_: NodeEvent) -> None:
         there.set()
 
-    nodes.events.on_event = heard
+    nodes.events.subscribe(heard)
 
     def take(stream: Stream) -> None:
         stream.accept("127.0.0.1:22")

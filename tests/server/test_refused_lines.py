@@ -61,7 +61,7 @@ async def check_lines(ask: Ask, caplog: pytest.LogCaptureFixture, reason: Reason
     caplog.set_level(logging.INFO, "qanat")
     listen, request = ask
     now = 0.0
-    async with open_edge(lambda: now) as edge:
+    async with open_edge(clock=lambda: now) as edge:
         if attached:
             edge.attach("edge1", refuse_with(reason, "nobody listens"))
         listener = await listen(edge)
