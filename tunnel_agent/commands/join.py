@@ -22,7 +22,7 @@ from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.findings import Finding, StepFailed
 from tunnel_agent.join.config_text import config_text
 from tunnel_agent.join.joining import Joined, Joining
-from tunnel_agent.join.node_files import Files
+from tunnel_agent.join.node_places import Files
 from tunnel_agent.join.places import files_of
 from tunnel_agent.join.wish import Wish, parse_server, parse_service
 from tunnel_agent.load import load_config, load_proxy

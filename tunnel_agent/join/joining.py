@@ -28,7 +28,6 @@ from tunnel_agent.join.config_text import config_text, to_add
 from tunnel_agent.join.contact import Contact
 from tunnel_agent.join.enrolling import bundle_of, identity_at, spend_token
 from tunnel_agent.join.node_files import (
-    Files,
     cannot_write,
     find_bundle,
     held,
@@ -38,6 +37,7 @@ from tunnel_agent.join.node_files import (
     save_bundle,
     unfinished_key,
 )
+from tunnel_agent.join.node_places import Files
 from tunnel_agent.join.wish import Wish, check_given_name, choose_name
 from tunnel_agent.load import policy_of
 from tunnel_agent.proxy_choice import ProxyChoice

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from certs.authority_folder import adopt
@@ -25,6 +24,7 @@ from certs.files import (
 from certs.requests import NewRequest, make_request, request_for
 from certs.x509 import load_signing_key
 from tunnel_agent.findings import StepFailed
+from tunnel_agent.join.node_places import Files
 from tunnel_core.identity import Role, SpiffeId
 
 _PROBE_BYTES = 64 * 1024
@@ -46,19 +46,6 @@ _KUBERNETES = (
 _DATA = "..data"
 """The link in each Secret and ConfigMap volume that leads to its files."""
 _SINGLE_FILE = "mount the folder that holds it, not the file (docker -v, Kubernetes subPath)"
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """The places of a node's files, which need not exist yet."""
-
-    config: Path
-    bundle: Path
-
-    @property
-    def unfinished(self) -> Path:
-        """The key of a join under way: what makes it the same join when it is run again."""
-        return self.bundle.with_name(f"{self.bundle.name}.joining")
 
 
 @contextlib.contextmanager

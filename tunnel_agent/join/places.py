@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from tunnel_agent.config import AgentConfig
-from tunnel_agent.join.node_files import Files
+from tunnel_agent.join.node_places import Files
 from tunnel_agent.load import load_config
 from tunnel_core import paths
 from tunnel_core.config import read

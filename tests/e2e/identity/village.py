@@ -21,7 +21,7 @@ from tunnel_agent.config import AgentConfig
 from tunnel_agent.findings import StepFailed
 from tunnel_agent.join.config_text import config_text
 from tunnel_agent.join.joining import Joining
-from tunnel_agent.join.node_files import Files
+from tunnel_agent.join.node_places import Files
 from tunnel_agent.join.wish import Wish
 from tunnel_agent.load import load_installation
 from tunnel_agent.proxy_choice import ProxyChoice
