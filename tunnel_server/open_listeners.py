@@ -16,7 +16,7 @@ from tunnel_server.binding import UnixAddress
 from tunnel_server.config import ListenerLimits
 from tunnel_server.entrances.agents import ENTRANCE as AGENTS
 from tunnel_server.entrances.tcp import ENTRANCE as TCP
-from tunnel_server.entrances.web import ENTRANCE as WEB
+from tunnel_server.entrances.web.entrance import ENTRANCE as WEB
 from tunnel_server.listeners import Handler, Listener, Reporter, listen_tcp, listen_unix
 
 _log = logging.getLogger("qanat.server")

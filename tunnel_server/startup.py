@@ -28,8 +28,8 @@ from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.est import EstEntrance, Reach
 from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
-from tunnel_server.entrances.web import ENTRANCE as WEB
-from tunnel_server.entrances.web import WebEntrance
+from tunnel_server.entrances.web.entrance import ENTRANCE as WEB
+from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.followers import Followers
 from tunnel_server.front import Front
 from tunnel_server.handshake import over_tls

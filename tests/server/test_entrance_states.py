@@ -39,7 +39,7 @@ from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
-from tunnel_server.entrances.web import WebEntrance
+from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.front import Front
 from tunnel_server.handshake import TlsContexts, over_tls
 from tunnel_server.identify import Identify, by_certificate

@@ -24,7 +24,7 @@ from tunnel_core.reasons import Reason
 from tunnel_core.sockets import RESET_ON_CLOSE
 from tunnel_core.stream import Stream
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
-from tunnel_server.entrances.web import WebEntrance
+from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.listeners import Accepted
 from tunnel_server.policy import User
 

@@ -15,7 +15,7 @@ from tunnel_core.http import HeadLimits
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
-from tunnel_server.entrances.web import WebEntrance
+from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.listeners import Listener
 
 TRIES = 25

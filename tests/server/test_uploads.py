@@ -37,7 +37,7 @@ from tunnel_core.sockets import RESET_ON_CLOSE, SocketStream
 from tunnel_core.stream import Stream
 from tunnel_server.admission import Admission
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
-from tunnel_server.entrances.web import WebEntrance
+from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.handshake import TlsContexts, over_tls
 from tunnel_server.identify import by_certificate
 from tunnel_server.listeners import Handler, Listener, listen_tcp

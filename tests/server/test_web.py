@@ -26,8 +26,8 @@ from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason
 from tunnel_core.sockets import RESET_ON_CLOSE
 from tunnel_server.binding import CannotListen
-from tunnel_server.entrances.web import WebEntrance, refuse_open_web
 from tunnel_server.entrances.web import exchange as exchange_module
+from tunnel_server.entrances.web.entrance import WebEntrance, refuse_open_web
 
 HOST = b"Host: red--edge1.localhost:7003\r\n"
 GET = b"GET /flows?a=1 HTTP/1.1\r\n" + HOST + b"\r\n"
