@@ -107,6 +107,7 @@ DECISIONS = [
     "tunnel_server.node_budgets",
     "tunnel_server.nodes",
     "tunnel_server.policy",
+    "tunnel_server.users",
     "tunnel_server.routing",
     "tunnel_server.sessions",
     "tunnel_server.store.moments",

@@ -10,7 +10,7 @@ from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tls import TlsStream
 from tunnel_server.listeners import Accepted
-from tunnel_server.policy import Administrator, User, user_of, why_no_user
+from tunnel_server.users import Administrator, User, user_of, why_no_user
 
 Identify: TypeAlias = Callable[[Accepted], User]
 """Returns the user of a connection, or raises ``Refused``."""

@@ -16,10 +16,11 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.relay import relay
 from tunnel_core.stream import Stream, StreamReset
 from tunnel_server.nodes import Nodes
-from tunnel_server.policy import User, authorise
+from tunnel_server.policy import authorise
 from tunnel_server.records import Records
 from tunnel_server.routing import Route
 from tunnel_server.standing import Standing
+from tunnel_server.users import User
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ from tunnel_server.admin.arguments import Arguments
 from tunnel_server.config import ServerConfig
 from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.listeners import Accepted, Listener
-from tunnel_server.policy import Administrator, User
 from tunnel_server.store.places import settings_of
+from tunnel_server.users import Administrator, User
 
 
 def administrator(accepted: Accepted) -> User:

@@ -33,9 +33,9 @@ from tunnel_server.entrances.est import EstEntrance, Reach
 from tunnel_server.front import Front
 from tunnel_server.identify import by_file_mode
 from tunnel_server.listeners import Accepted
-from tunnel_server.policy import User
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.places import settings_of
+from tunnel_server.users import User
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 NOTHING = ("/", "/nothing", "/api", "/api/", "/api/v2/nodes", "/API/v1/nodes", "//api/v1/nodes", "*")

@@ -12,7 +12,7 @@ from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_server.listeners import Accepted
-from tunnel_server.policy import User
+from tunnel_server.users import User
 
 
 def a_user(accepted: Accepted) -> User:

@@ -33,7 +33,7 @@ from tunnel_server.entrances.api_lists import (
 )
 from tunnel_server.listeners import Accepted
 from tunnel_server.nodes import Node
-from tunnel_server.policy import User
+from tunnel_server.users import User
 
 
 class Fleet:

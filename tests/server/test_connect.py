@@ -27,7 +27,7 @@ from tunnel_core.sockets import RESET_ON_CLOSE
 from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress
 from tunnel_server.listeners import Accepted, Listener, listen_unix
-from tunnel_server.policy import User
+from tunnel_server.users import User
 
 KUBE = b"CONNECT edge1:10250 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 

@@ -45,10 +45,10 @@ from tunnel_server.handshake import TlsContexts, over_tls
 from tunnel_server.identify import Identify, by_certificate
 from tunnel_server.listeners import Accepted, Handler, listen_tcp, listen_unix
 from tunnel_server.opening import Opener
-from tunnel_server.policy import User
 from tunnel_server.records import Records
 from tunnel_server.refusals import Refusals
 from tunnel_server.store.revoked import Kind
+from tunnel_server.users import User
 
 NODE = "edge1"
 OPEN_WAIT, OPEN_TIMEOUT, GRACE = 3, 30, 40

@@ -26,7 +26,7 @@ from tunnel_core.stream import Stream
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.listeners import Accepted
-from tunnel_server.policy import User
+from tunnel_server.users import User
 
 AgentTask = Callable[[Stream], Awaitable[None]]
 GET = b"GET / HTTP/1.1\r\nHost: web--edge1.localhost\r\n\r\n"

@@ -18,7 +18,7 @@ from tunnel_core.reasons import Reason
 from tunnel_server.admin.actions import READS, WRITES, Act, Actions
 from tunnel_server.admin.arguments import Arguments, bad
 from tunnel_server.callers import ADMINISTRATOR, Caller
-from tunnel_server.policy import Administrator
+from tunnel_server.users import Administrator
 
 Handler: TypeAlias = Callable[[RoutedRequest, Administrator], Awaitable[None]]
 

@@ -17,8 +17,8 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.binding import CannotListen, is_loopback_listen
 from tunnel_server.listeners import Accepted
 from tunnel_server.opening import NotOpened, Opener, Wish
-from tunnel_server.policy import User
 from tunnel_server.routing import Route
+from tunnel_server.users import User
 
 ENTRANCE = "tcp"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

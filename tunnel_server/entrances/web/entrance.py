@@ -17,8 +17,8 @@ from tunnel_server.heads import check_web_request, host_of, wants_html
 from tunnel_server.listeners import Accepted
 from tunnel_server.nodes import Node, unknown_node
 from tunnel_server.opening import NotOpened, Opener, Wish
-from tunnel_server.policy import User
 from tunnel_server.routing import Route, WebHost, route_web_host
+from tunnel_server.users import User
 
 ENTRANCE = "web"
 
