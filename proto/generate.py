@@ -1,4 +1,4 @@
-"""Writes ``tunnel_core/pb`` from ``tunnel.proto``; ``--check`` says whether it is current."""
+"""Writes ``tunnel_core/wire/pb`` from ``tunnel.proto``; ``--check`` says whether it is current."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "proto" / "qanat" / "v1"
-TARGET = ROOT / "tunnel_core" / "pb"
+TARGET = ROOT / "tunnel_core" / "wire" / "pb"
 
 
 def run_protoc(*options: str) -> None:
@@ -27,7 +27,7 @@ def is_current() -> bool:
     description with other imports and another version line.
     """
     sys.path.insert(0, str(ROOT))
-    from tunnel_core.pb import tunnel_pb2
+    from tunnel_core.wire.pb import tunnel_pb2
 
     with tempfile.NamedTemporaryFile() as file:
         run_protoc(f"--descriptor_set_out={file.name}")
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--check"]:
         if is_current():
             return 0
-        sys.stderr.write("tunnel_core/pb is not current: run .venv/bin/python proto/generate.py\n")
+        sys.stderr.write("tunnel_core/wire/pb is not current: run .venv/bin/python proto/generate.py\n")
         return 1
     if arguments:
         sys.stderr.write("usage: proto/generate.py [--check]\n")

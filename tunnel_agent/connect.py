@@ -24,7 +24,6 @@ from tunnel_core.bridge import Bridge
 from tunnel_core.bucket import Bucket
 from tunnel_core.carrier import Carrier, CarrierFailed, DialSettings
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.frames import Hello, Service, SessionSecret, Welcome
 from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
@@ -34,6 +33,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AgentSteps
 from tunnel_core.stream import Stream
+from tunnel_core.wire.frames import Hello, Service, SessionSecret, Welcome
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LEAST_DIAL_SECONDS = 0.1

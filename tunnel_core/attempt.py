@@ -18,12 +18,12 @@ from typing import Protocol
 import trio
 
 from tunnel_core.carrier import Carrier, CarrierPort
-from tunnel_core.codec import decode_packet, encode_packet
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Frame, Malformed, Packet, Rejected, Use, Welcome
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import AgentSteps, ServerSteps
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Frame, Malformed, Packet, Rejected, Use, Welcome
 
 _log = logging.getLogger("tunnel_core.attempt")
 

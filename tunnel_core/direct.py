@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 import trio
 
-from tunnel_core.frames import Payload
+from tunnel_core.wire.frames import Payload
 
 
 class HungUp(trio.BrokenResourceError):

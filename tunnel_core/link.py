@@ -20,10 +20,7 @@ import trio
 from tunnel_core.attempt import Attempt
 from tunnel_core.bucket import Bucket
 from tunnel_core.carriage import Carriage
-from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Hello, Open, Service, Welcome
 from tunnel_core.limits import Limits
 from tunnel_core.link_facts import SessionStatistics, take_statistics
 from tunnel_core.mux_stream import MuxStream
@@ -36,6 +33,9 @@ from tunnel_core.session import Session, UseRejected
 from tunnel_core.states import LinkEvent, LinkState, Loss
 from tunnel_core.stream import Stream
 from tunnel_core.timer import Timer, round_up_deadline
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Hello, Open, Service, Welcome
 
 _log = logging.getLogger("tunnel_core.link")
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Ping, Welcome
 from tunnel_core.limits import Limits
 from tunnel_core.profiles import Profile
 from tunnel_core.reasons import Reason
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Ping, Welcome
 
 _LATE_ROUND_TRIPS = 4
 _DEAD_PATIENCES = 5

@@ -18,14 +18,14 @@ from collections.abc import Callable
 from typing import Any
 
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Open, Payload
 from tunnel_core.limits import Limits
 from tunnel_core.mux_receiving import HANDLERS
 from tunnel_core.mux_sending import Sending
 from tunnel_core.mux_stream import OPEN, MuxStream
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tally import Tally
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Open, Payload
 
 
 def _nothing() -> None:

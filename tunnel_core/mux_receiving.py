@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Credit, Data, End, Opened, RefusedFrame, Reset, Stop
 from tunnel_core.mux_stream import END, MuxStream
 from tunnel_core.reasons import OF_A_STREAM, Reason, Refused
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Credit, Data, End, Opened, RefusedFrame, Reset, Stop
 
 
 def _receive_data(stream: MuxStream, frame: Data) -> None:

@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from tunnel_core.credit import SendPool
-from tunnel_core.frames import Data, DataParts, End, Frame, Payload
 from tunnel_core.limits import Limits
 from tunnel_core.mux_stream import END, OPEN, MuxStream, Receipt
 from tunnel_core.send_buffer import SendHalf
 from tunnel_core.turns import Turns
+from tunnel_core.wire.frames import Data, DataParts, End, Frame, Payload
 
 _FRAME_RESERVE = 16
 """Frames that a packet may get after the last look at their number: of one stream and of the session."""

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import trio
 
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.frames import Hello, Welcome
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream
@@ -19,6 +18,7 @@ from tunnel_core.opens import Opens
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.stream import Stream
 from tunnel_core.timer import Timer
+from tunnel_core.wire.frames import Hello, Welcome
 
 
 class OpenStreams:

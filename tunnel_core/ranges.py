@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tunnel_core.frames import Hello, Welcome
 from tunnel_core.limits import MIB
+from tunnel_core.wire.frames import Hello, Welcome
 
 _HOUR_MS = 3_600_000
 _MOST_COUNT = 2**31

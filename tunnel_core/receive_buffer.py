@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 
 from tunnel_core.credit import CreditPool
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Payload
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Payload
 
 _SMALL = 2 * KIB
 """Chunks below this size are joined: an object of its own would cost more than what it holds."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from tunnel_core.frames import Payload
 from tunnel_core.limits import KIB, Limits
+from tunnel_core.wire.frames import Payload
 
 _SMALL = 2 * KIB
 """Chunks below this size are joined: an object of its own would cost more than what it holds."""

@@ -26,9 +26,15 @@ from typing import NamedTuple
 from tunnel_core.allowance import Allowance
 from tunnel_core.bucket import Bucket
 from tunnel_core.confirming import Confirming
-from tunnel_core.errors import PeerFault
 from tunnel_core.flight import Flight, Unbounded
-from tunnel_core.frames import (
+from tunnel_core.limits import Limits
+from tunnel_core.liveness import Liveness
+from tunnel_core.mux import Mux
+from tunnel_core.mux_stream import Receipt
+from tunnel_core.profiles import Profile
+from tunnel_core.reasons import OF_A_SESSION, Reason
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import (
     Bye,
     Draining,
     Frame,
@@ -40,12 +46,6 @@ from tunnel_core.frames import (
     Unknown,
     Welcome,
 )
-from tunnel_core.limits import Limits
-from tunnel_core.liveness import Liveness
-from tunnel_core.mux import Mux
-from tunnel_core.mux_stream import Receipt
-from tunnel_core.profiles import Profile
-from tunnel_core.reasons import OF_A_SESSION, Reason
 
 _PACKET_BYTES, _FRAME_BYTES = 48, 12
 """What a packet and each frame take on the wire besides content: TLS record, HTTP/2, gRPC, fields."""

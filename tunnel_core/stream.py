@@ -10,11 +10,11 @@ from typing import NoReturn
 import trio
 
 from tunnel_core.direct import DirectStream, HungUp
-from tunnel_core.frames import Payload
 from tunnel_core.limits import KIB
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import read_size
+from tunnel_core.wire.frames import Payload
 
 _SEND_PIECE = 256 * KIB
 

@@ -6,8 +6,8 @@ agents check their configuration by the same rule; what does not pass was not an
 
 from __future__ import annotations
 
-from tunnel_core.frames import Hello, Service
 from tunnel_core.names import is_label, is_service_name
+from tunnel_core.wire.frames import Hello, Service
 
 _MAX_TEXT = 300
 """Longest target or software name that is shown; the longest valid target has 259 characters."""

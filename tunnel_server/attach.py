@@ -22,7 +22,6 @@ from tunnel_core.bucket import Bucket
 from tunnel_core.carrier import Carrier
 from tunnel_core.counters import Counters
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.line_limiter import LineLimiter
@@ -34,6 +33,7 @@ from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AttachRejected, ServerSteps
 from tunnel_core.version import __version__
+from tunnel_core.wire.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_server.announced import checked_hello
 from tunnel_server.arrivals import Arrival, Arrivals, identity_of
 from tunnel_server.nodes import Nodes

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 
-from tunnel_core.frames import Rejected
 from tunnel_core.reasons import Reason
 from tunnel_core.steps import AttachRejected
+from tunnel_core.wire.frames import Rejected
 from tunnel_server.enrolment.budgets import Budgets
 
 ATTACHES, ATTACH_SECONDS = 10, 5.0

@@ -11,8 +11,8 @@ import hmac
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tunnel_core.frames import Hello
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.wire.frames import Hello
 
 if TYPE_CHECKING:
     from tunnel_core.link import Link

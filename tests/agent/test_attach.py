@@ -15,13 +15,13 @@ from tests.fakes import memory_link
 from tunnel_agent.attach import Attacher
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.counters import Counters
-from tunnel_core.frames import Rejected
 from tunnel_core.limits import Limits
 from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkState, Loss
 from tunnel_core.steps import AttachRejected
+from tunnel_core.wire.frames import Rejected
 
 CAP = 32.0
 

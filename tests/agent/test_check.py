@@ -31,11 +31,11 @@ from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge, open_bridge
 from tunnel_core.carrier import Carrier
 from tunnel_core.command_line import ExitCode
-from tunnel_core.frames import Hello, Rejected, Welcome
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import ServerSteps
+from tunnel_core.wire.frames import Hello, Rejected, Welcome
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from tests.fakes import memory_link
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_agent.status import as_json, status_of, status_routes
 from tunnel_agent.status_page import render
-from tunnel_core.frames import Service, Welcome
 from tunnel_core.http import Headers, HttpConnection
 from tunnel_core.http_router import Route, RoutedRequest
 from tunnel_core.limits import Limits
@@ -26,6 +25,7 @@ from tunnel_core.mux_stream import MuxStream
 from tunnel_core.ops import OPERATOR, OpsCaller
 from tunnel_core.reasons import Reason
 from tunnel_core.states import LinkState, Loss
+from tunnel_core.wire.frames import Service, Welcome
 
 EVIL = "<script>alert('x')</script>\"&"
 

@@ -9,8 +9,9 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import strategies as st
 
-from tunnel_core.codec import encode_packet
-from tunnel_core.frames import (
+from tunnel_core.reasons import Reason, reason_from_code
+from tunnel_core.wire.codec import encode_packet
+from tunnel_core.wire.frames import (
     Data,
     DataParts,
     Frame,
@@ -24,10 +25,9 @@ from tunnel_core.frames import (
     Use,
     Welcome,
 )
-from tunnel_core.messages import BY_FRAME
-from tunnel_core.pb import tunnel_pb2
-from tunnel_core.reasons import Reason, reason_from_code
-from tunnel_core.wire import varint
+from tunnel_core.wire.pb import tunnel_pb2
+from tunnel_core.wire.protobuf import varint
+from tunnel_core.wire.schema import BY_FRAME
 
 KINDS: dict[str, type[Any]] = {
     "refused" if kind is RefusedFrame else kind.__name__.lower(): kind

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from tests.fakes.memory_link import welcome
 from tunnel_core.bucket import Bucket
-from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Data, DataParts, Open, Packet, Ping
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.profiles import profile_of
 from tunnel_core.session import Session
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.frames import Data, DataParts, Open, Packet, Ping
 
 LIMITS = Limits(initial_credit=8 * MIB, max_credit=8 * MIB)
 REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)

@@ -15,11 +15,11 @@ from tests.fakes import pki, wire
 from tests.fakes.grpc_site import Site, open_site, server_tls
 from tests.fakes.recording_port import RecordingPort, bulk, ping
 from tunnel_core.carrier import CarrierFailed
-from tunnel_core.codec import decode_packet, encode_packet
-from tunnel_core.frames import Malformed, Packet, Ping
 from tunnel_core.identity import Role
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.reasons import Reason
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.frames import Malformed, Packet, Ping
 
 
 async def _until(done: Callable[[], object], seconds: float = 5) -> None:

@@ -19,9 +19,11 @@ from tests.core.packets import (
     packets,
     to_protobuf,
 )
-from tunnel_core import frames as frames_module
-from tunnel_core.codec import decode_packet, encode_packet
-from tunnel_core.frames import (
+from tunnel_core.limits import KIB, Limits
+from tunnel_core.reasons import Reason
+from tunnel_core.wire import frames as frames_module
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.frames import (
     Bye,
     Credit,
     Data,
@@ -42,11 +44,9 @@ from tunnel_core.frames import (
     Use,
     Welcome,
 )
-from tunnel_core.limits import KIB, Limits
-from tunnel_core.messages import BY_FRAME, MESSAGES, Fields, read_fields
-from tunnel_core.pb import tunnel_pb2
-from tunnel_core.reasons import Reason
-from tunnel_core.wire import MAX_FIELDS, FieldBudget, varint
+from tunnel_core.wire.pb import tunnel_pb2
+from tunnel_core.wire.protobuf import MAX_FIELDS, FieldBudget, varint
+from tunnel_core.wire.schema import BY_FRAME, MESSAGES, Fields, read_fields
 
 LIMITS = Limits()
 WELCOME = Welcome(1, b"s" * 16, SessionSecret(b"x" * 32), 0, "server", 15_000, 2, 1024, 16 * KIB, 64 * KIB)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.rogues.packets import HOSTILE, as_many
-from tunnel_core.codec import decode_packet, encode_packet
-from tunnel_core.frames import Data, Malformed, Open, Packet
 from tunnel_core.limits import KIB, Limits
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.frames import Data, Malformed, Open, Packet
 
 LIMITS = Limits()
 MOST_LINES = 1_100_000

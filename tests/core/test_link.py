@@ -14,12 +14,12 @@ from tests.fakes.eager_link import carrier_of, eager_links
 from tests.fakes.grpc_link import grpc_links
 from tests.fakes.memory_link import TARGET, LinkPair, memory_links
 from tunnel_core.attempt import Attempt
-from tunnel_core.frames import Bye, Open, Packet, Ping
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import ServerSteps
 from tunnel_core.stream import Stream, StreamReset
+from tunnel_core.wire.frames import Bye, Open, Packet, Ping
 
 
 @pytest.fixture(params=[memory_links, grpc_links], ids=["memory", "grpc"])

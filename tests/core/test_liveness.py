@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.memory_link import welcome
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Ping
 from tunnel_core.limits import Limits
 from tunnel_core.liveness import Liveness
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Ping
 
 LIMITS, DEFAULT, START = Limits(), profile_of(metered=False), 100.0
 INTERVAL = LIMITS.ping_interval_seconds

@@ -11,12 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.fakes.muxes import LIMITS, REQUEST, as_read, move, opened
 from tunnel_core.credit import CreditPool
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Credit, Data, Frame, Open, Opened, Reset
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream, Receipt
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Credit, Data, Frame, Open, Opened, Reset
 
 
 class Half:

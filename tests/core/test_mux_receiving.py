@@ -8,11 +8,11 @@ import pytest
 
 from tests.fakes.muxes import LIMITS, REQUEST, move, opened
 from tunnel_core.credit import CreditPool
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Data, End, Opened, RefusedFrame
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Data, End, Opened, RefusedFrame
 
 
 def test_credit_overrun_resets_the_stream() -> None:

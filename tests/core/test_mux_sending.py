@@ -6,11 +6,11 @@ from collections import Counter
 
 from tests.fakes.muxes import LIMITS, REQUEST, as_read, move, opened
 from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Credit, Data, End, Open, Opened, Reset, Stop
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.reasons import Reason
+from tunnel_core.wire.frames import Credit, Data, End, Open, Opened, Reset, Stop
 
 
 def test_a_stream_that_is_reset_before_its_open_left_presses_for_nothing() -> None:

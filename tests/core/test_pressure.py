@@ -7,12 +7,12 @@ import trio
 import trio.testing
 
 from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Data, Open
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream
 from tunnel_core.pressure import StallWatch, relieve_pressure
 from tunnel_core.reasons import Reason
+from tunnel_core.wire.frames import Data, Open
 
 LIMITS = Limits(initial_credit=100, max_credit=800, credit_pool=10_000, stall_seconds=30)
 

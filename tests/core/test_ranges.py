@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.memory_link import hello, welcome
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Rejected, Welcome
 from tunnel_core.limits import MIB, Limits
 from tunnel_core.profiles import PROFILES
 from tunnel_core.ranges import HELLO, WELCOME, why_out_of_range
 from tunnel_core.reasons import Reason
 from tunnel_core.steps import AgentSteps, ServerSteps
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Rejected, Welcome
 from tunnel_server.commands import config_text
 
 LIMITS = Limits()

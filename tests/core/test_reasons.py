@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tunnel_core.frames import Rejected
-from tunnel_core.pb import tunnel_pb2
 from tunnel_core.reasons import OF_A_SESSION, OF_A_STREAM, Reason, Refused, reason_from_code
 from tunnel_core.steps import AttachRejected
+from tunnel_core.wire.frames import Rejected
+from tunnel_core.wire.pb import tunnel_pb2
 
 PROTO = Path(__file__).parents[2] / "proto" / "qanat" / "v1" / "tunnel.proto"
 USER_LEFT_STATUS = 499  # nginx's; no registered status says it, and the user does not see it

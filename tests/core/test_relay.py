@@ -18,12 +18,12 @@ from trio.testing import MockClock
 
 from tests.fakes import pki
 from tests.fakes.memory_link import LinkPair, memory_links
-from tunnel_core.frames import Payload
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.relay import RelayResult, abort, relay
 from tunnel_core.sockets import SocketStream
 from tunnel_core.tls import SocketTlsStream
+from tunnel_core.wire.frames import Payload
 
 PATTERN = bytes(range(251)) * 4177  # a little over 1 MiB, and no power of two
 

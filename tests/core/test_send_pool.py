@@ -7,7 +7,6 @@ from trio.testing import MockClock
 
 from tests.fakes.memory_link import welcome
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.frames import Data, DataParts, Frame, Open, Opened, Packet
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.mux import Mux
@@ -16,6 +15,7 @@ from tunnel_core.pressure import UnconfirmedWatch, relieve_send_pool
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason
 from tunnel_core.session import Session
+from tunnel_core.wire.frames import Data, DataParts, Frame, Open, Opened, Packet
 
 REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
 LIMITS = Limits(flight_limit=False, send_pool=16 * MIB, max_send_memory=8 * MIB, max_credit=16 * MIB)

@@ -11,10 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.memory_link import hello, welcome
-from tunnel_core.codec import decode_packet, encode_packet
 from tunnel_core.credit import CreditPool
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Bye, Frame, Open, Packet, Ping, Pong, Rejected, Reset, Stop, Unknown, Use
 from tunnel_core.limits import Limits
 from tunnel_core.mux import Mux
 from tunnel_core.mux_stream import MuxStream
@@ -22,6 +19,9 @@ from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason
 from tunnel_core.session import Session
 from tunnel_core.steps import VERSION, AgentSteps, AttachRejected, ServerSteps
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Bye, Frame, Open, Packet, Ping, Pong, Rejected, Reset, Stop, Unknown, Use
 
 DEFAULT = profile_of(metered=False)
 LIMITS = Limits(max_opens_per_second=10)

@@ -6,13 +6,13 @@ import pytest
 
 from tests.fakes.memory_link import welcome
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.errors import PeerFault
-from tunnel_core.frames import Data, DataParts, Draining, End, Frame, Open, Opened, Packet
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.mux import Mux
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import Session
+from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.frames import Data, DataParts, Draining, End, Frame, Open, Opened, Packet
 
 REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
 LIMITS = Limits(flight_limit=False)  # memory alone bounds what is sent here

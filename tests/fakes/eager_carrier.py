@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 from tunnel_core.carrier import Carrier, CarrierPort, Peer
-from tunnel_core.codec import decode_packet
-from tunnel_core.frames import Malformed, Packet
+from tunnel_core.wire.codec import decode_packet
+from tunnel_core.wire.frames import Malformed, Packet
 
 
 class EagerCarrier(Carrier):

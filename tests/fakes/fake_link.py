@@ -9,13 +9,13 @@ import trio
 import trio.testing
 
 from tunnel_core.flight import Flight
-from tunnel_core.frames import Service
 from tunnel_core.limits import Limits
 from tunnel_core.link_facts import SessionStatistics, flight_statistics
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkState, Loss
 from tunnel_core.stream import StreamReset
+from tunnel_core.wire.frames import Service
 
 
 class FakeStream(trio.abc.HalfCloseableStream):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import trio
 
 from tunnel_core.carrier import Carrier
-from tunnel_core.codec import decode_packet, encode_packet
-from tunnel_core.frames import Data, Malformed, Packet, Ping
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.frames import Data, Malformed, Packet, Ping
 
 
 class RecordingPort:

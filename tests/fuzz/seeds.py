@@ -10,10 +10,10 @@ from certs.requests import make_request
 from certs.token import format_token, make_token
 from tests.fakes import pki
 from tests.fuzz import corpus
-from tunnel_core.codec import encode_packet
-from tunnel_core.frames import Bye, Credit, Data, End, Frame, Hello, Open, Ping, Service, Use
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason
+from tunnel_core.wire.codec import encode_packet
+from tunnel_core.wire.frames import Bye, Credit, Data, End, Frame, Hello, Open, Ping, Service, Use
 
 _HEAD = b"Host: x\r\nContent-Type: application/pkcs10\r\n"
 _FRAMES: list[list[Frame]] = [

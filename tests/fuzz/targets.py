@@ -22,12 +22,12 @@ from certs.token import TokenMistyped, format_token, parse_token
 from certs.x509 import Usage, describe, proven_leaf
 from tests.core.packets import by_protobuf
 from tunnel_agent.trust import pinned_root
-from tunnel_core.codec import decode_packet, encode_packet
-from tunnel_core.frames import Malformed, Unknown
 from tunnel_core.http import HttpClientConnection, HttpConnection, exchange, serve_http
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import Target, join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.frames import Malformed, Unknown
 from tunnel_server.enrolment.asking import node_asked_for, parse_login
 from tunnel_server.heads import check_web_request, host_of, request_forward, wants_html
 from tunnel_server.routing import route_authority, route_web_host, target_header

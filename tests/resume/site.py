@@ -20,7 +20,6 @@ from tunnel_agent.resume import Resumer
 from tunnel_core.attempt import Attempt
 from tunnel_core.counters import Counters
 from tunnel_core.credit import CreditPool, SendPool
-from tunnel_core.frames import SessionSecret
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.names import Target
@@ -28,6 +27,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import AgentSteps
 from tunnel_core.stream import Stream
+from tunnel_core.wire.frames import SessionSecret
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals

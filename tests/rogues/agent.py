@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from certs.bundle import Bundle, read_bundle
-from tunnel_core.codec import decode_packet, encode_packet
-from tunnel_core.frames import Frame, Hello, Malformed, Packet, Rejected, Service, Use, Welcome
 from tunnel_core.grpc_call import METHOD, SERVICE
 from tunnel_core.grpc_runtime import aio, core
 from tunnel_core.limits import MIB
 from tunnel_core.steps import VERSION
-from tunnel_core.wire import DELIMITED, varint
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.frames import Frame, Hello, Malformed, Packet, Rejected, Service, Use, Welcome
+from tunnel_core.wire.protobuf import DELIMITED, varint
 
 _ANSWER_SECONDS = 10.0
 _NICENESS = 15

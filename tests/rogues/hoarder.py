@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from certs.bundle import Bundle, read_bundle
-from tunnel_core.codec import decode_packet, encode_packet
-from tunnel_core.frames import Frame, Hello, Open, Opened, Packet, Ping, Rejected, Use, Welcome
 from tunnel_core.grpc_call import METHOD, SERVICE
 from tunnel_core.grpc_runtime import aio, core
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.steps import VERSION
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.frames import Frame, Hello, Open, Opened, Packet, Ping, Rejected, Use, Welcome
 
 _PING_SECONDS = 0.5
 _CREDIT = 1 << 40

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tunnel_core.codec import encode_packet
-from tunnel_core.frames import Open
 from tunnel_core.limits import Limits
-from tunnel_core.wire import varint
+from tunnel_core.wire.codec import encode_packet
+from tunnel_core.wire.frames import Open
+from tunnel_core.wire.protobuf import varint
 
 _LIMITS = Limits()
 _DATA, _CREDIT, _RESET, _HELLO, _WELCOME = 1, 2, 9, 16, 17

@@ -21,8 +21,10 @@ import trio
 
 from tests.fakes.grpc_site import open_site
 from tunnel_core.carrier import Carrier, ServerTls
-from tunnel_core.codec import decode_packet, encode_packet
-from tunnel_core.frames import (
+from tunnel_core.limits import KIB
+from tunnel_core.steps import VERSION
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.frames import (
     Bye,
     Frame,
     Hello,
@@ -34,8 +36,6 @@ from tunnel_core.frames import (
     Use,
     Welcome,
 )
-from tunnel_core.limits import KIB
-from tunnel_core.steps import VERSION
 
 _Kind = TypeVar("_Kind")
 _SECONDS = 10.0

@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 from tests.server.edge import Edge, echo, open_edge, receive_all
-from tunnel_core.frames import Service
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
+from tunnel_core.wire.frames import Service
 from tunnel_server.listeners import Accepted
 from tunnel_server.users import User
 

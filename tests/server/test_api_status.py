@@ -14,11 +14,11 @@ from certs.x509 import Description, Proven
 from tests.server.edge import Edge, echo, open_edge, receive_all
 from tests.server.test_api import a_user
 from tests.store.opened import Clock, certificate, opened
-from tunnel_core.frames import Service
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.states import LinkState
+from tunnel_core.wire.frames import Service
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.revoked import Kind
 from tunnel_server.store.store import Store

@@ -14,12 +14,12 @@ from tests.fakes import memory_link, pki
 from tests.fakes.memory_carrier import memory_carriers
 from tests.server.test_attach import SERVER, STRANGER, USER, Agent, Door, open_door
 from tests.server.test_attach_revoked import going_on
-from tunnel_core.codec import decode_packet, encode_packet
-from tunnel_core.frames import Packet, Rejected, Service
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.steps import AttachRejected
+from tunnel_core.wire.codec import decode_packet, encode_packet
+from tunnel_core.wire.frames import Packet, Rejected, Service
 from tunnel_server.events import Kind as EventKind
 from tunnel_server.node_budgets import ATTACH_SECONDS, ATTACHES, RESUMES
 from tunnel_server.store.revoked import Kind

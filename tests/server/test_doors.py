@@ -26,12 +26,12 @@ from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import CarrierFailed
 from tunnel_core.counters import Counters
 from tunnel_core.credit import CreditPool
-from tunnel_core.frames import Welcome
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import AgentSteps
+from tunnel_core.wire.frames import Welcome
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals

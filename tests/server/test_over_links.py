@@ -15,14 +15,14 @@ from tests.fakes.memory_carrier import MemoryCarrier
 from tests.fakes.memory_link import LinkPair, memory_links
 from tests.fakes.streams import wait_reset
 from tests.server.edge import TRUST_DOMAIN, Edge, open_edge, receive_all, receive_until
-from tunnel_core.codec import decode_packet
-from tunnel_core.frames import Data, Open, Packet
 from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.sockets import RESET_ON_CLOSE
 from tunnel_core.stream import Stream
+from tunnel_core.wire.codec import decode_packet
+from tunnel_core.wire.frames import Data, Open, Packet
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.listeners import Accepted

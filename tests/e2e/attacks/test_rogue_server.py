@@ -15,12 +15,12 @@ from tests.rogues.packets import HOSTILE, as_many
 from tests.rogues.server import RogueServer, welcome
 from tunnel_core.bridge import open_bridge
 from tunnel_core.carrier import DialSettings
-from tunnel_core.codec import encode_packet
-from tunnel_core.frames import Frame, Hello, Opened, RefusedFrame, Use
 from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason
+from tunnel_core.wire.codec import encode_packet
+from tunnel_core.wire.frames import Frame, Hello, Opened, RefusedFrame, Use
 
 OPENS, AT_ONCE = 10_000, 200
 COSTLY = ["hellos of empty services", "data in small pieces", "opens of all fields"]

@@ -22,7 +22,6 @@ from tunnel_agent.resolver import resolve_server
 from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge, open_bridge
 from tunnel_core.carrier import CarrierFailed, DialSettings
-from tunnel_core.frames import Hello, SessionSecret
 from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
@@ -30,6 +29,7 @@ from tunnel_core.names import split_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import VERSION, AgentSteps
 from tunnel_core.stream import Stream
+from tunnel_core.wire.frames import Hello, SessionSecret
 
 _SECONDS = 10.0
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunnel_core import frames
-from tunnel_core.frames import Service, SessionSecret
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, reason_from_code
-from tunnel_core.wire import (
+from tunnel_core.wire import frames
+from tunnel_core.wire.frames import Service, SessionSecret
+from tunnel_core.wire.protobuf import (
     DELIMITED,
     MAX_FIELDS,
     SMALL,

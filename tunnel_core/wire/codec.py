@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from tunnel_core.frames import (
+from tunnel_core.limits import Limits
+from tunnel_core.wire.frames import (
     Credit,
     Data,
     DataParts,
@@ -37,9 +38,7 @@ from tunnel_core.frames import (
     Use,
     Welcome,
 )
-from tunnel_core.limits import Limits
-from tunnel_core.messages import BY_FRAME, BY_NUMBER, Message, read_fields, write_fields
-from tunnel_core.wire import (
+from tunnel_core.wire.protobuf import (
     DELIMITED,
     MAX_FIELDS,
     SMALL,
@@ -55,6 +54,7 @@ from tunnel_core.wire import (
     skip_field,
     varint,
 )
+from tunnel_core.wire.schema import BY_FRAME, BY_NUMBER, Message, read_fields, write_fields
 
 _MAX_FRAMES = Limits().max_frames_per_packet
 _MAX_FIELDS = Limits().max_fields_per_packet
