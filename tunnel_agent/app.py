@@ -25,7 +25,7 @@ from tunnel_agent.status import status_routes
 from tunnel_agent.target_lookups import TargetLookups
 from tunnel_agent.tls import TargetTls
 from tunnel_core.bridge import Bridge, open_bridge
-from tunnel_core.bucket import Bucket
+from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.counters import CapSample, Counters, Snapshot
 from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.ending import ending_signals

@@ -21,8 +21,8 @@ from tunnel_agent.resume import Resumer
 from tunnel_agent.route import RouteWatcher
 from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge
-from tunnel_core.bucket import Bucket
 from tunnel_core.carrier import Carrier, CarrierFailed, DialSettings
+from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits

@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Mapping
 import trio
 
 from tunnel_core.attempt import Attempt
-from tunnel_core.bucket import Bucket
 from tunnel_core.carriage import Carriage
+from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.limits import Limits
 from tunnel_core.link_facts import SessionStatistics, take_statistics

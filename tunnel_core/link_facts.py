@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
-from tunnel_core.flight import Flight
+from tunnel_core.congestion.controller import Flight
 from tunnel_core.open_streams import OpenStreams
 from tunnel_core.session import Session
 from tunnel_core.states import Loss

@@ -23,10 +23,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tunnel_core.allowance import Allowance
-from tunnel_core.bucket import Bucket
-from tunnel_core.confirming import Confirming
-from tunnel_core.flight import Flight, Unbounded
+from tunnel_core.congestion.acks import Confirming
+from tunnel_core.congestion.controller import Flight, Unbounded
+from tunnel_core.congestion.send_budget import Allowance
+from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.limits import Limits
 from tunnel_core.liveness import Liveness
 from tunnel_core.mux import Mux

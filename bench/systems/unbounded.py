@@ -8,7 +8,8 @@ from __future__ import annotations
 import runpy
 import sys
 
-from tunnel_core import flight, session
+from tunnel_core import session
+from tunnel_core.congestion import controller as flight
 
 if __name__ == "__main__":
     session.Flight = flight.Unbounded  # type: ignore[misc]

@@ -22,8 +22,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from tunnel_core.confirming import Confirming
-from tunnel_core.flight import Flight
+from tunnel_core.congestion.acks import Confirming
+from tunnel_core.congestion.controller import Flight
 from tunnel_core.limits import KIB, MIB, Limits
 
 _MSS = 1448

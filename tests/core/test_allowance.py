@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.memory_link import welcome
-from tunnel_core.bucket import Bucket
+from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.credit import CreditPool
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.mux import Mux

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel_core.bucket import Bucket
+from tunnel_core.congestion.token_bucket import Bucket
 
 
 def test_it_is_full_at_first_wherever_the_clock_began() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tunnel_core.confirming import STAMP_MODULUS, Confirming
+from tunnel_core.congestion.acks import STAMP_MODULUS, Confirming
 from tunnel_core.limits import Limits
 
 LIMITS = Limits()

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel_core.confirming import STAMP_MODULUS
-from tunnel_core.flight import Flight
+from tunnel_core.congestion.acks import STAMP_MODULUS
+from tunnel_core.congestion.controller import Flight
 from tunnel_core.limits import KIB, Limits
 
 LIMITS = Limits()

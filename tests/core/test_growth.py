@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel_core.growth import Growth
+from tunnel_core.congestion.probing import Growth
 
 PATH, SLACK = 0.3, 0.015
 RATE = 250_000.0

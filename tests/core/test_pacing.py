@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel_core.pacing import Pacing
+from tunnel_core.congestion.pacer import Pacing
 
 RATE = 250_000.0
 SIZE = 1400

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunnel_core.rivals import Rivals
+from tunnel_core.congestion.competition import Rivals
 
 RATE = 2.5e6
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import trio
 import trio.testing
 
-from tunnel_core.flight import Flight
+from tunnel_core.congestion.controller import Flight
 from tunnel_core.limits import Limits
 from tunnel_core.link_facts import SessionStatistics, flight_statistics
 from tunnel_core.names import Target

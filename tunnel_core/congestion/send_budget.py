@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from typing import TypeAlias
 
-from tunnel_core.bucket import Bucket
-from tunnel_core.flight import Flight
+from tunnel_core.congestion.controller import Flight
+from tunnel_core.congestion.token_bucket import Bucket
 
 Budgets: TypeAlias = tuple[int, int]
 """Bytes of content that the next packet may hold: in all, and of what must not wait."""

@@ -34,11 +34,11 @@ from __future__ import annotations
 
 from collections import deque
 
-from tunnel_core.delivery import Delivery, Sample
-from tunnel_core.growth import Growth
+from tunnel_core.congestion.competition import Rivals
+from tunnel_core.congestion.pacer import PACED_PATH_SECONDS, Pacing
+from tunnel_core.congestion.probing import Growth
+from tunnel_core.congestion.rate_estimator import Delivery, Sample
 from tunnel_core.limits import KIB, MIB, Limits
-from tunnel_core.pacing import PACED_PATH_SECONDS, Pacing
-from tunnel_core.rivals import Rivals
 
 _FIRST_LIMIT = 8 * KIB
 """Less than TCP's own first window (RFC 6928), because it leaves as a burst: a queue of eight segments holds

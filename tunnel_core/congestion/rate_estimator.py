@@ -19,7 +19,7 @@ import math
 from collections import deque
 from typing import NamedTuple
 
-from tunnel_core.confirming import STAMP_MODULUS
+from tunnel_core.congestion.acks import STAMP_MODULUS
 
 _HALF = STAMP_MODULUS // 2
 _BACK_GAIN = 1 / 8
