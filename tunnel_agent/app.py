@@ -32,7 +32,7 @@ from tunnel_core.ending import ending_signals
 from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.log_batches import hold_lines
 from tunnel_core.logs import log_event
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.ops import OpsAccess, OpsPages, OpsServer, serve_ops
 from tunnel_core.pressure import relieve_pressure
 from tunnel_core.queued_output import lines_dropped

@@ -23,10 +23,10 @@ from tunnel_core.attempt import Attempt
 from tunnel_core.bridge import Bridge
 from tunnel_core.carrier import Carrier, CarrierFailed, DialSettings
 from tunnel_core.congestion.token_bucket import Bucket
-from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import split_host_port
 from tunnel_core.profiles import ProfileName, profile_of
 from tunnel_core.reasons import Reason, Refused

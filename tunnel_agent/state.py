@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from certs.life import Life
 from tunnel_agent.link_view import LinkHistory, LinkView
 from tunnel_core.link_facts import SessionStatistics
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason
 from tunnel_core.states import LinkEvent, LinkState, Loss, StateCategory
 from tunnel_core.wire.frames import Welcome

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunnel_core.attempt import Attempt
-from tunnel_core.mux import Mux
+from tunnel_core.mux.mux import Mux
 from tunnel_core.timer import Timer
 
 _FIRST_SEND_SECONDS = 0.025

@@ -20,10 +20,10 @@ import trio
 from tunnel_core.attempt import Attempt
 from tunnel_core.carriage import Carriage
 from tunnel_core.congestion.token_bucket import Bucket
-from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.limits import Limits
 from tunnel_core.link_facts import SessionStatistics, take_statistics
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.credit import CreditPool, SendPool
+from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.names import Target
 from tunnel_core.open_streams import OpenStreams, make_mux
 from tunnel_core.opens import Opens

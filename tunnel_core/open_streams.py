@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import trio
 
-from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.limits import Limits
-from tunnel_core.mux import Mux
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.credit import CreditPool, SendPool
+from tunnel_core.mux.mux import Mux
+from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.opens import Opens
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.stream import Stream

@@ -11,7 +11,7 @@ import trio
 
 from tunnel_core.direct import DirectStream, HungUp
 from tunnel_core.limits import KIB
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sockets import read_size
 from tunnel_core.wire.frames import Payload

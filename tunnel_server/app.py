@@ -11,10 +11,10 @@ from functools import partial
 import trio
 
 from tunnel_core.counters import Counters
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.credit import CreditPool
+from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.pressure import relieve_pressure, relieve_send_pool
 from tunnel_core.reasons import Reason
 from tunnel_server.attach import Attachments, AttachSettings

@@ -21,12 +21,12 @@ from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import Carrier
 from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.counters import Counters
-from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.line_limiter import LineLimiter
 from tunnel_core.link import Link
 from tunnel_core.logs import log_event
+from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import node_alias
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused, Retry

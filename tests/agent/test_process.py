@@ -19,9 +19,9 @@ from tests.fakes.grpc_site import Site, open_site
 from tests.fakes.memory_link import welcome
 from tests.fakes.pki import write_node_bundle
 from tunnel_core.attempt import Attempt
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import ServerSteps

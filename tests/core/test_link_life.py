@@ -19,9 +19,9 @@ from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.fakes.memory_link import TARGET, LinkPair, attach_links, hello, memory_links, welcome
 from tests.fakes.wire import connections, descriptors
 from tunnel_core.attempt import Attempt
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkState
 from tunnel_core.steps import AgentSteps, AttachRejected, ServerSteps

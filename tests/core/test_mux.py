@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.fakes.muxes import LIMITS, REQUEST, as_read, move, opened
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
-from tunnel_core.mux import Mux
-from tunnel_core.mux_stream import MuxStream, Receipt
+from tunnel_core.mux.credit import CreditPool
+from tunnel_core.mux.mux import Mux
+from tunnel_core.mux.stream_state import MuxStream, Receipt
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Credit, Data, Frame, Open, Opened, Reset

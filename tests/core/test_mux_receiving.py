@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.fakes.muxes import LIMITS, REQUEST, move, opened
-from tunnel_core.credit import CreditPool
-from tunnel_core.mux import Mux
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.credit import CreditPool
+from tunnel_core.mux.mux import Mux
+from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Data, End, Opened, RefusedFrame

@@ -6,10 +6,10 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
-from tunnel_core.mux import Mux
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.credit import CreditPool
+from tunnel_core.mux.mux import Mux
+from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.pressure import StallWatch, relieve_pressure
 from tunnel_core.reasons import Reason
 from tunnel_core.wire.frames import Data, Open

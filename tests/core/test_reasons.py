@@ -67,11 +67,11 @@ def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> Non
         root / "tunnel_agent/targets.py",
         root / "tunnel_agent/target_lookups.py",
         root / "tunnel_agent/resolver.py",
-        root / "tunnel_core/mux.py",
-        root / "tunnel_core/mux_receiving.py",
-        root / "tunnel_core/mux_stream.py",
+        root / "tunnel_core/mux/mux.py",
+        root / "tunnel_core/mux/receiving.py",
+        root / "tunnel_core/mux/stream_state.py",
         root / "tunnel_core/stream.py",
-        root / "tunnel_core/receive_buffer.py",
+        root / "tunnel_core/mux/receive_buffer.py",
         root / "tunnel_core/pressure.py",
     ]
     given = {

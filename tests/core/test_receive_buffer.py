@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
+from tunnel_core.mux.credit import CreditPool
+from tunnel_core.mux.receive_buffer import ReceiveHalf
 from tunnel_core.reasons import Reason
-from tunnel_core.receive_buffer import ReceiveHalf
 from tunnel_core.wire.errors import PeerFault
 
 LIMITS = Limits(initial_credit=64, max_credit=100, credit_pool=10_000)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel_core.limits import Limits
-from tunnel_core.send_buffer import SendHalf
+from tunnel_core.mux.send_buffer import SendHalf
 
 LIMITS = Limits(max_stream_queue=128 * 1024)
 

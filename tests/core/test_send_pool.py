@@ -6,11 +6,11 @@ import trio
 from trio.testing import MockClock
 
 from tests.fakes.memory_link import welcome
-from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.link_facts import SessionStatistics
-from tunnel_core.mux import Mux
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.credit import CreditPool, SendPool
+from tunnel_core.mux.mux import Mux
+from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.pressure import UnconfirmedWatch, relieve_send_pool
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.memory_link import hello, welcome
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
-from tunnel_core.mux import Mux
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.credit import CreditPool
+from tunnel_core.mux.mux import Mux
+from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason
 from tunnel_core.session import Session

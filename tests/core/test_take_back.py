@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes.memory_link import welcome
-from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.limits import KIB, Limits
-from tunnel_core.mux import Mux
+from tunnel_core.mux.credit import CreditPool, SendPool
+from tunnel_core.mux.mux import Mux
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import Session

@@ -14,9 +14,9 @@ import trio
 from tests.fakes.memory_carrier import memory_carriers
 from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import Carrier
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
 from tunnel_core.steps import VERSION, AgentSteps, ServerSteps
 from tunnel_core.stream import Stream

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
-from tunnel_core.mux import Mux
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.credit import CreditPool
+from tunnel_core.mux.mux import Mux
+from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.wire.frames import DataParts, Frame, Open
 
 LIMITS = Limits(

@@ -19,9 +19,9 @@ from tests.resume.network import Network
 from tunnel_agent.resume import Resumer
 from tunnel_core.attempt import Attempt
 from tunnel_core.counters import Counters
-from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent

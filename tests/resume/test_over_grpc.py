@@ -17,9 +17,9 @@ from tunnel_agent import connect
 from tunnel_agent.connect import Connector
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_core.counters import Counters
-from tunnel_core.credit import CreditPool
 from tunnel_core.identity import Role
 from tunnel_core.limits import MIB, Limits
+from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.stream import Stream

@@ -19,9 +19,9 @@ from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import CarrierPort
 from tunnel_core.counters import Counters
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target, node_alias
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import VERSION, AgentSteps, AttachRejected

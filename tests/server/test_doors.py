@@ -25,10 +25,10 @@ from tests.server.test_front_revoked import CONNECT, VERSION, echo_until_reset, 
 from tunnel_core.attempt import Attempt
 from tunnel_core.carrier import CarrierFailed
 from tunnel_core.counters import Counters
-from tunnel_core.credit import CreditPool
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
+from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import AgentSteps
 from tunnel_core.wire.frames import Welcome

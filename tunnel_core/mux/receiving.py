@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tunnel_core.mux_stream import END, MuxStream
+from tunnel_core.mux.stream_state import END, MuxStream
 from tunnel_core.reasons import OF_A_STREAM, Reason, Refused
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Credit, Data, End, Opened, RefusedFrame, Reset, Stop

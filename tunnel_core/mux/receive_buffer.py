@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import KIB, Limits
+from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Payload

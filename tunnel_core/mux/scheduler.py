@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 
 from tunnel_core.limits import KIB
-from tunnel_core.mux_stream import MuxStream
+from tunnel_core.mux.stream_state import MuxStream
 
 _NEW_QUANTUM = 16 * KIB
 _OLD_QUANTUM = 256 * KIB

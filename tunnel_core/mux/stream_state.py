@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
-from tunnel_core.credit import CreditPool
 from tunnel_core.limits import Limits
+from tunnel_core.mux.credit import CreditPool
+from tunnel_core.mux.receive_buffer import ReceiveHalf
+from tunnel_core.mux.send_buffer import SendHalf
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.receive_buffer import ReceiveHalf
-from tunnel_core.send_buffer import SendHalf
 from tunnel_core.wire.frames import Credit, Frame, Open, Opened, Payload, RefusedFrame, Reset, Stop
 
 OPEN, OPENED, REFUSED, CREDIT, END, RESET, STOP = (1 << bit for bit in range(7))

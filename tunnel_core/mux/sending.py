@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from tunnel_core.credit import SendPool
 from tunnel_core.limits import Limits
-from tunnel_core.mux_stream import END, OPEN, MuxStream, Receipt
-from tunnel_core.send_buffer import SendHalf
-from tunnel_core.turns import Turns
+from tunnel_core.mux.credit import SendPool
+from tunnel_core.mux.scheduler import Turns
+from tunnel_core.mux.send_buffer import SendHalf
+from tunnel_core.mux.stream_state import END, OPEN, MuxStream, Receipt
 from tunnel_core.wire.frames import Data, DataParts, End, Frame, Payload
 
 _FRAME_RESERVE = 16

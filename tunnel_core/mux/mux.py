@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tunnel_core.credit import CreditPool, SendPool
 from tunnel_core.limits import Limits
-from tunnel_core.mux_receiving import HANDLERS
-from tunnel_core.mux_sending import Sending
-from tunnel_core.mux_stream import OPEN, MuxStream
+from tunnel_core.mux.credit import CreditPool, SendPool
+from tunnel_core.mux.receiving import HANDLERS
+from tunnel_core.mux.sending import Sending
+from tunnel_core.mux.stream_state import OPEN, MuxStream
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tally import Tally
 from tunnel_core.wire.errors import PeerFault
