@@ -18,7 +18,7 @@ import trio
 from certs.bundle import Bundle, read_bundle
 from tunnel_agent.connect import Connector
 from tunnel_agent.proxy_choice import ProxyChoice
-from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.limits import Limits
 from tunnel_core.stream import Stream
 

@@ -24,7 +24,7 @@ from tunnel_agent.state import AgentState
 from tunnel_agent.status import status_routes
 from tunnel_agent.target_lookups import TargetLookups
 from tunnel_agent.tls import TargetTls
-from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.counters import CapSample, Counters, Snapshot
 from tunnel_core.descriptors import raise_descriptor_limit

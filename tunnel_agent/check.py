@@ -12,7 +12,7 @@ from tunnel_agent.connect import connector_of
 from tunnel_agent.findings import Finding, Report, Verdict
 from tunnel_agent.load import Installation, load_installation
 from tunnel_agent.probe import ServerProbe
-from tunnel_core.bridge import open_bridge
+from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.command_line import ExitCode
 from tunnel_core.config import ConfigError
 from tunnel_core.humanize import as_minute

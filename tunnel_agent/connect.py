@@ -20,10 +20,10 @@ from tunnel_agent.resolver import Resolve, resolve_server
 from tunnel_agent.resume import Resumer
 from tunnel_agent.route import RouteWatcher
 from tunnel_core.attempt import Attempt
-from tunnel_core.bridge import Bridge
-from tunnel_core.carrier import Carrier, CarrierFailed, DialSettings
+from tunnel_core.carrier.asyncio_bridge import Bridge
+from tunnel_core.carrier.grpc_client import dial_carrier
+from tunnel_core.carrier.interface import Carrier, CarrierFailed, DialSettings
 from tunnel_core.congestion.token_bucket import Bucket
-from tunnel_core.grpc_carrier import dial_carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.mux.credit import CreditPool, SendPool

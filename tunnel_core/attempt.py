@@ -17,7 +17,7 @@ from typing import Protocol
 
 import trio
 
-from tunnel_core.carrier import Carrier, CarrierPort
+from tunnel_core.carrier.interface import Carrier, CarrierPort
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import AgentSteps, ServerSteps

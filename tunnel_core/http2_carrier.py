@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from tunnel_core.carrier import Carrier, CarrierPort, Peer
+from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
 from tunnel_core.http2_budget import FloodError
 from tunnel_core.http2_call import OK, RESOURCE_EXHAUSTED, Http2Call, Http2Error
 from tunnel_core.limits import KIB, MIB, Limits

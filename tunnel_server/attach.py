@@ -18,7 +18,7 @@ import trio
 
 from certs.x509 import IdentityError, Proven, Usage, proven_leaf
 from tunnel_core.attempt import Attempt
-from tunnel_core.carrier import Carrier
+from tunnel_core.carrier.interface import Carrier
 from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.counters import Counters
 from tunnel_core.identity import Role

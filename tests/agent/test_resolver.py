@@ -26,8 +26,8 @@ from tunnel_agent.findings import Finding, Verdict, take_steps
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.resolver import resolve_server
 from tunnel_agent.way import Way, agents_port
-from tunnel_core.carrier import DialSettings
-from tunnel_core.grpc_carrier import _target
+from tunnel_core.carrier.grpc_client import _target
+from tunnel_core.carrier.interface import DialSettings
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Refused

@@ -410,7 +410,7 @@ def test_it_imports_neither_grpc_nor_what_only_linux_has() -> None:
         "import sys, tunnel_client.main as m; import click; c = click.Context(m.main);"
         "[m.main.get_command(c, n) for n in m.main.list_commands(c)];"
         "print([n for n in ("
-        "'grpc', 'tunnel_core.bridge', 'cryptography', 'tunnel_server', 'tunnel_agent'"
+        "'grpc', 'tunnel_core.carrier.asyncio_bridge', 'cryptography', 'tunnel_server', 'tunnel_agent'"
         ") if n in sys.modules])"
     )
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}

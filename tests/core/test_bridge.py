@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tunnel_core.bridge import Bridge, BridgeError, open_bridge
+from tunnel_core.carrier.asyncio_bridge import Bridge, BridgeError, open_bridge
 
 
 async def _asyncio_sleep(seconds: float, answer: str = "slept") -> str:
@@ -503,7 +503,7 @@ async def test_a_task_that_ignores_its_cancellation_is_named(monkeypatch: pytest
                     raise
 
     bridge_is_over = False
-    monkeypatch.setattr("tunnel_core.bridge._CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr("tunnel_core.carrier.asyncio_bridge._CLOSE_SECONDS", 0.05)
     bridge: Bridge
     with pytest.raises(BridgeError, match="deaf"):
         async with open_bridge() as bridge:

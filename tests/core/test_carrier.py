@@ -14,7 +14,7 @@ from certs.x509 import Usage, proven_leaf
 from tests.fakes import pki, wire
 from tests.fakes.grpc_site import Site, open_site, server_tls
 from tests.fakes.recording_port import RecordingPort, bulk, ping
-from tunnel_core.carrier import CarrierFailed
+from tunnel_core.carrier.interface import CarrierFailed
 from tunnel_core.identity import Role
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.reasons import Reason

@@ -17,8 +17,8 @@ import trio
 from tests.fakes import pki, wire
 from tests.fakes.grpc_site import open_site, server_tls
 from tests.fakes.recording_port import RecordingPort, bulk, ping
-from tunnel_core.bridge import Bridge, open_bridge
-from tunnel_core.carrier import CarrierFailed
+from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
+from tunnel_core.carrier.interface import CarrierFailed
 from tunnel_core.limits import MIB
 from tunnel_server.binding import CannotListen
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tunnel_core.own_sockets import has_lost_its_address, hold_back, sever_dialled
+from tunnel_core.carrier.grpc_sockets import has_lost_its_address, hold_back, sever_dialled
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and TCP_USER_TIMEOUT")
 _IP_FREEBIND = 15

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from tunnel_core.carrier import Carrier, CarrierPort, Peer
+from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
 from tunnel_core.wire.codec import decode_packet
 from tunnel_core.wire.frames import Malformed, Packet
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from tunnel_core.carrier import Carrier, CarrierPort, Peer
+from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
 
 
 class MemoryCarrier(Carrier):

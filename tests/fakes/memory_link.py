@@ -13,7 +13,7 @@ import trio
 
 from tests.fakes.memory_carrier import memory_carriers
 from tunnel_core.attempt import Attempt
-from tunnel_core.carrier import Carrier
+from tunnel_core.carrier.interface import Carrier
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.mux.credit import CreditPool

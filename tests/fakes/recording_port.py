@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import trio
 
-from tunnel_core.carrier import Carrier
+from tunnel_core.carrier.interface import Carrier
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Data, Malformed, Packet, Ping
 

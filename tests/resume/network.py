@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from tunnel_core.carrier import Carrier, CarrierPort, Peer
+from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
 from tunnel_core.link import Link
 
 MOST_UNDER_WAY = 3

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from certs.bundle import Bundle, read_bundle
-from tunnel_core.grpc_call import METHOD, SERVICE
-from tunnel_core.grpc_runtime import aio, core
+from tunnel_core.carrier.grpc_call import METHOD, SERVICE
+from tunnel_core.carrier.grpc_runtime import aio, core
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.steps import VERSION
 from tunnel_core.wire.codec import decode_packet, encode_packet

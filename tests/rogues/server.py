@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import trio
 
 from tests.fakes.grpc_site import open_site
-from tunnel_core.carrier import Carrier, ServerTls
+from tunnel_core.carrier.interface import Carrier, ServerTls
 from tunnel_core.limits import KIB
 from tunnel_core.steps import VERSION
 from tunnel_core.wire.codec import decode_packet, encode_packet

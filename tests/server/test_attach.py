@@ -17,7 +17,7 @@ from tests.fakes import memory_link, pki
 from tests.fakes.credentials import credential_watch
 from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tunnel_core.attempt import Attempt
-from tunnel_core.carrier import CarrierPort
+from tunnel_core.carrier.interface import CarrierPort
 from tunnel_core.counters import Counters
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link

@@ -23,7 +23,7 @@ from tests.fakes.grpc_site import Site, open_site
 from tests.fakes.other_issuers import CLIENT, SERVER, signed
 from tests.server.test_front_revoked import CONNECT, VERSION, echo_until_reset, open_door
 from tunnel_core.attempt import Attempt
-from tunnel_core.carrier import CarrierFailed
+from tunnel_core.carrier.interface import CarrierFailed
 from tunnel_core.counters import Counters
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import trio
 
-from tunnel_core.carrier import Peer
+from tunnel_core.carrier.interface import Peer
 from tunnel_core.http2_carrier import CarrierServer
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tls import SocketTlsStream

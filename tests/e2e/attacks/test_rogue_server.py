@@ -13,9 +13,9 @@ from tests.fakes.memory_link import hello
 from tests.fakes.recording_port import RecordingPort
 from tests.rogues.packets import HOSTILE, as_many
 from tests.rogues.server import RogueServer, welcome
-from tunnel_core.bridge import open_bridge
-from tunnel_core.carrier import DialSettings
-from tunnel_core.grpc_carrier import dial_carrier
+from tunnel_core.carrier.asyncio_bridge import open_bridge
+from tunnel_core.carrier.grpc_client import dial_carrier
+from tunnel_core.carrier.interface import DialSettings
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason

@@ -30,7 +30,7 @@ from tunnel_agent.patience import patiently
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.trust import trusting
 from tunnel_agent.way import Way, https_port
-from tunnel_core.bridge import Bridge, open_bridge
+from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link

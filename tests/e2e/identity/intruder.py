@@ -20,9 +20,9 @@ from tunnel_agent.connect import Connector
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.resolver import resolve_server
 from tunnel_core.attempt import Attempt
-from tunnel_core.bridge import Bridge, open_bridge
-from tunnel_core.carrier import CarrierFailed, DialSettings
-from tunnel_core.grpc_carrier import dial_carrier
+from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
+from tunnel_core.carrier.grpc_client import dial_carrier
+from tunnel_core.carrier.interface import CarrierFailed, DialSettings
 from tunnel_core.limits import Limits
 from tunnel_core.link import Link
 from tunnel_core.names import split_host_port

@@ -27,7 +27,7 @@ from tunnel_agent.load import load_installation
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.renewing import renew
 from tunnel_core import logs
-from tunnel_core.bridge import open_bridge
+from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.config import Source, parse
 from tunnel_core.reasons import Refused
 from tunnel_core.settings import Log, LogFormat

@@ -7,9 +7,8 @@ import itertools
 import urllib.parse
 from typing import Any
 
-from tunnel_core.bridge import Bridge
-from tunnel_core.carrier import Carrier, CarrierFailed, DialSettings, Peer
-from tunnel_core.grpc_call import (
+from tunnel_core.carrier.asyncio_bridge import Bridge
+from tunnel_core.carrier.grpc_call import (
     DEAD_CONNECTION_MS,
     LAST_WORDS_SECONDS,
     METHOD,
@@ -19,10 +18,11 @@ from tunnel_core.grpc_call import (
     common_options,
     why,
 )
-from tunnel_core.grpc_runtime import aio, core
+from tunnel_core.carrier.grpc_runtime import aio, core
+from tunnel_core.carrier.grpc_sockets import sever_dialled
+from tunnel_core.carrier.interface import Carrier, CarrierFailed, DialSettings, Peer
 from tunnel_core.limits import Limits
 from tunnel_core.names import split_host_port
-from tunnel_core.own_sockets import sever_dialled
 
 _TIMED_OUT = 0.95
 """A failure after this part of the time is taken for gRPC's own time-out, which has no code of its own."""

@@ -29,11 +29,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
-from tunnel_core.bridge import Bridge
-from tunnel_core.carrier import Carrier, CarrierPort, Peer
-from tunnel_core.grpc_runtime import aio
+from tunnel_core.carrier.asyncio_bridge import Bridge
+from tunnel_core.carrier.grpc_runtime import aio
+from tunnel_core.carrier.grpc_sockets import has_lost_its_address, hold_back
+from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
 from tunnel_core.limits import KIB, MIB, Limits
-from tunnel_core.own_sockets import has_lost_its_address, hold_back
 
 SERVICE, METHOD = "qanat.v1.Tunnel", "Attach"
 Options: TypeAlias = list[tuple[str, int | str]]
