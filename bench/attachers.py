@@ -20,7 +20,7 @@ from tunnel_agent.connect import Connector
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.limits import Limits
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 
 _AT_ONCE = 16
 """Handshakes under way together: the server's queue, not ours, is not what is measured."""

@@ -17,7 +17,7 @@ from tunnel_core.command_line import ExitCode
 from tunnel_core.config import ConfigError
 from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Reason
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 
 _SOON = timedelta(days=30)
 

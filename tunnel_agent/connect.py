@@ -32,7 +32,7 @@ from tunnel_core.profiles import ProfileName, profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import VERSION, AgentSteps
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.wire.frames import Hello, Service, SessionSecret, Welcome
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

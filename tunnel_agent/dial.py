@@ -27,8 +27,8 @@ from tunnel_agent.targets import Destination, Policy, addresses_without_resolver
 from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target, join_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream, connect_unix
-from tunnel_core.tls import SocketTlsStream
+from tunnel_core.streams.sockets import SocketStream, connect_unix
+from tunnel_core.streams.tls import SocketTlsStream
 
 _MAX_ADDRESSES = 16
 """Of one name, as many are tried; a name with more is an attack or a content network."""

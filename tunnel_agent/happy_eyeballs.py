@@ -17,7 +17,7 @@ import trio
 
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream, tune
+from tunnel_core.streams.sockets import SocketStream, tune
 
 _STAGGER_SECONDS = 0.25
 

@@ -20,7 +20,7 @@ from tunnel_agent.way import Way, agents_port
 from tunnel_core.carrier.interface import CarrierFailed
 from tunnel_core.humanize import as_milliseconds, as_minute
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.tls import TlsStream
+from tunnel_core.streams.tls import TlsStream
 
 _NEW_BUNDLE = "bring a new bundle from this server: `qanat-server issue node {node}`"
 _REJOIN = "join again with a new token (`qanat-agent join SERVER --again`), or " + _NEW_BUNDLE

@@ -13,9 +13,9 @@ from tunnel_core.http import Handler, serve_http
 from tunnel_core.logs import RefusalLines, StreamFacts, stream_closed, stream_opened
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.relay import RelayResult, abort, relay
 from tunnel_core.settings import Log
-from tunnel_core.stream import Stream
+from tunnel_core.streams.relay import RelayResult, abort, relay
+from tunnel_core.streams.tunnel_stream import Stream
 
 _log = logging.getLogger("qanat.streams")
 _OLD_LABEL = "web"

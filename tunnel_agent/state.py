@@ -23,7 +23,7 @@ _LATE = "something sent was not confirmed in time"
 
 
 class OpenStream(Protocol):
-    """What is told of a stream; ``tunnel_core.stream.Stream`` has it."""
+    """What is told of a stream; ``tunnel_core.streams.tunnel_stream.Stream`` has it."""
 
     @property
     def id(self) -> str: ...

@@ -11,10 +11,10 @@ from certs.files import path_for_openssl
 from tunnel_agent.targets import Published
 from tunnel_core.names import LOOPBACK
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tls import SocketTlsStream
+from tunnel_core.streams.tls_errors import reason_of
 from tunnel_core.text_files import NotPlainText
-from tunnel_core.tls import SocketTlsStream
-from tunnel_core.tls_errors import reason_of
 
 
 class TargetTls:
@@ -76,7 +76,7 @@ def _make_context(service: Published) -> ssl.SSLContext:
             context = ssl.create_default_context(cafile=roots)
     else:
         context = ssl.create_default_context()
-    context.options |= ssl.OP_NO_RENEGOTIATION  # tunnel_core.tls cannot answer it
+    context.options |= ssl.OP_NO_RENEGOTIATION  # tunnel_core.streams.tls cannot answer it
     context.set_alpn_protocols(["http/1.1"])
     if not service.verify:
         context.check_hostname = False

@@ -53,6 +53,6 @@ def roots_among(certificates: Iterable[bytes]) -> list[bytes]:
 
 def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.options |= ssl.OP_NO_RENEGOTIATION  # tunnel_core.tls cannot answer it
+    context.options |= ssl.OP_NO_RENEGOTIATION  # tunnel_core.streams.tls cannot answer it
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -26,9 +26,9 @@ from tunnel_core.http import HttpClientConnection
 from tunnel_core.humanize import as_minute
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream
-from tunnel_core.tls import TlsStream
-from tunnel_core.tls_errors import is_end_of_file, reason_of
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tls import TlsStream
+from tunnel_core.streams.tls_errors import is_end_of_file, reason_of
 
 T = TypeVar("T")
 

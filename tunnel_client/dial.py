@@ -15,9 +15,9 @@ import trio
 
 from certs.bundle import Bundle
 from tunnel_core.names import split_host_port
-from tunnel_core.sockets import SocketStream, connect_unix
-from tunnel_core.tls import TlsStream
-from tunnel_core.tls_errors import is_end_of_file
+from tunnel_core.streams.sockets import SocketStream, connect_unix
+from tunnel_core.streams.tls import TlsStream
+from tunnel_core.streams.tls_errors import is_end_of_file
 
 _DIAL_SECONDS = 10.0
 """For each address, TLS handshake included."""

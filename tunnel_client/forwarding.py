@@ -10,8 +10,8 @@ from tunnel_client.dial import Dialer, PacedDialer, ServerUnreachable
 from tunnel_client.failure_lines import FailureLines, Report
 from tunnel_client.tunnel import Wish, open_tunnel
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.relay import relay
-from tunnel_core.sockets import SocketStream
+from tunnel_core.streams.relay import relay
+from tunnel_core.streams.sockets import SocketStream
 
 MAX_CONNECTIONS = 1024
 """At once, unless told otherwise; each takes two descriptors and some 100 KiB at the server and the agent."""

@@ -16,7 +16,7 @@ from tunnel_core.http import HttpClientConnection
 from tunnel_core.identity import Role, why_no_name
 from tunnel_core.names import LOOPBACK, Target, is_node_name, join_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.relay import abort
+from tunnel_core.streams.relay import abort
 
 _ANSWER_SECONDS = 60.0
 """Above any sensible ``open_timeout_seconds`` of the server, whose refusal says more than ours."""

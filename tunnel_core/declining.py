@@ -18,9 +18,9 @@ from typing import TypeAlias
 import trio
 
 from tunnel_core.http import HttpConnection
-from tunnel_core.lingering import linger
 from tunnel_core.reasons import Refused
-from tunnel_core.sockets import SocketStream
+from tunnel_core.streams.lingering import linger
+from tunnel_core.streams.sockets import SocketStream
 
 Decline: TypeAlias = Callable[[SocketStream, Refused], Awaitable[None]]
 """Answers and closes; the caller sets a deadline. Raises ``trio.BrokenResourceError`` if the client left."""

@@ -37,9 +37,9 @@ from tunnel_core.http_head import (
     wants_json,
     wording,
 )
-from tunnel_core.lingering import linger
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.relay import abort
+from tunnel_core.streams.lingering import linger
+from tunnel_core.streams.relay import abort
 
 __all__ = [
     "REASON_HEADER",

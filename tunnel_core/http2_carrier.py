@@ -27,8 +27,8 @@ from tunnel_core.http2_call import OK, RESOURCE_EXHAUSTED, Http2Call, Http2Error
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.read_sizes import USUAL_READ, next_read
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.tls import SocketTlsStream
-from tunnel_core.tls_errors import RecordFlood
+from tunnel_core.streams.tls import SocketTlsStream
+from tunnel_core.streams.tls_errors import RecordFlood
 
 METHOD_PATH = b"/qanat.v1.Tunnel/Attach"
 _TURN_SECONDS = 0.002

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import h11
 import trio
 
-from tunnel_core.direct import DirectStream
-from tunnel_core.half_closed import LOOK_SECONDS
-from tunnel_core.sockets import KEEPALIVE_SECONDS
+from tunnel_core.streams.half_closed import LOOK_SECONDS
+from tunnel_core.streams.nowait import DirectStream
+from tunnel_core.streams.sockets import KEEPALIVE_SECONDS
 
 READ_BYTES = 64 * 1024
 MAX_READ_AHEAD = 64 * 1024

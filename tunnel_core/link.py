@@ -31,7 +31,7 @@ from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session import Session, UseRejected
 from tunnel_core.states import LinkEvent, LinkState, Loss
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.timer import Timer, round_up_deadline
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.errors import PeerFault

@@ -16,7 +16,7 @@ from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.opens import Opens
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.timer import Timer
 from tunnel_core.wire.frames import Hello, Welcome
 

@@ -13,7 +13,7 @@ import math
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.states import Loss
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 
 
 class Opens:

@@ -30,10 +30,10 @@ from tunnel_core.names import join_host_port
 from tunnel_core.ops_places import Place, Places
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Ops
-from tunnel_core.sockets import SocketStream
 from tunnel_core.sources import source_of
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tls import TlsStream
 from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
-from tunnel_core.tls import TlsStream
 
 _log = logging.getLogger("qanat.ops")
 

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import trio
 
 from tunnel_core.names import join_host_port
-from tunnel_core.sockets import why_not_listening
+from tunnel_core.streams.sockets import why_not_listening
 
 BACKLOG = 1024
 SocketAddress: TypeAlias = tuple[Any, ...]

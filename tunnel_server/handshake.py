@@ -11,10 +11,10 @@ import trio
 
 from certs.authority_folder import read_intermediates
 from certs.files import path_for_openssl
-from tunnel_core.lingering import linger
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream
-from tunnel_core.tls import SocketTlsStream, TlsStream
+from tunnel_core.streams.lingering import linger
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tls import SocketTlsStream, TlsStream
 from tunnel_server.admission import Ticket
 from tunnel_server.listeners import Accepted, Handler, Reporter
 

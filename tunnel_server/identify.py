@@ -8,7 +8,7 @@ from typing import TypeAlias
 from certs.x509 import IdentityError, Usage, proven_leaf
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.tls import TlsStream
+from tunnel_core.streams.tls import TlsStream
 from tunnel_server.listeners import Accepted
 from tunnel_server.users import Administrator, User, user_of, why_no_user
 

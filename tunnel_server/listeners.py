@@ -27,7 +27,7 @@ import trio
 from tunnel_core.declining import Decline, Decliner
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream, tune
+from tunnel_core.streams.sockets import SocketStream, tune
 from tunnel_server.admission import Admission, Ticket
 from tunnel_server.binding import UnixAddress, address_of, bind_tcp, bind_unix, unlink_own
 

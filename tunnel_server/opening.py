@@ -13,8 +13,8 @@ import trio
 
 from tunnel_core.logs import StreamFacts
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.relay import relay
-from tunnel_core.stream import Stream, StreamReset
+from tunnel_core.streams.relay import relay
+from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 from tunnel_server.nodes import Nodes
 from tunnel_server.policy import authorise
 from tunnel_server.records import Records

@@ -23,8 +23,8 @@ from tunnel_agent.targets import Policy, Published, parse_entry
 from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream
-from tunnel_core.tls import TlsStream
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tls import TlsStream
 
 FILE = "/etc/qanat/agent.toml"
 

@@ -25,7 +25,7 @@ from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import ServerSteps
-from tunnel_core.stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 
 COMMAND = [sys.executable, "-c", "from tunnel_agent.entry import entry_point; entry_point()"]
 

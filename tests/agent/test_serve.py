@@ -26,8 +26,8 @@ from tunnel_core.http import HttpConnection
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log, StreamLog
-from tunnel_core.sockets import SocketStream
-from tunnel_core.stream import Stream, StreamReset
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 
 
 class Rig:

@@ -16,7 +16,7 @@ from tests.agent.test_serve import Rig, read_all, serving
 from tests.fakes.leftovers import left_to_the_collector, uncollected
 from tunnel_agent.resolver import resolve_host
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.stream import StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset
 
 __all__ = ["uncollected"]
 pytestmark = pytest.mark.usefixtures("uncollected")

@@ -17,8 +17,8 @@ from certs.x509 import Usage, proven_leaf
 from tests.fakes.pki import server_context
 from tunnel_core.http import HttpConnection, header_values, serve_http
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream
-from tunnel_core.tls import TlsStream
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tls import TlsStream
 
 Target = Callable[[trio.abc.HalfCloseableStream, bytes], Awaitable[None]]
 

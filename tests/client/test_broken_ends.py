@@ -6,7 +6,7 @@ import trio
 import trio.testing
 
 from tunnel_core.reasons import Reason
-from tunnel_core.relay import relay
+from tunnel_core.streams.relay import relay
 
 
 class DeafEnd(trio.abc.HalfCloseableStream):

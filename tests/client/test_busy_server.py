@@ -17,8 +17,8 @@ from tunnel_client.access import find_access
 from tunnel_client.dial import ServerUnreachable, TlsDialer, UnixDialer
 from tunnel_core.declining import decline_tls
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.relay import relay
-from tunnel_core.sockets import SocketStream
+from tunnel_core.streams.relay import relay
+from tunnel_core.streams.sockets import SocketStream
 
 Answer = Callable[[SocketStream], Awaitable[None]]
 

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from tunnel_client.stdio import StdioStream, ThreadedReader, ThreadedWriter, join_descriptors
-from tunnel_core.sockets import SocketStream
+from tunnel_core.streams.sockets import SocketStream
 
 BINARY = bytes(range(256)) * 1024
 

@@ -14,12 +14,12 @@ from trio.testing import MockClock
 
 from tests.fakes import pki
 from tests.fakes.memory_link import memory_links
-from tunnel_core.half_closed import LOOK_SECONDS
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.reasons import Reason
-from tunnel_core.relay import RelayResult, relay
-from tunnel_core.sockets import SocketStream
-from tunnel_core.tls import SocketTlsStream
+from tunnel_core.streams.half_closed import LOOK_SECONDS
+from tunnel_core.streams.relay import RelayResult, relay
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tls import SocketTlsStream
 
 LIMIT = 600.0
 FAREWELL = 5.0
@@ -142,9 +142,9 @@ async def test_what_a_user_sent_before_leaving_is_delivered(
 
     In real time, because the kernel's acknowledgements are.
     """
-    monkeypatch.setattr("tunnel_core.half_closed.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("tunnel_core.relay.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("tunnel_core.relay._FAREWELL_SECONDS", 0.02)
+    monkeypatch.setattr("tunnel_core.streams.half_closed.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("tunnel_core.streams.relay.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("tunnel_core.streams.relay._FAREWELL_SECONDS", 0.02)
     user, entrance = user_ends
     dialled, target = tcp_pair()
     target.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * KIB)

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
-from tunnel_core.half_closed import LOOK_SECONDS
 from tunnel_core.http import (
     Handler,
     HeadLimits,
@@ -25,7 +24,8 @@ from tunnel_core.http import (
     serve_http,
 )
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import RESET_ON_CLOSE, SocketStream, tune
+from tunnel_core.streams.half_closed import LOOK_SECONDS
+from tunnel_core.streams.sockets import RESET_ON_CLOSE, SocketStream, tune
 
 
 async def echo(connection: HttpConnection, request: h11.Request) -> None:

@@ -18,7 +18,7 @@ from tunnel_core.limits import KIB, Limits
 from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import ServerSteps
-from tunnel_core.stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 from tunnel_core.wire.frames import Bye, Open, Packet, Ping
 
 

@@ -25,7 +25,7 @@ from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkState
 from tunnel_core.steps import AgentSteps, AttachRejected, ServerSteps
-from tunnel_core.stream import StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Packet, Ping, Rejected, Welcome
 

@@ -70,7 +70,7 @@ def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> Non
         root / "tunnel_core/mux/mux.py",
         root / "tunnel_core/mux/receiving.py",
         root / "tunnel_core/mux/stream_state.py",
-        root / "tunnel_core/stream.py",
+        root / "tunnel_core/streams/tunnel_stream.py",
         root / "tunnel_core/mux/receive_buffer.py",
         root / "tunnel_core/pressure.py",
     ]

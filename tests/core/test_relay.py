@@ -20,9 +20,9 @@ from tests.fakes import pki
 from tests.fakes.memory_link import LinkPair, memory_links
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.reasons import Reason
-from tunnel_core.relay import RelayResult, abort, relay
-from tunnel_core.sockets import SocketStream
-from tunnel_core.tls import SocketTlsStream
+from tunnel_core.streams.relay import RelayResult, abort, relay
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tls import SocketTlsStream
 from tunnel_core.wire.frames import Payload
 
 PATTERN = bytes(range(251)) * 4177  # a little over 1 MiB, and no power of two
@@ -253,7 +253,7 @@ class TestThroughALink:
     async def test_a_reset_is_noticed_while_the_tunnel_takes_nothing(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tunnel_core.relay.LOOK_SECONDS", 0.05)
+        monkeypatch.setattr("tunnel_core.streams.relay.LOOK_SECONDS", 0.05)
         async with tunnelled(Limits(max_credit=64 * KIB)) as tunnel:
             user, target = await tunnel.begin()
             await fill(user)
@@ -265,7 +265,7 @@ class TestThroughALink:
     async def test_a_reset_through_the_tunnel_is_noticed_while_the_user_reads_nothing(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tunnel_core.relay.LOOK_SECONDS", 0.05)
+        monkeypatch.setattr("tunnel_core.streams.relay.LOOK_SECONDS", 0.05)
         async with tunnelled() as tunnel:
             user, target = await tunnel.begin()
             await fill(target)

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel_core.sockets import SocketStream
+from tunnel_core.streams.sockets import SocketStream
 
 ROOT = Path(__file__).parents[2]
 Pair = tuple[SocketStream, SocketStream]
@@ -79,7 +79,7 @@ async def test_an_abort_is_a_reset_and_no_end() -> None:
 
 _A_PROCESS = """
 import socket, sys, trio
-from tunnel_core.sockets import SocketStream, tune
+from tunnel_core.streams.sockets import SocketStream, tune
 
 async def main(kind, host, port):
     if kind == "accepted":

@@ -13,7 +13,7 @@ from tests.fakes.memory_link import TARGET, LinkPair, memory_links
 from tests.fakes.streams import wait_reset
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 
 SMALL = Limits(initial_credit=4096, max_credit=4096, max_stream_queue=4096)
 """Credit that a test can use up in a moment."""

@@ -20,9 +20,9 @@ from tests.fakes.leftovers import left_to_the_collector, uncollected
 from tests.fakes.memory_link import TARGET, LinkPair, memory_links
 from tunnel_core.limits import KIB
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.relay import relay
-from tunnel_core.sockets import SocketStream
-from tunnel_core.stream import Stream, StreamReset
+from tunnel_core.streams.relay import relay
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 
 __all__ = ["uncollected"]
 pytestmark = pytest.mark.usefixtures("uncollected")

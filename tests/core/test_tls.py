@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tunnel_core.tls import TlsStream
-from tunnel_core.tls_errors import is_end_of_file
+from tunnel_core.streams.tls import TlsStream
+from tunnel_core.streams.tls_errors import is_end_of_file
 
 Pair = tuple[TlsStream, TlsStream]
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.test_tls import self_signed
-from tunnel_core import tls_records
-from tunnel_core.tls import TlsStream
-from tunnel_core.tls_errors import RecordFlood
-from tunnel_core.tls_records import MAX_RECORDS, RecordMeter
+from tunnel_core.streams import tls_records
+from tunnel_core.streams.tls import TlsStream
+from tunnel_core.streams.tls_errors import RecordFlood
+from tunnel_core.streams.tls_records import MAX_RECORDS, RecordMeter
 
 _SSL_OF_OBJECT = 24
 """Where CPython's ``_ssl._SSLSocket`` has its ``SSL *``: behind the head of the object, and one pointer."""

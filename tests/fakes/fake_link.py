@@ -14,7 +14,7 @@ from tunnel_core.link_facts import SessionStatistics, flight_statistics
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkState, Loss
-from tunnel_core.stream import StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset
 from tunnel_core.wire.frames import Service
 
 
@@ -72,7 +72,7 @@ class FakeStream(trio.abc.HalfCloseableStream):
             self.far.stream.receive_stream.close()
 
     def abort(self) -> None:
-        """How ``relay`` ends a stream that is not a ``tunnel_core.stream.Stream``."""
+        """How ``relay`` ends a stream that is not a ``tunnel_core.streams.tunnel_stream.Stream``."""
         self.reset(Reason.USER_LEFT)
 
     def _check(self) -> None:

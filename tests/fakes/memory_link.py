@@ -19,7 +19,7 @@ from tunnel_core.link import Link
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
 from tunnel_core.steps import VERSION, AgentSteps, ServerSteps
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.wire.frames import Hello, Service, SessionSecret, Welcome
 
 TARGET = Target(host="localhost", port=22)

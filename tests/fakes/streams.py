@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from tunnel_core.reasons import Reason
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 
 
 async def wait_reset(stream: Stream) -> Reason:

@@ -26,7 +26,7 @@ from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkEvent
 from tunnel_core.steps import AgentSteps
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.wire.frames import SessionSecret
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes

@@ -22,7 +22,7 @@ from tunnel_core.limits import MIB, Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.events import Kind, NodeEvent
 from tunnel_server.nodes import Nodes

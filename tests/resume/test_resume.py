@@ -12,7 +12,7 @@ from tunnel_agent.state import AgentState
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.states import LinkState
-from tunnel_core.stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 
 
 def lose_all(site: Site) -> None:

@@ -19,7 +19,7 @@ from tunnel_core.http import HttpConnection
 from tunnel_core.http_router import Router, Section
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import SocketStream
+from tunnel_core.streams.sockets import SocketStream
 from tunnel_server.admission import Ticket
 from tunnel_server.callers import USER, Caller
 from tunnel_server.entrances.api_lists import (

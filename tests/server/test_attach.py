@@ -25,7 +25,7 @@ from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target, node_alias
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import VERSION, AgentSteps, AttachRejected
-from tunnel_core.stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals

@@ -14,7 +14,7 @@ from tests.fakes import pki
 from tests.server.test_attach import Agent, Door, open_door
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason
-from tunnel_core.stream import StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset
 from tunnel_server.store.revoked import Kind
 
 

@@ -23,7 +23,7 @@ from tunnel_client.dial import UnixDialer
 from tunnel_client.tunnel import Wish, open_tunnel
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import RESET_ON_CLOSE
+from tunnel_core.streams.sockets import RESET_ON_CLOSE
 from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress
 from tunnel_server.listeners import Accepted, Listener, listen_unix

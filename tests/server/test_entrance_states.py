@@ -31,10 +31,10 @@ from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log, StreamLog
-from tunnel_core.sockets import SocketStream
 from tunnel_core.states import LinkState
-from tunnel_core.stream import Stream
-from tunnel_core.tls import SocketTlsStream
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tls import SocketTlsStream
+from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress
 from tunnel_server.entrances.connect import ConnectEntrance

@@ -20,7 +20,7 @@ from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
 from tests.server.issuing import open_issuing
 from tunnel_core.http import HttpConnection
 from tunnel_core.identity import Role
-from tunnel_core.tls import TlsStream
+from tunnel_core.streams.tls import TlsStream
 from tunnel_server import front as front_module
 from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress

@@ -21,7 +21,7 @@ from tests.fakes.fake_link import FarEnd
 from tests.server.edge import Edge, echo, never, open_edge, receive_until
 from tests.server.test_front import client_context, tls_files
 from tunnel_core.reasons import Reason
-from tunnel_core.tls import TlsStream
+from tunnel_core.streams.tls import TlsStream
 from tunnel_server.handshake import TlsContexts, over_tls
 from tunnel_server.identify import by_certificate
 from tunnel_server.listeners import Listener

@@ -16,8 +16,8 @@ from tests.fakes.memory_link import LinkPair
 from tests.server.edge import Edge, receive_all, receive_until
 from tests.server.test_over_links import CONNECT, GET, OK, bind, browse, connect, echo, linked
 from tunnel_core.reasons import Reason
-from tunnel_core.sockets import RESET_ON_CLOSE
-from tunnel_core.stream import Stream
+from tunnel_core.streams.sockets import RESET_ON_CLOSE
+from tunnel_core.streams.tunnel_stream import Stream
 
 __all__ = ["uncollected"]
 pytestmark = pytest.mark.usefixtures("uncollected")

@@ -20,8 +20,8 @@ from tests.dialling import dial
 from tests.server.edge import open_edge, receive_all
 from tunnel_core import declining
 from tunnel_core.declining import decline_http, decline_tls
-from tunnel_core.sockets import SocketStream
-from tunnel_core.tls import TlsStream
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tls import TlsStream
 from tunnel_server import admission as admission_module
 from tunnel_server import binding, handshake, listeners
 from tunnel_server.admission import Admission

@@ -19,8 +19,8 @@ from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
-from tunnel_core.sockets import RESET_ON_CLOSE
-from tunnel_core.stream import Stream
+from tunnel_core.streams.sockets import RESET_ON_CLOSE
+from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.wire.codec import decode_packet
 from tunnel_core.wire.frames import Data, Open, Packet
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward

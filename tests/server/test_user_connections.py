@@ -12,7 +12,7 @@ from tests.fakes import pki
 from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
 from tests.server.test_front import client_context, tls_files
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.tls import TlsStream
+from tunnel_core.streams.tls import TlsStream
 from tunnel_server.config import Agents, ListenerLimits
 from tunnel_server.handshake import TlsContexts, over_tls
 from tunnel_server.identify import by_certificate

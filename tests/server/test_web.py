@@ -23,7 +23,7 @@ from tests.server.edge import (
 from tunnel_core.http import HeadLimits
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason
-from tunnel_core.sockets import RESET_ON_CLOSE
+from tunnel_core.streams.sockets import RESET_ON_CLOSE
 from tunnel_core.wire.frames import Service
 from tunnel_server.binding import CannotListen
 from tunnel_server.entrances.web import exchange as exchange_module

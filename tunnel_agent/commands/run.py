@@ -22,7 +22,7 @@ from tunnel_core.config import ConfigError
 from tunnel_core.memory import keep_memory
 from tunnel_core.queued_output import queue_standard_error
 from tunnel_core.settings import Ops
-from tunnel_core.sockets import why_not_listening
+from tunnel_core.streams.sockets import why_not_listening
 
 
 @click.command("run")

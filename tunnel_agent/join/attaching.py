@@ -14,7 +14,7 @@ from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.config import ConfigError
 from tunnel_core.humanize import as_milliseconds
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 
 
 async def attach_once(config: Path, bundle: Path) -> str:

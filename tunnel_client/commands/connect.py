@@ -13,7 +13,7 @@ from tunnel_client.stdio import take_stdio
 from tunnel_client.tunnel import Wish, open_tunnel
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.reasons import Reason
-from tunnel_core.relay import RelayResult, relay
+from tunnel_core.streams.relay import RelayResult, relay
 
 
 @click.command("connect")

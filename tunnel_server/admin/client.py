@@ -13,7 +13,7 @@ import trio
 
 from tunnel_core.api_answers import ACCEPT_JSON, page_of
 from tunnel_core.http import HttpClientConnection, exchange
-from tunnel_core.sockets import SocketStream, connect_unix
+from tunnel_core.streams.sockets import SocketStream, connect_unix
 from tunnel_server.entrances.admin import PATH
 
 _ANSWER_SECONDS = 30.0

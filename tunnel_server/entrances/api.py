@@ -33,7 +33,7 @@ from tunnel_server.standing import Standing
 if TYPE_CHECKING:
     from tunnel_core.link import Link
     from tunnel_core.link_facts import FlightStatistics
-    from tunnel_core.stream import Stream
+    from tunnel_core.streams.tunnel_stream import Stream
 
 ENTRANCE = "api"
 ROOT = "/api/"

@@ -28,7 +28,7 @@ from tunnel_core.link import Link
 from tunnel_core.names import split_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.steps import VERSION, AgentSteps
-from tunnel_core.stream import Stream
+from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.wire.frames import Hello, SessionSecret
 
 _SECONDS = 10.0

@@ -20,8 +20,8 @@ import trio
 
 from tunnel_core.http import HeadLimits, HttpClientConnection, HttpConnection
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.relay import abort
-from tunnel_core.stream import StreamReset
+from tunnel_core.streams.relay import abort
+from tunnel_core.streams.tunnel_stream import StreamReset
 from tunnel_server.heads import has_body, request_forward, response_back, switch_back
 from tunnel_server.opening import Opener, Passage, Wish, blame
 

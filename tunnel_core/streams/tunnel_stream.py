@@ -9,11 +9,11 @@ from typing import NoReturn
 
 import trio
 
-from tunnel_core.direct import DirectStream, HungUp
 from tunnel_core.limits import KIB
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.sockets import read_size
+from tunnel_core.streams.nowait import DirectStream, HungUp
+from tunnel_core.streams.sockets import read_size
 from tunnel_core.wire.frames import Payload
 
 _SEND_PIECE = 256 * KIB

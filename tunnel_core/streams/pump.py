@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import trio
 
-from tunnel_core.direct import DirectStream
 from tunnel_core.limits import MIB
-from tunnel_core.stream import Stream
+from tunnel_core.streams.nowait import DirectStream
+from tunnel_core.streams.tunnel_stream import Stream
 
 _LARGEST_READ = 1 * MIB
 

@@ -23,10 +23,10 @@ import ssl
 
 import trio
 
-from tunnel_core.direct import DirectStream
-from tunnel_core.sockets import SocketStream, read_size
-from tunnel_core.tls_errors import RecordFlood, reason_of
-from tunnel_core.tls_records import MOST_ANSWERS, RecordMeter
+from tunnel_core.streams.nowait import DirectStream
+from tunnel_core.streams.sockets import SocketStream, read_size
+from tunnel_core.streams.tls_errors import RecordFlood, reason_of
+from tunnel_core.streams.tls_records import MOST_ANSWERS, RecordMeter
 
 _RECORD = 16 * 1024
 _DEFAULT_READ = 64 * 1024

@@ -24,12 +24,12 @@ from typing import Protocol, runtime_checkable
 
 import trio
 
-from tunnel_core.direct import DirectStream, HungUp
-from tunnel_core.half_closed import LOOK_SECONDS, Silence, is_gone, wait_silent
 from tunnel_core.limits import KIB, MIB
-from tunnel_core.pump import Pump
 from tunnel_core.reasons import Reason
-from tunnel_core.stream import Stream, StreamReset
+from tunnel_core.streams.half_closed import LOOK_SECONDS, Silence, is_gone, wait_silent
+from tunnel_core.streams.nowait import DirectStream, HungUp
+from tunnel_core.streams.pump import Pump
+from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 
 _SMALLEST_READ = 16 * KIB
 _LARGEST_READ = 1 * MIB

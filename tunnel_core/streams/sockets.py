@@ -21,8 +21,8 @@ from collections.abc import Iterator
 
 import trio
 
-from tunnel_core.direct import DirectStream, HungUp
 from tunnel_core.limits import MIB
+from tunnel_core.streams.nowait import DirectStream, HungUp
 from tunnel_core.wire.frames import Payload
 
 _RECEIVE = 64 * 1024
