@@ -10,7 +10,7 @@ from datetime import datetime
 import trio
 
 from tunnel_core.http import HeadLimits
-from tunnel_core.http2_carrier import CarrierServer, serve_carriers
+from tunnel_core.http2.carrier import CarrierServer, serve_carriers
 from tunnel_core.http_router import Section
 from tunnel_core.settings import ListenAddress
 from tunnel_server.admin.actions import Actions

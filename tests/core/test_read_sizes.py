@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tunnel_core.http2.read_sizes import USUAL_READ, next_read
 from tunnel_core.limits import KIB, MIB
-from tunnel_core.read_sizes import USUAL_READ, next_read
 
 
 def test_bulk_is_read_in_large_pieces() -> None:

@@ -18,8 +18,8 @@ from tests.fakes import pki
 from tests.fakes.grpc_site import Site, open_site
 from tests.fakes.recording_port import RecordingPort, ping
 from tests.rogues import http2
-from tunnel_core import http2_carrier
 from tunnel_core.carrier.interface import Carrier
+from tunnel_core.http2 import carrier as http2_carrier
 from tunnel_core.reasons import Reason
 from tunnel_server.admission import Admission
 from tunnel_server.config import ListenerLimits

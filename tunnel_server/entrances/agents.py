@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import trio
 
 from tunnel_core.carrier.interface import Peer
-from tunnel_core.http2_carrier import CarrierServer
+from tunnel_core.http2.carrier import CarrierServer
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import SocketTlsStream
 from tunnel_server.listeners import Accepted, Reporter

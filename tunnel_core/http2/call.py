@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
 
-from tunnel_core.http2_budget import FrameBudget
+from tunnel_core.http2.frame_budget import FrameBudget
 from tunnel_core.limits import KIB, MIB
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -22,10 +22,10 @@ from contextlib import asynccontextmanager
 import trio
 
 from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
-from tunnel_core.http2_budget import FloodError
-from tunnel_core.http2_call import OK, RESOURCE_EXHAUSTED, Http2Call, Http2Error
+from tunnel_core.http2.call import OK, RESOURCE_EXHAUSTED, Http2Call, Http2Error
+from tunnel_core.http2.frame_budget import FloodError
+from tunnel_core.http2.read_sizes import USUAL_READ, next_read
 from tunnel_core.limits import KIB, MIB, Limits
-from tunnel_core.read_sizes import USUAL_READ, next_read
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import SocketTlsStream
 from tunnel_core.streams.tls_errors import RecordFlood
