@@ -31,7 +31,7 @@ from tunnel_agent.state import AgentState, AttachedLink
 from tunnel_core.counters import Counters
 from tunnel_core.logs import log_event
 from tunnel_core.reasons import Reason, Refused, Retry
-from tunnel_core.steps import AttachRejected
+from tunnel_core.session.handshake import AttachRejected
 
 _log = logging.getLogger("qanat.attach")
 

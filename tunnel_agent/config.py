@@ -15,8 +15,8 @@ from tunnel_agent.defaults import OPS_LISTEN
 from tunnel_agent.proxy import ProxyError, parse_proxy
 from tunnel_agent.targets import Entry, parse_entry
 from tunnel_core.names import Target
-from tunnel_core.profiles import ProfileName
-from tunnel_core.ranges import HELLO
+from tunnel_core.session.profiles import ProfileName
+from tunnel_core.session.ranges import HELLO
 from tunnel_core.settings import (
     BadValue,
     Log,

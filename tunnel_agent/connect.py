@@ -19,19 +19,19 @@ from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.resolver import Resolve, resolve_server
 from tunnel_agent.resume import Resumer
 from tunnel_agent.route import RouteWatcher
-from tunnel_core.attempt import Attempt
 from tunnel_core.carrier.asyncio_bridge import Bridge
 from tunnel_core.carrier.grpc_client import dial_carrier
 from tunnel_core.carrier.interface import Carrier, CarrierFailed, DialSettings
 from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.limits import Limits
-from tunnel_core.link import Link
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import split_host_port
-from tunnel_core.profiles import ProfileName, profile_of
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.states import LinkEvent
-from tunnel_core.steps import VERSION, AgentSteps
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.handshake import VERSION, AgentSteps
+from tunnel_core.session.profiles import ProfileName, profile_of
+from tunnel_core.session.session import Link
+from tunnel_core.session.state import LinkEvent
 from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.wire.frames import Hello, Service, SessionSecret, Welcome
 

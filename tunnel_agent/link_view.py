@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tunnel_core.reasons import Reason
-from tunnel_core.states import AWAY, LinkState, StateCategory
+from tunnel_core.session.state import AWAY, LinkState, StateCategory
 
 _KEPT_EVENTS = 20
 RESUMED = "resumed"

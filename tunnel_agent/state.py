@@ -12,10 +12,10 @@ from typing import NamedTuple, Protocol
 
 from certs.life import Life
 from tunnel_agent.link_view import LinkHistory, LinkView
-from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason
-from tunnel_core.states import LinkEvent, LinkState, Loss, StateCategory
+from tunnel_core.session.state import LinkEvent, LinkState, Loss, StateCategory
+from tunnel_core.session.statistics import SessionStatistics
 from tunnel_core.wire.frames import Welcome
 
 _KEPT_ERRORS = 10
@@ -42,7 +42,7 @@ class OpenStream(Protocol):
 
 
 class AttachedLink(Protocol):
-    """What the agent needs of a session once it is attached; ``tunnel_core.link.Link`` has it."""
+    """What the agent needs of a session once it is attached; ``tunnel_core.session.session.Link`` has it."""
 
     @property
     def session_id(self) -> str: ...

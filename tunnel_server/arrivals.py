@@ -13,8 +13,8 @@ from certs.x509 import IdentityError, Proven
 from tunnel_core.reasons import Refused
 
 if TYPE_CHECKING:
-    from tunnel_core.attempt import Attempt
-    from tunnel_core.link import Link
+    from tunnel_core.session.attachment import Attempt
+    from tunnel_core.session.session import Link
     from tunnel_server.sessions import Held
 
 

@@ -13,7 +13,7 @@ import attrs
 
 from tunnel_core.limits import Limits
 from tunnel_core.names import Target
-from tunnel_core.ranges import WELCOME
+from tunnel_core.session.ranges import WELCOME
 from tunnel_core.settings import (
     BadValue,
     Count,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from tunnel_core.reasons import Reason
-from tunnel_core.steps import AttachRejected
+from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.wire.frames import Rejected
 from tunnel_server.enrolment.budgets import Budgets
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from tunnel_core.humanize import ago
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.states import GONE, Loss, StateCategory
-from tunnel_core.steps import AttachRejected
+from tunnel_core.session.handshake import AttachRejected
+from tunnel_core.session.state import GONE, Loss, StateCategory
 from tunnel_core.wire.frames import Rejected
 from tunnel_server.duplicates import RETRY_SECONDS, Duplicates
 from tunnel_server.events import Events, Kind
@@ -25,7 +25,7 @@ from tunnel_server.node_budgets import AttachBudget
 from tunnel_server.write_budget import writes_budget
 
 if TYPE_CHECKING:
-    from tunnel_core.link import Link
+    from tunnel_core.session.session import Link
     from tunnel_core.wire.frames import Hello
 
 MAX_GONE = 10_000

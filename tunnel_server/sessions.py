@@ -15,7 +15,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.wire.frames import Hello
 
 if TYPE_CHECKING:
-    from tunnel_core.link import Link
+    from tunnel_core.session.session import Link
 
 
 @dataclass(slots=True)

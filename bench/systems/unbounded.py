@@ -8,8 +8,8 @@ from __future__ import annotations
 import runpy
 import sys
 
-from tunnel_core import session
 from tunnel_core.congestion import controller as flight
+from tunnel_core.session import protocol as session
 
 if __name__ == "__main__":
     session.Flight = flight.Unbounded  # type: ignore[misc]

@@ -27,14 +27,14 @@ from tunnel_agent.findings import Finding, Verdict
 from tunnel_agent.load import Installation, load_installation
 from tunnel_agent.probe import ServerProbe
 from tunnel_agent.resolver import Resolve, resolve_server
-from tunnel_core.attempt import Attempt
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.carrier.interface import Carrier
 from tunnel_core.command_line import ExitCode
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.steps import ServerSteps
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.handshake import ServerSteps
 from tunnel_core.wire.frames import Hello, Rejected, Welcome
 
 

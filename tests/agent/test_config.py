@@ -8,7 +8,7 @@ import pytest
 from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_core.config import ConfigError, Source, parse
 from tunnel_core.names import Target
-from tunnel_core.profiles import ProfileName
+from tunnel_core.session.profiles import ProfileName
 from tunnel_core.settings import ListenAddress
 
 SOURCE = Source(Path("/etc/qanat/agent.toml"), Path("/var/lib/qanat"))

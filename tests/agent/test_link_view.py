@@ -10,7 +10,7 @@ from tunnel_agent.link_view import LinkHistory
 from tunnel_agent.state import AgentState
 from tunnel_agent.status import as_json, status_of
 from tunnel_core.reasons import Reason
-from tunnel_core.states import LinkEvent, LinkState, Loss
+from tunnel_core.session.state import LinkEvent, LinkState, Loss
 
 
 def told(state: AgentState) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from tests.agent.listening import echo, listening
 from tests.fakes.grpc_site import Site, open_site
 from tests.fakes.memory_link import welcome
 from tests.fakes.pki import write_node_bundle
-from tunnel_core.attempt import Attempt
 from tunnel_core.limits import Limits
-from tunnel_core.link import Link
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.steps import ServerSteps
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.handshake import ServerSteps
+from tunnel_core.session.session import Link
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 
 COMMAND = [sys.executable, "-c", "from tunnel_agent.entry import entry_point; entry_point()"]

@@ -20,11 +20,11 @@ from tunnel_agent.status_page import render
 from tunnel_core.http import Headers, HttpConnection
 from tunnel_core.http_router import Route, RoutedRequest
 from tunnel_core.limits import Limits
-from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.ops import OPERATOR, OpsCaller
 from tunnel_core.reasons import Reason
-from tunnel_core.states import LinkState, Loss
+from tunnel_core.session.state import LinkState, Loss
+from tunnel_core.session.statistics import SessionStatistics
 from tunnel_core.wire.frames import Service, Welcome
 
 EVIL = "<script>alert('x')</script>\"&"

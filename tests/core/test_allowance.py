@@ -15,8 +15,8 @@ from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import MuxStream
-from tunnel_core.profiles import profile_of
-from tunnel_core.session import Session
+from tunnel_core.session.profiles import profile_of
+from tunnel_core.session.protocol import Session
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Data, DataParts, Open, Packet, Ping
 

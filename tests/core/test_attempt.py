@@ -7,12 +7,12 @@ import trio.testing
 
 from tests.fakes.eager_carrier import EagerCarrier
 from tests.fakes.memory_link import hello, welcome
-from tunnel_core.attempt import Attempt
 from tunnel_core.limits import Limits
-from tunnel_core.link import Link
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.steps import AgentSteps, ServerSteps
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.handshake import AgentSteps, ServerSteps
+from tunnel_core.session.session import Link
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Bye, Packet, Service, Use, Welcome
 

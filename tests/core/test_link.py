@@ -13,11 +13,11 @@ from tests.fakes.eager_carrier import EagerCarrier
 from tests.fakes.eager_link import carrier_of, eager_links
 from tests.fakes.grpc_link import grpc_links
 from tests.fakes.memory_link import TARGET, LinkPair, memory_links
-from tunnel_core.attempt import Attempt
 from tunnel_core.limits import KIB, Limits
-from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.steps import ServerSteps
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.handshake import ServerSteps
+from tunnel_core.session.profiles import profile_of
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 from tunnel_core.wire.frames import Bye, Open, Packet, Ping
 

@@ -13,10 +13,10 @@ from trio.testing import MockClock
 from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.fakes.memory_link import TARGET, LinkPair, attach_links, hello, welcome
 from tests.leftovers import collected, no_collector  # noqa: F401 - a fixture
-from tunnel_core.attempt import Attempt
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.steps import AgentSteps, ServerSteps
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.handshake import AgentSteps, ServerSteps
 from tunnel_core.wire.frames import Hello, Rejected, Welcome
 
 TIMES = 3

@@ -18,13 +18,13 @@ from tests.fakes.grpc_site import Site, open_site
 from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.fakes.memory_link import TARGET, LinkPair, attach_links, hello, memory_links, welcome
 from tests.fakes.wire import connections, descriptors
-from tunnel_core.attempt import Attempt
 from tunnel_core.limits import Limits
-from tunnel_core.link import Link
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.states import LinkState
-from tunnel_core.steps import AgentSteps, AttachRejected, ServerSteps
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.handshake import AgentSteps, AttachRejected, ServerSteps
+from tunnel_core.session.session import Link
+from tunnel_core.session.state import LinkState
 from tunnel_core.streams.tunnel_stream import StreamReset
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Packet, Ping, Rejected, Welcome

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from tests.fakes.memory_link import welcome
 from tunnel_core.limits import Limits
-from tunnel_core.liveness import Liveness
-from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason
+from tunnel_core.session.liveness import Liveness
+from tunnel_core.session.profiles import profile_of
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Ping
 

@@ -10,8 +10,8 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import MuxStream
-from tunnel_core.pressure import StallWatch, relieve_pressure
 from tunnel_core.reasons import Reason
+from tunnel_core.session.memory_pressure import StallWatch, relieve_pressure
 from tunnel_core.wire.frames import Data, Open
 
 LIMITS = Limits(initial_credit=100, max_credit=800, credit_pool=10_000, stall_seconds=30)

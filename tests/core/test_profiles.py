@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tunnel_core.limits import Limits
-from tunnel_core.profiles import PROFILES, ProfileName, profile_of
+from tunnel_core.session.profiles import PROFILES, ProfileName, profile_of
 
 PING_BYTES_IPV6 = 410
 LATE_SECONDS = 1.0

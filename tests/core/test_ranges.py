@@ -9,10 +9,10 @@ import pytest
 
 from tests.fakes.memory_link import hello, welcome
 from tunnel_core.limits import MIB, Limits
-from tunnel_core.profiles import PROFILES
-from tunnel_core.ranges import HELLO, WELCOME, why_out_of_range
 from tunnel_core.reasons import Reason
-from tunnel_core.steps import AgentSteps, ServerSteps
+from tunnel_core.session.handshake import AgentSteps, ServerSteps
+from tunnel_core.session.profiles import PROFILES
+from tunnel_core.session.ranges import HELLO, WELCOME, why_out_of_range
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Rejected, Welcome
 from tunnel_server.commands import config_text

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunnel_core.reasons import OF_A_SESSION, OF_A_STREAM, Reason, Refused, reason_from_code
-from tunnel_core.steps import AttachRejected
+from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.wire.frames import Rejected
 from tunnel_core.wire.pb import tunnel_pb2
 
@@ -72,7 +72,7 @@ def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> Non
         root / "tunnel_core/mux/stream_state.py",
         root / "tunnel_core/streams/tunnel_stream.py",
         root / "tunnel_core/mux/receive_buffer.py",
-        root / "tunnel_core/pressure.py",
+        root / "tunnel_core/session/memory_pressure.py",
     ]
     given = {
         Reason[word] for file in sources for word in re.findall(r"\bReason\.([A-Z_]+)", file.read_text())

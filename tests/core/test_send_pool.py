@@ -7,14 +7,14 @@ from trio.testing import MockClock
 
 from tests.fakes.memory_link import welcome
 from tunnel_core.limits import KIB, MIB, Limits
-from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import MuxStream
-from tunnel_core.pressure import UnconfirmedWatch, relieve_send_pool
-from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason
-from tunnel_core.session import Session
+from tunnel_core.session.memory_pressure import UnconfirmedWatch, relieve_send_pool
+from tunnel_core.session.profiles import profile_of
+from tunnel_core.session.protocol import Session
+from tunnel_core.session.statistics import SessionStatistics
 from tunnel_core.wire.frames import Data, DataParts, Frame, Open, Opened, Packet
 
 REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)

@@ -15,10 +15,10 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import MuxStream
-from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason
-from tunnel_core.session import Session
-from tunnel_core.steps import VERSION, AgentSteps, AttachRejected, ServerSteps
+from tunnel_core.session.handshake import VERSION, AgentSteps, AttachRejected, ServerSteps
+from tunnel_core.session.profiles import profile_of
+from tunnel_core.session.protocol import Session
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Bye, Frame, Open, Packet, Ping, Pong, Rejected, Reset, Stop, Unknown, Use

@@ -7,7 +7,7 @@ import ast
 import pytest
 
 from tests.test_fences import modules
-from tunnel_core.states import LinkState, StateCategory, category_of_word
+from tunnel_core.session.state import LinkState, StateCategory, category_of_word
 
 REACHABLE, WAITING, ABSENT = StateCategory.REACHABLE, StateCategory.WAITING, StateCategory.ABSENT
 

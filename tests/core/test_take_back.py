@@ -8,9 +8,9 @@ from tests.fakes.memory_link import welcome
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.mux import Mux
-from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session import Session
+from tunnel_core.session.profiles import profile_of
+from tunnel_core.session.protocol import Session
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Data, DataParts, Draining, End, Frame, Open, Opened, Packet
 

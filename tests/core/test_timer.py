@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tunnel_core.timer import Timer, round_up_deadline
+from tunnel_core.session.timer import Timer, round_up_deadline
 
 
 async def wake_time(timer: Timer, look_at: float) -> float:

@@ -10,10 +10,10 @@ import trio.testing
 
 from tunnel_core.congestion.controller import Flight
 from tunnel_core.limits import Limits
-from tunnel_core.link_facts import SessionStatistics, flight_statistics
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.states import LinkState, Loss
+from tunnel_core.session.state import LinkState, Loss
+from tunnel_core.session.statistics import SessionStatistics, flight_statistics
 from tunnel_core.streams.tunnel_stream import StreamReset
 from tunnel_core.wire.frames import Service
 

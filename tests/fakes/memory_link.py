@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import trio
 
 from tests.fakes.memory_carrier import memory_carriers
-from tunnel_core.attempt import Attempt
 from tunnel_core.carrier.interface import Carrier
 from tunnel_core.limits import Limits
-from tunnel_core.link import Link
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
-from tunnel_core.steps import VERSION, AgentSteps, ServerSteps
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.handshake import VERSION, AgentSteps, ServerSteps
+from tunnel_core.session.session import Link
 from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.wire.frames import Hello, Service, SessionSecret, Welcome
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
-from tunnel_core.link import Link
+from tunnel_core.session.session import Link
 
 MOST_UNDER_WAY = 3
 """Packets that a carrier takes before it is busy."""

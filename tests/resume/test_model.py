@@ -18,7 +18,7 @@ from tests.resume.network import End
 from tests.resume.site import Site, open_site
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.states import LinkState
+from tunnel_core.session.state import LinkState
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 
 LIMITS = Limits(

@@ -11,7 +11,7 @@ from tests.resume.site import Agent, Site, open_site
 from tunnel_agent.state import AgentState
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.states import LinkState
+from tunnel_core.session.state import LinkState
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 
 

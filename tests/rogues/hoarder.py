@@ -19,7 +19,7 @@ from certs.bundle import Bundle, read_bundle
 from tunnel_core.carrier.grpc_call import METHOD, SERVICE
 from tunnel_core.carrier.grpc_runtime import aio, core
 from tunnel_core.limits import KIB, MIB
-from tunnel_core.steps import VERSION
+from tunnel_core.session.handshake import VERSION
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Frame, Hello, Open, Opened, Packet, Ping, Rejected, Use, Welcome
 

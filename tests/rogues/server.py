@@ -22,7 +22,7 @@ import trio
 from tests.fakes.grpc_site import open_site
 from tunnel_core.carrier.interface import Carrier, ServerTls
 from tunnel_core.limits import KIB
-from tunnel_core.steps import VERSION
+from tunnel_core.session.handshake import VERSION
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import (
     Bye,

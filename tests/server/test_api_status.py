@@ -17,7 +17,7 @@ from tests.store.opened import Clock, certificate, opened
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
-from tunnel_core.states import LinkState
+from tunnel_core.session.state import LinkState
 from tunnel_core.wire.frames import Service
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.revoked import Kind

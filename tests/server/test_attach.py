@@ -16,15 +16,15 @@ import trio.testing
 from tests.fakes import memory_link, pki
 from tests.fakes.credentials import credential_watch
 from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
-from tunnel_core.attempt import Attempt
 from tunnel_core.carrier.interface import CarrierPort
 from tunnel_core.counters import Counters
 from tunnel_core.limits import Limits
-from tunnel_core.link import Link
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target, node_alias
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.steps import VERSION, AgentSteps, AttachRejected
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.handshake import VERSION, AgentSteps, AttachRejected
+from tunnel_core.session.session import Link
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes

@@ -17,7 +17,7 @@ from tests.server.test_attach_revoked import going_on
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason
-from tunnel_core.steps import AttachRejected
+from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Packet, Rejected, Service
 from tunnel_server.events import Kind as EventKind

@@ -30,8 +30,8 @@ from tunnel_core.http import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.session.state import LinkState
 from tunnel_core.settings import Log, StreamLog
-from tunnel_core.states import LinkState
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import SocketTlsStream
 from tunnel_core.streams.tunnel_stream import Stream

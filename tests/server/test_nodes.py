@@ -10,8 +10,8 @@ import pytest
 
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.states import LinkState, Loss
-from tunnel_core.steps import AttachRejected
+from tunnel_core.session.handshake import AttachRejected
+from tunnel_core.session.state import LinkState, Loss
 from tunnel_core.wire.frames import Hello
 from tunnel_server import nodes as nodes_module
 from tunnel_server.duplicates import MAX_NODES, REPLACED_SECONDS, Duplicates

@@ -16,8 +16,8 @@ from tunnel_agent.status_page import because
 from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config import ConfigError
 from tunnel_core.humanize import as_duration, as_milliseconds, as_size, minute_of, moment_of
+from tunnel_core.session.state import StateCategory, category_of_word
 from tunnel_core.settings import Ops
-from tunnel_core.states import StateCategory, category_of_word
 from tunnel_core.tables import Row, Table, lines_of
 
 _STREAMS = Table(("stream", "user", "through", "in", "out", "target"))

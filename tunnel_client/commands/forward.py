@@ -21,8 +21,8 @@ from tunnel_core.ending import ending_signals
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.queued_output import queue_standard_error
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.session.state import StateCategory
 from tunnel_core.settings import ListenAddress
-from tunnel_core.states import StateCategory
 from tunnel_core.streams.sockets import why_not_listening
 
 _COMMANDS = {

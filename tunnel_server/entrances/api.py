@@ -31,8 +31,8 @@ from tunnel_server.server_facts import ServerFacts
 from tunnel_server.standing import Standing
 
 if TYPE_CHECKING:
-    from tunnel_core.link import Link
-    from tunnel_core.link_facts import FlightStatistics
+    from tunnel_core.session.session import Link
+    from tunnel_core.session.statistics import FlightStatistics
     from tunnel_core.streams.tunnel_stream import Stream
 
 ENTRANCE = "api"

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from certs.life import is_late
 from tunnel_core.humanize import as_iso, as_length, as_minute, minute_of
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.states import StateCategory
+from tunnel_core.session.state import StateCategory
 from tunnel_core.version import __version__
 from tunnel_server.entrances.api_lists import in_pieces
 from tunnel_server.nodes import Node, Nodes, unknown_node

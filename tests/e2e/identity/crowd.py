@@ -33,7 +33,7 @@ from tunnel_agent.way import Way, https_port
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.limits import Limits
-from tunnel_core.link import Link
+from tunnel_core.session.session import Link
 
 _REQUESTS, _ATTACHES = 24, 16
 """Under way at once: below what a server lets in from one address before anybody is known."""

@@ -19,15 +19,15 @@ from certs.bundle import Bundle, read_bundle
 from tunnel_agent.connect import Connector
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.resolver import resolve_server
-from tunnel_core.attempt import Attempt
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.carrier.grpc_client import dial_carrier
 from tunnel_core.carrier.interface import CarrierFailed, DialSettings
 from tunnel_core.limits import Limits
-from tunnel_core.link import Link
 from tunnel_core.names import split_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.steps import VERSION, AgentSteps
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.handshake import VERSION, AgentSteps
+from tunnel_core.session.session import Link
 from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.wire.frames import Hello, SessionSecret
 

@@ -14,10 +14,10 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import MuxStream
-from tunnel_core.opens import Opens
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.session.pending_opens import Opens
+from tunnel_core.session.timer import Timer
 from tunnel_core.streams.tunnel_stream import Stream
-from tunnel_core.timer import Timer
 from tunnel_core.wire.frames import Hello, Welcome
 
 

@@ -20,7 +20,7 @@ import trio
 from tunnel_core.carrier.interface import Carrier, CarrierPort
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.steps import AgentSteps, ServerSteps
+from tunnel_core.session.handshake import AgentSteps, ServerSteps
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Frame, Malformed, Packet, Rejected, Use, Welcome

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tunnel_core.attempt import Attempt
 from tunnel_core.mux.mux import Mux
-from tunnel_core.timer import Timer
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.timer import Timer
 
 _FIRST_SEND_SECONDS = 0.025
 """How long the agent lets the server send first on a carrier that the session moved to with its hello. A

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import trio
 
 from tunnel_core.congestion.controller import Flight
-from tunnel_core.open_streams import OpenStreams
-from tunnel_core.session import Session
-from tunnel_core.states import Loss
+from tunnel_core.session.open_streams import OpenStreams
+from tunnel_core.session.protocol import Session
+from tunnel_core.session.state import Loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from typing import NamedTuple, Protocol
 import trio
 
 from tunnel_core.limits import Limits
-from tunnel_core.link_facts import SessionStatistics
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason
+from tunnel_core.session.statistics import SessionStatistics
 
 
 class StallWatch:

@@ -14,8 +14,8 @@ import math
 from collections import deque
 
 from tunnel_core.limits import Limits
-from tunnel_core.profiles import Profile
 from tunnel_core.reasons import Reason
+from tunnel_core.session.profiles import Profile
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Ping, Welcome
 

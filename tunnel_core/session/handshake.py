@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tunnel_core.ranges import why_out_of_range
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.session.ranges import why_out_of_range
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Frame, Hello, Rejected, Use, Welcome
 

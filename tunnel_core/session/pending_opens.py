@@ -12,7 +12,7 @@ import math
 
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason
-from tunnel_core.states import Loss
+from tunnel_core.session.state import Loss
 from tunnel_core.streams.tunnel_stream import Stream
 
 

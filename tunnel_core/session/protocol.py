@@ -28,11 +28,11 @@ from tunnel_core.congestion.controller import Flight, Unbounded
 from tunnel_core.congestion.send_budget import Allowance
 from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.limits import Limits
-from tunnel_core.liveness import Liveness
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import Receipt
-from tunnel_core.profiles import Profile
 from tunnel_core.reasons import OF_A_SESSION, Reason
+from tunnel_core.session.liveness import Liveness
+from tunnel_core.session.profiles import Profile
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import (
     Bye,

@@ -17,22 +17,22 @@ from collections.abc import Callable, Collection, Mapping
 
 import trio
 
-from tunnel_core.attempt import Attempt
-from tunnel_core.carriage import Carriage
 from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.limits import Limits
-from tunnel_core.link_facts import SessionStatistics, take_statistics
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.names import Target
-from tunnel_core.open_streams import OpenStreams, make_mux
-from tunnel_core.opens import Opens
-from tunnel_core.profiles import profile_of
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session import Session, UseRejected
-from tunnel_core.states import LinkEvent, LinkState, Loss
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.carriage import Carriage
+from tunnel_core.session.open_streams import OpenStreams, make_mux
+from tunnel_core.session.pending_opens import Opens
+from tunnel_core.session.profiles import profile_of
+from tunnel_core.session.protocol import Session, UseRejected
+from tunnel_core.session.state import LinkEvent, LinkState, Loss
+from tunnel_core.session.statistics import SessionStatistics, take_statistics
+from tunnel_core.session.timer import Timer, round_up_deadline
 from tunnel_core.streams.tunnel_stream import Stream
-from tunnel_core.timer import Timer, round_up_deadline
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.errors import PeerFault
 from tunnel_core.wire.frames import Hello, Open, Service, Welcome
