@@ -9,7 +9,7 @@ import trio
 
 from tunnel_agent.dial import Dialled, Dialler
 from tunnel_core.counters import Counters
-from tunnel_core.http import Handler, serve_http
+from tunnel_core.http.server import Handler, serve_http
 from tunnel_core.logs import RefusalLines, StreamFacts, stream_closed, stream_opened
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused

@@ -11,7 +11,7 @@ from typing import Any
 from tunnel_agent.config import SOFTWARE
 from tunnel_agent.link_view import LinkView, ViewEvent
 from tunnel_agent.state import AgentState, OpenStream, Phase
-from tunnel_core.http_router import Route
+from tunnel_core.http.router import Route
 from tunnel_core.humanize import as_iso
 from tunnel_core.ops import OPERATOR, Answer, OpsCaller, page_route
 from tunnel_core.reasons import Reason

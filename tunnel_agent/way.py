@@ -22,7 +22,7 @@ from tunnel_agent.happy_eyeballs import Connected, connect_first, refused_by_err
 from tunnel_agent.proxy import Proxy, ProxyError
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.resolver import Resolve, resolve_server
-from tunnel_core.http import HttpClientConnection
+from tunnel_core.http.server import HttpClientConnection
 from tunnel_core.humanize import as_minute
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused

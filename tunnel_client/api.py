@@ -9,8 +9,8 @@ import h11
 import trio
 
 from tunnel_client.dial import Dialer, ServerUnreachable
-from tunnel_core.api_answers import ACCEPT_JSON, page_of
-from tunnel_core.http import HttpClientConnection, exchange
+from tunnel_core.http.api_client import ACCEPT_JSON, page_of
+from tunnel_core.http.server import HttpClientConnection, exchange
 from tunnel_core.reasons import Reason, Refused
 
 _ANSWER_SECONDS = 15.0

@@ -11,8 +11,8 @@ import trio
 
 from tunnel_client.api import broken_off
 from tunnel_client.dial import Dialer, ServerUnreachable
-from tunnel_core.api_answers import ACCEPT_JSON, refusal_of
-from tunnel_core.http import HttpClientConnection
+from tunnel_core.http.api_client import ACCEPT_JSON, refusal_of
+from tunnel_core.http.server import HttpClientConnection
 from tunnel_core.identity import Role, why_no_name
 from tunnel_core.names import LOOPBACK, Target, is_node_name, join_host_port
 from tunnel_core.reasons import Reason, Refused

@@ -22,9 +22,9 @@ import h11
 import trio
 
 from tunnel_core.counters import Counters, Snapshot
-from tunnel_core.declining import Decliner, decline_http, decline_tls
-from tunnel_core.http import Handler, HttpConnection, header_values, serve_http
-from tunnel_core.http_router import READ, Route, RoutedRequest, Router, Section, WhoMay
+from tunnel_core.http.declining import Decliner, decline_http, decline_tls
+from tunnel_core.http.router import READ, Route, RoutedRequest, Router, Section, WhoMay
+from tunnel_core.http.server import Handler, HttpConnection, header_values, serve_http
 from tunnel_core.logs import RefusalLines
 from tunnel_core.names import join_host_port
 from tunnel_core.ops_places import Place, Places

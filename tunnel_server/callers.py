@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import h11
 
-from tunnel_core.http_router import WhoMay
+from tunnel_core.http.router import WhoMay
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server.listeners import Accepted

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import h11
 
-from tunnel_core.http import HeadLimits, HttpConnection, serve_http
-from tunnel_core.http_router import Router, Section
+from tunnel_core.http.router import Router, Section
+from tunnel_core.http.server import HeadLimits, HttpConnection, serve_http
 from tunnel_core.reasons import Refused
 from tunnel_server.callers import USER, Caller
 from tunnel_server.entrances.est import ENTRANCE as EST

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import h11
 
-from tunnel_core.http_head import header_values
+from tunnel_core.http.head import header_values
 from tunnel_core.reasons import Reason, Refused
 
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]

@@ -24,7 +24,7 @@ from typing import Protocol, TypeAlias
 
 import trio
 
-from tunnel_core.declining import Decline, Decliner
+from tunnel_core.http.declining import Decline, Decliner
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream, tune

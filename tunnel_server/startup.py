@@ -9,9 +9,9 @@ from datetime import datetime
 
 import trio
 
-from tunnel_core.http import HeadLimits
+from tunnel_core.http.router import Section
+from tunnel_core.http.server import HeadLimits
 from tunnel_core.http2.carrier import CarrierServer, serve_carriers
-from tunnel_core.http_router import Section
 from tunnel_core.settings import ListenAddress
 from tunnel_server.admin.actions import Actions
 from tunnel_server.attach import Attachments

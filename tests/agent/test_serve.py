@@ -22,7 +22,7 @@ from tunnel_agent.serve import Serving
 from tunnel_agent.targets import Policy, Published, parse_entry
 from tunnel_agent.tls import TargetTls
 from tunnel_core.counters import Counters
-from tunnel_core.http import HttpConnection
+from tunnel_core.http.server import HttpConnection
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.settings import Log, StreamLog

@@ -17,8 +17,8 @@ from tests.fakes import memory_link
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_agent.status import as_json, status_of, status_routes
 from tunnel_agent.status_page import render
-from tunnel_core.http import Headers, HttpConnection
-from tunnel_core.http_router import Route, RoutedRequest
+from tunnel_core.http.router import Route, RoutedRequest
+from tunnel_core.http.server import Headers, HttpConnection
 from tunnel_core.limits import Limits
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.ops import OPERATOR, OpsCaller

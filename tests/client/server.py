@@ -15,7 +15,7 @@ import trio
 
 from certs.x509 import Usage, proven_leaf
 from tests.fakes.pki import server_context
-from tunnel_core.http import HttpConnection, header_values, serve_http
+from tunnel_core.http.server import HttpConnection, header_values, serve_http
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import TlsStream

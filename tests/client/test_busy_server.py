@@ -15,7 +15,7 @@ from tests.fakes.pki import write_user_bundle
 from tunnel_client import dial as dial_module
 from tunnel_client.access import find_access
 from tunnel_client.dial import ServerUnreachable, TlsDialer, UnixDialer
-from tunnel_core.declining import decline_tls
+from tunnel_core.http.declining import decline_tls
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import relay
 from tunnel_core.streams.sockets import SocketStream

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
-from tunnel_core.http import (
+from tunnel_core.http.server import (
     Handler,
     HeadLimits,
     HttpClientConnection,

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock, memory_stream_pair
 
 from tests.core.test_http import CHUNKED, POST, status_of, talk
-from tunnel_core.http import HttpConnection, json_body, read_body, respond_json, serve_http
+from tunnel_core.http.server import HttpConnection, json_body, read_body, respond_json, serve_http
 from tunnel_core.reasons import Reason
 
 SLOW = b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n"

@@ -8,9 +8,8 @@ from typing import Any, cast
 import h11
 import pytest
 
-from tunnel_core.http import HttpConnection
-from tunnel_core.http_head import HttpRefused
-from tunnel_core.http_router import (
+from tunnel_core.http.head import HttpRefused
+from tunnel_core.http.router import (
     CONNECT,
     GET,
     POST,
@@ -21,6 +20,7 @@ from tunnel_core.http_router import (
     Section,
     WhoMay,
 )
+from tunnel_core.http.server import HttpConnection
 from tunnel_core.reasons import Reason, Refused
 
 

@@ -13,7 +13,7 @@ from certs.ca import create_authority
 from tests.dialling import dial
 from tunnel_core import descriptors, ops, ops_places
 from tunnel_core.counters import Counters
-from tunnel_core.http import HttpClientConnection, exchange
+from tunnel_core.http.server import HttpClientConnection, exchange
 from tunnel_core.identity import Role
 from tunnel_core.ops import (
     OPERATOR,

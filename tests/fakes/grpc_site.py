@@ -16,7 +16,7 @@ from tests.fakes.recording_port import RecordingPort
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.carrier.grpc_client import dial_carrier
 from tunnel_core.carrier.interface import Carrier, DialSettings, ServerTls
-from tunnel_core.declining import decline_tls
+from tunnel_core.http.declining import decline_tls
 from tunnel_core.http2.carrier import CarrierServer, serve_carriers
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Refused

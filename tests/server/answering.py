@@ -18,7 +18,7 @@ from tests.server.test_init import run
 from tests.store.opened import opened
 from tunnel_core.config import load
 from tunnel_core.counters import Counters
-from tunnel_core.http_router import Section
+from tunnel_core.http.router import Section
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.ops import OPERATOR, Answer, OpsAccess, OpsPages, page_route, serve_ops
 from tunnel_core.reasons import Reason, Refused

@@ -15,8 +15,8 @@ from trio.testing import MockClock
 
 from tests.server.edge import TRUST_DOMAIN, Edge, echo, open_edge
 from tests.server.test_api_status import here
-from tunnel_core.http import HttpConnection
-from tunnel_core.http_router import Router, Section
+from tunnel_core.http.router import Router, Section
+from tunnel_core.http.server import HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream

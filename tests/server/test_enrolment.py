@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from certs.requests import RequestRefused, make_request, read_request
 from tests.fakes import pki
-from tunnel_core.http_head import HttpRefused
+from tunnel_core.http.head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import is_node_name
 from tunnel_core.reasons import Reason, Refused

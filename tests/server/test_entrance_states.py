@@ -26,7 +26,7 @@ from tests.server.edge import receive_all, receive_until
 from tests.server.test_attach import Agent, Door
 from tests.server.test_front import client_context, tls_files
 from tunnel_client.tunnel import Wish, open_tunnel
-from tunnel_core.http import HeadLimits
+from tunnel_core.http.server import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused

@@ -18,7 +18,7 @@ from certs.ca import Leaf
 from tests.fakes import pki
 from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
 from tests.server.issuing import open_issuing
-from tunnel_core.http import HttpConnection
+from tunnel_core.http.server import HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server import front as front_module

@@ -18,8 +18,8 @@ import trio.testing
 
 from tests.dialling import dial
 from tests.server.edge import open_edge, receive_all
-from tunnel_core import declining
-from tunnel_core.declining import decline_http, decline_tls
+from tunnel_core.http import declining
+from tunnel_core.http.declining import decline_http, decline_tls
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server import admission as admission_module

@@ -15,7 +15,7 @@ from tests.fakes.memory_carrier import MemoryCarrier
 from tests.fakes.memory_link import LinkPair, memory_links
 from tests.fakes.streams import wait_reset
 from tests.server.edge import TRUST_DOMAIN, Edge, open_edge, receive_all, receive_until
-from tunnel_core.http import HeadLimits
+from tunnel_core.http.server import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason

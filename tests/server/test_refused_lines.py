@@ -11,7 +11,7 @@ import trio.testing
 
 from tests.server.edge import Edge, open_edge, refuse_with
 from tests.server.test_connect import serve as serve_connect
-from tunnel_core.http import HeadLimits
+from tunnel_core.http.server import HeadLimits
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward

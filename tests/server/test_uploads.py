@@ -23,8 +23,8 @@ from tests.server.edge import Edge, open_edge, receive_until
 from tests.server.test_front import client_context, tls_files
 from tests.server.test_over_links import linked
 from tunnel_core.counters import Counters
-from tunnel_core.declining import Decline, decline_http, decline_tls
-from tunnel_core.http import HeadLimits
+from tunnel_core.http.declining import Decline, decline_http, decline_tls
+from tunnel_core.http.server import HeadLimits
 from tunnel_core.names import Target
 from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
 from tunnel_core.ops_places import MAX_CONNECTIONS, Place

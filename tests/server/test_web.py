@@ -20,7 +20,7 @@ from tests.server.edge import (
     receive_until,
     refuse_with,
 )
-from tunnel_core.http import HeadLimits
+from tunnel_core.http.server import HeadLimits
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import RESET_ON_CLOSE

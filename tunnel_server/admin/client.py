@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 import h11
 import trio
 
-from tunnel_core.api_answers import ACCEPT_JSON, page_of
-from tunnel_core.http import HttpClientConnection, exchange
+from tunnel_core.http.api_client import ACCEPT_JSON, page_of
+from tunnel_core.http.server import HttpClientConnection, exchange
 from tunnel_core.streams.sockets import SocketStream, connect_unix
 from tunnel_server.entrances.admin import PATH
 

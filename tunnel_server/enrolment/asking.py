@@ -6,7 +6,7 @@ import base64
 import binascii
 from dataclasses import dataclass, field
 
-from tunnel_core.http_head import HttpRefused
+from tunnel_core.http.head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import NODE_NAME_RULE, is_node_name
 from tunnel_core.reasons import Reason, Refused

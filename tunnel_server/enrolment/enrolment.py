@@ -29,7 +29,7 @@ from certs.life import Life
 from certs.requests import CertificateRequest
 from certs.token import Token, TokenMistyped, parse_token
 from certs.x509 import Proven, Usage, describe, proven_leaf
-from tunnel_core.http_head import HttpRefused
+from tunnel_core.http.head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sources import source_of

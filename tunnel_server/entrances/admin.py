@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
-from tunnel_core.http import json_body, read_body, respond_json
-from tunnel_core.http_router import GET, POST, Route, RoutedRequest, Section
+from tunnel_core.http.router import GET, POST, Route, RoutedRequest, Section
+from tunnel_core.http.server import json_body, read_body, respond_json
 from tunnel_core.reasons import Reason
 from tunnel_server.admin.actions import READS, WRITES, Act, Actions
 from tunnel_server.admin.arguments import Arguments, bad

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tunnel_core.http import json_body, respond_json
-from tunnel_core.http_router import GET, Route, RoutedRequest, Section
+from tunnel_core.http.router import GET, Route, RoutedRequest, Section
+from tunnel_core.http.server import json_body, respond_json
 from tunnel_core.humanize import as_iso
 from tunnel_server.callers import USER, Caller, UserCaller
 from tunnel_server.entrances import api_events, api_status

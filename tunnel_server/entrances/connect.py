@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from tunnel_core.http import HttpConnection
-from tunnel_core.http_router import CONNECT, Route, RoutedRequest, Section
+from tunnel_core.http.router import CONNECT, Route, RoutedRequest, Section
+from tunnel_core.http.server import HttpConnection
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.callers import USER, Caller, UserCaller
 from tunnel_server.opening import Opener, Wish

@@ -19,8 +19,8 @@ from datetime import datetime
 import h11
 
 from certs.requests import MAX_REQUEST_BYTES
-from tunnel_core.http import Headers, HttpConnection, header_values, json_body, read_body, respond_json
-from tunnel_core.http_router import GET, POST, Route, RoutedRequest, Section
+from tunnel_core.http.router import GET, POST, Route, RoutedRequest, Section
+from tunnel_core.http.server import Headers, HttpConnection, header_values, json_body, read_body, respond_json
 from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.callers import ANYBODY, CERTIFICATE, Caller, CertificateCaller

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import h11
 
-from tunnel_core.http import HeadLimits, HttpConnection, serve_http
+from tunnel_core.http.server import HeadLimits, HttpConnection, serve_http
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused

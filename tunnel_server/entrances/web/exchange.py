@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 import h11
 import trio
 
-from tunnel_core.http import HeadLimits, HttpClientConnection, HttpConnection
+from tunnel_core.http.server import HeadLimits, HttpClientConnection, HttpConnection
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import abort
 from tunnel_core.streams.tunnel_stream import StreamReset

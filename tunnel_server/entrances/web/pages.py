@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import http as status_names
 
-from tunnel_core.http import REASON_HEADER, HttpConnection, reason_phrase
+from tunnel_core.http.server import REASON_HEADER, HttpConnection, reason_phrase
 from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Refused
 from tunnel_server.nodes import Node, Nodes

@@ -16,8 +16,8 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import h11
 
-from tunnel_core.http import HttpConnection
-from tunnel_core.http_head import HttpRefused
+from tunnel_core.http.head import HttpRefused
+from tunnel_core.http.server import HttpConnection
 from tunnel_core.reasons import Reason, Refused
 
 GET = ("GET",)

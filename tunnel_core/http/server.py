@@ -21,9 +21,9 @@ from typing import TypeAlias
 import h11
 import trio
 
-from tunnel_core.http_client import HttpClientConnection, exchange
-from tunnel_core.http_connection import Body, Connection
-from tunnel_core.http_head import (
+from tunnel_core.http.client import HttpClientConnection, exchange
+from tunnel_core.http.connection import Body, Connection
+from tunnel_core.http.head import (
     REASON_HEADER,
     HeadLimits,
     HttpRefused,

@@ -8,7 +8,7 @@ from typing import Any
 import h11
 
 from tunnel_core.command_line import printable
-from tunnel_core.http import REASON_HEADER, header_values
+from tunnel_core.http.server import REASON_HEADER, header_values
 from tunnel_core.reasons import Reason, Refused
 
 ACCEPT_JSON = ("accept", "application/json")

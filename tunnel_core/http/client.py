@@ -5,8 +5,8 @@ from __future__ import annotations
 import h11
 import trio
 
-from tunnel_core.http_connection import Connection
-from tunnel_core.http_head import HeadLimits, head_bytes, wording
+from tunnel_core.http.connection import Connection
+from tunnel_core.http.head import HeadLimits, head_bytes, wording
 from tunnel_core.reasons import Reason, Refused
 
 _MAX_INTERIM_ANSWERS = 10

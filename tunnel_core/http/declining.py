@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import trio
 
-from tunnel_core.http import HttpConnection
+from tunnel_core.http.server import HttpConnection
 from tunnel_core.reasons import Refused
 from tunnel_core.streams.lingering import linger
 from tunnel_core.streams.sockets import SocketStream
