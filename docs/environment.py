@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunnel_agent.config import AgentConfig
-from tunnel_core.environment import variables_of
+from tunnel_core.config.environment import variables_of
 from tunnel_server.config import ServerConfig
 
 FILE = Path(__file__).with_suffix(".md")

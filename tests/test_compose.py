@@ -13,8 +13,8 @@ import yaml
 from docs.environment import OWN
 from tests.test_docs import check_command, fences
 from tunnel_agent.config import AgentConfig
-from tunnel_core.config import load
-from tunnel_core.environment import variables_of
+from tunnel_core.config.environment import variables_of
+from tunnel_core.config.loader import load
 from tunnel_server.config import ServerConfig
 
 DOCKER = Path(__file__).parents[1] / "docker"

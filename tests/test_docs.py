@@ -28,10 +28,10 @@ from tests.papers import BadPlace, Block, place_of, placed_blocks
 from tunnel_agent.config import AgentConfig
 from tunnel_core import metrics
 from tunnel_core.command_line import ExitCode, exit_code_of
-from tunnel_core.config import Source, parse
+from tunnel_core.config.loader import Source, parse
+from tunnel_core.config.types import ListenAddress, Mode, Secret
 from tunnel_core.counters import CapSample, Counters, NodeSample
 from tunnel_core.reasons import Reason
-from tunnel_core.settings import ListenAddress, Mode, Secret
 from tunnel_core.version import __version__
 from tunnel_server.config import ServerConfig
 

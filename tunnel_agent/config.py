@@ -14,10 +14,7 @@ import attrs
 from tunnel_agent.defaults import OPS_LISTEN
 from tunnel_agent.proxy import ProxyError, parse_proxy
 from tunnel_agent.targets import Entry, parse_entry
-from tunnel_core.names import Target
-from tunnel_core.session.profiles import ProfileName
-from tunnel_core.session.ranges import HELLO
-from tunnel_core.settings import (
+from tunnel_core.config.types import (
     BadValue,
     Log,
     Ops,
@@ -30,10 +27,13 @@ from tunnel_core.settings import (
     parse_text,
     reworded,
 )
+from tunnel_core.names import Target
+from tunnel_core.session.profiles import ProfileName
+from tunnel_core.session.ranges import HELLO
 from tunnel_core.version import __version__
 
 if TYPE_CHECKING:
-    from tunnel_core.config import Source
+    from tunnel_core.config.loader import Source
 
 MIN_BYTES_PER_SECOND = HELLO["max_bytes_per_second"].least
 """With less the link could not even carry its own pings and confirmations."""
@@ -116,7 +116,7 @@ def _entry(value: object) -> Entry:
 
 @attrs.frozen(kw_only=True)
 class AgentConfig:
-    """All of it. Made by ``tunnel_core.config.load(path, AgentConfig)``."""
+    """All of it. Made by ``tunnel_core.config.loader.load(path, AgentConfig)``."""
 
     parsers: ClassVar[Parsers] = {Entry: _entry, ProxyUrl: _proxy_url}
 

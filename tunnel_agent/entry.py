@@ -23,6 +23,6 @@ def entry_point() -> None:
 
 def config_file() -> Path:
     """The configuration unless ``--config`` names one."""
-    from tunnel_core import paths
+    from tunnel_core.config import paths
 
     return paths.agent_config_file()

@@ -10,8 +10,8 @@ from certs.bundle import Bundle, BundleError, read_bundle
 from tunnel_agent.config import STATUS_SERVICE, AgentConfig, Service
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.targets import Policy, Published
-from tunnel_core import paths
-from tunnel_core.config import ConfigError, Problem, load
+from tunnel_core.config import paths
+from tunnel_core.config.loader import ConfigError, Problem, load
 from tunnel_core.identity import Role
 from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
 from tunnel_core.wire import frames

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tunnel_core.settings import ListenAddress, Ops
+from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
 
 TIMEOUT_SECONDS = 5.0

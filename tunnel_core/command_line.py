@@ -17,8 +17,8 @@ from typing import IO, Any
 
 import click
 
+from tunnel_core.config.paths import rights_hint
 from tunnel_core.first_moment import settle_output
-from tunnel_core.paths import rights_hint
 from tunnel_core.reasons import Category, Reason, Refused
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tunnel_core.config.types import entrance_label
 from tunnel_core.reasons import Reason
-from tunnel_core.settings import entrance_label
 
 # From loopback to the longest deadline; wide, because each bucket is a series for each entrance.
 LATENCY_BUCKETS_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)

@@ -16,7 +16,7 @@ from importlib import metadata
 
 import click
 
-from tunnel_core import paths
+from tunnel_core.config import paths
 from tunnel_core.installing import install_text
 
 _KEEPS_LINES = "\b"

@@ -21,6 +21,7 @@ from typing import TypeAlias
 import h11
 import trio
 
+from tunnel_core.config.types import Ops
 from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.http.declining import Decliner, decline_http, decline_tls
 from tunnel_core.http.router import READ, Route, RoutedRequest, Router, Section, WhoMay
@@ -29,7 +30,6 @@ from tunnel_core.logs import RefusalLines
 from tunnel_core.names import join_host_port
 from tunnel_core.ops_places import Place, Places
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.settings import Ops
 from tunnel_core.sources import source_of
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import TlsStream

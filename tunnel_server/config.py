@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from tunnel_core.limits import Limits
-from tunnel_core.names import Target
-from tunnel_core.session.ranges import WELCOME
-from tunnel_core.settings import (
+from tunnel_core.config.types import (
     BadValue,
     Count,
     DnsName,
@@ -31,10 +28,13 @@ from tunnel_core.settings import (
     UserId,
     UserName,
 )
+from tunnel_core.limits import Limits
+from tunnel_core.names import Target
+from tunnel_core.session.ranges import WELCOME
 from tunnel_server.defaults import OPS_LISTEN
 
 if TYPE_CHECKING:
-    from tunnel_core.config import Source
+    from tunnel_core.config.loader import Source
 
 _PRIVATE = Mode(0o600)
 
@@ -219,7 +219,7 @@ class Identity:
 
 @attrs.frozen(kw_only=True)
 class ServerConfig:
-    """All of it. Made by ``tunnel_core.config.load(path, ServerConfig)``."""
+    """All of it. Made by ``tunnel_core.config.loader.load(path, ServerConfig)``."""
 
     parsers: ClassVar[Parsers] = {}
 

@@ -23,6 +23,6 @@ def entry_point() -> None:
 
 def config_file() -> Path:
     """The configuration unless ``--config`` names one."""
-    from tunnel_core import paths
+    from tunnel_core.config import paths
 
     return paths.server_config_file()

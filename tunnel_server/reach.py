@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from certs.ca import LOOPBACK_NAMES
 from certs.files import read_public
 from certs.x509 import describe
+from tunnel_core.config.types import ListenAddress
 from tunnel_core.names import join_host_port
-from tunnel_core.settings import ListenAddress
 from tunnel_server.config import ServerConfig
 
 

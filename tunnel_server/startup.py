@@ -9,10 +9,10 @@ from datetime import datetime
 
 import trio
 
+from tunnel_core.config.types import ListenAddress
 from tunnel_core.http.router import Section
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.http2.carrier import CarrierServer, serve_carriers
-from tunnel_core.settings import ListenAddress
 from tunnel_server.admin.actions import Actions
 from tunnel_server.attach import Attachments
 from tunnel_server.binding import UnixAddress

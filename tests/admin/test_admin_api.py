@@ -19,7 +19,7 @@ from certs.x509 import pin_of
 from tests.server.edge import Edge, now, open_edge, receive_all
 from tests.server.test_init import run
 from tests.store.opened import opened
-from tunnel_core.config import load
+from tunnel_core.config.loader import load
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.admin.actions import Actions

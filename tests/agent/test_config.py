@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from tunnel_agent.config import AgentConfig, Protocol
-from tunnel_core.config import ConfigError, Source, parse
+from tunnel_core.config.loader import ConfigError, Source, parse
+from tunnel_core.config.types import ListenAddress
 from tunnel_core.names import Target
 from tunnel_core.session.profiles import ProfileName
-from tunnel_core.settings import ListenAddress
 
 SOURCE = Source(Path("/etc/qanat/agent.toml"), Path("/var/lib/qanat"))
 

@@ -26,7 +26,7 @@ from tunnel_agent.join.wish import (
     parse_server,
     parse_service,
 )
-from tunnel_core.config import Source, parse
+from tunnel_core.config.loader import Source, parse
 from tunnel_core.names import split_host_port
 
 SERVER = "tunnel.example.com:7002"

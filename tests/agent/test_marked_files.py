@@ -26,7 +26,7 @@ from tunnel_agent.load import load_installation
 from tunnel_agent.main import main as agent_main
 from tunnel_agent.targets import Published
 from tunnel_agent.tls import TargetTls
-from tunnel_core.config import ConfigError, load
+from tunnel_core.config.loader import ConfigError, load
 from tunnel_core.health import Door, Unhealthy
 from tunnel_core.identity import Role
 from tunnel_core.names import Target

@@ -20,7 +20,7 @@ from tests.server.test_init import Result, run
 from tests.store.test_crash import kept as kept_revocations
 from tests.store.test_crash import writing
 from tests.store.writing import AT_ONCE
-from tunnel_core.config import load
+from tunnel_core.config.loader import load
 from tunnel_server.backup.taking import take_backup
 from tunnel_server.config import ServerConfig
 from tunnel_server.store.lock import hold_store

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tunnel_core import paths
+from tunnel_core.config import paths
 from tunnel_core.service.machine import LinuxMachine
 
 PACKAGES = "tunnel_core", "certs", "tunnel_server", "tunnel_agent", "tunnel_client"

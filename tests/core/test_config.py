@@ -13,9 +13,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tunnel_core.config import ConfigError, Source, load, parse
-from tunnel_core.names import Target
-from tunnel_core.settings import (
+from tunnel_core.config.loader import ConfigError, Source, load, parse
+from tunnel_core.config.types import (
     BadValue,
     Count,
     EntranceName,
@@ -28,6 +27,7 @@ from tunnel_core.settings import (
     ServerAddress,
     StreamLog,
 )
+from tunnel_core.names import Target
 
 
 class Colour(enum.Enum):

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel_agent.config import AgentConfig
-from tunnel_core.config import Source as ConfigSource
-from tunnel_core.config import load_given, parse
-from tunnel_core.effective import as_toml, settings_of
-from tunnel_core.toml_lines import key_lines
+from tunnel_core.config.effective import as_toml, settings_of
+from tunnel_core.config.loader import Source as ConfigSource
+from tunnel_core.config.loader import load_given, parse
+from tunnel_core.config.toml_lines import key_lines
 from tunnel_server.config import ServerConfig
 
 SERVER = """\

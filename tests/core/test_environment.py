@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel_agent.config import AgentConfig
-from tunnel_core.config import ConfigError, load, read
-from tunnel_core.environment import lay_over, unknown_in, variables_of
-from tunnel_core.settings import ListenAddress, LogLevel, StreamLog
+from tunnel_core.config.environment import lay_over, unknown_in, variables_of
+from tunnel_core.config.loader import ConfigError, load, read
+from tunnel_core.config.types import ListenAddress, LogLevel, StreamLog
 from tunnel_server.config import ServerConfig
 
 FILE = Path("/etc/qanat/agent.toml")

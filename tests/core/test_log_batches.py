@@ -10,8 +10,8 @@ import trio
 from trio.testing import MockClock
 
 from tunnel_core import logs
+from tunnel_core.config.types import LogFormat, LogLevel
 from tunnel_core.log_batches import hold_lines
-from tunnel_core.settings import LogFormat, LogLevel
 
 log = logging.getLogger("qanat.test")
 INFO, WARNING = logging.INFO, logging.WARNING

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tunnel_core.config.types import EntranceName, Log, LogFormat, LogLevel, StreamLog
 from tunnel_core.logs import (
     RefusalLines,
     StreamFacts,
@@ -18,7 +19,6 @@ from tunnel_core.logs import (
     stream_opened,
 )
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.settings import EntranceName, Log, LogFormat, LogLevel, StreamLog
 
 FACTS = StreamFacts("0a1b2c3d-7", "kube-apiserver", "edge-1", "localhost:10250", "connect")
 

@@ -12,6 +12,7 @@ import trio
 from certs.ca import create_authority
 from tests.dialling import dial
 from tunnel_core import descriptors, ops, ops_places
+from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.counters import Counters
 from tunnel_core.http.server import HttpClientConnection, exchange
 from tunnel_core.identity import Role
@@ -27,7 +28,6 @@ from tunnel_core.ops import (
 )
 from tunnel_core.ops_places import MAX_CONNECTIONS, PROBE_PLACES, Places
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.settings import ListenAddress, Ops
 
 Heard = tuple[int, bytes]
 LOOPBACK = Ops(listen=ListenAddress("127.0.0.1", 0))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunnel_core import paths
+from tunnel_core.config import paths
 
 
 @pytest.fixture

@@ -181,7 +181,7 @@ def run(program: str, *, reads: bool) -> tuple[int, float, list[str]]:
         "import logging, sys, warnings\n"
         "from tunnel_core import logs\n"
         "from tunnel_core.queued_output import queue_standard_error\n"
-        "from tunnel_core.settings import LogFormat, LogLevel\n"
+        "from tunnel_core.config.types import LogFormat, LogLevel\n"
         "queue_standard_error()\n"
         "logs.setup(LogLevel.INFO, LogFormat.JSON)\n"
         "log = logging.getLogger('qanat.test')\n"

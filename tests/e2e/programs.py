@@ -17,7 +17,7 @@ from tests.e2e.processes import Process, run
 from tests.e2e.toml_text import merged, to_toml
 from tests.e2e.waiting import wait_until
 from tests.net.namespaces import Namespace
-from tunnel_core.config import load
+from tunnel_core.config.loader import load
 from tunnel_core.names import join_host_port
 from tunnel_server.config import ServerConfig
 

@@ -16,13 +16,13 @@ from tests.fakes import pki
 from tests.server.edge import TRUST_DOMAIN, Edge, describe_server, echo, now, open_edge
 from tests.server.test_init import run
 from tests.store.opened import opened
-from tunnel_core.config import load
+from tunnel_core.config.loader import load
+from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.counters import Counters
 from tunnel_core.http.router import Section
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.ops import OPERATOR, Answer, OpsAccess, OpsPages, page_route, serve_ops
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.settings import ListenAddress, Ops
 from tunnel_server.admin.actions import READS, WRITES, Actions
 from tunnel_server.callers import Caller
 from tunnel_server.config import ServerConfig

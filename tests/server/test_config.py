@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tunnel_core.config import ConfigError, Source, parse
+from tunnel_core.config.loader import ConfigError, Source, parse
+from tunnel_core.config.types import ListenAddress, LogFormat, StreamLog
 from tunnel_core.names import Target
-from tunnel_core.settings import ListenAddress, LogFormat, StreamLog
 from tunnel_server.config import ServerConfig, TlsVersion
 
 SOURCE = Source(Path("/etc/qanat/server.toml"), Path("/var/lib/qanat"))

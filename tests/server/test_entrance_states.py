@@ -26,12 +26,12 @@ from tests.server.edge import receive_all, receive_until
 from tests.server.test_attach import Agent, Door
 from tests.server.test_front import client_context, tls_files
 from tunnel_client.tunnel import Wish, open_tunnel
+from tunnel_core.config.types import Log, StreamLog
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.state import LinkState
-from tunnel_core.settings import Log, StreamLog
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import SocketTlsStream
 from tunnel_core.streams.tunnel_stream import Stream

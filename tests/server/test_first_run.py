@@ -9,9 +9,9 @@ import pytest
 
 from certs.x509 import describe
 from tests.server.programs import SERVER, running
-from tunnel_core import paths
 from tunnel_core.command_line import CommandError
-from tunnel_core.config import load
+from tunnel_core.config import paths
+from tunnel_core.config.loader import load
 from tunnel_server.commands.first_run import install_if_told
 from tunnel_server.config import ServerConfig
 

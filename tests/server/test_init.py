@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from certs import files
 from certs.bundle import read_bundle
 from certs.x509 import Usage, describe, proven_leaf
-from tunnel_core import paths
-from tunnel_core.config import Source, load, parse
+from tunnel_core.config import paths
+from tunnel_core.config.loader import Source, load, parse
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_server.commands.config_text import Ports, config_text
 from tunnel_server.config import ServerConfig

@@ -18,9 +18,9 @@ from tests.dialling import dial
 from tests.fakes import pki
 from tests.server.edge import Edge, open_edge, receive_all
 from tests.server.test_init import run
-from tunnel_core.config import load
+from tunnel_core.config.loader import load
+from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.settings import ListenAddress, Ops
 from tunnel_server.binding import CannotListen
 from tunnel_server.config import ServerConfig
 from tunnel_server.ops import Readiness, ServerOps

@@ -15,7 +15,7 @@ from certs.x509 import describe, facts_of, public_key_of
 from tests.fakes import pki
 from tests.server.programs import Site
 from tests.store.opened import opened
-from tunnel_core.config import load
+from tunnel_core.config.loader import load
 from tunnel_core.identity import Role
 from tunnel_server.config import ServerConfig
 from tunnel_server.own_certificate import OwnCertificate, look

@@ -16,7 +16,7 @@ from certs.x509 import Usage, proven_leaf
 from tests.fakes import pki
 from tests.fakes.credentials import credential_watch
 from tests.server.test_init import run
-from tunnel_core.config import load
+from tunnel_core.config.loader import load
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.config import ServerConfig

@@ -22,6 +22,7 @@ from tests.fakes import pki
 from tests.server.edge import Edge, open_edge, receive_until
 from tests.server.test_front import client_context, tls_files
 from tests.server.test_over_links import linked
+from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.counters import Counters
 from tunnel_core.http.declining import Decline, decline_http, decline_tls
 from tunnel_core.http.server import HeadLimits
@@ -29,7 +30,6 @@ from tunnel_core.names import Target
 from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
 from tunnel_core.ops_places import MAX_CONNECTIONS, Place
 from tunnel_core.reasons import Reason
-from tunnel_core.settings import ListenAddress, Ops
 from tunnel_core.streams import lingering
 from tunnel_core.streams.lingering import linger
 from tunnel_core.streams.relay import relay

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from tunnel_agent.defaults import OPS_LISTEN
-from tunnel_core import paths
+from tunnel_core.config import paths
 from tunnel_core.health import Door, Unhealthy, report
 
 

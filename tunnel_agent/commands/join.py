@@ -26,9 +26,9 @@ from tunnel_agent.join.node_places import Files
 from tunnel_agent.join.places import files_of
 from tunnel_agent.join.wish import Wish, parse_server, parse_service
 from tunnel_agent.load import load_config, load_proxy
-from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json
-from tunnel_core.config import ConfigError, read
+from tunnel_core.config import paths
+from tunnel_core.config.loader import ConfigError, read
 from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.text_files import NotPlainText, read_text_file, text_of, trouble_with
 

@@ -8,7 +8,7 @@ import click
 
 from tunnel_agent.load import Installation, load_installation
 from tunnel_core.command_line import CommandError, ExitCode
-from tunnel_core.config import ConfigError
+from tunnel_core.config.loader import ConfigError
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 

@@ -12,7 +12,7 @@ from tunnel_agent.commands.options import bundle_option, config_option, installa
 from tunnel_agent.findings import StepFailed
 from tunnel_agent.renewing import renew
 from tunnel_core.command_line import CommandError, ExitCode, exit_code_of, print_json
-from tunnel_core.config import ConfigError
+from tunnel_core.config.loader import ConfigError
 from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.reasons import Reason, Refused
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from certs.bundle import Bundle, BundleError, read_bundle
 from tunnel_agent.config import AgentConfig
-from tunnel_core import paths
-from tunnel_core.config import load
+from tunnel_core.config import paths
+from tunnel_core.config.loader import load
 from tunnel_core.health import Door
 from tunnel_core.service.commands import service_group
 from tunnel_core.service.plan import Remains, ServicePlan, own_command

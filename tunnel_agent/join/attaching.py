@@ -9,9 +9,9 @@ import trio
 from tunnel_agent.connect import connector_of
 from tunnel_agent.findings import StepFailed
 from tunnel_agent.load import load_installation
-from tunnel_core import paths
 from tunnel_core.carrier.asyncio_bridge import open_bridge
-from tunnel_core.config import ConfigError
+from tunnel_core.config import paths
+from tunnel_core.config.loader import ConfigError
 from tunnel_core.humanize import as_milliseconds
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tunnel_stream import Stream

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
-from tunnel_core.config import ConfigError
+from tunnel_core.config.loader import ConfigError
 from tunnel_core.humanize import as_moment
 from tunnel_core.service.install import install
 from tunnel_core.service.machine import LinuxMachine, Machine, MachineError, Manager

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import tunnel_core
-from tunnel_core import paths
+from tunnel_core.config import paths
 from tunnel_core.health import Door
 from tunnel_core.service.machine import Machine
 from tunnel_core.service.unit import ServiceSpec, command_in, groups_in

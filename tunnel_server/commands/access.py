@@ -13,9 +13,9 @@ import click
 import trio
 
 from certs.file_owner import as_owner
-from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode
-from tunnel_core.config import ConfigError, load
+from tunnel_core.config import paths
+from tunnel_core.config.loader import ConfigError, load
 from tunnel_core.identity import Role, is_identity_name, why_no_name
 from tunnel_core.reasons import Refused
 from tunnel_server.admin.actions import READS, WRITES, Actions

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json
-from tunnel_core.config import ConfigError, load
+from tunnel_core.config import paths
+from tunnel_core.config.loader import ConfigError, load
 from tunnel_core.humanize import counted
 from tunnel_server.backup.archive import BadBackup, Manifest, open_backup
 from tunnel_server.backup.places import Installation, StrangePlaces, require_known

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tunnel_core import paths
+from tunnel_core.config import paths
 from tunnel_core.health import Door, Unhealthy, report
 from tunnel_server.defaults import OPS_LISTEN
 

@@ -11,8 +11,8 @@ import click
 
 from certs.ca import LOOPBACK_NAMES, Leaf, canonical_name, default_trust_domain
 from certs.x509 import describe
-from tunnel_core import paths
 from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.config import paths
 from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_server.commands.config_text import Ports

@@ -26,7 +26,7 @@ from certs.bundle import Bundle, write_bundle
 from certs.ca import Authority, Leaf, NewAuthority, create_authority
 from certs.files import make_private_folder, remove_interrupted, sync_folder, write_private, write_public
 from certs.x509 import facts_of, pin_of
-from tunnel_core.config import ConfigError, Source, parse
+from tunnel_core.config.loader import ConfigError, Source, parse
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import join_host_port
 from tunnel_server.commands.config_text import Ports, config_text

@@ -16,9 +16,9 @@ from certs.ca import LEAF_DAYS, Authority, AuthorityError, Leaf
 from certs.files import write_private, write_public
 from certs.x509 import describe
 from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
+from tunnel_core.config.paths import rights_hint
 from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.identity import Role
-from tunnel_core.paths import rights_hint
 from tunnel_server.commands.access import checked_name, config_option, json_option, load_config, perform
 from tunnel_server.commands.installation import make_bundle
 from tunnel_server.config import ServerConfig

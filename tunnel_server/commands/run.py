@@ -10,8 +10,9 @@ from pathlib import Path
 import click
 import trio
 
-from tunnel_core import logs, paths
+from tunnel_core import logs
 from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.config import paths
 from tunnel_core.logs import log_event
 from tunnel_core.memory import keep_memory
 from tunnel_core.queued_output import queue_standard_error

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from certs.authority_folder import adopt
 from certs.files import PRIVATE
-from tunnel_core.paths import rights_hint
+from tunnel_core.config.paths import rights_hint
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.store.schema import APPLICATION_ID, STEPS, Step
 

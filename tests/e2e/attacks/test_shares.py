@@ -27,7 +27,7 @@ from tests.e2e.site import ECHO
 from tests.e2e.waiting import wait_until
 from tests.net.one_machine import Here
 from tests.rogues import hoarder
-from tunnel_core.config import load
+from tunnel_core.config.loader import load
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.limits import MIB, Limits
 from tunnel_core.names import join_host_port

@@ -28,9 +28,9 @@ from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.renewing import renew
 from tunnel_core import logs
 from tunnel_core.carrier.asyncio_bridge import open_bridge
-from tunnel_core.config import Source, parse
+from tunnel_core.config.loader import Source, parse
+from tunnel_core.config.types import Log, LogFormat
 from tunnel_core.reasons import Refused
-from tunnel_core.settings import Log, LogFormat
 
 SETTINGS = '\n[ops]\nlisten = ""\n\n[session]\nretry_max_seconds = 2\n'
 

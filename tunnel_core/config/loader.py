@@ -1,6 +1,6 @@
 """Configuration: a TOML file becomes one frozen object, or every problem in it is told at once.
 
-A schema is a frozen attrs class whose fields have the types of ``tunnel_core.settings``. Structuring
+A schema is a frozen attrs class whose fields have the types of ``tunnel_core.config.types``. Structuring
 is pure (``parse``); only ``load`` reads the file and the environment, whose variables are laid over
 it. Unknown keys are refused, since a misspelt limit that is silently ignored is no limit.
 """
@@ -22,12 +22,12 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn
 
-from tunnel_core import paths
-from tunnel_core.effective import Given
-from tunnel_core.environment import given_in, lay_over, table_of, unknown_in
-from tunnel_core.settings import PARSERS, BadValue, Parsers
+from tunnel_core.config import paths
+from tunnel_core.config.effective import Given
+from tunnel_core.config.environment import given_in, lay_over, table_of, unknown_in
+from tunnel_core.config.toml_lines import key_lines
+from tunnel_core.config.types import PARSERS, BadValue, Parsers
 from tunnel_core.text_files import NotPlainText, text_of
-from tunnel_core.toml_lines import key_lines
 
 _MAX_FILE_BYTES = 1024 * 1024
 _KEY = "{key}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from tunnel_core.settings import (
+from tunnel_core.config.types import (
     Count,
     ListenAddress,
     Mode,

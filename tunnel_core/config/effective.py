@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from tunnel_core.settings import ListenAddress, Mode, Secret
+from tunnel_core.config.types import ListenAddress, Mode, Secret
 
 _COMMENT_COLUMN = 44
 
