@@ -26,12 +26,12 @@ import tunnel_server.main
 from tests.papers import PLACED_PAPERS as PLACED
 from tests.papers import BadPlace, Block, place_of, placed_blocks
 from tunnel_agent.config import AgentConfig
-from tunnel_core import metrics
 from tunnel_core.command_line import ExitCode, exit_code_of
 from tunnel_core.config.loader import Source, parse
 from tunnel_core.config.types import ListenAddress, Mode, Secret
-from tunnel_core.counters import CapSample, Counters, NodeSample
 from tunnel_core.reasons import Reason
+from tunnel_core.telemetry import prometheus as metrics
+from tunnel_core.telemetry.counters import CapSample, Counters, NodeSample
 from tunnel_core.version import __version__
 from tunnel_server.config import ServerConfig
 

@@ -30,7 +30,7 @@ BEHIND_ONE_MODULE = {
     "grpc": {"tunnel_core.carrier.grpc_runtime"},
     "google": {"tunnel_core.wire.pb.tunnel_pb2"},
     "cryptography": {"certs.x509", "certs.signing", "certs.requests", "certs.pkcs7"},
-    "prometheus_client": {"tunnel_core.metrics"},
+    "prometheus_client": {"tunnel_core.telemetry.prometheus"},
     "sqlite3": {"tunnel_server.store.database"},
 }
 """Foreign worlds, and the only modules that speak with them."""
@@ -70,7 +70,7 @@ DECISIONS = [
     "tunnel_core.humanize",
     "tunnel_core.identity",
     "tunnel_core.limits",
-    "tunnel_core.line_limiter",
+    "tunnel_core.telemetry.line_limiter",
     "tunnel_core.session.liveness",
     "tunnel_core.wire.schema",
     "tunnel_core.mux.mux",
@@ -79,7 +79,7 @@ DECISIONS = [
     "tunnel_core.mux.stream_state",
     "tunnel_core.names",
     "tunnel_core.node_patterns",
-    "tunnel_core.ops_places",
+    "tunnel_core.telemetry.ops_places",
     "tunnel_core.congestion.pacer",
     "tunnel_core.session.profiles",
     "tunnel_core.session.ranges",

@@ -22,12 +22,12 @@ from tunnel_agent.resume import Resumer
 from tunnel_agent.state import AgentState
 from tunnel_core.command_line import exit_code_of
 from tunnel_core.config.types import Log, StreamLog
-from tunnel_core.counters import Counters
 from tunnel_core.limits import Limits
-from tunnel_core.logs import RefusalLines, StreamFacts, stream_closed
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.handshake import AgentSteps, AttachRejected
+from tunnel_core.telemetry.counters import Counters
+from tunnel_core.telemetry.logs import RefusalLines, StreamFacts, stream_closed
 from tunnel_server.refusals import Refusals
 from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine

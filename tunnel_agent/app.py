@@ -26,17 +26,17 @@ from tunnel_agent.target_lookups import TargetLookups
 from tunnel_agent.tls import TargetTls
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.congestion.token_bucket import Bucket
-from tunnel_core.counters import CapSample, Counters, Snapshot
 from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.ending import ending_signals
-from tunnel_core.log_batches import hold_lines
-from tunnel_core.logs import log_event
 from tunnel_core.mux.stream_state import MuxStream
-from tunnel_core.ops import OpsAccess, OpsPages, OpsServer, serve_ops
-from tunnel_core.queued_output import lines_dropped
 from tunnel_core.reasons import Reason
 from tunnel_core.session.memory_pressure import relieve_pressure
 from tunnel_core.session.statistics import SessionStatistics
+from tunnel_core.telemetry.batched_logs import hold_lines
+from tunnel_core.telemetry.counters import CapSample, Counters, Snapshot
+from tunnel_core.telemetry.logs import log_event
+from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, OpsServer, serve_ops
+from tunnel_core.telemetry.queued_output import lines_dropped
 
 _log = logging.getLogger("qanat.agent")
 

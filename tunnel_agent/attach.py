@@ -28,10 +28,10 @@ import trio
 
 from tunnel_agent.findings import REJOIN
 from tunnel_agent.state import AgentState, AttachedLink
-from tunnel_core.counters import Counters
-from tunnel_core.logs import log_event
 from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.session.handshake import AttachRejected
+from tunnel_core.telemetry.counters import Counters
+from tunnel_core.telemetry.logs import log_event
 
 _log = logging.getLogger("qanat.attach")
 

@@ -20,8 +20,8 @@ from tunnel_agent.held_bundle import HeldBundle
 from tunnel_agent.renewal_plan import LOOK_SECONDS, RenewalPlan, plan_after
 from tunnel_agent.state import AgentState
 from tunnel_core.humanize import as_minute
-from tunnel_core.logs import log_event
 from tunnel_core.reasons import Reason
+from tunnel_core.telemetry.logs import log_event
 
 _log = logging.getLogger("qanat.renewal")
 

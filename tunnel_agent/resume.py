@@ -15,11 +15,11 @@ from typing import Protocol
 import trio
 
 from tunnel_core.attempts import Abandon, Action, Attempts, Carried, Start
-from tunnel_core.logs import log_event
 from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.session import Link
 from tunnel_core.session.state import LinkEvent
+from tunnel_core.telemetry.logs import log_event
 
 _log = logging.getLogger("qanat.attach")
 

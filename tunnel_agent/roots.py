@@ -28,7 +28,7 @@ from pathlib import Path
 import trio
 
 from certs.bundle import MAX_ROOTS, Bundle, BundleError, change_bundle, split_pem
-from tunnel_core.logs import log_event
+from tunnel_core.telemetry.logs import log_event
 
 _log = logging.getLogger("qanat.agent")
 

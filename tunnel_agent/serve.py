@@ -9,13 +9,13 @@ import trio
 
 from tunnel_agent.dial import Dialled, Dialler
 from tunnel_core.config.types import Log
-from tunnel_core.counters import Counters
 from tunnel_core.http.server import Handler, serve_http
-from tunnel_core.logs import RefusalLines, StreamFacts, stream_closed, stream_opened
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import RelayResult, abort, relay
 from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.telemetry.counters import Counters
+from tunnel_core.telemetry.logs import RefusalLines, StreamFacts, stream_closed, stream_opened
 
 _log = logging.getLogger("qanat.streams")
 _OLD_LABEL = "web"

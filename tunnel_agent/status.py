@@ -13,10 +13,10 @@ from tunnel_agent.link_view import LinkView, ViewEvent
 from tunnel_agent.state import AgentState, OpenStream, Phase
 from tunnel_core.http.router import Route
 from tunnel_core.humanize import as_iso
-from tunnel_core.ops import OPERATOR, Answer, OpsCaller, page_route
 from tunnel_core.reasons import Reason
 from tunnel_core.session.state import StateCategory
 from tunnel_core.session.statistics import SessionStatistics
+from tunnel_core.telemetry.ops_server import OPERATOR, Answer, OpsCaller, page_route
 from tunnel_core.wire.frames import Service
 
 _HTML = "text/html; charset=utf-8"

@@ -10,13 +10,13 @@ from functools import partial
 
 import trio
 
-from tunnel_core.counters import Counters
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason
 from tunnel_core.session.memory_pressure import relieve_pressure, relieve_send_pool
 from tunnel_core.session.session import Link
+from tunnel_core.telemetry.counters import Counters
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.binding import CannotListen
 from tunnel_server.config import ServerConfig, session_limits

@@ -19,11 +19,8 @@ import trio
 from certs.x509 import IdentityError, Proven, Usage, proven_leaf
 from tunnel_core.carrier.interface import Carrier
 from tunnel_core.congestion.token_bucket import Bucket
-from tunnel_core.counters import Counters
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
-from tunnel_core.line_limiter import LineLimiter
-from tunnel_core.logs import log_event
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused, Retry
@@ -32,6 +29,9 @@ from tunnel_core.session.handshake import VERSION, AttachRejected, ServerSteps
 from tunnel_core.session.profiles import profile_of
 from tunnel_core.session.session import Link
 from tunnel_core.session.state import LinkEvent
+from tunnel_core.telemetry.counters import Counters
+from tunnel_core.telemetry.line_limiter import LineLimiter
+from tunnel_core.telemetry.logs import log_event
 from tunnel_core.version import __version__
 from tunnel_core.wire.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_server.announced import checked_hello

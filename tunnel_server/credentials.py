@@ -15,7 +15,7 @@ from certs.x509 import Description, describe, is_private_key, is_signed_by
 from tunnel_core.carrier.interface import ServerTls
 from tunnel_core.config.paths import with_rights_hint
 from tunnel_core.humanize import as_minute
-from tunnel_core.logs import log_event
+from tunnel_core.telemetry.logs import log_event
 from tunnel_core.text_files import NotPlainText
 from tunnel_server.config import Tls
 from tunnel_server.handshake import TlsContexts, TlsFiles, make_context

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tunnel_core.counters import Counters, NodeSample, Snapshot
-from tunnel_core.queued_output import lines_dropped
+from tunnel_core.telemetry.counters import Counters, NodeSample, Snapshot
+from tunnel_core.telemetry.queued_output import lines_dropped
 from tunnel_core.version import __version__
 from tunnel_server.nodes import Node, Nodes
 

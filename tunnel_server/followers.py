@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import trio
 
-from tunnel_core.counters import Counters
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tally import Tally
+from tunnel_core.telemetry.counters import Counters
 from tunnel_server.events import OF_SERVER, Events, Kind, NodeEvent
 
 MAX_FOLLOWERS = 64

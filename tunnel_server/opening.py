@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import trio
 
-from tunnel_core.logs import StreamFacts
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import relay
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.telemetry.logs import StreamFacts
 from tunnel_server.nodes import Nodes
 from tunnel_server.policy import authorise
 from tunnel_server.records import Records

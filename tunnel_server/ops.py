@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import trio
 
 from certs.x509 import Usage, proven_leaf
-from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.identity import Role
-from tunnel_core.ops import OpsAccess, OpsPages, OpsServer, OpsTls, serve_ops
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import why_not_listening
+from tunnel_core.telemetry.counters import Counters, Snapshot
+from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, OpsServer, OpsTls, serve_ops
 from tunnel_server.binding import CannotListen
 from tunnel_server.config import ServerConfig
 from tunnel_server.figures import take_snapshot

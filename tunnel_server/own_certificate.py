@@ -21,8 +21,8 @@ from certs.ca import AuthorityError, Certified
 from certs.files import KeyFileError, read_public, real_place, write_public
 from certs.life import BACK_DATED
 from certs.x509 import describe
-from tunnel_core.logs import log_event
 from tunnel_core.reasons import Refused
+from tunnel_core.telemetry.logs import log_event
 from tunnel_server.config import ServerConfig
 from tunnel_server.rotating import AUTHORITY_FOLDER
 from tunnel_server.store.certificates import NewCertificate, Origin

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tunnel_core import logs
 from tunnel_core.config.types import Log
-from tunnel_core.counters import Counters
-from tunnel_core.logs import RefusalLines, StreamFacts
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.telemetry import logs
+from tunnel_core.telemetry.counters import Counters
+from tunnel_core.telemetry.logs import RefusalLines, StreamFacts
 from tunnel_server.refusals import Refusals
 
 

@@ -8,7 +8,7 @@ The budget of events is larger than that of attaches: the start and the end of a
 
 from __future__ import annotations
 
-from tunnel_core.line_limiter import LineLimiter
+from tunnel_core.telemetry.line_limiter import LineLimiter
 
 WRITES, WRITE_SECONDS = 60, 5.0
 AUDIT_LINES, AUDIT_SECONDS = 60, 60.0

@@ -14,13 +14,13 @@ import trio.testing
 from tests.fakes import memory_link
 from tunnel_agent.attach import Attacher
 from tunnel_agent.state import AgentState, OpenStream, Phase
-from tunnel_core.counters import Counters
 from tunnel_core.limits import Limits
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.session.state import LinkState, Loss
 from tunnel_core.session.statistics import SessionStatistics
+from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Rejected
 
 CAP = 32.0

@@ -30,8 +30,8 @@ from tunnel_core.config.loader import ConfigError, load
 from tunnel_core.health import Door, Unhealthy
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
-from tunnel_core.ops import OpsAccess
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.telemetry.ops_server import OpsAccess
 from tunnel_server.config import ServerConfig
 
 MARK = b"\xef\xbb\xbf"

@@ -22,12 +22,12 @@ from tunnel_agent.serve import Serving
 from tunnel_agent.targets import Policy, Published, parse_entry
 from tunnel_agent.tls import TargetTls
 from tunnel_core.config.types import Log, StreamLog
-from tunnel_core.counters import Counters
 from tunnel_core.http.server import HttpConnection
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.telemetry.counters import Counters
 
 
 class Rig:

@@ -21,10 +21,10 @@ from tunnel_core.http.router import Route, RoutedRequest
 from tunnel_core.http.server import Headers, HttpConnection
 from tunnel_core.limits import Limits
 from tunnel_core.mux.stream_state import MuxStream
-from tunnel_core.ops import OPERATOR, OpsCaller
 from tunnel_core.reasons import Reason
 from tunnel_core.session.state import LinkState, Loss
 from tunnel_core.session.statistics import SessionStatistics
+from tunnel_core.telemetry.ops_server import OPERATOR, OpsCaller
 from tunnel_core.wire.frames import Service, Welcome
 
 EVIL = "<script>alert('x')</script>\"&"

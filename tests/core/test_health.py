@@ -15,7 +15,7 @@ import trio
 
 from tests.core.test_ops import LOOPBACK, NO_ACCESS, pages
 from tunnel_core.health import Door, Unhealthy, ask, file_named, report
-from tunnel_core.ops import serve_ops
+from tunnel_core.telemetry.ops_server import serve_ops
 
 DEFAULT = "127.0.0.1:7005"
 

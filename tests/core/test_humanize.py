@@ -97,7 +97,7 @@ def test_figures_for_people(shown: str, expected: str) -> None:
 
 OTHER_FORMATS = {
     "tunnel_core.humanize": "the one formatter",
-    "tunnel_core.logs": "log lines, which say Z by themselves and are made in batches",
+    "tunnel_core.telemetry.logs": "log lines, which say Z by themselves and are made in batches",
     "tunnel_server.entrances.est": "on the wire to agents of every version",
     "certs.authority_folder": "a file that programs of every version read",
     "tunnel_server.backup.restoring": "part of a folder's name",

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tunnel_core.line_limiter import LineLimiter
+from tunnel_core.telemetry.line_limiter import LineLimiter
 
 
 def test_the_limiter_lets_one_line_a_second_pass_for_each_key() -> None:

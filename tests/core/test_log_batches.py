@@ -9,9 +9,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tunnel_core import logs
 from tunnel_core.config.types import LogFormat, LogLevel
-from tunnel_core.log_batches import hold_lines
+from tunnel_core.telemetry import logs
+from tunnel_core.telemetry.batched_logs import hold_lines
 
 log = logging.getLogger("qanat.test")
 INFO, WARNING = logging.INFO, logging.WARNING

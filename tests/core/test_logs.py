@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tunnel_core.config.types import EntranceName, Log, LogFormat, LogLevel, StreamLog
-from tunnel_core.logs import (
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.telemetry.logs import (
     RefusalLines,
     StreamFacts,
     log_event,
@@ -18,7 +19,6 @@ from tunnel_core.logs import (
     stream_closed,
     stream_opened,
 )
-from tunnel_core.reasons import Reason, Refused
 
 FACTS = StreamFacts("0a1b2c3d-7", "kube-apiserver", "edge-1", "localhost:10250", "connect")
 

@@ -5,9 +5,9 @@ import sys
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tunnel_core import metrics
-from tunnel_core.counters import CapSample, Counters, NodeSample
 from tunnel_core.reasons import Reason
+from tunnel_core.telemetry import prometheus as metrics
+from tunnel_core.telemetry.counters import CapSample, Counters, NodeSample
 
 
 def series_of(counters: Counters, nodes: tuple[NodeSample, ...] = ()) -> dict[str, float]:
@@ -138,7 +138,7 @@ def test_process_figures_are_shown() -> None:
 
 def test_counting_and_listening_do_not_load_the_metrics_library() -> None:
     lines = (
-        "import sys, tunnel_core.ops, tunnel_core.counters",
+        "import sys, tunnel_core.telemetry.ops_server, tunnel_core.telemetry.counters",
         "sys.exit('prometheus_client' in sys.modules)",
     )
     code = "; ".join(lines)

@@ -11,12 +11,16 @@ import trio
 
 from certs.ca import create_authority
 from tests.dialling import dial
-from tunnel_core import descriptors, ops, ops_places
+from tunnel_core import descriptors
 from tunnel_core.config.types import ListenAddress, Ops
-from tunnel_core.counters import Counters
 from tunnel_core.http.server import HttpClientConnection, exchange
 from tunnel_core.identity import Role
-from tunnel_core.ops import (
+from tunnel_core.reasons import Reason, Refused
+from tunnel_core.telemetry import ops_places
+from tunnel_core.telemetry import ops_server as ops
+from tunnel_core.telemetry.counters import Counters
+from tunnel_core.telemetry.ops_places import MAX_CONNECTIONS, PROBE_PLACES, Places
+from tunnel_core.telemetry.ops_server import (
     OPERATOR,
     Answer,
     OpsAccess,
@@ -26,8 +30,6 @@ from tunnel_core.ops import (
     page_route,
     serve_ops,
 )
-from tunnel_core.ops_places import MAX_CONNECTIONS, PROBE_PLACES, Places
-from tunnel_core.reasons import Reason, Refused
 
 Heard = tuple[int, bytes]
 LOOPBACK = Ops(listen=ListenAddress("127.0.0.1", 0))

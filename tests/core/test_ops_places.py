@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunnel_core.ops_places import MAX_CONNECTIONS, PROBE_PLACES, Place, Places
+from tunnel_core.telemetry.ops_places import MAX_CONNECTIONS, PROBE_PLACES, Place, Places
 
 
 class Clock:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tunnel_core.queued_output import MAX_BYTES, MAX_LINES, QueuedOutput
+from tunnel_core.telemetry.queued_output import MAX_BYTES, MAX_LINES, QueuedOutput
 
 PIPE_BYTES = 4096
 SECONDS = 10.0
@@ -129,7 +129,7 @@ def test_a_line_that_was_cut_short_is_ended_first(tmp_path: object) -> None:
     """A limit on the file's size cuts a line in its middle, as a full disk does."""
     program = (
         "import os, resource, signal, sys\n"
-        "from tunnel_core.queued_output import QueuedOutput\n"
+        "from tunnel_core.telemetry.queued_output import QueuedOutput\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)\n"
         "output = QueuedOutput(file)\n"
@@ -179,8 +179,8 @@ def run(program: str, *, reads: bool) -> tuple[int, float, list[str]]:
     """Exit code, seconds, and the lines of standard error if somebody reads it."""
     head = (
         "import logging, sys, warnings\n"
-        "from tunnel_core import logs\n"
-        "from tunnel_core.queued_output import queue_standard_error\n"
+        "from tunnel_core.telemetry import logs\n"
+        "from tunnel_core.telemetry.queued_output import queue_standard_error\n"
         "from tunnel_core.config.types import LogFormat, LogLevel\n"
         "queue_standard_error()\n"
         "logs.setup(LogLevel.INFO, LogFormat.JSON)\n"

@@ -17,7 +17,6 @@ from tests.fakes import memory_link, pki
 from tests.fakes.credentials import credential_watch
 from tests.resume.network import Network
 from tunnel_agent.resume import Resumer
-from tunnel_core.counters import Counters
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import Target
@@ -27,6 +26,7 @@ from tunnel_core.session.handshake import AgentSteps
 from tunnel_core.session.session import Link
 from tunnel_core.session.state import LinkEvent
 from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import SessionSecret
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes

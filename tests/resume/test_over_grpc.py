@@ -16,13 +16,13 @@ from tests.fakes.grpc_site import open_site
 from tunnel_agent import connect
 from tunnel_agent.connect import Connector
 from tunnel_agent.proxy_choice import ProxyChoice
-from tunnel_core.counters import Counters
 from tunnel_core.identity import Role
 from tunnel_core.limits import MIB, Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.telemetry.counters import Counters
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.events import Kind, NodeEvent
 from tunnel_server.nodes import Nodes

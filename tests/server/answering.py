@@ -18,11 +18,11 @@ from tests.server.test_init import run
 from tests.store.opened import opened
 from tunnel_core.config.loader import load
 from tunnel_core.config.types import ListenAddress, Ops
-from tunnel_core.counters import Counters
 from tunnel_core.http.router import Section
 from tunnel_core.identity import Role, SpiffeId
-from tunnel_core.ops import OPERATOR, Answer, OpsAccess, OpsPages, page_route, serve_ops
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.telemetry.counters import Counters
+from tunnel_core.telemetry.ops_server import OPERATOR, Answer, OpsAccess, OpsPages, page_route, serve_ops
 from tunnel_server.admin.actions import READS, WRITES, Actions
 from tunnel_server.callers import Caller
 from tunnel_server.config import ServerConfig

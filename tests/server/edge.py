@@ -16,10 +16,10 @@ from tests.fakes import pki
 from tests.fakes.credentials import credential_watch
 from tests.fakes.fake_link import Agent, FakeLink, FarEnd
 from tunnel_core.config.types import Log
-from tunnel_core.counters import Counters
 from tunnel_core.http.declining import Decline
 from tunnel_core.http.router import Section
 from tunnel_core.http.server import HeadLimits
+from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Service
 from tunnel_server.admission import Admission
 from tunnel_server.callers import Caller

@@ -11,8 +11,8 @@ import trio.testing
 
 from tests.server.edge import Edge, echo, now, open_edge
 from tests.server.test_api import get
-from tunnel_core.counters import Counters
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.telemetry.counters import Counters
 from tunnel_server.entrances import api_events
 from tunnel_server.entrances.api_events import MAX_LISTED, Question, parse_question
 from tunnel_server.events import Events, Kind

@@ -17,7 +17,6 @@ from tests.fakes import memory_link, pki
 from tests.fakes.credentials import credential_watch
 from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tunnel_core.carrier.interface import CarrierPort
-from tunnel_core.counters import Counters
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target, node_alias
@@ -26,6 +25,7 @@ from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.handshake import VERSION, AgentSteps, AttachRejected
 from tunnel_core.session.session import Link
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.telemetry.counters import Counters
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals

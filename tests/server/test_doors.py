@@ -23,7 +23,6 @@ from tests.fakes.grpc_site import Site, open_site
 from tests.fakes.other_issuers import CLIENT, SERVER, signed
 from tests.server.test_front_revoked import CONNECT, VERSION, echo_until_reset, open_door
 from tunnel_core.carrier.interface import CarrierFailed
-from tunnel_core.counters import Counters
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
@@ -31,6 +30,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.handshake import AgentSteps
 from tunnel_core.session.session import Link
+from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Welcome
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes

@@ -7,8 +7,8 @@ import trio
 import trio.testing
 
 from tests.server.edge import now
-from tunnel_core.counters import Counters
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.telemetry.counters import Counters
 from tunnel_server.events import OF_SERVER, Events, Kind
 from tunnel_server.followers import MAX_FOLLOWERS, MAX_OF_USER, Followers
 

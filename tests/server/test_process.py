@@ -27,9 +27,9 @@ from tests.fakes import pki
 from tests.fakes.pki import write_user_bundle
 from tests.server.programs import AGENT, SERVER, Program, Site, run_server, running, tcp_port
 from tests.terminals import terminal
-from tunnel_core import metrics
-from tunnel_core.counters import Counters
 from tunnel_core.identity import Role
+from tunnel_core.telemetry import prometheus as metrics
+from tunnel_core.telemetry.counters import Counters
 
 DEADLINE_SECONDS = 30
 

@@ -23,18 +23,18 @@ from tests.server.edge import Edge, open_edge, receive_until
 from tests.server.test_front import client_context, tls_files
 from tests.server.test_over_links import linked
 from tunnel_core.config.types import ListenAddress, Ops
-from tunnel_core.counters import Counters
 from tunnel_core.http.declining import Decline, decline_http, decline_tls
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.names import Target
-from tunnel_core.ops import OpsAccess, OpsPages, serve_ops
-from tunnel_core.ops_places import MAX_CONNECTIONS, Place
 from tunnel_core.reasons import Reason
 from tunnel_core.streams import lingering
 from tunnel_core.streams.lingering import linger
 from tunnel_core.streams.relay import relay
 from tunnel_core.streams.sockets import RESET_ON_CLOSE, SocketStream
 from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.telemetry.counters import Counters
+from tunnel_core.telemetry.ops_places import MAX_CONNECTIONS, Place
+from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, serve_ops
 from tunnel_server.admission import Admission
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance

@@ -16,13 +16,13 @@ from tunnel_agent.app import run_agent
 from tunnel_agent.commands.options import bundle_option, config_option, installation_of
 from tunnel_agent.join.places import files_of
 from tunnel_agent.status_client import fetch_status
-from tunnel_core import logs
 from tunnel_core.command_line import CommandError, ExitCode, printable
 from tunnel_core.config.loader import ConfigError
 from tunnel_core.config.types import Ops
 from tunnel_core.memory import keep_memory
-from tunnel_core.queued_output import queue_standard_error
 from tunnel_core.streams.sockets import why_not_listening
+from tunnel_core.telemetry import logs
+from tunnel_core.telemetry.queued_output import queue_standard_error
 
 
 @click.command("run")

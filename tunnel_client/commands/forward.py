@@ -20,10 +20,10 @@ from tunnel_core.config.types import ListenAddress
 from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.ending import ending_signals
 from tunnel_core.names import join_host_port, split_host_port
-from tunnel_core.queued_output import queue_standard_error
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.state import StateCategory
 from tunnel_core.streams.sockets import why_not_listening
+from tunnel_core.telemetry.queued_output import queue_standard_error
 
 _COMMANDS = {
     22: "ssh -p {port} {host}",

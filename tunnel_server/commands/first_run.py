@@ -16,7 +16,7 @@ from certs.ca import default_trust_domain
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.config.loader import ConfigError, load, read
 from tunnel_core.config.types import ListenAddress
-from tunnel_core.logs import log_event
+from tunnel_core.telemetry.logs import log_event
 from tunnel_server.commands.config_text import Ports
 from tunnel_server.commands.init import install_or_say, server_names, with_loopback
 from tunnel_server.commands.installation import Installation

@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 import trio
 
-from tunnel_core import logs
 from tunnel_core.command_line import CommandError, ExitCode
 from tunnel_core.config import paths
-from tunnel_core.logs import log_event
 from tunnel_core.memory import keep_memory
-from tunnel_core.queued_output import queue_standard_error
+from tunnel_core.telemetry import logs
+from tunnel_core.telemetry.logs import log_event
+from tunnel_core.telemetry.queued_output import queue_standard_error
 from tunnel_server.app import CannotStart
 from tunnel_server.commands.access import load_config
 from tunnel_server.commands.first_run import install_if_told, say_made

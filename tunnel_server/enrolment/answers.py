@@ -18,8 +18,8 @@ from certs.pkcs7 import certs_only
 from certs.requests import CertificateRequest, read_request, require_names
 from certs.x509 import is_signed_by
 from tunnel_core.identity import SpiffeId
-from tunnel_core.logs import log_event
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.telemetry.logs import log_event
 
 _log = logging.getLogger("qanat.enrolment")
 

@@ -22,9 +22,9 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from tunnel_core.line_limiter import LineLimiter
-from tunnel_core.logs import log_event
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.telemetry.line_limiter import LineLimiter
+from tunnel_core.telemetry.logs import log_event
 from tunnel_server.store.audit_file import AuditFile
 from tunnel_server.store.database import Connection, DatabaseFailure, StoreError, store_error
 from tunnel_server.store.transaction import Transaction

@@ -26,11 +26,11 @@ from tunnel_agent.join.wish import Wish
 from tunnel_agent.load import load_installation
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.renewing import renew
-from tunnel_core import logs
 from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.config.loader import Source, parse
 from tunnel_core.config.types import Log, LogFormat
 from tunnel_core.reasons import Refused
+from tunnel_core.telemetry import logs
 
 SETTINGS = '\n[ops]\nlisten = ""\n\n[session]\nretry_max_seconds = 2\n'
 

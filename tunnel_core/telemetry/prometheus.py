@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from tunnel_core.counters import (
+from tunnel_core.telemetry.counters import (
     LATENCY_BUCKETS_SECONDS,
     CapSample,
     Counters,

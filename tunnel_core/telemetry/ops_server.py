@@ -22,17 +22,17 @@ import h11
 import trio
 
 from tunnel_core.config.types import Ops
-from tunnel_core.counters import Counters, Snapshot
 from tunnel_core.http.declining import Decliner, decline_http, decline_tls
 from tunnel_core.http.router import READ, Route, RoutedRequest, Router, Section, WhoMay
 from tunnel_core.http.server import Handler, HttpConnection, header_values, serve_http
-from tunnel_core.logs import RefusalLines
 from tunnel_core.names import join_host_port
-from tunnel_core.ops_places import Place, Places
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sources import source_of
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import TlsStream
+from tunnel_core.telemetry.counters import Counters, Snapshot
+from tunnel_core.telemetry.logs import RefusalLines
+from tunnel_core.telemetry.ops_places import Place, Places
 from tunnel_core.text_files import NotPlainText, read_text_file, trouble_with
 
 _log = logging.getLogger("qanat.ops")
@@ -146,7 +146,7 @@ async def _metrics(snapshot: Snapshot) -> Answer:
 
 def _render(snapshot: Snapshot, tasks: int) -> Answer:
     # Late: prometheus_client costs some MB, and most agents are never scraped.
-    from tunnel_core import metrics
+    from tunnel_core.telemetry import prometheus as metrics
 
     return Answer(metrics.exposition(snapshot, tasks=tasks), metrics.CONTENT_TYPE)
 

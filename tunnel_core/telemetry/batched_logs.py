@@ -14,9 +14,9 @@ from logging.handlers import MemoryHandler
 
 import trio
 
-from tunnel_core import logs
-from tunnel_core.logs import Line
-from tunnel_core.queued_output import together
+from tunnel_core.telemetry import logs
+from tunnel_core.telemetry.logs import Line
+from tunnel_core.telemetry.queued_output import together
 
 _HOLD_SECONDS = 0.05
 _MOST_LINES = 256
