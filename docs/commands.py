@@ -8,7 +8,7 @@ from pathlib import Path
 import tunnel_agent.main
 import tunnel_client.main
 import tunnel_server.main
-from tunnel_core.manual import as_markdown, pages_of
+from tunnel_core.cli.manual import as_markdown, pages_of
 
 FILE = Path(__file__).with_suffix(".md")
 PROGRAMS = {

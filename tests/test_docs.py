@@ -26,7 +26,7 @@ import tunnel_server.main
 from tests.papers import PLACED_PAPERS as PLACED
 from tests.papers import BadPlace, Block, place_of, placed_blocks
 from tunnel_agent.config import AgentConfig
-from tunnel_core.command_line import ExitCode, exit_code_of
+from tunnel_core.cli.command_line import ExitCode, exit_code_of
 from tunnel_core.config.loader import Source, parse
 from tunnel_core.config.types import ListenAddress, Mode, Secret
 from tunnel_core.reasons import Reason

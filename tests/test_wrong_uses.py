@@ -25,7 +25,7 @@ from tests.agent.listening import ignore, listening
 from tests.server.programs import AGENT, SERVER, running
 from tunnel_agent.main import main as agent
 from tunnel_client.main import main as client
-from tunnel_core import command_line
+from tunnel_core.cli import command_line
 from tunnel_core.config import paths
 from tunnel_server.main import main as server
 

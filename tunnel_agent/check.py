@@ -13,7 +13,7 @@ from tunnel_agent.findings import Finding, Report, Verdict
 from tunnel_agent.load import Installation, load_installation
 from tunnel_agent.probe import ServerProbe
 from tunnel_core.carrier.asyncio_bridge import open_bridge
-from tunnel_core.command_line import ExitCode
+from tunnel_core.cli.command_line import ExitCode
 from tunnel_core.config.loader import ConfigError
 from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from certs.token import trouble_with_arguments
-from tunnel_core.command_line import LateGroup
+from tunnel_core.cli.command_line import LateGroup
 
 _COMMANDS = {
     "join": "tunnel_agent.commands.join:command",
@@ -17,8 +17,8 @@ _COMMANDS = {
     "service": "tunnel_agent.commands.service:command",
     "health": "tunnel_agent.commands.health:command",
     "version": "tunnel_agent.commands.version:command",
-    "completion": "tunnel_core.completion:completion",
-    "man": "tunnel_core.manual:man",
+    "completion": "tunnel_core.cli.completion:completion",
+    "man": "tunnel_core.cli.manual:man",
 }
 
 

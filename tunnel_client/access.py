@@ -11,7 +11,7 @@ from pathlib import Path
 
 from certs.bundle import Bundle, BundleError, read_bundle
 from tunnel_client.dial import Dialer, TlsDialer, UnixDialer, client_context
-from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.config import paths
 
 

@@ -23,7 +23,7 @@ import h11
 import trio
 
 from tunnel_client.demo_guard import DONE
-from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.names import Target
 
 NODE = "demo"

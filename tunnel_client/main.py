@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tunnel_core.command_line import LateGroup
+from tunnel_core.cli.command_line import LateGroup
 
 _COMMANDS = {
     "status": "tunnel_client.commands.status:status",
@@ -20,8 +20,8 @@ _COMMANDS = {
     "connect": "tunnel_client.commands.connect:connect",
     "demo": "tunnel_client.commands.demo:demo",
     "version": "tunnel_client.commands.listing:version",
-    "completion": "tunnel_core.completion:completion",
-    "man": "tunnel_core.manual:man",
+    "completion": "tunnel_core.cli.completion:completion",
+    "man": "tunnel_core.cli.manual:man",
 }
 
 

@@ -9,9 +9,9 @@ from urllib.parse import quote, urlencode
 from tunnel_client import words
 from tunnel_client.api import ask, ask_nodes
 from tunnel_client.dial import Dialer
+from tunnel_core.cli.tables import Row, Table
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.state import StateCategory, category_of_word
-from tunnel_core.tables import Row, Table
 
 Item = Mapping[str, Any]
 

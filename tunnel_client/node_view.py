@@ -16,9 +16,9 @@ from tunnel_client.node_facts import (
     text_of,
     traffic_of,
 )
+from tunnel_core.cli.tables import Row, Table, facts_of, lines_of
+from tunnel_core.cli.terminal import line_width
 from tunnel_core.humanize import minute_of, moment_of
-from tunnel_core.tables import Row, Table, facts_of, lines_of
-from tunnel_core.terminal import line_width
 
 EVENTS = Table(("time", "node", "event", "reason", "detail"))
 _OF_ONE_NODE = Table(("time", "event", "reason", "detail"))

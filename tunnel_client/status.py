@@ -15,10 +15,10 @@ from typing import Any
 from certs.life import Life, is_late
 from tunnel_client import words
 from tunnel_client.node_facts import Item, category_of, items_of, state_of, text_of
-from tunnel_core.command_line import printable
+from tunnel_core.cli.command_line import printable
+from tunnel_core.cli.tables import facts_of, flowed
 from tunnel_core.humanize import as_iso, as_minute, minute_of, moment_of, parse_moment
 from tunnel_core.session.state import GONE, StateCategory
-from tunnel_core.tables import facts_of, flowed
 
 _MAX_WARNINGS = 20
 

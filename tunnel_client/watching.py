@@ -15,11 +15,11 @@ import trio
 from tunnel_client.api import ask_nodes
 from tunnel_client.dial import Dialer, ServerUnreachable
 from tunnel_client.node_facts import NODES, Item, items_of, node_row, state_of, text_of
-from tunnel_core.command_line import printable
+from tunnel_core.cli.command_line import printable
+from tunnel_core.cli.tables import lines_of
+from tunnel_core.cli.terminal import cell_width, line_width, screen_lines, takes_escapes
 from tunnel_core.ending import STANDARD_OUTPUT, wait_writable
 from tunnel_core.humanize import as_moment
-from tunnel_core.tables import lines_of
-from tunnel_core.terminal import cell_width, line_width, screen_lines, takes_escapes
 
 REFRESH_SECONDS = 2.0
 _SHARE = 10

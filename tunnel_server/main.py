@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from certs.token import trouble_with_arguments
-from tunnel_core.command_line import LateGroup
+from tunnel_core.cli.command_line import LateGroup
 
 _COMMANDS = {
     "init": "tunnel_server.commands.init:command",
@@ -22,8 +22,8 @@ _COMMANDS = {
     "ca": "tunnel_server.commands.ca:command",
     "backup": "tunnel_server.commands.backup:backup",
     "restore": "tunnel_server.commands.backup:restore",
-    "completion": "tunnel_core.completion:completion",
-    "man": "tunnel_core.manual:man",
+    "completion": "tunnel_core.cli.completion:completion",
+    "man": "tunnel_core.cli.manual:man",
 }
 
 

@@ -8,7 +8,7 @@ from certs.bundle import read_bundle
 from certs.x509 import describe
 from tests.admin.test_commands import Command
 from tests.server.test_init import run
-from tunnel_core import tables
+from tunnel_core.cli import tables
 from tunnel_server.commands.audit import row_of
 
 LONG = "shop-7." + ".".join([c * 60 for c in "xyz"]) + ".example.com"

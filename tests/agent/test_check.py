@@ -29,7 +29,7 @@ from tunnel_agent.probe import ServerProbe
 from tunnel_agent.resolver import Resolve, resolve_server
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.carrier.interface import Carrier
-from tunnel_core.command_line import ExitCode
+from tunnel_core.cli.command_line import ExitCode
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused

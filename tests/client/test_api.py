@@ -16,7 +16,7 @@ from tests.fakes.pki import authority, expired_leaf, server_context, server_leaf
 from tunnel_client.access import find_access
 from tunnel_client.api import ask, ask_nodes
 from tunnel_client.dial import Dialer, ServerUnreachable, UnixDialer
-from tunnel_core.command_line import printable
+from tunnel_core.cli.command_line import printable
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 

@@ -19,7 +19,7 @@ from tests.client.test_commands import NODE, environment
 from tests.fakes.pki import write_user_bundle
 from tests.test_docs import GROUPS
 from tests.tools_here import need
-from tunnel_core import completed_names
+from tunnel_core.cli import completed_names
 from tunnel_core.config import paths
 
 MODULES = {

@@ -18,7 +18,7 @@ from tests.terminals import terminal
 from tunnel_client import demo_guard
 from tunnel_client.commands.demo import forward_line
 from tunnel_client.demo import check_target, remove_left_behind
-from tunnel_core.command_line import CommandError
+from tunnel_core.cli.command_line import CommandError
 from tunnel_core.names import Target
 
 DEMO = [sys.executable, "-c", "from tunnel_client.main import main; main(prog_name='qanat')", "demo"]

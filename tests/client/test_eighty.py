@@ -17,8 +17,8 @@ import trio
 from tests.client.server import FakeServer, fake_server
 from tests.client.test_commands import NODE, QANAT, environment, inside
 from tests.fakes.pki import write_user_bundle
-from tunnel_core import tables
-from tunnel_core.terminal import line_width
+from tunnel_core.cli import tables
+from tunnel_core.cli.terminal import line_width
 
 LONG = "shop-7." + "x" * 60 + "." + "y" * 60 + "." + "z" * 60 + ".example.com"
 NAMES = ("edge1", "shop-7.stores.example.com", LONG)

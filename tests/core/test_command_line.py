@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tunnel_core.command_line import CommandError, ExitCode, LateGroup, exit_code_of
+from tunnel_core.cli.command_line import CommandError, ExitCode, LateGroup, exit_code_of
 from tunnel_core.config import paths
 from tunnel_core.reasons import Reason, Refused
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from tests.test_docs import GROUPS, check_command
 from tests.tools_here import need
+from tunnel_core.cli.manual import Page, as_markdown, as_roff, pages_of
 from tunnel_core.config import paths
-from tunnel_core.manual import Page, as_markdown, as_roff, pages_of
 
 PAGES = [page for name, command in GROUPS.items() for page in pages_of(command, name)]
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

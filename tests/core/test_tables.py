@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_fences import modules
-from tunnel_core.tables import Table, facts_of, lay_out, lines_of, show_list
-from tunnel_core.terminal import cell_width, line_width, screen_lines, styled
+from tunnel_core.cli.tables import Table, facts_of, lay_out, lines_of, show_list
+from tunnel_core.cli.terminal import cell_width, line_width, screen_lines, styled
 
 NODES = ("node", "state", "rtt", "streams", "services")
 SHORT = ("edge1", "attached 3m", "42 ms", "2", "web (http)")
@@ -173,7 +173,7 @@ def test_a_table_of_many_rows_is_quick() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", sorted(modules().keys() - {"tunnel_core.terminal", "tunnel_core.telemetry.logs"})
+    "module", sorted(modules().keys() - {"tunnel_core.cli.terminal", "tunnel_core.telemetry.logs"})
 )
 def test_no_other_module_styles_text(module: str) -> None:
     """Each would have to ask for NO_COLOR and dumb terminals, as log lines do."""

@@ -9,7 +9,7 @@ import pytest
 
 from certs.x509 import describe
 from tests.server.programs import SERVER, running
-from tunnel_core.command_line import CommandError
+from tunnel_core.cli.command_line import CommandError
 from tunnel_core.config import paths
 from tunnel_core.config.loader import load
 from tunnel_server.commands.first_run import install_if_told

@@ -26,7 +26,7 @@ from tunnel_agent.join.node_places import Files
 from tunnel_agent.join.places import files_of
 from tunnel_agent.join.wish import Wish, parse_server, parse_service
 from tunnel_agent.load import load_config, load_proxy
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.cli.command_line import CommandError, ExitCode, print_json
 from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError, read
 from tunnel_core.humanize import as_iso, as_minute

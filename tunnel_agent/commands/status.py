@@ -13,12 +13,12 @@ from tunnel_agent.commands.options import config_option, json_option
 from tunnel_agent.load import load_config, place_of_config
 from tunnel_agent.status_client import TIMEOUT_SECONDS, UnreadableToken, fetch_status
 from tunnel_agent.status_page import because
-from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
+from tunnel_core.cli.command_line import CommandError, ExitCode, print_json, printable
+from tunnel_core.cli.tables import Row, Table, lines_of
 from tunnel_core.config.loader import ConfigError
 from tunnel_core.config.types import Ops
 from tunnel_core.humanize import as_duration, as_milliseconds, as_size, minute_of, moment_of
 from tunnel_core.session.state import StateCategory, category_of_word
-from tunnel_core.tables import Row, Table, lines_of
 
 _STREAMS = Table(("stream", "user", "through", "in", "out", "target"))
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import click
 
 from tunnel_agent.commands.options import json_option
-from tunnel_core.command_line import print_json
+from tunnel_core.cli.command_line import print_json
 from tunnel_core.version import __version__
 
 

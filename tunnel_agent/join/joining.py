@@ -43,7 +43,7 @@ from tunnel_agent.load import policy_of
 from tunnel_agent.proxy_choice import ProxyChoice
 from tunnel_agent.targets import Policy
 from tunnel_agent.way import Port, Way, agents_port, https_port
-from tunnel_core.command_line import ExitCode, exit_code_of
+from tunnel_core.cli.command_line import ExitCode, exit_code_of
 from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Reason
 

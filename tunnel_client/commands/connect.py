@@ -11,7 +11,7 @@ from tunnel_client.commands.options import access, bundle_option, parse_wish, ru
 from tunnel_client.dial import Dialer
 from tunnel_client.stdio import take_stdio
 from tunnel_client.tunnel import Wish, open_tunnel
-from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.relay import RelayResult, relay
 

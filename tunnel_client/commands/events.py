@@ -17,9 +17,9 @@ from tunnel_client.commands.options import access, bundle_option, json_option, r
 from tunnel_client.dial import Dialer, ServerUnreachable
 from tunnel_client.node_facts import items_of
 from tunnel_client.node_view import EVENTS, event_row
-from tunnel_core.command_line import printable
+from tunnel_core.cli.command_line import printable
+from tunnel_core.cli.tables import show_list, wide_option
 from tunnel_core.ending import STANDARD_OUTPUT, wait_writable
-from tunnel_core.tables import show_list, wide_option
 
 _POLL_SECONDS = 25
 _RETRY_SECONDS = 2.0

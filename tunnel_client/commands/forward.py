@@ -15,7 +15,7 @@ from tunnel_client.forwarding import MAX_CONNECTIONS, connections_for, listen
 from tunnel_client.forwarding import forward as serve_forward
 from tunnel_client.node_facts import Item, ask_node, category_of, items_of, text_of
 from tunnel_client.tunnel import Wish
-from tunnel_core.command_line import CommandError, ExitCode, print_json, printable
+from tunnel_core.cli.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config.types import ListenAddress
 from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.ending import ending_signals

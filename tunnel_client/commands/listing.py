@@ -23,7 +23,7 @@ from tunnel_client.node_facts import (
     text_of,
     traffic_of,
 )
-from tunnel_core.tables import Row, Table, show_list, wide_option
+from tunnel_core.cli.tables import Row, Table, show_list, wide_option
 
 _SESSIONS = Table(("session", "node", "age", "rtt", "streams", "in", "out"), ("address", "software"))
 _VERSIONS = Table(("what", "version"))

@@ -12,8 +12,8 @@ from tunnel_client.access import find_access
 from tunnel_client.api import ask
 from tunnel_client.dial import Dialer
 from tunnel_client.node_facts import Item, ask_node, items_of, state_of, text_of
-from tunnel_core.command_line import printable
-from tunnel_core.completed_names import answer_in_time, items_beginning
+from tunnel_core.cli.command_line import printable
+from tunnel_core.cli.completed_names import answer_in_time, items_beginning
 
 
 def complete_node(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -12,8 +12,8 @@ from tunnel_client.commands.options import access, bundle_option, json_option, r
 from tunnel_client.node_facts import NODES, ask_node, items_of, node_row
 from tunnel_client.node_view import lines_of_node
 from tunnel_client.watching import watch_nodes
-from tunnel_core.command_line import print_json
-from tunnel_core.tables import show_list, wide_option
+from tunnel_core.cli.command_line import print_json
+from tunnel_core.cli.tables import show_list, wide_option
 
 
 @click.command("nodes")

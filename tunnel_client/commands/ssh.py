@@ -14,7 +14,7 @@ import click
 
 from tunnel_client.commands.names import complete_behind_at, complete_login
 from tunnel_client.commands.options import access, bundle_option, named_bundle
-from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.identity import Role, why_no_name
 from tunnel_core.names import is_node_name
 

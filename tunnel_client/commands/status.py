@@ -16,8 +16,8 @@ from tunnel_client.commands.options import access, bundle_option, json_option, n
 from tunnel_client.dial import Dialer
 from tunnel_client.node_facts import ask_if_there
 from tunnel_client.status import Own, from_pages, lines_of, page_of
-from tunnel_core.command_line import print_json
-from tunnel_core.terminal import line_width
+from tunnel_core.cli.command_line import print_json
+from tunnel_core.cli.terminal import line_width
 
 
 @click.command("status")

@@ -7,7 +7,7 @@ from typing import Any
 
 import h11
 
-from tunnel_core.command_line import printable
+from tunnel_core.cli.command_line import printable
 from tunnel_core.http.server import REASON_HEADER, header_values
 from tunnel_core.reasons import Reason, Refused
 

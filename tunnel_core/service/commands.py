@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
+from tunnel_core.cli.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.config.loader import ConfigError
 from tunnel_core.humanize import as_moment
 from tunnel_core.service.install import install

@@ -19,11 +19,11 @@ from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
+from tunnel_core.cli.terminal import takes_colours
 from tunnel_core.config.types import Log, LogFormat, LogLevel, StreamLog, entrance_label
 from tunnel_core.reasons import Category, Reason, Refused
 from tunnel_core.telemetry.line_limiter import LineLimiter
 from tunnel_core.telemetry.queued_output import QueuedOutput
-from tunnel_core.terminal import takes_colours
 
 _FIELDS = "fields"
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@\[\]{}%+,*-]+")

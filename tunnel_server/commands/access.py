@@ -13,7 +13,7 @@ import click
 import trio
 
 from certs.file_owner import as_owner
-from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError, load
 from tunnel_core.identity import Role, is_identity_name, why_no_name

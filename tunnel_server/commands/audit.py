@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from tunnel_core.cli.tables import Table, show_list, wide_option
 from tunnel_core.humanize import moment_of
-from tunnel_core.tables import Table, show_list, wide_option
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.durations import TIME_HELP, moment
 from tunnel_server.commands.names import complete_node

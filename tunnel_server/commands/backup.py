@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.cli.command_line import CommandError, ExitCode, print_json
 from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError, load
 from tunnel_core.humanize import counted

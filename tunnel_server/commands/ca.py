@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from certs.rotation import Step
-from tunnel_core.command_line import CommandGroup, print_json
+from tunnel_core.cli.command_line import CommandGroup, print_json
 from tunnel_core.humanize import minute_of
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, few, yes_option

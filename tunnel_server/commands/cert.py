@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from tunnel_core.command_line import CommandGroup, print_json
+from tunnel_core.cli.command_line import CommandGroup, print_json
+from tunnel_core.cli.tables import Table, show_list, wide_option
 from tunnel_core.humanize import as_length, counted, minute_of, parse_moment
-from tunnel_core.tables import Table, show_list, wide_option
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import force_option, yes_option
 from tunnel_server.commands.names import complete_node

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
+from tunnel_core.cli.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.config import effective, paths
 from tunnel_core.config.loader import ConfigError, load_given
 from tunnel_server.commands.access import absent_fix, config_option, json_option

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.humanize import counted, minute_of
 
 _MAX_SHOWN = 5

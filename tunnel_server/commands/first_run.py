@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from certs.ca import default_trust_domain
-from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.config.loader import ConfigError, load, read
 from tunnel_core.config.types import ListenAddress
 from tunnel_core.telemetry.logs import log_event

@@ -11,7 +11,7 @@ import click
 
 from certs.ca import LOOPBACK_NAMES, Leaf, canonical_name, default_trust_domain
 from certs.x509 import describe
-from tunnel_core.command_line import CommandError, ExitCode, print_json
+from tunnel_core.cli.command_line import CommandError, ExitCode, print_json
 from tunnel_core.config import paths
 from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.identity import Role, SpiffeId

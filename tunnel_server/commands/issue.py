@@ -15,7 +15,7 @@ from certs.bundle import Bundle, format_bundle
 from certs.ca import LEAF_DAYS, Authority, AuthorityError, Leaf
 from certs.files import write_private, write_public
 from certs.x509 import describe
-from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
+from tunnel_core.cli.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.config.paths import rights_hint
 from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.identity import Role

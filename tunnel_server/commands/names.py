@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from tunnel_core.completed_names import answer_in_time, items_beginning
+from tunnel_core.cli.completed_names import answer_in_time, items_beginning
 from tunnel_server.admin.client import ask_server
 from tunnel_server.commands.access import load_config
 

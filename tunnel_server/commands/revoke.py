@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
+from tunnel_core.cli.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.humanize import counted, minute_of, moment_of
 from tunnel_core.identity import Role
 from tunnel_server.commands.access import checked_name, config_option, json_option, perform

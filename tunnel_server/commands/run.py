@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import trio
 
-from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.config import paths
 from tunnel_core.memory import keep_memory
 from tunnel_core.telemetry import logs

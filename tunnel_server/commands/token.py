@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from certs.files import write_private
-from tunnel_core.command_line import CommandError, CommandGroup, ExitCode, print_json
+from tunnel_core.cli.command_line import CommandError, CommandGroup, ExitCode, print_json
+from tunnel_core.cli.tables import Table, show_list, wide_option
 from tunnel_core.humanize import minute_of
-from tunnel_core.tables import Table, show_list, wide_option
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, yes_option
 from tunnel_server.commands.durations import duration

@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.cli.command_line import CommandError, ExitCode
 
 _MODE = 0o644
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
-from tunnel_core.command_line import print_json, printable
-from tunnel_core.terminal import cell_width, line_width
+from tunnel_core.cli.command_line import print_json, printable
+from tunnel_core.cli.terminal import cell_width, line_width
 
 Row = Sequence[str]
 _GAP = "  "

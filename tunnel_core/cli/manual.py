@@ -16,8 +16,8 @@ from importlib import metadata
 
 import click
 
+from tunnel_core.cli.installing import install_text
 from tunnel_core.config import paths
-from tunnel_core.installing import install_text
 
 _KEEPS_LINES = "\b"
 _EXAMPLES = ("Example:", "Examples:")

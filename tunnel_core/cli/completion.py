@@ -8,9 +8,9 @@ from collections.abc import Callable
 import click
 from click.shell_completion import get_completion_class
 
-from tunnel_core.command_line import CommandError, ExitCode
+from tunnel_core.cli.command_line import CommandError, ExitCode
+from tunnel_core.cli.installing import install_text
 from tunnel_core.config import paths
-from tunnel_core.installing import install_text
 
 _SHELLS = ("bash", "zsh", "fish")
 
