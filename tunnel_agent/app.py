@@ -26,10 +26,10 @@ from tunnel_agent.target_lookups import TargetLookups
 from tunnel_agent.tls import TargetTls
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.congestion.token_bucket import Bucket
-from tunnel_core.descriptors import raise_descriptor_limit
-from tunnel_core.ending import ending_signals
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason
+from tunnel_core.runtime.ending import ending_signals
+from tunnel_core.runtime.fd_limits import raise_descriptor_limit
 from tunnel_core.session.memory_pressure import relieve_pressure
 from tunnel_core.session.statistics import SessionStatistics
 from tunnel_core.telemetry.batched_logs import hold_lines

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tunnel_agent.defaults import OPS_LISTEN
-from tunnel_core.first_moment import maybe_health, obey_sigterm, prepare_process
+from tunnel_core.runtime.startup import maybe_health, obey_sigterm, prepare_process
 
 
 def entry_point() -> None:

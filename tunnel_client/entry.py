@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunnel_core.first_moment import prepare_process
+from tunnel_core.runtime.startup import prepare_process
 
 
 def entry_point() -> None:

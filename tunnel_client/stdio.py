@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import trio
 
-from tunnel_core.ending import is_hung_up
+from tunnel_core.runtime.ending import is_hung_up
 from tunnel_core.streams.sockets import SocketStream
 
 _READ_BYTES = 64 * 1024

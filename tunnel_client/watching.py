@@ -18,8 +18,8 @@ from tunnel_client.node_facts import NODES, Item, items_of, node_row, state_of, 
 from tunnel_core.cli.command_line import printable
 from tunnel_core.cli.tables import lines_of
 from tunnel_core.cli.terminal import cell_width, line_width, screen_lines, takes_escapes
-from tunnel_core.ending import STANDARD_OUTPUT, wait_writable
 from tunnel_core.humanize import as_moment
+from tunnel_core.runtime.ending import STANDARD_OUTPUT, wait_writable
 
 REFRESH_SECONDS = 2.0
 _SHARE = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tunnel_core.first_moment import maybe_health, obey_sigterm, prepare_process
+from tunnel_core.runtime.startup import maybe_health, obey_sigterm, prepare_process
 from tunnel_server.defaults import OPS_LISTEN
 
 

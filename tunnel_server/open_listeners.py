@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import trio
 
-from tunnel_core.descriptors import raise_descriptor_limit
 from tunnel_core.http.declining import Decline, decline_http, decline_tls
+from tunnel_core.runtime.fd_limits import raise_descriptor_limit
 from tunnel_core.telemetry.logs import log_event
 from tunnel_server.admission import Admission
 from tunnel_server.binding import UnixAddress

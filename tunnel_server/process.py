@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import trio
 
-from tunnel_core.ending import has_terminal
+from tunnel_core.runtime.ending import has_terminal
 from tunnel_core.telemetry.batched_logs import hold_lines
 from tunnel_server.app import CannotStart, Server, open_server
 from tunnel_server.config import ServerConfig

@@ -27,10 +27,10 @@ from tunnel_agent.main import main as agent_main
 from tunnel_agent.targets import Published
 from tunnel_agent.tls import TargetTls
 from tunnel_core.config.loader import ConfigError, load
-from tunnel_core.health import Door, Unhealthy
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.runtime.health_probe import Door, Unhealthy
 from tunnel_core.telemetry.ops_server import OpsAccess
 from tunnel_server.config import ServerConfig
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from tunnel_core.ending import exit_code_of, is_hung_up, wait_hung_up, wait_writable
+from tunnel_core.runtime.ending import exit_code_of, is_hung_up, wait_hung_up, wait_writable
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_signals_that_the_caller_ignores_stay_ignored() -> None:
     """As ``nohup`` and a shell's ``&`` do it."""
-    code = "from tunnel_core.ending import ending_signals; print(*(int(n) for n in ending_signals()))"
+    code = "from tunnel_core.runtime.ending import ending_signals; print(*(int(n) for n in ending_signals()))"
     ignore = (
         "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
         " os.execv(sys.argv[1], sys.argv[1:])"

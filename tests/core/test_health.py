@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.core.test_ops import LOOPBACK, NO_ACCESS, pages
-from tunnel_core.health import Door, Unhealthy, ask, file_named, report
+from tunnel_core.runtime.health_probe import Door, Unhealthy, ask, file_named, report
 from tunnel_core.telemetry.ops_server import serve_ops
 
 DEFAULT = "127.0.0.1:7005"

@@ -11,11 +11,11 @@ import trio
 
 from certs.ca import create_authority
 from tests.dialling import dial
-from tunnel_core import descriptors
 from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.http.server import HttpClientConnection, exchange
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.runtime import fd_limits as descriptors
 from tunnel_core.telemetry import ops_places
 from tunnel_core.telemetry import ops_server as ops
 from tunnel_core.telemetry.counters import Counters

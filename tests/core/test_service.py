@@ -18,7 +18,7 @@ from tests.fakes.systemd import FakeMachine
 from tunnel_agent.commands.service import AgentService, _missing_group
 from tunnel_agent.commands.service import command as agent_command
 from tunnel_core.config import paths
-from tunnel_core.health import Door
+from tunnel_core.runtime.health_probe import Door
 from tunnel_core.service.commands import service_group
 from tunnel_core.service.handover import hand_over_file, hand_over_tree, let_read
 from tunnel_core.service.machine import Account, LinuxMachine, MachineError, Manager

@@ -9,7 +9,7 @@ import click
 
 from tunnel_agent.defaults import OPS_LISTEN
 from tunnel_core.config import paths
-from tunnel_core.health import Door, Unhealthy, report
+from tunnel_core.runtime.health_probe import Door, Unhealthy, report
 
 
 @click.command("health")

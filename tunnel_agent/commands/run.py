@@ -19,7 +19,7 @@ from tunnel_agent.status_client import fetch_status
 from tunnel_core.cli.command_line import CommandError, ExitCode, printable
 from tunnel_core.config.loader import ConfigError
 from tunnel_core.config.types import Ops
-from tunnel_core.memory import keep_memory
+from tunnel_core.runtime.memory_tuning import keep_memory
 from tunnel_core.streams.sockets import why_not_listening
 from tunnel_core.telemetry import logs
 from tunnel_core.telemetry.queued_output import queue_standard_error

@@ -11,7 +11,7 @@ from certs.bundle import Bundle, BundleError, read_bundle
 from tunnel_agent.config import AgentConfig
 from tunnel_core.config import paths
 from tunnel_core.config.loader import load
-from tunnel_core.health import Door
+from tunnel_core.runtime.health_probe import Door
 from tunnel_core.service.commands import service_group
 from tunnel_core.service.plan import Remains, ServicePlan, own_command
 from tunnel_core.service.unit import ServiceSpec, is_hidden

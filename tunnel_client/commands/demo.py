@@ -13,11 +13,11 @@ import click
 import trio
 
 from tunnel_client.demo import NODE, Demo, check_demo, check_target, running_demo
-from tunnel_core import ending
 from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.cli.terminal import styled
-from tunnel_core.first_moment import settle_output
 from tunnel_core.names import Target
+from tunnel_core.runtime import ending
+from tunnel_core.runtime.startup import settle_output
 
 _OUTPUT = 1
 _FORM = "--target takes HOST:PORT or unix:/PATH, for example --target 127.0.0.1:8080"

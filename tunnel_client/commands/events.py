@@ -19,7 +19,7 @@ from tunnel_client.node_facts import items_of
 from tunnel_client.node_view import EVENTS, event_row
 from tunnel_core.cli.command_line import printable
 from tunnel_core.cli.tables import show_list, wide_option
-from tunnel_core.ending import STANDARD_OUTPUT, wait_writable
+from tunnel_core.runtime.ending import STANDARD_OUTPUT, wait_writable
 
 _POLL_SECONDS = 25
 _RETRY_SECONDS = 2.0

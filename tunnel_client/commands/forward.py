@@ -17,10 +17,10 @@ from tunnel_client.node_facts import Item, ask_node, category_of, items_of, text
 from tunnel_client.tunnel import Wish
 from tunnel_core.cli.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config.types import ListenAddress
-from tunnel_core.descriptors import raise_descriptor_limit
-from tunnel_core.ending import ending_signals
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.runtime.ending import ending_signals
+from tunnel_core.runtime.fd_limits import raise_descriptor_limit
 from tunnel_core.session.state import StateCategory
 from tunnel_core.streams.sockets import why_not_listening
 from tunnel_core.telemetry.queued_output import queue_standard_error

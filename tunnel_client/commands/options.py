@@ -14,11 +14,11 @@ from tunnel_client.access import Access, find_access
 from tunnel_client.dial import ServerUnreachable
 from tunnel_client.tunnel import Wish
 from tunnel_core.cli.command_line import CommandError, ExitCode
-from tunnel_core.ending import STANDARD_OUTPUT, ending_signals, is_hung_up, wait_hung_up
-from tunnel_core.first_moment import settle_output
 from tunnel_core.identity import Role, why_no_name
 from tunnel_core.names import is_node_name
 from tunnel_core.reasons import Refused
+from tunnel_core.runtime.ending import STANDARD_OUTPUT, ending_signals, is_hung_up, wait_hung_up
+from tunnel_core.runtime.startup import settle_output
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,8 +18,8 @@ from typing import IO, Any
 import click
 
 from tunnel_core.config.paths import rights_hint
-from tunnel_core.first_moment import settle_output
 from tunnel_core.reasons import Category, Reason, Refused
+from tunnel_core.runtime.startup import settle_output
 
 
 class ExitCode(enum.IntEnum):

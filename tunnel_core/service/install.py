@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tunnel_core import health
 from tunnel_core.cli.installing import write_public_text
+from tunnel_core.runtime import health_probe as health
 from tunnel_core.service.handover import hand_over_file, hand_over_tree, let_read
 from tunnel_core.service.machine import Account, Machine, MachineError, Manager
 from tunnel_core.service.plan import ServicePlan, as_shell, installed_unit, own_places

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import tunnel_core
 from tunnel_core.config import paths
-from tunnel_core.health import Door
+from tunnel_core.runtime.health_probe import Door
 from tunnel_core.service.machine import Machine
 from tunnel_core.service.unit import ServiceSpec, command_in, groups_in
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from tunnel_core.config import paths
-from tunnel_core.health import Door, Unhealthy, report
+from tunnel_core.runtime.health_probe import Door, Unhealthy, report
 from tunnel_server.defaults import OPS_LISTEN
 
 

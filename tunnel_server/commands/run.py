@@ -12,7 +12,7 @@ import trio
 
 from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.config import paths
-from tunnel_core.memory import keep_memory
+from tunnel_core.runtime.memory_tuning import keep_memory
 from tunnel_core.telemetry import logs
 from tunnel_core.telemetry.logs import log_event
 from tunnel_core.telemetry.queued_output import queue_standard_error

@@ -10,7 +10,7 @@ from certs.bundle import BundleError, read_bundle
 from tunnel_core.config import paths
 from tunnel_core.config.loader import load
 from tunnel_core.config.types import ListenAddress
-from tunnel_core.health import Door
+from tunnel_core.runtime.health_probe import Door
 from tunnel_core.service.commands import service_group
 from tunnel_core.service.plan import Remains, ServicePlan, own_command
 from tunnel_core.service.unit import ServiceSpec

@@ -25,7 +25,7 @@ from tests.e2e.programs import AGENT_OPS_PORT, SERVER_OPS_PORT, WEB_PORT, Progra
 from tests.e2e.site import ECHO
 from tests.e2e.waiting import wait_until
 from tests.net.one_machine import Here
-from tunnel_core.descriptors import raise_descriptor_limit
+from tunnel_core.runtime.fd_limits import raise_descriptor_limit
 
 SOURCES = [f"127.0.77.{number}" for number in range(1, 33)]
 FOR_EACH = 32

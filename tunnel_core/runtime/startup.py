@@ -72,7 +72,7 @@ def maybe_health(find_file: Callable[[], Path], default: str) -> int | None:
     """
     if sys.argv[1:2] != ["health"]:
         return None
-    from tunnel_core.health import Door, Unhealthy, file_named, report
+    from tunnel_core.runtime.health_probe import Door, Unhealthy, file_named, report
 
     try:
         named = file_named(sys.argv[2:])
