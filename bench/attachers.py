@@ -17,7 +17,7 @@ import trio
 
 from certs.bundle import Bundle, read_bundle
 from tunnel_agent.connect import Connector
-from tunnel_agent.proxy_choice import ProxyChoice
+from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.limits import Limits
 from tunnel_core.streams.tunnel_stream import Stream

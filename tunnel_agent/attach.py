@@ -26,7 +26,7 @@ from contextlib import AbstractAsyncContextManager
 import tenacity
 import trio
 
-from tunnel_agent.findings import REJOIN
+from tunnel_agent.checks import REJOIN
 from tunnel_agent.state import AgentState, AttachedLink
 from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.session.handshake import AttachRejected

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import trio
 
+from tunnel_agent.checks import Finding, Verdict
 from tunnel_agent.dial import Dialler
-from tunnel_agent.findings import Finding, Verdict
 from tunnel_agent.targets import Entry, Policy
 from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target

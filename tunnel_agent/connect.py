@@ -14,11 +14,11 @@ import trio
 from certs.bundle import Bundle
 from tunnel_agent.config import SOFTWARE
 from tunnel_agent.load import Installation
-from tunnel_agent.proxy import Proxy, ProxyError
-from tunnel_agent.proxy_choice import ProxyChoice
-from tunnel_agent.resolver import Resolve, resolve_server
+from tunnel_agent.network.proxy import Proxy, ProxyError
+from tunnel_agent.network.proxy_choice import ProxyChoice
+from tunnel_agent.network.resolver import Resolve, resolve_server
+from tunnel_agent.network.route_watcher import RouteWatcher
 from tunnel_agent.resume import Resumer
-from tunnel_agent.route import RouteWatcher
 from tunnel_core.carrier.asyncio_bridge import Bridge
 from tunnel_core.carrier.grpc_client import dial_carrier
 from tunnel_core.carrier.interface import Carrier, CarrierFailed, DialSettings

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import trio
 
-from tunnel_agent.happy_eyeballs import (
+from tunnel_agent.network.happy_eyeballs import (
     Connect,
     Connected,
     connect_address,
@@ -21,7 +21,7 @@ from tunnel_agent.happy_eyeballs import (
     connect_nowait,
     refused_by_errno,
 )
-from tunnel_agent.resolver import Resolve, resolve_host
+from tunnel_agent.network.resolver import Resolve, resolve_host
 from tunnel_agent.target_lookups import TargetLookups
 from tunnel_agent.targets import Destination, Policy, addresses_without_resolver, is_own_address
 from tunnel_agent.tls import TargetTls

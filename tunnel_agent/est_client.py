@@ -19,8 +19,8 @@ import trio
 
 from certs.pkcs7 import read_certs_only
 from certs.token import Token, login_text
-from tunnel_agent.findings import StepFailed
-from tunnel_agent.way import ConnectionLost, Way
+from tunnel_agent.checks import StepFailed
+from tunnel_agent.network.server_path import ConnectionLost, Way
 from tunnel_core.http.server import REASON_HEADER, HttpClientConnection, exchange, header_values
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from certs.bundle import Bundle, BundleError, read_bundle
 from certs.life import Life, life_of
-from tunnel_agent.findings import REJOIN
+from tunnel_agent.checks import REJOIN
 from tunnel_core.humanize import as_minute
 
 _log = logging.getLogger("qanat.agent")

@@ -9,7 +9,7 @@ from typing import TypeVar
 import trio
 
 from tunnel_agent.est_client import ServerRefused
-from tunnel_agent.way import ConnectionLost
+from tunnel_agent.network.server_path import ConnectionLost
 
 T = TypeVar("T")
 

@@ -13,10 +13,10 @@ import ssl
 import trio
 
 from certs.x509 import describe
+from tunnel_agent.checks import Report, StepFailed, take_steps
 from tunnel_agent.connect import Connector
-from tunnel_agent.findings import Report, StepFailed, take_steps
 from tunnel_agent.load import Installation
-from tunnel_agent.way import Way, agents_port
+from tunnel_agent.network.server_path import Way, agents_port
 from tunnel_core.carrier.interface import CarrierFailed
 from tunnel_core.humanize import as_milliseconds, as_minute
 from tunnel_core.reasons import Reason, Refused

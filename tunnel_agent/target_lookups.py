@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import trio
 
-from tunnel_agent.resolver import MAX_TARGET_LOOKUPS, Resolve, resolve_host
+from tunnel_agent.network.resolver import MAX_TARGET_LOOKUPS, Resolve, resolve_host
 from tunnel_core.humanize import counted
 from tunnel_core.tally import Tally
 

@@ -17,8 +17,8 @@ import trio.testing
 
 from tests.fakes.pki import server_context, server_leaf
 from tunnel_agent.dial import Dialler
-from tunnel_agent.happy_eyeballs import Connect, connect_address
-from tunnel_agent.resolver import Resolve, resolve_host
+from tunnel_agent.network.happy_eyeballs import Connect, connect_address
+from tunnel_agent.network.resolver import Resolve, resolve_host
 from tunnel_agent.targets import Policy, Published, parse_entry
 from tunnel_agent.tls import TargetTls
 from tunnel_core.names import Target

@@ -21,13 +21,13 @@ from tests.agent.listening import listening
 from tests.agent.relays import Relay
 from tests.fakes import pki
 from tests.server.issuing import Issuing, open_issuing
-from tunnel_agent import happy_eyeballs
-from tunnel_agent.findings import Finding, Verdict, take_steps
-from tunnel_agent.happy_eyeballs import Connected
+from tunnel_agent.checks import Finding, Verdict, take_steps
 from tunnel_agent.join.contact import Contact
 from tunnel_agent.join.enrolling import spend_token
-from tunnel_agent.proxy_choice import ProxyChoice
-from tunnel_agent.way import Way, agents_port, https_port
+from tunnel_agent.network import happy_eyeballs
+from tunnel_agent.network.happy_eyeballs import Connected
+from tunnel_agent.network.proxy_choice import ProxyChoice
+from tunnel_agent.network.server_path import Way, agents_port, https_port
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_server.enrolment.answers import Signer
 
@@ -179,6 +179,6 @@ async def test_a_connection_that_is_reset_while_it_opens_is_one_that_was_lost(
     async with open_issuing(tmp_path) as issuing:
         contact = contact_with(issuing, await issuing.token())
         await go_as_far_as_possible(contact)
-        monkeypatch.setattr("tunnel_agent.way.connect_first", connect_first)
+        monkeypatch.setattr("tunnel_agent.network.server_path.connect_first", connect_first)
         leaf = await spend_token(contact, "edge1", make_request(EDGE))
         assert facts_of(leaf).identity == EDGE

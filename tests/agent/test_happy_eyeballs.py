@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from tunnel_agent.happy_eyeballs import refused_by_errno
+from tunnel_agent.network.happy_eyeballs import refused_by_errno
 from tunnel_core.reasons import Reason
 
 

@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certs.token import make_token
-from tunnel_agent.clock import MOST_SECONDS, compare_clocks
+from tunnel_agent.checks import StepFailed
 from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.est_client import parse_page
-from tunnel_agent.findings import StepFailed
 from tunnel_agent.join.config_text import config_text, to_add
 from tunnel_agent.join.wish import (
     NewService,
@@ -26,6 +25,7 @@ from tunnel_agent.join.wish import (
     parse_server,
     parse_service,
 )
+from tunnel_agent.network.clock_check import MOST_SECONDS, compare_clocks
 from tunnel_core.config.loader import Source, parse
 from tunnel_core.names import split_host_port
 

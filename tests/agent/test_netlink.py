@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tunnel_agent.netlink import Answer, Route, read_answers, route_question
+from tunnel_agent.network.netlink import Answer, Route, read_answers, route_question
 
 # Recorded on x86-64 from the answers to RTM_GETROUTE.
 little_endian = pytest.mark.skipif(sys.byteorder != "little", reason="the records are little-endian")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel_agent.proxy import Proxy, ProxyError, choose_proxy, is_exempt, parse_proxy
+from tunnel_agent.network.proxy import Proxy, ProxyError, choose_proxy, is_exempt, parse_proxy
 
 SERVER = "tunnel.example.com:7001"
 

@@ -18,7 +18,7 @@ from certs.bundle import Bundle, read_bundle, write_bundle
 from certs.life import BACK_DATED, Life, life_of
 from tests.agent.listening import tls_server
 from tests.fakes import pki
-from tunnel_agent.findings import StepFailed
+from tunnel_agent.checks import StepFailed
 from tunnel_agent.held_bundle import HeldBundle
 from tunnel_agent.load import load_installation
 from tunnel_agent.renewal import Renewal

@@ -20,12 +20,12 @@ from tests.fakes import pki, wire
 from tests.fakes.grpc_site import Site, open_site, server_tls
 from tests.fakes.memory_link import welcome
 from tests.fakes.pki import authority
-from tunnel_agent import resolver
+from tunnel_agent.checks import Finding, Verdict, take_steps
 from tunnel_agent.connect import Connector
-from tunnel_agent.findings import Finding, Verdict, take_steps
-from tunnel_agent.proxy_choice import ProxyChoice
-from tunnel_agent.resolver import resolve_server
-from tunnel_agent.way import Way, agents_port
+from tunnel_agent.network import resolver
+from tunnel_agent.network.proxy_choice import ProxyChoice
+from tunnel_agent.network.resolver import resolve_server
+from tunnel_agent.network.server_path import Way, agents_port
 from tunnel_core.carrier.grpc_client import _target
 from tunnel_core.carrier.interface import DialSettings
 from tunnel_core.identity import Role

@@ -12,9 +12,9 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel_agent import route
-from tunnel_agent.netlink import GROUPS, Answer, Route, read_answers, route_question
-from tunnel_agent.route import RouteWatcher
+from tunnel_agent.network import route_watcher as route
+from tunnel_agent.network.netlink import GROUPS, Answer, Route, read_answers, route_question
+from tunnel_agent.network.route_watcher import RouteWatcher
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="netlink is Linux's")
 

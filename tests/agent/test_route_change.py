@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from tunnel_agent.netlink import Route
-from tunnel_agent.route_change import MAX_ADDRESSES, RouteChange
+from tunnel_agent.network.netlink import Route
+from tunnel_agent.network.route_change import MAX_ADDRESSES, RouteChange
 
 WIFI, MODEM = Route(2, "192.168.1.10", "192.168.1.1"), Route(3, "10.64.0.7", "10.64.0.1")
 A, B = "192.0.2.1", "2001:db8::1"

@@ -14,7 +14,7 @@ import trio.testing
 from tests.agent.listening import echo, listening
 from tests.agent.test_serve import Rig, read_all, serving
 from tests.fakes.leftovers import left_to_the_collector, uncollected
-from tunnel_agent.resolver import resolve_host
+from tunnel_agent.network.resolver import resolve_host
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tunnel_stream import StreamReset
 

@@ -62,11 +62,11 @@ def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> Non
     sources = [
         root / "tunnel_agent/serve.py",
         root / "tunnel_agent/dial.py",
-        root / "tunnel_agent/happy_eyeballs.py",
+        root / "tunnel_agent/network/happy_eyeballs.py",
         root / "tunnel_agent/tls.py",
         root / "tunnel_agent/targets.py",
         root / "tunnel_agent/target_lookups.py",
-        root / "tunnel_agent/resolver.py",
+        root / "tunnel_agent/network/resolver.py",
         root / "tunnel_core/mux/mux.py",
         root / "tunnel_core/mux/receiving.py",
         root / "tunnel_core/mux/stream_state.py",

@@ -15,7 +15,7 @@ from tests.fakes.credentials import credential_watch
 from tests.fakes.grpc_site import open_site
 from tunnel_agent import connect
 from tunnel_agent.connect import Connector
-from tunnel_agent.proxy_choice import ProxyChoice
+from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_core.identity import Role
 from tunnel_core.limits import MIB, Limits
 from tunnel_core.mux.credit import CreditPool

@@ -16,10 +16,10 @@ import trio
 
 from certs.bundle import Bundle
 from certs.life import life_of
+from tunnel_agent.checks import Finding, StepFailed
 from tunnel_agent.commands.check import print_finding
 from tunnel_agent.commands.options import config_option, json_option
 from tunnel_agent.config import AgentConfig, Protocol
-from tunnel_agent.findings import Finding, StepFailed
 from tunnel_agent.join.config_text import config_text
 from tunnel_agent.join.joining import Joined, Joining
 from tunnel_agent.join.node_places import Files

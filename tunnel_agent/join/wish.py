@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from certs.token import Token
+from tunnel_agent.checks import StepFailed
 from tunnel_agent.config import Protocol
-from tunnel_agent.findings import StepFailed
 from tunnel_core.names import NODE_NAME_RULE, is_node_name, join_host_port, split_host_port
 from tunnel_core.node_patterns import is_pattern, matches
 from tunnel_core.reasons import Reason

@@ -17,8 +17,8 @@ import trio
 
 from certs.bundle import Bundle, read_bundle
 from tunnel_agent.connect import Connector
-from tunnel_agent.proxy_choice import ProxyChoice
-from tunnel_agent.resolver import resolve_server
+from tunnel_agent.network.proxy_choice import ProxyChoice
+from tunnel_agent.network.resolver import resolve_server
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.carrier.grpc_client import dial_carrier
 from tunnel_core.carrier.interface import CarrierFailed, DialSettings

@@ -10,7 +10,7 @@ import trio.testing
 
 from tests.e2e import tools
 from tests.net.namespaces import Namespace, Network
-from tunnel_agent.route import RouteWatcher
+from tunnel_agent.network.route_watcher import RouteWatcher
 
 QUIET_SECONDS = 0.5
 """Above the time for which a burst is waited for."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tunnel_agent.proxy import Proxy, choose_proxy
+from tunnel_agent.network.proxy import Proxy, choose_proxy
 
 
 @dataclass(frozen=True, slots=True)

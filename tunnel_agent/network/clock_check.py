@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from certs.life import BACK_DATED
-from tunnel_agent.findings import StepFailed
-from tunnel_agent.way import SET_CLOCK
+from tunnel_agent.checks import StepFailed
+from tunnel_agent.network.server_path import SET_CLOCK
 from tunnel_core.humanize import as_duration
 
 _NOTICEABLE_SECONDS = 5.0

@@ -17,11 +17,11 @@ import h11
 import trio
 
 from certs.x509 import Description, describe
-from tunnel_agent.findings import Step, StepFailed
-from tunnel_agent.happy_eyeballs import Connected, connect_first, refused_by_errno
-from tunnel_agent.proxy import Proxy, ProxyError
-from tunnel_agent.proxy_choice import ProxyChoice
-from tunnel_agent.resolver import Resolve, resolve_server
+from tunnel_agent.checks import Step, StepFailed
+from tunnel_agent.network.happy_eyeballs import Connected, connect_first, refused_by_errno
+from tunnel_agent.network.proxy import Proxy, ProxyError
+from tunnel_agent.network.proxy_choice import ProxyChoice
+from tunnel_agent.network.resolver import Resolve, resolve_server
 from tunnel_core.http.server import HttpClientConnection
 from tunnel_core.humanize import as_minute
 from tunnel_core.names import join_host_port, split_host_port

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import trio
 
-from tunnel_agent.netlink import GROUPS, Route, read_answers, route_question
-from tunnel_agent.route_change import RouteChange
+from tunnel_agent.network.netlink import GROUPS, Route, read_answers, route_question
+from tunnel_agent.network.route_change import RouteChange
 
 _log = logging.getLogger("qanat.route")
 

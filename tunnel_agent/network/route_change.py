@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from tunnel_agent.netlink import Route
+from tunnel_agent.network.netlink import Route
 
 MAX_ADDRESSES = 16
 """Watched at once; a name may resolve to any number."""
