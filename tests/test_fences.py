@@ -49,7 +49,7 @@ DECISIONS = [
     "tunnel_agent.network.proxy",
     "tunnel_agent.renewal_plan",
     "tunnel_agent.network.route_change",
-    "tunnel_agent.targets",
+    "tunnel_agent.targets.policy",
     "tunnel_client.words",
     "tunnel_core.congestion.send_budget",
     "tunnel_core.attempts",

@@ -13,17 +13,17 @@ from certs.bundle import Bundle
 from tunnel_agent.attach import Attacher
 from tunnel_agent.config import SOFTWARE, STATUS_SERVICE
 from tunnel_agent.connect import Connector, connector_of
-from tunnel_agent.dial import Dialler
 from tunnel_agent.held_bundle import HeldBundle
 from tunnel_agent.load import Installation
 from tunnel_agent.renewal import Renewal
 from tunnel_agent.renewal_command import renewal_command
 from tunnel_agent.roots import Roots
-from tunnel_agent.serve import Serving
 from tunnel_agent.state import AgentState
 from tunnel_agent.status import status_routes
-from tunnel_agent.target_lookups import TargetLookups
-from tunnel_agent.tls import TargetTls
+from tunnel_agent.targets.dialer import Dialler
+from tunnel_agent.targets.lookups import TargetLookups
+from tunnel_agent.targets.serve import Serving
+from tunnel_agent.targets.tls import TargetTls
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.mux.stream_state import MuxStream

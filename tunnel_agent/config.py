@@ -13,7 +13,7 @@ import attrs
 
 from tunnel_agent.defaults import OPS_LISTEN
 from tunnel_agent.network.proxy import ProxyError, parse_proxy
-from tunnel_agent.targets import Entry, parse_entry
+from tunnel_agent.targets.policy import Entry, parse_entry
 from tunnel_core.config.types import (
     BadValue,
     Log,

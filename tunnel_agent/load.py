@@ -9,7 +9,7 @@ from pathlib import Path
 from certs.bundle import Bundle, BundleError, read_bundle
 from tunnel_agent.config import STATUS_SERVICE, AgentConfig, Service
 from tunnel_agent.network.proxy_choice import ProxyChoice
-from tunnel_agent.targets import Policy, Published
+from tunnel_agent.targets.policy import Policy, Published
 from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError, Problem, load
 from tunnel_core.identity import Role

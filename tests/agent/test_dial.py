@@ -16,11 +16,11 @@ import trio
 import trio.testing
 
 from tests.fakes.pki import server_context, server_leaf
-from tunnel_agent.dial import Dialler
 from tunnel_agent.network.happy_eyeballs import Connect, connect_address
 from tunnel_agent.network.resolver import Resolve, resolve_host
-from tunnel_agent.targets import Policy, Published, parse_entry
-from tunnel_agent.tls import TargetTls
+from tunnel_agent.targets.dialer import Dialler
+from tunnel_agent.targets.policy import Policy, Published, parse_entry
+from tunnel_agent.targets.tls import TargetTls
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream

@@ -24,8 +24,8 @@ from tunnel_agent.config import AgentConfig
 from tunnel_agent.load import load_installation
 from tunnel_agent.main import main as agent_main
 from tunnel_agent.network.happy_eyeballs import connect_address
-from tunnel_agent.targets import Published
-from tunnel_agent.tls import TargetTls
+from tunnel_agent.targets.policy import Published
+from tunnel_agent.targets.tls import TargetTls
 from tunnel_core.config.loader import ConfigError, load
 from tunnel_core.identity import Role
 from tunnel_core.names import Target

@@ -15,12 +15,12 @@ import trio.testing
 
 from tests.agent.listening import echo, listening, tls_server
 from tests.fakes.memory_link import LinkPair, memory_links
-from tunnel_agent.dial import Dialler
 from tunnel_agent.network.happy_eyeballs import Connect, connect_address
 from tunnel_agent.network.resolver import Resolve, resolve_host
-from tunnel_agent.serve import Serving
-from tunnel_agent.targets import Policy, Published, parse_entry
-from tunnel_agent.tls import TargetTls
+from tunnel_agent.targets.dialer import Dialler
+from tunnel_agent.targets.policy import Policy, Published, parse_entry
+from tunnel_agent.targets.serve import Serving
+from tunnel_agent.targets.tls import TargetTls
 from tunnel_core.config.types import Log, StreamLog
 from tunnel_core.http.server import HttpConnection
 from tunnel_core.names import Target

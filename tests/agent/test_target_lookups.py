@@ -12,12 +12,12 @@ import trio.testing
 from trio.testing import MockClock
 
 from tests.agent.test_dial import FILE, Network
-from tunnel_agent.dial import Dialler
 from tunnel_agent.network import resolver
 from tunnel_agent.network.resolver import MAX_TARGET_LOOKUPS, resolve_host
-from tunnel_agent.target_lookups import FAILURE_SECONDS, TargetLookups
-from tunnel_agent.targets import Policy, parse_entry
-from tunnel_agent.tls import TargetTls
+from tunnel_agent.targets.dialer import Dialler
+from tunnel_agent.targets.lookups import FAILURE_SECONDS, TargetLookups
+from tunnel_agent.targets.policy import Policy, parse_entry
+from tunnel_agent.targets.tls import TargetTls
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 

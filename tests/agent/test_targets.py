@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tunnel_agent.targets import Policy, Published, guarded_network, parse_entry
+from tunnel_agent.targets.policy import Policy, Published, guarded_network, parse_entry
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 

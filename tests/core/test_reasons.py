@@ -60,12 +60,12 @@ def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> Non
     """Where the agent serves streams, and where either end breaks one."""
     root = Path(__file__).parents[2]
     sources = [
-        root / "tunnel_agent/serve.py",
-        root / "tunnel_agent/dial.py",
+        root / "tunnel_agent/targets/serve.py",
+        root / "tunnel_agent/targets/dialer.py",
         root / "tunnel_agent/network/happy_eyeballs.py",
-        root / "tunnel_agent/tls.py",
-        root / "tunnel_agent/targets.py",
-        root / "tunnel_agent/target_lookups.py",
+        root / "tunnel_agent/targets/tls.py",
+        root / "tunnel_agent/targets/policy.py",
+        root / "tunnel_agent/targets/lookups.py",
         root / "tunnel_agent/network/resolver.py",
         root / "tunnel_core/mux/mux.py",
         root / "tunnel_core/mux/receiving.py",

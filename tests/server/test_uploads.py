@@ -235,7 +235,7 @@ def stops_reading(accepted: socket.socket) -> None:
 
 
 def target_task(serve: Callable[[socket.socket], None]) -> Callable[[Stream], Awaitable[None]]:
-    """The agent's part of a stream: a dial, and the relay, as ``tunnel_agent/serve.py`` has it."""
+    """The agent's part of a stream: a dial, and the relay, as ``tunnel_agent/targets/serve.py`` has it."""
 
     async def agent(stream: Stream) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:

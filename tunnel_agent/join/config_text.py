@@ -6,7 +6,7 @@ import json
 
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.join.wish import NewService, Wish
-from tunnel_agent.targets import parse_entry
+from tunnel_agent.targets.policy import parse_entry
 from tunnel_core.names import Target
 
 _HEAD = """\

@@ -20,7 +20,6 @@ from certs.bundle import Bundle
 from certs.files import remove_interrupted, remove_staged, write_public
 from certs.life import life_of
 from certs.token import Token, TokenMistyped, find_token
-from tunnel_agent.check_targets import check_targets
 from tunnel_agent.checks import Finding, Report, Step, StepFailed, Verdict, take_steps
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.join.attaching import attach_once
@@ -42,7 +41,8 @@ from tunnel_agent.join.wish import Wish, check_given_name, choose_name
 from tunnel_agent.load import policy_of
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.network.server_path import Port, Way, agents_port, https_port
-from tunnel_agent.targets import Policy
+from tunnel_agent.targets.check import check_targets
+from tunnel_agent.targets.policy import Policy
 from tunnel_core.cli.command_line import ExitCode, exit_code_of
 from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Reason

@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 
 from certs.files import path_for_openssl
-from tunnel_agent.targets import Published
+from tunnel_agent.targets.policy import Published
 from tunnel_core.names import LOOPBACK
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream

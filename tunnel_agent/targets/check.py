@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import trio
 
 from tunnel_agent.checks import Finding, Verdict
-from tunnel_agent.dial import Dialler
-from tunnel_agent.targets import Entry, Policy
-from tunnel_agent.tls import TargetTls
+from tunnel_agent.targets.dialer import Dialler
+from tunnel_agent.targets.policy import Entry, Policy
+from tunnel_agent.targets.tls import TargetTls
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 

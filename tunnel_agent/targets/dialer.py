@@ -22,9 +22,9 @@ from tunnel_agent.network.happy_eyeballs import (
     refused_by_errno,
 )
 from tunnel_agent.network.resolver import Resolve, resolve_host
-from tunnel_agent.target_lookups import TargetLookups
-from tunnel_agent.targets import Destination, Policy, addresses_without_resolver, is_own_address
-from tunnel_agent.tls import TargetTls
+from tunnel_agent.targets.lookups import TargetLookups
+from tunnel_agent.targets.policy import Destination, Policy, addresses_without_resolver, is_own_address
+from tunnel_agent.targets.tls import TargetTls
 from tunnel_core.names import Target, join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream, connect_unix

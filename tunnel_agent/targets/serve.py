@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import trio
 
-from tunnel_agent.dial import Dialled, Dialler
+from tunnel_agent.targets.dialer import Dialled, Dialler
 from tunnel_core.config.types import Log
 from tunnel_core.http.server import Handler, serve_http
 from tunnel_core.names import Target
