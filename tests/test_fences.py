@@ -44,7 +44,7 @@ DECISIONS = [
     "tunnel_agent.checks",
     "tunnel_agent.join.config_text",
     "tunnel_agent.join.wish",
-    "tunnel_agent.link_view",
+    "tunnel_agent.status.link_history",
     "tunnel_agent.network.netlink",
     "tunnel_agent.network.proxy",
     "tunnel_agent.renewal_plan",

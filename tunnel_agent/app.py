@@ -14,12 +14,12 @@ from tunnel_agent.attach import Attacher
 from tunnel_agent.config import SOFTWARE, STATUS_SERVICE
 from tunnel_agent.connect import Connector, connector_of
 from tunnel_agent.held_bundle import HeldBundle
-from tunnel_agent.load import Installation
+from tunnel_agent.installation import Installation
 from tunnel_agent.renewal import Renewal
 from tunnel_agent.renewal_command import renewal_command
 from tunnel_agent.roots import Roots
-from tunnel_agent.state import AgentState
-from tunnel_agent.status import status_routes
+from tunnel_agent.status.report import status_routes
+from tunnel_agent.status.state import AgentState
 from tunnel_agent.targets.dialer import Dialler
 from tunnel_agent.targets.lookups import TargetLookups
 from tunnel_agent.targets.serve import Serving

@@ -27,7 +27,7 @@ import tenacity
 import trio
 
 from tunnel_agent.checks import REJOIN
-from tunnel_agent.state import AgentState, AttachedLink
+from tunnel_agent.status.state import AgentState, AttachedLink
 from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.telemetry.counters import Counters

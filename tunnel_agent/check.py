@@ -9,7 +9,7 @@ from certs.x509 import Credential, describe, key_fits
 from tunnel_agent.check_renewal import check_clock, check_renewal
 from tunnel_agent.checks import Finding, Report, Verdict
 from tunnel_agent.connect import connector_of
-from tunnel_agent.load import Installation, load_installation
+from tunnel_agent.installation import Installation, load_installation
 from tunnel_agent.probe import ServerProbe
 from tunnel_agent.targets.check import check_targets
 from tunnel_core.carrier.asyncio_bridge import open_bridge

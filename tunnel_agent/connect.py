@@ -13,7 +13,7 @@ import trio
 
 from certs.bundle import Bundle
 from tunnel_agent.config import SOFTWARE
-from tunnel_agent.load import Installation
+from tunnel_agent.installation import Installation
 from tunnel_agent.network.proxy import Proxy, ProxyError
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.network.resolver import Resolve, resolve_server

@@ -18,7 +18,7 @@ import trio
 from certs.bundle import Bundle
 from tunnel_agent.held_bundle import HeldBundle
 from tunnel_agent.renewal_plan import LOOK_SECONDS, RenewalPlan, plan_after
-from tunnel_agent.state import AgentState
+from tunnel_agent.status.state import AgentState
 from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Reason
 from tunnel_core.telemetry.logs import log_event

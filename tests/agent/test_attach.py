@@ -13,7 +13,7 @@ import trio.testing
 
 from tests.fakes import memory_link
 from tunnel_agent.attach import Attacher
-from tunnel_agent.state import AgentState, OpenStream, Phase
+from tunnel_agent.status.state import AgentState, OpenStream, Phase
 from tunnel_core.limits import Limits
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason, Refused

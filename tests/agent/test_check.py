@@ -23,7 +23,7 @@ from tunnel_agent.check import check_all, check_certificate
 from tunnel_agent.check_renewal import check_clock, check_renewal
 from tunnel_agent.checks import Finding, Verdict
 from tunnel_agent.connect import Connector
-from tunnel_agent.load import Installation, load_installation
+from tunnel_agent.installation import Installation, load_installation
 from tunnel_agent.network.resolver import Resolve, resolve_server
 from tunnel_agent.probe import ServerProbe
 from tunnel_agent.targets.check import check_targets

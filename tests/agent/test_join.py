@@ -25,7 +25,7 @@ from tests.agent.relays import Relay
 from tests.agent.test_check import FakeProxy
 from tests.server.programs import running
 from tests.tools_here import need
-from tunnel_agent.load import load_installation
+from tunnel_agent.installation import load_installation
 
 SOME_TOKEN = format_token(make_token(bytes(32), bytes(30)))
 STEPS = [

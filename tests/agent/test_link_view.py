@@ -6,9 +6,9 @@ from typing import Any
 
 from tests.agent.test_status import EVIL, SERVICES, Clock, FakeLink, page_of, state_of
 from tunnel_agent.commands.status import _is_attached, _lines
-from tunnel_agent.link_view import LinkHistory
-from tunnel_agent.state import AgentState
-from tunnel_agent.status import as_json, status_of
+from tunnel_agent.status.link_history import LinkHistory
+from tunnel_agent.status.report import as_json, status_of
+from tunnel_agent.status.state import AgentState
 from tunnel_core.reasons import Reason
 from tunnel_core.session.state import LinkEvent, LinkState, Loss
 

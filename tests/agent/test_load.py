@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.fakes.pki import write_node_bundle, write_user_bundle
-from tunnel_agent.load import load_installation
+from tunnel_agent.installation import load_installation
 from tunnel_agent.main import main
 from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError, Problem

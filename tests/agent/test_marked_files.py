@@ -21,7 +21,7 @@ from tests.agent.cloud import Cloud, machine
 from tests.agent.listening import listening
 from tests.fakes.pki import authority, bundle_of, server_context
 from tunnel_agent.config import AgentConfig
-from tunnel_agent.load import load_installation
+from tunnel_agent.installation import load_installation
 from tunnel_agent.main import main as agent_main
 from tunnel_agent.network.happy_eyeballs import connect_address
 from tunnel_agent.targets.policy import Published

@@ -20,11 +20,11 @@ from tests.agent.listening import tls_server
 from tests.fakes import pki
 from tunnel_agent.checks import StepFailed
 from tunnel_agent.held_bundle import HeldBundle
-from tunnel_agent.load import load_installation
+from tunnel_agent.installation import load_installation
 from tunnel_agent.renewal import Renewal
 from tunnel_agent.renewal_plan import LOOK_SECONDS, RenewalPlan, plan_after
 from tunnel_agent.renewing import renew
-from tunnel_agent.state import AgentState
+from tunnel_agent.status.state import AgentState
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 

@@ -14,9 +14,9 @@ import pytest
 
 from certs.life import Life
 from tests.fakes import memory_link
-from tunnel_agent.state import AgentState, OpenStream, Phase
-from tunnel_agent.status import as_json, status_of, status_routes
-from tunnel_agent.status_page import render
+from tunnel_agent.status.page import render
+from tunnel_agent.status.report import as_json, status_of, status_routes
+from tunnel_agent.status.state import AgentState, OpenStream, Phase
 from tunnel_core.http.router import Route, RoutedRequest
 from tunnel_core.http.server import Headers, HttpConnection
 from tunnel_core.limits import Limits

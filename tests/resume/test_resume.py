@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from tests.resume.network import End
 from tests.resume.site import Agent, Site, open_site
-from tunnel_agent.state import AgentState
+from tunnel_agent.status.state import AgentState
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.state import LinkState

@@ -10,7 +10,7 @@ import click
 
 from tunnel_agent.commands.options import bundle_option, config_option, json_option
 from tunnel_agent.config import AgentConfig
-from tunnel_agent.load import absent_fix, place_of_config
+from tunnel_agent.installation import absent_fix, place_of_config
 from tunnel_core.cli.command_line import CommandError, CommandGroup, ExitCode, print_json
 from tunnel_core.config import effective
 from tunnel_core.config.loader import ConfigError, load_given

@@ -20,12 +20,12 @@ from tunnel_agent.checks import Finding, StepFailed
 from tunnel_agent.commands.check import print_finding
 from tunnel_agent.commands.options import config_option, json_option
 from tunnel_agent.config import AgentConfig, Protocol
+from tunnel_agent.installation import load_config, load_proxy
 from tunnel_agent.join.config_text import config_text
 from tunnel_agent.join.joining import Joined, Joining
 from tunnel_agent.join.node_places import Files
 from tunnel_agent.join.places import files_of
 from tunnel_agent.join.wish import Wish, parse_server, parse_service
-from tunnel_agent.load import load_config, load_proxy
 from tunnel_core.cli.command_line import CommandError, ExitCode, print_json
 from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError, read

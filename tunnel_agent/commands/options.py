@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tunnel_agent.load import Installation, load_installation
+from tunnel_agent.installation import Installation, load_installation
 from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.config.loader import ConfigError
 

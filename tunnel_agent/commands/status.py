@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from tunnel_agent.commands.options import config_option, json_option
-from tunnel_agent.load import load_config, place_of_config
-from tunnel_agent.status_client import TIMEOUT_SECONDS, UnreadableToken, fetch_status
-from tunnel_agent.status_page import because
+from tunnel_agent.installation import load_config, place_of_config
+from tunnel_agent.status.client import TIMEOUT_SECONDS, UnreadableToken, fetch_status
+from tunnel_agent.status.page import because
 from tunnel_core.cli.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.cli.tables import Row, Table, lines_of
 from tunnel_core.config.loader import ConfigError

@@ -8,7 +8,7 @@ import trio
 
 from tunnel_agent.checks import StepFailed
 from tunnel_agent.connect import connector_of
-from tunnel_agent.load import load_installation
+from tunnel_agent.installation import load_installation
 from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError

@@ -22,6 +22,7 @@ from certs.life import life_of
 from certs.token import Token, TokenMistyped, find_token
 from tunnel_agent.checks import Finding, Report, Step, StepFailed, Verdict, take_steps
 from tunnel_agent.config import AgentConfig
+from tunnel_agent.installation import policy_of
 from tunnel_agent.join.attaching import attach_once
 from tunnel_agent.join.config_text import config_text, to_add
 from tunnel_agent.join.contact import Contact
@@ -38,7 +39,6 @@ from tunnel_agent.join.node_files import (
 )
 from tunnel_agent.join.node_places import Files
 from tunnel_agent.join.wish import Wish, check_given_name, choose_name
-from tunnel_agent.load import policy_of
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.network.server_path import Port, Way, agents_port, https_port
 from tunnel_agent.targets.check import check_targets

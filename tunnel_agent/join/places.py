@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from tunnel_agent.config import AgentConfig
+from tunnel_agent.installation import load_config
 from tunnel_agent.join.node_places import Files
-from tunnel_agent.load import load_config
 from tunnel_core.config import paths
 from tunnel_core.config.loader import read
 

@@ -19,11 +19,11 @@ from tunnel_agent import renewal
 from tunnel_agent.app import Agent
 from tunnel_agent.checks import StepFailed
 from tunnel_agent.config import AgentConfig
+from tunnel_agent.installation import load_installation
 from tunnel_agent.join.config_text import config_text
 from tunnel_agent.join.joining import Joining
 from tunnel_agent.join.node_places import Files
 from tunnel_agent.join.wish import Wish
-from tunnel_agent.load import load_installation
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.renewing import renew
 from tunnel_core.carrier.asyncio_bridge import open_bridge

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from certs.life import Life
-from tunnel_agent.link_view import LinkHistory, LinkView
+from tunnel_agent.status.link_history import LinkHistory, LinkView
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason
 from tunnel_core.session.state import LinkEvent, LinkState, Loss, StateCategory

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tunnel_agent.config import SOFTWARE
-from tunnel_agent.link_view import LinkView, ViewEvent
-from tunnel_agent.state import AgentState, OpenStream, Phase
+from tunnel_agent.status.link_history import LinkView, ViewEvent
+from tunnel_agent.status.state import AgentState, OpenStream, Phase
 from tunnel_core.http.router import Route
 from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason
@@ -173,7 +173,7 @@ def status_routes(
 
     def page() -> Answer:
         # Late: an agent whose page nobody opens need not hold html's table of entities.
-        from tunnel_agent.status_page import render
+        from tunnel_agent.status.page import render
 
         return Answer(render(as_json(status_of(state, services, allow))).encode(), _HTML)
 
