@@ -47,7 +47,7 @@ DECISIONS = [
     "tunnel_agent.status.link_history",
     "tunnel_agent.network.netlink",
     "tunnel_agent.network.proxy",
-    "tunnel_agent.renewal_plan",
+    "tunnel_agent.certificate.renewal_schedule",
     "tunnel_agent.network.route_change",
     "tunnel_agent.targets.policy",
     "tunnel_client.words",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from certs.life import life_of
+from tunnel_agent.certificate.est_client import JoinPage, join_page
+from tunnel_agent.certificate.node_files import place_of_bundle, require_replaceable, require_writable
+from tunnel_agent.certificate.trust import trusting_at_any_time
 from tunnel_agent.checks import Finding, StepFailed, Verdict
-from tunnel_agent.est_client import JoinPage, join_page
 from tunnel_agent.installation import Installation
-from tunnel_agent.join.node_files import place_of_bundle, require_replaceable, require_writable
 from tunnel_agent.network.clock_check import compare_clocks
 from tunnel_agent.network.server_path import Way, https_port
-from tunnel_agent.trust import trusting_at_any_time
 from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Refused
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certs.token import make_token
+from tunnel_agent.certificate.est_client import parse_page
 from tunnel_agent.checks import StepFailed
 from tunnel_agent.config import AgentConfig, Protocol
-from tunnel_agent.est_client import parse_page
 from tunnel_agent.join.config_text import config_text, to_add
 from tunnel_agent.join.wish import (
     NewService,

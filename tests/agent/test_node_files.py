@@ -17,9 +17,9 @@ from certs import file_modes
 from certs.bundle import change_bundle, read_bundle, write_bundle
 from certs.files import hold_folder
 from tests.fakes import pki
+from tunnel_agent.certificate import node_files
+from tunnel_agent.certificate.node_files import held, prove_place, require_writable, save_bundle
 from tunnel_agent.checks import StepFailed
-from tunnel_agent.join import node_files
-from tunnel_agent.join.node_files import held, prove_place, require_writable, save_bundle
 from tunnel_core.identity import Role
 
 

@@ -18,12 +18,12 @@ from certs.bundle import Bundle, read_bundle, write_bundle
 from certs.life import BACK_DATED, Life, life_of
 from tests.agent.listening import tls_server
 from tests.fakes import pki
+from tunnel_agent.certificate.bundle_watcher import HeldBundle
+from tunnel_agent.certificate.renew import renew
+from tunnel_agent.certificate.renewal_loop import Renewal
+from tunnel_agent.certificate.renewal_schedule import LOOK_SECONDS, RenewalPlan, plan_after
 from tunnel_agent.checks import StepFailed
-from tunnel_agent.held_bundle import HeldBundle
 from tunnel_agent.installation import load_installation
-from tunnel_agent.renewal import Renewal
-from tunnel_agent.renewal_plan import LOOK_SECONDS, RenewalPlan, plan_after
-from tunnel_agent.renewing import renew
 from tunnel_agent.status.state import AgentState
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused

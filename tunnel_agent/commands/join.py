@@ -16,6 +16,7 @@ import trio
 
 from certs.bundle import Bundle
 from certs.life import life_of
+from tunnel_agent.certificate.node_places import Files
 from tunnel_agent.checks import Finding, StepFailed
 from tunnel_agent.commands.check import print_finding
 from tunnel_agent.commands.options import config_option, json_option
@@ -23,7 +24,6 @@ from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.installation import load_config, load_proxy
 from tunnel_agent.join.config_text import config_text
 from tunnel_agent.join.joining import Joined, Joining
-from tunnel_agent.join.node_places import Files
 from tunnel_agent.join.places import files_of
 from tunnel_agent.join.wish import Wish, parse_server, parse_service
 from tunnel_core.cli.command_line import CommandError, ExitCode, print_json

@@ -8,9 +8,9 @@ import click
 import trio
 
 from certs.life import life_of
+from tunnel_agent.certificate.renew import renew
 from tunnel_agent.checks import StepFailed
 from tunnel_agent.commands.options import bundle_option, config_option, installation_of, json_option
-from tunnel_agent.renewing import renew
 from tunnel_core.cli.command_line import CommandError, ExitCode, exit_code_of, print_json
 from tunnel_core.config.loader import ConfigError
 from tunnel_core.humanize import as_iso, as_minute

@@ -11,12 +11,18 @@ from typing import TypeVar
 import trio
 
 from certs.token import Token
+from tunnel_agent.certificate.est_client import JoinPage, cacerts, join_page
+from tunnel_agent.certificate.retry import patiently
+from tunnel_agent.certificate.trust import (
+    believing_nobody,
+    pinned_root,
+    roots_among,
+    trusting,
+    trusting_at_any_time,
+)
 from tunnel_agent.checks import Step, StepFailed
-from tunnel_agent.est_client import JoinPage, cacerts, join_page
 from tunnel_agent.network.clock_check import compare_clocks
 from tunnel_agent.network.server_path import Way, agents_port
-from tunnel_agent.patience import patiently
-from tunnel_agent.trust import believing_nobody, pinned_root, roots_among, trusting, trusting_at_any_time
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Refused
 

@@ -6,10 +6,10 @@ from certs.bundle import Bundle, split_pem
 from certs.pkcs7 import chain_for
 from certs.requests import NewRequest
 from certs.x509 import facts_of, is_signed_by
+from tunnel_agent.certificate.est_client import ServerRefused, enrol
+from tunnel_agent.certificate.retry import patiently
 from tunnel_agent.checks import StepFailed
-from tunnel_agent.est_client import ServerRefused, enrol
 from tunnel_agent.join.contact import Contact
-from tunnel_agent.patience import patiently
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason
 

@@ -20,14 +20,7 @@ from certs.bundle import Bundle
 from certs.files import remove_interrupted, remove_staged, write_public
 from certs.life import life_of
 from certs.token import Token, TokenMistyped, find_token
-from tunnel_agent.checks import Finding, Report, Step, StepFailed, Verdict, take_steps
-from tunnel_agent.config import AgentConfig
-from tunnel_agent.installation import policy_of
-from tunnel_agent.join.attaching import attach_once
-from tunnel_agent.join.config_text import config_text, to_add
-from tunnel_agent.join.contact import Contact
-from tunnel_agent.join.enrolling import bundle_of, identity_at, spend_token
-from tunnel_agent.join.node_files import (
+from tunnel_agent.certificate.node_files import (
     cannot_write,
     find_bundle,
     held,
@@ -37,7 +30,14 @@ from tunnel_agent.join.node_files import (
     save_bundle,
     unfinished_key,
 )
-from tunnel_agent.join.node_places import Files
+from tunnel_agent.certificate.node_places import Files
+from tunnel_agent.checks import Finding, Report, Step, StepFailed, Verdict, take_steps
+from tunnel_agent.config import AgentConfig
+from tunnel_agent.installation import policy_of
+from tunnel_agent.join.attaching import attach_once
+from tunnel_agent.join.config_text import config_text, to_add
+from tunnel_agent.join.contact import Contact
+from tunnel_agent.join.enrolling import bundle_of, identity_at, spend_token
 from tunnel_agent.join.wish import Wish, check_given_name, choose_name
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.network.server_path import Port, Way, agents_port, https_port

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tunnel_agent.certificate.node_places import Files
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.installation import load_config
-from tunnel_agent.join.node_places import Files
 from tunnel_core.config import paths
 from tunnel_core.config.loader import read
 

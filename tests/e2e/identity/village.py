@@ -15,17 +15,17 @@ from pathlib import Path
 
 import trio
 
-from tunnel_agent import renewal
 from tunnel_agent.app import Agent
+from tunnel_agent.certificate import renewal_loop as renewal
+from tunnel_agent.certificate.node_places import Files
+from tunnel_agent.certificate.renew import renew
 from tunnel_agent.checks import StepFailed
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.installation import load_installation
 from tunnel_agent.join.config_text import config_text
 from tunnel_agent.join.joining import Joining
-from tunnel_agent.join.node_places import Files
 from tunnel_agent.join.wish import Wish
 from tunnel_agent.network.proxy_choice import ProxyChoice
-from tunnel_agent.renewing import renew
 from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.config.loader import Source, parse
 from tunnel_core.config.types import Log, LogFormat

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import trio
 
-from tunnel_agent.est_client import ServerRefused
+from tunnel_agent.certificate.est_client import ServerRefused
 from tunnel_agent.network.server_path import ConnectionLost
 
 T = TypeVar("T")

@@ -23,8 +23,8 @@ from certs.files import (
 )
 from certs.requests import NewRequest, make_request, request_for
 from certs.x509 import load_signing_key
+from tunnel_agent.certificate.node_places import Files
 from tunnel_agent.checks import StepFailed
-from tunnel_agent.join.node_places import Files
 from tunnel_core.identity import Role, SpiffeId
 
 _PROBE_BYTES = 64 * 1024

@@ -13,13 +13,13 @@ from certs.bundle import Bundle, split_pem
 from certs.pkcs7 import chain_for
 from certs.requests import NewRequest, make_request
 from certs.x509 import facts_of, is_signed_by
-from tunnel_agent import est_client
+from tunnel_agent.certificate import est_client
+from tunnel_agent.certificate.node_files import held, place_of_bundle, prove_place, save_bundle
+from tunnel_agent.certificate.retry import patiently
+from tunnel_agent.certificate.trust import roots_among, trusting
 from tunnel_agent.checks import StepFailed
 from tunnel_agent.installation import Installation, load_bundle
-from tunnel_agent.join.node_files import held, place_of_bundle, prove_place, save_bundle
 from tunnel_agent.network.server_path import Way, https_port
-from tunnel_agent.patience import patiently
-from tunnel_agent.trust import roots_among, trusting
 from tunnel_core.reasons import Reason, Refused
 
 _NEITHER = "bring a new bundle from the server, or join again: `qanat-agent join SERVER --again`"

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 import trio
 
 from certs.bundle import Bundle
-from tunnel_agent.held_bundle import HeldBundle
-from tunnel_agent.renewal_plan import LOOK_SECONDS, RenewalPlan, plan_after
+from tunnel_agent.certificate.bundle_watcher import HeldBundle
+from tunnel_agent.certificate.renewal_schedule import LOOK_SECONDS, RenewalPlan, plan_after
 from tunnel_agent.status.state import AgentState
 from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Reason
