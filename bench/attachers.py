@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 
 from certs.bundle import Bundle, read_bundle
-from tunnel_agent.connect import Connector
+from tunnel_agent.attach.connector import Connector
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.limits import Limits

@@ -52,7 +52,7 @@ DECISIONS = [
     "tunnel_agent.targets.policy",
     "tunnel_client.words",
     "tunnel_core.congestion.send_budget",
-    "tunnel_core.attempts",
+    "tunnel_agent.attach.failover_policy",
     "tunnel_core.congestion.token_bucket",
     "tunnel_core.wire.codec",
     "tunnel_core.congestion.acks",

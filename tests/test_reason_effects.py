@@ -17,8 +17,8 @@ from tests.agent.test_attach import FakeLink
 from tests.fakes import memory_link, pki
 from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.server.test_attach import Door, open_door
-from tunnel_agent.attach import HOPELESS_SECONDS, Attacher
-from tunnel_agent.resume import Resumer
+from tunnel_agent.attach.failover import Resumer
+from tunnel_agent.attach.loop import HOPELESS_SECONDS, Attacher
 from tunnel_agent.status.state import AgentState
 from tunnel_core.cli.command_line import exit_code_of
 from tunnel_core.config.types import Log, StreamLog

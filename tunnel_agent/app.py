@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 import trio
 
 from certs.bundle import Bundle
-from tunnel_agent.attach import Attacher
+from tunnel_agent.attach.connector import Connector, connector_of
+from tunnel_agent.attach.loop import Attacher
+from tunnel_agent.attach.trust_updates import Roots
 from tunnel_agent.certificate.bundle_watcher import HeldBundle
 from tunnel_agent.certificate.renewal_command import renewal_command
 from tunnel_agent.certificate.renewal_loop import Renewal
 from tunnel_agent.config import SOFTWARE, STATUS_SERVICE
-from tunnel_agent.connect import Connector, connector_of
 from tunnel_agent.installation import Installation
-from tunnel_agent.roots import Roots
 from tunnel_agent.status.report import status_routes
 from tunnel_agent.status.state import AgentState
 from tunnel_agent.targets.dialer import Dialler

@@ -13,8 +13,8 @@ import ssl
 import trio
 
 from certs.x509 import describe
+from tunnel_agent.attach.connector import Connector
 from tunnel_agent.checks import Report, StepFailed, take_steps
-from tunnel_agent.connect import Connector
 from tunnel_agent.installation import Installation
 from tunnel_agent.network.server_path import Way, agents_port
 from tunnel_core.carrier.interface import CarrierFailed

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.fakes import memory_link
-from tunnel_agent.attach import Attacher
+from tunnel_agent.attach.loop import Attacher
 from tunnel_agent.status.state import AgentState, OpenStream, Phase
 from tunnel_core.limits import Limits
 from tunnel_core.mux.stream_state import MuxStream

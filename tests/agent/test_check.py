@@ -19,10 +19,10 @@ from tests.fakes.grpc_site import open_site, server_tls
 from tests.fakes.memory_link import welcome
 from tests.fakes.pki import authority, bundle_of, expired_leaf
 from tests.server.issuing import open_issuing
+from tunnel_agent.attach.connector import Connector
 from tunnel_agent.check import check_all, check_certificate
 from tunnel_agent.check_renewal import check_clock, check_renewal
 from tunnel_agent.checks import Finding, Verdict
-from tunnel_agent.connect import Connector
 from tunnel_agent.installation import Installation, load_installation
 from tunnel_agent.network.resolver import Resolve, resolve_server
 from tunnel_agent.probe import ServerProbe
@@ -165,14 +165,14 @@ REJECTIONS = {
 async def test_who_comes_too_early_for_the_budget_of_the_node_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunnel_agent.connect._PROBE_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("tunnel_agent.attach.connector._PROBE_PAUSE_SECONDS", 0.01)
     early = Rejected(Reason.TOO_MANY_ATTACHES, "it may again in 5 s", 5000)
     answers: list[Rejected | Welcome] = [early, early, welcome(Limits())]
     async with open_site() as site, trio.open_nursery() as nursery:
         nursery.start_soon(answer_attaches, site._accepted.receive, lambda _: answers.pop(0), [])
         findings = await probe(installation_in(tmp_path, site.address), site.bridge)
         assert findings[-1].verdict is Verdict.PASS
-        monkeypatch.setattr("tunnel_agent.connect._PROBE_SECONDS", 0)
+        monkeypatch.setattr("tunnel_agent.attach.connector._PROBE_SECONDS", 0)
         answers.append(early)
         failed = (await probe(installation_in(tmp_path, site.address), site.bridge))[-1]
         assert "does another program use this bundle" in failed.fix

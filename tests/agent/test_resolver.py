@@ -20,8 +20,8 @@ from tests.fakes import pki, wire
 from tests.fakes.grpc_site import Site, open_site, server_tls
 from tests.fakes.memory_link import welcome
 from tests.fakes.pki import authority
+from tunnel_agent.attach.connector import Connector
 from tunnel_agent.checks import Finding, Verdict, take_steps
-from tunnel_agent.connect import Connector
 from tunnel_agent.network import resolver
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.network.resolver import resolve_server

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from certs.bundle import MAX_ROOTS, change_bundle, read_bundle
 from certs.ca import create_authority
 from tests.fakes import pki
-from tunnel_agent.roots import Roots, roots_told
+from tunnel_agent.attach.trust_updates import Roots, roots_told
 from tunnel_core.identity import Role
 
 OLD = pki.authority().roots_pem

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel_core.attempts import Abandon, Attempts, Carried, Start
+from tunnel_agent.attach.failover_policy import Abandon, Attempts, Carried, Start
 
 WELL = Carried(lost=False, quiet=False, heard_at=0.0, answer_seconds=1.0)
 QUIET = Carried(lost=False, quiet=True, heard_at=0.0, answer_seconds=1.0)

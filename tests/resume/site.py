@@ -16,7 +16,7 @@ import trio.testing
 from tests.fakes import memory_link, pki
 from tests.fakes.credentials import credential_watch
 from tests.resume.network import Network
-from tunnel_agent.resume import Resumer
+from tunnel_agent.attach.failover import Resumer
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import Target

@@ -13,8 +13,8 @@ import trio
 from tests.fakes import pki
 from tests.fakes.credentials import credential_watch
 from tests.fakes.grpc_site import open_site
-from tunnel_agent import connect
-from tunnel_agent.connect import Connector
+from tunnel_agent.attach import connector as connect
+from tunnel_agent.attach.connector import Connector
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_core.identity import Role
 from tunnel_core.limits import MIB, Limits

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import trio
 
+from tunnel_agent.attach.connector import connector_of
 from tunnel_agent.checks import StepFailed
-from tunnel_agent.connect import connector_of
 from tunnel_agent.installation import load_installation
 from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.config import paths

@@ -23,11 +23,11 @@ from certs.bundle import Bundle, split_pem, write_bundle
 from certs.pkcs7 import chain_for
 from certs.requests import make_request
 from certs.token import Token, parse_token
+from tunnel_agent.attach.connector import Connector
 from tunnel_agent.certificate import est_client
 from tunnel_agent.certificate.est_client import ServerRefused
 from tunnel_agent.certificate.retry import patiently
 from tunnel_agent.certificate.trust import trusting
-from tunnel_agent.connect import Connector
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.network.server_path import Way, https_port
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge

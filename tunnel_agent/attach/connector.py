@@ -12,13 +12,13 @@ from pathlib import Path
 import trio
 
 from certs.bundle import Bundle
+from tunnel_agent.attach.failover import Resumer
 from tunnel_agent.config import SOFTWARE
 from tunnel_agent.installation import Installation
 from tunnel_agent.network.proxy import Proxy, ProxyError
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.network.resolver import Resolve, resolve_server
 from tunnel_agent.network.route_watcher import RouteWatcher
-from tunnel_agent.resume import Resumer
 from tunnel_core.carrier.asyncio_bridge import Bridge
 from tunnel_core.carrier.grpc_client import dial_carrier
 from tunnel_core.carrier.interface import Carrier, CarrierFailed, DialSettings

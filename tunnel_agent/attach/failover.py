@@ -14,7 +14,7 @@ from typing import Protocol
 
 import trio
 
-from tunnel_core.attempts import Abandon, Action, Attempts, Carried, Start
+from tunnel_agent.attach.failover_policy import Abandon, Action, Attempts, Carried, Start
 from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.session import Link
