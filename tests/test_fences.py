@@ -43,7 +43,7 @@ DECISIONS = [
     "tunnel_agent.defaults",
     "tunnel_agent.checks",
     "tunnel_agent.join.config_text",
-    "tunnel_agent.join.wish",
+    "tunnel_agent.join.request",
     "tunnel_agent.status.link_history",
     "tunnel_agent.network.netlink",
     "tunnel_agent.network.proxy",

@@ -12,7 +12,7 @@ import pytest
 from tests.test_docs import keys_of
 from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.join.config_text import config_text as agent_text
-from tunnel_agent.join.wish import NewService, Wish
+from tunnel_agent.join.request import NewService, Wish
 from tunnel_core.config.loader import Source, parse
 from tunnel_core.config.toml_lines import key_lines
 from tunnel_server.commands.config_text import Ports

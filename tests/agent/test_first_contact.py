@@ -22,8 +22,8 @@ from tests.agent.relays import Relay
 from tests.fakes import pki
 from tests.server.issuing import Issuing, open_issuing
 from tunnel_agent.checks import Finding, Verdict, take_steps
-from tunnel_agent.join.contact import Contact
-from tunnel_agent.join.enrolling import spend_token
+from tunnel_agent.join.enrol import spend_token
+from tunnel_agent.join.first_contact import Contact
 from tunnel_agent.network import happy_eyeballs
 from tunnel_agent.network.happy_eyeballs import Connected
 from tunnel_agent.network.proxy_choice import ProxyChoice

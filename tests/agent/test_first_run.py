@@ -12,7 +12,7 @@ from certs.bundle import read_bundle
 from tests.agent.cloud import Cloud, Machine, machine, open_cloud
 from tests.agent.test_join import SOME_TOKEN
 from tests.server.programs import running
-from tunnel_agent.first_run import CannotJoin, Told, join_if_told
+from tunnel_agent.join.first_run import CannotJoin, Told, join_if_told
 
 
 @pytest.fixture(scope="module")

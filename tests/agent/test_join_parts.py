@@ -17,7 +17,7 @@ from tunnel_agent.certificate.est_client import parse_page
 from tunnel_agent.checks import StepFailed
 from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.join.config_text import config_text, to_add
-from tunnel_agent.join.wish import (
+from tunnel_agent.join.request import (
     NewService,
     Wish,
     check_given_name,

@@ -23,9 +23,9 @@ from tunnel_agent.commands.options import config_option, json_option
 from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.installation import load_config, load_proxy
 from tunnel_agent.join.config_text import config_text
-from tunnel_agent.join.joining import Joined, Joining
+from tunnel_agent.join.join import Joined, Joining
 from tunnel_agent.join.places import files_of
-from tunnel_agent.join.wish import Wish, parse_server, parse_service
+from tunnel_agent.join.request import Wish, parse_server, parse_service
 from tunnel_core.cli.command_line import CommandError, ExitCode, print_json
 from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError, read

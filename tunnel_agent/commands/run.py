@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import trio
 
-from tunnel_agent import first_run
 from tunnel_agent.app import run_agent
 from tunnel_agent.commands.options import bundle_option, config_option, installation_of
+from tunnel_agent.join import first_run
 from tunnel_agent.join.places import files_of
 from tunnel_agent.status.client import fetch_status
 from tunnel_core.cli.command_line import CommandError, ExitCode, printable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tunnel_agent.config import AgentConfig
-from tunnel_agent.join.wish import NewService, Wish
+from tunnel_agent.join.request import NewService, Wish
 from tunnel_agent.targets.policy import parse_entry
 from tunnel_core.names import Target
 

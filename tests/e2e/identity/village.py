@@ -23,8 +23,8 @@ from tunnel_agent.checks import StepFailed
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.installation import load_installation
 from tunnel_agent.join.config_text import config_text
-from tunnel_agent.join.joining import Joining
-from tunnel_agent.join.wish import Wish
+from tunnel_agent.join.join import Joining
+from tunnel_agent.join.request import Wish
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.config.loader import Source, parse

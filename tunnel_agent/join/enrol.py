@@ -9,7 +9,7 @@ from certs.x509 import facts_of, is_signed_by
 from tunnel_agent.certificate.est_client import ServerRefused, enrol
 from tunnel_agent.certificate.retry import patiently
 from tunnel_agent.checks import StepFailed
-from tunnel_agent.join.contact import Contact
+from tunnel_agent.join.first_contact import Contact
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason
 

@@ -34,11 +34,11 @@ from tunnel_agent.certificate.node_places import Files
 from tunnel_agent.checks import Finding, Report, Step, StepFailed, Verdict, take_steps
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.installation import policy_of
-from tunnel_agent.join.attaching import attach_once
+from tunnel_agent.join.attach_once import attach_once
 from tunnel_agent.join.config_text import config_text, to_add
-from tunnel_agent.join.contact import Contact
-from tunnel_agent.join.enrolling import bundle_of, identity_at, spend_token
-from tunnel_agent.join.wish import Wish, check_given_name, choose_name
+from tunnel_agent.join.enrol import bundle_of, identity_at, spend_token
+from tunnel_agent.join.first_contact import Contact
+from tunnel_agent.join.request import Wish, check_given_name, choose_name
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.network.server_path import Port, Way, agents_port, https_port
 from tunnel_agent.targets.check import check_targets
