@@ -20,12 +20,12 @@ from tests.fakes.memory_link import welcome
 from tests.fakes.pki import authority, bundle_of, expired_leaf
 from tests.server.issuing import open_issuing
 from tunnel_agent.attach.connector import Connector
-from tunnel_agent.check import check_all, check_certificate
-from tunnel_agent.check_renewal import check_clock, check_renewal
 from tunnel_agent.checks import Finding, Verdict
+from tunnel_agent.diagnostics.check import check_all, check_certificate
+from tunnel_agent.diagnostics.check_renewal import check_clock, check_renewal
+from tunnel_agent.diagnostics.server_probe import ServerProbe
 from tunnel_agent.installation import Installation, load_installation
 from tunnel_agent.network.resolver import Resolve, resolve_server
-from tunnel_agent.probe import ServerProbe
 from tunnel_agent.targets.check import check_targets
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.carrier.interface import Carrier

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import trio
 
-from tunnel_agent.check import check_all
 from tunnel_agent.checks import Finding, Verdict
 from tunnel_agent.commands.options import bundle_option, config_option, json_option
+from tunnel_agent.diagnostics.check import check_all
 from tunnel_core.cli.command_line import ExitCode, print_json
 from tunnel_core.cli.terminal import styled
 

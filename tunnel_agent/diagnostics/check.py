@@ -7,10 +7,10 @@ from pathlib import Path
 
 from certs.x509 import Credential, describe, key_fits
 from tunnel_agent.attach.connector import connector_of
-from tunnel_agent.check_renewal import check_clock, check_renewal
 from tunnel_agent.checks import Finding, Report, Verdict
+from tunnel_agent.diagnostics.check_renewal import check_clock, check_renewal
+from tunnel_agent.diagnostics.server_probe import ServerProbe
 from tunnel_agent.installation import Installation, load_installation
-from tunnel_agent.probe import ServerProbe
 from tunnel_agent.targets.check import check_targets
 from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.cli.command_line import ExitCode
