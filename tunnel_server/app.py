@@ -18,13 +18,13 @@ from tunnel_core.session.memory_pressure import relieve_pressure, relieve_send_p
 from tunnel_core.session.session import Link
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.attach import Attachments, AttachSettings
-from tunnel_server.binding import CannotListen
 from tunnel_server.config import ServerConfig, session_limits
 from tunnel_server.credentials import BadCredentials
 from tunnel_server.entrances.agents import ALPN
-from tunnel_server.events import Kind
-from tunnel_server.followers import Followers
+from tunnel_server.events.event_log import Kind
+from tunnel_server.events.subscribers import Followers
 from tunnel_server.keeping import how_it_started
+from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.nodes import Nodes
 from tunnel_server.open_listeners import Addresses, OpenListeners, claim_descriptors
 from tunnel_server.opening import Opener

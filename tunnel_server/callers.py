@@ -13,7 +13,7 @@ import h11
 from tunnel_core.http.router import WhoMay
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
-from tunnel_server.listeners import Accepted
+from tunnel_server.listeners.listener import Accepted
 from tunnel_server.standing import Standing
 from tunnel_server.users import Administrator, User
 

@@ -18,7 +18,7 @@ from tunnel_core.humanize import as_minute
 from tunnel_core.telemetry.logs import log_event
 from tunnel_core.text_files import NotPlainText
 from tunnel_server.config import Tls
-from tunnel_server.handshake import TlsContexts, TlsFiles, make_context
+from tunnel_server.listeners.tls import TlsContexts, TlsFiles, make_context
 
 _log = logging.getLogger("qanat.server")
 

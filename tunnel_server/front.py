@@ -19,11 +19,11 @@ from tunnel_server.callers import USER, Caller
 from tunnel_server.entrances.est import ENTRANCE as EST
 from tunnel_server.heads import refuse_cross_site
 from tunnel_server.identify import Identify
-from tunnel_server.listeners import Accepted
+from tunnel_server.listeners.listener import Accepted
+from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.opening import NotOpened
 from tunnel_server.records import Records
 from tunnel_server.standing import Standing
-from tunnel_server.user_connections import UserConnections
 from tunnel_server.users import User
 
 STRANGER_IDLE_SECONDS = 5.0

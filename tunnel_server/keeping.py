@@ -17,7 +17,7 @@ import trio
 
 from tunnel_core.humanize import as_moment
 from tunnel_core.version import __version__
-from tunnel_server.events import Events, Kind, NodeEvent
+from tunnel_server.events.event_log import Events, Kind, NodeEvent
 from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind

@@ -11,13 +11,13 @@ import trio
 from tunnel_core.http.declining import Decline, decline_http, decline_tls
 from tunnel_core.runtime.fd_limits import raise_descriptor_limit
 from tunnel_core.telemetry.logs import log_event
-from tunnel_server.admission import Admission
-from tunnel_server.binding import UnixAddress
 from tunnel_server.config import ListenerLimits
 from tunnel_server.entrances.agents import ENTRANCE as AGENTS
 from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.web.entrance import ENTRANCE as WEB
-from tunnel_server.listeners import Handler, Listener, Reporter, listen_tcp, listen_unix
+from tunnel_server.listeners.addresses import UnixAddress
+from tunnel_server.listeners.admission import Admission
+from tunnel_server.listeners.listener import Handler, Listener, Reporter, listen_tcp, listen_unix
 
 _log = logging.getLogger("qanat.server")
 

@@ -12,9 +12,9 @@ from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import why_not_listening
 from tunnel_core.telemetry.counters import Counters, Snapshot
 from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, OpsServer, OpsTls, serve_ops
-from tunnel_server.binding import CannotListen
 from tunnel_server.config import ServerConfig
 from tunnel_server.figures import take_snapshot
+from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.nodes import Nodes
 from tunnel_server.reload import ServerCertificates
 from tunnel_server.standing import Standing

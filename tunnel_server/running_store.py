@@ -15,7 +15,7 @@ import trio
 
 from tunnel_core.reasons import Reason
 from tunnel_server.config import ServerConfig
-from tunnel_server.events import MAX_EVENTS, NodeEvent
+from tunnel_server.events.event_log import MAX_EVENTS, NodeEvent
 from tunnel_server.keeping import EventKeeper
 from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals

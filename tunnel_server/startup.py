@@ -15,7 +15,6 @@ from tunnel_core.http.server import HeadLimits
 from tunnel_core.http2.carrier import CarrierServer, serve_carriers
 from tunnel_server.admin.actions import Actions
 from tunnel_server.attach import Attachments
-from tunnel_server.binding import UnixAddress
 from tunnel_server.callers import Caller
 from tunnel_server.config import ServerConfig, Tcp
 from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
@@ -30,10 +29,12 @@ from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import ENTRANCE as WEB
 from tunnel_server.entrances.web.entrance import WebEntrance
-from tunnel_server.followers import Followers
+from tunnel_server.events.subscribers import Followers
 from tunnel_server.front import Front
-from tunnel_server.handshake import over_tls
 from tunnel_server.identify import Identify, by_certificate, by_file_mode, by_peer
+from tunnel_server.listeners.addresses import UnixAddress
+from tunnel_server.listeners.tls import over_tls
+from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.nodes import Nodes
 from tunnel_server.open_listeners import HTTPS, OpenListeners
 from tunnel_server.opening import Opener
@@ -43,7 +44,6 @@ from tunnel_server.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.standing import Standing
 from tunnel_server.store.store import Store
-from tunnel_server.user_connections import UserConnections
 
 ADMIN = "admin"
 

@@ -26,7 +26,7 @@ from tunnel_server.admin.actions import Actions
 from tunnel_server.admin.arguments import Arguments
 from tunnel_server.config import ServerConfig
 from tunnel_server.entrances.admin import AdminEntrance
-from tunnel_server.listeners import Accepted, Listener
+from tunnel_server.listeners.listener import Accepted, Listener
 from tunnel_server.store.places import settings_of
 from tunnel_server.users import Administrator, User
 

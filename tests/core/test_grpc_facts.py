@@ -20,7 +20,7 @@ from tests.fakes.recording_port import RecordingPort, bulk, ping
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.carrier.interface import CarrierFailed
 from tunnel_core.limits import MIB
-from tunnel_server.binding import CannotListen
+from tunnel_server.listeners.addresses import CannotListen
 
 _Handler = Callable[[Any, Any], Awaitable[None]]
 

@@ -20,10 +20,10 @@ from tunnel_core.http.declining import decline_tls
 from tunnel_core.http2.carrier import CarrierServer, serve_carriers
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Refused
-from tunnel_server.admission import Admission
 from tunnel_server.entrances.agents import ALPN, ENTRANCE, AgentsEntrance
-from tunnel_server.handshake import TlsContexts, TlsFiles, over_tls
-from tunnel_server.listeners import Listener, listen_tcp
+from tunnel_server.listeners.admission import Admission
+from tunnel_server.listeners.listener import Listener, listen_tcp
+from tunnel_server.listeners.tls import TlsContexts, TlsFiles, over_tls
 
 LOOPBACK = ("127.0.0.1:0",)
 

@@ -32,7 +32,7 @@ from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.entrances.est import EstEntrance, Reach
 from tunnel_server.front import Front
 from tunnel_server.identify import by_file_mode
-from tunnel_server.listeners import Accepted
+from tunnel_server.listeners.listener import Accepted
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.places import settings_of
 from tunnel_server.users import User

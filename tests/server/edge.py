@@ -21,15 +21,16 @@ from tunnel_core.http.router import Section
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Service
-from tunnel_server.admission import Admission
 from tunnel_server.callers import Caller
 from tunnel_server.entrances.api import ApiEntrance
 from tunnel_server.entrances.connect import ConnectEntrance
-from tunnel_server.events import Events
-from tunnel_server.followers import Followers
+from tunnel_server.events.event_log import Events
+from tunnel_server.events.subscribers import Followers
 from tunnel_server.front import Front
 from tunnel_server.identify import Identify
-from tunnel_server.listeners import Handler, Listener, listen_tcp
+from tunnel_server.listeners.admission import Admission
+from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
+from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
 from tunnel_server.records import Records
@@ -39,7 +40,6 @@ from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.revoked import Revoked
 from tunnel_server.store.store import Store
-from tunnel_server.user_connections import UserConnections
 
 TRUST_DOMAIN = "test.internal"
 

@@ -6,7 +6,7 @@ import pytest
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sources import source_of
-from tunnel_server.admission import MAX_KNOWN, Admission, Ticket
+from tunnel_server.listeners.admission import MAX_KNOWN, Admission, Ticket
 
 
 @pytest.mark.parametrize(

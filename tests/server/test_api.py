@@ -11,7 +11,7 @@ from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.wire.frames import Service
-from tunnel_server.listeners import Accepted
+from tunnel_server.listeners.listener import Accepted
 from tunnel_server.users import User
 
 

@@ -15,8 +15,8 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.entrances import api_events
 from tunnel_server.entrances.api_events import MAX_LISTED, Question, parse_question
-from tunnel_server.events import Events, Kind
-from tunnel_server.followers import Followers
+from tunnel_server.events.event_log import Events, Kind
+from tunnel_server.events.subscribers import Followers
 from tunnel_server.nodes import Nodes
 
 PATH = api_events.PATH

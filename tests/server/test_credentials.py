@@ -18,7 +18,7 @@ from tests.fakes import pki
 from tunnel_core.identity import Role
 from tunnel_server.config import Tls
 from tunnel_server.credentials import BadCredentials, read_credentials, tls_files
-from tunnel_server.handshake import make_context
+from tunnel_server.listeners.tls import make_context
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)

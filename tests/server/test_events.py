@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel_core.reasons import Reason
-from tunnel_server.events import Events, Kind
+from tunnel_server.events.event_log import Events, Kind
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 FIRST = int(NOON.timestamp() * 1000) + 1

@@ -9,8 +9,8 @@ import trio.testing
 from tests.server.edge import now
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
-from tunnel_server.events import OF_SERVER, Events, Kind
-from tunnel_server.followers import MAX_FOLLOWERS, MAX_OF_USER, Followers
+from tunnel_server.events.event_log import OF_SERVER, Events, Kind
+from tunnel_server.events.subscribers import MAX_FOLLOWERS, MAX_OF_USER, Followers
 
 
 def test_kinds_are_counted_from_zero() -> None:

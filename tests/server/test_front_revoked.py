@@ -22,9 +22,9 @@ from tests.server.edge import Edge, echo, never, open_edge, receive_until
 from tests.server.test_front import client_context, tls_files
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.tls import TlsStream
-from tunnel_server.handshake import TlsContexts, over_tls
 from tunnel_server.identify import by_certificate
-from tunnel_server.listeners import Listener
+from tunnel_server.listeners.listener import Listener
+from tunnel_server.listeners.tls import TlsContexts, over_tls
 from tunnel_server.opening import Opener
 from tunnel_server.records import Records
 from tunnel_server.refusals import Refusals

@@ -22,11 +22,13 @@ from tunnel_core.http import declining
 from tunnel_core.http.declining import decline_http, decline_tls
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import TlsStream
-from tunnel_server import admission as admission_module
-from tunnel_server import binding, handshake, listeners
-from tunnel_server.admission import Admission
-from tunnel_server.binding import CannotListen, UnixAddress, bind_tcp, bind_unix, split_listen
-from tunnel_server.listeners import Accepted, listen_tcp, listen_unix
+from tunnel_server.listeners import addresses as binding
+from tunnel_server.listeners import admission as admission_module
+from tunnel_server.listeners import listener as listeners
+from tunnel_server.listeners import tls as handshake
+from tunnel_server.listeners.addresses import CannotListen, UnixAddress, bind_tcp, bind_unix, split_listen
+from tunnel_server.listeners.admission import Admission
+from tunnel_server.listeners.listener import Accepted, listen_tcp, listen_unix
 
 
 async def hold(accepted: Accepted) -> None:

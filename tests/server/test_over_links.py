@@ -25,7 +25,7 @@ from tunnel_core.wire.codec import decode_packet
 from tunnel_core.wire.frames import Data, Open, Packet
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
-from tunnel_server.listeners import Accepted
+from tunnel_server.listeners.listener import Accepted
 from tunnel_server.users import User
 
 AgentTask = Callable[[Stream], Awaitable[None]]

@@ -16,7 +16,7 @@ from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
-from tunnel_server.listeners import Listener
+from tunnel_server.listeners.listener import Listener
 
 TRIES = 25
 SSH = Target(host="localhost", port=22)

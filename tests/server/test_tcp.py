@@ -12,8 +12,8 @@ from tests.fakes.fake_link import FarEnd
 from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until, refuse_with
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
-from tunnel_server.binding import CannotListen
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward, is_allowed, refuse_open_listen
+from tunnel_server.listeners.addresses import CannotListen
 
 SSH = Target(host="localhost", port=22)
 SSH_AT_EDGE1 = TcpForward("127.0.0.1:0", "edge1", SSH)

@@ -35,12 +35,12 @@ from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.ops_places import MAX_CONNECTIONS, Place
 from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, serve_ops
-from tunnel_server.admission import Admission
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
-from tunnel_server.handshake import TlsContexts, over_tls
 from tunnel_server.identify import by_certificate
-from tunnel_server.listeners import Handler, Listener, listen_tcp
+from tunnel_server.listeners.admission import Admission
+from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
+from tunnel_server.listeners.tls import TlsContexts, over_tls
 
 UPLOAD = bytes(50_000_000)
 WEB_HOST = {"Host": "red--edge1.localhost"}

@@ -14,10 +14,10 @@ from tests.server.test_front import client_context, tls_files
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server.config import Agents, ListenerLimits
-from tunnel_server.handshake import TlsContexts, over_tls
 from tunnel_server.identify import by_certificate
-from tunnel_server.listeners import Listener
-from tunnel_server.user_connections import UserConnections
+from tunnel_server.listeners.listener import Listener
+from tunnel_server.listeners.tls import TlsContexts, over_tls
+from tunnel_server.listeners.user_connections import UserConnections
 
 CONNECT = b"CONNECT edge1:80 HTTP/1.1\r\nHost: x\r\n\r\n"
 

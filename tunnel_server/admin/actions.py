@@ -26,7 +26,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.admin.arguments import Arguments, bad
 from tunnel_server.admin.ending import ends_nothing, live_part
 from tunnel_server.config import ServerConfig
-from tunnel_server.events import event_as_json
+from tunnel_server.events.event_log import event_as_json
 from tunnel_server.nodes import Nodes
 from tunnel_server.reach import NoNames, addresses, server_names
 from tunnel_server.rotating import Known, Rotating

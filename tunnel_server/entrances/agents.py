@@ -20,7 +20,7 @@ from tunnel_core.carrier.interface import Peer
 from tunnel_core.http2.carrier import CarrierServer
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import SocketTlsStream
-from tunnel_server.listeners import Accepted, Reporter
+from tunnel_server.listeners.listener import Accepted, Reporter
 
 ENTRANCE = "agents"
 ALPN = "h2"

@@ -24,8 +24,8 @@ from tunnel_server.entrances.api_lists import (
     parse_page,
 )
 from tunnel_server.entrances.api_status import NODE_PATH, STATUS_PATH
-from tunnel_server.events import event_as_json
-from tunnel_server.followers import Followers
+from tunnel_server.events.event_log import event_as_json
+from tunnel_server.events.subscribers import Followers
 from tunnel_server.nodes import Node, Nodes
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.standing import Standing

@@ -16,8 +16,8 @@ from urllib.parse import parse_qsl
 import trio
 
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.events import Events, NodeEvent, event_as_json
-from tunnel_server.followers import Followers
+from tunnel_server.events.event_log import Events, NodeEvent, event_as_json
+from tunnel_server.events.subscribers import Followers
 from tunnel_server.nodes import Nodes
 
 PATH = "/api/v1/events"

@@ -26,7 +26,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.callers import ANYBODY, CERTIFICATE, Caller, CertificateCaller
 from tunnel_server.enrolment.asking import Login, parse_login
 from tunnel_server.enrolment.enrolment import Asker, Enrolment
-from tunnel_server.listeners import Accepted
+from tunnel_server.listeners.listener import Accepted
 
 ENTRANCE = "est"
 ROOT = "/.well-known/est/"

@@ -1,6 +1,6 @@
 """Events of nodes that outlive a restart of the server.
 
-``tunnel_server.events`` has the newest of them in memory.
+``tunnel_server.events.event_log`` has the newest of them in memory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunnel_core.reasons import Reason
-from tunnel_server.events import Kind, NodeEvent
+from tunnel_server.events.event_log import Kind, NodeEvent
 from tunnel_server.store.database import Connection, Row
 from tunnel_server.store.moments import from_ms, to_ms
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tunnel_core.reasons import Reason
-from tunnel_server.events import Kind, NodeEvent
+from tunnel_server.events.event_log import Kind, NodeEvent
 from tunnel_server.store.database import Connection
 from tunnel_server.store.moments import DAY, from_ms, to_ms
 

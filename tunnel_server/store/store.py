@@ -19,7 +19,7 @@ import trio
 from certs.rotation import Alive
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Refused
-from tunnel_server.events import NodeEvent
+from tunnel_server.events.event_log import NodeEvent
 from tunnel_server.store import audit, certificates, events, known_nodes, revocations, subjects, tokens
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit_file import AuditFile

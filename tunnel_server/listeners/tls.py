@@ -15,8 +15,8 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.lingering import linger
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import SocketTlsStream, TlsStream
-from tunnel_server.admission import Ticket
-from tunnel_server.listeners import Accepted, Handler, Reporter
+from tunnel_server.listeners.admission import Ticket
+from tunnel_server.listeners.listener import Accepted, Handler, Reporter
 
 _BY_VERIFICATION = {10: Reason.CERTIFICATE_EXPIRED, 26: Reason.WRONG_ROLE}
 """X509_V_ERR_CERT_HAS_EXPIRED and _INVALID_PURPOSE, x509_vfy.h; other certificates prove nothing here."""

@@ -28,8 +28,8 @@ from tunnel_core.http.declining import Decline, Decliner
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream, tune
-from tunnel_server.admission import Admission, Ticket
-from tunnel_server.binding import UnixAddress, address_of, bind_tcp, bind_unix, unlink_own
+from tunnel_server.listeners.addresses import UnixAddress, address_of, bind_tcp, bind_unix, unlink_own
+from tunnel_server.listeners.admission import Admission, Ticket
 
 _ACCEPTS_AT_ONCE = 16
 """Each takes a tenth of a millisecond, and others wait meanwhile."""

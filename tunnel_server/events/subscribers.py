@@ -7,7 +7,7 @@ import trio
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tally import Tally
 from tunnel_core.telemetry.counters import Counters
-from tunnel_server.events import OF_SERVER, Events, Kind, NodeEvent
+from tunnel_server.events.event_log import OF_SERVER, Events, Kind, NodeEvent
 
 MAX_FOLLOWERS = 64
 MAX_OF_USER = MAX_FOLLOWERS // 4
