@@ -111,11 +111,11 @@ DECISIONS = [
     "tunnel_server.node_budgets",
     "tunnel_server.nodes",
     "tunnel_server.policy",
-    "tunnel_server.users",
+    "tunnel_server.auth.users",
     "tunnel_server.routing",
     "tunnel_server.sessions",
     "tunnel_server.store.moments",
-    "tunnel_server.store.revoked",
+    "tunnel_server.auth.revocation_list",
     "tunnel_server.store.schema",
     "tunnel_server.write_budget",
 ]

@@ -18,6 +18,7 @@ from tunnel_core.session.memory_pressure import relieve_pressure, relieve_send_p
 from tunnel_core.session.session import Link
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.attach import Attachments, AttachSettings
+from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig, session_limits
 from tunnel_server.credentials import BadCredentials
 from tunnel_server.entrances.agents import ALPN
@@ -34,7 +35,6 @@ from tunnel_server.records import Records
 from tunnel_server.refusals import Refusals, record_ended
 from tunnel_server.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.running_store import restored_nodes, running_store
-from tunnel_server.standing import Standing
 from tunnel_server.startup import Entrances
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld

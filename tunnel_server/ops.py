@@ -12,12 +12,12 @@ from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import why_not_listening
 from tunnel_core.telemetry.counters import Counters, Snapshot
 from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, OpsServer, OpsTls, serve_ops
+from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig
 from tunnel_server.figures import take_snapshot
 from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.nodes import Nodes
 from tunnel_server.reload import ServerCertificates
-from tunnel_server.standing import Standing
 from tunnel_server.store.store import Store
 
 

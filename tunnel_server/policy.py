@@ -8,7 +8,7 @@ from tunnel_server.routing import Route
 
 if TYPE_CHECKING:
     pass
-from tunnel_server.users import User, why_no_user
+from tunnel_server.auth.users import User, why_no_user
 
 
 def authorise(user: User, route: Route, trust_domain: str) -> None:

@@ -17,7 +17,7 @@ from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Category, Reason, Refused
 from tunnel_core.sources import source_of
 from tunnel_core.telemetry.logs import log_event
-from tunnel_server.standing import Ended
+from tunnel_server.auth.credential_watch import Ended
 from tunnel_server.store.audit import AuditLine, Kind
 
 _log = logging.getLogger("qanat.server")

@@ -15,7 +15,9 @@ from tunnel_core.http.server import HeadLimits
 from tunnel_core.http2.carrier import CarrierServer, serve_carriers
 from tunnel_server.admin.actions import Actions
 from tunnel_server.attach import Attachments
-from tunnel_server.callers import Caller
+from tunnel_server.auth.callers import Caller
+from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.identify import Identify, by_certificate, by_file_mode, by_peer
 from tunnel_server.config import ServerConfig, Tcp
 from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.entrances.admin import AdminEntrance
@@ -31,7 +33,6 @@ from tunnel_server.entrances.web.entrance import ENTRANCE as WEB
 from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.events.subscribers import Followers
 from tunnel_server.front import Front
-from tunnel_server.identify import Identify, by_certificate, by_file_mode, by_peer
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.tls import over_tls
 from tunnel_server.listeners.user_connections import UserConnections
@@ -42,7 +43,6 @@ from tunnel_server.reach import bound_addresses, worth_telling
 from tunnel_server.records import Records
 from tunnel_server.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.server_facts import ServerFacts
-from tunnel_server.standing import Standing
 from tunnel_server.store.store import Store
 
 ADMIN = "admin"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from tunnel_server.standing import Ended, Standing
-from tunnel_server.store.revoked import Revoked
+from tunnel_server.auth.credential_watch import Ended, Standing
+from tunnel_server.auth.revocation_list import Revoked
 
 
 def now() -> datetime:

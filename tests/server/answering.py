@@ -24,18 +24,18 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.ops_server import OPERATOR, Answer, OpsAccess, OpsPages, page_route, serve_ops
 from tunnel_server.admin.actions import READS, WRITES, Actions
-from tunnel_server.callers import Caller
+from tunnel_server.auth.callers import Caller
+from tunnel_server.auth.identify import by_file_mode
+from tunnel_server.auth.users import User
 from tunnel_server.config import ServerConfig
 from tunnel_server.enrolment.answers import Signer
 from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.entrances.est import EstEntrance, Reach
 from tunnel_server.front import Front
-from tunnel_server.identify import by_file_mode
 from tunnel_server.listeners.listener import Accepted
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.places import settings_of
-from tunnel_server.users import User
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 NOTHING = ("/", "/nothing", "/api", "/api/", "/api/v2/nodes", "/API/v1/nodes", "//api/v1/nodes", "*")

@@ -21,13 +21,15 @@ from tunnel_core.http.router import Section
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Service
-from tunnel_server.callers import Caller
+from tunnel_server.auth.callers import Caller
+from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.identify import Identify
+from tunnel_server.auth.revocation_list import Revoked
 from tunnel_server.entrances.api import ApiEntrance
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.events.event_log import Events
 from tunnel_server.events.subscribers import Followers
 from tunnel_server.front import Front
-from tunnel_server.identify import Identify
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
 from tunnel_server.listeners.user_connections import UserConnections
@@ -36,9 +38,7 @@ from tunnel_server.opening import Opener
 from tunnel_server.records import Records
 from tunnel_server.refusals import Refusals
 from tunnel_server.server_facts import ServerFacts
-from tunnel_server.standing import Standing
 from tunnel_server.store.audit import AuditLine
-from tunnel_server.store.revoked import Revoked
 from tunnel_server.store.store import Store
 
 TRUST_DOMAIN = "test.internal"

@@ -11,8 +11,8 @@ from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.wire.frames import Service
+from tunnel_server.auth.users import User
 from tunnel_server.listeners.listener import Accepted
-from tunnel_server.users import User
 
 
 def a_user(accepted: Accepted) -> User:

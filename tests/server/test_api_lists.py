@@ -20,7 +20,8 @@ from tunnel_core.http.server import HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream
-from tunnel_server.callers import USER, Caller
+from tunnel_server.auth.callers import USER, Caller
+from tunnel_server.auth.users import User
 from tunnel_server.entrances.api_lists import (
     MAX_UNDELIVERED_LISTS,
     PIECE_ROWS,
@@ -33,7 +34,6 @@ from tunnel_server.entrances.api_lists import (
 from tunnel_server.listeners.admission import Ticket
 from tunnel_server.listeners.listener import Accepted
 from tunnel_server.nodes import Node
-from tunnel_server.users import User
 
 
 class Fleet:

@@ -17,7 +17,7 @@ from tests.server.test_attach import Door, open_door
 from tests.server.test_attach_limits import USER
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.handshake import VERSION
-from tunnel_server.store.revoked import Kind
+from tunnel_server.auth.revocation_list import Kind
 
 pytestmark = pytest.mark.usefixtures("no_collector")
 

@@ -15,7 +15,7 @@ from tests.server.test_attach import Agent, Door, open_door
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.tunnel_stream import StreamReset
-from tunnel_server.store.revoked import Kind
+from tunnel_server.auth.revocation_list import Kind
 
 
 def serial_of(leaf: Leaf) -> str:

@@ -24,10 +24,10 @@ from tunnel_client.tunnel import Wish, open_tunnel
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import RESET_ON_CLOSE
+from tunnel_server.auth.users import User
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Accepted, Listener, listen_unix
-from tunnel_server.users import User
 
 KUBE = b"CONNECT edge1:10250 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 

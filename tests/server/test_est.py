@@ -30,9 +30,9 @@ from tests.server.issuing import Issuing, open_issuing
 from tests.tools_here import need
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.enrolment.enrolment import Asker
 from tunnel_server.listeners.admission import Ticket
-from tunnel_server.store.revoked import Kind
 
 EST = "/.well-known/est"
 PKCS10 = "application/pkcs10"

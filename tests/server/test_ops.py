@@ -21,11 +21,11 @@ from tests.server.test_init import run
 from tunnel_core.config.loader import load
 from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked
 from tunnel_server.config import ServerConfig
 from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.ops import Readiness, ServerOps
 from tunnel_server.reload import ServerCertificates
-from tunnel_server.store.revoked import Kind, Revocation, Revoked
 
 
 @dataclass

@@ -23,10 +23,10 @@ from tunnel_core.streams.sockets import RESET_ON_CLOSE
 from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.wire.codec import decode_packet
 from tunnel_core.wire.frames import Data, Open, Packet
+from tunnel_server.auth.users import User
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.listeners.listener import Accepted
-from tunnel_server.users import User
 
 AgentTask = Callable[[Stream], Awaitable[None]]
 GET = b"GET / HTTP/1.1\r\nHost: web--edge1.localhost\r\n\r\n"

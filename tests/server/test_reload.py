@@ -19,11 +19,11 @@ from tests.server.test_init import run
 from tunnel_core.config.loader import load
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig
 from tunnel_server.credentials import BadCredentials
 from tunnel_server.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.rotating import Rotating
-from tunnel_server.standing import Standing
 
 
 def now() -> datetime:

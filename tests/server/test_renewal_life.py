@@ -15,9 +15,9 @@ from tests.server.issuing import Issuing, open_issuing
 from tests.server.test_est import enrol, identity, renew, request_of
 from tests.store.opened import PIN
 from tunnel_core.identity import Role, SpiffeId
+from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.enrolment.answers import Signed, Signer
 from tunnel_server.store.certificates import by_hand
-from tunnel_server.store.revoked import Kind
 
 SHORT_DAYS = 600 / 86400
 BACK_DATED_SECONDS = 3600.0

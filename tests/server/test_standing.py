@@ -11,8 +11,8 @@ import trio.testing
 from certs.x509 import IdentityError, Proven
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.standing import ALLOWANCE, Ended, Standing
-from tunnel_server.store.revoked import Kind, Revocation, Revoked, refusal
+from tunnel_server.auth.credential_watch import ALLOWANCE, Ended, Standing
+from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked, refusal
 
 START = datetime(2026, 11, 26, tzinfo=UTC)
 

@@ -35,9 +35,9 @@ from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.ops_places import MAX_CONNECTIONS, Place
 from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, serve_ops
+from tunnel_server.auth.identify import by_certificate
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
-from tunnel_server.identify import by_certificate
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
 from tunnel_server.listeners.tls import TlsContexts, over_tls

@@ -13,8 +13,8 @@ from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
 from tests.server.test_front import client_context, tls_files
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
+from tunnel_server.auth.identify import by_certificate
 from tunnel_server.config import Agents, ListenerLimits
-from tunnel_server.identify import by_certificate
 from tunnel_server.listeners.listener import Listener
 from tunnel_server.listeners.tls import TlsContexts, over_tls
 from tunnel_server.listeners.user_connections import UserConnections

@@ -13,10 +13,10 @@ from tests.fakes.credentials import credential_watch
 from tests.store.opened import DAY, DOMAIN, Clock, certificate, new_token, opened, redemption
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.auth.revocation_list import Kind as Revokes
 from tunnel_server.store.audit import Kind, Question
 from tunnel_server.store.certificates import NewCertificate, Origin, by_hand
 from tunnel_server.store.database import open_database
-from tunnel_server.store.revoked import Kind as Revokes
 from tunnel_server.store.schema import STEPS
 from tunnel_server.store.store import FILE, Store
 

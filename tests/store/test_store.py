@@ -17,12 +17,12 @@ from tests.store.opened import DAY, DOMAIN, PIN, Clock, certificate, new_token, 
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.node_patterns import is_pattern, matches
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.auth.revocation_list import Kind as Revokes
+from tunnel_server.auth.revocation_list import Revocation
 from tunnel_server.events.event_log import Kind as EventKind
 from tunnel_server.events.event_log import NodeEvent
 from tunnel_server.store.audit import AuditLine, Kind, Question
 from tunnel_server.store.certificates import Origin
-from tunnel_server.store.revoked import Kind as Revokes
-from tunnel_server.store.revoked import Revocation
 from tunnel_server.store.store import FILE, Store, StoreSettings
 from tunnel_server.store.tokens import Redeemed
 

@@ -15,10 +15,10 @@ from certs.token import Token
 from tests.store.opened import certificate, fresh_token
 from tunnel_core.node_patterns import matches
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.store import certificates, revocations, tokens
 from tunnel_server.store.certificates import Origin, Recorded
 from tunnel_server.store.database import open_database
-from tunnel_server.store.revoked import Kind
 from tunnel_server.store.tokens import NewToken, Redeemed, Redemption
 from tunnel_server.store.transaction import Transaction
 

@@ -17,7 +17,7 @@ import trio
 
 from tests.store.opened import opened
 from tunnel_core.reasons import Refused
-from tunnel_server.store.revoked import Kind
+from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.store.store import FILE, Store, StoreSettings
 
 AT_ONCE = 8

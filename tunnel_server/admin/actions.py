@@ -25,6 +25,7 @@ from tunnel_core.node_patterns import is_pattern
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.admin.arguments import Arguments, bad
 from tunnel_server.admin.ending import ends_nothing, live_part
+from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.config import ServerConfig
 from tunnel_server.events.event_log import event_as_json
 from tunnel_server.nodes import Nodes
@@ -34,7 +35,6 @@ from tunnel_server.store.audit import AuditLine, Question
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.certificates import by_hand
 from tunnel_server.store.revocations import as_json
-from tunnel_server.store.revoked import Kind
 from tunnel_server.store.store import Store
 from tunnel_server.store.tokens import NewToken
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from tunnel_core.identity import Role
-from tunnel_server.store.revoked import Kind, kind_of
+from tunnel_server.auth.revocation_list import Kind, kind_of
 
 if TYPE_CHECKING:
     from certs.x509 import Proven

@@ -17,8 +17,8 @@ from tunnel_core.http.server import json_body, read_body, respond_json
 from tunnel_core.reasons import Reason
 from tunnel_server.admin.actions import READS, WRITES, Act, Actions
 from tunnel_server.admin.arguments import Arguments, bad
-from tunnel_server.callers import ADMINISTRATOR, Caller
-from tunnel_server.users import Administrator
+from tunnel_server.auth.callers import ADMINISTRATOR, Caller
+from tunnel_server.auth.users import Administrator
 
 Handler: TypeAlias = Callable[[RoutedRequest, Administrator], Awaitable[None]]
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tunnel_core.http.router import GET, Route, RoutedRequest, Section
 from tunnel_core.http.server import json_body, respond_json
 from tunnel_core.humanize import as_iso
-from tunnel_server.callers import USER, Caller, UserCaller
+from tunnel_server.auth.callers import USER, Caller, UserCaller
+from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.entrances import api_events, api_status
 from tunnel_server.entrances.api_lists import (
     MAX_UNDELIVERED_SHORT,
@@ -28,7 +29,6 @@ from tunnel_server.events.event_log import event_as_json
 from tunnel_server.events.subscribers import Followers
 from tunnel_server.nodes import Node, Nodes
 from tunnel_server.server_facts import ServerFacts
-from tunnel_server.standing import Standing
 
 if TYPE_CHECKING:
     from tunnel_core.session.session import Link

@@ -23,7 +23,7 @@ from tunnel_core.http.router import GET, POST, Route, RoutedRequest, Section
 from tunnel_core.http.server import Headers, HttpConnection, header_values, json_body, read_body, respond_json
 from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.callers import ANYBODY, CERTIFICATE, Caller, CertificateCaller
+from tunnel_server.auth.callers import ANYBODY, CERTIFICATE, Caller, CertificateCaller
 from tunnel_server.enrolment.asking import Login, parse_login
 from tunnel_server.enrolment.enrolment import Asker, Enrolment
 from tunnel_server.listeners.listener import Accepted

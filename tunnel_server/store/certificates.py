@@ -15,12 +15,12 @@ from certs.rotation import Alive
 from certs.x509 import CertificateFacts
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.auth.revocation_list import Kind, kind_of, refusal
 from tunnel_server.store import descent, known_nodes, revocations, tokens
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import Connection, Row
 from tunnel_server.store.moments import DAY, from_ms, iso_of, to_ms
-from tunnel_server.store.revoked import Kind, kind_of, refusal
 from tunnel_server.store.transaction import Transaction
 
 KEEP_ENDED = 90 * DAY

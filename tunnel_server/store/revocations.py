@@ -13,12 +13,12 @@ from typing import Any
 
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked
 from tunnel_server.store import descent
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import Connection, Row
 from tunnel_server.store.moments import DAY, iso_of
-from tunnel_server.store.revoked import Kind, Revocation, Revoked
 from tunnel_server.store.transaction import Transaction
 
 MAX_LISTED = 1000

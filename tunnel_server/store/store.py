@@ -19,6 +19,7 @@ import trio
 from certs.rotation import Alive
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Refused
+from tunnel_server.auth.revocation_list import Kind, Revocation
 from tunnel_server.events.event_log import NodeEvent
 from tunnel_server.store import audit, certificates, events, known_nodes, revocations, subjects, tokens
 from tunnel_server.store.audit import AuditLine
@@ -34,7 +35,6 @@ from tunnel_server.store.database import (
 from tunnel_server.store.known_nodes import KnownNode
 from tunnel_server.store.moments import DAY, from_ms, to_ms
 from tunnel_server.store.revocations import TakenBack
-from tunnel_server.store.revoked import Kind, Revocation
 from tunnel_server.store.tokens import NewToken, Redeemed, Redemption
 from tunnel_server.store.transaction import Transaction
 from tunnel_server.store.writer import TIDY_LINES, Work, Writer

@@ -9,9 +9,9 @@ import difflib
 from typing import Any
 
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.store import certificates, descent, known_nodes, revocations, tokens
 from tunnel_server.store.database import Connection, Row
-from tunnel_server.store.revoked import Kind
 
 _MAX_COMPARED = 20_000
 """Names in one search for those that are alike: a tenth of a second."""

@@ -9,8 +9,8 @@ from certs.x509 import IdentityError, Usage, proven_leaf
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
+from tunnel_server.auth.users import Administrator, User, user_of, why_no_user
 from tunnel_server.listeners.listener import Accepted
-from tunnel_server.users import Administrator, User, user_of, why_no_user
 
 Identify: TypeAlias = Callable[[Accepted], User]
 """Returns the user of a connection, or raises ``Refused``."""

@@ -13,9 +13,9 @@ import h11
 from tunnel_core.http.router import WhoMay
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
+from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.users import Administrator, User
 from tunnel_server.listeners.listener import Accepted
-from tunnel_server.standing import Standing
-from tunnel_server.users import Administrator, User
 
 
 class Caller(NamedTuple):

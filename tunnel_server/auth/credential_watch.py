@@ -25,7 +25,7 @@ from certs.x509 import IdentityError, Proven
 from tunnel_core.humanize import as_moment
 from tunnel_core.identity import SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.store.revoked import Revocation, Revoked, refusal
+from tunnel_server.auth.revocation_list import Revocation, Revoked, refusal
 
 ALLOWANCE = timedelta(seconds=5)
 """A life may be exceeded by this: a renewal that is under way is not cut off at its last step."""
