@@ -114,7 +114,7 @@ DECISIONS = [
     "tunnel_server.auth.users",
     "tunnel_server.routing",
     "tunnel_server.sessions",
-    "tunnel_server.store.moments",
+    "tunnel_server.store.timestamps",
     "tunnel_server.auth.revocation_list",
     "tunnel_server.store.schema",
     "tunnel_server.write_budget",

@@ -38,7 +38,7 @@ from tunnel_server.running_store import restored_nodes, running_store
 from tunnel_server.startup import Entrances
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld
-from tunnel_server.store.places import most_nodes
+from tunnel_server.store.settings import most_nodes
 from tunnel_server.store.store import Store
 
 _log = logging.getLogger("qanat.server")

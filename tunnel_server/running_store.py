@@ -21,7 +21,7 @@ from tunnel_server.nodes import Nodes
 from tunnel_server.refusals import Refusals
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import wait_hold_store
-from tunnel_server.store.places import settings_of
+from tunnel_server.store.settings import settings_of
 from tunnel_server.store.store import Store, open_store
 
 _LAST_SECONDS = 3.0

@@ -28,7 +28,7 @@ from tunnel_server.auth.users import Administrator, User
 from tunnel_server.config import ServerConfig
 from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.listeners.listener import Accepted, Listener
-from tunnel_server.store.places import settings_of
+from tunnel_server.store.settings import settings_of
 
 
 def administrator(accepted: Accepted) -> User:

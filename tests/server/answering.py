@@ -35,7 +35,7 @@ from tunnel_server.entrances.est import EstEntrance, Reach
 from tunnel_server.front import Front
 from tunnel_server.listeners.listener import Accepted
 from tunnel_server.server_facts import ServerFacts
-from tunnel_server.store.places import settings_of
+from tunnel_server.store.settings import settings_of
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 NOTHING = ("/", "/nothing", "/api", "/api/", "/api/v2/nodes", "/API/v1/nodes", "//api/v1/nodes", "*")

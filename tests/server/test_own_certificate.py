@@ -19,7 +19,7 @@ from tunnel_core.config.loader import load
 from tunnel_core.identity import Role
 from tunnel_server.config import ServerConfig
 from tunnel_server.own_certificate import OwnCertificate, look
-from tunnel_server.store.places import settings_of
+from tunnel_server.store.settings import settings_of
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 NAMES = ("tunnel.example.com", "127.0.0.1")

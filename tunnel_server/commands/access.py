@@ -24,7 +24,7 @@ from tunnel_server.admin.client import NoServer, ask_server
 from tunnel_server.config import ServerConfig
 from tunnel_server.store.database import failures
 from tunnel_server.store.lock import PATIENCE_SECONDS, RETRY_SECONDS, StoreHeld, hold_store
-from tunnel_server.store.places import settings_of
+from tunnel_server.store.settings import settings_of
 from tunnel_server.store.store import open_store
 
 Json = dict[str, Any]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tunnel_server.store.database import Connection, Row
-from tunnel_server.store.moments import iso_of
+from tunnel_server.store.timestamps import iso_of
 
 MAX_LISTED = 1000
 _MAX_DETAIL = 512

@@ -20,7 +20,7 @@ from tunnel_server.store import descent, known_nodes, revocations, tokens
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import Connection, Row
-from tunnel_server.store.moments import DAY, from_ms, iso_of, to_ms
+from tunnel_server.store.timestamps import DAY, from_ms, iso_of, to_ms
 from tunnel_server.store.transaction import Transaction
 
 KEEP_ENDED = 90 * DAY

@@ -11,7 +11,7 @@ from typing import Any
 from tunnel_core.reasons import Reason
 from tunnel_server.events.event_log import Kind, NodeEvent
 from tunnel_server.store.database import Connection, Row
-from tunnel_server.store.moments import from_ms, to_ms
+from tunnel_server.store.timestamps import from_ms, to_ms
 
 KEEP_EVENTS = 100_000
 KEEP_EVENTS_OF_NODE = 1000

@@ -18,7 +18,7 @@ from datetime import datetime
 from tunnel_core.reasons import Reason
 from tunnel_server.events.event_log import Kind, NodeEvent
 from tunnel_server.store.database import Connection
-from tunnel_server.store.moments import DAY, from_ms, to_ms
+from tunnel_server.store.timestamps import DAY, from_ms, to_ms
 
 KEEP_UNSEEN = 90 * DAY
 _COMES = (Kind.ATTACHED, Kind.RESUMED)

@@ -18,7 +18,7 @@ from tunnel_server.store import descent
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import Connection, Row
-from tunnel_server.store.moments import DAY, iso_of
+from tunnel_server.store.timestamps import DAY, iso_of
 from tunnel_server.store.transaction import Transaction
 
 MAX_LISTED = 1000

@@ -33,8 +33,8 @@ from tunnel_server.store.database import (
     open_reader,
 )
 from tunnel_server.store.known_nodes import KnownNode
-from tunnel_server.store.moments import DAY, from_ms, to_ms
 from tunnel_server.store.revocations import TakenBack
+from tunnel_server.store.timestamps import DAY, from_ms, to_ms
 from tunnel_server.store.tokens import NewToken, Redeemed, Redemption
 from tunnel_server.store.transaction import Transaction
 from tunnel_server.store.writer import TIDY_LINES, Work, Writer

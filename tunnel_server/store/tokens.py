@@ -19,7 +19,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.store import revocations
 from tunnel_server.store.audit import AuditLine, Kind
 from tunnel_server.store.database import Connection, Row
-from tunnel_server.store.moments import DAY, iso_of
+from tunnel_server.store.timestamps import DAY, iso_of
 from tunnel_server.store.transaction import Transaction
 
 KEEP_ENDED = 30 * DAY
