@@ -20,7 +20,6 @@ from tunnel_core.telemetry.counters import Counters
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig, session_limits
-from tunnel_server.credentials import BadCredentials
 from tunnel_server.entrances.agents import ALPN
 from tunnel_server.events.event_log import Kind
 from tunnel_server.events.subscribers import Followers
@@ -30,10 +29,11 @@ from tunnel_server.nodes import Nodes
 from tunnel_server.open_listeners import Addresses, OpenListeners, claim_descriptors
 from tunnel_server.opening import Opener
 from tunnel_server.ops import Readiness, ServerOps
-from tunnel_server.own_certificate import OwnCertificate
+from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
+from tunnel_server.pki.server_certificate import OwnCertificate
+from tunnel_server.pki.server_credentials import BadCredentials
 from tunnel_server.records import Records
 from tunnel_server.refusals import Refusals, record_ended
-from tunnel_server.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.running_store import restored_nodes, running_store
 from tunnel_server.startup import Entrances
 from tunnel_server.store.database import StoreError

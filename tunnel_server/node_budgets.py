@@ -13,7 +13,7 @@ import math
 from tunnel_core.reasons import Reason
 from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.wire.frames import Rejected
-from tunnel_server.enrolment.budgets import Budgets
+from tunnel_server.pki.enrolment.rate_limits import Budgets
 
 ATTACHES, ATTACH_SECONDS = 10, 5.0
 RESUMES, RESUME_SECONDS = 60, 1.0

@@ -17,7 +17,7 @@ from tunnel_server.config import ServerConfig
 from tunnel_server.figures import take_snapshot
 from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.nodes import Nodes
-from tunnel_server.reload import ServerCertificates
+from tunnel_server.pki.reload import ServerCertificates
 from tunnel_server.store.store import Store
 
 

@@ -19,7 +19,6 @@ from tunnel_server.auth.callers import Caller
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.identify import Identify, by_certificate, by_file_mode, by_peer
 from tunnel_server.config import ServerConfig, Tcp
-from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.entrances.agents import ENTRANCE as AGENTS
 from tunnel_server.entrances.agents import AgentsEntrance
@@ -39,9 +38,10 @@ from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.nodes import Nodes
 from tunnel_server.open_listeners import HTTPS, OpenListeners
 from tunnel_server.opening import Opener
-from tunnel_server.reach import bound_addresses, worth_telling
+from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
+from tunnel_server.pki.public_addresses import bound_addresses, worth_telling
+from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.records import Records
-from tunnel_server.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.store import Store
 

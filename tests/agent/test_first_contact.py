@@ -29,7 +29,7 @@ from tunnel_agent.network.happy_eyeballs import Connected
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.network.server_path import Way, agents_port, https_port
 from tunnel_core.identity import Role, SpiffeId
-from tunnel_server.enrolment.answers import Signer
+from tunnel_server.pki.enrolment.signer import Signer
 
 DAY = datetime.timedelta(days=1)
 EDGE = SpiffeId(pki.TRUST_DOMAIN, Role.NODE, "edge1")

@@ -23,7 +23,7 @@ from tests.server.test_init import Result, run
 from tunnel_server.backup.archive import BadBackup, Manifest, Member, open_backup
 from tunnel_server.backup.places import Installation, StrangePlaces, require_known
 from tunnel_server.commands.access import load_config
-from tunnel_server.rotating import Rotating
+from tunnel_server.pki.rotation_steps import Rotating
 
 SERVICE = 54321
 """The user of a service: none that this machine has a name for."""

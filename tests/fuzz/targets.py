@@ -28,8 +28,8 @@ from tunnel_core.names import Target, join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Malformed, Unknown
-from tunnel_server.enrolment.asking import node_asked_for, parse_login
 from tunnel_server.heads import check_web_request, host_of, request_forward, wants_html
+from tunnel_server.pki.enrolment.request import node_asked_for, parse_login
 from tunnel_server.routing import route_authority, route_web_host, target_header
 
 MAX_BYTES = 20 * 1024

@@ -16,11 +16,11 @@ from certs.token import Token, make_token
 from tests.fakes import pki
 from tests.server.edge import Edge, now, open_edge
 from tunnel_server.auth.identify import by_certificate
-from tunnel_server.enrolment.answers import Signer
-from tunnel_server.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.entrances.est import EstEntrance, Reach
 from tunnel_server.listeners.listener import Listener
 from tunnel_server.listeners.tls import TlsContexts, TlsFiles, over_tls
+from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
+from tunnel_server.pki.enrolment.signer import Signer
 from tunnel_server.store.audit import Question
 from tunnel_server.store.store import FILE, Store, StoreSettings, open_store
 from tunnel_server.store.tokens import NewToken

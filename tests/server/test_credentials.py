@@ -17,8 +17,8 @@ from certs.files import write_private
 from tests.fakes import pki
 from tunnel_core.identity import Role
 from tunnel_server.config import Tls
-from tunnel_server.credentials import BadCredentials, read_credentials, tls_files
 from tunnel_server.listeners.tls import make_context
+from tunnel_server.pki.server_credentials import BadCredentials, read_credentials, tls_files
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -88,7 +88,7 @@ def test_a_key_that_this_user_may_not_read(tmp_path: Path, monkeypatch: pytest.M
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     tls = files(tmp_path)
-    monkeypatch.setattr("tunnel_server.credentials.read_public", refuse)
+    monkeypatch.setattr("tunnel_server.pki.server_credentials.read_public", refuse)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     cure = "run this as the user that the file belongs to, or as root with sudo"
     assert complaint(tls) == f"{tls.key_file} cannot be read: Permission denied; {cure}"

@@ -14,8 +14,8 @@ from tunnel_core.http.head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import is_node_name
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.enrolment.asking import Login, node_asked_for, parse_login
-from tunnel_server.enrolment.budgets import Budgets
+from tunnel_server.pki.enrolment.rate_limits import Budgets
+from tunnel_server.pki.enrolment.request import Login, node_asked_for, parse_login
 
 GOOD = make_request(SpiffeId(pki.TRUST_DOMAIN, Role.NODE, "edge1"))
 

@@ -31,8 +31,8 @@ from tests.tools_here import need
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.revocation_list import Kind
-from tunnel_server.enrolment.enrolment import Asker
 from tunnel_server.listeners.admission import Ticket
+from tunnel_server.pki.enrolment.enrolment import Asker
 
 EST = "/.well-known/est"
 PKCS10 = "application/pkcs10"

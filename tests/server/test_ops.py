@@ -25,7 +25,7 @@ from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked
 from tunnel_server.config import ServerConfig
 from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.ops import Readiness, ServerOps
-from tunnel_server.reload import ServerCertificates
+from tunnel_server.pki.reload import ServerCertificates
 
 
 @dataclass

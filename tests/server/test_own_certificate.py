@@ -18,7 +18,7 @@ from tests.store.opened import opened
 from tunnel_core.config.loader import load
 from tunnel_core.identity import Role
 from tunnel_server.config import ServerConfig
-from tunnel_server.own_certificate import OwnCertificate, look
+from tunnel_server.pki.server_certificate import OwnCertificate, look
 from tunnel_server.store.settings import settings_of
 
 NOW = datetime.now(UTC).replace(microsecond=0)

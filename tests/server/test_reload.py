@@ -21,9 +21,9 @@ from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig
-from tunnel_server.credentials import BadCredentials
-from tunnel_server.reload import Reload, ServerAuthority, ServerCertificates
-from tunnel_server.rotating import Rotating
+from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
+from tunnel_server.pki.rotation_steps import Rotating
+from tunnel_server.pki.server_credentials import BadCredentials
 
 
 def now() -> datetime:

@@ -16,7 +16,7 @@ from tests.server.test_est import enrol, identity, renew, request_of
 from tests.store.opened import PIN
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_server.auth.revocation_list import Kind
-from tunnel_server.enrolment.answers import Signed, Signer
+from tunnel_server.pki.enrolment.signer import Signed, Signer
 from tunnel_server.store.certificates import by_hand
 
 SHORT_DAYS = 600 / 86400

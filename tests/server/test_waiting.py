@@ -10,7 +10,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel_server.enrolment.waiting import LATEST_SECONDS, SOONEST_SECONDS, SentAway, WaitingLine
+from tunnel_server.pki.enrolment.queue import LATEST_SECONDS, SOONEST_SECONDS, SentAway, WaitingLine
 
 
 async def test_turns_come_in_order_and_at_the_pace(autojump_clock: trio.testing.MockClock) -> None:

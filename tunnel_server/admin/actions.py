@@ -29,8 +29,8 @@ from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.config import ServerConfig
 from tunnel_server.events.event_log import event_as_json
 from tunnel_server.nodes import Nodes
-from tunnel_server.reach import NoNames, addresses, server_names
-from tunnel_server.rotating import Known, Rotating
+from tunnel_server.pki.public_addresses import NoNames, addresses, server_names
+from tunnel_server.pki.rotation_steps import Known, Rotating
 from tunnel_server.store.audit import AuditLine, Question
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.certificates import by_hand

@@ -34,7 +34,7 @@ from certs.file_owner import as_owner
 from certs.files import PUBLIC, make_private_folder, sync_folder, write_private, write_public
 from tunnel_server.backup.archive import Backup, BadBackup, Content, Manifest
 from tunnel_server.backup.places import Installation, require_known
-from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
 from tunnel_server.store import revocations, tokens
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind

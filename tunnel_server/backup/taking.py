@@ -17,7 +17,7 @@ from certs.file_owner import as_owner
 from tunnel_core.humanize import as_iso
 from tunnel_server.backup.archive import Source, write_archive
 from tunnel_server.config import ServerConfig
-from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
 from tunnel_server.store.database import copy_database, open_reader
 from tunnel_server.store.store import FILE
 

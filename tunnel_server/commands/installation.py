@@ -31,7 +31,7 @@ from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import join_host_port
 from tunnel_server.commands.config_text import Ports, config_text
 from tunnel_server.config import ServerConfig
-from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
 from tunnel_server.store import certificates
 from tunnel_server.store.database import open_database
 from tunnel_server.store.store import FILE

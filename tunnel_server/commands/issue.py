@@ -22,8 +22,8 @@ from tunnel_core.identity import Role
 from tunnel_server.commands.access import checked_name, config_option, json_option, load_config, perform
 from tunnel_server.commands.installation import make_bundle
 from tunnel_server.config import ServerConfig
-from tunnel_server.reach import NoNames, addresses, server_names
-from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.pki.public_addresses import NoNames, addresses, server_names
+from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
 
 _STANDARD_OUTPUT = Path("-")
 

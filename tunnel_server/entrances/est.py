@@ -24,9 +24,9 @@ from tunnel_core.http.server import Headers, HttpConnection, header_values, json
 from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.callers import ANYBODY, CERTIFICATE, Caller, CertificateCaller
-from tunnel_server.enrolment.asking import Login, parse_login
-from tunnel_server.enrolment.enrolment import Asker, Enrolment
 from tunnel_server.listeners.listener import Accepted
+from tunnel_server.pki.enrolment.enrolment import Asker, Enrolment
+from tunnel_server.pki.enrolment.request import Login, parse_login
 
 ENTRANCE = "est"
 ROOT = "/.well-known/est/"

@@ -32,7 +32,7 @@ from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.limits import MIB, Limits
 from tunnel_core.names import join_host_port
 from tunnel_server.config import ServerConfig
-from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
 from tunnel_server.store.certificates import NewCertificate, Origin
 from tunnel_server.store.settings import settings_of
 from tunnel_server.store.store import Store, open_store

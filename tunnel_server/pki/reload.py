@@ -12,9 +12,9 @@ from certs.rotation import Step
 from certs.x509 import Description
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig
-from tunnel_server.credentials import BadCredentials, make_contexts, read_credentials, tls_files
-from tunnel_server.enrolment.answers import Signer, load_signer
-from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.pki.enrolment.signer import Signer, load_signer
+from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
+from tunnel_server.pki.server_credentials import BadCredentials, make_contexts, read_credentials, tls_files
 
 _log = logging.getLogger("qanat.server")
 

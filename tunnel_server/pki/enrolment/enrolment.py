@@ -35,10 +35,10 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sources import source_of
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig
-from tunnel_server.enrolment.answers import Signed, Signer
-from tunnel_server.enrolment.asking import Login, node_asked_for, unproven
-from tunnel_server.enrolment.budgets import Budgets
-from tunnel_server.enrolment.waiting import SentAway, WaitingLine
+from tunnel_server.pki.enrolment.queue import SentAway, WaitingLine
+from tunnel_server.pki.enrolment.rate_limits import Budgets
+from tunnel_server.pki.enrolment.request import Login, node_asked_for, unproven
+from tunnel_server.pki.enrolment.signer import Signed, Signer
 from tunnel_server.store.audit import AuditLine, Kind
 from tunnel_server.store.certificates import NewCertificate, Origin
 from tunnel_server.store.store import Store

@@ -24,7 +24,7 @@ from certs.x509 import describe
 from tunnel_core.reasons import Refused
 from tunnel_core.telemetry.logs import log_event
 from tunnel_server.config import ServerConfig
-from tunnel_server.rotating import AUTHORITY_FOLDER
+from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
 from tunnel_server.store.certificates import NewCertificate, Origin
 from tunnel_server.store.store import Store
 

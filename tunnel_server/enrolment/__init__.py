@@ -1,1 +1,0 @@
-"""How nodes get certificates from this server, and nodes and users their next ones."""
