@@ -117,7 +117,7 @@ DECISIONS = [
     "tunnel_server.store.timestamps",
     "tunnel_server.auth.revocation_list",
     "tunnel_server.store.schema",
-    "tunnel_server.write_budget",
+    "tunnel_server.accounting.write_budget",
 ]
 """What decides does no I/O, and asks nobody for the time or for chance."""
 

@@ -28,8 +28,8 @@ from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.handshake import AgentSteps, AttachRejected
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.logs import RefusalLines, StreamFacts, stream_closed
+from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.auth.credential_watch import Standing
-from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import AuditLine
 
 # Reason, HTTP status, exit code of a command, level of the line about a closed stream, whether a refusal

@@ -17,13 +17,15 @@ from tunnel_core.reasons import Reason
 from tunnel_core.session.memory_pressure import relieve_pressure, relieve_send_pool
 from tunnel_core.session.session import Link
 from tunnel_core.telemetry.counters import Counters
+from tunnel_server.accounting.event_writer import how_it_started
+from tunnel_server.accounting.refusal_audit import Refusals, record_ended
+from tunnel_server.accounting.stream_records import Records
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig, session_limits
 from tunnel_server.entrances.agents import ALPN
 from tunnel_server.events.event_log import Kind
 from tunnel_server.events.subscribers import Followers
-from tunnel_server.keeping import how_it_started
 from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.nodes import Nodes
 from tunnel_server.open_listeners import Addresses, OpenListeners, claim_descriptors
@@ -32,8 +34,6 @@ from tunnel_server.ops import Readiness, ServerOps
 from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.pki.server_certificate import OwnCertificate
 from tunnel_server.pki.server_credentials import BadCredentials
-from tunnel_server.records import Records
-from tunnel_server.refusals import Refusals, record_ended
 from tunnel_server.running_store import restored_nodes, running_store
 from tunnel_server.startup import Entrances
 from tunnel_server.store.database import StoreError

@@ -21,6 +21,8 @@ from tunnel_core.http.router import Section
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Service
+from tunnel_server.accounting.refusal_audit import Refusals
+from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.callers import Caller
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.identify import Identify
@@ -35,8 +37,6 @@ from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
 from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.nodes import Nodes
 from tunnel_server.opening import Opener
-from tunnel_server.records import Records
-from tunnel_server.refusals import Refusals
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.store import Store

@@ -26,11 +26,11 @@ from tunnel_core.session.handshake import VERSION, AgentSteps, AttachRejected
 from tunnel_core.session.session import Link
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 from tunnel_core.telemetry.counters import Counters
+from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked
 from tunnel_server.nodes import Nodes
-from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import AuditLine
 
 TARGET = Target.parse("localhost:22")

@@ -20,10 +20,10 @@ from tunnel_core.reasons import Reason
 from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Packet, Rejected, Service
+from tunnel_server.accounting.write_budget import WRITES
 from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.events.event_log import Kind as EventKind
 from tunnel_server.node_budgets import ATTACH_SECONDS, ATTACHES, RESUMES
-from tunnel_server.write_budget import WRITES
 
 LIMITS = Limits()
 MOST = LIMITS.max_attaches_per_identity

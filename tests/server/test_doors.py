@@ -32,9 +32,9 @@ from tunnel_core.session.handshake import AgentSteps
 from tunnel_core.session.session import Link
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Welcome
+from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.nodes import Nodes
-from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import AuditLine
 
 HERE = f"spiffe://{pki.TRUST_DOMAIN}"

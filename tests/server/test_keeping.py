@@ -9,10 +9,10 @@ import pytest
 
 from tests.store.opened import Clock, certificate, opened
 from tunnel_core.reasons import Reason
-from tunnel_server import keeping
+from tunnel_server.accounting import event_writer as keeping
+from tunnel_server.accounting.event_writer import EventKeeper, how_it_started
+from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.events.event_log import Events, Kind
-from tunnel_server.keeping import EventKeeper, how_it_started
-from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import Question
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.store import StoreSettings

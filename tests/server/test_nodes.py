@@ -14,10 +14,10 @@ from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.session.state import LinkState, Loss
 from tunnel_core.wire.frames import Hello
 from tunnel_server import nodes as nodes_module
+from tunnel_server.accounting.write_budget import WRITE_SECONDS, WRITES, writes_budget
 from tunnel_server.duplicates import MAX_NODES, REPLACED_SECONDS, Duplicates
 from tunnel_server.events.event_log import Kind
 from tunnel_server.nodes import Nodes
-from tunnel_server.write_budget import WRITE_SECONDS, WRITES, writes_budget
 
 
 @dataclass

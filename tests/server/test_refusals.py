@@ -7,7 +7,7 @@ import pytest
 from certs.x509 import IdentityError
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.refusals import MAX_SOURCES, Refusals, about
+from tunnel_server.accounting.refusal_audit import MAX_SOURCES, Refusals, about
 from tunnel_server.store.audit import AuditLine, Kind
 
 EDGE = SpiffeId("test.internal", Role.NODE, "edge1")

@@ -19,8 +19,8 @@ from tests.e2e.attacks.ground import INNOCENT, Ground
 from tests.e2e.waiting import wait_until
 from tests.rogues import agent as rogue
 from tunnel_core.names import join_host_port
+from tunnel_server.accounting.write_budget import WRITE_SECONDS, WRITES
 from tunnel_server.node_budgets import ATTACH_SECONDS, ATTACHES
-from tunnel_server.write_budget import WRITE_SECONDS, WRITES
 
 CALLS = 120
 CALLS_A_SECOND = 40

@@ -9,7 +9,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry import logs
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.logs import RefusalLines, StreamFacts
-from tunnel_server.refusals import Refusals
+from tunnel_server.accounting.refusal_audit import Refusals
 
 
 class Records:

@@ -17,13 +17,13 @@ import trio
 
 from tunnel_core.humanize import as_moment
 from tunnel_core.version import __version__
+from tunnel_server.accounting.refusal_audit import Refusals
+from tunnel_server.accounting.write_budget import audit_budget
 from tunnel_server.events.event_log import Events, Kind, NodeEvent
-from tunnel_server.refusals import Refusals
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit import Kind as AuditKind
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.store import Store
-from tunnel_server.write_budget import audit_budget
 
 SEE_EVERY_SECONDS = 300.0
 _EVERY_SECONDS = 2.0
