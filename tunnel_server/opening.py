@@ -18,7 +18,7 @@ from tunnel_core.telemetry.logs import StreamFacts
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.users import User
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes.registry import Nodes
 from tunnel_server.policy import authorise
 from tunnel_server.routing import Route
 

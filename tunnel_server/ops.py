@@ -14,9 +14,9 @@ from tunnel_core.telemetry.counters import Counters, Snapshot
 from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, OpsServer, OpsTls, serve_ops
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig
-from tunnel_server.figures import take_snapshot
 from tunnel_server.listeners.addresses import CannotListen
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes.metrics_snapshot import take_snapshot
+from tunnel_server.nodes.registry import Nodes
 from tunnel_server.pki.reload import ServerCertificates
 from tunnel_server.store.store import Store
 

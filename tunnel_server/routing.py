@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tunnel_core.names import LOOPBACK, Target, is_label, is_node_name, is_service_name, split_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.nodes import unknown_node
+from tunnel_server.nodes.registry import unknown_node
 
 TARGET_HEADER = b"qanat-target"
 """Request header that overrides the target of a CONNECT; the authority then only names the node."""

@@ -15,7 +15,6 @@ from tunnel_core.http.server import HeadLimits
 from tunnel_core.http2.carrier import CarrierServer, serve_carriers
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.admin.actions import Actions
-from tunnel_server.attach import Attachments
 from tunnel_server.auth.callers import Caller
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.identify import Identify, by_certificate, by_file_mode, by_peer
@@ -36,7 +35,8 @@ from tunnel_server.front import Front
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.tls import over_tls
 from tunnel_server.listeners.user_connections import UserConnections
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes.attach import Attachments
+from tunnel_server.nodes.registry import Nodes
 from tunnel_server.open_listeners import HTTPS, OpenListeners
 from tunnel_server.opening import Opener
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings

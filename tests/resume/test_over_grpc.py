@@ -24,9 +24,9 @@ from tunnel_core.reasons import Reason
 from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.events.event_log import Kind, NodeEvent
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes.attach import Attachments, AttachSettings
+from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.audit import AuditLine
 
 

@@ -35,7 +35,7 @@ from tunnel_server.front import Front
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
 from tunnel_server.listeners.user_connections import UserConnections
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes.registry import Nodes
 from tunnel_server.opening import Opener
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.audit import AuditLine

@@ -17,7 +17,7 @@ from tunnel_server.entrances import api_events
 from tunnel_server.entrances.api_events import MAX_LISTED, Question, parse_question
 from tunnel_server.events.event_log import Events, Kind
 from tunnel_server.events.subscribers import Followers
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes.registry import Nodes
 
 PATH = api_events.PATH
 

@@ -33,7 +33,7 @@ from tunnel_server.entrances.api_lists import (
 )
 from tunnel_server.listeners.admission import Ticket
 from tunnel_server.listeners.listener import Accepted
-from tunnel_server.nodes import Node
+from tunnel_server.nodes.registry import Node
 
 
 class Fleet:

@@ -27,10 +27,10 @@ from tunnel_core.session.session import Link
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.attach import Attachments, AttachSettings
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes.attach import Attachments, AttachSettings
+from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.audit import AuditLine
 
 TARGET = Target.parse("localhost:22")
@@ -260,7 +260,7 @@ async def test_attaches_under_way_are_bounded_and_end(autojump_clock: trio.testi
 async def test_the_newcomer_of_two_with_one_alias_is_turned_away(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunnel_server.nodes.node_alias", lambda name: "same")
+    monkeypatch.setattr("tunnel_server.nodes.registry.node_alias", lambda name: "same")
     async with open_door() as door:
         first = await door.attach("edge1")
         newcomer = await door.attach("edge2")

@@ -23,7 +23,7 @@ from tunnel_core.wire.frames import Packet, Rejected, Service
 from tunnel_server.accounting.write_budget import WRITES
 from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.events.event_log import Kind as EventKind
-from tunnel_server.node_budgets import ATTACH_SECONDS, ATTACHES, RESUMES
+from tunnel_server.nodes.attach_budget import ATTACH_SECONDS, ATTACHES, RESUMES
 
 LIMITS = Limits()
 MOST = LIMITS.max_attaches_per_identity

@@ -33,8 +33,8 @@ from tunnel_core.session.session import Link
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Welcome
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.attach import Attachments, AttachSettings
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes.attach import Attachments, AttachSettings
+from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.audit import AuditLine
 
 HERE = f"spiffe://{pki.TRUST_DOMAIN}"

@@ -20,7 +20,7 @@ from tunnel_core.identity import Role
 DEADLINE_SECONDS = 60
 QUICK_SERVER = [
     *(sys.executable, "-c"),
-    "from tunnel_server import nodes; nodes.RETRY_SECONDS = 1.0\n"
+    "from tunnel_server.nodes import registry as nodes; nodes.RETRY_SECONDS = 1.0\n"
     "from tunnel_server.entry import entry_point; entry_point()",
 ]
 """It tells a refused agent to come back in a second, not in a minute."""

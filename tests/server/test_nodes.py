@@ -13,11 +13,11 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.session.state import LinkState, Loss
 from tunnel_core.wire.frames import Hello
-from tunnel_server import nodes as nodes_module
 from tunnel_server.accounting.write_budget import WRITE_SECONDS, WRITES, writes_budget
-from tunnel_server.duplicates import MAX_NODES, REPLACED_SECONDS, Duplicates
 from tunnel_server.events.event_log import Kind
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes import registry as nodes_module
+from tunnel_server.nodes.registry import Nodes
+from tunnel_server.nodes.takeovers import MAX_NODES, REPLACED_SECONDS, Duplicates
 
 
 @dataclass

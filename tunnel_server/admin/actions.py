@@ -28,7 +28,7 @@ from tunnel_server.admin.ending import ends_nothing, live_part
 from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.config import ServerConfig
 from tunnel_server.events.event_log import event_as_json
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes.registry import Nodes
 from tunnel_server.pki.public_addresses import NoNames, addresses, server_names
 from tunnel_server.pki.rotation_steps import Known, Rotating
 from tunnel_server.store.audit import AuditLine, Question

@@ -10,7 +10,7 @@ from tunnel_server.auth.revocation_list import Kind, kind_of
 
 if TYPE_CHECKING:
     from certs.x509 import Proven
-    from tunnel_server.nodes import Nodes
+    from tunnel_server.nodes.registry import Nodes
 
 _MAX_USERS = 100
 

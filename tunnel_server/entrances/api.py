@@ -27,7 +27,7 @@ from tunnel_server.entrances.api_lists import (
 from tunnel_server.entrances.api_status import NODE_PATH, STATUS_PATH
 from tunnel_server.events.event_log import event_as_json
 from tunnel_server.events.subscribers import Followers
-from tunnel_server.nodes import Node, Nodes
+from tunnel_server.nodes.registry import Node, Nodes
 from tunnel_server.server_facts import ServerFacts
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import trio
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.events.event_log import Events, NodeEvent, event_as_json
 from tunnel_server.events.subscribers import Followers
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes.registry import Nodes
 
 PATH = "/api/v1/events"
 MAX_WAIT_SECONDS = 30.0

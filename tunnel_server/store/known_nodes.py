@@ -1,6 +1,6 @@
 """Nodes that this server knows: names that have a certificate of ours, or whose agent attached once.
 
-SQL inside transactions of the caller's. ``tunnel_server.nodes`` is the live view, in memory.
+SQL inside transactions of the caller's. ``tunnel_server.nodes.registry`` is the live view, in memory.
 
 1. A certificate makes its node known. An event of the node updates when it was last seen.
 2. While an agent is attached, ``see_attached`` writes the time for all attached nodes at once, so that a

@@ -20,7 +20,7 @@ from tests.e2e.waiting import wait_until
 from tests.rogues import agent as rogue
 from tunnel_core.names import join_host_port
 from tunnel_server.accounting.write_budget import WRITE_SECONDS, WRITES
-from tunnel_server.node_budgets import ATTACH_SECONDS, ATTACHES
+from tunnel_server.nodes.attach_budget import ATTACH_SECONDS, ATTACHES
 
 CALLS = 120
 CALLS_A_SECOND = 40

@@ -16,7 +16,7 @@ from tunnel_server.entrances.web.pages import error_page, index_page, send_page
 from tunnel_server.heads import check_web_request, host_of, wants_html
 from tunnel_server.listeners.addresses import CannotListen, is_loopback_listen
 from tunnel_server.listeners.listener import Accepted
-from tunnel_server.nodes import Node, unknown_node
+from tunnel_server.nodes.registry import Node, unknown_node
 from tunnel_server.opening import NotOpened, Opener, Wish
 from tunnel_server.routing import Route, WebHost, route_web_host
 

@@ -20,9 +20,9 @@ from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.session.state import GONE, Loss, StateCategory
 from tunnel_core.wire.frames import Rejected
 from tunnel_server.accounting.write_budget import writes_budget
-from tunnel_server.duplicates import RETRY_SECONDS, Duplicates
 from tunnel_server.events.event_log import Events, Kind
-from tunnel_server.node_budgets import AttachBudget
+from tunnel_server.nodes.attach_budget import AttachBudget
+from tunnel_server.nodes.takeovers import RETRY_SECONDS, Duplicates
 
 if TYPE_CHECKING:
     from tunnel_core.session.session import Link

@@ -15,7 +15,7 @@ from tunnel_core.reasons import Refused
 if TYPE_CHECKING:
     from tunnel_core.session.attachment import Attempt
     from tunnel_core.session.session import Link
-    from tunnel_server.sessions import Held
+    from tunnel_server.nodes.sessions import Held
 
 
 @dataclass(slots=True)

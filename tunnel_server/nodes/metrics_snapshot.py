@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tunnel_core.telemetry.counters import Counters, NodeSample, Snapshot
 from tunnel_core.telemetry.queued_output import lines_dropped
 from tunnel_core.version import __version__
-from tunnel_server.nodes import Node, Nodes
+from tunnel_server.nodes.registry import Node, Nodes
 
 
 def take_snapshot(

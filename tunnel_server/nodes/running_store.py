@@ -18,7 +18,7 @@ from tunnel_server.accounting.event_writer import EventKeeper
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.config import ServerConfig
 from tunnel_server.events.event_log import MAX_EVENTS, NodeEvent
-from tunnel_server.nodes import Nodes
+from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import wait_hold_store
 from tunnel_server.store.settings import settings_of

@@ -35,11 +35,11 @@ from tunnel_core.telemetry.logs import log_event
 from tunnel_core.version import __version__
 from tunnel_core.wire.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.announced import checked_hello
-from tunnel_server.arrivals import Arrival, Arrivals, identity_of
 from tunnel_server.auth.credential_watch import Entry, Standing
-from tunnel_server.nodes import Nodes
-from tunnel_server.sessions import Sessions
+from tunnel_server.nodes.announced import checked_hello
+from tunnel_server.nodes.arrivals import Arrival, Arrivals, identity_of
+from tunnel_server.nodes.registry import Nodes
+from tunnel_server.nodes.sessions import Sessions
 
 _log = logging.getLogger("qanat.attach")
 
