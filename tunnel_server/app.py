@@ -17,6 +17,7 @@ from tunnel_core.reasons import Reason
 from tunnel_core.session.memory_pressure import relieve_pressure, relieve_send_pool
 from tunnel_core.session.session import Link
 from tunnel_core.telemetry.counters import Counters
+from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.event_writer import how_it_started
 from tunnel_server.accounting.refusal_audit import Refusals, record_ended
 from tunnel_server.accounting.stream_records import Records
@@ -30,7 +31,6 @@ from tunnel_server.nodes.attach import Attachments, AttachSettings
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.nodes.running_store import restored_nodes, running_store
 from tunnel_server.open_listeners import Addresses, OpenListeners, claim_descriptors
-from tunnel_server.opening import Opener
 from tunnel_server.ops import Readiness, ServerOps
 from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.pki.server_certificate import OwnCertificate

@@ -15,16 +15,16 @@ import h11
 from tunnel_core.http.router import Router, Section
 from tunnel_core.http.server import HeadLimits, HttpConnection, serve_http
 from tunnel_core.reasons import Refused
+from tunnel_server.access.opener import NotOpened
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.callers import USER, Caller
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.identify import Identify
 from tunnel_server.auth.users import User
 from tunnel_server.entrances.est import ENTRANCE as EST
-from tunnel_server.heads import refuse_cross_site
 from tunnel_server.listeners.listener import Accepted
 from tunnel_server.listeners.user_connections import UserConnections
-from tunnel_server.opening import NotOpened
+from tunnel_server.reverse_proxy.headers import refuse_cross_site
 
 STRANGER_IDLE_SECONDS = 5.0
 """Between requests of a connection without a user's certificate. A client that wants a certificate sends its

@@ -13,6 +13,7 @@ from tunnel_core.config.types import ListenAddress
 from tunnel_core.http.router import Section
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.http2.carrier import CarrierServer, serve_carriers
+from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.admin.actions import Actions
 from tunnel_server.auth.callers import Caller
@@ -38,7 +39,6 @@ from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.nodes.attach import Attachments
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.open_listeners import HTTPS, OpenListeners
-from tunnel_server.opening import Opener
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.pki.public_addresses import bound_addresses, worth_telling
 from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates

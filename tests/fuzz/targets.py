@@ -28,9 +28,9 @@ from tunnel_core.names import Target, join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Malformed, Unknown
-from tunnel_server.heads import check_web_request, host_of, request_forward, wants_html
+from tunnel_server.access.routing import route_authority, route_web_host, target_header
 from tunnel_server.pki.enrolment.request import node_asked_for, parse_login
-from tunnel_server.routing import route_authority, route_web_host, target_header
+from tunnel_server.reverse_proxy.headers import check_web_request, host_of, request_forward, wants_html
 
 MAX_BYTES = 20 * 1024
 """A little above the largest head, and the largest certificate request, that are read."""

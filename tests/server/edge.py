@@ -21,6 +21,7 @@ from tunnel_core.http.router import Section
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Service
+from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.callers import Caller
@@ -36,7 +37,6 @@ from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
 from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.nodes.registry import Nodes
-from tunnel_server.opening import Opener
 from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.store import Store

@@ -35,6 +35,7 @@ from tunnel_core.session.state import LinkState
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import SocketTlsStream
 from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.identify import Identify, by_certificate
@@ -48,7 +49,6 @@ from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Accepted, Handler, listen_tcp, listen_unix
 from tunnel_server.listeners.tls import TlsContexts, over_tls
-from tunnel_server.opening import Opener
 
 NODE = "edge1"
 OPEN_WAIT, OPEN_TIMEOUT, GRACE = 3, 30, 40

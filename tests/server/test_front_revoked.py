@@ -22,6 +22,7 @@ from tests.server.edge import Edge, echo, never, open_edge, receive_until
 from tests.server.test_front import client_context, tls_files
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.tls import TlsStream
+from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.credential_watch import Standing
@@ -29,7 +30,6 @@ from tunnel_server.auth.identify import by_certificate
 from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked
 from tunnel_server.listeners.listener import Listener
 from tunnel_server.listeners.tls import TlsContexts, over_tls
-from tunnel_server.opening import Opener
 from tunnel_server.store.audit import AuditLine
 
 CONNECT = b"CONNECT edge1:80 HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.heads import (
+from tunnel_server.reverse_proxy.headers import (
     check_web_request,
     has_body,
     request_forward,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.routing import Route, WebHost, route_authority, route_web_host, target_header
+from tunnel_server.access.routing import Route, WebHost, route_authority, route_web_host, target_header
 
 
 class Names:

@@ -25,9 +25,9 @@ from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import RESET_ON_CLOSE
 from tunnel_core.wire.frames import Service
-from tunnel_server.entrances.web import exchange as exchange_module
 from tunnel_server.entrances.web.entrance import WebEntrance, refuse_open_web
 from tunnel_server.listeners.addresses import CannotListen
+from tunnel_server.reverse_proxy import exchange as exchange_module
 
 HOST = b"Host: red--edge1.localhost:7003\r\n"
 GET = b"GET /flows?a=1 HTTP/1.1\r\n" + HOST + b"\r\n"

@@ -19,9 +19,9 @@ import trio
 from tunnel_core.http.router import CONNECT, Route, RoutedRequest, Section
 from tunnel_core.http.server import HttpConnection
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.access.opener import Opener, Wish
+from tunnel_server.access.routing import route_authority, target_header
 from tunnel_server.auth.callers import USER, Caller, UserCaller
-from tunnel_server.opening import Opener, Wish
-from tunnel_server.routing import route_authority, target_header
 
 ENTRANCE = "connect"
 

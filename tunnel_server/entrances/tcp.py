@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.access.opener import NotOpened, Opener, Wish
+from tunnel_server.access.routing import Route
 from tunnel_server.auth.users import User
 from tunnel_server.listeners.addresses import CannotListen, is_loopback_listen
 from tunnel_server.listeners.listener import Accepted
-from tunnel_server.opening import NotOpened, Opener, Wish
-from tunnel_server.routing import Route
 
 ENTRANCE = "tcp"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -10,15 +10,15 @@ from tunnel_core.http.server import HeadLimits, HttpConnection, serve_http
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.access.opener import NotOpened, Opener, Wish
+from tunnel_server.access.routing import Route, WebHost, route_web_host
 from tunnel_server.auth.users import User
-from tunnel_server.entrances.web.exchange import Exchange
 from tunnel_server.entrances.web.pages import error_page, index_page, send_page
-from tunnel_server.heads import check_web_request, host_of, wants_html
 from tunnel_server.listeners.addresses import CannotListen, is_loopback_listen
 from tunnel_server.listeners.listener import Accepted
 from tunnel_server.nodes.registry import Node, unknown_node
-from tunnel_server.opening import NotOpened, Opener, Wish
-from tunnel_server.routing import Route, WebHost, route_web_host
+from tunnel_server.reverse_proxy.exchange import Exchange
+from tunnel_server.reverse_proxy.headers import check_web_request, host_of, wants_html
 
 ENTRANCE = "web"
 

@@ -8,8 +8,8 @@ import http as status_names
 from tunnel_core.http.server import REASON_HEADER, HttpConnection, reason_phrase
 from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Refused
+from tunnel_server.access.routing import SEPARATOR
 from tunnel_server.nodes.registry import Node, Nodes
-from tunnel_server.routing import SEPARATOR
 
 MAX_LISTED = 1_000
 _HEADERS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tunnel_server.routing import Route
+from tunnel_server.access.routing import Route
 
 if TYPE_CHECKING:
     pass

@@ -15,12 +15,12 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import relay
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset
 from tunnel_core.telemetry.logs import StreamFacts
+from tunnel_server.access.policy import authorise
+from tunnel_server.access.routing import Route
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.users import User
 from tunnel_server.nodes.registry import Nodes
-from tunnel_server.policy import authorise
-from tunnel_server.routing import Route
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from tunnel_core.http.server import HeadLimits, HttpClientConnection, HttpConnec
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import abort
 from tunnel_core.streams.tunnel_stream import StreamReset
-from tunnel_server.heads import has_body, request_forward, response_back, switch_back
-from tunnel_server.opening import Opener, Passage, Wish, blame
+from tunnel_server.access.opener import Opener, Passage, Wish, blame
+from tunnel_server.reverse_proxy.headers import has_body, request_forward, response_back, switch_back
 
 # Security headers of dashboards run to some KiB; a request's bound would refuse real pages.
 _ANSWER_LIMITS = HeadLimits(max_head_bytes=64 * 1024)
