@@ -16,14 +16,15 @@ from tunnel_core.http2.carrier import CarrierServer, serve_carriers
 from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.admin.actions import Actions
+from tunnel_server.api.admin import AdminEntrance
+from tunnel_server.api.resources import ApiEntrance
+from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.auth.callers import Caller
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.identify import Identify, by_certificate, by_file_mode, by_peer
 from tunnel_server.config import ServerConfig, Tcp
-from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.entrances.agents import ENTRANCE as AGENTS
 from tunnel_server.entrances.agents import AgentsEntrance
-from tunnel_server.entrances.api import ApiEntrance
 from tunnel_server.entrances.connect import ENTRANCE as CONNECT
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.est import EstEntrance, Reach
@@ -42,7 +43,6 @@ from tunnel_server.open_listeners import HTTPS, OpenListeners
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.pki.public_addresses import bound_addresses, worth_telling
 from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
-from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.store import Store
 
 ADMIN = "admin"

@@ -24,9 +24,9 @@ from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.admin.actions import Actions
 from tunnel_server.admin.arguments import Arguments
+from tunnel_server.api.admin import AdminEntrance
 from tunnel_server.auth.users import Administrator, User
 from tunnel_server.config import ServerConfig
-from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.listeners.listener import Accepted, Listener
 from tunnel_server.store.settings import settings_of
 

@@ -24,17 +24,17 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.ops_server import OPERATOR, Answer, OpsAccess, OpsPages, page_route, serve_ops
 from tunnel_server.admin.actions import READS, WRITES, Actions
+from tunnel_server.api.admin import AdminEntrance
+from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.auth.callers import Caller
 from tunnel_server.auth.identify import by_file_mode
 from tunnel_server.auth.users import User
 from tunnel_server.config import ServerConfig
-from tunnel_server.entrances.admin import AdminEntrance
 from tunnel_server.entrances.est import EstEntrance, Reach
 from tunnel_server.front import Front
 from tunnel_server.listeners.listener import Accepted
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.pki.enrolment.signer import Signer
-from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.settings import settings_of
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")

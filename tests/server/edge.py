@@ -24,11 +24,12 @@ from tunnel_core.wire.frames import Service
 from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.accounting.stream_records import Records
+from tunnel_server.api.resources import ApiEntrance
+from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.auth.callers import Caller
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.identify import Identify
 from tunnel_server.auth.revocation_list import Revoked
-from tunnel_server.entrances.api import ApiEntrance
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.events.event_log import Events
 from tunnel_server.events.subscribers import Followers
@@ -37,7 +38,6 @@ from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
 from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.nodes.registry import Nodes
-from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.store import Store
 

@@ -13,8 +13,8 @@ from tests.server.edge import Edge, echo, now, open_edge
 from tests.server.test_api import get
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
-from tunnel_server.entrances import api_events
-from tunnel_server.entrances.api_events import MAX_LISTED, Question, parse_question
+from tunnel_server.api import events as api_events
+from tunnel_server.api.events import MAX_LISTED, Question, parse_question
 from tunnel_server.events.event_log import Events, Kind
 from tunnel_server.events.subscribers import Followers
 from tunnel_server.nodes.registry import Nodes

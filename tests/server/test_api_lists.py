@@ -20,9 +20,7 @@ from tunnel_core.http.server import HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream
-from tunnel_server.auth.callers import USER, Caller
-from tunnel_server.auth.users import User
-from tunnel_server.entrances.api_lists import (
+from tunnel_server.api.lists import (
     MAX_UNDELIVERED_LISTS,
     PIECE_ROWS,
     ROWS_PER_SECOND,
@@ -31,6 +29,8 @@ from tunnel_server.entrances.api_lists import (
     UserTurns,
     parse_page,
 )
+from tunnel_server.auth.callers import USER, Caller
+from tunnel_server.auth.users import User
 from tunnel_server.listeners.admission import Ticket
 from tunnel_server.listeners.listener import Accepted
 from tunnel_server.nodes.registry import Node

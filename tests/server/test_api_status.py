@@ -19,8 +19,8 @@ from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.session.state import LinkState
 from tunnel_core.wire.frames import Service
+from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.auth.revocation_list import Kind
-from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.store import Store
 
 STARTED = Clock().now

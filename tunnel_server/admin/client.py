@@ -14,7 +14,7 @@ import trio
 from tunnel_core.http.api_client import ACCEPT_JSON, page_of
 from tunnel_core.http.server import HttpClientConnection, exchange
 from tunnel_core.streams.sockets import SocketStream, connect_unix
-from tunnel_server.entrances.admin import PATH
+from tunnel_server.api.admin import PATH
 
 _ANSWER_SECONDS = 30.0
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tunnel_core.http.router import GET, Route, RoutedRequest, Section
 from tunnel_core.http.server import json_body, respond_json
 from tunnel_core.humanize import as_iso
-from tunnel_server.auth.callers import USER, Caller, UserCaller
-from tunnel_server.auth.credential_watch import Standing
-from tunnel_server.entrances import api_events, api_status
-from tunnel_server.entrances.api_lists import (
+from tunnel_server.api import events as api_events
+from tunnel_server.api import status as api_status
+from tunnel_server.api.lists import (
     MAX_UNDELIVERED_SHORT,
     SHORT_ROWS_PER_SECOND,
     Answer,
@@ -24,11 +23,13 @@ from tunnel_server.entrances.api_lists import (
     UserTurns,
     parse_page,
 )
-from tunnel_server.entrances.api_status import NODE_PATH, STATUS_PATH
+from tunnel_server.api.server_facts import ServerFacts
+from tunnel_server.api.status import NODE_PATH, STATUS_PATH
+from tunnel_server.auth.callers import USER, Caller, UserCaller
+from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.events.event_log import event_as_json
 from tunnel_server.events.subscribers import Followers
 from tunnel_server.nodes.registry import Node, Nodes
-from tunnel_server.server_facts import ServerFacts
 
 if TYPE_CHECKING:
     from tunnel_core.session.session import Link

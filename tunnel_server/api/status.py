@@ -17,9 +17,9 @@ from tunnel_core.humanize import as_iso, as_length, as_minute, minute_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.state import StateCategory
 from tunnel_core.version import __version__
-from tunnel_server.entrances.api_lists import in_pieces
+from tunnel_server.api.lists import in_pieces
+from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.nodes.registry import Node, Nodes, unknown_node
-from tunnel_server.server_facts import ServerFacts
 from tunnel_server.store.database import StoreError
 
 STATUS_PATH = "/api/v1/status"
