@@ -24,18 +24,18 @@ from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig, session_limits
 from tunnel_server.entrances.agents import ALPN
+from tunnel_server.entrances.open_listeners import Addresses, OpenListeners, claim_descriptors
+from tunnel_server.entrances.startup import Entrances
 from tunnel_server.events.event_log import Kind
 from tunnel_server.events.subscribers import Followers
 from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.nodes.attach import Attachments, AttachSettings
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.nodes.running_store import restored_nodes, running_store
-from tunnel_server.open_listeners import Addresses, OpenListeners, claim_descriptors
 from tunnel_server.ops import Readiness, ServerOps
 from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.pki.server_certificate import OwnCertificate
 from tunnel_server.pki.server_credentials import BadCredentials
-from tunnel_server.startup import Entrances
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.lock import StoreHeld
 from tunnel_server.store.settings import most_nodes

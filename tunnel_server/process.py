@@ -12,7 +12,7 @@ from tunnel_core.runtime.ending import has_terminal
 from tunnel_core.telemetry.batched_logs import hold_lines
 from tunnel_server.app import CannotStart, Server, open_server
 from tunnel_server.config import ServerConfig
-from tunnel_server.open_listeners import Addresses
+from tunnel_server.entrances.open_listeners import Addresses
 
 _log = logging.getLogger("qanat.server")
 

@@ -14,7 +14,7 @@ from tests.fakes import pki
 from tests.server.programs import Program, Site, running
 from tests.server.test_process import attached, say
 from tunnel_core.reasons import Refused
-from tunnel_server.admin.client import ask_server
+from tunnel_server.commands.server_client import ask_server
 
 
 def let_files_grow(program: Program, *, may: bool) -> None:

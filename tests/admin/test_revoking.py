@@ -16,7 +16,7 @@ from tests.fakes import pki
 from tests.server.programs import Site
 from tests.server.test_process import attached, say
 from tunnel_core.identity import Role
-from tunnel_server.admin.client import ask_server
+from tunnel_server.commands.server_client import ask_server
 
 CONNECT = b"CONNECT edge1:1 HTTP/1.1\r\nhost: x\r\nqanat-target: %b\r\n\r\n"
 

@@ -16,7 +16,7 @@ from tests.fakes import pki
 from tests.server.programs import SERVER, Site, run_server, running
 from tests.server.test_process import DEADLINE_SECONDS, attached
 from tunnel_core.identity import Role
-from tunnel_server.admin.client import NoServer, ask_server
+from tunnel_server.commands.server_client import NoServer, ask_server
 
 
 async def qanat_server(site: Site, *arguments: str) -> tuple[int, str]:

@@ -18,7 +18,7 @@ import trio
 
 from certs.token import parse_token
 from tests.server.programs import AGENT, SERVER
-from tunnel_server.admin.client import ask_server
+from tunnel_server.commands.server_client import ask_server
 
 
 @dataclass

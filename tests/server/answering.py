@@ -31,7 +31,7 @@ from tunnel_server.auth.identify import by_file_mode
 from tunnel_server.auth.users import User
 from tunnel_server.config import ServerConfig
 from tunnel_server.entrances.est import EstEntrance, Reach
-from tunnel_server.front import Front
+from tunnel_server.entrances.https import Front
 from tunnel_server.listeners.listener import Accepted
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.pki.enrolment.signer import Signer

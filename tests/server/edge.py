@@ -31,9 +31,9 @@ from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.identify import Identify
 from tunnel_server.auth.revocation_list import Revoked
 from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.entrances.https import Front
 from tunnel_server.events.event_log import Events
 from tunnel_server.events.subscribers import Followers
-from tunnel_server.front import Front
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
 from tunnel_server.listeners.user_connections import UserConnections

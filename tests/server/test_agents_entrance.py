@@ -23,8 +23,8 @@ from tunnel_core.http2 import carrier as http2_carrier
 from tunnel_core.reasons import Reason
 from tunnel_server.config import ListenerLimits
 from tunnel_server.entrances import agents
+from tunnel_server.entrances.open_listeners import OpenListeners
 from tunnel_server.listeners.admission import Admission
-from tunnel_server.open_listeners import OpenListeners
 
 FLOODS = ["ping", "settings", "window_update", "big_continuation"]
 

@@ -42,9 +42,9 @@ from tunnel_server.auth.identify import Identify, by_certificate
 from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.auth.users import User
 from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.entrances.https import Front
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
-from tunnel_server.front import Front
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Accepted, Handler, listen_tcp, listen_unix

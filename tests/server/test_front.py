@@ -21,9 +21,9 @@ from tests.server.issuing import open_issuing
 from tunnel_core.http.server import HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.streams.tls import TlsStream
-from tunnel_server import front as front_module
 from tunnel_server.auth.identify import Identify, by_certificate, by_file_mode, by_peer
-from tunnel_server.front import Front
+from tunnel_server.entrances import https as front_module
+from tunnel_server.entrances.https import Front
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Listener, listen_unix

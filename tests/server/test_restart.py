@@ -15,7 +15,7 @@ from tests.client.test_commands import qanat
 from tests.fakes.pki import write_user_bundle
 from tests.server.programs import Site
 from tests.server.test_process import attached
-from tunnel_server.admin.client import ask_server
+from tunnel_server.commands.server_client import ask_server
 
 
 async def kinds_of(site: Site) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from tunnel_core.identity import Role, is_identity_name, why_no_name
 from tunnel_core.reasons import Refused
 from tunnel_server.admin.actions import READS, WRITES, Actions
 from tunnel_server.admin.arguments import Arguments
-from tunnel_server.admin.client import NoServer, ask_server
+from tunnel_server.commands.server_client import NoServer, ask_server
 from tunnel_server.config import ServerConfig
 from tunnel_server.store.database import failures
 from tunnel_server.store.lock import PATIENCE_SECONDS, RETRY_SECONDS, StoreHeld, hold_store

@@ -8,8 +8,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from tunnel_core.cli.completed_names import answer_in_time, items_beginning
-from tunnel_server.admin.client import ask_server
 from tunnel_server.commands.access import load_config
+from tunnel_server.commands.server_client import ask_server
 
 
 def complete_node(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -19,7 +19,7 @@ from tunnel_core.telemetry.queued_output import queue_standard_error
 from tunnel_server.app import CannotStart
 from tunnel_server.commands.access import load_config
 from tunnel_server.commands.first_run import install_if_told, say_made
-from tunnel_server.open_listeners import Addresses
+from tunnel_server.entrances.open_listeners import Addresses
 from tunnel_server.process import run_server
 
 _log = logging.getLogger("qanat.server")

@@ -28,18 +28,18 @@ from tunnel_server.entrances.agents import AgentsEntrance
 from tunnel_server.entrances.connect import ENTRANCE as CONNECT
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.est import EstEntrance, Reach
+from tunnel_server.entrances.https import Front
+from tunnel_server.entrances.open_listeners import HTTPS, OpenListeners
 from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import ENTRANCE as WEB
 from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.events.subscribers import Followers
-from tunnel_server.front import Front
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.tls import over_tls
 from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.nodes.attach import Attachments
 from tunnel_server.nodes.registry import Nodes
-from tunnel_server.open_listeners import HTTPS, OpenListeners
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.pki.public_addresses import bound_addresses, worth_telling
 from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
