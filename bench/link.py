@@ -19,8 +19,8 @@ from bench.processes import BenchError, module
 from bench.systems.system import System
 from bench.thin_link import Line
 from bench.world import World
-from tests.net.emulated import TOOLS, Emulated, emulated, may_emulate
-from tests.net.namespaces import CommandFailed, may_build
+from tests.support.net.emulated import TOOLS, Emulated, emulated, may_emulate
+from tests.support.net.namespaces import CommandFailed, may_build
 
 S = TypeVar("S", bound=System, covariant=True)
 _trying = threading.Lock()

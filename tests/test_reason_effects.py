@@ -14,9 +14,10 @@ import trio.testing
 
 from certs.x509 import Proven
 from tests.agent.test_attach import FakeLink
-from tests.fakes import memory_link, pki
-from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.server.test_attach import Door, open_door
+from tests.support.fakes import memory_link
+from tests.support.fakes.memory_carrier import MemoryCarrier, memory_carriers
+from tests.support.pki import authority as pki
 from tunnel_agent.attach.failover import Resumer
 from tunnel_agent.attach.loop import HOPELESS_SECONDS, Attacher
 from tunnel_agent.status.state import AgentState

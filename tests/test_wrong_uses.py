@@ -21,8 +21,8 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from tests.agent.listening import ignore, listening
-from tests.server.programs import AGENT, SERVER, running
+from tests.support.net.listening import ignore, listening
+from tests.support.processes.servers import AGENT, SERVER, running
 from tunnel_agent.main import main as agent
 from tunnel_client.main import main as client
 from tunnel_core.cli import command_line

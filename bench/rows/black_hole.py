@@ -14,7 +14,7 @@ from bench.systems import qanat
 from bench.systems.system import System
 from bench.thin_link import LINES, warm_up
 from bench.world import World
-from tests.net.emulated import Emulated
+from tests.support.net.emulated import Emulated
 
 _CUT_SECONDS = 10.0
 _QUEUE_SECONDS = 0.1

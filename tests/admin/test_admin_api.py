@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from certs.rotation import Step
 from certs.token import parse_token
 from certs.x509 import pin_of
-from tests.server.edge import Edge, now, open_edge, receive_all
 from tests.server.test_init import run
-from tests.store.opened import opened
+from tests.support.fakes.edge import Edge, now, open_edge, receive_all
+from tests.support.fakes.opened_store import opened
 from tunnel_core.config.loader import load
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused

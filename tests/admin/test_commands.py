@@ -18,8 +18,8 @@ from certs.authority_folder import load_authority
 from certs.bundle import read_bundle, split_pem
 from certs.token import parse_token
 from certs.x509 import describe, is_signed_by
-from tests.server.programs import SERVER
 from tests.server.test_init import Result, run
+from tests.support.processes.servers import SERVER
 from tunnel_server.commands.durations import parse_seconds
 from tunnel_server.store.database import open_database, open_reader
 from tunnel_server.store.lock import hold_store

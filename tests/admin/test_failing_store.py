@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import pki
-from tests.server.programs import Program, Site, running
 from tests.server.test_process import attached, say
+from tests.support.pki import authority as pki
+from tests.support.processes.servers import Program, Site, running
 from tunnel_core.reasons import Refused
 from tunnel_server.commands.server_client import ask_server
 

@@ -12,9 +12,9 @@ import trio
 
 from certs.x509 import facts_of
 from tests.admin.test_running import qanat_server
-from tests.fakes import pki
-from tests.server.programs import Site
 from tests.server.test_process import attached, say
+from tests.support.pki import authority as pki
+from tests.support.processes.servers import Site
 from tunnel_core.identity import Role
 from tunnel_server.commands.server_client import ask_server
 

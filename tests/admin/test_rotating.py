@@ -16,10 +16,10 @@ from certs.bundle import Bundle, read_bundle, split_pem, write_bundle
 from certs.ca import LOOPBACK_NAMES, Leaf, NewAuthority, create_authority
 from certs.x509 import describe, pin_of
 from tests.admin.test_running import qanat_server
-from tests.agent.listening import echo, listening
-from tests.fakes import pki
-from tests.server.programs import AGENT, ANYWHERE, Program, Site, running, tcp_port
 from tests.server.test_process import DEADLINE_SECONDS, say
+from tests.support.net.listening import echo, listening
+from tests.support.pki import authority as pki
+from tests.support.processes.servers import AGENT, ANYWHERE, Program, Site, running, tcp_port
 from tunnel_core.identity import Role, SpiffeId
 
 

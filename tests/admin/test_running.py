@@ -12,9 +12,9 @@ import trio
 
 from certs.authority_folder import save_new
 from certs.ca import create_authority
-from tests.fakes import pki
-from tests.server.programs import SERVER, Site, run_server, running
 from tests.server.test_process import DEADLINE_SECONDS, attached
+from tests.support.pki import authority as pki
+from tests.support.processes.servers import SERVER, Site, run_server, running
 from tunnel_core.identity import Role
 from tunnel_server.commands.server_client import NoServer, ask_server
 

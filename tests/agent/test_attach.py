@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes import memory_link
+from tests.support.fakes import memory_link
 from tunnel_agent.attach.loop import Attacher
 from tunnel_agent.status.state import AgentState, OpenStream, Phase
 from tunnel_core.limits import Limits

@@ -13,12 +13,12 @@ import trio
 
 from certs.bundle import write_bundle
 from certs.ca import LOOPBACK_NAMES, create_authority
-from tests.agent.listening import ignore, listening, tls_server
-from tests.fakes import pki
-from tests.fakes.grpc_site import open_site, server_tls
-from tests.fakes.memory_link import welcome
-from tests.fakes.pki import authority, bundle_of, expired_leaf
-from tests.server.issuing import open_issuing
+from tests.support.fakes.grpc_site import open_site, server_tls
+from tests.support.fakes.memory_link import welcome
+from tests.support.net.listening import ignore, listening, tls_server
+from tests.support.pki import authority as pki
+from tests.support.pki.authority import authority, bundle_of, expired_leaf
+from tests.support.pki.issuing import open_issuing
 from tunnel_agent.attach.connector import Connector
 from tunnel_agent.checks import Finding, Verdict
 from tunnel_agent.diagnostics.check import check_all, check_certificate

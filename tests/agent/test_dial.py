@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes.pki import server_context, server_leaf
+from tests.support.pki.authority import server_context, server_leaf
 from tunnel_agent.network.happy_eyeballs import Connect, connect_address
 from tunnel_agent.network.resolver import Resolve, resolve_host
 from tunnel_agent.targets.dialer import Dialler

@@ -17,10 +17,10 @@ from certs.ca import LOOPBACK_NAMES, create_authority
 from certs.requests import make_request
 from certs.token import Token
 from certs.x509 import facts_of
-from tests.agent.listening import listening
-from tests.agent.relays import Relay
-from tests.fakes import pki
-from tests.server.issuing import Issuing, open_issuing
+from tests.support.net.listening import listening
+from tests.support.net.relays import Relay
+from tests.support.pki import authority as pki
+from tests.support.pki.issuing import Issuing, open_issuing
 from tunnel_agent.checks import Finding, Verdict, take_steps
 from tunnel_agent.join.enrol import spend_token
 from tunnel_agent.join.first_contact import Contact

@@ -19,12 +19,12 @@ import trio
 from certs.bundle import read_bundle
 from certs.token import format_token, login_text, make_token, parse_token
 from certs.x509 import facts_of
-from tests.agent.cloud import Cloud, machine, open_cloud
-from tests.agent.listening import listening
-from tests.agent.relays import Relay
 from tests.agent.test_check import FakeProxy
-from tests.server.programs import running
-from tests.tools_here import need
+from tests.support.net.listening import listening
+from tests.support.net.relays import Relay
+from tests.support.processes.cloud import Cloud, machine, open_cloud
+from tests.support.processes.servers import running
+from tests.support.processes.tools_here import need
 from tunnel_agent.installation import load_installation
 
 SOME_TOKEN = format_token(make_token(bytes(32), bytes(30)))

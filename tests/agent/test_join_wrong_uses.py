@@ -20,11 +20,11 @@ import trio
 from click.testing import CliRunner, Result
 
 from certs.token import format_token, login_text, make_token, parse_token
-from tests.agent.cloud import Cloud, Machine, machine, open_cloud
-from tests.agent.listening import listening
 from tests.agent.test_check import FakeProxy
-from tests.server.programs import AGENT, SERVER
 from tests.server.test_init import run as run_server
+from tests.support.net.listening import listening
+from tests.support.processes.cloud import Cloud, Machine, machine, open_cloud
+from tests.support.processes.servers import AGENT, SERVER
 from tunnel_agent.main import main as agent_main
 
 TOKEN = format_token(make_token(bytes(32), bytes(range(30)), "edge1"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.fakes.pki import write_node_bundle, write_user_bundle
+from tests.support.pki.authority import write_node_bundle, write_user_bundle
 from tunnel_agent.installation import load_installation
 from tunnel_agent.main import main
 from tunnel_core.config import paths

@@ -17,9 +17,9 @@ from click.testing import CliRunner
 
 from certs.bundle import BundleError, format_bundle, read_bundle, split_pem
 from certs.files import KeyFileError, read_private, write_private
-from tests.agent.cloud import Cloud, machine
-from tests.agent.listening import listening
-from tests.fakes.pki import authority, bundle_of, server_context
+from tests.support.net.listening import listening
+from tests.support.pki.authority import authority, bundle_of, server_context
+from tests.support.processes.cloud import Cloud, machine
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.installation import load_installation
 from tunnel_agent.main import main as agent_main

@@ -16,7 +16,7 @@ from certs import bundle as bundle_module
 from certs import file_modes
 from certs.bundle import change_bundle, read_bundle, write_bundle
 from certs.files import hold_folder
-from tests.fakes import pki
+from tests.support.pki import authority as pki
 from tunnel_agent.certificate import node_files
 from tunnel_agent.certificate.node_files import held, prove_place, require_writable, save_bundle
 from tunnel_agent.checks import StepFailed

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.listening import echo, listening
-from tests.fakes.grpc_site import Site, open_site
-from tests.fakes.memory_link import welcome
-from tests.fakes.pki import write_node_bundle
+from tests.support.fakes.grpc_site import Site, open_site
+from tests.support.fakes.memory_link import welcome
+from tests.support.net.listening import echo, listening
+from tests.support.pki.authority import write_node_bundle
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from certs.bundle import Bundle, read_bundle, write_bundle
 from certs.life import BACK_DATED, Life, life_of
-from tests.agent.listening import tls_server
-from tests.fakes import pki
+from tests.support.net.listening import tls_server
+from tests.support.pki import authority as pki
 from tunnel_agent.certificate.bundle_watcher import HeldBundle
 from tunnel_agent.certificate.renew import renew
 from tunnel_agent.certificate.renewal_loop import Renewal

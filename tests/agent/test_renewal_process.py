@@ -11,10 +11,10 @@ import trio
 
 from certs.bundle import read_bundle
 from certs.life import life_of
-from tests.agent.cloud import Cloud, Machine, machine, open_cloud
-from tests.agent.listening import echo, listening
-from tests.dialling import dial
-from tests.server.programs import Program, running
+from tests.support.net.dialling import dial
+from tests.support.net.listening import echo, listening
+from tests.support.processes.cloud import Cloud, Machine, machine, open_cloud
+from tests.support.processes.servers import Program, running
 
 LIFE_SECONDS = 8
 DEADLINE_SECONDS = 90

@@ -16,10 +16,11 @@ import trio.testing
 
 import tunnel_agent
 from tests.agent.test_check import answer_attaches
-from tests.fakes import pki, wire
-from tests.fakes.grpc_site import Site, open_site, server_tls
-from tests.fakes.memory_link import welcome
-from tests.fakes.pki import authority
+from tests.support.fakes.grpc_site import Site, open_site, server_tls
+from tests.support.fakes.memory_link import welcome
+from tests.support.net import wire
+from tests.support.pki import authority as pki
+from tests.support.pki.authority import authority
 from tunnel_agent.attach.connector import Connector
 from tunnel_agent.checks import Finding, Verdict, take_steps
 from tunnel_agent.network import resolver

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from certs.bundle import MAX_ROOTS, change_bundle, read_bundle
 from certs.ca import create_authority
-from tests.fakes import pki
+from tests.support.pki import authority as pki
 from tunnel_agent.attach.trust_updates import Roots, roots_told
 from tunnel_core.identity import Role
 

@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.agent.listening import echo, listening, tls_server
-from tests.fakes.memory_link import LinkPair, memory_links
+from tests.support.fakes.memory_link import LinkPair, memory_links
+from tests.support.net.listening import echo, listening, tls_server
 from tunnel_agent.network.happy_eyeballs import Connect, connect_address
 from tunnel_agent.network.resolver import Resolve, resolve_host
 from tunnel_agent.targets.dialer import Dialler

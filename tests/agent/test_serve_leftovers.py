@@ -11,9 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.agent.listening import echo, listening
 from tests.agent.test_serve import Rig, read_all, serving
-from tests.fakes.leftovers import left_to_the_collector, uncollected
+from tests.support.fakes.leftovers import left_to_the_collector, uncollected
+from tests.support.net.listening import echo, listening
 from tunnel_agent.network.resolver import resolve_host
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tunnel_stream import StreamReset

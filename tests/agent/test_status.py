@@ -13,7 +13,7 @@ import h11
 import pytest
 
 from certs.life import Life
-from tests.fakes import memory_link
+from tests.support.fakes import memory_link
 from tunnel_agent.status.page import render
 from tunnel_agent.status.report import as_json, status_of, status_routes
 from tunnel_agent.status.state import AgentState, OpenStream, Phase

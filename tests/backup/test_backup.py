@@ -205,8 +205,8 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
 
 async def test_a_backup_of_a_running_server_makes_another_that_agents_know(tmp_path: Path) -> None:
     from tests.admin.test_running import qanat_server
-    from tests.server.programs import Site
     from tests.server.test_process import DEADLINE_SECONDS
+    from tests.support.processes.servers import Site
 
     with trio.fail_after(DEADLINE_SECONDS):
         site = Site(tmp_path / "s")

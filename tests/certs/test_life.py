@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from certs.ca import create_authority
 from certs.life import Life, life_of
 from certs.x509 import describe
-from tests.fakes import pki
+from tests.support.pki import authority as pki
 from tunnel_core.identity import Role
 
 NOW = datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC)

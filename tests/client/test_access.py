@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from certs.bundle import read_bundle, write_bundle
-from tests.fakes.pki import bundle_of, user_leaf, write_user_bundle
+from tests.support.pki.authority import bundle_of, user_leaf, write_user_bundle
 from tunnel_client.access import find_access
 from tunnel_client.dial import TlsDialer, UnixDialer
 from tunnel_core.cli.command_line import CommandError, ExitCode

@@ -11,8 +11,14 @@ import pytest
 import trio
 import trio.testing
 
-from tests.client.server import fake_server, fake_unix_server
-from tests.fakes.pki import authority, expired_leaf, server_context, server_leaf, write_user_bundle
+from tests.support.fakes.scripted_server import fake_server, fake_unix_server
+from tests.support.pki.authority import (
+    authority,
+    expired_leaf,
+    server_context,
+    server_leaf,
+    write_user_bundle,
+)
 from tunnel_client.access import find_access
 from tunnel_client.api import ask, ask_nodes
 from tunnel_client.dial import Dialer, ServerUnreachable, UnixDialer

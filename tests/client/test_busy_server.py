@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.client.server import FakeServer, fake_server
-from tests.fakes.pki import write_user_bundle
+from tests.support.fakes.scripted_server import FakeServer, fake_server
+from tests.support.pki.authority import write_user_bundle
 from tunnel_client import dial as dial_module
 from tunnel_client.access import find_access
 from tunnel_client.dial import ServerUnreachable, TlsDialer, UnixDialer

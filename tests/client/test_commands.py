@@ -16,8 +16,8 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from tests.client.server import FakeServer, echo, fake_server
-from tests.fakes.pki import write_user_bundle
+from tests.support.fakes.scripted_server import FakeServer, echo, fake_server
+from tests.support.pki.authority import write_user_bundle
 from tunnel_client.main import main
 from tunnel_client.node_facts import state_of
 from tunnel_core.reasons import Reason, Refused

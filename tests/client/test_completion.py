@@ -14,11 +14,11 @@ import pytest
 import trio
 from click.testing import CliRunner
 
-from tests.client.server import FakeServer, fake_server
 from tests.client.test_commands import NODE, environment
-from tests.fakes.pki import write_user_bundle
+from tests.support.fakes.scripted_server import FakeServer, fake_server
+from tests.support.pki.authority import write_user_bundle
+from tests.support.processes.tools_here import need
 from tests.test_docs import GROUPS
-from tests.tools_here import need
 from tunnel_core.cli import completed_names
 from tunnel_core.config import paths
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.terminals import terminal
+from tests.support.processes.terminals import terminal
 from tunnel_client import demo_guard
 from tunnel_client.commands.demo import forward_line
 from tunnel_client.demo import check_target, remove_left_behind

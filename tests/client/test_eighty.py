@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import trio
 
-from tests.client.server import FakeServer, fake_server
 from tests.client.test_commands import NODE, QANAT, environment, inside
-from tests.fakes.pki import write_user_bundle
+from tests.support.fakes.scripted_server import FakeServer, fake_server
+from tests.support.pki.authority import write_user_bundle
 from tunnel_core.cli import tables
 from tunnel_core.cli.terminal import line_width
 

@@ -13,9 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.client.server import FakeServer, fake_server
 from tests.client.test_commands import QANAT, environment, inside
-from tests.fakes.pki import write_user_bundle
+from tests.support.fakes.scripted_server import FakeServer, fake_server
+from tests.support.pki.authority import write_user_bundle
 from tunnel_client.commands import events
 from tunnel_client.dial import ServerUnreachable
 

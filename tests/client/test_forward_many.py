@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.listening import echo, listening
 from tests.client.test_commands import QANAT, environment
-from tests.dialling import dial
-from tests.fakes.pki import write_user_bundle
-from tests.server.programs import Program, Site
+from tests.support.net.dialling import dial
+from tests.support.net.listening import echo, listening
+from tests.support.pki.authority import write_user_bundle
+from tests.support.processes.servers import Program, Site
 from tunnel_client.access import find_access
 from tunnel_client.tunnel import Wish, open_tunnel
 

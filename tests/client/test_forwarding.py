@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.client.server import FakeServer, echo, fake_server
-from tests.fakes.pki import write_user_bundle
+from tests.support.fakes.scripted_server import FakeServer, echo, fake_server
+from tests.support.pki.authority import write_user_bundle
 from tunnel_client.access import find_access
 from tunnel_client.commands.forward import command_for
 from tunnel_client.dial import Dialer, PacedDialer, ServerUnreachable

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.client.server import FakeServer, fake_server
 from tests.client.test_commands import QANAT, environment
-from tests.fakes.pki import write_user_bundle
-from tests.tools_here import need
+from tests.support.fakes.scripted_server import FakeServer, fake_server
+from tests.support.pki.authority import write_user_bundle
+from tests.support.processes.tools_here import need
 
 FAKE_SSH = f"""#!/bin/sh
 grep SigIgn: /proc/$$/status

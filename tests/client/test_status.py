@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from certs.life import Life
-from tests.client.server import FakeServer, fake_server
 from tests.client.test_commands import GONE, NODE, inside
-from tests.fakes.pki import write_user_bundle
+from tests.support.fakes.scripted_server import FakeServer, fake_server
+from tests.support.pki.authority import write_user_bundle
 from tunnel_client.status import Own, from_pages, lines_of, page_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

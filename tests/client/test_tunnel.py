@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.client.server import FakeServer, fake_server, fake_unix_server
-from tests.fakes.pki import write_user_bundle
+from tests.support.fakes.scripted_server import FakeServer, fake_server, fake_unix_server
+from tests.support.pki.authority import write_user_bundle
 from tunnel_client.access import find_access
 from tunnel_client.dial import Dialer, UnixDialer
 from tunnel_client.tunnel import Wish, open_tunnel

@@ -17,9 +17,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.client.server import FakeServer, fake_server
 from tests.client.test_commands import GONE, NODE, QANAT, environment
-from tests.fakes.pki import write_user_bundle
+from tests.support.fakes.scripted_server import FakeServer, fake_server
+from tests.support.pki.authority import write_user_bundle
 from tunnel_client import watching
 from tunnel_client.dial import ServerUnreachable
 from tunnel_client.watching import REFRESH_SECONDS, ChangeView, ScreenView, watch_nodes

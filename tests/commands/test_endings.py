@@ -29,7 +29,7 @@ from tests.commands.walk import (
     of,
     walk_all,
 )
-from tests.fakes.pki import write_user_bundle
+from tests.support.pki.authority import write_user_bundle
 
 ODD = "\udcff"
 """A byte that is not UTF-8, as an argument or a variable has it."""

@@ -22,7 +22,7 @@ import tunnel_agent.main
 import tunnel_client.main
 import tunnel_server.main
 from tests.commands.forking import DAMAGES
-from tests.fakes.pki import write_node_bundle, write_user_bundle
+from tests.support.pki.authority import write_node_bundle, write_user_bundle
 
 ROOT = Path(__file__).parents[2]
 GROUPS = {

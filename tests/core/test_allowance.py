@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.memory_link import welcome
+from tests.support.fakes.memory_link import welcome
 from tunnel_core.congestion.token_bucket import Bucket
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.mux.credit import CreditPool

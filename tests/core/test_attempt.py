@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio.testing
 
-from tests.fakes.eager_carrier import EagerCarrier
-from tests.fakes.memory_link import hello, welcome
+from tests.support.fakes.eager_carrier import EagerCarrier
+from tests.support.fakes.memory_link import hello, welcome
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason, Refused

@@ -11,9 +11,10 @@ import pytest
 import trio
 
 from certs.x509 import Usage, proven_leaf
-from tests.fakes import pki, wire
-from tests.fakes.grpc_site import Site, open_site, server_tls
-from tests.fakes.recording_port import RecordingPort, bulk, ping
+from tests.support.fakes.grpc_site import Site, open_site, server_tls
+from tests.support.fakes.recording_port import RecordingPort, bulk, ping
+from tests.support.net import wire
+from tests.support.pki import authority as pki
 from tunnel_core.carrier.interface import CarrierFailed
 from tunnel_core.identity import Role
 from tunnel_core.limits import KIB, MIB, Limits

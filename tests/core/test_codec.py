@@ -9,7 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.core.packets import (
+from tests.support.fakes.packets import (
     KINDS,
     by_protobuf,
     delimited,

@@ -14,9 +14,10 @@ import grpc.aio
 import pytest
 import trio
 
-from tests.fakes import pki, wire
-from tests.fakes.grpc_site import open_site, server_tls
-from tests.fakes.recording_port import RecordingPort, bulk, ping
+from tests.support.fakes.grpc_site import open_site, server_tls
+from tests.support.fakes.recording_port import RecordingPort, bulk, ping
+from tests.support.net import wire
+from tests.support.pki import authority as pki
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.carrier.interface import CarrierFailed
 from tunnel_core.limits import MIB

@@ -12,8 +12,8 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.fakes import pki
-from tests.fakes.memory_link import memory_links
+from tests.support.fakes.memory_link import memory_links
+from tests.support.pki import authority as pki
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.half_closed import LOOK_SECONDS

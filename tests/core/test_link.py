@@ -9,10 +9,10 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.fakes.eager_carrier import EagerCarrier
-from tests.fakes.eager_link import carrier_of, eager_links
-from tests.fakes.grpc_link import grpc_links
-from tests.fakes.memory_link import TARGET, LinkPair, memory_links
+from tests.support.fakes.eager_carrier import EagerCarrier
+from tests.support.fakes.eager_link import carrier_of, eager_links
+from tests.support.fakes.grpc_link import grpc_links
+from tests.support.fakes.memory_link import TARGET, LinkPair, memory_links
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.attachment import Attempt

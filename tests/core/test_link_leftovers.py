@@ -10,9 +10,9 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
-from tests.fakes.memory_link import TARGET, LinkPair, attach_links, hello, welcome
-from tests.leftovers import collected, no_collector  # noqa: F401 - a fixture
+from tests.support.fakes.garbage import collected, no_collector  # noqa: F401 - a fixture
+from tests.support.fakes.memory_carrier import MemoryCarrier, memory_carriers
+from tests.support.fakes.memory_link import TARGET, LinkPair, attach_links, hello, welcome
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.attachment import Attempt

@@ -11,13 +11,13 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.fakes.eager_carrier import EagerCarrier
-from tests.fakes.eager_link import carrier_of, eager_links
-from tests.fakes.grpc_link import grpc_links
-from tests.fakes.grpc_site import Site, open_site
-from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
-from tests.fakes.memory_link import TARGET, LinkPair, attach_links, hello, memory_links, welcome
-from tests.fakes.wire import connections, descriptors
+from tests.support.fakes.eager_carrier import EagerCarrier
+from tests.support.fakes.eager_link import carrier_of, eager_links
+from tests.support.fakes.grpc_link import grpc_links
+from tests.support.fakes.grpc_site import Site, open_site
+from tests.support.fakes.memory_carrier import MemoryCarrier, memory_carriers
+from tests.support.fakes.memory_link import TARGET, LinkPair, attach_links, hello, memory_links, welcome
+from tests.support.net.wire import connections, descriptors
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason, Refused

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.memory_link import welcome
+from tests.support.fakes.memory_link import welcome
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.session.liveness import Liveness

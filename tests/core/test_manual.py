@@ -11,8 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from tests.support.processes.tools_here import need
 from tests.test_docs import GROUPS, check_command
-from tests.tools_here import need
 from tunnel_core.cli.manual import Page, as_markdown, as_roff, pages_of
 from tunnel_core.config import paths
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fakes.muxes import LIMITS, REQUEST, move, opened
+from tests.support.fakes.muxes import LIMITS, REQUEST, move, opened
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import MuxStream

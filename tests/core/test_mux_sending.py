@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.fakes.muxes import LIMITS, REQUEST, as_read, move, opened
+from tests.support.fakes.muxes import LIMITS, REQUEST, as_read, move, opened
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux

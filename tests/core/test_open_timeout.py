@@ -6,8 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes.memory_link import TARGET, memory_links
-from tests.fakes.streams import wait_reset
+from tests.support.fakes.memory_link import TARGET, memory_links
+from tests.support.fakes.streams import wait_reset
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from certs.ca import create_authority
-from tests.dialling import dial
+from tests.support.net.dialling import dial
 from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.http.server import HttpClientConnection, exchange
 from tunnel_core.identity import Role

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.memory_link import hello, welcome
+from tests.support.fakes.memory_link import hello, welcome
 from tunnel_core.limits import MIB, Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.session.handshake import AgentSteps, ServerSteps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock
 
-from tests.fakes.memory_link import welcome
+from tests.support.fakes.memory_link import welcome
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.mux import Mux

@@ -13,8 +13,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.fakes.pki import write_node_bundle
-from tests.fakes.systemd import FakeMachine
+from tests.support.fakes.systemd import FakeMachine
+from tests.support.pki.authority import write_node_bundle
 from tunnel_agent.commands.service import AgentService, _missing_group
 from tunnel_agent.commands.service import command as agent_command
 from tunnel_core.config import paths

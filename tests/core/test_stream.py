@@ -8,9 +8,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes.grpc_link import grpc_links
-from tests.fakes.memory_link import TARGET, LinkPair, memory_links
-from tests.fakes.streams import wait_reset
+from tests.support.fakes.grpc_link import grpc_links
+from tests.support.fakes.memory_link import TARGET, LinkPair, memory_links
+from tests.support.fakes.streams import wait_reset
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tunnel_stream import Stream, StreamReset

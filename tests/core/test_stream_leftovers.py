@@ -16,8 +16,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes.leftovers import left_to_the_collector, uncollected
-from tests.fakes.memory_link import TARGET, LinkPair, memory_links
+from tests.support.fakes.leftovers import left_to_the_collector, uncollected
+from tests.support.fakes.memory_link import TARGET, LinkPair, memory_links
 from tunnel_core.limits import KIB
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import relay

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fakes.memory_link import welcome
+from tests.support.fakes.memory_link import welcome
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.mux import Mux

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import kube, tools
+from tests.support.cluster import kube
+from tests.support.processes import tools
 
 _HERE = Path(__file__).parent
 

@@ -7,8 +7,8 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.e2e import tools
-from tests.e2e.site import Site
+from tests.support.processes import tools
+from tests.support.processes.site import Site
 
 # `python -m tests.e2e` sets this; a plain `pytest` collects nothing below this folder.
 collect_ignore_glob = [] if tools.CHOSEN in os.environ else ["*"]

@@ -8,8 +8,8 @@ from certs.bundle import split_pem
 from certs.pkcs7 import certs_only
 from certs.requests import make_request
 from certs.token import format_token, make_token
-from tests.fakes import pki
 from tests.fuzz import corpus
+from tests.support.pki import authority as pki
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason
 from tunnel_core.wire.codec import encode_packet

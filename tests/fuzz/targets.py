@@ -20,7 +20,7 @@ from certs.pkcs7 import read_certs_only
 from certs.requests import read_request, require_names
 from certs.token import TokenMistyped, format_token, parse_token
 from certs.x509 import Usage, describe, proven_leaf
-from tests.core.packets import by_protobuf
+from tests.support.fakes.packets import by_protobuf
 from tunnel_agent.certificate.trust import pinned_root
 from tunnel_core.http.server import HttpClientConnection, HttpConnection, exchange, serve_http
 from tunnel_core.identity import Role, SpiffeId

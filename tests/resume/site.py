@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 import trio
 import trio.testing
 
-from tests.fakes import memory_link, pki
-from tests.fakes.credentials import credential_watch
 from tests.resume.network import Network
+from tests.support.fakes import memory_link
+from tests.support.fakes.credentials import credential_watch
+from tests.support.pki import authority as pki
 from tunnel_agent.attach.failover import Resumer
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 import pytest
 import trio
 
-from tests.fakes import pki
-from tests.fakes.credentials import credential_watch
-from tests.fakes.grpc_site import open_site
+from tests.support.fakes.credentials import credential_watch
+from tests.support.fakes.grpc_site import open_site
+from tests.support.pki import authority as pki
 from tunnel_agent.attach import connector as connect
 from tunnel_agent.attach.connector import Connector
 from tunnel_agent.network.proxy_choice import ProxyChoice

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from tests.fakes.grpc_site import open_site
+from tests.support.fakes.grpc_site import open_site
 from tunnel_core.carrier.interface import Carrier, ServerTls
 from tunnel_core.limits import KIB
 from tunnel_core.session.handshake import VERSION

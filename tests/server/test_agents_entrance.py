@@ -14,10 +14,10 @@ import pytest
 import trio
 
 from certs.ca import Leaf
-from tests.fakes import pki
-from tests.fakes.grpc_site import Site, open_site
-from tests.fakes.recording_port import RecordingPort, ping
 from tests.rogues import http2
+from tests.support.fakes.grpc_site import Site, open_site
+from tests.support.fakes.recording_port import RecordingPort, ping
+from tests.support.pki import authority as pki
 from tunnel_core.carrier.interface import Carrier
 from tunnel_core.http2 import carrier as http2_carrier
 from tunnel_core.reasons import Reason

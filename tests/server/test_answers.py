@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.server.answering import (
+from tests.support.processes.listeners import (
     CONNECT,
     METHODS,
     Ask,

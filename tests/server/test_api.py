@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from tests.server.edge import Edge, echo, open_edge, receive_all
+from tests.support.fakes.edge import Edge, echo, open_edge, receive_all
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason

@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.server.edge import Edge, echo, now, open_edge
 from tests.server.test_api import get
+from tests.support.fakes.edge import Edge, echo, now, open_edge
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.api import events as api_events

@@ -13,8 +13,8 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.server.edge import TRUST_DOMAIN, Edge, echo, open_edge
 from tests.server.test_api_status import here
+from tests.support.fakes.edge import TRUST_DOMAIN, Edge, echo, open_edge
 from tunnel_core.http.router import Router, Section
 from tunnel_core.http.server import HttpConnection
 from tunnel_core.identity import Role

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from certs.x509 import Description, Proven
-from tests.server.edge import Edge, echo, open_edge, receive_all
 from tests.server.test_api import a_user
-from tests.store.opened import Clock, certificate, opened
+from tests.support.fakes.edge import Edge, echo, open_edge, receive_all
+from tests.support.fakes.opened_store import Clock, certificate, opened
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason

@@ -13,9 +13,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes import memory_link, pki
-from tests.fakes.credentials import credential_watch
-from tests.fakes.memory_carrier import MemoryCarrier, memory_carriers
+from tests.support.fakes import memory_link
+from tests.support.fakes.credentials import credential_watch
+from tests.support.fakes.memory_carrier import MemoryCarrier, memory_carriers
+from tests.support.pki import authority as pki
 from tunnel_core.carrier.interface import CarrierPort
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool

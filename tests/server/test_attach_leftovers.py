@@ -10,11 +10,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.leftovers import collected, no_collector  # noqa: F401 - a fixture
 from tests.resume.site import open_site
 from tests.resume.test_resume import lose_all
 from tests.server.test_attach import Door, open_door
 from tests.server.test_attach_limits import USER
+from tests.support.fakes.garbage import collected, no_collector  # noqa: F401 - a fixture
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.handshake import VERSION
 from tunnel_server.auth.revocation_list import Kind

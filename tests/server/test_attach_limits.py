@@ -10,10 +10,11 @@ import trio.testing
 
 from certs.ca import Leaf
 from certs.x509 import facts_of
-from tests.fakes import memory_link, pki
-from tests.fakes.memory_carrier import memory_carriers
 from tests.server.test_attach import SERVER, STRANGER, USER, Agent, Door, open_door
 from tests.server.test_attach_revoked import going_on
+from tests.support.fakes import memory_link
+from tests.support.fakes.memory_carrier import memory_carriers
+from tests.support.pki import authority as pki
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason

@@ -10,8 +10,8 @@ import trio.testing
 
 from certs.ca import Leaf
 from certs.x509 import facts_of
-from tests.fakes import pki
 from tests.server.test_attach import Agent, Door, open_door
+from tests.support.pki import authority as pki
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.tunnel_stream import StreamReset

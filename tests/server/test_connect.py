@@ -8,8 +8,7 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from tests.fakes.fake_link import FarEnd
-from tests.server.edge import (
+from tests.support.fakes.edge import (
     TRUST_DOMAIN,
     Edge,
     echo,
@@ -19,6 +18,7 @@ from tests.server.edge import (
     receive_until,
     refuse_with,
 )
+from tests.support.fakes.fake_link import FarEnd
 from tunnel_client.dial import UnixDialer
 from tunnel_client.tunnel import Wish, open_tunnel
 from tunnel_core.identity import Role

@@ -14,7 +14,7 @@ import pytest
 from certs.authority_folder import save_new
 from certs.ca import Leaf, create_authority
 from certs.files import write_private
-from tests.fakes import pki
+from tests.support.pki import authority as pki
 from tunnel_core.identity import Role
 from tunnel_server.config import Tls
 from tunnel_server.listeners.tls import make_context

@@ -17,11 +17,12 @@ import trio
 import trio.lowlevel
 
 from certs.ca import Leaf, create_authority
-from tests.fakes import memory_link, pki
-from tests.fakes.credentials import credential_watch
-from tests.fakes.grpc_site import Site, open_site
-from tests.fakes.other_issuers import CLIENT, SERVER, signed
 from tests.server.test_front_revoked import CONNECT, VERSION, echo_until_reset, open_door
+from tests.support.fakes import memory_link
+from tests.support.fakes.credentials import credential_watch
+from tests.support.fakes.grpc_site import Site, open_site
+from tests.support.pki import authority as pki
+from tests.support.pki.other_issuers import CLIENT, SERVER, signed
 from tunnel_core.carrier.interface import CarrierFailed
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits

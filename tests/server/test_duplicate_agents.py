@@ -12,9 +12,9 @@ import pytest
 import trio
 
 from certs.bundle import write_bundle
-from tests.fakes import pki
-from tests.server import programs
-from tests.server.programs import AGENT, ANYWHERE, Program, Site, running
+from tests.support.pki import authority as pki
+from tests.support.processes import servers as programs
+from tests.support.processes.servers import AGENT, ANYWHERE, Program, Site, running
 from tunnel_core.identity import Role
 
 DEADLINE_SECONDS = 60

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certs.requests import RequestRefused, make_request, read_request
-from tests.fakes import pki
+from tests.support.pki import authority as pki
 from tunnel_core.http.head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import is_node_name

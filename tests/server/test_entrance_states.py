@@ -20,11 +20,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.dialling import dial
-from tests.fakes import pki
-from tests.server.edge import receive_all, receive_until
 from tests.server.test_attach import Agent, Door
 from tests.server.test_front import client_context, tls_files
+from tests.support.fakes.edge import receive_all, receive_until
+from tests.support.net.dialling import dial
+from tests.support.pki import authority as pki
 from tunnel_client.tunnel import Wish, open_tunnel
 from tunnel_core.config.types import Log, StreamLog
 from tunnel_core.http.server import HeadLimits

@@ -24,10 +24,10 @@ from certs.requests import make_request
 from certs.signing import LeafProfile, make_leaf
 from certs.token import Token, format_token
 from certs.x509 import Usage, Validity, describe, facts_of
-from tests.fakes import pki
-from tests.server.asking import Answer, Question, ask
-from tests.server.issuing import Issuing, open_issuing
-from tests.tools_here import need
+from tests.support.pki import authority as pki
+from tests.support.pki.asking import Answer, Question, ask
+from tests.support.pki.issuing import Issuing, open_issuing
+from tests.support.processes.tools_here import need
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.revocation_list import Kind

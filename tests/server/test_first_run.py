@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from certs.x509 import describe
-from tests.server.programs import SERVER, running
+from tests.support.processes.servers import SERVER, running
 from tunnel_core.cli.command_line import CommandError
 from tunnel_core.config import paths
 from tunnel_core.config.loader import load

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.server.edge import now
+from tests.support.fakes.edge import now
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.events.event_log import OF_SERVER, Events, Kind

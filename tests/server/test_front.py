@@ -15,9 +15,9 @@ import trio
 import trio.testing
 
 from certs.ca import Leaf
-from tests.fakes import pki
-from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
-from tests.server.issuing import open_issuing
+from tests.support.fakes.edge import Edge, echo, open_edge, receive_all, receive_until
+from tests.support.pki import authority as pki
+from tests.support.pki.issuing import open_issuing
 from tunnel_core.http.server import HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.streams.tls import TlsStream

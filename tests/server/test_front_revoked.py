@@ -15,11 +15,11 @@ import trio.testing
 
 from certs.ca import Leaf
 from certs.x509 import facts_of
-from tests.fakes import pki
-from tests.fakes.credentials import credential_watch
-from tests.fakes.fake_link import FarEnd
-from tests.server.edge import Edge, echo, never, open_edge, receive_until
 from tests.server.test_front import client_context, tls_files
+from tests.support.fakes.credentials import credential_watch
+from tests.support.fakes.edge import Edge, echo, never, open_edge, receive_until
+from tests.support.fakes.fake_link import FarEnd
+from tests.support.pki import authority as pki
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server.access.opener import Opener

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.opened import Clock, certificate, opened
+from tests.support.fakes.opened_store import Clock, certificate, opened
 from tunnel_core.reasons import Reason
 from tunnel_server.accounting import event_writer as keeping
 from tunnel_server.accounting.event_writer import EventKeeper, how_it_started

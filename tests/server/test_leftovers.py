@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes.leftovers import left_to_the_collector, uncollected
-from tests.fakes.memory_link import LinkPair
-from tests.server.edge import Edge, receive_all, receive_until
 from tests.server.test_over_links import CONNECT, GET, OK, bind, browse, connect, echo, linked
+from tests.support.fakes.edge import Edge, receive_all, receive_until
+from tests.support.fakes.leftovers import left_to_the_collector, uncollected
+from tests.support.fakes.memory_link import LinkPair
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import RESET_ON_CLOSE
 from tunnel_core.streams.tunnel_stream import Stream

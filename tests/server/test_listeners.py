@@ -16,8 +16,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.dialling import dial
-from tests.server.edge import open_edge, receive_all
+from tests.support.fakes.edge import open_edge, receive_all
+from tests.support.net.dialling import dial
 from tunnel_core.http import declining
 from tunnel_core.http.declining import decline_http, decline_tls
 from tunnel_core.streams.sockets import SocketStream

@@ -14,10 +14,10 @@ import pytest
 import trio
 
 from certs.ca import Leaf
-from tests.dialling import dial
-from tests.fakes import pki
-from tests.server.edge import Edge, open_edge, receive_all
 from tests.server.test_init import run
+from tests.support.fakes.edge import Edge, open_edge, receive_all
+from tests.support.net.dialling import dial
+from tests.support.pki import authority as pki
 from tunnel_core.config.loader import load
 from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.reasons import Reason, Refused

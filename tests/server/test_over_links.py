@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes.memory_carrier import MemoryCarrier
-from tests.fakes.memory_link import LinkPair, memory_links
-from tests.fakes.streams import wait_reset
-from tests.server.edge import TRUST_DOMAIN, Edge, open_edge, receive_all, receive_until
+from tests.support.fakes.edge import TRUST_DOMAIN, Edge, open_edge, receive_all, receive_until
+from tests.support.fakes.memory_carrier import MemoryCarrier
+from tests.support.fakes.memory_link import LinkPair, memory_links
+from tests.support.fakes.streams import wait_reset
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.names import Target

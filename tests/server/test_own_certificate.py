@@ -12,9 +12,9 @@ from certs.authority_folder import ISSUING_KEY, read_rotation, save_generation, 
 from certs.bundle import split_pem
 from certs.ca import AuthorityError, NewAuthority, create_authority, create_issuing
 from certs.x509 import describe, facts_of, public_key_of
-from tests.fakes import pki
-from tests.server.programs import Site
-from tests.store.opened import opened
+from tests.support.fakes.opened_store import opened
+from tests.support.pki import authority as pki
+from tests.support.processes.servers import Site
 from tunnel_core.config.loader import load
 from tunnel_core.identity import Role
 from tunnel_server.config import ServerConfig

@@ -21,12 +21,12 @@ import trio
 from certs.bundle import read_bundle
 from certs.ca import LOOPBACK_NAMES, create_authority
 from certs.x509 import describe
-from tests.agent.listening import echo, listening
 from tests.client.test_commands import QANAT, environment, qanat
-from tests.fakes import pki
-from tests.fakes.pki import write_user_bundle
-from tests.server.programs import AGENT, SERVER, Program, Site, run_server, running, tcp_port
-from tests.terminals import terminal
+from tests.support.net.listening import echo, listening
+from tests.support.pki import authority as pki
+from tests.support.pki.authority import write_user_bundle
+from tests.support.processes.servers import AGENT, SERVER, Program, Site, run_server, running, tcp_port
+from tests.support.processes.terminals import terminal
 from tunnel_core.identity import Role
 from tunnel_core.telemetry import prometheus as metrics
 from tunnel_core.telemetry.counters import Counters

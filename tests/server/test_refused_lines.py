@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.server.edge import Edge, open_edge, refuse_with
 from tests.server.test_connect import serve as serve_connect
+from tests.support.fakes.edge import Edge, open_edge, refuse_with
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason

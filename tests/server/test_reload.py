@@ -13,9 +13,9 @@ import pytest
 from certs.authority_folder import load_authority
 from certs.rotation import Step
 from certs.x509 import Usage, proven_leaf
-from tests.fakes import pki
-from tests.fakes.credentials import credential_watch
 from tests.server.test_init import run
+from tests.support.fakes.credentials import credential_watch
+from tests.support.pki import authority as pki
 from tunnel_core.config.loader import load
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused

@@ -10,10 +10,10 @@ from certs.ca import Leaf
 from certs.pkcs7 import read_certs_only
 from certs.requests import CertificateRequest
 from certs.x509 import Credential, describe, facts_of
-from tests.fakes import pki
-from tests.server.issuing import Issuing, open_issuing
 from tests.server.test_est import enrol, identity, renew, request_of
-from tests.store.opened import PIN
+from tests.support.fakes.opened_store import PIN
+from tests.support.pki import authority as pki
+from tests.support.pki.issuing import Issuing, open_issuing
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.pki.enrolment.signer import Signed, Signer

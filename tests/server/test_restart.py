@@ -12,9 +12,9 @@ import trio
 from tests.admin.test_revoking import get, page_of
 from tests.admin.test_running import qanat_server
 from tests.client.test_commands import qanat
-from tests.fakes.pki import write_user_bundle
-from tests.server.programs import Site
 from tests.server.test_process import attached
+from tests.support.pki.authority import write_user_bundle
+from tests.support.processes.servers import Site
 from tunnel_server.commands.server_client import ask_server
 
 

@@ -15,10 +15,10 @@ import pytest
 import trio
 
 from certs.bundle import write_bundle
-from tests.agent.listening import echo, listening
 from tests.agent.test_process import free_port
-from tests.fakes import pki
-from tests.server.programs import AGENT, SERVER, Site, tcp_port
+from tests.support.net.listening import echo, listening
+from tests.support.pki import authority as pki
+from tests.support.processes.servers import AGENT, SERVER, Site, tcp_port
 from tunnel_core.identity import Role
 
 DEADLINE_SECONDS = 60

@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes.fake_link import FarEnd
-from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until, refuse_with
+from tests.support.fakes.edge import Edge, echo, open_edge, receive_all, receive_until, refuse_with
+from tests.support.fakes.fake_link import FarEnd
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward, is_allowed, refuse_open_listen

@@ -17,11 +17,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.agent.cloud import Cloud, open_cloud
-from tests.fakes import pki
-from tests.server.edge import Edge, open_edge, receive_until
 from tests.server.test_front import client_context, tls_files
 from tests.server.test_over_links import linked
+from tests.support.fakes.edge import Edge, open_edge, receive_until
+from tests.support.pki import authority as pki
+from tests.support.processes.cloud import Cloud, open_cloud
 from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.http.declining import Decline, decline_http, decline_tls
 from tunnel_core.http.server import HeadLimits

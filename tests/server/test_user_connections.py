@@ -8,9 +8,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes import pki
-from tests.server.edge import Edge, echo, open_edge, receive_all, receive_until
 from tests.server.test_front import client_context, tls_files
+from tests.support.fakes.edge import Edge, echo, open_edge, receive_all, receive_until
+from tests.support.pki import authority as pki
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server.auth.identify import by_certificate

@@ -9,8 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes.fake_link import Agent, FarEnd
-from tests.server.edge import (
+from tests.support.fakes.edge import (
     Edge,
     answer_with,
     echo,
@@ -20,6 +19,7 @@ from tests.server.edge import (
     receive_until,
     refuse_with,
 )
+from tests.support.fakes.fake_link import Agent, FarEnd
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import trio
 
-from tests.store.opened import opened
 from tests.store.writing import write
+from tests.support.fakes.opened_store import opened
 from tunnel_server.store.store import FILE, StoreSettings
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.opened import opened
+from tests.support.fakes.opened_store import opened
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_server.store.database import open_database
 from tunnel_server.store.lock import StoreHeld, hold_store

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from certs.x509 import Proven
-from tests.fakes.credentials import credential_watch
-from tests.store.opened import DAY, DOMAIN, Clock, certificate, new_token, opened, redemption
+from tests.support.fakes.credentials import credential_watch
+from tests.support.fakes.opened_store import DAY, DOMAIN, Clock, certificate, new_token, opened, redemption
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.revocation_list import Kind as Revokes

@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 
 from certs.token import Token
 from certs.x509 import Proven
-from tests.fakes.credentials import credential_watch
-from tests.store.opened import DAY, DOMAIN, PIN, Clock, certificate, new_token, opened, redemption
+from tests.support.fakes.credentials import credential_watch
+from tests.support.fakes.opened_store import (
+    DAY,
+    DOMAIN,
+    PIN,
+    Clock,
+    certificate,
+    new_token,
+    opened,
+    redemption,
+)
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.node_patterns import is_pattern, matches
 from tunnel_core.reasons import Reason, Refused

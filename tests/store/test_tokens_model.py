@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from certs.token import Token
-from tests.store.opened import certificate, fresh_token
+from tests.support.fakes.opened_store import certificate, fresh_token
 from tunnel_core.node_patterns import matches
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.revocation_list import Kind

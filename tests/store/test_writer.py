@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.store.opened import Clock, opened
+from tests.support.fakes.opened_store import Clock, opened
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.store import writer as writer_module
 from tunnel_server.store.audit import AuditLine, Kind, Question

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from tests.store.opened import opened
+from tests.support.fakes.opened_store import opened
 from tunnel_core.reasons import Refused
 from tunnel_server.auth.revocation_list import Kind
 from tunnel_server.store.store import FILE, Store, StoreSettings

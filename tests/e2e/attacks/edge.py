@@ -13,14 +13,14 @@ from pathlib import Path
 
 import trio
 
-from tests.agent.listening import echo, listening
-from tests.e2e import tools
-from tests.e2e.processes import Process
-from tests.e2e.programs import parse_metrics
-from tests.e2e.toml_text import to_toml
-from tests.fakes.pki import node_leaf, server_leaf, write_node_bundle
-from tests.net.one_machine import unused_address
 from tests.rogues.server import RogueServer, rogue_server
+from tests.support.net.listening import echo, listening
+from tests.support.net.one_machine import unused_address
+from tests.support.pki.authority import node_leaf, server_leaf, write_node_bundle
+from tests.support.processes import tools
+from tests.support.processes.processes import Process
+from tests.support.processes.programs import parse_metrics
+from tests.support.processes.toml_text import to_toml
 
 NODE = "edge1"
 _OPS_PORT = 7005

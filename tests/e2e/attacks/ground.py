@@ -1,7 +1,7 @@
 """What is attacked: a real server and agent, with every setting as the documentation has it, on this machine.
 
 ``edge1`` is the innocent node. Everything listens at ``address``, a loopback address of its own, at the ports
-of ``tests.e2e.programs``. Other addresses of 127.0.0.0/8 serve as the attackers' sources.
+of ``tests.support.processes.programs``. Other addresses of 127.0.0.0/8 serve as the attackers' sources.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.e2e import clients
 from tests.e2e.attacks.echo import Echo
-from tests.e2e.programs import AGENTS_PORT, HTTPS_PORT, Agent
-from tests.e2e.site import ECHO, FLOOD, Site
-from tests.net.one_machine import Here, OneMachine, unused_address
+from tests.support.net import clients
+from tests.support.net.one_machine import Here, OneMachine, unused_address
+from tests.support.processes.programs import AGENTS_PORT, HTTPS_PORT, Agent
+from tests.support.processes.site import ECHO, FLOOD, Site
 from tunnel_core.names import join_host_port
 
 INNOCENT = "edge1"

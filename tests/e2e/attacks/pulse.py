@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.e2e import clients
+from tests.support.net import clients
 
 INTERVAL_SECONDS = 0.01
 TIMEOUT_SECONDS = 10.0

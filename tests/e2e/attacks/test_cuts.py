@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.e2e import tools
 from tests.e2e.attacks.cutter import Knife, running_cutter
 from tests.e2e.attacks.ground import Ground
-from tests.e2e.programs import AGENTS_PORT
 from tests.e2e.survive.flows import Download, Echo, Flow, Upload, running
-from tests.e2e.waiting import wait_until
+from tests.support.processes import tools
+from tests.support.processes.programs import AGENTS_PORT
+from tests.support.processes.waiting import wait_until
 from tunnel_core.names import join_host_port
 
 CUTS = 30

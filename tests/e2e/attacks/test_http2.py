@@ -13,8 +13,8 @@ import pytest
 
 from tests.e2e.attacks.echo import Echo
 from tests.e2e.attacks.ground import Ground
-from tests.e2e.waiting import wait_until
 from tests.rogues import http2
+from tests.support.processes.waiting import wait_until
 
 SECONDS = 1.5
 FLOODS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from certs.token import parse_token
 from tests.e2e.attacks.ground import Ground
-from tests.e2e.programs import Server
+from tests.support.processes.programs import Server
 
 KILLS = 15
 MAKERS = 4

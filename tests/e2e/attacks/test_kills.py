@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e import clients
 from tests.e2e.attacks.ground import Ground
-from tests.e2e.site import ECHO, FLOOD
+from tests.support.net import clients
+from tests.support.processes.site import ECHO, FLOOD
 
 Dial = Callable[[Ground, int], socket.socket]
 DIALS: dict[str, Dial] = {

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
-from tests.e2e.processes import run
+from tests.support.processes import tools
+from tests.support.processes.processes import run
 
 SERVICE = 54321
 

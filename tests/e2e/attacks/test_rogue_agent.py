@@ -16,8 +16,8 @@ import pytest
 
 from tests.e2e.attacks.echo import Echo
 from tests.e2e.attacks.ground import INNOCENT, Ground
-from tests.e2e.waiting import wait_until
 from tests.rogues import agent as rogue
+from tests.support.processes.waiting import wait_until
 from tunnel_core.names import join_host_port
 from tunnel_server.accounting.write_budget import WRITE_SECONDS, WRITES
 from tunnel_server.nodes.attach_budget import ATTACH_SECONDS, ATTACHES

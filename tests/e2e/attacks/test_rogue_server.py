@@ -9,10 +9,10 @@ from certs.bundle import read_bundle
 from tests.e2e.attacks.echo import Echo
 from tests.e2e.attacks.edge import open_edge
 from tests.e2e.attacks.ground import Ground
-from tests.fakes.memory_link import hello
-from tests.fakes.recording_port import RecordingPort
 from tests.rogues.packets import HOSTILE, as_many
 from tests.rogues.server import RogueServer, welcome
+from tests.support.fakes.memory_link import hello
+from tests.support.fakes.recording_port import RecordingPort
 from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.carrier.grpc_client import dial_carrier
 from tunnel_core.carrier.interface import DialSettings

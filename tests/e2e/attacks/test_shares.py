@@ -19,14 +19,14 @@ import trio
 from certs.authority_folder import load_authority
 from certs.bundle import Bundle, write_bundle
 from certs.x509 import CertificateFacts
-from tests.e2e import clients
 from tests.e2e.attacks.echo import Echo
 from tests.e2e.attacks.ground import INNOCENT, Ground
-from tests.e2e.processes import Process
-from tests.e2e.site import ECHO
-from tests.e2e.waiting import wait_until
-from tests.net.one_machine import Here
 from tests.rogues import hoarder
+from tests.support.net import clients
+from tests.support.net.one_machine import Here
+from tests.support.processes.processes import Process
+from tests.support.processes.site import ECHO
+from tests.support.processes.waiting import wait_until
 from tunnel_core.config.loader import load
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.limits import MIB, Limits

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from tests.e2e import tools
 from tests.e2e.attacks.echo import Echo
 from tests.e2e.attacks.ground import Ground
-from tests.e2e.browser import Browser, open_browser
-from tests.e2e.clients import receive_all
-from tests.e2e.processes import run
-from tests.e2e.programs import AGENT_OPS_PORT, SERVER_OPS_PORT, WEB_PORT, Program
-from tests.e2e.site import ECHO
-from tests.e2e.waiting import wait_until
-from tests.net.one_machine import Here
+from tests.support.browser.browser import Browser, open_browser
+from tests.support.net.clients import receive_all
+from tests.support.net.one_machine import Here
+from tests.support.processes import tools
+from tests.support.processes.processes import run
+from tests.support.processes.programs import AGENT_OPS_PORT, SERVER_OPS_PORT, WEB_PORT, Program
+from tests.support.processes.site import ECHO
+from tests.support.processes.waiting import wait_until
 from tunnel_core.runtime.fd_limits import raise_descriptor_limit
 
 SOURCES = [f"127.0.77.{number}" for number in range(1, 33)]

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e import clients
 from tests.e2e.attacks.echo import Echo
 from tests.e2e.attacks.ground import MUTE, Ground
-from tests.e2e.waiting import wait_until
+from tests.support.net import clients
+from tests.support.processes.waiting import wait_until
 
 USERS_OF_A_KIND = 50
 HALF_CLOSED_SECONDS = 2.0

@@ -16,10 +16,10 @@ from typing import Any
 from tests.e2e.attacks.cutter import Knife, running_cutter
 from tests.e2e.attacks.ground import INNOCENT, Ground
 from tests.e2e.compat.releases import Release
-from tests.e2e.processes import run
-from tests.e2e.programs import AGENTS_PORT, HTTPS_PORT, WEB_PORT, Agent, Server
-from tests.e2e.site import targets
-from tests.net.one_machine import Here, OneMachine
+from tests.support.net.one_machine import Here, OneMachine
+from tests.support.processes.processes import run
+from tests.support.processes.programs import AGENTS_PORT, HTTPS_PORT, WEB_PORT, Agent, Server
+from tests.support.processes.site import targets
 
 NODE = INNOCENT
 CERTIFICATE_SECONDS = 30

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
-from tests.e2e.processes import run
+from tests.support.processes import tools
+from tests.support.processes.processes import run
 
 EARLIER_COMMIT = "81b1ef9da4e4915fe26d203ccf628b9e719eb14c"
 """The commit whose programs must work with those of this tree. No other place names it."""

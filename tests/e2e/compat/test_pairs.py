@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import clients, content
 from tests.e2e.compat.installation import (
     NODE,
     WEB_SERVICE,
@@ -22,10 +21,11 @@ from tests.e2e.compat.installation import (
     web_address,
 )
 from tests.e2e.compat.releases import PACKAGES, ROOT, Release
-from tests.e2e.site import ECHO
 from tests.e2e.survive.flows import Download, Echo, Upload, running
-from tests.e2e.waiting import wait_until
-from tests.net.one_machine import unused_address
+from tests.support.net import clients, content
+from tests.support.net.one_machine import unused_address
+from tests.support.processes.site import ECHO
+from tests.support.processes.waiting import wait_until
 
 MIB = 1 << 20
 STREAM_BYTES = 8 * MIB

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
 from tests.e2e.firsthour import host
+from tests.support.processes import tools
 
 CHECKOUT = Path(__file__).parents[3]
 _INCLUDED = ("git", "python3", "python3-venv")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
 from tests.e2e.firsthour.bare_root import BareRoot, bare_root, require
+from tests.support.processes import tools
 
 CASES = [("bookworm", "user"), *([("bookworm", "root"), ("trixie", "user")] if tools.is_long() else [])]
 """Debian 12 as an ordinary user, with ``--long`` as root too, and Debian 13."""

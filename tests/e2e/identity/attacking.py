@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.e2e import clients
 from tests.e2e.identity.est import Answer, EstClient
 from tests.e2e.identity.forging import Forger
-from tests.e2e.processes import run
-from tests.e2e.programs import AGENTS_PORT, HTTPS_PORT, Server
-from tests.e2e.waiting import wait_until
-from tests.net.namespaces import Network
+from tests.support.net import clients
+from tests.support.net.namespaces import Network
+from tests.support.processes.processes import run
+from tests.support.processes.programs import AGENTS_PORT, HTTPS_PORT, Server
+from tests.support.processes.waiting import wait_until
 from tunnel_core.identity import Role
 
 EDGE = 2

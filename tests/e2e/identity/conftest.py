@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.e2e import tools
 from tests.e2e.identity.homes import Home
-from tests.e2e.programs import Server
-from tests.e2e.site import ECHO, targets
-from tests.net.namespaces import Network
+from tests.support.net.namespaces import Network
+from tests.support.processes import tools
+from tests.support.processes.programs import Server
+from tests.support.processes.site import ECHO, targets
 
 ALLOW = ("--allow", f"localhost:{ECHO}")
 HomeMaker = Callable[..., Home]

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e import tools
-from tests.e2e.processes import run
-from tests.e2e.programs import HTTPS_PORT, Server
-from tests.net.namespaces import Namespace
+from tests.support.net.namespaces import Namespace
+from tests.support.processes import tools
+from tests.support.processes.processes import run
+from tests.support.processes.programs import HTTPS_PORT, Server
 
 _EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
 

@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from certs.authority_folder import load_authority
 from certs.bundle import Bundle, write_bundle
 from certs.ca import Authority, create_authority
-from tests.e2e.programs import AGENTS_PORT, HTTPS_PORT, Server
+from tests.support.processes.programs import AGENTS_PORT, HTTPS_PORT, Server
 from tunnel_core.identity import Role, SpiffeId
 
 _HOUR = datetime.timedelta(hours=1)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.e2e import tools
-from tests.e2e.processes import run
-from tests.e2e.programs import AGENT_OPS_PORT, HTTPS_PORT, Agent, Server
-from tests.net.namespaces import Namespace
+from tests.support.net.namespaces import Namespace
+from tests.support.processes import tools
+from tests.support.processes.processes import run
+from tests.support.processes.programs import AGENT_OPS_PORT, HTTPS_PORT, Agent, Server
 from tunnel_core.names import join_host_port
 
 

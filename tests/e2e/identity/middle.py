@@ -13,7 +13,7 @@ from pathlib import Path
 from certs.bundle import split_pem
 from certs.ca import LOOPBACK_NAMES, Authority
 from certs.pkcs7 import certs_only
-from tests.net.namespaces import Namespace
+from tests.support.net.namespaces import Namespace
 from tunnel_core.identity import Role
 
 _SECONDS = 15.0

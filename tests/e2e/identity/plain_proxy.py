@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from tests.net.namespaces import Namespace
+from tests.support.net.namespaces import Namespace
 
 _SECONDS = 15.0
 

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.e2e import clients
+from tests.support.net import clients
 
 _BYTES, _PAUSE_SECONDS = 64, 0.005
 

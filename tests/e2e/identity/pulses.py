@@ -8,9 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from tests.e2e.programs import Server
-from tests.e2e.site import ECHO
-from tests.e2e.waiting import wait_until
+from tests.support.processes.programs import Server
+from tests.support.processes.site import ECHO
+from tests.support.processes.waiting import wait_until
 
 _EVERY_SECONDS = 0.5
 _STILL_SECONDS = 20.0

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.e2e import tools
-from tests.net.namespaces import Namespace
+from tests.support.net.namespaces import Namespace
+from tests.support.processes import tools
 
 _ROOT = Path(__file__).parents[3]
 

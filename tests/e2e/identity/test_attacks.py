@@ -29,9 +29,9 @@ from tests.e2e.identity.attacking import Attacker
 from tests.e2e.identity.conftest import HomeMaker
 from tests.e2e.identity.forging import strangers_authority
 from tests.e2e.identity.middle import Middle
-from tests.e2e.programs import HTTPS_PORT, Server
-from tests.e2e.site import ECHO
-from tests.net.namespaces import Network
+from tests.support.net.namespaces import Network
+from tests.support.processes.programs import HTTPS_PORT, Server
+from tests.support.processes.site import ECHO
 
 YEAR = datetime.timedelta(days=365)
 API = "GET /api/v1/nodes"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
 from tests.e2e.identity.conftest import ALLOW, HomeMaker
 from tests.e2e.identity.homes import Home
-from tests.e2e.processes import run
-from tests.e2e.programs import Server
-from tests.e2e.site import ECHO
-from tests.e2e.waiting import wait_until
+from tests.support.processes import tools
+from tests.support.processes.processes import run
+from tests.support.processes.programs import Server
+from tests.support.processes.site import ECHO
+from tests.support.processes.waiting import wait_until
 
 
 def _restore(server: Server, file: Path, *options: str, code: int = 0) -> str:

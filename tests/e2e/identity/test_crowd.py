@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from tests.e2e import tools
 from tests.e2e.identity.conftest import ALLOW, HomeMaker
 from tests.e2e.identity.talking import Talking, pinned
-from tests.e2e.programs import AGENTS_PORT, HTTPS_PORT, Server
-from tests.e2e.site import ECHO
-from tests.e2e.waiting import wait_until
-from tests.net.namespaces import Network
+from tests.support.net.namespaces import Network
+from tests.support.processes import tools
+from tests.support.processes.programs import AGENTS_PORT, HTTPS_PORT, Server
+from tests.support.processes.site import ECHO
+from tests.support.processes.waiting import wait_until
 
 COUNT, LONG_COUNT = 300, 2000
 JOINED_SECONDS = 120

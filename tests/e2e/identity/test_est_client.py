@@ -11,9 +11,9 @@ import pytest
 from certs.bundle import Bundle, write_bundle
 from tests.e2e.identity.conftest import HomeMaker
 from tests.e2e.identity.est import EstClient
-from tests.e2e.programs import AGENTS_PORT, HTTPS_PORT, Server
-from tests.e2e.site import ECHO
-from tests.net.namespaces import Network
+from tests.support.net.namespaces import Network
+from tests.support.processes.programs import AGENTS_PORT, HTTPS_PORT, Server
+from tests.support.processes.site import ECHO
 from tunnel_core.identity import Role, SpiffeId
 
 KEYS = {

@@ -18,10 +18,10 @@ import pytest
 from tests.e2e.identity.conftest import ALLOW
 from tests.e2e.identity.homes import Home
 from tests.e2e.identity.pulses import Pulses
-from tests.e2e.programs import HTTPS_PORT, Server
-from tests.e2e.site import ECHO
-from tests.e2e.waiting import wait_until
-from tests.net.namespaces import Network
+from tests.support.net.namespaces import Network
+from tests.support.processes.programs import HTTPS_PORT, Server
+from tests.support.processes.site import ECHO
+from tests.support.processes.waiting import wait_until
 
 LIFE_SECONDS = 60
 REAL, LIGHT = 6, 44

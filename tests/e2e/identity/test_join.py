@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
 from tests.e2e.identity.conftest import ALLOW, HomeMaker
 from tests.e2e.identity.homes import Home
-from tests.e2e.processes import run
-from tests.e2e.programs import AGENTS_PORT, Server
-from tests.e2e.site import ECHO
-from tests.net.namespaces import Network
+from tests.support.net.namespaces import Network
+from tests.support.processes import tools
+from tests.support.processes.processes import run
+from tests.support.processes.programs import AGENTS_PORT, Server
+from tests.support.processes.site import ECHO
 
 STEPS = [
     *("token", "node", "files", "dns", "tcp", "pin", "tls", "clock", "certificate", "agents"),

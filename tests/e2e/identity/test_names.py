@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
 from tests.e2e.identity.conftest import ALLOW
 from tests.e2e.identity.homes import Home
 from tests.e2e.identity.plain_proxy import PlainProxy
-from tests.e2e.processes import run
-from tests.e2e.programs import HTTPS_PORT, Server
-from tests.e2e.site import ECHO, targets
-from tests.net.namespaces import Network
+from tests.support.net.namespaces import Network
+from tests.support.processes import tools
+from tests.support.processes.processes import run
+from tests.support.processes.programs import HTTPS_PORT, Server
+from tests.support.processes.site import ECHO, targets
 
 NAME, PROXY = "tunnel_1.plant.test", "proxy.plant.test"
 SILENT_DNS = "10.201.0.53"

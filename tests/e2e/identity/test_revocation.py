@@ -10,9 +10,9 @@ from certs.bundle import read_bundle
 from certs.x509 import facts_of
 from tests.e2e.identity.conftest import ALLOW, HomeMaker
 from tests.e2e.identity.homes import Home
-from tests.e2e.programs import Server
-from tests.e2e.site import ECHO
-from tests.e2e.waiting import wait_until
+from tests.support.processes.programs import Server
+from tests.support.processes.site import ECHO
+from tests.support.processes.waiting import wait_until
 
 WITHIN_SECONDS = 1.0
 STREAMS = 5

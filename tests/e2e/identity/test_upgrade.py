@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
-from tests.e2e.cluster import KUBELET, NODES, Cluster, running_cluster
-from tests.e2e.kube import CLOUD_ADDRESS
-from tests.e2e.processes import run
-from tests.e2e.programs import HTTPS_PORT, Agent, Server
-from tests.e2e.waiting import wait_until
-from tests.net.namespaces import Namespace
-from tests.server.before_the_store import COMMIT, Before, is_known
+from tests.support.cluster.cluster import KUBELET, NODES, Cluster, running_cluster
+from tests.support.cluster.kube import CLOUD_ADDRESS
+from tests.support.net.namespaces import Namespace
+from tests.support.processes import tools
+from tests.support.processes.before_the_store import COMMIT, Before, is_known
+from tests.support.processes.processes import run
+from tests.support.processes.programs import HTTPS_PORT, Agent, Server
+from tests.support.processes.waiting import wait_until
 
 
 class ServerOfBefore(Server):

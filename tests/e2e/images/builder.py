@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
+from tests.support.processes import tools
 
 ROOT = Path(__file__).parents[3]
 SUITE = "trixie"

@@ -8,9 +8,9 @@ import pytest
 
 from tests.e2e.images import builder
 from tests.e2e.images.installation import CloudServer
-from tests.e2e.processes import Process
-from tests.e2e.site import targets
-from tests.net.namespaces import Network
+from tests.support.net.namespaces import Network
+from tests.support.processes.processes import Process
+from tests.support.processes.site import targets
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 from tests.e2e.images.builder import podman
-from tests.e2e.processes import run
-from tests.e2e.waiting import wait_until
-from tests.net.namespaces import Namespace
+from tests.support.net.namespaces import Namespace
+from tests.support.processes.processes import run
+from tests.support.processes.waiting import wait_until
 
 USER = 65532
 DATA = "/var/lib/qanat"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
 from tests.e2e.images import builder
-from tests.e2e.processes import Process, run
-from tests.e2e.waiting import wait_until
-from tests.net.namespaces import Namespace
+from tests.support.net.namespaces import Namespace
+from tests.support.processes import tools
+from tests.support.processes.processes import Process, run
+from tests.support.processes.waiting import wait_until
 
 
 class Engine:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.images.containers import USER, Container, data_folder
-from tests.e2e.programs import Server
-from tests.e2e.site import ECHO, SOURCE
-from tests.e2e.toml_text import to_toml
-from tests.e2e.waiting import wait_until
-from tests.net.namespaces import Namespace, Network
+from tests.support.net.namespaces import Namespace, Network
+from tests.support.processes.programs import Server
+from tests.support.processes.site import ECHO, SOURCE
+from tests.support.processes.toml_text import to_toml
+from tests.support.processes.waiting import wait_until
 
 CONFIG = "/etc/qanat/agent.toml"
 TOKEN = "/run/secrets/token"  # noqa: S105 - a file's name

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e import content, tools
 from tests.e2e.images import builder
 from tests.e2e.images.builder import ARM64, ARMV7, Machine
 from tests.e2e.images.containers import Container
 from tests.e2e.images.installation import CloudServer, agent_container
 from tests.e2e.images.test_pair import digest_of_download
-from tests.e2e.processes import Process
-from tests.e2e.site import ECHO, SOURCE
-from tests.net.namespaces import Network
+from tests.support.net import content
+from tests.support.net.namespaces import Network
+from tests.support.processes import tools
+from tests.support.processes.processes import Process
+from tests.support.processes.site import ECHO, SOURCE
 
 DOWNLOAD_BYTES = 8 << 20
 CUT_SECONDS = 8

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e import node_red
 from tests.e2e.images import builder
 from tests.e2e.images.builder import ROOT
 from tests.e2e.images.engine import Engine, running_engine
-from tests.e2e.waiting import wait_until
-from tests.net.namespaces import Namespace, Network
+from tests.support.browser import node_red
+from tests.support.net.namespaces import Namespace, Network
+from tests.support.processes.waiting import wait_until
 
 PROJECT = "qanat"
 URL_PORT = 8080

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
 from tests.e2e.images.containers import USER, Container
 from tests.e2e.images.installation import CloudServer, agent_container
-from tests.e2e.processes import Process
-from tests.e2e.programs import Server
-from tests.e2e.site import ECHO
-from tests.net.namespaces import Network
+from tests.support.net.namespaces import Network
+from tests.support.processes import tools
+from tests.support.processes.processes import Process
+from tests.support.processes.programs import Server
+from tests.support.processes.site import ECHO
 
 Make = Callable[..., Container]
 STOP_SECONDS = 10

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
 from tests.e2e.images import builder
 from tests.e2e.images.builder import AMD64, ROOT, podman
+from tests.support.processes import tools
 
 ADDED_FLOOR_BYTES = 60 * 10**6
 """What the agent's image may add to Debian with its Python."""

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import clients, content
 from tests.e2e.images.builder import podman
 from tests.e2e.images.containers import Container
 from tests.e2e.images.installation import WEB, CloudServer, agent_container
-from tests.e2e.node_red import node_red
-from tests.e2e.processes import Process
-from tests.e2e.programs import WEB_PORT
-from tests.e2e.site import ECHO, SOURCE
-from tests.net.namespaces import Network
+from tests.support.browser.node_red import node_red
+from tests.support.net import clients, content
+from tests.support.net.namespaces import Network
+from tests.support.processes.processes import Process
+from tests.support.processes.programs import WEB_PORT
+from tests.support.processes.site import ECHO, SOURCE
 
 FORWARD_PORT = 9201
 COPY_BYTES = 64 << 20

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
-from tests.e2e.site import Site
-from tests.net.namespaces import Network
+from tests.support.net.namespaces import Network
+from tests.support.processes import tools
+from tests.support.processes.site import Site
 
 
 @pytest.fixture(scope="session")

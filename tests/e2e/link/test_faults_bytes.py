@@ -10,9 +10,15 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e import clients
-from tests.e2e.programs import AGENT_OPS_PORT, AGENTS_PORT, HTTPS_PORT, SERVER_OPS_PORT, WEB_PORT
-from tests.e2e.site import Site
+from tests.support.net import clients
+from tests.support.processes.programs import (
+    AGENT_OPS_PORT,
+    AGENTS_PORT,
+    HTTPS_PORT,
+    SERVER_OPS_PORT,
+    WEB_PORT,
+)
+from tests.support.processes.site import Site
 
 Dial = Callable[[Site], socket.socket]
 

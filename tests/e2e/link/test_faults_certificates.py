@@ -12,10 +12,11 @@ import pytest
 from certs.authority_folder import load_authority
 from certs.bundle import read_bundle, write_bundle
 from certs.ca import create_authority
-from tests.e2e import clients, tools
-from tests.e2e.processes import run
-from tests.e2e.programs import AGENTS_PORT, HTTPS_PORT, Agent
-from tests.e2e.site import ECHO, Site
+from tests.support.net import clients
+from tests.support.processes import tools
+from tests.support.processes.processes import run
+from tests.support.processes.programs import AGENTS_PORT, HTTPS_PORT, Agent
+from tests.support.processes.site import ECHO, Site
 from tunnel_core.identity import Role
 
 LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)

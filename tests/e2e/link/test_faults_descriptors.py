@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.site import ECHO, SILENT, Site
-from tests.e2e.waiting import wait_until
+from tests.support.processes.site import ECHO, SILENT, Site
+from tests.support.processes.waiting import wait_until
 
 SPARE = 12
 

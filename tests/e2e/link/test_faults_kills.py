@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from tests.e2e import clients
-from tests.e2e.site import ECHO, FLOOD, SILENT, Site
-from tests.e2e.waiting import wait_until
+from tests.support.net import clients
+from tests.support.processes.site import ECHO, FLOOD, SILENT, Site
+from tests.support.processes.waiting import wait_until
 
 STREAMS = 5
 

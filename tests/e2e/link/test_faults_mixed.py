@@ -6,8 +6,8 @@ import random
 import time
 from collections.abc import Callable
 
-from tests.e2e import clients
-from tests.e2e.site import ECHO, FLOOD, GREET, SILENT, Site
+from tests.support.net import clients
+from tests.support.processes.site import ECHO, FLOOD, GREET, SILENT, Site
 
 NOBODY = 2299
 MAX_USERS = 60

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from tests.e2e.programs import Agent
-from tests.e2e.site import ECHO, GREET, Site, targets
-from tests.e2e.waiting import wait_until
+from tests.support.processes.programs import Agent
+from tests.support.processes.site import ECHO, GREET, Site, targets
+from tests.support.processes.waiting import wait_until
 
 
 def test_the_nat_forgets_its_flows(unharmed: Site) -> None:

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from tests.e2e import clients
-from tests.e2e.site import ECHO, FLOOD, GREET, SILENT, Site
-from tests.e2e.targets import GREETING
-from tests.e2e.waiting import wait_until
+from tests.support.net import clients
+from tests.support.processes.site import ECHO, FLOOD, GREET, SILENT, Site
+from tests.support.processes.targets import GREETING
+from tests.support.processes.waiting import wait_until
 
 # TEST-NET-1: no host has it, and the edge drops what is sent there.
 NOWHERE = "192.0.2.7"

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e import clients, tools
-from tests.e2e.processes import run
-from tests.e2e.programs import HTTPS_PORT, WEB_PORT
-from tests.e2e.site import ECHO, GREET, Site
-from tests.net.namespaces import Network
+from tests.support.net import clients
+from tests.support.net.namespaces import Network
+from tests.support.processes import tools
+from tests.support.processes.processes import run
+from tests.support.processes.programs import HTTPS_PORT, WEB_PORT
+from tests.support.processes.site import ECHO, GREET, Site
 from tunnel_core.names import join_host_port
 
 TCP_PORT = 7900

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.cluster import KUBELET, NODES, Cluster, running_cluster
-from tests.e2e.waiting import wait_until
+from tests.support.cluster.cluster import KUBELET, NODES, Cluster, running_cluster
+from tests.support.processes.waiting import wait_until
 
 # A node that the API server knows and we do not.
 STRANGER = """

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
-from tests.e2e.browser import Browser, open_browser
-from tests.e2e.node_red import node_red
-from tests.e2e.programs import WEB_PORT
-from tests.e2e.site import ECHO, Site
-from tests.e2e.waiting import wait_until
+from tests.support.browser.browser import Browser, open_browser
+from tests.support.browser.node_red import node_red
+from tests.support.processes import tools
+from tests.support.processes.programs import WEB_PORT
+from tests.support.processes.site import ECHO, Site
+from tests.support.processes.waiting import wait_until
 
 PORT = 1880
 MESSAGE = "water from the hill"

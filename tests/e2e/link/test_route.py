@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.e2e import tools
-from tests.net.namespaces import Namespace, Network
+from tests.support.net.namespaces import Namespace, Network
+from tests.support.processes import tools
 from tunnel_agent.network.route_watcher import RouteWatcher
 
 QUIET_SECONDS = 0.5

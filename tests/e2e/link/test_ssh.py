@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import ssh, tools
-from tests.e2e.processes import run
-from tests.e2e.site import Site
+from tests.support.processes import ssh, tools
+from tests.support.processes.processes import run
+from tests.support.processes.site import Site
 
 PORT = 2222
 COPY_BYTES = 64 * 1024 * 1024

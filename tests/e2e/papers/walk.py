@@ -11,9 +11,9 @@ from typing import Any
 
 from tests.e2e.papers import tables
 from tests.e2e.papers.world import CHECKOUT, World, stop
-from tests.e2e.toml_text import merged, to_toml
-from tests.e2e.waiting import wait_until
 from tests.papers import ROOT, Block, Place, place_of, placed_blocks
+from tests.support.processes.toml_text import merged, to_toml
+from tests.support.processes.waiting import wait_until
 
 _READY_SECONDS = 20
 _ATTACH_SECONDS = 40

@@ -14,13 +14,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e import tools
 from tests.e2e.firsthour import bare_root
 from tests.e2e.firsthour.bare_root import BareRoot
-from tests.e2e.processes import Process
 from tests.e2e.service.machine import SystemdMachine
-from tests.net.namespaces import Network
 from tests.papers import PLACES
+from tests.support.net.namespaces import Network
+from tests.support.processes import tools
+from tests.support.processes.processes import Process
 
 PACKAGES = (
     *("git", "python3", "python3-venv", "systemd-sysv", "openssh-server", "openssh-client"),

@@ -9,10 +9,10 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.e2e import tools
-from tests.e2e.processes import run
-from tests.e2e.waiting import wait_until
-from tests.net.namespaces import Namespace
+from tests.support.net.namespaces import Namespace
+from tests.support.processes import tools
+from tests.support.processes.processes import run
+from tests.support.processes.waiting import wait_until
 
 _SCRIPT = Path(__file__).with_name("boot.sh")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.service.machine import SystemdMachine
 from tests.e2e.service.wheels import NEW, OLD, build_wheel
-from tests.e2e.waiting import wait_until
+from tests.support.processes.waiting import wait_until
 
 PYTHON = "/usr/bin/python3"
 SERVER, AGENT, QANAT = (f"/opt/qanat/bin/{name}" for name in ("qanat-server", "qanat-agent", "qanat"))

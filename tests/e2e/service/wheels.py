@@ -7,8 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.e2e import tools
-from tests.e2e.processes import run
+from tests.support.processes import tools
+from tests.support.processes.processes import run
 
 ROOT = Path(__file__).parents[3]
 OLD, NEW = "0.1.0", "99.0.0"

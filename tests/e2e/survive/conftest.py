@@ -9,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from bench.exchanges import WINDOW_SECONDS, Count
-from tests.e2e import tools
-from tests.e2e.site import Site
 from tests.e2e.survive.idle import LONG_SECONDS, PROFILES, count_idle
 from tests.e2e.survive.installation import made_site
-from tests.net.emulated import Emulated, emulated
+from tests.support.net.emulated import Emulated, emulated
+from tests.support.processes import tools
+from tests.support.processes.site import Site
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from bench.load import Dial
-from tests.e2e.site import Site
+from tests.support.processes.site import Site
 
 
 def dial_to(site: Site, port: int) -> Dial:

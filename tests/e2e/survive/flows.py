@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-from tests.e2e import clients, content
-from tests.e2e.site import ECHO, SOURCE, Site
-from tests.e2e.waiting import wait_until
+from tests.support.net import clients, content
+from tests.support.processes.site import ECHO, SOURCE, Site
+from tests.support.processes.waiting import wait_until
 
 _ECHO_BYTES = 64
 _PATIENCE_SECONDS = 150.0

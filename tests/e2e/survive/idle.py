@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.exchanges import SETTLED_SECONDS, Count, count_exchanges
 from tests.e2e.survive.installation import made_site
-from tests.net.emulated import emulated
+from tests.support.net.emulated import emulated
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {"default": {}, "metered": {"link": {"profile": "metered"}}}
 LONG_SECONDS = 600

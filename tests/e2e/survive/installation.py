@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.site import Site
-from tests.net.emulated import Emulated
+from tests.support.net.emulated import Emulated
+from tests.support.processes.site import Site
 
 # The far ends of uploads listen in the test's own process, where the kernel finds room.
 _ALLOWED = "localhost:1024-65535"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.e2e.programs import AGENTS_PORT
-from tests.e2e.waiting import wait_until
-from tests.net.emulated import Emulated
+from tests.support.net.emulated import Emulated
+from tests.support.processes.programs import AGENTS_PORT
+from tests.support.processes.waiting import wait_until
 
 GONE_SECONDS = 6.0
 """An abandoned socket may be held that long."""

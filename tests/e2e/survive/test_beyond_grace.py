@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e import clients
-from tests.e2e.site import ECHO, SOURCE, Site
 from tests.e2e.survive.installation import made_site
-from tests.net.emulated import Emulated
+from tests.support.net import clients
+from tests.support.net.emulated import Emulated
+from tests.support.processes.site import ECHO, SOURCE, Site
 
 ECHO_PORT, SOURCE_PORT = 7900, 7901
 GRACE_SECONDS = 10

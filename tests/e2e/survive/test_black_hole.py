@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e import tools
-from tests.e2e.site import Site
 from tests.e2e.survive.flows import Download, Echo, Upload, running
 from tests.e2e.survive.sockets import wait_one_connection
-from tests.net.emulated import Emulated
+from tests.support.net.emulated import Emulated
+from tests.support.processes import tools
+from tests.support.processes.site import Site
 
 MBIT = 125_000
 CUT_SECONDS = 10

@@ -15,9 +15,9 @@ import pytest
 
 from bench.systems.qanat import issue
 from certs.authority_folder import load_authority
-from tests.e2e.programs import AGENTS_PORT
-from tests.e2e.site import Site
-from tests.net.emulated import Emulated
+from tests.support.net.emulated import Emulated
+from tests.support.processes.programs import AGENTS_PORT
+from tests.support.processes.site import Site
 from tunnel_core.identity import Role
 
 NODES, STREAMS_OF_EACH = 200, 5

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.site import Site
 from tests.e2e.survive.flows import Download, Echo, Flow, Upload, running
 from tests.e2e.survive.sockets import wait_one_connection
-from tests.net.emulated import Emulated
+from tests.support.net.emulated import Emulated
+from tests.support.processes.site import Site
 
 MBIT = 125_000
 MIB = 1 << 20

@@ -30,11 +30,11 @@ from bench.thin_link import (
     type_beside,
     warm_up,
 )
-from tests.e2e import tools
-from tests.e2e.site import ECHO, SOURCE, Site
 from tests.e2e.survive.doors import dial_to
 from tests.e2e.survive.wires import open_pair
-from tests.net.emulated import Emulated
+from tests.support.net.emulated import Emulated
+from tests.support.processes import tools
+from tests.support.processes.site import ECHO, SOURCE, Site
 
 EXTRA_SECONDS = {"20mbit": 0.08, "2mbit": 0.4} if tools.is_long() else {"20mbit": 2.0, "2mbit": 8.0}
 BULK_SHARE = 0.8 if tools.is_long() else 0.5

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import tools
-from tests.e2e.cluster import Cluster, running_cluster
-from tests.e2e.toml_text import merged
-from tests.e2e.waiting import wait_until
-from tests.net.emulated import Surroundings
+from tests.support.cluster.cluster import Cluster, running_cluster
+from tests.support.net.emulated import Surroundings
+from tests.support.processes import tools
+from tests.support.processes.toml_text import merged
+from tests.support.processes.waiting import wait_until
 
 POD, CONTAINER = "web1", ("-c", "web")
 MIB = 1 << 20

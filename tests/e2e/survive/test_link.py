@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import pytest
 
 from bench.keystrokes import Meter, Typist, foreign_flow
-from tests.e2e import tools
 from tests.e2e.survive.wires import open_pair
-from tests.e2e.waiting import wait_until
-from tests.net.emulated import Emulated, Terms
+from tests.support.net.emulated import Emulated, Terms
+from tests.support.processes import tools
+from tests.support.processes.waiting import wait_until
 
 MBIT = 125_000
 # Of a packet of 1500 bytes, TCP with time stamps carries so many.

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import pytest
 
 from bench.keystrokes import Typist, downloads, opened
-from tests.e2e import tools
-from tests.e2e.site import ECHO, SOURCE, Site
 from tests.e2e.survive.doors import dial_to
-from tests.e2e.waiting import wait_until
-from tests.net.emulated import Emulated
+from tests.support.net.emulated import Emulated
+from tests.support.processes import tools
+from tests.support.processes.site import ECHO, SOURCE, Site
+from tests.support.processes.waiting import wait_until
 
 MBIT = 125_000
 SLACK_SECONDS = 0.0 if tools.is_long() else 3.0

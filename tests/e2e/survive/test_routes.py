@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 import time
 
-from tests.e2e.site import Site
 from tests.e2e.survive.sockets import wait_one_connection
-from tests.e2e.waiting import wait_until
-from tests.net.emulated import Emulated
+from tests.support.net.emulated import Emulated
+from tests.support.processes.site import Site
+from tests.support.processes.waiting import wait_until
 
 PAIRS = 100
 # An attempt may be put off for that long, as there is at most one in five seconds for news from the kernel.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from tests.net.emulated import Emulated
+from tests.support.net.emulated import Emulated
 
 
 def open_pair(net: Emulated) -> tuple[socket.socket, socket.socket]:

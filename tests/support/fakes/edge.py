@@ -1,0 +1,212 @@
+"""An opener over fake links, and the targets that tests put behind them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import trio
+
+from certs.x509 import Description, describe
+from tests.support.fakes.credentials import credential_watch
+from tests.support.fakes.fake_link import Agent, FakeLink, FarEnd
+from tests.support.net.dialling import dial
+from tests.support.pki import authority as pki
+from tunnel_core.config.types import Log
+from tunnel_core.http.declining import Decline
+from tunnel_core.http.router import Section
+from tunnel_core.http.server import HeadLimits
+from tunnel_core.telemetry.counters import Counters
+from tunnel_core.wire.frames import Service
+from tunnel_server.access.opener import Opener
+from tunnel_server.accounting.refusal_audit import Refusals
+from tunnel_server.accounting.stream_records import Records
+from tunnel_server.api.resources import ApiEntrance
+from tunnel_server.api.server_facts import ServerFacts
+from tunnel_server.auth.callers import Caller
+from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.identify import Identify
+from tunnel_server.auth.revocation_list import Revoked
+from tunnel_server.entrances.connect import ConnectEntrance
+from tunnel_server.entrances.https import Front
+from tunnel_server.events.event_log import Events
+from tunnel_server.events.subscribers import Followers
+from tunnel_server.listeners.admission import Admission
+from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
+from tunnel_server.listeners.user_connections import UserConnections
+from tunnel_server.nodes.registry import Nodes
+from tunnel_server.store.audit import AuditLine
+from tunnel_server.store.store import Store
+
+TRUST_DOMAIN = "test.internal"
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class _EmptyStore:
+    is_failing = False
+    audit_dropped = 0
+
+    async def newest_certificate(self, name: str) -> None:
+        return None
+
+    async def ending_certificates(self) -> list[dict[str, Any]]:
+        return []
+
+
+def empty_store() -> Store:
+    """A store that knows no certificate, as far as the API asks it."""
+    return cast(Store, _EmptyStore())
+
+
+def describe_server() -> Description:
+    return describe(pki.server_leaf().credential.certificate_pem)
+
+
+@dataclass
+class Edge:
+    """What the entrances under test stand on."""
+
+    nursery: trio.Nursery
+    nodes: Nodes
+    counters: Counters
+    records: Records
+    opener: Opener
+    followers: Followers
+    standing: Standing
+    audit: list[AuditLine]
+    """What the entrances wrote of those whom they did not let in."""
+    dialled: list[trio.SocketStream] = field(default_factory=list)
+
+    def attach(self, name: str, agent: Agent, *services: Service) -> FakeLink:
+        link = FakeLink(self.nursery, name, agent, services)
+        self.nodes.attach(name, link)
+        return link
+
+    def front(
+        self,
+        identify: Identify,
+        *sections: Section[Caller],
+        entrance: str = "https",
+        users: UserConnections | None = None,
+    ) -> Front:
+        """The listener's part that knows users and routes."""
+        return Front(
+            entrance,
+            sections,
+            identify=identify,
+            standing=self.standing,
+            records=self.records,
+            limits=HeadLimits(),
+            users=users,
+        )
+
+    def connect(self) -> Section[Caller]:
+        return ConnectEntrance(self.opener).section()
+
+    def api(self, facts: ServerFacts | None = None, wall: Callable[[], datetime] = now) -> Section[Caller]:
+        """The API over a store without certificates, unless ``facts`` has another one."""
+        facts = facts or ServerFacts(now(), dict, describe_server, self.standing.proven, empty_store())
+        entrance = ApiEntrance(
+            self.nodes, self.followers, facts, self.standing, monotonic=trio.current_time, wall=wall
+        )
+        return entrance.section()
+
+    async def listen(
+        self,
+        entrance: str,
+        handler: Handler,
+        admission: Admission | None = None,
+        decline: Decline | None = None,
+    ) -> Listener:
+        """A listener on a free port of 127.0.0.1 that serves already."""
+        admission = admission or Admission(1000, 1000, clock=trio.current_time)
+        listener = await listen_tcp(entrance, ["127.0.0.1:0"], admission, self.records, decline)
+        await self.nursery.start(listener.serve, handler)
+        return listener
+
+    async def dial(self, listener: Listener) -> trio.SocketStream:
+        """A connection to ``listener``, closed with the edge at the latest."""
+        host, port = listener.addresses[0].rsplit(":", 1)
+        self.dialled.append(await dial(host, int(port)))
+        return self.dialled[-1]
+
+
+@asynccontextmanager
+async def open_edge(
+    revoked: Revoked | None = None, clock: Callable[[], float] = trio.current_time
+) -> AsyncIterator[Edge]:
+    """An edge whose credential watch goes by ``revoked``. Lines of refusals go by ``clock``."""
+    revoked = revoked or Revoked()
+    nodes, counters = Nodes(trio.current_time, now, revoked.covers_node), Counters()
+    audit = list[AuditLine]()
+    records = Records(counters, Log(), clock, Refusals(audit.append, trio.current_time))
+    standing = credential_watch(revoked)
+    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, standing=standing)
+    followers = Followers(Events(now), counters)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            edge = Edge(nursery, nodes, counters, records, opener, followers, standing, audit)
+            try:
+                yield edge
+            finally:
+                for stream in edge.dialled:
+                    stream.socket.close()
+            nursery.cancel_scope.cancel()
+
+
+async def receive_until(stream: trio.abc.ReceiveStream, marker: bytes) -> bytes:
+    """What arrives up to and with ``marker``; more may have come with it."""
+    data = b""
+    while marker not in data:
+        chunk = await stream.receive_some()
+        assert chunk, f"the stream ended after {data!r}"
+        data += chunk
+    return data
+
+
+async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
+    data = b""
+    while chunk := await stream.receive_some():
+        data += chunk
+    return data
+
+
+async def echo(far: FarEnd) -> None:
+    """Accepts and sends back what it gets, and ends when the user ends."""
+    far.accept()
+    async for chunk in far.stream:
+        await far.stream.send_all(chunk)
+    await far.stream.send_eof()
+
+
+def refuse_with(reason: object, detail: str) -> Agent:
+    async def agent(far: FarEnd) -> None:
+        far.refuse(reason, detail)
+
+    return agent
+
+
+def answer_with(*chunks: bytes, seen: list[bytes] | None = None, until: bytes = b"\r\n\r\n") -> Agent:
+    """A target that reads a request up to ``until``, sends ``chunks`` and ends."""
+
+    async def agent(far: FarEnd) -> None:
+        far.accept()
+        request = await receive_until(far.stream, until)
+        if seen is not None:
+            seen.append(request)
+        for chunk in chunks:
+            await far.stream.send_all(chunk)
+        await far.stream.send_eof()
+
+    return agent
+
+
+async def never(far: FarEnd) -> None:
+    """Does not answer the open."""
+    await far.near.was_reset.wait()

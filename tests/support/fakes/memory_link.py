@@ -1,0 +1,122 @@
+"""Two links over a carrier in memory, attached, and streams through them: the core without gRPC.
+
+Nobody replaces a carrier that is lost here, and by default there is no grace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from tests.support.fakes.memory_carrier import memory_carriers
+from tunnel_core.carrier.interface import Carrier
+from tunnel_core.limits import Limits
+from tunnel_core.mux.credit import CreditPool
+from tunnel_core.names import Target
+from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.handshake import VERSION, AgentSteps, ServerSteps
+from tunnel_core.session.session import Link
+from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.wire.frames import Hello, Service, SessionSecret, Welcome
+
+TARGET = Target(host="localhost", port=22)
+
+
+def hello(limits: Limits) -> Hello:
+    return Hello(
+        version=VERSION,
+        attempt=1,
+        instance=b"i" * 16,
+        boot=b"b" * 16,
+        software="qanat-agent/test",
+        services=(Service("web", "http", "127.0.0.1:80"),),
+        initial_credit=limits.initial_credit,
+    )
+
+
+def welcome(limits: Limits, grace_ms: int = 0) -> Welcome:
+    return Welcome(
+        version=VERSION,
+        session=b"s" * 16,
+        secret=SessionSecret(b"x" * 32),
+        have=0,
+        software="qanat-server/test",
+        ping_interval_ms=int(limits.ping_interval_seconds * 1000),
+        missed_pings=limits.missed_pings,
+        max_streams=limits.max_streams,
+        early_data_limit=limits.early_data,
+        initial_credit=limits.initial_credit,
+        grace_ms=grace_ms,
+    )
+
+
+@dataclass
+class LinkPair:
+    """An attached server's and agent's link. ``opened`` receives what the server opens."""
+
+    server: Link
+    agent: Link
+    opened: trio.MemoryReceiveChannel[Stream]
+    carriers: tuple[Carrier, Carrier]
+
+    async def streams(self) -> tuple[Stream, Stream]:
+        """A stream as the server has it, and as the agent has it, accepted."""
+        near = self.server.open(TARGET, user="operator", entrance="tcp")
+        far = await self.opened.receive()
+        far.accept("127.0.0.1:22")
+        await near.wait_opened()
+        return near, far
+
+
+async def attach_links(
+    nursery: trio.Nursery,
+    server_carrier: Carrier,
+    agent_carrier: Carrier,
+    limits: Limits,
+    grace_ms: int = 0,
+) -> LinkPair:
+    """Attached links that run in ``nursery``."""
+    send, receive = trio.open_memory_channel[Stream](1000)
+    offer = welcome(limits, grace_ms)
+    begun: list[Link] = []
+    has_begun = trio.Event()
+
+    def used(attempt: Attempt) -> None:
+        assert attempt.steps.hello is not None
+        begun.append(_link(attempt.steps.hello, offer, limits, opener=True))
+        begun[0].move_to(attempt, 0)
+        has_begun.set()
+
+    server = Attempt(server_carrier, ServerSteps(lambda _: offer), used)
+    agent = Attempt(agent_carrier, AgentSteps(hello(limits)))
+    nursery.start_soon(server.settle, limits.attach_timeout_seconds)
+    await agent.settle(limits.attach_timeout_seconds)
+    link = _link(hello(limits), agent.welcome, limits, opener=False, on_open=send.send_nowait)
+    agent.use(link)
+    nursery.start_soon(link.run)
+    await has_begun.wait()
+    nursery.start_soon(begun[0].run)
+    return LinkPair(begun[0], link, receive, (server_carrier, agent_carrier))
+
+
+def _link(
+    said: Hello,
+    answered: Welcome,
+    limits: Limits,
+    *,
+    opener: bool,
+    on_open: Callable[[Stream], None] | None = None,
+) -> Link:
+    pool = CreditPool(limits.credit_pool)
+    return Link(said, answered, opener=opener, node="edge1", limits=limits, pool=pool, on_open=on_open)
+
+
+@asynccontextmanager
+async def memory_links(limits: Limits | None = None, grace_ms: int = 0) -> AsyncIterator[LinkPair]:
+    """Attached links; given up at the end of the block."""
+    async with trio.open_nursery() as nursery:
+        yield await attach_links(nursery, *memory_carriers(nursery), limits or Limits(), grace_ms)
+        nursery.cancel_scope.cancel()

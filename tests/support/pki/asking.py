@@ -1,0 +1,63 @@
+"""One HTTPS request to a server of :mod:`tests.support.pki.issuing`, by Python's own client."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from tests.support.pki.issuing import Issuing
+
+_DEADLINE_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Question:
+    """``own`` is a file with a key and its certificate chain. An iterator as ``body`` is sent in chunks."""
+
+    method: str
+    path: str
+    body: bytes | Iterator[bytes] = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    own: Path | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``headers`` are in lower case, names and values."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def word(self) -> str:
+        """The reason of a refusal."""
+        return self.body.decode().partition(":")[0]
+
+
+async def ask(issuing: Issuing, question: Question) -> Answer:
+    """The answer; the client trusts the server's root alone. Cancelled, a thread ends the exchange alone."""
+    return await trio.to_thread.run_sync(_ask, issuing, question, abandon_on_cancel=True)
+
+
+def _ask(issuing: Issuing, question: Question) -> Answer:
+    context = ssl.create_default_context(cafile=issuing.roots)
+    if question.own is not None:
+        context.load_cert_chain(question.own)
+    port = int(issuing.address.rpartition(":")[2])
+    connection = http.client.HTTPSConnection("localhost", port, timeout=_DEADLINE_SECONDS, context=context)
+    chunked = not isinstance(question.body, bytes)
+    try:
+        connection.request(
+            question.method, question.path, question.body, dict(question.headers), encode_chunked=chunked
+        )
+        answer = connection.getresponse()
+        headers = {name.lower(): value.lower() for name, value in answer.getheaders()}
+        return Answer(answer.status, headers, answer.read())
+    finally:
+        connection.close()

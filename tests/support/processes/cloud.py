@@ -1,0 +1,159 @@
+"""A whole ``qanat-server`` as ``init`` makes it, and machines that join it: real processes, free ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import trio
+
+from certs.token import parse_token
+from tests.support.processes.servers import AGENT, SERVER
+from tunnel_server.commands.server_client import ask_server
+
+
+@dataclass
+class Cloud:
+    """``settings`` are keys that stand commented out in server.toml, with other values; ``extra`` is more."""
+
+    folder: Path
+    settings: dict[str, float]
+    extra: str = ""
+    ready: Mapping[str, Any] = field(default_factory=dict)
+    https: str = ""
+    agents: str = ""
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "server.toml"
+
+    def make(self) -> None:
+        command = [*SERVER, "init", "--name", "localhost", "--data-dir", str(self.folder)]
+        subprocess.run(command, check=True, capture_output=True, timeout=30)  # noqa: S603
+        text = re.sub(r'"(.*):70\d\d"', '"127.0.0.1:0"', self.config.read_text())
+        for key, value in self.settings.items():
+            text, count = re.subn(rf"^# {key} = \S+", f"{key} = {value}", text, flags=re.MULTILINE)
+            assert count == 1, key
+        self.config.write_text(text + self.extra)
+
+    @contextmanager
+    def serving(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Killed at the end. The same ports when it is served again, since nodes remember them."""
+        log = self.folder / "log"
+        with log.open("wb") as errors:
+            command = [*SERVER, "run", "--config", str(self.config)]
+            process = subprocess.Popen(command, stderr=errors)  # noqa: S603
+        try:
+            self.ready = ready = self._wait_ready(process, log)
+            self.https = f"localhost:{ready['https'].rpartition(':')[2]}"
+            self.agents = ready["agents"]
+            self._keep_ports(ready)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def _wait_ready(self, process: subprocess.Popen[bytes], log: Path) -> Mapping[str, Any]:
+        for _ in range(1000):
+            for line in log.read_text().splitlines():
+                if '"ready"' in line:
+                    said: Mapping[str, Any] = json.loads(line)
+                    return said
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.02)
+        raise AssertionError(log.read_text())
+
+    def _keep_ports(self, ready: Mapping[str, Any]) -> None:
+        text = self.config.read_text()
+        for name in ("agents", "https"):
+            text = re.sub(rf"(\[{name}\][^\n]*\nlisten = )\[.*\]", rf'\1["{ready[name]}"]', text)
+        self.config.write_text(text)
+
+    def log(self) -> str:
+        """What the server has logged so far."""
+        return (self.folder / "log").read_text()
+
+    async def act(self, method: str, path: str, **arguments: object) -> dict[str, Any]:
+        """An act of the administrator."""
+        return await ask_server(self.folder / "admin.sock", method, path, arguments)
+
+    async def token(self, node: str = "edge1", **more: object) -> str:
+        whom = {"node": node} if node else {}
+        return str((await self.act("POST", "tokens/create", **whom, **more))["token"])
+
+    async def uses(self, token: str) -> int:
+        listed = (await self.act("GET", "tokens"))["tokens"]
+        return next(int(one["used"]) for one in listed if one["id"] == parse_token(token).id)
+
+
+@contextmanager
+def open_cloud(folder: Path, extra: str = "", **settings: float) -> Iterator[Cloud]:
+    cloud = Cloud(folder / "cloud", settings, extra)
+    cloud.make()
+    with cloud.serving():
+        yield cloud
+
+
+@dataclass
+class Machine:
+    """One to be a node: its agent's files lie in ``folder``."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "agent.toml"
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "node.pem"
+
+    def command(self, *arguments: str) -> list[str]:
+        return [*AGENT, *arguments, "--config", str(self.config)]
+
+    async def run(self, *arguments: str, stdin: str = "") -> CompletedProcess[bytes]:
+        return await trio.run_process(
+            self.command(*arguments),
+            stdin=stdin.encode(),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env={**os.environ, **self.environment},
+        )
+
+    async def join(self, server: str, token: str, *options: str) -> Outcome:
+        ran = await self.run("join", server, *options, "--json", stdin=token)
+        assert ran.stdout, ran.stderr
+        return Outcome(ran.returncode, json.loads(ran.stdout))
+
+
+@dataclass
+class Outcome:
+    """What a join with ``--json`` said."""
+
+    code: int
+    said: dict[str, Any]
+
+    @property
+    def failure(self) -> dict[str, Any]:
+        """The finding that failed; it is the last one, and those before it did not."""
+        findings = self.said["findings"]
+        assert [one["verdict"] for one in findings[:-1]].count("fail") == 0, findings
+        assert findings[-1]["verdict"] == "fail", findings
+        return dict(findings[-1])
+
+
+def machine(folder: Path, name: str = "edge", **environment: str) -> Machine:
+    place = folder / name
+    place.mkdir(exist_ok=True)
+    return Machine(place, environment)

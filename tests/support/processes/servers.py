@@ -1,0 +1,215 @@
+"""The real ``qanat-server`` and ``qanat-agent`` as child processes, with their logs read as they come."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from certs.bundle import write_bundle
+from certs.ca import Leaf
+from certs.files import write_private
+from tests.support.net.dialling import dial
+from tests.support.pki import authority as pki
+from tunnel_core.identity import Role
+
+SERVER = [sys.executable, "-c", "from tunnel_server.entry import entry_point; entry_point()"]
+AGENT = [sys.executable, "-c", "from tunnel_agent.entry import entry_point; entry_point()"]
+ANYWHERE = "127.0.0.1:0"
+Line = Mapping[str, Any]
+
+
+class Program:
+    """A running program. Its log is on standard error, a JSON object a line."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.lines: list[Line] = []
+        self.stray: list[str] = []  # what is no log line: tracebacks, click's messages
+        self._grown = trio.Event()
+        self._ended = False
+
+    async def read_log(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        assert self.process.stderr is not None
+        task_status.started()
+        rest = b""
+        async for chunk in self.process.stderr:
+            *complete, rest = (rest + chunk).split(b"\n")
+            for line in complete:
+                self._take(line.decode())
+            self._wake()
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        grown, self._grown = self._grown, trio.Event()
+        grown.set()
+
+    def _take(self, line: str) -> None:
+        try:
+            self.lines.append(json.loads(line))
+        except ValueError:
+            self.stray.append(line)
+
+    async def line(self, words: str, after: int = 0, **fields: object) -> Line:
+        """The first line, from index ``after`` on, whose message has ``words`` in it and these fields."""
+        while True:
+            for line in self.lines[after:]:
+                if words in line["message"] and fields.items() <= line.items():
+                    return line
+            assert not self._ended, f"no line {words!r} {fields}: {self.lines[after:]} {self.stray}"
+            await self._grown.wait()
+
+    def signal(self, number: int) -> int:
+        """Sends it; returns where the log stood, for ``line(after=...)``."""
+        self.process.send_signal(number)
+        return len(self.lines)
+
+    async def exit_code(self) -> int:
+        return await self.process.wait()
+
+
+@asynccontextmanager
+async def running(command: list[str]) -> AsyncIterator[Program]:
+    """Killed at the end of the block if it is still there."""
+    process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
+    program = Program(process)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(program.read_log)
+            try:
+                yield program
+            finally:
+                process.kill()
+    finally:
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+@dataclasses.dataclass
+class Site:
+    """A server's files in ``folder``, and where it listens once it runs."""
+
+    folder: Path
+    extra: str = ""
+    settings: dict[str, str] = dataclasses.field(default_factory=dict)
+    ready: Line = dataclasses.field(default_factory=dict)
+    _opened: list[trio.SocketStream] = dataclasses.field(default_factory=list)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "server.toml"
+
+    def write(self, leaf: Leaf | None = None) -> None:
+        self.write_certificate(leaf or pki.server_leaf())
+        (self.folder / "trust.pem").write_bytes(pki.authority().roots_pem)
+        listen = {"agents": [ANYWHERE], "https": [ANYWHERE], "web": [ANYWHERE], "ops": ANYWHERE}
+        tables = [f"[{name}]\nlisten = {json.dumps(value)}\n" for name, value in listen.items()]
+        top = {"trust_domain": f'"{pki.TRUST_DOMAIN}"', "data_dir": f'"{self.folder}"', **self.settings}
+        text = "".join(f"{key} = {value}\n" for key, value in top.items())
+        self.config.write_text(text + "".join(tables) + self.extra)
+
+    def write_certificate(self, leaf: Leaf) -> None:
+        write_private(self.folder / "server.key", leaf.credential.key_pem)
+        (self.folder / "server.pem").write_bytes(leaf.chain_pem)
+
+    @asynccontextmanager
+    async def server(self) -> AsyncIterator[Program]:
+        async with running([*SERVER, "run", "--config", str(self.config)]) as program:
+            self.ready = await program.line("ready")
+            try:
+                yield program
+            finally:
+                for stream in self._opened:
+                    stream.socket.close()
+
+    @asynccontextmanager
+    async def agent(
+        self, allow: str, *, leaf: Leaf | None = None, role: Role = Role.NODE
+    ) -> AsyncIterator[Program]:
+        """An agent of node edge1, or one with another's certificate."""
+        bundle = pki.bundle_of(role, "edge1", agents=(self.ready["agents"],))
+        if leaf is not None:
+            bundle = dataclasses.replace(bundle, key_pem=leaf.credential.key_pem, chain_pem=leaf.chain_pem)
+        write_bundle(self.folder / "node.pem", bundle)
+        config = self.folder / "agent.toml"
+        config.write_text(f'allow = ["{allow}"]\n[ops]\nlisten = "{ANYWHERE}"\n')
+        async with running([*AGENT, "run", "--config", str(config)]) as program:
+            yield program
+
+    async def page(self, path: str, ops: str = "") -> tuple[int, str]:
+        """Status and body of a page of the server's ops listener, or of another one."""
+        host, _, port = (ops or self.ready["ops"]).rpartition(":")
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            await stream.send_all(
+                f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()
+            )
+            head, _, body = b"".join([piece async for piece in stream]).partition(b"\r\n\r\n")
+            return int(head.split()[1]), body.decode()
+
+    async def tls(self, listener: str, leaf: Leaf | None = None) -> trio.SSLStream[trio.SocketStream]:
+        """A TLS connection to the HTTPS or the agents' listener, with user kim's certificate unless told."""
+        leaf = leaf or pki.user_leaf("kim")
+        context = ssl.create_default_context(cadata=leaf.roots_pem.decode())
+        own = self.folder / "own.pem"
+        own.write_bytes(leaf.credential.key_pem + leaf.chain_pem)
+        context.load_cert_chain(own)
+        context.set_alpn_protocols(["h2" if listener == "agents" else "http/1.1"])
+        host, _, port = self.ready[listener].rpartition(":")
+        plain = await self._connect(host, int(port))
+        stream = trio.SSLStream(plain, context, server_hostname=host, https_compatible=True)
+        await stream.do_handshake()
+        return stream
+
+    async def shown_certificate(self, listener: str) -> bytes:
+        """The certificate (DER) that a new connection sees."""
+        stream = await self.tls(listener)
+        try:
+            shown: bytes = stream.getpeercert(binary_form=True)
+            return shown
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def ask_with(self, leaf: Leaf, roots_pem: bytes) -> tuple[int, str, str]:
+        """As ``ask`` for the version, by somebody who trusts other roots than came with his leaf."""
+        return await self.ask("GET /api/v1/version", dataclasses.replace(leaf, roots_pem=roots_pem))
+
+    async def ask(self, request: str, leaf: Leaf | None = None) -> tuple[int, str, str]:
+        """Status, reason phrase and body of one request to the HTTPS listener."""
+        stream = await self.tls("https", leaf)
+        try:
+            await stream.send_all(f"{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+            head, _, body = b"".join([piece async for piece in stream]).partition(b"\r\n\r\n")
+        finally:
+            await trio.aclose_forcefully(stream)
+        _, status, phrase = head.split(b"\r\n")[0].decode().split(" ", 2)
+        return int(status), phrase, body.decode()
+
+    async def through(self, target: str = "") -> trio.SocketStream:
+        """A connection to the first ``[[tcp]]`` port."""
+        host, _, port = (target or self.ready["tcp"]).rpartition(":")
+        return await self._connect(host, int(port))
+
+    async def _connect(self, host: str, port: int) -> trio.SocketStream:
+        self._opened.append(await dial(host, port))
+        return self._opened[-1]
+
+
+def tcp_port(target: str) -> str:
+    """The table of a bound port that leads to ``target`` at edge1."""
+    return f'[[tcp]]\nlisten = "{ANYWHERE}"\nnode = "edge1"\ntarget = "{target}"\n'
+
+
+async def run_server(config: Path) -> subprocess.CompletedProcess[bytes]:
+    """For a server that does not start."""
+    with trio.fail_after(20):
+        command = [*SERVER, "run", "--config", str(config)]
+        return await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
