@@ -169,7 +169,7 @@ def check_command(program: str, arguments: list[str], *, whole: bool) -> None:
         assert not whole, f"{program} {command.name} lacks an argument"
 
 
-# The examples of docs/commands.md are walked in tests/core/test_manual.py, with the shell's own rules.
+# The examples of docs/commands.md are walked in tests/core/cli/test_manual.py, with the shell's own rules.
 @pytest.mark.parametrize("paper", [one for one in PAPERS if one.name != "commands.md"], ids=name_of)
 def test_commands_to_paste_exist_as_written(paper: Path) -> None:
     for program, arguments in shell_commands(paper):

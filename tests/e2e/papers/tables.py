@@ -17,7 +17,7 @@ NOT_WALKED = {
 """Blocks by paper and a part of their text, with the suite that covers them."""
 
 PAPERS_ELSEWHERE = {
-    "docs/commands.md": "tests/core/test_manual.py",
+    "docs/commands.md": "tests/core/cli/test_manual.py",
     "docker/README.md": "tests/e2e/images",
 }
 """Papers that another suite covers as a whole."""

@@ -16,7 +16,7 @@ import trio.testing
 
 from tunnel_core.streams.sockets import SocketStream
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 Pair = tuple[SocketStream, SocketStream]
 
 

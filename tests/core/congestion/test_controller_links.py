@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from tests.core.flight_simulator import Foreign, Link, Loopback, stall_often
+from tests.core.congestion.flight_simulator import Foreign, Link, Loopback, stall_often
 from tunnel_core.limits import KIB, MIB
 
 QUEUES = (0.05, 0.5)

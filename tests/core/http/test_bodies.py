@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
-from tests.core.test_http import CHUNKED, POST, status_of, talk
+from tests.core.http.test_server import CHUNKED, POST, status_of, talk
 from tunnel_core.http.server import HttpConnection, json_body, read_body, respond_json, serve_http
 from tunnel_core.reasons import Reason
 

@@ -13,7 +13,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.test_tls import self_signed
+from tests.core.streams.test_tls import self_signed
 from tunnel_core.streams import tls_records
 from tunnel_core.streams.tls import TlsStream
 from tunnel_core.streams.tls_errors import RecordFlood

@@ -13,7 +13,7 @@ from threading import Thread
 import pytest
 import trio
 
-from tests.core.test_ops import LOOPBACK, NO_ACCESS, pages
+from tests.core.telemetry.test_ops_server import LOOPBACK, NO_ACCESS, pages
 from tunnel_core.runtime.health_probe import Door, Unhealthy, ask, file_named, report
 from tunnel_core.telemetry.ops_server import serve_ops
 

@@ -13,7 +13,7 @@ import trio.testing
 
 from tunnel_core.runtime.ending import exit_code_of, is_hung_up, wait_hung_up, wait_writable
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_signals_that_the_caller_ignores_stay_ignored() -> None:
