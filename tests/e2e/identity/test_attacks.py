@@ -7,7 +7,7 @@ The list is whole here. What the server's own tests prove as well:
 and ``tests/server/test_standing`` (what must end),
 ``tests/server/test_refusals`` (the lines),
 ``tests/store/test_tokens_model`` (races for a token);
-of the agent's: ``tests/agent/test_first_contact``.
+of the agent's: ``tests/agent/join/test_first_contact``.
 
 An attacker that fails in the TLS handshake of the agents' port sees a lost connection; the audit has the
 reason.

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.agent.test_dial import FILE, Network
+from tests.agent.targets.test_dialler import FILE, Network
 from tunnel_agent.network import resolver
 from tunnel_agent.network.resolver import MAX_TARGET_LOOKUPS, resolve_host
 from tunnel_agent.targets.dialer import Dialler

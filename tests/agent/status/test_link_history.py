@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.agent.test_status import EVIL, SERVICES, Clock, FakeLink, page_of, state_of
+from tests.agent.status.test_report import EVIL, SERVICES, Clock, FakeLink, page_of, state_of
 from tunnel_agent.commands.status import _is_attached, _lines
 from tunnel_agent.status.link_history import LinkHistory
 from tunnel_agent.status.report import as_json, status_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from certs.bundle import read_bundle
-from tests.agent.test_join import SOME_TOKEN
+from tests.agent.join.test_join import SOME_TOKEN
 from tests.support.processes.cloud import Cloud, Machine, machine, open_cloud
 from tests.support.processes.servers import running
 from tunnel_agent.join.first_run import CannotJoin, Told, join_if_told

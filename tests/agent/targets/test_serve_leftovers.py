@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.agent.test_serve import Rig, read_all, serving
+from tests.agent.targets.test_serve import Rig, read_all, serving
 from tests.support.fakes.leftovers import left_to_the_collector, uncollected
 from tests.support.net.listening import echo, listening
 from tunnel_agent.network.resolver import resolve_host

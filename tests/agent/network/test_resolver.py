@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 import tunnel_agent
-from tests.agent.test_check import answer_attaches
+from tests.agent.diagnostics.test_check import answer_attaches
 from tests.support.fakes.grpc_site import Site, open_site, server_tls
 from tests.support.fakes.memory_link import welcome
 from tests.support.net import wire

@@ -19,7 +19,7 @@ import trio
 from certs.bundle import read_bundle
 from certs.token import format_token, login_text, make_token, parse_token
 from certs.x509 import facts_of
-from tests.agent.test_check import FakeProxy
+from tests.agent.diagnostics.test_check import FakeProxy
 from tests.support.net.listening import listening
 from tests.support.net.relays import Relay
 from tests.support.processes.cloud import Cloud, machine, open_cloud
