@@ -14,7 +14,7 @@ import trio.testing
 
 from certs.x509 import Proven
 from tests.agent.attach.test_loop import FakeLink
-from tests.server.test_attach import Door, open_door
+from tests.server.nodes.test_attach import Door, open_door
 from tests.support.fakes import memory_link
 from tests.support.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.support.pki import authority as pki

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.server.test_over_links import CONNECT, GET, OK, bind, browse, connect, echo, linked
+from tests.server.entrances.test_over_links import CONNECT, GET, OK, bind, browse, connect, echo, linked
 from tests.support.fakes.edge import Edge, receive_all, receive_until
 from tests.support.fakes.leftovers import left_to_the_collector, uncollected
 from tests.support.fakes.memory_link import LinkPair

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from certs.ca import Leaf
-from tests.server.test_init import run
+from tests.server.commands.test_init import run
 from tests.support.fakes.edge import Edge, open_edge, receive_all
 from tests.support.net.dialling import dial
 from tests.support.pki import authority as pki

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.admin.test_revoking import get, page_of
-from tests.admin.test_running import qanat_server
 from tests.client.test_commands import qanat
+from tests.server.admin.test_revoking import get, page_of
+from tests.server.admin.test_running import qanat_server
 from tests.server.test_process import attached
 from tests.support.pki.authority import write_user_bundle
 from tests.support.processes.servers import Site

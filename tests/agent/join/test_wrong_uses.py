@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 
 from certs.token import format_token, login_text, make_token, parse_token
 from tests.agent.diagnostics.test_check import FakeProxy
-from tests.server.test_init import run as run_server
+from tests.server.commands.test_init import run as run_server
 from tests.support.net.listening import listening
 from tests.support.processes.cloud import Cloud, Machine, machine, open_cloud
 from tests.support.processes.servers import AGENT, SERVER

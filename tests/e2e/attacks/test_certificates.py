@@ -19,7 +19,7 @@ from certs.signing import private_pem
 from certs.x509 import describe, facts_of
 from tests.e2e.attacks.echo import Echo
 from tests.e2e.attacks.ground import Ground
-from tests.server.test_est import basic
+from tests.server.entrances.test_est import basic
 from tests.support.processes.site import ECHO
 from tests.support.processes.waiting import wait_until
 from tunnel_core.identity import Role, SpiffeId

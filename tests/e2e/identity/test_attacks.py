@@ -1,12 +1,12 @@
 """Whoever is not who he says, or wants what is not his: refused with the right reason, and written down.
 
 The list is whole here. What the server's own tests prove as well:
-``tests/server/test_est`` (requests and tokens),
-``tests/server/test_front_revoked``,
-``tests/server/test_attach_revoked``
-and ``tests/server/test_standing`` (what must end),
-``tests/server/test_refusals`` (the lines),
-``tests/store/test_tokens_model`` (races for a token);
+``tests/server/entrances/test_est`` (requests and tokens),
+``tests/server/entrances/test_https_revoked``,
+``tests/server/nodes/test_attach_revoked``
+and ``tests/server/auth/test_credential_watch`` (what must end),
+``tests/server/accounting/test_refusal_audit`` (the lines),
+``tests/server/store/test_tokens_model`` (races for a token);
 of the agent's: ``tests/agent/join/test_first_contact``.
 
 An attacker that fails in the TLS handshake of the agents' port sees a lost connection; the audit has the

@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from certs.x509 import IdentityError
-from tests.server.test_init import run
+from tests.server.commands.test_init import run
 from tests.support.fakes.edge import TRUST_DOMAIN, Edge, describe_server, echo, now, open_edge
 from tests.support.fakes.opened_store import opened
 from tests.support.net.dialling import dial

@@ -1,0 +1,156 @@
+"""A revoked user is out at once: streams, waiting answers, and connections that were kept alive. Real TLS."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from certs.ca import Leaf
+from certs.x509 import facts_of
+from tests.server.entrances.test_https import client_context, tls_files
+from tests.support.fakes.credentials import credential_watch
+from tests.support.fakes.edge import Edge, echo, never, open_edge, receive_until
+from tests.support.fakes.fake_link import FarEnd
+from tests.support.pki import authority as pki
+from tunnel_core.reasons import Reason
+from tunnel_core.streams.tls import TlsStream
+from tunnel_server.access.opener import Opener
+from tunnel_server.accounting.refusal_audit import Refusals
+from tunnel_server.accounting.stream_records import Records
+from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.identify import by_certificate
+from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked
+from tunnel_server.listeners.listener import Listener
+from tunnel_server.listeners.tls import TlsContexts, over_tls
+from tunnel_server.store.audit import AuditLine
+
+CONNECT = b"CONNECT edge1:80 HTTP/1.1\r\nHost: x\r\n\r\n"
+VERSION = b"GET /api/v1/version HTTP/1.1\r\nHost: x\r\n\r\n"
+FOLLOW = b"GET /api/v1/events?after=0&wait=30 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def echo_until_reset(far: FarEnd) -> None:
+    with contextlib.suppress(trio.ClosedResourceError):
+        await echo(far)
+
+
+@dataclass
+class Door:
+    edge: Edge
+    listener: Listener
+    revoked: Revoked
+    standing: Standing
+    audited: list[AuditLine]
+    folder: Path
+    set_ahead: timedelta = timedelta()
+
+    async def enter(self, leaf: Leaf | None = None, *, has_certificate: bool = True) -> TlsStream:
+        """A connection of kim's, unless told otherwise."""
+        leaf = leaf or pki.user_leaf("kim")
+        context = client_context(self.folder, leaf if has_certificate else None)
+        stream = TlsStream(await self.edge.dial(self.listener), context, server_hostname="localhost")
+        await stream.do_handshake()
+        return stream
+
+    async def ask(self, stream: TlsStream, request: bytes) -> bytes:
+        await stream.send_all(request)
+        return await receive_until(stream, b"\r\n\r\n")
+
+    def revoke(self, kind: Kind = Kind.USER, subject: str = "kim") -> None:
+        self.revoked.put(Revocation(1, kind, subject, 0, "uid-0", ""))
+
+    def wall(self) -> datetime:
+        return datetime.now(UTC) + self.set_ahead
+
+
+@asynccontextmanager
+async def open_door(folder: Path) -> AsyncIterator[Door]:
+    async with open_edge() as edge:
+        doors: list[Door] = []
+        revoked, audited = Revoked(), list[AuditLine]()
+        standing = credential_watch(revoked, lambda: doors[0].wall())
+        refusals = Refusals(audited.append, trio.current_time)
+        edge.records = Records(edge.counters, edge.records._log, trio.current_time, refusals)
+        edge.standing = standing
+        edge.opener = Opener(edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, standing=standing)
+        front = edge.front(by_certificate(pki.TRUST_DOMAIN), edge.connect(), edge.api())
+        handler = over_tls("https", TlsContexts(tls_files(folder)), 5.0, front.serve, edge.records)
+        listener = await edge.listen("https", handler)
+        doors.append(Door(edge, listener, revoked, standing, audited, folder))
+        yield doors[0]
+
+
+async def test_an_open_stream_is_broken_off_on_both_sides(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        link = door.edge.attach("edge1", echo_until_reset)
+        stream, other = await door.enter(), await door.enter(pki.user_leaf("lee"))
+        for one in (stream, other):
+            assert (await door.ask(one, CONNECT)).startswith(b"HTTP/1.1 200 ")
+            await one.send_all(b"hello")
+            assert await one.receive_some() == b"hello"
+        door.revoke()
+        with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        assert link.streams[0].ended_by is Reason.REVOKED
+        await other.send_all(b"still here")
+        assert await other.receive_some() == b"still here"
+        assert door.edge.counters.closed_streams == {("connect", "revoked"): 1}
+
+
+async def test_an_open_that_waits_is_refused(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        link = door.edge.attach("edge1", never)
+        stream = await door.enter()
+        await stream.send_all(CONNECT)
+        await link.was_opened.wait()
+        door.revoke(Kind.SERIAL, facts_of(pki.user_leaf("kim").chain_pem).serial)
+        with trio.fail_after(1):
+            answer = await receive_until(stream, b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 403 ") and b": revoked" in answer
+
+
+async def test_a_connection_that_was_kept_alive_is_refused_with_the_reason(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        stream = await door.enter()
+        assert (await door.ask(stream, VERSION)).startswith(b"HTTP/1.1 200 ")
+        door.revoke()
+        answer = await door.ask(stream, VERSION)
+        assert answer.startswith(b"HTTP/1.1 403 the certificate ") and b": revoked" in answer
+        again = await door.ask(await door.enter(), CONNECT)  # nor does a new one help
+        assert b": revoked" in again
+        [line] = door.audited
+        assert (line.user, line.reason) == ("kim", "revoked")
+        assert line.serial == facts_of(pki.user_leaf("kim").chain_pem).serial
+
+
+async def test_an_answer_that_waits_for_events_is_cut_short(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        stream = await door.enter()
+        await stream.send_all(FOLLOW)
+        while not door.edge.followers._waiting:
+            await trio.lowlevel.checkpoint()
+        door.revoke()
+        with trio.fail_after(1):
+            answer = await receive_until(stream, b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 403 ") and b": revoked" in answer
+
+
+async def test_what_outlives_its_certificate_ends(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        door.edge.attach("edge1", echo_until_reset)
+        stream, idle = await door.enter(), await door.enter()
+        await door.ask(stream, CONNECT)
+        assert (await door.ask(idle, VERSION)).startswith(b"HTTP/1.1 200 ")
+        door.set_ahead = timedelta(days=366)
+        door.edge.nursery.start_soon(door.standing.watch)
+        with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        assert b": certificate_expired" in await door.ask(idle, VERSION)
