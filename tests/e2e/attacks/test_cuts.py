@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.e2e.attacks.cutter import Knife, running_cutter
 from tests.e2e.attacks.ground import Ground
-from tests.e2e.survive.flows import Download, Echo, Flow, Upload, running
+from tests.e2e.resilience.flows import Download, Echo, Flow, Upload, running
 from tests.support.processes import tools
 from tests.support.processes.programs import AGENTS_PORT
 from tests.support.processes.waiting import wait_until

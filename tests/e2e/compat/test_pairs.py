@@ -21,7 +21,7 @@ from tests.e2e.compat.installation import (
     web_address,
 )
 from tests.e2e.compat.releases import PACKAGES, ROOT, Release
-from tests.e2e.survive.flows import Download, Echo, Upload, running
+from tests.e2e.resilience.flows import Download, Echo, Upload, running
 from tests.support.net import clients, content
 from tests.support.net.one_machine import unused_address
 from tests.support.processes.site import ECHO

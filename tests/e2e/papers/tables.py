@@ -6,10 +6,10 @@ import re
 
 NOT_WALKED = {
     ("README.md", "./dev demo"): "tests/e2e/firsthour",
-    ("README.md", "docker build"): "tests/e2e/images",
-    ("README.md", "docker run -d --network host"): "tests/e2e/images",
-    ("README.md", "kind: EgressSelectorConfiguration"): "tests/e2e/link/test_kube.py",
-    ("docs/install.md", "proxy = "): "tests/e2e/link/test_route.py",
+    ("README.md", "docker build"): "tests/e2e/containers",
+    ("README.md", "docker run -d --network host"): "tests/e2e/containers",
+    ("README.md", "kind: EgressSelectorConfiguration"): "tests/e2e/network/test_kube.py",
+    ("docs/install.md", "proxy = "): "tests/e2e/network/test_route.py",
     ("docs/install.md", "pip download"): "tests/e2e/papers/world.py",
     ("docs/install.md", "--no-index"): "tests/e2e/papers/world.py",
     ("docs/install.md", "securityContext:"): "tests/certs/test_files.py",
@@ -18,7 +18,7 @@ NOT_WALKED = {
 
 PAPERS_ELSEWHERE = {
     "docs/commands.md": "tests/core/cli/test_manual.py",
-    "docker/README.md": "tests/e2e/images",
+    "docker/README.md": "tests/e2e/containers",
 }
 """Papers that another suite covers as a whole."""
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.images import builder
-from tests.e2e.images.installation import CloudServer
+from tests.e2e.containers import builder
+from tests.e2e.containers.installation import CloudServer
 from tests.support.net.namespaces import Network
 from tests.support.processes.processes import Process
 from tests.support.processes.site import targets

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import pytest
 
 from bench.exchanges import Count
-from tests.e2e.survive.idle import PROFILES
+from tests.e2e.resilience.idle import PROFILES
 
 ALLOWED = {"default": 100_000, "metered": 15_000}
 PATIENCE_SECONDS = 700

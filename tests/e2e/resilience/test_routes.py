@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 
-from tests.e2e.survive.sockets import wait_one_connection
+from tests.e2e.resilience.sockets import wait_one_connection
 from tests.support.net.emulated import Emulated
 from tests.support.processes.site import Site
 from tests.support.processes.waiting import wait_until

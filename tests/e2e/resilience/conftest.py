@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from bench.exchanges import WINDOW_SECONDS, Count
-from tests.e2e.survive.idle import LONG_SECONDS, PROFILES, count_idle
-from tests.e2e.survive.installation import made_site
+from tests.e2e.resilience.idle import LONG_SECONDS, PROFILES, count_idle
+from tests.e2e.resilience.installation import made_site
 from tests.support.net.emulated import Emulated, emulated
 from tests.support.processes import tools
 from tests.support.processes.site import Site

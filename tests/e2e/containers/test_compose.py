@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.images import builder
-from tests.e2e.images.builder import ROOT
-from tests.e2e.images.engine import Engine, running_engine
+from tests.e2e.containers import builder
+from tests.e2e.containers.builder import ROOT
+from tests.e2e.containers.engine import Engine, running_engine
 from tests.support.browser import node_red
 from tests.support.net.namespaces import Namespace, Network
 from tests.support.processes.waiting import wait_until

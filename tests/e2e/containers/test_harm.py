@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.images.containers import USER, Container
-from tests.e2e.images.installation import CloudServer, agent_container
+from tests.e2e.containers.containers import USER, Container
+from tests.e2e.containers.installation import CloudServer, agent_container
 from tests.support.net.namespaces import Network
 from tests.support.processes import tools
 from tests.support.processes.processes import Process

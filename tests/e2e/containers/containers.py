@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from tests.e2e.images.builder import podman
+from tests.e2e.containers.builder import podman
 from tests.support.net.namespaces import Namespace
 from tests.support.processes.processes import run
 from tests.support.processes.waiting import wait_until

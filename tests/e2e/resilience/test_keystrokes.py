@@ -30,8 +30,8 @@ from bench.thin_link import (
     type_beside,
     warm_up,
 )
-from tests.e2e.survive.doors import dial_to
-from tests.e2e.survive.wires import open_pair
+from tests.e2e.resilience.doors import dial_to
+from tests.e2e.resilience.wires import open_pair
 from tests.support.net.emulated import Emulated
 from tests.support.processes import tools
 from tests.support.processes.site import ECHO, SOURCE, Site

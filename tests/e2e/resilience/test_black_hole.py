@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.survive.flows import Download, Echo, Upload, running
-from tests.e2e.survive.sockets import wait_one_connection
+from tests.e2e.resilience.flows import Download, Echo, Upload, running
+from tests.e2e.resilience.sockets import wait_one_connection
 from tests.support.net.emulated import Emulated
 from tests.support.processes import tools
 from tests.support.processes.site import Site

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.images import builder
-from tests.e2e.images.builder import ARM64, ARMV7, Machine
-from tests.e2e.images.containers import Container
-from tests.e2e.images.installation import CloudServer, agent_container
-from tests.e2e.images.test_pair import digest_of_download
+from tests.e2e.containers import builder
+from tests.e2e.containers.builder import ARM64, ARMV7, Machine
+from tests.e2e.containers.containers import Container
+from tests.e2e.containers.installation import CloudServer, agent_container
+from tests.e2e.containers.test_pair import digest_of_download
 from tests.support.net import content
 from tests.support.net.namespaces import Network
 from tests.support.processes import tools

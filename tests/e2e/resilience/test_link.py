@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench.keystrokes import Meter, Typist, foreign_flow
-from tests.e2e.survive.wires import open_pair
+from tests.e2e.resilience.wires import open_pair
 from tests.support.net.emulated import Emulated, Terms
 from tests.support.processes import tools
 from tests.support.processes.waiting import wait_until

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.images import builder
-from tests.e2e.images.builder import AMD64, ROOT, podman
+from tests.e2e.containers import builder
+from tests.e2e.containers.builder import AMD64, ROOT, podman
 from tests.support.processes import tools
 
 ADDED_FLOOR_BYTES = 60 * 10**6

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.exchanges import SETTLED_SECONDS, Count, count_exchanges
-from tests.e2e.survive.installation import made_site
+from tests.e2e.resilience.installation import made_site
 from tests.support.net.emulated import emulated
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {"default": {}, "metered": {"link": {"profile": "metered"}}}

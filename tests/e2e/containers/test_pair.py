@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.images.builder import podman
-from tests.e2e.images.containers import Container
-from tests.e2e.images.installation import WEB, CloudServer, agent_container
+from tests.e2e.containers.builder import podman
+from tests.e2e.containers.containers import Container
+from tests.e2e.containers.installation import WEB, CloudServer, agent_container
 from tests.support.browser.node_red import node_red
 from tests.support.net import clients, content
 from tests.support.net.namespaces import Network

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.images import builder
+from tests.e2e.containers import builder
 from tests.support.net.namespaces import Namespace
 from tests.support.processes import tools
 from tests.support.processes.processes import Process, run

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.survive.installation import made_site
+from tests.e2e.resilience.installation import made_site
 from tests.support.net import clients
 from tests.support.net.emulated import Emulated
 from tests.support.processes.site import ECHO, SOURCE, Site

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.images.containers import USER, Container, data_folder
+from tests.e2e.containers.containers import USER, Container, data_folder
 from tests.support.net.namespaces import Namespace, Network
 from tests.support.processes.programs import Server
 from tests.support.processes.site import ECHO, SOURCE

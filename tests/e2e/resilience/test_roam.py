@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from bench.keystrokes import Typist, downloads, opened
-from tests.e2e.survive.doors import dial_to
+from tests.e2e.resilience.doors import dial_to
 from tests.support.net.emulated import Emulated
 from tests.support.processes import tools
 from tests.support.processes.site import ECHO, SOURCE, Site
