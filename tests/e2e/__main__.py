@@ -20,6 +20,8 @@ from tests.support.cluster import kube
 from tests.support.processes import tools
 
 _HERE = Path(__file__).parent
+_FORMER = {"survive": "resilience", "link": "network", "images": "containers"}
+"""Names that suites had before, which are understood too."""
 
 
 def suites() -> list[str]:
@@ -28,10 +30,11 @@ def suites() -> list[str]:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.e2e", description=__doc__)
-    parser.add_argument("suite", nargs="?", choices=suites())
+    parser.add_argument("suite", nargs="?", choices=[*suites(), *_FORMER])
     parser.add_argument("--long", action="store_true", help="more rounds and larger counts")
     parser.add_argument("--packages", action="store_true", help="print the missing Debian packages")
     chosen, rest = parser.parse_known_args(arguments)
+    chosen.suite = _FORMER.get(chosen.suite, chosen.suite)
     if chosen.packages:
         sys.stdout.write(" ".join(tools.packages_of()) + "\n")
         return 0
