@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 # A loaded machine is no failure: what must be fast is measured in bench/.
 settings.register_profile("qanat", deadline=None)
 settings.load_profile("qanat")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests first that need a process without threads: the poller of gRPC never ends once it is loaded."""
+    items.sort(key=lambda item: item.get_closest_marker("without_threads") is None)

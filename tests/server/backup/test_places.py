@@ -25,6 +25,8 @@ from tunnel_server.backup.places import Installation, StrangePlaces, require_kno
 from tunnel_server.commands.access import load_config
 from tunnel_server.pki.rotation_steps import Rotating
 
+pytestmark = pytest.mark.without_threads
+
 SERVICE = 54321
 """The user of a service: none that this machine has a name for."""
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who works in folders of other users")
