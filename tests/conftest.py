@@ -11,5 +11,5 @@ settings.load_profile("qanat")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests first that need a process without threads: the poller of gRPC never ends once it is loaded."""
+    """Run tests first that need a process without threads: gRPC, once loaded, keeps a poller thread."""
     items.sort(key=lambda item: item.get_closest_marker("without_threads") is None)

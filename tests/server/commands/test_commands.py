@@ -402,6 +402,7 @@ def test_durations(text: str, seconds: float) -> None:
         assert parse_seconds(wrong) == 0
 
 
+@pytest.mark.without_threads
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
 def test_what_root_makes_for_the_servers_user_belongs_to_that_user() -> None:
     with tempfile.TemporaryDirectory() as folder:  # the folder of the tests is root's alone
