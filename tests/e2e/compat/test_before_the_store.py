@@ -15,10 +15,10 @@ import trio
 from certs.bundle import read_bundle
 from certs.ca import Leaf
 from certs.x509 import Credential, facts_of
-from tests.e2e import tools
 from tests.server.admin.test_running import qanat_server
 from tests.server.test_process import DEADLINE_SECONDS, say
 from tests.support.net.listening import echo, listening
+from tests.support.processes import tools
 from tests.support.processes.before_the_store import Before, is_known
 from tests.support.processes.servers import AGENT, ANYWHERE, Program, Site, running, tcp_port
 
