@@ -26,7 +26,7 @@ class Limits:
     initial_credit: int = 64 * KIB
     """What a peer may send on a stream before any grant; reserved for each of ``max_streams``."""
     max_credit: int = 8 * MIB
-    """Largest window of one stream: 8 MiB kept the pipe full on loopback (design.md section 3)."""
+    """Largest window of one stream: 8 MiB kept the pipe full on loopback."""
     credit_pool: int = 256 * MIB
     """What all windows of one process may grow beyond their initial credit, together."""
     early_data: int = 16 * KIB

@@ -4,10 +4,11 @@ Each member's value is (wire code, HTTP status, category, what it means). Codes 
 ``Reason`` in ``proto/qanat/v1/tunnel.proto``; a code once given is never given again. The cure for
 each stands in ``docs/errors.md``; a test keeps the three in step.
 
-The category decides what the programs do: the exit code of a command (``command_line``), the level of a log
-line (``logs``), whether the audit gets a line (the server's ``refusals``), and what an agent tries after a
-refused attach (``Reason.retry``). Each of the four is one ``match`` over all categories: mypy refuses a new
-category that one of them has no answer for. The HTTP status is finer than the category.
+The category decides what the programs do: the exit code of a command (``cli/command_line.py``), the level of
+a log line (``telemetry/logs.py``), whether the audit gets a line (``accounting/refusal_audit.py`` of the
+server), and what an agent tries after a refused attach (``Reason.retry``). Each of the four is one ``match``
+over all categories: mypy refuses a new category that one of them has no answer for. The HTTP status is finer
+than the category.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A byte order mark in each kind of file that people edit or bring: taken. UTF-16: refused in those words.
 
-What is pasted as a token is in ``test_join_wrong_uses``.
+What is pasted as a token is in ``join/test_wrong_uses``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeps the session of one link going over carrier after carrier. ``attempts`` decides; this does.
+"""Keeps the session of one link going over carrier after carrier. ``failover_policy`` decides; this does.
 
 Every attempt is a new connection to the server that holds the session, its name looked up anew.
 """

@@ -9,7 +9,7 @@
 3. A server that says when to come back is obeyed, up to a bound.
 4. "Taken over" means that another program attached as this node. To answer at once would throw that
    one out in turn, for ever: such an end waits at least a third of the cap, 10 s. The server then knows
-   that both are alive, and keeps the other one (``duplicates.py``).
+   that both are alive, and keeps the other one (``nodes/takeovers.py``).
 5. A server that does not know the session any more has been restarted, and offered another one when the
    agent came to resume: that is taken at once. The fleet is spread already, as its attempts were.
 6. A certificate that has ended or was revoked is of no use until somebody acts: five minutes from try to

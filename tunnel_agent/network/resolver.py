@@ -6,7 +6,7 @@
 3. A look-up blocks a thread, and glibc offers no way to end it. A cancelled one goes on to its end, up to
    half a minute with a silent DNS. Servers have threads of their own, and targets have others, because
    users cause the look-ups of targets: these take no thread from the way to the server, or from the agent's
-   files. ``target_lookups.py`` shares the threads of targets among the users.
+   files. ``targets/lookups.py`` shares the threads of targets among the users.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A carrier that is a gRPC call of the agent. The server needs no library of gRPC: see ``http2_carrier``.
+"""A carrier that is a gRPC call of the agent. The server needs no library of gRPC: see ``http2/carrier.py``.
 
 Theory of operation
 1. One call, ``Attach``, moves packets as raw bytes: gRPC swallows what a serializer raises, and a
@@ -17,7 +17,7 @@ Theory of operation
 5. Dead connections: ``keepalive_timeout_ms`` becomes TCP_USER_TIMEOUT, so that the kernel drops what
    was not confirmed for so long; each dial has one of its own, by which its socket is found again. The
    keepalive pings themselves are put off for ever: liveness is the session's business, end to end.
-6. An abandoned connection is severed (``own_sockets``): gRPC itself would keep it until its queue is empty,
+6. An abandoned connection is severed (``grpc_sockets``): gRPC itself would keep it until its queue is empty,
    which a dead path never lets it be.
 
 Not done here: deciding who may attach, reconnecting, pings. Nothing is read into a call's status.

@@ -1,4 +1,4 @@
-"""Carriers over gRPC, dialled by agents. The theory is in ``grpc_call``; ``http2_carrier`` serves them."""
+"""Carriers over gRPC, dialled by agents. The theory is in ``grpc_call``; ``http2/carrier.py`` serves them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The seam under a session: what moves packets, in order, until it breaks. Knows no gRPC.
 
-``grpc_carrier`` is the real one; ``tests/support/fakes/memory_carrier.py`` moves packets in memory.
+``grpc_client`` dials the real ones, and ``http2/carrier.py`` serves them. The carrier of
+``tests/support/fakes/memory_carrier.py`` moves packets in memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When a receiver confirms, and what it says with it. No I/O, no clock. ``flight.py`` is the other side.
+"""When a receiver confirms, and what it says with it. No I/O, no clock. ``controller.py`` is the other side.
 
 1. Whatever leaves anyway carries the confirmation. A bare one costs a gRPC message, so it goes only
    - at once, when the sender asked for it (QUIC's IMMEDIATE_ACK, draft-ietf-quic-ack-frequency): the

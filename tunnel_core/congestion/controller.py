@@ -4,26 +4,26 @@
    can no longer be overtaken, so a keystroke waits behind it: 2.4 s on 20 Mbit/s. So no more is handed
    over than the link carries in a round trip, and a little that waits, so that it is never idle.
 2. The limit is rate x (path + slack) + what comes between two confirmations. Rate and path come from
-   confirmations (``delivery.py``); path is the round trip of now without the part that waits on the way
+   confirmations (``rate_estimator.py``); path is the round trip of now without the part that waits on the way
    there. It follows routes, and what the way back suffers from other bulk does not starve us.
 3. Rate is the maximum of some round trips, since it falls short whenever we send less. But while a queue
    stands that we do not intend, the link carries what it can: then the newest round trip has the rate,
    and its best sample, because what was behind a lost segment comes late and all at once.
    A sample from a packet after which the program had no more to send never lowers it.
 4. A new carrier starts small and grows until a queue begins to stand; later, while none does
-   (``growth.py``). A limit grows by what was confirmed at most, so growth comes as no burst.
+   (``probing.py``). A limit grows by what was confirmed at most, so growth comes as no burst.
 5. Every few seconds, or when an unintended queue stands, the limit *dips* below what the path holds: the
    packets sent then are lean, they find no queue of ours and tell what the path itself takes. (BBR's
    PROBE_RTT, shallower.) What drains in a dip was ours, what stays is the route's or a rival's.
-6. With a rival (``rivals.py``) the limit is a multiple of the path, which holds the rival's queue: more
+6. With a rival (``competition.py``) the limit is a multiple of the path, which holds the rival's queue: more
    than TCP below us can use, so that TCP competes as it does for everybody. Bounded all the same.
-7. Bulk is paced on long paths (``pacing.py``), at the rate and a little more or less, so that half the
+7. Bulk is paced on long paths (``pacer.py``), at the rate and a little more or less, so that half the
    slack waits: a limit alone lets confirmations that come in bursts, as they do behind bulk of the other
    direction (Zhang, Shenker and Clark 1991), make bursts of both. Pacing is the only use of a timer.
    Quick bytes may be a little ahead of limit and pace.
 8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops. While
    only keystrokes are under way on a short path they are counted now and then: counting costs more.
-9. The receiver confirms on its own rarely (``confirming.py``); ``sent`` tells when to ask it to.
+9. The receiver confirms on its own rarely (``acks.py``); ``sent`` tells when to ask it to.
 
 Not done here: whose bytes go (the mux), what was said and confirmed (the session), fairness among
 sessions on one link (each holds a few milliseconds). Packets of an older carrier are no samples.

@@ -1,6 +1,6 @@
 """What confirmations tell about the way to the peer: its rate, its delay, what waits on it. No I/O, no clock.
 
-1. Each confirmation carries the peer's clock when the packet arrived (``confirming.py``). So the way there
+1. Each confirmation carries the peer's clock when the packet arrived (``acks.py``). So the way there
    and the way back are measured apart, each up to one constant, the difference of the clocks, which
    cancels in every sum and difference used here. Without a stamp the whole round trip counts as way
    there: as good as any limit that knows round trips only.
@@ -25,7 +25,7 @@ _HALF = STAMP_MODULUS // 2
 _BACK_GAIN = 1 / 8
 """TCP's gain for its smoothed round trip (RFC 6298)."""
 _LEAN_SECONDS = 5.0
-"""How long a lean packet's delay is believed: two of the dips that ``flight.py`` makes for new ones."""
+"""How long a lean packet's delay is believed: two of the dips that ``controller.py`` makes for new ones."""
 _BACK_SECONDS = 10.0
 """How long the shortest way back is believed: BBR's window for the smallest round trip."""
 _SHORTEST_INTERVAL = 1e-4

@@ -1,4 +1,4 @@
-"""How much may leave now: flight limit (``flight.py``) and cap (``bucket.py``) as one. No I/O, no clock.
+"""How much may leave now: flight limit (``controller``) and cap (``token_bucket``) as one. No I/O, no clock.
 
 1. The flight limit holds bulk back. The cap holds everything of the streams back, but neither pings nor
    confirmations nor what the session itself says: they are a debt, which the streams pay.

@@ -1,6 +1,6 @@
 """HTTP/1.1 over any trio stream, both ends, with h11: bounded heads, streamed bodies, protocol switches.
 
-1. A head is looked at as raw bytes before h11 parses it (``http_head``), so bounds are exact and
+1. A head is looked at as raw bytes before h11 parses it (``head.py``), so bounds are exact and
    nothing ambiguous is repaired.
 2. Nothing is buffered but one head and one read: bodies are pulled by whoever consumes them.
 3. Bytes that arrived behind the head of a CONNECT or an upgrade are kept and come out of ``switch``.

@@ -3,7 +3,7 @@
 Theory of operation
 1. gRPC's own server handles all its connections in one thread and has no limit on frames that holds while
    the client does not read, so one connection can stop all others. An agent needs one call on a connection.
-   That is little enough to do here, where each frame is charged (``http2_budget``) before it is handled.
+   That is little enough to do here, where each frame is charged (``frame_budget``) before it is handled.
 2. ``receive`` takes what the client sent, in pieces of any size, and returns the messages that are complete.
    ``send`` takes one message; a next one may follow when ``can_send``. ``take_output`` returns what to write.
 3. Receive windows are large and are refilled as messages are taken, because the session has its own credit.

@@ -4,9 +4,9 @@
    answers ``opened`` or ``refused``. Data may follow the ``open`` at once, up to the initial credit.
 2. Order inside a stream: ``end`` comes after its data; ``reset`` and ``stop`` may overtake and drop
    what is queued. Each concerns one direction (QUIC's RESET_STREAM and STOP_SENDING, RFC 9000 §3).
-3. Sending. ``mux_sending.py`` decides what enters a packet, keeps what was sent until it is confirmed, and
+3. Sending. ``sending.py`` decides what enters a packet, keeps what was sent until it is confirmed, and
    sends it again after the loss of a carrier.
-4. Receiving. ``mux_receiving.py`` says what each frame does to its stream.
+4. Receiving. ``receiving.py`` says what each frame does to its stream.
 5. A stream is forgotten when both halves have ended and the peer confirmed all that says so. Frames for a
    forgotten number are late and ignored, frames for a number never used are a fault.
 6. Faults of the peer raise ``PeerFault``; those that concern one stream reset it and go no further.

@@ -4,8 +4,9 @@
    that waits its turn in ``old``. So a keystroke overtakes bulk, and bulk in small writes cannot pose as
    keystrokes: it gets the small quantum once per round. None starves. A stream stands in one list at
    most; one without credit in none.
-2. Two budgets, because the flight limit holds bulk back and lets quick bytes pass (``flight.py``): ``new``
-   is served while there is ``quick``, ``old`` while there is ``bulk``. What either takes counts for both.
+2. Two budgets, because the flight limit (``congestion/controller.py``) holds bulk back and lets quick bytes
+   pass: ``new`` is served while there is ``quick``, ``old`` while there is ``bulk``. What either takes counts
+   for both.
 3. Quanta follow the packets: on a slow link a packet is small, and a turn of 256 KiB would be a second.
 4. Mere ends cost nothing and wait for no budget.
 """

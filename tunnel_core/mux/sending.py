@@ -2,7 +2,7 @@
 
 1. Control is state, not a queue: a stream has a set of pending control bits and one place in the
    control queue, however often something changes before the carrier takes a packet.
-2. Control and ends enter a packet first, always. Then data as ``turns.py`` decides, within two budgets:
+2. Control and ends enter a packet first, always. Then data as ``scheduler.py`` decides, within two budgets:
    what the flight limit leaves to bulk, and what it leaves to quick bytes, early data among them.
 3. ``take`` returns frames and a receipt. ``confirmed(receipt)`` frees what the frames carried.
 4. ``take_back`` follows the loss of a carrier. It makes what its receipts carried pending again: data

@@ -1,7 +1,7 @@
 """One stream as this end sees it: what its owner does with it, and what it has yet to send. No I/O, no clock.
 
 Control is state, not a queue: a set of bits that are to be sent, one of those that were, one of those
-that the peer confirmed. A lost carrier makes bits that it took pending again. ``mux_sending.py`` gives turns.
+that the peer confirmed. A lost carrier makes bits that it took pending again. ``sending.py`` gives turns.
 """
 
 from __future__ import annotations

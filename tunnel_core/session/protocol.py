@@ -9,8 +9,8 @@ No I/O, no clock, no randomness: time comes in as ``now`` (seconds, any origin),
    has is confirmed, all other receipts go back to the mux, and numbers rise on. So the first number on
    a carrier may leave some out, a number that was taken back confirms nothing, and no sample of a
    round trip or a rate is of two carriers (Karn).
-3. A confirmation rides on any packet; ``confirming.py`` says when a bare one leaves. What may be under
-   way, and what may leave, ``flight.py`` and ``bucket.py`` say (``allowance.py`` asks both).
+3. A confirmation rides on any packet; ``congestion/acks.py`` says when a bare one leaves. What may be under
+   way, and what may leave, ``controller`` and ``token_bucket`` there say (``send_budget`` asks both).
 4. Whether the peer is alive, or late, ``liveness.py`` says. A peer that answers pings and confirms nothing
    for long is at fault.
 5. Only ``bye``, numbered and confirmed, ends a session on purpose.

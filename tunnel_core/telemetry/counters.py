@@ -1,6 +1,6 @@
-"""What happened, as plain numbers: counted for the price of a dictionary, shown by ``metrics`` when asked.
+"""What happened, as plain numbers: counted for the price of a dictionary, shown by ``prometheus`` when asked.
 
-Apart from ``metrics`` because an agent that nobody scrapes should not pay for a metrics library.
+Apart from ``prometheus.py``, because an agent that nobody scrapes should not pay for a metrics library.
 Not thread-safe: count in the trio thread; :meth:`Counters.snapshot` may then leave it.
 """
 

@@ -160,7 +160,7 @@ class Line:
 
 
 keeper: Callable[[Line], bool] | None = None
-"""Takes a line to write it later, or answers False; ``log_batches.py`` is one."""
+"""Takes a line to write it later, or answers False; ``batched_logs.py`` is one."""
 
 
 def _plain(value: object) -> object:

@@ -1,9 +1,8 @@
 """Packets to bytes and back: plain protobuf (``proto/qanat/v1/tunnel.proto``), without its objects.
 
-Generated classes cost a third of the hot path (design.md section 3), and 2.5 MiB in every agent just to
-be imported. So the packet, data, credit and end are written out here, the varint of one byte in
-line, and all other frames go by the table in ``messages``. Tests hold both directions against the
-generated classes.
+Generated classes cost a third of the hot path, and 2.5 MiB in every agent just to be imported. So the packet,
+data, credit and end are written out here, the varint of one byte in line, and all other frames go by the
+table in ``schema``. Tests hold both directions against the generated classes.
 
 A reader accepts what protobuf accepts and reads it equally (unknown fields, any order, repeats), with
 these exceptions, all on the strict side:

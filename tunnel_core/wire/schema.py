@@ -217,7 +217,7 @@ def write_fields(values: tuple[Any, ...], fields: Fields) -> bytes:
 
 
 def read_fields(data: bytes, i: int, end: int, fields: Fields, budget: FieldBudget) -> list[Any]:
-    """The values of a message's fields, in order. Raises as ``wire`` does, and ``UnicodeDecodeError``."""
+    """The values of a message's fields, in order. Raises as ``protobuf`` does, and ``UnicodeDecodeError``."""
     by_tag = fields.by_tag
     values = list(fields.defaults)
     repeated: dict[int, list[Any]] = {}

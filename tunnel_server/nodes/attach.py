@@ -3,7 +3,7 @@
 1. A certificate that lets nobody in is refused at the call, before a hello is awaited.
 2. An attach under way holds a connection, so each identity has few (``arrivals.py``), and a call without a
    hello ends after two seconds unless it is the newest of its identity.
-3. A hello is offered a session only if its node has not attached too often lately (``node_budgets.py``).
+3. A hello is offered a session only if its node has not attached too often lately (``attach_budget.py``).
 """
 
 from __future__ import annotations

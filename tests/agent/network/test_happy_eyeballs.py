@@ -1,4 +1,4 @@
-"""The reason of a connection that fails. The race is tested with the dialler, in test_dial.py."""
+"""The reason of a connection that fails. The race is tested with the dialler, in targets/test_dialler.py."""
 
 from __future__ import annotations
 
