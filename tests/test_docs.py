@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 PAPERS = [
     ROOT / "README.md",
     ROOT / "DESIGN.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     ROOT / "docker/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
