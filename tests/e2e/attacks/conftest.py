@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.attacks.echo import Echo
+from tests.e2e.attacks.echo import SLOWER, Echo
 from tests.e2e.attacks.ground import Ground
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Repeat an attack once that delayed the echoes: other work on the machine does not do it twice."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=[SLOWER]))
 
 
 @pytest.fixture(scope="module")

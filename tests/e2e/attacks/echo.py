@@ -24,6 +24,8 @@ REST_SECONDS = 1.0
 FLOOR_SECONDS = 0.1
 """A p99 below this is never a failure: attacker, server, agent, target and the echo's own process share two
 processors, and at rest an echo takes one or two milliseconds."""
+SLOWER = "under attack"
+"""How the failure of an attack that delayed the echoes begins."""
 TIMES = 20.0
 """How much longer than at rest the p99 may be, above the floor."""
 
@@ -54,7 +56,7 @@ class Trips:
         """Fail unless each echo came back, and p99 is at most ``times`` that at rest or at most the floor."""
         assert not self.failures, f"{len(self.failures)} echoes failed: {self.failures[:3]}; {self}"
         allowed = max(times * rest.p99, floor_seconds)
-        assert self.p99 <= allowed, f"under attack {self}; at rest {rest}; allowed {allowed * 1000:.0f} ms"
+        assert self.p99 <= allowed, f"{SLOWER} {self}; at rest {rest}; allowed {allowed * 1000:.0f} ms"
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {getattr(self, name) * 1000:.1f} ms" for name in ("p50", "p99", "longest"))
