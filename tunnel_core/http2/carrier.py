@@ -55,6 +55,7 @@ class ServedCarrier(Carrier):
         "_call",
         "_early",
         "_early_bytes",
+        "_is_blocked",
         "_is_busy",
         "_is_over",
         "_lost",
@@ -65,7 +66,6 @@ class ServedCarrier(Carrier):
         "_server",
         "_started",
         "_stream",
-        "is_blocked",
         "is_taken",
         "peer",
     )
@@ -90,7 +90,7 @@ class ServedCarrier(Carrier):
         self._early_bytes = 0
         self._sent_at = -math.inf  # the last packet
         self._is_busy = False  # inside a step that writes at its end
-        self.is_blocked = False  # the kernel takes no more
+        self._is_blocked = False  # the kernel takes no more
         self._is_over = False  # abandoned, or the port knows that it is lost
         self._lost: str | None = None
         self._scope = trio.CancelScope()
@@ -145,6 +145,8 @@ class ServedCarrier(Carrier):
         except _GONE as error:
             detail = str(error)
         finally:
+            if self._is_blocked or self._scope.deadline <= trio.current_time():
+                self._stream.abort()  # on a dead path TCP would keep what is queued
             self._lose(detail)
         return detail
 
@@ -242,7 +244,7 @@ class ServedCarrier(Carrier):
 
     def _write(self) -> None:
         call, written = self._call, 0
-        while not self.is_blocked:
+        while not self._is_blocked:
             if self._port is not None and call.can_send and written < _BURST:
                 packet = self._port.next_packet()
                 if packet is not None:
@@ -253,7 +255,7 @@ class ServedCarrier(Carrier):
             if not output:
                 break
             if not self._stream.put_nowait(output):
-                self.is_blocked = True
+                self._is_blocked = True
                 self._server.start_soon(self._flush)
         if written >= _BURST:
             self._server.step_soon(self)
@@ -261,7 +263,7 @@ class ServedCarrier(Carrier):
     async def _flush(self) -> None:
         with contextlib.suppress(*_GONE):
             await self._stream.flush()
-            self.is_blocked = False
+            self._is_blocked = False
             self.step()
 
     def _end_soon(self) -> None:
@@ -317,8 +319,6 @@ class CarrierServer:
         except Http2Error as error:
             raise Refused(Reason.PROTOCOL_ERROR, f"{error}; the connection was cut") from None
         finally:
-            if carrier.is_blocked:
-                stream.abort()
             self._carriers.discard(carrier)
             self._taken -= carrier.is_taken
             if self._is_stopped and not self._carriers:
