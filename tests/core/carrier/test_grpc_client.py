@@ -23,7 +23,7 @@ from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Malformed, Packet, Ping
 
 
-async def _until(done: Callable[[], object], seconds: float = 5) -> None:
+async def _until(done: Callable[[], object], seconds: float = 20) -> None:
     """For what no event tells: the state of the kernel's sockets."""
     with trio.fail_after(seconds):
         while not done():  # noqa: ASYNC110

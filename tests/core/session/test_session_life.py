@@ -157,7 +157,7 @@ class TestAttaching:
             for _ in range(20):
                 await _live_once(site)
             await _settled(lambda: not connections(site.port) and descriptors() <= before)
-            assert trio.lowlevel.current_statistics().tasks_living == tasks
+            assert trio.lowlevel.current_statistics().tasks_living <= tasks
 
 
 class TestEnding:

@@ -91,7 +91,7 @@ class Site:
         return await dial_carrier(self.bridge, self.settings(leaf, **settings))
 
     async def accept(self) -> Carrier:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             return await self._accepted.receive()
 
     async def connect(self, **settings: Any) -> tuple[RecordingPort, RecordingPort]:

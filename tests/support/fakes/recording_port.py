@@ -51,7 +51,7 @@ class RecordingPort:
         """How many packets the carrier has not taken yet."""
         return len(self._out)
 
-    async def wait(self, done: Callable[[RecordingPort], object], seconds: float = 5) -> None:
+    async def wait(self, done: Callable[[RecordingPort], object], seconds: float = 20) -> None:
         """Waits until ``done(self)`` is true after some packet or loss."""
         with trio.fail_after(seconds):
             while not done(self):
