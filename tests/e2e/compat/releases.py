@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-import tarfile
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import tools
+from tests.support.processes import history, tools
+from tests.support.processes.history import PACKAGES
 from tests.support.processes.processes import run
 
 EARLIER_COMMIT = "81b1ef9da4e4915fe26d203ccf628b9e719eb14c"
 """The commit whose programs must work with those of this tree. No other place names it."""
 
-ROOT = Path(__file__).parents[3]
-PACKAGES = ("certs", "tunnel_agent", "tunnel_client", "tunnel_core", "tunnel_server")
 _BUILD_SECONDS = 300
-_FETCH_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -97,30 +92,11 @@ def _build_wheel(folder: Path) -> Path:
 
 
 def _extract(tree: Path) -> None:
-    git = [tools.path_of("git"), "-C", str(ROOT)]
-    if not _is_known(git):
-        run(*git, "fetch", "--quiet", "origin", EARLIER_COMMIT, deadline_seconds=_FETCH_SECONDS)
-    if not _is_known(git):
+    if not history.is_known(EARLIER_COMMIT):
+        history.fetch(EARLIER_COMMIT)
+    if not history.is_known(EARLIER_COMMIT):
         pytest.skip(f"{tools.SHALLOW}: needs its history, back to {EARLIER_COMMIT}: git fetch --unshallow")
-    archive = tree.with_suffix(".tar")
-    _must(
-        *git,
-        "archive",
-        f"--output={archive}",
-        EARLIER_COMMIT,
-        *PACKAGES,
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-    )
-    with tarfile.open(fileobj=BytesIO(archive.read_bytes())) as tar:
-        # Python 3.11.2, which is Debian 12's, has no filters; the archive is our own.
-        kwargs = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-        tar.extractall(tree, **kwargs)  # type: ignore[arg-type]  # noqa: S202
-
-
-def _is_known(git: Sequence[str]) -> bool:
-    return run(*git, "cat-file", "-e", f"{EARLIER_COMMIT}^{{commit}}").returncode == 0
+    history.extract(EARLIER_COMMIT, tree, *PACKAGES, "pyproject.toml", "README.md", "LICENSE")
 
 
 def _must(*argv: str) -> str:

@@ -20,10 +20,11 @@ from tests.e2e.compat.installation import (
     running_installation,
     web_address,
 )
-from tests.e2e.compat.releases import PACKAGES, ROOT, Release
+from tests.e2e.compat.releases import Release
 from tests.e2e.resilience.flows import Download, Echo, Upload, running
 from tests.support.net import clients, content
 from tests.support.net.one_machine import unused_address
+from tests.support.processes.history import PACKAGES, ROOT
 from tests.support.processes.site import ECHO
 from tests.support.processes.waiting import wait_until
 

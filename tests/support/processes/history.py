@@ -1,0 +1,41 @@
+"""Code of earlier commits, taken from the repository's history."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+PACKAGES = ("certs", "tunnel_agent", "tunnel_client", "tunnel_core", "tunnel_server")
+_FETCH_SECONDS = 60
+
+
+def is_known(commit: str) -> bool:
+    """Return whether the checkout has the commit. One without its history, or an archive, does not."""
+    return shutil.which("git") is not None and _git("cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
+
+
+def fetch(commit: str) -> None:
+    """Ask the origin for the commit. It may stay unknown."""
+    if shutil.which("git") is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _git("fetch", "--quiet", "origin", commit)
+
+
+def extract(commit: str, folder: Path, *paths: str) -> None:
+    """Write ``paths`` as they were at the commit below ``folder``."""
+    archive = _git("archive", commit, *paths)
+    assert archive.returncode == 0, archive.stderr
+    with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
+        # Python 3.11.2, which is Debian 12's, has no filters; the archive is our own.
+        kwargs = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        tar.extractall(folder, **kwargs)  # type: ignore[arg-type]  # noqa: S202
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    argv = ["git", *arguments]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, check=False, timeout=_FETCH_SECONDS)  # noqa: S603
