@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from certs.bundle import Bundle, read_bundle
-from tunnel_core.carrier.grpc_call import METHOD, SERVICE
 from tunnel_core.carrier.grpc_runtime import aio, core
+from tunnel_core.carrier.interface import ATTACH_PATH
 from tunnel_core.limits import MIB
 from tunnel_core.session.handshake import VERSION
 from tunnel_core.wire.codec import decode_packet, encode_packet
@@ -50,7 +50,7 @@ class RogueCall:
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
-        self._call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
+        self._call = channel.stream_stream(ATTACH_PATH)()
 
     async def connected(self) -> bool:
         """Wait until the server has taken the call; return whether it has."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from certs.bundle import Bundle, read_bundle
-from tunnel_core.carrier.grpc_call import METHOD, SERVICE
 from tunnel_core.carrier.grpc_runtime import aio, core
+from tunnel_core.carrier.interface import ATTACH_PATH
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.session.handshake import VERSION
 from tunnel_core.wire.codec import decode_packet, encode_packet
@@ -48,7 +48,7 @@ class Hoarder:
         self._writes = asyncio.Lock()
 
     async def run(self) -> None:
-        self._call = self._channel.stream_stream(f"/{SERVICE}/{METHOD}")()
+        self._call = self._channel.stream_stream(ATTACH_PATH)()
         random = secrets.token_bytes(16)
         await self._send(0, Hello(VERSION, 1, random, random, "rogue", initial_credit=64 * KIB))
         while (data := await self._call.read()) is not aio.EOF:

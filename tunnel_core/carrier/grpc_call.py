@@ -33,36 +33,16 @@ from tunnel_core.carrier.asyncio_bridge import Bridge
 from tunnel_core.carrier.grpc_runtime import aio
 from tunnel_core.carrier.grpc_sockets import has_lost_its_address, hold_back
 from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
-from tunnel_core.limits import KIB, MIB, Limits
 
-SERVICE, METHOD = "qanat.v1.Tunnel", "Attach"
-Options: TypeAlias = list[tuple[str, int | str]]
 _Read: TypeAlias = Callable[[], Awaitable[Any]]
 _Write: TypeAlias = Callable[[bytes], Awaitable[None]]
 
 # After a write failed the reader normally hears why; it gets this long before the call is given up.
 LAST_WORDS_SECONDS = 0.5
-DEAD_CONNECTION_MS = 20_000
-# Below INT_MAX milliseconds, which would switch TCP_USER_TIMEOUT off together with the pings.
-_KEEPALIVE_MS = 20 * 24 * 3600 * 1000
-
-
-def common_options(limits: Limits, user_timeout_ms: int = DEAD_CONNECTION_MS) -> Options:
-    return [
-        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", user_timeout_ms),
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", 16 * MIB),
-        ("grpc.http2.max_frame_size", 4 * MIB),
-        ("grpc.max_receive_message_length", limits.max_message_bytes),
-        ("grpc.max_send_message_length", limits.max_message_bytes),
-        ("grpc.max_metadata_size", 8 * KIB),
-        ("grpc.absolute_max_metadata_size", 16 * KIB),
-    ]
 
 
 class CallCarrier(Carrier):
-    """What both sides share: the two tasks that move a call's packets, and how they end."""
+    """One dialled call: the two tasks that move its packets, and how they end."""
 
     __slots__ = (
         "_bridge",
@@ -75,14 +55,13 @@ class CallCarrier(Carrier):
         "_port",
         "_wakes",
         "_was_alone",
-        "_written",
         "cancel_owner",
         "peer",
     )
 
-    def __init__(self, bridge: Bridge, peer: Peer, mark: int | None = None) -> None:
+    def __init__(self, bridge: Bridge, peer: Peer, mark: int) -> None:
         self.peer = peer
-        self._mark = mark  # the dialling side's, by which its socket is found
+        self._mark = mark  # by which its socket is found
         self.cancel_owner: Callable[[], object]
         self._bridge = bridge
         self._port: CarrierPort | None = None
@@ -90,7 +69,6 @@ class CallCarrier(Carrier):
         self._wakes = 0  # since the last packet
         self._was_alone = False  # the last packet was there for one wake
         self._held = False
-        self._written: asyncio.Future[None] | None = None  # done when the writer has ended
         self._ending = False  # the writer stops as soon as no write is under way
         self._over = False  # abandoned, or the port knows that it is lost
         self._lost: str | None = None  # why, if that was before the start
@@ -142,39 +120,24 @@ class CallCarrier(Carrier):
             self._bridge.turn_soon()
 
     def hold_back(self, *, held: bool) -> None:
-        if self._mark is not None and held is not self._held:
+        if held is not self._held:
             self._held = held
             hold_back(self._mark, held=held)
 
     def is_stranded(self) -> bool:
-        return self._mark is not None and has_lost_its_address(self._mark)
-
-    @property
-    def abandoned(self) -> bool:
-        return self._over and self._lost is None
+        return has_lost_its_address(self._mark)
 
     async def move(self, read: _Read, write: _Write) -> str:
         """Waits for the start, then moves packets until the call ends; returns why it did."""
         while self._port is None:
             await self._park()
-        self._written = asyncio.get_running_loop().create_future()
-        writer = self._bridge.start(self._write_packets(write, self._written))
+        writer = self._bridge.start(self._write_packets(write))
         try:
             return await self._read_packets(read)
         finally:
             self._ending = True
             if self._parked is not None:
                 writer.cancel()
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a write is under way. Ask after ``move``."""
-        return self._written is not None and not self._written.done() and self._parked is None
-
-    async def wait_written(self) -> None:
-        """Wait until no write is under way. Call it after ``move``; a severed connection ends the write."""
-        if self._written is not None:
-            await self._written
 
     async def _read_packets(self, read: _Read) -> str:
         while True:
@@ -188,7 +151,7 @@ class CallCarrier(Carrier):
                 self._port.packet_received(data)
             data = None  # up to a whole packet, which an idle carrier should not hold
 
-    async def _write_packets(self, write: _Write, written: asyncio.Future[None]) -> None:
+    async def _write_packets(self, write: _Write) -> None:
         try:
             while self._port is not None and not self._ending:
                 packet = self._port.next_packet()
@@ -202,9 +165,6 @@ class CallCarrier(Carrier):
         except asyncio.CancelledError:
             # Ends as if by itself: a task that was cancelled keeps the exception with its frames.
             return
-        finally:
-            if not written.done():
-                written.set_result(None)
 
     async def _hear_last_words(self) -> None:
         if self._ending:

@@ -5,29 +5,30 @@ from __future__ import annotations
 import asyncio
 import itertools
 import urllib.parse
-from typing import Any
+from typing import Any, TypeAlias
 
 from tunnel_core.carrier.asyncio_bridge import Bridge
-from tunnel_core.carrier.grpc_call import (
-    DEAD_CONNECTION_MS,
-    LAST_WORDS_SECONDS,
-    METHOD,
-    SERVICE,
-    CallCarrier,
-    Options,
-    common_options,
-    why,
-)
+from tunnel_core.carrier.grpc_call import LAST_WORDS_SECONDS, CallCarrier, why
 from tunnel_core.carrier.grpc_runtime import aio, core
 from tunnel_core.carrier.grpc_sockets import sever_dialled
-from tunnel_core.carrier.interface import Carrier, CarrierFailed, DialSettings, Peer
-from tunnel_core.limits import Limits
+from tunnel_core.carrier.interface import (
+    ATTACH_PATH,
+    DEAD_CONNECTION_MS,
+    Carrier,
+    CarrierFailed,
+    DialSettings,
+    Peer,
+)
+from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.names import split_host_port
 
+_Options: TypeAlias = list[tuple[str, int | str]]
+# Below INT_MAX milliseconds, which would switch TCP_USER_TIMEOUT off together with the pings.
+_KEEPALIVE_MS = 20 * 24 * 3600 * 1000
 _TIMED_OUT = 0.95
 """A failure after this part of the time is taken for gRPC's own time-out, which has no code of its own."""
 _marks = (DEAD_CONNECTION_MS + number for number in itertools.cycle(range(1, 10_000)))
-"""Each dial has a time-out of its own, by which its sockets are found again; listeners have the one below."""
+"""Each dial has a time-out of its own, by which its sockets are found again."""
 
 
 async def dial_carrier(bridge: Bridge, settings: DialSettings, limits: Limits | None = None) -> Carrier:
@@ -49,7 +50,7 @@ async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carri
     channel = aio.secure_channel(
         _target(settings), credentials, options=_dial_options(settings, limits, mark)
     )
-    call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
+    call = channel.stream_stream(ATTACH_PATH)()
     failure: CarrierFailed | None = CarrierFailed("the dial was cancelled")
     try:
         failure = await _wait_connected(call, settings)
@@ -79,9 +80,17 @@ def _target(settings: DialSettings) -> str:
     return "ipv4:" + ",".join(f"{address}:{port}" for address in addresses)
 
 
-def _dial_options(settings: DialSettings, limits: Limits, mark: int) -> Options:
-    options = [
-        *common_options(limits, mark),
+def _dial_options(settings: DialSettings, limits: Limits, mark: int) -> _Options:
+    options: _Options = [
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", mark),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 16 * MIB),
+        ("grpc.http2.max_frame_size", 4 * MIB),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.max_metadata_size", 8 * KIB),
+        ("grpc.absolute_max_metadata_size", 16 * KIB),
         ("grpc.default_authority", settings.server),  # the name that TLS verifies
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),

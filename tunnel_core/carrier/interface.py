@@ -43,6 +43,12 @@ class CarrierPort(Protocol):
         """The carrier is no more. Called once, and not after :meth:`Carrier.abandon`."""
 
 
+ATTACH_PATH = "/qanat.v1.Tunnel/Attach"
+"""The path of the one gRPC call, in its HTTP/2 head."""
+DEAD_CONNECTION_MS = 20_000
+"""The kernel drops a connection whose bytes were not acknowledged for so long (TCP_USER_TIMEOUT)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """The other end as its transport proved it."""

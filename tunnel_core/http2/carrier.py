@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
+from tunnel_core.carrier.interface import ATTACH_PATH, Carrier, CarrierPort, Peer
 from tunnel_core.http2.call import OK, RESOURCE_EXHAUSTED, Http2Call, Http2Error
 from tunnel_core.http2.frame_budget import FloodError
 from tunnel_core.http2.read_sizes import USUAL_READ, next_read
@@ -30,7 +30,6 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import SocketTlsStream
 from tunnel_core.streams.tls_errors import RecordFlood
 
-METHOD_PATH = b"/qanat.v1.Tunnel/Attach"
 _TURN_SECONDS = 0.002
 """So long one connection handles what came before it lets others run."""
 _BURST = 1 * MIB
@@ -131,8 +130,8 @@ class ServedCarrier(Carrier):
             self.wake()
             self._end_soon()
 
-    async def run(self) -> str:
-        """Read the connection to its end and return why it ended. Raises what tells of a fault."""
+    async def run(self) -> None:
+        """Read the connection to its end. Raises what tells of a fault."""
         detail = "the server stopped"
         try:
             with self._scope:
@@ -148,7 +147,6 @@ class ServedCarrier(Carrier):
             if self._is_blocked or self._scope.deadline <= trio.current_time():
                 self._stream.abort()  # on a dead path TCP would keep what is queued
             self._lose(detail)
-        return detail
 
     def stop(self) -> None:
         """End ``run``. The connection is the caller's to close."""
@@ -189,7 +187,7 @@ class ServedCarrier(Carrier):
                 continue
             if not data:
                 return "the other end closed the connection"
-            self._take(data)
+            self._take(data, asked)
             now = trio.current_time()
             size = next_read(size, len(data), now - asked)
             if now > began + _TURN_SECONDS:
@@ -201,11 +199,11 @@ class ServedCarrier(Carrier):
             self._started = trio.Event()
             await self._started.wait()
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes, now: float) -> None:
         call = self._call
         self._is_busy = True
         try:
-            messages = call.receive(data, trio.current_time())
+            messages = call.receive(data, now)
             if call.has_call and not self.is_taken:
                 self.is_taken = True
                 self._scope.deadline = math.inf
@@ -231,7 +229,7 @@ class ServedCarrier(Carrier):
         if not early or (self._port is None and not self._is_over):
             return
         self._call.holds_window = False
-        ends = trio.current_time() + _TURN_SECONDS
+        ends = trio.current_time() + _TURN_SECONDS if len(early) > 1 else math.inf
         while early and (port := self._port) is not None:
             message = early.popleft()
             self._early_bytes -= len(message)
@@ -309,7 +307,7 @@ class CarrierServer:
         """
         if self._is_stopped:
             return
-        call = Http2Call(METHOD_PATH, self._max_message_bytes, trio.current_time())
+        call = Http2Call(ATTACH_PATH.encode(), self._max_message_bytes, trio.current_time())
         carrier = ServedCarrier(self, stream, peer, call, on_message)
         self._carriers.add(carrier)
         try:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import trio
 
-from tunnel_core.carrier.interface import Peer
+from tunnel_core.carrier.interface import DEAD_CONNECTION_MS, Peer
 from tunnel_core.http2.carrier import CarrierServer
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import SocketTlsStream
@@ -32,7 +32,6 @@ MAX_REFUSED = 1024
 """Certificates refused at once; the oldest is forgotten first."""
 CONNECTIONS_OF_A_CERTIFICATE = 8
 """A session and its attempts need four; the oldest connection beyond the limit is closed."""
-_DEAD_CONNECTION_MS = 20_000
 
 
 class AgentsEntrance:
@@ -100,4 +99,4 @@ class AgentsEntrance:
 def _drop_dead_peer(stream: SocketTlsStream) -> None:
     """Have the kernel drop the connection once sent bytes stay unacknowledged for so long."""
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        stream.set_tcp_option(socket.TCP_USER_TIMEOUT, _DEAD_CONNECTION_MS)
+        stream.set_tcp_option(socket.TCP_USER_TIMEOUT, DEAD_CONNECTION_MS)

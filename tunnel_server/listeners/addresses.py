@@ -14,7 +14,6 @@ import pwd
 import shlex
 import socket
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -60,13 +59,6 @@ async def bind_tcp(address: str) -> list[socket.socket]:
     if host == "::" and fatal[0].errno in _UNSUPPORTED:
         return await bind_tcp(f"0.0.0.0:{port}")
     raise CannotListen(f"cannot listen on {address}: {why_not_listening(fatal[0], port)}") from fatal[0]
-
-
-async def require_free(addresses: Iterable[str]) -> None:
-    """Raise ``CannotListen`` with the kernel's reason if an address is taken; gRPC hides that reason."""
-    for address in addresses:
-        for bound in await bind_tcp(address):
-            bound.close()
 
 
 def split_listen(address: str) -> tuple[str, int]:
