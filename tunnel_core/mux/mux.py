@@ -9,7 +9,7 @@
 4. Receiving. ``receiving.py`` says what each frame does to its stream.
 5. A stream is forgotten when both halves have ended and the peer confirmed all that says so. Frames for a
    forgotten number are late and ignored, frames for a number never used are a fault.
-6. Faults of the peer raise ``PeerFault``; those that concern one stream reset it and go no further.
+6. Faults of the peer raise ``ProtocolError``; those that concern one stream reset it and go no further.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tunnel_core.mux.sending import Sending
 from tunnel_core.mux.stream_state import OPEN, MuxStream
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tally import Tally
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Open, Payload
 
 
@@ -110,13 +110,13 @@ class Mux(Sending):
     # What arrives.
 
     def receive(self, frame: Any) -> None:
-        """Takes one stream frame in. Raises ``PeerFault`` if it cannot be allowed."""
+        """Takes one stream frame in. Raises ``ProtocolError`` if it cannot be allowed."""
         if self._failed:
             return
         handler = HANDLERS.get(type(frame))
         if handler is None:
             if not isinstance(frame, Open):
-                raise PeerFault(Reason.UNKNOWN_FRAME, f"a {type(frame).__name__} frame is unknown here")
+                raise ProtocolError(Reason.UNKNOWN_FRAME, f"a {type(frame).__name__} frame is unknown here")
             self._receive_open(frame)
             return
         stream = self.streams.get(frame.stream)
@@ -125,7 +125,7 @@ class Mux(Sending):
             return
         try:
             handler(stream, frame)
-        except PeerFault as fault:
+        except ProtocolError as fault:
             if not fault.stream_only:
                 raise
             stream.reset(fault.reason, fault.detail)
@@ -133,17 +133,17 @@ class Mux(Sending):
     def _check_late(self, number: int) -> None:
         used = self._next_number - 2 if self.is_opener else self._highest_opened
         if number > used or number % 2 == 0:
-            raise PeerFault(
+            raise ProtocolError(
                 Reason.STREAM_NEVER_OPENED, f"a frame for stream {number}, which was never opened"
             )
 
     def _receive_open(self, frame: Open) -> None:
         if self.is_opener or frame.stream % 2 == 0:
-            raise PeerFault(Reason.PROTOCOL_ERROR, f"an open of stream {frame.stream} from this end")
+            raise ProtocolError(Reason.PROTOCOL_ERROR, f"an open of stream {frame.stream} from this end")
         if frame.stream <= self._highest_opened:
             return  # said before
         if len(self.streams) >= 2 * self.limits.max_streams:
-            raise PeerFault(Reason.OPEN_FLOOD, "streams are opened faster than refusals are confirmed")
+            raise ProtocolError(Reason.OPEN_FLOOD, "streams are opened faster than refusals are confirmed")
         self._highest_opened = frame.stream
         stream = MuxStream(self, frame._replace(early_data=b""), frame.stream, frame.credit)
         self.streams[frame.stream] = stream
@@ -154,7 +154,7 @@ class Mux(Sending):
             return
         try:
             stream.recv.add(0, frame.early_data)
-        except PeerFault as fault:
+        except ProtocolError as fault:
             stream.refuse(Refused(fault.reason, fault.detail))
         else:
             self._on_open(stream)

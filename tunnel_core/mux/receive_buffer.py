@@ -11,7 +11,7 @@ from collections import deque
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Payload
 
 _SMALL = 2 * KIB
@@ -46,7 +46,7 @@ class ReceiveHalf:
         self._pool = pool
 
     def add(self, offset: int, payload: Payload) -> bool:
-        """Takes data in; False if it had all arrived before. Raises ``PeerFault``."""
+        """Takes data in; False if it had all arrived before. Raises ``ProtocolError``."""
         end = offset + len(payload)
         if offset > self.received or end > self.granted or self.size is not None:
             self._check(offset, end)
@@ -64,13 +64,13 @@ class ReceiveHalf:
 
     def _check(self, offset: int, end: int) -> None:
         if offset > self.received:
-            raise PeerFault(Reason.DATA_GAP, f"data at offset {offset}, expected {self.received}")
+            raise ProtocolError(Reason.DATA_GAP, f"data at offset {offset}, expected {self.received}")
         if end > self.granted:
             detail = f"data up to offset {end}, granted {self.granted}"
-            raise PeerFault(Reason.CREDIT_OVERRUN, detail, stream_only=True)
+            raise ProtocolError(Reason.CREDIT_OVERRUN, detail, stream_only=True)
         if self.size is not None and end > self.size:
             detail = f"data up to offset {end} after an end at {self.size}"
-            raise PeerFault(Reason.DATA_AFTER_END, detail, stream_only=True)
+            raise ProtocolError(Reason.DATA_AFTER_END, detail, stream_only=True)
 
     def _join(self, payload: Payload) -> None:
         """Store a small chunk behind others that nobody has read yet."""
@@ -81,12 +81,12 @@ class ReceiveHalf:
             self.inbox.append(bytearray(payload))
 
     def end(self, size: int) -> None:
-        """The peer will send ``size`` bytes in all. Raises ``PeerFault`` if that contradicts what came."""
+        """The peer will send ``size`` bytes in all. Raises ``ProtocolError`` if that contradicts it."""
         if size < self.received or (self.size is not None and self.size != size):
             detail = f"an end at {size} after {self.received} bytes"
-            raise PeerFault(Reason.DATA_AFTER_END, detail, stream_only=True)
+            raise ProtocolError(Reason.DATA_AFTER_END, detail, stream_only=True)
         if size > self.received:
-            raise PeerFault(Reason.DATA_GAP, f"an end at {size}, received {self.received}")
+            raise ProtocolError(Reason.DATA_GAP, f"an end at {size}, received {self.received}")
         self.size = size
 
     @property
@@ -128,10 +128,10 @@ class ReceiveHalf:
         self.release()
 
     def skip(self, end: int) -> None:
-        """Data before ``end`` came for a reader that is gone. Raises ``PeerFault`` beyond the grant."""
+        """Data before ``end`` came for a reader that is gone. Raises ``ProtocolError`` beyond the grant."""
         if end > self.granted:
             # Not the stream's alone: it was stopped already, and the peer goes on.
-            raise PeerFault(Reason.CREDIT_OVERRUN, f"data up to offset {end}, granted {self.granted}")
+            raise ProtocolError(Reason.CREDIT_OVERRUN, f"data up to offset {end}, granted {self.granted}")
         self.received = max(self.received, end)
 
     def release(self) -> None:

@@ -1,6 +1,6 @@
 """What a frame of the peer does to its stream. No I/O, no clock.
 
-Each handler takes the stream and the frame. A handler raises ``PeerFault`` for what the protocol forbids;
+Each handler takes the stream and the frame. A handler raises ``ProtocolError`` for what the protocol forbids;
 with ``stream_only`` the mux resets just that stream. A frame that arrives twice means the same the second
 time.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from tunnel_core.mux.stream_state import END, MuxStream
 from tunnel_core.reasons import OF_A_STREAM, Reason, Refused
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Credit, Data, End, Opened, RefusedFrame, Reset, Stop
 
 
@@ -65,7 +65,7 @@ def _receive_credit(stream: MuxStream, frame: Credit) -> None:
 
 def _receive_opened(stream: MuxStream, frame: Opened) -> None:
     if not stream.mux.is_opener:
-        raise PeerFault(Reason.PROTOCOL_ERROR, "an answer to an open that this end never makes")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "an answer to an open that this end never makes")
     if not stream.opened:
         stream.opened, stream.address = True, frame.address
         stream.on_opened()
@@ -75,7 +75,7 @@ def _receive_opened(stream: MuxStream, frame: Opened) -> None:
 
 def _receive_refused(stream: MuxStream, frame: RefusedFrame) -> None:
     if not stream.mux.is_opener or stream.opened:
-        raise PeerFault(Reason.PROTOCOL_ERROR, f"a refusal of stream {frame.stream}, which is open")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, f"a refusal of stream {frame.stream}, which is open")
     reason, detail = _accepted_reason(stream, frame.reason, Reason.DIAL_FAILED), frame.detail
     if reason is not frame.reason:
         word = frame.reason.word

@@ -22,7 +22,7 @@ from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.handshake import AgentSteps, ServerSteps
 from tunnel_core.wire.codec import decode_packet, encode_packet
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Frame, Malformed, Packet, Rejected, Use, Welcome
 
 _log = logging.getLogger("tunnel_core.attempt")
@@ -207,12 +207,12 @@ class Attempt:
     def _attach_step(self, packet: Packet | Malformed) -> None:
         try:
             if isinstance(packet, Malformed):
-                raise PeerFault(Reason.MALFORMED_PACKET, packet.why)
+                raise ProtocolError(Reason.MALFORMED_PACKET, packet.why)
             for frame in packet.frames:
                 self._take(frame)
         except Refused as refused:
             self._fail(refused)
-        except PeerFault as fault:
+        except ProtocolError as fault:
             self._fail(Refused(fault.reason, fault.detail))
         except Exception:
             _log.exception("the attach from %s failed", self.peer_address)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.ranges import why_out_of_range
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Frame, Hello, Rejected, Use, Welcome
 
 VERSION = 1
@@ -45,7 +45,7 @@ class ServerSteps:
         self.use: Use | None = None
 
     def receive(self, frame: Frame) -> Frame | None:
-        """Takes the next frame of the attach; returns the answer. Raises ``PeerFault``."""
+        """Takes the next frame of the attach; returns the answer. Raises ``ProtocolError``."""
         if isinstance(frame, Hello) and self.hello is None:
             self.hello = frame
             answer = _rejection(frame) or self._offer(frame)
@@ -57,7 +57,7 @@ class ServerSteps:
         if isinstance(frame, Use) and expected and frame.attempt == self.hello.attempt:  # type: ignore[union-attr]
             self.use = frame
             return None
-        raise PeerFault(
+        raise ProtocolError(
             Reason.PROTOCOL_ERROR, f"a {type(frame).__name__} frame before the attach was complete"
         )
 
@@ -75,15 +75,15 @@ class AgentSteps:
         self.welcome: Welcome | None = None
 
     def receive(self, frame: Frame) -> None:
-        """Takes the server's answer. Raises ``AttachRejected`` or ``PeerFault``."""
+        """Takes the server's answer. Raises ``AttachRejected`` or ``ProtocolError``."""
         if isinstance(frame, Rejected):
             raise AttachRejected(frame)
         if not isinstance(frame, Welcome) or self.welcome is not None:
-            raise PeerFault(Reason.PROTOCOL_ERROR, f"a {type(frame).__name__} frame in answer to hello")
+            raise ProtocolError(Reason.PROTOCOL_ERROR, f"a {type(frame).__name__} frame in answer to hello")
         if frame.version != VERSION:
-            raise PeerFault(
+            raise ProtocolError(
                 Reason.VERSION_MISMATCH, f"the server speaks version {frame.version}, not {VERSION}"
             )
         if why := why_out_of_range(frame):
-            raise PeerFault(Reason.NUMBER_OUT_OF_RANGE, why)
+            raise ProtocolError(Reason.NUMBER_OUT_OF_RANGE, why)
         self.welcome = frame

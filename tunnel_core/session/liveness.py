@@ -16,7 +16,7 @@ from collections import deque
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.session.profiles import Profile
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Ping, Welcome
 
 _LATE_ROUND_TRIPS = 4
@@ -107,7 +107,7 @@ class Liveness:
         """Return the ping to send, and count the next one from now.
 
         None if one is about to leave already (``is_queued``), or if enough wait for an answer. Raises
-        ``PeerFault`` if a silence is confirmed.
+        ``ProtocolError`` if a silence is confirmed.
         """
         if self._waiting:
             # Whatever arrives comes from the peer's program: only silence counts.
@@ -190,7 +190,7 @@ class Liveness:
     def check(self, now: float) -> bool:
         """Return whether a ping is due. At the server none is; there the silence is checked.
 
-        Raises ``PeerFault``, ``PING_TIMEOUT``, if a silence is confirmed.
+        Raises ``ProtocolError``, ``PING_TIMEOUT``, if a silence is confirmed.
         """
         if now < self.deadline():
             return False
@@ -226,5 +226,5 @@ class Liveness:
     def _confirm_silence(self, silence: float) -> None:
         """Declare the peer dead only if two checks in a row find silence."""
         if self._is_doubted:
-            raise PeerFault(Reason.PING_TIMEOUT, f"nothing heard for {silence:.0f} s")
+            raise ProtocolError(Reason.PING_TIMEOUT, f"nothing heard for {silence:.0f} s")
         self._is_doubted = True

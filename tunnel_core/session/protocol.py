@@ -33,7 +33,7 @@ from tunnel_core.mux.stream_state import Receipt
 from tunnel_core.reasons import OF_A_SESSION, Reason
 from tunnel_core.session.liveness import Liveness
 from tunnel_core.session.profiles import Profile
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import (
     Bye,
     Draining,
@@ -51,7 +51,7 @@ _PACKET_BYTES, _FRAME_BYTES = 48, 12
 """What a packet and each frame take on the wire besides content: TLS record, HTTP/2, gRPC, fields."""
 
 
-class UseRejected(Exception):  # noqa: N818 - named by what happened
+class UseRejectedError(Exception):
     """The server did not move to the carrier that the agent uses; ``reason`` says why."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -188,10 +188,11 @@ class Session:
     def receive(self, packet: Packet | Malformed, size: int, now: float) -> None:
         """Takes a packet of ``size`` bytes in.
 
-        Raises ``PeerFault``: then the session is over. Raises ``UseRejected``: then its last move is void.
+        Raises ``ProtocolError``: then the session is over. Raises ``UseRejectedError``: then its last move is
+        void.
         """
         if isinstance(packet, Malformed):
-            raise PeerFault(Reason.MALFORMED_PACKET, packet.why)
+            raise ProtocolError(Reason.MALFORMED_PACKET, packet.why)
         self.liveness.heard_at = now
         if packet.ack > self.acked:
             self._confirm(packet.ack, now, packet.arrived)
@@ -200,7 +201,7 @@ class Session:
                 return  # had it: a late copy
             if packet.number != self.received + 1 and not self._moved:
                 detail = f"packet {packet.number} after {self.received}"
-                raise PeerFault(Reason.PROTOCOL_ERROR, detail)
+                raise ProtocolError(Reason.PROTOCOL_ERROR, detail)
             self.received, self._moved, self.liveness.bytes_at = packet.number, False, now
             self._confirming.received(size, now, at_once=packet.confirm_now)
         else:
@@ -221,12 +222,12 @@ class Session:
         budget = self._limits.max_opens_per_second
         self._cancelled = max(0.0, self._cancelled - elapsed * budget) + count
         if self._cancelled > budget:
-            raise PeerFault(Reason.OPEN_FLOOD, f"more than {budget} opens a second were reset unanswered")
+            raise ProtocolError(Reason.OPEN_FLOOD, f"more than {budget} opens a second were reset unanswered")
 
     def _confirm(self, ack: int, now: float, arrived: int | None = None) -> None:
         """The peer has everything up to ``ack``; with ``arrived``, its clock when that one came."""
         if ack > self._number:
-            raise PeerFault(Reason.ACK_OF_UNSENT, f"packet {ack} confirmed, {self._number} were sent")
+            raise ProtocolError(Reason.ACK_OF_UNSENT, f"packet {ack} confirmed, {self._number} were sent")
         if arrived is not None:
             self.flight.confirmed(ack, arrived, now)
         self.acked, self._progress = ack, now
@@ -241,15 +242,15 @@ class Session:
         self._unnumbered.append(Pong(frame.token))
         self.liveness.ping_received(frame.round_trip_us, now)
         if len(self._unnumbered) > self._limits.max_frames_per_packet // 2:
-            raise PeerFault(Reason.PROTOCOL_ERROR, "more pings than can be answered")
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "more pings than can be answered")
 
     def _receive_pong(self, frame: Pong, now: float) -> None:
         self.liveness.pong_received(frame.token, now)
 
     def _receive_rejected(self, frame: Rejected, now: float) -> None:
         if not self._pings:
-            raise PeerFault(Reason.PROTOCOL_ERROR, "only a server rejects")
-        raise UseRejected(frame.reason, frame.detail)
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "only a server rejects")
+        raise UseRejectedError(frame.reason, frame.detail)
 
     def _receive_bye(self, frame: Bye, now: float) -> None:
         if not self._pings and frame.reason not in OF_A_SESSION:  # from a node, which may be taken over
@@ -271,7 +272,7 @@ class Session:
     def move(self, have: int, now: float) -> None:
         """Goes on over a new carrier to a peer that received everything up to ``have``, or more.
 
-        Raises ``PeerFault`` if it claims what was never sent.
+        Raises ``ProtocolError`` if it claims what was never sent.
         """
         if have > self.acked:
             self._confirm(have, now)
@@ -326,16 +327,16 @@ class Session:
     def tick(self, now: float) -> bool:
         """Does what is due; True if there may be something to send.
 
-        Raises ``PeerFault``: ``PING_TIMEOUT`` says that the carrier is dead, any other that the peer is.
+        Raises ``ProtocolError``: ``PING_TIMEOUT`` says that the carrier is dead, any other that the peer is.
         """
         if not self._carried:
             return False
         if self.grace_is_short and now >= self.unanswered_until():
-            raise PeerFault(Reason.PING_TIMEOUT, "nothing was answered")
+            raise ProtocolError(Reason.PING_TIMEOUT, "nothing was answered")
         is_ping_due = self.liveness.check(now)
         if self._sent and now >= self._progress + self._limits.confirm_timeout_seconds:
             detail = f"nothing confirmed for {now - self._progress:.0f} s"
-            raise PeerFault(Reason.PEER_STALLED, detail)
+            raise ProtocolError(Reason.PEER_STALLED, detail)
         if is_ping_due:
             self._ping(now)
             return True
@@ -366,7 +367,7 @@ def _check_unnumbered(packet: Packet) -> None:
     for frame in packet.frames:
         if not isinstance(frame, Ping | Pong | Rejected | Unknown):
             detail = f"a {type(frame).__name__} frame in a packet without number"
-            raise PeerFault(Reason.PROTOCOL_ERROR, detail)
+            raise ProtocolError(Reason.PROTOCOL_ERROR, detail)
 
 
 _OWN_FRAMES: dict[type, Callable[..., None]] = {

@@ -28,13 +28,13 @@ from tunnel_core.session.carriage import Carriage
 from tunnel_core.session.open_streams import OpenStreams, make_mux
 from tunnel_core.session.pending_opens import Opens
 from tunnel_core.session.profiles import profile_of
-from tunnel_core.session.protocol import Session, UseRejected
+from tunnel_core.session.protocol import Session, UseRejectedError
 from tunnel_core.session.state import LinkEvent, LinkState, Loss
 from tunnel_core.session.statistics import SessionStatistics, take_statistics
 from tunnel_core.session.timer import Timer, round_up_deadline
 from tunnel_core.streams.tunnel_stream import Stream
 from tunnel_core.wire.codec import decode_packet, encode_packet
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Hello, Open, Service, Welcome
 
 _log = logging.getLogger("tunnel_core.link")
@@ -194,7 +194,7 @@ class Link:
         try:
             if self._session.tick(now):
                 self._mux.wake()
-        except PeerFault as fault:
+        except ProtocolError as fault:
             if fault.reason is not Reason.PING_TIMEOUT:
                 self.end(fault.reason, fault.detail)
                 return
@@ -222,7 +222,7 @@ class Link:
         attempt.carry(self)
         try:
             self._session.move(have, now)
-        except PeerFault as fault:
+        except ProtocolError as fault:
             self._carriage.start()
             self.end(fault.reason, fault.detail)
             return
@@ -290,9 +290,9 @@ class Link:
                 self._mux.wake()
             elif (deadline := session.deadline()) < self._timer.look_at:
                 self._timer.look_by(deadline)
-        except PeerFault as fault:
+        except ProtocolError as fault:
             self.end(fault.reason, fault.detail)
-        except UseRejected as rejected:
+        except UseRejectedError as rejected:
             if rejected.reason is Reason.STALE_ATTEMPT:  # a newer one won
                 self._lose(rejected.reason, rejected.detail)
             else:

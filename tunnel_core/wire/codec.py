@@ -43,8 +43,8 @@ from tunnel_core.wire.protobuf import (
     SMALL,
     SMALL_END,
     SUB_MESSAGE_FIELDS,
-    BrokenWire,
     FieldBudget,
+    WireFormatError,
     read_size,
     read_tag,
     rest_of_size,
@@ -173,7 +173,7 @@ def decode_packet(data: bytes) -> Packet | Malformed:
         return _read_packet(data)
     except IndexError:
         return Malformed("truncated")
-    except BrokenWire as broken:
+    except WireFormatError as broken:
         return Malformed(broken.args[0])
     except UnicodeDecodeError:
         return Malformed("a text is not UTF-8")
@@ -199,7 +199,7 @@ def _read_packet(data: bytes) -> Packet:
                 size, i = rest_of_size(data, i, size)
             stop = i + size
             if stop > end:
-                raise BrokenWire("truncated")
+                raise WireFormatError("truncated")
             frame = _read_usual_frame(data, i, stop)
             if frame is None:
                 budget = budget or FieldBudget(_MAX_FIELDS)
@@ -231,14 +231,14 @@ def _read_packet(data: bytes) -> Packet:
             budget = budget or FieldBudget(_MAX_FIELDS)
             i = skip_field(data, i, tag, _KNOWN, budget)
     if i != end or len(frames) > _MAX_FRAMES:
-        raise BrokenWire("truncated" if i > end else "too many frames or fields")
+        raise WireFormatError("truncated" if i > end else "too many frames or fields")
     return _new(Packet, (number, ack, frames, arrived, confirm_now != 0))
 
 
 def _check_attach_frames(frames: Sequence[Frame]) -> None:
     """Each stands alone; but older servers may send a rejection right behind their welcome."""
     if [type(frame) for frame in frames] != [Welcome, Rejected]:
-        raise BrokenWire("a frame of the attach is not alone in its packet")
+        raise WireFormatError("a frame of the attach is not alone in its packet")
 
 
 # The usual frame is one field that fills it, and holds what we write in the order in which we write it.
@@ -349,16 +349,16 @@ def _read_frame_of_many_fields(data: bytes, i: int, end: int, budget: FieldBudge
             i = skip_field(data, i, tag, (), budget)
             continue
         if tag & 7 != DELIMITED:
-            raise BrokenWire(f"frame kind {tag >> 3} has wire type {tag & 7}")
+            raise WireFormatError(f"frame kind {tag >> 3} has wire type {tag & 7}")
         if message is not None and (found is not message or found.frame is not Data):
-            raise BrokenWire("a frame holds more than one kind")
+            raise WireFormatError("a frame holds more than one kind")
         message = found
         size, start = read_size(data, i)
         i = start + size
         values = read_fields(data, start, i, message.fields, budget)
         pieces.append(data[start:i])
     if i != end:
-        raise BrokenWire("a frame is longer or shorter than its fields")
+        raise WireFormatError("a frame is longer or shorter than its fields")
     budget.charge(fields)
     if message is None:
         return Unknown(unknown)

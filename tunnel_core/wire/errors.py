@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunnel_core.reasons import Reason
 
 
-class PeerFault(Exception):  # noqa: N818 - the blame is the name
+class ProtocolError(Exception):
     """The peer broke a rule of the protocol. ``stream_only``: just that stream is reset."""
 
     def __init__(self, reason: Reason, detail: str, *, stream_only: bool = False) -> None:

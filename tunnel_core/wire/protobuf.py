@@ -28,7 +28,7 @@ SUB_MESSAGE_FIELDS = 5
 """What a message within another is charged beside its own fields: to read an empty one takes as long."""
 
 
-class BrokenWire(Exception):  # noqa: N818 - says what the bytes are, and never leaves the codec
+class WireFormatError(Exception):
     """These bytes are no message. ``args[0]`` says why."""
 
 
@@ -44,10 +44,10 @@ class FieldBudget:
         self._left = fields
 
     def charge(self, fields: int) -> None:
-        """Take ``fields`` off the budget. Raises ``BrokenWire`` when the budget is spent."""
+        """Take ``fields`` off the budget. Raises ``WireFormatError`` when the budget is spent."""
         self._left -= fields
         if self._left < 0:
-            raise BrokenWire("a packet has too many fields")
+            raise WireFormatError("a packet has too many fields")
 
 
 def varint(n: int) -> bytes:
@@ -90,7 +90,7 @@ def _rest_of_long_varint(data: bytes, i: int, value: int) -> tuple[int, int]:
             return (value | byte << shift) & _MASK, i
         value |= (byte & 127) << shift
         shift += 7
-    raise BrokenWire("a varint is longer than ten bytes")
+    raise WireFormatError("a varint is longer than ten bytes")
 
 
 def rest_of_tag(data: bytes, i: int, first: int) -> tuple[int, int]:
@@ -106,7 +106,7 @@ def rest_of_size(data: bytes, i: int, first: int) -> tuple[int, int]:
 def _rest_of_short(data: bytes, i: int, first: int, largest: int, what: str) -> tuple[int, int]:
     value, end = rest_of_varint(data, i, first)
     if end - i > 4 or value > largest:
-        raise BrokenWire(f"{what} is too large")
+        raise WireFormatError(f"{what} is too large")
     return value, end
 
 
@@ -135,9 +135,9 @@ def skip_field(data: bytes, i: int, tag: int, known: Container[int], budget: Fie
     wrong wire type, which no later version may give it. A group charges ``budget`` for what it holds.
     """
     if not tag >> 3:
-        raise BrokenWire("a field has number 0")
+        raise WireFormatError("a field has number 0")
     if tag >> 3 in known:
-        raise BrokenWire(f"field {tag >> 3} has wire type {tag & 7}")
+        raise WireFormatError(f"field {tag >> 3} has wire type {tag & 7}")
     return _skip_group(data, i, tag, budget) if tag & 7 == GROUP else _skip_value(data, i, tag)
 
 
@@ -153,7 +153,7 @@ def _skip_value(data: bytes, i: int, tag: int) -> int:
         case 5:
             return i + 4
         case wire:
-            raise BrokenWire(f"wire type {wire} is not valid here")
+            raise WireFormatError(f"wire type {wire} is not valid here")
 
 
 def _skip_group(data: bytes, i: int, tag: int, budget: FieldBudget) -> int:
@@ -167,7 +167,7 @@ def _skip_group(data: bytes, i: int, tag: int, budget: FieldBudget) -> int:
         elif tag & 7 != GROUP_END:
             i = _skip_value(data, i, tag)
         elif open_groups.pop() != tag >> 3:
-            raise BrokenWire("a group ends that did not begin")
+            raise WireFormatError("a group ends that did not begin")
         elif not open_groups:
             return i
-    raise BrokenWire("a group has too many fields")
+    raise WireFormatError("a group has too many fields")

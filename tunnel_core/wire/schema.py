@@ -22,8 +22,8 @@ from tunnel_core.wire.protobuf import (
     SMALL_END,
     SUB_MESSAGE_FIELDS,
     VARINT,
-    BrokenWire,
     FieldBudget,
+    WireFormatError,
     rest_of_size,
     rest_of_tag,
     rest_of_varint,
@@ -116,7 +116,7 @@ def _read_trust_bundle(raw: bytes) -> bytes:
 
 def _bounded(raw: bytes, most: int) -> bytes:
     if len(raw) > most:
-        raise BrokenWire(f"a field of {len(raw)} bytes is longer than {most}")
+        raise WireFormatError(f"a field of {len(raw)} bytes is longer than {most}")
     return raw
 
 
@@ -250,7 +250,7 @@ def read_fields(data: bytes, i: int, end: int, fields: Fields, budget: FieldBudg
         else:
             values[place] = kind.read(raw)
     if i != end:
-        raise BrokenWire("a message is longer or shorter than its fields")
+        raise WireFormatError("a message is longer or shorter than its fields")
     budget.charge(count)
     for place, items in repeated.items():
         values[place] = tuple(items)
@@ -262,7 +262,7 @@ def _read_repeated(
 ) -> None:
     items = repeated.setdefault(place, [])
     if len(items) == kind.most:
-        raise BrokenWire(f"a field stands more than {kind.most} times")
+        raise WireFormatError(f"a field stands more than {kind.most} times")
     if kind.inner is None:
         budget.charge(1)
         items.append(kind.read(raw))

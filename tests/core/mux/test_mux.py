@@ -15,7 +15,7 @@ from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import MuxStream, Receipt
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Credit, Data, Frame, Open, Opened, Reset
 
 
@@ -235,7 +235,7 @@ def test_early_data_beyond_the_credit_refuses_the_stream_alone() -> None:
 def test_a_stream_never_opened_is_a_fault(frame: Frame) -> None:
     server, agent, *_ = opened()
     for mux in (server, agent):
-        with pytest.raises(PeerFault) as caught:
+        with pytest.raises(ProtocolError) as caught:
             mux.receive(frame)
         assert caught.value.reason is Reason.STREAM_NEVER_OPENED
 
@@ -268,7 +268,7 @@ def test_opens_beyond_the_limit_are_refused() -> None:
 
 def test_a_flood_of_opens_is_a_fault() -> None:
     agent = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=False, on_open=lambda _: None)
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         for number in range(1, 100, 2):
             agent.receive(REQUEST._replace(stream=number))
     assert caught.value.reason is Reason.OPEN_FLOOD
@@ -276,7 +276,7 @@ def test_a_flood_of_opens_is_a_fault() -> None:
 
 def test_the_agent_opens_nothing() -> None:
     server, *_ = opened()
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         server.receive(REQUEST._replace(stream=2))
     assert caught.value.reason is Reason.PROTOCOL_ERROR
 

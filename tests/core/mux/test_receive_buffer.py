@@ -8,7 +8,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.receive_buffer import ReceiveHalf
 from tunnel_core.reasons import Reason
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 
 LIMITS = Limits(initial_credit=64, max_credit=100, credit_pool=10_000)
 
@@ -77,7 +77,7 @@ def test_an_ended_half_grants_nothing_more() -> None:
 )
 def test_data_out_of_place_is_a_fault(offset: int, size: int, reason: Reason, stream_only: bool) -> None:
     recv = _half()
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         recv.add(offset, b"x" * size)
     assert (caught.value.reason, caught.value.stream_only) == (reason, stream_only)
     assert recv.received == recv.buffered == 0
@@ -87,7 +87,7 @@ def test_data_behind_the_end_is_a_fault() -> None:
     recv = _half()
     recv.add(0, b"abc")
     recv.end(3)
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         recv.add(3, b"d")
     assert caught.value.reason is Reason.DATA_AFTER_END
 
@@ -108,6 +108,6 @@ def test_a_reader_that_is_gone_is_sent_no_more_than_was_granted() -> None:
     recv = _half()
     recv.skip(64)
     assert recv.received == 64 and not recv.buffered
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         recv.skip(65)
     assert caught.value.reason is Reason.CREDIT_OVERRUN and not caught.value.stream_only

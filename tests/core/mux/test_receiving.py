@@ -11,7 +11,7 @@ from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Data, End, Opened, RefusedFrame
 
 
@@ -25,7 +25,7 @@ def test_a_peer_that_sends_on_beyond_its_credit_after_a_stop_is_at_fault() -> No
     _, agent, _, far = opened()
     far.stop_reading()
     agent.receive(Data(far.number, 0, b"x" * LIMITS.initial_credit))
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         agent.receive(Data(far.number, LIMITS.initial_credit, b"x"))
     assert caught.value.reason is Reason.CREDIT_OVERRUN
     assert not caught.value.stream_only
@@ -66,7 +66,7 @@ def test_two_ends_that_differ_reset_the_stream(second: End) -> None:
 
 def test_an_end_after_data_that_never_came_is_a_fault_of_the_session() -> None:
     _, agent, _, far = opened()
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         agent.receive(End(far.number, 4))
     assert caught.value.reason is Reason.DATA_GAP
 
@@ -74,14 +74,14 @@ def test_an_end_after_data_that_never_came_is_a_fault_of_the_session() -> None:
 def test_the_server_answers_no_open() -> None:
     _, agent, _, far = opened()
     for frame in (Opened(far.number, 0), RefusedFrame(far.number, Reason.DIAL_REFUSED, "")):
-        with pytest.raises(PeerFault) as caught:
+        with pytest.raises(ProtocolError) as caught:
             agent.receive(frame)
         assert caught.value.reason is Reason.PROTOCOL_ERROR
 
 
 def test_an_open_stream_cannot_be_refused() -> None:
     server, _, near, _ = opened()
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         server.receive(RefusedFrame(near.number, Reason.DIAL_REFUSED, ""))
     assert caught.value.reason is Reason.PROTOCOL_ERROR
 
@@ -115,7 +115,7 @@ def test_a_stop_that_crosses_the_end_changes_nothing() -> None:
 
 def test_a_gap_is_a_fault_of_the_session() -> None:
     _, agent, _, far = opened()
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         agent.receive(Data(far.number, 5, b"x"))
     assert caught.value.reason is Reason.DATA_GAP
 

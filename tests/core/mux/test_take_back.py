@@ -11,7 +11,7 @@ from tunnel_core.mux.mux import Mux
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.profiles import profile_of
 from tunnel_core.session.protocol import Session
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Data, DataParts, Draining, End, Frame, Open, Opened, Packet
 
 REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
@@ -108,7 +108,7 @@ def test_the_first_number_on_a_carrier_may_leave_some_out_and_no_other() -> None
     session.move(0, 1.0)
     session.receive(Packet(7, 0, ()), 10, 1.0)
     assert session.received == 7
-    with pytest.raises(PeerFault):
+    with pytest.raises(ProtocolError):
         session.receive(Packet(9, 0, ()), 10, 1.0)
 
 
@@ -120,7 +120,7 @@ def test_a_low_have_is_no_fault_and_one_too_high_is() -> None:
     session.receive(Packet(0, 1, ()), 10, 0.0)
     session.move(0, 1.0)
     assert said(session) == []
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         session.move(5, 2.0)
     assert caught.value.reason is Reason.ACK_OF_UNSENT
 

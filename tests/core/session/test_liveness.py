@@ -12,7 +12,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.session.liveness import Liveness
 from tunnel_core.session.profiles import profile_of
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Ping
 
 LIMITS, DEFAULT, START = Limits(), profile_of(metered=False), 100.0
@@ -40,7 +40,7 @@ def time_of_death(one: Liveness) -> float:
         try:
             if one.check(now):
                 one.ping(now, is_queued=False)
-        except PeerFault as fault:
+        except ProtocolError as fault:
             assert fault.reason is Reason.PING_TIMEOUT
             return now - START
     raise AssertionError("it lives for ever")

@@ -20,7 +20,7 @@ from tunnel_core.session.handshake import VERSION, AgentSteps, AttachRejected, S
 from tunnel_core.session.profiles import profile_of
 from tunnel_core.session.protocol import Session
 from tunnel_core.wire.codec import decode_packet, encode_packet
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Bye, Frame, Open, Packet, Ping, Pong, Rejected, Reset, Stop, Unknown, Use
 
 DEFAULT = profile_of(metered=False)
@@ -79,7 +79,7 @@ def test_two_steps_where_the_hello_says_use_and_the_server_heeds_it() -> None:
     said = hello(LIMITS)._replace(attempt=3, have=7, use=True)
     server = ServerSteps(lambda _: welcome(LIMITS)._replace(used=True))
     assert server.receive(said) == server.welcome and server.use == Use(3, 7)
-    with pytest.raises(PeerFault):
+    with pytest.raises(ProtocolError):
         server.receive(Use(3, 7))
     deaf = ServerSteps(lambda _: welcome(LIMITS))
     deaf.receive(said)
@@ -108,14 +108,14 @@ def test_a_rejection_carries_its_reason_and_advice() -> None:
 )
 def test_steps_out_of_order_are_faults(frames: list[Frame]) -> None:
     steps = ServerSteps(lambda _: welcome(LIMITS))
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         for frame in frames:
             steps.receive(frame)
     assert caught.value.reason is Reason.PROTOCOL_ERROR
 
 
 def test_another_version_is_refused() -> None:
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         AgentSteps(hello(LIMITS)).receive(welcome(LIMITS)._replace(version=VERSION + 1))
     assert caught.value.reason is Reason.VERSION_MISMATCH
 
@@ -183,13 +183,13 @@ def test_send_memory_full_lets_control_through_and_data_wait() -> None:
 
 
 def test_confirming_what_was_never_sent_is_a_fault() -> None:
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         Ends().server.receive(Packet(0, 1, ()), 10, 100.0)
     assert caught.value.reason is Reason.ACK_OF_UNSENT
 
 
 def test_a_number_left_out_is_a_fault() -> None:
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         Ends().agent.receive(Packet(2, 0, ()), 10, 100.0)
     assert caught.value.reason is Reason.PROTOCOL_ERROR
 
@@ -206,14 +206,14 @@ def test_a_packet_that_comes_twice_counts_once() -> None:
 
 @pytest.mark.parametrize("frame", [Unknown(99), hello(LIMITS), welcome(LIMITS), Use(1)])
 def test_unknown_and_misplaced_frames_are_faults(frame: Frame) -> None:
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         Ends().agent.receive(Packet(1, 0, (frame,)), 10, 100.0)
     assert caught.value.reason is Reason.UNKNOWN_FRAME
 
 
 @pytest.mark.parametrize("frame", [REQUEST._replace(stream=1), Bye(Reason.DONE), Reset(1, Reason.DONE)])
 def test_what_must_arrive_cannot_travel_without_a_number(frame: Frame) -> None:
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         Ends().agent.receive(Packet(0, 0, (frame,)), 10, 100.0)
     assert caught.value.reason is Reason.PROTOCOL_ERROR
 
@@ -236,7 +236,7 @@ def test_opens_reset_unanswered_are_budgeted_in_time(cancel: type[Reset] | type[
     for _ in range(5):
         ends.now += 1.0
         open_and_reset(9)
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         open_and_reset(9)
     assert caught.value.reason is Reason.OPEN_FLOOD
 
@@ -305,7 +305,7 @@ def _time_of_death(session: Session, start: float) -> float:
         assert now < start + 1000
         try:
             session.tick(now)
-        except PeerFault as fault:
+        except ProtocolError as fault:
             assert fault.reason is Reason.PING_TIMEOUT
             return now - start
         while session.next_packet(now):
@@ -435,7 +435,7 @@ def test_a_peer_that_answers_pings_but_confirms_nothing_is_at_fault() -> None:
     stream = ends.server_mux.open(REQUEST)
     stream.push(b"x")
     ends.server.next_packet(ends.now)
-    with pytest.raises(PeerFault) as caught:
+    with pytest.raises(ProtocolError) as caught:
         for token in range(100):
             ends.now += 5
             ends.server.receive(Packet(0, 0, (Ping(token),)), 10, ends.now)
@@ -452,7 +452,7 @@ def test_a_late_pong_gives_no_sample() -> None:
 
 def test_a_flood_of_pings_is_a_fault() -> None:
     ends = Ends()
-    with pytest.raises(PeerFault):
+    with pytest.raises(ProtocolError):
         for _ in range(10_000):
             ends.server.receive(Packet(0, 0, (Ping(1),)), 10, ends.now)
 

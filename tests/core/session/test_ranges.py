@@ -13,7 +13,7 @@ from tunnel_core.reasons import Reason
 from tunnel_core.session.handshake import AgentSteps, ServerSteps
 from tunnel_core.session.profiles import PROFILES
 from tunnel_core.session.ranges import HELLO, WELCOME, why_out_of_range
-from tunnel_core.wire.errors import PeerFault
+from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Rejected, Welcome
 from tunnel_server.commands import config_text
 
@@ -44,7 +44,7 @@ MOST = 2**64 - 1
 )
 def test_the_agent_refuses_a_welcome(numbers: dict[str, int], why: str) -> None:
     steps = AgentSteps(hello(LIMITS))
-    with pytest.raises(PeerFault, match=re.escape(why)) as caught:
+    with pytest.raises(ProtocolError, match=re.escape(why)) as caught:
         steps.receive(welcome(LIMITS)._replace(**numbers))
     assert caught.value.reason is Reason.NUMBER_OUT_OF_RANGE
     assert steps.welcome is None
