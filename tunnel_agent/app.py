@@ -25,7 +25,7 @@ from tunnel_agent.targets.lookups import TargetLookups
 from tunnel_agent.targets.serve import Serving
 from tunnel_agent.targets.tls import TargetTls
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
-from tunnel_core.congestion.token_bucket import Bucket
+from tunnel_core.congestion.token_bucket import TokenBucket
 from tunnel_core.mux.stream_state import MuxStream
 from tunnel_core.reasons import Reason
 from tunnel_core.runtime.ending import ending_signals
@@ -79,7 +79,7 @@ class Agent:
         self.state = AgentState(installation.node, installation.servers)
         self.counters = Counters()
         rate = installation.config.link.max_bytes_per_second
-        self.cap = Bucket(rate) if rate else None
+        self.cap = TokenBucket(rate) if rate else None
         self._held = HeldBundle(installation.bundle_file, installation.bundle)
         self.pages = self._make_pages()
         self.serving = self._make_serving()
@@ -188,5 +188,5 @@ class Agent:
         self._nursery.cancel_scope.cancel()
 
 
-def _sample(cap: Bucket) -> CapSample:
+def _sample(cap: TokenBucket) -> CapSample:
     return CapSample(cap.rate, cap.delayed_seconds, cap.delayed_bytes)

@@ -12,6 +12,6 @@ from tunnel_core.congestion import controller as flight
 from tunnel_core.session import protocol as session
 
 if __name__ == "__main__":
-    session.Flight = flight.Unbounded  # type: ignore[misc]
+    session.CongestionController = flight.NoLimit  # type: ignore[misc]
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -22,7 +22,7 @@ from tunnel_agent.network.route_watcher import RouteWatcher
 from tunnel_core.carrier.asyncio_bridge import Bridge
 from tunnel_core.carrier.grpc_client import dial_carrier
 from tunnel_core.carrier.interface import Carrier, CarrierFailed, DialSettings
-from tunnel_core.congestion.token_bucket import Bucket
+from tunnel_core.congestion.token_bucket import TokenBucket
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import split_host_port
@@ -66,7 +66,7 @@ class Connector:
     next attaches. Must not block or raise."""
     max_wait_seconds: float = 30.0
     metered: bool = False
-    cap: Bucket | None = None
+    cap: TokenBucket | None = None
     """Of what the agent sends, over all its sessions; the server is asked to keep to the same rate."""
     resolve: Resolve = resolve_server
     """Looks up servers and proxies, anew for each attempt."""
@@ -272,7 +272,7 @@ def connector_of(
     on_open: Callable[[Stream], None],
     on_look: Callable[[LinkEvent | None], None],
     on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle,
-    cap: Bucket | None = None,
+    cap: TokenBucket | None = None,
 ) -> Connector:
     """Return what attaches ``installation``; for the callbacks see ``Connector``."""
     session = installation.config.session

@@ -36,7 +36,7 @@ _DRIFT = 5e-4
 """NTP slews a clock by up to 500 ppm."""
 
 
-class Rivals:
+class CompetingFlowDetector:
     """Fed with the unloaded way there; tells whether to compete."""
 
     __slots__ = ("_band", "_best_rate", "_now", "_shortest", "_still_since", "_until", "present")
@@ -49,33 +49,33 @@ class Rivals:
         self._until = -math.inf
         self.present = False
 
-    def look(self, unloaded: float, path: float, rate: float, now: float) -> None:
-        """``unloaded``: the way there as lean packets find it. ``path``: the shortest round trip.
+    def look(self, min_one_way_delay: float, base_round_trip: float, rate: float, now: float) -> None:
+        """``min_one_way_delay``: as lean packets find it. ``base_round_trip``: the shortest.
 
         ``rate`` is ours, in bytes per second.
         """
         passed, self._now = now - self._now, now
-        self._shortest = min(self._shortest + _DRIFT * passed, unloaded)
+        self._shortest = min(self._shortest + _DRIFT * passed, min_one_way_delay)
         self._best_rate = max(self._best_rate * math.exp(-_FORGET_BEST * passed), rate)
-        inflation = unloaded - self._shortest
-        most = max(_INFLATED_SECONDS, _INFLATED_SHARE * path)
+        inflation = min_one_way_delay - self._shortest
+        most = max(_INFLATED_SECONDS, _INFLATED_SHARE * base_round_trip)
         if rate < _FELL_BELOW * self._best_rate:
             most *= _FELL_SHARE
         if inflation <= most:
-            self._stir(unloaded)
+            self._stir(min_one_way_delay)
         else:
             self._until = now + _MEMORY_SECONDS
-            self._watch(unloaded, _STILL_BAND + _STILL_SHARE * inflation)
+            self._watch(min_one_way_delay, _STILL_BAND + _STILL_SHARE * inflation)
         self.present = now < self._until
 
-    def _stir(self, unloaded: float) -> None:
-        self._band = unloaded, unloaded
+    def _stir(self, min_one_way_delay: float) -> None:
+        self._band = min_one_way_delay, min_one_way_delay
         self._still_since = self._now
 
-    def _watch(self, unloaded: float, width: float) -> None:
-        low, high = min(self._band[0], unloaded), max(self._band[1], unloaded)
+    def _watch(self, min_one_way_delay: float, width: float) -> None:
+        low, high = min(self._band[0], min_one_way_delay), max(self._band[1], min_one_way_delay)
         self._band = low, high
         if high - low > width:
-            self._stir(unloaded)
+            self._stir(min_one_way_delay)
         elif self._now - self._still_since > _STILL_SECONDS:
-            self._shortest, self._until = unloaded, self._now
+            self._shortest, self._until = min_one_way_delay, self._now

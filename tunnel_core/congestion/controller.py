@@ -34,10 +34,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from tunnel_core.congestion.competition import Rivals
-from tunnel_core.congestion.pacer import PACED_PATH_SECONDS, Pacing
-from tunnel_core.congestion.probing import Growth
-from tunnel_core.congestion.rate_estimator import Delivery, Sample
+from tunnel_core.congestion.competition import CompetingFlowDetector
+from tunnel_core.congestion.pacer import PACED_PATH_SECONDS, Pacer
+from tunnel_core.congestion.probing import BandwidthProbe
+from tunnel_core.congestion.rate_estimator import RateEstimator, Sample
 from tunnel_core.limits import KIB, MIB, Limits
 
 _FIRST_LIMIT = 8 * KIB
@@ -45,7 +45,7 @@ _FIRST_LIMIT = 8 * KIB
 it. A carrier that loses its first packets is slow for many round trips."""
 _LEAST_LIMIT = 16 * KIB
 """Twelve of the smallest packets: fewer make no stream of confirmations."""
-_LEAST_DIP = 4 * KIB
+_LEAST_PROBE_RTT_LIMIT = 4 * KIB
 _LEAST_PACKET, _LEAST_NEAR_PACKET = 1280, 2 * KIB
 """With its headers one segment: TCP counts segments, and part of one takes as much of its window. On short
 paths what counts is the price of a packet."""
@@ -72,12 +72,12 @@ _FAST_SLACK_SECONDS = 0.045
 _FAST_FROM, _FAST_TO = 100 * MIB, 300 * MIB
 _RIVAL_GAIN = 1.75
 """Beyond the path. With 0.5 TCP's window was at times not filled: our share beside cubic was 0.35."""
-_DIP, _RIVAL_DIP = 0.75, 1.0
+_PROBE_RTT_SHARE, _RIVAL_PROBE_RTT_SHARE = 0.75, 1.0
 """Of the path: deep enough for a rate taken too high by a fifth. Beside a rival a deep dip is a gift."""
 _RIVAL_GROWTH = 0.4
 """Of what was confirmed: TCP, which has room after a dip, would lose most of a burst."""
-_DIP_SECONDS, _RIVAL_DIP_SECONDS = 2.5, 6.0
-_DIP_PATHS = 10
+_PROBE_RTT_SECONDS, _RIVAL_PROBE_RTT_SECONDS = 2.5, 6.0
+_PROBE_RTT_PATHS = 10
 """Dips cost a quarter of a path: 3 % at most."""
 _SOON_PATHS, _RIVAL_SOON_PATHS = 4, 12
 """Between dips for unintended queues: the last one must have shown its effect."""
@@ -91,7 +91,7 @@ _LEAST_PACE = 0.8
 """Of the rate: a queue drains no faster, or one late packet would stop all."""
 
 
-class Flight:
+class CongestionController:
     """The bound of one session. ``reset`` for each carrier; numbers go on rising across them."""
 
     def __init__(self, limits: Limits, now: float) -> None:
@@ -110,25 +110,25 @@ class Flight:
         self._uncounted: deque[tuple[int, int]] = deque()  # number and size of what is under way besides
         self._uncounted_bytes = 0
         self._count_at = now
-        self._delivery = Delivery()
-        self._rivals = Rivals(now)
+        self._delivery = RateEstimator()
+        self._rivals = CompetingFlowDetector(now)
         self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
-        self._growth = Growth()
+        self._growth = BandwidthProbe()
         self._queue = 0.0  # seconds of it, as the newest sample on a paced path found it
         self._surprised = False  # by a queue that stood unintended in the last round
-        self._limited = False
+        self._app_limited = False
         self._asked_bytes = 0
-        self._pacing = Pacing(now)
-        self._lean_at = self._dip_at = now
-        self._dipping = False
-        self._dip_first = 0  # the first lean packet of the dip
+        self._pacing = Pacer(now)
+        self._low_inflight_at = self._probe_rtt_at = now
+        self._probing_rtt = False
+        self._probe_rtt_first = 0  # the first lean packet of the dip
         self._start_round(dipped=False)
 
     def _start_round(self, *, dipped: bool) -> None:
         self._round_end = self._number + 1
         self._round_rate = self._round_queue = 0.0
         self._round_bytes = 0
-        self._round_limited, self._round_dipped = False, dipped
+        self._round_app_limited, self._round_probed_rtt = False, dipped
 
     # What others may know.
 
@@ -166,7 +166,7 @@ class Flight:
             return 0
         return 0 if not self._near and self._pacing.is_held(now) else room
 
-    def quick_room(self, now: float) -> int:
+    def priority_room(self, now: float) -> int:
         """Bytes that may leave now for streams with little queued: above the limit, but bounded too."""
         ahead = _QUICK_PACKETS * self.packet_bytes
         room = self.limit + ahead - self._delivery.in_flight
@@ -176,45 +176,45 @@ class Flight:
         """When ``room``, which was 0 at the last call for the sake of pacing, will not be."""
         return self._pacing.deadline
 
-    def note_idle(self) -> None:
+    def note_app_limited(self) -> None:
         """The session had nothing more to send, though it might have."""
         if self._delivery.in_flight < self.limit:
-            self._limited = True
+            self._app_limited = True
 
     def sent(self, number: int, size: int, now: float) -> bool:
         """A numbered packet leaves. True: it should ask for a confirmation at once."""
         self._number = number
-        if self._limited and self._delivery.in_flight + self._uncounted_bytes + size <= _UNCOUNTED_BYTES:
+        if self._app_limited and self._delivery.in_flight + self._uncounted_bytes + size <= _UNCOUNTED_BYTES:
             if self._near and now < self._count_at:
                 self._leave_uncounted(number, size)
                 return False
             self._count_at = now + _COUNT_SECONDS
-        lean = self._delivery.in_flight <= self._dip_limit
-        if lean:
-            self._lean_at = now
-            if self._dipping and not self._dip_first:
-                self._dip_first = number
-        self._delivery.sent(number, size, now, limited=self._limited, lean=lean)
-        self._limited = False
-        path = self._delivery.path
-        if path > PACED_PATH_SECONDS:
-            self._pacing.sent(size, now, self._pace(path))
+        low_inflight = self._delivery.in_flight <= self._probe_rtt_limit
+        if low_inflight:
+            self._low_inflight_at = now
+            if self._probing_rtt and not self._probe_rtt_first:
+                self._probe_rtt_first = number
+        self._delivery.sent(number, size, now, app_limited=self._app_limited, low_inflight=low_inflight)
+        self._app_limited = False
+        base_round_trip = self._delivery.base_round_trip
+        if base_round_trip > PACED_PATH_SECONDS:
+            self._pacing.sent(size, now, self._pace(base_round_trip))
         return self._asks(size)
 
-    def _pace(self, path: float) -> float:
+    def _pace(self, base_round_trip: float) -> float:
         rate, growth = self.rate_bytes_per_second, self._growth
         if self._rivals.present:
-            return _RIVAL_PACE * self.limit / path
-        if self._dipping or growth.new or not rate:
-            return _PACE * self.limit / path
+            return _RIVAL_PACE * self.limit / base_round_trip
+        if self._probing_rtt or growth.new or not rate:
+            return _PACE * self.limit / base_round_trip
         # In two round trips, because it takes one to see what the last correction did.
-        correction = (_PACE_AIM * self._slack - self._queue) / (2 * path)
-        return rate * max(_LEAST_PACE, 1 + correction + growth.gain(rate, path))
+        correction = (_PACE_AIM * self._slack - self._queue) / (2 * base_round_trip)
+        return rate * max(_LEAST_PACE, 1 + correction + growth.gain(rate, base_round_trip))
 
     def _leave_uncounted(self, number: int, size: int) -> None:
         self._uncounted.append((number, size))
         self._uncounted_bytes += size
-        self._limited = False
+        self._app_limited = False
 
     def _asks(self, size: int) -> bool:
         self._asked_bytes += size
@@ -238,8 +238,8 @@ class Flight:
             self._uncounted_bytes -= uncounted.popleft()[1]
         if not self._delivery.in_flight:
             return
-        if self._dip_first and number >= self._dip_first:
-            self._end_dip(now)
+        if self._probe_rtt_first and number >= self._probe_rtt_first:
+            self._end_probe_rtt(now)
         sample = self._delivery.confirmed(number, stamp, now)
         if sample is None:
             return
@@ -248,19 +248,23 @@ class Flight:
             self._end_round(sample, now)
         self._set_limit(sample.size)
 
-    def _end_dip(self, now: float) -> None:
-        self._dipping, self._dip_first, self._dip_at = False, 0, now
+    def _end_probe_rtt(self, now: float) -> None:
+        self._probing_rtt, self._probe_rtt_first, self._probe_rtt_at = False, 0, now
         self._delivery.forget_unloaded()
 
     def _take(self, sample: Sample) -> None:
-        if self._dipping and self._surprised and not self._rivals.present:
+        if self._probing_rtt and self._surprised and not self._rivals.present:
             # The queue drains at the link's rate, and until it has no packet is lean.
             self._round_rate = self.rate_bytes_per_second = max(self._round_rate, sample.rate)
-        elif not sample.limited or sample.rate > self.rate_bytes_per_second:
+        elif not sample.app_limited or sample.rate > self.rate_bytes_per_second:
             self._round_rate = max(self._round_rate, sample.rate)
             self.rate_bytes_per_second = max(self.rate_bytes_per_second, sample.rate)
-        self._round_limited |= sample.limited
-        queue = sample.queue if self._delivery.path <= PACED_PATH_SECONDS else self._look_at_queue(sample)
+        self._round_app_limited |= sample.app_limited
+        queue = (
+            sample.queue
+            if self._delivery.base_round_trip <= PACED_PATH_SECONDS
+            else self._look_at_queue(sample)
+        )
         self._round_queue += queue * sample.size
         self._round_bytes += sample.size
 
@@ -269,23 +273,25 @@ class Flight:
         rate, slack = self.rate_bytes_per_second, self._slack
         own = min(sample.size, self.packet_bytes) / max(1.0, rate)
         self._queue = max(0.0, sample.queue - min(own, slack))
-        if rate * self._delivery.path > _LEAST_LIMIT:  # below, what waits may wait for TCP's first window
-            trusted = not (self._dipping or self._surprised)
+        if (
+            rate * self._delivery.base_round_trip > _LEAST_LIMIT
+        ):  # below, what waits may wait for TCP's first window
+            trusted = not (self._probing_rtt or self._surprised)
             self._growth.found_queue(self._queue, slack, rate, trusted=trusted)
         return self._queue
 
     def _end_round(self, sample: Sample, now: float) -> None:
-        if not self._round_dipped:  # all lean packets of the last dip were seen, not its first alone
+        if not self._round_probed_rtt:  # all lean packets of the last dip were seen, not its first alone
             delivery, rate = self._delivery, self.rate_bytes_per_second
-            self._rivals.look(delivery.unloaded, delivery.shortest, rate, now)
+            self._rivals.look(delivery.min_one_way_delay, delivery.shortest, rate, now)
         queue = self._round_queue / max(1, self._round_bytes)
         unintended = queue > self._most_intended and not self._growth.on
         self._judge_rate(unintended=unintended)
-        if self._round_rate and not self._round_limited and not self._round_dipped:
+        if self._round_rate and not self._round_app_limited and not self._round_probed_rtt:
             self._growth.end_round(queue, self._slack, self.rate_bytes_per_second)
-        was_dipping = self._dipping
-        self._maybe_dip(now, unintended=unintended)
-        self._start_round(dipped=was_dipping or self._dipping)
+        was_probing_rtt = self._probing_rtt
+        self._maybe_probe_rtt(now, unintended=unintended)
+        self._start_round(dipped=was_probing_rtt or self._probing_rtt)
 
     def _judge_rate(self, *, unintended: bool) -> None:
         if (unintended or self._surprised) and not self._rivals.present:
@@ -295,13 +301,13 @@ class Flight:
             self.rate_bytes_per_second = max(self._rates)
         self._surprised = unintended
 
-    def _maybe_dip(self, now: float, *, unintended: bool) -> None:
-        path = self._delivery.path
-        every = _RIVAL_DIP_SECONDS if self._rivals.present else _DIP_SECONDS
-        stale = now - self._lean_at > max(every, _DIP_PATHS * path)
-        soon = (_RIVAL_SOON_PATHS if self._rivals.present else _SOON_PATHS) * path
-        if stale or (unintended and now - self._dip_at > soon):
-            self._dipping = True
+    def _maybe_probe_rtt(self, now: float, *, unintended: bool) -> None:
+        base_round_trip = self._delivery.base_round_trip
+        every = _RIVAL_PROBE_RTT_SECONDS if self._rivals.present else _PROBE_RTT_SECONDS
+        stale = now - self._low_inflight_at > max(every, _PROBE_RTT_PATHS * base_round_trip)
+        soon = (_RIVAL_SOON_PATHS if self._rivals.present else _SOON_PATHS) * base_round_trip
+        if stale or (unintended and now - self._probe_rtt_at > soon):
+            self._probing_rtt = True
             self._growth.disturbed()
 
     # The limit.
@@ -312,7 +318,7 @@ class Flight:
         fast = (self.rate_bytes_per_second - _FAST_FROM) / (_FAST_TO - _FAST_FROM)
         return (
             _SLACK_SECONDS
-            + _SLACK_SHARE * self._delivery.path
+            + _SLACK_SHARE * self._delivery.base_round_trip
             + _FAST_SLACK_SECONDS * min(1.0, max(0.0, fast))
         )
 
@@ -324,28 +330,30 @@ class Flight:
     def _most_intended(self) -> float:
         """Seconds of queue above which it is none that the limit allows for."""
         allowed = self._slack + _ASK_SECONDS
-        return allowed + self._rival_extra + max(2 * allowed, self._delivery.path / 4)
+        return allowed + self._rival_extra + max(2 * allowed, self._delivery.base_round_trip / 4)
 
     @property
-    def _dip_limit(self) -> float:
-        share = _RIVAL_DIP if self._rivals.present else _DIP
-        return max(_LEAST_DIP, share * self.rate_bytes_per_second * self._delivery.path)
+    def _probe_rtt_limit(self) -> float:
+        share = _RIVAL_PROBE_RTT_SHARE if self._rivals.present else _PROBE_RTT_SHARE
+        return max(
+            _LEAST_PROBE_RTT_LIMIT, share * self.rate_bytes_per_second * self._delivery.base_round_trip
+        )
 
     def _set_limit(self, fresh: int) -> None:
-        if self._dipping:
-            wish = self._dip_limit
+        if self._probing_rtt:
+            wish = self._probe_rtt_limit
         else:
-            path, rate = self._delivery.path, self.rate_bytes_per_second
-            extra = max(self._rival_extra, path * self._growth.gain(rate, path))
-            wish = rate * (path + extra + self._slack) + self._ask_bytes
+            base_round_trip, rate = self._delivery.base_round_trip, self.rate_bytes_per_second
+            extra = max(self._rival_extra, base_round_trip * self._growth.gain(rate, base_round_trip))
+            wish = rate * (base_round_trip + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
         grown = self.limit + (_RIVAL_GROWTH * fresh if self._rivals.present else fresh)
         self.limit = int(min(wish, grown, self._limits.max_send_memory))
-        self._near = self._delivery.path <= PACED_PATH_SECONDS
+        self._near = self._delivery.base_round_trip <= PACED_PATH_SECONDS
         self.packet_bytes = self._packet_bytes()
 
 
-class Unbounded(Flight):
+class NoLimit(CongestionController):
     """Bounds nothing, measures nothing, asks for no confirmation: what the flight limit is compared with."""
 
     def _packet_bytes(self) -> int:
@@ -354,10 +362,10 @@ class Unbounded(Flight):
     def room(self, now: float) -> int:
         return self._limits.max_packet_bytes
 
-    def quick_room(self, now: float) -> int:
+    def priority_room(self, now: float) -> int:
         return self._limits.max_packet_bytes
 
-    def note_idle(self) -> None:
+    def note_app_limited(self) -> None:
         """Of no interest."""
 
     def sent(self, number: int, size: int, now: float) -> bool:

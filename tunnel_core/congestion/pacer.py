@@ -13,7 +13,7 @@ PACED_PATH_SECONDS = 0.010
 _BURST_SECONDS = 0.004
 
 
-class Pacing:
+class Pacer:
     """Of one carrier. Small, because it is asked before and told after each packet."""
 
     __slots__ = ("_held", "_next_at", "_rate")

@@ -30,7 +30,7 @@ _STANDING_SAMPLES = 2
 """One is the noise of a program."""
 
 
-class Growth:
+class BandwidthProbe:
     """Of one carrier. ``slack``: seconds of queue that are intended at most; ``rate`` in bytes per second."""
 
     __slots__ = ("_empty_rounds", "_full_rate", "_known_rate", "_probe_seconds", "_standing", "new", "on")
@@ -45,15 +45,15 @@ class Growth:
         self._empty_rounds = 0
         self._standing = 0
 
-    def gain(self, rate: float, path: float) -> float:
-        """By what share the rate may be passed. ``path`` may be 0: a peer may tell any time of arrival."""
+    def gain(self, rate: float, base_round_trip: float) -> float:
+        """By what share the rate may be passed. ``base_round_trip`` may be 0: a peer may tell any arrival."""
         if not self.on:
             return 0.0
         if self.new:
             return _STARTUP_GAIN
-        if path <= 0 or self._is_low(rate):
+        if base_round_trip <= 0 or self._is_low(rate):
             return _PROBE_GAIN
-        return min(_PROBE_GAIN, self._probe_seconds / path)
+        return min(_PROBE_GAIN, self._probe_seconds / base_round_trip)
 
     def _is_low(self, rate: float) -> bool:
         return rate < _KNOWN_SHARE * self._known_rate < math.inf

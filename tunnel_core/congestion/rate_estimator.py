@@ -41,8 +41,8 @@ class _Sent(NamedTuple):
     delivered: int
     last_sent: float  # when the newest packet that was confirmed by then had left
     last_arrived: float
-    limited: bool
-    lean: bool
+    app_limited: bool
+    low_inflight: bool
 
 
 class Sample(NamedTuple):
@@ -52,17 +52,17 @@ class Sample(NamedTuple):
     size: int  # bytes that it confirmed
     rate: float
     queue: float  # seconds for which the newest of them waited on the way there
-    limited: bool  # the program had no more to send, so the link may do better
+    app_limited: bool  # the program had no more to send, so the link may do better
 
 
-class Delivery:
+class RateEstimator:
     """Estimates from the confirmations of one carrier. Everything in bytes and seconds."""
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self.unloaded = math.inf
+        self.min_one_way_delay = math.inf
         """The way there with nothing of ours on it, plus the clocks' difference."""
-        self.path = 0.0
+        self.base_round_trip = 0.0
         """The round trip of now with nothing of ours waiting on the way there; 0: not known yet."""
         self._back = 0.0  # less the clocks' difference, as every time of arrival
         self._trip = 0.0
@@ -76,14 +76,14 @@ class Delivery:
     @property
     def shortest(self) -> float:
         """The same with nothing waiting on the way back either."""
-        return min(self._trip, max(0.0, self.unloaded + self._backs[0][1])) if self._backs else 0.0
+        return min(self._trip, max(0.0, self.min_one_way_delay + self._backs[0][1])) if self._backs else 0.0
 
-    def sent(self, number: int, size: int, now: float, *, limited: bool, lean: bool) -> None:
+    def sent(self, number: int, size: int, now: float, *, app_limited: bool, low_inflight: bool) -> None:
         if not self.in_flight:
             self._last_sent, self._last_arrived = now, now - self._back
         self.in_flight += size
         before = self._delivered, self._last_sent, self._last_arrived
-        self._under_way.append(_Sent(number, size, now, *before, limited, lean))
+        self._under_way.append(_Sent(number, size, now, *before, app_limited, low_inflight))
 
     def confirmed(self, number: int, stamp: int, now: float) -> Sample | None:
         """None if it confirms nothing that is under way on this carrier."""
@@ -99,7 +99,7 @@ class Delivery:
         self._measure(packet, there, now)
         rate = self._rate(packet, there, now)
         self._last_sent, self._last_arrived = packet.sent_at, packet.sent_at + there
-        return Sample(packet.number, size, rate, max(0.0, there - self.unloaded), packet.limited)
+        return Sample(packet.number, size, rate, max(0.0, there - self.min_one_way_delay), packet.app_limited)
 
     def _way_there(self, packet: _Sent, stamp: int, now: float) -> float:
         if not stamp:
@@ -114,10 +114,10 @@ class Delivery:
         back = self._trip - there
         self._back = back if not self._backs else self._back + _BACK_GAIN * (back - self._back)
         _keep_least(self._backs, back, now, _BACK_SECONDS)
-        if packet.lean or there < self.unloaded:
+        if packet.low_inflight or there < self.min_one_way_delay:
             _keep_least(self._leans, there, now, _LEAN_SECONDS)
-            self.unloaded = self._leans[0][1]
-        self.path = min(self._trip, max(0.0, self.unloaded + self._back))
+            self.min_one_way_delay = self._leans[0][1]
+        self.base_round_trip = min(self._trip, max(0.0, self.min_one_way_delay + self._back))
 
     def _rate(self, packet: _Sent, there: float, now: float) -> float:
         if packet.delivered:

@@ -11,19 +11,19 @@ from __future__ import annotations
 import math
 from typing import TypeAlias
 
-from tunnel_core.congestion.controller import Flight
-from tunnel_core.congestion.token_bucket import Bucket
+from tunnel_core.congestion.controller import CongestionController
+from tunnel_core.congestion.token_bucket import TokenBucket
 
 Budgets: TypeAlias = tuple[int, int]
 """Bytes of content that the next packet may hold: in all, and of what must not wait."""
 
 
-class Allowance:
+class SendBudget:
     """Both bounds of one session. The flight is the carrier's, the cap outlives it."""
 
     __slots__ = ("cap", "due", "flight")
 
-    def __init__(self, flight: Flight, cap: Bucket | None) -> None:
+    def __init__(self, flight: CongestionController, cap: TokenBucket | None) -> None:
         self.flight = flight
         self.cap = cap
         self.due = math.inf
@@ -45,4 +45,4 @@ class Allowance:
             return most, most
         bulk = min(most, flight.room(now))
         self.due = flight.deadline()
-        return bulk, min(most, flight.quick_room(now))
+        return bulk, min(most, flight.priority_room(now))

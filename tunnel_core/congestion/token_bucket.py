@@ -23,7 +23,7 @@ _ROUNDING = 0.99
 """The part of a piece that counts as one, so that whoever wakes at the deadline finds room."""
 
 
-class Bucket:
+class TokenBucket:
     """Full at first. ``now`` is in seconds, of any origin, and never goes back."""
 
     def __init__(self, rate: int, burst: int = 0) -> None:

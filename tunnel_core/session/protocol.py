@@ -24,9 +24,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tunnel_core.congestion.acks import Confirming
-from tunnel_core.congestion.controller import Flight, Unbounded
-from tunnel_core.congestion.send_budget import Allowance
-from tunnel_core.congestion.token_bucket import Bucket
+from tunnel_core.congestion.controller import CongestionController, NoLimit
+from tunnel_core.congestion.send_budget import SendBudget
+from tunnel_core.congestion.token_bucket import TokenBucket
 from tunnel_core.limits import Limits
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import Receipt
@@ -83,12 +83,12 @@ class Session:
         *,
         pings: bool,
         now: float,
-        cap: Bucket | None = None,
+        cap: TokenBucket | None = None,
     ) -> None:
         self.mux = mux
-        self.flight = Flight(limits, now) if limits.flight_limit else Unbounded(limits, now)
+        self.flight = CongestionController(limits, now) if limits.flight_limit else NoLimit(limits, now)
         self.liveness = Liveness(limits, welcome, profile, pings=pings, now=now)
-        self.allowance = Allowance(self.flight, cap)
+        self.allowance = SendBudget(self.flight, cap)
         """Its ``due`` says when there may be room for what ``next_packet`` found none for."""
         self.peer_bye: Bye | None = None
         self.peer_draining = False
@@ -144,11 +144,11 @@ class Session:
         """What the streams say in this packet; ``receipt`` gets what must come back if it is lost."""
         budgets = self.allowance.ask(now)
         if budgets is None:
-            self.flight.note_idle()  # the cap sets the pace: that is no news of the link
+            self.flight.note_app_limited()  # the cap sets the pace: that is no news of the link
             return []
         frames, receipt[:] = self.mux.take(*budgets)
         if not self.mux.has_data:
-            self.flight.note_idle()
+            self.flight.note_app_limited()
         return frames
 
     def _bare(self, frames: Sequence[Frame]) -> Packet:

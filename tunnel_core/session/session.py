@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import trio
 
-from tunnel_core.congestion.token_bucket import Bucket
+from tunnel_core.congestion.token_bucket import TokenBucket
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.stream_state import MuxStream
@@ -68,7 +68,7 @@ class Link:
         limits: Limits,
         pool: CreditPool,
         send_pool: SendPool | None = None,
-        cap: Bucket | None = None,
+        cap: TokenBucket | None = None,
         on_open: Callable[[Stream], None] | None = None,
         on_event: Callable[[Link, LinkEvent], None] = _ignore,
     ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
-from tunnel_core.congestion.controller import Flight
+from tunnel_core.congestion.controller import CongestionController
 from tunnel_core.session.open_streams import OpenStreams
 from tunnel_core.session.protocol import Session
 from tunnel_core.session.state import Loss
@@ -81,7 +81,7 @@ def take_statistics(
     )
 
 
-def flight_statistics(flight: Flight) -> FlightStatistics:
+def flight_statistics(flight: CongestionController) -> FlightStatistics:
     """Return the figures of ``flight`` now."""
     return FlightStatistics(
         flight.in_flight,

@@ -18,7 +18,7 @@ import trio
 
 from certs.x509 import IdentityError, Proven, Usage, proven_leaf
 from tunnel_core.carrier.interface import Carrier
-from tunnel_core.congestion.token_bucket import Bucket
+from tunnel_core.congestion.token_bucket import TokenBucket
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
@@ -244,7 +244,7 @@ class Attachments:
             limits=self._settings.limits,
             pool=self._pool,
             send_pool=self.send_pool,
-            cap=Bucket(hello.max_bytes_per_second) if hello.max_bytes_per_second else None,
+            cap=TokenBucket(hello.max_bytes_per_second) if hello.max_bytes_per_second else None,
             on_event=self._befell,
         )
         link.peer_address = attempt.peer_address

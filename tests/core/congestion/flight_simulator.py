@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from tunnel_core.congestion.acks import Confirming
-from tunnel_core.congestion.controller import Flight
+from tunnel_core.congestion.controller import CongestionController
 from tunnel_core.limits import KIB, MIB, Limits
 
 _MSS = 1448
@@ -36,12 +36,12 @@ _CONFIRMED_AFTER_SECONDS = 0.025
 
 
 class Bounding(Protocol):
-    """What an end asks about its bytes in flight; ``Flight`` is one, ``Unbounded`` the other."""
+    """What an end asks about its bytes in flight; ``CongestionController`` is one, ``Unbounded`` another."""
 
     def reset(self, now: float) -> None: ...
     def sent(self, number: int, size: int, now: float) -> bool: ...
     def confirmed(self, number: int, stamp: int, now: float) -> None: ...
-    def note_idle(self) -> None: ...
+    def note_app_limited(self) -> None: ...
     @property
     def limit(self) -> int: ...
     @property
@@ -50,7 +50,7 @@ class Bounding(Protocol):
     def packet_bytes(self) -> int: ...
     def deadline(self) -> float: ...
     def room(self, now: float) -> int: ...
-    def quick_room(self, now: float) -> int: ...
+    def priority_room(self, now: float) -> int: ...
 
 
 class Unbounded:
@@ -77,16 +77,16 @@ class Unbounded:
         while self._sizes and self._sizes[0][0] <= number:
             self.in_flight -= self._sizes.popleft()[1]
 
-    def note_idle(self) -> None:
+    def note_app_limited(self) -> None:
         pass
 
     def deadline(self) -> float:
         return math.inf
 
     def room(self, now: float) -> int:
-        return self.quick_room(now)
+        return self.priority_room(now)
 
-    def quick_room(self, now: float) -> int:
+    def priority_room(self, now: float) -> int:
         return max(0, self.limit - self.in_flight)
 
 
@@ -538,11 +538,11 @@ class End:
 
     def _next_packet(self) -> Sent | None:
         now, messages = self._now, list[Message]()
-        while self._quick and 64 * len(messages) < self.flight.quick_room(now):
+        while self._quick and 64 * len(messages) < self.flight.priority_room(now):
             messages.append(self._quick.popleft())
         bulk = int(min(self.bulk_left, self._credit - self._bulk_sent))
         if not bulk:
-            self.flight.note_idle()
+            self.flight.note_app_limited()
         bulk = min(bulk, self.flight.room(now), self.flight.packet_bytes)
         credit = self._new_grant()
         if not messages and not bulk and not credit:
@@ -583,7 +583,7 @@ class Link:
         self.agent.attach(self._tcps[1])
 
     def _end(self, bounded: bool, offset: float) -> End:
-        flight = Flight(self.limits, offset) if bounded else Unbounded(self.limits)
+        flight = CongestionController(self.limits, offset) if bounded else Unbounded(self.limits)
         return End(self.clock, flight, self.limits, clock_offset=offset)
 
     def _connect(self) -> tuple[Tcp, Tcp]:
@@ -634,7 +634,7 @@ class Loopback:
         self.server, self.agent = (
             End(
                 self.clock,
-                Flight(limits, 0.0) if bounded else Unbounded(limits),
+                CongestionController(limits, 0.0) if bounded else Unbounded(limits),
                 limits,
                 costs=costs,
                 window=window,

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from tunnel_core.congestion.competition import Rivals
+from tunnel_core.congestion.competition import CompetingFlowDetector
 
 RATE = 2.5e6
 
 
-def looks(rivals: Rivals, start: float, delays: list[float]) -> None:
+def looks(rivals: CompetingFlowDetector, start: float, delays: list[float]) -> None:
     for second, delay in enumerate(delays):
         rivals.look(delay, 0.05, RATE, start + second)
 
 
 def test_a_little_that_waits_is_nobody() -> None:
-    rivals = Rivals(0.0)
+    rivals = CompetingFlowDetector(0.0)
     looks(rivals, 0, [1.0, 1.01, 1.015, 1.005])
     assert not rivals.present
 
 
 def test_a_queue_that_does_not_empty_is_a_rival() -> None:
-    rivals = Rivals(0.0)
+    rivals = CompetingFlowDetector(0.0)
     looks(rivals, 0, [1.0, 1.1])
     assert rivals.present
 
 
 def test_a_queue_that_empties_now_and_then_still_is() -> None:
-    rivals = Rivals(0.0)
+    rivals = CompetingFlowDetector(0.0)
     looks(rivals, 0, [1.0, 1.1, 1.0, 1.0, 1.0])
     assert rivals.present
     looks(rivals, 5, [1.0] * 16)
@@ -33,7 +33,7 @@ def test_a_queue_that_empties_now_and_then_still_is() -> None:
 
 
 def test_a_short_queue_is_a_rivals_if_our_rate_fell() -> None:
-    rivals = Rivals(0.0)
+    rivals = CompetingFlowDetector(0.0)
     looks(rivals, 0, [1.0, 1.01])
     rivals.look(1.01, 0.05, 0.8 * RATE, 2.0)
     assert not rivals.present
@@ -44,7 +44,7 @@ def test_a_short_queue_is_a_rivals_if_our_rate_fell() -> None:
 
 
 def test_a_link_that_stays_slow_is_no_longer_suspected() -> None:
-    rivals = Rivals(0.0)
+    rivals = CompetingFlowDetector(0.0)
     looks(rivals, 0, [1.0])
     for second in range(1, 60):
         rivals.look(1.0, 0.05, 0.6 * RATE, second)
@@ -53,7 +53,7 @@ def test_a_link_that_stays_slow_is_no_longer_suspected() -> None:
 
 
 def test_a_longer_route_stands_still() -> None:
-    rivals = Rivals(0.0)
+    rivals = CompetingFlowDetector(0.0)
     looks(rivals, 0, [1.0] + [1.3] * 18)
     assert not rivals.present
     looks(rivals, 19, [1.3, 1.4])
@@ -61,12 +61,12 @@ def test_a_longer_route_stands_still() -> None:
 
 
 def test_a_queue_that_moves_never_becomes_the_route() -> None:
-    rivals = Rivals(0.0)
+    rivals = CompetingFlowDetector(0.0)
     looks(rivals, 0, [1.0] + [1.3, 1.2] * 60)
     assert rivals.present
 
 
 def test_clocks_drift() -> None:
-    rivals = Rivals(0.0)
+    rivals = CompetingFlowDetector(0.0)
     looks(rivals, 0, [1.0 + 1e-4 * second for second in range(1000)])
     assert not rivals.present

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel_core.congestion.acks import STAMP_MODULUS
-from tunnel_core.congestion.controller import Flight
+from tunnel_core.congestion.controller import CongestionController
 from tunnel_core.limits import KIB, Limits
 
 LIMITS = Limits()
@@ -34,12 +34,12 @@ steps = st.lists(
 )
 
 
-def hold_invariants(flight: Flight, now: float) -> None:
+def hold_invariants(flight: CongestionController, now: float) -> None:
     room = flight.room(now)
     assert 4 * KIB <= flight.limit <= LIMITS.max_send_memory
     assert 1280 <= flight.packet_bytes <= LIMITS.max_packet_bytes
     assert room >= 0
-    assert flight.quick_room(now) >= 0
+    assert flight.priority_room(now) >= 0
     assert flight.in_flight >= 0
     assert 0 <= flight.rate_bytes_per_second < math.inf
     assert 0 <= flight.min_round_trip_seconds < math.inf
@@ -52,18 +52,18 @@ def hold_invariants(flight: Flight, now: float) -> None:
 
 @given(steps)
 def test_whatever_the_peer_confirms_and_stamps_nothing_stops(story: list[Step]) -> None:
-    now, number, flight = 100.0, 0, Flight(LIMITS, 100.0)
+    now, number, flight = 100.0, 0, CongestionController(LIMITS, 100.0)
     for step in story:
         now += step.seconds
         if step.kind in ("send", "quick"):
-            room = flight.room(now) if step.kind == "send" else min(64, flight.quick_room(now))
+            room = flight.room(now) if step.kind == "send" else min(64, flight.priority_room(now))
             if room:
                 number += 1
                 flight.sent(number, min(room, flight.packet_bytes), now)
         elif step.kind == "confirm":
             flight.confirmed(step.argument % (number + 1), step.argument, now)
         elif step.kind == "idle":
-            flight.note_idle()
+            flight.note_app_limited()
         else:
             flight.reset(now)
         hold_invariants(flight, now)
@@ -75,7 +75,9 @@ def stamp(seconds: float, clock_offset: float = 4321.0) -> int:
     return int((seconds + clock_offset) * 1e6) % STAMP_MODULUS or 1
 
 
-def exchange(flight: Flight, first: int, count: int, *, start: float, offset: float = 4321.0) -> float:
+def exchange(
+    flight: CongestionController, first: int, count: int, *, start: float, offset: float = 4321.0
+) -> float:
     """Packets of 10,000 bytes each 10 ms, 20 ms there, 30 ms back; returns when the last was confirmed."""
     events = [(start + 0.01 * i, "sent", first + i) for i in range(count)]
     events += [(start + 0.01 * i + 0.05, "confirmed", first + i) for i in range(count)]
@@ -88,21 +90,21 @@ def exchange(flight: Flight, first: int, count: int, *, start: float, offset: fl
 
 
 def test_rate_and_round_trip_come_from_confirmations() -> None:
-    flight = Flight(LIMITS, 0.0)
+    flight = CongestionController(LIMITS, 0.0)
     exchange(flight, 1, 100, start=1.0)
     assert math.isclose(flight.rate_bytes_per_second, 1e6, rel_tol=0.05)
     assert math.isclose(flight.min_round_trip_seconds, 0.05, rel_tol=0.05)
 
 
 def test_the_peers_clock_may_wrap() -> None:
-    flight = Flight(LIMITS, 0.0)
+    flight = CongestionController(LIMITS, 0.0)
     exchange(flight, 1, 100, start=1.0, offset=STAMP_MODULUS / 1e6 - 1.5)
     assert math.isclose(flight.rate_bytes_per_second, 1e6, rel_tol=0.05)
     assert math.isclose(flight.min_round_trip_seconds, 0.05, rel_tol=0.05)
 
 
 def test_a_burst_of_confirmations_is_no_higher_rate() -> None:
-    flight = Flight(LIMITS, 0.0)
+    flight = CongestionController(LIMITS, 0.0)
     end = exchange(flight, 1, 100, start=1.0)
     for i in range(40):
         flight.sent(101 + i, 10_000, end + 0.01 * i)
@@ -112,10 +114,10 @@ def test_a_burst_of_confirmations_is_no_higher_rate() -> None:
 
 
 def test_a_sample_of_an_idle_program_never_lowers_the_rate() -> None:
-    flight = Flight(LIMITS, 0.0)
+    flight = CongestionController(LIMITS, 0.0)
     now = exchange(flight, 1, 100, start=1.0)
     for number in range(101, 140):
-        flight.note_idle()
+        flight.note_app_limited()
         flight.sent(number, 64, now)
         flight.confirmed(number, stamp(now + 0.02), now + 0.05)
         now += 0.1
@@ -123,7 +125,7 @@ def test_a_sample_of_an_idle_program_never_lowers_the_rate() -> None:
 
 
 def test_a_new_carrier_believes_nothing_of_the_old_one() -> None:
-    flight = Flight(LIMITS, 0.0)
+    flight = CongestionController(LIMITS, 0.0)
     now = exchange(flight, 1, 100, start=1.0)
     flight.sent(101, 10_000, now)
     flight.reset(now)
@@ -135,17 +137,17 @@ def test_a_new_carrier_believes_nothing_of_the_old_one() -> None:
 
 
 def test_a_full_flight_lets_quick_bytes_through_up_to_a_budget() -> None:
-    flight = Flight(LIMITS, 0.0)
+    flight = CongestionController(LIMITS, 0.0)
     number = 0
     while flight.room(0.0):
         number += 1
         flight.sent(number, flight.packet_bytes, 0.0)
-    assert 0 < flight.quick_room(0.0) <= 2 * flight.packet_bytes
-    flight.sent(number + 1, flight.quick_room(0.0), 0.0)
-    assert flight.quick_room(0.0) == 0
+    assert 0 < flight.priority_room(0.0) <= 2 * flight.packet_bytes
+    flight.sent(number + 1, flight.priority_room(0.0), 0.0)
+    assert flight.priority_room(0.0) == 0
 
 
 def test_a_confirmation_is_asked_for_several_times_a_flight() -> None:
-    flight = Flight(LIMITS, 0.0)
+    flight = CongestionController(LIMITS, 0.0)
     asked = [flight.sent(number, 512, 0.0) for number in range(1, 17)]
     assert asked.count(True) == 8

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from tunnel_core.congestion.probing import Growth
+from tunnel_core.congestion.probing import BandwidthProbe
 
 PATH, SLACK = 0.3, 0.015
 RATE = 250_000.0
 STANDING, EMPTY = 0.012, 0.0
 
 
-def stopped(rate: float = RATE) -> Growth:
+def stopped(rate: float = RATE) -> BandwidthProbe:
     """One that found the link's rate."""
-    growth = Growth()
+    growth = BandwidthProbe()
     for _ in range(2):
         growth.found_queue(STANDING, SLACK, rate, trusted=True)
     assert not growth.on
     return growth
 
 
-def empty_rounds(growth: Growth, rate: float) -> int:
+def empty_rounds(growth: BandwidthProbe, rate: float) -> int:
     """How many round trips without a queue it takes to grow again."""
     for count in range(1, 20):
         growth.end_round(EMPTY, SLACK, rate)
@@ -30,13 +30,13 @@ def empty_rounds(growth: Growth, rate: float) -> int:
 
 
 def test_a_new_carrier_doubles() -> None:
-    growth = Growth()
+    growth = BandwidthProbe()
     assert growth.new
     assert growth.gain(10_000, PATH) == 1.0
 
 
 def test_it_ends_with_the_second_sample_in_a_row_that_waited() -> None:
-    growth = Growth()
+    growth = BandwidthProbe()
     for queue in (STANDING, EMPTY, STANDING):
         growth.found_queue(queue, SLACK, RATE, trusted=True)
         assert growth.on
@@ -99,7 +99,7 @@ def test_a_dip_makes_the_count_of_empty_round_trips_begin_anew() -> None:
 
 
 def test_where_nothing_is_paced_it_ends_when_the_rate_grows_no_more_and_a_queue_stands() -> None:
-    growth = Growth()
+    growth = BandwidthProbe()
     growth.end_round(STANDING, SLACK, 100_000)
     growth.end_round(STANDING, SLACK, 200_000)
     assert growth.on

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.fakes.memory_link import welcome
-from tunnel_core.congestion.token_bucket import Bucket
+from tunnel_core.congestion.token_bucket import TokenBucket
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
@@ -30,7 +30,7 @@ _BELOW = 50
 class Site:
     """A server's and an agent's session over a wire with a rate and a delay each way."""
 
-    def __init__(self, *, rate: float = RATE, delay: float = DELAY, cap: Bucket | None = None) -> None:
+    def __init__(self, *, rate: float = RATE, delay: float = DELAY, cap: TokenBucket | None = None) -> None:
         self.now = 0.0
         self.opened: list[MuxStream] = []
         self.rate, self.delay = rate, delay
@@ -214,7 +214,7 @@ def test_a_new_carrier_has_a_flight_of_its_own() -> None:
 
 
 def test_the_cap_holds_data_and_nothing_else() -> None:
-    site = Site(rate=100 * MIB, delay=0.001, cap=Bucket(100_000))
+    site = Site(rate=100 * MIB, delay=0.001, cap=TokenBucket(100_000))
     near, far = site.open()
     near.push(bytes(1 * MIB))
     site.run(1)
@@ -231,7 +231,7 @@ def test_the_cap_holds_data_and_nothing_else() -> None:
 
 
 def test_a_session_that_has_nothing_to_say_is_not_held_by_the_cap() -> None:
-    cap = Bucket(1000)
+    cap = TokenBucket(1000)
     site = Site(cap=cap)
     site.open()
     cap.take(100_000, site.now)
@@ -240,7 +240,7 @@ def test_a_session_that_has_nothing_to_say_is_not_held_by_the_cap() -> None:
 
 
 def test_the_timer_does_not_spin() -> None:
-    site = Site(cap=Bucket(100_000))
+    site = Site(cap=TokenBucket(100_000))
     near, _ = site.open()
     near.push(bytes(4 * MIB))
     site.wakes = 0

@@ -7,16 +7,16 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel_core.congestion.token_bucket import Bucket
+from tunnel_core.congestion.token_bucket import TokenBucket
 
 
 def test_it_is_full_at_first_wherever_the_clock_began() -> None:
     for start in (-5.0, 0.0, 1e6):
-        assert Bucket(1000, 500).room(start) == 500
+        assert TokenBucket(1000, 500).room(start) == 500
 
 
 def test_a_rest_fills_it_up_to_the_burst() -> None:
-    bucket = Bucket(8192, 4096)
+    bucket = TokenBucket(8192, 4096)
     bucket.take(4096, 0.0)
     assert bucket.room(0.0) == 0
     assert bucket.room(0.125) == 1024
@@ -24,14 +24,14 @@ def test_a_rest_fills_it_up_to_the_burst() -> None:
 
 
 def test_a_debt_is_paid_before_there_is_room() -> None:
-    bucket = Bucket(8192, 4096)
+    bucket = TokenBucket(8192, 4096)
     bucket.take(5120, 0.0)
     assert bucket.room(0.125) == 0
     assert bucket.room(0.25) == 1024
 
 
 def test_few_bytes_are_no_room_and_the_deadline_is_when_a_piece_fits() -> None:
-    bucket = Bucket(8192, 4096)
+    bucket = TokenBucket(8192, 4096)
     assert bucket.deadline(0.0) == 0.0
     bucket.take(4096, 0.0)
     assert bucket.deadline(0.0) == 0.0625
@@ -40,16 +40,16 @@ def test_few_bytes_are_no_room_and_the_deadline_is_when_a_piece_fits() -> None:
 
 
 def test_a_piece_is_no_more_than_the_burst() -> None:
-    assert Bucket(1000, 100).room(0.0) == 100
+    assert TokenBucket(1000, 100).room(0.0) == 100
 
 
 def test_the_burst_follows_from_the_rate() -> None:
-    assert Bucket(1_000_000).burst == 100_000
-    assert Bucket(1000).burst == 4096
+    assert TokenBucket(1_000_000).burst == 100_000
+    assert TokenBucket(1000).burst == 4096
 
 
 def test_what_waited_is_counted_once() -> None:
-    bucket = Bucket(1000, 500)
+    bucket = TokenBucket(1000, 500)
     bucket.take(500, 0.0)
     bucket.hold(0.0)
     bucket.hold(0.1)
@@ -66,7 +66,7 @@ steps = st.lists(st.tuples(st.floats(0, 3), st.floats(0, 1)), max_size=40)
 def test_no_window_sees_more_than_rate_and_burst(
     rate: int, burst: int, start: float, steps: list[tuple[float, float]]
 ) -> None:
-    bucket, now, taken = Bucket(rate, burst), start, []
+    bucket, now, taken = TokenBucket(rate, burst), start, []
     for pause, share in steps:
         now += pause
         count = int(bucket.room(now) * share)
@@ -80,7 +80,7 @@ def test_no_window_sees_more_than_rate_and_burst(
 
 @given(rates, steps)
 def test_whoever_waits_for_the_deadline_finds_room(rate: int, steps: list[tuple[float, float]]) -> None:
-    bucket, now = Bucket(rate), 0.0
+    bucket, now = TokenBucket(rate), 0.0
     for pause, share in steps:
         now += pause
         bucket.take(int(bucket.burst * share * 2), now)
@@ -90,7 +90,7 @@ def test_whoever_waits_for_the_deadline_finds_room(rate: int, steps: list[tuple[
 
 @given(rates, st.floats(1, 100))
 def test_a_busy_sender_gets_all_of_the_rate(rate: int, seconds: float) -> None:
-    bucket, now, total = Bucket(rate), 0.0, 0
+    bucket, now, total = TokenBucket(rate), 0.0, 0
     while now < seconds and total < rate * 5:
         count = bucket.room(now)
         bucket.take(count, now)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import trio
 import trio.testing
 
-from tunnel_core.congestion.controller import Flight
+from tunnel_core.congestion.controller import CongestionController
 from tunnel_core.limits import Limits
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
@@ -144,7 +144,7 @@ class FakeLink:
         self.figures = SessionStatistics(
             round_trip_seconds=0.0123,
             heard_at=self.attached_at,
-            flight=flight_statistics(Flight(Limits(), 0.0)),
+            flight=flight_statistics(CongestionController(Limits(), 0.0)),
         )
         self.peer_address = "192.0.2.1:4711"
         self.state = LinkState.ATTACHED
