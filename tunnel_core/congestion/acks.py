@@ -20,7 +20,7 @@ from tunnel_core.limits import Limits
 STAMP_MODULUS = 1 << 32
 
 
-class Confirming:
+class AckScheduler:
     """What is owed to the sender of the other direction."""
 
     __slots__ = ("_arrived", "_bytes", "_delay", "_limits", "due")

@@ -231,7 +231,7 @@ class CongestionController:
 
     # Confirmations.
 
-    def confirmed(self, number: int, stamp: int, now: float) -> None:
+    def acked(self, number: int, stamp: int, now: float) -> None:
         """The peer has everything up to ``number``. ``stamp``: when it came there; 0: not told."""
         uncounted = self._uncounted
         while uncounted and uncounted[0][0] <= number:
@@ -240,7 +240,7 @@ class CongestionController:
             return
         if self._probe_rtt_first and number >= self._probe_rtt_first:
             self._end_probe_rtt(now)
-        sample = self._delivery.confirmed(number, stamp, now)
+        sample = self._delivery.acked(number, stamp, now)
         if sample is None:
             return
         self._take(sample)
@@ -371,5 +371,5 @@ class NoLimit(CongestionController):
     def sent(self, number: int, size: int, now: float) -> bool:
         return False
 
-    def confirmed(self, number: int, stamp: int, now: float) -> None:
+    def acked(self, number: int, stamp: int, now: float) -> None:
         """Of no interest."""

@@ -85,7 +85,7 @@ class RateEstimator:
         before = self._delivered, self._last_sent, self._last_arrived
         self._under_way.append(_Sent(number, size, now, *before, app_limited, low_inflight))
 
-    def confirmed(self, number: int, stamp: int, now: float) -> Sample | None:
+    def acked(self, number: int, stamp: int, now: float) -> Sample | None:
         """None if it confirms nothing that is under way on this carrier."""
         packet, size = None, 0
         while self._under_way and self._under_way[0].number <= number:

@@ -26,7 +26,7 @@ class SendHalf:
         "_max_queue",
         "_retained",
         "_unsent",
-        "confirmed",
+        "acked",
         "furthest",
         "limit",
         "queued",
@@ -38,11 +38,11 @@ class SendHalf:
         self.limit = credit  # absolute offset up to which the peer lets us send
         self.sent = 0
         self.furthest = 0  # the highest that ``sent`` ever was
-        self.confirmed = 0
+        self.acked = 0
         self.queued = 0  # bytes accepted and not yet sent
         self.size: int | None = None  # final size once nothing more will be queued
         self._unsent: deque[Payload] = deque()
-        self._retained: deque[Payload] = deque()  # from ``confirmed`` to ``sent``
+        self._retained: deque[Payload] = deque()  # from ``acked`` to ``sent``
         self._max_queue = limits.max_stream_queue
 
     @property
@@ -88,10 +88,10 @@ class SendHalf:
 
     def confirm(self, offset: int) -> int:
         """The peer has everything before ``offset``. Returns the bytes that need not be kept any more."""
-        freed = offset - self.confirmed
+        freed = offset - self.acked
         if freed <= 0:
             return 0
-        self.confirmed = offset
+        self.acked = offset
         retained, left = self._retained, freed
         while left:
             payload = retained.popleft()
@@ -106,20 +106,20 @@ class SendHalf:
 
         Returns how many bytes that are.
         """
-        back = self.sent - self.confirmed
+        back = self.sent - self.acked
         self._unsent.extendleft(reversed(self._retained))
         self._retained.clear()
-        self.sent = self.confirmed
+        self.sent = self.acked
         self.queued += back
         return back
 
     @property
     def held(self) -> int:
         """Bytes that left once and must be kept, taken back or not."""
-        return self.furthest - self.confirmed
+        return self.furthest - self.acked
 
     def drop(self) -> None:
         """Forgets everything queued or kept (a reset)."""
         self._unsent.clear()
         self._retained.clear()
-        self.queued, self.confirmed, self.sent = 0, self.furthest, self.furthest
+        self.queued, self.acked, self.sent = 0, self.furthest, self.furthest

@@ -4,7 +4,7 @@
    control queue, however often something changes before the carrier takes a packet.
 2. Control and ends enter a packet first, always. Then data as ``scheduler.py`` decides, within two budgets:
    what the flight limit leaves to bulk, and what it leaves to quick bytes, early data among them.
-3. ``take`` returns frames and a receipt. ``confirmed(receipt)`` frees what the frames carried.
+3. ``take`` returns frames and a receipt. ``acked(receipt)`` frees what the frames carried.
 4. ``take_back`` follows the loss of a carrier. It makes what its receipts carried pending again: data
    returns to the front of its queue, control bits to the control queue, opens first and in the order of
    their numbers. Nothing of a stream is sent before its open was. Then the turns go on as always.
@@ -223,7 +223,7 @@ class Sending:
 
     # What was sent.
 
-    def confirmed(self, receipt: list[Receipt]) -> None:
+    def acked(self, receipt: list[Receipt]) -> None:
         """The peer has the frames of this receipt."""
         freed = 0
         for stream, bits, sent in receipt:
@@ -240,7 +240,7 @@ class Sending:
         """Nothing more of the stream's data will be sent, or sent again."""
         send = stream.send
         held = send.held
-        self.unconfirmed -= send.sent - send.confirmed
+        self.unconfirmed -= send.sent - send.acked
         self.held -= held
         self.send_pool.release(held)
         send.drop()

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tunnel_core.congestion.acks import Confirming
+from tunnel_core.congestion.acks import AckScheduler
 from tunnel_core.congestion.controller import CongestionController, NoLimit
 from tunnel_core.congestion.send_budget import SendBudget
 from tunnel_core.congestion.token_bucket import TokenBucket
@@ -92,7 +92,7 @@ class Session:
         """Its ``due`` says when there may be room for what ``next_packet`` found none for."""
         self.peer_bye: Bye | None = None
         self.peer_draining = False
-        self.bye_confirmed = False
+        self.bye_acked = False
         self.received = 0
         """Number of the newest packet received in order: what a hello, welcome or use says as ``have``."""
         self.acked = 0
@@ -101,7 +101,7 @@ class Session:
         self.grace_is_short = 0 < welcome.grace_ms <= welcome.ping_interval_ms * (welcome.missed_pings + 1)
         """Whether a silence may last for the whole grace before pings find it."""
         self._limits = limits
-        self._confirming = Confirming(limits, profile.ack_delay_seconds)
+        self._confirming = AckScheduler(limits, profile.ack_delay_seconds)
         self._pings = pings
         self._number = 0  # highest sent
         self._ack_overdue = False  # the carrier is to blame, not the clock: no deadline any more
@@ -137,8 +137,8 @@ class Session:
         self._number = number = self._number + 1
         self._sent.append(_Sent(number, receipt, control, now))
         self._ack_overdue = False
-        confirm_now = self.flight.sent(number, size, now)
-        return Packet(number, self.received, frames, self._confirming.sent(), confirm_now)
+        ack_immediately = self.flight.sent(number, size, now)
+        return Packet(number, self.received, frames, self._confirming.sent(), ack_immediately)
 
     def _take(self, receipt: list[Receipt], now: float) -> list[Frame]:
         """What the streams say in this packet; ``receipt`` gets what must come back if it is lost."""
@@ -203,7 +203,7 @@ class Session:
                 detail = f"packet {packet.number} after {self.received}"
                 raise ProtocolError(Reason.PROTOCOL_ERROR, detail)
             self.received, self._moved, self.liveness.bytes_at = packet.number, False, now
-            self._confirming.received(size, now, at_once=packet.confirm_now)
+            self._confirming.received(size, now, at_once=packet.ack_immediately)
         else:
             _check_unnumbered(packet)
         for frame in packet.frames:
@@ -229,14 +229,14 @@ class Session:
         if ack > self._number:
             raise ProtocolError(Reason.ACK_OF_UNSENT, f"packet {ack} confirmed, {self._number} were sent")
         if arrived is not None:
-            self.flight.confirmed(ack, arrived, now)
+            self.flight.acked(ack, arrived, now)
         self.acked, self._progress = ack, now
         sent = self._sent
         while sent and sent[0].number <= ack:
             one = sent.popleft()
-            self.mux.confirmed(one.receipt)
+            self.mux.acked(one.receipt)
             if one.control:
-                self.bye_confirmed = self.bye_confirmed or any(type(frame) is Bye for frame in one.control)
+                self.bye_acked = self.bye_acked or any(type(frame) is Bye for frame in one.control)
 
     def _receive_ping(self, frame: Ping, now: float) -> None:
         self._unnumbered.append(Pong(frame.token))

@@ -284,7 +284,7 @@ class Link:
             session.receive(decode_packet(data), len(data), now)
             if session.peer_bye is not None and self.ended is None:
                 self._finish(session.peer_bye.reason, session.peer_bye.detail)
-            if session.bye_confirmed:
+            if session.bye_acked:
                 self._give_up_now()
             elif session.may_send(now):  # a confirmation may have made room, in the flight or in memory
                 self._mux.wake()

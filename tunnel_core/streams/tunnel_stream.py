@@ -198,7 +198,7 @@ class Stream(DirectStream):
     def undelivered(self) -> int:
         """Bytes that the peer has not confirmed; 0 once either end reset our half."""
         send = self._mux.send
-        return 0 if self._mux.send_reset else send.queued + send.sent - send.confirmed
+        return 0 if self._mux.send_reset else send.queued + send.sent - send.acked
 
     @property
     def wants_no_more(self) -> bool:
@@ -316,7 +316,7 @@ class Stream(DirectStream):
 
     def _reset(self, reason: Reason, detail: str = "") -> None:
         mux = self._mux
-        if not self._closed or not (mux.send_reset or mux.send.confirmed == mux.send.size):
+        if not self._closed or not (mux.send_reset or mux.send.acked == mux.send.size):
             mux.reset(reason, detail)  # else it is over
         self._close()
 

@@ -73,7 +73,7 @@ _UsualReader: TypeAlias = Callable[[bytes, int, int], Frame | None]
 
 
 def encode_packet(
-    number: int, ack: int, frames: Sequence[Frame], arrived: int = 0, confirm_now: bool = False
+    number: int, ack: int, frames: Sequence[Frame], arrived: int = 0, ack_immediately: bool = False
 ) -> bytes:
     """The packet as one message; payloads are copied once, into it. ``ValueError`` for a negative number."""
     parts: _Parts = []
@@ -85,7 +85,7 @@ def encode_packet(
         _WRITERS[type(frame)](parts, frame)
     if arrived:
         parts += b"\x2d", arrived.to_bytes(4, "little")
-    if confirm_now:
+    if ack_immediately:
         parts.append(b"\x30\x01")
     return b"".join(parts)
 
@@ -180,7 +180,7 @@ def decode_packet(data: bytes) -> Packet | Malformed:
 
 
 def _read_packet(data: bytes) -> Packet:
-    i = number = ack = arrived = confirm_now = 0
+    i = number = ack = arrived = ack_immediately = 0
     end = len(data)
     frames: list[Frame] = []
     budget: FieldBudget | None = None  # for all but the usual frames
@@ -223,16 +223,16 @@ def _read_packet(data: bytes) -> Packet:
             arrived = int.from_bytes(data[i : i + 4], "little")
             i += 4
         elif tag == 0x30:
-            confirm_now = data[i]
+            ack_immediately = data[i]
             i += 1
-            if confirm_now > 127:
-                confirm_now, i = rest_of_varint(data, i, confirm_now)
+            if ack_immediately > 127:
+                ack_immediately, i = rest_of_varint(data, i, ack_immediately)
         else:
             budget = budget or FieldBudget(_MAX_FIELDS)
             i = skip_field(data, i, tag, _KNOWN, budget)
     if i != end or len(frames) > _MAX_FRAMES:
         raise WireFormatError("truncated" if i > end else "too many frames or fields")
-    return _new(Packet, (number, ack, frames, arrived, confirm_now != 0))
+    return _new(Packet, (number, ack, frames, arrived, ack_immediately != 0))
 
 
 def _check_attach_frames(frames: Sequence[Frame]) -> None:

@@ -227,7 +227,7 @@ class Packet(NamedTuple):
     arrived: int = (
         0  # our clock, us mod 2**32, when the newest packet that ``ack`` covers came; 0: nothing new
     )
-    confirm_now: bool = False  # the sender wants to hear at once that this one came
+    ack_immediately: bool = False  # the sender wants to hear at once that this one came
 
 
 class Malformed(NamedTuple):

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from tunnel_core.congestion.acks import Confirming
+from tunnel_core.congestion.acks import AckScheduler
 from tunnel_core.congestion.controller import CongestionController
 from tunnel_core.limits import KIB, MIB, Limits
 
@@ -40,7 +40,7 @@ class Bounding(Protocol):
 
     def reset(self, now: float) -> None: ...
     def sent(self, number: int, size: int, now: float) -> bool: ...
-    def confirmed(self, number: int, stamp: int, now: float) -> None: ...
+    def acked(self, number: int, stamp: int, now: float) -> None: ...
     def note_app_limited(self) -> None: ...
     @property
     def limit(self) -> int: ...
@@ -73,7 +73,7 @@ class Unbounded:
         self.in_flight += size
         return False
 
-    def confirmed(self, number: int, stamp: int, now: float) -> None:
+    def acked(self, number: int, stamp: int, now: float) -> None:
         while self._sizes and self._sizes[0][0] <= number:
             self.in_flight -= self._sizes.popleft()[1]
 
@@ -397,7 +397,7 @@ class Sent(NamedTuple):
     number: int
     ack: int
     stamp: int
-    confirm_now: bool
+    ack_immediately: bool
     messages: list[Message]
     bulk: int
     credit: int
@@ -432,7 +432,7 @@ class End:
         self._carrier: Tcp | Wire
         self._clock, self._limits, self._costs, self._window = clock, limits, costs or Costs(), window
         self._offset = clock_offset
-        self._confirming = Confirming(limits, _CONFIRMED_AFTER_SECONDS)
+        self._confirming = AckScheduler(limits, _CONFIRMED_AFTER_SECONDS)
         self._quick: deque[Message] = deque()
         self._number = self._received = 0
         self._credit = window  # bulk that the peer takes, in total
@@ -512,10 +512,10 @@ class End:
         now = self._now
         self._spend(size)
         if packet.ack:
-            self.flight.confirmed(packet.ack, packet.stamp, now)
+            self.flight.acked(packet.ack, packet.stamp, now)
         if packet.number:
             self._received = packet.number
-            self._confirming.received(size, now, at_once=packet.confirm_now)
+            self._confirming.received(size, now, at_once=packet.ack_immediately)
         self._credit = max(self._credit, packet.credit)
         self.bulk_received += packet.bulk
         for message in packet.messages:

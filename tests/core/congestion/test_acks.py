@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tunnel_core.congestion.acks import STAMP_MODULUS, Confirming
+from tunnel_core.congestion.acks import STAMP_MODULUS, AckScheduler
 from tunnel_core.limits import Limits
 
 LIMITS = Limits()
@@ -12,20 +12,20 @@ DELAY = 0.025
 
 
 def test_nothing_received_nothing_owed() -> None:
-    confirming = Confirming(LIMITS, DELAY)
+    confirming = AckScheduler(LIMITS, DELAY)
     assert confirming.due == math.inf
     assert confirming.sent() == 0
 
 
 def test_what_ends_without_asking_is_confirmed_after_a_while() -> None:
-    confirming = Confirming(LIMITS, DELAY)
+    confirming = AckScheduler(LIMITS, DELAY)
     confirming.received(64, 1.0, at_once=False)
     confirming.received(64, 1.01, at_once=False)
     assert confirming.due == 1.0 + DELAY
 
 
 def test_a_sender_that_asks_is_answered_at_once() -> None:
-    confirming = Confirming(LIMITS, DELAY)
+    confirming = AckScheduler(LIMITS, DELAY)
     confirming.received(64, 1.0, at_once=False)
     confirming.received(64, 1.01, at_once=True)
     confirming.received(64, 1.02, at_once=False)
@@ -33,7 +33,7 @@ def test_a_sender_that_asks_is_answered_at_once() -> None:
 
 
 def test_much_is_confirmed_though_nobody_asks() -> None:
-    confirming = Confirming(LIMITS, DELAY)
+    confirming = AckScheduler(LIMITS, DELAY)
     confirming.received(LIMITS.ack_every_bytes - 1, 1.0, at_once=False)
     assert confirming.due > 1.0
     confirming.received(1, 1.001, at_once=False)
@@ -41,7 +41,7 @@ def test_much_is_confirmed_though_nobody_asks() -> None:
 
 
 def test_whatever_leaves_confirms_and_says_when_the_newest_came() -> None:
-    confirming = Confirming(LIMITS, DELAY)
+    confirming = AckScheduler(LIMITS, DELAY)
     confirming.received(64, 1.0, at_once=False)
     confirming.received(64, 1.5, at_once=False)
     assert confirming.sent() == 1_500_000
@@ -50,7 +50,7 @@ def test_whatever_leaves_confirms_and_says_when_the_newest_came() -> None:
 
 
 def test_the_stamp_wraps_and_is_never_the_one_that_says_nothing() -> None:
-    confirming = Confirming(LIMITS, DELAY)
+    confirming = AckScheduler(LIMITS, DELAY)
     confirming.received(64, STAMP_MODULUS / 1e6, at_once=False)
     assert confirming.sent() == 1
     confirming.received(64, STAMP_MODULUS / 1e6 + 2.0, at_once=False)

@@ -61,13 +61,13 @@ def test_whatever_the_peer_confirms_and_stamps_nothing_stops(story: list[Step]) 
                 number += 1
                 flight.sent(number, min(room, flight.packet_bytes), now)
         elif step.kind == "confirm":
-            flight.confirmed(step.argument % (number + 1), step.argument, now)
+            flight.acked(step.argument % (number + 1), step.argument, now)
         elif step.kind == "idle":
             flight.note_app_limited()
         else:
             flight.reset(now)
         hold_invariants(flight, now)
-    flight.confirmed(number, 0, now)
+    flight.acked(number, 0, now)
     assert flight.in_flight == 0
 
 
@@ -85,7 +85,7 @@ def exchange(
         if kind == "sent":
             flight.sent(number, 10_000, when)
         else:
-            flight.confirmed(number, stamp(when - 0.03, offset), when)
+            flight.acked(number, stamp(when - 0.03, offset), when)
     return max(events)[0]
 
 
@@ -109,7 +109,7 @@ def test_a_burst_of_confirmations_is_no_higher_rate() -> None:
     for i in range(40):
         flight.sent(101 + i, 10_000, end + 0.01 * i)
     for i in range(40):  # all of them held up on the way back
-        flight.confirmed(101 + i, stamp(end + 0.01 * i + 0.02), end + 0.5 + 0.0001 * i)
+        flight.acked(101 + i, stamp(end + 0.01 * i + 0.02), end + 0.5 + 0.0001 * i)
     assert flight.rate_bytes_per_second < 1.2e6
 
 
@@ -119,7 +119,7 @@ def test_a_sample_of_an_idle_program_never_lowers_the_rate() -> None:
     for number in range(101, 140):
         flight.note_app_limited()
         flight.sent(number, 64, now)
-        flight.confirmed(number, stamp(now + 0.02), now + 0.05)
+        flight.acked(number, stamp(now + 0.02), now + 0.05)
         now += 0.1
     assert flight.rate_bytes_per_second > 0.9e6
 
@@ -131,7 +131,7 @@ def test_a_new_carrier_believes_nothing_of_the_old_one() -> None:
     flight.reset(now)
     assert (flight.limit, flight.in_flight, flight.rate_bytes_per_second) == (8 * KIB, 0, 0.0)
     flight.sent(102, 10_000, now)
-    flight.confirmed(101, stamp(now), now + 0.01)
+    flight.acked(101, stamp(now), now + 0.01)
     assert flight.in_flight == 10_000
     assert flight.rate_bytes_per_second == 0.0
 

@@ -169,7 +169,7 @@ def test_a_flight_that_fills_asks_to_be_confirmed_and_is() -> None:
     packets = []
     while packet := site.server.next_packet(site.now):
         packets.append(packet)
-    asking = next(packet for packet in packets if packet.confirm_now)
+    asking = next(packet for packet in packets if packet.ack_immediately)
     for packet in packets[: packets.index(asking) + 1]:
         site.agent.receive(packet, 1000, site.now)
     answer = site.agent.next_packet(site.now)

@@ -156,7 +156,7 @@ class TwoEnds(RuleBasedStateMachine):
         if not end.confirmable:
             return False
         end.confirmable -= 1
-        end.mux.confirmed(end.waiting.popleft())
+        end.mux.acked(end.waiting.popleft())
         return True
 
     # What must hold.
@@ -326,7 +326,7 @@ def test_a_user_has_its_share_beside_others_and_no_more() -> None:
     with pytest.raises(Refused):
         server.open(mallory)  # the peer has not confirmed that it is gone
     _, more = server.take(10_000, 10_000)
-    server.confirmed(receipt + more)
+    server.acked(receipt + more)
     server.receive(Reset(second.number, Reason.USER_LEFT, ""))
     server.open(mallory)
     third.reset(Reason.USER_LEFT, "")

@@ -106,7 +106,7 @@ def test_a_stop_that_crosses_the_end_changes_nothing() -> None:
     move(agent, server)
     for frame in frames:
         agent.receive(frame)
-    server.confirmed(receipt)
+    server.acked(receipt)
     assert near.reset_reason is None and not near.send_reset
     far.end()
     move(agent, server)

@@ -94,8 +94,8 @@ def test_the_peer_has_every_byte_in_order(pushed: list[bytes], acts: list[tuple[
             taken = _joined(send.take(most))
             assert len(taken) == min(most, len(content) - offset)
             assert taken == content[offset : offset + len(taken)]
-        send.confirm(send.confirmed + (send.sent - send.confirmed) * percent // 100)
+        send.confirm(send.acked + (send.sent - send.acked) * percent // 100)
         if is_lost:
             send.take_back()
         assert send.sent + send.queued == len(content)
-        assert send.held == send.furthest - send.confirmed
+        assert send.held == send.furthest - send.acked

@@ -29,7 +29,7 @@ def test_a_receipt_after_the_reset_frees_nothing_twice() -> None:
     assert server.unconfirmed == 0
     for frame in frames:
         agent.receive(frame)
-    server.confirmed(receipt)
+    server.acked(receipt)
     assert server.unconfirmed == 0
     assert [type(frame) for frame in move(server, agent)] == [Reset, Stop]
 
@@ -72,7 +72,7 @@ LARGE = Limits(max_packet_bytes=1 << 20)
 def _two_streams() -> tuple[Mux, MuxStream, MuxStream]:
     server = Mux(LARGE, CreditPool(LARGE.credit_pool), opener=True)
     streams = [server.open(REQUEST) for _ in range(2)]
-    server.confirmed(server.take(10_000, 10_000)[1])
+    server.acked(server.take(10_000, 10_000)[1])
     for stream in streams:
         server.receive(Opened(stream.number, 10**9))
     return server, streams[0], streams[1]

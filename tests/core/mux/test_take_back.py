@@ -45,7 +45,7 @@ def test_opens_come_again_first_in_order_and_without_early_data() -> None:
     assert all(not frame.early_data for frame in opens)
     data = {frame.stream: bytes(frame.payload) for frame in frames if isinstance(frame, Data)}
     assert data == {1: b"early", 3: b"later"}
-    assert first.send.confirmed == 0
+    assert first.send.acked == 0
 
 
 def test_a_key_goes_before_the_bulk_that_comes_again() -> None:
@@ -76,7 +76,7 @@ def test_what_the_peer_has_is_confirmed_by_the_move() -> None:
     stream.end()
     said(session)
     session.move(1, 1.0)
-    assert stream.send.confirmed == 100
+    assert stream.send.acked == 100
     assert said(session) == [End(1, 100)]
     assert mux.unconfirmed == mux.held == 0
 
@@ -89,11 +89,11 @@ def test_numbers_rise_on_and_old_ones_confirm_nothing() -> None:
     said(session)
     session.move(0, 1.0)
     session.receive(Packet(0, 1, ()), 10, 1.0)
-    assert stream.send.confirmed == 0
+    assert stream.send.acked == 0
     packet = session.next_packet(1.0)
     assert packet is not None and packet.number == 2
     session.receive(Packet(0, 2, ()), 10, 1.0)
-    assert stream.send.confirmed == 100
+    assert stream.send.acked == 100
 
 
 def test_the_first_number_on_a_carrier_may_leave_some_out_and_no_other() -> None:

@@ -467,7 +467,7 @@ def test_bye_is_numbered_and_confirmed() -> None:
     answer = ends.agent.next_packet(ends.now)
     assert answer is not None
     ends.server.receive(answer, 10, ends.now)
-    assert ends.server.bye_confirmed
+    assert ends.server.bye_acked
 
 
 def test_only_the_packet_with_the_bye_confirms_it() -> None:
@@ -479,9 +479,9 @@ def test_only_the_packet_with_the_bye_confirms_it() -> None:
     with_bye = ends.server.next_packet(ends.now)
     assert with_bye is not None and Bye(Reason.SERVER_STOPPING, "") in with_bye.frames
     ends.server.receive(Packet(0, before.number, ()), 10, ends.now)
-    assert not ends.server.bye_confirmed
+    assert not ends.server.bye_acked
     ends.server.receive(Packet(0, with_bye.number, ()), 10, ends.now)
-    assert ends.server.bye_confirmed
+    assert ends.server.bye_acked
 
 
 # Against an obvious model: a wire with any delays carries everything once and in order, and ends at rest.

@@ -44,5 +44,5 @@ def move(source: Mux, sink: Mux) -> list[Frame]:
     frames = list(map(as_read, frames))
     for frame in frames:
         sink.receive(frame)
-    source.confirmed(receipt)
+    source.acked(receipt)
     return frames

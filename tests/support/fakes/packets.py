@@ -106,7 +106,7 @@ def _value_from(name: str, value: Any) -> Any:
 
 def to_protobuf(packet: Packet) -> tunnel_pb2.Packet:
     message = tunnel_pb2.Packet(
-        number=packet.number, ack=packet.ack, arrived=packet.arrived, confirm_now=packet.confirm_now
+        number=packet.number, ack=packet.ack, arrived=packet.arrived, confirm_now=packet.ack_immediately
     )
     for frame in packet.frames:
         name = next(name for name, kind in KINDS.items() if kind is type(frame))
