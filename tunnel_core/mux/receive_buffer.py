@@ -20,7 +20,7 @@ _JOINED = 64 * KIB
 """Joined chunks stay below this size: copying is for small things."""
 
 
-class ReceiveHalf:
+class ReceiveBuffer:
     """Bytes that arrived from the peer, until the reader takes them."""
 
     __slots__ = (

@@ -23,7 +23,7 @@ _OLD_QUANTUM = 256 * KIB
 _LEAST_QUANTUM = 2 * KIB
 
 
-class Turns:
+class StreamScheduler:
     """The streams of one session that have something to send."""
 
     __slots__ = ("_quantum", "_queue", "ends", "new", "old")
@@ -60,17 +60,17 @@ class Turns:
             stream.deficit = _LEAST_QUANTUM  # the last quantum was that of another link
         self.old.extend(bulk)
 
-    def may_go(self, bulk: int, quick: int) -> bool:
+    def can_send(self, bulk: int, quick: int) -> bool:
         """Whether these budgets let anybody send."""
         return bool((self.new and quick > 0) or (self.old and bulk > 0))
 
-    def begin(self, bulk: int) -> None:
+    def start_packet(self, bulk: int) -> None:
         """A packet begins that may hold so much."""
         if bulk > 0:
             self._quantum = max(_LEAST_QUANTUM, min(_OLD_QUANTUM, bulk))
 
     def next(self, bulk: int, quick: int) -> tuple[MuxStream, int] | None:
-        """Whose turn it is, and how many bytes may be taken; tell ``took`` afterwards."""
+        """Whose turn it is, and how many bytes may be taken; tell ``charge`` afterwards."""
         if self.new and quick > 0:
             queue, room = self.new, quick
             alone = max(bulk, min(quick, _NEW_QUANTUM))  # quick budget is not for whoever is alone
@@ -89,7 +89,7 @@ class Turns:
         stream.deficit = self._quantum
         self.old.append(stream)
 
-    def took(self, stream: MuxStream, taken: int, bulk: int) -> None:
+    def charge(self, stream: MuxStream, taken: int, bulk: int) -> None:
         """The stream of this turn took so many bytes; ``bulk`` is what was left before."""
         queue = self._queue
         stream.deficit -= taken

@@ -19,7 +19,7 @@ _CHUNK_COST = 64
 """Bytes that a queued chunk costs besides its content, so that tiny writes are bounded too."""
 
 
-class SendHalf:
+class SendBuffer:
     """Bytes on their way to the peer: queued, sent, confirmed."""
 
     __slots__ = (
@@ -27,8 +27,8 @@ class SendHalf:
         "_retained",
         "_unsent",
         "acked",
-        "furthest",
         "limit",
+        "max_sent",
         "queued",
         "sent",
         "size",
@@ -37,7 +37,7 @@ class SendHalf:
     def __init__(self, credit: int, limits: Limits) -> None:
         self.limit = credit  # absolute offset up to which the peer lets us send
         self.sent = 0
-        self.furthest = 0  # the highest that ``sent`` ever was
+        self.max_sent = 0  # the highest that ``sent`` ever was
         self.acked = 0
         self.queued = 0  # bytes accepted and not yet sent
         self.size: int | None = None  # final size once nothing more will be queued
@@ -80,8 +80,8 @@ class SendHalf:
         if len(parts) > 1 and taken < _SMALL * len(parts):
             parts = [b"".join(parts)]
         self.sent += taken
-        if self.sent > self.furthest:
-            self.furthest = self.sent
+        if self.sent > self.max_sent:
+            self.max_sent = self.sent
         self.queued -= taken
         self._retained.extend(parts)
         return parts
@@ -114,12 +114,12 @@ class SendHalf:
         return back
 
     @property
-    def held(self) -> int:
+    def retained_bytes(self) -> int:
         """Bytes that left once and must be kept, taken back or not."""
-        return self.furthest - self.acked
+        return self.max_sent - self.acked
 
     def drop(self) -> None:
         """Forgets everything queued or kept (a reset)."""
         self._unsent.clear()
         self._retained.clear()
-        self.queued, self.acked, self.sent = 0, self.furthest, self.furthest
+        self.queued, self.acked, self.sent = 0, self.max_sent, self.max_sent

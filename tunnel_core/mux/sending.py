@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import SendPool
-from tunnel_core.mux.scheduler import Turns
-from tunnel_core.mux.send_buffer import SendHalf
+from tunnel_core.mux.scheduler import StreamScheduler
+from tunnel_core.mux.send_buffer import SendBuffer
 from tunnel_core.mux.stream_state import END, OPEN, MuxStream, Receipt
 from tunnel_core.wire.frames import Data, DataParts, End, Frame, Payload
 
@@ -47,14 +47,14 @@ class Sending:
         self.wake_for_data: Callable[[], None] = _nothing  # there is, and somebody may wait for it
         self._wake_later = wake_later
         self.unconfirmed = 0  # bytes of all streams on their way over the carrier
-        self.held = 0  # those, and what was taken back: our part of ``send_pool``
-        self.presses = False  # some control is to be sent at once, whatever else there is
+        self.retained_bytes = 0  # those, and what was taken back: our part of ``send_pool``
+        self.urgent = False  # some control is to be sent at once, whatever else there is
         self.peer_early_data = limits.early_data
         self.send_pool = send_pool
         self.streams: dict[int, MuxStream] = {}
         self._max_frames = limits.max_frames_per_packet - _FRAME_RESERVE
         self._control: deque[MuxStream] = deque()
-        self._turns = Turns()
+        self._turns = StreamScheduler()
         self._failed = False
 
     # What waits.
@@ -68,7 +68,7 @@ class Sending:
         if wait_seconds:
             self._wake_later(wait_seconds)
         else:
-            self.presses = True
+            self.urgent = True
             self.wake()
 
     def list_stream(self, stream: MuxStream, *, is_end: bool = False) -> None:
@@ -100,11 +100,11 @@ class Sending:
 
     def may_send(self, bulk: int, quick: int) -> bool:
         """Whether these budgets let any stream send data that memory allows."""
-        return self._turns.may_go(bulk, quick) and self._room() > 0
+        return self._turns.can_send(bulk, quick) and self._room() > 0
 
     def _room(self) -> int:
         """Bytes that may leave now. What was taken back has its place in the pool already."""
-        unconfirmed, held = self.unconfirmed, self.held
+        unconfirmed, held = self.unconfirmed, self.retained_bytes
         shared = self.send_pool.room(held)
         if held != unconfirmed:
             shared = max(0, shared) + held - unconfirmed
@@ -122,7 +122,7 @@ class Sending:
         if self._control:
             early = self._take_control(frames, receipt, quick)
             bulk, quick = bulk - early, quick - early
-        self.presses = bool(self._control)
+        self.urgent = bool(self._control)
         turns = self._turns
         while turns.ends and len(frames) < self._max_frames:
             self._take_data(turns.ends.popitem()[0], frames, receipt, 0)
@@ -133,13 +133,13 @@ class Sending:
     def _take_turns(self, frames: list[Frame], receipt: list[Receipt], bulk: int, quick: int) -> None:
         turns, room, skipped = self._turns, self._room(), 0
         bulk, quick = min(bulk, room), min(quick, room)
-        turns.begin(bulk)
+        turns.start_packet(bulk)
         while (turns.new or turns.old) and len(frames) < self._max_frames:
             turn = turns.next(bulk, quick)
             if turn is None:
                 break
             stream, allowed = turn
-            if self.held != self.unconfirmed and not (allowed := self._most(stream.send, allowed)):
+            if self.retained_bytes != self.unconfirmed and not (allowed := self._most(stream.send, allowed)):
                 # Others have bytes that were taken back, and this one may not add to them.
                 turns.postpone(stream)
                 skipped += 1
@@ -148,15 +148,15 @@ class Sending:
                 continue
             skipped = 0
             taken = self._take_data(stream, frames, receipt, allowed)
-            turns.took(stream, taken, bulk)
+            turns.charge(stream, taken, bulk)
             bulk, quick = bulk - taken, quick - taken
-        if (turns.new or turns.old) and self.send_pool.room(self.held) <= 0:
-            self.send_pool.call_when_free(self._wake_when_free, self.held)
+        if (turns.new or turns.old) and self.send_pool.room(self.retained_bytes) <= 0:
+            self.send_pool.call_when_free(self._wake_when_free, self.retained_bytes)
 
-    def _most(self, send: SendHalf, allowed: int) -> int:
+    def _most(self, send: SendBuffer, allowed: int) -> int:
         """How many of ``allowed`` bytes a stream may send: what was taken back, and our room for more."""
-        again = send.furthest - send.sent
-        return min(allowed, again + max(0, self.send_pool.room(self.held)))
+        again = send.max_sent - send.sent
+        return min(allowed, again + max(0, self.send_pool.room(self.retained_bytes)))
 
     def _wake_when_free(self) -> None:
         """Wakes the carrier of that moment, which need not be the one that found no room."""
@@ -183,7 +183,9 @@ class Sending:
     def _take_open(self, stream: MuxStream, frames: list[Frame], quick: int) -> int:
         stream.mux.give_number(stream)
         early = b""
-        spare = min(self.limits.max_send_memory - self.unconfirmed, self.send_pool.open_room(self.held))
+        spare = min(
+            self.limits.max_send_memory - self.unconfirmed, self.send_pool.open_room(self.retained_bytes)
+        )
         room = min(self.peer_early_data, spare, quick)
         if stream.send.ready and room > 0:
             early = b"".join(self._send(stream, room))
@@ -211,11 +213,11 @@ class Sending:
     def _send(self, stream: MuxStream, most: int) -> list[Payload]:
         """The next bytes of a stream, kept and counted until they are confirmed."""
         send = stream.send
-        sent, furthest = send.sent, send.furthest
+        sent, max_sent = send.sent, send.max_sent
         parts = send.take(most)
-        fresh = send.furthest - furthest
+        fresh = send.max_sent - max_sent
         self.unconfirmed += send.sent - sent
-        self.held += fresh
+        self.retained_bytes += fresh
         self.send_pool.used += fresh
         if stream.awaits_room and send.room > 0:
             stream.on_writable()
@@ -233,15 +235,15 @@ class Sending:
                 stream.mux.maybe_forget(stream)
         if freed:
             self.unconfirmed -= freed
-            self.held -= freed
+            self.retained_bytes -= freed
             self.send_pool.release(freed)
 
     def drop_sending(self, stream: MuxStream) -> None:
         """Nothing more of the stream's data will be sent, or sent again."""
         send = stream.send
-        held = send.held
+        held = send.retained_bytes
         self.unconfirmed -= send.sent - send.acked
-        self.held -= held
+        self.retained_bytes -= held
         self.send_pool.release(held)
         send.drop()
 
@@ -264,7 +266,7 @@ class Sending:
         for stream in again:
             waiting.pop(stream, None)
         self._control = deque([*again, *waiting])
-        self.presses = bool(self._control)
+        self.urgent = bool(self._control)
         self._turns.clear()
         for stream in streams:
             stream.listed = False

@@ -11,8 +11,8 @@ from typing import Protocol, TypeAlias
 
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
-from tunnel_core.mux.receive_buffer import ReceiveHalf
-from tunnel_core.mux.send_buffer import SendHalf
+from tunnel_core.mux.receive_buffer import ReceiveBuffer
+from tunnel_core.mux.send_buffer import SendBuffer
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.wire.frames import Credit, Frame, Open, Opened, Payload, RefusedFrame, Reset, Stop
 
@@ -99,8 +99,8 @@ class MuxStream:
         self.number = number  # 0 until the open entered a packet
         self.request = request
         self.address = ""
-        self.send = SendHalf(credit, mux.limits)
-        self.recv = ReceiveHalf(mux.limits, mux.pool)
+        self.send = SendBuffer(credit, mux.limits)
+        self.recv = ReceiveBuffer(mux.limits, mux.pool)
         self.opened = False
         self.refusal: Refused | None = None
         self.reset_reason: Reason | None = None  # why the stream broke; None while it is whole

@@ -144,5 +144,5 @@ async def relieve_send_pool(
                 f"node {session.node} confirmed nothing for {watch.seconds_of(session, now):.0f} s "
                 "while the server's send memory was short"
             )
-            for stream in [stream for stream in session.mux_streams if stream.send.held]:
+            for stream in [stream for stream in session.mux_streams if stream.send.retained_bytes]:
                 stream.reset(Reason.STALLED_UNDER_PRESSURE, detail)

@@ -160,7 +160,7 @@ class Session:
         """Whether all that there is to say waits for company: an end for the next open, for one."""
         mux = self.mux
         is_due = self._ack_overdue or self._confirming.due <= now
-        return not (mux.presses or mux.has_data or is_due or self._unnumbered or self._control)
+        return not (mux.urgent or mux.has_data or is_due or self._unnumbered or self._control)
 
     def may_send(self, now: float) -> bool:
         """Whether there is something to say now that was not before, or could not be said.

@@ -76,7 +76,7 @@ def take_statistics(
         bytes_out=streams.bytes_out,
         credit_granted=sum(stream.recv.outstanding for stream in mux.streams.values()),
         acked=session.acked,
-        retained_bytes=mux.held,
+        retained_bytes=mux.retained_bytes,
         flight=flight_statistics(session.flight),
     )
 

@@ -102,7 +102,7 @@ class Stream(DirectStream):
     @property
     def bytes_out(self) -> int:
         """Bytes sent towards the peer."""
-        return self._mux.send.furthest
+        return self._mux.send.max_sent
 
     @property
     def ended_by(self) -> Reason | None:

@@ -128,7 +128,7 @@ class TwoEnds(RuleBasedStateMachine):
         frames, receipt = end.mux.take(bulk, quick)
         frames = list(map(as_read, frames))
         assert end.mux.unconfirmed - before <= max(bulk, quick)
-        assert quick or not end.mux.presses, "control waits for the next packet at most, and for no budget"
+        assert quick or not end.mux.urgent, "control waits for the next packet at most, and for no budget"
         assert end.mux.unconfirmed <= LIMITS.max_send_memory
         if frames:
             end.sent.append(frames)

@@ -6,15 +6,15 @@ import pytest
 
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
-from tunnel_core.mux.receive_buffer import ReceiveHalf
+from tunnel_core.mux.receive_buffer import ReceiveBuffer
 from tunnel_core.reasons import Reason
 from tunnel_core.wire.errors import ProtocolError
 
 LIMITS = Limits(initial_credit=64, max_credit=100, credit_pool=10_000)
 
 
-def _half(pool: CreditPool | None = None) -> ReceiveHalf:
-    return ReceiveHalf(LIMITS, pool or CreditPool(LIMITS.credit_pool))
+def _half(pool: CreditPool | None = None) -> ReceiveBuffer:
+    return ReceiveBuffer(LIMITS, pool or CreditPool(LIMITS.credit_pool))
 
 
 def test_the_pool_lets_a_window_grow_only_by_a_share_of_what_is_free() -> None:

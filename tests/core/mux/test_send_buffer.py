@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel_core.limits import Limits
-from tunnel_core.mux.send_buffer import SendHalf
+from tunnel_core.mux.send_buffer import SendBuffer
 
 LIMITS = Limits(max_stream_queue=128 * 1024)
 
 
-def _half(credit: int = 1000) -> SendHalf:
-    return SendHalf(credit, LIMITS)
+def _half(credit: int = 1000) -> SendBuffer:
+    return SendBuffer(credit, LIMITS)
 
 
 def _joined(parts: list[bytes | bytearray | memoryview]) -> bytes:
@@ -43,10 +43,10 @@ def test_what_was_sent_is_kept_until_it_is_confirmed() -> None:
     send = _half()
     send.push(b"abcdef")
     send.take(4)
-    assert (send.held, send.queued) == (4, 2)
+    assert (send.retained_bytes, send.queued) == (4, 2)
     assert send.confirm(3) == 3
     assert send.confirm(3) == 0, "said twice"
-    assert send.held == 1
+    assert send.retained_bytes == 1
 
 
 def test_what_is_not_confirmed_is_sent_again() -> None:
@@ -55,9 +55,9 @@ def test_what_is_not_confirmed_is_sent_again() -> None:
     send.take(4)
     send.confirm(1)
     assert send.take_back() == 3
-    assert (send.sent, send.furthest, send.queued, send.held) == (1, 4, 5, 3)
+    assert (send.sent, send.max_sent, send.queued, send.retained_bytes) == (1, 4, 5, 3)
     assert _joined(send.take(100)) == b"bcdef"
-    assert send.furthest == 6
+    assert send.max_sent == 6
 
 
 def test_room_counts_each_piece_that_waits() -> None:
@@ -75,7 +75,7 @@ def test_a_reset_forgets_all_of_it() -> None:
     send.push(b"abcdef")
     send.take(4)
     send.drop()
-    assert (send.queued, send.held, send.ready) == (0, 0, False)
+    assert (send.queued, send.retained_bytes, send.ready) == (0, 0, False)
     assert send.confirm(4) == 0
 
 
@@ -98,4 +98,4 @@ def test_the_peer_has_every_byte_in_order(pushed: list[bytes], acts: list[tuple[
         if is_lost:
             send.take_back()
         assert send.sent + send.queued == len(content)
-        assert send.held == send.furthest - send.acked
+        assert send.retained_bytes == send.max_sent - send.acked

@@ -17,7 +17,7 @@ def test_a_stream_that_is_reset_before_its_open_left_presses_for_nothing() -> No
     mux = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=True)
     mux.open(REQUEST).reset(Reason.USER_LEFT, "")
     assert mux.take(0, 0) == ([], [])
-    assert not mux.presses
+    assert not mux.urgent
 
 
 def test_a_receipt_after_the_reset_frees_nothing_twice() -> None:

@@ -78,7 +78,7 @@ def test_what_the_peer_has_is_confirmed_by_the_move() -> None:
     session.move(1, 1.0)
     assert stream.send.acked == 100
     assert said(session) == [End(1, 100)]
-    assert mux.unconfirmed == mux.held == 0
+    assert mux.unconfirmed == mux.retained_bytes == 0
 
 
 def test_numbers_rise_on_and_old_ones_confirm_nothing() -> None:
@@ -186,7 +186,7 @@ def test_what_was_taken_back_has_its_place_in_the_pool() -> None:
     while said(session):
         pass
     session.move(0, 1.0)
-    assert pool.used == mux.held == 10 * KIB and mux.unconfirmed == 0
+    assert pool.used == mux.retained_bytes == 10 * KIB and mux.unconfirmed == 0
     while said(session):
         pass
     assert mux.unconfirmed == pool.used == 10 * KIB

@@ -38,7 +38,7 @@ class Sender:
 
     def statistics(self) -> SessionStatistics:
         return SessionStatistics(
-            is_quiet=self.is_quiet, acked=self.session.acked, retained_bytes=self.mux.held
+            is_quiet=self.is_quiet, acked=self.session.acked, retained_bytes=self.mux.retained_bytes
         )
 
     @property
@@ -86,7 +86,7 @@ def test_any_number_of_sessions_that_confirm_nothing_leave_a_share_for_one_that_
     for count in (1, 9, 100):
         pool = SendPool(LIMITS.send_pool)
         for sender in greedy(pool, count):
-            assert sender.mux.held * 8 <= LIMITS.send_pool
+            assert sender.mux.retained_bytes * 8 <= LIMITS.send_pool
         assert pool.free > 0
         innocent = Sender(pool)
         stream = innocent.stream()
@@ -165,11 +165,11 @@ def test_what_was_taken_back_goes_again_and_adds_nothing() -> None:
     sender.stream(20 * MIB)
     sender.say()
     fresh = sender.stream(MIB)
-    full = sender.mux.held
+    full = sender.mux.retained_bytes
     for now in range(1, 20):  # a peer that comes back again and again, and confirms nothing
         sender.session.move(0, float(now))
         sender.say()
-        assert sender.mux.held == full
+        assert sender.mux.retained_bytes == full
         assert sender.mux.unconfirmed == full, "all of it was said again"
     assert fresh.send.sent == 0
     for _ in range(40):
@@ -208,7 +208,7 @@ def test_who_confirms_nothing_gives_way_while_memory_is_short() -> None:
     assert watch.find_victims(senders, 4.9) == []
     stalled = watch.find_victims(senders, 5.1)
     assert senders[3] not in stalled and len(stalled) == 39
-    assert stalled == sorted(stalled, key=lambda sender: -sender.mux.held)
+    assert stalled == sorted(stalled, key=lambda sender: -sender.mux.retained_bytes)
 
 
 def test_nobody_gives_way_while_there_is_memory() -> None:
