@@ -20,7 +20,7 @@ from tunnel_agent.attach.connector import Connector
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.limits import Limits
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 
 _AT_ONCE = 16
 """Handshakes under way together: the server's queue, not ours, is not what is measured."""
@@ -63,7 +63,7 @@ async def _stay(connector: Connector, server: str, task_status: trio.TaskStatus[
     raise SystemExit(f"{link.node} lost its session: {link.ended}")
 
 
-async def echo(stream: Stream) -> None:
+async def echo(stream: TunnelStream) -> None:
     """A target inside the agent: sends back what comes, until the user ends it."""
     stream.accept("here")
     with contextlib.suppress(trio.BrokenResourceError):

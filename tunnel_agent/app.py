@@ -26,7 +26,7 @@ from tunnel_agent.targets.serve import Serving
 from tunnel_agent.targets.tls import TargetTls
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.congestion.token_bucket import TokenBucket
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.runtime.ending import ending_signals
 from tunnel_core.runtime.fd_limits import raise_descriptor_limit
@@ -114,7 +114,7 @@ class Agent:
             log_lines_dropped=lines_dropped(),
         )
 
-    def _mux_streams(self) -> Iterable[MuxStream]:
+    def _mux_streams(self) -> Iterable[StreamState]:
         return self.state.link.mux_streams if self.state.link else ()
 
     def _make_serving(self) -> Serving:

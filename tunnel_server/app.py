@@ -12,7 +12,7 @@ import trio
 
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.session.memory_pressure import relieve_pressure, relieve_send_pool
 from tunnel_core.session.session import Link
@@ -168,7 +168,7 @@ class Server:
         self._nursery.start_soon(relieve_pressure, self._pool, self._mux_streams, limits)
         self._nursery.start_soon(relieve_send_pool, send_pool, self._sessions, limits)
 
-    def _mux_streams(self) -> list[MuxStream]:
+    def _mux_streams(self) -> list[StreamState]:
         return [stream for link in self._sessions() for stream in link.mux_streams]
 
     def _sessions(self) -> list[Link]:

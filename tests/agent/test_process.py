@@ -25,7 +25,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.handshake import ServerSteps
 from tunnel_core.session.session import Link
-from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
 COMMAND = [sys.executable, "-c", "from tunnel_agent.entry import entry_point; entry_point()"]
 
@@ -40,7 +40,7 @@ class Rig:
         self.config = config
         self.ops = ops
 
-    async def open(self, target: str = "") -> Stream:
+    async def open(self, target: str = "") -> TunnelStream:
         stream = self.link.open(Target.parse(target or self.target), user="kim", entrance="tcp")
         await stream.wait_opened()
         return stream

@@ -26,7 +26,7 @@ from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.handshake import AgentSteps
 from tunnel_core.session.session import Link
 from tunnel_core.session.state import LinkEvent
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import SessionSecret
 from tunnel_server.accounting.refusal_audit import Refusals
@@ -126,7 +126,7 @@ class Site:
     nursery: trio.Nursery
     limits: Limits
     network: Network = field(default_factory=Network)
-    far: list[Stream] = field(default_factory=list)
+    far: list[TunnelStream] = field(default_factory=list)
     """Streams as the agent has them, in the order of their opening."""
     on_look: Callable[[LinkEvent | None], None] = lambda _: None
     audited: list[AuditLine] = field(default_factory=list)
@@ -176,7 +176,7 @@ class Site:
                 end.under_way.clear()
         self.agent.scope.cancel()
 
-    def take_stream(self, stream: Stream) -> None:
+    def take_stream(self, stream: TunnelStream) -> None:
         self.far.append(stream)
         stream.accept("127.0.0.1:22")
 
@@ -185,7 +185,7 @@ class Site:
         """The server's."""
         return self.nodes.link_of("edge1")
 
-    def open(self) -> Stream:
+    def open(self) -> TunnelStream:
         return self.link.open(TARGET, user="kim", entrance="tcp")
 
     async def settle(self) -> None:
@@ -206,7 +206,7 @@ class Site:
             await trio.sleep(step)
         await self.flush()
 
-    async def streams(self) -> tuple[Stream, Stream]:
+    async def streams(self) -> tuple[TunnelStream, TunnelStream]:
         """A new stream as both ends have it."""
         near = self.open()
         await self.flush()

@@ -19,7 +19,7 @@ from tests.resume.site import Site, open_site
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.state import LinkState
-from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
 LIMITS = Limits(
     max_packet_bytes=900,
@@ -46,9 +46,9 @@ _GONE_BY_TIME = {Reason.NODE_NOT_ATTACHED, Reason.OPEN_TIMEOUT}
 class Half:
     """One direction of a stream, and what its bytes must be."""
 
-    def __init__(self, sender: Stream, seed: int) -> None:
+    def __init__(self, sender: TunnelStream, seed: int) -> None:
         self.sender = sender
-        self.receiver: Stream | None = None
+        self.receiver: TunnelStream | None = None
         self.seed = seed
         self.sent = self.received = 0
         self.ended = self.saw_end = self.broken = False
@@ -102,7 +102,7 @@ class World:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.halves: list[Half] = []
-        self.orphans: list[Stream] = []  # the agent's ends of streams whose server is dead
+        self.orphans: list[TunnelStream] = []  # the agent's ends of streams whose server is dead
         self.lost_sessions = False
 
     def step(self, what: str, a: int, b: int) -> None:
@@ -144,7 +144,7 @@ class World:
     def _pair_up(self) -> None:
         """Joins the agent's end of each stream to what the server's end says."""
         for far in self.site.far:
-            for half in [half for half in self.halves if half.sender.was_said and half.receiver is None]:
+            for half in [half for half in self.halves if half.sender.open_sent and half.receiver is None]:
                 if half.sender.id == far.id:
                     back = Half(far, half.seed + 1)
                     half.receiver, back.receiver = far, half.sender
@@ -177,7 +177,7 @@ class World:
         return bool(nodes) and nodes[0][1].state is LinkState.ATTACHED
 
 
-def _has(halves: list[Half], far: Stream) -> bool:
+def _has(halves: list[Half], far: TunnelStream) -> bool:
     return any(half.receiver is far for half in halves)
 
 

@@ -21,7 +21,7 @@ from tunnel_core.limits import MIB, Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.events.event_log import Kind, NodeEvent
@@ -71,9 +71,9 @@ async def _pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
 
 
 @asynccontextmanager
-async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChannel[Stream]]]:
+async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChannel[TunnelStream]]]:
     nodes, limits = Nodes(trio.current_time, lambda: datetime.now(UTC), lambda name: False), Limits()
-    send, receive = trio.open_memory_channel[Stream](10)
+    send, receive = trio.open_memory_channel[TunnelStream](10)
     there = trio.Event()
 
     def heard(_: NodeEvent) -> None:
@@ -81,7 +81,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
 
     nodes.events.subscribe(heard)
 
-    def take(stream: Stream) -> None:
+    def take(stream: TunnelStream) -> None:
         stream.accept("127.0.0.1:22")
         send.send_nowait(stream)
 
@@ -127,13 +127,13 @@ async def test_streams_go_on_over_the_next_connection() -> None:
         far = await opened.receive()
         digests = {"down": hashlib.sha256(), "up": hashlib.sha256()}
 
-        async def send(stream: Stream) -> None:
+        async def send(stream: TunnelStream) -> None:
             for start in range(0, len(content), MIB):
                 await stream.send_all(content[start : start + MIB])
                 await trio.sleep(0.02)
             await stream.send_eof()
 
-        async def receive(stream: Stream, name: str) -> None:
+        async def receive(stream: TunnelStream, name: str) -> None:
             async for data in stream:
                 digests[name].update(data)
 

@@ -12,7 +12,7 @@ from tunnel_agent.status.state import AgentState
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.state import LinkState
-from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
 
 def lose_all(site: Site) -> None:
@@ -22,7 +22,7 @@ def lose_all(site: Site) -> None:
         end.lose()
 
 
-def read(stream: Stream) -> bytes:
+def read(stream: TunnelStream) -> bytes:
     received = bytearray()
     while data := stream.receive_nowait(1 << 20):
         received += data

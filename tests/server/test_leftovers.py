@@ -17,7 +17,7 @@ from tests.support.fakes.leftovers import left_to_the_collector, uncollected
 from tests.support.fakes.memory_link import LinkPair
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import RESET_ON_CLOSE
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 
 __all__ = ["uncollected"]
 pytestmark = pytest.mark.usefixtures("uncollected")
@@ -30,11 +30,11 @@ Visit: TypeAlias = Callable[[trio.SocketStream], Awaitable[None]]
 UNKNOWN = b"CONNECT edge9:22 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
-async def refuse(stream: Stream) -> None:
+async def refuse(stream: TunnelStream) -> None:
     stream.refuse(Reason.DIAL_REFUSED, "nobody listens")
 
 
-async def answer(stream: Stream) -> None:
+async def answer(stream: TunnelStream) -> None:
     stream.accept("127.0.0.1:80")
     await receive_until(stream, b"\r\n\r\n")
     await stream.send_all(OK)
@@ -42,14 +42,14 @@ async def answer(stream: Stream) -> None:
     await stream.aclose()
 
 
-async def hold(stream: Stream) -> None:
+async def hold(stream: TunnelStream) -> None:
     stream.accept("127.0.0.1:22")
     with trio.CancelScope() as scope, stream.cancelling(scope):
         await trio.sleep_forever()
     await stream.aclose()
 
 
-async def dial_for_long(stream: Stream) -> None:
+async def dial_for_long(stream: TunnelStream) -> None:
     with trio.CancelScope() as scope, stream.cancelling(scope):
         await trio.sleep_forever()
     stream.refuse(Reason.DIAL_FAILED, "the user left")
@@ -131,7 +131,7 @@ async def _settle(pair: LinkPair) -> None:
     ids=lambda task: task.__name__,
 )
 async def test_a_visit_leaves_nothing_to_the_collector(
-    agent: Callable[[Stream], Awaitable[None]],
+    agent: Callable[[TunnelStream], Awaitable[None]],
     enter: Callable[[Edge], Awaitable[trio.SocketStream]],
     visit: Visit,
 ) -> None:

@@ -32,7 +32,7 @@ from tunnel_core.session.handshake import VERSION, AgentSteps
 from tunnel_core.session.profiles import ProfileName, profile_of
 from tunnel_core.session.session import Link
 from tunnel_core.session.state import LinkEvent
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.wire.frames import Hello, Service, SessionSecret, Welcome
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -59,7 +59,7 @@ class Connector:
     limits: Limits
     connect_timeout_seconds: float
     services: tuple[Service, ...]
-    on_open: Callable[[Stream], None]
+    on_open: Callable[[TunnelStream], None]
     on_look: Callable[[LinkEvent | None], None]
     on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle
     """Gets the roots (PEM) that a server tells in its welcome, and the bundle. Returns the bundle for the
@@ -269,7 +269,7 @@ class Connector:
 def connector_of(
     installation: Installation,
     bridge: Bridge,
-    on_open: Callable[[Stream], None],
+    on_open: Callable[[TunnelStream], None],
     on_look: Callable[[LinkEvent | None], None],
     on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle,
     cap: TokenBucket | None = None,

@@ -17,7 +17,7 @@ from tunnel_core.cli.command_line import ExitCode
 from tunnel_core.config.loader import ConfigError
 from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Reason
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 
 _SOON = timedelta(days=30)
 
@@ -88,5 +88,5 @@ def check_certificate(installation: Installation, now: datetime) -> Finding:
     return Finding("certificate", Verdict.PASS, f"{bundle.identity}, until {as_minute(leaf.ends)}{soon}")
 
 
-def _refuse(stream: Stream) -> None:
+def _refuse(stream: TunnelStream) -> None:
     stream.refuse(Reason.AGENT_STOPPING, "this is only a check")  # a probe is never sent a stream

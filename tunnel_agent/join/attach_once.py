@@ -14,7 +14,7 @@ from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError
 from tunnel_core.humanize import as_milliseconds
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 
 
 async def attach_once(config: Path, bundle: Path) -> str:
@@ -40,5 +40,5 @@ async def attach_once(config: Path, bundle: Path) -> str:
     raise StepFailed("; ".join(failures), fix)
 
 
-def _refuse(stream: Stream) -> None:
+def _refuse(stream: TunnelStream) -> None:
     stream.refuse(Reason.AGENT_STOPPING, "this is only a try")  # a probe is never sent a stream

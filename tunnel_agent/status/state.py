@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from certs.life import Life
 from tunnel_agent.status.link_history import LinkHistory, LinkView
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.session.state import LinkEvent, LinkState, Loss, StateCategory
 from tunnel_core.session.statistics import SessionStatistics
@@ -23,7 +23,7 @@ _LATE = "something sent was not confirmed in time"
 
 
 class OpenStream(Protocol):
-    """What is told of a stream; ``tunnel_core.streams.tunnel_stream.Stream`` has it."""
+    """What is told of a stream; ``tunnel_core.streams.tunnel_stream.TunnelStream`` has it."""
 
     @property
     def id(self) -> str: ...
@@ -57,7 +57,7 @@ class AttachedLink(Protocol):
     @property
     def streams(self) -> Mapping[int, OpenStream]: ...
     @property
-    def mux_streams(self) -> Iterable[MuxStream]: ...
+    def mux_streams(self) -> Iterable[StreamState]: ...
     def statistics(self) -> SessionStatistics: ...
     def drain(self, deadline_seconds: float) -> None: ...
     def end(self, reason: Reason, detail: str = "") -> None: ...

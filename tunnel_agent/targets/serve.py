@@ -13,7 +13,7 @@ from tunnel_core.http.server import Handler, serve_http
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import RelayResult, abort, relay
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.logs import RefusalLines, StreamFacts, stream_closed, stream_opened
 
@@ -55,7 +55,7 @@ class Serving:
         self._idle = trio.Event()
         self._idle.set()
 
-    def take(self, stream: Stream) -> None:
+    def take(self, stream: TunnelStream) -> None:
         """Begins to serve a stream. Never blocks, never raises: the link calls it."""
         self.count += 1
         if self._idle.is_set():
@@ -67,7 +67,7 @@ class Serving:
         """Waits until no stream is being served."""
         await self._idle.wait()
 
-    async def _serve(self, stream: Stream, outcome: Dialled | Refused | None) -> None:
+    async def _serve(self, stream: TunnelStream, outcome: Dialled | Refused | None) -> None:
         try:
             if handler := self._built_in.get(stream.target):
                 await self._answer(stream, handler)
@@ -84,14 +84,14 @@ class Serving:
             if not self.count:
                 self._idle.set()
 
-    async def _answer(self, stream: Stream, handler: Handler) -> None:
+    async def _answer(self, stream: TunnelStream, handler: Handler) -> None:
         facts, start = self._facts(stream), trio.current_time()
         self._open(stream, facts, f"agent:{stream.target}")
         await serve_http(stream, handler, stopping=Reason.AGENT_STOPPING)
         result = RelayResult(stream.bytes_in, stream.bytes_out, stream.ended_by or Reason.DONE)
         self._note_closed(facts, result, trio.current_time() - start)
 
-    async def _relay(self, stream: Stream, outcome: Dialled | Refused) -> None:
+    async def _relay(self, stream: TunnelStream, outcome: Dialled | Refused) -> None:
         facts, start = self._facts(stream), stream.opened_at
         self._counters.dialled(stream.entrance, trio.current_time() - start)
         if isinstance(outcome, Refused):
@@ -108,12 +108,12 @@ class Serving:
         )
         self._note_closed(facts, result, trio.current_time() - start)
 
-    def _open(self, stream: Stream, facts: StreamFacts, address: str) -> None:
+    def _open(self, stream: TunnelStream, facts: StreamFacts, address: str) -> None:
         stream.accept(address)
         self._counters.stream_opened(stream.entrance)
         stream_opened(self._log, facts, address=address)
 
-    def _refuse(self, stream: Stream, refused: Refused) -> None:
+    def _refuse(self, stream: TunnelStream, refused: Refused) -> None:
         self._counters.refused(stream.entrance, refused.reason)
         if stream.ended_by is None:
             stream.refuse(refused.reason, refused.detail)
@@ -125,7 +125,7 @@ class Serving:
         self._counters.stream_closed(facts.entrance, result.reason, **sizes)
         stream_closed(self._log, facts, result.reason, seconds=seconds, detail=result.detail, **sizes)
 
-    async def _dial_unless_left(self, stream: Stream) -> Dialled | Refused:
+    async def _dial_unless_left(self, stream: TunnelStream) -> Dialled | Refused:
         outcome: Dialled | Refused | None = None
         with trio.CancelScope() as scope, stream.cancelling(scope):
             outcome = await self._dial(stream)
@@ -135,7 +135,7 @@ class Serving:
         assert outcome is not None
         return outcome
 
-    def _dial_nowait(self, stream: Stream) -> Dialled | Refused | None:
+    def _dial_nowait(self, stream: TunnelStream) -> Dialled | Refused | None:
         if stream.target in self._built_in:
             return None
         try:
@@ -146,19 +146,19 @@ class Serving:
         except ValueError as error:
             return Refused(Reason.BAD_REQUEST, str(error))
 
-    async def _dial(self, stream: Stream) -> Dialled | Refused:
+    async def _dial(self, stream: TunnelStream) -> Dialled | Refused:
         try:
             target = Target.parse(stream.target)
             return await self._dialler.dial(target, tls=_wants_tls(stream), user=stream.user)
         except Refused as refused:
             return refused
 
-    def _facts(self, stream: Stream) -> StreamFacts:
+    def _facts(self, stream: TunnelStream) -> StreamFacts:
         node = self._dialler.policy.node
         return StreamFacts(stream.id, stream.user, node, stream.target, stream.entrance)
 
 
-def _wants_tls(stream: Stream) -> bool:
+def _wants_tls(stream: TunnelStream) -> bool:
     """Whether the agent speaks TLS to an https service for this stream.
 
     Elsewhere the TLS is the user's own, and to end it here would break what the user verifies.

@@ -21,7 +21,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.receiving import HANDLERS
 from tunnel_core.mux.sending import Sending
-from tunnel_core.mux.stream_state import OPEN, MuxStream
+from tunnel_core.mux.stream_state import OPEN, StreamState
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tally import Tally
 from tunnel_core.wire.errors import ProtocolError
@@ -51,7 +51,7 @@ class Mux(Sending):
         opener: bool,
         send_pool: SendPool | None = None,
         wake_later: Callable[[float], None] = _nothing_later,
-        on_open: Callable[[MuxStream], None] | None = None,
+        on_open: Callable[[StreamState], None] | None = None,
         on_empty: Callable[[], None] = _nothing,
     ) -> None:
         super().__init__(limits, send_pool or SendPool(limits.send_pool), wake_later)
@@ -64,12 +64,12 @@ class Mux(Sending):
         self._on_empty = on_empty
         self._next_number = 1
         self._highest_opened = 0
-        self._unopened: dict[MuxStream, None] = {}  # opened by us, not in a packet yet
+        self._unopened: dict[StreamState, None] = {}  # opened by us, not in a packet yet
         self._of_user: Tally[str] = Tally()  # streams that we opened, until they are forgotten
 
     # Opening.
 
-    def open(self, request: Open, early_data: Payload = b"") -> MuxStream:
+    def open(self, request: Open, early_data: Payload = b"") -> StreamState:
         """A new stream towards the peer. Raises ``Refused`` at the peer's limit."""
         free = self.peer_max_streams - len(self.streams) - len(self._unopened)
         if free <= 0:
@@ -81,7 +81,7 @@ class Mux(Sending):
             raise Refused(Reason.TOO_MANY_OF_USER, _too_many(request.user, own, most, free))
         if self.send_pool.free <= 0:  # its reserve too
             raise Refused(Reason.SEND_MEMORY_FULL)
-        stream = MuxStream(self, request, 0, self.peer_initial_credit)
+        stream = StreamState(self, request, 0, self.peer_initial_credit)
         self._unopened[stream] = None
         self._of_user.add(request.user)
         if early_data:
@@ -89,14 +89,14 @@ class Mux(Sending):
         stream.want(OPEN)
         return stream
 
-    def give_number(self, stream: MuxStream) -> None:
+    def give_number(self, stream: StreamState) -> None:
         """The stream's open enters a packet."""
         del self._unopened[stream]
         stream.number = self._next_number
         self._next_number += 2
         self.streams[stream.number] = stream
 
-    def withdraw(self, stream: MuxStream) -> None:
+    def withdraw(self, stream: StreamState) -> None:
         """A stream whose open never entered a packet is gone without a trace."""
         if stream in self._unopened:
             del self._unopened[stream]
@@ -145,7 +145,7 @@ class Mux(Sending):
         if len(self.streams) >= 2 * self.limits.max_streams:
             raise ProtocolError(Reason.OPEN_FLOOD, "streams are opened faster than refusals are confirmed")
         self._highest_opened = frame.stream
-        stream = MuxStream(self, frame._replace(early_data=b""), frame.stream, frame.credit)
+        stream = StreamState(self, frame._replace(early_data=b""), frame.stream, frame.credit)
         self.streams[frame.stream] = stream
         if len(self.streams) > self.limits.max_streams or self._on_open is None:
             stream.refuse(
@@ -161,7 +161,7 @@ class Mux(Sending):
 
     # Ending.
 
-    def maybe_forget(self, stream: MuxStream) -> None:
+    def maybe_forget(self, stream: StreamState) -> None:
         """Forgets a stream that is over."""
         recv = stream.recv
         if recv.window > recv.initial and recv.at_end:

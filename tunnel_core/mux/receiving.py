@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tunnel_core.mux.stream_state import END, MuxStream
+from tunnel_core.mux.stream_state import END, StreamState
 from tunnel_core.reasons import OF_A_STREAM, Reason, Refused
 from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Credit, Data, End, Opened, RefusedFrame, Reset, Stop
 
 
-def _receive_data(stream: MuxStream, frame: Data) -> None:
+def _receive_data(stream: StreamState, frame: Data) -> None:
     if stream.discarding:
         stream.recv.skip(frame.offset + len(frame.payload))
     elif stream.recv.add(frame.offset, frame.payload):
         stream.on_readable()
 
 
-def _receive_end(stream: MuxStream, frame: End) -> None:
+def _receive_end(stream: StreamState, frame: End) -> None:
     if stream.discarding:
         stream.recv.size = frame.size
     else:
@@ -32,7 +32,7 @@ def _receive_end(stream: MuxStream, frame: End) -> None:
     stream.mux.maybe_forget(stream)
 
 
-def _receive_reset(stream: MuxStream, frame: Reset) -> None:
+def _receive_reset(stream: StreamState, frame: Reset) -> None:
     if stream.recv.size is None:
         stream.recv.size = stream.recv.received
         stream.recv.drop()
@@ -41,13 +41,13 @@ def _receive_reset(stream: MuxStream, frame: Reset) -> None:
     stream.mux.maybe_forget(stream)
 
 
-def _receive_stop(stream: MuxStream, frame: Stop) -> None:
+def _receive_stop(stream: StreamState, frame: Stop) -> None:
     if not stream.send_reset and not stream.emitted & END:
         _break(stream, _accepted_reason(stream, frame.reason, Reason.TARGET_RESET), "")
         stream.give_up_sending()
 
 
-def _break(stream: MuxStream, reason: Reason, detail: str) -> None:
+def _break(stream: StreamState, reason: Reason, detail: str) -> None:
     if stream.reset_reason is None:
         stream.reset_reason, stream.reset_detail = reason, detail
         if not stream.opened and not stream.mux.is_opener and stream.refusal is None:
@@ -55,7 +55,7 @@ def _break(stream: MuxStream, reason: Reason, detail: str) -> None:
     stream.tell_owner()
 
 
-def _receive_credit(stream: MuxStream, frame: Credit) -> None:
+def _receive_credit(stream: StreamState, frame: Credit) -> None:
     if frame.limit > stream.send.limit:
         stream.send.limit = frame.limit
         stream.mux.list_stream(stream)
@@ -63,7 +63,7 @@ def _receive_credit(stream: MuxStream, frame: Credit) -> None:
             stream.on_writable()
 
 
-def _receive_opened(stream: MuxStream, frame: Opened) -> None:
+def _receive_opened(stream: StreamState, frame: Opened) -> None:
     if not stream.mux.is_opener:
         raise ProtocolError(Reason.PROTOCOL_ERROR, "an answer to an open that this end never makes")
     if not stream.opened:
@@ -73,7 +73,7 @@ def _receive_opened(stream: MuxStream, frame: Opened) -> None:
         stream.tell_owner()
 
 
-def _receive_refused(stream: MuxStream, frame: RefusedFrame) -> None:
+def _receive_refused(stream: StreamState, frame: RefusedFrame) -> None:
     if not stream.mux.is_opener or stream.opened:
         raise ProtocolError(Reason.PROTOCOL_ERROR, f"a refusal of stream {frame.stream}, which is open")
     reason, detail = _accepted_reason(stream, frame.reason, Reason.DIAL_FAILED), frame.detail
@@ -88,7 +88,7 @@ def _receive_refused(stream: MuxStream, frame: RefusedFrame) -> None:
     stream.mux.maybe_forget(stream)
 
 
-def _accepted_reason(stream: MuxStream, reason: Reason, otherwise: Reason) -> Reason:
+def _accepted_reason(stream: StreamState, reason: Reason, otherwise: Reason) -> Reason:
     """Return the peer's reason, or ``otherwise`` if the peer is an agent that may not give it.
 
     Users, logs and the audit go by reasons: ``done`` is no refusal, and who is let in the server decides.
@@ -96,7 +96,7 @@ def _accepted_reason(stream: MuxStream, reason: Reason, otherwise: Reason) -> Re
     return reason if reason in OF_A_STREAM or not stream.mux.is_opener else otherwise
 
 
-HANDLERS: dict[type, Callable[[MuxStream, Any], None]] = {
+HANDLERS: dict[type, Callable[[StreamState, Any], None]] = {
     Data: _receive_data,
     Credit: _receive_credit,
     End: _receive_end,

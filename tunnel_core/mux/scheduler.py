@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 
 from tunnel_core.limits import KIB
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 
 _NEW_QUANTUM = 16 * KIB
 _OLD_QUANTUM = 256 * KIB
@@ -29,11 +29,11 @@ class StreamScheduler:
     __slots__ = ("_quantum", "_queue", "ends", "new", "old")
 
     def __init__(self) -> None:
-        self.ends: dict[MuxStream, None] = {}
+        self.ends: dict[StreamState, None] = {}
         """Streams that have nothing left to say but their end."""
-        self.new: deque[MuxStream] = deque()
+        self.new: deque[StreamState] = deque()
         """Streams that wait to send data, and had nothing queued before."""
-        self.old: deque[MuxStream] = deque()
+        self.old: deque[StreamState] = deque()
         """Streams that wait to send data, after a turn of theirs."""
         self._queue = self.new  # where the stream of this turn stands
         self._quantum = _OLD_QUANTUM
@@ -46,7 +46,7 @@ class StreamScheduler:
         self.new.clear()
         self.old.clear()
 
-    def add(self, stream: MuxStream) -> None:
+    def add(self, stream: StreamState) -> None:
         """A stream that stands in no list has data to send."""
         stream.listed = True
         stream.deficit = min(_NEW_QUANTUM, self._quantum)
@@ -69,7 +69,7 @@ class StreamScheduler:
         if bulk > 0:
             self._quantum = max(_LEAST_QUANTUM, min(_OLD_QUANTUM, bulk))
 
-    def next(self, bulk: int, quick: int) -> tuple[MuxStream, int] | None:
+    def next(self, bulk: int, quick: int) -> tuple[StreamState, int] | None:
         """Whose turn it is, and how many bytes may be taken; tell ``charge`` afterwards."""
         if self.new and quick > 0:
             queue, room = self.new, quick
@@ -83,13 +83,13 @@ class StreamScheduler:
             stream.deficit = room = alone  # nobody waits: one frame instead of two
         return stream, min(room, stream.deficit)
 
-    def postpone(self, stream: MuxStream) -> None:
+    def postpone(self, stream: StreamState) -> None:
         """The stream of this turn may take nothing now: it goes behind all others."""
         self._queue.popleft()
         stream.deficit = self._quantum
         self.old.append(stream)
 
-    def charge(self, stream: MuxStream, taken: int, bulk: int) -> None:
+    def charge(self, stream: StreamState, taken: int, bulk: int) -> None:
         """The stream of this turn took so many bytes; ``bulk`` is what was left before."""
         queue = self._queue
         stream.deficit -= taken

@@ -19,7 +19,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import SendPool
 from tunnel_core.mux.scheduler import StreamScheduler
 from tunnel_core.mux.send_buffer import SendBuffer
-from tunnel_core.mux.stream_state import END, OPEN, MuxStream, Receipt
+from tunnel_core.mux.stream_state import END, OPEN, Receipt, StreamState
 from tunnel_core.wire.frames import Data, DataParts, End, Frame, Payload
 
 _FRAME_RESERVE = 16
@@ -51,15 +51,15 @@ class Sending:
         self.urgent = False  # some control is to be sent at once, whatever else there is
         self.peer_early_data = limits.early_data
         self.send_pool = send_pool
-        self.streams: dict[int, MuxStream] = {}
+        self.streams: dict[int, StreamState] = {}
         self._max_frames = limits.max_frames_per_packet - _FRAME_RESERVE
-        self._control: deque[MuxStream] = deque()
+        self._control: deque[StreamState] = deque()
         self._turns = StreamScheduler()
         self._failed = False
 
     # What waits.
 
-    def queue_control(self, stream: MuxStream, wait_seconds: float) -> None:
+    def queue_control(self, stream: StreamState, wait_seconds: float) -> None:
         """Have the stream's pending control sent, at once or within so many seconds."""
         if not stream.control_queued:
             stream.control_queued = True
@@ -71,7 +71,7 @@ class Sending:
             self.urgent = True
             self.wake()
 
-    def list_stream(self, stream: MuxStream, *, is_end: bool = False) -> None:
+    def list_stream(self, stream: StreamState, *, is_end: bool = False) -> None:
         """Give the stream a turn if it has something to send and stands in no list.
 
         A mere end waits a moment for company: who closes one connection often opens the next.
@@ -180,7 +180,7 @@ class Sending:
             stream.mux.maybe_forget(stream)
         return early
 
-    def _take_open(self, stream: MuxStream, frames: list[Frame], quick: int) -> int:
+    def _take_open(self, stream: StreamState, frames: list[Frame], quick: int) -> int:
         stream.mux.give_number(stream)
         early = b""
         spare = min(
@@ -192,7 +192,7 @@ class Sending:
         frames.append(stream.open_frame(early))
         return len(early)
 
-    def _take_data(self, stream: MuxStream, frames: list[Frame], receipt: list[Receipt], most: int) -> int:
+    def _take_data(self, stream: StreamState, frames: list[Frame], receipt: list[Receipt], most: int) -> int:
         send, bits, taken = stream.send, 0, 0
         if most and send.queued and send.sent < send.limit:
             offset = send.sent
@@ -210,7 +210,7 @@ class Sending:
             receipt.append((stream, bits, send.sent))
         return taken
 
-    def _send(self, stream: MuxStream, most: int) -> list[Payload]:
+    def _send(self, stream: StreamState, most: int) -> list[Payload]:
         """The next bytes of a stream, kept and counted until they are confirmed."""
         send = stream.send
         sent, max_sent = send.sent, send.max_sent
@@ -238,7 +238,7 @@ class Sending:
             self.retained_bytes -= freed
             self.send_pool.release(freed)
 
-    def drop_sending(self, stream: MuxStream) -> None:
+    def drop_sending(self, stream: StreamState) -> None:
         """Nothing more of the stream's data will be sent, or sent again."""
         send = stream.send
         held = send.retained_bytes

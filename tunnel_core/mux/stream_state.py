@@ -40,27 +40,27 @@ class StreamOwner(Protocol):
     @property
     def pool(self) -> CreditPool: ...
 
-    def queue_control(self, stream: MuxStream, wait_seconds: float) -> None:
+    def queue_control(self, stream: StreamState, wait_seconds: float) -> None:
         """Have the stream's pending control sent, at once or within so many seconds."""
 
-    def list_stream(self, stream: MuxStream, *, is_end: bool = False) -> None:
+    def list_stream(self, stream: StreamState, *, is_end: bool = False) -> None:
         """Give the stream a turn to send its data, or its end."""
 
-    def give_number(self, stream: MuxStream) -> None:
+    def give_number(self, stream: StreamState) -> None:
         """Number the stream: its open enters a packet."""
 
-    def drop_sending(self, stream: MuxStream) -> None:
+    def drop_sending(self, stream: StreamState) -> None:
         """Send nothing more of the stream's data, nor again."""
 
-    def withdraw(self, stream: MuxStream) -> None:
+    def withdraw(self, stream: StreamState) -> None:
         """Forget a stream whose open never entered a packet."""
 
-    def maybe_forget(self, stream: MuxStream) -> None:
+    def maybe_forget(self, stream: StreamState) -> None:
         """Forget the stream if it is over."""
 
 
-class MuxStream:
-    """One stream as this end sees it. ``Stream`` wraps it for trio.
+class StreamState:
+    """One stream as this end sees it. ``TunnelStream`` wraps it for trio.
 
     ``on_readable`` is called when there are bytes to read, when the peer ended its half, and when the stream
     broke. ``on_writable`` is called when there is room to send, if ``awaits_room`` is set; when the open was
@@ -278,5 +278,5 @@ class MuxStream:
         return self.recv.size is not None and (self.discarding or not self.recv.buffered)
 
 
-Receipt: TypeAlias = tuple[MuxStream, int, int]
+Receipt: TypeAlias = tuple[StreamState, int, int]
 """What one packet carried of one stream: the stream, control bits, and the offset up to which it was sent."""

@@ -16,7 +16,7 @@ import trio
 
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.session.statistics import SessionStatistics
 
@@ -27,9 +27,9 @@ class StallWatch:
     def __init__(self, pool: CreditPool, stall_seconds: float) -> None:
         self._pool = pool
         self._stall_seconds = stall_seconds
-        self._seen: dict[MuxStream, tuple[int, float]] = {}  # consumed, and since when
+        self._seen: dict[StreamState, tuple[int, float]] = {}  # consumed, and since when
 
-    def find_victim(self, streams: Iterable[MuxStream], now: float) -> MuxStream | None:
+    def find_victim(self, streams: Iterable[StreamState], now: float) -> StreamState | None:
         """The stream to reset now, if memory is short and one stands still."""
         if not self._pool.under_pressure:
             self._seen.clear()
@@ -40,7 +40,7 @@ class StallWatch:
         stalled = [stream for stream, (_, since) in self._seen.items() if now - since >= self._stall_seconds]
         return max(stalled, key=lambda stream: stream.recv.buffered, default=None)
 
-    def _since(self, stream: MuxStream, now: float) -> tuple[int, float]:
+    def _since(self, stream: StreamState, now: float) -> tuple[int, float]:
         consumed = stream.recv.received - stream.recv.buffered
         known = self._seen.get(stream)
         if known is None or known[0] != consumed or not stream.recv.buffered:
@@ -49,7 +49,7 @@ class StallWatch:
 
 
 async def relieve_pressure(
-    pool: CreditPool, streams: Callable[[], Iterable[MuxStream]], limits: Limits
+    pool: CreditPool, streams: Callable[[], Iterable[StreamState]], limits: Limits
 ) -> None:
     """Looks after the pool of a process until cancelled."""
     watch = StallWatch(pool, limits.stall_seconds)
@@ -70,7 +70,7 @@ class Retaining(Protocol):
     def attached(self) -> bool: ...
 
     @property
-    def mux_streams(self) -> Collection[MuxStream]: ...
+    def mux_streams(self) -> Collection[StreamState]: ...
 
     def statistics(self) -> SessionStatistics: ...
 

@@ -13,11 +13,11 @@ import trio
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.mux import Mux
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.pending_opens import Opens
+from tunnel_core.session.pending_opens import PendingOpens
 from tunnel_core.session.timer import Timer
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.wire.frames import Hello, Welcome
 
 
@@ -28,9 +28,9 @@ class OpenStreams:
     """
 
     def __init__(
-        self, node: str, session_id: str, opens: Opens, on_open: Callable[[Stream], None] | None
+        self, node: str, session_id: str, opens: PendingOpens, on_open: Callable[[TunnelStream], None] | None
     ) -> None:
-        self.all: dict[int, Stream] = {}
+        self.all: dict[int, TunnelStream] = {}
         """Oldest first."""
         self.draining = False
         """Whether new streams are refused."""
@@ -42,19 +42,19 @@ class OpenStreams:
         self._closed_in = self._closed_out = 0  # bytes of streams that are closed
         self._changed: trio.Event | None = None  # made by whoever waits for it
 
-    def add(self, mux_stream: MuxStream) -> Stream:
+    def add(self, mux_stream: StreamState) -> TunnelStream:
         """Return the stream that its owner uses from here on."""
         self._serial += 1
         serial = self._serial
 
-        def forget(stream: Stream) -> None:
+        def forget(stream: TunnelStream) -> None:
             del self.all[serial]
             self._opens.forget(stream)
             self.note_change()
             self._closed_in += stream.bytes_in
             self._closed_out += stream.bytes_out
 
-        stream = Stream(mux_stream, self._session_id, forget)
+        stream = TunnelStream(mux_stream, self._session_id, forget)
         self.all[serial] = stream
         return stream
 
@@ -64,7 +64,7 @@ class OpenStreams:
             reason = Reason.SERVER_STOPPING if self.draining else Reason.AGENT_STOPPING
             raise Refused(reason, f"node {self._node} takes no new streams: {reason.meaning}")
 
-    def open(self, mux_stream: MuxStream, on_opened: Callable[[], None] | None) -> Stream:
+    def open(self, mux_stream: StreamState, on_opened: Callable[[], None] | None) -> TunnelStream:
         """Return a stream that this end opens; ``on_opened`` is called when the peer reached its target."""
         stream = self.add(mux_stream)
 
@@ -76,7 +76,7 @@ class OpenStreams:
         mux_stream.on_opened = opened
         return stream
 
-    def opened_by_peer(self, mux_stream: MuxStream) -> None:
+    def opened_by_peer(self, mux_stream: StreamState) -> None:
         """Pass a stream that the server opened on to ``on_open``, or refuse it."""
         if self._on_open is None or self.draining:
             detail = f"node {self._node} takes no new streams"

@@ -13,45 +13,45 @@ import math
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason
 from tunnel_core.session.state import Loss
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 
 
-class Opens:
+class PendingOpens:
     """Both tables have the earliest deadline first, as each adds the same time to a rising clock."""
 
     def __init__(self, node: str, limits: Limits) -> None:
         self._node = node
         self._limits = limits
-        self._said: dict[Stream, float] = {}
-        self._waiting: dict[Stream, float] = {}
+        self._sent: dict[TunnelStream, float] = {}
+        self._waiting: dict[TunnelStream, float] = {}
 
-    def add(self, stream: Stream, now: float, loss: Loss | None) -> float:
+    def add(self, stream: TunnelStream, now: float, loss: Loss | None) -> float:
         """A new open; returns its deadline."""
         if loss is None:
-            self._said[stream] = deadline = now + self._limits.open_timeout_seconds
+            self._sent[stream] = deadline = now + self._limits.open_timeout_seconds
         else:
             self._waiting[stream] = deadline = now + self._limits.open_wait_seconds
         return deadline
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, stream: TunnelStream) -> None:
         """It was answered, or nobody waits for it any more."""
-        self._said.pop(stream, None)
+        self._sent.pop(stream, None)
         self._waiting.pop(stream, None)
 
     def lost(self, now: float) -> None:
         """There is no carrier: what has not been said waits for the next one."""
-        for stream in [stream for stream in self._said if not stream.was_said]:
-            del self._said[stream]
+        for stream in [stream for stream in self._sent if not stream.open_sent]:
+            del self._sent[stream]
             self._waiting[stream] = now + self._limits.open_wait_seconds
 
     def resumed(self, now: float) -> None:
         """There is a carrier again."""
         waiting, self._waiting = self._waiting, {}
-        self._said |= dict.fromkeys(waiting, now + self._limits.open_timeout_seconds)
+        self._sent |= dict.fromkeys(waiting, now + self._limits.open_timeout_seconds)
 
     @property
     def next_deadline(self) -> float:
-        return min(next(iter(self._said.values()), math.inf), next(iter(self._waiting.values()), math.inf))
+        return min(next(iter(self._sent.values()), math.inf), next(iter(self._waiting.values()), math.inf))
 
     def reset_overdue(self, now: float, loss: Loss | None) -> None:
         """Resets the streams whose time is over, with a reason that says what they waited for."""
@@ -59,7 +59,7 @@ class Opens:
             assert loss is not None
             stream.reset(Reason.NODE_NOT_ATTACHED, link_lost(self._node, loss, now))
         seconds = self._limits.open_timeout_seconds
-        for stream in [stream for stream, deadline in self._said.items() if deadline <= now]:
+        for stream in [stream for stream, deadline in self._sent.items() if deadline <= now]:
             detail = f"node {self._node} did not say within {seconds:g} s whether it reached {stream.target}"
             stream.reset(Reason.OPEN_TIMEOUT, detail)
 

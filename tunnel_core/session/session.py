@@ -20,19 +20,19 @@ import trio
 from tunnel_core.congestion.token_bucket import TokenBucket
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.carriage import Carriage
 from tunnel_core.session.open_streams import OpenStreams, make_mux
-from tunnel_core.session.pending_opens import Opens
+from tunnel_core.session.pending_opens import PendingOpens
 from tunnel_core.session.profiles import profile_of
 from tunnel_core.session.protocol import Session, UseRejectedError
 from tunnel_core.session.state import LinkEvent, LinkState, Loss
 from tunnel_core.session.statistics import SessionStatistics, take_statistics
 from tunnel_core.session.timer import Timer, round_up_deadline
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Hello, Open, Service, Welcome
@@ -69,7 +69,7 @@ class Link:
         pool: CreditPool,
         send_pool: SendPool | None = None,
         cap: TokenBucket | None = None,
-        on_open: Callable[[Stream], None] | None = None,
+        on_open: Callable[[TunnelStream], None] | None = None,
         on_event: Callable[[Link, LinkEvent], None] = _ignore,
     ) -> None:
         self.node = node
@@ -86,14 +86,14 @@ class Link:
         self.on_event = on_event
         self._opener = opener
         self._timer = Timer()
-        self._opens = Opens(node, limits)
+        self._opens = PendingOpens(node, limits)
         self._streams = OpenStreams(node, self.session_id, self._opens, on_open)
-        self.streams: Mapping[int, Stream] = self._streams.all
+        self.streams: Mapping[int, TunnelStream] = self._streams.all
         """The streams that their owners have not closed yet."""
         self._mux = make_mux(
             hello, welcome, limits, pool, send_pool, self._streams, self._timer, opener=opener
         )
-        self.mux_streams: Collection[MuxStream] = self._mux.streams.values()
+        self.mux_streams: Collection[StreamState] = self._mux.streams.values()
         """All streams that still hold anything, also those whose owners have closed them."""
         self._carriage = Carriage(self._mux, self._timer)
         profile, now = profile_of(metered=hello.metered), trio.current_time()
@@ -339,7 +339,7 @@ class Link:
         verb: str = "",
         target_tls: bool = False,
         on_opened: Callable[[], None] | None = None,
-    ) -> Stream:
+    ) -> TunnelStream:
         """Server: opens a stream to ``target`` and returns before the dial. Raises ``Refused``.
 
         What is sent before ``wait_opened`` returns is early data: the agent writes it once it dialled.

@@ -14,7 +14,7 @@ import trio
 
 from tunnel_core.limits import MIB
 from tunnel_core.streams.nowait import DirectStream
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 
 _LARGEST_READ = 1 * MIB
 
@@ -30,9 +30,9 @@ class Pump:
 
     def __init__(
         self,
-        source: Stream,
+        source: TunnelStream,
         sink: DirectStream,
-        on_moved: Callable[[Stream, int], None],
+        on_moved: Callable[[TunnelStream, int], None],
         on_stop: Callable[[], None],
     ) -> None:
         self.is_done = False  # the half has ended, and the sink was told

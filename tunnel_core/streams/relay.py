@@ -29,7 +29,7 @@ from tunnel_core.reasons import Reason
 from tunnel_core.streams.half_closed import LOOK_SECONDS, Silence, is_gone, wait_silent
 from tunnel_core.streams.nowait import DirectStream, HungUp
 from tunnel_core.streams.pump import Pump
-from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
 _SMALLEST_READ = 16 * KIB
 _LARGEST_READ = 1 * MIB
@@ -65,7 +65,7 @@ def abort(stream: trio.abc.AsyncResource, reason: Reason, detail: str = "") -> N
 
     Streams of other kinds, which offer no such thing, are left for their owner to close.
     """
-    if isinstance(stream, Stream):
+    if isinstance(stream, TunnelStream):
         stream.reset(reason, detail)
     elif isinstance(stream, Abortable):
         stream.abort()
@@ -123,9 +123,9 @@ class _Relay:
         try:
             with self._scope, self._watching_tunnel():
                 a, b = self._a, self._b
-                if isinstance(a, Stream) and isinstance(b, DirectStream):
+                if isinstance(a, TunnelStream) and isinstance(b, DirectStream):
                     await self._pumped(a, b)
-                elif isinstance(b, Stream) and isinstance(a, DirectStream):
+                elif isinstance(b, TunnelStream) and isinstance(a, DirectStream):
                     await self._pumped(b, a)
                 else:
                     async with trio.open_nursery() as nursery:
@@ -149,7 +149,7 @@ class _Relay:
             self._moved[self._a], self._moved[self._b], self._reason or Reason.DONE, self._detail
         )
 
-    async def _pumped(self, tunnel: Stream, local: DirectStream) -> None:
+    async def _pumped(self, tunnel: TunnelStream, local: DirectStream) -> None:
         """One task while it can be, two as soon as a direction has to wait beside the other."""
         self._has_pump = True
         with trio.CancelScope() as alone:
@@ -179,7 +179,7 @@ class _Relay:
     def _watching_tunnel(self) -> AbstractContextManager[None]:
         """A reset through the tunnel ends the relay also while both directions wait for the other side."""
         for side in (self._a, self._b):
-            if isinstance(side, Stream):
+            if isinstance(side, TunnelStream):
                 return side.breaking(self._scope)
         return nullcontext()
 
@@ -187,7 +187,7 @@ class _Relay:
         """The relay was cancelled without a reason yet: the tunnel was reset, or a side is gone."""
         try:
             for side in (self._a, self._b):
-                if isinstance(side, Stream):
+                if isinstance(side, TunnelStream):
                     side.check()
         except StreamReset as error:
             self._note(error)
@@ -233,7 +233,7 @@ class _Relay:
         to close: reset at once, it could lose what it has not read yet.
         """
         with self._watch:
-            if not isinstance(ended, Stream):
+            if not isinstance(ended, TunnelStream):
                 await self._watch_silence(ended)
                 return
             with trio.CancelScope() as left, ended.cancelling(left):
@@ -272,8 +272,8 @@ class _Relay:
         ]
 
     async def _copy_direct(self, source: DirectStream, sink: DirectStream) -> None:
-        size, burst, quick = _SMALLEST_READ, 0, isinstance(source, Stream)
-        tunnel = sink if isinstance(sink, Stream) else None
+        size, burst, quick = _SMALLEST_READ, 0, isinstance(source, TunnelStream)
+        tunnel = sink if isinstance(sink, TunnelStream) else None
         while True:
             if size > _SMALLEST_READ:
                 size = max(min(size, sink.room), _SMALLEST_READ)
@@ -300,7 +300,7 @@ class _Relay:
                 await source.wait_readable()
                 burst = 0
 
-    async def _flush_watching(self, source: DirectStream, sink: Stream) -> None:
+    async def _flush_watching(self, source: DirectStream, sink: TunnelStream) -> None:
         """While the tunnel takes nothing nobody reads ``source``, and a reset of it would go unnoticed."""
         silence: Silence | None = None
         while sink.room <= 0:
@@ -341,15 +341,15 @@ class _Relay:
     def _answer_broke(self, error: Exception) -> bool:
         """Whether ``b`` broke, and not by an act of this end. Between two sockets that is not known."""
         if isinstance(error, StreamReset):
-            return isinstance(self._b, Stream) and not self._b.was_reset_here
-        return isinstance(self._a, Stream)
+            return isinstance(self._b, TunnelStream) and not self._b.was_reset_here
+        return isinstance(self._a, TunnelStream)
 
     async def _deliver_answer(self) -> None:
         """Wait, within bounds, until ``a`` has received what ``b`` sent before it broke."""
         a, b = self._a, self._b
         if not isinstance(a, DirectStream):
             return
-        if isinstance(a, Stream) and isinstance(b, DirectStream):
+        if isinstance(a, TunnelStream) and isinstance(b, DirectStream):
             self._drain(b, a)
         ends = trio.current_time() + _LAST_WORDS_SECONDS
         left, deadline = a.undelivered, trio.current_time() + _STANDSTILL_SECONDS
@@ -359,7 +359,7 @@ class _Relay:
                 deadline = trio.current_time() + _STANDSTILL_SECONDS
             left = a.undelivered
 
-    def _drain(self, target: DirectStream, tunnel: Stream) -> None:
+    def _drain(self, target: DirectStream, tunnel: TunnelStream) -> None:
         """Move what the kernel received from a target before its socket broke; it can still be read."""
         left = _LAST_WORDS_BYTES
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):

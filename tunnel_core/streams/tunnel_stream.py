@@ -10,7 +10,7 @@ from typing import NoReturn
 import trio
 
 from tunnel_core.limits import KIB
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.nowait import DirectStream, HungUp
 from tunnel_core.streams.sockets import read_size
@@ -35,7 +35,7 @@ class StreamHungUp(StreamReset, HungUp):
     """The peer reset only the half that leads to it."""
 
 
-class Stream(DirectStream):
+class TunnelStream(DirectStream):
     """One tunnelled connection.
 
     Besides trio's contract: ``*_nowait`` and ``wait_*`` let ``relay`` move bytes without a checkpoint
@@ -44,8 +44,8 @@ class Stream(DirectStream):
     leaves an ``async with`` by an exception, the stream is reset instead.
     """
 
-    def __init__(self, mux_stream: MuxStream, session_id: str, on_closed: Callable[[Stream], None]) -> None:
-        self._mux = mux_stream
+    def __init__(self, mux: StreamState, session_id: str, on_closed: Callable[[TunnelStream], None]) -> None:
+        self._mux = mux
         self._session_id = session_id
         self._on_closed = on_closed
         self._closed = False
@@ -57,8 +57,8 @@ class Stream(DirectStream):
         self._breaking: trio.CancelScope | None = None
         self._taker: Callable[[], None] | None = None
         self.opened_at = trio.current_time()
-        mux_stream.on_readable = self._on_readable
-        mux_stream.on_writable = self._on_writable
+        mux.on_readable = self._on_readable
+        mux.on_writable = self._on_writable
 
     # Who and what.
 
@@ -68,7 +68,7 @@ class Stream(DirectStream):
         return f"{self._session_id}-{self._mux.number}"
 
     @property
-    def was_said(self) -> bool:
+    def open_sent(self) -> bool:
         """Whether the open has entered a packet; until then the stream can go without a trace."""
         return self._mux.number > 0
 

@@ -13,7 +13,7 @@ import trio
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import relay
-from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.telemetry.logs import StreamFacts
 from tunnel_server.access.policy import authorise
 from tunnel_server.access.routing import Route
@@ -110,7 +110,7 @@ def _facts(wish: Wish, stream_id: str = "") -> StreamFacts:
 class Passage:
     """One stream on its way through an entrance. ``stream`` is there once the opener began."""
 
-    stream: Stream
+    stream: TunnelStream
 
     def __init__(self, opener: Opener, wish: Wish) -> None:
         self._opener = opener

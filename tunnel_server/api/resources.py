@@ -34,7 +34,7 @@ from tunnel_server.nodes.registry import Node, Nodes
 if TYPE_CHECKING:
     from tunnel_core.session.session import Link
     from tunnel_core.session.statistics import FlightStatistics
-    from tunnel_core.streams.tunnel_stream import Stream
+    from tunnel_core.streams.tunnel_stream import TunnelStream
 
 ENTRANCE = "api"
 ROOT = "/api/"
@@ -45,7 +45,7 @@ Json: TypeAlias = dict[str, Any]
 MakeAnswer: TypeAlias = Callable[[RoutedRequest], Awaitable[Answer]]
 Handler: TypeAlias = Callable[[RoutedRequest, UserCaller], Awaitable[None]]
 NodeAndLink: TypeAlias = "tuple[Node, Link]"
-NodeAndStream: TypeAlias = "tuple[Node, Stream]"
+NodeAndStream: TypeAlias = "tuple[Node, TunnelStream]"
 
 
 class ApiEntrance:

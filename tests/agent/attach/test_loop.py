@@ -15,7 +15,7 @@ from tests.support.fakes import memory_link
 from tunnel_agent.attach.loop import Attacher
 from tunnel_agent.status.state import AgentState, OpenStream, Phase
 from tunnel_core.limits import Limits
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.session.state import LinkState, Loss
@@ -32,7 +32,7 @@ class FakeLink:
     state = LinkState.ATTACHED
     lost: Loss | None = None
     welcome = memory_link.welcome(Limits())
-    mux_streams: tuple[MuxStream, ...] = ()
+    mux_streams: tuple[StreamState, ...] = ()
     streams: Mapping[int, OpenStream] = {}
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from tunnel_agent.status.state import AgentState, OpenStream, Phase
 from tunnel_core.http.router import Route, RoutedRequest
 from tunnel_core.http.server import Headers, HttpConnection
 from tunnel_core.limits import Limits
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.session.state import LinkState, Loss
 from tunnel_core.session.statistics import SessionStatistics
@@ -52,7 +52,7 @@ class FakeLink:
     bytes_in: int = 10
     bytes_out: int = 20
     streams: Mapping[int, OpenStream] = field(default_factory=dict)
-    mux_streams: tuple[MuxStream, ...] = ()
+    mux_streams: tuple[StreamState, ...] = ()
 
     def statistics(self) -> SessionStatistics:
         return SessionStatistics(

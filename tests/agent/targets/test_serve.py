@@ -26,7 +26,7 @@ from tunnel_core.http.server import HttpConnection
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream
-from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.telemetry.counters import Counters
 
 
@@ -45,7 +45,7 @@ class Rig:
         early_data: bytes = b"",
         *,
         target_tls: bool = False,
-    ) -> Stream:
+    ) -> TunnelStream:
         return self.pair.server.open(
             Target.parse(target),
             user="kim",
@@ -66,7 +66,7 @@ async def serving(
     connect: Connect = connect_address,
     resolve: Resolve = resolve_host,
     log: Log | None = None,
-    served: list[Stream] | None = None,
+    served: list[TunnelStream] | None = None,
 ) -> AsyncIterator[Rig]:
     policy = Policy(
         node="edge1", file="agent.toml", allow=map(parse_entry, allow), services=services, built_in=["status"]
@@ -84,7 +84,7 @@ async def serving(
         nursery.cancel_scope.cancel()
 
 
-async def take_all(pair: LinkPair, serves: Serving, served: list[Stream] | None = None) -> None:
+async def take_all(pair: LinkPair, serves: Serving, served: list[TunnelStream] | None = None) -> None:
     """What the link does for the agent: gives it each stream that the server opens."""
     async for stream in pair.opened:
         if served is not None:
@@ -92,7 +92,7 @@ async def take_all(pair: LinkPair, serves: Serving, served: list[Stream] | None 
         serves.take(stream)
 
 
-async def read_all(stream: Stream) -> bytes:
+async def read_all(stream: TunnelStream) -> bytes:
     data = b""
     while piece := await stream.receive_some():
         data += piece
@@ -201,7 +201,7 @@ async def test_a_lost_session_cancels_the_dial() -> None:
 
 async def test_a_connection_that_comes_as_the_user_leaves_is_closed() -> None:
     opened: list[SocketStream] = []
-    streams: list[Stream] = []
+    streams: list[TunnelStream] = []
 
     async def connect(address: str, port: int) -> SocketStream:
         near, far = socket.socketpair()

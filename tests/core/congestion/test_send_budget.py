@@ -14,7 +14,7 @@ from tunnel_core.congestion.token_bucket import TokenBucket
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.session.profiles import profile_of
 from tunnel_core.session.protocol import Session
 from tunnel_core.wire.codec import decode_packet, encode_packet
@@ -32,7 +32,7 @@ class Site:
 
     def __init__(self, *, rate: float = RATE, delay: float = DELAY, cap: TokenBucket | None = None) -> None:
         self.now = 0.0
-        self.opened: list[MuxStream] = []
+        self.opened: list[StreamState] = []
         self.rate, self.delay = rate, delay
         self.cap = cap
         profile, offer = profile_of(metered=False), welcome(LIMITS)
@@ -47,7 +47,7 @@ class Site:
         self.free_at = {self.server: 0.0, self.agent: 0.0}
         self.wakes = 0
 
-    def open(self) -> tuple[MuxStream, MuxStream]:
+    def open(self) -> tuple[StreamState, StreamState]:
         near = self.mux.open(REQUEST)
         self.run(0.5)
         self.opened[-1].accept("")
@@ -90,7 +90,7 @@ class Site:
                 sink.receive(packet, len(data), self.now)
 
 
-def drain(stream: MuxStream) -> int:
+def drain(stream: StreamState) -> int:
     count = 0
     while stream.recv.buffered:
         count += len(stream.read(1 << 20))

@@ -13,7 +13,7 @@ from tests.support.fakes.muxes import LIMITS, REQUEST, as_read, move, opened
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
-from tunnel_core.mux.stream_state import MuxStream, Receipt
+from tunnel_core.mux.stream_state import Receipt, StreamState
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Credit, Data, Frame, Open, Opened, Reset
@@ -34,7 +34,7 @@ class End2:
 
     def __init__(self, *, opener: bool) -> None:
         self.pool = CreditPool(LIMITS.credit_pool)
-        self.accepted: list[MuxStream] = []
+        self.accepted: list[StreamState] = []
         self.mux = Mux(LIMITS, self.pool, opener=opener, on_open=self.accepted.append)
         self.mux.peer_max_streams = LIMITS.max_streams
         self.sent: deque[list[Frame]] = deque()
@@ -46,10 +46,10 @@ class TwoEnds(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.server, self.agent = End2(opener=True), End2(opener=False)
-        self.pairs: list[tuple[MuxStream, MuxStream | None]] = []
+        self.pairs: list[tuple[StreamState, StreamState | None]] = []
         self.halves: dict[int, tuple[Half, Half]] = {}  # by index: to the agent, to the server
 
-    def _streams(self, index: int) -> tuple[MuxStream, MuxStream | None]:
+    def _streams(self, index: int) -> tuple[StreamState, StreamState | None]:
         return self.pairs[index % len(self.pairs)]
 
     def _half(self, index: int, *, from_server: bool) -> Half:
@@ -223,7 +223,7 @@ TestTwoEnds.settings = settings(max_examples=150, stateful_step_count=60, deadli
 
 
 def test_early_data_beyond_the_credit_refuses_the_stream_alone() -> None:
-    opened: list[MuxStream] = []
+    opened: list[StreamState] = []
     agent = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=False, on_open=opened.append)
     agent.receive(REQUEST._replace(stream=1, early_data=b"e" * (LIMITS.initial_credit + 1)))
     assert not opened

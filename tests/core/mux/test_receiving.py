@@ -9,7 +9,7 @@ import pytest
 from tests.support.fakes.muxes import LIMITS, REQUEST, move, opened
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Data, End, Opened, RefusedFrame
@@ -36,7 +36,7 @@ def test_a_peer_that_sends_on_beyond_its_credit_after_a_stop_is_at_fault() -> No
     [lambda _, far: far.stop_reading(), lambda agent, far: agent.receive(End(1, far.recv.received))],
 )
 def test_a_grown_window_goes_back_to_the_pool_when_nothing_more_will_be_held(
-    leave: Callable[[Mux, MuxStream], None],
+    leave: Callable[[Mux, StreamState], None],
 ) -> None:
     _, agent, _, far = opened()
     _grow_window(agent, far)
@@ -134,7 +134,7 @@ def test_tiny_data_that_nobody_reads_is_joined() -> None:
     assert len(far.recv.inbox) <= 2
 
 
-def _grow_window(agent: Mux, far: MuxStream) -> None:
+def _grow_window(agent: Mux, far: StreamState) -> None:
     for _ in range(40):
         agent.receive(Data(far.number, far.recv.received, b"x" * 16))
         while far.recv.buffered:

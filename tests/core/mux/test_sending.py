@@ -8,7 +8,7 @@ from tests.support.fakes.muxes import LIMITS, REQUEST, as_read, move, opened
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.wire.frames import Credit, Data, End, Open, Opened, Reset, Stop
 
@@ -69,7 +69,7 @@ def test_a_packet_never_has_more_frames_than_are_read() -> None:
 LARGE = Limits(max_packet_bytes=1 << 20)
 
 
-def _two_streams() -> tuple[Mux, MuxStream, MuxStream]:
+def _two_streams() -> tuple[Mux, StreamState, StreamState]:
     server = Mux(LARGE, CreditPool(LARGE.credit_pool), opener=True)
     streams = [server.open(REQUEST) for _ in range(2)]
     server.acked(server.take(10_000, 10_000)[1])

@@ -9,7 +9,7 @@ import trio.testing
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.session.memory_pressure import StallWatch, relieve_pressure
 from tunnel_core.wire.frames import Data, Open
@@ -22,7 +22,7 @@ class Site:
 
     def __init__(self) -> None:
         self.pool = CreditPool(LIMITS.credit_pool)
-        self.streams: list[MuxStream] = []
+        self.streams: list[StreamState] = []
         self.mux = Mux(LIMITS, self.pool, opener=False, on_open=self.streams.append)
         for number in (1, 3, 5):
             self.mux.receive(Open(number, "localhost:22", "operator", "tcp", 100))
@@ -31,7 +31,7 @@ class Site:
                 self.arrive(stream, 50)
                 stream.read(50)
 
-    def arrive(self, stream: MuxStream, size: int) -> None:
+    def arrive(self, stream: StreamState, size: int) -> None:
         self.mux.receive(Data(stream.number, stream.recv.received, b"x" * size))
 
     def press(self) -> None:

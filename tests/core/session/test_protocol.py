@@ -14,7 +14,7 @@ from tests.support.fakes.memory_link import hello, welcome
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.session.handshake import VERSION, AgentSteps, AttachRejected, ServerSteps
 from tunnel_core.session.profiles import profile_of
@@ -33,7 +33,7 @@ class Ends:
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.now = 100.0
-        self.opened: list[MuxStream] = []
+        self.opened: list[StreamState] = []
         self.server_mux = Mux(limits, CreditPool(limits.credit_pool), opener=True)
         self.agent_mux = Mux(limits, CreditPool(limits.credit_pool), opener=False, on_open=self.opened.append)
         offer = welcome(limits)
@@ -506,7 +506,7 @@ def test_any_delay_delivers_everything_once(script: list[tuple[str, float]]) -> 
     sessions = ends.server, ends.agent
     stream = ends.server_mux.open(REQUEST)
     pushed, read = bytearray(), bytearray()
-    receiver: MuxStream | None = None
+    receiver: StreamState | None = None
 
     def step(what: str, value: float) -> None:
         nonlocal receiver

@@ -9,7 +9,7 @@ from tests.support.fakes.memory_link import welcome
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.mux import Mux
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.session.memory_pressure import UnconfirmedWatch, relieve_send_pool
 from tunnel_core.session.profiles import profile_of
@@ -42,10 +42,10 @@ class Sender:
         )
 
     @property
-    def mux_streams(self) -> list[MuxStream]:
+    def mux_streams(self) -> list[StreamState]:
         return list(self.mux.streams.values())
 
-    def stream(self, size: int = 0) -> MuxStream:
+    def stream(self, size: int = 0) -> StreamState:
         stream = self.mux.open(REQUEST)
         self.say()
         self.mux.receive(Opened(stream.number, 64 * MIB))

@@ -18,7 +18,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.handshake import ServerSteps
 from tunnel_core.session.profiles import profile_of
-from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.wire.frames import Bye, Open, Packet, Ping
 
 
@@ -106,7 +106,7 @@ class TestTime:
 
 class TestFaults:
     async def test_an_internal_error_while_receiving_ends_only_that_link(self, pair: LinkPair) -> None:
-        def fail(_: Stream) -> None:
+        def fail(_: TunnelStream) -> None:
             raise RuntimeError("a bug of the owner")
 
         pair.agent._streams._on_open = fail

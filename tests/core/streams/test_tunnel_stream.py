@@ -13,7 +13,7 @@ from tests.support.fakes.memory_link import TARGET, LinkPair, memory_links
 from tests.support.fakes.streams import wait_reset
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
 SMALL = Limits(initial_credit=4096, max_credit=4096, max_stream_queue=4096)
 """Credit that a test can use up in a moment."""
@@ -25,7 +25,7 @@ async def pair(request: pytest.FixtureRequest) -> AsyncIterator[LinkPair]:
         yield links
 
 
-async def _clog(stream: Stream) -> None:
+async def _clog(stream: TunnelStream) -> None:
     """Sends until nothing more is taken."""
     while True:
         with trio.move_on_after(0.05) as scope:
@@ -35,7 +35,7 @@ async def _clog(stream: Stream) -> None:
 
 
 async def test_is_a_half_closeable_stream(pair: LinkPair) -> None:
-    async def clogged() -> tuple[Stream, Stream]:
+    async def clogged() -> tuple[TunnelStream, TunnelStream]:
         near, far = await pair.streams()
         await _clog(near)
         await _clog(far)
@@ -206,7 +206,7 @@ async def _until(condition: Callable[[], bool]) -> None:
             await trio.sleep(0.005)
 
 
-async def _read_all(stream: Stream) -> bytes:
+async def _read_all(stream: TunnelStream) -> bytes:
     data = bytearray()
     while piece := await stream.receive_some():
         data += piece

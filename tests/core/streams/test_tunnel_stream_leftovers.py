@@ -22,7 +22,7 @@ from tunnel_core.limits import KIB
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import relay
 from tunnel_core.streams.sockets import SocketStream
-from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
 __all__ = ["uncollected"]
 pytestmark = pytest.mark.usefixtures("uncollected")
@@ -34,11 +34,11 @@ MOST_LEFT = 50
 End: TypeAlias = Callable[[LinkPair], Awaitable[None]]
 
 
-async def _open(pair: LinkPair) -> tuple[Stream, Stream]:
+async def _open(pair: LinkPair) -> tuple[TunnelStream, TunnelStream]:
     return pair.server.open(TARGET, user="operator", entrance="tcp"), await pair.opened.receive()
 
 
-async def _close(*streams: Stream) -> None:
+async def _close(*streams: TunnelStream) -> None:
     for stream in streams:
         await stream.aclose()
 
@@ -89,7 +89,7 @@ async def reset_at_the_other_end_while_both_directions_wait(pair: LinkPair) -> N
 
 async def reset_before_the_open_was_sent(pair: LinkPair) -> None:
     stream = pair.server.open(TARGET, user="operator", entrance="tcp", early_data=b"GET /")
-    assert not stream.was_said
+    assert not stream.open_sent
     stream.reset(Reason.USER_LEFT)
 
 
@@ -118,7 +118,7 @@ class Relayed:
 
     user: SocketStream
     target: SocketStream
-    near: Stream
+    near: TunnelStream
 
 
 @asynccontextmanager

@@ -28,7 +28,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.handshake import VERSION, AgentSteps
 from tunnel_core.session.session import Link
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.wire.frames import Hello, SessionSecret
 
 _SECONDS = 10.0
@@ -69,7 +69,7 @@ def _connector(bridge: Bridge, bundle: Bundle) -> Connector:
     )
 
 
-def _refuse(stream: Stream) -> None:
+def _refuse(stream: TunnelStream) -> None:
     stream.refuse(Reason.TARGET_NOT_ALLOWED, "nothing is here")
 
 

@@ -34,7 +34,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.state import LinkState
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import SocketTlsStream
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.accounting.stream_records import Records
@@ -72,7 +72,7 @@ class Site:
     nursery: trio.Nursery
     records: Records
     agent: Agent = field(init=False)
-    arrived: list[Stream] = field(default_factory=list)
+    arrived: list[TunnelStream] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
 
     @property

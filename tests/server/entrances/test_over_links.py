@@ -20,7 +20,7 @@ from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import RESET_ON_CLOSE
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.wire.codec import decode_packet
 from tunnel_core.wire.frames import Data, Open, Packet
 from tunnel_server.auth.users import User
@@ -28,7 +28,7 @@ from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.listeners.listener import Accepted
 
-AgentTask = Callable[[Stream], Awaitable[None]]
+AgentTask = Callable[[TunnelStream], Awaitable[None]]
 GET = b"GET / HTTP/1.1\r\nHost: web--edge1.localhost\r\n\r\n"
 CONNECT = b"CONNECT edge1:22 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -66,7 +66,7 @@ async def browse(edge: Edge) -> trio.SocketStream:
     return await edge.dial(await edge.listen("web", web.serve))
 
 
-async def echo(stream: Stream) -> None:
+async def echo(stream: TunnelStream) -> None:
     stream.accept("127.0.0.1:22")
     async for chunk in stream:
         await stream.send_all(chunk)
@@ -103,7 +103,7 @@ NOT_A_NODES = [Reason.DONE, Reason.UNAUTHENTICATED, Reason.REVOKED, Reason.TOKEN
 async def test_a_reason_that_is_not_a_nodes_to_give_is_a_failed_dial(
     reason: Reason, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def refuse(stream: Stream) -> None:
+    async def refuse(stream: TunnelStream) -> None:
         stream.refuse(reason, "come in")
 
     async with linked(refuse) as (edge, _):
@@ -125,7 +125,7 @@ async def test_a_reason_that_is_not_a_nodes_to_give_is_a_failed_dial(
 async def test_a_reset_or_a_bye_for_such_a_reason_is_a_502(
     reason: Reason, accepts: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def reset(stream: Stream) -> None:
+    async def reset(stream: TunnelStream) -> None:
         if accepts:
             stream.accept("127.0.0.1:80")
             stream.reset(reason)
@@ -142,7 +142,7 @@ async def test_a_reset_or_a_bye_for_such_a_reason_is_a_502(
 
 
 async def test_a_refusal_reaches_the_user_as_it_was_said() -> None:
-    async def refuse(stream: Stream) -> None:
+    async def refuse(stream: TunnelStream) -> None:
         stream.refuse(Reason.TARGET_NOT_ALLOWED, "add localhost:22 to allow in agent.toml of edge1")
 
     async with linked(refuse) as (edge, pair):
@@ -162,7 +162,7 @@ async def test_a_user_who_leaves_during_the_dial_resets_it_at_the_agent() -> Non
     left: list[Reason] = []
     done = trio.Event()
 
-    async def never(stream: Stream) -> None:
+    async def never(stream: TunnelStream) -> None:
         left.append(await wait_reset(stream))
         stream.reset(Reason.USER_LEFT)
         done.set()
@@ -181,7 +181,7 @@ async def test_a_user_who_leaves_during_the_dial_resets_it_at_the_agent() -> Non
 
 
 async def test_the_request_travels_with_the_open() -> None:
-    async def answer(stream: Stream) -> None:
+    async def answer(stream: TunnelStream) -> None:
         stream.accept("127.0.0.1:80")
         await receive_until(stream, b"\r\n\r\n")
         await stream.send_all(OK)
@@ -205,7 +205,7 @@ def early(frame: object) -> bool:
 
 
 async def test_a_websocket_over_a_link() -> None:
-    async def socket(stream: Stream) -> None:
+    async def socket(stream: TunnelStream) -> None:
         stream.accept("127.0.0.1:80")
         await receive_until(stream, b"\r\n\r\n")
         await stream.send_all(
@@ -224,7 +224,7 @@ async def test_a_websocket_over_a_link() -> None:
 
 
 async def test_a_lost_link_resets_a_bound_port_and_says_502_to_a_browser() -> None:
-    async def hold(stream: Stream) -> None:
+    async def hold(stream: TunnelStream) -> None:
         stream.accept("127.0.0.1:80")
         await wait_reset(stream)
 

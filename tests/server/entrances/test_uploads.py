@@ -31,7 +31,7 @@ from tunnel_core.streams import lingering
 from tunnel_core.streams.lingering import linger
 from tunnel_core.streams.relay import relay
 from tunnel_core.streams.sockets import RESET_ON_CLOSE, SocketStream
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.ops_places import MAX_CONNECTIONS, Place
 from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, serve_ops
@@ -234,10 +234,10 @@ def stops_reading(accepted: socket.socket) -> None:
     poller.poll(1000)  # or until it is reset
 
 
-def target_task(serve: Callable[[socket.socket], None]) -> Callable[[Stream], Awaitable[None]]:
+def target_task(serve: Callable[[socket.socket], None]) -> Callable[[TunnelStream], Awaitable[None]]:
     """The agent's part of a stream: a dial, and the relay, as ``tunnel_agent/targets/serve.py`` has it."""
 
-    async def agent(stream: Stream) -> None:
+    async def agent(stream: TunnelStream) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             dialled = socket.create_connection(listener.getsockname())
             accepted, _ = listener.accept()

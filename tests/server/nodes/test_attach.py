@@ -25,7 +25,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.handshake import VERSION, AgentSteps, AttachRejected
 from tunnel_core.session.session import Link
-from tunnel_core.streams.tunnel_stream import Stream, StreamReset
+from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.auth.credential_watch import Standing
@@ -43,7 +43,7 @@ class Agent:
     link: Link
 
     def __init__(self, attempt: Attempt, carrier: MemoryCarrier, nursery: trio.Nursery) -> None:
-        self.on_open: Callable[[Stream], None] = lambda stream: stream.accept("127.0.0.1:22")
+        self.on_open: Callable[[TunnelStream], None] = lambda stream: stream.accept("127.0.0.1:22")
         self.attempt = attempt
         self.carrier = carrier
         self.nursery = nursery
@@ -137,7 +137,7 @@ class Door:
     def link_of(self, name: str) -> Link:
         return self.nodes.link_of(name)
 
-    async def open(self, name: str) -> Stream:
+    async def open(self, name: str) -> TunnelStream:
         stream = self.link_of(name).open(TARGET, user="kim", entrance="tcp")
         await stream.wait_opened()
         return stream

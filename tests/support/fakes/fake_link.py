@@ -19,7 +19,7 @@ from tunnel_core.wire.frames import Service
 
 
 class FakeStream(trio.abc.HalfCloseableStream):
-    """The server's end of a stream: what entrances may use of a ``Stream``."""
+    """The server's end of a stream: what entrances may use of a ``TunnelStream``."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class FakeStream(trio.abc.HalfCloseableStream):
             self.far.stream.receive_stream.close()
 
     def abort(self) -> None:
-        """How ``relay`` ends a stream that is not a ``tunnel_core.streams.tunnel_stream.Stream``."""
+        """How ``relay`` ends a stream that is not a ``tunnel_core.streams.tunnel_stream.TunnelStream``."""
         self.reset(Reason.USER_LEFT)
 
     def _check(self) -> None:

@@ -19,7 +19,7 @@ from tunnel_core.names import Target
 from tunnel_core.session.attachment import Attempt
 from tunnel_core.session.handshake import VERSION, AgentSteps, ServerSteps
 from tunnel_core.session.session import Link
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.wire.frames import Hello, Service, SessionSecret, Welcome
 
 TARGET = Target(host="localhost", port=22)
@@ -59,10 +59,10 @@ class LinkPair:
 
     server: Link
     agent: Link
-    opened: trio.MemoryReceiveChannel[Stream]
+    opened: trio.MemoryReceiveChannel[TunnelStream]
     carriers: tuple[Carrier, Carrier]
 
-    async def streams(self) -> tuple[Stream, Stream]:
+    async def streams(self) -> tuple[TunnelStream, TunnelStream]:
         """A stream as the server has it, and as the agent has it, accepted."""
         near = self.server.open(TARGET, user="operator", entrance="tcp")
         far = await self.opened.receive()
@@ -79,7 +79,7 @@ async def attach_links(
     grace_ms: int = 0,
 ) -> LinkPair:
     """Attached links that run in ``nursery``."""
-    send, receive = trio.open_memory_channel[Stream](1000)
+    send, receive = trio.open_memory_channel[TunnelStream](1000)
     offer = welcome(limits, grace_ms)
     begun: list[Link] = []
     has_begun = trio.Event()
@@ -108,7 +108,7 @@ def _link(
     limits: Limits,
     *,
     opener: bool,
-    on_open: Callable[[Stream], None] | None = None,
+    on_open: Callable[[TunnelStream], None] | None = None,
 ) -> Link:
     pool = CreditPool(limits.credit_pool)
     return Link(said, answered, opener=opener, node="edge1", limits=limits, pool=pool, on_open=on_open)

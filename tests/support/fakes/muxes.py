@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
-from tunnel_core.mux.stream_state import MuxStream
+from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.wire.frames import DataParts, Frame, Open
 
 LIMITS = Limits(
@@ -26,9 +26,9 @@ def as_read(frame: Frame) -> Frame:
     return frame.joined() if isinstance(frame, DataParts) else frame
 
 
-def opened() -> tuple[Mux, Mux, MuxStream, MuxStream]:
+def opened() -> tuple[Mux, Mux, StreamState, StreamState]:
     """The server's mux, the agent's, and a stream as each of them has it, opened."""
-    accepted: list[MuxStream] = []
+    accepted: list[StreamState] = []
     server = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=True)
     agent = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=False, on_open=accepted.append)
     near = server.open(REQUEST)

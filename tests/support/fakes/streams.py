@@ -5,10 +5,10 @@ from __future__ import annotations
 import trio
 
 from tunnel_core.reasons import Reason
-from tunnel_core.streams.tunnel_stream import Stream
+from tunnel_core.streams.tunnel_stream import TunnelStream
 
 
-async def wait_reset(stream: Stream) -> Reason:
+async def wait_reset(stream: TunnelStream) -> Reason:
     """Waits until the peer gave the stream up; returns why."""
     with trio.CancelScope() as scope, stream.cancelling(scope):
         await trio.sleep_forever()
