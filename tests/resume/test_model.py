@@ -60,7 +60,7 @@ class Half:
         if self.ended or self.broken or self.sender.room <= 0:
             return
         try:
-            self.sender.put_nowait(self.expected(self.sent, size))
+            self.sender.send_nowait(self.expected(self.sent, size))
             self.sent += size
         except (StreamReset, trio.ClosedResourceError):
             self.broken = True
@@ -68,7 +68,7 @@ class Half:
     def end(self) -> None:
         if not self.ended and not self.broken:
             try:
-                self.sender.finish_nowait()
+                self.sender.send_eof_nowait()
                 self.ended = True
             except (StreamReset, trio.ClosedResourceError):
                 self.broken = True

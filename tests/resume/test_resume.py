@@ -32,22 +32,22 @@ def read(stream: TunnelStream) -> bytes:
 async def test_a_stream_goes_on_over_the_next_carrier(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, far = await site.streams()
-        near.put_nowait(b"before ")
+        near.send_nowait(b"before ")
         await site.flush()
-        near.put_nowait(b"lost with the carrier ")
+        near.send_nowait(b"lost with the carrier ")
         for end in site.network.ends:
             end.take()
         lose_all(site)
-        near.put_nowait(b"and after")
-        near.finish_nowait()
+        near.send_nowait(b"and after")
+        near.send_eof_nowait()
         session = site.link.session_id
         assert site.link.state is LinkState.GRACE
         await site.pass_time(0.5)
         assert site.link.state is LinkState.ATTACHED and site.link.session_id == session
         assert read(far) == b"before lost with the carrier and after"
         assert far.receive_nowait(1) == b""
-        far.put_nowait(b"answer")
-        far.finish_nowait()
+        far.send_nowait(b"answer")
+        far.send_eof_nowait()
         await site.pass_time(1)
         assert read(near) == b"answer" and near.receive_nowait(1) == b""
         assert site.counters.attaches == {"ok": 1, "resumed": 1}
@@ -61,7 +61,7 @@ async def test_a_stream_goes_on_over_the_next_carrier(autojump_clock: MockClock)
 async def test_what_the_peer_has_is_not_sent_again(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, _ = await site.streams()
-        near.put_nowait(bytes(50 * KIB))
+        near.send_nowait(bytes(50 * KIB))
         await site.flush()
         lose_all(site)  # before anything was confirmed
         await site.settle()
@@ -85,7 +85,7 @@ async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_cloc
                     end.take()
                     end.deliver()
         assert site.link.way is not old and site.link.attached
-        near.put_nowait(b"on the new one")
+        near.send_nowait(b"on the new one")
         await site.pass_time(0.5)
         assert read(far) == b"on the new one"
 
@@ -100,7 +100,7 @@ async def test_without_a_carrier_the_session_moves_with_the_hello(autojump_clock
     async with open_site() as site:
         near, far = await site.streams()
         lose_all(site)
-        near.put_nowait(b"key")
+        near.send_nowait(b"key")
         await site.settle()
         agent, server = site.network.ends[-1], site.network.ends[-2]
         hop(site, agent)  # half a round trip: the hello
@@ -109,7 +109,7 @@ async def test_without_a_carrier_the_session_moves_with_the_hello(autojump_clock
         assert site.agent.link is not None and not site.agent.link.attached
         hop(site, server)  # the welcome, and all that was waiting right behind it
         assert site.agent.link.attached and read(far) == b"key"
-        far.put_nowait(b"echo")
+        far.send_nowait(b"echo")
         await site.settle()
         hop(site, agent)
         assert read(near) == b"echo"
@@ -121,7 +121,7 @@ async def test_what_the_agent_has_to_say_waits_for_the_servers_first_word_but_no
     async with open_site() as site:
         near, far = await site.streams()
         lose_all(site)
-        far.put_nowait(b"bulk")
+        far.send_nowait(b"bulk")
         start = trio.current_time()
         await site.pass_time(0.2, step=0.01)
         assert read(near) == b"bulk"
@@ -150,7 +150,7 @@ async def test_a_server_that_does_not_move_with_the_hello_is_told_after_its_welc
         offer = site.door._offer
         site.door._offer = lambda *of: offer(*of)._replace(used=False)  # type: ignore[method-assign]
         lose_all(site)
-        near.put_nowait(b"goes on")
+        near.send_nowait(b"goes on")
         await site.pass_time(1)
         assert read(far) == b"goes on" and site.counters.attaches == {"ok": 1, "resumed": 1}
 
@@ -181,7 +181,7 @@ async def test_a_carrier_that_lost_its_address_is_left_at_once(autojump_clock: M
         start = trio.current_time()
         site.agent.resumer.route_changed()
         assert site.agent.link.state is LinkState.GRACE
-        near.put_nowait(b"over the other way")
+        near.send_nowait(b"over the other way")
         await site.flush()
         assert read(far) == b"over the other way" and trio.current_time() == start
         assert site.link.way is not old
@@ -239,7 +239,7 @@ async def test_a_black_hole_is_left_within_seconds_of_a_way_out(autojump_clock: 
         near, far = await site.streams()
         dead = list(site.network.ends)
         site.network.ends.clear()  # neither end is told anything
-        near.put_nowait(b"?")
+        near.send_nowait(b"?")
         start = trio.current_time()
         while not far._mux.recv.buffered:
             await site.flush()
@@ -317,7 +317,7 @@ async def test_a_restarted_server_resets_the_old_streams_at_once(autojump_clock:
         assert site.link.attached and site.agent.ends == [Reason.UNKNOWN_SESSION]
         assert site.agent.attempts == attempts + 1, "the new session began where the old one was asked for"
         near, far = await site.streams()
-        near.put_nowait(b"it works")
+        near.send_nowait(b"it works")
         await site.pass_time(1)
         assert read(far) == b"it works"
 
@@ -350,7 +350,7 @@ async def test_a_wrong_secret_disturbs_nobody(autojump_clock: MockClock) -> None
         await site.pass_time(1)
         assert [refused.reason for refused in caught] == [Reason.SESSION_MISMATCH]
         site.agent.link.welcome = true
-        near.put_nowait(b"undisturbed")
+        near.send_nowait(b"undisturbed")
         await site.pass_time(1)
         assert read(far) == b"undisturbed"
 

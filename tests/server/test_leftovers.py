@@ -44,13 +44,13 @@ async def answer(stream: TunnelStream) -> None:
 
 async def hold(stream: TunnelStream) -> None:
     stream.accept("127.0.0.1:22")
-    with trio.CancelScope() as scope, stream.cancelling(scope):
+    with trio.CancelScope() as scope, stream.cancel_on_peer_gone(scope):
         await trio.sleep_forever()
     await stream.aclose()
 
 
 async def dial_for_long(stream: TunnelStream) -> None:
-    with trio.CancelScope() as scope, stream.cancelling(scope):
+    with trio.CancelScope() as scope, stream.cancel_on_peer_gone(scope):
         await trio.sleep_forever()
     stream.refuse(Reason.DIAL_FAILED, "the user left")
 

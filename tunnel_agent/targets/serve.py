@@ -127,7 +127,7 @@ class Serving:
 
     async def _dial_unless_left(self, stream: TunnelStream) -> Dialled | Refused:
         outcome: Dialled | Refused | None = None
-        with trio.CancelScope() as scope, stream.cancelling(scope):
+        with trio.CancelScope() as scope, stream.cancel_on_peer_gone(scope):
             outcome = await self._dial(stream)
         if stream.ended_by is not None:
             _discard(outcome)

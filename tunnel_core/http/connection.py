@@ -9,7 +9,7 @@ import h11
 import trio
 
 from tunnel_core.streams.half_closed import LOOK_SECONDS
-from tunnel_core.streams.nowait import DirectStream
+from tunnel_core.streams.nowait import NowaitStream
 from tunnel_core.streams.sockets import KEEPALIVE_SECONDS
 
 READ_BYTES = 64 * 1024
@@ -94,7 +94,7 @@ class Connection:
             return
 
     async def _wait_broken(self) -> None:
-        if not isinstance(self.stream, DirectStream):
+        if not isinstance(self.stream, NowaitStream):
             await trio.sleep_forever()
         self.stream.ask_peer_every(LOOK_SECONDS)
         try:

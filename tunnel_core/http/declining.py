@@ -37,7 +37,7 @@ _OVERLOADED = bytes(
 
 async def decline_tls(stream: SocketStream, refused: Refused) -> None:
     """Send the alert ``internal_error`` in place of a handshake."""
-    stream.send_nowait(_OVERLOADED)
+    stream.try_send(_OVERLOADED)
     await linger(stream, is_sending=True)
     stream.close_nowait()
 

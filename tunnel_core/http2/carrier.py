@@ -252,7 +252,7 @@ class ServedCarrier(Carrier):
             output = call.take_output()
             if not output:
                 break
-            if not self._stream.put_nowait(output):
+            if not self._stream.send_nowait(output):
                 self._is_blocked = True
                 self._server.start_soon(self._flush)
         if written >= _BURST:

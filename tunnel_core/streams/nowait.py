@@ -9,11 +9,11 @@ import trio
 from tunnel_core.wire.frames import Payload
 
 
-class HungUp(trio.BrokenResourceError):
+class PeerStoppedReceiving(trio.BrokenResourceError):
     """The other side hears no more. What it has said is whole, or will be: only this direction is over."""
 
 
-class DirectStream(trio.abc.HalfCloseableStream):
+class NowaitStream(trio.abc.HalfCloseableStream):
     """Beside trio's contract: methods that give up the processor only when they have to wait.
 
     Each direction has one caller at a time. Whoever loops over them lets others run now and then.
@@ -33,7 +33,7 @@ class DirectStream(trio.abc.HalfCloseableStream):
         """About as many bytes as ``put`` takes without waiting; what is read beyond it lies in memory."""
 
     @abstractmethod
-    def put_nowait(self, data: Payload) -> bool:
+    def send_nowait(self, data: Payload) -> bool:
         """Takes ``data`` over, which must not change any more; False: ``flush`` before the next.
 
         Raises as ``send_all``.
@@ -44,17 +44,17 @@ class DirectStream(trio.abc.HalfCloseableStream):
         """Waits until more may be put; at once if it may. Cancelled, it may be called again."""
 
     @abstractmethod
-    def finish_nowait(self) -> bool:
+    def send_eof_nowait(self) -> bool:
         """``send_eof`` as far as it goes without waiting; False: ``flush`` for the rest. Idempotent."""
 
     async def put(self, data: Payload) -> None:
         """``send_all``, taking ``data`` over, without a checkpoint while there is room. For one caller."""
-        if not self.put_nowait(data):
+        if not self.send_nowait(data):
             await self.flush()
 
     async def finish(self) -> None:
         """``send_eof`` without a checkpoint when it need not wait."""
-        if not self.finish_nowait():
+        if not self.send_eof_nowait():
             await self.flush()
 
     @abstractmethod

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import trio
 
 from tunnel_core.limits import MIB
-from tunnel_core.streams.nowait import DirectStream
+from tunnel_core.streams.nowait import NowaitStream
 from tunnel_core.streams.tunnel_stream import TunnelStream
 
 _LARGEST_READ = 1 * MIB
@@ -31,7 +31,7 @@ class Pump:
     def __init__(
         self,
         source: TunnelStream,
-        sink: DirectStream,
+        sink: NowaitStream,
         on_moved: Callable[[TunnelStream, int], None],
         on_stop: Callable[[], None],
     ) -> None:
@@ -47,11 +47,11 @@ class Pump:
 
     def start(self) -> None:
         """Moves what is there, and from now on what comes."""
-        self._source.take_with(self._take)
+        self._source.set_reader(self._take)
 
     def stop(self) -> None:
         """Moves nothing more. Idempotent."""
-        self._source.take_with(None)
+        self._source.set_reader(None)
 
     async def flush(self) -> None:
         """Waits until the sink took all that was moved. Raises as the sink's ``flush``."""
@@ -79,7 +79,7 @@ class Pump:
         """Moves all that is there; False when a task has to go on."""
         while data := self._source.receive_nowait(_LARGEST_READ):
             self._on_moved(self._source, len(data))
-            if not self._sink.put_nowait(data):
+            if not self._sink.send_nowait(data):
                 return False
         return data is None or self._finish()
 
@@ -89,4 +89,4 @@ class Pump:
             self._waiter.set()
         if self.on_done is not None:
             self.on_done()
-        return self._sink.finish_nowait()
+        return self._sink.send_eof_nowait()

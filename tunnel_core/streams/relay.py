@@ -27,7 +27,7 @@ import trio
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.half_closed import LOOK_SECONDS, Silence, is_gone, wait_silent
-from tunnel_core.streams.nowait import DirectStream, HungUp
+from tunnel_core.streams.nowait import NowaitStream, PeerStoppedReceiving
 from tunnel_core.streams.pump import Pump
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
@@ -123,9 +123,9 @@ class _Relay:
         try:
             with self._scope, self._watching_tunnel():
                 a, b = self._a, self._b
-                if isinstance(a, TunnelStream) and isinstance(b, DirectStream):
+                if isinstance(a, TunnelStream) and isinstance(b, NowaitStream):
                     await self._pumped(a, b)
-                elif isinstance(b, TunnelStream) and isinstance(a, DirectStream):
+                elif isinstance(b, TunnelStream) and isinstance(a, NowaitStream):
                     await self._pumped(b, a)
                 else:
                     async with trio.open_nursery() as nursery:
@@ -149,7 +149,7 @@ class _Relay:
             self._moved[self._a], self._moved[self._b], self._reason or Reason.DONE, self._detail
         )
 
-    async def _pumped(self, tunnel: TunnelStream, local: DirectStream) -> None:
+    async def _pumped(self, tunnel: TunnelStream, local: NowaitStream) -> None:
         """One task while it can be, two as soon as a direction has to wait beside the other."""
         self._has_pump = True
         with trio.CancelScope() as alone:
@@ -165,7 +165,7 @@ class _Relay:
             finally:
                 pump.stop()
                 self._has_pump = False
-        if pump.error is not None and not isinstance(pump.error, HungUp):
+        if pump.error is not None and not isinstance(pump.error, PeerStoppedReceiving):
             self._note(pump.error)
         elif alone.cancelled_caught or pump.needs_task:
             async with trio.open_nursery() as nursery:
@@ -180,7 +180,7 @@ class _Relay:
         """A reset through the tunnel ends the relay also while both directions wait for the other side."""
         for side in (self._a, self._b):
             if isinstance(side, TunnelStream):
-                return side.breaking(self._scope)
+                return side.cancel_on_reset(self._scope)
         return nullcontext()
 
     def _note_reset(self) -> None:
@@ -202,7 +202,7 @@ class _Relay:
             else:
                 try:
                     await self._move(source, sink, stopped)
-                except HungUp as error:
+                except PeerStoppedReceiving as error:
                     self._note_gone(error)
             await self._half_ended(source)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -213,7 +213,7 @@ class _Relay:
             await stopped.flush()
             if stopped.is_done:
                 return
-        if isinstance(source, DirectStream) and isinstance(sink, DirectStream):
+        if isinstance(source, NowaitStream) and isinstance(sink, NowaitStream):
             await self._copy_direct(source, sink)
         else:
             await self._copy(source, sink)
@@ -236,7 +236,7 @@ class _Relay:
             if not isinstance(ended, TunnelStream):
                 await self._watch_silence(ended)
                 return
-            with trio.CancelScope() as left, ended.cancelling(left):
+            with trio.CancelScope() as left, ended.cancel_on_peer_gone(left):
                 await self._watch_silence(ended)
             await self._wait_received(self._b if ended is self._a else self._a)
             await trio.sleep(_FAREWELL_SECONDS)
@@ -254,7 +254,7 @@ class _Relay:
     async def _wait_received(self, side: trio.abc.Stream) -> None:
         """Wait until the peer of ``side`` has acknowledged everything, or nothing for a minute."""
         silence = Silence(self._progress, _DELIVERY_SECONDS)
-        if not isinstance(side, DirectStream):
+        if not isinstance(side, NowaitStream):
             return
         while side.undelivered and not silence.is_too_long():  # noqa: ASYNC110 - the kernel has no event for it
             await trio.sleep(silence.look_seconds)
@@ -268,10 +268,10 @@ class _Relay:
         sides = (self._a, self._b)
         return [
             *self._moved.values(),
-            *(side.undelivered for side in sides if isinstance(side, DirectStream)),
+            *(side.undelivered for side in sides if isinstance(side, NowaitStream)),
         ]
 
-    async def _copy_direct(self, source: DirectStream, sink: DirectStream) -> None:
+    async def _copy_direct(self, source: NowaitStream, sink: NowaitStream) -> None:
         size, burst, quick = _SMALLEST_READ, 0, isinstance(source, TunnelStream)
         tunnel = sink if isinstance(sink, TunnelStream) else None
         while True:
@@ -287,7 +287,7 @@ class _Relay:
                 await sink.finish()
                 return
             self._note_moved(source, length)
-            if not sink.put_nowait(data):
+            if not sink.send_nowait(data):
                 await (sink.flush() if tunnel is None else self._flush_watching(source, tunnel))
             burst += length
             if burst >= _BURST:
@@ -300,7 +300,7 @@ class _Relay:
                 await source.wait_readable()
                 burst = 0
 
-    async def _flush_watching(self, source: DirectStream, sink: TunnelStream) -> None:
+    async def _flush_watching(self, source: NowaitStream, sink: TunnelStream) -> None:
         """While the tunnel takes nothing nobody reads ``source``, and a reset of it would go unnoticed."""
         silence: Silence | None = None
         while sink.room <= 0:
@@ -347,9 +347,9 @@ class _Relay:
     async def _deliver_answer(self) -> None:
         """Wait, within bounds, until ``a`` has received what ``b`` sent before it broke."""
         a, b = self._a, self._b
-        if not isinstance(a, DirectStream):
+        if not isinstance(a, NowaitStream):
             return
-        if isinstance(a, TunnelStream) and isinstance(b, DirectStream):
+        if isinstance(a, TunnelStream) and isinstance(b, NowaitStream):
             self._drain(b, a)
         ends = trio.current_time() + _LAST_WORDS_SECONDS
         left, deadline = a.undelivered, trio.current_time() + _STANDSTILL_SECONDS
@@ -359,13 +359,13 @@ class _Relay:
                 deadline = trio.current_time() + _STANDSTILL_SECONDS
             left = a.undelivered
 
-    def _drain(self, target: DirectStream, tunnel: TunnelStream) -> None:
+    def _drain(self, target: NowaitStream, tunnel: TunnelStream) -> None:
         """Move what the kernel received from a target before its socket broke; it can still be read."""
         left = _LAST_WORDS_BYTES
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while left > 0 and (data := target.receive_nowait(_SMALLEST_READ)):
                 self._note_moved(target, len(data))
-                tunnel.put_nowait(data)
+                tunnel.send_nowait(data)
                 left -= len(data)
 
     def _told_by(self, error: Exception) -> tuple[Reason, str]:
@@ -380,7 +380,7 @@ class _Relay:
 
     async def _close(self) -> None:
         for side in (self._a, self._b):
-            if not isinstance(side, DirectStream):
+            if not isinstance(side, NowaitStream):
                 await self._close_slowly(side)
             elif self._reason is None:
                 side.close_nowait()

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import trio
 
 from tunnel_core.limits import MIB
-from tunnel_core.streams.nowait import DirectStream, HungUp
+from tunnel_core.streams.nowait import NowaitStream, PeerStoppedReceiving
 from tunnel_core.wire.frames import Payload
 
 _RECEIVE = 64 * 1024
@@ -75,7 +75,7 @@ def tune(sock: socket.socket, *, leads_away: bool = True) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-class SocketStream(DirectStream):
+class SocketStream(NowaitStream):
     """Wraps a connected stream socket (TCP or unix), which it owns from then on.
 
     Raises ``trio.BrokenResourceError`` from the ``OSError`` when the connection broke, and
@@ -91,7 +91,7 @@ class SocketStream(DirectStream):
         self._sending = False
         self._receiving = False
         self._ended = False
-        self._unsent = memoryview(b"")  # of the last ``put_nowait``
+        self._unsent = memoryview(b"")  # of the last ``send_nowait``
 
     @classmethod
     def adopt(cls, stream: trio.SocketStream) -> SocketStream:
@@ -129,7 +129,7 @@ class SocketStream(DirectStream):
 
     # Sending.
 
-    def send_nowait(self, data: Payload) -> int:
+    def try_send(self, data: Payload) -> int:
         """Bytes that the kernel took, from the start of ``data``; 0 if it takes none now."""
         try:
             return self.socket.send(data)
@@ -139,7 +139,7 @@ class SocketStream(DirectStream):
             raise _translated(error) from error
 
     async def wait_writable(self) -> None:
-        """Waits until ``send_nowait`` would take something."""
+        """Waits until ``try_send`` would take something."""
         self._check_open()
         await trio.lowlevel.wait_writable(self.socket)
 
@@ -148,10 +148,10 @@ class SocketStream(DirectStream):
         """The kernel's buffer is bounded by itself."""
         return MIB
 
-    def put_nowait(self, data: Payload) -> bool:
+    def send_nowait(self, data: Payload) -> bool:
         if self._unsent:
             raise trio.BusyResourceError("what was put before was not flushed")
-        sent = self.send_nowait(data)
+        sent = self.try_send(data)
         if sent == len(data):
             return True
         self._unsent = memoryview(data)[sent:]
@@ -160,7 +160,7 @@ class SocketStream(DirectStream):
     async def flush(self) -> None:
         while self._unsent:
             await self.wait_writable()
-            self._unsent = self._unsent[self.send_nowait(self._unsent) :]
+            self._unsent = self._unsent[self.try_send(self._unsent) :]
 
     async def send_all(self, data: Payload) -> None:
         with self._alone_sending():
@@ -194,7 +194,7 @@ class SocketStream(DirectStream):
     async def send_eof(self) -> None:
         with self._alone_sending():
             await trio.lowlevel.checkpoint()
-            self.finish_nowait()
+            self.send_eof_nowait()
 
     def check(self) -> None:
         """Raises ``trio.BrokenResourceError`` if the other side reset it; data may still wait to be read."""
@@ -231,7 +231,7 @@ class SocketStream(DirectStream):
             return int(count) + len(self._unsent)
         return 0
 
-    def finish_nowait(self) -> bool:
+    def send_eof_nowait(self) -> bool:
         self._check_open()
         if not self._ended:
             self._ended = True
@@ -306,7 +306,7 @@ def _translated(error: OSError) -> Exception:
         return trio.ClosedResourceError("this socket was closed here")
     if error.errno == errno.EPIPE and sys.platform == "linux":
         # Linux says so when the reset came after the end of the other side's half; else ECONNRESET.
-        return HungUp(f"socket connection broken: {error}")
+        return PeerStoppedReceiving(f"socket connection broken: {error}")
     return trio.BrokenResourceError(f"socket connection broken: {error}")
 
 

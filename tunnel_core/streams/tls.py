@@ -23,7 +23,7 @@ import ssl
 
 import trio
 
-from tunnel_core.streams.nowait import DirectStream
+from tunnel_core.streams.nowait import NowaitStream
 from tunnel_core.streams.sockets import SocketStream, read_size
 from tunnel_core.streams.tls_errors import RecordFlood, reason_of
 from tunnel_core.streams.tls_records import MOST_ANSWERS, RecordMeter
@@ -291,7 +291,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             await self._flush()
 
 
-class SocketTlsStream(TlsStream, DirectStream):
+class SocketTlsStream(TlsStream, NowaitStream):
     """TLS over one of our sockets, which ``relay`` can drive without a checkpoint per piece."""
 
     def __init__(
@@ -304,7 +304,7 @@ class SocketTlsStream(TlsStream, DirectStream):
     ) -> None:
         super().__init__(transport, context, server_side=server_side, server_hostname=server_hostname)
         self._socket = transport
-        self._unencrypted = memoryview(b"")  # of the last ``put_nowait``
+        self._unencrypted = memoryview(b"")  # of the last ``send_nowait``
 
     @property
     def descriptor(self) -> int:
@@ -340,7 +340,7 @@ class SocketTlsStream(TlsStream, DirectStream):
         """The kernel's buffer is bounded by itself."""
         return self._socket.room
 
-    def put_nowait(self, data: bytes | bytearray | memoryview) -> bool:
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> bool:
         self._check_may_send()
         self._check_sendable()
         return self._put_pieces(memoryview(data))
@@ -357,7 +357,7 @@ class SocketTlsStream(TlsStream, DirectStream):
     def _put_encrypted(self) -> bool:
         """What the kernel leaves makes other senders busy, and ``aclose`` impolite, until ``flush``."""
         try:
-            self._sending = not self._socket.put_nowait(self._outgoing.read())
+            self._sending = not self._socket.send_nowait(self._outgoing.read())
         except trio.BrokenResourceError:
             self._broken = True
             raise
@@ -384,7 +384,7 @@ class SocketTlsStream(TlsStream, DirectStream):
     def ask_peer_every(self, seconds: float) -> None:
         self._socket.ask_peer_every(seconds)
 
-    def finish_nowait(self) -> bool:
+    def send_eof_nowait(self) -> bool:
         self._check_may_send()
         if self._eof_sent:
             return True

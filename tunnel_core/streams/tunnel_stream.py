@@ -12,7 +12,7 @@ import trio
 from tunnel_core.limits import KIB
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.streams.nowait import DirectStream, HungUp
+from tunnel_core.streams.nowait import NowaitStream, PeerStoppedReceiving
 from tunnel_core.streams.sockets import read_size
 from tunnel_core.wire.frames import Payload
 
@@ -31,11 +31,11 @@ class StreamReset(trio.BrokenResourceError):
         return f"{self.reason.word}: {self.detail}"
 
 
-class StreamHungUp(StreamReset, HungUp):
+class StreamStopped(StreamReset, PeerStoppedReceiving):
     """The peer reset only the half that leads to it."""
 
 
-class TunnelStream(DirectStream):
+class TunnelStream(NowaitStream):
     """One tunnelled connection.
 
     Besides trio's contract: ``*_nowait`` and ``wait_*`` let ``relay`` move bytes without a checkpoint
@@ -129,7 +129,7 @@ class TunnelStream(DirectStream):
             self._raise_broken()
 
     @contextmanager
-    def breaking(self, scope: trio.CancelScope) -> Iterator[None]:
+    def cancel_on_reset(self, scope: trio.CancelScope) -> Iterator[None]:
         """Cancels ``scope`` if the peer resets its half during the block, also while nobody reads here."""
         self._breaking = scope
         self._on_writable()
@@ -139,7 +139,7 @@ class TunnelStream(DirectStream):
             self._breaking = None
 
     @contextmanager
-    def cancelling(self, scope: trio.CancelScope) -> Iterator[None]:
+    def cancel_on_peer_gone(self, scope: trio.CancelScope) -> Iterator[None]:
         """Cancels ``scope`` if the peer gives the stream up during the block: a user who left."""
         self._leaving = scope
         self._on_writable()
@@ -185,7 +185,7 @@ class TunnelStream(DirectStream):
             self._raise_broken()
         return None if mux.recv.size is None else b""
 
-    def take_with(self, taker: Callable[[], None] | None) -> None:
+    def set_reader(self, taker: Callable[[], None] | None) -> None:
         """Has ``taker`` called, now and whenever more arrived, to take what is there (``receive_nowait``).
 
         It is called inside the link's own step, so it must not block or raise. None ends that.
@@ -238,7 +238,7 @@ class TunnelStream(DirectStream):
         """What credit and the bound of the queue leave; not positive while ``put`` would wait."""
         return self._mux.send.room
 
-    def put_nowait(self, data: Payload) -> bool:
+    def send_nowait(self, data: Payload) -> bool:
         """Queues ``data``, however little ``room`` there is."""
         mux = self._mux
         if self._closed or mux.send_reset or mux.send.size is not None:
@@ -294,9 +294,9 @@ class TunnelStream(DirectStream):
         await trio.lowlevel.checkpoint()
         if self._sender is not None:
             raise trio.BusyResourceError("another task is sending on this stream")
-        self.finish_nowait()
+        self.send_eof_nowait()
 
-    def finish_nowait(self) -> bool:
+    def send_eof_nowait(self) -> bool:
         if self._closed:
             self._raise_closed()
         if self._mux.send_reset:
@@ -362,7 +362,7 @@ class TunnelStream(DirectStream):
         mux = self._mux
         if mux.refusal is not None:
             raise StreamReset(mux.refusal.reason, mux.refusal.detail)
-        kind = StreamReset if mux.recv_reset else StreamHungUp
+        kind = StreamReset if mux.recv_reset else StreamStopped
         raise kind(mux.reset_reason or Reason.USER_LEFT, mux.reset_detail)
 
     # Waking.

@@ -45,7 +45,7 @@ class TestMoving:
             deliver()
             pair.opened.receive_nowait().accept("127.0.0.1:22")
             deliver()
-            near.put_nowait(b"words")
+            near.send_nowait(b"words")
             carrier = EagerCarrier()
             attempt = Attempt(carrier, ServerSteps(lambda _: pair.server.welcome))
             carrier.start(attempt)

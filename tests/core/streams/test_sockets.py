@@ -41,11 +41,11 @@ async def clog(stream: SocketStream) -> None:
     """Sends until the kernel takes no more; over TCP that takes it a moment to know."""
     full = False
     while not full:
-        while stream.send_nowait(b"x" * 65536):
+        while stream.try_send(b"x" * 65536):
             pass
         with trio.move_on_after(0.02) as scope:
             await stream.wait_writable()
-        full = scope.cancelled_caught and not stream.send_nowait(b"x")
+        full = scope.cancelled_caught and not stream.try_send(b"x")
 
 
 async def test_is_a_half_closeable_stream(make_pair: Callable[[], Pair]) -> None:
@@ -177,7 +177,7 @@ async def test_waiting_for_a_closed_socket_is_an_error_of_its_own() -> None:
         with pytest.raises(trio.ClosedResourceError):
             end.receive_nowait(1)
         with pytest.raises(trio.ClosedResourceError):
-            end.send_nowait(b"x")
+            end.try_send(b"x")
 
 
 async def test_put_gives_up_the_processor_only_when_the_kernel_is_full(make_pair: Callable[[], Pair]) -> None:

@@ -169,14 +169,14 @@ async def test_what_is_sent_wakes_no_reader(pair: LinkPair) -> None:
         data = near.receive_nowait(100)
         looks.append(None if data is None else len(data))
 
-    near.take_with(take)
+    near.set_reader(take)
     for _ in range(20):
         await near.send_all(b"x" * 1024)
         await far.receive_some()
     assert looks == [None], "the first look alone"
     await far.send_all(b"answer")
     await _until(lambda: looks[1:] == [6])
-    near.take_with(None)
+    near.set_reader(None)
     near.reset(Reason.USER_LEFT)
 
 

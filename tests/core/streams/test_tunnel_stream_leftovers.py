@@ -96,7 +96,7 @@ async def reset_before_the_open_was_sent(pair: LinkPair) -> None:
 async def a_user_who_left_during_the_dial(pair: LinkPair) -> None:
     near, far = await _open(pair)
     near.reset(Reason.USER_LEFT)
-    with trio.CancelScope() as dial, far.cancelling(dial):
+    with trio.CancelScope() as dial, far.cancel_on_peer_gone(dial):
         await trio.sleep_forever()
     far.reset(Reason.USER_LEFT)
 
