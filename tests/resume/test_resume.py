@@ -177,7 +177,7 @@ async def test_a_carrier_that_lost_its_address_is_left_at_once(autojump_clock: M
         old = site.link.way
         assert site.agent.link is not None and site.agent.resumer is not None
         assert site.agent.link.way is not None
-        site.agent.link.way.carrier.is_stranded = lambda: True  # type: ignore[method-assign]
+        site.agent.link.way.carrier.lost_local_address = lambda: True  # type: ignore[method-assign]
         start = trio.current_time()
         site.agent.resumer.route_changed()
         assert site.agent.link.state is LinkState.GRACE

@@ -77,7 +77,7 @@ class Resumer:
     def route_changed(self) -> None:
         """The kernel has another way to the server now: the carrier may be dead, and says nothing."""
         way = self._link.way
-        if way is not None and way.carrier.is_stranded():
+        if way is not None and way.carrier.lost_local_address():
             self._link.carrier_lost("the address that it went out from is no longer this machine's")
         self._attempts.route_changed()
         self._look()
@@ -116,7 +116,7 @@ class Resumer:
             self._act(self._attempts.poll(now, self._carried(), chance), nursery)
             is_late = self._link.statistics().late_since < math.inf
             if self._link.way is not None:  # lets another carrier through beside it
-                self._link.way.carrier.hold_back(held=self._attempts.is_trying and is_late)
+                self._link.way.carrier.throttle(held=self._attempts.is_trying and is_late)
             with trio.CancelScope(deadline=self._next_look()) as self._timer:
                 await trio.sleep_forever()
 
@@ -199,12 +199,12 @@ class Resumer:
     def _use(self, attempt: Attempt) -> None:
         old = self._link.way if self._attempts.refreshes else None
         if old is not None:
-            old.lingers = True
+            old.close_delayed = True
         try:
             attempt.use(self._link)
         except BaseException:
             if old is not None:
-                old.lingers = False
+                old.close_delayed = False
             raise
         self._left = old
 

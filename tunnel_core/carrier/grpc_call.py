@@ -31,7 +31,7 @@ from typing import Any, TypeAlias
 
 from tunnel_core.carrier.asyncio_bridge import Bridge
 from tunnel_core.carrier.grpc_runtime import aio
-from tunnel_core.carrier.grpc_sockets import has_lost_its_address, hold_back
+from tunnel_core.carrier.grpc_sockets import has_lost_its_address, throttle
 from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
 
 _Read: TypeAlias = Callable[[], Awaitable[Any]]
@@ -49,19 +49,19 @@ class CallCarrier(Carrier):
         "_ending",
         "_held",
         "_lost",
-        "_mark",
         "_over",
         "_parked",
         "_port",
+        "_socket_tag",
         "_wakes",
         "_was_alone",
         "cancel_owner",
         "peer",
     )
 
-    def __init__(self, bridge: Bridge, peer: Peer, mark: int) -> None:
+    def __init__(self, bridge: Bridge, peer: Peer, socket_tag: int) -> None:
         self.peer = peer
-        self._mark = mark  # by which its socket is found
+        self._socket_tag = socket_tag  # by which its socket is found
         self.cancel_owner: Callable[[], object]
         self._bridge = bridge
         self._port: CarrierPort | None = None
@@ -119,13 +119,13 @@ class CallCarrier(Carrier):
             self.cancel_owner()
             self._bridge.turn_soon()
 
-    def hold_back(self, *, held: bool) -> None:
+    def throttle(self, *, held: bool) -> None:
         if held is not self._held:
             self._held = held
-            hold_back(self._mark, held=held)
+            throttle(self._socket_tag, held=held)
 
-    def is_stranded(self) -> bool:
-        return has_lost_its_address(self._mark)
+    def lost_local_address(self) -> bool:
+        return has_lost_its_address(self._socket_tag)
 
     async def move(self, read: _Read, write: _Write) -> str:
         """Waits for the start, then moves packets until the call ends; returns why it did."""

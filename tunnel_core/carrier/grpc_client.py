@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from tunnel_core.carrier.asyncio_bridge import Bridge
 from tunnel_core.carrier.grpc_call import LAST_WORDS_SECONDS, CallCarrier, why
 from tunnel_core.carrier.grpc_runtime import aio, core
-from tunnel_core.carrier.grpc_sockets import sever_dialled
+from tunnel_core.carrier.grpc_sockets import reset_dialled
 from tunnel_core.carrier.interface import (
     ATTACH_PATH,
     DEAD_CONNECTION_MS,
@@ -27,7 +27,7 @@ _Options: TypeAlias = list[tuple[str, int | str]]
 _KEEPALIVE_MS = 20 * 24 * 3600 * 1000
 _TIMED_OUT = 0.95
 """A failure after this part of the time is taken for gRPC's own time-out, which has no code of its own."""
-_marks = (DEAD_CONNECTION_MS + number for number in itertools.cycle(range(1, 10_000)))
+_socket_tags = (DEAD_CONNECTION_MS + number for number in itertools.cycle(range(1, 10_000)))
 """Each dial has a time-out of its own, by which its sockets are found again."""
 
 
@@ -46,9 +46,9 @@ async def dial_carrier(bridge: Bridge, settings: DialSettings, limits: Limits | 
 async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carrier | CarrierFailed:
     """The carrier, or why there is none, not raised: a traceback would keep call and channel."""
     credentials = core.ssl_channel_credentials(settings.roots_pem, settings.key_pem, settings.chain_pem)
-    mark = next(_marks)
+    socket_tag = next(_socket_tags)
     channel = aio.secure_channel(
-        _target(settings), credentials, options=_dial_options(settings, limits, mark)
+        _target(settings), credentials, options=_dial_options(settings, limits, socket_tag)
     )
     call = channel.stream_stream(ATTACH_PATH)()
     failure: CarrierFailed | None = CarrierFailed("the dial was cancelled")
@@ -56,11 +56,11 @@ async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carri
         failure = await _wait_connected(call, settings)
     finally:
         if failure is not None:
-            await _give_up(channel, call, mark)
+            await _give_up(channel, call, socket_tag)
     if failure is not None:
         return failure
-    carrier = CallCarrier(bridge, Peer(settings.server), mark)
-    carrier.cancel_owner = bridge.start(_own_call(carrier, channel, call, mark)).cancel
+    carrier = CallCarrier(bridge, Peer(settings.server), socket_tag)
+    carrier.cancel_owner = bridge.start(_own_call(carrier, channel, call, socket_tag)).cancel
     return carrier
 
 
@@ -80,10 +80,10 @@ def _target(settings: DialSettings) -> str:
     return "ipv4:" + ",".join(f"{address}:{port}" for address in addresses)
 
 
-def _dial_options(settings: DialSettings, limits: Limits, mark: int) -> _Options:
+def _dial_options(settings: DialSettings, limits: Limits, socket_tag: int) -> _Options:
     options: _Options = [
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", mark),
+        ("grpc.keepalive_timeout_ms", socket_tag),
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 16 * MIB),
         ("grpc.http2.max_frame_size", 4 * MIB),
@@ -125,17 +125,17 @@ async def _wait_connected(call: Any, settings: DialSettings) -> CarrierFailed | 
     return None
 
 
-async def _own_call(carrier: CallCarrier, channel: Any, call: Any, mark: int) -> None:
+async def _own_call(carrier: CallCarrier, channel: Any, call: Any, socket_tag: int) -> None:
     try:
         detail = await carrier.move(call.read, call.write)
     except asyncio.CancelledError:
         detail = "the call was cancelled"
     finally:
-        await _give_up(channel, call, mark)
+        await _give_up(channel, call, socket_tag)
     carrier.lose(detail)
 
 
-async def _give_up(channel: Any, call: Any, mark: int) -> None:
+async def _give_up(channel: Any, call: Any, socket_tag: int) -> None:
     call.cancel()
-    sever_dialled(mark)
+    reset_dialled(socket_tag)
     await channel.close()

@@ -43,7 +43,7 @@ def has_lost_its_address(user_timeout_ms: int) -> bool:
     return any(_is_gone(sock.family, sock.getsockname()) for sock in dialled(user_timeout_ms))
 
 
-def hold_back(user_timeout_ms: int, *, held: bool) -> None:
+def throttle(user_timeout_ms: int, *, held: bool) -> None:
     """Whether TCP sends no more than ``HELD_BYTES_PER_SECOND`` of what was given to one that was dialled."""
     rate = struct.pack("I", HELD_BYTES_PER_SECOND if held else _UNPACED)
     for sock in dialled(user_timeout_ms):
@@ -51,7 +51,7 @@ def hold_back(user_timeout_ms: int, *, held: bool) -> None:
             sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
 
 
-def sever_dialled(user_timeout_ms: int) -> None:
+def reset_dialled(user_timeout_ms: int) -> None:
     """Reset all that were dialled with this time-out. gRPC's close, which follows, then drops the queue."""
     for sock in dialled(user_timeout_ms):
         with contextlib.suppress(OSError):  # gone meanwhile

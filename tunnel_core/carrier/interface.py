@@ -84,10 +84,10 @@ class Carrier(ABC):
         """The same for bytes of a stream, which somebody may wait for."""
         self.wake()
 
-    def hold_back(self, *, held: bool) -> None:  # noqa: B027 - not every carrier has a queue
+    def throttle(self, *, held: bool) -> None:  # noqa: B027 - not every carrier has a queue
         """Whether what it took in leaves slowly, so that another carrier gets through beside it."""
 
-    def is_stranded(self) -> bool:
+    def lost_local_address(self) -> bool:
         """Whether this machine has lost the address that it goes out from, so that nothing moves any more."""
         return False
 

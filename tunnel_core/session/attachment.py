@@ -65,7 +65,7 @@ class Attempt:
         self._failure: Refused | None = None
         self.answered_at = math.inf  # when the welcome was made
         self._decide = decide
-        self.lingers = False
+        self.close_delayed = False
         """Whether its carrier outlives the next ``abandon``, and another one follows: so that the other end
         hears of the move before it hears of this end."""
         self._session: CarriedSession | None = None
@@ -161,8 +161,8 @@ class Attempt:
         """Nothing moves over this carrier any more. Idempotent."""
         self._session = None
         self._lost.set()
-        if self.lingers:
-            self.lingers = False
+        if self.close_delayed:
+            self.close_delayed = False
             self.carrier.hand_over(self)
         else:
             self.carrier.abandon()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tunnel_core.carrier.grpc_sockets import has_lost_its_address, hold_back, sever_dialled
+from tunnel_core.carrier.grpc_sockets import has_lost_its_address, reset_dialled, throttle
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and TCP_USER_TIMEOUT")
 _IP_FREEBIND = 15
@@ -42,9 +42,9 @@ def ends(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket
 def test_by_its_time_out(ends: tuple[socket.socket, socket.socket]) -> None:
     dialled, accepted = ends
     dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 23_456)
-    sever_dialled(23_457)
+    reset_dialled(23_457)
     assert dialled.getpeername()
-    sever_dialled(23_456)
+    reset_dialled(23_456)
     _assert_ended(dialled, accepted)
 
 
@@ -66,11 +66,11 @@ def test_who_is_held_back_sends_slowly_until_released() -> None:
         with accepted:
             dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 23_460)
             dialled.setblocking(False)
-            hold_back(23_460, held=True)
+            throttle(23_460, held=True)
             sent = dialled.send(FULL)
             slow = _received(accepted, 1.0, sent)
             assert slow < sent / 2
-            hold_back(23_460, held=False)
+            throttle(23_460, held=False)
             # What is paced already waits for its time; at the old pace all of it would take seven seconds.
             assert slow + _received(accepted, 4.0, sent - slow) == sent
 
@@ -105,6 +105,6 @@ def test_locks_on_files_outlive_a_look_at_all_sockets(tmp_path: Path) -> None:
     """SQLite locks by fcntl(2): one close of a duplicate, and all locks on that file would be gone."""
     with (tmp_path / "store.db").open("w+") as file:
         fcntl.lockf(file, fcntl.LOCK_SH)
-        sever_dialled(1)
+        reset_dialled(1)
         argv = [sys.executable, "-c", _TRY, file.name]
         assert subprocess.run(argv, capture_output=True).returncode != 0  # noqa: S603 - our own command

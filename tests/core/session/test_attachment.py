@@ -120,7 +120,7 @@ async def test_a_carrier_that_lingers_brings_the_session_nothing_any_more() -> N
     end.receive(one(Use(1)))
     link, old = end.link, end.carrier
     assert link is not None
-    end.attempt.lingers = True
+    end.attempt.close_delayed = True
     link.carrier_lost("the session moves")
     assert not old.abandoned
     assert old.port is end.attempt
