@@ -25,8 +25,8 @@ from tunnel_core.cli.command_line import exit_code_of
 from tunnel_core.config.types import Log, StreamLog
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import AgentSteps, AttachRejected
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import AgentHandshake, AttachRejected
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.logs import RefusalLines, StreamFacts, stream_closed
 from tunnel_server.accounting.refusal_audit import Refusals
@@ -185,7 +185,7 @@ async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio
     """The session goes on only where the same session may be accepted in a moment."""
     tries = 0
 
-    async def refuse(*_: object) -> Attempt:
+    async def refuse(*_: object) -> Attachment:
         nonlocal tries
         tries += 1
         await trio.sleep(0.1)
@@ -246,7 +246,7 @@ async def test_when_the_server_lets_come_back(reason: Reason, autojump_clock: tr
 
 
 @asynccontextmanager
-async def lost_session() -> AsyncIterator[memory_link.Link]:
+async def lost_session() -> AsyncIterator[memory_link.Session]:
     """The agent's end of a session in grace, which has just lost its carrier."""
     async with memory_link.memory_links(Limits(grace_seconds=600), grace_ms=600_000) as pair:
         carrier = pair.carriers[1]
@@ -263,5 +263,5 @@ async def attach_at(door: Door, standing: Standing) -> AttachRejected:
     near, far = memory_carriers(door.nursery, leaf_pem=leaf)
     door.attachments.take(near)
     with pytest.raises(AttachRejected) as caught:
-        await Attempt(far, AgentSteps(memory_link.hello(door.limits))).settle(10)
+        await Attachment(far, AgentHandshake(memory_link.hello(door.limits))).settle(10)
     return caught.value

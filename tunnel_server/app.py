@@ -15,7 +15,7 @@ from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.session.memory_pressure import relieve_pressure, relieve_send_pool
-from tunnel_core.session.session import Link
+from tunnel_core.session.session import Session
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.event_writer import how_it_started
@@ -171,7 +171,7 @@ class Server:
     def _mux_streams(self) -> list[StreamState]:
         return [stream for link in self._sessions() for stream in link.mux_streams]
 
-    def _sessions(self) -> list[Link]:
+    def _sessions(self) -> list[Session]:
         return [link for _, link in self.nodes.attached()]
 
     def reload(self) -> None:

@@ -22,9 +22,9 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import ServerSteps
-from tunnel_core.session.session import Link
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import ServerHandshake
+from tunnel_core.session.session import Session
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
 COMMAND = [sys.executable, "-c", "from tunnel_agent.entry import entry_point; entry_point()"]
@@ -33,7 +33,7 @@ COMMAND = [sys.executable, "-c", "from tunnel_agent.entry import entry_point; en
 class Rig:
     """A running agent, the server's end of its session, and a target that it may dial."""
 
-    def __init__(self, process: trio.Process, link: Link, target: str, config: Path, ops: str) -> None:
+    def __init__(self, process: trio.Process, link: Session, target: str, config: Path, ops: str) -> None:
         self.process = process
         self.link = link
         self.target = target
@@ -65,18 +65,18 @@ class Rig:
             await trio.sleep(0.01)
 
 
-async def accept_agent(site: Site, nursery: trio.Nursery) -> Link:
-    links: list[Link] = []
+async def accept_agent(site: Site, nursery: trio.Nursery) -> Session:
+    links: list[Session] = []
 
-    def used(attempt: Attempt) -> None:
+    def used(attempt: Attachment) -> None:
         assert attempt.steps.hello is not None
         said, answered, limits = attempt.steps.hello, attempt.welcome, Limits()
         pool = CreditPool(2**28)
-        links.append(Link(said, answered, opener=True, node="edge1", limits=limits, pool=pool))
+        links.append(Session(said, answered, opener=True, node="edge1", limits=limits, pool=pool))
         links[0].move_to(attempt, 0)
 
-    steps = ServerSteps(lambda _: welcome(Limits()))
-    await Attempt(await site.accept(), steps, used).settle(10)
+    steps = ServerHandshake(lambda _: welcome(Limits()))
+    await Attachment(await site.accept(), steps, used).settle(10)
     nursery.start_soon(links[0].run)
     return links[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
-from tunnel_core.session.session import Link
+from tunnel_core.session.session import Session
 
 MOST_UNDER_WAY = 3
 """Packets that a carrier takes before it is busy."""
@@ -93,6 +93,6 @@ class Network:
         self.forget_over()
         return moved
 
-    def owners(self, link: Link) -> int:
+    def owners(self, link: Session) -> int:
         """How many carriers move this link's packets."""
         return sum(getattr(end.port, "_link", None) is link for end in self.ends)

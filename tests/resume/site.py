@@ -22,10 +22,10 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import AgentSteps
-from tunnel_core.session.session import Link
-from tunnel_core.session.state import LinkEvent
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import AgentHandshake
+from tunnel_core.session.session import Session
+from tunnel_core.session.state import SessionEvent
 from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import SessionSecret
@@ -42,9 +42,9 @@ class Agent:
     """One run of an agent: attaches, resumes, and attaches anew when its session has ended."""
 
     def __init__(self, site: Site, instance: bytes, boot: bytes) -> None:
-        self.link: Link | None = None
+        self.link: Session | None = None
         self.resumer: Resumer | None = None
-        self.offered: Attempt | None = None
+        self.offered: Attachment | None = None
         self.ends: list[Reason] = []
         self.attempts = 0
         self._site = site
@@ -81,10 +81,10 @@ class Agent:
             self.ends.append((await link.wait_ended())[0])
         self.offered = self.resumer.offered
 
-    def _make_link(self, attempt: Attempt) -> Link:
+    def _make_link(self, attempt: Attachment) -> Session:
         site = self._site
         assert attempt.steps.hello is not None
-        return Link(
+        return Session(
             attempt.steps.hello,
             attempt.welcome,
             opener=False,
@@ -99,8 +99,8 @@ class Agent:
         self,
         patience_seconds: float,
         connected: Callable[[], bool] = lambda: False,
-        decide: Callable[[Attempt], None] | None = None,
-    ) -> Attempt:
+        decide: Callable[[Attachment], None] | None = None,
+    ) -> Attachment:
         await trio.sleep(self._site.connect_seconds)
         self.attempts += 1
         use = connected()
@@ -116,7 +116,7 @@ class Agent:
         )
         near, far = self._site.network.dial(LEAF)
         self._site.door.take(near)
-        attempt = Attempt(far, AgentSteps(hello), decide)
+        attempt = Attachment(far, AgentHandshake(hello), decide)
         await attempt.settle(patience_seconds)
         return attempt
 
@@ -128,7 +128,7 @@ class Site:
     network: Network = field(default_factory=Network)
     far: list[TunnelStream] = field(default_factory=list)
     """Streams as the agent has them, in the order of their opening."""
-    on_look: Callable[[LinkEvent | None], None] = lambda _: None
+    on_look: Callable[[SessionEvent | None], None] = lambda _: None
     audited: list[AuditLine] = field(default_factory=list)
     connect_seconds: float = 0.0
     """How long a dial takes."""
@@ -154,7 +154,7 @@ class Site:
             trust_bundle=bytes,
         )
 
-    def kill_server(self) -> list[Link]:
+    def kill_server(self) -> list[Session]:
         """As by kill -9: no bye; its connections break. Returns its links, which are dead."""
         links = [link for _, link in self.nodes.attached()]
         for end in self.network.ends:
@@ -181,7 +181,7 @@ class Site:
         stream.accept("127.0.0.1:22")
 
     @property
-    def link(self) -> Link:
+    def link(self) -> Session:
         """The server's."""
         return self.nodes.link_of("edge1")
 

@@ -18,7 +18,7 @@ from tests.resume.network import End
 from tests.resume.site import Site, open_site
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.state import LinkState
+from tunnel_core.session.state import SessionState
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
 LIMITS = Limits(
@@ -125,7 +125,7 @@ class World:
         elif what == "route" and site.agent.resumer is not None:
             site.agent.resumer.route_changed()
         elif what == "strand" and site.agent.link is not None:
-            if site.agent.link.way is not None:
+            if site.agent.link.attachment is not None:
                 site.agent.link.carrier_lost("its address is gone")
         elif what == "slow":
             site.connect_seconds = b / 50
@@ -174,7 +174,7 @@ class World:
 
     def _is_quiet(self) -> bool:
         nodes = self.site.nodes.attached()
-        return bool(nodes) and nodes[0][1].state is LinkState.ATTACHED
+        return bool(nodes) and nodes[0][1].state is SessionState.ATTACHED
 
 
 def _has(halves: list[Half], far: TunnelStream) -> bool:

@@ -11,7 +11,7 @@ from tests.resume.site import Agent, Site, open_site
 from tunnel_agent.status.state import AgentState
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.state import LinkState
+from tunnel_core.session.state import SessionState
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
 
@@ -41,9 +41,9 @@ async def test_a_stream_goes_on_over_the_next_carrier(autojump_clock: MockClock)
         near.send_nowait(b"and after")
         near.send_eof_nowait()
         session = site.link.session_id
-        assert site.link.state is LinkState.GRACE
+        assert site.link.state is SessionState.GRACE
         await site.pass_time(0.5)
-        assert site.link.state is LinkState.ATTACHED and site.link.session_id == session
+        assert site.link.state is SessionState.ATTACHED and site.link.session_id == session
         assert read(far) == b"before lost with the carrier and after"
         assert far.receive_nowait(1) == b""
         far.send_nowait(b"answer")
@@ -74,7 +74,7 @@ async def test_what_the_peer_has_is_not_sent_again(autojump_clock: MockClock) ->
 async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, far = await site.streams()
-        old = site.link.way
+        old = site.link.attachment
         for end in list(site.network.ends):
             if not end.peer.leaf_pem:
                 end.lose()
@@ -84,7 +84,7 @@ async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_cloc
                 if end.port is not old:
                     end.take()
                     end.deliver()
-        assert site.link.way is not old and site.link.attached
+        assert site.link.attachment is not old and site.link.attached
         near.send_nowait(b"on the new one")
         await site.pass_time(0.5)
         assert read(far) == b"on the new one"
@@ -131,15 +131,15 @@ async def test_what_the_agent_has_to_say_waits_for_the_servers_first_word_but_no
 async def test_while_the_carrier_may_live_the_hello_moves_nothing(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         await site.streams()
-        way = site.link.way
+        way = site.link.attachment
         await trio.sleep(2.5)  # late
         hop(site, site.network.ends[-1])
         await site.settle()
-        assert site.link.way is way
+        assert site.link.attachment is way
         hop(site, site.network.ends[-2])
         await site.settle()
-        assert site.agent.link is not None and site.agent.link.way is not None
-        assert site.agent.link.way.carrier is site.network.ends[-1]
+        assert site.agent.link is not None and site.agent.link.attachment is not None
+        assert site.agent.link.attachment.carrier is site.network.ends[-1]
 
 
 async def test_a_server_that_does_not_move_with_the_hello_is_told_after_its_welcome(
@@ -159,7 +159,7 @@ async def test_a_hello_without_a_session_takes_nothing_over_whatever_it_says(
     autojump_clock: MockClock,
 ) -> None:
     async with open_site() as site:
-        way, welcomed = site.link.way, []
+        way, welcomed = site.link.attachment, []
 
         async def intrude() -> None:
             stranger = Agent(site, b"x" * 16, b"y" * 16)
@@ -168,23 +168,23 @@ async def test_a_hello_without_a_session_takes_nothing_over_whatever_it_says(
         site.nursery.start_soon(intrude)
         await site.pass_time(1)
         assert [welcome.used for welcome in welcomed] == [False]
-        assert site.link.way is way and site.link.attached
+        assert site.link.attachment is way and site.link.attached
 
 
 async def test_a_carrier_that_lost_its_address_is_left_at_once(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, far = await site.streams()
-        old = site.link.way
+        old = site.link.attachment
         assert site.agent.link is not None and site.agent.resumer is not None
-        assert site.agent.link.way is not None
-        site.agent.link.way.carrier.lost_local_address = lambda: True  # type: ignore[method-assign]
+        assert site.agent.link.attachment is not None
+        site.agent.link.attachment.carrier.lost_local_address = lambda: True  # type: ignore[method-assign]
         start = trio.current_time()
         site.agent.resumer.route_changed()
-        assert site.agent.link.state is LinkState.GRACE
+        assert site.agent.link.state is SessionState.GRACE
         near.send_nowait(b"over the other way")
         await site.flush()
         assert read(far) == b"over the other way" and trio.current_time() == start
-        assert site.link.way is not old
+        assert site.link.attachment is not old
 
 
 async def test_late_only_starts_attempts_and_the_old_carrier_stays_if_it_lives(
@@ -192,18 +192,18 @@ async def test_late_only_starts_attempts_and_the_old_carrier_stays_if_it_lives(
 ) -> None:
     async with open_site() as site:
         await site.streams()
-        way, attempts = site.link.way, site.agent.attempts
+        way, attempts = site.link.attachment, site.agent.attempts
         await trio.sleep(4.5)  # nothing moves, and nothing is lost
         assert site.agent.attempts > attempts
-        assert site.agent.link is not None and site.agent.link.state is LinkState.DEGRADED
+        assert site.agent.link is not None and site.agent.link.state is SessionState.DEGRADED
         # The old carrier's packets arrive first, then the welcomes.
         for end in site.network.ends:
             if end.port in (site.link, site.agent.link):
                 while end.take() or end.deliver():
                     pass
         await site.pass_time(1)
-        assert site.link.way is way
-        assert site.agent.link.state is LinkState.ATTACHED
+        assert site.link.attachment is way
+        assert site.agent.link.state is SessionState.ATTACHED
         assert "resumed" not in site.counters.attaches
 
 
@@ -295,7 +295,7 @@ async def test_a_restarted_agent_resets_the_old_streams_at_once(autojump_clock: 
         site.kill_agent()
         await site.settle()
         await site.flush()
-        assert site.link.state is LinkState.GRACE
+        assert site.link.state is SessionState.GRACE
         site.start_agent(b"j" * 16)
         await site.pass_time(0.5)
         with pytest.raises(StreamReset) as caught:
@@ -358,14 +358,14 @@ async def test_a_wrong_secret_disturbs_nobody(autojump_clock: MockClock) -> None
 async def test_a_changed_route_tries_at_once_and_not_too_often(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         await site.flush()
-        way, before = site.link.way, site.agent.attempts
+        way, before = site.link.attachment, site.agent.attempts
         assert site.agent.resumer is not None
         for _ in range(5):
             site.agent.resumer.route_changed()
             await site.settle()
         assert site.agent.attempts == before + 1
         await site.pass_time(6)
-        assert site.link.way is way, "its ping was answered, so it stays"
+        assert site.link.attachment is way, "its ping was answered, so it stays"
         site.agent.resumer.route_changed()
         await site.settle()
         assert site.agent.attempts == before + 2

@@ -27,11 +27,11 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import split_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import VERSION, AgentSteps
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import VERSION, AgentHandshake
 from tunnel_core.session.profiles import ProfileName, profile_of
-from tunnel_core.session.session import Link
-from tunnel_core.session.state import LinkEvent
+from tunnel_core.session.session import Session
+from tunnel_core.session.state import SessionEvent
 from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.wire.frames import Hello, Service, SessionSecret, Welcome
 
@@ -60,7 +60,7 @@ class Connector:
     connect_timeout_seconds: float
     services: tuple[Service, ...]
     on_open: Callable[[TunnelStream], None]
-    on_look: Callable[[LinkEvent | None], None]
+    on_look: Callable[[SessionEvent | None], None]
     on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle
     """Gets the roots (PEM) that a server tells in its welcome, and the bundle. Returns the bundle for the
     next attaches. Must not block or raise."""
@@ -74,7 +74,7 @@ class Connector:
     pool: CreditPool = field(init=False)
     send_pool: SendPool = field(init=False)
     _resumer: Resumer | None = field(init=False, default=None)
-    _offered: Attempt | None = field(init=False, default=None)
+    _offered: Attachment | None = field(init=False, default=None)
     _instance: bytes = field(init=False, default_factory=lambda: secrets.token_bytes(16))
     _number: int = field(init=False, default=0)
     _reached: Sequence[str] = field(init=False, default=())
@@ -96,7 +96,7 @@ class Connector:
             self._resumer.refresh()
 
     @asynccontextmanager
-    async def open_link(self, server: str) -> AsyncIterator[Link]:
+    async def open_link(self, server: str) -> AsyncIterator[Session]:
         """Attaches to ``server`` and yields the link, which lives until the block ends.
 
         While it lives, its lost carriers are replaced. Raises ``Refused`` if the server cannot be attached
@@ -122,12 +122,12 @@ class Connector:
         finally:
             self._resumer, self._offered = None, resumer.offered
 
-    async def _begin(self, server: str) -> Link:
+    async def _begin(self, server: str) -> Session:
         """A new session on a carrier of its own. Raises ``Refused``."""
         attempt = await self._attempt(server, None, self.connect_timeout_seconds)
         return self._use(attempt)
 
-    def _begin_offered(self, server: str) -> Link | None:
+    def _begin_offered(self, server: str) -> Session | None:
         """A new session on the carrier on which this server said that it does not know the old one."""
         attempt, self._offered = self._offered, None
         if attempt is None:
@@ -140,7 +140,7 @@ class Connector:
         attempt.abandon()
         return None
 
-    def _use(self, attempt: Attempt) -> Link:
+    def _use(self, attempt: Attachment) -> Session:
         link = self._make_link(attempt)
         attempt.use(link)
         return link
@@ -166,11 +166,11 @@ class Connector:
     async def _attempt(
         self,
         server: str,
-        link: Link | None,
+        link: Session | None,
         patience_seconds: float,
         connected: Callable[[], bool] = lambda: False,
-        decide: Callable[[Attempt], None] | None = None,
-    ) -> Attempt:
+        decide: Callable[[Attachment], None] | None = None,
+    ) -> Attachment:
         """A new carrier to ``server``, welcomed for a new session or for that of ``link``; see ``Attach``.
 
         Raises ``Refused``. Cancelled, it leaves no carrier behind.
@@ -185,7 +185,7 @@ class Connector:
         self._reached = addresses
         self._number += 1
         use = connected()
-        attempt = Attempt(carrier, AgentSteps(self._hello(self._number, link, use=use)), decide)
+        attempt = Attachment(carrier, AgentHandshake(self._hello(self._number, link, use=use)), decide)
         answer_seconds = max(_LEAST_ANSWER_SECONDS, _ANSWER_DIALS * took)
         await attempt.settle(min(self.limits.attach_timeout_seconds, patience_seconds, answer_seconds))
         if attempt.welcome.trust_bundle:
@@ -195,9 +195,9 @@ class Connector:
     async def _watch_way(self) -> None:
         self.route.watch(self._reached)
 
-    def _make_link(self, attempt: Attempt) -> Link:
+    def _make_link(self, attempt: Attachment) -> Session:
         assert attempt.steps.hello is not None
-        return Link(
+        return Session(
             attempt.steps.hello,
             attempt.welcome,
             opener=False,
@@ -248,7 +248,7 @@ class Connector:
         except ProxyError as error:
             raise Refused(Reason.CARRIER_LOST, str(error)) from error
 
-    def _hello(self, number: int, link: Link | None, *, use: bool) -> Hello:
+    def _hello(self, number: int, link: Session | None, *, use: bool) -> Hello:
         return Hello(
             version=VERSION,
             attempt=number,
@@ -270,7 +270,7 @@ def connector_of(
     installation: Installation,
     bridge: Bridge,
     on_open: Callable[[TunnelStream], None],
-    on_look: Callable[[LinkEvent | None], None],
+    on_look: Callable[[SessionEvent | None], None],
     on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle,
     cap: TokenBucket | None = None,
 ) -> Connector:

@@ -16,9 +16,9 @@ import trio
 
 from tunnel_agent.attach.failover_policy import Abandon, Action, Attempts, Carried, Start
 from tunnel_core.reasons import Reason, Refused, Retry
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.session import Link
-from tunnel_core.session.state import LinkEvent
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.session import Session
+from tunnel_core.session.state import SessionEvent
 from tunnel_core.telemetry.logs import log_event
 
 _log = logging.getLogger("qanat.attach")
@@ -30,12 +30,12 @@ class Attach(Protocol):
     """Makes a carrier for the link's session and takes it to the welcome. Raises ``Refused``.
 
     ``connected`` is asked between the two: whether the hello shall say ``use``. ``decide`` is for
-    ``Attempt``.
+    ``Attachment``.
     """
 
     async def __call__(
-        self, patience_seconds: float, connected: Callable[[], bool], decide: Callable[[Attempt], None]
-    ) -> Attempt: ...
+        self, patience_seconds: float, connected: Callable[[], bool], decide: Callable[[Attachment], None]
+    ) -> Attachment: ...
 
 
 class Resumer:
@@ -50,12 +50,12 @@ class Resumer:
 
     def __init__(
         self,
-        link: Link,
+        link: Session,
         attach: Attach,
         *,
         patience_seconds: float,
         max_wait_seconds: float,
-        on_look: Callable[[LinkEvent | None], None],
+        on_look: Callable[[SessionEvent | None], None],
         on_carried: Callable[[], Awaitable[None]],
         attempt_seconds: float = 1.5,
     ) -> None:
@@ -68,15 +68,15 @@ class Resumer:
             max_wait_seconds=max_wait_seconds,
             attempt_seconds=attempt_seconds,
         )
-        self.offered: Attempt | None = None
+        self.offered: Attachment | None = None
         self._scopes: dict[int, trio.CancelScope] = {}
         self._timer = trio.CancelScope()
-        self._left: Attempt | None = None
+        self._left: Attachment | None = None
         link.on_event = self._befell
 
     def route_changed(self) -> None:
         """The kernel has another way to the server now: the carrier may be dead, and says nothing."""
-        way = self._link.way
+        way = self._link.attachment
         if way is not None and way.carrier.lost_local_address():
             self._link.carrier_lost("the address that it went out from is no longer this machine's")
         self._attempts.route_changed()
@@ -87,11 +87,11 @@ class Resumer:
         self._attempts.refresh()
         self._look()
 
-    def _befell(self, _: Link, event: LinkEvent) -> None:
+    def _befell(self, _: Session, event: SessionEvent) -> None:
         link = self._link
-        if event is LinkEvent.RESUMED:
+        if event is SessionEvent.RESUMED:
             log_event(_log, logging.INFO, "resumed the session", session=link.session_id)
-        elif event is LinkEvent.LOST and link.lost is not None:
+        elif event is SessionEvent.LOST and link.lost is not None:
             sentence = f"the link was lost: {link.lost.detail}; its streams wait"
             fields = {"reason": link.lost.reason, "streams": len(link.streams)}
             log_event(_log, logging.WARNING, sentence, session=link.session_id, **fields)
@@ -115,8 +115,8 @@ class Resumer:
             now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
             self._act(self._attempts.poll(now, self._carried(), chance), nursery)
             is_late = self._link.statistics().late_since < math.inf
-            if self._link.way is not None:  # lets another carrier through beside it
-                self._link.way.carrier.throttle(held=self._attempts.is_trying and is_late)
+            if self._link.attachment is not None:  # lets another carrier through beside it
+                self._link.attachment.carrier.throttle(held=self._attempts.is_trying and is_late)
             with trio.CancelScope(deadline=self._next_look()) as self._timer:
                 await trio.sleep_forever()
 
@@ -182,7 +182,7 @@ class Resumer:
         """The server was reached: whether the session moves with the hello."""
         return self._link.ended is None and self._attempts.connected(number, self._carried())
 
-    def _welcomed(self, number: int, attempt: Attempt) -> None:
+    def _welcomed(self, number: int, attempt: Attachment) -> None:
         """The server answered: move, or stay with what is there. Raises ``Refused``."""
         link = self._link
         if link.ended is not None or not self._attempts.welcomed(number, self._carried()):
@@ -196,8 +196,8 @@ class Resumer:
             for action in self._attempts.moved(trio.current_time()):
                 self._abandon(action.number)
 
-    def _use(self, attempt: Attempt) -> None:
-        old = self._link.way if self._attempts.refreshes else None
+    def _use(self, attempt: Attachment) -> None:
+        old = self._link.attachment if self._attempts.refreshes else None
         if old is not None:
             old.close_delayed = True
         try:

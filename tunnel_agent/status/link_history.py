@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tunnel_core.reasons import Reason
-from tunnel_core.session.state import AWAY, LinkState, StateCategory
+from tunnel_core.session.state import AWAY, SessionState, StateCategory
 
 _KEPT_EVENTS = 20
 RESUMED = "resumed"
@@ -37,7 +37,7 @@ class ViewEvent(NamedTuple):
 class LinkView:
     """Times are Unix times. ``grace_until`` counts in grace only; ``events`` are newest first."""
 
-    state: LinkState
+    state: SessionState
     since: float
     reason: Reason | None
     detail: str
@@ -51,7 +51,7 @@ class LinkView:
         return word_of(self.state)
 
 
-def word_of(state: LinkState) -> str:
+def word_of(state: SessionState) -> str:
     """A session that ended leaves an agent that is away, as one does that never began."""
     return AWAY if state.category is StateCategory.ABSENT else str(state.value)
 
@@ -61,7 +61,7 @@ class LinkHistory:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._state = LinkState.ENDED
+        self._state = SessionState.ENDED
         self._since = clock()
         self._reason: Reason | None = None
         self._detail = "not attached yet"
@@ -70,7 +70,7 @@ class LinkHistory:
 
     def enter(
         self,
-        state: LinkState,
+        state: SessionState,
         reason: Reason | None = None,
         detail: str = "",
         *,

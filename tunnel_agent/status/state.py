@@ -14,7 +14,7 @@ from certs.life import Life
 from tunnel_agent.status.link_history import LinkHistory, LinkView
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
-from tunnel_core.session.state import LinkEvent, LinkState, Loss, StateCategory
+from tunnel_core.session.state import Loss, SessionEvent, SessionState, StateCategory
 from tunnel_core.session.statistics import SessionStatistics
 from tunnel_core.wire.frames import Welcome
 
@@ -47,7 +47,7 @@ class AttachedLink(Protocol):
     @property
     def session_id(self) -> str: ...
     @property
-    def state(self) -> LinkState: ...
+    def state(self) -> SessionState: ...
     @property
     def lost(self) -> Loss | None: ...
     @property
@@ -114,19 +114,19 @@ class AgentState:
         self.look()
         return self._history.view(self.link.statistics().round_trip_seconds if self.link else None)
 
-    def look(self, event: LinkEvent | None = None) -> None:
+    def look(self, event: SessionEvent | None = None) -> None:
         """Notes how the link stands. To be called with each of its events; they do not tell all of it."""
         link = self.link
         if link is None or link.state.category is StateCategory.ABSENT:
             return  # ``detached`` follows, and knows why
         match link.state:
-            case LinkState.GRACE if link.lost is not None:
+            case SessionState.GRACE if link.lost is not None:
                 seconds = link.welcome.grace_ms / 1000
                 self._history.enter(link.state, link.lost.reason, link.lost.detail, grace_seconds=seconds)
-            case LinkState.DEGRADED:
-                self._history.enter(link.state, None, _LATE, is_resumed=event is LinkEvent.RESUMED)
+            case SessionState.DEGRADED:
+                self._history.enter(link.state, None, _LATE, is_resumed=event is SessionEvent.RESUMED)
             case state:
-                self._history.enter(state, is_resumed=event is LinkEvent.RESUMED)
+                self._history.enter(state, is_resumed=event is SessionEvent.RESUMED)
 
     @property
     def is_stopping(self) -> bool:
@@ -146,7 +146,7 @@ class AgentState:
         """The session is over, if there was one."""
         if self.link is not None:
             self.link = None
-            self._history.enter(LinkState.ENDED, reason, detail)
+            self._history.enter(SessionState.ENDED, reason, detail)
 
     def waiting(self, seconds: float) -> None:
         self._enter(Phase.WAITING)

@@ -20,7 +20,7 @@ import trio
 from tunnel_core.carrier.interface import Carrier, CarrierPort
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.handshake import AgentSteps, ServerSteps
+from tunnel_core.session.handshake import AgentHandshake, ServerHandshake
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Frame, Malformed, Packet, Rejected, Use, Welcome
@@ -42,11 +42,11 @@ class CarriedSession(CarrierPort, Protocol):
     def received(self) -> int:
         """Number of the newest packet received in order; the agent sends it as ``have``."""
 
-    def move_to(self, attempt: Attempt, have: int) -> None:
+    def move_to(self, attempt: Attachment, have: int) -> None:
         """Continue over this attempt's carrier; the peer has received every packet up to ``have``."""
 
 
-class Attempt:
+class Attachment:
     """A ``CarrierPort``. ``decide`` joins it to a session, or raises ``Refused``; it never blocks.
 
     It is called when the agent chose this attempt (server), or when the welcome is there (agent, where it
@@ -56,8 +56,8 @@ class Attempt:
     def __init__(
         self,
         carrier: Carrier,
-        steps: ServerSteps | AgentSteps,
-        decide: Callable[[Attempt], None] | None = None,
+        steps: ServerHandshake | AgentHandshake,
+        decide: Callable[[Attachment], None] | None = None,
     ) -> None:
         self.carrier = carrier
         self.steps = steps
@@ -69,8 +69,10 @@ class Attempt:
         """Whether its carrier outlives the next ``abandon``, and another one follows: so that the other end
         hears of the move before it hears of this end."""
         self._session: CarriedSession | None = None
-        self._out: list[Frame] = [steps.hello] if isinstance(steps, AgentSteps) else []
-        self._bytes_left = Limits().max_attach_bytes if isinstance(steps, ServerSteps) else _MAX_WELCOME_BYTES
+        self._out: list[Frame] = [steps.hello] if isinstance(steps, AgentHandshake) else []
+        self._bytes_left = (
+            Limits().max_attach_bytes if isinstance(steps, ServerHandshake) else _MAX_WELCOME_BYTES
+        )
         self._spoke = trio.Event()  # the other end has said something, or the attempt has failed
         self._saying_no = False
         self._kept = False
@@ -139,7 +141,7 @@ class Attempt:
 
         Raises ``Refused`` if the carrier was lost meanwhile; the session is as before then.
         """
-        assert isinstance(self.steps, AgentSteps) and self.steps.welcome is not None
+        assert isinstance(self.steps, AgentHandshake) and self.steps.welcome is not None
         if self._lost.is_set():
             raise Refused(Reason.CARRIER_LOST, "the carrier broke before it was used")
         self._kept = True
@@ -219,7 +221,7 @@ class Attempt:
             self._fail(Refused(Reason.INTERNAL_ERROR))
 
     def _take(self, frame: Frame) -> None:
-        if isinstance(self.steps, AgentSteps):
+        if isinstance(self.steps, AgentHandshake):
             self.steps.receive(frame)
             if self._decide is not None:
                 self._decide(self)  # now, as what comes next may be the session's

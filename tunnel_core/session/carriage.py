@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunnel_core.mux.mux import Mux
-from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.attachment import Attachment
 from tunnel_core.session.timer import Timer
 
 _FIRST_SEND_SECONDS = 0.025
@@ -21,11 +21,11 @@ class Carriage:
     __slots__ = ("_mux", "_timer", "attempt")
 
     def __init__(self, mux: Mux, timer: Timer) -> None:
-        self.attempt: Attempt | None = None
+        self.attempt: Attachment | None = None
         self._mux = mux
         self._timer = timer
 
-    def take(self, attempt: Attempt) -> None:
+    def take(self, attempt: Attachment) -> None:
         """Abandon the carrier before; ``attempt`` is next. Nothing wakes its carrier yet."""
         self.leave()
         self.attempt = attempt

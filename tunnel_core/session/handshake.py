@@ -32,7 +32,7 @@ class AttachRejected(Refused):
         self.retry_after_seconds = rejected.retry_after_ms / 1000
 
 
-class ServerSteps:
+class ServerHandshake:
     """The server's part. ``offer`` decides on a hello: a welcome or a rejection.
 
     ``use`` is there once the agent chose this attempt, with its hello or after the welcome.
@@ -67,7 +67,7 @@ def _rejection(hello: Hello) -> Rejected | None:
     return Rejected(Reason.NUMBER_OUT_OF_RANGE, why, _RETRY_MS) if why else None
 
 
-class AgentSteps:
+class AgentHandshake:
     """The agent's part. What comes after the welcome is the agent's choice."""
 
     def __init__(self, hello: Hello) -> None:

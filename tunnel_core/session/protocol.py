@@ -67,7 +67,7 @@ class _Sent(NamedTuple):
     at: float
 
 
-class Session:
+class SessionProtocol:
     """Numbering and confirmation of one attached session; its content is the mux's.
 
     ``pings``: this end sends the pings (the agent). ``welcome`` and ``profile`` hold the intervals both go
@@ -371,9 +371,9 @@ def _check_unnumbered(packet: Packet) -> None:
 
 
 _OWN_FRAMES: dict[type, Callable[..., None]] = {
-    Ping: Session._receive_ping,
-    Pong: Session._receive_pong,
-    Rejected: Session._receive_rejected,
-    Bye: Session._receive_bye,
-    Draining: Session._receive_draining,
+    Ping: SessionProtocol._receive_ping,
+    Pong: SessionProtocol._receive_pong,
+    Rejected: SessionProtocol._receive_rejected,
+    Bye: SessionProtocol._receive_bye,
+    Draining: SessionProtocol._receive_draining,
 }

@@ -1,6 +1,6 @@
 """One session for all of its life: joins the state machines (session, mux) to time, carriers and streams.
 
-1. Carriers come and go, each as an ``Attempt`` that passed the attach. ``move_to`` makes one the link's
+1. Carriers come and go, each as an ``Attachment`` that passed the attach. ``move_to`` makes one the link's
    own and abandons the one before. When it is lost the link is in grace: streams wait, opens wait a
    little, and either the next carrier comes or the grace ends and the streams with it.
 2. The link is its carrier's port: ``packet_received``, ``next_packet`` and ``carrier_lost`` are called from
@@ -23,13 +23,13 @@ from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
+from tunnel_core.session.attachment import Attachment
 from tunnel_core.session.carriage import Carriage
 from tunnel_core.session.open_streams import OpenStreams, make_mux
 from tunnel_core.session.pending_opens import PendingOpens
 from tunnel_core.session.profiles import profile_of
-from tunnel_core.session.protocol import Session, UseRejectedError
-from tunnel_core.session.state import LinkEvent, LinkState, Loss
+from tunnel_core.session.protocol import SessionProtocol, UseRejectedError
+from tunnel_core.session.state import Loss, SessionEvent, SessionState
 from tunnel_core.session.statistics import SessionStatistics, take_statistics
 from tunnel_core.session.timer import Timer, round_up_deadline
 from tunnel_core.streams.tunnel_stream import TunnelStream
@@ -46,11 +46,11 @@ It waits for as long as an answer may take: what is severed before that loses a 
 then the peer waits for the whole grace."""
 
 
-def _ignore(_: Link, __: LinkEvent) -> None:
+def _ignore(_: Session, __: SessionEvent) -> None:
     """For a link whose events nobody wants."""
 
 
-class Link:
+class Session:
     """One session of one node. ``opener``: this end opens streams, which is the server.
 
     ``on_open`` (agent) is called for each stream that the server opens, ``on_event`` for what befalls the
@@ -70,7 +70,7 @@ class Link:
         send_pool: SendPool | None = None,
         cap: TokenBucket | None = None,
         on_open: Callable[[TunnelStream], None] | None = None,
-        on_event: Callable[[Link, LinkEvent], None] = _ignore,
+        on_event: Callable[[Session, SessionEvent], None] = _ignore,
     ) -> None:
         self.node = node
         self.hello = hello
@@ -97,7 +97,9 @@ class Link:
         """All streams that still hold anything, also those whose owners have closed them."""
         self._carriage = Carriage(self._mux, self._timer)
         profile, now = profile_of(metered=hello.metered), trio.current_time()
-        self._session = Session(self._mux, limits, welcome, profile, pings=not opener, now=now, cap=cap)
+        self._session = SessionProtocol(
+            self._mux, limits, welcome, profile, pings=not opener, now=now, cap=cap
+        )
         self._session.pause()
         self._ended = trio.Event()
         self._given_up = trio.Event()
@@ -114,29 +116,29 @@ class Link:
         return self.hello.services
 
     @property
-    def way(self) -> Attempt | None:
+    def attachment(self) -> Attachment | None:
         """What carries it at the moment."""
         return self._carriage.attempt
 
     @property
     def attached(self) -> bool:
         """Whether a request would be carried now."""
-        return self.way is not None and self.ended is None
+        return self.attachment is not None and self.ended is None
 
     @property
-    def state(self) -> LinkState:
+    def state(self) -> SessionState:
         """What a request would meet now."""
         if self.ended is not None:
-            return LinkState.ENDED
-        if self.way is None:
-            return LinkState.GRACE
+            return SessionState.ENDED
+        if self.attachment is None:
+            return SessionState.GRACE
         late = trio.current_time() >= self._session.late_at()
-        return LinkState.DEGRADED if late else LinkState.ATTACHED
+        return SessionState.DEGRADED if late else SessionState.ATTACHED
 
     @property
     def is_quiet(self) -> bool:
         """Whether something is late and nothing was heard meanwhile."""
-        return self.way is not None and trio.current_time() >= self._session.quiet_at()
+        return self.attachment is not None and trio.current_time() >= self._session.quiet_at()
 
     @property
     def received(self) -> int:
@@ -145,7 +147,7 @@ class Link:
 
     def statistics(self) -> SessionStatistics:
         """Return the session's figures now. The cost grows with the number of streams."""
-        return take_statistics(self._session, self._streams, self.lost, is_carried=self.way is not None)
+        return take_statistics(self._session, self._streams, self.lost, is_carried=bool(self.attachment))
 
     # Living.
 
@@ -201,11 +203,11 @@ class Link:
             self._lose(fault.reason, fault.detail)
         if now >= self._late_at():
             self._timer.late_again_at = now + _TELL_LATE_SECONDS
-            self.on_event(self, LinkEvent.LATE)
+            self.on_event(self, SessionEvent.LATE)
 
     # Carriers.
 
-    def move_to(self, attempt: Attempt, have: int) -> None:
+    def move_to(self, attempt: Attachment, have: int) -> None:
         """``attempt`` carries this session from here on; the peer has everything up to ``have``, or more.
 
         The carrier before it is abandoned. Only for a link that has not ended.
@@ -234,7 +236,7 @@ class Link:
         self._opens.resumed(now)
         self._timer.look_now(now)  # it goes by the session's deadlines again
         if not first:
-            self.on_event(self, LinkEvent.RESUMED)
+            self.on_event(self, SessionEvent.RESUMED)
 
     def carrier_lost(self, detail: str) -> None:
         """The carrier broke. Whatever the call ended with, that is no end on purpose."""
@@ -253,7 +255,7 @@ class Link:
         self._session.pause()
         self._opens.lost(now)
         self._timer.look_now(now)  # it goes by the grace from here on
-        self.on_event(self, LinkEvent.LOST)
+        self.on_event(self, SessionEvent.LOST)
 
     def ping_now(self) -> None:
         """Asks the carrier of the moment whether it is alive."""
@@ -371,7 +373,7 @@ class Link:
             return
         self._session.say_bye(reason, detail)
         self._finish(reason, detail)
-        if self.way is None:
+        if self.attachment is None:
             self._give_up_now()  # nobody to tell it to; who comes back is told that it is unknown
         self._mux.wake()
 

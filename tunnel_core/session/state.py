@@ -24,7 +24,7 @@ class StateCategory(enum.Enum):
     """There is no session: the request is refused."""
 
 
-class LinkState(enum.Enum):
+class SessionState(enum.Enum):
     ATTACHED = "attached"
     DEGRADED = "degraded"
     """There is a carrier, and something sent over it is late."""
@@ -35,16 +35,16 @@ class LinkState(enum.Enum):
     @property
     def category(self) -> StateCategory:
         match self:
-            case LinkState.ATTACHED | LinkState.DEGRADED:
+            case SessionState.ATTACHED | SessionState.DEGRADED:
                 return StateCategory.REACHABLE
-            case LinkState.GRACE:
+            case SessionState.GRACE:
                 return StateCategory.WAITING
-            case LinkState.ENDED:
+            case SessionState.ENDED:
                 return StateCategory.ABSENT
 
 
 _ABSENT_WORDS = {GONE: StateCategory.ABSENT, AWAY: StateCategory.ABSENT}
-_CATEGORIES = {state.value: state.category for state in LinkState} | _ABSENT_WORDS
+_CATEGORIES = {state.value: state.category for state in SessionState} | _ABSENT_WORDS
 
 
 def category_of_word(word: object) -> StateCategory | None:
@@ -52,7 +52,7 @@ def category_of_word(word: object) -> StateCategory | None:
     return _CATEGORIES.get(word) if isinstance(word, str) else None
 
 
-class LinkEvent(enum.Enum):
+class SessionEvent(enum.Enum):
     """What an owner of a link hears of."""
 
     LATE = "late"

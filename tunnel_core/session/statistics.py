@@ -9,7 +9,7 @@ import trio
 
 from tunnel_core.congestion.controller import CongestionController
 from tunnel_core.session.open_streams import OpenStreams
-from tunnel_core.session.protocol import Session
+from tunnel_core.session.protocol import SessionProtocol
 from tunnel_core.session.state import Loss
 
 
@@ -60,7 +60,7 @@ class SessionStatistics:
 
 
 def take_statistics(
-    session: Session, streams: OpenStreams, lost: Loss | None, *, is_carried: bool
+    session: SessionProtocol, streams: OpenStreams, lost: Loss | None, *, is_carried: bool
 ) -> SessionStatistics:
     """Return the figures of a session now."""
     liveness, mux, now = session.liveness, session.mux, trio.current_time()

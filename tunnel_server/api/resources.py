@@ -32,7 +32,7 @@ from tunnel_server.events.subscribers import Followers
 from tunnel_server.nodes.registry import Node, Nodes
 
 if TYPE_CHECKING:
-    from tunnel_core.session.session import Link
+    from tunnel_core.session.session import Session
     from tunnel_core.session.statistics import FlightStatistics
     from tunnel_core.streams.tunnel_stream import TunnelStream
 
@@ -44,7 +44,7 @@ _NODES_LIKE_A_ROW = 8
 Json: TypeAlias = dict[str, Any]
 MakeAnswer: TypeAlias = Callable[[RoutedRequest], Awaitable[Answer]]
 Handler: TypeAlias = Callable[[RoutedRequest, UserCaller], Awaitable[None]]
-NodeAndLink: TypeAlias = "tuple[Node, Link]"
+NodeAndLink: TypeAlias = "tuple[Node, Session]"
 NodeAndStream: TypeAlias = "tuple[Node, TunnelStream]"
 
 
@@ -243,7 +243,7 @@ def _between(earlier: datetime, later: datetime) -> float:
     return max(0.0, round((later - earlier).total_seconds(), 1))
 
 
-def _traffic(link: Link | None) -> Json:
+def _traffic(link: Session | None) -> Json:
     if link is None:
         return {"round_trip_ms": None, "streams": 0, "bytes_in": 0, "bytes_out": 0, "flight": None}
     figures = link.statistics()
@@ -268,7 +268,7 @@ def _flight(flight: FlightStatistics) -> Json:
     }
 
 
-def _services(link: Link | None) -> list[Json]:
+def _services(link: Session | None) -> list[Json]:
     return [service._asdict() for service in link.services] if link else []
 
 

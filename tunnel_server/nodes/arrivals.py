@@ -13,8 +13,8 @@ from certs.x509 import IdentityError, Proven
 from tunnel_core.reasons import Refused
 
 if TYPE_CHECKING:
-    from tunnel_core.session.attachment import Attempt
-    from tunnel_core.session.session import Link
+    from tunnel_core.session.attachment import Attachment
+    from tunnel_core.session.session import Session
     from tunnel_server.nodes.sessions import Held
 
 
@@ -26,7 +26,7 @@ class Arrival:
     """The key under which attaches are counted; all attaches of one node have the same."""
     proven: Proven | None  # what its carrier has proven; None if that is nothing that may be used
     held: Held | None = None
-    link: Link | None = None  # the session that it began
+    link: Session | None = None  # the session that it began
     refused: Refused | None = None  # why nothing was offered
 
     @property
@@ -51,13 +51,13 @@ class Arrivals:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._all: dict[Attempt, Arrival] = {}
-        self._by_identity: dict[str, dict[Attempt, None]] = {}
+        self._all: dict[Attachment, Arrival] = {}
+        self._by_identity: dict[str, dict[Attachment, None]] = {}
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, attempt: Attempt, arrival: Arrival) -> Attempt | None:
+    def add(self, attempt: Attachment, arrival: Arrival) -> Attachment | None:
         """Add one; return the oldest of its identity if that has to go, which is taken out."""
         own = self._by_identity.setdefault(arrival.identity, {})
         oldest = next(iter(own)) if len(own) >= self._most else None
@@ -67,15 +67,15 @@ class Arrivals:
             self.discard(oldest)
         return oldest
 
-    def is_newest(self, attempt: Attempt) -> bool:
+    def is_newest(self, attempt: Attachment) -> bool:
         """Return whether no later attach of its identity is under way."""
         arrival = self._all.get(attempt)
         return arrival is not None and next(reversed(self._by_identity[arrival.identity])) is attempt
 
-    def find(self, attempt: Attempt) -> Arrival:
+    def find(self, attempt: Attachment) -> Arrival:
         return self._all[attempt]
 
-    def discard(self, attempt: Attempt) -> None:
+    def discard(self, attempt: Attachment) -> None:
         """Take one out. Idempotent."""
         arrival = self._all.pop(attempt, None)
         if arrival is None:

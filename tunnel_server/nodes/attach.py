@@ -24,11 +24,11 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused, Retry
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import VERSION, AttachRejected, ServerSteps
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import VERSION, AttachRejected, ServerHandshake
 from tunnel_core.session.profiles import profile_of
-from tunnel_core.session.session import Link
-from tunnel_core.session.state import LinkEvent
+from tunnel_core.session.session import Session
+from tunnel_core.session.state import SessionEvent
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.line_limiter import LineLimiter
 from tunnel_core.telemetry.logs import log_event
@@ -97,7 +97,7 @@ class Attachments:
         self._failures = LineLimiter()
         self._arrivals = Arrivals(settings.limits.max_attaches_per_identity)
         self._sessions = Sessions()
-        self._links: dict[Link, Entry] = {}  # also those that ended and still say so to their agent
+        self._links: dict[Session, Entry] = {}  # also those that ended and still say so to their agent
 
     def take(self, carrier: Carrier) -> None:
         """Begins the attach of a new carrier. Called by the carrier's server; never blocks or raises."""
@@ -114,7 +114,7 @@ class Attachments:
                 arrival.refused = answer.with_traceback(None)  # which leads back to the arrival
                 return Rejected(answer.reason, answer.detail, _retry_ms(answer))
 
-        attempt = Attempt(carrier, ServerSteps(offer), self._used)
+        attempt = Attachment(carrier, ServerHandshake(offer), self._used)
         oldest = self._arrivals.add(attempt, arrival)
         if oldest is not None:
             most = self._settings.limits.max_attaches_per_identity
@@ -204,11 +204,11 @@ class Attachments:
 
     # Use: what moves.
 
-    def _used(self, attempt: Attempt) -> None:
+    def _used(self, attempt: Attachment) -> None:
         """The agent chose this attempt. Raises ``Refused`` if that comes too late."""
         arrival = self._arrivals.find(attempt)
         steps = attempt.steps
-        assert isinstance(steps, ServerSteps) and steps.hello is not None and steps.use is not None
+        assert isinstance(steps, ServerHandshake) and steps.hello is not None and steps.use is not None
         assert arrival.proven is not None
         self._standing.require(arrival.proven)  # asked again: it may have been revoked since the hello
         hello = self._check_hello(arrival.node, steps.hello)
@@ -232,11 +232,11 @@ class Attachments:
             self._log_of_node(node, "services", logging.WARNING, sentence)
         return hello
 
-    def _begin(self, attempt: Attempt, hello: Hello, proven: Proven) -> Link:
+    def _begin(self, attempt: Attachment, hello: Hello, proven: Proven) -> Session:
         node = proven.identity.name
         # Asked again: between welcome and use the last place may have gone, or the server begun to stop.
         self._check_room(node)
-        link = Link(
+        link = Session(
             hello,
             attempt.welcome,
             opener=True,
@@ -256,20 +256,20 @@ class Attachments:
         self._log_link(link, "attached", f"node {node} attached", software=link.software)
         return link
 
-    def _befell(self, link: Link, event: LinkEvent) -> None:
-        if event is LinkEvent.RESUMED:
+    def _befell(self, link: Session, event: SessionEvent) -> None:
+        if event is SessionEvent.RESUMED:
             self._nodes.note_resumed(link)
             self._counters.resumed()
             self._log_link(
                 link, "resumed", f"node {link.node} resumed its session", streams=len(link.streams)
             )
-        elif event is LinkEvent.LOST and link.lost is not None:
+        elif event is SessionEvent.LOST and link.lost is not None:
             loss = link.lost
             self._nodes.note_lost(link, loss)
             sentence = f"the link to node {link.node} was lost: {loss.detail}; its streams wait"
             self._log_link(link, "lost", sentence, reason=loss.reason, streams=len(link.streams))
 
-    def _log_link(self, link: Link, kind: str, sentence: str, **fields: object) -> None:
+    def _log_link(self, link: Session, kind: str, sentence: str, **fields: object) -> None:
         known = {"node": link.node, "session": link.session_id, "address": link.peer_address}
         self._log_of_node(link.node, kind, logging.INFO, sentence, **known, **fields)
 
@@ -281,7 +281,7 @@ class Attachments:
 
     # Each attach and each session has a task.
 
-    async def _keep(self, attempt: Attempt, arrival: Arrival) -> None:
+    async def _keep(self, attempt: Attachment, arrival: Arrival) -> None:
         limits = self._settings.limits
         try:
             is_newest = partial(self._arrivals.is_newest, attempt)
@@ -296,7 +296,7 @@ class Attachments:
         if arrival.link is not None:
             await self._keep_link(arrival.link)
 
-    async def _keep_link(self, link: Link) -> None:
+    async def _keep_link(self, link: Session) -> None:
         try:
             await link.run()
         except Exception:
@@ -304,7 +304,7 @@ class Attachments:
         finally:
             self._note_end(link)
 
-    def _note_end(self, link: Link) -> None:
+    def _note_end(self, link: Session) -> None:
         reason, detail = link.ended or (Reason.SESSION_LOST, Reason.SESSION_LOST.meaning)
         self._links.pop(link).leave()
         self._sessions.discard(link)
@@ -312,7 +312,7 @@ class Attachments:
         self._nodes.detach(link, reason, detail)
         self._log_link(link, "detached", f"node {link.node} detached: {detail}", reason=reason)
 
-    def _note_failure(self, attempt: Attempt, arrival: Arrival, refused: Refused) -> None:
+    def _note_failure(self, attempt: Attachment, arrival: Arrival, refused: Refused) -> None:
         if arrival.node and refused.reason is Reason.CARRIER_LOST:
             self._note_abandoned(attempt, arrival)
             return
@@ -329,7 +329,7 @@ class Attachments:
             sentence = f"attach of an unknown node failed: {refused.detail}"
             log_event(_log, logging.WARNING, sentence, **fields, left_out=left_out or None)
 
-    def _note_abandoned(self, attempt: Attempt, arrival: Arrival) -> None:
+    def _note_abandoned(self, attempt: Attachment, arrival: Arrival) -> None:
         if attempt.steps.welcome is not None and arrival.held is None:
             sentence = f"node {arrival.node} may attach, and left; a check does that"
             self._log_of_node(arrival.node, "checked", logging.INFO, sentence)

@@ -25,7 +25,7 @@ from tunnel_server.nodes.attach_budget import AttachBudget
 from tunnel_server.nodes.takeovers import RETRY_SECONDS, Duplicates
 
 if TYPE_CHECKING:
-    from tunnel_core.session.session import Link
+    from tunnel_core.session.session import Session
     from tunnel_core.wire.frames import Hello
 
 MAX_GONE = 10_000
@@ -43,7 +43,7 @@ class Node:
 
     name: str
     alias: str
-    link: Link | None
+    link: Session | None
     since: datetime  # attached or resumed, lost, or gone
     session_since: datetime
     last_seen: float | None
@@ -54,7 +54,7 @@ class Node:
 
     @property
     def state(self) -> str:
-        """What a request would meet: a ``LinkState``'s word, or ``gone``."""
+        """What a request would meet: a ``SessionState``'s word, or ``gone``."""
         if self.link is None or self.link.state.category is StateCategory.ABSENT:
             return GONE
         return str(self.link.state.value)
@@ -92,7 +92,7 @@ class Nodes:
         self._gone: dict[str, Node] = {}  # oldest first
         self._by_alias: dict[str, str] = {}
 
-    def attach(self, name: str, link: Link) -> Node:
+    def attach(self, name: str, link: Session) -> Node:
         """Makes ``link`` the one that serves ``name``; an older link ends with ``TAKEN_OVER`` at once.
 
         Call it for a link whose agent proved to be alive, not for a mere hello: the newest proven
@@ -145,14 +145,14 @@ class Nodes:
         """Whether a second agent tried to be this node within the last minutes."""
         return self._duplicates.is_duplicate(node.name, self._monotonic())
 
-    def note_lost(self, link: Link, loss: Loss) -> None:
+    def note_lost(self, link: Session, loss: Loss) -> None:
         """The link has no carrier any more, and its grace began."""
         self._tell(Kind.LOST, link.node, link.session_id, loss.reason, loss.detail)
         node = self._attached.get(link.node)
         if node is not None and node.link is link:
             self._see_last(node, loss.reason)
 
-    def note_resumed(self, link: Link) -> None:
+    def note_resumed(self, link: Session) -> None:
         """The session goes on over a new carrier."""
         self._tell(Kind.RESUMED, link.node, link.session_id, detail=f"from {link.peer_address}")
         node = self._attached.get(link.node)
@@ -212,7 +212,7 @@ class Nodes:
         if node is not None and self._by_alias.get(node.alias) == name:
             del self._by_alias[node.alias]
 
-    def _end_old(self, old: Node, new_link: Link) -> None:
+    def _end_old(self, old: Node, new_link: Session) -> None:
         if old.link is None or old.link is new_link:
             return
         link, old.link = old.link, None
@@ -224,7 +224,7 @@ class Nodes:
         self._tell(Kind.TAKEN_OVER, old.name, link.session_id, reason, detail)
         link.end(reason, detail)
 
-    def detach(self, link: Link, reason: Reason, detail: str = "") -> None:
+    def detach(self, link: Session, reason: Reason, detail: str = "") -> None:
         """Notes that ``link`` ended. A link that another one has replaced changes nothing."""
         node = self._attached.get(link.node)
         if node is None or node.link is not link:
@@ -248,7 +248,7 @@ class Nodes:
         """Every known node by name, those that are gone included."""
         return sorted([*self._attached.values(), *self._gone.values()], key=lambda node: node.name)
 
-    def attached(self) -> list[tuple[Node, Link]]:
+    def attached(self) -> list[tuple[Node, Session]]:
         """The nodes that have an agent, each with its link."""
         return [(node, node.link) for node in self._attached.values() if node.link is not None]
 
@@ -301,7 +301,7 @@ class Nodes:
         similar = itertools.islice((name for name in names if abs(len(name) - len(text)) <= 3), _MAX_COMPARED)
         return next(iter(difflib.get_close_matches(text, list(similar), n=1)), None)
 
-    def link_of(self, name: str) -> Link:
+    def link_of(self, name: str) -> Session:
         """The link that serves the node of this full name; raises ``Refused`` saying what is known."""
         node = self._named(name)
         if node is None:
@@ -324,7 +324,7 @@ class Nodes:
         return f"node {node.name} has no agent attached; last seen {age}{why}"
 
 
-def _is_same_run(link: Link, hello: Hello) -> bool:
+def _is_same_run(link: Session, hello: Hello) -> bool:
     return link.boot == hello.boot and link.instance == hello.instance
 
 
@@ -334,7 +334,7 @@ def _why_duplicate(name: str, address: str, *, other_boot: bool) -> str:
     return f"{where} is attached as {name} from {address}; give each agent a bundle of its own"
 
 
-def _why_replaced(old: Link, new: Link) -> tuple[Reason, str]:
+def _why_replaced(old: Session, new: Session) -> tuple[Reason, str]:
     """A lost link whose agent comes back as another run of the program was restarted."""
     if old.state.category is StateCategory.WAITING and old.instance != new.instance:
         return Reason.AGENT_RESTARTED, f"the agent of node {new.node} restarted"

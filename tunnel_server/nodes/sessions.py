@@ -15,7 +15,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.wire.frames import Hello
 
 if TYPE_CHECKING:
-    from tunnel_core.session.session import Link
+    from tunnel_core.session.session import Session
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class Held:
     """One session. ``used`` is the highest attempt that it was moved to."""
 
     node: str
-    link: Link
+    link: Session
     used: int
 
 
@@ -33,11 +33,11 @@ class Sessions:
     def __init__(self) -> None:
         self._held: dict[bytes, Held] = {}
 
-    def add(self, link: Link, attempt: int) -> None:
+    def add(self, link: Session, attempt: int) -> None:
         """A new session, which its first attempt carries."""
         self._held[link.welcome.session] = Held(link.node, link, attempt)
 
-    def discard(self, link: Link) -> None:
+    def discard(self, link: Session) -> None:
         """It ended."""
         self._held.pop(link.welcome.session, None)
 

@@ -18,7 +18,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.handshake import AttachRejected
-from tunnel_core.session.state import LinkState, Loss
+from tunnel_core.session.state import Loss, SessionState
 from tunnel_core.session.statistics import SessionStatistics
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Rejected
@@ -29,7 +29,7 @@ CAP = 32.0
 class FakeLink:
     session_id = "0badcafe"
     software = "qanat-server/test"
-    state = LinkState.ATTACHED
+    state = SessionState.ATTACHED
     lost: Loss | None = None
     welcome = memory_link.welcome(Limits())
     mux_streams: tuple[StreamState, ...] = ()

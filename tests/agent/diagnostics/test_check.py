@@ -33,8 +33,8 @@ from tunnel_core.cli.command_line import ExitCode
 from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import ServerSteps
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import ServerHandshake
 from tunnel_core.wire.frames import Hello, Rejected, Welcome
 
 
@@ -87,19 +87,19 @@ Answer = Callable[[Hello], Welcome | Rejected]
 
 
 async def answer_attaches(
-    take: Callable[[], Awaitable[Carrier]], answer: Answer, used: list[Attempt]
+    take: Callable[[], Awaitable[Carrier]], answer: Answer, used: list[Attachment]
 ) -> None:
-    async def settle(attempt: Attempt) -> None:
+    async def settle(attempt: Attachment) -> None:
         with contextlib.suppress(Refused):
             await attempt.settle(10)
 
     async with trio.open_nursery() as nursery:
         while True:
-            nursery.start_soon(settle, Attempt(await take(), ServerSteps(answer), used.append))
+            nursery.start_soon(settle, Attachment(await take(), ServerHandshake(answer), used.append))
 
 
 async def test_a_good_way_passes_every_step_and_takes_no_session(tmp_path: Path) -> None:
-    used: list[Attempt] = []
+    used: list[Attachment] = []
     async with open_site() as site, trio.open_nursery() as nursery:
         nursery.start_soon(answer_attaches, site._accepted.receive, lambda _: welcome(Limits()), used)
         findings = await probe(installation_in(tmp_path, site.address), site.bridge)

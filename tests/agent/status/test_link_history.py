@@ -10,7 +10,7 @@ from tunnel_agent.status.link_history import LinkHistory
 from tunnel_agent.status.report import as_json, status_of
 from tunnel_agent.status.state import AgentState
 from tunnel_core.reasons import Reason
-from tunnel_core.session.state import LinkEvent, LinkState, Loss
+from tunnel_core.session.state import Loss, SessionEvent, SessionState
 
 
 def told(state: AgentState) -> dict[str, Any]:
@@ -30,12 +30,12 @@ def in_grace(clock: Clock) -> AgentState:
     state = state_of(clock, link)
     clock.now += 60
     link.lost = Loss(0.0, Reason.CARRIER_LOST, "connection reset")
-    enter(state, LinkState.GRACE)
+    enter(state, SessionState.GRACE)
     clock.now += 8
     return state
 
 
-def enter(state: AgentState, link_state: LinkState, event: LinkEvent | None = None) -> None:
+def enter(state: AgentState, link_state: SessionState, event: SessionEvent | None = None) -> None:
     """Something befell the link."""
     assert isinstance(state.link, FakeLink)
     state.link.state = link_state
@@ -62,12 +62,12 @@ def test_attached() -> None:
 def test_degraded_is_attached_and_says_why() -> None:
     clock = Clock()
     state = state_of(clock, FakeLink())
-    enter(state, LinkState.DEGRADED)
+    enter(state, SessionState.DEGRADED)
     clock.now += 3
     assert line(state) == "degraded for 3 s (something sent was not confirmed in time), server a:7001"
     assert _is_attached(told(state))
     assert "answers late for 3 s" in page_of(state)
-    enter(state, LinkState.ATTACHED)
+    enter(state, SessionState.ATTACHED)
     assert kinds(state) == ["attached", "degraded", "attached"]
 
 
@@ -86,13 +86,13 @@ def test_in_grace_says_since_when_why_and_how_long_yet() -> None:
 
 def test_a_new_carrier_is_news_without_a_grace_before_it() -> None:
     state = state_of(Clock(), FakeLink())
-    state.look(LinkEvent.RESUMED)
+    state.look(SessionEvent.RESUMED)
     assert kinds(state) == ["resumed", "attached"]
 
 
 def test_back_from_grace_is_resumed() -> None:
     state = in_grace(Clock())
-    enter(state, LinkState.ATTACHED, LinkEvent.RESUMED)
+    enter(state, SessionState.ATTACHED, SessionEvent.RESUMED)
     assert kinds(state) == ["resumed", "grace", "attached"]
     assert told(state)["link"]["grace_seconds_left"] is None
     assert "resumed" in page_of(state)
@@ -113,15 +113,15 @@ def test_away_says_why() -> None:
 def test_a_degraded_link_that_recovers_is_attached_to_whoever_looks() -> None:
     clock, link = Clock(), FakeLink()
     state = state_of(clock, link)
-    enter(state, LinkState.DEGRADED)
+    enter(state, SessionState.DEGRADED)
     clock.now += 4
-    link.state = LinkState.ATTACHED
+    link.state = SessionState.ATTACHED
     assert line(state) == "attached for 0 s, server a:7001"
 
 
 def test_a_link_that_ended_is_away_once_its_reason_is_known() -> None:
     state = in_grace(Clock())
-    enter(state, LinkState.ENDED)
+    enter(state, SessionState.ENDED)
     assert kinds(state) == ["grace", "attached"]
     state.detached(Reason.GRACE_EXPIRED, "the link did not come back within 120 s")
     assert kinds(state) == ["away", "grace", "attached"]
@@ -147,8 +147,8 @@ def test_events_are_told_newest_first_and_bounded() -> None:
     history = LinkHistory(clock)
     for _ in range(30):
         clock.now += 1
-        history.enter(LinkState.DEGRADED, None, "late")
-        history.enter(LinkState.ATTACHED)
+        history.enter(SessionState.DEGRADED, None, "late")
+        history.enter(SessionState.ATTACHED)
     events = history.view(None).events
     assert len(events) == 20
     assert [event.kind for event in events[:2]] == ["attached", "degraded"]
@@ -157,9 +157,9 @@ def test_events_are_told_newest_first_and_bounded() -> None:
 def test_the_same_state_again_renews_the_why_alone() -> None:
     clock = Clock()
     history = LinkHistory(clock)
-    history.enter(LinkState.GRACE, Reason.CARRIER_LOST, "connection reset", grace_seconds=120)
+    history.enter(SessionState.GRACE, Reason.CARRIER_LOST, "connection reset", grace_seconds=120)
     clock.now += 5
-    history.enter(LinkState.GRACE, Reason.CARRIER_LOST, "the last attempt failed", grace_seconds=120)
+    history.enter(SessionState.GRACE, Reason.CARRIER_LOST, "the last attempt failed", grace_seconds=120)
     view = history.view(None)
     assert (view.since, view.grace_until) == (clock.now - 5, clock.now + 115)
     assert view.detail == "the last attempt failed"

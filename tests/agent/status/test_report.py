@@ -22,7 +22,7 @@ from tunnel_core.http.server import Headers, HttpConnection
 from tunnel_core.limits import Limits
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
-from tunnel_core.session.state import LinkState, Loss
+from tunnel_core.session.state import Loss, SessionState
 from tunnel_core.session.statistics import SessionStatistics
 from tunnel_core.telemetry.ops_server import OPERATOR, OpsCaller
 from tunnel_core.wire.frames import Service, Welcome
@@ -46,7 +46,7 @@ class FakeLink:
     session_id: str = "0badcafe"
     software: str = "qanat-server/9.9"
     round_trip_seconds: float | None = 0.0234
-    state: LinkState = LinkState.ATTACHED
+    state: SessionState = SessionState.ATTACHED
     lost: Loss | None = None
     welcome: Welcome = field(default_factory=lambda: memory_link.welcome(Limits(), 120_000))
     bytes_in: int = 10

@@ -16,7 +16,7 @@ from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.session.profiles import profile_of
-from tunnel_core.session.protocol import Session
+from tunnel_core.session.protocol import SessionProtocol
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Data, DataParts, Open, Packet, Ping
 
@@ -38,9 +38,9 @@ class Site:
         profile, offer = profile_of(metered=False), welcome(LIMITS)
         self.mux = Mux(LIMITS, CreditPool(0), opener=True)
         far = Mux(LIMITS, CreditPool(0), opener=False, on_open=self.opened.append)
-        self.server = Session(self.mux, LIMITS, offer, profile, pings=False, now=0.0, cap=cap)
-        self.agent = Session(far, LIMITS, offer, profile, pings=True, now=0.0)
-        self.wires: dict[Session, deque[tuple[float, bytes]]] = {
+        self.server = SessionProtocol(self.mux, LIMITS, offer, profile, pings=False, now=0.0, cap=cap)
+        self.agent = SessionProtocol(far, LIMITS, offer, profile, pings=True, now=0.0)
+        self.wires: dict[SessionProtocol, deque[tuple[float, bytes]]] = {
             self.server: deque(),
             self.agent: deque(),
         }
@@ -71,7 +71,7 @@ class Site:
             for session in self.wires:
                 session.tick(self.now)
 
-    def _send(self, session: Session) -> None:
+    def _send(self, session: SessionProtocol) -> None:
         while (packet := session.next_packet(self.now)) is not None:
             data = encode_packet(*packet)
             if session is self.server and self.cap is not None:
@@ -278,7 +278,7 @@ def test_everything_arrives_over_any_link(
 def test_the_limit_can_be_switched_off_for_comparison(flight_limit: bool) -> None:
     limits = Limits(initial_credit=8 * MIB, flight_limit=flight_limit)
     mux = Mux(limits, CreditPool(0), opener=True)
-    session = Session(mux, limits, welcome(limits), profile_of(metered=False), pings=False, now=0.0)
+    session = SessionProtocol(mux, limits, welcome(limits), profile_of(metered=False), pings=False, now=0.0)
     mux.open(REQUEST).push(bytes(4 * MIB))
     while session.next_packet(0.0):
         pass

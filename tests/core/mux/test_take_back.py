@@ -10,7 +10,7 @@ from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.profiles import profile_of
-from tunnel_core.session.protocol import Session
+from tunnel_core.session.protocol import SessionProtocol
 from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Data, DataParts, Draining, End, Frame, Open, Opened, Packet
 
@@ -22,13 +22,13 @@ def opener(limits: Limits = LIMITS, send_pool: SendPool | None = None) -> Mux:
     return Mux(limits, CreditPool(0), opener=True, send_pool=send_pool)
 
 
-def said(session: Session) -> list[Frame]:
+def said(session: SessionProtocol) -> list[Frame]:
     packet = session.next_packet(0.0)
     return list(packet.frames) if packet else []
 
 
-def server(mux: Mux) -> Session:
-    return Session(mux, mux.limits, welcome(LIMITS), profile_of(metered=False), pings=False, now=0.0)
+def server(mux: Mux) -> SessionProtocol:
+    return SessionProtocol(mux, mux.limits, welcome(LIMITS), profile_of(metered=False), pings=False, now=0.0)
 
 
 def test_opens_come_again_first_in_order_and_without_early_data() -> None:
@@ -97,7 +97,7 @@ def test_numbers_rise_on_and_old_ones_confirm_nothing() -> None:
 
 
 def test_the_first_number_on_a_carrier_may_leave_some_out_and_no_other() -> None:
-    session = Session(
+    session = SessionProtocol(
         Mux(LIMITS, CreditPool(0), opener=False),
         LIMITS,
         welcome(LIMITS),

@@ -10,18 +10,18 @@ from tests.support.fakes.memory_link import hello, welcome
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import AgentSteps, ServerSteps
-from tunnel_core.session.session import Link
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import AgentHandshake, ServerHandshake
+from tunnel_core.session.session import Session
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Bye, Packet, Service, Use, Welcome
 
 LIMITS = Limits()
 
 
-def link_of(attempt: Attempt, *, opener: bool) -> Link:
+def link_of(attempt: Attachment, *, opener: bool) -> Session:
     assert attempt.steps.hello is not None
-    return Link(
+    return Session(
         attempt.steps.hello,
         attempt.welcome,
         opener=opener,
@@ -37,12 +37,12 @@ class ServerEnd:
     def __init__(self, *, used: bool = False, busy: bool = False) -> None:
         self.carrier = EagerCarrier()
         self.carrier.busy = busy
-        self.link: Link | None = None
-        steps = ServerSteps(lambda _: welcome(LIMITS)._replace(used=used))
-        self.attempt = Attempt(self.carrier, steps, self._begin)
+        self.link: Session | None = None
+        steps = ServerHandshake(lambda _: welcome(LIMITS)._replace(used=used))
+        self.attempt = Attachment(self.carrier, steps, self._begin)
         self.carrier.start(self.attempt)
 
-    def _begin(self, attempt: Attempt) -> None:
+    def _begin(self, attempt: Attachment) -> None:
         self.link = link_of(attempt, opener=True)
         self.link.move_to(attempt, 0)
 
@@ -101,7 +101,7 @@ async def test_an_attach_is_bounded_over_all_its_packets() -> None:
 
 async def test_an_agent_reads_nothing_between_the_welcome_and_its_use() -> None:
     carrier = EagerCarrier()
-    attempt = Attempt(carrier, AgentSteps(hello(LIMITS)))
+    attempt = Attachment(carrier, AgentHandshake(hello(LIMITS)))
     carrier.start(attempt)
     attempt.packet_received(one(welcome(LIMITS)))
     attempt.packet_received(b"\xff" * 10_000_000)

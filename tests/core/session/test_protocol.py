@@ -16,9 +16,9 @@ from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
-from tunnel_core.session.handshake import VERSION, AgentSteps, AttachRejected, ServerSteps
+from tunnel_core.session.handshake import VERSION, AgentHandshake, AttachRejected, ServerHandshake
 from tunnel_core.session.profiles import profile_of
-from tunnel_core.session.protocol import Session
+from tunnel_core.session.protocol import SessionProtocol
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Bye, Frame, Open, Packet, Ping, Pong, Rejected, Reset, Stop, Unknown, Use
@@ -37,8 +37,8 @@ class Ends:
         self.server_mux = Mux(limits, CreditPool(limits.credit_pool), opener=True)
         self.agent_mux = Mux(limits, CreditPool(limits.credit_pool), opener=False, on_open=self.opened.append)
         offer = welcome(limits)
-        self.server = Session(self.server_mux, limits, offer, DEFAULT, pings=False, now=self.now)
-        self.agent = Session(self.agent_mux, limits, offer, DEFAULT, pings=True, now=self.now)
+        self.server = SessionProtocol(self.server_mux, limits, offer, DEFAULT, pings=False, now=self.now)
+        self.agent = SessionProtocol(self.agent_mux, limits, offer, DEFAULT, pings=True, now=self.now)
 
     def move(self) -> int:
         """Delivers until neither side has anything to say; returns how many packets went."""
@@ -67,7 +67,7 @@ def settled(limits: Limits = LIMITS) -> Ends:
 
 
 def test_three_steps() -> None:
-    server, agent = ServerSteps(lambda _: welcome(LIMITS)), AgentSteps(hello(LIMITS))
+    server, agent = ServerHandshake(lambda _: welcome(LIMITS)), AgentHandshake(hello(LIMITS))
     answer = server.receive(agent.hello)
     assert answer is not None and server.use is None
     agent.receive(answer)
@@ -77,21 +77,21 @@ def test_three_steps() -> None:
 
 def test_two_steps_where_the_hello_says_use_and_the_server_heeds_it() -> None:
     said = hello(LIMITS)._replace(attempt=3, have=7, use=True)
-    server = ServerSteps(lambda _: welcome(LIMITS)._replace(used=True))
+    server = ServerHandshake(lambda _: welcome(LIMITS)._replace(used=True))
     assert server.receive(said) == server.welcome and server.use == Use(3, 7)
     with pytest.raises(ProtocolError):
         server.receive(Use(3, 7))
-    deaf = ServerSteps(lambda _: welcome(LIMITS))
+    deaf = ServerHandshake(lambda _: welcome(LIMITS))
     deaf.receive(said)
     assert deaf.use is None
 
 
 def test_a_rejection_carries_its_reason_and_advice() -> None:
-    server = ServerSteps(lambda _: Rejected(Reason.TOO_MANY_SESSIONS, "full", 5000))
+    server = ServerHandshake(lambda _: Rejected(Reason.TOO_MANY_SESSIONS, "full", 5000))
     answer = server.receive(hello(LIMITS))
     assert answer is not None
     with pytest.raises(AttachRejected) as caught:
-        AgentSteps(hello(LIMITS)).receive(answer)
+        AgentHandshake(hello(LIMITS)).receive(answer)
     assert caught.value.reason is Reason.TOO_MANY_SESSIONS
     assert caught.value.retry_after_seconds == 5
 
@@ -107,7 +107,7 @@ def test_a_rejection_carries_its_reason_and_advice() -> None:
     ],
 )
 def test_steps_out_of_order_are_faults(frames: list[Frame]) -> None:
-    steps = ServerSteps(lambda _: welcome(LIMITS))
+    steps = ServerHandshake(lambda _: welcome(LIMITS))
     with pytest.raises(ProtocolError) as caught:
         for frame in frames:
             steps.receive(frame)
@@ -116,7 +116,7 @@ def test_steps_out_of_order_are_faults(frames: list[Frame]) -> None:
 
 def test_another_version_is_refused() -> None:
     with pytest.raises(ProtocolError) as caught:
-        AgentSteps(hello(LIMITS)).receive(welcome(LIMITS)._replace(version=VERSION + 1))
+        AgentHandshake(hello(LIMITS)).receive(welcome(LIMITS)._replace(version=VERSION + 1))
     assert caught.value.reason is Reason.VERSION_MISMATCH
 
 
@@ -298,7 +298,7 @@ def test_an_idle_session_lives_by_its_pings() -> None:
         ends.move()
 
 
-def _time_of_death(session: Session, start: float) -> float:
+def _time_of_death(session: SessionProtocol, start: float) -> float:
     now = start
     while True:
         now = session.deadline()

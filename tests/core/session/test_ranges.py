@@ -10,7 +10,7 @@ import pytest
 from tests.support.fakes.memory_link import hello, welcome
 from tunnel_core.limits import MIB, Limits
 from tunnel_core.reasons import Reason
-from tunnel_core.session.handshake import AgentSteps, ServerSteps
+from tunnel_core.session.handshake import AgentHandshake, ServerHandshake
 from tunnel_core.session.profiles import PROFILES
 from tunnel_core.session.ranges import HELLO, WELCOME, why_out_of_range
 from tunnel_core.wire.errors import ProtocolError
@@ -43,7 +43,7 @@ MOST = 2**64 - 1
     ],
 )
 def test_the_agent_refuses_a_welcome(numbers: dict[str, int], why: str) -> None:
-    steps = AgentSteps(hello(LIMITS))
+    steps = AgentHandshake(hello(LIMITS))
     with pytest.raises(ProtocolError, match=re.escape(why)) as caught:
         steps.receive(welcome(LIMITS)._replace(**numbers))
     assert caught.value.reason is Reason.NUMBER_OUT_OF_RANGE
@@ -62,7 +62,7 @@ def test_the_server_rejects_a_hello_and_offers_nothing(numbers: dict[str, int], 
     def offer(_: object) -> Welcome:
         raise AssertionError("it was offered a session")
 
-    steps = ServerSteps(offer)
+    steps = ServerHandshake(offer)
     answer = steps.receive(hello(LIMITS)._replace(**numbers))
     assert isinstance(answer, Rejected) and answer.reason is Reason.NUMBER_OUT_OF_RANGE
     assert why in answer.detail

@@ -13,7 +13,7 @@ from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.session.memory_pressure import UnconfirmedWatch, relieve_send_pool
 from tunnel_core.session.profiles import profile_of
-from tunnel_core.session.protocol import Session
+from tunnel_core.session.protocol import SessionProtocol
 from tunnel_core.session.statistics import SessionStatistics
 from tunnel_core.wire.frames import Data, DataParts, Frame, Open, Opened, Packet
 
@@ -29,7 +29,7 @@ class Sender:
         self.attached, self.is_quiet = True, False
         self.mux = Mux(LIMITS, CreditPool(0), opener=True, send_pool=pool)
         profile = profile_of(metered=False)
-        self.session = Session(self.mux, LIMITS, welcome(LIMITS), profile, pings=False, now=0.0)
+        self.session = SessionProtocol(self.mux, LIMITS, welcome(LIMITS), profile, pings=False, now=0.0)
         self.woken = 0
         self.mux.wake = self._wake
 

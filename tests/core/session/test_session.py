@@ -15,8 +15,8 @@ from tests.support.fakes.grpc_link import grpc_links
 from tests.support.fakes.memory_link import TARGET, LinkPair, memory_links
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import ServerSteps
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import ServerHandshake
 from tunnel_core.session.profiles import profile_of
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.wire.frames import Bye, Open, Packet, Ping
@@ -47,7 +47,7 @@ class TestMoving:
             deliver()
             near.send_nowait(b"words")
             carrier = EagerCarrier()
-            attempt = Attempt(carrier, ServerSteps(lambda _: pair.server.welcome))
+            attempt = Attachment(carrier, ServerHandshake(lambda _: pair.server.welcome))
             carrier.start(attempt)
             move, taken = pair.server._session.move, -1
 

@@ -15,8 +15,8 @@ from tests.support.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.support.fakes.memory_link import TARGET, LinkPair, attach_links, hello, welcome
 from tunnel_core.limits import Limits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import AgentSteps, ServerSteps
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import AgentHandshake, ServerHandshake
 from tunnel_core.wire.frames import Hello, Rejected, Welcome
 
 TIMES = 3
@@ -26,10 +26,10 @@ pytestmark = pytest.mark.usefixtures("no_collector")
 
 
 def test_a_cycle_would_be_found() -> None:
-    steps = ServerSteps(lambda _: welcome(Limits()))
+    steps = ServerHandshake(lambda _: welcome(Limits()))
     steps.welcome = steps  # type: ignore[assignment]
     del steps
-    assert collected() == {"ServerSteps": 1}
+    assert collected() == {"ServerHandshake": 1}
 
 
 # Sessions.
@@ -90,16 +90,16 @@ async def test_an_ended_session(
 
 async def attach(
     offer: Callable[[Hello], Welcome | Rejected],
-    decide: Callable[[Attempt], None],
-    during: Callable[[Attempt, Attempt], None],
+    decide: Callable[[Attachment], None],
+    during: Callable[[Attachment, Attachment], None],
 ) -> None:
     async with trio.open_nursery() as nursery:
         near, far = memory_carriers(nursery)
-        server = Attempt(near, ServerSteps(offer), decide)
-        agent = Attempt(far, AgentSteps(hello(Limits())))
+        server = Attachment(near, ServerHandshake(offer), decide)
+        agent = Attachment(far, AgentHandshake(hello(Limits())))
         during(server, agent)
 
-        async def settle(attempt: Attempt) -> None:
+        async def settle(attempt: Attachment) -> None:
             with contextlib.suppress(Refused):
                 await attempt.settle(10, 2)
 
@@ -111,11 +111,11 @@ async def attach(
         nursery.cancel_scope.cancel()
 
 
-def no_decision(_: Attempt) -> None:
+def no_decision(_: Attachment) -> None:
     """It is never used."""
 
 
-def is_stale(_: Attempt) -> None:
+def is_stale(_: Attachment) -> None:
     raise Refused(Reason.STALE_ATTEMPT)
 
 
@@ -139,15 +139,15 @@ def faulty(_: Hello) -> Rejected:
     raise LookupError("a fault of ours")
 
 
-def nothing(server: Attempt, agent: Attempt) -> None:
+def nothing(server: Attachment, agent: Attachment) -> None:
     """Nothing happens during the attach."""
 
 
-def displace(server: Attempt, agent: Attempt) -> None:
+def displace(server: Attachment, agent: Attachment) -> None:
     server.displace(Refused(Reason.TOO_MANY_ATTACHES))
 
 
-def refuse(server: Attempt, agent: Attempt) -> None:
+def refuse(server: Attachment, agent: Attachment) -> None:
     server.refuse(Refused(Reason.REVOKED), 1000)
 
 
@@ -165,8 +165,8 @@ def refuse(server: Attempt, agent: Attempt) -> None:
 )
 async def test_an_attach_that_comes_to_nothing(
     offer: Callable[[Hello], Welcome | Rejected],
-    decide: Callable[[Attempt], None],
-    during: Callable[[Attempt, Attempt], None],
+    decide: Callable[[Attachment], None],
+    during: Callable[[Attachment, Attachment], None],
     autojump_clock: MockClock,
 ) -> None:
     await attach(offer, decide, during)

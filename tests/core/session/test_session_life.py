@@ -21,10 +21,10 @@ from tests.support.net.wire import connections, descriptors
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import AgentSteps, AttachRejected, ServerSteps
-from tunnel_core.session.session import Link
-from tunnel_core.session.state import LinkState
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import AgentHandshake, AttachRejected, ServerHandshake
+from tunnel_core.session.session import Session
+from tunnel_core.session.state import SessionState
 from tunnel_core.streams.tunnel_stream import StreamReset
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Packet, Ping, Rejected, Welcome
@@ -32,17 +32,17 @@ from tunnel_core.wire.frames import Packet, Ping, Rejected, Welcome
 
 @asynccontextmanager
 async def unattached(
-    answer: Welcome | Rejected | None = None, decide: Callable[[Attempt], None] = lambda _: None
-) -> AsyncIterator[tuple[Attempt, Attempt, trio.Nursery]]:
+    answer: Welcome | Rejected | None = None, decide: Callable[[Attachment], None] = lambda _: None
+) -> AsyncIterator[tuple[Attachment, Attachment, trio.Nursery]]:
     """A server's and an agent's attempt that nobody takes through the attach yet."""
     async with trio.open_nursery() as nursery:
         near, far = memory_carriers(nursery)
-        steps = ServerSteps(lambda _: answer or welcome(Limits()))
-        yield Attempt(near, steps, decide), Attempt(far, AgentSteps(hello(Limits()))), nursery
+        steps = ServerHandshake(lambda _: answer or welcome(Limits()))
+        yield Attachment(near, steps, decide), Attachment(far, AgentHandshake(hello(Limits()))), nursery
         nursery.cancel_scope.cancel()
 
 
-async def failure_of(attempt: Attempt, seconds: float = 10) -> Refused:
+async def failure_of(attempt: Attachment, seconds: float = 10) -> Refused:
     with pytest.raises(Refused) as caught:
         await attempt.settle(seconds)
     return caught.value
@@ -57,7 +57,7 @@ async def pair(request: pytest.FixtureRequest) -> AsyncIterator[LinkPair]:
 class TestAttaching:
     async def test_each_end_knows_the_other_after_three_steps(self, pair: LinkPair) -> None:
         for link in (pair.server, pair.agent):
-            assert link.attached and link.state is LinkState.ATTACHED and link.ended is None
+            assert link.attached and link.state is SessionState.ATTACHED and link.ended is None
             assert link.session_id == "73737373"
         assert pair.server.software == "qanat-agent/test"
         assert pair.agent.software == "qanat-server/test"
@@ -72,14 +72,14 @@ class TestAttaching:
             assert refused.retry_after_seconds == 5
 
     async def test_a_use_that_comes_too_late_is_rejected(self) -> None:
-        def refuse(_: Attempt) -> None:
+        def refuse(_: Attachment) -> None:
             raise Refused(Reason.STALE_ATTEMPT)
 
         async with unattached(decide=refuse) as (server, agent, nursery):
             heard = trio.Event()
             nursery.start_soon(failure_of, server)
             await agent.settle(10)
-            link = Link(
+            link = Session(
                 hello(Limits()),
                 agent.welcome._replace(grace_ms=1000),
                 opener=False,
@@ -95,7 +95,7 @@ class TestAttaching:
             assert link.lost is not None and link.lost.reason is Reason.STALE_ATTEMPT
 
     async def test_each_frame_of_the_attach_leaves_alone(self, autojump_clock: MockClock) -> None:
-        def refuse(_: Attempt) -> None:
+        def refuse(_: Attachment) -> None:
             raise Refused(Reason.STALE_ATTEMPT)
 
         async with unattached(welcome(Limits())._replace(used=True), refuse) as (server, agent, nursery):
@@ -127,7 +127,7 @@ class TestAttaching:
             await agent.settle(10)
             server.abandon()
             await trio.testing.wait_all_tasks_blocked()
-            link = Link(
+            link = Session(
                 hello(Limits()),
                 agent.welcome,
                 opener=False,
@@ -141,7 +141,7 @@ class TestAttaching:
     async def test_it_may_be_given_up_while_it_attaches(self) -> None:
         ends = EagerCarrier(), EagerCarrier()
         with trio.move_on_after(0.01):
-            await Attempt(ends[1], AgentSteps(hello(Limits()))).settle(10)
+            await Attachment(ends[1], AgentHandshake(hello(Limits()))).settle(10)
         assert ends[1].abandoned
 
     async def test_a_step_out_of_order_ends_it(self) -> None:
@@ -244,7 +244,7 @@ class TestEnding:
             assert isinstance(silenced, MemoryCarrier)
             silenced.swallow = True
             start = trio.current_time()
-            link: Link = getattr(pair, listener)
+            link: Session = getattr(pair, listener)
             assert (await link.wait_ended())[0] is Reason.PING_TIMEOUT
             assert 5 <= trio.current_time() - start <= 15 + 5 + 3
 

@@ -7,7 +7,7 @@ import ast
 import pytest
 
 from tests.test_fences import modules
-from tunnel_core.session.state import LinkState, StateCategory, category_of_word
+from tunnel_core.session.state import SessionState, StateCategory, category_of_word
 
 REACHABLE, WAITING, ABSENT = StateCategory.REACHABLE, StateCategory.WAITING, StateCategory.ABSENT
 
@@ -31,17 +31,17 @@ def test_each_word_has_one_category(word: object, category: StateCategory | None
 
 
 def test_every_state_has_a_category() -> None:
-    assert {state.category for state in LinkState} == set(StateCategory)
+    assert {state.category for state in SessionState} == set(StateCategory)
 
 
 def compared(node: ast.Compare) -> set[str]:
-    """The state words and members of ``LinkState`` that a comparison names."""
-    words = {state.value for state in LinkState} | {"gone", "away"}
+    """The state words and members of ``SessionState`` that a comparison names."""
+    words = {state.value for state in SessionState} | {"gone", "away"}
     found = set()
     for part in ast.walk(node):
         if isinstance(part, ast.Constant) and part.value in words:
             found.add(str(part.value))
-        elif isinstance(part, ast.Attribute) and ast.unparse(part.value) == "LinkState":
+        elif isinstance(part, ast.Attribute) and ast.unparse(part.value) == "SessionState":
             found.add(part.attr)
     return found
 

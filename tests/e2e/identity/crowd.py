@@ -33,7 +33,7 @@ from tunnel_agent.network.server_path import Way, https_port
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.limits import Limits
-from tunnel_core.session.session import Link
+from tunnel_core.session.session import Session
 
 _REQUESTS, _ATTACHES = 24, 16
 """Under way at once: below what a server lets in from one address before anybody is known."""
@@ -96,7 +96,7 @@ class Member:
         self._file = folder / f"{identity.name}.pem"
         self._requests = [make_request(identity) for _ in range(2)]
         self._connector: Connector | None = None
-        self._link: Link | None = None
+        self._link: Session | None = None
 
     @property
     def lives(self) -> bool:

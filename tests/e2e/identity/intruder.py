@@ -25,9 +25,9 @@ from tunnel_core.carrier.interface import CarrierFailed, DialSettings
 from tunnel_core.limits import Limits
 from tunnel_core.names import split_host_port
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import VERSION, AgentSteps
-from tunnel_core.session.session import Link
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import VERSION, AgentHandshake
+from tunnel_core.session.session import Session
 from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.wire.frames import Hello, SessionSecret
 
@@ -52,7 +52,7 @@ async def _steal(bridge: Bridge, mine: Bundle, victims: Bundle, server: str) -> 
         _say(reason="" if _lives(link) else "the session is gone")
 
 
-def _lives(link: Link) -> bool:
+def _lives(link: Session) -> bool:
     return link.ended is None and link.attached
 
 
@@ -80,7 +80,7 @@ async def _try(bridge: Bridge, bundle: Bundle, server: str, session: bytes, secr
         VERSION, 1000, secrets.token_bytes(16), secrets.token_bytes(16), "intruder", session, secret
     )
     try:
-        attempt = Attempt(await dial_carrier(bridge, settings, Limits()), AgentSteps(hello))
+        attempt = Attachment(await dial_carrier(bridge, settings, Limits()), AgentHandshake(hello))
         await attempt.settle(_SECONDS)
     except CarrierFailed as failed:
         _say(reason=Reason.CARRIER_LOST.word, detail=failed.detail)

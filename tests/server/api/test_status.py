@@ -17,7 +17,7 @@ from tests.support.fakes.opened_store import Clock, certificate, opened
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
-from tunnel_core.session.state import LinkState
+from tunnel_core.session.state import SessionState
 from tunnel_core.wire.frames import Service
 from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.auth.revocation_list import Kind
@@ -93,8 +93,8 @@ async def test_nodes_are_counted_by_state_and_warned_of(tmp_path: Path) -> None:
     async with here(tmp_path) as site:
         link = site.edge.attach("edge1", echo)
         link.open(Target.parse("localhost:22"), user="ops", entrance="tcp")
-        site.edge.attach("edge2", echo).state = LinkState.DEGRADED
-        site.edge.attach("edge3", echo).state = LinkState.GRACE
+        site.edge.attach("edge2", echo).state = SessionState.DEGRADED
+        site.edge.attach("edge3", echo).state = SessionState.GRACE
         site.edge.nodes.detach(site.edge.attach("edge4", echo), Reason.PING_TIMEOUT)
         site.clock.pass_seconds(60)
         page = await site.status()

@@ -31,7 +31,7 @@ from tunnel_core.http.server import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.state import LinkState
+from tunnel_core.session.state import SessionState
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import SocketTlsStream
 from tunnel_core.streams.tunnel_stream import TunnelStream
@@ -303,7 +303,7 @@ async def ended(site: Site) -> None:
 async def in_grace(site: Site) -> None:
     site.agent.carrier.cut()
     await site.settle()
-    assert site.door.link_of(NODE).state is LinkState.GRACE
+    assert site.door.link_of(NODE).state is SessionState.GRACE
 
 
 async def degraded(site: Site) -> None:
@@ -317,7 +317,7 @@ async def degraded(site: Site) -> None:
     back.swallow = True
     await spare.send_all(b"x")
     await site.pass_seconds(2)
-    assert link.state is LinkState.DEGRADED
+    assert link.state is SessionState.DEGRADED
     back.swallow = False
 
 

@@ -28,9 +28,9 @@ from tunnel_core.identity import Role
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import AgentSteps
-from tunnel_core.session.session import Link
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import AgentHandshake
+from tunnel_core.session.session import Session
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Welcome
 from tunnel_server.accounting.refusal_audit import Refusals
@@ -214,18 +214,18 @@ class AgentsDoor:
         )
         self.site.on_carrier = self.attachments.take
 
-    async def attempt(self, leaf: Leaf, **said: Any) -> Attempt:
+    async def attempt(self, leaf: Leaf, **said: Any) -> Attachment:
         """Raises ``CarrierFailed`` or ``Refused``."""
         carrier = await self.site.dial(leaf, roots_pem=pki.authority().roots_pem)
-        attempt = Attempt(carrier, AgentSteps(memory_link.hello(self.limits)._replace(**said)))
+        attempt = Attachment(carrier, AgentHandshake(memory_link.hello(self.limits)._replace(**said)))
         await attempt.settle(5)
         return attempt
 
-    async def attach(self, leaf: Leaf) -> Attempt:
+    async def attach(self, leaf: Leaf) -> Attachment:
         attempt = await self.attempt(leaf)
         said, pool = attempt.steps.hello, CreditPool(self.limits.credit_pool)
         assert said is not None
-        link = Link(said, attempt.welcome, opener=False, node="any", limits=self.limits, pool=pool)
+        link = Session(said, attempt.welcome, opener=False, node="any", limits=self.limits, pool=pool)
         attempt.use(link)
         self.nursery.start_soon(link.run)
         while not self.nodes.attached():

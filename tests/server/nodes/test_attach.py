@@ -22,9 +22,9 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target, node_alias
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import VERSION, AgentSteps, AttachRejected
-from tunnel_core.session.session import Link
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import VERSION, AgentHandshake, AttachRejected
+from tunnel_core.session.session import Session
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.accounting.refusal_audit import Refusals
@@ -40,9 +40,9 @@ TARGET = Target.parse("localhost:22")
 class Agent:
     """The agent's end of an attach, and the server's end of its carrier."""
 
-    link: Link
+    link: Session
 
-    def __init__(self, attempt: Attempt, carrier: MemoryCarrier, nursery: trio.Nursery) -> None:
+    def __init__(self, attempt: Attachment, carrier: MemoryCarrier, nursery: trio.Nursery) -> None:
         self.on_open: Callable[[TunnelStream], None] = lambda stream: stream.accept("127.0.0.1:22")
         self.attempt = attempt
         self.carrier = carrier
@@ -63,7 +63,7 @@ class Agent:
 
     def use(self, limits: Limits) -> None:
         assert self.attempt.steps.hello is not None
-        self.link = Link(
+        self.link = Session(
             self.attempt.steps.hello,
             self.attempt.welcome,
             opener=False,
@@ -122,7 +122,7 @@ class Door:
         near, far = memory_carriers(self.nursery, leaf_pem=leaf_pem)
         self.attachments.take(near)
         hello = memory_link.hello(self.limits)._replace(**said)
-        return Agent(Attempt(far, AgentSteps(hello)), near, self.nursery)
+        return Agent(Attachment(far, AgentHandshake(hello)), near, self.nursery)
 
     async def attach(self, name: str, **said: Any) -> Agent:
         agent = self.dial(name, **said)
@@ -134,7 +134,7 @@ class Door:
         """Until nobody has anything left to do without the clock."""
         await trio.testing.wait_all_tasks_blocked()
 
-    def link_of(self, name: str) -> Link:
+    def link_of(self, name: str) -> Session:
         return self.nodes.link_of(name)
 
     async def open(self, name: str) -> TunnelStream:

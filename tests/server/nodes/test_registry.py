@@ -11,7 +11,7 @@ import pytest
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.handshake import AttachRejected
-from tunnel_core.session.state import LinkState, Loss
+from tunnel_core.session.state import Loss, SessionState
 from tunnel_core.wire.frames import Hello
 from tunnel_server.accounting.write_budget import WRITE_SECONDS, WRITES, writes_budget
 from tunnel_server.events.event_log import Kind
@@ -27,7 +27,7 @@ class PlainLink:
     peer_address: str = "192.0.2.1:5"
     software: str = "qanat-agent/0.1.0"
     ended: list[tuple[Reason, str]] = field(default_factory=list)
-    state: LinkState = LinkState.ATTACHED
+    state: SessionState = SessionState.ATTACHED
     lost: Loss | None = None
     instance: bytes = b"i"
     boot: bytes = b"b"
@@ -86,7 +86,7 @@ def test_the_newest_session_takes_over_at_once(nodes: Nodes) -> None:
 
 
 def test_a_lost_link_whose_agent_comes_back_as_another_run_was_restarted(nodes: Nodes) -> None:
-    old = attach(nodes, "edge-7", state=LinkState.GRACE)
+    old = attach(nodes, "edge-7", state=SessionState.GRACE)
     attach(nodes, "edge-7", instance=b"j")
     assert [reason for reason, _ in old.ended] == [Reason.AGENT_RESTARTED]
 
@@ -95,7 +95,7 @@ def test_a_node_says_what_a_request_would_meet(nodes: Nodes) -> None:
     link = attach(nodes, "edge-7")
     attached_id = nodes.events.last_id
     [node] = nodes.all()
-    for state in (LinkState.ATTACHED, LinkState.DEGRADED, LinkState.GRACE):
+    for state in (SessionState.ATTACHED, SessionState.DEGRADED, SessionState.GRACE):
         link.state = state
         assert node.state == state.value
     nodes.note_lost(link, Loss(1.0, Reason.CARRIER_LOST, "reset"))
@@ -159,10 +159,10 @@ def test_restarts_of_two_machines_do_not_evict_each_other_for_ever(nodes: Nodes,
     assert caught.value.retry_after_seconds == 60
     assert nodes.is_duplicate(node) and not incumbent.ended
     nodes.check_duplicate("edge-7", hello_of(b"two", b"3"))  # the run that is attached may come again
-    incumbent.state = LinkState.GRACE
+    incumbent.state = SessionState.GRACE
     nodes.check_duplicate("edge-7", hello_of(b"one", b"5"))  # and a run that replaces a dead one may, too
     clock.seconds += 121
-    incumbent.state = LinkState.ATTACHED
+    incumbent.state = SessionState.ATTACHED
     nodes.check_duplicate("edge-7", hello_of(b"one", b"6"))
     assert not nodes.is_duplicate(node)
 
@@ -202,7 +202,7 @@ def test_a_replaced_run_that_comes_back_is_a_second_agent(
     # A supervisor that restarts the refused one does not begin the fight again.
     clock.seconds += 60
     assert try_attach(nodes, b"host", b"a2") is None
-    second.state = LinkState.GRACE  # the second one was killed
+    second.state = SessionState.GRACE  # the second one was killed
     assert try_attach(nodes, b"host", b"a") is not None
 
 
@@ -237,7 +237,7 @@ def test_two_agents_on_one_machine_settle_and_the_other_takes_over_when_one_is_s
 def test_a_crash_loop_takes_over_each_time_at_once(nodes: Nodes, clock: Clock) -> None:
     """Whether or not the server has noticed that the run before is dead."""
     for number in range(200):
-        state = [LinkState.ATTACHED, LinkState.GRACE, LinkState.DEGRADED][number % 3]
+        state = [SessionState.ATTACHED, SessionState.GRACE, SessionState.DEGRADED][number % 3]
         link = try_attach(nodes, b"host", b"run %d" % number)
         assert link is not None
         link.state = state

@@ -12,7 +12,7 @@ from tunnel_core.congestion.controller import CongestionController
 from tunnel_core.limits import Limits
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.session.state import LinkState, Loss
+from tunnel_core.session.state import Loss, SessionState
 from tunnel_core.session.statistics import SessionStatistics, flight_statistics
 from tunnel_core.streams.tunnel_stream import StreamReset
 from tunnel_core.wire.frames import Service
@@ -147,7 +147,7 @@ class FakeLink:
             flight=flight_statistics(CongestionController(Limits(), 0.0)),
         )
         self.peer_address = "192.0.2.1:4711"
-        self.state = LinkState.ATTACHED
+        self.state = SessionState.ATTACHED
         self.lost: Loss | None = None
         self.instance, self.boot = b"i", b"b"
         self.software = "qanat-agent/0.1.0"

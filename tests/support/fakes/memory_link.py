@@ -16,9 +16,9 @@ from tunnel_core.carrier.interface import Carrier
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
-from tunnel_core.session.attachment import Attempt
-from tunnel_core.session.handshake import VERSION, AgentSteps, ServerSteps
-from tunnel_core.session.session import Link
+from tunnel_core.session.attachment import Attachment
+from tunnel_core.session.handshake import VERSION, AgentHandshake, ServerHandshake
+from tunnel_core.session.session import Session
 from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.wire.frames import Hello, Service, SessionSecret, Welcome
 
@@ -57,8 +57,8 @@ def welcome(limits: Limits, grace_ms: int = 0) -> Welcome:
 class LinkPair:
     """An attached server's and agent's link. ``opened`` receives what the server opens."""
 
-    server: Link
-    agent: Link
+    server: Session
+    agent: Session
     opened: trio.MemoryReceiveChannel[TunnelStream]
     carriers: tuple[Carrier, Carrier]
 
@@ -81,17 +81,17 @@ async def attach_links(
     """Attached links that run in ``nursery``."""
     send, receive = trio.open_memory_channel[TunnelStream](1000)
     offer = welcome(limits, grace_ms)
-    begun: list[Link] = []
+    begun: list[Session] = []
     has_begun = trio.Event()
 
-    def used(attempt: Attempt) -> None:
+    def used(attempt: Attachment) -> None:
         assert attempt.steps.hello is not None
         begun.append(_link(attempt.steps.hello, offer, limits, opener=True))
         begun[0].move_to(attempt, 0)
         has_begun.set()
 
-    server = Attempt(server_carrier, ServerSteps(lambda _: offer), used)
-    agent = Attempt(agent_carrier, AgentSteps(hello(limits)))
+    server = Attachment(server_carrier, ServerHandshake(lambda _: offer), used)
+    agent = Attachment(agent_carrier, AgentHandshake(hello(limits)))
     nursery.start_soon(server.settle, limits.attach_timeout_seconds)
     await agent.settle(limits.attach_timeout_seconds)
     link = _link(hello(limits), agent.welcome, limits, opener=False, on_open=send.send_nowait)
@@ -109,9 +109,9 @@ def _link(
     *,
     opener: bool,
     on_open: Callable[[TunnelStream], None] | None = None,
-) -> Link:
+) -> Session:
     pool = CreditPool(limits.credit_pool)
-    return Link(said, answered, opener=opener, node="edge1", limits=limits, pool=pool, on_open=on_open)
+    return Session(said, answered, opener=opener, node="edge1", limits=limits, pool=pool, on_open=on_open)
 
 
 @asynccontextmanager
