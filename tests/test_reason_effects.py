@@ -195,7 +195,7 @@ async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio
         resumer = Resumer(
             link,
             refuse,
-            patience_seconds=10,
+            response_timeout_seconds=10,
             max_wait_seconds=2,
             on_look=lambda event: None,
             on_carried=trio.lowlevel.checkpoint,

@@ -70,7 +70,7 @@ class Agent:
         self.resumer = Resumer(
             link,
             self.attach,
-            patience_seconds=10,
+            response_timeout_seconds=10,
             max_wait_seconds=30,
             on_look=lambda event: site.on_look(event),
             on_carried=trio.lowlevel.checkpoint,
@@ -97,7 +97,7 @@ class Agent:
 
     async def attach(
         self,
-        patience_seconds: float,
+        response_timeout_seconds: float,
         connected: Callable[[], bool] = lambda: False,
         decide: Callable[[Attachment], None] | None = None,
     ) -> Attachment:
@@ -117,7 +117,7 @@ class Agent:
         near, far = self._site.network.dial(LEAF)
         self._site.door.take(near)
         attempt = Attachment(far, AgentHandshake(hello), decide)
-        await attempt.settle(patience_seconds)
+        await attempt.settle(response_timeout_seconds)
         return attempt
 
 

@@ -391,7 +391,7 @@ async def test_on_a_slow_path_a_bye_has_the_time_that_it_needs(autojump_clock: M
         near, _ = await site.streams()
         link = site.link
         assert site.agent.link is not None
-        site.agent.link._session.liveness.patience_seconds = 2.0
+        site.agent.link._session.liveness.response_timeout_seconds = 2.0
         site.agent.link.end(Reason.AGENT_STOPPING)
         await trio.sleep(1.5)
         await site.flush()

@@ -107,7 +107,7 @@ class Connector:
         self._resumer = resumer = Resumer(
             link,
             attach,
-            patience_seconds=self.connect_timeout_seconds,
+            response_timeout_seconds=self.connect_timeout_seconds,
             max_wait_seconds=self.max_wait_seconds,
             on_look=self.on_look,
             on_carried=self._watch_way,
@@ -167,7 +167,7 @@ class Connector:
         self,
         server: str,
         link: Session | None,
-        patience_seconds: float,
+        response_timeout_seconds: float,
         connected: Callable[[], bool] = lambda: False,
         decide: Callable[[Attachment], None] | None = None,
     ) -> Attachment:
@@ -177,8 +177,8 @@ class Connector:
         """
         proxy = self._proxy_for(server)
         host, _ = split_host_port(proxy.address if proxy else server)
-        deadline = trio.current_time() + patience_seconds
-        addresses = await self._look_up(host, patience_seconds)
+        deadline = trio.current_time() + response_timeout_seconds
+        addresses = await self._look_up(host, response_timeout_seconds)
         began = trio.current_time()
         carrier = await self._dial(server, proxy, addresses, deadline)
         took = trio.current_time() - began
@@ -187,7 +187,9 @@ class Connector:
         use = connected()
         attempt = Attachment(carrier, AgentHandshake(self._hello(self._number, link, use=use)), decide)
         answer_seconds = max(_LEAST_ANSWER_SECONDS, _ANSWER_DIALS * took)
-        await attempt.settle(min(self.limits.attach_timeout_seconds, patience_seconds, answer_seconds))
+        await attempt.settle(
+            min(self.limits.attach_timeout_seconds, response_timeout_seconds, answer_seconds)
+        )
         if attempt.welcome.trust_bundle:
             self.bundle = self.on_roots(attempt.welcome.trust_bundle, self.bundle)
         return attempt
@@ -209,12 +211,12 @@ class Connector:
             on_open=self.on_open,
         )
 
-    async def _look_up(self, host: str, patience_seconds: float) -> Sequence[str]:
+    async def _look_up(self, host: str, response_timeout_seconds: float) -> Sequence[str]:
         try:
-            with trio.fail_after(patience_seconds):
+            with trio.fail_after(response_timeout_seconds):
                 return await self.resolve(host)
         except trio.TooSlowError as error:
-            why = f"resolving {host} took longer than {patience_seconds:g} s"
+            why = f"resolving {host} took longer than {response_timeout_seconds:g} s"
             raise Refused(Reason.CARRIER_LOST, why) from error
         except OSError as error:
             why = f"{host} cannot be resolved: {error.strerror}"

@@ -34,7 +34,10 @@ class Attach(Protocol):
     """
 
     async def __call__(
-        self, patience_seconds: float, connected: Callable[[], bool], decide: Callable[[Attachment], None]
+        self,
+        response_timeout_seconds: float,
+        connected: Callable[[], bool],
+        decide: Callable[[Attachment], None],
     ) -> Attachment: ...
 
 
@@ -53,7 +56,7 @@ class Resumer:
         link: Session,
         attach: Attach,
         *,
-        patience_seconds: float,
+        response_timeout_seconds: float,
         max_wait_seconds: float,
         on_look: Callable[[SessionEvent | None], None],
         on_carried: Callable[[], Awaitable[None]],
@@ -64,7 +67,7 @@ class Resumer:
         self._on_look = on_look
         self._on_carried = on_carried
         self._attempts = Attempts(
-            patience_seconds=patience_seconds,
+            response_timeout_seconds=response_timeout_seconds,
             max_wait_seconds=max_wait_seconds,
             attempt_seconds=attempt_seconds,
         )
@@ -124,15 +127,17 @@ class Resumer:
         """While something is late, each answer may be the one that ends it: look again soon."""
         if self._attempts.due == math.inf and not self._scopes:
             return math.inf
-        return min(self._attempts.due, trio.current_time() + self._link.statistics().patience_seconds / 4)
+        return min(
+            self._attempts.due, trio.current_time() + self._link.statistics().response_timeout_seconds / 4
+        )
 
     def _carried(self) -> Carried:
         now = self._link.statistics()
         return Carried(
             self._link.lost is not None,
-            now.is_quiet,
-            now.heard_at,
-            now.patience_seconds,
+            now.is_silent,
+            now.last_received_at,
+            now.response_timeout_seconds,
             now.late_since,
         )
 
@@ -155,7 +160,7 @@ class Resumer:
             connected = functools.partial(self._connected, number)
             try:
                 attempt = await self._attach(
-                    start.patience_seconds, connected, functools.partial(self._welcomed, number)
+                    start.response_timeout_seconds, connected, functools.partial(self._welcomed, number)
                 )
                 used = attempt.is_used
             except Refused as refused:

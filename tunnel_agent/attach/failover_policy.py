@@ -55,7 +55,7 @@ class Start(NamedTuple):
     """Begin attempt ``number``, and give it so long."""
 
     number: int
-    patience_seconds: float
+    response_timeout_seconds: float
 
 
 class Abandon(NamedTuple):
@@ -69,14 +69,14 @@ Action: TypeAlias = Start | Abandon
 class Carried:
     """How the session stands.
 
-    ``heard_at``: when its carrier last brought anything; -inf without one. ``answer_seconds``: how long an
-    answer may take before it is late. ``late_since``: when the oldest of what is late was sent; inf if
-    nothing is.
+    ``last_received_at``: when its carrier last brought anything; -inf without one. ``answer_seconds``: how
+    long an answer may take before it is late. ``late_since``: when the oldest of what is late was sent; inf
+    if nothing is.
     """
 
     lost: bool
     quiet: bool
-    heard_at: float
+    last_received_at: float
     answer_seconds: float
     late_since: float = math.inf
 
@@ -94,10 +94,10 @@ class Attempts:
     """
 
     def __init__(
-        self, *, patience_seconds: float, max_wait_seconds: float, attempt_seconds: float = 1.5
+        self, *, response_timeout_seconds: float, max_wait_seconds: float, attempt_seconds: float = 1.5
     ) -> None:
         self._stride = attempt_seconds / (1 + _MEAN_CHANCE)
-        self._patience = patience_seconds
+        self._patience = response_timeout_seconds
         self._max_wait = max_wait_seconds
         self._under_way: dict[int, _UnderWay] = {}  # oldest first
         self._bound: int | None = None  # whose hello said use
@@ -244,7 +244,7 @@ class Attempts:
 
     def _is_better(self, one: _UnderWay, carried: Carried) -> bool:
         drowns = carried.late_since < one.began and one.began > self._moved_at + _DROWNING_SECONDS
-        return carried.lost or carried.heard_at < one.began or drowns
+        return carried.lost or carried.last_received_at < one.began or drowns
 
     def moved(self, now: float) -> list[Action]:
         """The session goes on over a new carrier."""

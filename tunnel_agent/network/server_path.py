@@ -84,7 +84,7 @@ class Way:
         port: Port,
         node: str,
         proxies: ProxyChoice,
-        patience_seconds: float,
+        response_timeout_seconds: float,
         client_file: Path | None,
         resolve: Resolve = resolve_server,
     ) -> None:
@@ -94,7 +94,7 @@ class Way:
         self._named = port
         self._node = node
         self._proxies = proxies
-        self._patience = patience_seconds
+        self._patience = response_timeout_seconds
         self._client_file = client_file
         self._resolve = resolve
         self._proxy: Proxy | None = None

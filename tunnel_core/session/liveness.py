@@ -4,8 +4,8 @@
    and learns from each ping how soon the next one is due, so one ping serves both ends.
 2. A silence of some of these intervals means that the carrier is dead. This process may have been paused
    itself, so two checks in a row must find the silence; a second lies between them.
-3. What waits for its answer longer than ``patience_seconds`` is late: ``late_seconds`` or four round trips.
-   That is a reason to look for another carrier, and nothing more.
+3. What waits for its answer longer than ``response_timeout_seconds`` is late: ``late_seconds`` or four round
+   trips. That is a reason to look for another carrier, and nothing more.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ class Liveness:
         "_token",
         "_waiting",
         "bytes_at",
-        "heard_at",
-        "patience_seconds",
+        "last_received_at",
+        "response_timeout_seconds",
         "round_trip_seconds",
     )
 
     def __init__(
         self, limits: Limits, welcome: Welcome, profile: Profile, *, pings: bool, now: float
     ) -> None:
-        self.heard_at = now
+        self.last_received_at = now
         """When the carrier last brought anything. The session sets it."""
         self.bytes_at = -math.inf
         """When a stream last moved anything, either way. The session sets it."""
         self.round_trip_seconds: float | None = None
         """The newest sample."""
-        self.patience_seconds = limits.late_seconds
+        self.response_timeout_seconds = limits.late_seconds
         """How long an answer may take before it is late."""
         self._late_seconds = limits.late_seconds
         self._profile = profile
@@ -97,7 +97,7 @@ class Liveness:
     def start(self, now: float) -> None:
         """There is a new carrier, whose peer is alive."""
         self._waiting.clear()
-        self.heard_at = now
+        self.last_received_at = now
         self._last_ping = -math.inf
         self._expect_pings()
 
@@ -111,7 +111,7 @@ class Liveness:
         """
         if self._waiting:
             # Whatever arrives comes from the peer's program: only silence counts.
-            silence = now - max(self._waiting[0][1], self.heard_at)
+            silence = now - max(self._waiting[0][1], self.last_received_at)
             if silence >= self._dead_seconds():
                 self._confirm_silence(silence)
         self._last_ping = now
@@ -152,7 +152,7 @@ class Liveness:
         # RFC 6298's weight for what is longer: one pong that sat out an outage must not make us patient for
         # half a minute. What is shorter counts for more, as a link that was slow need not be so again.
         self._smooth = before + (sample - before) / (8 if sample > before else 2)
-        self.patience_seconds = max(self._late_seconds, _LATE_ROUND_TRIPS * self._smooth)
+        self.response_timeout_seconds = max(self._late_seconds, _LATE_ROUND_TRIPS * self._smooth)
 
     # What is late.
 
@@ -164,12 +164,12 @@ class Liveness:
         since = min(sent_at, self._waiting[0][1]) if self._waiting else sent_at
         if not self._pings and self._interval:
             since = min(since, self._next_ping_expected())
-        return since + self.patience_seconds
+        return since + self.response_timeout_seconds
 
     def late_since(self, sent_at: float, now: float) -> float:
         """When the oldest of what is late was sent; infinity if nothing is."""
         since = min(sent_at, self._waiting[0][1]) if self._waiting else sent_at
-        return since if now >= since + self.patience_seconds else math.inf
+        return since if now >= since + self.response_timeout_seconds else math.inf
 
     # What is due.
 
@@ -183,7 +183,7 @@ class Liveness:
         if self.bytes_at + self._profile.active_seconds >= soon:
             return soon
         if self._waiting:
-            soon = max(soon, self._waiting[0][1] + self.patience_seconds)
+            soon = max(soon, self._waiting[0][1] + self.response_timeout_seconds)
             return min(soon, self._last_ping + self._interval)
         return self._last_ping + self._interval
 
@@ -196,7 +196,7 @@ class Liveness:
             return False
         if self._pings:
             return True
-        self._confirm_silence(now - self.heard_at)
+        self._confirm_silence(now - self.last_received_at)
         self._silence_extension = now - self._silence_ends() + _CONFIRM_SECONDS
         return False
 
@@ -206,20 +206,20 @@ class Liveness:
 
     def _next_ping_expected(self) -> float:
         """When the agent's next ping is due: soon while streams move bytes."""
-        if self.bytes_at + self._busy_seconds >= self.heard_at:
-            return max(self.heard_at, self.bytes_at) + self._often
-        return self.heard_at + self._interval
+        if self.bytes_at + self._busy_seconds >= self.last_received_at:
+            return max(self.last_received_at, self.bytes_at) + self._often
+        return self.last_received_at + self._interval
 
     def _expect_pings(self) -> None:
         """Compute how long the peer's pings may stay out from here on."""
         self._is_doubted, self._silence_extension = False, 0.0
         self._dead = self._dead_seconds()
         # The ends see the last byte at different times: near the end of activity nothing is expected soon.
-        self._busy_seconds = self._profile.active_seconds - self._often - self.patience_seconds
+        self._busy_seconds = self._profile.active_seconds - self._often - self.response_timeout_seconds
 
     def _dead_seconds(self) -> float:
         """Return how long a silence must be in which answers are due."""
-        patience = self.patience_seconds
+        patience = self.response_timeout_seconds
         often = self._missed_allowed * self._often + patience
         return min(self._missed_allowed * self._interval, max(often, _DEAD_PATIENCES * patience))
 

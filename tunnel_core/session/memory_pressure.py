@@ -112,7 +112,7 @@ class UnconfirmedWatch:
 
     def _look(self, session: Retaining, now: float) -> _Seen:
         figures = session.statistics()
-        is_heard = session.attached and not figures.is_quiet
+        is_heard = session.attached and not figures.is_silent
         known = self._seen.get(session)
         if known is None or known.acked != figures.acked:
             return _Seen(figures.acked, figures.retained_bytes, now, is_heard, now)

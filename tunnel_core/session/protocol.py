@@ -156,7 +156,7 @@ class SessionProtocol:
         self._ack_overdue = False
         return Packet(0, self.received, frames, self._confirming.sent())
 
-    def is_patient(self, now: float) -> bool:
+    def may_defer(self, now: float) -> bool:
         """Whether all that there is to say waits for company: an end for the next open, for one."""
         mux = self.mux
         is_due = self._ack_overdue or self._confirming.due <= now
@@ -193,7 +193,7 @@ class SessionProtocol:
         """
         if isinstance(packet, Malformed):
             raise ProtocolError(Reason.MALFORMED_PACKET, packet.why)
-        self.liveness.heard_at = now
+        self.liveness.last_received_at = now
         if packet.ack > self.acked:
             self._confirm(packet.ack, now, packet.arrived)
         if packet.number:
@@ -306,7 +306,7 @@ class SessionProtocol:
         """When a carrier that answers nothing is given up, if that is sooner than pings find the silence."""
         if not self.grace_is_short:
             return math.inf
-        return max(self.quiet_at(), self.liveness.heard_at + self._grace_seconds)
+        return max(self.quiet_at(), self.liveness.last_received_at + self._grace_seconds)
 
     def late_at(self) -> float:
         """When what waits for its confirmation or pong will be late, if nothing changes."""
@@ -322,7 +322,7 @@ class SessionProtocol:
 
     def quiet_at(self) -> float:
         """The same as ``late_at``, unless something else was heard meanwhile: then there is a carrier."""
-        return max(self.late_at(), self.liveness.heard_at + self.liveness.patience_seconds)
+        return max(self.late_at(), self.liveness.last_received_at + self.liveness.response_timeout_seconds)
 
     def tick(self, now: float) -> bool:
         """Does what is due; True if there may be something to send.

@@ -136,7 +136,7 @@ class Session:
         return SessionState.DEGRADED if late else SessionState.ATTACHED
 
     @property
-    def is_quiet(self) -> bool:
+    def is_silent(self) -> bool:
         """Whether something is late and nothing was heard meanwhile."""
         return self.attachment is not None and trio.current_time() >= self._session.quiet_at()
 
@@ -245,7 +245,8 @@ class Session:
     def _lose(self, reason: Reason, detail: str) -> None:
         now = trio.current_time()
         # The grace counts from when it stopped answering, not from when somebody noticed.
-        since = self._session.liveness.heard_at if self.is_quiet or reason is Reason.PING_TIMEOUT else now
+        is_silent = self.is_silent or reason is Reason.PING_TIMEOUT
+        since = self._session.liveness.last_received_at if is_silent else now
         self._carriage.leave()
         if self.ended is not None or not self.welcome.grace_ms:
             self._end_at_once(reason, detail)
@@ -291,7 +292,7 @@ class Session:
             elif session.may_send(now):  # a confirmation may have made room, in the flight or in memory
                 self._mux.wake()
             elif (deadline := session.deadline()) < self._timer.look_at:
-                self._timer.look_by(deadline)
+                self._timer.wake_by(deadline)
         except ProtocolError as fault:
             self.end(fault.reason, fault.detail)
         except UseRejectedError as rejected:
@@ -308,18 +309,18 @@ class Session:
         session, timer, now = self._session, self._timer, trio.current_time()
         try:
             if timer.send_at != math.inf:
-                if now < timer.send_at and session.is_patient(now):
+                if now < timer.send_at and session.may_defer(now):
                     return None  # the carrier can take a packet, but nobody asked for one
                 self._carriage.send_deferred()
             packet = session.next_packet(now)
             if packet is None:
                 if session.allowance.due < timer.look_at:
-                    timer.look_by(session.allowance.due)
+                    timer.wake_by(session.allowance.due)
                 return None
             if not self._opener and session.late_at() < timer.look_at:
-                timer.look_by(self._late_at())
+                timer.wake_by(self._late_at())
             if session.grace_is_short:
-                timer.look_by(session.unanswered_until())
+                timer.wake_by(session.unanswered_until())
             data = encode_packet(*packet)
             if session.allowance.cap is not None:
                 session.allowance.cap.take(len(data), now)
@@ -355,7 +356,7 @@ class Session:
         self._streams.check_not_draining(peer=self._session.peer_draining)
         request = Open(0, str(target), user, entrance, 0, verb=verb, target_tls=target_tls)
         stream = self._streams.open(self._mux.open(request, early_data), on_opened)
-        self._timer.look_by(self._opens.add(stream, trio.current_time(), self.lost))
+        self._timer.wake_by(self._opens.add(stream, trio.current_time(), self.lost))
         return stream
 
     # Ending.
@@ -383,9 +384,9 @@ class Session:
         self.ended = (reason, detail or reason.meaning)
         # The users of its streams are told whose session it was: kubectl shows them nothing else.
         self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
-        seconds = min(self._session.liveness.patience_seconds, _MOST_FAREWELL_SECONDS)
+        seconds = min(self._session.liveness.response_timeout_seconds, _MOST_FAREWELL_SECONDS)
         self._timer.give_up_at = trio.current_time() + seconds
-        self._timer.look_by(self._timer.give_up_at)
+        self._timer.wake_by(self._timer.give_up_at)
         self._ended.set()
         self._streams.note_change()
 

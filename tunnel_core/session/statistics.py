@@ -38,13 +38,13 @@ class SessionStatistics:
     """Of the newest ping; None until the first was answered."""
     lost_seconds: float | None = None
     """For how long there has been no carrier; None while there is one."""
-    is_quiet: bool = False
+    is_silent: bool = False
     """Whether something is late and nothing was received meanwhile."""
-    heard_at: float = -math.inf
+    last_received_at: float = -math.inf
     """When the carrier last brought anything; minus infinity without a carrier."""
     late_since: float = math.inf
     """When the oldest of what is late was sent; infinity if nothing is."""
-    patience_seconds: float = 0.0
+    response_timeout_seconds: float = 0.0
     """How long an answer of this peer may take before it is late."""
     open_streams: int = 0
     """Streams that their owners have not closed yet."""
@@ -67,10 +67,10 @@ def take_statistics(
     return SessionStatistics(
         round_trip_seconds=liveness.round_trip_seconds,
         lost_seconds=None if lost is None else now - lost.at,
-        is_quiet=is_carried and now >= session.quiet_at(),
-        heard_at=liveness.heard_at if is_carried else -math.inf,
+        is_silent=is_carried and now >= session.quiet_at(),
+        last_received_at=liveness.last_received_at if is_carried else -math.inf,
         late_since=session.late_since(now) if is_carried else math.inf,
-        patience_seconds=liveness.patience_seconds,
+        response_timeout_seconds=liveness.response_timeout_seconds,
         open_streams=len(streams.all),
         bytes_in=streams.bytes_in,
         bytes_out=streams.bytes_out,

@@ -22,7 +22,7 @@ class Timer:
 
     def __init__(self) -> None:
         self.look_at = math.inf
-        """When something is due. Set it by ``look_by`` and ``look_now``."""
+        """When something is due. Set it by ``wake_by`` and ``look_now``."""
         self.send_at = math.inf
         """When frames that were deferred leave, if nothing takes them along before."""
         self.late_again_at = -math.inf
@@ -37,7 +37,7 @@ class Timer:
         with trio.CancelScope(deadline=min(look_at, self.send_at)) as self._scope:
             await trio.sleep_forever()
 
-    def look_by(self, at: float) -> None:
+    def wake_by(self, at: float) -> None:
         """Look at ``at`` at the latest."""
         if at < self.look_at:
             self.look_at = at

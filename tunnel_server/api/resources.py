@@ -181,7 +181,7 @@ class ApiEntrance:
         link = node.link
         if link is None or link.lost is not None or link.ended is not None:
             return node.last_seen_at
-        return self._wall() - timedelta(seconds=self._monotonic() - link.statistics().heard_at)
+        return self._wall() - timedelta(seconds=self._monotonic() - link.statistics().last_received_at)
 
     def _each_stream(self) -> Iterator[NodeAndStream]:
         for node, link in self._nodes.attached():

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from tunnel_agent.attach.failover_policy import Abandon, Attempts, Carried, Start
 
-WELL = Carried(lost=False, quiet=False, heard_at=0.0, answer_seconds=1.0)
-QUIET = Carried(lost=False, quiet=True, heard_at=0.0, answer_seconds=1.0)
-LOST = Carried(lost=True, quiet=False, heard_at=-math.inf, answer_seconds=1.0)
+WELL = Carried(lost=False, quiet=False, last_received_at=0.0, answer_seconds=1.0)
+QUIET = Carried(lost=False, quiet=True, last_received_at=0.0, answer_seconds=1.0)
+LOST = Carried(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=1.0)
 
 
 def attempts() -> Attempts:
-    return Attempts(patience_seconds=10, max_wait_seconds=30)
+    return Attempts(response_timeout_seconds=10, max_wait_seconds=30)
 
 
 def starts(machine: Attempts, carried: Carried, until: float, chance: float = 0.5) -> list[float]:
@@ -90,13 +90,13 @@ def test_a_bound_attempt_is_used_whatever_was_heard() -> None:
 
 
 def test_attempts_at_a_far_server_live_longer() -> None:
-    far = Carried(lost=True, quiet=False, heard_at=-math.inf, answer_seconds=4 * 0.7)
+    far = Carried(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=4 * 0.7)
     gap = 4 * 0.7
     assert starts(attempts(), far, 103, chance=0) == pytest.approx([100, 100 + gap], abs=0.02)
 
 
 def test_a_pong_that_sat_out_an_outage_does_not_keep_the_agent_from_trying() -> None:
-    lost = Carried(lost=True, quiet=False, heard_at=-math.inf, answer_seconds=240)
+    lost = Carried(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=240)
     assert starts(attempts(), lost, 130, chance=1) == [100, 110, 120]
 
 
@@ -133,7 +133,7 @@ def test_an_attempt_is_used_only_if_the_old_carrier_brought_nothing_since() -> N
 
 def drowning(late_since: float) -> Carried:
     """It brings something all the time, but nothing tells of what was sent then."""
-    return Carried(False, False, heard_at=1e9, answer_seconds=1.0, late_since=late_since)
+    return Carried(False, False, last_received_at=1e9, answer_seconds=1.0, late_since=late_since)
 
 
 def test_an_attempt_that_was_quicker_than_an_answer_of_the_old_carrier_is_used() -> None:
@@ -245,7 +245,7 @@ def test_a_refresh_moves_a_session_that_is_well() -> None:
 
 
 def heard(at: float) -> Carried:
-    return Carried(lost=False, quiet=False, heard_at=at, answer_seconds=0.2)
+    return Carried(lost=False, quiet=False, last_received_at=at, answer_seconds=0.2)
 
 
 def test_a_refresh_that_fails_is_tried_again_ever_rarer() -> None:
@@ -293,6 +293,6 @@ def test_whoever_polls_when_it_is_due_never_spins(steps: list[tuple[Carried, flo
 
 
 def test_on_a_metered_link_attempts_are_rarer() -> None:
-    machine = Attempts(patience_seconds=10, max_wait_seconds=30, attempt_seconds=4.5)
+    machine = Attempts(response_timeout_seconds=10, max_wait_seconds=30, attempt_seconds=4.5)
     assert machine.poll(100, LOST, 0.5) == [Start(1, 10)]
     assert machine.due == 104.5

@@ -55,7 +55,7 @@ async def probe(
     bridge: Bridge,
     resolve: Resolve = resolve_server,
     *,
-    patience_seconds: float = 2.0,
+    response_timeout_seconds: float = 2.0,
 ) -> list[Finding]:
     findings: list[Finding] = []
     connector = Connector(
@@ -63,7 +63,7 @@ async def probe(
         bundle=installation.bundle,
         proxy=installation.proxy,
         limits=Limits(),
-        connect_timeout_seconds=patience_seconds,
+        connect_timeout_seconds=response_timeout_seconds,
         services=installation.services,
         on_open=lambda stream: None,
         on_look=lambda _: None,
@@ -199,7 +199,7 @@ async def test_a_server_that_speaks_tls_and_then_nothing_is_not_told_as_a_bad_ce
     tmp_path: Path,
 ) -> None:
     async with tls_server(tmp_path, silent=True) as address, open_bridge() as bridge:
-        findings = await probe(installation_in(tmp_path, address), bridge, patience_seconds=0.5)
+        findings = await probe(installation_in(tmp_path, address), bridge, response_timeout_seconds=0.5)
     assert (findings[-1].step, findings[-1].verdict) == ("attach", Verdict.FAIL)
     assert "SETTINGS" in findings[-1].detail
     assert "bundle" not in findings[-1].fix and "HTTP/2" in findings[-1].fix

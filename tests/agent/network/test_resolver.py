@@ -68,14 +68,14 @@ async def open_server(listen: str = "127.0.0.1:0") -> AsyncIterator[Site]:
 
 
 def connector_of(
-    site: Site, resolve: resolver.Resolve, *, proxy: str = "", patience_seconds: float = 5.0
+    site: Site, resolve: resolver.Resolve, *, proxy: str = "", response_timeout_seconds: float = 5.0
 ) -> Connector:
     return Connector(
         bridge=site.bridge,
         bundle=pki.bundle_of(Role.NODE, "edge1"),
         proxy=ProxyChoice(proxy, environment={}),
         limits=Limits(),
-        connect_timeout_seconds=patience_seconds,
+        connect_timeout_seconds=response_timeout_seconds,
         services=(),
         on_open=lambda stream: None,
         on_look=lambda _: None,
@@ -159,7 +159,7 @@ async def test_a_proxy_that_is_dead_at_each_address_is_the_first_failure() -> No
 
 async def test_a_silent_resolver_takes_no_longer_than_the_attempt_may() -> None:
     async with open_server() as site:
-        connector = connector_of(site, silent, patience_seconds=0.1)
+        connector = connector_of(site, silent, response_timeout_seconds=0.1)
         with trio.fail_after(3), pytest.raises(Refused, match=f"resolving {NAME} took longer than 0.1 s"):
             await connector.probe(f"{NAME}:7001")
 

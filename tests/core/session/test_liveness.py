@@ -72,9 +72,9 @@ def test_moving_bytes_make_pings_frequent() -> None:
 def test_a_late_pong_makes_pings_frequent() -> None:
     one = agent()
     ping(one, START)
-    assert one.deadline() == START + one.patience_seconds
-    ping(one, START + one.patience_seconds)
-    assert one.deadline() == START + one.patience_seconds + DEFAULT.active_ping_seconds
+    assert one.deadline() == START + one.response_timeout_seconds
+    ping(one, START + one.response_timeout_seconds)
+    assert one.deadline() == START + one.response_timeout_seconds + DEFAULT.active_ping_seconds
 
 
 def test_silence_is_death() -> None:
@@ -90,7 +90,7 @@ def test_two_checks_must_find_the_silence() -> None:
     paused_until = START + 1000
     assert not one.check(paused_until)
     assert one.deadline() == paused_until + 1
-    one.heard_at = paused_until
+    one.last_received_at = paused_until
     one.ping_received(0, paused_until)
     assert not one.check(paused_until + 2)
     assert one.deadline() > paused_until + INTERVAL
@@ -101,7 +101,7 @@ def test_a_peer_that_sends_is_not_dead_however_late_its_pongs() -> None:
     now = START
     for _ in range(100):
         now += 1
-        one.heard_at = now
+        one.last_received_at = now
         one.ping(now, is_queued=False)
 
 
@@ -134,7 +134,7 @@ def test_a_ping_that_is_queued_already_is_not_sent_twice() -> None:
 def test_a_slow_link_is_given_four_round_trips() -> None:
     one = server()
     one.ping_received(2_000_000, START)
-    assert one.patience_seconds == 8.0
+    assert one.response_timeout_seconds == 8.0
     assert one.late_at(START) == START + 8
     assert one.late_since(START, START + 7.9) == math.inf
     assert one.late_since(START, START + 8) == START
@@ -144,9 +144,9 @@ def test_one_long_sample_counts_an_eighth_and_a_short_one_half() -> None:
     one = server()
     one.ping_received(1_000_000, START)
     one.ping_received(9_000_000, START + 1)
-    assert one.patience_seconds == 4 * 2.0
+    assert one.response_timeout_seconds == 4 * 2.0
     one.ping_received(1_000_000, START + 2)
-    assert one.patience_seconds == 4 * 1.5
+    assert one.response_timeout_seconds == 4 * 1.5
 
 
 def test_without_a_ping_interval_nothing_is_ever_due() -> None:
@@ -160,7 +160,7 @@ def test_a_new_carrier_is_pinged_at_once_and_owes_no_old_pong() -> None:
     one.pause()
     assert not one.is_asking
     one.start(START + 5)
-    assert one.heard_at == START + 5
+    assert one.last_received_at == START + 5
     assert one.check(START + 5)
     one.pong_received(frame.token, START + 6)
     assert one.round_trip_seconds is None
@@ -171,7 +171,7 @@ def test_no_round_trip_that_a_peer_tells_makes_us_wait_for_ever(told: list[tuple
     one, now = server(), START
     for microseconds, seconds in told:
         now += seconds
-        one.heard_at = now
+        one.last_received_at = now
         one.ping_received(microseconds, now)
-        assert LIMITS.late_seconds <= one.patience_seconds <= 4 * 60
+        assert LIMITS.late_seconds <= one.response_timeout_seconds <= 4 * 60
         assert now + INTERVAL < one.deadline() <= now + INTERVAL * (1 + LIMITS.missed_pings)

@@ -249,7 +249,7 @@ def test_a_round_trip_that_a_ping_tells_has_a_bound() -> None:
     for _ in range(20):
         ends.now += 1
         ends.server.receive(Packet(0, 0, [Ping(9, 2**64 - 1)]), 20, ends.now)
-    assert ends.server.liveness.patience_seconds <= 4 * 60
+    assert ends.server.liveness.response_timeout_seconds <= 4 * 60
     ends.server_mux.open(REQUEST)
     while ends.server.next_packet(ends.now):
         pass
@@ -341,11 +341,13 @@ def test_the_first_byte_after_a_rest_makes_the_next_ping_due() -> None:
     ends.now += 10
     ends.server_mux.open(REQUEST).push(b"x")
     ends.server.next_packet(ends.now)
-    assert ends.server.late_at() == ends.now + ends.server.liveness.patience_seconds, (
+    assert ends.server.late_at() == ends.now + ends.server.liveness.response_timeout_seconds, (
         "nothing was late until now"
     )
     ends.server.receive(Packet(0, 1, ()), 10, ends.now)
-    assert ends.server.late_at() - ends.now == pytest.approx(1 + ends.server.liveness.patience_seconds)
+    assert ends.server.late_at() - ends.now == pytest.approx(
+        1 + ends.server.liveness.response_timeout_seconds
+    )
     assert 5 <= _time_of_death(ends.server, ends.now) <= 7
 
 
@@ -369,12 +371,12 @@ def test_a_busy_session_is_pinged_every_second_though_no_pong_comes() -> None:
     assert ends.agent.liveness.round_trip_seconds == pytest.approx(ends.now - at), (
         "an older one says nothing any more"
     )
-    assert ends.agent.late_at() == pytest.approx(sent[4][0] + ends.agent.liveness.patience_seconds)
+    assert ends.agent.late_at() == pytest.approx(sent[4][0] + ends.agent.liveness.response_timeout_seconds)
 
 
 def test_of_the_pongs_that_come_together_after_an_outage_the_newest_counts() -> None:
     ends = busy()
-    before = ends.agent.liveness.patience_seconds
+    before = ends.agent.liveness.response_timeout_seconds
     for _ in range(5):
         ends.now += 1
         ends.agent.tick(ends.now)
@@ -382,7 +384,7 @@ def test_of_the_pongs_that_come_together_after_an_outage_the_newest_counts() -> 
     for token, _ in list(ends.agent.liveness._waiting):
         ends.agent.receive(Packet(0, 0, (Pong(token),)), 10, ends.now + 0.1)
     assert ends.agent.liveness.round_trip_seconds == pytest.approx(0.1)
-    assert ends.agent.liveness.patience_seconds == before == LIMITS.late_seconds
+    assert ends.agent.liveness.response_timeout_seconds == before == LIMITS.late_seconds
 
 
 def test_an_idle_session_is_pinged_every_second_from_the_first_late_pong_on() -> None:

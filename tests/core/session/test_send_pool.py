@@ -26,7 +26,7 @@ class Sender:
 
     def __init__(self, pool: SendPool, node: str = "edge1") -> None:
         self.node = node
-        self.attached, self.is_quiet = True, False
+        self.attached, self.is_silent = True, False
         self.mux = Mux(LIMITS, CreditPool(0), opener=True, send_pool=pool)
         profile = profile_of(metered=False)
         self.session = SessionProtocol(self.mux, LIMITS, welcome(LIMITS), profile, pings=False, now=0.0)
@@ -38,7 +38,7 @@ class Sender:
 
     def statistics(self) -> SessionStatistics:
         return SessionStatistics(
-            is_quiet=self.is_quiet, acked=self.session.acked, retained_bytes=self.mux.retained_bytes
+            is_silent=self.is_silent, acked=self.session.acked, retained_bytes=self.mux.retained_bytes
         )
 
     @property
@@ -222,12 +222,12 @@ def test_a_short_outage_ends_nothing() -> None:
     pool = SendPool(LIMITS.send_pool)
     senders = greedy(pool, 40)
     away, silent, *others = senders
-    away.attached, silent.is_quiet = False, True
+    away.attached, silent.is_silent = False, True
     watch = UnconfirmedWatch(pool, 5, 30)
     for now in (0, 5.1):
         assert not {away, silent} & set(watch.find_victims(senders, now))
     assert set(watch.find_victims(senders, 6)) == set(others)
-    away.attached, silent.is_quiet = True, False
+    away.attached, silent.is_silent = True, False
     for now in (7.0, 11.9):  # they are back, and their confirmation is under way
         assert not {away, silent} & set(watch.find_victims(senders, now))
     assert {away, silent} <= set(watch.find_victims(senders, 12))

@@ -36,8 +36,8 @@ async def test_a_date_that_comes_closer_ends_the_sleep(autojump_clock: MockClock
             assert await wake_time(timer, start + 100) == start + 7
 
         await trio.sleep(1)
-        timer.look_by(start + 50)
-        timer.look_by(start + 70)
+        timer.wake_by(start + 50)
+        timer.wake_by(start + 70)
         timer.defer(6)
         timer.defer(9)
         assert (timer.look_at, timer.send_at) == (start + 50, start + 7)

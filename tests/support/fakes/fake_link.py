@@ -143,7 +143,7 @@ class FakeLink:
         self.attached_at = trio.current_time()
         self.figures = SessionStatistics(
             round_trip_seconds=0.0123,
-            heard_at=self.attached_at,
+            last_received_at=self.attached_at,
             flight=flight_statistics(CongestionController(Limits(), 0.0)),
         )
         self.peer_address = "192.0.2.1:4711"
