@@ -18,8 +18,8 @@ from tests.server.nodes.test_attach import Door, open_door
 from tests.support.fakes import memory_link
 from tests.support.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.support.pki import authority as pki
-from tunnel_agent.attach.failover import Resumer
-from tunnel_agent.attach.loop import HOPELESS_SECONDS, Attacher
+from tunnel_agent.attach.failover import SessionFailover
+from tunnel_agent.attach.loop import HOPELESS_SECONDS, AttachLoop
 from tunnel_agent.status.state import AgentState
 from tunnel_core.cli.command_line import exit_code_of
 from tunnel_core.config.types import Log, StreamLog
@@ -192,7 +192,7 @@ async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio
         raise Refused(reason)
 
     async with lost_session() as link:
-        resumer = Resumer(
+        resumer = SessionFailover(
             link,
             refuse,
             response_timeout_seconds=10,
@@ -223,7 +223,7 @@ async def test_a_new_session_that_is_refused(reason: Reason, autojump_clock: tri
 
     state = AgentState("edge1", ("a:7001",), clock=trio.current_time)
     with trio.move_on_after(4 * HOPELESS_SECONDS):
-        await Attacher(refuse, state, Counters(), max_wait_seconds=32).run()
+        await AttachLoop(refuse, state, Counters(), max_wait_seconds=32).run()
     assert (tried[1] - tried[0] >= HOPELESS_SECONDS) is (EFFECTS[reason.word].retry == "after_repair")
 
 

@@ -11,7 +11,7 @@ import trio
 
 from certs.bundle import Bundle
 from tunnel_agent.attach.connector import Connector, connector_of
-from tunnel_agent.attach.loop import Attacher
+from tunnel_agent.attach.loop import AttachLoop
 from tunnel_agent.attach.trust_updates import Roots
 from tunnel_agent.certificate.bundle_watcher import HeldBundle
 from tunnel_agent.certificate.renewal_command import renewal_command
@@ -84,12 +84,12 @@ class Agent:
         self.pages = self._make_pages()
         self.serving = self._make_serving()
         self.connector = self._make_connector(bridge)
-        self._attacher = Attacher(
+        self._attacher = AttachLoop(
             self.connector.open_link,
             self.state,
             self.counters,
             max_wait_seconds=installation.config.session.retry_max_seconds,
-            obstacle=self._obstacle,
+            certificate_problem=self._certificate_problem,
         )
         self._renewal = Renewal(self._held, self.state, self._renewal_command, self._take_up)
 
@@ -137,16 +137,16 @@ class Agent:
             self._installation, bridge, self.serving.take, self.state.look, roots.hear, self.cap
         )
 
-    def _obstacle(self) -> tuple[str, bool]:
+    def _certificate_problem(self) -> tuple[str, bool]:
         now = datetime.now(UTC)
-        return self._held.obstacle(now), self._held.has_ended(now)
+        return self._held.certificate_problem(now), self._held.has_ended(now)
 
     def _renewal_command(self) -> list[str]:
         return renewal_command(self._installation.file, self._installation.bundle_file)
 
     def _take_up(self, bundle: Bundle) -> None:
         self.connector.take_up(bundle)
-        self._attacher.hurry()
+        self._attacher.retry_now()
 
     async def start(self) -> None:
         """Starts everything; returns when the ops listener is bound. Raises ``OSError`` if it cannot be."""

@@ -17,7 +17,7 @@ from tests.resume.network import Network
 from tests.support.fakes import memory_link
 from tests.support.fakes.credentials import credential_watch
 from tests.support.pki import authority as pki
-from tunnel_agent.attach.failover import Resumer
+from tunnel_agent.attach.failover import SessionFailover
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import Target
@@ -43,7 +43,7 @@ class Agent:
 
     def __init__(self, site: Site, instance: bytes, boot: bytes) -> None:
         self.link: Session | None = None
-        self.resumer: Resumer | None = None
+        self.resumer: SessionFailover | None = None
         self.offered: Attachment | None = None
         self.ends: list[Reason] = []
         self.attempts = 0
@@ -67,7 +67,7 @@ class Agent:
             self.link = None
             return
         self.link = link
-        self.resumer = Resumer(
+        self.resumer = SessionFailover(
             link,
             self.attach,
             response_timeout_seconds=10,

@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from certs.bundle import Bundle
-from tunnel_agent.attach.failover import Resumer
+from tunnel_agent.attach.failover import SessionFailover
 from tunnel_agent.config import SOFTWARE
 from tunnel_agent.installation import Installation
 from tunnel_agent.network.proxy import Proxy, ProxyError
@@ -49,8 +49,8 @@ twelve; a way that has ended since then must not hold one of the two attempts fo
 class Connector:
     """Makes links to servers for one node.
 
-    ``on_open`` hears of each stream that a server opens; for ``on_look`` see ``Resumer``. Whoever keeps
-    links runs ``route``, so that a changed way is noticed at once.
+    ``on_open`` hears of each stream that a server opens; for ``on_look`` see ``SessionFailover``. Whoever
+    keeps links runs ``route``, so that a changed way is noticed at once.
     """
 
     bridge: Bridge
@@ -73,7 +73,7 @@ class Connector:
     route: RouteWatcher = field(init=False)
     pool: CreditPool = field(init=False)
     send_pool: SendPool = field(init=False)
-    _resumer: Resumer | None = field(init=False, default=None)
+    _resumer: SessionFailover | None = field(init=False, default=None)
     _offered: Attachment | None = field(init=False, default=None)
     _instance: bytes = field(init=False, default_factory=lambda: secrets.token_bytes(16))
     _number: int = field(init=False, default=0)
@@ -104,7 +104,7 @@ class Connector:
         """
         link = self._begin_offered(server) or await self._begin(server)
         attach = functools.partial(self._attempt, server, link)
-        self._resumer = resumer = Resumer(
+        self._resumer = resumer = SessionFailover(
             link,
             attach,
             response_timeout_seconds=self.connect_timeout_seconds,

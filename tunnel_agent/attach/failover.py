@@ -14,7 +14,7 @@ from typing import Protocol
 
 import trio
 
-from tunnel_agent.attach.failover_policy import Abandon, Action, Attempts, Carried, Start
+from tunnel_agent.attach.failover_policy import Abandon, Action, CarrierStatus, FailoverPolicy, Start
 from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.session.attachment import Attachment
 from tunnel_core.session.session import Session
@@ -41,7 +41,7 @@ class Attach(Protocol):
     ) -> Attachment: ...
 
 
-class Resumer:
+class SessionFailover:
     """Runs beside its link, and ends with it.
 
     ``offered``: a server that does not know the session offers a new one with this attempt, which whoever
@@ -66,7 +66,7 @@ class Resumer:
         self._attach = attach
         self._on_look = on_look
         self._on_carried = on_carried
-        self._attempts = Attempts(
+        self._attempts = FailoverPolicy(
             response_timeout_seconds=response_timeout_seconds,
             max_wait_seconds=max_wait_seconds,
             attempt_seconds=attempt_seconds,
@@ -131,9 +131,9 @@ class Resumer:
             self._attempts.due, trio.current_time() + self._link.statistics().response_timeout_seconds / 4
         )
 
-    def _carried(self) -> Carried:
+    def _carried(self) -> CarrierStatus:
         now = self._link.statistics()
-        return Carried(
+        return CarrierStatus(
             self._link.lost is not None,
             now.is_silent,
             now.last_received_at,

@@ -11,7 +11,7 @@
 3. Later one at a time, with full jitter and a cap: the network is away, or the server, and
    a fleet must not come back in one instant.
 4. Make before break. An attempt that was welcomed is used only if the old carrier is gone, or brought
-   nothing since the attempt began, or *drowns*: something that was late before the attempt began still
+   nothing since the attempt began, or *is backlogged*: something that was late before the attempt began still
    is. A new connection takes five round trips through whatever queue the network has; so the old one's
    is its own, such as megabytes that TCP took in at the speed of a network that was left. Otherwise it
    is dropped: the old one is alive, however slow. A drowning one is left once in a while only, since
@@ -66,7 +66,7 @@ Action: TypeAlias = Start | Abandon
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class CarrierStatus:
     """How the session stands.
 
     ``last_received_at``: when its carrier last brought anything; -inf without one. ``answer_seconds``: how
@@ -87,7 +87,7 @@ class _UnderWay:
     connected: bool = False
 
 
-class Attempts:
+class FailoverPolicy:
     """The attempts of one session. Call ``poll`` when ``due`` says so, and whenever something happened.
 
     ``attempt_seconds``: between two of them while the trouble is young, in the mean.
@@ -142,7 +142,7 @@ class Attempts:
         """Whether the attempt that was welcomed last is for a carrier that had no fault but its age."""
         return self._is_fresh
 
-    def poll(self, now: float, carried: Carried, chance: float) -> list[Action]:
+    def poll(self, now: float, carried: CarrierStatus, chance: float) -> list[Action]:
         """What is to be done now. ``chance`` is a random number from 0 to 1."""
         changed, self._route_changed = self._route_changed and now >= self._route_at + _ROUTE_SECONDS, False
         if changed:
@@ -163,7 +163,7 @@ class Attempts:
             return []
         return self._start(now, carried, chance)
 
-    def _try_beside(self, now: float, carried: Carried, chance: float) -> list[Action]:
+    def _try_beside(self, now: float, carried: CarrierStatus, chance: float) -> list[Action]:
         """Something is late, though other things are heard."""
         self._note_trouble(now, carried)
         self._awaits_one = True
@@ -172,7 +172,7 @@ class Attempts:
         self._beside_at = now + _DROWNING_SECONDS
         return self._start(now, carried, chance)
 
-    def _note_trouble(self, now: float, carried: Carried) -> None:
+    def _note_trouble(self, now: float, carried: CarrierStatus) -> None:
         if not self._in_trouble:
             self._in_trouble = True
             if self._began_at is None or now >= self._calm_since + CALM_SECONDS:
@@ -193,7 +193,7 @@ class Attempts:
     def _is_young(self, now: float) -> bool:
         return self._began_at is None or now < self._began_at + QUICK_SECONDS
 
-    def _start(self, now: float, carried: Carried, chance: float) -> list[Action]:
+    def _start(self, now: float, carried: CarrierStatus, chance: float) -> list[Action]:
         self._schedule(now, carried, chance)
         replaced = self._abandon(self._waiting[-1:]) if len(self._under_way) >= _AT_ONCE else []
         if len(self._under_way) >= _AT_ONCE:
@@ -208,7 +208,7 @@ class Attempts:
         """Those that are not connected, oldest first."""
         return [number for number, one in self._under_way.items() if not one.connected]
 
-    def _schedule(self, now: float, carried: Carried, chance: float) -> None:
+    def _schedule(self, now: float, carried: CarrierStatus, chance: float) -> None:
         """Sets when the next one is due."""
         if self._is_young(now):
             stretched = min(carried.answer_seconds, self._patience / _AT_ONCE)
@@ -223,7 +223,7 @@ class Attempts:
         if self._bound == number:
             self._bound = None
 
-    def connected(self, number: int, carried: Carried) -> bool:
+    def connected(self, number: int, carried: CarrierStatus) -> bool:
         """An attempt reached the server: whether it is bound, and its hello says so."""
         one = self._under_way.get(number)
         if one is None:
@@ -234,7 +234,7 @@ class Attempts:
         self._bound = number
         return True
 
-    def welcomed(self, number: int, carried: Carried) -> bool:
+    def welcomed(self, number: int, carried: CarrierStatus) -> bool:
         """Whether this attempt is to be used. If so all others are to be abandoned, and if not it is."""
         one = self._under_way.pop(number, None)
         if one is None:
@@ -242,9 +242,9 @@ class Attempts:
         self._is_fresh = self._refresh_at < math.inf and number >= self._first_fresh
         return number == self._bound or self._is_fresh or self._is_better(one, carried)
 
-    def _is_better(self, one: _UnderWay, carried: Carried) -> bool:
-        drowns = carried.late_since < one.began and one.began > self._moved_at + _DROWNING_SECONDS
-        return carried.lost or carried.last_received_at < one.began or drowns
+    def _is_better(self, one: _UnderWay, carried: CarrierStatus) -> bool:
+        is_backlogged = carried.late_since < one.began and one.began > self._moved_at + _DROWNING_SECONDS
+        return carried.lost or carried.last_received_at < one.began or is_backlogged
 
     def moved(self, now: float) -> list[Action]:
         """The session goes on over a new carrier."""

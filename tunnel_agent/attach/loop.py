@@ -13,7 +13,7 @@
 5. A server that does not know the session any more has been restarted, and offered another one when the
    agent came to resume: that is taken at once. The fleet is spread already, as its attempts were.
 6. A certificate that has ended or was revoked is of no use until somebody acts: five minutes from try to
-   try, each with one line that says what to do. ``hurry`` ends such a wait when there is another.
+   try, each with one line that says what to do. ``retry_now`` ends such a wait when there is another.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ class AttachFailed(Exception):  # noqa: N818 - named by what happened
         self.wait_seconds = wait_seconds
 
 
-class Attacher:
+class AttachLoop:
     """The attach loop of one agent. ``state`` tells the rest of the program where it stands.
 
-    ``obstacle`` says what is wrong with the certificate, and whether for good: empty if nothing is.
+    ``certificate_problem`` says what is wrong with the certificate, and whether for good: empty if it is
+    good.
     """
 
     def __init__(
@@ -72,13 +73,13 @@ class Attacher:
         counters: Counters,
         *,
         max_wait_seconds: float,
-        obstacle: Callable[[], tuple[str, bool]] = lambda: ("", False),
+        certificate_problem: Callable[[], tuple[str, bool]] = lambda: ("", False),
     ) -> None:
         self._open_link = open_link
         self._state = state
         self._counters = counters
         self._max_wait = max_wait_seconds
-        self._obstacle = obstacle
+        self._certificate_problem = certificate_problem
         self._nap = trio.CancelScope()
         self._jitter = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=max_wait_seconds)
 
@@ -107,7 +108,7 @@ class Attacher:
         with trio.CancelScope() as self._nap:
             await trio.sleep(seconds)
 
-    def hurry(self) -> None:
+    def retry_now(self) -> None:
         """Another certificate is there: whoever waits tries at once."""
         self._nap.cancel()
 
@@ -137,7 +138,7 @@ class Attacher:
 
     def _note_failure(self, server: str, error: Refused) -> None:
         """One line; raises ``AttachFailed`` if no other server needs to be asked."""
-        sentence, for_good = self._obstacle()
+        sentence, for_good = self._certificate_problem()
         what = f"cannot attach to {server}: {error.detail}"
         reason = Reason.CERTIFICATE_EXPIRED if for_good else error.reason
         if error.reason.retry is Retry.AFTER_REPAIR and not sentence:

@@ -49,7 +49,7 @@ class HeldBundle:
     def has_ended(self, now: datetime) -> bool:
         return self.life is not None and now >= self.life.ends
 
-    def obstacle(self, now: datetime) -> str:
+    def certificate_problem(self, now: datetime) -> str:
         """Why no server can accept the certificate, by this machine's clock; empty if nothing is wrong."""
         life, clock = self.life, f"this machine's clock says {as_minute(now)}"
         if life is None:

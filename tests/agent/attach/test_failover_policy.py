@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel_agent.attach.failover_policy import Abandon, Attempts, Carried, Start
+from tunnel_agent.attach.failover_policy import Abandon, CarrierStatus, FailoverPolicy, Start
 
-WELL = Carried(lost=False, quiet=False, last_received_at=0.0, answer_seconds=1.0)
-QUIET = Carried(lost=False, quiet=True, last_received_at=0.0, answer_seconds=1.0)
-LOST = Carried(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=1.0)
-
-
-def attempts() -> Attempts:
-    return Attempts(response_timeout_seconds=10, max_wait_seconds=30)
+WELL = CarrierStatus(lost=False, quiet=False, last_received_at=0.0, answer_seconds=1.0)
+QUIET = CarrierStatus(lost=False, quiet=True, last_received_at=0.0, answer_seconds=1.0)
+LOST = CarrierStatus(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=1.0)
 
 
-def starts(machine: Attempts, carried: Carried, until: float, chance: float = 0.5) -> list[float]:
+def attempts() -> FailoverPolicy:
+    return FailoverPolicy(response_timeout_seconds=10, max_wait_seconds=30)
+
+
+def starts(machine: FailoverPolicy, carried: CarrierStatus, until: float, chance: float = 0.5) -> list[float]:
     """When attempts start if all of them hang until they are abandoned."""
     times, now = [], 100.0
     while now < until:
@@ -90,13 +90,13 @@ def test_a_bound_attempt_is_used_whatever_was_heard() -> None:
 
 
 def test_attempts_at_a_far_server_live_longer() -> None:
-    far = Carried(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=4 * 0.7)
+    far = CarrierStatus(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=4 * 0.7)
     gap = 4 * 0.7
     assert starts(attempts(), far, 103, chance=0) == pytest.approx([100, 100 + gap], abs=0.02)
 
 
 def test_a_pong_that_sat_out_an_outage_does_not_keep_the_agent_from_trying() -> None:
-    lost = Carried(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=240)
+    lost = CarrierStatus(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=240)
     assert starts(attempts(), lost, 130, chance=1) == [100, 110, 120]
 
 
@@ -126,14 +126,14 @@ def test_old_trouble_is_tried_one_at_a_time_with_growing_waits() -> None:
 def test_an_attempt_is_used_only_if_the_old_carrier_brought_nothing_since() -> None:
     machine = attempts()
     machine.poll(100, QUIET, 0)
-    assert not machine.welcomed(1, Carried(False, True, 100.2, 1.0))
+    assert not machine.welcomed(1, CarrierStatus(False, True, 100.2, 1.0))
     machine.poll(101, QUIET, 0)
-    assert machine.welcomed(2, Carried(False, True, 99.0, 1.0))
+    assert machine.welcomed(2, CarrierStatus(False, True, 99.0, 1.0))
 
 
-def drowning(late_since: float) -> Carried:
+def drowning(late_since: float) -> CarrierStatus:
     """It brings something all the time, but nothing tells of what was sent then."""
-    return Carried(False, False, last_received_at=1e9, answer_seconds=1.0, late_since=late_since)
+    return CarrierStatus(False, False, last_received_at=1e9, answer_seconds=1.0, late_since=late_since)
 
 
 def test_an_attempt_that_was_quicker_than_an_answer_of_the_old_carrier_is_used() -> None:
@@ -244,8 +244,8 @@ def test_a_refresh_moves_a_session_that_is_well() -> None:
     assert machine.poll(101, WELL, 0) == [] and machine.due == math.inf
 
 
-def heard(at: float) -> Carried:
-    return Carried(lost=False, quiet=False, last_received_at=at, answer_seconds=0.2)
+def heard(at: float) -> CarrierStatus:
+    return CarrierStatus(lost=False, quiet=False, last_received_at=at, answer_seconds=0.2)
 
 
 def test_a_refresh_that_fails_is_tried_again_ever_rarer() -> None:
@@ -274,7 +274,9 @@ STANDS = st.sampled_from([WELL, QUIET, LOST, drowning(99)])
 
 
 @given(st.lists(st.tuples(STANDS, st.floats(0, 40), st.floats(0, 1), st.booleans()), max_size=60))
-def test_whoever_polls_when_it_is_due_never_spins(steps: list[tuple[Carried, float, float, bool]]) -> None:
+def test_whoever_polls_when_it_is_due_never_spins(
+    steps: list[tuple[CarrierStatus, float, float, bool]],
+) -> None:
     machine, now = attempts(), 100.0
     under_way: set[int] = set()
     for carried, waits, chance, one_fails in steps:
@@ -293,6 +295,6 @@ def test_whoever_polls_when_it_is_due_never_spins(steps: list[tuple[Carried, flo
 
 
 def test_on_a_metered_link_attempts_are_rarer() -> None:
-    machine = Attempts(response_timeout_seconds=10, max_wait_seconds=30, attempt_seconds=4.5)
+    machine = FailoverPolicy(response_timeout_seconds=10, max_wait_seconds=30, attempt_seconds=4.5)
     assert machine.poll(100, LOST, 0.5) == [Start(1, 10)]
     assert machine.due == 104.5

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.support.fakes import memory_link
-from tunnel_agent.attach.loop import Attacher
+from tunnel_agent.attach.loop import AttachLoop
 from tunnel_agent.status.state import AgentState, OpenStream, Phase
 from tunnel_core.limits import Limits
 from tunnel_core.mux.stream_state import StreamState
@@ -100,7 +100,7 @@ def state_of(*names: str) -> AgentState:
 
 async def attach_until_it_stays(servers: Servers, state: AgentState) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Attacher(servers.open_link, state, Counters(), max_wait_seconds=CAP).run)
+        nursery.start_soon(AttachLoop(servers.open_link, state, Counters(), max_wait_seconds=CAP).run)
         await servers.attached.wait()
         await trio.testing.wait_all_tasks_blocked()
         assert state.phase is Phase.IN_SESSION
@@ -202,7 +202,7 @@ async def test_the_state_says_when_the_next_attempt_is(
 ) -> None:
     servers, state = Servers(REFUSED), state_of()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Attacher(servers.open_link, state, Counters(), max_wait_seconds=CAP).run)
+        nursery.start_soon(AttachLoop(servers.open_link, state, Counters(), max_wait_seconds=CAP).run)
         await trio.sleep(0.5)
         assert state.phase is Phase.WAITING
         assert state.next_attempt_at - trio.current_time() == pytest.approx(0.5)
@@ -213,7 +213,7 @@ ENDED = "the certificate of node edge1 ended on 2026-01-01"
 
 
 @pytest.mark.parametrize(
-    ("answer", "obstacle", "reason", "cure"),
+    ("answer", "certificate_problem", "reason", "cure"),
     [
         (REFUSED, ENDED, "certificate_expired", ENDED),
         (Refused(Reason.REVOKED, "the name was revoked"), "", "revoked", "join again with a new token"),
@@ -223,18 +223,18 @@ async def test_who_cannot_come_back_by_itself_tries_every_five_minutes_with_one_
     autojump_clock: trio.testing.MockClock,
     caplog: pytest.LogCaptureFixture,
     answer: Refused,
-    obstacle: str,
+    certificate_problem: str,
     reason: str,
     cure: str,
 ) -> None:
     caplog.set_level("INFO")
     servers = Servers(*[answer] * 4)
-    attacher = Attacher(
+    attacher = AttachLoop(
         servers.open_link,
         state_of("a:1", "b:1"),
         Counters(),
         max_wait_seconds=CAP,
-        obstacle=lambda: (obstacle, bool(obstacle)),
+        certificate_problem=lambda: (certificate_problem, bool(certificate_problem)),
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(attacher.run)
@@ -249,11 +249,11 @@ async def test_who_cannot_come_back_by_itself_tries_every_five_minutes_with_one_
 
 async def test_another_certificate_ends_the_wait(autojump_clock: trio.testing.MockClock) -> None:
     servers = Servers(Refused(Reason.REVOKED, "the name was revoked"))
-    attacher = Attacher(servers.open_link, state_of(), Counters(), max_wait_seconds=CAP)
+    attacher = AttachLoop(servers.open_link, state_of(), Counters(), max_wait_seconds=CAP)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(attacher.run)
         await trio.sleep(7)
-        attacher.hurry()
+        attacher.retry_now()
         await servers.attached.wait()
         nursery.cancel_scope.cancel()
     assert servers.gaps() == [7]
@@ -273,12 +273,12 @@ async def test_a_clock_that_is_behind_is_named_and_tried_again_as_ever(
     autojump_clock: trio.testing.MockClock, longest_waits: None
 ) -> None:
     servers, state = Servers(REFUSED, REFUSED), state_of()
-    attacher = Attacher(
+    attacher = AttachLoop(
         servers.open_link,
         state,
         Counters(),
         max_wait_seconds=CAP,
-        obstacle=lambda: ("this machine's clock says 1970", False),
+        certificate_problem=lambda: ("this machine's clock says 1970", False),
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(attacher.run)

@@ -147,10 +147,10 @@ def test_another_file_is_taken_up_and_what_cannot_be_used_is_said_once(
 
 def test_what_stands_against_a_certificate_is_said_with_the_clock(tmp_path: Path) -> None:
     bundle, now = held(tmp_path), datetime.datetime.now(datetime.UTC)
-    assert bundle.obstacle(now) == ""
-    ended = bundle.obstacle(now + datetime.timedelta(days=1))
+    assert bundle.certificate_problem(now) == ""
+    ended = bundle.certificate_problem(now + datetime.timedelta(days=1))
     assert "ended on" in ended and "clock says" in ended and "qanat-agent join SERVER --again" in ended
-    assert "begins on" in bundle.obstacle(now - datetime.timedelta(days=1))
+    assert "begins on" in bundle.certificate_problem(now - datetime.timedelta(days=1))
 
 
 # The loop. What it starts is a program of ours that does what the real one does to the file.
