@@ -32,7 +32,7 @@ from tunnel_core.runtime.ending import ending_signals
 from tunnel_core.runtime.fd_limits import raise_descriptor_limit
 from tunnel_core.session.memory_pressure import relieve_pressure
 from tunnel_core.session.statistics import SessionStatistics
-from tunnel_core.telemetry.batched_logs import hold_lines
+from tunnel_core.telemetry.batched_logs import start_log_batching
 from tunnel_core.telemetry.counters import CapSample, Counters, Snapshot
 from tunnel_core.telemetry.logs import log_event
 from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, OpsServer, serve_ops
@@ -51,7 +51,7 @@ async def run_agent(installation: Installation) -> None:
 
     Raises ``OSError`` if the ops listener cannot be bound.
     """
-    hold_lines()
+    start_log_batching()
     failure: OSError | None = None
     with trio.open_signal_receiver(*ending_signals()) as signals:
         async with open_bridge() as bridge, trio.open_nursery() as nursery:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tunnel_agent.defaults import OPS_LISTEN
-from tunnel_core.runtime.startup import maybe_health, obey_sigterm, prepare_process
+from tunnel_core.runtime.startup import exit_on_sigterm, maybe_health, prepare_process
 
 
 def entry_point() -> None:
@@ -15,7 +15,7 @@ def entry_point() -> None:
     code = maybe_health(config_file, OPS_LISTEN)
     if code is not None:
         sys.exit(code)
-    obey_sigterm()
+    exit_on_sigterm()
     from tunnel_agent.main import main
 
     main(prog_name="qanat-agent")

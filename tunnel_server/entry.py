@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tunnel_core.runtime.startup import maybe_health, obey_sigterm, prepare_process
+from tunnel_core.runtime.startup import exit_on_sigterm, maybe_health, prepare_process
 from tunnel_server.defaults import OPS_LISTEN
 
 
@@ -15,7 +15,7 @@ def entry_point() -> None:
     code = maybe_health(config_file, OPS_LISTEN)
     if code is not None:
         sys.exit(code)
-    obey_sigterm()
+    exit_on_sigterm()
     from tunnel_server import main
 
     main.entry_point()

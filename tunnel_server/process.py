@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import trio
 
 from tunnel_core.runtime.ending import has_terminal
-from tunnel_core.telemetry.batched_logs import hold_lines
+from tunnel_core.telemetry.batched_logs import start_log_batching
 from tunnel_server.app import CannotStart, Server, open_server
 from tunnel_server.config import ServerConfig
 from tunnel_server.entrances.open_listeners import Addresses
@@ -28,7 +28,7 @@ async def run_server(config: ServerConfig, on_ready: Callable[[Addresses], None]
     Returns whether it drained, False if a second signal cut that short. Raises ``CannotStart``, with
     nothing left open. Any other exception is a fault of ours that ended the server.
     """
-    hold_lines()
+    start_log_batching()
     failure: CannotStart | None = None
     drained = False
     async with trio.open_nursery() as nursery:

@@ -19,7 +19,7 @@ from tunnel_agent.status.client import fetch_status
 from tunnel_core.cli.command_line import CommandError, ExitCode, printable
 from tunnel_core.config.loader import ConfigError
 from tunnel_core.config.types import Ops
-from tunnel_core.runtime.memory_tuning import keep_memory
+from tunnel_core.runtime.memory_tuning import tune_memory
 from tunnel_core.streams.sockets import why_not_listening
 from tunnel_core.telemetry import logs
 from tunnel_core.telemetry.queued_output import queue_standard_error
@@ -43,7 +43,7 @@ def command(config: Path | None, bundle: Path | None) -> None:
     """
     _maybe_join(config, bundle)
     installation = installation_of(config, bundle)
-    keep_memory()
+    tune_memory()
     queue_standard_error()
     logs.setup(installation.config.log.level, installation.config.log.format)
     try:

@@ -22,7 +22,7 @@ _MAPPED_BYTES = 4 * MIB
 _YOUNG_OBJECTS, _YOUNG_ROUNDS, _OLD_ROUNDS = 1_000, 5, 400
 
 
-def keep_memory() -> None:
+def tune_memory() -> None:
     """Tunes malloc, where it is glibc's, and the collector of this process."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

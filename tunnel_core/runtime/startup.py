@@ -90,7 +90,7 @@ def maybe_health(find_file: Callable[[], Path], default: str) -> int | None:
     return code
 
 
-def obey_sigterm() -> None:
+def exit_on_sigterm() -> None:
     """Lets SIGTERM end process 1 of a container before its own handler stands.
 
     The kernel spares process 1 the signals that it has no handler for, so a container that is stopped

@@ -23,7 +23,7 @@ _MOST_LINES = 256
 """So many are written however young they are."""
 
 
-def hold_lines() -> None:
+def start_log_batching() -> None:
     """From now to the end of this ``trio.run`` the root logger's lines are written in batches."""
     trio.lowlevel.spawn_system_task(_Batches(logging.getLogger()).write_now_and_then)
 

@@ -12,7 +12,7 @@ import trio
 
 from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.config import paths
-from tunnel_core.runtime.memory_tuning import keep_memory
+from tunnel_core.runtime.memory_tuning import tune_memory
 from tunnel_core.telemetry import logs
 from tunnel_core.telemetry.logs import log_event
 from tunnel_core.telemetry.queued_output import queue_standard_error
@@ -41,7 +41,7 @@ def command(config: Path | None) -> None:
     path = config or paths.server_config_file()
     made = install_if_told(os.environ, path)
     loaded = load_config(config)
-    keep_memory()
+    tune_memory()
     queue_standard_error()
     logs.setup(loaded.log.level, loaded.log.format)
     if made is not None:

@@ -7,8 +7,8 @@ import sys
 
 PROGRAM = """
 import gc, resource
-from tunnel_core.runtime.memory_tuning import keep_memory
-keep_memory()
+from tunnel_core.runtime.memory_tuning import tune_memory
+tune_memory()
 def move(): return [b"".join([b"x" * (512 << 10)] * 2) for _ in range(4)]
 move()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from tunnel_core.config.types import LogFormat, LogLevel
 from tunnel_core.telemetry import logs
-from tunnel_core.telemetry.batched_logs import hold_lines
+from tunnel_core.telemetry.batched_logs import start_log_batching
 
 log = logging.getLogger("qanat.test")
 INFO, WARNING = logging.INFO, logging.WARNING
@@ -36,7 +36,7 @@ def run(*steps: object) -> list[str]:
         return " ".join(line.split()[-1] for line in output.getvalue().splitlines())
 
     async def main() -> None:
-        hold_lines()
+        start_log_batching()
         for number, step in enumerate(steps):
             if isinstance(step, float):
                 await trio.sleep(step)
@@ -92,7 +92,7 @@ def test_a_crash_writes_its_lines_first() -> None:
     logs.setup(LogLevel.INFO, LogFormat.TEXT, output)
 
     async def main() -> None:
-        hold_lines()
+        start_log_batching()
         await fail()
 
     with pytest.raises(ValueError, match="a fault"):
