@@ -36,14 +36,14 @@ class Phase(enum.Enum):
     SWITCHED = "switched"
 
 
-class Step(enum.Enum):
+class RotationStep(enum.Enum):
     ADD = "add"
     SWITCH = "switch"
     RETIRE = "retire"
     ISSUING = "issuing"
 
 
-NEXT = {Phase.STEADY: Step.ADD, Phase.ADDED: Step.SWITCH, Phase.SWITCHED: Step.RETIRE}
+NEXT = {Phase.STEADY: RotationStep.ADD, Phase.ADDED: RotationStep.SWITCH, Phase.SWITCHED: RotationStep.RETIRE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,9 @@ class Rotation:
         others = (one for one in self.generations if one is not self.signer)
         return (self.signer, *others)
 
-    def require(self, step: Step) -> None:
+    def require(self, step: RotationStep) -> None:
         """Raises ``Refused`` unless ``step`` is what comes next."""
-        if step is NEXT[self.phase] or (step is Step.ISSUING and self.phase is Phase.STEADY):
+        if step is NEXT[self.phase] or (step is RotationStep.ISSUING and self.phase is Phase.STEADY):
             return
         raise Refused(
             Reason.ROTATION_REFUSED,
@@ -111,43 +111,43 @@ class Rotation:
         )
 
     def add(self, new: Generation) -> Rotation:
-        self.require(Step.ADD)
+        self.require(RotationStep.ADD)
         return replace(self, generations=(*self.generations, new))
 
     def switch(self) -> Rotation:
-        self.require(Step.SWITCH)
+        self.require(RotationStep.SWITCH)
         return replace(self, signing=1)
 
     def retire(self) -> Rotation:
-        self.require(Step.RETIRE)
+        self.require(RotationStep.RETIRE)
         old, new = self.generations
         return Rotation((new,), past=(*self.past, old.folder))
 
     def replace_issuing(self, new: Generation) -> Rotation:
         """``new`` has the same root and another issuing certificate."""
-        self.require(Step.ISSUING)
+        self.require(RotationStep.ISSUING)
         if new.pin != self.signer.pin:
             raise ValueError("another root is a rotation of its own")
         return Rotation((new,), past=(*self.past, self.signer.folder))
 
-    def cut_by(self, step: Step, alive: Iterable[Alive]) -> list[Alive]:
+    def cut_by(self, step: RotationStep, alive: Iterable[Alive]) -> list[Alive]:
         """Whom a step would cut off. A server's own certificate is made anew by the switch."""
         self.require(step)
-        if step is Step.SWITCH:
+        if step is RotationStep.SWITCH:
             added = self.generations[1].added
             return [one for one in alive if one.issued < added and one.role is not Role.SERVER]
-        if step is Step.RETIRE:
+        if step is RotationStep.RETIRE:
             return [one for one in alive if one.root_pin == self.generations[0].pin]
         return []
 
 
-def require_nobody_cut(step: Step, cut: list[Alive]) -> None:
+def require_nobody_cut(step: RotationStep, cut: list[Alive]) -> None:
     """Raises ``Refused`` naming some of those who would be cut off."""
     if not cut:
         return
     named = ", ".join(dict.fromkeys(map(str, cut[:_MOST_NAMED])))
     more = f" and {len(cut) - _MOST_NAMED} more" if len(cut) > _MOST_NAMED else ""
-    if step is Step.SWITCH:
+    if step is RotationStep.SWITCH:
         before = "certificate is" if len(cut) == 1 else "certificates are"
         why = f"{len(cut)} {before} from before the new root, so a holder may not trust it yet"
     else:

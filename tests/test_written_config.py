@@ -12,7 +12,7 @@ import pytest
 from tests.test_docs import keys_of
 from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.join.config_text import config_text as agent_text
-from tunnel_agent.join.request import NewService, Wish
+from tunnel_agent.join.request import JoinRequest, NewService
 from tunnel_core.config.loader import Source, parse
 from tunnel_core.config.toml_lines import key_lines
 from tunnel_server.commands.config_text import Ports
@@ -23,9 +23,9 @@ DATA = Path("/srv/qanat")
 SERVICE = NewService("db", "db.local:5432", Protocol.TCP)
 WRITTEN: dict[str, tuple[str, type[Any]]] = {
     "server.toml": (server_text("qanat.internal", DATA, Ports()), ServerConfig),
-    "agent.toml": (agent_text(Wish("a:1", "edge1"), "/etc/qanat/node.pem"), AgentConfig),
+    "agent.toml": (agent_text(JoinRequest("a:1", "edge1"), "/etc/qanat/node.pem"), AgentConfig),
     "agent.toml with a service": (
-        agent_text(Wish("a:1", "edge1", (SERVICE,), ("localhost:22",)), "/etc/qanat/node.pem"),
+        agent_text(JoinRequest("a:1", "edge1", (SERVICE,), ("localhost:22",)), "/etc/qanat/node.pem"),
         AgentConfig,
     ),
 }

@@ -47,11 +47,11 @@ class StepFailed(Exception):  # noqa: N818 - named by what happened
         return Finding(step, Verdict.FAIL, self.detail, self.fix, self.reason)
 
 
-Step: TypeAlias = tuple[str, Callable[[], Awaitable[str]]]
+CheckStep: TypeAlias = tuple[str, Callable[[], Awaitable[str]]]
 """A step's name, and what does it: returns what it found, or raises ``StepFailed``."""
 
 
-async def take_steps(steps: Sequence[Step], report: Report) -> bool:
+async def take_steps(steps: Sequence[CheckStep], report: Report) -> bool:
     """Takes the steps in order up to the first that fails, as each needs the one before it."""
     for name, step in steps:
         try:

@@ -13,7 +13,7 @@ import attrs
 
 from tunnel_agent.defaults import OPS_LISTEN
 from tunnel_agent.network.proxy import ProxyError, parse_proxy
-from tunnel_agent.targets.policy import Entry, parse_entry
+from tunnel_agent.targets.policy import AllowEntry, parse_entry
 from tunnel_core.config.types import (
     BadValue,
     Log,
@@ -107,7 +107,7 @@ def _proxy_url(value: object) -> ProxyUrl:
     return ProxyUrl(value)
 
 
-def _entry(value: object) -> Entry:
+def _entry(value: object) -> AllowEntry:
     try:
         return parse_entry(parse_text(value))
     except ValueError as error:
@@ -118,7 +118,7 @@ def _entry(value: object) -> Entry:
 class AgentConfig:
     """All of it. Made by ``tunnel_core.config.loader.load(path, AgentConfig)``."""
 
-    parsers: ClassVar[Parsers] = {Entry: _entry, ProxyUrl: _proxy_url}
+    parsers: ClassVar[Parsers] = {AllowEntry: _entry, ProxyUrl: _proxy_url}
 
     bundle_file: Path
     ops: Ops
@@ -128,7 +128,7 @@ class AgentConfig:
     """``http://user:password@host:port``; empty: from the environment."""
     proxy_password_file: Path | None = None
     no_proxy: tuple[str, ...] = ()
-    allow: tuple[Entry, ...] = ()
+    allow: tuple[AllowEntry, ...] = ()
     dial_timeout_seconds: Seconds = Seconds(10.0)
     drain_seconds: Seconds = Seconds(8.0)
     service: tuple[Service, ...] = ()

@@ -8,7 +8,7 @@ import trio
 
 from tunnel_client.dial import Dialer, PacedDialer, ServerUnreachable
 from tunnel_client.failure_lines import FailureLines, Report
-from tunnel_client.tunnel import Wish, open_tunnel
+from tunnel_client.tunnel import TunnelRequest, open_tunnel
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import relay
 from tunnel_core.streams.sockets import SocketStream
@@ -45,7 +45,7 @@ async def listen(host: str, port: int) -> trio.SocketListener:
 async def forward(
     listener: trio.SocketListener,
     dialer: Dialer,
-    wish: Wish,
+    wish: TunnelRequest,
     report: Report,
     max_connections: int = MAX_CONNECTIONS,
 ) -> None:
@@ -76,7 +76,7 @@ async def forward(
         await trio.serve_listeners(serve, [listener])
 
 
-async def forward_one(local: SocketStream, dialer: Dialer, wish: Wish, lines: FailureLines) -> None:
+async def forward_one(local: SocketStream, dialer: Dialer, wish: TunnelRequest, lines: FailureLines) -> None:
     """One connection from its accept to its end."""
     try:
         async with open_tunnel(dialer, wish) as tunnel:

@@ -25,14 +25,14 @@ _ANY_PORT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class TunnelRequest:
     """Where a user wants to go: a node by name or alias, and what its agent is to dial."""
 
     node: str
     target: Target
 
     @classmethod
-    def parse(cls, node: str, target: str) -> Wish:
+    def parse(cls, node: str, target: str) -> TunnelRequest:
         """Reads what people type; a bare port means that port on the node itself. Raises ``ValueError``."""
         if not is_node_name(node):
             raise ValueError(why_no_name(Role.NODE, node))
@@ -57,7 +57,7 @@ class Tunnel:
 
 
 @asynccontextmanager
-async def open_tunnel(dialer: Dialer, wish: Wish) -> AsyncIterator[Tunnel]:
+async def open_tunnel(dialer: Dialer, wish: TunnelRequest) -> AsyncIterator[Tunnel]:
     """A tunnel, aborted on the way out unless it was closed. Raises ``Refused`` or ``ServerUnreachable``."""
     stream = await dialer.dial()
     try:
@@ -67,7 +67,7 @@ async def open_tunnel(dialer: Dialer, wish: Wish) -> AsyncIterator[Tunnel]:
         await trio.aclose_forcefully(stream)
 
 
-async def _connect(stream: trio.abc.HalfCloseableStream, name: str, wish: Wish) -> bytes:
+async def _connect(stream: trio.abc.HalfCloseableStream, name: str, wish: TunnelRequest) -> bytes:
     connection = HttpClientConnection(stream, peer=name)
     try:
         with trio.fail_after(_ANSWER_SECONDS):
@@ -78,7 +78,7 @@ async def _connect(stream: trio.abc.HalfCloseableStream, name: str, wish: Wish) 
         raise broken_off(name, error) from None
 
 
-async def _request(connection: HttpClientConnection, name: str, wish: Wish) -> bytes:
+async def _request(connection: HttpClientConnection, name: str, wish: TunnelRequest) -> bytes:
     # With the target in a header the authority can only mean a node, never a service of a shorter name.
     # The header is UTF-8: the path of a unix socket may have other than ASCII letters.
     fields = [("host", wish.authority), ("qanat-target", str(wish.target)), ACCEPT_JSON]

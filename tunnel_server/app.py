@@ -26,7 +26,7 @@ from tunnel_server.config import ServerConfig, session_limits
 from tunnel_server.entrances.agents import ALPN
 from tunnel_server.entrances.open_listeners import Addresses, OpenListeners, claim_descriptors
 from tunnel_server.entrances.startup import Entrances
-from tunnel_server.events.event_log import Kind
+from tunnel_server.events.event_log import EventKind
 from tunnel_server.events.subscribers import Followers
 from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.nodes.attach import Attachments, AttachSettings
@@ -158,9 +158,9 @@ class Server:
                 raise CannotStart(str(error)) from error
             self._nursery.start_soon(self._own_certificate.keep)
             self._readiness.note_started()
-            self.nodes.events.add(Kind.SERVER_STARTED, "", "", detail=await how_it_started(self._store))
+            self.nodes.events.add(EventKind.SERVER_STARTED, "", "", detail=await how_it_started(self._store))
             yield {**self._listeners.addresses(), "ops": ops}
-            self.nodes.events.add(Kind.SERVER_STOPPED, "", "")
+            self.nodes.events.add(EventKind.SERVER_STOPPED, "", "")
 
     def _start_tasks(self) -> None:
         limits, send_pool = self._attachments.limits, self._attachments.send_pool

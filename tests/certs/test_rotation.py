@@ -25,7 +25,7 @@ from certs.authority_folder import (
 )
 from certs.bundle import split_pem
 from certs.ca import AuthorityError, create_authority, create_issuing
-from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, Step, require_nobody_cut
+from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, RotationStep, require_nobody_cut
 from certs.x509 import describe, is_signed_by, pin_of
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
@@ -51,9 +51,9 @@ def test_a_whole_rotation() -> None:
     assert STEADY.replace_issuing(Generation("2", "aa", THEN)).past == (".",)
 
 
-@given(st.sampled_from([STEADY, ADDED, SWITCHED]), st.sampled_from(Step))
-def test_only_the_next_step_is_allowed(rotation: Rotation, step: Step) -> None:
-    if step is NEXT[rotation.phase] or (step is Step.ISSUING and rotation.phase is Phase.STEADY):
+@given(st.sampled_from([STEADY, ADDED, SWITCHED]), st.sampled_from(RotationStep))
+def test_only_the_next_step_is_allowed(rotation: Rotation, step: RotationStep) -> None:
+    if step is NEXT[rotation.phase] or (step is RotationStep.ISSUING and rotation.phase is Phase.STEADY):
         rotation.require(step)
         return
     with pytest.raises(Refused) as caught:
@@ -65,18 +65,18 @@ def test_only_the_next_step_is_allowed(rotation: Rotation, step: Step) -> None:
 def test_a_switch_cuts_off_who_has_not_got_the_new_root() -> None:
     old, new = alive("shop-7", "aa", 9), alive("shop-8", "aa", 10)
     server = alive("main", "aa", 0, Role.SERVER)
-    assert ADDED.cut_by(Step.SWITCH, [old, new, server]) == [old]
+    assert ADDED.cut_by(RotationStep.SWITCH, [old, new, server]) == [old]
 
 
 def test_a_retirement_cuts_off_who_leads_to_the_old_root() -> None:
     old, new, server = alive("a", "aa", 11), alive("b", "bb", 12), alive("main", "aa", 0, Role.SERVER)
-    cut = SWITCHED.cut_by(Step.RETIRE, [old, new, server])
+    cut = SWITCHED.cut_by(RotationStep.RETIRE, [old, new, server])
     assert cut == [old, server]
     with pytest.raises(Refused, match="2 certificates in use lead to the old root: node a, server main;"):
-        require_nobody_cut(Step.RETIRE, cut)
+        require_nobody_cut(RotationStep.RETIRE, cut)
     with pytest.raises(Refused, match="node n0, node n1, node n2, node n3, node n4 and 3 more;"):
-        require_nobody_cut(Step.SWITCH, [alive(f"n{number}", "aa", 0) for number in range(8)])
-    require_nobody_cut(Step.RETIRE, [])
+        require_nobody_cut(RotationStep.SWITCH, [alive(f"n{number}", "aa", 0) for number in range(8)])
+    require_nobody_cut(RotationStep.RETIRE, [])
 
 
 def test_another_root_is_no_new_issuing_certificate() -> None:

@@ -18,7 +18,7 @@ from tests.support.net.listening import echo, listening
 from tests.support.pki.authority import write_user_bundle
 from tests.support.processes.servers import Program, Site
 from tunnel_client.access import find_access
-from tunnel_client.tunnel import Wish, open_tunnel
+from tunnel_client.tunnel import TunnelRequest, open_tunnel
 
 DEADLINE_SECONDS = 60
 MANY = 120
@@ -88,7 +88,7 @@ async def test_colleagues_behind_one_address_wait_for_their_turn(tmp_path: Path)
     with trio.fail_after(DEADLINE_SECONDS):
         async with behind_an_agent(tmp_path) as made:
             dialer = find_access(made.bundle, {}).need_connect()
-            wish = Wish.parse("edge1", made.target)
+            wish = TunnelRequest.parse("edge1", made.target)
 
             async def one(word: bytes) -> None:
                 async with open_tunnel(dialer, wish) as tunnel:
@@ -111,7 +111,7 @@ async def test_strangers_who_stall_behind_the_same_address_do_not_shut_a_colleag
             host, _, port = made.site.ready["https"].rpartition(":")
             stalled = [await dial(host, int(port)) for _ in range(8)]
             dialer = find_access(made.bundle, {}).need_connect()
-            async with open_tunnel(dialer, Wish.parse("edge1", made.target)) as tunnel:
+            async with open_tunnel(dialer, TunnelRequest.parse("edge1", made.target)) as tunnel:
                 await tunnel.stream.send_all(b"hello")
                 assert await tunnel.stream.receive_some() == b"hello"
             for stream in stalled:

@@ -17,7 +17,7 @@ from tunnel_client.commands.forward import command_for
 from tunnel_client.dial import Dialer, PacedDialer, ServerUnreachable
 from tunnel_client.failure_lines import FailureLines
 from tunnel_client.forwarding import MAX_CONNECTIONS, connections_for, forward, listen
-from tunnel_client.tunnel import Wish
+from tunnel_client.tunnel import TunnelRequest
 from tunnel_core.reasons import Reason, Refused
 
 
@@ -32,7 +32,7 @@ async def forwarded(
         listener = await listen("127.0.0.1", 0)
         port = listener.socket.getsockname()[1]
         report = (reports if reports is not None else []).append
-        wish = Wish.parse("edge1", target)
+        wish = TunnelRequest.parse("edge1", target)
         nursery.start_soon(forward, listener, dialer, wish, report, max_connections)
         yield server, port
         nursery.cancel_scope.cancel()
@@ -231,4 +231,4 @@ async def test_it_listens_on_ipv6_too() -> None:
     ],
 )
 def test_the_command_to_paste_fits_the_target(target: str, host: str, command: str) -> None:
-    assert command_for(Wish.parse("edge1", target), host, 5) == command
+    assert command_for(TunnelRequest.parse("edge1", target), host, 5) == command

@@ -11,7 +11,7 @@ from tests.support.fakes.scripted_server import FakeServer, fake_server, fake_un
 from tests.support.pki.authority import write_user_bundle
 from tunnel_client.access import find_access
 from tunnel_client.dial import Dialer, UnixDialer
-from tunnel_client.tunnel import Wish, open_tunnel
+from tunnel_client.tunnel import TunnelRequest, open_tunnel
 from tunnel_core.reasons import Reason, Refused
 
 
@@ -33,7 +33,7 @@ def dialer_to(server: FakeServer, tmp_path: Path) -> Dialer:
     ],
 )
 def test_every_form_of_target_is_asked_for(target: str, canonical: str, authority: str) -> None:
-    wish = Wish.parse("edge1", target)
+    wish = TunnelRequest.parse("edge1", target)
     assert (str(wish.target), wish.authority) == (canonical, authority)
 
 
@@ -43,12 +43,12 @@ def test_every_form_of_target_is_asked_for(target: str, canonical: str, authorit
 )
 def test_other_forms_are_told_before_anything_is_sent(node: str, target: str) -> None:
     with pytest.raises(ValueError, match=r"not a|no port"):
-        Wish.parse(node, target)
+        TunnelRequest.parse(node, target)
 
 
 async def test_bytes_go_both_ways_and_each_half_ends_by_itself(tmp_path: Path) -> None:
     async with fake_server(tmp_path) as server:
-        async with open_tunnel(dialer_to(server, tmp_path), Wish.parse("edge1", "7")) as tunnel:
+        async with open_tunnel(dialer_to(server, tmp_path), TunnelRequest.parse("edge1", "7")) as tunnel:
             await tunnel.stream.send_all(b"hello")
             assert await tunnel.stream.receive_some() == b"hello"
             await tunnel.stream.send_eof()
@@ -62,7 +62,7 @@ async def test_a_target_that_speaks_first_loses_nothing(tmp_path: Path) -> None:
 
     async with fake_unix_server(tmp_path / "s") as server:
         server.targets["localhost:22"] = greet
-        async with open_tunnel(UnixDialer(tmp_path / "s"), Wish.parse("edge1", "22")) as tunnel:
+        async with open_tunnel(UnixDialer(tmp_path / "s"), TunnelRequest.parse("edge1", "22")) as tunnel:
             got = tunnel.first_bytes
             async for chunk in tunnel.stream:
                 got += chunk
@@ -74,7 +74,9 @@ async def test_a_refusal_keeps_reason_and_whole_sentence(tmp_path: Path) -> None
     async with fake_server(tmp_path) as server:
         server.targets["db.local:5432"] = Refused(Reason.TARGET_NOT_ALLOWED, detail)
         with pytest.raises(Refused) as caught:
-            async with open_tunnel(dialer_to(server, tmp_path), Wish.parse("edge1", "db.local:5432")):
+            async with open_tunnel(
+                dialer_to(server, tmp_path), TunnelRequest.parse("edge1", "db.local:5432")
+            ):
                 pass
     assert (caught.value.reason, caught.value.detail) == (Reason.TARGET_NOT_ALLOWED, detail)
 
@@ -92,7 +94,7 @@ async def raw_answer(tmp_path: Path, answer: bytes) -> Refused:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(sock)])
         with pytest.raises(Refused) as caught:
-            async with open_tunnel(UnixDialer(path), Wish.parse("edge1", "7")):
+            async with open_tunnel(UnixDialer(path), TunnelRequest.parse("edge1", "7")):
                 pass
         nursery.cancel_scope.cancel()
     return caught.value

@@ -24,7 +24,7 @@ from tunnel_core.reasons import Reason
 from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.events.event_log import Kind, NodeEvent
+from tunnel_server.events.event_log import EventKind, NodeEvent
 from tunnel_server.nodes.attach import Attachments, AttachSettings
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.audit import AuditLine
@@ -151,7 +151,7 @@ async def test_streams_go_on_over_the_next_connection() -> None:
             both.start_soon(cut)
         true = hashlib.sha256(content).digest()
         assert [digest.digest() for digest in digests.values()] == [true, true]
-        assert Kind.RESUMED in [event.kind for event in nodes.events.after()]
+        assert EventKind.RESUMED in [event.kind for event in nodes.events.after()]
         assert nodes.link_of("edge1").session_id == session
         for stream in (near, far):
             stream.reset(Reason.USER_LEFT)
@@ -191,6 +191,6 @@ async def test_a_changed_route_starts_an_attempt_and_each_carrier_renews_the_wat
         await until(lambda: wire.count == 2)
         known = len(route.watched)
         wire.cut()
-        await until(lambda: Kind.RESUMED in [event.kind for event in nodes.events.after()])
+        await until(lambda: EventKind.RESUMED in [event.kind for event in nodes.events.after()])
         await until(lambda: len(route.watched) > known)
     route.on_change()  # without a session there is nothing to be done

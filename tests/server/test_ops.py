@@ -21,7 +21,7 @@ from tests.support.pki import authority as pki
 from tunnel_core.config.loader import load
 from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked
+from tunnel_server.auth.revocation_list import Revocation, RevocationKind, Revoked
 from tunnel_server.config import ServerConfig
 from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.ops import Readiness, ServerOps
@@ -135,7 +135,7 @@ async def test_an_operator_is_a_user_in_good_standing(tmp_path: Path) -> None:
         with pytest.raises(Refused) as refused:
             check(node)
         assert refused.value.reason is Reason.WRONG_ROLE
-        site.revoked.put(Revocation(1, Kind.USER, "kim", 0, "uid-0", ""))
+        site.revoked.put(Revocation(1, RevocationKind.USER, "kim", 0, "uid-0", ""))
         with pytest.raises(Refused) as refused:
             check(kim)
         assert refused.value.reason is Reason.REVOKED

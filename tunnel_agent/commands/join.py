@@ -25,7 +25,7 @@ from tunnel_agent.installation import load_config, load_proxy
 from tunnel_agent.join.config_text import config_text
 from tunnel_agent.join.join import Joined, Joining
 from tunnel_agent.join.places import files_of
-from tunnel_agent.join.request import Wish, parse_server, parse_service
+from tunnel_agent.join.request import JoinRequest, parse_server, parse_service
 from tunnel_core.cli.command_line import CommandError, ExitCode, print_json
 from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError, read
@@ -119,14 +119,14 @@ def _run(joining: Joining) -> Joined:
     return joined
 
 
-def _wish(server: str, node: str, services: tuple[str, ...], allow: tuple[str, ...]) -> Wish:
+def _wish(server: str, node: str, services: tuple[str, ...], allow: tuple[str, ...]) -> JoinRequest:
     try:
-        return Wish(parse_server(server), node, tuple(map(parse_service, services)), allow)
+        return JoinRequest(parse_server(server), node, tuple(map(parse_service, services)), allow)
     except ValueError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
 
 
-def _files(wish: Wish, config: Path | None) -> tuple[Files, AgentConfig]:
+def _files(wish: JoinRequest, config: Path | None) -> tuple[Files, AgentConfig]:
     """Where the files are or will be, and the configuration as it will hold. Raises ``ConfigError``."""
     files = files_of(config)
     try:
@@ -170,7 +170,7 @@ def _next_steps(node: str, files: Files, config: AgentConfig) -> list[str]:
     return steps
 
 
-def _as_text(joined: Joined, bundle: Bundle, files: Files, wish: Wish, config: AgentConfig) -> str:
+def _as_text(joined: Joined, bundle: Bundle, files: Files, wish: JoinRequest, config: AgentConfig) -> str:
     node, life = bundle.identity.name, life_of(bundle.chain_pem)
     notes = "".join(f"{note}\n\n" for note in joined.notes)
     steps = "\n".join(f"  {step}" for step in _next_steps(node, files, config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tunnel_agent.config import AgentConfig
-from tunnel_agent.join.request import NewService, Wish
+from tunnel_agent.join.request import JoinRequest, NewService
 from tunnel_agent.targets.policy import parse_entry
 from tunnel_core.names import Target
 
@@ -62,14 +62,14 @@ _ONE_SERVICE = """
 """
 
 
-def config_text(wish: Wish, bundle_file: str) -> str:
+def config_text(wish: JoinRequest, bundle_file: str) -> str:
     """The whole of a new configuration."""
     allow = f"allow = [{', '.join(map(_quoted, wish.allow))}]"
     services = "".join(map(_service, wish.services))
     return _HEAD.format(bundle=_quoted(bundle_file), allow=allow) + services + _ONE_SERVICE + _TAIL
 
 
-def to_add(wish: Wish, config: AgentConfig) -> str:
+def to_add(wish: JoinRequest, config: AgentConfig) -> str:
     """What a configuration that is there lacks of the wish, as text to bring into it; empty if nothing."""
     known = {str(service.name): service.target for service in config.service}
     allowed = {str(entry) for entry in config.allow}

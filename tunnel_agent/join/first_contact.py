@@ -20,7 +20,7 @@ from tunnel_agent.certificate.trust import (
     trusting,
     trusting_at_any_time,
 )
-from tunnel_agent.checks import Step, StepFailed
+from tunnel_agent.checks import CheckStep, StepFailed
 from tunnel_agent.network.clock_check import compare_clocks
 from tunnel_agent.network.server_path import Way, agents_port
 from tunnel_core.names import join_host_port
@@ -51,7 +51,7 @@ class Contact:
         self._root = b""
         self._page: JoinPage | None = None
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[CheckStep]:
         return [
             *self.way.steps(),
             ("pin", self._find_pinned),

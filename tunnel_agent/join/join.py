@@ -31,14 +31,14 @@ from tunnel_agent.certificate.node_files import (
     unfinished_key,
 )
 from tunnel_agent.certificate.node_places import Files
-from tunnel_agent.checks import Finding, Report, Step, StepFailed, Verdict, take_steps
+from tunnel_agent.checks import CheckStep, Finding, Report, StepFailed, Verdict, take_steps
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.installation import policy_of
 from tunnel_agent.join.attach_once import attach_once
 from tunnel_agent.join.config_text import config_text, to_add
 from tunnel_agent.join.enrol import bundle_of, identity_at, spend_token
 from tunnel_agent.join.first_contact import Contact
-from tunnel_agent.join.request import Wish, check_given_name, choose_name
+from tunnel_agent.join.request import JoinRequest, check_given_name, choose_name
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.network.server_path import Port, Way, agents_port, https_port
 from tunnel_agent.targets.check import check_targets
@@ -68,7 +68,7 @@ class Joining:
 
     def __init__(
         self,
-        wish: Wish,
+        wish: JoinRequest,
         files: Files,
         config: AgentConfig,
         proxies: ProxyChoice,
@@ -95,7 +95,7 @@ class Joining:
 
     async def run(self) -> Joined:
         """Takes every step that is needed, and reports each."""
-        steps: list[Step] = [("files", self._prove_files)]
+        steps: list[CheckStep] = [("files", self._prove_files)]
         done = await self._settle_node() and await take_steps(steps, self._report) and await self._run_held()
         return Joined(
             ExitCode.OK if done else self._code(), self._bundle if done else None, tuple(self._notes)

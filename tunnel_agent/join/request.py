@@ -26,7 +26,7 @@ class NewService:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class JoinRequest:
     """``server`` is ``host:port`` of the HTTPS listener. ``node`` is empty if no name was given."""
 
     server: str

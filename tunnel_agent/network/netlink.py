@@ -29,7 +29,7 @@ _USABLE = {1, 2}  # unicast, local; the others throw away or refuse
 GROUPS = sum(1 << number - 1 for number in (1, 5, 7, 8, 9, 11, 19))
 
 
-class Route(NamedTuple):
+class KernelRoute(NamedTuple):
     """The way to an address. ``gateway`` and ``source`` are empty where there is none."""
 
     interface: int
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
     """What the kernel said to a question. ``route`` is None if there is no way."""
 
     sequence: int
-    route: Route | None
+    route: KernelRoute | None
 
 
 def read_answers(data: bytes) -> Iterator[Answer]:
@@ -73,7 +73,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         data = data[_aligned(length) :]
 
 
-def _route_of(body: bytes) -> Route | None:
+def _route_of(body: bytes) -> KernelRoute | None:
     if body[7] not in _USABLE:
         return None
     found = dict(_attributes(body[_ROUTE.size :]))
@@ -82,7 +82,7 @@ def _route_of(body: bytes) -> Route | None:
         return None
     # An IPv4 route through an IPv6 neighbour has its gateway after two bytes that name the family.
     gateway = found.get(_GATEWAY) or found.get(_VIA, b"")[2:]
-    return Route(_NUMBER.unpack(interface)[0], _text(found.get(_SOURCE, b"")), _text(gateway))
+    return KernelRoute(_NUMBER.unpack(interface)[0], _text(found.get(_SOURCE, b"")), _text(gateway))
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from tunnel_agent.network.netlink import Route
+from tunnel_agent.network.netlink import KernelRoute
 
 MAX_ADDRESSES = 16
 """Watched at once; a name may resolve to any number."""
@@ -26,7 +26,7 @@ class RouteChange:
 
     def __init__(self, least_seconds: float) -> None:
         self._least_seconds = least_seconds
-        self._answers: dict[str, Route | None] = {}
+        self._answers: dict[str, KernelRoute | None] = {}
         self._unasked: list[str] = []
         self._pending = False
         self._told_at = -math.inf
@@ -42,7 +42,7 @@ class RouteChange:
         self._unasked = [address for address in wanted if address not in self._answers]
         self._answers = {address: self._answers[address] for address in wanted if address in self._answers}
 
-    def answered(self, routes: Mapping[str, Route | None]) -> None:
+    def answered(self, routes: Mapping[str, KernelRoute | None]) -> None:
         """Takes what the kernel says of the addresses; those that it says nothing of stay as they were."""
         for address in self._unasked:
             if address in routes:

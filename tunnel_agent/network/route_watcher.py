@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import trio
 
-from tunnel_agent.network.netlink import GROUPS, Route, read_answers, route_question
+from tunnel_agent.network.netlink import GROUPS, KernelRoute, read_answers, route_question
 from tunnel_agent.network.route_change import RouteChange
 
 _log = logging.getLogger("qanat.route")
@@ -80,7 +80,7 @@ class RouteWatcher:
         if self._questions is not None:
             self._change.answered(dict(self._answers(self._questions)))
 
-    def _answers(self, questions: socket.socket) -> Iterator[tuple[str, Route | None]]:
+    def _answers(self, questions: socket.socket) -> Iterator[tuple[str, KernelRoute | None]]:
         for address in self._change.addresses:
             self._sequence = self._sequence % _MAX_SEQUENCE + 1
             questions.send(route_question(address, self._sequence))

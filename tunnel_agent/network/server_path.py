@@ -17,7 +17,7 @@ import h11
 import trio
 
 from certs.x509 import Description, describe
-from tunnel_agent.checks import Step, StepFailed
+from tunnel_agent.checks import CheckStep, StepFailed
 from tunnel_agent.network.happy_eyeballs import Connected, connect_first, refused_by_errno
 from tunnel_agent.network.proxy import Proxy, ProxyError
 from tunnel_agent.network.proxy_choice import ProxyChoice
@@ -110,13 +110,13 @@ class Way:
                 "set proxy or no_proxy in the configuration, or https_proxy or no_proxy in the environment",
             ) from None
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[CheckStep]:
         """Up to a connection on which the server itself answers."""
         try:
             self.find_proxy()
         except StepFailed as failure:
             return [("proxy", _failing(failure))]
-        through: list[Step] = [("proxy", self.through_proxy)] if self._proxy else []
+        through: list[CheckStep] = [("proxy", self.through_proxy)] if self._proxy else []
         return [("dns", self.resolve), ("tcp", self.connect), *through]
 
     # Name and TCP: to the proxy if there is one.

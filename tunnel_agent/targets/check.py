@@ -8,7 +8,7 @@ import trio
 
 from tunnel_agent.checks import Finding, Verdict
 from tunnel_agent.targets.dialer import Dialler
-from tunnel_agent.targets.policy import Entry, Policy
+from tunnel_agent.targets.policy import AllowEntry, Policy
 from tunnel_agent.targets.tls import TargetTls
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
@@ -18,18 +18,18 @@ _CLOSE_SECONDS = 1.0
 
 
 async def check_targets(
-    policy: Policy, timeout_seconds: float, services: Iterable[str], entries: Iterable[Entry]
+    policy: Policy, timeout_seconds: float, services: Iterable[str], entries: Iterable[AllowEntry]
 ) -> list[Finding]:
     """Dial each service by its name and each entry that is a single target, eight at once.
 
     The findings are in the order of the arguments. An entry with several addresses or ports is skipped.
     """
     dialler = Dialler(policy, timeout_seconds, TargetTls(policy.node, policy.file))
-    targets: list[Entry | Target] = [*(Target(service=name) for name in services), *entries]
+    targets: list[AllowEntry | Target] = [*(Target(service=name) for name in services), *entries]
     found: dict[int, Finding] = {}
     limit = trio.CapacityLimiter(_DIALS_AT_ONCE)
 
-    async def check(index: int, entry: Entry | Target) -> None:
+    async def check(index: int, entry: AllowEntry | Target) -> None:
         async with limit:
             found[index] = await _check_target(dialler, policy.file, entry)
 
@@ -59,7 +59,7 @@ def _target_fix(reason: Reason, target: Target, file: str) -> str:
             return f"start what should answer there, or correct {target} in {file}"
 
 
-async def _check_target(dialler: Dialler, file: str, entry: Entry | Target) -> Finding:
+async def _check_target(dialler: Dialler, file: str, entry: AllowEntry | Target) -> Finding:
     target = entry if isinstance(entry, Target) else entry.single_target()
     if target is None:
         return Finding("target", Verdict.SKIP, f"{entry}: more than one address or port, not dialled")

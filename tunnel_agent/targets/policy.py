@@ -47,7 +47,7 @@ _GUARDED: tuple[Network, ...] = tuple(
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class AllowEntry:
     """One line of ``allow``. Exactly one of host, network and unix_path is set."""
 
     host: str = ""
@@ -126,13 +126,13 @@ class Destination:
         return f"{self.target} (service {self.service.name})"
 
 
-def parse_entry(text: str) -> Entry:
+def parse_entry(text: str) -> AllowEntry:
     """Reads ``host:ports``, ``CIDR:ports``, ``[v6 or CIDR]:ports`` or ``unix:/path``.
 
     ``ports`` is a number or ``first-last``. Raises ``ValueError`` with a sentence for the user.
     """
     if text.startswith("unix:"):
-        return Entry(unix_path=Target.parse(text).unix_path)
+        return AllowEntry(unix_path=Target.parse(text).unix_path)
     refuse_url(text)
     host, separator, ports = text.rpartition(":")
     if not separator:
@@ -140,7 +140,7 @@ def parse_entry(text: str) -> Entry:
     first, last = _parse_ports(text, ports)
     network = _parse_network(text, host)
     name = "" if network else canonical_host(host)
-    return Entry(host=name, network=network, first_port=first, last_port=last)
+    return AllowEntry(host=name, network=network, first_port=first, last_port=last)
 
 
 def _parse_ports(text: str, ports: str) -> tuple[int, int]:
@@ -232,7 +232,7 @@ class Policy:
         *,
         node: str,
         file: str,
-        allow: Iterable[Entry],
+        allow: Iterable[AllowEntry],
         services: Iterable[Published] = (),
         built_in: Sequence[str] = (),
     ) -> None:
@@ -283,7 +283,7 @@ class Policy:
         return Refused(Reason.TARGET_NOT_ALLOWED, f'{what}; add "{line}" to allow in {self.file}')
 
 
-def _may_resolve_into(entries: Iterable[Entry], target: Target) -> bool:
+def _may_resolve_into(entries: Iterable[AllowEntry], target: Target) -> bool:
     address = _maybe_address(target.host)
     if address is not None:
         return any(entry.has_address(address, target.port) for entry in entries)
@@ -294,7 +294,7 @@ def _may_resolve_into(entries: Iterable[Entry], target: Target) -> bool:
     return any(entry.network is not None and entry.has_port(target.port) for entry in entries)
 
 
-def _allows(entries: Iterable[Entry], destination: Destination, text: str) -> bool:
+def _allows(entries: Iterable[AllowEntry], destination: Destination, text: str) -> bool:
     address = _address(text)
     if destination.is_named and guarded_network(address) is None:
         return True

@@ -10,7 +10,7 @@ from tunnel_client.commands.names import complete_node, complete_target
 from tunnel_client.commands.options import access, bundle_option, parse_wish, run
 from tunnel_client.dial import Dialer
 from tunnel_client.stdio import take_stdio
-from tunnel_client.tunnel import Wish, open_tunnel
+from tunnel_client.tunnel import TunnelRequest, open_tunnel
 from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.relay import RelayResult, relay
@@ -39,7 +39,7 @@ def connect(node: str, target: str, bundle: Path | None) -> None:
         raise CommandError(ExitCode.FAILED, message)
 
 
-async def _connect(dialer: Dialer, wish: Wish) -> RelayResult:
+async def _connect(dialer: Dialer, wish: TunnelRequest) -> RelayResult:
     async with open_tunnel(dialer, wish) as tunnel:
         local = take_stdio()  # not before the tunnel stands: nothing of the input is lost to a refusal
         await local.send_all(tunnel.first_bytes)

@@ -14,7 +14,7 @@ from tunnel_client.commands.options import access, bundle_option, json_option, p
 from tunnel_client.forwarding import MAX_CONNECTIONS, connections_for, listen
 from tunnel_client.forwarding import forward as serve_forward
 from tunnel_client.node_facts import Item, ask_node, category_of, items_of, text_of
-from tunnel_client.tunnel import Wish
+from tunnel_client.tunnel import TunnelRequest
 from tunnel_core.cli.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.config.types import ListenAddress
 from tunnel_core.names import join_host_port, split_host_port
@@ -90,7 +90,7 @@ def _carried(wanted: int) -> int:
 
 
 async def _forward(
-    ways: Access, wish: Wish, host: str, port: int, max_connections: int, as_json: bool
+    ways: Access, wish: TunnelRequest, host: str, port: int, max_connections: int, as_json: bool
 ) -> None:
     dialer = ways.need_connect()
     await _refuse_what_cannot_work(ways, wish)
@@ -104,7 +104,7 @@ async def _forward(
             nursery.cancel_scope.cancel()
 
 
-async def _refuse_what_cannot_work(ways: Access, wish: Wish) -> None:
+async def _refuse_what_cannot_work(ways: Access, wish: TunnelRequest) -> None:
     """Raises ``Refused`` at once with what each connection would be told.
 
     Where the API is out of reach, each connection is told by itself.
@@ -128,7 +128,7 @@ def _why_absent(node: Item, name: str) -> Refused:
     return Refused(Reason.NODE_NOT_ATTACHED, f"node {name} has no agent attached; see: qanat nodes")
 
 
-def _refuse_unknown_service(node: Item, wish: Wish) -> None:
+def _refuse_unknown_service(node: Item, wish: TunnelRequest) -> None:
     """Raises ``Refused`` if the node is known not to publish the service that is wanted."""
     if not wish.target.service or not isinstance(node.get("services"), list):
         return
@@ -146,7 +146,7 @@ async def _listen(host: str, port: int) -> trio.SocketListener:
         raise CommandError(ExitCode.FAILED, message) from None
 
 
-def _announce(listener: trio.SocketListener, wish: Wish, as_json: bool) -> None:
+def _announce(listener: trio.SocketListener, wish: TunnelRequest, as_json: bool) -> None:
     host, port, *_ = listener.socket.getsockname()
     address = ListenAddress(host, port)
     if as_json:
@@ -158,7 +158,7 @@ def _announce(listener: trio.SocketListener, wish: Wish, as_json: bool) -> None:
     click.echo(f"  {command_for(wish, host, port)}")
 
 
-def command_for(wish: Wish, host: str, port: int) -> str:
+def command_for(wish: TunnelRequest, host: str, port: int) -> str:
     """A command to paste that speaks what is probably spoken at the target."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     known = _COMMANDS.get(wish.target.port)

@@ -12,7 +12,7 @@ import trio
 
 from tunnel_client.access import Access, find_access
 from tunnel_client.dial import ServerUnreachable
-from tunnel_client.tunnel import Wish
+from tunnel_client.tunnel import TunnelRequest
 from tunnel_core.cli.command_line import CommandError, ExitCode
 from tunnel_core.identity import Role, why_no_name
 from tunnel_core.names import is_node_name
@@ -42,11 +42,11 @@ def named_bundle(bundle: Path | None) -> Path | None:
     return named
 
 
-def parse_wish(node: str, target: str) -> Wish:
+def parse_wish(node: str, target: str) -> TunnelRequest:
     if not is_node_name(node):
         raise CommandError(ExitCode.USAGE, why_no_name(Role.NODE, node))
     try:
-        return Wish.parse(node, target)
+        return TunnelRequest.parse(node, target)
     except ValueError as error:
         forms = "write a port, host:port, [v6]:port, unix:/path or a service's name"
         raise CommandError(ExitCode.USAGE, f"TARGET: {error}; {forms}") from None

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from tunnel_core.congestion.controller import CongestionController
 from tunnel_core.congestion.token_bucket import TokenBucket
 
-Budgets: TypeAlias = tuple[int, int]
+PacketBudgets: TypeAlias = tuple[int, int]
 """Bytes of content that the next packet may hold: in all, and of what must not wait."""
 
 
@@ -29,7 +29,7 @@ class SendBudget:
         self.due = math.inf
         """When there may be room for what was held back."""
 
-    def ask(self, now: float) -> Budgets | None:
+    def ask(self, now: float) -> PacketBudgets | None:
         """For streams that have something to say; None: the cap lets nothing of them leave."""
         flight = self.flight
         most = flight.packet_bytes

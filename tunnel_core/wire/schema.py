@@ -37,7 +37,7 @@ _CUT = "utf-8", "ignore"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FieldKind:
     """How fields of one kind are written and read. ``most``: how often it may repeat; 0: it does not.
 
     ``read`` takes the number or the bytes; of a sub-message (``inner``) the list of its values.
@@ -55,9 +55,9 @@ class Kind:
 class Fields:
     """The fields of a message, by their numbers in the order of its members."""
 
-    kinds: Mapping[int, Kind]
+    kinds: Mapping[int, FieldKind]
     places: Mapping[int, int]
-    by_tag: Mapping[int, tuple[int, Kind]] = field(init=False)
+    by_tag: Mapping[int, tuple[int, FieldKind]] = field(init=False)
     """Place and kind of each, by number and wire type as they stand on the wire."""
     defaults: tuple[Any, ...] = field(init=False)
 
@@ -67,12 +67,12 @@ class Fields:
         object.__setattr__(self, "by_tag", by_tag)
         object.__setattr__(self, "defaults", tuple(kind.default for kind in kinds.values()))
 
-    def then(self, number: int, kind: Kind) -> Fields:
+    def then(self, number: int, kind: FieldKind) -> Fields:
         """One field more, whose number does not follow on the last one's."""
         return Fields({**self.kinds, number: kind}, {**self.places, number: len(self.places)})
 
 
-def _in_order(*kinds: Kind) -> Fields:
+def _in_order(*kinds: FieldKind) -> Fields:
     return Fields(dict(enumerate(kinds, 1)), {number: number - 1 for number in range(1, len(kinds) + 1)})
 
 
@@ -136,18 +136,18 @@ def _write_number(number: int) -> bytes:
     return SMALL[number] if 0 <= number < SMALL_END else varint(number)
 
 
-_NUMBER = Kind(VARINT, 0, _write_number, int)
-_FLAG = Kind(VARINT, False, varint, bool)
-_REASON = Kind(VARINT, reason_from_code(0), _write_reason, _read_reason)
-_TEXT = Kind(DELIMITED, "", _write_text, _read_text)
-_DETAIL = Kind(DELIMITED, "", _write_detail, _read_detail)
-_ID = Kind(DELIMITED, b"", bytes, _read_id)
-_SECRET = Kind(DELIMITED, SessionSecret(), bytes, _read_secret)
-_CONTENT = Kind(DELIMITED, b"", bytes, bytes)
-_TRUST_BUNDLE = Kind(DELIMITED, b"", bytes, _read_trust_bundle)
-_FEATURES = Kind(DELIMITED, (), _write_text, _read_text, most=_LIMITS.max_features)
+_NUMBER = FieldKind(VARINT, 0, _write_number, int)
+_FLAG = FieldKind(VARINT, False, varint, bool)
+_REASON = FieldKind(VARINT, reason_from_code(0), _write_reason, _read_reason)
+_TEXT = FieldKind(DELIMITED, "", _write_text, _read_text)
+_DETAIL = FieldKind(DELIMITED, "", _write_detail, _read_detail)
+_ID = FieldKind(DELIMITED, b"", bytes, _read_id)
+_SECRET = FieldKind(DELIMITED, SessionSecret(), bytes, _read_secret)
+_CONTENT = FieldKind(DELIMITED, b"", bytes, bytes)
+_TRUST_BUNDLE = FieldKind(DELIMITED, b"", bytes, _read_trust_bundle)
+_FEATURES = FieldKind(DELIMITED, (), _write_text, _read_text, most=_LIMITS.max_features)
 _SERVICE_FIELDS = _in_order(_TEXT, _TEXT, _TEXT)
-_SERVICES = Kind(DELIMITED, (), _write_service, Service._make, _LIMITS.max_services, _SERVICE_FIELDS)
+_SERVICES = FieldKind(DELIMITED, (), _write_service, Service._make, _LIMITS.max_services, _SERVICE_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +258,7 @@ def read_fields(data: bytes, i: int, end: int, fields: Fields, budget: FieldBudg
 
 
 def _read_repeated(
-    place: int, kind: Kind, raw: bytes, repeated: dict[int, list[Any]], budget: FieldBudget
+    place: int, kind: FieldKind, raw: bytes, repeated: dict[int, list[Any]], budget: FieldBudget
 ) -> None:
     items = repeated.setdefault(place, [])
     if len(items) == kind.most:

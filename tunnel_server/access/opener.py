@@ -16,7 +16,7 @@ from tunnel_core.streams.relay import relay
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.telemetry.logs import StreamFacts
 from tunnel_server.access.policy import authorise
-from tunnel_server.access.routing import Route
+from tunnel_server.access.routing import NodeRoute
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.users import User
@@ -24,7 +24,7 @@ from tunnel_server.nodes.registry import Nodes
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class StreamRequest:
     """What an authenticated user wants to reach, and how he came: ``source`` is his address or uid.
 
     ``target_tls``: this server reads the user's bytes as HTTP, so the agent speaks TLS to an https service.
@@ -32,7 +32,7 @@ class Wish:
     """
 
     user: User
-    route: Route
+    route: NodeRoute
     entrance: str
     source: str
     target_tls: bool = False
@@ -64,7 +64,7 @@ class Opener:
         self.trust_domain = trust_domain
 
     @asynccontextmanager
-    async def open(self, wish: Wish, early_data: bytes = b"") -> AsyncIterator[Passage]:
+    async def open(self, wish: StreamRequest, early_data: bytes = b"") -> AsyncIterator[Passage]:
         """A stream to what is wished, before the far dial is answered; writes down how it ended.
 
         Raises ``NotOpened``, also for a ``Refused`` of the block, with the reason that is written down. The
@@ -85,7 +85,7 @@ class Opener:
         finally:
             passage.write_down()
 
-    def _begin(self, passage: Passage, wish: Wish, early_data: bytes) -> None:
+    def _begin(self, passage: Passage, wish: StreamRequest, early_data: bytes) -> None:
         try:
             authorise(wish.user, wish.route, self.trust_domain)
             link = self.nodes.link_of(wish.route.node)
@@ -102,7 +102,7 @@ class Opener:
             raise NotOpened(refused.reason, refused.detail) from None
 
 
-def _facts(wish: Wish, stream_id: str = "") -> StreamFacts:
+def _facts(wish: StreamRequest, stream_id: str = "") -> StreamFacts:
     route = wish.route
     return StreamFacts(stream_id, wish.user.name, route.node, str(route.target), wish.entrance, wish.source)
 
@@ -112,7 +112,7 @@ class Passage:
 
     stream: TunnelStream
 
-    def __init__(self, opener: Opener, wish: Wish) -> None:
+    def __init__(self, opener: Opener, wish: StreamRequest) -> None:
         self._opener = opener
         self._wish = wish
         self._asked_at = trio.current_time()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tunnel_server.access.routing import Route
+from tunnel_server.access.routing import NodeRoute
 
 if TYPE_CHECKING:
     pass
 from tunnel_server.auth.users import User, why_no_user
 
 
-def authorise(user: User, route: Route, trust_domain: str) -> None:
+def authorise(user: User, route: NodeRoute, trust_domain: str) -> None:
     """Raises ``Refused`` unless ``user`` may open ``route``: now, any user may open anything.
 
     The agent checks the target against its own configuration again.

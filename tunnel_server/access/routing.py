@@ -28,14 +28,14 @@ class Directory(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class NodeRoute:
     """A node by its full name, and what its agent is to dial."""
 
     node: str
     target: Target
 
 
-def route_authority(authority: str, directory: Directory, target: str | None = None) -> Route:
+def route_authority(authority: str, directory: Directory, target: str | None = None) -> NodeRoute:
     """Reads ``node:port`` or ``service.node:port``; the longest node name that exists wins.
 
     With ``target`` (from ``Qanat-Target``) the host must name a node and the port means nothing.
@@ -45,14 +45,14 @@ def route_authority(authority: str, directory: Directory, target: str | None = N
     _refuse_address(host)
     node = directory.name_of(host)
     if node is not None:
-        return Route(node, _target(target) if target is not None else Target(host=LOOPBACK, port=port))
+        return NodeRoute(node, _target(target) if target is not None else Target(host=LOOPBACK, port=port))
     service, _, rest = host.partition(".")
     owner = directory.name_of(rest) if rest and target is None else None
     if owner is None:
         raise Refused(Reason.UNKNOWN_NODE, _unknown(host, rest, directory))
     if not is_service_name(service):
         raise Refused(Reason.BAD_REQUEST, f"{service} before node {owner} is not a service name")
-    return Route(owner, Target(service=service))
+    return NodeRoute(owner, Target(service=service))
 
 
 def _split(authority: str) -> tuple[str, int]:

@@ -19,16 +19,15 @@ from tunnel_core.humanize import as_moment
 from tunnel_core.version import __version__
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.accounting.write_budget import audit_budget
-from tunnel_server.events.event_log import Events, Kind, NodeEvent
-from tunnel_server.store.audit import AuditLine
-from tunnel_server.store.audit import Kind as AuditKind
+from tunnel_server.events.event_log import EventKind, Events, NodeEvent
+from tunnel_server.store.audit import AuditKind, AuditLine
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.store import Store
 
 SEE_EVERY_SECONDS = 300.0
 _EVERY_SECONDS = 2.0
 _AT_ONCE = 1000
-_AUDITED = {Kind.TAKEN_OVER, Kind.DUPLICATE}
+_AUDITED = {EventKind.TAKEN_OVER, EventKind.DUPLICATE}
 
 
 class EventKeeper:
@@ -87,7 +86,7 @@ async def how_it_started(store: Store) -> str:
     if last is None:
         return version
     at = as_moment(last.at)
-    if last.kind is Kind.SERVER_STOPPED:
+    if last.kind is EventKind.SERVER_STOPPED:
         return f"{version}; the run before was stopped at {at}"
     return f"{version}; the run before, started at {at}, ended without a stop: killed, or by a fault"
 

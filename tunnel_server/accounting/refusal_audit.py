@@ -18,7 +18,7 @@ from tunnel_core.reasons import Category, Reason, Refused
 from tunnel_core.sources import source_of
 from tunnel_core.telemetry.logs import log_event
 from tunnel_server.auth.credential_watch import Ended
-from tunnel_server.store.audit import AuditLine, Kind
+from tunnel_server.store.audit import AuditKind, AuditLine
 
 _log = logging.getLogger("qanat.server")
 
@@ -102,7 +102,7 @@ def _who(source: str) -> str:
 
 def _line(entrance: str, source: str, refused: Refused) -> AuditLine:
     reason, detail = refused.reason.word, f"{entrance}: {refused.detail}"
-    line = AuditLine(Kind.REFUSED, source=source, reason=reason, detail=detail)
+    line = AuditLine(AuditKind.REFUSED, source=source, reason=reason, detail=detail)
     if not isinstance(refused, IdentityError):
         return line
     return about(refused.identity, replace(line, serial=refused.serial))
@@ -115,7 +115,7 @@ def record_ended(write: Callable[[AuditLine], None], ended: Ended) -> None:
     what = "session, stream or answer was" if single else "sessions, streams or answers were"
     sentence = f"{ended.count} {what} ended: {refused.detail}"
     log_event(_log, logging.WARNING, sentence, reason=refused.reason, serial=proven.serial)
-    line = AuditLine(Kind.ENDED, serial=proven.serial, reason=refused.reason.word, detail=sentence)
+    line = AuditLine(AuditKind.ENDED, serial=proven.serial, reason=refused.reason.word, detail=sentence)
     write(about(proven.identity, line))
 
 

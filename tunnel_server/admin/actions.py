@@ -15,7 +15,7 @@ import trio
 
 from certs.bundle import split_pem
 from certs.ca import AuthorityError
-from certs.rotation import Step
+from certs.rotation import RotationStep
 from certs.token import ID_BYTES, SECRET_BYTES, format_token, make_token
 from certs.x509 import Proven, facts_of, is_signed_by, pin_of
 from tunnel_core.humanize import as_iso
@@ -25,14 +25,13 @@ from tunnel_core.node_patterns import is_pattern
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.admin.arguments import Arguments, bad
 from tunnel_server.admin.ending import ends_nothing, live_part
-from tunnel_server.auth.revocation_list import Kind
+from tunnel_server.auth.revocation_list import RevocationKind
 from tunnel_server.config import ServerConfig
 from tunnel_server.events.event_log import event_as_json
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.pki.public_addresses import NoNames, addresses, server_names
 from tunnel_server.pki.rotation_steps import Known, Rotating
-from tunnel_server.store.audit import AuditLine, Question
-from tunnel_server.store.audit import Kind as AuditKind
+from tunnel_server.store.audit import AuditKind, AuditLine, AuditQuery
 from tunnel_server.store.certificates import by_hand
 from tunnel_server.store.revocations import as_json
 from tunnel_server.store.store import Store
@@ -58,7 +57,7 @@ class Actions:
 
     config: ServerConfig
     store: Store
-    on_rotated: Callable[[Step, bool], None]
+    on_rotated: Callable[[RotationStep, bool], None]
     changing: trio.Lock
     live: Callable[[], Sequence[Proven]]
     nodes: Nodes | None
@@ -138,17 +137,17 @@ class Actions:
     # Revocations.
 
     async def revoke_node(self, given: Arguments, by: str) -> Json:
-        return await self._revoke(Kind.NODE, given.name(Role.NODE), given, by)
+        return await self._revoke(RevocationKind.NODE, given.name(Role.NODE), given, by)
 
     async def revoke_user(self, given: Arguments, by: str) -> Json:
-        return await self._revoke(Kind.USER, given.name(Role.USER), given, by)
+        return await self._revoke(RevocationKind.USER, given.name(Role.USER), given, by)
 
     async def revoke_certificate(self, given: Arguments, by: str) -> Json:
         serial = given.serial()
-        answer = await self._revoke(Kind.SERIAL, serial, given, by)
+        answer = await self._revoke(RevocationKind.SERIAL, serial, given, by)
         return {**answer, "certificate": await self.store.certificate(serial)}
 
-    async def _revoke(self, kind: Kind, subject: str, given: Arguments, by: str) -> Json:
+    async def _revoke(self, kind: RevocationKind, subject: str, given: Arguments, by: str) -> Json:
         """Unknown subjects are refused without ``force``. Again is no error, and changes nothing."""
         why, force = given.text("why", ""), given.flag("force")
         given.done()
@@ -172,21 +171,21 @@ class Actions:
             ending["unknown"] = (await self.store.unknown(kind, subject)).detail
         return ending
 
-    async def _what_ends(self, kind: Kind, subject: str) -> Json:
+    async def _what_ends(self, kind: RevocationKind, subject: str) -> Json:
         stored = await self.store.what_ends(kind, subject)
         live = live_part(kind, {subject, *stored["along"]}, self.live(), self.nodes)
         return {**stored, **live, "known": stored["known"] or live["in_use"] > 0}
 
     async def unrevoke_node(self, given: Arguments, by: str) -> Json:
-        return await self._take_back(Kind.NODE, given.name(Role.NODE), given, by)
+        return await self._take_back(RevocationKind.NODE, given.name(Role.NODE), given, by)
 
     async def unrevoke_user(self, given: Arguments, by: str) -> Json:
-        return await self._take_back(Kind.USER, given.name(Role.USER), given, by)
+        return await self._take_back(RevocationKind.USER, given.name(Role.USER), given, by)
 
     async def unrevoke_certificate(self, given: Arguments, by: str) -> Json:
-        return await self._take_back(Kind.SERIAL, given.serial(), given, by)
+        return await self._take_back(RevocationKind.SERIAL, given.serial(), given, by)
 
-    async def _take_back(self, kind: Kind, subject: str, given: Arguments, by: str) -> Json:
+    async def _take_back(self, kind: RevocationKind, subject: str, given: Arguments, by: str) -> Json:
         given.done()
         taken = await self.store.take_back(kind, subject, by)
         ending = await self._what_ends(kind, subject)
@@ -214,7 +213,7 @@ class Actions:
     # Audit and events.
 
     async def audit(self, given: Arguments, by: str) -> Json:
-        question = Question(
+        question = AuditQuery(
             node=given.text("node", ""),
             user=given.text("user", ""),
             kind=_audit_kind(given.text("kind", "")),
@@ -326,28 +325,28 @@ def _audit_kind(word: str) -> AuditKind | None:
     return AuditKind(word)
 
 
-def _kind(word: str) -> Kind:
-    known = [kind.value for kind in Kind]
+def _kind(word: str) -> RevocationKind:
+    known = [kind.value for kind in RevocationKind]
     if word not in known:
         raise bad(f"{word[:80]!r} is nothing to revoke; there is {', '.join(known)}")
-    return Kind(word)
+    return RevocationKind(word)
 
 
-def _subject(kind: Kind, given: Arguments) -> str:
+def _subject(kind: RevocationKind, given: Arguments) -> str:
     match kind:
-        case Kind.NODE:
+        case RevocationKind.NODE:
             return given.name(Role.NODE, "subject")
-        case Kind.USER:
+        case RevocationKind.USER:
             return given.name(Role.USER, "subject")
-        case Kind.SERIAL:
+        case RevocationKind.SERIAL:
             return given.serial("subject")
 
 
-def _step(word: str) -> Step:
-    known = [step.value for step in Step]
+def _step(word: str) -> RotationStep:
+    known = [step.value for step in RotationStep]
     if word not in known:
         raise bad(f"{word[:80]!r} is no step of a rotation; there is {', '.join(known)}")
-    return Step(word)
+    return RotationStep(word)
 
 
 async def _in_thread(function: Callable[[], T]) -> T:

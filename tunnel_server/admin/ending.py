@@ -6,7 +6,7 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from tunnel_core.identity import Role
-from tunnel_server.auth.revocation_list import Kind, kind_of
+from tunnel_server.auth.revocation_list import RevocationKind, kind_of
 
 if TYPE_CHECKING:
     from certs.x509 import Proven
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 _MAX_USERS = 100
 
 
-def live_part(kind: Kind, subjects: Set[str], live: Sequence[Proven], nodes: Nodes | None) -> dict[str, Any]:
+def live_part(
+    kind: RevocationKind, subjects: Set[str], live: Sequence[Proven], nodes: Nodes | None
+) -> dict[str, Any]:
     """What would end, as JSON. ``live``: the certificates in use, one for each session or user's stream.
 
     ``subjects`` are the names or serials that are revoked.
@@ -34,8 +36,8 @@ def live_part(kind: Kind, subjects: Set[str], live: Sequence[Proven], nodes: Nod
     }
 
 
-def _matches(proven: Proven, kind: Kind, subjects: Set[str]) -> bool:
-    if kind is Kind.SERIAL:
+def _matches(proven: Proven, kind: RevocationKind, subjects: Set[str]) -> bool:
+    if kind is RevocationKind.SERIAL:
         return proven.serial in subjects
     return kind_of(proven.identity.role) is kind and proven.identity.name in subjects
 

@@ -28,13 +28,13 @@ _MAX_PARAMETERS = 8
 _MAX_ID = 2**63
 
 
-class Question(NamedTuple):
+class EventsQuery(NamedTuple):
     node: str = ""
     after: int | None = None
     wait_seconds: float = 0.0
 
 
-def parse_question(query: str) -> Question:
+def parse_question(query: str) -> EventsQuery:
     """What the part after ``?`` asks for. Raises ``Refused``."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
@@ -45,7 +45,7 @@ def parse_question(query: str) -> Question:
         raise _bad(f"{min(unknown)[:80]!r} is no parameter; there is node, after, wait")
     if len(given) != len(pairs):
         raise _bad("a parameter comes twice")
-    return Question(given.get("node", ""), _after(given), _wait(given))
+    return EventsQuery(given.get("node", ""), _after(given), _wait(given))
 
 
 def _after(given: Mapping[str, str]) -> int | None:
@@ -71,7 +71,7 @@ def _bad(sentence: str) -> Refused:
     return Refused(Reason.BAD_REQUEST, sentence)
 
 
-async def wait(followers: Followers, nodes: Nodes, question: Question, user: str) -> Question:
+async def wait(followers: Followers, nodes: Nodes, question: EventsQuery, user: str) -> EventsQuery:
     """Wait as long as asked for an event. Return the question with the node's full name.
 
     Raises ``Refused`` if too many follow, or the node's name is ambiguous.
@@ -85,7 +85,7 @@ async def wait(followers: Followers, nodes: Nodes, question: Question, user: str
     return question._replace(node=node, after=after)
 
 
-def answer(events: Events, question: Question) -> dict[str, Any]:
+def answer(events: Events, question: EventsQuery) -> dict[str, Any]:
     """Return the page."""
     node, after = question.node, question.after
     found = events.newest(MAX_LISTED, node) if after is None else events.after(after, node, MAX_LISTED)

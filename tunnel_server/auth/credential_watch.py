@@ -5,8 +5,9 @@
 2. A certificate stops being good when it, or its name, is revoked; when its life is over; when its root is
    retired. The first and the last are told from outside and looked for at once, in everything that is
    entered. Lives are watched by one timer. Nothing is asked for a byte or a packet.
-3. A session goes by the certificate that the carrier of the moment has proven (``Entry.renew``), so an agent
-   that renews in time never meets the end of a life. A user's stream has one connection, and ends with it.
+3. A session goes by the certificate that the carrier of the moment has proven (``WatchEntry.renew``), so an
+   agent that renews in time never meets the end of a life. A user's stream has one connection, and ends with
+   it.
 4. What comes in anew, a request on a connection that was kept alive too, asks ``require`` first.
 
 For the trio thread. It knows nothing of what it ends.
@@ -35,7 +36,7 @@ _LOOK_SECONDS = 60.0
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class WatchEntry:
     """Something that lives by a certificate. ``end`` must not block or raise, and is called once."""
 
     proven: Proven
@@ -74,7 +75,7 @@ class Standing:
         self._wall = wall
         self._on_ended = on_ended
         self._retired: frozenset[bytes] = frozenset()
-        self._entries: dict[Entry, None] = {}
+        self._entries: dict[WatchEntry, None] = {}
         self._soonest = _NEVER  # that ends, of those that are entered
         self._timer = trio.CancelScope()
         revoked.subscribe(self._revoked_now)
@@ -87,9 +88,9 @@ class Standing:
         if refused is not None:
             raise refused
 
-    def enter(self, proven: Proven, end: Callable[[Refused], None]) -> Entry:
+    def enter(self, proven: Proven, end: Callable[[Refused], None]) -> WatchEntry:
         """From here on ``end`` is called when the certificate is not good any more."""
-        entry = Entry(proven, end, self)
+        entry = WatchEntry(proven, end, self)
         self._entries[entry] = None
         self.look_by(proven)
         return entry
@@ -123,7 +124,7 @@ class Standing:
         """By which certificates somebody is in."""
         return [entry.proven for entry in self._entries]
 
-    def forget(self, entry: Entry) -> None:
+    def forget(self, entry: WatchEntry) -> None:
         self._entries.pop(entry, None)
 
     # Having to go.
@@ -164,7 +165,7 @@ class Standing:
             left = min(left, (self._soonest - self._wall() + ALLOWANCE).total_seconds())
         return now + left
 
-    def _look(self, candidates: list[Entry]) -> None:
+    def _look(self, candidates: list[WatchEntry]) -> None:
         """Ends those that are not good any more. An ``end`` may lead to others that leave, or come."""
         now, ended = self._wall(), dict[tuple[SpiffeId, str], Ended]()
         for entry in candidates:

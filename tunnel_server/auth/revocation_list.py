@@ -15,7 +15,7 @@ from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 
 
-class Kind(enum.Enum):
+class RevocationKind(enum.Enum):
     """What a revocation names."""
 
     NODE = "node"
@@ -23,7 +23,7 @@ class Kind(enum.Enum):
     SERIAL = "serial"
 
 
-_KINDS = {Role.NODE: Kind.NODE, Role.USER: Kind.USER}
+_KINDS = {Role.NODE: RevocationKind.NODE, Role.USER: RevocationKind.USER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Revocation:
     """
 
     number: int
-    kind: Kind
+    kind: RevocationKind
     subject: str
     at: int
     by: str
@@ -46,7 +46,7 @@ class Revocation:
         return frozenset((self.subject, *self.along))
 
 
-def kind_of(role: Role) -> Kind | None:
+def kind_of(role: Role) -> RevocationKind | None:
     """How a role is revoked by name; None for servers, which are revoked by serial."""
     return _KINDS.get(role)
 
@@ -56,7 +56,7 @@ class Revoked:
 
     def __init__(self) -> None:
         self._subscribers: list[Callable[[Revocation], None]] = []
-        self._names: dict[tuple[Kind, str], set[str]] = {}
+        self._names: dict[tuple[RevocationKind, str], set[str]] = {}
         self._serials: set[str] = set()
 
     def subscribe(self, on_revoked: Callable[[Revocation], None]) -> None:
@@ -73,7 +73,7 @@ class Revoked:
 
     def put(self, revocation: Revocation) -> None:
         """From now on; certificates that came after an earlier revocation of the name are out again."""
-        if revocation.kind is Kind.SERIAL:
+        if revocation.kind is RevocationKind.SERIAL:
             self._serials |= revocation.subjects
         else:
             self._names[revocation.kind, revocation.subject] = set()
@@ -82,7 +82,7 @@ class Revoked:
 
     def take_back(
         self,
-        kind: Kind,
+        kind: RevocationKind,
         subject: str,
         *,
         still: bool,
@@ -94,7 +94,7 @@ class Revoked:
         ``readmitted`` are the serials that came after that earlier one. ``along`` are further serials that
         were revoked with ``subject`` and by nothing else.
         """
-        if kind is Kind.SERIAL:
+        if kind is RevocationKind.SERIAL:
             self._serials -= along
             if not still:
                 self._serials.discard(subject)
@@ -103,14 +103,14 @@ class Revoked:
         else:
             self._names.pop((kind, subject), None)
 
-    def covers_name(self, kind: Kind, name: str) -> bool:
+    def covers_name(self, kind: RevocationKind, name: str) -> bool:
         """Whether no certificate with this name is let in, because the name was revoked."""
         readmitted = self._names.get((kind, name))
         return readmitted is not None and readmitted <= self._serials
 
     def covers_node(self, name: str) -> bool:
         """Whether no certificate of this node is let in, because its name was revoked."""
-        return self.covers_name(Kind.NODE, name)
+        return self.covers_name(RevocationKind.NODE, name)
 
     def readmit(self, identity: SpiffeId, serial: str) -> None:
         """A certificate was issued after the revocation of its name."""

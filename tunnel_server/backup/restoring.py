@@ -36,8 +36,7 @@ from tunnel_server.backup.archive import Backup, BadBackup, Content, Manifest
 from tunnel_server.backup.places import Installation, require_known
 from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
 from tunnel_server.store import revocations, tokens
-from tunnel_server.store.audit import AuditLine
-from tunnel_server.store.audit import Kind as AuditKind
+from tunnel_server.store.audit import AuditKind, AuditLine
 from tunnel_server.store.database import StoreError, check_copy, failures, open_database, open_reader
 from tunnel_server.store.lock import hold_store
 from tunnel_server.store.store import FILE

@@ -12,7 +12,7 @@ from tunnel_core.humanize import moment_of
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.durations import TIME_HELP, moment
 from tunnel_server.commands.names import complete_node
-from tunnel_server.store.audit import MAX_LISTED, Kind
+from tunnel_server.store.audit import MAX_LISTED, AuditKind
 
 _TABLE = Table(("time", "what", "whom", "by", "detail"))
 
@@ -22,7 +22,7 @@ _TABLE = Table(("time", "what", "whom", "by", "detail"))
     "--node", default="", metavar="NAME", shell_complete=complete_node, help="What concerns this node."
 )
 @click.option("--user", default="", metavar="NAME", help="What concerns this user.")
-@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Lines of this kind.")
+@click.option("--kind", type=click.Choice([kind.value for kind in AuditKind]), help="Lines of this kind.")
 @click.option("--since", type=moment, help=f"From then on: {TIME_HELP}.")
 @click.option("--until", type=moment, help="Before then; written as --since is.")
 @click.option(

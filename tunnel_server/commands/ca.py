@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from certs.rotation import Step
+from certs.rotation import RotationStep
 from tunnel_core.cli.command_line import CommandGroup, print_json
 from tunnel_core.humanize import minute_of
 from tunnel_server.commands.access import config_option, json_option, perform
@@ -54,7 +54,7 @@ def show_authority(config: Path | None, as_json: bool) -> None:
 
 
 @command.command("rotate")
-@click.argument("step", type=click.Choice([step.value for step in Step]))
+@click.argument("step", type=click.Choice([step.value for step in RotationStep]))
 @click.option("--force", is_flag=True, help="Cut off those who are not ready. They need new bundles then.")
 @click.option(
     "--root-key",

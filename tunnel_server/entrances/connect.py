@@ -19,7 +19,7 @@ import trio
 from tunnel_core.http.router import CONNECT, Route, RoutedRequest, Section
 from tunnel_core.http.server import HttpConnection
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.access.opener import Opener, Wish
+from tunnel_server.access.opener import Opener, StreamRequest
 from tunnel_server.access.routing import route_authority, target_header
 from tunnel_server.auth.callers import USER, Caller, UserCaller
 
@@ -41,7 +41,7 @@ class ConnectEntrance:
         http, request = routed.http, routed.request
         target = target_header(request.headers)
         route = route_authority(request.target.decode("ascii"), self._opener.nodes, target)
-        async with self._opener.open(Wish(caller.user, route, ENTRANCE, caller.source)) as passage:
+        async with self._opener.open(StreamRequest(caller.user, route, ENTRANCE, caller.source)) as passage:
             await before_leaving(http, passage.wait_opened)
             over_read = await http.accept_connect()
             if over_read:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.access.opener import NotOpened, Opener, Wish
-from tunnel_server.access.routing import Route
+from tunnel_server.access.opener import NotOpened, Opener, StreamRequest
+from tunnel_server.access.routing import NodeRoute
 from tunnel_server.auth.users import User
 from tunnel_server.listeners.addresses import CannotListen, is_loopback_listen
 from tunnel_server.listeners.listener import Accepted
@@ -57,7 +57,7 @@ class TcpEntrance:
         except NotOpened:
             return  # written down; TCP has no word for it but the reset that follows
 
-    def _wish(self, accepted: Accepted) -> Wish:
+    def _wish(self, accepted: Accepted) -> StreamRequest:
         address = _address(accepted.address.rpartition(":")[0])
         if not is_allowed(address, self._forward.allow_from):
             raise Refused(
@@ -66,7 +66,7 @@ class TcpEntrance:
             )
         node = self._opener.nodes.name_of(self._forward.node) or self._forward.node
         user = User(str(address), Role.USER, self._opener.trust_domain)
-        return Wish(user, Route(node, self._forward.target), ENTRANCE, accepted.source)
+        return StreamRequest(user, NodeRoute(node, self._forward.target), ENTRANCE, accepted.source)
 
 
 @functools.lru_cache(1024)

@@ -31,7 +31,7 @@ MAX_EVENTS_OF_NODE = 100
 _MAX_DETAIL = 512
 
 
-class Kind(enum.Enum):
+class EventKind(enum.Enum):
     ATTACHED = "attached"
     LOST = "lost"
     RESUMED = "resumed"
@@ -44,7 +44,7 @@ class Kind(enum.Enum):
     SERVER_STOPPED = "server_stopped"
 
 
-OF_SERVER = {Kind.SERVER_STARTED, Kind.SERVER_STOPPED}
+OF_SERVER = {EventKind.SERVER_STARTED, EventKind.SERVER_STOPPED}
 """What happened to the server itself; ``node`` of such an event is empty."""
 
 
@@ -52,7 +52,7 @@ OF_SERVER = {Kind.SERVER_STARTED, Kind.SERVER_STOPPED}
 class NodeEvent:
     id: int
     at: datetime
-    kind: Kind
+    kind: EventKind
     node: str
     session_id: str
     reason: Reason | None = None
@@ -70,7 +70,7 @@ class Events:
         self._most = most
         self._share = share
         self._kept: deque[NodeEvent] = deque()  # ids rise, with holes
-        self._counts: Tally[tuple[str, Kind]] = Tally()
+        self._counts: Tally[tuple[str, EventKind]] = Tally()
         self._forgotten_id = 0  # the highest id of all removed events
         self._last_id = int(wall().timestamp() * 1000)
         self._before_run = self._last_id
@@ -91,7 +91,7 @@ class Events:
         self._last_id = self._before_run = max([self._last_id, *(event.id for event in events[-1:])])
 
     def add(
-        self, kind: Kind, node: str, session_id: str, reason: Reason | None = None, detail: str = ""
+        self, kind: EventKind, node: str, session_id: str, reason: Reason | None = None, detail: str = ""
     ) -> None:
         """Something happened to ``node``, now."""
         self._last_id += 1

@@ -7,7 +7,7 @@ import trio
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tally import Tally
 from tunnel_core.telemetry.counters import Counters
-from tunnel_server.events.event_log import OF_SERVER, Events, Kind, NodeEvent
+from tunnel_server.events.event_log import OF_SERVER, EventKind, Events, NodeEvent
 
 MAX_FOLLOWERS = 64
 MAX_OF_USER = MAX_FOLLOWERS // 4
@@ -21,7 +21,7 @@ class Followers:
         self._counters = counters
         self._news = trio.Event()
         self._waiting: Tally[str] = Tally()
-        for kind in Kind:  # shown as 0, so that the first of a kind is a rise
+        for kind in EventKind:  # shown as 0, so that the first of a kind is a rise
             if kind not in OF_SERVER:
                 counters.node_events[kind.value] = 0
         events.subscribe(self._happened)

@@ -35,7 +35,7 @@ from tunnel_core.telemetry.logs import log_event
 from tunnel_core.version import __version__
 from tunnel_core.wire.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.auth.credential_watch import Entry, Standing
+from tunnel_server.auth.credential_watch import Standing, WatchEntry
 from tunnel_server.nodes.announced import checked_hello
 from tunnel_server.nodes.arrivals import Arrival, Arrivals, identity_of
 from tunnel_server.nodes.registry import Nodes
@@ -97,7 +97,7 @@ class Attachments:
         self._failures = LineLimiter()
         self._arrivals = Arrivals(settings.limits.max_attaches_per_identity)
         self._sessions = Sessions()
-        self._links: dict[Session, Entry] = {}  # also those that ended and still say so to their agent
+        self._links: dict[Session, WatchEntry] = {}  # also those that ended and still say so to their agent
 
     def take(self, carrier: Carrier) -> None:
         """Begins the attach of a new carrier. Called by the carrier's server; never blocks or raises."""

@@ -13,7 +13,7 @@ import math
 from tunnel_core.reasons import Reason
 from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.wire.frames import Rejected
-from tunnel_server.pki.enrolment.rate_limits import Budgets
+from tunnel_server.pki.enrolment.rate_limits import RequestRateLimits
 
 ATTACHES, ATTACH_SECONDS = 10, 5.0
 RESUMES, RESUME_SECONDS = 60, 1.0
@@ -25,8 +25,8 @@ class AttachBudget:
     """The attaches of each node."""
 
     def __init__(self) -> None:
-        self._new = Budgets(ATTACHES, ATTACH_SECONDS, _MAX_KEYS)
-        self._resumed = Budgets(RESUMES, RESUME_SECONDS, _MAX_KEYS)
+        self._new = RequestRateLimits(ATTACHES, ATTACH_SECONDS, _MAX_KEYS)
+        self._resumed = RequestRateLimits(RESUMES, RESUME_SECONDS, _MAX_KEYS)
 
     def spend(self, node: str, now: float, *, resumes: bool) -> None:
         """One more attach of ``node``. Raise ``AttachRejected`` with the time to retry if it may not."""

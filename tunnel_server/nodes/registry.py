@@ -20,7 +20,7 @@ from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.session.state import GONE, Loss, StateCategory
 from tunnel_core.wire.frames import Rejected
 from tunnel_server.accounting.write_budget import writes_budget
-from tunnel_server.events.event_log import Events, Kind
+from tunnel_server.events.event_log import EventKind, Events
 from tunnel_server.nodes.attach_budget import AttachBudget
 from tunnel_server.nodes.takeovers import RETRY_SECONDS, Duplicates
 
@@ -107,11 +107,11 @@ class Nodes:
         self._attached[name] = node
         if old is not None:
             self._end_old(old, link)
-        self._tell(Kind.ATTACHED, name, link.session_id, detail=f"from {link.peer_address}")
+        self._tell(EventKind.ATTACHED, name, link.session_id, detail=f"from {link.peer_address}")
         return node
 
     def _tell(
-        self, kind: Kind, name: str, session_id: str, reason: Reason | None = None, detail: str = ""
+        self, kind: EventKind, name: str, session_id: str, reason: Reason | None = None, detail: str = ""
     ) -> None:
         """Add an event of a node, unless the node has used up its budget for this kind."""
         left_out = self.writes.note((name, kind.value), self._monotonic())
@@ -138,7 +138,7 @@ class Nodes:
             return
         detail = _why_duplicate(name, link.peer_address, other_boot=other_boot)
         if self._duplicates.is_news(name, now):
-            self._tell(Kind.DUPLICATE, name, link.session_id, Reason.DUPLICATE_NODE, detail)
+            self._tell(EventKind.DUPLICATE, name, link.session_id, Reason.DUPLICATE_NODE, detail)
         raise AttachRejected(Rejected(Reason.DUPLICATE_NODE, detail, int(RETRY_SECONDS * 1000)))
 
     def is_duplicate(self, node: Node) -> bool:
@@ -147,14 +147,14 @@ class Nodes:
 
     def note_lost(self, link: Session, loss: Loss) -> None:
         """The link has no carrier any more, and its grace began."""
-        self._tell(Kind.LOST, link.node, link.session_id, loss.reason, loss.detail)
+        self._tell(EventKind.LOST, link.node, link.session_id, loss.reason, loss.detail)
         node = self._attached.get(link.node)
         if node is not None and node.link is link:
             self._see_last(node, loss.reason)
 
     def note_resumed(self, link: Session) -> None:
         """The session goes on over a new carrier."""
-        self._tell(Kind.RESUMED, link.node, link.session_id, detail=f"from {link.peer_address}")
+        self._tell(EventKind.RESUMED, link.node, link.session_id, detail=f"from {link.peer_address}")
         node = self._attached.get(link.node)
         if node is not None and node.link is link:
             node.address, node.since = link.peer_address, self._wall()
@@ -199,7 +199,7 @@ class Nodes:
         """Removes a node that has no session. Raises ``Refused`` while it has one."""
         self.require_detached(name)
         self._drop(name)
-        self.events.add(Kind.FORGOTTEN, name, "")
+        self.events.add(EventKind.FORGOTTEN, name, "")
 
     def require_detached(self, name: str) -> None:
         """Raises ``Refused`` if the node has a session, be it in grace."""
@@ -221,7 +221,7 @@ class Nodes:
         if link.boot != new_link.boot:
             self._duplicates.note_takeover(old.name, self._monotonic())
         reason, detail = _why_replaced(link, new_link)
-        self._tell(Kind.TAKEN_OVER, old.name, link.session_id, reason, detail)
+        self._tell(EventKind.TAKEN_OVER, old.name, link.session_id, reason, detail)
         link.end(reason, detail)
 
     def detach(self, link: Session, reason: Reason, detail: str = "") -> None:
@@ -236,7 +236,7 @@ class Nodes:
             node.last_reason = reason
         del self._attached[node.name]
         self._gone[node.name] = node
-        kind = Kind.EXPIRED if reason is Reason.GRACE_EXPIRED else Kind.ENDED
+        kind = EventKind.EXPIRED if reason is Reason.GRACE_EXPIRED else EventKind.ENDED
         self._tell(kind, node.name, link.session_id, reason, detail)
         self._forget_old()
 

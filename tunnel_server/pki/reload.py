@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from certs.authority_folder import retired_keys
-from certs.rotation import Step
+from certs.rotation import RotationStep
 from certs.x509 import Description
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig
@@ -112,10 +112,10 @@ class Reload:
         _log.info("certificates and roots were read anew")
         self._certificates.log()
 
-    def after_rotation(self, step: Step, forced: bool) -> None:
+    def after_rotation(self, step: RotationStep, forced: bool) -> None:
         """Reload. A forced ``RETIRE`` also ends the sessions and streams of the retired root."""
         self.reload()
-        if step is not Step.RETIRE or not forced:
+        if step is not RotationStep.RETIRE or not forced:
             return
         try:
             self._standing.retire(self._authority.retired_keys())

@@ -20,7 +20,7 @@ from certs import authority_folder
 from certs.bundle import split_pem
 from certs.ca import LEAF_DAYS, AuthorityError, create_authority, create_issuing
 from certs.files import KeyFileError, read_public, real_place, write_public
-from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, Step, require_nobody_cut
+from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, RotationStep, require_nobody_cut
 from certs.x509 import Proven, describe, facts_of, is_signed_by, pin_of
 from tunnel_core.humanize import as_iso, as_minute, minute_of
 from tunnel_core.identity import Role
@@ -76,7 +76,7 @@ class Rotating:
             "unknown_before": self._unknown_before(rotation, known),
         }
 
-    def check(self, step: Step, known: Known, *, force: bool = False) -> None:
+    def check(self, step: RotationStep, known: Known, *, force: bool = False) -> None:
         """Raises ``Refused`` unless ``step`` may be taken now."""
         with self._usable():
             rotation = self._read()
@@ -85,7 +85,7 @@ class Rotating:
                 require_nobody_cut(step, self._cut(rotation, step, known))
                 self._require_all_known(rotation, step, known)
 
-    def take(self, step: Step, *, root_key: Path | None = None) -> None:
+    def take(self, step: RotationStep, *, root_key: Path | None = None) -> None:
         """Takes a step that was checked. ``root_key`` is for ``issuing``, if it is kept elsewhere."""
         rotation = self._read()
         rotation.require(step)
@@ -124,16 +124,16 @@ class Rotating:
 
     # The steps.
 
-    def _take(self, step: Step, rotation: Rotation, root_key: Path | None) -> None:
+    def _take(self, step: RotationStep, rotation: Rotation, root_key: Path | None) -> None:
         match step:
-            case Step.ADD:
+            case RotationStep.ADD:
                 after = self._add(rotation)
-            case Step.SWITCH:
+            case RotationStep.SWITCH:
                 after = rotation.switch()
                 self._reissue_server(rotation, after)
-            case Step.RETIRE:
+            case RotationStep.RETIRE:
                 after = rotation.retire()
-            case Step.ISSUING:
+            case RotationStep.ISSUING:
                 after = self._replace_issuing(rotation, root_key)
         self._write_trust(rotation, after)
         authority_folder.write_rotation(self._folder, after)
@@ -192,18 +192,18 @@ class Rotating:
     def _roots(self, rotation: Rotation) -> list[bytes]:
         return [authority_folder.read_root(self._folder, one) for one in rotation.trusted]
 
-    def _cut(self, rotation: Rotation, step: Step, known: Known) -> list[Alive]:
+    def _cut(self, rotation: Rotation, step: RotationStep, known: Known) -> list[Alive]:
         alive = [one for one in known.alive if one.role is not Role.SERVER]
         return rotation.cut_by(step, [*alive, *self._live(rotation, step, known), *self._own(rotation)])
 
-    def _live(self, rotation: Rotation, step: Step, known: Known) -> list[Alive]:
+    def _live(self, rotation: Rotation, step: RotationStep, known: Known) -> list[Alive]:
         """Who is in by a certificate of the old root that the store does not tell of.
 
         One that a newer certificate of the same name has replaced is ready for the switch, and not for
         the end of its root.
         """
         serials = {one.serial for one in known.alive}
-        names = {(one.role, one.name) for one in known.alive} if step is Step.SWITCH else set()
+        names = {(one.role, one.name) for one in known.alive} if step is RotationStep.SWITCH else set()
         pin = rotation.generations[0].pin
         keys = authority_folder.issuing_keys(self._folder, rotation, pin)
         found = {
@@ -239,9 +239,9 @@ class Rotating:
         last = known.since + datetime.timedelta(days=LEAF_DAYS)
         return as_iso(last) if known.now < last else None
 
-    def _require_all_known(self, rotation: Rotation, step: Step, known: Known) -> None:
+    def _require_all_known(self, rotation: Rotation, step: RotationStep, known: Known) -> None:
         last = self._unknown_before(rotation, known)
-        if step in (Step.SWITCH, Step.RETIRE) and last is not None:
+        if step in (RotationStep.SWITCH, RotationStep.RETIRE) and last is not None:
             raise Refused(
                 Reason.ROTATION_REFUSED,
                 f"certificates issued before {as_minute(known.since)} were not written down, and may be in"

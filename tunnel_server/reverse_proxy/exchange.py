@@ -22,7 +22,7 @@ from tunnel_core.http.server import HeadLimits, HttpClientConnection, HttpConnec
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import abort
 from tunnel_core.streams.tunnel_stream import StreamReset
-from tunnel_server.access.opener import Opener, Passage, Wish, blame
+from tunnel_server.access.opener import Opener, Passage, StreamRequest, blame
 from tunnel_server.reverse_proxy.headers import has_body, request_forward, response_back, switch_back
 
 # Security headers of dashboards run to some KiB; a request's bound would refuse real pages.
@@ -52,7 +52,7 @@ class Exchange:
         self._refused: Refused | None = None
         self._switch: h11.InformationalResponse | None = None
 
-    async def run(self, opener: Opener, wish: Wish) -> None:
+    async def run(self, opener: Opener, wish: StreamRequest) -> None:
         """Opens the stream and answers the request.
 
         Raises ``Refused``; if the answer had begun, the browser's connection is aborted by then.

@@ -24,7 +24,7 @@ _SHARE = 100
 _LEAST_SHARE = 10
 
 
-class Kind(enum.Enum):
+class AuditKind(enum.Enum):
     ENROLLED = "enrolled"
     RENEWED = "renewed"
     ISSUED = "issued"
@@ -41,8 +41,15 @@ class Kind(enum.Enum):
 
 
 ACTS = (
-    *(Kind.ISSUED, Kind.REVOKED, Kind.UNREVOKED, Kind.FORGOTTEN, Kind.TOKEN_CREATED, Kind.TOKEN_REVOKED),
-    *(Kind.CA_ROTATED, Kind.RESTORED),
+    *(
+        AuditKind.ISSUED,
+        AuditKind.REVOKED,
+        AuditKind.UNREVOKED,
+        AuditKind.FORGOTTEN,
+        AuditKind.TOKEN_CREATED,
+        AuditKind.TOKEN_REVOKED,
+    ),
+    *(AuditKind.CA_ROTATED, AuditKind.RESTORED),
 )
 """What administrators do; all other kinds are caused by nodes, users and strangers."""
 
@@ -51,7 +58,7 @@ ACTS = (
 class AuditLine:
     """``node`` or ``user`` is whom it concerns; ``done_by`` who did it, ``source`` from where."""
 
-    kind: Kind
+    kind: AuditKind
     node: str = ""
     user: str = ""
     done_by: str = ""
@@ -63,12 +70,12 @@ class AuditLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class AuditQuery:
     """Which lines; empty fields ask for all. Times in milliseconds, ``until`` exclusive."""
 
     node: str = ""
     user: str = ""
-    kind: Kind | None = None
+    kind: AuditKind | None = None
     since: int = 0
     until: int = 2**62
     before: int = 2**62
@@ -95,7 +102,7 @@ def add(connection: Connection, at: int, line: AuditLine) -> int:
     return int(cursor.lastrowid or 0)
 
 
-def find(connection: Connection, question: Question) -> list[dict[str, Any]]:
+def find(connection: Connection, question: AuditQuery) -> list[dict[str, Any]]:
     """The newest lines that fit, newest last."""
     rows = connection.execute(
         "SELECT * FROM audit WHERE at >= :since AND at < :until AND number < :before"
@@ -116,7 +123,7 @@ def find(connection: Connection, question: Question) -> list[dict[str, Any]]:
 
 def _line(row: Row) -> AuditLine:
     names = ("node", "user", "done_by", "source", "serial", "token", "reason", "detail")
-    return AuditLine(Kind(row["kind"]), **{name: row[name] for name in names})
+    return AuditLine(AuditKind(row["kind"]), **{name: row[name] for name in names})
 
 
 def prune(connection: Connection, *, older_than: int, keep: int, most: int) -> int:
@@ -158,7 +165,7 @@ def _prune_shares(connection: Connection, keep: int, most: int) -> int:
             {"kind": row["kind"], "node": row["node"], "user": row["user"], "keep": keep, "most": most},
         ).rowcount
         for row in recent
-        if Kind(row["kind"]) not in ACTS
+        if AuditKind(row["kind"]) not in ACTS
     )
 
 

@@ -15,10 +15,9 @@ from certs.rotation import Alive
 from certs.x509 import CertificateFacts
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.revocation_list import Kind, kind_of, refusal
+from tunnel_server.auth.revocation_list import RevocationKind, kind_of, refusal
 from tunnel_server.store import descent, known_nodes, revocations, tokens
-from tunnel_server.store.audit import AuditLine
-from tunnel_server.store.audit import Kind as AuditKind
+from tunnel_server.store.audit import AuditKind, AuditLine
 from tunnel_server.store.database import Connection, Row
 from tunnel_server.store.timestamps import DAY, from_ms, iso_of, to_ms
 from tunnel_server.store.transaction import Transaction
@@ -185,7 +184,7 @@ def as_json(connection: Connection, row: Row) -> dict[str, Any]:
 def _is_revoked(connection: Connection, row: Row) -> bool:
     kind = kind_of(Role(row["role"]))
     if kind is None:
-        return revocations.newest(connection, Kind.SERIAL, row["serial"]) is not None
+        return revocations.newest(connection, RevocationKind.SERIAL, row["serial"]) is not None
     return revocations.is_covered(connection, kind, row["name"], row["serial"])
 
 

@@ -19,7 +19,7 @@ from certs.authority_folder import adopt
 from certs.files import PRIVATE
 from tunnel_core.config.paths import rights_hint
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.store.schema import APPLICATION_ID, STEPS, Step
+from tunnel_server.store.schema import APPLICATION_ID, STEPS, MigrationStep
 
 Connection: TypeAlias = sqlite3.Connection
 Row: TypeAlias = sqlite3.Row
@@ -37,7 +37,7 @@ class StoreError(Refused):
     """The store could not do it. Nothing of what was asked for has happened."""
 
 
-def open_database(path: Path, *, steps: Sequence[Step] = STEPS) -> Connection:
+def open_database(path: Path, *, steps: Sequence[MigrationStep] = STEPS) -> Connection:
     """The database for reading and writing, made if it is missing, with today's tables.
 
     Blocks. Raises ``StoreError`` for a file that is damaged, foreign or from a newer version.
@@ -73,7 +73,7 @@ def copy_database(source: Connection, target: Path) -> None:
         copy.execute("PRAGMA journal_mode = DELETE")  # one file, complete by itself
 
 
-def check_copy(path: Path, *, steps: Sequence[Step] = STEPS) -> None:
+def check_copy(path: Path, *, steps: Sequence[MigrationStep] = STEPS) -> None:
     """Raises ``StoreError`` unless ``path`` is a whole database of ours that this version can use."""
     with failures(path), contextlib.closing(_connect(path, "ro")) as connection:
         _check(connection, path)
@@ -145,7 +145,7 @@ def _check(connection: Connection, path: Path) -> None:
         raise _damaged(path, str(report))
 
 
-def _migrate(connection: Connection, path: Path, steps: Sequence[Step]) -> None:
+def _migrate(connection: Connection, path: Path, steps: Sequence[MigrationStep]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = _version(connection)
@@ -171,7 +171,7 @@ def _version(connection: Connection) -> int:
     return int(_value(connection, "SELECT coalesce(max(version), 0) FROM schema_versions"))
 
 
-def _require_known(version: int, path: Path, steps: Sequence[Step]) -> None:
+def _require_known(version: int, path: Path, steps: Sequence[MigrationStep]) -> None:
     if version > len(steps):
         raise StoreError(
             Reason.STORE_FAILED,

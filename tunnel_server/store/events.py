@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunnel_core.reasons import Reason
-from tunnel_server.events.event_log import Kind, NodeEvent
+from tunnel_server.events.event_log import EventKind, NodeEvent
 from tunnel_server.store.database import Connection, Row
 from tunnel_server.store.timestamps import from_ms, to_ms
 
@@ -61,7 +61,7 @@ def newest_of_server(connection: Connection) -> NodeEvent | None:
 def _event(row: Row) -> NodeEvent:
     reason = Reason[row["reason"].upper()] if row["reason"].upper() in Reason.__members__ else None
     return NodeEvent(
-        *(row["id"], from_ms(row["at"]), Kind(row["kind"]), row["node"], row["session"]),
+        *(row["id"], from_ms(row["at"]), EventKind(row["kind"]), row["node"], row["session"]),
         *(reason, row["detail"]),
     )
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tunnel_core.reasons import Reason
-from tunnel_server.events.event_log import Kind, NodeEvent
+from tunnel_server.events.event_log import EventKind, NodeEvent
 from tunnel_server.store.database import Connection
 from tunnel_server.store.timestamps import DAY, from_ms, to_ms
 
 KEEP_UNSEEN = 90 * DAY
-_COMES = (Kind.ATTACHED, Kind.RESUMED)
-_GOES = (Kind.LOST, Kind.EXPIRED, Kind.ENDED)
+_COMES = (EventKind.ATTACHED, EventKind.RESUMED)
+_GOES = (EventKind.LOST, EventKind.EXPIRED, EventKind.ENDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def note_events(connection: Connection, events: Iterable[NodeEvent]) -> None:
                 " is_attached = 0, reason = :reason WHERE name = :name",
                 {"name": event.node, "at": to_ms(event.at), "reason": _word(event)},
             )
-        elif event.kind is Kind.FORGOTTEN:
+        elif event.kind is EventKind.FORGOTTEN:
             forget(connection, event.node)
 
 

@@ -13,10 +13,9 @@ from typing import Any
 
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked
+from tunnel_server.auth.revocation_list import Revocation, RevocationKind, Revoked
 from tunnel_server.store import descent
-from tunnel_server.store.audit import AuditLine
-from tunnel_server.store.audit import Kind as AuditKind
+from tunnel_server.store.audit import AuditKind, AuditLine
 from tunnel_server.store.database import Connection, Row
 from tunnel_server.store.timestamps import DAY, iso_of
 from tunnel_server.store.transaction import Transaction
@@ -28,17 +27,17 @@ _ENDED_FOR = DAY
 because this machine's clock may be set back."""
 
 
-def revoke(transaction: Transaction, kind: Kind, subject: str, by: str, why: str) -> Revocation:
+def revoke(transaction: Transaction, kind: RevocationKind, subject: str, by: str, why: str) -> Revocation:
     """From now on ``subject`` is shut out, and all tokens that exist are too old to let it in again.
 
     What was renewed from a serial is revoked with it, each by a row of its own that follows the first one.
     """
     connection = transaction.connection
     number = _insert(transaction, kind, subject, by, why)
-    named = _whose(connection, subject) if kind is Kind.SERIAL else {kind.value: subject}
-    serial = subject if kind is Kind.SERIAL else ""
+    named = _whose(connection, subject) if kind is RevocationKind.SERIAL else {kind.value: subject}
+    serial = subject if kind is RevocationKind.SERIAL else ""
     transaction.audit(AuditLine(AuditKind.REVOKED, done_by=by, serial=serial, detail=why, **named))
-    along = descendants(connection, subject, transaction.now) if kind is Kind.SERIAL else []
+    along = descendants(connection, subject, transaction.now) if kind is RevocationKind.SERIAL else []
     for one in along:
         _insert(transaction, kind, one, by, why, follows=number)
         detail = f"renewed from {subject}{f': {why}' if why else ''}"
@@ -53,7 +52,13 @@ def descendants(connection: Connection, serial: str, now: int) -> list[str]:
 
 
 def _insert(
-    transaction: Transaction, kind: Kind, subject: str, by: str, why: str, *, follows: int | None = None
+    transaction: Transaction,
+    kind: RevocationKind,
+    subject: str,
+    by: str,
+    why: str,
+    *,
+    follows: int | None = None,
 ) -> int:
     cursor = transaction.connection.execute(
         "INSERT INTO revocations (kind, subject, revoked_at, revoked_by, why, follows, newest_token)"
@@ -78,14 +83,14 @@ class TakenBack:
     along: frozenset[str]
 
 
-def take_back(transaction: Transaction, kind: Kind, subject: str, by: str) -> TakenBack:
+def take_back(transaction: Transaction, kind: RevocationKind, subject: str, by: str) -> TakenBack:
     """Removes the newest revocation of ``subject``; the audit keeps both acts.
 
     Raises ``Refused``: ``NOT_FOUND`` if none holds, ``REVOKED`` if a certificate was issued since.
     """
     connection = transaction.connection
     row = newest(connection, kind, subject)
-    what = "the certificate" if kind is Kind.SERIAL else kind.value
+    what = "the certificate" if kind is RevocationKind.SERIAL else kind.value
     if row is None:
         near = difflib.get_close_matches(subject, _revoked(connection, kind), n=1)
         hint = f"did you mean {near[0]}?" if near else "`qanat-server audit --kind revoked` lists what was"
@@ -100,8 +105,8 @@ def take_back(transaction: Transaction, kind: Kind, subject: str, by: str) -> Ta
         )
     along = _take_back_along(connection, row["number"])
     connection.execute("DELETE FROM revocations WHERE number = ?", (row["number"],))
-    named = _whose(connection, subject) if kind is Kind.SERIAL else {kind.value: subject}
-    serial = subject if kind is Kind.SERIAL else ""
+    named = _whose(connection, subject) if kind is RevocationKind.SERIAL else {kind.value: subject}
+    serial = subject if kind is RevocationKind.SERIAL else ""
     detail = f"of {iso_of(row['revoked_at'])} by {row['revoked_by']}"
     transaction.audit(AuditLine(AuditKind.UNREVOKED, done_by=by, serial=serial, detail=detail, **named))
     left = newest(connection, kind, subject)
@@ -113,10 +118,10 @@ def _take_back_along(connection: Connection, number: int) -> frozenset[str]:
     rows = connection.execute("SELECT subject FROM revocations WHERE follows = ?", (number,)).fetchall()
     connection.execute("DELETE FROM revocations WHERE follows = ?", (number,))
     serials = (row["subject"] for row in rows)
-    return frozenset(one for one in serials if newest(connection, Kind.SERIAL, one) is None)
+    return frozenset(one for one in serials if newest(connection, RevocationKind.SERIAL, one) is None)
 
 
-def _revoked(connection: Connection, kind: Kind) -> list[str]:
+def _revoked(connection: Connection, kind: RevocationKind) -> list[str]:
     rows = connection.execute(
         "SELECT DISTINCT subject FROM revocations WHERE kind = ? ORDER BY number DESC LIMIT ?",
         (kind.value, MAX_LISTED),
@@ -126,7 +131,7 @@ def _revoked(connection: Connection, kind: Kind) -> list[str]:
 
 def _issued_since(connection: Connection, revocation: Row) -> Row | None:
     """The newest certificate that took the place of those that the revocation shut out."""
-    if revocation["kind"] == Kind.SERIAL.value:
+    if revocation["kind"] == RevocationKind.SERIAL.value:
         # A user's other certificates are renewed whatever happens to this one; a node has one at a time.
         query = (
             "SELECT new.* FROM certificates AS new JOIN certificates AS old ON new.role = old.role"
@@ -147,17 +152,17 @@ def _readmitted(connection: Connection, number: int) -> list[str]:
     return [row["serial"] for row in rows]
 
 
-def newest_as_json(connection: Connection, kind: Kind, subject: str) -> dict[str, Any] | None:
+def newest_as_json(connection: Connection, kind: RevocationKind, subject: str) -> dict[str, Any] | None:
     row = newest(connection, kind, subject)
     return as_json(_revocation(row)) if row else None
 
 
 def of_node(connection: Connection, node: str) -> Row | None:
     """The newest revocation of this name."""
-    return newest(connection, Kind.NODE, node)
+    return newest(connection, RevocationKind.NODE, node)
 
 
-def newest(connection: Connection, kind: Kind, subject: str) -> Row | None:
+def newest(connection: Connection, kind: RevocationKind, subject: str) -> Row | None:
     row: Row | None = connection.execute(
         "SELECT * FROM revocations WHERE kind = ? AND subject = ? ORDER BY number DESC LIMIT 1",
         (kind.value, subject),
@@ -165,9 +170,9 @@ def newest(connection: Connection, kind: Kind, subject: str) -> Row | None:
     return row
 
 
-def is_covered(connection: Connection, kind: Kind, name: str, serial: str) -> bool:
+def is_covered(connection: Connection, kind: RevocationKind, name: str, serial: str) -> bool:
     """Whether a certificate is shut out, as the tables say it; ``Revoked`` says it from memory."""
-    if newest(connection, Kind.SERIAL, serial) is not None:
+    if newest(connection, RevocationKind.SERIAL, serial) is not None:
         return True
     revocation = newest(connection, kind, name)
     if revocation is None:
@@ -211,7 +216,7 @@ def as_json(revocation: Revocation) -> dict[str, Any]:
 
 def _revocation(row: Row) -> Revocation:
     return Revocation(
-        *(row["number"], Kind(row["kind"]), row["subject"]),
+        *(row["number"], RevocationKind(row["kind"]), row["subject"]),
         *(row["revoked_at"], row["revoked_by"], row["why"]),
     )
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-Step: TypeAlias = tuple[str, ...]
+MigrationStep: TypeAlias = tuple[str, ...]
 
 APPLICATION_ID = 0x51414E54
 """``PRAGMA application_id``: "QANT", which ``file`` shows, so that another program's file is told apart."""
 
-_FIRST: Step = (
+_FIRST: MigrationStep = (
     "CREATE TABLE schema_versions (version INTEGER PRIMARY KEY, applied_at INTEGER NOT NULL)",
     """CREATE TABLE tokens (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -88,7 +88,7 @@ _FIRST: Step = (
     "CREATE INDEX node_events_node ON node_events (node, id)",
 )
 
-_KNOWN_NODES: Step = (
+_KNOWN_NODES: MigrationStep = (
     """CREATE TABLE nodes (
         name TEXT PRIMARY KEY,
         known_at INTEGER NOT NULL,
@@ -105,7 +105,7 @@ _KNOWN_NODES: Step = (
     " known_at = min(known_at, excluded.known_at)",
 )
 
-_DESCENT: Step = (
+_DESCENT: MigrationStep = (
     "ALTER TABLE certificates ADD COLUMN previous TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE certificates ADD COLUMN renewal_seconds REAL",
     # What was issued by hand was given a life. Renewals of an enrolment follow the configuration.
@@ -115,6 +115,6 @@ _DESCENT: Step = (
     "CREATE INDEX revocations_follows ON revocations (follows)",
 )
 
-_AUDIT_SHARES: Step = ("CREATE INDEX audit_whom ON audit (kind, node, user)",)
+_AUDIT_SHARES: MigrationStep = ("CREATE INDEX audit_whom ON audit (kind, node, user)",)
 
-STEPS: tuple[Step, ...] = (_FIRST, _KNOWN_NODES, _DESCENT, _AUDIT_SHARES)
+STEPS: tuple[MigrationStep, ...] = (_FIRST, _KNOWN_NODES, _DESCENT, _AUDIT_SHARES)

@@ -19,7 +19,7 @@ import trio
 from certs.rotation import Alive
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Refused
-from tunnel_server.auth.revocation_list import Kind, Revocation
+from tunnel_server.auth.revocation_list import Revocation, RevocationKind
 from tunnel_server.events.event_log import NodeEvent
 from tunnel_server.store import audit, certificates, events, known_nodes, revocations, subjects, tokens
 from tunnel_server.store.audit import AuditLine
@@ -213,12 +213,12 @@ class Store:
 
     # Revocations.
 
-    async def revoke(self, kind: Kind, subject: str, by: str, why: str = "") -> Revocation:
+    async def revoke(self, kind: RevocationKind, subject: str, by: str, why: str = "") -> Revocation:
         """Shuts out a node, a user, or a serial (hex) and its renewals, in memory too when this returns."""
         work: Work[Revocation] = lambda one: revocations.revoke(one, kind, subject, by, why)  # noqa: E731
         return await self._writer.run(work, self.revoked.put)
 
-    async def take_back(self, kind: Kind, subject: str, by: str) -> TakenBack:
+    async def take_back(self, kind: RevocationKind, subject: str, by: str) -> TakenBack:
         """Takes the newest revocation of ``subject`` back, in memory too. Raises ``Refused``."""
 
         def forget(taken: TakenBack) -> None:
@@ -227,11 +227,11 @@ class Store:
 
         return await self._writer.run(lambda one: revocations.take_back(one, kind, subject, by), forget)
 
-    async def unknown(self, kind: Kind, subject: str) -> Refused:
+    async def unknown(self, kind: RevocationKind, subject: str) -> Refused:
         """The refusal for a subject that is not known, which names those that may have been meant."""
         return await self._read(lambda connection: subjects.unknown(connection, kind, subject))
 
-    async def what_ends(self, kind: Kind, subject: str) -> dict[str, Any]:
+    async def what_ends(self, kind: RevocationKind, subject: str) -> dict[str, Any]:
         """What a revocation would end, as far as it is stored."""
         return await self._read(lambda one: subjects.what_ends(one, self._now(), kind, subject))
 
@@ -249,7 +249,7 @@ class Store:
         if not self._writer.run_nowait(lambda transaction: transaction.audit(line)):
             self._dropped_nowait += 1
 
-    async def audit(self, question: audit.Question) -> list[dict[str, Any]]:
+    async def audit(self, question: audit.AuditQuery) -> list[dict[str, Any]]:
         return await self._read(lambda connection: audit.find(connection, question))
 
     async def keep_events(self, kept: Sequence[NodeEvent]) -> None:
@@ -333,8 +333,8 @@ def open_store(settings: StoreSettings, wall: Callable[[], datetime]) -> Store:
 
 def _forget(transaction: Transaction, name: str, by: str) -> None:
     if not known_nodes.forget(transaction.connection, name):
-        raise subjects.unknown(transaction.connection, Kind.NODE, name)
-    transaction.audit(AuditLine(audit.Kind.FORGOTTEN, node=name, done_by=by))
+        raise subjects.unknown(transaction.connection, RevocationKind.NODE, name)
+    transaction.audit(AuditLine(audit.AuditKind.FORGOTTEN, node=name, done_by=by))
 
 
 def _write_in_vain(transaction: Transaction) -> None:

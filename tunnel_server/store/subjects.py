@@ -9,7 +9,7 @@ import difflib
 from typing import Any
 
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.revocation_list import Kind
+from tunnel_server.auth.revocation_list import RevocationKind
 from tunnel_server.store import certificates, descent, known_nodes, revocations, tokens
 from tunnel_server.store.database import Connection, Row
 
@@ -17,30 +17,30 @@ _MAX_COMPARED = 20_000
 """Names in one search for those that are alike: a tenth of a second."""
 _MAX_NEAR = 3
 _WHERE = {
-    Kind.NODE: "`qanat nodes` lists the known ones",
-    Kind.USER: "`qanat-server cert list` shows users with a certificate of this server",
-    Kind.SERIAL: "`qanat-server cert list` shows them",
+    RevocationKind.NODE: "`qanat nodes` lists the known ones",
+    RevocationKind.USER: "`qanat-server cert list` shows users with a certificate of this server",
+    RevocationKind.SERIAL: "`qanat-server cert list` shows them",
 }
 
 
-def is_known(connection: Connection, kind: Kind, subject: str) -> bool:
+def is_known(connection: Connection, kind: RevocationKind, subject: str) -> bool:
     """Whether a certificate, a token, a node or an earlier revocation has this name or serial."""
     if revocations.newest(connection, kind, subject) is not None:
         return True
-    if kind is Kind.SERIAL:
+    if kind is RevocationKind.SERIAL:
         return certificates.find(connection, subject) is not None or bool(
             descent.renewed_from(connection, subject, 0)
         )
     if certificates.listed(connection, 0, role=kind.value, name=subject, ended=True):
         return True
-    if kind is Kind.USER:
+    if kind is RevocationKind.USER:
         return False
     return known_nodes.is_known(connection, subject) or tokens.has_for(connection, subject)
 
 
-def unknown(connection: Connection, kind: Kind, subject: str) -> Refused:
+def unknown(connection: Connection, kind: RevocationKind, subject: str) -> Refused:
     """The refusal for a subject that is not known, with those that may have been meant."""
-    what = "certificate with serial" if kind is Kind.SERIAL else kind.value
+    what = "certificate with serial" if kind is RevocationKind.SERIAL else kind.value
     near = nearest(subject, _known(connection, kind))
     hint = f"did you mean {' or '.join(near)}?" if near else _WHERE[kind]
     return Refused(Reason.NOT_FOUND, f"no {what} {subject[:300]} is known here; {hint}")
@@ -53,17 +53,17 @@ def nearest(word: str, known: list[str]) -> list[str]:
     return list(dict.fromkeys([*begins, *difflib.get_close_matches(word, alike, n=_MAX_NEAR)]))[:_MAX_NEAR]
 
 
-def _known(connection: Connection, kind: Kind) -> list[str]:
-    if kind is Kind.NODE:
+def _known(connection: Connection, kind: RevocationKind) -> list[str]:
+    if kind is RevocationKind.NODE:
         return known_nodes.names(connection)
-    if kind is Kind.SERIAL:
+    if kind is RevocationKind.SERIAL:
         query = "SELECT serial AS word FROM certificates ORDER BY issued_at DESC LIMIT ?"
     else:
         query = "SELECT DISTINCT name AS word FROM certificates WHERE role = 'user' ORDER BY name LIMIT ?"
     return [row["word"] for row in connection.execute(query, (_MAX_COMPARED,))]
 
 
-def what_ends(connection: Connection, now: int, kind: Kind, subject: str) -> dict[str, Any]:
+def what_ends(connection: Connection, now: int, kind: RevocationKind, subject: str) -> dict[str, Any]:
     """What a revocation of ``subject`` would end, as far as the store knows, as JSON.
 
     ``revoked`` is the revocation that holds already, or None. ``along`` are the serials that a revoked serial
@@ -72,7 +72,7 @@ def what_ends(connection: Connection, now: int, kind: Kind, subject: str) -> dic
     """
     along: list[Row] = []
     perhaps: list[Row] = []
-    if kind is Kind.SERIAL:
+    if kind is RevocationKind.SERIAL:
         found = certificates.find(connection, subject)
         along = descent.renewed_from(connection, subject, now)
         perhaps = descent.of_unknown_descent(connection, subject, now)
@@ -95,5 +95,5 @@ def what_ends(connection: Connection, now: int, kind: Kind, subject: str) -> dic
         "perhaps_along": [
             row["serial"] for row in perhaps if not certificates.as_json(connection, row)["revoked"]
         ],
-        "tokens": tokens.open_for(connection, now, subject) if kind is Kind.NODE else [],
+        "tokens": tokens.open_for(connection, now, subject) if kind is RevocationKind.NODE else [],
     }

@@ -17,7 +17,7 @@ from certs.token import Token
 from tunnel_core.node_patterns import matches
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.store import revocations
-from tunnel_server.store.audit import AuditLine, Kind
+from tunnel_server.store.audit import AuditKind, AuditLine
 from tunnel_server.store.database import Connection, Row
 from tunnel_server.store.timestamps import DAY, iso_of
 from tunnel_server.store.transaction import Transaction
@@ -69,7 +69,7 @@ def create(transaction: Transaction, new: NewToken, by: str) -> int:
     )
     uses = "1 use" if new.uses == 1 else f"{new.uses} uses"
     detail = f"for {new.node or new.pattern}, {uses}, until {iso_of(expires)}"
-    line = AuditLine(Kind.TOKEN_CREATED, node=new.node, done_by=by, token=new.token.id, detail=detail)
+    line = AuditLine(AuditKind.TOKEN_CREATED, node=new.node, done_by=by, token=new.token.id, detail=detail)
     transaction.audit(line)
     return expires
 
@@ -79,7 +79,7 @@ def redeem(transaction: Transaction, asked: Redemption) -> Redeemed | Refused:
     result = _redeem(transaction, asked)
     if isinstance(result, Refused):
         line = AuditLine(
-            Kind.REFUSED,
+            AuditKind.REFUSED,
             node=asked.node,
             source=asked.source,
             token=asked.token_id,
@@ -168,7 +168,7 @@ def revoke(transaction: Transaction, token_id: str, by: str) -> None:
         transaction.connection.execute(
             "UPDATE tokens SET revoked_at = ? WHERE number = ?", (transaction.now, token["number"])
         )
-        line = AuditLine(Kind.TOKEN_REVOKED, node=token["node"] or "", done_by=by, token=token_id)
+        line = AuditLine(AuditKind.TOKEN_REVOKED, node=token["node"] or "", done_by=by, token=token_id)
         transaction.audit(line)
 
 

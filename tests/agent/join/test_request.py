@@ -18,8 +18,8 @@ from tunnel_agent.checks import StepFailed
 from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.join.config_text import config_text, to_add
 from tunnel_agent.join.request import (
+    JoinRequest,
     NewService,
-    Wish,
     check_given_name,
     choose_name,
     parse_server,
@@ -85,7 +85,7 @@ def test_a_server_is_read_or_refused(text: str) -> None:
 def test_a_service_is_a_name_and_a_url(text: str, service: NewService) -> None:
     assert parse_service(text) == service
     assert (
-        str(read(config_text(Wish(SERVER, "edge1", (service,)), "node.pem")).service[0].target)
+        str(read(config_text(JoinRequest(SERVER, "edge1", (service,)), "node.pem")).service[0].target)
         == service.target
     )
 
@@ -111,19 +111,19 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 @given(words, words)
 def test_the_written_configuration_says_what_was_asked_whatever_is_in_it(bundle: str, entry: str) -> None:
-    raw = tomllib.loads(config_text(Wish(SERVER, "edge1", (WEB,), (entry,)), bundle))
+    raw = tomllib.loads(config_text(JoinRequest(SERVER, "edge1", (WEB,), (entry,)), bundle))
     assert (raw["bundle_file"], raw["allow"]) == (bundle, [entry])
     assert raw["service"] == [{"name": "web", "target": "127.0.0.1:1880", "protocol": "http"}]
 
 
 def test_a_configuration_that_is_there_is_told_what_it_lacks() -> None:
     there = read('allow = ["localhost:22"]\n[[service]]\nname = "db"\ntarget = "db.local:5432"\n')
-    wish = Wish(SERVER, "edge1", (WEB, parse_service("db=other:1")), ("localhost:22", "localhost:80"))
+    wish = JoinRequest(SERVER, "edge1", (WEB, parse_service("db=other:1")), ("localhost:22", "localhost:80"))
     lacking = to_add(wish, there)
     assert "localhost:80" in lacking and "localhost:22" not in lacking
     assert 'name = "web"' in lacking
     assert "# db is db.local:5432 there, not other:1" in lacking
-    assert to_add(Wish(SERVER, "edge1", allow=("localhost:22",)), there) == ""
+    assert to_add(JoinRequest(SERVER, "edge1", allow=("localhost:22",)), there) == ""
 
 
 @pytest.mark.parametrize("name", ["Edge1", "edge_1", "edge 1", "a" * 254])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tunnel_agent.network.netlink import Answer, Route, read_answers, route_question
+from tunnel_agent.network.netlink import Answer, KernelRoute, read_answers, route_question
 
 # Recorded on x86-64 from the answers to RTM_GETROUTE.
 little_endian = pytest.mark.skipif(sys.byteorder != "little", reason="the records are little-endian")
@@ -47,7 +47,7 @@ def answers(data: bytes) -> list[Answer]:
 
 @little_endian
 def test_recorded_answers_are_read() -> None:
-    assert answers(LOOPBACK) == [Answer(7, Route(1, "127.0.0.1", ""))]
+    assert answers(LOOPBACK) == [Answer(7, KernelRoute(1, "127.0.0.1", ""))]
 
 
 @little_endian
@@ -73,12 +73,12 @@ def test_names_cannot_be_asked_for() -> None:
 
 def test_gateway_and_source_are_read() -> None:
     data = route(OUT, attribute(5, b"\xc0\0\2\1"), attribute(7, b"\xc0\0\2\2"))
-    assert answers(data) == [Answer(7, Route(3, "192.0.2.2", "192.0.2.1"))]
+    assert answers(data) == [Answer(7, KernelRoute(3, "192.0.2.2", "192.0.2.1"))]
 
 
 def test_an_ipv6_gateway_of_an_ipv4_route_is_read() -> None:
     via = attribute(18, struct.pack("=H", 10) + bytes(15) + b"\1")
-    assert answers(route(OUT, via)) == [Answer(7, Route(3, "", "::1"))]
+    assert answers(route(OUT, via)) == [Answer(7, KernelRoute(3, "", "::1"))]
 
 
 @pytest.mark.parametrize("kind", [6, 7, 8])
@@ -91,7 +91,7 @@ def test_an_error_means_that_there_is_no_way() -> None:
 
 
 def test_other_messages_are_left_out() -> None:
-    assert answers(message(16, bytes(40)) + route(OUT)) == [Answer(7, Route(3, "", ""))]
+    assert answers(message(16, bytes(40)) + route(OUT)) == [Answer(7, KernelRoute(3, "", ""))]
 
 
 @given(st.binary(max_size=400))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from tunnel_agent.network.netlink import Route
+from tunnel_agent.network.netlink import KernelRoute
 from tunnel_agent.network.route_change import MAX_ADDRESSES, RouteChange
 
-WIFI, MODEM = Route(2, "192.168.1.10", "192.168.1.1"), Route(3, "10.64.0.7", "10.64.0.1")
+WIFI, MODEM = KernelRoute(2, "192.168.1.10", "192.168.1.1"), KernelRoute(3, "10.64.0.7", "10.64.0.1")
 A, B = "192.0.2.1", "2001:db8::1"
 
 
-def watching(**routes: Route | None) -> RouteChange:
+def watching(**routes: KernelRoute | None) -> RouteChange:
     """Watches A by WIFI, with whatever else is said."""
     change = RouteChange(5.0)
     change.watch([A])

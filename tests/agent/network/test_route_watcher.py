@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from tunnel_agent.network import route_watcher as route
-from tunnel_agent.network.netlink import GROUPS, Answer, Route, read_answers, route_question
+from tunnel_agent.network.netlink import GROUPS, Answer, KernelRoute, read_answers, route_question
 from tunnel_agent.network.route_watcher import RouteWatcher
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="netlink is Linux's")
@@ -29,13 +29,13 @@ class Kernel:
             sock.setblocking(False)
         monkeypatch.setattr(route, "_open_netlink", self._open)
         monkeypatch.setattr(RouteWatcher, "_answers", lambda watcher, _: self._answers(watcher))
-        self.way: Route | None = Route(2, "192.168.1.10", "192.168.1.1")
+        self.way: KernelRoute | None = KernelRoute(2, "192.168.1.10", "192.168.1.1")
         self.asked = 0
 
     def _open(self, groups: int) -> socket.socket:
         return self.events if groups else self.questions
 
-    def _answers(self, watcher: RouteWatcher) -> Iterator[tuple[str, Route | None]]:
+    def _answers(self, watcher: RouteWatcher) -> Iterator[tuple[str, KernelRoute | None]]:
         self.asked += 1
         return ((address, self.way) for address in watcher._change.addresses)
 
@@ -75,7 +75,7 @@ async def test_a_burst_is_one_question_and_one_change(kernel: Kernel, nursery: t
     nursery.start_soon(watcher.run)
     await trio.testing.wait_all_tasks_blocked()
     before = kernel.asked
-    kernel.way = Route(3, "10.64.0.7", "10.64.0.1")
+    kernel.way = KernelRoute(3, "10.64.0.7", "10.64.0.1")
     for _ in range(50):
         kernel.announcer.send(b"anything")
     await told.wait()
@@ -92,7 +92,7 @@ async def test_changes_that_come_too_soon_are_told_at_the_end(kernel: Kernel, nu
     nursery.start_soon(watcher.run)
     await trio.testing.wait_all_tasks_blocked()
     for interface in (3, 4):
-        kernel.way = Route(interface, "", "")
+        kernel.way = KernelRoute(interface, "", "")
         kernel.announcer.send(b"anything")
         await told.wait()
     assert told.times[1] - told.times[0] >= 0.4
@@ -131,7 +131,7 @@ async def test_another_system_has_no_netlink(monkeypatch: pytest.MonkeyPatch) ->
 def test_this_kernel_tells_the_way_to_itself() -> None:
     with route._open_netlink(0) as questions:
         questions.send(route_question("127.0.0.1", 3))
-        assert list(read_answers(route._receive(questions))) == [Answer(3, Route(1, "127.0.0.1", ""))]
+        assert list(read_answers(route._receive(questions))) == [Answer(3, KernelRoute(1, "127.0.0.1", ""))]
 
 
 def test_a_socket_that_was_asked_nothing_says_nothing() -> None:

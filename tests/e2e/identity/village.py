@@ -24,7 +24,7 @@ from tunnel_agent.config import AgentConfig
 from tunnel_agent.installation import load_installation
 from tunnel_agent.join.config_text import config_text
 from tunnel_agent.join.join import Joining
-from tunnel_agent.join.request import Wish
+from tunnel_agent.join.request import JoinRequest
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.config.loader import Source, parse
@@ -50,7 +50,7 @@ async def main(server: str, target: str, folder: str, *names: str) -> None:
 
 async def _join(server: str, target: str, home: Path, token: str) -> None:
     file, bundle = home / "agent.toml", home / "node.pem"
-    wish = Wish(server, home.name, allow=(target,))
+    wish = JoinRequest(server, home.name, allow=(target,))
     config = parse(tomllib.loads(config_text(wish, str(bundle))), AgentConfig, Source(file, home))
     said: list[object] = []
     joining = Joining(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.access.routing import Route, WebHost, route_authority, route_web_host, target_header
+from tunnel_server.access.routing import NodeRoute, WebHost, route_authority, route_web_host, target_header
 
 
 class Names:
@@ -31,7 +31,7 @@ NAMES = Names("edge1", "site.edge1", "edge.example.com", ambiguous="both")
 
 
 def test_a_node_and_a_port_mean_the_node_itself() -> None:
-    assert route_authority("edge1:10250", NAMES) == Route("edge1", Target(host="localhost", port=10250))
+    assert route_authority("edge1:10250", NAMES) == NodeRoute("edge1", Target(host="localhost", port=10250))
 
 
 def test_case_and_a_final_dot_do_not_matter() -> None:
@@ -39,26 +39,28 @@ def test_case_and_a_final_dot_do_not_matter() -> None:
 
 
 def test_a_service_before_a_node() -> None:
-    assert route_authority("web.edge.example.com:1", NAMES) == Route(
+    assert route_authority("web.edge.example.com:1", NAMES) == NodeRoute(
         "edge.example.com", Target(service="web")
     )
 
 
 @pytest.mark.parametrize("name", ["42", "shop.7", "1.2.3"])
 def test_a_node_may_be_called_by_a_number(name: str) -> None:
-    assert route_authority(f"{name}:22", Names(name)) == Route(name, Target(host="localhost", port=22))
+    assert route_authority(f"{name}:22", Names(name)) == NodeRoute(name, Target(host="localhost", port=22))
 
 
 def test_the_longest_node_name_wins() -> None:
-    assert route_authority("site.edge1:80", NAMES) == Route("site.edge1", Target(host="localhost", port=80))
-    assert route_authority("web.site.edge1:80", NAMES) == Route("site.edge1", Target(service="web"))
+    assert route_authority("site.edge1:80", NAMES) == NodeRoute(
+        "site.edge1", Target(host="localhost", port=80)
+    )
+    assert route_authority("web.site.edge1:80", NAMES) == NodeRoute("site.edge1", Target(service="web"))
 
 
 @pytest.mark.parametrize(
     "target", ["web", "10.1.2.3:80", "[fd00::1]:22", "unix:/run/x.sock", "unix:/b\u00fccher", "db.local:5432"]
 )
 def test_the_target_header_overrides_the_target(target: str) -> None:
-    assert route_authority("edge1:1", NAMES, target) == Route("edge1", Target.parse(target))
+    assert route_authority("edge1:1", NAMES, target) == NodeRoute("edge1", Target.parse(target))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from tunnel_core.reasons import Reason
 from tunnel_server.accounting import event_writer as keeping
 from tunnel_server.accounting.event_writer import EventKeeper, how_it_started
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.events.event_log import Events, Kind
-from tunnel_server.store.audit import Question
+from tunnel_server.events.event_log import EventKind, Events
+from tunnel_server.store.audit import AuditQuery
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.store import StoreSettings
 
@@ -22,19 +22,19 @@ REFUSALS = Refusals(lambda line: None, lambda: 0.0)
 
 async def test_each_event_is_kept_once_and_a_takeover_is_audited(tmp_path: Path) -> None:
     events = Events(Clock())
-    events.add(Kind.ATTACHED, "before", "s0")
+    events.add(EventKind.ATTACHED, "before", "s0")
     async with opened(tmp_path) as store:
         keeper = EventKeeper(events, REFUSALS, store)
-        events.add(Kind.ATTACHED, "edge1", "s1")
-        events.add(Kind.TAKEN_OVER, "edge1", "s1", Reason.TAKEN_OVER, "from 192.0.2.1")
-        events.add(Kind.DUPLICATE, "edge1", "s2")
+        events.add(EventKind.ATTACHED, "edge1", "s1")
+        events.add(EventKind.TAKEN_OVER, "edge1", "s1", Reason.TAKEN_OVER, "from 192.0.2.1")
+        events.add(EventKind.DUPLICATE, "edge1", "s2")
         await keeper.flush()
         await keeper.flush()
         assert [event.kind for event in await store.events()] == [
-            *(Kind.ATTACHED, Kind.TAKEN_OVER, Kind.DUPLICATE)
+            *(EventKind.ATTACHED, EventKind.TAKEN_OVER, EventKind.DUPLICATE)
         ]
         await store.keep_events([])  # behind the lines of the audit, which nobody waits for
-        lines = await store.audit(Question())
+        lines = await store.audit(AuditQuery())
         assert [(line["kind"], line["node"], line["detail"]) for line in lines] == [
             ("takeover", "edge1", "taken_over: from 192.0.2.1"),
             ("takeover", "edge1", "duplicate: "),
@@ -49,7 +49,7 @@ async def test_many_events_go_in_pieces_and_while_the_store_fails_they_wait(
     async with opened(tmp_path) as store:
         keeper = EventKeeper(events, REFUSALS, store)
         for number in range(8):
-            events.add(Kind.LOST, f"n{number}", "s")
+            events.add(EventKind.LOST, f"n{number}", "s")
 
         async def fail(kept: object) -> None:
             raise StoreError(Reason.STORE_FULL)
@@ -70,14 +70,14 @@ async def test_nodes_are_known_over_a_restart_with_when_they_were_seen(tmp_path:
         keeper = EventKeeper(events, REFUSALS, store)
         await store.record(certificate("never"))
         for node in ("lost", "ended", "killed", "dropped"):
-            events.add(Kind.ATTACHED, node, "s")
+            events.add(EventKind.ATTACHED, node, "s")
         clock.pass_seconds(60)
-        events.add(Kind.LOST, "lost", "s", Reason.CARRIER_LOST)
-        events.add(Kind.ENDED, "ended", "s", Reason.AGENT_STOPPING)
-        events.add(Kind.ENDED, "dropped", "s", Reason.AGENT_STOPPING)
-        events.add(Kind.FORGOTTEN, "dropped", "")
+        events.add(EventKind.LOST, "lost", "s", Reason.CARRIER_LOST)
+        events.add(EventKind.ENDED, "ended", "s", Reason.AGENT_STOPPING)
+        events.add(EventKind.ENDED, "dropped", "s", Reason.AGENT_STOPPING)
+        events.add(EventKind.FORGOTTEN, "dropped", "")
         clock.pass_seconds(60)
-        events.add(Kind.EXPIRED, "lost", "s", Reason.GRACE_EXPIRED)
+        events.add(EventKind.EXPIRED, "lost", "s", Reason.GRACE_EXPIRED)
         await keeper.flush()
         await keeper.flush()
         await keeper.see_attached()
@@ -104,7 +104,7 @@ async def test_the_number_of_known_nodes_is_bounded(tmp_path: Path) -> None:
             clock.pass_seconds(1)
             await store.record(certificate(f"n{number}"))
         clock.pass_seconds(1)
-        events.add(Kind.ATTACHED, "n0", "s")
+        events.add(EventKind.ATTACHED, "n0", "s")
         await keeper.flush()
         while await store.prune():
             pass
@@ -117,10 +117,10 @@ async def test_the_start_says_how_the_run_before_ended(tmp_path: Path) -> None:
         events = Events(clock)
         keeper = EventKeeper(events, REFUSALS, store)
         assert "run before" not in await how_it_started(store)
-        events.add(Kind.SERVER_STARTED, "", "")
+        events.add(EventKind.SERVER_STARTED, "", "")
         await keeper.flush()
         assert "ended without a stop" in await how_it_started(store)
         clock.pass_seconds(60)
-        events.add(Kind.SERVER_STOPPED, "", "")
+        events.add(EventKind.SERVER_STOPPED, "", "")
         await keeper.flush()
         assert (await how_it_started(store)).endswith("the run before was stopped at 2027-01-01 00:01:00Z")

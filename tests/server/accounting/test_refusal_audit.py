@@ -8,7 +8,7 @@ from certs.x509 import IdentityError
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.accounting.refusal_audit import MAX_SOURCES, Refusals, about
-from tunnel_server.store.audit import AuditLine, Kind
+from tunnel_server.store.audit import AuditKind, AuditLine
 
 EDGE = SpiffeId("test.internal", Role.NODE, "edge1")
 KIM = SpiffeId("test.internal", Role.USER, "kim")
@@ -29,7 +29,7 @@ def test_a_line_says_who_what_and_from_where() -> None:
     written.refuse("[2001:db8::1]:5")
     [line] = written.lines
     assert line == AuditLine(
-        Kind.REFUSED,
+        AuditKind.REFUSED,
         user="kim",
         source="[2001:db8::1]:5",
         serial="a1",

@@ -13,7 +13,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certs.rotation import Step
+from certs.rotation import RotationStep
 from certs.token import parse_token
 from certs.x509 import pin_of
 from tests.server.commands.test_init import run
@@ -65,7 +65,7 @@ async def site(folder: Path, *, has_admin: bool = True) -> AsyncIterator[Site]:
     async with opened(folder, now, settings_of(config)) as store, open_edge() as edge:  # type: ignore[arg-type]
         made: list[Site] = []
 
-        def count(step: Step, forced: bool) -> None:
+        def count(step: RotationStep, forced: bool) -> None:
             made[0].rotated += 1
 
         actions = Actions(config, store, count, trio.Lock(), tuple, None)

@@ -14,8 +14,8 @@ from tests.support.fakes.edge import Edge, echo, now, open_edge
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.api import events as api_events
-from tunnel_server.api.events import MAX_LISTED, Question, parse_question
-from tunnel_server.events.event_log import Events, Kind
+from tunnel_server.api.events import MAX_LISTED, EventsQuery, parse_question
+from tunnel_server.events.event_log import EventKind, Events
 from tunnel_server.events.subscribers import Followers
 from tunnel_server.nodes.registry import Nodes
 
@@ -27,9 +27,11 @@ def kinds(body: Any) -> list[tuple[str, str]]:
 
 
 def filled(edge: Edge) -> Edge:
-    edge.followers.events.add(Kind.ATTACHED, "edge1", "facade00")
-    edge.followers.events.add(Kind.ATTACHED, "edge2", "facade00")
-    edge.followers.events.add(Kind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "nothing heard for 30 s")
+    edge.followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
+    edge.followers.events.add(EventKind.ATTACHED, "edge2", "facade00")
+    edge.followers.events.add(
+        EventKind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "nothing heard for 30 s"
+    )
     return edge
 
 
@@ -53,7 +55,7 @@ async def test_of_one_node_by_name_or_alias_after_an_id() -> None:
     async with open_edge() as edge:
         edge.attach("a.very.dotted.name", echo)
         alias = edge.nodes.all()[0].alias
-        filled(edge).followers.events.add(Kind.LOST, "a.very.dotted.name", "facade00")
+        filled(edge).followers.events.add(EventKind.LOST, "a.very.dotted.name", "facade00")
         _, body = await get(edge, f"{PATH}?node={alias}")
         assert kinds(body) == [("a.very.dotted.name", "lost")]
         _, body = await get(edge, f"{PATH}?node=edge1&after={edge.followers.events.last_id - 3}")
@@ -73,7 +75,7 @@ async def test_a_follower_is_told_at_once() -> None:
 
             nursery.start_soon(follow)
             await trio.sleep(0.1)
-            edge.followers.events.add(Kind.RESUMED, "edge3", "facade00")
+            edge.followers.events.add(EventKind.RESUMED, "edge3", "facade00")
 
 
 async def test_a_quiet_node_is_an_empty_answer() -> None:
@@ -95,13 +97,13 @@ async def test_more_than_fits_one_answer_is_read_in_several() -> None:
     events = Events(now)
     start = events.last_id
     for number in range(MAX_LISTED + 5):
-        events.add(Kind.ATTACHED, f"edge{number}", "facade00")
-    first = api_events.answer(events, Question(after=start))
+        events.add(EventKind.ATTACHED, f"edge{number}", "facade00")
+    first = api_events.answer(events, EventsQuery(after=start))
     assert first["last"] == start + MAX_LISTED
-    rest = api_events.answer(events, Question(after=start + MAX_LISTED))
+    rest = api_events.answer(events, EventsQuery(after=start + MAX_LISTED))
     assert rest["last"] == events.last_id
     assert json.dumps(rest).count('"kind"') == 5
-    newest = api_events.answer(events, Question())
+    newest = api_events.answer(events, EventsQuery())
     assert newest["last"] == events.last_id
 
 
@@ -133,5 +135,5 @@ def test_what_cannot_be_asked_is_refused(query: str, said: str) -> None:
 
 
 def test_what_is_empty_is_not_asked() -> None:
-    assert parse_question("node=&after=&wait=") == parse_question("") == Question()
-    assert parse_question("node=a%20b&after=0&wait=inf") == Question("a b", 0, 30.0)
+    assert parse_question("node=&after=&wait=") == parse_question("") == EventsQuery()
+    assert parse_question("node=a%20b&after=0&wait=inf") == EventsQuery("a b", 0, 30.0)

@@ -20,7 +20,7 @@ from tunnel_core.reasons import Reason
 from tunnel_core.session.state import SessionState
 from tunnel_core.wire.frames import Service
 from tunnel_server.api.server_facts import ServerFacts
-from tunnel_server.auth.revocation_list import Kind
+from tunnel_server.auth.revocation_list import RevocationKind
 from tunnel_server.store.store import Store
 
 STARTED = Clock().now
@@ -145,7 +145,7 @@ async def test_a_revoked_node_is_not_expected_to_renew(tmp_path: Path) -> None:
         await site.store.record(made)
         site.clock.pass_seconds(9 * 86_400)
         assert len((await site.status())["ending"]) == 1
-        await site.store.revoke(Kind.NODE, "soon", "ops")
+        await site.store.revoke(RevocationKind.NODE, "soon", "ops")
         assert (await site.status())["ending"] == []
 
 

@@ -12,7 +12,7 @@ from certs.x509 import IdentityError, Proven
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.credential_watch import ALLOWANCE, Ended, Standing
-from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked, refusal
+from tunnel_server.auth.revocation_list import Revocation, RevocationKind, Revoked, refusal
 
 START = datetime(2026, 11, 26, tzinfo=UTC)
 
@@ -51,7 +51,7 @@ class Watched:
 
         return self.standing.enter(proven, end)
 
-    def revoke(self, kind: Kind, subject: str) -> None:
+    def revoke(self, kind: RevocationKind, subject: str) -> None:
         self.revoked.put(Revocation(1, kind, subject, 0, "uid-0", ""))
 
 
@@ -68,9 +68,9 @@ async def test_a_revocation_ends_at_once_what_it_names_and_spares_the_rest(
         *(watched.proven("shop-1", "a4", role=Role.USER), watched.proven("shop-1", "a1")),
     ):
         watched.enter(proven)
-    watched.revoke(Kind.SERIAL, "a3")
+    watched.revoke(RevocationKind.SERIAL, "a3")
     assert watched.gone == [("shop-2", Reason.REVOKED)]
-    watched.revoke(Kind.NODE, "shop-1")
+    watched.revoke(RevocationKind.NODE, "shop-1")
     assert watched.gone[1:] == [("shop-1", Reason.REVOKED)] * 3  # and the user of that name stays
     assert [(one.proven.serial, one.count) for one in watched.told] == [("a3", 1), ("a1", 2), ("a2", 1)]
 
@@ -79,7 +79,7 @@ async def test_nobody_revoked_comes_in(watched: Watched, autojump_clock: trio.te
     proven = watched.proven("shop-1")
     watched.standing.require(proven)
     watched.standing.require(None)
-    watched.revoke(Kind.NODE, "shop-1")
+    watched.revoke(RevocationKind.NODE, "shop-1")
     with pytest.raises(IdentityError) as caught:
         watched.standing.require(proven)
     refused = caught.value
@@ -109,7 +109,7 @@ async def test_what_lives_by_a_newer_certificate_goes_on(
     await trio.sleep(90)
     entry.renew(watched.proven("shop-1", "a2", seconds=100))
     await trio.sleep(50)
-    watched.revoke(Kind.SERIAL, "a1")  # the old one: nothing lives by it any more
+    watched.revoke(RevocationKind.SERIAL, "a1")  # the old one: nothing lives by it any more
     assert watched.gone == []
     await trio.sleep(60)
     assert len(watched.gone) == 1
@@ -149,7 +149,7 @@ async def test_what_left_by_itself_is_ended_by_nobody(
         watched.standing.entered(None, watched.gone.append),
     ):  # type: ignore[arg-type]
         pass
-    watched.revoke(Kind.NODE, "shop-1")
+    watched.revoke(RevocationKind.NODE, "shop-1")
     assert watched.gone == watched.told == []
 
 
@@ -159,7 +159,7 @@ async def test_an_end_may_take_others_along(watched: Watched, autojump_clock: tr
     watched.standing.forget(second)
     entries = [watched.standing.enter(proven, lambda _: entries[1].leave())]
     entries.append(second := watched.standing.enter(proven, watched.gone.append))  # type: ignore[arg-type]
-    watched.revoke(Kind.NODE, "shop-1")
+    watched.revoke(RevocationKind.NODE, "shop-1")
     assert watched.gone == []
     assert watched.told[0].count == 1
 
@@ -171,7 +171,7 @@ async def test_a_block_is_cancelled_and_told_why(
 
     async def revoke() -> None:
         await trio.sleep(1)
-        watched.revoke(Kind.USER, "kim")
+        watched.revoke(RevocationKind.USER, "kim")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(revoke)

@@ -16,7 +16,7 @@ import pytest
 
 from certs import file_owner
 from certs.file_owner import as_owner, owner_of
-from certs.rotation import Step
+from certs.rotation import RotationStep
 from tests.server.backup.test_backup import change, everything, in_manifest
 from tests.server.commands.test_commands import Command
 from tests.server.commands.test_init import Result, run
@@ -328,7 +328,7 @@ def test_a_step_that_a_running_server_takes_changes_no_rights(
     config = load_config(Service(site).config)
     changed: list[int] = []
     monkeypatch.setattr("os.seteuid", changed.append)
-    Rotating(config).take(Step.ADD)
+    Rotating(config).take(RotationStep.ADD)
     assert not changed
 
 

@@ -20,7 +20,7 @@ from tests.support.fakes.edge import (
 )
 from tests.support.fakes.fake_link import FarEnd
 from tunnel_client.dial import UnixDialer
-from tunnel_client.tunnel import Wish, open_tunnel
+from tunnel_client.tunnel import TunnelRequest, open_tunnel
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import RESET_ON_CLOSE
@@ -127,7 +127,7 @@ async def test_the_target_header_is_utf_8(tmp_path: Path) -> None:
         )
         front = edge.front(kim, edge.connect(), entrance="connect")
         await edge.nursery.start(listener.serve, front.serve)
-        async with open_tunnel(UnixDialer(path), Wish.parse("edge1", target)):
+        async with open_tunnel(UnixDialer(path), TunnelRequest.parse("edge1", target)):
             assert link.streams[0].target == target
 
 

@@ -25,7 +25,7 @@ from tests.server.nodes.test_attach import Agent, Door
 from tests.support.fakes.edge import receive_all, receive_until
 from tests.support.net.dialling import dial
 from tests.support.pki import authority as pki
-from tunnel_client.tunnel import Wish, open_tunnel
+from tunnel_client.tunnel import TunnelRequest, open_tunnel
 from tunnel_core.config.types import Log, StreamLog
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.identity import Role
@@ -39,7 +39,7 @@ from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.identify import Identify, by_certificate
-from tunnel_server.auth.revocation_list import Kind
+from tunnel_server.auth.revocation_list import RevocationKind
 from tunnel_server.auth.users import User
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.https import Front
@@ -346,12 +346,12 @@ async def restarted(site: Site) -> None:
 
 
 async def revoked(site: Site) -> None:
-    site.door.revoke(Kind.NODE, NODE)
+    site.door.revoke(RevocationKind.NODE, NODE)
     await site.settle()
 
 
 async def user_revoked(site: Site) -> None:
-    site.door.revoke(Kind.USER, "kim")
+    site.door.revoke(RevocationKind.USER, "kim")
     await site.settle()
 
 
@@ -660,7 +660,7 @@ class SiteDialer:
 
 async def _tunnel(site: Site, outcome: list[Refused]) -> None:
     try:
-        async with open_tunnel(SiteDialer(site), Wish.parse(NODE, "22")):
+        async with open_tunnel(SiteDialer(site), TunnelRequest.parse(NODE, "22")):
             await trio.sleep_forever()
     except Refused as refused:
         outcome.append(refused)

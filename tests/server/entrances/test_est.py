@@ -30,7 +30,7 @@ from tests.support.pki.issuing import Issuing, open_issuing
 from tests.support.processes.tools_here import need
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.revocation_list import Kind
+from tunnel_server.auth.revocation_list import RevocationKind
 from tunnel_server.listeners.admission import Ticket
 from tunnel_server.pki.enrolment.enrolment import Asker
 
@@ -360,7 +360,7 @@ async def test_what_shows_no_certificate_does_not_renew(tmp_path: Path) -> None:
 
 async def test_the_revoked_do_not_renew(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
-        await issuing.store.revoke(Kind.NODE, "edge1", "test")
+        await issuing.store.revoke(RevocationKind.NODE, "edge1", "test")
         answer = await renew(issuing, pki.node_leaf("edge1"), request_of())
         assert (answer.status, answer.word) == (403, "revoked")
         assert (await issuing.audit())[-1] == ("refused", "revoked", "edge1")
@@ -370,7 +370,7 @@ async def test_the_revoked_do_not_renew(tmp_path: Path) -> None:
 async def test_a_refused_token_is_one_line_of_the_audit(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         token = await issuing.token("edge1")
-        await issuing.store.revoke(Kind.NODE, "edge1", "test")
+        await issuing.store.revoke(RevocationKind.NODE, "edge1", "test")
         answer = await enrol(issuing, token, request_of())
         assert (answer.status, answer.word) == (403, "revoked")
         assert [line for line in await issuing.audit() if line[0] == "refused"] == [

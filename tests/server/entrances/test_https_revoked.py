@@ -27,7 +27,7 @@ from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.auth.identify import by_certificate
-from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked
+from tunnel_server.auth.revocation_list import Revocation, RevocationKind, Revoked
 from tunnel_server.listeners.listener import Listener
 from tunnel_server.listeners.tls import TlsContexts, over_tls
 from tunnel_server.store.audit import AuditLine
@@ -64,7 +64,7 @@ class Door:
         await stream.send_all(request)
         return await receive_until(stream, b"\r\n\r\n")
 
-    def revoke(self, kind: Kind = Kind.USER, subject: str = "kim") -> None:
+    def revoke(self, kind: RevocationKind = RevocationKind.USER, subject: str = "kim") -> None:
         self.revoked.put(Revocation(1, kind, subject, 0, "uid-0", ""))
 
     def wall(self) -> datetime:
@@ -111,7 +111,7 @@ async def test_an_open_that_waits_is_refused(tmp_path: Path) -> None:
         stream = await door.enter()
         await stream.send_all(CONNECT)
         await link.was_opened.wait()
-        door.revoke(Kind.SERIAL, facts_of(pki.user_leaf("kim").chain_pem).serial)
+        door.revoke(RevocationKind.SERIAL, facts_of(pki.user_leaf("kim").chain_pem).serial)
         with trio.fail_after(1):
             answer = await receive_until(stream, b"\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 403 ") and b": revoked" in answer

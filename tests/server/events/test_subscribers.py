@@ -9,22 +9,22 @@ import trio.testing
 from tests.support.fakes.edge import now
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
-from tunnel_server.events.event_log import OF_SERVER, Events, Kind
+from tunnel_server.events.event_log import OF_SERVER, EventKind, Events
 from tunnel_server.events.subscribers import MAX_FOLLOWERS, MAX_OF_USER, Followers
 
 
 def test_kinds_are_counted_from_zero() -> None:
     counters = Counters()
     followers = Followers(Events(now), counters)
-    assert counters.node_events == {kind.value: 0 for kind in Kind if kind not in OF_SERVER}
-    followers.events.add(Kind.DUPLICATE, "edge1", "facade00")
-    followers.events.add(Kind.SERVER_STARTED, "", "")
+    assert counters.node_events == {kind.value: 0 for kind in EventKind if kind not in OF_SERVER}
+    followers.events.add(EventKind.DUPLICATE, "edge1", "facade00")
+    followers.events.add(EventKind.SERVER_STARTED, "", "")
     assert counters.node_events["duplicate"] == 1
 
 
 async def test_a_follower_hears_of_its_node_alone(autojump_clock: trio.testing.MockClock) -> None:
     followers = Followers(Events(now), Counters())
-    followers.events.add(Kind.ATTACHED, "edge1", "facade00")
+    followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
     heard: list[str] = []
 
     async def follow(node: str) -> None:
@@ -35,16 +35,16 @@ async def test_a_follower_hears_of_its_node_alone(autojump_clock: trio.testing.M
         for node in ("edge1", "edge2", ""):
             nursery.start_soon(follow, node)
         await trio.testing.wait_all_tasks_blocked()
-        followers.events.add(Kind.LOST, "edge2", "facade00")
+        followers.events.add(EventKind.LOST, "edge2", "facade00")
         await trio.testing.wait_all_tasks_blocked()
         assert sorted(heard) == ["", "edge2"]
-        followers.events.add(Kind.LOST, "edge1", "facade00")
+        followers.events.add(EventKind.LOST, "edge1", "facade00")
     assert len(heard) == 3
 
 
 async def test_what_is_there_is_not_waited_for() -> None:
     followers = Followers(Events(now), Counters())
-    followers.events.add(Kind.ATTACHED, "edge1", "facade00")
+    followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
     await followers.wait_newer(0)
 
 
@@ -74,4 +74,4 @@ async def test_one_user_takes_a_quarter_of_the_places() -> None:
         assert caught.value.reason is Reason.TOO_MANY_OF_USER
         nursery.start_soon(followers.wait_newer, followers.events.last_id, "", "alice")
         await trio.testing.wait_all_tasks_blocked()
-        followers.events.add(Kind.LOST, "edge1", "facade00")
+        followers.events.add(EventKind.LOST, "edge1", "facade00")

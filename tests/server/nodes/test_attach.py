@@ -29,7 +29,7 @@ from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.auth.credential_watch import Standing
-from tunnel_server.auth.revocation_list import Kind, Revocation, Revoked
+from tunnel_server.auth.revocation_list import Revocation, RevocationKind, Revoked
 from tunnel_server.nodes.attach import Attachments, AttachSettings
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.audit import AuditLine
@@ -109,7 +109,7 @@ class Door:
             trust_bundle=bytes,
         )
 
-    def revoke(self, kind: Kind, subject: str) -> None:
+    def revoke(self, kind: RevocationKind, subject: str) -> None:
         self.revoked.put(Revocation(1, kind, subject, 0, "uid-0", ""))
 
     def dial(self, name: str, *, leaf_pem: bytes | None = None, **said: Any) -> Agent:

@@ -22,8 +22,8 @@ from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Packet, Rejected, Service
 from tunnel_server.accounting.write_budget import WRITES
-from tunnel_server.auth.revocation_list import Kind
-from tunnel_server.events.event_log import Kind as EventKind
+from tunnel_server.auth.revocation_list import RevocationKind
+from tunnel_server.events.event_log import EventKind
 from tunnel_server.nodes.attach_budget import ATTACH_SECONDS, ATTACHES, RESUMES
 
 LIMITS = Limits()
@@ -72,7 +72,7 @@ async def test_who_is_no_node_is_refused_without_a_hello(
 
 async def test_a_revoked_node_is_refused_without_a_hello(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
-        door.revoke(Kind.NODE, "edge1")
+        door.revoke(RevocationKind.NODE, "edge1")
         call = Call(door)
         await door.settle()
         assert (call.rejected.reason, call.rejected.retry_after_ms) == (Reason.REVOKED, 300_000)
@@ -83,7 +83,7 @@ async def test_a_revoked_certificate_keeps_no_agent_with_a_valid_one_out(
 ) -> None:
     async with open_door() as door:
         stolen = pki.authority().issue(Role.NODE, "edge1").credential.certificate_pem
-        door.revoke(Kind.SERIAL, facts_of(stolen).serial)
+        door.revoke(RevocationKind.SERIAL, facts_of(stolen).serial)
         good = Call(door)
         refused = [Call(door, stolen) for _ in range(2 * MOST)]
         await door.settle()

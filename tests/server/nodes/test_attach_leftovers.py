@@ -17,7 +17,7 @@ from tests.server.nodes.test_attach_budget import USER
 from tests.support.fakes.garbage import collected, no_collector  # noqa: F401 - a fixture
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.handshake import VERSION
-from tunnel_server.auth.revocation_list import Kind
+from tunnel_server.auth.revocation_list import RevocationKind
 
 pytestmark = pytest.mark.usefixtures("no_collector")
 
@@ -49,7 +49,7 @@ async def be_no_node(door: Door) -> None:
 
 
 async def be_revoked(door: Door) -> None:
-    door.revoke(Kind.NODE, "edge1")
+    door.revoke(RevocationKind.NODE, "edge1")
     await come_in_vain(door)
 
 

@@ -15,7 +15,7 @@ from tests.support.pki import authority as pki
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.tunnel_stream import StreamReset
-from tunnel_server.auth.revocation_list import Kind
+from tunnel_server.auth.revocation_list import RevocationKind
 
 
 def serial_of(leaf: Leaf) -> str:
@@ -34,15 +34,15 @@ def going_on(door: Door, agent: Agent, leaf: Leaf, **said: object) -> Agent:
     return door.dial("edge1", leaf_pem=leaf.credential.certificate_pem, **{**known, **said})
 
 
-@pytest.mark.parametrize("kind", [Kind.NODE, Kind.SERIAL])
+@pytest.mark.parametrize("kind", [RevocationKind.NODE, RevocationKind.SERIAL])
 async def test_the_session_and_its_streams_end_with_the_reason(
-    kind: Kind, autojump_clock: trio.testing.MockClock
+    kind: RevocationKind, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_door(grace_seconds=60) as door:
         agent, other = await door.attach("edge1"), await door.attach("edge2")
         stream, spared = await door.open("edge1"), await door.open("edge2")
         began = trio.current_time()
-        door.revoke(kind, "edge1" if kind is Kind.NODE else serial_of(pki.node_leaf("edge1")))
+        door.revoke(kind, "edge1" if kind is RevocationKind.NODE else serial_of(pki.node_leaf("edge1")))
         with pytest.raises(StreamReset) as caught:
             await stream.receive_some()
         assert caught.value.reason is Reason.REVOKED
@@ -59,7 +59,7 @@ async def test_the_session_and_its_streams_end_with_the_reason(
 async def test_nothing_lets_it_in_again(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door(grace_seconds=60) as door:
         agent = await door.attach("edge1")
-        door.revoke(Kind.NODE, "edge1")
+        door.revoke(RevocationKind.NODE, "edge1")
         await agent.link.wait_given_up()
         for again in (door.dial("edge1"), going_on(door, agent, pki.node_leaf("edge1"))):
             refusal = await again.refusal()
@@ -81,7 +81,7 @@ async def test_a_session_in_grace_ends_too(autojump_clock: trio.testing.MockCloc
         stream = await door.open("edge1")
         agent.carrier.cut()
         await door.settle()
-        door.revoke(Kind.NODE, "edge1")
+        door.revoke(RevocationKind.NODE, "edge1")
         with pytest.raises(StreamReset) as caught:
             await stream.receive_some()
         assert caught.value.reason is Reason.REVOKED
@@ -94,7 +94,7 @@ async def test_a_revocation_between_welcome_and_use_counts(autojump_clock: trio.
         agent = await door.attach("edge1")
         again = going_on(door, agent, late := renewed())
         await again.welcomed()
-        door.revoke(Kind.SERIAL, serial_of(late))
+        door.revoke(RevocationKind.SERIAL, serial_of(late))
         again.use(door.limits)
         assert await again.end() is Reason.REVOKED
         assert agent.link.attached  # by the certificate that nobody has revoked
@@ -110,10 +110,10 @@ async def test_a_session_goes_by_the_certificate_of_the_moment(
         assert again.attempt.welcome.resumed
         again.attempt.use(agent.link)
         await door.settle()
-        door.revoke(Kind.SERIAL, serial_of(pki.node_leaf("edge1")))
+        door.revoke(RevocationKind.SERIAL, serial_of(pki.node_leaf("edge1")))
         await door.settle()
         assert agent.link.attached and door.link_of("edge1").attached
-        door.revoke(Kind.SERIAL, serial_of(fresh))
+        door.revoke(RevocationKind.SERIAL, serial_of(fresh))
         assert await agent.end() is Reason.REVOKED
 
 

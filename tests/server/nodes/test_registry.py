@@ -14,7 +14,7 @@ from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.session.state import Loss, SessionState
 from tunnel_core.wire.frames import Hello
 from tunnel_server.accounting.write_budget import WRITE_SECONDS, WRITES, writes_budget
-from tunnel_server.events.event_log import Kind
+from tunnel_server.events.event_log import EventKind
 from tunnel_server.nodes import registry as nodes_module
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.nodes.takeovers import MAX_NODES, REPLACED_SECONDS, Duplicates
@@ -176,7 +176,7 @@ def test_a_duplicate_is_one_event_a_minute_at_whatever_many_addresses_it_asks(
         for instance in (b"a", b"a", b"a", b"check", b"check"):  # three addresses of the server, and a check
             assert try_attach(nodes, b"one", instance) is None
         clock.seconds += 60
-    assert [event.kind for event in nodes.events.newest(9)].count(Kind.DUPLICATE) == 3
+    assert [event.kind for event in nodes.events.newest(9)].count(EventKind.DUPLICATE) == 3
 
 
 def test_a_machine_that_restarts_now_and_then_is_no_duplicate(nodes: Nodes, clock: Clock) -> None:

@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from certs.authority_folder import load_authority
-from certs.rotation import Step
+from certs.rotation import RotationStep
 from certs.x509 import Usage, proven_leaf
 from tests.server.commands.test_init import run
 from tests.support.fakes.credentials import credential_watch
@@ -108,10 +108,10 @@ async def test_a_forced_retirement_ends_what_lives_by_the_old_root(files: Files,
     proven = proven_leaf(before, usage=Usage.CLIENT)
     files.standing.enter(proven, ended.append)
     rotating = Rotating(files.config)
-    for step in (Step.ADD, Step.SWITCH, Step.RETIRE):
+    for step in (RotationStep.ADD, RotationStep.SWITCH, RotationStep.RETIRE):
         rotating.take(step)
-        files.reload.after_rotation(step, forced and step is Step.RETIRE)
-        assert len(ended) == (forced and step is Step.RETIRE)
+        files.reload.after_rotation(step, forced and step is RotationStep.RETIRE)
+        assert len(ended) == (forced and step is RotationStep.RETIRE)
     if forced:
         assert ended[0].reason is Reason.ROOT_RETIRED
 

@@ -13,8 +13,8 @@ from tests.support.fakes.credentials import credential_watch
 from tests.support.fakes.opened_store import DAY, DOMAIN, Clock, certificate, new_token, opened, redemption
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.revocation_list import Kind as Revokes
-from tunnel_server.store.audit import Kind, Question
+from tunnel_server.auth.revocation_list import RevocationKind as Revokes
+from tunnel_server.store.audit import AuditKind, AuditQuery
 from tunnel_server.store.certificates import NewCertificate, Origin, by_hand
 from tunnel_server.store.database import open_database
 from tunnel_server.store.schema import STEPS
@@ -55,7 +55,7 @@ async def test_a_revoked_serial_takes_its_renewals_along(
         assert shut_out(store) == out
         listed = [one["serial"] for one in await store.certificates(name="kim") if one["revoked"]]
         assert listed == out
-        lines = await store.audit(Question(kind=Kind.REVOKED))
+        lines = await store.audit(AuditQuery(kind=AuditKind.REVOKED))
         assert [(line["serial"], line["user"]) for line in lines] == [(serial, "kim") for serial in out]
         with pytest.raises(Refused) as caught:
             await store.record(of_kim("e", out[-1]))
@@ -195,4 +195,4 @@ async def test_a_token_is_checked_without_being_used(tmp_path: Path) -> None:
         with pytest.raises(Refused) as caught:
             await store.check_token(redemption(new.token, key="k2"))
         assert caught.value.reason is Reason.TOKEN_REPLAYED
-        assert not await store.audit(Question(kind=Kind.REFUSED))
+        assert not await store.audit(AuditQuery(kind=AuditKind.REFUSED))

@@ -26,11 +26,10 @@ from tests.support.fakes.opened_store import (
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.node_patterns import is_pattern, matches
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.revocation_list import Kind as Revokes
 from tunnel_server.auth.revocation_list import Revocation
-from tunnel_server.events.event_log import Kind as EventKind
-from tunnel_server.events.event_log import NodeEvent
-from tunnel_server.store.audit import AuditLine, Kind, Question
+from tunnel_server.auth.revocation_list import RevocationKind as Revokes
+from tunnel_server.events.event_log import EventKind, NodeEvent
+from tunnel_server.store.audit import AuditKind, AuditLine, AuditQuery
 from tunnel_server.store.certificates import Origin
 from tunnel_server.store.store import FILE, Store, StoreSettings
 from tunnel_server.store.tokens import Redeemed
@@ -104,7 +103,7 @@ async def test_the_list_says_how_each_token_stands_and_nothing_secret(tmp_path: 
         assert await refusal(store, news[2].token, "gone") is Reason.TOKEN_REVOKED
         with pytest.raises(Refused, match="not_found"):
             await store.revoke_token("a" * 16, "uid-0")
-        everything = str(listed) + str(await store.audit(Question()))
+        everything = str(listed) + str(await store.audit(AuditQuery()))
         for new in news:
             assert new.token.secret.hex() not in everything
             assert new.token.digest.hex() not in everything
@@ -115,7 +114,7 @@ async def test_refusals_are_in_the_audit_with_their_reason(tmp_path: Path) -> No
     async with opened(tmp_path) as store:
         await store.create_token(new, "uid-0")
         await refusal(store, new.token, "shop-8")
-        line = (await store.audit(Question(kind=Kind.REFUSED)))[0]
+        line = (await store.audit(AuditQuery(kind=AuditKind.REFUSED)))[0]
         assert (line["node"], line["token"], line["reason"], line["source"]) == (
             *("shop-8", new.token.id, "token_name_mismatch", "192.0.2.1"),
         )
@@ -271,21 +270,21 @@ async def test_the_audit_is_asked_by_node_user_kind_and_time(tmp_path: Path) -> 
     clock = Clock()
     async with opened(tmp_path, clock) as store:
         for kind, node, user in (
-            *((Kind.ENROLLED, "a", ""), (Kind.RENEWED, "a", ""), (Kind.RENEWED, "b", "")),
-            (Kind.REVOKED, "", "kim"),
+            *((AuditKind.ENROLLED, "a", ""), (AuditKind.RENEWED, "a", ""), (AuditKind.RENEWED, "b", "")),
+            (AuditKind.REVOKED, "", "kim"),
         ):
             await store.note(AuditLine(kind, node=node, user=user))
             clock.pass_seconds(10)
         begin = int(Clock().now.timestamp() * 1000)
         for question, numbers in (
-            (Question(), [1, 2, 3, 4]),
-            (Question(node="a"), [1, 2]),
-            (Question(user="kim"), [4]),
-            (Question(kind=Kind.RENEWED), [2, 3]),
-            (Question(since=begin + 10_000, until=begin + 30_000), [2, 3]),
-            (Question(before=3), [1, 2]),
-            (Question(most=2), [3, 4]),
-            (Question(node="a'; DROP TABLE audit; --"), []),
+            (AuditQuery(), [1, 2, 3, 4]),
+            (AuditQuery(node="a"), [1, 2]),
+            (AuditQuery(user="kim"), [4]),
+            (AuditQuery(kind=AuditKind.RENEWED), [2, 3]),
+            (AuditQuery(since=begin + 10_000, until=begin + 30_000), [2, 3]),
+            (AuditQuery(before=3), [1, 2]),
+            (AuditQuery(most=2), [3, 4]),
+            (AuditQuery(node="a'; DROP TABLE audit; --"), []),
         ):
             assert [line["number"] for line in await store.audit(question)] == numbers
 
@@ -342,25 +341,25 @@ async def _fill(store: Store, *lines: AuditLine) -> list[int]:
         await trio.lowlevel.checkpoint()
     while await store.prune():
         pass
-    return [line["number"] for line in await store.audit(Question())]
+    return [line["number"] for line in await store.audit(AuditQuery())]
 
 
 async def test_a_node_has_a_share_of_the_audit_and_pushes_out_nothing_else(tmp_path: Path) -> None:
-    noise = [AuditLine(Kind.TAKEOVER, node="rogue")] * 50
-    rest = [AuditLine(Kind.RENEWED, node="edge1"), AuditLine(Kind.RENEWED, node="rogue")]
+    noise = [AuditLine(AuditKind.TAKEOVER, node="rogue")] * 50
+    rest = [AuditLine(AuditKind.RENEWED, node="edge1"), AuditLine(AuditKind.RENEWED, node="rogue")]
     async with opened(tmp_path, settings=_small(tmp_path, 1000)) as store:  # a share of 10
         assert await _fill(store, *rest, *noise) == [1, 2, *range(43, 53)]
 
 
 async def test_a_user_has_a_share_of_the_audit_too(tmp_path: Path) -> None:
-    lines = [AuditLine(Kind.REFUSED, user="kim"), *[AuditLine(Kind.REFUSED, user="rogue")] * 50]
+    lines = [AuditLine(AuditKind.REFUSED, user="kim"), *[AuditLine(AuditKind.REFUSED, user="rogue")] * 50]
     async with opened(tmp_path, settings=_small(tmp_path, 1000)) as store:
         assert await _fill(store, *lines) == [1, *range(42, 52)]
 
 
 async def test_what_administrators_did_is_pushed_out_by_nothing_but_later_acts(tmp_path: Path) -> None:
-    acts = [AuditLine(Kind.REVOKED, node="edge1"), AuditLine(Kind.TOKEN_CREATED)]
-    noise = [AuditLine(Kind.TAKEOVER, node=f"n{number}") for number in range(50)]
+    acts = [AuditLine(AuditKind.REVOKED, node="edge1"), AuditLine(AuditKind.TOKEN_CREATED)]
+    noise = [AuditLine(AuditKind.TAKEOVER, node=f"n{number}") for number in range(50)]
     async with opened(tmp_path, settings=_small(tmp_path, 10)) as store:
         assert await _fill(store, *acts, *noise) == [1, 2, *range(45, 53)]
         assert await _fill(store, *[acts[1]] * 12) == list(range(55, 65))
@@ -369,6 +368,6 @@ async def test_what_administrators_did_is_pushed_out_by_nothing_but_later_acts(t
 async def test_acts_leave_with_their_age(tmp_path: Path) -> None:
     clock = Clock()
     async with opened(tmp_path, clock, _small(tmp_path, 10)) as store:
-        await store.note(AuditLine(Kind.REVOKED, node="edge1"))
+        await store.note(AuditLine(AuditKind.REVOKED, node="edge1"))
         clock.now += 401 * DAY
-        assert await _fill(store, AuditLine(Kind.TAKEOVER, node="a")) == [2]
+        assert await _fill(store, AuditLine(AuditKind.TAKEOVER, node="a")) == [2]

@@ -15,7 +15,7 @@ from certs.token import Token
 from tests.support.fakes.opened_store import certificate, fresh_token
 from tunnel_core.node_patterns import matches
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.revocation_list import Kind
+from tunnel_server.auth.revocation_list import RevocationKind
 from tunnel_server.store import certificates, revocations, tokens
 from tunnel_server.store.certificates import Origin, Recorded
 from tunnel_server.store.database import open_database
@@ -99,7 +99,7 @@ class TokensAndRevocations(RuleBasedStateMachine):
 
     @rule(node=st.sampled_from(NODES))
     def revoke_node(self, node: str) -> None:
-        self.memory.put(revocations.revoke(self.transaction(), Kind.NODE, node, "ops", "lost"))
+        self.memory.put(revocations.revoke(self.transaction(), RevocationKind.NODE, node, "ops", "lost"))
         self.step += 1
         self.revoked[node] = self.step
 
@@ -176,7 +176,7 @@ class TokensAndRevocations(RuleBasedStateMachine):
             out = self.is_out(one)
             assert self.memory.covers(identity, one.serial) == out
             assert reloaded.covers(identity, one.serial) == out
-            assert revocations.is_covered(self.connection, Kind.NODE, one.node, one.serial) == out
+            assert revocations.is_covered(self.connection, RevocationKind.NODE, one.node, one.serial) == out
 
 
 TestTokensAndRevocations = TokensAndRevocations.TestCase

@@ -17,7 +17,7 @@ import trio.testing
 from tests.support.fakes.opened_store import Clock, opened
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.store import writer as writer_module
-from tunnel_server.store.audit import AuditLine, Kind, Question
+from tunnel_server.store.audit import AuditKind, AuditLine, AuditQuery
 from tunnel_server.store.audit_file import AuditFile
 from tunnel_server.store.database import Connection, open_database
 from tunnel_server.store.store import FILE, StoreSettings
@@ -97,7 +97,7 @@ async def test_a_refusal_takes_nothing_of_the_others(tmp_path: Path) -> None:
 
     def refuse(transaction: Transaction) -> None:
         insert("refused")(transaction)
-        transaction.audit(AuditLine(Kind.REFUSED))
+        transaction.audit(AuditLine(AuditKind.REFUSED))
         raise Refused(Reason.NOT_FOUND)
 
     def violate(transaction: Transaction) -> None:
@@ -196,7 +196,7 @@ async def test_work_that_is_never_done_is_told(tmp_path: Path) -> None:
 def note(word: str) -> Callable[[Transaction], None]:
     def work(transaction: Transaction) -> None:
         insert(word)(transaction)
-        transaction.audit(AuditLine(Kind.TAKEOVER, node=word))
+        transaction.audit(AuditLine(AuditKind.TAKEOVER, node=word))
 
     return work
 
@@ -205,7 +205,7 @@ async def test_lines_are_in_the_file_when_they_are_acknowledged(tmp_path: Path) 
     file = tmp_path / "audit.jsonl"
     settings = StoreSettings(tmp_path / FILE, file)
     async with opened(tmp_path, settings=settings) as store:
-        await store.note(AuditLine(Kind.TAKEOVER, node="a", source="192.0.2.1"))
+        await store.note(AuditLine(AuditKind.TAKEOVER, node="a", source="192.0.2.1"))
         assert [json.loads(line) for line in file.read_text().splitlines()] == [
             {
                 "number": 1,
@@ -216,8 +216,8 @@ async def test_lines_are_in_the_file_when_they_are_acknowledged(tmp_path: Path) 
             }
         ]
         file.rename(tmp_path / "collected")
-        store.note_nowait(AuditLine(Kind.TAKEOVER, node="b"))
-        await store.note(AuditLine(Kind.TAKEOVER, node="c"))
+        store.note_nowait(AuditLine(AuditKind.TAKEOVER, node="b"))
+        await store.note(AuditLine(AuditKind.TAKEOVER, node="c"))
         assert [json.loads(line)["node"] for line in file.read_text().splitlines()] == ["b", "c"]
         assert store.audit_dropped == 0
     assert file.stat().st_mode & 0o777 == 0o600
@@ -282,31 +282,31 @@ async def test_old_lines_go_and_refusals_have_a_share_of_the_room(tmp_path: Path
     clock = Clock()
     settings = StoreSettings(tmp_path / FILE, audit_keep_days=10, audit_keep_lines=20)
     async with opened(tmp_path, clock, settings) as store:
-        await store.note(AuditLine(Kind.ENROLLED, node="ancient"))
+        await store.note(AuditLine(AuditKind.ENROLLED, node="ancient"))
         clock.pass_seconds(11 * 24 * 3600)
         for number in range(5):
-            await store.note(AuditLine(Kind.ENROLLED, node=f"n{number}"))
+            await store.note(AuditLine(AuditKind.ENROLLED, node=f"n{number}"))
         for number in range(12):
-            await store.note(AuditLine(Kind.REFUSED, node=f"r{number}"))
+            await store.note(AuditLine(AuditKind.REFUSED, node=f"r{number}"))
         while await store.prune():
             pass
-        kept = [line["node"] for line in await store.audit(Question())]
+        kept = [line["node"] for line in await store.audit(AuditQuery())]
         assert kept == ["n0", "n1", "n2", "n3", "n4", "r10", "r11"]
         for number in range(30):
-            await store.note(AuditLine(Kind.RENEWED, node=f"m{number}"))
+            await store.note(AuditLine(AuditKind.RENEWED, node=f"m{number}"))
         while await store.prune():
             pass
-        assert [line["node"] for line in await store.audit(Question())] == [f"m{n}" for n in range(10, 30)]
+        assert [line["node"] for line in await store.audit(AuditQuery())] == [f"m{n}" for n in range(10, 30)]
 
 
 async def test_a_flood_of_refusals_is_bounded_at_once(tmp_path: Path) -> None:
     settings = StoreSettings(tmp_path / FILE, audit_keep_lines=1000)
     async with opened(tmp_path, settings=settings) as store:
-        await store.note(AuditLine(Kind.ENROLLED, node="first"))
+        await store.note(AuditLine(AuditKind.ENROLLED, node="first"))
         for _ in range(4):
             async with trio.open_nursery() as nursery:
                 for _ in range(1500):
-                    nursery.start_soon(store.note, AuditLine(Kind.REFUSED))
-        refused = await store.audit(Question(kind=Kind.REFUSED))
+                    nursery.start_soon(store.note, AuditLine(AuditKind.REFUSED))
+        refused = await store.audit(AuditQuery(kind=AuditKind.REFUSED))
         assert 100 <= len(refused) < 100 + writer_module.TIDY_LINES
-        assert [line["node"] for line in await store.audit(Question(kind=Kind.ENROLLED))] == ["first"]
+        assert [line["node"] for line in await store.audit(AuditQuery(kind=AuditKind.ENROLLED))] == ["first"]

@@ -17,7 +17,7 @@ import trio
 
 from tests.support.fakes.opened_store import opened
 from tunnel_core.reasons import Refused
-from tunnel_server.auth.revocation_list import Kind
+from tunnel_server.auth.revocation_list import RevocationKind
 from tunnel_server.store.store import FILE, Store, StoreSettings
 
 AT_ONCE = 8
@@ -29,7 +29,7 @@ def say(*words: object) -> None:
 
 async def write(store: Store, number: int) -> bool:
     try:
-        await store.revoke(Kind.SERIAL, f"{number:x}", "test", "x" * 200)
+        await store.revoke(RevocationKind.SERIAL, f"{number:x}", "test", "x" * 200)
     except Refused as refused:
         say("no", refused.reason.word)
         return False

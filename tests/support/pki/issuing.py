@@ -21,7 +21,7 @@ from tunnel_server.listeners.listener import Listener
 from tunnel_server.listeners.tls import TlsContexts, TlsFiles, over_tls
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.pki.enrolment.signer import Signer
-from tunnel_server.store.audit import Question
+from tunnel_server.store.audit import AuditQuery
 from tunnel_server.store.store import FILE, Store, StoreSettings, open_store
 from tunnel_server.store.tokens import NewToken
 
@@ -59,7 +59,7 @@ class Issuing:
     async def audit(self) -> list[tuple[str, str, str]]:
         """Kind, reason and name of each line so far, but for tokens made."""
         await self.store.prune()  # goes through the writer, behind what waits there
-        lines = await self.store.audit(Question())
+        lines = await self.store.audit(AuditQuery())
         return [
             (line["kind"], line.get("reason", ""), line.get("node", line.get("user", "")))
             for line in lines

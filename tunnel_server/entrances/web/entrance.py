@@ -10,8 +10,8 @@ from tunnel_core.http.server import HeadLimits, HttpConnection, serve_http
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.access.opener import NotOpened, Opener, Wish
-from tunnel_server.access.routing import Route, WebHost, route_web_host
+from tunnel_server.access.opener import NotOpened, Opener, StreamRequest
+from tunnel_server.access.routing import NodeRoute, WebHost, route_web_host
 from tunnel_server.auth.users import User
 from tunnel_server.entrances.web.pages import error_page, index_page, send_page
 from tunnel_server.listeners.addresses import CannotListen, is_loopback_listen
@@ -58,20 +58,20 @@ class WebEntrance:
         if not web_host.alias:
             await self._send_index(http, request, host)
             return
-        wish = Wish(self._user(), self._route(web_host), ENTRANCE, address, target_tls=True)
+        wish = StreamRequest(self._user(), self._route(web_host), ENTRANCE, address, target_tls=True)
         source, peer = address.rpartition(":")[0].strip("[]"), f"{web_host.service} on {wish.route.node}"
         await Exchange(http, request, source, peer).run(self._opener, wish)
 
     def _user(self) -> User:
         return User("loopback", Role.USER, self._opener.trust_domain)
 
-    def _route(self, web_host: WebHost) -> Route:
+    def _route(self, web_host: WebHost) -> NodeRoute:
         nodes = self._opener.nodes
         node = nodes.find_alias(web_host.alias)
         if node is None:
             raise Refused(Reason.UNKNOWN_NODE, unknown_node(web_host.alias, nodes.nearest(web_host.alias)))
         _refuse_unbrowsable(node, web_host.service)
-        return Route(node.name, Target(service=web_host.service))
+        return NodeRoute(node.name, Target(service=web_host.service))
 
     async def _send_index(self, http: HttpConnection, request: h11.Request, host: str) -> None:
         if request.target.partition(b"?")[0] != b"/":

@@ -36,10 +36,10 @@ from tunnel_core.sources import source_of
 from tunnel_server.auth.credential_watch import Standing
 from tunnel_server.config import ServerConfig
 from tunnel_server.pki.enrolment.queue import SentAway, WaitingLine
-from tunnel_server.pki.enrolment.rate_limits import Budgets
+from tunnel_server.pki.enrolment.rate_limits import RequestRateLimits
 from tunnel_server.pki.enrolment.request import Login, node_asked_for, unproven
 from tunnel_server.pki.enrolment.signer import Signed, Signer
-from tunnel_server.store.audit import AuditLine, Kind
+from tunnel_server.store.audit import AuditKind, AuditLine
 from tunnel_server.store.certificates import NewCertificate, Origin
 from tunnel_server.store.store import Store
 from tunnel_server.store.tokens import Redemption
@@ -108,8 +108,8 @@ class Enrolment:
         self._first_ones = WaitingLine(pace_seconds=0, return_seconds=_RETURN_SECONDS)
         self._renewals = WaitingLine(pace_seconds=_RENEWAL_SECONDS, return_seconds=_RENEWAL_SECONDS)
         self._work = trio.Lock()
-        self._wrong = Budgets(_WRONG_TOKENS, _WRONG_EVERY_SECONDS)
-        self._names = Budgets(_CERTIFICATES, _CERTIFICATES_EVERY_SECONDS)
+        self._wrong = RequestRateLimits(_WRONG_TOKENS, _WRONG_EVERY_SECONDS)
+        self._names = RequestRateLimits(_CERTIFICATES, _CERTIFICATES_EVERY_SECONDS)
 
     @property
     def present(self) -> int:
@@ -141,11 +141,11 @@ class Enrolment:
                 return await self._enrol(token, login, body, asker)
 
     async def _enrol(self, token: Token, login: Login, body: bytes, asker: Asker) -> Signed:
-        with self._audited(AuditLine(Kind.REFUSED, login.node, source=asker.address, token=token.id)):
+        with self._audited(AuditLine(AuditKind.REFUSED, login.node, source=asker.address, token=token.id)):
             request = await self.signer.read(body)
             node = node_asked_for(request.uris, request.common_names, login)
         asked = Redemption(token.id, token.digest, node, request.key_sha256, asker.address)
-        with self._audited(AuditLine(Kind.REFUSED, node, source=asker.address, token=token.id)):
+        with self._audited(AuditLine(AuditKind.REFUSED, node, source=asker.address, token=token.id)):
             await self._store.check_token(asked)
             self._spend(f"{token.id} {node}")
             signed = await self._sign(request, SpiffeId(self.settings.trust_domain, Role.NODE, node), None)
@@ -155,13 +155,15 @@ class Enrolment:
 
     async def renew(self, leaf: bytes, body: bytes, asker: Asker) -> Signed:
         """The next certificate of whoever has proven to have ``leaf``. Raises ``Refused``."""
-        with self._audited(AuditLine(Kind.REFUSED, source=asker.address)):
+        with self._audited(AuditLine(AuditKind.REFUSED, source=asker.address)):
             proven = _who_renews(leaf, self.settings.trust_domain)
         identity, serial = proven.identity, proven.serial
         named = {identity.role.value: identity.name}
         with _proven({**named, "serial": serial}):
             async with self._turn(self._renewals):
-                with self._audited(AuditLine(Kind.REFUSED, source=asker.address, serial=serial, **named)):
+                with self._audited(
+                    AuditLine(AuditKind.REFUSED, source=asker.address, serial=serial, **named)
+                ):
                     self._standing.require(proven)  # the handshake may have been long ago
                     await self._require_own(leaf, proven)
                     self._spend(str(identity))
@@ -188,7 +190,7 @@ class Enrolment:
         except TokenMistyped as error:
             refused = unproven(str(error))
         self._spend_guess(source_of(asker.host))
-        line = AuditLine(Kind.REFUSED, login.node, source=asker.address, token=token_id)
+        line = AuditLine(AuditKind.REFUSED, login.node, source=asker.address, token=token_id)
         self._note(line, refused)
         raise refused
 

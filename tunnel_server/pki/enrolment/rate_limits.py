@@ -9,7 +9,7 @@ from __future__ import annotations
 MAX_KEYS = 10_000
 
 
-class Budgets:
+class RequestRateLimits:
     """``burst`` at once, and one more every ``every_seconds``. ``now`` is in seconds and never goes back."""
 
     def __init__(self, burst: int, every_seconds: float, most: int = MAX_KEYS) -> None:

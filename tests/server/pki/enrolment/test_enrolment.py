@@ -14,7 +14,7 @@ from tunnel_core.http.head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import is_node_name
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.pki.enrolment.rate_limits import Budgets
+from tunnel_server.pki.enrolment.rate_limits import RequestRateLimits
 from tunnel_server.pki.enrolment.request import Login, node_asked_for, parse_login
 
 GOOD = make_request(SpiffeId(pki.TRUST_DOMAIN, Role.NODE, "edge1"))
@@ -24,7 +24,7 @@ steps = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 40)), max_size=
 
 @given(steps)
 def test_in_any_while_no_more_than_the_budget_is_spent(taken: list[tuple[str, int]]) -> None:
-    budgets, now, spent = Budgets(burst=3, every_seconds=10), 0.0, {"a": [], "b": []}
+    budgets, now, spent = RequestRateLimits(burst=3, every_seconds=10), 0.0, {"a": [], "b": []}
     for key, pause in taken:
         now += pause
         wait = round(budgets.wait_seconds(key, now), 9)  # sums of fractions are not exact
@@ -41,7 +41,7 @@ def test_in_any_while_no_more_than_the_budget_is_spent(taken: list[tuple[str, in
 
 
 def test_the_table_of_budgets_is_bounded_and_forgets_the_quietest() -> None:
-    budgets = Budgets(burst=1, every_seconds=100, most=3)
+    budgets = RequestRateLimits(burst=1, every_seconds=100, most=3)
     for now, key in enumerate("abcad"):
         budgets.spend(key, now)
     assert len(budgets) == 3
@@ -49,7 +49,7 @@ def test_the_table_of_budgets_is_bounded_and_forgets_the_quietest() -> None:
 
 
 def test_who_goes_on_without_budget_does_not_wait_longer_for_it() -> None:
-    budgets = Budgets(burst=2, every_seconds=10)
+    budgets = RequestRateLimits(burst=2, every_seconds=10)
     for _ in range(100):
         budgets.spend("a", 0.0)
     assert budgets.wait_seconds("a", 0.0) == 10

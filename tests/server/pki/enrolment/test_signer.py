@@ -15,7 +15,7 @@ from tests.support.fakes.opened_store import PIN
 from tests.support.pki import authority as pki
 from tests.support.pki.issuing import Issuing, open_issuing
 from tunnel_core.identity import Role, SpiffeId
-from tunnel_server.auth.revocation_list import Kind
+from tunnel_server.auth.revocation_list import RevocationKind
 from tunnel_server.pki.enrolment.signer import Signed, Signer
 from tunnel_server.store.certificates import by_hand
 
@@ -86,7 +86,7 @@ async def test_a_revoked_certificate_takes_what_it_was_renewed_into_along(tmp_pa
     async with open_issuing(tmp_path) as issuing:
         first = await issued(issuing)
         second = await renewed(issuing, first)
-        await issuing.store.revoke(Kind.SERIAL, facts_of(first.chain_pem).serial, "uid-0")
+        await issuing.store.revoke(RevocationKind.SERIAL, facts_of(first.chain_pem).serial, "uid-0")
         answer = await renew(issuing, second, request_of("kim", Role.USER))
         assert (answer.status, answer.word) == (403, "revoked")
 
@@ -119,7 +119,7 @@ async def test_a_token_that_does_not_hold_costs_no_signature(tmp_path: Path, sta
         elif state == "revoked":
             await issuing.store.revoke_token(token.id, "test")
         elif state == "node":
-            await issuing.store.revoke(Kind.NODE, "edge1", "test")
+            await issuing.store.revoke(RevocationKind.NODE, "edge1", "test")
         signer = CountingSigner(pki.authority())
         issuing.signers.append(signer)
         name = "edge2" if state == "another" else "edge1"
