@@ -260,10 +260,10 @@ def _folder(name: object) -> str:
 def _trust_domain(issuing: Credential) -> str:
     if not key_fits(issuing):
         raise ValueError("issuing.pem and issuing-key.pem do not belong together")
-    said = describe(issuing.certificate_pem)
-    if not said.is_authority or len(said.uris) != 1:
+    description = describe(issuing.certificate_pem)
+    if not description.is_authority or len(description.uris) != 1:
         raise ValueError("issuing.pem is not the certificate of an authority that names its trust domain")
-    domain = said.uris[0].removeprefix("spiffe://")
+    domain = description.uris[0].removeprefix("spiffe://")
     return SpiffeId(domain, Role.SERVER, "any").trust_domain  # for its check of the form
 
 

@@ -132,10 +132,10 @@ class Authority:
         So one file has to change, and changes whole. Raises ``AuthorityError``, or ``ValueError`` if
         the other cannot be read.
         """
-        said, facts = describe(certificate_pem), facts_of(certificate_pem)
+        description, facts = describe(certificate_pem), facts_of(certificate_pem)
         validity = _validity(days, now)
         self._refuse_to_outlive(validity)
-        profile = LeafProfile(facts.identity, usage_of(facts.identity.role), validity, said.names)
+        profile = LeafProfile(facts.identity, usage_of(facts.identity.role), validity, description.names)
         leaf_pem = certify_key(self.issuing, profile, public_key_of(certificate_pem))
         chain = leaf_pem + self.issuing.certificate_pem
         return Certified(facts_of(leaf_pem), chain, self.roots_pem, self.root_pin)

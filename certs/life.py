@@ -25,7 +25,7 @@ _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class ValidityPeriod:
     """Both ends are aware datetimes; ``serial`` is in hex, as everywhere."""
 
     serial: str
@@ -55,7 +55,7 @@ def is_late(begins: datetime, ends: datetime, now: datetime) -> bool:
     return now >= begins + (ends - begins) * _LATE_AT
 
 
-def life_of(chain_pem: bytes) -> Life:
+def life_of(chain_pem: bytes) -> ValidityPeriod:
     """Of the first certificate of a chain. Raises ``ValueError``."""
     found = _BLOCK.search(chain_pem)
     if found is None:
@@ -68,7 +68,7 @@ def life_of(chain_pem: bytes) -> Life:
     content.take(_SEQUENCE)  # the signature's algorithm
     content.take(_SEQUENCE)  # the issuer
     validity = content.inside(_SEQUENCE)
-    return Life(f"{int.from_bytes(serial, signed=True):x}", validity.time(), validity.time())
+    return ValidityPeriod(f"{int.from_bytes(serial, signed=True):x}", validity.time(), validity.time())
 
 
 class _Der:

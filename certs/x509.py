@@ -49,7 +49,7 @@ class IdentityError(Refused):
             self.who = {identity.role.value: identity.name, "serial": serial}
 
     @classmethod
-    def of(cls, proven: Proven, refused: Refused) -> IdentityError:
+    def of(cls, proven: VerifiedCertificate, refused: Refused) -> IdentityError:
         """The refusal, with the one whom it befell."""
         return cls(refused.reason, refused.detail, proven.identity, proven.serial)
 
@@ -85,7 +85,7 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
-class Proven:
+class VerifiedCertificate:
     """Whose leaf it is that TLS has proven, and what may undo that later."""
 
     identity: SpiffeId
@@ -112,7 +112,9 @@ class CertificateFacts:
 # Reading
 
 
-def proven_leaf(leaf: bytes, *, usage: Usage, role: Role | None = None, trust_domain: str = "") -> Proven:
+def proven_leaf(
+    leaf: bytes, *, usage: Usage, role: Role | None = None, trust_domain: str = ""
+) -> VerifiedCertificate:
     """What a leaf certificate (PEM or DER), whose key and chain TLS has proven, proves in turn.
 
     Raises ``IdentityError`` unless it has exactly one URI SAN, that is one of our SPIFFE IDs, and
@@ -226,14 +228,14 @@ def _public_key(certificate: x509.Certificate) -> bytes:
     )
 
 
-def _read_leaf(leaf: bytes) -> tuple[Proven, frozenset[x509.ObjectIdentifier]]:
+def _read_leaf(leaf: bytes) -> tuple[VerifiedCertificate, frozenset[x509.ObjectIdentifier]]:
     try:
         certificate = load_certificate(leaf)
         if _is_authority(certificate):
             raise ValueError("it is a certificate authority's")
         identity, serial = SpiffeId.parse(_only_uri(certificate)), f"{certificate.serial_number:x}"
         ends = certificate.not_valid_after_utc
-        return Proven(identity, serial, ends, _issuer_key(certificate)), _usages(certificate)
+        return VerifiedCertificate(identity, serial, ends, _issuer_key(certificate)), _usages(certificate)
     except UNREADABLE as error:
         raise IdentityError(Reason.UNAUTHENTICATED, f"the certificate names no identity: {error}") from error
 

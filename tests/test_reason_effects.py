@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from certs.x509 import Proven
+from certs.x509 import VerifiedCertificate
 from tests.agent.attach.test_loop import FakeLink
 from tests.server.nodes.test_attach import Door, open_door
 from tests.support.fakes import memory_link
@@ -30,7 +30,7 @@ from tunnel_core.session.handshake import AgentHandshake, AttachRejected
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.logs import RefusalLines, StreamFacts, stream_closed
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.store.audit import AuditLine
 
 # Reason, HTTP status, exit code of a command, level of the line about a closed stream, whether a refusal
@@ -229,8 +229,8 @@ async def test_a_new_session_that_is_refused(reason: Reason, autojump_clock: tri
 
 @each_reason
 async def test_when_the_server_lets_come_back(reason: Reason, autojump_clock: trio.testing.MockClock) -> None:
-    class Refusing(Standing):
-        def require(self, proven: Proven | None) -> None:
+    class Refusing(CredentialWatch):
+        def require(self, proven: VerifiedCertificate | None) -> None:
             raise Refused(reason)
 
     async with open_door() as door:
@@ -257,7 +257,7 @@ async def lost_session() -> AsyncIterator[memory_link.Session]:
         yield pair.agent
 
 
-async def attach_at(door: Door, standing: Standing) -> AttachRejected:
+async def attach_at(door: Door, standing: CredentialWatch) -> AttachRejected:
     door.make_attachments(standing)
     leaf = pki.node_leaf("edge1").credential.certificate_pem
     near, far = memory_carriers(door.nursery, leaf_pem=leaf)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from certs.life import Life, is_late
+from certs.life import ValidityPeriod, is_late
 from tunnel_client import words
 from tunnel_client.node_facts import Item, category_of, items_of, state_of, text_of
 from tunnel_core.cli.command_line import printable
@@ -28,7 +28,7 @@ class Own:
     """The certificate of the person who asks."""
 
     name: str
-    life: Life
+    life: ValidityPeriod
 
 
 def from_pages(version: Item, nodes: Item, streams: Item) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.event_writer import how_it_started
 from tunnel_server.accounting.refusal_audit import Refusals, record_ended
 from tunnel_server.accounting.stream_records import Records
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.config import ServerConfig, session_limits
 from tunnel_server.entrances.agents import ALPN
 from tunnel_server.entrances.open_listeners import Addresses, OpenListeners, claim_descriptors
@@ -95,7 +95,7 @@ class Server:
         self._changing = trio.Lock()
         self.nodes = Nodes(trio.current_time, _now, store.revoked.covers_node, most_gone=most_nodes(config))
         self.refusals = Refusals(store.note_nowait, trio.current_time)
-        self._standing = Standing(store.revoked, _now, partial(record_ended, store.note_nowait))
+        self._standing = CredentialWatch(store.revoked, _now, partial(record_ended, store.note_nowait))
         self._records = Records(self._counters, config.log, trio.current_time, self.refusals)
         self._authority = ServerAuthority(config)
         self._reload = Reload(certificates, self._authority, self._standing)

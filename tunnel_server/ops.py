@@ -12,7 +12,7 @@ from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import why_not_listening
 from tunnel_core.telemetry.counters import Counters, Snapshot
 from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, OpsServer, OpsTls, serve_ops
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.config import ServerConfig
 from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.nodes.metrics_snapshot import take_snapshot
@@ -52,7 +52,7 @@ class ServerOps:
     nodes: Nodes
     counters: Counters
     store: Store
-    standing: Standing
+    standing: CredentialWatch
     certificates: ServerCertificates
 
     async def open(self, nursery: trio.Nursery) -> list[str]:

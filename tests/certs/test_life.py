@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certs.ca import create_authority
-from certs.life import Life, life_of
+from certs.life import ValidityPeriod, life_of
 from certs.x509 import describe
 from tests.support.pki import authority as pki
 from tunnel_core.identity import Role
@@ -30,7 +30,7 @@ def test_it_reads_what_the_library_reads(now: datetime.datetime, days: int) -> N
     authority = create_authority("test.internal", now=now).authority
     chain = authority.issue(Role.NODE, "edge1", days=min(days, 1800), now=now).chain_pem
     said = describe(chain)
-    assert life_of(chain) == Life(said.serial, said.begins, said.ends)
+    assert life_of(chain) == ValidityPeriod(said.serial, said.begins, said.ends)
 
 
 @given(st.data())
@@ -64,7 +64,7 @@ def test_it_is_renewed_at_two_thirds_of_what_is_left_after_its_back_dating(secon
 
 
 def test_one_that_was_not_back_dated_is_renewed_at_two_thirds_of_all() -> None:
-    life = Life("1", NOW, NOW + datetime.timedelta(seconds=90))
+    life = ValidityPeriod("1", NOW, NOW + datetime.timedelta(seconds=90))
     assert life.renewal(0.5) == NOW + datetime.timedelta(seconds=60)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from certs.life import Life
+from certs.life import ValidityPeriod
 from tests.client.test_commands import GONE, NODE, inside
 from tests.support.fakes.scripted_server import FakeServer, fake_server
 from tests.support.pki.authority import write_user_bundle
@@ -84,7 +84,7 @@ def test_the_page_fits_a_terminal_and_says_which_nodes_are_gone() -> None:
 
 def own(days_left: float) -> Own:
     ends = NOW + timedelta(days=days_left)
-    return Own("kim", Life("ab", ends - timedelta(days=100), ends))
+    return Own("kim", ValidityPeriod("ab", ends - timedelta(days=100), ends))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.support.pki import authority as pki
 from tunnel_core.config.loader import load
 from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.revocation_list import Revocation, RevocationKind, Revoked
+from tunnel_server.auth.revocation_list import Revocation, RevocationKind, RevocationList
 from tunnel_server.config import ServerConfig
 from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.ops import Readiness, ServerOps
@@ -43,7 +43,7 @@ class Site:
     ops: ServerOps
     edge: Edge
     readiness: Readiness
-    revoked: Revoked
+    revoked: RevocationList
     store: StoreState
 
     async def get(self, address: str, path: str) -> tuple[int, str]:
@@ -68,7 +68,7 @@ async def open_site(folder: Path, clock: Clock, ops: Ops) -> AsyncIterator[Site]
     assert run("init", "--name", "tunnel.example.com", "--data-dir", folder / "data").exit_code == 0
     config = attrs.evolve(load(folder / "data" / "server.toml", ServerConfig), ops=ops)
     config = attrs.evolve(config, trust_domain=pki.TRUST_DOMAIN)
-    certificates, revoked = ServerCertificates(config, "h2", clock), Revoked()
+    certificates, revoked = ServerCertificates(config, "h2", clock), RevocationList()
     readiness, store = Readiness(certificates), StoreState()
     known: Any = store
     async with open_edge(revoked) as edge:

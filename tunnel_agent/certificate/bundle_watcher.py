@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from certs.bundle import Bundle, BundleError, read_bundle
-from certs.life import Life, life_of
+from certs.life import ValidityPeriod, life_of
 from tunnel_agent.checks import REJOIN
 from tunnel_core.humanize import as_minute
 
@@ -63,7 +63,7 @@ class HeldBundle:
         return ""
 
 
-def _life(bundle: Bundle) -> Life | None:
+def _life(bundle: Bundle) -> ValidityPeriod | None:
     try:
         return life_of(bundle.chain_pem)
     except ValueError:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from certs.life import Life
+from certs.life import ValidityPeriod
 
 LOOK_SECONDS = 5.0
 """How often the clock and the file are looked at: some ten microseconds of work."""
@@ -28,7 +28,7 @@ _HOPELESS_SECONDS = 300.0
 class RenewalPlan:
     """Of one certificate. ``chance`` is a random number from 0 to 1; steady times are in seconds."""
 
-    life: Life
+    life: ValidityPeriod
     chance: float
     not_before: float
     """Of the steady clock."""
@@ -58,7 +58,7 @@ class RenewalPlan:
         return wait
 
 
-def plan_after(life: Life, steady: float, chance: float, *, renewed: bool) -> RenewalPlan:
+def plan_after(life: ValidityPeriod, steady: float, chance: float, *, renewed: bool) -> RenewalPlan:
     """For a certificate that was just taken up; ``renewed``: it came from a renewal of ours."""
     pause = _bounded(life.seconds() / 3) if renewed else 0.0
     return RenewalPlan(life, chance, steady + pause)

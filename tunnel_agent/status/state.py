@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from certs.life import Life
+from certs.life import ValidityPeriod
 from tunnel_agent.status.link_history import LinkHistory, LinkView
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
@@ -96,7 +96,7 @@ class AgentState:
     next_attempt_at: float = 0.0
     sessions: int = 0
     """Attached so far, by this process."""
-    certificate: Life | None = None
+    certificate: ValidityPeriod | None = None
     renews_at: datetime | None = None
     troubles: deque[Trouble] = field(default_factory=lambda: deque(maxlen=_KEPT_ERRORS))
 

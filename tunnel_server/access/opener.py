@@ -18,7 +18,7 @@ from tunnel_core.telemetry.logs import StreamFacts
 from tunnel_server.access.policy import authorise
 from tunnel_server.access.routing import NodeRoute
 from tunnel_server.accounting.stream_records import Records
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.users import User
 from tunnel_server.nodes.registry import Nodes
 
@@ -54,7 +54,7 @@ class Opener:
         records: Records,
         *,
         trust_domain: str,
-        standing: Standing,
+        standing: CredentialWatch,
         half_closed_seconds: float | None = None,
     ) -> None:
         self._standing = standing
@@ -64,16 +64,16 @@ class Opener:
         self.trust_domain = trust_domain
 
     @asynccontextmanager
-    async def open(self, wish: StreamRequest, early_data: bytes = b"") -> AsyncIterator[Passage]:
+    async def open(self, wish: StreamRequest, early_data: bytes = b"") -> AsyncIterator[UserStream]:
         """A stream to what is wished, before the far dial is answered; writes down how it ended.
 
         Raises ``NotOpened``, also for a ``Refused`` of the block, with the reason that is written down. The
         stream is closed when the block ends, and reset when it raises.
         """
-        passage = Passage(self, wish)
+        passage = UserStream(self, wish)
         self._begin(passage, wish, early_data)
         try:
-            with self._standing.entered(wish.user.proven, passage.cut):
+            with self._standing.entered(wish.user.proven, passage.revoke):
                 yield passage
             await passage.stream.aclose()
         except Refused as refused:
@@ -83,9 +83,9 @@ class Opener:
             passage.fail(error)
             raise
         finally:
-            passage.write_down()
+            passage.record_end()
 
-    def _begin(self, passage: Passage, wish: StreamRequest, early_data: bytes) -> None:
+    def _begin(self, passage: UserStream, wish: StreamRequest, early_data: bytes) -> None:
         try:
             authorise(wish.user, wish.route, self.trust_domain)
             link = self.nodes.link_of(wish.route.node)
@@ -107,7 +107,7 @@ def _facts(wish: StreamRequest, stream_id: str = "") -> StreamFacts:
     return StreamFacts(stream_id, wish.user.name, route.node, str(route.target), wish.entrance, wish.source)
 
 
-class Passage:
+class UserStream:
     """One stream on its way through an entrance. ``stream`` is there once the opener began."""
 
     stream: TunnelStream
@@ -156,7 +156,7 @@ class Passage:
 
     def fail(self, error: BaseException) -> None:
         """Notes the end by an exception and resets the stream with its reason."""
-        reason, detail = blame(error)
+        reason, detail = reason_of(error)
         self.end(reason, detail)
         self.stream.reset(self._reason, self._detail)
 
@@ -165,12 +165,12 @@ class Passage:
         """Why it ended, and the sentence: the same for the log, the metric and the user."""
         return self._reason, self._detail
 
-    def cut(self, refused: Refused) -> None:
+    def revoke(self, refused: Refused) -> None:
         """Its user has to go: both sides are broken off at once, the user's too."""
         self.end(refused.reason, refused.detail)
         self.stream.reset(refused.reason, refused.detail)
 
-    def write_down(self) -> None:
+    def record_end(self) -> None:
         """The line and the counts of the end."""
         records = self._opener.records
         if self._opened is None:
@@ -186,7 +186,7 @@ class Passage:
         )
 
 
-def blame(error: BaseException) -> tuple[Reason, str]:
+def reason_of(error: BaseException) -> tuple[Reason, str]:
     """The reason behind an exception that ended a stream."""
     if isinstance(error, Refused | StreamReset):
         return error.reason, error.detail
@@ -195,7 +195,7 @@ def blame(error: BaseException) -> tuple[Reason, str]:
     if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
         return Reason.USER_LEFT, ""
     if isinstance(error, BaseExceptionGroup):
-        return min((blame(inner) for inner in error.exceptions), key=_severity)
+        return min((reason_of(inner) for inner in error.exceptions), key=_severity)
     return Reason.INTERNAL_ERROR, str(error)
 
 

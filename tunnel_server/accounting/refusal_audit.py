@@ -17,7 +17,7 @@ from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Category, Reason, Refused
 from tunnel_core.sources import source_of
 from tunnel_core.telemetry.logs import log_event
-from tunnel_server.auth.credential_watch import Ended
+from tunnel_server.auth.credential_watch import CredentialEnded
 from tunnel_server.store.audit import AuditKind, AuditLine
 
 _log = logging.getLogger("qanat.server")
@@ -108,7 +108,7 @@ def _line(entrance: str, source: str, refused: Refused) -> AuditLine:
     return about(refused.identity, replace(line, serial=refused.serial))
 
 
-def record_ended(write: Callable[[AuditLine], None], ended: Ended) -> None:
+def record_ended(write: Callable[[AuditLine], None], ended: CredentialEnded) -> None:
     """Write what was ended with a certificate to the log, and to the audit by ``write``."""
     proven, refused = ended.proven, ended.refused
     single = ended.count == 1

@@ -17,7 +17,7 @@ from certs.bundle import split_pem
 from certs.ca import AuthorityError
 from certs.rotation import RotationStep
 from certs.token import ID_BYTES, SECRET_BYTES, format_token, make_token
-from certs.x509 import Proven, facts_of, is_signed_by, pin_of
+from certs.x509 import VerifiedCertificate, facts_of, is_signed_by, pin_of
 from tunnel_core.humanize import as_iso
 from tunnel_core.identity import Role
 from tunnel_core.names import NODE_NAME_RULE, is_node_name
@@ -59,7 +59,7 @@ class Actions:
     store: Store
     on_rotated: Callable[[RotationStep, bool], None]
     changing: trio.Lock
-    live: Callable[[], Sequence[Proven]]
+    live: Callable[[], Sequence[VerifiedCertificate]]
     nodes: Nodes | None
 
     @classmethod

@@ -9,14 +9,14 @@ from tunnel_core.identity import Role
 from tunnel_server.auth.revocation_list import RevocationKind, kind_of
 
 if TYPE_CHECKING:
-    from certs.x509 import Proven
+    from certs.x509 import VerifiedCertificate
     from tunnel_server.nodes.registry import Nodes
 
 _MAX_USERS = 100
 
 
 def live_part(
-    kind: RevocationKind, subjects: Set[str], live: Sequence[Proven], nodes: Nodes | None
+    kind: RevocationKind, subjects: Set[str], live: Sequence[VerifiedCertificate], nodes: Nodes | None
 ) -> dict[str, Any]:
     """What would end, as JSON. ``live``: the certificates in use, one for each session or user's stream.
 
@@ -36,7 +36,7 @@ def live_part(
     }
 
 
-def _matches(proven: Proven, kind: RevocationKind, subjects: Set[str]) -> bool:
+def _matches(proven: VerifiedCertificate, kind: RevocationKind, subjects: Set[str]) -> bool:
     if kind is RevocationKind.SERIAL:
         return proven.serial in subjects
     return kind_of(proven.identity.role) is kind and proven.identity.name in subjects

@@ -26,7 +26,7 @@ from tunnel_server.api.lists import (
 from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.api.status import NODE_PATH, STATUS_PATH
 from tunnel_server.auth.callers import USER, Caller, UserCaller
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.events.event_log import event_as_json
 from tunnel_server.events.subscribers import Followers
 from tunnel_server.nodes.registry import Node, Nodes
@@ -59,7 +59,7 @@ class ApiEntrance:
         nodes: Nodes,
         followers: Followers,
         facts: ServerFacts,
-        standing: Standing,
+        standing: CredentialWatch,
         *,
         monotonic: Callable[[], float],
         wall: Callable[[], datetime],
@@ -100,7 +100,7 @@ class ApiEntrance:
         """Return a handler that makes its answer in a turn of the user."""
 
         async def handle(routed: RoutedRequest, caller: UserCaller) -> None:
-            with self._standing.ending(caller.user.proven):
+            with self._standing.cancel_when_revoked(caller.user.proven):
                 await _respond(routed, caller, turns, make)
 
         return handle
@@ -112,7 +112,7 @@ class ApiEntrance:
 
     async def _list_events(self, routed: RoutedRequest, caller: UserCaller) -> None:
         asked = api_events.parse_question(routed.query)
-        with self._standing.ending(caller.user.proven):
+        with self._standing.cancel_when_revoked(caller.user.proven):
             question = await api_events.wait(self._followers, self._nodes, asked, caller.user.name)
 
             async def page(_: RoutedRequest) -> Answer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from certs.x509 import Description, Proven
+from certs.x509 import Description, VerifiedCertificate
 from tunnel_core.identity import Role
 from tunnel_server.store.certificates import NodeCertificate
 from tunnel_server.store.store import Store
@@ -20,7 +20,7 @@ class ServerFacts:
     started: datetime
     addresses: Callable[[], Mapping[str, Sequence[str]]]
     certificate: Callable[[], Description]
-    live: Callable[[], Sequence[Proven]]
+    live: Callable[[], Sequence[VerifiedCertificate]]
     store: Store
 
     async def node_certificate(self, name: str) -> NodeCertificate | None:

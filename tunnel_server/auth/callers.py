@@ -13,7 +13,7 @@ import h11
 from tunnel_core.http.router import WhoMay
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.users import Administrator, User
 from tunnel_server.listeners.listener import Accepted
 
@@ -23,7 +23,7 @@ class Caller(NamedTuple):
 
     accepted: Accepted
     identity: User | Refused
-    standing: Standing
+    standing: CredentialWatch
 
 
 class UserCaller(NamedTuple):

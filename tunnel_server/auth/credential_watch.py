@@ -22,11 +22,11 @@ from datetime import UTC, datetime, timedelta
 
 import trio
 
-from certs.x509 import IdentityError, Proven
+from certs.x509 import IdentityError, VerifiedCertificate
 from tunnel_core.humanize import as_moment
 from tunnel_core.identity import SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.revocation_list import Revocation, Revoked, refusal
+from tunnel_server.auth.revocation_list import Revocation, RevocationList, refusal
 
 ALLOWANCE = timedelta(seconds=5)
 """A life may be exceeded by this: a renewal that is under way is not cut off at its last step."""
@@ -39,11 +39,11 @@ _LOOK_SECONDS = 60.0
 class WatchEntry:
     """Something that lives by a certificate. ``end`` must not block or raise, and is called once."""
 
-    proven: Proven
+    proven: VerifiedCertificate
     end: Callable[[Refused], None]
-    standing: Standing
+    standing: CredentialWatch
 
-    def renew(self, proven: Proven) -> None:
+    def renew(self, proven: VerifiedCertificate) -> None:
         """It lives by another certificate of the same identity from here on."""
         self.proven = proven
         self.standing.look_by(proven)
@@ -54,22 +54,25 @@ class WatchEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class CredentialEnded:
     """What had to go with one certificate: ``count`` sessions, streams or answers."""
 
-    proven: Proven
+    proven: VerifiedCertificate
     refused: Refused
     count: int
 
 
-class Standing:
+class CredentialWatch:
     """``revoked`` says which certificates are revoked, and ``wall`` gives UTC.
 
     ``on_ended`` is called with what was ended. It must not block or raise.
     """
 
     def __init__(
-        self, revoked: Revoked, wall: Callable[[], datetime], on_ended: Callable[[Ended], None]
+        self,
+        revoked: RevocationList,
+        wall: Callable[[], datetime],
+        on_ended: Callable[[CredentialEnded], None],
     ) -> None:
         self._revoked = revoked
         self._wall = wall
@@ -82,13 +85,13 @@ class Standing:
 
     # Coming in.
 
-    def require(self, proven: Proven | None) -> None:
+    def require(self, proven: VerifiedCertificate | None) -> None:
         """Raises ``IdentityError`` if the certificate is not good now. None: nobody has shown one."""
         refused = self._why_not(proven, self._wall()) if proven is not None else None
         if refused is not None:
             raise refused
 
-    def enter(self, proven: Proven, end: Callable[[Refused], None]) -> WatchEntry:
+    def register(self, proven: VerifiedCertificate, end: Callable[[Refused], None]) -> WatchEntry:
         """From here on ``end`` is called when the certificate is not good any more."""
         entry = WatchEntry(proven, end, self)
         self._entries[entry] = None
@@ -96,9 +99,9 @@ class Standing:
         return entry
 
     @contextlib.contextmanager
-    def entered(self, proven: Proven | None, end: Callable[[Refused], None]) -> Iterator[None]:
+    def entered(self, proven: VerifiedCertificate | None, end: Callable[[Refused], None]) -> Iterator[None]:
         """The same for the time of a block."""
-        entry = self.enter(proven, end) if proven is not None else None
+        entry = self.register(proven, end) if proven is not None else None
         try:
             yield
         finally:
@@ -106,7 +109,7 @@ class Standing:
                 entry.leave()
 
     @contextlib.contextmanager
-    def ending(self, proven: Proven | None) -> Iterator[None]:
+    def cancel_when_revoked(self, proven: VerifiedCertificate | None) -> Iterator[None]:
         """Cancels the block when the certificate is not good any more, and raises why."""
         why: list[Refused] = []
         with trio.CancelScope() as scope:
@@ -120,7 +123,7 @@ class Standing:
         if scope.cancelled_caught:
             raise why[0]
 
-    def proven(self) -> list[Proven]:
+    def proven(self) -> list[VerifiedCertificate]:
         """By which certificates somebody is in."""
         return [entry.proven for entry in self._entries]
 
@@ -153,7 +156,7 @@ class Standing:
             with trio.CancelScope(deadline=self._next_look()) as self._timer:
                 await trio.sleep_forever()
 
-    def look_by(self, proven: Proven) -> None:
+    def look_by(self, proven: VerifiedCertificate) -> None:
         """Its end is watched for from here on."""
         if proven.ends < self._soonest:
             self._soonest = proven.ends
@@ -167,7 +170,7 @@ class Standing:
 
     def _look(self, candidates: list[WatchEntry]) -> None:
         """Ends those that are not good any more. An ``end`` may lead to others that leave, or come."""
-        now, ended = self._wall(), dict[tuple[SpiffeId, str], Ended]()
+        now, ended = self._wall(), dict[tuple[SpiffeId, str], CredentialEnded]()
         for entry in candidates:
             refused = self._why_not(entry.proven, now)
             if refused is not None and entry in self._entries:
@@ -175,11 +178,11 @@ class Standing:
                 entry.end(refused)
                 key = entry.proven.identity, entry.proven.serial
                 before = ended[key].count if key in ended else 0
-                ended[key] = Ended(entry.proven, refused, before + 1)
+                ended[key] = CredentialEnded(entry.proven, refused, before + 1)
         for one in ended.values():
             self._on_ended(one)
 
-    def _why_not(self, proven: Proven, now: datetime) -> IdentityError | None:
+    def _why_not(self, proven: VerifiedCertificate, now: datetime) -> IdentityError | None:
         if self._revoked.covers(proven.identity, proven.serial):
             return IdentityError.of(proven, refusal(proven.identity, proven.serial))
         if proven.issuer_key and proven.issuer_key in self._retired:
@@ -190,6 +193,6 @@ class Standing:
         return None
 
 
-def _refused(proven: Proven, reason: Reason, why: str) -> IdentityError:
+def _refused(proven: VerifiedCertificate, reason: Reason, why: str) -> IdentityError:
     whose = f"the certificate {proven.serial} of {proven.identity.role.value} {proven.identity.name}"
     return IdentityError(reason, f"{whose} {why}", proven.identity, proven.serial)

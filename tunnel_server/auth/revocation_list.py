@@ -51,7 +51,7 @@ def kind_of(role: Role) -> RevocationKind | None:
     return _KINDS.get(role)
 
 
-class Revoked:
+class RevocationList:
     """The revocations that hold now. For the trio thread."""
 
     def __init__(self) -> None:

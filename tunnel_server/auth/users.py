@@ -9,7 +9,7 @@ from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 
 if TYPE_CHECKING:
-    from certs.x509 import Proven
+    from certs.x509 import VerifiedCertificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class User:
     name: str
     role: Role
     trust_domain: str
-    proven: Proven | None = None
+    proven: VerifiedCertificate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Administrator(User):
     """A user that the file mode of the admin socket has let in, and that may do everything there."""
 
 
-def user_of(proven: Proven) -> User:
+def user_of(proven: VerifiedCertificate) -> User:
     """The user that a proven leaf certificate names."""
     identity = proven.identity
     return User(identity.name, identity.role, identity.trust_domain, proven)

@@ -18,7 +18,7 @@ from tunnel_core.reasons import Refused
 from tunnel_server.access.opener import NotOpened
 from tunnel_server.accounting.stream_records import Records
 from tunnel_server.auth.callers import USER, Caller
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.identify import Identify
 from tunnel_server.auth.users import User
 from tunnel_server.entrances.est import ENTRANCE as EST
@@ -44,7 +44,7 @@ class Front:
         sections: Iterable[Section[Caller]],
         *,
         identify: Identify,
-        standing: Standing,
+        standing: CredentialWatch,
         records: Records,
         limits: HeadLimits,
         users: UserConnections | None,

@@ -20,7 +20,7 @@ from tunnel_server.api.admin import AdminEntrance
 from tunnel_server.api.resources import ApiEntrance
 from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.auth.callers import Caller
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.identify import Identify, by_certificate, by_file_mode, by_peer
 from tunnel_server.config import ServerConfig, Tcp
 from tunnel_server.entrances.agents import ENTRANCE as AGENTS
@@ -61,7 +61,7 @@ class Entrances:
     attachments: Attachments
     nodes: Nodes
     followers: Followers
-    standing: Standing
+    standing: CredentialWatch
     records: Records
     opener: Opener
     certificates: ServerCertificates

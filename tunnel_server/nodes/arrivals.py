@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from certs.x509 import IdentityError, Proven
+from certs.x509 import IdentityError, VerifiedCertificate
 from tunnel_core.reasons import Refused
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ class Arrival:
 
     identity: str
     """The key under which attaches are counted; all attaches of one node have the same."""
-    proven: Proven | None  # what its carrier has proven; None if that is nothing that may be used
+    proven: (
+        VerifiedCertificate | None
+    )  # what its carrier has proven; None if that is nothing that may be used
     held: Held | None = None
     link: Session | None = None  # the session that it began
     refused: Refused | None = None  # why nothing was offered
@@ -34,7 +36,7 @@ class Arrival:
         return self.proven.identity.name if self.proven is not None else ""
 
 
-def identity_of(proven: Proven | None, refused: Refused | None, leaf_pem: bytes) -> str:
+def identity_of(proven: VerifiedCertificate | None, refused: Refused | None, leaf_pem: bytes) -> str:
     """Return the key of an attach: the certificate's identity, or its digest if it names none.
 
     Refused attaches have keys of their own, so a revoked certificate displaces no attach of a valid one.

@@ -16,7 +16,7 @@ from functools import partial
 
 import trio
 
-from certs.x509 import IdentityError, Proven, Usage, proven_leaf
+from certs.x509 import IdentityError, Usage, VerifiedCertificate, proven_leaf
 from tunnel_core.carrier.interface import Carrier
 from tunnel_core.congestion.token_bucket import TokenBucket
 from tunnel_core.identity import Role
@@ -35,7 +35,7 @@ from tunnel_core.telemetry.logs import log_event
 from tunnel_core.version import __version__
 from tunnel_core.wire.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.auth.credential_watch import Standing, WatchEntry
+from tunnel_server.auth.credential_watch import CredentialWatch, WatchEntry
 from tunnel_server.nodes.announced import checked_hello
 from tunnel_server.nodes.arrivals import Arrival, Arrivals, identity_of
 from tunnel_server.nodes.registry import Nodes
@@ -79,7 +79,7 @@ class Attachments:
         nursery: trio.Nursery,
         counters: Counters,
         *,
-        standing: Standing,
+        standing: CredentialWatch,
         refusals: Refusals,
         trust_bundle: Callable[[], bytes],
     ) -> None:
@@ -126,7 +126,7 @@ class Attachments:
             attempt.refuse(refused, _retry_ms(refused))
         self._nursery.start_soon(self._keep, attempt, arrival)
 
-    def _why_shut_out(self, proven: Proven | None) -> Refused | None:
+    def _why_shut_out(self, proven: VerifiedCertificate | None) -> Refused | None:
         """Return why the certificate is not good now: it is revoked, for example."""
         try:
             self._standing.require(proven)
@@ -139,7 +139,7 @@ class Attachments:
             return Refused(Reason.TOO_MANY_SESSIONS, "too many agents are attaching at this moment")
         return None
 
-    def _identify(self, carrier: Carrier) -> tuple[Proven | None, Refused | None]:
+    def _identify(self, carrier: Carrier) -> tuple[VerifiedCertificate | None, Refused | None]:
         domain = self._settings.trust_domain
         try:
             leaf = carrier.peer.leaf_pem
@@ -232,7 +232,7 @@ class Attachments:
             self._log_of_node(node, "services", logging.WARNING, sentence)
         return hello
 
-    def _begin(self, attempt: Attachment, hello: Hello, proven: Proven) -> Session:
+    def _begin(self, attempt: Attachment, hello: Hello, proven: VerifiedCertificate) -> Session:
         node = proven.identity.name
         # Asked again: between welcome and use the last place may have gone, or the server begun to stop.
         self._check_room(node)
@@ -250,7 +250,7 @@ class Attachments:
         link.peer_address = attempt.peer_address
         self._nodes.attach(node, link)
         self._sessions.add(link, hello.attempt)
-        self._links[link] = self._standing.enter(proven, lambda why: link.end(why.reason, why.detail))
+        self._links[link] = self._standing.register(proven, lambda why: link.end(why.reason, why.detail))
         link.move_to(attempt, 0)
         self._counters.attached()
         self._log_link(link, "attached", f"node {node} attached", software=link.software)
@@ -368,7 +368,7 @@ def _retry_ms(refused: Refused) -> int:
     return _SHUT_OUT_RETRY_MS if refused.reason.retry is Retry.AFTER_REPAIR else _RETRY_MS
 
 
-def _named(refused: Refused, proven: Proven | None) -> Refused:
+def _named(refused: Refused, proven: VerifiedCertificate | None) -> Refused:
     """The refusal with the one whom it befell, where that is proven."""
     if proven is None or isinstance(refused, IdentityError):
         return refused

@@ -10,7 +10,7 @@ from datetime import datetime
 from certs.authority_folder import retired_keys
 from certs.rotation import RotationStep
 from certs.x509 import Description
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.config import ServerConfig
 from tunnel_server.pki.enrolment.signer import Signer, load_signer
 from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
@@ -43,7 +43,7 @@ class ServerCertificates:
     @property
     def description(self) -> Description:
         """The server's certificate."""
-        return self._credentials.said
+        return self._credentials.description
 
     @property
     def trust_bundle(self) -> bytes:
@@ -95,7 +95,7 @@ class Reload:
     """Has new connections and new certificates go by the files of the moment."""
 
     def __init__(
-        self, certificates: ServerCertificates, authority: ServerAuthority, standing: Standing
+        self, certificates: ServerCertificates, authority: ServerAuthority, standing: CredentialWatch
     ) -> None:
         self._certificates = certificates
         self._authority = authority

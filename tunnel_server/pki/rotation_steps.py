@@ -21,7 +21,7 @@ from certs.bundle import split_pem
 from certs.ca import LEAF_DAYS, AuthorityError, create_authority, create_issuing
 from certs.files import KeyFileError, read_public, real_place, write_public
 from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, RotationStep, require_nobody_cut
-from certs.x509 import Proven, describe, facts_of, is_signed_by, pin_of
+from certs.x509 import VerifiedCertificate, describe, facts_of, is_signed_by, pin_of
 from tunnel_core.humanize import as_iso, as_minute, minute_of
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
@@ -44,7 +44,7 @@ class Known:
     alive: Sequence[Alive]
     since: datetime.datetime
     now: datetime.datetime
-    live: Sequence[Proven] = ()
+    live: Sequence[VerifiedCertificate] = ()
 
 
 class Rotating:
@@ -273,12 +273,12 @@ class Rotating:
 
     def _server_certificate(self, rotation: Rotation) -> dict[str, Any]:
         try:
-            said = describe(read_public(self._tls.certificate_file))
+            description = describe(read_public(self._tls.certificate_file))
         except ValueError as error:
             raise AuthorityError(f"{self._tls.certificate_file} cannot be read: {error}") from error
         generation = self._server_generation(rotation)
         return {
-            "ends": as_iso(said.ends),
-            "serial": said.serial,
+            "ends": as_iso(description.ends),
+            "serial": description.serial,
             "root_pin": generation.pin if generation else None,
         }

@@ -55,19 +55,21 @@ def look(config: ServerConfig, now: datetime) -> Looked:
         rotation = authority_folder.read_rotation(folder)
         if authority_folder.generation_of(chain, folder, rotation) is None:
             return Looked(_MOST_SECONDS)
-        said = describe(chain)
-        issued = said.begins + (BACK_DATED if said.ends - said.begins > BACK_DATED else timedelta())
-        life, due = said.ends - issued, issued + (said.ends - issued) * _RENEWED_AT
+        description = describe(chain)
+        issued = description.begins + (
+            BACK_DATED if description.ends - description.begins > BACK_DATED else timedelta()
+        )
+        life, due = description.ends - issued, issued + (description.ends - issued) * _RENEWED_AT
         if now < due:
             return Looked(_between((due - now).total_seconds()))
         authority = authority_folder.authority_of(folder, rotation)
         days = min(life.total_seconds() / _SECONDS_OF_A_DAY, authority.days_left(now))
-        if now + timedelta(days=days) <= said.ends + _SAME_END:
+        if now + timedelta(days=days) <= description.ends + _SAME_END:
             raise AuthorityError(
                 "the issuing certificate ends as soon: `qanat-server ca rotate issuing` is due"
             )
         renewed = authority.reissue(chain, days=days, now=now)
-        return Looked(_between(days * _SECONDS_OF_A_DAY * _RENEWED_AT), renewed, said.serial)
+        return Looked(_between(days * _SECONDS_OF_A_DAY * _RENEWED_AT), renewed, description.serial)
     except FileNotFoundError:
         return Looked(_MOST_SECONDS)  # there is no authority here
     except (OSError, ValueError, KeyFileError) as error:

@@ -35,10 +35,10 @@ class Credentials:
 
     tls: ServerTls
     certificate_file: Path
-    said: Description
+    description: Description
 
     def expired(self, now: datetime) -> bool:
-        return now >= self.said.ends
+        return now >= self.description.ends
 
     def roots_to_tell(self) -> bytes:
         """The roots (PEM) that agents are told to trust: all of the trust file's.
@@ -57,12 +57,12 @@ class Credentials:
 
     def log(self, now: datetime) -> None:
         """The line about the certificate, a warning if it ends soon."""
-        left = self.said.ends - now
+        left = self.description.ends - now
         fields = {
             "file": self.certificate_file,
-            "serial": self.said.serial,
-            "names": ", ".join(self.said.names),
-            "ends": as_minute(self.said.ends),
+            "serial": self.description.serial,
+            "names": ", ".join(self.description.names),
+            "ends": as_minute(self.description.ends),
         }
         if left > _WARN_BEFORE:
             log_event(_log, logging.INFO, "server certificate", **fields)
@@ -100,14 +100,14 @@ def read_credentials(tls: Tls, now: datetime) -> Credentials:
         chain_pem=_read(tls.certificate_file),
         roots_pem=_read(tls.trust_file),
     )
-    said = _describe(tls.certificate_file, found.chain_pem)
+    description = _describe(tls.certificate_file, found.chain_pem)
     _describe(tls.trust_file, found.roots_pem)
     if tls.user_trust_file is not None:
         _describe(tls.user_trust_file, _read(tls.user_trust_file))
-    _check_names(tls.certificate_file, said)
-    _check_dates(tls.certificate_file, said, now)
+    _check_names(tls.certificate_file, description)
+    _check_dates(tls.certificate_file, description, now)
     _check_as_a_whole(tls)
-    return Credentials(found, tls.certificate_file, said)
+    return Credentials(found, tls.certificate_file, description)
 
 
 def make_contexts(files: TlsFiles) -> TlsContexts:
@@ -156,19 +156,19 @@ def _describe(path: Path, pem: bytes) -> Description:
         raise BadCredentials(f"{path} holds no certificate (PEM) that can be read") from None
 
 
-def _check_names(path: Path, said: Description) -> None:
-    if not said.names:
+def _check_names(path: Path, description: Description) -> None:
+    if not description.names:
         why = "names no DNS name or address, so no agent or user could verify this server"
-        raise BadCredentials(f"the certificate in {path} ({said.subject}) {why}")
+        raise BadCredentials(f"the certificate in {path} ({description.subject}) {why}")
 
 
-def _check_dates(path: Path, said: Description, now: datetime) -> None:
+def _check_dates(path: Path, description: Description, now: datetime) -> None:
     clock = f"this machine's clock says {as_minute(now)}"
-    if now >= said.ends:
-        when = f"expired at {as_minute(said.ends)}"
+    if now >= description.ends:
+        when = f"expired at {as_minute(description.ends)}"
         raise BadCredentials(f"the certificate in {path} {when}; {clock}; put a new one there")
-    if now < said.begins:
-        when = f"is not valid before {as_minute(said.begins)}"
+    if now < description.begins:
+        when = f"is not valid before {as_minute(description.begins)}"
         raise BadCredentials(f"the certificate in {path} {when}; {clock}; is that right?")
 
 

@@ -22,7 +22,7 @@ from tunnel_core.http.server import HeadLimits, HttpClientConnection, HttpConnec
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import abort
 from tunnel_core.streams.tunnel_stream import StreamReset
-from tunnel_server.access.opener import Opener, Passage, StreamRequest, blame
+from tunnel_server.access.opener import Opener, StreamRequest, UserStream, reason_of
 from tunnel_server.reverse_proxy.headers import has_body, request_forward, response_back, switch_back
 
 # Security headers of dashboards run to some KiB; a request's bound would refuse real pages.
@@ -47,7 +47,7 @@ class Exchange:
         head = request_forward(request, source)
         self._head: list[h11.Event] = [head] if self._has_body else [head, h11.EndOfMessage()]
         self._edge: HttpClientConnection
-        self._passage: Passage
+        self._passage: UserStream
         self._patience = trio.CancelScope()
         self._refused: Refused | None = None
         self._switch: h11.InformationalResponse | None = None
@@ -80,7 +80,7 @@ class Exchange:
         try:
             await step()
         except (Refused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._refused = self._refused or Refused(*blame(error))
+            self._refused = self._refused or Refused(*reason_of(error))
             nursery.cancel_scope.cancel()
 
     # The request.

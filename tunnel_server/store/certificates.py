@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from certs.life import Life
+from certs.life import ValidityPeriod
 from certs.rotation import Alive
 from certs.x509 import CertificateFacts
 from tunnel_core.identity import Role
@@ -61,7 +61,7 @@ class NewCertificate:
 
 def by_hand(facts: CertificateFacts, root_pin: bytes, by: str, *, renewable: bool = False) -> NewCertificate:
     """A certificate that an administrator issued. Its renewals hold no longer, unless it is ``renewable``."""
-    limit = None if renewable else Life(facts.serial, facts.begins, facts.ends).seconds()
+    limit = None if renewable else ValidityPeriod(facts.serial, facts.begins, facts.ends).seconds()
     return NewCertificate(facts, root_pin, Origin.BY_HAND, by=by, renewal_seconds=limit)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.revocation_list import Revocation, RevocationKind, Revoked
+from tunnel_server.auth.revocation_list import Revocation, RevocationKind, RevocationList
 from tunnel_server.store import descent
 from tunnel_server.store.audit import AuditKind, AuditLine
 from tunnel_server.store.database import Connection, Row
@@ -171,7 +171,7 @@ def newest(connection: Connection, kind: RevocationKind, subject: str) -> Row | 
 
 
 def is_covered(connection: Connection, kind: RevocationKind, name: str, serial: str) -> bool:
-    """Whether a certificate is shut out, as the tables say it; ``Revoked`` says it from memory."""
+    """Whether a certificate is shut out, as the tables say it; ``RevocationList`` says it from memory."""
     if newest(connection, RevocationKind.SERIAL, serial) is not None:
         return True
     revocation = newest(connection, kind, name)
@@ -181,9 +181,9 @@ def is_covered(connection: Connection, kind: RevocationKind, name: str, serial: 
     return row is None or row["readmits"] != revocation["number"]
 
 
-def load(connection: Connection) -> Revoked:
+def load(connection: Connection) -> RevocationList:
     """All that is shut out, for the memory."""
-    revoked = Revoked()
+    revoked = RevocationList()
     for row in connection.execute("SELECT * FROM revocations ORDER BY number"):
         revoked.put(_revocation(row))
     readmitted = connection.execute(

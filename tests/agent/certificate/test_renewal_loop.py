@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certs.bundle import Bundle, read_bundle, write_bundle
-from certs.life import BACK_DATED, Life, life_of
+from certs.life import BACK_DATED, ValidityPeriod, life_of
 from tests.support.net.listening import tls_server
 from tests.support.pki import authority as pki
 from tunnel_agent.certificate.bundle_watcher import HeldBundle
@@ -33,9 +33,9 @@ HOUR = 3600.0
 DAY = 24 * HOUR
 
 
-def life(seconds: float, *, age: float = 0.0) -> Life:
+def life(seconds: float, *, age: float = 0.0) -> ValidityPeriod:
     issued = NOW - datetime.timedelta(seconds=age)
-    return Life("1", issued - BACK_DATED, issued + datetime.timedelta(seconds=seconds))
+    return ValidityPeriod("1", issued - BACK_DATED, issued + datetime.timedelta(seconds=seconds))
 
 
 def later(seconds: float) -> datetime.datetime:
@@ -98,7 +98,7 @@ def test_no_clock_makes_a_hot_loop(wrong: float, seconds: float, outcomes: list[
         before = steady
         if succeeds:
             issued = later(steady)
-            fresh = Life("2", issued - BACK_DATED, issued + datetime.timedelta(seconds=seconds))
+            fresh = ValidityPeriod("2", issued - BACK_DATED, issued + datetime.timedelta(seconds=seconds))
             plan = plan_after(fresh, steady, 0.5, renewed=True)
             least = min(HOUR, seconds / 3)
         else:

@@ -12,7 +12,7 @@ from typing import cast
 import h11
 import pytest
 
-from certs.life import Life
+from certs.life import ValidityPeriod
 from tests.support.fakes import memory_link
 from tunnel_agent.status.page import render
 from tunnel_agent.status.report import as_json, status_of, status_routes
@@ -189,7 +189,7 @@ def test_the_certificate_is_told_with_its_end_and_its_renewal() -> None:
     state = state_of(clock, FakeLink())
     assert as_json(status_of(state, SERVICES, ()))["certificate"] is None
     begins = datetime.fromtimestamp(clock.now, UTC)
-    life = Life("0a1b", begins, begins + timedelta(days=30, hours=1))
+    life = ValidityPeriod("0a1b", begins, begins + timedelta(days=30, hours=1))
     state.certificate, state.renews_at = life, life.renewal(0.5)
     told = as_json(status_of(state, SERVICES, ()))["certificate"]
     assert told == {"serial": "0a1b", "ends": "2023-12-14T23:13:20Z", "renews": "2023-12-04T23:13:20Z"}

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from certs.x509 import Description, Proven
+from certs.x509 import Description, VerifiedCertificate
 from tests.server.api.test_resources import a_user
 from tests.support.fakes.edge import Edge, echo, open_edge, receive_all
 from tests.support.fakes.opened_store import Clock, certificate, opened
@@ -35,7 +35,7 @@ class Here:
     store: Store
     clock: Clock
     ends: datetime = STARTED + timedelta(days=300)
-    live: list[Proven] = field(default_factory=list)
+    live: list[VerifiedCertificate] = field(default_factory=list)
 
     async def get(self, path: str) -> tuple[int, Any]:
         facts = ServerFacts(STARTED, lambda: ADDRESSES, self.describe, self.live_now, self.store)
@@ -59,7 +59,7 @@ class Here:
         begins = self.ends - timedelta(days=365)
         return Description("main", "issuing", "5e", begins, self.ends, (), ("localhost",), False)
 
-    def live_now(self) -> Sequence[Proven]:
+    def live_now(self) -> Sequence[VerifiedCertificate]:
         return self.live
 
 
@@ -177,8 +177,10 @@ async def test_one_node_with_its_streams_certificate_and_events(tmp_path: Path) 
         link = site.edge.attach("edge1", echo, Service("red", "http", "127.0.0.1:1880"))
         link.open(Target.parse("localhost:22"), user="ops", entrance="tcp")
         site.edge.attach("edge2", echo)
-        site.live.append(Proven(SpiffeId("d", Role.USER, "edge1"), "11", STARTED))
-        site.live.append(Proven(SpiffeId("d", Role.NODE, "edge1"), "ab", STARTED + timedelta(days=30)))
+        site.live.append(VerifiedCertificate(SpiffeId("d", Role.USER, "edge1"), "11", STARTED))
+        site.live.append(
+            VerifiedCertificate(SpiffeId("d", Role.NODE, "edge1"), "ab", STARTED + timedelta(days=30))
+        )
         status, answer = await site.get("/api/v1/nodes/edge1")
         assert status == 200
         assert answer["node"]["name"] == "edge1"

@@ -8,24 +8,24 @@ import pytest
 import trio
 import trio.testing
 
-from certs.x509 import IdentityError, Proven
+from certs.x509 import IdentityError, VerifiedCertificate
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.credential_watch import ALLOWANCE, Ended, Standing
-from tunnel_server.auth.revocation_list import Revocation, RevocationKind, Revoked, refusal
+from tunnel_server.auth.credential_watch import ALLOWANCE, CredentialEnded, CredentialWatch
+from tunnel_server.auth.revocation_list import Revocation, RevocationKind, RevocationList, refusal
 
 START = datetime(2026, 11, 26, tzinfo=UTC)
 
 
 class Watched:
-    """A ``Standing`` whose wall clock goes with trio's, and what it has ended."""
+    """A ``CredentialWatch`` whose wall clock goes with trio's, and what it has ended."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.set_ahead = timedelta()
         self.began = trio.current_time()
-        self.told: list[Ended] = []
-        self.revoked = Revoked()
-        self.standing = Standing(self.revoked, self.wall, self.told.append)
+        self.told: list[CredentialEnded] = []
+        self.revoked = RevocationList()
+        self.standing = CredentialWatch(self.revoked, self.wall, self.told.append)
         self.gone: list[tuple[str, Reason]] = []
         nursery.start_soon(self.standing.watch)
 
@@ -40,16 +40,16 @@ class Watched:
         role: Role = Role.NODE,
         seconds: float = 1e6,
         key: bytes = b"k",
-    ) -> Proven:
-        return Proven(
+    ) -> VerifiedCertificate:
+        return VerifiedCertificate(
             SpiffeId("test.internal", role, name), serial, self.wall() + timedelta(seconds=seconds), key
         )
 
-    def enter(self, proven: Proven) -> object:
+    def enter(self, proven: VerifiedCertificate) -> object:
         def end(why: Refused) -> None:
             self.gone.append((proven.identity.name, why.reason))
 
-        return self.standing.enter(proven, end)
+        return self.standing.register(proven, end)
 
     def revoke(self, kind: RevocationKind, subject: str) -> None:
         self.revoked.put(Revocation(1, kind, subject, 0, "uid-0", ""))
@@ -105,7 +105,7 @@ async def test_a_life_that_is_over_ends_what_lives_by_it(
 async def test_what_lives_by_a_newer_certificate_goes_on(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
-    entry = watched.standing.enter(watched.proven("shop-1", "a1", seconds=100), watched.gone.append)  # type: ignore[arg-type]
+    entry = watched.standing.register(watched.proven("shop-1", "a1", seconds=100), watched.gone.append)  # type: ignore[arg-type]
     await trio.sleep(90)
     entry.renew(watched.proven("shop-1", "a2", seconds=100))
     await trio.sleep(50)
@@ -141,7 +141,7 @@ async def test_what_left_by_itself_is_ended_by_nobody(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
     proven = watched.proven("shop-1")
-    entry = watched.standing.enter(proven, watched.gone.append)  # type: ignore[arg-type]
+    entry = watched.standing.register(proven, watched.gone.append)  # type: ignore[arg-type]
     entry.leave()
     entry.leave()
     with (
@@ -155,10 +155,10 @@ async def test_what_left_by_itself_is_ended_by_nobody(
 
 async def test_an_end_may_take_others_along(watched: Watched, autojump_clock: trio.testing.MockClock) -> None:
     proven = watched.proven("shop-1")
-    second = watched.standing.enter(proven, watched.gone.append)  # type: ignore[arg-type]
+    second = watched.standing.register(proven, watched.gone.append)  # type: ignore[arg-type]
     watched.standing.forget(second)
-    entries = [watched.standing.enter(proven, lambda _: entries[1].leave())]
-    entries.append(second := watched.standing.enter(proven, watched.gone.append))  # type: ignore[arg-type]
+    entries = [watched.standing.register(proven, lambda _: entries[1].leave())]
+    entries.append(second := watched.standing.register(proven, watched.gone.append))  # type: ignore[arg-type]
     watched.revoke(RevocationKind.NODE, "shop-1")
     assert watched.gone == []
     assert watched.told[0].count == 1
@@ -175,12 +175,12 @@ async def test_a_block_is_cancelled_and_told_why(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(revoke)
-        with pytest.raises(Refused) as caught, watched.standing.ending(proven):
+        with pytest.raises(Refused) as caught, watched.standing.cancel_when_revoked(proven):
             await trio.sleep(1000)
     assert caught.value.reason is Reason.REVOKED
-    with watched.standing.ending(None):
+    with watched.standing.cancel_when_revoked(None):
         await trio.sleep(1)
-    with watched.standing.ending(watched.proven("lee", role=Role.USER)):
+    with watched.standing.cancel_when_revoked(watched.proven("lee", role=Role.USER)):
         await trio.sleep(1)
 
 

@@ -25,9 +25,9 @@ from tunnel_core.streams.tls import TlsStream
 from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.accounting.stream_records import Records
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.identify import by_certificate
-from tunnel_server.auth.revocation_list import Revocation, RevocationKind, Revoked
+from tunnel_server.auth.revocation_list import Revocation, RevocationKind, RevocationList
 from tunnel_server.listeners.listener import Listener
 from tunnel_server.listeners.tls import TlsContexts, over_tls
 from tunnel_server.store.audit import AuditLine
@@ -46,8 +46,8 @@ async def echo_until_reset(far: FarEnd) -> None:
 class Door:
     edge: Edge
     listener: Listener
-    revoked: Revoked
-    standing: Standing
+    revoked: RevocationList
+    standing: CredentialWatch
     audited: list[AuditLine]
     folder: Path
     set_ahead: timedelta = timedelta()
@@ -75,7 +75,7 @@ class Door:
 async def open_door(folder: Path) -> AsyncIterator[Door]:
     async with open_edge() as edge:
         doors: list[Door] = []
-        revoked, audited = Revoked(), list[AuditLine]()
+        revoked, audited = RevocationList(), list[AuditLine]()
         standing = credential_watch(revoked, lambda: doors[0].wall())
         refusals = Refusals(audited.append, trio.current_time)
         edge.records = Records(edge.counters, edge.records._log, trio.current_time, refusals)

@@ -28,8 +28,8 @@ from tunnel_core.session.session import Session
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.auth.credential_watch import Standing
-from tunnel_server.auth.revocation_list import Revocation, RevocationKind, Revoked
+from tunnel_server.auth.credential_watch import CredentialWatch
+from tunnel_server.auth.revocation_list import Revocation, RevocationKind, RevocationList
 from tunnel_server.nodes.attach import Attachments, AttachSettings
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.audit import AuditLine
@@ -91,12 +91,12 @@ class Door:
         self.nodes = Nodes(trio.current_time, lambda: datetime.now(UTC), lambda name: False)
         self._settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
         self.set_ahead = timedelta()  # the wall clock
-        self.revoked, self.audited = Revoked(), list[AuditLine]()
+        self.revoked, self.audited = RevocationList(), list[AuditLine]()
         self.standing = credential_watch(self.revoked, lambda: datetime.now(UTC) + self.set_ahead)
         self.refusals = Refusals(self.audited.append, trio.current_time)
         self.make_attachments(self.standing)
 
-    def make_attachments(self, standing: Standing) -> None:
+    def make_attachments(self, standing: CredentialWatch) -> None:
         pool = CreditPool(self.limits.credit_pool)
         self.attachments = Attachments(
             self._settings,

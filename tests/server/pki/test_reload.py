@@ -19,7 +19,7 @@ from tests.support.pki import authority as pki
 from tunnel_core.config.loader import load
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.config import ServerConfig
 from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.pki.rotation_steps import Rotating
@@ -39,7 +39,7 @@ class Files:
         self.ahead = timedelta()
         self.certificates = ServerCertificates(self.config, "h2", lambda: now() + self.ahead)
         self.authority = ServerAuthority(self.config)
-        self.standing: Standing = credential_watch()
+        self.standing: CredentialWatch = credential_watch()
         self.reload = Reload(self.certificates, self.authority, self.standing)
 
 
@@ -106,7 +106,7 @@ async def test_a_forced_retirement_ends_what_lives_by_the_old_root(files: Files,
     before = load_authority(files.config.data_dir / "ca").issue(Role.USER, "kim").credential.certificate_pem
     ended: list[Refused] = []
     proven = proven_leaf(before, usage=Usage.CLIENT)
-    files.standing.enter(proven, ended.append)
+    files.standing.register(proven, ended.append)
     rotating = Rotating(files.config)
     for step in (RotationStep.ADD, RotationStep.SWITCH, RotationStep.RETIRE):
         rotating.take(step)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from certs.x509 import Proven
+from certs.x509 import VerifiedCertificate
 from tests.support.fakes.credentials import credential_watch
 from tests.support.fakes.opened_store import DAY, DOMAIN, Clock, certificate, new_token, opened, redemption
 from tunnel_core.identity import Role, SpiffeId
@@ -89,7 +89,9 @@ async def test_who_is_in_by_a_renewal_has_to_go_with_its_origin(tmp_path: Path) 
         standing = credential_watch(store.revoked, Clock())
         ends = datetime.datetime.max.replace(tzinfo=datetime.UTC)
         for serial in ("c", "d"):
-            standing.enter(Proven(KIM, serial, ends), lambda refused: ended.append(refused.detail))
+            standing.register(
+                VerifiedCertificate(KIM, serial, ends), lambda refused: ended.append(refused.detail)
+            )
         await store.revoke(Revokes.SERIAL, "a", "uid-0")
     assert len(ended) == 1
     assert "the certificate c of user kim" in ended[0]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certs.token import Token
-from certs.x509 import Proven
+from certs.x509 import VerifiedCertificate
 from tests.support.fakes.credentials import credential_watch
 from tests.support.fakes.opened_store import (
     DAY,
@@ -202,9 +202,9 @@ async def test_users_and_serials(tmp_path: Path) -> None:
         ends = datetime.datetime.max.replace(tzinfo=datetime.UTC)
         standing = credential_watch(store.revoked, Clock())
         with pytest.raises(Refused) as caught:
-            standing.require(Proven(kim, "1", ends))
+            standing.require(VerifiedCertificate(kim, "1", ends))
         assert caught.value.reason is Reason.REVOKED
-        standing.require(Proven(other, "1", ends))
+        standing.require(VerifiedCertificate(other, "1", ends))
         again = certificate("kim", role=Role.USER)
         await store.record(again)
         assert not store.revoked.covers(kim, again.facts.serial)

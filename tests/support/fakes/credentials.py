@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from tunnel_server.auth.credential_watch import Ended, Standing
-from tunnel_server.auth.revocation_list import Revoked
+from tunnel_server.auth.credential_watch import CredentialEnded, CredentialWatch
+from tunnel_server.auth.revocation_list import RevocationList
 
 
 def now() -> datetime:
@@ -14,9 +14,9 @@ def now() -> datetime:
 
 
 def credential_watch(
-    revoked: Revoked | None = None,
+    revoked: RevocationList | None = None,
     wall: Callable[[], datetime] = now,
-    on_ended: Callable[[Ended], None] = lambda ended: None,
-) -> Standing:
+    on_ended: Callable[[CredentialEnded], None] = lambda ended: None,
+) -> CredentialWatch:
     """A watch that goes by ``revoked``."""
-    return Standing(revoked or Revoked(), wall, on_ended)
+    return CredentialWatch(revoked or RevocationList(), wall, on_ended)

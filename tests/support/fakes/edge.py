@@ -27,9 +27,9 @@ from tunnel_server.accounting.stream_records import Records
 from tunnel_server.api.resources import ApiEntrance
 from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.auth.callers import Caller
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.identify import Identify
-from tunnel_server.auth.revocation_list import Revoked
+from tunnel_server.auth.revocation_list import RevocationList
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.https import Front
 from tunnel_server.events.event_log import Events
@@ -78,7 +78,7 @@ class Edge:
     records: Records
     opener: Opener
     followers: Followers
-    standing: Standing
+    standing: CredentialWatch
     audit: list[AuditLine]
     """What the entrances wrote of those whom they did not let in."""
     dialled: list[trio.SocketStream] = field(default_factory=list)
@@ -139,10 +139,10 @@ class Edge:
 
 @asynccontextmanager
 async def open_edge(
-    revoked: Revoked | None = None, clock: Callable[[], float] = trio.current_time
+    revoked: RevocationList | None = None, clock: Callable[[], float] = trio.current_time
 ) -> AsyncIterator[Edge]:
     """An edge whose credential watch goes by ``revoked``. Lines of refusals go by ``clock``."""
-    revoked = revoked or Revoked()
+    revoked = revoked or RevocationList()
     nodes, counters = Nodes(trio.current_time, now, revoked.covers_node), Counters()
     audit = list[AuditLine]()
     records = Records(counters, Log(), clock, Refusals(audit.append, trio.current_time))

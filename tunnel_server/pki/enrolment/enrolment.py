@@ -25,15 +25,15 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 import trio
 
-from certs.life import Life
+from certs.life import ValidityPeriod
 from certs.requests import CertificateRequest
 from certs.token import Token, TokenMistyped, parse_token
-from certs.x509 import Proven, Usage, describe, proven_leaf
+from certs.x509 import Usage, VerifiedCertificate, describe, proven_leaf
 from tunnel_core.http.head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sources import source_of
-from tunnel_server.auth.credential_watch import Standing
+from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.config import ServerConfig
 from tunnel_server.pki.enrolment.queue import SentAway, WaitingLine
 from tunnel_server.pki.enrolment.rate_limits import RequestRateLimits
@@ -97,7 +97,7 @@ class Enrolment:
         settings: EnrolmentSettings,
         signer: Callable[[], Signer | None],
         store: Store,
-        standing: Standing,
+        standing: CredentialWatch,
         monotonic: Callable[[], float],
     ) -> None:
         self._signer = signer
@@ -172,7 +172,7 @@ class Enrolment:
                 await self._record(signed, Origin.RENEWED, asker, previous=serial, longest=longest)
                 return signed
 
-    async def _require_own(self, leaf: bytes, proven: Proven) -> None:
+    async def _require_own(self, leaf: bytes, proven: VerifiedCertificate) -> None:
         """What another issuer vouched for must not become what this authority vouches for."""
         if self.settings.renews_only_own and not await self.signer.has_issued(leaf):
             detail = (
@@ -266,7 +266,7 @@ def _proven(who: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-def _who_renews(leaf: bytes, trust_domain: str) -> Proven:
+def _who_renews(leaf: bytes, trust_domain: str) -> VerifiedCertificate:
     """Whoever TLS has let in, by whichever issuer it trusts. Raises ``Refused``."""
     proven = proven_leaf(leaf, usage=Usage.CLIENT, trust_domain=trust_domain)
     if proven.identity.role is Role.SERVER:
@@ -276,8 +276,8 @@ def _who_renews(leaf: bytes, trust_domain: str) -> Proven:
 
 def _given_seconds(leaf: bytes) -> float:
     """The life that a certificate was given, as it says."""
-    said = describe(leaf)
-    return Life(said.serial, said.begins, said.ends).seconds()
+    description = describe(leaf)
+    return ValidityPeriod(description.serial, description.begins, description.ends).seconds()
 
 
 def _come_back(reason: Reason, detail: str, seconds: float) -> Refused:
