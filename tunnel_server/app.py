@@ -20,16 +20,16 @@ from tunnel_core.telemetry.counters import Counters
 from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.event_writer import how_it_started
 from tunnel_server.accounting.refusal_audit import Refusals, record_ended
-from tunnel_server.accounting.stream_records import Records
+from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.config import ServerConfig, session_limits
 from tunnel_server.entrances.agents import ALPN
 from tunnel_server.entrances.open_listeners import Addresses, OpenListeners, claim_descriptors
 from tunnel_server.entrances.startup import Entrances
 from tunnel_server.events.event_log import EventKind
-from tunnel_server.events.subscribers import Followers
+from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.listeners.addresses import CannotListen
-from tunnel_server.nodes.attach import Attachments, AttachSettings
+from tunnel_server.nodes.attach import AttachSettings, SessionAcceptor
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.nodes.running_store import restored_nodes, running_store
 from tunnel_server.ops import Readiness, ServerOps
@@ -96,11 +96,11 @@ class Server:
         self.nodes = Nodes(trio.current_time, _now, store.revoked.covers_node, most_gone=most_nodes(config))
         self.refusals = Refusals(store.note_nowait, trio.current_time)
         self._standing = CredentialWatch(store.revoked, _now, partial(record_ended, store.note_nowait))
-        self._records = Records(self._counters, config.log, trio.current_time, self.refusals)
+        self._records = StreamRecorder(self._counters, config.log, trio.current_time, self.refusals)
         self._authority = ServerAuthority(config)
         self._reload = Reload(certificates, self._authority, self._standing)
         self._readiness = Readiness(certificates)
-        self._attachments = Attachments(
+        self._attachments = SessionAcceptor(
             AttachSettings(config.trust_domain, config.agents.max, session_limits(config)),
             self.nodes,
             self._pool,
@@ -126,7 +126,7 @@ class Server:
             listeners=self._listeners,
             attachments=self._attachments,
             nodes=self.nodes,
-            followers=Followers(self.nodes.events, self._counters),
+            followers=EventSubscribers(self.nodes.events, self._counters),
             standing=standing,
             records=self._records,
             opener=Opener(

@@ -30,7 +30,7 @@ from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import SessionSecret
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.nodes.attach import Attachments, AttachSettings
+from tunnel_server.nodes.attach import AttachSettings, SessionAcceptor
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.audit import AuditLine
 
@@ -143,7 +143,7 @@ class Site:
         self.counters = Counters()
         pool = CreditPool(self.limits.credit_pool)
         refusals = Refusals(self.audited.append, trio.current_time)
-        self.door = Attachments(
+        self.door = SessionAcceptor(
             settings,
             self.nodes,
             pool,

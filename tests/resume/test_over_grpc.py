@@ -25,7 +25,7 @@ from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.events.event_log import EventKind, NodeEvent
-from tunnel_server.nodes.attach import Attachments, AttachSettings
+from tunnel_server.nodes.attach import AttachSettings, SessionAcceptor
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.audit import AuditLine
 
@@ -90,7 +90,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
         standing = credential_watch()
         refusals = Refusals(list[AuditLine]().append, trio.current_time)
         pool = CreditPool(limits.credit_pool)
-        door = Attachments(
+        door = SessionAcceptor(
             settings,
             nodes,
             pool,

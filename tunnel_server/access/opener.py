@@ -17,7 +17,7 @@ from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.telemetry.logs import StreamFacts
 from tunnel_server.access.policy import authorise
 from tunnel_server.access.routing import NodeRoute
-from tunnel_server.accounting.stream_records import Records
+from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.users import User
 from tunnel_server.nodes.registry import Nodes
@@ -51,7 +51,7 @@ class Opener:
     def __init__(
         self,
         nodes: Nodes,
-        records: Records,
+        records: StreamRecorder,
         *,
         trust_domain: str,
         standing: CredentialWatch,

@@ -30,7 +30,7 @@ _AT_ONCE = 1000
 _AUDITED = {EventKind.TAKEN_OVER, EventKind.DUPLICATE}
 
 
-class EventKeeper:
+class EventWriter:
     """From its making on; what came before is not kept."""
 
     def __init__(self, events: Events, refusals: Refusals, store: Store) -> None:

@@ -105,7 +105,7 @@ def _line(entrance: str, source: str, refused: Refused) -> AuditLine:
     line = AuditLine(AuditKind.REFUSED, source=source, reason=reason, detail=detail)
     if not isinstance(refused, IdentityError):
         return line
-    return about(refused.identity, replace(line, serial=refused.serial))
+    return with_identity(refused.identity, replace(line, serial=refused.serial))
 
 
 def record_ended(write: Callable[[AuditLine], None], ended: CredentialEnded) -> None:
@@ -116,10 +116,10 @@ def record_ended(write: Callable[[AuditLine], None], ended: CredentialEnded) -> 
     sentence = f"{ended.count} {what} ended: {refused.detail}"
     log_event(_log, logging.WARNING, sentence, reason=refused.reason, serial=proven.serial)
     line = AuditLine(AuditKind.ENDED, serial=proven.serial, reason=refused.reason.word, detail=sentence)
-    write(about(proven.identity, line))
+    write(with_identity(proven.identity, line))
 
 
-def about(identity: SpiffeId | None, line: AuditLine) -> AuditLine:
+def with_identity(identity: SpiffeId | None, line: AuditLine) -> AuditLine:
     """The line with whom it concerns. Servers have no place in it."""
     if identity is None:
         return line

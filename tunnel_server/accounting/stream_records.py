@@ -12,7 +12,7 @@ from tunnel_core.telemetry.logs import RefusalLines, StreamFacts
 from tunnel_server.accounting.refusal_audit import Refusals
 
 
-class Records:
+class StreamRecorder:
     """``log`` says which streams get lines; ``clock`` gives steady seconds.
 
     ``refusals`` writes connections and requests that were not let in to the audit.

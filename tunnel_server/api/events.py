@@ -17,7 +17,7 @@ import trio
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.events.event_log import Events, NodeEvent, event_as_json
-from tunnel_server.events.subscribers import Followers
+from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.nodes.registry import Nodes
 
 PATH = "/api/v1/events"
@@ -71,7 +71,7 @@ def _bad(sentence: str) -> Refused:
     return Refused(Reason.BAD_REQUEST, sentence)
 
 
-async def wait(followers: Followers, nodes: Nodes, question: EventsQuery, user: str) -> EventsQuery:
+async def wait(followers: EventSubscribers, nodes: Nodes, question: EventsQuery, user: str) -> EventsQuery:
     """Wait as long as asked for an event. Return the question with the node's full name.
 
     Raises ``Refused`` if too many follow, or the node's name is ambiguous.

@@ -28,7 +28,7 @@ from tunnel_server.api.status import NODE_PATH, STATUS_PATH
 from tunnel_server.auth.callers import USER, Caller, UserCaller
 from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.events.event_log import event_as_json
-from tunnel_server.events.subscribers import Followers
+from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.nodes.registry import Node, Nodes
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class ApiEntrance:
     def __init__(
         self,
         nodes: Nodes,
-        followers: Followers,
+        followers: EventSubscribers,
         facts: ServerFacts,
         standing: CredentialWatch,
         *,

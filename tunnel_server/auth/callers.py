@@ -15,13 +15,13 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.users import Administrator, User
-from tunnel_server.listeners.listener import Accepted
+from tunnel_server.listeners.listener import AcceptedConnection
 
 
 class Caller(NamedTuple):
     """The other end of a connection. ``identity`` is the user, or why the connection has none."""
 
-    accepted: Accepted
+    accepted: AcceptedConnection
     identity: User | Refused
     standing: CredentialWatch
 
@@ -36,11 +36,11 @@ class UserCaller(NamedTuple):
 class CertificateCaller(NamedTuple):
     """A connection whose handshake has proven the certificate ``leaf`` (PEM), of a node or a user."""
 
-    accepted: Accepted
+    accepted: AcceptedConnection
     leaf: bytes
 
 
-def _anybody(caller: Caller, _: h11.Request) -> Accepted:
+def _anybody(caller: Caller, _: h11.Request) -> AcceptedConnection:
     return caller.accepted
 
 
@@ -68,7 +68,7 @@ def _administrator(caller: Caller, request: h11.Request) -> Administrator:
     return user
 
 
-ANYBODY: WhoMay[Caller, Accepted] = WhoMay("anybody", _anybody)
+ANYBODY: WhoMay[Caller, AcceptedConnection] = WhoMay("anybody", _anybody)
 """Every connection. What needs a proof checks it in its handler: a token is the proof of ``simpleenroll``."""
 CERTIFICATE: WhoMay[Caller, CertificateCaller] = WhoMay("any proven certificate", _certificate)
 USER: WhoMay[Caller, UserCaller] = WhoMay("a user in good standing", _user)

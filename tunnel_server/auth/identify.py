@@ -10,16 +10,16 @@ from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server.auth.users import Administrator, User, user_of, why_no_user
-from tunnel_server.listeners.listener import Accepted
+from tunnel_server.listeners.listener import AcceptedConnection
 
-Identify: TypeAlias = Callable[[Accepted], User]
+Identify: TypeAlias = Callable[[AcceptedConnection], User]
 """Returns the user of a connection, or raises ``Refused``."""
 
 
-def by_certificate(trust_domain: str) -> Identify:
+def identify_by_certificate(trust_domain: str) -> Identify:
     """Return an ``Identify`` for users with a client certificate, which the handshake has proven."""
 
-    def identify(accepted: Accepted) -> User:
+    def identify(accepted: AcceptedConnection) -> User:
         assert isinstance(accepted.stream, TlsStream)
         leaf = accepted.stream.peer_certificate()
         if not leaf:
@@ -38,10 +38,10 @@ def by_certificate(trust_domain: str) -> Identify:
     return identify
 
 
-def by_peer(peers: Mapping[int, str], trust_domain: str) -> Identify:
+def identify_by_peer(peers: Mapping[int, str], trust_domain: str) -> Identify:
     """Return an ``Identify`` for a unix socket: ``peers`` has the user for the user id at the other end."""
 
-    def identify(accepted: Accepted) -> User:
+    def identify(accepted: AcceptedConnection) -> User:
         uid = accepted.uid
         if uid is None or uid not in peers:
             raise Refused(
@@ -57,7 +57,7 @@ def by_peer(peers: Mapping[int, str], trust_domain: str) -> Identify:
 def by_file_mode(trust_domain: str) -> Identify:
     """Return an ``Identify`` for the admin socket: its file mode lets administrators in and nobody else."""
 
-    def identify(accepted: Accepted) -> User:
+    def identify(accepted: AcceptedConnection) -> User:
         return Administrator(f"uid-{accepted.uid}", Role.USER, trust_domain)
 
     return identify

@@ -20,7 +20,7 @@ from tunnel_core.carrier.interface import DEAD_CONNECTION_MS, Peer
 from tunnel_core.http2.carrier import CarrierServer
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import SocketTlsStream
-from tunnel_server.listeners.listener import Accepted, Reporter
+from tunnel_server.listeners.listener import AcceptedConnection, Reporter
 
 ENTRANCE = "agents"
 ALPN = "h2"
@@ -43,7 +43,7 @@ class AgentsEntrance:
         self._refused_until: OrderedDict[bytes, float] = OrderedDict()  # by certificate
         self._open: dict[bytes, OrderedDict[trio.CancelScope, None]] = {}  # by certificate
 
-    async def serve(self, accepted: Accepted) -> None:
+    async def serve(self, accepted: AcceptedConnection) -> None:
         """Serve one connection, whose TLS handshake is done, to its end."""
         stream = accepted.stream
         assert isinstance(stream, SocketTlsStream)

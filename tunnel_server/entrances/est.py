@@ -24,7 +24,7 @@ from tunnel_core.http.server import Headers, HttpConnection, header_values, json
 from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.callers import ANYBODY, CERTIFICATE, Caller, CertificateCaller
-from tunnel_server.listeners.listener import Accepted
+from tunnel_server.listeners.listener import AcceptedConnection
 from tunnel_server.pki.enrolment.enrolment import Asker, Enrolment
 from tunnel_server.pki.enrolment.request import Login, parse_login
 
@@ -76,7 +76,7 @@ class EstEntrance:
             ],
         )
 
-    async def _join_page(self, routed: RoutedRequest, _: Accepted) -> None:
+    async def _join_page(self, routed: RoutedRequest, _: AcceptedConnection) -> None:
         reach, now = self._reach(), self._wall()
         page = {
             "trust_domain": reach.trust_domain,
@@ -86,14 +86,14 @@ class EstEntrance:
         }
         await respond_json(routed.http, json_body(page), [self._date()])
 
-    async def _cacerts(self, routed: RoutedRequest, _: Accepted) -> None:
+    async def _cacerts(self, routed: RoutedRequest, _: AcceptedConnection) -> None:
         await self._respond(routed.http, _CERTIFICATES, self._enrolment.signer.cacerts)
 
-    async def _csrattrs(self, routed: RoutedRequest, _: Accepted) -> None:
+    async def _csrattrs(self, routed: RoutedRequest, _: AcceptedConnection) -> None:
         headers = [("content-type", "application/csrattrs"), _CERTIFICATES[1]]
         await self._respond(routed.http, headers, _WISH)
 
-    async def _enrol(self, routed: RoutedRequest, accepted: Accepted) -> None:
+    async def _enrol(self, routed: RoutedRequest, accepted: AcceptedConnection) -> None:
         login, body = _login(routed.request), await _certificate_request(routed)
         with accepted.ticket.at_work():
             signed = await self._enrolment.enrol(login, body, _asker(accepted))
@@ -122,7 +122,7 @@ def _login(request: h11.Request) -> Login | None:
     return parse_login(found[0]) if found else None
 
 
-def _asker(accepted: Accepted) -> Asker:
+def _asker(accepted: AcceptedConnection) -> Asker:
     host = accepted.address.rpartition(":")[0].strip("[]")
     return Asker(host, accepted.source)
 

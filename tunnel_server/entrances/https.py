@@ -16,13 +16,13 @@ from tunnel_core.http.router import Router, Section
 from tunnel_core.http.server import HeadLimits, HttpConnection, serve_http
 from tunnel_core.reasons import Refused
 from tunnel_server.access.opener import NotOpened
-from tunnel_server.accounting.stream_records import Records
+from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.auth.callers import USER, Caller
 from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.identify import Identify
 from tunnel_server.auth.users import User
 from tunnel_server.entrances.est import ENTRANCE as EST
-from tunnel_server.listeners.listener import Accepted
+from tunnel_server.listeners.listener import AcceptedConnection
 from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.reverse_proxy.headers import refuse_cross_site
 
@@ -31,7 +31,7 @@ STRANGER_IDLE_SECONDS = 5.0
 few requests one right after the other."""
 
 
-class Front:
+class HttpsEntrance:
     """One HTTP listener. ``sections`` are its routes; users learn which other paths there are.
 
     ``users`` bounds the connections of each user; None where a file mode says who comes in. ``standing`` is
@@ -45,7 +45,7 @@ class Front:
         *,
         identify: Identify,
         standing: CredentialWatch,
-        records: Records,
+        records: StreamRecorder,
         limits: HeadLimits,
         users: UserConnections | None,
     ) -> None:
@@ -57,7 +57,7 @@ class Front:
         self._limits = limits
         self._users = users
 
-    async def serve(self, accepted: Accepted) -> None:
+    async def serve(self, accepted: AcceptedConnection) -> None:
         """Serve one connection to its end."""
         identity, limits = self._identity_of(accepted), self._limits
         if isinstance(identity, Refused):
@@ -72,7 +72,7 @@ class Front:
             if self._users is not None and isinstance(identity, User):
                 self._users.remove(identity.name)
 
-    def _identity_of(self, accepted: Accepted) -> User | Refused:
+    def _identity_of(self, accepted: AcceptedConnection) -> User | Refused:
         """Return the user. A refusal is kept for the answer to the first request, which a person can read.
 
         It is kept without its traceback, whose frames lead to the connection and back to the refusal. That
@@ -91,7 +91,9 @@ class Front:
 class _Requests:
     """The requests of one connection."""
 
-    def __init__(self, entrance: str, router: Router[Caller], records: Records, caller: Caller) -> None:
+    def __init__(
+        self, entrance: str, router: Router[Caller], records: StreamRecorder, caller: Caller
+    ) -> None:
         self._entrance = entrance
         self._router = router
         self._records = records

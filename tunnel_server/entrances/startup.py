@@ -14,31 +14,31 @@ from tunnel_core.http.router import Section
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.http2.carrier import CarrierServer, serve_carriers
 from tunnel_server.access.opener import Opener
-from tunnel_server.accounting.stream_records import Records
+from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.admin.actions import Actions
 from tunnel_server.api.admin import AdminEntrance
 from tunnel_server.api.resources import ApiEntrance
 from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.auth.callers import Caller
 from tunnel_server.auth.credential_watch import CredentialWatch
-from tunnel_server.auth.identify import Identify, by_certificate, by_file_mode, by_peer
+from tunnel_server.auth.identify import Identify, by_file_mode, identify_by_certificate, identify_by_peer
 from tunnel_server.config import ServerConfig, Tcp
 from tunnel_server.entrances.agents import ENTRANCE as AGENTS
 from tunnel_server.entrances.agents import AgentsEntrance
 from tunnel_server.entrances.connect import ENTRANCE as CONNECT
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.est import EstEntrance, Reach
-from tunnel_server.entrances.https import Front
+from tunnel_server.entrances.https import HttpsEntrance
 from tunnel_server.entrances.open_listeners import HTTPS, OpenListeners
 from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import ENTRANCE as WEB
 from tunnel_server.entrances.web.entrance import WebEntrance
-from tunnel_server.events.subscribers import Followers
+from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.tls import over_tls
 from tunnel_server.listeners.user_connections import UserConnections
-from tunnel_server.nodes.attach import Attachments
+from tunnel_server.nodes.attach import SessionAcceptor
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.pki.public_addresses import bound_addresses, worth_telling
@@ -58,11 +58,11 @@ class Entrances:
 
     config: ServerConfig
     listeners: OpenListeners
-    attachments: Attachments
+    attachments: SessionAcceptor
     nodes: Nodes
-    followers: Followers
+    followers: EventSubscribers
     standing: CredentialWatch
-    records: Records
+    records: StreamRecorder
     opener: Opener
     certificates: ServerCertificates
     authority: ServerAuthority
@@ -106,7 +106,7 @@ class Entrances:
         if self.config.connect.enabled:
             sections.append(ConnectEntrance(self.opener).section())
         users = UserConnections(limits.max_connections_per_user, limits.max_connections)
-        front = self._front(HTTPS, sections, by_certificate(self.config.trust_domain), users)
+        front = self._front(HTTPS, sections, identify_by_certificate(self.config.trust_domain), users)
         seconds = limits.handshake_seconds
         handler = over_tls(HTTPS, self.certificates.https, seconds, front.serve, self.records)
         await self.listeners.open_tcp(HTTPS, _listed(self.config.https.listen), handler)
@@ -121,7 +121,7 @@ class Entrances:
         unix = self.config.connect.unix
         if unix is None or not self.config.connect.enabled:
             return
-        peers = by_peer({peer.uid: peer.user for peer in unix.peer}, self.config.trust_domain)
+        peers = identify_by_peer({peer.uid: peer.user for peer in unix.peer}, self.config.trust_domain)
         front = self._front(CONNECT, [ConnectEntrance(self.opener).section()], peers, None)
         await self.listeners.open_unix(CONNECT, UnixAddress(unix.path, unix.mode, unix.group), front.serve)
 
@@ -139,8 +139,8 @@ class Entrances:
         sections: Sequence[Section[Caller]],
         identify: Identify,
         users: UserConnections | None,
-    ) -> Front:
-        return Front(
+    ) -> HttpsEntrance:
+        return HttpsEntrance(
             entrance,
             sections,
             identify=identify,

@@ -18,7 +18,7 @@ from tunnel_server.access.opener import NotOpened, Opener, StreamRequest
 from tunnel_server.access.routing import NodeRoute
 from tunnel_server.auth.users import User
 from tunnel_server.listeners.addresses import CannotListen, is_loopback_listen
-from tunnel_server.listeners.listener import Accepted
+from tunnel_server.listeners.listener import AcceptedConnection
 
 ENTRANCE = "tcp"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -42,7 +42,7 @@ class TcpEntrance:
         self._opener = opener
         self._forward = forward
 
-    async def serve(self, accepted: Accepted) -> None:
+    async def serve(self, accepted: AcceptedConnection) -> None:
         """Relays one connection to its end. Never raises but ``Cancelled``."""
         try:
             wish = self._wish(accepted)
@@ -57,7 +57,7 @@ class TcpEntrance:
         except NotOpened:
             return  # written down; TCP has no word for it but the reset that follows
 
-    def _wish(self, accepted: Accepted) -> StreamRequest:
+    def _wish(self, accepted: AcceptedConnection) -> StreamRequest:
         address = _address(accepted.address.rpartition(":")[0])
         if not is_allowed(address, self._forward.allow_from):
             raise Refused(

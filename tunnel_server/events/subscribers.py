@@ -13,7 +13,7 @@ MAX_FOLLOWERS = 64
 MAX_OF_USER = MAX_FOLLOWERS // 4
 
 
-class Followers:
+class EventSubscribers:
     """Listens to ``events`` for as long as it lives. For the trio thread only."""
 
     def __init__(self, events: Events, counters: Counters) -> None:

@@ -52,7 +52,7 @@ class Reporter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class AcceptedConnection:
     """A connection that was admitted. ``address`` is ``host:port``; for a unix socket it is empty."""
 
     stream: trio.abc.HalfCloseableStream
@@ -69,7 +69,7 @@ class Accepted:
         return self.address or f"uid {self.uid}"
 
 
-Handler: TypeAlias = Callable[[Accepted], Awaitable[None]]
+Handler: TypeAlias = Callable[[AcceptedConnection], Awaitable[None]]
 
 
 class Listener:
@@ -166,7 +166,7 @@ class Listener:
             self._makes_room = True
             connections.start_soon(self._make_room)
         connections.start_soon(
-            self._serve_one, stream, Accepted(stream, text, ticket, uid), handler, connections
+            self._serve_one, stream, AcceptedConnection(stream, text, ticket, uid), handler, connections
         )
 
     async def _make_room(self) -> None:
@@ -204,7 +204,7 @@ class Listener:
             _log.info("%s accepts connections again", self.entrance, extra={"entrance": self.entrance})
 
     async def _serve_one(
-        self, stream: SocketStream, accepted: Accepted, handler: Handler, connections: trio.Nursery
+        self, stream: SocketStream, accepted: AcceptedConnection, handler: Handler, connections: trio.Nursery
     ) -> None:
         late = await _wait_turn(accepted.ticket) if accepted.ticket.waits else accepted.ticket.evicted
         if late is not None:

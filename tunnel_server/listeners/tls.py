@@ -16,7 +16,7 @@ from tunnel_core.streams.lingering import linger
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import SocketTlsStream, TlsStream
 from tunnel_server.listeners.admission import Ticket
-from tunnel_server.listeners.listener import Accepted, Handler, Reporter
+from tunnel_server.listeners.listener import AcceptedConnection, Handler, Reporter
 
 _BY_VERIFICATION = {10: Reason.CERTIFICATE_EXPIRED, 26: Reason.WRONG_ROLE}
 """X509_V_ERR_CERT_HAS_EXPIRED and _INVALID_PURPOSE, x509_vfy.h; other certificates prove nothing here."""
@@ -91,7 +91,7 @@ def over_tls(
     """A handler that completes the handshake and passes the ``TlsStream`` on to ``handler``."""
     turns = trio.Lock()
 
-    async def handle(accepted: Accepted) -> None:
+    async def handle(accepted: AcceptedConnection) -> None:
         transport = accepted.stream
         assert isinstance(transport, SocketStream)
         stream = SocketTlsStream(transport, contexts.current, server_side=True)

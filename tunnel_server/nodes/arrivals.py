@@ -15,11 +15,11 @@ from tunnel_core.reasons import Refused
 if TYPE_CHECKING:
     from tunnel_core.session.attachment import Attachment
     from tunnel_core.session.session import Session
-    from tunnel_server.nodes.sessions import Held
+    from tunnel_server.nodes.sessions import HeldSession
 
 
 @dataclass(slots=True)
-class Arrival:
+class PendingAttach:
     """An attach under way. ``held`` is the session it asks to go on with, None for a new one."""
 
     identity: str
@@ -27,7 +27,7 @@ class Arrival:
     proven: (
         VerifiedCertificate | None
     )  # what its carrier has proven; None if that is nothing that may be used
-    held: Held | None = None
+    held: HeldSession | None = None
     link: Session | None = None  # the session that it began
     refused: Refused | None = None  # why nothing was offered
 
@@ -48,18 +48,18 @@ def identity_of(proven: VerifiedCertificate | None, refused: Refused | None, lea
     return hashlib.sha256(leaf_pem).hexdigest()
 
 
-class Arrivals:
+class PendingAttaches:
     """The attaches under way, oldest first. ``most`` is the bound for each identity."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._all: dict[Attachment, Arrival] = {}
+        self._all: dict[Attachment, PendingAttach] = {}
         self._by_identity: dict[str, dict[Attachment, None]] = {}
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, attempt: Attachment, arrival: Arrival) -> Attachment | None:
+    def add(self, attempt: Attachment, arrival: PendingAttach) -> Attachment | None:
         """Add one; return the oldest of its identity if that has to go, which is taken out."""
         own = self._by_identity.setdefault(arrival.identity, {})
         oldest = next(iter(own)) if len(own) >= self._most else None
@@ -74,7 +74,7 @@ class Arrivals:
         arrival = self._all.get(attempt)
         return arrival is not None and next(reversed(self._by_identity[arrival.identity])) is attempt
 
-    def find(self, attempt: Attachment) -> Arrival:
+    def find(self, attempt: Attachment) -> PendingAttach:
         return self._all[attempt]
 
     def discard(self, attempt: Attachment) -> None:

@@ -37,7 +37,7 @@ from tunnel_core.wire.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.auth.credential_watch import CredentialWatch, WatchEntry
 from tunnel_server.nodes.announced import checked_hello
-from tunnel_server.nodes.arrivals import Arrival, Arrivals, identity_of
+from tunnel_server.nodes.arrivals import PendingAttach, PendingAttaches, identity_of
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.nodes.sessions import Sessions
 
@@ -64,7 +64,7 @@ class AttachSettings:
     max_pending: int = 2048
 
 
-class Attachments:
+class SessionAcceptor:
     """Takes carriers in, and keeps the sessions they carry; ``counters`` hears of every outcome.
 
     ``standing`` ends the sessions of those who have to go, ``refusals`` hears of those who were not let in.
@@ -95,7 +95,7 @@ class Attachments:
         self._refusals = refusals
         self._trust_bundle = trust_bundle
         self._failures = LineLimiter()
-        self._arrivals = Arrivals(settings.limits.max_attaches_per_identity)
+        self._arrivals = PendingAttaches(settings.limits.max_attaches_per_identity)
         self._sessions = Sessions()
         self._links: dict[Session, WatchEntry] = {}  # also those that ended and still say so to their agent
 
@@ -103,7 +103,7 @@ class Attachments:
         """Begins the attach of a new carrier. Called by the carrier's server; never blocks or raises."""
         proven, refused = self._identify(carrier)
         refused = refused or self._why_shut_out(proven)
-        arrival = Arrival(identity_of(proven, refused, carrier.peer.leaf_pem), proven, refused=refused)
+        arrival = PendingAttach(identity_of(proven, refused, carrier.peer.leaf_pem), proven, refused=refused)
 
         def offer(hello: Hello) -> Welcome | Rejected:
             try:
@@ -152,7 +152,7 @@ class Attachments:
 
     # Hello: what is offered. Nothing is taken over yet, and nothing moves unless the hello says so.
 
-    def _offer(self, arrival: Arrival, hello: Hello) -> Welcome:
+    def _offer(self, arrival: PendingAttach, hello: Hello) -> Welcome:
         """The answer to a hello. Raises ``Refused``."""
         self._standing.require(arrival.proven)
         if hello.version != VERSION:
@@ -281,7 +281,7 @@ class Attachments:
 
     # Each attach and each session has a task.
 
-    async def _keep(self, attempt: Attachment, arrival: Arrival) -> None:
+    async def _keep(self, attempt: Attachment, arrival: PendingAttach) -> None:
         limits = self._settings.limits
         try:
             is_newest = partial(self._arrivals.is_newest, attempt)
@@ -312,7 +312,7 @@ class Attachments:
         self._nodes.detach(link, reason, detail)
         self._log_link(link, "detached", f"node {link.node} detached: {detail}", reason=reason)
 
-    def _note_failure(self, attempt: Attachment, arrival: Arrival, refused: Refused) -> None:
+    def _note_failure(self, attempt: Attachment, arrival: PendingAttach, refused: Refused) -> None:
         if arrival.node and refused.reason is Reason.CARRIER_LOST:
             self._note_abandoned(attempt, arrival)
             return
@@ -329,7 +329,7 @@ class Attachments:
             sentence = f"attach of an unknown node failed: {refused.detail}"
             log_event(_log, logging.WARNING, sentence, **fields, left_out=left_out or None)
 
-    def _note_abandoned(self, attempt: Attachment, arrival: Arrival) -> None:
+    def _note_abandoned(self, attempt: Attachment, arrival: PendingAttach) -> None:
         if attempt.steps.welcome is not None and arrival.held is None:
             sentence = f"node {arrival.node} may attach, and left; a check does that"
             self._log_of_node(arrival.node, "checked", logging.INFO, sentence)

@@ -22,7 +22,7 @@ from tunnel_core.wire.frames import Rejected
 from tunnel_server.accounting.write_budget import writes_budget
 from tunnel_server.events.event_log import EventKind, Events
 from tunnel_server.nodes.attach_budget import AttachBudget
-from tunnel_server.nodes.takeovers import RETRY_SECONDS, Duplicates
+from tunnel_server.nodes.takeovers import RETRY_SECONDS, TakeoverLimiter
 
 if TYPE_CHECKING:
     from tunnel_core.session.session import Session
@@ -85,7 +85,7 @@ class Nodes:
         """What each node may cause to be written: its events, and lines of the log."""
         self._most_gone = most_gone
         self._attaches = AttachBudget()
-        self._duplicates = Duplicates()
+        self._duplicates = TakeoverLimiter()
         self._monotonic = monotonic
         self._wall = wall
         self._attached: dict[str, Node] = {}
@@ -134,7 +134,7 @@ class Nodes:
         link = node.link
         alive = node.category is StateCategory.REACHABLE
         other_boot = link.boot != hello.boot
-        if not alive or not self._duplicates.refuses(name, hello.instance, now, other_boot=other_boot):
+        if not alive or not self._duplicates.must_refuse(name, hello.instance, now, other_boot=other_boot):
             return
         detail = _why_duplicate(name, link.peer_address, other_boot=other_boot)
         if self._duplicates.is_news(name, now):

@@ -1,7 +1,7 @@
 """The store in a running server: open for as long as the server runs, and fed with the events of nodes.
 
 At the start the nodes that the store knows become nodes of the registry, and the newest stored events become
-those of the registry's log. ``EventKeeper`` then stores the events of this run.
+those of the registry's log. ``EventWriter`` then stores the events of this run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import datetime
 import trio
 
 from tunnel_core.reasons import Reason
-from tunnel_server.accounting.event_writer import EventKeeper
+from tunnel_server.accounting.event_writer import EventWriter
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.config import ServerConfig
 from tunnel_server.events.event_log import MAX_EVENTS, NodeEvent
@@ -56,7 +56,7 @@ async def restored_nodes(
     If the block ends without an error, the events and the refusals that still wait are stored then.
     """
     await _restore(store, nodes)
-    keeper = EventKeeper(nodes.events, refusals, store)
+    keeper = EventWriter(nodes.events, refusals, store)
     nursery.start_soon(keeper.serve)
     yield
     refusals.sweep(ends=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Held:
+class HeldSession:
     """One session. ``used`` is the highest attempt that it was moved to."""
 
     node: str
@@ -31,17 +31,17 @@ class Sessions:
     """The sessions that have not ended, by their ids."""
 
     def __init__(self) -> None:
-        self._held: dict[bytes, Held] = {}
+        self._held: dict[bytes, HeldSession] = {}
 
     def add(self, link: Session, attempt: int) -> None:
         """A new session, which its first attempt carries."""
-        self._held[link.welcome.session] = Held(link.node, link, attempt)
+        self._held[link.welcome.session] = HeldSession(link.node, link, attempt)
 
     def discard(self, link: Session) -> None:
         """It ended."""
         self._held.pop(link.welcome.session, None)
 
-    def maybe_find(self, node: str, hello: Hello) -> Held | None:
+    def maybe_find(self, node: str, hello: Hello) -> HeldSession | None:
         """The session that ``node`` asks to go on with; None for a new one.
 
         Raises ``Refused`` for another node's session, a wrong secret, an attempt that comes too late.
@@ -54,7 +54,7 @@ class Sessions:
         _check_attempt(held, hello.attempt)
         return held
 
-    def use(self, held: Held, attempt: int) -> None:
+    def use(self, held: HeldSession, attempt: int) -> None:
         """The session moves to this attempt now. Asked again, as time has passed since its hello."""
         if held.link.ended is not None:
             raise Refused(Reason.UNKNOWN_SESSION)
@@ -62,6 +62,6 @@ class Sessions:
         held.used = attempt
 
 
-def _check_attempt(held: Held, attempt: int) -> None:
+def _check_attempt(held: HeldSession, attempt: int) -> None:
     if attempt <= held.used:
         raise Refused(Reason.STALE_ATTEMPT, f"attempt {attempt} after attempt {held.used} was used")

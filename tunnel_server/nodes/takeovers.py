@@ -30,7 +30,7 @@ MOST_REPLACED = 16
 MAX_NODES = 10_000
 
 
-class Duplicates:
+class TakeoverLimiter:
     """Counts takeovers of each node. It remembers a node only while there is something to remember."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Duplicates:
         if len(self._replaced) > MAX_NODES:
             self._replaced.popitem(last=False)
 
-    def refuses(self, node: str, instance: bytes, now: float, *, other_boot: bool) -> bool:
+    def must_refuse(self, node: str, instance: bytes, now: float, *, other_boot: bool) -> bool:
         """Whether run ``instance`` may not take ``node`` from the live run that has it.
 
         If so, the next two minutes are watched, too. ``other_boot``: the two differ in their boot ids.

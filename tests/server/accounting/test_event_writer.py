@@ -10,7 +10,7 @@ import pytest
 from tests.support.fakes.opened_store import Clock, certificate, opened
 from tunnel_core.reasons import Reason
 from tunnel_server.accounting import event_writer as keeping
-from tunnel_server.accounting.event_writer import EventKeeper, how_it_started
+from tunnel_server.accounting.event_writer import EventWriter, how_it_started
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.events.event_log import EventKind, Events
 from tunnel_server.store.audit import AuditQuery
@@ -24,7 +24,7 @@ async def test_each_event_is_kept_once_and_a_takeover_is_audited(tmp_path: Path)
     events = Events(Clock())
     events.add(EventKind.ATTACHED, "before", "s0")
     async with opened(tmp_path) as store:
-        keeper = EventKeeper(events, REFUSALS, store)
+        keeper = EventWriter(events, REFUSALS, store)
         events.add(EventKind.ATTACHED, "edge1", "s1")
         events.add(EventKind.TAKEN_OVER, "edge1", "s1", Reason.TAKEN_OVER, "from 192.0.2.1")
         events.add(EventKind.DUPLICATE, "edge1", "s2")
@@ -47,7 +47,7 @@ async def test_many_events_go_in_pieces_and_while_the_store_fails_they_wait(
     monkeypatch.setattr(keeping, "_AT_ONCE", 3)
     events = Events(Clock())
     async with opened(tmp_path) as store:
-        keeper = EventKeeper(events, REFUSALS, store)
+        keeper = EventWriter(events, REFUSALS, store)
         for number in range(8):
             events.add(EventKind.LOST, f"n{number}", "s")
 
@@ -67,7 +67,7 @@ async def test_nodes_are_known_over_a_restart_with_when_they_were_seen(tmp_path:
     began = clock.now
     events = Events(clock)
     async with opened(tmp_path, clock) as store:
-        keeper = EventKeeper(events, REFUSALS, store)
+        keeper = EventWriter(events, REFUSALS, store)
         await store.record(certificate("never"))
         for node in ("lost", "ended", "killed", "dropped"):
             events.add(EventKind.ATTACHED, node, "s")
@@ -99,7 +99,7 @@ async def test_the_number_of_known_nodes_is_bounded(tmp_path: Path) -> None:
     clock = Clock()
     async with opened(tmp_path, clock, StoreSettings(tmp_path / "s", keep_nodes=3)) as store:
         events = Events(clock)
-        keeper = EventKeeper(events, REFUSALS, store)
+        keeper = EventWriter(events, REFUSALS, store)
         for number in range(6):
             clock.pass_seconds(1)
             await store.record(certificate(f"n{number}"))
@@ -115,7 +115,7 @@ async def test_the_start_says_how_the_run_before_ended(tmp_path: Path) -> None:
     clock = Clock()
     async with opened(tmp_path, clock) as store:
         events = Events(clock)
-        keeper = EventKeeper(events, REFUSALS, store)
+        keeper = EventWriter(events, REFUSALS, store)
         assert "run before" not in await how_it_started(store)
         events.add(EventKind.SERVER_STARTED, "", "")
         await keeper.flush()

@@ -7,7 +7,7 @@ import pytest
 from certs.x509 import IdentityError
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.accounting.refusal_audit import MAX_SOURCES, Refusals, about
+from tunnel_server.accounting.refusal_audit import MAX_SOURCES, Refusals, with_identity
 from tunnel_server.store.audit import AuditKind, AuditLine
 
 EDGE = SpiffeId("test.internal", Role.NODE, "edge1")
@@ -41,7 +41,7 @@ def test_a_line_says_who_what_and_from_where() -> None:
     written.refusals.note("https", "uid 7", Refused(Reason.UNAUTHENTICATED, "who?"))
     assert (written.lines[2].user, written.lines[2].node, written.lines[2].source) == ("", "", "uid 7")
     server = SpiffeId("test.internal", Role.SERVER, "main")
-    assert about(server, line) == about(None, line) == line
+    assert with_identity(server, line) == with_identity(None, line) == line
 
 
 def test_a_flood_is_one_line_and_a_count() -> None:

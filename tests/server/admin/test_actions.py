@@ -27,11 +27,11 @@ from tunnel_server.admin.arguments import Arguments
 from tunnel_server.api.admin import AdminEntrance
 from tunnel_server.auth.users import Administrator, User
 from tunnel_server.config import ServerConfig
-from tunnel_server.listeners.listener import Accepted, Listener
+from tunnel_server.listeners.listener import AcceptedConnection, Listener
 from tunnel_server.store.settings import settings_of
 
 
-def administrator(accepted: Accepted) -> User:
+def administrator(accepted: AcceptedConnection) -> User:
     return Administrator("uid-7", Role.USER, "test.internal")
 
 

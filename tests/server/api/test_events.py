@@ -16,7 +16,7 @@ from tunnel_core.telemetry.counters import Counters
 from tunnel_server.api import events as api_events
 from tunnel_server.api.events import MAX_LISTED, EventsQuery, parse_question
 from tunnel_server.events.event_log import EventKind, Events
-from tunnel_server.events.subscribers import Followers
+from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.nodes.registry import Nodes
 
 PATH = api_events.PATH
@@ -85,7 +85,7 @@ async def test_a_quiet_node_is_an_empty_answer() -> None:
 
 
 async def test_a_long_poll_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
-    followers = Followers(Events(now), Counters())
+    followers = EventSubscribers(Events(now), Counters())
     with trio.fail_after(31):
         await api_events.wait(
             followers, Nodes(trio.current_time, now, lambda name: False), parse_question("wait=9999"), "alice"

@@ -32,7 +32,7 @@ from tunnel_server.api.lists import (
 from tunnel_server.auth.callers import USER, Caller
 from tunnel_server.auth.users import User
 from tunnel_server.listeners.admission import Ticket
-from tunnel_server.listeners.listener import Accepted
+from tunnel_server.listeners.listener import AcceptedConnection
 from tunnel_server.nodes.registry import Node
 
 
@@ -281,7 +281,7 @@ async def test_completion_does_not_wait_between_two_lists(autojump_clock: MockCl
 def asking(edge: Edge) -> Callable[[str, Reader], Awaitable[None]]:
     """Returns how a user asks for a path of the API."""
     router = Router([edge.api(), Section("api", "", USER, ())])
-    accepted = Accepted(cast(SocketStream, None), "127.0.0.1:4711", cast(Ticket, None))
+    accepted = AcceptedConnection(cast(SocketStream, None), "127.0.0.1:4711", cast(Ticket, None))
     caller = Caller(accepted, User("alice", Role.USER, TRUST_DOMAIN), edge.standing)
 
     async def ask(path: str, reader: Reader) -> None:

@@ -12,10 +12,10 @@ from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.wire.frames import Service
 from tunnel_server.auth.users import User
-from tunnel_server.listeners.listener import Accepted
+from tunnel_server.listeners.listener import AcceptedConnection
 
 
-def a_user(accepted: Accepted) -> User:
+def a_user(accepted: AcceptedConnection) -> User:
     return User("ops", Role.USER, "test.internal")
 
 

@@ -27,12 +27,12 @@ from tunnel_core.streams.sockets import RESET_ON_CLOSE
 from tunnel_server.auth.users import User
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.admission import Admission
-from tunnel_server.listeners.listener import Accepted, Listener, listen_unix
+from tunnel_server.listeners.listener import AcceptedConnection, Listener, listen_unix
 
 KUBE = b"CONNECT edge1:10250 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
-def a_user(accepted: Accepted) -> User:
+def a_user(accepted: AcceptedConnection) -> User:
     return User("kube-apiserver", Role.USER, TRUST_DOMAIN)
 
 
@@ -115,7 +115,7 @@ async def test_the_target_header_overrides_the_target() -> None:
 
 
 async def test_the_target_header_is_utf_8(tmp_path: Path) -> None:
-    def kim(_: Accepted) -> User:
+    def kim(_: AcceptedConnection) -> User:
         return User("kim", Role.USER, TRUST_DOMAIN)
 
     target = "unix:/run/b\u00fccher.sock"
@@ -222,7 +222,7 @@ async def test_a_stream_that_breaks_aborts_the_user() -> None:
 
 
 async def test_an_unknown_user_is_told_on_the_first_request() -> None:
-    def nobody(accepted: Accepted) -> User:
+    def nobody(accepted: AcceptedConnection) -> User:
         raise Refused(Reason.UNAUTHENTICATED, "no client certificate was shown")
 
     async with open_edge() as edge:
@@ -233,7 +233,7 @@ async def test_an_unknown_user_is_told_on_the_first_request() -> None:
 
 
 async def test_a_node_may_not_open_streams() -> None:
-    def a_node(accepted: Accepted) -> User:
+    def a_node(accepted: AcceptedConnection) -> User:
         return User("edge2", Role.NODE, TRUST_DOMAIN)
 
     async with open_edge() as edge:

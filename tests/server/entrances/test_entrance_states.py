@@ -37,17 +37,17 @@ from tunnel_core.streams.tls import SocketTlsStream
 from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.accounting.stream_records import Records
-from tunnel_server.auth.identify import Identify, by_certificate
+from tunnel_server.accounting.stream_records import StreamRecorder
+from tunnel_server.auth.identify import Identify, identify_by_certificate
 from tunnel_server.auth.revocation_list import RevocationKind
 from tunnel_server.auth.users import User
 from tunnel_server.entrances.connect import ConnectEntrance
-from tunnel_server.entrances.https import Front
+from tunnel_server.entrances.https import HttpsEntrance
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.admission import Admission
-from tunnel_server.listeners.listener import Accepted, Handler, listen_tcp, listen_unix
+from tunnel_server.listeners.listener import AcceptedConnection, Handler, listen_tcp, listen_unix
 from tunnel_server.listeners.tls import TlsContexts, over_tls
 
 NODE = "edge1"
@@ -70,7 +70,7 @@ class Site:
     clock: MockClock
     folder: Path
     nursery: trio.Nursery
-    records: Records
+    records: StreamRecorder
     agent: Agent = field(init=False)
     arrived: list[TunnelStream] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
@@ -111,8 +111,8 @@ class Site:
         await self.nursery.start(listener.serve, handler)
         return str(listener.addresses[0])
 
-    def front(self, identify: Identify) -> Front:
-        return Front(
+    def front(self, identify: Identify) -> HttpsEntrance:
+        return HttpsEntrance(
             "https",
             [ConnectEntrance(self.opener).section()],
             identify=identify,
@@ -124,7 +124,7 @@ class Site:
 
     async def listen_https(self) -> str:
         contexts = TlsContexts(tls_files(self.folder))
-        front = self.front(by_certificate(pki.TRUST_DOMAIN))
+        front = self.front(identify_by_certificate(pki.TRUST_DOMAIN))
         return await self.listen("https", over_tls("https", contexts, 5, front.serve, self.records))
 
 
@@ -133,7 +133,7 @@ async def open_site(clock: MockClock, folder: Path, *, attaches: bool) -> AsyncI
     async with trio.open_nursery() as nursery:
         door = Door(nursery, grace_seconds=GRACE)
         refusals = Refusals(door.audited.append, trio.current_time)
-        records = Records(door.counters, Log(streams=StreamLog.ALL), trio.current_time, refusals)
+        records = StreamRecorder(door.counters, Log(streams=StreamLog.ALL), trio.current_time, refusals)
         site = Site(door, clock, folder, nursery, records)
         if attaches:
             site.agent = await site.attach()
@@ -256,7 +256,7 @@ async def _connect_tls(site: Site) -> SocketTlsStream:
 
 
 async def _connect_unix(site: Site) -> SocketStream:
-    def kim(_: Accepted) -> User:
+    def kim(_: AcceptedConnection) -> User:
         return User("kim", Role.USER, pki.TRUST_DOMAIN)
 
     path = site.folder / "connect.sock"

@@ -21,9 +21,9 @@ from tests.support.pki.issuing import open_issuing
 from tunnel_core.http.server import HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.streams.tls import TlsStream
-from tunnel_server.auth.identify import Identify, by_certificate, by_file_mode, by_peer
+from tunnel_server.auth.identify import Identify, by_file_mode, identify_by_certificate, identify_by_peer
 from tunnel_server.entrances import https as front_module
-from tunnel_server.entrances.https import Front
+from tunnel_server.entrances.https import HttpsEntrance
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Listener, listen_unix
@@ -40,14 +40,14 @@ def tls_files(folder: Path, **changes: object) -> TlsFiles:
     return TlsFiles(folder / "server.pem", folder / "server.key", folder / "trust.pem", **changes)
 
 
-def front(edge: Edge, identify: Identify) -> Front:
+def front(edge: Edge, identify: Identify) -> HttpsEntrance:
     return edge.front(identify, edge.connect())
 
 
 async def serve_tls(edge: Edge, folder: Path, seconds: float = 5.0, **changes: object) -> Listener:
     contexts = TlsContexts(tls_files(folder, **changes))
     handler = over_tls(
-        "https", contexts, seconds, front(edge, by_certificate(pki.TRUST_DOMAIN)).serve, edge.records
+        "https", contexts, seconds, front(edge, identify_by_certificate(pki.TRUST_DOMAIN)).serve, edge.records
     )
     return await edge.listen("https", handler)
 
@@ -148,7 +148,7 @@ async def test_who_was_refused_holds_no_place_of_the_source_while_the_answer_is_
 ) -> None:
     async with open_edge() as edge:
         contexts = TlsContexts(tls_files(tmp_path))
-        serve = front(edge, by_certificate(pki.TRUST_DOMAIN)).serve
+        serve = front(edge, identify_by_certificate(pki.TRUST_DOMAIN)).serve
         handler = over_tls("https", contexts, 5.0, serve, edge.records)
         listener = await edge.listen("https", handler, Admission(9, 1, clock=lambda: 0.0))
         uploads = []
@@ -287,7 +287,7 @@ async def test_the_peer_of_a_unix_socket_has_the_name_that_is_configured(tmp_pat
     async with open_edge() as edge:
         link = edge.attach("edge1", echo)
         path = tmp_path / "connect.sock"
-        await serve_unix(edge, path, by_peer({os.getuid(): "kube-apiserver"}, "test.internal"))
+        await serve_unix(edge, path, identify_by_peer({os.getuid(): "kube-apiserver"}, "test.internal"))
         assert (await ask_unix(path)).startswith(b"HTTP/1.1 200 ")
         assert link.streams[0].user == "kube-apiserver"
 
@@ -296,7 +296,7 @@ async def test_an_unknown_peer_is_told_the_line_to_add(tmp_path: Path) -> None:
     async with open_edge() as edge:
         edge.attach("edge1", echo)
         path = tmp_path / "connect.sock"
-        await serve_unix(edge, path, by_peer({}, "test.internal"))
+        await serve_unix(edge, path, identify_by_peer({}, "test.internal"))
         answer = await ask_unix(path)
         assert answer.startswith(b"HTTP/1.1 401 ")
         assert f'[[connect.unix.peer]] uid = {os.getuid()}, user = "NAME"'.encode() in answer

@@ -24,9 +24,9 @@ from tunnel_core.reasons import Reason
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.accounting.stream_records import Records
+from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.auth.credential_watch import CredentialWatch
-from tunnel_server.auth.identify import by_certificate
+from tunnel_server.auth.identify import identify_by_certificate
 from tunnel_server.auth.revocation_list import Revocation, RevocationKind, RevocationList
 from tunnel_server.listeners.listener import Listener
 from tunnel_server.listeners.tls import TlsContexts, over_tls
@@ -78,10 +78,10 @@ async def open_door(folder: Path) -> AsyncIterator[Door]:
         revoked, audited = RevocationList(), list[AuditLine]()
         standing = credential_watch(revoked, lambda: doors[0].wall())
         refusals = Refusals(audited.append, trio.current_time)
-        edge.records = Records(edge.counters, edge.records._log, trio.current_time, refusals)
+        edge.records = StreamRecorder(edge.counters, edge.records._log, trio.current_time, refusals)
         edge.standing = standing
         edge.opener = Opener(edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, standing=standing)
-        front = edge.front(by_certificate(pki.TRUST_DOMAIN), edge.connect(), edge.api())
+        front = edge.front(identify_by_certificate(pki.TRUST_DOMAIN), edge.connect(), edge.api())
         handler = over_tls("https", TlsContexts(tls_files(folder)), 5.0, front.serve, edge.records)
         listener = await edge.listen("https", handler)
         doors.append(Door(edge, listener, revoked, standing, audited, folder))

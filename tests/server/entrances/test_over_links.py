@@ -26,7 +26,7 @@ from tunnel_core.wire.frames import Data, Open, Packet
 from tunnel_server.auth.users import User
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
-from tunnel_server.listeners.listener import Accepted
+from tunnel_server.listeners.listener import AcceptedConnection
 
 AgentTask = Callable[[TunnelStream], Awaitable[None]]
 GET = b"GET / HTTP/1.1\r\nHost: web--edge1.localhost\r\n\r\n"
@@ -49,7 +49,7 @@ async def linked(agent: AgentTask) -> AsyncIterator[tuple[Edge, LinkPair]]:
 
 
 async def connect(edge: Edge) -> trio.SocketStream:
-    def identify(accepted: Accepted) -> User:
+    def identify(accepted: AcceptedConnection) -> User:
         return User("alice", Role.USER, TRUST_DOMAIN)
 
     front = edge.front(identify, edge.connect())

@@ -35,7 +35,7 @@ from tunnel_core.streams.tunnel_stream import TunnelStream
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.ops_places import MAX_CONNECTIONS, Place
 from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, serve_ops
-from tunnel_server.auth.identify import by_certificate
+from tunnel_server.auth.identify import identify_by_certificate
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.listeners.admission import Admission
@@ -155,7 +155,7 @@ async def test_an_alert_arrives_in_the_middle_of_an_upload(tmp_path: Path) -> No
 
 async def serve_tls(edge: Edge, folder: Path, most: int) -> Listener:
     contexts = TlsContexts(tls_files(folder))
-    front = edge.front(by_certificate(pki.TRUST_DOMAIN))
+    front = edge.front(identify_by_certificate(pki.TRUST_DOMAIN))
     handler = over_tls("https", contexts, 5, front.serve, edge.records)
     return await listening(edge, most, handler, decline_tls)
 

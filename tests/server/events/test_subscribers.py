@@ -10,12 +10,12 @@ from tests.support.fakes.edge import now
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.events.event_log import OF_SERVER, EventKind, Events
-from tunnel_server.events.subscribers import MAX_FOLLOWERS, MAX_OF_USER, Followers
+from tunnel_server.events.subscribers import MAX_FOLLOWERS, MAX_OF_USER, EventSubscribers
 
 
 def test_kinds_are_counted_from_zero() -> None:
     counters = Counters()
-    followers = Followers(Events(now), counters)
+    followers = EventSubscribers(Events(now), counters)
     assert counters.node_events == {kind.value: 0 for kind in EventKind if kind not in OF_SERVER}
     followers.events.add(EventKind.DUPLICATE, "edge1", "facade00")
     followers.events.add(EventKind.SERVER_STARTED, "", "")
@@ -23,7 +23,7 @@ def test_kinds_are_counted_from_zero() -> None:
 
 
 async def test_a_follower_hears_of_its_node_alone(autojump_clock: trio.testing.MockClock) -> None:
-    followers = Followers(Events(now), Counters())
+    followers = EventSubscribers(Events(now), Counters())
     followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
     heard: list[str] = []
 
@@ -43,13 +43,13 @@ async def test_a_follower_hears_of_its_node_alone(autojump_clock: trio.testing.M
 
 
 async def test_what_is_there_is_not_waited_for() -> None:
-    followers = Followers(Events(now), Counters())
+    followers = EventSubscribers(Events(now), Counters())
     followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
     await followers.wait_newer(0)
 
 
 async def test_followers_are_bounded_and_leave_no_trace() -> None:
-    followers = Followers(Events(now), Counters())
+    followers = EventSubscribers(Events(now), Counters())
     async with trio.open_nursery() as nursery:
         for number in range(MAX_FOLLOWERS):
             user = f"user{number // MAX_OF_USER}"
@@ -64,7 +64,7 @@ async def test_followers_are_bounded_and_leave_no_trace() -> None:
 
 
 async def test_one_user_takes_a_quarter_of_the_places() -> None:
-    followers = Followers(Events(now), Counters())
+    followers = EventSubscribers(Events(now), Counters())
     async with trio.open_nursery() as nursery:
         for _ in range(MAX_OF_USER):
             nursery.start_soon(followers.wait_newer, followers.events.last_id, "", "mallory")

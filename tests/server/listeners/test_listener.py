@@ -28,10 +28,10 @@ from tunnel_server.listeners import listener as listeners
 from tunnel_server.listeners import tls as handshake
 from tunnel_server.listeners.addresses import CannotListen, UnixAddress, bind_tcp, bind_unix, split_listen
 from tunnel_server.listeners.admission import Admission
-from tunnel_server.listeners.listener import Accepted, listen_tcp, listen_unix
+from tunnel_server.listeners.listener import AcceptedConnection, listen_tcp, listen_unix
 
 
-async def hold(accepted: Accepted) -> None:
+async def hold(accepted: AcceptedConnection) -> None:
     """Says hello and keeps the connection."""
     await accepted.stream.send_all(b"hello")
     await accepted.stream.receive_some()
@@ -379,7 +379,7 @@ async def test_those_who_are_being_refused_are_bounded(monkeypatch: pytest.Monke
 
 
 async def test_a_handler_that_fails_ends_its_own_connection_only(caplog: pytest.LogCaptureFixture) -> None:
-    async def fail(accepted: Accepted) -> None:
+    async def fail(accepted: AcceptedConnection) -> None:
         raise RuntimeError("a fault")
 
     async with open_edge() as edge:
@@ -420,7 +420,7 @@ async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener()
     async with open_edge() as edge:
         seen: list[str] = []
 
-        async def note(accepted: Accepted) -> None:
+        async def note(accepted: AcceptedConnection) -> None:
             seen.append(accepted.address)
 
         listener = await listen_tcp("tcp", ["[::]:0"], Admission(9, 9, clock=trio.current_time), edge.records)
@@ -436,7 +436,7 @@ async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener()
 async def test_what_is_accepted_is_tuned_as_what_is_dialled() -> None:
     seen: list[tuple[int, int, int]] = []
 
-    async def note(accepted: Accepted) -> None:
+    async def note(accepted: AcceptedConnection) -> None:
         assert isinstance(accepted.stream, SocketStream)
         sock = accepted.stream.socket
         options = (

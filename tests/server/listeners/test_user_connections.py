@@ -13,7 +13,7 @@ from tests.support.fakes.edge import Edge, echo, open_edge, receive_all, receive
 from tests.support.pki import authority as pki
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
-from tunnel_server.auth.identify import by_certificate
+from tunnel_server.auth.identify import identify_by_certificate
 from tunnel_server.config import Agents, ListenerLimits
 from tunnel_server.listeners.listener import Listener
 from tunnel_server.listeners.tls import TlsContexts, over_tls
@@ -33,7 +33,7 @@ async def enter(edge: Edge, listener: Listener, folder: Path, user: str) -> TlsS
 async def test_the_share_of_one_user_is_refused_beyond_and_free_after_a_close(tmp_path: Path) -> None:
     async with open_edge() as edge:
         edge.attach("edge1", echo)
-        identify, users = by_certificate(pki.TRUST_DOMAIN), UserConnections(2, 3)
+        identify, users = identify_by_certificate(pki.TRUST_DOMAIN), UserConnections(2, 3)
         part = edge.front(identify, edge.connect(), users=users)
         contexts = TlsContexts(tls_files(tmp_path))
         listener = await edge.listen("https", over_tls("https", contexts, 5.0, part.serve, edge.records))

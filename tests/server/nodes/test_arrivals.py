@@ -34,7 +34,7 @@ from tunnel_core.session.session import Session
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Welcome
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.nodes.attach import Attachments, AttachSettings
+from tunnel_server.nodes.attach import AttachSettings, SessionAcceptor
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.audit import AuditLine
 
@@ -202,7 +202,7 @@ class AgentsDoor:
         refusals = Refusals(self.audited.append, trio.current_time)
         settings = AttachSettings(pki.TRUST_DOMAIN, 10, self.limits)
         pool = CreditPool(self.limits.credit_pool)
-        self.attachments = Attachments(
+        self.attachments = SessionAcceptor(
             settings,
             self.nodes,
             pool,

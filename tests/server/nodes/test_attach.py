@@ -30,7 +30,7 @@ from tunnel_core.telemetry.counters import Counters
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.revocation_list import Revocation, RevocationKind, RevocationList
-from tunnel_server.nodes.attach import Attachments, AttachSettings
+from tunnel_server.nodes.attach import AttachSettings, SessionAcceptor
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.audit import AuditLine
 
@@ -98,7 +98,7 @@ class Door:
 
     def make_attachments(self, standing: CredentialWatch) -> None:
         pool = CreditPool(self.limits.credit_pool)
-        self.attachments = Attachments(
+        self.attachments = SessionAcceptor(
             self._settings,
             self.nodes,
             pool,
@@ -456,7 +456,7 @@ async def test_a_metered_agent_is_told_to_ping_seldom_and_a_slower_server_wins(
         limits = dataclasses.replace(door.limits, ping_interval_seconds=configured)
         settings = AttachSettings(pki.TRUST_DOMAIN, 100, limits)
         pool = CreditPool(limits.credit_pool)
-        door.attachments = Attachments(
+        door.attachments = SessionAcceptor(
             settings,
             door.nodes,
             pool,

@@ -17,7 +17,7 @@ from tunnel_server.accounting.write_budget import WRITE_SECONDS, WRITES, writes_
 from tunnel_server.events.event_log import EventKind
 from tunnel_server.nodes import registry as nodes_module
 from tunnel_server.nodes.registry import Nodes
-from tunnel_server.nodes.takeovers import MAX_NODES, REPLACED_SECONDS, Duplicates
+from tunnel_server.nodes.takeovers import MAX_NODES, REPLACED_SECONDS, TakeoverLimiter
 
 
 @dataclass
@@ -262,13 +262,13 @@ def test_one_agent_may_begin_session_after_session(nodes: Nodes, clock: Clock) -
 
 
 def test_what_is_remembered_of_replaced_runs_is_bounded(nodes: Nodes, clock: Clock) -> None:
-    duplicates = Duplicates()
+    duplicates = TakeoverLimiter()
     for number in range(MAX_NODES + 5):
         duplicates.note_replaced(f"edge-{number}", b"a", clock.seconds)
-    assert not duplicates.refuses("edge-4", b"a", clock.seconds, other_boot=False)
-    assert duplicates.refuses("edge-5", b"a", clock.seconds, other_boot=False)
+    assert not duplicates.must_refuse("edge-4", b"a", clock.seconds, other_boot=False)
+    assert duplicates.must_refuse("edge-5", b"a", clock.seconds, other_boot=False)
     clock.seconds += REPLACED_SECONDS
-    assert not duplicates.refuses("edge-6", b"a", clock.seconds, other_boot=False)
+    assert not duplicates.must_refuse("edge-6", b"a", clock.seconds, other_boot=False)
 
 
 def test_attaching_the_same_link_again_does_not_end_it(nodes: Nodes) -> None:

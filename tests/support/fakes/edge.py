@@ -23,7 +23,7 @@ from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Service
 from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.refusal_audit import Refusals
-from tunnel_server.accounting.stream_records import Records
+from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.api.resources import ApiEntrance
 from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.auth.callers import Caller
@@ -31,9 +31,9 @@ from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.identify import Identify
 from tunnel_server.auth.revocation_list import RevocationList
 from tunnel_server.entrances.connect import ConnectEntrance
-from tunnel_server.entrances.https import Front
+from tunnel_server.entrances.https import HttpsEntrance
 from tunnel_server.events.event_log import Events
-from tunnel_server.events.subscribers import Followers
+from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
 from tunnel_server.listeners.user_connections import UserConnections
@@ -75,9 +75,9 @@ class Edge:
     nursery: trio.Nursery
     nodes: Nodes
     counters: Counters
-    records: Records
+    records: StreamRecorder
     opener: Opener
-    followers: Followers
+    followers: EventSubscribers
     standing: CredentialWatch
     audit: list[AuditLine]
     """What the entrances wrote of those whom they did not let in."""
@@ -94,9 +94,9 @@ class Edge:
         *sections: Section[Caller],
         entrance: str = "https",
         users: UserConnections | None = None,
-    ) -> Front:
+    ) -> HttpsEntrance:
         """The listener's part that knows users and routes."""
-        return Front(
+        return HttpsEntrance(
             entrance,
             sections,
             identify=identify,
@@ -145,10 +145,10 @@ async def open_edge(
     revoked = revoked or RevocationList()
     nodes, counters = Nodes(trio.current_time, now, revoked.covers_node), Counters()
     audit = list[AuditLine]()
-    records = Records(counters, Log(), clock, Refusals(audit.append, trio.current_time))
+    records = StreamRecorder(counters, Log(), clock, Refusals(audit.append, trio.current_time))
     standing = credential_watch(revoked)
     opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, standing=standing)
-    followers = Followers(Events(now), counters)
+    followers = EventSubscribers(Events(now), counters)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             edge = Edge(nursery, nodes, counters, records, opener, followers, standing, audit)

@@ -15,7 +15,7 @@ from certs.ca import Leaf
 from certs.token import Token, make_token
 from tests.support.fakes.edge import Edge, now, open_edge
 from tests.support.pki import authority as pki
-from tunnel_server.auth.identify import by_certificate
+from tunnel_server.auth.identify import identify_by_certificate
 from tunnel_server.entrances.est import EstEntrance, Reach
 from tunnel_server.listeners.listener import Listener
 from tunnel_server.listeners.tls import TlsContexts, TlsFiles, over_tls
@@ -106,7 +106,7 @@ async def open_issuing(
         est = EstEntrance(
             enrolment, lambda: Reach(pki.TRUST_DOMAIN, ("localhost:7001",), ("localhost:7002",)), wall
         )
-        front = edge.front(by_certificate(pki.TRUST_DOMAIN), est.section(), edge.api())
+        front = edge.front(identify_by_certificate(pki.TRUST_DOMAIN), est.section(), edge.api())
         handler = over_tls("https", TlsContexts(files), 5.0, front.serve, edge.records)
         listener = await edge.listen("https", handler)
         async with trio.open_nursery() as nursery:

@@ -31,8 +31,8 @@ from tunnel_server.auth.identify import by_file_mode
 from tunnel_server.auth.users import User
 from tunnel_server.config import ServerConfig
 from tunnel_server.entrances.est import EstEntrance, Reach
-from tunnel_server.entrances.https import Front
-from tunnel_server.listeners.listener import Accepted
+from tunnel_server.entrances.https import HttpsEntrance
+from tunnel_server.listeners.listener import AcceptedConnection
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.pki.enrolment.signer import Signer
 from tunnel_server.store.settings import settings_of
@@ -95,8 +95,8 @@ async def open_listeners(folder: Path) -> AsyncIterator[dict[str, Ask]]:
         yield {**fronts, **ops}
 
 
-def _refuse(reason: Reason) -> Callable[[Accepted], User]:
-    def identify(_: Accepted) -> User:
+def _refuse(reason: Reason) -> Callable[[AcceptedConnection], User]:
+    def identify(_: AcceptedConnection) -> User:
         if reason is Reason.WRONG_ROLE:
             raise IdentityError(reason, "a node", SpiffeId(TRUST_DOMAIN, Role.NODE, "edge1"), "1f")
         raise Refused(reason)
@@ -104,7 +104,7 @@ def _refuse(reason: Reason) -> Callable[[Accepted], User]:
     return identify
 
 
-def kim(_: Accepted) -> User:
+def kim(_: AcceptedConnection) -> User:
     """Identifies everybody as the user kim."""
     return User("kim", Role.USER, TRUST_DOMAIN)
 
@@ -141,7 +141,7 @@ async def _open_server(folder: Path) -> AsyncIterator[dict[str, Ask]]:
         yield {name: await asking(edge, one) for name, one in fronts.items()}
 
 
-async def asking(edge: Edge, front: Front) -> Ask:
+async def asking(edge: Edge, front: HttpsEntrance) -> Ask:
     """Serves ``front`` on a port."""
     listener = await edge.listen("https", front.serve)
     return lambda method, target: _ask(listener.addresses[0], method, target, "x")

@@ -15,7 +15,7 @@ from tunnel_server.access.routing import NodeRoute, WebHost, route_web_host
 from tunnel_server.auth.users import User
 from tunnel_server.entrances.web.pages import error_page, index_page, send_page
 from tunnel_server.listeners.addresses import CannotListen, is_loopback_listen
-from tunnel_server.listeners.listener import Accepted
+from tunnel_server.listeners.listener import AcceptedConnection
 from tunnel_server.nodes.registry import Node, unknown_node
 from tunnel_server.reverse_proxy.exchange import Exchange
 from tunnel_server.reverse_proxy.headers import check_web_request, host_of, wants_html
@@ -31,7 +31,7 @@ class WebEntrance:
         self._domain = domain
         self._limits = limits
 
-    async def serve(self, accepted: Accepted) -> None:
+    async def serve(self, accepted: AcceptedConnection) -> None:
         """Serves one browser's connection to its end."""
         accepted.ticket.authenticated()  # loopback only: who is here is on this machine
 
