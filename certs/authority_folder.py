@@ -115,7 +115,7 @@ def save_generation(
     place = folder / str(_last_number(folder) + 1)
     make_private_folder(place)
     _write_generation(place, root_pem, root_key_pem, issuing)
-    adopt(folder, place, *place.iterdir())
+    chown_like(folder, place, *place.iterdir())
     return Generation(place.name, pin_of(root_pem).hex(), datetime.datetime.now(datetime.UTC))
 
 
@@ -132,7 +132,7 @@ def read_rotation(folder: Path) -> Rotation:
 def write_rotation(folder: Path, rotation: Rotation) -> None:
     """Makes ``rotation`` the state, in one step. Raises ``OSError``."""
     write_public(folder / STATE, _format(rotation))
-    adopt(folder, folder / STATE)
+    chown_like(folder, folder / STATE)
 
 
 def find_root_key(folder: Path, rotation: Rotation, brought: Path | None = None) -> Credential:
@@ -176,7 +176,7 @@ def _issuing_keys(folder: Path, rotation: Rotation) -> Iterator[tuple[str, bytes
         yield pin_of(root).hex(), key_identifier_of(issuing)
 
 
-def adopt(like: Path, *paths: Path) -> None:
+def chown_like(like: Path, *paths: Path) -> None:
     """Gives new files to the owner of ``like``, when root works on the folder of another user.
 
     Else the server, which has a user of its own, could not read what root made for it.

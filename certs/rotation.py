@@ -56,7 +56,7 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Alive:
+class CertificateInUse:
     """A certificate that is in use: not expired, not revoked."""
 
     role: Role
@@ -130,7 +130,7 @@ class Rotation:
             raise ValueError("another root is a rotation of its own")
         return Rotation((new,), past=(*self.past, self.signer.folder))
 
-    def cut_by(self, step: RotationStep, alive: Iterable[Alive]) -> list[Alive]:
+    def cut_by(self, step: RotationStep, alive: Iterable[CertificateInUse]) -> list[CertificateInUse]:
         """Whom a step would cut off. A server's own certificate is made anew by the switch."""
         self.require(step)
         if step is RotationStep.SWITCH:
@@ -141,7 +141,7 @@ class Rotation:
         return []
 
 
-def require_nobody_cut(step: RotationStep, cut: list[Alive]) -> None:
+def require_nobody_cut(step: RotationStep, cut: list[CertificateInUse]) -> None:
     """Raises ``Refused`` naming some of those who would be cut off."""
     if not cut:
         return

@@ -25,7 +25,15 @@ from certs.authority_folder import (
 )
 from certs.bundle import split_pem
 from certs.ca import AuthorityError, create_authority, create_issuing
-from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, RotationStep, require_nobody_cut
+from certs.rotation import (
+    NEXT,
+    CertificateInUse,
+    Generation,
+    Phase,
+    Rotation,
+    RotationStep,
+    require_nobody_cut,
+)
 from certs.x509 import describe, is_signed_by, pin_of
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
@@ -39,8 +47,8 @@ ADDED = STEADY.add(SECOND)
 SWITCHED = ADDED.switch()
 
 
-def alive(name: str, pin: str, day: int, role: Role = Role.NODE) -> Alive:
-    return Alive(role, name, "1f", pin, THEN + day * DAY)
+def alive(name: str, pin: str, day: int, role: Role = Role.NODE) -> CertificateInUse:
+    return CertificateInUse(role, name, "1f", pin, THEN + day * DAY)
 
 
 def test_a_whole_rotation() -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from certs.authority_folder import adopt
+from certs.authority_folder import chown_like
 from certs.bundle import Bundle, BundleError, read_bundle, write_bundle
 from certs.file_modes import is_mount_point
 from certs.files import (
@@ -168,7 +168,7 @@ def request_to_send(files: Files, identity: SpiffeId) -> NewRequest:
     try:
         remove_interrupted(files.unfinished)
         write_private(files.unfinished, request.key_pem)
-        adopt(files.unfinished.parent, files.unfinished)
+        chown_like(files.unfinished.parent, files.unfinished)
     except OSError as error:
         raise cannot_write(files.unfinished.parent, error) from None
     return request
@@ -183,6 +183,6 @@ def save_bundle(file: Path, bundle: Bundle) -> None:
     try:
         remove_staged(file)  # it has a key in it
         write_bundle(file, bundle)
-        adopt(file.parent, file)
+        chown_like(file.parent, file)
     except OSError as error:
         raise cannot_write(file.parent, error) from None

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from certs.authority_folder import adopt
+from certs.authority_folder import chown_like
 from certs.bundle import Bundle
 from certs.files import remove_interrupted, remove_staged, write_public
 from certs.life import life_of
@@ -229,7 +229,7 @@ class Joining:
             shown = bundle.name if bundle.parent == file.parent else str(bundle)
             try:
                 write_public(file, config_text(self._wish, shown).encode(), replace=False)
-                adopt(file.parent, file)
+                chown_like(file.parent, file)
             except OSError as error:
                 raise cannot_write(file.parent, error) from None
             said = f"wrote {file}"

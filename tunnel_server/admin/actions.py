@@ -30,7 +30,7 @@ from tunnel_server.config import ServerConfig
 from tunnel_server.events.event_log import event_as_json
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.pki.public_addresses import NoNames, addresses, server_names
-from tunnel_server.pki.rotation_steps import Known, Rotating
+from tunnel_server.pki.rotation_steps import CertificateInventory, RotationSteps
 from tunnel_server.store.audit import AuditKind, AuditLine, AuditQuery
 from tunnel_server.store.certificates import by_hand
 from tunnel_server.store.revocations import as_json
@@ -75,7 +75,7 @@ class Actions:
         ttl = given.number("ttl_seconds", DEFAULT_TTL_SECONDS, least=1, most=_MAX_TTL_SECONDS)
         given.done()
         _require_whom(node, pattern, uses)
-        pin = await _in_thread(Rotating(self.config).server_root_pin)
+        pin = await _in_thread(RotationSteps(self.config).server_root_pin)
         token = make_token(pin, secrets.token_bytes(ID_BYTES + SECRET_BYTES), node or pattern)
         expires = await self.store.create_token(NewToken(token, ttl, node, pattern, uses), by)
         return {
@@ -129,7 +129,7 @@ class Actions:
 
     def _root_of(self, chain: bytes) -> bytes:
         parts = split_pem(chain)
-        for root in Rotating(self.config).roots():
+        for root in RotationSteps(self.config).roots():
             if is_signed_by(parts, root):
                 return pin_of(root)
         raise ValueError("it leads to none of our roots")
@@ -235,14 +235,14 @@ class Actions:
 
     async def show_authority(self, given: Arguments, by: str) -> Json:
         given.done()
-        rotating, known = Rotating(self.config), await self._known()
+        rotating, known = RotationSteps(self.config), await self._known()
         return await self._with_tokens(await _in_thread(lambda: rotating.show(known)))
 
     async def rotate_authority(self, given: Arguments, by: str) -> Json:
         step, force = _step(given.text("step")), given.flag("force")
         root_key = given.text("root_key", "")
         given.done()
-        rotating, key = Rotating(self.config), Path(root_key) if root_key else None
+        rotating, key = RotationSteps(self.config), Path(root_key) if root_key else None
         async with self.changing:
             known = await self._known()
             await _in_thread(lambda: rotating.check(step, known, force=force))
@@ -270,8 +270,10 @@ class Actions:
         ]
         return {**shown, "stale_tokens": stale}
 
-    async def _known(self) -> Known:
-        return Known(await self.store.alive(), await self.store.made(), self.store.wall(), self.live())
+    async def _known(self) -> CertificateInventory:
+        return CertificateInventory(
+            await self.store.alive(), await self.store.made(), self.store.wall(), self.live()
+        )
 
 
 Act: TypeAlias = Callable[[Actions, Arguments, str], Awaitable[Json]]

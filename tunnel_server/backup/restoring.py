@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from certs.authority_folder import adopt, load_authority
+from certs.authority_folder import chown_like, load_authority
 from certs.ca import AuthorityError
 from certs.file_owner import as_owner
 from certs.files import PUBLIC, make_private_folder, sync_folder, write_private, write_public
@@ -167,7 +167,7 @@ def _is_there(path: Path) -> bool:
 def _make_kept(data_dir: Path) -> Path:
     kept = data_dir / f"{_KEPT}{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
     kept.mkdir(mode=0o700)
-    adopt(data_dir, kept)
+    chown_like(data_dir, kept)
     return kept
 
 
@@ -213,20 +213,20 @@ def _write(place: Path, content: Content) -> None:
         _make_folders(place.parent, mode=0o755)
         write = write_public if content.mode == PUBLIC else write_private
         write(place, content.data, replace=False)
-        adopt(place.parent, place)
+        chown_like(place.parent, place)
 
 
 def _make_folders(folder: Path, *, mode: int) -> None:
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     for one in reversed(missing):
         one.mkdir(mode=mode)
-        adopt(one.parent, one)
+        chown_like(one.parent, one)
 
 
 def _put(source: Path, place: Path) -> None:
     _make_folders(place.parent, mode=0o700)
     shutil.move(source, place)
-    adopt(place.parent, place)
+    chown_like(place.parent, place)
     sync_folder(place.parent)
 
 

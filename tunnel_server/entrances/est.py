@@ -25,7 +25,7 @@ from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.callers import ANYBODY, CERTIFICATE, Caller, CertificateCaller
 from tunnel_server.listeners.listener import AcceptedConnection
-from tunnel_server.pki.enrolment.enrolment import Asker, Enrolment
+from tunnel_server.pki.enrolment.enrolment import Enrolment, Requester
 from tunnel_server.pki.enrolment.request import Login, parse_login
 
 ENTRANCE = "est"
@@ -43,7 +43,7 @@ _WISH = base64.encodebytes(
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class PublicAddresses:
     """Where the world finds this server, as ``host:port``: agents' listener, and this one."""
 
     trust_domain: str
@@ -55,7 +55,7 @@ class EstEntrance:
     """Answers requests for certificates. ``wall`` gives UTC, ``reach`` is asked at each request."""
 
     def __init__(
-        self, enrolment: Enrolment, reach: Callable[[], Reach], wall: Callable[[], datetime]
+        self, enrolment: Enrolment, reach: Callable[[], PublicAddresses], wall: Callable[[], datetime]
     ) -> None:
         self._enrolment = enrolment
         self._reach = reach
@@ -122,9 +122,9 @@ def _login(request: h11.Request) -> Login | None:
     return parse_login(found[0]) if found else None
 
 
-def _asker(accepted: AcceptedConnection) -> Asker:
+def _asker(accepted: AcceptedConnection) -> Requester:
     host = accepted.address.rpartition(":")[0].strip("[]")
-    return Asker(host, accepted.source)
+    return Requester(host, accepted.source)
 
 
 async def _certificate_request(routed: RoutedRequest) -> bytes:

@@ -27,7 +27,7 @@ from tunnel_server.entrances.agents import ENTRANCE as AGENTS
 from tunnel_server.entrances.agents import AgentsEntrance
 from tunnel_server.entrances.connect import ENTRANCE as CONNECT
 from tunnel_server.entrances.connect import ConnectEntrance
-from tunnel_server.entrances.est import EstEntrance, Reach
+from tunnel_server.entrances.est import EstEntrance, PublicAddresses
 from tunnel_server.entrances.https import HttpsEntrance
 from tunnel_server.entrances.open_listeners import HTTPS, OpenListeners
 from tunnel_server.entrances.tcp import ENTRANCE as TCP
@@ -41,7 +41,7 @@ from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.nodes.attach import SessionAcceptor
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
-from tunnel_server.pki.public_addresses import bound_addresses, worth_telling
+from tunnel_server.pki.public_addresses import advertised_names, bound_addresses
 from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.store.store import Store
 
@@ -173,9 +173,9 @@ class Entrances:
         enrolment = Enrolment(settings, signer, self.store, self.standing, trio.current_time)
         return EstEntrance(enrolment, self._reach, self.wall).section()
 
-    def _reach(self) -> Reach:
-        names, bound = worth_telling(self.certificates.description.names), self.listeners.addresses()
-        return Reach(
+    def _reach(self) -> PublicAddresses:
+        names, bound = advertised_names(self.certificates.description.names), self.listeners.addresses()
+        return PublicAddresses(
             self.config.trust_domain,
             bound_addresses(names, bound.get(AGENTS, [])),
             bound_addresses(names, bound.get(HTTPS, [])),

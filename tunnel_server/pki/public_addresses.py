@@ -23,10 +23,10 @@ def server_names(config: ServerConfig) -> list[str]:
         names = describe(read_public(file)).names
     except (OSError, ValueError) as error:
         raise NoNames(f"the server's certificate {file} cannot be read: {error}") from None
-    return worth_telling(names)
+    return advertised_names(names)
 
 
-def worth_telling(names: Sequence[str]) -> list[str]:
+def advertised_names(names: Sequence[str]) -> list[str]:
     """Without the local ones, unless there are no others."""
     return [name for name in names if name not in LOOPBACK_NAMES] or list(names)
 

@@ -20,7 +20,15 @@ from certs import authority_folder
 from certs.bundle import split_pem
 from certs.ca import LEAF_DAYS, AuthorityError, create_authority, create_issuing
 from certs.files import KeyFileError, read_public, real_place, write_public
-from certs.rotation import NEXT, Alive, Generation, Phase, Rotation, RotationStep, require_nobody_cut
+from certs.rotation import (
+    NEXT,
+    CertificateInUse,
+    Generation,
+    Phase,
+    Rotation,
+    RotationStep,
+    require_nobody_cut,
+)
 from certs.x509 import VerifiedCertificate, describe, facts_of, is_signed_by, pin_of
 from tunnel_core.humanize import as_iso, as_minute, minute_of
 from tunnel_core.identity import Role
@@ -35,19 +43,19 @@ _SAME_MOMENT = datetime.timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CertificateInventory:
     """What the store knows: certificates in use, and since when it writes them down.
 
     ``live`` are those by which somebody is in now, known to the store or not.
     """
 
-    alive: Sequence[Alive]
+    alive: Sequence[CertificateInUse]
     since: datetime.datetime
     now: datetime.datetime
     live: Sequence[VerifiedCertificate] = ()
 
 
-class Rotating:
+class RotationSteps:
     """Raises ``Refused`` for a step that may not be taken, ``AuthorityError`` for files it cannot use."""
 
     def __init__(self, config: ServerConfig) -> None:
@@ -55,12 +63,12 @@ class Rotating:
         self._tls = config.tls
         self._domain = config.trust_domain
 
-    def show(self, known: Known) -> dict[str, Any]:
+    def show(self, known: CertificateInventory) -> dict[str, Any]:
         """Where the authority stands, and whom the next step would cut off."""
         with self._usable():
             return self._show(known)
 
-    def _show(self, known: Known) -> dict[str, Any]:
+    def _show(self, known: CertificateInventory) -> dict[str, Any]:
         rotation = self._read()
         step = NEXT[rotation.phase]
         cut = self._cut(rotation, step, known) if rotation.phase is not Phase.STEADY else []
@@ -76,7 +84,7 @@ class Rotating:
             "unknown_before": self._unknown_before(rotation, known),
         }
 
-    def check(self, step: RotationStep, known: Known, *, force: bool = False) -> None:
+    def check(self, step: RotationStep, known: CertificateInventory, *, force: bool = False) -> None:
         """Raises ``Refused`` unless ``step`` may be taken now."""
         with self._usable():
             rotation = self._read()
@@ -160,14 +168,14 @@ class Rotating:
             return
         authority = authority_folder.authority_of(self._folder, after)
         write_public(file, authority.reissue(read_public(file)).chain_pem)
-        authority_folder.adopt(file.parent, file)
+        authority_folder.chown_like(file.parent, file)
 
     def _write_trust(self, before: Rotation, after: Rotation) -> None:
         file, ours = real_place(self._tls.trust_file), self._roots(after)
         gone = [root for root in self._roots(before) if root not in ours]
         others = [one for one in split_pem(read_public(file)) if one not in (*ours, *gone)]
         write_public(file, b"".join([*ours, *others]))
-        authority_folder.adopt(file.parent, file)
+        authority_folder.chown_like(file.parent, file)
 
     # What is so.
 
@@ -192,11 +200,15 @@ class Rotating:
     def _roots(self, rotation: Rotation) -> list[bytes]:
         return [authority_folder.read_root(self._folder, one) for one in rotation.trusted]
 
-    def _cut(self, rotation: Rotation, step: RotationStep, known: Known) -> list[Alive]:
+    def _cut(
+        self, rotation: Rotation, step: RotationStep, known: CertificateInventory
+    ) -> list[CertificateInUse]:
         alive = [one for one in known.alive if one.role is not Role.SERVER]
         return rotation.cut_by(step, [*alive, *self._live(rotation, step, known), *self._own(rotation)])
 
-    def _live(self, rotation: Rotation, step: RotationStep, known: Known) -> list[Alive]:
+    def _live(
+        self, rotation: Rotation, step: RotationStep, known: CertificateInventory
+    ) -> list[CertificateInUse]:
         """Who is in by a certificate of the old root that the store does not tell of.
 
         One that a newer certificate of the same name has replaced is ready for the switch, and not for
@@ -207,13 +219,13 @@ class Rotating:
         pin = rotation.generations[0].pin
         keys = authority_folder.issuing_keys(self._folder, rotation, pin)
         found = {
-            one.serial: Alive(one.identity.role, one.identity.name, one.serial, pin, _UNKNOWN)
+            one.serial: CertificateInUse(one.identity.role, one.identity.name, one.serial, pin, _UNKNOWN)
             for one in known.live
             if one.issuer_key in keys and one.serial not in serials
         }
         return [one for one in found.values() if (one.role, one.name) not in names]
 
-    def _own(self, rotation: Rotation) -> list[Alive]:
+    def _own(self, rotation: Rotation) -> list[CertificateInUse]:
         """The server's certificate as it is in use, whatever the store knows of it."""
         generation = self._server_generation(rotation)
         if generation is None:
@@ -222,7 +234,9 @@ class Rotating:
             facts = facts_of(read_public(self._tls.certificate_file))
         except ValueError as error:
             raise AuthorityError(f"{self._tls.certificate_file} cannot be read: {error}") from error
-        return [Alive(Role.SERVER, facts.identity.name, facts.serial, generation.pin, facts.begins)]
+        return [
+            CertificateInUse(Role.SERVER, facts.identity.name, facts.serial, generation.pin, facts.begins)
+        ]
 
     def _server_generation(self, rotation: Rotation) -> Generation | None:
         try:
@@ -231,7 +245,7 @@ class Rotating:
         except (OSError, ValueError) as error:
             raise AuthorityError(f"{self._tls.certificate_file} cannot be read: {error}") from error
 
-    def _unknown_before(self, rotation: Rotation, known: Known) -> str | None:
+    def _unknown_before(self, rotation: Rotation, known: CertificateInventory) -> str | None:
         """Until when there may be certificates that nobody wrote down; None if there are none."""
         old = rotation.generations[0].added
         if rotation.phase is Phase.STEADY or old + _SAME_MOMENT >= known.since:
@@ -239,7 +253,7 @@ class Rotating:
         last = known.since + datetime.timedelta(days=LEAF_DAYS)
         return as_iso(last) if known.now < last else None
 
-    def _require_all_known(self, rotation: Rotation, step: RotationStep, known: Known) -> None:
+    def _require_all_known(self, rotation: Rotation, step: RotationStep, known: CertificateInventory) -> None:
         last = self._unknown_before(rotation, known)
         if step in (RotationStep.SWITCH, RotationStep.RETIRE) and last is not None:
             raise Refused(

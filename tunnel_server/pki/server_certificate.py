@@ -134,4 +134,4 @@ class OwnCertificate:
 def _write(config: ServerConfig, chain_pem: bytes) -> None:
     file = real_place(config.tls.certificate_file)
     write_public(file, chain_pem)
-    authority_folder.adopt(file.parent, file)
+    authority_folder.chown_like(file.parent, file)

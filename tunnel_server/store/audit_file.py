@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from certs.authority_folder import adopt
+from certs.authority_folder import chown_like
 from certs.files import PRIVATE
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -33,7 +33,7 @@ class AuditFile:
         # A named pipe without a reader must be an error: the whole store would wait for it to be opened.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with os.fdopen(os.open(self._path, flags, PRIVATE), "ab", buffering=0) as file:
-            adopt(self._path.parent, self._path)
+            chown_like(self._path.parent, self._path)
             if file.tell() and file.tell() + len(data) > self._max_bytes:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
                 self.append(lines)

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from certs.life import ValidityPeriod
-from certs.rotation import Alive
+from certs.rotation import CertificateInUse
 from certs.x509 import CertificateFacts
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
@@ -188,7 +188,7 @@ def _is_revoked(connection: Connection, row: Row) -> bool:
     return revocations.is_covered(connection, kind, row["name"], row["serial"])
 
 
-def alive(connection: Connection, now: int) -> list[Alive]:
+def alive(connection: Connection, now: int) -> list[CertificateInUse]:
     """What may be in use: certificates that have not ended and are not revoked, of a node the newest alone.
 
     A node has one agent, so a newer certificate of its name is in use in place of an older one. A
@@ -232,8 +232,10 @@ def ending(connection: Connection, now: int) -> list[dict[str, Any]]:
     ]
 
 
-def _alive(row: Row) -> Alive:
-    return Alive(Role(row["role"]), row["name"], row["serial"], row["root_pin"], from_ms(row["issued_at"]))
+def _alive(row: Row) -> CertificateInUse:
+    return CertificateInUse(
+        Role(row["role"]), row["name"], row["serial"], row["root_pin"], from_ms(row["issued_at"])
+    )
 
 
 def prune(connection: Connection, now: int, most: int) -> int:

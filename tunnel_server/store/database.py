@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
-from certs.authority_folder import adopt
+from certs.authority_folder import chown_like
 from certs.files import PRIVATE
 from tunnel_core.config.paths import rights_hint
 from tunnel_core.reasons import Reason, Refused
@@ -120,7 +120,7 @@ def _make(path: Path) -> None:
     except FileExistsError:
         return
     os.close(descriptor)
-    adopt(path.parent, path)
+    chown_like(path.parent, path)
 
 
 def _connect(path: Path, mode: str) -> Connection:

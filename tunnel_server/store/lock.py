@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from certs.authority_folder import adopt
+from certs.authority_folder import chown_like
 from certs.files import PRIVATE
 from tunnel_server.store.database import failures
 
@@ -41,7 +41,7 @@ def hold_store(data_dir: Path) -> Iterator[None]:
     with failures(path):
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
     with os.fdopen(descriptor, "r+b") as file:
-        adopt(data_dir, path)
+        chown_like(data_dir, path)
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

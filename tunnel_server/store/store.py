@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from certs.rotation import Alive
+from certs.rotation import CertificateInUse
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Refused
 from tunnel_server.auth.revocation_list import Revocation, RevocationKind
@@ -207,7 +207,7 @@ class Store:
         """Of nodes, those that should have been renewed by now."""
         return await self._read(lambda connection: certificates.ending(connection, self._now()))
 
-    async def alive(self) -> list[Alive]:
+    async def alive(self) -> list[CertificateInUse]:
         """All certificates that may be in use."""
         return await self._read(lambda connection: certificates.alive(connection, self._now()))
 

@@ -23,7 +23,7 @@ from tests.server.commands.test_init import Result, run
 from tunnel_server.backup.archive import BadBackup, Manifest, Member, open_backup
 from tunnel_server.backup.places import Installation, StrangePlaces, require_known
 from tunnel_server.commands.access import load_config
-from tunnel_server.pki.rotation_steps import Rotating
+from tunnel_server.pki.rotation_steps import RotationSteps
 
 pytestmark = pytest.mark.without_threads
 
@@ -328,7 +328,7 @@ def test_a_step_that_a_running_server_takes_changes_no_rights(
     config = load_config(Service(site).config)
     changed: list[int] = []
     monkeypatch.setattr("os.seteuid", changed.append)
-    Rotating(config).take(RotationStep.ADD)
+    RotationSteps(config).take(RotationStep.ADD)
     assert not changed
 
 

@@ -32,7 +32,7 @@ from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.revocation_list import RevocationKind
 from tunnel_server.listeners.admission import Ticket
-from tunnel_server.pki.enrolment.enrolment import Asker
+from tunnel_server.pki.enrolment.enrolment import Requester
 
 EST = "/.well-known/est"
 PKCS10 = "application/pkcs10"
@@ -384,7 +384,7 @@ async def test_a_connection_that_was_kept_alive_does_not_renew_what_has_ended(tm
     leaf = pki.authority().issue(Role.NODE, "edge1", days=1, now=made)
     async with open_issuing(tmp_path) as issuing:
         with pytest.raises(Refused) as caught:
-            await issuing.enrolment.renew(leaf.credential.certificate_pem, b"", Asker("", ""))
+            await issuing.enrolment.renew(leaf.credential.certificate_pem, b"", Requester("", ""))
         assert caught.value.reason is Reason.CERTIFICATE_EXPIRED
         assert await issuing.audit() == [("refused", "certificate_expired", "edge1")]
 

@@ -22,7 +22,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.config import ServerConfig
 from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
-from tunnel_server.pki.rotation_steps import Rotating
+from tunnel_server.pki.rotation_steps import RotationSteps
 from tunnel_server.pki.server_credentials import BadCredentials
 
 
@@ -107,7 +107,7 @@ async def test_a_forced_retirement_ends_what_lives_by_the_old_root(files: Files,
     ended: list[Refused] = []
     proven = proven_leaf(before, usage=Usage.CLIENT)
     files.standing.register(proven, ended.append)
-    rotating = Rotating(files.config)
+    rotating = RotationSteps(files.config)
     for step in (RotationStep.ADD, RotationStep.SWITCH, RotationStep.RETIRE):
         rotating.take(step)
         files.reload.after_rotation(step, forced and step is RotationStep.RETIRE)

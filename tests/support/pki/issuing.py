@@ -16,7 +16,7 @@ from certs.token import Token, make_token
 from tests.support.fakes.edge import Edge, now, open_edge
 from tests.support.pki import authority as pki
 from tunnel_server.auth.identify import identify_by_certificate
-from tunnel_server.entrances.est import EstEntrance, Reach
+from tunnel_server.entrances.est import EstEntrance, PublicAddresses
 from tunnel_server.listeners.listener import Listener
 from tunnel_server.listeners.tls import TlsContexts, TlsFiles, over_tls
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
@@ -104,7 +104,9 @@ async def open_issuing(
             replace(settings, **changes), lambda: signers[-1], store, edge.standing, trio.current_time
         )
         est = EstEntrance(
-            enrolment, lambda: Reach(pki.TRUST_DOMAIN, ("localhost:7001",), ("localhost:7002",)), wall
+            enrolment,
+            lambda: PublicAddresses(pki.TRUST_DOMAIN, ("localhost:7001",), ("localhost:7002",)),
+            wall,
         )
         front = edge.front(identify_by_certificate(pki.TRUST_DOMAIN), est.section(), edge.api())
         handler = over_tls("https", TlsContexts(files), 5.0, front.serve, edge.records)

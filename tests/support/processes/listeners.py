@@ -30,7 +30,7 @@ from tunnel_server.auth.callers import Caller
 from tunnel_server.auth.identify import by_file_mode
 from tunnel_server.auth.users import User
 from tunnel_server.config import ServerConfig
-from tunnel_server.entrances.est import EstEntrance, Reach
+from tunnel_server.entrances.est import EstEntrance, PublicAddresses
 from tunnel_server.entrances.https import HttpsEntrance
 from tunnel_server.listeners.listener import AcceptedConnection
 from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
@@ -119,7 +119,9 @@ async def open_sections(folder: Path) -> AsyncIterator[tuple[Edge, list[Section[
         signer = Signer(pki.authority(), pki.server_leaf().roots_pem)
         settings = EnrolmentSettings(pki.TRUST_DOMAIN, 3600.0, 1800.0, renews_only_own=False)
         enrolment = Enrolment(settings, lambda: signer, store, edge.standing, trio.current_time)
-        est = EstEntrance(enrolment, lambda: Reach(TRUST_DOMAIN, ("localhost:1",), ("localhost:2",)), now)
+        est = EstEntrance(
+            enrolment, lambda: PublicAddresses(TRUST_DOMAIN, ("localhost:1",), ("localhost:2",)), now
+        )
         facts = ServerFacts(now(), dict, describe_server, edge.standing.proven, store)
         without_server = Actions.without_server(config, store)
         admin = AdminEntrance(replace(without_server, nodes=edge.nodes))

@@ -35,7 +35,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.sources import source_of
 from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.config import ServerConfig
-from tunnel_server.pki.enrolment.queue import SentAway, WaitingLine
+from tunnel_server.pki.enrolment.queue import EnrolmentQueue, QueueFull
 from tunnel_server.pki.enrolment.rate_limits import RequestRateLimits
 from tunnel_server.pki.enrolment.request import Login, node_asked_for, unproven
 from tunnel_server.pki.enrolment.signer import Signed, Signer
@@ -79,7 +79,7 @@ class EnrolmentSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class Requester:
     """Where a request comes from: the host that counts as source, and the address for the audit."""
 
     host: str
@@ -105,8 +105,8 @@ class Enrolment:
         self._store = store
         self._standing = standing
         self._monotonic = monotonic
-        self._first_ones = WaitingLine(pace_seconds=0, return_seconds=_RETURN_SECONDS)
-        self._renewals = WaitingLine(pace_seconds=_RENEWAL_SECONDS, return_seconds=_RENEWAL_SECONDS)
+        self._first_ones = EnrolmentQueue(pace_seconds=0, return_seconds=_RETURN_SECONDS)
+        self._renewals = EnrolmentQueue(pace_seconds=_RENEWAL_SECONDS, return_seconds=_RENEWAL_SECONDS)
         self._work = trio.Lock()
         self._wrong = RequestRateLimits(_WRONG_TOKENS, _WRONG_EVERY_SECONDS)
         self._names = RequestRateLimits(_CERTIFICATES, _CERTIFICATES_EVERY_SECONDS)
@@ -127,7 +127,7 @@ class Enrolment:
             raise Refused(Reason.AUTHORITY_UNUSABLE, detail)
         return signer
 
-    async def enrol(self, login: Login | None, body: bytes, asker: Asker) -> Signed:
+    async def enrol(self, login: Login | None, body: bytes, asker: Requester) -> Signed:
         """A node's certificate for a token. Raises ``Refused``; then the token is as it was.
 
         Only what the store refuses after that, because it is full or the node was just revoked, costs a use,
@@ -140,7 +140,7 @@ class Enrolment:
             with _proven({"token": token.id, "node": login.node}):
                 return await self._enrol(token, login, body, asker)
 
-    async def _enrol(self, token: Token, login: Login, body: bytes, asker: Asker) -> Signed:
+    async def _enrol(self, token: Token, login: Login, body: bytes, asker: Requester) -> Signed:
         with self._audited(AuditLine(AuditKind.REFUSED, login.node, source=asker.address, token=token.id)):
             request = await self.signer.read(body)
             node = node_asked_for(request.uris, request.common_names, login)
@@ -153,7 +153,7 @@ class Enrolment:
         await self._record(signed, Origin.ENROLLED, asker, token_id=token.id)
         return signed
 
-    async def renew(self, leaf: bytes, body: bytes, asker: Asker) -> Signed:
+    async def renew(self, leaf: bytes, body: bytes, asker: Requester) -> Signed:
         """The next certificate of whoever has proven to have ``leaf``. Raises ``Refused``."""
         with self._audited(AuditLine(AuditKind.REFUSED, source=asker.address)):
             proven = _who_renews(leaf, self.settings.trust_domain)
@@ -180,7 +180,7 @@ class Enrolment:
             )
             raise Refused(Reason.WRONG_ROLE, detail)
 
-    async def _known_token(self, login: Login, asker: Asker) -> Token:
+    async def _known_token(self, login: Login, asker: Requester) -> Token:
         refused, token_id = unproven("there is no such token here: it is another server's, or altered"), ""
         try:
             token = parse_token(login.password)
@@ -209,11 +209,11 @@ class Enrolment:
         self._names.spend(who, now)
 
     @contextlib.asynccontextmanager
-    async def _turn(self, line: WaitingLine) -> AsyncIterator[None]:
+    async def _turn(self, line: EnrolmentQueue) -> AsyncIterator[None]:
         try:
             async with line.turn(self.settings.max_at_once), self._work:
                 yield
-        except SentAway as away:
+        except QueueFull as away:
             raise _come_back(Reason.TOO_MANY_ENROLMENTS, str(away), away.seconds) from None
 
     @contextlib.contextmanager
@@ -238,7 +238,7 @@ class Enrolment:
         self,
         signed: Signed,
         origin: Origin,
-        asker: Asker,
+        asker: Requester,
         *,
         token_id: str = "",
         previous: str = "",

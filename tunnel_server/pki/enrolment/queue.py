@@ -15,7 +15,7 @@ import trio
 SOONEST_SECONDS, LATEST_SECONDS = 1.0, 60.0
 
 
-class SentAway(Exception):  # noqa: N818 - an answer, no fault
+class QueueFull(Exception):  # noqa: N818 - an answer, no fault
     """There is no room. ``seconds``: when to come back."""
 
     def __init__(self, present: int, seconds: float) -> None:
@@ -23,7 +23,7 @@ class SentAway(Exception):  # noqa: N818 - an answer, no fault
         self.seconds = seconds
 
 
-class WaitingLine:
+class EnrolmentQueue:
     """One at a time, in the order in which they came, ``pace_seconds`` or more after the one before.
 
     ``return_seconds`` lie between the moments of two who were sent away. Times are trio's.
@@ -39,9 +39,9 @@ class WaitingLine:
 
     @contextlib.asynccontextmanager
     async def turn(self, most: int) -> AsyncIterator[None]:
-        """Waits for a turn and holds it; who is cancelled leaves. Raises ``SentAway`` beyond ``most``."""
+        """Waits for a turn and holds it; who is cancelled leaves. Raises ``QueueFull`` beyond ``most``."""
         if self.present >= most:
-            raise SentAway(self.present, self._seconds_to_return())
+            raise QueueFull(self.present, self._seconds_to_return())
         self.present += 1
         try:
             async with self._head:

@@ -10,11 +10,11 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel_server.pki.enrolment.queue import LATEST_SECONDS, SOONEST_SECONDS, SentAway, WaitingLine
+from tunnel_server.pki.enrolment.queue import LATEST_SECONDS, SOONEST_SECONDS, EnrolmentQueue, QueueFull
 
 
 async def test_turns_come_in_order_and_at_the_pace(autojump_clock: trio.testing.MockClock) -> None:
-    line, began = WaitingLine(pace_seconds=0.5, return_seconds=1), trio.current_time()
+    line, began = EnrolmentQueue(pace_seconds=0.5, return_seconds=1), trio.current_time()
     turns: list[tuple[int, float]] = []
 
     async def ask(number: int) -> None:
@@ -33,7 +33,7 @@ async def test_turns_come_in_order_and_at_the_pace(autojump_clock: trio.testing.
 async def test_without_a_pace_one_that_comes_later_does_not_wait(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    line = WaitingLine(pace_seconds=0, return_seconds=1)
+    line = EnrolmentQueue(pace_seconds=0, return_seconds=1)
     for _ in range(3):
         async with line.turn(1):
             began = trio.current_time()
@@ -41,7 +41,7 @@ async def test_without_a_pace_one_that_comes_later_does_not_wait(
 
 
 async def test_who_leaves_the_line_leaves_his_place(autojump_clock: trio.testing.MockClock) -> None:
-    line = WaitingLine(pace_seconds=60, return_seconds=1)
+    line = EnrolmentQueue(pace_seconds=60, return_seconds=1)
     async with line.turn(1):
         pass
     with trio.move_on_after(1):
@@ -58,10 +58,10 @@ def test_each_who_is_sent_away_gets_a_moment_of_his_own(pauses: list[float], spa
     moments: list[float] = []
 
     async def come() -> None:
-        line = WaitingLine(pace_seconds=0, return_seconds=spacing)
+        line = EnrolmentQueue(pace_seconds=0, return_seconds=spacing)
         for pause in pauses:
             clock.jump(pause)
-            with pytest.raises(SentAway, match="0 requests") as sent:
+            with pytest.raises(QueueFull, match="0 requests") as sent:
                 async with line.turn(0):
                     raise AssertionError("there is no room")
             assert SOONEST_SECONDS <= sent.value.seconds <= LATEST_SECONDS
