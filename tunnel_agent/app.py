@@ -12,8 +12,8 @@ import trio
 from certs.bundle import Bundle
 from tunnel_agent.attach.connector import Connector, connector_of
 from tunnel_agent.attach.loop import AttachLoop
-from tunnel_agent.attach.trust_updates import Roots
-from tunnel_agent.certificate.bundle_watcher import HeldBundle
+from tunnel_agent.attach.trust_updates import TrustUpdates
+from tunnel_agent.certificate.bundle_watcher import BundleWatcher
 from tunnel_agent.certificate.renewal_command import renewal_command
 from tunnel_agent.certificate.renewal_loop import Renewal
 from tunnel_agent.config import SOFTWARE, STATUS_SERVICE
@@ -80,7 +80,7 @@ class Agent:
         self.counters = Counters()
         rate = installation.config.link.max_bytes_per_second
         self.cap = TokenBucket(rate) if rate else None
-        self._held = HeldBundle(installation.bundle_file, installation.bundle)
+        self._held = BundleWatcher(installation.bundle_file, installation.bundle)
         self.pages = self._make_pages()
         self.serving = self._make_serving()
         self.connector = self._make_connector(bridge)
@@ -91,7 +91,7 @@ class Agent:
             max_wait_seconds=installation.config.session.retry_max_seconds,
             certificate_problem=self._certificate_problem,
         )
-        self._renewal = Renewal(self._held, self.state, self._renewal_command, self._take_up)
+        self._renewal = Renewal(self._held, self.state, self._renewal_command, self._use_bundle)
 
     def _make_pages(self) -> OpsPages:
         installation, state = self._installation, self.state
@@ -132,9 +132,9 @@ class Agent:
         )
 
     def _make_connector(self, bridge: Bridge) -> Connector:
-        roots = Roots(self._installation.bundle_file, self._nursery)
+        roots = TrustUpdates(self._installation.bundle_file, self._nursery)
         return connector_of(
-            self._installation, bridge, self.serving.take, self.state.look, roots.hear, self.cap
+            self._installation, bridge, self.serving.take, self.state.look, roots.on_roots, self.cap
         )
 
     def _certificate_problem(self) -> tuple[str, bool]:
@@ -144,8 +144,8 @@ class Agent:
     def _renewal_command(self) -> list[str]:
         return renewal_command(self._installation.file, self._installation.bundle_file)
 
-    def _take_up(self, bundle: Bundle) -> None:
-        self.connector.take_up(bundle)
+    def _use_bundle(self, bundle: Bundle) -> None:
+        self.connector.use_bundle(bundle)
         self._attacher.retry_now()
 
     async def start(self) -> None:

@@ -18,7 +18,7 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """The outcome of one step. ``fix`` says what to do and stands with failures alone.
 
     ``reason`` is the word of a server's refusal, if that was it.
@@ -31,11 +31,11 @@ class Finding:
     reason: str = ""
 
 
-Report: TypeAlias = Callable[[Finding], None]
+Report: TypeAlias = Callable[[CheckResult], None]
 
 
-class StepFailed(Exception):  # noqa: N818 - named by what happened
-    """A step failed. ``detail`` and ``fix`` are for the user; ``reason`` as in ``Finding``."""
+class CheckFailed(Exception):  # noqa: N818 - named by what happened
+    """A step failed. ``detail`` and ``fix`` are for the user; ``reason`` as in ``CheckResult``."""
 
     def __init__(self, detail: str, fix: str, reason: str = "") -> None:
         super().__init__(detail, fix, reason)
@@ -43,12 +43,12 @@ class StepFailed(Exception):  # noqa: N818 - named by what happened
         self.fix = fix
         self.reason = reason
 
-    def finding(self, step: str) -> Finding:
-        return Finding(step, Verdict.FAIL, self.detail, self.fix, self.reason)
+    def finding(self, step: str) -> CheckResult:
+        return CheckResult(step, Verdict.FAIL, self.detail, self.fix, self.reason)
 
 
 CheckStep: TypeAlias = tuple[str, Callable[[], Awaitable[str]]]
-"""A step's name, and what does it: returns what it found, or raises ``StepFailed``."""
+"""A step's name, and what does it: returns what it found, or raises ``CheckFailed``."""
 
 
 async def take_steps(steps: Sequence[CheckStep], report: Report) -> bool:
@@ -56,8 +56,8 @@ async def take_steps(steps: Sequence[CheckStep], report: Report) -> bool:
     for name, step in steps:
         try:
             detail = await step()
-        except StepFailed as failure:
+        except CheckFailed as failure:
             report(failure.finding(name))
             return False
-        report(Finding(name, Verdict.PASS, detail))
+        report(CheckResult(name, Verdict.PASS, detail))
     return True

@@ -89,7 +89,7 @@ class Connector:
         if self._resumer is not None:
             self._resumer.route_changed()
 
-    def take_up(self, bundle: Bundle) -> None:
+    def use_bundle(self, bundle: Bundle) -> None:
         """Attaches go by this bundle from now on; a session moves to a carrier that shows its certificate."""
         is_fresh, self.bundle = bundle.chain_pem != self.bundle.chain_pem, bundle
         if is_fresh and self._resumer is not None:

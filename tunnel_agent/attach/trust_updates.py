@@ -33,7 +33,7 @@ from tunnel_core.telemetry.logs import log_event
 _log = logging.getLogger("qanat.agent")
 
 
-class Roots:
+class TrustUpdates:
     """Keeps the roots of the bundle at ``file`` as the servers tell them; ``nursery`` runs what writes it."""
 
     def __init__(self, file: Path, nursery: trio.Nursery) -> None:
@@ -41,7 +41,7 @@ class Roots:
         self._nursery = nursery
         self._said: str | None = None
 
-    def hear(self, told_pem: bytes, bundle: Bundle) -> Bundle:
+    def on_roots(self, told_pem: bytes, bundle: Bundle) -> Bundle:
         """Return ``bundle`` with the roots that a server told, or as it is if they are not believed.
 
         Never blocks and never raises. A task writes the file.

@@ -15,7 +15,7 @@ from tunnel_core.humanize import as_minute
 _log = logging.getLogger("qanat.agent")
 
 
-class HeldBundle:
+class BundleWatcher:
     """``life`` is None if the certificate's dates cannot be read, which TLS will have to say."""
 
     def __init__(self, file: Path, bundle: Bundle) -> None:
@@ -28,7 +28,7 @@ class HeldBundle:
     def node(self) -> str:
         return self.bundle.identity.name
 
-    def look(self) -> bool:
+    def reload_if_changed(self) -> bool:
         """Whether there is another bundle now; what cannot be used is said once, and the old one stays."""
         stamp = _stamp(self.file)
         if stamp is None or stamp == self._stamp:

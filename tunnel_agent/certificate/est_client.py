@@ -19,8 +19,8 @@ import trio
 
 from certs.pkcs7 import read_certs_only
 from certs.token import Token, login_text
-from tunnel_agent.checks import StepFailed
-from tunnel_agent.network.server_path import ConnectionLost, Way
+from tunnel_agent.checks import CheckFailed
+from tunnel_agent.network.server_path import ConnectionLost, ServerPath
 from tunnel_core.http.server import REASON_HEADER, HttpClientConnection, exchange, header_values
 from tunnel_core.names import join_host_port, split_host_port
 from tunnel_core.reasons import Reason, Refused
@@ -52,37 +52,43 @@ class JoinPage:
     behind: float
 
 
-async def cacerts(way: Way, context: ssl.SSLContext) -> list[bytes]:
-    """All roots, and what leads to them (PEM), in no order. Raises ``StepFailed`` or ``Refused``."""
+async def cacerts(way: ServerPath, context: ssl.SSLContext) -> list[bytes]:
+    """All roots, and what leads to them (PEM), in no order. Raises ``CheckFailed`` or ``Refused``."""
     body = await _ask(way, context, _request(way, "GET", f"{_EST}cacerts"))
     return _read(lambda: read_certs_only(body), way)
 
 
-async def join_page(way: Way, context: ssl.SSLContext, now: Callable[[], datetime]) -> JoinPage:
-    """``now`` gives UTC. Raises ``StepFailed`` or ``Refused``."""
+async def join_page(way: ServerPath, context: ssl.SSLContext, now: Callable[[], datetime]) -> JoinPage:
+    """``now`` gives UTC. Raises ``CheckFailed`` or ``Refused``."""
     before = now()
     body = await _ask(way, context, _request(way, "GET", _JOIN))
     middle = before + (now() - before) / 2
     return _read(lambda: parse_page(body, middle), way)
 
 
-async def enrol(way: Way, context: ssl.SSLContext, node: str, token: Token, request_body: bytes) -> bytes:
+async def enrol(
+    way: ServerPath, context: ssl.SSLContext, node: str, token: Token, request_body: bytes
+) -> bytes:
     """The certificate (PEM) for a token. ``context`` must verify the server: the token goes over this.
 
-    Raises ``StepFailed`` or ``Refused``.
+    Raises ``CheckFailed`` or ``Refused``.
     """
     login = base64.b64encode(f"{node}:{login_text(token)}".encode()).decode()
     headers = [("authorization", f"Basic {login}")]
     return await _certificate(way, context, "simpleenroll", headers, request_body)
 
 
-async def renew(way: Way, context: ssl.SSLContext, request_body: bytes) -> bytes:
-    """The next certificate (PEM) of whoever ``context`` shows. Raises ``StepFailed`` or ``Refused``."""
+async def renew(way: ServerPath, context: ssl.SSLContext, request_body: bytes) -> bytes:
+    """The next certificate (PEM) of whoever ``context`` shows. Raises ``CheckFailed`` or ``Refused``."""
     return await _certificate(way, context, "simplereenroll", [], request_body)
 
 
 async def _certificate(
-    way: Way, context: ssl.SSLContext, operation: str, headers: list[tuple[str, str]], request_body: bytes
+    way: ServerPath,
+    context: ssl.SSLContext,
+    operation: str,
+    headers: list[tuple[str, str]],
+    request_body: bytes,
 ) -> bytes:
     own = [*headers, ("content-type", "application/pkcs10"), ("content-transfer-encoding", "base64")]
     body = await _ask(way, context, _request(way, "POST", _EST + operation, own, request_body), request_body)
@@ -90,14 +96,14 @@ async def _certificate(
 
 
 def _request(
-    way: Way, method: str, path: str, headers: Sequence[tuple[str, str]] = (), body: bytes = b""
+    way: ServerPath, method: str, path: str, headers: Sequence[tuple[str, str]] = (), body: bytes = b""
 ) -> h11.Request:
     length = [("content-length", str(len(body)))] if body else []
     standing = [("host", way.server), ("accept", "*/*"), ("connection", "close")]
     return h11.Request(method=method, target=path, headers=[*standing, *headers, *length])
 
 
-async def _ask(way: Way, context: ssl.SSLContext, request: h11.Request, body: bytes = b"") -> bytes:
+async def _ask(way: ServerPath, context: ssl.SSLContext, request: h11.Request, body: bytes = b"") -> bytes:
     tls = await way.shake_hands(context)
     try:
         connection = HttpClientConnection(tls, peer=way.server)
@@ -106,7 +112,7 @@ async def _ask(way: Way, context: ssl.SSLContext, request: h11.Request, body: by
         with contextlib.suppress(trio.BrokenResourceError):
             await tls.aclose()
     except Refused as refused:
-        raise StepFailed(refused.detail, way.hint) from None
+        raise CheckFailed(refused.detail, way.hint) from None
     except trio.BrokenResourceError:
         raise ConnectionLost(f"{way.server} closed the connection", way.hint) from None
     finally:
@@ -117,12 +123,14 @@ async def _ask(way: Way, context: ssl.SSLContext, request: h11.Request, body: by
     return content
 
 
-def _refusal(way: Way, response: h11.Response | h11.InformationalResponse, content: bytes) -> Exception:
+def _refusal(
+    way: ServerPath, response: h11.Response | h11.InformationalResponse, content: bytes
+) -> Exception:
     words = [value.decode("ascii", "replace") for value in header_values(response, REASON_HEADER.encode())]
     reason = _REASONS.get(words[0]) if words else None
     if reason is None:
         said = f"{response.status_code} {bytes(response.reason).decode('ascii', 'replace')}".rstrip()
-        return StepFailed(f"{way.server} answered {said}, as no Qanat server of this version does", way.hint)
+        return CheckFailed(f"{way.server} answered {said}, as no Qanat server of this version does", way.hint)
     detail = content.decode(errors="replace").strip().removeprefix(f"{reason.word}: ")
     return ServerRefused(reason, detail[:1000], _retry_after(response))
 
@@ -132,12 +140,12 @@ def _retry_after(response: h11.Response | h11.InformationalResponse) -> float | 
     return float(values[0]) if values and values[0].isdigit() and len(values[0]) < 6 else None
 
 
-def _read(parse: Callable[[], T], way: Way) -> T:
+def _read(parse: Callable[[], T], way: ServerPath) -> T:
     try:
         return parse()
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         detail = f"{way.server} answered with what cannot be read: {error}"
-        raise StepFailed(detail, f"{way.hint} is it of the same version as this agent?") from None
+        raise CheckFailed(detail, f"{way.hint} is it of the same version as this agent?") from None
 
 
 def parse_page(body: bytes, now: datetime) -> JoinPage:

@@ -24,7 +24,7 @@ from certs.files import (
 from certs.requests import NewRequest, make_request, request_for
 from certs.x509 import load_signing_key
 from tunnel_agent.certificate.node_places import Files
-from tunnel_agent.checks import StepFailed
+from tunnel_agent.checks import CheckFailed
 from tunnel_core.identity import Role, SpiffeId
 
 _PROBE_BYTES = 64 * 1024
@@ -50,12 +50,12 @@ _SINGLE_FILE = "mount the folder that holds it, not the file (docker -v, Kuberne
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """One join or renewal at a time in a folder, as long as the block lasts. Raises ``StepFailed``."""
+    """One join or renewal at a time in a folder, as long as the block lasts. Raises ``CheckFailed``."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold_folder(folder, wait=False))
         except BlockingIOError:
-            raise StepFailed(
+            raise CheckFailed(
                 f"another join or renewal is at work in {folder}",
                 "wait for it, or end it, and run this again",
             ) from None
@@ -65,7 +65,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def place_of_bundle(file: Path) -> Path:
-    """Where new content of the bundle ``file`` belongs: see ``real_place``. Raises ``StepFailed``."""
+    """Where new content of the bundle ``file`` belongs: see ``real_place``. Raises ``CheckFailed``."""
     try:
         return real_place(file)
     except OSError as error:
@@ -75,7 +75,7 @@ def place_of_bundle(file: Path) -> Path:
 def prove_writable(files: Files) -> str:
     """Makes the folders, and writes and removes something in each that will be written in.
 
-    A configuration that is there stays as it is. Raises ``StepFailed``.
+    A configuration that is there stays as it is. Raises ``CheckFailed``.
     """
     require_replaceable(files.bundle)
     place = place_of_bundle(files.bundle)
@@ -90,29 +90,29 @@ def prove_writable(files: Files) -> str:
 
 
 def prove_place(file: Path) -> None:
-    """Proves that ``file`` can be replaced, before that costs a certificate. Raises ``StepFailed``."""
+    """Proves that ``file`` can be replaced, before that costs a certificate. Raises ``CheckFailed``."""
     require_replaceable(file)
     prove_folder(place_of_bundle(file).parent)
 
 
 def require_replaceable(file: Path) -> None:
-    """Raises ``StepFailed`` for a file that is mounted by itself: no other can take its name."""
+    """Raises ``CheckFailed`` for a file that is mounted by itself: no other can take its name."""
     if is_mount_point(file):
-        raise StepFailed(f"{file} is mounted as a single file, so it cannot be replaced", _SINGLE_FILE)
+        raise CheckFailed(f"{file} is mounted as a single file, so it cannot be replaced", _SINGLE_FILE)
 
 
 def require_writable(folder: Path) -> None:
-    """Asks the system, and writes nothing. Raises ``StepFailed`` if no new bundle could be saved there."""
+    """Asks the system, and writes nothing. Raises ``CheckFailed`` if no new bundle could be saved there."""
     if os.access(folder, os.W_OK | os.X_OK):
         return
     own = "give that user a folder of its own for the bundle, and name it in bundle_file"
     fix = f"run this as the agent's user; if this is that user, {own}"
     detail = f"{folder} cannot be written by this user, so no new certificate could be saved"
-    raise StepFailed(detail, _KUBERNETES if _DATA in folder.parts else fix)
+    raise CheckFailed(detail, _KUBERNETES if _DATA in folder.parts else fix)
 
 
 def prove_folder(folder: Path) -> None:
-    """Writes something there and removes it. Raises ``StepFailed``."""
+    """Writes something there and removes it. Raises ``CheckFailed``."""
     probe = folder / ".qanat-probe"
     try:
         write_private(probe, bytes(_PROBE_BYTES))
@@ -128,24 +128,24 @@ def _make(folder: Path, *, private: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def cannot_write(folder: Path, error: OSError) -> StepFailed:
+def cannot_write(folder: Path, error: OSError) -> CheckFailed:
     fix = _CURES.get(error.errno or 0, "set that right, or name another place with --config")
     if _DATA in folder.parts:
         fix = _KUBERNETES
-    return StepFailed(f"{folder} cannot be written: {error.strerror}", fix.format(folder=folder))
+    return CheckFailed(f"{folder} cannot be written: {error.strerror}", fix.format(folder=folder))
 
 
 def find_bundle(files: Files) -> Bundle | None:
-    """The node's bundle, None if there is none. Raises ``StepFailed`` for what is no node's bundle."""
+    """The node's bundle, None if there is none. Raises ``CheckFailed`` for what is no node's bundle."""
     if not os.path.lexists(files.bundle):
         return None
     fix = f"move {files.bundle} away if nobody needs it, and run this again"
     try:
         bundle = read_bundle(files.bundle)
     except BundleError as error:
-        raise StepFailed(str(error), fix) from None
+        raise CheckFailed(str(error), fix) from None
     if bundle.identity.role is not Role.NODE:
-        raise StepFailed(f"{files.bundle} is the bundle of {bundle.identity}, not of a node", fix)
+        raise CheckFailed(f"{files.bundle} is the bundle of {bundle.identity}, not of a node", fix)
     return bundle
 
 
@@ -175,7 +175,7 @@ def request_to_send(files: Files, identity: SpiffeId) -> NewRequest:
 
 
 def save_bundle(file: Path, bundle: Bundle) -> None:
-    """Whole or not at all, for the owner of its folder if root writes it. Raises ``StepFailed``.
+    """Whole or not at all, for the owner of its folder if root writes it. Raises ``CheckFailed``.
 
     Nobody else may be writing it: see ``held``.
     """

@@ -15,11 +15,11 @@ from certs.requests import NewRequest, make_request
 from certs.x509 import facts_of, is_signed_by
 from tunnel_agent.certificate import est_client
 from tunnel_agent.certificate.node_files import held, place_of_bundle, prove_place, save_bundle
-from tunnel_agent.certificate.retry import patiently
-from tunnel_agent.certificate.trust import roots_among, trusting
-from tunnel_agent.checks import StepFailed
+from tunnel_agent.certificate.retry import retry_while_busy
+from tunnel_agent.certificate.trust import roots_among, verifying_context
+from tunnel_agent.checks import CheckFailed
 from tunnel_agent.installation import Installation, load_bundle
-from tunnel_agent.network.server_path import Way, https_port
+from tunnel_agent.network.server_path import ServerPath, https_port
 from tunnel_core.reasons import Reason, Refused
 
 _NEITHER = "bring a new bundle from the server, or join again: `qanat-agent join SERVER --again`"
@@ -41,40 +41,40 @@ class Renewed:
 
 
 async def renew(installation: Installation) -> Renewed:
-    """Asks the servers in their order. Raises ``StepFailed``, or ``Refused`` if one said no for good."""
+    """Asks the servers in their order. Raises ``CheckFailed``, or ``Refused`` if one said no for good."""
     with held(place_of_bundle(installation.bundle_file).parent):
         bundle = load_bundle(installation.file, installation.bundle_file)
         prove_place(installation.bundle_file)  # else each try would cost a certificate that cannot be saved
         if not bundle.https:
-            raise StepFailed(f"{installation.bundle_file} names no server to renew at", _NEITHER)
-        failures: list[StepFailed] = []
+            raise CheckFailed(f"{installation.bundle_file} names no server to renew at", _NEITHER)
+        failures: list[CheckFailed] = []
         for server in bundle.https:
             try:
                 renewed = await _renew_at(server, installation, bundle)
-            except StepFailed as failure:
+            except CheckFailed as failure:
                 failures.append(failure)
                 continue
             save_bundle(installation.bundle_file, renewed)
             return Renewed(renewed, server)
-    raise StepFailed("; ".join(failure.detail for failure in failures), failures[0].fix)
+    raise CheckFailed("; ".join(failure.detail for failure in failures), failures[0].fix)
 
 
 async def _renew_at(server: str, installation: Installation, bundle: Bundle) -> Bundle:
     patience = installation.config.session.connect_timeout_seconds
     own = installation.bundle_file
-    way = Way(https_port(server), installation.node, installation.proxy, patience, own)
+    way = ServerPath(https_port(server), installation.node, installation.proxy, patience, own)
     for _, step in way.steps():
         await step()
     request = make_request(bundle.identity)
     try:
-        told = await est_client.cacerts(way, trusting(bundle.roots_pem))
-        showing = trusting(bundle.roots_pem, client_file=own)
-        leaf = await patiently(lambda: est_client.renew(way, showing, request.body))
+        told = await est_client.cacerts(way, verifying_context(bundle.roots_pem))
+        showing = verifying_context(bundle.roots_pem, client_file=own)
+        leaf = await retry_while_busy(lambda: est_client.renew(way, showing, request.body))
     except est_client.ServerRefused as refused:
         if refused.reason in (Reason.REVOKED, Reason.WRONG_TRUST_DOMAIN, Reason.WRONG_ROLE):
             raise
         fix = _FIXES.get(refused.reason, "the server's log may say more")
-        raise StepFailed(f"{server}: {refused}", fix, refused.reason.word) from None
+        raise CheckFailed(f"{server}: {refused}", fix, refused.reason.word) from None
     return _next_bundle(bundle, request, leaf, told)
 
 
@@ -86,7 +86,7 @@ def _next_bundle(bundle: Bundle, request: NewRequest, leaf: bytes, told: Sequenc
         given = facts_of(chain).identity
         leads = any(is_signed_by(split_pem(chain), root) for root in roots)
     except ValueError as error:
-        raise StepFailed(
+        raise CheckFailed(
             f"the certificate that came cannot be used: {error}", "see the server's log"
         ) from None
     if given != bundle.identity or not leads:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import trio
 
 from certs.bundle import Bundle
-from tunnel_agent.certificate.bundle_watcher import HeldBundle
+from tunnel_agent.certificate.bundle_watcher import BundleWatcher
 from tunnel_agent.certificate.renewal_schedule import LOOK_SECONDS, RenewalPlan, plan_after
 from tunnel_agent.status.state import AgentState
 from tunnel_core.humanize import as_minute
@@ -30,20 +30,20 @@ _MAX_SAID = 500
 
 
 class Renewal:
-    """``command`` gives what to start. ``take_up`` hears of each new bundle."""
+    """``command`` gives what to start. ``use_bundle`` hears of each new bundle."""
 
     def __init__(
         self,
-        held: HeldBundle,
+        held: BundleWatcher,
         state: AgentState,
         command: Callable[[], Sequence[str]],
-        take_up: Callable[[Bundle], None],
+        use_bundle: Callable[[Bundle], None],
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._held = held
         self._state = state
         self._command = command
-        self._take_up = take_up
+        self._use_bundle = use_bundle
         self._wall = wall
         self._plan = self._new_plan(renewed=False)
 
@@ -66,9 +66,9 @@ class Renewal:
 
     def _look(self, *, renewed: bool) -> bool:
         before = self._held.bundle.chain_pem
-        if not self._held.look():
+        if not self._held.reload_if_changed():
             return False
-        self._take_up(self._held.bundle)
+        self._use_bundle(self._held.bundle)
         if self._held.bundle.chain_pem == before:
             return False  # other roots, or addresses
         self._plan = self._new_plan(renewed=renewed)

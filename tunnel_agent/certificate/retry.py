@@ -20,7 +20,7 @@ _LOST_TRIES = 5
 """A server that takes no more connections from one address ends them without a word."""
 
 
-async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+async def retry_while_busy(ask: Callable[[], Awaitable[T]]) -> T:
     """What ``ask`` gives in the end; else its last exception. Only for what may be repeated."""
     give_up, lost = trio.current_time() + _BUSY_SECONDS, 0
     while True:

@@ -18,14 +18,14 @@ _NO_CHECK_TIME = 0x200000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the ssl module has no name for."""
 
 
-def believing_nobody() -> ssl.SSLContext:
+def unverified_context() -> ssl.SSLContext:
     """Verifies nothing. Nothing secret may go over it, and nothing that comes is believed unproven."""
     context = _context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
-def trusting(roots_pem: bytes, *, client_file: Path | None = None) -> ssl.SSLContext:
+def verifying_context(roots_pem: bytes, *, client_file: Path | None = None) -> ssl.SSLContext:
     """Verifies the server by these roots, its name and the dates; shows what is in ``client_file``."""
     context = _context()
     context.load_verify_locations(cadata=roots_pem.decode())
@@ -36,7 +36,7 @@ def trusting(roots_pem: bytes, *, client_file: Path | None = None) -> ssl.SSLCon
 
 def trusting_at_any_time(roots_pem: bytes) -> ssl.SSLContext:
     """Likewise, whatever this machine's clock says: to ask a server that is proven for the time."""
-    context = trusting(roots_pem)
+    context = verifying_context(roots_pem)
     context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME)
     return context
 

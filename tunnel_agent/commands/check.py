@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import trio
 
-from tunnel_agent.checks import Finding, Verdict
+from tunnel_agent.checks import CheckResult, Verdict
 from tunnel_agent.commands.options import bundle_option, config_option, json_option
 from tunnel_agent.diagnostics.check import check_all
 from tunnel_core.cli.command_line import ExitCode, print_json
@@ -33,7 +33,7 @@ def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
       qanat-agent check --bundle edge1.pem
       qanat-agent check --json | jq '.findings[] | select(.verdict == "fail")'
     """
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     code = trio.run(check_all, config, bundle, findings.append if as_json else print_finding)
     if as_json:
         shown = [{**asdict(finding), "verdict": finding.verdict.value} for finding in findings]
@@ -41,7 +41,7 @@ def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
     click.get_current_context().exit(code)
 
 
-def print_finding(finding: Finding) -> None:
+def print_finding(finding: CheckResult) -> None:
     """One line, and the cure below it."""
     verdict = styled(finding.verdict.name, colour=_COLOURS[finding.verdict], bold=True)
     click.echo(f"{verdict}  {finding.step:<12}{finding.detail}")

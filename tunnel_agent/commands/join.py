@@ -17,7 +17,7 @@ import trio
 from certs.bundle import Bundle
 from certs.life import life_of
 from tunnel_agent.certificate.node_places import Files
-from tunnel_agent.checks import Finding, StepFailed
+from tunnel_agent.checks import CheckFailed, CheckResult
 from tunnel_agent.commands.check import print_finding
 from tunnel_agent.commands.options import config_option, json_option
 from tunnel_agent.config import AgentConfig, Protocol
@@ -86,7 +86,7 @@ def command(
         proxies = load_proxy(files.config, loaded)
     except ConfigError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     joining = Joining(
         wish,
         files,
@@ -137,14 +137,14 @@ def _files(wish: JoinRequest, config: Path | None) -> tuple[Files, AgentConfig]:
 
 
 def _read_token(file: Path | None) -> str:
-    """From the file, a pipe, or a question that shows nothing. Raises ``StepFailed``."""
+    """From the file, a pipe, or a question that shows nothing. Raises ``CheckFailed``."""
     if file is not None:
         try:
             return read_text_file(file, _MAX_TOKEN_BYTES)
         except (OSError, NotPlainText) as error:
-            raise StepFailed(trouble_with(file, error), "name a file with the token") from None
+            raise CheckFailed(trouble_with(file, error), "name a file with the token") from None
     if sys.stdin is None:
-        raise StepFailed("standard input is closed, so no token comes from there", _GIVE_TOKEN)
+        raise CheckFailed("standard input is closed, so no token comes from there", _GIVE_TOKEN)
     if sys.stdin.isatty():
         answer: str = click.prompt("Token", hide_input=True)
         return answer
@@ -152,7 +152,7 @@ def _read_token(file: Path | None) -> str:
         return text_of(sys.stdin.buffer.read(_MAX_TOKEN_BYTES))
     except (OSError, NotPlainText) as error:
         said = error if isinstance(error, NotPlainText) else f"cannot be read: {error.strerror}"
-        raise StepFailed(f"standard input {said}", _GIVE_TOKEN) from None
+        raise CheckFailed(f"standard input {said}", _GIVE_TOKEN) from None
 
 
 def _next_steps(node: str, files: Files, config: AgentConfig) -> list[str]:
@@ -188,7 +188,9 @@ def _service_step(files: Files) -> str:
     return f"As a service, from boot on, in place of `run`:\n  qanat-agent service install{named}"
 
 
-def _as_json(joined: Joined, files: Files, config: AgentConfig, findings: list[Finding]) -> dict[str, Any]:
+def _as_json(
+    joined: Joined, files: Files, config: AgentConfig, findings: list[CheckResult]
+) -> dict[str, Any]:
     shown = [{**asdict(finding), "verdict": finding.verdict.value} for finding in findings]
     answer: dict[str, Any] = {"ok": joined.code is ExitCode.OK, "findings": shown}
     if joined.bundle is not None:

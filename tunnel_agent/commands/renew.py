@@ -9,7 +9,7 @@ import trio
 
 from certs.life import life_of
 from tunnel_agent.certificate.renew import renew
-from tunnel_agent.checks import StepFailed
+from tunnel_agent.checks import CheckFailed
 from tunnel_agent.commands.options import bundle_option, config_option, installation_of, json_option
 from tunnel_core.cli.command_line import CommandError, ExitCode, exit_code_of, print_json
 from tunnel_core.config.loader import ConfigError
@@ -38,7 +38,7 @@ def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
         raise CommandError.refused(refused) from None
     except ConfigError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
-    except StepFailed as failure:
+    except CheckFailed as failure:
         reason = Reason[failure.reason.upper()] if failure.reason else None
         code = exit_code_of(reason) if reason else ExitCode.FAILED
         raise CommandError(code, f"{failure.detail}; {failure.fix}", reason=reason) from None

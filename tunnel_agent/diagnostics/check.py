@@ -7,7 +7,7 @@ from pathlib import Path
 
 from certs.x509 import Credential, describe, key_fits
 from tunnel_agent.attach.connector import connector_of
-from tunnel_agent.checks import Finding, Report, Verdict
+from tunnel_agent.checks import CheckResult, Report, Verdict
 from tunnel_agent.diagnostics.check_renewal import check_clock, check_renewal
 from tunnel_agent.diagnostics.server_probe import ServerProbe
 from tunnel_agent.installation import Installation, load_installation
@@ -26,7 +26,7 @@ async def check_all(config_file: Path | None, bundle_file: Path | None, report: 
     """Takes every step and reports each as it is done; returns the exit code that says how it went."""
     verdicts: list[Verdict] = []
 
-    def note(finding: Finding) -> None:
+    def note(finding: CheckResult) -> None:
         verdicts.append(finding.verdict)
         report(finding)
 
@@ -55,14 +55,14 @@ def _load(config_file: Path | None, bundle_file: Path | None, report: Report) ->
     except ConfigError as error:
         for problem in error.problems:
             place = f"{problem.file}: {problem.key}: " if problem.key else f"{problem.file}: "
-            report(Finding("config", Verdict.FAIL, place + problem.message, problem.fix))
+            report(CheckResult("config", Verdict.FAIL, place + problem.message, problem.fix))
         return None
     exists = "" if installation.file.exists() else " does not exist: defaults"
-    report(Finding("config", Verdict.PASS, f"{installation.file}{exists}"))
+    report(CheckResult("config", Verdict.PASS, f"{installation.file}{exists}"))
     return installation
 
 
-def check_certificate(installation: Installation, now: datetime) -> Finding:
+def check_certificate(installation: Installation, now: datetime) -> CheckResult:
     """The node's own certificate against its key and this machine's clock."""
     bundle = installation.bundle
     new = f"bring a new one: `qanat-server issue node {installation.node}`"
@@ -71,21 +71,21 @@ def check_certificate(installation: Installation, now: datetime) -> Finding:
         fits = key_fits(Credential(bundle.chain_pem, bundle.key_pem))
     except ValueError as error:
         detail = f"{installation.bundle_file} cannot be read: {error}"
-        return Finding("certificate", Verdict.FAIL, detail, new)
+        return CheckResult("certificate", Verdict.FAIL, detail, new)
     clock = f"this machine's clock says {as_minute(now)}"
     if not fits:
         detail = f"key and certificate of {installation.bundle_file} do not belong together"
-        return Finding("certificate", Verdict.FAIL, detail, new)
+        return CheckResult("certificate", Verdict.FAIL, detail, new)
     if now < leaf.begins:
         detail = f"the certificate begins on {as_minute(leaf.begins)}, but {clock}"
-        return Finding("certificate", Verdict.FAIL, detail, "set the clock: `timedatectl set-ntp true`")
+        return CheckResult("certificate", Verdict.FAIL, detail, "set the clock: `timedatectl set-ntp true`")
     if now > leaf.ends:
         detail = f"the certificate ended on {as_minute(leaf.ends)}; {clock}"
         again = "join again with a new token (`qanat-agent join SERVER --again`), or "
-        return Finding("certificate", Verdict.FAIL, detail, f"if the clock is right, {again}{new}")
+        return CheckResult("certificate", Verdict.FAIL, detail, f"if the clock is right, {again}{new}")
     is_left = not bundle.https and leaf.ends - now < _SOON  # what names a server is renewed by itself
     soon = f", in {(leaf.ends - now).days} days: {new}" if is_left else ""
-    return Finding("certificate", Verdict.PASS, f"{bundle.identity}, until {as_minute(leaf.ends)}{soon}")
+    return CheckResult("certificate", Verdict.PASS, f"{bundle.identity}, until {as_minute(leaf.ends)}{soon}")
 
 
 def _refuse(stream: TunnelStream) -> None:

@@ -14,9 +14,9 @@ import trio
 
 from certs.x509 import describe
 from tunnel_agent.attach.connector import Connector
-from tunnel_agent.checks import Report, StepFailed, take_steps
+from tunnel_agent.checks import CheckFailed, Report, take_steps
 from tunnel_agent.installation import Installation
-from tunnel_agent.network.server_path import Way, agents_port
+from tunnel_agent.network.server_path import ServerPath, agents_port
 from tunnel_core.carrier.interface import CarrierFailed
 from tunnel_core.humanize import as_milliseconds, as_minute
 from tunnel_core.reasons import Reason, Refused
@@ -61,7 +61,7 @@ class ServerProbe:
         self._is_taken = False
         """Whether the server went on after it saw this node's certificate."""
         patience = installation.config.session.connect_timeout_seconds
-        self._way = Way(
+        self._way = ServerPath(
             agents_port(server), installation.node, installation.proxy, patience, installation.bundle_file
         )
 
@@ -74,10 +74,10 @@ class ServerProbe:
         async with await self._way.shake_hands(self._context()) as tls:
             if tls.version() != "TLSv1.3":
                 fix = "let TLS pass unchanged on the way, or set [tls] min_version on the server"
-                raise StepFailed(f"{self._server} speaks {tls.version()}; the server asks for TLSv1.3", fix)
+                raise CheckFailed(f"{self._server} speaks {tls.version()}; the server asks for TLSv1.3", fix)
             if tls.alpn() != "h2":
                 detail = f"{self._server} does not offer HTTP/2, which gRPC needs"
-                raise StepFailed(detail, f"{self._way.hint} does something end TLS on the way?")
+                raise CheckFailed(detail, f"{self._way.hint} does something end TLS on the way?")
             described = describe(tls.peer_certificate())
             self._is_taken = await _speaks(tls)
             with contextlib.suppress(trio.BrokenResourceError):
@@ -98,7 +98,7 @@ class ServerProbe:
             took = as_milliseconds(trio.current_time() - start)
         except Refused as refused:
             fix = self._fix_of(refused).format(node=self._installation.node)
-            raise StepFailed(f"{self._server}: {refused.detail}", fix) from None
+            raise CheckFailed(f"{self._server}: {refused.detail}", fix) from None
         return f"welcomed as node {self._installation.node} by {software} in {took}; no session was touched"
 
     def _fix_of(self, refused: Refused) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import trio
 
 from tunnel_agent.attach.connector import connector_of
-from tunnel_agent.checks import StepFailed
+from tunnel_agent.checks import CheckFailed
 from tunnel_agent.installation import load_installation
 from tunnel_core.carrier.asyncio_bridge import open_bridge
 from tunnel_core.config import paths
@@ -18,13 +18,13 @@ from tunnel_core.streams.tunnel_stream import TunnelStream
 
 
 async def attach_once(config: Path, bundle: Path) -> str:
-    """Tries the servers in their order; the first that welcomes the node is enough. Raises ``StepFailed``."""
+    """Tries the servers in their order; the first that welcomes it is enough. Raises ``CheckFailed``."""
     named = paths.config_argument(config, paths.agent_config_file())
     fix = f"`qanat-agent check{named}` shows which step fails"
     try:
         installation = load_installation(config, bundle)
     except ConfigError as error:
-        raise StepFailed(str(error), fix) from None
+        raise CheckFailed(str(error), fix) from None
     failures: list[str] = []
     async with open_bridge() as bridge:
         connector = connector_of(installation, bridge, _refuse, on_look=lambda _: None)
@@ -37,7 +37,7 @@ async def attach_once(config: Path, bundle: Path) -> str:
                 continue
             took = as_milliseconds(trio.current_time() - start)
             return f"welcomed as node {installation.node} by {software} at {server} in {took}"
-    raise StepFailed("; ".join(failures), fix)
+    raise CheckFailed("; ".join(failures), fix)
 
 
 def _refuse(stream: TunnelStream) -> None:

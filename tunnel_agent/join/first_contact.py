@@ -12,17 +12,17 @@ import trio
 
 from certs.token import Token
 from tunnel_agent.certificate.est_client import JoinPage, cacerts, join_page
-from tunnel_agent.certificate.retry import patiently
+from tunnel_agent.certificate.retry import retry_while_busy
 from tunnel_agent.certificate.trust import (
-    believing_nobody,
     pinned_root,
     roots_among,
-    trusting,
     trusting_at_any_time,
+    unverified_context,
+    verifying_context,
 )
-from tunnel_agent.checks import CheckStep, StepFailed
+from tunnel_agent.checks import CheckFailed, CheckStep
 from tunnel_agent.network.clock_check import compare_clocks
-from tunnel_agent.network.server_path import Way, agents_port
+from tunnel_agent.network.server_path import ServerPath, agents_port
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Refused
 
@@ -34,9 +34,9 @@ class Contact:
 
     def __init__(
         self,
-        way: Way,
+        way: ServerPath,
         token: Token,
-        way_to: Callable[[str], Way],
+        way_to: Callable[[str], ServerPath],
         now: Callable[[], datetime],
     ) -> None:
         """``way`` leads to the HTTPS listener, ``way_to(host:port)`` to one for agents."""
@@ -64,7 +64,7 @@ class Contact:
     @property
     def context(self) -> ssl.SSLContext:
         """Verifies the server, by the root of the token alone: for what is secret."""
-        return trusting(self._root)
+        return verifying_context(self._root)
 
     @property
     def roots(self) -> list[bytes]:
@@ -83,15 +83,15 @@ class Contact:
         return tuple(dict.fromkeys((self.way.server, *self.page.https)))
 
     async def _find_pinned(self) -> str:
-        shown = await _asked(lambda: cacerts(self.way, believing_nobody()))
+        shown = await _asked(lambda: cacerts(self.way, unverified_context()))
         try:
             root = pinned_root(shown, self.token.pin)
         except ValueError as error:
-            raise StepFailed(
+            raise CheckFailed(
                 f"{self.way.server} shows roots that cannot be read: {error}", self.way.hint
             ) from None
         if root is None:
-            raise StepFailed(
+            raise CheckFailed(
                 f"{self.way.server} does not know the root that the token names: it is another server, or"
                 " somebody between here and there; the token was not told to it",
                 "compare SERVER with what `qanat-server token create` printed; it was made on that server",
@@ -115,14 +115,14 @@ class Contact:
         """One of the agents' addresses must answer: else the token would be spent for nothing."""
         named = self._in_order()
         if not named:
-            raise StepFailed(
+            raise CheckFailed(
                 f"{self.way.server} names no address where agents attach", "see [agents] listen on the server"
             )
-        failures: list[StepFailed] = []
+        failures: list[CheckFailed] = []
         for address in named:
             try:
                 await self._shake_hands(address)
-            except StepFailed as failure:
+            except CheckFailed as failure:
                 failures.append(failure)
                 continue
             self.agents = (address, *(one for one in named if one != address))
@@ -139,12 +139,12 @@ class Contact:
         way = self._way_to(address)
         for _, step in way.steps():
             await step()
-        context = trusting(b"".join(self.roots))
+        context = verifying_context(b"".join(self.roots))
         context.set_alpn_protocols(["h2"])
         tls = await way.shake_hands(context)
         if tls.alpn() != "h2":
             await trio.aclose_forcefully(tls)
-            raise StepFailed(f"{address} does not offer HTTP/2, which gRPC needs", agents_port(address).hint)
+            raise CheckFailed(f"{address} does not offer HTTP/2, which gRPC needs", agents_port(address).hint)
         with contextlib.suppress(trio.BrokenResourceError):  # it wants a certificate, which is not there yet
             await tls.aclose()
 
@@ -152,6 +152,6 @@ class Contact:
 async def _asked(ask: Callable[[], Awaitable[T]]) -> T:
     """A server that refuses what anybody may ask is not ready."""
     try:
-        return await patiently(ask)
+        return await retry_while_busy(ask)
     except Refused as refused:
-        raise StepFailed(str(refused), "see docs/errors.md, and the server's log") from None
+        raise CheckFailed(str(refused), "see docs/errors.md, and the server's log") from None

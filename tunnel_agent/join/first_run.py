@@ -29,7 +29,7 @@ class CannotJoin(Exception):  # noqa: N818 - named by what happened
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class JoinEnvironment:
     """What the environment says of a join."""
 
     server: str
@@ -38,7 +38,7 @@ class Told:
     token: str = field(repr=False)
 
     @classmethod
-    def by(cls, environ: Mapping[str, str]) -> Told | None:
+    def by(cls, environ: Mapping[str, str]) -> JoinEnvironment | None:
         """None if nobody wants a join."""
         server = environ.get(SERVER, "")
         if not server:
@@ -54,7 +54,7 @@ class Told:
 
 def join_if_told(environ: Mapping[str, str], bundle: Path, config: Path | None) -> None:
     """Joins if that is wanted and ``bundle`` is not there. Raises ``CannotJoin``."""
-    told = Told.by(environ)
+    told = JoinEnvironment.by(environ)
     if told is None or os.path.lexists(bundle):
         return
     if not told.token and not told.token_file:

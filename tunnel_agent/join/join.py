@@ -31,7 +31,7 @@ from tunnel_agent.certificate.node_files import (
     unfinished_key,
 )
 from tunnel_agent.certificate.node_places import Files
-from tunnel_agent.checks import CheckStep, Finding, Report, StepFailed, Verdict, take_steps
+from tunnel_agent.checks import CheckFailed, CheckResult, CheckStep, Report, Verdict, take_steps
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.installation import policy_of
 from tunnel_agent.join.attach_once import attach_once
@@ -40,7 +40,7 @@ from tunnel_agent.join.enrol import bundle_of, identity_at, spend_token
 from tunnel_agent.join.first_contact import Contact
 from tunnel_agent.join.request import JoinRequest, check_given_name, choose_name
 from tunnel_agent.network.proxy_choice import ProxyChoice
-from tunnel_agent.network.server_path import Port, Way, agents_port, https_port
+from tunnel_agent.network.server_path import Port, ServerPath, agents_port, https_port
 from tunnel_agent.targets.check import check_targets
 from tunnel_agent.targets.policy import Policy
 from tunnel_core.cli.command_line import ExitCode, exit_code_of
@@ -87,7 +87,7 @@ class Joining:
         self._now = now
         self._usual_name = (host, "this machine's host name")
         self._again = again
-        self._failed: Finding | None = None
+        self._failed: CheckResult | None = None
         self._token: Token
         self._bundle: Bundle | None = None
         self._notes: list[str] = []
@@ -107,11 +107,11 @@ class Joining:
                 return await self._join() and await take_steps(
                     [("config", self._write_config), ("attach", self._attach)], self._report
                 )
-        except StepFailed as failure:
+        except CheckFailed as failure:
             self._report(failure.finding("files"))
             return False
 
-    def _report(self, finding: Finding) -> None:
+    def _report(self, finding: CheckResult) -> None:
         if finding.verdict is Verdict.FAIL:
             self._failed = finding
         self._tell(finding)
@@ -136,11 +136,11 @@ class Joining:
         try:
             check_given_name(self._wish.node)
             said = self._recognise()
-        except StepFailed as failure:
+        except CheckFailed as failure:
             self._report(failure.finding("node"))
             return False
         if said:
-            self._report(Finding("node", Verdict.PASS, said))
+            self._report(CheckResult("node", Verdict.PASS, said))
             return True
         return await take_steps([("token", self._take_token), ("node", self._name_node)], self._report)
 
@@ -155,9 +155,9 @@ class Joining:
             return ""
         given, fix = self._wish.node, "to join anew: a new token, and --again"
         if given and name != given:
-            raise StepFailed(f"this machine has joined as {name}, by {self._files.bundle}", fix)
+            raise CheckFailed(f"this machine has joined as {name}, by {self._files.bundle}", fix)
         if ends <= self._now():
-            raise StepFailed(f"the certificate of {name} ended on {as_minute(ends)}", fix)
+            raise CheckFailed(f"the certificate of {name} ended on {as_minute(ends)}", fix)
         self._bundle = found
         return f"has joined as {name} already, until {as_minute(ends)}: no token is needed; {fix}"
 
@@ -165,7 +165,7 @@ class Joining:
         try:
             self._token = find_token(self._read_token())
         except TokenMistyped as error:
-            raise StepFailed(str(error), "paste the token, all of it, from qanat1_ to its end") from None
+            raise CheckFailed(str(error), "paste the token, all of it, from qanat1_ to its end") from None
         return f"{self._token.id}, complete"
 
     async def _name_node(self) -> str:
@@ -177,17 +177,17 @@ class Joining:
 
     async def _join(self) -> bool:
         if self._bundle is None and self._recognise():
-            raise StepFailed(f"another join wrote {self._files.bundle} meanwhile", "run this again")
+            raise CheckFailed(f"another join wrote {self._files.bundle} meanwhile", "run this again")
         if self._bundle is not None:
             return True
         if not await take_steps(self._make_contact().steps(), self._report):
             return False
         for finding in await self._check_targets():
             if finding.verdict is Verdict.FAIL:
-                self._report(Finding("target", Verdict.SKIP, finding.detail, finding.fix))
+                self._report(CheckResult("target", Verdict.SKIP, finding.detail, finding.fix))
         return await take_steps([("enrol", self._enrol)], self._report)
 
-    async def _check_targets(self) -> list[Finding]:
+    async def _check_targets(self) -> list[CheckResult]:
         config = self._config
         services = [service.name for service in config.service]
         return await check_targets(self._policy(), config.dial_timeout_seconds, services, config.allow)
@@ -202,9 +202,9 @@ class Joining:
         self._contact = Contact(way, self._token, lambda address: self._way(agents_port(address)), self._now)
         return self._contact
 
-    def _way(self, port: Port) -> Way:
+    def _way(self, port: Port) -> ServerPath:
         patience = self._config.session.connect_timeout_seconds
-        return Way(port, self._wish.node, self._proxies, patience, None)
+        return ServerPath(port, self._wish.node, self._proxies, patience, None)
 
     # The token is spent here.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from certs.token import Token
-from tunnel_agent.checks import StepFailed
+from tunnel_agent.checks import CheckFailed
 from tunnel_agent.config import Protocol
 from tunnel_core.names import NODE_NAME_RULE, is_node_name, join_host_port, split_host_port
 from tunnel_core.node_patterns import is_pattern, matches
@@ -68,17 +68,19 @@ def parse_service(text: str) -> NewService:
 
 
 def check_given_name(name: str) -> None:
-    """Raises ``StepFailed`` for a ``--name`` that can be no node's."""
+    """Raises ``CheckFailed`` for a ``--name`` that can be no node's."""
     if name and not is_node_name(name):
-        raise StepFailed(f"the name {name[:300]!r} cannot be a node's", f"a node's name has {NODE_NAME_RULE}")
+        raise CheckFailed(
+            f"the name {name[:300]!r} cannot be a node's", f"a node's name has {NODE_NAME_RULE}"
+        )
 
 
 def choose_name(token: Token, given: str, usual: str, usual_is: str) -> tuple[str, str]:
     """Return the node's name, and a sentence about where it comes from.
 
     ``given`` is what ``--name`` said, or empty. ``usual`` is the name if neither ``given`` nor the token has
-    one, and ``usual_is`` says what it is. Raises ``StepFailed`` if the token was made for another name, or if
-    no name fits.
+    one, and ``usual_is`` says what it is. Raises ``CheckFailed`` if the token was made for another name, or
+    if no name fits.
     """
     wanted = token.made_for
     if given:
@@ -89,15 +91,15 @@ def choose_name(token: Token, given: str, usual: str, usual_is: str) -> tuple[st
         return wanted, f"{wanted}, as the token says"
     fix = f"name the node with --name: {f'{_fit(wanted)}, ' if wanted else ''}{NODE_NAME_RULE}"
     if not is_node_name(usual):
-        raise StepFailed(f"{usual_is} {usual[:300]!r} cannot be a node's", fix)
+        raise CheckFailed(f"{usual_is} {usual[:300]!r} cannot be a node's", fix)
     if wanted and not matches(wanted, usual):
         raise _mismatch(token, f"which {usual_is} {usual} does not fit", fix)
     return usual, f"{usual}, {usual_is}"
 
 
-def _mismatch(token: Token, but: str, fix: str) -> StepFailed:
+def _mismatch(token: Token, but: str, fix: str) -> CheckFailed:
     detail = f"token {token.id} is for {token.made_for}, {but}; the token was not used"
-    return StepFailed(detail, fix, Reason.TOKEN_NAME_MISMATCH.word)
+    return CheckFailed(detail, fix, Reason.TOKEN_NAME_MISMATCH.word)
 
 
 def _fit(pattern: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from certs.life import BACK_DATED
-from tunnel_agent.checks import StepFailed
+from tunnel_agent.checks import CheckFailed
 from tunnel_agent.network.server_path import SET_CLOCK
 from tunnel_core.humanize import as_duration
 
@@ -14,14 +14,14 @@ MOST_SECONDS = BACK_DATED.total_seconds()
 
 
 def compare_clocks(server: str, behind_seconds: float) -> str:
-    """``behind_seconds``: the server's clock less ours. Raises ``StepFailed`` if the two differ too much."""
+    """``behind_seconds``: the server's clock less ours. Raises ``CheckFailed`` if the two differ too much."""
     if abs(behind_seconds) < _NOTICEABLE_SECONDS:
         return f"agrees with that of {server}"
     where = "behind" if behind_seconds > 0 else "ahead of"
     said = f"this machine's clock is {_apart(abs(behind_seconds))} {where} that of {server}"
     if abs(behind_seconds) < MOST_SECONDS:
         return f"{said}, which does no harm; {SET_CLOCK}"
-    raise StepFailed(f"{said}, more than certificates are made for", SET_CLOCK)
+    raise CheckFailed(f"{said}, more than certificates are made for", SET_CLOCK)
 
 
 def _apart(seconds: float) -> str:

@@ -17,7 +17,7 @@ import h11
 import trio
 
 from certs.x509 import Description, describe
-from tunnel_agent.checks import CheckStep, StepFailed
+from tunnel_agent.checks import CheckFailed, CheckStep
 from tunnel_agent.network.happy_eyeballs import Connected, connect_first, refused_by_errno
 from tunnel_agent.network.proxy import Proxy, ProxyError
 from tunnel_agent.network.proxy_choice import ProxyChoice
@@ -44,7 +44,7 @@ _PROXY_ANSWERS = {
 }
 
 
-class ConnectionLost(StepFailed):
+class ConnectionLost(CheckFailed):
     """The other end broke off, without a word of why: it may go better another time."""
 
 
@@ -73,10 +73,10 @@ def https_port(server: str) -> Port:
     return Port(server, "is it the server's [https] port, 7002 unless changed?", fix, issuer_fix)
 
 
-class Way:
+class ServerPath:
     """Each step leaves what the next one needs. ``client_file`` has this node's key and chain, if there are.
 
-    All raise ``StepFailed``; what is cancelled or fails leaves no connection behind.
+    All raise ``CheckFailed``; what is cancelled or fails leaves no connection behind.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Way:
         try:
             self._proxy = self._proxies.proxy_for(self.server)
         except ProxyError as error:
-            raise StepFailed(
+            raise CheckFailed(
                 str(error),
                 "set proxy or no_proxy in the configuration, or https_proxy or no_proxy in the environment",
             ) from None
@@ -114,7 +114,7 @@ class Way:
         """Up to a connection on which the server itself answers."""
         try:
             self.find_proxy()
-        except StepFailed as failure:
+        except CheckFailed as failure:
             return [("proxy", _failing(failure))]
         through: list[CheckStep] = [("proxy", self.through_proxy)] if self._proxy else []
         return [("dns", self.resolve), ("tcp", self.connect), *through]
@@ -131,7 +131,7 @@ class Way:
         try:
             self._addresses = await self.in_time(self._resolve(host), f"resolving {host}", fix)
         except OSError as error:
-            raise StepFailed(f"{host} cannot be resolved: {error.strerror}", fix) from None
+            raise CheckFailed(f"{host} cannot be resolved: {error.strerror}", fix) from None
         if self._addresses == [host]:
             return f"{host} is an address"
         return f"{host} is {', '.join(self._addresses)}"
@@ -156,7 +156,7 @@ class Way:
                 fix = f"start the server there; {self.hint}"
             if self._proxy:
                 fix = f"correct the proxy, or exempt the server from it: no_proxy = [{self.host!r}]"
-            raise StepFailed(refused.detail, fix) from None
+            raise CheckFailed(refused.detail, fix) from None
 
     # The proxy.
 
@@ -183,12 +183,12 @@ class Way:
             answer = await connection.receive_response()
         except (Refused, trio.BrokenResourceError) as error:
             detail = error.detail if isinstance(error, Refused) else f"{proxy} closed the connection"
-            raise StepFailed(detail, "is proxy really an HTTP proxy?") from None
+            raise CheckFailed(detail, "is proxy really an HTTP proxy?") from None
         if answer.status_code != 200:
             reason = bytes(answer.reason).decode("ascii", "replace")
             fix = _PROXY_ANSWERS.get(answer.status_code, "ask whoever runs the proxy, or set no_proxy")
             detail = f"{proxy} answered CONNECT {self.server} with {answer.status_code} {reason}"
-            raise StepFailed(detail.rstrip(), fix.format(server=self.server))
+            raise CheckFailed(detail.rstrip(), fix.format(server=self.server))
 
     def _connect_request(self, proxy: Proxy) -> h11.Request:
         headers = [("host", self.server)]
@@ -211,21 +211,21 @@ class Way:
             raise
         return tls
 
-    async def _explain(self, error: BaseException | None) -> StepFailed:
+    async def _explain(self, error: BaseException | None) -> CheckFailed:
         """What a failed handshake means, by OpenSSL's code for it."""
         if isinstance(error, ssl.SSLCertVerificationError):
             return await self._explain_certificate(error)
         if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
-            return StepFailed(f"what answers at {self.server} does not speak TLS", self.hint)
+            return CheckFailed(f"what answers at {self.server} does not speak TLS", self.hint)
         if isinstance(error, ssl.SSLError) and not is_end_of_file(error):
-            return StepFailed(f"TLS with {self.server} failed: {reason_of(error)}", self.hint)
+            return CheckFailed(f"TLS with {self.server} failed: {reason_of(error)}", self.hint)
         detail = f"{self.server} closed the connection during the TLS handshake"
         return ConnectionLost(detail, f"{self.hint} does a firewall block what it cannot inspect?")
 
-    async def _explain_certificate(self, error: ssl.SSLCertVerificationError) -> StepFailed:
+    async def _explain_certificate(self, error: ssl.SSLCertVerificationError) -> CheckFailed:
         try:
             shown = await self._shown_certificate()
-        except StepFailed as failure:
+        except CheckFailed as failure:
             return failure
         return certificate_failure(self._named, error, shown)
 
@@ -241,7 +241,7 @@ class Way:
         try:
             return describe(leaf)
         except ValueError as error:
-            raise StepFailed(
+            raise CheckFailed(
                 f"{self.server} shows what is no certificate of ours: {error}", self.hint
             ) from None
 
@@ -251,30 +251,30 @@ class Way:
             with trio.fail_after(self._patience):
                 return await doing
         except trio.TooSlowError:
-            raise StepFailed(f"{what} took longer than {self._patience:g} s", fix) from None
+            raise CheckFailed(f"{what} took longer than {self._patience:g} s", fix) from None
 
 
-def certificate_failure(port: Port, error: ssl.SSLCertVerificationError, shown: Description) -> StepFailed:
+def certificate_failure(port: Port, error: ssl.SSLCertVerificationError, shown: Description) -> CheckFailed:
     """What it means that OpenSSL does not verify the certificate ``shown`` at ``port``."""
     server = port.server
     now = datetime.now(UTC)
     clock = f"this machine's clock says {as_minute(now)}"
     if error.verify_code in _UNKNOWN_ISSUER:
         detail = f"the certificate of {server} is issued by {shown.issuer}, not by your CA: TLS inspection?"
-        return StepFailed(detail, port.issuer_fix)
+        return CheckFailed(detail, port.issuer_fix)
     if error.verify_code == _EXPIRED:
         detail = f"the certificate of {server} ended on {as_minute(shown.ends)}; {clock}"
-        return StepFailed(detail, f"if the clock is right, renew the server's certificate; else {SET_CLOCK}")
+        return CheckFailed(detail, f"if the clock is right, renew the server's certificate; else {SET_CLOCK}")
     if error.verify_code == _NOT_YET_VALID:
         detail = f"the certificate of {server} begins on {as_minute(shown.begins)}; {clock}"
-        return StepFailed(detail, SET_CLOCK)
+        return CheckFailed(detail, SET_CLOCK)
     if error.verify_code in _WRONG_NAME:
         names = ", ".join(shown.names) or "no name"
-        return StepFailed(f"the certificate of {server} is for {names}", port.name_fix)
-    return StepFailed(f"the certificate of {server} is not valid: {error.verify_message}", port.hint)
+        return CheckFailed(f"the certificate of {server} is for {names}", port.name_fix)
+    return CheckFailed(f"the certificate of {server} is not valid: {error.verify_message}", port.hint)
 
 
-def _failing(failure: StepFailed) -> Callable[[], Awaitable[str]]:
+def _failing(failure: CheckFailed) -> Callable[[], Awaitable[str]]:
     async def fail() -> str:
         raise failure
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import trio
 
-from tunnel_agent.checks import Finding, Verdict
+from tunnel_agent.checks import CheckResult, Verdict
 from tunnel_agent.targets.dialer import Dialler
 from tunnel_agent.targets.policy import AllowEntry, Policy
 from tunnel_agent.targets.tls import TargetTls
@@ -19,14 +19,14 @@ _CLOSE_SECONDS = 1.0
 
 async def check_targets(
     policy: Policy, timeout_seconds: float, services: Iterable[str], entries: Iterable[AllowEntry]
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Dial each service by its name and each entry that is a single target, eight at once.
 
     The findings are in the order of the arguments. An entry with several addresses or ports is skipped.
     """
     dialler = Dialler(policy, timeout_seconds, TargetTls(policy.node, policy.file))
     targets: list[AllowEntry | Target] = [*(Target(service=name) for name in services), *entries]
-    found: dict[int, Finding] = {}
+    found: dict[int, CheckResult] = {}
     limit = trio.CapacityLimiter(_DIALS_AT_ONCE)
 
     async def check(index: int, entry: AllowEntry | Target) -> None:
@@ -59,15 +59,15 @@ def _target_fix(reason: Reason, target: Target, file: str) -> str:
             return f"start what should answer there, or correct {target} in {file}"
 
 
-async def _check_target(dialler: Dialler, file: str, entry: AllowEntry | Target) -> Finding:
+async def _check_target(dialler: Dialler, file: str, entry: AllowEntry | Target) -> CheckResult:
     target = entry if isinstance(entry, Target) else entry.single_target()
     if target is None:
-        return Finding("target", Verdict.SKIP, f"{entry}: more than one address or port, not dialled")
+        return CheckResult("target", Verdict.SKIP, f"{entry}: more than one address or port, not dialled")
     try:
         dialled = await dialler.dial(target, tls=True)
     except Refused as refused:
-        return Finding("target", Verdict.FAIL, refused.detail, _target_fix(refused.reason, target, file))
+        return CheckResult("target", Verdict.FAIL, refused.detail, _target_fix(refused.reason, target, file))
     with trio.move_on_after(_CLOSE_SECONDS):
         await dialled.stream.aclose()
     where = f" at {dialled.address}" if dialled.address != str(target) else ""
-    return Finding("target", Verdict.PASS, f"{target} answers{where}")
+    return CheckResult("target", Verdict.PASS, f"{target} answers{where}")

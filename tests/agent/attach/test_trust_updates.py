@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from certs.bundle import MAX_ROOTS, change_bundle, read_bundle
 from certs.ca import create_authority
 from tests.support.pki import authority as pki
-from tunnel_agent.attach.trust_updates import Roots, roots_told
+from tunnel_agent.attach.trust_updates import TrustUpdates, roots_told
 from tunnel_core.identity import Role
 
 OLD = pki.authority().roots_pem
@@ -68,10 +68,10 @@ class Agent:
     def __init__(self, nursery: trio.Nursery, folder: Path) -> None:
         self.file = pki.write_node_bundle(folder / "node.pem", "edge1", "localhost:7001")
         self.bundle = read_bundle(self.file)
-        self.roots = Roots(self.file, nursery)
+        self.roots = TrustUpdates(self.file, nursery)
 
     def hear(self, told_pem: bytes) -> None:
-        self.bundle = self.roots.hear(told_pem, self.bundle)
+        self.bundle = self.roots.on_roots(told_pem, self.bundle)
 
 
 async def test_they_are_used_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

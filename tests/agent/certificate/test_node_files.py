@@ -19,7 +19,7 @@ from certs.files import hold_folder
 from tests.support.pki import authority as pki
 from tunnel_agent.certificate import node_files
 from tunnel_agent.certificate.node_files import held, prove_place, require_writable, save_bundle
-from tunnel_agent.checks import StepFailed
+from tunnel_agent.checks import CheckFailed
 from tunnel_core.identity import Role
 
 
@@ -54,7 +54,7 @@ def test_a_link_is_written_through_by_all_who_write_bundles(tmp_path: Path) -> N
 def test_a_place_that_cannot_be_found_is_named(tmp_path: Path, ask: Callable[[Path], None]) -> None:
     link = tmp_path / "node.pem"
     link.symlink_to(link)
-    with pytest.raises(StepFailed, match="cannot be written: Too many levels of symbolic links"):
+    with pytest.raises(CheckFailed, match="cannot be written: Too many levels of symbolic links"):
         ask(link)
 
 
@@ -78,12 +78,12 @@ def test_a_mounted_secret_is_named_with_the_way_round(
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(node_files, "write_private", read_only)
-    with pytest.raises(StepFailed) as caught:
+    with pytest.raises(CheckFailed) as caught:
         prove_place(bundle)
     assert "Read-only file system" in caught.value.detail
     assert "initContainer" in caught.value.fix and "bundle_file" in caught.value.fix
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(StepFailed) as caught:
+    with pytest.raises(CheckFailed) as caught:
         require_writable(tmp_path / "secret" / "..data")
     assert "initContainer" in caught.value.fix
 
@@ -94,7 +94,7 @@ def test_a_file_that_is_mounted_by_itself_costs_no_certificate(
     bundle = tmp_path / "node.pem"
     (tmp_path / "mountinfo").write_text(f"42 22 8:1 /node.pem {bundle} rw - ext4 /dev/sda1 rw\n")
     monkeypatch.setattr(file_modes, "_MOUNTS", tmp_path / "mountinfo")
-    with pytest.raises(StepFailed, match="is mounted as a single file") as caught:
+    with pytest.raises(CheckFailed, match="is mounted as a single file") as caught:
         prove_place(bundle)
     assert "mount the folder" in caught.value.fix
 

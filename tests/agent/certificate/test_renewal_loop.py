@@ -18,11 +18,11 @@ from certs.bundle import Bundle, read_bundle, write_bundle
 from certs.life import BACK_DATED, ValidityPeriod, life_of
 from tests.support.net.listening import tls_server
 from tests.support.pki import authority as pki
-from tunnel_agent.certificate.bundle_watcher import HeldBundle
+from tunnel_agent.certificate.bundle_watcher import BundleWatcher
 from tunnel_agent.certificate.renew import renew
 from tunnel_agent.certificate.renewal_loop import Renewal
 from tunnel_agent.certificate.renewal_schedule import LOOK_SECONDS, RenewalPlan, plan_after
-from tunnel_agent.checks import StepFailed
+from tunnel_agent.checks import CheckFailed
 from tunnel_agent.installation import load_installation
 from tunnel_agent.status.state import AgentState
 from tunnel_core.identity import Role, SpiffeId
@@ -119,27 +119,27 @@ def bundle_for(seconds: float, name: str = "edge1", *, age: float = 0.0) -> Bund
     )
 
 
-def held(folder: Path, *, age: float = 0.0) -> HeldBundle:
+def held(folder: Path, *, age: float = 0.0) -> BundleWatcher:
     file = folder / "node.pem"
     write_bundle(file, bundle_for(200, age=age))
-    return HeldBundle(file, read_bundle(file))
+    return BundleWatcher(file, read_bundle(file))
 
 
 def test_another_file_is_taken_up_and_what_cannot_be_used_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = held(tmp_path)
-    assert not bundle.look()
+    assert not bundle.reload_if_changed()
     write_bundle(bundle.file, bundle_for(120))
-    assert bundle.look() and not bundle.look()
+    assert bundle.reload_if_changed() and not bundle.reload_if_changed()
     assert bundle.bundle == read_bundle(bundle.file)
     before = bundle.bundle
     bundle.file.write_text("no bundle")
-    assert not bundle.look() and not bundle.look()
+    assert not bundle.reload_if_changed() and not bundle.reload_if_changed()
     write_bundle(bundle.file, bundle_for(60, "edge2"))
-    assert not bundle.look() and not bundle.look()
+    assert not bundle.reload_if_changed() and not bundle.reload_if_changed()
     bundle.file.unlink()
-    assert not bundle.look()
+    assert not bundle.reload_if_changed()
     assert bundle.bundle == before
     assert len(caplog.records) == 2
     assert "restart the agent" in caplog.records[1].message
@@ -161,7 +161,7 @@ RENEWS = "import os, sys; os.replace(sys.argv[1], sys.argv[2])"
 class Loop:
     """Renewals of a bundle; ``taken`` has each that was taken up."""
 
-    def __init__(self, bundle: HeldBundle, *commands: list[str]) -> None:
+    def __init__(self, bundle: BundleWatcher, *commands: list[str]) -> None:
         self.state = AgentState("edge1", ("a:1",))
         self.taken: list[Bundle] = []
         self.started = 0
@@ -247,7 +247,7 @@ def test_a_bundle_that_names_no_server_is_not_renewed(tmp_path: Path) -> None:
     pki.write_node_bundle(file, "edge1", "a:1")
 
     async def main() -> None:
-        loop = Loop(HeldBundle(file, read_bundle(file)), ["/bin/false"])
+        loop = Loop(BundleWatcher(file, read_bundle(file)), ["/bin/false"])
         with trio.move_on_after(DAY):
             await loop.renewal.run()
         assert loop.started == 0
@@ -283,7 +283,7 @@ async def ask_who_refuses(reason: Reason, folder: Path) -> Exception:
     async with tls_server(folder, then=refuse) as address:
         write_bundle(folder / "node.pem", replace(bundle_for(HOUR), https=(address,)))
         (folder / "agent.toml").write_text("")
-        with pytest.raises((StepFailed, Refused), match="why!") as failed:
+        with pytest.raises((CheckFailed, Refused), match="why!") as failed:
             await renew(load_installation(folder / "agent.toml"))
     return failed.value
 
@@ -291,7 +291,7 @@ async def ask_who_refuses(reason: Reason, folder: Path) -> Exception:
 @pytest.mark.parametrize("reason", CURES)
 async def test_each_refusal_is_told_with_its_cure(reason: Reason, tmp_path: Path) -> None:
     failed = await ask_who_refuses(reason, tmp_path)
-    assert isinstance(failed, StepFailed)
+    assert isinstance(failed, CheckFailed)
     assert CURES[reason] in failed.fix
 
 

@@ -20,7 +20,7 @@ from tests.support.pki import authority as pki
 from tests.support.pki.authority import authority, bundle_of, expired_leaf
 from tests.support.pki.issuing import open_issuing
 from tunnel_agent.attach.connector import Connector
-from tunnel_agent.checks import Finding, Verdict
+from tunnel_agent.checks import CheckResult, Verdict
 from tunnel_agent.diagnostics.check import check_all, check_certificate
 from tunnel_agent.diagnostics.check_renewal import check_clock, check_renewal
 from tunnel_agent.diagnostics.server_probe import ServerProbe
@@ -56,8 +56,8 @@ async def probe(
     resolve: Resolve = resolve_server,
     *,
     response_timeout_seconds: float = 2.0,
-) -> list[Finding]:
-    findings: list[Finding] = []
+) -> list[CheckResult]:
+    findings: list[CheckResult] = []
     connector = Connector(
         bridge=bridge,
         bundle=installation.bundle,
@@ -73,7 +73,7 @@ async def probe(
     return findings
 
 
-async def failure_at(step: str, installation: Installation) -> Finding:
+async def failure_at(step: str, installation: Installation) -> CheckResult:
     """The finding of the step that fails; those before it passed."""
     async with open_bridge() as bridge:
         findings = await probe(installation, bridge)
@@ -379,7 +379,7 @@ def _proxied(folder: Path, server: str, proxy: str) -> Installation:
 # This machine's part.
 
 
-def certificate_at(installation: Installation, days: float) -> Finding:
+def certificate_at(installation: Installation, days: float) -> CheckResult:
     now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
     return check_certificate(installation, now)
 
@@ -404,7 +404,7 @@ def test_a_key_of_another_certificate_is_found(tmp_path: Path) -> None:
     assert "do not belong together" in finding.detail
 
 
-async def _check_targets_of(read: Installation) -> list[Finding]:
+async def _check_targets_of(read: Installation) -> list[CheckResult]:
     names = [service.name for service in read.config.service]
     return await check_targets(read.policy(), read.config.dial_timeout_seconds, names, read.config.allow)
 
@@ -474,7 +474,7 @@ async def test_the_cure_of_a_target_fits_its_fault(
 
 async def test_a_bad_configuration_ends_the_check_with_every_problem(tmp_path: Path) -> None:
     (tmp_path / "agent.toml").write_text('servres = []\nallow = ["nope"]\n')
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     assert await check_all(tmp_path / "agent.toml", None, findings.append) is ExitCode.USAGE
     assert [finding.step for finding in findings] == ["config", "config"]
     assert "did you mean servers?" in str(findings)
@@ -483,7 +483,7 @@ async def test_a_bad_configuration_ends_the_check_with_every_problem(tmp_path: P
 async def test_one_failure_makes_the_whole_check_fail(tmp_path: Path) -> None:
     async with listening(ignore) as address:
         pass
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     installation = installation_in(tmp_path, address)
     assert await check_all(installation.file, None, findings.append) is ExitCode.FAILED
     steps = ["config", "certificate", "clock", "renewal", "dns", "tcp"]

@@ -21,13 +21,13 @@ from tests.support.net.listening import listening
 from tests.support.net.relays import Relay
 from tests.support.pki import authority as pki
 from tests.support.pki.issuing import Issuing, open_issuing
-from tunnel_agent.checks import Finding, Verdict, take_steps
+from tunnel_agent.checks import CheckResult, Verdict, take_steps
 from tunnel_agent.join.enrol import spend_token
 from tunnel_agent.join.first_contact import Contact
 from tunnel_agent.network import happy_eyeballs
 from tunnel_agent.network.happy_eyeballs import Connected
 from tunnel_agent.network.proxy_choice import ProxyChoice
-from tunnel_agent.network.server_path import Way, agents_port, https_port
+from tunnel_agent.network.server_path import ServerPath, agents_port, https_port
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_server.pki.enrolment.signer import Signer
 
@@ -44,19 +44,19 @@ def shifted(by: datetime.timedelta) -> Callable[[], datetime.datetime]:
 
 
 def contact_with(issuing: Issuing, token: Token, port: int = 0) -> Contact:
-    def way_to(address: str) -> Way:
-        return Way(agents_port(address), "edge1", ProxyChoice(environment={}), 5.0, None)
+    def way_to(address: str) -> ServerPath:
+        return ServerPath(agents_port(address), "edge1", ProxyChoice(environment={}), 5.0, None)
 
     port = port or int(issuing.address.rpartition(":")[2])
-    way = Way(https_port(f"localhost:{port}"), "edge1", ProxyChoice(environment={}), 5.0, None)
+    way = ServerPath(https_port(f"localhost:{port}"), "edge1", ProxyChoice(environment={}), 5.0, None)
     return Contact(way, token, way_to, utc)
 
 
 UNTIL_PROVEN = ["dns", "tcp", "pin", "tls", "clock", "certificate"]
 
 
-async def go_as_far_as_possible(contact: Contact) -> list[Finding]:
-    findings: list[Finding] = []
+async def go_as_far_as_possible(contact: Contact) -> list[CheckResult]:
+    findings: list[CheckResult] = []
     await take_steps(contact.steps(), findings.append)
     return findings
 

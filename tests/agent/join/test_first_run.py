@@ -12,7 +12,7 @@ from certs.bundle import read_bundle
 from tests.agent.join.test_join import SOME_TOKEN
 from tests.support.processes.cloud import Cloud, Machine, machine, open_cloud
 from tests.support.processes.servers import running
-from tunnel_agent.join.first_run import CannotJoin, Told, join_if_told
+from tunnel_agent.join.first_run import CannotJoin, JoinEnvironment, join_if_told
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,9 @@ def test_nothing_happens_untold_or_where_a_bundle_is(tmp_path: Path) -> None:
 
 
 def test_what_it_is_told_becomes_a_join() -> None:
-    told = Told.by({"QANAT_SERVER": "s:1", "QANAT_NODE": "n", "QANAT_TOKEN_FILE": "/t", "QANAT_TOKEN": "x"})
+    told = JoinEnvironment.by(
+        {"QANAT_SERVER": "s:1", "QANAT_NODE": "n", "QANAT_TOKEN_FILE": "/t", "QANAT_TOKEN": "x"}
+    )
     assert told is not None
     assert told.arguments(Path("/c")) == ["--name", "n", "--token-file", "/t", "--config", "/c", "--", "s:1"]
     assert "'x'" not in repr(told)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from certs.token import make_token
 from tunnel_agent.certificate.est_client import parse_page
-from tunnel_agent.checks import StepFailed
+from tunnel_agent.checks import CheckFailed
 from tunnel_agent.config import AgentConfig, Protocol
 from tunnel_agent.join.config_text import config_text, to_add
 from tunnel_agent.join.request import (
@@ -128,10 +128,10 @@ def test_a_configuration_that_is_there_is_told_what_it_lacks() -> None:
 
 @pytest.mark.parametrize("name", ["Edge1", "edge_1", "edge 1", "a" * 254])
 def test_a_name_is_one_of_rfc_1123(name: str) -> None:
-    with pytest.raises(StepFailed) as failed:
+    with pytest.raises(CheckFailed) as failed:
         check_given_name(name)
     assert "lower-case letters, digits, '-' and dots" in failed.value.fix
-    with pytest.raises(StepFailed) as failed:
+    with pytest.raises(CheckFailed) as failed:
         choose_name(NAMELESS, "", name, HOST)
     assert "name the node with --name: lower-case letters" in failed.value.fix
 
@@ -169,7 +169,7 @@ def test_the_name_is_the_given_one_the_tokens_or_the_hosts(
     ],
 )
 def test_a_token_for_others_is_refused_by_that_name(made_for: str, given: str, host: str, fix: str) -> None:
-    with pytest.raises(StepFailed, match=made_for.replace("*", "[*]")) as failed:
+    with pytest.raises(CheckFailed, match=made_for.replace("*", "[*]")) as failed:
         choose_name(replace(NAMELESS, made_for=made_for), given, host, HOST)
     assert failed.value.reason == "token_name_mismatch"
     assert fix in failed.value.fix
@@ -184,7 +184,7 @@ def test_clocks_that_differ_a_little_do_no_harm(behind: float, says: str) -> Non
 
 @pytest.mark.parametrize("behind", [MOST_SECONDS, -MOST_SECONDS, 56 * 365.25 * 86400])
 def test_clocks_that_differ_much_fail_with_the_cure(behind: float) -> None:
-    with pytest.raises(StepFailed, match="this machine's clock is") as failed:
+    with pytest.raises(CheckFailed, match="this machine's clock is") as failed:
         compare_clocks(SERVER, behind)
     assert "timedatectl" in failed.value.fix
 

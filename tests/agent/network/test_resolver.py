@@ -22,11 +22,11 @@ from tests.support.net import wire
 from tests.support.pki import authority as pki
 from tests.support.pki.authority import authority
 from tunnel_agent.attach.connector import Connector
-from tunnel_agent.checks import Finding, Verdict, take_steps
+from tunnel_agent.checks import CheckResult, Verdict, take_steps
 from tunnel_agent.network import resolver
 from tunnel_agent.network.proxy_choice import ProxyChoice
 from tunnel_agent.network.resolver import resolve_server
-from tunnel_agent.network.server_path import Way, agents_port
+from tunnel_agent.network.server_path import ServerPath, agents_port
 from tunnel_core.carrier.grpc_client import _target
 from tunnel_core.carrier.interface import DialSettings
 from tunnel_core.identity import Role
@@ -183,8 +183,8 @@ async def test_check_and_join_ask_the_same_resolver() -> None:
     hosts = Hosts(NAME, "127.0.0.1")
     async with open_server() as site:
         port = agents_port(f"{NAME}:{site.port}")
-        way = Way(port, "edge1", ProxyChoice(environment={}), 5.0, None, hosts.resolve)
-        findings: list[Finding] = []
+        way = ServerPath(port, "edge1", ProxyChoice(environment={}), 5.0, None, hosts.resolve)
+        findings: list[CheckResult] = []
         assert await take_steps(way.steps(), findings.append), findings
 
 
@@ -198,8 +198,8 @@ def test_nothing_else_of_the_agent_asks_a_resolver() -> None:
 
 
 async def test_a_silent_resolver_is_named_with_its_cure() -> None:
-    way = Way(agents_port(f"{NAME}:7001"), "edge1", ProxyChoice(environment={}), 0.1, None, silent)
-    findings: list[Finding] = []
+    way = ServerPath(agents_port(f"{NAME}:7001"), "edge1", ProxyChoice(environment={}), 0.1, None, silent)
+    findings: list[CheckResult] = []
     await take_steps(way.steps(), findings.append)
     assert [(found.step, found.verdict) for found in findings] == [("dns", Verdict.FAIL)]
     assert "getent hosts" in findings[0].fix

@@ -26,10 +26,10 @@ from certs.token import Token, parse_token
 from tunnel_agent.attach.connector import Connector
 from tunnel_agent.certificate import est_client
 from tunnel_agent.certificate.est_client import ServerRefused
-from tunnel_agent.certificate.retry import patiently
-from tunnel_agent.certificate.trust import trusting
+from tunnel_agent.certificate.retry import retry_while_busy
+from tunnel_agent.certificate.trust import verifying_context
 from tunnel_agent.network.proxy_choice import ProxyChoice
-from tunnel_agent.network.server_path import Way, https_port
+from tunnel_agent.network.server_path import ServerPath, https_port
 from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.limits import Limits
@@ -49,8 +49,8 @@ class Crowd:
         self._bridge = bridge
         self._nursery = nursery
         self._roots = Path(roots).read_bytes()
-        self._context = trusting(self._roots)
-        self._way = Way(https_port(https), "crowd", ProxyChoice(), _SECONDS, None)
+        self._context = verifying_context(self._roots)
+        self._way = ServerPath(https_port(https), "crowd", ProxyChoice(), _SECONDS, None)
         self._requests = trio.CapacityLimiter(_REQUESTS)
         self.attaches = trio.CapacityLimiter(_ATTACHES)
         ids = [SpiffeId(domain, Role.NODE, f"crowd-{number}") for number in range(int(count))]
@@ -84,7 +84,7 @@ class Crowd:
                 self.refusals[refused.reason.word] += 1
                 raise
 
-        return await patiently(counted)
+        return await retry_while_busy(counted)
 
 
 class Member:
@@ -118,12 +118,12 @@ class Member:
 
         async def ask() -> bytes:
             # A context takes milliseconds: it is made when it is this one's turn, or all pings are late.
-            context = trusting(crowd._roots, client_file=self._file)
+            context = verifying_context(crowd._roots, client_file=self._file)
             return await est_client.renew(crowd._way, context, request.body)
 
         leaf = await crowd.ask(ask)
         assert self._connector is not None
-        self._connector.take_up(self._keep(leaf, 1))
+        self._connector.use_bundle(self._keep(leaf, 1))
 
     def _keep(self, leaf: bytes, number: int) -> Bundle:
         key = self._requests[number].key_pem

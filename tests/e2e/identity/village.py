@@ -19,7 +19,7 @@ from tunnel_agent.app import Agent
 from tunnel_agent.certificate import renewal_loop as renewal
 from tunnel_agent.certificate.node_places import Files
 from tunnel_agent.certificate.renew import renew
-from tunnel_agent.checks import StepFailed
+from tunnel_agent.checks import CheckFailed
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.installation import load_installation
 from tunnel_agent.join.config_text import config_text
@@ -66,7 +66,7 @@ async def _renew_here(command: Sequence[str]) -> tuple[str, str]:
     """In place of ``qanat-agent renew``, with its arguments."""
     try:
         await renew(load_installation(Path(command[command.index("--config") + 1])))
-    except (StepFailed, Refused) as error:
+    except (CheckFailed, Refused) as error:
         return error.detail, ""
     return "", ""
 
