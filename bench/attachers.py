@@ -50,7 +50,7 @@ async def _attach(
         connect_timeout_seconds=_CONNECT_SECONDS,
         services=(),
         on_open=lambda stream: nursery.start_soon(echo, stream),
-        on_look=lambda _: None,
+        on_state_change=lambda _: None,
     )
     async with turns:
         await nursery.start(_stay, connector, server)

@@ -197,7 +197,7 @@ async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio
             refuse,
             response_timeout_seconds=10,
             max_wait_seconds=2,
-            on_look=lambda event: None,
+            on_state_change=lambda event: None,
             on_carried=trio.lowlevel.checkpoint,
         )
         with trio.move_on_after(30):

@@ -15,7 +15,7 @@ from tunnel_agent.defaults import OPS_LISTEN
 from tunnel_agent.network.proxy import ProxyError, parse_proxy
 from tunnel_agent.targets.policy import AllowEntry, parse_entry
 from tunnel_core.config.types import (
-    BadValue,
+    InvalidValueError,
     Log,
     Ops,
     Parsers,
@@ -24,8 +24,8 @@ from tunnel_core.config.types import (
     Secret,
     ServerAddress,
     ServiceName,
+    as_invalid,
     parse_text,
-    reworded,
 )
 from tunnel_core.names import Target
 from tunnel_core.session.profiles import ProfileName
@@ -62,9 +62,9 @@ class Service:
     def __attrs_post_init__(self) -> None:
         if self.target.service:
             fix = 'write "host:port", "[v6]:port" or "unix:/path"'
-            raise BadValue(f"{self.target} is a service name, not what to dial", fix, "target")
+            raise InvalidValueError(f"{self.target} is a service name, not what to dial", fix, "target")
         if self.name == STATUS_SERVICE:
-            raise BadValue("status is the built-in status page", "choose another name", "name")
+            raise InvalidValueError("status is the built-in status page", "choose another name", "name")
 
 
 @attrs.frozen(kw_only=True)
@@ -89,7 +89,7 @@ class Link:
         rate = self.max_bytes_per_second
         if rate and not MIN_BYTES_PER_SECOND <= rate <= MAX_BYTES_PER_SECOND:
             fix = f"write 0 for no cap, or a number from {MIN_BYTES_PER_SECOND}"
-            raise BadValue(f"{rate} bytes a second is out of range", fix, "max_bytes_per_second")
+            raise InvalidValueError(f"{rate} bytes a second is out of range", fix, "max_bytes_per_second")
 
 
 class ProxyUrl(Secret):
@@ -98,12 +98,12 @@ class ProxyUrl(Secret):
 
 def _proxy_url(value: object) -> ProxyUrl:
     if not isinstance(value, str):
-        raise BadValue("is not a text", 'write "http://host:port"')
+        raise InvalidValueError("is not a text", 'write "http://host:port"')
     try:
         if value:
             parse_proxy(value, origin="it")
     except ProxyError as error:
-        raise BadValue(str(error), 'write "http://host:port"') from None
+        raise InvalidValueError(str(error), 'write "http://host:port"') from None
     return ProxyUrl(value)
 
 
@@ -111,7 +111,7 @@ def _entry(value: object) -> AllowEntry:
     try:
         return parse_entry(parse_text(value))
     except ValueError as error:
-        raise reworded(error, "") from None
+        raise as_invalid(error, "") from None
 
 
 @attrs.frozen(kw_only=True)
@@ -139,7 +139,9 @@ class AgentConfig:
     def __attrs_post_init__(self) -> None:
         names = [service.name for service in self.service]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise BadValue(f"{min(twice)} is named twice", "give each service its own name", "service")
+            raise InvalidValueError(
+                f"{min(twice)} is named twice", "give each service its own name", "service"
+            )
 
     @classmethod
     def defaults(cls, raw: Mapping[str, Any], source: Source) -> Mapping[str, Any]:

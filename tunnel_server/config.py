@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from tunnel_core.config.types import (
-    BadValue,
     Count,
     DnsName,
+    InvalidValueError,
     ListenAddress,
     Log,
     Mode,
@@ -65,7 +65,7 @@ class Agents:
 
     def __attrs_post_init__(self) -> None:
         if not self.listen:
-            raise BadValue("is empty, so no agent could attach", 'write ["[::]:7001"]', "listen")
+            raise InvalidValueError("is empty, so no agent could attach", 'write ["[::]:7001"]', "listen")
 
 
 @attrs.frozen(kw_only=True)
@@ -93,7 +93,7 @@ class ConnectUnix:
     def __attrs_post_init__(self) -> None:
         _check_socket_path(self.path, "path")
         if len({peer.uid for peer in self.peer}) < len(self.peer):
-            raise BadValue("names one uid twice", "give each uid one user", "peer")
+            raise InvalidValueError("names one uid twice", "give each uid one user", "peer")
 
 
 @attrs.frozen(kw_only=True)
@@ -122,7 +122,7 @@ class Web:
         for address in self.listen:
             if not address.is_loopback:
                 why = f"{address} is open to others, and the web entrance has no login yet"
-                raise BadValue(why, 'listen on loopback: "127.0.0.1:7003"', "listen")
+                raise InvalidValueError(why, 'listen on loopback: "127.0.0.1:7003"', "listen")
 
 
 @attrs.frozen(kw_only=True)
@@ -137,7 +137,7 @@ class Tcp:
     def __attrs_post_init__(self) -> None:
         if not self.listen.is_loopback and not self.allow_from:
             why = f"{self.listen} is open to others, and a tcp entrance asks nobody who they are"
-            raise BadValue(why, 'add allow_from = ["10.0.0.0/8"] or listen on loopback', "listen")
+            raise InvalidValueError(why, 'add allow_from = ["10.0.0.0/8"] or listen on loopback', "listen")
 
 
 _TOLD = (
@@ -168,7 +168,7 @@ class Session:
             if not allowed.holds(number * unit):
                 also = "0 or " if allowed.or_zero else ""
                 fix = f"write {also}{allowed.least / unit:g} to {allowed.most / unit:g}"
-                raise BadValue(f"{number:g} is out of the range that agents accept", fix, key)
+                raise InvalidValueError(f"{number:g} is out of the range that agents accept", fix, key)
 
 
 @attrs.frozen(kw_only=True)
@@ -248,12 +248,12 @@ class ServerConfig:
             for other_key, other in seen:
                 if address.collides_with(other):
                     why = f"{address} cannot be listened on, because {other_key} has {other}"
-                    raise BadValue(why, "give one of the two another port", key)
+                    raise InvalidValueError(why, "give one of the two another port", key)
             seen.append((key, address))
         unix = self.connect.unix
         if unix is not None and self.connect.enabled and unix.path == self.admin.socket:
             fix = "give one of the two another file name"
-            raise BadValue(f"{unix.path} is the socket of [admin] too", fix, "connect.unix.path")
+            raise InvalidValueError(f"{unix.path} is the socket of [admin] too", fix, "connect.unix.path")
 
     @property
     def credential_files(self) -> tuple[Path, ...]:
@@ -311,4 +311,6 @@ def session_limits(config: ServerConfig) -> Limits:
 def _check_socket_path(path: Path, key: str) -> None:
     # 107 bytes: sun_path less its final NUL, unix(7).
     if len(bytes(path)) > 107:
-        raise BadValue("is longer than the 107 bytes that a unix socket may have", "choose another", key)
+        raise InvalidValueError(
+            "is longer than the 107 bytes that a unix socket may have", "choose another", key
+        )

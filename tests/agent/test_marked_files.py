@@ -30,7 +30,7 @@ from tunnel_core.config.loader import ConfigError, load
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.runtime.health_probe import Door, Unhealthy
+from tunnel_core.runtime.health_probe import OpsEndpoint, Unhealthy
 from tunnel_core.telemetry.ops_server import OpsAccess
 from tunnel_server.config import ServerConfig
 
@@ -57,12 +57,12 @@ def test_the_agents_configuration(tmp_path: Path) -> None:
     file = tmp_path / "agent.toml"
     file.write_bytes(marked(AGENT_TEXT))
     assert [str(entry) for entry in load(file, AgentConfig, environ={}).allow] == ["localhost:22"]
-    assert Door.find(file, "", {}).listen == "127.0.0.1:7999"
+    assert OpsEndpoint.find(file, "", {}).listen == "127.0.0.1:7999"
     file.write_bytes(wide(AGENT_TEXT))
     with pytest.raises(ConfigError, match=f"agent.toml: {UTF_16}.*save it as UTF-8"):
         load(file, AgentConfig, environ={})
     with pytest.raises(Unhealthy, match=UTF_16):
-        Door.find(file, "", {})
+        OpsEndpoint.find(file, "", {})
     file.write_bytes(b"# Gr\xfc\xdfe\n")
     with pytest.raises(ConfigError, match="is not UTF-8 text: byte 0xfc in line 1"):
         load(file, AgentConfig, environ={})

@@ -72,7 +72,7 @@ class Agent:
             self.attach,
             response_timeout_seconds=10,
             max_wait_seconds=30,
-            on_look=lambda event: site.on_look(event),
+            on_state_change=lambda event: site.on_state_change(event),
             on_carried=trio.lowlevel.checkpoint,
         )
         async with trio.open_nursery() as nursery:
@@ -128,7 +128,7 @@ class Site:
     network: Network = field(default_factory=Network)
     far: list[TunnelStream] = field(default_factory=list)
     """Streams as the agent has them, in the order of their opening."""
-    on_look: Callable[[SessionEvent | None], None] = lambda _: None
+    on_state_change: Callable[[SessionEvent | None], None] = lambda _: None
     audited: list[AuditLine] = field(default_factory=list)
     connect_seconds: float = 0.0
     """How long a dial takes."""

@@ -111,7 +111,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
             connect_timeout_seconds=5,
             services=(),
             on_open=take,
-            on_look=lambda _: None,
+            on_state_change=lambda _: None,
         )
         with trio.fail_after(60):
             async with connector.open_link(f"localhost:{wire.port}"):

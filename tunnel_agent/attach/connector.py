@@ -49,8 +49,8 @@ twelve; a way that has ended since then must not hold one of the two attempts fo
 class Connector:
     """Makes links to servers for one node.
 
-    ``on_open`` hears of each stream that a server opens; for ``on_look`` see ``SessionFailover``. Whoever
-    keeps links runs ``route``, so that a changed way is noticed at once.
+    ``on_open`` hears of each stream that a server opens; for ``on_state_change`` see ``SessionFailover``.
+    Whoever keeps links runs ``route``, so that a changed way is noticed at once.
     """
 
     bridge: Bridge
@@ -60,7 +60,7 @@ class Connector:
     connect_timeout_seconds: float
     services: tuple[Service, ...]
     on_open: Callable[[TunnelStream], None]
-    on_look: Callable[[SessionEvent | None], None]
+    on_state_change: Callable[[SessionEvent | None], None]
     on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle
     """Gets the roots (PEM) that a server tells in its welcome, and the bundle. Returns the bundle for the
     next attaches. Must not block or raise."""
@@ -109,7 +109,7 @@ class Connector:
             attach,
             response_timeout_seconds=self.connect_timeout_seconds,
             max_wait_seconds=self.max_wait_seconds,
-            on_look=self.on_look,
+            on_state_change=self.on_state_change,
             on_carried=self._watch_way,
             attempt_seconds=profile_of(metered=self.metered).attempt_seconds,
         )
@@ -272,7 +272,7 @@ def connector_of(
     installation: Installation,
     bridge: Bridge,
     on_open: Callable[[TunnelStream], None],
-    on_look: Callable[[SessionEvent | None], None],
+    on_state_change: Callable[[SessionEvent | None], None],
     on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle,
     cap: TokenBucket | None = None,
 ) -> Connector:
@@ -286,7 +286,7 @@ def connector_of(
         connect_timeout_seconds=session.connect_timeout_seconds,
         services=installation.services,
         on_open=on_open,
-        on_look=on_look,
+        on_state_change=on_state_change,
         on_roots=on_roots,
         max_wait_seconds=session.retry_max_seconds,
         metered=installation.config.link.profile is ProfileName.METERED,

@@ -47,8 +47,8 @@ class SessionFailover:
     ``offered``: a server that does not know the session offers a new one with this attempt, which whoever
     ran the resumer is to use or to abandon.
 
-    ``on_look`` is called with each event of the link, and with None whenever it may stand otherwise without
-    one. ``on_carried`` is called for each carrier that the link was moved to, its first included.
+    ``on_state_change`` is called with each event of the link, and with None whenever it may stand otherwise
+    without one. ``on_carried`` is called for each carrier that the link was moved to, its first included.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class SessionFailover:
         *,
         response_timeout_seconds: float,
         max_wait_seconds: float,
-        on_look: Callable[[SessionEvent | None], None],
+        on_state_change: Callable[[SessionEvent | None], None],
         on_carried: Callable[[], Awaitable[None]],
         attempt_seconds: float = 1.5,
     ) -> None:
         self._link = link
         self._attach = attach
-        self._on_look = on_look
+        self._on_look = on_state_change
         self._on_carried = on_carried
         self._attempts = FailoverPolicy(
             response_timeout_seconds=response_timeout_seconds,
@@ -75,7 +75,7 @@ class SessionFailover:
         self._scopes: dict[int, trio.CancelScope] = {}
         self._timer = trio.CancelScope()
         self._left: Attachment | None = None
-        link.on_event = self._befell
+        link.on_event = self._on_event
 
     def route_changed(self) -> None:
         """The kernel has another way to the server now: the carrier may be dead, and says nothing."""
@@ -90,7 +90,7 @@ class SessionFailover:
         self._attempts.refresh()
         self._look()
 
-    def _befell(self, _: Session, event: SessionEvent) -> None:
+    def _on_event(self, _: Session, event: SessionEvent) -> None:
         link = self._link
         if event is SessionEvent.RESUMED:
             log_event(_log, logging.INFO, "resumed the session", session=link.session_id)

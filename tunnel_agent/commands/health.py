@@ -9,7 +9,7 @@ import click
 
 from tunnel_agent.defaults import OPS_LISTEN
 from tunnel_core.config import paths
-from tunnel_core.runtime.health_probe import Door, Unhealthy, report
+from tunnel_core.runtime.health_probe import OpsEndpoint, Unhealthy, report
 
 
 @click.command("health")
@@ -26,7 +26,7 @@ def command(config: Path | None) -> None:
     """
     try:
         file = config or paths.agent_config_file()
-        door = Door.find(file, OPS_LISTEN, os.environ, is_named=config is not None)
+        door = OpsEndpoint.find(file, OPS_LISTEN, os.environ, is_named=config is not None)
     except Unhealthy as error:
         raise click.ClickException(str(error)) from None
     click.get_current_context().exit(report(door))

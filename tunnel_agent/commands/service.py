@@ -11,7 +11,7 @@ from certs.bundle import Bundle, BundleError, read_bundle
 from tunnel_agent.config import AgentConfig
 from tunnel_core.config import paths
 from tunnel_core.config.loader import load
-from tunnel_core.runtime.health_probe import Door
+from tunnel_core.runtime.health_probe import OpsEndpoint
 from tunnel_core.service.commands import service_group
 from tunnel_core.service.plan import Remains, ServicePlan, own_command
 from tunnel_core.service.unit import ServiceSpec, is_hidden
@@ -39,7 +39,7 @@ class AgentService:
             config=config,
             data_folder=state if is_usual else None,
             reads=tuple(_reads(loaded, None if is_usual else bundle)),
-            door=Door(str(loaded.ops.listen or "")),
+            door=OpsEndpoint(str(loaded.ops.listen or "")),
             problem=_problem(config, bundle),
             notes=tuple(_notes(config, loaded, bundle, groups)),
             next_steps=(f"{NAME} status{named}", f"{NAME} check{named}", f"{NAME} service status"),

@@ -38,7 +38,7 @@ async def check_all(config_file: Path | None, bundle_file: Path | None, report: 
     note(check_renewal(installation))
     async with open_bridge() as bridge:
         for server in installation.servers:
-            connector = connector_of(installation, bridge, _refuse, on_look=lambda _: None)
+            connector = connector_of(installation, bridge, _refuse, on_state_change=lambda _: None)
             await ServerProbe(server, installation, connector).run(note)
     config = installation.config
     services = [service.name for service in config.service]

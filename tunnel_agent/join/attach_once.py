@@ -27,7 +27,7 @@ async def attach_once(config: Path, bundle: Path) -> str:
         raise CheckFailed(str(error), fix) from None
     failures: list[str] = []
     async with open_bridge() as bridge:
-        connector = connector_of(installation, bridge, _refuse, on_look=lambda _: None)
+        connector = connector_of(installation, bridge, _refuse, on_state_change=lambda _: None)
         for server in installation.servers:
             start = trio.current_time()
             try:

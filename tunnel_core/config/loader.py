@@ -26,7 +26,7 @@ from tunnel_core.config import paths
 from tunnel_core.config.effective import Given
 from tunnel_core.config.environment import given_in, lay_over, table_of, unknown_in
 from tunnel_core.config.toml_lines import key_lines
-from tunnel_core.config.types import PARSERS, BadValue, Parsers
+from tunnel_core.config.types import PARSERS, InvalidValueError, Parsers
 from tunnel_core.text_files import NotPlainText, text_of
 
 _MAX_FILE_BYTES = 1024 * 1024
@@ -238,7 +238,7 @@ def _is_mapping(candidate: Any) -> bool:
 
 def _path(value: object, folder: Path) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise BadValue("is not a file name", "write it in quotes")
+        raise InvalidValueError("is not a file name", "write it in quotes")
     return folder / value
 
 
@@ -253,7 +253,9 @@ def _word_hook(words: type[enum.Enum]) -> Callable[[Any, Any], Any]:
         if not isinstance(value, str) or value not in known:
             message = f"{value!r:.80} is not one of {', '.join(known)}"
             close = difflib.get_close_matches(str(value), known, n=1)
-            raise BadValue(message, f"did you mean {close[0]}?" if close else "write one of them in quotes")
+            raise InvalidValueError(
+                message, f"did you mean {close[0]}?" if close else "write one of them in quotes"
+            )
         return known[value]
 
     return structure
@@ -264,9 +266,9 @@ def _table_hook(cl: type[Any], converter: cattrs.Converter) -> Callable[[Any, An
 
     def structure_table(value: Any, _: Any) -> Any:
         if isinstance(value, list):
-            raise BadValue("is a list of tables, and there is one", f"write its head as [{_KEY}]")
+            raise InvalidValueError("is a list of tables, and there is one", f"write its head as [{_KEY}]")
         if not isinstance(value, Mapping):
-            raise BadValue("is not a table", "write it as a [section] with its keys below")
+            raise InvalidValueError("is not a table", "write it as a [section] with its keys below")
         return structure(value, cl)
 
     return structure_table
@@ -279,9 +281,11 @@ def _list_hook(wanted: Any, converter: cattrs.Converter) -> Callable[[Any, Any],
 
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
         if is_of_tables and isinstance(value, Mapping):
-            raise BadValue("is a list of tables, and this is one alone", f"write its head as [[{_KEY}]]")
+            raise InvalidValueError(
+                "is a list of tables, and this is one alone", f"write its head as [[{_KEY}]]"
+            )
         if not isinstance(value, list | tuple):
-            raise BadValue("is not a list", "put it in brackets: [ ... ]")
+            raise InvalidValueError("is not a list", "put it in brackets: [ ... ]")
         return tuple(converter.structure(value, items))
 
     return structure
@@ -292,7 +296,7 @@ def _mapping_hook(wanted: Any, converter: cattrs.Converter) -> Callable[[Any, An
 
     def structure(value: Any, _: Any) -> Mapping[Any, Any]:
         if not isinstance(value, Mapping):
-            raise BadValue("is not a table", "write it as a [section] with its keys below")
+            raise InvalidValueError("is not a table", "write it as a [section] with its keys below")
         return MappingProxyType(converter.structure(value, table))
 
     return structure
@@ -330,7 +334,7 @@ def _single_problem(error: Exception, key: str, schema: type[Any]) -> Iterator[t
             for extra in sorted(error.extra_fields):
                 fix = _belongs_elsewhere(extra, key, schema) or _did_you_mean(extra, known)
                 yield f"{key}.{extra}".lstrip("."), "unknown key", fix
-        case BadValue():
+        case InvalidValueError():
             yield f"{key}.{error.key}".strip("."), error.message, error.fix.replace(_KEY, key)
         case KeyError():
             yield key, "is missing", "add it"

@@ -55,7 +55,7 @@ def entrance_label(entrance: str) -> str:
     return entrance if entrance in _LABELS else "other"
 
 
-class BadValue(ValueError):  # noqa: N818 - what a parser says about a value
+class InvalidValueError(ValueError):
     """A value that cannot stand. ``key`` names one inside the section that was checked as a whole."""
 
     def __init__(self, message: str, fix: str = "", key: str = "") -> None:
@@ -175,39 +175,41 @@ class Ops:
 
 def parse_text(value: object) -> str:
     if not isinstance(value, str):
-        raise BadValue(f"{value!r:.80} is not a text", "write it in quotes")
+        raise InvalidValueError(f"{value!r:.80} is not a text", "write it in quotes")
     return value
 
 
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
-        raise BadValue(f"{value!r:.80} is not a switch", "write true or false")
+        raise InvalidValueError(f"{value!r:.80} is not a switch", "write true or false")
     return value
 
 
 def _whole_number(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise BadValue(f"{value!r:.80} is not a whole number", "write it without quotes")
+        raise InvalidValueError(f"{value!r:.80} is not a whole number", "write it without quotes")
     return value
 
 
 def _count(value: object) -> int:
     if not 1 <= (number := _whole_number(value)) <= 2**31:
-        raise BadValue(f"{number} is out of range", "write a number from 1")
+        raise InvalidValueError(f"{number} is out of range", "write a number from 1")
     return number
 
 
 def _user_id(value: object) -> int:
     if not 0 <= (number := _whole_number(value)) < 2**32 - 1:
-        raise BadValue(f"{number} is not a user id", "write a number from 0, as `id -u` prints it")
+        raise InvalidValueError(f"{number} is not a user id", "write a number from 0, as `id -u` prints it")
     return number
 
 
 def _seconds(value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise BadValue(f"{value!r:.80} is not a number of seconds", "write a number without quotes or unit")
+        raise InvalidValueError(
+            f"{value!r:.80} is not a number of seconds", "write a number without quotes or unit"
+        )
     if not (math.isfinite(value) and 0 < value <= _YEAR_SECONDS):
-        raise BadValue(f"{value} seconds is out of range", "write a number above 0")
+        raise InvalidValueError(f"{value} seconds is out of range", "write a number above 0")
     return float(value)
 
 
@@ -217,7 +219,7 @@ def _seconds_or_none(value: object) -> float:
 
 def _mode(value: object) -> int:
     if not isinstance(value, str) or not re.fullmatch("0?[0-7]{3}", value):
-        raise BadValue(
+        raise InvalidValueError(
             f"{value!r:.80} is not a file mode", 'write it octal and in quotes, for example "0600"'
         )
     return int(value, 8)
@@ -230,7 +232,7 @@ def _listen(value: object) -> ListenAddress:
         refuse_url(text)
         name, number = split_host_port(f"{host}:1" if port == "0" else text)
     except ValueError as error:
-        raise reworded(error, 'write "127.0.0.1:7002", "[::]:7002" or "localhost:7002"') from None
+        raise as_invalid(error, 'write "127.0.0.1:7002", "[::]:7002" or "localhost:7002"') from None
     return ListenAddress(name, 0 if port == "0" else number)
 
 
@@ -242,14 +244,14 @@ def _server_address(value: object) -> str:
     try:
         return join_host_port(*split_host_port(parse_text(value)))
     except ValueError as error:
-        raise reworded(error, 'write "tunnel.example.com:7001" or "[2001:db8::1]:7001"') from None
+        raise as_invalid(error, 'write "tunnel.example.com:7001" or "[2001:db8::1]:7001"') from None
 
 
 def _network(value: object) -> Network:
     try:
         return ipaddress.ip_network(parse_text(value))
     except ValueError as error:
-        raise reworded(error, 'write a CIDR such as "10.0.0.0/8" or "2001:db8::/32"') from None
+        raise as_invalid(error, 'write a CIDR such as "10.0.0.0/8" or "2001:db8::/32"') from None
 
 
 def _target(value: object) -> Target:
@@ -257,15 +259,15 @@ def _target(value: object) -> Target:
         return Target.parse(parse_text(value))
     except UrlGivenError as error:
         fix = 'for browsers a [[service]] also has protocol = "http" or "https"'
-        raise BadValue(str(error), fix) from None
+        raise InvalidValueError(str(error), fix) from None
     except ValueError as error:
-        raise reworded(error, 'write "host:port", "[v6]:port", "unix:/path" or a service name') from None
+        raise as_invalid(error, 'write "host:port", "[v6]:port", "unix:/path" or a service name') from None
 
 
-def reworded(error: ValueError, fix: str) -> BadValue:
-    if isinstance(error, BadValue):
+def as_invalid(error: ValueError, fix: str) -> InvalidValueError:
+    if isinstance(error, InvalidValueError):
         return error
-    return BadValue(str(error), "" if isinstance(error, UrlGivenError) else fix)
+    return InvalidValueError(str(error), "" if isinstance(error, UrlGivenError) else fix)
 
 
 def _dns_name(value: object) -> str:
@@ -273,21 +275,23 @@ def _dns_name(value: object) -> str:
         refuse_url(text := parse_text(value), has_port=False)
         return canonical_host(text)
     except ValueError as error:
-        raise reworded(error, 'write a DNS name such as "tunnel.example.com"') from None
+        raise as_invalid(error, 'write a DNS name such as "tunnel.example.com"') from None
 
 
 def _trust_domain(value: object) -> str:
     try:
         return SpiffeId(parse_text(value), Role.NODE, "any").trust_domain
     except ValueError as error:
-        raise reworded(error, 'write lower-case letters, digits, dots and dashes: "qanat.internal"') from None
+        raise as_invalid(
+            error, 'write lower-case letters, digits, dots and dashes: "qanat.internal"'
+        ) from None
 
 
 def _name(is_good: Callable[[str], bool], kind: str, fix: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
         text = parse_text(value)
         if not is_good(text):
-            raise BadValue(f"{text[:300]!r} is not {kind}", fix)
+            raise InvalidValueError(f"{text[:300]!r} is not {kind}", fix)
         return text
 
     return parse
@@ -299,7 +303,7 @@ def _is_user_name(text: str) -> bool:
 
 def _secret(value: object) -> Secret:
     if not isinstance(value, str):
-        raise BadValue("is not a text", "write it in quotes")  # without the value, which is secret
+        raise InvalidValueError("is not a text", "write it in quotes")  # without the value, which is secret
     return Secret(value)
 
 
@@ -327,4 +331,4 @@ PARSERS: Parsers = {
     UserName: _name(_is_user_name, "a user name", "write lower-case letters, digits and . _ @ -"),
     EntranceName: _name(ENTRANCES.__contains__, "an entrance", f"known: {', '.join(ENTRANCES)}"),
 }
-"""How each type is made of what TOML gives; a parser raises ``BadValue`` and nothing else."""
+"""How each type is made of what TOML gives; a parser raises ``InvalidValueError`` and nothing else."""

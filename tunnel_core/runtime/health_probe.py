@@ -31,14 +31,16 @@ class Unhealthy(Exception):  # noqa: N818 - named by what is the case
     """No healthy program answers; the text is a sentence for the user."""
 
 
-class Door(NamedTuple):
+class OpsEndpoint(NamedTuple):
     """Where a program's own listener is, as the configuration writes it."""
 
     listen: str
     tls: bool = False
 
     @classmethod
-    def find(cls, file: Path, default: str, environ: Mapping[str, str], *, is_named: bool = False) -> Door:
+    def find(
+        cls, file: Path, default: str, environ: Mapping[str, str], *, is_named: bool = False
+    ) -> OpsEndpoint:
         """Find the endpoint: from the environment, else the file, else ``default``. Raises ``Unhealthy``.
 
         A named file must exist, because the default address may belong to another program.
@@ -86,7 +88,7 @@ def _ops_of(file: Path) -> Mapping[str, Any]:
     return table if isinstance(table, Mapping) else {}
 
 
-def ask(door: Door, path: str = "/healthz") -> None:
+def ask(door: OpsEndpoint, path: str = "/healthz") -> None:
     """Returns if it answers that all is well. Raises ``Unhealthy``."""
     try:
         answer = _exchange(door, _REQUEST.format(path=path).encode())
@@ -97,7 +99,7 @@ def ask(door: Door, path: str = "/healthz") -> None:
         raise Unhealthy(f"{door.listen} answers {line.decode(errors='replace')!r:.100}")
 
 
-def _exchange(door: Door, request: bytes) -> bytes:
+def _exchange(door: OpsEndpoint, request: bytes) -> bytes:
     with socket.create_connection(door.address, TIMEOUT_SECONDS) as connection:
         if not door.tls:
             return _ask_over(connection, request)
@@ -119,7 +121,7 @@ def _any_certificate() -> ssl.SSLContext:
     return context
 
 
-def report(door: Door) -> int:
+def report(door: OpsEndpoint) -> int:
     """Prints one line; returns the exit code: 0 healthy, 1 not, as container runtimes want it."""
     try:
         ask(door)

@@ -72,14 +72,14 @@ def maybe_health(find_file: Callable[[], Path], default: str) -> int | None:
     """
     if sys.argv[1:2] != ["health"]:
         return None
-    from tunnel_core.runtime.health_probe import Door, Unhealthy, file_named, report
+    from tunnel_core.runtime.health_probe import OpsEndpoint, Unhealthy, file_named, report
 
     try:
         named = file_named(sys.argv[2:])
     except ValueError:
         return None  # --help, or a mistake: the command line says more about it
     try:
-        door = Door.find(named or find_file(), default, os.environ, is_named=named is not None)
+        door = OpsEndpoint.find(named or find_file(), default, os.environ, is_named=named is not None)
     except Unhealthy as error:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"unhealthy: {error}\n")

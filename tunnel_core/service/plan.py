@@ -13,7 +13,7 @@ from typing import Protocol
 
 import tunnel_core
 from tunnel_core.config import paths
-from tunnel_core.runtime.health_probe import Door
+from tunnel_core.runtime.health_probe import OpsEndpoint
 from tunnel_core.service.machine import Machine
 from tunnel_core.service.unit import ServiceSpec, command_in, groups_in
 
@@ -36,7 +36,7 @@ class ServicePlan:
     """Belongs to the service with all in it; None if the program has no such folder."""
     reads: tuple[Path, ...]
     """Files beyond the data folder and the configuration that the program reads."""
-    door: Door
+    door: OpsEndpoint
     """Where the running program answers probes."""
     up_path: str = "/healthz"
     """The probe that succeeds when the program has started as a whole."""

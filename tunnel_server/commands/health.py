@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from tunnel_core.config import paths
-from tunnel_core.runtime.health_probe import Door, Unhealthy, report
+from tunnel_core.runtime.health_probe import OpsEndpoint, Unhealthy, report
 from tunnel_server.defaults import OPS_LISTEN
 
 
@@ -26,7 +26,7 @@ def command(config: Path | None) -> None:
     """
     try:
         file = config or paths.server_config_file()
-        door = Door.find(file, OPS_LISTEN, os.environ, is_named=config is not None)
+        door = OpsEndpoint.find(file, OPS_LISTEN, os.environ, is_named=config is not None)
     except Unhealthy as error:
         raise click.ClickException(str(error)) from None
     click.get_current_context().exit(report(door))

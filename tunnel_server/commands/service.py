@@ -10,7 +10,7 @@ from certs.bundle import BundleError, read_bundle
 from tunnel_core.config import paths
 from tunnel_core.config.loader import load
 from tunnel_core.config.types import ListenAddress
-from tunnel_core.runtime.health_probe import Door
+from tunnel_core.runtime.health_probe import OpsEndpoint
 from tunnel_core.service.commands import service_group
 from tunnel_core.service.plan import Remains, ServicePlan, own_command
 from tunnel_core.service.unit import ServiceSpec
@@ -42,7 +42,7 @@ class ServerService:
             config=config,
             data_folder=loaded.data_dir,
             reads=tuple(_reads(loaded)),
-            door=Door(str(loaded.ops.listen or ""), loaded.ops.tls),
+            door=OpsEndpoint(str(loaded.ops.listen or ""), loaded.ops.tls),
             up_path="/readyz",  # /healthz answers before the other listeners are open
             problem=_problem(config, loaded, named),
             next_steps=(f"{NAME} token create --node edge1{named}", "qanat nodes", f"{NAME} service status"),

@@ -245,7 +245,7 @@ class SessionAcceptor:
             pool=self._pool,
             send_pool=self.send_pool,
             cap=TokenBucket(hello.max_bytes_per_second) if hello.max_bytes_per_second else None,
-            on_event=self._befell,
+            on_event=self._on_event,
         )
         link.peer_address = attempt.peer_address
         self._nodes.attach(node, link)
@@ -256,7 +256,7 @@ class SessionAcceptor:
         self._log_link(link, "attached", f"node {node} attached", software=link.software)
         return link
 
-    def _befell(self, link: Session, event: SessionEvent) -> None:
+    def _on_event(self, link: Session, event: SessionEvent) -> None:
         if event is SessionEvent.RESUMED:
             self._nodes.note_resumed(link)
             self._counters.resumed()

@@ -66,7 +66,7 @@ async def probe(
         connect_timeout_seconds=response_timeout_seconds,
         services=installation.services,
         on_open=lambda stream: None,
-        on_look=lambda _: None,
+        on_state_change=lambda _: None,
         resolve=resolve,
     )
     await ServerProbe(installation.servers[0], installation, connector).run(findings.append)

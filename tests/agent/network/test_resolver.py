@@ -78,7 +78,7 @@ def connector_of(
         connect_timeout_seconds=response_timeout_seconds,
         services=(),
         on_open=lambda stream: None,
-        on_look=lambda _: None,
+        on_state_change=lambda _: None,
         resolve=resolve,
     )
 

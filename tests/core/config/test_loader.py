@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tunnel_core.config.loader import ConfigError, Source, load, parse
 from tunnel_core.config.types import (
-    BadValue,
     Count,
     EntranceName,
+    InvalidValueError,
     ListenAddress,
     Mode,
     Network,
@@ -43,7 +43,7 @@ class Inner:
 
     def __attrs_post_init__(self) -> None:
         if self.colour is Colour.GREEN and self.listen is None:
-            raise BadValue("is missing for green", "add it", "listen")
+            raise InvalidValueError("is missing for green", "add it", "listen")
 
 
 @attrs.frozen(kw_only=True)

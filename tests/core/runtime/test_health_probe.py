@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from tests.core.telemetry.test_ops_server import LOOPBACK, NO_ACCESS, pages
-from tunnel_core.runtime.health_probe import Door, Unhealthy, ask, file_named, report
+from tunnel_core.runtime.health_probe import OpsEndpoint, Unhealthy, ask, file_named, report
 from tunnel_core.telemetry.ops_server import serve_ops
 
 DEFAULT = "127.0.0.1:7005"
@@ -28,27 +28,29 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("text", "door"),
     [
-        (None, Door(DEFAULT)),
-        ('allow = ["localhost:22"]', Door(DEFAULT)),
-        ('[ops]\nlisten = "[::]:9"\ntls = true', Door("[::]:9", tls=True)),
-        ("ops = 7", Door(DEFAULT)),
+        (None, OpsEndpoint(DEFAULT)),
+        ('allow = ["localhost:22"]', OpsEndpoint(DEFAULT)),
+        ('[ops]\nlisten = "[::]:9"\ntls = true', OpsEndpoint("[::]:9", tls=True)),
+        ("ops = 7", OpsEndpoint(DEFAULT)),
     ],
 )
-def test_it_reads_two_keys_of_the_file(file: Path, text: str | None, door: Door) -> None:
+def test_it_reads_two_keys_of_the_file(file: Path, text: str | None, door: OpsEndpoint) -> None:
     if text is not None:
         file.write_text(text)
-    assert Door.find(file, DEFAULT, {}) == door
+    assert OpsEndpoint.find(file, DEFAULT, {}) == door
 
 
 def test_the_environment_wins(file: Path) -> None:
     file.write_text('[ops]\nlisten = "127.0.0.1:1"\ntls = true')
-    assert Door.find(file, DEFAULT, {"QANAT_OPS_LISTEN": "[::1]:2"}) == Door("[::1]:2", tls=True)
-    assert Door.find(file, DEFAULT, {"QANAT_OPS_TLS": "false"}) == Door("127.0.0.1:1")
+    assert OpsEndpoint.find(file, DEFAULT, {"QANAT_OPS_LISTEN": "[::1]:2"}) == OpsEndpoint(
+        "[::1]:2", tls=True
+    )
+    assert OpsEndpoint.find(file, DEFAULT, {"QANAT_OPS_TLS": "false"}) == OpsEndpoint("127.0.0.1:1")
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(Unhealthy) as caught:
-        Door.find(tmp_path, DEFAULT, {})
+        OpsEndpoint.find(tmp_path, DEFAULT, {})
     assert str(caught.value) == f"{tmp_path} cannot be read: Is a directory"
 
 
@@ -56,38 +58,38 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_said(file: Path, text: str, said: str) -> None:
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(Unhealthy, match=rf"agent\.toml {said}"):
-        Door.find(file, DEFAULT, {})
+        OpsEndpoint.find(file, DEFAULT, {})
 
 
 def test_a_file_that_cannot_be_looked_at_is_not_called_absent(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")  # stands for missing rights, which root always has
     with pytest.raises(Unhealthy, match=r"loop/agent\.toml cannot be read: Too many levels"):
-        Door.find(tmp_path / "loop/agent.toml", DEFAULT, {}, is_named=True)
+        OpsEndpoint.find(tmp_path / "loop/agent.toml", DEFAULT, {}, is_named=True)
 
 
 def test_a_file_that_was_named_must_be_there(file: Path) -> None:
     for named in ({"is_named": True}, {"environ": {"QANAT_CONFIG": str(file)}}):
         with pytest.raises(Unhealthy, match="there is no configuration at"):
-            Door.find(file, DEFAULT, **{"environ": {}, **named})  # type: ignore[arg-type]
+            OpsEndpoint.find(file, DEFAULT, **{"environ": {}, **named})  # type: ignore[arg-type]
     file.write_text("")
-    assert Door.find(file, DEFAULT, {}, is_named=True) == Door(DEFAULT)
+    assert OpsEndpoint.find(file, DEFAULT, {}, is_named=True) == OpsEndpoint(DEFAULT)
 
 
 def test_nobody_can_be_asked_where_nobody_listens() -> None:
     for listen in ("", "7005", "localhost:http"):
         with pytest.raises(Unhealthy, match="listen"):
-            ask(Door(listen))
+            ask(OpsEndpoint(listen))
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     with pytest.raises(Unhealthy, match="nobody answers"):
-        ask(Door(f"127.0.0.1:{port}"))
+        ask(OpsEndpoint(f"127.0.0.1:{port}"))
 
 
 async def test_a_listener_that_answers_is_healthy_though_it_is_not_ready(
     nursery: trio.Nursery, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = await nursery.start(serve_ops, LOOPBACK, pages("not_attached"), NO_ACCESS)
-    assert await trio.to_thread.run_sync(report, Door(server.addresses[0])) == 0
+    assert await trio.to_thread.run_sync(report, OpsEndpoint(server.addresses[0])) == 0
     assert capsys.readouterr().out == "healthy\n"
 
 
@@ -111,7 +113,7 @@ def answering(answer: bytes) -> Iterator[str]:
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 no\r\n\r\n", b"SSH-2.0-200\r\n"])
 def test_any_other_answer_is_not_health(answer: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     with answering(answer) as listen:
-        assert report(Door(listen)) == 1
+        assert report(OpsEndpoint(listen)) == 1
     assert "unhealthy:" in capsys.readouterr().err
 
 

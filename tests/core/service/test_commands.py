@@ -18,7 +18,7 @@ from tests.support.pki.authority import write_node_bundle
 from tunnel_agent.commands.service import AgentService, _missing_group
 from tunnel_agent.commands.service import command as agent_command
 from tunnel_core.config import paths
-from tunnel_core.runtime.health_probe import Door
+from tunnel_core.runtime.health_probe import OpsEndpoint
 from tunnel_core.service.commands import service_group
 from tunnel_core.service.handover import hand_over_file, hand_over_tree, let_read
 from tunnel_core.service.machine import Account, LinuxMachine, MachineError, Manager
@@ -107,7 +107,7 @@ def test_a_server_needs_what_its_configuration_says(tmp_path: Path) -> None:
     assert plain.data_folder == tmp_path / "data"
     assert plain.problem == ""
     assert plain.spec.write_folders == (str(tmp_path / "data"),)
-    assert plain.door == Door("127.0.0.1:7004")
+    assert plain.door == OpsEndpoint("127.0.0.1:7004")
     assert not plain.spec.has_low_port
     text = config.read_text().replace("[::]:7002", "[::]:443")
     unix = '[connect.unix]\npath = "/run/qanat/egress.sock"\ngroup = "kube"\n'
@@ -264,8 +264,8 @@ class Rig:
         self.data = folder / "data"
         spec = replace(SPEC, command=("/opt/qanat/bin/qanat-agent", "run", "--config", str(self.config)))
         remains = (Remains(self.data, "keys"), Remains(self.config, "the configuration"))
-        plan = ServicePlan(spec, self.config, self.data, (), Door(""), next_steps=("qanat-agent status",),
-                           remains=remains)  # fmt: skip
+        plan = ServicePlan(spec, self.config, self.data, (), OpsEndpoint(""),
+                           next_steps=("qanat-agent status",), remains=remains)  # fmt: skip
         self.program = Program(plan)
 
     def __call__(self, *arguments: str, stdin: str = "") -> Result:

@@ -141,7 +141,7 @@ class Member:
             connect_timeout_seconds=_SECONDS,
             services=(),
             on_open=lambda stream: self._crowd._nursery.start_soon(echo, stream),
-            on_look=lambda _: None,
+            on_state_change=lambda _: None,
         )
 
     async def _stay(self, connector: Connector, task_status: trio.TaskStatus[None]) -> None:

@@ -65,7 +65,7 @@ def _connector(bridge: Bridge, bundle: Bundle) -> Connector:
         connect_timeout_seconds=_SECONDS,
         services=(),
         on_open=_refuse,
-        on_look=lambda _: None,
+        on_state_change=lambda _: None,
     )
 
 
