@@ -84,7 +84,7 @@ class Agent:
         self.pages = self._make_pages()
         self.serving = self._make_serving()
         self.connector = self._make_connector(bridge)
-        self._attacher = AttachLoop(
+        self._attach_loop = AttachLoop(
             self.connector.open_link,
             self.state,
             self.counters,
@@ -146,7 +146,7 @@ class Agent:
 
     def _use_bundle(self, bundle: Bundle) -> None:
         self.connector.use_bundle(bundle)
-        self._attacher.retry_now()
+        self._attach_loop.retry_now()
 
     async def start(self) -> None:
         """Starts everything; returns when the ops listener is bound. Raises ``OSError`` if it cannot be."""
@@ -168,7 +168,7 @@ class Agent:
         return server
 
     async def _stay_attached(self) -> None:
-        await self._attacher.run()
+        await self._attach_loop.run()
         self._left.set()
 
     async def leave(self, drains: bool) -> None:

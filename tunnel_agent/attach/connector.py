@@ -73,7 +73,7 @@ class Connector:
     route: RouteWatcher = field(init=False)
     pool: CreditPool = field(init=False)
     send_pool: SendPool = field(init=False)
-    _resumer: SessionFailover | None = field(init=False, default=None)
+    _failover: SessionFailover | None = field(init=False, default=None)
     _offered: Attachment | None = field(init=False, default=None)
     _instance: bytes = field(init=False, default_factory=lambda: secrets.token_bytes(16))
     _number: int = field(init=False, default=0)
@@ -86,14 +86,14 @@ class Connector:
         self.route = RouteWatcher(self._route_changed)
 
     def _route_changed(self) -> None:
-        if self._resumer is not None:
-            self._resumer.route_changed()
+        if self._failover is not None:
+            self._failover.route_changed()
 
     def use_bundle(self, bundle: Bundle) -> None:
         """Attaches go by this bundle from now on; a session moves to a carrier that shows its certificate."""
         is_fresh, self.bundle = bundle.chain_pem != self.bundle.chain_pem, bundle
-        if is_fresh and self._resumer is not None:
-            self._resumer.refresh()
+        if is_fresh and self._failover is not None:
+            self._failover.refresh()
 
     @asynccontextmanager
     async def open_link(self, server: str) -> AsyncIterator[Session]:
@@ -104,7 +104,7 @@ class Connector:
         """
         link = self._begin_offered(server) or await self._begin(server)
         attach = functools.partial(self._attempt, server, link)
-        self._resumer = resumer = SessionFailover(
+        self._failover = resumer = SessionFailover(
             link,
             attach,
             response_timeout_seconds=self.connect_timeout_seconds,
@@ -120,7 +120,7 @@ class Connector:
                 yield link
                 link.end(Reason.AGENT_STOPPING)
         finally:
-            self._resumer, self._offered = None, resumer.offered
+            self._failover, self._offered = None, resumer.offered
 
     async def _begin(self, server: str) -> Session:
         """A new session on a carrier of its own. Raises ``Refused``."""

@@ -110,15 +110,15 @@ class CongestionController:
         self._uncounted: deque[tuple[int, int]] = deque()  # number and size of what is under way besides
         self._uncounted_bytes = 0
         self._count_at = now
-        self._delivery = RateEstimator()
-        self._rivals = CompetingFlowDetector(now)
+        self._rate_estimator = RateEstimator()
+        self._competing_flows = CompetingFlowDetector(now)
         self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
-        self._growth = BandwidthProbe()
+        self._bandwidth_probe = BandwidthProbe()
         self._queue = 0.0  # seconds of it, as the newest sample on a paced path found it
         self._surprised = False  # by a queue that stood unintended in the last round
         self._app_limited = False
         self._asked_bytes = 0
-        self._pacing = Pacer(now)
+        self._pacer = Pacer(now)
         self._low_inflight_at = self._probe_rtt_at = now
         self._probing_rtt = False
         self._probe_rtt_first = 0  # the first lean packet of the dip
@@ -134,17 +134,17 @@ class CongestionController:
 
     @property
     def in_flight(self) -> int:
-        return self._delivery.in_flight
+        return self._rate_estimator.in_flight
 
     @property
     def min_round_trip_seconds(self) -> float:
         """Without what waits, ours or others', in the last seconds; 0: not known yet."""
-        return self._delivery.shortest
+        return self._rate_estimator.shortest
 
     @property
     def competing(self) -> bool:
         """Whether another flow fills the queue."""
-        return self._rivals.present
+        return self._competing_flows.present
 
     # Sending.
 
@@ -158,52 +158,55 @@ class CongestionController:
 
     def room(self, now: float) -> int:
         """Bytes of bulk that may leave now: 0, or at least half a packet."""
-        room, packet = self.limit - self._delivery.in_flight, self.packet_bytes
-        self._pacing.let_go()
-        if not self._delivery.in_flight:
+        room, packet = self.limit - self._rate_estimator.in_flight, self.packet_bytes
+        self._pacer.let_go()
+        if not self._rate_estimator.in_flight:
             return max(room, packet)
         if room * 2 < packet:
             return 0
-        return 0 if not self._near and self._pacing.is_held(now) else room
+        return 0 if not self._near and self._pacer.is_held(now) else room
 
     def priority_room(self, now: float) -> int:
         """Bytes that may leave now for streams with little queued: above the limit, but bounded too."""
         ahead = _QUICK_PACKETS * self.packet_bytes
-        room = self.limit + ahead - self._delivery.in_flight
-        return max(0, room if self._near else int(min(room, ahead - self._pacing.owed(now))))
+        room = self.limit + ahead - self._rate_estimator.in_flight
+        return max(0, room if self._near else int(min(room, ahead - self._pacer.owed(now))))
 
     def deadline(self) -> float:
         """When ``room``, which was 0 at the last call for the sake of pacing, will not be."""
-        return self._pacing.deadline
+        return self._pacer.deadline
 
     def note_app_limited(self) -> None:
         """The session had nothing more to send, though it might have."""
-        if self._delivery.in_flight < self.limit:
+        if self._rate_estimator.in_flight < self.limit:
             self._app_limited = True
 
     def sent(self, number: int, size: int, now: float) -> bool:
         """A numbered packet leaves. True: it should ask for a confirmation at once."""
         self._number = number
-        if self._app_limited and self._delivery.in_flight + self._uncounted_bytes + size <= _UNCOUNTED_BYTES:
+        if (
+            self._app_limited
+            and self._rate_estimator.in_flight + self._uncounted_bytes + size <= _UNCOUNTED_BYTES
+        ):
             if self._near and now < self._count_at:
                 self._leave_uncounted(number, size)
                 return False
             self._count_at = now + _COUNT_SECONDS
-        low_inflight = self._delivery.in_flight <= self._probe_rtt_limit
+        low_inflight = self._rate_estimator.in_flight <= self._probe_rtt_limit
         if low_inflight:
             self._low_inflight_at = now
             if self._probing_rtt and not self._probe_rtt_first:
                 self._probe_rtt_first = number
-        self._delivery.sent(number, size, now, app_limited=self._app_limited, low_inflight=low_inflight)
+        self._rate_estimator.sent(number, size, now, app_limited=self._app_limited, low_inflight=low_inflight)
         self._app_limited = False
-        base_round_trip = self._delivery.base_round_trip
+        base_round_trip = self._rate_estimator.base_round_trip
         if base_round_trip > PACED_PATH_SECONDS:
-            self._pacing.sent(size, now, self._pace(base_round_trip))
+            self._pacer.sent(size, now, self._pace(base_round_trip))
         return self._asks(size)
 
     def _pace(self, base_round_trip: float) -> float:
-        rate, growth = self.rate_bytes_per_second, self._growth
-        if self._rivals.present:
+        rate, growth = self.rate_bytes_per_second, self._bandwidth_probe
+        if self._competing_flows.present:
             return _RIVAL_PACE * self.limit / base_round_trip
         if self._probing_rtt or growth.new or not rate:
             return _PACE * self.limit / base_round_trip
@@ -236,11 +239,11 @@ class CongestionController:
         uncounted = self._uncounted
         while uncounted and uncounted[0][0] <= number:
             self._uncounted_bytes -= uncounted.popleft()[1]
-        if not self._delivery.in_flight:
+        if not self._rate_estimator.in_flight:
             return
         if self._probe_rtt_first and number >= self._probe_rtt_first:
             self._end_probe_rtt(now)
-        sample = self._delivery.acked(number, stamp, now)
+        sample = self._rate_estimator.acked(number, stamp, now)
         if sample is None:
             return
         self._take(sample)
@@ -250,10 +253,10 @@ class CongestionController:
 
     def _end_probe_rtt(self, now: float) -> None:
         self._probing_rtt, self._probe_rtt_first, self._probe_rtt_at = False, 0, now
-        self._delivery.forget_unloaded()
+        self._rate_estimator.forget_unloaded()
 
     def _take(self, sample: Sample) -> None:
-        if self._probing_rtt and self._surprised and not self._rivals.present:
+        if self._probing_rtt and self._surprised and not self._competing_flows.present:
             # The queue drains at the link's rate, and until it has no packet is lean.
             self._round_rate = self.rate_bytes_per_second = max(self._round_rate, sample.rate)
         elif not sample.app_limited or sample.rate > self.rate_bytes_per_second:
@@ -262,7 +265,7 @@ class CongestionController:
         self._round_app_limited |= sample.app_limited
         queue = (
             sample.queue
-            if self._delivery.base_round_trip <= PACED_PATH_SECONDS
+            if self._rate_estimator.base_round_trip <= PACED_PATH_SECONDS
             else self._look_at_queue(sample)
         )
         self._round_queue += queue * sample.size
@@ -274,27 +277,27 @@ class CongestionController:
         own = min(sample.size, self.packet_bytes) / max(1.0, rate)
         self._queue = max(0.0, sample.queue - min(own, slack))
         if (
-            rate * self._delivery.base_round_trip > _LEAST_LIMIT
+            rate * self._rate_estimator.base_round_trip > _LEAST_LIMIT
         ):  # below, what waits may wait for TCP's first window
             trusted = not (self._probing_rtt or self._surprised)
-            self._growth.found_queue(self._queue, slack, rate, trusted=trusted)
+            self._bandwidth_probe.found_queue(self._queue, slack, rate, trusted=trusted)
         return self._queue
 
     def _end_round(self, sample: Sample, now: float) -> None:
         if not self._round_probed_rtt:  # all lean packets of the last dip were seen, not its first alone
-            delivery, rate = self._delivery, self.rate_bytes_per_second
-            self._rivals.look(delivery.min_one_way_delay, delivery.shortest, rate, now)
+            delivery, rate = self._rate_estimator, self.rate_bytes_per_second
+            self._competing_flows.look(delivery.min_one_way_delay, delivery.shortest, rate, now)
         queue = self._round_queue / max(1, self._round_bytes)
-        unintended = queue > self._most_intended and not self._growth.on
+        unintended = queue > self._most_intended and not self._bandwidth_probe.on
         self._judge_rate(unintended=unintended)
         if self._round_rate and not self._round_app_limited and not self._round_probed_rtt:
-            self._growth.end_round(queue, self._slack, self.rate_bytes_per_second)
+            self._bandwidth_probe.end_round(queue, self._slack, self.rate_bytes_per_second)
         was_probing_rtt = self._probing_rtt
         self._maybe_probe_rtt(now, unintended=unintended)
         self._start_round(dipped=was_probing_rtt or self._probing_rtt)
 
     def _judge_rate(self, *, unintended: bool) -> None:
-        if (unintended or self._surprised) and not self._rivals.present:
+        if (unintended or self._surprised) and not self._competing_flows.present:
             self._rates.clear()  # also in the round after, whose packets left before the limit fell
         if self._round_rate:
             self._rates.append(self._round_rate)
@@ -302,13 +305,13 @@ class CongestionController:
         self._surprised = unintended
 
     def _maybe_probe_rtt(self, now: float, *, unintended: bool) -> None:
-        base_round_trip = self._delivery.base_round_trip
-        every = _RIVAL_PROBE_RTT_SECONDS if self._rivals.present else _PROBE_RTT_SECONDS
+        base_round_trip = self._rate_estimator.base_round_trip
+        every = _RIVAL_PROBE_RTT_SECONDS if self._competing_flows.present else _PROBE_RTT_SECONDS
         stale = now - self._low_inflight_at > max(every, _PROBE_RTT_PATHS * base_round_trip)
-        soon = (_RIVAL_SOON_PATHS if self._rivals.present else _SOON_PATHS) * base_round_trip
+        soon = (_RIVAL_SOON_PATHS if self._competing_flows.present else _SOON_PATHS) * base_round_trip
         if stale or (unintended and now - self._probe_rtt_at > soon):
             self._probing_rtt = True
-            self._growth.disturbed()
+            self._bandwidth_probe.disturbed()
 
     # The limit.
 
@@ -318,38 +321,40 @@ class CongestionController:
         fast = (self.rate_bytes_per_second - _FAST_FROM) / (_FAST_TO - _FAST_FROM)
         return (
             _SLACK_SECONDS
-            + _SLACK_SHARE * self._delivery.base_round_trip
+            + _SLACK_SHARE * self._rate_estimator.base_round_trip
             + _FAST_SLACK_SECONDS * min(1.0, max(0.0, fast))
         )
 
     @property
     def _rival_extra(self) -> float:
-        return _RIVAL_GAIN * self._delivery.shortest if self._rivals.present else 0.0
+        return _RIVAL_GAIN * self._rate_estimator.shortest if self._competing_flows.present else 0.0
 
     @property
     def _most_intended(self) -> float:
         """Seconds of queue above which it is none that the limit allows for."""
         allowed = self._slack + _ASK_SECONDS
-        return allowed + self._rival_extra + max(2 * allowed, self._delivery.base_round_trip / 4)
+        return allowed + self._rival_extra + max(2 * allowed, self._rate_estimator.base_round_trip / 4)
 
     @property
     def _probe_rtt_limit(self) -> float:
-        share = _RIVAL_PROBE_RTT_SHARE if self._rivals.present else _PROBE_RTT_SHARE
+        share = _RIVAL_PROBE_RTT_SHARE if self._competing_flows.present else _PROBE_RTT_SHARE
         return max(
-            _LEAST_PROBE_RTT_LIMIT, share * self.rate_bytes_per_second * self._delivery.base_round_trip
+            _LEAST_PROBE_RTT_LIMIT, share * self.rate_bytes_per_second * self._rate_estimator.base_round_trip
         )
 
     def _set_limit(self, fresh: int) -> None:
         if self._probing_rtt:
             wish = self._probe_rtt_limit
         else:
-            base_round_trip, rate = self._delivery.base_round_trip, self.rate_bytes_per_second
-            extra = max(self._rival_extra, base_round_trip * self._growth.gain(rate, base_round_trip))
+            base_round_trip, rate = self._rate_estimator.base_round_trip, self.rate_bytes_per_second
+            extra = max(
+                self._rival_extra, base_round_trip * self._bandwidth_probe.gain(rate, base_round_trip)
+            )
             wish = rate * (base_round_trip + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
-        grown = self.limit + (_RIVAL_GROWTH * fresh if self._rivals.present else fresh)
+        grown = self.limit + (_RIVAL_GROWTH * fresh if self._competing_flows.present else fresh)
         self.limit = int(min(wish, grown, self._limits.max_send_memory))
-        self._near = self._delivery.base_round_trip <= PACED_PATH_SECONDS
+        self._near = self._rate_estimator.base_round_trip <= PACED_PATH_SECONDS
         self.packet_bytes = self._packet_bytes()
 
 

@@ -54,7 +54,7 @@ class Sending:
         self.streams: dict[int, StreamState] = {}
         self._max_frames = limits.max_frames_per_packet - _FRAME_RESERVE
         self._control: deque[StreamState] = deque()
-        self._turns = StreamScheduler()
+        self._scheduler = StreamScheduler()
         self._failed = False
 
     # What waits.
@@ -79,28 +79,28 @@ class Sending:
         if not stream.number or stream.pending & OPEN or not stream.wants_turn:
             return
         if not stream.send.queued:
-            self._turns.ends[stream] = None
+            self._scheduler.ends[stream] = None
             if is_end:
                 self._wake_later(_END_WAITS_SECONDS)
         elif not stream.listed:
-            self._turns.add(stream)
+            self._scheduler.add(stream)
             self.wake_for_data()
 
     @property
     def has_work(self) -> bool:
         """Whether there is something to send, once there is room for it."""
-        turns = self._turns
+        turns = self._scheduler
         return bool(self._control or turns.ends or turns.new or turns.old)
 
     @property
     def has_data(self) -> bool:
         """Whether some stream has data that credit and memory let it send."""
-        turns = self._turns
+        turns = self._scheduler
         return bool(turns.new or turns.old) and self._room() > 0
 
     def may_send(self, bulk: int, quick: int) -> bool:
         """Whether these budgets let any stream send data that memory allows."""
-        return self._turns.can_send(bulk, quick) and self._room() > 0
+        return self._scheduler.can_send(bulk, quick) and self._room() > 0
 
     def _room(self) -> int:
         """Bytes that may leave now. What was taken back has its place in the pool already."""
@@ -123,7 +123,7 @@ class Sending:
             early = self._take_control(frames, receipt, quick)
             bulk, quick = bulk - early, quick - early
         self.urgent = bool(self._control)
-        turns = self._turns
+        turns = self._scheduler
         while turns.ends and len(frames) < self._max_frames:
             self._take_data(turns.ends.popitem()[0], frames, receipt, 0)
         if turns.new or turns.old:
@@ -131,7 +131,7 @@ class Sending:
         return frames, receipt
 
     def _take_turns(self, frames: list[Frame], receipt: list[Receipt], bulk: int, quick: int) -> None:
-        turns, room, skipped = self._turns, self._room(), 0
+        turns, room, skipped = self._scheduler, self._room(), 0
         bulk, quick = min(bulk, room), min(quick, room)
         turns.start_packet(bulk)
         while (turns.new or turns.old) and len(frames) < self._max_frames:
@@ -267,15 +267,15 @@ class Sending:
             waiting.pop(stream, None)
         self._control = deque([*again, *waiting])
         self.urgent = bool(self._control)
-        self._turns.clear()
+        self._scheduler.clear()
         for stream in streams:
             stream.listed = False
             self.list_stream(stream)
-        self._turns.demote()
+        self._scheduler.demote()
 
     def stop_sending(self) -> None:
         """The session is gone: nothing moves any more."""
         self._failed = True
         self._control.clear()
-        self._turns.clear()
+        self._scheduler.clear()
         self.send_pool.forget(self._wake_when_free)

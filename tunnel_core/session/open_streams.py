@@ -36,7 +36,7 @@ class OpenStreams:
         """Whether new streams are refused."""
         self._node = node
         self._session_id = session_id
-        self._opens = opens
+        self._pending_opens = opens
         self._on_open = on_open
         self._serial = 0
         self._closed_in = self._closed_out = 0  # bytes of streams that are closed
@@ -49,7 +49,7 @@ class OpenStreams:
 
         def forget(stream: TunnelStream) -> None:
             del self.all[serial]
-            self._opens.forget(stream)
+            self._pending_opens.forget(stream)
             self.note_change()
             self._closed_in += stream.bytes_in
             self._closed_out += stream.bytes_out
@@ -69,7 +69,7 @@ class OpenStreams:
         stream = self.add(mux_stream)
 
         def opened() -> None:
-            self._opens.forget(stream)
+            self._pending_opens.forget(stream)
             if on_opened is not None and stream.ended_by is None:  # its user may have left meanwhile
                 on_opened()
 

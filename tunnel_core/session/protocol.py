@@ -101,7 +101,7 @@ class SessionProtocol:
         self.grace_is_short = 0 < welcome.grace_ms <= welcome.ping_interval_ms * (welcome.missed_pings + 1)
         """Whether a silence may last for the whole grace before pings find it."""
         self._limits = limits
-        self._confirming = AckScheduler(limits, profile.ack_delay_seconds)
+        self._ack_scheduler = AckScheduler(limits, profile.ack_delay_seconds)
         self._pings = pings
         self._number = 0  # highest sent
         self._ack_overdue = False  # the carrier is to blame, not the clock: no deadline any more
@@ -129,7 +129,7 @@ class SessionProtocol:
         if control:
             frames = [*control, *frames]
         if not frames:
-            return self._bare(()) if self._ack_overdue or self._confirming.due <= now else None
+            return self._bare(()) if self._ack_overdue or self._ack_scheduler.due <= now else None
         size = self.mux.unconfirmed - held + _PACKET_BYTES + _FRAME_BYTES * len(frames)
         if not self._sent:
             self._progress = now
@@ -138,7 +138,7 @@ class SessionProtocol:
         self._sent.append(_Sent(number, receipt, control, now))
         self._ack_overdue = False
         ack_immediately = self.flight.sent(number, size, now)
-        return Packet(number, self.received, frames, self._confirming.sent(), ack_immediately)
+        return Packet(number, self.received, frames, self._ack_scheduler.sent(), ack_immediately)
 
     def _take(self, receipt: list[Receipt], now: float) -> list[Frame]:
         """What the streams say in this packet; ``receipt`` gets what must come back if it is lost."""
@@ -154,12 +154,12 @@ class SessionProtocol:
     def _bare(self, frames: Sequence[Frame]) -> Packet:
         """A packet without number."""
         self._ack_overdue = False
-        return Packet(0, self.received, frames, self._confirming.sent())
+        return Packet(0, self.received, frames, self._ack_scheduler.sent())
 
     def may_defer(self, now: float) -> bool:
         """Whether all that there is to say waits for company: an end for the next open, for one."""
         mux = self.mux
-        is_due = self._ack_overdue or self._confirming.due <= now
+        is_due = self._ack_overdue or self._ack_scheduler.due <= now
         return not (mux.urgent or mux.has_data or is_due or self._unnumbered or self._control)
 
     def may_send(self, now: float) -> bool:
@@ -168,7 +168,7 @@ class SessionProtocol:
         What the streams say besides data has asked for its packet itself, or waits for company. If there is
         nothing, ``deadline`` says when to ask again.
         """
-        if self._ack_overdue or self._confirming.due <= now or self._unnumbered or self._control:
+        if self._ack_overdue or self._ack_scheduler.due <= now or self._unnumbered or self._control:
             return True
         if not self.mux.has_data:
             return False
@@ -203,7 +203,7 @@ class SessionProtocol:
                 detail = f"packet {packet.number} after {self.received}"
                 raise ProtocolError(Reason.PROTOCOL_ERROR, detail)
             self.received, self._moved, self.liveness.bytes_at = packet.number, False, now
-            self._confirming.received(size, now, at_once=packet.ack_immediately)
+            self._ack_scheduler.received(size, now, at_once=packet.ack_immediately)
         else:
             _check_unnumbered(packet)
         for frame in packet.frames:
@@ -256,7 +256,7 @@ class SessionProtocol:
         if not self._pings and frame.reason not in OF_A_SESSION:  # from a node, which may be taken over
             frame = frame._replace(reason=Reason.SESSION_LOST)
         self.peer_bye = frame
-        self._confirming.received(0, now, at_once=True)
+        self._ack_scheduler.received(0, now, at_once=True)
 
     def _receive_draining(self, frame: Draining, now: float) -> None:
         self.peer_draining = True
@@ -282,7 +282,7 @@ class SessionProtocol:
         self._carried = self._moved = True
         self._progress = now
         self.liveness.start(now)
-        self._confirming.sent()  # what it knows of the old carrier is worth nothing on the new one
+        self._ack_scheduler.sent()  # what it knows of the old carrier is worth nothing on the new one
         self._ack_overdue = self.received > 0
 
     def _take_back(self) -> None:
@@ -297,7 +297,7 @@ class SessionProtocol:
         """When ``tick`` wants to be called next, in the clock of ``now``."""
         if not self._carried:
             return math.inf
-        soon = min(self._confirming.due, self.allowance.due, self.liveness.deadline())
+        soon = min(self._ack_scheduler.due, self.allowance.due, self.liveness.deadline())
         if self._sent:
             soon = min(soon, self._progress + self._limits.confirm_timeout_seconds)
         return min(soon, self.unanswered_until()) if self.grace_is_short else soon
@@ -340,8 +340,8 @@ class SessionProtocol:
         if is_ping_due:
             self._ping(now)
             return True
-        if now >= self._confirming.due:
-            self._confirming.due, self._ack_overdue = math.inf, True
+        if now >= self._ack_scheduler.due:
+            self._ack_scheduler.due, self._ack_overdue = math.inf, True
         return self._may_go_on(now) or self._ack_overdue
 
     def _may_go_on(self, now: float) -> bool:

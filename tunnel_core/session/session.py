@@ -86,8 +86,8 @@ class Session:
         self.on_event = on_event
         self._opener = opener
         self._timer = Timer()
-        self._opens = PendingOpens(node, limits)
-        self._streams = OpenStreams(node, self.session_id, self._opens, on_open)
+        self._pending_opens = PendingOpens(node, limits)
+        self._streams = OpenStreams(node, self.session_id, self._pending_opens, on_open)
         self.streams: Mapping[int, TunnelStream] = self._streams.all
         """The streams that their owners have not closed yet."""
         self._mux = make_mux(
@@ -173,8 +173,8 @@ class Session:
         if self.ended is not None:
             return self._timer.give_up_at
         if self.lost is not None:
-            return min(self._timer.give_up_at, self._opens.next_deadline)
-        deadline = min(self._session.deadline(), self._opens.next_deadline, self._late_at())
+            return min(self._timer.give_up_at, self._pending_opens.next_deadline)
+        deadline = min(self._session.deadline(), self._pending_opens.next_deadline, self._late_at())
         return round_up_deadline(deadline, trio.current_time()) if self._opener else deadline
 
     def _late_at(self) -> float:
@@ -187,7 +187,7 @@ class Session:
             self._mux.wake()
         if self.ended is not None:
             return
-        self._opens.reset_overdue(now, self.lost)
+        self._pending_opens.reset_overdue(now, self.lost)
         if self.lost is not None:
             if now >= self._timer.give_up_at:
                 detail = f"the link did not come back within {now - self.lost.at:.0f} s: {self.lost.detail}"
@@ -233,7 +233,7 @@ class Session:
         else:
             self._carriage.start()
             attempt.carrier.wake()
-        self._opens.resumed(now)
+        self._pending_opens.resumed(now)
         self._timer.look_now(now)  # it goes by the session's deadlines again
         if not first:
             self.on_event(self, SessionEvent.RESUMED)
@@ -254,7 +254,7 @@ class Session:
         self.lost = Loss(since, reason, detail)
         self._timer.give_up_at = since + self.welcome.grace_ms / 1000
         self._session.pause()
-        self._opens.lost(now)
+        self._pending_opens.lost(now)
         self._timer.look_now(now)  # it goes by the grace from here on
         self.on_event(self, SessionEvent.LOST)
 
@@ -356,7 +356,7 @@ class Session:
         self._streams.check_not_draining(peer=self._session.peer_draining)
         request = Open(0, str(target), user, entrance, 0, verb=verb, target_tls=target_tls)
         stream = self._streams.open(self._mux.open(request, early_data), on_opened)
-        self._timer.wake_by(self._opens.add(stream, trio.current_time(), self.lost))
+        self._timer.wake_by(self._pending_opens.add(stream, trio.current_time(), self.lost))
         return stream
 
     # Ending.

@@ -70,32 +70,32 @@ class Opener:
         Raises ``NotOpened``, also for a ``Refused`` of the block, with the reason that is written down. The
         stream is closed when the block ends, and reset when it raises.
         """
-        passage = UserStream(self, wish)
-        self._begin(passage, wish, early_data)
+        user_stream = UserStream(self, wish)
+        self._begin(user_stream, wish, early_data)
         try:
-            with self._standing.entered(wish.user.proven, passage.revoke):
-                yield passage
-            await passage.stream.aclose()
+            with self._standing.entered(wish.user.proven, user_stream.revoke):
+                yield user_stream
+            await user_stream.stream.aclose()
         except Refused as refused:
-            passage.fail(refused)
-            raise NotOpened(*passage.verdict) from None
+            user_stream.fail(refused)
+            raise NotOpened(*user_stream.verdict) from None
         except BaseException as error:
-            passage.fail(error)
+            user_stream.fail(error)
             raise
         finally:
-            passage.record_end()
+            user_stream.record_end()
 
-    def _begin(self, passage: UserStream, wish: StreamRequest, early_data: bytes) -> None:
+    def _begin(self, user_stream: UserStream, wish: StreamRequest, early_data: bytes) -> None:
         try:
             authorise(wish.user, wish.route, self.trust_domain)
             link = self.nodes.link_of(wish.route.node)
-            passage.stream = link.open(
+            user_stream.stream = link.open(
                 wish.route.target,
                 user=wish.user.name,
                 entrance=wish.entrance,
                 early_data=early_data,
                 target_tls=wish.target_tls,
-                on_opened=passage.note_opened,
+                on_opened=user_stream.note_opened,
             )
         except Refused as refused:
             self.records.not_opened(_facts(wish), refused)

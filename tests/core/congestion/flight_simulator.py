@@ -432,7 +432,7 @@ class End:
         self._carrier: Tcp | Wire
         self._clock, self._limits, self._costs, self._window = clock, limits, costs or Costs(), window
         self._offset = clock_offset
-        self._confirming = AckScheduler(limits, _CONFIRMED_AFTER_SECONDS)
+        self._ack_scheduler = AckScheduler(limits, _CONFIRMED_AFTER_SECONDS)
         self._quick: deque[Message] = deque()
         self._number = self._received = 0
         self._credit = window  # bulk that the peer takes, in total
@@ -492,7 +492,7 @@ class End:
         if did:
             self.wake()
             return
-        due = min(self._confirming.due, self.flight.deadline())
+        due = min(self._ack_scheduler.due, self.flight.deadline())
         if self._now < due < self._timer:
             self._timer = due
             self._clock.at(due - self._offset + 1e-6, self._ring)  # after it, rounded or not
@@ -515,7 +515,7 @@ class End:
             self.flight.acked(packet.ack, packet.stamp, now)
         if packet.number:
             self._received = packet.number
-            self._confirming.received(size, now, at_once=packet.ack_immediately)
+            self._ack_scheduler.received(size, now, at_once=packet.ack_immediately)
         self._credit = max(self._credit, packet.credit)
         self.bulk_received += packet.bulk
         for message in packet.messages:
@@ -546,7 +546,7 @@ class End:
         bulk = min(bulk, self.flight.room(now), self.flight.packet_bytes)
         credit = self._new_grant()
         if not messages and not bulk and not credit:
-            if self._confirming.due > now:
+            if self._ack_scheduler.due > now:
                 return None
             self.bare += 1
             return self._confirmed(Sent(0, self._received, 0, False, [], 0, 0))
@@ -557,7 +557,7 @@ class End:
         return self._confirmed(Sent(self._number, self._received, 0, at_once, messages, bulk, credit))
 
     def _confirmed(self, packet: Sent) -> Sent:
-        return packet._replace(stamp=self._confirming.sent())
+        return packet._replace(stamp=self._ack_scheduler.sent())
 
     def _new_grant(self) -> int:
         """As the mux grants: a quarter of the window at a time."""

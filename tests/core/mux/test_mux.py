@@ -177,7 +177,9 @@ class TwoEnds(RuleBasedStateMachine):
             for stream in end.mux.streams.values():
                 assert stream.recv.buffered <= stream.recv.window <= LIMITS.max_credit
                 assert stream.send.sent <= stream.send.limit
-                assert stream.listed == (stream in end.mux._turns.new) + (stream in end.mux._turns.old)
+                assert stream.listed == (stream in end.mux._scheduler.new) + (
+                    stream in end.mux._scheduler.old
+                )
 
     def teardown(self) -> None:
         if not hasattr(self, "server"):

@@ -546,4 +546,4 @@ def test_any_delay_delivers_everything_once(script: list[tuple[str, float]]) -> 
             step(what, value)
     assert read == pushed
     assert ends.server_mux.unconfirmed == ends.agent_mux.unconfirmed == 0
-    assert math.isinf(ends.server._confirming.due) and math.isinf(ends.agent._confirming.due)
+    assert math.isinf(ends.server._ack_scheduler.due) and math.isinf(ends.agent._ack_scheduler.due)
