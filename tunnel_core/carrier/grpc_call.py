@@ -148,7 +148,7 @@ class CallCarrier(Carrier):
             except Exception as error:
                 return failure_detail(error)
             if data is aio.EOF:
-                return "the other end closed the call"
+                return "the server closed the call"
             if self._port is not None:
                 self._port.packet_received(data)
             data = None  # so that an idle carrier holds no packet

@@ -88,7 +88,7 @@ burst."""
 _PROBE_RTT_SECONDS, _COMPETING_PROBE_RTT_SECONDS = 2.5, 6.0
 _PROBE_RTT_ROUND_TRIPS = 10
 """An RTT probe costs a quarter of a round trip, so at most 3 %."""
-_EARLY_PROBE_ROUND_TRIPS, _COMPETING_EARLY_PROBE_ROUND_TRIPS = 4, 12
+_EARLY_ROUND_TRIPS, _COMPETING_EARLY_ROUND_TRIPS = 4, 12
 """Between probes for unintended queues, because the last one must have shown its effect."""
 _RATE_ROUNDS = 10
 """BBR's window, which is longer than an RTT probe."""
@@ -122,7 +122,7 @@ class CongestionController:
         self._uncounted: deque[tuple[int, int]] = deque()  # number and size of uncounted packets in flight
         self._uncounted_bytes = 0
         self._count_at = now
-        self._rate_estimator = RateEstimator()
+        self._estimator = RateEstimator()
         self._competing_flows = CompetingFlowDetector(now)
         self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
         self._bandwidth_probe = BandwidthProbe()
@@ -146,12 +146,12 @@ class CongestionController:
 
     @property
     def in_flight(self) -> int:
-        return self._rate_estimator.in_flight
+        return self._estimator.in_flight
 
     @property
     def min_round_trip_seconds(self) -> float:
         """The smallest round trip of the last seconds, without any queue; 0: not known yet."""
-        return self._rate_estimator.min_round_trip
+        return self._estimator.min_round_trip
 
     @property
     def competing(self) -> bool:
@@ -170,9 +170,9 @@ class CongestionController:
 
     def room(self, now: float) -> int:
         """Bytes of bulk that may leave now: 0, or at least half a packet."""
-        room, packet = self.limit - self._rate_estimator.in_flight, self.packet_bytes
+        room, packet = self.limit - self._estimator.in_flight, self.packet_bytes
         self._pacer.clear()
-        if not self._rate_estimator.in_flight:
+        if not self._estimator.in_flight:
             return max(room, packet)
         if room * 2 < packet:
             return 0
@@ -181,7 +181,7 @@ class CongestionController:
     def priority_room(self, now: float) -> int:
         """Bytes that streams with little queued may send now, up to a bound above the limit."""
         ahead = _PRIORITY_PACKETS * self.packet_bytes
-        room = self.limit + ahead - self._rate_estimator.in_flight
+        room = self.limit + ahead - self._estimator.in_flight
         return max(0, room if self._short_path else int(min(room, ahead - self._pacer.bytes_ahead(now))))
 
     def deadline(self) -> float:
@@ -190,31 +190,25 @@ class CongestionController:
 
     def note_app_limited(self) -> None:
         """Note that the session has no more to send, though the limit allows more."""
-        if self._rate_estimator.in_flight < self.limit:
+        if self._estimator.in_flight < self.limit:
             self._app_limited = True
 
     def sent(self, number: int, size: int, now: float) -> bool:
-        """Count a numbered packet that leaves.
-
-        Return whether it should request an immediate acknowledgement.
-        """
+        """Count a numbered packet that leaves. Return whether it should request an immediate ack."""
         self._number = number
-        if (
-            self._app_limited
-            and self._rate_estimator.in_flight + self._uncounted_bytes + size <= _UNCOUNTED_BYTES
-        ):
+        if self._app_limited and self._estimator.in_flight + self._uncounted_bytes + size <= _UNCOUNTED_BYTES:
             if self._short_path and now < self._count_at:
                 self._send_uncounted(number, size)
                 return False
             self._count_at = now + _COUNT_SECONDS
-        low_inflight = self._rate_estimator.in_flight <= self._probe_rtt_limit
+        low_inflight = self._estimator.in_flight <= self._probe_rtt_limit
         if low_inflight:
             self._low_inflight_at = now
             if self._probing_rtt and not self._probe_rtt_first:
                 self._probe_rtt_first = number
-        self._rate_estimator.sent(number, size, now, app_limited=self._app_limited, low_inflight=low_inflight)
+        self._estimator.sent(number, size, now, app_limited=self._app_limited, low_inflight=low_inflight)
         self._app_limited = False
-        base_round_trip = self._rate_estimator.base_round_trip
+        base_round_trip = self._estimator.base_round_trip
         if base_round_trip > PACED_PATH_SECONDS:
             self._pacer.sent(size, now, self._pace(base_round_trip))
         return self._should_request_ack(size)
@@ -259,11 +253,11 @@ class CongestionController:
         uncounted = self._uncounted
         while uncounted and uncounted[0][0] <= number:
             self._uncounted_bytes -= uncounted.popleft()[1]
-        if not self._rate_estimator.in_flight:
+        if not self._estimator.in_flight:
             return
         if self._probe_rtt_first and number >= self._probe_rtt_first:
             self._end_probe_rtt(now)
-        sample = self._rate_estimator.acked(number, stamp, now)
+        sample = self._estimator.acked(number, stamp, now)
         if sample is None:
             return
         self._apply_sample(sample)
@@ -273,7 +267,7 @@ class CongestionController:
 
     def _end_probe_rtt(self, now: float) -> None:
         self._probing_rtt, self._probe_rtt_first, self._probe_rtt_at = False, 0, now
-        self._rate_estimator.forget_min_delay()
+        self._estimator.forget_min_delay()
 
     def _apply_sample(self, sample: Sample) -> None:
         if self._probing_rtt and self._unintended_queue and not self._competing_flows.detected:
@@ -285,7 +279,7 @@ class CongestionController:
         self._round_app_limited |= sample.app_limited
         queue = (
             sample.queue
-            if self._rate_estimator.base_round_trip <= PACED_PATH_SECONDS
+            if self._estimator.base_round_trip <= PACED_PATH_SECONDS
             else self._record_queue(sample)
         )
         self._round_queue += queue * sample.size
@@ -297,14 +291,14 @@ class CongestionController:
         send_seconds = min(sample.size, self.packet_bytes) / max(1.0, rate)
         self._queue = max(0.0, sample.queue - min(send_seconds, slack))
         # Below the smallest limit bytes may wait for TCP's first window.
-        if rate * self._rate_estimator.base_round_trip > _MIN_LIMIT:
+        if rate * self._estimator.base_round_trip > _MIN_LIMIT:
             trusted = not (self._probing_rtt or self._unintended_queue)
             self._bandwidth_probe.observe_queue(self._queue, slack, rate, trusted=trusted)
         return self._queue
 
     def _end_round(self, sample: Sample, now: float) -> None:
         if not self._round_probed_rtt:  # so every packet of the last probe is acknowledged
-            estimator, rate = self._rate_estimator, self.rate_bytes_per_second
+            estimator, rate = self._estimator, self.rate_bytes_per_second
             self._competing_flows.update(estimator.min_one_way_delay, estimator.min_round_trip, rate, now)
         queue = self._round_queue / max(1, self._round_bytes)
         unintended = queue > self._max_intended_queue and not self._bandwidth_probe.active
@@ -324,11 +318,11 @@ class CongestionController:
         self._unintended_queue = unintended
 
     def _maybe_probe_rtt(self, now: float, *, unintended: bool) -> None:
-        base_round_trip = self._rate_estimator.base_round_trip
+        base_round_trip = self._estimator.base_round_trip
         interval = _COMPETING_PROBE_RTT_SECONDS if self._competing_flows.detected else _PROBE_RTT_SECONDS
         stale = now - self._low_inflight_at > max(interval, _PROBE_RTT_ROUND_TRIPS * base_round_trip)
         early = (
-            _COMPETING_EARLY_PROBE_ROUND_TRIPS if self._competing_flows.detected else _EARLY_PROBE_ROUND_TRIPS
+            _COMPETING_EARLY_ROUND_TRIPS if self._competing_flows.detected else _EARLY_ROUND_TRIPS
         ) * base_round_trip
         if stale or (unintended and now - self._probe_rtt_at > early):
             self._probing_rtt = True
@@ -342,34 +336,30 @@ class CongestionController:
         fast = (self.rate_bytes_per_second - _FAST_FROM) / (_FAST_TO - _FAST_FROM)
         return (
             _SLACK_SECONDS
-            + _SLACK_SHARE * self._rate_estimator.base_round_trip
+            + _SLACK_SHARE * self._estimator.base_round_trip
             + _FAST_SLACK_SECONDS * min(1.0, max(0.0, fast))
         )
 
     @property
     def _competing_extra(self) -> float:
-        return (
-            _COMPETING_GAIN * self._rate_estimator.min_round_trip if self._competing_flows.detected else 0.0
-        )
+        return _COMPETING_GAIN * self._estimator.min_round_trip if self._competing_flows.detected else 0.0
 
     @property
     def _max_intended_queue(self) -> float:
         """Seconds of queue that the limit accounts for; a longer one is unintended."""
         allowed = self._slack + _ACK_REQUEST_SECONDS
-        return allowed + self._competing_extra + max(2 * allowed, self._rate_estimator.base_round_trip / 4)
+        return allowed + self._competing_extra + max(2 * allowed, self._estimator.base_round_trip / 4)
 
     @property
     def _probe_rtt_limit(self) -> float:
         share = _COMPETING_PROBE_RTT_SHARE if self._competing_flows.detected else _PROBE_RTT_SHARE
-        return max(
-            _MIN_PROBE_RTT_LIMIT, share * self.rate_bytes_per_second * self._rate_estimator.base_round_trip
-        )
+        return max(_MIN_PROBE_RTT_LIMIT, share * self.rate_bytes_per_second * self._estimator.base_round_trip)
 
     def _set_limit(self, acked_bytes: int) -> None:
         if self._probing_rtt:
             target = self._probe_rtt_limit
         else:
-            base_round_trip, rate = self._rate_estimator.base_round_trip, self.rate_bytes_per_second
+            base_round_trip, rate = self._estimator.base_round_trip, self.rate_bytes_per_second
             extra = max(
                 self._competing_extra, base_round_trip * self._bandwidth_probe.gain(rate, base_round_trip)
             )
@@ -379,15 +369,12 @@ class CongestionController:
             _COMPETING_GROWTH * acked_bytes if self._competing_flows.detected else acked_bytes
         )
         self.limit = int(min(target, grown, self._limits.max_send_memory))
-        self._short_path = self._rate_estimator.base_round_trip <= PACED_PATH_SECONDS
+        self._short_path = self._estimator.base_round_trip <= PACED_PATH_SECONDS
         self.packet_bytes = self._packet_bytes()
 
 
 class NoLimit(CongestionController):
-    """No in-flight limit, no measurement, no acknowledgement requests.
-
-    Benchmarks compare the limit with it.
-    """
+    """No limit, no measurement, no requested acknowledgements, for comparison in benchmarks."""
 
     def _packet_bytes(self) -> int:
         return self._limits.max_packet_bytes
