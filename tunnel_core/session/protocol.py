@@ -192,7 +192,7 @@ class SessionProtocol:
         void.
         """
         if isinstance(packet, Malformed):
-            raise ProtocolError(Reason.MALFORMED_PACKET, packet.why)
+            raise ProtocolError(Reason.MALFORMED_PACKET, packet.detail)
         self.liveness.last_received_at = now
         if packet.ack > self.acked:
             self._confirm(packet.ack, now, packet.arrived)

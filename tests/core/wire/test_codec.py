@@ -71,7 +71,7 @@ def read(data: bytes) -> Packet:
 def refusal(data: bytes) -> str:
     packet = decode_packet(data)
     assert isinstance(packet, Malformed), packet
-    return packet.why
+    return packet.detail
 
 
 # Both ways.
@@ -241,7 +241,7 @@ def test_an_open_asks_for_tls_in_a_field_that_older_agents_skip() -> None:
     asking = plain._replace(target_tls=True)
     assert encode_packet(1, 0, [asking]).endswith(before + b"\x68\x01")
     fields = BY_FRAME[Open].fields
-    old = Fields(*({n: of[n] for n in of if n != 13} for of in (fields.kinds, fields.places)))
+    old = Fields(*({n: of[n] for n in of if n != 13} for of in (fields.kinds, fields.positions)))
     body = before + b"\x68\x01"
     assert read_fields(body, 0, len(body), old, FieldBudget(MAX_FIELDS)) == list(plain[:8])
 
