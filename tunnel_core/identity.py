@@ -18,6 +18,8 @@ _USER = re.compile(r"[a-z0-9]([a-z0-9._@-]{0,126}[a-z0-9])?")
 
 
 class Role(enum.Enum):
+    """The kind of an identity, as in the path of its SPIFFE ID."""
+
     NODE = "node"
     SERVER = "server"
     USER = "user"

@@ -16,6 +16,7 @@ class Tally(Counter[K]):
     """A ``Counter`` whose keys are added and taken one at a time."""
 
     def add(self, key: K) -> None:
+        """Count ``key`` once more."""
         self[key] += 1
 
     def take(self, key: K) -> None:

@@ -146,6 +146,7 @@ class CongestionController:
 
     @property
     def in_flight(self) -> int:
+        """Bytes in flight on the present carrier, uncounted packets aside."""
         return self._estimator.in_flight
 
     @property

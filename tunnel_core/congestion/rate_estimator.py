@@ -8,9 +8,9 @@
    smallest comes from packets sent with few bytes in flight, which find no queue of ours, and from any
    smaller delay. It expires after a few seconds, because routes and competing flows change.
 3. Return delay is averaged with all its queues, because a window must cover it and no queue there is ours.
-4. Delivery rate as in BBR (draft-cardwell-iccrg-bbr-congestion-control, delivery rate estimation): the bytes
-   that arrived since a packet left, over the longer of the times in which they were sent and arrived.
-   The peer's clock makes the rate immune to acknowledgements that come in bursts.
+4. The delivery rate is BBR's (draft-cardwell-iccrg-bbr-congestion-control). It is the bytes that arrived
+   since a packet left, over the longer of the times in which they were sent and arrived. The peer's clock
+   makes the rate immune to acknowledgements that come in bursts.
 """
 
 from __future__ import annotations

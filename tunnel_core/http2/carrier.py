@@ -229,12 +229,12 @@ class ServedCarrier(Carrier):
         if not early or (self._port is None and not self._is_ended):
             return
         self._call.holds_window = False
-        ends = trio.current_time() + _TURN_SECONDS if len(early) > 1 else math.inf
+        deadline = trio.current_time() + _TURN_SECONDS if len(early) > 1 else math.inf
         while early and (port := self._port) is not None:
             message = early.popleft()
             self._early_bytes -= len(message)
             port.packet_received(message)
-            if early and trio.current_time() > ends:
+            if early and trio.current_time() > deadline:
                 self._server.step_soon(self)
                 return
         early.clear()

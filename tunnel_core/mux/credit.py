@@ -54,9 +54,9 @@ class SendPool:
 
     A session may add bytes while it retains at most an eighth of the free bytes. So sessions whose peers
     acknowledge nothing leave a share for each other session. A sixteenth is reserved for the early data of
-    opens, and for the first 64 KiB of a session, because the share shrinks with each session that keeps one.
-    Bytes that were charged once may always be retransmitted, so that sessions which resume together cannot
-    block each other.
+    opens, and for the first 64 KiB of a session. Without that reserve a late session gets none, because the
+    share shrinks with each session that keeps one. Bytes that were charged once may always be retransmitted,
+    so that sessions which resume together cannot block each other.
     """
 
     __slots__ = (

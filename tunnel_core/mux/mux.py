@@ -195,7 +195,7 @@ class Mux(Sending):
             stream.detach()
 
 
-def _too_many(user: str, own: int, most: int, free: int) -> str:
-    rule = f"one user may have {most}, and more only while more than the user's own number are free"
+def _too_many(user: str, own: int, limit: int, free: int) -> str:
+    rule = f"one user may have {limit}, and more only while more than the user's own number are free"
     cure = "close some, or raise [session] max_streams_per_user of the server"
     return f"{user} has {own} streams on this node and {free} are free: {rule}; {cure}"

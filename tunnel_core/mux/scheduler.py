@@ -43,6 +43,7 @@ class StreamScheduler:
         return len(self.new) + len(self.old)
 
     def clear(self) -> None:
+        """Remove all streams from all lists."""
         self.ends.clear()
         self.new.clear()
         self.old.clear()

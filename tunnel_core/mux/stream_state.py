@@ -241,6 +241,7 @@ class StreamState:
         return bits
 
     def ack_control(self, bits: int) -> None:
+        """Record that the peer has the frames of these control bits."""
         self._done |= bits
 
     def take_back(self, bits: int) -> None:
@@ -260,6 +261,7 @@ class StreamState:
 
     @property
     def control_pending(self) -> bool:
+        """Whether control frames have yet to be sent."""
         return bool(self.pending)
 
     @property

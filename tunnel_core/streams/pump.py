@@ -1,9 +1,9 @@
 """Move bytes from a tunnelled stream to a socket as they arrive, without a task.
 
-A task that only waits for the next piece costs a pass of the scheduler and cold caches for each piece, and
-its memory for as long as the stream is open. While the kernel accepts the bytes nothing has to wait. So the
-pump writes them from the session's own step. When the kernel accepts no more, the pump stops, because waiting
-needs a task; ``relay`` starts one.
+A task that only waits costs a pass of the scheduler and cold caches for each piece. Its memory stays in use
+as long as the stream is open. While the kernel accepts the bytes nothing has to wait. So the pump writes them
+from the session's own step. When the kernel accepts no more, the pump stops, because waiting needs a task;
+``relay`` starts one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Pump:
     """One direction, from ``source`` to ``sink``.
 
     ``on_moved`` is called with ``source`` and the length of each piece, before the pump sends it. ``on_stop``
-    is called once, if a task must take over: the sink must be flushed, one side broke (``error``), or the
-    peer stopped receiving the other direction after it ended this one. ``on_done`` may be set before
-    ``start``; it is called once, at the end of the half.
+    is called once, if a task must take over. Either the sink must be flushed, or one side broke (``error``),
+    or the peer stopped receiving after it ended its own half. ``on_done`` may be set before ``start``; it is
+    called once, at the end of the half.
     """
 
     def __init__(

@@ -4,8 +4,8 @@ When one half ends, the relay ends it on the other side too, and the other direc
 holds when a side stops receiving after it ended its own half, because its data is complete. While the other
 side is silent, ``half_closed.py`` checks whether a side that ended its half is still connected. Any other
 failure (a reset, a broken connection, cancellation) aborts both sides, so that truncated output never looks
-complete. Data that a target sent before it reset the connection is delivered before that reset, because a
-target that answers 413 and closes during the upload resets right behind its answer.
+complete. Data that a target sent before its reset is delivered before that reset. A target that answers 413
+and closes during the upload resets right behind its answer.
 
 Reads grow while they come back full, to 1 MiB for bulk, and shrink again for small messages, because the cost
 of the tunnel is per message.
@@ -351,9 +351,9 @@ class _Relay:
             return
         if isinstance(a, TunnelStream) and isinstance(b, NowaitStream):
             self._drain(b, a)
-        ends = trio.current_time() + _RESET_DELAY_SECONDS
+        latest = trio.current_time() + _RESET_DELAY_SECONDS
         left, deadline = a.undelivered, trio.current_time() + _RESET_STALL_SECONDS
-        while left and trio.current_time() < min(ends, deadline):
+        while left and trio.current_time() < min(latest, deadline):
             await trio.sleep(_RESET_POLL_SECONDS)  # there is no event for an acknowledgement
             if a.undelivered < left:
                 deadline = trio.current_time() + _RESET_STALL_SECONDS

@@ -69,8 +69,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
         """Complete the handshake, without a deadline of its own.
 
         Raises ``trio.BrokenResourceError`` from an ``ssl.SSLError`` if the two sides do not agree, after it
-        sent the alert to the peer. Streams that share ``lock`` compute one after the other, and other
-        tasks run in between, because a step takes a millisecond and a whole fleet may connect at once.
+        sent the alert to the peer. Streams that share ``lock`` compute one after the other, and other tasks
+        run in between. A step takes a millisecond, and a whole fleet may connect at once.
         """
         while True:
             try:

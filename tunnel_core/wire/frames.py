@@ -112,6 +112,8 @@ class Ping(NamedTuple):
 
 
 class Pong(NamedTuple):
+    """The answer to a ``Ping``, with its token."""
+
     token: int
 
 
@@ -146,6 +148,8 @@ class RefusedFrame(NamedTuple):
 
 
 class Data(NamedTuple):
+    """Bytes of the sender's half, from ``offset`` on."""
+
     stream: int
     offset: int
     payload: Payload
