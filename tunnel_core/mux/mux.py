@@ -144,11 +144,13 @@ class Mux(Sending):
 
     def _receive_open(self, frame: Open) -> None:
         if self.is_opener or frame.stream % 2 == 0:
-            raise ProtocolError(Reason.PROTOCOL_ERROR, f"an open of stream {frame.stream} from this end")
+            raise ProtocolError(Reason.PROTOCOL_ERROR, f"the peer may not open stream {frame.stream}")
         if frame.stream <= self._highest_opened:
             return  # received before
         if len(self.streams) >= 2 * self.limits.max_streams:
-            raise ProtocolError(Reason.OPEN_FLOOD, "streams are opened faster than refusals are confirmed")
+            raise ProtocolError(
+                Reason.OPEN_FLOOD, "the peer opens streams faster than it acknowledges refusals"
+            )
         self._highest_opened = frame.stream
         stream = StreamState(self, frame._replace(early_data=b""), frame.stream, frame.credit)
         self.streams[frame.stream] = stream

@@ -65,7 +65,7 @@ def _receive_credit(stream: StreamState, frame: Credit) -> None:
 
 def _receive_opened(stream: StreamState, frame: Opened) -> None:
     if not stream.mux.is_opener:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "an answer to an open that this end never makes")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "an answer to an open, which this end never sends")
     if not stream.opened:
         stream.opened, stream.address = True, frame.address
         stream.on_opened()
@@ -79,7 +79,7 @@ def _receive_refused(stream: StreamState, frame: RefusedFrame) -> None:
     reason, detail = _accepted_reason(stream, frame.reason, Reason.DIAL_FAILED), frame.detail
     if reason is not frame.reason:
         word = frame.reason.word
-        detail = f"the agent refused the stream with the reason {word}, which an agent may not give"
+        detail = f"the agent refused the stream with the reason {word}, which an agent may not send"
     stream.refusal = Refused(reason, detail)
     stream.discarding = stream.send_reset = stream.recv_reset = True
     stream.mux.drop_sending(stream)

@@ -168,7 +168,7 @@ def _skip_group(data: bytes, i: int, tag: int, budget: FieldBudget) -> int:
         elif tag & 7 != GROUP_END:
             i = _skip_value(data, i, tag)
         elif open_groups.pop() != tag >> 3:
-            raise WireFormatError("a group ends that did not begin")
+            raise WireFormatError("a group ends that did not start")
         elif not open_groups:
             return i
     raise WireFormatError("a group has too many fields")

@@ -265,7 +265,7 @@ def _read_repeated(
 ) -> None:
     items = repeated.setdefault(position, [])
     if len(items) == kind.max_repeats:
-        raise WireFormatError(f"a field stands more than {kind.max_repeats} times")
+        raise WireFormatError(f"a field occurs more than {kind.max_repeats} times")
     if kind.inner is None:
         budget.charge(1)
         items.append(kind.read(raw))
