@@ -16,8 +16,9 @@ READ_BYTES = 64 * 1024
 MAX_READ_AHEAD = 64 * 1024
 """Limit of bytes received from a user before the answer: the initial credit of the stream that carries
 them."""
-_CHECK_SECONDS = 1.0
-"""Interval of checks whether the peer is still there, while its answer is awaited and no more is received."""
+_LOOK_SECONDS = 1.0
+"""Time between two checks of a connection from which nothing is read while its answer is awaited. The end of
+input is no break, and hides one."""
 
 
 class Body(AsyncIterator[bytes]):
@@ -104,7 +105,7 @@ class Connection:
         try:
             while True:
                 self.stream.check_peer()
-                await trio.sleep(_CHECK_SECONDS)
+                await trio.sleep(_LOOK_SECONDS)
         finally:
             with contextlib.suppress(trio.ClosedResourceError):
                 self.stream.ask_peer_every(KEEPALIVE_SECONDS)

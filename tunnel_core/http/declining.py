@@ -30,7 +30,7 @@ left."""
 MAX_DECLINING = 64
 """Limit of refused connections of one listener that are answered at once."""
 _SECONDS = 10.0
-"""Time for one answer and its close, while the client may be sending an upload."""
+"""Time for one answer to a refused connection and its close. An upload may be under way."""
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _OVERLOADED = bytes([21, 3, 3, 0, 2, 2, 80])
 """One TLS record: type alert, version of TLS 1.2, length 2, level fatal, description internal_error."""

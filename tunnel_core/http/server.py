@@ -1,7 +1,7 @@
 """HTTP/1.1 over any trio stream, with h11: bounded heads, streamed bodies, protocol switches.
 
-1. A head is checked as raw bytes before h11 parses it (``head.py``), so its limits are exact and an ambiguous
-   head is refused instead of repaired.
+1. A head is checked as raw bytes before h11 parses it (``head.py``). So its limits are exact, and an
+   ambiguous head is refused instead of repaired.
 2. Only one head and one read are buffered: the handler pulls the body.
 3. Bytes that arrived behind the head of a CONNECT or an upgrade are kept, and ``switch`` returns them.
 4. One task may receive while another sends. A cancelled receive loses no byte. After a cancelled send the

@@ -34,6 +34,7 @@ _HELLO_WAITS = 2
 read a hello that has arrived already."""
 _TOO_MANY_BYTES = Malformed("received more bytes than an attach needs")
 _MAX_WELCOME_BYTES = Limits().max_trust_bundle_bytes + 64 * KIB
+"""Bytes that a server may send before the agent's ``use``: the welcome has the roots."""
 
 
 class CarriedSession(CarrierPort, Protocol):

@@ -20,7 +20,7 @@ from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Ping, Welcome
 
 _LATE_ROUND_TRIPS = 4
-_DEAD_TIMEOUTS = 5
+_DEAD_PATIENCES = 5
 """Least silence of a dead carrier, in response timeouts. A change of the radio cell takes one to three
 seconds, and the carrier survives it. The wait costs nothing, because the agent tries other carriers
 meanwhile."""
@@ -28,11 +28,11 @@ _CONFIRM_SECONDS = 1.0
 """Time between the check that finds a silence and the check that confirms the silence."""
 _SAMPLE_GROUP_SECONDS = 0.5
 """Samples within this time count as one, which is the newest."""
-_MAX_PINGS = 32
-"""Limit of unanswered pings."""
-_MAX_ROUND_TRIP_SECONDS = 60.0
-"""A peer may report any round trip, and after a huge one no answer would ever be late. RFC 6298 allows a
-maximum of 60 s or more."""
+_MOST_PINGS = 32
+"""Unanswered pings that are remembered: enough for the longest silence that a session waits for."""
+_MOST_ROUND_TRIP_SECONDS = 60.0
+"""Longest round trip that a ping may report. With a larger one nothing would ever be late (RFC 6298: 60 s or
+more)."""
 
 
 class Liveness:
@@ -118,7 +118,7 @@ class Liveness:
             if silence >= self._dead_seconds():
                 self._confirm_silence(silence)
         self._last_ping = now
-        if is_queued or len(self._waiting) >= _MAX_PINGS:
+        if is_queued or len(self._waiting) >= _MOST_PINGS:
             return None
         self._token += 1
         self._waiting.append((self._token, now))
@@ -146,7 +146,7 @@ class Liveness:
         self._is_silence_found = False
 
     def _note_round_trip(self, sample: float, now: float) -> None:
-        sample = min(sample, _MAX_ROUND_TRIP_SECONDS)
+        sample = min(sample, _MOST_ROUND_TRIP_SECONDS)
         self.round_trip_seconds = sample
         # Of pongs that arrive together after an outage, only the newest counts.
         if now >= self._sampled_at + _SAMPLE_GROUP_SECONDS:
@@ -227,7 +227,7 @@ class Liveness:
         """Return how long a silence must last, while answers are due, until the carrier is dead."""
         timeout = self.response_timeout_seconds
         while_active = self._missed_allowed * self._active_interval + timeout
-        return min(self._missed_allowed * self._interval, max(while_active, _DEAD_TIMEOUTS * timeout))
+        return min(self._missed_allowed * self._interval, max(while_active, _DEAD_PATIENCES * timeout))
 
     def _confirm_silence(self, silence: float) -> None:
         """Declare the peer dead only if two checks in a row find silence."""

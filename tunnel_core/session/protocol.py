@@ -227,7 +227,7 @@ class SessionProtocol:
     def _handle_ack(self, ack: int, now: float, arrived: int | None = None) -> None:
         """Release the receipts up to ``ack``; ``arrived`` is the time of that packet in the peer's clock."""
         if ack > self._number:
-            raise ProtocolError(Reason.ACK_OF_UNSENT, f"packet {ack} confirmed, {self._number} were sent")
+            raise ProtocolError(Reason.ACK_OF_UNSENT, f"packet {ack} acknowledged, {self._number} were sent")
         if arrived is not None:
             self.flight.acked(ack, arrived, now)
         self.acked, self._progress_at = ack, now

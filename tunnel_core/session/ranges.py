@@ -1,7 +1,7 @@
 """Allowed ranges for the settings that agent and server send each other in the attach.
 
-1. Either end may be compromised. Without ranges, a server could have its agents ping a thousand times a
-   second, treat every silence as a loss, or keep their streams without a carrier for years.
+1. Either end may be compromised. Without ranges, a server could make its agents ping a thousand times a
+   second, or treat every silence as a loss. It could also make them keep streams without a carrier for years.
 2. A number out of its range refuses the attach, with a sentence that names the setting to correct. The number
    is not clamped, because the other end would keep using its own.
 3. Both programs check their configuration against this table and do not start with a number out of range.
@@ -50,14 +50,14 @@ WELCOME: Mapping[str, Range] = MappingProxyType(
         "grace_ms": Range(1, _HOUR_MS, "[session] grace_seconds", or_zero=True),
     }
 )
-"""Ranges of the numbers that the server sends."""
+"""Ranges of the numbers that the server sends in the attach."""
 HELLO: Mapping[str, Range] = MappingProxyType(
     {
         "initial_credit": Range(1, 1024 * MIB, or_zero=True),
         "max_bytes_per_second": Range(1000, 10**10, "[link] max_bytes_per_second", or_zero=True),
     }
 )
-"""Ranges of the numbers that the agent sends."""
+"""Ranges of the numbers that the agent sends in the attach."""
 
 
 def why_out_of_range(frame: Hello | Welcome) -> str:

@@ -127,7 +127,7 @@ class Session:
 
     @property
     def state(self) -> SessionState:
-        """The session's state, which says how a new request fares now."""
+        """The session's state; ``state.category`` is its effect on a new request."""
         if self.ended is not None:
             return SessionState.ENDED
         if self.attachment is None:

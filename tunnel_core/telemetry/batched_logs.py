@@ -19,8 +19,9 @@ from tunnel_core.telemetry.logs import Line
 from tunnel_core.telemetry.queued_output import batched_writes
 
 _HOLD_SECONDS = 0.05
-_MAX_HELD_LINES = 256
-"""This many lines are written at once, however recent they are."""
+"""Time for which a log line waits for others, because lines that are made together cost less."""
+_MOST_LINES = 256
+"""Lines that wait together at most."""
 
 
 def start_log_batching() -> None:
@@ -46,7 +47,7 @@ class _Batches:
         if line.level >= logging.WARNING or not self.is_writer_thread:
             return False
         self._lines.append(line)
-        if len(self._lines) >= _MAX_HELD_LINES:
+        if len(self._lines) >= _MOST_LINES:
             self.write()
         self.note_lines()
         return True
@@ -90,7 +91,7 @@ class _Batches:
 
 class _BatchingHandler(MemoryHandler):
     def __init__(self, handler: logging.Handler, batches: _Batches) -> None:
-        super().__init__(_MAX_HELD_LINES, logging.WARNING, handler)
+        super().__init__(_MOST_LINES, logging.WARNING, handler)
         self._batches = batches
 
     def shouldFlush(self, record: logging.LogRecord) -> bool:  # noqa: N802 - the library's name

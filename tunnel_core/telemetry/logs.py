@@ -27,8 +27,8 @@ from tunnel_core.telemetry.queued_output import QueuedOutput
 
 _FIELDS = "fields"
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@\[\]{}%+,*-]+")
-_MAX_CHARACTERS = 300
-"""Length limit of each text from a stranger in a line about a refusal. The longest valid name has 259."""
+_MOST_CHARACTERS = 300
+"""Characters of a text of the other end in a line about a refusal. The longest valid name has 259."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _RESET, _DIM = "\x1b[0m", "\x1b[2m"
 _COLOURS = {logging.DEBUG: "\x1b[2m", logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
@@ -247,8 +247,8 @@ class RefusalLines:
         sentence = "stream refused"
         left_out = self._limiter.note(_kind_of(sentence, facts.entrance, facts.node, refused), now)
         if left_out is not None:
-            fields = {key: text[:_MAX_CHARACTERS] for key, text in facts.fields().items()}
-            more = {"reason": refused.reason, "detail": refused.detail[:_MAX_CHARACTERS]}
+            fields = {key: text[:_MOST_CHARACTERS] for key, text in facts.fields().items()}
+            more = {"reason": refused.reason, "detail": refused.detail[:_MOST_CHARACTERS]}
             log_event(_streams, logging.WARNING, sentence, **fields, **more, left_out=left_out or None)
 
     def refused(self, entrance: str, source: str, refused: Refused, *, now: float, user: str = "") -> None:

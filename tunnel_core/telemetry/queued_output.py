@@ -29,10 +29,13 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeAlias
 
 MAX_LINES = 10_000
+"""Log lines that wait for their reader. A stopped reader must not stop the event loop."""
 MAX_BYTES = 1024 * 1024
+"""Bytes of those lines."""
 _WRITE_BYTES = 64 * 1024
 """Size of one joined write: the capacity of a Linux pipe."""
 _EXIT_SECONDS = 1.0
+"""Time for the queued lines at the end of the process."""
 _BUSY_SECONDS = 0.01
 """Pause between two writes to a non-blocking output, in case poll reports it ready and it is not."""
 _NO_READER = "its reader did not read"
