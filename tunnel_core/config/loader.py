@@ -107,11 +107,11 @@ def load(
     required: bool = True,
     absent_fix: str = _CREATE_IT,
 ) -> T:
-    """Read the file at ``path``, override it by ``environ`` (default: ``os.environ``), and return a
-    ``schema``.
+    """Read the file at ``path`` and the variables in ``environ``, and return them as a ``schema``.
 
-    A file that is not ``required`` may be absent. ``absent_fix`` is the fix for an absent file that is
-    required. Raises ``ConfigError``.
+    ``environ`` is ``os.environ`` by default, and its variables override the file. A file that is not
+    ``required`` may be absent. ``absent_fix`` is the fix for an absent file that is required. Raises
+    ``ConfigError``.
     """
     raw = _parse_toml(path, _read_text(path, absent_fix if required else None))
     return read(raw, path, schema, data_dir=data_dir, environ=environ)

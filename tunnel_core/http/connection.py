@@ -86,8 +86,9 @@ class Connection:
 
         The end of input is no break, because a client may end its half after the request and keep reading.
         After that end, or beyond ``MAX_READ_AHEAD`` bytes, nothing is received and the socket is checked once
-        a second. A peer that closed both halves of a TCP connection looks like a peer that ended its half,
-        until this end sends a byte, or the peer's kernel answers a keepalive with a reset.
+        a second. A peer that closed both halves of a TCP connection looks like a peer that ended its half.
+        Only a reset shows the difference: the peer's kernel answers a byte or a keepalive of this end with a
+        reset.
 
         Cancel the wait when the answer is there. Allow no other receive on this connection meanwhile.
         """

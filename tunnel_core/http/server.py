@@ -268,7 +268,7 @@ async def serve_http(
 
     ``handler`` answers, or raises ``Refused``, or switches protocols and returns when the new protocol ends.
     ``on_refused`` is called for every refusal. Connections that share ``turns`` process received data one
-    after the other, and other tasks run in between, because the agents of a fleet may connect at once.
+    after the other. Other tasks run in between, also when a whole fleet connects at once.
 
     A broken connection returns quietly. Any other exception of the handler is logged, answered with 500, and
     not raised. Cancellation aborts a request without a complete answer with ``stopping``, and closes an idle

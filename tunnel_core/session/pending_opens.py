@@ -19,8 +19,11 @@ from tunnel_core.streams.tunnel_stream import TunnelStream
 
 
 class PendingOpens:
-    """Deadlines of unanswered opens. Both tables have the earliest deadline first, because entries of one
-    table get the same time from a rising clock."""
+    """Deadlines of unanswered opens.
+
+    Both tables have the earliest deadline first, because all entries of a table add the same time to a rising
+    clock.
+    """
 
     def __init__(self, node: str, limits: Limits) -> None:
         self._node = node

@@ -1,9 +1,9 @@
 """Formats and writes log lines in batches, up to 50 ms after the events.
 
-To format and write a line takes a good part of the time that a new connection costs, and more while the code
-is cold, and a user waits for that connection. So the lines of ``_HOLD_SECONDS`` are written together. A
-warning writes all held lines at once, and so does the end of the run. The lines keep their times and their
-order. A process that is killed loses the lines of its last ``_HOLD_SECONDS``.
+To format and write a line takes a good part of the time of a new connection, for which a user waits; it takes
+more while the code is cold. So the lines of ``_HOLD_SECONDS`` are written together. A warning writes all held
+lines at once, and so does the end of the run. The lines keep their times and their order. A process that is
+killed loses the lines of its last ``_HOLD_SECONDS``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Connection slots of the ``[ops]`` listener, and the choice of the connection to evict when it is full. No
-I/O.
+"""Connection slots of the ``[ops]`` listener, and the connection to evict when all are taken. No I/O.
 
 A watchdog restarts a program whose ``/healthz`` does not answer. So no number of connections may keep a
 probe out:

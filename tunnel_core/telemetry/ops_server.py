@@ -1,8 +1,7 @@
-"""The ``[ops]`` listener of both programs: ``/healthz``, ``/readyz``, ``/metrics``, and the program's own
-pages.
+"""The ``[ops]`` listener of both programs: ``/healthz``, ``/readyz``, ``/metrics``, and further pages.
 
-1. On loopback every page is free to read. The ``Host`` header must name this machine, because another site
-   can point its own name at this listener (DNS rebinding), and then the header has the other site's name.
+1. On loopback every page is free to read, but the ``Host`` header must name this machine. Another site can
+   point its own name at this listener (DNS rebinding); then the header has the other site's name.
 2. Elsewhere every page but the probes requires a client certificate or a bearer token.
 3. The probes answer every caller, each with one word.
 4. The number of connections is bounded (``ops_places``), and so is every wait.
