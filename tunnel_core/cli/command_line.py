@@ -78,9 +78,11 @@ class CommandError(click.ClickException):
 
     @classmethod
     def refused(cls, error: Refused) -> CommandError:
+        """Return the error of a command that was refused."""
         return cls(exit_code_of(error.reason), error.detail, reason=error.reason)
 
     def show(self, file: IO[Any] | None = None) -> None:
+        """Print the sentence, or JSON after ``--json``."""
         if self._as_json:
             word = self._reason.word if self._reason else ExitCode(self.exit_code).name.lower()
             print_json({"reason": word, "detail": self.message})
@@ -326,4 +328,5 @@ def printable(text: str) -> str:
 
 
 def print_json(value: object) -> None:
+    """Print ``value`` as indented JSON."""
     click.echo(json.dumps(value, indent=2))

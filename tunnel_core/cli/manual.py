@@ -51,6 +51,7 @@ class Page:
 
     @property
     def examples(self) -> list[str]:
+        """The commands of all example blocks."""
         return [line.strip() for block in self.blocks if block.kind == "examples" for line in block.lines]
 
 

@@ -21,6 +21,8 @@ _COMMENT_COLUMN = 44
 
 
 class Origin(enum.Enum):
+    """Kind of source that a value comes from."""
+
     DEFAULT = "default"
     FILE = "file"
     ENVIRONMENT = "environment"
@@ -55,6 +57,7 @@ class Setting:
     place: str = ""
 
     def as_json(self) -> dict[str, object]:
+        """Return the setting as a JSON object. A secret has no value in it."""
         json_object = {"key": self.key, "value": self.value, "from": self.origin.value}
         return {**json_object, "place": self.place or None, "secret": self.value is None}
 

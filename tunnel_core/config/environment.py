@@ -58,6 +58,7 @@ class Variable:
 
     @property
     def key(self) -> str:
+        """Key of the value in the file, such as ``agents.max``."""
         return ".".join(self.path)
 
     @property

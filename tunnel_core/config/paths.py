@@ -84,18 +84,22 @@ def is_absent(path: Path) -> bool:
 
 
 def config_folder() -> Path:
+    """Return the folder of configuration and bundles."""
     return _SYSTEM_CONFIG if is_system() else platformdirs.user_config_path("qanat", appauthor=False)
 
 
 def data_folder() -> Path:
+    """Return the folder of keys and state."""
     return _SYSTEM_DATA if is_system() else platformdirs.user_data_path("qanat", appauthor=False)
 
 
 def server_config_file() -> Path:
+    """Return the server's configuration file: the file of ``QANAT_CONFIG``, else the default."""
     return named_config_file() or config_folder() / "server.toml"
 
 
 def agent_config_file() -> Path:
+    """Return the agent's configuration file: the file of ``QANAT_CONFIG``, else the default."""
     return named_config_file() or config_folder() / "agent.toml"
 
 

@@ -74,6 +74,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
+        """Return the text."""
         return self._text
 
     def __bool__(self) -> bool:
@@ -133,6 +134,8 @@ def _is_covered(mine: set[str], others: set[str]) -> bool:
 
 
 class LogLevel(enum.Enum):
+    """Lowest level of Qanat's own lines that are logged."""
+
     DEBUG = "debug"
     INFO = "info"
     WARNING = "warning"
@@ -140,6 +143,8 @@ class LogLevel(enum.Enum):
 
 
 class LogFormat(enum.Enum):
+    """Format of log lines; ``AUTO`` is text on a terminal and JSON elsewhere."""
+
     AUTO = "auto"
     TEXT = "text"
     JSON = "json"
@@ -155,12 +160,15 @@ class StreamLog(enum.Enum):
 
 @attrs.frozen
 class Log:
+    """The section ``[log]``."""
+
     level: LogLevel = LogLevel.INFO
     format: LogFormat = LogFormat.AUTO
     streams: StreamLog = StreamLog.ALL
     entrances: Mapping[EntranceName, StreamLog] = attrs.field(factory=dict)
 
     def streams_of(self, entrance: str) -> StreamLog:
+        """Return which streams of an entrance are logged."""
         return self.entrances.get(EntranceName(entrance), self.streams)
 
 
@@ -174,6 +182,7 @@ class Ops:
 
 
 def parse_text(value: object) -> str:
+    """Return ``value`` if it is a text. Raises ``InvalidValueError``."""
     if not isinstance(value, str):
         raise InvalidValueError(f"{value!r:.80} is not a text", "write it in quotes")
     return value
@@ -265,6 +274,7 @@ def _target(value: object) -> Target:
 
 
 def as_invalid(error: ValueError, fix: str) -> InvalidValueError:
+    """Return ``error`` as an ``InvalidValueError`` with a fix; one that is invalid already stays as it is."""
     if isinstance(error, InvalidValueError):
         return error
     return InvalidValueError(str(error), "" if isinstance(error, UrlGivenError) else fix)

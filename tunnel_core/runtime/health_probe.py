@@ -61,7 +61,7 @@ class OpsEndpoint(NamedTuple):
             raise Unhealthy("[ops] listen is switched off, so the program cannot be asked")
         host, _, port = self.listen.rpartition(":")
         if not host or not port.isdecimal():
-            raise Unhealthy(f"[ops] listen = {self.listen!r:.80} is no address")
+            raise Unhealthy(f"[ops] listen = {self.listen!r:.80} is not an address")
         return host.strip("[]"), int(port)  # the kernel connects "::" and "0.0.0.0" to this machine
 
 

@@ -53,6 +53,7 @@ class UnitState:
         return f"{state}, last exit: {self.last_exit}" if self.last_exit else state
 
     def as_json(self) -> dict[str, Any]:
+        """Return the state as a JSON object."""
         return {
             "installed": self.installed,
             "enabled": self.enabled,

@@ -42,6 +42,7 @@ class ServiceSpec:
 
     @property
     def unit(self) -> str:
+        """Name of the unit."""
         return f"{self.program}.service"
 
 

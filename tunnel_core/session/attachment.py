@@ -44,7 +44,7 @@ class CarriedSession(CarrierPort, Protocol):
     def received(self) -> int:
         """Number of the newest packet received in order; the agent sends it as ``have``."""
 
-    def move_to(self, attempt: Attachment, have: int) -> None:
+    def move_to(self, attachment: Attachment, have: int) -> None:
         """Continue over the attachment's carrier; the peer has received every packet up to ``have``."""
 
 

@@ -162,7 +162,8 @@ class Liveness:
     def late_at(self, sent_at: float) -> float:
         """Return when the oldest unanswered packet or ping will be late; infinity if none is unanswered.
 
-        ``sent_at`` is when the oldest unacknowledged packet was sent; infinity if there is none.
+        At the server also the agent's next ping can be late. ``sent_at`` is when the oldest unacknowledged
+        packet was sent; infinity if there is none.
         """
         since = min(sent_at, self._waiting[0][1]) if self._waiting else sent_at
         if not self._pings and self._interval:
@@ -217,8 +218,7 @@ class Liveness:
         """Compute anew how long the peer's pings may be absent."""
         self._is_silence_found, self._silence_extension = False, 0.0
         self._dead_after_seconds = self._dead_seconds()
-        # The ends see the last byte at different times, so activity ends a little sooner here than at the
-        # agent.
+        # The ends see the last byte at different times, so the server ends activity sooner than the agent.
         self._active_seconds = (
             self._profile.active_seconds - self._active_interval - self.response_timeout_seconds
         )

@@ -96,6 +96,7 @@ class OpenStreams:
 
     @property
     def bytes_out(self) -> int:
+        """Bytes sent over all streams, closed ones too."""
         return self._closed_out + sum(stream.bytes_out for stream in self.all.values())
 
     def note_change(self) -> None:

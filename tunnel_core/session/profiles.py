@@ -33,6 +33,8 @@ from types import MappingProxyType
 
 
 class ProfileName(enum.Enum):
+    """Names of the profiles, as the configuration spells them."""
+
     DEFAULT = "default"
     METERED = "metered"
 

@@ -86,9 +86,9 @@ class SessionProtocol:
         cap: TokenBucket | None = None,
     ) -> None:
         self.mux = mux
-        self.flight = CongestionController(limits, now) if limits.flight_limit else NoLimit(limits, now)
+        self.congestion = CongestionController(limits, now) if limits.flight_limit else NoLimit(limits, now)
         self.liveness = Liveness(limits, welcome, profile, pings=pings, now=now)
-        self.allowance = SendBudget(self.flight, cap)
+        self.allowance = SendBudget(self.congestion, cap)
         """Its ``due`` is when ``next_packet`` may find room for the data that has none now."""
         self.peer_bye: Bye | None = None
         self.peer_draining = False
@@ -138,18 +138,18 @@ class SessionProtocol:
         self._number = number = self._number + 1
         self._sent.append(_Sent(number, receipt, control, now))
         self._ack_overdue = False
-        ack_immediately = self.flight.sent(number, size, now)
+        ack_immediately = self.congestion.sent(number, size, now)
         return Packet(number, self.received, frames, self._ack_scheduler.sent(), ack_immediately)
 
     def _take_stream_frames(self, receipt: list[Receipt], now: float) -> list[Frame]:
         """Return the streams' frames for a packet; add to ``receipt`` what to retransmit after a loss."""
         budgets = self.allowance.ask(now)
         if budgets is None:
-            self.flight.note_app_limited()  # the cap limits the rate, so the rate is no sample of the path
+            self.congestion.note_app_limited()  # the cap limits the rate: no sample of the path
             return []
         frames, receipt[:] = self.mux.take(*budgets)
         if not self.mux.has_data:
-            self.flight.note_app_limited()
+            self.congestion.note_app_limited()
         return frames
 
     def _unnumbered_packet(self, frames: Sequence[Frame]) -> Packet:
@@ -229,7 +229,7 @@ class SessionProtocol:
         if ack > self._number:
             raise ProtocolError(Reason.ACK_OF_UNSENT, f"packet {ack} acknowledged, {self._number} were sent")
         if arrived is not None:
-            self.flight.acked(ack, arrived, now)
+            self.congestion.acked(ack, arrived, now)
         self.acked, self._progress_at = ack, now
         unacked = self._sent
         while unacked and unacked[0].number <= ack:
@@ -277,7 +277,7 @@ class SessionProtocol:
         if have > self.acked:
             self._handle_ack(have, now)
         self._take_back()
-        self.flight.reset(now)
+        self.congestion.reset(now)
         self._unnumbered.clear()
         self._has_carrier = self._may_skip = True
         self._progress_at = now

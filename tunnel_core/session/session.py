@@ -4,7 +4,7 @@
    carrier and abandons the old one. Without a carrier the session is in grace: streams wait, and opens wait
    a few seconds. Then the next carrier arrives, or the grace ends and resets the streams.
 2. The session is its carrier's port. The carrier calls ``packet_received``, ``next_packet`` and
-   ``carrier_lost``; none of them blocks. ``run`` does what is due at a time.
+   ``carrier_lost``; none of them blocks. ``run`` wakes at the deadlines.
 3. A session ends once, with one reason, and resets its streams with that reason. If it has a carrier, it
    sends ``bye`` and abandons the carrier as soon as the peer acknowledges, or after a short timeout.
 """
@@ -54,8 +54,8 @@ class Session:
     """One session of one node. The creator moves it to its first carrier and runs :meth:`run` in a nursery.
 
     ``opener`` is True at the server, which opens the streams. The agent's session calls ``on_open`` for each
-    stream that the server opens. Both ends call ``on_event`` when the carrier is late, lost or replaced.
-    Neither callback may block or raise. ``cap`` limits the rate at which this end sends.
+    stream that the server opens. Both ends call ``on_event`` for each ``SessionEvent``. Neither callback may
+    block or raise. ``cap`` limits the rate at which this end sends.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Session:
         self.instance, self.boot = hello.instance, hello.boot
         """Ids of the agent's process and of the machine's boot."""
         self.peer_address = ""
-        self.attached_at = math.inf
+        self.attached_at = math.inf  # when the first carrier arrived, in trio's clock
         self.ended: tuple[Reason, str] | None = None
-        self.lost: Loss | None = None
+        self.lost: Loss | None = None  # while the session is in grace
         self.on_event = on_event
         self._opener = opener
         self._timer = Timer()
@@ -117,7 +117,7 @@ class Session:
 
     @property
     def attachment(self) -> Attachment | None:
-        """The attachment whose carrier moves the session's packets; None in grace and after the end."""
+        """The attachment whose carrier moves the session's packets; None without a carrier."""
         return self._carriage.attachment
 
     @property
@@ -132,8 +132,8 @@ class Session:
             return SessionState.ENDED
         if self.attachment is None:
             return SessionState.GRACE
-        late = trio.current_time() >= self._protocol.late_at()
-        return SessionState.DEGRADED if late else SessionState.ATTACHED
+        is_late = trio.current_time() >= self._protocol.late_at()
+        return SessionState.DEGRADED if is_late else SessionState.ATTACHED
 
     @property
     def is_silent(self) -> bool:
@@ -213,12 +213,12 @@ class Session:
         The peer has received all packets up to number ``have``, or more. The session must not have ended.
         """
         now = trio.current_time()
-        first = self.attached_at == math.inf
+        is_first = self.attached_at == math.inf
         self._carriage.replace(attachment)
         self.lost, self._timer.give_up_at = None, math.inf
         self.peer_address = attachment.peer_address
         self.attached_at = min(self.attached_at, now)
-        if first and self._opener:
+        if is_first and self._opener:
             # The time from welcome to use, until the first ping brings a better sample.
             self._protocol.liveness.round_trip_seconds = now - attachment.answered_at
         attachment.carry(self)
@@ -235,7 +235,7 @@ class Session:
             attachment.carrier.wake()
         self._pending_opens.resumed(now)
         self._timer.wake_now(now)  # the protocol's deadlines apply again
-        if not first:
+        if not is_first:
             self.on_event(self, SessionEvent.RESUMED)
 
     def carrier_lost(self, detail: str) -> None:

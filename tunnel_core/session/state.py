@@ -25,6 +25,8 @@ class StateCategory(enum.Enum):
 
 
 class SessionState(enum.Enum):
+    """State of a session, as both ends, the metrics and the API spell it."""
+
     ATTACHED = "attached"
     DEGRADED = "degraded"
     """There is a carrier, and an acknowledgement or a pong over it is late."""
@@ -34,6 +36,7 @@ class SessionState(enum.Enum):
 
     @property
     def category(self) -> StateCategory:
+        """Effect of the state on a new request."""
         match self:
             case SessionState.ATTACHED | SessionState.DEGRADED:
                 return StateCategory.REACHABLE

@@ -77,16 +77,16 @@ def take_statistics(
         credit_granted=sum(stream.recv.outstanding for stream in mux.streams.values()),
         acked=protocol.acked,
         retained_bytes=mux.retained_bytes,
-        flight=flight_statistics(protocol.flight),
+        flight=flight_statistics(protocol.congestion),
     )
 
 
-def flight_statistics(flight: CongestionController) -> FlightStatistics:
-    """Return the figures of ``flight`` now."""
+def flight_statistics(congestion: CongestionController) -> FlightStatistics:
+    """Return the figures of ``congestion`` now."""
     return FlightStatistics(
-        flight.in_flight,
-        flight.limit,
-        flight.rate_bytes_per_second,
-        flight.min_round_trip_seconds,
-        flight.competing,
+        congestion.in_flight,
+        congestion.limit,
+        congestion.rate_bytes_per_second,
+        congestion.min_round_trip_seconds,
+        congestion.competing,
     )

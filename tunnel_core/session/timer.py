@@ -26,7 +26,7 @@ class Timer:
 
     def __init__(self) -> None:
         self.wake_at = math.inf
-        """When the session has work to do. Set it by ``wake_by`` and ``wake_now``."""
+        """When ``sleep`` ends for the session's deadlines. Set it by ``wake_by`` and ``wake_now``."""
         self.send_at = math.inf
         """When deferred frames leave, if no other packet takes them before."""
         self.late_again_at = -math.inf

@@ -33,6 +33,7 @@ class Distribution:
         self.sum_seconds = 0.0
 
     def add(self, seconds: float) -> None:
+        """Count one duration."""
         self.counts[bisect.bisect_left(LATENCY_BUCKETS_SECONDS, seconds)] += 1
         self.sum_seconds += seconds
 
@@ -77,6 +78,7 @@ class Counters:
     first_bytes: dict[str, Distribution] = field(default_factory=dict)
 
     def stream_opened(self, entrance: str) -> None:
+        """Count a stream whose target was reached."""
         self.open_streams[entrance_label(entrance)] += 1
 
     def stream_closed(
@@ -94,6 +96,7 @@ class Counters:
         self.refusals[entrance_label(entrance), reason.word] += 1
 
     def refused_unauthenticated(self, entrance: str, reason: Reason) -> None:
+        """Count a refusal before authentication."""
         self.unauthenticated_refusals[entrance_label(entrance), reason.word] += 1
 
     def attached(self, outcome: Reason = Reason.DONE) -> None:
@@ -109,6 +112,7 @@ class Counters:
         self.attaches["abandoned"] += 1
 
     def session_ended(self, reason: Reason) -> None:
+        """Count the end of a session."""
         self.session_ends[reason.word] += 1
 
     def node_event(self, kind: str) -> None:
@@ -152,6 +156,8 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
+    """The counters at one moment, with the figures of sessions and nodes."""
+
     counters: Counters
     sessions: int
     nodes: tuple[NodeSample, ...]

@@ -186,6 +186,7 @@ class StreamFacts:
     """Address of the user; empty at the agent, which does not know it."""
 
     def fields(self) -> Mapping[str, str]:
+        """Return the fields of a log line."""
         return {
             "stream": self.stream,
             "user": self.user,

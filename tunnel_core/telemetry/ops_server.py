@@ -47,6 +47,8 @@ _BEARER = b"bearer "
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """The answer of a page: body, content type and HTTP status."""
+
     body: bytes
     content_type: str = _TEXT
     status: int = 200

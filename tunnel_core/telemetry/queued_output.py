@@ -106,6 +106,7 @@ class QueuedOutput(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
+        """Queue a text; a text without a newline waits for the rest of its line."""
         with self._lock:
             whole = self._pending + text
             is_complete = whole.endswith("\n") or len(whole) > _WRITE_BYTES
