@@ -63,7 +63,7 @@ def exit_code_of(reason: Reason) -> ExitCode:
 
 
 class CommandError(click.ClickException):
-    """Ends a command: a sentence on standard error, or JSON on standard output after ``--json``.
+    """Error that ends a command: a sentence on standard error, or JSON on standard output after ``--json``.
 
     Raised below a click command; a command with ``--json`` names that parameter ``as_json``.
     """
@@ -120,7 +120,7 @@ class CommandGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Raises ``click.UsageError`` with the commands that may be meant."""
+        """Return the subcommand, or raise ``click.UsageError`` with the commands that may be meant."""
         name = args[0]
         if ctx.resilient_parsing or name.startswith("-") or self.get_command(ctx, name) is not None:
             return super().resolve_command(ctx, args)

@@ -1,4 +1,5 @@
-"""The command ``completion`` of all three programs: prints or installs the shell's completion script."""
+"""The command ``completion`` of all three programs, which prints or installs the shell's completion
+script."""
 
 from __future__ import annotations
 

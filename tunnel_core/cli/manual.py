@@ -1,4 +1,4 @@
-"""Renders the help of every command as ``docs/commands.md`` and as a manual page.
+"""Render the help of every command as ``docs/commands.md`` and as a manual page.
 
 A help text consists of paragraphs. A paragraph that begins with click's mark ``\\b`` keeps its lines. If its
 heading is ``Example:`` or ``Examples:``, it holds commands to paste.

@@ -1,4 +1,4 @@
-"""Loads a TOML file into one frozen object, or reports all its problems at once.
+"""Load a TOML file into one frozen object, or report all its problems at once.
 
 A schema is a frozen attrs class whose fields have the types of ``tunnel_core.config.types``. ``load`` reads
 the file and the environment, whose variables override the file; ``parse`` has no I/O. Unknown keys are

@@ -1,4 +1,4 @@
-"""Reads the answers of the server's JSON API, for ``qanat`` and for the commands on the server."""
+"""Read the answers of the server's JSON API, for ``qanat`` and for the commands on the server."""
 
 from __future__ import annotations
 

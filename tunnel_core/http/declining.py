@@ -1,4 +1,4 @@
-"""Answers connections that are refused because there are too many, in the protocol that they use.
+"""Answer connections that are refused because there are too many, in the protocol that they use.
 
 1. TLS. The answer must not cost a handshake, so it is one alert, sent before any byte is read. RFC 8446
    defines ``internal_error`` for a failure of the server itself, such as a lack of memory. A client reports
@@ -52,7 +52,7 @@ async def decline_http(stream: SocketStream, refused: Refused) -> None:
 
 
 class Decliner:
-    """Answers the refused connections of one listener; without ``decline``, resets each connection."""
+    """Answer the refused connections of one listener; without ``decline``, reset each connection."""
 
     def __init__(self, decline: Decline | None) -> None:
         self._decline = decline

@@ -1,4 +1,4 @@
-"""Raises the limit of file descriptors, and computes how many agents and streams it allows."""
+"""Raise the limit of file descriptors, and compute how many agents and streams it allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``health``: asks the running program's ``[ops]`` listener whether its event loop runs.
+"""The command ``health``: ask the running program's ``[ops]`` listener whether its event loop runs.
 
 1. Container runtimes run the command every half minute, and on a small board each start of a program is
    expensive. So the module loads only a little of the standard library: no trio, no gRPC, no click, no

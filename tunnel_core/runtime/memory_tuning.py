@@ -1,4 +1,4 @@
-"""Tunes malloc and the garbage collector for bulk transfers, once a program has loaded its modules.
+"""Tune malloc and the garbage collector for bulk transfers, once a program has loaded its modules.
 
 1. malloc. A packet has up to 1 MiB. By default glibc maps such a block anew, or trims the heap when the block
    is freed. So every MiB moved costs 150 to 260 page faults, which is half of the system time of a transfer.

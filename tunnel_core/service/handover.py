@@ -1,4 +1,4 @@
-"""Changes the owner of files from root to a service's user, but never of another user's files.
+"""Change the owner of files from root to a service's user, but never of another user's files.
 
 The folder may already belong to the service's user, who may put links into it while root works there. So no
 link is followed. Each file is opened before it is checked, and the owner changes through that open

@@ -1,4 +1,4 @@
-"""Installs a service: account, file owners, unit, start. Each change is reported."""
+"""Install a service: account, file owners, unit, start. Each change is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uninstalls a service: stops and disables it and removes its unit; ``purge`` removes everything it used."""
+"""Uninstall a service: stop and disable it and remove its unit; ``purge`` removes everything it used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the text of a program's systemd unit. No I/O."""
+"""Make the text of a program's systemd unit. No I/O."""
 
 from __future__ import annotations
 

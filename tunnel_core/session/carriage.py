@@ -17,7 +17,7 @@ def _wake_no_carrier() -> None:
 
 
 class Carriage:
-    """Connects the mux of one session to one carrier after another."""
+    """Connect the mux of one session to one carrier after another."""
 
     __slots__ = ("_mux", "_timer", "attachment")
 

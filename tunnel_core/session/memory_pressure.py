@@ -1,4 +1,4 @@
-"""Resets the largest stalled streams while the memory that all sessions share is short.
+"""Reset the largest stalled streams while the memory that all sessions share is short.
 
 1. Receive memory. Granted credit cannot be taken back, so the alternative would be to slow down every reader.
    Under pressure, one stream at a time is reset: the largest whose reader took no byte for ``stall_seconds``.
@@ -23,7 +23,7 @@ from tunnel_core.session.statistics import SessionStatistics
 
 
 class StallWatch:
-    """Tracks how long each stream's reader has taken no byte. No clock of its own."""
+    """Track how long each stream's reader has taken no byte. No clock of its own."""
 
     def __init__(self, pool: CreditPool, stall_seconds: float) -> None:
         self._pool = pool
@@ -86,7 +86,7 @@ class _Seen(NamedTuple):
 
 
 class UnconfirmedWatch:
-    """Tracks how long each session's peer has acknowledged nothing. No clock of its own.
+    """Track how long each session's peer has acknowledged nothing. No clock of its own.
 
     A session is stalled after ``sending_seconds`` if its peer still sends packets, and after
     ``silent_seconds`` in any case.

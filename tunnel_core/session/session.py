@@ -1,4 +1,4 @@
-"""One session from its first carrier to its end: joins ``SessionProtocol`` and the mux to time and carriers.
+"""One session from its first carrier to its end: ``SessionProtocol`` and the mux, with time and carriers.
 
 1. Each carrier arrives as an ``Attachment`` that passed the attach. ``move_to`` moves the session to the new
    carrier and abandons the old one. Without a carrier the session is in grace: streams wait, and opens wait

@@ -1,4 +1,4 @@
-"""Formats and writes log lines in batches, up to 50 ms after the events.
+"""Format and write log lines in batches, up to 50 ms after the events.
 
 To format and write a line takes a good part of the time of a new connection, for which a user waits; it takes
 more while the code is cold. So the lines of ``_HOLD_SECONDS`` are written together. A warning writes all held
@@ -30,7 +30,7 @@ def start_log_batching() -> None:
 
 
 class _Batches:
-    """Holds the lines of ``log_event`` unformatted, and records from other code as they are."""
+    """Hold the lines of ``log_event`` unformatted, and records from other code as they are."""
 
     def __init__(self, root: logging.Logger) -> None:
         self._root = root

@@ -19,7 +19,7 @@ _OTHERS = object()
 
 
 class LineLimiter:
-    """Allows ``burst`` lines of each key at once, then one in ``interval_seconds``; counts the others.
+    """Allow ``burst`` lines of each key at once, then one in ``interval_seconds``; count the others.
 
     The table is bounded, because nodes and strangers choose some of the keys. Beyond ``most`` keys, the
     oldest key is forgotten if its whole burst is free again; otherwise all further keys share one entry.

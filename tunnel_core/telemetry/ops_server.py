@@ -275,7 +275,7 @@ def _peer_of(accepted: trio.SocketStream) -> tuple[str, str]:
 
 
 class _Connections:
-    """Admits and serves the connections of one listener."""
+    """Admit and serve the connections of one listener."""
 
     def __init__(self, pages: OpsPages, access: OpsAccess, is_loopback: bool) -> None:
         self._pages = pages

@@ -1,4 +1,4 @@
-"""Writes standard error in a thread of its own, so that a stopped log reader blocks no stream.
+"""Write standard error in a thread of its own, so that a stopped log reader blocks no stream.
 
 1. A write to a pipe, a terminal or a slow disk blocks while its reader does not read. In the event loop
    this would stop every stream, so :class:`QueuedOutput` replaces ``sys.stderr``. Log lines, warnings,
@@ -225,7 +225,7 @@ class QueuedOutput(io.TextIOBase):
 
 
 class _Output:
-    """Writes lines to a descriptor, for the thread only, and counts the lines that it could not write."""
+    """Write lines to a descriptor, for the thread only, and count the lines that it could not write."""
 
     def __init__(self, descriptor: int, notice_of: Callable[[_Loss], _Line]) -> None:
         self.lines_failed = 0
