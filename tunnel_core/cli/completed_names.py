@@ -31,6 +31,6 @@ def answer_in_time(ask: Callable[[], Awaitable[Mapping[str, Any]]]) -> Mapping[s
 
 
 def items_beginning(names: Iterable[tuple[str, str | None]], incomplete: str) -> list[CompletionItem]:
-    """Return the first 200 names that begin with ``incomplete``, each with its help."""
+    """Return the first names that begin with ``incomplete``, each with its help."""
     items = [CompletionItem(name, help=text) for name, text in names if name.startswith(incomplete)]
     return items[:_MAX_SHOWN]

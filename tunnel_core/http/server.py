@@ -190,8 +190,7 @@ class HttpConnection(Connection):
     async def finish(self) -> bool:
         """End the request after its answer; return whether another request may follow on this connection.
 
-        The unread rest of a body is discarded, up to 256 KiB and for one second; after a longer rest the
-        result is False.
+        A short unread rest of the body is discarded; after a longer rest the result is False.
         """
         if self._h11.our_state is not h11.DONE:
             return False

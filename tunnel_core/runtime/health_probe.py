@@ -90,7 +90,7 @@ def _ops_of(file: Path) -> Mapping[str, Any]:
 
 
 def ask(endpoint: OpsEndpoint, path: str = "/healthz") -> None:
-    """Request ``path`` and return if the answer is 200. Raises ``Unhealthy``, after 3 s without an answer."""
+    """Request ``path`` and return if the answer is 200. Raises ``Unhealthy``, also after a timeout."""
     try:
         answer = _exchange(endpoint, _REQUEST.format(path=path).encode())
     except OSError as error:

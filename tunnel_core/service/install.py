@@ -182,7 +182,7 @@ def _start(plan: ServicePlan, machine: Machine, report: Report, changed: bool) -
 
 
 def _wait_healthy(plan: ServicePlan, machine: Machine) -> None:
-    """Wait until the program answers. Raises ``MachineError`` with the end of the log after 30 s."""
+    """Wait until the program answers. Raises ``MachineError`` with the end of the log if it does not."""
     cause = ""
     for _ in _checks():
         state = read_state(plan, machine)

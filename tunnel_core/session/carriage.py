@@ -41,7 +41,7 @@ class Carriage:
         self._mux.wake, self._mux.wake_for_data = carrier.wake, carrier.wake_for_data
 
     def start_with_data(self, now: float) -> None:
-        """Let the mux wake the carrier for stream data only; other frames leave with data or 25 ms later."""
+        """Let the mux wake the carrier for stream data only; other frames leave with data or soon after."""
         assert self.attachment is not None
         self._mux.wake_for_data = self.attachment.carrier.wake_for_data
         self._timer.send_at = now + _FIRST_SEND_SECONDS

@@ -11,7 +11,7 @@ _WAKES_PER_SECOND = 20
 
 
 def round_up_deadline(deadline: float, now: float) -> float:
-    """Round a deadline more than 5 s away up to the next twentieth of a second.
+    """Round a far deadline up to the next common wake-up.
 
     Many idle sessions then share one wake-up of the process.
     """

@@ -1,4 +1,4 @@
-"""Format and write log lines in batches, up to 50 ms after the events.
+"""Format and write log lines in batches, shortly after the events.
 
 To format and write a line takes a good part of the time of a new connection, for which a user waits; it takes
 more while the code is cold. So the lines of ``_HOLD_SECONDS`` are written together. A warning writes all held

@@ -6,7 +6,7 @@ probe out:
 1. The listener has ``MAX_CONNECTIONS`` places. If all are taken, a new connection evicts one that has been
    idle for ``MIN_IDLE_SECONDS``: the longest idle connection of the source with the most places. A source
    evicts its own connections, and those of sources with more places than it has.
-2. Beyond these, ``PROBE_PLACES`` answer the probes only. There any idle connection may be evicted.
+2. Beyond these, ``PROBE_PLACES`` answer the probes only. There an idle connection may be evicted at once.
 """
 
 from __future__ import annotations
