@@ -156,7 +156,7 @@ class Server:
                 await stack.enter_async_context(self._entrances.opened(self._nursery))
             except CannotListen as error:
                 raise CannotStart(str(error)) from error
-            self._nursery.start_soon(self._own_certificate.keep)
+            self._nursery.start_soon(self._own_certificate.keep_valid)
             self._readiness.note_started()
             self.nodes.events.add(EventKind.SERVER_STARTED, "", "", detail=await describe_start(self._store))
             yield {**self._listeners.addresses(), "ops": ops}
