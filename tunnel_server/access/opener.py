@@ -73,7 +73,7 @@ class Opener:
         user_stream = UserStream(self, wish)
         self._begin(user_stream, wish, early_data)
         try:
-            with self._standing.entered(wish.user.proven, user_stream.revoke):
+            with self._standing.registered(wish.user.certificate, user_stream.revoke):
                 yield user_stream
             await user_stream.stream.aclose()
         except Refused as refused:
@@ -88,7 +88,7 @@ class Opener:
     def _begin(self, user_stream: UserStream, wish: StreamRequest, early_data: bytes) -> None:
         try:
             authorise(wish.user, wish.route, self.trust_domain)
-            link = self.nodes.link_of(wish.route.node)
+            link = self.nodes.session_of(wish.route.node)
             user_stream.stream = link.open(
                 wish.route.target,
                 user=wish.user.name,
