@@ -439,19 +439,19 @@ async def test_each_target_is_dialled_and_ranges_are_not(tmp_path: Path) -> None
         (
             'target = "{alive}"\nprotocol = "https"\nca_file = "none.pem"',
             "none.pem of service",
-            "correct what is said here",
+            "repair the cause above",
         ),
         (
             'target = "{alive}"\nprotocol = "https"\nca_file = "agent.toml"',
             "agent.toml of service",
-            "correct what is said here",
+            "repair the cause above",
         ),
         (
             'target = "{alive}"\nprotocol = "https"\nca_file = "/"',
             "ca_file / of service web cannot",
-            "correct what is said here",
+            "repair the cause above",
         ),
-        ('target = "unix:/nonexistent/socket"', "does not exist", "correct what is said here"),
+        ('target = "unix:/nonexistent/socket"', "does not exist", "repair the cause above"),
     ],
 )
 async def test_the_cure_of_a_target_fits_its_fault(

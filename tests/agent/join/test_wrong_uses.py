@@ -84,7 +84,7 @@ WRONG = {
     "a folder as token file": use("join", NOBODY, "--token-file", "/", says="File '/' is a directory"),
     # Names.
     "another name than the token's": use(
-        "join", NOBODY, "--name", "edge2", code=3, says="is for edge1, not for edge2.*leave --name out"
+        "join", NOBODY, "--name", "edge2", code=3, says="is for edge1, not for edge2.*omit --name"
     ),
     "a name that does not fit": use(
         "join", NOBODY, "--name", "shop-1", stdin=FLEET, code=3, says="it must fit edge-\\*"
