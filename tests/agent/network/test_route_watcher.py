@@ -150,5 +150,5 @@ async def test_what_does_not_change_is_never_told(nursery: trio.Nursery) -> None
     assert watcher._change.addresses == ("127.0.0.1", "::ffff:127.0.0.1")
     for _ in range(20):
         watcher._ask()
-    assert not watcher._change.tell(trio.current_time())
+    assert not watcher._change.take_change(trio.current_time())
     assert told.times == []
