@@ -76,7 +76,7 @@ def dialler(host: str, port: int, place: Place = HERE) -> Dial:
 def download_rate(connect: Dial, streams: int, size: int) -> float:
     """Return the MiB/s of `streams` downloads of `size` bytes together, while all of them run.
 
-    The clock starts when each stream has its first byte and stops when the first one ends, so neither the
+    The clock starts when each stream has its first byte and stops when the first one ends. So neither the
     opening nor a slow last stream counts.
     """
     with contextlib.ExitStack() as stack:

@@ -34,7 +34,7 @@ class CheckResult:
 Report: TypeAlias = Callable[[CheckResult], None]
 
 
-class CheckFailed(Exception):  # noqa: N818 - named by what happened
+class CheckFailed(Exception):  # noqa: N818 - named after the event
     """A failed step. ``detail``, ``fix`` and ``reason`` are those of ``CheckResult``."""
 
     def __init__(self, detail: str, fix: str, reason: str = "") -> None:

@@ -2,21 +2,20 @@
 
 1. Trouble means that the session has no carrier, that an answer is late, or that the route changed. Trouble
    only starts attempts beside the present carrier, because copies must not flood a congested network.
-2. Young trouble: the policy starts an attempt every one to two seconds (metered: 3 to 7), because an agent
-   that waits for TCP's back-off comes back seconds late. At most two attempts run at once. A third replaces
+2. Young trouble: the policy starts an attempt every one to two seconds (metered: 3 to 7). An agent that
+   waits for TCP's back-off comes back seconds late. At most two attempts run at once. A third replaces
    the younger one, because the older one may belong to a slow path. No attempt replaces a connected one,
    because its answer is under way. The interval grows with the round trip, or the agent would never reach
    a server over a satellite. The growth has a bound: one pong that waited through an outage must not stop
    the attempts.
 3. Old trouble: one attempt at a time, with full jitter and a cap, because the network or the server is away.
    A fleet must not come back in one instant.
-4. Make before break. The session moves to a welcomed attempt in three cases: the old carrier is gone, the
-   old carrier brought nothing since the attempt began, or the old carrier *is backlogged*. Backlogged means
-   that an answer was late before the attempt began and still is. A new connection takes five round trips
-   through every queue of the network. So the backlog is the old carrier's own, such as megabytes that TCP
-   accepted at the speed of a former network. In any other case the attempt is dropped, because the old
-   carrier is alive, however slow. Moves away from a backlogged carrier are rare, because each move
-   retransmits the data in flight.
+4. Make before break. The session moves to a welcomed attempt if the old carrier is gone, brought nothing
+   since the attempt began, or *is backlogged*. Backlogged means that an answer was late before the attempt
+   began and still is. A new connection takes five round trips through every queue of the network. So the
+   backlog is the old carrier's own, such as megabytes that TCP accepted at the speed of a former network. In
+   any other case the attempt is dropped, because the old carrier is alive, however slow. Moves away from a
+   backlogged carrier are rare, because each move retransmits the data in flight.
 5. A session without a carrier has no alternative, so the agent decides as soon as it reaches the server.
    The hello carries ``use``, which saves the streams a round trip. Such an attempt is *bound*. Another
    attempt is bound only after the bound one has failed, so that the server never receives ``use`` twice.

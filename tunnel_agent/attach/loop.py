@@ -51,7 +51,7 @@ Leaving the context ends the link.
 """
 
 
-class AttachFailed(Exception):  # noqa: N818 - named by what happened
+class AttachFailed(Exception):  # noqa: N818 - named after the event
     """A round in which no session lived. The next wait is at least ``wait_seconds``."""
 
     def __init__(self, wait_seconds: float = 0.0) -> None:

@@ -15,5 +15,5 @@ class Files:
 
     @property
     def unfinished(self) -> Path:
-        """Key of a join under way. A repeated join uses the same key, so the server repeats its answer."""
+        """Key of a join under way. A repeated join with the same key is the same use of the token."""
         return self.bundle.with_name(f"{self.bundle.name}.joining")

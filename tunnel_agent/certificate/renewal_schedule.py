@@ -4,8 +4,8 @@
    each question, because boards without a battery start in 1970 and learn the time later.
 2. After a failure the agent retries after a two hundredth of the period, then doubles the wait up to a
    twentieth. A wait is between a second and an hour, so many tries precede the end.
-3. Two renewals are at least a third of a period apart by the steady clock, because with a wall clock that
-   runs ahead each new certificate looks due.
+3. Two renewals are at least a third of a period apart by the steady clock. With a wall clock that runs
+   ahead, each new certificate looks due.
 4. The agent does not renew an expired certificate, because no server accepts it. If the agent is attached all
    the same, this machine's clock is wrong, and the agent continues to try.
 """

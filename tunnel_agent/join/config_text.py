@@ -43,7 +43,7 @@ _TAIL = """
 # [ops]                           # status page and probes; `qanat-agent status` reads them
 # listen = "127.0.0.1:7005"       # "": no listener
 # tls = false                     # not for agents, because a node's certificate is not a server's
-# bearer_file = ""                # "status-token": required for all but the probes beyond loopback
+# bearer_file = ""                # "status-token": beyond loopback all but the probes need this token
 
 # [log]
 # level = "info"

@@ -152,9 +152,8 @@ class Contact:
         if tls.alpn() != "h2":
             await trio.aclose_forcefully(tls)
             raise CheckFailed(f"{address} does not offer HTTP/2, which gRPC needs", agents_port(address).hint)
-        with contextlib.suppress(
-            trio.BrokenResourceError
-        ):  # the server requires a certificate, which the node lacks
+        # The server may break the connection, because it requires a certificate, which the node lacks.
+        with contextlib.suppress(trio.BrokenResourceError):
             await tls.aclose()
 
 

@@ -3,8 +3,8 @@
 1. ``QANAT_SERVER`` is the server, ``QANAT_TOKEN_FILE`` or ``QANAT_TOKEN`` has the token, ``QANAT_NODE`` the
    name (default: the token's or the host's). A node with a bundle has joined and stays unchanged. The
    variables may stay, because a used token is worthless.
-2. The join is the ordinary one, in a process of its own, so that its memory does not remain in an agent that
-   runs for years. A token of a variable reaches the join through its standard input.
+2. The join is the ordinary one, in a process of its own. So its memory does not remain in an agent that runs
+   for years. A token of a variable reaches the join through its standard input.
 3. An interruption does no harm, because the next run continues with the same key and the same token.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 SERVER, NODE, TOKEN, TOKEN_FILE = "QANAT_SERVER", "QANAT_NODE", "QANAT_TOKEN", "QANAT_TOKEN_FILE"
 
 
-class CannotJoin(Exception):  # noqa: N818 - named by what happened
+class CannotJoin(Exception):  # noqa: N818 - named after the event
     """A join that failed, after it printed the cause. ``code`` is its exit code."""
 
     def __init__(self, code: int, message: str = "") -> None:

@@ -136,7 +136,7 @@ class Joining:
     async def _prove_files(self) -> str:
         return prove_writable(self._files)
 
-    # The node and its name. Earlier steps write no file and ask no server.
+    # The node and its name. The join asks no server before it knows the name.
 
     async def _settle_node(self) -> bool:
         try:

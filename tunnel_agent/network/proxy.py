@@ -3,7 +3,7 @@
 1. ``proxy`` in the file wins, with the file's ``no_proxy`` alone. Otherwise ``https_proxy`` and
    ``all_proxy`` apply (lower case first), with ``no_proxy`` of the environment and of the file together.
 2. A proxy of the environment is never used for loopback, because a demo on a laptop behind a proxy must work.
-3. Only ``http://`` proxies are supported. gRPC silently bypasses ``https://`` proxies, and an error is
+3. Only ``http://`` proxies are supported, because gRPC silently bypasses ``https://`` proxies. An error is
    better than an agent that leaves the network by a path that its owner did not choose.
 4. ``no_proxy``: ``*``, a host (which covers its subdomains, as in curl and Go), ``.suffix``,
    ``*.suffix``, an address, a CIDR; each with an optional ``:port``.
@@ -84,8 +84,8 @@ def parse_proxy(text: str, *, origin: str, password: str = "") -> Proxy:
     """
     parts = _split(text, origin)
     if parts.scheme != "http":
-        cure = "the agent speaks to proxies over http:// only; their CONNECT tunnel carries its TLS"
-        raise ProxyError(f"{origin} is a {parts.scheme}:// proxy: {cure}")
+        fix = "the agent speaks to proxies over http:// only; their CONNECT tunnel carries its TLS"
+        raise ProxyError(f"{origin} is a {parts.scheme}:// proxy: {fix}")
     if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
         raise ProxyError(f"{origin} is not http://host:port")
     user, own_password = unquote(parts.username or ""), unquote(parts.password or "")

@@ -249,9 +249,7 @@ class ServerPath:
         try:
             return describe(leaf)
         except ValueError as error:
-            raise CheckFailed(
-                f"{self.server} shows what is no certificate of ours: {error}", self.hint
-            ) from None
+            raise CheckFailed(f"{self.server} presents an unusable certificate: {error}", self.hint) from None
 
     async def in_time(self, doing: Awaitable[T], what: str, fix: str = _FIREWALL) -> T:
         """Wait for a step. Raise ``CheckFailed`` with ``fix`` if ``what`` takes longer than the timeout."""

@@ -16,7 +16,7 @@ _MAX_TOKEN_BYTES = 4096
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-class UnreadableToken(ValueError):  # noqa: N818 - named by what is the case
+class UnreadableToken(ValueError):  # noqa: N818 - named after the state
     """The file in ``[ops] bearer_file`` cannot be read. The text is a sentence for the user."""
 
 

@@ -66,8 +66,8 @@ class TargetTls:
     def _refused(self, service: Published, error: BaseException) -> Refused:
         what = f"node {self._node}: TLS to {service.target} failed"
         if isinstance(error, ssl.SSLCertVerificationError):
-            cure = f"set ca_file or verify = false for service {service.name} in {self._file}"
-            return Refused(Reason.TARGET_PROTOCOL, f"{what}: {error.verify_message}; {cure}")
+            fix = f"set ca_file or verify = false for service {service.name} in {self._file}"
+            return Refused(Reason.TARGET_PROTOCOL, f"{what}: {error.verify_message}; {fix}")
         if isinstance(error, ssl.SSLError):
             return Refused(Reason.TARGET_PROTOCOL, f"{what}: {reason_of(error)}")
         return Refused(Reason.TARGET_PROTOCOL, f"{what}: the target closed the connection")
