@@ -15,7 +15,7 @@ from tunnel_core.reasons import Reason
 
 _ASK_AGAIN = "ask for a new token: `qanat-server token create --node {node}`"
 _FIXES = {
-    Reason.TOKEN_WRONG: "paste all of what `qanat-server token create` printed on this server",
+    Reason.TOKEN_WRONG: "paste the whole output of `qanat-server token create` on this server",
     Reason.TOKEN_EXPIRED: _ASK_AGAIN,
     Reason.TOKEN_USED_UP: _ASK_AGAIN,
     Reason.TOKEN_REVOKED: _ASK_AGAIN,

@@ -224,11 +224,11 @@ class ServerPath:
         if isinstance(error, ssl.SSLCertVerificationError):
             return await self._explain_certificate(error)
         if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
-            return CheckFailed(f"what answers at {self.server} does not speak TLS", self.hint)
+            return CheckFailed(f"the program at {self.server} does not speak TLS", self.hint)
         if isinstance(error, ssl.SSLError) and not is_end_of_file(error):
             return CheckFailed(f"TLS with {self.server} failed: {reason_of(error)}", self.hint)
         detail = f"{self.server} closed the connection during the TLS handshake"
-        return ConnectionLost(detail, f"{self.hint} does a firewall block what it cannot inspect?")
+        return ConnectionLost(detail, f"{self.hint} does a firewall block traffic that it cannot inspect?")
 
     async def _explain_certificate(self, error: ssl.SSLCertVerificationError) -> CheckFailed:
         try:

@@ -73,7 +73,7 @@ async def test_what_fails_ends_it_with_the_joins_own_words_and_code(
     monkeypatch.setenv("QANAT_SERVER", cloud.https)
     nothing = await edge.run("run")
     assert nothing.returncode == 2
-    assert b"takes QANAT_TOKEN_FILE or QANAT_TOKEN" in nothing.stderr
+    assert b"needs QANAT_TOKEN_FILE or QANAT_TOKEN" in nothing.stderr
     monkeypatch.setenv("QANAT_TOKEN", SOME_TOKEN)
     monkeypatch.setenv("QANAT_NODE", "edge3")
     stranger = await edge.run("run")
