@@ -98,11 +98,13 @@ class Meter:
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
+        """Count ``count`` more bytes."""
         with self._lock:
             self._bytes += count
 
     @property
     def bytes(self) -> int:
+        """Bytes so far."""
         return self._bytes
 
     def rate(self, seconds: float) -> float:

@@ -48,6 +48,7 @@ class Link:
         return Ends(self.net.cloud, self.net.edge, self.net.network.cloud_address)
 
     def set(self, line: Line, queue_seconds: float) -> None:
+        """Set rate and delay, and the length of the queue in seconds at that rate."""
         self.net.set(rate=line.rate, delay_seconds=line.delay_seconds, queue_seconds=queue_seconds)
 
     @contextlib.contextmanager

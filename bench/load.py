@@ -154,6 +154,7 @@ def _receive_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def echo_once(sock: socket.socket) -> None:
+    """Send 64 bytes and wait for their echo. Raises `LoadError`."""
     sock.sendall(MESSAGE)
     _receive_exactly(sock, len(MESSAGE))
 

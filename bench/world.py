@@ -51,9 +51,11 @@ class World:
         return qanat.running(self.targets, self.fresh("qanat"), delay_seconds=delay_seconds)
 
     def fresh_ssh(self, *, delay_seconds: float = 0.0) -> AbstractContextManager[System]:
+        """Start new processes of `ssh -R`."""
         return ssh.running(self.targets, self.fresh("ssh"), delay_seconds=delay_seconds)
 
     def no_ssh(self) -> bool:
+        """Whether `ssh -R` cannot be measured; then note its rows as skipped."""
         if reason := ssh.missing():
             self.skipped["vs_ssh"] = reason
         return bool(reason)

@@ -12,6 +12,8 @@ REJOIN = "join again with a new token: `qanat-agent join SERVER --again`"
 
 
 class Verdict(enum.Enum):
+    """Outcome of one step."""
+
     PASS = "pass"  # noqa: S105 - a verdict
     FAIL = "fail"
     SKIP = "skip"

@@ -44,6 +44,8 @@ STATUS_SERVICE = "status"
 
 
 class Protocol(enum.Enum):
+    """Protocol of a published service."""
+
     HTTP = "http"
     HTTPS = "https"
     TCP = "tcp"

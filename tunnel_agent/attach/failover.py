@@ -79,7 +79,7 @@ class SessionFailover:
         session.on_event = self._on_event
 
     def route_changed(self) -> None:
-        """The kernel has another route to the server now, so the carrier may be dead without an error."""
+        """Note a new route to the server, because the carrier may be dead without an error."""
         attachment = self._session.attachment
         if attachment is not None and attachment.carrier.lost_local_address():
             self._session.carrier_lost("this machine no longer has the address that the carrier used")

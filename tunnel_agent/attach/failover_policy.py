@@ -59,6 +59,8 @@ class Start(NamedTuple):
 
 
 class Abandon(NamedTuple):
+    """Abandon attempt ``number``."""
+
     number: int
 
 

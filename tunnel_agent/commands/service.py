@@ -25,6 +25,7 @@ class AgentService:
     name = NAME
 
     def config_file(self) -> Path:
+        """Return the configuration of a system service."""
         return paths.system_config_file("agent.toml")
 
     def plan(self, config: Path, groups: tuple[str, ...]) -> ServicePlan:

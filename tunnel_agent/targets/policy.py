@@ -82,6 +82,7 @@ class AllowEntry:
         return Target(host=host, port=self.first_port)
 
     def has_port(self, port: int) -> bool:
+        """Whether this entry allows the port."""
         return self.first_port <= port <= self.last_port
 
     def has_address(self, address: Address, port: int) -> bool:
@@ -186,7 +187,7 @@ def _is_within(inner: Network, outer: Network) -> bool:
 
 
 def carried(address: Address) -> Address:
-    """The IPv4 address inside a mapped or NAT64 one; any other address is itself."""
+    """Return the IPv4 address inside a mapped or NAT64 address; any other address unchanged."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address in _NAT64:
