@@ -106,6 +106,6 @@ async def test_a_renewal_by_hand_is_taken_up_by_the_agent(tmp_path: Path, linked
             after = read_bundle(edge.bundle)
             assert after.key_pem != before.key_pem and after.agents == before.agents
             assert edge.bundle.is_symlink() is linked and read_bundle(real) == after
-            assert f"{after.identity} holds until" in ran.stdout.decode()
+            assert f"{after.identity} is valid until" in ran.stdout.decode()
             await agent.line("loaded another certificate")
             await agent.line("resumed the session")
