@@ -51,6 +51,10 @@ FIGURES = {
         Figure("resume_seconds", "streams go on after a black hole of 10 s, the slowest", 2, 1, _DOWN),
         Figure("idle_kb_per_hour", "KB an hour on the link of an idle agent", 100, 100, _DOWN),
         Figure("idle_kb_per_hour_metered", "the same with the profile metered", 15, 15, _DOWN),
+        Figure("cpu_us_echo1", "CPU of one echo, one at a time, us", 600, 450, _DOWN),
+        Figure("cpu_us_echo64", "CPU of one echo, 64 at once, us", 70, 60, _DOWN),
+        Figure("cpu_us_connection_tcp", "CPU of a new connection by `tcp`, us", 520, 400, _DOWN),
+        Figure("cpu_us_connection_unix", "the same by CONNECT on the unix socket, us", 700, 500, _DOWN),
         Figure("first_byte_rtts", "first answer byte on a 50 ms line, in round trips", 1.2, 1.05, _DOWN),
     )
 }
@@ -61,6 +65,7 @@ FAMILIES = {
     "bulk": ("download_vs_grpc", "upload_vs_grpc", "download8_vs_grpc"),
     "echo": ("echo_p50_vs_grpc", "echo8_vs_grpc", "echo64_vs_grpc"),
     "connections": ("connect_p50_vs_grpc", "connects_vs_grpc"),
+    "cpu": ("cpu_us_echo1", "cpu_us_echo64", "cpu_us_connection_tcp", "cpu_us_connection_unix"),
     "flight": ("download_vs_unbounded", "download8_vs_unbounded", "echo_p50_vs_unbounded"),
     "stalled": ("stalled_kept", "stalled_echo_p99", "stalled_over_credit"),
     "first_byte": ("first_byte_rtts",),

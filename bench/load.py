@@ -8,6 +8,7 @@ the rate of any tunnel here. A C program would need a compiler on the user's mac
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -15,7 +16,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from bench.places import HERE, Place
 from bench.target import COUNT
@@ -38,6 +39,9 @@ _READER_BYTES = 256 << 10
 _BUFFER = bytearray(MIB)
 
 
+Reader: TypeAlias = Callable[[socket.socket], None]
+
+
 class LoadError(Exception):
     """The system under test lost data or stood still."""
 
@@ -50,10 +54,22 @@ def dial(host: str, port: int, receive_bytes: int = 0) -> socket.socket:
         # With loopback's segments of 64 KiB the sender's kernel holds megabytes for each reader.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return _connected(sock, (host, port))
+
+
+def dial_unix(path: str, receive_bytes: int = 0) -> socket.socket:
+    """Connect to a unix socket, with the deadlines of `dial`."""
+    sock = socket.socket(socket.AF_UNIX)
+    if receive_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    return _connected(sock, path)
+
+
+def _connected(sock: socket.socket, address: tuple[str, int] | str) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEOUT)
     try:
-        sock.connect((host, port))
+        sock.connect(address)
     except OSError:
         sock.close()
         raise
@@ -175,6 +191,14 @@ def _timed(call: Callable[[socket.socket], None], sock: socket.socket) -> float:
 
 def echo_rate(connect: Dial, connections: int, seconds: float) -> float:
     """Return the echoes per second of `connections` that each have one echo in flight."""
+    with echoing(connect, connections) as run:
+        run(seconds / 10)
+        return run(seconds)
+
+
+@contextlib.contextmanager
+def echoing(connect: Dial, connections: int) -> Iterator[Callable[[float], float]]:
+    """Open `connections`. Yield a function that has them echo for so many seconds and returns the rate."""
     with contextlib.ExitStack() as stack, select.epoll() as poll:
         socks = [stack.enter_context(connect()) for _ in range(connections)]
         for sock in socks:
@@ -183,8 +207,7 @@ def echo_rate(connect: Dial, connections: int, seconds: float) -> float:
         by_descriptor = {sock.fileno(): sock for sock in socks}
         for sock in socks:
             sock.sendall(MESSAGE)
-        _echo_for(poll, by_descriptor, seconds / 10)
-        return _echo_for(poll, by_descriptor, seconds)
+        yield functools.partial(_echo_for, poll, by_descriptor)
 
 
 def _echo_for(poll: select.epoll, socks: dict[int, socket.socket], seconds: float) -> float:
@@ -197,8 +220,10 @@ def _echo_for(poll: select.epoll, socks: dict[int, socket.socket], seconds: floa
             raise LoadError("echoes stand still")
         for descriptor, _ in events:
             sock = socks[descriptor]
-            if len(sock.recv(len(MESSAGE))) != len(MESSAGE):
-                raise LoadError("an echo came back in pieces or not at all")
+            received = len(sock.recv(len(MESSAGE)))
+            if not received:
+                raise LoadError("an echo did not come back")
+            _receive_exactly(sock, len(MESSAGE) - received)  # a packet of the tunnel may end inside it
             sock.send(MESSAGE)
             count += 1
     return count / (now - started)
@@ -219,8 +244,11 @@ def _connect_and_echo(connect: Dial) -> float:
         return time.perf_counter() - started
 
 
-def connect_rate(connect: Dial, slots: int, seconds: float) -> float:
-    """Return the connections per second, each opened, used for one echo and closed, `slots` at once."""
+def connect_rate(connect: Dial, slots: int, seconds: float, read_answer: Reader | None = None) -> float:
+    """New connections per second, each with one echo and then closed, `slots` of them at once.
+
+    `connect` may return before the tunnel has answered; `read_answer` then reads the answer.
+    """
     with select.epoll() as poll:
         socks: dict[int, socket.socket] = {}
         for _ in range(slots):
@@ -233,11 +261,11 @@ def connect_rate(connect: Dial, slots: int, seconds: float) -> float:
             if not events:
                 raise LoadError("new connections stand still")
             for descriptor, _ in events:
-                _finish(socks.pop(descriptor))
+                _finish(socks.pop(descriptor), read_answer)
                 _begin(connect, poll, socks)
                 count += 1
         for sock in socks.values():
-            _finish(sock)
+            _finish(sock, read_answer)
     return count / (now - started)
 
 
@@ -248,8 +276,10 @@ def _begin(connect: Dial, poll: select.epoll, socks: dict[int, socket.socket]) -
     poll.register(sock, select.EPOLLIN)
 
 
-def _finish(sock: socket.socket) -> None:
+def _finish(sock: socket.socket, read_answer: Reader | None) -> None:
     with sock:
+        if read_answer is not None:
+            read_answer(sock)
         _receive_exactly(sock, len(MESSAGE))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import http.client
 import json
+import os
 import socket
 import ssl
 import sys
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.delay import maybe_delayed
-from bench.load import Dial, LoadError, dial
+from bench.load import Dial, LoadError, dial, dial_unix
 from bench.places import HERE, ON_LOOPBACK, Ends, Place
 from bench.processes import BenchError, child, free_ports, wait_until
 from bench.systems.system import System, on_loopback
@@ -27,13 +28,18 @@ from tunnel_core.identity import Role, SpiffeId
 
 NODE = "bench"
 TRUST_DOMAIN = "bench.internal"
+_UNIX_SOCKET = "connect.sock"
 
 
 @dataclass(frozen=True)
 class Product(System):
-    """`connect` opens connections through the `connect` entrance over mTLS, `to` through `tcp`."""
+    """`connect` opens connections through the `connect` entrance over mTLS, `to` through `tcp`.
+
+    `unix_requests` only send the CONNECT, on the unix socket of `connect`; `read_answer` reads the answer.
+    """
 
     connect: Mapping[str, Dial] = field(default_factory=dict)
+    unix_requests: Mapping[str, Dial] = field(default_factory=dict)
     server_ops: int = 0
     agent_ops: int = 0
 
@@ -107,6 +113,7 @@ def running(
             (agent_pid,),
             (server.log, folder / "agent" / "log"),
             connect=_connect_dials(server, targets),
+            unix_requests={role: _unix_request(server, port) for role, port in targets.items()},
             server_ops=server.ops,
             agent_ops=agent_ops,
         )
@@ -133,6 +140,8 @@ def serving(
         f'trust_file = "{folder}/trust.pem"',
         f'[agents]\nlisten = ["{ends.address}:{agents}"]',
         f'[https]\nlisten = ["127.0.0.1:{https}"]',
+        f'[connect.unix]\npath = "{folder / _UNIX_SOCKET}"',
+        f'[[connect.unix.peer]]\nuid = {os.getuid()}\nuser = "bench"',
         f'[web]\nlisten = ["127.0.0.1:{web}"]',
         f'[ops]\nlisten = "127.0.0.1:{ops}"',
         "[session]\nmax_streams_per_user = 1024",  # the load is one user
@@ -252,6 +261,15 @@ def _connect_dials(server: Server, targets: Mapping[str, int]) -> Mapping[str, D
     return {role: dialler(port) for role, port in targets.items()}
 
 
+def _unix_request(server: Server, port: int) -> Dial:
+    def request(*, receive_bytes: int = 0) -> socket.socket:
+        sock = dial_unix(str(server.log.parent / _UNIX_SOCKET), receive_bytes)
+        _send_request(sock, f"{NODE}:{port}")
+        return sock
+
+    return request
+
+
 def connect_to(server: Server) -> Callable[..., socket.socket]:
     """Return a function that opens a connection to `node:port`, as a new user."""
     bundle = server.log.parent / "user.pem"
@@ -262,20 +280,28 @@ def connect_to(server: Server) -> Callable[..., socket.socket]:
     def connect(authority: str, receive_bytes: int = 0) -> socket.socket:
         with server.place.entered():
             plain = dial("127.0.0.1", server.https, receive_bytes)
-        return _through_connect(context, plain, authority)
+        return _through_connect(context.wrap_socket(plain, server_hostname="localhost"), authority)
 
     return connect
 
 
-def _through_connect(context: ssl.SSLContext, plain: socket.socket, authority: str) -> socket.socket:
-    sock = context.wrap_socket(plain, server_hostname="localhost")
+def _through_connect(sock: socket.socket, authority: str) -> socket.socket:
+    _send_request(sock, authority)
+    read_answer(sock)
+    return sock
+
+
+def _send_request(sock: socket.socket, authority: str) -> None:
     sock.sendall(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
+
+
+def read_answer(sock: socket.socket) -> None:
+    """Read the head of the answer to CONNECT. Raises `LoadError` if it is not 200."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         piece = sock.recv(1)
         if not piece:
-            raise LoadError(f"CONNECT {authority}: {head!r}")
+            raise LoadError(f"CONNECT: {head!r}")
         head += piece
     if not head.startswith(b"HTTP/1.1 200 "):
-        raise LoadError(f"CONNECT {authority}: {head!r}")
-    return sock
+        raise LoadError(f"CONNECT: {head!r}")
