@@ -25,7 +25,7 @@ PAPERS_ELSEWHERE = {
 SECTIONS = {
     "docs/operate.md": (
         *("Dashboards", "SSH", "Any TCP", "curl and other CONNECT clients"),
-        *("Who is there", "Completion and manual pages"),
+        *("Nodes, sessions and streams", "Completion and manual pages"),
     ),
 }
 """Papers of which these sections alone are walked."""
