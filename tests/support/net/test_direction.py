@@ -1,4 +1,4 @@
-"""One direction of an emulated link, with a clock of the test's own."""
+"""One direction of an emulated link, with the test's own clock."""
 
 from __future__ import annotations
 
