@@ -1,4 +1,4 @@
-"""What an agent starts from: which file, which bundle, and what is said when they do not fit."""
+"""The files that an agent starts from: its configuration, its bundle, and the errors if they do not match."""
 
 from __future__ import annotations
 

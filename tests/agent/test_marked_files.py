@@ -1,6 +1,6 @@
-"""A byte order mark in each kind of file that people edit or bring: taken. UTF-16: refused in those words.
+"""Files that people edit, with a byte order mark: accepted. In UTF-16: refused, and the message says so.
 
-What is pasted as a token is in ``join/test_wrong_uses``.
+Tokens that are pasted with one are tested in ``join/test_wrong_uses``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which way in is taken, and what is said when there is none."""
+"""Which access to the server the command takes, and its message when there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions to a server, over real TLS and over a socket, and everything that can stand in the way."""
+"""Requests to a server, over real TLS and over a socket, and everything that can prevent them."""
 
 from __future__ import annotations
 

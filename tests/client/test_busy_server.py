@@ -1,4 +1,4 @@
-"""What the command does when the server has too many connections: it tries again, and says why it gave up."""
+"""A server with too many connections: the command retries, and names the cause when it gives up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qanat demo`` as a real process with all its programs: whatever ends it, nothing is left."""
+"""``qanat demo`` as a real process with all its programs: whatever ends it, no process is left."""
 
 from __future__ import annotations
 

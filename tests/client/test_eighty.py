@@ -1,4 +1,4 @@
-"""Every table of ``qanat`` on a terminal of 80 columns: nothing that matters is cut, no line is longer."""
+"""Every table of ``qanat`` on a terminal of 80 columns: no line is longer, and no name or state is cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qanat events``: the list, and the follower that outlives its server."""
+"""``qanat events``: the list, and ``--follow``, which outlives its server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qanat forward`` under a burst, and many commands behind one address: real programs, nothing lost."""
+"""``qanat forward`` under a burst, and many commands from one address: real programs, no connection lost."""
 
 from __future__ import annotations
 

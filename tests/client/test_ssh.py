@@ -1,4 +1,4 @@
-"""``qanat ssh``: the machine's ssh gets our words, and its own; it is the process from then on."""
+"""``qanat ssh`` replaces itself with the machine's ssh, with Qanat's options and the user's."""
 
 from __future__ import annotations
 

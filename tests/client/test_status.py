@@ -1,4 +1,4 @@
-"""``qanat status`` and ``qanat nodes NODE``, with a server of today and with an older one."""
+"""``qanat status`` and ``qanat nodes NODE``, with a current server and with an older one."""
 
 from __future__ import annotations
 

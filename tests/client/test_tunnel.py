@@ -1,4 +1,4 @@
-"""Tunnels: what is asked of the server, what comes back, and what a refusal says."""
+"""Tunnels: the request to the server, the answer, and the message of a refusal."""
 
 from __future__ import annotations
 

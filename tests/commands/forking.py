@@ -1,6 +1,6 @@
 """Run many commands quickly: each in a fork of one process that has loaded all of them.
 
-``python -m tests.commands.forking`` reads cases as JSON lines and writes what came of each. A child has the
+``python -m tests.commands.forking`` reads cases as JSON lines and writes the result of each. A child has the
 descriptors, rights, variables and files of its case, then begins as the installed program does.
 """
 

@@ -1,4 +1,4 @@
-"""No command ends in a traceback or without a word, whatever its files, rights and descriptors are.
+"""No command ends in a traceback or without a message, whatever its files, rights and descriptors are.
 
 Each command gets a third of the faults of descriptors, and some of the damages of its program's files. The
 suite ``commands`` of ``./dev e2e`` tries them all.

@@ -1,6 +1,6 @@
-"""Walks the commands of all programs through faults of their files and descriptors.
+"""Run the commands of all programs with faults of their files and descriptors.
 
-The commands are taken from the groups, so a new one is walked too.
+The commands are taken from the groups, so a new command is included.
 """
 
 from __future__ import annotations

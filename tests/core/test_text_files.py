@@ -1,4 +1,4 @@
-"""Text that people write: with a byte order mark, in UTF-16, in an old code page, or no text."""
+"""Text files of people: with a byte order mark, in UTF-16, in an old code page, or not text."""
 
 from __future__ import annotations
 

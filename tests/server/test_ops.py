@@ -1,4 +1,4 @@
-"""What a server's ops listener shows: readiness, figures, and to whom."""
+"""The server's ops listener: readiness, metrics, and who may read them."""
 
 from __future__ import annotations
 

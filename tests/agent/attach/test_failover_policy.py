@@ -1,4 +1,4 @@
-"""When an agent tries another carrier, and when it moves: each rule by itself, without a clock."""
+"""When an agent tries another carrier, and when its session moves to it: each rule alone, without a clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attach loop in virtual time: which server, when again, and what the state says meanwhile."""
+"""The attach loop in virtual time: the order of servers, the retries, and the state meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an agent believes of the roots that a server tells, and what becomes of its bundle."""
+"""Which of the roots that a server sends an agent accepts, and how the agent's bundle changes."""
 
 from __future__ import annotations
 

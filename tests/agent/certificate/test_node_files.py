@@ -1,4 +1,4 @@
-"""Where a node's bundle can be written: links, volumes of Kubernetes, single files that are mounted."""
+"""Where a node's bundle can be written: links, volumes of Kubernetes, single mounted files."""
 
 from __future__ import annotations
 

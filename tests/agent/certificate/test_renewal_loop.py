@@ -1,4 +1,4 @@
-"""When a certificate is renewed, by tables; and the loop that does it, with real processes and files."""
+"""The dates of renewals, by tables, and the loop that renews, with real processes and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qanat-agent check``: each thing that breaks is found at its step and named with its cure."""
+"""``qanat-agent check`` finds each fault at its step, and names the fault with its cure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first contact: what a token's pin proves, what clocks do to it, and who sits in between."""
+"""The first contact: what a token's pin proves, the effect of wrong clocks, and servers in the middle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent that is told by variables how to join: real programs, as in a container."""
+"""An agent that joins by environment variables: real programs, as in a container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qanat-agent join`` as a new user meets it: real programs, and all that can go wrong on the way."""
+"""``qanat-agent join`` as a new user meets it: real programs, with every failure that can occur."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a join makes of what it is asked for: names, servers, services, and the configuration it writes."""
+"""The request of a join: its names, servers and services, and the configuration that it writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every wrong use of ``join`` and of tokens that we know of: what is said, and with which exit code.
+"""Every known wrong use of ``join`` and of tokens, with its message and its exit code.
 
 Each message names what to do next; none shows more of a token than its id, and none is a traceback.
 """

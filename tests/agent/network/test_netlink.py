@@ -1,4 +1,4 @@
-"""Messages of rtnetlink: as a kernel wrote them, and as nobody should."""
+"""Messages of rtnetlink: valid ones as a kernel wrote them, and invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which proxy is used for which server, and that no password is ever shown."""
+"""Which proxy is used for which server. No password is ever shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of servers and proxies: one resolver, ours, whose addresses are those that gRPC dials."""
+"""Names of servers and proxies: Qanat resolves them, and gRPC dials those addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as a change of the way to the server, and how often it is told."""
+"""What counts as a change of the route to the server, and how often it is reported."""
 
 from __future__ import annotations
 

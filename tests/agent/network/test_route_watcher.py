@@ -1,4 +1,4 @@
-"""The watcher of the way to the server, with this machine's own kernel. ``tests/e2e`` changes real routes."""
+"""The watcher of the route to the server, with this machine's kernel. ``tests/e2e`` changes real routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The states of a link as people see them: in the agent's state, on the page, and in the command."""
+"""The states of a link as users see them: in the agent's state, on the page, and in the command."""
 
 from __future__ import annotations
 

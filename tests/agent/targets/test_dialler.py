@@ -1,4 +1,4 @@
-"""Dialling: what was checked is what is dialled, each error has its reason, nothing is left open."""
+"""Dialling: the checked address is the dialled one, each error has its reason, no socket is left open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of targets that do not resolve hold up the user who asked for them, and nobody else."""
+"""Names of targets that do not resolve delay only the user who asked for them."""
 
 from __future__ import annotations
 

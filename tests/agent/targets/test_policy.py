@@ -1,4 +1,4 @@
-"""The allow-list: what is dialled, what is refused, and what the refusal tells the user to write."""
+"""The allow-list: what is dialled, what is refused, and the line that a refusal tells the operator to add."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams served by the agent, over a real session in memory: dial, refuse, relay, leave, write down."""
+"""Streams served by the agent, over a real session in memory: dial, refuse, relay, reset, log."""
 
 from __future__ import annotations
 

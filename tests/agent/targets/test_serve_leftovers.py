@@ -1,4 +1,4 @@
-"""Streams that the agent served or refused leave nothing that only the garbage collector would free."""
+"""Streams that the agent served or refused leave no object that only the garbage collector would free."""
 
 from __future__ import annotations
 

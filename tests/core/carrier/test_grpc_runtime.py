@@ -1,4 +1,4 @@
-"""What we found out about grpcio and built on. If one of these fails, a new grpcio asks for new thought."""
+"""Properties of grpcio that Qanat depends on. If a test here fails, review the carrier for the new grpcio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sockets that somebody else owns, found and ended with all they have queued."""
+"""Sockets that gRPC owns: found in this process, and reset with everything they have queued."""
 
 from __future__ import annotations
 

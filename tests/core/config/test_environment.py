@@ -1,4 +1,4 @@
-"""Variables over the file: what is set, how, and who is told of a mistake."""
+"""Environment variables override the file: which values, how, and the message of a mistake."""
 
 from __future__ import annotations
 

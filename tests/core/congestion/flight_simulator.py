@@ -1,13 +1,13 @@
-"""A model of what lies under a session, in virtual time: for tests of the flight limit.
+"""A model of the layers below a session, in virtual time, for tests of the congestion controller.
 
 1. ``Pipe``: one direction of the bottleneck: a rate, a drop-tail queue, a delay, in IP packets.
 2. ``Tcp``: the connection below a carrier, or a foreign one. Cubic with HyStart's delay rule, slow start
    again after idleness, every loss known by selective acknowledgement or by a time-out, delivery in
-   order, delayed acknowledgements that travel through the other pipe. What the window does not let out
-   waits in a socket buffer of megabytes, which is where a tunnel's bulk piles up.
-3. ``Wire``: loopback. No queue and no loss: what counts there is the time a program takes.
-4. ``End``: one end of a session. Quick messages first, then bulk; packets, confirmations and credit as the
-   session does them. A program takes time for each packet and each byte, and may be stalled.
+   order, delayed acknowledgements that travel through the other pipe. Bytes beyond the window wait in a
+   socket buffer of megabytes, where a tunnel's bulk accumulates.
+3. ``Wire``: loopback. It has no queue and no loss; only the time that a program takes counts there.
+4. ``End``: one end of a session. Quick messages first, then bulk; packets, acknowledgements and credit as
+   the session handles them. A program takes time for each packet and each byte, and may be stalled.
 
 Not modelled: gRPC's framing (a constant per packet), pacing, TCP's window of the receiver.
 """

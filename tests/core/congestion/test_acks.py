@@ -1,4 +1,4 @@
-"""When a receiver confirms, and the stamp that it says."""
+"""When a receiver acknowledges, and the arrival stamp in its acknowledgement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the queue on the way is somebody else's."""
+"""Whether another flow fills the queue of the link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flight limit by itself: what always holds, what a sample is, what a carrier starts with."""
+"""The congestion controller alone: its invariants, its samples, and the start of a carrier."""
 
 from __future__ import annotations
 

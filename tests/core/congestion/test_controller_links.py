@@ -1,6 +1,6 @@
-"""The flight limit on links of every kind, in the model of ``flight_simulator.py``.
+"""The congestion controller on links of every kind, in the model of ``flight_simulator.py``.
 
-Each bound is what the project promises; what the model gives is mostly well inside it.
+Each bound is what the project promises; the model is mostly well inside it.
 """
 
 from __future__ import annotations

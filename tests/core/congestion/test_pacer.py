@@ -1,4 +1,4 @@
-"""Pacing: no burst, no making up for pauses, and always a date to ask again."""
+"""The pacer: no burst, no catching up after pauses, and always a time of the next try."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Growth: quick where that is safe, gentle near the link's rate, over at the first queue."""
+"""The bandwidth probe: fast where that is safe, slow near the link's rate, ended by the first queue."""
 
 from __future__ import annotations
 

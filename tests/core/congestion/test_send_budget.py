@@ -1,4 +1,4 @@
-"""Flight limit, cap and session together, over a slow wire in virtual time."""
+"""Congestion controller, cap and session together, over a slow wire in virtual time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The token bucket: never more than its rate and one burst, whatever the window."""
+"""The token bucket: in any window, at most its rate and one burst."""
 
 from __future__ import annotations
 

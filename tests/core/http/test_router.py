@@ -1,4 +1,4 @@
-"""Which route answers, who may use it, and tables that cannot be made."""
+"""Which route answers, who may use it, and route tables that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP/2 as the server speaks it: calls, windows, faults, and the budget of frames, in virtual time."""
+"""HTTP/2 as the server implements it: calls, windows, faults, and the budget of frames, in virtual time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a carrier reads at once."""
+"""The size of a carrier's reads."""
 
 from __future__ import annotations
 

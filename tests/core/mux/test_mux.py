@@ -1,4 +1,4 @@
-"""The mux against a slow obvious model: two ends, packets that take their time, users who do anything."""
+"""The mux against a slow and plain model: two ends, delayed packets, users who do anything."""
 
 from __future__ import annotations
 

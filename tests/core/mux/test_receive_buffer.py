@@ -1,4 +1,4 @@
-"""The receiving half of a stream: what it takes in, what it grants, and what it refuses."""
+"""The receive buffer of a stream: what it accepts, what it grants, and what it refuses."""
 
 from __future__ import annotations
 

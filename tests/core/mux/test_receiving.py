@@ -1,4 +1,4 @@
-"""What frames of the peer do to a stream, and which are faults."""
+"""The effect of the peer's frames on a stream, and which frames are faults."""
 
 from __future__ import annotations
 

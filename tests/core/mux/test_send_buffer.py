@@ -1,4 +1,4 @@
-"""The sending half of a stream: what it queues, sends, retains, and sends again."""
+"""The send buffer of a stream: what it queues, sends, retains, and retransmits."""
 
 from __future__ import annotations
 

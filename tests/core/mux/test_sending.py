@@ -1,4 +1,4 @@
-"""What enters a packet: control and ends, early data, keystrokes beside bulk, within two budgets."""
+"""The content of a packet: control and ends, early data, keystrokes beside bulk, within two budgets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the mux says again after a lost carrier, and what all sessions of a process may keep together."""
+"""What the mux retransmits after a lost carrier, and the bound on a process's retained bytes."""
 
 from __future__ import annotations
 

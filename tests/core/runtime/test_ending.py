@@ -1,4 +1,4 @@
-"""What ends a command that runs until it is told to."""
+"""The ends of a command that runs until it is stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``health``: what it asks, what it makes of the answer, and what it does not load."""
+"""``health``: its request, its judgement of the answer, and the modules that it does not load."""
 
 from __future__ import annotations
 

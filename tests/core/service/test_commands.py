@@ -1,4 +1,4 @@
-"""The systemd service of both programs: the unit, the commands, and whose files become whose."""
+"""The systemd service of both programs: the unit, the commands, and the owners of files."""
 
 from __future__ import annotations
 

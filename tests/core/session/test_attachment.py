@@ -1,4 +1,4 @@
-"""Who is a carrier's port: the attempt until the attach has sent its last frame, then the session."""
+"""The port of a carrier: the attachment until the attach has sent its last frame, then the session."""
 
 from __future__ import annotations
 

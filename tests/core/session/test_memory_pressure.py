@@ -1,4 +1,4 @@
-"""Memory that stalled readers hold is taken back from the largest of them, and from nobody else."""
+"""Memory that stalled readers hold is reclaimed from the largest of them only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent that never answers an open: the stream is reset in time, and others are not."""
+"""An agent that never answers an open: the server resets that stream in time, and no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The profiles keep their budgets, by what a ping was measured to cost."""
+"""The profiles keep their budgets of bytes, by the measured size of a ping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The session in virtual time: attach steps, numbering, confirmation, pings, and what a peer may not do."""
+"""The session protocol in virtual time: handshake, numbers, acknowledgement, pings, and faults of a peer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that the other end tells in the attach: each is refused out of its range, with what to correct."""
+"""Numbers of the other end in the attach: out of its range each is refused, and the setting is named."""
 
 from __future__ import annotations
 

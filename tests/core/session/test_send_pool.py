@@ -1,4 +1,4 @@
-"""Shares of the memory for unconfirmed bytes: who confirms nothing leaves room for the others."""
+"""Shares of the memory for unacknowledged bytes: a peer that never acknowledges leaves room for others."""
 
 from __future__ import annotations
 

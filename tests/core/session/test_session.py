@@ -1,4 +1,4 @@
-"""A link while it lives: its streams, the time that nothing else drives, and errors of ours."""
+"""A running session: its streams, deadlines that no packet drives, and errors inside the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ended session and a refused attach leave to the garbage collector: nothing of ours."""
+"""An ended session and a refused attach leave no object of Qanat to the garbage collector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a link begins and ends: attach, rejection, bye, drain, loss; and what it leaves: nothing."""
+"""Begin and end of a session: attach, rejection, bye, drain, loss. An ended session leaves nothing."""
 
 from __future__ import annotations
 

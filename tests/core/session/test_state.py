@@ -1,4 +1,4 @@
-"""The states of a session, and the one place that says what each means to a request."""
+"""The states of a session, and the one table of what each means for a request."""
 
 from __future__ import annotations
 

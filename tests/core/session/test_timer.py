@@ -1,4 +1,4 @@
-"""The dates of a session, and the sleep that ends at the first of them."""
+"""The deadlines of a session, and the sleep until the first of them."""
 
 from __future__ import annotations
 

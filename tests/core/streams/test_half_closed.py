@@ -1,4 +1,4 @@
-"""Streams of which one half has ended: users who left are noticed, those who wait are not disturbed."""
+"""Half-closed streams: users who left are detected, and users who wait are not disturbed."""
 
 from __future__ import annotations
 

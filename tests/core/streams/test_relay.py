@@ -1,4 +1,4 @@
-"""One relay: half-close, abortive ends, sizes of reads, fairness; on real sockets, TLS and through links."""
+"""One relay: half-close, aborts, read sizes, fairness; on real sockets, TLS and through sessions."""
 
 from __future__ import annotations
 

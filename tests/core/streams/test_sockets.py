@@ -1,4 +1,4 @@
-"""Sockets keep trio's contract; an abort is seen as one; a socket that was closed here says so."""
+"""Sockets keep trio's contract. A reset is reported as one, and a locally closed socket as closed."""
 
 from __future__ import annotations
 

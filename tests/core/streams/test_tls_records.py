@@ -1,4 +1,4 @@
-"""Floods of TLS records: each step handles few, and a peer that sends nothing else is cut."""
+"""Floods of TLS records: each step handles few, and a peer that sends only such records is reset."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Streams that are over leave nothing that only the garbage collector would free.
+"""Ended streams leave no object that only the garbage collector would free.
 
-It looks at old objects rarely, and until then each stream in a reference cycle takes kilobytes.
+The collector visits old objects rarely, and until then each stream in a reference cycle takes kilobytes.
 """
 
 from __future__ import annotations

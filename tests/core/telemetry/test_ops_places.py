@@ -1,4 +1,4 @@
-"""Who gives way at the ops listener, with a clock of the test's own."""
+"""Which connection the ops listener closes for a new one, with the test's own clock."""
 
 from __future__ import annotations
 

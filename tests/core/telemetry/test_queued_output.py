@@ -1,4 +1,4 @@
-"""The queue in front of standard error: its reader may stop, go away, or come back."""
+"""The queue in front of standard error: its reader may stop, end, or continue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The codec against protobuf's own classes: our bytes are theirs, theirs are ours, nothing raises."""
+"""The codec against protobuf's own classes: both write and read the same bytes, and no input raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a packet costs to decode: operations are counted, because a time depends on the machine.
+"""The cost of decoding a packet, counted in operations, because a time depends on the machine.
 
 A line of the decoder takes below 20 ns, so the bound is some 20 ms of the event loop. The largest packet that
 is sent, 4,080 opens, has 1.05 million lines.

@@ -1,4 +1,4 @@
-"""What attacks share: one installation for each file of tests, and an innocent user's echo through it."""
+"""Fixtures of the attacks: one installation for each test file, and an innocent user's echo through it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an innocent user notices of an attack: round trips of 64 bytes through a node, at rest and meanwhile.
+"""The effect of an attack on an innocent user: round trips of 64 bytes through a node, before and during it.
 
     with echo.measured() as under:
         attack()

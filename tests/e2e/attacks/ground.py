@@ -1,4 +1,4 @@
-"""What is attacked: a real server and agent, with every setting as the documentation has it, on this machine.
+"""The attacked installation: a real server and agent on this machine, with every setting as documented.
 
 ``edge1`` is the innocent node. Everything listens at ``address``, a loopback address of its own, at the ports
 of ``tests.support.processes.programs``. Other addresses of 127.0.0.0/8 serve as the attackers' sources.

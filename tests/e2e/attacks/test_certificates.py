@@ -1,4 +1,4 @@
-"""Lives that are renewed into longer ones, renewals that outlive a revocation, and tokens that are spent."""
+"""Certificates renewed for a longer time, renewals that outlive a revocation, and tokens used twice."""
 
 from __future__ import annotations
 

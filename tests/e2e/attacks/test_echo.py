@@ -1,4 +1,4 @@
-"""The echo notices a server that stands still, a stream that breaks, and nothing else."""
+"""The echo reports a server that stops and a stream that breaks, and no other event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backup that was altered, and links of the server's user: root restores, and nothing else is written."""
+"""An altered backup, and links that the server's user made: a restore by root writes only its own files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node or a user whose certificate was stolen: what it does at the agents' port, and what others notice."""
+"""A stolen certificate of a node or a user at the agents' port: its attacks, and their effect on others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that was taken over, against a real agent; and packets that are costly to read, to both ends."""
+"""A compromised server against a real agent, and packets that are costly to read, to both ends."""
 
 from __future__ import annotations
 

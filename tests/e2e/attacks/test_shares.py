@@ -1,4 +1,4 @@
-"""One node or one user that takes all that it can get: what is left for the others."""
+"""One node or one user that uses as much as it can: what stays available for the others."""
 
 from __future__ import annotations
 

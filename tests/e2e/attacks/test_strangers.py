@@ -1,4 +1,4 @@
-"""Connections that show nothing, and pages of another site: each is kept from what others need."""
+"""Connections without authentication, and pages of another site, do not use up what others need."""
 
 from __future__ import annotations
 

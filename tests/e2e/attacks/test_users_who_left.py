@@ -1,4 +1,4 @@
-"""Users who leave while the target is silent, or stay without a word behind a half-close, keep nothing."""
+"""Users who leave while the target is silent, or stay silent behind a half-close, hold no resources."""
 
 from __future__ import annotations
 

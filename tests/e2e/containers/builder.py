@@ -1,9 +1,9 @@
-"""Builds the images for real, with no registry: Debian's root by debootstrap, the rest by buildah.
+"""Build the images for real, without a registry: Debian's root by debootstrap, the rest by buildah.
 
-1. A root is what users' base is: the small variant of the same Debian. It is made once and kept as an image.
-2. An image is named by the content of everything it is made of; one that is there is not built again, and of
-   one that is not, buildah takes the layers that it made before.
-3. Everything lies below the cache folder, in a store of our own; the machine's other images are not touched.
+1. The root equals the users' base: the small variant of the same Debian. It is made once and kept.
+2. An image's name is a digest of everything it is made of. An existing image is not built again; for a
+   missing one buildah reuses the layers that it made before.
+3. Everything is below the cache folder, in a store of its own. The machine's other images are not touched.
 4. For another processor Debian's qemu-user-static runs what the build runs, through the kernel's binfmt_misc.
 """
 

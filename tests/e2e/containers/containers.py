@@ -1,4 +1,4 @@
-"""One container in a network namespace: started, asked, ended, and made again on the same volume."""
+"""One container in a network namespace: started, queried, ended, and made again on the same volume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Docker engine of our own in a network namespace, and Compose on it; the machine's own is not touched."""
+"""A separate Docker engine in a network namespace, with Compose. The machine's own engine is not touched."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""docker/compose.yaml on a real Docker engine: one command, and the dashboard behind NAT is at a URL.
+"""docker/compose.yaml on a real Docker engine: one command, and the dashboard behind NAT has a URL.
 
-Two things differ from what a user types. No registry is at hand: the images are built before, of the same
-files, and loaded. And Debian 12's Compose is older than the one we ask for: what it reads lacks the project's
-name and how to build.
+Two things differ from what a user types. Without a registry, the images are built before from the same
+files, and loaded. And Debian 12's Compose is older than the required one, so the file for it lacks the
+project's name and the build section.
 """
 
 from __future__ import annotations

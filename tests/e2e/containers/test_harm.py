@@ -1,4 +1,4 @@
-"""What befalls containers: full disks, wrong owners, wrong clocks, ends of every kind: said or survived."""
+"""Faults of containers: full disks, wrong owners, wrong clocks, every kind of end. Each is reported or survived."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the images are made of: nothing secret, nothing large without a reason, the same twice."""
+"""The content of the images: no secret, no large file without a reason, the same in two builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Server and agent of this machine's own kind: everything that people do through them, and what they cost."""
+"""Server and agent for this machine's processor: everything that users do through them, and their costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine knows of package archives: its apt sources, its pip settings, its proxies."""
+"""This machine's settings for package archives: its apt sources, its pip settings, its proxies."""
 
 from __future__ import annotations
 

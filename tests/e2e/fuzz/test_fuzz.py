@@ -1,7 +1,6 @@
-"""Every parser that reads before it is known who speaks, fuzzed: a minute each, ten in the long form.
+"""Every parser that reads before authentication, fuzzed: a minute each, ten in the long form.
 
-The short form tries what it tried before, so that a change is told by it and not by chance; the long form
-looks for what nobody has seen.
+The short form repeats known inputs, so that only a change makes it fail. The long form searches for new ones.
 """
 
 from __future__ import annotations

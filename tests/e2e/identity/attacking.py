@@ -1,6 +1,6 @@
-"""Whoever tries what he may not, at the second edge: each attack comes from an address of its own.
+"""Attackers at the second edge. Each attack comes from an address of its own.
 
-The server writes one line a minute into its audit for each door, reason and source; with a source of its own
+The server writes one audit line a minute for each entrance, reason and source. With a source of its own,
 each attack must have a line of its own.
 """
 

@@ -1,4 +1,4 @@
-"""What the tests of identity share: one network, and one server with targets for each file of tests."""
+"""Fixtures of the identity tests: one network, and one server with targets for each file of tests."""
 
 from __future__ import annotations
 

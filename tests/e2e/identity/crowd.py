@@ -1,9 +1,9 @@
-"""Many agents in one process that join, and renew, at one moment: told line by line on standard input.
+"""Many agents in one process that join, and renew, at one moment, controlled by lines on standard input.
 
 ``python -m tests.e2e.identity.crowd HTTPS AGENTS TRUST_DOMAIN ROOTS FOLDER COUNT``, then the lines
-``enrol TOKEN`` and ``renew``, each answered with a line of JSON. They ask with the agent's own client and
-patience, and attach with its own sessions; all keys are made before the first line. Every target of theirs
-is an echo. It ends with its input.
+``enrol TOKEN`` and ``renew``, each answered with a line of JSON. They use the agent's own client and
+retries, and attach with its own sessions. All keys are made before the first line. Every target is an
+echo. The program ends with its input.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An EST client of curl and openssl, as RFC 7030 describes one: nothing in it is ours."""
+"""An EST client of curl and openssl, as RFC 7030 describes one, without any code of Qanat."""
 
 from __future__ import annotations
 

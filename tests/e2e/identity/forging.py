@@ -1,4 +1,4 @@
-"""Certificates that our authority would never issue, signed by it all the same, as other issuers might."""
+"""Certificates that Qanat's authority never issues, signed by it all the same, as other issuers might."""
 
 from __future__ import annotations
 

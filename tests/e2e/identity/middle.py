@@ -1,4 +1,4 @@
-"""Somebody between an agent and its server: ends TLS with a certificate of his own, passes everything on."""
+"""A man in the middle of agent and server: ends TLS with its own certificate, passes everything on."""
 
 from __future__ import annotations
 

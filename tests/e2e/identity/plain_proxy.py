@@ -1,4 +1,4 @@
-"""An HTTP CONNECT proxy at an edge that knows a server's name, which the machines behind it may not."""
+"""An HTTP CONNECT proxy at an edge that resolves a server's name, which the machines behind it may not."""
 
 from __future__ import annotations
 

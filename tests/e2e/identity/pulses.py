@@ -1,4 +1,4 @@
-"""One stream to each of many nodes, echoing all along: a stream that breaks, or stands still, is noticed."""
+"""One stream to each of many nodes, with an echo at all times. A stream that breaks or stops is detected."""
 
 from __future__ import annotations
 

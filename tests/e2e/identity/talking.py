@@ -1,4 +1,4 @@
-"""Programs of the tests' own that are asked line by line, on a processor of their own."""
+"""Helper programs that are queried line by line, on a processor of their own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Whoever is not who he says, or wants what is not his: refused with the right reason, and written down.
+"""Wrong identities and requests beyond an identity's rights: refused with the right reason, and audited.
 
-The list is whole here. What the server's own tests prove as well:
+The list here is complete. The server's own tests prove these as well:
 ``tests/server/entrances/test_est`` (requests and tokens),
 ``tests/server/entrances/test_https_revoked``,
 ``tests/server/nodes/test_attach_revoked``

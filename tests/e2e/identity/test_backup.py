@@ -1,4 +1,4 @@
-"""One file brings a server back on an empty machine, and nobody has to go to the nodes."""
+"""One file restores a server on an empty machine, without any work at the nodes."""
 
 from __future__ import annotations
 

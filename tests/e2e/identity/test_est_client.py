@@ -1,4 +1,4 @@
-"""An EST client that is none of ours gets certificates, and openssl agrees about all of them."""
+"""A foreign EST client gets certificates, and openssl accepts all of them."""
 
 from __future__ import annotations
 

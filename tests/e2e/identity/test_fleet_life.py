@@ -1,6 +1,6 @@
-"""The life of a fleet in minutes: certificates of one minute, a new root, a server that restarts and dies.
+"""The life of a fleet in minutes: certificates of one minute, a new root, server restarts and kills.
 
-Streams to every node run all along, and none ends but with the server that carries it.
+Streams to every node run all along, and each ends only with the server that carries it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``qanat-agent join`` as a new user meets it: what went wrong, what helps, and then the same line works."""
+"""``qanat-agent join`` as a new user meets it: each failure, its remedy, and then the same line works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server whose name stands in the hosts file alone, and a DNS that says nothing, as many plants have it."""
+"""A server whose name is in the hosts file alone, and a DNS that does not answer, as in many plants."""
 
 from __future__ import annotations
 

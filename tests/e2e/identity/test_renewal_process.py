@@ -1,4 +1,4 @@
-"""A real agent with certificates of seconds: what is open stays open, and what cannot be renewed ends."""
+"""A real agent with certificates of seconds: open streams stay open, and an agent that cannot renew ends."""
 
 from __future__ import annotations
 

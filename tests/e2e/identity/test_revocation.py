@@ -1,4 +1,4 @@
-"""Throwing out while streams run: gone within a second, with the reason, for good; back with a new token."""
+"""Revocation while streams run: ended within a second, with the reason, until a new token is used."""
 
 from __future__ import annotations
 

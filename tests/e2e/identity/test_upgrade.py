@@ -1,6 +1,6 @@
-"""A cluster installed with the code from before the store: kubectl works on, whichever half is newer.
+"""A cluster installed with the code before the store: kubectl works on, whichever half is newer.
 
-Without Kubernetes: ``tests/e2e/compat/test_before_the_store``, with the same code of before.
+Without Kubernetes: ``tests/e2e/compat/test_before_the_store``, with the same older code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Garbage and slow bytes on every port: each such connection ends, and nobody else notices."""
+"""Garbage and slow bytes on every port: each such connection ends, and no other user notices."""
 
 from __future__ import annotations
 

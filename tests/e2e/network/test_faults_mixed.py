@@ -1,4 +1,4 @@
-"""Users of every kind come and go while faults happen in random order; afterwards nothing is left over."""
+"""Users of every kind come and go while faults happen in random order. At the end nothing is left over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network between edge and cloud fails: NAT forgets, packets vanish, a twin appears."""
+"""The network between edge and cloud fails: NAT drops its state, packets are lost, a second agent appears."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real API server reaches real kubelets through us: two nodes behind NAT with the SAME addresses."""
+"""A real API server reaches real kubelets through Qanat: two nodes behind NAT with the SAME addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watcher of the way to the server, in a network whose routes really change."""
+"""The watcher of the route to the server, in a network whose routes really change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the walk adds to the papers and what it leaves out. There is nothing beside these tables."""
+"""The steps that the walk adds to the documents, and the blocks that it skips. These tables are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The papers, walked as they stand, on a server, a node and two laptops, each behind a NAT but the server."""
+"""The documents, executed as written, on a server, a node and two laptops, all but the server behind NAT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Walks a paper: each block on its machine, as its user, as it stands."""
+"""Execute a document as written: each block on its machine, as its user."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Four Debian machines as the papers see them: a server in the cloud, and the others behind a NAT each.
+"""Four Debian machines that the documents need: a server in the cloud, and the others behind a NAT each.
 
-Each is a fresh Debian with systemd as process 1. All lie over one root, and what each writes is its own.
-The root has ``PACKAGES``, and a folder from which pip takes every wheel, so the walk needs no index. The user
+Each is a fresh Debian with systemd as process 1. All share one root, and each keeps what it writes.
+The root has ``PACKAGES``, and a folder with every wheel for pip, so the walk needs no index. The user
 of each laptop has an ssh key that the other machines accept.
 """
 

@@ -1,4 +1,4 @@
-"""What the tests of surviving share: one emulated network, and one installation for each file of tests."""
+"""Fixtures of the resilience tests: one emulated network, and one installation for each file of tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tunnel as a function that opens connections, as the measurements of ``bench`` want it."""
+"""Functions that open connections through the tunnel, as the measurements of ``bench`` need them."""
 
 from __future__ import annotations
 

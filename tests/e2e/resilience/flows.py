@@ -1,7 +1,7 @@
-"""Streams that go on in threads while the link is harmed: what each moved, when, and whether it was right.
+"""Streams in threads during faults of the link: what each moved, when, and whether it was right.
 
-All three end at ``finish``, which raises what went wrong. Progress is what arrived at the far end, not
-what a sender could put into a buffer.
+All three end at ``finish``, which raises the first fault. Progress counts bytes that arrived at the far
+end, not bytes in a sender's buffer.
 """
 
 from __future__ import annotations

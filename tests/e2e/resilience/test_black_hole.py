@@ -1,4 +1,4 @@
-"""The path swallows everything for ten seconds, and comes back: so do the streams."""
+"""The path drops every packet for ten seconds, and recovers. The streams recover, too."""
 
 from __future__ import annotations
 

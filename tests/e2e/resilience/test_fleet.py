@@ -1,4 +1,4 @@
-"""A whole fleet loses its link in one instant, with a thousand streams open: all of it comes back."""
+"""A whole fleet loses its link at one moment, with a thousand streams open. All of it recovers."""
 
 from __future__ import annotations
 

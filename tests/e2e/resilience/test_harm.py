@@ -1,4 +1,4 @@
-"""The connection under the session is destroyed in every way that networks have: its streams go on."""
+"""The connection under the session breaks in every way that networks break it. The streams continue."""
 
 from __future__ import annotations
 

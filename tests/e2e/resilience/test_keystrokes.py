@@ -1,8 +1,8 @@
 """A shell stays quick while the link is full: keys are timed beside bulk in both directions.
 
-What counts is how much longer a key takes than the round trip of the empty link. The floors are asked
-with ``--long``, on a machine that does nothing else; ``python -m bench keystrokes`` has the figures. The
-short form asks what a busy machine cannot spoil: without the flight limit a key waits 4 s and 19 s.
+The test measures how much longer a key takes than the round trip of the empty link. ``--long`` checks the
+floors, on an otherwise idle machine; ``python -m bench keystrokes`` has the figures. The short form checks
+only what a busy machine cannot affect: without the congestion controller a key waits 4 s and 19 s.
 """
 
 from __future__ import annotations

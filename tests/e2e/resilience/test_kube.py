@@ -1,4 +1,4 @@
-"""What people do with kubectl goes on over whatever befalls the link; beyond the grace it ends hard.
+"""Users of kubectl notice no fault of the link within the grace; beyond the grace their commands end hard.
 
 At the same time: a shell over ``exec``, ``logs -f``, ``cp`` of 64 MiB, and a download of 64 MiB through
 ``port-forward``. The node is behind NAT, and its own kubelet loses its connections as well.

@@ -1,4 +1,4 @@
-"""The emulated link is what it claims to be; else nothing measured over it means anything."""
+"""The emulated link has the properties that it claims. Otherwise no measurement over it has a meaning."""
 
 from __future__ import annotations
 

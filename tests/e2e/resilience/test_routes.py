@@ -1,4 +1,4 @@
-"""What the kernel says about routes: the one to the server matters, and no other."""
+"""The kernel's route messages: the watcher uses those about the route to the server only."""
 
 from __future__ import annotations
 

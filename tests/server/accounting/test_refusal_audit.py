@@ -1,4 +1,4 @@
-"""Refusals for who somebody is reach the audit, a flood of them as one line a minute."""
+"""Refused identities reach the audit, a flood of them as one line a minute."""
 
 from __future__ import annotations
 

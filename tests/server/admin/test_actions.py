@@ -1,4 +1,4 @@
-"""The acts of an administrator over HTTP, and that the socket is the only way to them."""
+"""The administrator's requests over HTTP, which only the admin socket accepts."""
 
 from __future__ import annotations
 

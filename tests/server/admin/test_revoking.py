@@ -1,4 +1,4 @@
-"""Revoking beside a running server: a second is all that anybody has left, and a restart changes nothing."""
+"""Revocation beside a running server: access ends within a second, and a restart changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole rotation beside a running server: sessions and streams go on, all doors go by the new files."""
+"""A whole rotation beside a running server: sessions and streams continue, listeners use the new files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that runs: its store, its socket, and that nothing but the socket leads there."""
+"""A running server: its store, its admin socket, and no other access to the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long lists of the API take a bounded part of the event loop, however many ask, and for how long."""
+"""Long lists of the API use a bounded part of the event loop, however many clients ask, and for how long."""
 
 from __future__ import annotations
 

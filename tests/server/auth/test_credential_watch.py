@@ -1,4 +1,4 @@
-"""What lives by a certificate goes when that is revoked, over, or its root retired; and nothing else does."""
+"""Sessions and streams end when their certificate is revoked, ends, or loses its root, and only then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backups: what is in one, that a server can be made of it again, and what is told of what is lost."""
+"""Backups: their content, a server restored from one, and the report of what was lost."""
 
 from __future__ import annotations
 

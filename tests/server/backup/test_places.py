@@ -1,4 +1,4 @@
-"""A backup that was altered, and folders of another user: what a restore writes to, and with whose rights."""
+"""An altered backup, and folders of another user: the places that a restore writes, and with which rights."""
 
 from __future__ import annotations
 

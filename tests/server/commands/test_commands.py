@@ -1,4 +1,4 @@
-"""The commands that hold the store themselves, as no server runs: what they print, and their exit codes."""
+"""The commands that open the store themselves while no server runs: their output and their exit codes."""
 
 from __future__ import annotations
 

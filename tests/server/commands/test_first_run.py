@@ -1,4 +1,4 @@
-"""A server with an empty data folder that is told its names: what is made, when, and what is said."""
+"""A server with an empty data folder that gets its names from variables: what it makes, and what it logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qanat-server init`` and ``issue``: what is on the disk after each, and what is refused."""
+"""``qanat-server init`` and ``issue``: the files after each, and what is refused."""
 
 from __future__ import annotations
 

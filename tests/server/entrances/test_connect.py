@@ -1,4 +1,4 @@
-"""CONNECT as kube-apiserver and others speak it, over real sockets to fake links."""
+"""CONNECT as kube-apiserver and others send it, over real sockets to fake sessions."""
 
 from __future__ import annotations
 

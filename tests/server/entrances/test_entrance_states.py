@@ -1,4 +1,4 @@
-"""What a user is told at every entrance, in every state of a node; logs and metrics agree with it.
+"""The answer to a user at every entrance, in every state of a node, with the matching logs and metrics.
 
 Real sockets and TLS in front, real sessions behind over carriers in memory; the clock is the test's.
 """

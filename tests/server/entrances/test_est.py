@@ -1,4 +1,4 @@
-"""Certificates over EST by Python's own HTTP client, once by curl and openssl, and what must be refused."""
+"""Certificates over EST by Python's own HTTP client, once by curl and openssl, and requests to refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is there: client certificates over TLS 1.3, and peers of unix sockets."""
+"""Identification of users: client certificates over TLS 1.3, and peers of unix sockets."""
 
 from __future__ import annotations
 

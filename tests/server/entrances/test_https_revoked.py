@@ -1,4 +1,4 @@
-"""A revoked user is out at once: streams, waiting answers, and connections that were kept alive. Real TLS."""
+"""A revoked user loses access at once: streams, waiting answers, and kept-alive connections. Real TLS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entrances over real links (session, mux and streams; the carrier is in memory)."""
+"""The entrances over real sessions (with mux and streams; the carrier is in memory)."""
 
 from __future__ import annotations
 

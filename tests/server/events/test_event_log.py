@@ -1,4 +1,4 @@
-"""The ring of events: bounded, ordered, followed."""
+"""The ring of events: bounded, in order, with subscribers."""
 
 from __future__ import annotations
 

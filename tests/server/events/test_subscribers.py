@@ -1,4 +1,4 @@
-"""Those who follow the events, and what is counted of them."""
+"""The subscribers to events, and the metrics of events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One user cannot take the connections of all. Real TLS."""
+"""One user cannot use the connections of all. Real TLS."""
 
 from __future__ import annotations
 

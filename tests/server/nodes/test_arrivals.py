@@ -1,4 +1,4 @@
-"""Every door against those who want to be somebody else: real TLS, the right reason, a line of the audit.
+"""Every entrance against false identities: real TLS, the right reason, a line of the audit.
 
 A handshake that the agents' port refuses leaves its line as well.
 """

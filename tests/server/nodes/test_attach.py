@@ -1,4 +1,4 @@
-"""How agents get in: who is let in, who is told no and why, and who goes when another comes."""
+"""Attaches of agents: which are accepted, which are refused and why, and which session a newer one ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one certificate may hold and cause at the agents' door: calls without a hello, bytes, attaches."""
+"""Limits of one certificate at the agents' port: calls without a hello, bytes, attaches."""
 
 from __future__ import annotations
 

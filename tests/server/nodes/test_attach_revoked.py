@@ -1,4 +1,4 @@
-"""A revoked agent is out at once: its session, its streams, its resumption, and whatever it tries next."""
+"""A revoked agent loses access at once: its session, its streams, its resumption, and every further try."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry of nodes: takeover, memory of the gone, names, aliases and the sentences about them."""
+"""The registry of nodes: takeover, memory of detached nodes, names, aliases, and their messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's own certificate: renewed at two thirds of its life, and only if it is of our making."""
+"""The server's own certificate: renewed at two thirds of its life, and only if this server issued it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's own certificate: what is wrong with it is said before anybody meets it."""
+"""The server's own certificate: a fault in it is reported at start, before a client connects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to HTTP heads on their way through the web entrance."""
+"""Changes to HTTP heads on their way through the web entrance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9 and full disks: what was acknowledged is there, nothing is damaged, and it goes on."""
+"""kill -9 and full disks: every acknowledged write is there, nothing is damaged, and the store continues."""
 
 from __future__ import annotations
 

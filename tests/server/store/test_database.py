@@ -1,4 +1,4 @@
-"""The file itself: new, old, newer, foreign, damaged."""
+"""The database file: new, old, newer, foreign, damaged."""
 
 from __future__ import annotations
 

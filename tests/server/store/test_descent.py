@@ -1,4 +1,4 @@
-"""Renewals of a certificate: what is revoked with it, how long they may hold, and what is kept of them."""
+"""Renewals of a certificate: what is revoked with it, how long they are valid, and what the store keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens and revocations of nodes against a slow and obvious model, over everything that may happen."""
+"""Tokens and revocations of nodes against a slow and plain model, over every possible order of events."""
 
 from __future__ import annotations
 

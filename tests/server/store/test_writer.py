@@ -1,4 +1,4 @@
-"""The one writer: what it acknowledges, what it refuses, and what a full disk does."""
+"""The store's only writer: what it acknowledges, what it refuses, and the effect of a full disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The web entrance, over real sockets to fake links."""
+"""The web entrance, over real sockets to fake sessions."""
 
 from __future__ import annotations
 

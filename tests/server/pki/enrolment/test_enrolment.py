@@ -1,4 +1,4 @@
-"""What is decided about an enrolment: budgets against a slow oracle, and what strangers may write."""
+"""Decisions about an enrolment: budgets against a slow oracle, and what unknown clients may write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who waits for a certificate, how long, and when those come back whom there was no room for."""
+"""The queue for certificates: who waits, for how long, and the retry time when the queue is full."""
 
 from __future__ import annotations
 

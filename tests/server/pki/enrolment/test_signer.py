@@ -1,4 +1,4 @@
-"""How long renewals hold, over EST, and what a spent token costs the server."""
+"""The validity of renewals, over EST, and the server's cost of a used token."""
 
 from __future__ import annotations
 
