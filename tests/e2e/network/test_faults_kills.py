@@ -1,4 +1,4 @@
-"""kill -9 of each program while streams run: each end of a stream learns of it, and the next request works."""
+"""kill -9 of each program while streams run: each peer learns of it, and the next request works."""
 
 from __future__ import annotations
 
