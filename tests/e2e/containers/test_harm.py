@@ -1,4 +1,4 @@
-"""Faults of containers: full disks, wrong owners, wrong clocks, all kinds of end. Each is reported or survived."""
+"""Faults of containers: full disks, wrong owners, wrong clocks, all ends. Each is reported or survived."""
 
 from __future__ import annotations
 
