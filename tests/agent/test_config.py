@@ -127,7 +127,7 @@ def test_a_metered_link_with_a_cap() -> None:
     assert read().link.max_bytes_per_second == 0
 
 
-def test_a_refused_proxy_is_told_without_its_password() -> None:
+def test_a_refused_proxy_is_reported_without_its_password() -> None:
     problem = problem_of(proxy="https://user:hush@proxy:1")
     assert problem.startswith("proxy: it is a https:// proxy")
     assert "hush" not in problem

@@ -160,7 +160,7 @@ def test_the_guard_does_nothing_if_the_demo_ended_by_itself(folder: Path) -> Non
         ("2001:db8::7 50000 2001:db8::1 2222", "ssh -p 2222 -L 7003:127.0.0.1:7003 kim@2001:db8::1"),
     ],
 )
-def test_ssh_is_told_which_port_to_carry(connection: str, line: str) -> None:
+def test_ssh_gets_the_port_to_carry(connection: str, line: str) -> None:
     assert forward_line(7003, {"SSH_CONNECTION": connection, "SUDO_USER": "kim"}) == line
 
 
@@ -178,7 +178,7 @@ async def test_a_dead_target_is_named_with_its_cause(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["8080", "http://localhost:80/", "localhost", "web"])
-def test_a_wrong_target_is_told_the_form(folder: Path, wrong: str) -> None:
+def test_a_wrong_target_gets_the_right_form_in_the_message(folder: Path, wrong: str) -> None:
     done = run_demo(folder, "--once", "--target", wrong)
     assert done.returncode == 2
     assert "--target takes HOST:PORT or unix:/PATH, for example --target 127.0.0.1:8080" in done.stderr

@@ -59,7 +59,7 @@ async def test_events_of_one_node_as_json(server: FakeServer, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("answer", [{}, {"events": 5}, {"events": [None]}, page(last=0)])
-async def test_nothing_is_said_to_be_nothing(server: FakeServer, tmp_path: Path, answer: object) -> None:
+async def test_an_empty_list_is_reported_as_empty(server: FakeServer, tmp_path: Path, answer: object) -> None:
     server.pages["events"] = answer
     assert (await inside(tmp_path, "events")).stdout.startswith("The server knows of no such event.")
 

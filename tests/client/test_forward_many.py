@@ -101,7 +101,7 @@ async def test_colleagues_behind_one_address_wait_for_their_turn(tmp_path: Path)
             assert not [line for line in made.server.lines if line.get("reason") == "too_many_from_source"]
 
 
-async def test_strangers_who_stall_behind_the_same_address_do_not_shut_a_colleague_out(
+async def test_stalled_connections_of_the_same_address_do_not_shut_a_colleague_out(
     tmp_path: Path,
 ) -> None:
     """They hold every place of the address, until their handshakes are overdue."""
@@ -118,7 +118,7 @@ async def test_strangers_who_stall_behind_the_same_address_do_not_shut_a_colleag
                 await trio.aclose_forcefully(stream)
 
 
-async def test_a_burst_beyond_the_bound_is_said_and_reset(tmp_path: Path) -> None:
+async def test_a_burst_beyond_the_bound_is_reported_and_reset(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_SECONDS):
         async with (
             behind_an_agent(tmp_path) as made,

@@ -153,7 +153,7 @@ async def test_dials_are_made_in_small_groups() -> None:
     assert counting.dialled == 40
 
 
-async def test_a_turn_that_never_comes_is_said(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_turn_that_never_comes_is_reported(autojump_clock: trio.testing.MockClock) -> None:
     class SilentDialer:
         name = "the server at x"
 

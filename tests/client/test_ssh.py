@@ -95,7 +95,7 @@ async def test_what_is_no_node_is_refused(
     assert sentence in ran.stderr.decode()
 
 
-async def test_a_machine_without_ssh_is_told_the_package(server: FakeServer, tmp_path: Path) -> None:
+async def test_a_machine_without_ssh_gets_the_name_of_the_package(server: FakeServer, tmp_path: Path) -> None:
     ran = await ssh(tmp_path, "ssh", "edge1", path=tmp_path / "empty")
     assert ran.returncode == 2
     assert ran.stderr.startswith(b"qanat: ssh is not installed; install it: apt-get install openssh-client")

@@ -21,7 +21,7 @@ def test_codes_are_the_numbers_of_the_proto() -> None:
     assert described == {f"REASON_{reason.name}": reason.code for reason in Reason}
 
 
-def test_the_proto_says_the_same_of_each() -> None:
+def test_the_proto_defines_each_reason_alike() -> None:
     written = dict(re.findall(r"REASON_(\w+) = \d+;  // (.+)", PROTO.read_text()))
     assert written == {reason.name: reason.meaning for reason in Reason}
 
@@ -83,7 +83,7 @@ def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> Non
     assert of_the_opener - OF_A_SESSION == {Reason.DONE, Reason.TOO_MANY_OF_USER}
 
 
-def test_no_reason_of_a_node_says_who_may_come_in() -> None:
+def test_no_reason_that_a_node_may_send_is_about_authentication() -> None:
     assert {reason.status for reason in OF_A_STREAM} & {200, 401} == set()
     assert not {word for word in (r.word for r in OF_A_SESSION) if "token" in word or "certificate" in word}
 

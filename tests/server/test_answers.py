@@ -58,7 +58,7 @@ ROUTES = {
 }
 
 
-async def test_who_may_use_each_route_of_the_server(tmp_path: Path) -> None:
+async def test_each_route_of_the_server_states_its_callers(tmp_path: Path) -> None:
     async with open_sections(tmp_path) as (_, sections):
         found = [
             ((method, route.path), route.who_may.name)

@@ -41,7 +41,7 @@ def test_an_empty_file_is_a_whole_configuration() -> None:
     assert config.metrics.per_node
 
 
-def test_the_data_folder_moves_what_lies_in_it() -> None:
+def test_the_data_folder_moves_what_is_in_it() -> None:
     config = read(data_dir="data", tls={"trust_file": "roots.pem"})
     assert config.data_dir == Path("/etc/qanat/data")
     assert config.admin.socket == Path("/etc/qanat/data/admin.sock")

@@ -111,7 +111,7 @@ async def test_streams_that_do_not_finish_are_reset(tmp_path: Path) -> None:
         assert (await agent.line("stream closed"))["reason"] == "server_stopping"
 
 
-async def test_an_agent_that_hears_nothing_holds_up_no_drain(tmp_path: Path) -> None:
+async def test_an_agent_that_receives_nothing_delays_no_drain(tmp_path: Path) -> None:
     async with attached(tmp_path, drain_seconds="0.3") as (site, server, agent):
         await say(await site.through(), b"hello")
         agent.signal(signal.SIGSTOP)
@@ -299,7 +299,7 @@ async def test_roots_for_users_vouch_for_users_alone(tmp_path: Path) -> None:
                 assert read_bundle(tmp_path / "node.pem").roots_pem == pki.authority().roots_pem
 
 
-async def test_what_keeps_a_server_from_starting_is_said_in_one_sentence(tmp_path: Path) -> None:
+async def test_the_cause_of_a_failed_start_is_logged_in_one_sentence(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.write()
     whole = site.config.read_text()
@@ -354,7 +354,7 @@ async def test_a_server_does_not_start_without_a_certificate_that_is_good(tmp_pa
     await refused(site, 1, f"the certificate in {tmp_path}/server.pem expired at")
 
 
-async def test_mistakes_in_the_configuration_are_told_all_at_once(tmp_path: Path) -> None:
+async def test_mistakes_in_the_configuration_are_reported_all_at_once(tmp_path: Path) -> None:
     site = Site(tmp_path, "[sesion]\n", {"drain_secnds": "8"})
     site.write()
     said = await refused(site, 2, f"{site.config}: ")
@@ -399,7 +399,7 @@ async def test_a_lost_agent_shows_in_nodes_events_and_metrics(tmp_path: Path) ->
         assert node["silent_seconds"] >= 3.9
 
 
-async def test_an_agent_says_how_its_link_stands_while_the_cloud_is_away(tmp_path: Path) -> None:
+async def test_an_agent_shows_the_state_of_its_link_while_the_cloud_is_away(tmp_path: Path) -> None:
     async with attached(tmp_path, "[session]\ngrace_seconds = 4\n") as (site, server, agent):
         ops = (await agent.line("started"))["status"].removeprefix("http://").rstrip("/")
         server.signal(signal.SIGKILL)
@@ -413,7 +413,7 @@ async def test_an_agent_says_how_its_link_stands_while_the_cloud_is_away(tmp_pat
         assert [event["kind"] for event in link["events"]] == ["away", "grace", "attached"]
 
 
-async def test_who_follows_the_events_sees_them_as_they_come(tmp_path: Path) -> None:
+async def test_a_subscriber_sees_events_as_they_happen(tmp_path: Path) -> None:
     async with attached(tmp_path) as (site, _, agent), trio.open_nursery() as nursery:
         write_user_bundle(tmp_path / "kim.pem", "kim", site.ready["https"])
         run = partial(trio.run_process, env=environment(tmp_path), stdout=subprocess.PIPE, check=False)

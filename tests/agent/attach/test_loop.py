@@ -173,7 +173,7 @@ async def test_a_server_that_was_restarted_has_offered_another_session(
     assert servers.gaps() == pytest.approx([100, 5 + 1]), "one that ended young waits as any other"
 
 
-async def test_the_servers_advice_is_obeyed_within_a_bound(
+async def test_the_servers_retry_time_is_used_within_a_bound(
     autojump_clock: trio.testing.MockClock, longest_waits: None
 ) -> None:
     later = AttachRejected(Rejected(Reason.TOO_MANY_SESSIONS, "full", 45_000))
@@ -219,7 +219,7 @@ ENDED = "the certificate of node edge1 ended on 2026-01-01"
         (Refused(Reason.REVOKED, "the name was revoked"), "", "revoked", "join again with a new token"),
     ],
 )
-async def test_who_cannot_come_back_by_itself_tries_every_five_minutes_with_one_line(
+async def test_an_agent_that_needs_an_operator_tries_every_five_minutes_with_one_line(
     autojump_clock: trio.testing.MockClock,
     caplog: pytest.LogCaptureFixture,
     answer: Refused,

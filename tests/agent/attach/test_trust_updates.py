@@ -26,7 +26,7 @@ LEAF = pki.node_leaf("edge1").credential.certificate_pem
 
 
 @pytest.mark.parametrize("told", [OLD, OLD + NEW, NEW + OLD, OLD + NEW + THIRD, OLD + OLD])
-def test_roots_that_keep_one_of_ours_are_believed(told: bytes) -> None:
+def test_roots_that_keep_one_of_the_agents_are_accepted(told: bytes) -> None:
     assert b"".join(roots_told(told, OLD)) == (OLD if told == OLD + OLD else told)
     assert roots_told(NEW, OLD + NEW) == [NEW]  # the last step of a rotation
 
@@ -103,7 +103,7 @@ async def test_the_same_ones_in_another_order_are_no_news(
     assert len(caplog.records) == 1
 
 
-async def test_what_makes_no_sense_changes_nothing_and_is_said_once(
+async def test_roots_without_one_of_the_agents_change_nothing_and_are_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with trio.open_nursery() as nursery:
@@ -115,7 +115,7 @@ async def test_what_makes_no_sense_changes_nothing_and_is_said_once(
     assert line.startswith("the roots that the server told are not believed: none of")
 
 
-async def test_a_bundle_that_cannot_be_written_is_said_once_and_stops_nothing(
+async def test_a_bundle_that_cannot_be_written_is_logged_once_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with trio.open_nursery() as nursery:

@@ -125,7 +125,7 @@ def held(folder: Path, *, age: float = 0.0) -> BundleWatcher:
     return BundleWatcher(file, read_bundle(file))
 
 
-def test_another_file_is_taken_up_and_what_cannot_be_used_is_said_once(
+def test_a_new_bundle_is_used_and_an_unusable_one_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = held(tmp_path)
@@ -145,7 +145,7 @@ def test_another_file_is_taken_up_and_what_cannot_be_used_is_said_once(
     assert "restart the agent" in caplog.records[1].message
 
 
-def test_what_stands_against_a_certificate_is_said_with_the_clock(tmp_path: Path) -> None:
+def test_a_certificate_problem_is_reported_with_the_clock(tmp_path: Path) -> None:
     bundle, now = held(tmp_path), datetime.datetime.now(datetime.UTC)
     assert bundle.certificate_problem(now) == ""
     ended = bundle.certificate_problem(now + datetime.timedelta(days=1))
@@ -255,7 +255,7 @@ def test_a_bundle_that_names_no_server_is_not_renewed(tmp_path: Path) -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def test_the_plan_says_when_it_means_to_renew() -> None:
+def test_the_plan_states_the_time_of_the_renewal() -> None:
     plan = RenewalPlan(life(90), 0.5, 0.0)
     assert plan.at == later(60)
 
@@ -289,13 +289,13 @@ async def ask_who_refuses(reason: Reason, folder: Path) -> Exception:
 
 
 @pytest.mark.parametrize("reason", CURES)
-async def test_each_refusal_is_told_with_its_cure(reason: Reason, tmp_path: Path) -> None:
+async def test_each_refusal_is_reported_with_its_cure(reason: Reason, tmp_path: Path) -> None:
     failed = await ask_who_refuses(reason, tmp_path)
     assert isinstance(failed, CheckFailed)
     assert CURES[reason] in failed.fix
 
 
 @pytest.mark.parametrize("reason", [Reason.REVOKED, Reason.WRONG_ROLE, Reason.WRONG_TRUST_DOMAIN])
-async def test_who_is_refused_for_good_is_not_told_to_try_again(reason: Reason, tmp_path: Path) -> None:
+async def test_a_permanent_refusal_does_not_advise_a_retry(reason: Reason, tmp_path: Path) -> None:
     refused = await ask_who_refuses(reason, tmp_path)
     assert isinstance(refused, Refused) and refused.reason is reason

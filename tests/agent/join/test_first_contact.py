@@ -61,7 +61,7 @@ async def go_as_far_as_possible(contact: Contact) -> list[CheckResult]:
     return findings
 
 
-async def test_a_server_is_proven_by_the_pin_before_anything_is_said(tmp_path: Path) -> None:
+async def test_the_pin_verifies_the_server_before_anything_is_sent(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         contact = contact_with(issuing, await issuing.token())
         findings = await go_as_far_as_possible(contact)
@@ -70,7 +70,7 @@ async def test_a_server_is_proven_by_the_pin_before_anything_is_said(tmp_path: P
         assert contact.roots == [pki.authority().roots_pem]
 
 
-async def test_who_sits_in_between_and_tells_the_true_roots_gets_no_token(tmp_path: Path) -> None:
+async def test_a_man_in_the_middle_with_the_true_roots_gets_no_token(tmp_path: Path) -> None:
     """He passes on what anybody may read, the pinned root among it, and shows a certificate of his own."""
     own = create_authority(pki.TRUST_DOMAIN).authority.issue(Role.SERVER, "main", names=LOOPBACK_NAMES)
     async with open_issuing(tmp_path, leaf=own) as between:
@@ -80,7 +80,7 @@ async def test_who_sits_in_between_and_tells_the_true_roots_gets_no_token(tmp_pa
         assert findings[-2].step == "pin"
 
 
-async def test_who_sits_in_between_with_other_roots_gets_no_further(tmp_path: Path) -> None:
+async def test_a_man_in_the_middle_with_other_roots_gets_no_further(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         token = await issuing.token()
         findings = await go_as_far_as_possible(
@@ -122,7 +122,7 @@ async def test_a_clock_that_is_far_off_is_named_with_the_difference(
         assert "timedatectl" in findings[-1].fix
 
 
-async def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
+async def test_a_busy_server_is_asked_again_at_its_retry_time(tmp_path: Path) -> None:
     async with open_issuing(tmp_path, max_at_once=0) as issuing:
         contact = contact_with(issuing, await issuing.token())
         await go_as_far_as_possible(contact)
@@ -153,7 +153,7 @@ async def test_a_server_that_takes_no_more_from_one_address_is_asked_again(tmp_p
         assert relay.count == 1 + 3 + 3
 
 
-async def test_who_breaks_off_always_is_given_up(tmp_path: Path) -> None:
+async def test_a_server_that_always_breaks_off_is_given_up(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         relay = Relay(issuing.address, dropped=set(range(2, 100)))
         async with listening(relay.handle) as address:

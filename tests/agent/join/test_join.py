@@ -190,7 +190,7 @@ async def test_the_token_knows_the_name(cloud: Cloud, tmp_path: Path) -> None:
     assert (again.code, again.report["node"]) == (0, "edge-by-token"), again
 
 
-async def test_a_token_of_an_older_server_names_nobody(cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_token_of_an_older_server_names_no_node(cloud: Cloud, tmp_path: Path) -> None:
     token = login_text(parse_token(await cloud.token("older")))
     assert len(token) == 111
     joined = await machine(tmp_path).join(cloud.https, token, "--name", "older")
@@ -215,7 +215,7 @@ async def test_a_pattern_takes_a_name_that_fits(cloud: Cloud, tmp_path: Path) ->
     assert (mine.code, mine.report["node"]) == (0, host)
 
 
-async def test_who_joins_again_by_a_pattern_stays_who_it_is(cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_node_that_joins_again_by_a_pattern_keeps_its_name(cloud: Cloud, tmp_path: Path) -> None:
     edge, first = machine(tmp_path), await cloud.token("again-1")
     assert (await edge.join(cloud.https, first)).code == 0
     pattern = await cloud.token("", match="again-*", uses=1)
@@ -299,7 +299,7 @@ async def test_a_configuration_that_is_there_stays(cloud: Cloud, tmp_path: Path)
     assert '"localhost:22"' in joined.report["notes"][0]
 
 
-async def test_what_is_wrong_with_the_wish_is_said_before_anything_else(tmp_path: Path) -> None:
+async def test_a_fault_of_the_request_is_reported_before_anything_else(tmp_path: Path) -> None:
     edge = machine(tmp_path)
     for options, says in (
         (["--service", "Web=http://x:1"], "service#1.name"),

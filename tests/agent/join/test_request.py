@@ -110,13 +110,15 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
 @given(words, words)
-def test_the_written_configuration_says_what_was_asked_whatever_is_in_it(bundle: str, entry: str) -> None:
+def test_the_written_configuration_has_the_requested_values_whatever_they_contain(
+    bundle: str, entry: str
+) -> None:
     raw = tomllib.loads(config_text(JoinRequest(SERVER, "edge1", (WEB,), (entry,)), bundle))
     assert (raw["bundle_file"], raw["allow"]) == (bundle, [entry])
     assert raw["service"] == [{"name": "web", "target": "127.0.0.1:1880", "protocol": "http"}]
 
 
-def test_a_configuration_that_is_there_is_told_what_it_lacks() -> None:
+def test_the_lines_that_an_existing_configuration_lacks_are_printed() -> None:
     there = read('allow = ["localhost:22"]\n[[service]]\nname = "db"\ntarget = "db.local:5432"\n')
     wish = JoinRequest(SERVER, "edge1", (WEB, parse_service("db=other:1")), ("localhost:22", "localhost:80"))
     lacking = to_add(wish, there)

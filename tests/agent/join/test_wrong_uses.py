@@ -297,7 +297,7 @@ def cannot_be_somebody_else() -> bool:
     ],
     ids=["roots file", "no home"],
 )
-async def test_somebody_who_is_not_root(tmp_path: Path, config: str, home: str, code: int, says: str) -> None:
+async def test_a_user_who_is_not_root(tmp_path: Path, config: str, home: str, code: int, says: str) -> None:
     command = [*AGENT, "join", NOBODY, *(["--config", config] if config else [])]
     ran = await trio.run_process(
         command,

@@ -110,7 +110,7 @@ async def test_the_name_is_still_what_tls_verifies() -> None:
             await connector.probe(f"other.invalid:{site.port}")
 
 
-async def test_the_proxys_name_is_ours_to_look_up_and_the_servers_is_the_proxys() -> None:
+async def test_the_agent_resolves_the_proxys_name_and_the_proxy_the_servers() -> None:
     hosts = Hosts("proxy.invalid", "127.0.0.2", "127.0.0.1")
     async with open_server() as site, open_proxy(site) as proxy:
         connector = connector_of(site, hosts.resolve, proxy=f"http://me:pw@proxy.invalid:{proxy.port}")
@@ -164,7 +164,7 @@ async def test_a_silent_resolver_takes_no_longer_than_the_attempt_may() -> None:
             await connector.probe(f"{NAME}:7001")
 
 
-async def test_a_name_that_nobody_knows_is_told_as_that() -> None:
+async def test_an_unknown_name_is_reported_as_unknown() -> None:
     async with open_server() as site:
         connector = connector_of(site, Hosts().resolve)
         with pytest.raises(Refused, match=f"{NAME} cannot be resolved: Name or service not known"):
@@ -254,7 +254,7 @@ async def test_targets_that_hang_do_not_keep_a_server_from_being_found() -> None
         release.set()
 
 
-async def test_look_ups_that_hang_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lookups_that_hang_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     release, running = threading.Event(), 0
 
     def look_up(host: str, flags: int) -> list[str]:

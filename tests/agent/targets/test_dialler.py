@@ -201,7 +201,7 @@ async def test_localhost_asks_no_resolver_and_finds_either_family() -> None:
             await dialled.stream.aclose()
 
 
-async def test_nobody_listens() -> None:
+async def test_no_program_listens() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         target = f"127.0.0.1:{unused.getsockname()[1]}"

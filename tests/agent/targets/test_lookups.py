@@ -82,7 +82,7 @@ async def test_names_that_do_not_resolve_hold_up_no_other_user(autojump_clock: M
         nursery.cancel_scope.cancel()
 
 
-async def test_the_look_ups_of_those_who_left_count_until_they_end(autojump_clock: MockClock) -> None:
+async def test_the_lookups_of_users_who_left_count_until_they_end(autojump_clock: MockClock) -> None:
     dns = Dns()
     async with trio.open_nursery() as nursery:
         dials = dialler(dns, nursery)
@@ -95,7 +95,7 @@ async def test_the_look_ups_of_those_who_left_count_until_they_end(autojump_cloc
         nursery.cancel_scope.cancel()
 
 
-async def test_a_held_up_user_is_told_why_and_goes_on_when_the_resolver_gave_up(
+async def test_a_delayed_user_gets_the_cause_and_continues_when_the_resolver_gave_up(
     autojump_clock: MockClock,
 ) -> None:
     dns = Dns()
@@ -111,7 +111,7 @@ async def test_a_held_up_user_is_told_why_and_goes_on_when_the_resolver_gave_up(
         (await dials.dial(Target.parse("db.local:80"), user="mallory")).stream.abort()
 
 
-async def test_a_user_without_a_look_up_is_told_that_others_hold_all(autojump_clock: MockClock) -> None:
+async def test_a_user_without_a_lookup_is_told_that_others_hold_all(autojump_clock: MockClock) -> None:
     dns = Dns(most=2)
     async with trio.open_nursery() as nursery:
         dials = dialler(dns, nursery)
@@ -156,7 +156,7 @@ async def test_many_users_share_what_there_is_and_each_waits_for_its_turn(autoju
     assert dns.most_at_once == 8
 
 
-async def test_one_look_up_serves_all_who_ask_for_the_same_name_at_once(autojump_clock: MockClock) -> None:
+async def test_one_lookup_serves_all_requests_for_a_name_at_once(autojump_clock: MockClock) -> None:
     dns = Dns()
     async with trio.open_nursery() as nursery:
         dials = dialler(dns, nursery)

@@ -314,7 +314,7 @@ async def test_the_users_own_tls_passes_as_it_is() -> None:
             await stream.aclose()
 
 
-async def test_a_plain_target_is_never_spoken_to_in_tls() -> None:
+async def test_a_plain_target_never_gets_tls() -> None:
     async with listening(echo) as address:
         red = Published("red", Target.parse(address), "http")
         async with serving(services=[red]) as rig:

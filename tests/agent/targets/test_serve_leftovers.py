@@ -97,7 +97,7 @@ async def test_a_stream_leaves_nothing_to_the_collector(host: str, visit: Visit)
     assert left.total() <= MOST_LEFT, left.most_common(40)
 
 
-async def test_a_failed_look_up_leaves_nothing_to_the_collector() -> None:
+async def test_a_failed_lookup_leaves_nothing_to_the_collector() -> None:
     name = "x" * 64 + ".test"  # too long for a label, so nobody is asked
 
     async def look_up() -> None:

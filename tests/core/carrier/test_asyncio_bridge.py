@@ -272,7 +272,7 @@ class TestFailures:
             async with open_bridge():
                 raise LookupError("body")
 
-    async def test_an_exception_nobody_asked_for_is_raised(self) -> None:
+    async def test_an_exception_of_a_forgotten_future_is_raised(self) -> None:
         def forget() -> None:
             asyncio.get_running_loop().create_future().set_exception(LookupError("forgotten"))
 
@@ -301,7 +301,7 @@ class TestStart:
             with pytest.raises(LookupError, match="awaited"):
                 await task.wait()
 
-    async def test_an_exception_nobody_awaits_fails_the_bridge(self) -> None:
+    async def test_an_exception_of_an_unawaited_task_fails_the_bridge(self) -> None:
         with pytest.raises(LookupError, match="alone"):
             async with open_bridge() as bridge:
                 bridge.start(_fail(LookupError("alone"), after_seconds=0.01))

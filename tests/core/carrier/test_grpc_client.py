@@ -124,7 +124,7 @@ class TestMoving:
                 (await site.dial(server=f"127.0.0.1:{port}")).abandon()
                 assert (await site.accept()).peer.address.startswith("127.0.0.1:")
 
-    async def test_the_server_knows_the_proven_leaf(self) -> None:
+    async def test_the_server_gets_the_verified_leaf(self) -> None:
         async with open_site() as site:
             await site.dial(pki.node_leaf("edge-7"))
             peer = (await site.accept()).peer
@@ -179,7 +179,7 @@ class TestEnds:
             (await site.accept()).abandon()
             await RecordingPort(agent).wait_lost()
 
-    async def test_what_was_lost_before_the_start_is_told_at_the_start(self) -> None:
+    async def test_a_carrier_lost_before_its_start_is_reported_at_the_start(self) -> None:
         async with open_site() as site:
             agent = await site.dial()
             server = await site.accept()
@@ -441,7 +441,7 @@ class TestServing:
             agent.send(ping(1))
             await server.wait_received(1)
 
-    async def test_old_tls_is_let_in_if_told(self, tmp_path: Path) -> None:
+    async def test_old_tls_is_accepted_if_configured(self, tmp_path: Path) -> None:
         async with open_site(min_tls_version="1.2") as site, trio.open_nursery() as nursery:
             nursery.start_soon(_call_over_tls_1_2, site, tmp_path)
             carrier = await site.accept()

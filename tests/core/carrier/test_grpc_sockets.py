@@ -58,7 +58,7 @@ def test_an_address_that_the_machine_does_not_have(address: str, is_gone: bool) 
         assert not has_lost_its_address(23_459)
 
 
-def test_who_is_held_back_sends_slowly_until_released() -> None:
+def test_a_throttled_peer_sends_slowly_until_released() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as dialled:
         dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
         dialled.connect(listener.getsockname())
@@ -101,7 +101,7 @@ def _assert_ended(severed: socket.socket, other: socket.socket) -> None:
 _TRY = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 
 
-def test_locks_on_files_outlive_a_look_at_all_sockets(tmp_path: Path) -> None:
+def test_file_locks_survive_a_search_of_all_sockets(tmp_path: Path) -> None:
     """SQLite locks by fcntl(2): one close of a duplicate, and all locks on that file would be gone."""
     with (tmp_path / "store.db").open("w+") as file:
         fcntl.lockf(file, fcntl.LOCK_SH)

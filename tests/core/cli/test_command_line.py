@@ -107,7 +107,7 @@ def test_what_the_environment_raises_is_a_sentence(command: str, sentence: str) 
     assert (ran.exit_code, ran.stdout, ran.stderr) == (1, "", sentence)
 
 
-def test_a_fault_of_ours_keeps_its_traceback_and_says_so() -> None:
+def test_an_internal_error_keeps_its_traceback_and_is_reported_as_one() -> None:
     group = LateGroup(places={"run": f"{__name__}:_fault"})
     with pytest.raises(ValueError, match="a fault") as caught:
         CliRunner().invoke(group, ["run"], catch_exceptions=False)

@@ -120,7 +120,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, rows: list[tuple[str, ...]], wide: bo
     return screen.getvalue()
 
 
-def test_a_terminal_gets_nobody_elses_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cells_text_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, [("[red]edge1[/]", "\x1b[2Jgone\r\n\u202e", "a"), ("edge2", "", "b")])
     assert "[red]edge1[/]" in text
     assert "?[2Jgone???" in text

@@ -135,7 +135,7 @@ def test_what_is_shown_has_the_same_meaning(file: Path, tmp_path: Path, schema: 
     assert parse(tomllib.loads(shown), schema, ConfigSource(file, tmp_path)) == config
 
 
-def test_a_secret_is_not_shown_whoever_set_it(tmp_path: Path) -> None:
+def test_a_secret_is_not_shown_wherever_it_was_set(tmp_path: Path) -> None:
     file = tmp_path / "agent.toml"
     file.write_text('proxy = "http://kim:hush@proxy:3128"\n')
     for environ in ({}, {"QANAT_PROXY": "http://kim:hush@proxy:3128"}):

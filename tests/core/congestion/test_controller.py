@@ -51,7 +51,7 @@ def hold_invariants(flight: CongestionController, now: float) -> None:
 
 
 @given(steps)
-def test_whatever_the_peer_confirms_and_stamps_nothing_stops(story: list[Step]) -> None:
+def test_no_ack_and_no_stamp_of_the_peer_stops_sending(story: list[Step]) -> None:
     now, number, flight = 100.0, 0, CongestionController(LIMITS, 100.0)
     for step in story:
         now += step.seconds
@@ -89,7 +89,7 @@ def exchange(
     return max(events)[0]
 
 
-def test_rate_and_round_trip_come_from_confirmations() -> None:
+def test_rate_and_round_trip_come_from_acks() -> None:
     flight = CongestionController(LIMITS, 0.0)
     exchange(flight, 1, 100, start=1.0)
     assert math.isclose(flight.rate_bytes_per_second, 1e6, rel_tol=0.05)
@@ -103,7 +103,7 @@ def test_the_peers_clock_may_wrap() -> None:
     assert math.isclose(flight.min_round_trip_seconds, 0.05, rel_tol=0.05)
 
 
-def test_a_burst_of_confirmations_is_no_higher_rate() -> None:
+def test_a_burst_of_acks_is_no_higher_rate() -> None:
     flight = CongestionController(LIMITS, 0.0)
     end = exchange(flight, 1, 100, start=1.0)
     for i in range(40):
@@ -124,7 +124,7 @@ def test_a_sample_of_an_idle_program_never_lowers_the_rate() -> None:
     assert flight.rate_bytes_per_second > 0.9e6
 
 
-def test_a_new_carrier_believes_nothing_of_the_old_one() -> None:
+def test_a_new_carrier_uses_no_estimate_of_the_old_one() -> None:
     flight = CongestionController(LIMITS, 0.0)
     now = exchange(flight, 1, 100, start=1.0)
     flight.sent(101, 10_000, now)

@@ -177,7 +177,7 @@ def test_a_flight_that_fills_asks_to_be_confirmed_and_is() -> None:
     assert answer.arrived == int(site.now * 1e6) and not answer.number
 
 
-def test_time_says_when_what_is_paced_may_go_and_says_it_once() -> None:
+def test_paced_bytes_get_one_time_at_which_they_may_leave() -> None:
     site = Site()
     near, _ = site.open()
     near.push(bytes(4 * MIB))
@@ -194,7 +194,7 @@ def test_time_says_when_what_is_paced_may_go_and_says_it_once() -> None:
     assert server.next_packet(due) is not None
 
 
-def test_a_new_carrier_has_a_flight_of_its_own() -> None:
+def test_a_new_carrier_has_a_controller_of_its_own() -> None:
     site = Site()
     near, _ = site.open()
     near.push(bytes(4 * MIB))
@@ -230,7 +230,7 @@ def test_the_cap_holds_data_and_nothing_else() -> None:
     assert site.now < site.server.deadline() <= site.now + 1
 
 
-def test_a_session_that_has_nothing_to_say_is_not_held_by_the_cap() -> None:
+def test_a_session_without_data_is_not_held_by_the_cap() -> None:
     cap = TokenBucket(1000)
     site = Site(cap=cap)
     site.open()

@@ -79,7 +79,7 @@ def test_no_window_sees_more_than_rate_and_burst(
 
 
 @given(rates, steps)
-def test_whoever_waits_for_the_deadline_finds_room(rate: int, steps: list[tuple[float, float]]) -> None:
+def test_after_the_deadline_there_is_room(rate: int, steps: list[tuple[float, float]]) -> None:
     bucket, now = TokenBucket(rate), 0.0
     for pause, share in steps:
         now += pause

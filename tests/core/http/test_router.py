@@ -83,7 +83,7 @@ async def test_the_longest_path_wins_whatever_the_order() -> None:
         ]
 
 
-async def test_a_handler_gets_what_was_proven_and_runs_for_nobody_else() -> None:
+async def test_a_handler_gets_the_verified_caller_and_runs_for_no_other() -> None:
     site = Site(section("", route(GET, "/open", ANYBODY), route(GET, "/closed")))
     await site.ask("/open", caller="eve")
     await site.ask("/closed")
@@ -91,7 +91,7 @@ async def test_a_handler_gets_what_was_proven_and_runs_for_nobody_else() -> None
     assert [heard[:2] for heard in site.heard] == [("/open", "eve"), ("/closed", "member kim")]
 
 
-async def test_a_section_keeps_its_paths_and_methods_to_those_who_may_know_them() -> None:
+async def test_a_section_shows_its_paths_and_methods_to_permitted_callers_only() -> None:
     known = section("/open/", route(POST, "/open/x", MEMBERS), who_may=ANYBODY)
     site = Site(known, section("/closed/", route(GET, "/closed/x", ANYBODY)), section(""))
     assert (await site.refusal("/open/x", caller="eve"))[0] is Reason.METHOD_NOT_ALLOWED

@@ -78,7 +78,7 @@ class TestReceiving:
         call.receive(frame(http2.CONTINUATION, http2.END_HEADERS, 1, block[40:]), 0.0)
         assert call.has_call
 
-    def test_another_path_is_told_so(self) -> None:
+    def test_another_path_is_refused(self) -> None:
         call = new_call(
             BEGIN + frame(http2.HEADERS, http2.END_HEADERS, 1, call_headers(b"/grpc.health.v1.Health/Check"))
         )
@@ -111,7 +111,7 @@ class TestReceiving:
         call.receive(frame(http2.PING, 0, 0, b"12345678") + frame(http2.PING, http2.ACK, 0, b"87654321"), 0.0)
         assert list(frames(call.take_output())) == [(http2.PING, http2.ACK, 0, b"12345678")]
 
-    def test_what_was_in_flight_when_a_call_was_refused_is_no_fault(self) -> None:
+    def test_bytes_under_way_when_a_call_was_refused_are_no_fault(self) -> None:
         headers = call_headers(b"/grpc.health.v1.Health/Check")
         call = new_call(BEGIN + frame(http2.HEADERS, http2.END_HEADERS, 1, headers))
         assert call.has_finished

@@ -254,7 +254,7 @@ def test_a_late_frame_is_ignored() -> None:
     agent.receive(Data(far.number, 0, b"late"))
 
 
-def test_an_open_said_twice_opens_once() -> None:
+def test_an_open_sent_twice_opens_once() -> None:
     _, agent, _, far = opened()
     agent.receive(REQUEST._replace(stream=far.number, early_data=b"again"))
     assert len(agent.streams) == 1
@@ -283,7 +283,7 @@ def test_the_agent_opens_nothing() -> None:
     assert caught.value.reason is Reason.PROTOCOL_ERROR
 
 
-def test_users_who_leave_before_their_open_left_leave_nothing() -> None:
+def test_users_who_leave_before_their_open_was_sent_leave_nothing() -> None:
     server = Mux(LIMITS, CreditPool(1 << 20), opener=True)
     kept = server.open(REQUEST)
     for _ in range(1000):

@@ -39,7 +39,7 @@ def test_small_pieces_are_joined_and_large_ones_are_not() -> None:
     assert send.take(1 << 20) == large
 
 
-def test_what_was_sent_is_kept_until_it_is_confirmed() -> None:
+def test_sent_bytes_are_retained_until_they_are_acknowledged() -> None:
     send = _half()
     send.push(b"abcdef")
     send.take(4)
@@ -49,7 +49,7 @@ def test_what_was_sent_is_kept_until_it_is_confirmed() -> None:
     assert send.retained_bytes == 1
 
 
-def test_what_is_not_confirmed_is_sent_again() -> None:
+def test_unacknowledged_bytes_are_retransmitted() -> None:
     send = _half()
     send.push(b"abcdef")
     send.take(4)

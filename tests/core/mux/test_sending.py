@@ -127,7 +127,7 @@ def _sent_of(server: Mux, bulk: int, quick: int) -> dict[int, int]:
     return sent
 
 
-def test_a_full_flight_holds_bulk_and_lets_a_keystroke_pass() -> None:
+def test_a_full_window_holds_bulk_and_lets_a_keystroke_pass() -> None:
     server, bulk, keys = _two_streams()
     bulk.push(b"b" * (1 << 20))
     server.take(64 * 1024, 64 * 1024)

@@ -67,7 +67,7 @@ def test_a_key_goes_before_the_bulk_that_comes_again() -> None:
     assert data.index(shell.number) <= 1, "the last link's quantum counts for nothing"
 
 
-def test_what_the_peer_has_is_confirmed_by_the_move() -> None:
+def test_a_move_acknowledges_what_the_peer_has() -> None:
     mux = opener()
     session = server(mux)
     stream = mux.open(REQUEST)
@@ -81,7 +81,7 @@ def test_what_the_peer_has_is_confirmed_by_the_move() -> None:
     assert mux.unconfirmed == mux.retained_bytes == 0
 
 
-def test_numbers_rise_on_and_old_ones_confirm_nothing() -> None:
+def test_numbers_keep_rising_and_old_ones_acknowledge_nothing() -> None:
     mux = opener()
     session = server(mux)
     stream = mux.open(REQUEST)
@@ -125,7 +125,7 @@ def test_a_low_have_is_no_fault_and_one_too_high_is() -> None:
     assert caught.value.reason is Reason.ACK_OF_UNSENT
 
 
-def test_what_the_session_itself_said_comes_again() -> None:
+def test_the_sessions_own_frames_are_retransmitted() -> None:
     session = server(opener())
     session.say_draining(8)
     assert said(session) == [Draining(8000)]
@@ -146,7 +146,7 @@ def test_the_end_and_the_reset_come_again() -> None:
     assert sorted(map(str, said(session))) == sorted(map(str, before))
 
 
-def test_nothing_is_due_and_nobody_at_fault_without_a_carrier() -> None:
+def test_without_a_carrier_nothing_is_due_and_no_peer_is_at_fault() -> None:
     mux = opener()
     session = server(mux)
     mux.open(REQUEST)

@@ -71,7 +71,7 @@ async def test_waiting_ends_when_the_reader_goes(autojump_clock: trio.testing.Mo
         os.close(writing)
 
 
-async def test_who_waits_for_a_stopped_reader_can_be_cancelled() -> None:
+async def test_a_wait_for_a_stopped_reader_can_be_cancelled() -> None:
     reading, writing = os.pipe()
     try:
         os.set_blocking(writing, False)

@@ -171,7 +171,7 @@ def test_an_agent_without_a_configuration_is_led_to_the_token_first(
     assert ORDINARY_WAY.fullmatch(AgentService().plan(tmp_path / "agent.toml", ()).problem)
 
 
-def test_an_agent_is_told_what_its_sandbox_keeps_from_it(tmp_path: Path) -> None:
+def test_an_agents_install_names_what_the_sandbox_hides(tmp_path: Path) -> None:
     config = make_node(tmp_path, 'allow = ["unix:/home/kim/app.sock"]\n')
     plan = AgentService().plan(config, ())
     assert any("the service does not see /home/kim/app.sock" in note for note in plan.notes)
@@ -233,7 +233,7 @@ def test_root_gives_files_away(tmp_path: Path) -> None:
     assert not hand_over_file(config, other)
 
 
-def test_a_file_that_is_absent_is_said(tmp_path: Path) -> None:
+def test_an_absent_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="cannot be given"):
         hand_over_file(tmp_path / "nothing", MINE)
 
@@ -376,7 +376,7 @@ def test_a_program_in_a_home_folder_is_refused(service: Rig) -> None:
     assert service.machine.accounts == set()
 
 
-def test_a_program_that_does_not_come_up_is_said_with_its_log(service: Rig) -> None:
+def test_a_program_that_does_not_start_is_reported_with_its_log(service: Rig) -> None:
     service.machine.fails = True
     failed = service("install")
     assert failed.exit_code == 1
@@ -386,7 +386,7 @@ def test_a_program_that_does_not_come_up_is_said_with_its_log(service: Rig) -> N
     assert service.json("status")["next"] == "journalctl -u qanat-agent -n 20"
 
 
-def test_what_the_user_cannot_read_is_said(service: Rig) -> None:
+def test_files_that_the_user_cannot_read_are_reported(service: Rig) -> None:
     service.machine.unreadable = {str(service.config)}
     failed = service("install")
     assert failed.exit_code == 1
@@ -449,7 +449,7 @@ def test_both_programs_have_the_three_commands_with_examples(group: click.Group)
         assert "PROGRAM" not in (command.help or "")
 
 
-def test_the_real_machine_is_looked_at() -> None:
+def test_the_real_machine_is_examined() -> None:
     machine = LinuxMachine()
     assert machine.is_root() is (os.geteuid() == 0)
     assert isinstance(machine.manager(), Manager)

@@ -55,7 +55,7 @@ def test_the_largest_that_stands_still_is_found(site: Site) -> None:
     assert watch.find_victim(site.streams, 31) is large
 
 
-def test_without_pressure_nobody_is(site: Site) -> None:
+def test_without_pressure_no_stream_is_reset(site: Site) -> None:
     site.arrive(site.streams[0], 500)
     watch = StallWatch(site.pool, 30)
     assert watch.find_victim(site.streams, 0) is None

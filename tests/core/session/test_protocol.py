@@ -75,7 +75,7 @@ def test_three_steps() -> None:
     assert server.receive(Use(1, 7)) is None and server.use == Use(1, 7)
 
 
-def test_two_steps_where_the_hello_says_use_and_the_server_heeds_it() -> None:
+def test_two_steps_where_the_hello_has_use_and_the_server_supports_it() -> None:
     said = hello(LIMITS)._replace(attempt=3, have=7, use=True)
     server = ServerHandshake(lambda _: welcome(LIMITS)._replace(used=True))
     assert server.receive(said) == server.welcome and server.use == Use(3, 7)
@@ -123,7 +123,7 @@ def test_another_version_is_refused() -> None:
 # Numbering and confirmation.
 
 
-def test_what_must_arrive_is_numbered_and_confirmed() -> None:
+def test_frames_that_must_arrive_are_numbered_and_acknowledged() -> None:
     ends = settled()
     stream = ends.server_mux.open(REQUEST)
     stream.push(b"x" * 1000)
@@ -138,7 +138,7 @@ def test_what_must_arrive_is_numbered_and_confirmed() -> None:
     assert ends.server_mux.unconfirmed == 0
 
 
-def test_pings_and_confirmations_are_not_numbered() -> None:
+def test_pings_and_acks_are_not_numbered() -> None:
     ends = Ends()
     ends.tick(0)
     packet = ends.agent.next_packet(ends.now)
@@ -146,7 +146,7 @@ def test_pings_and_confirmations_are_not_numbered() -> None:
     assert [type(frame) for frame in packet.frames] == [Ping]
 
 
-def test_a_confirmation_waits_for_company_and_then_goes_alone() -> None:
+def test_an_ack_waits_for_other_frames_and_then_leaves_alone() -> None:
     ends = settled()
     ends.server_mux.open(REQUEST)
     packet = ends.server.next_packet(ends.now)
@@ -159,7 +159,7 @@ def test_a_confirmation_waits_for_company_and_then_goes_alone() -> None:
     assert ends.agent.next_packet(ends.now) is None
 
 
-def test_much_is_confirmed_at_once() -> None:
+def test_many_bytes_are_acknowledged_at_once() -> None:
     ends = settled()
     ends.server_mux.open(REQUEST)
     packet = ends.server.next_packet(ends.now)
@@ -182,7 +182,7 @@ def test_send_memory_full_lets_control_through_and_data_wait() -> None:
     assert [type(frame) for frame in packet.frames] == [Open]
 
 
-def test_confirming_what_was_never_sent_is_a_fault() -> None:
+def test_an_ack_of_an_unsent_packet_is_a_fault() -> None:
     with pytest.raises(ProtocolError) as caught:
         Ends().server.receive(Packet(0, 1, ()), 10, 100.0)
     assert caught.value.reason is Reason.ACK_OF_UNSENT
@@ -244,7 +244,7 @@ def test_opens_reset_unanswered_are_budgeted_in_time(cancel: type[Reset] | type[
 # Liveness.
 
 
-def test_a_round_trip_that_a_ping_tells_has_a_bound() -> None:
+def test_the_round_trip_in_a_ping_has_a_bound() -> None:
     ends = settled()
     for _ in range(20):
         ends.now += 1
@@ -257,7 +257,7 @@ def test_a_round_trip_that_a_ping_tells_has_a_bound() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_time_of_arrival_that_a_peer_tells_breaks_the_flight(seed: int) -> None:
+def test_no_arrival_stamp_of_a_peer_breaks_the_controller(seed: int) -> None:
     chosen, ends = random.Random(seed), Ends(Limits(confirm_timeout_seconds=math.inf))  # noqa: S311
     server, stream = ends.server, ends.server_mux.open(REQUEST._replace(credit=2**63))
     stream.send.limit = 2**63
@@ -410,7 +410,7 @@ def test_no_more_pings_wait_for_an_answer_than_can_be_counted() -> None:
     assert len(ends.agent.liveness._waiting) <= 32
 
 
-def test_who_was_away_itself_looks_twice_before_it_calls_the_peer_dead() -> None:
+def test_a_paused_process_checks_twice_before_it_declares_the_peer_dead() -> None:
     for name in ("agent", "server"):
         ends = busy()
         session = getattr(ends, name)
@@ -432,7 +432,7 @@ def test_a_peer_that_sends_but_answers_late_is_not_dead() -> None:
         ends.agent.next_packet(ends.now)
 
 
-def test_a_peer_that_answers_pings_but_confirms_nothing_is_at_fault() -> None:
+def test_a_peer_that_answers_pings_but_acknowledges_nothing_is_at_fault() -> None:
     ends = Ends()
     stream = ends.server_mux.open(REQUEST)
     stream.push(b"x")
@@ -459,7 +459,7 @@ def test_a_flood_of_pings_is_a_fault() -> None:
             ends.server.receive(Packet(0, 0, (Ping(1),)), 10, ends.now)
 
 
-def test_bye_is_numbered_and_confirmed() -> None:
+def test_bye_is_numbered_and_acknowledged() -> None:
     ends = settled()
     ends.server.say_bye(Reason.SERVER_STOPPING, "maintenance")
     packet = ends.server.next_packet(ends.now)
@@ -472,7 +472,7 @@ def test_bye_is_numbered_and_confirmed() -> None:
     assert ends.server.bye_acked
 
 
-def test_only_the_packet_with_the_bye_confirms_it() -> None:
+def test_only_an_ack_of_the_byes_packet_acknowledges_the_bye() -> None:
     ends = settled()
     ends.server_mux.open(REQUEST).push(b"x")
     before = ends.server.next_packet(ends.now)

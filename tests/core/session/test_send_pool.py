@@ -82,7 +82,7 @@ def greedy(pool: SendPool, count: int) -> list[Sender]:
     return senders
 
 
-def test_any_number_of_sessions_that_confirm_nothing_leave_a_share_for_one_that_does() -> None:
+def test_any_number_of_sessions_that_acknowledge_nothing_leave_a_share_for_one_that_does() -> None:
     for count in (1, 9, 100):
         pool = SendPool(LIMITS.send_pool)
         for sender in greedy(pool, count):
@@ -94,7 +94,7 @@ def test_any_number_of_sessions_that_confirm_nothing_leave_a_share_for_one_that_
         assert content(innocent.say()) >= (64 if count < 10 else 8) * KIB, count
 
 
-def test_what_moves_while_others_confirm_nothing_moves_on() -> None:
+def test_a_moving_stream_moves_on_while_others_acknowledge_nothing() -> None:
     pool = SendPool(LIMITS.send_pool)
     greedy(pool, 9)
     innocent = Sender(pool)
@@ -149,7 +149,7 @@ def test_a_session_that_keeps_nothing_is_woken_by_the_first_room() -> None:
     assert sender.woken == 1 and content(sender.say()) == 3
 
 
-def test_a_session_over_its_share_goes_on_by_its_own_confirmations() -> None:
+def test_a_session_over_its_share_continues_with_its_own_acks() -> None:
     pool = SendPool(LIMITS.send_pool)
     sender = Sender(pool)
     sender.stream(20 * MIB)
@@ -198,7 +198,7 @@ def test_stale_registrations_do_not_heap_up() -> None:
     assert called == [1]
 
 
-def test_who_confirms_nothing_gives_way_while_memory_is_short() -> None:
+def test_a_session_that_acknowledges_nothing_is_reset_while_memory_is_short() -> None:
     pool = SendPool(LIMITS.send_pool)
     senders = greedy(pool, 40)
     assert pool.is_short
@@ -211,7 +211,7 @@ def test_who_confirms_nothing_gives_way_while_memory_is_short() -> None:
     assert stalled == sorted(stalled, key=lambda sender: -sender.mux.retained_bytes)
 
 
-def test_nobody_gives_way_while_there_is_memory() -> None:
+def test_no_session_is_reset_while_there_is_memory() -> None:
     pool = SendPool(LIMITS.send_pool)
     senders = greedy(pool, 9)
     watch = UnconfirmedWatch(pool, 5, 30)

@@ -161,7 +161,7 @@ class TestAttaching:
 
 
 class TestEnding:
-    async def test_a_bye_is_heard_with_its_reason_and_confirmed(self, pair: LinkPair) -> None:
+    async def test_a_bye_is_received_with_its_reason_and_acknowledged(self, pair: LinkPair) -> None:
         near, far = await pair.streams()
         pair.server.end(Reason.TAKEN_OVER, "a newer session came from 10.0.0.7")
         pair.server.end(Reason.SERVER_STOPPING)
@@ -178,7 +178,7 @@ class TestEnding:
         assert not pair.server.streams and not pair.agent.streams
         assert pair.server.statistics().credit_granted == pair.agent.statistics().credit_granted == 0
 
-    async def test_both_may_say_bye_at_once(self, pair: LinkPair) -> None:
+    async def test_both_may_send_bye_at_once(self, pair: LinkPair) -> None:
         pair.server.end(Reason.SERVER_STOPPING)
         pair.agent.end(Reason.AGENT_STOPPING)
         with trio.fail_after(5):
@@ -187,7 +187,7 @@ class TestEnding:
         assert pair.server.ended is not None and pair.server.ended[0] is Reason.SERVER_STOPPING
         assert pair.agent.ended is not None and pair.agent.ended[0] is Reason.AGENT_STOPPING
 
-    async def test_a_bye_that_nobody_confirms_is_not_waited_for_long(self) -> None:
+    async def test_the_wait_for_a_byes_ack_is_short(self) -> None:
         async with eager_links() as (pair, _):
             start = trio.current_time()
             pair.server.end(Reason.SERVER_STOPPING)
@@ -231,7 +231,7 @@ class TestEnding:
         reason, detail = await pair.agent.wait_ended()
         assert reason is Reason.MALFORMED_PACKET and detail and detail != reason.meaning
 
-    async def test_a_fault_of_the_peer_is_told_to_it(self, pair: LinkPair) -> None:
+    async def test_a_peer_is_informed_of_its_fault(self, pair: LinkPair) -> None:
         pair.server.packet_received(encode_packet(0, 10**6, ()))
         assert (await pair.agent.wait_ended())[0] is Reason.ACK_OF_UNSENT
         await pair.server.wait_given_up()

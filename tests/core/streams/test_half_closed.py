@@ -276,7 +276,7 @@ async def test_two_sockets_are_watched_as_well(autojump_clock: MockClock) -> Non
     server.close_nowait()
 
 
-async def test_the_kernel_asks_as_often_as_it_is_told() -> None:
+async def test_the_kernel_probes_as_often_as_configured() -> None:
     near, far = tcp_pair()
     near.ask_peer_every(LOOK_SECONDS)
     assert near.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == LOOK_SECONDS

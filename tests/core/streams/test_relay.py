@@ -156,7 +156,7 @@ class TestThroughALink:
             assert set((await tunnel.wait_over()).values()) == {Reason.TARGET_RESET}
             user.close_nowait()
 
-    async def test_what_a_target_said_before_it_closed_arrives_although_the_user_speaks(self) -> None:
+    async def test_data_sent_by_a_target_before_its_close_arrives_while_the_user_sends(self) -> None:
         said = os.urandom(200 * KIB)
         async with tunnelled() as tunnel:
             user, target = await tunnel.begin()
@@ -292,7 +292,7 @@ class TestThroughALink:
             user.close_nowait()
             target.close_nowait()
 
-    async def test_a_user_who_wants_no_answer_does_not_leave_a_silent_target_behind(
+    async def test_a_user_who_wants_no_answer_leaves_no_silent_target_behind(
         self, autojump_clock: MockClock
     ) -> None:
         async with memory_links() as pair, trio.open_nursery() as nursery:
@@ -505,7 +505,7 @@ class TestTls:
             with pytest.raises(trio.BrokenResourceError):
                 await user.receive_some()
 
-    async def test_a_tls_user_who_vanishes_without_goodbye_resets_the_target(
+    async def test_a_tls_user_who_vanishes_without_close_notify_resets_the_target(
         self, tls: tuple[SocketTlsStream, SocketTlsStream]
     ) -> None:
         user, entrance = tls

@@ -148,7 +148,7 @@ async def test_sending_to_one_that_aborted_is_broken() -> None:
 
 
 @pytest.mark.parametrize("waiting", ["receive_some", "wait_readable", "send_all", "wait_writable", "put"])
-async def test_a_close_wakes_who_waits(make_pair: Callable[[], Pair], waiting: str) -> None:
+async def test_a_close_wakes_waiting_tasks(make_pair: Callable[[], Pair], waiting: str) -> None:
     near, far = make_pair()
     await clog(near)
     arguments = [b"x" * 100] if waiting in ("send_all", "put") else []

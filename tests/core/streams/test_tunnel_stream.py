@@ -85,7 +85,7 @@ async def test_data_queued_before_a_close_is_delivered(pair: LinkPair) -> None:
         assert len(await _read_all(far)) == 50_000
 
 
-async def test_reset_tells_the_peer_why(pair: LinkPair) -> None:
+async def test_reset_sends_the_reason_to_the_peer(pair: LinkPair) -> None:
     near, far = await pair.streams()
     near.reset(Reason.USER_LEFT, "gone")
     assert await wait_reset(far) is Reason.USER_LEFT

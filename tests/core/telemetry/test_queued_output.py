@@ -95,7 +95,7 @@ def test_the_loss_stands_where_the_lines_would_have_stood(pipe: tuple[int, int])
     assert os.read(reading, 100) == b"after\n"
 
 
-def test_a_reader_that_went_away_raises_nothing_and_is_counted(pipe: tuple[int, int]) -> None:
+def test_a_reader_that_ended_raises_nothing_and_is_counted(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     output = QueuedOutput(writing)
     os.close(reading)
@@ -105,7 +105,7 @@ def test_a_reader_that_went_away_raises_nothing_and_is_counted(pipe: tuple[int, 
     assert output.lines_dropped == 3
 
 
-def test_a_full_disk_is_said_when_there_is_room_again(pipe: tuple[int, int]) -> None:
+def test_a_full_disk_is_logged_when_there_is_room_again(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     full = os.open("/dev/full", os.O_WRONLY)
     try:

@@ -268,7 +268,7 @@ def test_a_reason_of_a_later_version_reads_as_protocol_error() -> None:
     assert read(stop).frames == [Stop(1, Reason.PROTOCOL_ERROR)]
 
 
-def test_a_kind_of_a_later_version_is_told_by_its_number() -> None:
+def test_a_kind_of_a_later_version_is_named_by_its_number() -> None:
     assert read(encode_packet(0, 0, [Unknown(23), Ping(1)])).frames == [Unknown(23), Ping(1)]
 
 

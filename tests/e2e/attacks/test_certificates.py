@@ -107,7 +107,7 @@ def _is_over(connection: ssl.SSLSocket) -> bool:
         return True
 
 
-def test_spent_tokens_hold_up_nobody(site: Ground, echo: Echo) -> None:
+def test_used_tokens_delay_no_other_user(site: Ground, echo: Echo) -> None:
     spent = site.server.token("spent")
     identity = SpiffeId(site.server.trust_domain, Role.NODE, "spent")
     first = EstClient(site)

@@ -61,7 +61,7 @@ def installation() -> Iterator[Installation]:
         yield Installation(Path(folder))
 
 
-def test_a_backup_does_not_say_where_root_writes(installation: Installation) -> None:
+def test_a_backup_does_not_decide_where_root_writes(installation: Installation) -> None:
     target = installation.folder / "root" / ".ssh" / "authorized_keys"
     installation.alter(path=str(target), mode=0o4755)
     code, said = installation.restore()

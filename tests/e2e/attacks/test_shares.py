@@ -99,7 +99,7 @@ def _opened(site: Ground, node: str) -> clients.Answer | None:
     return answer if answer.status == 200 else None
 
 
-def test_nodes_that_confirm_nothing_leave_memory_for_the_others(site: Ground, echo: Echo) -> None:
+def test_nodes_that_acknowledge_nothing_leave_memory_for_the_others(site: Ground, echo: Echo) -> None:
     nodes = [f"hoarder{number}" for number in range(HOARDERS)]
     with echo.measured() as under, hoarding(site, nodes):
         sent = [fill(site, node) for node in nodes]
@@ -154,7 +154,7 @@ def agent_with_silent_dns(site: Ground) -> Iterator[Path]:
         del site.agents["edge3"]
 
 
-def test_names_that_do_not_resolve_hold_up_nobody_else(site: Ground, echo: Echo) -> None:
+def test_names_that_do_not_resolve_delay_no_other_user(site: Ground, echo: Echo) -> None:
     innocent = site.user_bundle("careful")
     head = f"CONNECT edge3:{ECHO} HTTP/1.1\r\nHost: x\r\nQanat-Target: name{{}}.silent.example:{ECHO}\r\n\r\n"
     with agent_with_silent_dns(site) as marks, echo.measured() as under:
@@ -230,7 +230,7 @@ def repeat(request: Callable[[], object], ends: float) -> threading.Thread:
     return thread
 
 
-def test_a_loop_of_questions_for_all_nodes_delays_nobody(site: Ground, echo: Echo) -> None:
+def test_a_loop_of_requests_for_all_nodes_delays_no_other_user(site: Ground, echo: Echo) -> None:
     know_many_nodes(site)
     echo.measure(1)  # its stream was lost with the server
     with echo.measured() as under:

@@ -73,7 +73,7 @@ def restart(site: Ground) -> None:
     site.wait_request()
 
 
-def test_users_who_stay_behind_a_half_close_without_a_word_are_reset(impatient_agent: Ground) -> None:
+def test_users_who_stay_silent_behind_a_half_close_are_reset(impatient_agent: Ground) -> None:
     site = impatient_agent
     with contextlib.ExitStack() as stack:
         users = [stack.enter_context(enter(site, dial)) for dial in DIALS for _ in range(3)]

@@ -148,7 +148,7 @@ def test_a_websocket_goes_through_the_url(project: Project) -> None:
     assert project.get("/comms", **upgrade)[0] == 101
 
 
-def test_nobody_gets_to_the_node_but_through_the_tunnel(project: Project) -> None:
+def test_only_the_tunnel_reaches_the_node(project: Project) -> None:
     project.wait_page()
     dial = (
         "import socket\n"
@@ -159,7 +159,7 @@ def test_nobody_gets_to_the_node_but_through_the_tunnel(project: Project) -> Non
     assert said.strip() == "no way"
 
 
-def test_server_and_agent_say_that_they_are_well(project: Project) -> None:
+def test_server_and_agent_report_that_they_are_healthy(project: Project) -> None:
     for service in ("server", "agent"):
         wait_until(
             lambda of=service: project.state(of)["Health"]["Status"] == "healthy",  # type: ignore[misc]

@@ -101,7 +101,7 @@ def test_a_full_volume_spends_no_token(make: Make, server: CloudServer, small_di
     server.wait_attached("full")
 
 
-def test_a_server_with_a_full_volume_says_so_and_begins_anew(
+def test_a_server_with_a_full_volume_logs_it_and_starts_again(
     network: Network, server_image: str, small_disk: Path
 ) -> None:
     told = {"QANAT_INIT_NAME": "localhost"}
@@ -117,7 +117,7 @@ def test_a_server_with_a_full_volume_says_so_and_begins_anew(
         full.remove()
 
 
-def test_a_volume_of_somebody_else_is_named_with_the_cure(make: Make, server: CloudServer) -> None:
+def test_a_volume_of_another_user_is_named_with_the_cure(make: Make, server: CloudServer) -> None:
     agent = make("owned")
     os.chown(agent.volume, 0, 0)
     agent.start()
@@ -129,7 +129,7 @@ def test_a_volume_of_somebody_else_is_named_with_the_cure(make: Make, server: Cl
     server.wait_attached("owned")
 
 
-def test_a_server_whose_volume_is_somebody_elses_says_so(
+def test_a_server_whose_volume_belongs_to_another_user_logs_it(
     network: Network, server_image: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "foreign"

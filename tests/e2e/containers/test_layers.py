@@ -75,7 +75,7 @@ def test_no_layer_has_a_secret(saved: Path) -> None:
     assert ours > 50
 
 
-def test_no_setting_of_the_build_is_told(saved: Path) -> None:
+def test_no_setting_of_the_build_is_in_the_image(saved: Path) -> None:
     with tarfile.open(saved) as archive:
         [name] = [one for one in archive.getnames() if re.fullmatch(r"[0-9a-f]{64}\.json", one)]
         told = (archive.extractfile(name) or pytest.fail(name)).read().decode()

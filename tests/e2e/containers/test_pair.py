@@ -63,7 +63,7 @@ def test_an_empty_volume_becomes_a_server_that_names_the_next_command(server: Cl
     assert server.container.execute("qanat", "nodes", "--json").returncode == 0
 
 
-def test_it_joined_with_the_token_of_a_file_and_said_nothing_secret(
+def test_it_joined_with_the_token_of_a_file_and_logged_nothing_secret(
     agent: Container, server: CloudServer
 ) -> None:
     said = agent.said()

@@ -297,7 +297,7 @@ def test_a_stolen_session_is_of_no_use(attacker: Attacker) -> None:
     assert line["node"] == "thief"
 
 
-def test_without_a_token_it_is_told_how_to_log_in(attacker: Attacker) -> None:
+def test_a_request_without_a_token_gets_the_way_to_log_in(attacker: Attacker) -> None:
     """And nothing is written down: clients of HTTP ask without a login first."""
     answer = attacker.est.post("simpleenroll", attacker.est.make_request("attack", "/CN=shop-1"))
     assert (answer.status, answer.reason) == (401, "token_wrong")

@@ -85,7 +85,7 @@ def _verify(client: EstClient, certificate: Path, *options: str) -> str:
 
 
 @pytest.mark.parametrize(("port", "protocol"), [(HTTPS_PORT, "http/1.1"), (AGENTS_PORT, "h2")])
-def test_s_client_believes_the_server(server: Server, client: EstClient, port: int, protocol: str) -> None:
+def test_s_client_verifies_the_server(server: Server, client: EstClient, port: int, protocol: str) -> None:
     said = client.openssl(
         *("s_client", "-connect", f"{server.address}:{port}", "-CAfile", str(client.roots), "-tls1_3"),
         *("-verify_return_error", "-verify_ip", server.address, "-x509_strict", "-alpn", protocol),

@@ -93,7 +93,7 @@ def _wait_all_attached(server: Server, names: list[str]) -> None:
     wait_until(attached, "all nodes to be attached", deadline_seconds=ALL_BACK_SECONDS)
 
 
-def test_nobody_notices(server: Server, fleet: list[str], long: bool) -> None:
+def test_no_stream_notices(server: Server, fleet: list[str], long: bool) -> None:
     began, deaths, rotations = time.monotonic(), 0, 0
     ends = began + (LONG_SECONDS if long else SECONDS)
     pulses = Pulses(server, fleet)

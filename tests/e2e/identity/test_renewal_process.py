@@ -69,7 +69,7 @@ async def exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
     return data
 
 
-async def test_who_is_revoked_is_not_renewed_and_ends_and_a_new_token_brings_it_back(tmp_path: Path) -> None:
+async def test_a_revoked_node_is_not_renewed_and_ends_and_a_new_token_brings_it_back(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_SECONDS), open_cloud(tmp_path, node_life_seconds=LIFE_SECONDS) as cloud:
         edge = machine(tmp_path)
         async with joined_agent(cloud, edge) as agent:

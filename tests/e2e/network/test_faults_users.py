@@ -56,7 +56,7 @@ def test_a_target_that_never_answers_the_dial(unharmed: Site) -> None:
     assert 4 < time.monotonic() - before < 8
 
 
-def test_a_target_that_never_says_a_word(unharmed: Site) -> None:
+def test_a_target_that_never_sends_a_byte(unharmed: Site) -> None:
     """That is no fault: the stream stays until the user leaves, and then the target's side ends too."""
     with unharmed.server.connect(f"edge1:{SILENT}") as answer:
         answer.socket.sendall(b"is anybody there?")
@@ -67,7 +67,7 @@ def test_a_target_that_never_says_a_word(unharmed: Site) -> None:
     unharmed.wait_settled(deadline_seconds=3)
 
 
-def test_a_target_that_speaks_first(unharmed: Site) -> None:
+def test_a_target_that_sends_first(unharmed: Site) -> None:
     with unharmed.server.connect(f"edge1:{GREET}") as answer:
         assert clients.receive_exactly(answer.socket, len(GREETING)) == GREETING
 

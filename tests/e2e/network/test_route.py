@@ -74,7 +74,7 @@ async def test_a_rule_alone_changes_the_way(watch: Watch) -> None:
     assert await watch.after("rule add to 10.201.0.0/24 lookup 77") == 1
 
 
-async def test_a_link_that_goes_is_told_when_it_is_back(watch: Watch) -> None:
+async def test_a_lost_route_is_reported_when_it_returns(watch: Watch) -> None:
     assert await watch.after("link set eth0 down") == 0
     assert await watch.after("link set eth0 up", "route add default via 192.168.1.1") == 1
 

@@ -150,7 +150,7 @@ def _is_quiet(net: Emulated) -> bool:
     return net.counters() == before
 
 
-def test_what_befalls_connections(net: Emulated) -> None:
+def test_faults_of_connections(net: Emulated) -> None:
     for harm in (net.change_address, net.flush_nat):
         cloud, edge = open_pair(net)
         with cloud, edge:

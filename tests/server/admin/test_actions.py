@@ -113,7 +113,7 @@ async def test_nodes_users_and_serials_are_revoked(tmp_path: Path) -> None:
         ]
 
 
-async def test_the_authority_is_shown_and_rotated_and_the_server_told(tmp_path: Path) -> None:
+async def test_the_authority_is_shown_and_rotated_and_the_server_informed(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
         status, shown = await here.ask("GET", "ca")
         assert (status, shown["state"], shown["next"], shown["trusted"]) == (200, "steady", "add", True)

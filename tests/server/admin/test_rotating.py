@@ -135,7 +135,7 @@ async def test_an_agent_that_attaches_in_between_is_ready_for_the_switch(tmp_pat
         assert old.authority.root_pin not in roots_in(node)
 
 
-async def test_who_is_cut_off_by_force_goes_at_once_and_stays_out(tmp_path: Path) -> None:
+async def test_a_forced_retirement_ends_access_at_once_and_for_good(tmp_path: Path) -> None:
     async with installed(tmp_path) as (site, server, _):
         user = leaf_of(tmp_path, Role.USER, "kim")
         await take(site, "add")

@@ -80,7 +80,7 @@ def test_a_server_is_made_again_on_an_empty_machine(command: Command, tmp_path: 
     assert read_bundle(tmp_path / "e.pem").roots_pem == authority.roots_pem
 
 
-def test_revocations_newer_than_the_backup_are_told(command: Command, tmp_path: Path) -> None:
+def test_revocations_newer_than_the_backup_are_reported(command: Command, tmp_path: Path) -> None:
     command("node", "revoke", "known", "--force", "--yes")
     command("backup", tmp_path / "b.tar")
     command("node", "revoke", "shop-7", "--force", "--yes")
@@ -197,7 +197,7 @@ def test_a_backup_that_was_cut_off_changes_nothing(command: Command, tmp_path: P
     assert everything(tmp_path) == before
 
 
-def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_is_reported(tmp_path: Path) -> None:
     said = run("restore", tmp_path / "nothing")
     assert said.exit_code == 1
     assert "nothing: No such file or directory" in said.stderr

@@ -131,7 +131,7 @@ def test_a_member_that_was_moved_elsewhere_is_not_written(command: Command, tmp_
 
 
 @pytest.mark.parametrize("mode", [0o4777, 0o644])
-def test_a_key_is_private_whatever_mode_the_backup_says(command: Command, tmp_path: Path, mode: int) -> None:
+def test_a_key_is_private_whatever_mode_the_backup_has(command: Command, tmp_path: Path, mode: int) -> None:
     tampered(command, tmp_path, mode=mode)
     said = run("restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar")
     assert said.exit_code == 0, said.stderr

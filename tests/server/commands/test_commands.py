@@ -291,7 +291,9 @@ def test_many_commands_at_once_take_turns(command: Command, tmp_path: Path) -> N
     assert command("audit", "--kind", "revoked").stdout.count("shop-") == 4
 
 
-def test_another_holder_without_a_socket_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_holder_without_a_socket_is_reported(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tunnel_server.commands.access.PATIENCE_SECONDS", 0.0)
     with hold_store(command.folder):
         said = command("token", "list", code=5).stderr

@@ -499,7 +499,7 @@ async def test_a_user_asks_in_a_state(
 
 
 @parametrized_by_entrance
-async def test_a_node_that_nobody_knows(
+async def test_an_unknown_node(
     entrance: Entrance, mock_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_site(mock_clock, tmp_path, attaches=False) as site:
@@ -565,7 +565,7 @@ async def test_something_happens_behind_the_beginning_of_the_answer(
 
 @pytest.mark.parametrize("answered", [False, True], ids=["during the dial", "behind the answer"])
 @parametrized_by_entrance
-async def test_a_user_who_breaks_the_connection_is_blamed(
+async def test_a_broken_connection_of_the_user_has_the_users_reason(
     entrance: Entrance,
     answered: bool,
     mock_clock: MockClock,
@@ -674,7 +674,7 @@ async def _tunnel(site: Site, outcome: list[Refused]) -> None:
     ],
     ids=named,
 )
-async def test_qanat_says_what_the_server_says(
+async def test_qanat_prints_the_servers_message(
     before: State,
     then: State,
     reason: Reason,

@@ -141,7 +141,7 @@ async def test_a_reset_or_a_bye_for_such_a_reason_is_a_502(
     assert "Traceback" not in caplog.text
 
 
-async def test_a_refusal_reaches_the_user_as_it_was_said() -> None:
+async def test_a_refusal_reaches_the_user_unchanged() -> None:
     async def refuse(stream: TunnelStream) -> None:
         stream.refuse(Reason.TARGET_NOT_ALLOWED, "add localhost:22 to allow in agent.toml of edge1")
 

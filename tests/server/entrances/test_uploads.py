@@ -269,7 +269,7 @@ async def test_the_early_answer_of_a_target_arrives_through_web(
 
 
 @pytest.mark.parametrize("then", TARGETS)
-async def test_what_a_target_said_comes_before_its_reset_through_tcp(
+async def test_a_targets_data_arrives_before_its_reset_through_tcp(
     then: Callable[[socket.socket], None],
 ) -> None:
     """Bytes are relayed as they are, so the reset comes too; a client that listens has read the answer."""

@@ -22,7 +22,7 @@ def test_kinds_are_counted_from_zero() -> None:
     assert counters.node_events["duplicate"] == 1
 
 
-async def test_a_follower_hears_of_its_node_alone(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_subscriber_gets_events_of_its_node_only(autojump_clock: trio.testing.MockClock) -> None:
     followers = EventSubscribers(Events(now), Counters())
     followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
     heard: list[str] = []

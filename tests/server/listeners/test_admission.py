@@ -94,7 +94,7 @@ def test_what_waits_is_bounded_in_total_and_sources_take_turns() -> None:
     assert not third.waits
 
 
-def test_a_source_where_somebody_proved_himself_gets_more_for_a_while() -> None:
+def test_a_source_with_an_authenticated_caller_gets_more_for_a_while() -> None:
     clock = Clock()
     admission = Admission(9999, 2, 400, clock=clock)
     strangers = admit_many(admission, "192.0.2.1", 10)
@@ -110,7 +110,7 @@ def test_a_source_where_somebody_proved_himself_gets_more_for_a_while() -> None:
     assert sum(not ticket.waits for ticket in admit_many(admission, "192.0.2.1", 5)) == 2
 
 
-def test_who_was_refused_frees_the_place_of_the_source_and_stays_in_the_total() -> None:
+def test_a_refused_connection_frees_the_place_of_the_source_and_stays_in_the_total() -> None:
     admission = Admission(2, 1, 4, clock=Clock())
     first, second = admit_many(admission, "192.0.2.1", 2)
     first.refused()
@@ -120,7 +120,7 @@ def test_who_was_refused_frees_the_place_of_the_source_and_stays_in_the_total() 
     assert admission.open_connections == 1
 
 
-def test_who_leaves_without_a_proof_makes_no_source_known() -> None:
+def test_a_connection_without_authentication_makes_no_source_known() -> None:
     admission = Admission(99, 2, 400, clock=Clock())
     admission.admit("192.0.2.1").release()
     assert sum(not ticket.waits for ticket in admit_many(admission, "192.0.2.1", 5)) == 2
@@ -228,7 +228,7 @@ def test_sources_that_hold_one_each_keep_it_while_they_show_something() -> None:
     assert not user.waits and evicted(held) == [0]
 
 
-def test_colleagues_get_the_places_of_strangers_who_stall_behind_their_address() -> None:
+def test_colleagues_get_the_places_of_stalled_connections_of_their_address() -> None:
     clock = Clock()
     admission = Admission(9999, 2, 400, clock=clock)
     stalled = admit_many(admission, "192.0.2.1", 2)
@@ -256,7 +256,7 @@ def test_a_known_source_is_measured_by_its_own_allowance() -> None:
     assert not evicted(colleagues) and len(evicted(strangers)) == 1
 
 
-def test_what_is_worked_on_and_what_is_proven_or_refused_does_not_give_way() -> None:
+def test_connections_in_work_or_authenticated_or_refused_are_not_closed() -> None:
     clock = Clock()
     admission = Admission(9999, 4, 4, clock=clock)
     worked_on, proven, refused, idle = admit_many(admission, "192.0.2.1", 4)

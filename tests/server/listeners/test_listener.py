@@ -342,7 +342,7 @@ async def test_a_turn_that_does_not_come_is_a_refusal(monkeypatch: pytest.Monkey
         assert admission.open_connections == 1
 
 
-async def test_a_browser_is_told_that_there_are_too_many() -> None:
+async def test_a_browser_gets_an_answer_when_there_are_too_many() -> None:
     async with open_edge() as edge:
         listener = await edge.listen("web", hold, Admission(1, 1, clock=trio.current_time), decline_http)
         await (await edge.dial(listener)).receive_some()
@@ -363,7 +363,7 @@ async def test_a_tls_client_reads_an_alert_and_no_reset(tmp_path: Path) -> None:
         assert edge.counters.unauthenticated_refusals == {("https", "too_many_connections"): 1}
 
 
-async def test_those_who_are_being_refused_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_that_are_being_refused_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third does not wait until one of them has read what it was told."""
     monkeypatch.setattr(declining, "MAX_DECLINING", 2)
     async with open_edge() as edge:

@@ -185,7 +185,7 @@ ROOT = pki.authority().roots_pem
         (b"-----BEGIN nonsense", Reason.UNAUTHENTICATED, "names no identity"),
     ],
 )
-async def test_who_is_no_node_of_ours_is_told_so(
+async def test_a_caller_that_is_no_node_gets_the_reason(
     leaf_pem: bytes,
     reason: Reason,
     words: str,
@@ -204,14 +204,14 @@ async def test_who_is_no_node_of_ours_is_told_so(
         assert f"attach of an unknown node failed: {refusal.detail}" in caplog.messages
 
 
-async def test_another_version_is_told_both_versions(autojump_clock: trio.testing.MockClock) -> None:
+async def test_another_version_gets_both_versions(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
         refusal = await door.dial("edge1", version=VERSION + 1).refusal()
         assert refusal.reason is Reason.VERSION_MISMATCH
         assert f"version {VERSION}, the agent {VERSION + 1}" in refusal.detail
 
 
-async def test_the_limit_of_agents_spares_those_who_come_back(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_limit_of_agents_spares_resumed_sessions(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door(max_agents=2) as door:
         first, _ = await door.attach("edge1"), await door.attach("edge2")
         refusal = await door.dial("edge3").refusal()
@@ -225,7 +225,7 @@ async def test_the_limit_of_agents_spares_those_who_come_back(autojump_clock: tr
         await door.attach("edge3")
 
 
-async def test_the_last_place_goes_to_one_of_two_who_were_both_welcome(
+async def test_one_of_two_welcomed_agents_gets_the_last_place(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_door(max_agents=1) as door:
@@ -275,7 +275,7 @@ async def test_the_newcomer_of_two_with_one_alias_is_turned_away(
         assert not door.counters.session_ends
 
 
-async def test_a_stopping_server_takes_nobody_in(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_stopping_server_accepts_no_attach(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
         await door.attach("edge1")
         door.attachments.drain(8)
@@ -285,7 +285,7 @@ async def test_a_stopping_server_takes_nobody_in(autojump_clock: trio.testing.Mo
         assert caught.value.reason is Reason.SERVER_STOPPING
 
 
-async def test_who_was_welcome_before_the_stop_and_comes_after_it_is_turned_away(
+async def test_an_agent_welcomed_before_the_stop_is_refused_after_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_door() as door:
@@ -297,7 +297,7 @@ async def test_who_was_welcome_before_the_stop_and_comes_after_it_is_turned_away
         assert door.nodes.attached() == []
 
 
-async def test_ending_all_waits_until_the_agents_heard_it(autojump_clock: trio.testing.MockClock) -> None:
+async def test_ending_all_waits_until_the_agents_received_it(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
         agents = [await door.attach(name) for name in ("edge1", "edge2")]
         stream = await door.open("edge1")
@@ -310,7 +310,7 @@ async def test_ending_all_waits_until_the_agents_heard_it(autojump_clock: trio.t
         await stream.aclose()
 
 
-async def test_the_newest_proven_session_wins_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_newest_verified_session_wins_at_once(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
         old = await door.attach("edge1")
         stream = await door.open("edge1")
@@ -331,7 +331,7 @@ async def test_the_newest_proven_session_wins_at_once(autojump_clock: trio.testi
         assert new.link.attached
 
 
-async def test_a_half_open_session_is_taken_over_though_its_agent_hears_nothing(
+async def test_a_half_open_session_is_taken_over_though_its_agent_receives_nothing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_door() as door:
@@ -449,7 +449,7 @@ async def test_failures_get_a_line_a_second_for_each_reason(
     ("metered", "configured", "welcomed"),
     [(False, 15, 15), (True, 15, 200), (False, 300, 300), (True, 300, 300), (False, 1, 1)],
 )
-async def test_a_metered_agent_is_told_to_ping_seldom_and_a_slower_server_wins(
+async def test_a_metered_agent_pings_seldom_and_a_slower_server_wins(
     metered: bool, configured: float, welcomed: float, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_door() as door:

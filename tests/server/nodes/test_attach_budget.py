@@ -57,7 +57,7 @@ def another_run() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("leaf_pem", [USER, SERVER, STRANGER], ids=["user", "server", "stranger"])
-async def test_who_is_no_node_is_refused_without_a_hello(
+async def test_a_caller_that_is_no_node_is_refused_without_a_hello(
     leaf_pem: bytes, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_door() as door:
@@ -169,7 +169,7 @@ async def test_what_comes_before_use_is_bounded_in_all(autojump_clock: trio.test
         assert door.counters.attaches == {"malformed_packet": 2}
 
 
-def test_the_longest_hello_that_an_agent_may_be_configured_to_say_fits() -> None:
+def test_the_longest_hello_that_a_configuration_allows_fits() -> None:
     target = "a." * 125 + "abc:65535"
     services = tuple(Service(f"s{number:062d}", "https", target) for number in range(LIMITS.max_services))
     said = memory_link.hello(LIMITS)._replace(services=services, session=bytes(16), secret=bytes(32))
@@ -295,7 +295,7 @@ async def test_services_that_no_agent_may_announce_are_left_out(
         assert [service.name for service in door.link_of("edge1").services] == ["desk", "web"]
 
 
-async def test_what_an_agent_says_of_itself_cannot_command_a_terminal(
+async def test_an_agents_own_texts_cannot_command_a_terminal(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_door() as door:

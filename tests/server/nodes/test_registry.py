@@ -109,7 +109,7 @@ def test_a_node_says_what_a_request_would_meet(nodes: Nodes) -> None:
     assert nodes.events.after(0, "edge-8") == []
 
 
-def test_a_node_says_since_when_it_is_as_it_is(nodes: Nodes, clock: Clock) -> None:
+def test_a_node_shows_the_start_of_its_state(nodes: Nodes, clock: Clock) -> None:
     link = attach(nodes, "edge-7")
     [node] = nodes.all()
     began = clock.wall()
@@ -289,7 +289,7 @@ def test_a_gone_node_is_remembered_with_when_and_why(nodes: Nodes, clock: Clock)
     assert (node.link, node.last_reason) == (None, Reason.PING_TIMEOUT)
 
 
-def test_an_unknown_node_is_told_the_nearest_name(nodes: Nodes) -> None:
+def test_an_unknown_nodes_refusal_names_the_nearest(nodes: Nodes) -> None:
     attach(nodes, "edge-7")
     with pytest.raises(Refused) as caught:
         nodes.link_of("edge-9")
@@ -359,7 +359,7 @@ def test_a_node_that_the_store_knows_is_a_node(nodes: Nodes, clock: Clock) -> No
     assert len(nodes.all()) == 2
 
 
-def test_a_revoked_node_is_said_to_be_revoked(nodes: Nodes) -> None:
+def test_a_revoked_node_is_reported_as_revoked(nodes: Nodes) -> None:
     nodes.learn("edge-1")
     nodes.is_revoked = lambda name: name == "edge-1"
     with pytest.raises(Refused, match="only with a new token: qanat-server token create") as caught:

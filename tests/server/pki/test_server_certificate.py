@@ -53,7 +53,7 @@ def test_it_is_due_at_two_thirds_of_its_life(tmp_path: Path, age_days: float, du
         assert public_key_of(after) == public_key_of(before)  # the key file stays
 
 
-def test_the_next_look_is_when_it_is_due(tmp_path: Path) -> None:
+def test_the_next_check_is_when_the_renewal_is_due(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, days=60 / 86400)
     assert look(config, NOW).seconds == 40
     assert look(config, NOW + timedelta(seconds=39.5)).seconds == 1
@@ -61,7 +61,7 @@ def test_the_next_look_is_when_it_is_due(tmp_path: Path) -> None:
     assert looked.renewed is not None and looked.seconds == 40
 
 
-def test_what_somebody_else_issued_is_his(tmp_path: Path) -> None:
+def test_a_certificate_of_another_issuer_is_not_renewed(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, began=timedelta(days=25))
     Site(tmp_path).write_certificate(pki.server_leaf())
     assert look(config, NOW + timedelta(days=360)).renewed is None
@@ -96,7 +96,7 @@ def test_the_newest_issuing_certificate_signs(tmp_path: Path) -> None:
     assert describe(split_pem(renewed.chain_pem)[1]).serial == describe(issuing.certificate_pem).serial
 
 
-async def test_it_is_written_down_put_in_place_and_told(tmp_path: Path) -> None:
+async def test_it_is_recorded_put_in_place_and_announced(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, began=timedelta(days=25))
     told: list[bytes] = []
 
@@ -122,7 +122,7 @@ async def test_a_certificate_behind_a_link_stays_behind_it(tmp_path: Path) -> No
     assert file.is_symlink() and describe(real.read_bytes()).ends == NOW + timedelta(days=30)
 
 
-async def test_what_fails_is_said_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_is_logged_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, _ = installed(tmp_path, days=30 / 86400, began=timedelta(seconds=25))
     (tmp_path / "ca" / ISSUING_KEY).unlink()
     (tmp_path / "ca" / ISSUING_KEY).mkdir()

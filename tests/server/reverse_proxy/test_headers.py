@@ -339,7 +339,7 @@ FRAMINGS = st.sampled_from([[], [("Content-Length", "5")], [("Transfer-Encoding"
 
 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=8), FRAMINGS)
-def test_whatever_is_said_the_target_reads_the_framing_that_we_read(
+def test_the_target_reads_the_framing_that_the_server_reads(
     headers: list[tuple[str, str]], framing: list[tuple[str, str]]
 ) -> None:
     asked = request(*headers, *framing, method="POST", target="/path?q")

@@ -82,7 +82,7 @@ async def test_what_was_revoked_for_itself_stays_so_when_its_origin_is_good_agai
         assert shut_out(store) == ["c"]
 
 
-async def test_who_is_in_by_a_renewal_has_to_go_with_its_origin(tmp_path: Path) -> None:
+async def test_access_by_a_renewal_ends_with_its_origin(tmp_path: Path) -> None:
     ended: list[str] = []
     async with opened(tmp_path) as store:
         await family(store)

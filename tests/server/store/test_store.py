@@ -79,7 +79,7 @@ async def test_a_join_that_was_broken_off_is_done_again_also_after_a_restart(tmp
         assert await refusal(store, new.token, node="shop-8") is Reason.TOKEN_NAME_MISMATCH
 
 
-async def test_the_list_says_how_each_token_stands_and_nothing_secret(tmp_path: Path) -> None:
+async def test_the_list_shows_the_state_of_each_token_and_nothing_secret(tmp_path: Path) -> None:
     clock = Clock()
     news = [
         new_token("spent"),
@@ -213,7 +213,7 @@ async def test_users_and_serials(tmp_path: Path) -> None:
         ]
 
 
-async def test_who_is_alive(tmp_path: Path) -> None:
+async def test_certificates_in_use(tmp_path: Path) -> None:
     clock = Clock()
     async with opened(tmp_path, clock) as store:
         await store.record(certificate("a", days=5))

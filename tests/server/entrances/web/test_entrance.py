@@ -222,7 +222,7 @@ async def test_a_websocket_may_be_refused_with_an_ordinary_answer() -> None:
         assert (await receive_until(browser, b"no")).startswith(b"HTTP/1.1 403 No\r\n")
 
 
-async def test_a_switch_nobody_asked_for_is_502() -> None:
+async def test_an_unrequested_protocol_switch_is_502() -> None:
     async with open_edge() as edge:
         edge.attach("edge1", answer_with(SWITCH))
         browser = await browse(edge)

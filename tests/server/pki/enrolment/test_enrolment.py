@@ -48,7 +48,7 @@ def test_the_table_of_budgets_is_bounded_and_forgets_the_quietest() -> None:
     assert [bool(budgets.wait_seconds(key, 5)) for key in "abcd"] == [True, False, True, True]
 
 
-def test_who_goes_on_without_budget_does_not_wait_longer_for_it() -> None:
+def test_requests_beyond_the_budget_do_not_lengthen_the_wait() -> None:
     budgets = RequestRateLimits(burst=2, every_seconds=10)
     for _ in range(100):
         budgets.spend("a", 0.0)

@@ -51,7 +51,7 @@ async def renewed(issuing: Issuing, leaf: Leaf) -> Leaf:
     return Leaf(Credential(pem, leaf.credential.key_pem), chain, leaf.roots_pem)
 
 
-async def test_renewals_of_a_short_life_stay_short(tmp_path: Path) -> None:
+async def test_renewals_of_a_short_validity_stay_short(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         leaf = await issued(issuing)
         for _ in range(3):
