@@ -180,7 +180,7 @@ async def handshake_of(ca_file: Path, folder: Path) -> Refused | None:
 
 
 async def test_a_server_all_of_whose_files_have_a_mark(tmp_path: Path) -> None:
-    """gRPC, OpenSSL, the signer and the agents that are told of roots: all read these files."""
+    """gRPC, OpenSSL, the signer and the agents that receive roots all read these files."""
     cloud = Cloud(tmp_path / "cloud", {})
     cloud.make()
     for name in ("server.toml", "server.pem", "server.key", "trust.pem"):

@@ -55,7 +55,7 @@ class Rig:
             return b"".join([piece async for piece in stream])
 
     async def wait_draining(self) -> None:
-        """Until the agent has said that it takes no new streams."""
+        """Wait until the agent has sent that it accepts no new streams."""
         while True:
             try:
                 self.link.open(Target.parse(self.target), user="kim", entrance="tcp").reset(Reason.USER_LEFT)

@@ -70,7 +70,7 @@ ${function%% *} "$1"
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 _FISH = "$argv[-2] completion fish | source; complete -C $argv[-1]"
-# zsh completes in its line editor alone; what is read is that the script is one that it takes.
+# zsh completes in its line editor only, so the test checks that zsh accepts the script.
 _ZSH = """
 autoload -Uz compinit && compinit -u -D
 eval "$("$1" completion zsh)"

@@ -166,7 +166,7 @@ def test_ssh_gets_the_port_to_carry(connection: str, line: str) -> None:
 
 async def test_a_dead_target_is_named_with_its_cause(folder: Path) -> None:
     with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))  # bound and not listening: the port is nobody else's
+        held.bind(("127.0.0.1", 0))  # bound and not listening, so no other program gets the port
         with pytest.raises(CommandError, match="refused: nothing listens there"):
             await check_target(Target(host="127.0.0.1", port=held.getsockname()[1]))
         held.listen()

@@ -66,7 +66,7 @@ def _unnamed_file() -> int:
 
 
 def prepare_files(case: dict[str, Any]) -> None:
-    """Lays the folder out anew, and damages one file of it."""
+    """Make the folder again, and damage one file of it."""
     if case.get("pristine"):
         restore_rights(case)
         shutil.rmtree(case["folder"], ignore_errors=True)
@@ -166,7 +166,7 @@ def _text(descriptor: int, mode: str, closed: tuple[int, ...]) -> Any:
 
 
 def drop_capabilities() -> None:
-    """Root is held to the permissions of files, as everybody else is."""
+    """Drop root's capabilities, so that the permissions of files apply to root as well."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
     none = (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(header, none) != 0:
@@ -181,7 +181,7 @@ def leave_the_machine_alone() -> None:
 
 def main() -> None:
     load_all()
-    gc.freeze()  # else each child copies all pages when it looks for garbage
+    gc.freeze()  # otherwise each child copies all pages when it searches for garbage
     for line in sys.stdin:
         sys.stdout.write(json.dumps(run(json.loads(line))) + "\n")
         sys.stdout.flush()

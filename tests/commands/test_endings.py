@@ -103,7 +103,7 @@ def test_a_whole_installation_below_a_name_that_is_no_text(tmp_path: Path) -> No
 
 
 def test_ctrl_c_is_quiet_and_130(tmp_path: Path) -> None:
-    """Of a command that waits in trio, with nurseries around it: nobody answers behind this listener."""
+    """For a command that waits in trio, with nurseries around it. No server answers behind this listener."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

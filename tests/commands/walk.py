@@ -62,7 +62,7 @@ SPECIAL = {
     ("restore",): ["{folder}/backup.tar", "--force", "--place", "{folder}"],
     ("token", "create"): ["--node", "edge1", "--config", "{folder}/server.toml"],
 }
-"""Arguments of commands that need others than their parameters tell."""
+"""Arguments of commands that need others than their parameters show."""
 
 
 @dataclass(frozen=True)

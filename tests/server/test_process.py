@@ -77,7 +77,7 @@ async def test_sigterm_drains(tmp_path: Path) -> None:
         await server.line("SIGTERM: draining")
         assert await site.page("/readyz") == (503, "server_stopping\n")
         assert (await site.page("/healthz"))[0] == 200
-        # Who is connected already hears why; others find nobody who listens.
+        # Connected clients already have the reason; others find no listener.
         await idle.send_all(b"CONNECT edge1:22 HTTP/1.1\r\nhost: x\r\n\r\n")
         assert (await idle.receive_some()).startswith(b"HTTP/1.1 503 node edge1 takes no new streams")
         for listener in ("agents", "https", "web", "tcp"):
@@ -101,7 +101,7 @@ async def test_streams_that_do_not_finish_are_reset(tmp_path: Path) -> None:
         stream = await site.through()
         await say(stream, b"hello")
         began = trio.current_time()
-        server.signal(signal.SIGINT)  # as SIGTERM: the server is nobody's foreground toy
+        server.signal(signal.SIGINT)  # as SIGTERM: the server is no foreground program
         with pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
         assert await server.exit_code() == 0
@@ -171,7 +171,7 @@ def serial_of(pem: bytes) -> str:
 
 
 async def test_a_server_ends_with_its_terminal_and_not_before(tmp_path: Path) -> None:
-    """SIGHUP reads certificates anew; from a terminal that is gone it means the end."""
+    """SIGHUP reads certificates again; from a closed terminal it means the end."""
     site = Site(tmp_path)
     site.write()
     with terminal([*SERVER, "run", "--config", str(site.config)], os.environ) as window:
@@ -271,7 +271,7 @@ async def test_certificates_of_other_issuers_and_times(tmp_path: Path) -> None:
     site.write()
     foreign = pki.authority("other.internal")
     trust = pki.authority().roots_pem + foreign.roots_pem
-    (tmp_path / "trust.pem").write_bytes(trust)  # so that TLS lets it in, and only the name tells
+    (tmp_path / "trust.pem").write_bytes(trust)  # so that TLS accepts it, and only the name is wrong
     with trio.fail_after(DEADLINE_SECONDS):
         async with site.server():
             async with site.agent("localhost:22", leaf=pki.node_leaf("edge1", "other.internal")) as agent:

@@ -55,7 +55,7 @@ class FakeLink:
 
 
 class Servers:
-    """Answers attempts from a script: a refusal, or seconds that the session lives and how it ends."""
+    """Answers attempts from a script: with a refusal, or with a session of some seconds and its end."""
 
     def __init__(self, *script: Refused | tuple[float, Reason]) -> None:
         self._script: Iterator[Refused | tuple[float, Reason]] = iter(script)

@@ -63,7 +63,7 @@ def test_nothing_else_comes_of_bytes(told: bytes) -> None:
 
 
 class Agent:
-    """Goes by a bundle as a connector does, and hears of roots."""
+    """An agent that uses a bundle as a connector does, and receives roots."""
 
     def __init__(self, nursery: trio.Nursery, folder: Path) -> None:
         self.file = pki.write_node_bundle(folder / "node.pem", "edge1", "localhost:7001")
@@ -132,7 +132,7 @@ async def test_a_bundle_that_cannot_be_written_is_logged_once_and_stops_nothing(
 
 
 async def test_a_certificate_that_came_meanwhile_is_kept(tmp_path: Path) -> None:
-    """The next certificate of the node is written by another process, between two looks of ours."""
+    """Another process writes the node's next certificate between two checks of the agent."""
     async with trio.open_nursery() as nursery:
         agent = Agent(nursery, tmp_path)
         fresh = pki.authority().issue(Role.NODE, "edge1")

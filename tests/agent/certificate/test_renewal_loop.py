@@ -153,7 +153,7 @@ def test_a_certificate_problem_is_reported_with_the_clock(tmp_path: Path) -> Non
     assert "begins on" in bundle.certificate_problem(now - datetime.timedelta(days=1))
 
 
-# The loop. What it starts is a program of ours that does what the real one does to the file.
+# The loop. It starts a test program that does to the file what the real one does.
 
 RENEWS = "import os, sys; os.replace(sys.argv[1], sys.argv[2])"
 

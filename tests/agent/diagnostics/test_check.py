@@ -134,7 +134,7 @@ async def test_a_server_that_does_not_trust_the_node_fails_at_the_attach(tmp_pat
 
 
 async def test_a_server_that_breaks_off_later_is_not_blamed_on_the_certificate(tmp_path: Path) -> None:
-    """As a middlebox does that does not know HTTP/2: it speaks first, and then cuts."""
+    """A middlebox that does not know HTTP/2 sends first, and then cuts the connection."""
 
     async def cut(tls: trio.SSLStream[trio.SocketStream]) -> None:
         await tls.send_all(b"\0\0\0\x04\0\0\0\0\0")  # empty settings
@@ -305,7 +305,7 @@ class FakeProxy:
         await self.handle_head(stream, head)
 
     async def handle_or_end(self, stream: trio.SocketStream) -> None:
-        """Likewise, for one that is looked at first by a connection without a request."""
+        """Serve likewise, after a first connection that sends no request."""
         if head := await stream.receive_some():
             await self.handle_head(stream, head)
 

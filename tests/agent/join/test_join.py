@@ -129,7 +129,7 @@ async def kill_at_once(process: trio.Process) -> None:
 async def test_a_server_that_falls_silent_is_named_and_the_token_is_whole(
     cloud: Cloud, tmp_path: Path, connection: int, step: str
 ) -> None:
-    """The first connection is only looked at; then there is one for each step."""
+    """The first connection only reads the certificate; then there is one connection for each step."""
     token, edge = await cloud.token("edge1"), machine(tmp_path)
     edge.config.write_text("[session]\nconnect_timeout_seconds = 1\n")
     relay = Relay(cloud.https, silent_from=connection)
@@ -256,7 +256,7 @@ async def test_the_agents_port_is_asked_before_the_token_is_shown(cloud: Cloud, 
 
     async def choose(stream: trio.SocketStream) -> None:
         if not (head := await stream.receive_some()):
-            return  # looked at, no more
+            return  # only the certificate is read
         wanted = relay if f":{port}".encode() in head.split(b"\r\n")[0] else proxy
         await wanted.handle_head(stream, head)
 

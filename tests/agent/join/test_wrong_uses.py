@@ -224,7 +224,7 @@ async def test_a_pattern_says_which_names_fit(cloud: Cloud) -> None:
 
 
 async def test_an_address_that_the_certificate_does_not_have(cloud: Cloud, tmp_path: Path) -> None:
-    """It was told as a fault of the clock. A proxy stands in for a name of this machine's resolver."""
+    """This was once reported as a clock fault. A proxy stands in for a name of this machine's resolver."""
     edge, token = machine(tmp_path), await cloud.token("edge1")
     proxy = FakeProxy(target=cloud.https.replace("localhost", "127.0.0.1"))
     async with listening(proxy.handle_or_end) as address:

@@ -34,7 +34,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.reasons import Refused
 
 NAME = "tunnel_1.invalid"
-"""No DNS knows it, so whoever asks another resolver than the test's fails."""
+"""No DNS knows this name, so a lookup with another resolver than the test's fails."""
 
 
 class Hosts:
@@ -59,7 +59,7 @@ async def silent(host: str) -> Sequence[str]:
 
 @asynccontextmanager
 async def open_server(listen: str = "127.0.0.1:0") -> AsyncIterator[Site]:
-    """A server called ``NAME`` that welcomes everybody."""
+    """Serve under the name ``NAME``, and welcome every agent."""
     leaf = authority().issue(Role.SERVER, "main", names=[NAME])
     async with open_site(listen=[listen], tls=server_tls(leaf)) as site, trio.open_nursery() as nursery:
         nursery.start_soon(answer_attaches, site._accepted.receive, lambda _: welcome(Limits()), [])
@@ -189,7 +189,7 @@ async def test_check_and_join_ask_the_same_resolver() -> None:
 
 
 def test_nothing_else_of_the_agent_asks_a_resolver() -> None:
-    """Listeners of our own are asked for by address or by ``localhost``."""
+    """The agent looks up its own listeners by address or as ``localhost``."""
     sources = Path(tunnel_agent.__file__).parent.rglob("*.py")
     askers = [
         file.name for file in sources if re.search(r"[.]getaddrinfo[(]|open_tcp_stream", file.read_text())

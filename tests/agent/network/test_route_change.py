@@ -12,7 +12,7 @@ A, B = "192.0.2.1", "2001:db8::1"
 
 
 def watching(**routes: KernelRoute | None) -> RouteChange:
-    """Watches A by WIFI, with whatever else is said."""
+    """Return a watch of A by WIFI, with the given changes."""
     change = RouteChange(5.0)
     change.watch([A])
     change.answered({A: WIFI})

@@ -40,7 +40,7 @@ class Dns:
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             async with self._limiter:
-                with trio.CancelScope(shield=True):  # a thread goes on, whoever left
+                with trio.CancelScope(shield=True):  # the thread continues after its user has left
                     await trio.sleep(SILENCE_SECONDS if host.endswith(".silent") else 0.002)
         finally:
             self.at_once -= 1
@@ -206,7 +206,7 @@ async def test_remembered_failures_are_bounded(autojump_clock: MockClock) -> Non
 
 
 async def test_targets_take_no_thread_from_the_way_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With real threads: while all of the targets' are stuck a server is looked up, and files are read."""
+    """With real threads: all threads of targets are stuck, and the agent still looks up a server."""
     release = trio.lowlevel.current_trio_token()
     stuck, all_stuck, go = 0, trio.Event(), trio.Event()
 

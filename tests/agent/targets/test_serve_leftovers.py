@@ -98,7 +98,7 @@ async def test_a_stream_leaves_nothing_to_the_collector(host: str, visit: Visit)
 
 
 async def test_a_failed_lookup_leaves_nothing_to_the_collector() -> None:
-    name = "x" * 64 + ".test"  # too long for a label, so nobody is asked
+    name = "x" * 64 + ".test"  # too long for a label, so no resolver is asked
 
     async def look_up() -> None:
         with pytest.raises(socket.gaierror):

@@ -24,7 +24,7 @@ from tunnel_core.wire.frames import Malformed, Packet, Ping
 
 
 async def _until(done: Callable[[], object], seconds: float = 20) -> None:
-    """For what no event tells: the state of the kernel's sockets."""
+    """Poll a condition that no event reports: the state of the kernel's sockets."""
     with trio.fail_after(seconds):
         while not done():  # noqa: ASYNC110
             await trio.sleep(0.005)
@@ -69,7 +69,7 @@ class TestMoving:
             agent, server = await site.connect()
             agent.send(ping(1))
             await server.wait_received(1)
-            await agent.wait(lambda port: port.is_idle)  # its write was confirmed to it
+            await agent.wait(lambda port: port.is_idle)  # its write was acknowledged
             asked = agent.asked
             server.send(ping(2))
             await agent.wait_received(1)
@@ -265,7 +265,7 @@ class TestRelease:
             gc.collect()
             gc.disable()  # what only the collector would free is not released
             try:
-                kept: list[Any] = []  # links and logs may keep the carrier and what it said
+                kept: list[Any] = []  # sessions and logs may keep the carrier and its last messages
                 for _ in range(20):
                     old = agent, server
                     agent, server = await site.connect()
@@ -335,7 +335,7 @@ class TestRelease:
                 gc.enable()
 
     async def test_a_cancelled_dial_leaves_nothing(self) -> None:
-        with socket.socket() as silent:  # accepts by backlog and never speaks
+        with socket.socket() as silent:  # accepts by backlog and never sends
             silent.bind(("127.0.0.1", 0))
             silent.listen()
             port = silent.getsockname()[1]

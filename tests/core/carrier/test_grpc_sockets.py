@@ -51,7 +51,7 @@ def test_by_its_time_out(ends: tuple[socket.socket, socket.socket]) -> None:
 @pytest.mark.parametrize(("address", "is_gone"), [("127.0.0.1", False), ("::1", False), ("192.0.2.77", True)])
 def test_an_address_that_the_machine_does_not_have(address: str, is_gone: bool) -> None:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as dialled:
-        dialled.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # stands for one that was taken away
+        dialled.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # stands for a socket that was removed
         dialled.bind((address, 0))
         dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 23_458)
         assert has_lost_its_address(23_458) is is_gone

@@ -116,7 +116,7 @@ def test_an_internal_error_keeps_its_traceback_and_is_reported_as_one() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave and come back")
 def test_a_forgotten_sudo_is_named() -> None:
-    with tempfile.TemporaryDirectory() as made:  # pytest's own folders let nobody else in
+    with tempfile.TemporaryDirectory() as made:  # pytest's own folders admit no other user
         place = Path(made)
         place.chmod(0o755)
         for folder, mode in (("open", 0o755), ("closed", 0o700)):

@@ -54,7 +54,7 @@ class Bounding(Protocol):
 
 
 class Unbounded:
-    """No limit but the session's memory: what the flight limit is compared with."""
+    """No limit but the session's memory, for comparison with the congestion controller."""
 
     packet_bytes = 1 * MIB
     competing = False
@@ -91,7 +91,7 @@ class Unbounded:
 
 
 def _ignore(*_: Any) -> None:
-    """Nobody listens."""
+    """Ignore an event."""
 
 
 class Clock:
@@ -256,7 +256,7 @@ class Tcp:
         owed, self._owed = self._owed, []
         self._back.send(_HEADERS, self._acknowledged, owed, self.delivered)
 
-    # The sender hears.
+    # The sender receives the acknowledgement.
 
     def _acknowledged(self, segments: list[_Segment], in_order: int) -> None:
         now = self._clock.now
@@ -368,7 +368,7 @@ class Wire:
 
 
 class Foreign:
-    """A bulk flow that is not ours, over its own TCP connection."""
+    """A bulk flow outside of the tunnel, over its own TCP connection."""
 
     def __init__(self, clock: Clock, there: Pipe, back: Pipe) -> None:
         self._clock = clock
@@ -427,7 +427,7 @@ class End:
         self.bulk_left = 0.0
         self.bulk_received = 0
         self.echoes: list[tuple[float, float]] = []  # when typed, seconds until the echo
-        self.bare = 0  # confirmations that went alone
+        self.bare = 0  # acks in packets of their own
         self.peer: End
         self._carrier: Tcp | Wire
         self._clock, self._limits, self._costs, self._window = clock, limits, costs or Costs(), window
@@ -568,7 +568,7 @@ class End:
 
 
 class Link:
-    """A session over one bottleneck: a server and an agent, each with its flight limit."""
+    """A session over one bottleneck: a server and an agent, each with its congestion controller."""
 
     def __init__(
         self, megabits: float, round_trip: float, queue_seconds: float, *, bounded: bool = True

@@ -78,7 +78,7 @@ def stamp(seconds: float, clock_offset: float = 4321.0) -> int:
 def exchange(
     flight: CongestionController, first: int, count: int, *, start: float, offset: float = 4321.0
 ) -> float:
-    """Packets of 10,000 bytes each 10 ms, 20 ms there, 30 ms back; returns when the last was confirmed."""
+    """Exchange packets of 10,000 bytes each 10 ms, 20 ms there, 30 ms back; returns the last ack's time."""
     events = [(start + 0.01 * i, "sent", first + i) for i in range(count)]
     events += [(start + 0.01 * i + 0.05, "confirmed", first + i) for i in range(count)]
     for when, kind, number in sorted(events):

@@ -190,7 +190,7 @@ def test_paced_bytes_get_one_time_at_which_they_may_leave() -> None:
     due = server.allowance.due
     assert server.deadline() <= due < math.inf
     assert server.tick(due) and server.allowance.due == math.inf
-    assert not server.tick(due)  # while a write is under way nobody asks, and the timer is still
+    assert not server.tick(due)  # while a write is under way no packet is requested, and no timer runs
     assert server.next_packet(due) is not None
 
 

@@ -49,7 +49,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 async def talk(
     *pieces: bytes, handler: Handler = echo, limits: HeadLimits | None = None, eof: bool = True
 ) -> bytes:
-    """What a client that sends the pieces hears until the server closes."""
+    """Return what a client that sends the pieces receives until the server closes."""
     client, server = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_http, server, handler, limits)

@@ -326,7 +326,7 @@ def test_a_user_has_its_share_beside_others_and_no_more() -> None:
     _, receipt = server.take(10_000, 10_000)
     second.reset(Reason.USER_LEFT, "")
     with pytest.raises(Refused):
-        server.open(mallory)  # the peer has not confirmed that it is gone
+        server.open(mallory)  # the peer has not acknowledged that the stream is gone
     _, more = server.take(10_000, 10_000)
     server.acked(receipt + more)
     server.receive(Reset(second.number, Reason.USER_LEFT, ""))

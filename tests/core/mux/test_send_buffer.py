@@ -84,7 +84,7 @@ def test_a_reset_forgets_all_of_it() -> None:
     st.lists(st.tuples(st.integers(1, 9000), st.integers(0, 100), st.booleans()), max_size=30),
 )
 def test_the_peer_has_every_byte_in_order(pushed: list[bytes], acts: list[tuple[int, int, bool]]) -> None:
-    """Whatever is taken, confirmed in part, or taken back: each offset always shows the same content."""
+    """Bytes may be taken, acknowledged in part, or taken back: each offset always has the same content."""
     send, content = _half(credit=1 << 20), b"".join(pushed)
     for piece in pushed:
         send.push(piece)

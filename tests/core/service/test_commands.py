@@ -157,7 +157,7 @@ def test_an_agent_without_its_files_says_what_to_do(tmp_path: Path, monkeypatch:
 def test_an_agent_without_a_configuration_is_led_to_the_token_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bundle that is there comes second; one that this user may not see is not spoken of."""
+    """An existing bundle comes second; a bundle that this user may not see is not mentioned."""
     state = tmp_path / "state"
     monkeypatch.setattr(paths, "_SYSTEM_AGENT", state)
     state.mkdir()

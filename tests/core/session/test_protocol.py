@@ -29,7 +29,7 @@ REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
 
 
 class Ends:
-    """A server's and an agent's session with a wire that delivers when told to, in virtual time."""
+    """A server's and an agent's session, with a wire that delivers on request, in virtual time."""
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.now = 100.0
@@ -120,7 +120,7 @@ def test_another_version_is_refused() -> None:
     assert caught.value.reason is Reason.VERSION_MISMATCH
 
 
-# Numbering and confirmation.
+# Numbers and acknowledgement.
 
 
 def test_frames_that_must_arrive_are_numbered_and_acknowledged() -> None:

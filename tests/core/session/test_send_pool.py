@@ -22,7 +22,7 @@ LIMITS = Limits(flight_limit=False, send_pool=16 * MIB, max_send_memory=8 * MIB,
 
 
 class Sender:
-    """A server's session whose peer grants much credit and confirms what the test says."""
+    """A server's session whose peer grants much credit and acknowledges when the test says so."""
 
     def __init__(self, pool: SendPool, node: str = "edge1") -> None:
         self.node = node
@@ -72,7 +72,7 @@ def content(frames: list[Frame]) -> int:
 
 
 def greedy(pool: SendPool, count: int) -> list[Sender]:
-    """Sessions that take in all they can and confirm none of it."""
+    """Return sessions that send all they can, with peers that acknowledge nothing."""
     senders = [Sender(pool, f"greedy{number}") for number in range(count)]
     for sender in senders:
         sender.stream(20 * MIB)
@@ -166,7 +166,7 @@ def test_what_was_taken_back_goes_again_and_adds_nothing() -> None:
     sender.say()
     fresh = sender.stream(MIB)
     full = sender.mux.retained_bytes
-    for now in range(1, 20):  # a peer that comes back again and again, and confirms nothing
+    for now in range(1, 20):  # a peer that comes back again and again, and acknowledges nothing
         sender.session.move(0, float(now))
         sender.say()
         assert sender.mux.retained_bytes == full
@@ -228,7 +228,7 @@ def test_a_short_outage_ends_nothing() -> None:
         assert not {away, silent} & set(watch.find_victims(senders, now))
     assert set(watch.find_victims(senders, 6)) == set(others)
     away.attached, silent.is_silent = True, False
-    for now in (7.0, 11.9):  # they are back, and their confirmation is under way
+    for now in (7.0, 11.9):  # they are back, and their acknowledgement is under way
         assert not {away, silent} & set(watch.find_victims(senders, now))
     assert {away, silent} <= set(watch.find_victims(senders, 12))
 

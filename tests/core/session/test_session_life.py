@@ -34,7 +34,7 @@ from tunnel_core.wire.frames import Packet, Ping, Rejected, Welcome
 async def unattached(
     answer: Welcome | Rejected | None = None, decide: Callable[[Attachment], None] = lambda _: None
 ) -> AsyncIterator[tuple[Attachment, Attachment, trio.Nursery]]:
-    """A server's and an agent's attempt that nobody takes through the attach yet."""
+    """Return a server's and an agent's attachment before the attach."""
     async with trio.open_nursery() as nursery:
         near, far = memory_carriers(nursery)
         steps = ServerHandshake(lambda _: answer or welcome(Limits()))

@@ -174,7 +174,7 @@ async def test_a_client_that_does_not_trust_us_is_named(
 async def test_handshakes_that_share_turns_wait_only_to_compute(
     contexts: tuple[ssl.SSLContext, ssl.SSLContext], autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A peer that is slow, or silent, holds up nobody."""
+    """A slow or silent peer delays no other handshake."""
     turns = trio.Lock()
     with trio.fail_after(1):
         async with trio.open_nursery() as nursery:

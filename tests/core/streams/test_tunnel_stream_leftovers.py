@@ -176,7 +176,7 @@ ENDS: list[End] = [
 
 
 async def _settle(pair: LinkPair) -> None:
-    """Waits until all that the streams said is confirmed."""
+    """Wait until all frames of the streams are acknowledged."""
     with trio.fail_after(5):
         while list(pair.server.mux_streams) or list(pair.agent.mux_streams):  # noqa: ASYNC110 - the mux tells nobody
             await trio.sleep(0.005)

@@ -176,7 +176,7 @@ def test_lines_written_together_are_one_item(pipe: tuple[int, int]) -> None:
 
 
 def run(program: str, *, reads: bool) -> tuple[int, float, list[str]]:
-    """Exit code, seconds, and the lines of standard error if somebody reads it."""
+    """Return exit code, seconds, and the lines of standard error if they are read."""
     head = (
         "import logging, sys, warnings\n"
         "from tunnel_core.telemetry import logs\n"

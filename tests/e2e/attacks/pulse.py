@@ -49,7 +49,7 @@ class Pulse:
         self._seconds.append(time.monotonic() - due)
 
     def report(self) -> dict[str, Any]:
-        """The times in seconds, sorted, and what failed; both begin anew."""
+        """Return the sorted times in seconds and the failures, and reset both."""
         report = {"seconds": sorted(self._seconds), "failures": self._failures}
         self._seconds, self._failures = [], []
         return report

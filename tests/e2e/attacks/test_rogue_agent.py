@@ -42,7 +42,7 @@ class Attack:
         """Look at the server until the rogue is done."""
         while self.process.poll() is None:
             self.descriptors = max(self.descriptors, site.server.process.descriptors)
-            time.sleep(0.05)  # between two looks
+            time.sleep(0.05)  # between two checks
         self.seconds = time.monotonic() - self.began
 
 

@@ -61,7 +61,7 @@ socket.getaddrinfo = emulated
 """
 
 
-# A node that confirms nothing.
+# A node that acknowledges nothing.
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def test_one_user_leaves_streams_of_a_node_to_the_others(site: Ground, echo: Ech
 
 @contextmanager
 def agent_with_silent_dns(site: Ground) -> Iterator[Path]:
-    """A second agent. The result is a file that gets a byte for each look-up which waits."""
+    """Run a second agent. The result is a file that gets a byte for each lookup that waits."""
     folder = site.folder / "resolver"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
@@ -177,7 +177,7 @@ def _streams_to(site: Ground, node: str) -> int:
 
 
 def _is_settled(marks: Path) -> bool:
-    """Whether look-ups wait, and no more of them began within a moment."""
+    """Whether lookups wait, and no further ones began within a moment."""
     before = marks.stat().st_size
     time.sleep(SETTLED_SECONDS)
     return marks.stat().st_size == before > 0

@@ -53,7 +53,7 @@ def silent(address: tuple[str, int], count: int) -> Iterator[list[socket.socket]
 
 @contextlib.contextmanager
 def asking(address: tuple[str, int]) -> Iterator[None]:
-    """1,024 connections without a certificate that have asked for what anybody may, and then idle."""
+    """Open 1,024 connections without a certificate that send a public request, and then idle."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 
@@ -98,7 +98,7 @@ def ops_of(site: Ground) -> list[tuple[Program, int, str]]:
 
 @pytest.mark.parametrize("spoken", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 def test_connections_to_ops_that_idle(site: Ground, spoken: bytes) -> None:
-    """A watchdog goes by ``health``, and an operator reads the metrics meanwhile."""
+    """Meanwhile a watchdog uses ``health``, and an operator reads the metrics."""
     for program, port, name in ops_of(site):
         with silent((site.address, port), 3) as held:
             with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ from tests.support.processes.waiting import wait_until
 USERS_OF_A_KIND = 50
 HALF_CLOSED_SECONDS = 2.0
 FINDING_SECONDS = 30.0
-"""Two looks of 5 s at the server, the target's farewell of 5 s at the agent, and a busy machine."""
+"""Two checks of 5 s at the server, the target's end of 5 s at the agent, and a busy machine."""
 
 DIALS: dict[str, Callable[[Ground], socket.socket]] = {
     "unix": lambda site: site.connect(MUTE).socket,

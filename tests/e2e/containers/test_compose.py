@@ -66,7 +66,7 @@ def engine(
 
 
 class Project:
-    """What a user has before him: Compose, and a URL."""
+    """What a user has: Compose, and a URL."""
 
     def __init__(self, engine: Engine, file: Path, namespace: Namespace) -> None:
         self.engine = engine
@@ -76,7 +76,7 @@ class Project:
     def compose(self, *arguments: str) -> str:
         place = [f"--file={self._file}", f"--project-directory={ROOT / 'docker'}"]
         told = {"DASHBOARD": DASHBOARD}
-        return self.engine.compose(*place, f"--project-name={PROJECT}", *arguments, told=told)
+        return self.engine.compose(*place, f"--project-name={PROJECT}", *arguments, variables=told)
 
     def container(self, service: str) -> str:
         """Its id."""
@@ -89,7 +89,7 @@ class Project:
         return state
 
     def get(self, path: str = "/", **headers: str) -> tuple[int, bytes]:
-        """One request at the URL: status and body; 0 while nobody answers."""
+        """Send one request to the URL; returns status and body, with status 0 while no server answers."""
         with self._namespace.entered():
             connection = http.client.HTTPConnection("127.0.0.1", URL_PORT, timeout=10)
             try:

@@ -148,7 +148,7 @@ def test_a_server_whose_volume_belongs_to_another_user_logs_it(
 
 @pytest.fixture
 def in_1970() -> tuple[Path, dict[str, str]]:
-    """What makes a program believe that it is 1970, as a board without a clock does: a mount, variables."""
+    """Return the mount and variables that set a program's clock to 1970, as on a board without a clock."""
     tools.require("faketime")
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     said = {"LD_PRELOAD": "/faketime.so", "FAKETIME": "@1970-01-02 00:00:00"}
@@ -205,7 +205,7 @@ def test_sigterm_ends_streams_that_do_not_before_docker_kills(make: Make, server
         began = time.monotonic()
         assert agent.stop(patience_seconds=STOP_SECONDS) == 0
         assert time.monotonic() - began < STOP_SECONDS
-        with pytest.raises((ConnectionResetError, ssl.SSLError)):  # an end that looks whole would be a lie
+        with pytest.raises((ConnectionResetError, ssl.SSLError)):  # an end that looks complete would be wrong
             while answer.socket.recv(100):
                 pass
             pytest.fail("it ended as if it were complete")

@@ -21,7 +21,7 @@ ADDED_FLOOR_BYTES = 60 * 10**6
 """What the agent's image may add to Debian with its Python."""
 LARGE_BYTES = 10**6
 SITE = "opt/qanat/lib/python3"
-# Files that may look like keys and are none: roots that all the world has.
+# Files that look like keys and are none: the public roots.
 _PUBLIC = ("ca-certificates.crt", "grpc/_cython/_credentials/roots.pem")
 _SECRET_NAME = re.compile(
     r"(\.pem|\.key|\.p12|\.pfx|\.crt|/id_\w+|/token|/\.netrc|/\.pypirc|/pip\.conf|/auth\.json|/\.git|/\.env"
@@ -95,8 +95,8 @@ def test_no_layer_has_what_only_the_other_side_or_a_build_needs(side: str, saved
 def test_two_builds_have_the_same_digest(side: str, image: str) -> None:
     """Both are made with no layer kept.
 
-    That they agreed is kept beside the images, with the layers of the one that is kept, and holds for as long
-    as the inputs are the same.
+    The result is kept beside the images, with the layers of one build, and is valid as long as the inputs
+    are the same.
     """
     layers = builder.inspect(image, "{{json .RootFS.Layers}}")
     known = tools.cache_folder() / f"same-digest-{image.rpartition(':')[2]}-{side}"

@@ -54,7 +54,7 @@ def server(
 
 @pytest.fixture
 def home(network: Network, tmp_path: Path) -> Iterator[HomeMaker]:
-    """Makes machines at the first edge, unless told otherwise. Their agents end with the test."""
+    """Make machines, by default at the first edge. Their agents end with the test."""
     made: list[Home] = []
 
     def make(node: str, edge: int = 1) -> Home:

@@ -36,12 +36,12 @@ from tunnel_core.limits import Limits
 from tunnel_core.session.session import Session
 
 _REQUESTS, _ATTACHES = 24, 16
-"""Under way at once: below what a server lets in from one address before anybody is known."""
+"""Number under way at once: below the server's limit for unauthenticated connections of one address."""
 _SECONDS = 30.0
 
 
 class Crowd:
-    """``refusals`` counts what the server said before it said yes."""
+    """``refusals`` counts the server's refusals before it accepts."""
 
     def __init__(self, arguments: list[str], bridge: Bridge, nursery: trio.Nursery) -> None:
         https, self.agents, domain, roots, folder, count = arguments
@@ -78,7 +78,7 @@ class Crowd:
 
         async def counted() -> bytes:
             try:
-                async with self._requests:  # who waits to come back holds up nobody
+                async with self._requests:  # a wait before a retry delays no other agent
                     return await asking()
             except ServerRefused as refused:
                 self.refusals[refused.reason.word] += 1

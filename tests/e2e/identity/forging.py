@@ -63,7 +63,7 @@ class Forger:
 
 
 def strangers_authority(trust_domain: str) -> Authority:
-    """Of somebody else, with the same names."""
+    """Return an authority of another owner, with the same names."""
     return create_authority(trust_domain).authority
 
 

@@ -20,9 +20,9 @@ _SECONDS = 15.0
 
 
 class Middle:
-    """Listens on loopback at the edge. ``heard`` is all that was said to it in the clear.
+    """A relay that listens on loopback at the edge. ``heard`` is everything that it received in the clear.
 
-    ``own_roots``: it answers for the server when the roots are asked for, with its own.
+    With ``own_roots`` it answers requests for the roots itself, with its own.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Middle:
         with contextlib.suppress(OSError), self._edge.entered():
             while True:
                 raw, _ = self._listener.accept()
-                with contextlib.suppress(OSError), raw:  # who does not believe it hangs up
+                with contextlib.suppress(OSError), raw:  # a client without trust disconnects
                     raw.settimeout(_SECONDS)
                     with self._context.wrap_socket(raw, server_side=True) as user:
                         self._pass_on(user)
@@ -70,7 +70,7 @@ class Middle:
         """One request; all clients of a join close after one."""
         request = user.recv(64 * 1024)
         if not request:
-            return  # somebody who only looked at the certificate
+            return  # a client that only read the certificate
         self.heard += request
         if self._answer and b"cacerts" in request:
             user.sendall(self._answer)

@@ -57,7 +57,7 @@ PATHS = {
 
 @dataclass(frozen=True)
 class Attack:
-    """``try_it`` gives the word that the attacker hears; ``line`` is that of the audit, "" if the same."""
+    """``try_it`` returns the reason that the attacker receives; ``line`` is the audit's, "" if the same."""
 
     name: str
     try_it: Callable[[Attacker], str]

@@ -34,7 +34,7 @@ RESUMED = 'qanat_attaches_total{outcome="resumed"}'
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, Any]:
-    """Few at once, so that many are told to come back."""
+    """Few at once, so that many get a time to retry."""
     return {"identity": {"max_enrolments": 12}}
 
 

@@ -79,7 +79,7 @@ def test_openssl_verifies_our_chains_and_usages(server: Server, client: EstClien
 
 
 def _verify(client: EstClient, certificate: Path, *options: str) -> str:
-    """openssl's verdict; it takes the intermediate from ``cacerts`` and believes the root alone."""
+    """Return openssl's verdict, with the intermediate from ``cacerts`` and the root as the only trust."""
     chain = ["-CAfile", str(client.roots), "-untrusted", str(client.folder / "cacerts.pem"), "-x509_strict"]
     return client.openssl("verify", *chain, *options, str(certificate), check=False)
 

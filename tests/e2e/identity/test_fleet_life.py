@@ -143,7 +143,7 @@ def _issue_operator_anew(server: Server) -> None:
 
 
 def _wait_ready_for(server: Server, step: str, pulses: Pulses) -> None:
-    """Until ``ca show`` says that nobody would be cut off."""
+    """Wait until ``ca show`` reports that a step would end no access."""
     shown: dict[str, Any] = {}
 
     def ready() -> bool:
@@ -157,7 +157,7 @@ def _wait_ready_for(server: Server, step: str, pulses: Pulses) -> None:
 
 
 def _wait_renewed(server: Server, names: list[str], pulses: Pulses) -> None:
-    """Until each has renewed once more, which only what it was told of the new root can have let it do."""
+    """Wait until each agent has renewed once more, which needs the new root that the server sent."""
     last = _last_renewals(server, pulses)
 
     def renewed() -> bool:

@@ -64,7 +64,7 @@ def _reasons(server: Server, kind: str, **whom: str) -> list[str | None]:
 
 
 def _wait_audited_end(server: Server, node: str) -> None:
-    """Who is thrown out is written down without anybody's waiting for it."""
+    """Wait for the audit line of an ended session, which the server writes without waiting for it."""
     wait_until(lambda: _reasons(server, "ended", node=node) == ["revoked"], "a line of the end")
 
 

@@ -103,7 +103,7 @@ def test_the_agent_is_killed_and_started_again_and_again(unharmed: Site, long: b
 
 
 def test_an_agent_that_stands_still_is_found_out(unharmed: Site) -> None:
-    """SIGSTOP: the kernel still acknowledges every byte; only the end-to-end ping can tell."""
+    """SIGSTOP: the kernel still acknowledges every byte; only the end-to-end ping detects it."""
     [answer] = _open(unharmed, ECHO, 1)
     unharmed.agent.process.pause()
     try:

@@ -38,7 +38,7 @@ def _dials_under_way(site: Site) -> int:
 def test_a_user_leaves_during_the_dial(unharmed: Site) -> None:
     answers = [_connect_nowhere(unharmed) for _ in range(10)]
     wait_until(lambda: _dials_under_way(unharmed) == 10, "the dials")
-    # A close without a reset looks like the mere end of input (`nc -N`), so only a reset is noticed.
+    # A close without a reset looks like the end of input (`nc -N`), so only a reset is detected.
     for answer in answers:
         answer.abort()
     # Well before the dials' own deadline.

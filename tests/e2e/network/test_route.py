@@ -25,7 +25,7 @@ def edge() -> Iterator[Namespace]:
 
 
 class Watch:
-    """A watcher that runs inside ``edge`` and what it told."""
+    """A watcher that runs inside ``edge``, with its reports."""
 
     def __init__(self, edge: Namespace) -> None:
         self.edge = edge
@@ -86,4 +86,4 @@ async def test_a_hundred_pods_that_come_and_go_are_nothing(watch: Watch) -> None
     raised = [f"link set pod{i} up" for i in pairs]
     assert await watch.after(*made, *named, *raised) == 0
     assert await watch.after(*(f"link del pod{i}" for i in pairs)) == 0
-    assert await watch.after("route replace default via 192.168.1.2") == 1  # and it still hears
+    assert await watch.after("route replace default via 192.168.1.2") == 1  # and it still receives messages

@@ -43,7 +43,7 @@ CARRIED = {
     "ln -s /opt/qanat/bin/qanat-agent": ("in a checkout", "dist/qanat-*.whl"),
     "install -D -m 0600 edge1.pem": ("on the server", "edge1.pem"),
 }
-"""What somebody carries to the machine of a block, by hand and before it: from where, which file."""
+"""Files that a person carries to the machine of a block before it: from which machine, which file."""
 
 UPGRADE = "pip install --upgrade"
 """Before a block with this the newer wheel takes the place of the old one, as the text says."""

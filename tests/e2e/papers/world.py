@@ -74,7 +74,7 @@ class Machine:
     running: list[Process] = field(default_factory=list)
 
     def typed(self, user: str, script: str, *, answer: str = "", deadline_seconds: float = 180) -> str:
-        """What a user sees of lines that he types after a login; a line that fails fails the test."""
+        """Return what a user sees who types lines after a login. A line that fails fails the test."""
         done = self.try_typed(user, script, answer=answer, deadline_seconds=deadline_seconds)
         shown = done.stdout + done.stderr
         assert done.returncode == 0, (

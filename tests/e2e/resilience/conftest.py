@@ -32,7 +32,7 @@ def network() -> Iterator[Emulated]:
 def idle_counts(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, long: bool
 ) -> Iterator[Mapping[str, Future[Count]]]:
-    """By profile. Begun before the first test: counting takes minutes, and disturbs nobody."""
+    """The counts by profile. They start before the first test, because counting takes minutes."""
     if not any(item.originalname == "test_idle_bytes" for item in _functions(request)):
         yield {}
         return

@@ -128,7 +128,7 @@ class Upload(Flow):
 
     def _receive(self) -> None:
         digest = hashlib.sha256()
-        with contextlib.suppress(OSError):  # the user is told by its own end of the stream
+        with contextlib.suppress(OSError):  # the user learns it from its own end of the stream
             end, _ = self._listener.accept()
             with end:
                 while data := end.recv(1 << 20):

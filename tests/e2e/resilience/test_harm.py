@@ -70,7 +70,7 @@ def _cut(net: Emulated, dice: random.Random, flows: tuple[Flow, ...]) -> None:
         net.flush_nat()  # else TCP itself may outlive the cut, and we would prove nothing
     # The echoes show it; the transfers may have come to their end.
     flows[-1].wait_arrival(back, deadline_seconds=15)
-    time.sleep(dice.uniform(0.1, 1.0))  # how long the link lives this time
+    time.sleep(dice.uniform(0.1, 1.0))  # how long the link works this time
 
 
 def _resident_bytes(site: Site) -> dict[str, int]:

@@ -58,7 +58,7 @@ def test_keys(whole: Site, net: Emulated, line: str, load: str, queue_seconds: f
 
 @pytest.mark.parametrize("queue_seconds", QUEUES_SECONDS if tools.is_long() else [0.5])
 def test_bulk_holds_its_own_beside_a_foreign_flow(whole: Site, net: Emulated, queue_seconds: float) -> None:
-    # Two flows that go by loss are chaos: with the flight limit off ours had 0.34 to 0.45, as TCP lets it.
+    # Two loss-based flows share chaotically: without the controller Qanat's had 0.34 to 0.45, as TCP lets it.
     found = [_share_beside_another(whole, net, queue_seconds, seconds) for seconds in FOREIGN_SECONDS]
     assert statistics.mean(found) >= FOREIGN_SHARE, found
 

@@ -119,7 +119,7 @@ def test_a_node_is_installed_and_attaches(machine: SystemdMachine) -> None:
     assert user_of(machine, "qanat-agent") == "qanat-agent"
     assert owner_of(machine, "/var/lib/qanat-agent/node.pem") == "qanat-agent 600"
     machine.run(AGENT, "check")
-    # Renewal writes the bundle anew, in the file system as the sandbox shows it.
+    # A renewal replaces the bundle, in the file system as the sandbox shows it.
     inside = ("nsenter", f"--target={process_of(machine, 'qanat-agent')}", "--mount", "--root")
     renew = (AGENT, "renew", "--config", "/etc/qanat/agent.toml")
     machine.run(*inside, *as_user("qanat-agent"), *renew)

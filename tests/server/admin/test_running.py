@@ -162,7 +162,7 @@ async def test_a_shell_gets_the_names_of_nodes(tmp_path: Path) -> None:
             await ask_server(tmp_path / "admin.sock", "POST", "certificates/record", made)
             assert await completed(site, "node revoke ed") == ["edge1"]
             assert await completed(site, "audit --node ot") == []
-        assert await completed(site, "node revoke ed") == []  # nobody answers
+        assert await completed(site, "node revoke ed") == []  # no server answers
 
 
 async def completed(site: Site, line: str) -> list[str]:

@@ -310,7 +310,7 @@ class Reader:
 async def test_others_run_while_the_nodes_are_gone_through(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real pages through real HTTP, with a count of the nodes that one pass of the loop looks at."""
+    """The real pages through real HTTP, with a count of the nodes that one pass of the loop handles."""
     seen = longest = 0
     state = Node.state.fget
 

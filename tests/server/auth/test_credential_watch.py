@@ -111,7 +111,7 @@ async def test_what_lives_by_a_newer_certificate_goes_on(
     await trio.sleep(90)
     entry.renew(watched.proven("shop-1", "a2", seconds=100))
     await trio.sleep(50)
-    watched.revoke(RevocationKind.SERIAL, "a1")  # the old one: nothing lives by it any more
+    watched.revoke(RevocationKind.SERIAL, "a1")  # the old one: nothing depends on it any more
     assert watched.gone == []
     await trio.sleep(60)
     assert len(watched.gone) == 1

@@ -55,7 +55,7 @@ def test_a_server_is_made_again_on_an_empty_machine(command: Command, tmp_path: 
     command("node", "revoke", "shop-7", "--force", "--yes")
     token = command.json("token", "create", "--node", "shop-7")["id"]
     (command.folder / "audit.jsonl").unlink()
-    (command.folder / "operator.pem").unlink()  # somebody's, not the server's
+    (command.folder / "operator.pem").unlink()  # another user's, not the server's
     before = {folder: everything(tmp_path / folder) for folder in ("d", "etc")}
     authority = load_authority(command.folder / "ca")
     said = command("backup", tmp_path / "b.tar").stdout

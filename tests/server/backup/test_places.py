@@ -178,7 +178,7 @@ def test_a_folder_in_place_of_a_file_outside_leaves_the_data_as_it_is(
 
 @pytest.fixture
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that everybody may enter, unlike that of the tests."""
+    """A folder that every user may enter, unlike that of the tests."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)

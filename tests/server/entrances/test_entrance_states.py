@@ -186,7 +186,7 @@ class Asked:
         return transport
 
     async def told(self) -> Told:
-        """Until the server has ended the connection."""
+        """Wait until the server has ended the connection."""
         if self.was_reset:
             return Told()
         try:
@@ -307,7 +307,7 @@ async def in_grace(site: Site) -> None:
 
 
 async def degraded(site: Site) -> None:
-    """A packet of the server is not confirmed in time."""
+    """A packet of the server is not acknowledged in time."""
     link = site.door.link_of(NODE)
     spare = link.open(Target.parse("localhost:9"), user="kim", entrance="tcp")
     await site.settle()
@@ -386,7 +386,7 @@ async def target_resets(site: Site) -> None:
 State = Callable[[Site], Awaitable[None]]
 
 BEFORE: list[tuple[State, State, Reason | None]] = [
-    # What the node is in when the user asks; what happens then; what the user is told (None: it works).
+    # The node's state when the user asks; the event after it; the user's answer (None: it works).
     (nothing, nothing, None),
     (ended, nothing, Reason.NODE_NOT_ATTACHED),
     (in_grace, no_carrier_in_time, Reason.NODE_NOT_ATTACHED),
@@ -404,7 +404,7 @@ BEFORE: list[tuple[State, State, Reason | None]] = [
     (grace_ends, nothing, Reason.NODE_NOT_ATTACHED),
 ]
 DURING: list[tuple[State, Reason | None]] = [
-    # What happens while the agent dials; what the user is told.
+    # The event while the agent dials; the user's answer.
     (agent_refuses, Reason.DIAL_REFUSED),
     (silent_agent, Reason.OPEN_TIMEOUT),
     (grace_outlasts_the_open, Reason.OPEN_TIMEOUT),
@@ -625,7 +625,7 @@ async def test_the_server_is_cancelled(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As at the end of a drain. The agent hears the true reason too."""
+    """As at the end of a drain. The agent receives the true reason too."""
     caplog.set_level(logging.INFO)
     async with open_site(mock_clock, tmp_path, attaches=True) as site:
         async with trio.open_nursery() as users:

@@ -415,7 +415,7 @@ async def test_a_foreign_certificate_that_tls_accepts_does_not_renew(
 
 @pytest.mark.parametrize("role", [Role.NODE, Role.USER])
 async def test_what_roots_for_users_vouch_for_is_not_renewed(tmp_path: Path, role: Role) -> None:
-    """Else their issuer could have a node's certificate of ours, or one that outlives the trust in it."""
+    """Otherwise their issuer could have a node's certificate of this server, or one that outlives trust."""
     others = create_authority(pki.TRUST_DOMAIN).authority
     theirs = others.issue(role, "edge1")
     chained = Leaf(theirs.credential, theirs.chain_pem, pki.authority().roots_pem)

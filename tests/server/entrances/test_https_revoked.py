@@ -53,7 +53,7 @@ class Door:
     set_ahead: timedelta = timedelta()
 
     async def enter(self, leaf: Leaf | None = None, *, has_certificate: bool = True) -> TlsStream:
-        """A connection of kim's, unless told otherwise."""
+        """Return a connection, by default of user kim."""
         leaf = leaf or pki.user_leaf("kim")
         context = client_context(self.folder, leaf if has_certificate else None)
         stream = TlsStream(await self.edge.dial(self.listener), context, server_hostname="localhost")

@@ -77,7 +77,7 @@ def secure(address: str, context: ssl.SSLContext) -> http.client.HTTPSConnection
     )
 
 
-# Refusals of our own, by a whole server.
+# Refusals by a whole server.
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_ops_refuses(cloud: Cloud) -> None:
     assert upload(plain(cloud.ready["ops"]), "/metrics", {}) == (405, "method_not_allowed")
 
 
-# A certificate that is refused: in TLS 1.3 the client sends its request before it hears of that.
+# A refused certificate: in TLS 1.3 the client sends its request before it learns of the refusal.
 
 
 async def test_an_alert_arrives_in_the_middle_of_an_upload(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_what_an_earlier_run_has_left_comes_first() -> None:
     assert not later.has_gap(old.last_id)  # a follower over the restart
     assert not later.has_gap(FIRST)
     assert later.has_gap(FIRST - 1)
-    assert later.has_gap(old.last_id + 1)  # one that was seen and never stored
+    assert later.has_gap(old.last_id + 1)  # an event that was seen and never stored
 
 
 def test_the_oldest_go_first_whatever_run_they_are_of() -> None:

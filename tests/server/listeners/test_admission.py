@@ -243,7 +243,7 @@ def test_colleagues_get_the_places_of_stalled_connections_of_their_address() -> 
 
 
 def test_a_known_source_is_measured_by_its_own_allowance() -> None:
-    """Colleagues behind one address hold more than any stranger, and are far from what they may."""
+    """Colleagues behind one address hold more than any unknown source may, and less than their allowance."""
     clock = Clock()
     admission = Admission(9999, 2, 40, clock=clock)
     first = admission.admit("192.0.2.1")

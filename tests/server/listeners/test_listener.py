@@ -364,7 +364,7 @@ async def test_a_tls_client_reads_an_alert_and_no_reset(tmp_path: Path) -> None:
 
 
 async def test_connections_that_are_being_refused_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third does not wait until one of them has read what it was told."""
+    """The server resets the third at once, without waiting until another has read its refusal."""
     monkeypatch.setattr(declining, "MAX_DECLINING", 2)
     async with open_edge() as edge:
         listener = await edge.listen("web", hold, Admission(1, 1, clock=trio.current_time), decline_http)

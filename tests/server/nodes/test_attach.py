@@ -80,7 +80,7 @@ class Agent:
 
 
 class Door:
-    """A server without anything but its door."""
+    """A server reduced to the agents' port."""
 
     def __init__(
         self, nursery: trio.Nursery, max_agents: int = 100, max_pending: int = 100, grace_seconds: float = 0
@@ -112,26 +112,26 @@ class Door:
     def revoke(self, kind: RevocationKind, subject: str) -> None:
         self.revoked.put(Revocation(1, kind, subject, 0, "uid-0", ""))
 
-    def dial(self, name: str, *, leaf_pem: bytes | None = None, **said: Any) -> Agent:
-        """An agent of node ``name`` that comes in, with its own certificate unless told otherwise.
+    def dial(self, name: str, *, leaf_pem: bytes | None = None, **changes: Any) -> Agent:
+        """Return an agent of node ``name`` that dials, by default with its own certificate.
 
-        ``said`` replaces what its hello says.
+        ``changes`` replaces fields of its hello.
         """
         if leaf_pem is None:
             leaf_pem = pki.node_leaf(name).credential.certificate_pem
         near, far = memory_carriers(self.nursery, leaf_pem=leaf_pem)
         self.attachments.take(near)
-        hello = memory_link.hello(self.limits)._replace(**said)
+        hello = memory_link.hello(self.limits)._replace(**changes)
         return Agent(Attachment(far, AgentHandshake(hello)), near, self.nursery)
 
-    async def attach(self, name: str, **said: Any) -> Agent:
-        agent = self.dial(name, **said)
+    async def attach(self, name: str, **changes: Any) -> Agent:
+        agent = self.dial(name, **changes)
         await agent.attach(self.limits)
         await self.settle()
         return agent
 
     async def settle(self) -> None:
-        """Until nobody has anything left to do without the clock."""
+        """Wait until no task has work left without the clock."""
         await trio.testing.wait_all_tasks_blocked()
 
     def link_of(self, name: str) -> Session:
@@ -170,7 +170,7 @@ async def test_a_node_is_who_its_certificate_says(autojump_clock: trio.testing.M
 USER = pki.user_leaf("kim").credential.certificate_pem
 SERVER = pki.server_leaf().credential.certificate_pem
 STRANGER = pki.node_leaf("edge1", "other.example").credential.certificate_pem
-# A root names only its trust domain, and is no leaf; what is no certificate at all names nobody either.
+# A root names only its trust domain, and is no leaf; an invalid certificate names no node either.
 ROOT = pki.authority().roots_pem
 
 
@@ -442,7 +442,7 @@ async def test_failures_get_a_line_a_second_for_each_reason(
         assert door.counters.attaches == {"wrong_role": 5}
 
 
-# What the agent said of its link.
+# The agent's settings for its link.
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ async def test_the_server_keeps_to_the_rate_that_an_agent_asks_for(
         while received < 100_000:
             received += len(await far.receive_some())
         assert 9 < trio.current_time() - start < 11
-        await far.send_all(bytes(100_000))  # nobody asked the agent to keep to it here
+        await far.send_all(bytes(100_000))  # the agent has no cap of its own here
         received = 0
         while received < 100_000:
             received += len(await stream.receive_some())

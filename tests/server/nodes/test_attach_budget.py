@@ -32,7 +32,7 @@ NODE = pki.node_leaf("edge1").credential.certificate_pem
 
 
 class Call:
-    """A call whose agent says nothing by itself."""
+    """A call whose agent sends nothing by itself."""
 
     def __init__(self, door: Door, leaf_pem: bytes = NODE) -> None:
         self.near, self.far = memory_carriers(door.nursery, leaf_pem=leaf_pem)

@@ -97,7 +97,7 @@ async def test_a_revocation_between_welcome_and_use_counts(autojump_clock: trio.
         door.revoke(RevocationKind.SERIAL, serial_of(late))
         again.use(door.limits)
         assert await again.end() is Reason.REVOKED
-        assert agent.link.attached  # by the certificate that nobody has revoked
+        assert agent.link.attached  # by the certificate that is not revoked
 
 
 async def test_a_session_goes_by_the_certificate_of_the_moment(

@@ -146,7 +146,7 @@ def try_attach(nodes: Nodes, boot: bytes, instance: bytes) -> PlainLink | None:
 
 
 def test_restarts_of_two_machines_do_not_evict_each_other_for_ever(nodes: Nodes, clock: Clock) -> None:
-    """Each attach is of another run, so only the boots tell."""
+    """Each attach is of another run, so only the boot ids distinguish the machines."""
     for number, boot in enumerate([b"one", b"two"] * 2):
         incumbent = try_attach(nodes, boot, b"%d" % number)
         assert incumbent is not None

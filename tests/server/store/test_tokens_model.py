@@ -165,7 +165,7 @@ class TokensAndRevocations(RuleBasedStateMachine):
         return one
 
     def is_out(self, one: Given) -> bool:
-        """What was never recorded counts as a stranger's certificate of that name."""
+        """A certificate that was never recorded counts as a foreign one of that name."""
         return one.node in self.revoked and one.made < self.revoked[one.node]
 
     @invariant()

@@ -314,7 +314,7 @@ async def test_a_browser_that_closed_is_noticed_by_what_is_sent_to_it() -> None:
 
 
 async def test_a_browser_that_closed_is_noticed_by_keepalive_while_nothing_is_sent() -> None:
-    """TCP says nothing of a client that closed both halves, until its kernel forgot the connection."""
+    """TCP does not report a client that closed both halves, until its kernel forgot the connection."""
     async with open_edge() as edge:
         link = edge.attach("edge1", lambda far: silent(far))
         listener = await edge.listen("web", WebEntrance(edge.opener, "localhost", HeadLimits()).serve)
@@ -353,7 +353,7 @@ async def test_a_client_that_ends_its_input_behind_the_request_gets_the_answer()
 
 
 async def silent_until(far: FarEnd, event: trio.Event) -> None:
-    """Begins an answer and then says nothing, as an event stream does."""
+    """Begin an answer and then send nothing, as an event stream does."""
     far.accept()
     await far.stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hello\n\n")
     await event.wait()
