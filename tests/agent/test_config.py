@@ -116,7 +116,7 @@ def test_everything_can_be_set() -> None:
         ({"link": {"max_bytes_per_second": "1M"}}, "link.max_bytes_per_second: '1M' is not a whole number"),
     ],
 )
-def test_what_cannot_stand_is_refused(raw: dict[str, Any], problem: str) -> None:
+def test_invalid_values_are_refused(raw: dict[str, Any], problem: str) -> None:
     assert problem_of(**raw).startswith(problem)
 
 

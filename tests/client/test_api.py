@@ -197,7 +197,7 @@ async def test_a_server_that_goes_silent_does_not_hold_us(
     assert "did not answer within 15 s" in await unreachable(Silent())
 
 
-def test_what_others_wrote_cannot_command_a_terminal() -> None:
+def test_text_of_other_programs_cannot_command_a_terminal() -> None:
     assert printable("edge\x1b[2J\n1\u202e é") == "edge?[2J?1? é"
 
 

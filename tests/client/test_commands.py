@@ -111,7 +111,7 @@ async def test_nodes_as_json_are_what_the_server_sent(server: FakeServer, tmp_pa
     assert json.loads(result.stdout) == server.pages["nodes"]
 
 
-async def test_no_nodes_say_what_to_do(server: FakeServer, tmp_path: Path) -> None:
+async def test_an_empty_list_of_nodes_says_what_to_do(server: FakeServer, tmp_path: Path) -> None:
     server.pages["nodes"] = {"nodes": []}
     result = await inside(tmp_path, "nodes")
     assert result.stdout.startswith("No node is known yet.")
@@ -405,7 +405,7 @@ def test_a_node_says_what_a_request_would_meet(node: dict[str, Any], told: str) 
 # the command as a whole
 
 
-def test_it_imports_neither_grpc_nor_what_only_linux_has() -> None:
+def test_qanat_imports_neither_grpc_nor_linux_only_modules() -> None:
     code = (
         "import sys, tunnel_client.main as m; import click; c = click.Context(m.main);"
         "[m.main.get_command(c, n) for n in m.main.list_commands(c)];"

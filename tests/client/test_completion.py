@@ -171,7 +171,7 @@ async def test_a_server_that_does_not_answer_is_not_waited_for(
         ("fish", "config/fish/completions/{}.fish"),
     ],
 )
-def test_it_is_installed_where_the_shell_looks(
+def test_completion_is_installed_where_the_shell_searches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, shell: str, place: str
 ) -> None:
     monkeypatch.setattr(paths, "is_system", lambda: False)

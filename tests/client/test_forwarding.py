@@ -105,7 +105,7 @@ async def test_a_tunnel_that_breaks_is_no_clean_end(tmp_path: Path) -> None:
                     pass
 
 
-async def test_one_beyond_the_bound_is_reset_at_once_and_reported(tmp_path: Path) -> None:
+async def test_a_connection_beyond_the_bound_is_reset_at_once_and_reported(tmp_path: Path) -> None:
     reports: list[str] = []
     async with (
         forwarded(tmp_path, "7", reports, max_connections=2) as (server, port),

@@ -87,7 +87,7 @@ async def test_ssh_gets_the_way_the_name_and_its_own_arguments(server: FakeServe
         ("pi@", "'' is not a node name"),
     ],
 )
-async def test_what_is_no_node_is_refused(
+async def test_an_invalid_node_is_refused(
     server: FakeServer, tmp_path: Path, node: str, sentence: str
 ) -> None:
     ran = await ssh(tmp_path, "ssh", node, path=fake_ssh(tmp_path))

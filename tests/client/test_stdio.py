@@ -131,7 +131,7 @@ async def test_a_terminal_stops_being_read_when_the_far_side_ended() -> None:
     os.close(master)
 
 
-async def test_what_breaks_is_named() -> None:
+async def test_a_failing_standard_stream_is_named() -> None:
     reads, writes = os.pipe()
     wrong_reader, wrong_writer = ThreadedReader(writes), ThreadedWriter(reads)
     with pytest.raises(trio.BrokenResourceError, match="standard input: Bad file descriptor"):

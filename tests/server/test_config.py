@@ -166,5 +166,5 @@ def test_everything_can_be_set() -> None:
         ({"session": {"missed_ping": 1}}, "session.missed_ping: unknown key; did you mean missed_pings?"),
     ],
 )
-def test_what_cannot_stand_is_refused(raw: dict[str, Any], problem: str) -> None:
+def test_invalid_values_are_refused(raw: dict[str, Any], problem: str) -> None:
     assert problem_of(**raw).startswith(problem)

@@ -30,7 +30,7 @@ def starts(machine: FailoverPolicy, carried: CarrierStatus, until: float, chance
     return times
 
 
-def test_nothing_is_tried_while_all_is_well() -> None:
+def test_no_attempt_starts_while_the_carrier_is_healthy() -> None:
     machine = attempts()
     assert machine.poll(100, WELL, 0.5) == [] and machine.due == math.inf
 
@@ -49,7 +49,7 @@ def test_at_most_two_are_under_way_and_a_third_replaces_the_younger() -> None:
     assert machine.poll(102, QUIET, 0) == [Abandon(2), Start(3, 10)]
 
 
-def test_one_that_is_connected_is_replaced_by_none() -> None:
+def test_a_connected_attempt_is_not_replaced() -> None:
     machine = attempts()
     machine.poll(100, QUIET, 0)
     machine.poll(101, QUIET, 0)

@@ -45,7 +45,7 @@ def test_roots_that_keep_one_of_the_agents_are_accepted(told: bytes) -> None:
         (b"\xff", "not plain text"),
     ],
 )
-def test_others_are_not(told: bytes, why: str) -> None:
+def test_other_roots_are_refused(told: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         roots_told(told, OLD)
 
@@ -57,7 +57,7 @@ def test_too_many_are_not() -> None:
 
 
 @given(st.binary(max_size=2000) | st.binary(max_size=300).map(lambda more: OLD + more))
-def test_nothing_else_comes_of_bytes(told: bytes) -> None:
+def test_bytes_give_roots_or_a_value_error(told: bytes) -> None:
     with contextlib.suppress(ValueError):
         roots_told(told, OLD)
 
@@ -74,7 +74,7 @@ class Agent:
         self.bundle = self.roots.on_roots(told_pem, self.bundle)
 
 
-async def test_they_are_used_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_accepted_roots_are_used_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with trio.open_nursery() as nursery:
         agent = Agent(nursery, tmp_path)
         before = read_bundle(agent.file)

@@ -69,7 +69,7 @@ def test_the_revoked_ask_every_few_minutes() -> None:
     assert [plan.failed(0.0, chance, hopeless=True) for chance in (0.0, 1.0)] == [150, 450]
 
 
-def test_what_has_ended_is_left_alone_unless_it_works_all_the_same() -> None:
+def test_an_ended_certificate_is_renewed_only_if_the_server_still_accepts_it() -> None:
     plan = plan_after(life(60), 0.0, 0.5, renewed=False)
     assert plan.wait_seconds(later(61), 61.0, attached=False) == LOOK_SECONDS
     assert plan.wait_seconds(later(61), 61.0, attached=True) == 0
@@ -188,7 +188,7 @@ def renews_with(folder: Path, bundle: Bundle, to: Path) -> list[str]:
     return [sys.executable, "-c", RENEWS, str(staged), str(to)]
 
 
-async def test_what_is_due_is_renewed_and_taken_up(tmp_path: Path) -> None:
+async def test_a_due_certificate_is_renewed_and_used(tmp_path: Path) -> None:
     bundle, new = held(tmp_path, age=170), bundle_for(HOUR)
     loop = Loop(bundle, renews_with(tmp_path, new, bundle.file))
     assert loop.state.certificate == bundle.life
@@ -198,7 +198,7 @@ async def test_what_is_due_is_renewed_and_taken_up(tmp_path: Path) -> None:
     assert loop.started == 1
 
 
-async def test_other_roots_are_taken_up_and_are_no_renewal(
+async def test_other_roots_are_used_and_are_no_renewal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = held(tmp_path)

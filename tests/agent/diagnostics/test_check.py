@@ -478,7 +478,7 @@ async def test_a_bad_configuration_ends_the_check_with_every_problem(tmp_path: P
     assert "did you mean servers?" in str(findings)
 
 
-async def test_one_failure_makes_the_whole_check_fail(tmp_path: Path) -> None:
+async def test_one_failed_step_fails_the_whole_check(tmp_path: Path) -> None:
     async with listening(ignore) as address:
         pass
     findings: list[CheckResult] = []

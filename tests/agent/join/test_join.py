@@ -68,7 +68,9 @@ def mode(file: Path) -> int:
     return stat.S_IMODE(file.stat().st_mode)
 
 
-async def test_it_survives_a_kill_after_each_step_that_leaves_something(cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_join_can_be_repeated_after_a_kill_at_each_step_that_leaves_files(
+    cloud: Cloud, tmp_path: Path
+) -> None:
     steps = ["files", "agents", "enrol", "config"]
     token = await cloud.token("", match="edge-*", uses=len(steps))
     for step in steps:
@@ -81,7 +83,7 @@ async def test_it_survives_a_kill_after_each_step_that_leaves_something(cloud: C
     assert await cloud.uses(token) == len(steps)
 
 
-async def test_it_clears_away_what_a_killed_one_was_writing(cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_join_removes_the_unfinished_files_of_a_killed_one(cloud: Cloud, tmp_path: Path) -> None:
     edge = machine(tmp_path)
     edge.folder.mkdir(exist_ok=True)
     for name in (".node.pem.0123456789abcdef", ".agent.toml.0123456789abcdef"):
@@ -105,7 +107,7 @@ async def killed_after(step: str, command: list[str], token: str) -> None:
     await process.stdout.aclose()
 
 
-async def test_it_survives_kills_at_any_time(cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_join_can_be_repeated_after_kills_at_any_time(cloud: Cloud, tmp_path: Path) -> None:
     token, edge = await cloud.token("edge1"), machine(tmp_path)
     for _ in range(6):
         command = edge.command("join", cloud.https, "--name", "edge1")
@@ -236,7 +238,7 @@ async def test_no_network(tmp_path: Path, server: str, step: str, code: int, say
     assert says in failed.failure["detail"] and failed.failure["fix"]
 
 
-async def test_what_answers_is_no_server_of_ours(tmp_path: Path) -> None:
+async def test_a_port_of_another_program_is_no_server(tmp_path: Path) -> None:
     async def http(stream: trio.SocketStream) -> None:
         await stream.receive_some()
         await stream.send_all(b"HTTP/1.1 400 no\r\n\r\n")
@@ -268,7 +270,7 @@ async def test_the_agents_port_is_asked_before_the_token_is_shown(cloud: Cloud, 
     assert await cloud.uses(token) == 0
 
 
-async def test_it_goes_through_a_proxy_and_so_does_what_follows(cloud: Cloud, tmp_path: Path) -> None:
+async def test_the_join_and_a_renewal_use_the_proxy(cloud: Cloud, tmp_path: Path) -> None:
     token, edge = await cloud.token("edge1"), machine(tmp_path)
     seen: list[bytes] = []
 
@@ -375,7 +377,7 @@ async def test_two_at_once_do_not_meet(cloud: Cloud, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-async def test_what_root_joins_belongs_to_the_agents_user(cloud: Cloud, tmp_path: Path) -> None:
+async def test_files_of_a_join_by_root_belong_to_the_agents_user(cloud: Cloud, tmp_path: Path) -> None:
     edge, folder = machine(tmp_path), tmp_path / "state"
     folder.mkdir()
     os.chown(folder, 12345, 12345)

@@ -57,7 +57,7 @@ def test_a_server_is_a_host_and_perhaps_a_port(text: str, server: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "https://tunnel.example.com", "a b", "host:0", "host:99999", "u@host", "host:"]
 )
-def test_what_is_no_server_is_refused(text: str) -> None:
+def test_an_invalid_server_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_server(text)
 
@@ -101,7 +101,7 @@ def test_a_service_is_a_name_and_a_url(text: str, service: NewService) -> None:
         ("db=tcp://db.local", "names no host and port"),
     ],
 )
-def test_what_is_no_service_is_refused_with_the_reason(text: str, says: str) -> None:
+def test_an_invalid_service_is_refused_with_the_reason(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_service(text)
 

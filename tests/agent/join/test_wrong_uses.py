@@ -139,7 +139,7 @@ RIGHT = {
 
 @pytest.mark.parametrize("stdin", RIGHT.values(), ids=RIGHT)
 @pytest.mark.parametrize("by_file", [False, True], ids=["stdin", "file"])
-def test_what_is_meant_is_taken(stdin: str, by_file: bool, tmp_path: Path) -> None:
+def test_a_token_with_text_around_it_is_accepted(stdin: str, by_file: bool, tmp_path: Path) -> None:
     edge, file = machine(tmp_path), tmp_path / "token"
     file.write_text(stdin)
     given = ["--token-file", str(file)] if by_file else []

@@ -73,7 +73,7 @@ def test_changes_in_a_row_are_reported_once_and_then_once_at_the_end() -> None:
     assert change.due_at(105.0) == math.inf
 
 
-def test_no_answer_changes_nothing() -> None:
+def test_a_missing_answer_changes_nothing() -> None:
     change = watching()
     change.answered({})
     assert not change.tell(0.0)

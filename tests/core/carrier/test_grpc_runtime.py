@@ -253,7 +253,7 @@ class TestProxies:
 
 
 class TestServerCertificates:
-    async def test_they_change_without_a_restart_even_when_none_came_between(self) -> None:
+    async def test_credentials_change_without_a_restart_even_without_connections_in_between(self) -> None:
         other = pki.server_leaf("main", "other.internal")
         async with open_site() as site:
             site.reload(server_tls(other))

@@ -101,7 +101,7 @@ def _fault() -> None:
         ("_broken_off", "qanat: Broken pipe\n"),
     ],
 )
-def test_what_the_environment_raises_is_a_sentence(command: str, sentence: str) -> None:
+def test_an_error_of_the_environment_is_a_sentence(command: str, sentence: str) -> None:
     group = LateGroup(places={"run": f"{__name__}:{command}"})
     ran = CliRunner().invoke(group, ["run"], prog_name="qanat")
     assert (ran.exit_code, ran.stdout, ran.stderr) == (1, "", sentence)

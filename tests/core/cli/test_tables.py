@@ -133,7 +133,7 @@ def test_the_rest_is_there_with_wide_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert shown(monkeypatch, [("a", "b", "c")], wide=True).splitlines()[0] == "NODE  STATE  ALIAS"
 
 
-def test_no_rows_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, []) == "nothing\n"
 
 

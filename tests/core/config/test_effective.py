@@ -123,7 +123,7 @@ def test_each_value_says_where_it_comes_from(file: Path) -> None:
 
 
 @pytest.mark.parametrize("schema", [ServerConfig, AgentConfig])
-def test_what_is_shown_has_the_same_meaning(file: Path, tmp_path: Path, schema: type[Any]) -> None:
+def test_the_shown_configuration_has_the_same_meaning(file: Path, tmp_path: Path, schema: type[Any]) -> None:
     if schema is AgentConfig:
         file = tmp_path / "agent.toml"
         file.write_text(

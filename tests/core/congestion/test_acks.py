@@ -11,7 +11,7 @@ LIMITS = Limits()
 DELAY = 0.025
 
 
-def test_nothing_received_nothing_owed() -> None:
+def test_without_received_packets_no_ack_is_owed() -> None:
     confirming = AckScheduler(LIMITS, DELAY)
     assert confirming.due == math.inf
     assert confirming.sent() == 0

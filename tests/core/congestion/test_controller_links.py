@@ -74,7 +74,7 @@ def test_the_first_packets_of_a_carrier_fit_a_short_queue() -> None:
 
 
 @pytest.mark.parametrize("lost", [1, 4])
-def test_what_a_loss_costs_is_over_within_seconds(lost: int) -> None:
+def test_the_cost_of_a_loss_is_over_within_seconds(lost: int) -> None:
     link = Link(2, 0.3, 0.05)
     busy(link, settle=12.0)
     dropped = link.down.dropped

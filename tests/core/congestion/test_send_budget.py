@@ -147,7 +147,7 @@ def test_control_and_ends_leave_though_the_flight_is_full() -> None:
     assert [type(frame).__name__ for frame in packet.frames] == ["Open", "End"]
 
 
-def test_no_confirmation_no_more_bulk_and_one_brings_more() -> None:
+def test_without_acks_no_more_bulk_is_sent_and_one_ack_releases_more() -> None:
     site = Site()
     near, _ = site.open()
     near.push(bytes(4 * MIB))

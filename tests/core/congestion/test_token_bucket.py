@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tunnel_core.congestion.token_bucket import TokenBucket
 
 
-def test_it_is_full_at_first_wherever_the_clock_began() -> None:
+def test_the_bucket_is_full_at_first_whatever_the_clock() -> None:
     for start in (-5.0, 0.0, 1e6):
         assert TokenBucket(1000, 500).room(start) == 500
 
@@ -48,7 +48,7 @@ def test_the_burst_follows_from_the_rate() -> None:
     assert TokenBucket(1000).burst == 4096
 
 
-def test_what_waited_is_counted_once() -> None:
+def test_delayed_bytes_are_counted_once() -> None:
     bucket = TokenBucket(1000, 500)
     bucket.take(500, 0.0)
     bucket.hold(0.0)

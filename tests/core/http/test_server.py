@@ -114,7 +114,7 @@ async def test_a_head_request_gets_no_body() -> None:
     assert answer == b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n" + ok(b"/a:")
 
 
-async def test_what_is_no_request_behind_a_head_request_is_refused_as_what_it_is() -> None:
+async def test_bytes_that_are_no_request_after_a_head_request_are_refused() -> None:
     answer = await talk(b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n", b"nonsense\r\n\r\n")
     first, _, second = answer.partition(b"\r\n\r\n")
     assert (status_of(first), status_of(second)) == (200, 400)
@@ -124,7 +124,7 @@ async def test_what_is_no_request_behind_a_head_request_is_refused_as_what_it_is
 # CONNECT and upgrades.
 
 
-async def test_nothing_of_ours_follows_the_blank_line_of_a_connect() -> None:
+async def test_the_server_sends_nothing_after_the_blank_line_of_a_connect() -> None:
     async def accept(connection: HttpConnection, _: h11.Request) -> None:
         assert await connection.accept_connect() == b""
         assert connection.has_switched
@@ -422,7 +422,7 @@ async def test_an_answer_that_is_not_read_ends_the_connection(
         b"GET / HTTP/1.1\r\nHost: x\r\n",
     ],
 )
-async def test_what_is_ambiguous_is_refused_and_ends_the_connection(request_bytes: bytes) -> None:
+async def test_ambiguous_framing_is_refused_and_ends_the_connection(request_bytes: bytes) -> None:
     answer = await talk(request_bytes + GET)
     assert status_of(answer) in {400, 501}
     assert answer.count(b"qanat-reason: ") == 1

@@ -16,7 +16,7 @@ def test_bulk_is_read_in_large_pieces() -> None:
     assert size == USUAL_READ
 
 
-def test_what_is_costly_is_read_in_small_pieces() -> None:
+def test_costly_input_is_read_in_small_pieces() -> None:
     size = 256 * KIB
     for _ in range(5):
         size = next_read(size, size, size / (1 * MIB))

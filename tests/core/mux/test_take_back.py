@@ -177,7 +177,7 @@ def test_a_full_pool_makes_data_wait_and_refuses_opens_while_control_goes_on() -
     assert isinstance(frame, Data | DataParts)
 
 
-def test_what_was_taken_back_has_its_place_in_the_pool() -> None:
+def test_bytes_taken_back_have_their_place_in_the_pool() -> None:
     pool = SendPool(100 * KIB)
     mux = opener(send_pool=pool)
     session = server(mux)

@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
         ("ops = 7", OpsEndpoint(DEFAULT)),
     ],
 )
-def test_it_reads_two_keys_of_the_file(file: Path, text: str | None, door: OpsEndpoint) -> None:
+def test_health_reads_two_keys_of_the_file(file: Path, text: str | None, door: OpsEndpoint) -> None:
     if text is not None:
         file.write_text(text)
     assert OpsEndpoint.find(file, DEFAULT, {}) == door

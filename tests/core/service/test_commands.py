@@ -193,7 +193,7 @@ def test_the_group_of_a_socket_is_named(tmp_path: Path) -> None:
 # Whose files become whose.
 
 
-def test_what_is_the_users_already_is_left(tmp_path: Path) -> None:
+def test_files_that_the_user_owns_already_are_unchanged(tmp_path: Path) -> None:
     (tmp_path / "data" / "ca").mkdir(parents=True)
     (tmp_path / "data" / "ca" / "key").write_text("")
     assert hand_over_tree(tmp_path / "data", MINE) == 0
@@ -361,7 +361,7 @@ def test_a_systemd_that_does_not_run_starts_it_at_the_next_boot(service: Rig) ->
     assert service.json("status")["active"] is None
 
 
-def test_what_is_missing_comes_before_any_change(service: Rig) -> None:
+def test_missing_files_are_reported_before_any_change(service: Rig) -> None:
     service.program.made = replace(service.program.made, problem="join a server first")
     refused = service("install")
     assert (refused.exit_code, service.machine.accounts) == (2, set())

@@ -69,7 +69,9 @@ def test_an_idle_stream_is_not_stalled(site: Site) -> None:
     assert watch.find_victim(site.streams, 1000) is None
 
 
-async def test_one_is_reset_with_its_reason(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_stalled_stream_is_reset_with_its_reason(
+    site: Site, autojump_clock: trio.testing.MockClock
+) -> None:
     site.arrive(site.streams[0], 300)
     site.press()
     with trio.move_on_after(45):

@@ -212,7 +212,7 @@ def test_unknown_and_misplaced_frames_are_faults(frame: Frame) -> None:
 
 
 @pytest.mark.parametrize("frame", [REQUEST._replace(stream=1), Bye(Reason.DONE), Reset(1, Reason.DONE)])
-def test_what_must_arrive_cannot_travel_without_a_number(frame: Frame) -> None:
+def test_frames_that_must_arrive_need_a_number(frame: Frame) -> None:
     with pytest.raises(ProtocolError) as caught:
         Ends().agent.receive(Packet(0, 0, (frame,)), 10, 100.0)
     assert caught.value.reason is Reason.PROTOCOL_ERROR

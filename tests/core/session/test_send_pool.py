@@ -159,7 +159,7 @@ def test_a_session_over_its_share_continues_with_its_own_acks() -> None:
     assert sender.mux.has_data and content(sender.say()) > 0
 
 
-def test_what_was_taken_back_goes_again_and_adds_nothing() -> None:
+def test_bytes_taken_back_are_retransmitted_and_add_nothing() -> None:
     pool = SendPool(LIMITS.send_pool)
     sender = Sender(pool)
     sender.stream(20 * MIB)

@@ -138,13 +138,13 @@ class TestAttaching:
             with pytest.raises(Refused):
                 agent.use(link)
 
-    async def test_it_may_be_given_up_while_it_attaches(self) -> None:
+    async def test_an_attachment_may_be_given_up_while_it_attaches(self) -> None:
         ends = EagerCarrier(), EagerCarrier()
         with trio.move_on_after(0.01):
             await Attachment(ends[1], AgentHandshake(hello(Limits()))).settle(10)
         assert ends[1].abandoned
 
-    async def test_a_step_out_of_order_ends_it(self) -> None:
+    async def test_a_step_out_of_order_ends_the_attachment(self) -> None:
         async with unattached() as (server, _, _nursery):
             server.packet_received(encode_packet(0, 0, (Ping(1),)))
             assert (await failure_of(server)).reason is Reason.PROTOCOL_ERROR
@@ -258,7 +258,9 @@ class TestEnding:
 
 
 class TestDraining:
-    async def test_it_refuses_new_streams_and_lets_old_ones_finish(self, pair: LinkPair) -> None:
+    async def test_a_draining_session_refuses_new_streams_and_lets_old_ones_finish(
+        self, pair: LinkPair
+    ) -> None:
         near, far = await pair.streams()
         pair.server.drain(8)
         pair.server.drain(8)

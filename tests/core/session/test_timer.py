@@ -18,7 +18,7 @@ async def wake_time(timer: Timer, look_at: float) -> float:
     return trio.current_time()
 
 
-async def test_it_sleeps_until_the_first_date(autojump_clock: MockClock) -> None:
+async def test_the_timer_sleeps_until_the_first_deadline(autojump_clock: MockClock) -> None:
     timer, start = Timer(), trio.current_time()
     assert await wake_time(timer, start + 3) == start + 3
     timer.send_at = start + 4

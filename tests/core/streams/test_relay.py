@@ -345,17 +345,17 @@ class ChunkStream(trio.abc.HalfCloseableStream):
 
 
 class TestReads:
-    async def test_they_grow_for_bulk(self) -> None:
+    async def test_reads_grow_for_bulk(self) -> None:
         bulk = ChunkStream([10 * MIB] * 6)
         await relay(bulk, ChunkStream([]))
         assert bulk.asked[:5] == [16 * KIB, 64 * KIB, 256 * KIB, MIB, MIB]
 
-    async def test_they_stay_small_for_chat(self) -> None:
+    async def test_reads_stay_small_for_chat(self) -> None:
         chat = ChunkStream([64] * 20)
         await relay(chat, ChunkStream([]))
         assert set(chat.asked) == {16 * KIB}
 
-    async def test_they_shrink_again(self) -> None:
+    async def test_reads_shrink_again(self) -> None:
         mixed = ChunkStream([10 * MIB] * 4 + [64] * 12)
         await relay(mixed, ChunkStream([]))
         assert mixed.asked[4] == MIB

@@ -95,7 +95,7 @@ async def test_on_loopback_a_name_that_a_page_has_rebound_reads_nothing(
     assert await get(server, "/healthz", {"host": host}) == (200, b"ok\n")
 
 
-async def test_no_page_may_frame_another_ones(nursery: trio.Nursery) -> None:
+async def test_no_page_may_frame_another_page(nursery: trio.Nursery) -> None:
     server = await nursery.start(serve_ops, LOOPBACK, pages(), NO_ACCESS)
     async with await dial("127.0.0.1", int(server.addresses[0].rpartition(":")[2])) as stream:
         request = h11.Request(method="GET", target="/", headers=[("host", "localhost")])

@@ -85,7 +85,7 @@ def test_our_bytes_are_protobufs_bytes(packet: Packet) -> None:
 
 @relaxed
 @given(packets)
-def test_what_was_written_is_read(packet: Packet) -> None:
+def test_written_packets_read_back(packet: Packet) -> None:
     assert read(encoded(packet)) == packet
 
 
@@ -96,7 +96,7 @@ def test_what_was_written_is_read(packet: Packet) -> None:
 @example(delimited(3, delimited(1, b"\x08\x05") + delimited(1, b"\x10\x07")))
 @example(delimited(3, delimited(3, b"\x08\x05")) + b"\x10\x07")
 @example(encode_packet(0, 0, [WELCOME, Rejected(Reason.STALE_ATTEMPT, "")]))
-def test_whatever_protobuf_reads_we_read_equally(data: bytes) -> None:
+def test_the_codec_reads_what_protobuf_reads(data: bytes) -> None:
     expected = by_protobuf(data)
     assert expected is not None
     assert read(data) == expected

@@ -80,7 +80,7 @@ def test_no_packet_costs_more_than_the_budget(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_is_accepted_costs_in_proportion_to_its_size(name: str) -> None:
+def test_accepted_packets_cost_in_proportion_to_their_size(name: str) -> None:
     frame = ALL[name]
     few = max(1, 8 * KIB // len(frame))
     small, large = (cost_of(frame * count) for count in (few, 4 * few))

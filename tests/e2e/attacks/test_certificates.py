@@ -85,7 +85,9 @@ def test_a_day_does_not_become_a_month(site: Ground, tmp_path: Path, role: str) 
         assert DAY - 60 < life(own) <= DAY + 1
 
 
-def test_what_was_renewed_goes_with_what_was_stolen(site: Ground, echo: Echo, tmp_path: Path) -> None:
+def test_renewals_of_a_stolen_certificate_are_revoked_with_it(
+    site: Ground, echo: Echo, tmp_path: Path
+) -> None:
     stolen = site.server.issue_user("mallory", tmp_path / "stolen.pem")
     hidden = renewed(site, renewed(site, stolen, tmp_path / "1.pem"), tmp_path / "2.pem")
     with echo.measured() as under:

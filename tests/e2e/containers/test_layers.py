@@ -84,7 +84,7 @@ def test_no_setting_of_the_build_is_in_the_image(saved: Path) -> None:
     assert "PIP_CERT" not in told
 
 
-def test_no_layer_has_what_only_the_other_side_or_a_build_needs(side: str, saved: Path) -> None:
+def test_no_layer_has_files_of_the_other_program_or_of_the_build(side: str, saved: Path) -> None:
     names = {name for name, _ in files_of(saved)}
     foreign = {"agent": ("tunnel_server", "tunnel_client"), "server": ("tunnel_agent",)}[side]
     assert not [name for name in names if any(f"site-packages/{other}/" in name for other in foreign)]
@@ -134,7 +134,7 @@ def test_its_labels_say_what_it_is(side: str, image: str) -> None:
     assert said["description"]
 
 
-def test_what_the_agent_adds_is_small_and_each_large_part_has_its_reason() -> None:
+def test_the_agents_layers_are_small_and_each_large_part_has_its_reason() -> None:
     image = builder.image("agent")
     python = "localhost/qanat-agent:python"
     builder.build("agent", AMD64, python, target="python")

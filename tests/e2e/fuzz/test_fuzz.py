@@ -13,7 +13,7 @@ SECONDS, LONG_SECONDS = 60, 600
 _ROOT = Path(__file__).parents[3]
 
 
-def test_nothing_is_found(long: bool) -> None:
+def test_fuzzing_finds_no_failure(long: bool) -> None:
     chance = ["--seconds", str(LONG_SECONDS)] if long else ["--seconds", str(SECONDS), "--seed", "1"]
     argv = [sys.executable, "-m", "tests.fuzz", *chance]
     ran = subprocess.run(argv, cwd=_ROOT, capture_output=True, text=True)  # noqa: S603 - our own command

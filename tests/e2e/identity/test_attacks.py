@@ -282,7 +282,7 @@ def attacker(server: Server, network: Network, tmp_path: Path) -> Attacker:
 @pytest.mark.parametrize(
     "attack", [*REQUESTS, *DOORS, *ATTACHES, *IN_THE_HANDSHAKE], ids=lambda attack: attack.name
 )
-def test_it_is_refused_and_written_down(attacker: Attacker, attack: Attack) -> None:
+def test_an_attack_is_refused_and_audited(attacker: Attacker, attack: Attack) -> None:
     assert attack.try_it(attacker) == attack.heard
     attacker.wait_line(attack.line or attack.heard)
 

@@ -99,7 +99,7 @@ def test_s_client_verifies_the_server(server: Server, client: EstClient, port: i
     assert re.search(r"^ 1 s:", said, re.MULTILINE), "and its issuer is sent along"
 
 
-def test_what_the_foreign_client_got_carries_a_real_agent(
+def test_the_foreign_clients_certificate_works_for_a_real_agent(
     server: Server, client: EstClient, home: HomeMaker
 ) -> None:
     node = "est-agent"

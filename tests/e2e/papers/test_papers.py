@@ -88,7 +88,7 @@ def test_a_colleague_comes_in_and_is_shut_out(walk: Walk) -> None:
     assert_attached(walk.commands(LAPTOP, "qanat nodes"))
 
 
-def test_what_the_operator_does(walk: Walk) -> None:
+def test_the_operators_page(walk: Walk) -> None:
     walk.edit("on the node", "/etc/qanat/agent.toml", {"allow": list(tables.ALLOWED)})
     walk.commands(LAPTOP, "echo image >image.tar")
     walk.paper("docs/operate.md")

@@ -155,7 +155,7 @@ def around(cluster: Cluster) -> Surroundings:
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_everything_goes_on(
+def test_every_kubectl_command_continues(
     cluster: Cluster, digest: str, around: Surroundings, tmp_path: Path, harm: str
 ) -> None:
     resumed = _resumptions(cluster)

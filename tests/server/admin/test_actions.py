@@ -176,7 +176,9 @@ async def test_wrong_arguments_are_refused_and_nothing_is_done(
         ("GET", "audit?" + "&".join(f"a{n}=1" for n in range(30)), b"", 400),
     ],
 )
-async def test_what_is_no_act(tmp_path: Path, method: str, path: str, body: bytes, status: int) -> None:
+async def test_unknown_administration_requests(
+    tmp_path: Path, method: str, path: str, body: bytes, status: int
+) -> None:
     async with site(tmp_path) as here:
         found, answer = await here.ask(method, path, body)
         assert (found, answer["reason"] != "internal_error") == (status, True)

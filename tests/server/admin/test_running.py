@@ -105,7 +105,7 @@ async def test_a_store_that_cannot_be_used_is_reported_at_start(
     assert b"Traceback" not in ran.stderr
 
 
-async def test_what_befell_nodes_is_kept_and_takeovers_are_audited(tmp_path: Path) -> None:
+async def test_node_events_are_kept_and_takeovers_are_audited(tmp_path: Path) -> None:
     async with attached(tmp_path) as (site, server, agent):
         async with running(agent.process.args) as second:  # type: ignore[arg-type]
             await second.line("attached")

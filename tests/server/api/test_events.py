@@ -128,12 +128,12 @@ async def test_a_gap_is_reported() -> None:
         ("&".join(f"p{i}=1" for i in range(20)), "too many parameters"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(query: str, said: str) -> None:
+def test_invalid_queries_are_refused(query: str, said: str) -> None:
     with pytest.raises(Refused, match=said) as caught:
         parse_question(query)
     assert caught.value.reason is Reason.BAD_REQUEST
 
 
-def test_what_is_empty_is_not_asked() -> None:
+def test_an_empty_parameter_is_ignored() -> None:
     assert parse_question("node=&after=&wait=") == parse_question("") == EventsQuery()
     assert parse_question("node=a%20b&after=0&wait=inf") == EventsQuery("a b", 0, 30.0)

@@ -104,7 +104,7 @@ async def test_an_expired_certificate_ends_what_depends_on_it(
     assert watched.gone[1:] == [("shop-1", Reason.CERTIFICATE_EXPIRED)]
 
 
-async def test_what_lives_by_a_newer_certificate_goes_on(
+async def test_a_session_with_a_newer_certificate_continues(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
     entry = watched.standing.register(watched.proven("shop-1", "a1", seconds=100), watched.gone.append)  # type: ignore[arg-type]

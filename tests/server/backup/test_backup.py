@@ -107,7 +107,7 @@ def test_revocations_newer_than_the_backup_are_reported(command: Command, tmp_pa
     assert json.loads(again.stdout)["lost_revocations"] == []
 
 
-def test_it_is_taken_while_others_write_and_holds_a_moment(command: Command, tmp_path: Path) -> None:
+def test_a_backup_during_writes_holds_one_consistent_state(command: Command, tmp_path: Path) -> None:
     config = load(command.config, ServerConfig)
     with writing(command.folder, 0) as process:
         assert process.stdout is not None
@@ -122,7 +122,7 @@ def test_it_is_taken_while_others_write_and_holds_a_moment(command: Command, tmp
     assert len(numbers) >= 200 > AT_ONCE
 
 
-def test_it_replaces_nothing_and_leaves_nothing_behind(command: Command, tmp_path: Path) -> None:
+def test_a_backup_replaces_nothing_and_leaves_nothing_behind(command: Command, tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_text("mine")
     assert "exists; a backup replaces nothing" in command("backup", tmp_path / "b.tar", code=2).stderr
     assert (tmp_path / "b.tar").read_text() == "mine"

@@ -140,7 +140,7 @@ def test_a_key_is_private_whatever_mode_the_backup_has(command: Command, tmp_pat
     assert modes == {0o600, 0o644}
 
 
-def test_what_was_shown_is_what_is_restored(command: Command, tmp_path: Path) -> None:
+def test_the_shown_places_are_the_restored_ones(command: Command, tmp_path: Path) -> None:
     with open_backup(tmp_path / "b.tar") as opened:
         (tmp_path / "b.tar").rename(tmp_path / "moved.tar")
         (tmp_path / "b.tar").write_bytes(b"another")
@@ -210,7 +210,7 @@ class Service:
 
 
 @root_only
-def test_what_is_restored_belongs_to_the_owner_of_its_folder(site: Path) -> None:
+def test_restored_files_belong_to_the_owner_of_their_folder(site: Path) -> None:
     service = Service(site)
     said = service.restore()
     assert said.exit_code == 0, said.stderr

@@ -89,7 +89,7 @@ def test_keys_are_private_and_nothing_is_left_over(server: Path) -> None:
     assert stat.S_IMODE(server.parent.stat().st_mode) == 0o700
 
 
-def test_it_prints_what_to_paste_next(tmp_path: Path) -> None:
+def test_init_prints_the_next_commands(tmp_path: Path) -> None:
     result = run("init", *NAMES, "--data-dir", tmp_path / "my server")
     config = f"--config '{tmp_path}/my server/server.toml'"
     assert f"qanat-server run {config}\n" in result.stdout
@@ -250,7 +250,7 @@ def test_wrong_arguments_are_reported_and_nothing_is_made(
     assert everything_in(tmp_path) == {}
 
 
-def test_what_is_commented_out_is_the_default() -> None:
+def test_commented_lines_show_the_defaults() -> None:
     text = config_text("qanat.internal", Path("/d"), Ports())
     whole = re.sub(r"(?m)^# (?=[a-z_]+ = |\[)", "", text)
     source = Source(Path("/c/server.toml"), Path("/d"))

@@ -83,7 +83,7 @@ async def test_no_byte_follows_the_head_before_the_client_sends() -> None:
         assert scope.cancelled_caught
 
 
-async def test_what_was_sent_behind_the_head_comes_first() -> None:
+async def test_bytes_sent_after_the_head_arrive_first() -> None:
     async with open_edge() as edge:
         edge.attach("edge1", echo)
         stream = await edge.dial(await serve(edge))

@@ -194,7 +194,7 @@ async def test_paths_without_authentication(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/v1/nodes", "/api/v1/joins", "/.well-known/estate", "/.well-known/"])
-async def test_all_else_stays_closed(tmp_path: Path, path: str) -> None:
+async def test_other_paths_need_authentication(tmp_path: Path, path: str) -> None:
     async with open_issuing(tmp_path) as issuing:
         answer = await get(issuing, path)
         assert (answer.status, answer.word) == (401, "unauthenticated")
@@ -351,7 +351,7 @@ async def test_a_request_that_asks_for_more(tmp_path: Path, case: str) -> None:
         assert not await issuing.store.certificates()
 
 
-async def test_what_shows_no_certificate_does_not_renew(tmp_path: Path) -> None:
+async def test_a_request_without_certificate_does_not_renew(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         token = format_token(await issuing.token("edge1"))
         answer = await post(issuing, "simplereenroll", request_of(), Authorization=basic("edge1", token))
@@ -414,7 +414,7 @@ async def test_a_foreign_certificate_that_tls_accepts_does_not_renew(
 
 
 @pytest.mark.parametrize("role", [Role.NODE, Role.USER])
-async def test_what_roots_for_users_vouch_for_is_not_renewed(tmp_path: Path, role: Role) -> None:
+async def test_certificates_of_roots_for_users_are_not_renewed(tmp_path: Path, role: Role) -> None:
     """Otherwise their issuer could have a node's certificate of this server, or one that outlives trust."""
     others = create_authority(pki.TRUST_DOMAIN).authority
     theirs = others.issue(role, "edge1")
@@ -441,7 +441,7 @@ async def test_beyond_the_cap_the_answer_has_a_retry_time(tmp_path: Path) -> Non
         nursery.cancel_scope.cancel()
 
 
-async def test_one_name_does_not_ask_for_ever(tmp_path: Path) -> None:
+async def test_requests_of_one_name_are_limited(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         body = request_of()
         statuses = [(await renew(issuing, pki.node_leaf("edge1"), body)).status for _ in range(12)]

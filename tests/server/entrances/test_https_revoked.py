@@ -143,7 +143,7 @@ async def test_an_answer_that_waits_for_events_is_cut_short(tmp_path: Path) -> N
         assert answer.startswith(b"HTTP/1.1 403 ") and b": revoked" in answer
 
 
-async def test_what_outlives_its_certificate_ends(tmp_path: Path) -> None:
+async def test_a_stream_that_outlives_its_certificate_ends(tmp_path: Path) -> None:
     async with open_door(tmp_path) as door:
         door.edge.attach("edge1", echo_until_reset)
         stream, idle = await door.enter(), await door.enter()

@@ -95,7 +95,7 @@ def restarted(old: Events, most: int = 5) -> Events:
     return later
 
 
-def test_what_an_earlier_run_has_left_comes_first() -> None:
+def test_events_of_an_earlier_run_come_first() -> None:
     old = ring()
     for node in ("edge1", "edge2", "edge1"):
         old.add(EventKind.ATTACHED, node, "facade00")

@@ -42,7 +42,7 @@ async def test_a_subscriber_gets_events_of_its_node_only(autojump_clock: trio.te
     assert len(heard) == 3
 
 
-async def test_what_is_there_is_not_waited_for() -> None:
+async def test_an_existing_event_needs_no_wait() -> None:
     followers = EventSubscribers(Events(now), Counters())
     followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
     await followers.wait_newer(0)

@@ -51,7 +51,7 @@ def test_the_total_is_bounded() -> None:
     assert refusal(admission, "192.0.2.4") is Reason.TOO_MANY_CONNECTIONS
 
 
-def test_one_source_waits_until_others_of_it_proved_themselves_or_left() -> None:
+def test_a_source_waits_until_its_other_connections_are_authenticated_or_closed() -> None:
     admission = Admission(99, 2, 4, clock=Clock())
     first, second, third = admit_many(admission, "2001:db8::1", 3)
     turns: list[str] = []
@@ -65,7 +65,7 @@ def test_one_source_waits_until_others_of_it_proved_themselves_or_left() -> None
     assert admission.open_connections == 3
 
 
-def test_what_waits_is_bounded_for_each_source() -> None:
+def test_waiting_connections_are_bounded_for_each_source() -> None:
     admission = Admission(99, 1, 50, clock=Clock())
     tickets = admit_many(admission, "192.0.2.1", 5)
     assert [ticket.waits for ticket in tickets] == [False, True, True, True, True]
@@ -81,7 +81,7 @@ def test_what_waits_is_bounded_for_each_source() -> None:
     assert not admission.admit("192.0.2.1").waits
 
 
-def test_what_waits_is_bounded_in_total_and_sources_take_turns() -> None:
+def test_waiting_connections_are_bounded_in_total_and_sources_take_turns() -> None:
     admission = Admission(99, 2, 2, clock=Clock())
     first, _ = admit_many(admission, "192.0.2.1", 2)
     second = admission.admit("192.0.2.2")

@@ -200,7 +200,7 @@ async def test_stopping_leaves_running_connections_alone() -> None:
         await served.wait()
 
 
-async def test_one_too_many_is_closed_and_counted() -> None:
+async def test_a_connection_beyond_the_bound_is_closed_and_counted() -> None:
     async with open_edge() as edge:
         admission = Admission(2, 9, clock=trio.current_time)
         listener = await edge.listen("tcp", hold, admission)
@@ -215,7 +215,7 @@ async def test_one_too_many_is_closed_and_counted() -> None:
         assert await (await edge.dial(listener)).receive_some() == b"hello"
 
 
-async def test_one_more_of_a_source_waits_for_its_turn() -> None:
+async def test_a_connection_beyond_the_sources_bound_waits_for_its_turn() -> None:
     async with open_edge() as edge:
         listener = await edge.listen("tcp", hold, Admission(99, 2, clock=trio.current_time))
         kept = [await edge.dial(listener) for _ in range(2)]
@@ -433,7 +433,7 @@ async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener()
         assert [address.rsplit(":", 1)[0] for address in seen] == ["127.0.0.1", "[::1]"]
 
 
-async def test_what_is_accepted_is_tuned_as_what_is_dialled() -> None:
+async def test_accepted_sockets_are_tuned_as_dialled_ones() -> None:
     seen: list[tuple[int, int, int]] = []
 
     async def note(accepted: AcceptedConnection) -> None:

@@ -159,7 +159,7 @@ async def test_a_flood_of_calls_leaves_a_session_alone(autojump_clock: trio.test
         assert agent.link.attached and door.link_of("edge1").attached
 
 
-async def test_what_comes_before_use_is_bounded_in_all(autojump_clock: trio.testing.MockClock) -> None:
+async def test_bytes_before_use_are_bounded_in_total(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
         for size in (LIMITS.max_attach_bytes + 1, LIMITS.max_message_bytes):
             call = Call(door)

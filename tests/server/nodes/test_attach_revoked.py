@@ -56,7 +56,7 @@ async def test_the_session_and_its_streams_end_with_the_reason(
         await spared.aclose()
 
 
-async def test_nothing_lets_it_in_again(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_revoked_agent_cannot_attach_again(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door(grace_seconds=60) as door:
         agent = await door.attach("edge1")
         door.revoke(RevocationKind.NODE, "edge1")

@@ -261,7 +261,7 @@ def test_one_agent_may_begin_session_after_session(nodes: Nodes, clock: Clock) -
         clock.seconds += 1
 
 
-def test_what_is_remembered_of_replaced_runs_is_bounded(nodes: Nodes, clock: Clock) -> None:
+def test_the_memory_of_replaced_runs_is_bounded(nodes: Nodes, clock: Clock) -> None:
     duplicates = TakeoverLimiter()
     for number in range(MAX_NODES + 5):
         duplicates.note_replaced(f"edge-{number}", b"a", clock.seconds)
@@ -382,7 +382,7 @@ def test_a_node_is_forgotten_unless_it_has_an_agent(nodes: Nodes) -> None:
     assert [node.name for node in nodes.all()] == ["edge.1"]
 
 
-def test_what_a_node_writes_beyond_its_budget_is_left_out_and_counted() -> None:
+def test_writes_of_a_node_beyond_its_budget_are_left_out_and_counted() -> None:
     budget = writes_budget()
     assert [budget.note(("edge1", "lost"), 0.0) for _ in range(WRITES + 2)] == [0] * WRITES + [None, None]
     assert budget.note(("edge2", "lost"), 0.0) == budget.note(("edge1", "resumed"), 0.0) == 0

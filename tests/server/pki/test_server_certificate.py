@@ -40,7 +40,9 @@ def installed(
 @pytest.mark.parametrize(
     ("age_days", "due"), [(0, False), (19.9, False), (20.1, True), (29.9, True), (31, True)]
 )
-def test_it_is_due_at_two_thirds_of_its_life(tmp_path: Path, age_days: float, due: bool) -> None:
+def test_the_certificate_is_due_at_two_thirds_of_its_validity(
+    tmp_path: Path, age_days: float, due: bool
+) -> None:
     config, _ = installed(tmp_path, began=timedelta(days=age_days))
     looked = look(config, NOW)
     assert (looked.renewed is not None) == due
@@ -71,7 +73,7 @@ def test_a_certificate_of_another_issuer_is_not_renewed(tmp_path: Path) -> None:
     assert look(load(other / "server.toml", ServerConfig), NOW + timedelta(days=360)).renewed is None
 
 
-def test_it_never_outlives_the_issuing_certificate(tmp_path: Path) -> None:
+def test_the_certificate_never_outlives_the_issuing_one(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, days=1825, began=timedelta(days=1300))
     file = config.tls.certificate_file
     for days, ends in ((0, 1825), (1800, 1826)):  # the issuing certificate's last day
@@ -96,7 +98,7 @@ def test_the_newest_issuing_certificate_signs(tmp_path: Path) -> None:
     assert describe(split_pem(renewed.chain_pem)[1]).serial == describe(issuing.certificate_pem).serial
 
 
-async def test_it_is_recorded_put_in_place_and_announced(tmp_path: Path) -> None:
+async def test_the_renewed_certificate_is_recorded_put_in_place_and_announced(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, began=timedelta(days=25))
     told: list[bytes] = []
 

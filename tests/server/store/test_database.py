@@ -56,7 +56,7 @@ def test_a_reader_cannot_write(tmp_path: Path) -> None:
         reader.execute("DELETE FROM tokens")
 
 
-def test_it_goes_forward_step_by_step_and_keeps_what_is_there(tmp_path: Path) -> None:
+def test_a_migration_runs_step_by_step_and_keeps_the_data(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with contextlib.closing(open_database(path)) as connection:
         connection.execute("INSERT INTO revocations VALUES (7, 'node', 'a', 1, '', '', 0, NULL)")

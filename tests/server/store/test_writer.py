@@ -84,7 +84,7 @@ async def test_work_is_done_in_its_order_in_another_thread(tmp_path: Path) -> No
     bench.connection.close()
 
 
-async def test_what_waits_together_is_one_commit(tmp_path: Path) -> None:
+async def test_waiting_writes_are_one_commit(tmp_path: Path) -> None:
     bench, moments = Bench(tmp_path), []
     works = [lambda transaction: moments.append(transaction.now)] * 40
     await bench.run_all(*works)

@@ -446,7 +446,7 @@ async def test_smuggled_lengths_are_refused() -> None:
         assert not link.streams
 
 
-def test_it_serves_this_machine_only() -> None:
+def test_the_web_entrance_serves_this_machine_only() -> None:
     refuse_open_web(["127.0.0.1:7003", "[::1]:7003", "localhost:0"])
     for address in ("0.0.0.0:7003", "[::]:7003", "192.0.2.1:7003"):
         with pytest.raises(CannotListen) as caught:

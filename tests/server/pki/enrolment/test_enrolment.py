@@ -84,7 +84,7 @@ def test_the_name_asked_for_is_a_nodes_or_there_is_none(uris: list[str], names: 
         assert is_node_name(node)
 
 
-def test_what_the_request_says_comes_before_the_user_name() -> None:
+def test_the_name_in_the_request_comes_before_the_user_name() -> None:
     login = Login("edge9", "")
     assert node_asked_for(("spiffe://any/node/edge1",), ("edge2",), login) == "edge1"
     assert node_asked_for(("spiffe://any/user/edge1",), ("node edge2",), login) == "edge2"
