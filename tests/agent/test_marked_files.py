@@ -160,7 +160,7 @@ async def test_the_roots_of_an_https_service_in_utf_16(tmp_path: Path) -> None:
 
 
 async def handshake_of(ca_file: Path, folder: Path) -> Refused | None:
-    """With a target that shows a certificate of our authority; returns why there was none."""
+    """Shake hands with a target whose certificate is of the tests' authority; returns the failure."""
     context = server_context(folder)
     context.verify_mode = ssl.CERT_NONE
 

@@ -33,7 +33,7 @@ async def reset(stream: SocketStream) -> None:
 
 @asynccontextmanager
 async def busy_for(number: int, answer: Answer, server: FakeServer) -> AsyncIterator[list[int]]:
-    """A port before ``server`` whose first connections get ``answer``; yields the port and how many came."""
+    """Yield a port before ``server`` whose first connections get ``answer``, and the connection count."""
     seen = [0, 0]
 
     async def serve(accepted: trio.SocketStream) -> None:

@@ -53,7 +53,7 @@ async def server(tmp_path: Path) -> AsyncIterator[FakeServer]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Nothing of the person who runs the tests is found."""
+    """Return an environment without the files and settings of the person who runs the tests."""
     own = {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "c"), "XDG_DATA_HOME": str(folder / "d")}
     return {**os.environ, **own, "QANAT_BUNDLE": str(folder / "kim.pem"), "PYTHONPATH": str(ROOT)}
 
@@ -73,7 +73,7 @@ async def qanat(
 
 
 async def inside(folder: Path, *arguments: str) -> Result:
-    """The command in a thread of this process: what needs neither real descriptors nor signals."""
+    """Run the command in a thread of this process, for tests without real descriptors and signals."""
     invoke = partial(CliRunner(env=environment(folder)).invoke, main, arguments, prog_name="qanat")
     with trio.fail_after(20):
         result = await trio.to_thread.run_sync(invoke)
@@ -286,7 +286,7 @@ async def test_forward_outlives_the_reader_of_its_messages(server: FakeServer, t
 
 
 class forwarding:  # noqa: N801 - reads as a function
-    """A running ``qanat forward``, killed in the end if it has not ended."""
+    """Run ``qanat forward``, and kill it at the end if it still runs."""
 
     def __init__(self, folder: Path, *arguments: str, stderr: int | None = None) -> None:
         self._open = partial(

@@ -51,7 +51,7 @@ def programs(folder: Path) -> dict[str, str]:
 
 
 async def completed(folder: Path, shell: str, program: str, line: str) -> list[str]:
-    """What ``shell``, in which the script was read, proposes for the last word of ``line``."""
+    """Return the proposals of ``shell``, which has read the script, for the last word of ``line``."""
     need(shell)
     script = {"bash": _BASH, "fish": _FISH, "zsh": _ZSH}[shell]
     command = [shell, *(["--norc"] if shell == "bash" else []), "-c", script, shell, program, line]

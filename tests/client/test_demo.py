@@ -106,7 +106,7 @@ def test_nothing_is_left_of_a_demo_that_ends_while_it_starts(folder: Path) -> No
 
 
 def test_nothing_is_left_when_the_reader_of_its_output_ends(folder: Path) -> None:
-    """As behind ``ssh HOST qanat demo``, where no SIGHUP comes, and in ``qanat demo | head -1``."""
+    """As in ``ssh HOST qanat demo``, where no SIGHUP arrives, and in ``qanat demo | head -1``."""
     with subprocess.Popen(  # noqa: S603 - our own
         DEMO, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

@@ -92,7 +92,7 @@ async def test_a_follower_prints_what_comes_until_ctrl_c(server: FakeServer, tmp
 
 
 async def test_a_follower_ends_when_nothing_reads_it(server: FakeServer, tmp_path: Path) -> None:
-    """As in ``qanat events --follow | head -1``, though no further event comes."""
+    """As in ``qanat events --follow | head -1``, even if no further event happens."""
     server.pages["events"] = page(ATTACHED, last=5)
     server.pages["events?after=5&wait=25"] = page(last=5)
     command = [*QANAT, "events", "--follow"]

@@ -47,7 +47,7 @@ async def test_pipes_keep_trios_contract() -> None:
 
 
 async def test_a_reader_that_left_is_noticed_behind_the_end_of_the_input() -> None:
-    """As ``qanat connect`` stays when ssh is gone and the target is silent."""
+    """``qanat connect`` meets this when ssh has ended and the target is silent."""
     user, ours = pipe_pair()
     async with ours:
         await user.aclose()

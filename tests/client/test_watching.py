@@ -35,7 +35,7 @@ async def server(tmp_path: Path) -> AsyncIterator[FakeServer]:
 
 
 class Answers:
-    """What a server says, one after the other; the last ends the watching."""
+    """A server's answers, one after the other. The last one ends the watching."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
         self.left = list(answers)

@@ -44,7 +44,7 @@ def load_all() -> None:
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
-    """The exit code (negative: a signal) and the output of one case."""
+    """Run one case, and return its exit code (negative: a signal) and its output."""
     prepare_files(case)
     files = [_unnamed_file(), _unnamed_file()]
     sys.stdout.flush()
@@ -76,7 +76,7 @@ def prepare_files(case: dict[str, Any]) -> None:
 
 
 def restore_rights(case: dict[str, Any]) -> None:
-    """Gives the owner back what a damage took, so that an ordinary user too can remove the folder."""
+    """Give the owner back the rights that a damage removed, so that an ordinary user can delete it."""
     folder = Path(case.get("folder") or "/nonexistent")
     if not folder.is_dir():
         return
@@ -148,7 +148,7 @@ def begin(case: dict[str, Any], out: int, err: int) -> None:
 
 
 def _open_standard_streams(closed: tuple[int, ...]) -> None:
-    """As the interpreter does when it starts."""
+    """Open the standard streams as the interpreter does at its start."""
     sys.stdin = _text(0, "rb", closed)
     sys.stdout = _text(1, "wb", closed)
     sys.stderr = _text(2, "wb", closed)

@@ -63,7 +63,7 @@ def test_files_that_are_damaged_or_forbidden(walker: Walker, program: str) -> No
     "damage", ["garbage", "empty", "a directory", "no rights", "no rights to the folder"]
 )
 def test_an_issuing_certificate_that_is_damaged(walker: Walker, damage: str) -> None:
-    """The case from which the walk came, with all commands that read it."""
+    """The case that led to the walk, with all commands that read the file."""
     place = str(walker.folder / "ca/issuing.pem")
     wrong = walk_all(walker, ((command, {"file": place, "damage": damage}) for command in of("qanat-server")))
     assert not wrong, wrong

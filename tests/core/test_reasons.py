@@ -57,7 +57,7 @@ def test_a_refusal_says_its_word_and_its_sentence() -> None:
 
 
 def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> None:
-    """Where the agent serves streams, and where either end breaks one."""
+    """The reasons of the agent where it serves streams, and of either end where it breaks a stream."""
     root = Path(__file__).parents[2]
     sources = [
         root / "tunnel_agent/targets/serve.py",

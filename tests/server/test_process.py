@@ -371,7 +371,7 @@ def sockets_in(folder: Path) -> list[Path]:
 
 
 async def refused(site: Site, code: int, words: str) -> str:
-    """The server does not start, says ``words``, and no traceback."""
+    """Check that the server does not start, and logs ``words`` and no traceback."""
     result = await run_server(site.config)
     said = result.stderr.decode()
     assert (result.returncode, words in said) == (code, True), said

@@ -20,7 +20,7 @@ def attempts() -> FailoverPolicy:
 
 
 def starts(machine: FailoverPolicy, carried: CarrierStatus, until: float, chance: float = 0.5) -> list[float]:
-    """When attempts start if all of them hang until they are abandoned."""
+    """Return the start times of attempts that all hang until they are abandoned."""
     times, now = [], 100.0
     while now < until:
         actions = machine.poll(now, carried, chance)

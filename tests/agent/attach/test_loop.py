@@ -110,7 +110,7 @@ async def attach_until_it_stays(servers: Servers, state: AgentState) -> None:
 
 @pytest.fixture
 def longest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jitter that always takes the whole window, so that the windows can be read off."""
+    """Return jitter that always takes the whole window, so that a test can read the windows."""
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
 
 

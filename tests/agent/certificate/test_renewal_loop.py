@@ -87,7 +87,7 @@ def test_a_clock_in_1970_waits_for_another() -> None:
     st.lists(st.booleans(), max_size=40),
 )
 def test_no_clock_makes_a_hot_loop(wrong: float, seconds: float, outcomes: list[bool]) -> None:
-    """The wall clock is wrong by any time: never closer than half a second, or a third of a life."""
+    """The wall clock may be wrong by any time: waits are at least half a second, or a third of a validity."""
     steady = 0.0
     plan = plan_after(life(seconds), steady, 0.5, renewed=False)
     for succeeds in outcomes:
@@ -159,7 +159,7 @@ RENEWS = "import os, sys; os.replace(sys.argv[1], sys.argv[2])"
 
 
 class Loop:
-    """Renewals of a bundle; ``taken`` has each that was taken up."""
+    """Renewals of a bundle; ``taken`` has each bundle that was used."""
 
     def __init__(self, bundle: BundleWatcher, *commands: list[str]) -> None:
         self.state = AgentState("edge1", ("a:1",))
@@ -273,7 +273,7 @@ CURES = {
 
 
 async def ask_who_refuses(reason: Reason, folder: Path) -> Exception:
-    """What becomes of a renewal at a server that answers with ``reason``."""
+    """Return the result of a renewal at a server that answers with ``reason``."""
 
     async def refuse(tls: trio.SSLStream[trio.SocketStream]) -> None:
         await tls.receive_some()

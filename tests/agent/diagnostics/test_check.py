@@ -74,7 +74,7 @@ async def probe(
 
 
 async def failure_at(step: str, installation: Installation) -> CheckResult:
-    """The finding of the step that fails; those before it passed."""
+    """Return the result of the step that fails; the steps before it passed."""
     async with open_bridge() as bridge:
         findings = await probe(installation, bridge)
     assert [finding.verdict for finding in findings[:-1]] == [Verdict.PASS] * (len(findings) - 1)

@@ -144,7 +144,7 @@ async def test_a_server_that_falls_silent_is_named_and_the_token_is_whole(
 
 
 async def test_an_answer_that_is_lost_is_asked_for_again(cloud: Cloud, tmp_path: Path) -> None:
-    """The fifth connection carries the token; it breaks when the server has done its part."""
+    """The fifth connection carries the token; it breaks after the server has issued the certificate."""
     token, edge = await cloud.token("lost"), machine(tmp_path)
     relay = Relay(cloud.https, cut={5, 6})
     async with listening(relay.handle) as address:
@@ -181,7 +181,7 @@ async def test_a_token_for_another_name_mistyped_or_unknown(cloud: Cloud, tmp_pa
 
 
 async def test_the_token_knows_the_name(cloud: Cloud, tmp_path: Path) -> None:
-    """Whatever this machine is called: its host name is not ``edge-by-token``."""
+    """The host name of this machine is not ``edge-by-token``, and does not matter."""
     token = await cloud.token("edge-by-token")
     assert parse_token(token).made_for == "edge-by-token"
     edge = machine(tmp_path)

@@ -32,12 +32,12 @@ OLD = login_text(parse_token(TOKEN))
 FLEET = format_token(make_token(bytes(32), bytes(30), "edge-*"))
 ID = parse_token(TOKEN).id
 NOBODY = "nosuch.invalid"
-"""What gets as far as this fails at the step dns with 5: the use itself was not wrong."""
+"""A valid use fails later, at the step dns with exit code 5."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """A command line after ``qanat-agent``, its standard input, and what comes of it."""
+    """A command line after ``qanat-agent``, its standard input, and the expected result."""
 
     arguments: Sequence[str]
     stdin: bytes
@@ -104,7 +104,7 @@ WRONG = {
 
 
 def run_agent(edge: Machine, arguments: Sequence[str], stdin: bytes | str) -> Result:
-    """Within this process: a whole table of processes would take a minute."""
+    """Run a command in this process, because a table of processes would take a minute."""
     words = [*arguments, "--config", str(edge.config)]
     return CliRunner().invoke(agent_main, words, input=stdin, prog_name="qanat-agent")
 
@@ -121,7 +121,7 @@ def test_a_wrong_use_says_what_to_do(wrong: Use, tmp_path: Path) -> None:
 
 
 def test_a_name_is_refused_before_anything_else(tmp_path: Path) -> None:
-    """Also where the folder cannot be written, and the server does not exist."""
+    """The name is also refused where the folder cannot be written, and the server does not exist."""
     edge = Machine(tmp_path / "nosuch" / "edge")
     lines = run_agent(edge, ["join", NOBODY, "--name", "edge2"], TOKEN).output.splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["PASS", "token"], ["FAIL", "node"]]
@@ -201,7 +201,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 
 async def test_the_line_works_as_printed_on_any_host(cloud: Cloud, tmp_path: Path) -> None:
-    """``sh`` runs what ``token create`` prints; only the place of the files is the test's own."""
+    """``sh`` runs what ``token create`` prints; the test sets only the place of the files."""
     command = [*SERVER, "token", "create", "--node", "shop-7", "--config", str(cloud.config)]
     made = (await trio.run_process(command, capture_stdout=True)).stdout.decode()
     (line,) = re.findall(r"^  (echo .*)$", made, re.MULTILINE)
@@ -280,15 +280,17 @@ async def test_a_token_of_another_server(cloud: Cloud, tmp_path: Path) -> None:
     assert "made on that server" in failed.failure["fix"]
 
 
-def cannot_be_somebody_else() -> bool:
-    """Python may be where only root gets."""
+def cannot_run_as_another_user() -> bool:
+    """Whether another user cannot start this Python, because only root may enter its folder."""
     try:
         return subprocess.run([sys.executable, "-c", ""], user=12345, check=False).returncode != 0
     except OSError:
         return True
 
 
-@pytest.mark.skipif(cannot_be_somebody_else(), reason="another user cannot be made, or cannot start Python")
+@pytest.mark.skipif(
+    cannot_run_as_another_user(), reason="another user cannot be made, or cannot start Python"
+)
 @pytest.mark.parametrize(
     ("config", "home", "code", "says"),
     [

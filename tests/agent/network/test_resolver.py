@@ -38,7 +38,7 @@ NAME = "tunnel_1.invalid"
 
 
 class Hosts:
-    """A resolver that knows what a hosts file would."""
+    """A resolver with the content of a hosts file."""
 
     def __init__(self, name: str = "", *addresses: str) -> None:
         self.addresses: dict[str, Sequence[str]] = {name: addresses}
@@ -122,7 +122,7 @@ async def test_the_agent_resolves_the_proxys_name_and_the_proxy_the_servers() ->
 
 
 class Proxy:
-    """On 127.0.0.1 alone. It knows the server, which the machine behind it does not."""
+    """A proxy on 127.0.0.1 that resolves the server's name, which the machine behind it cannot."""
 
     def __init__(self, site: Site) -> None:
         self._relay = wire.Relay(site.address)
@@ -238,7 +238,7 @@ def lookups_of(found: list[str]) -> object:
 
 
 async def test_targets_that_hang_do_not_keep_a_server_from_being_found() -> None:
-    """What users ask for takes trio's own threads; all of them hang here."""
+    """Lookups for users use trio's own threads; all of them hang here."""
     release = threading.Event()
     limiter = trio.to_thread.current_default_thread_limiter()
 

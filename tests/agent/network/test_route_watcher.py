@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="netlink is Linu
 
 
 class Kernel:
-    """Stands between the watcher and netlink: announcements and answers come from the test."""
+    """A replacement of netlink: the test sends announcements and answers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events, self.announcer = socket.socketpair(type=socket.SOCK_DGRAM)

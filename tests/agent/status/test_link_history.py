@@ -36,7 +36,7 @@ def in_grace(clock: Clock) -> AgentState:
 
 
 def enter(state: AgentState, link_state: SessionState, event: SessionEvent | None = None) -> None:
-    """Something befell the link."""
+    """Record an event of the link."""
     assert isinstance(state.link, FakeLink)
     state.link.state = link_state
     state.look(event)

@@ -22,7 +22,7 @@ from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 
 SILENCE_SECONDS = 30.0
-"""After which the system's resolver gives up, as glibc does."""
+"""Seconds after which the system's resolver gives up, as glibc does."""
 
 
 class Dns:

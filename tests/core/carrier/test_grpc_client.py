@@ -33,7 +33,7 @@ async def _until(done: Callable[[], object], seconds: float = 20) -> None:
 async def test_a_call_that_ends_in_the_middle_of_a_write_leaves_no_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """An agent that leaves when it is welcomed, as a check does, meets the end of the server's write."""
+    """An agent that leaves after the welcome, as a check does, ends the call during the server's write."""
     async with open_site() as site:
         for number in range(5):
             agent = await site.dial()

@@ -101,7 +101,7 @@ class TestCalls:
             assert await agent.wait_lost()
 
     async def test_a_call_that_is_referenced_keeps_the_socket_of_a_closed_channel(self) -> None:
-        """Why channel and call are known to their owner task alone."""
+        """This is why only their owner task refers to channel and call."""
 
         async def open_and_close(address: str) -> Any:
             channel = grpc.aio.insecure_channel(address)

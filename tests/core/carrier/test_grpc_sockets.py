@@ -76,7 +76,7 @@ def test_a_throttled_peer_sends_slowly_until_released() -> None:
 
 
 def _received(sock: socket.socket, seconds: float, most: int) -> int:
-    """Bytes that come within this time, until there are as many as that."""
+    """Return the bytes that arrive within this time, up to this number."""
     count, end = 0, time.monotonic() + seconds
     with contextlib.suppress(TimeoutError):
         while count < most and (left := end - time.monotonic()) > 0:
@@ -86,7 +86,7 @@ def _received(sock: socket.socket, seconds: float, most: int) -> int:
 
 
 def _assert_ended(severed: socket.socket, other: socket.socket) -> None:
-    """Its owner cannot write, and when it closes, what was queued is gone with it."""
+    """Check that the owner cannot write, and that its close discards what was queued."""
     with pytest.raises(OSError, match=r"Broken pipe"):
         severed.send(b"more")
     severed.close()
@@ -102,7 +102,7 @@ _TRY = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | 
 
 
 def test_file_locks_survive_a_search_of_all_sockets(tmp_path: Path) -> None:
-    """SQLite locks by fcntl(2): one close of a duplicate, and all locks on that file would be gone."""
+    """SQLite locks by fcntl(2): one close of a duplicate would release all locks on that file."""
     with (tmp_path / "store.db").open("w+") as file:
         fcntl.lockf(file, fcntl.LOCK_SH)
         reset_dialled(1)

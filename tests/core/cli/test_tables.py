@@ -176,5 +176,5 @@ def test_a_table_of_many_rows_is_quick() -> None:
     "module", sorted(modules().keys() - {"tunnel_core.cli.terminal", "tunnel_core.telemetry.logs"})
 )
 def test_no_other_module_styles_text(module: str) -> None:
-    """Each would have to ask for NO_COLOR and dumb terminals, as log lines do."""
+    """Each such module would have to check NO_COLOR and dumb terminals, as log lines do."""
     assert not re.search(r"click\.(style|secho)|\\x1b\[[0-9;]*m|\\033", modules()[module].read_text())

@@ -36,7 +36,7 @@ _CONFIRMED_AFTER_SECONDS = 0.025
 
 
 class Bounding(Protocol):
-    """What an end asks about its bytes in flight; ``CongestionController`` is one, ``Unbounded`` another."""
+    """The part of a controller that an end uses: ``CongestionController`` or ``Unbounded``."""
 
     def reset(self, now: float) -> None: ...
     def sent(self, number: int, size: int, now: float) -> bool: ...
@@ -95,7 +95,7 @@ def _ignore(*_: Any) -> None:
 
 
 class Clock:
-    """Virtual time: what is due is done in order, nothing waits."""
+    """Virtual time. Due calls run in order, and nothing waits."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -132,7 +132,7 @@ class Pipe:
         self._free_at = self._clock.now + waiting / self._rate
 
     def lose_next(self) -> None:
-        """The next packet never arrives, whatever it is."""
+        """Lose the next packet, whatever it is."""
         self._losing = True
 
     def send(self, size: int, call: Callable[..., None], *arguments: Any) -> None:
@@ -190,7 +190,7 @@ class Tcp:
         self._owed: list[_Segment] = []
 
     def cut(self) -> None:
-        """The connection is gone; nothing of it arrives any more."""
+        """Break the connection; nothing of it arrives any more."""
         self._deliver = self.on_room = _ignore
 
     @property
@@ -274,7 +274,7 @@ class Tcp:
         self.on_room()
 
     def _settle(self, in_order: int) -> None:
-        """What was acknowledged leaves the flight; what three later ones overtook is lost."""
+        """Remove acknowledged segments from flight. A segment that three later ones overtook is lost."""
         while self._flight:
             head = self._flight[0]
             if not head.acked and head.end > in_order:
@@ -334,7 +334,7 @@ class Tcp:
         return (0.2 + 2 * self._smoothed if self._smoothed < math.inf else 1.0) * self._backoff
 
     def _watch(self) -> None:
-        """The retransmission timer."""
+        """Start the retransmission timer."""
         now, due = self._clock.now, self._heard + self._patience
         if not self._out and not self._lost:
             self._watched = False
@@ -355,7 +355,7 @@ class Tcp:
 
 
 class Wire:
-    """Loopback: everything is taken, and arrives after ``delay``."""
+    """Loopback: it takes everything, which arrives after ``delay``."""
 
     writable = True
 
@@ -376,7 +376,7 @@ class Foreign:
         self.tcp.on_room = self.start
 
     def stop(self) -> None:
-        """It ends, once it has what is written."""
+        """End the flow once its written bytes have arrived."""
         self.tcp.on_room = _ignore
 
     def start(self) -> None:
@@ -404,14 +404,14 @@ class Sent(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What a program spends, in seconds."""
+    """The seconds that a program spends."""
 
     packet: float = 0.0
     byte: float = 0.0
 
 
 class End:
-    """One end of a session: the turns of the mux, the numbers of the session, the loop of a program."""
+    """One end of a session: the mux's scheduling, the session's numbers, and a program's loop."""
 
     def __init__(
         self,
@@ -461,7 +461,7 @@ class End:
         self.wake()
 
     def move(self, carrier: Tcp) -> None:
-        """A new carrier. What was under way is lost to the model, as bulk and keys are never few here."""
+        """Move to a new carrier. The model loses the packets under way."""
         self._inbox.clear()
         self._received = self.peer._number
         self._quick.clear()
@@ -469,7 +469,7 @@ class End:
         self.attach(carrier)
 
     def stall(self, seconds: float) -> None:
-        """The machine does something else for so long."""
+        """Stall the program for so many seconds."""
         self._busy_until = max(self._busy_until, self._clock.now) + seconds
 
     def arrived(self, sent: tuple[Sent, int]) -> None:
@@ -560,7 +560,7 @@ class End:
         return packet._replace(stamp=self._ack_scheduler.sent())
 
     def _new_grant(self) -> int:
-        """As the mux grants: a quarter of the window at a time."""
+        """Grant credit as the mux does: a quarter of the window at a time."""
         if self.bulk_received + self._window - self._granted < self._window // 4:
             return 0
         self._granted = self.bulk_received + self._window
@@ -593,7 +593,7 @@ class Link:
         )
 
     def type_keys(self, every: float = 0.097) -> None:
-        """Keystrokes from now on, at a beat that falls in step with nothing."""
+        """Type keys from now on, at an interval that never synchronises with other events."""
         self.server.type_key()
         self.clock.at(self.clock.now + every, self.type_keys, every)
 
@@ -605,7 +605,7 @@ class Link:
                 pipe.delay = round_trip / 2
 
     def roam(self, megabits: float, round_trip: float, queue_seconds: float) -> None:
-        """Another network: nothing of the old carrier arrives any more."""
+        """Change the network: nothing of the old carrier arrives any more."""
         for tcp in self._tcps:
             tcp.cut()
         self.down, self.up = (Pipe(self.clock, megabits, round_trip / 2, queue_seconds) for _ in range(2))
@@ -614,18 +614,18 @@ class Link:
         self.agent.move(self._tcps[1])
 
     def share(self, end: End, since: float, received_then: int) -> float:
-        """Of the link's bytes, headers included, what came as bulk at ``end``."""
+        """Return the part of the link's bytes, headers included, that arrived as bulk at ``end``."""
         seconds = self.clock.now - since
         return (end.bulk_received - received_then) / (self.megabits * _MEGABIT * seconds)
 
     def key_extra(self, since: float, share: float = 0.99, until: float = math.inf) -> float:
-        """That percentile of what an echo took above the round trip, for keys typed in the time given."""
+        """Return this percentile of echo time above the round trip, for keys typed in the given time."""
         echoes = [seconds for typed, seconds in self.server.echoes if since <= typed < until]
         return percentile(echoes, share) - self.round_trip
 
 
 class Loopback:
-    """A session whose programs, not whose link, are the bottleneck."""
+    """A session with the programs, and not the link, as the bottleneck."""
 
     def __init__(self, streams: int, *, bounded: bool, mebibytes: float = 600) -> None:
         self.clock, limits = Clock(), Limits()
@@ -646,7 +646,7 @@ class Loopback:
 
 
 def stall_often(clock: Clock, end: End, chance: random.Random, longest: float, every: float) -> None:
-    """A busy machine: ``end`` stands still for up to ``longest`` seconds, about once in ``every``."""
+    """Stall ``end`` for up to ``longest`` seconds, about once in ``every``, as a busy machine does."""
     end.stall(chance.uniform(0, longest))
     pause = chance.expovariate(1 / every)
     clock.at(clock.now + pause, stall_often, clock, end, chance, longest, every)

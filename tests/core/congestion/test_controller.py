@@ -16,7 +16,7 @@ LIMITS = Limits()
 
 
 class Step(NamedTuple):
-    """What a session does next: ``kind`` with one argument."""
+    """The next step of a session: ``kind`` with one argument."""
 
     kind: str
     argument: int

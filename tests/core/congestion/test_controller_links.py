@@ -16,7 +16,7 @@ QUEUES = (0.05, 0.5)
 
 
 def busy(link: Link, *, up: bool = False, settle: float = 5.0) -> tuple[float, int, int]:
-    """Keys and bulk from one second on; returns when it had settled, and what had come by then."""
+    """Send keys and bulk from one second on; returns the time of settling, and the bytes until then."""
     link.type_keys()
     link.clock.at(1.0, link.server.start_bulk)
     if up:

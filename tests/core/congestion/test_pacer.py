@@ -14,11 +14,11 @@ from tunnel_core.congestion.pacer import Pacer
 RATE = 250_000.0
 SIZE = 1400
 BURST = 0.004 * RATE + SIZE
-"""What may leave at once: unused time, and the packet that is let go with it."""
+"""Bytes that may leave at once: unused time, and the packet that is released with it."""
 
 
 def leave(pacing: Pacer, pauses: list[float]) -> list[float]:
-    """Packets that leave as soon as they may, after the pauses of their program; when they left."""
+    """Send packets as soon as they may leave, after their program's pauses; returns the times."""
     now, times = 100.0, []
     for pause in pauses:
         now += pause

@@ -12,7 +12,7 @@ STANDING, EMPTY = 0.012, 0.0
 
 
 def stopped(rate: float = RATE) -> BandwidthProbe:
-    """One that found the link's rate."""
+    """Return a probe that found the link's rate."""
     growth = BandwidthProbe()
     for _ in range(2):
         growth.found_queue(STANDING, SLACK, rate, trusted=True)
@@ -21,7 +21,7 @@ def stopped(rate: float = RATE) -> BandwidthProbe:
 
 
 def empty_rounds(growth: BandwidthProbe, rate: float) -> int:
-    """How many round trips without a queue it takes to grow again."""
+    """Return how many round trips without a queue the probe needs before it grows again."""
     for count in range(1, 20):
         growth.end_round(EMPTY, SLACK, rate)
         if growth.on:

@@ -24,7 +24,7 @@ LIMITS = Limits(initial_credit=8 * MIB, max_credit=8 * MIB)
 REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
 RATE, DELAY = 250_000, 0.05  # 2 Mbit/s, 100 ms there and back
 _BELOW = 50
-"""Bytes of what lies under a packet."""
+"""Bytes of the layers below a packet."""
 
 
 class Site:
@@ -258,7 +258,7 @@ def test_the_timer_does_not_spin() -> None:
 def test_everything_arrives_over_any_link(
     rate: float, delay: float, sizes: list[int], stalls: list[float]
 ) -> None:
-    """Also if the way back stands still now and then."""
+    """This holds even if the reverse path stops now and then."""
     site = Site(rate=rate, delay=delay)
     streams = [site.mux.open(REQUEST) for _ in sizes]
     site.run(3)

@@ -674,7 +674,7 @@ class Rounds(trio.abc.Instrument):
 
 @pytest.mark.parametrize("shared", [True, False])
 async def test_connections_that_share_turns_are_dealt_with_one_in_each_round(shared: bool) -> None:
-    """What waits meanwhile has its turn in between, however many come at once."""
+    """Work that waits meanwhile has its turn in between, however many connections arrive at once."""
     dealt_with: list[int] = []
     turns = trio.Lock() if shared else None
     gate, rounds = trio.Event(), Rounds()

@@ -225,7 +225,7 @@ def test_a_fault_ends_the_connection(fault: str) -> None:
 
 @pytest.mark.parametrize("kind", http2.FLOODS)
 def test_a_flood_is_cut_after_few_frames(kind: str) -> None:
-    """Whether at a budget or as a fault: what is handled of it is bounded."""
+    """A budget or a fault ends the flood; in both cases the handled part is bounded."""
     call, flood, handled = new_call(BEGIN), http2.FLOODS[kind](), 0
     with pytest.raises((FloodError, Http2Error)):
         while handled < 2 * MIB:

@@ -20,7 +20,7 @@ from tunnel_core.wire.frames import Credit, Data, Frame, Open, Opened, Reset
 
 
 class Half:
-    """One direction of one stream as the model sees it: what went in, what came out."""
+    """One direction of one stream in the model: the bytes sent and the bytes received."""
 
     def __init__(self) -> None:
         self.pushed = bytearray()
@@ -197,7 +197,7 @@ class TwoEnds(RuleBasedStateMachine):
         assert self.server.pool.granted == self.agent.pool.granted == 0
 
     def _settle(self) -> None:
-        """Everybody reads and the link moves until nothing changes: no stuck state."""
+        """Read at both ends and move packets until nothing changes: no stuck state."""
         for _ in range(10_000):
             moved = [self._send(end, 100, 100) for end in (self.server, self.agent)]
             moved += [self._deliver(True), self._deliver(False)]

@@ -163,7 +163,7 @@ def test_bulk_alone_and_new_goes_in_one_piece_where_there_is_room() -> None:
 
 
 def test_turns_are_as_short_as_packets() -> None:
-    """Else each stream would hold a slow link for a quarter of a megabyte, which is a second."""
+    """Otherwise each stream would hold a slow link for a quarter of a megabyte, which is a second."""
     server, one, two = _two_streams()
     one.push(b"1" * (1 << 20))
     two.push(b"2" * (1 << 20))

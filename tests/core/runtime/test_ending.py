@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_signals_that_the_caller_ignores_stay_ignored() -> None:
-    """As ``nohup`` and a shell's ``&`` do it."""
+    """``nohup`` and a shell's ``&`` make the caller ignore signals."""
     code = "from tunnel_core.runtime.ending import ending_signals; print(*(int(n) for n in ending_signals()))"
     ignore = (
         "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN);"

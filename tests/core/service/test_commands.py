@@ -201,7 +201,7 @@ def test_files_that_the_user_owns_already_are_unchanged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trap", ["symlink", "hardlink"])
 def test_no_link_is_followed(tmp_path: Path, trap: str) -> None:
-    """Nothing changes its owner, even what comes before the link."""
+    """No file changes its owner, not even one before the link."""
     outside, folder = tmp_path / "outside", tmp_path / "data"
     outside.write_text("")
     folder.mkdir()

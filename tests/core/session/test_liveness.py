@@ -34,7 +34,7 @@ def ping(one: Liveness, now: float) -> Ping:
 
 
 def time_of_death(one: Liveness) -> float:
-    """Seconds from the start until the peer is declared dead, if nothing comes."""
+    """Return seconds from the start until the peer is declared dead, if nothing arrives."""
     for _ in range(1000):
         now = max(one.deadline(), START)
         try:

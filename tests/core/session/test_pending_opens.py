@@ -47,7 +47,7 @@ async def test_the_owner_is_informed_of_the_answer_once() -> None:
 async def test_an_owner_who_has_left_is_not_informed_of_an_answer(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """It has written down already that nothing was opened."""
+    """The owner has already recorded that nothing was opened."""
     async with memory_links() as pair:
         heard: list[bool] = []
         stream = pair.server.open(

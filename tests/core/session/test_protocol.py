@@ -41,7 +41,7 @@ class Ends:
         self.agent = SessionProtocol(self.agent_mux, limits, offer, DEFAULT, pings=True, now=self.now)
 
     def move(self) -> int:
-        """Delivers until neither side has anything to say; returns how many packets went."""
+        """Deliver until neither side has a packet; returns the number of packets."""
         count = 0
         for source, sink in ((self.server, self.agent), (self.agent, self.server)) * 8:
             while (packet := source.next_packet(self.now)) is not None:
@@ -56,7 +56,7 @@ class Ends:
 
 
 def settled(limits: Limits = LIMITS) -> Ends:
-    """Ends whose first ping is answered."""
+    """Return ends whose first ping is answered."""
     ends = Ends(limits)
     ends.tick(0)
     ends.move()
@@ -320,7 +320,7 @@ def test_silence_of_an_idle_session_is_found_by_both_ends_soon_after_the_first_p
 
 
 def busy() -> Ends:
-    """A session whose streams moved something just now, and which has pinged since."""
+    """Return a session whose streams moved data just now, and which has pinged since."""
     ends = settled()
     ends.server_mux.open(REQUEST).push(b"x")
     ends.move()

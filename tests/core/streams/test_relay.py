@@ -36,7 +36,7 @@ def tcp_pair() -> tuple[SocketStream, SocketStream]:
 
 
 def cut(stream: SocketStream) -> None:
-    """A reset, as a killed peer's kernel sends it."""
+    """Reset the socket, as a killed peer's kernel does."""
     stream.abort()
 
 

@@ -121,7 +121,7 @@ def other_process(kind: str) -> Iterator[tuple[socket.socket, subprocess.Popen[s
 
 @pytest.mark.parametrize("kind", ["accepted", "dialled", "ended", "closed"])
 def test_a_connection_of_a_killed_process_is_reset_unless_it_was_closed(kind: str) -> None:
-    """A FIN, by which the kernel ends the sockets of a killed process otherwise, looks complete."""
+    """Otherwise the kernel ends the sockets of a killed process with a FIN, which looks complete."""
     with other_process(kind) as (near, process):
         assert near.recv(100) == b"half of it"
         process.kill()

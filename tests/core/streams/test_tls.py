@@ -129,7 +129,7 @@ async def test_a_connection_cut_without_close_notify_is_broken(
 async def test_a_context_that_ignores_such_an_end_is_mended(
     contexts: tuple[ssl.SSLContext, ssl.SSLContext], make_pair: Callable[[], Awaitable[Pair]]
 ) -> None:
-    """Python 3.11.2, which is Debian 12's, makes every context so."""
+    """Python 3.11.2 of Debian 12 makes every context so."""
     for context in contexts:
         context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     near, far = await make_pair()

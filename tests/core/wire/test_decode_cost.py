@@ -90,7 +90,7 @@ def test_accepted_packets_cost_in_proportion_to_their_size(name: str) -> None:
 
 
 def test_the_budget_has_room_for_the_largest_packets_that_are_sent() -> None:
-    """Opens of a server that lets a node have more streams than usual; none sends verb or priority."""
+    """The opens of a server that lets a node have more streams than usual; none has verb or priority."""
     most = [
         Open(n, "127.0.0.1:80", "kim", "tcp", 1, b"x") for n in range(1, 2 * LIMITS.max_frames_per_packet, 2)
     ]

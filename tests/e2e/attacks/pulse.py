@@ -35,7 +35,7 @@ class Pulse:
         self._failures: list[str] = []
 
     def beat(self, due: float) -> None:
-        """One echo, due at ``due``. Opens the stream if there is none."""
+        """Run one echo, due at ``due``. It makes a new stream if there is none."""
         try:
             if self._stream is None:
                 self._stream = self._open()

@@ -52,7 +52,7 @@ class EstClient:
 
 
 def renewed(ground: Ground, own: Path, to: Path) -> Path:
-    """What the holder of ``own`` gets for it, as a bundle."""
+    """Return the renewal that the holder of ``own`` gets, as a bundle."""
     bundle = read_bundle(own)
     key = ec.generate_private_key(ec.SECP256R1())
     client = EstClient(ground, own)

@@ -40,12 +40,12 @@ from tunnel_server.store.store import Store, open_store
 HOARDERS = 10
 CONFIRMED_MIB = 32
 STALLED_SECONDS = 0.5
-"""An upload that moves nothing for so long is held back."""
+"""Seconds after which an upload that does not move counts as held back."""
 KNOWN_NODES = 4000
 LISTING_SECONDS = 3.0
 SETTLED_SECONDS = 0.3
 SILENT_NAMES = 60
-"""More than the threads that all of trio's other work has."""
+"""More than the threads for all other work of trio."""
 RESOLVER = """
 import socket, time
 look_up = socket.getaddrinfo
@@ -195,7 +195,7 @@ def _has_answer(connection: socket.socket) -> bool:
 
 
 def know_many_nodes(site: Ground) -> None:
-    """As many as a fleet has, in the store: the server reads them when it starts."""
+    """Put as many nodes as a fleet has into the store, which the server reads at its start."""
     site.server.process.stop()
     config = load(site.server.config_file, ServerConfig)
 

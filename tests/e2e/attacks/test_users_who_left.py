@@ -59,7 +59,7 @@ def test_users_who_left_are_noticed(site: Ground, echo: Echo) -> None:
 
 @pytest.fixture
 def impatient_agent(site: Ground) -> Iterator[Ground]:
-    """The agent gives up half-closed streams that are silent for two seconds; the server has ten minutes."""
+    """Run an agent that gives up half-closed streams after two silent seconds; the server has ten minutes."""
     site.configure(site.agent, session={"half_closed_seconds": HALF_CLOSED_SECONDS})
     restart(site)
     yield site

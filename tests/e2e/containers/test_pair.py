@@ -178,7 +178,7 @@ def test_an_idle_agent_is_small(agent: Container, server: CloudServer) -> None:
 
 
 def test_a_start_to_attached_is_quick(agent: Container, server: CloudServer) -> None:
-    """With what podman needs to make a container."""
+    """The time includes podman's to make a container."""
     took = []
     for _ in range(3):
         agent.remove()

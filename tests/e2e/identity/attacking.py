@@ -27,7 +27,7 @@ _ROOT = Path(__file__).parents[3]
 
 
 class Attacker:
-    """``forger`` makes what it shows, ``est`` is its EST client; ``source`` is where the server sees it."""
+    """An attacker. ``forger`` makes its certificates, ``est`` is its EST client, ``source`` its address."""
 
     _sources = itertools.count(10)
 
@@ -88,7 +88,7 @@ class Attacker:
         return self.intrude("attach", bundle)[0]["reason"]
 
     def intrude(self, what: str, *bundles: Path) -> list[dict[str, str]]:
-        """What ``intruder`` says."""
+        """Return what ``intruder`` prints."""
         argv = [sys.executable, "-m", "tests.e2e.identity.intruder"]
         where = f"{self.server.address}:{AGENTS_PORT}"
         done = run(
@@ -99,7 +99,7 @@ class Attacker:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def enrol(self, token: str, subject: str, *options: str, user: str = "shop-1", key: Any = None) -> str:
-        """With a token, and a request for ``subject``."""
+        """Enrol with a token, and a request for ``subject``."""
         made = self.est.make_request("attack", subject, *options, **({"key": key} if key else {}))
         return word_of(self.est.enrol(made, token, user))
 
@@ -110,7 +110,7 @@ class Attacker:
     # Traces.
 
     def wait_line(self, reason: str) -> dict[str, Any]:
-        """The line of the audit that says what was refused here."""
+        """Wait for the audit line that records this refusal."""
 
         def line() -> dict[str, Any] | None:
             lines = self.server.audit(kind="refused", most=1000)

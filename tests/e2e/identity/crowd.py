@@ -57,13 +57,13 @@ class Crowd:
         self.members = [Member(self, identity, Path(folder)) for identity in ids]
 
     async def begin(self) -> None:
-        """Finds the server, and what leads to its root."""
+        """Find the server, and the certificates that lead to its root."""
         for _, step in self._way.steps():
             await step()
         self._told = await est_client.cacerts(self._way, self._context)
 
     async def all(self, do: Callable[[Member], Awaitable[None]]) -> dict[str, object]:
-        """Everybody does it, a few at once; how long that took, and what was refused meanwhile."""
+        """Let every agent do it, a few at once; returns the duration and the refusals."""
         self.refusals.clear()
         began = time.monotonic()
 
@@ -74,7 +74,7 @@ class Crowd:
         return {"seconds": time.monotonic() - began, "refusals": self.refusals, "attached": lives}
 
     async def ask(self, asking: Callable[[], Awaitable[bytes]]) -> bytes:
-        """The certificate (PEM), asked for with an agent's patience."""
+        """Ask for the certificate (PEM) with an agent's retries."""
 
         async def counted() -> bytes:
             try:

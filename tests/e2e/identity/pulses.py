@@ -31,7 +31,7 @@ class Pulses:
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[Pulses]:
-        """From here to the end of the block none may break, or stand still for long."""
+        """Check that until the end of the block no echo breaks or stops for long."""
         self.open()
         try:
             yield self
@@ -51,7 +51,7 @@ class Pulses:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises what has broken so far."""
+        """Raise the failures so far."""
         assert not self._broken, self._broken[:10]
 
     def close(self) -> None:

@@ -298,7 +298,7 @@ def test_a_stolen_session_is_of_no_use(attacker: Attacker) -> None:
 
 
 def test_a_request_without_a_token_gets_the_way_to_log_in(attacker: Attacker) -> None:
-    """And nothing is written down: clients of HTTP ask without a login first."""
+    """The audit has no line, because HTTP clients ask without a login first."""
     answer = attacker.est.post("simpleenroll", attacker.est.make_request("attack", "/CN=shop-1"))
     assert (answer.status, answer.reason) == (401, "token_wrong")
     assert answer.headers["www-authenticate"].startswith("Basic ")

@@ -30,7 +30,7 @@ def _echoes(server: Server, node: str) -> bool:
 
 @pytest.fixture
 def nodes(server: Server, home: HomeMaker) -> list[Home]:
-    """One of them is thrown out."""
+    """Return nodes, one of which is revoked."""
     made = [home(node) for node in ("early", "out", "late")]
     for one in made[:2]:
         one.join(server, server.token(one.node), *ALLOW)

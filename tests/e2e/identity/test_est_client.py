@@ -47,7 +47,7 @@ def test_curl_enrols_and_renews_as_the_rfc_has_it(server: Server, client: EstCli
 
 
 def test_the_first_contact_finds_the_root_by_its_pin(server: Server, client: EstClient) -> None:
-    """RFC 7030, section 4.1.1: what came unproven is held against what is known otherwise."""
+    """RFC 7030, section 4.1.1: an unverified answer is compared with what is known from elsewhere."""
     shown = client.blocks(client.certificates(client.curl("cacerts", "--insecure")))
     told = {one["root_pin"] for one in server.ask("/api/v1/admin/ca")["generations"]}
     assert told & {_pin(client, one) for one in shown}

@@ -133,7 +133,7 @@ def _step(server: Server, step: str, pulses: Pulses) -> None:
 
 
 def _issue_operator_anew(server: Server) -> None:
-    """A bundle made by hand is not renewed by itself: a new one, and the old one is revoked."""
+    """Issue the bundle made by hand again, because it is not renewed, and revoke the old one."""
     issued = server.ask("/api/v1/admin/certificates?role=user")["certificates"]
     old = [one for one in issued if not one.get("revoked")]
     server.user_bundle.unlink(missing_ok=True)
@@ -174,7 +174,7 @@ def _last_renewals(server: Server, pulses: Pulses) -> dict[str, int]:
 
 
 def _looked_at(server: Server, what: str, pulses: Pulses) -> dict[str, Any]:
-    """An answer for administrators, now and then; meanwhile no stream may break."""
+    """Send an administrator's request now and then, while no stream may break."""
     time.sleep(1)
     pulses.check()
     answer: dict[str, Any] = server.ask(f"/api/v1/admin/{what}")
@@ -182,7 +182,7 @@ def _looked_at(server: Server, what: str, pulses: Pulses) -> dict[str, Any]:
 
 
 def _die(server: Server, names: list[str], *, kill: bool) -> None:
-    """The server goes, gently or not, and comes back; and so do all nodes."""
+    """Stop or kill the server, start it again, and wait for all nodes."""
     if kill:
         server.process.kill()
         server.start()

@@ -78,7 +78,7 @@ def hidden(network: Network, tmp_path: Path, server: Server) -> Iterator[Hidden]
 
 
 def test_dns_is_silent(hidden: Hidden) -> None:
-    """The cure would not be seen if this machine's DNS answered."""
+    """If this machine's DNS answered, the test would not show the cure."""
     began = time.monotonic()
     done = run(*hidden.mounts, "getent", "hosts", "other.plant.test", namespace=hidden.namespace)
     assert done.returncode != 0

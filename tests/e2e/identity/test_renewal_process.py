@@ -86,7 +86,7 @@ async def test_a_revoked_node_is_not_renewed_and_ends_and_a_new_token_brings_it_
 
 
 def put_behind_a_link(file: Path) -> Path:
-    """The file moves elsewhere, and a link to it takes its place."""
+    """Move the file, and put a symbolic link to it in its place."""
     real = file.parent.parent / "elsewhere" / "kept.pem"
     real.parent.mkdir()
     file.rename(real)

@@ -41,7 +41,7 @@ class AgentOfBefore(Agent):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Of before, running."""
+    """Run a cluster of the older code."""
     if not is_known():
         pytest.skip(f"needs the history of the repository, back to {COMMIT}: git fetch --unshallow")
     folder = tmp_path_factory.mktemp("kube")

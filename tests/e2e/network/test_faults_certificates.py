@@ -45,7 +45,7 @@ def _refused_log(site: Site, agent: Agent, pattern: str) -> str:
 
 
 def test_a_node_of_another_authority(unharmed: Site, stranger: Agent) -> None:
-    """It trusts our server, so only the server can refuse it."""
+    """The node trusts the server, so only the server can refuse the node."""
     ours = read_bundle(unharmed.agents["edge2"].bundle)
     theirs = create_authority("qanat.internal").authority.issue(Role.NODE, "edge2")
     bundle = replace(ours, key_pem=theirs.credential.key_pem, chain_pem=theirs.chain_pem)
@@ -54,7 +54,7 @@ def test_a_node_of_another_authority(unharmed: Site, stranger: Agent) -> None:
 
 
 def test_a_server_of_another_authority(unharmed: Site, stranger: Agent) -> None:
-    """The agent's own roots are others, so the agent refuses, and says who issued what it saw."""
+    """The agent has other roots, so the agent refuses, and names the issuer of what it saw."""
     ours = read_bundle(unharmed.agents["edge2"].bundle)
     write_bundle(
         stranger.bundle, replace(ours, roots_pem=create_authority("qanat.internal").authority.roots_pem)
@@ -136,7 +136,7 @@ def test_tls_1_2_at_the_https_port(unharmed: Site) -> None:
 
 
 def test_tls_1_2_at_the_agents_port(unharmed: Site) -> None:
-    """The handshake fails for the client, and the log says why: asked with curl and a node's certificate."""
+    """The handshake fails for the client, and the log has the cause: with curl and a node's certificate."""
     bundle = str(unharmed.agents["edge2"].bundle)
     argv = [
         tools.path_of("curl"),

@@ -133,7 +133,7 @@ def test_a_server_that_stands_still_is_found_out(unharmed: Site) -> None:
 
 @pytest.mark.parametrize("side", ["server", "agent"])
 def test_sigterm_lets_a_stream_finish(unharmed: Site, side: str) -> None:
-    """It has ``drain_seconds`` for that; who is not finished then is reset, and the exit code is 0."""
+    """A stream has ``drain_seconds`` to finish; then it is reset, and the exit code is 0."""
     program = unharmed.server if side == "server" else unharmed.agent
     [running, stuck] = _open(unharmed, ECHO, 2)
     codes: list[int] = []

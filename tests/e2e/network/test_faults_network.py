@@ -69,7 +69,7 @@ def twin(unharmed: Site) -> Agent:
 
 
 def test_a_second_agent_with_the_same_identity(unharmed: Site, twin: Agent) -> None:
-    """The newest wins at once, requests go on, and the two do not evict each other without pause."""
+    """The newest wins at once, requests continue, and the two do not evict each other all the time."""
     elsewhere = targets("twin-targets", unharmed.network.edge(2), unharmed.folder)
     elsewhere.start()
     try:

@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module", autouse=True)
 def patient_agent(site: Site) -> None:
-    """Dials may take long at the first edge, so that what ends them early is seen."""
+    """Run an agent whose dials may take long, so that the test sees what ends them early."""
     site.network.swallow(1, NOWHERE)
     allow = [f"localhost:{ECHO}-{GREET}", f"{NOWHERE}:80"]
     site.agent.configure(site.server, allow=allow, dial_timeout_seconds=5, session={"retry_max_seconds": 2})
@@ -57,7 +57,7 @@ def test_a_target_that_never_answers_the_dial(unharmed: Site) -> None:
 
 
 def test_a_target_that_never_sends_a_byte(unharmed: Site) -> None:
-    """That is no fault: the stream stays until the user leaves, and then the target's side ends too."""
+    """This is no fault: the stream stays until the user leaves, and then the target's side ends too."""
     with unharmed.server.connect(f"edge1:{SILENT}") as answer:
         answer.socket.sendall(b"is anybody there?")
         answer.socket.settimeout(1.5)

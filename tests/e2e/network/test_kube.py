@@ -29,7 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module", params=["http-uds", "http-tcp"])
 def mode(cluster: Cluster, request: pytest.FixtureRequest) -> str:
-    """How the API server comes in to us; its tests stand together, as each change is a restart."""
+    """The way in which the API server connects. Its tests run together, because each change is a restart."""
     cluster.bed.switch(request.param)
     return str(request.param)
 
@@ -100,7 +100,7 @@ def test_kubectl_works_again_after_the_agent_came_back(cluster: Cluster) -> None
 
 
 def _refusal(cluster: Cluster, *operation: str) -> str:
-    """What kubectl says on standard error, which must not take long."""
+    """Return kubectl's message on standard error, which must come quickly."""
     cluster.bed.kubectl("version")  # reads its caches once, so that what is measured is the tunnel
     done, seconds = cluster.bed.kubectl_seconds(*operation)
     assert done.returncode != 0, done.stdout

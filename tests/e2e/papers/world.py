@@ -85,7 +85,7 @@ class Machine:
     def try_typed(
         self, user: str, script: str, *, answer: str = "", deadline_seconds: float = 180
     ) -> subprocess.CompletedProcess[str]:
-        """The same, whatever comes of it. ``answer`` is typed at a terminal when a program asks."""
+        """Like ``typed``, but a failure is allowed. ``answer`` is typed at a terminal when a program asks."""
         login = self._login(user, script)
         if answer:
             login = ["script", "--quiet", "--return", "--command", shlex.join(login), "/dev/null"]
@@ -212,7 +212,7 @@ def _write_targets(upper: Path) -> None:
 
 
 def stop(machine: Machine) -> None:
-    """End what runs on."""
+    """End the running commands."""
     while machine.running:
         process = machine.running.pop()
         if process.running:

@@ -17,7 +17,7 @@ from tests.support.processes.site import Site
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What counts for minutes beside the others is asked for last."""
+    """Run the tests last whose counting takes minutes beside the others."""
     items.sort(key=lambda item: item.path.name == "test_idle.py")
 
 

@@ -20,7 +20,7 @@ from tests.support.processes.waiting import wait_until
 
 _ECHO_BYTES = 64
 _PATIENCE_SECONDS = 150.0
-"""Longer than the grace: that a stream ends is for the product to say."""
+"""Longer than the grace, so that the product decides when a stream ends."""
 
 
 class Flow:

@@ -64,7 +64,7 @@ def test_bulk_holds_its_own_beside_a_foreign_flow(whole: Site, net: Emulated, qu
 
 
 def _share_beside_another(site: Site, net: Emulated, queue_seconds: float, seconds: float) -> float:
-    """Ours has the link, and is to keep its part."""
+    """Return the share of Qanat's flow, which has the link first and must keep its part."""
     line = LINES["20mbit"]
     _attach_over(site, net, line, queue_seconds)
     cloud, edge = open_pair(net)
@@ -79,7 +79,7 @@ def _share_beside_another(site: Site, net: Emulated, queue_seconds: float, secon
 
 
 def _attach_over(site: Site, net: Emulated, line: Line, queue_seconds: float) -> None:
-    """A new connection, because an old one remembers the link it began on."""
+    """Attach over a new connection, because an old one keeps estimates of its first link."""
     net.set(rate=line.rate, delay_seconds=line.delay_seconds, queue_seconds=queue_seconds)
     site.agent.restart()
     site.wait_request()

@@ -64,7 +64,7 @@ def roots_in(file: Path) -> set[bytes]:
 
 
 async def until_roots(file: Path, count: int) -> None:
-    """They are used at once, and written a moment later."""
+    """Wait until the roots are written; they are used at once, and written a moment later."""
     while True:
         if len(roots_in(file)) == count:
             return
@@ -165,7 +165,7 @@ async def test_a_forced_retirement_ends_access_at_once_and_for_good(tmp_path: Pa
 
 
 def everything(site: Site, leaf: Leaf) -> Leaf:
-    """Its holder trusts whatever the server does."""
+    """Return a client that trusts every root of the server."""
     return replace(leaf, roots_pem=(site.folder / "trust.pem").read_bytes())
 
 

@@ -29,7 +29,7 @@ ADDRESSES = {"agents": ["[::]:7001"], "https": ["[::]:7002"], "admin": ["/run/ad
 
 @dataclass
 class Here:
-    """A server's API over fake links, a real store, and a clock that stands."""
+    """A server's API over fake sessions, a real store, and a fixed clock."""
 
     edge: Edge
     store: Store

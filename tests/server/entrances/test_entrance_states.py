@@ -97,7 +97,7 @@ class Site:
             await self.settle()
 
     async def resume(self) -> None:
-        """The agent's session goes on over another carrier."""
+        """Resume the agent's session over another carrier."""
         welcome = self.agent.attempt.welcome
         again = self.door.dial(NODE, session=welcome.session, secret=welcome.secret, attempt=2)
         await again.welcomed()
@@ -461,7 +461,7 @@ async def answer(site: Site, entrance: Entrance) -> None:
 
 
 def check_told(entrance: Entrance, told: Told, reason: Reason, detail: str) -> None:
-    """The answer agrees with the log."""
+    """Check that the answer agrees with the log."""
     if not entrance.tells:
         assert told == Told()
         return

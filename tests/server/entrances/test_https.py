@@ -186,7 +186,7 @@ async def test_a_foreign_page_cannot_use_the_certificate_of_a_browser(tmp_path: 
 async def test_a_refused_connection_is_not_left_to_the_garbage_collector(
     tmp_path: Path, leaf: object, without_collector: None
 ) -> None:
-    """A fleet that is refused, or renews, would otherwise stop the server for tens of milliseconds."""
+    """Otherwise a fleet that is refused, or that renews, would stop the server for tens of milliseconds."""
     async with open_edge() as edge:
         listener = await serve_tls(edge, tmp_path)
         context = client_context(tmp_path, leaf() if callable(leaf) else None)

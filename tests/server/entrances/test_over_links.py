@@ -36,7 +36,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 @asynccontextmanager
 async def linked(agent: AgentTask) -> AsyncIterator[tuple[Edge, LinkPair]]:
-    """An edge whose node edge1 is attached by a real link; ``agent`` serves each stream."""
+    """Yield an edge whose node edge1 has a real session; ``agent`` serves each stream."""
     async with memory_links() as pair, open_edge() as edge:
 
         async def serve_opened() -> None:

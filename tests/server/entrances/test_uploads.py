@@ -272,7 +272,7 @@ async def test_the_early_answer_of_a_target_arrives_through_web(
 async def test_a_targets_data_arrives_before_its_reset_through_tcp(
     then: Callable[[socket.socket], None],
 ) -> None:
-    """Bytes are relayed as they are, so the reset comes too; a client that listens has read the answer."""
+    """Bytes are relayed unchanged, so the reset arrives too; a client that reads has the answer by then."""
     async with linked(target_task(answer_and(then))) as (edge, _):
         forward = TcpForward("127.0.0.1:0", "edge1", Target.parse("localhost:80"))
         user = await edge.dial(await edge.listen("tcp", TcpEntrance(edge.opener, forward).serve))

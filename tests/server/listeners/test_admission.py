@@ -150,7 +150,7 @@ def test_unix_sockets_are_bound_by_the_total_only() -> None:
 
 
 def evicted(tickets: list[Ticket]) -> list[int]:
-    """The places in the list of those that gave way."""
+    """Return the positions of the evicted ones in the list."""
     return [number for number, ticket in enumerate(tickets) if ticket.evicted]
 
 
@@ -212,7 +212,7 @@ def test_a_source_that_never_idles_makes_room_after_a_moment() -> None:
 
 
 def test_sources_that_hold_one_each_keep_it_while_they_show_something() -> None:
-    """A fleet that comes at once: each of its connections needs a little time, and none takes another's."""
+    """A fleet connects at once: each connection needs a little time, and none takes another's place."""
     clock = Clock()
     admission = Admission(9999, 32, 4, clock=clock)
     held = []

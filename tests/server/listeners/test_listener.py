@@ -32,7 +32,7 @@ from tunnel_server.listeners.listener import AcceptedConnection, listen_tcp, lis
 
 
 async def hold(accepted: AcceptedConnection) -> None:
-    """Says hello and keeps the connection."""
+    """Send hello and keep the connection."""
     await accepted.stream.send_all(b"hello")
     await accepted.stream.receive_some()
     await accepted.stream.aclose()
@@ -111,7 +111,7 @@ def test_a_file_is_never_removed(tmp_path: Path) -> None:
 
 
 def test_a_file_system_without_sockets_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As exFAT does it by FUSE: the bind fails, and has left a plain file."""
+    """exFAT behaves so with FUSE: the bind fails, and leaves a plain file."""
 
     def fail(bound: socket.socket, address: UnixAddress) -> None:
         address.path.touch()
@@ -262,7 +262,7 @@ async def test_an_idle_connection_of_the_fullest_source_makes_room(monkeypatch: 
 
 
 async def test_a_handshake_that_waits_for_the_processor_does_not_give_way() -> None:
-    """A fleet that comes at once waits for our processor. Bytes one by one count for two steps only."""
+    """The handshakes of a fleet wait for the server's processor. Single bytes count for two steps only."""
     seconds = 0.0
     admission = Admission(99, 1, 1, clock=lambda: seconds)
     ticket, lock = admission.admit("192.0.2.1"), trio.Lock()

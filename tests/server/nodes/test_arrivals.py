@@ -61,7 +61,7 @@ BENT_PATHS = [
         ":443/{role}/{name}",
     ),
 ]
-"""Ways to bend the path of an identity that is good otherwise."""
+"""Changes to the path of an otherwise valid identity."""
 
 
 def bent(path: str, role: str, name: str) -> str:
@@ -83,7 +83,7 @@ OTHER_FORMS = [
 
 
 async def ask(door: Any, make: Make, request: bytes) -> bytes:
-    """The answer to a request; what TLS refuses reads as its alert."""
+    """Return the answer to a request; a refusal by TLS reads as its alert."""
     leaf = make()
     try:
         return bytes(await door.ask(await door.enter(leaf, has_certificate=leaf is not None), request))

@@ -219,7 +219,7 @@ async def go_on(door: Door, agent: Agent, attempt: int) -> Agent:
 async def test_a_flood_of_attaches_does_not_keep_the_agent_from_its_session(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Another program with the same certificate has used up all, and the agent comes back from an outage."""
+    """Another program with the same certificate used up the budget, and the agent resumes after an outage."""
     async with open_door(grace_seconds=60) as door:
         agent = await door.attach("edge1")
         agent.carrier.cut()
@@ -252,7 +252,7 @@ async def test_resumptions_have_a_larger_budget_that_ends_too(
 async def test_lines_of_a_node_beyond_its_budget_are_left_out(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And all that one duplicate does is one event."""
+    """And one duplicate causes one event only."""
     caplog.set_level("INFO", "qanat")
     async with open_door() as door:
         agent = await door.attach("edge1")

@@ -28,7 +28,7 @@ def renewed() -> Leaf:
 
 
 def going_on(door: Door, agent: Agent, leaf: Leaf, **said: object) -> Agent:
-    """A new carrier that asks for the agent's session."""
+    """Return a new carrier that resumes the agent's session."""
     welcome, attempt = agent.attempt.welcome, said.pop("attempt", 2)
     known = {"session": welcome.session, "secret": welcome.secret, "attempt": attempt}
     return door.dial("edge1", leaf_pem=leaf.credential.certificate_pem, **{**known, **said})

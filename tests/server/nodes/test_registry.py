@@ -190,7 +190,7 @@ def test_a_machine_that_restarts_now_and_then_is_no_duplicate(nodes: Nodes, cloc
 def test_a_replaced_run_that_comes_back_is_a_second_agent(
     nodes: Nodes, clock: Clock, other_boot: bytes
 ) -> None:
-    """Two containers of one host share its boot id."""
+    """Two containers of one host share the host's boot id."""
     first = try_attach(nodes, b"host", b"a")
     clock.seconds += 300
     second = try_attach(nodes, other_boot, b"b")
@@ -209,7 +209,7 @@ def test_a_replaced_run_that_comes_back_is_a_second_agent(
 def test_two_agents_on_one_machine_settle_and_the_other_takes_over_when_one_is_stopped(
     nodes: Nodes, clock: Clock
 ) -> None:
-    """An hour of both, each by the waits of our agents: 10 s after a takeover, else what the server says."""
+    """An hour with both, with the waits of real agents: 10 s after a takeover, else the server's time."""
     due = {b"a": 0.0, b"b": 1.0}
     links: dict[bytes, PlainLink] = {}
     takeovers = 0
@@ -235,7 +235,7 @@ def test_two_agents_on_one_machine_settle_and_the_other_takes_over_when_one_is_s
 
 
 def test_a_crash_loop_takes_over_each_time_at_once(nodes: Nodes, clock: Clock) -> None:
-    """Whether or not the server has noticed that the run before is dead."""
+    """This holds whether or not the server has noticed that the previous run is dead."""
     for number in range(200):
         state = [SessionState.ATTACHED, SessionState.GRACE, SessionState.DEGRADED][number % 3]
         link = try_attach(nodes, b"host", b"run %d" % number)

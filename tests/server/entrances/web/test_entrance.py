@@ -169,7 +169,7 @@ async def test_another_upgrade_with_a_body_is_an_ordinary_request() -> None:
 async def test_a_target_that_switches_unasked_is_a_bad_target(
     is_asked: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also while the body of the request is still on its way."""
+    """This holds also while the body of the request is on its way."""
     ask = b"Connection: Upgrade\r\nUpgrade: h2c\r\n" if is_asked else b""
     async with open_edge() as edge:
         edge.attach("edge1", answer_with(SWITCH))
@@ -180,7 +180,7 @@ async def test_a_target_that_switches_unasked_is_a_bad_target(
 
 
 async def test_a_form_of_another_site_is_refused_without_fetch_metadata() -> None:
-    """Browsers send Fetch Metadata only to https and to localhost; a domain of the operator's has none."""
+    """Browsers send Fetch Metadata only to https and to localhost, not to a plain domain of the operator."""
     async with open_edge() as edge:
         link = edge.attach("edge1", answer_with(OK))
         web = WebEntrance(edge.opener, "edge.example", HeadLimits())
