@@ -56,7 +56,7 @@ OPTIONS = {
 }
 ARGUMENTS = {"target": "8080", "server": NOWHERE, "step": "add", "serial": "aa"}
 SPECIAL = {
-    ("demo",): ["--target", "no target"],  # else it would run on
+    ("demo",): ["--target", "no target"],  # otherwise the command would run on
     ("init",): ["--name", "localhost", "--data-dir", "{folder}"],
     ("backup",): ["{folder}/new.tar", "--config", "{folder}/server.toml"],
     ("restore",): ["{folder}/backup.tar", "--force", "--place", "{folder}"],
@@ -156,7 +156,7 @@ class Walker:
         """Return what is wrong with the end of this command; empty if nothing is."""
         given = list(arguments) or command.arguments(self.folder)
         environment = {**self.environment, **case.pop("environment", {})}
-        if command.path == ("run",):  # so that it ends when it has read all its files
+        if command.path == ("run",):  # so that the command ends when it has read all its files
             environment["QANAT_OPS_LISTEN"] = "192.0.2.1:1"
             environment |= {"QANAT_OPS_BEARER_FILE": "bearer"} if command.program == "qanat-server" else {}
         case = {"folder": str(self.folder), "pristine": str(self.pristine), **case}

@@ -12,7 +12,7 @@ from tunnel_core.wire.frames import Rejected
 from tunnel_core.wire.pb import tunnel_pb2
 
 PROTO = Path(__file__).parents[2] / "proto" / "qanat" / "v1" / "tunnel.proto"
-USER_LEFT_STATUS = 499  # nginx's; no registered status says it, and the user does not see it
+USER_LEFT_STATUS = 499  # nginx's status; no registered one means this, and the user does not see it
 
 
 def test_codes_are_the_numbers_of_the_proto() -> None:

@@ -61,7 +61,7 @@ async def test_a_burst_at_a_port_that_asks_for_no_identity_gets_in(tmp_path: Pat
             streams.append(await site.through())
 
         async with trio.open_nursery() as nursery:
-            for _ in range(100):  # three times what one source may hold unauthenticated
+            for _ in range(100):  # three times the unauthenticated connections of one source
                 nursery.start_soon(open_one)
         for stream in streams:
             await say(stream, b"hello")

@@ -260,7 +260,7 @@ def test_the_plan_states_the_time_of_the_renewal() -> None:
     assert plan.at == later(60)
 
 
-# What the server says to one who asks.
+# The server's answers to a renewal.
 
 CURES = {
     Reason.CERTIFICATE_EXPIRED: "if both clocks are right, bring a new bundle",

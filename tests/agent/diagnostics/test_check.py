@@ -142,7 +142,7 @@ async def test_a_server_that_breaks_off_later_is_not_blamed_on_the_certificate(t
 
     async with tls_server(tmp_path, then=cut) as address:
         found = await failure_at("attach", installation_in(tmp_path, address))
-    assert "HTTP/2" in found.fix  # gRPC says that it broke, or tries until its time is over
+    assert "HTTP/2" in found.fix  # gRPC reports the break, or retries until its time is over
     assert "bundle" not in found.fix
 
 
@@ -527,5 +527,5 @@ def test_the_needs_of_a_renewal_are_checked(tmp_path: Path, monkeypatch: pytest.
     installation = renewable(tmp_path, "localhost:7002")
     finding = check_renewal(installation)
     assert finding.verdict is Verdict.PASS and "at localhost:7002" in finding.detail
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root, who runs tests, may always
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root, as which tests may run, can always write
     assert check_renewal(installation).verdict is Verdict.FAIL

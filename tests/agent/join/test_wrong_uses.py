@@ -92,7 +92,7 @@ WRONG = {
     "a host name that does not fit": use("join", NOBODY, stdin=FLEET, code=3, says="--name: it must fit"),
     "a name with an underscore": use("join", NOBODY, "--name", "edge_1", says="lower-case letters, digits"),
     "a name in capitals": use("join", NOBODY, "--name", "Edge1", says="lower-case letters, digits"),
-    # What it shall publish.
+    # The services to publish.
     "no URL": use("join", NOBODY, "--service", "web", says="NAME=URL"),
     "a URL with a path": use("join", NOBODY, "--service", "web=http://x:1/y", says="without a path"),
     "a protocol": use("join", NOBODY, "--service", "web=udp://x:1", says="http://, https:// and tcp://"),

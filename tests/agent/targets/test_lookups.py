@@ -86,7 +86,7 @@ async def test_the_lookups_of_users_who_left_count_until_they_end(autojump_clock
     dns = Dns()
     async with trio.open_nursery() as nursery:
         dials = dialler(dns, nursery)
-        for round_ in range(5):  # each leaves after a second, and comes back with new names
+        for round_ in range(5):  # each user leaves after a second, and comes back with new names
             with trio.move_on_after(1):
                 async with trio.open_nursery() as users:
                     for number in range(50):

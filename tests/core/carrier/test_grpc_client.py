@@ -285,7 +285,7 @@ class TestRelease:
         packets = [bulk(MIB, number) for number in range(1, 65)]
         async with open_site() as site:
             agent = RecordingPort(await site.dial())
-            server = await site.accept()  # never started: it does not read
+            server = await site.accept()  # a carrier that is never started does not read
             agent.send(*packets)
             await _until(lambda: agent.queued < 64)  # and no more are taken
             agent.carrier.abandon()

@@ -210,7 +210,7 @@ class Tcp:
             if self._lost:
                 segment = self._lost.popleft()
                 if segment.acked:
-                    continue  # it was only late
+                    continue  # the segment was only late
                 segment.retransmitted = True
             elif self._next < self._written:
                 segment = _Segment(self._next, min(self._next + _MSS, self._written))
@@ -435,7 +435,7 @@ class End:
         self._ack_scheduler = AckScheduler(limits, _CONFIRMED_AFTER_SECONDS)
         self._quick: deque[Message] = deque()
         self._number = self._received = 0
-        self._credit = window  # bulk that the peer takes, in total
+        self._credit = window  # total bulk that the peer takes
         self._bulk_sent, self._granted = 0, window
         self._inbox: deque[tuple[Sent, int]] = deque()
         self._busy_until = 0.0
@@ -461,7 +461,7 @@ class End:
         self.wake()
 
     def move(self, carrier: Tcp) -> None:
-        """Move to a new carrier. The model loses the packets under way."""
+        """Move to a new carrier. The model loses the packets under way; more bulk and keys always follow."""
         self._inbox.clear()
         self._received = self.peer._number
         self._quick.clear()

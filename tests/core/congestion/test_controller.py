@@ -108,7 +108,7 @@ def test_a_burst_of_acks_is_no_higher_rate() -> None:
     end = exchange(flight, 1, 100, start=1.0)
     for i in range(40):
         flight.sent(101 + i, 10_000, end + 0.01 * i)
-    for i in range(40):  # all of them held up on the way back
+    for i in range(40):  # all acks delayed on the way back
         flight.acked(101 + i, stamp(end + 0.01 * i + 0.02), end + 0.5 + 0.0001 * i)
     assert flight.rate_bytes_per_second < 1.2e6
 

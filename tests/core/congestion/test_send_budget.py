@@ -207,7 +207,7 @@ def test_a_new_carrier_has_a_controller_of_its_own() -> None:
     site.server.move(site.agent.received, site.now)
     site.agent.move(site.server.received, site.now)
     assert not flight.in_flight and not flight.rate_bytes_per_second
-    site.server.receive(Packet(0, last, ()), 10, site.now)  # it went over the old carrier
+    site.server.receive(Packet(0, last, ()), 10, site.now)  # the packet left over the old carrier
     assert not flight.rate_bytes_per_second
     site.run(30)
     assert site.opened[0].recv.received == 4 * MIB and not site.mux.unconfirmed

@@ -43,7 +43,7 @@ def test_a_pipe_is_hung_up_when_its_reader_goes(tmp_path: Path) -> None:
     os.close(reading)
     assert is_hung_up(writing)
     os.close(writing)
-    assert not is_hung_up(writing)  # nothing is known of it
+    assert not is_hung_up(writing)  # the state is unknown
 
 
 def test_a_terminal_is_hung_up_when_its_window_goes() -> None:
@@ -81,7 +81,7 @@ async def test_a_wait_for_a_stopped_reader_can_be_cancelled() -> None:
             nursery.start_soon(wait_writable, writing)
             await trio.testing.wait_all_tasks_blocked()
             assert nursery.child_tasks
-            os.read(reading, 1 << 20)  # it reads on: the wait ends by itself
+            os.read(reading, 1 << 20)  # the reader continues: the wait ends by itself
         os.write(writing, bytes(1 << 20))
         with trio.move_on_after(0) as scope:
             await wait_writable(writing)

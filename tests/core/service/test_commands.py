@@ -190,7 +190,7 @@ def test_the_group_of_a_socket_is_named(tmp_path: Path) -> None:
     assert _missing_group(tmp_path / "nothing", ()) == ""
 
 
-# Whose files become whose.
+# The owners of files.
 
 
 def test_files_that_the_user_owns_already_are_unchanged(tmp_path: Path) -> None:

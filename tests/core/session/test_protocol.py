@@ -419,7 +419,7 @@ def test_a_paused_process_checks_twice_before_it_declares_the_peer_dead() -> Non
         while session.next_packet(ends.now):
             pass
         frame = Pong(session.liveness._token) if name == "agent" else Ping(99)
-        session.receive(Packet(0, 0, (frame,)), 10, ends.now)  # it was there all the time
+        session.receive(Packet(0, 0, (frame,)), 10, ends.now)  # the peer answered all the time
         assert _time_of_death(session, ends.now) >= 5
 
 

@@ -76,7 +76,7 @@ def greedy(pool: SendPool, count: int) -> list[Sender]:
     senders = [Sender(pool, f"greedy{number}") for number in range(count)]
     for sender in senders:
         sender.stream(20 * MIB)
-    for _ in range(3):  # those that came first may fill what the others left
+    for _ in range(3):  # earlier sessions may fill what the others left
         for sender in senders:
             sender.say()
     return senders
@@ -126,7 +126,7 @@ def test_a_session_that_waits_is_woken_once_there_is_room_for_a_packet_and_not_b
     sender = Sender(pool)
     stream = sender.stream(64 * KIB)
     sender.say()
-    pool.used = LIMITS.send_pool - MIB  # others have all that is for data
+    pool.used = LIMITS.send_pool - MIB  # other sessions hold all the memory for data
     stream.push(bytes(MIB))
     assert sender.say() == []
     sender.woken = 0
@@ -141,7 +141,7 @@ def test_a_session_that_keeps_nothing_is_woken_by_the_first_room() -> None:
     pool = SendPool(LIMITS.send_pool)
     sender = Sender(pool)
     stream = sender.stream()
-    pool.used = LIMITS.send_pool  # as sessions that came back may have it
+    pool.used = LIMITS.send_pool  # as resumed sessions may have it
     stream.push(b"key")
     assert sender.say() == []
     sender.woken = 0

@@ -62,7 +62,7 @@ def _cut_and_compare(site: Ground, knife: Knife, dice: random.Random) -> None:
             _cut(knife, dice)
         for flow in flows:
             flow.finish(60)
-    assert _resumed(site) - resumed >= CUTS // 2  # a cut within a resumption is one with the next
+    assert _resumed(site) - resumed >= CUTS // 2  # a cut within a resumption counts as one with the next
 
 
 def _resumed(site: Ground) -> float:

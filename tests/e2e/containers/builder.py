@@ -207,7 +207,7 @@ def _make_root(machine: Machine, name: str) -> None:
     with tempfile.TemporaryDirectory(prefix="qanat-root-") as folder:
         place, context = Path(folder, "root"), Path(folder, "context")
         context.mkdir()
-        # What it mounts is gone with its end, however that comes: below a folder that is to be removed.
+        # Its mounts end with it, whatever ends it: they are below a folder that is removed later.
         debootstrap = [tools.path_of("unshare"), "--mount", "--propagation=private"]
         debootstrap += [tools.path_of("debootstrap"), "--variant=minbase", f"--arch={machine.debian}"]
         _run([*debootstrap, SUITE, str(place)], seconds=1200)

@@ -57,7 +57,7 @@ class Engine:
 def running_engine(namespace: Namespace, folder: Path) -> Iterator[Engine]:
     """An engine with nothing in it; with it ends all that ran on it. Its log is in ``folder``."""
     tools.require("docker", "dockerd", "docker-compose")
-    # The data lies where overlays work; the sockets where their names stay short.
+    # The data is on a file system where overlays work, the sockets where their names stay short.
     data, sockets = tools.cache_folder() / "docker", Path(f"/run/qanat-e2e-docker-{os.getpid()}")
     shutil.rmtree(data, ignore_errors=True)
     sockets.mkdir()

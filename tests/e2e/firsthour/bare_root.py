@@ -148,7 +148,7 @@ def _packed_root(name: str, suite: str, packages: Sequence[str]) -> Path:
 def _bootstrap(suite: str, folder: Path, packages: Sequence[str]) -> None:
     command = [tools.path_of("debootstrap"), "--variant=minbase", f"--include={','.join(packages)}"]
     mirror = host.debian_mirror()
-    # What debootstrap mounts is gone with its end, however it ends.
+    # debootstrap's mounts end with it, whatever ends it.
     _run("unshare", "--mount", "--propagation=private", *command, suite, str(folder),
          *([mirror] if mirror else []), seconds=1200)  # fmt: skip
 

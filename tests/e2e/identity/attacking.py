@@ -66,7 +66,7 @@ class Attacker:
     def user(self, name: str, **how: Any) -> Path:
         return self.forger.bundle(name, self.forger.uri(Role.USER, name), **how)
 
-    # Doors. Each gives the word of the reason, empty if it opened.
+    # Entrances. Each function returns the word of the reason, empty if access was given.
 
     def ask(self, request: str, bundle: Path | None, *headers: str) -> str:
         """``METHOD TARGET`` at the HTTPS port. What fails in the handshake is ``tls``."""

@@ -117,7 +117,7 @@ class Member:
         crowd, request = self._crowd, self._requests[1]
 
         async def ask() -> bytes:
-            # A context takes milliseconds: it is made when it is this one's turn, or all pings are late.
+            # A context takes milliseconds, so the agent makes it in its turn; else all pings would be late.
             context = verifying_context(crowd._roots, client_file=self._file)
             return await est_client.renew(crowd._way, context, request.body)
 

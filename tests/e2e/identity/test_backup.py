@@ -43,7 +43,7 @@ def test_agents_come_back_to_a_server_that_was_restored_elsewhere(
     server: Server, nodes: list[Home], tmp_path: Path
 ) -> None:
     early, out, late = nodes
-    open_token = server.token("late")  # another than it joins with
+    open_token = server.token("late")  # another name than the one it joins with
     user = server.issue_user("kim", tmp_path / "kim.pem")
     with server.connect_tls(f"early:{ECHO}", user) as stream:
         server.command_line("backup", str(tmp_path / "qanat.tar"))  # the server runs, and so do streams

@@ -143,7 +143,7 @@ def test_a_serial_is_one_certificate(server: Server, home: HomeMaker) -> None:
     assert _ends(streams, began) == ["broken"] * STREAMS
     machine.process.wait_log("ended.*revoked", deadline_seconds=2)
     _wait_audited_end(server, "edge-serial")
-    # The name is not revoked, so any token for it will do; the running agent takes the new certificate up.
+    # The name is not revoked, so any token for it is accepted; the running agent uses the new certificate.
     machine.join(server, server.token("", match="edge-ser*"), *ALLOW, "--again")
     assert _serial(machine) != first
     wait_until(lambda: _is_attached(server, "edge-serial"), "the agent to be back", deadline_seconds=30)

@@ -9,7 +9,7 @@ import pytest
 from tests.support.cluster.cluster import KUBELET, NODES, Cluster, running_cluster
 from tests.support.processes.waiting import wait_until
 
-# A node that the API server knows and we do not.
+# A node that the API server knows and Qanat does not.
 STRANGER = """
 apiVersion: v1
 kind: Node
@@ -101,7 +101,7 @@ def test_kubectl_works_again_after_the_agent_came_back(cluster: Cluster) -> None
 
 def _refusal(cluster: Cluster, *operation: str) -> str:
     """Return kubectl's message on standard error, which must come quickly."""
-    cluster.bed.kubectl("version")  # reads its caches once, so that what is measured is the tunnel
+    cluster.bed.kubectl("version")  # reads its caches once, so that the test measures the tunnel
     done, seconds = cluster.bed.kubectl_seconds(*operation)
     assert done.returncode != 0, done.stdout
     assert seconds < SENTENCE_SECONDS, f"{seconds:.2f} s until: {done.stderr}"

@@ -66,7 +66,7 @@ class Flow:
     def _guarded(self) -> None:
         try:
             self.run()
-        except BaseException as error:  # raised by who waits for the thread
+        except BaseException as error:  # raised by the caller that waits for the thread
             self.failure = error
 
     def _note_arrival(self, length: int) -> None:

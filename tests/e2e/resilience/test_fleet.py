@@ -57,7 +57,7 @@ def test_all_sessions_resume(
     resumed = _resumptions(site)
     users = [_opened(site, name) for name in fleet for _ in range(STREAMS_OF_EACH)]
     back = net.cut_for(CUT_SECONDS)
-    net.flush_nat()  # else most connections outlive the cut by themselves
+    net.flush_nat()  # otherwise most connections outlive the cut
     for user in users:
         user.sendall(WORD)
     for user in users:

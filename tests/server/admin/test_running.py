@@ -29,7 +29,7 @@ async def qanat_server(site: Site, *arguments: str) -> tuple[int, str]:
 async def test_commands_reach_a_running_server_and_what_they_did_outlives_it(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_SECONDS):
         site = Site(tmp_path)
-        site.write()  # an installation as it was before there was a store
+        site.write()  # an installation from before there was a store
         async with site.server() as server:
             assert (
                 await qanat_server(site, "node", "revoke", "shop-7", "--force", "--yes", "--why", "stolen")

@@ -124,7 +124,7 @@ async def test_a_connection_that_was_kept_alive_is_refused_with_the_reason(tmp_p
         door.revoke()
         answer = await door.ask(stream, VERSION)
         assert answer.startswith(b"HTTP/1.1 403 the certificate ") and b": revoked" in answer
-        again = await door.ask(await door.enter(), CONNECT)  # nor does a new one help
+        again = await door.ask(await door.enter(), CONNECT)  # a new connection does not help either
         assert b": revoked" in again
         [line] = door.audited
         assert (line.user, line.reason) == ("kim", "revoked")

@@ -150,7 +150,7 @@ async def test_an_alert_arrives_in_the_middle_of_an_upload(tmp_path: Path) -> No
         await trio.to_thread.run_sync(ask)
 
 
-# Listeners that have no room: ``declining``.
+# Listeners without room: ``declining``.
 
 
 async def serve_tls(edge: Edge, folder: Path, most: int) -> Listener:
@@ -184,7 +184,7 @@ async def test_a_full_listener_says_so(tmp_path: Path) -> None:
 
 
 async def test_a_full_ops_listener_says_so(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Place, "idle", Place.busy)  # none gives way
+    monkeypatch.setattr(Place, "idle", Place.busy)  # none is closed
     counters = Counters()
     pages = OpsPages(lambda: counters.snapshot(sessions=1), lambda: "", counters=counters)
     settings, access = Ops(listen=ListenAddress("127.0.0.1", 0)), OpsAccess(None, None)
@@ -220,7 +220,7 @@ def goes_on_reading(accepted: socket.socket) -> None:
 
 
 def closes_over_the_rest(accepted: socket.socket) -> None:
-    accepted.recv(1)  # so that some of it is there
+    accepted.recv(1)  # so that a part of the body is there
 
 
 def resets(accepted: socket.socket) -> None:

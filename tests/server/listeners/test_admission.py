@@ -70,7 +70,7 @@ def test_waiting_connections_are_bounded_for_each_source() -> None:
     tickets = admit_many(admission, "192.0.2.1", 5)
     assert [ticket.waits for ticket in tickets] == [False, True, True, True, True]
     assert refusal(admission, "192.0.2.1") is Reason.TOO_MANY_FROM_SOURCE
-    tickets[2].release()  # it gave up
+    tickets[2].release()  # the waiting connection gave up
     fresh = admission.admit("192.0.2.1")
     tickets[0].release()
     assert [ticket.waits for ticket in tickets[3:]] + [fresh.waits] == [True, True, True]
@@ -99,7 +99,7 @@ def test_a_source_with_an_authenticated_caller_gets_more_for_a_while() -> None:
     admission = Admission(9999, 2, 400, clock=clock)
     strangers = admit_many(admission, "192.0.2.1", 10)
     assert sum(not ticket.waits for ticket in strangers) == 2
-    strangers[0].authenticated()  # and at once those that wait here have room
+    strangers[0].authenticated()  # and at once the source's waiting connections have room
     assert not any(ticket.waits for ticket in strangers)
     more = admit_many(admission, "192.0.2.1", 120)
     assert sum(not ticket.waits for ticket in [*strangers[1:], *more]) == 100, "a quarter of the listener's"

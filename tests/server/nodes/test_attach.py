@@ -323,7 +323,7 @@ async def test_the_newest_verified_session_wins_at_once(autojump_clock: trio.tes
         assert caught.value.reason is Reason.TAKEN_OVER
         await stream.aclose()
         assert await old.end() is Reason.TAKEN_OVER
-        await trio.sleep(5)  # the old one is given up, and what it leaves behind takes nothing along
+        await trio.sleep(5)  # the old session is given up, and its remains take nothing of the new one along
         assert door.link_of("edge1").session_id == new.link.session_id
         assert door.counters.session_ends == {"taken_over": 1}
         again = await door.open("edge1")

@@ -158,9 +158,9 @@ def test_restarts_of_two_machines_do_not_evict_each_other_for_ever(nodes: Nodes,
     assert caught.value.reason is Reason.DUPLICATE_NODE
     assert caught.value.retry_after_seconds == 60
     assert nodes.is_duplicate(node) and not incumbent.ended
-    nodes.check_duplicate("edge-7", hello_of(b"two", b"3"))  # the run that is attached may come again
+    nodes.check_duplicate("edge-7", hello_of(b"two", b"3"))  # the attached run may attach again
     incumbent.state = SessionState.GRACE
-    nodes.check_duplicate("edge-7", hello_of(b"one", b"5"))  # and a run that replaces a dead one may, too
+    nodes.check_duplicate("edge-7", hello_of(b"one", b"5"))  # and so may a run that replaces a dead one
     clock.seconds += 121
     incumbent.state = SessionState.ATTACHED
     nodes.check_duplicate("edge-7", hello_of(b"one", b"6"))
@@ -199,7 +199,7 @@ def test_a_replaced_run_that_comes_back_is_a_second_agent(
     assert try_attach(nodes, b"host", b"a") is None
     [node] = nodes.all()
     assert nodes.is_duplicate(node) and node.link is second and not second.ended
-    # A supervisor that restarts the refused one does not begin the fight again.
+    # A supervisor that restarts the refused agent does not begin the contest again.
     clock.seconds += 60
     assert try_attach(nodes, b"host", b"a2") is None
     second.state = SessionState.GRACE  # the second one was killed

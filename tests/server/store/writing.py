@@ -46,7 +46,7 @@ async def write_for_ever(store: Store, first: int) -> None:
 async def until_full_and_then_ten(store: Store, first: int) -> None:
     while await write(store, first):
         first += 1
-    for _ in range(3):  # it stays refused, and stays usable
+    for _ in range(3):  # the store stays refused, and stays usable
         await write(store, first)
     await store.tokens()
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

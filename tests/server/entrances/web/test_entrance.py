@@ -59,7 +59,7 @@ async def test_one_connection_serves_many_requests() -> None:
         assert len(link.streams) == 3
         assert link.streams[0].target == "red"
         assert link.streams[0].target_tls
-        assert link.streams[0].entrance == "web"  # agents of version 0.1.0 go by this name
+        assert link.streams[0].entrance == "web"  # agents of version 0.1.0 use this name
         assert seen[0].startswith(b"GET /flows?a=1 HTTP/1.1\r\nHost: red--edge1.localhost:7003\r\n")
         await trio.testing.wait_all_tasks_blocked()
         assert edge.counters.closed_streams == {("web", "done"): 3}
