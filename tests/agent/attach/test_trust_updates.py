@@ -25,14 +25,14 @@ ISSUING = pki.authority().issuing.certificate_pem
 LEAF = pki.node_leaf("edge1").credential.certificate_pem
 
 
-@pytest.mark.parametrize("told", [OLD, OLD + NEW, NEW + OLD, OLD + NEW + THIRD, OLD + OLD])
-def test_roots_that_keep_one_of_the_agents_are_accepted(told: bytes) -> None:
-    assert b"".join(roots_told(told, OLD)) == (OLD if told == OLD + OLD else told)
+@pytest.mark.parametrize("sent", [OLD, OLD + NEW, NEW + OLD, OLD + NEW + THIRD, OLD + OLD])
+def test_roots_that_keep_one_of_the_agents_are_accepted(sent: bytes) -> None:
+    assert b"".join(roots_told(sent, OLD)) == (OLD if sent == OLD + OLD else sent)
     assert roots_told(NEW, OLD + NEW) == [NEW]  # the last step of a rotation
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("sent", "why"),
     [
         (NEW, "none of those that are trusted now"),
         (NEW + THIRD, "none of those that are trusted now"),
@@ -45,9 +45,9 @@ def test_roots_that_keep_one_of_the_agents_are_accepted(told: bytes) -> None:
         (b"\xff", "not plain text"),
     ],
 )
-def test_other_roots_are_refused(told: bytes, why: str) -> None:
+def test_other_roots_are_refused(sent: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        roots_told(told, OLD)
+        roots_told(sent, OLD)
 
 
 def test_too_many_are_not() -> None:
@@ -57,9 +57,9 @@ def test_too_many_are_not() -> None:
 
 
 @given(st.binary(max_size=2000) | st.binary(max_size=300).map(lambda more: OLD + more))
-def test_bytes_give_roots_or_a_value_error(told: bytes) -> None:
+def test_bytes_give_roots_or_a_value_error(sent: bytes) -> None:
     with contextlib.suppress(ValueError):
-        roots_told(told, OLD)
+        roots_told(sent, OLD)
 
 
 class Agent:
@@ -70,15 +70,15 @@ class Agent:
         self.bundle = read_bundle(self.file)
         self.roots = TrustUpdates(self.file, nursery)
 
-    def hear(self, told_pem: bytes) -> None:
-        self.bundle = self.roots.on_roots(told_pem, self.bundle)
+    def receive_roots(self, roots_pem: bytes) -> None:
+        self.bundle = self.roots.on_roots(roots_pem, self.bundle)
 
 
 async def test_accepted_roots_are_used_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with trio.open_nursery() as nursery:
         agent = Agent(nursery, tmp_path)
         before = read_bundle(agent.file)
-        agent.hear(NEW + OLD)
+        agent.receive_roots(NEW + OLD)
         assert agent.bundle.roots_pem == NEW + OLD  # at once
     assert read_bundle(agent.file) == replace(before, roots_pem=NEW + OLD)
     assert stat.S_IMODE(agent.file.stat().st_mode) == 0o600
@@ -93,12 +93,12 @@ async def test_the_same_ones_in_another_order_are_no_news(
 ) -> None:
     async with trio.open_nursery() as nursery:
         agent = Agent(nursery, tmp_path)
-        agent.hear(NEW + OLD)
+        agent.receive_roots(NEW + OLD)
     written = agent.file.stat().st_ino
     async with trio.open_nursery() as nursery:
         agent.roots._nursery = nursery
-        agent.hear(OLD + NEW)
-        agent.hear(OLD + NEW + OLD)
+        agent.receive_roots(OLD + NEW)
+        agent.receive_roots(OLD + NEW + OLD)
     assert agent.file.stat().st_ino == written
     assert len(caplog.records) == 1
 
@@ -109,7 +109,7 @@ async def test_roots_without_one_of_the_agents_change_nothing_and_are_logged_onc
     async with trio.open_nursery() as nursery:
         agent = Agent(nursery, tmp_path)
         for _ in range(3):
-            agent.hear(NEW)
+            agent.receive_roots(NEW)
     assert agent.bundle.roots_pem == read_bundle(agent.file).roots_pem == OLD
     [line] = caplog.messages
     assert line.startswith("the roots that the server told are not believed: none of")
@@ -122,10 +122,10 @@ async def test_a_bundle_that_cannot_be_written_is_logged_once_and_stops_nothing(
         agent = Agent(nursery, tmp_path)
         agent.file.unlink()
         agent.file.mkdir()  # root may write anywhere, but not here
-        agent.hear(OLD + NEW)
+        agent.receive_roots(OLD + NEW)
     async with trio.open_nursery() as nursery:
         agent.roots._nursery = nursery
-        agent.hear(OLD)
+        agent.receive_roots(OLD)
     assert agent.bundle.roots_pem == OLD
     said = [line for line in caplog.messages if "forgotten at the next start" in line]
     assert len(said) == 1
@@ -138,6 +138,6 @@ async def test_a_certificate_that_came_meanwhile_is_kept(tmp_path: Path) -> None
         fresh = pki.authority().issue(Role.NODE, "edge1")
         key, chain = fresh.credential.key_pem, fresh.chain_pem
         change_bundle(agent.file, lambda bundle: replace(bundle, key_pem=key, chain_pem=chain))
-        agent.hear(OLD + NEW)
+        agent.receive_roots(OLD + NEW)
     kept = read_bundle(agent.file)
     assert (kept.key_pem, kept.chain_pem, kept.roots_pem) == (key, chain, OLD + NEW)

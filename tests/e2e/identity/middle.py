@@ -20,7 +20,7 @@ _SECONDS = 15.0
 
 
 class Middle:
-    """A relay that listens on loopback at the edge. ``heard`` is everything that it received in the clear.
+    """A relay that listens on loopback at the edge. ``received`` is everything that it received in the clear.
 
     With ``own_roots`` it answers requests for the roots itself, with its own.
     """
@@ -29,7 +29,7 @@ class Middle:
         self, authority: Authority, server: tuple[str, int], folder: Path, edge: Namespace, *, own_roots: bool
     ) -> None:
         leaf = authority.issue(Role.SERVER, "main", names=(*LOOPBACK_NAMES, server[0]))
-        self.heard = bytearray()
+        self.received = bytearray()
         self._server = server
         self._edge = edge
         self._answer = _roots_answer(authority) if own_roots else b""
@@ -71,7 +71,7 @@ class Middle:
         request = user.recv(64 * 1024)
         if not request:
             return  # a client that only read the certificate
-        self.heard += request
+        self.received += request
         if self._answer and b"cacerts" in request:
             user.sendall(self._answer)
             return

@@ -61,7 +61,7 @@ class Attack:
 
     name: str
     try_it: Callable[[Attacker], str]
-    heard: str
+    reason: str
     line: str = ""
 
 
@@ -283,8 +283,8 @@ def attacker(server: Server, network: Network, tmp_path: Path) -> Attacker:
     "attack", [*REQUESTS, *DOORS, *ATTACHES, *IN_THE_HANDSHAKE], ids=lambda attack: attack.name
 )
 def test_an_attack_is_refused_and_audited(attacker: Attacker, attack: Attack) -> None:
-    assert attack.try_it(attacker) == attack.heard
-    attacker.wait_line(attack.line or attack.heard)
+    assert attack.try_it(attacker) == attack.reason
+    attacker.wait_line(attack.line or attack.reason)
 
 
 def test_a_stolen_session_is_of_no_use(attacker: Attacker) -> None:
@@ -315,9 +315,9 @@ def test_a_man_in_the_middle_learns_no_token(
         refused = home("between").try_join(middle.address, token)
     assert refused.returncode != 0
     assert ("does not know the root" if own_roots else "issued by") in refused.stdout, refused.stdout
-    assert b"cacerts" in middle.heard, "it was in between"
-    assert b"authorization" not in bytes(middle.heard).lower()
-    assert token.encode() not in bytes(middle.heard)
+    assert b"cacerts" in middle.received, "it was in between"
+    assert b"authorization" not in bytes(middle.received).lower()
+    assert token.encode() not in bytes(middle.received)
     assert home("between", 2).try_join(server, token).returncode == 0, "and the token is whole"
 
 

@@ -79,7 +79,7 @@ class TunLink:
             self._child.wait()
         self._child = None
 
-    def tell(self, do: str, **arguments: Any) -> dict[str, Any]:
+    def command(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send one command, and return its answer."""
         with self._turn:
             assert self._child is not None and self._child.stdin is not None
@@ -181,22 +181,22 @@ class Emulated(Surroundings):
         self.set_ways(*(Terms(rate, delay_seconds, queue_seconds),) * 2)
 
     def set_ways(self, down: Terms, up: Terms) -> None:
-        self._link.tell("set", down=down.as_table(), up=up.as_table())
+        self._link.command("set", down=down.as_table(), up=up.as_table())
 
     def cut(self) -> None:
         """Lose every packet silently until ``restore``, packets on their way included."""
-        self._link.tell("cut")
+        self._link.command("cut")
 
     def restore(self) -> None:
-        self._link.tell("restore")
+        self._link.command("restore")
 
     def cut_for(self, seconds: float) -> float:
         """Cut the link for a time, and return at once with the ``time.monotonic()`` of its return."""
-        return float(self._link.tell("cut", seconds=seconds)["until"])
+        return float(self._link.command("cut", seconds=seconds)["until"])
 
     def counters(self) -> dict[str, Counters]:
         """Return the counters of ``down`` and ``up`` since the start. Bytes are those of IP packets."""
-        return {name: Counters(**values) for name, values in self._link.tell("counters").items()}
+        return {name: Counters(**values) for name, values in self._link.command("counters").items()}
 
     def carried(self) -> int:
         """Return the bytes of IP packets so far, both directions together."""
