@@ -25,14 +25,14 @@ ISSUING = pki.authority().issuing.certificate_pem
 LEAF = pki.node_leaf("edge1").credential.certificate_pem
 
 
-@pytest.mark.parametrize("sent", [OLD, OLD + NEW, NEW + OLD, OLD + NEW + THIRD, OLD + OLD])
-def test_roots_that_keep_one_of_the_agents_are_accepted(sent: bytes) -> None:
-    assert b"".join(roots_told(sent, OLD)) == (OLD if sent == OLD + OLD else sent)
+@pytest.mark.parametrize("told", [OLD, OLD + NEW, NEW + OLD, OLD + NEW + THIRD, OLD + OLD])
+def test_roots_that_keep_one_of_ours_are_believed(told: bytes) -> None:
+    assert b"".join(roots_told(told, OLD)) == (OLD if told == OLD + OLD else told)
     assert roots_told(NEW, OLD + NEW) == [NEW]  # the last step of a rotation
 
 
 @pytest.mark.parametrize(
-    ("sent", "why"),
+    ("told", "why"),
     [
         (NEW, "none of those that are trusted now"),
         (NEW + THIRD, "none of those that are trusted now"),
@@ -45,9 +45,9 @@ def test_roots_that_keep_one_of_the_agents_are_accepted(sent: bytes) -> None:
         (b"\xff", "not plain text"),
     ],
 )
-def test_other_roots_are_refused(sent: bytes, why: str) -> None:
+def test_other_roots_are_refused(told: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        roots_told(sent, OLD)
+        roots_told(told, OLD)
 
 
 def test_too_many_are_not() -> None:
@@ -57,9 +57,9 @@ def test_too_many_are_not() -> None:
 
 
 @given(st.binary(max_size=2000) | st.binary(max_size=300).map(lambda more: OLD + more))
-def test_bytes_give_roots_or_a_value_error(sent: bytes) -> None:
+def test_bytes_give_roots_or_a_value_error(told: bytes) -> None:
     with contextlib.suppress(ValueError):
-        roots_told(sent, OLD)
+        roots_told(told, OLD)
 
 
 class Agent:

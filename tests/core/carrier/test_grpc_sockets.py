@@ -71,7 +71,7 @@ def test_a_throttled_peer_sends_slowly_until_released() -> None:
             slow = _received(accepted, 1.0, sent)
             assert slow < sent / 2
             throttle(23_460, held=False)
-            # Paced bytes already wait for their time; at the old pace all of them would take seven seconds.
+            # What is paced already waits for its time; at the old pace all of it would take seven seconds.
             assert slow + _received(accepted, 4.0, sent - slow) == sent
 
 

@@ -284,5 +284,5 @@ async def test_the_kernel_probes_as_often_as_configured() -> None:
     near.close_nowait()
     far.close_nowait()
     for end in unix_pair():
-        end.ask_peer_every(LOOK_SECONDS)  # a unix socket shows a close without a probe
+        end.ask_peer_every(LOOK_SECONDS)  # a unix socket shows it without being asked
         end.close_nowait()

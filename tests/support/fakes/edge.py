@@ -110,7 +110,7 @@ class Edge:
         return ConnectEntrance(self.opener).section()
 
     def api(self, facts: ServerFacts | None = None, wall: Callable[[], datetime] = now) -> Section[Caller]:
-        """Return the API over a store without certificates, or over ``facts``."""
+        """The API over a store without certificates, unless ``facts`` has another one."""
         facts = facts or ServerFacts(now(), dict, describe_server, self.standing.proven, empty_store())
         entrance = ApiEntrance(
             self.nodes, self.followers, facts, self.standing, monotonic=trio.current_time, wall=wall
