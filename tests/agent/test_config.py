@@ -116,7 +116,7 @@ def test_everything_can_be_set() -> None:
         ({"link": {"max_bytes_per_second": "1M"}}, "link.max_bytes_per_second: '1M' is not a whole number"),
     ],
 )
-def test_what_cannot_stand_is_refused(raw: dict[str, Any], problem: str) -> None:
+def test_invalid_values_are_refused(raw: dict[str, Any], problem: str) -> None:
     assert problem_of(**raw).startswith(problem)
 
 
@@ -127,7 +127,7 @@ def test_a_metered_link_with_a_cap() -> None:
     assert read().link.max_bytes_per_second == 0
 
 
-def test_a_refused_proxy_is_told_without_its_password() -> None:
+def test_a_refused_proxy_is_reported_without_its_password() -> None:
     problem = problem_of(proxy="https://user:hush@proxy:1")
     assert problem.startswith("proxy: it is a https:// proxy")
     assert "hush" not in problem

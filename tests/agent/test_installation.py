@@ -1,4 +1,4 @@
-"""What an agent starts from: which file, which bundle, and what is said when they do not fit."""
+"""The files that an agent starts from: its configuration, its bundle, and the errors if they do not match."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_users_bundle_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_no_server_anywhere_is_told(tmp_path: Path) -> None:
+def test_a_missing_server_is_reported(tmp_path: Path) -> None:
     write_node_bundle(tmp_path / "node.pem", "edge1")
     assert problem_of(config_in(tmp_path, "")).key == "servers"
 
@@ -111,7 +111,7 @@ def test_the_proxy_password_comes_from_its_file(tmp_path: Path) -> None:
     assert problem_of(tmp_path / "agent.toml").key == "proxy_password_file"
 
 
-def test_ops_cannot_speak_tls_with_a_nodes_certificate(tmp_path: Path) -> None:
+def test_ops_cannot_use_tls_with_a_nodes_certificate(tmp_path: Path) -> None:
     write_node_bundle(tmp_path / "node.pem", "edge1", "a:7001")
     assert problem_of(config_in(tmp_path, "[ops]\ntls = true\n")).key == "ops.tls"
 

@@ -1,6 +1,6 @@
-"""A byte order mark in each kind of file that people edit or bring: taken. UTF-16: refused in those words.
+"""Files that people edit, with a byte order mark: accepted. In UTF-16: refused, and the message says so.
 
-What is pasted as a token is in ``join/test_wrong_uses``.
+Tokens that are pasted with one are tested in ``join/test_wrong_uses``.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ async def test_the_roots_of_an_https_service_in_utf_16(tmp_path: Path) -> None:
 
 
 async def handshake_of(ca_file: Path, folder: Path) -> Refused | None:
-    """With a target that shows a certificate of our authority; returns why there was none."""
+    """Shake hands with a target whose certificate is of the tests' authority; returns the failure."""
     context = server_context(folder)
     context.verify_mode = ssl.CERT_NONE
 
@@ -180,7 +180,7 @@ async def handshake_of(ca_file: Path, folder: Path) -> Refused | None:
 
 
 async def test_a_server_all_of_whose_files_have_a_mark(tmp_path: Path) -> None:
-    """gRPC, OpenSSL, the signer and the agents that are told of roots: all read these files."""
+    """gRPC, OpenSSL, the signer and the agents that receive roots all read these files."""
     cloud = Cloud(tmp_path / "cloud", {})
     cloud.make()
     for name in ("server.toml", "server.pem", "server.key", "trust.pem"):

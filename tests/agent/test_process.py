@@ -55,7 +55,7 @@ class Rig:
             return b"".join([piece async for piece in stream])
 
     async def wait_draining(self) -> None:
-        """Until the agent has said that it takes no new streams."""
+        """Wait until the agent has sent that it accepts no new streams."""
         while True:
             try:
                 self.link.open(Target.parse(self.target), user="kim", entrance="tcp").reset(Reason.USER_LEFT)
@@ -169,7 +169,7 @@ async def test_sigterm_resets_what_does_not_finish_in_time(tmp_path: Path) -> No
         assert await rig.process.wait() == 0
 
 
-async def test_sigint_ends_at_once_and_says_goodbye(tmp_path: Path) -> None:
+async def test_sigint_ends_at_once_and_sends_bye(tmp_path: Path) -> None:
     async with running_agent(tmp_path, drain_seconds=600) as rig:
         stream = await rig.open()
         rig.process.send_signal(signal.SIGINT)
@@ -188,7 +188,7 @@ async def test_a_second_signal_forces(tmp_path: Path) -> None:
         await stream.aclose()
 
 
-async def test_an_agent_without_a_server_says_so_and_stops_at_once(tmp_path: Path) -> None:
+async def test_an_agent_without_a_server_logs_that_and_stops_at_once(tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "agent.toml").write_text(f'[ops]\nlisten = "127.0.0.1:{port}"\n')
     write_node_bundle(tmp_path / "node.pem", "edge1", "127.0.0.1:1")
@@ -224,7 +224,7 @@ async def test_commands_that_cannot_do_their_work_say_why(tmp_path: Path) -> Non
     assert b"no agent answers at" in silent.stderr
 
 
-async def test_check_and_version_speak_json(tmp_path: Path) -> None:
+async def test_check_and_version_print_json(tmp_path: Path) -> None:
     (tmp_path / "agent.toml").write_text("")
     checked = await run_command("check", "--json", "--config", str(tmp_path / "agent.toml"))
     assert checked.returncode == 2
@@ -252,7 +252,7 @@ async def test_a_running_agent_imports_nothing_heavy_that_it_does_not_need() -> 
         (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "the program that answers there is not an agent"),
     ],
 )
-async def test_status_tells_what_answers_instead_of_an_agent(
+async def test_status_names_what_answers_instead_of_an_agent(
     tmp_path: Path, answer: bytes, sentence: str
 ) -> None:
     async def other(stream: trio.SocketStream) -> None:

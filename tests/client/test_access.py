@@ -1,4 +1,4 @@
-"""Which way in is taken, and what is said when there is none."""
+"""Which access to the server the command takes, and its message when there is none."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_without_a_bundle_local_sockets_are_used(tmp_path: Path) -> None:
         access.need_connect()
 
 
-def test_with_nothing_at_all_it_says_what_would_do() -> None:
+def test_without_any_access_the_message_lists_the_possible_ones() -> None:
     access = find_access(None, {})
     with pytest.raises(CommandError) as caught:
         access.need_api()
@@ -79,7 +79,7 @@ def test_a_bundle_that_cannot_be_used_is_not_passed_over(tmp_path: Path) -> None
     assert "names no server" in failure(nowhere)
 
 
-def test_who_has_a_bundle_is_not_told_to_make_one(tmp_path: Path) -> None:
+def test_a_user_with_a_bundle_is_not_advised_to_make_one(tmp_path: Path) -> None:
     assert "issue user NAME" in failure(tmp_path / "none.pem")
     (tmp_path / "loop").symlink_to("loop")  # stands for missing rights, which root always has
     said = failure(tmp_path / "loop/kim.pem")
@@ -87,7 +87,7 @@ def test_who_has_a_bundle_is_not_told_to_make_one(tmp_path: Path) -> None:
     assert "issue user" not in said
 
 
-def test_a_key_that_does_not_fit_is_told(tmp_path: Path) -> None:
+def test_a_key_that_does_not_match_is_reported(tmp_path: Path) -> None:
     bundle = bundle_of(Role.USER, "kim", https=("a:1",))
     other = user_leaf("lee").credential.key_pem
     path = tmp_path / "mixed.pem"

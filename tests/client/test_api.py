@@ -1,4 +1,4 @@
-"""Questions to a server, over real TLS and over a socket, and everything that can stand in the way."""
+"""Requests to a server, over real TLS and over a socket, and everything that can prevent them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_a_server_of_another_authority_is_not_trusted(tmp_path: Path) -> N
     assert "is it the server that issued your bundle?" in said
 
 
-async def test_a_server_certificate_that_ended_is_told(tmp_path: Path) -> None:
+async def test_an_expired_server_certificate_is_reported(tmp_path: Path) -> None:
     context = server_context(tmp_path, expired_leaf(Role.SERVER, "main"))
     async with fake_server(tmp_path, context=context) as server:
         said = await unreachable(dialer_to(tmp_path, server.address))
@@ -133,7 +133,7 @@ async def test_a_server_certificate_of_the_future_points_at_the_clock(tmp_path: 
     assert said.endswith("(is this machine's clock right?)")
 
 
-async def test_a_name_that_is_not_in_the_certificate_is_told(tmp_path: Path) -> None:
+async def test_a_name_that_is_not_in_the_certificate_is_reported(tmp_path: Path) -> None:
     leaf = authority().issue(Role.SERVER, "main", names=("tunnel.example.com",))
     async with fake_server(tmp_path, context=server_context(tmp_path, leaf)) as server:
         said = await unreachable(dialer_to(tmp_path, server.address))
@@ -148,7 +148,7 @@ async def test_a_server_called_otherwise_is_not_trusted(tmp_path: Path) -> None:
     assert "127.0.0.2" in said  # not bound there, or not in the certificate
 
 
-async def test_a_client_certificate_that_is_not_trusted_is_told(tmp_path: Path) -> None:
+async def test_a_client_certificate_that_is_not_trusted_is_reported(tmp_path: Path) -> None:
     other = server_context(tmp_path)
     other.load_verify_locations(cadata=server_leaf("main", "other.example").roots_pem.decode())
     strict = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -169,7 +169,7 @@ async def test_tls_that_is_too_old_is_refused(tmp_path: Path) -> None:
     assert "protocol version" in said
 
 
-async def test_a_port_that_speaks_no_tls_is_told(tmp_path: Path) -> None:
+async def test_a_port_without_tls_is_reported(tmp_path: Path) -> None:
     async def garbage(stream: trio.SocketStream) -> None:
         async with stream:
             await stream.send_all(b"SSH-2.0-hello\r\n")
@@ -197,7 +197,7 @@ async def test_a_server_that_goes_silent_does_not_hold_us(
     assert "did not answer within 15 s" in await unreachable(Silent())
 
 
-def test_what_others_wrote_cannot_command_a_terminal() -> None:
+def test_text_of_other_programs_cannot_command_a_terminal() -> None:
     assert printable("edge\x1b[2J\n1\u202e é") == "edge?[2J?1? é"
 
 

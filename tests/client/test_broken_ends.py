@@ -1,4 +1,4 @@
-"""Joining a tunnel with an end that nothing but cancellation wakes, as standard input in a thread is."""
+"""A tunnel joined to an end that only cancellation wakes, such as standard input in a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command does when the server has too many connections: it tries again, and says why it gave up."""
+"""A server with too many connections: the command retries, and names the cause when it gives up."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def reset(stream: SocketStream) -> None:
 
 @asynccontextmanager
 async def busy_for(number: int, answer: Answer, server: FakeServer) -> AsyncIterator[list[int]]:
-    """A port before ``server`` whose first connections get ``answer``; yields the port and how many came."""
+    """Yield a port before ``server`` whose first connections get ``answer``, and the connection count."""
     seen = [0, 0]
 
     async def serve(accepted: trio.SocketStream) -> None:
@@ -77,7 +77,7 @@ async def test_a_busy_server_is_asked_again(tmp_path: Path, answer: Answer) -> N
         assert seen[1] == 4
 
 
-async def test_one_that_stays_busy_is_named(tmp_path: Path) -> None:
+async def test_a_server_that_stays_busy_is_named(tmp_path: Path) -> None:
     async with fake_server(tmp_path) as server, busy_for(999, overloaded, server) as seen:
         with pytest.raises(ServerUnreachable, match="too many connections that have yet to say who they are"):
             await dialer_to(tmp_path, seen[0]).dial()

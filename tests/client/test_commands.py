@@ -53,7 +53,7 @@ async def server(tmp_path: Path) -> AsyncIterator[FakeServer]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Nothing of the person who runs the tests is found."""
+    """Return an environment without the files and settings of the person who runs the tests."""
     own = {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "c"), "XDG_DATA_HOME": str(folder / "d")}
     return {**os.environ, **own, "QANAT_BUNDLE": str(folder / "kim.pem"), "PYTHONPATH": str(ROOT)}
 
@@ -73,7 +73,7 @@ async def qanat(
 
 
 async def inside(folder: Path, *arguments: str) -> Result:
-    """The command in a thread of this process: what needs neither real descriptors nor signals."""
+    """Run the command in a thread of this process, for tests without real descriptors and signals."""
     invoke = partial(CliRunner(env=environment(folder)).invoke, main, arguments, prog_name="qanat")
     with trio.fail_after(20):
         result = await trio.to_thread.run_sync(invoke)
@@ -106,12 +106,12 @@ async def test_the_rest_of_the_nodes_is_wide(server: FakeServer, tmp_path: Path)
         assert cell in attached
 
 
-async def test_nodes_as_json_are_what_the_server_said(server: FakeServer, tmp_path: Path) -> None:
+async def test_nodes_as_json_are_what_the_server_sent(server: FakeServer, tmp_path: Path) -> None:
     result = await inside(tmp_path, "nodes", "--json")
     assert json.loads(result.stdout) == server.pages["nodes"]
 
 
-async def test_no_nodes_say_what_to_do(server: FakeServer, tmp_path: Path) -> None:
+async def test_an_empty_list_of_nodes_says_what_to_do(server: FakeServer, tmp_path: Path) -> None:
     server.pages["nodes"] = {"nodes": []}
     result = await inside(tmp_path, "nodes")
     assert result.stdout.startswith("No node is known yet.")
@@ -127,7 +127,7 @@ async def test_sessions_and_streams_are_listed(server: FakeServer, tmp_path: Pat
     assert last == ["0a1b2c3d-1", "edge1", "kim", "7s", "1", "B", "2", "B", "web"]
 
 
-async def test_version_tells_both_ends(server: FakeServer, tmp_path: Path) -> None:
+async def test_version_shows_both_ends(server: FakeServer, tmp_path: Path) -> None:
     server.pages["version"] = {"version": "9.9"}
     result = await inside(tmp_path, "version", "--json")
     assert json.loads(result.stdout)["server"] == {"version": "9.9"}
@@ -222,7 +222,7 @@ async def test_connect_exits_by_the_refusal(
     assert result.stderr.decode() == f"qanat: {refused.detail}\n"
 
 
-async def test_connect_tells_a_break_from_an_end(server: FakeServer, tmp_path: Path) -> None:
+async def test_connect_distinguishes_a_break_from_an_end(server: FakeServer, tmp_path: Path) -> None:
     async def break_off(stream: trio.abc.HalfCloseableStream, first: bytes) -> None:
         await stream.send_all(b"half of i")
         stream.abort()  # type: ignore[attr-defined]
@@ -286,7 +286,7 @@ async def test_forward_outlives_the_reader_of_its_messages(server: FakeServer, t
 
 
 class forwarding:  # noqa: N801 - reads as a function
-    """A running ``qanat forward``, killed in the end if it has not ended."""
+    """Run ``qanat forward``, and kill it at the end if it still runs."""
 
     def __init__(self, folder: Path, *arguments: str, stderr: int | None = None) -> None:
         self._open = partial(
@@ -314,7 +314,7 @@ class forwarding:  # noqa: N801 - reads as a function
     ("node", "code", "sentence"),
     [("edge2", 4, "node edge2 has no agent attached"), ("edge9", 4, "no node edge9 is known")],
 )
-async def test_forward_tells_at_once_that_a_node_is_absent(
+async def test_forward_reports_at_once_that_a_node_is_absent(
     server: FakeServer, tmp_path: Path, node: str, code: int, sentence: str
 ) -> None:
     result = await inside(tmp_path, "forward", node, "22")
@@ -325,7 +325,7 @@ async def test_forward_tells_at_once_that_a_node_is_absent(
 @pytest.mark.parametrize(
     ("services", "published"), [(["status", "flows"], "flows, status"), ([], "none")], ids=["two", "none"]
 )
-async def test_forward_tells_at_once_that_a_service_is_not_published(
+async def test_forward_reports_at_once_that_a_service_is_not_published(
     server: FakeServer, tmp_path: Path, services: list[str], published: str
 ) -> None:
     node = NODE | {"services": [{"name": name, "protocol": "http"} for name in services]}
@@ -351,7 +351,7 @@ async def test_forward_serves_a_service_that_may_be_there(
             assert json.loads(await process.stdout.receive_some())["target"] == "flows"
 
 
-async def test_forward_tells_at_once_that_a_node_was_revoked(server: FakeServer, tmp_path: Path) -> None:
+async def test_forward_reports_at_once_that_a_node_was_revoked(server: FakeServer, tmp_path: Path) -> None:
     server.pages["nodes"] = {"nodes": [GONE | {"revoked": True}]}
     result = await inside(tmp_path, "forward", "edge2", "22")
     assert result.exit_code == 3
@@ -370,7 +370,7 @@ async def test_forward_serves_a_node_in_any_state_but_absent(
             assert json.loads(await process.stdout.receive_some())["node"] == "edge1"
 
 
-async def test_forward_believes_the_category_of_a_newer_server(server: FakeServer, tmp_path: Path) -> None:
+async def test_forward_uses_the_category_of_a_newer_server(server: FakeServer, tmp_path: Path) -> None:
     node = NODE | {"state": "hibernating", "category": "absent"}
     server.pages["nodes/edge1"] = {"node": node, "streams": [], "events": []}
     assert (await inside(tmp_path, "forward", "edge1", "22")).exit_code == 4
@@ -405,7 +405,7 @@ def test_a_node_says_what_a_request_would_meet(node: dict[str, Any], told: str) 
 # the command as a whole
 
 
-def test_it_imports_neither_grpc_nor_what_only_linux_has() -> None:
+def test_qanat_imports_neither_grpc_nor_linux_only_modules() -> None:
     code = (
         "import sys, tunnel_client.main as m; import click; c = click.Context(m.main);"
         "[m.main.get_command(c, n) for n in m.main.list_commands(c)];"

@@ -51,7 +51,7 @@ def programs(folder: Path) -> dict[str, str]:
 
 
 async def completed(folder: Path, shell: str, program: str, line: str) -> list[str]:
-    """What ``shell``, in which the script was read, proposes for the last word of ``line``."""
+    """Return the proposals of ``shell``, which has read the script, for the last word of ``line``."""
     need(shell)
     script = {"bash": _BASH, "fish": _FISH, "zsh": _ZSH}[shell]
     command = [shell, *(["--norc"] if shell == "bash" else []), "-c", script, shell, program, line]
@@ -70,7 +70,7 @@ ${function%% *} "$1"
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 _FISH = "$argv[-2] completion fish | source; complete -C $argv[-1]"
-# zsh completes in its line editor alone; what is read is that the script is one that it takes.
+# zsh completes in its line editor only, so the test checks that zsh accepts the script.
 _ZSH = """
 autoload -Uz compinit && compinit -u -D
 eval "$("$1" completion zsh)"
@@ -171,7 +171,7 @@ async def test_a_server_that_does_not_answer_is_not_waited_for(
         ("fish", "config/fish/completions/{}.fish"),
     ],
 )
-def test_it_is_installed_where_the_shell_looks(
+def test_completion_is_installed_where_the_shell_searches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, shell: str, place: str
 ) -> None:
     monkeypatch.setattr(paths, "is_system", lambda: False)
@@ -186,7 +186,7 @@ def test_it_is_installed_where_the_shell_looks(
     assert file.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "is_system", lambda: False)
     (tmp_path / "data").write_text("a file")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))

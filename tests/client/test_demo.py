@@ -1,4 +1,4 @@
-"""``qanat demo`` as a real process with all its programs: whatever ends it, nothing is left."""
+"""``qanat demo`` as a real process with all its programs: whatever ends it, no process is left."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_nothing_is_left_of_a_demo_that_ends_while_it_starts(folder: Path) -> No
     wait_nothing_left(folder)
 
 
-def test_nothing_is_left_when_the_reader_of_its_output_goes(folder: Path) -> None:
-    """As behind ``ssh HOST qanat demo``, where no SIGHUP comes, and in ``qanat demo | head -1``."""
+def test_nothing_is_left_when_the_reader_of_its_output_ends(folder: Path) -> None:
+    """As in ``ssh HOST qanat demo``, where no SIGHUP arrives, and in ``qanat demo | head -1``."""
     with subprocess.Popen(  # noqa: S603 - our own
         DEMO, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -160,13 +160,13 @@ def test_the_guard_does_nothing_if_the_demo_ended_by_itself(folder: Path) -> Non
         ("2001:db8::7 50000 2001:db8::1 2222", "ssh -p 2222 -L 7003:127.0.0.1:7003 kim@2001:db8::1"),
     ],
 )
-def test_ssh_is_told_which_port_to_carry(connection: str, line: str) -> None:
+def test_ssh_gets_the_port_to_carry(connection: str, line: str) -> None:
     assert forward_line(7003, {"SSH_CONNECTION": connection, "SUDO_USER": "kim"}) == line
 
 
 async def test_a_dead_target_is_named_with_its_cause(folder: Path) -> None:
     with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))  # bound and not listening: the port is nobody else's
+        held.bind(("127.0.0.1", 0))  # bound and not listening, so no other program gets the port
         with pytest.raises(CommandError, match="refused: nothing listens there"):
             await check_target(Target(host="127.0.0.1", port=held.getsockname()[1]))
         held.listen()
@@ -178,7 +178,7 @@ async def test_a_dead_target_is_named_with_its_cause(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["8080", "http://localhost:80/", "localhost", "web"])
-def test_a_wrong_target_is_told_the_form(folder: Path, wrong: str) -> None:
+def test_a_wrong_target_gets_the_right_form_in_the_message(folder: Path, wrong: str) -> None:
     done = run_demo(folder, "--once", "--target", wrong)
     assert done.returncode == 2
     assert "--target takes HOST:PORT or unix:/PATH, for example --target 127.0.0.1:8080" in done.stderr

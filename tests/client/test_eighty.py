@@ -1,4 +1,4 @@
-"""Every table of ``qanat`` on a terminal of 80 columns: nothing that matters is cut, no line is longer."""
+"""Every table of ``qanat`` on a terminal of 80 columns: no line is longer, and no name or state is cut."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def nodes() -> list[dict[str, Any]]:
 
 @pytest.fixture
 async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeServer]:
-    monkeypatch.setattr(tables, "line_width", lambda: 80)  # that it comes from a terminal is tested below
+    monkeypatch.setattr(tables, "line_width", lambda: 80)  # the width of a real terminal is tested below
     traffic = {"bytes_in": 999 * 1024**3, "bytes_out": 999 * 1024**3}
     async with fake_server(tmp_path) as server:
         write_user_bundle(tmp_path / "kim.pem", "kim", server.address)

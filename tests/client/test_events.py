@@ -1,4 +1,4 @@
-"""``qanat events``: the list, and the follower that outlives its server."""
+"""``qanat events``: the list, and ``--follow``, which outlives its server."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_events_of_one_node_as_json(server: FakeServer, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("answer", [{}, {"events": 5}, {"events": [None]}, page(last=0)])
-async def test_nothing_is_said_to_be_nothing(server: FakeServer, tmp_path: Path, answer: object) -> None:
+async def test_an_empty_list_is_reported_as_empty(server: FakeServer, tmp_path: Path, answer: object) -> None:
     server.pages["events"] = answer
     assert (await inside(tmp_path, "events")).stdout.startswith("The server knows of no such event.")
 
@@ -92,7 +92,7 @@ async def test_a_follower_prints_what_comes_until_ctrl_c(server: FakeServer, tmp
 
 
 async def test_a_follower_ends_when_nothing_reads_it(server: FakeServer, tmp_path: Path) -> None:
-    """As in ``qanat events --follow | head -1``, though no further event comes."""
+    """As in ``qanat events --follow | head -1``, even if no further event happens."""
     server.pages["events"] = page(ATTACHED, last=5)
     server.pages["events?after=5&wait=25"] = page(last=5)
     command = [*QANAT, "events", "--follow"]

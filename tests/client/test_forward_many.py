@@ -1,4 +1,4 @@
-"""``qanat forward`` under a burst, and many commands behind one address: real programs, nothing lost."""
+"""``qanat forward`` under a burst, and many commands from one address: real programs, no connection lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tunnel_client.tunnel import TunnelRequest, open_tunnel
 
 DEADLINE_SECONDS = 60
 MANY = 120
-"""Above what one source may do before it is known (32), above what once hung (100)."""
+"""More than one unauthenticated source may have (32), and more than the number that once hung (100)."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ async def test_many_connections_at_once_are_all_carried(tmp_path: Path) -> None:
 
 
 async def test_colleagues_behind_one_address_wait_for_their_turn(tmp_path: Path) -> None:
-    """Without the pacing of ``forward``: each is a command of its own."""
+    """Each connection is a command of its own, so the pacing of ``forward`` does not apply."""
     with trio.fail_after(DEADLINE_SECONDS):
         async with behind_an_agent(tmp_path) as made:
             dialer = find_access(made.bundle, {}).need_connect()
@@ -101,10 +101,10 @@ async def test_colleagues_behind_one_address_wait_for_their_turn(tmp_path: Path)
             assert not [line for line in made.server.lines if line.get("reason") == "too_many_from_source"]
 
 
-async def test_strangers_who_stall_behind_the_same_address_do_not_shut_a_colleague_out(
+async def test_stalled_connections_of_the_same_address_do_not_shut_a_colleague_out(
     tmp_path: Path,
 ) -> None:
-    """They hold every place of the address, until their handshakes are overdue."""
+    """The stalled connections hold every place of the address, until their handshakes time out."""
     with trio.fail_after(DEADLINE_SECONDS):
         extra = "[limits]\nhandshake_seconds = 1\nmax_unauthenticated_per_source = 4\n"
         async with behind_an_agent(tmp_path, extra) as made:
@@ -118,7 +118,7 @@ async def test_strangers_who_stall_behind_the_same_address_do_not_shut_a_colleag
                 await trio.aclose_forcefully(stream)
 
 
-async def test_a_burst_beyond_the_bound_is_said_and_reset(tmp_path: Path) -> None:
+async def test_a_burst_beyond_the_bound_is_reported_and_reset(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_SECONDS):
         async with (
             behind_an_agent(tmp_path) as made,

@@ -105,7 +105,7 @@ async def test_a_tunnel_that_breaks_is_no_clean_end(tmp_path: Path) -> None:
                     pass
 
 
-async def test_one_beyond_the_bound_is_reset_at_once_and_reported(tmp_path: Path) -> None:
+async def test_a_connection_beyond_the_bound_is_reset_at_once_and_reported(tmp_path: Path) -> None:
     reports: list[str] = []
     async with (
         forwarded(tmp_path, "7", reports, max_connections=2) as (server, port),
@@ -153,7 +153,7 @@ async def test_dials_are_made_in_small_groups() -> None:
     assert counting.dialled == 40
 
 
-async def test_a_turn_that_never_comes_is_said(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_turn_that_never_comes_is_reported(autojump_clock: trio.testing.MockClock) -> None:
     class SilentDialer:
         name = "the server at x"
 

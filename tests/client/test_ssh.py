@@ -1,4 +1,4 @@
-"""``qanat ssh``: the machine's ssh gets our words, and its own; it is the process from then on."""
+"""``qanat ssh`` replaces itself with the machine's ssh, with Qanat's options and the user's."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_ssh_gets_the_way_the_name_and_its_own_arguments(server: FakeServe
         ("pi@", "'' is not a node name"),
     ],
 )
-async def test_what_is_no_node_is_refused(
+async def test_an_invalid_node_is_refused(
     server: FakeServer, tmp_path: Path, node: str, sentence: str
 ) -> None:
     ran = await ssh(tmp_path, "ssh", node, path=fake_ssh(tmp_path))
@@ -95,7 +95,7 @@ async def test_what_is_no_node_is_refused(
     assert sentence in ran.stderr.decode()
 
 
-async def test_a_machine_without_ssh_is_told_the_package(server: FakeServer, tmp_path: Path) -> None:
+async def test_a_machine_without_ssh_gets_the_name_of_the_package(server: FakeServer, tmp_path: Path) -> None:
     ran = await ssh(tmp_path, "ssh", "edge1", path=tmp_path / "empty")
     assert ran.returncode == 2
     assert ran.stderr.startswith(b"qanat: ssh is not installed; install it: apt-get install openssh-client")

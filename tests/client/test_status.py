@@ -1,4 +1,4 @@
-"""``qanat status`` and ``qanat nodes NODE``, with a server of today and with an older one."""
+"""``qanat status`` and ``qanat nodes NODE``, with a current server and with an older one."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_person_is_reminded_of_the_own_certificate(days_left: float, said: str
     assert said is None or page["warnings"][0]["cure"] == "on the server: qanat-server issue user kim"
 
 
-def test_who_came_by_a_socket_has_no_certificate() -> None:
+def test_a_user_of_a_socket_has_no_certificate() -> None:
     page = page_of({"version": "1"}, None, "0.1.0", NOW)
     lines = lines_of(page, "the server at /run/admin.sock", NOW)
     assert lines == ["server       1, the server at /run/admin.sock", "", "Nothing needs attention."]
@@ -161,7 +161,7 @@ async def test_one_node_in_full(server: FakeServer, tmp_path: Path) -> None:
     assert whole == server.pages["nodes/edge1"]
 
 
-async def test_an_older_server_tells_less_of_one_node(server: FakeServer, tmp_path: Path) -> None:
+async def test_an_older_server_shows_less_of_one_node(server: FakeServer, tmp_path: Path) -> None:
     server.pages |= {
         "nodes": {"nodes": [NODE, GONE]},
         "streams": {"streams": [STREAM, STREAM | {"node": "edge2", "id": "0b-1"}]},

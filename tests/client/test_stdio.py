@@ -47,7 +47,7 @@ async def test_pipes_keep_trios_contract() -> None:
 
 
 async def test_a_reader_that_left_is_noticed_behind_the_end_of_the_input() -> None:
-    """As ``qanat connect`` stays when ssh is gone and the target is silent."""
+    """``qanat connect`` meets this when ssh has ended and the target is silent."""
     user, ours = pipe_pair()
     async with ours:
         await user.aclose()
@@ -131,7 +131,7 @@ async def test_a_terminal_stops_being_read_when_the_far_side_ended() -> None:
     os.close(master)
 
 
-async def test_what_breaks_is_named() -> None:
+async def test_a_failing_standard_stream_is_named() -> None:
     reads, writes = os.pipe()
     wrong_reader, wrong_writer = ThreadedReader(writes), ThreadedWriter(reads)
     with pytest.raises(trio.BrokenResourceError, match="standard input: Bad file descriptor"):

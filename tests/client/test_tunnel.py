@@ -1,4 +1,4 @@
-"""Tunnels: what is asked of the server, what comes back, and what a refusal says."""
+"""Tunnels: the request to the server, the answer, and the message of a refusal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_form_of_target_is_asked_for(target: str, canonical: str, authorit
     ("node", "target"),
     [("Edge1", "22"), ("a b", "22"), ("edge1", "0"), ("edge1", "70000"), ("edge1", "::1:80"), ("edge1", "²")],
 )
-def test_other_forms_are_told_before_anything_is_sent(node: str, target: str) -> None:
+def test_other_forms_are_refused_before_anything_is_sent(node: str, target: str) -> None:
     with pytest.raises(ValueError, match=r"not a|no port"):
         TunnelRequest.parse(node, target)
 
@@ -56,7 +56,7 @@ async def test_bytes_go_both_ways_and_each_half_ends_by_itself(tmp_path: Path) -
         assert server.authorities == ["edge1:7"]
 
 
-async def test_a_target_that_speaks_first_loses_nothing(tmp_path: Path) -> None:
+async def test_a_target_that_sends_first_loses_nothing(tmp_path: Path) -> None:
     async def greet(stream: trio.abc.HalfCloseableStream, first: bytes) -> None:
         await stream.send_all(b"SSH-2.0-x\r\n")
 
@@ -119,7 +119,7 @@ async def raw_answer(tmp_path: Path, answer: bytes) -> Refused:
         (b"", Reason.TARGET_PROTOCOL, "without an answer"),
     ],
 )
-async def test_answers_of_other_servers_are_told_apart(
+async def test_answers_of_other_servers_are_distinguished(
     tmp_path: Path, answer: bytes, reason: Reason, sentence: str
 ) -> None:
     refused = await raw_answer(tmp_path, answer)

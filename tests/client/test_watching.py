@@ -35,7 +35,7 @@ async def server(tmp_path: Path) -> AsyncIterator[FakeServer]:
 
 
 class Answers:
-    """What a server says, one after the other; the last ends the watching."""
+    """A server's answers, one after the other. The last one ends the watching."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
         self.left = list(answers)
@@ -60,7 +60,7 @@ async def watched(name: str = "", **options: bool) -> None:
         await watch_nodes(object(), name, **options)  # type: ignore[arg-type]
 
 
-async def test_in_a_pipe_only_changes_are_told(
+async def test_in_a_pipe_only_changes_are_printed(
     monkeypatch: pytest.MonkeyPatch,
     autojump_clock: trio.testing.MockClock,
     capsys: pytest.CaptureFixture[str],
@@ -135,7 +135,7 @@ async def test_without_nodes_it_says_so(
     assert "No such node is known." in capsys.readouterr().out
 
 
-def test_a_reason_to_tell_is_not_an_age(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_age_alone_is_no_change(capsys: pytest.CaptureFixture[str]) -> None:
     view = ChangeView(as_json=False)
     view.show([NODE], "")
     view.show([NODE | {"seconds": 5.0, "silent_seconds": 9, "bytes_in": 5}], "")

@@ -1,6 +1,6 @@
 """Run many commands quickly: each in a fork of one process that has loaded all of them.
 
-``python -m tests.commands.forking`` reads cases as JSON lines and writes what came of each. A child has the
+``python -m tests.commands.forking`` reads cases as JSON lines and writes the result of each. A child has the
 descriptors, rights, variables and files of its case, then begins as the installed program does.
 """
 
@@ -44,7 +44,7 @@ def load_all() -> None:
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
-    """The exit code (negative: a signal) and the output of one case."""
+    """Run one case, and return its exit code (negative: a signal) and its output."""
     prepare_files(case)
     files = [_unnamed_file(), _unnamed_file()]
     sys.stdout.flush()
@@ -66,7 +66,7 @@ def _unnamed_file() -> int:
 
 
 def prepare_files(case: dict[str, Any]) -> None:
-    """Lays the folder out anew, and damages one file of it."""
+    """Make the folder again, and damage one file of it."""
     if case.get("pristine"):
         restore_rights(case)
         shutil.rmtree(case["folder"], ignore_errors=True)
@@ -76,7 +76,7 @@ def prepare_files(case: dict[str, Any]) -> None:
 
 
 def restore_rights(case: dict[str, Any]) -> None:
-    """Gives the owner back what a damage took, so that an ordinary user too can remove the folder."""
+    """Give the owner back the rights that a damage removed, so that an ordinary user can delete it."""
     folder = Path(case.get("folder") or "/nonexistent")
     if not folder.is_dir():
         return
@@ -148,7 +148,7 @@ def begin(case: dict[str, Any], out: int, err: int) -> None:
 
 
 def _open_standard_streams(closed: tuple[int, ...]) -> None:
-    """As the interpreter does when it starts."""
+    """Open the standard streams as the interpreter does at its start."""
     sys.stdin = _text(0, "rb", closed)
     sys.stdout = _text(1, "wb", closed)
     sys.stderr = _text(2, "wb", closed)
@@ -166,7 +166,7 @@ def _text(descriptor: int, mode: str, closed: tuple[int, ...]) -> Any:
 
 
 def drop_capabilities() -> None:
-    """Root is held to the permissions of files, as everybody else is."""
+    """Drop root's capabilities, so that the permissions of files apply to root as well."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
     none = (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(header, none) != 0:
@@ -181,7 +181,7 @@ def leave_the_machine_alone() -> None:
 
 def main() -> None:
     load_all()
-    gc.freeze()  # else each child copies all pages when it looks for garbage
+    gc.freeze()  # otherwise each child copies all pages when it searches for garbage
     for line in sys.stdin:
         sys.stdout.write(json.dumps(run(json.loads(line))) + "\n")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""No command ends in a traceback or without a word, whatever its files, rights and descriptors are.
+"""No command ends in a traceback or without a message, whatever its files, rights and descriptors are.
 
 Each command gets a third of the faults of descriptors, and some of the damages of its program's files. The
 suite ``commands`` of ``./dev e2e`` tries them all.
@@ -63,7 +63,7 @@ def test_files_that_are_damaged_or_forbidden(walker: Walker, program: str) -> No
     "damage", ["garbage", "empty", "a directory", "no rights", "no rights to the folder"]
 )
 def test_an_issuing_certificate_that_is_damaged(walker: Walker, damage: str) -> None:
-    """The case from which the walk came, with all commands that read it."""
+    """The case that led to the walk, with all commands that read the file."""
     place = str(walker.folder / "ca/issuing.pem")
     wrong = walk_all(walker, ((command, {"file": place, "damage": damage}) for command in of("qanat-server")))
     assert not wrong, wrong
@@ -103,7 +103,7 @@ def test_a_whole_installation_below_a_name_that_is_no_text(tmp_path: Path) -> No
 
 
 def test_ctrl_c_is_quiet_and_130(tmp_path: Path) -> None:
-    """Of a command that waits in trio, with nurseries around it: nobody answers behind this listener."""
+    """For a command that waits in trio, with nurseries around it. No server answers behind this listener."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

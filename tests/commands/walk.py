@@ -1,6 +1,6 @@
-"""Walks the commands of all programs through faults of their files and descriptors.
+"""Run the commands of all programs with faults of their files and descriptors.
 
-The commands are taken from the groups, so a new one is walked too.
+The commands are taken from the groups, so a new command is included.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ OPTIONS = {
 }
 ARGUMENTS = {"target": "8080", "server": NOWHERE, "step": "add", "serial": "aa"}
 SPECIAL = {
-    ("demo",): ["--target", "no target"],  # else it would run on
+    ("demo",): ["--target", "no target"],  # otherwise the command would run on
     ("init",): ["--name", "localhost", "--data-dir", "{folder}"],
     ("backup",): ["{folder}/new.tar", "--config", "{folder}/server.toml"],
     ("restore",): ["{folder}/backup.tar", "--force", "--place", "{folder}"],
     ("token", "create"): ["--node", "edge1", "--config", "{folder}/server.toml"],
 }
-"""Arguments of commands that need others than their parameters tell."""
+"""Arguments of commands that need others than their parameters show."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Command:
     parameters: Sequence[click.Parameter]
 
     def arguments(self, folder: Path, *, with_files: bool = True) -> list[str]:
-        """What it needs to get to its work, with the files in ``folder``."""
+        """Return the arguments that a command needs to reach its work, with the files in ``folder``."""
         if self.path in SPECIAL:
             return [*self.path, *(one.format(folder=folder) for one in SPECIAL[self.path])]
         given = [*self.path]
@@ -153,10 +153,10 @@ class Walker:
         shutil.copytree(self.folder, self.pristine)
 
     def walk(self, command: Command, *, arguments: Sequence[str] = (), **case: Any) -> str:
-        """What is wrong with the end of this command; empty if nothing is."""
+        """Return what is wrong with the end of this command; empty if nothing is."""
         given = list(arguments) or command.arguments(self.folder)
         environment = {**self.environment, **case.pop("environment", {})}
-        if command.path == ("run",):  # so that it ends when it has read all its files
+        if command.path == ("run",):  # so that the command ends when it has read all its files
             environment["QANAT_OPS_LISTEN"] = "192.0.2.1:1"
             environment |= {"QANAT_OPS_BEARER_FILE": "bearer"} if command.program == "qanat-server" else {}
         case = {"folder": str(self.folder), "pristine": str(self.pristine), **case}
@@ -168,7 +168,7 @@ class Walker:
 
 @contextmanager
 def installed(place: Path) -> Iterator[Walker]:
-    """A walker with a whole installation in ``place``."""
+    """Yield a walker with a whole installation in ``place``."""
     walker = Walker(place)
     walker.install()
     try:
@@ -203,7 +203,7 @@ DESCRIPTORS: list[Mapping[str, Any]] = [
 
 
 def descriptor_faults(program: str) -> Iterator[tuple[Command, Mapping[str, Any]]]:
-    """Each command with each fault. Neighbours differ, so that every n-th has all commands and all faults."""
+    """Yield each command with each fault, mixed so that every n-th case covers all commands and faults."""
     for row, command in enumerate(of(program)):
         yield from (
             (command, DESCRIPTORS[(row + column) % len(DESCRIPTORS)]) for column in range(len(DESCRIPTORS))
@@ -211,7 +211,7 @@ def descriptor_faults(program: str) -> Iterator[tuple[Command, Mapping[str, Any]
 
 
 def file_faults(program: str, folder: Path) -> Iterator[tuple[Command, Mapping[str, Any]]]:
-    """Each command with each damage of each file of its program, in an order as above."""
+    """Yield each command with each damage of each file of its program, mixed in the same way."""
     kinds = list(DAMAGES)
     for row, command in enumerate(of(program)):
         for column, file in enumerate(FILES[program]):
@@ -221,5 +221,5 @@ def file_faults(program: str, folder: Path) -> Iterator[tuple[Command, Mapping[s
 
 
 def walk_all(walker: Walker, cases: Iterable[tuple[Command, Mapping[str, Any]]]) -> str:
-    """What is wrong with the ends of these; empty if nothing is."""
+    """Return what is wrong with the ends of these cases; empty if nothing is."""
     return "".join(walker.walk(command, **case) for command, case in cases)

@@ -1,4 +1,4 @@
-"""Times as people and scripts read them, and that nothing else formats one."""
+"""Times as people and scripts read them. No other module formats a time."""
 
 from __future__ import annotations
 

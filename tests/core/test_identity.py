@@ -63,7 +63,7 @@ def test_identities(uri: str, identity: SpiffeId) -> None:
         "spiffe://qanat/node/a@b",
     ],
 )
-def test_what_is_no_identity_is_refused_and_not_repaired(uri: str) -> None:
+def test_an_invalid_identity_is_refused_and_not_repaired(uri: str) -> None:
     with pytest.raises(ValueError, match=r"not |no such"):
         SpiffeId.parse(uri)
 

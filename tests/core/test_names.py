@@ -54,7 +54,7 @@ def test_node_names(name: str) -> None:
         "a:1",
     ],
 )
-def test_what_is_no_node_name(name: str) -> None:
+def test_invalid_node_names(name: str) -> None:
     assert not is_node_name(name)
 
 
@@ -109,7 +109,7 @@ def test_two_nodes_have_two_aliases(one: str, other: str) -> None:
 
 
 @given(node_names)
-def test_no_node_is_called_as_another_ones_alias(name: str) -> None:
+def test_no_node_has_the_name_of_another_nodes_alias(name: str) -> None:
     alias = node_alias(name)
     if alias != name:
         assert node_alias(alias) != alias
@@ -204,7 +204,7 @@ def test_only_an_underscore_makes_a_host_name_no_node_name(name: str) -> None:
 
 
 @given(st.ip_addresses().map(str) | host_names, ports)
-def test_what_was_joined_is_split_again(host: str, port: int) -> None:
+def test_joined_addresses_split_into_the_same_parts(host: str, port: int) -> None:
     try:
         canonical = canonical_host(host) if ":" not in host else host
     except ValueError:
@@ -222,7 +222,7 @@ def test_no_text_raises_anything_but_value_error(text: str) -> None:
 
 
 @given(st.text(alphabet="a1.:[]-_", max_size=12))
-def test_one_spelling_is_reached_at_once(text: str) -> None:
+def test_one_pass_reaches_the_canonical_spelling(text: str) -> None:
     try:
         host, port = split_host_port(text)
     except ValueError:
@@ -271,6 +271,6 @@ def test_targets(text: str, target: Target) -> None:
         "http://a:80",
     ],
 )
-def test_what_is_no_target(text: str) -> None:
+def test_invalid_targets(text: str) -> None:
     with pytest.raises(ValueError, match=r"service name|socket path|port|host|URL"):
         Target.parse(text)

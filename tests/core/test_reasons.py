@@ -12,7 +12,7 @@ from tunnel_core.wire.frames import Rejected
 from tunnel_core.wire.pb import tunnel_pb2
 
 PROTO = Path(__file__).parents[2] / "proto" / "qanat" / "v1" / "tunnel.proto"
-USER_LEFT_STATUS = 499  # nginx's; no registered status says it, and the user does not see it
+USER_LEFT_STATUS = 499  # nginx's status; no registered one means this, and the user does not see it
 
 
 def test_codes_are_the_numbers_of_the_proto() -> None:
@@ -21,7 +21,7 @@ def test_codes_are_the_numbers_of_the_proto() -> None:
     assert described == {f"REASON_{reason.name}": reason.code for reason in Reason}
 
 
-def test_the_proto_says_the_same_of_each() -> None:
+def test_the_proto_defines_each_reason_alike() -> None:
     written = dict(re.findall(r"REASON_(\w+) = \d+;  // (.+)", PROTO.read_text()))
     assert written == {reason.name: reason.meaning for reason in Reason}
 
@@ -57,7 +57,7 @@ def test_a_refusal_says_its_word_and_its_sentence() -> None:
 
 
 def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> None:
-    """Where the agent serves streams, and where either end breaks one."""
+    """The reasons of the agent where it serves streams, and of either end where it breaks a stream."""
     root = Path(__file__).parents[2]
     sources = [
         root / "tunnel_agent/targets/serve.py",
@@ -83,7 +83,7 @@ def test_a_node_may_give_every_reason_that_our_agent_gives_for_a_stream() -> Non
     assert of_the_opener - OF_A_SESSION == {Reason.DONE, Reason.TOO_MANY_OF_USER}
 
 
-def test_no_reason_of_a_node_says_who_may_come_in() -> None:
+def test_no_reason_that_a_node_may_send_is_about_authentication() -> None:
     assert {reason.status for reason in OF_A_STREAM} & {200, 401} == set()
     assert not {word for word in (r.word for r in OF_A_SESSION) if "token" in word or "certificate" in word}
 

@@ -1,4 +1,4 @@
-"""Text that people write: with a byte order mark, in UTF-16, in an old code page, or no text."""
+"""Text files of people: with a byte order mark, in UTF-16, in an old code page, or not text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_text_stays_what_it_is(text: str) -> None:
         (b"\xef\xbb\xbf\n\nx\x80", "byte 0x80 in line 3"),
     ],
 )
-def test_what_is_no_text_says_what_it_is(data: bytes, sentence: str) -> None:
+def test_a_file_that_is_no_text_is_named_by_its_kind(data: bytes, sentence: str) -> None:
     with pytest.raises(NotPlainText, match=sentence):
         text_of(data)
 

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     if chosen.packages:
         sys.stdout.write(" ".join(tools.packages_of()) + "\n")
         return 0
-    # Whoever ends us by SIGTERM gets the same tidy end as by Ctrl-C: no namespace, no process is left.
+    # SIGTERM ends the suites as Ctrl-C does: no namespace and no process is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     kube.build_in_ci()
     os.environ[tools.CHOSEN] = chosen.suite or "all"

@@ -1,4 +1,4 @@
-"""Keeps the end-to-end suites out of the everyday run. In CI a skipped test fails, but in a shallow clone."""
+"""Keep the end-to-end suites out of the everyday run. CI fails a skipped test, but in a shallow clone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every HTTP listener answers, at every path, to every method and caller, as ``answers.txt`` has it.
+"""The answer of every HTTP listener, at every path, to every method and caller, as in ``answers.txt``.
 
 A line of the table has the path and then an answer for each method, all those with the same answer together:
 the status, the end of the content type, the reason's word, and what ``Allow`` says.
@@ -58,7 +58,7 @@ ROUTES = {
 }
 
 
-async def test_who_may_use_each_route_of_the_server(tmp_path: Path) -> None:
+async def test_each_route_of_the_server_states_its_callers(tmp_path: Path) -> None:
     async with open_sections(tmp_path) as (_, sections):
         found = [
             ((method, route.path), route.who_may.name)

@@ -41,7 +41,7 @@ def test_an_empty_file_is_a_whole_configuration() -> None:
     assert config.metrics.per_node
 
 
-def test_the_data_folder_moves_what_lies_in_it() -> None:
+def test_the_data_folder_moves_what_is_in_it() -> None:
     config = read(data_dir="data", tls={"trust_file": "roots.pem"})
     assert config.data_dir == Path("/etc/qanat/data")
     assert config.admin.socket == Path("/etc/qanat/data/admin.sock")
@@ -165,5 +165,5 @@ def test_everything_can_be_set() -> None:
         ({"session": {"missed_ping": 1}}, "session.missed_ping: unknown key; did you mean missed_pings?"),
     ],
 )
-def test_what_cannot_stand_is_refused(raw: dict[str, Any], problem: str) -> None:
+def test_invalid_values_are_refused(raw: dict[str, Any], problem: str) -> None:
     assert problem_of(**raw).startswith(problem)

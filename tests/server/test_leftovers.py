@@ -1,4 +1,4 @@
-"""Users' connections that are over leave nothing that only the garbage collector would free."""
+"""Ended connections of users leave no object that only the garbage collector would free."""
 
 from __future__ import annotations
 

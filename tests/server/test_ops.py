@@ -1,4 +1,4 @@
-"""What a server's ops listener shows: readiness, figures, and to whom."""
+"""The server's ops listener: readiness, metrics, and who may read them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def open_site(folder: Path, clock: Clock, ops: Ops) -> AsyncIterator[Site]
 LOOPBACK = Ops(listen=ListenAddress("127.0.0.1", 0))
 
 
-async def test_ready_is_who_has_started_does_not_stop_and_has_a_certificate(tmp_path: Path) -> None:
+async def test_a_ready_server_has_started_does_not_stop_and_has_a_certificate(tmp_path: Path) -> None:
     clock = Clock()
     async with open_site(tmp_path, clock, LOOPBACK) as site:
         [address] = await site.ops.open(site.edge.nursery)
@@ -121,7 +121,7 @@ async def test_a_port_that_is_taken(tmp_path: Path) -> None:
             await listener.aclose()
 
 
-async def test_an_operator_is_a_user_in_good_standing(tmp_path: Path) -> None:
+async def test_an_operator_is_a_user_whose_certificate_is_not_revoked(tmp_path: Path) -> None:
     kim, node = pki.user_leaf("kim"), pki.node_leaf("edge1")
     async with open_site(tmp_path, Clock(), attrs.evolve(LOOPBACK, tls=True)) as site:
         tls = site.ops._access().tls

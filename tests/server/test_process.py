@@ -61,7 +61,7 @@ async def test_a_burst_at_a_port_that_asks_for_no_identity_gets_in(tmp_path: Pat
             streams.append(await site.through())
 
         async with trio.open_nursery() as nursery:
-            for _ in range(100):  # three times what one source may hold unauthenticated
+            for _ in range(100):  # three times the unauthenticated connections of one source
                 nursery.start_soon(open_one)
         for stream in streams:
             await say(stream, b"hello")
@@ -77,7 +77,7 @@ async def test_sigterm_drains(tmp_path: Path) -> None:
         await server.line("SIGTERM: draining")
         assert await site.page("/readyz") == (503, "server_stopping\n")
         assert (await site.page("/healthz"))[0] == 200
-        # Who is connected already hears why; others find nobody who listens.
+        # Connected clients already have the reason; others find no listener.
         await idle.send_all(b"CONNECT edge1:22 HTTP/1.1\r\nhost: x\r\n\r\n")
         assert (await idle.receive_some()).startswith(b"HTTP/1.1 503 node edge1 takes no new streams")
         for listener in ("agents", "https", "web", "tcp"):
@@ -101,7 +101,7 @@ async def test_streams_that_do_not_finish_are_reset(tmp_path: Path) -> None:
         stream = await site.through()
         await say(stream, b"hello")
         began = trio.current_time()
-        server.signal(signal.SIGINT)  # as SIGTERM: the server is nobody's foreground toy
+        server.signal(signal.SIGINT)  # as SIGTERM: the server is no foreground program
         with pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
         assert await server.exit_code() == 0
@@ -111,7 +111,7 @@ async def test_streams_that_do_not_finish_are_reset(tmp_path: Path) -> None:
         assert (await agent.line("stream closed"))["reason"] == "server_stopping"
 
 
-async def test_an_agent_that_hears_nothing_holds_up_no_drain(tmp_path: Path) -> None:
+async def test_an_agent_that_receives_nothing_delays_no_drain(tmp_path: Path) -> None:
     async with attached(tmp_path, drain_seconds="0.3") as (site, server, agent):
         await say(await site.through(), b"hello")
         agent.signal(signal.SIGSTOP)
@@ -171,7 +171,7 @@ def serial_of(pem: bytes) -> str:
 
 
 async def test_a_server_ends_with_its_terminal_and_not_before(tmp_path: Path) -> None:
-    """SIGHUP reads certificates anew; from a terminal that is gone it means the end."""
+    """SIGHUP reads certificates again; from a closed terminal it means the end."""
     site = Site(tmp_path)
     site.write()
     with terminal([*SERVER, "run", "--config", str(site.config)], os.environ) as window:
@@ -271,7 +271,7 @@ async def test_certificates_of_other_issuers_and_times(tmp_path: Path) -> None:
     site.write()
     foreign = pki.authority("other.internal")
     trust = pki.authority().roots_pem + foreign.roots_pem
-    (tmp_path / "trust.pem").write_bytes(trust)  # so that TLS lets it in, and only the name tells
+    (tmp_path / "trust.pem").write_bytes(trust)  # so that TLS accepts it, and only the name is wrong
     with trio.fail_after(DEADLINE_SECONDS):
         async with site.server():
             async with site.agent("localhost:22", leaf=pki.node_leaf("edge1", "other.internal")) as agent:
@@ -299,7 +299,7 @@ async def test_roots_for_users_vouch_for_users_alone(tmp_path: Path) -> None:
                 assert read_bundle(tmp_path / "node.pem").roots_pem == pki.authority().roots_pem
 
 
-async def test_what_keeps_a_server_from_starting_is_said_in_one_sentence(tmp_path: Path) -> None:
+async def test_the_cause_of_a_failed_start_is_logged_in_one_sentence(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.write()
     whole = site.config.read_text()
@@ -354,7 +354,7 @@ async def test_a_server_does_not_start_without_a_certificate_that_is_good(tmp_pa
     await refused(site, 1, f"the certificate in {tmp_path}/server.pem expired at")
 
 
-async def test_mistakes_in_the_configuration_are_told_all_at_once(tmp_path: Path) -> None:
+async def test_mistakes_in_the_configuration_are_reported_all_at_once(tmp_path: Path) -> None:
     site = Site(tmp_path, "[sesion]\n", {"drain_secnds": "8"})
     site.write()
     said = await refused(site, 2, f"{site.config}: ")
@@ -371,7 +371,7 @@ def sockets_in(folder: Path) -> list[Path]:
 
 
 async def refused(site: Site, code: int, words: str) -> str:
-    """The server does not start, says ``words``, and no traceback."""
+    """Check that the server does not start, and logs ``words`` and no traceback."""
     result = await run_server(site.config)
     said = result.stderr.decode()
     assert (result.returncode, words in said) == (code, True), said
@@ -399,7 +399,7 @@ async def test_a_lost_agent_shows_in_nodes_events_and_metrics(tmp_path: Path) ->
         assert node["silent_seconds"] >= 3.9
 
 
-async def test_an_agent_says_how_its_link_stands_while_the_cloud_is_away(tmp_path: Path) -> None:
+async def test_an_agent_shows_the_state_of_its_link_while_the_cloud_is_away(tmp_path: Path) -> None:
     async with attached(tmp_path, "[session]\ngrace_seconds = 4\n") as (site, server, agent):
         ops = (await agent.line("started"))["status"].removeprefix("http://").rstrip("/")
         server.signal(signal.SIGKILL)
@@ -413,7 +413,7 @@ async def test_an_agent_says_how_its_link_stands_while_the_cloud_is_away(tmp_pat
         assert [event["kind"] for event in link["events"]] == ["away", "grace", "attached"]
 
 
-async def test_who_follows_the_events_sees_them_as_they_come(tmp_path: Path) -> None:
+async def test_a_subscriber_sees_events_as_they_happen(tmp_path: Path) -> None:
     async with attached(tmp_path) as (site, _, agent), trio.open_nursery() as nursery:
         write_user_bundle(tmp_path / "kim.pem", "kim", site.ready["https"])
         run = partial(trio.run_process, env=environment(tmp_path), stdout=subprocess.PIPE, check=False)

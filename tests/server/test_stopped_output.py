@@ -113,7 +113,7 @@ async def test_stopped_readers_stop_nothing_else(tmp_path: Path) -> None:
         log.close()
 
 
-async def test_what_was_queued_comes_out_when_the_reader_goes_on(tmp_path: Path) -> None:
+async def test_queued_lines_are_written_when_the_reader_continues(tmp_path: Path) -> None:
     log = StoppedOutput()
     with trio.fail_after(DEADLINE_SECONDS):
         site = Site(tmp_path)

@@ -1,4 +1,4 @@
-"""When an agent tries another carrier, and when it moves: each rule by itself, without a clock."""
+"""When an agent tries another carrier, and when its session moves to it: each rule alone, without a clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def attempts() -> FailoverPolicy:
 
 
 def starts(machine: FailoverPolicy, carried: CarrierStatus, until: float, chance: float = 0.5) -> list[float]:
-    """When attempts start if all of them hang until they are abandoned."""
+    """Return the start times of attempts that all hang until they are abandoned."""
     times, now = [], 100.0
     while now < until:
         actions = machine.poll(now, carried, chance)
@@ -30,7 +30,7 @@ def starts(machine: FailoverPolicy, carried: CarrierStatus, until: float, chance
     return times
 
 
-def test_nothing_is_tried_while_all_is_well() -> None:
+def test_no_attempt_starts_while_the_carrier_is_healthy() -> None:
     machine = attempts()
     assert machine.poll(100, WELL, 0.5) == [] and machine.due == math.inf
 
@@ -49,7 +49,7 @@ def test_at_most_two_are_under_way_and_a_third_replaces_the_younger() -> None:
     assert machine.poll(102, QUIET, 0) == [Abandon(2), Start(3, 10)]
 
 
-def test_one_that_is_connected_is_replaced_by_none() -> None:
+def test_a_connected_attempt_is_not_replaced() -> None:
     machine = attempts()
     machine.poll(100, QUIET, 0)
     machine.poll(101, QUIET, 0)
@@ -81,7 +81,7 @@ def test_beside_a_carrier_that_may_live_none_is_bound() -> None:
     assert machine.welcomed(1, QUIET)
 
 
-def test_a_bound_attempt_is_used_whatever_was_heard() -> None:
+def test_a_bound_attempt_is_used_whatever_was_received() -> None:
     machine = attempts()
     machine.poll(100, LOST, 0)
     assert machine.connected(1, LOST)
@@ -123,7 +123,7 @@ def test_old_trouble_is_tried_one_at_a_time_with_growing_waits() -> None:
     assert sorted(gaps[16:]) == gaps[16:]
 
 
-def test_an_attempt_is_used_only_if_the_old_carrier_brought_nothing_since() -> None:
+def test_an_attempt_is_used_only_if_the_old_carrier_received_nothing_since() -> None:
     machine = attempts()
     machine.poll(100, QUIET, 0)
     assert not machine.welcomed(1, CarrierStatus(False, True, 100.2, 1.0))
@@ -131,23 +131,23 @@ def test_an_attempt_is_used_only_if_the_old_carrier_brought_nothing_since() -> N
     assert machine.welcomed(2, CarrierStatus(False, True, 99.0, 1.0))
 
 
-def drowning(late_since: float) -> CarrierStatus:
-    """It brings something all the time, but nothing tells of what was sent then."""
+def backlogged(late_since: float) -> CarrierStatus:
+    """Return the status of a carrier that receives all the time, without an answer to what it sent then."""
     return CarrierStatus(False, False, last_received_at=1e9, answer_seconds=1.0, late_since=late_since)
 
 
 def test_an_attempt_that_was_quicker_than_an_answer_of_the_old_carrier_is_used() -> None:
     machine = attempts()
     machine.poll(100, QUIET, 0)
-    assert machine.poll(100.5, drowning(99), 0) == [], "it may tell"
+    assert machine.poll(100.5, backlogged(99), 0) == [], "it may tell"
     assert machine.due == math.inf, "nothing more is tried beside a carrier that lives"
-    assert machine.welcomed(1, drowning(99))
+    assert machine.welcomed(1, backlogged(99))
 
 
 def test_beside_a_carrier_that_brings_something_one_is_tried_in_ten_seconds() -> None:
     machine, started, now = attempts(), [], 100.0
     while now < 130:
-        for action in machine.poll(now, drowning(99), 0):
+        for action in machine.poll(now, backlogged(99), 0):
             if isinstance(action, Start):
                 started.append(now)
                 machine.failed(action.number)
@@ -156,17 +156,17 @@ def test_beside_a_carrier_that_brings_something_one_is_tried_in_ten_seconds() ->
     assert started == [100, 110, 120]
 
 
-def test_what_was_sent_after_an_attempt_began_says_nothing_about_it() -> None:
+def test_a_carrier_that_is_late_only_since_the_attempt_began_is_kept() -> None:
     machine = attempts()
     machine.poll(100, QUIET, 0)
-    assert not machine.welcomed(1, drowning(100.1))
+    assert not machine.welcomed(1, backlogged(100.1))
 
 
-def test_a_drowning_carrier_is_left_once_in_ten_seconds() -> None:
+def test_a_backlogged_carrier_is_left_once_in_ten_seconds() -> None:
     machine, now, moves = attempts(), 100.0, 0
     while now < 130:
         for action in machine.poll(now, QUIET, 0):
-            if isinstance(action, Start) and machine.welcomed(action.number, drowning(now - 1)):
+            if isinstance(action, Start) and machine.welcomed(action.number, backlogged(now - 1)):
                 moves += 1
                 machine.moved(now)
         now += 0.5
@@ -176,7 +176,7 @@ def test_a_drowning_carrier_is_left_once_in_ten_seconds() -> None:
 def test_trouble_that_is_over_abandons_what_a_late_answer_kept() -> None:
     machine = attempts()
     machine.poll(100, QUIET, 0)
-    machine.poll(100.5, drowning(99), 0)
+    machine.poll(100.5, backlogged(99), 0)
     assert machine.poll(101, WELL, 0) == [Abandon(1)]
 
 
@@ -229,7 +229,7 @@ def test_a_changed_route_starts_one_attempt_in_five_seconds() -> None:
     assert started == 2
 
 
-def test_hanging_attempts_in_a_young_trouble() -> None:
+def test_hanging_attempts_in_the_first_two_minutes() -> None:
     times = starts(attempts(), LOST, 120)
     assert 12 <= len(times) <= 15
 
@@ -270,11 +270,11 @@ def test_an_attempt_that_began_before_is_no_refresh_and_one_for_another_reason_i
     assert machine.poll(102, WELL, 0) == [] and machine.due == math.inf
 
 
-STANDS = st.sampled_from([WELL, QUIET, LOST, drowning(99)])
+STANDS = st.sampled_from([WELL, QUIET, LOST, backlogged(99)])
 
 
 @given(st.lists(st.tuples(STANDS, st.floats(0, 40), st.floats(0, 1), st.booleans()), max_size=60))
-def test_whoever_polls_when_it_is_due_never_spins(
+def test_polling_at_the_due_time_never_spins(
     steps: list[tuple[CarrierStatus, float, float, bool]],
 ) -> None:
     machine, now = attempts(), 100.0

@@ -1,4 +1,4 @@
-"""The attach loop in virtual time: which server, when again, and what the state says meanwhile."""
+"""The attach loop in virtual time: the order of servers, the retries, and the state meanwhile."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class FakeLink:
 
 
 class Servers:
-    """Answers attempts from a script: a refusal, or seconds that the session lives and how it ends."""
+    """Answers attempts from a script: with a refusal, or with a session of some seconds and its end."""
 
     def __init__(self, *script: Refused | tuple[float, Reason]) -> None:
         self._script: Iterator[Refused | tuple[float, Reason]] = iter(script)
@@ -110,7 +110,7 @@ async def attach_until_it_stays(servers: Servers, state: AgentState) -> None:
 
 @pytest.fixture
 def longest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jitter that always takes the whole window, so that the windows can be read off."""
+    """Return jitter that always takes the whole window, so that a test can read the windows."""
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
 
 
@@ -173,7 +173,7 @@ async def test_a_server_that_was_restarted_has_offered_another_session(
     assert servers.gaps() == pytest.approx([100, 5 + 1]), "one that ended young waits as any other"
 
 
-async def test_the_servers_advice_is_obeyed_within_a_bound(
+async def test_the_servers_retry_time_is_used_within_a_bound(
     autojump_clock: trio.testing.MockClock, longest_waits: None
 ) -> None:
     later = AttachRejected(Rejected(Reason.TOO_MANY_SESSIONS, "full", 45_000))
@@ -219,7 +219,7 @@ ENDED = "the certificate of node edge1 ended on 2026-01-01"
         (Refused(Reason.REVOKED, "the name was revoked"), "", "revoked", "join again with a new token"),
     ],
 )
-async def test_who_cannot_come_back_by_itself_tries_every_five_minutes_with_one_line(
+async def test_an_agent_that_needs_an_operator_tries_every_five_minutes_with_one_line(
     autojump_clock: trio.testing.MockClock,
     caplog: pytest.LogCaptureFixture,
     answer: Refused,

@@ -1,4 +1,4 @@
-"""What an agent believes of the roots that a server tells, and what becomes of its bundle."""
+"""Which of the roots that a server sends an agent accepts, and how the agent's bundle changes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_roots_that_keep_one_of_ours_are_believed(told: bytes) -> None:
         (b"\xff", "not plain text"),
     ],
 )
-def test_others_are_not(told: bytes, why: str) -> None:
+def test_other_roots_are_refused(told: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         accepted_roots(told, OLD)
 
@@ -57,28 +57,28 @@ def test_too_many_are_not() -> None:
 
 
 @given(st.binary(max_size=2000) | st.binary(max_size=300).map(lambda more: OLD + more))
-def test_nothing_else_comes_of_bytes(told: bytes) -> None:
+def test_bytes_give_roots_or_a_value_error(told: bytes) -> None:
     with contextlib.suppress(ValueError):
         accepted_roots(told, OLD)
 
 
 class Agent:
-    """Goes by a bundle as a connector does, and hears of roots."""
+    """An agent that uses a bundle as a connector does, and receives roots."""
 
     def __init__(self, nursery: trio.Nursery, folder: Path) -> None:
         self.file = pki.write_node_bundle(folder / "node.pem", "edge1", "localhost:7001")
         self.bundle = read_bundle(self.file)
         self.roots = TrustUpdates(self.file, nursery)
 
-    def hear(self, told_pem: bytes) -> None:
-        self.bundle = self.roots.on_roots(told_pem, self.bundle)
+    def receive_roots(self, roots_pem: bytes) -> None:
+        self.bundle = self.roots.on_roots(roots_pem, self.bundle)
 
 
-async def test_they_are_used_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_accepted_roots_are_used_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with trio.open_nursery() as nursery:
         agent = Agent(nursery, tmp_path)
         before = read_bundle(agent.file)
-        agent.hear(NEW + OLD)
+        agent.receive_roots(NEW + OLD)
         assert agent.bundle.roots_pem == NEW + OLD  # at once
     assert read_bundle(agent.file) == replace(before, roots_pem=NEW + OLD)
     assert stat.S_IMODE(agent.file.stat().st_mode) == 0o600
@@ -93,51 +93,51 @@ async def test_the_same_ones_in_another_order_are_no_news(
 ) -> None:
     async with trio.open_nursery() as nursery:
         agent = Agent(nursery, tmp_path)
-        agent.hear(NEW + OLD)
+        agent.receive_roots(NEW + OLD)
     written = agent.file.stat().st_ino
     async with trio.open_nursery() as nursery:
         agent.roots._nursery = nursery
-        agent.hear(OLD + NEW)
-        agent.hear(OLD + NEW + OLD)
+        agent.receive_roots(OLD + NEW)
+        agent.receive_roots(OLD + NEW + OLD)
     assert agent.file.stat().st_ino == written
     assert len(caplog.records) == 1
 
 
-async def test_what_makes_no_sense_changes_nothing_and_is_said_once(
+async def test_roots_without_one_of_the_agents_change_nothing_and_are_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with trio.open_nursery() as nursery:
         agent = Agent(nursery, tmp_path)
         for _ in range(3):
-            agent.hear(NEW)
+            agent.receive_roots(NEW)
     assert agent.bundle.roots_pem == read_bundle(agent.file).roots_pem == OLD
     [line] = caplog.messages
     assert line.startswith("rejected the roots that the server sent: none of")
 
 
-async def test_a_bundle_that_cannot_be_written_is_said_once_and_stops_nothing(
+async def test_a_bundle_that_cannot_be_written_is_logged_once_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with trio.open_nursery() as nursery:
         agent = Agent(nursery, tmp_path)
         agent.file.unlink()
         agent.file.mkdir()  # root may write anywhere, but not here
-        agent.hear(OLD + NEW)
+        agent.receive_roots(OLD + NEW)
     async with trio.open_nursery() as nursery:
         agent.roots._nursery = nursery
-        agent.hear(OLD)
+        agent.receive_roots(OLD)
     assert agent.bundle.roots_pem == OLD
     said = [line for line in caplog.messages if "lost at the next start" in line]
     assert len(said) == 1
 
 
 async def test_a_certificate_that_came_meanwhile_is_kept(tmp_path: Path) -> None:
-    """The next certificate of the node is written by another process, between two looks of ours."""
+    """Another process writes the node's next certificate between two checks of the agent."""
     async with trio.open_nursery() as nursery:
         agent = Agent(nursery, tmp_path)
         fresh = pki.authority().issue(Role.NODE, "edge1")
         key, chain = fresh.credential.key_pem, fresh.chain_pem
         change_bundle(agent.file, lambda bundle: replace(bundle, key_pem=key, chain_pem=chain))
-        agent.hear(OLD + NEW)
+        agent.receive_roots(OLD + NEW)
     kept = read_bundle(agent.file)
     assert (kept.key_pem, kept.chain_pem, kept.roots_pem) == (key, chain, OLD + NEW)

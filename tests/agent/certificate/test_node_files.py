@@ -1,4 +1,4 @@
-"""Where a node's bundle can be written: links, volumes of Kubernetes, single files that are mounted."""
+"""Where a node's bundle can be written: links, volumes of Kubernetes, single mounted files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def secret_volume(folder: Path) -> Path:
     return folder / "node.pem"
 
 
-def test_a_link_is_written_through_by_all_who_write_bundles(tmp_path: Path) -> None:
+def test_every_writer_of_a_bundle_writes_through_a_symbolic_link(tmp_path: Path) -> None:
     link, real = tmp_path / "node.pem", tmp_path / "kept" / "edge1.pem"
     real.parent.mkdir()
     bundle = pki.bundle_of(Role.NODE, "edge1", agents=("a.example:7001",))

@@ -1,4 +1,4 @@
-"""When a certificate is renewed, by tables; and the loop that does it, with real processes and files."""
+"""The dates of renewals, by tables, and the loop that renews, with real processes and files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_revoked_ask_every_few_minutes() -> None:
     assert [plan.failed(0.0, chance, hopeless=True) for chance in (0.0, 1.0)] == [150, 450]
 
 
-def test_what_has_ended_is_left_alone_unless_it_works_all_the_same() -> None:
+def test_an_ended_certificate_is_renewed_only_if_the_server_still_accepts_it() -> None:
     plan = plan_after(life(60), 0.0, 0.5, renewed=False)
     assert plan.wait_seconds(later(61), 61.0, attached=False) == POLL_SECONDS
     assert plan.wait_seconds(later(61), 61.0, attached=True) == 0
@@ -87,7 +87,7 @@ def test_a_clock_in_1970_waits_for_another() -> None:
     st.lists(st.booleans(), max_size=40),
 )
 def test_no_clock_makes_a_hot_loop(wrong: float, seconds: float, outcomes: list[bool]) -> None:
-    """The wall clock is wrong by any time: never closer than half a second, or a third of a life."""
+    """The wall clock may be wrong by any time: waits are at least half a second, or a third of a validity."""
     steady = 0.0
     plan = plan_after(life(seconds), steady, 0.5, renewed=False)
     for succeeds in outcomes:
@@ -125,7 +125,7 @@ def held(folder: Path, *, age: float = 0.0) -> BundleWatcher:
     return BundleWatcher(file, read_bundle(file))
 
 
-def test_another_file_is_taken_up_and_what_cannot_be_used_is_said_once(
+def test_a_new_bundle_is_used_and_an_unusable_one_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = held(tmp_path)
@@ -145,7 +145,7 @@ def test_another_file_is_taken_up_and_what_cannot_be_used_is_said_once(
     assert "restart the agent" in caplog.records[1].message
 
 
-def test_what_stands_against_a_certificate_is_said_with_the_clock(tmp_path: Path) -> None:
+def test_a_certificate_problem_is_reported_with_the_clock(tmp_path: Path) -> None:
     bundle, now = held(tmp_path), datetime.datetime.now(datetime.UTC)
     assert bundle.certificate_problem(now) == ""
     ended = bundle.certificate_problem(now + datetime.timedelta(days=1))
@@ -153,13 +153,13 @@ def test_what_stands_against_a_certificate_is_said_with_the_clock(tmp_path: Path
     assert "begins on" in bundle.certificate_problem(now - datetime.timedelta(days=1))
 
 
-# The loop. What it starts is a program of ours that does what the real one does to the file.
+# The loop. It starts a test program that does to the file what the real one does.
 
 RENEWS = "import os, sys; os.replace(sys.argv[1], sys.argv[2])"
 
 
 class Loop:
-    """Renewals of a bundle; ``taken`` has each that was taken up."""
+    """Renewals of a bundle; ``taken`` has each bundle that was used."""
 
     def __init__(self, bundle: BundleWatcher, *commands: list[str]) -> None:
         self.state = AgentState("edge1", ("a:1",))
@@ -188,7 +188,7 @@ def renews_with(folder: Path, bundle: Bundle, to: Path) -> list[str]:
     return [sys.executable, "-c", RENEWS, str(staged), str(to)]
 
 
-async def test_what_is_due_is_renewed_and_taken_up(tmp_path: Path) -> None:
+async def test_a_due_certificate_is_renewed_and_used(tmp_path: Path) -> None:
     bundle, new = held(tmp_path, age=170), bundle_for(HOUR)
     loop = Loop(bundle, renews_with(tmp_path, new, bundle.file))
     assert loop.state.certificate == bundle.validity
@@ -198,7 +198,7 @@ async def test_what_is_due_is_renewed_and_taken_up(tmp_path: Path) -> None:
     assert loop.started == 1
 
 
-async def test_other_roots_are_taken_up_and_are_no_renewal(
+async def test_other_roots_are_used_and_are_no_renewal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = held(tmp_path)
@@ -255,12 +255,12 @@ def test_a_bundle_that_names_no_server_is_not_renewed(tmp_path: Path) -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def test_the_plan_says_when_it_means_to_renew() -> None:
+def test_the_plan_states_the_time_of_the_renewal() -> None:
     plan = RenewalPlan(life(90), 0.5, 0.0)
     assert plan.at == later(60)
 
 
-# What the server says to one who asks.
+# The server's answers to a renewal.
 
 CURES = {
     Reason.CERTIFICATE_EXPIRED: "if both clocks are right, bring a new bundle",
@@ -273,7 +273,7 @@ CURES = {
 
 
 async def ask_who_refuses(reason: Reason, folder: Path) -> Exception:
-    """What becomes of a renewal at a server that answers with ``reason``."""
+    """Return the result of a renewal at a server that answers with ``reason``."""
 
     async def refuse(tls: trio.SSLStream[trio.SocketStream]) -> None:
         await tls.receive_some()
@@ -289,13 +289,13 @@ async def ask_who_refuses(reason: Reason, folder: Path) -> Exception:
 
 
 @pytest.mark.parametrize("reason", CURES)
-async def test_each_refusal_is_told_with_its_cure(reason: Reason, tmp_path: Path) -> None:
+async def test_each_refusal_is_reported_with_its_cure(reason: Reason, tmp_path: Path) -> None:
     failed = await ask_who_refuses(reason, tmp_path)
     assert isinstance(failed, CheckFailed)
     assert CURES[reason] in failed.fix
 
 
 @pytest.mark.parametrize("reason", [Reason.REVOKED, Reason.WRONG_ROLE, Reason.WRONG_TRUST_DOMAIN])
-async def test_who_is_refused_for_good_is_not_told_to_try_again(reason: Reason, tmp_path: Path) -> None:
+async def test_a_permanent_refusal_does_not_advise_a_retry(reason: Reason, tmp_path: Path) -> None:
     refused = await ask_who_refuses(reason, tmp_path)
     assert isinstance(refused, Refused) and refused.reason is reason

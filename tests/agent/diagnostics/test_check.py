@@ -1,4 +1,4 @@
-"""``qanat-agent check``: each thing that breaks is found at its step and named with its cure."""
+"""``qanat-agent check`` finds each fault at its step, and names the fault with its cure."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def probe(
 
 
 async def failure_at(step: str, installation: Installation) -> CheckResult:
-    """The finding of the step that fails; those before it passed."""
+    """Return the result of the step that fails; the steps before it passed."""
     async with open_bridge() as bridge:
         findings = await probe(installation, bridge)
     assert [finding.verdict for finding in findings[:-1]] == [Verdict.PASS] * (len(findings) - 1)
@@ -111,7 +111,7 @@ async def test_a_good_way_passes_every_step_and_takes_no_session(tmp_path: Path)
         nursery.cancel_scope.cancel()
 
 
-async def test_a_rejection_is_told_with_its_cure(tmp_path: Path) -> None:
+async def test_a_rejection_is_reported_with_its_cure(tmp_path: Path) -> None:
     def reject(_: Hello) -> Rejected:
         return Rejected(Reason.WRONG_TRUST_DOMAIN, "the certificate is from another trust domain")
 
@@ -134,7 +134,7 @@ async def test_a_server_that_does_not_trust_the_node_fails_at_the_attach(tmp_pat
 
 
 async def test_a_server_that_breaks_off_later_is_not_blamed_on_the_certificate(tmp_path: Path) -> None:
-    """As a middlebox does that does not know HTTP/2: it speaks first, and then cuts."""
+    """A middlebox that does not know HTTP/2 sends first, and then cuts the connection."""
 
     async def cut(tls: trio.SSLStream[trio.SocketStream]) -> None:
         await tls.send_all(b"\0\0\0\x04\0\0\0\0\0")  # empty settings
@@ -142,7 +142,7 @@ async def test_a_server_that_breaks_off_later_is_not_blamed_on_the_certificate(t
 
     async with tls_server(tmp_path, then=cut) as address:
         found = await failure_at("attach", installation_in(tmp_path, address))
-    assert "HTTP/2" in found.fix  # gRPC says that it broke, or tries until its time is over
+    assert "HTTP/2" in found.fix  # gRPC reports the break, or retries until its time is over
     assert "bundle" not in found.fix
 
 
@@ -162,9 +162,7 @@ REJECTIONS = {
 }
 
 
-async def test_who_comes_too_early_for_the_budget_of_the_node_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_check_beyond_the_nodes_budget_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunnel_agent.attach.connector._PROBE_PAUSE_SECONDS", 0.01)
     early = Rejected(Reason.TOO_MANY_ATTACHES, "it may again in 5 s", 5000)
     answers: list[Rejected | Welcome] = [early, early, welcome(Limits())]
@@ -195,7 +193,7 @@ async def test_each_rejection_has_its_own_cure(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_server_that_speaks_tls_and_then_nothing_is_not_told_as_a_bad_certificate(
+async def test_silence_after_the_handshake_is_not_reported_as_a_bad_certificate(
     tmp_path: Path,
 ) -> None:
     async with tls_server(tmp_path, silent=True) as address, open_bridge() as bridge:
@@ -205,7 +203,7 @@ async def test_a_server_that_speaks_tls_and_then_nothing_is_not_told_as_a_bad_ce
     assert "bundle" not in findings[-1].fix and "HTTP/2" in findings[-1].fix
 
 
-async def test_a_name_that_is_lost_on_the_way_is_not_told_as_a_bad_certificate(tmp_path: Path) -> None:
+async def test_a_lost_connection_is_not_reported_as_a_bad_certificate(tmp_path: Path) -> None:
     async def lost(host: str) -> Sequence[str]:
         await trio.lowlevel.checkpoint()
         raise OSError(0, "Temporary failure in name resolution")
@@ -249,19 +247,19 @@ async def test_a_wrong_name_lists_the_right_ones(tmp_path: Path) -> None:
     assert found.detail.endswith("is for tunnel.example.com, 192.0.2.7")
 
 
-async def test_old_tls_is_told(tmp_path: Path) -> None:
+async def test_old_tls_is_reported(tmp_path: Path) -> None:
     async with tls_server(tmp_path, tls12=True) as address:
         found = await failure_at("tls", installation_in(tmp_path, address))
     assert "speaks TLSv1.2" in found.detail
 
 
-async def test_a_server_without_http2_is_told(tmp_path: Path) -> None:
+async def test_a_server_without_http2_is_reported(tmp_path: Path) -> None:
     async with tls_server(tmp_path, alpn="http/1.1") as address:
         found = await failure_at("tls", installation_in(tmp_path, address))
     assert "does not offer HTTP/2" in found.detail
 
 
-async def test_a_port_that_speaks_no_tls_is_told(tmp_path: Path) -> None:
+async def test_a_port_without_tls_is_reported(tmp_path: Path) -> None:
     async def plain(stream: trio.SocketStream) -> None:
         await stream.send_all(b"SSH-2.0-OpenSSH_9.2\r\n")
         await stream.receive_some()
@@ -271,7 +269,7 @@ async def test_a_port_that_speaks_no_tls_is_told(tmp_path: Path) -> None:
     assert "does not speak TLS" in found.detail
 
 
-async def test_a_connection_that_is_cut_in_the_handshake_is_told(tmp_path: Path) -> None:
+async def test_a_connection_that_is_cut_in_the_handshake_is_reported(tmp_path: Path) -> None:
     async def cut(stream: trio.SocketStream) -> None:
         await stream.receive_some()
 
@@ -280,7 +278,7 @@ async def test_a_connection_that_is_cut_in_the_handshake_is_told(tmp_path: Path)
     assert "closed the connection during the TLS handshake" in found.detail
 
 
-async def test_nobody_listens(tmp_path: Path) -> None:
+async def test_no_program_listens(tmp_path: Path) -> None:
     async with listening(ignore) as address:
         pass
     found = await failure_at("tcp", installation_in(tmp_path, address))
@@ -307,7 +305,7 @@ class FakeProxy:
         await self.handle_head(stream, head)
 
     async def handle_or_end(self, stream: trio.SocketStream) -> None:
-        """Likewise, for one that is looked at first by a connection without a request."""
+        """Serve likewise, after a first connection that sends no request."""
         if head := await stream.receive_some():
             await self.handle_head(stream, head)
 
@@ -351,7 +349,7 @@ async def test_the_way_leads_through_the_proxy(tmp_path: Path, no_environment_pr
         (b"502 Bad", "with 502 Bad", "no_proxy"),
     ],
 )
-async def test_what_the_proxy_answers_is_told(
+async def test_the_proxys_answer_is_reported(
     tmp_path: Path, no_environment_proxy: None, answer: bytes, detail: str, fix: str
 ) -> None:
     async with listening(FakeProxy(answer).handle) as address:
@@ -480,7 +478,7 @@ async def test_a_bad_configuration_ends_the_check_with_every_problem(tmp_path: P
     assert "did you mean servers?" in str(findings)
 
 
-async def test_one_failure_makes_the_whole_check_fail(tmp_path: Path) -> None:
+async def test_one_failed_step_fails_the_whole_check(tmp_path: Path) -> None:
     async with listening(ignore) as address:
         pass
     findings: list[CheckResult] = []
@@ -497,7 +495,7 @@ async def test_one_failure_makes_the_whole_check_fail(tmp_path: Path) -> None:
     ("days", "verdict", "says"),
     [(0, Verdict.PASS, "agrees with"), (30, Verdict.FAIL, "behind"), (-30, Verdict.FAIL, "ahead of")],
 )
-async def test_the_clock_is_compared_with_a_server_that_is_proven(
+async def test_the_clock_is_compared_with_a_verified_server(
     tmp_path: Path, days: int, verdict: Verdict, says: str
 ) -> None:
     by = datetime.timedelta(days=days)
@@ -509,7 +507,7 @@ async def test_the_clock_is_compared_with_a_server_that_is_proven(
     assert bool(finding.fix) == bool(days)
 
 
-async def test_a_clock_of_a_server_that_is_not_proven_counts_for_nothing(tmp_path: Path) -> None:
+async def test_the_clock_of_an_unverified_server_is_ignored(tmp_path: Path) -> None:
     other = create_authority(pki.TRUST_DOMAIN).authority.issue(Role.SERVER, "main", names=LOOPBACK_NAMES)
     async with open_issuing(tmp_path, leaf=other) as issuing:
         port = issuing.address.rpartition(":")[2]
@@ -524,10 +522,10 @@ def renewable(folder: Path, https: str) -> Installation:
     return load_installation(folder / "agent.toml")
 
 
-def test_what_a_renewal_needs_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_needs_of_a_renewal_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_renewal(installation_in(tmp_path, "a:1")).verdict is Verdict.SKIP
     installation = renewable(tmp_path, "localhost:7002")
     finding = check_renewal(installation)
     assert finding.verdict is Verdict.PASS and "at localhost:7002" in finding.detail
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root, who runs tests, may always
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root, as which tests may run, can always write
     assert check_renewal(installation).verdict is Verdict.FAIL

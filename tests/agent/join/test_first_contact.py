@@ -1,4 +1,4 @@
-"""The first contact: what a token's pin proves, what clocks do to it, and who sits in between."""
+"""The first contact: what a token's pin proves, the effect of wrong clocks, and servers in the middle."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ async def go_as_far_as_possible(contact: Contact) -> list[CheckResult]:
     return findings
 
 
-async def test_a_server_is_proven_by_the_pin_before_anything_is_said(tmp_path: Path) -> None:
+async def test_the_pin_verifies_the_server_before_anything_is_sent(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         contact = contact_with(issuing, await issuing.token())
         findings = await go_as_far_as_possible(contact)
         assert [f.step for f in findings if f.verdict is Verdict.PASS] == UNTIL_PROVEN
-        assert findings[-1].step == "agents"  # nobody is there in this test
+        assert findings[-1].step == "agents"  # no server is there in this test
         assert contact.roots == [pki.authority().roots_pem]
 
 
-async def test_who_sits_in_between_and_tells_the_true_roots_gets_no_token(tmp_path: Path) -> None:
-    """He passes on what anybody may read, the pinned root among it, and shows a certificate of his own."""
+async def test_a_man_in_the_middle_with_the_true_roots_gets_no_token(tmp_path: Path) -> None:
+    """The man in the middle passes on the public answers, pinned root included, with its own certificate."""
     own = create_authority(pki.TRUST_DOMAIN).authority.issue(Role.SERVER, "main", names=LOOPBACK_NAMES)
     async with open_issuing(tmp_path, leaf=own) as between:
         findings = await go_as_far_as_possible(contact_with(between, await between.token()))
@@ -80,7 +80,7 @@ async def test_who_sits_in_between_and_tells_the_true_roots_gets_no_token(tmp_pa
         assert findings[-2].step == "pin"
 
 
-async def test_who_sits_in_between_with_other_roots_gets_no_further(tmp_path: Path) -> None:
+async def test_a_man_in_the_middle_with_other_roots_gets_no_further(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         token = await issuing.token()
         findings = await go_as_far_as_possible(
@@ -107,7 +107,7 @@ async def test_the_name_that_was_asked_for_must_be_the_servers(tmp_path: Path) -
 async def test_a_clock_that_is_far_off_is_named_with_the_difference(
     tmp_path: Path, by: datetime.timedelta, side: str
 ) -> None:
-    """The server lives ``by`` later than this machine: its certificate holds there, and not here."""
+    """The server's clock is ``by`` ahead of this machine's: its certificate is valid there, and not here."""
     then = utc() + by
     authority = create_authority(pki.TRUST_DOMAIN, now=then).authority
     shown = authority.issue(Role.SERVER, "main", names=LOOPBACK_NAMES, now=then)
@@ -122,7 +122,7 @@ async def test_a_clock_that_is_far_off_is_named_with_the_difference(
         assert "timedatectl" in findings[-1].fix
 
 
-async def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
+async def test_a_busy_server_is_asked_again_at_its_retry_time(tmp_path: Path) -> None:
     async with open_issuing(tmp_path, max_at_once=0) as issuing:
         contact = contact_with(issuing, await issuing.token())
         await go_as_far_as_possible(contact)
@@ -142,7 +142,7 @@ async def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None
 
 
 async def test_a_server_that_takes_no_more_from_one_address_is_asked_again(tmp_path: Path) -> None:
-    """It ends what is one too many before the handshake, and says nothing."""
+    """The server closes an excess connection before the handshake, without an answer."""
     async with open_issuing(tmp_path) as issuing:
         relay = Relay(issuing.address, dropped={2, 3, 4})
         token = await issuing.token()
@@ -153,7 +153,7 @@ async def test_a_server_that_takes_no_more_from_one_address_is_asked_again(tmp_p
         assert relay.count == 1 + 3 + 3
 
 
-async def test_who_breaks_off_always_is_given_up(tmp_path: Path) -> None:
+async def test_a_server_that_always_breaks_off_is_given_up(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         relay = Relay(issuing.address, dropped=set(range(2, 100)))
         async with listening(relay.handle) as address:
@@ -166,7 +166,7 @@ async def test_who_breaks_off_always_is_given_up(tmp_path: Path) -> None:
 async def test_a_connection_that_is_reset_while_it_opens_is_one_that_was_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that is full accepts and resets; the kernel may tell of it in the connect itself."""
+    """A full server accepts and resets; the kernel may report the reset in the connect itself."""
     resets = 2
 
     async def connect_first(addresses: Sequence[str], port: int) -> Connected:

@@ -1,4 +1,4 @@
-"""An agent that is told by variables how to join: real programs, as in a container."""
+"""An agent that joins by environment variables: real programs, as in a container."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_a_token_in_a_variable_and_a_configuration_that_cannot_be_written(
     assert edge.config.read_text() == 'allow = ["localhost:22"]\n'
 
 
-async def test_what_fails_ends_it_with_the_joins_own_words_and_code(
+async def test_a_failed_join_ends_the_agent_with_the_joins_message_and_code(
     cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edge = machine(tmp_path)
@@ -83,7 +83,7 @@ async def test_what_fails_ends_it_with_the_joins_own_words_and_code(
     assert not edge.bundle.exists()
 
 
-def test_nothing_happens_untold_or_where_a_bundle_is(tmp_path: Path) -> None:
+def test_no_join_without_the_variables_or_beside_a_bundle(tmp_path: Path) -> None:
     bundle = tmp_path / "node.pem"
     join_at_first_run({}, bundle, None)
     bundle.write_text("whatever it is, it is not replaced")

@@ -1,4 +1,4 @@
-"""``qanat-agent join`` as a new user meets it: real programs, and all that can go wrong on the way."""
+"""``qanat-agent join`` as a new user meets it: real programs, with every failure that can occur."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def mode(file: Path) -> int:
     return stat.S_IMODE(file.stat().st_mode)
 
 
-async def test_it_survives_a_kill_after_each_step_that_leaves_something(cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_join_can_be_repeated_after_a_kill_at_each_step_that_leaves_files(
+    cloud: Cloud, tmp_path: Path
+) -> None:
     steps = ["files", "agents", "enrol", "config"]
     token = await cloud.token("", match="edge-*", uses=len(steps))
     for step in steps:
@@ -81,7 +83,7 @@ async def test_it_survives_a_kill_after_each_step_that_leaves_something(cloud: C
     assert await cloud.uses(token) == len(steps)
 
 
-async def test_it_clears_away_what_a_killed_one_was_writing(cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_join_removes_the_unfinished_files_of_a_killed_one(cloud: Cloud, tmp_path: Path) -> None:
     edge = machine(tmp_path)
     edge.folder.mkdir(exist_ok=True)
     for name in (".node.pem.0123456789abcdef", ".agent.toml.0123456789abcdef"):
@@ -105,7 +107,7 @@ async def killed_after(step: str, command: list[str], token: str) -> None:
     await process.stdout.aclose()
 
 
-async def test_it_survives_kills_at_any_time(cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_join_can_be_repeated_after_kills_at_any_time(cloud: Cloud, tmp_path: Path) -> None:
     token, edge = await cloud.token("edge1"), machine(tmp_path)
     for _ in range(6):
         command = edge.command("join", cloud.https, "--name", "edge1")
@@ -129,7 +131,7 @@ async def kill_at_once(process: trio.Process) -> None:
 async def test_a_server_that_falls_silent_is_named_and_the_token_is_whole(
     cloud: Cloud, tmp_path: Path, connection: int, step: str
 ) -> None:
-    """The first connection is only looked at; then there is one for each step."""
+    """The first connection only reads the certificate; then there is one connection for each step."""
     token, edge = await cloud.token("edge1"), machine(tmp_path)
     edge.config.write_text("[session]\nconnect_timeout_seconds = 1\n")
     relay = Relay(cloud.https, silent_from=connection)
@@ -142,7 +144,7 @@ async def test_a_server_that_falls_silent_is_named_and_the_token_is_whole(
 
 
 async def test_an_answer_that_is_lost_is_asked_for_again(cloud: Cloud, tmp_path: Path) -> None:
-    """The fifth connection carries the token; it breaks when the server has done its part."""
+    """The fifth connection carries the token; it breaks after the server has issued the certificate."""
     token, edge = await cloud.token("lost"), machine(tmp_path)
     relay = Relay(cloud.https, cut={5, 6})
     async with listening(relay.handle) as address:
@@ -179,7 +181,7 @@ async def test_a_token_for_another_name_mistyped_or_unknown(cloud: Cloud, tmp_pa
 
 
 async def test_the_token_knows_the_name(cloud: Cloud, tmp_path: Path) -> None:
-    """Whatever this machine is called: its host name is not ``edge-by-token``."""
+    """The host name of this machine is not ``edge-by-token``, and does not matter."""
     token = await cloud.token("edge-by-token")
     assert parse_token(token).made_for == "edge-by-token"
     edge = machine(tmp_path)
@@ -190,7 +192,7 @@ async def test_the_token_knows_the_name(cloud: Cloud, tmp_path: Path) -> None:
     assert (again.code, again.said["node"]) == (0, "edge-by-token"), again
 
 
-async def test_a_token_of_an_older_server_names_nobody(cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_token_of_an_older_server_names_no_node(cloud: Cloud, tmp_path: Path) -> None:
     token = login_text(parse_token(await cloud.token("older")))
     assert len(token) == 111
     joined = await machine(tmp_path).join(cloud.https, token, "--name", "older")
@@ -215,7 +217,7 @@ async def test_a_pattern_takes_a_name_that_fits(cloud: Cloud, tmp_path: Path) ->
     assert (mine.code, mine.said["node"]) == (0, host)
 
 
-async def test_who_joins_again_by_a_pattern_stays_who_it_is(cloud: Cloud, tmp_path: Path) -> None:
+async def test_a_node_that_joins_again_by_a_pattern_keeps_its_name(cloud: Cloud, tmp_path: Path) -> None:
     edge, first = machine(tmp_path), await cloud.token("again-1")
     assert (await edge.join(cloud.https, first)).code == 0
     pattern = await cloud.token("", match="again-*", uses=1)
@@ -236,7 +238,7 @@ async def test_no_network(tmp_path: Path, server: str, step: str, code: int, say
     assert says in failed.failure["detail"] and failed.failure["fix"]
 
 
-async def test_what_answers_is_no_server_of_ours(tmp_path: Path) -> None:
+async def test_a_port_of_another_program_is_no_server(tmp_path: Path) -> None:
     async def http(stream: trio.SocketStream) -> None:
         await stream.receive_some()
         await stream.send_all(b"HTTP/1.1 400 no\r\n\r\n")
@@ -256,7 +258,7 @@ async def test_the_agents_port_is_asked_before_the_token_is_shown(cloud: Cloud, 
 
     async def choose(stream: trio.SocketStream) -> None:
         if not (head := await stream.receive_some()):
-            return  # looked at, no more
+            return  # only the certificate is read
         wanted = relay if f":{port}".encode() in head.split(b"\r\n")[0] else proxy
         await wanted.handle_head(stream, head)
 
@@ -268,7 +270,7 @@ async def test_the_agents_port_is_asked_before_the_token_is_shown(cloud: Cloud, 
     assert await cloud.uses(token) == 0
 
 
-async def test_it_goes_through_a_proxy_and_so_does_what_follows(cloud: Cloud, tmp_path: Path) -> None:
+async def test_the_join_and_a_renewal_use_the_proxy(cloud: Cloud, tmp_path: Path) -> None:
     token, edge = await cloud.token("edge1"), machine(tmp_path)
     seen: list[bytes] = []
 
@@ -299,7 +301,7 @@ async def test_a_configuration_that_is_there_stays(cloud: Cloud, tmp_path: Path)
     assert '"localhost:22"' in joined.said["notes"][0]
 
 
-async def test_what_is_wrong_with_the_wish_is_said_before_anything_else(tmp_path: Path) -> None:
+async def test_a_fault_of_the_request_is_reported_before_anything_else(tmp_path: Path) -> None:
     edge = machine(tmp_path)
     for options, says in (
         (["--service", "Web=http://x:1"], "service#1.name"),
@@ -375,7 +377,7 @@ async def test_two_at_once_do_not_meet(cloud: Cloud, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-async def test_what_root_joins_belongs_to_the_agents_user(cloud: Cloud, tmp_path: Path) -> None:
+async def test_files_of_a_join_by_root_belong_to_the_agents_user(cloud: Cloud, tmp_path: Path) -> None:
     edge, folder = machine(tmp_path), tmp_path / "state"
     folder.mkdir()
     os.chown(folder, 12345, 12345)

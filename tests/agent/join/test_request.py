@@ -1,4 +1,4 @@
-"""What a join makes of what it is asked for: names, servers, services, and the configuration it writes."""
+"""The request of a join: its names, servers and services, and the configuration that it writes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_server_is_a_host_and_perhaps_a_port(text: str, server: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "https://tunnel.example.com", "a b", "host:0", "host:99999", "u@host", "host:"]
 )
-def test_what_is_no_server_is_refused(text: str) -> None:
+def test_an_invalid_server_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_server(text)
 
@@ -101,7 +101,7 @@ def test_a_service_is_a_name_and_a_url(text: str, service: NewService) -> None:
         ("db=tcp://db.local", "names no host and port"),
     ],
 )
-def test_what_is_no_service_is_refused_with_the_reason(text: str, says: str) -> None:
+def test_an_invalid_service_is_refused_with_the_reason(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_service(text)
 
@@ -110,13 +110,15 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
 @given(words, words)
-def test_the_written_configuration_says_what_was_asked_whatever_is_in_it(bundle: str, entry: str) -> None:
+def test_the_written_configuration_has_the_requested_values_whatever_they_contain(
+    bundle: str, entry: str
+) -> None:
     raw = tomllib.loads(config_text(JoinRequest(SERVER, "edge1", (WEB,), (entry,)), bundle))
     assert (raw["bundle_file"], raw["allow"]) == (bundle, [entry])
     assert raw["service"] == [{"name": "web", "target": "127.0.0.1:1880", "protocol": "http"}]
 
 
-def test_a_configuration_that_is_there_is_told_what_it_lacks() -> None:
+def test_the_lines_that_an_existing_configuration_lacks_are_printed() -> None:
     there = read('allow = ["localhost:22"]\n[[service]]\nname = "db"\ntarget = "db.local:5432"\n')
     wish = JoinRequest(SERVER, "edge1", (WEB, parse_service("db=other:1")), ("localhost:22", "localhost:80"))
     lacking = missing_text(wish, there)

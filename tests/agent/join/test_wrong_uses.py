@@ -1,4 +1,4 @@
-"""Every wrong use of ``join`` and of tokens that we know of: what is said, and with which exit code.
+"""Every known wrong use of ``join`` and of tokens, with its message and its exit code.
 
 Each message names what to do next; none shows more of a token than its id, and none is a traceback.
 """
@@ -32,12 +32,12 @@ OLD = login_text(parse_token(TOKEN))
 FLEET = format_token(make_token(bytes(32), bytes(30), "edge-*"))
 ID = parse_token(TOKEN).id
 NOBODY = "nosuch.invalid"
-"""What gets as far as this fails at the step dns with 5: the use itself was not wrong."""
+"""A valid use fails later, at the step dns with exit code 5."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """A command line after ``qanat-agent``, its standard input, and what comes of it."""
+    """A command line after ``qanat-agent``, its standard input, and the expected result."""
 
     arguments: Sequence[str]
     stdin: bytes
@@ -92,7 +92,7 @@ WRONG = {
     "a host name that does not fit": use("join", NOBODY, stdin=FLEET, code=3, says="--name: it must fit"),
     "a name with an underscore": use("join", NOBODY, "--name", "edge_1", says="lower-case letters, digits"),
     "a name in capitals": use("join", NOBODY, "--name", "Edge1", says="lower-case letters, digits"),
-    # What it shall publish.
+    # The services to publish.
     "no URL": use("join", NOBODY, "--service", "web", says="NAME=URL"),
     "a URL with a path": use("join", NOBODY, "--service", "web=http://x:1/y", says="without a path"),
     "a protocol": use("join", NOBODY, "--service", "web=udp://x:1", says="http://, https:// or tcp://"),
@@ -104,7 +104,7 @@ WRONG = {
 
 
 def run_agent(edge: Machine, arguments: Sequence[str], stdin: bytes | str) -> Result:
-    """Within this process: a whole table of processes would take a minute."""
+    """Run a command in this process, because a table of processes would take a minute."""
     words = [*arguments, "--config", str(edge.config)]
     return CliRunner().invoke(agent_main, words, input=stdin, prog_name="qanat-agent")
 
@@ -121,7 +121,7 @@ def test_a_wrong_use_says_what_to_do(wrong: Use, tmp_path: Path) -> None:
 
 
 def test_a_name_is_refused_before_anything_else(tmp_path: Path) -> None:
-    """Also where the folder cannot be written, and the server does not exist."""
+    """The name is also refused where the folder cannot be written, and the server does not exist."""
     edge = Machine(tmp_path / "nosuch" / "edge")
     lines = run_agent(edge, ["join", NOBODY, "--name", "edge2"], TOKEN).output.splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["PASS", "token"], ["FAIL", "node"]]
@@ -139,7 +139,7 @@ RIGHT = {
 
 @pytest.mark.parametrize("stdin", RIGHT.values(), ids=RIGHT)
 @pytest.mark.parametrize("by_file", [False, True], ids=["stdin", "file"])
-def test_what_is_meant_is_taken(stdin: str, by_file: bool, tmp_path: Path) -> None:
+def test_a_token_with_text_around_it_is_accepted(stdin: str, by_file: bool, tmp_path: Path) -> None:
     edge, file = machine(tmp_path), tmp_path / "token"
     file.write_text(stdin)
     given = ["--token-file", str(file)] if by_file else []
@@ -201,7 +201,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 
 async def test_the_line_works_as_printed_on_any_host(cloud: Cloud, tmp_path: Path) -> None:
-    """``sh`` runs what ``token create`` prints; only the place of the files is the test's own."""
+    """``sh`` runs what ``token create`` prints; the test sets only the place of the files."""
     command = [*SERVER, "token", "create", "--node", "shop-7", "--config", str(cloud.config)]
     made = (await trio.run_process(command, capture_stdout=True)).stdout.decode()
     (line,) = re.findall(r"^  (echo .*)$", made, re.MULTILINE)
@@ -224,7 +224,7 @@ async def test_a_pattern_says_which_names_fit(cloud: Cloud) -> None:
 
 
 async def test_an_address_that_the_certificate_does_not_have(cloud: Cloud, tmp_path: Path) -> None:
-    """It was told as a fault of the clock. A proxy stands in for a name of this machine's resolver."""
+    """This was once reported as a clock fault. A proxy stands in for a name of this machine's resolver."""
     edge, token = machine(tmp_path), await cloud.token("edge1")
     proxy = FakeProxy(target=cloud.https.replace("localhost", "127.0.0.1"))
     async with listening(proxy.handle_or_end) as address:
@@ -280,15 +280,17 @@ async def test_a_token_of_another_server(cloud: Cloud, tmp_path: Path) -> None:
     assert "the token's server" in failed.failure["fix"]
 
 
-def cannot_be_somebody_else() -> bool:
-    """Python may be where only root gets."""
+def cannot_run_as_another_user() -> bool:
+    """Whether another user cannot start this Python, because only root may enter its folder."""
     try:
         return subprocess.run([sys.executable, "-c", ""], user=12345, check=False).returncode != 0
     except OSError:
         return True
 
 
-@pytest.mark.skipif(cannot_be_somebody_else(), reason="another user cannot be made, or cannot start Python")
+@pytest.mark.skipif(
+    cannot_run_as_another_user(), reason="another user cannot be made, or cannot start Python"
+)
 @pytest.mark.parametrize(
     ("config", "home", "code", "says"),
     [
@@ -297,7 +299,7 @@ def cannot_be_somebody_else() -> bool:
     ],
     ids=["roots file", "no home"],
 )
-async def test_somebody_who_is_not_root(tmp_path: Path, config: str, home: str, code: int, says: str) -> None:
+async def test_a_user_who_is_not_root(tmp_path: Path, config: str, home: str, code: int, says: str) -> None:
     command = [*AGENT, "join", NOBODY, *(["--config", config] if config else [])]
     ran = await trio.run_process(
         command,

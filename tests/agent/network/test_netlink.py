@@ -1,4 +1,4 @@
-"""Messages of rtnetlink: as a kernel wrote them, and as nobody should."""
+"""Messages of rtnetlink: valid ones as a kernel wrote them, and invalid ones."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_an_error_means_that_there_is_no_way() -> None:
     assert answers(message(2, struct.pack("=i", -101) + bytes(16))) == [Answer(7, None)]
 
 
-def test_other_messages_are_left_out() -> None:
+def test_other_messages_are_ignored() -> None:
     assert answers(message(16, bytes(40)) + route(OUT)) == [Answer(7, KernelRoute(3, "", ""))]
 
 
@@ -111,6 +111,6 @@ def test_no_attributes_make_it_fail(attributes: list[tuple[int, bytes]], rest: b
 
 
 @given(st.data())
-def test_what_was_cut_is_left_out(data: st.DataObject) -> None:
+def test_a_truncated_message_is_ignored(data: st.DataObject) -> None:
     whole = route(OUT, attribute(7, b"\xc0\0\2\2"))
     assert answers(whole[: data.draw(st.integers(0, len(whole) - 1))]) == []

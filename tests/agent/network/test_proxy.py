@@ -1,4 +1,4 @@
-"""Which proxy is used for which server, and that no password is ever shown."""
+"""Which proxy is used for which server. No password is ever shown."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_proxy_that_would_be_bypassed_is_refused(scheme: str) -> None:
 @pytest.mark.parametrize(
     "text", ["http://", "http://proxy/path", "http://proxy:99999", "http://[::1", "http://a b:1"]
 )
-def test_what_is_no_proxy_is_refused_without_showing_it(text: str) -> None:
+def test_an_invalid_proxy_is_refused_without_showing_it(text: str) -> None:
     with pytest.raises(ProxyError, match=r"is not http://host:port$"):
         parse_proxy(text, origin="proxy")
 

@@ -1,4 +1,4 @@
-"""Names of servers and proxies: one resolver, ours, whose addresses are those that gRPC dials."""
+"""Names of servers and proxies: Qanat resolves them, and gRPC dials those addresses."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from tunnel_core.limits import Limits
 from tunnel_core.reasons import Refused
 
 NAME = "tunnel_1.invalid"
-"""No DNS knows it, so whoever asks another resolver than the test's fails."""
+"""No DNS knows this name, so a lookup with another resolver than the test's fails."""
 
 
 class Hosts:
-    """A resolver that knows what a hosts file would."""
+    """A resolver with the content of a hosts file."""
 
     def __init__(self, name: str = "", *addresses: str) -> None:
         self.addresses: dict[str, Sequence[str]] = {name: addresses}
@@ -59,7 +59,7 @@ async def silent(host: str) -> Sequence[str]:
 
 @asynccontextmanager
 async def open_server(listen: str = "127.0.0.1:0") -> AsyncIterator[Site]:
-    """A server called ``NAME`` that welcomes everybody."""
+    """Serve under the name ``NAME``, and welcome every agent."""
     leaf = authority().issue(Role.SERVER, "main", names=[NAME])
     async with open_site(listen=[listen], tls=server_tls(leaf)) as site, trio.open_nursery() as nursery:
         nursery.start_soon(answer_attaches, site._accepted.receive, lambda _: welcome(Limits()), [])
@@ -110,7 +110,7 @@ async def test_the_name_is_still_what_tls_verifies() -> None:
             await connector.probe(f"other.invalid:{site.port}")
 
 
-async def test_the_proxys_name_is_ours_to_look_up_and_the_servers_is_the_proxys() -> None:
+async def test_the_agent_resolves_the_proxys_name_and_the_proxy_the_servers() -> None:
     hosts = Hosts("proxy.invalid", "127.0.0.2", "127.0.0.1")
     async with open_server() as site, open_proxy(site) as proxy:
         connector = connector_of(site, hosts.resolve, proxy=f"http://me:pw@proxy.invalid:{proxy.port}")
@@ -122,7 +122,7 @@ async def test_the_proxys_name_is_ours_to_look_up_and_the_servers_is_the_proxys(
 
 
 class Proxy:
-    """On 127.0.0.1 alone. It knows the server, which the machine behind it does not."""
+    """A proxy on 127.0.0.1 that resolves the server's name, which the machine behind it cannot."""
 
     def __init__(self, site: Site) -> None:
         self._relay = wire.Relay(site.address)
@@ -164,7 +164,7 @@ async def test_a_silent_resolver_takes_no_longer_than_the_attempt_may() -> None:
             await connector.probe(f"{NAME}:7001")
 
 
-async def test_a_name_that_nobody_knows_is_told_as_that() -> None:
+async def test_an_unknown_name_is_reported_as_unknown() -> None:
     async with open_server() as site:
         connector = connector_of(site, Hosts().resolve)
         with pytest.raises(Refused, match=f"{NAME} cannot be resolved: Name or service not known"):
@@ -189,7 +189,7 @@ async def test_check_and_join_ask_the_same_resolver() -> None:
 
 
 def test_nothing_else_of_the_agent_asks_a_resolver() -> None:
-    """Listeners of our own are asked for by address or by ``localhost``."""
+    """The agent looks up its own listeners by address or as ``localhost``."""
     sources = Path(tunnel_agent.__file__).parent.rglob("*.py")
     askers = [
         file.name for file in sources if re.search(r"[.]getaddrinfo[(]|open_tcp_stream", file.read_text())
@@ -238,7 +238,7 @@ def lookups_of(found: list[str]) -> object:
 
 
 async def test_targets_that_hang_do_not_keep_a_server_from_being_found() -> None:
-    """What users ask for takes trio's own threads; all of them hang here."""
+    """Lookups for users use trio's own threads; all of them hang here."""
     release = threading.Event()
     limiter = trio.to_thread.current_default_thread_limiter()
 
@@ -254,7 +254,7 @@ async def test_targets_that_hang_do_not_keep_a_server_from_being_found() -> None
         release.set()
 
 
-async def test_look_ups_that_hang_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lookups_that_hang_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     release, running = threading.Event(), 0
 
     def look_up(host: str, flags: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""What counts as a change of the way to the server, and how often it is told."""
+"""What counts as a change of the route to the server, and how often it is reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ A, B = "192.0.2.1", "2001:db8::1"
 
 
 def watching(**routes: KernelRoute | None) -> RouteChange:
-    """Watches A by WIFI, with whatever else is said."""
+    """Return a watch of A by WIFI, with the given changes."""
     change = RouteChange(5.0)
     change.watch([A])
     change.answered({A: WIFI})
@@ -37,7 +37,7 @@ def test_another_interface_source_or_gateway_is_a_change() -> None:
         assert not change.take_change(9.0)
 
 
-def test_a_way_that_went_is_told_when_it_is_back_even_the_old_one() -> None:
+def test_a_route_that_was_lost_is_reported_when_it_returns_even_the_old_one() -> None:
     change = watching()
     change.answered({A: None})
     assert not change.take_change(0.0)
@@ -45,7 +45,7 @@ def test_a_way_that_went_is_told_when_it_is_back_even_the_old_one() -> None:
     assert change.take_change(0.0)
 
 
-def test_a_way_that_was_never_there_is_told_when_it_comes() -> None:
+def test_a_route_that_was_never_there_is_reported_when_it_appears() -> None:
     change = RouteChange(5.0)
     change.watch([A])
     change.answered({A: None})
@@ -53,7 +53,7 @@ def test_a_way_that_was_never_there_is_told_when_it_comes() -> None:
     assert change.take_change(0.0)
 
 
-def test_when_one_family_goes_the_other_is_worth_an_attempt() -> None:
+def test_when_one_family_loses_its_route_the_other_gets_an_attempt() -> None:
     change = RouteChange(5.0)
     change.watch([A, B])
     change.answered({A: WIFI, B: WIFI})
@@ -61,7 +61,7 @@ def test_when_one_family_goes_the_other_is_worth_an_attempt() -> None:
     assert change.take_change(0.0)
 
 
-def test_changes_in_a_row_are_told_once_and_then_once_at_the_end() -> None:
+def test_changes_in_a_row_are_reported_once_and_then_once_at_the_end() -> None:
     change = watching()
     change.answered({A: MODEM})
     assert change.take_change(100.0)
@@ -73,7 +73,7 @@ def test_changes_in_a_row_are_told_once_and_then_once_at_the_end() -> None:
     assert change.due_at(105.0) == math.inf
 
 
-def test_no_answer_changes_nothing() -> None:
+def test_a_missing_answer_changes_nothing() -> None:
     change = watching()
     change.answered({})
     assert not change.take_change(0.0)

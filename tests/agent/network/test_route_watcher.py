@@ -1,4 +1,4 @@
-"""The watcher of the way to the server, with this machine's own kernel. ``tests/e2e`` changes real routes."""
+"""The watcher of the route to the server, with this machine's kernel. ``tests/e2e`` changes real routes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="netlink is Linu
 
 
 class Kernel:
-    """Stands between the watcher and netlink: announcements and answers come from the test."""
+    """A replacement of netlink: the test sends announcements and answers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events, self.announcer = socket.socketpair(type=socket.SOCK_DGRAM)
@@ -85,7 +85,9 @@ async def test_a_burst_is_one_question_and_one_change(kernel: Kernel, nursery: t
     assert (kernel.asked, len(told.times)) == (before + 2, 1)
 
 
-async def test_changes_that_come_too_soon_are_told_at_the_end(kernel: Kernel, nursery: trio.Nursery) -> None:
+async def test_changes_that_come_too_soon_are_reported_at_the_end(
+    kernel: Kernel, nursery: trio.Nursery
+) -> None:
     told = Told()
     watcher = RouteWatcher(told, least_seconds=0.4)
     watcher.watch(["192.0.2.1"])
@@ -108,7 +110,7 @@ def test_an_overrun_is_a_sign_like_any_other() -> None:
     route._drain(Overrun())  # type: ignore[arg-type]
 
 
-async def test_where_it_is_forbidden_nobody_watches(
+async def test_without_permission_no_route_is_watched(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def forbidden(groups: int) -> socket.socket:
@@ -128,20 +130,20 @@ async def test_another_system_has_no_netlink(monkeypatch: pytest.MonkeyPatch) ->
         await RouteWatcher(Told()).run()
 
 
-def test_this_kernel_tells_the_way_to_itself() -> None:
+def test_this_kernel_reports_the_route_to_itself() -> None:
     with route._open_netlink(0) as questions:
         questions.send(route_request("127.0.0.1", 3))
         assert list(read_answers(route._receive(questions))) == [Answer(3, KernelRoute(1, "127.0.0.1", ""))]
 
 
-def test_a_socket_that_was_asked_nothing_says_nothing() -> None:
+def test_a_socket_without_a_request_receives_nothing() -> None:
     with route._open_netlink(GROUPS) as events:
         assert events.getsockname()[1] == GROUPS
     with route._open_netlink(0) as questions:
         assert route._receive(questions) == b""
 
 
-async def test_what_does_not_change_is_never_told(nursery: trio.Nursery) -> None:
+async def test_an_unchanged_route_is_never_reported(nursery: trio.Nursery) -> None:
     told = Told()
     watcher = RouteWatcher(told)
     nursery.start_soon(watcher.run)

@@ -1,4 +1,4 @@
-"""The states of a link as people see them: in the agent's state, on the page, and in the command."""
+"""The states of a link as users see them: in the agent's state, on the page, and in the command."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def in_grace(clock: Clock) -> AgentState:
 
 
 def enter(state: AgentState, link_state: SessionState, event: SessionEvent | None = None) -> None:
-    """Something befell the link."""
+    """Record an event of the link."""
     assert isinstance(state.link, FakeLink)
     state.link.state = link_state
     state.note_link(event)
@@ -59,7 +59,7 @@ def test_attached() -> None:
     assert kinds(state) == ["attached"]
 
 
-def test_degraded_is_attached_and_says_why() -> None:
+def test_degraded_is_attached_and_shows_the_cause() -> None:
     clock = Clock()
     state = state_of(clock, FakeLink())
     enter(state, SessionState.DEGRADED)
@@ -71,7 +71,7 @@ def test_degraded_is_attached_and_says_why() -> None:
     assert kinds(state) == ["attached", "degraded", "attached"]
 
 
-def test_in_grace_says_since_when_why_and_how_long_yet() -> None:
+def test_in_grace_shows_the_start_the_cause_and_the_time_left() -> None:
     state = in_grace(Clock())
     assert line(state) == (
         "in grace since 2023-11-14 22:14:20Z (carrier_lost: connection reset), server a:7001; "
@@ -98,7 +98,7 @@ def test_back_from_grace_is_resumed() -> None:
     assert "resumed" in page_of(state)
 
 
-def test_away_says_why() -> None:
+def test_away_shows_the_cause() -> None:
     clock = Clock()
     state = state_of(clock, FakeLink())
     state.detached(Reason.PING_TIMEOUT, "2 pings were not answered")
@@ -110,7 +110,7 @@ def test_away_says_why() -> None:
     assert not _is_attached(told(state))
 
 
-def test_a_degraded_link_that_recovers_is_attached_to_whoever_looks() -> None:
+def test_a_degraded_link_that_recovers_is_shown_as_attached() -> None:
     clock, link = Clock(), FakeLink()
     state = state_of(clock, link)
     enter(state, SessionState.DEGRADED)
@@ -135,14 +135,14 @@ def test_attempts_that_fail_are_no_events() -> None:
     assert kinds(state) == []
 
 
-def test_whoever_stops_is_not_attached_any_more() -> None:
+def test_a_stopping_agent_is_no_longer_attached() -> None:
     state = state_of(Clock(), FakeLink())
     state.stopping()
     assert line(state) == "stopping, server a:7001"
     assert not _is_attached(told(state))
 
 
-def test_events_are_told_newest_first_and_bounded() -> None:
+def test_events_are_listed_newest_first_and_bounded() -> None:
     clock = Clock()
     history = LinkHistory(clock)
     for _ in range(30):

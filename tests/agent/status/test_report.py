@@ -184,7 +184,7 @@ async def test_the_routes_give_page_and_json() -> None:
     assert told["link"]["since"] == "2023-11-14T22:13:20Z"
 
 
-def test_the_certificate_is_told_with_its_end_and_its_renewal() -> None:
+def test_the_certificate_is_shown_with_its_end_and_its_renewal() -> None:
     clock = Clock()
     state = state_of(clock, FakeLink())
     assert as_json(status_of(state, SERVICES, ()))["certificate"] is None

@@ -1,4 +1,4 @@
-"""Dialling: what was checked is what is dialled, each error has its reason, nothing is left open."""
+"""Dialling: the checked address is the dialled one, each error has its reason, no socket is left open."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ async def test_only_the_checked_addresses_are_dialled(autojump_clock: trio.testi
     await dialled.stream.aclose()
 
 
-async def test_what_is_not_allowed_is_never_resolved() -> None:
+async def test_a_forbidden_target_is_never_resolved() -> None:
     async def unasked(host: str) -> Sequence[str]:
         raise AssertionError(host)
 
@@ -201,7 +201,7 @@ async def test_localhost_asks_no_resolver_and_finds_either_family() -> None:
             await dialled.stream.aclose()
 
 
-async def test_nobody_listens() -> None:
+async def test_no_program_listens() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         target = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -312,7 +312,7 @@ class TestWithoutWaiting:
                 assert dialled.address == address
                 dialled.stream.close_nowait()
 
-    def test_what_refuses_or_is_elsewhere_is_left_to_the_dial_that_waits(self) -> None:
+    def test_refusing_and_remote_targets_need_the_waiting_dial(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         for target in (f"127.0.0.1:{port}", "192.0.2.1:80", "name.test:80", "unix:/nowhere"):

@@ -1,4 +1,4 @@
-"""Names of targets that do not resolve hold up the user who asked for them, and nobody else."""
+"""Names of targets that do not resolve delay only the user who asked for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 
 SILENCE_SECONDS = 30.0
-"""After which the system's resolver gives up, as glibc does."""
+"""Seconds after which the system's resolver gives up, as glibc does."""
 
 
 class Dns:
@@ -40,7 +40,7 @@ class Dns:
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             async with self._limiter:
-                with trio.CancelScope(shield=True):  # a thread goes on, whoever left
+                with trio.CancelScope(shield=True):  # the thread continues after its user has left
                     await trio.sleep(SILENCE_SECONDS if host.endswith(".silent") else 0.002)
         finally:
             self.at_once -= 1
@@ -82,11 +82,11 @@ async def test_names_that_do_not_resolve_hold_up_no_other_user(autojump_clock: M
         nursery.cancel_scope.cancel()
 
 
-async def test_the_look_ups_of_those_who_left_count_until_they_end(autojump_clock: MockClock) -> None:
+async def test_the_lookups_of_users_who_left_count_until_they_end(autojump_clock: MockClock) -> None:
     dns = Dns()
     async with trio.open_nursery() as nursery:
         dials = dialler(dns, nursery)
-        for round_ in range(5):  # each leaves after a second, and comes back with new names
+        for round_ in range(5):  # each user leaves after a second, and comes back with new names
             with trio.move_on_after(1):
                 async with trio.open_nursery() as users:
                     for number in range(50):
@@ -95,7 +95,7 @@ async def test_the_look_ups_of_those_who_left_count_until_they_end(autojump_cloc
         nursery.cancel_scope.cancel()
 
 
-async def test_a_held_up_user_is_told_why_and_goes_on_when_the_resolver_gave_up(
+async def test_a_delayed_user_gets_the_cause_and_continues_when_the_resolver_gave_up(
     autojump_clock: MockClock,
 ) -> None:
     dns = Dns()
@@ -111,7 +111,7 @@ async def test_a_held_up_user_is_told_why_and_goes_on_when_the_resolver_gave_up(
         (await dials.dial(Target.parse("db.local:80"), user="mallory")).stream.abort()
 
 
-async def test_a_user_without_a_look_up_is_told_that_others_hold_all(autojump_clock: MockClock) -> None:
+async def test_a_user_without_a_lookup_is_told_that_others_hold_all(autojump_clock: MockClock) -> None:
     dns = Dns(most=2)
     async with trio.open_nursery() as nursery:
         dials = dialler(dns, nursery)
@@ -156,7 +156,7 @@ async def test_many_users_share_what_there_is_and_each_waits_for_its_turn(autoju
     assert dns.most_at_once == 8
 
 
-async def test_one_look_up_serves_all_who_ask_for_the_same_name_at_once(autojump_clock: MockClock) -> None:
+async def test_one_lookup_serves_all_requests_for_a_name_at_once(autojump_clock: MockClock) -> None:
     dns = Dns()
     async with trio.open_nursery() as nursery:
         dials = dialler(dns, nursery)
@@ -206,7 +206,7 @@ async def test_remembered_failures_are_bounded(autojump_clock: MockClock) -> Non
 
 
 async def test_targets_take_no_thread_from_the_way_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With real threads: while all of the targets' are stuck a server is looked up, and files are read."""
+    """With real threads: all threads of targets are stuck, and the agent still looks up a server."""
     release = trio.lowlevel.current_trio_token()
     stuck, all_stuck, go = 0, trio.Event(), trio.Event()
 

@@ -1,4 +1,4 @@
-"""The allow-list: what is dialled, what is refused, and what the refusal tells the user to write."""
+"""The allow-list: what is dialled, what is refused, and the line that a refusal tells the operator to add."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_an_unknown_service_names_those_that_exist() -> None:
         "http://host:80",
     ],
 )
-def test_what_is_no_entry_is_refused_with_a_sentence(text: str) -> None:
+def test_an_invalid_entry_is_refused_with_a_sentence(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w+ \w+"):
         parse_entry(text)
 

@@ -1,4 +1,4 @@
-"""Streams served by the agent, over a real session in memory: dial, refuse, relay, leave, write down."""
+"""Streams served by the agent, over a real session in memory: dial, refuse, relay, reset, log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tunnel_core.telemetry.counters import Counters
 
 
 class Rig:
-    """A session, what serves it, and what was counted."""
+    """A session, the agent's part that serves it, and its counters."""
 
     def __init__(self, pair: LinkPair, serving: Serving, counters: Counters) -> None:
         self.pair = pair
@@ -85,7 +85,7 @@ async def serving(
 
 
 async def take_all(pair: LinkPair, serves: Serving, served: list[TunnelStream] | None = None) -> None:
-    """What the link does for the agent: gives it each stream that the server opens."""
+    """Pass each stream that the server opens to the agent, as the session does."""
     async for stream in pair.opened:
         if served is not None:
             served.append(stream)
@@ -161,7 +161,7 @@ async def test_the_built_in_service_is_answered_without_a_dial() -> None:
 
 
 class SlowNetwork:
-    """Dials that never come back, and whether they were cancelled."""
+    """Dials that never complete, and whether they were cancelled."""
 
     def __init__(self) -> None:
         self.dialling = trio.Event()
@@ -293,7 +293,7 @@ async def test_lines_can_be_switched_off_per_entrance(caplog: pytest.LogCaptureF
 async def test_the_agent_speaks_tls_where_the_server_asks_for_it(
     tmp_path: Path, entrance: str, target_tls: bool
 ) -> None:
-    """Also to a server of version 0.1.0, which asks by the name of the entrance alone."""
+    """This includes a server of version 0.1.0, which asks with the name of the entrance alone."""
     async with tls_server(tmp_path, then=_answer_in_tls) as address:
         nvr = Published("nvr", Target.parse(address), "https", verify=False)
         async with serving(services=[nvr]) as rig:
@@ -314,7 +314,7 @@ async def test_the_users_own_tls_passes_as_it_is() -> None:
             await stream.aclose()
 
 
-async def test_a_plain_target_is_never_spoken_to_in_tls() -> None:
+async def test_a_plain_target_never_gets_tls() -> None:
     async with listening(echo) as address:
         red = Published("red", Target.parse(address), "http")
         async with serving(services=[red]) as rig:

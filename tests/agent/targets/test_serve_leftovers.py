@@ -1,4 +1,4 @@
-"""Streams that the agent served or refused leave nothing that only the garbage collector would free."""
+"""Streams that the agent served or refused leave no object that only the garbage collector would free."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ async def test_a_stream_leaves_nothing_to_the_collector(host: str, visit: Visit)
     assert left.total() <= MOST_LEFT, left.most_common(40)
 
 
-async def test_a_failed_look_up_leaves_nothing_to_the_collector() -> None:
-    name = "x" * 64 + ".test"  # too long for a label, so nobody is asked
+async def test_a_failed_lookup_leaves_nothing_to_the_collector() -> None:
+    name = "x" * 64 + ".test"  # too long for a label, so no resolver is asked
 
     async def look_up() -> None:
         with pytest.raises(socket.gaierror):

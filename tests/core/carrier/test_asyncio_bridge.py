@@ -192,7 +192,7 @@ class TestTurns:
                 task.cancel()
                 await task.wait()
 
-    async def test_what_a_bounded_turn_leaves_over_is_continued_with_no_other_event(self) -> None:
+    async def test_work_beyond_a_bounded_turn_continues_without_another_event(self) -> None:
         async def work(rounds: int) -> None:
             for _ in range(rounds):
                 await asyncio.sleep(0)
@@ -272,7 +272,7 @@ class TestFailures:
             async with open_bridge():
                 raise LookupError("body")
 
-    async def test_an_exception_nobody_asked_for_is_raised(self) -> None:
+    async def test_an_exception_of_a_forgotten_future_is_raised(self) -> None:
         def forget() -> None:
             asyncio.get_running_loop().create_future().set_exception(LookupError("forgotten"))
 
@@ -282,7 +282,7 @@ class TestFailures:
                 gc.collect()
                 await trio.sleep(60)
 
-    async def test_what_a_task_raises_while_the_bridge_closes_is_raised(self) -> None:
+    async def test_an_exception_of_a_task_while_the_bridge_closes_is_raised(self) -> None:
         async def fail_when_cancelled() -> None:
             try:
                 await asyncio.sleep(60)
@@ -301,7 +301,7 @@ class TestStart:
             with pytest.raises(LookupError, match="awaited"):
                 await task.wait()
 
-    async def test_an_exception_nobody_awaits_fails_the_bridge(self) -> None:
+    async def test_an_exception_of_an_unawaited_task_fails_the_bridge(self) -> None:
         with pytest.raises(LookupError, match="alone"):
             async with open_bridge() as bridge:
                 bridge.start(_fail(LookupError("alone"), after_seconds=0.01))

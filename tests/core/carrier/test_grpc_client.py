@@ -24,7 +24,7 @@ from tunnel_core.wire.frames import Malformed, Packet, Ping
 
 
 async def _until(done: Callable[[], object], seconds: float = 20) -> None:
-    """For what no event tells: the state of the kernel's sockets."""
+    """Poll a condition that no event reports: the state of the kernel's sockets."""
     with trio.fail_after(seconds):
         while not done():  # noqa: ASYNC110
             await trio.sleep(0.005)
@@ -33,7 +33,7 @@ async def _until(done: Callable[[], object], seconds: float = 20) -> None:
 async def test_a_call_that_ends_in_the_middle_of_a_write_leaves_no_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """An agent that leaves when it is welcomed, as a check does, meets the end of the server's write."""
+    """An agent that leaves after the welcome, as a check does, ends the call during the server's write."""
     async with open_site() as site:
         for number in range(5):
             agent = await site.dial()
@@ -69,7 +69,7 @@ class TestMoving:
             agent, server = await site.connect()
             agent.send(ping(1))
             await server.wait_received(1)
-            await agent.wait(lambda port: port.is_idle)  # its write was confirmed to it
+            await agent.wait(lambda port: port.is_idle)  # its write was acknowledged
             asked = agent.asked
             server.send(ping(2))
             await agent.wait_received(1)
@@ -124,7 +124,7 @@ class TestMoving:
                 (await site.dial(server=f"127.0.0.1:{port}")).abandon()
                 assert (await site.accept()).peer.address.startswith("127.0.0.1:")
 
-    async def test_the_server_knows_the_proven_leaf(self) -> None:
+    async def test_the_server_gets_the_verified_leaf(self) -> None:
         async with open_site() as site:
             await site.dial(pki.node_leaf("edge-7"))
             peer = (await site.accept()).peer
@@ -179,7 +179,7 @@ class TestEnds:
             (await site.accept()).abandon()
             await RecordingPort(agent).wait_lost()
 
-    async def test_what_was_lost_before_the_start_is_told_at_the_start(self) -> None:
+    async def test_a_carrier_lost_before_its_start_is_reported_at_the_start(self) -> None:
         async with open_site() as site:
             agent = await site.dial()
             server = await site.accept()
@@ -269,7 +269,7 @@ class TestRelease:
             gc.collect()
             gc.disable()  # what only the collector would free is not released
             try:
-                kept: list[Any] = []  # links and logs may keep the carrier and what it said
+                kept: list[Any] = []  # sessions and logs may keep the carrier and its last messages
                 for _ in range(20):
                     old = agent, server
                     agent, server = await site.connect()
@@ -289,7 +289,7 @@ class TestRelease:
         packets = [bulk(MIB, number) for number in range(1, 65)]
         async with open_site() as site:
             agent = RecordingPort(await site.dial())
-            server = await site.accept()  # never started: it does not read
+            server = await site.accept()  # a carrier that is never started does not read
             agent.send(*packets)
             await _until(lambda: agent.queued < 64)  # and no more are taken
             agent.carrier.abandon()
@@ -339,7 +339,7 @@ class TestRelease:
                 gc.enable()
 
     async def test_a_cancelled_dial_leaves_nothing(self) -> None:
-        with socket.socket() as silent:  # accepts by backlog and never speaks
+        with socket.socket() as silent:  # accepts by backlog and never sends
             silent.bind(("127.0.0.1", 0))
             silent.listen()
             port = silent.getsockname()[1]
@@ -445,7 +445,7 @@ class TestServing:
             agent.send(ping(1))
             await server.wait_received(1)
 
-    async def test_old_tls_is_let_in_if_told(self, tmp_path: Path) -> None:
+    async def test_old_tls_is_accepted_if_configured(self, tmp_path: Path) -> None:
         async with open_site(min_tls_version="1.2") as site, trio.open_nursery() as nursery:
             nursery.start_soon(_call_over_tls_1_2, site, tmp_path)
             carrier = await site.accept()

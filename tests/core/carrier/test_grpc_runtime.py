@@ -1,4 +1,4 @@
-"""What we found out about grpcio and built on. If one of these fails, a new grpcio asks for new thought."""
+"""Properties of grpcio that Qanat depends on. If a test here fails, review the carrier for the new grpcio."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TestCalls:
         async with open_bridge() as bridge, _bare_server(bridge, _echo) as address:
             assert await bridge.run(use(address)) is None
 
-    async def test_a_codec_that_raises_on_the_server_tells_the_peer_its_text(self) -> None:
+    async def test_a_codec_that_raises_on_the_server_sends_its_text_to_the_peer(self) -> None:
         async def use(address: str) -> str:
             async with grpc.aio.insecure_channel(address) as channel:
                 call = channel.stream_stream("/t/M")()
@@ -101,7 +101,7 @@ class TestCalls:
             assert await agent.wait_lost()
 
     async def test_a_call_that_is_referenced_keeps_the_socket_of_a_closed_channel(self) -> None:
-        """Why channel and call are known to their owner task alone."""
+        """This is why only their owner task refers to channel and call."""
 
         async def open_and_close(address: str) -> Any:
             channel = grpc.aio.insecure_channel(address)
@@ -199,7 +199,7 @@ class TestConnections:
                     await _read_until_closed(stream)
                 assert trio.current_time() - begun < 3
 
-    async def test_garbage_hurts_nobody(self) -> None:
+    async def test_garbage_affects_no_other_connection(self) -> None:
         async with open_site() as site:
             for garbage in (b"GET / HTTP/1.1\r\n\r\n", bytes(1000), b"\x16\x03\x01\x02\x00\x01" + bytes(511)):
                 stream = await trio.open_tcp_stream("127.0.0.1", site.port)
@@ -253,7 +253,7 @@ class TestProxies:
 
 
 class TestServerCertificates:
-    async def test_they_change_without_a_restart_even_when_none_came_between(self) -> None:
+    async def test_credentials_change_without_a_restart_even_without_connections_in_between(self) -> None:
         other = pki.server_leaf("main", "other.internal")
         async with open_site() as site:
             site.reload(server_tls(other))

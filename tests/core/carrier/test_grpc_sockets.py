@@ -1,4 +1,4 @@
-"""Sockets that somebody else owns, found and ended with all they have queued."""
+"""Sockets that gRPC owns: found in this process, and reset with everything they have queued."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_by_its_time_out(ends: tuple[socket.socket, socket.socket]) -> None:
 @pytest.mark.parametrize(("address", "is_gone"), [("127.0.0.1", False), ("::1", False), ("192.0.2.77", True)])
 def test_an_address_that_the_machine_does_not_have(address: str, is_gone: bool) -> None:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as dialled:
-        dialled.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # stands for one that was taken away
+        dialled.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # stands for a socket that was removed
         dialled.bind((address, 0))
         dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 23_458)
         assert has_lost_address(23_458) is is_gone
         assert not has_lost_address(23_459)
 
 
-def test_who_is_held_back_sends_slowly_until_released() -> None:
+def test_a_throttled_peer_sends_slowly_until_released() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as dialled:
         dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
         dialled.connect(listener.getsockname())
@@ -76,7 +76,7 @@ def test_who_is_held_back_sends_slowly_until_released() -> None:
 
 
 def _received(sock: socket.socket, seconds: float, most: int) -> int:
-    """Bytes that come within this time, until there are as many as that."""
+    """Return the bytes that arrive within this time, up to this number."""
     count, end = 0, time.monotonic() + seconds
     with contextlib.suppress(TimeoutError):
         while count < most and (left := end - time.monotonic()) > 0:
@@ -86,7 +86,7 @@ def _received(sock: socket.socket, seconds: float, most: int) -> int:
 
 
 def _assert_ended(severed: socket.socket, other: socket.socket) -> None:
-    """Its owner cannot write, and when it closes, what was queued is gone with it."""
+    """Check that the owner cannot write, and that its close discards what was queued."""
     with pytest.raises(OSError, match=r"Broken pipe"):
         severed.send(b"more")
     severed.close()
@@ -101,8 +101,8 @@ def _assert_ended(severed: socket.socket, other: socket.socket) -> None:
 _TRY = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 
 
-def test_locks_on_files_outlive_a_look_at_all_sockets(tmp_path: Path) -> None:
-    """SQLite locks by fcntl(2): one close of a duplicate, and all locks on that file would be gone."""
+def test_file_locks_survive_a_search_of_all_sockets(tmp_path: Path) -> None:
+    """SQLite locks by fcntl(2): one close of a duplicate would release all locks on that file."""
     with (tmp_path / "store.db").open("w+") as file:
         fcntl.lockf(file, fcntl.LOCK_SH)
         reset_dialled(1)

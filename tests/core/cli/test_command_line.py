@@ -101,13 +101,13 @@ def _fault() -> None:
         ("_broken_off", "qanat: Broken pipe\n"),
     ],
 )
-def test_what_the_environment_raises_is_a_sentence(command: str, sentence: str) -> None:
+def test_an_error_of_the_environment_is_a_sentence(command: str, sentence: str) -> None:
     group = LateGroup(places={"run": f"{__name__}:{command}"})
     ran = CliRunner().invoke(group, ["run"], prog_name="qanat")
     assert (ran.exit_code, ran.stdout, ran.stderr) == (1, "", sentence)
 
 
-def test_a_fault_of_ours_keeps_its_traceback_and_says_so() -> None:
+def test_an_internal_error_keeps_its_traceback_and_is_reported_as_one() -> None:
     group = LateGroup(places={"run": f"{__name__}:_fault"})
     with pytest.raises(ValueError, match="a fault") as caught:
         CliRunner().invoke(group, ["run"], catch_exceptions=False)
@@ -116,7 +116,7 @@ def test_a_fault_of_ours_keeps_its_traceback_and_says_so() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave and come back")
 def test_a_forgotten_sudo_is_named() -> None:
-    with tempfile.TemporaryDirectory() as made:  # pytest's own folders let nobody else in
+    with tempfile.TemporaryDirectory() as made:  # pytest's own folders admit no other user
         place = Path(made)
         place.chmod(0o755)
         for folder, mode in (("open", 0o755), ("closed", 0o700)):

@@ -120,7 +120,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, rows: list[tuple[str, ...]], wide: bo
     return screen.getvalue()
 
 
-def test_a_terminal_gets_nobody_elses_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cells_text_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, [("[red]edge1[/]", "\x1b[2Jgone\r\n\u202e", "a"), ("edge2", "", "b")])
     assert "[red]edge1[/]" in text
     assert "?[2Jgone???" in text
@@ -133,7 +133,7 @@ def test_the_rest_is_there_with_wide_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert shown(monkeypatch, [("a", "b", "c")], wide=True).splitlines()[0] == "NODE  STATE  ALIAS"
 
 
-def test_no_rows_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, []) == "nothing\n"
 
 
@@ -176,5 +176,5 @@ def test_a_table_of_many_rows_is_quick() -> None:
     "module", sorted(modules().keys() - {"tunnel_core.cli.terminal", "tunnel_core.telemetry.logs"})
 )
 def test_no_other_module_styles_text(module: str) -> None:
-    """Each would have to ask for NO_COLOR and dumb terminals, as log lines do."""
+    """Each such module would have to check NO_COLOR and dumb terminals, as log lines do."""
     assert not re.search(r"click\.(style|secho)|\\x1b\[[0-9;]*m|\\033", modules()[module].read_text())

@@ -123,7 +123,7 @@ def test_each_value_says_where_it_comes_from(file: Path) -> None:
 
 
 @pytest.mark.parametrize("schema", [ServerConfig, AgentConfig])
-def test_what_is_shown_has_the_same_meaning(file: Path, tmp_path: Path, schema: type[Any]) -> None:
+def test_the_shown_configuration_has_the_same_meaning(file: Path, tmp_path: Path, schema: type[Any]) -> None:
     if schema is AgentConfig:
         file = tmp_path / "agent.toml"
         file.write_text(
@@ -135,7 +135,7 @@ def test_what_is_shown_has_the_same_meaning(file: Path, tmp_path: Path, schema: 
     assert parse(tomllib.loads(shown), schema, ConfigSource(file, tmp_path)) == config
 
 
-def test_a_secret_is_not_shown_whoever_set_it(tmp_path: Path) -> None:
+def test_a_secret_is_not_shown_wherever_it_was_set(tmp_path: Path) -> None:
     file = tmp_path / "agent.toml"
     file.write_text('proxy = "http://kim:hush@proxy:3128"\n')
     for environ in ({}, {"QANAT_PROXY": "http://kim:hush@proxy:3128"}):

@@ -1,4 +1,4 @@
-"""Variables over the file: what is set, how, and who is told of a mistake."""
+"""Environment variables override the file: which values, how, and the message of a mistake."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_variables_with_a_meaning_of_their_own_are_no_keys(name: str, schema: ty
     assert unknown_in({name: "x"}, schema) == []
 
 
-def test_what_kubernetes_says_of_services_is_passed_over() -> None:
+def test_the_variables_that_kubernetes_sets_for_services_are_ignored() -> None:
     environ = {
         "QANAT_WEB_SERVICE_HOST": "10.0.0.1",
         "QANAT_WEB_SERVICE_PORT_HTTP": "80",

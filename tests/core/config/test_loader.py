@@ -119,12 +119,12 @@ def test_nothing_can_be_changed_afterwards() -> None:
         sample.entrances["web"] = StreamLog.ALL  # type: ignore[index]
 
 
-def test_defaults_lie_under_a_section_that_sets_something_else() -> None:
+def test_defaults_fill_a_section_that_sets_something_else() -> None:
     assert read(inner={"colour": "green"}).inner.listen == ListenAddress("127.0.0.1", 1)
     assert read(inner={"listen": ""}).inner.listen is None
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_every_problem_is_reported_at_once() -> None:
     lines = lines_of(mode=600, inner={"colour": "gren", "listn": ""}, rows=[{}, {"wait_seconds": 0}], extra=1)
     assert [line.split(": ")[1] for line in lines] == [
         "mode",
@@ -168,7 +168,7 @@ def test_a_problem_names_key_fault_and_fix(raw: dict[str, Any], line: str) -> No
     assert line_of(**raw) == line
 
 
-def test_a_missing_key_is_told() -> None:
+def test_a_missing_key_is_reported() -> None:
     with pytest.raises(ConfigError, match="name: is missing; add it"):
         parse({}, Sample, SOURCE)
 

@@ -1,13 +1,13 @@
-"""A model of what lies under a session, in virtual time: for tests of the flight limit.
+"""A model of the layers below a session, in virtual time, for tests of the congestion controller.
 
 1. ``Pipe``: one direction of the bottleneck: a rate, a drop-tail queue, a delay, in IP packets.
 2. ``Tcp``: the connection below a carrier, or a foreign one. Cubic with HyStart's delay rule, slow start
    again after idleness, every loss known by selective acknowledgement or by a time-out, delivery in
-   order, delayed acknowledgements that travel through the other pipe. What the window does not let out
-   waits in a socket buffer of megabytes, which is where a tunnel's bulk piles up.
-3. ``Wire``: loopback. No queue and no loss: what counts there is the time a program takes.
-4. ``End``: one end of a session. Quick messages first, then bulk; packets, confirmations and credit as the
-   session does them. A program takes time for each packet and each byte, and may be stalled.
+   order, delayed acknowledgements that travel through the other pipe. Bytes beyond the window wait in a
+   socket buffer of megabytes, where a tunnel's bulk accumulates.
+3. ``Wire``: loopback. It has no queue and no loss; only the time that a program takes counts there.
+4. ``End``: one end of a session. Quick messages first, then bulk; packets, acknowledgements and credit as
+   the session handles them. A program takes time for each packet and each byte, and may be stalled.
 
 Not modelled: gRPC's framing (a constant per packet), pacing, TCP's window of the receiver.
 """
@@ -36,7 +36,7 @@ _CONFIRMED_AFTER_SECONDS = 0.025
 
 
 class Bounding(Protocol):
-    """What an end asks about its bytes in flight; ``CongestionController`` is one, ``Unbounded`` another."""
+    """The part of a controller that an end uses: ``CongestionController`` or ``Unbounded``."""
 
     def reset(self, now: float) -> None: ...
     def sent(self, number: int, size: int, now: float) -> bool: ...
@@ -54,7 +54,7 @@ class Bounding(Protocol):
 
 
 class Unbounded:
-    """No limit but the session's memory: what the flight limit is compared with."""
+    """No limit but the session's memory, for comparison with the congestion controller."""
 
     packet_bytes = 1 * MIB
     competing = False
@@ -91,11 +91,11 @@ class Unbounded:
 
 
 def _ignore(*_: Any) -> None:
-    """Nobody listens."""
+    """Ignore an event."""
 
 
 class Clock:
-    """Virtual time: what is due is done in order, nothing waits."""
+    """Virtual time. Due calls run in order, and nothing waits."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -132,7 +132,7 @@ class Pipe:
         self._free_at = self._clock.now + waiting / self._rate
 
     def lose_next(self) -> None:
-        """The next packet never arrives, whatever it is."""
+        """Lose the next packet, whatever it is."""
         self._losing = True
 
     def send(self, size: int, call: Callable[..., None], *arguments: Any) -> None:
@@ -190,7 +190,7 @@ class Tcp:
         self._owed: list[_Segment] = []
 
     def cut(self) -> None:
-        """The connection is gone; nothing of it arrives any more."""
+        """Break the connection; nothing of it arrives any more."""
         self._deliver = self.on_room = _ignore
 
     @property
@@ -210,7 +210,7 @@ class Tcp:
             if self._lost:
                 segment = self._lost.popleft()
                 if segment.acked:
-                    continue  # it was only late
+                    continue  # the segment was only late
                 segment.retransmitted = True
             elif self._next < self._written:
                 segment = _Segment(self._next, min(self._next + _MSS, self._written))
@@ -256,7 +256,7 @@ class Tcp:
         owed, self._owed = self._owed, []
         self._back.send(_HEADERS, self._acknowledged, owed, self.delivered)
 
-    # The sender hears.
+    # The sender receives the acknowledgement.
 
     def _acknowledged(self, segments: list[_Segment], in_order: int) -> None:
         now = self._clock.now
@@ -274,7 +274,7 @@ class Tcp:
         self.on_room()
 
     def _settle(self, in_order: int) -> None:
-        """What was acknowledged leaves the flight; what three later ones overtook is lost."""
+        """Remove acknowledged segments from flight. A segment that three later ones overtook is lost."""
         while self._flight:
             head = self._flight[0]
             if not head.acked and head.end > in_order:
@@ -334,7 +334,7 @@ class Tcp:
         return (0.2 + 2 * self._smoothed if self._smoothed < math.inf else 1.0) * self._backoff
 
     def _watch(self) -> None:
-        """The retransmission timer."""
+        """Start the retransmission timer."""
         now, due = self._clock.now, self._heard + self._patience
         if not self._out and not self._lost:
             self._watched = False
@@ -355,7 +355,7 @@ class Tcp:
 
 
 class Wire:
-    """Loopback: everything is taken, and arrives after ``delay``."""
+    """Loopback: it takes everything, which arrives after ``delay``."""
 
     writable = True
 
@@ -368,7 +368,7 @@ class Wire:
 
 
 class Foreign:
-    """A bulk flow that is not ours, over its own TCP connection."""
+    """A bulk flow outside of the tunnel, over its own TCP connection."""
 
     def __init__(self, clock: Clock, there: Pipe, back: Pipe) -> None:
         self._clock = clock
@@ -376,7 +376,7 @@ class Foreign:
         self.tcp.on_room = self.start
 
     def stop(self) -> None:
-        """It ends, once it has what is written."""
+        """End the flow once its written bytes have arrived."""
         self.tcp.on_room = _ignore
 
     def start(self) -> None:
@@ -404,14 +404,14 @@ class Sent(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What a program spends, in seconds."""
+    """The seconds that a program spends."""
 
     packet: float = 0.0
     byte: float = 0.0
 
 
 class End:
-    """One end of a session: the turns of the mux, the numbers of the session, the loop of a program."""
+    """One end of a session: the mux's scheduling, the session's numbers, and a program's loop."""
 
     def __init__(
         self,
@@ -427,7 +427,7 @@ class End:
         self.bulk_left = 0.0
         self.bulk_received = 0
         self.echoes: list[tuple[float, float]] = []  # when typed, seconds until the echo
-        self.bare = 0  # confirmations that went alone
+        self.bare = 0  # acks in packets of their own
         self.peer: End
         self._carrier: Tcp | Wire
         self._clock, self._limits, self._costs, self._window = clock, limits, costs or Costs(), window
@@ -435,7 +435,7 @@ class End:
         self._ack_scheduler = AckScheduler(limits, _CONFIRMED_AFTER_SECONDS)
         self._quick: deque[Message] = deque()
         self._number = self._received = 0
-        self._credit = window  # bulk that the peer takes, in total
+        self._credit = window  # total bulk that the peer takes
         self._bulk_sent, self._granted = 0, window
         self._inbox: deque[tuple[Sent, int]] = deque()
         self._busy_until = 0.0
@@ -461,7 +461,7 @@ class End:
         self.wake()
 
     def move(self, carrier: Tcp) -> None:
-        """A new carrier. What was under way is lost to the model, as bulk and keys are never few here."""
+        """Move to a new carrier. The model loses the packets under way; more bulk and keys always follow."""
         self._inbox.clear()
         self._received = self.peer._number
         self._quick.clear()
@@ -469,7 +469,7 @@ class End:
         self.attach(carrier)
 
     def stall(self, seconds: float) -> None:
-        """The machine does something else for so long."""
+        """Stall the program for so many seconds."""
         self._busy_until = max(self._busy_until, self._clock.now) + seconds
 
     def arrived(self, sent: tuple[Sent, int]) -> None:
@@ -560,7 +560,7 @@ class End:
         return packet._replace(stamp=self._ack_scheduler.sent())
 
     def _new_grant(self) -> int:
-        """As the mux grants: a quarter of the window at a time."""
+        """Grant credit as the mux does: a quarter of the window at a time."""
         if self.bulk_received + self._window - self._granted < self._window // 4:
             return 0
         self._granted = self.bulk_received + self._window
@@ -568,7 +568,7 @@ class End:
 
 
 class Link:
-    """A session over one bottleneck: a server and an agent, each with its flight limit."""
+    """A session over one bottleneck: a server and an agent, each with its congestion controller."""
 
     def __init__(
         self, megabits: float, round_trip: float, queue_seconds: float, *, bounded: bool = True
@@ -593,7 +593,7 @@ class Link:
         )
 
     def type_keys(self, every: float = 0.097) -> None:
-        """Keystrokes from now on, at a beat that falls in step with nothing."""
+        """Type keys from now on, at an interval that never synchronises with other events."""
         self.server.type_key()
         self.clock.at(self.clock.now + every, self.type_keys, every)
 
@@ -605,7 +605,7 @@ class Link:
                 pipe.delay = round_trip / 2
 
     def roam(self, megabits: float, round_trip: float, queue_seconds: float) -> None:
-        """Another network: nothing of the old carrier arrives any more."""
+        """Change the network: nothing of the old carrier arrives any more."""
         for tcp in self._tcps:
             tcp.cut()
         self.down, self.up = (Pipe(self.clock, megabits, round_trip / 2, queue_seconds) for _ in range(2))
@@ -614,18 +614,18 @@ class Link:
         self.agent.move(self._tcps[1])
 
     def share(self, end: End, since: float, received_then: int) -> float:
-        """Of the link's bytes, headers included, what came as bulk at ``end``."""
+        """Return the part of the link's bytes, headers included, that arrived as bulk at ``end``."""
         seconds = self.clock.now - since
         return (end.bulk_received - received_then) / (self.megabits * _MEGABIT * seconds)
 
     def key_extra(self, since: float, share: float = 0.99, until: float = math.inf) -> float:
-        """That percentile of what an echo took above the round trip, for keys typed in the time given."""
+        """Return this percentile of echo time above the round trip, for keys typed in the given time."""
         echoes = [seconds for typed, seconds in self.server.echoes if since <= typed < until]
         return percentile(echoes, share) - self.round_trip
 
 
 class Loopback:
-    """A session whose programs, not whose link, are the bottleneck."""
+    """A session with the programs, and not the link, as the bottleneck."""
 
     def __init__(self, streams: int, *, bounded: bool, mebibytes: float = 600) -> None:
         self.clock, limits = Clock(), Limits()
@@ -646,7 +646,7 @@ class Loopback:
 
 
 def stall_often(clock: Clock, end: End, chance: random.Random, longest: float, every: float) -> None:
-    """A busy machine: ``end`` stands still for up to ``longest`` seconds, about once in ``every``."""
+    """Stall ``end`` for up to ``longest`` seconds, about once in ``every``, as a busy machine does."""
     end.stall(chance.uniform(0, longest))
     pause = chance.expovariate(1 / every)
     clock.at(clock.now + pause, stall_often, clock, end, chance, longest, every)

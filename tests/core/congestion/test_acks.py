@@ -1,4 +1,4 @@
-"""When a receiver confirms, and the stamp that it says."""
+"""When a receiver acknowledges, and the arrival stamp in its acknowledgement."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ LIMITS = Limits()
 DELAY = 0.025
 
 
-def test_nothing_received_nothing_owed() -> None:
+def test_without_received_packets_no_ack_is_owed() -> None:
     confirming = AckScheduler(LIMITS, DELAY)
     assert confirming.due == math.inf
     assert confirming.sent() == 0
 
 
-def test_what_ends_without_asking_is_confirmed_after_a_while() -> None:
+def test_packets_without_a_request_are_acknowledged_after_a_while() -> None:
     confirming = AckScheduler(LIMITS, DELAY)
     confirming.received(64, 1.0, at_once=False)
     confirming.received(64, 1.01, at_once=False)
@@ -32,7 +32,7 @@ def test_a_sender_that_asks_is_answered_at_once() -> None:
     assert confirming.due == 1.01
 
 
-def test_much_is_confirmed_though_nobody_asks() -> None:
+def test_many_bytes_are_acknowledged_without_a_request() -> None:
     confirming = AckScheduler(LIMITS, DELAY)
     confirming.received(LIMITS.ack_every_bytes - 1, 1.0, at_once=False)
     assert confirming.due > 1.0
@@ -40,7 +40,7 @@ def test_much_is_confirmed_though_nobody_asks() -> None:
     assert confirming.due == 1.001
 
 
-def test_whatever_leaves_confirms_and_says_when_the_newest_came() -> None:
+def test_every_packet_acknowledges_and_carries_the_arrival_of_the_newest() -> None:
     confirming = AckScheduler(LIMITS, DELAY)
     confirming.received(64, 1.0, at_once=False)
     confirming.received(64, 1.5, at_once=False)
@@ -49,7 +49,7 @@ def test_whatever_leaves_confirms_and_says_when_the_newest_came() -> None:
     assert confirming.sent() == 0
 
 
-def test_the_stamp_wraps_and_is_never_the_one_that_says_nothing() -> None:
+def test_the_stamp_wraps_and_is_never_the_empty_one() -> None:
     confirming = AckScheduler(LIMITS, DELAY)
     confirming.received(64, STAMP_MODULUS / 1e6, at_once=False)
     assert confirming.sent() == 1

@@ -1,4 +1,4 @@
-"""Whether the queue on the way is somebody else's."""
+"""Whether another flow fills the queue of the link."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def looks(rivals: CompetingFlowDetector, start: float, delays: list[float]) -> N
         rivals.update(delay, 0.05, RATE, start + second)
 
 
-def test_a_little_that_waits_is_nobody() -> None:
+def test_a_short_queue_is_no_competing_flow() -> None:
     rivals = CompetingFlowDetector(0.0)
     looks(rivals, 0, [1.0, 1.01, 1.015, 1.005])
     assert not rivals.detected
 
 
-def test_a_queue_that_does_not_empty_is_a_rival() -> None:
+def test_a_queue_that_does_not_empty_is_a_competing_flow() -> None:
     rivals = CompetingFlowDetector(0.0)
     looks(rivals, 0, [1.0, 1.1])
     assert rivals.detected
@@ -32,7 +32,7 @@ def test_a_queue_that_empties_now_and_then_still_is() -> None:
     assert not rivals.detected
 
 
-def test_a_short_queue_is_a_rivals_if_our_rate_fell() -> None:
+def test_a_short_queue_is_a_competing_flow_if_the_own_rate_fell() -> None:
     rivals = CompetingFlowDetector(0.0)
     looks(rivals, 0, [1.0, 1.01])
     rivals.update(1.01, 0.05, 0.8 * RATE, 2.0)

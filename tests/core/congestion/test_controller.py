@@ -1,4 +1,4 @@
-"""The flight limit by itself: what always holds, what a sample is, what a carrier starts with."""
+"""The congestion controller alone: its invariants, its samples, and the start of a carrier."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMITS = Limits()
 
 
 class Step(NamedTuple):
-    """What a session does next: ``kind`` with one argument."""
+    """The next step of a session: ``kind`` with one argument."""
 
     kind: str
     argument: int
@@ -51,7 +51,7 @@ def hold_invariants(flight: CongestionController, now: float) -> None:
 
 
 @given(steps)
-def test_whatever_the_peer_confirms_and_stamps_nothing_stops(story: list[Step]) -> None:
+def test_no_ack_and_no_stamp_of_the_peer_stops_sending(story: list[Step]) -> None:
     now, number, flight = 100.0, 0, CongestionController(LIMITS, 100.0)
     for step in story:
         now += step.seconds
@@ -78,7 +78,7 @@ def stamp(seconds: float, clock_offset: float = 4321.0) -> int:
 def exchange(
     flight: CongestionController, first: int, count: int, *, start: float, offset: float = 4321.0
 ) -> float:
-    """Packets of 10,000 bytes each 10 ms, 20 ms there, 30 ms back; returns when the last was confirmed."""
+    """Exchange packets of 10,000 bytes each 10 ms, 20 ms there, 30 ms back; returns the last ack's time."""
     events = [(start + 0.01 * i, "sent", first + i) for i in range(count)]
     events += [(start + 0.01 * i + 0.05, "confirmed", first + i) for i in range(count)]
     for when, kind, number in sorted(events):
@@ -89,7 +89,7 @@ def exchange(
     return max(events)[0]
 
 
-def test_rate_and_round_trip_come_from_confirmations() -> None:
+def test_rate_and_round_trip_come_from_acks() -> None:
     flight = CongestionController(LIMITS, 0.0)
     exchange(flight, 1, 100, start=1.0)
     assert math.isclose(flight.rate_bytes_per_second, 1e6, rel_tol=0.05)
@@ -103,12 +103,12 @@ def test_the_peers_clock_may_wrap() -> None:
     assert math.isclose(flight.min_round_trip_seconds, 0.05, rel_tol=0.05)
 
 
-def test_a_burst_of_confirmations_is_no_higher_rate() -> None:
+def test_a_burst_of_acks_is_no_higher_rate() -> None:
     flight = CongestionController(LIMITS, 0.0)
     end = exchange(flight, 1, 100, start=1.0)
     for i in range(40):
         flight.sent(101 + i, 10_000, end + 0.01 * i)
-    for i in range(40):  # all of them held up on the way back
+    for i in range(40):  # all acks delayed on the way back
         flight.acked(101 + i, stamp(end + 0.01 * i + 0.02), end + 0.5 + 0.0001 * i)
     assert flight.rate_bytes_per_second < 1.2e6
 
@@ -124,7 +124,7 @@ def test_a_sample_of_an_idle_program_never_lowers_the_rate() -> None:
     assert flight.rate_bytes_per_second > 0.9e6
 
 
-def test_a_new_carrier_believes_nothing_of_the_old_one() -> None:
+def test_a_new_carrier_uses_no_estimate_of_the_old_one() -> None:
     flight = CongestionController(LIMITS, 0.0)
     now = exchange(flight, 1, 100, start=1.0)
     flight.sent(101, 10_000, now)

@@ -1,6 +1,6 @@
-"""The flight limit on links of every kind, in the model of ``flight_simulator.py``.
+"""The congestion controller on links of every kind, in the model of ``flight_simulator.py``.
 
-Each bound is what the project promises; what the model gives is mostly well inside it.
+Each bound is what the project promises; the model is mostly well inside it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ QUEUES = (0.05, 0.5)
 
 
 def busy(link: Link, *, up: bool = False, settle: float = 5.0) -> tuple[float, int, int]:
-    """Keys and bulk from one second on; returns when it had settled, and what had come by then."""
+    """Send keys and bulk from one second on; returns the time of settling, and the bytes until then."""
     link.type_keys()
     link.clock.at(1.0, link.server.start_bulk)
     if up:
@@ -74,7 +74,7 @@ def test_the_first_packets_of_a_carrier_fit_a_short_queue() -> None:
 
 
 @pytest.mark.parametrize("lost", [1, 4])
-def test_what_a_loss_costs_is_over_within_seconds(lost: int) -> None:
+def test_the_cost_of_a_loss_is_over_within_seconds(lost: int) -> None:
     link = Link(2, 0.3, 0.05)
     busy(link, settle=12.0)
     dropped = link.down.dropped

@@ -1,4 +1,4 @@
-"""Pacing: no burst, no making up for pauses, and always a date to ask again."""
+"""The pacer: no burst, no catching up after pauses, and always a time of the next try."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tunnel_core.congestion.pacer import Pacer
 RATE = 250_000.0
 SIZE = 1400
 BURST = 0.004 * RATE + SIZE
-"""What may leave at once: unused time, and the packet that is let go with it."""
+"""Bytes that may leave at once: unused time, and the packet that is released with it."""
 
 
 def leave(pacing: Pacer, pauses: list[float]) -> list[float]:
-    """Packets that leave as soon as they may, after the pauses of their program; when they left."""
+    """Send packets as soon as they may leave, after their program's pauses; returns the times."""
     now, times = 100.0, []
     for pause in pauses:
         now += pause
@@ -38,7 +38,7 @@ def test_in_no_time_more_leaves_than_the_rate_and_a_small_burst(pauses: list[flo
             assert count * SIZE <= RATE * (end - start) + BURST + 1
 
 
-def test_who_always_has_something_gets_the_whole_rate() -> None:
+def test_a_busy_sender_gets_the_whole_rate() -> None:
     times = leave(Pacer(100.0), [0.0] * 200)
     assert 199 * SIZE / (times[-1] - times[0]) == pytest.approx(RATE, rel=0.02)
 
@@ -50,7 +50,7 @@ def test_nothing_is_held_before_the_first_packet() -> None:
     assert pacing.bytes_ahead(100.0) == 0
 
 
-def test_what_does_not_wait_is_owed() -> None:
+def test_bytes_that_did_not_wait_are_owed() -> None:
     pacing = Pacer(100.0)
     for total in accumulate([SIZE] * 5):
         pacing.sent(SIZE, 100.0, RATE)
@@ -58,7 +58,7 @@ def test_what_does_not_wait_is_owed() -> None:
     assert pacing.bytes_ahead(101.0) == 0
 
 
-def test_what_is_let_go_has_no_deadline() -> None:
+def test_a_released_pacer_has_no_deadline() -> None:
     pacing = Pacer(100.0)
     pacing.sent(8 * SIZE, 100.0, RATE)
     assert pacing.must_wait(100.0)

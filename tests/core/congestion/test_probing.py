@@ -1,4 +1,4 @@
-"""Growth: quick where that is safe, gentle near the link's rate, over at the first queue."""
+"""The bandwidth probe: fast where that is safe, slow near the link's rate, ended by the first queue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STANDING, EMPTY = 0.012, 0.0
 
 
 def stopped(rate: float = RATE) -> BandwidthProbe:
-    """One that found the link's rate."""
+    """Return a probe that found the link's rate."""
     growth = BandwidthProbe()
     for _ in range(2):
         growth.observe_queue(STANDING, SLACK, rate, trusted=True)
@@ -21,7 +21,7 @@ def stopped(rate: float = RATE) -> BandwidthProbe:
 
 
 def empty_rounds(growth: BandwidthProbe, rate: float) -> int:
-    """How many round trips without a queue it takes to grow again."""
+    """Return how many round trips without a queue the probe needs before it grows again."""
     for count in range(1, 20):
         growth.end_round(EMPTY, SLACK, rate)
         if growth.active:
@@ -35,7 +35,7 @@ def test_a_new_carrier_doubles() -> None:
     assert growth.gain(10_000, PATH) == 1.0
 
 
-def test_it_ends_with_the_second_sample_in_a_row_that_waited() -> None:
+def test_probing_ends_with_the_second_queued_sample_in_a_row() -> None:
     growth = BandwidthProbe()
     for queue in (STANDING, EMPTY, STANDING):
         growth.observe_queue(queue, SLACK, RATE, trusted=True)
@@ -81,7 +81,7 @@ def test_on_a_short_path_a_step_is_a_quarter() -> None:
     assert growth.gain(RATE, 0.02) == 0.25
 
 
-def test_what_stands_afterwards_corrects_the_memory_unless_it_is_a_disturbance() -> None:
+def test_a_later_queue_corrects_the_remembered_rate_unless_it_is_a_disturbance() -> None:
     growth = stopped(0.5 * RATE)
     growth.observe_queue(STANDING, SLACK, RATE, trusted=False)
     assert empty_rounds(growth, 0.45 * RATE) == 4, "near what is remembered"
@@ -90,7 +90,7 @@ def test_what_stands_afterwards_corrects_the_memory_unless_it_is_a_disturbance()
     assert empty_rounds(growth, 0.45 * RATE) == 1, "well below it"
 
 
-def test_a_dip_makes_the_count_of_empty_round_trips_begin_anew() -> None:
+def test_a_dip_restarts_the_count_of_empty_round_trips() -> None:
     growth = stopped()
     for _ in range(3):
         growth.end_round(EMPTY, SLACK, RATE)

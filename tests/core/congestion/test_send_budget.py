@@ -1,4 +1,4 @@
-"""Flight limit, cap and session together, over a slow wire in virtual time."""
+"""Congestion controller, cap and session together, over a slow wire in virtual time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMITS = Limits(initial_credit=8 * MIB, max_credit=8 * MIB)
 REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
 RATE, DELAY = 250_000, 0.05  # 2 Mbit/s, 100 ms there and back
 _BELOW = 50
-"""Bytes of what lies under a packet."""
+"""Bytes of the layers below a packet."""
 
 
 class Site:
@@ -147,7 +147,7 @@ def test_control_and_ends_leave_though_the_flight_is_full() -> None:
     assert [type(frame).__name__ for frame in packet.frames] == ["Open", "End"]
 
 
-def test_no_confirmation_no_more_bulk_and_one_brings_more() -> None:
+def test_without_acks_no_more_bulk_is_sent_and_one_ack_releases_more() -> None:
     site = Site()
     near, _ = site.open()
     near.push(bytes(4 * MIB))
@@ -177,7 +177,7 @@ def test_a_flight_that_fills_asks_to_be_confirmed_and_is() -> None:
     assert answer.arrived == int(site.now * 1e6) and not answer.number
 
 
-def test_time_says_when_what_is_paced_may_go_and_says_it_once() -> None:
+def test_paced_bytes_get_one_time_at_which_they_may_leave() -> None:
     site = Site()
     near, _ = site.open()
     near.push(bytes(4 * MIB))
@@ -190,11 +190,11 @@ def test_time_says_when_what_is_paced_may_go_and_says_it_once() -> None:
     due = server.allowance.due
     assert server.deadline() <= due < math.inf
     assert server.tick(due) and server.allowance.due == math.inf
-    assert not server.tick(due)  # while a write is under way nobody asks, and the timer is still
+    assert not server.tick(due)  # while a write is under way no packet is requested, and no timer runs
     assert server.next_packet(due) is not None
 
 
-def test_a_new_carrier_has_a_flight_of_its_own() -> None:
+def test_a_new_carrier_has_a_controller_of_its_own() -> None:
     site = Site()
     near, _ = site.open()
     near.push(bytes(4 * MIB))
@@ -207,7 +207,7 @@ def test_a_new_carrier_has_a_flight_of_its_own() -> None:
     site.server.move(site.agent.received, site.now)
     site.agent.move(site.server.received, site.now)
     assert not flight.in_flight and not flight.rate_bytes_per_second
-    site.server.receive(Packet(0, last, ()), 10, site.now)  # it went over the old carrier
+    site.server.receive(Packet(0, last, ()), 10, site.now)  # the packet left over the old carrier
     assert not flight.rate_bytes_per_second
     site.run(30)
     assert site.opened[0].recv.received == 4 * MIB and not site.mux.unconfirmed
@@ -230,7 +230,7 @@ def test_the_cap_holds_data_and_nothing_else() -> None:
     assert site.now < site.server.deadline() <= site.now + 1
 
 
-def test_a_session_that_has_nothing_to_say_is_not_held_by_the_cap() -> None:
+def test_a_session_without_data_is_not_held_by_the_cap() -> None:
     cap = TokenBucket(1000)
     site = Site(cap=cap)
     site.open()
@@ -258,7 +258,7 @@ def test_the_timer_does_not_spin() -> None:
 def test_everything_arrives_over_any_link(
     rate: float, delay: float, sizes: list[int], stalls: list[float]
 ) -> None:
-    """Also if the way back stands still now and then."""
+    """This holds even if the reverse path stops now and then."""
     site = Site(rate=rate, delay=delay)
     streams = [site.mux.open(REQUEST) for _ in sizes]
     site.run(3)

@@ -1,4 +1,4 @@
-"""The token bucket: never more than its rate and one burst, whatever the window."""
+"""The token bucket: in any window, at most its rate and one burst."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tunnel_core.congestion.token_bucket import TokenBucket
 
 
-def test_it_is_full_at_first_wherever_the_clock_began() -> None:
+def test_the_bucket_is_full_at_first_whatever_the_clock() -> None:
     for start in (-5.0, 0.0, 1e6):
         assert TokenBucket(1000, 500).room(start) == 500
 
@@ -48,7 +48,7 @@ def test_the_burst_follows_from_the_rate() -> None:
     assert TokenBucket(1000).burst == 4096
 
 
-def test_what_waited_is_counted_once() -> None:
+def test_delayed_bytes_are_counted_once() -> None:
     bucket = TokenBucket(1000, 500)
     bucket.take(500, 0.0)
     bucket.note_blocked(0.0)
@@ -79,7 +79,7 @@ def test_no_window_sees_more_than_rate_and_burst(
 
 
 @given(rates, steps)
-def test_whoever_waits_for_the_deadline_finds_room(rate: int, steps: list[tuple[float, float]]) -> None:
+def test_after_the_deadline_there_is_room(rate: int, steps: list[tuple[float, float]]) -> None:
     bucket, now = TokenBucket(rate), 0.0
     for pause, share in steps:
         now += pause

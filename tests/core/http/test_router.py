@@ -1,4 +1,4 @@
-"""Which route answers, who may use it, and tables that cannot be made."""
+"""Which route answers, who may use it, and route tables that are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Site:
     """A router whose handlers note their name, what was proven, the rest of the path, and the query."""
 
     def __init__(self, *sections: Section[str]) -> None:
-        self.heard: list[tuple[str, str, str, str]] = []
+        self.calls: list[tuple[str, str, str, str]] = []
         self.router = Router(sections)
 
     async def ask(self, target: str, method: str = "GET", caller: str = "kim") -> str:
@@ -57,7 +57,7 @@ class Site:
 def route(methods: tuple[str, ...], path: str, who_may: WhoMay[str, str] = MEMBERS) -> Route[str]:
     async def handle(routed: RoutedRequest, proof: str) -> None:
         site = cast(Site, routed.http)
-        site.heard.append((path, proof, routed.rest, routed.query))
+        site.calls.append((path, proof, routed.rest, routed.query))
 
     return Route(methods, path, who_may, handle)
 
@@ -74,7 +74,7 @@ async def test_the_longest_path_wins_whatever_the_order() -> None:
         site = Site(*sections)
         for target in ("/a/x/y?q=1", "/a/b/x", "/a/b?", "/a/b/c", "/a/"):
             assert await site.ask(target) == "/a/"
-        assert site.heard == [
+        assert site.calls == [
             ("/a/*", "member kim", "x/y", "q=1"),
             ("/a/b/*", "member kim", "x", ""),
             ("/a/b", "member kim", "", ""),
@@ -83,22 +83,22 @@ async def test_the_longest_path_wins_whatever_the_order() -> None:
         ]
 
 
-async def test_a_handler_gets_what_was_proven_and_runs_for_nobody_else() -> None:
+async def test_a_handler_gets_the_verified_caller_and_runs_for_no_other() -> None:
     site = Site(section("", route(GET, "/open", ANYBODY), route(GET, "/closed")))
     await site.ask("/open", caller="eve")
     await site.ask("/closed")
     assert (await site.refusal("/closed", caller="eve"))[0] is Reason.UNAUTHENTICATED
-    assert [heard[:2] for heard in site.heard] == [("/open", "eve"), ("/closed", "member kim")]
+    assert [call[:2] for call in site.calls] == [("/open", "eve"), ("/closed", "member kim")]
 
 
-async def test_a_section_keeps_its_paths_and_methods_to_those_who_may_know_them() -> None:
+async def test_a_section_shows_its_paths_and_methods_to_permitted_callers_only() -> None:
     known = section("/open/", route(POST, "/open/x", MEMBERS), who_may=ANYBODY)
     site = Site(known, section("/closed/", route(GET, "/closed/x", ANYBODY)), section(""))
     assert (await site.refusal("/open/x", caller="eve"))[0] is Reason.METHOD_NOT_ALLOWED
     assert (await site.refusal("/open/y", caller="eve"))[0] is Reason.NOT_FOUND
     for target, method in (("/closed/x", "POST"), ("/closed/y", "GET"), ("/", "GET"), ("x:1", "CONNECT")):
         assert (await site.refusal(target, method, "eve"))[0] is Reason.UNAUTHENTICATED
-    assert site.heard == []
+    assert site.calls == []
 
 
 async def test_refusals_name_what_there_is() -> None:
@@ -124,7 +124,7 @@ async def test_connect_is_a_route_of_its_own() -> None:
     site = Site(section(None, route(CONNECT, "CONNECT NODE:PORT"), name="connect"), section(""))
     for target in ("edge1:80", "/x"):
         await site.ask(target, "CONNECT")
-    assert len(site.heard) == 2
+    assert len(site.calls) == 2
     assert (await site.refusal("edge1:80"))[0] is Reason.NOT_FOUND
 
 

@@ -49,7 +49,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 async def talk(
     *pieces: bytes, handler: Handler = echo, limits: HeadLimits | None = None, eof: bool = True
 ) -> bytes:
-    """What a client that sends the pieces hears until the server closes."""
+    """Return what a client that sends the pieces receives until the server closes."""
     client, server = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_http, server, handler, limits)
@@ -105,7 +105,7 @@ async def test_a_connection_ends_when_the_client_says_so(autojump_clock: MockClo
     )
 
 
-async def test_a_connection_that_says_nothing_hears_nothing() -> None:
+async def test_a_silent_connection_gets_no_answer() -> None:
     assert await talk() == b""
 
 
@@ -114,7 +114,7 @@ async def test_a_head_request_gets_no_body() -> None:
     assert answer == b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n" + ok(b"/a:")
 
 
-async def test_what_is_no_request_behind_a_head_request_is_refused_as_what_it_is() -> None:
+async def test_bytes_that_are_no_request_after_a_head_request_are_refused() -> None:
     answer = await talk(b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n", b"nonsense\r\n\r\n")
     first, _, second = answer.partition(b"\r\n\r\n")
     assert (status_of(first), status_of(second)) == (200, 400)
@@ -124,7 +124,7 @@ async def test_what_is_no_request_behind_a_head_request_is_refused_as_what_it_is
 # CONNECT and upgrades.
 
 
-async def test_nothing_of_ours_follows_the_blank_line_of_a_connect() -> None:
+async def test_the_server_sends_nothing_after_the_blank_line_of_a_connect() -> None:
     async def accept(connection: HttpConnection, _: h11.Request) -> None:
         assert await connection.accept_connect() == b""
         assert connection.has_switched
@@ -265,24 +265,24 @@ async def test_the_wait_for_an_answer_may_end_after_the_connection_was_closed() 
 # Bodies.
 
 
-async def test_continue_is_said_when_the_body_is_wanted() -> None:
+async def test_continue_is_sent_when_the_body_is_wanted() -> None:
     request = b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
     assert await talk(request, b"hello") == b"HTTP/1.1 100 Continue\r\n\r\n" + ok(b"/b:hello")
 
 
-async def test_continue_is_not_said_when_the_answer_is_no(autojump_clock: trio.testing.MockClock) -> None:
+async def test_continue_is_not_sent_before_a_refusal(autojump_clock: trio.testing.MockClock) -> None:
     request = b"POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
     assert status_of(await talk(request, eof=False)) == 503
 
 
-async def test_a_body_nobody_read_does_not_become_a_request() -> None:
+async def test_an_unread_body_does_not_become_a_request() -> None:
     async def ignore(connection: HttpConnection, request: h11.Request) -> None:
         await connection.respond(200, body=request.target)
 
     assert await talk(POST + GET, handler=ignore) == ok(b"/b") + ok(b"/a")
 
 
-async def test_a_long_body_nobody_reads_costs_the_connection(autojump_clock: MockClock) -> None:
+async def test_a_long_unread_body_costs_the_connection(autojump_clock: MockClock) -> None:
     async def ignore(connection: HttpConnection, request: h11.Request) -> None:
         await connection.respond(200, body=request.target)
 
@@ -377,7 +377,7 @@ async def test_an_idle_connection_is_closed_without_a_word(autojump_clock: trio.
     assert trio.current_time() - start == pytest.approx(7, abs=1)
 
 
-async def test_an_answer_that_nobody_takes_ends_it(
+async def test_an_answer_that_is_not_read_ends_the_connection(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     client, server = lockstep_stream_pair()
@@ -422,7 +422,7 @@ async def test_an_answer_that_nobody_takes_ends_it(
         b"GET / HTTP/1.1\r\nHost: x\r\n",
     ],
 )
-async def test_what_is_ambiguous_is_refused_and_ends_the_connection(request_bytes: bytes) -> None:
+async def test_ambiguous_framing_is_refused_and_ends_the_connection(request_bytes: bytes) -> None:
     answer = await talk(request_bytes + GET)
     assert status_of(answer) in {400, 501}
     assert answer.count(b"qanat-reason: ") == 1
@@ -443,7 +443,7 @@ async def test_a_refusal_is_a_sentence_in_the_reason_phrase() -> None:
     assert body == b"node_not_attached: node edge-7 has no agent attached\n"
 
 
-async def test_a_refusal_is_json_for_whoever_accepts_it() -> None:
+async def test_a_refusal_is_json_for_a_client_that_accepts_json() -> None:
     answer = await talk(REFUSED.replace(b"Host", b"Accept: application/json\r\nHost"))
     assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
         "reason": "node_not_attached",
@@ -472,7 +472,7 @@ async def test_refusals_are_reported() -> None:
     assert [refused.reason for refused in heard] == [Reason.BAD_REQUEST]
 
 
-async def test_a_fault_of_ours_says_nothing_about_itself(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_internal_error_reveals_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def fail(_: HttpConnection, __: h11.Request) -> None:
         raise ValueError("the secret is 42")
 
@@ -674,7 +674,7 @@ class Rounds(trio.abc.Instrument):
 
 @pytest.mark.parametrize("shared", [True, False])
 async def test_connections_that_share_turns_are_dealt_with_one_in_each_round(shared: bool) -> None:
-    """What waits meanwhile has its turn in between, however many come at once."""
+    """Work that waits meanwhile has its turn in between, however many connections arrive at once."""
     dealt_with: list[int] = []
     turns = trio.Lock() if shared else None
     gate, rounds = trio.Event(), Rounds()

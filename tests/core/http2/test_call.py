@@ -1,4 +1,4 @@
-"""HTTP/2 as the server speaks it: calls, windows, faults, and the budget of frames, in virtual time."""
+"""HTTP/2 as the server implements it: calls, windows, faults, and the budget of frames, in virtual time."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TestReceiving:
         call.receive(frame(http2.CONTINUATION, http2.END_HEADERS, 1, block[40:]), 0.0)
         assert call.has_call
 
-    def test_another_path_is_told_so(self) -> None:
+    def test_another_path_is_refused(self) -> None:
         call = new_call(
             BEGIN + frame(http2.HEADERS, http2.END_HEADERS, 1, call_headers(b"/grpc.health.v1.Health/Check"))
         )
@@ -111,7 +111,7 @@ class TestReceiving:
         call.receive(frame(http2.PING, 0, 0, b"12345678") + frame(http2.PING, http2.ACK, 0, b"87654321"), 0.0)
         assert list(frames(call.take_output())) == [(http2.PING, http2.ACK, 0, b"12345678")]
 
-    def test_what_was_in_flight_when_a_call_was_refused_is_no_fault(self) -> None:
+    def test_bytes_under_way_when_a_call_was_refused_are_no_fault(self) -> None:
         headers = call_headers(b"/grpc.health.v1.Health/Check")
         call = new_call(BEGIN + frame(http2.HEADERS, http2.END_HEADERS, 1, headers))
         assert call.has_finished
@@ -225,7 +225,7 @@ def test_a_fault_ends_the_connection(fault: str) -> None:
 
 @pytest.mark.parametrize("kind", http2.FLOODS)
 def test_a_flood_is_cut_after_few_frames(kind: str) -> None:
-    """Whether at a budget or as a fault: what is handled of it is bounded."""
+    """A budget or a fault ends the flood; in both cases the handled part is bounded."""
     call, flood, handled = new_call(BEGIN), http2.FLOODS[kind](), 0
     with pytest.raises((FloodError, Http2Error)):
         while handled < 2 * MIB:

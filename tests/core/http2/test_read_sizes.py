@@ -1,4 +1,4 @@
-"""What a carrier reads at once."""
+"""The size of a carrier's reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_bulk_is_read_in_large_pieces() -> None:
     assert size == USUAL_READ
 
 
-def test_what_is_costly_is_read_in_small_pieces() -> None:
+def test_costly_input_is_read_in_small_pieces() -> None:
     size = 256 * KIB
     for _ in range(5):
         size = next_read(size, size, size / (1 * MIB))

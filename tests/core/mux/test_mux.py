@@ -1,4 +1,4 @@
-"""The mux against a slow obvious model: two ends, packets that take their time, users who do anything."""
+"""The mux against a slow and plain model: two ends, delayed packets, users who do anything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tunnel_core.wire.frames import Credit, Data, Frame, Open, Opened, Reset
 
 
 class Half:
-    """One direction of one stream as the model sees it: what went in, what came out."""
+    """One direction of one stream in the model: the bytes sent and the bytes received."""
 
     def __init__(self) -> None:
         self.pushed = bytearray()
@@ -197,7 +197,7 @@ class TwoEnds(RuleBasedStateMachine):
         assert self.server.pool.granted == self.agent.pool.granted == 0
 
     def _settle(self) -> None:
-        """Everybody reads and the link moves until nothing changes: no stuck state."""
+        """Read at both ends and move packets until nothing changes: no stuck state."""
         for _ in range(10_000):
             moved = [self._send(end, 100, 100) for end in (self.server, self.agent)]
             moved += [self._deliver(True), self._deliver(False)]
@@ -254,7 +254,7 @@ def test_a_late_frame_is_ignored() -> None:
     agent.receive(Data(far.number, 0, b"late"))
 
 
-def test_an_open_said_twice_opens_once() -> None:
+def test_an_open_sent_twice_opens_once() -> None:
     _, agent, _, far = opened()
     agent.receive(REQUEST._replace(stream=far.number, early_data=b"again"))
     assert len(agent.streams) == 1
@@ -283,7 +283,7 @@ def test_the_agent_opens_nothing() -> None:
     assert caught.value.reason is Reason.PROTOCOL_ERROR
 
 
-def test_users_who_leave_before_their_open_left_leave_nothing() -> None:
+def test_users_who_leave_before_their_open_was_sent_leave_nothing() -> None:
     server = Mux(LIMITS, CreditPool(1 << 20), opener=True)
     kept = server.open(REQUEST)
     for _ in range(1000):
@@ -326,7 +326,7 @@ def test_a_user_has_its_share_beside_others_and_no_more() -> None:
     _, receipt = server.take(10_000, 10_000)
     second.reset(Reason.USER_LEFT, "")
     with pytest.raises(Refused):
-        server.open(mallory)  # the peer has not confirmed that it is gone
+        server.open(mallory)  # the peer has not acknowledged that the stream is gone
     _, more = server.take(10_000, 10_000)
     server.acked(receipt + more)
     server.receive(Reset(second.number, Reason.USER_LEFT, ""))

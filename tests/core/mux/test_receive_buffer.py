@@ -1,4 +1,4 @@
-"""The receiving half of a stream: what it takes in, what it grants, and what it refuses."""
+"""The receive buffer of a stream: what it accepts, what it grants, and what it refuses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_window_grows_to_the_limit_and_no_further() -> None:
     assert recv.window == 100 and recv.outstanding <= 100
 
 
-def test_what_is_there_already_is_trimmed() -> None:
+def test_bytes_received_before_are_trimmed() -> None:
     recv = _half()
     assert recv.add(0, b"abc")
     assert not recv.add(0, b"abc")
@@ -92,7 +92,7 @@ def test_data_behind_the_end_is_a_fault() -> None:
     assert caught.value.reason is Reason.DATA_AFTER_END
 
 
-def test_what_is_dropped_gives_its_grown_window_back() -> None:
+def test_a_dropped_buffer_returns_its_grown_window() -> None:
     pool = CreditPool(10_000)
     recv = _half(pool)
     recv.add(0, b"x" * 60)

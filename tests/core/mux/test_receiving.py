@@ -1,4 +1,4 @@
-"""What frames of the peer do to a stream, and which are faults."""
+"""The effect of the peer's frames on a stream, and which frames are faults."""
 
 from __future__ import annotations
 
@@ -120,14 +120,14 @@ def test_a_gap_is_a_fault_of_the_session() -> None:
     assert caught.value.reason is Reason.DATA_GAP
 
 
-def test_data_said_twice_is_read_once() -> None:
+def test_data_sent_twice_is_read_once() -> None:
     _, agent, _, far = opened()
     agent.receive(Data(far.number, 0, b"abcd"))
     agent.receive(Data(far.number, 2, b"cdef"))
     assert b"".join(bytes(far.read(10)) for _ in range(2)) == b"abcdef"
 
 
-def test_tiny_data_that_nobody_reads_is_joined() -> None:
+def test_tiny_unread_data_is_joined() -> None:
     _, agent, _, far = opened()
     for offset in range(LIMITS.initial_credit):
         agent.receive(Data(far.number, offset, b"x"))

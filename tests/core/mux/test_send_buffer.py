@@ -1,4 +1,4 @@
-"""The sending half of a stream: what it queues, sends, retains, and sends again."""
+"""The send buffer of a stream: what it queues, sends, retains, and retransmits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_small_pieces_are_joined_and_large_ones_are_not() -> None:
     assert send.take(1 << 20) == large
 
 
-def test_what_was_sent_is_kept_until_it_is_confirmed() -> None:
+def test_sent_bytes_are_retained_until_they_are_acknowledged() -> None:
     send = _half()
     send.push(b"abcdef")
     send.take(4)
@@ -49,7 +49,7 @@ def test_what_was_sent_is_kept_until_it_is_confirmed() -> None:
     assert send.retained_bytes == 1
 
 
-def test_what_is_not_confirmed_is_sent_again() -> None:
+def test_unacknowledged_bytes_are_retransmitted() -> None:
     send = _half()
     send.push(b"abcdef")
     send.take(4)
@@ -84,7 +84,7 @@ def test_a_reset_forgets_all_of_it() -> None:
     st.lists(st.tuples(st.integers(1, 9000), st.integers(0, 100), st.booleans()), max_size=30),
 )
 def test_the_peer_has_every_byte_in_order(pushed: list[bytes], acts: list[tuple[int, int, bool]]) -> None:
-    """Whatever is taken, confirmed in part, or taken back: each offset always shows the same content."""
+    """Bytes may be taken, acknowledged in part, or taken back: each offset always has the same content."""
     send, content = _half(credit=1 << 20), b"".join(pushed)
     for piece in pushed:
         send.push(piece)

@@ -1,4 +1,4 @@
-"""What enters a packet: control and ends, early data, keystrokes beside bulk, within two budgets."""
+"""The content of a packet: control and ends, early data, keystrokes beside bulk, within two budgets."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _sent_of(server: Mux, bulk: int, quick: int) -> dict[int, int]:
     return sent
 
 
-def test_a_full_flight_holds_bulk_and_lets_a_keystroke_pass() -> None:
+def test_a_full_window_holds_bulk_and_lets_a_keystroke_pass() -> None:
     server, bulk, keys = _two_streams()
     bulk.push(b"b" * (1 << 20))
     server.take(64 * 1024, 64 * 1024)
@@ -163,7 +163,7 @@ def test_bulk_alone_and_new_goes_in_one_piece_where_there_is_room() -> None:
 
 
 def test_turns_are_as_short_as_packets() -> None:
-    """Else each stream would hold a slow link for a quarter of a megabyte, which is a second."""
+    """Otherwise each stream would hold a slow link for a quarter of a megabyte, which is a second."""
     server, one, two = _two_streams()
     one.push(b"1" * (1 << 20))
     two.push(b"2" * (1 << 20))

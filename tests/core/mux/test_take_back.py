@@ -1,4 +1,4 @@
-"""What the mux says again after a lost carrier, and what all sessions of a process may keep together."""
+"""What the mux retransmits after a lost carrier, and the bound on a process's retained bytes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_key_goes_before_the_bulk_that_comes_again() -> None:
     assert data.index(shell.number) <= 1, "the last link's quantum counts for nothing"
 
 
-def test_what_the_peer_has_is_confirmed_by_the_move() -> None:
+def test_a_move_acknowledges_what_the_peer_has() -> None:
     mux = opener()
     session = server(mux)
     stream = mux.open(REQUEST)
@@ -81,7 +81,7 @@ def test_what_the_peer_has_is_confirmed_by_the_move() -> None:
     assert mux.unconfirmed == mux.retained_bytes == 0
 
 
-def test_numbers_rise_on_and_old_ones_confirm_nothing() -> None:
+def test_numbers_keep_rising_and_old_ones_acknowledge_nothing() -> None:
     mux = opener()
     session = server(mux)
     stream = mux.open(REQUEST)
@@ -125,7 +125,7 @@ def test_a_low_have_is_no_fault_and_one_too_high_is() -> None:
     assert caught.value.reason is Reason.ACK_OF_UNSENT
 
 
-def test_what_the_session_itself_said_comes_again() -> None:
+def test_the_sessions_own_frames_are_retransmitted() -> None:
     session = server(opener())
     session.send_draining(8)
     assert said(session) == [Draining(8000)]
@@ -146,7 +146,7 @@ def test_the_end_and_the_reset_come_again() -> None:
     assert sorted(map(str, said(session))) == sorted(map(str, before))
 
 
-def test_nothing_is_due_and_nobody_at_fault_without_a_carrier() -> None:
+def test_without_a_carrier_nothing_is_due_and_no_peer_is_at_fault() -> None:
     mux = opener()
     session = server(mux)
     mux.open(REQUEST)
@@ -177,7 +177,7 @@ def test_a_full_pool_makes_data_wait_and_refuses_opens_while_control_goes_on() -
     assert isinstance(frame, Data | DataParts)
 
 
-def test_what_was_taken_back_has_its_place_in_the_pool() -> None:
+def test_bytes_taken_back_have_their_place_in_the_pool() -> None:
     pool = SendPool(100 * KIB)
     mux = opener(send_pool=pool)
     session = server(mux)

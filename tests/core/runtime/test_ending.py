@@ -1,4 +1,4 @@
-"""What ends a command that runs until it is told to."""
+"""The ends of a command that runs until it is stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_signals_that_the_caller_ignores_stay_ignored() -> None:
-    """As ``nohup`` and a shell's ``&`` do it."""
+    """``nohup`` and a shell's ``&`` make the caller ignore signals."""
     code = "from tunnel_core.runtime.ending import ending_signals; print(*(int(n) for n in ending_signals()))"
     ignore = (
         "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
@@ -43,7 +43,7 @@ def test_a_pipe_is_hung_up_when_its_reader_goes(tmp_path: Path) -> None:
     os.close(reading)
     assert is_hung_up(writing)
     os.close(writing)
-    assert not is_hung_up(writing)  # nothing is known of it
+    assert not is_hung_up(writing)  # the state is unknown
 
 
 def test_a_terminal_is_hung_up_when_its_window_goes() -> None:
@@ -71,7 +71,7 @@ async def test_waiting_ends_when_the_reader_goes(autojump_clock: trio.testing.Mo
         os.close(writing)
 
 
-async def test_who_waits_for_a_stopped_reader_can_be_cancelled() -> None:
+async def test_a_wait_for_a_stopped_reader_can_be_cancelled() -> None:
     reading, writing = os.pipe()
     try:
         os.set_blocking(writing, False)
@@ -81,7 +81,7 @@ async def test_who_waits_for_a_stopped_reader_can_be_cancelled() -> None:
             nursery.start_soon(wait_writable, writing)
             await trio.testing.wait_all_tasks_blocked()
             assert nursery.child_tasks
-            os.read(reading, 1 << 20)  # it reads on: the wait ends by itself
+            os.read(reading, 1 << 20)  # the reader continues: the wait ends by itself
         os.write(writing, bytes(1 << 20))
         with trio.move_on_after(0) as scope:
             await wait_writable(writing)

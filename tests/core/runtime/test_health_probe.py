@@ -1,4 +1,4 @@
-"""``health``: what it asks, what it makes of the answer, and what it does not load."""
+"""``health``: its request, its judgement of the answer, and the modules that it does not load."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
         ("ops = 7", OpsEndpoint(DEFAULT)),
     ],
 )
-def test_it_reads_two_keys_of_the_file(file: Path, text: str | None, door: OpsEndpoint) -> None:
+def test_health_reads_two_keys_of_the_file(file: Path, text: str | None, door: OpsEndpoint) -> None:
     if text is not None:
         file.write_text(text)
     assert OpsEndpoint.find(file, DEFAULT, {}) == door
@@ -55,13 +55,13 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [("[ops", "cannot be read"), ("\xff\xfe", "is UTF-16 text")])
-def test_a_file_that_cannot_be_read_is_said(file: Path, text: str, said: str) -> None:
+def test_a_file_that_cannot_be_read_is_reported(file: Path, text: str, said: str) -> None:
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(Unhealthy, match=rf"agent\.toml {said}"):
         OpsEndpoint.find(file, DEFAULT, {})
 
 
-def test_a_file_that_cannot_be_looked_at_is_not_called_absent(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_examined_is_not_called_absent(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")  # stands for missing rights, which root always has
     with pytest.raises(Unhealthy, match=r"loop/agent\.toml cannot be read: Too many levels"):
         OpsEndpoint.find(tmp_path / "loop/agent.toml", DEFAULT, {}, is_named=True)
@@ -75,7 +75,7 @@ def test_a_file_that_was_named_must_be_there(file: Path) -> None:
     assert OpsEndpoint.find(file, DEFAULT, {}, is_named=True) == OpsEndpoint(DEFAULT)
 
 
-def test_nobody_can_be_asked_where_nobody_listens() -> None:
+def test_a_port_without_listener_is_reported() -> None:
     for listen in ("", "7005", "localhost:http"):
         with pytest.raises(Unhealthy, match="listen"):
             ask(OpsEndpoint(listen))

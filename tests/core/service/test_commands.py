@@ -1,4 +1,4 @@
-"""The systemd service of both programs: the unit, the commands, and whose files become whose."""
+"""The systemd service of both programs: the unit, the commands, and the owners of files."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_an_agent_without_its_files_says_what_to_do(tmp_path: Path, monkeypatch:
 def test_an_agent_without_a_configuration_is_led_to_the_token_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bundle that is there comes second; one that this user may not see is not spoken of."""
+    """An existing bundle comes second; a bundle that this user may not see is not mentioned."""
     state = tmp_path / "state"
     monkeypatch.setattr(paths, "_SYSTEM_AGENT", state)
     state.mkdir()
@@ -171,7 +171,7 @@ def test_an_agent_without_a_configuration_is_led_to_the_token_first(
     assert ORDINARY_WAY.fullmatch(AgentService().plan(tmp_path / "agent.toml", ()).problem)
 
 
-def test_an_agent_is_told_what_its_sandbox_keeps_from_it(tmp_path: Path) -> None:
+def test_an_agents_install_names_what_the_sandbox_hides(tmp_path: Path) -> None:
     config = make_node(tmp_path, 'allow = ["unix:/home/kim/app.sock"]\n')
     plan = AgentService().plan(config, ())
     assert any("the service does not see /home/kim/app.sock" in note for note in plan.notes)
@@ -190,10 +190,10 @@ def test_the_group_of_a_socket_is_named(tmp_path: Path) -> None:
     assert _missing_group(tmp_path / "nothing", ()) == ""
 
 
-# Whose files become whose.
+# The owners of files.
 
 
-def test_what_is_the_users_already_is_left(tmp_path: Path) -> None:
+def test_files_that_the_user_owns_already_are_unchanged(tmp_path: Path) -> None:
     (tmp_path / "data" / "ca").mkdir(parents=True)
     (tmp_path / "data" / "ca" / "key").write_text("")
     assert hand_over_tree(tmp_path / "data", MINE) == 0
@@ -201,7 +201,7 @@ def test_what_is_the_users_already_is_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trap", ["symlink", "hardlink"])
 def test_no_link_is_followed(tmp_path: Path, trap: str) -> None:
-    """Nothing changes its owner, even what comes before the link."""
+    """No file changes its owner, not even one before the link."""
     outside, folder = tmp_path / "outside", tmp_path / "data"
     outside.write_text("")
     folder.mkdir()
@@ -233,7 +233,7 @@ def test_root_gives_files_away(tmp_path: Path) -> None:
     assert not hand_over_file(config, other)
 
 
-def test_a_file_that_is_absent_is_said(tmp_path: Path) -> None:
+def test_an_absent_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="cannot be given"):
         hand_over_file(tmp_path / "nothing", MINE)
 
@@ -361,7 +361,7 @@ def test_a_systemd_that_does_not_run_starts_it_at_the_next_boot(service: Rig) ->
     assert service.json("status")["active"] is None
 
 
-def test_what_is_missing_comes_before_any_change(service: Rig) -> None:
+def test_missing_files_are_reported_before_any_change(service: Rig) -> None:
     service.program.made = replace(service.program.made, problem="join a server first")
     refused = service("install")
     assert (refused.exit_code, service.machine.accounts) == (2, set())
@@ -376,7 +376,7 @@ def test_a_program_in_a_home_folder_is_refused(service: Rig) -> None:
     assert service.machine.accounts == set()
 
 
-def test_a_program_that_does_not_come_up_is_said_with_its_log(service: Rig) -> None:
+def test_a_program_that_does_not_start_is_reported_with_its_log(service: Rig) -> None:
     service.machine.fails = True
     failed = service("install")
     assert failed.exit_code == 1
@@ -386,7 +386,7 @@ def test_a_program_that_does_not_come_up_is_said_with_its_log(service: Rig) -> N
     assert service.json("status")["next"] == "journalctl -u qanat-agent -n 20"
 
 
-def test_what_the_user_cannot_read_is_said(service: Rig) -> None:
+def test_files_that_the_user_cannot_read_are_reported(service: Rig) -> None:
     service.machine.unreadable = {str(service.config)}
     failed = service("install")
     assert failed.exit_code == 1
@@ -449,7 +449,7 @@ def test_both_programs_have_the_three_commands_with_examples(group: click.Group)
         assert "PROGRAM" not in (command.help or "")
 
 
-def test_the_real_machine_is_looked_at() -> None:
+def test_the_real_machine_is_examined() -> None:
     machine = LinuxMachine()
     assert machine.is_root() is (os.geteuid() == 0)
     assert isinstance(machine.manager(), Manager)

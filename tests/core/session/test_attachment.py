@@ -1,4 +1,4 @@
-"""Who is a carrier's port: the attempt until the attach has sent its last frame, then the session."""
+"""The port of a carrier: the attachment until the attach has sent its last frame, then the session."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_a_welcome_that_has_not_left_goes_before_all_of_the_session() -> N
     assert end.carrier.port is end.link
 
 
-async def test_what_comes_before_the_welcome_has_left_is_for_the_session() -> None:
+async def test_packets_before_the_welcome_is_sent_reach_the_session() -> None:
     end = ServerEnd(used=True, busy=True)
     end.receive(one(hello(LIMITS)))
     end.receive(encode_packet(1, 0, [Bye(Reason.AGENT_STOPPING, "")]))

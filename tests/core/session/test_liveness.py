@@ -34,7 +34,7 @@ def ping(one: Liveness, now: float) -> Ping:
 
 
 def time_of_death(one: Liveness) -> float:
-    """Seconds from the start until the peer is declared dead, if nothing comes."""
+    """Return seconds from the start until the peer is declared dead, if nothing arrives."""
     for _ in range(1000):
         now = max(one.deadline(), START)
         try:
@@ -167,7 +167,7 @@ def test_a_new_carrier_is_pinged_at_once_and_owes_no_old_pong() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**64), st.floats(0, 100)), max_size=20))
-def test_no_round_trip_that_a_peer_tells_makes_us_wait_for_ever(told: list[tuple[int, float]]) -> None:
+def test_no_round_trip_from_a_peer_makes_the_wait_endless(told: list[tuple[int, float]]) -> None:
     one, now = server(), START
     for microseconds, seconds in told:
         now += seconds

@@ -1,4 +1,4 @@
-"""Memory that stalled readers hold is taken back from the largest of them, and from nobody else."""
+"""Memory that stalled readers hold is reclaimed from the largest of them only."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_largest_that_stands_still_is_found(site: Site) -> None:
     assert watch.find_victim(site.streams, 31) is large
 
 
-def test_without_pressure_nobody_is(site: Site) -> None:
+def test_without_pressure_no_stream_is_reset(site: Site) -> None:
     site.arrive(site.streams[0], 500)
     watch = StallWatch(site.pool, 30)
     assert watch.find_victim(site.streams, 0) is None
@@ -69,7 +69,9 @@ def test_an_idle_stream_is_not_stalled(site: Site) -> None:
     assert watch.find_victim(site.streams, 1000) is None
 
 
-async def test_one_is_reset_with_its_reason(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_stalled_stream_is_reset_with_its_reason(
+    site: Site, autojump_clock: trio.testing.MockClock
+) -> None:
     site.arrive(site.streams[0], 300)
     site.press()
     with trio.move_on_after(45):

@@ -1,4 +1,4 @@
-"""An agent that never answers an open: the stream is reset in time, and others are not."""
+"""An agent that never answers an open: the server resets that stream in time, and no other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_an_open_without_an_answer_is_reset_in_time(autojump_clock: trio.t
             end.reset(Reason.USER_LEFT)
 
 
-async def test_the_owner_hears_of_the_answer_once() -> None:
+async def test_the_owner_is_informed_of_the_answer_once() -> None:
     async with memory_links() as pair:
         heard: list[str] = []
         stream = pair.server.open(
@@ -44,8 +44,10 @@ async def test_the_owner_hears_of_the_answer_once() -> None:
         far.reset(Reason.USER_LEFT)
 
 
-async def test_an_owner_who_has_left_hears_of_no_answer(autojump_clock: trio.testing.MockClock) -> None:
-    """It has written down already that nothing was opened."""
+async def test_an_owner_who_has_left_is_not_informed_of_an_answer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The owner has already recorded that nothing was opened."""
     async with memory_links() as pair:
         heard: list[bool] = []
         stream = pair.server.open(

@@ -1,4 +1,4 @@
-"""The profiles keep their budgets, by what a ping was measured to cost."""
+"""The profiles keep their budgets of bytes, by the measured size of a ping."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_an_idle_hour_stays_within_its_budget(name: str, budget: int) -> None:
     assert 3600 / profile.idle_ping_seconds * PING_BYTES_IPV6 <= budget
 
 
-def test_pings_keep_a_nat_awake_and_confirmations_are_never_late() -> None:
+def test_pings_keep_a_nat_awake_and_acks_are_never_late() -> None:
     for profile in PROFILES.values():
         assert profile.idle_ping_seconds + 4 * profile.active_ping_seconds <= SHORTEST_NAT_SECONDS
         assert profile.ack_delay_seconds <= LATE_SECONDS / 4

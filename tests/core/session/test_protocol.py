@@ -1,4 +1,4 @@
-"""The session in virtual time: attach steps, numbering, confirmation, pings, and what a peer may not do."""
+"""The session protocol in virtual time: handshake, numbers, acknowledgement, pings, and faults of a peer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
 
 
 class Ends:
-    """A server's and an agent's session with a wire that delivers when told to, in virtual time."""
+    """A server's and an agent's session, with a wire that delivers on request, in virtual time."""
 
     def __init__(self, limits: Limits = LIMITS) -> None:
         self.now = 100.0
@@ -41,7 +41,7 @@ class Ends:
         self.agent = SessionProtocol(self.agent_mux, limits, offer, DEFAULT, pings=True, now=self.now)
 
     def move(self) -> int:
-        """Delivers until neither side has anything to say; returns how many packets went."""
+        """Deliver until neither side has a packet; returns the number of packets."""
         count = 0
         for source, sink in ((self.server, self.agent), (self.agent, self.server)) * 8:
             while (packet := source.next_packet(self.now)) is not None:
@@ -56,7 +56,7 @@ class Ends:
 
 
 def settled(limits: Limits = LIMITS) -> Ends:
-    """Ends whose first ping is answered."""
+    """Return ends whose first ping is answered."""
     ends = Ends(limits)
     ends.tick(0)
     ends.move()
@@ -75,7 +75,7 @@ def test_three_steps() -> None:
     assert server.receive(Use(1, 7)) is None and server.use == Use(1, 7)
 
 
-def test_two_steps_where_the_hello_says_use_and_the_server_heeds_it() -> None:
+def test_two_steps_where_the_hello_has_use_and_the_server_supports_it() -> None:
     said = hello(LIMITS)._replace(attempt=3, have=7, use=True)
     server = ServerHandshake(lambda _: welcome(LIMITS)._replace(used=True))
     assert server.receive(said) == server.welcome and server.use == Use(3, 7)
@@ -120,10 +120,10 @@ def test_another_version_is_refused() -> None:
     assert caught.value.reason is Reason.VERSION_MISMATCH
 
 
-# Numbering and confirmation.
+# Numbers and acknowledgement.
 
 
-def test_what_must_arrive_is_numbered_and_confirmed() -> None:
+def test_frames_that_must_arrive_are_numbered_and_acknowledged() -> None:
     ends = settled()
     stream = ends.server_mux.open(REQUEST)
     stream.push(b"x" * 1000)
@@ -138,7 +138,7 @@ def test_what_must_arrive_is_numbered_and_confirmed() -> None:
     assert ends.server_mux.unconfirmed == 0
 
 
-def test_pings_and_confirmations_are_not_numbered() -> None:
+def test_pings_and_acks_are_not_numbered() -> None:
     ends = Ends()
     ends.tick(0)
     packet = ends.agent.next_packet(ends.now)
@@ -146,7 +146,7 @@ def test_pings_and_confirmations_are_not_numbered() -> None:
     assert [type(frame) for frame in packet.frames] == [Ping]
 
 
-def test_a_confirmation_waits_for_company_and_then_goes_alone() -> None:
+def test_an_ack_waits_for_other_frames_and_then_leaves_alone() -> None:
     ends = settled()
     ends.server_mux.open(REQUEST)
     packet = ends.server.next_packet(ends.now)
@@ -159,7 +159,7 @@ def test_a_confirmation_waits_for_company_and_then_goes_alone() -> None:
     assert ends.agent.next_packet(ends.now) is None
 
 
-def test_much_is_confirmed_at_once() -> None:
+def test_many_bytes_are_acknowledged_at_once() -> None:
     ends = settled()
     ends.server_mux.open(REQUEST)
     packet = ends.server.next_packet(ends.now)
@@ -182,7 +182,7 @@ def test_send_memory_full_lets_control_through_and_data_wait() -> None:
     assert [type(frame) for frame in packet.frames] == [Open]
 
 
-def test_confirming_what_was_never_sent_is_a_fault() -> None:
+def test_an_ack_of_an_unsent_packet_is_a_fault() -> None:
     with pytest.raises(ProtocolError) as caught:
         Ends().server.receive(Packet(0, 1, ()), 10, 100.0)
     assert caught.value.reason is Reason.ACK_OF_UNSENT
@@ -212,7 +212,7 @@ def test_unknown_and_misplaced_frames_are_faults(frame: Frame) -> None:
 
 
 @pytest.mark.parametrize("frame", [REQUEST._replace(stream=1), Bye(Reason.DONE), Reset(1, Reason.DONE)])
-def test_what_must_arrive_cannot_travel_without_a_number(frame: Frame) -> None:
+def test_frames_that_must_arrive_need_a_number(frame: Frame) -> None:
     with pytest.raises(ProtocolError) as caught:
         Ends().agent.receive(Packet(0, 0, (frame,)), 10, 100.0)
     assert caught.value.reason is Reason.PROTOCOL_ERROR
@@ -244,7 +244,7 @@ def test_opens_reset_unanswered_are_budgeted_in_time(cancel: type[Reset] | type[
 # Liveness.
 
 
-def test_a_round_trip_that_a_ping_tells_has_a_bound() -> None:
+def test_the_round_trip_in_a_ping_has_a_bound() -> None:
     ends = settled()
     for _ in range(20):
         ends.now += 1
@@ -257,7 +257,7 @@ def test_a_round_trip_that_a_ping_tells_has_a_bound() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_time_of_arrival_that_a_peer_tells_breaks_the_flight(seed: int) -> None:
+def test_no_arrival_stamp_of_a_peer_breaks_the_controller(seed: int) -> None:
     chosen, ends = random.Random(seed), Ends(Limits(confirm_timeout_seconds=math.inf))  # noqa: S311
     server, stream = ends.server, ends.server_mux.open(REQUEST._replace(credit=2**63))
     stream.send.limit = 2**63
@@ -320,7 +320,7 @@ def test_silence_of_an_idle_session_is_found_by_both_ends_soon_after_the_first_p
 
 
 def busy() -> Ends:
-    """A session whose streams moved something just now, and which has pinged since."""
+    """Return a session whose streams moved data just now, and which has pinged since."""
     ends = settled()
     ends.server_mux.open(REQUEST).push(b"x")
     ends.move()
@@ -410,7 +410,7 @@ def test_no_more_pings_wait_for_an_answer_than_can_be_counted() -> None:
     assert len(ends.agent.liveness._waiting) <= 32
 
 
-def test_who_was_away_itself_looks_twice_before_it_calls_the_peer_dead() -> None:
+def test_a_paused_process_checks_twice_before_it_declares_the_peer_dead() -> None:
     for name in ("agent", "server"):
         ends = busy()
         session = getattr(ends, name)
@@ -419,7 +419,7 @@ def test_who_was_away_itself_looks_twice_before_it_calls_the_peer_dead() -> None
         while session.next_packet(ends.now):
             pass
         frame = Pong(session.liveness._token) if name == "agent" else Ping(99)
-        session.receive(Packet(0, 0, (frame,)), 10, ends.now)  # it was there all the time
+        session.receive(Packet(0, 0, (frame,)), 10, ends.now)  # the peer answered all the time
         assert _time_of_death(session, ends.now) >= 5
 
 
@@ -432,7 +432,7 @@ def test_a_peer_that_sends_but_answers_late_is_not_dead() -> None:
         ends.agent.next_packet(ends.now)
 
 
-def test_a_peer_that_answers_pings_but_confirms_nothing_is_at_fault() -> None:
+def test_a_peer_that_answers_pings_but_acknowledges_nothing_is_at_fault() -> None:
     ends = Ends()
     stream = ends.server_mux.open(REQUEST)
     stream.push(b"x")
@@ -459,7 +459,7 @@ def test_a_flood_of_pings_is_a_fault() -> None:
             ends.server.receive(Packet(0, 0, (Ping(1),)), 10, ends.now)
 
 
-def test_bye_is_numbered_and_confirmed() -> None:
+def test_bye_is_numbered_and_acknowledged() -> None:
     ends = settled()
     ends.server.send_bye(Reason.SERVER_STOPPING, "maintenance")
     packet = ends.server.next_packet(ends.now)
@@ -472,7 +472,7 @@ def test_bye_is_numbered_and_confirmed() -> None:
     assert ends.server.bye_acked
 
 
-def test_only_the_packet_with_the_bye_confirms_it() -> None:
+def test_only_an_ack_of_the_byes_packet_acknowledges_the_bye() -> None:
     ends = settled()
     ends.server_mux.open(REQUEST).push(b"x")
     before = ends.server.next_packet(ends.now)

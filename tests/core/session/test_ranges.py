@@ -1,4 +1,4 @@
-"""Numbers that the other end tells in the attach: each is refused out of its range, with what to correct."""
+"""Numbers of the other end in the attach: out of its range each is refused, and the setting is named."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_numbers_at_both_ends_of_each_range_are_taken() -> None:
         assert why_out_of_range(hello(LIMITS)._replace(**edge)) == ""
 
 
-def test_what_our_programs_tell_is_in_range() -> None:
+def test_the_numbers_that_our_programs_send_are_in_range() -> None:
     assert why_out_of_range(welcome(LIMITS, grace_ms=int(LIMITS.grace_seconds * 1000))) == ""
     assert why_out_of_range(hello(LIMITS)) == ""
     for profile in PROFILES.values():

@@ -1,4 +1,4 @@
-"""Shares of the memory for unconfirmed bytes: who confirms nothing leaves room for the others."""
+"""Shares of the memory for unacknowledged bytes: a peer that never acknowledges leaves room for others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMITS = Limits(flight_limit=False, send_pool=16 * MIB, max_send_memory=8 * MIB,
 
 
 class Sender:
-    """A server's session whose peer grants much credit and confirms what the test says."""
+    """A server's session whose peer grants much credit and acknowledges when the test says so."""
 
     def __init__(self, pool: SendPool, node: str = "edge1") -> None:
         self.node = node
@@ -72,17 +72,17 @@ def content(frames: list[Frame]) -> int:
 
 
 def greedy(pool: SendPool, count: int) -> list[Sender]:
-    """Sessions that take in all they can and confirm none of it."""
+    """Return sessions that send all they can, with peers that acknowledge nothing."""
     senders = [Sender(pool, f"greedy{number}") for number in range(count)]
     for sender in senders:
         sender.stream(20 * MIB)
-    for _ in range(3):  # those that came first may fill what the others left
+    for _ in range(3):  # earlier sessions may fill what the others left
         for sender in senders:
             sender.say()
     return senders
 
 
-def test_any_number_of_sessions_that_confirm_nothing_leave_a_share_for_one_that_does() -> None:
+def test_any_number_of_sessions_that_acknowledge_nothing_leave_a_share_for_one_that_does() -> None:
     for count in (1, 9, 100):
         pool = SendPool(LIMITS.send_pool)
         for sender in greedy(pool, count):
@@ -94,7 +94,7 @@ def test_any_number_of_sessions_that_confirm_nothing_leave_a_share_for_one_that_
         assert content(innocent.say()) >= (64 if count < 10 else 8) * KIB, count
 
 
-def test_what_moves_while_others_confirm_nothing_moves_on() -> None:
+def test_a_moving_stream_moves_on_while_others_acknowledge_nothing() -> None:
     pool = SendPool(LIMITS.send_pool)
     greedy(pool, 9)
     innocent = Sender(pool)
@@ -126,7 +126,7 @@ def test_a_session_that_waits_is_woken_once_there_is_room_for_a_packet_and_not_b
     sender = Sender(pool)
     stream = sender.stream(64 * KIB)
     sender.say()
-    pool.used = LIMITS.send_pool - MIB  # others have all that is for data
+    pool.used = LIMITS.send_pool - MIB  # other sessions hold all the memory for data
     stream.push(bytes(MIB))
     assert sender.say() == []
     sender.woken = 0
@@ -141,7 +141,7 @@ def test_a_session_that_keeps_nothing_is_woken_by_the_first_room() -> None:
     pool = SendPool(LIMITS.send_pool)
     sender = Sender(pool)
     stream = sender.stream()
-    pool.used = LIMITS.send_pool  # as sessions that came back may have it
+    pool.used = LIMITS.send_pool  # as resumed sessions may have it
     stream.push(b"key")
     assert sender.say() == []
     sender.woken = 0
@@ -149,7 +149,7 @@ def test_a_session_that_keeps_nothing_is_woken_by_the_first_room() -> None:
     assert sender.woken == 1 and content(sender.say()) == 3
 
 
-def test_a_session_over_its_share_goes_on_by_its_own_confirmations() -> None:
+def test_a_session_over_its_share_continues_with_its_own_acks() -> None:
     pool = SendPool(LIMITS.send_pool)
     sender = Sender(pool)
     sender.stream(20 * MIB)
@@ -159,14 +159,14 @@ def test_a_session_over_its_share_goes_on_by_its_own_confirmations() -> None:
     assert sender.mux.has_data and content(sender.say()) > 0
 
 
-def test_what_was_taken_back_goes_again_and_adds_nothing() -> None:
+def test_bytes_taken_back_are_retransmitted_and_add_nothing() -> None:
     pool = SendPool(LIMITS.send_pool)
     sender = Sender(pool)
     sender.stream(20 * MIB)
     sender.say()
     fresh = sender.stream(MIB)
     full = sender.mux.retained_bytes
-    for now in range(1, 20):  # a peer that comes back again and again, and confirms nothing
+    for now in range(1, 20):  # a peer that comes back again and again, and acknowledges nothing
         sender.session.move(0, float(now))
         sender.say()
         assert sender.mux.retained_bytes == full
@@ -198,7 +198,7 @@ def test_stale_registrations_do_not_heap_up() -> None:
     assert called == [1]
 
 
-def test_who_confirms_nothing_gives_way_while_memory_is_short() -> None:
+def test_a_session_that_acknowledges_nothing_is_reset_while_memory_is_short() -> None:
     pool = SendPool(LIMITS.send_pool)
     senders = greedy(pool, 40)
     assert pool.is_short
@@ -211,7 +211,7 @@ def test_who_confirms_nothing_gives_way_while_memory_is_short() -> None:
     assert stalled == sorted(stalled, key=lambda sender: -sender.mux.retained_bytes)
 
 
-def test_nobody_gives_way_while_there_is_memory() -> None:
+def test_no_session_is_reset_while_there_is_memory() -> None:
     pool = SendPool(LIMITS.send_pool)
     senders = greedy(pool, 9)
     watch = UnconfirmedWatch(pool, 5, 30)
@@ -228,7 +228,7 @@ def test_a_short_outage_ends_nothing() -> None:
         assert not {away, silent} & set(watch.find_victims(senders, now))
     assert set(watch.find_victims(senders, 6)) == set(others)
     away.attached, silent.is_silent = True, False
-    for now in (7.0, 11.9):  # they are back, and their confirmation is under way
+    for now in (7.0, 11.9):  # they are back, and their acknowledgement is under way
         assert not {away, silent} & set(watch.find_victims(senders, now))
     assert {away, silent} <= set(watch.find_victims(senders, 12))
 

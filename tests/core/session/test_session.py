@@ -1,4 +1,4 @@
-"""A link while it lives: its streams, the time that nothing else drives, and errors of ours."""
+"""A running session: its streams, deadlines that no packet drives, and errors inside the program."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TestTime:
             assert pair.server.attached
             assert pair.agent.attached
 
-    async def test_a_confirmation_that_a_busy_carrier_does_not_take_costs_no_time(self) -> None:
+    async def test_an_ack_that_a_busy_carrier_does_not_take_costs_no_time(self) -> None:
         async with eager_links() as (pair, deliver):
             near = pair.server.open(TARGET, user="operator", entrance="tcp")
             carrier_of(pair, 1).busy = True
@@ -132,7 +132,7 @@ class TestFaults:
         near.reset(Reason.USER_LEFT)
         far.reset(Reason.USER_LEFT)
 
-    async def test_nothing_of_a_stream_is_said_after_the_bye(self) -> None:
+    async def test_no_frame_of_a_stream_is_sent_after_the_bye(self) -> None:
         async with eager_links() as (pair, deliver):
             pair.server.open(TARGET, user="operator", entrance="tcp")
             deliver()
@@ -158,7 +158,7 @@ class TestFaults:
 
 
 class TestStreams:
-    async def test_a_user_who_leaves_before_the_open_left_leaves_no_trace(self) -> None:
+    async def test_a_user_who_leaves_before_the_open_was_sent_leaves_no_trace(self) -> None:
         async with eager_links() as (pair, deliver):
             carrier = carrier_of(pair, 0)
             carrier.busy = True
@@ -174,7 +174,7 @@ class TestStreams:
             assert near.id.endswith("-1") and pair.opened.receive_nowait().id == near.id
             near.reset(Reason.USER_LEFT)
 
-    async def test_a_user_who_closed_before_the_open_left_has_his_words_delivered(self) -> None:
+    async def test_data_of_a_user_who_closed_before_the_open_was_sent_is_delivered(self) -> None:
         async with eager_links() as (pair, deliver):
             carrier_of(pair, 0).busy = True
             stream = pair.server.open(TARGET, user="operator", entrance="tcp", early_data=b"x")

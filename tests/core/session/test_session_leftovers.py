@@ -1,4 +1,4 @@
-"""What an ended session and a refused attach leave to the garbage collector: nothing of ours."""
+"""An ended session and a refused attach leave no object of Qanat to the garbage collector."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def break_the_protocol(pair: LinkPair) -> None:
 
 
 async def give_up(_: LinkPair) -> None:
-    """Both are cancelled."""
+    """Do nothing: the end of the block cancels both sessions."""
 
 
 @pytest.mark.parametrize("end", [say_bye, lose_the_carrier, break_the_protocol, give_up])
@@ -112,7 +112,7 @@ async def attach(
 
 
 def no_decision(_: Attachment) -> None:
-    """It is never used."""
+    """Leave the attachment unused."""
 
 
 def is_stale(_: Attachment) -> None:
@@ -140,7 +140,7 @@ def faulty(_: Hello) -> Rejected:
 
 
 def nothing(server: Attachment, agent: Attachment) -> None:
-    """Nothing happens during the attach."""
+    """Do nothing during the attach."""
 
 
 def displace(server: Attachment, agent: Attachment) -> None:

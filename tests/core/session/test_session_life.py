@@ -1,4 +1,4 @@
-"""How a link begins and ends: attach, rejection, bye, drain, loss; and what it leaves: nothing."""
+"""Begin and end of a session: attach, rejection, bye, drain, loss. An ended session leaves nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tunnel_core.wire.frames import Packet, Ping, Rejected, Welcome
 async def unattached(
     answer: Welcome | Rejected | None = None, decide: Callable[[Attachment], None] = lambda _: None
 ) -> AsyncIterator[tuple[Attachment, Attachment, trio.Nursery]]:
-    """A server's and an agent's attempt that nobody takes through the attach yet."""
+    """Return a server's and an agent's attachment before the attach."""
     async with trio.open_nursery() as nursery:
         near, far = memory_carriers(nursery)
         steps = ServerHandshake(lambda _: answer or welcome(Limits()))
@@ -138,13 +138,13 @@ class TestAttaching:
             with pytest.raises(Refused):
                 agent.use(link)
 
-    async def test_it_may_be_given_up_while_it_attaches(self) -> None:
+    async def test_an_attachment_may_be_given_up_while_it_attaches(self) -> None:
         ends = EagerCarrier(), EagerCarrier()
         with trio.move_on_after(0.01):
             await Attachment(ends[1], AgentHandshake(hello(Limits()))).settle(10)
         assert ends[1].abandoned
 
-    async def test_a_step_out_of_order_ends_it(self) -> None:
+    async def test_a_step_out_of_order_ends_the_attachment(self) -> None:
         async with unattached() as (server, _, _nursery):
             server.packet_received(encode_packet(0, 0, (Ping(1),)))
             assert (await failure_of(server)).reason is Reason.PROTOCOL_ERROR
@@ -161,7 +161,7 @@ class TestAttaching:
 
 
 class TestEnding:
-    async def test_a_bye_is_heard_with_its_reason_and_confirmed(self, pair: LinkPair) -> None:
+    async def test_a_bye_is_received_with_its_reason_and_acknowledged(self, pair: LinkPair) -> None:
         near, far = await pair.streams()
         pair.server.end(Reason.TAKEN_OVER, "a newer session came from 10.0.0.7")
         pair.server.end(Reason.SERVER_STOPPING)
@@ -178,7 +178,7 @@ class TestEnding:
         assert not pair.server.streams and not pair.agent.streams
         assert pair.server.statistics().credit_granted == pair.agent.statistics().credit_granted == 0
 
-    async def test_both_may_say_bye_at_once(self, pair: LinkPair) -> None:
+    async def test_both_may_send_bye_at_once(self, pair: LinkPair) -> None:
         pair.server.end(Reason.SERVER_STOPPING)
         pair.agent.end(Reason.AGENT_STOPPING)
         with trio.fail_after(5):
@@ -187,7 +187,7 @@ class TestEnding:
         assert pair.server.ended is not None and pair.server.ended[0] is Reason.SERVER_STOPPING
         assert pair.agent.ended is not None and pair.agent.ended[0] is Reason.AGENT_STOPPING
 
-    async def test_a_bye_that_nobody_confirms_is_not_waited_for_long(self) -> None:
+    async def test_the_wait_for_a_byes_ack_is_short(self) -> None:
         async with eager_links() as (pair, _):
             start = trio.current_time()
             pair.server.end(Reason.SERVER_STOPPING)
@@ -231,7 +231,7 @@ class TestEnding:
         reason, detail = await pair.agent.wait_ended()
         assert reason is Reason.MALFORMED_PACKET and detail and detail != reason.meaning
 
-    async def test_a_fault_of_the_peer_is_told_to_it(self, pair: LinkPair) -> None:
+    async def test_a_peer_is_informed_of_its_fault(self, pair: LinkPair) -> None:
         pair.server.packet_received(encode_packet(0, 10**6, ()))
         assert (await pair.agent.wait_ended())[0] is Reason.ACK_OF_UNSENT
         await pair.server.wait_given_up()
@@ -258,7 +258,9 @@ class TestEnding:
 
 
 class TestDraining:
-    async def test_it_refuses_new_streams_and_lets_old_ones_finish(self, pair: LinkPair) -> None:
+    async def test_a_draining_session_refuses_new_streams_and_lets_old_ones_finish(
+        self, pair: LinkPair
+    ) -> None:
         near, far = await pair.streams()
         pair.server.drain(8)
         pair.server.drain(8)

@@ -1,4 +1,4 @@
-"""The states of a session, and the one place that says what each means to a request."""
+"""The states of a session, and the one table of what each means for a request."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def compared(node: ast.Compare) -> set[str]:
 
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_no_module_compares_states_one_by_one(module: str) -> None:
-    """The comparison forgets the states that are added later: ``degraded`` was one of them."""
+    """Such a comparison misses states that are added later: ``degraded`` was one of them."""
     tree = ast.parse(modules()[module].read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):

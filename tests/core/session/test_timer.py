@@ -1,4 +1,4 @@
-"""The dates of a session, and the sleep that ends at the first of them."""
+"""The deadlines of a session, and the sleep until the first of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def wake_time(timer: Timer, look_at: float) -> float:
     return trio.current_time()
 
 
-async def test_it_sleeps_until_the_first_date(autojump_clock: MockClock) -> None:
+async def test_the_timer_sleeps_until_the_first_deadline(autojump_clock: MockClock) -> None:
     timer, start = Timer(), trio.current_time()
     assert await wake_time(timer, start + 3) == start + 3
     timer.send_at = start + 4
@@ -43,7 +43,7 @@ async def test_a_date_that_comes_closer_ends_the_sleep(autojump_clock: MockClock
         assert (timer.wake_at, timer.send_at) == (start + 50, start + 7)
 
 
-async def test_what_is_sent_before_its_date_wakes_nobody(autojump_clock: MockClock) -> None:
+async def test_a_frame_sent_before_its_deadline_causes_no_wake(autojump_clock: MockClock) -> None:
     timer, start = Timer(), trio.current_time()
     async with trio.open_nursery() as nursery:
 
@@ -56,7 +56,7 @@ async def test_what_is_sent_before_its_date_wakes_nobody(autojump_clock: MockClo
         timer.stop_deferring()
 
 
-async def test_it_can_be_asked_to_look_at_once(autojump_clock: MockClock) -> None:
+async def test_a_check_can_be_requested_at_once(autojump_clock: MockClock) -> None:
     timer, start = Timer(), trio.current_time()
     async with trio.open_nursery() as nursery:
 

@@ -1,4 +1,4 @@
-"""Streams of which one half has ended: users who left are noticed, those who wait are not disturbed."""
+"""Half-closed streams: users who left are detected, and users who wait are not disturbed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 def require_gone(stream: SocketStream) -> None:
-    """The relay has closed the other end; a unix socket has no reset."""
+    """Check that the relay has closed the other end; a unix socket has no reset."""
     with pytest.raises(trio.BrokenResourceError):
         stream.check_peer()
 
@@ -70,7 +70,7 @@ class Tunnel:
         server: float | None = LIMIT,
         agent: float | None = LIMIT,
     ) -> None:
-        """Relays while ``use`` runs and until both relays have ended."""
+        """Relay while ``use`` runs and until both relays have ended."""
         async with memory_links(limits) as pair:
             near, far = await pair.streams()
             async with trio.open_nursery() as nursery:
@@ -91,7 +91,7 @@ class Tunnel:
 
 @pytest.fixture(params=["unix", "tls"])
 async def user_ends(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[End, End]]:
-    """The user's end and the entrance's; both kinds show at once that the user closed."""
+    """Return the user's end and the entrance's. Both kinds show a close of the user at once."""
     client, server = unix_pair()
     if request.param == "unix":
         yield client, server
@@ -138,7 +138,7 @@ async def test_a_user_who_left_is_noticed_while_the_target_is_silent(
 async def test_what_a_user_sent_before_leaving_is_delivered(
     user_ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also what is still in the kernel's buffer when the target has had its time to answer.
+    """This includes bytes in the kernel's buffer when the target's time to answer is over.
 
     In real time, because the kernel's acknowledgements are.
     """
@@ -264,7 +264,7 @@ async def test_the_rest_of_a_user_who_left_waits_for_a_target_up_to_the_limit(
 
 
 async def test_two_sockets_are_watched_as_well(autojump_clock: MockClock) -> None:
-    """As ``qanat forward`` joins a local program with its connection to the server."""
+    """``qanat forward`` joins a local program with its connection to the server in this way."""
     local, near = unix_pair()
     far, server = unix_pair()
     await local.send_eof()
@@ -276,7 +276,7 @@ async def test_two_sockets_are_watched_as_well(autojump_clock: MockClock) -> Non
     server.close_nowait()
 
 
-async def test_the_kernel_asks_as_often_as_it_is_told() -> None:
+async def test_the_kernel_probes_as_often_as_configured() -> None:
     near, far = tcp_pair()
     near.probe_peer_every(CHECK_SECONDS)
     assert near.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == CHECK_SECONDS

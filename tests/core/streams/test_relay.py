@@ -1,4 +1,4 @@
-"""One relay: half-close, abortive ends, sizes of reads, fairness; on real sockets, TLS and through links."""
+"""One relay: half-close, aborts, read sizes, fairness; on real sockets, TLS and through sessions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tcp_pair() -> tuple[SocketStream, SocketStream]:
 
 
 def cut(stream: SocketStream) -> None:
-    """A reset, as a killed peer's kernel sends it."""
+    """Reset the socket, as a killed peer's kernel does."""
     stream.abort()
 
 
@@ -156,7 +156,7 @@ class TestThroughALink:
             assert set((await tunnel.wait_over()).values()) == {Reason.TARGET_RESET}
             user.close_nowait()
 
-    async def test_what_a_target_said_before_it_closed_arrives_although_the_user_speaks(self) -> None:
+    async def test_data_sent_by_a_target_before_its_close_arrives_while_the_user_sends(self) -> None:
         said = os.urandom(200 * KIB)
         async with tunnelled() as tunnel:
             user, target = await tunnel.begin()
@@ -292,7 +292,7 @@ class TestThroughALink:
             user.close_nowait()
             target.close_nowait()
 
-    async def test_a_user_who_wants_no_answer_does_not_leave_a_silent_target_behind(
+    async def test_a_user_who_wants_no_answer_leaves_no_silent_target_behind(
         self, autojump_clock: MockClock
     ) -> None:
         async with memory_links() as pair, trio.open_nursery() as nursery:
@@ -345,17 +345,17 @@ class ChunkStream(trio.abc.HalfCloseableStream):
 
 
 class TestReads:
-    async def test_they_grow_for_bulk(self) -> None:
+    async def test_reads_grow_for_bulk(self) -> None:
         bulk = ChunkStream([10 * MIB] * 6)
         await relay(bulk, ChunkStream([]))
         assert bulk.asked[:5] == [16 * KIB, 64 * KIB, 256 * KIB, MIB, MIB]
 
-    async def test_they_stay_small_for_chat(self) -> None:
+    async def test_reads_stay_small_for_chat(self) -> None:
         chat = ChunkStream([64] * 20)
         await relay(chat, ChunkStream([]))
         assert set(chat.asked) == {16 * KIB}
 
-    async def test_they_shrink_again(self) -> None:
+    async def test_reads_shrink_again(self) -> None:
         mixed = ChunkStream([10 * MIB] * 4 + [64] * 12)
         await relay(mixed, ChunkStream([]))
         assert mixed.asked[4] == MIB
@@ -505,7 +505,7 @@ class TestTls:
             with pytest.raises(trio.BrokenResourceError):
                 await user.receive_some()
 
-    async def test_a_tls_user_who_vanishes_without_goodbye_resets_the_target(
+    async def test_a_tls_user_who_vanishes_without_close_notify_resets_the_target(
         self, tls: tuple[SocketTlsStream, SocketTlsStream]
     ) -> None:
         user, entrance = tls

@@ -1,4 +1,4 @@
-"""Sockets keep trio's contract; an abort is seen as one; a socket that was closed here says so."""
+"""Sockets keep trio's contract. A reset is reported as one, and a locally closed socket as closed."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def other_process(kind: str) -> Iterator[tuple[socket.socket, subprocess.Popen[s
 
 @pytest.mark.parametrize("kind", ["accepted", "dialled", "ended", "closed"])
 def test_a_connection_of_a_killed_process_is_reset_unless_it_was_closed(kind: str) -> None:
-    """A FIN, by which the kernel ends the sockets of a killed process otherwise, looks complete."""
+    """Otherwise the kernel ends the sockets of a killed process with a FIN, which looks complete."""
     with other_process(kind) as (near, process):
         assert near.recv(100) == b"half of it"
         process.kill()
@@ -148,7 +148,7 @@ async def test_sending_to_one_that_aborted_is_broken() -> None:
 
 
 @pytest.mark.parametrize("waiting", ["receive_some", "wait_readable", "send_all", "wait_writable", "put"])
-async def test_a_close_wakes_who_waits(make_pair: Callable[[], Pair], waiting: str) -> None:
+async def test_a_close_wakes_waiting_tasks(make_pair: Callable[[], Pair], waiting: str) -> None:
     near, far = make_pair()
     await clog(near)
     arguments = [b"x" * 100] if waiting in ("send_all", "put") else []

@@ -129,7 +129,7 @@ async def test_a_connection_cut_without_close_notify_is_broken(
 async def test_a_context_that_ignores_such_an_end_is_mended(
     contexts: tuple[ssl.SSLContext, ssl.SSLContext], make_pair: Callable[[], Awaitable[Pair]]
 ) -> None:
-    """Python 3.11.2, which is Debian 12's, makes every context so."""
+    """Python 3.11.2 of Debian 12 makes every context so."""
     for context in contexts:
         context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     near, far = await make_pair()
@@ -174,7 +174,7 @@ async def test_a_client_that_does_not_trust_us_is_named(
 async def test_handshakes_that_share_turns_wait_only_to_compute(
     contexts: tuple[ssl.SSLContext, ssl.SSLContext], autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A peer that is slow, or silent, holds up nobody."""
+    """A slow or silent peer delays no other handshake."""
     turns = trio.Lock()
     with trio.fail_after(1):
         async with trio.open_nursery() as nursery:

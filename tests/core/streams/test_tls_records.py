@@ -1,4 +1,4 @@
-"""Floods of TLS records: each step handles few, and a peer that sends nothing else is cut."""
+"""Floods of TLS records: each step handles few, and a peer that sends only such records is reset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SSL_OF_OBJECT = 24
     sizes=st.lists(st.integers(0, 300), max_size=100),
     cuts=st.lists(st.integers(1, 2000), min_size=1, max_size=20),
 )
-def test_what_comes_in_any_pieces_goes_on_in_few_records(sizes: list[int], cuts: list[int]) -> None:
+def test_pieces_of_any_size_leave_in_few_records(sizes: list[int], cuts: list[int]) -> None:
     wire = b"".join(b"\x17\x03\x03" + size.to_bytes(2, "big") + bytes(size) for size in sizes)
     meter, out, at, count = RecordMeter(), b"", 0, 0
     while at < len(wire):

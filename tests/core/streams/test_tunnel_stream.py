@@ -85,7 +85,7 @@ async def test_data_queued_before_a_close_is_delivered(pair: LinkPair) -> None:
         assert len(await _read_all(far)) == 50_000
 
 
-async def test_reset_tells_the_peer_why(pair: LinkPair) -> None:
+async def test_reset_sends_the_reason_to_the_peer(pair: LinkPair) -> None:
     near, far = await pair.streams()
     near.reset(Reason.USER_LEFT, "gone")
     assert await wait_reset(far) is Reason.USER_LEFT
@@ -161,7 +161,7 @@ async def test_nothing_is_left_of_closed_streams(pair: LinkPair) -> None:
     )
 
 
-async def test_what_is_sent_wakes_no_reader(pair: LinkPair) -> None:
+async def test_a_sent_packet_wakes_no_reader(pair: LinkPair) -> None:
     near, far = await pair.streams()
     looks: list[int | None] = []
 
@@ -180,7 +180,7 @@ async def test_what_is_sent_wakes_no_reader(pair: LinkPair) -> None:
     near.reset(Reason.USER_LEFT)
 
 
-async def test_what_arrives_wakes_no_sender_that_has_no_room(pair: LinkPair) -> None:
+async def test_arriving_data_wakes_no_sender_without_room(pair: LinkPair) -> None:
     near, far = await pair.streams()
     await _clog(near)
     woken = trio.Event()

@@ -1,6 +1,6 @@
-"""Streams that are over leave nothing that only the garbage collector would free.
+"""Ended streams leave no object that only the garbage collector would free.
 
-It looks at old objects rarely, and until then each stream in a reference cycle takes kilobytes.
+The collector visits old objects rarely, and until then each stream in a reference cycle takes kilobytes.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ ENDS: list[End] = [
 
 
 async def _settle(pair: LinkPair) -> None:
-    """Waits until all that the streams said is confirmed."""
+    """Wait until all frames of the streams are acknowledged."""
     with trio.fail_after(5):
         while list(pair.server.mux_streams) or list(pair.agent.mux_streams):  # noqa: ASYNC110 - the mux tells nobody
             await trio.sleep(0.005)

@@ -65,7 +65,7 @@ def test_a_warning_waits_for_nothing_and_lets_none_wait() -> None:
     assert run((INFO, "one"), (WARNING, "two")) == ["", "one two", "one two"]
 
 
-def test_what_is_held_back_is_bounded() -> None:
+def test_lines_that_are_held_back_are_bounded() -> None:
     written = run(*[(INFO, str(number)) for number in range(300)])
     assert written[254] == ""
     assert len(written[256].split()) == 256

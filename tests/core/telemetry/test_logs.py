@@ -96,7 +96,7 @@ def test_the_level_is_for_our_own_lines() -> None:
     assert [line["message"] for line in lines_of(output)] == ["ours", "their warning"]
 
 
-def test_a_stranger_cannot_forge_a_line_or_drive_the_terminal() -> None:
+def test_a_peer_cannot_forge_a_line_or_control_the_terminal() -> None:
     output = start(LogFormat.TEXT)
     forged = "x\n2026-01-01 INFO all is well\x1b[2J\u2028"
     log_event(logging.getLogger("qanat"), logging.WARNING, forged, detail=forged)
@@ -194,7 +194,7 @@ def test_refused_streams_are_counted_rather_than_all_written() -> None:
     assert told == [("edge-1", None), ("edge-1", 9), ("edge-2", None)]
 
 
-def test_a_refusal_of_somebody_known_is_not_one_before_authentication() -> None:
+def test_a_refusal_of_a_known_caller_is_not_one_before_authentication() -> None:
     output = start()
     refusals, known = RefusalLines(), Refused(Reason.TOKEN_NAME_MISMATCH, "for shop-*")
     known.who = {"token": "mfrggzdfmztwq2lk", "node": "edge1"}

@@ -1,4 +1,4 @@
-"""Who gives way at the ops listener, with a clock of the test's own."""
+"""Which connection the ops listener closes for a new one, with the test's own clock."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_longest_idle_of_the_largest_source_gives_way() -> None:
     assert not small.was_evicted and not second.was_evicted
 
 
-def test_what_waits_for_a_moment_only_and_what_is_served_keep_their_places() -> None:
+def test_recent_and_served_connections_keep_their_places() -> None:
     clock = Clock()
     places = Places(clock)
     held = fill(places, "192.0.2.2")

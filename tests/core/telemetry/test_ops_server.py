@@ -95,7 +95,7 @@ async def test_on_loopback_a_name_that_a_page_has_rebound_reads_nothing(
     assert await get(server, "/healthz", {"host": host}) == (200, b"ok\n")
 
 
-async def test_no_page_may_frame_another_ones(nursery: trio.Nursery) -> None:
+async def test_no_page_may_frame_another_page(nursery: trio.Nursery) -> None:
     server = await nursery.start(serve_ops, LOOPBACK, pages(), NO_ACCESS)
     async with await dial("127.0.0.1", int(server.addresses[0].rpartition(":")[2])) as stream:
         request = h11.Request(method="GET", target="/", headers=[("host", "localhost")])
@@ -266,7 +266,7 @@ async def test_a_full_listener_answers_probes_and_says_so_to_others(
 async def test_the_longest_idle_connection_makes_room(
     spoken: bytes, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it is silent in: 10 s of a head, 75 s between requests."""
+    """This holds wherever it is silent: 10 s of a head, 75 s between requests."""
     monkeypatch.setattr(ops, "Places", functools.partial(Places, min_idle_seconds=0.0))
     server = await nursery.start(serve_ops, LOOPBACK, pages(), NO_ACCESS)
     port = int(server.addresses[0].rpartition(":")[2])

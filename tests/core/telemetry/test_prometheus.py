@@ -58,7 +58,7 @@ def test_refusals_attaches_and_ends_are_counted_by_reason() -> None:
     assert series["qanat_session_ends_total{taken_over}"] == 1
 
 
-def test_what_befell_nodes_is_counted_by_kind() -> None:
+def test_node_events_are_counted_by_kind() -> None:
     counters = Counters()
     counters.node_event("lost")
     counters.node_event("lost")
@@ -92,7 +92,7 @@ def test_durations_fall_into_buckets_up_to_their_bound() -> None:
         assert series[f"{name}_sum{{tcp}}"] == 100.004
 
 
-def test_what_a_peer_calls_an_entrance_is_no_new_label() -> None:
+def test_an_unknown_entrance_of_a_peer_makes_no_new_label() -> None:
     counters = Counters()
     for number in range(100):
         counters.stream_opened(f"made-up-{number}")

@@ -1,4 +1,4 @@
-"""The queue in front of standard error: its reader may stop, go away, or come back."""
+"""The queue in front of standard error: its reader may stop, end, or continue."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_loss_stands_where_the_lines_would_have_stood(pipe: tuple[int, int])
     assert os.read(reading, 100) == b"after\n"
 
 
-def test_a_reader_that_went_away_raises_nothing_and_is_counted(pipe: tuple[int, int]) -> None:
+def test_a_reader_that_ended_raises_nothing_and_is_counted(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     output = QueuedOutput(writing)
     os.close(reading)
@@ -105,7 +105,7 @@ def test_a_reader_that_went_away_raises_nothing_and_is_counted(pipe: tuple[int, 
     assert output.lines_dropped == 3
 
 
-def test_a_full_disk_is_said_when_there_is_room_again(pipe: tuple[int, int]) -> None:
+def test_a_full_disk_is_logged_when_there_is_room_again(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     full = os.open("/dev/full", os.O_WRONLY)
     try:
@@ -176,7 +176,7 @@ def test_lines_written_together_are_one_item(pipe: tuple[int, int]) -> None:
 
 
 def run(program: str, *, reads: bool) -> tuple[int, float, list[str]]:
-    """Exit code, seconds, and the lines of standard error if somebody reads it."""
+    """Return exit code, seconds, and the lines of standard error if they are read."""
     head = (
         "import logging, sys, warnings\n"
         "from tunnel_core.telemetry import logs\n"

@@ -1,4 +1,4 @@
-"""The codec against protobuf's own classes: our bytes are theirs, theirs are ours, nothing raises."""
+"""The codec against protobuf's own classes: both write and read the same bytes, and no input raises."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_our_bytes_are_protobufs_bytes(packet: Packet) -> None:
 
 @relaxed
 @given(packets)
-def test_what_was_written_is_read(packet: Packet) -> None:
+def test_written_packets_read_back(packet: Packet) -> None:
     assert read(encoded(packet)) == packet
 
 
@@ -96,7 +96,7 @@ def test_what_was_written_is_read(packet: Packet) -> None:
 @example(delimited(3, delimited(1, b"\x08\x05") + delimited(1, b"\x10\x07")))
 @example(delimited(3, delimited(3, b"\x08\x05")) + b"\x10\x07")
 @example(encode_packet(0, 0, [WELCOME, Rejected(Reason.STALE_ATTEMPT, "")]))
-def test_whatever_protobuf_reads_we_read_equally(data: bytes) -> None:
+def test_the_codec_reads_what_protobuf_reads(data: bytes) -> None:
     expected = by_protobuf(data)
     assert expected is not None
     assert read(data) == expected
@@ -268,7 +268,7 @@ def test_a_reason_of_a_later_version_reads_as_protocol_error() -> None:
     assert read(stop).frames == [Stop(1, Reason.PROTOCOL_ERROR)]
 
 
-def test_a_kind_of_a_later_version_is_told_by_its_number() -> None:
+def test_a_kind_of_a_later_version_is_named_by_its_number() -> None:
     assert read(encode_packet(0, 0, [Unknown(23), Ping(1)])).frames == [Unknown(23), Ping(1)]
 
 

@@ -1,4 +1,4 @@
-"""What a packet costs to decode: operations are counted, because a time depends on the machine.
+"""The cost of decoding a packet, counted in operations, because a time depends on the machine.
 
 A line of the decoder takes below 20 ns, so the bound is some 20 ms of the event loop. The largest packet that
 is sent, 4,080 opens, has 1.05 million lines.
@@ -80,7 +80,7 @@ def test_no_packet_costs_more_than_the_budget(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_is_accepted_costs_in_proportion_to_its_size(name: str) -> None:
+def test_accepted_packets_cost_in_proportion_to_their_size(name: str) -> None:
     frame = ALL[name]
     few = max(1, 8 * KIB // len(frame))
     small, large = (cost_of(frame * count) for count in (few, 4 * few))
@@ -90,7 +90,7 @@ def test_what_is_accepted_costs_in_proportion_to_its_size(name: str) -> None:
 
 
 def test_the_budget_has_room_for_the_largest_packets_that_are_sent() -> None:
-    """Opens of a server that lets a node have more streams than usual; none sends verb or priority."""
+    """The opens of a server that lets a node have more streams than usual; none has verb or priority."""
     most = [
         Open(n, "127.0.0.1:80", "kim", "tcp", 1, b"x") for n in range(1, 2 * LIMITS.max_frames_per_packet, 2)
     ]

@@ -1,4 +1,4 @@
-"""What attacks share: one installation for each file of tests, and an innocent user's echo through it."""
+"""Fixtures of the attacks: one installation for each test file, and an innocent user's echo through it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.e2e.attacks.ground import Ground
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Repeat an attack once that delayed the echoes: other work on the machine does not do it twice."""
+    """Repeat an attack once that delayed the echoes, as other work on the machine rarely does so twice."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=[SLOWER]))
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, Any]:
-    """What is laid over server.toml; a file of tests may have a fixture of its own."""
+    """Return the changes to server.toml; a file of tests may have a fixture of its own."""
     return {}
 
 
@@ -45,7 +45,7 @@ def site(ground: Ground) -> Iterator[Ground]:
 
 @pytest.fixture(scope="module")
 def innocent_echo(ground: Ground) -> Iterator[Echo]:
-    """Echoes of the user ``innocent``, who comes in over TLS, all along."""
+    """Run echoes of the user ``innocent``, who connects over TLS, all the time."""
     with ground.echoing(identity=ground.user_bundle("innocent")) as echo:
         yield echo
 

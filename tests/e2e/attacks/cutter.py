@@ -1,8 +1,8 @@
 """A TCP relay that cuts, as a program: ``python -m tests.e2e.attacks.cutter LISTEN_HOST PORT TARGET_PORT``.
 
-Both ports are of the same host. Each line on standard input is one command, answered with ``ok``: ``reset``
-and ``end`` break all connections, by RST or FIN, with what is on its way; ``hold`` forwards nothing more,
-silently; ``drop`` forgets what was held, resets, and forwards what comes anew.
+Both ports are of the same host. Each line on standard input is one command, answered with ``ok``. ``reset``
+and ``end`` break all connections, by RST or FIN, with the bytes on their way. ``hold`` stops forwarding,
+silently. ``drop`` discards the held bytes, resets, and forwards what arrives after that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an innocent user notices of an attack: round trips of 64 bytes through a node, at rest and meanwhile.
+"""The effect of an attack on an innocent user: round trips of 64 bytes through a node, before and during it.
 
     with echo.measured() as under:
         attack()
@@ -25,7 +25,7 @@ FLOOR_SECONDS = 0.1
 """A p99 below this is never a failure: attacker, server, agent, target and the echo's own process share two
 processors, and at rest an echo takes one or two milliseconds."""
 SLOWER = "under attack"
-"""How the failure of an attack that delayed the echoes begins."""
+"""The first words of the failure of an attack that delayed the echoes."""
 TIMES = 20.0
 """How much longer than at rest the p99 may be, above the floor."""
 
@@ -64,7 +64,7 @@ class Trips:
 
 
 class Echo:
-    """One user's echoes. ``rest`` is how they went before any attack, in the calmest of three spans."""
+    """One user's echoes. ``rest`` has the calmest of three spans before any attack."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         argv = [sys.executable, "-m", pulse.__name__, json.dumps(request)]
@@ -79,7 +79,7 @@ class Echo:
             raise
 
     def measure(self, seconds: float) -> Trips:
-        """How echoes go for the next ``seconds``."""
+        """Return the echoes of the next ``seconds``."""
         self._report()
         time.sleep(seconds)  # what is measured is a span of time
         return Trips.of(self._report())

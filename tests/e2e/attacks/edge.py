@@ -1,6 +1,6 @@
 """A real agent alone at its edge, with a bundle of the tests' own authority, and a rogue server beside it.
 
-The agent may dial the echo at ``edge.echo`` and nothing else.
+The agent may dial only the echo at ``edge.echo``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is attacked: a real server and agent, with every setting as the documentation has it, on this machine.
+"""The attacked installation: a real server and agent on this machine, with every setting as documented.
 
 ``edge1`` is the innocent node. Everything listens at ``address``, a loopback address of its own, at the ports
 of ``tests.support.processes.programs``. Other addresses of 127.0.0.0/8 serve as the attackers' sources.
@@ -33,7 +33,7 @@ class Ground(Site):
     @classmethod
     @contextlib.contextmanager
     def running(cls, folder: Path, changes: Mapping[str, Any] | None = None) -> Iterator[Ground]:
-        """Everything runs while the block does. ``changes`` are laid over ``server.toml``."""
+        """Run everything while the block runs, with ``changes`` in ``server.toml``."""
         machine = OneMachine()
         listeners: dict[str, Any] = {
             "tcp": [_forward(machine.address, port) for port in (ECHO, FLOOD, MUTE)],
@@ -62,7 +62,7 @@ class Ground(Site):
 
     @property
     def https_port(self) -> int:
-        """Where users come in, at ``address``."""
+        """The port where users connect, at ``address``."""
         return HTTPS_PORT
 
     def configure(self, agent: Agent, **changes: Any) -> None:
@@ -75,7 +75,7 @@ class Ground(Site):
         return f"Qanat-Target: {join_host_port(self.address, port)}"
 
     def connect(self, port: int, node: str = INNOCENT, *, timeout_seconds: float = 20) -> clients.Answer:
-        """CONNECT to a target through ``node``, over the unix socket."""
+        """Send CONNECT to a target through ``node``, over the unix socket."""
         return self.server.connect(
             f"{node}:{port}", headers=[self.target(port)], timeout_seconds=timeout_seconds
         )
@@ -85,7 +85,7 @@ class Ground(Site):
         return self.server.dial(port + _TCP_ABOVE)
 
     def connect_tls(self, port: int, node: str = INNOCENT, *, identity: Path | None = None) -> clients.Answer:
-        """CONNECT to a target through ``node``, over mutual TLS."""
+        """Send CONNECT to a target through ``node``, over mutual TLS."""
         return self.server.connect_tls(f"{node}:{port}", identity, headers=[self.target(port)])
 
     def add_agent(self, node: str) -> Agent:
@@ -97,16 +97,16 @@ class Ground(Site):
         return agent
 
     def node_bundle(self, name: str) -> Path:
-        """A certificate of our authority for a node of that name, for a rogue."""
+        """Return a certificate of the trusted authority for a node of that name, for a rogue."""
         return self.server.issue_node(name, self.folder / f"node-{name}.pem")
 
     def user_bundle(self, name: str) -> Path:
-        """A certificate of our authority for a user of that name."""
+        """Return a certificate of the trusted authority for a user of that name."""
         return self.server.issue_user(name, self.folder / f"user-{name}.pem")
 
     @contextlib.contextmanager
     def echoing(self, node: str = INNOCENT, *, identity: Path | None = None) -> Iterator[Echo]:
-        """A user's echoes through ``node``: over TLS with ``identity``, else over the unix socket."""
+        """Run a user's echoes through ``node``: over TLS with ``identity``, or over the unix socket."""
         request: dict[str, Any] = {"authority": f"{node}:{ECHO}", "headers": [self.target(ECHO)]}
         if identity is None:
             request["unix"] = str(self.server.connect_socket)

@@ -4,9 +4,9 @@ REQUEST is a JSON object: ``unix`` or ``address``, ``trust`` and ``identity`` sa
 for ``authority`` with ``headers``. Each line on standard input is answered with a line of JSON: the times and
 failures of the echoes since the line before.
 
-The time of an echo counts from when the echo was due, not from when it was sent: a server that stands still
-for a second delays a hundred echoes. An echo that is not back in time is a failure, as is a broken stream;
-the next echo then goes over a new stream.
+The time of an echo counts from when the echo was due, not from when it was sent, because a server that stops
+for a second delays a hundred echoes. An echo that does not return in time is a failure, as is a broken
+stream. The next echo then uses a new stream.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Pulse:
         self._failures: list[str] = []
 
     def beat(self, due: float) -> None:
-        """One echo, due at ``due``. Opens the stream if there is none."""
+        """Run one echo, due at ``due``. It makes a new stream if there is none."""
         try:
             if self._stream is None:
                 self._stream = self._open()
@@ -49,7 +49,7 @@ class Pulse:
         self._seconds.append(time.monotonic() - due)
 
     def report(self) -> dict[str, Any]:
-        """The times in seconds, sorted, and what failed; both begin anew."""
+        """Return the sorted times in seconds and the failures, and reset both."""
         report = {"seconds": sorted(self._seconds), "failures": self._failures}
         self._seconds, self._failures = [], []
         return report

@@ -1,4 +1,4 @@
-"""Lives that are renewed into longer ones, renewals that outlive a revocation, and tokens that are spent."""
+"""Certificates renewed for a longer time, renewals that outlive a revocation, and tokens used twice."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class EstClient:
 
 
 def renewed(ground: Ground, own: Path, to: Path) -> Path:
-    """What the holder of ``own`` gets for it, as a bundle."""
+    """Return the renewal that the holder of ``own`` gets, as a bundle."""
     bundle = read_bundle(own)
     key = ec.generate_private_key(ec.SECP256R1())
     client = EstClient(ground, own)
@@ -85,7 +85,9 @@ def test_a_day_does_not_become_a_month(site: Ground, tmp_path: Path, role: str) 
         assert DAY - 60 < life(own) <= DAY + 1
 
 
-def test_what_was_renewed_goes_with_what_was_stolen(site: Ground, echo: Echo, tmp_path: Path) -> None:
+def test_renewals_of_a_stolen_certificate_are_revoked_with_it(
+    site: Ground, echo: Echo, tmp_path: Path
+) -> None:
     stolen = site.server.issue_user("mallory", tmp_path / "stolen.pem")
     hidden = renewed(site, renewed(site, stolen, tmp_path / "1.pem"), tmp_path / "2.pem")
     with echo.measured() as under:
@@ -107,7 +109,7 @@ def _is_over(connection: ssl.SSLSocket) -> bool:
         return True
 
 
-def test_spent_tokens_hold_up_nobody(site: Ground, echo: Echo) -> None:
+def test_used_tokens_delay_no_other_user(site: Ground, echo: Echo) -> None:
     spent = site.server.token("spent")
     identity = SpiffeId(site.server.trust_domain, Role.NODE, "spent")
     first = EstClient(site)

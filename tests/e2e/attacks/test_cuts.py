@@ -28,7 +28,7 @@ _KINDS = ["reset"] * 6 + ["end"] * 2 + ["hold"]
 
 @contextlib.contextmanager
 def _knife(site: Ground) -> Iterator[Knife]:
-    """The innocent node's agent comes through it."""
+    """Relay the connection of the innocent node's agent."""
     with running_cutter(site.address, CUTTER_PORT, AGENTS_PORT) as made:
         site.configure(site.agent, servers=[join_host_port(site.address, CUTTER_PORT)])
         site.agent.process.kill()
@@ -38,7 +38,7 @@ def _knife(site: Ground) -> Iterator[Knife]:
 
 
 def test_every_hash_is_equal(tmp_path: Path) -> None:
-    """Two seeds side by side, each with an installation: most of the time an agent waits to try again."""
+    """Two seeds run side by side, each with an installation, because an agent mostly waits to retry."""
     with ThreadPoolExecutor(2) as pool:
         for seed, failure in zip(SEEDS, pool.map(lambda seed: _failure(tmp_path, seed), SEEDS), strict=True):
             assert failure is None, f"seed {seed}: {failure!r}"
@@ -62,7 +62,7 @@ def _cut_and_compare(site: Ground, knife: Knife, dice: random.Random) -> None:
             _cut(knife, dice)
         for flow in flows:
             flow.finish(60)
-    assert _resumed(site) - resumed >= CUTS // 2  # a cut within a resumption is one with the next
+    assert _resumed(site) - resumed >= CUTS // 2  # a cut within a resumption counts as one with the next
 
 
 def _resumed(site: Ground) -> float:

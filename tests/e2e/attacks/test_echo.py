@@ -1,4 +1,4 @@
-"""The echo notices a server that stands still, a stream that breaks, and nothing else."""
+"""The echo reports a server that stops and a stream that breaks, and no other event."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.e2e.attacks.echo import Echo
 from tests.e2e.attacks.ground import Ground
 
 
-def test_nothing_is_noticed_at_rest(echo: Echo) -> None:
+def test_the_echo_reports_nothing_at_rest(echo: Echo) -> None:
     with echo.measured() as calm:
         time.sleep(1)  # how long it is measured
     calm.require(echo.rest)

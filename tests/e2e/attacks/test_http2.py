@@ -24,7 +24,7 @@ FLOODS = [
 
 
 def _flood(site: Ground, identity: Path, kind: str, *options: str) -> dict[str, int]:
-    """Four connections, which are dialled anew as often as the server ends them."""
+    """Keep four connections, and dial each again when the server ends it."""
     address = f"{site.address}:{site.agents_port}"
     argv = [sys.executable, "-m", http2.__name__, address, str(identity), kind, "--seconds", str(SECONDS)]
     done = subprocess.run(  # noqa: S603 - ours

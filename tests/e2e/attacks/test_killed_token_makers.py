@@ -51,7 +51,7 @@ class Makers:
 def test_no_token_is_lost(site: Ground) -> None:
     dice = random.Random(15)  # noqa: S311 - when to kill
     makers = Makers(site.server)
-    site.agent.process.kill()  # so that the server alone is started again and again
+    site.agent.process.kill()  # so that only the server is started again and again
     for _ in range(KILLS):
         makers.make_until_killed(dice.randrange(1, _MOST_TOKENS_BEFORE_A_KILL))
         _require_sound(site.server.data_dir)

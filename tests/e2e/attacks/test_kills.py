@@ -1,6 +1,6 @@
 """kill -9 of a server or an agent: content that was cut off never looks complete at the other side.
 
-A unix socket has no reset, so its users see an end; that is said in the documentation.
+A unix socket has no reset, so its users see a normal end. The documentation says so.
 """
 
 from __future__ import annotations

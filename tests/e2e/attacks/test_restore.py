@@ -1,4 +1,4 @@
-"""A backup that was altered, and links of the server's user: root restores, and nothing else is written."""
+"""An altered backup, and links that the server's user made: a restore by root writes only its own files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVICE = 54321
 
 
 class Installation:
-    """Made by ``qanat-server init``, with a backup. ``folder`` may be entered by everybody."""
+    """A server made by ``qanat-server init``, with a backup. Every user may enter ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,7 +28,7 @@ class Installation:
         self._qanat_server("backup", "--config", self.config, self.tar)
 
     def restore(self) -> tuple[int, str]:
-        """Exit code and what it said, with the places of this installation allowed."""
+        """Return exit code and output of a restore, with the places of this installation allowed."""
         allowed = ("--place", self.data, "--place", self.config)
         done = run(tools.program("qanat-server"), "restore", "--force", *map(str, (*allowed, self.tar)))
         return done.returncode, done.stdout + done.stderr
@@ -61,7 +61,7 @@ def installation() -> Iterator[Installation]:
         yield Installation(Path(folder))
 
 
-def test_a_backup_does_not_say_where_root_writes(installation: Installation) -> None:
+def test_a_backup_does_not_decide_where_root_writes(installation: Installation) -> None:
     target = installation.folder / "root" / ".ssh" / "authorized_keys"
     installation.alter(path=str(target), mode=0o4755)
     code, said = installation.restore()

@@ -1,4 +1,4 @@
-"""A node or a user whose certificate was stolen: what it does at the agents' port, and what others notice."""
+"""A stolen certificate of a node or a user at the agents' port: its attacks, and their effect on others."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tunnel_server.nodes.attach_budget import ATTACH_SECONDS, ATTACHES
 
 CALLS = 120
 CALLS_A_SECOND = 40
-"""Few, so that what is seen is what the calls do, and not what so many TLS handshakes cost."""
+"""Few, so that the effect is that of the calls, and not the cost of many TLS handshakes."""
 
 
 @dataclass
 class Attack:
-    """One that is under way; ``report`` is what the rogue says of it afterwards."""
+    """An attack under way; ``report`` is the rogue's result."""
 
     process: subprocess.Popen[bytes]
     report: dict[str, Any] = field(default_factory=dict)
@@ -39,10 +39,10 @@ class Attack:
     seconds: float = 0.0
 
     def watch(self, site: Ground) -> None:
-        """Look at the server until the rogue is done."""
+        """Watch the server until the rogue has ended."""
         while self.process.poll() is None:
             self.descriptors = max(self.descriptors, site.server.process.descriptors)
-            time.sleep(0.05)  # between two looks
+            time.sleep(0.05)  # between two checks
         self.seconds = time.monotonic() - self.began
 
 

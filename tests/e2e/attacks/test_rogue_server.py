@@ -1,4 +1,4 @@
-"""A server that was taken over, against a real agent; and packets that are costly to read, to both ends."""
+"""A compromised server against a real agent, and packets that are costly to read, to both ends."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_costly_packets_end_the_session_at_the_agent_and_hold_nothing_up(t
         assert longest < max(20 * rest, 0.2)
 
 
-async def test_costly_packets_to_the_server_delay_nobody(site: Ground, echo: Echo) -> None:
+async def test_costly_packets_to_the_server_delay_no_other_node(site: Ground, echo: Echo) -> None:
     bundle = read_bundle(site.node_bundle("rogue"))
     settings = DialSettings(
         join_host_port(site.address, site.agents_port), bundle.roots_pem, bundle.key_pem, bundle.chain_pem

@@ -1,4 +1,4 @@
-"""One node or one user that takes all that it can get: what is left for the others."""
+"""One node or one user that uses as much as it can: what stays available for the others."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from tunnel_server.store.store import Store, open_store
 HOARDERS = 10
 CONFIRMED_MIB = 32
 STALLED_SECONDS = 0.5
-"""An upload that moves nothing for so long is held back."""
+"""Seconds after which an upload that does not move counts as held back."""
 KNOWN_NODES = 4000
 LISTING_SECONDS = 3.0
 SETTLED_SECONDS = 0.3
 SILENT_NAMES = 60
-"""More than the threads that all of trio's other work has."""
+"""More than the threads for all other work of trio."""
 RESOLVER = """
 import socket, time
 look_up = socket.getaddrinfo
@@ -61,7 +61,7 @@ socket.getaddrinfo = emulated
 """
 
 
-# A node that confirms nothing.
+# A node that acknowledges nothing.
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def _opened(site: Ground, node: str) -> clients.Answer | None:
     return answer if answer.status == 200 else None
 
 
-def test_nodes_that_confirm_nothing_leave_memory_for_the_others(site: Ground, echo: Echo) -> None:
+def test_nodes_that_acknowledge_nothing_leave_memory_for_the_others(site: Ground, echo: Echo) -> None:
     nodes = [f"hoarder{number}" for number in range(HOARDERS)]
     with echo.measured() as under, hoarding(site, nodes):
         sent = [fill(site, node) for node in nodes]
@@ -135,7 +135,7 @@ def test_one_user_leaves_streams_of_a_node_to_the_others(site: Ground, echo: Ech
 
 @contextmanager
 def agent_with_silent_dns(site: Ground) -> Iterator[Path]:
-    """A second agent. The result is a file that gets a byte for each look-up which waits."""
+    """Run a second agent. The result is a file that gets a byte for each lookup that waits."""
     folder = site.folder / "resolver"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
@@ -154,7 +154,7 @@ def agent_with_silent_dns(site: Ground) -> Iterator[Path]:
         del site.agents["edge3"]
 
 
-def test_names_that_do_not_resolve_hold_up_nobody_else(site: Ground, echo: Echo) -> None:
+def test_names_that_do_not_resolve_delay_no_other_user(site: Ground, echo: Echo) -> None:
     innocent = site.user_bundle("careful")
     head = f"CONNECT edge3:{ECHO} HTTP/1.1\r\nHost: x\r\nQanat-Target: name{{}}.silent.example:{ECHO}\r\n\r\n"
     with agent_with_silent_dns(site) as marks, echo.measured() as under:
@@ -177,7 +177,7 @@ def _streams_to(site: Ground, node: str) -> int:
 
 
 def _is_settled(marks: Path) -> bool:
-    """Whether look-ups wait, and no more of them began within a moment."""
+    """Whether lookups wait, and no further ones began within a moment."""
     before = marks.stat().st_size
     time.sleep(SETTLED_SECONDS)
     return marks.stat().st_size == before > 0
@@ -195,7 +195,7 @@ def _has_answer(connection: socket.socket) -> bool:
 
 
 def know_many_nodes(site: Ground) -> None:
-    """As many as a fleet has, in the store: the server reads them when it starts."""
+    """Put as many nodes as a fleet has into the store, which the server reads at its start."""
     site.server.process.stop()
     config = load(site.server.config_file, ServerConfig)
 
@@ -230,7 +230,7 @@ def repeat(request: Callable[[], object], ends: float) -> threading.Thread:
     return thread
 
 
-def test_a_loop_of_questions_for_all_nodes_delays_nobody(site: Ground, echo: Echo) -> None:
+def test_a_loop_of_requests_for_all_nodes_delays_no_other_user(site: Ground, echo: Echo) -> None:
     know_many_nodes(site)
     echo.measure(1)  # its stream was lost with the server
     with echo.measured() as under:

@@ -1,4 +1,4 @@
-"""Connections that show nothing, and pages of another site: each is kept from what others need."""
+"""Connections without authentication, and pages of another site, do not use up what others need."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tunnel_core.runtime.fd_limits import raise_descriptor_limit
 
 SOURCES = [f"127.0.77.{number}" for number in range(1, 33)]
 FOR_EACH = 32
-"""What one unknown address may have unauthenticated; together 1,024, all that the listener takes."""
+"""Unauthenticated connections of one unknown address; together 1,024, all that the listener accepts."""
 DOMAIN = "edge.example"
 FOREIGN, FOREIGN_ADDRESS = "http://evil.example", "127.0.78.1"
 
@@ -53,7 +53,7 @@ def silent(address: tuple[str, int], count: int) -> Iterator[list[socket.socket]
 
 @contextlib.contextmanager
 def asking(address: tuple[str, int]) -> Iterator[None]:
-    """1,024 connections without a certificate that have asked for what anybody may, and then idle."""
+    """Open 1,024 connections without a certificate that send a public request, and then idle."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 
@@ -71,14 +71,14 @@ def asking(address: tuple[str, int]) -> Iterator[None]:
 
 
 def require_entry(site: Ground) -> None:
-    """A user gets a new stream."""
+    """Check that a user gets a new stream."""
     with site.connect_tls(ECHO) as answer:
         assert answer.status == 200, f"{answer.status} {answer.phrase}"
         assert answer.echoes(b"in")
 
 
 def test_silent_connections_of_many_sources(site: Ground, echo: Echo) -> None:
-    """They hold every place, and every place to wait for one."""
+    """The silent connections hold every place, and every place to wait for one."""
     with echo.measured() as under, silent((site.address, site.https_port), FOR_EACH * 2):
         for _ in range(3):
             require_entry(site)
@@ -98,7 +98,7 @@ def ops_of(site: Ground) -> list[tuple[Program, int, str]]:
 
 @pytest.mark.parametrize("spoken", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 def test_connections_to_ops_that_idle(site: Ground, spoken: bytes) -> None:
-    """A watchdog goes by ``health``, and an operator reads the metrics meanwhile."""
+    """Meanwhile a watchdog uses ``health``, and an operator reads the metrics."""
     for program, port, name in ops_of(site):
         with silent((site.address, port), 3) as held:
             with contextlib.suppress(OSError):
@@ -164,7 +164,7 @@ def foreign_page(dashboard: str) -> Iterator[int]:
 
 @pytest.mark.parametrize("domain", [DOMAIN, "localhost"])
 def test_a_browser_keeps_a_foreign_page_from_a_dashboard(site: Ground, tmp_path: Path, domain: str) -> None:
-    """Under ``localhost`` Fetch Metadata has the frame refused; elsewhere the browser shows no answer."""
+    """Under ``localhost`` Fetch Metadata makes the server refuse the frame; elsewhere the browser does."""
     dashboard = f"http://status--edge1.{domain}:{WEB_PORT}/"
     rules = f"MAP *.{domain} {site.address}, MAP evil.example {FOREIGN_ADDRESS}"
     with (

@@ -1,4 +1,4 @@
-"""Users who leave while the target is silent, or stay without a word behind a half-close, keep nothing."""
+"""Users who leave while the target is silent, or stay silent behind a half-close, hold no resources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.processes.waiting import wait_until
 USERS_OF_A_KIND = 50
 HALF_CLOSED_SECONDS = 2.0
 FINDING_SECONDS = 30.0
-"""Two looks of 5 s at the server, the target's farewell of 5 s at the agent, and a busy machine."""
+"""Two checks of 5 s at the server, the target's end of 5 s at the agent, and a busy machine."""
 
 DIALS: dict[str, Callable[[Ground], socket.socket]] = {
     "unix": lambda site: site.connect(MUTE).socket,
@@ -59,7 +59,7 @@ def test_users_who_left_are_noticed(site: Ground, echo: Echo) -> None:
 
 @pytest.fixture
 def impatient_agent(site: Ground) -> Iterator[Ground]:
-    """The agent gives up half-closed streams that are silent for two seconds; the server has ten minutes."""
+    """Run an agent that gives up half-closed streams after two silent seconds; the server has ten minutes."""
     site.configure(site.agent, session={"half_closed_seconds": HALF_CLOSED_SECONDS})
     restart(site)
     yield site
@@ -73,7 +73,7 @@ def restart(site: Ground) -> None:
     site.wait_request()
 
 
-def test_users_who_stay_behind_a_half_close_without_a_word_are_reset(impatient_agent: Ground) -> None:
+def test_users_who_stay_silent_behind_a_half_close_are_reset(impatient_agent: Ground) -> None:
     site = impatient_agent
     with contextlib.ExitStack() as stack:
         users = [stack.enter_context(enter(site, dial)) for dial in DIALS for _ in range(3)]

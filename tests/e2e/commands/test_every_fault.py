@@ -1,4 +1,4 @@
-"""Every command with every fault of its files, rights and descriptors: no traceback, and never no word."""
+"""Every command with every fault of its files, rights and descriptors: no traceback, always a message."""
 
 from __future__ import annotations
 

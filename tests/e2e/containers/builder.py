@@ -1,9 +1,9 @@
-"""Builds the images for real, with no registry: Debian's root by debootstrap, the rest by buildah.
+"""Build the images for real, without a registry: Debian's root by debootstrap, the rest by buildah.
 
-1. A root is what users' base is: the small variant of the same Debian. It is made once and kept as an image.
-2. An image is named by the content of everything it is made of; one that is there is not built again, and of
-   one that is not, buildah takes the layers that it made before.
-3. Everything lies below the cache folder, in a store of our own; the machine's other images are not touched.
+1. The root equals the users' base: the small variant of the same Debian. It is made once and kept.
+2. An image's name is a digest of everything it is made of. An existing image is not built again; for a
+   missing one buildah reuses the layers that it made before.
+3. Everything is below the cache folder, in a store of its own. The machine's other images are not touched.
 4. For another processor Debian's qemu-user-static runs what the build runs, through the kernel's binfmt_misc.
 """
 
@@ -32,7 +32,7 @@ _FORMATS = Path("/usr/lib/binfmt.d")
 _RUN_FOLDER = Path("/run/qanat-e2e-images")
 _LEFT_OUT = ("proc/*", "sys/*", "dev/*", "var/cache/apt/*", "var/lib/apt/lists/*", "var/log/*")
 _MOST_IMAGES = 150
-"""Of the store, layers counted too: with more it begins anew, so it does not grow for ever."""
+"""Size of the store, layers included. Beyond it the store is emptied, so it does not grow for ever."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _store() -> list[str]:
 
 
 def _run(command: Sequence[str], *, seconds: float) -> str:
-    """Its output. Fails the test with the end of what it said."""
+    """Return the output. Fails the test with its last part."""
     niced = ["nice", *command]
     done = subprocess.run(niced, capture_output=True, text=True, timeout=seconds, cwd=ROOT)  # noqa: S603 - our own
     if done.returncode:
@@ -97,7 +97,7 @@ def image(side: str, machine: Machine = AMD64) -> str:
 
 
 def build(side: str, machine: Machine, name: str, *, anew: bool = False, target: str = "") -> None:
-    """Builds it, ``anew`` without the layers that are kept, up to a ``target``."""
+    """Build the image up to a ``target``; ``anew`` without the layers that are kept."""
     base = f"BASE={root(machine)}"
     # The history is what kept layers are found by, but holds ids of containers too, which are chance.
     layers = ["--no-cache", "--omit-history"] if anew else ["--layers"]
@@ -182,7 +182,7 @@ def _sources(side: str) -> Iterator[Path]:
 
 
 def _pip_settings() -> Iterator[str]:
-    """What pip on this machine goes by, so that it works in the build too."""
+    """Return this machine's pip settings, so that pip works in the build too."""
     if index := os.environ.get("PIP_INDEX_URL"):
         yield f"--build-arg=PIP_INDEX_URL={index}"
     roots = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
@@ -207,7 +207,7 @@ def _make_root(machine: Machine, name: str) -> None:
     with tempfile.TemporaryDirectory(prefix="qanat-root-") as folder:
         place, context = Path(folder, "root"), Path(folder, "context")
         context.mkdir()
-        # What it mounts is gone with its end, however that comes: below a folder that is to be removed.
+        # Its mounts end with it, whatever ends it: they are below a folder that is removed later.
         debootstrap = [tools.path_of("unshare"), "--mount", "--propagation=private"]
         debootstrap += [tools.path_of("debootstrap"), "--variant=minbase", f"--arch={machine.debian}"]
         _run([*debootstrap, SUITE, str(place)], seconds=1200)

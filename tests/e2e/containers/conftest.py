@@ -1,4 +1,4 @@
-"""What the tests of the images share: the network, the server's container, targets at both edges."""
+"""Fixtures of the image tests: the network, the server's container, targets at both edges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One container in a network namespace: started, asked, ended, and made again on the same volume."""
+"""One container in a network namespace: started, queried, ended, and made again on the same volume."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Container:
         self._user = [] if user is None else [f"--user={user}"]
 
     def start(self) -> None:
-        """Makes the container anew, as an update or a reboot does; the volume stays."""
+        """Make the container again, as an update or a reboot does; the volume stays."""
         self.remove()
         given = [f"--env={name}={text}" for name, text in self.environment.items()]
         binds = [f"--volume={source}:{target}:ro" for source, target in self._mounts.items()]
@@ -111,7 +111,7 @@ class Container:
         return run(*podman("exec", self.name, *argv), namespace=self.namespace, deadline_seconds=60)
 
     def said(self) -> str:
-        """All that it wrote since it was made."""
+        """Return everything that the container wrote since it was made."""
         done = run(*podman("logs", self.name))
         return done.stdout + done.stderr
 

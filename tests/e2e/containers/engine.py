@@ -1,4 +1,4 @@
-"""A Docker engine of our own in a network namespace, and Compose on it; the machine's own is not touched."""
+"""A separate Docker engine in a network namespace, with Compose. The machine's own engine is not touched."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Engine:
         self._namespace = namespace
 
     def docker(self, *arguments: str, deadline_seconds: float = 120) -> str:
-        """Its output. Fails the test with the end of what it said."""
+        """Return the output. Fails the test with its last part."""
         return self._do([tools.path_of("docker"), *arguments], {}, deadline_seconds)
 
-    def compose(self, *arguments: str, told: Mapping[str, str], deadline_seconds: float = 240) -> str:
-        """``docker-compose`` with the variables ``told``, in Debian's version."""
-        return self._do([tools.path_of("docker-compose"), *arguments], told, deadline_seconds)
+    def compose(self, *arguments: str, variables: Mapping[str, str], deadline_seconds: float = 240) -> str:
+        """Run ``docker-compose`` with these environment variables, in Debian's version."""
+        return self._do([tools.path_of("docker-compose"), *arguments], variables, deadline_seconds)
 
     def load(self, image: str, name: str, folder: Path) -> None:
         """Brings an image of our store onto the engine, under ``name``."""
@@ -40,11 +40,11 @@ class Engine:
         self.docker("tag", image, name)
         place.unlink()
 
-    def _do(self, argv: list[str], told: Mapping[str, str], deadline_seconds: float) -> str:
+    def _do(self, argv: list[str], variables: Mapping[str, str], deadline_seconds: float) -> str:
         done = run(
             *argv,
             namespace=self._namespace,
-            environment={**self._environment, **told},
+            environment={**self._environment, **variables},
             deadline_seconds=deadline_seconds,
         )
         if done.returncode:
@@ -57,14 +57,14 @@ class Engine:
 def running_engine(namespace: Namespace, folder: Path) -> Iterator[Engine]:
     """An engine with nothing in it; with it ends all that ran on it. Its log is in ``folder``."""
     tools.require("docker", "dockerd", "docker-compose")
-    # The data lies where overlays work; the sockets where their names stay short.
+    # The data is on a file system where overlays work, the sockets where their names stay short.
     data, sockets = tools.cache_folder() / "docker", Path(f"/run/qanat-e2e-docker-{os.getpid()}")
     shutil.rmtree(data, ignore_errors=True)
     sockets.mkdir()
     socket = sockets / "docker.sock"
     argv = [tools.path_of("dockerd"), f"--data-root={data}", f"--exec-root={sockets}"]
     argv += [f"--pidfile={sockets / 'docker.pid'}", f"--host=unix://{socket}", "--group=root"]
-    # No bridge that nobody asked for: each network is one of compose.yaml's.
+    # No default bridge: each network is one of compose.yaml's.
     process = Process("dockerd", [*argv, "--bridge=none"], folder, namespace=namespace)
     process.start()
     try:

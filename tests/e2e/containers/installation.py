@@ -21,7 +21,7 @@ WEB = 1880
 
 
 class CloudServer(Server):
-    """The server's image, told its name by a variable and nothing else; ``container`` runs it."""
+    """The server's image, with its name in a variable as the only setting; ``container`` runs it."""
 
     def __init__(self, folder: Path, network: Network, image: str) -> None:
         super().__init__(folder, network.cloud, network.cloud_address)

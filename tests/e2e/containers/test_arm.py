@@ -63,7 +63,7 @@ def board(
         made.remove()
 
 
-def test_it_is_what_it_says_and_has_joined(board: Container, node: str, machine: Machine) -> None:
+def test_the_image_has_its_architecture_and_has_joined(board: Container, node: str, machine: Machine) -> None:
     words = {"armhf": ("32", "arm"), "arm64": ("64", "aarch64")}[machine.debian]
     program = "import platform, struct; print(struct.calcsize('P') * 8, platform.machine())"
     bits, processor = board.execute("python3", "-c", program).stdout.split()

@@ -1,8 +1,8 @@
-"""docker/compose.yaml on a real Docker engine: one command, and the dashboard behind NAT is at a URL.
+"""docker/compose.yaml on a real Docker engine: one command, and the dashboard behind NAT has a URL.
 
-Two things differ from what a user types. No registry is at hand: the images are built before, of the same
-files, and loaded. And Debian 12's Compose is older than the one we ask for: what it reads lacks the project's
-name and how to build.
+Two things differ from what a user types. Without a registry, the images are built before from the same
+files, and loaded. And Debian 12's Compose is older than the required one, so the file for it lacks the
+project's name and the build section.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def engine(
 
 
 class Project:
-    """What a user has before him: Compose, and a URL."""
+    """What a user has: Compose, and a URL."""
 
     def __init__(self, engine: Engine, file: Path, namespace: Namespace) -> None:
         self.engine = engine
@@ -76,7 +76,7 @@ class Project:
     def compose(self, *arguments: str) -> str:
         place = [f"--file={self._file}", f"--project-directory={ROOT / 'docker'}"]
         told = {"DASHBOARD": DASHBOARD}
-        return self.engine.compose(*place, f"--project-name={PROJECT}", *arguments, told=told)
+        return self.engine.compose(*place, f"--project-name={PROJECT}", *arguments, variables=told)
 
     def container(self, service: str) -> str:
         """Its id."""
@@ -89,7 +89,7 @@ class Project:
         return state
 
     def get(self, path: str = "/", **headers: str) -> tuple[int, bytes]:
-        """One request at the URL: status and body; 0 while nobody answers."""
+        """Send one request to the URL; returns status and body, with status 0 while no server answers."""
         with self._namespace.entered():
             connection = http.client.HTTPConnection("127.0.0.1", URL_PORT, timeout=10)
             try:
@@ -148,7 +148,7 @@ def test_a_websocket_goes_through_the_url(project: Project) -> None:
     assert project.get("/comms", **upgrade)[0] == 101
 
 
-def test_nobody_gets_to_the_node_but_through_the_tunnel(project: Project) -> None:
+def test_only_the_tunnel_reaches_the_node(project: Project) -> None:
     project.wait_page()
     dial = (
         "import socket\n"
@@ -159,7 +159,7 @@ def test_nobody_gets_to_the_node_but_through_the_tunnel(project: Project) -> Non
     assert said.strip() == "no way"
 
 
-def test_server_and_agent_say_that_they_are_well(project: Project) -> None:
+def test_server_and_agent_report_that_they_are_healthy(project: Project) -> None:
     for service in ("server", "agent"):
         wait_until(
             lambda of=service: project.state(of)["Health"]["Status"] == "healthy",  # type: ignore[misc]

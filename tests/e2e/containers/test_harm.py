@@ -1,4 +1,4 @@
-"""What befalls containers: full disks, wrong owners, wrong clocks, ends of every kind: said or survived."""
+"""Faults of containers: full disks, wrong owners, wrong clocks, all ends. Each is reported or survived."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_full_volume_spends_no_token(make: Make, server: CloudServer, small_di
     server.wait_attached("full")
 
 
-def test_a_server_with_a_full_volume_says_so_and_begins_anew(
+def test_a_server_with_a_full_volume_logs_it_and_starts_again(
     network: Network, server_image: str, small_disk: Path
 ) -> None:
     told = {"QANAT_INIT_NAME": "localhost"}
@@ -117,7 +117,7 @@ def test_a_server_with_a_full_volume_says_so_and_begins_anew(
         full.remove()
 
 
-def test_a_volume_of_somebody_else_is_named_with_the_cure(make: Make, server: CloudServer) -> None:
+def test_a_volume_of_another_user_is_named_with_the_cure(make: Make, server: CloudServer) -> None:
     agent = make("owned")
     os.chown(agent.volume, 0, 0)
     agent.start()
@@ -129,7 +129,7 @@ def test_a_volume_of_somebody_else_is_named_with_the_cure(make: Make, server: Cl
     server.wait_attached("owned")
 
 
-def test_a_server_whose_volume_is_somebody_elses_says_so(
+def test_a_server_whose_volume_belongs_to_another_user_logs_it(
     network: Network, server_image: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "foreign"
@@ -148,7 +148,7 @@ def test_a_server_whose_volume_is_somebody_elses_says_so(
 
 @pytest.fixture
 def in_1970() -> tuple[Path, dict[str, str]]:
-    """What makes a program believe that it is 1970, as a board without a clock does: a mount, variables."""
+    """Return the mount and variables that set a program's clock to 1970, as on a board without a clock."""
     tools.require("faketime")
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     said = {"LD_PRELOAD": "/faketime.so", "FAKETIME": "@1970-01-02 00:00:00"}
@@ -205,7 +205,7 @@ def test_sigterm_ends_streams_that_do_not_before_docker_kills(make: Make, server
         began = time.monotonic()
         assert agent.stop(patience_seconds=STOP_SECONDS) == 0
         assert time.monotonic() - began < STOP_SECONDS
-        with pytest.raises((ConnectionResetError, ssl.SSLError)):  # an end that looks whole would be a lie
+        with pytest.raises((ConnectionResetError, ssl.SSLError)):  # an end that looks complete would be wrong
             while answer.socket.recv(100):
                 pass
             pytest.fail("it ended as if it were complete")

@@ -1,4 +1,4 @@
-"""What the images are made of: nothing secret, nothing large without a reason, the same twice."""
+"""The content of the images: no secret, no large file without a reason, the same in two builds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ADDED_FLOOR_BYTES = 60 * 10**6
 """What the agent's image may add to Debian with its Python."""
 LARGE_BYTES = 10**6
 SITE = "opt/qanat/lib/python3"
-# Files that may look like keys and are none: roots that all the world has.
+# Files that look like keys and are none: the public roots.
 _PUBLIC = ("ca-certificates.crt", "grpc/_cython/_credentials/roots.pem")
 _SECRET_NAME = re.compile(
     r"(\.pem|\.key|\.p12|\.pfx|\.crt|/id_\w+|/token|/\.netrc|/\.pypirc|/pip\.conf|/auth\.json|/\.git|/\.env"
@@ -75,7 +75,7 @@ def test_no_layer_has_a_secret(saved: Path) -> None:
     assert ours > 50
 
 
-def test_no_setting_of_the_build_is_told(saved: Path) -> None:
+def test_no_setting_of_the_build_is_in_the_image(saved: Path) -> None:
     with tarfile.open(saved) as archive:
         [name] = [one for one in archive.getnames() if re.fullmatch(r"[0-9a-f]{64}\.json", one)]
         told = (archive.extractfile(name) or pytest.fail(name)).read().decode()
@@ -84,7 +84,7 @@ def test_no_setting_of_the_build_is_told(saved: Path) -> None:
     assert "PIP_CERT" not in told
 
 
-def test_no_layer_has_what_only_the_other_side_or_a_build_needs(side: str, saved: Path) -> None:
+def test_no_layer_has_files_of_the_other_program_or_of_the_build(side: str, saved: Path) -> None:
     names = {name for name, _ in files_of(saved)}
     foreign = {"agent": ("tunnel_server", "tunnel_client"), "server": ("tunnel_agent",)}[side]
     assert not [name for name in names if any(f"site-packages/{other}/" in name for other in foreign)]
@@ -95,8 +95,8 @@ def test_no_layer_has_what_only_the_other_side_or_a_build_needs(side: str, saved
 def test_two_builds_have_the_same_digest(side: str, image: str) -> None:
     """Both are made with no layer kept.
 
-    That they agreed is kept beside the images, with the layers of the one that is kept, and holds for as long
-    as the inputs are the same.
+    The result is kept beside the images, with the layers of one build, and is valid as long as the inputs
+    are the same.
     """
     layers = builder.inspect(image, "{{json .RootFS.Layers}}")
     known = tools.cache_folder() / f"same-digest-{image.rpartition(':')[2]}-{side}"
@@ -134,7 +134,7 @@ def test_its_labels_say_what_it_is(side: str, image: str) -> None:
     assert said["description"]
 
 
-def test_what_the_agent_adds_is_small_and_each_large_part_has_its_reason() -> None:
+def test_the_agents_layers_are_small_and_each_large_part_has_its_reason() -> None:
     image = builder.image("agent")
     python = "localhost/qanat-agent:python"
     builder.build("agent", AMD64, python, target="python")

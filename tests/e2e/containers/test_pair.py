@@ -1,4 +1,4 @@
-"""Server and agent of this machine's own kind: everything that people do through them, and what they cost."""
+"""Server and agent for this machine's processor: everything that users do through them, and their costs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_empty_volume_becomes_a_server_that_names_the_next_command(server: Cl
     assert server.container.execute("qanat", "nodes", "--json").returncode == 0
 
 
-def test_it_joined_with_the_token_of_a_file_and_said_nothing_secret(
+def test_it_joined_with_the_token_of_a_file_and_logged_nothing_secret(
     agent: Container, server: CloudServer
 ) -> None:
     said = agent.said()
@@ -178,7 +178,7 @@ def test_an_idle_agent_is_small(agent: Container, server: CloudServer) -> None:
 
 
 def test_a_start_to_attached_is_quick(agent: Container, server: CloudServer) -> None:
-    """With what podman needs to make a container."""
+    """The time includes podman's to make a container."""
     took = []
     for _ in range(3):
         agent.remove()

@@ -1,9 +1,9 @@
-"""A bare Debian below a folder: git, Python and venv, and nothing else that a user would have to install.
+"""A bare Debian below a folder: git, Python and venv, without anything else that a user would install.
 
 1. debootstrap makes the root once for each suite; it is kept as a tar file in the cache folder.
 2. Each command runs by chroot in namespaces of its own, so it leaves no mount and no process. Its /dev is its
    own too, because tests that run as root there must not touch this machine's.
-3. debootstrap writes no /etc/hosts, so the file is written here as Debian's installer writes it.
+3. debootstrap writes no /etc/hosts, so this module writes it as Debian's installer does.
 4. Archives, indexes and proxies are those of this machine (``host.py``).
 """
 
@@ -148,7 +148,7 @@ def _packed_root(name: str, suite: str, packages: Sequence[str]) -> Path:
 def _bootstrap(suite: str, folder: Path, packages: Sequence[str]) -> None:
     command = [tools.path_of("debootstrap"), "--variant=minbase", f"--include={','.join(packages)}"]
     mirror = host.debian_mirror()
-    # What debootstrap mounts is gone with its end, however it ends.
+    # debootstrap's mounts end with it, whatever ends it.
     _run("unshare", "--mount", "--propagation=private", *command, suite, str(folder),
          *([mirror] if mirror else []), seconds=1200)  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What this machine knows of package archives: its apt sources, its pip settings, its proxies."""
+"""This machine's settings for package archives: its apt sources, its pip settings, its proxies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PIP_OPTIONS = (
     *("index-url", "extra-index-url", "find-links", "no-index", "trusted-host"),
     *("cert", "client-cert", "proxy", "timeout", "default-timeout", "retries"),
 )
-"""What decides where pip looks and how it gets there."""
+"""The settings that decide where pip searches, and over which proxy."""
 PIP_FILES = frozenset(("PIP_CERT", "PIP_CLIENT_CERT"))
 
 

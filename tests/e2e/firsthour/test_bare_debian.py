@@ -1,4 +1,4 @@
-"""The README's two commands, and a wheel, on a Debian with git, Python and venv and nothing else."""
+"""The README's two commands, and a wheel, on a Debian with only git, Python and venv."""
 
 from __future__ import annotations
 

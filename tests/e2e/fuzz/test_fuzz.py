@@ -1,7 +1,6 @@
-"""Every parser that reads before it is known who speaks, fuzzed: a minute each, ten in the long form.
+"""Every parser that reads before authentication, fuzzed: a minute each, ten in the long form.
 
-The short form tries what it tried before, so that a change is told by it and not by chance; the long form
-looks for what nobody has seen.
+The short form repeats known inputs, so that only a change makes it fail. The long form searches for new ones.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ SECONDS, LONG_SECONDS = 60, 600
 _ROOT = Path(__file__).parents[3]
 
 
-def test_nothing_is_found(long: bool) -> None:
+def test_fuzzing_finds_no_failure(long: bool) -> None:
     chance = ["--seconds", str(LONG_SECONDS)] if long else ["--seconds", str(SECONDS), "--seed", "1"]
     argv = [sys.executable, "-m", "tests.fuzz", *chance]
     ran = subprocess.run(argv, cwd=_ROOT, capture_output=True, text=True)  # noqa: S603 - our own command

@@ -1,6 +1,6 @@
-"""Whoever tries what he may not, at the second edge: each attack comes from an address of its own.
+"""Attackers at the second edge. Each attack comes from an address of its own.
 
-The server writes one line a minute into its audit for each door, reason and source; with a source of its own
+The server writes one audit line a minute for each entrance, reason and source. With a source of its own,
 each attack must have a line of its own.
 """
 
@@ -27,7 +27,7 @@ _ROOT = Path(__file__).parents[3]
 
 
 class Attacker:
-    """``forger`` makes what it shows, ``est`` is its EST client; ``source`` is where the server sees it."""
+    """An attacker. ``forger`` makes its certificates, ``est`` is its EST client, ``source`` its address."""
 
     _sources = itertools.count(10)
 
@@ -66,7 +66,7 @@ class Attacker:
     def user(self, name: str, **how: Any) -> Path:
         return self.forger.bundle(name, self.forger.uri(Role.USER, name), **how)
 
-    # Doors. Each gives the word of the reason, empty if it opened.
+    # Entrances. Each function returns the word of the reason, empty if access was given.
 
     def ask(self, request: str, bundle: Path | None, *headers: str) -> str:
         """``METHOD TARGET`` at the HTTPS port. What fails in the handshake is ``tls``."""
@@ -88,7 +88,7 @@ class Attacker:
         return self.intrude("attach", bundle)[0]["reason"]
 
     def intrude(self, what: str, *bundles: Path) -> list[dict[str, str]]:
-        """What ``intruder`` says."""
+        """Return what ``intruder`` prints."""
         argv = [sys.executable, "-m", "tests.e2e.identity.intruder"]
         where = f"{self.server.address}:{AGENTS_PORT}"
         done = run(
@@ -99,7 +99,7 @@ class Attacker:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def enrol(self, token: str, subject: str, *options: str, user: str = "shop-1", key: Any = None) -> str:
-        """With a token, and a request for ``subject``."""
+        """Enrol with a token, and a request for ``subject``."""
         made = self.est.make_request("attack", subject, *options, **({"key": key} if key else {}))
         return word_of(self.est.enrol(made, token, user))
 
@@ -110,7 +110,7 @@ class Attacker:
     # Traces.
 
     def wait_line(self, reason: str) -> dict[str, Any]:
-        """The line of the audit that says what was refused here."""
+        """Wait for the audit line that records this refusal."""
 
         def line() -> dict[str, Any] | None:
             lines = self.server.audit(kind="refused", most=1000)

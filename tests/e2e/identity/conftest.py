@@ -1,4 +1,4 @@
-"""What the tests of identity share: one network, and one server with targets for each file of tests."""
+"""Fixtures of the identity tests: one network, and one server with targets for each file of tests."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def server(
 
 @pytest.fixture
 def home(network: Network, tmp_path: Path) -> Iterator[HomeMaker]:
-    """Makes machines at the first edge, unless told otherwise. Their agents end with the test."""
+    """Make machines, by default at the first edge. Their agents end with the test."""
     made: list[Home] = []
 
     def make(node: str, edge: int = 1) -> Home:

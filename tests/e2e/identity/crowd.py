@@ -1,9 +1,9 @@
-"""Many agents in one process that join, and renew, at one moment: told line by line on standard input.
+"""Many agents in one process that join, and renew, at one moment, controlled by lines on standard input.
 
 ``python -m tests.e2e.identity.crowd HTTPS AGENTS TRUST_DOMAIN ROOTS FOLDER COUNT``, then the lines
-``enrol TOKEN`` and ``renew``, each answered with a line of JSON. They ask with the agent's own client and
-patience, and attach with its own sessions; all keys are made before the first line. Every target of theirs
-is an echo. It ends with its input.
+``enrol TOKEN`` and ``renew``, each answered with a line of JSON. They use the agent's own client and
+retries, and attach with its own sessions. All keys are made before the first line. Every target is an
+echo. The program ends with its input.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from tunnel_core.limits import Limits
 from tunnel_core.session.session import Session
 
 _REQUESTS, _ATTACHES = 24, 16
-"""Under way at once: below what a server lets in from one address before anybody is known."""
+"""Number under way at once: below the server's limit for unauthenticated connections of one address."""
 _SECONDS = 30.0
 
 
 class Crowd:
-    """``refusals`` counts what the server said before it said yes."""
+    """``refusals`` counts the server's refusals before it accepts."""
 
     def __init__(self, arguments: list[str], bridge: Bridge, nursery: trio.Nursery) -> None:
         https, self.agents, domain, roots, folder, count = arguments
@@ -57,13 +57,13 @@ class Crowd:
         self.members = [Member(self, identity, Path(folder)) for identity in ids]
 
     async def begin(self) -> None:
-        """Finds the server, and what leads to its root."""
+        """Find the server, and the certificates that lead to its root."""
         for _, step in self._way.steps():
             await step()
         self._told = await est_client.cacerts(self._way, self._context)
 
     async def all(self, do: Callable[[Member], Awaitable[None]]) -> dict[str, object]:
-        """Everybody does it, a few at once; how long that took, and what was refused meanwhile."""
+        """Let every agent do it, a few at once; returns the duration and the refusals."""
         self.refusals.clear()
         began = time.monotonic()
 
@@ -74,11 +74,11 @@ class Crowd:
         return {"seconds": time.monotonic() - began, "refusals": self.refusals, "attached": lives}
 
     async def ask(self, asking: Callable[[], Awaitable[bytes]]) -> bytes:
-        """The certificate (PEM), asked for with an agent's patience."""
+        """Ask for the certificate (PEM) with an agent's retries."""
 
         async def counted() -> bytes:
             try:
-                async with self._requests:  # who waits to come back holds up nobody
+                async with self._requests:  # a wait before a retry delays no other agent
                     return await asking()
             except ServerRefused as refused:
                 self.refusals[refused.reason.word] += 1
@@ -117,7 +117,7 @@ class Member:
         crowd, request = self._crowd, self._requests[1]
 
         async def ask() -> bytes:
-            # A context takes milliseconds: it is made when it is this one's turn, or all pings are late.
+            # A context takes milliseconds, so the agent makes it in its turn; else all pings would be late.
             context = verifying_context(crowd._roots, client_file=self._file)
             return await est_client.renew(crowd._way, context, request.body)
 

@@ -1,4 +1,4 @@
-"""An EST client of curl and openssl, as RFC 7030 describes one: nothing in it is ours."""
+"""An EST client of curl and openssl, as RFC 7030 describes one, without any code of Qanat."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class EstClient:
         return self.openssl("pkcs7", "-inform", "DER", "-in", str(der), "-print_certs")
 
     def blocks(self, text: str) -> list[str]:
-        """The certificates in a text, each by itself."""
+        """Return the certificates in a text, separately."""
         block = r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n"
         return re.findall(block, text, re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""Certificates that our authority would never issue, signed by it all the same, as other issuers might."""
+"""Certificates that Qanat's authority never issues, signed by it all the same, as other issuers might."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Forger:
 
 
 def strangers_authority(trust_domain: str) -> Authority:
-    """Of somebody else, with the same names."""
+    """Return an authority of another owner, with the same names."""
     return create_authority(trust_domain).authority
 
 

@@ -54,7 +54,7 @@ class Home(Agent):
         return run(*argv, namespace=self.namespace, stdin=token.encode() + b"\n", environment=environment)
 
     def join(self, server: Server | str, token: str, *options: str) -> str:
-        """It has to work; returns what it said. The agent that is started then writes a full log."""
+        """Join, which must succeed, and return the output. The agent started after it writes a full log."""
         done = self.try_join(server, token, *options)
         assert done.returncode == 0, f"{done.stdout}{done.stderr}"
         self.settle()

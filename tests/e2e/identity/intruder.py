@@ -1,9 +1,9 @@
-"""Attaches as whoever a bundle's certificate says, as a program: one JSON line for each try.
+"""Attach with the identity of a bundle's certificate, as a program: one JSON line for each try.
 
 ``python -m tests.e2e.identity.intruder SERVER attach BUNDLE`` is one try.
-``... SERVER steal BUNDLE VICTIM``: VICTIM attaches; then its session is asked for with BUNDLE and without the
+``... SERVER steal BUNDLE VICTIM``: VICTIM attaches. Then its session is requested with BUNDLE and without the
 secret, with BUNDLE and with the secret, and with VICTIM's own bundle and a wrong secret. The last line says
-whether VICTIM's session has outlived that.
+whether VICTIM's session has survived.
 """
 
 from __future__ import annotations

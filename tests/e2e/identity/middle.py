@@ -1,4 +1,4 @@
-"""Somebody between an agent and its server: ends TLS with a certificate of his own, passes everything on."""
+"""A man in the middle of agent and server: ends TLS with its own certificate, passes everything on."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _SECONDS = 15.0
 
 
 class Middle:
-    """Listens on loopback at the edge. ``heard`` is all that was said to it in the clear.
+    """A relay that listens on loopback at the edge. ``received`` is everything that it received in the clear.
 
-    ``own_roots``: it answers for the server when the roots are asked for, with its own.
+    With ``own_roots`` it answers requests for the roots itself, with its own.
     """
 
     def __init__(
         self, authority: Authority, server: tuple[str, int], folder: Path, edge: Namespace, *, own_roots: bool
     ) -> None:
         leaf = authority.issue(Role.SERVER, "main", names=(*LOOPBACK_NAMES, server[0]))
-        self.heard = bytearray()
+        self.received = bytearray()
         self._server = server
         self._edge = edge
         self._answer = _roots_answer(authority) if own_roots else b""
@@ -61,7 +61,7 @@ class Middle:
         with contextlib.suppress(OSError), self._edge.entered():
             while True:
                 raw, _ = self._listener.accept()
-                with contextlib.suppress(OSError), raw:  # who does not believe it hangs up
+                with contextlib.suppress(OSError), raw:  # a client without trust disconnects
                     raw.settimeout(_SECONDS)
                     with self._context.wrap_socket(raw, server_side=True) as user:
                         self._pass_on(user)
@@ -70,8 +70,8 @@ class Middle:
         """One request; all clients of a join close after one."""
         request = user.recv(64 * 1024)
         if not request:
-            return  # somebody who only looked at the certificate
-        self.heard += request
+            return  # a client that only read the certificate
+        self.received += request
         if self._answer and b"cacerts" in request:
             user.sendall(self._answer)
             return

@@ -1,4 +1,4 @@
-"""An HTTP CONNECT proxy at an edge that knows a server's name, which the machines behind it may not."""
+"""An HTTP CONNECT proxy at an edge that resolves a server's name, which the machines behind it may not."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PlainProxy:
         with contextlib.suppress(OSError), near:
             head = near.recv(64 * 1024)
             if not head:
-                return  # looked at, no more
+                return  # only the certificate is read
             authority = head.split()[1].decode()
             self.asked.append(authority)
             with socket.create_connection((self._address, int(authority.rpartition(":")[2]))) as far:

@@ -1,6 +1,6 @@
-"""Echoes, one after the other, for ever: ``python -m tests.e2e.identity.pulse SOCKET AUTHORITY``.
+"""Endless echoes, one after the other: ``python -m tests.e2e.identity.pulse SOCKET AUTHORITY``.
 
-Each line on standard input is answered with a line of JSON: how the echoes since the last line went.
+Each line on standard input is answered with a line of JSON: the results of the echoes since the last line.
 """
 
 from __future__ import annotations

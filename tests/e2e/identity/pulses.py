@@ -1,4 +1,4 @@
-"""One stream to each of many nodes, echoing all along: a stream that breaks, or stands still, is noticed."""
+"""One stream to each of many nodes, with an echo at all times. A stream that breaks or stops is detected."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pulses:
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[Pulses]:
-        """From here to the end of the block none may break, or stand still for long."""
+        """Check that until the end of the block no echo breaks or stops for long."""
         self.open()
         try:
             yield self
@@ -51,7 +51,7 @@ class Pulses:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises what has broken so far."""
+        """Raise the failures so far."""
         assert not self._broken, self._broken[:10]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Programs of the tests' own that are asked line by line, on a processor of their own."""
+"""Helper programs that are queried line by line, on a processor of their own."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Talking:
         return self.answer(deadline_seconds=deadline_seconds)
 
     def answer(self, *, deadline_seconds: float) -> dict[str, Any]:
-        """The next line that it says; it is killed if it says none in time."""
+        """Return the next line of the program. It is killed if the line does not come in time."""
         assert self._child.stdout
         late = threading.Timer(deadline_seconds, self._child.kill)
         late.start()

@@ -1,6 +1,6 @@
-"""Whoever is not who he says, or wants what is not his: refused with the right reason, and written down.
+"""Wrong identities and requests beyond an identity's rights: refused with the right reason, and audited.
 
-The list is whole here. What the server's own tests prove as well:
+The list here is complete. The server's own tests prove these as well:
 ``tests/server/entrances/test_est`` (requests and tokens),
 ``tests/server/entrances/test_https_revoked``,
 ``tests/server/nodes/test_attach_revoked``
@@ -57,11 +57,11 @@ PATHS = {
 
 @dataclass(frozen=True)
 class Attack:
-    """``try_it`` gives the word that the attacker hears; ``line`` is that of the audit, "" if the same."""
+    """``try_it`` returns the reason that the attacker receives; ``line`` is the audit's, "" if the same."""
 
     name: str
     try_it: Callable[[Attacker], str]
-    heard: str
+    reason: str
     line: str = ""
 
 
@@ -282,9 +282,9 @@ def attacker(server: Server, network: Network, tmp_path: Path) -> Attacker:
 @pytest.mark.parametrize(
     "attack", [*REQUESTS, *DOORS, *ATTACHES, *IN_THE_HANDSHAKE], ids=lambda attack: attack.name
 )
-def test_it_is_refused_and_written_down(attacker: Attacker, attack: Attack) -> None:
-    assert attack.try_it(attacker) == attack.heard
-    attacker.wait_line(attack.line or attack.heard)
+def test_an_attack_is_refused_and_audited(attacker: Attacker, attack: Attack) -> None:
+    assert attack.try_it(attacker) == attack.reason
+    attacker.wait_line(attack.line or attack.reason)
 
 
 def test_a_stolen_session_is_of_no_use(attacker: Attacker) -> None:
@@ -297,8 +297,8 @@ def test_a_stolen_session_is_of_no_use(attacker: Attacker) -> None:
     assert line["node"] == "thief"
 
 
-def test_without_a_token_it_is_told_how_to_log_in(attacker: Attacker) -> None:
-    """And nothing is written down: clients of HTTP ask without a login first."""
+def test_a_request_without_a_token_gets_the_way_to_log_in(attacker: Attacker) -> None:
+    """The audit has no line, because HTTP clients ask without a login first."""
     answer = attacker.est.post("simpleenroll", attacker.est.make_request("attack", "/CN=shop-1"))
     assert (answer.status, answer.reason) == (401, "token_wrong")
     assert answer.headers["www-authenticate"].startswith("Basic ")
@@ -315,9 +315,9 @@ def test_a_man_in_the_middle_learns_no_token(
         refused = home("between").try_join(middle.address, token)
     assert refused.returncode != 0
     assert ("does not know the root" if own_roots else "issued by") in refused.stdout, refused.stdout
-    assert b"cacerts" in middle.heard, "it was in between"
-    assert b"authorization" not in bytes(middle.heard).lower()
-    assert token.encode() not in bytes(middle.heard)
+    assert b"cacerts" in middle.received, "it was in between"
+    assert b"authorization" not in bytes(middle.received).lower()
+    assert token.encode() not in bytes(middle.received)
     assert home("between", 2).try_join(server, token).returncode == 0, "and the token is whole"
 
 

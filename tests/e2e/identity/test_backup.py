@@ -1,4 +1,4 @@
-"""One file brings a server back on an empty machine, and nobody has to go to the nodes."""
+"""One file restores a server on an empty machine, without any work at the nodes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _echoes(server: Server, node: str) -> bool:
 
 @pytest.fixture
 def nodes(server: Server, home: HomeMaker) -> list[Home]:
-    """One of them is thrown out."""
+    """Return nodes, one of which is revoked."""
     made = [home(node) for node in ("early", "out", "late")]
     for one in made[:2]:
         one.join(server, server.token(one.node), *ALLOW)
@@ -43,7 +43,7 @@ def test_agents_come_back_to_a_server_that_was_restored_elsewhere(
     server: Server, nodes: list[Home], tmp_path: Path
 ) -> None:
     early, out, late = nodes
-    open_token = server.token("late")  # another than it joins with
+    open_token = server.token("late")  # another name than the one it joins with
     user = server.issue_user("kim", tmp_path / "kim.pem")
     with server.connect_tls(f"early:{ECHO}", user) as stream:
         server.command_line("backup", str(tmp_path / "qanat.tar"))  # the server runs, and so do streams

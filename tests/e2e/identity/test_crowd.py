@@ -1,6 +1,6 @@
-"""A whole fleet joins in one moment, and renews in one: nobody fails, and who works beside it hardly notices.
+"""A whole fleet joins at one moment, and renews at one: no node fails, and other users hardly notice.
 
-The crowd has one processor, all else another: server, an agent, its echo, and whoever measures it.
+The crowd has one processor. The server, an agent, its echo, and the measuring program have the other.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RESUMED = 'qanat_attaches_total{outcome="resumed"}'
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, Any]:
-    """Few at once, so that many are told to come back."""
+    """Few at once, so that many get a time to retry."""
     return {"identity": {"max_enrolments": 12}}
 
 

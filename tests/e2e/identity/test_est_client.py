@@ -1,4 +1,4 @@
-"""An EST client that is none of ours gets certificates, and openssl agrees about all of them."""
+"""A foreign EST client gets certificates, and openssl accepts all of them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_curl_enrols_and_renews_as_the_rfc_has_it(server: Server, client: EstCli
 
 
 def test_the_first_contact_finds_the_root_by_its_pin(server: Server, client: EstClient) -> None:
-    """RFC 7030, section 4.1.1: what came unproven is held against what is known otherwise."""
+    """RFC 7030, section 4.1.1: an unverified answer is compared with what is known from elsewhere."""
     shown = client.blocks(client.certificates(client.curl("cacerts", "--insecure")))
     told = {one["root_pin"] for one in server.ask("/api/v1/admin/ca")["generations"]}
     assert told & {_pin(client, one) for one in shown}
@@ -79,13 +79,13 @@ def test_openssl_verifies_our_chains_and_usages(server: Server, client: EstClien
 
 
 def _verify(client: EstClient, certificate: Path, *options: str) -> str:
-    """openssl's verdict; it takes the intermediate from ``cacerts`` and believes the root alone."""
+    """Return openssl's verdict, with the intermediate from ``cacerts`` and the root as the only trust."""
     chain = ["-CAfile", str(client.roots), "-untrusted", str(client.folder / "cacerts.pem"), "-x509_strict"]
     return client.openssl("verify", *chain, *options, str(certificate), check=False)
 
 
 @pytest.mark.parametrize(("port", "protocol"), [(HTTPS_PORT, "http/1.1"), (AGENTS_PORT, "h2")])
-def test_s_client_believes_the_server(server: Server, client: EstClient, port: int, protocol: str) -> None:
+def test_s_client_verifies_the_server(server: Server, client: EstClient, port: int, protocol: str) -> None:
     said = client.openssl(
         *("s_client", "-connect", f"{server.address}:{port}", "-CAfile", str(client.roots), "-tls1_3"),
         *("-verify_return_error", "-verify_ip", server.address, "-x509_strict", "-alpn", protocol),
@@ -100,7 +100,7 @@ def test_s_client_believes_the_server(server: Server, client: EstClient, port: i
     assert re.search(r"^ 1 s:", said, re.MULTILINE), "and its issuer is sent along"
 
 
-def test_what_the_foreign_client_got_carries_a_real_agent(
+def test_the_foreign_clients_certificate_works_for_a_real_agent(
     server: Server, client: EstClient, home: HomeMaker
 ) -> None:
     node = "est-agent"

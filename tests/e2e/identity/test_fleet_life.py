@@ -1,6 +1,6 @@
-"""The life of a fleet in minutes: certificates of one minute, a new root, a server that restarts and dies.
+"""The life of a fleet in minutes: certificates of one minute, a new root, server restarts and kills.
 
-Streams to every node run all along, and none ends but with the server that carries it.
+Streams to every node run all along, and each ends only with the server that carries it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _wait_all_attached(server: Server, names: list[str]) -> None:
     wait_until(attached, "all nodes to be attached", deadline_seconds=ALL_BACK_SECONDS)
 
 
-def test_nobody_notices(server: Server, fleet: list[str], long: bool) -> None:
+def test_no_stream_notices(server: Server, fleet: list[str], long: bool) -> None:
     began, deaths, rotations = time.monotonic(), 0, 0
     ends = began + (LONG_SECONDS if long else SECONDS)
     pulses = Pulses(server, fleet)
@@ -133,7 +133,7 @@ def _step(server: Server, step: str, pulses: Pulses) -> None:
 
 
 def _issue_operator_anew(server: Server) -> None:
-    """A bundle made by hand is not renewed by itself: a new one, and the old one is revoked."""
+    """Issue the bundle made by hand again, because it is not renewed, and revoke the old one."""
     issued = server.ask("/api/v1/admin/certificates?role=user")["certificates"]
     old = [one for one in issued if not one.get("revoked")]
     server.user_bundle.unlink(missing_ok=True)
@@ -143,7 +143,7 @@ def _issue_operator_anew(server: Server) -> None:
 
 
 def _wait_ready_for(server: Server, step: str, pulses: Pulses) -> None:
-    """Until ``ca show`` says that nobody would be cut off."""
+    """Wait until ``ca show`` reports that a step would end no access."""
     shown: dict[str, Any] = {}
 
     def ready() -> bool:
@@ -157,7 +157,7 @@ def _wait_ready_for(server: Server, step: str, pulses: Pulses) -> None:
 
 
 def _wait_renewed(server: Server, names: list[str], pulses: Pulses) -> None:
-    """Until each has renewed once more, which only what it was told of the new root can have let it do."""
+    """Wait until each agent has renewed once more, which needs the new root that the server sent."""
     last = _last_renewals(server, pulses)
 
     def renewed() -> bool:
@@ -174,7 +174,7 @@ def _last_renewals(server: Server, pulses: Pulses) -> dict[str, int]:
 
 
 def _looked_at(server: Server, what: str, pulses: Pulses) -> dict[str, Any]:
-    """An answer for administrators, now and then; meanwhile no stream may break."""
+    """Send an administrator's request now and then, while no stream may break."""
     time.sleep(1)
     pulses.check()
     answer: dict[str, Any] = server.ask(f"/api/v1/admin/{what}")
@@ -182,7 +182,7 @@ def _looked_at(server: Server, what: str, pulses: Pulses) -> dict[str, Any]:
 
 
 def _die(server: Server, names: list[str], *, kill: bool) -> None:
-    """The server goes, gently or not, and comes back; and so do all nodes."""
+    """Stop or kill the server, start it again, and wait for all nodes."""
     if kill:
         server.process.kill()
         server.start()

@@ -1,4 +1,4 @@
-"""``qanat-agent join`` as a new user meets it: what went wrong, what helps, and then the same line works."""
+"""``qanat-agent join`` as a new user meets it: each failure, its remedy, and then the same line works."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _uses(server: Server, node: str) -> int:
 
 
 def _fails(done: subprocess.CompletedProcess[str], code: int, cause: str, cure: str) -> None:
-    """Both are told at the step that failed, and nothing looks like a fault of ours."""
+    """Check that the failed step has cause and cure, and that nothing looks like an internal error."""
     assert done.returncode == code, f"{done.returncode}: {done.stdout}{done.stderr}"
     failed = done.stdout.partition("FAIL")[2]
     assert re.search(cause, failed), done.stdout
@@ -194,7 +194,7 @@ def _alternating(signals: list[signal.Signals]) -> list[tuple[str, signal.Signal
 def _interrupted(
     machine: Home, server: Server, token: str, step: str, number: signal.Signals
 ) -> tuple[str, str]:
-    """Output and errors of a join that gets a signal as soon as it has told of ``step``."""
+    """Return output and errors of a join that gets a signal as soon as it has printed ``step``."""
     process = subprocess.Popen(  # noqa: S603 - our own command
         machine.namespace.argv(machine.joining(server, *ALLOW)),
         stdin=subprocess.PIPE,

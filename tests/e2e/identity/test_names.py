@@ -1,4 +1,4 @@
-"""A server whose name stands in the hosts file alone, and a DNS that says nothing, as many plants have it."""
+"""A server whose name is in the hosts file alone, and a DNS that does not answer, as in many plants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.processes.site import ECHO, targets
 
 NAME, PROXY = "tunnel_1.plant.test", "proxy.plant.test"
 SILENT_DNS = "10.201.0.53"
-"""Behind the NAT nobody has this address, and what is sent there is dropped."""
+"""An address that no machine behind the NAT has. Packets to it are dropped."""
 _PATIENT_SECONDS = 4.0
 """Far less than the 10 s that glibc waits for this DNS, far more than a join takes."""
 _HIDDEN = 'mount --bind "$0" /etc/hosts && mount --bind "$1" /etc/resolv.conf && shift && exec "$@"'
@@ -78,7 +78,7 @@ def hidden(network: Network, tmp_path: Path, server: Server) -> Iterator[Hidden]
 
 
 def test_dns_is_silent(hidden: Hidden) -> None:
-    """The cure would not be seen if this machine's DNS answered."""
+    """If this machine's DNS answered, the test would not show the cure."""
     began = time.monotonic()
     done = run(*hidden.mounts, "getent", "hosts", "other.plant.test", namespace=hidden.namespace)
     assert done.returncode != 0
@@ -98,7 +98,7 @@ def test_join_check_and_run_go_by_the_hosts_file(server: Server, hidden: Hidden)
 
 
 def test_a_proxy_of_the_hosts_file(server: Server, hidden: Hidden) -> None:
-    """It is the proxy's name that is looked up then, and the server's is the proxy's business."""
+    """The agent looks up the proxy's name, and the proxy looks up the server's."""
     proxy = PlainProxy(hidden.namespace, server.address)
     with proxy.listening():
         hidden.config_file.write_text(f'proxy = "http://{PROXY}:{proxy.port}"\n')

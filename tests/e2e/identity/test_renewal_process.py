@@ -1,4 +1,4 @@
-"""A real agent with certificates of seconds: what is open stays open, and what cannot be renewed ends."""
+"""A real agent with certificates of seconds: open streams stay open, and an agent that cannot renew ends."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def exactly(stream: trio.abc.ReceiveStream, count: int) -> bytes:
     return data
 
 
-async def test_who_is_revoked_is_not_renewed_and_ends_and_a_new_token_brings_it_back(tmp_path: Path) -> None:
+async def test_a_revoked_node_is_not_renewed_and_ends_and_a_new_token_brings_it_back(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_SECONDS), open_cloud(tmp_path, node_life_seconds=LIFE_SECONDS) as cloud:
         edge = machine(tmp_path)
         async with joined_agent(cloud, edge) as agent:
@@ -86,7 +86,7 @@ async def test_who_is_revoked_is_not_renewed_and_ends_and_a_new_token_brings_it_
 
 
 def put_behind_a_link(file: Path) -> Path:
-    """The file moves elsewhere, and a link to it takes its place."""
+    """Move the file, and put a symbolic link to it in its place."""
     real = file.parent.parent / "elsewhere" / "kept.pem"
     real.parent.mkdir()
     file.rename(real)

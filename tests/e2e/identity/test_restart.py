@@ -1,4 +1,4 @@
-"""A server that was started anew: its nodes are known, and what happened is told."""
+"""A restarted server knows its nodes, and shows earlier events."""
 
 from __future__ import annotations
 

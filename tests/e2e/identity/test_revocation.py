@@ -1,4 +1,4 @@
-"""Throwing out while streams run: gone within a second, with the reason, for good; back with a new token."""
+"""Revocation while streams run: ended within a second, with the reason, until a new token is used."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _reasons(server: Server, kind: str, **whom: str) -> list[str | None]:
 
 
 def _wait_audited_end(server: Server, node: str) -> None:
-    """Who is thrown out is written down without anybody's waiting for it."""
+    """Wait for the audit line of an ended session, which the server writes without waiting for it."""
     wait_until(lambda: _reasons(server, "ended", node=node) == ["revoked"], "a line of the end")
 
 
@@ -143,7 +143,7 @@ def test_a_serial_is_one_certificate(server: Server, home: HomeMaker) -> None:
     assert _ends(streams, began) == ["broken"] * STREAMS
     machine.process.wait_log("ended.*revoked", deadline_seconds=2)
     _wait_audited_end(server, "edge-serial")
-    # The name is not revoked, so any token for it will do; the running agent takes the new certificate up.
+    # The name is not revoked, so any token for it is accepted; the running agent uses the new certificate.
     machine.join(server, server.token("", match="edge-ser*"), *ALLOW, "--again")
     assert _serial(machine) != first
     wait_until(lambda: _is_attached(server, "edge-serial"), "the agent to be back", deadline_seconds=30)

@@ -1,6 +1,6 @@
-"""A cluster installed with the code from before the store: kubectl works on, whichever half is newer.
+"""A cluster installed with the code before the store: kubectl works on, whichever half is newer.
 
-Without Kubernetes: ``tests/e2e/compat/test_before_the_store``, with the same code of before.
+Without Kubernetes: ``tests/e2e/compat/test_before_the_store``, with the same older code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class AgentOfBefore(Agent):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Of before, running."""
+    """Run a cluster of the older code."""
     if not is_known():
         pytest.skip(f"needs the history of the repository, back to {COMMIT}: git fetch --unshallow")
     folder = tmp_path_factory.mktemp("kube")

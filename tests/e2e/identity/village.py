@@ -1,8 +1,9 @@
 """Many whole agents in one process: each joins with a token as ``join`` does, then runs as ``run`` does.
 
-``python -m tests.e2e.identity.village HTTPS TARGET FOLDER NAME...`` with the token on standard input. It says
-one line when all have joined, and stays. Only the process is shared, by the renewals as well, which would
-otherwise cost half a second of a processor each: files, sessions and dates are each agent's own.
+``python -m tests.e2e.identity.village HTTPS TARGET FOLDER NAME...`` with the token on standard input. It
+prints one line when all have joined, and keeps running. The agents share only the process, also for
+renewals, which would otherwise cost half a second of a processor each. Each agent has its own files,
+session and dates.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of the link share: one network for all, one installation for each file of tests."""
+"""Fixtures of the link tests: one network for all, one installation for each file of tests."""
 
 from __future__ import annotations
 

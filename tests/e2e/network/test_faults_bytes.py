@@ -1,4 +1,4 @@
-"""Garbage and slow bytes on every port: each such connection ends, and nobody else notices."""
+"""Garbage and slow bytes on every port: each such connection ends, and no other user notices."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ GARBAGE: dict[str, Callable[[], bytes]] = {
     "tls-of-garbage": lambda: b"\x16\x03\x01\x40\x00" + os.urandom(20_000),
     "http2": lambda: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(5_000),
 }
-# gRPC gives a handshake up to ten seconds; our own listeners, as configured here, two.
+# gRPC allows a handshake up to ten seconds; the server's listeners, as configured here, two.
 PATIENCE_SECONDS = 15.0
 
 
@@ -61,7 +61,7 @@ def test_garbage(unharmed: Site, door: str, long: bool) -> None:
 
 
 def test_slow_bytes(unharmed: Site) -> None:
-    """A byte now and then keeps nobody's place: such connections are all closed in time, on every port."""
+    """A byte now and then keeps no place: such connections are all closed in time, on every port."""
     slow = [(door, dial(unharmed)) for door, dial in DOORS.items() for _ in range(10)]
     end = time.monotonic() + PATIENCE_SECONDS
     for turn in itertools.count():

@@ -25,7 +25,7 @@ LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
 @pytest.fixture
 def stranger(unharmed: Site, folder: Path) -> Agent:
-    """An agent at the second edge beside the real one; a test gives it a wrong bundle."""
+    """An agent at the second edge beside the real one. A test gives it a wrong bundle."""
     agent = Agent("edge2", folder / "stranger", unharmed.network.edge(2))
     agent.configure(unharmed.server, allow=[f"localhost:{ECHO}"], ops={"listen": "127.0.0.1:7105"})
     agent.move_ops(7105)
@@ -45,7 +45,7 @@ def _refused_log(site: Site, agent: Agent, pattern: str) -> str:
 
 
 def test_a_node_of_another_authority(unharmed: Site, stranger: Agent) -> None:
-    """It trusts our server, so only the server can refuse it."""
+    """The node trusts the server, so only the server can refuse the node."""
     ours = read_bundle(unharmed.agents["edge2"].bundle)
     theirs = create_authority("qanat.internal").authority.issue(Role.NODE, "edge2")
     bundle = replace(ours, key_pem=theirs.credential.key_pem, chain_pem=theirs.chain_pem)
@@ -54,7 +54,7 @@ def test_a_node_of_another_authority(unharmed: Site, stranger: Agent) -> None:
 
 
 def test_a_server_of_another_authority(unharmed: Site, stranger: Agent) -> None:
-    """The agent's own roots are others, so the agent refuses, and says who issued what it saw."""
+    """The agent has other roots, so the agent refuses, and names the issuer of what it saw."""
     ours = read_bundle(unharmed.agents["edge2"].bundle)
     write_bundle(
         stranger.bundle, replace(ours, roots_pem=create_authority("qanat.internal").authority.roots_pem)
@@ -78,7 +78,7 @@ def test_a_user_as_a_node(unharmed: Site, stranger: Agent) -> None:
 
 
 def test_a_node_of_another_trust_domain(unharmed: Site, stranger: Agent) -> None:
-    """Signed by our own authority all the same: the name alone must be enough to refuse it."""
+    """Signed by the right authority all the same: the name alone must be enough to refuse it."""
     ours = read_bundle(unharmed.agents["edge2"].bundle)
     authority = replace(load_authority(unharmed.server.data_dir / "ca"), trust_domain="elsewhere.example")
     other = authority.issue(Role.NODE, "edge2")
@@ -112,7 +112,7 @@ def test_users_with_wrong_certificates(unharmed: Site, folder: Path) -> None:
 
 
 def _is_refused(site: Site, identity: Path) -> bool:
-    """TLS 1.3 tells a client of its refused certificate only after the client believes to be done."""
+    """In TLS 1.3 a client learns of its refused certificate only after its own handshake is done."""
     try:
         with site.server.connect_tls(f"edge1:{ECHO}", identity) as answer:
             return answer.status in (0, 401)
@@ -136,7 +136,7 @@ def test_tls_1_2_at_the_https_port(unharmed: Site) -> None:
 
 
 def test_tls_1_2_at_the_agents_port(unharmed: Site) -> None:
-    """The handshake fails for the client, and the log says why: asked with curl and a node's certificate."""
+    """The handshake fails for the client, and the log has the cause: with curl and a node's certificate."""
     bundle = str(unharmed.agents["edge2"].bundle)
     argv = [
         tools.path_of("curl"),

@@ -1,4 +1,4 @@
-"""A program that runs out of descriptors says so, keeps what it has, and recovers."""
+"""A program that runs out of descriptors logs that, keeps its streams, and recovers."""
 
 from __future__ import annotations
 

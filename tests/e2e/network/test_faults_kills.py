@@ -1,4 +1,4 @@
-"""kill -9 of each program while streams run: everybody learns of it, and the next request works."""
+"""kill -9 of each program while streams run: each peer learns of it, and the next request works."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_the_agent_is_killed_and_started_again_and_again(unharmed: Site, long: b
 
 
 def test_an_agent_that_stands_still_is_found_out(unharmed: Site) -> None:
-    """SIGSTOP: the kernel still acknowledges every byte; only the end-to-end ping can tell."""
+    """SIGSTOP: the kernel still acknowledges every byte; only the end-to-end ping detects it."""
     [answer] = _open(unharmed, ECHO, 1)
     unharmed.agent.process.pause()
     try:
@@ -133,7 +133,7 @@ def test_a_server_that_stands_still_is_found_out(unharmed: Site) -> None:
 
 @pytest.mark.parametrize("side", ["server", "agent"])
 def test_sigterm_lets_a_stream_finish(unharmed: Site, side: str) -> None:
-    """It has ``drain_seconds`` for that; who is not finished then is reset, and the exit code is 0."""
+    """A stream has ``drain_seconds`` to finish; then it is reset, and the exit code is 0."""
     program = unharmed.server if side == "server" else unharmed.agent
     [running, stuck] = _open(unharmed, ECHO, 2)
     codes: list[int] = []

@@ -1,4 +1,4 @@
-"""Users of every kind come and go while faults happen in random order; afterwards nothing is left over."""
+"""Users of every kind come and go while faults happen in random order. At the end nothing is left over."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_USERS = 60
 
 
 class Crowd:
-    """Users that come and go as the dice say. A fault may hit each of them: only the end must be clean."""
+    """Users that come and go at random. A fault may hit each of them: only the end must be clean."""
 
     def __init__(self, site: Site, dice: random.Random) -> None:
         self.site = site
@@ -42,7 +42,7 @@ class Crowd:
         self.dice.choice((answer.abort, answer.socket.close))()
 
     def step(self) -> None:
-        """One thing that some user does."""
+        """Do one random act of a user."""
         if not self.answers or (len(self.answers) < MAX_USERS and self.dice.random() < 0.3):
             move: Callable[[], None] = self.come
         else:
@@ -54,7 +54,7 @@ class Crowd:
 
 
 def _faults(site: Site) -> list[tuple[Callable[[], None], Callable[[], None]]]:
-    """Each with what takes it back; what was killed is started again by ``recover``."""
+    """Return each fault with its repair; ``recover`` starts killed programs again."""
     agent, network = site.agent.process, site.network
     return [
         (agent.pause, agent.resume),

@@ -1,4 +1,4 @@
-"""The network between edge and cloud fails: NAT forgets, packets vanish, a twin appears."""
+"""The network between edge and cloud fails: NAT drops its state, packets are lost, a second agent appears."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _refusal(site: Site) -> str:
 
 
 def test_the_other_edge_notices_nothing(unharmed: Site) -> None:
-    """Both edges have the same addresses; what befalls one must not touch the other."""
+    """Both edges have the same addresses; a fault of one must not affect the other."""
     before = unharmed.agents["edge2"].metric("qanat_session_ends_total")
     unharmed.network.cut(1)
     try:
@@ -69,7 +69,7 @@ def twin(unharmed: Site) -> Agent:
 
 
 def test_a_second_agent_with_the_same_identity(unharmed: Site, twin: Agent) -> None:
-    """The newest wins at once, requests go on, and the two do not evict each other without pause."""
+    """The newest wins at once, requests continue, and the two do not evict each other all the time."""
     elsewhere = targets("twin-targets", unharmed.network.edge(2), unharmed.folder)
     elsewhere.start()
     try:
@@ -84,5 +84,5 @@ def test_a_second_agent_with_the_same_identity(unharmed: Site, twin: Agent) -> N
     finally:
         twin.process.kill()
         elsewhere.kill()
-    # The first one, which saw that two are alive, was told to ask again in a minute.
+    # The first one, which saw that two are alive, got a time to retry in a minute.
     unharmed.wait_request(deadline_seconds=90)

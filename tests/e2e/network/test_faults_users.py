@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module", autouse=True)
 def patient_agent(site: Site) -> None:
-    """Dials may take long at the first edge, so that what ends them early is seen."""
+    """Run an agent whose dials may take long, so that the test sees what ends them early."""
     site.network.swallow(1, NOWHERE)
     allow = [f"localhost:{ECHO}-{GREET}", f"{NOWHERE}:80"]
     site.agent.configure(site.server, allow=allow, dial_timeout_seconds=5, session={"retry_max_seconds": 2})
@@ -38,7 +38,7 @@ def _dials_under_way(site: Site) -> int:
 def test_a_user_leaves_during_the_dial(unharmed: Site) -> None:
     answers = [_connect_nowhere(unharmed) for _ in range(10)]
     wait_until(lambda: _dials_under_way(unharmed) == 10, "the dials")
-    # A close without a reset looks like the mere end of input (`nc -N`), so only a reset is noticed.
+    # A close without a reset looks like the end of input (`nc -N`), so only a reset is detected.
     for answer in answers:
         answer.abort()
     # Well before the dials' own deadline.
@@ -56,8 +56,8 @@ def test_a_target_that_never_answers_the_dial(unharmed: Site) -> None:
     assert 4 < time.monotonic() - before < 8
 
 
-def test_a_target_that_never_says_a_word(unharmed: Site) -> None:
-    """That is no fault: the stream stays until the user leaves, and then the target's side ends too."""
+def test_a_target_that_never_sends_a_byte(unharmed: Site) -> None:
+    """This is no fault: the stream stays until the user leaves, and then the target's side ends too."""
     with unharmed.server.connect(f"edge1:{SILENT}") as answer:
         answer.socket.sendall(b"is anybody there?")
         answer.socket.settimeout(1.5)
@@ -67,7 +67,7 @@ def test_a_target_that_never_says_a_word(unharmed: Site) -> None:
     unharmed.wait_settled(deadline_seconds=3)
 
 
-def test_a_target_that_speaks_first(unharmed: Site) -> None:
+def test_a_target_that_sends_first(unharmed: Site) -> None:
     with unharmed.server.connect(f"edge1:{GREET}") as answer:
         assert clients.receive_exactly(answer.socket, len(GREETING)) == GREETING
 

@@ -1,4 +1,4 @@
-"""A real API server reaches real kubelets through us: two nodes behind NAT with the SAME addresses."""
+"""A real API server reaches real kubelets through Qanat: two nodes behind NAT with the SAME addresses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.support.cluster.cluster import KUBELET, NODES, Cluster, running_cluster
 from tests.support.processes.waiting import wait_until
 
-# A node that the API server knows and we do not.
+# A node that the API server knows and Qanat does not.
 STRANGER = """
 apiVersion: v1
 kind: Node
@@ -29,7 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module", params=["http-uds", "http-tcp"])
 def mode(cluster: Cluster, request: pytest.FixtureRequest) -> str:
-    """How the API server comes in to us; its tests stand together, as each change is a restart."""
+    """The way in which the API server connects. Its tests run together, because each change is a restart."""
     cluster.bed.switch(request.param)
     return str(request.param)
 
@@ -100,8 +100,8 @@ def test_kubectl_works_again_after_the_agent_came_back(cluster: Cluster) -> None
 
 
 def _refusal(cluster: Cluster, *operation: str) -> str:
-    """What kubectl says on standard error, which must not take long."""
-    cluster.bed.kubectl("version")  # reads its caches once, so that what is measured is the tunnel
+    """Return kubectl's message on standard error, which must come quickly."""
+    cluster.bed.kubectl("version")  # reads its caches once, so that the test measures the tunnel
     done, seconds = cluster.bed.kubectl_seconds(*operation)
     assert done.returncode != 0, done.stdout
     assert seconds < SENTENCE_SECONDS, f"{seconds:.2f} s until: {done.stderr}"

@@ -1,4 +1,4 @@
-"""The watcher of the way to the server, in a network whose routes really change."""
+"""The watcher of the route to the server, in a network whose routes really change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def edge() -> Iterator[Namespace]:
 
 
 class Watch:
-    """A watcher that runs inside ``edge`` and what it told."""
+    """A watcher that runs inside ``edge``, with its reports."""
 
     def __init__(self, edge: Namespace) -> None:
         self.edge = edge
@@ -74,7 +74,7 @@ async def test_a_rule_alone_changes_the_way(watch: Watch) -> None:
     assert await watch.after("rule add to 10.201.0.0/24 lookup 77") == 1
 
 
-async def test_a_link_that_goes_is_told_when_it_is_back(watch: Watch) -> None:
+async def test_a_lost_route_is_reported_when_it_returns(watch: Watch) -> None:
     assert await watch.after("link set eth0 down") == 0
     assert await watch.after("link set eth0 up", "route add default via 192.168.1.1") == 1
 
@@ -86,4 +86,4 @@ async def test_a_hundred_pods_that_come_and_go_are_nothing(watch: Watch) -> None
     raised = [f"link set pod{i} up" for i in pairs]
     assert await watch.after(*made, *named, *raised) == 0
     assert await watch.after(*(f"link del pod{i}" for i in pairs)) == 0
-    assert await watch.after("route replace default via 192.168.1.2") == 1  # and it still hears
+    assert await watch.after("route replace default via 192.168.1.2") == 1  # and it still receives messages

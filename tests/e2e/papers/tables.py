@@ -1,4 +1,4 @@
-"""What the walk adds to the papers and what it leaves out. There is nothing beside these tables."""
+"""The steps that the walk adds to the documents, and the blocks that it skips. These tables are complete."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ PAPERS_ELSEWHERE = {
     "docs/commands.md": "tests/core/cli/test_manual.py",
     "docker/README.md": "tests/e2e/containers",
 }
-"""Papers that another suite covers as a whole."""
+"""Documents that another suite covers as a whole."""
 
 SECTIONS = {
     "docs/operate.md": (
         *("Dashboards", "SSH", "Any TCP", "curl and other CONNECT clients"),
-        *("Who is there", "Completion and manual pages"),
+        *("Nodes, sessions and streams", "Completion and manual pages"),
     ),
 }
-"""Papers of which these sections alone are walked."""
+"""Documents of which only these sections are walked."""
 
 TOKEN = re.compile(r"\bqanat1_[\w.*-]+")
-"""The word TOKEN in a block stands for what an earlier block printed last."""
+"""TOKEN in a block stands for the token that an earlier block printed last."""
 
 ANSWERS = {"service uninstall --purge": "y\n", "node revoke edge1\n": "y\n"}
 """Blocks that ask are typed at a terminal, with this answer."""
 
 RUNS_ON = re.compile(r"ssh -(N -)?L |qanat forward |qanat events \S+ -f|qanat nodes --watch")
-"""Commands that end with Ctrl-C: each runs on in a terminal of its own until the paper is at its end."""
+"""Commands that end with Ctrl-C. Each runs in a terminal of its own until the document is at its end."""
 
 CARRIED = {
     "ln -s /opt/qanat/bin/qanat-agent": ("in a checkout", "dist/qanat-*.whl"),
     "install -D -m 0600 edge1.pem": ("on the server", "edge1.pem"),
 }
-"""What somebody carries to the machine of a block, by hand and before it: from where, which file."""
+"""Files that a person carries to the machine of a block before it: from which machine, which file."""
 
 UPGRADE = "pip install --upgrade"
-"""Before a block with this the newer wheel takes the place of the old one, as the text says."""
+"""Before a block with this text the newer wheel replaces the old one, as the document says."""
 
 RESTARTED = {
     "/etc/qanat/server.toml": "qanat-server service install",
     "/etc/qanat/agent.toml": "qanat-agent service install",
 }
-"""What makes a program read a file that was changed; the prose around each file says so."""
+"""The command that makes a program read a changed file; the document says so beside each file."""
 
 ALLOWED = ("localhost:22", "localhost:2222", "localhost:1883", "localhost:5432", "localhost:8080")
-"""What the node has to allow for the examples of docs/operate.md, which say so or take it for granted."""
+"""The targets that the node must allow for the examples of docs/operate.md."""

@@ -1,4 +1,4 @@
-"""The papers, walked as they stand, on a server, a node and two laptops, each behind a NAT but the server."""
+"""The documents, executed as written, on a server, a node and two laptops, all but the server behind NAT."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_both_come_back_after_a_reboot(walk: Walk) -> None:
 
 
 def test_a_colleague_comes_in_and_is_shut_out(walk: Walk) -> None:
-    """The laptop's own block with another name, and the two commands that the README says of a colleague."""
+    """The laptop's block with another name, and the README's two commands for a colleague."""
     inline = re.findall(r"`(qanat-server user \w+ robin|qanat-server issue user robin)`", README.read_text())
     issue, revoke = inline
     walk.carry(CHECKOUT, "dist/qanat-*.whl", COLLEAGUE.machine)
@@ -88,7 +88,7 @@ def test_a_colleague_comes_in_and_is_shut_out(walk: Walk) -> None:
     assert_attached(walk.commands(LAPTOP, "qanat nodes"))
 
 
-def test_what_the_operator_does(walk: Walk) -> None:
+def test_the_operators_page(walk: Walk) -> None:
     walk.edit("on the node", "/etc/qanat/agent.toml", {"allow": list(tables.ALLOWED)})
     walk.commands(LAPTOP, "echo image >image.tar")
     walk.paper("docs/operate.md")
@@ -99,7 +99,7 @@ def test_what_the_operator_does(walk: Walk) -> None:
 
 
 def test_the_installation_page(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Upgrade and uninstall included: at the end nothing is left on server and node."""
+    """This includes upgrade and uninstall: at the end nothing is left on server and node."""
     newer = build_wheel(NEW, tmp_path_factory.mktemp("wheel"))
     with built_world(root, tmp_path_factory.mktemp("world")) as world:
         walk = Walk(world, newer)

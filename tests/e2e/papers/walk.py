@@ -1,4 +1,4 @@
-"""Walks a paper: each block on its machine, as its user, as it stands."""
+"""Execute a document as written: each block on its machine, as its user."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def covered_by(block: Block) -> str | None:
 
 
 class Walk:
-    """Goes through papers in a world. ``newer`` is the wheel that an upgrade installs."""
+    """A walk through documents in a world. ``newer`` is the wheel that an upgrade installs."""
 
     def __init__(self, world: World, newer: Path | None = None) -> None:
         self.world = world
@@ -43,7 +43,7 @@ class Walk:
         self._token = ""
 
     def paper(self, paper: str) -> None:
-        """Every block in document order. What runs on is ended, and has to run until then."""
+        """Execute every block in document order. Commands that run until Ctrl-C are ended after it."""
         for block in walked_blocks(paper):
             try:
                 self.shown[block] = self.block(block)

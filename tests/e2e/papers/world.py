@@ -1,7 +1,7 @@
-"""Four Debian machines as the papers see them: a server in the cloud, and the others behind a NAT each.
+"""Four Debian machines that the documents need: a server in the cloud, and the others behind a NAT each.
 
-Each is a fresh Debian with systemd as process 1. All lie over one root, and what each writes is its own.
-The root has ``PACKAGES``, and a folder from which pip takes every wheel, so the walk needs no index. The user
+Each is a fresh Debian with systemd as process 1. All share one root, and each keeps what it writes.
+The root has ``PACKAGES``, and a folder with every wheel for pip, so the walk needs no index. The user
 of each laptop has an ssh key that the other machines accept.
 """
 
@@ -74,7 +74,7 @@ class Machine:
     running: list[Process] = field(default_factory=list)
 
     def typed(self, user: str, script: str, *, answer: str = "", deadline_seconds: float = 180) -> str:
-        """What a user sees of lines that he types after a login; a line that fails fails the test."""
+        """Return what a user sees who types lines after a login. A line that fails fails the test."""
         done = self.try_typed(user, script, answer=answer, deadline_seconds=deadline_seconds)
         shown = done.stdout + done.stderr
         assert done.returncode == 0, (
@@ -85,7 +85,7 @@ class Machine:
     def try_typed(
         self, user: str, script: str, *, answer: str = "", deadline_seconds: float = 180
     ) -> subprocess.CompletedProcess[str]:
-        """The same, whatever comes of it. ``answer`` is typed at a terminal when a program asks."""
+        """Like ``typed``, but a failure is allowed. ``answer`` is typed at a terminal when a program asks."""
         login = self._login(user, script)
         if answer:
             login = ["script", "--quiet", "--return", "--command", shlex.join(login), "/dev/null"]
@@ -212,7 +212,7 @@ def _write_targets(upper: Path) -> None:
 
 
 def stop(machine: Machine) -> None:
-    """End what runs on."""
+    """End the running commands."""
     while machine.running:
         process = machine.running.pop()
         if process.running:

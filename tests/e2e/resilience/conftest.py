@@ -1,4 +1,4 @@
-"""What the tests of surviving share: one emulated network, and one installation for each file of tests."""
+"""Fixtures of the resilience tests: one emulated network, and one installation for each file of tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.processes.site import Site
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What counts for minutes beside the others is asked for last."""
+    """Run the tests last whose counting takes minutes beside the others."""
     items.sort(key=lambda item: item.path.name == "test_idle.py")
 
 
@@ -32,7 +32,7 @@ def network() -> Iterator[Emulated]:
 def idle_counts(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, long: bool
 ) -> Iterator[Mapping[str, Future[Count]]]:
-    """By profile. Begun before the first test: counting takes minutes, and disturbs nobody."""
+    """The counts by profile. They start before the first test, because counting takes minutes."""
     if not any(item.originalname == "test_idle_bytes" for item in _functions(request)):
         yield {}
         return

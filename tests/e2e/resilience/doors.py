@@ -1,4 +1,4 @@
-"""The tunnel as a function that opens connections, as the measurements of ``bench`` want it."""
+"""Functions that open connections through the tunnel, as the measurements of ``bench`` need them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.processes.site import Site
 
 
 def dial_to(site: Site, port: int) -> Dial:
-    """To a port of the first edge, through the unix socket of the server."""
+    """Return a function that dials a port of the first edge, through the server's unix socket."""
 
     def connect(*, receive_bytes: int = 0) -> socket.socket:
         answer = site.server.connect(f"edge1:{port}", timeout_seconds=60)

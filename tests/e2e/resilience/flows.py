@@ -1,7 +1,7 @@
-"""Streams that go on in threads while the link is harmed: what each moved, when, and whether it was right.
+"""Streams in threads during faults of the link: what each moved, when, and whether it was right.
 
-All three end at ``finish``, which raises what went wrong. Progress is what arrived at the far end, not
-what a sender could put into a buffer.
+All three end at ``finish``, which raises the first fault. Progress counts bytes that arrived at the far
+end, not bytes in a sender's buffer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.processes.waiting import wait_until
 
 _ECHO_BYTES = 64
 _PATIENCE_SECONDS = 150.0
-"""Longer than the grace: that a stream ends is for the product to say."""
+"""Longer than the grace, so that the product decides when a stream ends."""
 
 
 class Flow:
@@ -66,7 +66,7 @@ class Flow:
     def _guarded(self) -> None:
         try:
             self.run()
-        except BaseException as error:  # raised by who waits for the thread
+        except BaseException as error:  # raised by the caller that waits for the thread
             self.failure = error
 
     def _note_arrival(self, length: int) -> None:
@@ -128,7 +128,7 @@ class Upload(Flow):
 
     def _receive(self) -> None:
         digest = hashlib.sha256()
-        with contextlib.suppress(OSError):  # the user is told by its own end of the stream
+        with contextlib.suppress(OSError):  # the user learns it from its own end of the stream
             end, _ = self._listener.accept()
             with end:
                 while data := end.recv(1 << 20):

@@ -1,4 +1,4 @@
-"""Counts what an idle agent costs on a link of its own, while other tests run on theirs."""
+"""Count the traffic of an idle agent on a link of its own, while other tests run on theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An installation as the documentation describes it: nothing is set to be impatient."""
+"""An installation as the documentation describes it, with no shortened times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many connections there are between agent and server, and what lies in the queues of dead ones."""
+"""The number of connections between agent and server, and the bytes in the queues of dead ones."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from tests.support.processes.site import ECHO, SOURCE, Site
 
 ECHO_PORT, SOURCE_PORT = 7900, 7901
 GRACE_SECONDS = 10
-# The loss is noticed that long after the cut, at the most: a ping each second, late after another.
+# The most that detection of the loss takes after the cut: a ping each second, and one late answer.
 NOTICED_SECONDS = 3
-# The grace counts from when the link was last heard, and it is heard each second while it is used.
+# The grace counts from the last received byte, and bytes arrive each second while the link is used.
 HEARD_SECONDS = 1.5
 TOLD_SECONDS = 2
 

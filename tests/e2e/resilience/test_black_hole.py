@@ -1,4 +1,4 @@
-"""The path swallows everything for ten seconds, and comes back: so do the streams."""
+"""The path drops every packet for ten seconds, and recovers. The streams recover, too."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_streams_go_on_when_the_path_is_back(
 
 @pytest.mark.parametrize("cut_seconds", [0.3, 3])
 def test_a_short_cut_leaves_one_connection(whole: Site, net: Emulated, cut_seconds: float) -> None:
-    """Attempts that were begun beside the old connection, and their send queues, are gone soon after."""
+    """Attempts beside the old connection, and their send queues, are gone soon after."""
     net.set(rate=20 * MBIT, delay_seconds=0.025, queue_seconds=0.1)
     with running(Echo(whole), Download(whole, TOTAL)) as flows:
         back = net.cut_for(cut_seconds)

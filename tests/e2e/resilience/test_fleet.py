@@ -1,4 +1,4 @@
-"""A whole fleet loses its link in one instant, with a thousand streams open: all of it comes back."""
+"""A whole fleet loses its link at one moment, with a thousand streams open. All of it recovers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_all_sessions_resume(
     resumed = _resumptions(site)
     users = [_opened(site, name) for name in fleet for _ in range(STREAMS_OF_EACH)]
     back = net.cut_for(CUT_SECONDS)
-    net.flush_nat()  # else most connections outlive the cut by themselves
+    net.flush_nat()  # otherwise most connections outlive the cut
     for user in users:
         user.sendall(WORD)
     for user in users:

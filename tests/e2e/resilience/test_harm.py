@@ -1,4 +1,4 @@
-"""The connection under the session is destroyed in every way that networks have: its streams go on."""
+"""The connection under the session breaks in every way that networks break it. The streams continue."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_streams_go_on(whole: Site, net: Emulated, harm: str) -> None:
     with running(Echo(whole), Download(whole, 10 * MIB), Upload(whole, 10 * MIB)) as flows:
         harmed_at = time.monotonic()
         HARMS[harm](net)
-        # Well after what was on its way at the moment of harm.
+        # Well after the bytes that were on their way at the moment of harm.
         for flow in flows:
             flow.wait_arrival(harmed_at + 0.3, deadline_seconds=10)
         wait_one_connection(net)
@@ -67,10 +67,10 @@ def test_a_link_that_is_cut_again_and_again(
 def _cut(net: Emulated, dice: random.Random, flows: tuple[Flow, ...]) -> None:
     back = net.cut_for(dice.uniform(0.05, 2.5))
     if dice.random() < 0.4:
-        net.flush_nat()  # else TCP itself may outlive the cut, and we would prove nothing
+        net.flush_nat()  # otherwise TCP itself may outlive the cut, and the test would prove nothing
     # The echoes show it; the transfers may have come to their end.
     flows[-1].wait_arrival(back, deadline_seconds=15)
-    time.sleep(dice.uniform(0.1, 1.0))  # how long the link lives this time
+    time.sleep(dice.uniform(0.1, 1.0))  # how long the link works this time
 
 
 def _resident_bytes(site: Site) -> dict[str, int]:

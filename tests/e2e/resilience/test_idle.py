@@ -1,4 +1,4 @@
-"""What an agent costs that nobody uses: IP bytes on its link, both directions, for each hour."""
+"""The cost of an agent without users: IP bytes on its link, both directions, for each hour."""
 
 from __future__ import annotations
 

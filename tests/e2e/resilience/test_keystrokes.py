@@ -1,8 +1,8 @@
 """A shell stays quick while the link is full: keys are timed beside bulk in both directions.
 
-What counts is how much longer a key takes than the round trip of the empty link. The floors are asked
-with ``--long``, on a machine that does nothing else; ``python -m bench keystrokes`` has the figures. The
-short form asks what a busy machine cannot spoil: without the flight limit a key waits 4 s and 19 s.
+The test measures how much longer a key takes than the round trip of the empty link. ``--long`` checks the
+floors, on an otherwise idle machine; ``python -m bench keystrokes`` has the figures. The short form checks
+only what a busy machine cannot affect: without the congestion controller a key waits 4 s and 19 s.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ def test_keys(whole: Site, net: Emulated, line: str, load: str, queue_seconds: f
 
 @pytest.mark.parametrize("queue_seconds", QUEUES_SECONDS if tools.is_long() else [0.5])
 def test_bulk_holds_its_own_beside_a_foreign_flow(whole: Site, net: Emulated, queue_seconds: float) -> None:
-    # Two flows that go by loss are chaos: with the flight limit off ours had 0.34 to 0.45, as TCP lets it.
+    # Two loss-based flows share chaotically: without the controller Qanat's had 0.34 to 0.45, as TCP lets it.
     found = [_share_beside_another(whole, net, queue_seconds, seconds) for seconds in FOREIGN_SECONDS]
     assert statistics.mean(found) >= FOREIGN_SHARE, found
 
 
 def _share_beside_another(site: Site, net: Emulated, queue_seconds: float, seconds: float) -> float:
-    """Ours has the link, and is to keep its part."""
+    """Return the share of Qanat's flow, which has the link first and must keep its part."""
     line = LINES["20mbit"]
     _attach_over(site, net, line, queue_seconds)
     cloud, edge = open_pair(net)
@@ -79,7 +79,7 @@ def _share_beside_another(site: Site, net: Emulated, queue_seconds: float, secon
 
 
 def _attach_over(site: Site, net: Emulated, line: Line, queue_seconds: float) -> None:
-    """A new connection, because an old one remembers the link it began on."""
+    """Attach over a new connection, because an old one keeps estimates of its first link."""
     net.set(rate=line.rate, delay_seconds=line.delay_seconds, queue_seconds=queue_seconds)
     site.agent.restart()
     site.wait_request()

@@ -1,4 +1,4 @@
-"""What people do with kubectl goes on over whatever befalls the link; beyond the grace it ends hard.
+"""Users of kubectl notice no fault of the link within the grace; beyond the grace their commands end hard.
 
 At the same time: a shell over ``exec``, ``logs -f``, ``cp`` of 64 MiB, and a download of 64 MiB through
 ``port-forward``. The node is behind NAT, and its own kubelet loses its connections as well.
@@ -155,7 +155,7 @@ def around(cluster: Cluster) -> Surroundings:
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_everything_goes_on(
+def test_every_kubectl_command_continues(
     cluster: Cluster, digest: str, around: Surroundings, tmp_path: Path, harm: str
 ) -> None:
     resumed = _resumptions(cluster)

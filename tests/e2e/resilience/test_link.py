@@ -1,4 +1,4 @@
-"""The emulated link is what it claims to be; else nothing measured over it means anything."""
+"""The emulated link has the properties that it claims. Otherwise no measurement over it has a meaning."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_full_queue_delays_by_its_length_and_drops_the_rest(net: Emulated) -> 
 
 @contextlib.contextmanager
 def flood(net: Emulated, rate: float) -> Iterator[None]:
-    """Datagrams from the edge, whatever becomes of them."""
+    """Send datagrams from the edge, whether or not they arrive."""
     with net.cloud.entered():
         receiver = socket.socket(type=socket.SOCK_DGRAM)
     with net.edge.entered():
@@ -126,7 +126,7 @@ def test_a_cut_drops_everything_and_ends_in_time(net: Emulated) -> None:
 
 
 def test_a_slower_link_holds_for_what_waits(net: Emulated) -> None:
-    """What does not fit the smaller queue is lost, and the new delay is there at once."""
+    """Frames that do not fit the smaller queue are lost, and the new delay holds at once."""
     net.set(rate=300 * MBIT, queue_seconds=0.05)
     with bulk(net, "up") as meter:
         wait_until(lambda: meter.bytes > 30 * MBIT, "the flow to be at full speed")
@@ -150,7 +150,7 @@ def _is_quiet(net: Emulated) -> bool:
     return net.counters() == before
 
 
-def test_what_befalls_connections(net: Emulated) -> None:
+def test_faults_of_connections(net: Emulated) -> None:
     for harm in (net.change_address, net.flush_nat):
         cloud, edge = open_pair(net)
         with cloud, edge:

@@ -1,4 +1,4 @@
-"""From a fast network to a thin one in the middle of a download: the shell is there at once.
+"""From a fast network to a slow one in the middle of a download: the shell answers at once.
 
 What a first key takes at best is counted in DESIGN.md. The roam that people make is to another network.
 """
@@ -27,7 +27,7 @@ def thin(net: Emulated) -> None:
 
 
 def to_another_network(net: Emulated) -> None:
-    """What was on its way stays behind with the old one, which is left before the new one is there."""
+    """Change the network. Packets on their way are lost, because the old network ends first."""
     net.cut()
     net.lose_address()
     thin(net)
@@ -36,9 +36,9 @@ def to_another_network(net: Emulated) -> None:
 
 
 def to_another_address(net: Emulated) -> None:
-    """The same link gets thin, the address changes, and half a second of old bytes is in the way.
+    """Make the same link slow and change the address, with half a second of old bytes in the way.
 
-    If the queue has no room for the first packet, TCP says it again after a second.
+    If the queue has no room for the first packet, TCP retransmits it after a second.
     """
     thin(net)
     net.change_address()

@@ -1,4 +1,4 @@
-"""What the kernel says about routes: the one to the server matters, and no other."""
+"""The kernel's route messages: the watcher uses those about the route to the server only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_another_default_route_is_tried_at_once(whole: Site, net: Emulated) -> N
         before = net.dials()
         net.change_route()
         wait_until(lambda: net.dials() > before, "an attempt", deadline_seconds=ATTEMPT_SECONDS)
-        # The new one answers, and the old one is given up though it still worked.
+        # The new carrier answers, and the old one is given up though it still worked.
         wait_one_connection(net)
         assert user.echoes(b"after")
 

@@ -1,4 +1,4 @@
-"""Connections over the emulated link that have nothing to do with the tunnel."""
+"""Connections over the emulated link outside of the tunnel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine with systemd as process 1, in namespaces over this machine's files; what it writes is its own."""
+"""A machine with systemd as process 1, in namespaces over this machine's files. Its writes stay its own."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_a_node_is_installed_and_attaches(machine: SystemdMachine) -> None:
     assert user_of(machine, "qanat-agent") == "qanat-agent"
     assert owner_of(machine, "/var/lib/qanat-agent/node.pem") == "qanat-agent 600"
     machine.run(AGENT, "check")
-    # Renewal writes the bundle anew, in the file system as the sandbox shows it.
+    # A renewal replaces the bundle, in the file system as the sandbox shows it.
     inside = ("nsenter", f"--target={process_of(machine, 'qanat-agent')}", "--mount", "--root")
     renew = (AGENT, "renew", "--config", "/etc/qanat/agent.toml")
     machine.run(*inside, *as_user("qanat-agent"), *renew)
@@ -157,7 +157,7 @@ def test_status_says_what_is(machine: SystemdMachine) -> None:
     assert f"sudo {AGENT} service install" in refused.stderr
 
 
-def test_a_program_that_was_started_by_hand_is_said(machine: SystemdMachine) -> None:
+def test_a_program_that_was_started_by_hand_is_reported(machine: SystemdMachine) -> None:
     machine.run("systemctl", "stop", "qanat-agent")
     machine.run("systemd-run", "--quiet", "--unit=by-hand", AGENT, "run", "--config", "/etc/qanat/agent.toml")
     wait_attached(machine)
@@ -204,7 +204,7 @@ def test_a_kill_is_survived(machine: SystemdMachine) -> None:
     ],
     ids=["wrong", "taken", "in use"],
 )  # fmt: skip
-def test_a_configuration_that_cannot_be_used_is_said(
+def test_a_configuration_that_cannot_be_used_is_reported(
     machine: SystemdMachine, program: str, more: str, code: int, causes: list[str]
 ) -> None:
     place = f"/etc/qanat/{'agent' if program == AGENT else 'server'}.toml"

@@ -1,4 +1,4 @@
-"""What CONNECT authorities and web hosts mean."""
+"""The meaning of CONNECT authorities and web hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What befell the nodes, on its way from the ring to the store."""
+"""Node events on their way from the ring to the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refusals for who somebody is reach the audit, a flood of them as one line a minute."""
+"""Refused identities reach the audit, a flood of them as one line a minute."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Written:
         self.refusals.note("https", source, IdentityError(reason, "no", KIM, "a1"))
 
 
-def test_a_line_says_who_what_and_from_where() -> None:
+def test_a_line_has_caller_act_and_source() -> None:
     written = Written()
     written.refuse("[2001:db8::1]:5")
     [line] = written.lines
@@ -65,7 +65,7 @@ def test_a_flood_is_one_line_and_a_count() -> None:
     assert len(written.lines) == 5  # nothing was left out
 
 
-def test_reasons_and_sources_are_told_apart_up_to_a_bound() -> None:
+def test_reasons_and_sources_are_counted_apart_up_to_a_bound() -> None:
     written = Written()
     written.refuse(reason=Reason.REVOKED)
     written.refuse(reason=Reason.WRONG_ROLE)
@@ -77,7 +77,7 @@ def test_reasons_and_sources_are_told_apart_up_to_a_bound() -> None:
 
 
 @pytest.mark.parametrize("reason", [Reason.HANDSHAKE_FAILED, Reason.CARRIER_LOST, Reason.UNKNOWN_NODE])
-def test_what_says_nothing_of_who_somebody_is_stays_out(reason: Reason) -> None:
+def test_refusals_that_are_not_about_identity_are_not_audited(reason: Reason) -> None:
     written = Written()
     written.refuse(reason=reason)
     assert written.lines == []

@@ -1,4 +1,4 @@
-"""The acts of an administrator over HTTP, and that the socket is the only way to them."""
+"""The administrator's requests over HTTP, which only the admin socket accepts."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_nodes_users_and_serials_are_revoked(tmp_path: Path) -> None:
         ]
 
 
-async def test_the_authority_is_shown_and_rotated_and_the_server_told(tmp_path: Path) -> None:
+async def test_the_authority_is_shown_and_rotated_and_the_server_informed(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
         status, shown = await here.ask("GET", "ca")
         assert (status, shown["state"], shown["next"], shown["trusted"]) == (200, "steady", "add", True)
@@ -176,7 +176,9 @@ async def test_wrong_arguments_are_refused_and_nothing_is_done(
         ("GET", "audit?" + "&".join(f"a{n}=1" for n in range(30)), b"", 400),
     ],
 )
-async def test_what_is_no_act(tmp_path: Path, method: str, path: str, body: bytes, status: int) -> None:
+async def test_unknown_administration_requests(
+    tmp_path: Path, method: str, path: str, body: bytes, status: int
+) -> None:
     async with site(tmp_path) as here:
         found, answer = await here.ask(method, path, body)
         assert (found, answer["reason"] != "internal_error") == (status, True)

@@ -1,4 +1,4 @@
-"""A store that cannot be written: sessions and streams do not notice, and whoever asks is told."""
+"""A store that cannot be written: sessions and streams continue, and the server refuses writing requests."""
 
 from __future__ import annotations
 

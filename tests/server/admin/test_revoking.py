@@ -1,4 +1,4 @@
-"""Revoking beside a running server: a second is all that anybody has left, and a restart changes nothing."""
+"""Revocation beside a running server: access ends within a second, and a restart changes nothing."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_a_revocation_is_taken_back_while_the_server_runs(
         assert [kind for kind in kinds if kind.endswith("revoked")] == ["revoked", "unrevoked"]
 
 
-async def test_a_revoked_node_is_said_to_be_revoked_at_every_entrance(tmp_path: Path) -> None:
+async def test_a_revoked_node_is_reported_as_revoked_at_every_entrance(tmp_path: Path) -> None:
     async with attached(tmp_path) as (site, server, agent):
         assert (await qanat_server(site, "node", "revoke", "edge1", "--yes"))[0] == 0
         await agent.line("ended", reason="revoked")

@@ -1,4 +1,4 @@
-"""A whole rotation beside a running server: sessions and streams go on, all doors go by the new files."""
+"""A whole rotation beside a running server: sessions and streams continue, listeners use the new files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tunnel_core.identity import Role, SpiffeId
 
 
 def leaf_of(folder: Path, role: Role, name: str) -> Leaf:
-    """Issued now, by whoever signs."""
+    """Return a leaf issued now by the current signer."""
     return load_authority(folder / "ca").issue(role, name)
 
 
@@ -64,7 +64,7 @@ def roots_in(file: Path) -> set[bytes]:
 
 
 async def until_roots(file: Path, count: int) -> None:
-    """They are used at once, and written a moment later."""
+    """Wait until the roots are written; they are used at once, and written a moment later."""
     while True:
         if len(roots_in(file)) == count:
             return
@@ -99,10 +99,10 @@ async def test_streams_go_on_through_all_three_steps(tmp_path: Path) -> None:
                 assert await shown_root(site, listener, user) == new_issuer
             assert (await site.ask("GET /api/v1/version", user))[0] == 200
             await say(stream, b"and both are good")
-        # What the agent of before the rotation was told of, at its next attach.
+        # The roots that the older agent received at its next attach.
         async with running(agent_of(site)) as again:
             refused = await again.line("cannot attach")
-            assert refused["reason"] == "carrier_lost"  # it was attached all the time, and never told
+            assert refused["reason"] == "carrier_lost"  # it was attached all the time, and received no roots
         assert roots_in(node) == {old.authority.root_pin}
 
 
@@ -126,7 +126,7 @@ async def test_an_agent_that_attaches_in_between_is_ready_for_the_switch(tmp_pat
             await server.line("node edge1 attached", after=said)
             stream = await site.through()
             await say(stream, b"renewed")
-            await take(site, "retire")  # nobody is cut off, so nobody has to be forced
+            await take(site, "retire")  # no access would end, so no force is needed
             await say(stream, b"retired")
         async with running(agent_of(site)) as agent:
             told = await agent.line("the server told of other roots")
@@ -135,7 +135,7 @@ async def test_an_agent_that_attaches_in_between_is_ready_for_the_switch(tmp_pat
         assert old.authority.root_pin not in roots_in(node)
 
 
-async def test_who_is_cut_off_by_force_goes_at_once_and_stays_out(tmp_path: Path) -> None:
+async def test_a_forced_retirement_ends_access_at_once_and_for_good(tmp_path: Path) -> None:
     async with installed(tmp_path) as (site, server, _):
         user = leaf_of(tmp_path, Role.USER, "kim")
         await take(site, "add")
@@ -165,7 +165,7 @@ async def test_who_is_cut_off_by_force_goes_at_once_and_stays_out(tmp_path: Path
 
 
 def everything(site: Site, leaf: Leaf) -> Leaf:
-    """Its holder trusts whatever the server does."""
+    """Return a client that trusts every root of the server."""
     return replace(leaf, roots_pem=(site.folder / "trust.pem").read_bytes())
 
 

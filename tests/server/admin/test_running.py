@@ -1,4 +1,4 @@
-"""A server that runs: its store, its socket, and that nothing but the socket leads there."""
+"""A running server: its store, its admin socket, and no other access to the store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def qanat_server(site: Site, *arguments: str) -> tuple[int, str]:
 async def test_commands_reach_a_running_server_and_what_they_did_outlives_it(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_SECONDS):
         site = Site(tmp_path)
-        site.write()  # an installation as it was before there was a store
+        site.write()  # an installation from before there was a store
         async with site.server() as server:
             assert (
                 await qanat_server(site, "node", "revoke", "shop-7", "--force", "--yes", "--why", "stolen")
@@ -47,7 +47,7 @@ async def test_commands_reach_a_running_server_and_what_they_did_outlives_it(tmp
             assert [one["subject"] for one in answer["revocations"]] == ["shop-7"]
 
 
-async def test_nobody_gets_there_over_https(tmp_path: Path) -> None:
+async def test_https_does_not_lead_to_the_admin_api(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_SECONDS):
         site = Site(tmp_path)
         site.write()
@@ -79,7 +79,7 @@ async def test_a_rotation_beside_a_running_server_is_taken_up_at_once(tmp_path: 
                 await site.ask("GET /api/v1/version", user)
 
 
-async def test_a_second_server_on_the_same_data_is_told_who_has_it(tmp_path: Path) -> None:
+async def test_a_second_server_on_the_same_data_learns_which_process_has_it(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_SECONDS):
         site = Site(tmp_path)
         site.write()
@@ -92,7 +92,7 @@ async def test_a_second_server_on_the_same_data_is_told_who_has_it(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "sentence"), [(b"no database" * 1000, b"is damaged"), (None, b"cannot be")]
 )
-async def test_a_store_that_cannot_be_used_is_told_at_start(
+async def test_a_store_that_cannot_be_used_is_reported_at_start(
     tmp_path: Path, content: bytes | None, sentence: bytes
 ) -> None:
     site = Site(tmp_path)
@@ -105,7 +105,7 @@ async def test_a_store_that_cannot_be_used_is_told_at_start(
     assert b"Traceback" not in ran.stderr
 
 
-async def test_what_befell_nodes_is_kept_and_takeovers_are_audited(tmp_path: Path) -> None:
+async def test_node_events_are_kept_and_takeovers_are_audited(tmp_path: Path) -> None:
     async with attached(tmp_path) as (site, server, agent):
         async with running(agent.process.args) as second:  # type: ignore[arg-type]
             await second.line("attached")
@@ -146,12 +146,12 @@ async def test_where_the_audit_must_be_whole_nothing_is_done_without_it(tmp_path
             assert await site.page("/readyz") == (200, "ready\n")
 
 
-async def test_a_socket_without_a_server_is_told(tmp_path: Path) -> None:
+async def test_a_socket_without_a_server_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NoServer, match="cannot be opened: No such file"):
         await ask_server(tmp_path / "admin.sock", "GET", "tokens", {})
 
 
-async def test_a_shell_is_told_the_names_of_nodes(tmp_path: Path) -> None:
+async def test_a_shell_gets_the_names_of_nodes(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_SECONDS):
         site, new = Site(tmp_path), create_authority(pki.TRUST_DOMAIN)
         site.write(new.authority.issue(Role.SERVER, "main", names=("localhost", "127.0.0.1", "::1")))
@@ -162,7 +162,7 @@ async def test_a_shell_is_told_the_names_of_nodes(tmp_path: Path) -> None:
             await ask_server(tmp_path / "admin.sock", "POST", "certificates/record", made)
             assert await completed(site, "node revoke ed") == ["edge1"]
             assert await completed(site, "audit --node ot") == []
-        assert await completed(site, "node revoke ed") == []  # nobody answers
+        assert await completed(site, "node revoke ed") == []  # no server answers
 
 
 async def completed(site: Site, line: str) -> list[str]:

@@ -64,7 +64,7 @@ async def test_of_one_node_by_name_or_alias_after_an_id() -> None:
         assert (body["events"], body["last"]) == ([], edge.followers.events.last_id)
 
 
-async def test_a_follower_is_told_at_once() -> None:
+async def test_a_subscriber_is_informed_at_once() -> None:
     async with open_edge() as edge:
         filled(edge)
         async with trio.open_nursery() as nursery:
@@ -107,7 +107,7 @@ async def test_more_than_fits_one_answer_is_read_in_several() -> None:
     assert newest["last"] == events.last_id
 
 
-async def test_a_gap_is_told() -> None:
+async def test_a_gap_is_reported() -> None:
     async with open_edge() as edge:
         _, body = await get(filled(edge), f"{PATH}?after=7")
         assert (len(body["events"]), body["gap"]) == (3, True)
@@ -128,7 +128,7 @@ async def test_a_gap_is_told() -> None:
         ("&".join(f"p{i}=1" for i in range(20)), "too many parameters"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(query: str, said: str) -> None:
+def test_invalid_queries_are_refused(query: str, said: str) -> None:
     with pytest.raises(Refused, match=said) as caught:
         parse_question(query)
     assert caught.value.reason is Reason.BAD_REQUEST

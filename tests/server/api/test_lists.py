@@ -1,4 +1,4 @@
-"""Long lists of the API take a bounded part of the event loop, however many ask, and for how long."""
+"""Long lists of the API use a bounded part of the event loop, however many clients ask, and for how long."""
 
 from __future__ import annotations
 
@@ -127,7 +127,9 @@ async def test_a_prompt_list_answers_between_two_lists_with_the_last_one(autojum
     assert names_of(await fleet.ask()) == []
 
 
-async def test_who_leaves_while_the_list_is_made_leaves_it_to_the_next(autojump_clock: MockClock) -> None:
+async def test_a_client_that_leaves_while_the_list_is_made_leaves_it_to_the_next(
+    autojump_clock: MockClock,
+) -> None:
     fleet = Fleet(1000)
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(0.005):
@@ -186,7 +188,7 @@ class TestTurns:
                 nursery.start_soon(ask, user)
         assert most == 2
 
-    async def test_who_asks_for_too_much_at_once_is_refused_and_others_are_not(
+    async def test_a_user_who_asks_for_too_much_at_once_is_refused_and_others_are_not(
         self, autojump_clock: MockClock
     ) -> None:
         turns, done = UserTurns(), trio.Event()
@@ -248,7 +250,7 @@ class TestTurns:
         assert len(turns._users) <= 257
 
 
-async def test_lists_that_nobody_reads_delay_no_short_answer(autojump_clock: MockClock) -> None:
+async def test_unread_lists_delay_no_short_answer(autojump_clock: MockClock) -> None:
     async with open_edge() as edge, trio.open_nursery() as nursery:
         edge.attach("edge1", echo)
         ask = asking(edge)
@@ -308,7 +310,7 @@ class Reader:
 async def test_others_run_while_the_nodes_are_gone_through(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real pages through real HTTP, with a count of the nodes that one pass of the loop looks at."""
+    """The real pages through real HTTP, with a count of the nodes that one pass of the loop handles."""
     seen = longest = 0
     state = Node.state.fget
 

@@ -29,7 +29,7 @@ ADDRESSES = {"agents": ["[::]:7001"], "https": ["[::]:7002"], "admin": ["/run/ad
 
 @dataclass
 class Here:
-    """A server's API over fake links, a real store, and a clock that stands."""
+    """A server's API over fake sessions, a real store, and a fixed clock."""
 
     edge: Edge
     store: Store
@@ -107,7 +107,7 @@ async def test_nodes_are_counted_by_state_and_warned_of(tmp_path: Path) -> None:
         assert page["warnings"][0]["cure"] == "on the node: qanat-agent status, qanat-agent check"
 
 
-async def test_a_node_that_never_came_is_told_and_a_revoked_one_is_not(tmp_path: Path) -> None:
+async def test_a_node_that_never_attached_is_reported_and_a_revoked_one_is_not(tmp_path: Path) -> None:
     async with here(tmp_path) as site:
         site.edge.nodes.learn("edge1")
         site.edge.nodes.learn("edge2")
@@ -201,7 +201,7 @@ async def test_a_node_that_is_gone_has_the_newest_certificate_of_the_store(tmp_p
         assert [event["kind"] for event in answer["events"]] == ["attached", "ended"]
 
 
-async def test_an_unknown_node_is_told_the_nearest(tmp_path: Path) -> None:
+async def test_an_unknown_nodes_answer_names_the_nearest(tmp_path: Path) -> None:
     async with here(tmp_path) as site:
         site.edge.attach("edge1", echo)
         status, answer = await site.get("/api/v1/nodes/edge7")

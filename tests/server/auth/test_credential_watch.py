@@ -1,4 +1,4 @@
-"""What lives by a certificate goes when that is revoked, over, or its root retired; and nothing else does."""
+"""Sessions and streams end when their certificate is revoked, ends, or loses its root, and only then."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ async def test_a_revocation_ends_at_once_what_it_names_and_spares_the_rest(
     assert [(one.certificate.serial, one.count) for one in watched.told] == [("a3", 1), ("a1", 2), ("a2", 1)]
 
 
-async def test_nobody_revoked_comes_in(watched: Watched, autojump_clock: trio.testing.MockClock) -> None:
+async def test_no_revoked_caller_is_registered(
+    watched: Watched, autojump_clock: trio.testing.MockClock
+) -> None:
     proven = watched.proven("shop-1")
     watched.standing.require(proven)
     watched.standing.require(None)
@@ -87,7 +89,7 @@ async def test_nobody_revoked_comes_in(watched: Watched, autojump_clock: trio.te
     assert refused.identity == proven.identity
 
 
-async def test_a_life_that_is_over_ends_what_lives_by_it(
+async def test_an_expired_certificate_ends_what_depends_on_it(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
     watched.enter(watched.proven("shop-1", seconds=300))
@@ -102,14 +104,14 @@ async def test_a_life_that_is_over_ends_what_lives_by_it(
     assert watched.gone[1:] == [("shop-1", Reason.CERTIFICATE_EXPIRED)]
 
 
-async def test_what_lives_by_a_newer_certificate_goes_on(
+async def test_a_session_with_a_newer_certificate_continues(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
     entry = watched.standing.register(watched.proven("shop-1", "a1", seconds=100), watched.gone.append)  # type: ignore[arg-type]
     await trio.sleep(90)
     entry.renew(watched.proven("shop-1", "a2", seconds=100))
     await trio.sleep(50)
-    watched.revoke(RevocationKind.SERIAL, "a1")  # the old one: nothing lives by it any more
+    watched.revoke(RevocationKind.SERIAL, "a1")  # the old one: nothing depends on it any more
     assert watched.gone == []
     await trio.sleep(60)
     assert len(watched.gone) == 1
@@ -137,7 +139,7 @@ async def test_a_retired_root_takes_its_certificates_along(
         watched.standing.require(watched.proven("shop-1", key=b"old"))
 
 
-async def test_what_left_by_itself_is_ended_by_nobody(
+async def test_what_left_by_itself_is_not_ended_again(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
     proven = watched.proven("shop-1")
@@ -164,7 +166,7 @@ async def test_an_end_may_take_others_along(watched: Watched, autojump_clock: tr
     assert watched.told[0].count == 1
 
 
-async def test_a_block_is_cancelled_and_told_why(
+async def test_a_block_is_cancelled_with_the_reason(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
     proven = watched.proven("kim", role=Role.USER)
@@ -184,7 +186,7 @@ async def test_a_block_is_cancelled_and_told_why(
         await trio.sleep(1)
 
 
-def test_a_revoked_user_is_told_the_next_step_and_a_node_only_that_it_is_out() -> None:
+def test_a_revoked_user_gets_the_next_step_and_a_node_only_the_reason() -> None:
     said = {
         role: str(refusal(SpiffeId("qanat.internal", role, "kim"), "a1")) for role in (Role.USER, Role.NODE)
     }

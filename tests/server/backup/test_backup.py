@@ -1,4 +1,4 @@
-"""Backups: what is in one, that a server can be made of it again, and what is told of what is lost."""
+"""Backups: their content, a server restored from one, and the report of what was lost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_server_is_made_again_on_an_empty_machine(command: Command, tmp_path: 
     command("node", "revoke", "shop-7", "--force", "--yes")
     token = command.json("token", "create", "--node", "shop-7")["id"]
     (command.folder / "audit.jsonl").unlink()
-    (command.folder / "operator.pem").unlink()  # somebody's, not the server's
+    (command.folder / "operator.pem").unlink()  # another user's, not the server's
     before = {folder: everything(tmp_path / folder) for folder in ("d", "etc")}
     authority = load_authority(command.folder / "ca")
     said = command("backup", tmp_path / "b.tar").stdout
@@ -80,7 +80,7 @@ def test_a_server_is_made_again_on_an_empty_machine(command: Command, tmp_path: 
     assert read_bundle(tmp_path / "e.pem").roots_pem == authority.roots_pem
 
 
-def test_revocations_newer_than_the_backup_are_told(command: Command, tmp_path: Path) -> None:
+def test_revocations_newer_than_the_backup_are_reported(command: Command, tmp_path: Path) -> None:
     command("node", "revoke", "known", "--force", "--yes")
     command("backup", tmp_path / "b.tar")
     command("node", "revoke", "shop-7", "--force", "--yes")
@@ -107,7 +107,7 @@ def test_revocations_newer_than_the_backup_are_told(command: Command, tmp_path: 
     assert json.loads(again.stdout)["lost_revocations"] == []
 
 
-def test_it_is_taken_while_others_write_and_holds_a_moment(command: Command, tmp_path: Path) -> None:
+def test_a_backup_during_writes_holds_one_consistent_state(command: Command, tmp_path: Path) -> None:
     config = load(command.config, ServerConfig)
     with writing(command.folder, 0) as process:
         assert process.stdout is not None
@@ -122,7 +122,7 @@ def test_it_is_taken_while_others_write_and_holds_a_moment(command: Command, tmp
     assert len(numbers) >= 200 > AT_ONCE
 
 
-def test_it_replaces_nothing_and_leaves_nothing_behind(command: Command, tmp_path: Path) -> None:
+def test_a_backup_replaces_nothing_and_leaves_nothing_behind(command: Command, tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_text("mine")
     assert "exists; a backup replaces nothing" in command("backup", tmp_path / "b.tar", code=2).stderr
     assert (tmp_path / "b.tar").read_text() == "mine"
@@ -197,7 +197,7 @@ def test_a_backup_that_was_cut_off_changes_nothing(command: Command, tmp_path: P
     assert everything(tmp_path) == before
 
 
-def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_is_reported(tmp_path: Path) -> None:
     said = run("restore", tmp_path / "nothing")
     assert said.exit_code == 1
     assert "nothing: No such file or directory" in said.stderr

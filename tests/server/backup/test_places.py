@@ -1,4 +1,4 @@
-"""A backup that was altered, and folders of another user: what a restore writes to, and with whose rights."""
+"""An altered backup, and folders of another user: the places that a restore writes, and with which rights."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_member_that_was_moved_elsewhere_is_not_written(command: Command, tmp_
 
 
 @pytest.mark.parametrize("mode", [0o4777, 0o644])
-def test_a_key_is_private_whatever_mode_the_backup_says(command: Command, tmp_path: Path, mode: int) -> None:
+def test_a_key_is_private_whatever_mode_the_backup_has(command: Command, tmp_path: Path, mode: int) -> None:
     tampered(command, tmp_path, mode=mode)
     said = run("restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar")
     assert said.exit_code == 0, said.stderr
@@ -140,7 +140,7 @@ def test_a_key_is_private_whatever_mode_the_backup_says(command: Command, tmp_pa
     assert modes == {0o600, 0o644}
 
 
-def test_what_was_shown_is_what_is_restored(command: Command, tmp_path: Path) -> None:
+def test_the_shown_places_are_the_restored_ones(command: Command, tmp_path: Path) -> None:
     with open_backup(tmp_path / "b.tar") as opened:
         (tmp_path / "b.tar").rename(tmp_path / "moved.tar")
         (tmp_path / "b.tar").write_bytes(b"another")
@@ -178,7 +178,7 @@ def test_a_folder_in_place_of_a_file_outside_leaves_the_data_as_it_is(
 
 @pytest.fixture
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that everybody may enter, unlike that of the tests."""
+    """A folder that every user may enter, unlike that of the tests."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -210,7 +210,7 @@ class Service:
 
 
 @root_only
-def test_what_is_restored_belongs_to_the_owner_of_its_folder(site: Path) -> None:
+def test_restored_files_belong_to_the_owner_of_their_folder(site: Path) -> None:
     service = Service(site)
     said = service.restore()
     assert said.exit_code == 0, said.stderr

@@ -1,4 +1,4 @@
-"""The commands that hold the store themselves, as no server runs: what they print, and their exit codes."""
+"""The commands that open the store themselves while no server runs: their output and their exit codes."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_token_create_prints_the_line_to_paste(command: Command) -> None:
         (("ca", "rotate", "retire"), 3, "the next step is `qanat-server ca rotate add`"),
     ],
 )
-def test_what_is_refused(command: Command, arguments: tuple[str, ...], code: int, sentence: str) -> None:
+def test_refused_commands(command: Command, arguments: tuple[str, ...], code: int, sentence: str) -> None:
     assert sentence in command(*arguments, code=code).stderr
 
 
@@ -117,7 +117,7 @@ def test_an_error_is_json_too(command: Command) -> None:
     assert answer["reason"] == "rotation_refused"
 
 
-def test_what_is_issued_by_hand_is_known_revoked_and_audited(command: Command, tmp_path: Path) -> None:
+def test_certificates_issued_by_hand_are_known_revoked_and_audited(command: Command, tmp_path: Path) -> None:
     command("issue", "node", "edge1", "--out", tmp_path / "e.pem")
     serial = describe(read_bundle(tmp_path / "e.pem").chain_pem).serial
     shown = command("cert", "list", "--node", "edge1").stdout.splitlines()[1].split()
@@ -180,7 +180,7 @@ def test_a_user_that_renews_another_certificate_keeps_the_way_back(command: Comm
     command("cert", "unrevoke", serial, "--yes", code=3)
 
 
-def test_one_is_asked_at_a_terminal(command: Command, tmp_path: Path) -> None:
+def test_a_revocation_asks_at_a_terminal(command: Command, tmp_path: Path) -> None:
     for answer, code in ((b"n\n", 1), (b"y\n", 0)):
         main, terminal = os.openpty()
         process = subprocess.Popen(  # noqa: S603
@@ -261,7 +261,9 @@ def test_a_bundle_that_cannot_be_written_down_is_not_handed_out(command: Command
 
 
 @pytest.mark.parametrize(("role", "option"), [("node", "--out"), ("user", "--out"), ("user", "--pem")])
-def test_what_has_no_place_is_not_issued(command: Command, tmp_path: Path, role: str, option: str) -> None:
+def test_a_certificate_whose_file_exists_is_not_issued(
+    command: Command, tmp_path: Path, role: str, option: str
+) -> None:
     line = ("issue", role, "kim", option, tmp_path / "kim")
     command(*line)
     before = [command.json("cert", "list"), command.json("audit")]
@@ -291,7 +293,9 @@ def test_many_commands_at_once_take_turns(command: Command, tmp_path: Path) -> N
     assert command("audit", "--kind", "revoked").stdout.count("shop-") == 4
 
 
-def test_another_holder_without_a_socket_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_holder_without_a_socket_is_reported(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tunnel_server.commands.access.PATIENCE_SECONDS", 0.0)
     with hold_store(command.folder):
         said = command("token", "list", code=5).stderr
@@ -404,7 +408,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.without_threads
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
-def test_what_root_makes_for_the_servers_user_belongs_to_that_user() -> None:
+def test_files_that_root_makes_for_the_servers_user_belong_to_that_user() -> None:
     with tempfile.TemporaryDirectory() as folder:  # the folder of the tests is root's alone
         Path(folder).chmod(0o755)
         assert run("init", "--name", "localhost", "--data-dir", Path(folder) / "d").exit_code == 0
@@ -454,7 +458,7 @@ def test_a_revoked_certificate_shows_and_takes_what_was_renewed_from_it(
     assert back["along"] == ["beef"]
 
 
-def test_what_is_issued_says_how_long_its_renewals_may_hold(command: Command, tmp_path: Path) -> None:
+def test_an_issued_certificate_shows_the_limit_of_its_renewals(command: Command, tmp_path: Path) -> None:
     command("issue", "user", "short", "--days", "1", "--out", tmp_path / "a.pem")
     command("issue", "node", "free", "--days", "1", "--renewable", "--out", tmp_path / "b.pem")
     with contextlib.closing(open_reader(command.folder / "store.db")) as reader:

@@ -1,4 +1,4 @@
-"""What a command that revokes shows before it asks."""
+"""The text that a revoking command shows before it asks."""
 
 from __future__ import annotations
 

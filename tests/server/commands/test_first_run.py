@@ -1,4 +1,4 @@
-"""A server with an empty data folder that is told its names: what is made, when, and what is said."""
+"""A server with an empty data folder that gets its names from variables: what it makes, and what it logs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_variables_say_where_too(tmp_path: Path) -> None:
     assert (made.trust_domain, made.data_dir) == ("other", tmp_path / "there")
 
 
-def test_what_is_no_name_is_refused(home: Path) -> None:
+def test_an_invalid_name_is_refused(home: Path) -> None:
     with pytest.raises(CommandError, match="DNS name"):
         install_if_told({"QANAT_INIT_NAME": "not a name"}, home / "server.toml")
     assert not home.exists()

@@ -1,4 +1,4 @@
-"""``qanat-server init`` and ``issue``: what is on the disk after each, and what is refused."""
+"""``qanat-server init`` and ``issue``: the files after each, and what is refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_keys_are_private_and_nothing_is_left_over(server: Path) -> None:
     assert stat.S_IMODE(server.parent.stat().st_mode) == 0o700
 
 
-def test_it_prints_what_to_paste_next(tmp_path: Path) -> None:
+def test_init_prints_the_next_commands(tmp_path: Path) -> None:
     result = run("init", *NAMES, "--data-dir", tmp_path / "my server")
     config = f"--config '{tmp_path}/my server/server.toml'"
     assert f"qanat-server run {config}\n" in result.stdout
@@ -97,7 +97,7 @@ def test_it_prints_what_to_paste_next(tmp_path: Path) -> None:
     assert f"qanat --bundle '{tmp_path}/my server/operator.pem' nodes\n" in result.stdout
 
 
-def test_as_json_it_tells_the_same(tmp_path: Path) -> None:
+def test_json_output_has_the_same_facts(tmp_path: Path) -> None:
     result = run("init", *NAMES, "--data-dir", tmp_path / "s", "--json", "--trust-domain", "shops")
     made = json.loads(result.stdout)
     assert made["trust_domain"] == "shops"
@@ -219,7 +219,7 @@ def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
     assert "another init is at work" in result.stderr
 
 
-def test_a_full_disk_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "x"))
 
@@ -240,7 +240,7 @@ def test_a_full_disk_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (("--name", "a", "--data-dir", "x" * 110), "107 bytes that a unix socket may have"),
     ],
 )
-def test_wrong_arguments_are_told_and_nothing_is_made(
+def test_wrong_arguments_are_reported_and_nothing_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], sentence: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -250,7 +250,7 @@ def test_wrong_arguments_are_told_and_nothing_is_made(
     assert everything_in(tmp_path) == {}
 
 
-def test_what_is_commented_out_is_the_default() -> None:
+def test_commented_lines_show_the_defaults() -> None:
     text = config_text("qanat.internal", Path("/d"), Ports())
     whole = re.sub(r"(?m)^# (?=[a-z_]+ = |\[)", "", text)
     source = Source(Path("/c/server.toml"), Path("/d"))
@@ -331,7 +331,7 @@ def test_bad_names_are_refused_clearly(server: Path, name: str) -> None:
     assert "a node name has lower-case letters" in result.stderr
 
 
-def test_a_life_beyond_the_authority_is_refused(server: Path) -> None:
+def test_a_validity_beyond_the_authority_is_refused(server: Path) -> None:
     result = run("issue", "node", "edge1", "--config", server, "--days", "3000")
     assert result.exit_code == 2
     assert "ask for fewer days" in result.stderr
@@ -358,7 +358,7 @@ def test_a_missing_server_certificate_is_named(server: Path) -> None:
     assert "server.pem cannot be read" in result.stderr
 
 
-def test_a_server_without_its_authority_is_told(server: Path) -> None:
+def test_a_server_without_its_authority_is_reported(server: Path) -> None:
     (server.parent / "ca" / "issuing-key.pem").unlink()
     result = run("issue", "node", "edge1", "--config", server)
     assert result.exit_code == 2

@@ -130,7 +130,7 @@ async def test_a_connection_counts_as_unauthenticated_until_its_first_message(tm
 
 
 async def test_thousands_of_silent_connections_leave_room_and_descriptors() -> None:
-    """What one source may hold is bounded, whatever it opens."""
+    """The connections of one source are bounded, whatever it opens."""
     admission = Admission(10_000, 4, 16, clock=trio.current_time)
     async with open_site(admission=admission) as site:
         with contextlib.ExitStack() as stack:

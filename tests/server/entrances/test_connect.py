@@ -1,4 +1,4 @@
-"""CONNECT as kube-apiserver and others speak it, over real sockets to fake links."""
+"""CONNECT as kube-apiserver and others send it, over real sockets to fake sessions."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_200_then_bytes_both_ways_with_half_close() -> None:
         assert edge.counters.open_streams["connect"] == 0
 
 
-async def test_no_byte_follows_the_head_before_the_client_speaks() -> None:
+async def test_no_byte_follows_the_head_before_the_client_sends() -> None:
     async with open_edge() as edge:
         edge.attach("edge1", echo)
         stream = await edge.dial(await serve(edge))
@@ -83,7 +83,7 @@ async def test_no_byte_follows_the_head_before_the_client_speaks() -> None:
         assert scope.cancelled_caught
 
 
-async def test_what_was_sent_behind_the_head_comes_first() -> None:
+async def test_bytes_sent_after_the_head_arrive_first() -> None:
     async with open_edge() as edge:
         edge.attach("edge1", echo)
         stream = await edge.dial(await serve(edge))
@@ -93,7 +93,7 @@ async def test_what_was_sent_behind_the_head_comes_first() -> None:
         assert (await receive_until(stream, b"second")).endswith(b"first second")
 
 
-async def test_a_target_that_speaks_first_is_heard() -> None:
+async def test_a_target_that_sends_first_is_received() -> None:
     async def greet(far: FarEnd) -> None:
         far.accept()
         await far.stream.send_all(b"SSH-2.0-x\r\n")
@@ -174,7 +174,7 @@ async def test_a_user_who_breaks_the_connection_cancels_the_dial() -> None:
         assert link.streams[0].ended_by is Reason.USER_LEFT
 
 
-async def test_a_user_who_ends_his_input_during_the_dial_gets_the_answer() -> None:
+async def test_a_user_whose_input_ends_during_the_dial_gets_the_answer() -> None:
     dial_succeeds = trio.Event()
 
     async def answer_late(far: FarEnd) -> None:
@@ -221,7 +221,7 @@ async def test_a_stream_that_breaks_aborts_the_user() -> None:
         assert edge.counters.closed_streams == {("connect", "target_reset"): 1}
 
 
-async def test_an_unknown_user_is_told_on_the_first_request() -> None:
+async def test_an_unknown_user_is_refused_on_the_first_request() -> None:
     def nobody(accepted: AcceptedConnection) -> User:
         raise Refused(Reason.UNAUTHENTICATED, "no client certificate was shown")
 
@@ -243,7 +243,7 @@ async def test_a_node_may_not_open_streams() -> None:
         assert not link.streams
 
 
-async def test_other_requests_are_told_what_there_is() -> None:
+async def test_other_requests_get_a_list_of_what_there_is() -> None:
     async with open_edge() as edge:
         listener = await serve(edge)
         answer = await ask(edge, listener, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

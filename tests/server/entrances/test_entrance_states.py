@@ -1,4 +1,4 @@
-"""What a user is told at every entrance, in every state of a node; logs and metrics agree with it.
+"""The answer to a user at every entrance, in every state of a node, with the matching logs and metrics.
 
 Real sockets and TLS in front, real sessions behind over carriers in memory; the clock is the test's.
 """
@@ -97,7 +97,7 @@ class Site:
             await self.settle()
 
     async def resume(self) -> None:
-        """The agent's session goes on over another carrier."""
+        """Resume the agent's session over another carrier."""
         welcome = self.agent.attempt.welcome
         again = self.door.dial(NODE, session=welcome.session, secret=welcome.secret, attempt=2)
         await again.welcomed()
@@ -186,7 +186,7 @@ class Asked:
         return transport
 
     async def told(self) -> Told:
-        """Until the server has ended the connection."""
+        """Wait until the server has ended the connection."""
         if self.was_reset:
             return Told()
         try:
@@ -307,7 +307,7 @@ async def in_grace(site: Site) -> None:
 
 
 async def degraded(site: Site) -> None:
-    """A packet of the server is not confirmed in time."""
+    """A packet of the server is not acknowledged in time."""
     link = site.door.link_of(NODE)
     spare = link.open(Target.parse("localhost:9"), user="kim", entrance="tcp")
     await site.settle()
@@ -386,7 +386,7 @@ async def target_resets(site: Site) -> None:
 State = Callable[[Site], Awaitable[None]]
 
 BEFORE: list[tuple[State, State, Reason | None]] = [
-    # What the node is in when the user asks; what happens then; what the user is told (None: it works).
+    # The node's state when the user asks; the event after it; the user's answer (None: it works).
     (nothing, nothing, None),
     (ended, nothing, Reason.NODE_NOT_ATTACHED),
     (in_grace, no_carrier_in_time, Reason.NODE_NOT_ATTACHED),
@@ -404,7 +404,7 @@ BEFORE: list[tuple[State, State, Reason | None]] = [
     (grace_ends, nothing, Reason.NODE_NOT_ATTACHED),
 ]
 DURING: list[tuple[State, Reason | None]] = [
-    # What happens while the agent dials; what the user is told.
+    # The event while the agent dials; the user's answer.
     (agent_refuses, Reason.DIAL_REFUSED),
     (silent_agent, Reason.OPEN_TIMEOUT),
     (grace_outlasts_the_open, Reason.OPEN_TIMEOUT),
@@ -461,7 +461,7 @@ async def answer(site: Site, entrance: Entrance) -> None:
 
 
 def check_told(entrance: Entrance, told: Told, reason: Reason, detail: str) -> None:
-    """The answer agrees with the log."""
+    """Check that the answer agrees with the log."""
     if not entrance.tells:
         assert told == Told()
         return
@@ -499,7 +499,7 @@ async def test_a_user_asks_in_a_state(
 
 
 @parametrized_by_entrance
-async def test_a_node_that_nobody_knows(
+async def test_an_unknown_node(
     entrance: Entrance, mock_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_site(mock_clock, tmp_path, attaches=False) as site:
@@ -565,7 +565,7 @@ async def test_something_happens_behind_the_beginning_of_the_answer(
 
 @pytest.mark.parametrize("answered", [False, True], ids=["during the dial", "behind the answer"])
 @parametrized_by_entrance
-async def test_a_user_who_breaks_the_connection_is_blamed(
+async def test_a_broken_connection_of_the_user_has_the_users_reason(
     entrance: Entrance,
     answered: bool,
     mock_clock: MockClock,
@@ -625,7 +625,7 @@ async def test_the_server_is_cancelled(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As at the end of a drain. The agent hears the true reason too."""
+    """As at the end of a drain. The agent receives the true reason too."""
     caplog.set_level(logging.INFO)
     async with open_site(mock_clock, tmp_path, attaches=True) as site:
         async with trio.open_nursery() as users:
@@ -674,7 +674,7 @@ async def _tunnel(site: Site, outcome: list[Refused]) -> None:
     ],
     ids=named,
 )
-async def test_qanat_says_what_the_server_says(
+async def test_qanat_prints_the_servers_message(
     before: State,
     then: State,
     reason: Reason,

@@ -1,4 +1,4 @@
-"""Certificates over EST by Python's own HTTP client, once by curl and openssl, and what must be refused."""
+"""Certificates over EST by Python's own HTTP client, once by curl and openssl, and requests to refuse."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ CSR_ATTRIBUTES = bytes.fromhex(
 )
 
 
-async def test_what_anybody_may_read(tmp_path: Path) -> None:
+async def test_paths_without_authentication(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         answer = await get(issuing, f"{EST}/cacerts")
         authority = pki.authority()
@@ -194,7 +194,7 @@ async def test_what_anybody_may_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/v1/nodes", "/api/v1/joins", "/.well-known/estate", "/.well-known/"])
-async def test_all_else_stays_closed(tmp_path: Path, path: str) -> None:
+async def test_other_paths_need_authentication(tmp_path: Path, path: str) -> None:
     async with open_issuing(tmp_path) as issuing:
         answer = await get(issuing, path)
         assert (answer.status, answer.word) == (401, "unauthenticated")
@@ -210,7 +210,7 @@ async def test_a_node_may_renew_and_nothing_else(tmp_path: Path) -> None:
         assert (answer.status, answer.word) == (403, "wrong_role")
 
 
-async def test_a_user_renews_for_a_users_life(tmp_path: Path) -> None:
+async def test_a_users_renewal_has_the_validity_of_users(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         answer = await renew(issuing, pki.user_leaf("kim"), request_of("kim", Role.USER))
         (leaf,) = read_certs_only(answer.body)
@@ -233,7 +233,7 @@ async def test_the_same_key_and_token_are_the_same_use(tmp_path: Path) -> None:
 # What is refused.
 
 
-async def test_who_shows_no_token_is_told_how(tmp_path: Path) -> None:
+async def test_a_request_without_token_gets_the_way_to_log_in(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic %%%"}):
             answer = await post(issuing, "simpleenroll", request_of(), **headers)
@@ -351,7 +351,7 @@ async def test_a_request_that_asks_for_more(tmp_path: Path, case: str) -> None:
         assert not await issuing.store.certificates()
 
 
-async def test_what_shows_no_certificate_does_not_renew(tmp_path: Path) -> None:
+async def test_a_request_without_certificate_does_not_renew(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         token = format_token(await issuing.token("edge1"))
         answer = await post(issuing, "simplereenroll", request_of(), Authorization=basic("edge1", token))
@@ -404,7 +404,7 @@ def odd_leaf(identity: SpiffeId) -> Leaf:
         (SpiffeId("other.internal", Role.NODE, "edge1"), "wrong_trust_domain"),
     ],
 )
-async def test_whoever_tls_lets_in_and_is_nobody_of_ours_does_not_renew(
+async def test_a_foreign_certificate_that_tls_accepts_does_not_renew(
     tmp_path: Path, who: SpiffeId, word: str
 ) -> None:
     async with open_issuing(tmp_path) as issuing:
@@ -414,8 +414,8 @@ async def test_whoever_tls_lets_in_and_is_nobody_of_ours_does_not_renew(
 
 
 @pytest.mark.parametrize("role", [Role.NODE, Role.USER])
-async def test_what_roots_for_users_vouch_for_is_not_renewed(tmp_path: Path, role: Role) -> None:
-    """Else their issuer could have a node's certificate of ours, or one that outlives the trust in it."""
+async def test_certificates_of_roots_for_users_are_not_renewed(tmp_path: Path, role: Role) -> None:
+    """Otherwise their issuer could have a node's certificate of this server, or one that outlives trust."""
     others = create_authority(pki.TRUST_DOMAIN).authority
     theirs = others.issue(role, "edge1")
     chained = Leaf(theirs.credential, theirs.chain_pem, pki.authority().roots_pem)
@@ -427,7 +427,7 @@ async def test_what_roots_for_users_vouch_for_is_not_renewed(tmp_path: Path, rol
         assert (await renew(issuing, pki.node_leaf("edge1"), request_of())).status == 200
 
 
-async def test_beyond_the_cap_it_says_when_to_come_back(tmp_path: Path) -> None:
+async def test_beyond_the_cap_the_answer_has_a_retry_time(tmp_path: Path) -> None:
     async with (
         open_issuing(tmp_path, serves=False, max_at_once=1) as issuing,
         trio.open_nursery() as nursery,
@@ -441,7 +441,7 @@ async def test_beyond_the_cap_it_says_when_to_come_back(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_one_name_does_not_ask_for_ever(tmp_path: Path) -> None:
+async def test_requests_of_one_name_are_limited(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         body = request_of()
         statuses = [(await renew(issuing, pki.node_leaf("edge1"), body)).status for _ in range(12)]
@@ -458,7 +458,7 @@ async def test_a_body_in_pieces_is_taken_and_a_slow_one_is_not(tmp_path: Path) -
         assert (await post(issuing, "simpleenroll", pieces, **chunked)).status == 200
 
 
-async def test_ten_bodies_that_never_come_hold_up_nobody(tmp_path: Path) -> None:
+async def test_ten_bodies_that_never_come_delay_no_other_request(tmp_path: Path) -> None:
     async with open_issuing(tmp_path, max_at_once=1) as issuing:
         host, _, port = issuing.address.rpartition(":")
         context = ssl.create_default_context(cafile=issuing.roots)

@@ -1,4 +1,4 @@
-"""Who is there: client certificates over TLS 1.3, and peers of unix sockets."""
+"""Identification of users: client certificates over TLS 1.3, and peers of unix sockets."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def test_bytes_and_half_close_go_through_tls(tmp_path: Path) -> None:
         (pki.server_leaf, b"unsupported certificate"),
     ],
 )
-async def test_who_is_not_let_in(tmp_path: Path, leaf: object, says: bytes) -> None:
+async def test_callers_that_are_refused(tmp_path: Path, leaf: object, says: bytes) -> None:
     async with open_edge() as edge:
         link = edge.attach("edge1", echo)
         listener = await serve_tls(edge, tmp_path)
@@ -143,7 +143,7 @@ async def test_a_connection_without_a_certificate_may_not_idle_for_long(
                 assert await receive_all(stream) == b""
 
 
-async def test_who_was_refused_holds_no_place_of_the_source_while_the_answer_is_delivered(
+async def test_a_refused_caller_holds_no_place_of_the_source_while_the_answer_is_delivered(
     tmp_path: Path,
 ) -> None:
     async with open_edge() as edge:
@@ -186,7 +186,7 @@ async def test_a_foreign_page_cannot_use_the_certificate_of_a_browser(tmp_path: 
 async def test_a_refused_connection_is_not_left_to_the_garbage_collector(
     tmp_path: Path, leaf: object, without_collector: None
 ) -> None:
-    """A fleet that is refused, or renews, would otherwise stop the server for tens of milliseconds."""
+    """Otherwise a fleet that is refused, or that renews, would stop the server for tens of milliseconds."""
     async with open_edge() as edge:
         listener = await serve_tls(edge, tmp_path)
         context = client_context(tmp_path, leaf() if callable(leaf) else None)
@@ -292,7 +292,7 @@ async def test_the_peer_of_a_unix_socket_has_the_name_that_is_configured(tmp_pat
         assert link.streams[0].user == "kube-apiserver"
 
 
-async def test_an_unknown_peer_is_told_the_line_to_add(tmp_path: Path) -> None:
+async def test_an_unknown_peer_gets_the_line_to_add(tmp_path: Path) -> None:
     async with open_edge() as edge:
         edge.attach("edge1", echo)
         path = tmp_path / "connect.sock"

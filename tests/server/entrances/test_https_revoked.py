@@ -1,4 +1,4 @@
-"""A revoked user is out at once: streams, waiting answers, and connections that were kept alive. Real TLS."""
+"""A revoked user loses access at once: streams, waiting answers, and kept-alive connections. Real TLS."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Door:
     set_ahead: timedelta = timedelta()
 
     async def enter(self, leaf: Leaf | None = None, *, has_certificate: bool = True) -> TlsStream:
-        """A connection of kim's, unless told otherwise."""
+        """Return a connection, by default of user kim."""
         leaf = leaf or pki.user_leaf("kim")
         context = client_context(self.folder, leaf if has_certificate else None)
         stream = TlsStream(await self.edge.dial(self.listener), context, server_hostname="localhost")
@@ -124,7 +124,7 @@ async def test_a_connection_that_was_kept_alive_is_refused_with_the_reason(tmp_p
         door.revoke()
         answer = await door.ask(stream, VERSION)
         assert answer.startswith(b"HTTP/1.1 403 the certificate ") and b": revoked" in answer
-        again = await door.ask(await door.enter(), CONNECT)  # nor does a new one help
+        again = await door.ask(await door.enter(), CONNECT)  # a new connection does not help either
         assert b": revoked" in again
         [line] = door.audited
         assert (line.user, line.reason) == ("kim", "revoked")
@@ -143,7 +143,7 @@ async def test_an_answer_that_waits_for_events_is_cut_short(tmp_path: Path) -> N
         assert answer.startswith(b"HTTP/1.1 403 ") and b": revoked" in answer
 
 
-async def test_what_outlives_its_certificate_ends(tmp_path: Path) -> None:
+async def test_a_stream_that_outlives_its_certificate_ends(tmp_path: Path) -> None:
     async with open_door(tmp_path) as door:
         door.edge.attach("edge1", echo_until_reset)
         stream, idle = await door.enter(), await door.enter()

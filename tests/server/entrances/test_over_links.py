@@ -1,4 +1,4 @@
-"""The entrances over real links (session, mux and streams; the carrier is in memory)."""
+"""The entrances over real sessions (with mux and streams; the carrier is in memory)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 @asynccontextmanager
 async def linked(agent: AgentTask) -> AsyncIterator[tuple[Edge, LinkPair]]:
-    """An edge whose node edge1 is attached by a real link; ``agent`` serves each stream."""
+    """Yield an edge whose node edge1 has a real session; ``agent`` serves each stream."""
     async with memory_links() as pair, open_edge() as edge:
 
         async def serve_opened() -> None:
@@ -141,7 +141,7 @@ async def test_a_reset_or_a_bye_for_such_a_reason_is_a_502(
     assert "Traceback" not in caplog.text
 
 
-async def test_a_refusal_reaches_the_user_as_it_was_said() -> None:
+async def test_a_refusal_reaches_the_user_unchanged() -> None:
     async def refuse(stream: TunnelStream) -> None:
         stream.refuse(Reason.TARGET_NOT_ALLOWED, "add localhost:22 to allow in agent.toml of edge1")
 

@@ -118,7 +118,7 @@ async def test_a_source_that_is_not_listed_is_reset() -> None:
         ("127.0.0.1", ["192.0.2.0/24"], False),
     ],
 )
-def test_who_may_come_in(address: str, networks: list[str], allowed: bool) -> None:
+def test_sources_that_may_connect(address: str, networks: list[str], allowed: bool) -> None:
     listed = [ipaddress.ip_network(network) for network in networks]
     assert is_allowed(ipaddress.ip_address(address), listed) is allowed
 

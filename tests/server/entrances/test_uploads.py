@@ -77,7 +77,7 @@ def secure(address: str, context: ssl.SSLContext) -> http.client.HTTPSConnection
     )
 
 
-# Refusals of our own, by a whole server.
+# Refusals by a whole server.
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_ops_refuses(cloud: Cloud) -> None:
     assert upload(plain(cloud.ready["ops"]), "/metrics", {}) == (405, "method_not_allowed")
 
 
-# A certificate that is refused: in TLS 1.3 the client sends its request before it hears of that.
+# A refused certificate: in TLS 1.3 the client sends its request before it learns of the refusal.
 
 
 async def test_an_alert_arrives_in_the_middle_of_an_upload(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ async def test_an_alert_arrives_in_the_middle_of_an_upload(tmp_path: Path) -> No
         await trio.to_thread.run_sync(ask)
 
 
-# Listeners that have no room: ``declining``.
+# Listeners without room: ``declining``.
 
 
 async def serve_tls(edge: Edge, folder: Path, most: int) -> Listener:
@@ -184,7 +184,7 @@ async def test_a_full_listener_says_so(tmp_path: Path) -> None:
 
 
 async def test_a_full_ops_listener_says_so(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Place, "idle", Place.busy)  # none gives way
+    monkeypatch.setattr(Place, "idle", Place.busy)  # none is closed
     counters = Counters()
     pages = OpsPages(lambda: counters.snapshot(sessions=1), lambda: "", counters=counters)
     settings, access = Ops(listen=ListenAddress("127.0.0.1", 0)), OpsAccess(None, None)
@@ -220,7 +220,7 @@ def goes_on_reading(accepted: socket.socket) -> None:
 
 
 def closes_over_the_rest(accepted: socket.socket) -> None:
-    accepted.recv(1)  # so that some of it is there
+    accepted.recv(1)  # so that a part of the body is there
 
 
 def resets(accepted: socket.socket) -> None:
@@ -272,10 +272,10 @@ async def test_the_early_answer_of_a_target_arrives_through_web(
 
 
 @pytest.mark.parametrize("then", TARGETS)
-async def test_what_a_target_said_comes_before_its_reset_through_tcp(
+async def test_a_targets_data_arrives_before_its_reset_through_tcp(
     then: Callable[[socket.socket], None],
 ) -> None:
-    """Bytes are relayed as they are, so the reset comes too; a client that listens has read the answer."""
+    """Bytes are relayed unchanged, so the reset arrives too; a client that reads has the answer by then."""
     async with linked(target_task(answer_and(then))) as (edge, _):
         forward = TcpForward("127.0.0.1:0", "edge1", Target.parse("localhost:80"))
         user = await edge.dial(await edge.listen("tcp", TcpEntrance(edge.opener, forward).serve))

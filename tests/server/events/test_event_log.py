@@ -1,4 +1,4 @@
-"""The ring of events: bounded, ordered, followed."""
+"""The ring of events: bounded, in order, with subscribers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ids(events: Events, after: int, most: int = 100, node: str = "") -> list[int
     return [event.id - FIRST for event in events.after(after, node, most)]
 
 
-def test_events_have_rising_ids_and_all_that_was_said() -> None:
+def test_events_have_rising_ids_and_every_given_field() -> None:
     events = ring()
     events.add(EventKind.ATTACHED, "edge1", "facade00")
     events.add(EventKind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "no packet received for 30 s")
@@ -43,7 +43,7 @@ def test_events_have_rising_ids_and_all_that_was_said() -> None:
     assert events.last_id == second.id == FIRST + 1
 
 
-def test_the_ring_is_bounded_and_tells_a_gap() -> None:
+def test_the_ring_is_bounded_and_reports_a_gap() -> None:
     events = ring(most=3)
     for _ in range(5):
         events.add(EventKind.ATTACHED, "edge1", "facade00")
@@ -71,7 +71,7 @@ def test_a_new_run_goes_on_above_the_ids_of_the_old() -> None:
     assert later.has_gap(old.last_id)
 
 
-def test_whoever_is_ahead_of_the_clock_gets_everything() -> None:
+def test_a_reader_ahead_of_the_clock_gets_everything() -> None:
     events = ring()
     events.add(EventKind.ATTACHED, "edge1", "facade00")
     assert ids(events, events.last_id + 1000) == [0]
@@ -79,7 +79,7 @@ def test_whoever_is_ahead_of_the_clock_gets_everything() -> None:
 
 
 @given(st.integers(0, 30), st.integers(-3, 40))
-def test_since_is_what_a_slow_look_finds(noted: int, after: int) -> None:
+def test_since_finds_what_a_slow_search_finds(noted: int, after: int) -> None:
     events = ring(most=10)
     for _ in range(noted):
         events.add(EventKind.ATTACHED, "edge1", "facade00")
@@ -95,7 +95,7 @@ def restarted(old: Events, most: int = 5) -> Events:
     return later
 
 
-def test_what_an_earlier_run_has_left_comes_first() -> None:
+def test_events_of_an_earlier_run_come_first() -> None:
     old = ring()
     for node in ("edge1", "edge2", "edge1"):
         old.add(EventKind.ATTACHED, node, "facade00")
@@ -113,7 +113,7 @@ def test_what_an_earlier_run_has_left_comes_first() -> None:
     assert not later.has_gap(old.last_id)  # a follower over the restart
     assert not later.has_gap(FIRST)
     assert later.has_gap(FIRST - 1)
-    assert later.has_gap(old.last_id + 1)  # one that was seen and never stored
+    assert later.has_gap(old.last_id + 1)  # an event that was seen and never stored
 
 
 def test_the_oldest_go_first_whatever_run_they_are_of() -> None:

@@ -1,4 +1,4 @@
-"""Those who follow the events, and what is counted of them."""
+"""The subscribers to events, and the metrics of events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_kinds_are_counted_from_zero() -> None:
     assert counters.node_events["duplicate"] == 1
 
 
-async def test_a_follower_hears_of_its_node_alone(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_subscriber_gets_events_of_its_node_only(autojump_clock: trio.testing.MockClock) -> None:
     followers = EventSubscribers(Events(now), Counters())
     followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
     heard: list[str] = []
@@ -42,7 +42,7 @@ async def test_a_follower_hears_of_its_node_alone(autojump_clock: trio.testing.M
     assert len(heard) == 3
 
 
-async def test_what_is_there_is_not_waited_for() -> None:
+async def test_an_existing_event_needs_no_wait() -> None:
     followers = EventSubscribers(Events(now), Counters())
     followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
     await followers.wait_newer(0)

@@ -51,7 +51,7 @@ def test_the_total_is_bounded() -> None:
     assert refusal(admission, "192.0.2.4") is Reason.TOO_MANY_CONNECTIONS
 
 
-def test_one_source_waits_until_others_of_it_proved_themselves_or_left() -> None:
+def test_a_source_waits_until_its_other_connections_are_authenticated_or_closed() -> None:
     admission = Admission(99, 2, 4, clock=Clock())
     first, second, third = admit_many(admission, "2001:db8::1", 3)
     turns: list[str] = []
@@ -65,12 +65,12 @@ def test_one_source_waits_until_others_of_it_proved_themselves_or_left() -> None
     assert admission.open_connections == 3
 
 
-def test_what_waits_is_bounded_for_each_source() -> None:
+def test_waiting_connections_are_bounded_for_each_source() -> None:
     admission = Admission(99, 1, 50, clock=Clock())
     tickets = admit_many(admission, "192.0.2.1", 5)
     assert [ticket.waits for ticket in tickets] == [False, True, True, True, True]
     assert refusal(admission, "192.0.2.1") is Reason.TOO_MANY_FROM_SOURCE
-    tickets[2].release()  # it gave up
+    tickets[2].release()  # the waiting connection gave up
     fresh = admission.admit("192.0.2.1")
     tickets[0].release()
     assert [ticket.waits for ticket in tickets[3:]] + [fresh.waits] == [True, True, True]
@@ -81,7 +81,7 @@ def test_what_waits_is_bounded_for_each_source() -> None:
     assert not admission.admit("192.0.2.1").waits
 
 
-def test_what_waits_is_bounded_in_total_and_sources_take_turns() -> None:
+def test_waiting_connections_are_bounded_in_total_and_sources_take_turns() -> None:
     admission = Admission(99, 2, 2, clock=Clock())
     first, _ = admit_many(admission, "192.0.2.1", 2)
     second = admission.admit("192.0.2.2")
@@ -94,12 +94,12 @@ def test_what_waits_is_bounded_in_total_and_sources_take_turns() -> None:
     assert not third.waits
 
 
-def test_a_source_where_somebody_proved_himself_gets_more_for_a_while() -> None:
+def test_a_source_with_an_authenticated_caller_gets_more_for_a_while() -> None:
     clock = Clock()
     admission = Admission(9999, 2, 400, clock=clock)
     strangers = admit_many(admission, "192.0.2.1", 10)
     assert sum(not ticket.waits for ticket in strangers) == 2
-    strangers[0].authenticated()  # and at once those that wait here have room
+    strangers[0].authenticated()  # and at once the source's waiting connections have room
     assert not any(ticket.waits for ticket in strangers)
     more = admit_many(admission, "192.0.2.1", 120)
     assert sum(not ticket.waits for ticket in [*strangers[1:], *more]) == 100, "a quarter of the listener's"
@@ -110,7 +110,7 @@ def test_a_source_where_somebody_proved_himself_gets_more_for_a_while() -> None:
     assert sum(not ticket.waits for ticket in admit_many(admission, "192.0.2.1", 5)) == 2
 
 
-def test_who_was_refused_frees_the_place_of_the_source_and_stays_in_the_total() -> None:
+def test_a_refused_connection_frees_the_place_of_the_source_and_stays_in_the_total() -> None:
     admission = Admission(2, 1, 4, clock=Clock())
     first, second = admit_many(admission, "192.0.2.1", 2)
     first.refused()
@@ -120,7 +120,7 @@ def test_who_was_refused_frees_the_place_of_the_source_and_stays_in_the_total() 
     assert admission.open_connections == 1
 
 
-def test_who_leaves_without_a_proof_makes_no_source_known() -> None:
+def test_a_connection_without_authentication_makes_no_source_known() -> None:
     admission = Admission(99, 2, 400, clock=Clock())
     admission.admit("192.0.2.1").release()
     assert sum(not ticket.waits for ticket in admit_many(admission, "192.0.2.1", 5)) == 2
@@ -150,7 +150,7 @@ def test_unix_sockets_are_bound_by_the_total_only() -> None:
 
 
 def evicted(tickets: list[Ticket]) -> list[int]:
-    """The places in the list of those that gave way."""
+    """Return the positions of the evicted ones in the list."""
     return [number for number, ticket in enumerate(tickets) if ticket.evicted]
 
 
@@ -212,7 +212,7 @@ def test_a_source_that_never_idles_makes_room_after_a_moment() -> None:
 
 
 def test_sources_that_hold_one_each_keep_it_while_they_show_something() -> None:
-    """A fleet that comes at once: each of its connections needs a little time, and none takes another's."""
+    """A fleet connects at once: each connection needs a little time, and none takes another's place."""
     clock = Clock()
     admission = Admission(9999, 32, 4, clock=clock)
     held = []
@@ -228,7 +228,7 @@ def test_sources_that_hold_one_each_keep_it_while_they_show_something() -> None:
     assert not user.waits and evicted(held) == [0]
 
 
-def test_colleagues_get_the_places_of_strangers_who_stall_behind_their_address() -> None:
+def test_colleagues_get_the_places_of_stalled_connections_of_their_address() -> None:
     clock = Clock()
     admission = Admission(9999, 2, 400, clock=clock)
     stalled = admit_many(admission, "192.0.2.1", 2)
@@ -243,7 +243,7 @@ def test_colleagues_get_the_places_of_strangers_who_stall_behind_their_address()
 
 
 def test_a_known_source_is_measured_by_its_own_allowance() -> None:
-    """Colleagues behind one address hold more than any stranger, and are far from what they may."""
+    """Colleagues behind one address hold more than any unknown source may, and less than their allowance."""
     clock = Clock()
     admission = Admission(9999, 2, 40, clock=clock)
     first = admission.admit("192.0.2.1")
@@ -256,7 +256,7 @@ def test_a_known_source_is_measured_by_its_own_allowance() -> None:
     assert not evicted(colleagues) and len(evicted(strangers)) == 1
 
 
-def test_what_is_worked_on_and_what_is_proven_or_refused_does_not_give_way() -> None:
+def test_connections_in_work_or_authenticated_or_refused_are_not_closed() -> None:
     clock = Clock()
     admission = Admission(9999, 4, 4, clock=clock)
     worked_on, proven, refused, idle = admit_many(admission, "192.0.2.1", 4)

@@ -32,7 +32,7 @@ from tunnel_server.listeners.listener import AcceptedConnection, listen_tcp, lis
 
 
 async def hold(accepted: AcceptedConnection) -> None:
-    """Says hello and keeps the connection."""
+    """Send hello and keep the connection."""
     await accepted.stream.send_all(b"hello")
     await accepted.stream.receive_some()
     await accepted.stream.aclose()
@@ -111,7 +111,7 @@ def test_a_file_is_never_removed(tmp_path: Path) -> None:
 
 
 def test_a_file_system_without_sockets_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As exFAT does it by FUSE: the bind fails, and has left a plain file."""
+    """exFAT behaves so with FUSE: the bind fails, and leaves a plain file."""
 
     def fail(bound: socket.socket, address: UnixAddress) -> None:
         address.path.touch()
@@ -200,7 +200,7 @@ async def test_stopping_leaves_running_connections_alone() -> None:
         await served.wait()
 
 
-async def test_one_too_many_is_closed_and_counted() -> None:
+async def test_a_connection_beyond_the_bound_is_closed_and_counted() -> None:
     async with open_edge() as edge:
         admission = Admission(2, 9, clock=trio.current_time)
         listener = await edge.listen("tcp", hold, admission)
@@ -215,7 +215,7 @@ async def test_one_too_many_is_closed_and_counted() -> None:
         assert await (await edge.dial(listener)).receive_some() == b"hello"
 
 
-async def test_one_more_of_a_source_waits_for_its_turn() -> None:
+async def test_a_connection_beyond_the_sources_bound_waits_for_its_turn() -> None:
     async with open_edge() as edge:
         listener = await edge.listen("tcp", hold, Admission(99, 2, clock=trio.current_time))
         kept = [await edge.dial(listener) for _ in range(2)]
@@ -262,7 +262,7 @@ async def test_an_idle_connection_of_the_fullest_source_makes_room(monkeypatch: 
 
 
 async def test_a_handshake_that_waits_for_the_processor_does_not_give_way() -> None:
-    """A fleet that comes at once waits for our processor. Bytes one by one count for two steps only."""
+    """The handshakes of a fleet wait for the server's processor. Single bytes count for two steps only."""
     seconds = 0.0
     admission = Admission(99, 1, 1, clock=lambda: seconds)
     ticket, lock = admission.admit("192.0.2.1"), trio.Lock()
@@ -342,7 +342,7 @@ async def test_a_turn_that_does_not_come_is_a_refusal(monkeypatch: pytest.Monkey
         assert admission.open_connections == 1
 
 
-async def test_a_browser_is_told_that_there_are_too_many() -> None:
+async def test_a_browser_gets_an_answer_when_there_are_too_many() -> None:
     async with open_edge() as edge:
         listener = await edge.listen("web", hold, Admission(1, 1, clock=trio.current_time), decline_http)
         await (await edge.dial(listener)).receive_some()
@@ -363,8 +363,8 @@ async def test_a_tls_client_reads_an_alert_and_no_reset(tmp_path: Path) -> None:
         assert edge.counters.unauthenticated_refusals == {("https", "too_many_connections"): 1}
 
 
-async def test_those_who_are_being_refused_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The third does not wait until one of them has read what it was told."""
+async def test_connections_that_are_being_refused_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server resets the third at once, without waiting until another has read its refusal."""
     monkeypatch.setattr(declining, "MAX_DECLINING", 2)
     async with open_edge() as edge:
         listener = await edge.listen("web", hold, Admission(1, 1, clock=trio.current_time), decline_http)
@@ -433,7 +433,7 @@ async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener()
         assert [address.rsplit(":", 1)[0] for address in seen] == ["127.0.0.1", "[::1]"]
 
 
-async def test_what_is_accepted_is_tuned_as_what_is_dialled() -> None:
+async def test_accepted_sockets_are_tuned_as_dialled_ones() -> None:
     seen: list[tuple[int, int, int]] = []
 
     async def note(accepted: AcceptedConnection) -> None:

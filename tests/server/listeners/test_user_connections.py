@@ -1,4 +1,4 @@
-"""One user cannot take the connections of all. Real TLS."""
+"""One user cannot use the connections of all. Real TLS."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_the_share_of_one_user_is_refused_beyond_and_free_after_a_close(tm
         assert (await receive_until(again, b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
 
 
-def test_what_is_closed_leaves_no_trace() -> None:
+def test_a_closed_connection_leaves_no_trace() -> None:
     users = UserConnections(1, 1)
     users.add("alice")
     with pytest.raises(Refused) as caught:

@@ -1,4 +1,4 @@
-"""Every door against those who want to be somebody else: real TLS, the right reason, a line of the audit.
+"""Every entrance against false identities: real TLS, the right reason, a line of the audit.
 
 A handshake that the agents' port refuses leaves its line as well.
 """
@@ -61,7 +61,7 @@ BENT_PATHS = [
         ":443/{role}/{name}",
     ),
 ]
-"""Ways to bend the path of an identity that is good otherwise."""
+"""Changes to the path of an otherwise valid identity."""
 
 
 def bent(path: str, role: str, name: str) -> str:
@@ -83,7 +83,7 @@ OTHER_FORMS = [
 
 
 async def ask(door: Any, make: Make, request: bytes) -> bytes:
-    """The answer to a request; what TLS refuses reads as its alert."""
+    """Return the answer to a request; a refusal by TLS reads as its alert."""
     leaf = make()
     try:
         return bytes(await door.ask(await door.enter(leaf, has_certificate=leaf is not None), request))
@@ -112,7 +112,7 @@ HTTPS = [
 
 @pytest.mark.parametrize("request_", [CONNECT, VERSION], ids=["connect", "api"])
 @pytest.mark.parametrize(("make", "word", "says"), HTTPS, ids=[str(n) for n in range(len(HTTPS))])
-async def test_who_is_no_user_of_ours_opens_nothing(
+async def test_a_caller_that_is_no_user_opens_nothing(
     make: Make, word: str, says: bytes, request_: bytes, tmp_path: Path
 ) -> None:
     async with open_door(tmp_path) as door:
@@ -152,7 +152,7 @@ HEADERS = (
     [(lambda: None, b"401"), (lambda: pki.node_leaf("edge1"), b"403")],
     ids=["nobody", "node"],
 )
-async def test_headers_make_nobody_a_user(make: Make, status: bytes, tmp_path: Path) -> None:
+async def test_headers_do_not_authenticate(make: Make, status: bytes, tmp_path: Path) -> None:
     async with open_door(tmp_path) as door:
         link = door.edge.attach("edge1", echo_until_reset)
         for request in (CONNECT, VERSION):
@@ -260,7 +260,7 @@ AGENTS = [
 
 
 @pytest.mark.parametrize(("make", "reason", "name"), AGENTS, ids=[str(n) for n in range(len(AGENTS))])
-async def test_who_is_no_node_of_ours_attaches_nothing(
+async def test_a_caller_that_is_no_node_attaches_nothing(
     make: Callable[[], Leaf], reason: Reason, name: str
 ) -> None:
     async with agents_door() as door:
@@ -291,7 +291,7 @@ async def test_a_nodes_name_is_taken_as_it_must_be_or_not_at_all() -> None:
     ],
     ids=["other authority", "same name", "expired", "not yet", "server use"],
 )
-async def test_whom_the_handshake_refuses_does_not_get_to_say_hello(make: Callable[[], Leaf]) -> None:
+async def test_a_caller_that_the_handshake_refuses_sends_no_hello(make: Callable[[], Leaf]) -> None:
     async with agents_door() as door:
         with pytest.raises(CarrierFailed):
             await door.attempt(make())

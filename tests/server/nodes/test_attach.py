@@ -1,4 +1,4 @@
-"""How agents get in: who is let in, who is told no and why, and who goes when another comes."""
+"""Attaches of agents: which are accepted, which are refused and why, and which session a newer one ends."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Agent:
 
 
 class Door:
-    """A server without anything but its door."""
+    """A server reduced to the agents' port."""
 
     def __init__(
         self, nursery: trio.Nursery, max_agents: int = 100, max_pending: int = 100, grace_seconds: float = 0
@@ -112,26 +112,26 @@ class Door:
     def revoke(self, kind: RevocationKind, subject: str) -> None:
         self.revoked.put(Revocation(1, kind, subject, 0, "uid-0", ""))
 
-    def dial(self, name: str, *, leaf_pem: bytes | None = None, **said: Any) -> Agent:
-        """An agent of node ``name`` that comes in, with its own certificate unless told otherwise.
+    def dial(self, name: str, *, leaf_pem: bytes | None = None, **changes: Any) -> Agent:
+        """Return an agent of node ``name`` that dials, by default with its own certificate.
 
-        ``said`` replaces what its hello says.
+        ``changes`` replaces fields of its hello.
         """
         if leaf_pem is None:
             leaf_pem = pki.node_leaf(name).credential.certificate_pem
         near, far = memory_carriers(self.nursery, leaf_pem=leaf_pem)
         self.attachments.take(near)
-        hello = memory_link.hello(self.limits)._replace(**said)
+        hello = memory_link.hello(self.limits)._replace(**changes)
         return Agent(Attachment(far, AgentHandshake(hello)), near, self.nursery)
 
-    async def attach(self, name: str, **said: Any) -> Agent:
-        agent = self.dial(name, **said)
+    async def attach(self, name: str, **changes: Any) -> Agent:
+        agent = self.dial(name, **changes)
         await agent.attach(self.limits)
         await self.settle()
         return agent
 
     async def settle(self) -> None:
-        """Until nobody has anything left to do without the clock."""
+        """Wait until no task has work left without the clock."""
         await trio.testing.wait_all_tasks_blocked()
 
     def link_of(self, name: str) -> Session:
@@ -170,7 +170,7 @@ async def test_a_node_is_who_its_certificate_says(autojump_clock: trio.testing.M
 USER = pki.user_leaf("kim").credential.certificate_pem
 SERVER = pki.server_leaf().credential.certificate_pem
 STRANGER = pki.node_leaf("edge1", "other.example").credential.certificate_pem
-# A root names only its trust domain, and is no leaf; what is no certificate at all names nobody either.
+# A root names only its trust domain, and is no leaf; an invalid certificate names no node either.
 ROOT = pki.authority().roots_pem
 
 
@@ -185,7 +185,7 @@ ROOT = pki.authority().roots_pem
         (b"-----BEGIN nonsense", Reason.UNAUTHENTICATED, "names no identity"),
     ],
 )
-async def test_who_is_no_node_of_ours_is_told_so(
+async def test_a_caller_that_is_no_node_gets_the_reason(
     leaf_pem: bytes,
     reason: Reason,
     words: str,
@@ -204,14 +204,14 @@ async def test_who_is_no_node_of_ours_is_told_so(
         assert f"attach of an unknown node failed: {refusal.detail}" in caplog.messages
 
 
-async def test_another_version_is_told_both_versions(autojump_clock: trio.testing.MockClock) -> None:
+async def test_another_version_gets_both_versions(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
         refusal = await door.dial("edge1", version=VERSION + 1).refusal()
         assert refusal.reason is Reason.VERSION_MISMATCH
         assert f"version {VERSION}, the agent {VERSION + 1}" in refusal.detail
 
 
-async def test_the_limit_of_agents_spares_those_who_come_back(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_limit_of_agents_spares_resumed_sessions(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door(max_agents=2) as door:
         first, _ = await door.attach("edge1"), await door.attach("edge2")
         refusal = await door.dial("edge3").refusal()
@@ -225,7 +225,7 @@ async def test_the_limit_of_agents_spares_those_who_come_back(autojump_clock: tr
         await door.attach("edge3")
 
 
-async def test_the_last_place_goes_to_one_of_two_who_were_both_welcome(
+async def test_one_of_two_welcomed_agents_gets_the_last_place(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_door(max_agents=1) as door:
@@ -275,7 +275,7 @@ async def test_the_newcomer_of_two_with_one_alias_is_turned_away(
         assert not door.counters.session_ends
 
 
-async def test_a_stopping_server_takes_nobody_in(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_stopping_server_accepts_no_attach(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
         await door.attach("edge1")
         door.attachments.drain(8)
@@ -285,7 +285,7 @@ async def test_a_stopping_server_takes_nobody_in(autojump_clock: trio.testing.Mo
         assert caught.value.reason is Reason.SERVER_STOPPING
 
 
-async def test_who_was_welcome_before_the_stop_and_comes_after_it_is_turned_away(
+async def test_an_agent_welcomed_before_the_stop_is_refused_after_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_door() as door:
@@ -297,7 +297,7 @@ async def test_who_was_welcome_before_the_stop_and_comes_after_it_is_turned_away
         assert door.nodes.attached() == []
 
 
-async def test_ending_all_waits_until_the_agents_heard_it(autojump_clock: trio.testing.MockClock) -> None:
+async def test_ending_all_waits_until_the_agents_received_it(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
         agents = [await door.attach(name) for name in ("edge1", "edge2")]
         stream = await door.open("edge1")
@@ -310,7 +310,7 @@ async def test_ending_all_waits_until_the_agents_heard_it(autojump_clock: trio.t
         await stream.aclose()
 
 
-async def test_the_newest_proven_session_wins_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_newest_verified_session_wins_at_once(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
         old = await door.attach("edge1")
         stream = await door.open("edge1")
@@ -323,7 +323,7 @@ async def test_the_newest_proven_session_wins_at_once(autojump_clock: trio.testi
         assert caught.value.reason is Reason.TAKEN_OVER
         await stream.aclose()
         assert await old.end() is Reason.TAKEN_OVER
-        await trio.sleep(5)  # the old one is given up, and what it leaves behind takes nothing along
+        await trio.sleep(5)  # the old session is given up, and its remains take nothing of the new one along
         assert door.link_of("edge1").session_id == new.link.session_id
         assert door.counters.session_ends == {"taken_over": 1}
         again = await door.open("edge1")
@@ -331,7 +331,7 @@ async def test_the_newest_proven_session_wins_at_once(autojump_clock: trio.testi
         assert new.link.attached
 
 
-async def test_a_half_open_session_is_taken_over_though_its_agent_hears_nothing(
+async def test_a_half_open_session_is_taken_over_though_its_agent_receives_nothing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_door() as door:
@@ -442,14 +442,14 @@ async def test_failures_get_a_line_a_second_for_each_reason(
         assert door.counters.attaches == {"wrong_role": 5}
 
 
-# What the agent said of its link.
+# The agent's settings for its link.
 
 
 @pytest.mark.parametrize(
     ("metered", "configured", "welcomed"),
     [(False, 15, 15), (True, 15, 200), (False, 300, 300), (True, 300, 300), (False, 1, 1)],
 )
-async def test_a_metered_agent_is_told_to_ping_seldom_and_a_slower_server_wins(
+async def test_a_metered_agent_pings_seldom_and_a_slower_server_wins(
     metered: bool, configured: float, welcomed: float, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_door() as door:
@@ -495,7 +495,7 @@ async def test_the_server_keeps_to_the_rate_that_an_agent_asks_for(
         while received < 100_000:
             received += len(await far.receive_some())
         assert 9 < trio.current_time() - start < 11
-        await far.send_all(bytes(100_000))  # nobody asked the agent to keep to it here
+        await far.send_all(bytes(100_000))  # the agent has no cap of its own here
         received = 0
         while received < 100_000:
             received += len(await stream.receive_some())

@@ -1,4 +1,4 @@
-"""What one certificate may hold and cause at the agents' door: calls without a hello, bytes, attaches."""
+"""Limits of one certificate at the agents' port: calls without a hello, bytes, attaches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NODE = pki.node_leaf("edge1").credential.certificate_pem
 
 
 class Call:
-    """A call whose agent says nothing by itself."""
+    """A call whose agent sends nothing by itself."""
 
     def __init__(self, door: Door, leaf_pem: bytes = NODE) -> None:
         self.near, self.far = memory_carriers(door.nursery, leaf_pem=leaf_pem)
@@ -57,7 +57,7 @@ def another_run() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("leaf_pem", [USER, SERVER, STRANGER], ids=["user", "server", "stranger"])
-async def test_who_is_no_node_is_refused_without_a_hello(
+async def test_a_caller_that_is_no_node_is_refused_without_a_hello(
     leaf_pem: bytes, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_door() as door:
@@ -159,7 +159,7 @@ async def test_a_flood_of_calls_leaves_a_session_alone(autojump_clock: trio.test
         assert agent.link.attached and door.link_of("edge1").attached
 
 
-async def test_what_comes_before_use_is_bounded_in_all(autojump_clock: trio.testing.MockClock) -> None:
+async def test_bytes_before_use_are_bounded_in_total(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
         for size in (LIMITS.max_attach_bytes + 1, LIMITS.max_message_bytes):
             call = Call(door)
@@ -169,7 +169,7 @@ async def test_what_comes_before_use_is_bounded_in_all(autojump_clock: trio.test
         assert door.counters.attaches == {"malformed_packet": 2}
 
 
-def test_the_longest_hello_that_an_agent_may_be_configured_to_say_fits() -> None:
+def test_the_longest_hello_that_a_configuration_allows_fits() -> None:
     target = "a." * 125 + "abc:65535"
     services = tuple(Service(f"s{number:062d}", "https", target) for number in range(LIMITS.max_services))
     said = memory_link.hello(LIMITS)._replace(services=services, session=bytes(16), secret=bytes(32))
@@ -219,7 +219,7 @@ async def go_on(door: Door, agent: Agent, attempt: int) -> Agent:
 async def test_a_flood_of_attaches_does_not_keep_the_agent_from_its_session(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Another program with the same certificate has used up all, and the agent comes back from an outage."""
+    """Another program with the same certificate used up the budget, and the agent resumes after an outage."""
     async with open_door(grace_seconds=60) as door:
         agent = await door.attach("edge1")
         agent.carrier.cut()
@@ -252,7 +252,7 @@ async def test_resumptions_have_a_larger_budget_that_ends_too(
 async def test_lines_of_a_node_beyond_its_budget_are_left_out(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And all that one duplicate does is one event."""
+    """And one duplicate causes one event only."""
     caplog.set_level("INFO", "qanat")
     async with open_door() as door:
         agent = await door.attach("edge1")
@@ -295,7 +295,7 @@ async def test_services_that_no_agent_may_announce_are_left_out(
         assert [service.name for service in door.link_of("edge1").services] == ["desk", "web"]
 
 
-async def test_what_an_agent_says_of_itself_cannot_command_a_terminal(
+async def test_an_agents_own_texts_cannot_command_a_terminal(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_door() as door:

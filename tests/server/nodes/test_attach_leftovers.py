@@ -1,4 +1,4 @@
-"""What attaches and sessions leave to the garbage collector of a server, and of an agent that resumes."""
+"""Objects that attaches and sessions leave to the garbage collector of a server, and of a resuming agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A revoked agent is out at once: its session, its streams, its resumption, and whatever it tries next."""
+"""A revoked agent loses access at once: its session, its streams, its resumption, and every further try."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def renewed() -> Leaf:
 
 
 def going_on(door: Door, agent: Agent, leaf: Leaf, **said: object) -> Agent:
-    """A new carrier that asks for the agent's session."""
+    """Return a new carrier that resumes the agent's session."""
     welcome, attempt = agent.attempt.welcome, said.pop("attempt", 2)
     known = {"session": welcome.session, "secret": welcome.secret, "attempt": attempt}
     return door.dial("edge1", leaf_pem=leaf.credential.certificate_pem, **{**known, **said})
@@ -56,7 +56,7 @@ async def test_the_session_and_its_streams_end_with_the_reason(
         await spared.aclose()
 
 
-async def test_nothing_lets_it_in_again(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_revoked_agent_cannot_attach_again(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door(grace_seconds=60) as door:
         agent = await door.attach("edge1")
         door.revoke(RevocationKind.NODE, "edge1")
@@ -97,7 +97,7 @@ async def test_a_revocation_between_welcome_and_use_counts(autojump_clock: trio.
         door.revoke(RevocationKind.SERIAL, serial_of(late))
         again.use(door.limits)
         assert await again.end() is Reason.REVOKED
-        assert agent.link.attached  # by the certificate that nobody has revoked
+        assert agent.link.attached  # by the certificate that is not revoked
 
 
 async def test_a_session_goes_by_the_certificate_of_the_moment(

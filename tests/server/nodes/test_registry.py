@@ -1,4 +1,4 @@
-"""The registry of nodes: takeover, memory of the gone, names, aliases and the sentences about them."""
+"""The registry of nodes: takeover, memory of detached nodes, names, aliases, and their messages."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_node_says_what_a_request_would_meet(nodes: Nodes) -> None:
     assert nodes.events.after(0, "edge-8") == []
 
 
-def test_a_node_says_since_when_it_is_as_it_is(nodes: Nodes, clock: Clock) -> None:
+def test_a_node_shows_the_start_of_its_state(nodes: Nodes, clock: Clock) -> None:
     link = attach(nodes, "edge-7")
     [node] = nodes.all()
     began = clock.wall()
@@ -146,7 +146,7 @@ def try_attach(nodes: Nodes, boot: bytes, instance: bytes) -> PlainLink | None:
 
 
 def test_restarts_of_two_machines_do_not_evict_each_other_for_ever(nodes: Nodes, clock: Clock) -> None:
-    """Each attach is of another run, so only the boots tell."""
+    """Each attach is of another run, so only the boot ids distinguish the machines."""
     for number, boot in enumerate([b"one", b"two"] * 2):
         incumbent = try_attach(nodes, boot, b"%d" % number)
         assert incumbent is not None
@@ -158,9 +158,9 @@ def test_restarts_of_two_machines_do_not_evict_each_other_for_ever(nodes: Nodes,
     assert caught.value.reason is Reason.DUPLICATE_NODE
     assert caught.value.retry_after_seconds == 60
     assert nodes.is_duplicate(node) and not incumbent.ended
-    nodes.check_duplicate("edge-7", hello_of(b"two", b"3"))  # the run that is attached may come again
+    nodes.check_duplicate("edge-7", hello_of(b"two", b"3"))  # the attached run may attach again
     incumbent.state = SessionState.GRACE
-    nodes.check_duplicate("edge-7", hello_of(b"one", b"5"))  # and a run that replaces a dead one may, too
+    nodes.check_duplicate("edge-7", hello_of(b"one", b"5"))  # and so may a run that replaces a dead one
     clock.seconds += 121
     incumbent.state = SessionState.ATTACHED
     nodes.check_duplicate("edge-7", hello_of(b"one", b"6"))
@@ -190,7 +190,7 @@ def test_a_machine_that_restarts_now_and_then_is_no_duplicate(nodes: Nodes, cloc
 def test_a_replaced_run_that_comes_back_is_a_second_agent(
     nodes: Nodes, clock: Clock, other_boot: bytes
 ) -> None:
-    """Two containers of one host share its boot id."""
+    """Two containers of one host share the host's boot id."""
     first = try_attach(nodes, b"host", b"a")
     clock.seconds += 300
     second = try_attach(nodes, other_boot, b"b")
@@ -209,7 +209,7 @@ def test_a_replaced_run_that_comes_back_is_a_second_agent(
 def test_two_agents_on_one_machine_settle_and_the_other_takes_over_when_one_is_stopped(
     nodes: Nodes, clock: Clock
 ) -> None:
-    """An hour of both, each by the waits of our agents: 10 s after a takeover, else what the server says."""
+    """An hour with both, with the waits of real agents: 10 s after a takeover, else the server's time."""
     due = {b"a": 0.0, b"b": 1.0}
     links: dict[bytes, PlainLink] = {}
     takeovers = 0
@@ -235,7 +235,7 @@ def test_two_agents_on_one_machine_settle_and_the_other_takes_over_when_one_is_s
 
 
 def test_a_crash_loop_takes_over_each_time_at_once(nodes: Nodes, clock: Clock) -> None:
-    """Whether or not the server has noticed that the run before is dead."""
+    """This holds whether or not the server has noticed that the previous run is dead."""
     for number in range(200):
         state = [SessionState.ATTACHED, SessionState.GRACE, SessionState.DEGRADED][number % 3]
         link = try_attach(nodes, b"host", b"run %d" % number)
@@ -261,7 +261,7 @@ def test_one_agent_may_begin_session_after_session(nodes: Nodes, clock: Clock) -
         clock.seconds += 1
 
 
-def test_what_is_remembered_of_replaced_runs_is_bounded(nodes: Nodes, clock: Clock) -> None:
+def test_the_memory_of_replaced_runs_is_bounded(nodes: Nodes, clock: Clock) -> None:
     duplicates = TakeoverLimiter()
     for number in range(MAX_NODES + 5):
         duplicates.note_replaced(f"edge-{number}", b"a", clock.seconds)
@@ -289,7 +289,7 @@ def test_a_gone_node_is_remembered_with_when_and_why(nodes: Nodes, clock: Clock)
     assert (node.session, node.last_reason) == (None, Reason.PING_TIMEOUT)
 
 
-def test_an_unknown_node_is_told_the_nearest_name(nodes: Nodes) -> None:
+def test_an_unknown_nodes_refusal_names_the_nearest(nodes: Nodes) -> None:
     attach(nodes, "edge-7")
     with pytest.raises(Refused) as caught:
         nodes.session_of("edge-9")
@@ -359,7 +359,7 @@ def test_a_node_that_the_store_knows_is_a_node(nodes: Nodes, clock: Clock) -> No
     assert len(nodes.all()) == 2
 
 
-def test_a_revoked_node_is_said_to_be_revoked(nodes: Nodes) -> None:
+def test_a_revoked_node_is_reported_as_revoked(nodes: Nodes) -> None:
     nodes.learn("edge-1")
     nodes.is_revoked = lambda name: name == "edge-1"
     with pytest.raises(Refused, match="only with a new token: qanat-server token create") as caught:
@@ -382,7 +382,7 @@ def test_a_node_is_forgotten_unless_it_has_an_agent(nodes: Nodes) -> None:
     assert [node.name for node in nodes.all()] == ["edge.1"]
 
 
-def test_what_a_node_writes_beyond_its_budget_is_left_out_and_counted() -> None:
+def test_writes_of_a_node_beyond_its_budget_are_left_out_and_counted() -> None:
     budget = writes_budget()
     assert [budget.note(("edge1", "lost"), 0.0) for _ in range(WRITES + 2)] == [0] * WRITES + [None, None]
     assert budget.note(("edge2", "lost"), 0.0) == budget.note(("edge1", "resumed"), 0.0) == 0

@@ -23,7 +23,7 @@ QUICK_SERVER = [
     "from tunnel_server.nodes import registry as nodes; nodes.RETRY_SECONDS = 1.0\n"
     "from tunnel_server.entry import entry_point; entry_point()",
 ]
-"""It tells a refused agent to come back in a second, not in a minute."""
+"""Time to retry for a refused agent: a second in place of a minute."""
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""A server's certificates and authority, read anew while it runs."""
+"""A server's certificates and authority, read again while it runs."""
 
 from __future__ import annotations
 

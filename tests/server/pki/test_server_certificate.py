@@ -1,4 +1,4 @@
-"""The server's own certificate: renewed at two thirds of its life, and only if it is of our making."""
+"""The server's own certificate: renewed at two thirds of its life, and only if this server issued it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def installed(
 @pytest.mark.parametrize(
     ("age_days", "due"), [(0, False), (19.9, False), (20.1, True), (29.9, True), (31, True)]
 )
-def test_it_is_due_at_two_thirds_of_its_life(tmp_path: Path, age_days: float, due: bool) -> None:
+def test_the_certificate_is_due_at_two_thirds_of_its_validity(
+    tmp_path: Path, age_days: float, due: bool
+) -> None:
     config, _ = installed(tmp_path, began=timedelta(days=age_days))
     looked = check_renewal(config, NOW)
     assert (looked.renewed is not None) == due
@@ -53,7 +55,7 @@ def test_it_is_due_at_two_thirds_of_its_life(tmp_path: Path, age_days: float, du
         assert public_key_of(after) == public_key_of(before)  # the key file stays
 
 
-def test_the_next_look_is_when_it_is_due(tmp_path: Path) -> None:
+def test_the_next_check_is_when_the_renewal_is_due(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, days=60 / 86400)
     assert check_renewal(config, NOW).seconds == 40
     assert check_renewal(config, NOW + timedelta(seconds=39.5)).seconds == 1
@@ -61,7 +63,7 @@ def test_the_next_look_is_when_it_is_due(tmp_path: Path) -> None:
     assert looked.renewed is not None and looked.seconds == 40
 
 
-def test_what_somebody_else_issued_is_his(tmp_path: Path) -> None:
+def test_a_certificate_of_another_issuer_is_not_renewed(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, began=timedelta(days=25))
     Site(tmp_path).write_certificate(pki.server_leaf())
     assert check_renewal(config, NOW + timedelta(days=360)).renewed is None
@@ -71,7 +73,7 @@ def test_what_somebody_else_issued_is_his(tmp_path: Path) -> None:
     assert check_renewal(load(other / "server.toml", ServerConfig), NOW + timedelta(days=360)).renewed is None
 
 
-def test_it_never_outlives_the_issuing_certificate(tmp_path: Path) -> None:
+def test_the_certificate_never_outlives_the_issuing_one(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, days=1825, began=timedelta(days=1300))
     file = config.tls.certificate_file
     for days, ends in ((0, 1825), (1800, 1826)):  # the issuing certificate's last day
@@ -96,7 +98,7 @@ def test_the_newest_issuing_certificate_signs(tmp_path: Path) -> None:
     assert describe(split_pem(renewed.chain_pem)[1]).serial == describe(issuing.certificate_pem).serial
 
 
-async def test_it_is_written_down_put_in_place_and_told(tmp_path: Path) -> None:
+async def test_the_renewed_certificate_is_recorded_put_in_place_and_announced(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, began=timedelta(days=25))
     told: list[bytes] = []
 
@@ -122,7 +124,7 @@ async def test_a_certificate_behind_a_link_stays_behind_it(tmp_path: Path) -> No
     assert file.is_symlink() and describe(real.read_bytes()).ends == NOW + timedelta(days=30)
 
 
-async def test_what_fails_is_said_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_is_logged_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, _ = installed(tmp_path, days=30 / 86400, began=timedelta(seconds=25))
     (tmp_path / "ca" / ISSUING_KEY).unlink()
     (tmp_path / "ca" / ISSUING_KEY).mkdir()

@@ -1,4 +1,4 @@
-"""The server's own certificate: what is wrong with it is said before anybody meets it."""
+"""The server's own certificate: a fault in it is reported at start, before a client connects."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_certificate_that_is_no_servers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["server.pem", "server.key", "trust.pem"])
-def test_what_is_missing_or_damaged_is_named(tmp_path: Path, name: str) -> None:
+def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str) -> None:
     tls = files(tmp_path)
     (tmp_path / name).write_bytes(b"nonsense")
     assert name in complaint(tls)

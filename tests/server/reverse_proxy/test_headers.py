@@ -1,4 +1,4 @@
-"""What happens to HTTP heads on their way through the web entrance."""
+"""Changes to HTTP heads on their way through the web entrance."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_websocket_is_asked_for_on() -> None:
     assert headers[b"sec-websocket-key"] == [b"x"]
 
 
-def test_other_upgrades_are_not() -> None:
+def test_other_upgrades_are_no_websocket() -> None:
     assert not wants_websocket(request(("Connection", "Upgrade"), ("Upgrade", "h2c")))
     assert not wants_websocket(request(("Upgrade", "websocket")))
     assert not wants_websocket(request(*SOCKET, method="POST"))
@@ -245,7 +245,7 @@ def test_any_other_101_is_refused(headers: list[tuple[str, str]]) -> None:
         (request(*SOCKET, ("Transfer-Encoding", "chunked")), Reason.BAD_REQUEST),
     ],
 )
-def test_what_no_browser_page_of_ours_asks(asked: h11.Request, reason: Reason) -> None:
+def test_requests_that_no_own_page_sends_are_refused(asked: h11.Request, reason: Reason) -> None:
     with pytest.raises(Refused) as caught:
         check_web_request(asked)
     assert caught.value.reason is reason
@@ -269,7 +269,7 @@ def test_what_no_browser_page_of_ours_asks(asked: h11.Request, reason: Reason) -
         ),
     ],
 )
-def test_what_browsers_do(asked: h11.Request) -> None:
+def test_requests_of_browsers_are_accepted(asked: h11.Request) -> None:
     check_web_request(asked)
 
 
@@ -339,7 +339,7 @@ FRAMINGS = st.sampled_from([[], [("Content-Length", "5")], [("Transfer-Encoding"
 
 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=8), FRAMINGS)
-def test_whatever_is_said_the_target_reads_the_framing_that_we_read(
+def test_the_target_reads_the_framing_that_the_server_reads(
     headers: list[tuple[str, str]], framing: list[tuple[str, str]]
 ) -> None:
     asked = request(*headers, *framing, method="POST", target="/path?q")

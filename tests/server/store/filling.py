@@ -1,4 +1,4 @@
-"""A process that fills a small disk, is refused, gets room, and goes on: ``DISK COPY_TO``."""
+"""A process that fills a small disk, is refused, gets room, and continues: ``DISK COPY_TO``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9 and full disks: what was acknowledged is there, nothing is damaged, and it goes on."""
+"""kill -9 and full disks: every acknowledged write is there, nothing is damaged, and the store continues."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_full_disk_refuses_and_goes_on_when_there_is_room(tmp_path: Path) -> N
 # The lock.
 
 
-def test_one_process_has_the_store_and_the_other_is_told_which(tmp_path: Path) -> None:
+def test_one_process_has_the_store_and_the_other_learns_which(tmp_path: Path) -> None:
     with hold_store(tmp_path):
         with pytest.raises(StoreHeld, match=f"in use by process {os.getpid()}"), hold_store(tmp_path):
             pass

@@ -1,4 +1,4 @@
-"""The file itself: new, old, newer, foreign, damaged."""
+"""The database file: new, old, newer, foreign, damaged."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_reader_cannot_write(tmp_path: Path) -> None:
         reader.execute("DELETE FROM tokens")
 
 
-def test_it_goes_forward_step_by_step_and_keeps_what_is_there(tmp_path: Path) -> None:
+def test_a_migration_runs_step_by_step_and_keeps_the_data(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with contextlib.closing(open_database(path)) as connection:
         connection.execute("INSERT INTO revocations VALUES (7, 'node', 'a', 1, '', '', 0, NULL)")
@@ -112,7 +112,7 @@ def test_a_step_that_fails_changes_nothing(tmp_path: Path) -> None:
         assert "more" not in tables
 
 
-def test_what_is_no_database_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello" * 1000)
     assert "is damaged (file is not a database)" in refusal(tmp_path / "text")
     with contextlib.closing(sqlite3.connect(tmp_path / "other")) as other:
@@ -123,7 +123,7 @@ def test_what_is_no_database_is_told(tmp_path: Path) -> None:
     assert "cannot be opened: No such file or directory" in refusal(tmp_path / "nowhere" / "s")
 
 
-def test_a_damaged_one_is_told(tmp_path: Path) -> None:
+def test_a_damaged_database_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with contextlib.closing(open_database(path)) as connection:
         for number in range(2000):

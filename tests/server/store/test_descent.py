@@ -1,4 +1,4 @@
-"""Renewals of a certificate: what is revoked with it, how long they may hold, and what is kept of them."""
+"""Renewals of a certificate: what is revoked with it, how long they are valid, and what the store keeps."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ async def test_a_revoked_serial_takes_its_renewals_along(
         assert shut_out(store) == []
 
 
-async def test_what_was_revoked_for_itself_stays_so_when_its_origin_is_good_again(tmp_path: Path) -> None:
+async def test_a_certificate_revoked_by_serial_stays_revoked_when_its_origin_is_unrevoked(
+    tmp_path: Path,
+) -> None:
     clock = Clock()
     async with opened(tmp_path, clock) as store:
         await family(store)
@@ -82,7 +84,7 @@ async def test_what_was_revoked_for_itself_stays_so_when_its_origin_is_good_agai
         assert shut_out(store) == ["c"]
 
 
-async def test_who_is_in_by_a_renewal_has_to_go_with_its_origin(tmp_path: Path) -> None:
+async def test_access_by_a_renewal_ends_with_its_origin(tmp_path: Path) -> None:
     ended: list[str] = []
     async with opened(tmp_path) as store:
         await family(store)
@@ -97,7 +99,7 @@ async def test_who_is_in_by_a_renewal_has_to_go_with_its_origin(tmp_path: Path) 
     assert "the certificate c of user kim" in ended[0]
 
 
-async def test_what_is_shown_before_a_revocation_names_the_renewals(tmp_path: Path) -> None:
+async def test_the_text_before_a_revocation_names_the_renewals(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await family(store)
         ending = await store.what_ends(Revokes.SERIAL, "a")

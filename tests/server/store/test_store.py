@@ -79,7 +79,7 @@ async def test_a_join_that_was_broken_off_is_done_again_also_after_a_restart(tmp
         assert await refusal(store, new.token, node="shop-8") is Reason.TOKEN_NAME_MISMATCH
 
 
-async def test_the_list_says_how_each_token_stands_and_nothing_secret(tmp_path: Path) -> None:
+async def test_the_list_shows_the_state_of_each_token_and_nothing_secret(tmp_path: Path) -> None:
     clock = Clock()
     news = [
         new_token("spent"),
@@ -139,7 +139,7 @@ def test_patterns(pattern: str, node: str, fits: bool) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "shop-7", "**", "shop-[0-9]", "Shop-*", "*" * 9, "a*b*c*d*e*", "*/x"])
-def test_what_is_no_pattern(text: str) -> None:
+def test_invalid_patterns(text: str) -> None:
     assert not is_pattern(text)
 
 
@@ -213,7 +213,7 @@ async def test_users_and_serials(tmp_path: Path) -> None:
         ]
 
 
-async def test_who_is_alive(tmp_path: Path) -> None:
+async def test_certificates_in_use(tmp_path: Path) -> None:
     clock = Clock()
     async with opened(tmp_path, clock) as store:
         await store.record(certificate("a", days=5))
@@ -244,7 +244,7 @@ async def test_a_node_is_known_from_its_first_certificate_on(tmp_path: Path) -> 
         assert [(node.name, node.last_seen_at) for node in await store.known_nodes()] == [("a", None)]
 
 
-async def test_what_ended_long_ago_is_forgotten(tmp_path: Path) -> None:
+async def test_tokens_and_certificates_that_ended_long_ago_are_removed(tmp_path: Path) -> None:
     clock, new = Clock(), new_token()
     async with opened(tmp_path, clock) as store:
         await store.create_token(new, "ops")
@@ -357,7 +357,7 @@ async def test_a_user_has_a_share_of_the_audit_too(tmp_path: Path) -> None:
         assert await _fill(store, *lines) == [1, *range(42, 52)]
 
 
-async def test_what_administrators_did_is_pushed_out_by_nothing_but_later_acts(tmp_path: Path) -> None:
+async def test_acts_of_administrators_are_replaced_by_later_acts_only(tmp_path: Path) -> None:
     acts = [AuditLine(AuditKind.REVOKED, node="edge1"), AuditLine(AuditKind.TOKEN_CREATED)]
     noise = [AuditLine(AuditKind.TAKEOVER, node=f"n{number}") for number in range(50)]
     async with opened(tmp_path, settings=_small(tmp_path, 10)) as store:

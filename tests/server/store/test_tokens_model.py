@@ -1,4 +1,4 @@
-"""Tokens and revocations of nodes against a slow and obvious model, over everything that may happen."""
+"""Tokens and revocations of nodes against a slow and plain model, over every possible order of events."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class TokensAndRevocations(RuleBasedStateMachine):
         return one
 
     def is_out(self, one: Given) -> bool:
-        """What was never recorded counts as a stranger's certificate of that name."""
+        """A certificate that was never recorded counts as a foreign one of that name."""
         return one.node in self.revoked and one.made < self.revoked[one.node]
 
     @invariant()

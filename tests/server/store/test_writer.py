@@ -1,4 +1,4 @@
-"""The one writer: what it acknowledges, what it refuses, and what a full disk does."""
+"""The store's only writer: what it acknowledges, what it refuses, and the effect of a full disk."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_work_is_done_in_its_order_in_another_thread(tmp_path: Path) -> No
     bench.connection.close()
 
 
-async def test_what_waits_together_is_one_commit(tmp_path: Path) -> None:
+async def test_waiting_writes_are_one_commit(tmp_path: Path) -> None:
     bench, moments = Bench(tmp_path), []
     works = [lambda transaction: moments.append(transaction.now)] * 40
     await bench.run_all(*works)
@@ -169,7 +169,7 @@ async def test_the_queue_is_bounded_and_the_closed_one_says_so(
     bench.connection.close()
 
 
-async def test_work_that_is_never_done_is_told(tmp_path: Path) -> None:
+async def test_work_that_is_never_done_is_reported(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     found: list[Reason] = []
 
@@ -242,7 +242,7 @@ async def test_without_a_file_the_audit_is_dropped_and_counted_or_the_act_refuse
     bench.connection.close()
 
 
-def test_a_pipe_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
+def test_an_unread_pipe_delays_nothing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "audit.jsonl")
     errors: list[OSError] = []
 

@@ -1,9 +1,9 @@
-"""A process that writes without end and says what was acknowledged: killed, or on a disk that is full.
+"""A process that writes endlessly and prints what was acknowledged. It is killed, or its disk is full.
 
     python -m tests.server.store.writing FOLDER FIRST_NUMBER [MAX_FILE_BYTES]
 
-Each line that it prints, ``ok NUMBER``, is a revocation that was acknowledged; ``no REASON`` one that was
-refused. With a limit of bytes it lifts that after the first refusal, writes ten more and ends.
+Each line ``ok NUMBER`` is a revocation that was acknowledged; ``no REASON`` one that was refused. With a
+limit of bytes the process lifts the limit after the first refusal, writes ten more and ends.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def write_for_ever(store: Store, first: int) -> None:
 async def until_full_and_then_ten(store: Store, first: int) -> None:
     while await write(store, first):
         first += 1
-    for _ in range(3):  # it stays refused, and stays usable
+    for _ in range(3):  # the store stays refused, and stays usable
         await write(store, first)
     await store.tokens()
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

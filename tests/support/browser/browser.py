@@ -1,6 +1,6 @@
-"""Headless Chromium in a namespace, driven through Debian's own chromedriver by selenium.
+"""Headless Chromium in a network namespace, driven through Debian's chromedriver by selenium.
 
-Debian ships the two in one version, so neither a download nor a guess about protocols is needed.
+Debian ships both programs in one version, so the tests download nothing and guess no protocol.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ARGUMENTS = (
 
 
 class Browser:
-    """One browser with a fresh profile. ``driver`` is selenium's; the rest is what tests ask often."""
+    """One browser with a fresh profile. ``driver`` is selenium's; the methods are what tests need often."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -43,11 +43,11 @@ class Browser:
         self.driver.get(url)
 
     def script(self, source: str, *arguments: object) -> Any:
-        """Runs JavaScript; ``return`` gives its value."""
+        """Run JavaScript; a ``return`` in ``source`` gives the value."""
         return self.driver.execute_script(source, *arguments)
 
     def text_of(self, selector: str) -> list[str]:
-        """The text of each element that matches the CSS selector."""
+        """Return the text of each element that matches the CSS selector."""
         found = self.script(
             "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", selector
         )
@@ -60,7 +60,7 @@ class Browser:
         self.driver.find_element("css selector", selector).click()
 
     def network_events(self, method: str) -> list[dict[str, Any]]:
-        """The parameters of every ``Network.*`` event of this name since the browser started."""
+        """Return the parameters of every ``Network.*`` event of this name since the browser started."""
         for entry in self.driver.get_log("performance"):
             self._events.append(json.loads(entry["message"])["message"])
         return [event["params"] for event in self._events if event["method"] == method]
@@ -74,9 +74,9 @@ class Browser:
 
 @contextlib.contextmanager
 def open_browser(folder: Path, namespace: Namespace, *arguments: str) -> Iterator[Browser]:
-    """A browser that lives in ``namespace``, started with these arguments more.
+    """Run a browser in ``namespace``, with ``arguments`` in addition to the usual ones.
 
-    Leaves ``failure.png`` in ``folder`` if the body fails.
+    Writes ``failure.png`` into ``folder`` if the body fails.
     """
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install -e .[e2e]")
     options = webdriver.ChromeOptions()

@@ -1,4 +1,4 @@
-"""Node-RED, installed once into the cache by npm, as a program at an edge."""
+"""Node-RED as a program at an edge. npm installs it into the cache once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SOURCE = Path(__file__).parent / "node-red"
 
 
 def installed() -> Path:
-    """The folder that has Node-RED, of the version in ``node-red/package.json``."""
+    """Return the folder of Node-RED, of the version in ``node-red/package.json``. Installs it if needed."""
     tools.require("node", "npm")
     folder = tools.cache_folder() / "node-red"
     wanted = (_SOURCE / "package.json").read_bytes()
@@ -38,7 +38,7 @@ def _install(folder: Path) -> None:
 
 
 def node_red(folder: Path, port: int, namespace: Namespace, *, host: str = "127.0.0.1") -> Process:
-    """Node-RED on ``host:port`` with its user folder in ``folder``; not started yet."""
+    """Return Node-RED on ``host:port`` as a process that is not started. Its user folder is in ``folder``."""
     start = installed() / "node_modules" / "node-red" / "red.js"
     user_folder = folder / "node-red"
     user_folder.mkdir()

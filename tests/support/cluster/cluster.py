@@ -1,4 +1,4 @@
-"""The Kubernetes bed with our server in its cloud and our agents on its nodes."""
+"""The Kubernetes bed with a Qanat server in its cloud and Qanat agents on its nodes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Cluster:
                 self.agents[node].start()
 
     def make_pods(self) -> None:
-        """``verify.sh`` makes the pods; how its other operations went is not asked here."""
+        """Make the pods with ``verify.sh``. The other results of ``verify.sh`` are not checked."""
         if self.bed.kubectl("get", "pod", "web1", "web2").returncode:
             self.bed.script("verify.sh", *map(str, NODES), deadline_seconds=300)
         done = self.bed.kubectl("wait", "--for=condition=Ready", "--timeout=50s", "pod/web1", "pod/web2")
@@ -44,7 +44,10 @@ def running_cluster(
     make_server: Callable[[Path, Namespace, str], Server] = Server,
     make_agent: Callable[[str, Path, Namespace], Agent] = Agent,
 ) -> Iterator[Cluster]:
-    """With an agent on each node; the API server comes in by the unix socket. ``changes``: server.toml."""
+    """Run a cluster with an agent on each node. ``changes`` change server.toml.
+
+    The API server connects over the unix socket.
+    """
     bed = find_bed()
     try:
         bed.up("http-uds")

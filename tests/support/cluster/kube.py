@@ -21,7 +21,7 @@ _BUILD_SECONDS = 1800
 
 
 class _BedNetwork(Network):
-    """The bed's scripts build what ``Network`` builds, with other addresses."""
+    """The network that the bed's scripts build: as ``Network``, with other addresses."""
 
     @property
     def cloud_address(self) -> str:
@@ -48,34 +48,34 @@ class Bed:
 
     @property
     def network(self) -> Network:
-        """For what befalls networks; it is there from ``up`` to ``down``."""
+        """The network of the bed, for faults. It exists from ``up`` to ``down``."""
         return _BedNetwork(prefix=_PREFIX)
 
     def up(self, mode: str) -> None:
-        """Starts what is missing, and the API server anew in ``mode``."""
+        """Start what is missing, and restart the API server in ``mode``."""
         self._check("up.sh", "--mode", mode, deadline_seconds=240)
 
     def switch(self, mode: str) -> None:
-        """Only starts the API server anew in ``mode``."""
+        """Restart only the API server, in ``mode``."""
         self._check("apiserver.sh", "--mode", mode, deadline_seconds=120)
 
     def down(self) -> None:
         self.script("down.sh", deadline_seconds=60)
 
     def verify(self, *nodes: int) -> str:
-        """Runs every operation that goes through to a kubelet; fails with the list of them."""
+        """Run every operation that reaches a kubelet. Fails with the list of the failed ones."""
         return self._check("verify.sh", *map(str, nodes), deadline_seconds=300)
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         return self.script("kubectl.sh", *arguments, deadline_seconds=60, stdin=stdin)
 
     def start_kubectl(self, *arguments: str, **pipes: int) -> subprocess.Popen[str]:
-        """kubectl in the background; ``pipes`` are those of ``Popen``."""
+        """Start kubectl in the background; ``pipes`` are those of ``Popen``."""
         argv = [str(self.scripts / "kubectl.sh"), *arguments]
         return subprocess.Popen(argv, env=self._environment, text=True, **pipes)  # noqa: S603
 
     def kubectl_seconds(self, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
-        """The result of kubectl, and how long the user waited for it."""
+        """Return the result of kubectl, and the seconds that it took."""
         before = time.monotonic()
         done = self.kubectl(*arguments)
         return done, time.monotonic() - before
@@ -103,7 +103,7 @@ class Bed:
 
 
 def build_in_ci() -> None:
-    """Builds the bed where it is to be used for certain; elsewhere that is for its owner to decide."""
+    """Build the bed in CI, where it is always used. Elsewhere the owner of the machine builds it."""
     named = os.environ.get(VARIABLE)
     if tools.in_ci() and named and not _is_built():
         subprocess.run([f"{named}/build.sh"], check=False, timeout=_BUILD_SECONDS)  # noqa: S603
@@ -115,7 +115,7 @@ def _is_built() -> bool:
 
 
 def find_bed() -> Bed:
-    """The bed named by the environment, built; skips the test, saying what to do, if there is none."""
+    """Return the bed that the environment names. Skips the test, with the remedy, if no bed is built."""
     tools.require_root()
     named = os.environ.get(VARIABLE)
     if not named:

@@ -1,4 +1,4 @@
-"""Credential watches for tests that revoke nothing, or look at nothing that was ended."""
+"""Credential watches for tests without revocations, or without interest in what the watch ended."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def credential_watch(
     wall: Callable[[], datetime] = now,
     on_ended: Callable[[CredentialEnded], None] = lambda ended: None,
 ) -> CredentialWatch:
-    """A watch that goes by ``revoked``."""
+    """Return a watch that uses ``revoked``."""
     return CredentialWatch(revoked or RevocationList(), wall, on_ended)

@@ -1,4 +1,4 @@
-"""A carrier that takes every packet inside the wake, as an idle gRPC call does, and delivers by hand."""
+"""A carrier that takes every packet inside the wake, as an idle gRPC call does. Tests deliver by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tunnel_core.wire.frames import Malformed, Packet
 
 
 class EagerCarrier(Carrier):
-    """One end. ``busy`` makes it a carrier in the middle of a write: it takes nothing."""
+    """One end. While ``busy`` is set it takes nothing, like a carrier in the middle of a write."""
 
     def __init__(self) -> None:
         self.peer = Peer("eager.test:1")
@@ -40,12 +40,12 @@ class EagerCarrier(Carrier):
         self.port, self.abandoned = None, True
 
     def deliver(self, other: EagerCarrier) -> None:
-        """Hands everything taken so far to the other end's port."""
+        """Hand every packet taken so far to the other end's port."""
         while self.packets:
             data = self.packets.popleft()
             if other.port is not None:
                 other.port.packet_received(data)
 
     def peek(self) -> list[Packet | Malformed]:
-        """What was taken and not delivered."""
+        """Return the packets that were taken and not delivered."""
         return [decode_packet(data) for data in self.packets]

@@ -1,4 +1,4 @@
-"""Two attached links over eager carriers: what each has said is looked at before it is delivered."""
+"""Two attached sessions over eager carriers. A test reads what each end sent before it is delivered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunnel_core.limits import Limits
 
 @asynccontextmanager
 async def eager_links(limits: Limits | None = None) -> AsyncIterator[tuple[LinkPair, Callable[[], None]]]:
-    """Attached links over eager carriers, and what delivers until both are quiet."""
+    """Yield attached sessions over eager carriers, and a function that delivers until neither end sends."""
     ends = EagerCarrier(), EagerCarrier()
     pairs: list[LinkPair] = []
 

@@ -70,7 +70,7 @@ def describe_server() -> Description:
 
 @dataclass
 class Edge:
-    """What the entrances under test stand on."""
+    """The parts of a server that the entrances under test need."""
 
     nursery: trio.Nursery
     nodes: Nodes
@@ -80,7 +80,7 @@ class Edge:
     followers: EventSubscribers
     standing: CredentialWatch
     audit: list[AuditLine]
-    """What the entrances wrote of those whom they did not let in."""
+    """The audit lines that the entrances wrote about refused connections and requests."""
     dialled: list[trio.SocketStream] = field(default_factory=list)
 
     def attach(self, name: str, agent: Agent, *services: Service) -> FakeLink:
@@ -95,7 +95,7 @@ class Edge:
         entrance: str = "https",
         users: UserConnections | None = None,
     ) -> HttpsEntrance:
-        """The listener's part that knows users and routes."""
+        """Return the listener's part that identifies users and routes requests."""
         return HttpsEntrance(
             entrance,
             sections,
@@ -126,14 +126,14 @@ class Edge:
         admission: Admission | None = None,
         decline: Decline | None = None,
     ) -> Listener:
-        """A listener on a free port of 127.0.0.1 that serves already."""
+        """Return a listener on a free port of 127.0.0.1 that serves already."""
         admission = admission or Admission(1000, 1000, clock=trio.current_time)
         listener = await listen_tcp(entrance, ["127.0.0.1:0"], admission, self.records, decline)
         await self.nursery.start(listener.serve, handler)
         return listener
 
     async def dial(self, listener: Listener) -> trio.SocketStream:
-        """A connection to ``listener``, closed with the edge at the latest."""
+        """Return a connection to ``listener``. The edge closes it at its end at the latest."""
         host, port = listener.addresses[0].rsplit(":", 1)
         self.dialled.append(await dial(host, int(port)))
         return self.dialled[-1]
@@ -143,7 +143,7 @@ class Edge:
 async def open_edge(
     revoked: RevocationList | None = None, clock: Callable[[], float] = trio.current_time
 ) -> AsyncIterator[Edge]:
-    """An edge whose credential watch goes by ``revoked``. Lines of refusals go by ``clock``."""
+    """Yield an edge whose credential watch uses ``revoked``. Refusal log lines are limited by ``clock``."""
     revoked = revoked or RevocationList()
     nodes, counters = Nodes(trio.current_time, now, revoked.covers_node), Counters()
     audit = list[AuditLine]()
@@ -163,7 +163,7 @@ async def open_edge(
 
 
 async def receive_until(stream: trio.abc.ReceiveStream, marker: bytes) -> bytes:
-    """What arrives up to and with ``marker``; more may have come with it."""
+    """Receive up to and with ``marker``; further bytes may be included."""
     data = b""
     while marker not in data:
         chunk = await stream.receive_some()
@@ -180,7 +180,7 @@ async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 async def echo(far: FarEnd) -> None:
-    """Accepts and sends back what it gets, and ends when the user ends."""
+    """Accept the open, send back every byte, and end when the user ends."""
     far.accept()
     async for chunk in far.stream:
         await far.stream.send_all(chunk)
@@ -195,7 +195,7 @@ def refuse_with(reason: object, detail: str) -> Agent:
 
 
 def answer_with(*chunks: bytes, seen: list[bytes] | None = None, until: bytes = b"\r\n\r\n") -> Agent:
-    """A target that reads a request up to ``until``, sends ``chunks`` and ends."""
+    """Return a target that reads a request up to ``until``, sends ``chunks`` and ends."""
 
     async def agent(far: FarEnd) -> None:
         far.accept()
@@ -210,5 +210,5 @@ def answer_with(*chunks: bytes, seen: list[bytes] | None = None, until: bytes = 
 
 
 async def never(far: FarEnd) -> None:
-    """Does not answer the open."""
+    """Leave the open unanswered until the user resets it."""
     await far.near.was_reset.wait()

@@ -1,4 +1,4 @@
-"""A link without session, mux or carrier: its streams are trio's memory streams, its agent a test."""
+"""A session without protocol, mux or carrier. Its streams are trio's memory streams, its agent is a test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tunnel_core.wire.frames import Service
 
 
 class FakeStream(trio.abc.HalfCloseableStream):
-    """The server's end of a stream: what entrances may use of a ``TunnelStream``."""
+    """The server's end of a stream, with the part of ``TunnelStream`` that entrances use."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class FakeStream(trio.abc.HalfCloseableStream):
             self.far.stream.receive_stream.close()
 
     def abort(self) -> None:
-        """How ``relay`` ends a stream that is not a ``tunnel_core.streams.tunnel_stream.TunnelStream``."""
+        """Reset the stream, as ``relay`` does with a stream that is no ``TunnelStream``."""
         self.reset(Reason.USER_LEFT)
 
     def _check(self) -> None:
@@ -114,7 +114,7 @@ class FakeStream(trio.abc.HalfCloseableStream):
 
 
 class FarEnd:
-    """The agent's end of a stream: answers the open, and is the target."""
+    """The agent's end of a stream. It answers the open, and is the target."""
 
     def __init__(self, near: FakeStream, stream: trio.StapledStream) -> None:
         self.near = near
@@ -133,7 +133,7 @@ Agent = Callable[[FarEnd], Awaitable[None]]
 
 
 class FakeLink:
-    """``agent`` runs as a task of ``nursery`` for each stream that is opened."""
+    """A session whose ``agent`` runs as a task of ``nursery`` for each opened stream."""
 
     def __init__(
         self, nursery: trio.Nursery, node: str, agent: Agent, services: tuple[Service, ...] = ()

@@ -1,4 +1,4 @@
-"""What is left to the garbage collector, with the collector off."""
+"""Reference cycles of the product, found with the garbage collector switched off."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Nothing is collected during the test but by ``collected``."""
+    """Switch the collector off during the test. Only ``collected`` collects."""
     gc.collect()
     gc.disable()
     yield
@@ -19,7 +19,7 @@ def no_collector() -> Iterator[None]:
 
 
 def collected() -> Counter[str]:
-    """Collect, and return what of the product was in reference cycles."""
+    """Collect, and return the product's objects that were in reference cycles, by type."""
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         gc.collect()
@@ -29,4 +29,4 @@ def collected() -> Counter[str]:
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
-        gc.collect()  # else they would be found again
+        gc.collect()  # otherwise the next call would find them again

@@ -1,4 +1,4 @@
-"""Two links over a real carrier with mTLS on loopback: as ``memory_link``, with everything below."""
+"""Two sessions over a real carrier with mTLS on loopback: as ``memory_link``, with every layer below."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunnel_core.limits import Limits
 
 @asynccontextmanager
 async def grpc_links(limits: Limits | None = None) -> AsyncIterator[LinkPair]:
-    """Attached links; given up at the end of the block."""
+    """Yield attached sessions. They end with the block."""
     limits = limits or Limits()
     async with open_site(limits=limits) as site, trio.open_nursery() as nursery:
         name = site.address.replace("127.0.0.1", "localhost")

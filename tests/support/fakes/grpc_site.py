@@ -1,4 +1,4 @@
-"""A server of carriers and an agent that dials it, in one process with real TLS."""
+"""A server that accepts carriers and an agent that dials it, in one process with real TLS."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def server_tls(leaf: Leaf | None = None, roots_pem: bytes = b"") -> ServerTls:
 
 
 class Site:
-    """Made by :func:`open_site`."""
+    """The server and the means to dial it. Made by :func:`open_site`."""
 
     def __init__(self, bridge: Bridge, folder: Path, tls: ServerTls, min_tls_version: str) -> None:
         self.bridge = bridge
@@ -42,7 +42,7 @@ class Site:
         self.server: CarrierServer
         self.on_carrier: Callable[[Carrier], None] = self._queue
         self.refused: list[Refused] = []
-        """Those whom the listener turned away or cut off."""
+        """The refusals of connections that the listener refused or closed."""
         self._folder = folder
         self._accept, self._accepted = trio.open_memory_channel[Carrier](1000)
         self._write(tls)
@@ -64,7 +64,7 @@ class Site:
         return int(self.address.rpartition(":")[2])
 
     def reload(self, tls: ServerTls) -> None:
-        """Connections from now on see this certificate and these roots."""
+        """Use this certificate and these roots for connections from now on."""
         self._write(tls)
         self.contexts.reload()
 
@@ -95,7 +95,7 @@ class Site:
             return await self._accepted.receive()
 
     async def connect(self, **settings: Any) -> tuple[RecordingPort, RecordingPort]:
-        """A started carrier: the agent's port and the server's."""
+        """Return a started carrier: the agent's port and the server's."""
         agent = await self.dial(**settings)
         return RecordingPort(agent), RecordingPort(await self.accept())
 
@@ -125,7 +125,7 @@ async def open_site(
     max_carriers: int = 10_000,
     admission: Admission | None = None,
 ) -> AsyncIterator[Site]:
-    """Raises what the body raises, outside of the group that the nursery would make of it."""
+    """Yield a running site. Raises what the body raises, without the nursery's exception group."""
     raised: list[BaseException] = []
     with tempfile.TemporaryDirectory() as folder:
         async with open_bridge() as bridge:

@@ -1,4 +1,4 @@
-"""What is left that only the garbage collector would free."""
+"""Objects that only the garbage collector would free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
-    """No collection during the test."""
+    """Switch the collector off during the test."""
     gc.collect()
     gc.disable()
     yield
@@ -21,7 +21,7 @@ def uncollected() -> Iterator[None]:
 
 
 def left_to_the_collector() -> Counter[str]:
-    """What nothing reaches any more, and yet is there, by type."""
+    """Return the unreachable objects that still exist, by type."""
     gc.set_debug(gc.DEBUG_SAVEALL)
     gc.collect()
     gc.set_debug(0)

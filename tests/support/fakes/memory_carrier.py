@@ -8,14 +8,14 @@ from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
 
 
 class MemoryCarrier(Carrier):
-    """One end. Holds one packet on its way to the other end, so a slow peer is felt here."""
+    """One end. It holds one packet on its way to the other end, so a slow peer slows the sender down."""
 
     def __init__(self, nursery: trio.Nursery, peer: Peer) -> None:
         self.peer = peer
         self.packets: list[bytes] = []  # everything this end has sent, for tests to look at
-        self.swallow = False  # what is sent from here never arrives, and nobody hears of it
+        self.swallow = False  # packets sent from here are lost, and neither end is informed
         self._nursery = nursery
-        self._other: MemoryCarrier | None = None  # until they are broken: no cycle is left then
+        self._other: MemoryCarrier | None = None  # None once broken: no reference cycle
         self._port: CarrierPort | None = None
         self._wanted = trio.Event()
         self._scope = trio.CancelScope()
@@ -40,7 +40,7 @@ class MemoryCarrier(Carrier):
         self._break("the other end abandoned the carrier")
 
     def cut(self) -> None:
-        """Breaks the carrier for both ends, as a lost connection does; what is on its way is lost."""
+        """Break the carrier for both ends, as a lost connection does. Packets on their way are lost."""
         self._break("cut")
 
     def _break(self, detail: str) -> None:
@@ -83,7 +83,7 @@ class MemoryCarrier(Carrier):
 def memory_carriers(
     nursery: trio.Nursery, *, leaf_pem: bytes = b"", buffered_packets: int = 1
 ) -> tuple[MemoryCarrier, MemoryCarrier]:
-    """The server's end and the agent's end. ``leaf_pem`` is what the server's end sees of the agent."""
+    """Return the server's end and the agent's end. ``leaf_pem`` is the agent's leaf as the server sees it."""
     server = MemoryCarrier(nursery, Peer("127.0.0.1:1", "TLSv1.3", leaf_pem))
     agent = MemoryCarrier(nursery, Peer("server.test:7001"))
     server._other, agent._other = agent, server

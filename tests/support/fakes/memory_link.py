@@ -1,6 +1,6 @@
-"""Two links over a carrier in memory, attached, and streams through them: the core without gRPC.
+"""Two attached sessions over a carrier in memory, and streams through them: the core without gRPC.
 
-Nobody replaces a carrier that is lost here, and by default there is no grace.
+A lost carrier is not replaced, and by default there is no grace.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def welcome(limits: Limits, grace_ms: int = 0) -> Welcome:
 
 @dataclass
 class LinkPair:
-    """An attached server's and agent's link. ``opened`` receives what the server opens."""
+    """The attached sessions of a server and an agent. ``opened`` receives what the server opens."""
 
     server: Session
     agent: Session
@@ -63,7 +63,7 @@ class LinkPair:
     carriers: tuple[Carrier, Carrier]
 
     async def streams(self) -> tuple[TunnelStream, TunnelStream]:
-        """A stream as the server has it, and as the agent has it, accepted."""
+        """Return an accepted stream, as the server and as the agent have it."""
         near = self.server.open(TARGET, user="operator", entrance="tcp")
         far = await self.opened.receive()
         far.accept("127.0.0.1:22")
@@ -78,45 +78,45 @@ async def attach_links(
     limits: Limits,
     grace_ms: int = 0,
 ) -> LinkPair:
-    """Attached links that run in ``nursery``."""
+    """Return attached sessions that run in ``nursery``."""
     send, receive = trio.open_memory_channel[TunnelStream](1000)
     offer = welcome(limits, grace_ms)
     begun: list[Session] = []
     has_begun = trio.Event()
 
-    def used(attempt: Attachment) -> None:
-        assert attempt.steps.hello is not None
-        begun.append(_link(attempt.steps.hello, offer, limits, opener=True))
-        begun[0].move_to(attempt, 0)
+    def on_used(attachment: Attachment) -> None:
+        assert attachment.steps.hello is not None
+        begun.append(_session(attachment.steps.hello, offer, limits, opener=True))
+        begun[0].move_to(attachment, 0)
         has_begun.set()
 
-    server = Attachment(server_carrier, ServerHandshake(lambda _: offer), used)
+    server = Attachment(server_carrier, ServerHandshake(lambda _: offer), on_used)
     agent = Attachment(agent_carrier, AgentHandshake(hello(limits)))
     nursery.start_soon(server.settle, limits.attach_timeout_seconds)
     await agent.settle(limits.attach_timeout_seconds)
-    link = _link(hello(limits), agent.welcome, limits, opener=False, on_open=send.send_nowait)
-    agent.use(link)
-    nursery.start_soon(link.run)
+    session = _session(hello(limits), agent.welcome, limits, opener=False, on_open=send.send_nowait)
+    agent.use(session)
+    nursery.start_soon(session.run)
     await has_begun.wait()
     nursery.start_soon(begun[0].run)
-    return LinkPair(begun[0], link, receive, (server_carrier, agent_carrier))
+    return LinkPair(begun[0], session, receive, (server_carrier, agent_carrier))
 
 
-def _link(
-    said: Hello,
-    answered: Welcome,
+def _session(
+    sent: Hello,
+    answer: Welcome,
     limits: Limits,
     *,
     opener: bool,
     on_open: Callable[[TunnelStream], None] | None = None,
 ) -> Session:
     pool = CreditPool(limits.credit_pool)
-    return Session(said, answered, opener=opener, node="edge1", limits=limits, pool=pool, on_open=on_open)
+    return Session(sent, answer, opener=opener, node="edge1", limits=limits, pool=pool, on_open=on_open)
 
 
 @asynccontextmanager
 async def memory_links(limits: Limits | None = None, grace_ms: int = 0) -> AsyncIterator[LinkPair]:
-    """Attached links; given up at the end of the block."""
+    """Yield attached sessions. They end with the block."""
     async with trio.open_nursery() as nursery:
         yield await attach_links(nursery, *memory_carriers(nursery), limits or Limits(), grace_ms)
         nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""Two ends of a mux without a session: what one sends the other receives at once."""
+"""The two ends of a mux without a session. One end receives at once what the other sends."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ REQUEST = Open(0, "localhost:22", "operator", "tcp", 0)
 
 
 def as_read(frame: Frame) -> Frame:
-    """What the peer makes of a frame."""
+    """Return the frame as the peer decodes it."""
     return frame.joined() if isinstance(frame, DataParts) else frame
 
 
 def opened() -> tuple[Mux, Mux, StreamState, StreamState]:
-    """The server's mux, the agent's, and a stream as each of them has it, opened."""
+    """Return the server's mux, the agent's mux, and an opened stream as each of them has it."""
     accepted: list[StreamState] = []
     server = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=True)
     agent = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=False, on_open=accepted.append)
@@ -39,7 +39,7 @@ def opened() -> tuple[Mux, Mux, StreamState, StreamState]:
 
 
 def move(source: Mux, sink: Mux) -> list[Frame]:
-    """Moves one packet from one mux to the other, and confirms it. Returns its frames."""
+    """Move one packet from one mux to the other, and acknowledge it. Returns its frames."""
     frames, receipt = source.take(10_000, 10_000)
     frames = list(map(as_read, frames))
     for frame in frames:

@@ -1,4 +1,4 @@
-"""A store that is served, with a clock that stands where the test puts it."""
+"""A running store, with a clock that the test sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packets that hypothesis draws, and how protobuf's own classes read and write them: the oracle."""
+"""Packets that hypothesis draws. The oracle for them is protobuf's own classes."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ KINDS: dict[str, type[Any]] = {
 }
 """Frame classes by the names that the proto gives them."""
 ATTACH_KINDS = (Hello, Welcome, Use, Rejected)
-"""Each stands alone in its packet."""
-# The slow obvious reading and writing, by the generated classes.
+"""Frames that must be alone in their packet."""
+# Slow and plain reading and writing, with the generated classes.
 
 
 def by_protobuf(data: bytes) -> Packet | None:
-    """What protobuf reads; None where it, or one of our rules, refuses."""
+    """Return what protobuf reads, or None where protobuf or a rule of Qanat refuses the bytes."""
     try:
         message = tunnel_pb2.Packet.FromString(data)
     except DecodeError:
@@ -66,7 +66,7 @@ def _raw_fields(data: bytes) -> list[Any]:
 
 
 def _holds_more_than_one_kind(frame: bytes) -> bool:
-    """In pieces, or of different kinds; ``data`` may be in pieces."""
+    """Whether a frame has several kinds, or one kind in pieces. Only ``data`` may be in pieces."""
     known = tunnel_pb2.Frame.DESCRIPTOR.fields_by_number
     found = [field.field_number for field in _raw_fields(frame) if field.field_number in known]
     return len(found) > 1 and set(found) != {1}
@@ -151,12 +151,12 @@ def frames_of(kind: type[Any]) -> st.SearchStrategy[Any]:
 
 
 def _values(kind: type[Any], name: str) -> st.SearchStrategy[Any]:
-    """No stream has number 0, so the writer need not leave that default out."""
+    """Return values of a field. No stream has number 0, so the writer may always write the number."""
     return numbers.filter(bool) if name == "stream" else BY_TYPE[kind.__annotations__[name]]
 
 
 def _plain_annotations() -> None:
-    """NamedTuple keeps annotations as ForwardRef where annotations are postponed."""
+    """Replace ForwardRef annotations, which NamedTuple keeps where annotations are postponed."""
     for kind in [*KINDS.values(), Service]:
         for name, annotation in kind.__annotations__.items():
             kind.__annotations__[name] = getattr(annotation, "__forward_arg__", annotation)
@@ -193,7 +193,7 @@ unknowns = st.recursive(
 
 
 def padded(number: bytes) -> bytes:
-    """The same varint in one byte more, if it may have one."""
+    """Return the same varint in one byte more, if its length allows that."""
     return number[:-1] + bytes((number[-1] | 128, 0)) if len(number) < 10 else number
 
 
@@ -205,7 +205,7 @@ any_varints = numbers.map(varint) | numbers.map(varint).map(padded)
 
 @st.composite
 def disordered(draw: st.DrawFn, kind: type[Any]) -> bytes:
-    """The fields of one frame in any order, with repeats, unknown fields, tags longer than needed."""
+    """Draw the fields of one frame in any order, with repeats, unknown fields, and tags that are too long."""
     parts = draw(st.lists(unknowns, max_size=2))
     for name, index in draw(st.permutations(list(zip(kind._fields, numbers_of(kind), strict=True)))):
         for _ in range(draw(st.integers(0, 2))):
@@ -233,7 +233,7 @@ def _pieces(kind: type[Any]) -> st.SearchStrategy[bytes]:
 
 
 def _odd_frames(*kinds: type[Any]) -> st.SearchStrategy[bytes]:
-    """Of one of these kinds, or of none; in pieces if it is ``data``."""
+    """Draw a frame of one of these kinds, or of none. ``data`` may be in pieces."""
     bodies = [
         st.lists(unknowns | _pieces(Data), max_size=4) if kind is Data else _once(_pieces(kind))
         for kind in kinds

@@ -1,4 +1,4 @@
-"""A carrier's port that keeps what it gets and sends what it is given."""
+"""A carrier's port that keeps what it receives and sends what a test queues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tunnel_core.wire.frames import Data, Malformed, Packet, Ping
 
 
 class RecordingPort:
-    """Starts ``carrier`` with itself. Every change can be waited for with :meth:`wait`."""
+    """A port that starts ``carrier`` with itself. :meth:`wait` waits for any change."""
 
     def __init__(self, carrier: Carrier) -> None:
         self.carrier = carrier
@@ -21,7 +21,7 @@ class RecordingPort:
         self.sizes: list[int] = []
         self.lost: list[str] = []
         self.asked = 0
-        self.is_idle = False  # the carrier was told that there is nothing to send
+        self.is_idle = False  # the carrier found nothing to send
         self._out: deque[bytes] = deque()
         self._changed = trio.Event()
         carrier.start(self)
@@ -42,17 +42,17 @@ class RecordingPort:
         self._changed.set()
 
     def send(self, *packets: bytes) -> None:
-        """Queues encoded packets and wakes the carrier."""
+        """Queue encoded packets and wake the carrier."""
         self._out.extend(packets)
         self.carrier.wake()
 
     @property
     def queued(self) -> int:
-        """How many packets the carrier has not taken yet."""
+        """Number of packets that the carrier has not taken yet."""
         return len(self._out)
 
     async def wait(self, done: Callable[[RecordingPort], object], seconds: float = 20) -> None:
-        """Waits until ``done(self)`` is true after some packet or loss."""
+        """Wait until ``done(self)`` is true, checked after each packet and each loss."""
         with trio.fail_after(seconds):
             while not done(self):
                 self._changed = trio.Event()
@@ -68,10 +68,10 @@ class RecordingPort:
 
 
 def ping(token: int) -> bytes:
-    """A small encoded packet."""
+    """Return a small encoded packet."""
     return encode_packet(0, 0, [Ping(token)])
 
 
 def bulk(size: int, number: int = 1) -> bytes:
-    """An encoded packet with ``size`` bytes of one stream's data."""
+    """Return an encoded packet with ``size`` bytes of one stream's data."""
     return encode_packet(number, 0, [Data(1, 0, bytes(size))])

@@ -1,4 +1,4 @@
-"""A small server for the client's tests: real TLS and HTTP on a real port, scripted answers."""
+"""A small server for the client's tests: real TLS and HTTP on a real port, with scripted answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Target = Callable[[trio.abc.HalfCloseableStream, bytes], Awaitable[None]]
 
 
 async def echo(stream: trio.abc.HalfCloseableStream, first: bytes) -> None:
-    """Sends everything back, then the end."""
+    """Send every byte back, then end."""
     await stream.send_all(first)
     async for chunk in stream:
         await stream.send_all(chunk)
@@ -33,7 +33,7 @@ async def echo(stream: trio.abc.HalfCloseableStream, first: bytes) -> None:
 
 @dataclass
 class FakeServer:
-    """Answers API pages from ``pages`` and CONNECT from ``targets``, by the Qanat-Target header."""
+    """A server that answers API pages from ``pages`` and CONNECT from ``targets``, by ``Qanat-Target``."""
 
     port: int = 0
     pages: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class FakeServer:
         path = request.target.decode().removeprefix("/api/v1/")
         page = self.pages.get(path)
         if page is None and path.startswith("nodes?limit="):
-            page = self.pages.get("nodes")  # as a server does that knows no pages of a list
+            page = self.pages.get("nodes")  # as a server that knows no pages of a list answers
         if page is None:
             raise Refused(Reason.NOT_FOUND, "there is no such page")
         body = page if isinstance(page, bytes) else json.dumps(page).encode()
@@ -73,7 +73,7 @@ class FakeServer:
 
 @asynccontextmanager
 async def fake_server(folder: Path, *, context: ssl.SSLContext | None = None) -> AsyncIterator[FakeServer]:
-    """Serves over mTLS on 127.0.0.1."""
+    """Serve over mTLS on 127.0.0.1."""
     server = FakeServer()
     context = context or server_context(folder)
 
@@ -85,7 +85,7 @@ async def fake_server(folder: Path, *, context: ssl.SSLContext | None = None) ->
             server.users.append(proven_leaf(tls.peer_certificate(), usage=Usage.CLIENT).identity.name)
             await serve_http(tls, server.handle)
         except trio.BrokenResourceError:
-            pass  # the client did not like what it saw, or was not liked
+            pass  # one end refused the other's certificate
         finally:
             tcp.close_nowait()
 
@@ -99,7 +99,7 @@ async def fake_server(folder: Path, *, context: ssl.SSLContext | None = None) ->
 
 @asynccontextmanager
 async def fake_unix_server(path: Path) -> AsyncIterator[FakeServer]:
-    """Serves plain HTTP on a unix socket."""
+    """Serve plain HTTP on a unix socket."""
     server = FakeServer()
 
     async def serve(accepted: trio.SocketStream) -> None:

@@ -1,4 +1,4 @@
-"""What tests ask of a tunnelled stream."""
+"""Waits on tunnelled streams, for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tunnel_core.streams.tunnel_stream import TunnelStream
 
 
 async def wait_reset(stream: TunnelStream) -> Reason:
-    """Waits until the peer gave the stream up; returns why."""
+    """Wait until the peer reset the stream, and return the reason."""
     with trio.CancelScope() as scope, stream.cancel_on_peer_gone(scope):
         await trio.sleep_forever()
     return stream.ended_by or Reason.USER_LEFT

@@ -1,4 +1,4 @@
-"""A machine with one unit, for the commands that install a service: systemd and users as plain state."""
+"""A machine with one unit, for the commands that install a service. systemd and users are plain state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunnel_core.service.machine import Account, MachineError, Manager
 
 
 class FakeMachine:
-    """Behaves as systemd does towards one unit. Its accounts all have this process's own ids."""
+    """A machine that behaves as systemd does towards one unit. Its accounts have this process's own ids."""
 
     def __init__(self, unit_folder: Path, unit: str = "qanat-agent.service") -> None:
         self.unit_folder = unit_folder
@@ -19,14 +19,14 @@ class FakeMachine:
         self.root = True
         self.kind = Manager.RUNNING
         self.hides = False
-        """Whether all of this machine lies where a service does not see it."""
+        """Whether this whole machine is in folders that a service does not see."""
         self.enabled = self.active = self.fails = False
         self.starts = 0
         self.unreadable: set[str] = set()
         self.accounts: set[str] = set()
         self._started = 0.0
         self._known = False
-        """Whether systemd has read the unit since it was written."""
+        """Whether systemd has read the unit since the unit was written."""
 
     def is_hidden(self, path: Path) -> bool:
         return self.hides
@@ -38,7 +38,7 @@ class FakeMachine:
         return self.kind
 
     def started_at(self) -> float:
-        """By the wall clock."""
+        """Return the start time of the unit by the wall clock."""
         return time.time() - (time.clock_gettime(time.CLOCK_MONOTONIC) - self._started)
 
     def systemctl(self, *arguments: str) -> str:

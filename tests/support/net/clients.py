@@ -1,4 +1,4 @@
-"""Users written with bare sockets, so that a test decides about every byte and every close."""
+"""Users with bare sockets, so that a test controls every byte and every close."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_HEAD = 64 * 1024
 
 @dataclass
 class Answer:
-    """What an entrance answered to a CONNECT. ``socket`` carries the stream if the status is 200."""
+    """An entrance's answer to a CONNECT. ``socket`` carries the stream if the status is 200."""
 
     status: int
     phrase: str
@@ -54,7 +54,7 @@ def dial_tls(
     timeout_seconds: float = 20,
     server_name: str = "",
 ) -> ssl.SSLSocket:
-    """TLS with the bundle ``identity`` as client certificate; without ``trust`` nothing is verified."""
+    """Connect with TLS. ``identity`` is the client's bundle; without ``trust`` nothing is verified."""
     context = ssl.create_default_context(cafile=trust)
     context.maximum_version = newest
     if trust is None:
@@ -63,12 +63,12 @@ def dial_tls(
     if identity is not None:
         context.load_cert_chain(identity)
     raw = socket.create_connection(address, timeout=timeout_seconds)
-    # Without this, Python takes a connection that was cut off for one that ended.
+    # Otherwise Python reports a connection that was cut as one that ended.
     return context.wrap_socket(raw, server_hostname=server_name or address[0], suppress_ragged_eofs=False)
 
 
 def connect(connection: socket.socket, authority: str, *headers: str) -> Answer:
-    """Sends the very CONNECT that kube-apiserver sends, and reads the answer's head and not a byte more."""
+    """Send the same CONNECT as kube-apiserver, and read only the head of the answer."""
     lines = [f"CONNECT {authority} HTTP/1.1", "Host: 127.0.0.1", *headers, "", ""]
     connection.sendall("\r\n".join(lines).encode())
     return read_answer(connection)
@@ -83,7 +83,7 @@ def read_answer(connection: socket.socket) -> Answer:
 
 
 def read_head(connection: socket.socket) -> bytes:
-    """An answer's head and not a byte more."""
+    """Read an answer's head and no further byte."""
     head = b""
     while not head.endswith(b"\r\n\r\n") and len(head) < _MAX_HEAD:
         byte = connection.recv(1)
@@ -94,7 +94,7 @@ def read_head(connection: socket.socket) -> bytes:
 
 
 def receive_exactly(connection: socket.socket, count: int) -> bytes:
-    """``count`` bytes, or fewer if the stream ends before."""
+    """Receive ``count`` bytes, or fewer if the stream ends before."""
     parts = bytearray()
     while len(parts) < count and (part := connection.recv(min(count - len(parts), 1 << 20))):
         parts += part
@@ -106,6 +106,6 @@ def receive_all(connection: socket.socket) -> bytes:
 
 
 def abort(connection: socket.socket) -> None:
-    """Closes with RST."""
+    """Close with RST."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()

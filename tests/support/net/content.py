@@ -1,4 +1,4 @@
-"""Bytes that both ends of a transfer know. No two blocks are alike: a loss, a double, a swap all show."""
+"""Bytes that both ends of a transfer know. All blocks differ, so a loss, a repeat and a swap all show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 
 COUNT = struct.Struct("!Q")
-"""How a ``source`` is asked for so many bytes."""
+"""The request for a number of bytes, as a ``source`` reads it."""
 
 DIGEST_BYTES = 64
 _BLOCK_BYTES = 64 << 10
@@ -17,7 +17,7 @@ _FILLING = random.Random(4).randbytes(_BLOCK_BYTES - COUNT.size)  # noqa: S311 -
 
 
 def blocks(total: int) -> Iterator[bytes]:
-    """The first ``total`` bytes of the content."""
+    """Yield the first ``total`` bytes of the content."""
     for number in itertools.count():
         left = total - number * _BLOCK_BYTES
         if left <= 0:
@@ -26,7 +26,7 @@ def blocks(total: int) -> Iterator[bytes]:
 
 
 def digest_of(total: int) -> str:
-    """The SHA-256 of the first ``total`` bytes."""
+    """Return the SHA-256 of the first ``total`` bytes."""
     digest = hashlib.sha256()
     for block in blocks(total):
         digest.update(block)

@@ -1,11 +1,11 @@
 """One direction of an emulated link: a drop-tail queue, a rate, a delay, and cuts. No I/O, no clock.
 
-1. A frame that is offered waits in a FIFO until the link has sent all before it: that takes its size
-   divided by the rate. Then it flies for the delay, and is due.
-2. Times are computed when a frame leaves the FIFO and not when it enters, so that a change of the rate
-   holds for what already waits, as it does when a modem falls back.
-3. A frame for which the FIFO has no room is dropped, whatever it is; one frame always has room.
-4. While the link is cut everything is lost, also what waits and what flies.
+1. An offered frame waits in a FIFO until the link has sent every frame before it. Each takes its size
+   divided by the rate. After that the frame travels for the delay, and is then due.
+2. Times are computed when a frame leaves the FIFO and not when it enters. So a change of the rate also
+   applies to waiting frames, as it does when a modem falls back.
+3. A frame is dropped when the FIFO has no room for it, whatever its kind. One frame always has room.
+4. While the link is cut every frame is lost, waiting and travelling ones included.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Frame:
-    """What moves: one packet, or several that the kernel has not cut apart yet."""
+    """The unit that moves: one packet, or several that the kernel has not separated yet."""
 
     content: bytes
     wire_bytes: int
@@ -26,7 +26,7 @@ class Frame:
 
 @dataclass
 class Counters:
-    """Of all frames offered: delivered, dropped for want of room, lost by a cut."""
+    """Counts of all offered frames: delivered, dropped for lack of room, lost by a cut."""
 
     bytes: int = 0
     packets: int = 0
@@ -35,7 +35,7 @@ class Counters:
 
 
 class Direction:
-    """Callers give the time; it must never go back."""
+    """One direction. Callers pass the time, which must never decrease."""
 
     def __init__(self) -> None:
         self.counters = Counters()
@@ -49,7 +49,7 @@ class Direction:
         self._flying: deque[tuple[float, Frame]] = deque()
 
     def set(self, now: float, rate: float | None, delay_seconds: float, queue_bytes: int | None) -> None:
-        """``rate`` in bytes per second; None for no limit. What a smaller queue cannot hold is dropped."""
+        """Set the terms. ``rate`` is in bytes per second, None for no limit. Excess frames are dropped."""
         self._serve(now)
         self._seconds_per_byte = 1 / rate if rate else 0.0
         self._delay_seconds = delay_seconds
@@ -81,7 +81,7 @@ class Direction:
         self._waiting_bytes += frame.wire_bytes
 
     def due(self, now: float) -> Iterator[Frame]:
-        """Takes out what has arrived at the other end."""
+        """Remove and yield the frames that have arrived at the other end by ``now``."""
         self._serve(now)
         while self._flying and self._flying[0][0] <= now:
             frame = self._flying.popleft()[1]
@@ -90,7 +90,7 @@ class Direction:
             yield frame
 
     def next_due(self) -> float | None:
-        """When ``due`` has something; None while there is nothing on the way."""
+        """Return when ``due`` has a frame; None while no frame is on the way."""
         if self._flying:
             return self._flying[0][0]
         return self._head_leaves() + self._delay_seconds if self._waiting else None
@@ -108,6 +108,6 @@ class Direction:
             frame = self._waiting.popleft()[1]
             self._waiting_bytes -= frame.wire_bytes
             self._free_at = leaves
-            # A delay that became shorter makes nothing overtake.
+            # A shorter delay lets no frame overtake another.
             earliest = self._flying[-1][0] if self._flying else 0.0
             self._flying.append((max(earliest, leaves + self._delay_seconds), frame))

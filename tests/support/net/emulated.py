@@ -1,4 +1,4 @@
-"""A cloud and one edge behind NAT whose uplink is a slow link, and everything that befalls such links.
+"""A cloud and one edge behind NAT whose uplink is a slow link, with the faults of such links.
 
     cloud -- wan -- nat1 | lan ~~ tun_link ~~ eth0 | edge1
 
@@ -21,14 +21,14 @@ from tests.support.net.direction import Counters
 from tests.support.net.namespaces import Namespace, Network
 
 TOOLS = ("ip", "iptables", "conntrack", "nsenter", "ss")
-"""The programs it needs."""
+"""The programs that an emulated link needs."""
 _ROOT = Path(__file__).parents[3]
 _END_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What one direction of a link gives. ``rate`` in bytes per second; None is no limit."""
+    """The terms of one direction of a link. ``rate`` is in bytes per second; None is no limit."""
 
     rate: float | None = None
     delay_seconds: float = 0.0
@@ -39,9 +39,9 @@ class Terms:
 
 
 class TunLink:
-    """The program ``tun_link`` as a child: joins two namespaces, and is told what kind of link it is.
+    """The program ``tun_link`` as a child process, which joins two namespaces.
 
-    It ends with its standard input, so it does not outlive this process, however that ends.
+    The child ends with its standard input, so it never outlives this process.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class TunLink:
         self._turn = threading.Lock()
 
     def join(self, a: Namespace, name_a: str, b: Namespace, name_b: str) -> None:
-        """Makes the pair of interfaces; ``down`` goes from ``a`` to ``b``."""
+        """Make the pair of interfaces; ``down`` leads from ``a`` to ``b``."""
         assert self._child is None
         argv = [
             sys.executable,
@@ -63,7 +63,7 @@ class TunLink:
         )
         self._answer()
         for namespace, name in ((a, name_a), (b, name_b)):
-            # What the kernel holds before we read it must not become a queue that drops.
+            # Packets in the kernel that the program has not read yet must not become a queue that drops.
             namespace.run("ip", "link", "set", name, "txqueuelen", "10000")
 
     def end(self) -> None:
@@ -79,8 +79,8 @@ class TunLink:
             self._child.wait()
         self._child = None
 
-    def tell(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Sends one command; returns its answer."""
+    def command(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Send one command, and return its answer."""
         with self._turn:
             assert self._child is not None and self._child.stdin is not None
             self._child.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
@@ -99,7 +99,7 @@ class TunLink:
 
 
 class Surroundings:
-    """The cloud, the NAT and the first edge of a network, and what befalls them."""
+    """The cloud, the NAT and the first edge of a network, with the faults that a test can cause."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -118,17 +118,17 @@ class Surroundings:
         return self.network.nat(1)
 
     def flush_nat(self) -> None:
-        """The NAT forgets every connection, and takes none up again from its middle."""
+        """Make the NAT drop the state of every connection. It does not restore one from a later packet."""
         self.network.forget_flows(1)
 
     def change_address(self) -> None:
-        """The edge gets another address in another network; the old one is gone from both ends."""
+        """Give the edge another address in another network, and remove the old one at both ends."""
         old = self._subnet
         self.change_route()
         self._forget_address(old)
 
     def lose_address(self) -> None:
-        """The edge has no address any more, until ``change_route`` gives it the next one."""
+        """Remove the edge's address, until ``change_route`` gives it the next one."""
         self._forget_address(self._subnet)
 
     def _forget_address(self, subnet: int) -> None:
@@ -136,7 +136,7 @@ class Surroundings:
             namespace.run("ip", "addr", "del", f"192.168.{subnet}.{host}/24", "dev", interface)
 
     def change_route(self) -> None:
-        """The edge's default route gets another gateway and source; what uses the old address goes on."""
+        """Give the edge's default route another gateway and source. Users of the old address continue."""
         self._subnet += 1
         gateway, address = f"192.168.{self._subnet}.1", f"192.168.{self._subnet}.10"
         self.nat.run("ip", "addr", "add", f"{gateway}/24", "dev", "lan")
@@ -144,27 +144,27 @@ class Surroundings:
         _route_by_default(self.edge, "via", gateway, "dev", "eth0", "src", address)
 
     def reset_connections(self) -> None:
-        """Every connection from the edge to the cloud gets a TCP reset, at both ends."""
-        # The kernel of the cloud's end gives up and says so to the other, as a middlebox does to both.
+        """Reset every TCP connection from the edge to the cloud, at both ends."""
+        # The kernel closes the cloud's end and sends a reset to the other, as a middlebox does to both.
         # Listening sockets have no peer, so they stay.
         self.cloud.run("ss", "-K", "-tn", "dst", self.network.nat_address(1))
 
     def dials(self) -> int:
-        """SYNs that the edge has sent to the cloud so far."""
+        """Return the number of SYNs that the edge has sent to the cloud so far."""
         shown = self.nat.run("iptables", "-w", "-t", "mangle", "-nvxL", "PREROUTING")
         return sum(int(line.split()[0]) for line in shown.splitlines()[2:])
 
     def connections(self, port: int) -> list[str]:
-        """The edge's sockets to ``port`` of the cloud as ``ss`` shows them, closing ones included."""
+        """Return the edge's sockets to ``port`` of the cloud as ``ss`` shows them, closing ones included."""
         return _sockets(self.edge, "dport", port)
 
     def cloud_connections(self, port: int) -> list[str]:
-        """The cloud's ends of the same."""
+        """Return the cloud's ends of these connections."""
         return _sockets(self.cloud, "sport", port)
 
 
 class Emulated(Surroundings):
-    """``network`` is what sites are built in. Made by ``emulated()``."""
+    """An emulated link in ``network``, in which sites are built. Made by ``emulated()``."""
 
     def __init__(self, network: Network, link: TunLink) -> None:
         super().__init__(network)
@@ -177,51 +177,51 @@ class Emulated(Surroundings):
         delay_seconds: float = 0.0,
         queue_seconds: float | None = None,
     ) -> None:
-        """The same for both directions; ``delay_seconds`` is one way. What is left out has no limit."""
+        """Set both directions alike; ``delay_seconds`` is one way. An omitted value means no limit."""
         self.set_ways(*(Terms(rate, delay_seconds, queue_seconds),) * 2)
 
     def set_ways(self, down: Terms, up: Terms) -> None:
-        self._link.tell("set", down=down.as_table(), up=up.as_table())
+        self._link.command("set", down=down.as_table(), up=up.as_table())
 
     def cut(self) -> None:
-        """Until ``restore``, everything is lost in silence, also what is on its way."""
-        self._link.tell("cut")
+        """Lose every packet silently until ``restore``, packets on their way included."""
+        self._link.command("cut")
 
     def restore(self) -> None:
-        self._link.tell("restore")
+        self._link.command("restore")
 
     def cut_for(self, seconds: float) -> float:
-        """Returns at once; the value is the time (``time.monotonic``) at which the link comes back."""
-        return float(self._link.tell("cut", seconds=seconds)["until"])
+        """Cut the link for a time, and return at once with the ``time.monotonic()`` of its return."""
+        return float(self._link.command("cut", seconds=seconds)["until"])
 
     def counters(self) -> dict[str, Counters]:
-        """By ``down`` and ``up``, since the beginning. Bytes are those of IP packets."""
-        return {name: Counters(**values) for name, values in self._link.tell("counters").items()}
+        """Return the counters of ``down`` and ``up`` since the start. Bytes are those of IP packets."""
+        return {name: Counters(**values) for name, values in self._link.command("counters").items()}
 
     def carried(self) -> int:
-        """Bytes of IP packets so far, both directions together."""
+        """Return the bytes of IP packets so far, both directions together."""
         return sum(counters.bytes for counters in self.counters().values())
 
 
 def _sockets(namespace: Namespace, side: str, port: int) -> list[str]:
-    # What waits out TIME-WAIT belongs to no process and holds nothing.
+    # A socket in TIME-WAIT belongs to no process and holds nothing.
     states = ("state", "connected", "exclude", "time-wait")
     return namespace.run("ss", "-Htn", *states, side, "=", f":{port}").splitlines()
 
 
 @contextlib.contextmanager
 def emulated() -> Iterator[Emulated]:
-    """Builds it without any limit of rate or delay, and removes it at the end."""
+    """Build the network without a limit of rate or delay, and remove it at the end."""
     with contextlib.ExitStack() as stack:
         link = TunLink()
         stack.callback(link.end)
         network = stack.enter_context(Network(edges=1, uplink=link.join).built())
         for namespace, interface in ((network.edge(1), "eth0"), (network.nat(1), "lan")):
-            # The kernel's own IPv6 chatter would be counted as traffic.
+            # Otherwise the kernel's own IPv6 traffic would be counted.
             _set_kernel(namespace, f"ipv6/conf/{interface}/disable_ipv6", "1")
         for namespace in (network.cloud, network.edge(1)):
             _route_by_default(namespace, *namespace.run("ip", "route", "show", "default").split()[1:])
-            # What one connection learned of a link that was set differently must not guide the next.
+            # Values that a connection learned from other settings of the link must not affect the next one.
             _set_kernel(namespace, "ipv4/tcp_no_metrics_save", "1")
         network.nat(1).run(
             "iptables", "-w", "-t", "mangle", "-A", "PREROUTING", "-i", "lan", "-p", "tcp", "--syn"
@@ -230,7 +230,7 @@ def emulated() -> Iterator[Emulated]:
 
 
 def _route_by_default(namespace: Namespace, *route: str) -> None:
-    # Linux's own default, so that figures of two machines compare; a namespace may only set it by route.
+    # Linux's own default, so that figures of two machines compare. A namespace can set it by route only.
     namespace.run("ip", "route", "replace", "default", *route, "congctl", "cubic")
 
 

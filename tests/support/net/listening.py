@@ -1,4 +1,4 @@
-"""Small TCP servers on loopback, as targets and as servers that behave badly."""
+"""Small TCP servers on loopback: targets, and servers that misbehave."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.pki.authority import server_context
 
 @asynccontextmanager
 async def listening(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncIterator[str]:
-    """Serves until the end of the block; yields ``127.0.0.1:port``. Peers that break off are forgiven."""
+    """Serve until the end of the block, and yield ``127.0.0.1:port``. Resets by peers are ignored."""
 
     async def handle(stream: trio.SocketStream) -> None:
         async with stream:
@@ -38,7 +38,10 @@ async def tls_server(
     silent: bool = False,
     then: Callable[[trio.SSLStream[trio.SocketStream]], Awaitable[object]] | None = None,
 ) -> AsyncIterator[str]:
-    """Speaks TLS; ``then`` goes on, else it ends at once, or if ``silent`` when the peer does."""
+    """Serve TLS. ``then`` continues with the stream; without it the server ends after one receive.
+
+    A ``silent`` server ends when its peer does.
+    """
     context = server_context(folder, leaf)
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols([alpn])
@@ -59,12 +62,12 @@ async def tls_server(
 
 
 async def echo(stream: trio.SocketStream) -> None:
-    """Echoes until the end, says bye, and ends too."""
+    """Echo until the end, send bye, and end too."""
     async for data in stream:
         await stream.send_all(data)
     await stream.send_all(b" bye")
 
 
 async def ignore(stream: trio.SocketStream) -> None:
-    """Reads once and ends."""
+    """Read once and end."""
     await stream.receive_some()

@@ -3,7 +3,7 @@
     cloud 10.201.0.1 -- wan -- natI 10.201.I.1 | 192.168.1.1 -- edgeI 192.168.1.10
 
 Every edge has the SAME address, as homes and plants have. An edge reaches the cloud through
-MASQUERADE; a dial from the cloud to an edge is dropped in silence. ``family=6`` builds the same from
+MASQUERADE. A dial from the cloud to an edge is dropped silently. ``family=6`` builds the same from
 IPv6 alone: no namespace has any IPv4 address, not even 127.0.0.1. Needs root, iproute2, iptables.
 """
 
@@ -28,7 +28,7 @@ class CommandFailed(Exception):  # noqa: N818 - named by what happened
 
 @dataclass(frozen=True)
 class Namespace:
-    """A named network namespace, as ``ip netns`` makes them."""
+    """A named network namespace, as ``ip netns`` makes it."""
 
     name: str
 
@@ -37,7 +37,7 @@ class Namespace:
         return Path("/run/netns") / self.name
 
     def argv(self, command: Sequence[str]) -> list[str]:
-        """``command``, to be run inside; the process id stays that of ``command`` itself."""
+        """Return the argv that runs ``command`` inside. The process id is that of ``command`` itself."""
         return ["nsenter", f"--net={self.path}", *command]
 
     def run(self, *command: str, check: bool = True) -> str:
@@ -45,7 +45,7 @@ class Namespace:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """This thread's new sockets, and the processes and threads it starts, belong to the namespace."""
+        """Put new sockets of this thread, and processes and threads that it starts, into the namespace."""
         with Path("/proc/thread-self/ns/net").open("rb") as before, self.path.open("rb") as inside:
             _setns(inside.fileno())
             try:
@@ -55,7 +55,7 @@ class Namespace:
 
 
 def _setns(descriptor: int) -> None:
-    if _libc.setns(descriptor, _CLONE_NEWNET):  # os.setns is there from Python 3.12 on
+    if _libc.setns(descriptor, _CLONE_NEWNET):  # os.setns exists from Python 3.12 on
         raise OSError(ctypes.get_errno(), "setns failed")
 
 
@@ -67,7 +67,7 @@ def _run(*command: str, check: bool = True) -> str:
 
 
 MakePair = Callable[[Namespace, str, Namespace, str], None]
-"""Makes two interfaces that are joined to each other, each in a namespace, with a name."""
+"""Makes two joined interfaces, each with a name in a namespace."""
 
 
 def veth_pair(a: Namespace, name_a: str, b: Namespace, name_b: str) -> None:
@@ -108,10 +108,10 @@ _numbers = itertools.count(1)
 
 @dataclass
 class Network:
-    """Built by ``built()``; ``cloud`` and ``edge(1)`` ... ``edge(edges)`` are where programs run.
+    """The network that ``built()`` builds. Programs run in ``cloud`` and ``edge(1)`` ... ``edge(edges)``.
 
-    ``uplink`` makes what joins ``lan`` of a NAT and ``eth0`` of its edge. The namespaces' names begin with
-    ``prefix``, by default one that nobody else has.
+    ``uplink`` joins ``lan`` of a NAT with ``eth0`` of its edge. The namespaces' names begin with
+    ``prefix``, which is unique by default.
     """
 
     edges: int = 2
@@ -122,7 +122,7 @@ class Network:
 
     @contextlib.contextmanager
     def built(self) -> Iterator[Network]:
-        """Makes all of it, and removes all of it at the end, also after a failure half-way."""
+        """Build the network, and remove all of it at the end, also after a failure half-way."""
         try:
             self._build()
             yield self
@@ -149,11 +149,11 @@ class Network:
         return self._namespace(f"nat{number}")
 
     def nat_address(self, number: int) -> str:
-        """Under which the cloud sees edge ``number``."""
+        """Return the address under which the cloud sees edge ``number``."""
         return self._plan.wan.format(i=number)
 
     def cut(self, number: int) -> None:
-        """Drops every packet between edge ``number`` and the cloud, silently, until ``mend``."""
+        """Drop every packet between edge ``number`` and the cloud silently, until ``mend``."""
         for direction in ("-i", "-o"):
             self._filter("wan", "-I", "FORWARD", direction, f"edge{number}", "-j", "DROP")
 
@@ -162,14 +162,14 @@ class Network:
             self._filter("wan", "-D", "FORWARD", direction, f"edge{number}", "-j", "DROP")
 
     def swallow(self, number: int, address: str) -> None:
-        """Drops what edge ``number`` sends to ``address``: a dial to it is never answered."""
+        """Drop what edge ``number`` sends to ``address``, so that a dial to it gets no answer."""
         self._filter(f"edge{number}", "-I", "OUTPUT", "-d", address, "-j", "DROP")
 
     def forget_flows(self, number: int) -> None:
-        """Flushes the NAT's memory, as a rebooted router does: running connections are dead.
+        """Flush the NAT's state, as a rebooted router does: running connections are dead.
 
-        A NAT that has forgotten a connection would take it up again from a packet in its middle,
-        with another port; routers that matter drop such packets, so ours does.
+        A NAT without the state would accept a connection from a packet in its middle, with another port.
+        Common routers drop such packets, and so does this one.
         """
         rule = ("FORWARD", "-i", "lan", "-p", "tcp", "!", "--syn", "-m", "conntrack", "--ctstate", "NEW")
         if not self._filter_holds(f"nat{number}", *rule, "-j", "DROP"):
@@ -217,7 +217,7 @@ class Network:
         _run("ip", "-n", namespace.name, "link", "set", "lo", "up")
         if self.family == 6:
             _run("ip", "-n", namespace.name, "addr", "del", "127.0.0.1/8", "dev", "lo")
-            # An address is usable at once, not after a second of asking the neighbours for it.
+            # An address is usable at once, without a second of duplicate address detection.
             namespace.run("sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad")
 
     def _join(
@@ -247,5 +247,5 @@ class Network:
 
 
 def may_build() -> bool:
-    """Whether this process can make network namespaces at all."""
+    """Whether this process can make network namespaces."""
     return os.geteuid() == 0

@@ -1,6 +1,6 @@
-"""A network without namespaces: everything on the tests' own machine, each site at an address of its own.
+"""A network without namespaces: everything on the tests' own machine, each site at its own address.
 
-Linux takes every address of 127.0.0.0/8 for its own, so the documented ports may be used by several sites at
+Linux accepts every address of 127.0.0.0/8 as local, so several sites may use the documented ports at
 once. No privilege is needed, and a test may attack the server from its own process.
 """
 
@@ -18,13 +18,13 @@ _numbers = itertools.count(1)
 
 
 def unused_address() -> str:
-    """Return a loopback address that no other call returned, in this process or in one beside it."""
+    """Return a loopback address that no other call has returned, in this process or in a parallel one."""
     low, high = os.getpid() & 0xFF, os.getpid() >> 8 & 0xFF
     return f"127.{100 + next(_numbers) % 100}.{high}.{low or 254}"
 
 
 class Here(Namespace):
-    """The namespace of the tests themselves."""
+    """The namespace in which the tests themselves run."""
 
     def __init__(self) -> None:
         super().__init__("here")

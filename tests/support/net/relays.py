@@ -1,4 +1,4 @@
-"""A relay in front of a server that falls silent, or breaks off once the server has answered."""
+"""A relay in front of a server that falls silent, or that breaks off after the server's answer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import trio
 
 
 class Relay:
-    """Connections are counted from 1. From ``silent_from`` on nothing moves; those of ``cut`` are broken off
-    when the server has ended, with nothing of its last answer passed on; those of ``dropped`` at once.
+    """A relay that counts connections from 1.
+
+    From number ``silent_from`` on no byte moves. A connection in ``cut`` breaks when the server has ended,
+    and the relay keeps the server's last answer. A connection in ``dropped`` breaks at once.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Relay:
             await copy(stream, far)
 
     async def _handshake_alone(self, far: trio.SocketStream, stream: trio.SocketStream) -> None:
-        """With TLS 1.3 all that the server says of the handshake comes as one flight."""
+        """Pass on the handshake alone: with TLS 1.3 the server's part of it arrives in one flight."""
         await stream.send_all(await far.receive_some())
         async for _ in far:
             pass

@@ -1,4 +1,4 @@
-"""One direction of an emulated link, with a clock of the test's own."""
+"""One direction of an emulated link, with the test's own clock."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_pause_is_not_saved_up() -> None:
     assert arrived(direction, 51.0) == "b"
 
 
-def test_what_has_no_room_is_dropped_from_the_tail() -> None:
+def test_frames_without_room_are_dropped_from_the_tail() -> None:
     direction = Direction()
     direction.set(0.0, 1000, 0.0, 2500)
     for name in "abc":

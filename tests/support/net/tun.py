@@ -1,8 +1,8 @@
 """One TUN interface: IP packets of a network namespace as reads and writes of a descriptor.
 
-With offloads on, the kernel hands over up to 64 KiB of a TCP flow as one frame, which it would
-otherwise cut into packets first: that is what lets plain Python carry more than a gigabit per second.
-The header that virtio puts before each frame says how it is to be cut, and goes to the other end as it is.
+With offloads on, the kernel passes up to 64 KiB of a TCP flow as one frame, which it would otherwise
+cut into packets first. So plain Python carries more than a gigabit per second. The virtio header before
+each frame says how to cut it, and is passed to the other end unchanged.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _BATCH = 64
 
 
 class Tun:
-    """The interface ``name`` of ``namespace``, which exists as long as this is open."""
+    """The interface ``name`` of ``namespace``. It exists while this object is open."""
 
     def __init__(self, namespace: Namespace, name: str) -> None:
-        with namespace.entered():  # the interface belongs to where the device was opened
+        with namespace.entered():  # the interface belongs to the namespace in which the device was opened
             self._descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
         fcntl.ioctl(self._descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
@@ -36,11 +36,11 @@ class Tun:
         return self._descriptor
 
     def set_offload(self, on: bool) -> None:
-        """Whether frames may be larger than a packet."""
+        """Set whether frames may be larger than a packet."""
         fcntl.ioctl(self._descriptor, _TUNSETOFFLOAD, _CHECKSUM | _TCP4 | _TCP6 if on else 0)
 
     def read_batch(self) -> list[Frame]:
-        """What the namespace has sent; some of it, if it is much."""
+        """Return packets that the namespace has sent; only a part of them if there are many."""
         frames: list[Frame] = []
         try:
             while len(frames) < _BATCH:

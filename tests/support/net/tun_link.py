@@ -1,13 +1,13 @@
 """A slow link between two network namespaces: ``python -m tests.support.net.tun_link FIRST SECOND``.
 
-Each is NAMESPACE:INTERFACE. Makes both TUN interfaces and moves packets between them: ``down`` goes from
-the first to the second, ``up`` back. Commands are JSON lines on the standard input, each answered by a
-line; it ends with its input:
+Each argument is NAMESPACE:INTERFACE. The program makes both TUN interfaces and moves packets between
+them: ``down`` leads from the first to the second, ``up`` back. Commands are JSON lines on the standard
+input, and each gets one line as its answer. The program ends with its input:
 
     {"do": "set", "down": {"rate": 250000, "delay_seconds": 0.025, "queue_seconds": 0.05}}
     {"do": "cut", "seconds": 10}    (or without an end), {"do": "restore"}, {"do": "counters"}
 
-What a direction's table leaves out has no limit: a rate, a delay, a queue. Times are CLOCK_MONOTONIC's.
+A rate, a delay or a queue that a direction's table omits has no limit. Times are CLOCK_MONOTONIC's.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from tests.support.net.namespaces import Namespace
 from tests.support.net.tun import Tun
 
 _OFFLOAD_FROM = 12_500_000
-"""Bytes per second; a frame of 64 KiB takes 5 ms then. Below, packets are queued and dropped one by one."""
+"""Bytes per second at which a frame of 64 KiB takes 5 ms. Below it, packets are queued and dropped singly."""
 
 _NICENESS = -15
 
 
 class Link:
-    """Two interfaces, two directions, and when a cut ends."""
+    """Two interfaces, two directions, and the time at which a cut ends."""
 
     def __init__(self, first: Tun, second: Tun) -> None:
         self.directions = {"down": Direction(), "up": Direction()}
@@ -45,7 +45,7 @@ class Link:
             tun.set_offload(True)
 
     def run(self, control: int) -> None:
-        """Until the end of ``control``."""
+        """Move packets until ``control`` ends."""
         commands = b""
         while True:
             readable, _, _ = select.select([control, *self._inputs.values()], [], [], self._patience())
@@ -73,7 +73,7 @@ class Link:
         times = [due for direction in self.directions.values() if (due := direction.next_due()) is not None]
         if self._restore_at is not None:
             times.append(self._restore_at)
-        # select, because epoll as Python has it counts in milliseconds.
+        # select, because Python's epoll counts in milliseconds.
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _obey(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -119,17 +119,17 @@ def _open(place: str) -> Tun:
     return Tun(Namespace(namespace), interface)
 
 
-def _hurry() -> None:
-    """A link does not get slower because its users are busy."""
+def _raise_priority() -> None:
+    """Raise this process's priority, because a link does not become slower while its users are busy."""
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
-        # Where the kernel groups processes by session, niceness counts within one, and this beside others.
+        # Where the kernel groups processes by session, niceness counts within one, autogroup between them.
         Path("/proc/self/autogroup").write_text(str(_NICENESS))
 
 
 def main(first: str, second: str) -> None:
-    gc.disable()  # nothing here makes cycles, and a pause would be a delay
-    _hurry()
+    gc.disable()  # nothing here makes cycles, and a collection would be a delay
+    _raise_priority()
     link = Link(_open(first), _open(second))
     sys.stdout.write("{}\n")
     sys.stdout.flush()

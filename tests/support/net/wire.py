@@ -1,4 +1,4 @@
-"""TCP as it looks from outside: a relay that counts, proxies and breaks; and the kernel's view of sockets."""
+"""TCP as seen from outside: a relay that counts, proxies and breaks, and the kernel's view of sockets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Connection(NamedTuple):
 
 
 def connections(port: int) -> list[Connection]:
-    """Both ends, as far as they are on this machine, of the connections to a local port."""
+    """Return the connections to a local port, both ends as far as they are on this machine."""
     found = []
     for line in _lines("/proc/net/tcp") + _lines("/proc/net/tcp6"):
         _, local, remote, state, queues, *_ = line.split()
@@ -42,12 +42,12 @@ def _lines(path: str) -> list[str]:
 
 
 def descriptors() -> int:
-    """How many descriptors this process has open."""
+    """Return the number of descriptors that this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def own_sockets(port: int) -> Iterator[socket.socket]:
-    """Copies of this process's connected sockets that have ``port`` at either end."""
+    """Return copies of this process's connected sockets that have ``port`` at either end."""
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - plain numbers are wanted
         try:
             copy = socket.socket(fileno=os.dup(int(name)))
@@ -63,7 +63,7 @@ def own_sockets(port: int) -> Iterator[socket.socket]:
 
 
 class Relay:
-    """Passes connections on. ``heads`` are the CONNECT requests it got, if it is a proxy."""
+    """A relay. ``heads`` are the CONNECT requests that it received, if it is a proxy."""
 
     def __init__(self, target: str, *, is_proxy: bool = False) -> None:
         self.bytes_out = 0  # towards the target
@@ -75,7 +75,7 @@ class Relay:
         self._live: set[trio.SocketStream] = set()
 
     def cut(self) -> None:
-        """Resets every connection, both ways."""
+        """Reset every connection, both ways."""
         for stream in self._live:
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             stream.socket.close()
@@ -116,7 +116,7 @@ class Relay:
 
 @asynccontextmanager
 async def open_relay(target: str = "", *, is_proxy: bool = False) -> AsyncIterator[Relay]:
-    """A relay on 127.0.0.1 to ``target``, or an HTTP CONNECT proxy to wherever is asked for."""
+    """Serve a relay on 127.0.0.1 to ``target``, or an HTTP CONNECT proxy to any requested target."""
     relay = Relay(target, is_proxy=is_proxy)
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, host="127.0.0.1"), relay.handle, 0)

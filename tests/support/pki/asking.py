@@ -17,7 +17,10 @@ _DEADLINE_SECONDS = 15
 
 @dataclass(frozen=True)
 class Question:
-    """``own`` is a file with a key and its certificate chain. An iterator as ``body`` is sent in chunks."""
+    """A request. ``own`` is a file with a key and its certificate chain.
+
+    An iterator as ``body`` is sent in chunks.
+    """
 
     method: str
     path: str
@@ -28,7 +31,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """``headers`` are in lower case, names and values."""
+    """The answer. Names and values of ``headers`` are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -41,7 +44,10 @@ class Answer:
 
 
 async def ask(issuing: Issuing, question: Question) -> Answer:
-    """The answer; the client trusts the server's root alone. Cancelled, a thread ends the exchange alone."""
+    """Send the request and return the answer. The client trusts the server's root only.
+
+    Cancelled, a thread ends the exchange on its own.
+    """
     return await trio.to_thread.run_sync(_ask, issuing, question, abandon_on_cancel=True)
 
 

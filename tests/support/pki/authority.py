@@ -1,4 +1,4 @@
-"""A trust domain for tests: real certificates, made once, in files where TLS wants files."""
+"""A trust domain for tests: real certificates, made once, in files where TLS needs files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRUST_DOMAIN = "test.internal"
 
 
 def authority(trust_domain: str = TRUST_DOMAIN) -> Authority:
-    """The authority of a trust domain, the same for the whole test run."""
+    """Return the authority of a trust domain, the same for the whole test run."""
     return _authority(trust_domain)
 
 
@@ -26,7 +26,7 @@ def _authority(trust_domain: str) -> Authority:
 
 @functools.cache
 def server_leaf(name: str = "main", trust_domain: str = TRUST_DOMAIN) -> Leaf:
-    """A server's certificate for localhost, 127.0.0.1 and ::1."""
+    """Return a server's certificate for localhost, 127.0.0.1 and ::1."""
     return authority(trust_domain).issue(Role.SERVER, name, names=LOOPBACK_NAMES)
 
 
@@ -41,7 +41,7 @@ def user_leaf(name: str, trust_domain: str = TRUST_DOMAIN) -> Leaf:
 
 
 def expired_leaf(role: Role, name: str) -> Leaf:
-    """A leaf that ended yesterday."""
+    """Return a leaf that ended yesterday."""
     begins = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=LEAF_DAYS + 1)
     return authority().issue(role, name, names=LOOPBACK_NAMES if role is Role.SERVER else (), now=begins)
 
@@ -60,19 +60,19 @@ def bundle_of(
 
 
 def write_user_bundle(path: Path, name: str, *https: str, trust_domain: str = TRUST_DOMAIN) -> Path:
-    """A user's bundle that leads to the servers ``https``; returns ``path``."""
+    """Write a user's bundle with the servers ``https``, and return ``path``."""
     write_bundle(path, bundle_of(Role.USER, name, https=https, trust_domain=trust_domain))
     return path
 
 
 def write_node_bundle(path: Path, name: str, *agents: str, trust_domain: str = TRUST_DOMAIN) -> Path:
-    """A node's bundle that leads to the servers ``agents``; returns ``path``."""
+    """Write a node's bundle with the servers ``agents``, and return ``path``."""
     write_bundle(path, bundle_of(Role.NODE, name, agents=agents, trust_domain=trust_domain))
     return path
 
 
 def server_context(folder: Path, leaf: Leaf | None = None) -> ssl.SSLContext:
-    """TLS 1.3 with a client certificate required, as the server's listeners speak it."""
+    """Return a context for TLS 1.3 that requires a client certificate, as the server's listeners do."""
     leaf = leaf or server_leaf()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -1,4 +1,4 @@
-"""A server that gives certificates: the EST entrance behind real TLS, over a store of its own."""
+"""A server that issues certificates: the EST entrance behind real TLS, over a store of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS = EnrolmentSettings(pki.TRUST_DOMAIN, 3600.0, 1800.0, renews_only_own=F
 
 @dataclass
 class Issuing:
-    """``listener`` speaks TLS with the certificate of ``pki.server_leaf``."""
+    """The running server. ``listener`` uses the certificate of ``pki.server_leaf``."""
 
     folder: Path
     edge: Edge
@@ -38,7 +38,7 @@ class Issuing:
     enrolment: Enrolment
     listener: Listener
     signers: list[Signer]
-    """The last one signs."""
+    """The last signer is the one in use."""
 
     @property
     def address(self) -> str:
@@ -46,7 +46,7 @@ class Issuing:
 
     @property
     def roots(self) -> Path:
-        """What a client of this server trusts."""
+        """The roots that a client of this server trusts."""
         return self.folder / "trust.pem"
 
     async def token(
@@ -57,8 +57,8 @@ class Issuing:
         return token
 
     async def audit(self) -> list[tuple[str, str, str]]:
-        """Kind, reason and name of each line so far, but for tokens made."""
-        await self.store.prune()  # goes through the writer, behind what waits there
+        """Return kind, reason and name of each line so far, except for tokens made."""
+        await self.store.prune()  # passes through the writer, after the waiting writes
         lines = await self.store.audit(AuditQuery())
         return [
             (line["kind"], line.get("reason", ""), line.get("node", line.get("user", "")))
@@ -78,9 +78,9 @@ async def open_issuing(
     user_roots: bytes = b"",
     **changes: object,
 ) -> AsyncIterator[Issuing]:
-    """It shows ``leaf``, gives certificates of ``pki.authority()``, and tells the time by ``wall``.
+    """Serve EST with the certificate ``leaf``. ``pki.authority()`` signs, and ``wall`` is the clock.
 
-    ``user_roots`` (PEM) vouch for users alone.
+    ``user_roots`` (PEM) certify users only.
     """
     leaf = leaf or pki.server_leaf()
     for name, content in (

@@ -1,4 +1,4 @@
-"""Certificates that our own code would never make, signed by the authority that the tests trust."""
+"""Certificates that Qanat never makes, signed by the authority that the tests trust."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def signed(
     begins: datetime.timedelta = -_HOUR,
     authority: Authority | None = None,
 ) -> Leaf:
-    """A leaf with these URI SANs, and DNS names and addresses beside them; ``begins`` counts from now."""
+    """Return a leaf with these URI SANs, DNS names and addresses. ``begins`` counts from now."""
     authority = authority or pki.authority()
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.load_pem_x509_certificate(authority.issuing.certificate_pem)

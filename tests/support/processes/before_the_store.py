@@ -1,4 +1,4 @@
-"""The programs as they were before the server had a store: taken from the repository's history, and run."""
+"""The programs of the last commit before the server had a store, taken from the history and run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.processes import history
 
 COMMIT = "5cc11ab9cdb62b0681a5516d97b08a947f652f6a"
 _ENTRY = "import sys; sys.path.insert(0, {folder!r}); from {package}.main import main; main()"
-"""Without its entry point, which asks for a package that is no dependency any more."""
+"""The entry without its console script, which needs a package that is no longer a dependency."""
 
 
 def is_known() -> bool:
@@ -19,7 +19,7 @@ def is_known() -> bool:
 
 
 class Before:
-    """Its code, below ``folder``."""
+    """The code of that commit, below ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -27,7 +27,7 @@ class Before:
         assert not (folder / "tunnel_server" / "store").exists()
 
     def command(self, package: str, *arguments: str) -> list[str]:
-        """A command line of one of its programs."""
+        """Return a command line of one of its programs."""
         entry = _ENTRY.format(folder=str(self.folder), package=package)
         return [sys.executable, "-P", "-c", entry, *arguments]
 

@@ -1,4 +1,4 @@
-"""A whole ``qanat-server`` as ``init`` makes it, and machines that join it: real processes, free ports."""
+"""A complete ``qanat-server`` as ``init`` makes it, and machines that join: real processes, free ports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tunnel_server.commands.server_client import ask_server
 
 @dataclass
 class Cloud:
-    """``settings`` are keys that stand commented out in server.toml, with other values; ``extra`` is more."""
+    """A server. ``settings`` replaces values that are commented out in server.toml; ``extra`` is appended."""
 
     folder: Path
     settings: dict[str, float]
@@ -47,7 +47,7 @@ class Cloud:
 
     @contextmanager
     def serving(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Killed at the end. The same ports when it is served again, since nodes remember them."""
+        """Run the server, and kill it at the end. It keeps its ports, because nodes remember them."""
         log = self.folder / "log"
         with log.open("wb") as errors:
             command = [*SERVER, "run", "--config", str(self.config)]
@@ -66,8 +66,8 @@ class Cloud:
         for _ in range(1000):
             for line in log.read_text().splitlines():
                 if '"ready"' in line:
-                    said: Mapping[str, Any] = json.loads(line)
-                    return said
+                    ready: Mapping[str, Any] = json.loads(line)
+                    return ready
             assert process.poll() is None, log.read_text()
             time.sleep(0.02)
         raise AssertionError(log.read_text())
@@ -79,11 +79,11 @@ class Cloud:
         self.config.write_text(text)
 
     def log(self) -> str:
-        """What the server has logged so far."""
+        """Return the server's log so far."""
         return (self.folder / "log").read_text()
 
     async def act(self, method: str, path: str, **arguments: object) -> dict[str, Any]:
-        """An act of the administrator."""
+        """Send a request of an administrator, and return the answer."""
         return await ask_server(self.folder / "admin.sock", method, path, arguments)
 
     async def token(self, node: str = "edge1", **more: object) -> str:
@@ -105,7 +105,7 @@ def open_cloud(folder: Path, extra: str = "", **settings: float) -> Iterator[Clo
 
 @dataclass
 class Machine:
-    """One to be a node: its agent's files lie in ``folder``."""
+    """A machine that joins as a node. Its agent's files are in ``folder``."""
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -139,14 +139,14 @@ class Machine:
 
 @dataclass
 class Outcome:
-    """What a join with ``--json`` said."""
+    """The result of a join with ``--json``."""
 
     code: int
     said: dict[str, Any]
 
     @property
     def failure(self) -> dict[str, Any]:
-        """The finding that failed; it is the last one, and those before it did not."""
+        """The failed check. It is the last one, and no check before it failed."""
         findings = self.said["findings"]
         assert [one["verdict"] for one in findings[:-1]].count("fail") == 0, findings
         assert findings[-1]["verdict"] == "fail", findings

@@ -15,23 +15,23 @@ _FETCH_SECONDS = 60
 
 
 def is_known(commit: str) -> bool:
-    """Return whether the checkout has the commit. One without its history, or an archive, does not."""
+    """Return whether the checkout has the commit. A checkout without history, or an archive, has none."""
     return shutil.which("git") is not None and _git("cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
 
 
 def fetch(commit: str) -> None:
-    """Ask the origin for the commit. It may stay unknown."""
+    """Fetch the commit from the origin. The origin may not have it."""
     if shutil.which("git") is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             _git("fetch", "--quiet", "origin", commit)
 
 
 def extract(commit: str, folder: Path, *paths: str) -> None:
-    """Write ``paths`` as they were at the commit below ``folder``."""
+    """Write ``paths`` of the commit below ``folder``."""
     archive = _git("archive", commit, *paths)
     assert archive.returncode == 0, archive.stderr
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
-        # Python 3.11.2, which is Debian 12's, has no filters; the archive is our own.
+        # Python 3.11.2 of Debian 12 has no filters; this project made the archive.
         kwargs = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         tar.extractall(folder, **kwargs)  # type: ignore[arg-type]  # noqa: S202
 

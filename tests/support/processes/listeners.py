@@ -1,4 +1,4 @@
-"""Every HTTP listener of both programs in one process, and what each answers to a request."""
+"""Every HTTP listener of both programs in one process, and the answer of each to a request."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ OPS = (
 CONNECT = ("edge1:80", "edge9:80")
 
 Ask = Callable[[str, str], Awaitable[str]]
-"""Returns the answer to a method and a target, in one line."""
+"""A function that returns the answer to a method and a target, in one line."""
 
 
 def listener_paths() -> dict[str, tuple[str, ...]]:
-    """Return the paths to ask for, by listener and caller."""
+    """Return the paths to request, by listener and caller."""
     everywhere = (*NOTHING, *API, *EST, *ADMIN)
     fewer = (*NOTHING, "/api/v1/version", "/api/v1/nodes/edge1", *EST, f"{_ADMIN}tokens")
     return {
@@ -90,7 +90,7 @@ def listener_paths() -> dict[str, tuple[str, ...]]:
 
 @asynccontextmanager
 async def open_listeners(folder: Path) -> AsyncIterator[dict[str, Ask]]:
-    """All listeners, by the name that ``listener_paths`` has."""
+    """Yield all listeners by the names that ``listener_paths`` uses."""
     async with _open_server(folder) as fronts, _open_ops(folder) as ops:
         yield {**fronts, **ops}
 
@@ -105,13 +105,13 @@ def _refuse(reason: Reason) -> Callable[[AcceptedConnection], User]:
 
 
 def kim(_: AcceptedConnection) -> User:
-    """Identifies everybody as the user kim."""
+    """Identify every caller as the user kim."""
     return User("kim", Role.USER, TRUST_DOMAIN)
 
 
 @asynccontextmanager
 async def open_sections(folder: Path) -> AsyncIterator[tuple[Edge, list[Section[Caller]]]]:
-    """All that the server's listeners are made of: EST, the API, CONNECT and the acts of administrators."""
+    """Yield the sections of the server's listeners: EST, the API, CONNECT and administration."""
     assert run("init", "--name", "tunnel.example.com", "--data-dir", folder / "d").exit_code == 0
     config = load(folder / "d" / "server.toml", ServerConfig)
     async with opened(folder, now, settings_of(config)) as store, open_edge(store.revoked) as edge:  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ async def _open_server(folder: Path) -> AsyncIterator[dict[str, Ask]]:
 
 
 async def asking(edge: Edge, front: HttpsEntrance) -> Ask:
-    """Serves ``front`` on a port."""
+    """Serve ``front`` on a port, and return a function that sends requests to it."""
     listener = await edge.listen("https", front.serve)
     return lambda method, target: _ask(listener.addresses[0], method, target, "x")
 
@@ -175,7 +175,7 @@ async def _open_ops(folder: Path) -> AsyncIterator[dict[str, Ask]]:
 
 
 async def _ask(address: str, method: str, target: str, host: str, headers: str = "") -> str:
-    """Status, content type, the reason's word, and ``Allow``, without what the answer has not."""
+    """Return status, content type, the reason's word, and ``Allow``, each only if the answer has it."""
     body = "{}" if method in ("POST", "PUT") else ""
     head = f"{method} {target} HTTP/1.1\r\nhost: {host}\r\n{headers}connection: close\r\n"
     head += f"content-length: {len(body)}\r\n" if body else ""

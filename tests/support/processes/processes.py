@@ -16,7 +16,7 @@ from tests.support.processes.waiting import wait_until
 
 
 class Process:
-    """One program. ``start`` may be called again after its end; the log goes on in the same file."""
+    """One program. ``start`` may be called again after its end; the log continues in the same file."""
 
     def __init__(
         self,
@@ -60,13 +60,13 @@ class Process:
         return self._child.pid
 
     def kill(self) -> None:
-        """SIGKILL, as the kernel does when memory ends: nothing is said to anybody."""
+        """Send SIGKILL, as the kernel does when memory runs out. The program cannot inform its peers."""
         if self._child is not None:
             self._child.kill()
             self._child.wait(10)
 
     def stop(self, *, deadline_seconds: float = 15) -> int:
-        """SIGTERM; returns the exit code. Raises if it is still there at the deadline (then killed)."""
+        """Send SIGTERM, and return the exit code. At the deadline, kill the process and raise."""
         assert self._child is not None
         self._child.send_signal(signal.SIGTERM)
         try:
@@ -76,7 +76,7 @@ class Process:
             raise AssertionError(f"{self.name} did not end on SIGTERM:\n{self.log_tail()}") from None
 
     def pause(self) -> None:
-        """SIGSTOP: it lives, its sockets are open, and it does nothing."""
+        """Send SIGSTOP: the process exists with open sockets, and does nothing."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -87,7 +87,7 @@ class Process:
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
     def descriptor_names(self) -> list[str]:
-        """What each descriptor is, for the message of a failed count."""
+        """Return the target of each descriptor, for the message of a failed count."""
         folder = Path(f"/proc/{self.pid}/fd")
         return sorted(re.sub(r":\[\d+\]", "", str(entry.readlink())) for entry in folder.iterdir())
 
@@ -101,7 +101,7 @@ class Process:
         return int(found[1]) * 1024 if found else 0
 
     def cpu_seconds(self) -> float:
-        """User and system time so far."""
+        """Return user and system time so far, in seconds."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -109,7 +109,7 @@ class Process:
         return self.log_file.stat().st_size if self.log_file.exists() else 0
 
     def log_text(self, since: int | None = None) -> str:
-        """What was logged after byte ``since``, or since the last start."""
+        """Return the log after byte ``since``, or since the last start."""
         with self.log_file.open("rb") as log:
             log.seek(self._logged_before if since is None else since)
             return log.read().decode(errors="replace")
@@ -120,7 +120,7 @@ class Process:
     def wait_log(
         self, pattern: str, *, since: int | None = None, deadline_seconds: float = 10
     ) -> re.Match[str]:
-        """The first match of ``pattern`` in what was logged after byte ``since``, or since the last start."""
+        """Return the first match of ``pattern`` in the log after byte ``since``, or since the last start."""
         try:
             return wait_until(
                 lambda: re.search(pattern, self.log_text(since)),
@@ -131,7 +131,7 @@ class Process:
             raise AssertionError(f"{error}\n{self.log_tail()}") from None
 
     def wait_running(self, seconds: float) -> bool:
-        """Whether it still runs after ``seconds``: False as soon as it has ended."""
+        """Whether the process still runs after ``seconds``. Returns False as soon as it has ended."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.running:
             time.sleep(0.02)
@@ -151,7 +151,7 @@ def run(
     deadline_seconds: float = 60,
     stdin: bytes | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a program to its end and returns its exit code, output and errors, as text."""
+    """Run a program to its end. Returns exit code, output and errors as text."""
     command = namespace.argv(argv) if namespace else list(argv)
     done = subprocess.run(  # noqa: S603 - our own commands
         command,

@@ -1,4 +1,4 @@
-"""A server and its agents as real processes, made with the documented commands, and what tests ask them."""
+"""A server and its agents as real processes, made with the documented commands, with their metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AGENTS_PORT, HTTPS_PORT, WEB_PORT, SERVER_OPS_PORT, AGENT_OPS_PORT = 7001, 7002,
 
 
 class Program:
-    """What a server and an agent have in common: a config file, a process, a page of metrics."""
+    """The common part of a server and an agent: a config file, a process, a metrics page."""
 
     def __init__(self, name: str, folder: Path, namespace: Namespace, ops: tuple[str, int]) -> None:
         self.name = name
@@ -41,7 +41,7 @@ class Program:
         raise NotImplementedError
 
     def limit_descriptors(self, count: int | None) -> None:
-        """From the next start on, the hard limit of open files; None for this machine's own."""
+        """Set the hard limit of open files from the next start on. None means this machine's own limit."""
         self.process = self._make_process(count)
 
     def start(self, *, ready_seconds: float = 20) -> None:
@@ -54,7 +54,7 @@ class Program:
         self.start()
 
     def wait_ready(self, *, deadline_seconds: float = 20) -> None:
-        """Until ``/readyz`` says 200; fails at once, with the log, if the process ends instead."""
+        """Wait until ``/readyz`` answers 200. Fails at once, with the log, if the process ends instead."""
 
         def ready() -> bool:
             if not self.process.running:
@@ -64,12 +64,12 @@ class Program:
         wait_until(ready, f"{self.name} to be ready", deadline_seconds=deadline_seconds)
 
     def dial(self, port: int) -> socket.socket:
-        """A connection to ``port`` on the loopback address of the program's namespace."""
+        """Return a connection to ``port`` on the loopback address of the program's namespace."""
         with self.namespace.entered():
             return self._kept(socket.create_connection((self._ops[0], port), timeout=20))
 
     def hang_up(self) -> None:
-        """Closes every connection that was given to a test and is still open."""
+        """Close every connection that was given to a test and is still open."""
         while self._users:
             self._users.pop().close()
 
@@ -78,7 +78,7 @@ class Program:
         return connection
 
     def get(self, path: str) -> tuple[int, str]:
-        """A GET to the ops listener: status and body. Raises ``OSError`` if there is none."""
+        """Send a GET to the ops listener; returns status and body. Raises ``OSError`` if none listens."""
         with self.namespace.entered():
             connection = http.client.HTTPConnection(*self._ops, timeout=5)
             try:
@@ -91,28 +91,28 @@ class Program:
                 connection.close()
 
     def metrics(self) -> dict[str, float]:
-        """Every sample by its name with labels, as Prometheus would read it."""
+        """Return every sample by its name with labels, as Prometheus reads it."""
         return parse_metrics(self.get("/metrics")[1])
 
     def metric(self, name: str) -> float:
-        """The sum over all label values of ``name``; 0 if it has none."""
+        """Return the sum of ``name`` over all label values; 0 without any."""
         return sum(value for key, value in self.metrics().items() if key.partition("{")[0] == name)
 
     def wait_idle(self, *, deadline_seconds: float = 10) -> None:
-        """Until it has no stream, and so no credit is granted to anybody."""
+        """Wait until the program has no stream, and so has granted no credit."""
         what = f"no stream in {self.name}"
         wait_until(lambda: not self.holds(), what, deadline_seconds=deadline_seconds)
 
     def holds(self) -> float:
-        """Open streams and granted bytes together: 0 at rest."""
+        """Return open streams and granted bytes together: 0 at rest."""
         return self.metric("qanat_streams_open") + self.metric("qanat_credit_granted_bytes")
 
     def move_ops(self, port: int) -> None:
-        """For a second program in a namespace: its ops listener is to be found at ``port``."""
+        """Set the ops port of a second program in the same namespace."""
         self._ops = (self._ops[0], port)
 
     def namespace_sockets(self, state: str) -> int:
-        """How many TCP sockets of the namespace are in this state, in ``ss``'s words."""
+        """Return the number of TCP sockets of the namespace in this state, named as ``ss`` names it."""
         return len(self.namespace.run("ss", "-Htn", "state", state).splitlines())
 
     def write_config(self, table: Mapping[str, Any]) -> None:
@@ -156,7 +156,7 @@ class Server(Program):
 
     @property
     def user_bundle(self) -> Path:
-        """The operator's, that ``init`` made."""
+        """The operator's bundle, which ``init`` made."""
         return self.data_dir / "operator.pem"
 
     @property
@@ -176,7 +176,7 @@ class Server(Program):
         return self.folder / "connect.sock"
 
     def initialise(self, changes: Mapping[str, Any] | None = None, names: Sequence[str] = ()) -> None:
-        """``qanat-server init``, then ``changes`` laid over the config file that it wrote.
+        """Run ``qanat-server init``, then apply ``changes`` to the config file that it wrote.
 
         The certificate is for ``names``, then for the address.
         """
@@ -194,29 +194,29 @@ class Server(Program):
         return path
 
     def issue_user_pem(self, name: str, folder: Path) -> None:
-        """One PEM file each for key, certificate and roots, as an API server wants them."""
+        """Write one PEM file each for key, certificate and roots, as an API server needs them."""
         self.command_line("issue", "user", name, "--pem", str(folder))
 
     def command_line(self, *arguments: str) -> str:
-        """What ``qanat-server ARGUMENTS`` for this installation prints, whether it runs or not."""
+        """Return the output of ``qanat-server ARGUMENTS`` for this installation, running or not."""
         return self._qanat_server(*arguments, "--config", str(self.config_file))
 
     def command_json(self, *arguments: str) -> Any:
         return json.loads(self.command_line(*arguments, "--json"))
 
     def token(self, node: str = "", **more: Any) -> str:
-        """A new join token of the running server: for one node, or as ``more`` says."""
+        """Make a join token of the running server: for one node, or as ``more`` says."""
         return str(self.tell("tokens/create", **({"node": node} if node else {}), **more)["token"])
 
     def audit(self, **question: Any) -> list[dict[str, Any]]:
-        """Lines of the audit of the running server, newest last."""
+        """Return audit lines of the running server, newest last."""
         lines: list[dict[str, Any]] = self.ask(f"/api/v1/admin/audit?{urlencode(question)}")["audit"]
         return lines
 
     def connect(
         self, authority: str, *, headers: Sequence[str] = (), timeout_seconds: float = 20
     ) -> clients.Answer:
-        """CONNECT over the unix socket, as the user that its peer's uid means."""
+        """Send CONNECT over the unix socket, as the user that belongs to the client's uid."""
         dialled = self.dial_unix(self.connect_socket, timeout_seconds=timeout_seconds)
         return clients.connect(dialled, authority, *headers)
 
@@ -231,7 +231,7 @@ class Server(Program):
         headers: Sequence[str] = (),
         timeout_seconds: float = 20,
     ) -> clients.Answer:
-        """CONNECT over mutual TLS, from inside the server's namespace."""
+        """Send CONNECT over mutual TLS, from inside the server's namespace."""
         bundle = identity or self.user_bundle
         dialled = self.dial_tls(HTTPS_PORT, bundle, timeout_seconds=timeout_seconds)
         return clients.connect(dialled, authority, *headers)
@@ -250,11 +250,11 @@ class Server(Program):
         return super().holds() + len(self.ask("/api/v1/streams")["streams"])
 
     def ask(self, path: str) -> Any:
-        """What the API answers on the admin socket."""
+        """Return the API's answer on the admin socket."""
         return self._ask(f"GET {path}", b"")
 
     def tell(self, act: str, **arguments: Any) -> Any:
-        """Does what only an administrator may, over the admin socket; ``act`` as ``nodes/revoke``."""
+        """Send an administrator's request over the admin socket; ``act`` is such as ``nodes/revoke``."""
         return self._ask(f"POST /api/v1/admin/{act}", json.dumps(arguments).encode())
 
     def _ask(self, what: str, body: bytes) -> Any:
@@ -267,7 +267,7 @@ class Server(Program):
         return json.loads(content)
 
     def qanat(self, *arguments: str, deadline_seconds: float = 30) -> Any:
-        """Runs ``qanat ARGUMENTS --json`` in the server's namespace and returns what it printed."""
+        """Run ``qanat ARGUMENTS --json`` in the server's namespace and return its output."""
         argv = [tools.program("qanat"), "--bundle", str(self.user_bundle), *arguments, "--json"]
         done = run(*argv, namespace=self.namespace, deadline_seconds=deadline_seconds)
         assert done.returncode == 0, f"{' '.join(argv)}: exit code {done.returncode}: {done.stderr}"
@@ -286,7 +286,7 @@ class Server(Program):
         }
 
     def administering(self, *arguments: str) -> list[str]:
-        """The command line of ``qanat-server ARGUMENTS``."""
+        """Return the command line of ``qanat-server ARGUMENTS``."""
         return [tools.program("qanat-server"), *arguments]
 
     def _qanat_server(self, *arguments: str) -> str:
@@ -316,7 +316,7 @@ class Agent(Program):
         return self.folder / f"{self.node}.pem"
 
     def configure(self, server: Server, *, allow: list[str], **changes: Any) -> None:
-        """Writes the config file; ``changes`` are laid over it."""
+        """Write the config file, with ``changes`` applied."""
         table = {
             "servers": [join_host_port(server.address, AGENTS_PORT)],
             "bundle_file": str(self.bundle),

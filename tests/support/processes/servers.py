@@ -1,4 +1,4 @@
-"""The real ``qanat-server`` and ``qanat-agent`` as child processes, with their logs read as they come."""
+"""The real ``qanat-server`` and ``qanat-agent`` as child processes, with their logs read while they run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Line = Mapping[str, Any]
 
 
 class Program:
-    """A running program. Its log is on standard error, a JSON object a line."""
+    """A running program. It logs to standard error, one JSON object a line."""
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process
         self.lines: list[Line] = []
-        self.stray: list[str] = []  # what is no log line: tracebacks, click's messages
+        self.stray: list[str] = []  # output that is no log line: tracebacks, click's messages
         self._grown = trio.Event()
         self._ended = False
 
@@ -60,7 +60,7 @@ class Program:
             self.stray.append(line)
 
     async def line(self, words: str, after: int = 0, **fields: object) -> Line:
-        """The first line, from index ``after`` on, whose message has ``words`` in it and these fields."""
+        """Return the first line from index ``after`` on with ``words`` in its message and these fields."""
         while True:
             for line in self.lines[after:]:
                 if words in line["message"] and fields.items() <= line.items():
@@ -69,7 +69,7 @@ class Program:
             await self._grown.wait()
 
     def signal(self, number: int) -> int:
-        """Sends it; returns where the log stood, for ``line(after=...)``."""
+        """Send the signal, and return the length of the log before it, for ``line(after=...)``."""
         self.process.send_signal(number)
         return len(self.lines)
 
@@ -79,7 +79,7 @@ class Program:
 
 @asynccontextmanager
 async def running(command: list[str]) -> AsyncIterator[Program]:
-    """Killed at the end of the block if it is still there."""
+    """Run a program. It is killed at the end of the block if it still runs."""
     process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
     program = Program(process)
     try:
@@ -96,7 +96,7 @@ async def running(command: list[str]) -> AsyncIterator[Program]:
 
 @dataclasses.dataclass
 class Site:
-    """A server's files in ``folder``, and where it listens once it runs."""
+    """A server's files in ``folder``, and its addresses while it runs."""
 
     folder: Path
     extra: str = ""
@@ -135,7 +135,7 @@ class Site:
     async def agent(
         self, allow: str, *, leaf: Leaf | None = None, role: Role = Role.NODE
     ) -> AsyncIterator[Program]:
-        """An agent of node edge1, or one with another's certificate."""
+        """Run an agent of node edge1, or with another node's certificate."""
         bundle = pki.bundle_of(role, "edge1", agents=(self.ready["agents"],))
         if leaf is not None:
             bundle = dataclasses.replace(bundle, key_pem=leaf.credential.key_pem, chain_pem=leaf.chain_pem)
@@ -146,7 +146,7 @@ class Site:
             yield program
 
     async def page(self, path: str, ops: str = "") -> tuple[int, str]:
-        """Status and body of a page of the server's ops listener, or of another one."""
+        """Return status and body of a page of the server's ops listener, or of another one."""
         host, _, port = (ops or self.ready["ops"]).rpartition(":")
         async with await trio.open_tcp_stream(host, int(port)) as stream:
             await stream.send_all(
@@ -156,7 +156,7 @@ class Site:
             return int(head.split()[1]), body.decode()
 
     async def tls(self, listener: str, leaf: Leaf | None = None) -> trio.SSLStream[trio.SocketStream]:
-        """A TLS connection to the HTTPS or the agents' listener, with user kim's certificate unless told."""
+        """Return a TLS connection to the HTTPS or the agents' listener, by default as user kim."""
         leaf = leaf or pki.user_leaf("kim")
         context = ssl.create_default_context(cadata=leaf.roots_pem.decode())
         own = self.folder / "own.pem"
@@ -170,7 +170,7 @@ class Site:
         return stream
 
     async def shown_certificate(self, listener: str) -> bytes:
-        """The certificate (DER) that a new connection sees."""
+        """Return the certificate (DER) that a new connection receives."""
         stream = await self.tls(listener)
         try:
             shown: bytes = stream.getpeercert(binary_form=True)
@@ -179,11 +179,11 @@ class Site:
             await trio.aclose_forcefully(stream)
 
     async def ask_with(self, leaf: Leaf, roots_pem: bytes) -> tuple[int, str, str]:
-        """As ``ask`` for the version, by somebody who trusts other roots than came with his leaf."""
+        """Ask for the version as a client whose roots differ from those of its own leaf."""
         return await self.ask("GET /api/v1/version", dataclasses.replace(leaf, roots_pem=roots_pem))
 
     async def ask(self, request: str, leaf: Leaf | None = None) -> tuple[int, str, str]:
-        """Status, reason phrase and body of one request to the HTTPS listener."""
+        """Return status, reason phrase and body of one request to the HTTPS listener."""
         stream = await self.tls("https", leaf)
         try:
             await stream.send_all(f"{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
@@ -194,7 +194,7 @@ class Site:
         return int(status), phrase, body.decode()
 
     async def through(self, target: str = "") -> trio.SocketStream:
-        """A connection to the first ``[[tcp]]`` port."""
+        """Return a connection to the first ``[[tcp]]`` port."""
         host, _, port = (target or self.ready["tcp"]).rpartition(":")
         return await self._connect(host, int(port))
 
@@ -204,12 +204,12 @@ class Site:
 
 
 def tcp_port(target: str) -> str:
-    """The table of a bound port that leads to ``target`` at edge1."""
+    """Return the table of a ``[[tcp]]`` port that leads to ``target`` at edge1."""
     return f'[[tcp]]\nlisten = "{ANYWHERE}"\nnode = "edge1"\ntarget = "{target}"\n'
 
 
 async def run_server(config: Path) -> subprocess.CompletedProcess[bytes]:
-    """For a server that does not start."""
+    """Run a server that does not start, to its end."""
     with trio.fail_after(20):
         command = [*SERVER, "run", "--config", str(config)]
         return await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)

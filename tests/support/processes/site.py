@@ -1,4 +1,4 @@
-"""A whole small installation: a server in the cloud, agents and targets behind NAT, and their well-being."""
+"""A small complete installation: a server in the cloud, agents and targets behind NAT, and health checks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tests.support.processes.programs import Agent, Program, Server
 from tests.support.processes.waiting import wait_until
 
 ECHO, SILENT, FLOOD, GREET, SOURCE = 2201, 2202, 2203, 2204, 2205
-# Impatient, so that a test of a deadline takes seconds; everything else is as it comes.
+# Short times, so that a test of a deadline takes seconds. Everything else has its default.
 _SETTINGS: Mapping[str, Any] = {
     "session": {"ping_interval_seconds": 1, "missed_pings": 2},
     "limits": {"head_seconds": 2, "handshake_seconds": 2},
     "drain_seconds": 2,
 }
 _AGENT_SESSION = {"retry_max_seconds": 2, "connect_timeout_seconds": 3, "attach_timeout_seconds": 3}
-# An idle process may hold a socket that it is about to close, or have opened one it will keep.
+# An idle process may hold a socket that it closes soon, or have opened a socket that it keeps.
 _SLACK = 3
 
 
 def targets(name: str, namespace: Namespace, folder: Path, *, host: str = "127.0.0.1") -> Process:
-    """One of each kind of target, at the edge in ``namespace``."""
+    """Return one target of each kind, at the edge in ``namespace``."""
     listeners = [f"echo:{ECHO}", f"silent:{SILENT}", f"flood:{FLOOD}", f"greet:{GREET}", f"source:{SOURCE}"]
     argv = [sys.executable, "-m", "tests.support.processes.targets", host, *listeners]
     here = {"PYTHONPATH": str(Path(__file__).parents[3])}
@@ -36,7 +36,7 @@ def targets(name: str, namespace: Namespace, folder: Path, *, host: str = "127.0
 
 
 class Vitals(NamedTuple):
-    """What a program holds."""
+    """The tasks and descriptors that a program holds."""
 
     descriptors: int
     tasks: int
@@ -62,7 +62,7 @@ class Site:
 
     @classmethod
     def made(cls, network: Network, folder: Path, changes: Mapping[str, Any] | None = None) -> Site:
-        """Certificates and config files for a server, ``edge1`` and ``edge2``; nothing runs yet."""
+        """Make certificates and config files for a server, ``edge1`` and ``edge2``. No program runs yet."""
         server = Server(folder / "cloud", network.cloud, network.cloud_address, loopback=network.loopback)
         server.initialise({**_SETTINGS, **(changes or {})})
         agents = {f"edge{i}": _made_agent(network, folder, server, i) for i in range(1, network.edges + 1)}
@@ -76,7 +76,7 @@ class Site:
 
     @property
     def agent(self) -> Agent:
-        """The first edge's, which has the targets."""
+        """The agent of the first edge, which has the targets."""
         return self.agents["edge1"]
 
     @property
@@ -84,9 +84,9 @@ class Site:
         return [self.server, *self.agents.values()]
 
     def start(self) -> None:
-        """Starts everything, and remembers what each program has after one request."""
+        """Start everything, and record what each program holds after one request."""
         self.recover()
-        self.wait_request()  # the agent may know of its attach before the server does
+        self.wait_request()  # the agent may complete its attach before the server does
         for program in self.programs:
             program.wait_idle()
             self._at_rest[program.name] = vitals_of(program)
@@ -97,7 +97,7 @@ class Site:
                 process.kill()
 
     def recover(self) -> None:
-        """Starts what does not run, and waits until every agent is attached."""
+        """Start the programs that do not run, and wait until every agent is attached."""
         if not self.targets.running:
             self.targets.start()
             self.targets.wait_log("ready")
@@ -108,22 +108,22 @@ class Site:
             program.wait_ready()
 
     def hang_up(self) -> None:
-        """Closes every connection of a user that is still open."""
+        """Close every connection of a user that is still open."""
         for program in self.programs:
             program.hang_up()
 
     def connect(self, port: int, *, timeout_seconds: float = 20) -> clients.Answer:
-        """CONNECT to this port of the first edge, over the unix socket."""
+        """Send CONNECT to this port of the first edge, over the unix socket."""
         return self.server.connect(f"edge1:{port}", timeout_seconds=timeout_seconds)
 
     def check_request(self) -> None:
-        """The next request works: a random echo through the first edge."""
+        """Check that the next request works: a random echo through the first edge."""
         with self.connect(ECHO) as answer:
             assert answer.status == 200, f"{answer.status} {answer.phrase}"
             assert answer.echoes(secrets.token_bytes(5000))
 
     def wait_request(self, *, deadline_seconds: float = 15) -> None:
-        """Until a request works."""
+        """Wait until a request works."""
 
         def works() -> bool:
             with self.connect(ECHO) as answer:
@@ -132,7 +132,7 @@ class Site:
         wait_until(works, "a request that works", deadline_seconds=deadline_seconds)
 
     def wait_settled(self, *, deadline_seconds: float = 10) -> None:
-        """Until no program has a stream, and each is back at the tasks and descriptors it had at rest."""
+        """Wait until no program has a stream, and each has the tasks and descriptors that it had at rest."""
         for program in self.programs:
             program.wait_idle(deadline_seconds=deadline_seconds)
             self._wait_at_rest(program, deadline_seconds)

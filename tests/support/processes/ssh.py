@@ -1,4 +1,4 @@
-"""A real sshd at an edge with keys and config of its own, and ssh and scp that know it."""
+"""A real sshd at an edge with its own keys and configuration, and ssh and scp that trust it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ALIAS = "the-edge"
 
 
 def make_keys(folder: Path) -> None:
-    """A host key, a user key, and a ``known_hosts`` that trusts the host key and nothing else."""
+    """Make a host key, a user key, and a ``known_hosts`` that trusts the host key only."""
     for name in ("host_key", "user_key"):
         keygen = [
             tools.path_of("ssh-keygen"),
@@ -45,8 +45,8 @@ def make_keys(folder: Path) -> None:
 
 
 def sshd(folder: Path, port: int, namespace: Namespace, *, host: str = "127.0.0.1") -> Process:
-    """An sshd in the foreground; not started yet."""
-    Path("/run/sshd").mkdir(exist_ok=True)  # where it drops its privileges to
+    """Return an sshd in the foreground that is not started yet."""
+    Path("/run/sshd").mkdir(exist_ok=True)  # the folder in which sshd drops its privileges
     config = folder / "sshd_config"
     config.write_text(_CONFIG.format(port=port, host=host, folder=folder))
     argv = [tools.path_of("sshd"), "-D", "-e", "-f", str(config)]
@@ -54,7 +54,7 @@ def sshd(folder: Path, port: int, namespace: Namespace, *, host: str = "127.0.0.
 
 
 def client(program: str, folder: Path, proxy_command: str) -> list[str]:
-    """The beginning of an ``ssh`` or ``scp`` command line that goes through ``proxy_command``."""
+    """Return the start of an ``ssh`` or ``scp`` command line that uses ``proxy_command``."""
     options = {
         "ProxyCommand": proxy_command,
         "HostKeyAlias": _ALIAS,

@@ -1,8 +1,8 @@
 """Targets at an edge, as a program: ``python -m tests.support.processes.targets HOST KIND:PORT ...``.
 
-Kinds: ``echo`` sends back what comes, and half-closes after its peer did; ``silent`` reads and never
-answers; ``flood`` sends for ever; ``greet`` speaks first, one line, then echoes; ``source`` is asked for a
-number of bytes and sends them (``content``).
+Kinds: ``echo`` sends back every byte, and half-closes after its peer did. ``silent`` reads and never
+answers. ``flood`` sends for ever. ``greet`` sends one line first, then echoes. ``source`` receives a
+number and sends that many bytes (``content``).
 """
 
 from __future__ import annotations

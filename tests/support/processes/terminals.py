@@ -1,4 +1,4 @@
-"""A program in a terminal of its own, whose window can be closed under it."""
+"""A program in a terminal of its own, whose window a test can close."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TAKE_TERMINAL = (
 
 
 class Terminal:
-    """The window: what was shown, and the program in it."""
+    """The window: the output so far, and the program in it."""
 
     def __init__(self, window: int, process: subprocess.Popen[bytes]) -> None:
         self._window = window
@@ -26,7 +26,7 @@ class Terminal:
         self.shown = ""
 
     def wait_for(self, text: str, *, deadline_seconds: float = 60) -> str:
-        """Return all that was shown, when ``text`` is in it."""
+        """Return the whole output so far, as soon as ``text`` is in it."""
         end = time.monotonic() + deadline_seconds
         while text not in self.shown:
             ready, _, _ = select.select([self._window], [], [], max(0, end - time.monotonic()))
@@ -38,7 +38,7 @@ class Terminal:
         return self.shown
 
     def close(self) -> None:
-        """Close the window: SIGHUP for the program, EIO for what it writes."""
+        """Close the window. The program gets SIGHUP, and EIO when it writes."""
         if self._window >= 0:
             os.close(self._window)
         self._window = -1
@@ -46,7 +46,7 @@ class Terminal:
 
 @contextmanager
 def terminal(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[Terminal]:
-    """Run ``command`` in a terminal; kill it in the end if it still runs."""
+    """Run ``command`` in a terminal, and kill it at the end if it still runs."""
     window, inner = os.openpty()
     try:
         process = subprocess.Popen(  # noqa: S603 - our own commands

@@ -1,4 +1,4 @@
-"""Config files written from plain dictionaries: what the tests need of TOML."""
+"""Config files written from plain dictionaries, with the part of TOML that the tests need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def to_toml(table: Mapping[str, Any], path: str = "") -> str:
-    """``table`` as TOML: plain values first, then tables, then arrays of tables."""
+    """Return ``table`` as TOML: plain values first, then tables, then arrays of tables."""
     lines = [f"{key} = {_value(value)}" for key, value in table.items() if not _is_nested(value)]
     for key, value in table.items():
         name = f"{path}.{key}" if path else key
@@ -28,12 +28,12 @@ def _is_nested(value: object) -> bool:
 def _value(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
-    # JSON's spelling of strings, numbers and booleans is TOML's too.
+    # JSON writes strings, numbers and booleans as TOML does.
     return json.dumps(value)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` laid over it, table by table."""
+    """Return ``base`` with ``changes`` applied, table by table."""
     result = dict(base)
     for key, value in changes.items():
         before = result.get(key)

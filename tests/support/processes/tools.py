@@ -1,4 +1,4 @@
-"""What the suites need from the machine, in Debian's names, and what to say where it is missing."""
+"""The programs that the suites need from the machine, by Debian's names, and the text for a missing one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.net.emulated import TOOLS, may_emulate
 CHOSEN = "QANAT_E2E"
 LONG = "QANAT_E2E_LONG"
 SHALLOW = "the clone is shallow"
-"""A test that is skipped with these words is not failed in CI."""
+"""CI does not fail a test that is skipped with these words."""
 
 _PACKAGES = {
     "buildah": "buildah",
@@ -49,7 +49,7 @@ _PACKAGES = {
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
     "unshare": "util-linux",
-    # What the Kubernetes bed's own build.sh asks for.
+    # The programs that the Kubernetes bed's own build.sh needs.
     "containerd": "containerd",
     "curl": "curl",
     "etcd": "etcd-server",
@@ -59,11 +59,11 @@ _PACKAGES = {
     "rsync": "rsync",
     "runc": "runc",
     "socat": "socat",
-    # The everyday tests try the completion of these shells, where they are.
+    # The everyday tests try the completion of these shells, if they are installed.
     "fish": "fish",
     "zsh": "zsh",
 }
-# Debian keeps these out of an ordinary user's PATH; the last has what podman runs and does not pull in.
+# Debian keeps these out of an ordinary user's PATH. The last one has programs that podman needs.
 _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/lib/podman")
 
 
@@ -76,12 +76,12 @@ def is_long() -> bool:
 
 
 def find(tool: str) -> str | None:
-    """The program's full path."""
+    """Return the program's full path."""
     return shutil.which(tool, path=os.pathsep.join((os.environ.get("PATH", ""), *_SYSTEM_FOLDERS)))
 
 
 def path_of(tool: str) -> str:
-    """The program's full path; the test is skipped, with what to install, if there is none."""
+    """Return the program's full path. Skips the test, with the package to install, if there is none."""
     found = find(tool)
     if found is None:
         pytest.skip(f"{tool} is missing: apt-get install {_PACKAGES.get(tool, tool)}")
@@ -89,19 +89,19 @@ def path_of(tool: str) -> str:
 
 
 def require(*tools: str) -> None:
-    """Skips the test, naming all that is missing and how to get it."""
+    """Skip the test if a program is missing; the reason names all of them and their packages."""
     if missing := packages_of(tools):
         pytest.skip(f"missing here: apt-get install {' '.join(missing)}")
 
 
 def require_root() -> None:
-    """Network namespaces, containers and an sshd are root's business."""
+    """Skip the test without root, which network namespaces, containers and an sshd need."""
     if os.geteuid() != 0:
         pytest.skip("needs root for network namespaces: sudo ./dev e2e")
 
 
 def require_emulated_links() -> None:
-    """What ``tests.support.net.emulated`` needs."""
+    """Skip the test without what ``tests.support.net.emulated`` needs."""
     require_root()
     require(*TOOLS)
     if not may_emulate():
@@ -109,18 +109,18 @@ def require_emulated_links() -> None:
 
 
 def packages_of(tools: Sequence[str] = tuple(_PACKAGES)) -> list[str]:
-    """The Debian packages of those tools that this machine does not have."""
+    """Return the Debian packages of those tools that this machine does not have."""
     return sorted({_PACKAGES[tool] for tool in tools if find(tool) is None})
 
 
 def program(name: str) -> str:
-    """``qanat``, ``qanat-server`` or ``qanat-agent`` of the environment that runs the tests."""
+    """Return the path of a Qanat command of the environment that runs the tests."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else path_of(name)
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept from one run to the next."""
+    """Return the folder that keeps downloads from one run to the next."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "qanat-e2e"
     folder.mkdir(parents=True, exist_ok=True)

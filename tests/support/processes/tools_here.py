@@ -1,4 +1,4 @@
-"""Programs that a test needs and pip does not install: without them it is skipped, by name."""
+"""Programs that a test needs and pip does not install. Without them the test is skipped, with their names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = {
 
 
 def need(*programs: str) -> None:
-    """Skip the test that calls this if a program is not installed."""
+    """Skip the calling test if a program is not installed."""
     for program in programs:
         if shutil.which(program) is None:
             package = _PACKAGES.get(program, program)

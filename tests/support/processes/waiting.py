@@ -1,4 +1,4 @@
-"""Waiting with a deadline for what another process does: polled, because nothing announces it."""
+"""Wait with a deadline for another process. The condition is polled, because no event announces it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class NotInTime(AssertionError):  # noqa: N818 - named by what happened
 
 
 def wait_until(condition: Callable[[], T | None], what: str, *, deadline_seconds: float = 10) -> T:
-    """Returns the first true value of ``condition``. Raises ``NotInTime``, saying ``what`` was awaited.
+    """Return the first true value of ``condition``. Raises ``NotInTime``, which names ``what``.
 
-    An ``OSError`` counts as false: the other process may not listen yet.
+    An ``OSError`` counts as false, because the other process may not listen yet.
     """
     end = time.monotonic() + deadline_seconds
     last: object = None

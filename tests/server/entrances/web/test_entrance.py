@@ -1,4 +1,4 @@
-"""The web entrance, over real sockets to fake links."""
+"""The web entrance, over real sockets to fake sessions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_one_connection_serves_many_requests() -> None:
         assert len(link.streams) == 3
         assert link.streams[0].target == "red"
         assert link.streams[0].target_tls
-        assert link.streams[0].entrance == "web"  # agents of version 0.1.0 go by this name
+        assert link.streams[0].entrance == "web"  # agents of version 0.1.0 use this name
         assert seen[0].startswith(b"GET /flows?a=1 HTTP/1.1\r\nHost: red--edge1.localhost:7003\r\n")
         await trio.testing.wait_all_tasks_blocked()
         assert edge.counters.closed_streams == {("web", "done"): 3}
@@ -169,7 +169,7 @@ async def test_another_upgrade_with_a_body_is_an_ordinary_request() -> None:
 async def test_a_target_that_switches_unasked_is_a_bad_target(
     is_asked: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also while the body of the request is still on its way."""
+    """This holds also while the body of the request is on its way."""
     ask = b"Connection: Upgrade\r\nUpgrade: h2c\r\n" if is_asked else b""
     async with open_edge() as edge:
         edge.attach("edge1", answer_with(SWITCH))
@@ -180,7 +180,7 @@ async def test_a_target_that_switches_unasked_is_a_bad_target(
 
 
 async def test_a_form_of_another_site_is_refused_without_fetch_metadata() -> None:
-    """Browsers send Fetch Metadata only to https and to localhost; a domain of the operator's has none."""
+    """Browsers send Fetch Metadata only to https and to localhost, not to a plain domain of the operator."""
     async with open_edge() as edge:
         link = edge.attach("edge1", answer_with(OK))
         web = WebEntrance(edge.opener, "edge.example", HeadLimits())
@@ -222,7 +222,7 @@ async def test_a_websocket_may_be_refused_with_an_ordinary_answer() -> None:
         assert (await receive_until(browser, b"no")).startswith(b"HTTP/1.1 403 No\r\n")
 
 
-async def test_a_switch_nobody_asked_for_is_502() -> None:
+async def test_an_unrequested_protocol_switch_is_502() -> None:
     async with open_edge() as edge:
         edge.attach("edge1", answer_with(SWITCH))
         browser = await browse(edge)
@@ -314,7 +314,7 @@ async def test_a_browser_that_closed_is_noticed_by_what_is_sent_to_it() -> None:
 
 
 async def test_a_browser_that_closed_is_noticed_by_keepalive_while_nothing_is_sent() -> None:
-    """TCP says nothing of a client that closed both halves, until its kernel forgot the connection."""
+    """TCP does not report a client that closed both halves, until its kernel forgot the connection."""
     async with open_edge() as edge:
         link = edge.attach("edge1", lambda far: silent(far))
         listener = await edge.listen("web", WebEntrance(edge.opener, "localhost", HeadLimits()).serve)
@@ -353,7 +353,7 @@ async def test_a_client_that_ends_its_input_behind_the_request_gets_the_answer()
 
 
 async def silent_until(far: FarEnd, event: trio.Event) -> None:
-    """Begins an answer and then says nothing, as an event stream does."""
+    """Begin an answer and then send nothing, as an event stream does."""
     far.accept()
     await far.stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hello\n\n")
     await event.wait()
@@ -446,7 +446,7 @@ async def test_smuggled_lengths_are_refused() -> None:
         assert not link.streams
 
 
-def test_it_serves_this_machine_only() -> None:
+def test_the_web_entrance_serves_this_machine_only() -> None:
     refuse_open_web(["127.0.0.1:7003", "[::1]:7003", "localhost:0"])
     for address in ("0.0.0.0:7003", "[::]:7003", "192.0.2.1:7003"):
         with pytest.raises(CannotListen) as caught:

@@ -1,4 +1,4 @@
-"""What is decided about an enrolment: budgets against a slow oracle, and what strangers may write."""
+"""Decisions about an enrolment: budgets against a slow oracle, and what unknown clients may write."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_table_of_budgets_is_bounded_and_forgets_the_quietest() -> None:
     assert [bool(budgets.wait_seconds(key, 5)) for key in "abcd"] == [True, False, True, True]
 
 
-def test_who_goes_on_without_budget_does_not_wait_longer_for_it() -> None:
+def test_requests_beyond_the_budget_do_not_lengthen_the_wait() -> None:
     budgets = RequestRateLimits(burst=2, every_seconds=10)
     for _ in range(100):
         budgets.spend("a", 0.0)
@@ -84,7 +84,7 @@ def test_the_name_asked_for_is_a_nodes_or_there_is_none(uris: list[str], names: 
         assert is_node_name(node)
 
 
-def test_what_the_request_says_comes_before_the_user_name() -> None:
+def test_the_name_in_the_request_comes_before_the_user_name() -> None:
     login = Login("edge9", "")
     assert node_asked_for(("spiffe://any/node/edge1",), ("edge2",), login) == "edge1"
     assert node_asked_for(("spiffe://any/user/edge1",), ("node edge2",), login) == "edge2"

@@ -1,4 +1,4 @@
-"""Who waits for a certificate, how long, and when those come back whom there was no room for."""
+"""The queue for certificates: who waits, for how long, and the retry time when the queue is full."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ async def test_without_a_pace_one_that_comes_later_does_not_wait(
     assert trio.current_time() == began
 
 
-async def test_who_leaves_the_line_leaves_his_place(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_request_that_leaves_the_queue_frees_its_place(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     line = EnrolmentQueue(pace_seconds=60, return_seconds=1)
     async with line.turn(1):
         pass
@@ -53,7 +55,7 @@ async def test_who_leaves_the_line_leaves_his_place(autojump_clock: trio.testing
 
 
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=60), st.sampled_from([0.02, 0.5, 7.0]))
-def test_each_who_is_sent_away_gets_a_moment_of_his_own(pauses: list[float], spacing: float) -> None:
+def test_each_refused_request_gets_a_retry_time_of_its_own(pauses: list[float], spacing: float) -> None:
     clock = trio.testing.MockClock()
     moments: list[float] = []
 

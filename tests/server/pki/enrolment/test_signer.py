@@ -1,4 +1,4 @@
-"""How long renewals hold, over EST, and what a spent token costs the server."""
+"""The validity of renewals, over EST, and the server's cost of a used token."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def renewed(issuing: Issuing, leaf: Leaf) -> Leaf:
     return Leaf(Credential(pem, leaf.credential.key_pem), chain, leaf.roots_pem)
 
 
-async def test_renewals_of_a_short_life_stay_short(tmp_path: Path) -> None:
+async def test_renewals_of_a_short_validity_stay_short(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         leaf = await issued(issuing)
         for _ in range(3):
@@ -75,7 +75,7 @@ async def test_a_short_one_that_the_store_does_not_know_stays_short(tmp_path: Pa
         assert 590 < life((await renewed(issuing, leaf)).chain_pem) <= 601
 
 
-async def test_what_was_enrolled_is_renewed_as_the_configuration_says(tmp_path: Path) -> None:
+async def test_enrolled_certificates_are_renewed_for_the_configured_time(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         answer = await enrol(issuing, await issuing.token("edge1"), request_of())
         (pem,) = read_certs_only(answer.body)
