@@ -1,4 +1,4 @@
-"""The arguments of an act, read strictly: what is missing, unknown or of another kind is refused. No I/O."""
+"""Strict arguments of an action: a missing, unknown or mistyped argument is refused. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _SERIAL = re.compile(r"[0-9a-f]{1,40}")
 
 
 class Arguments:
-    """Each is taken once; ``done`` refuses what nobody took. Over GET all of them are texts."""
+    """Arguments of an action, each read once. A GET request has only texts.
+
+    Every method raises ``Refused`` for a missing or mistyped argument, and ``done`` for an unread one.
+    """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._left = dict(given)
@@ -50,14 +53,14 @@ class Arguments:
         return value
 
     def name(self, role: Role, key: str = "name") -> str:
-        """A node's or a user's name."""
+        """Return the name of a node or user."""
         value = self.text(key)
         if not is_identity_name(role, value):
             raise bad(why_no_name(role, value))
         return value
 
     def serial(self, key: str = "serial") -> str:
-        """A certificate's serial in its one spelling; colons, ``0x`` and upper case are taken too."""
+        """Return a certificate's serial in normal form. Colons, ``0x`` and upper case are accepted."""
         given = self.text(key)
         value = given.lower().removeprefix("0x").replace(":", "").lstrip("0")
         if not _SERIAL.fullmatch(value):
@@ -66,7 +69,7 @@ class Arguments:
 
     def done(self) -> None:
         if self._left:
-            raise bad(f"{min(self._left)[:80]!r} is no argument of this")
+            raise bad(f"{min(self._left)[:80]!r} is not an argument of this request")
 
     def _take(self, name: str, default: Any) -> Any:
         value = self._left.pop(name, default)

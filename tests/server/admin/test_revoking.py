@@ -117,7 +117,7 @@ async def test_a_revocation_is_taken_back_while_the_server_runs(
         agent.signal(signal.SIGTERM)
         await agent.exit_code()
         code, said = await qanat_server(site, kind, "unrevoke", subject, "--yes")
-        assert (code, "is not revoked any more" in said) == (0, True), said
+        assert (code, "is no longer revoked" in said) == (0, True), said
         before = len(server.lines)
         async with site.agent("localhost:1"):
             await server.line("node edge1 attached", after=before)
