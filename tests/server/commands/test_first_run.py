@@ -93,7 +93,7 @@ async def test_the_program_serves_what_it_made_and_names_the_next_command(
     monkeypatch.setenv("QANAT_INIT_NAME", "localhost")
     assert os.environ["QANAT_INIT_NAME"]
     async with running([*SERVER, "run", "--config", str(file)]) as server:
-        line = await server.line("made a new server")
+        line = await server.line("created a new server")
         assert line["command"] == "qanat-server token create --node NAME"
         assert "PRIVATE" not in str(line)
         await server.line("ready")
