@@ -1,8 +1,8 @@
-"""Which places a backup may name. No I/O.
+"""Places to which a restore may write. No I/O.
 
-The backup says itself where its files belong, and so does the configuration in it. Whoever can alter the
-file can alter both. So a place is accepted only if it belongs to the installation by what this machine, or
-the caller, says: the usual folders, what the configuration that is there names, and ``--place``.
+A backup names the places of its files, and so does the configuration in it. An attacker who can alter the
+backup can alter both. So a place is accepted only if this machine or the caller names it: the usual folders,
+the files in the existing configuration, and ``--place``.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from tunnel_server.backup.archive import BadBackup, Manifest
 
 
 class StrangePlaces(BadBackup):
-    """The backup names places that are not of this installation. ``needed`` are those to allow."""
+    """The backup names places outside of this installation. ``needed`` are the places to allow."""
 
     def __init__(self, strange: list[Path], needed: list[Path]) -> None:
-        super().__init__(f"it names places that are not of this installation: {strange[0]}")
+        super().__init__(f"the backup names places outside of this installation: {strange[0]}")
         self.strange = strange
         self.needed = needed
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """``folders`` and all in them, and single ``files``, may be written."""
+    """Places that a restore may write: ``folders`` with all files in them, and single ``files``."""
 
     folders: frozenset[Path]
     files: frozenset[Path]
@@ -32,7 +32,8 @@ class Installation:
     def has(self, place: Path) -> bool:
         """Whether a file at ``place`` belongs to the installation.
 
-        Hidden files do not: a data folder may be a home folder, and the shell runs what is in some of these.
+        Hidden files do not belong to it. A data folder may be a home folder, and shells run some of its
+        hidden files.
         """
         return place in self.files or any(
             folder in place.parents and not _is_hidden(place.relative_to(folder)) for folder in self.folders

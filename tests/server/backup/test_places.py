@@ -169,7 +169,7 @@ def test_a_folder_in_place_of_a_file_outside_leaves_the_data_as_it_is(
     assert said.exit_code == 1
     (kept,) = (tmp_path / "d").glob("before-restore-*")
     assert f"the restore stopped: {command.config}: Is a directory; " in said.stderr
-    assert f"is in {kept} " in said.stderr
+    assert f"are in {kept};" in said.stderr
     assert {path.name for path in (tmp_path / "d").iterdir()} - {kept.name, "store.lock"} == before
 
 
@@ -229,7 +229,7 @@ def test_a_file_outside_that_its_owner_may_not_replace_leaves_the_data_as_it_is(
     said = service.restore()
     assert said.exit_code == 1
     assert "Permission denied" in said.stderr
-    assert f"is in {service.data}/before-restore-" in said.stderr
+    assert f"are in {service.data}/before-restore-" in said.stderr
     assert before <= {path.name for path in service.data.iterdir()}
 
 
