@@ -94,4 +94,4 @@ def test_a_key_that_does_not_fit_is_told(tmp_path: Path) -> None:
     write_bundle(path, bundle)
     path.write_bytes(path.read_bytes().replace(bundle.key_pem, other))
     assert read_bundle(path)
-    assert "do not fit together" in failure(path)
+    assert "do not match" in failure(path)

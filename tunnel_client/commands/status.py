@@ -24,9 +24,9 @@ from tunnel_core.cli.terminal import line_width
 @bundle_option
 @json_option
 def status(bundle: Path | None, as_json: bool) -> None:
-    """Show the server, how its nodes stand, when certificates end, and what needs attention with the cure.
+    """Show the server, its nodes, the ends of certificates, and warnings with their cures.
 
-    Exits with 0 if the server answers; for scripts, "warnings" of --json is empty if all is well.
+    The exit code is 0 if the server answers. For scripts: "warnings" of --json is empty without a problem.
 
     \b
     Examples:
@@ -47,5 +47,5 @@ async def _ask_status(dialer: Dialer) -> dict[str, Any]:
 
 
 def _own(bundle: Path | None) -> Own | None:
-    found = own_bundle(named_bundle(bundle))
-    return Own(found.identity.name, life_of(found.chain_pem)) if found else None
+    own = own_bundle(named_bundle(bundle))
+    return Own(own.identity.name, life_of(own.chain_pem)) if own else None
