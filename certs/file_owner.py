@@ -2,7 +2,7 @@
 
 1. As root, this process would follow symbolic links that the user put into the folder, and could write
    anywhere. With the effective user of the owner, a link leads only to places where that user may write.
-2. The owner is the first user other than root who owns a part of the path, from ``/`` down, because that user
+2. The owner is the first user other than root who owns a part of the path, from ``/`` down. That user
    controls all further parts. Links of root are followed.
 3. In a user namespace, for example of a rootless container, files of outside users seem to belong to a user
    that does not exist inside. Such parts are ignored, because no process in the namespace can change them.

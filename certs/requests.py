@@ -7,7 +7,7 @@ not silently overruled:
 1. The common name and the alternative names may be missing. A common name must be the name alone, or the form
    that the server writes (``node shop-7``). A URI must be the identity, and a DNS name must be the name.
 2. A request for a certificate authority, or for names of another kind, is refused.
-3. The server ignores requested usages, because standard clients request all kinds.
+3. The server ignores requested usages and sets the usage of the role, because standard clients request all.
 
 Keys are EC P-256 and P-384, and RSA from 2048 to 8192 bits. Ed25519 is refused, because BoringSSL, the TLS of
 gRPC, does not accept it from a peer by default, and gRPC has no option for it.

@@ -31,12 +31,16 @@ _MOST_NAMED = 5
 
 
 class Phase(enum.Enum):
+    """Phase of a rotation; ``STEADY`` without a rotation."""
+
     STEADY = "steady"
     ADDED = "added"
     SWITCHED = "switched"
 
 
 class RotationStep(enum.Enum):
+    """Step that an operator takes. ``ISSUING`` replaces only the issuing certificate."""
+
     ADD = "add"
     SWITCH = "switch"
     RETIRE = "retire"
@@ -44,6 +48,7 @@ class RotationStep(enum.Enum):
 
 
 NEXT = {Phase.STEADY: RotationStep.ADD, Phase.ADDED: RotationStep.SWITCH, Phase.SWITCHED: RotationStep.RETIRE}
+"""Next step of a rotation, by phase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +91,14 @@ class Rotation:
 
     @property
     def phase(self) -> Phase:
+        """Phase that follows from the generations and the signing one."""
         if len(self.generations) == 1:
             return Phase.STEADY
         return Phase.SWITCHED if self.signing else Phase.ADDED
 
     @property
     def signer(self) -> Generation:
+        """Generation that issues certificates now."""
         return self.generations[self.signing]
 
     @property
@@ -111,20 +118,23 @@ class Rotation:
         )
 
     def add(self, new: Generation) -> Rotation:
+        """Return the state after the step ``ADD``. Raises ``Refused``."""
         self.require(RotationStep.ADD)
         return replace(self, generations=(*self.generations, new))
 
     def switch(self) -> Rotation:
+        """Return the state after the step ``SWITCH``. Raises ``Refused``."""
         self.require(RotationStep.SWITCH)
         return replace(self, signing=1)
 
     def retire(self) -> Rotation:
+        """Return the state after the step ``RETIRE``. Raises ``Refused``."""
         self.require(RotationStep.RETIRE)
         old, new = self.generations
         return Rotation((new,), past=(*self.past, old.folder))
 
     def replace_issuing(self, new: Generation) -> Rotation:
-        """Return the state after a change to ``new``, with the same root and another issuing certificate."""
+        """Return the state after the step ``ISSUING``. ``new`` has the same root. Raises ``Refused``."""
         self.require(RotationStep.ISSUING)
         if new.pin != self.signer.pin:
             raise ValueError("a new root needs a full rotation")

@@ -72,11 +72,13 @@ def items_of(answer: Item, key: str) -> list[Item]:
 
 
 def text_of(item: Item, key: str) -> str:
+    """Return a field as text, empty if it is missing."""
     value = item.get(key)
     return "" if value is None else str(value)
 
 
 def node_row(node: Item) -> Row:
+    """Return the row of a node in the table ``NODES``."""
     return (
         text_of(node, "name"),
         state_of(node),
@@ -110,6 +112,7 @@ def state_of(node: Item) -> str:
 
 
 def stream_row(stream: Item) -> Row:
+    """Return the row of a stream in the table ``STREAMS``."""
     return (
         *(text_of(stream, key) for key in ("id", "node", "user")),
         words.duration(stream.get("age_seconds")),
@@ -120,6 +123,7 @@ def stream_row(stream: Item) -> Row:
 
 
 def service_rows(node: Item) -> list[Row]:
+    """Return the rows of a node's services in the table ``SERVICES``."""
     return [
         (
             text_of(node, "name"),
@@ -132,4 +136,5 @@ def service_rows(node: Item) -> list[Row]:
 
 
 def traffic_of(item: Item) -> tuple[str, str]:
+    """Return the received and sent bytes in readable form."""
     return words.size(item.get("bytes_in")), words.size(item.get("bytes_out"))

@@ -25,6 +25,7 @@ _OF_ONE_NODE = Table(("time", "event", "reason", "detail"))
 
 
 def event_row(event: Item) -> Row:
+    """Return the row of an event in the table ``EVENTS``."""
     texts = (text_of(event, key) for key in ("node", "kind", "reason", "detail"))
     return (moment_of(event.get("at")), *texts)
 

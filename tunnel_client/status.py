@@ -23,7 +23,7 @@ _MAX_WARNINGS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class UserCertificate:
     """Certificate of the user of this command."""
 
     name: str
@@ -52,7 +52,7 @@ def _of_nodes(nodes: list[Item]) -> Iterator[dict[str, str]]:
             yield {"detail": detail, "cure": "on the node: qanat-agent status, qanat-agent check"}
 
 
-def page_of(status: Item, own: Own | None, client_version: str, now: datetime) -> dict[str, Any]:
+def page_of(status: Item, own: UserCertificate | None, client_version: str, now: datetime) -> dict[str, Any]:
     """Return the whole page as JSON: ``server``, ``client`` and ``warnings``."""
     client: dict[str, Any] = {"version": client_version, "certificate": None}
     warnings = [
@@ -67,7 +67,7 @@ def page_of(status: Item, own: Own | None, client_version: str, now: datetime) -
     return {"server": server, "client": client, "warnings": warnings}
 
 
-def _of_own(own: Own, now: datetime) -> Iterator[dict[str, str]]:
+def _of_own(own: UserCertificate, now: datetime) -> Iterator[dict[str, str]]:
     validity = own.validity
     if not is_late(validity.issued, validity.ends, now):
         return

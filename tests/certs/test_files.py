@@ -176,7 +176,7 @@ def test_where_modes_mean_nothing_the_mount_is_named(tmp_path: Path, monkeypatch
     (tmp_path / "mountinfo").write_text(MOUNTS)
     monkeypatch.setattr(file_modes, "_MOUNTS", tmp_path / "mountinfo")
     open_to_all = status(0o755, owner=0, group=0)
-    with pytest.raises(KeyFileError, match=r"vfat at /media/usb stick has no modes.*umask=0077.*ignore"):
+    with pytest.raises(KeyFileError, match=r"vfat at /media/usb stick has no file modes.*umask=0077.*ignore"):
         check_private(Path("/media/usb stick/kim.pem"), open_to_all)
     with pytest.raises(KeyFileError, match=r"cifs at /mnt/share has no file modes.*file_mode=0600"):
         check_private(Path("/mnt/share/kim.pem"), open_to_all)

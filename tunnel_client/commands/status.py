@@ -15,7 +15,7 @@ from tunnel_client.api import ask, ask_nodes
 from tunnel_client.commands.options import access, bundle_option, json_option, named_bundle, run
 from tunnel_client.dial import Dialer
 from tunnel_client.node_facts import ask_if_there
-from tunnel_client.status import Own, from_pages, lines_of, page_of
+from tunnel_client.status import UserCertificate, from_pages, lines_of, page_of
 from tunnel_core.cli.command_line import print_json
 from tunnel_core.cli.terminal import line_width
 
@@ -46,6 +46,6 @@ async def _ask_status(dialer: Dialer) -> dict[str, Any]:
     return from_pages(version, nodes, await ask_if_there(dialer, "streams"))
 
 
-def _own(bundle: Path | None) -> Own | None:
+def _own(bundle: Path | None) -> UserCertificate | None:
     own = own_bundle(named_bundle(bundle))
-    return Own(own.identity.name, life_of(own.chain_pem)) if own else None
+    return UserCertificate(own.identity.name, life_of(own.chain_pem)) if own else None

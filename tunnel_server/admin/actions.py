@@ -156,7 +156,7 @@ class Actions:
         given.done()
         if len(why) > _MAX_WHY:
             raise bad(f"why is longer than {_MAX_WHY} characters")
-        ending = await self._what_ends(kind, subject)
+        ending = await self._preview(kind, subject)
         if not ending["known"] and not force:
             raise await self.store.unknown(kind, subject)
         if ending["revoked"] is not None and ends_nothing(ending):
@@ -165,33 +165,33 @@ class Actions:
         along = list(revocation.along)
         return {"revocation": as_json(revocation), "again": False, "ended": ending, "along": along}
 
-    async def what_ends(self, given: Arguments, by: str) -> Json:
+    async def preview_revocation(self, given: Arguments, by: str) -> Json:
         kind = _kind(given.text("kind"))
         subject = _subject(kind, given)
         given.done()
-        ending = await self._what_ends(kind, subject)
+        ending = await self._preview(kind, subject)
         if not ending["known"]:
             ending["unknown"] = (await self.store.unknown(kind, subject)).detail
         return ending
 
-    async def _what_ends(self, kind: RevocationKind, subject: str) -> Json:
+    async def _preview(self, kind: RevocationKind, subject: str) -> Json:
         stored = await self.store.what_ends(kind, subject)
         live = live_part(kind, {subject, *stored["along"]}, self.live(), self.nodes)
         return {**stored, **live, "known": stored["known"] or live["in_use"] > 0}
 
     async def unrevoke_node(self, given: Arguments, by: str) -> Json:
-        return await self._take_back(RevocationKind.NODE, given.name(Role.NODE), given, by)
+        return await self._unrevoke(RevocationKind.NODE, given.name(Role.NODE), given, by)
 
     async def unrevoke_user(self, given: Arguments, by: str) -> Json:
-        return await self._take_back(RevocationKind.USER, given.name(Role.USER), given, by)
+        return await self._unrevoke(RevocationKind.USER, given.name(Role.USER), given, by)
 
     async def unrevoke_certificate(self, given: Arguments, by: str) -> Json:
-        return await self._take_back(RevocationKind.SERIAL, given.serial(), given, by)
+        return await self._unrevoke(RevocationKind.SERIAL, given.serial(), given, by)
 
-    async def _take_back(self, kind: RevocationKind, subject: str, given: Arguments, by: str) -> Json:
+    async def _unrevoke(self, kind: RevocationKind, subject: str, given: Arguments, by: str) -> Json:
         given.done()
         taken = await self.store.take_back(kind, subject, by)
-        ending = await self._what_ends(kind, subject)
+        ending = await self._preview(kind, subject)
         return {
             "taken_back": as_json(taken.revocation),
             "along": sorted(taken.along),
@@ -286,7 +286,7 @@ READS: dict[str, Action] = {
     "token": Actions.token,
     "certificates": Actions.certificates,
     "revocations": Actions.revocations,
-    "revocations/preview": Actions.what_ends,
+    "revocations/preview": Actions.preview_revocation,
     "audit": Actions.audit,
     "events": Actions.events,
     "ca": Actions.show_authority,

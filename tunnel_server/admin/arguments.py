@@ -23,12 +23,14 @@ class Arguments:
         self._left = dict(given)
 
     def text(self, name: str, default: str | None = None) -> str:
+        """Return a text of at most 16 Ki characters."""
         value = self._take(name, default)
         if not isinstance(value, str) or len(value) > _MAX_TEXT:
             raise bad(f"{name} must be a text")
         return value
 
     def number(self, name: str, default: float | None = None, *, least: float, most: float) -> float:
+        """Return a number from ``least`` to ``most``. A text of digits is accepted too."""
         value = self._take(name, default)
         if isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}(\.[0-9]{1,6})?", value, re.ASCII):
             value = float(value) if "." in value else int(value)
@@ -39,12 +41,14 @@ class Arguments:
         return value
 
     def whole(self, name: str, default: int | None = None, *, least: int, most: int) -> int:
+        """Return a whole number from ``least`` to ``most``."""
         value = self.number(name, default, least=least, most=most)
         if value != int(value):
             raise bad(f"{name} must be a whole number")
         return int(value)
 
     def flag(self, name: str) -> bool:
+        """Return a boolean, false if it is missing. The texts ``1`` and ``0`` are accepted too."""
         value = self._take(name, False)
         if value in ("1", "0"):
             return bool(value == "1")
@@ -68,6 +72,7 @@ class Arguments:
         return value
 
     def done(self) -> None:
+        """Raise ``Refused`` if an argument was not read, because it is unknown."""
         if self._left:
             raise bad(f"{min(self._left)[:80]!r} is not an argument of this request")
 
@@ -79,4 +84,5 @@ class Arguments:
 
 
 def bad(sentence: str) -> Refused:
+    """Return a refusal with the reason ``BAD_REQUEST``."""
     return Refused(Reason.BAD_REQUEST, sentence)

@@ -29,6 +29,8 @@ _MAX_ID = 2**63
 
 
 class EventsQuery(NamedTuple):
+    """Query for events. An empty ``node`` stands for all nodes, and ``after`` is the id of an event."""
+
     node: str = ""
     after: int | None = None
     wait_seconds: float = 0.0

@@ -80,6 +80,8 @@ def parse_page(query: str) -> Page:
 
 
 class Answer(NamedTuple):
+    """A JSON answer, and the number of rows that its build cost."""
+
     body: bytes
     rows: int
 

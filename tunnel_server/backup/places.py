@@ -13,12 +13,12 @@ from pathlib import Path
 from tunnel_server.backup.archive import BadBackup, Manifest
 
 
-class StrangePlaces(BadBackup):
+class UnknownPlaces(BadBackup):
     """The backup names places outside of this installation. ``needed`` are the places to allow."""
 
-    def __init__(self, strange: list[Path], needed: list[Path]) -> None:
-        super().__init__(f"the backup names places outside of this installation: {strange[0]}")
-        self.strange = strange
+    def __init__(self, unknown: list[Path], needed: list[Path]) -> None:
+        super().__init__(f"the backup names places outside of this installation: {unknown[0]}")
+        self.unknown = unknown
         self.needed = needed
 
 
@@ -45,7 +45,7 @@ class Installation:
 
 
 def require_known(manifest: Manifest, installation: Installation) -> None:
-    """Raise ``StrangePlaces`` for a backup that names a place outside of the installation."""
+    """Raise ``UnknownPlaces`` for a backup that names a place outside of the installation."""
     data_dir, config = Path(manifest.data_dir), Path(manifest.config_file)
     folders = [] if installation.has_folder(data_dir) else [data_dir]
     places = [config, *(Path(member.path) for member in manifest.members)]
@@ -54,7 +54,7 @@ def require_known(manifest: Manifest, installation: Installation) -> None:
         return
     allowed = Installation(installation.folders | {data_dir}, installation.files)
     needed = [*folders, *(place for place in files if not allowed.has(place))]
-    raise StrangePlaces([*folders, *files], needed)
+    raise UnknownPlaces([*folders, *files], needed)
 
 
 def _is_hidden(relative: Path) -> bool:

@@ -47,7 +47,7 @@ _STAGED = ".restore-"
 _LOCK = "store.lock"
 
 
-class InTheWay(Exception):  # noqa: N818 - what there is
+class FilesExist(Exception):  # noqa: N818 - what there is
     """Files exist already. ``paths`` names them; ``newer`` has revocations that only the old store has."""
 
     def __init__(self, paths: list[Path], newer: list[dict[str, object]]) -> None:
@@ -56,7 +56,7 @@ class InTheWay(Exception):  # noqa: N818 - what there is
         self.newer = newer
 
 
-class BrokenOff(Exception):  # noqa: N818 - what happened
+class RestoreFailed(Exception):  # noqa: N818 - what happened
     """A restore failed with ``error`` after old files were moved into the folder ``kept``."""
 
     def __init__(self, error: OSError, kept: Path) -> None:
@@ -81,9 +81,9 @@ class Restored:
 def restore_backup(backup: Backup, installation: Installation, *, replace: bool) -> Restored:
     """Restore all files of ``backup``. Blocks.
 
-    Raises ``StrangePlaces``, ``InTheWay`` for existing files without ``replace``, ``BadBackup``,
-    ``StoreHeld`` while a server runs, ``StoreError``, ``OSError`` and ``BrokenOff``. An interrupted restore
-    can be repeated.
+    Raises ``UnknownPlaces``, ``FilesExist`` for existing files without ``replace``, ``BadBackup``,
+    ``StoreHeld`` while a server runs, ``StoreError``, ``OSError`` and ``RestoreFailed``. An interrupted
+    restore can be repeated.
     """
     manifest = backup.manifest
     require_known(manifest, installation)
@@ -96,15 +96,15 @@ def restore_backup(backup: Backup, installation: Installation, *, replace: bool)
             newer = _newer_revocations(data_dir / FILE, inside.get(data_dir / FILE))
             existing, others = _existing(data_dir), [path for path in outside if _is_there(path)]
             if (existing or others) and not replace:
-                raise InTheWay([*existing, *others], newer)
+                raise FilesExist([*existing, *others], newer)
             kept = _make_kept(data_dir) if existing or others else None
             try:
-                _bring_outside(outside, others, kept)
-                _bring_inside(data_dir, inside, existing, kept)
+                _write_outside(outside, others, kept)
+                _move_inside(data_dir, inside, existing, kept)
             except OSError as error:
                 if kept is None:
                     raise
-                raise BrokenOff(error, kept) from error
+                raise RestoreFailed(error, kept) from error
             revoked = _revoke_open_tokens(data_dir / FILE, manifest) if data_dir / FILE in inside else []
     return Restored(manifest, newer, revoked, kept)
 
@@ -159,10 +159,10 @@ def _key(revocation: dict[str, object]) -> tuple[object, ...]:
 
 
 def _existing(data_dir: Path) -> list[Path]:
-    return sorted(path for path in data_dir.iterdir() if path.name != _LOCK and not _is_ours(path))
+    return sorted(path for path in data_dir.iterdir() if path.name != _LOCK and not _is_restore_file(path))
 
 
-def _is_ours(path: Path) -> bool:
+def _is_restore_file(path: Path) -> bool:
     return path.name.startswith((_STAGED, _KEPT)) or path.is_socket()
 
 
@@ -178,10 +178,10 @@ def _make_kept(data_dir: Path) -> Path:
     return kept
 
 
-def _bring_outside(files: dict[Path, Content], existing: list[Path], kept: Path | None) -> None:
+def _write_outside(files: dict[Path, Content], existing: list[Path], kept: Path | None) -> None:
     if kept is not None:
         for path in existing:
-            _keep_copy(path, _free(kept / path.name))
+            _keep_copy(path, _free_path(kept / path.name))
     for path, content in files.items():
         if path in existing:
             with as_owner(path):
@@ -189,17 +189,17 @@ def _bring_outside(files: dict[Path, Content], existing: list[Path], kept: Path 
         _write(path, content)
 
 
-def _bring_inside(data_dir: Path, files: dict[Path, Path], existing: list[Path], kept: Path | None) -> None:
+def _move_inside(data_dir: Path, files: dict[Path, Path], existing: list[Path], kept: Path | None) -> None:
     if kept is not None:
         for path in existing:
-            shutil.move(path, _free(kept / path.name))
+            shutil.move(path, _free_path(kept / path.name))
     sync_folder(data_dir)
     for place, source in files.items():
-        _put(source, place)
+        _move_into_place(source, place)
 
 
 def _keep_copy(path: Path, copy: Path) -> None:
-    """Copy a file whose folder has another owner, who may not write to the folder of the copy."""
+    """Copy a file whose folder has another owner. That owner may not write to the folder of the copy."""
     with as_owner(path):
         target = path.readlink() if path.is_symlink() else None
         data = b"" if target else path.read_bytes()
@@ -209,7 +209,7 @@ def _keep_copy(path: Path, copy: Path) -> None:
         write_private(copy, data, replace=False)
 
 
-def _free(path: Path) -> Path:
+def _free_path(path: Path) -> Path:
     """Return ``path``, or ``path`` with a number if a file has that path."""
     numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
     return next(choice for choice in itertools.chain([path], numbered) if not os.path.lexists(choice))
@@ -230,7 +230,7 @@ def _make_folders(folder: Path, *, mode: int) -> None:
         chown_like(path.parent, path)
 
 
-def _put(source: Path, place: Path) -> None:
+def _move_into_place(source: Path, place: Path) -> None:
     _make_folders(place.parent, mode=0o700)
     shutil.move(source, place)
     chown_like(place.parent, place)

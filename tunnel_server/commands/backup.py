@@ -13,8 +13,8 @@ from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError, load
 from tunnel_core.humanize import counted
 from tunnel_server.backup.archive import BadBackup, Manifest, open_backup
-from tunnel_server.backup.places import Installation, StrangePlaces, require_known
-from tunnel_server.backup.restoring import BrokenOff, InTheWay, Restored, restore_backup
+from tunnel_server.backup.places import Installation, UnknownPlaces, require_known
+from tunnel_server.backup.restoring import FilesExist, Restored, RestoreFailed, restore_backup
 from tunnel_server.backup.taking import take_backup
 from tunnel_server.commands.access import config_option, json_option, load_config
 from tunnel_server.commands.confirming import confirm, yes_option
@@ -92,17 +92,17 @@ def restore(file: Path, force: bool, places: tuple[Path, ...], yes: bool, as_jso
             what = _what_it_does(opened.manifest, force=force)
             confirm(what, "Restore it?", yes=yes, as_json=as_json, needs_yes=False)
             restored = restore_backup(opened, installation, replace=force)
-    except StrangePlaces as error:
-        raise CommandError(ExitCode.USAGE, _strange(error)) from None
-    except InTheWay as error:
-        raise CommandError(ExitCode.USAGE, _in_the_way(error)) from None
+    except UnknownPlaces as error:
+        raise CommandError(ExitCode.USAGE, _unknown_places_text(error)) from None
+    except FilesExist as error:
+        raise CommandError(ExitCode.USAGE, _existing_files_text(error)) from None
     except BadBackup as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     except StoreHeld as error:
         raise CommandError(ExitCode.FAILED, f"{error}; stop it first") from None
     except StoreError as error:
         raise CommandError.refused(error) from None
-    except BrokenOff as stopped:
+    except RestoreFailed as stopped:
         why = f"{stopped.error.filename or file}: {paths.with_rights_hint(stopped.error)}"
         cure = f"the replaced files are in {stopped.kept}; remove the cause and restore again"
         raise CommandError(ExitCode.FAILED, f"the restore stopped: {why}; {cure}") from None
@@ -127,12 +127,12 @@ def _installation(places: tuple[Path, ...]) -> Installation:
     return Installation(named | folders, named | files)
 
 
-def _strange(error: StrangePlaces) -> str:
+def _unknown_places_text(error: UnknownPlaces) -> str:
     allow = " ".join(f"--place {shlex.quote(str(path))}" for path in error.needed)
     return "\n".join(
         [
             "nothing was changed, because the backup names places that are not of a server on this machine:",
-            *(f"  {path}" for path in error.strange),
+            *(f"  {path}" for path in error.unknown),
             "An attacker who altered the backup could write there. If your server used them, allow them:",
             f"  {allow}",
         ]
@@ -154,7 +154,7 @@ def _what_it_does(manifest: Manifest, *, force: bool) -> str:
     )
 
 
-def _in_the_way(found: InTheWay) -> str:
+def _existing_files_text(found: FilesExist) -> str:
     paths_there = ", ".join(map(str, found.paths[:10]))
     lines = [f"nothing was changed, because these exist: {paths_there}; --force moves them aside"]
     if found.newer:
@@ -169,7 +169,7 @@ def _lost(newer: list[dict[str, object]]) -> list[str]:
     """Return the commands that repeat the revocations. The restored store may not know the names."""
     words = {"node": "node", "user": "user", "serial": "cert"}
     return [
-        f"  qanat-server {words[str(one['kind'])]} revoke {one['subject']} --force --yes" for one in newer
+        f"  qanat-server {words[str(lost['kind'])]} revoke {lost['subject']} --force --yes" for lost in newer
     ]
 
 

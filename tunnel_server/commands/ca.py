@@ -11,7 +11,7 @@ from certs.rotation import RotationStep
 from tunnel_core.cli.command_line import CommandGroup, print_json
 from tunnel_core.humanize import minute_of
 from tunnel_server.commands.access import config_option, json_option, perform
-from tunnel_server.commands.confirming import confirm, few, yes_option
+from tunnel_server.commands.confirming import confirm, first_items, yes_option
 
 _MAX_NAMES = 10
 _STATE_MEANINGS = {
@@ -95,7 +95,7 @@ def rotate(
 def _what_it_does(before: dict[str, Any], step: str, *, force: bool) -> str:
     lines = [f"The authority is {before['state']}. The step {step}: {_STEP_EFFECTS[step]}."]
     if step == before["next"] and before["next_cuts_off"]:
-        cut = f"it cuts off {few(before['next_cuts_off'], _MAX_NAMES)}"
+        cut = f"it cuts off {first_items(before['next_cuts_off'], _MAX_NAMES)}"
         lines.append(f"With --force {cut}." if force else f"It is refused without --force, because {cut}.")
     return "\n".join(lines)
 
@@ -123,7 +123,9 @@ def _next(answer: dict[str, Any]) -> list[str]:
         return ["To replace the root, begin with: qanat-server ca rotate add"]
     cut = answer["next_cuts_off"]
     if cut:
-        return [f"Next: {answer['next']}, after these are renewed or issued again: {few(cut, _MAX_NAMES)}"]
+        return [
+            f"Next: {answer['next']}, after these are renewed or issued again: {first_items(cut, _MAX_NAMES)}"
+        ]
     if answer["unknown_before"]:
         return [
             f"Next: {answer['next']}. Certificates older than the store are not known here and may be in use"

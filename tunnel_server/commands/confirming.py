@@ -46,7 +46,7 @@ def ending_text(ending: dict[str, Any]) -> str:
     if perhaps := ending.get("perhaps_along"):
         lines.append(
             "These certificates stay valid, because the store does not know their previous certificates:"
-            f" {few(perhaps)}. To end them too: qanat-server {ending['role']} revoke {ending['name']}"
+            f" {first_items(perhaps)}. To end them too: qanat-server {ending['role']} revoke {ending['name']}"
         )
     return "\n".join(lines)
 
@@ -74,7 +74,7 @@ def _streams(ending: dict[str, Any]) -> str:
     if not ending["streams"]:
         return ""
     users = ending["users"]
-    return counted(ending["streams"], "stream") + (f", of {few(users)}" if users else "")
+    return counted(ending["streams"], "stream") + (f", of {first_items(users)}" if users else "")
 
 
 def _tokens(ending: dict[str, Any]) -> str:
@@ -82,10 +82,10 @@ def _tokens(ending: dict[str, Any]) -> str:
 
 
 def _row(name: str, items: list[str]) -> str:
-    return f"{counted(len(items), name)}: {few(items)}" if items else ""
+    return f"{counted(len(items), name)}: {first_items(items)}" if items else ""
 
 
-def few(items: list[str], most: int = _MAX_SHOWN) -> str:
+def first_items(items: list[str], most: int = _MAX_SHOWN) -> str:
     """Return the first items in one line, and the number of the others."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more

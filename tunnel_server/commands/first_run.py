@@ -26,7 +26,7 @@ INIT_NAME = "QANAT_INIT_NAME"
 _log = logging.getLogger("qanat.server")
 
 
-def install_if_told(environ: Mapping[str, str], config_file: Path) -> Installation | None:
+def install_if_requested(environ: Mapping[str, str], config_file: Path) -> Installation | None:
     """Install a server if the variable is set and none is installed. Return the installation, else None.
 
     Raises ``CommandError``.
@@ -35,7 +35,7 @@ def install_if_told(environ: Mapping[str, str], config_file: Path) -> Installati
     if not names:
         return None
     plan = _plan(server_names(names), config_file.absolute(), environ)
-    if not plan.is_unmade:
+    if not plan.needs_installation:
         return None
     install_for_command(plan)
     return plan

@@ -106,7 +106,7 @@ class Installation:
         return [*authority, *tls, self.operator_bundle, *store, *config]
 
     @property
-    def is_unmade(self) -> bool:
+    def needs_installation(self) -> bool:
         """Whether the data folder has no installation, or an interrupted one."""
         return not os.path.lexists(self.certificate_file) or os.path.lexists(self.data_dir / _JOURNAL)
 
@@ -194,7 +194,7 @@ def _journal(plan: Installation) -> Iterator[None]:
         _remove_interrupted(journal.read())
         if existing := [str(file) for file in plan.files() if os.path.lexists(file)]:
             path.unlink(missing_ok=True)  # Another init may have finished meanwhile.
-            raise InstallationError(_why_not_again(plan, existing))
+            raise InstallationError(_already_installed(plan, existing))
         journal.truncate(0)
         journal.write(json.dumps([str(file) for file in plan.files()]).encode())
         journal.flush()
@@ -205,7 +205,7 @@ def _journal(plan: Installation) -> Iterator[None]:
         sync_folder(plan.data_dir)
 
 
-def _why_not_again(plan: Installation, existing: list[str]) -> str:
+def _already_installed(plan: Installation, existing: list[str]) -> str:
     why = f"nothing was changed, because these exist: {', '.join(existing)}"
     if str(plan.certificate_file) not in existing:
         return f"{why}; move them away, or choose other places (--data-dir, --config, --bundle)"

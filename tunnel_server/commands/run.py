@@ -18,7 +18,7 @@ from tunnel_core.telemetry.logs import log_event
 from tunnel_core.telemetry.queued_output import queue_standard_error
 from tunnel_server.app import CannotStart
 from tunnel_server.commands.access import load_config
-from tunnel_server.commands.first_run import install_if_told, log_installation
+from tunnel_server.commands.first_run import install_if_requested, log_installation
 from tunnel_server.entrances.open_listeners import Addresses
 from tunnel_server.process import run_server
 
@@ -40,7 +40,7 @@ def command(config: Path | None) -> None:
       qanat-server run --config ./try/server.toml
     """
     path = config or paths.server_config_file()
-    made = install_if_told(os.environ, path)
+    made = install_if_requested(os.environ, path)
     loaded = load_config(config)
     tune_memory()
     queue_standard_error()

@@ -33,7 +33,9 @@ def command() -> None:
 
 @command.command("create")
 @click.option("--node", default="", metavar="NAME", help="The only node that may join with it.")
-@click.option("--match", default="", metavar="PATTERN", help="All matching nodes; * matches all but a dot.")
+@click.option(
+    "--match", default="", metavar="PATTERN", help="All matching nodes; * is any text without a dot."
+)
 @click.option(
     "--uses", type=click.IntRange(1), default=1, show_default=True, help="Number of nodes that may join."
 )

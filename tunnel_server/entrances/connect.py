@@ -5,8 +5,8 @@
    error. The sentence of a refusal is the reason phrase, the only part that kube-apiserver shows.
 3. The open has a time-out here, because kube-apiserver waits for an answer without a time-out.
 4. A broken user connection cancels the dial. The end of input does not cancel it, because `nc -N` shuts
-   down its half right after the request. If a TCP client closes without a reset, the dial therefore runs
-   until its deadline, and the first byte that the server sends brings the reset.
+   down its half right after the request. So if a TCP client closes without a reset, the dial runs until its
+   deadline. The first byte that the server sends to such a client brings the reset.
 5. Bytes that the user sent after the head go to the target first.
 """
 

@@ -32,7 +32,7 @@ without a pause."""
 
 
 class HttpsEntrance:
-    """One HTTP listener. ``sections`` are its routes. Only a user's 404 names the other paths.
+    """One HTTP listener. ``sections`` are its routes. Only users learn whether another path exists.
 
     ``users`` bounds the connections of each user. It is None where a file mode restricts access.
     ``credential_watch`` checks at each request that the user's certificate is still accepted.

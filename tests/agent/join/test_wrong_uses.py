@@ -58,14 +58,14 @@ WRONG = {
     "nobody listens": use("join", "localhost:1", code=5, says="refused.*start the server there.*7002 unless"),
     "a target that is none": use("join", NOBODY, "--allow", "a:x", says="--allow and --service: allow#1: "),
     # Tokens.
-    "a token as argument": use("join", NOBODY, TOKEN, says="stands in the arguments.*standard input"),
-    "a token in place of the server": use("join", TOKEN, says="stands in the arguments"),
+    "a token as argument": use("join", NOBODY, TOKEN, says="is in the arguments.*standard input"),
+    "a token in place of the server": use("join", TOKEN, says="is in the arguments"),
     "a token as option": use("join", NOBODY, f"--token={TOKEN}", says=f"token revoke {ID}"),
-    "a token as name": use("join", NOBODY, "--name", OLD, says="stands in the arguments"),
+    "a token as name": use("join", NOBODY, "--name", OLD, says="is in the arguments"),
     "nothing": use("join", NOBODY, stdin="", says="the input is empty; `qanat-server token create"),
     "a blank line": use("join", NOBODY, stdin="\r\n", says="the input is empty"),
     "the placeholder": use("join", NOBODY, stdin="TOKEN\n", says="'TOKEN' is only a placeholder"),
-    "the placeholder in brackets": use("join", NOBODY, stdin="<token>", says="'<token>' only stands for"),
+    "the placeholder in brackets": use("join", NOBODY, stdin="<token>", says="'<token>' is only"),
     "a variable that is not set": use("join", NOBODY, stdin="$TOKEN", says="is only a placeholder"),
     "the line without a token": use(
         "join", NOBODY, stdin="echo TOKEN | qanat-agent join x", says="a command without a token"

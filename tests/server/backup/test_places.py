@@ -21,7 +21,7 @@ from tests.server.backup.test_backup import change, everything, in_manifest
 from tests.server.commands.test_commands import Command
 from tests.server.commands.test_init import Result, run
 from tunnel_server.backup.archive import BadBackup, Manifest, Member, open_backup
-from tunnel_server.backup.places import Installation, StrangePlaces, require_known
+from tunnel_server.backup.places import Installation, UnknownPlaces, require_known
 from tunnel_server.commands.access import load_config
 from tunnel_server.pki.rotation_steps import RotationSteps
 
@@ -48,7 +48,7 @@ def strange(
 ) -> list[str]:
     try:
         require_known(manifest(*places, data_dir=data_dir, config=config), USUAL)
-    except StrangePlaces as error:
+    except UnknownPlaces as error:
         return [*map(str, error.needed)]
     return []
 

@@ -345,7 +345,7 @@ def test_the_issuing_certificate_alone(command: Command, tmp_path: Path) -> None
     offline = tmp_path / "root-key.pem"
     (command.folder / "ca" / "root-key.pem").rename(offline)
     before = load_authority(command.folder / "ca")
-    assert "bring it back" in command("ca", "rotate", "issuing", code=1).stderr
+    assert "copy it from its offline place" in command("ca", "rotate", "issuing", code=1).stderr
     command("ca", "rotate", "issuing", "--root-key", offline)
     after = load_authority(command.folder / "ca")
     assert after.roots_pem == before.roots_pem
