@@ -102,5 +102,5 @@ async def _body(connection: HttpClientConnection) -> bytes:
             if len(collected) > _MAX_REFUSAL_BYTES:
                 break
     except (Refused, trio.BrokenResourceError):
-        pass  # The status line alone is enough for a message.
+        pass  # The head alone is enough for a message.
     return bytes(collected)

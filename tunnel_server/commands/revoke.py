@@ -183,7 +183,7 @@ def _unrevoke_text(ending: Json) -> str:
     at = moment_of(revoked["at"])
     return (
         f"{ending['subject']} was revoked at {at} by {revoked['by']}{why}.\n"
-        "To undo this makes all its earlier certificates valid again, even those that were stolen."
+        "Unrevoking makes all its earlier certificates valid again, even stolen ones."
     )
 
 
