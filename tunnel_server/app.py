@@ -95,9 +95,8 @@ class Server:
         self._authority_lock = trio.Lock()
         self.nodes = Nodes(trio.current_time, _now, store.revoked.covers_node, most_gone=most_nodes(config))
         self.refusals = Refusals(store.note_nowait, trio.current_time)
-        self._credential_watch = CredentialWatch(
-            store.revoked, _now, partial(record_ended, store.note_nowait)
-        )
+        on_ended = partial(record_ended, store.note_nowait)
+        self._credential_watch = CredentialWatch(store.revoked, _now, on_ended)
         self._records = StreamRecorder(self._counters, config.log, trio.current_time, self.refusals)
         self._authority = ServerAuthority(config)
         self._reload = Reload(certificates, self._authority, self._credential_watch)
@@ -185,10 +184,7 @@ class Server:
         self._listeners.stop_accepting()
 
     async def drain(self) -> None:
-        """Stop accepting, announce the drain to the agents, and reset streams left after ``drain_seconds``.
-
-        If this call is cancelled, the remaining streams are not reset.
-        """
+        """Stop accepting, announce the drain to agents, and reset streams left after ``drain_seconds``."""
         seconds = self._config.drain_seconds
         self._stop_accepting()
         self._acceptor.drain(seconds)
