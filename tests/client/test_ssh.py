@@ -83,7 +83,7 @@ async def test_ssh_gets_the_way_the_name_and_its_own_arguments(server: FakeServe
     [
         ("edge_1", "'edge_1' is not a node name"),
         ("-v", "-v comes before NODE; write ssh's options after NODE"),
-        ("-oProxyCommand=x@edge1", "stands before NODE"),
+        ("-oProxyCommand=x@edge1", "comes before NODE"),
         ("pi@", "'' is not a node name"),
     ],
 )

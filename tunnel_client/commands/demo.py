@@ -141,7 +141,7 @@ def _welcome(running: Demo, environ: Mapping[str, str]) -> Iterator[str]:
     yield f"  {shlex.join(other)}"
     if running.service == "status":
         yield "\nAdd --target HOST:PORT to publish your own program, for example --target 127.0.0.1:8080."
-    yield "\nCtrl-C ends the demo and removes all its files."
+    yield "\nCtrl-C ends it and removes all its files."
 
 
 def forward_line(port: int, environ: Mapping[str, str]) -> str:
