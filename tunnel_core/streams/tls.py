@@ -20,13 +20,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from typing import NoReturn
 
 import trio
 
 from tunnel_core.streams.nowait import NowaitStream
 from tunnel_core.streams.sockets import SocketStream, read_size
 from tunnel_core.streams.tls_errors import RecordFlood, reason_of
-from tunnel_core.streams.tls_records import MOST_ANSWERS, RecordMeter
+from tunnel_core.streams.tls_records import MAX_BARREN_RECORDS, MOST_ANSWERS, RecordMeter
 
 _RECORD = 16 * 1024
 _DEFAULT_READ = 64 * 1024
@@ -72,6 +73,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
         after the peer has been sent the alert. Those who share ``turns`` compute one after the other, with
         all that waits meanwhile in between: a step takes a millisecond, and a fleet comes at once.
         """
+        if self._tls.server_side:
+            await self._feed(_DEFAULT_READ)  # the client begins
         while True:
             try:
                 async with turns or contextlib.nullcontext():
@@ -104,25 +107,23 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return self._tls.selected_alpn_protocol() or ""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        limit = read_size(max_bytes)
+        limit = max_bytes if type(max_bytes) is int and max_bytes > 0 else read_size(max_bytes)
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving from this TLS stream")
         self._receiving = True
         try:
-            return await self._receive(limit)
+            if self._closed:
+                self._raise_closed()
+            if self._kept or self._eof_received or not self._starved:
+                # The checkpoint comes before the bytes are taken, so being cancelled here loses none.
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._feed(limit)
+            while not (data := self._take(limit)) and not self._eof_received:
+                await self._feed(limit)
+            return data
         finally:
             self._receiving = False
-
-    async def _receive(self, limit: int) -> bytes:
-        self._check_open()
-        if self._kept or self._eof_received or not self._starved:
-            # The checkpoint comes before the bytes are taken, so being cancelled here loses none.
-            await trio.lowlevel.checkpoint()
-        else:
-            await self._feed(limit)
-        while not (data := self._take(limit)) and not self._eof_received:
-            await self._feed(limit)
-        return data
 
     def _take(self, limit: int) -> bytes:
         if self._kept:
@@ -133,6 +134,11 @@ class TlsStream(trio.abc.HalfCloseableStream):
         while limit > 0 and (piece := self._decrypt(min(limit, _RECORD), pieces)):
             pieces.append(piece)
             limit -= len(piece)
+            if not (self._incoming.pending or self._tls.pending()):
+                self._starved = True  # without the exception that one more read would cost
+                if self._outgoing.pending > MOST_ANSWERS:
+                    self._raise_flood()
+                break
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _decrypt(self, limit: int, before: list[bytes]) -> bytes:
@@ -143,7 +149,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
             data = self._tls.read(limit)
         except ssl.SSLWantReadError:
             self._starved = True
-            self._require_progress()
+            if self._records.barren > MAX_BARREN_RECORDS or self._outgoing.pending > MOST_ANSWERS:
+                self._raise_flood()
             return b""
         except ssl.SSLZeroReturnError:
             data = b""
@@ -153,13 +160,12 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._broken = True
             raise trio.BrokenResourceError(f"TLS failed: {reason_of(error)}") from error
         self._eof_received = not data
-        self._records.note_data()
+        self._records.barren = 0
         return data
 
-    def _require_progress(self) -> None:
-        if self._records.is_barren or self._outgoing.pending > MOST_ANSWERS:
-            self._broken = True
-            raise RecordFlood("too many TLS records without data")
+    def _raise_flood(self) -> NoReturn:
+        self._broken = True
+        raise RecordFlood("too many TLS records without data")
 
     async def _feed(self, limit: int) -> None:
         if self._records.has_more:
@@ -174,12 +180,12 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._feed_nowait(data)
 
     def _feed_nowait(self, data: bytes | bytearray) -> None:
+        self._starved = False
         if data:
             self.has_received = True
             self._records.put(data)
-            self._feed_records()
+            self._incoming.write(self._records.take())
         else:
-            self._starved = False
             self.has_ended = True
             self._incoming.write_eof()
 
@@ -190,21 +196,16 @@ class TlsStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._begin_sending()
         try:
-            self._check_sendable()
-            await self._send_pieces(memoryview(data))
+            if self._eof_sent:
+                self._raise_closed()
+            view = memoryview(data)
+            if not view:
+                await trio.lowlevel.checkpoint()
+            for start in range(0, len(view), _SEND_PIECE):
+                self._encrypt(view[start : start + _SEND_PIECE])
+                await self._flush()
         finally:
             self._sending = False
-
-    def _check_sendable(self) -> None:
-        if self._eof_sent:
-            raise trio.ClosedResourceError("the end was already sent on this TLS stream")
-
-    async def _send_pieces(self, view: memoryview) -> None:
-        if not view:
-            await trio.lowlevel.checkpoint()
-        for start in range(0, len(view), _SEND_PIECE):
-            self._encrypt(view[start : start + _SEND_PIECE])
-            await self._flush()
 
     def _encrypt(self, view: memoryview) -> None:
         try:
@@ -236,13 +237,14 @@ class TlsStream(trio.abc.HalfCloseableStream):
     def _check_may_send(self) -> None:
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this TLS stream")
-        self._check_open()
+        if self._closed:
+            self._raise_closed()
         if self._broken:
             raise trio.BrokenResourceError("this TLS stream is broken")
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("this TLS stream is closed")
+    def _raise_closed(self) -> NoReturn:
+        why = "this TLS stream is closed" if self._closed else "the end was already sent on this TLS stream"
+        raise trio.ClosedResourceError(why)
 
     async def send_eof(self) -> None:
         self._begin_sending()
@@ -273,7 +275,9 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._closed = True
         try:
             if polite:
-                await self._say_goodbye()
+                self._write_close_notify()
+                with trio.move_on_after(_GOODBYE_SECONDS):
+                    await self._flush()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer is gone already
         finally:
@@ -284,11 +288,6 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._closed = True
         if isinstance(self.transport, SocketStream):
             self.transport.abort()
-
-    async def _say_goodbye(self) -> None:
-        self._write_close_notify()
-        with trio.move_on_after(_GOODBYE_SECONDS):
-            await self._flush()
 
 
 class SocketTlsStream(TlsStream, NowaitStream):
@@ -317,16 +316,19 @@ class SocketTlsStream(TlsStream, NowaitStream):
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """What has arrived, ``b""`` at the end, None if nothing is there yet. Raises as ``receive_some``."""
-        self._check_open()
-        while not (data := self._take(max_bytes)) and not self._eof_received:
+        if self._closed:
+            self._raise_closed()
+        while True:
+            if self._kept or self._eof_received or not self._starved:
+                data = self._take(max_bytes)
+                if data or self._eof_received:
+                    return data
             if self._records.has_more:
                 self._feed_records()
-                continue
-            encrypted = self._socket.receive_nowait(max(max_bytes, _DEFAULT_READ))
-            if encrypted is None:
+            elif (encrypted := self._socket.receive_nowait(max(max_bytes, _DEFAULT_READ))) is None:
                 return None
-            self._feed_nowait(encrypted)
-        return data
+            else:
+                self._feed_nowait(encrypted)
 
     async def wait_readable(self) -> None:
         """Waits until ``receive_nowait`` is worth another try."""
@@ -341,8 +343,9 @@ class SocketTlsStream(TlsStream, NowaitStream):
         return self._socket.room
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> bool:
-        self._check_may_send()
-        self._check_sendable()
+        if self._sending or self._closed or self._broken or self._eof_sent:
+            self._check_may_send()
+            self._raise_closed()
         return self._put_pieces(memoryview(data))
 
     def _put_pieces(self, view: memoryview) -> bool:

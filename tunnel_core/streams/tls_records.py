@@ -22,37 +22,28 @@ _HEAD_BYTES = 5
 class RecordMeter:
     """One direction of one connection, from its first byte."""
 
-    __slots__ = ("_barren", "_head", "_held", "_left")
+    __slots__ = ("_head", "_held", "_left", "barren", "has_more")
 
     def __init__(self) -> None:
+        self.has_more = False
+        """Whether ``take`` has something."""
         self._held = memoryview(b"")  # arrived, and not taken yet
         self._left = 0  # bytes of the record under way
         self._head = b""  # the begin of a head
-        self._barren = 0
-
-    @property
-    def has_more(self) -> bool:
-        """Whether ``take`` has something."""
-        return bool(self._held)
-
-    @property
-    def is_barren(self) -> bool:
-        """Whether too many records brought nothing."""
-        return self._barren > MAX_BARREN_RECORDS
+        self.barren = 0
+        """Records since the last one that brought data; whoever reads the data sets it to 0."""
 
     def put(self, data: bytes | bytearray) -> None:
         """Add what arrived; not while ``has_more``."""
         self._held = memoryview(data)
+        self.has_more = True
 
     def take(self) -> memoryview:
         """Return the next piece."""
         end = self._measure()
         piece, self._held = self._held[:end], self._held[end:]
+        self.has_more = bool(self._held)
         return piece
-
-    def note_data(self) -> None:
-        """Some record brought data."""
-        self._barren = 0
 
     def _measure(self) -> int:
         """Return where the piece ends that has at most so many heads."""
@@ -72,7 +63,7 @@ class RecordMeter:
             at += self._head[3] << 8 | self._head[4]
             self._head = b""
             count += 1
-        self._barren += count
+        self.barren += count
         end = min(at, size)
         self._left = at - end
         return end
