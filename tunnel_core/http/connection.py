@@ -64,7 +64,7 @@ class Connection:
 
     def encode(self, *events: h11.Event) -> bytes:
         """The events as bytes, which count as sent: for a head that travels by another way."""
-        return b"".join(self._h11.send(event) or b"" for event in events)
+        return b"".join([self._h11.send(event) or b"" for event in events])
 
     def switch(self) -> bytes:
         """Leaves HTTP after the 2xx to a CONNECT or the 101; the stream is the caller's from now on.
@@ -74,7 +74,7 @@ class Connection:
         if self._h11.our_state is not h11.SWITCHED_PROTOCOL:
             raise RuntimeError("switch() needs an accepted CONNECT or upgrade")
         self.has_switched = True
-        return self.read_ahead
+        return self._h11.trailing_data[0]
 
     async def wait_left(self) -> None:
         """Return when the peer has broken the connection; what the peer sends is kept.
@@ -87,7 +87,7 @@ class Connection:
         Cancel it when the answer is there. Not together with another receive on this connection.
         """
         try:
-            while len(self.read_ahead) < MAX_READ_AHEAD and await self._receive(MAX_READ_AHEAD):
+            while len(self._h11.trailing_data[0]) < MAX_READ_AHEAD and await self._receive(MAX_READ_AHEAD):
                 pass
             await self._wait_broken()
         except trio.BrokenResourceError:

@@ -58,6 +58,8 @@ _CLAIM_PREFIXES = (b"x-forwarded-", b"x-remote-", b"x-auth-request-", b"x-webaut
 # Names that have a meaning of their own in one spelling only.
 _FRAMING = frozenset({b"content-length", b"content-type", b"host"})
 _SEPARATOR = re.compile(rb"[^0-9a-z]")
+_OF_A_PAGE = frozenset({b"origin", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site"})
+"""What a browser adds to the request of a page."""
 _FRAMES = frozenset({b"embed", b"fencedframe", b"frame", b"iframe", b"object"})
 """Values of ``Sec-Fetch-Dest`` for a document inside another one."""
 # Points browsers at a port of ours that is not the service's.
@@ -204,6 +206,8 @@ def refuse_cross_site(request: h11.Request) -> None:
     send it only to https and to ``localhost``. A link may lead here. A script, a form or a frame of another
     site may not.
     """
+    if _OF_A_PAGE.isdisjoint([name for name, _ in request.headers]):
+        return
     site, mode = _last(request, b"sec-fetch-site"), _last(request, b"sec-fetch-mode")
     is_framed = _last(request, b"sec-fetch-dest") in _FRAMES
     followed_link = mode == b"navigate" and request.method in (b"GET", b"HEAD") and not is_framed
