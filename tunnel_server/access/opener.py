@@ -72,9 +72,14 @@ class Opener:
         """
         user_stream = UserStream(self, wish)
         self._begin(user_stream, wish, early_data)
+        proven = wish.user.proven
+        entry = self._standing.register(proven, user_stream.revoke) if proven is not None else None
         try:
-            with self._standing.entered(wish.user.proven, user_stream.revoke):
+            try:
                 yield user_stream
+            finally:
+                if entry is not None:
+                    entry.leave()
             await user_stream.stream.aclose()
         except Refused as refused:
             user_stream.fail(refused)
@@ -98,13 +103,12 @@ class Opener:
                 on_opened=user_stream.note_opened,
             )
         except Refused as refused:
-            self.records.not_opened(_facts(wish), refused)
+            self.records.not_opened(_facts(wish, "", str(wish.route.target)), refused)
             raise NotOpened(refused.reason, refused.detail) from None
 
 
-def _facts(wish: StreamRequest, stream_id: str = "") -> StreamFacts:
-    route = wish.route
-    return StreamFacts(stream_id, wish.user.name, route.node, str(route.target), wish.entrance, wish.source)
+def _facts(wish: StreamRequest, stream_id: str, target: str) -> StreamFacts:
+    return StreamFacts(stream_id, wish.user.name, wish.route.node, target, wish.entrance, wish.source)
 
 
 class UserStream:
@@ -121,13 +125,9 @@ class UserStream:
         self._reason = Reason.DONE
         self._detail = ""
 
-    async def wait_opened(self) -> None:
-        """Waits for the far dial; raises ``Refused``, ``OPEN_TIMEOUT`` if no answer comes in time."""
-        await self.stream.wait_opened()
-
     def note_opened(self) -> None:
         """The far dial succeeded: called by the link, once."""
-        self._opened = _facts(self._wish, self.stream.id)
+        self._opened = _facts(self._wish, self.stream.id, self.stream.target)
         seconds = trio.current_time() - self._asked_at
         self._opener.records.opened(self._opened, seconds, self.stream.address)
 
@@ -174,7 +174,7 @@ class UserStream:
         """The line and the counts of the end."""
         records = self._opener.records
         if self._opened is None:
-            facts = _facts(self._wish, self.stream.id)
+            facts = _facts(self._wish, self.stream.id, self.stream.target)
             records.not_opened(facts, Refused(self._reason, self._detail))
             return
         records.closed(

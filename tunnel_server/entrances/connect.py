@@ -12,13 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-import trio
-
 from tunnel_core.http.router import CONNECT, Route, RoutedRequest, Section
-from tunnel_core.http.server import HttpConnection
-from tunnel_core.reasons import Reason, Refused
 from tunnel_server.access.opener import Opener, StreamRequest
 from tunnel_server.access.routing import route_authority, target_header
 from tunnel_server.auth.callers import USER, Caller, UserCaller
@@ -42,32 +36,8 @@ class ConnectEntrance:
         target = target_header(request.headers)
         route = route_authority(request.target.decode("ascii"), self._opener.nodes, target)
         async with self._opener.open(StreamRequest(caller.user, route, ENTRANCE, caller.source)) as passage:
-            await before_leaving(http, passage.wait_opened)
+            await passage.stream.wait_opened(http.wait_left)
             over_read = await http.accept_connect()
             if over_read:
                 await passage.stream.send_all(over_read)
             await passage.relay(http.stream)
-
-
-async def before_leaving(http: HttpConnection, wait: Callable[[], Awaitable[None]]) -> None:
-    """Waits unless the user leaves first. Raises what ``wait`` refuses, or ``Refused(USER_LEFT)``."""
-    ended: Refused | None = Refused(Reason.USER_LEFT)
-
-    async def run() -> None:
-        nonlocal ended
-        try:
-            await wait()
-            ended = None
-        except Refused as refused:
-            ended = refused
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        await http.wait_left()
-        nursery.cancel_scope.cancel()
-    if ended is not None:
-        try:
-            raise ended
-        finally:
-            ended = None  # the traceback holds this frame: a cycle with the connection and its stream
