@@ -274,7 +274,11 @@ class Nodes:
 
         Raises ``Refused(AMBIGUOUS_NAME)`` if it is one node's name and another's alias.
         """
-        named, aliased = self._named(text), self.find_alias(text)
+        named = self._attached.get(text) or self._gone.get(text)
+        alias = self._by_alias.get(text)
+        if alias is None or (named is not None and alias == named.name):
+            return named
+        aliased = self._named(alias)
         if named and aliased and named is not aliased:
             raise Refused(
                 Reason.AMBIGUOUS_NAME,
@@ -303,7 +307,7 @@ class Nodes:
 
     def link_of(self, name: str) -> Session:
         """The link that serves the node of this full name; raises ``Refused`` saying what is known."""
-        node = self._named(name)
+        node = self._attached.get(name) or self._gone.get(name)
         if node is None:
             raise Refused(Reason.UNKNOWN_NODE, unknown_node(name, self.nearest(name)))
         if node.link is None:
