@@ -76,10 +76,14 @@ class Ticket:
         if self._unauthenticated and not self.waits:
             self._admission.progressed(self)
 
+    def begin_work(self) -> None:
+        """The connection does not give way until ``progressed``: the server works for it."""
+        self._admission.no_longer_idle(self)
+
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Inside the block the server works for the connection, which does not give way meanwhile."""
-        self._admission.no_longer_idle(self)
+        self.begin_work()
         try:
             yield
         finally:
@@ -105,7 +109,8 @@ class Ticket:
 
     def release(self) -> None:
         """The connection is closed."""
-        self.refused()
+        if self._unauthenticated:
+            self.refused()
         if not self._released:
             self._released = True
             self._admission.open_connections -= 1
@@ -158,7 +163,9 @@ class Admission:
         return ticket
 
     def _has_room(self, source: str) -> bool:
-        return self._pending < self._max_unauthenticated and self._is_below_allowance(source)
+        if self._pending >= self._max_unauthenticated:
+            return False
+        return self._unauthenticated[source] < self._allowance(source)
 
     def _allowance(self, source: str) -> int:
         """How many of this source may be unauthenticated at once."""
@@ -169,7 +176,7 @@ class Admission:
         return self._max_known if is_known else self._max_per_source
 
     def _count(self, ticket: Ticket) -> None:
-        self._unauthenticated.add(ticket.source)
+        self._unauthenticated[ticket.source] += 1
         self._pending += 1
         self.progressed(ticket)
 
@@ -288,7 +295,8 @@ class Admission:
             self._unqueued(source)
             return
         self._uncount(ticket)
-        self._call_waiting()
+        if self._waiting:
+            self._call_waiting()
 
     def progressed(self, ticket: Ticket) -> None:
         """The connection is idle from now on; for :class:`Ticket`."""
