@@ -43,12 +43,13 @@ class _Batches:
 
     def keep(self, line: Line) -> bool:
         """Takes a line, unless it is one that waits for nothing."""
-        if line.level >= logging.WARNING or not self.is_here:
+        if line.level >= logging.WARNING or threading.get_ident() != self._thread:
             return False
         self._lines.append(line)
         if len(self._lines) >= _MOST_LINES:
             self.write()
-        self.note_some()
+        if not self._some.is_set():
+            self._some.set()
         return True
 
     @property
