@@ -108,7 +108,7 @@ class Events:
         elif len(self._kept) >= self._most:
             self._forget(0)
         self._kept.append(event)
-        self._counts.add(whose)
+        self._counts[whose] += 1
 
     def _forget(self, place: int) -> None:
         event = self._kept[place]
