@@ -168,7 +168,8 @@ class Bridge:
             return
         self._in_turn = True
         selector = self._selector
-        selector.begin_turn()
+        selector.rounds = 0
+        selector.end_at = time.monotonic() + _MAX_TURN_SECONDS
         try:
             self._loop.run_forever()
         except BaseException as error:
@@ -328,21 +329,18 @@ class _TurnSelector(selectors.EpollSelector):
         super().__init__()
         self.idle_seconds: float | None = None
         """How long asyncio would sleep now: until its next timer, not at all, or (None) without end."""
-        self._rounds = 0
-        self._end_at = 0.0
-
-    def begin_turn(self) -> None:
-        self._rounds = 0
-        self._end_at = time.monotonic() + _MAX_TURN_SECONDS
+        self.rounds = 0
+        self.end_at = 0.0
+        """Set both when a turn begins."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self._rounds += 1
+        self.rounds += 1
         # With callbacks waiting (0) asyncio only looks in passing: most of these looks find nothing.
-        ready = super().select(0) if timeout != 0 or self._rounds % _LOOK_ROUNDS == 0 else []
+        ready = super().select(0) if timeout != 0 or self.rounds % _LOOK_ROUNDS == 0 else []
         if not ready and (timeout is None or timeout > 0):
             self.idle_seconds = timeout
             self.stop()
-        elif self._rounds >= _MAX_TURN_ROUNDS or time.monotonic() >= self._end_at:
+        elif self.rounds >= _MAX_TURN_ROUNDS or time.monotonic() >= self.end_at:
             self.idle_seconds = 0.0
             self.stop()
         return ready

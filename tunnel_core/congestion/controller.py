@@ -288,7 +288,7 @@ class CongestionController:
             delivery, rate = self._rate_estimator, self.rate_bytes_per_second
             self._competing_flows.look(delivery.min_one_way_delay, delivery.shortest, rate, now)
         queue = self._round_queue / max(1, self._round_bytes)
-        unintended = queue > self._most_intended and not self._bandwidth_probe.on
+        unintended = queue > self._most_intended() and not self._bandwidth_probe.on
         self._judge_rate(unintended=unintended)
         if self._round_rate and not self._round_app_limited and not self._round_probed_rtt:
             self._bandwidth_probe.end_round(queue, self._slack, self.rate_bytes_per_second)
@@ -325,15 +325,12 @@ class CongestionController:
             + _FAST_SLACK_SECONDS * min(1.0, max(0.0, fast))
         )
 
-    @property
-    def _rival_extra(self) -> float:
-        return _RIVAL_GAIN * self._rate_estimator.shortest if self._competing_flows.present else 0.0
-
-    @property
     def _most_intended(self) -> float:
         """Seconds of queue above which it is none that the limit allows for."""
         allowed = self._slack + _ASK_SECONDS
-        return allowed + self._rival_extra + max(2 * allowed, self._rate_estimator.base_round_trip / 4)
+        most = allowed + max(2 * allowed, self._rate_estimator.base_round_trip / 4)
+        rival = self._competing_flows.present
+        return most + _RIVAL_GAIN * self._rate_estimator.shortest if rival else most
 
     @property
     def _probe_rtt_limit(self) -> float:
@@ -347,9 +344,9 @@ class CongestionController:
             wish = self._probe_rtt_limit
         else:
             base_round_trip, rate = self._rate_estimator.base_round_trip, self.rate_bytes_per_second
-            extra = max(
-                self._rival_extra, base_round_trip * self._bandwidth_probe.gain(rate, base_round_trip)
-            )
+            extra = base_round_trip * self._bandwidth_probe.gain(rate, base_round_trip)
+            if self._competing_flows.present:
+                extra = max(extra, _RIVAL_GAIN * self._rate_estimator.shortest)
             wish = rate * (base_round_trip + extra + self._slack) + self._ask_bytes
             wish = max(_LEAST_LIMIT, wish)
         grown = self.limit + (_RIVAL_GROWTH * fresh if self._competing_flows.present else fresh)

@@ -29,21 +29,18 @@ class FloodError(Exception):
 class _Tokens:
     """Refill with time, up to ``most``. ``now`` is steady seconds."""
 
-    __slots__ = ("_at", "_left", "_most", "_per_second")
+    __slots__ = ("_at", "_per_second", "left", "most")
 
     def __init__(self, most: float, per_second: float, now: float) -> None:
-        self._left = self._most = most
+        self.left = self.most = most
         self._per_second = per_second
         self._at = now
 
     def charge(self, amount: float, now: float) -> bool:
         """Return False if there are too few."""
-        self._left = min(self._most, self._left + (now - self._at) * self._per_second) - amount
+        self.left = min(self.most, self.left + (now - self._at) * self._per_second) - amount
         self._at = now
-        return self._left >= 0
-
-    def earn(self, amount: float) -> None:
-        self._left = min(self._most, self._left + amount)
+        return self.left >= 0
 
 
 class FrameBudget:
@@ -68,4 +65,5 @@ class FrameBudget:
 
     def note_moved(self, size: int) -> None:
         """So many bytes of messages were sent or received."""
-        self._flow.earn(size / BYTES_PER_FLOW_FRAME)
+        flow = self._flow
+        flow.left = min(flow.most, flow.left + size / BYTES_PER_FLOW_FRAME)

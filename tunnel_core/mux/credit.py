@@ -80,11 +80,6 @@ class SendPool:
         self._wake_below = 0  # the highest threshold; 0: nobody waits
 
     @property
-    def free(self) -> int:
-        """Bytes that nothing uses. Not positive: full."""
-        return self.size - self.used
-
-    @property
     def is_short(self) -> bool:
         """Whether less than a quarter is left for data."""
         return self.used * 4 > self._data_size * 3

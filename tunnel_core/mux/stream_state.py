@@ -69,12 +69,12 @@ class StreamState:
     """
 
     __slots__ = (
-        "_done",
         "address",
         "awaits_room",
         "control_queued",
         "deficit",
         "discarding",
+        "done",
         "emitted",
         "listed",
         "mux",
@@ -117,7 +117,7 @@ class StreamState:
         self.emitted = 0  # control that was sent
         self.control_queued = False  # stands in the control queue
         self.pending = 0  # control that is to be sent
-        self._done = 0
+        self.done = 0  # control that the peer confirmed
 
     # What the owner does.
 
@@ -173,7 +173,7 @@ class StreamState:
 
     def give_up_sending(self) -> None:
         """Resets our half, unless the peer confirmed all of it."""
-        if self.send_reset or self._done & END:
+        if self.send_reset or self.done & END:
             return
         self.send_reset = True
         self.mux.drop_sending(self)
@@ -197,7 +197,7 @@ class StreamState:
     # What the mux does.
 
     def tell_owner(self) -> None:
-        """The stream was opened, or it broke: that concerns reader and writer."""
+        """The stream broke: that concerns reader and writer."""
         self.on_readable()
         self.on_writable()
 
@@ -235,9 +235,6 @@ class StreamState:
             frames.append(Stop(self.number, self.reset_reason or Reason.USER_LEFT))
         return bits
 
-    def confirm(self, bits: int) -> None:
-        self._done |= bits
-
     def take_back(self, bits: int) -> None:
         """What these bits said must be said again, unless it means nothing any more."""
         self.emitted &= ~bits
@@ -271,8 +268,8 @@ class StreamState:
     def over(self) -> bool:
         """Both halves have ended and the peer confirmed everything that says so."""
         if self.refusal is not None:
-            return not self.pending and self._done & self.emitted & REFUSED == self.emitted & REFUSED
-        ended = self._done & RESET if self.send_reset else self._done & END
+            return not self.pending and self.done & self.emitted & REFUSED == self.emitted & REFUSED
+        ended = self.done & RESET if self.send_reset else self.done & END
         if not ended or self.pending:
             return False
         return self.recv.size is not None and (self.discarding or not self.recv.buffered)

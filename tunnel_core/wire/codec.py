@@ -148,8 +148,10 @@ def _write_unknown(parts: _Parts, frame: Unknown) -> None:
 
 
 def _write_kind(parts: _Parts, number: int, body: bytes) -> None:
-    head = varint(number << 3 | DELIMITED) + varint(len(body))
-    parts += b"\x1a", varint(len(head) + len(body)), head, body
+    size = len(body)
+    head = varint(number << 3 | DELIMITED) + (SMALL[size] if size < SMALL_END else varint(size))
+    size += len(head)
+    parts += b"\x1a", SMALL[size] if size < SMALL_END else varint(size), head, body
 
 
 _WRITERS: dict[type[Any], Callable[[_Parts, Any], None]] = {

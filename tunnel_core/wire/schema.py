@@ -86,7 +86,7 @@ def _text_to_bytes(text: str, most: int) -> bytes:
 
 
 def _write_text(text: str) -> bytes:
-    return _text_to_bytes(text, _LIMITS.max_text_bytes)
+    return text.encode() if text.isascii() and len(text) <= _MOST_TEXT else _text_to_bytes(text, _MOST_TEXT)
 
 
 def _read_text(raw: bytes) -> str:
@@ -207,7 +207,7 @@ def write_fields(values: tuple[Any, ...], fields: Fields) -> bytes:
         if not value:
             continue
         for one in value if kind.most else (value,):
-            raw = kind.write(one)
+            raw = SMALL[one] if kind is _NUMBER and 0 <= one < SMALL_END else kind.write(one)
             parts.append(SMALL[number << 3 | kind.wire])
             if kind.wire == DELIMITED:
                 size = len(raw)
