@@ -33,6 +33,7 @@ from tunnel_core.wire.protobuf import (
 
 _LIMITS = Limits()
 _MOST_TEXT = _LIMITS.max_text_bytes
+_UNBOUNDED = 1 << 63
 _CUT = "utf-8", "ignore"
 
 
@@ -40,7 +41,8 @@ _CUT = "utf-8", "ignore"
 class FieldKind:
     """How fields of one kind are written and read. ``most``: how often it may repeat; 0: it does not.
 
-    ``read`` takes the number or the bytes; of a sub-message (``inner``) the list of its values.
+    ``read`` takes the number, or at most ``most_bytes`` bytes. For a sub-message (``inner``) it takes the
+    list of its values.
     """
 
     wire: int
@@ -49,6 +51,7 @@ class FieldKind:
     read: Callable[[Any], Any]
     most: int = 0
     inner: Fields | None = None
+    most_bytes: int = _UNBOUNDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +92,6 @@ def _write_text(text: str) -> bytes:
     return text.encode() if text.isascii() and len(text) <= _MOST_TEXT else _text_to_bytes(text, _MOST_TEXT)
 
 
-def _read_text(raw: bytes) -> str:
-    return raw.decode() if len(raw) <= _MOST_TEXT else _bounded(raw, _MOST_TEXT).decode()
-
-
 def _write_detail(detail: str) -> bytes:
     return _text_to_bytes(detail, _LIMITS.max_detail_bytes)
 
@@ -100,24 +99,6 @@ def _write_detail(detail: str) -> bytes:
 def _read_detail(raw: bytes) -> str:
     text = raw.decode()
     return text if len(raw) <= _LIMITS.max_detail_bytes else raw[: _LIMITS.max_detail_bytes].decode(*_CUT)
-
-
-def _read_id(raw: bytes) -> bytes:
-    return _bounded(raw, _LIMITS.max_text_bytes)
-
-
-def _read_secret(raw: bytes) -> SessionSecret:
-    return SessionSecret(_bounded(raw, _LIMITS.max_text_bytes))
-
-
-def _read_trust_bundle(raw: bytes) -> bytes:
-    return _bounded(raw, _LIMITS.max_trust_bundle_bytes)
-
-
-def _bounded(raw: bytes, most: int) -> bytes:
-    if len(raw) > most:
-        raise WireFormatError(f"a field of {len(raw)} bytes is longer than {most}")
-    return raw
 
 
 def _write_reason(reason: Reason) -> bytes:
@@ -139,13 +120,15 @@ def _write_number(number: int) -> bytes:
 _NUMBER = FieldKind(VARINT, 0, _write_number, int)
 _FLAG = FieldKind(VARINT, False, varint, bool)
 _REASON = FieldKind(VARINT, reason_from_code(0), _write_reason, _read_reason)
-_TEXT = FieldKind(DELIMITED, "", _write_text, _read_text)
+_TEXT = FieldKind(DELIMITED, "", _write_text, bytes.decode, most_bytes=_MOST_TEXT)
 _DETAIL = FieldKind(DELIMITED, "", _write_detail, _read_detail)
-_ID = FieldKind(DELIMITED, b"", bytes, _read_id)
-_SECRET = FieldKind(DELIMITED, SessionSecret(), bytes, _read_secret)
+_ID = FieldKind(DELIMITED, b"", bytes, bytes, most_bytes=_MOST_TEXT)
+_SECRET = FieldKind(DELIMITED, SessionSecret(), bytes, SessionSecret, most_bytes=_MOST_TEXT)
 _CONTENT = FieldKind(DELIMITED, b"", bytes, bytes)
-_TRUST_BUNDLE = FieldKind(DELIMITED, b"", bytes, _read_trust_bundle)
-_FEATURES = FieldKind(DELIMITED, (), _write_text, _read_text, most=_LIMITS.max_features)
+_TRUST_BUNDLE = FieldKind(DELIMITED, b"", bytes, bytes, most_bytes=_LIMITS.max_trust_bundle_bytes)
+_FEATURES = FieldKind(
+    DELIMITED, (), _write_text, bytes.decode, most=_LIMITS.max_features, most_bytes=_MOST_TEXT
+)
 _SERVICE_FIELDS = _in_order(_TEXT, _TEXT, _TEXT)
 _SERVICES = FieldKind(DELIMITED, (), _write_service, Service._make, _LIMITS.max_services, _SERVICE_FIELDS)
 
@@ -244,6 +227,8 @@ def read_fields(data: bytes, i: int, end: int, fields: Fields, budget: FieldBudg
             value, i = rest_of_size(data, i, value)
         raw = data[i : i + value]
         i += value
+        if len(raw) > kind.most_bytes:
+            raise WireFormatError(f"a field of {len(raw)} bytes is longer than {kind.most_bytes}")
         if kind.most:
             count -= 1
             _read_repeated(place, kind, raw, repeated, budget)
