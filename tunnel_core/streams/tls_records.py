@@ -39,14 +39,7 @@ class RecordMeter:
         self.has_more = True
 
     def take(self) -> memoryview:
-        """Return the next piece."""
-        end = self._measure()
-        piece, self._held = self._held[:end], self._held[end:]
-        self.has_more = bool(self._held)
-        return piece
-
-    def _measure(self) -> int:
-        """Return where the piece ends that has at most so many heads."""
+        """Return the next piece, which has at most ``MAX_RECORDS`` heads."""
         data, at, count = self._held, self._left, 0
         size = len(data)
         while at < size and count < MAX_RECORDS:
@@ -66,4 +59,6 @@ class RecordMeter:
         self.barren += count
         end = min(at, size)
         self._left = at - end
-        return end
+        self._held = data[end:]
+        self.has_more = end < size
+        return data[:end]

@@ -139,17 +139,17 @@ def _write_pair(parts: _Parts, tag: bytes, frame: tuple[int, int]) -> None:
 
 def _write_by_table(parts: _Parts, frame: Any) -> None:
     message = BY_FRAME[type(frame)]
-    _write_kind(parts, message.number, write_fields(frame, message.fields))
+    _write_kind(parts, SMALL[message.number << 3 | DELIMITED], write_fields(frame, message.fields))
 
 
 def _write_unknown(parts: _Parts, frame: Unknown) -> None:
     """An empty frame of that number: what a later version might say, for tests and for nobody else."""
-    _write_kind(parts, frame.field, b"")
+    _write_kind(parts, varint(frame.field << 3 | DELIMITED), b"")
 
 
-def _write_kind(parts: _Parts, number: int, body: bytes) -> None:
+def _write_kind(parts: _Parts, tag: bytes, body: bytes) -> None:
     size = len(body)
-    head = varint(number << 3 | DELIMITED) + (SMALL[size] if size < SMALL_END else varint(size))
+    head = tag + (SMALL[size] if size < SMALL_END else varint(size))
     size += len(head)
     parts += b"\x1a", SMALL[size] if size < SMALL_END else varint(size), head, body
 
