@@ -154,7 +154,7 @@ class StdioStream(trio.abc.HalfCloseableStream):
         if is_hung_up(self._writing):
             raise trio.BrokenResourceError("nothing reads standard output any more")
 
-    def ask_peer_every(self, seconds: float) -> None:
+    def probe_peer_every(self, seconds: float) -> None:
         """A pipe or terminal shows it without being asked."""
 
     async def send_eof(self) -> None:

@@ -1,7 +1,7 @@
-"""Times, lengths of time and sizes as text. Times are in UTC with the zone written, in all programs.
+"""Format times, durations and sizes as text. In all programs times are in UTC and show the zone.
 
 Tables and sentences have ``2026-01-01 12:00:03Z`` or ``2026-01-01 12:00Z``; JSON has ISO 8601,
-``2026-01-01T12:00:03Z``. No other module formats a time, so none can leave the zone out.
+``2026-01-01T12:00:03Z``. No other module formats a time, so no module can leave the zone out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def as_moment(moment: datetime) -> str:
 
 
 def as_minute(moment: datetime) -> str:
-    """Return a time to the minute, for ends of certificates and the like."""
+    """Return a time to the minute, for example the end of a certificate."""
     return _in_utc(moment).isoformat(" ", "minutes").replace("+00:00", "Z")
 
 
@@ -25,7 +25,7 @@ def as_iso(moment: datetime, timespec: str = "seconds") -> str:
 
 
 def parse_moment(text: object) -> datetime | None:
-    """Return the time that a program wrote as ISO 8601; without a zone it is UTC. None if it is no time."""
+    """Return the time of an ISO 8601 text, in UTC unless it has a zone. None if the text is no time."""
     if not isinstance(text, str):
         return None
     try:
@@ -36,19 +36,19 @@ def parse_moment(text: object) -> datetime | None:
 
 
 def moment_of(text: object) -> str:
-    """Return ``as_moment`` of an ISO time in JSON; empty if it is none."""
+    """Return ``as_moment`` of an ISO time in JSON; empty if the text is no time."""
     found = parse_moment(text)
     return "" if found is None else as_moment(found)
 
 
 def minute_of(text: object) -> str:
-    """Return ``as_minute`` of an ISO time in JSON; empty if it is none."""
+    """Return ``as_minute`` of an ISO time in JSON; empty if the text is no time."""
     found = parse_moment(text)
     return "" if found is None else as_minute(found)
 
 
 def as_length(seconds: float) -> str:
-    """Return a length of time in few characters: ``9s``, ``5m``, ``3h``, ``2d4h``."""
+    """Return a duration in few characters: ``9s``, ``5m``, ``3h``, ``2d4h``."""
     whole = max(0, int(seconds))
     if whole < 120:
         return f"{whole}s"
@@ -59,7 +59,7 @@ def as_length(seconds: float) -> str:
 
 
 def as_duration(seconds: float) -> str:
-    """Return a length of time with its units: ``12 s``, ``3 min 20 s``, ``2 h 5 min``, ``4 d 1 h``."""
+    """Return a duration with units: ``12 s``, ``3 min 20 s``, ``2 h 5 min``, ``4 d 1 h``."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -87,7 +87,7 @@ def as_size(count: int) -> str:
 
 
 def ago(seconds: float) -> str:
-    """Return how long ago something was: ``5 s ago``, ``3 min ago``, ``2 h ago``, ``4 days ago``."""
+    """Return the age of an event: ``5 s ago``, ``3 min ago``, ``2 h ago``, ``4 days ago``."""
     for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size or (size == 60 and seconds >= size):
             return f"{int(seconds // size)} {unit} ago"

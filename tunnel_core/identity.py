@@ -1,8 +1,8 @@
-"""Who somebody is: a SPIFFE ID, taken only from the URI SAN of a proven leaf certificate.
+"""Identities: SPIFFE IDs, which come only from the URI SAN of a verified leaf certificate.
 
-https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md, narrowed: the path is exactly
-``/node/<name>``, ``/server/<replica>`` or ``/user/<name>``; anything percent-encoded, upper case,
-empty or with dot segments is refused rather than normalised.
+https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md, but narrower. The path is exactly
+``/node/<name>``, ``/server/<replica>`` or ``/user/<name>``. A path that is percent-encoded, upper case, empty
+or has dot segments is refused and not normalised.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ _USER = re.compile(r"[a-z0-9]([a-z0-9._@-]{0,126}[a-z0-9])?")
 
 
 class Role(enum.Enum):
+    """The kind of an identity, as in the path of its SPIFFE ID."""
+
     NODE = "node"
     SERVER = "server"
     USER = "user"
@@ -39,7 +41,7 @@ class SpiffeId:
 
     @classmethod
     def parse(cls, uri: str) -> SpiffeId:
-        """Reads ``spiffe://<trust-domain>/<role>/<name>``. Raises ``ValueError`` saying what is wrong."""
+        """Parse ``spiffe://<trust-domain>/<role>/<name>``. Raises ``ValueError`` with the mistake."""
         scheme, separator, rest = uri.partition("://")
         if scheme != "spiffe" or not separator:
             raise ValueError(f"not a SPIFFE ID: {uri[:300]!r}")
@@ -63,12 +65,12 @@ _NAME_RULES = {
 
 
 def why_no_name(role: Role, name: str) -> str:
-    """A sentence that quotes what is no name of this role, and states the rule."""
+    """Return a sentence that quotes an invalid name and states the rule for this role."""
     return f"{name[:200]!r} is not a {role.value} name: {_NAME_RULES[role]}"
 
 
 def is_identity_name(role: Role, name: str) -> bool:
-    """Whether ``name`` may stand in an identity of this role."""
+    """Whether ``name`` is valid in an identity of this role."""
     if role is Role.USER:
         return _USER.fullmatch(name) is not None and ".." not in name
     return is_node_name(name)

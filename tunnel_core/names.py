@@ -1,4 +1,4 @@
-"""Names people type: nodes, services, aliases and targets. Each is parsed once, strictly, here."""
+"""Parse the names that people type: nodes, services, aliases and targets. The rules are strict."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-# RFC 1123 as Kubernetes reads it for node names: apimachinery's IsDNS1123Subdomain.
+# RFC 1123 as Kubernetes applies it to node names: apimachinery's IsDNS1123Subdomain.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-# What people call hosts, the services of a compose file first: docker's DNS has `my_db`. Resolvers take it.
+# Names of hosts in use, for example services of a compose file: docker's DNS has `my_db`. Resolvers accept
+# them.
 _HOST_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 MAX_NODE_NAME = 253
 NODE_NAME_RULE = "lower-case letters, digits, '-' and dots, as in shop-7.example.com"
@@ -21,7 +22,7 @@ MAX_ALIAS = 40
 _ALIAS_HASH_CHARS = 8
 _MAX_UNIX_PATH = 107
 LOOPBACK = "localhost"
-"""A target host that means the node itself: the agent tries 127.0.0.1, then ::1, and asks no resolver."""
+"""A target host that means the node itself: the agent tries 127.0.0.1, then ::1, and uses no resolver."""
 
 
 def is_label(text: str) -> bool:
@@ -35,7 +36,7 @@ def is_node_name(text: str) -> bool:
 
 
 def is_host_name(text: str) -> bool:
-    """Whether ``text`` may be the name of a host to dial: as a node's, and with ``_`` beside letters."""
+    """Whether ``text`` may be the name of a host to dial: a node name that may also contain ``_``."""
     return 0 < len(text) <= MAX_NODE_NAME and all(map(_HOST_LABEL.fullmatch, text.split(".")))
 
 
@@ -45,10 +46,10 @@ def is_service_name(text: str) -> bool:
 
 
 def node_alias(node: str) -> str:
-    """A stable name for ``node`` that fits a DNS label beside a service: 40 characters at most.
+    """Return a stable name for ``node`` that fits a DNS label beside a service: 40 characters at most.
 
-    A name that already fits is its own alias. Any other is shortened and marked with eight
-    characters of its SHA-256, so two nodes share an alias only if somebody searched 2**40 hashes.
+    A name that already fits is its own alias. Any other name is shortened and gets eight characters of its
+    SHA-256. So two nodes share an alias only after a search of 2**40 hashes.
     """
     if len(node) <= MAX_ALIAS and is_service_name(node) and not _looks_hashed(node):
         return node
@@ -58,20 +59,20 @@ def node_alias(node: str) -> str:
 
 
 def _looks_hashed(node: str) -> bool:
-    """A plain name of the hashed shape gets a hash too; otherwise it could be another node's alias."""
+    """Whether a name has the form of an alias. It gets a hash too, or it could be another node's alias."""
     return re.search(r"-[a-z2-7]{8}$", node) is not None
 
 
 class UrlGivenError(ValueError):
-    """A URL stands where an address belongs. The text says what to write."""
+    """Raised for a URL where an address belongs. The text has the address to write."""
 
 
 def refuse_url(text: str, *, has_port: bool = True) -> None:
-    """Raises ``UrlGivenError`` for ``http://host:port/``. ``has_port``: an address has a port here."""
+    """Raise ``UrlGivenError`` for a URL. ``has_port``: the address has a port here."""
     scheme, separator, rest = text.partition("://")
     if not separator:
         return
-    address = rest.partition("/")[0].rpartition("@")[2]  # what stands before @ may be a password
+    address = rest.partition("/")[0].rpartition("@")[2]  # the part before @ may be a password
     port = _URL_PORTS.get(scheme.lower())
     if not has_port:
         address = re.sub(r":[0-9]+$", "", address)
@@ -85,7 +86,7 @@ _URL_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an agent dials: a service by name, an address, or a unix socket. Exactly one is set."""
+    """The target that an agent dials: a service, an address, or a unix socket. Exactly one is set."""
 
     service: str = ""
     host: str = ""
@@ -95,7 +96,7 @@ class Target:
     @classmethod
     @functools.lru_cache(256)
     def parse(cls, text: str) -> Target:
-        """Reads ``name``, ``host:port``, ``[v6]:port`` or ``unix:/path``. Raises ``ValueError``."""
+        """Parse ``name``, ``host:port``, ``[v6]:port`` or ``unix:/path``. Raises ``ValueError``."""
         refuse_url(text)
         if text.startswith("unix:"):
             return cls(unix_path=_unix_path(text.removeprefix("unix:")))
@@ -115,22 +116,22 @@ class Target:
 def _unix_path(path: str) -> str:
     try:
         length = len(path.encode())
-    except UnicodeEncodeError:  # an argument or a file name that is not UTF-8, as Python reads it
+    except UnicodeEncodeError:  # from an argument or a file name that is not UTF-8
         raise ValueError(f"a socket path that is not UTF-8 cannot be asked for: {path[:300]!a}") from None
     # 107 bytes: sun_path less its final NUL, unix(7).
     if not path.startswith("/") or length > _MAX_UNIX_PATH:
         raise ValueError(f"not an absolute socket path of at most {_MAX_UNIX_PATH} bytes: {path[:300]!r}")
-    # A header could not carry these, and a log line should not.
+    # A header cannot carry these, and a log line should not.
     if path != path.rstrip() or any(unicodedata.category(character) == "Cc" for character in path):
         raise ValueError(f"a socket path with a control character, or a space at its end: {path[:300]!r}")
     return path
 
 
 def split_host_port(text: str) -> tuple[str, int]:
-    """Splits ``host:port`` or ``[v6]:port``; the host comes back without brackets, in lower case.
+    """Split ``host:port`` or ``[v6]:port``. The returned host has no brackets and is in lower case.
 
-    Raises ``ValueError`` for anything ambiguous: an IPv6 address without brackets, a missing or
-    padded port, user info, a zone, a name that ``is_host_name`` does not know.
+    Raises ``ValueError`` for any other text: an IPv6 address without brackets, a missing or padded port, user
+    info, a zone, or a name that ``is_host_name`` refuses.
     """
     refuse_url(text)
     host, separator, port_text = text.rpartition(":")
@@ -145,7 +146,7 @@ def split_host_port(text: str) -> tuple[str, int]:
 
 
 def canonical_host(host: str) -> str:
-    """An IPv4 address or DNS name in its one spelling. Raises ``ValueError`` for anything else."""
+    """Return the one spelling of an IPv4 address or DNS name. Raises ``ValueError`` for any other text."""
     lowered = host.lower().removesuffix(".") if host != "." else host
     last = lowered.rpartition(".")[2]
     if last.isdigit():  # WHATWG URL: a host that ends in a number is an IPv4 address or an error
@@ -159,5 +160,5 @@ def canonical_host(host: str) -> str:
 
 
 def join_host_port(host: str, port: int) -> str:
-    """``host:port``, with an IPv6 address in brackets."""
+    """Return ``host:port``, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,4 +1,4 @@
-"""Patterns of node names, as join tokens have them: ``*`` stands for any characters but a dot. No I/O."""
+"""Patterns of node names in join tokens: ``*`` matches any characters except a dot. No I/O."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 from tunnel_core.names import MAX_NODE_NAME, is_node_name
 
 _MAX_STARS = 4
-"""Each multiplies the work of a match; nobody needs more to name a fleet."""
+"""Each multiplies the work of a match, and four are enough to name a fleet."""
 
 
 def is_pattern(text: str) -> bool:
-    """Whether ``text`` is a node name in which one to four ``*`` stand for parts of it."""
+    """Whether ``text`` is a node name with one to four ``*`` in place of parts."""
     if not 1 <= text.count("*") <= _MAX_STARS or "**" in text or len(text) > MAX_NODE_NAME:
         return False
     return is_node_name(text.replace("*", "x"))
 
 
 def matches(pattern: str, node: str) -> bool:
-    """Whether a node's name fits. A ``*`` may stand for nothing, never for a dot."""
+    """Whether ``node`` matches ``pattern``. A ``*`` may match nothing, but never a dot."""
     pieces = map(re.escape, pattern.split("*"))
     return re.fullmatch("[^.]*".join(pieces), node) is not None

@@ -1,14 +1,13 @@
-"""Why something was refused, reset or ended: one word, the same on the wire, in logs, metrics and messages.
+"""Causes of refusals, resets and ends: one word each, the same on the wire, in logs, metrics and messages.
 
-Each member's value is (wire code, HTTP status, category, what it means). Codes are the numbers of the enum
-``Reason`` in ``proto/qanat/v1/tunnel.proto``; a code once given is never given again. The cure for
-each stands in ``docs/errors.md``; a test keeps the three in step.
+Each member's value is (wire code, HTTP status, category, meaning). Codes are the numbers of the enum
+``Reason`` in ``proto/qanat/v1/tunnel.proto``; a code is never reused. ``docs/errors.md`` has the remedy for
+each reason. A test compares the three files.
 
-The category decides what the programs do: the exit code of a command (``cli/command_line.py``), the level of
-a log line (``telemetry/logs.py``), whether the audit gets a line (``accounting/refusal_audit.py`` of the
-server), and what an agent tries after a refused attach (``Reason.retry``). Each of the four is one ``match``
-over all categories: mypy refuses a new category that one of them has no answer for. The HTTP status is finer
-than the category.
+The category decides four effects: the exit code of a command (``cli/command_line.py``), the level of a log
+line (``telemetry/logs.py``), whether the audit gets a line (``accounting/refusal_audit.py`` of the server),
+and what an agent tries after a refused attach (``Reason.retry``). Each effect is one ``match`` over all
+categories, so mypy reports a new category that lacks one of them. The HTTP status is finer than the category.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from collections.abc import Mapping
 
 
 class Category(enum.Enum):
-    """What kind of cause a reason is. A new reason takes the category whose effects it needs."""
+    """The kind of a cause. A new reason takes the category whose effects it needs."""
 
     NORMAL = enum.auto()
     """An end without fault."""
     MISUSE = enum.auto()
-    """The user wrote something that has no meaning, or two."""
+    """The user wrote text that has no meaning, or more than one."""
     IDENTITY = enum.auto()
-    """The peer did not prove an identity that may come in here. The audit gets a line."""
+    """The peer did not prove an identity that is accepted here. The audit gets a line."""
     POLICY = enum.auto()
-    """The identity is known, and a rule does not allow what it asks for."""
+    """The identity is known, and a rule does not allow its request."""
     PERMANENT = enum.auto()
     """The certificate is not accepted until an administrator acts. The audit gets a line."""
     ABSENT = enum.auto()
@@ -42,13 +41,13 @@ class Category(enum.Enum):
     SESSION_OVER = enum.auto()
     """The session has ended, or another agent has its place."""
     PEER_FAULT = enum.auto()
-    """The peer sent what is not valid, or asked for what does not exist."""
+    """The peer sent invalid data, or requested an object that does not exist."""
     INTERNAL = enum.auto()
     """This program, its disk or its authority failed."""
 
 
 class Retry(enum.Enum):
-    """What an agent tries next after an attach was refused."""
+    """The next step of an agent after a refused attach."""
 
     SAME_SESSION = enum.auto()
     """The same session again in a moment."""
@@ -66,7 +65,7 @@ class Reason(enum.Enum):
     USER_LEFT = (2, 499, Category.NORMAL, "the user closed the connection before the answer was complete")
     TARGET_RESET = (3, 502, Category.NORMAL, "the target aborted its connection")
     IDLE_TIMEOUT = (4, 504, Category.NORMAL, "no byte moved for longer than the idle limit")
-    # What the user asked for cannot be done.
+    # Requests that cannot be served.
     BAD_REQUEST = (10, 400, Category.MISUSE, "the request is malformed or ambiguous")
     HEAD_TOO_LARGE = (11, 431, Category.PEER_FAULT, "the request head is larger than the limit")
     HEAD_TIMEOUT = (12, 408, Category.PEER_FAULT, "the request head did not arrive in time")
@@ -96,47 +95,52 @@ class Reason(enum.Enum):
     TOO_MANY_STREAMS = (42, 503, Category.LIMIT, "too many streams are open on this session")
     TOO_MANY_SESSIONS = (43, 503, Category.LIMIT, "too many agents are attached to this server")
     NO_DESCRIPTORS = (44, 503, Category.LIMIT, "the process has no file descriptors left")
-    STALLED_UNDER_PRESSURE = (45, 503, Category.LIMIT, "the stream stood still while memory was short")
+    STALLED_UNDER_PRESSURE = (45, 503, Category.LIMIT, "the stream was stalled while memory was short")
     OPEN_FLOOD = (46, 429, Category.LIMIT, "streams are opened and reset too fast")
     OPEN_TIMEOUT = (47, 504, Category.TARGET, "the agent did not answer the open in time")
-    SEND_MEMORY_FULL = (48, 503, Category.LIMIT, "the process holds as many unconfirmed bytes as it may")
+    SEND_MEMORY_FULL = (
+        48,
+        503,
+        Category.LIMIT,
+        "the process holds as many unacknowledged bytes as its limit allows",
+    )
     FRAME_FLOOD = (
         110,
         429,
         Category.PEER_FAULT,
         "frames that carry no data come too fast on one connection",
     )
-    TOO_MANY_OF_USER = (49, 429, Category.LIMIT, "the user has as much open as one user may")
-    # Certificates and who may have one.
+    TOO_MANY_OF_USER = (49, 429, Category.LIMIT, "the user has reached a limit for one user")
+    # Certificates and enrolment.
     BAD_CSR = (
         50,
         400,
         Category.PEER_FAULT,
-        "the certificate request is malformed, or asks for what is not given",
+        "the certificate request is malformed, or asks for a certificate that is never issued",
     )
     WEAK_KEY = (51, 400, Category.PEER_FAULT, "the key is too weak, or of a kind that is not accepted")
     CSR_NAME_MISMATCH = (
         52,
         403,
         Category.POLICY,
-        "the certificate request names another than the one who asks",
+        "the certificate request names another identity than its sender's",
     )
     TOKEN_WRONG = (53, 401, Category.POLICY, "the token is not known here")
-    TOKEN_EXPIRED = (54, 403, Category.POLICY, "the token's life is over")
+    TOKEN_EXPIRED = (54, 403, Category.POLICY, "the token has expired")
     TOKEN_USED_UP = (55, 403, Category.POLICY, "the token was used as often as it may be")
     TOKEN_REVOKED = (56, 403, Category.POLICY, "the token was revoked")
     TOKEN_NAME_MISMATCH = (57, 403, Category.POLICY, "the token is for other nodes")
-    TOKEN_REPLAYED = (58, 403, Category.POLICY, "the token has let this node in before, with another key")
+    TOKEN_REPLAYED = (58, 403, Category.POLICY, "the node joined with this token before, with another key")
     REVOKED = (59, 403, Category.PERMANENT, "the certificate, or the name in it, was revoked")
     TOO_MANY_ENROLMENTS = (
         100,
         503,
         Category.LIMIT,
-        "too many certificates are being asked for at this moment",
+        "too many certificate requests are in progress",
     )
     TOO_MANY_GUESSES = (101, 429, Category.LIMIT, "too many wrong tokens came from this address")
-    CERTIFICATE_EXPIRED = (102, 403, Category.PERMANENT, "the certificate's life is over")
-    ROOT_RETIRED = (103, 403, Category.PERMANENT, "the root of the certificate is trusted no more")
+    CERTIFICATE_EXPIRED = (102, 403, Category.PERMANENT, "the certificate has expired")
+    ROOT_RETIRED = (103, 403, Category.PERMANENT, "the root of the certificate is no longer trusted")
     # The session and its carriers.
     SESSION_LOST = (60, 502, Category.ABSENT, "the session with the agent was lost")
     PING_TIMEOUT = (61, 504, Category.SESSION_OVER, "the other end stopped answering pings")
@@ -152,8 +156,8 @@ class Reason(enum.Enum):
         Category.SESSION_OVER,
         "the server does not know the session: it restarted, or grace was over",
     )
-    PEER_STALLED = (69, 504, Category.SESSION_OVER, "the other end answers pings but confirms nothing")
-    GRACE_EXPIRED = (70, 504, Category.SESSION_OVER, "the link did not come back within its grace")
+    PEER_STALLED = (69, 504, Category.SESSION_OVER, "the other end answers pings but acknowledges nothing")
+    GRACE_EXPIRED = (70, 504, Category.SESSION_OVER, "the agent did not attach again within the grace")
     AGENT_RESTARTED = (71, 502, Category.SESSION_OVER, "the agent restarted and lost its session")
     SESSION_MISMATCH = (
         72,
@@ -168,8 +172,8 @@ class Reason(enum.Enum):
     PROTOCOL_ERROR = (81, 400, Category.PEER_FAULT, "a frame is not allowed in this state")
     UNKNOWN_FRAME = (82, 400, Category.PEER_FAULT, "a frame of an unknown kind arrived")
     VERSION_MISMATCH = (83, 400, Category.PEER_FAULT, "the two ends share no protocol version")
-    CREDIT_OVERRUN = (84, 400, Category.PEER_FAULT, "more was sent than the credit allowed")
-    ACK_OF_UNSENT = (85, 400, Category.PEER_FAULT, "something never sent was confirmed")
+    CREDIT_OVERRUN = (84, 400, Category.PEER_FAULT, "more bytes were sent than the credit allowed")
+    ACK_OF_UNSENT = (85, 400, Category.PEER_FAULT, "a packet that was never sent was acknowledged")
     DATA_AFTER_END = (86, 400, Category.PEER_FAULT, "data arrived after the end of the stream")
     DATA_GAP = (87, 400, Category.PEER_FAULT, "data is missing before the offset that arrived")
     STREAM_NEVER_OPENED = (88, 400, Category.PEER_FAULT, "a frame names a stream that was never opened")
@@ -177,21 +181,21 @@ class Reason(enum.Enum):
         120,
         400,
         Category.PEER_FAULT,
-        "a number that the other end told is out of its range",
+        "a number from the other end is out of its range",
     )
     TLS_TOO_OLD = (89, 400, Category.PEER_FAULT, "the TLS version is older than this listener allows")
-    # What the server keeps.
+    # The server's store and authority.
     STORE_FULL = (90, 507, Category.INTERNAL, "the disk that holds the server's store is full")
     STORE_FAILED = (91, 503, Category.INTERNAL, "the server's store cannot be read or written")
     AUDIT_FAILED = (
         92,
         503,
         Category.INTERNAL,
-        "what was asked for could not be written to the audit, so it was not done",
+        "the action could not be written to the audit, so it was not done",
     )
     ROTATION_REFUSED = (93, 409, Category.POLICY, "the authority is not ready for this step")
     AUTHORITY_UNUSABLE = (94, 503, Category.INTERNAL, "the certificate authority cannot be used")
-    # Faults of ours.
+    # Errors of this program.
     INTERNAL_ERROR = (99, 500, Category.INTERNAL, "an error inside Qanat; the log has the traceback")
 
     @property
@@ -201,22 +205,22 @@ class Reason(enum.Enum):
 
     @property
     def status(self) -> int:
-        """The HTTP status an entrance answers with."""
+        """The HTTP status with which an entrance answers."""
         return self.value[1]
 
     @property
     def meaning(self) -> str:
-        """What it means, as the second half of a sentence."""
+        """The meaning, as the second half of a sentence."""
         return self.value[3]
 
     @property
     def category(self) -> Category:
-        """The kind of cause, which decides what the programs do."""
+        """The kind of cause, which decides the effects."""
         return self.value[2]
 
     @property
     def retry(self) -> Retry:
-        """What an agent tries next after an attach that was refused for this reason."""
+        """The next step of an agent after an attach that was refused for this reason."""
         match self.category:
             case Category.TEMPORARY | Category.LIMIT | Category.INTERNAL:
                 return Retry.SAME_SESSION
@@ -246,7 +250,7 @@ _BY_CODE = {reason.code: reason for reason in Reason}
 
 
 def reason_from_code(code: int) -> Reason:
-    """The reason with this wire code; a code of a later version reads as ``PROTOCOL_ERROR``."""
+    """Return the reason with this wire code; an unknown code of a later version is ``PROTOCOL_ERROR``."""
     return _BY_CODE.get(code, Reason.PROTOCOL_ERROR)
 
 
@@ -263,22 +267,22 @@ OF_A_STREAM = frozenset(
         Reason.INTERNAL_ERROR,
     }
 )
-"""Reasons that an agent may give for the end of a stream.
+"""Reasons that an agent may send for the end of a stream.
 
-Every other reason is for the server to give, because it concerns identity, policy or the server's own limits.
+Only the server may send the other reasons, because they concern identity, policy or the server's own limits.
 """
 OF_A_SESSION = OF_A_STREAM | {
     *(Reason.OPEN_FLOOD, Reason.PING_TIMEOUT, Reason.CARRIER_LOST, Reason.PEER_STALLED),
     *(Reason.UNKNOWN_SESSION, Reason.GRACE_EXPIRED, Reason.MALFORMED_PACKET, Reason.UNKNOWN_FRAME),
     *(Reason.VERSION_MISMATCH, Reason.ACK_OF_UNSENT, Reason.STREAM_NEVER_OPENED, Reason.NUMBER_OUT_OF_RANGE),
 }
-"""Reasons that an agent may give for the end of its session."""
+"""Reasons that an agent may send for the end of its session."""
 
 
 class Refused(Exception):  # noqa: N818 - named by what happened, as users read it
-    """What was asked for is refused. ``detail`` is a sentence for the user: who, why, what to do.
+    """Raised when a request is refused. ``detail`` is a sentence for the user: actor, cause, remedy.
 
-    ``who`` names, for the log, the node, user or token that has proven itself; empty if none has.
+    ``who`` names the verified node, user or token for the log; empty if none is verified.
     """
 
     def __init__(self, reason: Reason, detail: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What counts as one source of connections. No I/O."""
+"""Sources of connections, for limits per source. No I/O."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import functools
 import ipaddress
 
 LOCAL = "local"
-"""The source of unix sockets: the file's mode decides who comes in, so only the total bounds them."""
+"""The source of unix sockets. The file's mode decides who connects, so only the total bounds them."""
 
 
 @functools.lru_cache(1024)
 def source_of(address: str) -> str:
-    """What counts as one source: an IPv4 address, or an IPv6 /64 (what one customer gets, RFC 6177)."""
+    """Return the source of an address: an IPv4 address, or an IPv6 /64, as one customer gets (RFC 6177)."""
     if not address:
         return LOCAL
     parsed = ipaddress.ip_address(address.partition("%")[0])

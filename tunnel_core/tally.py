@@ -1,6 +1,6 @@
-"""Counts by key that forget a key whose count is back at zero. No I/O.
+"""Counts by key that drop a key whose count returns to zero. No I/O.
 
-Keys are names of users, nodes and sources, which others choose. So a table holds only keys in use.
+Keys are names of users, nodes and sources, which strangers choose. So a table holds only keys in use.
 """
 
 from __future__ import annotations

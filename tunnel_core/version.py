@@ -1,3 +1,3 @@
-"""The version of all programs, which ``pyproject.toml`` has too."""
+"""The version of all programs, as in ``pyproject.toml``."""
 
 __version__ = "0.1.0"

@@ -215,7 +215,7 @@ def packets(data: bytes) -> None:
     """Packets of agents whose certificate gRPC has taken and we have not: read as protobuf reads them."""
     packet, expected = decode_packet(data), by_protobuf(data)
     if isinstance(packet, Malformed):
-        assert expected is None or _STRICTER.search(packet.why), (packet, expected)
+        assert expected is None or _STRICTER.search(packet.detail), (packet, expected)
         return
     assert packet == expected
     if not any(isinstance(frame, Unknown) for frame in packet.frames):

@@ -119,7 +119,7 @@ class SessionFailover:
             self._act(self._attempts.poll(now, self._carried(), chance), nursery)
             is_late = self._link.statistics().late_since < math.inf
             if self._link.attachment is not None:  # lets another carrier through beside it
-                self._link.attachment.carrier.throttle(held=self._attempts.is_trying and is_late)
+                self._link.attachment.carrier.throttle(enabled=self._attempts.is_trying and is_late)
             with trio.CancelScope(deadline=self._next_look()) as self._timer:
                 await trio.sleep_forever()
 

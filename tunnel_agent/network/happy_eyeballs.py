@@ -60,7 +60,7 @@ def connect_nowait(address: str, port: int) -> SocketStream | None:
         sock, number = _begin_connect(family, (address, port))
         on_failure.callback(sock.close)
         if not number:
-            tune(sock, leads_away=False)
+            tune(sock, is_remote=False)
             stream = SocketStream(sock, is_tuned=True)
             on_failure.pop_all()
             return stream

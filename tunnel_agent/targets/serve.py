@@ -102,8 +102,8 @@ class Serving:
         result = await relay(
             stream,
             outcome.stream,
-            left=Reason.TARGET_RESET,
-            stopping=Reason.AGENT_STOPPING,
+            break_reason=Reason.TARGET_RESET,
+            cancel_reason=Reason.AGENT_STOPPING,
             half_closed_seconds=self._half_closed_seconds,
         )
         self._note_closed(facts, result, trio.current_time() - start)

@@ -1,27 +1,27 @@
 """An asyncio loop nested inside trio, through the public interfaces of both.
 
 Theory of operation
-1. gRPC's public Python API needs a running asyncio loop; everything else here is trio. So the loop
-   is run in *turns*: ``run_forever()`` with a selector that never blocks, that notes how long
-   asyncio would have slept, and that stops the loop when there is nothing left to do.
-2. Who takes a turn: the driver, a trio task parked on the selector's epoll descriptor with asyncio's
-   next timer as its deadline; and any trio task that has just queued work (:meth:`Bridge.turn`).
-   Work queued without a turn would wait for unrelated traffic, so every entry to the loop is a
-   method of :class:`Bridge` that takes or asks for a turn. Callbacks of the loop may reschedule trio
-   tasks, start them and set events: a turn always happens inside some trio task.
-3. A turn is bounded in rounds and in time, so that a busy loop cannot starve trio. What is left
-   over is continued in trio's next pass, after everybody else had their step.
-4. A turn inside a turn does nothing: the outer one sees the new work before it ends.
-5. A turn never raises into the task that happens to take it, and holds back KeyboardInterrupt
-   (trio delivers it at the main task's next checkpoint). What goes wrong inside the loop is
-   collected, cancels the body of :func:`open_bridge`, and is raised when that has unwound.
-6. The driver is shielded and outlives all calls: a cancelled call needs turns to end. Were the
-   driver cancelled beside its users, they would wait for ever.
+1. gRPC's public Python API needs a running asyncio loop; all other code is trio. So the bridge runs the loop
+   in *turns*. A turn is ``run_forever()`` with a selector that never blocks, records how long asyncio would
+   have slept, and stops the loop when no work is left.
+2. Two kinds of task take a turn. The driver is a trio task parked on the selector's epoll descriptor, with
+   asyncio's next timer as its deadline. Any trio task that queues work takes a turn too
+   (:meth:`Bridge.turn`). Work queued without a turn would wait for unrelated traffic. So every entry to the
+   loop is a method of :class:`Bridge` that takes or requests a turn. Callbacks of the loop may reschedule
+   trio tasks, start them and set events, because a turn always runs inside a trio task.
+3. A turn is bounded in rounds and in time, so that a busy loop cannot starve trio. Remaining work continues
+   in trio's next pass, after every other task had its step.
+4. A turn inside a turn does nothing, because the outer turn runs the new work before it ends.
+5. A turn never raises into the task that takes it, and defers KeyboardInterrupt (trio delivers it at the main
+   task's next checkpoint). The bridge collects failures of the loop, cancels the body of :func:`open_bridge`,
+   and raises them when the body has unwound.
+6. The driver is shielded and outlives all calls, because a cancelled call needs turns to end. If the driver
+   were cancelled beside its callers, they would wait for ever.
 
-Not done here: child processes, signals (trio's handlers stay in place), threads other than
-through asyncio's own ``call_soon_threadsafe``, which wakes the driver by the selector. Linux only,
-as a descriptor that another poller can wait on is needed. Rejected: trio-asyncio (twice the CPU),
-trio as asyncio's guest (a thread hop per wait).
+The bridge supports no child processes and no signals (trio's handlers stay in place). Threads may use only
+asyncio's own ``call_soon_threadsafe``, which wakes the driver through the selector. Linux only, because
+another poller must be able to wait on the selector's descriptor. Rejected: trio-asyncio (twice the CPU), trio
+as asyncio's guest (a thread hop per wait).
 """
 
 from __future__ import annotations
@@ -40,33 +40,32 @@ import trio
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# The longest a turn may keep trio waiting, beyond the one callback that is running: well under the
-# 30 ms that a 10 ms timer may be late, and over what a burst of packets needs.
+# The longest time that a turn may keep trio waiting, besides the callback that is running. Far below the 30
+# ms by which a 10 ms timer may be late, and more than a burst of packets needs.
 _MAX_TURN_SECONDS = 0.004
 _MAX_TURN_ROUNDS = 64
-_LOOK_ROUNDS = 8
-# How long tasks of the loop get to end after they were cancelled at the very end.
+_POLL_ROUNDS = 8
+# How long tasks of the loop may take to end after the closing bridge cancelled them.
 _CLOSE_SECONDS = 5.0
 
 
 class BridgeError(Exception):
-    """The asyncio side misbehaved in a way that left no exception of its own."""
+    """Raised for a failure of the asyncio side that has no exception of its own."""
 
 
 @asynccontextmanager
 async def open_bridge() -> AsyncIterator[Bridge]:
-    """Runs an asyncio loop beside the body; to be the outermost scope of a program.
+    """Run an asyncio loop beside the body. This must be the outermost scope of a program.
 
-    On the way out, tasks of the loop that are left are cancelled and waited for. If anything
-    failed inside the loop, the body is cancelled and the failure is raised: alone, or in a
-    ``BaseExceptionGroup`` when there are several or the body failed too. Otherwise the body's own
-    exception passes through as it is, in no group.
+    On exit the bridge cancels the remaining tasks of the loop and waits for them. A failure inside the loop
+    cancels the body and is raised alone, or in a ``BaseExceptionGroup`` with other failures and the body's.
+    Otherwise the body's own exception passes through unchanged, in no group.
     """
     bridge = Bridge()
     raised: list[BaseException] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bridge._drive)
-        nursery.start_soon(bridge._take_asked_turns)
+        nursery.start_soon(bridge._drive_requested_turns)
         try:
             with bridge._body:
                 yield bridge
@@ -77,7 +76,7 @@ async def open_bridge() -> AsyncIterator[Bridge]:
 
 
 class BridgeTask:
-    """A task of the loop that nobody waits for yet. Made by :meth:`Bridge.start`."""
+    """A task of the loop that runs in the background. Made by :meth:`Bridge.start`."""
 
     def __init__(self, bridge: Bridge, task: asyncio.Task[Any]) -> None:
         self._bridge = bridge
@@ -88,12 +87,12 @@ class BridgeTask:
         task.add_done_callback(self._note_end)
 
     def cancel(self) -> None:
-        """Asks the task to end; does not wait."""
+        """Cancel the task without waiting for its end."""
         self._task.cancel()
         self._bridge.turn()
 
     async def wait(self) -> None:
-        """Waits for the end and raises the task's exception, if any. To be cancelled is no error.
+        """Wait for the task's end and raise its exception, if any. A cancelled task is no error.
 
         Cancelling the wait leaves the task running.
         """
@@ -116,7 +115,7 @@ class BridgeTask:
 
 
 class Bridge:
-    """The way from trio into the loop. Made by :func:`open_bridge`; used from its trio thread only."""
+    """The entry from trio to the loop. Made by :func:`open_bridge`; used from its trio thread only."""
 
     def __init__(self) -> None:
         self._selector = _TurnSelector()
@@ -127,43 +126,43 @@ class Bridge:
         self._failures: list[BaseException] = []
         self._body = trio.CancelScope()
         self._alarm = trio.CancelScope()  # its deadline wakes the driver for asyncio's next timer
-        self._turner: trio.lowlevel.Task | None = None  # parked until a turn is asked for
-        self._asked = False
+        self._parked_turner: trio.lowlevel.Task | None = None  # parked until a turn is requested
+        self._turn_requested = False
         self._in_turn = False
         self._closing = False
         self._closed = False
-        self._started: set[BridgeTask] = set()  # the loop alone would not keep a task from the collector
+        self._started: set[BridgeTask] = set()  # the loop has weak references only
         self._drivers_left = 2
         self._drivers_ended = trio.Event()
 
     @trio.lowlevel.enable_ki_protection
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs ``coroutine`` as a task of the loop; its result or exception.
+        """Run ``coroutine`` as a task of the loop. Return its result or raise its exception.
 
-        Cancelled, it cancels the task and waits for its end. A result that came nevertheless is
-        returned, as nothing is lost by that.
+        Cancellation cancels the task and waits for its end. If the task ends with a result nevertheless, that
+        result is returned. Raises ``BridgeError`` if the bridge is closed.
         """
-        await self._check_may_start(coroutine)
+        await self._check_can_start(coroutine)
         return await _Call(self, self._loop.create_task(coroutine)).outcome()
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> BridgeTask:
-        """Starts ``coroutine`` as a task of the loop.
+        """Start ``coroutine`` as a task of the loop. Raises ``BridgeError`` if the bridge is closed.
 
-        If it ends with an exception while nobody is in :meth:`BridgeTask.wait`, the bridge fails.
+        If the task ends with an exception while no caller is in :meth:`BridgeTask.wait`, the bridge fails.
         """
-        self._refuse_if_closed(coroutine)
+        self._check_open(coroutine)
         task = BridgeTask(self, self._loop.create_task(coroutine))
         self.turn()
         return task
 
     def call_soon(self, function: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Calls ``function`` inside the loop, at once unless this is inside a turn already."""
+        """Call ``function`` inside the loop: at once, or later in the present turn."""
         self._loop.call_soon(function, *args)
         self.turn()
 
     @trio.lowlevel.enable_ki_protection
     def turn(self) -> None:
-        """Lets the loop do what it has to do now. Never raises; nothing inside a turn or after the end."""
+        """Run the loop's pending work now. Never raises; does nothing inside a turn or after the end."""
         if self._in_turn:
             return
         self._in_turn = True
@@ -173,7 +172,7 @@ class Bridge:
         try:
             self._loop.run_forever()
         except BaseException as error:
-            # SystemExit and KeyboardInterrupt; what else a callback raises goes to the handler.
+            # SystemExit and KeyboardInterrupt; other exceptions of a callback reach the loop's handler.
             selector.idle_seconds = 0.0
             self._fail(error)
         self._in_turn = False
@@ -181,27 +180,28 @@ class Bridge:
             self._arrange_next_turn(selector.idle_seconds)
 
     def turn_soon(self) -> None:
-        """Has a turn taken in trio's next pass: one turn for however many ask in this one."""
+        """Request a turn in trio's next pass. All requests of this pass share one turn."""
         if self._in_turn:
             return
-        self._asked = True
-        turner = self._turner
-        if turner is not None:
-            self._turner = None
-            trio.lowlevel.reschedule(turner)
+        self._turn_requested = True
+        parked = self._parked_turner
+        if parked is not None:
+            self._parked_turner = None
+            trio.lowlevel.reschedule(parked)
 
     def _arrange_next_turn(self, idle_seconds: float) -> None:
         if idle_seconds == 0:
             self.turn_soon()
             return
         wake_at = trio.current_time() + idle_seconds
-        # Only ever earlier: an alarm that is too early costs one empty turn, moving it costs each one.
+        # Only move the alarm earlier: an early alarm costs one empty turn, moving it back would cost each
+        # turn.
         if wake_at < self._alarm.deadline:
             self._alarm.deadline = wake_at
 
     @trio.lowlevel.enable_ki_protection
     async def _drive(self) -> None:
-        """Takes a turn whenever a descriptor of the loop is ready or a timer of it is due."""
+        """Take a turn whenever a descriptor of the loop is ready or one of its timers is due."""
         with trio.CancelScope(shield=True):
             while not self._closing:
                 with trio.CancelScope() as self._alarm:
@@ -214,16 +214,16 @@ class Bridge:
             await trio.lowlevel.wait_readable(self._selector.fileno())
 
     @trio.lowlevel.enable_ki_protection
-    async def _take_asked_turns(self) -> None:
-        """Takes the turns that :meth:`turn_soon` asks for: far cheaper than moving the alarm."""
+    async def _drive_requested_turns(self) -> None:
+        """Take the turns that :meth:`turn_soon` requests, which is far cheaper than moving the alarm."""
         with trio.CancelScope(shield=True):
             while not self._closing:
-                if self._asked:  # by its own last turn, which left work
+                if self._turn_requested:  # by the last turn of this task, which left work
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 else:
-                    self._turner = trio.lowlevel.current_task()
+                    self._parked_turner = trio.lowlevel.current_task()
                     await trio.lowlevel.wait_task_rescheduled(_never_abort)
-                self._asked = False
+                self._turn_requested = False
                 self.turn()
         self._note_driver_end()
 
@@ -232,15 +232,15 @@ class Bridge:
         if not self._drivers_left:
             self._drivers_ended.set()
 
-    async def _check_may_start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self._refuse_if_closed(coroutine)
+    async def _check_can_start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._check_open(coroutine)
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
             coroutine.close()
             raise
 
-    def _refuse_if_closed(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def _check_open(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         if self._closed:
             coroutine.close()
             raise BridgeError("the bridge is closed")
@@ -249,11 +249,11 @@ class Bridge:
         if self._closed:
             loop.default_exception_handler(context)
             return
-        about = context.get("task") or context.get("future") or context.get("handle") or ""
-        self._fail(context.get("exception") or BridgeError(f"{context['message']} {about}"))
+        subject = context.get("task") or context.get("future") or context.get("handle") or ""
+        self._fail(context.get("exception") or BridgeError(f"{context['message']} {subject}"))
 
     def _fail(self, error: BaseException) -> None:
-        # Through the token: a collected task reports from whatever thread the collector ran in.
+        # Through the token, because a collected task reports from the thread in which the collector ran.
         if not any(error is known for known in self._failures):
             self._failures.append(error)
         with suppress(trio.RunFinishedError):
@@ -276,7 +276,7 @@ class Bridge:
 
 
 class _Call(Generic[T]):
-    """The wait of one trio task for one task of the loop."""
+    """One trio task that waits for one task of the loop."""
 
     __slots__ = ("_bridge", "_parked", "_raise_cancel", "_task", "_waiter")
 
@@ -289,7 +289,10 @@ class _Call(Generic[T]):
         task.add_done_callback(self._wake)
 
     async def outcome(self) -> T:
-        """Waits until the task is done; its result, its exception or our cancellation. Once."""
+        """Wait until the task is done.
+
+        Return its result, or raise its exception or our cancellation. Call once.
+        """
         try:
             await self._wait_done()
             if not self._task.cancelled():
@@ -298,7 +301,7 @@ class _Call(Generic[T]):
                 self._raise_cancel()
             raise BridgeError("the coroutine was cancelled from inside the asyncio loop")
         finally:
-            # The frames of its exception lead here, by the turn that raised it: they would keep each other.
+            # The exception's frames refer to this one, through the turn that raised it: a reference cycle.
             del self._task
 
     async def _wait_done(self) -> None:
@@ -321,22 +324,22 @@ class _Call(Generic[T]):
 
 
 class _TurnSelector(selectors.EpollSelector):
-    """Never blocks; ends the turn when there is nothing to do or the turn was long enough."""
+    """A selector that never blocks. It ends a turn that has no work left or has used up its bounds."""
 
     stop: Callable[[], None]
 
     def __init__(self) -> None:
         super().__init__()
         self.idle_seconds: float | None = None
-        """How long asyncio would sleep now: until its next timer, not at all, or (None) without end."""
+        """Seconds that asyncio would sleep now, until its next timer; 0: work is left; None: no timer."""
         self.rounds = 0
         self.end_at = 0.0
         """Set both when a turn begins."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self.rounds += 1
-        # With callbacks waiting (0) asyncio only looks in passing: most of these looks find nothing.
-        ready = super().select(0) if timeout != 0 or self.rounds % _LOOK_ROUNDS == 0 else []
+        # With callbacks waiting (0) asyncio polls in passing, and most of these polls find no event.
+        ready = super().select(0) if timeout != 0 or self.rounds % _POLL_ROUNDS == 0 else []
         if not ready and (timeout is None or timeout > 0):
             self.idle_seconds = timeout
             self.stop()
@@ -347,10 +350,10 @@ class _TurnSelector(selectors.EpollSelector):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """Deaf after its end: threads of libraries outlive it, and what they have to say is of no more use.
+    """A loop that ignores calls from threads after its end, because threads of libraries outlive it.
 
-    asyncio raises there. gRPC, whose completion queue is one for all loops of a process, would raise
-    that inside the loop that came next.
+    asyncio raises for such calls. gRPC has one completion queue for all loops of a process, so it would raise
+    the exception inside the next loop.
     """
 
     def call_soon_threadsafe(
@@ -368,7 +371,7 @@ def _never_abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
 
 
 async def _end_all_tasks() -> list[BaseException]:
-    """Cancels every other task of the loop, those started meanwhile too; what they failed with."""
+    """Cancel every other task of the loop, also those started meanwhile. Return their exceptions."""
     failures: list[BaseException] = []
     while others := asyncio.all_tasks() - {asyncio.current_task()}:
         for task in others:
@@ -382,7 +385,7 @@ async def _end_all_tasks() -> list[BaseException]:
 
 
 def _raise_any(failures: list[BaseException], raised: list[BaseException]) -> None:
-    """Raises what went wrong, alone where it can be."""
+    """Raise a single exception alone, several in a group."""
     everything = [*failures, *raised]
     try:
         if len(everything) == 1:

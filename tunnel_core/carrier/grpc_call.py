@@ -1,26 +1,27 @@
-"""A carrier that is a gRPC call of the agent. The server needs no library of gRPC: see ``http2/carrier.py``.
+"""The agent's carrier: one gRPC call. The server serves it without gRPC's library (``http2/carrier.py``).
 
 Theory of operation
-1. One call, ``Attach``, moves packets as raw bytes: gRPC swallows what a serializer raises, and a
-   deserializer's error text reaches the peer. So bytes go in and out, and the port calls the codec.
-2. Two asyncio tasks own a call. The reader lives as long as the call and is the one to say why it
-   ended; the writer sends what the port has and then parks until :meth:`Carrier.wake`. There is no
-   time-out around a read or a write, because cancelling either cancels the call. A write under way is
-   not cancelled at the end either: gRPC cannot send the status of a call meanwhile, and logs a traceback.
-3. The reader never waits for anybody (credit bounds what it can be made to hold), so no flow control
-   of HTTP/2 is wanted under the session's own: hence the large ``lookahead_bytes``, and no BDP probes,
-   whose pings more than double what an idle carrier sends.
-4. Every dial is a new channel with a connection of its own, because an agent that suspects its
-   connection must not be given the same one again. Channel and call are known to their owner task
-   alone, never to the carrier, and no traceback that is kept holds a frame of it: as long as anything
-   refers to a call, gRPC keeps the socket with all it has queued, ``close()`` or not.
-5. Dead connections: ``keepalive_timeout_ms`` becomes TCP_USER_TIMEOUT, so that the kernel drops what
-   was not confirmed for so long; each dial has one of its own, by which its socket is found again. The
-   keepalive pings themselves are put off for ever: liveness is the session's business, end to end.
-6. An abandoned connection is severed (``grpc_sockets``): gRPC itself would keep it until its queue is empty,
-   which a dead path never lets it be.
+1. One call, ``Attach``, moves packets as raw bytes, and the port calls the codec. gRPC would swallow the
+   exception of a serializer, and would send the error text of a deserializer to the peer.
+2. Two asyncio tasks own a call. The reader lives as long as the call and reports why it ended. The writer
+   sends the port's packets and then parks until :meth:`Carrier.wake`. No read or write has a time-out,
+   because cancelling either cancels the call. A running write is not cancelled at the end either, because
+   gRPC then fails to send the call's status and logs a traceback.
+3. The reader never waits, because credit bounds the bytes it stores. So the session needs no flow control of
+   HTTP/2 below its own. Hence the large ``lookahead_bytes`` and no BDP probes, whose pings more than double
+   the traffic of an idle carrier.
+4. Every dial uses a new channel with its own connection, because an agent that suspects its connection must
+   not get the same one again. Only the owner task refers to channel and call, and no kept traceback has a
+   frame of it. As long as any reference to a call exists, gRPC keeps the socket and its queue, ``close()`` or
+   not.
+5. ``keepalive_timeout_ms`` becomes TCP_USER_TIMEOUT, so that the kernel drops a connection that stays
+   unacknowledged for that time. Each dial has its own value, which marks its socket. Keepalive pings are put
+   off for ever, because the session checks liveness end to end.
+6. The owner task resets an abandoned connection (``grpc_sockets.py``). gRPC would keep it until its queue is
+   empty, which never happens on a dead path.
 
-Not done here: deciding who may attach, reconnecting, pings. Nothing is read into a call's status.
+Other modules decide about attaching, reconnecting and pings. The carrier draws no conclusion from a call's
+status.
 """
 
 from __future__ import annotations
@@ -31,54 +32,55 @@ from typing import Any, TypeAlias
 
 from tunnel_core.carrier.asyncio_bridge import Bridge
 from tunnel_core.carrier.grpc_runtime import aio
-from tunnel_core.carrier.grpc_sockets import has_lost_its_address, throttle
+from tunnel_core.carrier.grpc_sockets import has_lost_address, throttle
 from tunnel_core.carrier.interface import Carrier, CarrierPort, Peer
 
 _Read: TypeAlias = Callable[[], Awaitable[Any]]
 _Write: TypeAlias = Callable[[bytes], Awaitable[None]]
 
-# After a write failed the reader normally hears why; it gets this long before the call is given up.
-LAST_WORDS_SECONDS = 0.5
+# After a failed write the reader usually gets the cause; it has this many seconds until the call is
+# cancelled.
+READER_SECONDS = 0.5
 
 
 class CallCarrier(Carrier):
-    """One dialled call: the two tasks that move its packets, and how they end."""
+    """One dialled call: its reader and writer tasks, and their end. ``socket_tag`` marks its socket."""
 
     __slots__ = (
         "_bridge",
-        "_ending",
-        "_held",
-        "_lost",
-        "_over",
+        "_early_loss",
+        "_ended",
         "_parked",
         "_port",
+        "_single_wake",
         "_socket_tag",
+        "_stopping",
+        "_throttled",
         "_wakes",
-        "_was_alone",
         "cancel_owner",
         "peer",
     )
 
     def __init__(self, bridge: Bridge, peer: Peer, socket_tag: int) -> None:
         self.peer = peer
-        self._socket_tag = socket_tag  # by which its socket is found
+        self._socket_tag = socket_tag  # the TCP_USER_TIMEOUT of its socket, in ms
         self.cancel_owner: Callable[[], object]
         self._bridge = bridge
         self._port: CarrierPort | None = None
         self._parked: asyncio.Future[None] | None = None
         self._wakes = 0  # since the last packet
-        self._was_alone = False  # the last packet was there for one wake
-        self._held = False
-        self._ending = False  # the writer stops as soon as no write is under way
-        self._over = False  # abandoned, or the port knows that it is lost
-        self._lost: str | None = None  # why, if that was before the start
+        self._single_wake = False  # whether one wake preceded the last packet
+        self._throttled = False
+        self._stopping = False  # the writer stops after the running write
+        self._ended = False  # abandoned, or reported to the port as lost
+        self._early_loss: str | None = None  # the cause of a loss before the start
 
     def start(self, port: CarrierPort) -> None:
-        if self._over:
+        if self._ended:
             return
         self._port = port
-        if self._lost is not None:
-            self._bridge.call_soon(self.lose, self._lost)
+        if self._early_loss is not None:
+            self._bridge.call_soon(self.report_loss, self._early_loss)
         self.wake()
 
     def hand_over(self, port: CarrierPort) -> None:
@@ -91,15 +93,15 @@ class CallCarrier(Carrier):
 
     def wake_for_data(self) -> None:
         if self._unpark():
-            # Among many, in trio's next pass, with all other wakes of this one: a turn at once would give
-            # each a packet of its own, at twice the CPU. Who is alone waits for nobody.
-            if self._was_alone:
+            # If several streams send, one turn in trio's next pass serves all wakes of this pass. A turn for
+            # each wake would send a packet for each, at twice the CPU. A single stream need not wait.
+            if self._single_wake:
                 self._bridge.turn()
             else:
                 self._bridge.turn_soon()
 
     def _unpark(self) -> bool:
-        """Lets the writer look; False if it is about to, or waits for nothing."""
+        """Wake the writer. Return False if it is awake or busy."""
         self._wakes += 1
         parked = self._parked
         if parked is None:
@@ -111,31 +113,31 @@ class CallCarrier(Carrier):
         return True
 
     def abandon(self) -> None:
-        if self._over:
+        if self._ended:
             return
-        self._over = True
+        self._ended = True
         self._port = None
-        if self._lost is None:
+        if self._early_loss is None:
             self.cancel_owner()
             self._bridge.turn_soon()
 
-    def throttle(self, *, held: bool) -> None:
-        if held is not self._held:
-            self._held = held
-            throttle(self._socket_tag, held=held)
+    def throttle(self, *, enabled: bool) -> None:
+        if enabled is not self._throttled:
+            self._throttled = enabled
+            throttle(self._socket_tag, enabled=enabled)
 
     def lost_local_address(self) -> bool:
-        return has_lost_its_address(self._socket_tag)
+        return has_lost_address(self._socket_tag)
 
     async def move(self, read: _Read, write: _Write) -> str:
-        """Waits for the start, then moves packets until the call ends; returns why it did."""
+        """Wait for the start, then move packets until the call ends. Return the cause of its end."""
         while self._port is None:
             await self._park()
         writer = self._bridge.start(self._write_packets(write))
         try:
             return await self._read_packets(read)
         finally:
-            self._ending = True
+            self._stopping = True
             if self._parked is not None:
                 writer.cancel()
 
@@ -144,45 +146,45 @@ class CallCarrier(Carrier):
             try:
                 data = await read()
             except Exception as error:
-                return why(error)
+                return failure_detail(error)
             if data is aio.EOF:
-                return "the other end closed the call"
+                return "the server closed the call"
             if self._port is not None:
                 self._port.packet_received(data)
-            data = None  # up to a whole packet, which an idle carrier should not hold
+            data = None  # so that an idle carrier holds no packet
 
     async def _write_packets(self, write: _Write) -> None:
         try:
-            while self._port is not None and not self._ending:
+            while self._port is not None and not self._stopping:
                 packet = self._port.next_packet()
                 if packet is None:
                     await self._park()
                     continue
-                self._was_alone, self._wakes = self._wakes <= 1, 0
+                self._single_wake, self._wakes = self._wakes <= 1, 0
                 if not await _write_one(write, packet):
-                    await self._hear_last_words()
+                    await self._wait_for_reader()
                 packet = None
         except asyncio.CancelledError:
-            # Ends as if by itself: a task that was cancelled keeps the exception with its frames.
+            # Return normally, because a cancelled task keeps its exception with all frames.
             return
 
-    async def _hear_last_words(self) -> None:
-        if self._ending:
+    async def _wait_for_reader(self) -> None:
+        if self._stopping:
             return
-        await asyncio.sleep(LAST_WORDS_SECONDS)
-        if not self._ending:
+        await asyncio.sleep(READER_SECONDS)
+        if not self._stopping:
             self.cancel_owner()
 
     async def _park(self) -> None:
         self._parked = asyncio.get_running_loop().create_future()
         await self._parked
 
-    def lose(self, detail: str) -> None:
-        """Tells the port, or whoever will be the port, that the call is over."""
-        self._lost = detail
+    def report_loss(self, detail: str) -> None:
+        """Report the call's end to the port. Before ``start``, keep ``detail`` for the coming port."""
+        self._early_loss = detail
         port, self._port = self._port, None
-        if port is not None and not self._over:
-            self._over = True
+        if port is not None and not self._ended:
+            self._ended = True
             port.carrier_lost(detail)
 
 
@@ -194,8 +196,8 @@ async def _write_one(write: _Write, packet: bytes) -> bool:
     return True
 
 
-def why(error: Exception) -> str:
-    """The best there is to tell about a failed call, for people."""
+def failure_detail(error: Exception) -> str:
+    """Return the most useful text about a failed call, for people."""
     if isinstance(error, aio.AioRpcError):
         return str(error.details() or error.code().name.lower())
     return f"{type(error).__name__}: {error}"

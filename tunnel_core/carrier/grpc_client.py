@@ -1,4 +1,5 @@
-"""Carriers over gRPC, dialled by agents. The theory is in ``grpc_call``; ``http2/carrier.py`` serves them."""
+"""Dial carriers over gRPC, for agents. ``grpc_call.py`` has the theory; ``http2/carrier.py`` is the server's
+side."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import urllib.parse
 from typing import Any, TypeAlias
 
 from tunnel_core.carrier.asyncio_bridge import Bridge
-from tunnel_core.carrier.grpc_call import LAST_WORDS_SECONDS, CallCarrier, why
+from tunnel_core.carrier.grpc_call import READER_SECONDS, CallCarrier, failure_detail
 from tunnel_core.carrier.grpc_runtime import aio, core
 from tunnel_core.carrier.grpc_sockets import reset_dialled
 from tunnel_core.carrier.interface import (
@@ -23,19 +24,20 @@ from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.names import split_host_port
 
 _Options: TypeAlias = list[tuple[str, int | str]]
-# Below INT_MAX milliseconds, which would switch TCP_USER_TIMEOUT off together with the pings.
+# Below INT_MAX milliseconds, because INT_MAX switches TCP_USER_TIMEOUT off together with the pings.
 _KEEPALIVE_MS = 20 * 24 * 3600 * 1000
-_TIMED_OUT = 0.95
-"""A failure after this part of the time is taken for gRPC's own time-out, which has no code of its own."""
+_TIMEOUT_SHARE = 0.95
+"""A failure after this part of the time counts as gRPC's own time-out, which has no code of its own."""
 _socket_tags = (DEAD_CONNECTION_MS + number for number in itertools.cycle(range(1, 10_000)))
-"""Each dial has a time-out of its own, by which its sockets are found again."""
+"""The TCP_USER_TIMEOUT of each dial, in ms. The values differ, so that each marks the sockets of its dial."""
 
 
 async def dial_carrier(bridge: Bridge, settings: DialSettings, limits: Limits | None = None) -> Carrier:
-    """Connects and starts the call on a channel of its own. Raises ``CarrierFailed``.
+    """Connect to the server and start the call on a new channel. Raises ``CarrierFailed``.
 
-    Returned means that TCP, proxy and TLS are done and HTTP/2 settings have come: the server's name and
-    issuer are good, and it took our certificate. One that it does not take reads "Socket closed".
+    On return TCP, proxy and TLS are done, and the server's HTTP/2 settings have arrived. So the server's name
+    and issuer are verified, and the server accepted the agent's certificate. The failure of a certificate
+    that it does not accept reads "Socket closed". Cancellation resets and closes the connection.
     """
     outcome = await bridge.run(_dial(bridge, settings, limits or Limits()))
     if isinstance(outcome, CarrierFailed):
@@ -44,7 +46,10 @@ async def dial_carrier(bridge: Bridge, settings: DialSettings, limits: Limits | 
 
 
 async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carrier | CarrierFailed:
-    """The carrier, or why there is none, not raised: a traceback would keep call and channel."""
+    """Return the carrier, or its failure.
+
+    Raising it would keep call and channel alive through the traceback.
+    """
     credentials = core.ssl_channel_credentials(settings.roots_pem, settings.key_pem, settings.chain_pem)
     socket_tag = next(_socket_tags)
     channel = aio.secure_channel(
@@ -56,7 +61,7 @@ async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carri
         failure = await _wait_connected(call, settings)
     finally:
         if failure is not None:
-            await _give_up(channel, call, socket_tag)
+            await _close_call(channel, call, socket_tag)
     if failure is not None:
         return failure
     carrier = CallCarrier(bridge, Peer(settings.server), socket_tag)
@@ -65,18 +70,20 @@ async def _dial(bridge: Bridge, settings: DialSettings, limits: Limits) -> Carri
 
 
 def _target(settings: DialSettings) -> str:
-    """What gRPC dials, in words that leave its own resolver nothing to ask.
+    """Return gRPC's target, made of addresses, so that gRPC's own resolver has no name to look up.
 
-    ``ipv6:`` takes IPv4 addresses in IPv6 dress, so one target holds both families in their order. gRPC dials
-    those over IPv4 where the machine has no IPv6 (``grpc_create_dualstack_socket``).
+    ``ipv6:`` accepts IPv4-mapped addresses, so one target holds both families in their order. gRPC dials
+    these over IPv4 where the machine has no IPv6 (``grpc_create_dualstack_socket``).
     """
-    if settings.proxy_url:  # dns: is the only scheme for which gRPC heeds it; the proxy's URL has an address
+    if (
+        settings.proxy_url
+    ):  # gRPC uses a proxy for dns: only, and looks up no name: the proxy's URL has an address
         return f"dns:///{settings.server}"
     host, port = split_host_port(settings.server)
     addresses = settings.addresses or (host,)
     if any(":" in address for address in addresses):
-        dressed = (address if ":" in address else f"::ffff:{address}" for address in addresses)
-        return "ipv6:" + ",".join(f"[{urllib.parse.quote(one, safe=':.')}]:{port}" for one in dressed)
+        mapped = (address if ":" in address else f"::ffff:{address}" for address in addresses)
+        return "ipv6:" + ",".join(f"[{urllib.parse.quote(address, safe=':.')}]:{port}" for address in mapped)
     return "ipv4:" + ",".join(f"{address}:{port}" for address in addresses)
 
 
@@ -95,7 +102,7 @@ def _dial_options(settings: DialSettings, limits: Limits, socket_tag: int) -> _O
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),
         ("grpc.service_config_disable_resolution", 1),
-        # What gRPC calls back-off is also the patience of an attempt to connect, 20 s by default.
+        # gRPC's back-off is also the time-out of an attempt to connect, 20 s by default.
         ("grpc.min_reconnect_backoff_ms", int(settings.connect_timeout_seconds * 1000)),
         ("grpc.initial_reconnect_backoff_ms", int(settings.connect_timeout_seconds * 1000)),
         ("grpc.enable_http_proxy", int(bool(settings.proxy_url))),
@@ -106,22 +113,24 @@ def _dial_options(settings: DialSettings, limits: Limits, socket_tag: int) -> _O
 
 
 async def _wait_connected(call: Any, settings: DialSettings) -> CarrierFailed | None:
-    """Waits until the call went out on a ready connection. Returns why it did not.
+    """Wait until the call was sent on a ready connection. Return the failure, or None.
 
-    A call that does not wait for ready fails with the reason of the failed connection, which
-    ``channel_ready()`` never tells.
+    A call without ``wait_for_ready`` fails with the reason of the failed connection, which
+    ``channel_ready()`` never returns.
     """
-    began = asyncio.get_running_loop().time()
-    patience = settings.connect_timeout_seconds + LAST_WORDS_SECONDS
+    started_at = asyncio.get_running_loop().time()
+    timeout_seconds = settings.connect_timeout_seconds + READER_SECONDS
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout_seconds):
             await call.wait_for_connection()
     except TimeoutError:
         detail = f"{settings.server} did not answer within {settings.connect_timeout_seconds:.3g} s"
         return CarrierFailed(detail, timed_out=True)
     except Exception as error:
-        took = asyncio.get_running_loop().time() - began
-        return CarrierFailed(why(error), timed_out=took > _TIMED_OUT * settings.connect_timeout_seconds)
+        elapsed = asyncio.get_running_loop().time() - started_at
+        return CarrierFailed(
+            failure_detail(error), timed_out=elapsed > _TIMEOUT_SHARE * settings.connect_timeout_seconds
+        )
     return None
 
 
@@ -131,11 +140,11 @@ async def _own_call(carrier: CallCarrier, channel: Any, call: Any, socket_tag: i
     except asyncio.CancelledError:
         detail = "the call was cancelled"
     finally:
-        await _give_up(channel, call, socket_tag)
-    carrier.lose(detail)
+        await _close_call(channel, call, socket_tag)
+    carrier.report_loss(detail)
 
 
-async def _give_up(channel: Any, call: Any, socket_tag: int) -> None:
+async def _close_call(channel: Any, call: Any, socket_tag: int) -> None:
     call.cancel()
     reset_dialled(socket_tag)
     await channel.close()

@@ -1,11 +1,10 @@
-"""Finds the sockets of gRPC's connections, which it shows to nobody: each by what only it has.
+"""Find, reset and throttle the sockets of gRPC's connections, which gRPC does not expose.
 
-Where there is no /proc nothing is found, and whoever asked has to do without.
+Each dial has its own TCP_USER_TIMEOUT, which marks its sockets. Without /proc no socket is found.
 
-gRPC closes a connection only when its pending write is done. On a path that swallows everything that takes
-until TCP gives up, and on a slow one an abandoned connection goes on competing with the new one. So an
-abandoned connection is reset here, with all that waits in its queue. Where its socket is not found, TCP's own
-time-out has to do.
+gRPC closes a connection only when its pending write is done. On a dead path that takes until TCP gives up. On
+a slow path an abandoned connection goes on competing with the new one. So this module resets an abandoned
+connection, which discards its send queue. If its socket is not found, only TCP's own time-out ends it.
 """
 
 from __future__ import annotations
@@ -19,42 +18,40 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-HELD_BYTES_PER_SECOND = 16_000
-"""A sixteenth of the thinnest link that is worth it: enough to be heard, and no queue in anybody's way."""
+THROTTLED_BYTES_PER_SECOND = 16_000
+"""A sixteenth of 2 Mbit/s: enough to show that the path works, and no queue that delays other connections."""
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 _SO_MAX_PACING_RATE = 47  # Linux; Python has no name for it
 _UNPACED = 0xFFFFFFFF
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
-_LOOKED_AT = 64
-"""Descriptors in one go: half a millisecond."""
 
 
-def dialled(user_timeout_ms: int) -> Iterator[socket.socket]:
-    """Those that were dialled with this time-out, which is no other's. Duplicates, closed one by one."""
+def dialled_sockets(user_timeout_ms: int) -> Iterator[socket.socket]:
+    """Yield a duplicate of each socket that has this TCP_USER_TIMEOUT, and close it afterwards."""
     if _USER_TIMEOUT is not None:
         for descriptor in _descriptors():
-            with _duplicate(descriptor) as sock, contextlib.suppress(OSError):  # not TCP, or gone meanwhile
+            with _duplicate(descriptor) as sock, contextlib.suppress(OSError):  # not TCP, or closed meanwhile
                 if sock and sock.getsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT) == user_timeout_ms:
                     yield sock
 
 
-def has_lost_its_address(user_timeout_ms: int) -> bool:
-    """Whether one that was dialled goes out from an address that this machine does not have any more."""
-    return any(_is_gone(sock.family, sock.getsockname()) for sock in dialled(user_timeout_ms))
+def has_lost_address(user_timeout_ms: int) -> bool:
+    """Whether a socket of this dial sends from an address that this machine has lost."""
+    return any(_is_gone(sock.family, sock.getsockname()) for sock in dialled_sockets(user_timeout_ms))
 
 
-def throttle(user_timeout_ms: int, *, held: bool) -> None:
-    """Whether TCP sends no more than ``HELD_BYTES_PER_SECOND`` of what was given to one that was dialled."""
-    rate = struct.pack("I", HELD_BYTES_PER_SECOND if held else _UNPACED)
-    for sock in dialled(user_timeout_ms):
-        with contextlib.suppress(OSError):  # gone meanwhile
+def throttle(user_timeout_ms: int, *, enabled: bool) -> None:
+    """Limit the sockets of this dial to ``THROTTLED_BYTES_PER_SECOND``, or lift that limit."""
+    rate = struct.pack("I", THROTTLED_BYTES_PER_SECOND if enabled else _UNPACED)
+    for sock in dialled_sockets(user_timeout_ms):
+        with contextlib.suppress(OSError):  # closed meanwhile
             sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
 
 
 def reset_dialled(user_timeout_ms: int) -> None:
-    """Reset all that were dialled with this time-out. gRPC's close, which follows, then drops the queue."""
-    for sock in dialled(user_timeout_ms):
-        with contextlib.suppress(OSError):  # gone meanwhile
+    """Reset the sockets of this dial. gRPC's close, which follows, then discards their queues."""
+    for sock in dialled_sockets(user_timeout_ms):
+        with contextlib.suppress(OSError):  # closed meanwhile
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             sock.shutdown(socket.SHUT_RDWR)
 
@@ -81,13 +78,13 @@ def _descriptors() -> Iterator[int]:
 
 @contextlib.contextmanager
 def _duplicate(descriptor: int) -> Iterator[socket.socket | None]:
-    """So that a descriptor that is closed and given out again meanwhile is not mistaken.
+    """Duplicate a socket's descriptor, because the original may be closed and reused meanwhile.
 
-    Never of a file: closing any descriptor of it gives up all locks that the process has on it (fcntl(2)),
-    those of a database too, whose log another process would then take for left over, and remove.
+    A file is never duplicated, because closing any descriptor of a file releases all locks that the process
+    has on it (fcntl(2)). Another process would then take a database's log for a leftover and remove it.
     """
     sock = None
-    with contextlib.suppress(OSError):  # gone meanwhile
+    with contextlib.suppress(OSError):  # closed meanwhile
         if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             duplicate = os.dup(descriptor)
             try:

@@ -1,6 +1,7 @@
-"""The seam under a session: what moves packets, in order, until it breaks. Knows no gRPC.
+"""The interface between a session and its carrier. Knows no gRPC.
 
-``grpc_client`` dials the real ones, and ``http2/carrier.py`` serves them. The carrier of
+A carrier moves packets in order until it breaks.
+``grpc_client.py`` dials carriers for agents, and ``http2/carrier.py`` is the server's side. The carrier in
 ``tests/support/fakes/memory_carrier.py`` moves packets in memory.
 """
 
@@ -13,9 +14,9 @@ from typing import Protocol
 
 
 class CarrierFailed(Exception):  # noqa: N818 - named by what happened
-    """No carrier came about. ``detail`` says why, for people and logs only.
+    """Raised when no carrier could be made. ``detail`` has the cause, for people and logs only.
 
-    ``timed_out``: nothing was refused or broken; there was no answer.
+    ``timed_out``: the server sent no answer; it refused and broke nothing.
     """
 
     def __init__(self, detail: str, *, timed_out: bool = False) -> None:
@@ -25,37 +26,37 @@ class CarrierFailed(Exception):  # noqa: N818 - named by what happened
 
 
 class CarrierPort(Protocol):
-    """What a carrier moves packets for. Its methods never block and never raise.
+    """The user of a carrier: the attachment at first, and after ``Carrier.hand_over`` the session.
 
-    First that is the attach, and then, by ``Carrier.hand_over``, the session itself.
+    Its methods never block and never raise.
     """
 
     def packet_received(self, data: bytes) -> None:
         """Take one encoded packet. The port decides whether to decode it."""
 
     def next_packet(self) -> bytes | None:
-        """Return the next encoded packet, or None if there is nothing to send now.
+        """Return the next encoded packet, or None if there is none to send now.
 
-        Asked whenever the carrier can take one; after None not before :meth:`Carrier.wake`.
+        The carrier calls this whenever it can take a packet; after None it waits for :meth:`Carrier.wake`.
         """
 
     def carrier_lost(self, detail: str) -> None:
-        """The carrier is no more. Called once, and not after :meth:`Carrier.abandon`."""
+        """Note that the carrier is lost. Called once, and never after :meth:`Carrier.abandon`."""
 
 
 ATTACH_PATH = "/qanat.v1.Tunnel/Attach"
 """The path of the one gRPC call, in its HTTP/2 head."""
 DEAD_CONNECTION_MS = 20_000
-"""The kernel drops a connection whose bytes were not acknowledged for so long (TCP_USER_TIMEOUT)."""
+"""The kernel drops a connection whose bytes stay unacknowledged for this time (TCP_USER_TIMEOUT)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The other end as its transport proved it."""
+    """The other end, as the transport verified it."""
 
-    address: str  # "1.2.3.4:567" or "[::1]:567"; what was dialled, on the dialling side
-    tls_version: str = ""  # "TLSv1.3"; empty where gRPC does not tell, which is the dialling side
-    leaf_pem: bytes = b""  # the certificate whose key was proven; empty on the dialling side
+    address: str  # "1.2.3.4:567" or "[::1]:567"; on the dialling side the server's name
+    tls_version: str = ""  # "TLSv1.3"; empty on the dialling side, where gRPC does not expose it
+    leaf_pem: bytes = b""  # the verified certificate; empty on the dialling side
 
 
 class Carrier(ABC):
@@ -67,42 +68,42 @@ class Carrier(ABC):
 
     @abstractmethod
     def start(self, port: CarrierPort) -> None:
-        """Begins to move packets. Once."""
+        """Begin to move packets for ``port``. Call once."""
 
     @abstractmethod
     def hand_over(self, port: CarrierPort) -> None:
-        """Move packets for ``port`` from here on, also if this is called by the port of until now.
+        """Move packets for ``port`` from now on. The previous port may call this from its own methods.
 
         Does nothing if the carrier was not started, is lost or was abandoned.
         """
 
     @abstractmethod
     def wake(self) -> None:
-        """There may be something to send. Cheap while the carrier is busy sending."""
+        """Note that the port may have a packet. Cheap while the carrier is busy sending."""
 
     def wake_for_data(self) -> None:
-        """The same for bytes of a stream, which somebody may wait for."""
+        """Like ``wake``, for data of a stream, which a user may wait for."""
         self.wake()
 
-    def throttle(self, *, held: bool) -> None:  # noqa: B027 - not every carrier has a queue
-        """Whether what it took in leaves slowly, so that another carrier gets through beside it."""
+    def throttle(self, *, enabled: bool) -> None:  # noqa: B027 - not every carrier has a queue
+        """Slow down bytes that the carrier already took, so that a second carrier gets through beside it."""
 
     def lost_local_address(self) -> bool:
-        """Whether this machine has lost the address that it goes out from, so that nothing moves any more."""
+        """Whether this machine has lost the address that the carrier sends from, so that no byte can move."""
         return False
 
     @abstractmethod
     def abandon(self) -> None:
-        """No more calls of the port; connection, queue and references are released soon. Idempotent."""
+        """Call the port no more, and release connection, queue and references soon. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
 class DialSettings:
     """How to reach a server. ``server`` is ``host:port`` or ``[v6]:port``, the name that TLS verifies.
 
-    ``addresses`` are the server's IP addresses in the order of the resolver; they may be empty if the host is
-    an address, or a proxy leads there. ``proxy_url`` is ``http://[user:password@]address:port`` of an
-    HTTP CONNECT proxy, or empty for none. Names are looked up by the caller: nothing below asks a resolver.
+    ``addresses`` are the server's IP addresses in the resolver's order. They may be empty if the host is an
+    address, or with a proxy. ``proxy_url`` is ``http://[user:password@]address:port`` of an HTTP CONNECT
+    proxy, or empty for none. The caller looks up all names, because the carrier uses no resolver.
     ``connect_timeout_seconds`` covers TCP (all addresses), proxy and TLS.
     """
 
@@ -117,7 +118,7 @@ class DialSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    """What a server proves itself with, and the roots of those it accepts."""
+    """The server's key and certificate chain, and the roots of the clients it accepts."""
 
     key_pem: bytes = field(repr=False)
     chain_pem: bytes = field(repr=False)

@@ -1,14 +1,15 @@
-"""When a receiver confirms, and what it says with it. No I/O, no clock. ``controller.py`` is the other side.
+"""When a receiver acknowledges, and which time stamp it sends. No I/O, no clock. See ``controller.py``.
 
-1. Whatever leaves anyway carries the confirmation. A bare one costs a gRPC message, so it goes only
-   - at once, when the sender asked for it (QUIC's IMMEDIATE_ACK, draft-ietf-quic-ack-frequency): the
-     sender alone knows how much of its flight is 8 ms of the link, or that it waits;
-   - after ``ack_every_bytes``, whatever the sender asks for;
-   - after ``delay_seconds``, for what ends without asking.
-2. With a confirmation goes the receiver's clock when the newest confirmed packet arrived. The sender
-   thus learns what the way there took (up to a constant, the difference of the clocks), whatever the
-   confirmation itself met on its way back: other bulk, a busy program, a delay of rule 1. Microseconds
-   in 32 bits, wrapping; 0 is kept for "does not say".
+1. Every packet that leaves carries the newest acknowledgement. A bare acknowledgement costs a gRPC message,
+   so the receiver sends one only in three cases:
+   - immediately, when the sender requests it (QUIC's IMMEDIATE_ACK, draft-ietf-quic-ack-frequency). Only
+     the sender knows how much of its bytes in flight are 8 ms of the link, or that it waits;
+   - after ``ack_every_bytes``, whatever the sender requests;
+   - after ``delay_seconds``, for transfers that end without a request.
+2. The acknowledgement carries the receiver's clock at the arrival of the newest acknowledged packet. So the
+   sender learns the one-way delay, up to a constant (the difference of the clocks). Delays of the
+   acknowledgement itself do not matter: bulk in its direction, a busy program, the delay of rule 1. The stamp
+   is microseconds in 32 bits, wrapping; 0 means "no stamp".
 """
 
 from __future__ import annotations
@@ -21,20 +22,26 @@ STAMP_MODULUS = 1 << 32
 
 
 class AckScheduler:
-    """What is owed to the sender of the other direction."""
+    """The acknowledgements that this end owes for packets it received.
+
+    ``delay_seconds`` bounds their delay.
+    """
 
     __slots__ = ("_arrived", "_bytes", "_delay", "_limits", "due")
 
     def __init__(self, limits: Limits, delay_seconds: float) -> None:
         self.due = math.inf
-        """When a bare confirmation has to leave, if nothing else did."""
+        """When a bare acknowledgement must leave, if no other packet leaves before."""
         self._limits = limits
         self._delay = delay_seconds
         self._bytes = 0
         self._arrived: float | None = None
 
     def received(self, size: int, now: float, *, at_once: bool) -> None:
-        """A numbered packet came, in order. ``at_once``: its sender asks for a confirmation."""
+        """Count a numbered packet of ``size`` bytes, in order.
+
+        ``at_once``: its sender requests an immediate ack.
+        """
         self._arrived = now
         self._bytes += size
         if at_once or self._bytes >= self._limits.ack_every_bytes:
@@ -43,7 +50,10 @@ class AckScheduler:
             self.due = min(self.due, now + self._delay)
 
     def sent(self) -> int:
-        """A packet leaves, and with it the confirmation. Returns the stamp it carries; 0: nothing new."""
+        """Note that a packet leaves with the acknowledgement.
+
+        Return its stamp, or 0 if nothing new arrived.
+        """
         arrived, self._arrived = self._arrived, None
         self._bytes, self.due = 0, math.inf
         return 0 if arrived is None else int(arrived * 1e6) % STAMP_MODULUS or 1

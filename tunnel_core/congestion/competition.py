@@ -1,17 +1,18 @@
-"""Whether the queue on the way to the peer is somebody else's. No I/O, no clock.
+"""Detect whether another flow fills the queue on the path to the peer. No I/O, no clock.
 
-1. What lean packets still wait for is not ours. If it stays well above the shortest way there that was
-   ever seen, another flow fills the queue, as TCP's loss-based ones do (cubic, reno): then holding our
-   queue short only makes it longer for them, and a limit by delay alone ends with nothing. Copa's
-   detection (Arun and Balakrishnan, NSDI 2018: does the queue ever empty?), with dips to look.
-2. Beside us, who hold our queue short, theirs may stay short as well while they take what we leave: when our
-   rate fell, less of a queue counts. The rate alone would count each link that got slow.
-3. A longer route looks the same, but stands still, while a queue that TCP fills and drains does not:
-   what has not moved for longer than one of cubic's cycles on such a link becomes the new shortest.
-4. The clocks of two machines drift: the shortest rises by as much as they may.
+1. Packets sent with few bytes in flight find no queue of ours. If their delay stays well above the smallest
+   delay ever seen, another flow fills the queue, as loss-based TCP does (cubic, reno). A short queue of ours
+   then only lengthens theirs, and a limit by delay alone starves us. This is Copa's test (Arun and
+   Balakrishnan, NSDI 2018: does the queue ever empty?), made during the controller's RTT probes.
+2. Because we keep our queue short, a competing flow may keep a short queue too, and take the rate that we
+   leave. So a smaller delay counts when our rate has fallen. The rate alone would count each link that slows
+   down.
+3. A longer route looks the same, but its delay stays constant, while a queue that TCP fills and drains does
+   not. A delay that stays constant for longer than one of cubic's cycles becomes the new smallest delay.
+4. The clocks of two machines drift, so the smallest delay rises by the largest drift allowed for.
 
-A rival that was there before us is seen when its queue first gets shorter; until then TCP's own
-fairness to newcomers, which is poor as well, is all there is.
+A competing flow that was there first is detected when its queue first gets shorter. Until then only TCP's own
+fairness to newcomers applies, which is poor as well.
 """
 
 from __future__ import annotations
@@ -19,63 +20,73 @@ from __future__ import annotations
 import math
 
 _INFLATED_SECONDS = 0.020
-"""Above what another session that bounds its flight, or a busy program, leaves in the way of a dip."""
+"""More than another session with this limit, or a busy program, adds to the delay during an RTT probe."""
 _INFLATED_SHARE = 0.1
-"""The same for long round trips, where every queue is longer."""
-_FELL_SHARE = 0.4
-"""Of these, when our rate fell."""
-_FELL_BELOW, _FORGET_BEST = 0.7, 0.01
-"""Of the best rate, of which so much is forgotten in a second."""
+"""The same bound as a share of the round trip, because every queue on a long path is longer."""
+_RATE_FELL_SHARE = 0.4
+"""Share of these bounds that counts when our rate fell."""
+_RATE_FELL_BELOW, _BEST_RATE_DECAY = 0.7, 0.01
+"""The rate fell if it is below this share of the best rate, which decays by the second figure each second."""
 _MEMORY_SECONDS = 14.0
-"""Two dips long: the queue that TCP fills empties now and then, and its flow is still there."""
-_STILL_SECONDS = 15.0
+"""Two RTT probes, because TCP's queue empties now and then while its flow goes on."""
+_CONSTANT_SECONDS = 15.0
 """Cubic's cycle is 5 to 10 s where a queue holds up to half a second of 20 Mbit/s."""
-_STILL_BAND = 0.005
-_STILL_SHARE = 0.05
+_CONSTANT_BAND = 0.005
+_CONSTANT_SHARE = 0.05
 _DRIFT = 5e-4
 """NTP slews a clock by up to 500 ppm."""
 
 
 class CompetingFlowDetector:
-    """Fed with the unloaded way there; tells whether to compete."""
+    """Decides from the smallest one-way delay of each round whether to compete with another flow."""
 
-    __slots__ = ("_band", "_best_rate", "_now", "_shortest", "_still_since", "_until", "present")
+    __slots__ = (
+        "_best_rate",
+        "_constant_since",
+        "_delay_range",
+        "_detected_until",
+        "_min_delay",
+        "_now",
+        "detected",
+    )
 
     def __init__(self, now: float) -> None:
-        self._now = self._still_since = now
-        self._shortest = math.inf
+        self._now = self._constant_since = now
+        self._min_delay = math.inf
         self._best_rate = 0.0
-        self._band = (math.inf, -math.inf)
-        self._until = -math.inf
-        self.present = False
+        self._delay_range = (math.inf, -math.inf)
+        self._detected_until = -math.inf
+        self.detected = False
 
-    def look(self, min_one_way_delay: float, base_round_trip: float, rate: float, now: float) -> None:
-        """``min_one_way_delay``: as lean packets find it. ``base_round_trip``: the shortest.
+    def update(self, min_one_way_delay: float, base_round_trip: float, rate: float, now: float) -> None:
+        """Judge one round; ``detected`` has the result. Times in seconds.
 
-        ``rate`` is ours, in bytes per second.
+        ``min_one_way_delay`` is the delay of packets that found no queue of ours. ``base_round_trip`` is the
+        smallest round trip. ``rate`` is our own, in bytes per second.
         """
-        passed, self._now = now - self._now, now
-        self._shortest = min(self._shortest + _DRIFT * passed, min_one_way_delay)
-        self._best_rate = max(self._best_rate * math.exp(-_FORGET_BEST * passed), rate)
-        inflation = min_one_way_delay - self._shortest
-        most = max(_INFLATED_SECONDS, _INFLATED_SHARE * base_round_trip)
-        if rate < _FELL_BELOW * self._best_rate:
-            most *= _FELL_SHARE
-        if inflation <= most:
-            self._stir(min_one_way_delay)
+        elapsed, self._now = now - self._now, now
+        self._min_delay = min(self._min_delay + _DRIFT * elapsed, min_one_way_delay)
+        self._best_rate = max(self._best_rate * math.exp(-_BEST_RATE_DECAY * elapsed), rate)
+        inflation = min_one_way_delay - self._min_delay
+        threshold = max(_INFLATED_SECONDS, _INFLATED_SHARE * base_round_trip)
+        if rate < _RATE_FELL_BELOW * self._best_rate:
+            threshold *= _RATE_FELL_SHARE
+        if inflation <= threshold:
+            self._restart_constant(min_one_way_delay)
         else:
-            self._until = now + _MEMORY_SECONDS
-            self._watch(min_one_way_delay, _STILL_BAND + _STILL_SHARE * inflation)
-        self.present = now < self._until
+            self._detected_until = now + _MEMORY_SECONDS
+            self._adopt_if_constant(min_one_way_delay, _CONSTANT_BAND + _CONSTANT_SHARE * inflation)
+        self.detected = now < self._detected_until
 
-    def _stir(self, min_one_way_delay: float) -> None:
-        self._band = min_one_way_delay, min_one_way_delay
-        self._still_since = self._now
+    def _restart_constant(self, min_one_way_delay: float) -> None:
+        self._delay_range = min_one_way_delay, min_one_way_delay
+        self._constant_since = self._now
 
-    def _watch(self, min_one_way_delay: float, width: float) -> None:
-        low, high = min(self._band[0], min_one_way_delay), max(self._band[1], min_one_way_delay)
-        self._band = low, high
+    def _adopt_if_constant(self, min_one_way_delay: float, width: float) -> None:
+        """Take a delay that stayed within ``width`` seconds for long as that of a longer route."""
+        low, high = min(self._delay_range[0], min_one_way_delay), max(self._delay_range[1], min_one_way_delay)
+        self._delay_range = low, high
         if high - low > width:
-            self._stir(min_one_way_delay)
-        elif self._now - self._still_since > _STILL_SECONDS:
-            self._shortest, self._until = min_one_way_delay, self._now
+            self._restart_constant(min_one_way_delay)
+        elif self._now - self._constant_since > _CONSTANT_SECONDS:
+            self._min_delay, self._detected_until = min_one_way_delay, self._now

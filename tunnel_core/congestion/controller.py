@@ -1,33 +1,36 @@
-"""How many bytes of a session are under way on its carrier. No I/O, no clock.
+"""Bound the bytes that a session has in flight on its carrier. No I/O, no clock.
 
-1. The problem. Below us are buffers of megabytes: gRPC, the socket, the modem. What is handed to them
-   can no longer be overtaken, so a keystroke waits behind it: 2.4 s on 20 Mbit/s. So no more is handed
-   over than the link carries in a round trip, and a little that waits, so that it is never idle.
-2. The limit is rate x (path + slack) + what comes between two confirmations. Rate and path come from
-   confirmations (``rate_estimator.py``); path is the round trip of now without the part that waits on the way
-   there. It follows routes, and what the way back suffers from other bulk does not starve us.
-3. Rate is the maximum of some round trips, since it falls short whenever we send less. But while a queue
-   stands that we do not intend, the link carries what it can: then the newest round trip has the rate,
-   and its best sample, because what was behind a lost segment comes late and all at once.
-   A sample from a packet after which the program had no more to send never lowers it.
-4. A new carrier starts small and grows until a queue begins to stand; later, while none does
-   (``probing.py``). A limit grows by what was confirmed at most, so growth comes as no burst.
-5. Every few seconds, or when an unintended queue stands, the limit *dips* below what the path holds: the
-   packets sent then are lean, they find no queue of ours and tell what the path itself takes. (BBR's
-   PROBE_RTT, shallower.) What drains in a dip was ours, what stays is the route's or a rival's.
-6. With a rival (``competition.py``) the limit is a multiple of the path, which holds the rival's queue: more
-   than TCP below us can use, so that TCP competes as it does for everybody. Bounded all the same.
-7. Bulk is paced on long paths (``pacer.py``), at the rate and a little more or less, so that half the
-   slack waits: a limit alone lets confirmations that come in bursts, as they do behind bulk of the other
-   direction (Zhang, Shenker and Clark 1991), make bursts of both. Pacing is the only use of a timer.
-   Quick bytes may be a little ahead of limit and pace.
-8. Nothing under way: one packet may always go. Whatever a peer confirms or stamps, nothing stops. While
-   only keystrokes are under way on a short path they are counted now and then: counting costs more.
-9. The receiver confirms on its own rarely (``acks.py``); ``sent`` tells when to ask it to.
+1. The problem. gRPC, the socket and the modem have buffers of megabytes. Nothing overtakes the bytes in them,
+   so a keystroke waits behind bulk: 2.4 s on 20 Mbit/s. So the session hands over no more than the link
+   carries in a round trip, plus a small queue, so that the link is never idle.
+2. Limit = rate x (base round trip + slack) + the bytes between two acknowledgements. ``rate_estimator.py``
+   measures the rate and the base round trip: the present round trip without the queue on the forward path.
+   It follows changes of route, and other bulk on the return path does not starve this sender.
+3. The rate is the maximum over some round trips, because samples fall short when this end sends less. While
+   an unintended queue stands, the link carries all it can. Then the newest round trip sets the rate by its
+   best sample, because bytes behind a lost segment arrive late and all at once. A sample whose packet left
+   when the program had no more to send never lowers the rate.
+4. A new carrier starts small and grows until a queue begins to stand; later it grows while no queue stands
+   (``probing.py``). The limit grows by at most the bytes acknowledged, so growth makes no burst.
+5. Every few seconds, or when an unintended queue stands, an *RTT probe* lowers the limit below what the base
+   round trip holds. Packets sent then find no queue of ours, so they measure the path itself (BBR's
+   PROBE_RTT, shallower). The queue that drains was ours; the queue that stays is the route's or another
+   flow's.
+6. Beside a competing flow (``competition.py``) the limit is a multiple of the path's bytes and holds that
+   flow's queue. TCP below then has more than it can use, and competes as for everybody. The limit stays
+   bounded.
+7. Bulk is paced on long paths (``pacer.py``), at the rate and a little more or less, so that half the slack
+   waits. Behind bulk of the other direction acknowledgements come in bursts (Zhang, Shenker and Clark 1991),
+   and a limit alone turns them into bursts both ways. Pacing is the only use of a timer.
+   Priority bytes may be a little ahead of limit and pace.
+8. With nothing in flight one packet may always leave, so no acknowledgement or stamp of a peer stops the
+   session. While only keystrokes are in flight on a short path, few packets are counted, because counting
+   costs more.
+9. The receiver rarely acknowledges on its own (``acks.py``); ``sent`` returns when to request it.
 
-Not done here: whose bytes go (the mux), what was said and confirmed (the session), fairness among
-sessions on one link (each holds a few milliseconds). Packets of an older carrier are no samples.
-BBR: draft-cardwell-iccrg-bbr-congestion-control. What was tried instead is in DESIGN.md.
+Other modules decide whose bytes leave (the mux) and what is acknowledged (the session). Nothing decides
+fairness among the sessions of one link, each of which holds a few milliseconds. Packets of an older carrier
+are no samples. BBR: draft-cardwell-iccrg-bbr-congestion-control. DESIGN.md lists rejected designs.
 """
 
 from __future__ import annotations
@@ -40,59 +43,68 @@ from tunnel_core.congestion.probing import BandwidthProbe
 from tunnel_core.congestion.rate_estimator import RateEstimator, Sample
 from tunnel_core.limits import KIB, MIB, Limits
 
-_FIRST_LIMIT = 8 * KIB
-"""Less than TCP's own first window (RFC 6928), because it leaves as a burst: a queue of eight segments holds
-it. A carrier that loses its first packets is slow for many round trips."""
-_LEAST_LIMIT = 16 * KIB
-"""Twelve of the smallest packets: fewer make no stream of confirmations."""
-_LEAST_PROBE_RTT_LIMIT = 4 * KIB
-_LEAST_PACKET, _LEAST_NEAR_PACKET = 1280, 2 * KIB
-"""With its headers one segment: TCP counts segments, and part of one takes as much of its window. On short
-paths what counts is the price of a packet."""
-_QUICK_PACKETS = 2
-"""How far quick bytes may be ahead of limit and pace: keystrokes are, many uploads that begin at once not."""
+_INITIAL_LIMIT = 8 * KIB
+"""Less than TCP's own first window (RFC 6928), because it leaves as a burst that a queue of eight segments
+must hold. A carrier that loses its first packets is slow for many round trips."""
+_MIN_LIMIT = 16 * KIB
+"""Twelve of the smallest packets, because fewer make no stream of acknowledgements."""
+_MIN_PROBE_RTT_LIMIT = 4 * KIB
+_MIN_PACKET, _MIN_SHORT_PATH_PACKET = 1280, 2 * KIB
+"""With its headers one segment: TCP counts segments, and part of one takes as much of its window as a whole.
+On short paths the price of a packet counts instead."""
+_PRIORITY_PACKETS = 2
+"""Packets by which priority bytes may exceed limit and pace. Keystrokes stay below; many new uploads do
+not."""
 _PACKET_SECONDS = 0.004
-"""A keystroke may find one packet before it."""
+"""Link time of a packet, because a keystroke may find one packet ahead of it."""
 _FAST_PACKET_SECONDS = 0.01
-"""Where a packet's price is the program's time: a busy one would make more of them, and be busier."""
-_ASK_SECONDS = 0.006
-"""Between confirmations that are asked for: 170 a second at most, 1-2 % of a CPU and of a slow way back."""
-_LEAST_ASK = 4 * KIB
-"""16 ms of 2 Mbit/s, where a bare confirmation is 3 % of what it confirms."""
-_FIRST_ASK = 1 * KIB
-"""Until a carrier has got going the first packet of bulk asks: what is known of the path holds a delay."""
+"""The same on a fast link, where a packet costs the program's time. Smaller packets would cost a busy one
+more."""
+_ACK_REQUEST_SECONDS = 0.006
+"""Between requested acknowledgements: 170 a second at most, 1-2 % of a CPU and of a slow return path."""
+_MIN_ACK_REQUEST_BYTES = 4 * KIB
+"""16 ms of 2 Mbit/s, where a bare acknowledgement is 3 % of the bytes it acknowledges."""
+_INITIAL_ACK_REQUEST_BYTES = 1 * KIB
+"""A new carrier requests one with its first packet of bulk, because earlier samples hold the receiver's
+delay."""
 _UNCOUNTED_BYTES = 2 * KIB
 _COUNT_SECONDS = 0.02
-"""On short paths, while so little is under way, those between two samples are not counted."""
+"""On short paths, with at most that many bytes in flight, one packet in this time is counted."""
 _SLACK_SECONDS = 0.005
 _SLACK_SHARE = 1 / 30
-"""Of the path: jitter and the error of its estimate grow with it."""
+"""Share of the base round trip, because jitter and the error of its estimate grow with it."""
 _FAST_SLACK_SECONDS = 0.045
-"""More where no modem is below: a scheduler's stalls are the jitter there, and memory the price."""
+"""More on links without a modem, where the scheduler's stalls are the jitter, and memory is the price."""
 _FAST_FROM, _FAST_TO = 100 * MIB, 300 * MIB
-_RIVAL_GAIN = 1.75
-"""Beyond the path. With 0.5 TCP's window was at times not filled: our share beside cubic was 0.35."""
-_PROBE_RTT_SHARE, _RIVAL_PROBE_RTT_SHARE = 0.75, 1.0
-"""Of the path: deep enough for a rate taken too high by a fifth. Beside a rival a deep dip is a gift."""
-_RIVAL_GROWTH = 0.4
-"""Of what was confirmed: TCP, which has room after a dip, would lose most of a burst."""
-_PROBE_RTT_SECONDS, _RIVAL_PROBE_RTT_SECONDS = 2.5, 6.0
-_PROBE_RTT_PATHS = 10
-"""Dips cost a quarter of a path: 3 % at most."""
-_SOON_PATHS, _RIVAL_SOON_PATHS = 4, 12
-"""Between dips for unintended queues: the last one must have shown its effect."""
+_COMPETING_GAIN = 1.75
+"""Round trips beyond the path. With 0.5, TCP's window was not always full: our share beside cubic was
+0.35."""
+_PROBE_RTT_SHARE, _COMPETING_PROBE_RTT_SHARE = 0.75, 1.0
+"""Share of the path's bytes: deep enough for a rate that is a fifth too high. A deep probe beside a competing
+flow would leave the link to that flow."""
+_COMPETING_GROWTH = 0.4
+"""Share of the bytes acknowledged, because TCP, which has room after an RTT probe, would lose most of a
+burst."""
+_PROBE_RTT_SECONDS, _COMPETING_PROBE_RTT_SECONDS = 2.5, 6.0
+_PROBE_RTT_ROUND_TRIPS = 10
+"""An RTT probe costs a quarter of a round trip, so at most 3 %."""
+_EARLY_ROUND_TRIPS, _COMPETING_EARLY_ROUND_TRIPS = 4, 12
+"""Between probes for unintended queues, because the last one must have shown its effect."""
 _RATE_ROUNDS = 10
-"""BBR's window; the dips are shorter."""
-_PACE, _RIVAL_PACE = 1.05, 1.25
-"""Just above the limit over the path, where the rate is not known or is not what counts."""
-_PACE_AIM = 1 / 2
-"""Of the slack: what pacing lets wait."""
-_LEAST_PACE = 0.8
-"""Of the rate: a queue drains no faster, or one late packet would stop all."""
+"""BBR's window, which is longer than an RTT probe."""
+_PACE, _COMPETING_PACE = 1.05, 1.25
+"""Just above limit / base round trip, where the rate is unknown or does not decide."""
+_PACE_QUEUE_SHARE = 1 / 2
+"""Share of the slack that pacing lets wait."""
+_MIN_PACE = 0.8
+"""Share of the rate: a queue drains no faster, or one late packet would stop all bulk."""
 
 
 class CongestionController:
-    """The bound of one session. ``reset`` for each carrier; numbers go on rising across them."""
+    """The in-flight limit of one session.
+
+    ``reset`` it for each carrier; packet numbers rise across carriers.
+    """
 
     def __init__(self, limits: Limits, now: float) -> None:
         self._limits = limits
@@ -100,164 +112,167 @@ class CongestionController:
         self.reset(now)
 
     def reset(self, now: float) -> None:
-        """A new carrier: nothing of the old one is believed, nor counted as under way."""
-        self.limit = _FIRST_LIMIT
+        """Start anew for a new carrier: forget all measurements and bytes in flight of the old one."""
+        self.limit = _INITIAL_LIMIT
         """Bytes that may be in flight."""
         self.rate_bytes_per_second = 0.0
-        self._near = False
+        self._short_path = False
         self.packet_bytes = self._packet_bytes()
         """The most that one packet should hold."""
-        self._uncounted: deque[tuple[int, int]] = deque()  # number and size of what is under way besides
+        self._uncounted: deque[tuple[int, int]] = deque()  # number and size of uncounted packets in flight
         self._uncounted_bytes = 0
         self._count_at = now
-        self._rate_estimator = RateEstimator()
+        self._estimator = RateEstimator()
         self._competing_flows = CompetingFlowDetector(now)
         self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
         self._bandwidth_probe = BandwidthProbe()
-        self._queue = 0.0  # seconds of it, as the newest sample on a paced path found it
-        self._surprised = False  # by a queue that stood unintended in the last round
+        self._queue = 0.0  # seconds, as the newest sample on a paced path measured it
+        self._unintended_queue = False  # whether one stood in the last round
         self._app_limited = False
-        self._asked_bytes = 0
+        self._bytes_since_request = 0
         self._pacer = Pacer(now)
         self._low_inflight_at = self._probe_rtt_at = now
         self._probing_rtt = False
-        self._probe_rtt_first = 0  # the first lean packet of the dip
-        self._start_round(dipped=False)
+        self._probe_rtt_first = 0  # the first packet of the RTT probe that finds no queue of ours
+        self._start_round(probed_rtt=False)
 
-    def _start_round(self, *, dipped: bool) -> None:
+    def _start_round(self, *, probed_rtt: bool) -> None:
         self._round_end = self._number + 1
         self._round_rate = self._round_queue = 0.0
         self._round_bytes = 0
-        self._round_app_limited, self._round_probed_rtt = False, dipped
+        self._round_app_limited, self._round_probed_rtt = False, probed_rtt
 
-    # What others may know.
+    # Statistics.
 
     @property
     def in_flight(self) -> int:
-        return self._rate_estimator.in_flight
+        """Bytes in flight on the present carrier, uncounted packets aside."""
+        return self._estimator.in_flight
 
     @property
     def min_round_trip_seconds(self) -> float:
-        """Without what waits, ours or others', in the last seconds; 0: not known yet."""
-        return self._rate_estimator.shortest
+        """The smallest round trip of the last seconds, without any queue; 0: not known yet."""
+        return self._estimator.min_round_trip
 
     @property
     def competing(self) -> bool:
         """Whether another flow fills the queue."""
-        return self._competing_flows.present
+        return self._competing_flows.detected
 
     # Sending.
 
     def _packet_bytes(self) -> int:
-        wish = self.limit / 4
+        target = self.limit / 4
         rate = self.rate_bytes_per_second
         if rate:
-            wish = min(wish, rate * (_PACKET_SECONDS if rate < _FAST_FROM else _FAST_PACKET_SECONDS))
-        least = _LEAST_NEAR_PACKET if self._near else _LEAST_PACKET
-        return int(min(self._limits.max_packet_bytes, max(least, wish)))
+            target = min(target, rate * (_PACKET_SECONDS if rate < _FAST_FROM else _FAST_PACKET_SECONDS))
+        minimum = _MIN_SHORT_PATH_PACKET if self._short_path else _MIN_PACKET
+        return int(min(self._limits.max_packet_bytes, max(minimum, target)))
 
     def room(self, now: float) -> int:
         """Bytes of bulk that may leave now: 0, or at least half a packet."""
-        room, packet = self.limit - self._rate_estimator.in_flight, self.packet_bytes
-        self._pacer.let_go()
-        if not self._rate_estimator.in_flight:
+        room, packet = self.limit - self._estimator.in_flight, self.packet_bytes
+        self._pacer.clear()
+        if not self._estimator.in_flight:
             return max(room, packet)
         if room * 2 < packet:
             return 0
-        return 0 if not self._near and self._pacer.is_held(now) else room
+        return 0 if not self._short_path and self._pacer.must_wait(now) else room
 
     def priority_room(self, now: float) -> int:
-        """Bytes that may leave now for streams with little queued: above the limit, but bounded too."""
-        ahead = _QUICK_PACKETS * self.packet_bytes
-        room = self.limit + ahead - self._rate_estimator.in_flight
-        return max(0, room if self._near else int(min(room, ahead - self._pacer.owed(now))))
+        """Bytes that streams with little queued may send now, up to a bound above the limit."""
+        ahead = _PRIORITY_PACKETS * self.packet_bytes
+        room = self.limit + ahead - self._estimator.in_flight
+        return max(0, room if self._short_path else int(min(room, ahead - self._pacer.bytes_ahead(now))))
 
     def deadline(self) -> float:
-        """When ``room``, which was 0 at the last call for the sake of pacing, will not be."""
+        """Return when pacing allows bulk again; infinity if the last ``room`` was not 0 because of pacing."""
         return self._pacer.deadline
 
     def note_app_limited(self) -> None:
-        """The session had nothing more to send, though it might have."""
-        if self._rate_estimator.in_flight < self.limit:
+        """Note that the session has no more to send, though the limit allows more."""
+        if self._estimator.in_flight < self.limit:
             self._app_limited = True
 
     def sent(self, number: int, size: int, now: float) -> bool:
-        """A numbered packet leaves. True: it should ask for a confirmation at once."""
+        """Count a numbered packet that leaves. Return whether it should request an immediate ack."""
         self._number = number
-        if (
-            self._app_limited
-            and self._rate_estimator.in_flight + self._uncounted_bytes + size <= _UNCOUNTED_BYTES
-        ):
-            if self._near and now < self._count_at:
-                self._leave_uncounted(number, size)
+        if self._app_limited and self._estimator.in_flight + self._uncounted_bytes + size <= _UNCOUNTED_BYTES:
+            if self._short_path and now < self._count_at:
+                self._send_uncounted(number, size)
                 return False
             self._count_at = now + _COUNT_SECONDS
-        low_inflight = self._rate_estimator.in_flight <= self._probe_rtt_limit
+        low_inflight = self._estimator.in_flight <= self._probe_rtt_limit
         if low_inflight:
             self._low_inflight_at = now
             if self._probing_rtt and not self._probe_rtt_first:
                 self._probe_rtt_first = number
-        self._rate_estimator.sent(number, size, now, app_limited=self._app_limited, low_inflight=low_inflight)
+        self._estimator.sent(number, size, now, app_limited=self._app_limited, low_inflight=low_inflight)
         self._app_limited = False
-        base_round_trip = self._rate_estimator.base_round_trip
+        base_round_trip = self._estimator.base_round_trip
         if base_round_trip > PACED_PATH_SECONDS:
             self._pacer.sent(size, now, self._pace(base_round_trip))
-        return self._asks(size)
+        return self._should_request_ack(size)
 
     def _pace(self, base_round_trip: float) -> float:
-        rate, growth = self.rate_bytes_per_second, self._bandwidth_probe
-        if self._competing_flows.present:
-            return _RIVAL_PACE * self.limit / base_round_trip
-        if self._probing_rtt or growth.new or not rate:
+        rate, probe = self.rate_bytes_per_second, self._bandwidth_probe
+        if self._competing_flows.detected:
+            return _COMPETING_PACE * self.limit / base_round_trip
+        if self._probing_rtt or probe.in_startup or not rate:
             return _PACE * self.limit / base_round_trip
-        # In two round trips, because it takes one to see what the last correction did.
-        correction = (_PACE_AIM * self._slack - self._queue) / (2 * base_round_trip)
-        return rate * max(_LEAST_PACE, 1 + correction + growth.gain(rate, base_round_trip))
+        # Over two round trips, because the effect of a correction takes one to be seen.
+        correction = (_PACE_QUEUE_SHARE * self._slack - self._queue) / (2 * base_round_trip)
+        return rate * max(_MIN_PACE, 1 + correction + probe.gain(rate, base_round_trip))
 
-    def _leave_uncounted(self, number: int, size: int) -> None:
+    def _send_uncounted(self, number: int, size: int) -> None:
         self._uncounted.append((number, size))
         self._uncounted_bytes += size
         self._app_limited = False
 
-    def _asks(self, size: int) -> bool:
-        self._asked_bytes += size
-        if self._asked_bytes < min(self._ask_bytes, self._limits.ack_every_bytes):
+    def _should_request_ack(self, size: int) -> bool:
+        self._bytes_since_request += size
+        if self._bytes_since_request < min(self._ack_request_bytes, self._limits.ack_every_bytes):
             return False
-        self._asked_bytes = 0
+        self._bytes_since_request = 0
         return True
 
     @property
-    def _ask_bytes(self) -> float:
-        if self.limit < _LEAST_LIMIT:
-            return _FIRST_ASK
-        return min(self.limit / 4, max(_LEAST_ASK, self.rate_bytes_per_second * _ASK_SECONDS))
+    def _ack_request_bytes(self) -> float:
+        if self.limit < _MIN_LIMIT:
+            return _INITIAL_ACK_REQUEST_BYTES
+        return min(
+            self.limit / 4, max(_MIN_ACK_REQUEST_BYTES, self.rate_bytes_per_second * _ACK_REQUEST_SECONDS)
+        )
 
-    # Confirmations.
+    # Acknowledgements.
 
     def acked(self, number: int, stamp: int, now: float) -> None:
-        """The peer has everything up to ``number``. ``stamp``: when it came there; 0: not told."""
+        """Record that the peer has all packets up to ``number``.
+
+        ``stamp``: the peer's clock at its arrival, in microseconds modulo 2^32; 0: none.
+        """
         uncounted = self._uncounted
         while uncounted and uncounted[0][0] <= number:
             self._uncounted_bytes -= uncounted.popleft()[1]
-        if not self._rate_estimator.in_flight:
+        if not self._estimator.in_flight:
             return
         if self._probe_rtt_first and number >= self._probe_rtt_first:
             self._end_probe_rtt(now)
-        sample = self._rate_estimator.acked(number, stamp, now)
+        sample = self._estimator.acked(number, stamp, now)
         if sample is None:
             return
-        self._take(sample)
+        self._apply_sample(sample)
         if sample.number >= self._round_end:
             self._end_round(sample, now)
         self._set_limit(sample.size)
 
     def _end_probe_rtt(self, now: float) -> None:
         self._probing_rtt, self._probe_rtt_first, self._probe_rtt_at = False, 0, now
-        self._rate_estimator.forget_unloaded()
+        self._estimator.forget_min_delay()
 
-    def _take(self, sample: Sample) -> None:
-        if self._probing_rtt and self._surprised and not self._competing_flows.present:
-            # The queue drains at the link's rate, and until it has no packet is lean.
+    def _apply_sample(self, sample: Sample) -> None:
+        if self._probing_rtt and self._unintended_queue and not self._competing_flows.detected:
+            # The queue drains at the link's rate, and until it is empty every packet finds it.
             self._round_rate = self.rate_bytes_per_second = max(self._round_rate, sample.rate)
         elif not sample.app_limited or sample.rate > self.rate_bytes_per_second:
             self._round_rate = max(self._round_rate, sample.rate)
@@ -265,98 +280,99 @@ class CongestionController:
         self._round_app_limited |= sample.app_limited
         queue = (
             sample.queue
-            if self._rate_estimator.base_round_trip <= PACED_PATH_SECONDS
-            else self._look_at_queue(sample)
+            if self._estimator.base_round_trip <= PACED_PATH_SECONDS
+            else self._record_queue(sample)
         )
         self._round_queue += queue * sample.size
         self._round_bytes += sample.size
 
-    def _look_at_queue(self, sample: Sample) -> float:
-        """Seconds of queue without what the packet itself takes to leave: 8 ms of 2 Mbit/s."""
+    def _record_queue(self, sample: Sample) -> float:
+        """Return the sample's queue in seconds, without the packet's own send time: 8 ms of 2 Mbit/s."""
         rate, slack = self.rate_bytes_per_second, self._slack
-        own = min(sample.size, self.packet_bytes) / max(1.0, rate)
-        self._queue = max(0.0, sample.queue - min(own, slack))
-        if (
-            rate * self._rate_estimator.base_round_trip > _LEAST_LIMIT
-        ):  # below, what waits may wait for TCP's first window
-            trusted = not (self._probing_rtt or self._surprised)
-            self._bandwidth_probe.found_queue(self._queue, slack, rate, trusted=trusted)
+        send_seconds = min(sample.size, self.packet_bytes) / max(1.0, rate)
+        self._queue = max(0.0, sample.queue - min(send_seconds, slack))
+        # Below the smallest limit bytes may wait for TCP's first window.
+        if rate * self._estimator.base_round_trip > _MIN_LIMIT:
+            trusted = not (self._probing_rtt or self._unintended_queue)
+            self._bandwidth_probe.observe_queue(self._queue, slack, rate, trusted=trusted)
         return self._queue
 
     def _end_round(self, sample: Sample, now: float) -> None:
-        if not self._round_probed_rtt:  # all lean packets of the last dip were seen, not its first alone
-            delivery, rate = self._rate_estimator, self.rate_bytes_per_second
-            self._competing_flows.look(delivery.min_one_way_delay, delivery.shortest, rate, now)
+        if not self._round_probed_rtt:  # so every packet of the last probe is acknowledged
+            estimator, rate = self._estimator, self.rate_bytes_per_second
+            self._competing_flows.update(estimator.min_one_way_delay, estimator.min_round_trip, rate, now)
         queue = self._round_queue / max(1, self._round_bytes)
-        unintended = queue > self._most_intended() and not self._bandwidth_probe.on
-        self._judge_rate(unintended=unintended)
+        unintended = queue > self._max_intended_queue() and not self._bandwidth_probe.active
+        self._update_rate(unintended=unintended)
         if self._round_rate and not self._round_app_limited and not self._round_probed_rtt:
             self._bandwidth_probe.end_round(queue, self._slack, self.rate_bytes_per_second)
         was_probing_rtt = self._probing_rtt
         self._maybe_probe_rtt(now, unintended=unintended)
-        self._start_round(dipped=was_probing_rtt or self._probing_rtt)
+        self._start_round(probed_rtt=was_probing_rtt or self._probing_rtt)
 
-    def _judge_rate(self, *, unintended: bool) -> None:
-        if (unintended or self._surprised) and not self._competing_flows.present:
-            self._rates.clear()  # also in the round after, whose packets left before the limit fell
+    def _update_rate(self, *, unintended: bool) -> None:
+        if (unintended or self._unintended_queue) and not self._competing_flows.detected:
+            self._rates.clear()  # in the next round too: its packets left before the limit fell
         if self._round_rate:
             self._rates.append(self._round_rate)
             self.rate_bytes_per_second = max(self._rates)
-        self._surprised = unintended
+        self._unintended_queue = unintended
 
     def _maybe_probe_rtt(self, now: float, *, unintended: bool) -> None:
-        base_round_trip = self._rate_estimator.base_round_trip
-        every = _RIVAL_PROBE_RTT_SECONDS if self._competing_flows.present else _PROBE_RTT_SECONDS
-        stale = now - self._low_inflight_at > max(every, _PROBE_RTT_PATHS * base_round_trip)
-        soon = (_RIVAL_SOON_PATHS if self._competing_flows.present else _SOON_PATHS) * base_round_trip
-        if stale or (unintended and now - self._probe_rtt_at > soon):
+        base_round_trip = self._estimator.base_round_trip
+        interval = _COMPETING_PROBE_RTT_SECONDS if self._competing_flows.detected else _PROBE_RTT_SECONDS
+        stale = now - self._low_inflight_at > max(interval, _PROBE_RTT_ROUND_TRIPS * base_round_trip)
+        early = (
+            _COMPETING_EARLY_ROUND_TRIPS if self._competing_flows.detected else _EARLY_ROUND_TRIPS
+        ) * base_round_trip
+        if stale or (unintended and now - self._probe_rtt_at > early):
             self._probing_rtt = True
-            self._bandwidth_probe.disturbed()
+            self._bandwidth_probe.interrupt()
 
     # The limit.
 
     @property
     def _slack(self) -> float:
-        """Seconds of what may wait, so that the link is never idle."""
+        """Seconds of intended queue, so that the link is never idle."""
         fast = (self.rate_bytes_per_second - _FAST_FROM) / (_FAST_TO - _FAST_FROM)
         return (
             _SLACK_SECONDS
-            + _SLACK_SHARE * self._rate_estimator.base_round_trip
+            + _SLACK_SHARE * self._estimator.base_round_trip
             + _FAST_SLACK_SECONDS * min(1.0, max(0.0, fast))
         )
 
-    def _most_intended(self) -> float:
-        """Seconds of queue above which it is none that the limit allows for."""
-        allowed = self._slack + _ASK_SECONDS
-        most = allowed + max(2 * allowed, self._rate_estimator.base_round_trip / 4)
-        rival = self._competing_flows.present
-        return most + _RIVAL_GAIN * self._rate_estimator.shortest if rival else most
+    def _max_intended_queue(self) -> float:
+        """Seconds of queue that the limit accounts for; a longer one is unintended."""
+        allowed = self._slack + _ACK_REQUEST_SECONDS
+        most = allowed + max(2 * allowed, self._estimator.base_round_trip / 4)
+        competing = self._competing_flows.detected
+        return most + _COMPETING_GAIN * self._estimator.min_round_trip if competing else most
 
     @property
     def _probe_rtt_limit(self) -> float:
-        share = _RIVAL_PROBE_RTT_SHARE if self._competing_flows.present else _PROBE_RTT_SHARE
-        return max(
-            _LEAST_PROBE_RTT_LIMIT, share * self.rate_bytes_per_second * self._rate_estimator.base_round_trip
-        )
+        share = _COMPETING_PROBE_RTT_SHARE if self._competing_flows.detected else _PROBE_RTT_SHARE
+        return max(_MIN_PROBE_RTT_LIMIT, share * self.rate_bytes_per_second * self._estimator.base_round_trip)
 
-    def _set_limit(self, fresh: int) -> None:
+    def _set_limit(self, acked_bytes: int) -> None:
         if self._probing_rtt:
-            wish = self._probe_rtt_limit
+            target = self._probe_rtt_limit
         else:
-            base_round_trip, rate = self._rate_estimator.base_round_trip, self.rate_bytes_per_second
+            base_round_trip, rate = self._estimator.base_round_trip, self.rate_bytes_per_second
             extra = base_round_trip * self._bandwidth_probe.gain(rate, base_round_trip)
-            if self._competing_flows.present:
-                extra = max(extra, _RIVAL_GAIN * self._rate_estimator.shortest)
-            wish = rate * (base_round_trip + extra + self._slack) + self._ask_bytes
-            wish = max(_LEAST_LIMIT, wish)
-        grown = self.limit + (_RIVAL_GROWTH * fresh if self._competing_flows.present else fresh)
-        self.limit = int(min(wish, grown, self._limits.max_send_memory))
-        self._near = self._rate_estimator.base_round_trip <= PACED_PATH_SECONDS
+            if self._competing_flows.detected:
+                extra = max(extra, _COMPETING_GAIN * self._estimator.min_round_trip)
+            target = rate * (base_round_trip + extra + self._slack) + self._ack_request_bytes
+            target = max(_MIN_LIMIT, target)
+        grown = self.limit + (
+            _COMPETING_GROWTH * acked_bytes if self._competing_flows.detected else acked_bytes
+        )
+        self.limit = int(min(target, grown, self._limits.max_send_memory))
+        self._short_path = self._estimator.base_round_trip <= PACED_PATH_SECONDS
         self.packet_bytes = self._packet_bytes()
 
 
 class NoLimit(CongestionController):
-    """Bounds nothing, measures nothing, asks for no confirmation: what the flight limit is compared with."""
+    """No limit, no measurement, no requested acknowledgements, for comparison in benchmarks."""
 
     def _packet_bytes(self) -> int:
         return self._limits.max_packet_bytes
@@ -368,10 +384,10 @@ class NoLimit(CongestionController):
         return self._limits.max_packet_bytes
 
     def note_app_limited(self) -> None:
-        """Of no interest."""
+        """Do nothing."""
 
     def sent(self, number: int, size: int, now: float) -> bool:
         return False
 
     def acked(self, number: int, stamp: int, now: float) -> None:
-        """Of no interest."""
+        """Do nothing."""

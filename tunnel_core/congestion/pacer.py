@@ -1,7 +1,7 @@
-"""When the next packet of bulk may leave, so that a flight does not leave as one burst. No I/O, no clock.
+"""When the next packet of bulk may leave, so that bulk does not leave in bursts. No I/O, no clock.
 
-A queue of eight segments overflows by bursts alone, whatever their average. Time that was not used is lost
-but for a few milliseconds: who makes up for a pause makes the burst that pacing is there against.
+Bursts alone overflow a queue of eight segments, whatever the average rate. Send time that was not used is
+lost, except a few milliseconds, because catching up after a pause would be such a burst.
 """
 
 from __future__ import annotations
@@ -9,39 +9,39 @@ from __future__ import annotations
 import math
 
 PACED_PATH_SECONDS = 0.010
-"""On shorter round trips a timer is coarser than the bursts."""
+"""Shorter round trips are not paced, because a timer is coarser than their bursts."""
 _BURST_SECONDS = 0.004
 
 
 class Pacer:
-    """Of one carrier. Small, because it is asked before and told after each packet."""
+    """The pace of one carrier. Cheap, because its caller uses it before and after each packet."""
 
-    __slots__ = ("_held", "_next_at", "_rate")
+    __slots__ = ("_next_at", "_rate", "_waiting")
 
     def __init__(self, now: float) -> None:
         self._next_at = now
         self._rate = 0.0
-        self._held = False
+        self._waiting = False
 
-    def is_held(self, now: float) -> bool:
-        """Whether bulk has to wait; if so, ``deadline`` says until when."""
-        self._held = now < self._next_at
-        return self._held
+    def must_wait(self, now: float) -> bool:
+        """Whether bulk has to wait until ``deadline``."""
+        self._waiting = now < self._next_at
+        return self._waiting
 
-    def let_go(self) -> None:
-        """Something else than the pace decides now."""
-        self._held = False
+    def clear(self) -> None:
+        """Forget that bulk waits for the pace, because another bound decides now."""
+        self._waiting = False
 
     @property
     def deadline(self) -> float:
-        """When bulk that is held may leave; infinity if none is."""
-        return self._next_at if self._held else math.inf
+        """When bulk that must wait may leave; infinity if none must."""
+        return self._next_at if self._waiting else math.inf
 
-    def owed(self, now: float) -> float:
-        """Bytes that have left before their time."""
+    def bytes_ahead(self, now: float) -> float:
+        """Bytes that left before their time."""
         return max(0.0, self._next_at - now) * self._rate
 
     def sent(self, size: int, now: float, rate: float) -> None:
-        """``size`` bytes leave, of any kind; ``rate`` in bytes per second."""
+        """Count ``size`` bytes of any kind that leave now. ``rate`` is in bytes per second."""
         self._rate = rate
         self._next_at = max(self._next_at, now - _BURST_SECONDS) + size / rate

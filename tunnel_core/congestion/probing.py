@@ -1,14 +1,14 @@
-"""How much more than the link is known to carry is tried. No I/O, no clock.
+"""How far beyond the known rate of the link the sender probes. No I/O, no clock.
 
-1. The problem. What is sent beyond the link's rate is seen one round trip later, and waits until then. On a
-   long path that is more than a short queue holds (eight segments are 50 ms of 2 Mbit/s), and a lost
-   segment costs every stream a round trip or two: in one connection nothing overtakes it.
-2. A new carrier knows nothing and doubles each round trip, as TCP below it does. Some loss is the price.
-3. The rate at which a queue stood is remembered. Well below it, as after a loss, growth is quick, because
-   it ends before the queue begins; near it growth is so slow that a round trip of it fits any queue; above
-   it, where the link must have got faster, the steps double.
-4. Growth ends with the first samples that find a queue, and not with the round trip: TCP's HyStart. On
-   paths that are not paced it ends when the rate grows no more, because what waits there is a program.
+1. The problem. Bytes beyond the link's rate wait in a queue, and the sender sees that one round trip later.
+   On a long path these bytes are more than a short queue holds (eight segments are 50 ms of 2 Mbit/s). A lost
+   segment costs every stream a round trip or two, because in one connection nothing overtakes it.
+2. A new carrier knows no rate and doubles each round trip, as TCP below it does. Some loss is the price.
+3. The probe remembers the rate at which a queue stood. Well below that rate, as after a loss, growth is
+   quick, because it ends before the queue begins. Near that rate a round trip of growth fits any queue. Above
+   it, where the link must have become faster, the steps double.
+4. Growth ends with the first samples that find a queue, not at the end of the round trip (TCP's HyStart). On
+   paths that are not paced growth ends when the rate stops growing, because only a program waits there.
 """
 
 from __future__ import annotations
@@ -18,76 +18,95 @@ import math
 _STARTUP_GAIN = 1.0
 _PROBE_GAIN = 0.25
 _PROBE_SECONDS = 0.010
-"""What a gentle step may leave waiting. With 20 ms a queue of 50 lost one segment in each growth."""
-_MOST_PROBE_SECONDS = 0.030
+"""Queue that a gentle step may leave. With 20 ms a queue of 50 lost one segment in each growth."""
+_MAX_PROBE_SECONDS = 0.030
 _GROWTH = 1.25
-"""Less in a round trip is no growth any more (BBR)."""
+"""A smaller factor within a round trip counts as no growth (BBR)."""
 _KNOWN_SHARE = 0.85
-"""Of the remembered rate: a quarter more, seen a round trip late, does not pass it."""
+"""Share of the remembered rate up to which growth is quick: a quarter more, seen a round trip late, stays
+below that rate."""
 _EMPTY_ROUNDS = 4
-"""Near the remembered rate. One may be the tail of a dip, and pacing alone creeps upwards."""
-_STANDING_SAMPLES = 2
-"""One is the noise of a program."""
+"""Rounds without a queue before growth near the remembered rate. One round may be the tail of an RTT probe,
+and pacing alone creeps upwards."""
+_QUEUED_SAMPLES = 2
+"""Samples in a row that make a queue, because one is the noise of a program."""
 
 
 class BandwidthProbe:
-    """Of one carrier. ``slack``: seconds of queue that are intended at most; ``rate`` in bytes per second."""
+    """The probe of one carrier.
 
-    __slots__ = ("_empty_rounds", "_full_rate", "_known_rate", "_probe_seconds", "_standing", "new", "on")
+    ``slack``: the longest intended queue in seconds; ``rate``: bytes per second.
+    """
+
+    __slots__ = (
+        "_empty_rounds",
+        "_full_rate",
+        "_known_rate",
+        "_probe_seconds",
+        "_queued_samples",
+        "active",
+        "in_startup",
+    )
 
     def __init__(self) -> None:
-        self.on = True
-        self.new = True
-        """The first growth of a carrier, of which nothing is known."""
+        self.active = True
+        self.in_startup = True
+        """Whether this is the first growth of the carrier, whose rate is not known yet."""
         self._known_rate = math.inf
         self._full_rate = 0.0  # when growth was last seen
         self._probe_seconds = _PROBE_SECONDS
         self._empty_rounds = 0
-        self._standing = 0
+        self._queued_samples = 0
 
     def gain(self, rate: float, base_round_trip: float) -> float:
-        """By what share the rate may be passed. ``base_round_trip`` may be 0: a peer may tell any arrival."""
-        if not self.on:
+        """Return the share by which the sender may exceed ``rate``.
+
+        ``base_round_trip`` is in seconds; it may be 0, because a peer may send any arrival stamp.
+        """
+        if not self.active:
             return 0.0
-        if self.new:
+        if self.in_startup:
             return _STARTUP_GAIN
-        if base_round_trip <= 0 or self._is_low(rate):
+        if base_round_trip <= 0 or self._is_well_below(rate):
             return _PROBE_GAIN
         return min(_PROBE_GAIN, self._probe_seconds / base_round_trip)
 
-    def _is_low(self, rate: float) -> bool:
+    def _is_well_below(self, rate: float) -> bool:
         return rate < _KNOWN_SHARE * self._known_rate < math.inf
 
-    def found_queue(self, queue: float, slack: float, rate: float, *, trusted: bool) -> None:
-        """A sample on a paced path waited so long. ``trusted``: the rate is not that of a disturbance."""
-        self._standing = self._standing + 1 if queue > slack / 2 else 0
-        if self._standing < _STANDING_SAMPLES:
+    def observe_queue(self, queue: float, slack: float, rate: float, *, trusted: bool) -> None:
+        """Record that a sample on a paced path waited ``queue`` seconds.
+
+        ``trusted``: ``rate`` was not measured during an RTT probe or an unintended queue.
+        """
+        self._queued_samples = self._queued_samples + 1 if queue > slack / 2 else 0
+        if self._queued_samples < _QUEUED_SAMPLES:
             return
-        if self.on:
+        if self.active:
             self._stop(rate)
         elif trusted:
             self._known_rate = max(self._known_rate, rate)
 
     def end_round(self, queue: float, slack: float, rate: float) -> None:
-        """A round trip of undisturbed bulk is over; on average it waited so long."""
-        if not self.on:
+        """End a round trip of undisturbed bulk, whose packets waited ``queue`` seconds on average."""
+        if not self.active:
             self._empty_rounds = self._empty_rounds + 1 if queue < slack / 4 else 0
-            if self._empty_rounds >= (1 if self._is_low(rate) else _EMPTY_ROUNDS):
-                self.on, self._full_rate = True, rate
+            if self._empty_rounds >= (1 if self._is_well_below(rate) else _EMPTY_ROUNDS):
+                self.active, self._full_rate = True, rate
             return
         if rate > _GROWTH * self._known_rate:
-            self._probe_seconds = min(_MOST_PROBE_SECONDS, 2 * self._probe_seconds)
+            self._probe_seconds = min(_MAX_PROBE_SECONDS, 2 * self._probe_seconds)
         if rate >= _GROWTH * self._full_rate:
             self._full_rate = rate
         elif queue > slack / 2:
             self._stop(rate)
 
     def _stop(self, rate: float) -> None:
-        self.on = self.new = False
+        self.active = self.in_startup = False
         self._known_rate = rate
         self._probe_seconds = _PROBE_SECONDS
         self._empty_rounds = 0
 
-    def disturbed(self) -> None:
-        """The flight dips: what is seen meanwhile tells nothing of an empty queue."""
+    def interrupt(self) -> None:
+        """Discard the rounds without a queue, because an RTT probe begins and empties the queue itself."""
         self._empty_rounds = 0

@@ -1,16 +1,16 @@
-"""What confirmations tell about the way to the peer: its rate, its delay, what waits on it. No I/O, no clock.
+"""Measure the path to the peer from acknowledgements: its rate, its delay, its queue. No I/O, no clock.
 
-1. Each confirmation carries the peer's clock when the packet arrived (``acks.py``). So the way there
-   and the way back are measured apart, each up to one constant, the difference of the clocks, which
-   cancels in every sum and difference used here. Without a stamp the whole round trip counts as way
-   there: as good as any limit that knows round trips only.
-2. Way there, less the shortest way there, is what waits in front of us: gRPC, socket, modem. The shortest
-   is taken from *lean* packets (sent with so little in flight that they found none of ours waiting),
-   and from whatever is shorter still. It is forgotten after a few seconds: routes and rivals change.
-3. Way back is averaged, with all that it holds: a window must cover it, and nothing of ours waits there.
-4. Delivery rate as in BBR (draft-cardwell-iccrg-bbr-congestion-control, delivery rate estimation): bytes
-   that arrived since a packet left, over the longer of the times in which they were sent and arrived.
-   The peer's clock makes it immune to confirmations that come in bursts.
+1. Each acknowledgement carries the peer's clock at the arrival of the packet (``acks.py``). So forward delay
+   and return delay are measured apart, each up to one constant, the difference of the clocks. The constant
+   cancels in every sum and difference used here. Without a stamp the whole round trip counts as forward
+   delay, which is as good as any limit that knows round trips only.
+2. Forward delay, less the smallest forward delay, is the queue ahead of a packet: gRPC, socket, modem. The
+   smallest comes from packets sent with few bytes in flight, which find no queue of ours, and from any
+   smaller delay. It expires after a few seconds, because routes and competing flows change.
+3. Return delay is averaged with all its queues, because a window must cover it and no queue there is ours.
+4. The delivery rate is BBR's (draft-cardwell-iccrg-bbr-congestion-control). It is the bytes that arrived
+   since a packet left, over the longer of the times in which they were sent and arrived. The peer's clock
+   makes the rate immune to acknowledgements that come in bursts.
 """
 
 from __future__ import annotations
@@ -22,86 +22,94 @@ from typing import NamedTuple
 from tunnel_core.congestion.acks import STAMP_MODULUS
 
 _HALF = STAMP_MODULUS // 2
-_BACK_GAIN = 1 / 8
+_RETURN_GAIN = 1 / 8
 """TCP's gain for its smoothed round trip (RFC 6298)."""
-_LEAN_SECONDS = 5.0
-"""How long a lean packet's delay is believed: two of the dips that ``controller.py`` makes for new ones."""
-_BACK_SECONDS = 10.0
-"""How long the shortest way back is believed: BBR's window for the smallest round trip."""
-_SHORTEST_INTERVAL = 1e-4
-"""Below it a rate is the noise of the clock: a packet costs a program as much."""
+_FORWARD_MIN_SECONDS = 5.0
+"""How long the smallest forward delay holds: two of the RTT probes that ``controller.py`` makes to renew
+it."""
+_RETURN_MIN_SECONDS = 10.0
+"""How long the smallest return delay holds: BBR's window for the smallest round trip."""
+_MIN_INTERVAL = 1e-4
+"""A rate over a shorter interval is the noise of the clock: a packet costs a program as much."""
 
 
-class _Sent(NamedTuple):
-    """A packet under way, and what was known when it left."""
+class _SentPacket(NamedTuple):
+    """A packet in flight, and what was known when it left."""
 
     number: int
     size: int
     sent_at: float
     delivered: int
-    last_sent: float  # when the newest packet that was confirmed by then had left
+    last_sent: float  # when the newest packet that was acknowledged by then had left
     last_arrived: float
     app_limited: bool
     low_inflight: bool
 
 
 class Sample(NamedTuple):
-    """What one confirmation told."""
+    """The measurement of one acknowledgement."""
 
     number: int
-    size: int  # bytes that it confirmed
-    rate: float
-    queue: float  # seconds for which the newest of them waited on the way there
+    size: int  # bytes that it acknowledges
+    rate: float  # bytes per second
+    queue: float  # seconds for which the newest of them waited on the forward path
     app_limited: bool  # the program had no more to send, so the link may do better
 
 
 class RateEstimator:
-    """Estimates from the confirmations of one carrier. Everything in bytes and seconds."""
+    """Estimates from the acknowledgements of one carrier, in bytes and seconds."""
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.min_one_way_delay = math.inf
-        """The way there with nothing of ours on it, plus the clocks' difference."""
+        """The forward delay without a queue of ours, plus the difference of the clocks."""
         self.base_round_trip = 0.0
-        """The round trip of now with nothing of ours waiting on the way there; 0: not known yet."""
-        self._back = 0.0  # less the clocks' difference, as every time of arrival
-        self._trip = 0.0
-        self._under_way: deque[_Sent] = deque()
+        """The present round trip without a queue of ours on the forward path; 0: not known yet."""
+        self._return_delay = 0.0  # less the difference of the clocks, as every arrival time here
+        self._round_trip = 0.0
+        self._packets: deque[_SentPacket] = deque()
         self._delivered = 0
         self._reference: int | None = None
         self._last_sent = self._last_arrived = 0.0
-        self._leans: deque[tuple[float, float]] = deque()  # rising, the least first
-        self._backs: deque[tuple[float, float]] = deque()
+        self._forward_delays: deque[tuple[float, float]] = deque()  # rising, the smallest first
+        self._return_delays: deque[tuple[float, float]] = deque()
 
     @property
-    def shortest(self) -> float:
-        """The same with nothing waiting on the way back either."""
-        return min(self._trip, max(0.0, self.min_one_way_delay + self._backs[0][1])) if self._backs else 0.0
+    def min_round_trip(self) -> float:
+        """``base_round_trip`` without any queue on the return path either."""
+        if not self._return_delays:
+            return 0.0
+        return min(self._round_trip, max(0.0, self.min_one_way_delay + self._return_delays[0][1]))
 
     def sent(self, number: int, size: int, now: float, *, app_limited: bool, low_inflight: bool) -> None:
+        """Record a packet that leaves. ``low_inflight``: it finds no queue of ours."""
         if not self.in_flight:
-            self._last_sent, self._last_arrived = now, now - self._back
+            self._last_sent, self._last_arrived = now, now - self._return_delay
         self.in_flight += size
         before = self._delivered, self._last_sent, self._last_arrived
-        self._under_way.append(_Sent(number, size, now, *before, app_limited, low_inflight))
+        self._packets.append(_SentPacket(number, size, now, *before, app_limited, low_inflight))
 
     def acked(self, number: int, stamp: int, now: float) -> Sample | None:
-        """None if it confirms nothing that is under way on this carrier."""
+        """Record that all packets up to ``number`` arrived.
+
+        Return None if none of them was in flight here.
+        """
         packet, size = None, 0
-        while self._under_way and self._under_way[0].number <= number:
-            packet = self._under_way.popleft()
+        while self._packets and self._packets[0].number <= number:
+            packet = self._packets.popleft()
             size += packet.size
         if packet is None:
             return None
         self.in_flight -= size
         self._delivered += size
-        there = self._way_there(packet, stamp, now)
-        self._measure(packet, there, now)
-        rate = self._rate(packet, there, now)
-        self._last_sent, self._last_arrived = packet.sent_at, packet.sent_at + there
-        return Sample(packet.number, size, rate, max(0.0, there - self.min_one_way_delay), packet.app_limited)
+        forward_delay = self._forward_delay(packet, stamp, now)
+        self._update_delays(packet, forward_delay, now)
+        rate = self._rate(packet, forward_delay, now)
+        self._last_sent, self._last_arrived = packet.sent_at, packet.sent_at + forward_delay
+        queue = max(0.0, forward_delay - self.min_one_way_delay)
+        return Sample(packet.number, size, rate, queue, packet.app_limited)
 
-    def _way_there(self, packet: _Sent, stamp: int, now: float) -> float:
+    def _forward_delay(self, packet: _SentPacket, stamp: int, now: float) -> float:
         if not stamp:
             return now - packet.sent_at
         raw = stamp - int(packet.sent_at * 1e6)
@@ -109,31 +117,34 @@ class RateEstimator:
             self._reference = raw
         return ((raw - self._reference + _HALF) % STAMP_MODULUS - _HALF) / 1e6
 
-    def _measure(self, packet: _Sent, there: float, now: float) -> None:
-        self._trip = now - packet.sent_at
-        back = self._trip - there
-        self._back = back if not self._backs else self._back + _BACK_GAIN * (back - self._back)
-        _keep_least(self._backs, back, now, _BACK_SECONDS)
-        if packet.low_inflight or there < self.min_one_way_delay:
-            _keep_least(self._leans, there, now, _LEAN_SECONDS)
-            self.min_one_way_delay = self._leans[0][1]
-        self.base_round_trip = min(self._trip, max(0.0, self.min_one_way_delay + self._back))
+    def _update_delays(self, packet: _SentPacket, forward_delay: float, now: float) -> None:
+        self._round_trip = now - packet.sent_at
+        sample = self._round_trip - forward_delay
+        first = not self._return_delays
+        self._return_delay = (
+            sample if first else self._return_delay + _RETURN_GAIN * (sample - self._return_delay)
+        )
+        _keep_minimum(self._return_delays, sample, now, _RETURN_MIN_SECONDS)
+        if packet.low_inflight or forward_delay < self.min_one_way_delay:
+            _keep_minimum(self._forward_delays, forward_delay, now, _FORWARD_MIN_SECONDS)
+            self.min_one_way_delay = self._forward_delays[0][1]
+        self.base_round_trip = min(self._round_trip, max(0.0, self.min_one_way_delay + self._return_delay))
 
-    def _rate(self, packet: _Sent, there: float, now: float) -> float:
+    def _rate(self, packet: _SentPacket, forward_delay: float, now: float) -> float:
         if packet.delivered:
-            arriving = packet.sent_at + there - packet.last_arrived
+            arriving = packet.sent_at + forward_delay - packet.last_arrived
         else:
-            arriving = now - packet.last_sent  # nothing had arrived yet to count from
-        interval = max(arriving, packet.sent_at - packet.last_sent, _SHORTEST_INTERVAL)
+            arriving = now - packet.last_sent  # no packet had arrived yet to count from
+        interval = max(arriving, packet.sent_at - packet.last_sent, _MIN_INTERVAL)
         return (self._delivered - packet.delivered) / interval
 
-    def forget_unloaded(self) -> None:
-        """The next lean packet tells alone what the way there takes."""
-        self._leans.clear()
+    def forget_min_delay(self) -> None:
+        """Let the next packet with few bytes in flight alone set the smallest forward delay."""
+        self._forward_delays.clear()
 
 
-def _keep_least(window: deque[tuple[float, float]], value: float, now: float, seconds: float) -> None:
-    """A running minimum: what is older and not less can never be it again."""
+def _keep_minimum(window: deque[tuple[float, float]], value: float, now: float, seconds: float) -> None:
+    """Add ``value`` to a running minimum: drop older entries that are not smaller, and expired ones."""
     while window and window[-1][1] >= value:
         window.pop()
     window.append((now, value))

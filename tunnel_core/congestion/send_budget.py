@@ -1,9 +1,10 @@
-"""How much may leave now: flight limit (``controller``) and cap (``token_bucket``) as one. No I/O, no clock.
+"""How many bytes may leave now, by the in-flight limit and by the cap. No I/O, no clock.
 
-1. The flight limit holds bulk back. The cap holds everything of the streams back, but neither pings nor
-   confirmations nor what the session itself says: they are a debt, which the streams pay.
-2. Whoever finds no room is to ask again at ``due``. It is a date for one look: who looked, or was told that
-   the carrier is busy, clears it, else a timer would go off again and again while a write is under way.
+1. The in-flight limit (``controller.py``) bounds bulk. The cap (``token_bucket.py``) bounds all that streams
+   send, but never pings, acknowledgements or the frames of the session itself. Those become a debt of the
+   cap, which the streams pay.
+2. A session that finds no room asks again at ``due``. Each question clears ``due``, and so does a busy
+   carrier; else a timer would fire again and again while a write is under way.
 """
 
 from __future__ import annotations
@@ -15,34 +16,34 @@ from tunnel_core.congestion.controller import CongestionController
 from tunnel_core.congestion.token_bucket import TokenBucket
 
 PacketBudgets: TypeAlias = tuple[int, int]
-"""Bytes of content that the next packet may hold: in all, and of what must not wait."""
+"""Bytes of content that the next packet may hold: all content, and urgent content."""
 
 
 class SendBudget:
-    """Both bounds of one session. The flight is the carrier's, the cap outlives it."""
+    """Both bounds of one session. The controller starts anew with each carrier; the cap outlives carriers."""
 
-    __slots__ = ("cap", "due", "flight")
+    __slots__ = ("cap", "controller", "due")
 
-    def __init__(self, flight: CongestionController, cap: TokenBucket | None) -> None:
-        self.flight = flight
+    def __init__(self, controller: CongestionController, cap: TokenBucket | None) -> None:
+        self.controller = controller
         self.cap = cap
         self.due = math.inf
-        """When there may be room for what was held back."""
+        """When there may be room for bytes that were held back."""
 
-    def ask(self, now: float) -> PacketBudgets | None:
-        """For streams that have something to say; None: the cap lets nothing of them leave."""
-        flight = self.flight
-        most = flight.packet_bytes
+    def packet_budgets(self, now: float) -> PacketBudgets | None:
+        """Return the budgets of the next packet, or None if the cap lets no byte of a stream leave."""
+        controller = self.controller
+        budget = controller.packet_bytes
         if self.cap is not None:
             room = self.cap.room(now)
             if not room:
-                self.cap.hold(now)
+                self.cap.note_blocked(now)
                 self.due = self.cap.deadline(now)
                 return None
-            most = min(most, room)
-        if not flight.in_flight:
+            budget = min(budget, room)
+        if not controller.in_flight:
             self.due = math.inf
-            return most, most
-        bulk = min(most, flight.room(now))
-        self.due = flight.deadline()
-        return bulk, min(most, flight.priority_room(now))
+            return budget, budget
+        bulk = min(budget, controller.room(now))
+        self.due = controller.deadline()
+        return bulk, min(budget, controller.priority_room(now))

@@ -1,13 +1,13 @@
-"""A token bucket: at most ``rate`` bytes a second, and ``burst`` at once after a rest. No I/O, no clock.
+"""A token bucket: ``rate`` bytes a second, and ``burst`` bytes at once after a rest. No I/O, no clock.
 
-1. What is taken in any window of t seconds is at most ``rate * t + burst``, as long as nobody takes
-   more than there is room for.
-2. ``take`` never refuses, because confirmations and pings must leave, else a full bucket would look
-   like a dead link. What goes beyond the room is a debt that is paid back before there is room again.
-3. Less room than a good piece is none, and ``deadline`` waits for one: a packet for every few bytes that
-   become due would be all framing.
-4. Whoever has bytes and finds no room says so (``hold``). The time from there to the next ``take``, and
-   the bytes of that take, are what the cap costs; metrics show both.
+1. The bytes taken in any window of t seconds are at most ``rate * t + burst``, as long as the caller takes no
+   more than ``room``.
+2. ``take`` never refuses, because acknowledgements and pings must leave; else a full bucket would look like a
+   dead link. Bytes beyond the room are a debt, which is paid back before there is room again.
+3. Room below one piece counts as none, and ``deadline`` waits for a piece. A packet for every few bytes would
+   be all framing.
+4. A caller that has bytes and finds no room calls ``note_blocked``. The time from there to the next ``take``,
+   and the bytes of that take, are the cost of the cap; metrics show both.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ _BURST_SECONDS = 0.1
 _PIECE_SECONDS = 0.02
 _MIN_BURST_BYTES = 4096
 _MIN_PIECE_BYTES = 512
-"""With less the framing of a packet would outweigh its content."""
+"""With less, the framing of a packet would outweigh its content."""
 _ROUNDING = 0.99
-"""The part of a piece that counts as one, so that whoever wakes at the deadline finds room."""
+"""The part of a piece that counts as one, so that a caller that wakes at the deadline finds room."""
 
 
 class TokenBucket:
-    """Full at first. ``now`` is in seconds, of any origin, and never goes back."""
+    """A bucket that is full at first. ``now`` is in seconds, of any origin, and never goes back.
+
+    ``rate`` is in bytes per second, ``burst`` in bytes; with 0 it is a tenth of a second's bytes.
+    """
 
     def __init__(self, rate: int, burst: int = 0) -> None:
         assert rate > 0
@@ -35,7 +38,7 @@ class TokenBucket:
         self._piece = min(self.burst, max(_MIN_PIECE_BYTES, int(rate * _PIECE_SECONDS)))
         self._level = float(self.burst)
         self._at = -math.inf
-        self._held_since: float | None = None
+        self._blocked_since: float | None = None
 
     def room(self, now: float) -> int:
         """Bytes that may be taken now; 0 in debt, or if they are too few to be worth a packet."""
@@ -43,21 +46,21 @@ class TokenBucket:
         return int(self._level) if self._level >= self._piece * _ROUNDING else 0
 
     def take(self, count: int, now: float) -> None:
-        """``count`` bytes leave now, whether there is room or not."""
+        """Take ``count`` bytes, whether there is room or not."""
         self._fill(now)
         self._level -= count
-        if self._held_since is not None:
-            self.delayed_seconds += now - self._held_since
+        if self._blocked_since is not None:
+            self.delayed_seconds += now - self._blocked_since
             self.delayed_bytes += count
-            self._held_since = None
+            self._blocked_since = None
 
-    def hold(self, now: float) -> None:
-        """Bytes wait for room from now on, if they did not already."""
-        if self._held_since is None:
-            self._held_since = now
+    def note_blocked(self, now: float) -> None:
+        """Note that bytes wait for room since ``now``, unless some already do."""
+        if self._blocked_since is None:
+            self._blocked_since = now
 
     def deadline(self, now: float) -> float:
-        """When there will be room for a piece worth sending; ``now`` if there is."""
+        """Return when there is room for a piece worth sending; ``now`` if there is already."""
         self._fill(now)
         return now + max(0.0, self._piece - self._level) / self.rate
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import h11
 import trio
 
-from tunnel_core.streams.half_closed import LOOK_SECONDS
+from tunnel_core.streams.half_closed import CHECK_SECONDS
 from tunnel_core.streams.nowait import NowaitStream
 from tunnel_core.streams.sockets import KEEPALIVE_SECONDS
 
@@ -96,14 +96,14 @@ class Connection:
     async def _wait_broken(self) -> None:
         if not isinstance(self.stream, NowaitStream):
             await trio.sleep_forever()
-        self.stream.ask_peer_every(LOOK_SECONDS)
+        self.stream.probe_peer_every(CHECK_SECONDS)
         try:
             while True:
                 self.stream.check_peer()
                 await trio.sleep(_LOOK_SECONDS)
         finally:
             with contextlib.suppress(trio.ClosedResourceError):
-                self.stream.ask_peer_every(KEEPALIVE_SECONDS)
+                self.stream.probe_peer_every(KEEPALIVE_SECONDS)
 
     async def _receive(self, size: int = READ_BYTES) -> bool:
         data = await self.stream.receive_some(size)

@@ -1,15 +1,15 @@
 """The server's side of one HTTP/2 connection that carries one gRPC call (RFC 9113, gRPC over HTTP/2). No I/O.
 
 Theory of operation
-1. gRPC's own server handles all its connections in one thread and has no limit on frames that holds while
-   the client does not read, so one connection can stop all others. An agent needs one call on a connection.
-   That is little enough to do here, where each frame is charged (``frame_budget``) before it is handled.
-2. ``receive`` takes what the client sent, in pieces of any size, and returns the messages that are complete.
-   ``send`` takes one message; a next one may follow when ``can_send``. ``take_output`` returns what to write.
-3. Receive windows are large and are refilled as messages are taken, because the session has its own credit.
-   A client that sends beyond its window is at fault.
-4. Headers come once. A second call on a connection is a fault, as are all connection errors of RFC 9113. The
-   caller closes the connection without GOAWAY, because no gRPC client causes such a fault.
+1. gRPC's own server handles all connections in one thread, and its limit on frames does not hold while the
+   client does not read. So one connection can stop all others. An agent needs only one call on a connection,
+   which is little code. ``frame_budget.py`` charges each frame before it is handled.
+2. ``receive`` takes the client's bytes, in pieces of any size, and returns the complete messages. ``send``
+   takes one message; the next may follow when ``can_send``. ``take_output`` returns the bytes to write.
+3. Receive windows are large and are refilled as messages are taken, because the session has its own credit. A
+   client that sends beyond its window is at fault.
+4. Headers come once. A second call on a connection is an error, as are all connection errors of RFC 9113. The
+   caller closes the connection without GOAWAY, because no gRPC client makes such an error.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ END_STREAM, ACK, END_HEADERS, PADDED, WITH_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6
 
 RECEIVE_WINDOW = 16 * MIB
-"""As much as gRPC's look-ahead had: 340 MiB/s at 50 ms of round trip."""
+"""The size of gRPC's look-ahead: 340 MiB/s at a round trip of 50 ms."""
 _REFILL_BYTES = 1 * MIB
-_LARGEST_FRAME = 4 * MIB
-_LARGEST_CONTROL = 16 * KIB
-_LARGEST_BLOCK = 4 * KIB
+_MAX_FRAME = 4 * MIB
+_MAX_CONTROL = 16 * KIB
+_MAX_BLOCK = 4 * KIB
 """A call's headers have about 300 bytes."""
-_LARGEST_HEADERS = 16 * KIB
-"""Names and values of a decoded block, because HPACK can name a long value by one byte again and again."""
+_MAX_HEADERS = 16 * KIB
+"""Bytes of names and values of a decoded block, because HPACK can repeat a long value with one byte each."""
 _DEFAULT_WINDOW, _MAX_WINDOW = 65_535, 2**31 - 1
 _DEFAULT_FRAME = 16 * KIB
 _HEAD_BYTES = 9
@@ -53,7 +53,7 @@ _ANSWER = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 
 
 class Http2Error(Exception):
-    """The client broke the protocol; the text says how."""
+    """Raised when the client violates HTTP/2; the text has the violation."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -63,7 +63,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def _encode_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Encode header fields as literals that no table keeps: a connection needs no encoder of its own."""
+    """Encode header fields as literals without a table, so that a connection needs no encoder of its own."""
     return Encoder().encode([NeverIndexedHeaderTuple(*header) for header in headers], huffman=False)
 
 
@@ -72,8 +72,8 @@ def _greeting() -> bytes:
     settings = (
         (MAX_CONCURRENT_STREAMS, 1),
         (INITIAL_WINDOW_SIZE, RECEIVE_WINDOW),
-        (MAX_FRAME_SIZE, _LARGEST_FRAME),
-        (MAX_HEADER_LIST_SIZE, _LARGEST_BLOCK),
+        (MAX_FRAME_SIZE, _MAX_FRAME),
+        (MAX_HEADER_LIST_SIZE, _MAX_BLOCK),
     )
     payload = b"".join(_SETTING.pack(*setting) for setting in settings)
     increment = (RECEIVE_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big")
@@ -81,37 +81,37 @@ def _greeting() -> bytes:
 
 
 class Http2Call:
-    """One connection. ``path`` names the call that is served; ``now`` is steady seconds.
+    """One connection. ``path`` is the path of the call that is served; ``now`` is in monotonic seconds.
 
     After ``FloodError`` or ``Http2Error`` the connection must be closed.
     """
 
     def __init__(self, path: bytes, max_message_bytes: int, now: float) -> None:
         self.has_call = False
-        """Whether the call has begun."""
+        """Whether the call has started."""
         self.ended = ""
-        """Why the call is over; empty while it is not."""
+        """The cause of the call's end; empty until then."""
         self.has_finished = False
         """Whether the server has ended the call."""
         self.holds_window = False
-        """Whether receive windows are refilled no more for now."""
+        """Whether the refill of receive windows is suspended."""
         self._path = path
         self._max_message = max_message_bytes
         self._budget = FrameBudget(now)
-        self._preface = PREFACE  # what is still to come of it
-        self._buffer = b""  # the begin of a frame
-        self._data_left = 0  # of the DATA frame under way
+        self._preface = PREFACE  # the part that has not arrived yet
+        self._buffer = b""  # the start of a frame
+        self._data_left = 0  # bytes of the present DATA frame
         self._padding_left = 0
         self._stream = 0
-        self._block: bytes | None = None  # of a call whose headers are not complete
+        self._block: bytes | None = None  # the start of a header block
         self._block_ends_stream = False
-        self._partial = bytearray()  # the begin of a message
-        self._need = _PREFIX_BYTES  # before something more can be told
-        self._window = RECEIVE_WINDOW  # what the client may still send
+        self._partial = bytearray()  # the start of a message
+        self._needed = _PREFIX_BYTES  # bytes that the next step of ``_assemble`` needs
+        self._window = RECEIVE_WINDOW  # bytes that the client may still send
         self._unrefilled = 0
         self._connection_window = self._stream_window = self._initial_window = _DEFAULT_WINDOW
         self._frame_size = _DEFAULT_FRAME
-        self._pending = memoryview(b"")  # of a message that the windows hold back
+        self._pending = memoryview(b"")  # the rest of a message, which waits for windows
         self._is_answered = False
         self._output = [_greeting()]
 
@@ -133,7 +133,7 @@ class Http2Call:
                 taken = min(self._padding_left, size - at)
                 self._padding_left -= taken
             else:
-                taken = self._begin_frame(data, at, now)
+                taken = self._start_frame(data, at, now)
                 if not taken:
                     self._buffer = data[at:]
                     break
@@ -145,21 +145,21 @@ class Http2Call:
     def _skip_preface(self, data: bytes) -> int:
         part = self._preface[: len(data)]
         if not data.startswith(part):
-            raise Http2Error("the connection does not begin with the preface of HTTP/2")
+            raise Http2Error("the connection does not start with the HTTP/2 preface")
         self._preface = self._preface[len(part) :]
         return len(part)
 
-    def _begin_frame(self, data: bytes, at: int, now: float) -> int:
-        """Return how many bytes were taken: of DATA the head, of others all; 0 if more must come first."""
+    def _start_frame(self, data: bytes, at: int, now: float) -> int:
+        """Return the bytes taken: the head of DATA, a whole other frame, or 0 if more must arrive first."""
         if len(data) - at < _HEAD_BYTES:
             return 0
         head: tuple[int, int, int, int, int] = _HEAD.unpack_from(data, at)
         length, kind, flags, stream = head[0] << 8 | head[1], head[2], head[3], head[4] & _MAX_WINDOW
         if self._block is not None and kind != CONTINUATION:
-            raise Http2Error("a header block is broken off")
+            raise Http2Error("a header block is not complete")
         if kind == DATA:
-            return self._begin_data(data, at, (length, flags, stream), now)
-        if length > _LARGEST_CONTROL:
+            return self._start_data(data, at, (length, flags, stream), now)
+        if length > _MAX_CONTROL:
             raise Http2Error("a frame is too large")
         if len(data) - at < _HEAD_BYTES + length:
             return 0
@@ -171,11 +171,11 @@ class Http2Call:
         self._handle(kind, flags, stream, payload)
         return _HEAD_BYTES + length
 
-    def _begin_data(self, data: bytes, at: int, head: tuple[int, int, int], now: float) -> int:
+    def _start_data(self, data: bytes, at: int, head: tuple[int, int, int], now: float) -> int:
         length, flags, stream = head
         if not self._is_open(stream):
             raise Http2Error("DATA for a stream that is not open")
-        if length > _LARGEST_FRAME:
+        if length > _MAX_FRAME:
             raise Http2Error("a frame is too large")
         padding, taken = 0, _HEAD_BYTES
         if flags & PADDED:
@@ -183,7 +183,7 @@ class Http2Call:
                 return 0
             padding, taken = data[at + _HEAD_BYTES], _HEAD_BYTES + 1
             if padding >= length:
-                raise Http2Error("a frame is padded wrongly")
+                raise Http2Error("a frame has invalid padding")
         self._data_left = length - padding - (taken - _HEAD_BYTES)
         self._padding_left = padding
         if not self._data_left:
@@ -194,14 +194,14 @@ class Http2Call:
         self._window -= length
         self._unrefilled += length
         if self._window < 0:
-            raise Http2Error("more was sent than the window allowed")
+            raise Http2Error("the client sent more than its window allows")
         if flags & END_STREAM:
-            self.ended = self.ended or "the other end closed the call"
+            self.ended = self.ended or "the agent closed the call"
         return taken
 
     def _handle(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == HEADERS:
-            self._begin_call(flags, stream, payload)
+            self._start_call(flags, stream, payload)
         elif kind == CONTINUATION:
             self._continue_block(flags, stream, payload)
         elif kind == SETTINGS:
@@ -211,21 +211,21 @@ class Http2Call:
             self._open_window(stream, payload)
         elif kind == PING:
             if len(payload) != 8:
-                raise Http2Error("a PING has not 8 bytes")
+                raise Http2Error("a PING does not have 8 bytes")
             if not flags & ACK:
                 self._output.append(frame(PING, ACK, 0, payload))
         elif kind == RST_STREAM:
             if not self._is_open(stream):
                 raise Http2Error("RST_STREAM for a stream that is not open")
-            self.ended = self.ended or "the other end cancelled the call"
+            self.ended = self.ended or "the agent cancelled the call"
         elif kind == PUSH_PROMISE:
-            raise Http2Error("a client sent PUSH_PROMISE")
+            raise Http2Error("the client sent PUSH_PROMISE")
 
     def _is_open(self, stream: int) -> bool:
-        """Whether the client may send on it; a client whose call was refused does not know that yet."""
+        """Whether the client may send on ``stream``, also until it knows that its call was refused."""
         return stream == self._stream and (self.has_call or self.has_finished)
 
-    def _begin_call(self, flags: int, stream: int, payload: bytes) -> None:
+    def _start_call(self, flags: int, stream: int, payload: bytes) -> None:
         if self._stream or not stream & 1:
             raise Http2Error("a second call on one connection")
         self._stream = stream
@@ -235,23 +235,23 @@ class Http2Call:
         if flags & WITH_PRIORITY:
             begin += 5
         if begin > end:
-            raise Http2Error("a frame is padded wrongly")
+            raise Http2Error("a frame has invalid padding")
         self._block, self._block_ends_stream = b"", bool(flags & END_STREAM)
         self._continue_block(flags, stream, payload[begin:end])
 
     def _continue_block(self, flags: int, stream: int, payload: bytes) -> None:
         if self._block is None or stream != self._stream:
-            raise Http2Error("a CONTINUATION without its begin")
+            raise Http2Error("CONTINUATION without HEADERS")
         self._block += payload
-        if len(self._block) > _LARGEST_BLOCK:
+        if len(self._block) > _MAX_BLOCK:
             raise Http2Error("the headers are too large")
         if flags & END_HEADERS:
             block, self._block = self._block, None
-            self._judge(block)
+            self._check_headers(block)
 
-    def _judge(self, block: bytes) -> None:
+    def _check_headers(self, block: bytes) -> None:
         try:
-            headers = dict(Decoder(_LARGEST_HEADERS).decode(block, raw=True))
+            headers = dict(Decoder(_MAX_HEADERS).decode(block, raw=True))
         except HPACKError as error:
             raise Http2Error(f"the headers cannot be decoded: {error}") from None
         is_ours = headers.get(b":path") == self._path and headers.get(b":method") == b"POST"
@@ -260,11 +260,11 @@ class Http2Call:
             return
         self.has_call = True
         if self._block_ends_stream:
-            self.ended = "the other end closed the call"
+            self.ended = "the agent closed the call"
 
     def _apply_settings(self, payload: bytes) -> None:
         if len(payload) % _SETTING.size:
-            raise Http2Error("SETTINGS are cut off")
+            raise Http2Error("SETTINGS have an invalid length")
         for name, value in _SETTING.iter_unpack(payload):
             if name == INITIAL_WINDOW_SIZE:
                 if value > _MAX_WINDOW:
@@ -281,7 +281,7 @@ class Http2Call:
     def _open_window(self, stream: int, payload: bytes) -> None:
         increment = int.from_bytes(payload, "big") & _MAX_WINDOW
         if len(payload) != 4 or not increment:
-            raise Http2Error("a WINDOW_UPDATE opens nothing")
+            raise Http2Error("WINDOW_UPDATE without an increment")
         if not stream:
             self._connection_window += increment
         elif stream == self._stream:
@@ -297,19 +297,19 @@ class Http2Call:
         partial, data = self._partial, memoryview(piece)
         if partial:
             partial += piece
-            if len(partial) < self._need:
+            if len(partial) < self._needed:
                 return
             data = memoryview(partial)
         at, size = 0, len(data)
         while True:
-            self._need = _PREFIX_BYTES
-            if size - at < self._need:
+            self._needed = _PREFIX_BYTES
+            if size - at < self._needed:
                 break
-            self._need += self._check_prefix(data[at : at + _PREFIX_BYTES], now)
-            if size - at < self._need:
+            self._needed += self._check_prefix(data[at : at + _PREFIX_BYTES], now)
+            if size - at < self._needed:
                 break
-            messages.append(bytes(data[at + _PREFIX_BYTES : at + self._need]))
-            at += self._need
+            messages.append(bytes(data[at + _PREFIX_BYTES : at + self._needed]))
+            at += self._needed
         self._partial = bytearray(data[at:])
 
     def _check_prefix(self, prefix: memoryview, now: float) -> int:
@@ -324,7 +324,7 @@ class Http2Call:
         return size
 
     def _refill(self) -> None:
-        """Give back to the client's windows what was taken."""
+        """Return taken bytes to the client's windows."""
         increment = self._unrefilled.to_bytes(4, "big")
         self._output.append(frame(WINDOW_UPDATE, 0, 0, increment))
         self._output.append(frame(WINDOW_UPDATE, 0, self._stream, increment))
@@ -339,7 +339,7 @@ class Http2Call:
         return self.has_call and not self._pending and not self.has_finished
 
     def send(self, message: bytes) -> None:
-        """Send one message, as far as the client's windows allow; the rest follows when they open."""
+        """Send one message as far as the client's windows allow. The rest follows when they open."""
         if not self._is_answered:
             self._answer()
         prefix = b"\0" + len(message).to_bytes(4, "big")
@@ -362,7 +362,7 @@ class Http2Call:
         self._output.append(frame(HEADERS, END_HEADERS, self._stream, _encode_block(_ANSWER)))
 
     def finish(self, status: int, message: str = "") -> None:
-        """End the call with a status of gRPC, unless a message is under way. Idempotent."""
+        """End the call with a gRPC status, unless part of a message waits. Idempotent."""
         if self.has_finished or self._pending or not self._stream:
             return
         self.has_finished = True
@@ -371,6 +371,6 @@ class Http2Call:
         self._output.append(frame(HEADERS, END_HEADERS | END_STREAM, self._stream, block))
 
     def take_output(self) -> bytes:
-        """Return what is to be written, and forget it."""
+        """Return the bytes to write, once."""
         output, self._output = self._output, []
         return output[0] if len(output) == 1 else b"".join(output)

@@ -1,13 +1,13 @@
-"""Carriers that agents dial, served without gRPC's library: TLS streams that speak HTTP/2.
+"""Serve the carriers that agents dial, without gRPC's library: HTTP/2 over TLS streams.
 
 Theory of operation
-1. The listener completes TLS and gives the stream to :meth:`CarrierServer.serve`, whose task reads the stream
-   to its end, 2 ms at a time. ``Http2Call`` decides what the bytes mean; the port gets each packet at once.
-2. A lone packet is written inside the step that woke the carrier. Packets that follow each other closely are
-   written in trio's next pass, so that the data of many streams shares one packet.
-3. Until the carrier has a port, at most ``_EARLY_BYTES`` of messages are kept, and the port gets them first.
-4. An abandoned carrier ends its call, and its connection is reset a moment later with all that its queues
-   hold, because on a dead path TCP would keep the socket for 20 s.
+1. The listener completes TLS and passes the stream to :meth:`CarrierServer.serve`. Its task reads the stream
+   to its end, 2 ms at a time. ``Http2Call`` interprets the bytes; the port gets each packet at once.
+2. A lone packet is written inside the step that woke the carrier. Packets that follow closely are written in
+   trio's next pass, so that the data of many streams shares one packet.
+3. A carrier without a port keeps at most ``_EARLY_BYTES`` of messages, and the port gets them first.
+4. An abandoned carrier ends its call. A moment later it resets the connection and discards its queues,
+   because on a dead path TCP would keep the socket for 20 s.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from tunnel_core.streams.tls import SocketTlsStream
 from tunnel_core.streams.tls_errors import RecordFlood
 
 _TURN_SECONDS = 0.002
-"""So long one connection handles what came before it lets others run."""
+"""Time for which one connection handles received bytes before a checkpoint."""
 _BURST = 1 * MIB
-"""Bytes that one connection may send before it lets others run."""
+"""Bytes that one connection may send before a checkpoint."""
 _EARLY_BYTES, _EARLY_MESSAGES = 64 * KIB, 1024
-"""Of messages that wait for a port."""
-_CROWD_SECONDS = 0.0003
-"""A packet so soon after another one is probably one of many: a lone echo takes twice as long."""
+"""Messages that may wait for a port."""
+_BATCH_SECONDS = 0.0003
+"""A packet this soon after another is probably one of many, because a lone echo takes twice as long."""
 _CALL_SECONDS = 10.0
-"""From the end of the handshake to the call."""
+"""Time from the end of the handshake to the call."""
 _ABORT_SECONDS = 0.25
 _STOP_SECONDS = 5.0
-_GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
+_STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 _log = logging.getLogger("qanat.carrier")
 
 
 class ServedCarrier(Carrier):
-    """One connection with its call."""
+    """One connection and its call. ``on_message`` is called at the first message."""
 
     __slots__ = (
         "_call",
@@ -56,8 +56,8 @@ class ServedCarrier(Carrier):
         "_early_bytes",
         "_is_blocked",
         "_is_busy",
-        "_is_over",
-        "_lost",
+        "_is_ended",
+        "_loss_detail",
         "_on_message",
         "_port",
         "_scope",
@@ -65,7 +65,7 @@ class ServedCarrier(Carrier):
         "_server",
         "_started",
         "_stream",
-        "is_taken",
+        "has_owner",
         "peer",
     )
 
@@ -78,24 +78,24 @@ class ServedCarrier(Carrier):
         on_message: Callable[[], None] | None = None,
     ) -> None:
         self.peer = peer
-        self.is_taken = False  # the owner of the server has it
+        self.has_owner = False  # the server's owner got this carrier
         self._server = server
         self._stream = stream
         self._call = call
-        self._on_message = on_message  # hears of the first one
+        self._on_message = on_message  # called once
         self._port: CarrierPort | None = None
-        self._started: trio.Event | None = None  # waited for by the reader
+        self._started: trio.Event | None = None  # the reader waits for it
         self._early: deque[bytes] = deque()
         self._early_bytes = 0
-        self._sent_at = -math.inf  # the last packet
-        self._is_busy = False  # inside a step that writes at its end
-        self._is_blocked = False  # the kernel takes no more
-        self._is_over = False  # abandoned, or the port knows that it is lost
-        self._lost: str | None = None
+        self._sent_at = -math.inf  # when the last packet was sent
+        self._is_busy = False  # within a step, which writes at its end
+        self._is_blocked = False  # the kernel accepts no more
+        self._is_ended = False  # abandoned, or reported to the port as lost
+        self._loss_detail: str | None = None
         self._scope = trio.CancelScope()
 
     def start(self, port: CarrierPort) -> None:
-        if self._is_over:
+        if self._is_ended:
             return
         self._port = port
         if self._started is not None:
@@ -113,25 +113,25 @@ class ServedCarrier(Carrier):
     def wake_for_data(self) -> None:
         if self._is_busy:
             return
-        # Among many, in trio's next pass, with all other wakes of this one: a write at once would give each
-        # stream a packet of its own, at twice the CPU.
-        if trio.current_time() - self._sent_at < _CROWD_SECONDS:
+        # If several streams send, one step in trio's next pass serves all wakes of this pass. A write for
+        # each wake would give each stream its own packet, at twice the CPU.
+        if trio.current_time() - self._sent_at < _BATCH_SECONDS:
             self._server.step_soon(self)
         else:
             self.step()
 
     def abandon(self) -> None:
-        if self._is_over:
+        if self._is_ended:
             return
-        self._is_over = True
+        self._is_ended = True
         self._port = None
-        if self._lost is None:
+        if self._loss_detail is None:
             self._call.finish(OK)
             self.wake()
             self._end_soon()
 
     async def run(self) -> None:
-        """Read the connection to its end. Raises what tells of a fault."""
+        """Read the connection to its end. Raises ``FloodError``, ``Http2Error`` or ``RecordFlood``."""
         detail = "the server stopped"
         try:
             with self._scope:
@@ -139,38 +139,38 @@ class ServedCarrier(Carrier):
                 self.step()
                 detail = await self._read()
         except (FloodError, Http2Error, RecordFlood) as error:
-            detail = f"the connection was cut: {error}"
+            detail = f"the server closed the connection: {error}"
             raise
-        except _GONE as error:
+        except _STREAM_ERRORS as error:
             detail = str(error)
         finally:
             if self._is_blocked or self._scope.deadline <= trio.current_time():
-                self._stream.abort()  # on a dead path TCP would keep what is queued
-            self._lose(detail)
+                self._stream.abort()  # on a dead path TCP would keep the queue
+            self._note_loss(detail)
 
     def stop(self) -> None:
-        """End ``run``. The connection is the caller's to close."""
+        """End ``run``. The caller of ``serve`` closes the connection."""
         self._scope.cancel()
 
     def step(self) -> None:
-        """Deliver what waited for the port, and write what there is."""
+        """Deliver messages that waited for the port, and write packets."""
         if self._is_busy:
             return
-        if self._lost is not None:
-            self._tell()
+        if self._loss_detail is not None:
+            self._report_loss()
             return
         self._is_busy = True
         try:
             if self._early:
                 self._deliver()
             self._write()
-        except _GONE:
-            pass  # the reader hears of it as well, and says why
+        except _STREAM_ERRORS:
+            pass  # the reader gets the error too, and reports it
         finally:
             self._is_busy = False
 
     async def _read(self) -> str:
-        size, stream, began = USUAL_READ, self._stream, trio.current_time()
+        size, stream, turn_started = USUAL_READ, self._stream, trio.current_time()
         while True:
             if self._early and self._port is not None:
                 self._server.step_soon(self)  # each pass delivers some
@@ -180,35 +180,35 @@ class ServedCarrier(Carrier):
                 return self._call.ended
             if self._early_bytes > _EARLY_BYTES or len(self._early) > _EARLY_MESSAGES:
                 await self._wait_started()
-            asked = trio.current_time()
+            read_at = trio.current_time()
             data = stream.receive_nowait(size)
             if data is None:
                 await stream.wait_readable()
-                began = trio.current_time()
+                turn_started = trio.current_time()
                 continue
             if not data:
-                return "the other end closed the connection"
-            self._take(data, asked)
+                return "the agent closed the connection"
+            self._handle_data(data, read_at)
             now = trio.current_time()
-            size = next_read(size, len(data), now - asked)
-            if now > began + _TURN_SECONDS:
+            size = next_read(size, len(data), now - read_at)
+            if now > turn_started + _TURN_SECONDS:
                 await trio.lowlevel.checkpoint()
-                began = trio.current_time()
+                turn_started = trio.current_time()
 
     async def _wait_started(self) -> None:
-        if not self._is_over:
+        if not self._is_ended:
             self._started = trio.Event()
             await self._started.wait()
 
-    def _take(self, data: bytes, now: float) -> None:
+    def _handle_data(self, data: bytes, now: float) -> None:
         call = self._call
         self._is_busy = True
         try:
             messages = call.receive(data, now)
-            if call.has_call and not self.is_taken:
-                self.is_taken = True
+            if call.has_call and not self.has_owner:
+                self.has_owner = True
                 self._scope.deadline = math.inf
-                self._server.take(self, call)
+                self._server.hand_to_owner(self, call)
             if messages and call.has_call and self._on_message is not None:
                 self._on_message()
                 self._on_message = None
@@ -218,25 +218,25 @@ class ServedCarrier(Carrier):
             call.holds_window = self._port is None
             if self._early:
                 self._deliver()
-            if call.has_finished and not self._is_over:
-                self._is_over = True
+            if call.has_finished and not self._is_ended:
+                self._is_ended = True
                 self._end_soon()
             self._write()
         finally:
             self._is_busy = False
 
     def _deliver(self) -> None:
-        """Deliver what waits; after a turn the rest is left to trio's next pass."""
+        """Deliver waiting messages for one turn, and leave the rest to trio's next pass."""
         early = self._early
-        if not early or (self._port is None and not self._is_over):
+        if not early or (self._port is None and not self._is_ended):
             return
         self._call.holds_window = False
-        ends = trio.current_time() + _TURN_SECONDS if len(early) > 1 else math.inf
+        deadline = trio.current_time() + _TURN_SECONDS if len(early) > 1 else math.inf
         while early and (port := self._port) is not None:
             message = early.popleft()
             self._early_bytes -= len(message)
             port.packet_received(message)
-            if early and trio.current_time() > ends:
+            if early and trio.current_time() > deadline:
                 self._server.step_soon(self)
                 return
         early.clear()
@@ -261,25 +261,25 @@ class ServedCarrier(Carrier):
             self._server.step_soon(self)
 
     async def _flush(self) -> None:
-        with contextlib.suppress(*_GONE):
+        with contextlib.suppress(*_STREAM_ERRORS):
             await self._stream.flush()
             self._is_blocked = False
             self.step()
 
     def _end_soon(self) -> None:
-        """End ``run`` once what was sent last had time to leave."""
+        """End ``run`` soon, when the last bytes had time to leave."""
         self._scope.deadline = trio.current_time() + _ABORT_SECONDS
 
-    def _lose(self, detail: str) -> None:
-        """Tell the port, or a later port, that the call is over."""
-        self._lost = detail
-        self._tell()
+    def _note_loss(self, detail: str) -> None:
+        """Report the loss to the port, or to a later port."""
+        self._loss_detail = detail
+        self._report_loss()
 
-    def _tell(self) -> None:
+    def _report_loss(self) -> None:
         port, self._port = self._port, None
-        if port is not None and not self._is_over:
-            self._is_over = True
-            port.carrier_lost(self._lost or "")
+        if port is not None and not self._is_ended:
+            self._is_ended = True
+            port.carrier_lost(self._loss_detail or "")
 
 
 class CarrierServer:
@@ -293,7 +293,7 @@ class CarrierServer:
         self._max_carriers = max_carriers
         self._nursery = nursery
         self._carriers: set[ServedCarrier] = set()
-        self._taken = 0
+        self._owned = 0
         self._woken: dict[ServedCarrier, None] = {}
         self._stepper: trio.lowlevel.Task | None = None  # parked until a carrier is woken
         self._is_stopped = False
@@ -302,10 +302,10 @@ class CarrierServer:
     async def serve(
         self, stream: SocketTlsStream, peer: Peer, on_message: Callable[[], None] | None = None
     ) -> None:
-        """Serve one connection to its end; TLS has proven ``peer``. The caller closes ``stream``.
+        """Serve one connection to its end. TLS has verified ``peer``. The caller closes ``stream``.
 
-        ``on_message`` is called when the first message is complete; it must not block or raise.
-        Raises ``Refused`` if the client flooded or broke the protocol. Cancelled, it loses the carrier.
+        ``on_message`` is called when the first message is complete; it must not block or raise. Raises
+        ``Refused`` if the client flooded or violated the protocol. Cancellation loses the carrier.
         """
         if self._is_stopped:
             return
@@ -315,27 +315,27 @@ class CarrierServer:
         try:
             await carrier.run()
         except (FloodError, RecordFlood) as flood:
-            raise Refused(Reason.FRAME_FLOOD, f"{flood}; the connection was cut") from None
+            raise Refused(Reason.FRAME_FLOOD, f"{flood}; the server closed the connection") from None
         except Http2Error as error:
-            raise Refused(Reason.PROTOCOL_ERROR, f"{error}; the connection was cut") from None
+            raise Refused(Reason.PROTOCOL_ERROR, f"{error}; the server closed the connection") from None
         finally:
             self._carriers.discard(carrier)
-            self._taken -= carrier.is_taken
+            self._owned -= carrier.has_owner
             if self._is_stopped and not self._carriers:
                 self._all_gone.set()
 
     async def stop(self) -> None:
-        """Break the carriers that are left, and wait for their ends."""
+        """End the remaining carriers, and wait for them."""
         self._is_stopped = True
         for carrier in self._carriers:
             carrier.stop()
         if self._carriers:
             await self._all_gone.wait()
 
-    def take(self, carrier: ServedCarrier, call: Http2Call) -> None:
-        """Pass a carrier with a call on to the owner, or end the call."""
-        self._taken += 1
-        if self._taken > self._max_carriers:
+    def hand_to_owner(self, carrier: ServedCarrier, call: Http2Call) -> None:
+        """Pass a carrier with a call to the owner, or end the call at the limit."""
+        self._owned += 1
+        if self._owned > self._max_carriers:
             call.finish(RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
         else:
             self._on_carrier(carrier)
@@ -345,7 +345,7 @@ class CarrierServer:
         self._nursery.start_soon(task)
 
     def step_soon(self, carrier: ServedCarrier) -> None:
-        """Have the carrier step in trio's next pass: once, however often it is asked for."""
+        """Let the carrier step once in trio's next pass, however often this is called."""
         self._woken[carrier] = None
         stepper, self._stepper = self._stepper, None
         if stepper is not None:
@@ -357,19 +357,19 @@ class CarrierServer:
         while True:
             if not self._woken:
                 self._stepper = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(self._unpark)
-            await trio.lowlevel.checkpoint()  # after all that are ready now
+                await trio.lowlevel.wait_task_rescheduled(self._abort_park)
+            await trio.lowlevel.checkpoint()  # after all tasks that are ready now
             woken, self._woken = self._woken, {}
             for carrier in woken:
                 _step(carrier)
 
-    def _unpark(self, _: object) -> trio.lowlevel.Abort:
+    def _abort_park(self, _: object) -> trio.lowlevel.Abort:
         self._stepper = None
         return trio.lowlevel.Abort.SUCCEEDED
 
 
 def _step(carrier: ServedCarrier) -> None:
-    """A fault of one carrier's port must not stop the others."""
+    """Step one carrier, so that a failure of its port does not stop the others."""
     try:
         carrier.step()
     except Exception:
@@ -385,9 +385,9 @@ async def serve_carriers(
     nursery: trio.Nursery,
     max_carriers: int = 10_000,
 ) -> AsyncIterator[CarrierServer]:
-    """Serve until the end of the body, and then break the carriers that are left.
+    """Serve until the end of the body, and then end the remaining carriers.
 
-    ``on_carrier`` must not block or raise, and has to start or to abandon each carrier sooner or later.
+    ``on_carrier`` must not block or raise, and must start or abandon each carrier in the end.
     """
     server = CarrierServer(on_carrier, limits, max_carriers, nursery)
     await nursery.start(server.run)

@@ -1,14 +1,15 @@
 """Budget of the frames that an HTTP/2 client may send without data. No I/O.
 
 1. Each frame costs work, some frames cost an answer, and flow control bounds none of them. A client that
-   sends PING, SETTINGS, WINDOW_UPDATE, RST_STREAM or CONTINUATION frames without pause takes all the time.
-2. A gRPC client needs few frames beside DATA: one SETTINGS and its acknowledgement, one HEADERS for the call,
-   and WINDOW_UPDATE in proportion to what it received. Each frame is charged to one of two budgets. A client
-   that exceeds a budget is at fault, and its connection is cut.
+   sends PING, SETTINGS, WINDOW_UPDATE, RST_STREAM or CONTINUATION frames without pause takes all processor
+   time.
+2. A gRPC client needs few frames besides DATA: one SETTINGS and its acknowledgement, one HEADERS for the
+   call, and WINDOW_UPDATE in proportion to the bytes it received. Each frame is charged to one of two
+   budgets. The server closes the connection of a client that exceeds a budget.
 3. ``control`` pays for all frames that are neither DATA nor WINDOW_UPDATE, and for empty DATA frames. It
-   refills with time alone, because a client can cause answers and so could earn from them.
-4. ``flow`` pays for WINDOW_UPDATE and for DATA frames too short to begin a message. It also refills with the
-   bytes moved, because an honest client sends these frames in proportion to them.
+   refills with time alone, because a client that caused answers could else earn budget with them.
+4. ``flow`` pays for WINDOW_UPDATE, and for DATA frames too short for the prefix of a message. It also refills
+   with the bytes moved, because an honest client sends these frames in proportion to them.
 """
 
 from __future__ import annotations
@@ -19,26 +20,27 @@ CONTROL_FRAMES, CONTROL_FRAMES_PER_SECOND = 64, 4
 CONTROL_BYTES, CONTROL_BYTES_PER_SECOND = 64 * KIB, 4 * KIB
 FLOW_FRAMES, FLOW_FRAMES_PER_SECOND = 1024, 64
 BYTES_PER_FLOW_FRAME = 16
-"""A client may send one or two frames for each message that it received; a message has 30 bytes at least."""
+"""A client may send one or two frames for each message that it received, and a message has at least 30
+bytes."""
 
 
 class FloodError(Exception):
-    """The client exceeded a budget; the text names the frames."""
+    """Raised when the client exceeds a budget; the text names the frames."""
 
 
 class _Tokens:
-    """Refill with time, up to ``most``. ``now`` is steady seconds."""
+    """Tokens that refill with time, up to ``capacity``. ``now`` is in monotonic seconds."""
 
-    __slots__ = ("_at", "_per_second", "left", "most")
+    __slots__ = ("_at", "_per_second", "capacity", "left")
 
-    def __init__(self, most: float, per_second: float, now: float) -> None:
-        self.left = self.most = most
+    def __init__(self, capacity: float, per_second: float, now: float) -> None:
+        self.left = self.capacity = capacity
         self._per_second = per_second
         self._at = now
 
     def charge(self, amount: float, now: float) -> bool:
-        """Return False if there are too few."""
-        self.left = min(self.most, self.left + (now - self._at) * self._per_second) - amount
+        """Take ``amount`` tokens. Return False if there are too few."""
+        self.left = min(self.capacity, self.left + (now - self._at) * self._per_second) - amount
         self._at = now
         return self.left >= 0
 
@@ -59,11 +61,11 @@ class FrameBudget:
             raise FloodError("too many frames without data, or too large ones")
 
     def charge_flow(self, now: float) -> None:
-        """Charge a WINDOW_UPDATE frame, or a DATA frame too short to begin a message."""
+        """Charge a WINDOW_UPDATE frame, or a DATA frame too short for the prefix of a message."""
         if not self._flow.charge(1, now):
             raise FloodError("too many WINDOW_UPDATE or short DATA frames")
 
     def note_moved(self, size: int) -> None:
-        """So many bytes of messages were sent or received."""
+        """Note that ``size`` bytes of messages were sent or received."""
         flow = self._flow
-        flow.left = min(flow.most, flow.left + size / BYTES_PER_FLOW_FRAME)
+        flow.left = min(flow.capacity, flow.left + size / BYTES_PER_FLOW_FRAME)

@@ -1,21 +1,21 @@
-"""How much a carrier reads at once: more while data comes in bulk, less while it is costly. No I/O."""
+"""How many bytes a carrier reads at once: more for bulk, fewer for bytes that cost much time. No I/O."""
 
 from __future__ import annotations
 
 from tunnel_core.limits import KIB, MIB
 
 USUAL_READ = 16 * KIB
-_SMALLEST_READ, _LARGEST_READ = 1 * KIB, 256 * KIB
+_MIN_READ, _MAX_READ = 1 * KIB, 256 * KIB
 _SLOW_SECONDS, _SLOW_BYTES_PER_SECOND = 0.001, 8 * MIB
-"""A read that takes longer for fewer bytes holds tiny frames, messages or TLS records."""
+"""A read that takes longer, and has fewer bytes per second, contains tiny frames, messages or TLS records."""
 
 
 def next_read(size: int, length: int, seconds: float) -> int:
-    """Return the next size after ``length`` of ``size`` bytes came and took ``seconds`` to handle."""
+    """Return the next read size, after ``length`` of ``size`` bytes came and took ``seconds`` to handle."""
     if seconds > _SLOW_SECONDS and length < seconds * _SLOW_BYTES_PER_SECOND:
-        return max(size // 4, _SMALLEST_READ)
+        return max(size // 4, _MIN_READ)
     if length == size:
-        return min(size * 4, _LARGEST_READ)
+        return min(size * 4, _MAX_READ)
     if length * 4 < size:
         return max(size // 2, min(size, USUAL_READ))
     return size

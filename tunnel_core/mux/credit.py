@@ -1,9 +1,9 @@
-"""What all sessions of a process share: how far credit may grow, and what may be sent and unconfirmed.
+"""Memory that all sessions of a process share: growth of credit, and bytes sent but not acknowledged.
 
-Granted credit cannot be taken back, so growth is what must be bounded. Every stream has its initial
-credit reserved; what a window grows beyond that comes from the pool, and a stream may grow only
-while the growth is a small share of what is free. (The dynamic threshold of shared-memory switches,
-Choudhury and Hahne 1998: a few busy streams get much, many get little, and a late one always some.)
+Granted credit cannot be revoked, so its growth must be bounded. Every stream has its initial credit reserved.
+A window that grows beyond it takes bytes from the pool, and may do so only while these bytes are a small
+share of the free ones. This is the dynamic threshold of shared-memory switches (Choudhury and Hahne 1998). A
+few busy streams get much, many streams get little, and a late stream always gets some.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from collections.abc import Callable
 from tunnel_core.limits import KIB
 
 _SHARE = 8
-"""One stream's growth, or one session's unconfirmed bytes, may be this part of what is free."""
+"""One stream's growth, or one session's unacknowledged bytes, may be this part of the free bytes."""
 _OPEN_RESERVE = 16
-"""The part of the send pool that is for early data of opens, and for sessions that keep little."""
+"""The part of the send pool for early data of opens, and for sessions that retain few bytes."""
 _WAKE_BYTES = 64 * KIB
-"""Room for which a waiting session is woken: less would leave in small packets. Each has it at first."""
-_MOST_STALE = 64
+"""Room that wakes a waiting session, because less would leave in small packets. Each session has it at
+first."""
+_MAX_STALE = 64
 
 
 class CreditPool:
-    """Bytes that windows may grow beyond their initial credit, over all sessions of a process."""
+    """Bytes by which windows may exceed their initial credit, over all sessions of a process."""
 
     __slots__ = ("granted", "size")
 
@@ -31,31 +32,31 @@ class CreditPool:
         self.size = size
         self.granted = 0
 
-    def try_grow(self, extra: int) -> bool:
-        """Takes ``extra`` bytes if that is at most an eighth of what is free."""
-        if extra * _SHARE > self.size - self.granted:
+    def try_grow(self, size: int) -> bool:
+        """Take ``size`` bytes if they are at most an eighth of the free ones. Return whether it did."""
+        if size * _SHARE > self.size - self.granted:
             return False
-        self.granted += extra
+        self.granted += size
         return True
 
-    def release(self, extra: int) -> None:
-        """Gives back what a window had grown; its stream is gone."""
-        self.granted -= extra
+    def release(self, size: int) -> None:
+        """Return the ``size`` bytes by which a window had grown."""
+        self.granted -= size
 
     @property
     def under_pressure(self) -> bool:
-        """Whether so little is free that a stream could not double its initial credit for long."""
+        """Whether less than an eighth is free, so that streams soon cannot double their initial credit."""
         return self.granted * 8 > self.size * 7
 
 
 class SendPool:
-    """Bytes that were sent and are kept until they are confirmed, over all sessions of a process.
+    """Bytes that were sent and are retained until the peer acknowledges them, over all sessions of a process.
 
-    A session may add bytes while it keeps at most an eighth of what is free, so sessions whose peers confirm
-    nothing leave a share for each other session. A sixteenth is reserved for the early data of opens, and for
-    the first 64 KiB of a session, because the share shrinks with each session that takes one and keeps it.
-    What was charged once may always be sent again, so that sessions which resume together cannot block each
-    other.
+    A session may add bytes while it retains at most an eighth of the free bytes. So sessions whose peers
+    acknowledge nothing leave a share for each other session. A sixteenth is reserved for the early data of
+    opens, and for the first 64 KiB of a session. Without that reserve a late session gets none, because the
+    share shrinks with each session that keeps one. Bytes that were charged once may always be retransmitted,
+    so that sessions which resume together cannot block each other.
     """
 
     __slots__ = (
@@ -77,37 +78,42 @@ class SendPool:
         self._thresholds: dict[Callable[[], None], int] = {}
         self._by_threshold: list[tuple[int, int, Callable[[], None]]] = []  # a heap, the highest first
         self._serial = 0
-        self._wake_below = 0  # the highest threshold; 0: nobody waits
+        self._wake_below = 0  # the highest threshold; 0: no session waits
 
     @property
     def is_short(self) -> bool:
-        """Whether less than a quarter is left for data."""
+        """Whether less than a quarter of the bytes for data is free."""
         return self.used * 4 > self._data_size * 3
 
-    def room(self, held: int) -> int:
-        """Bytes that a session which keeps ``held`` bytes may add to them; not positive: none."""
-        room = (self._data_size - self.used) // _SHARE - held
-        if room < self._step and held < self._step:
-            return max(room, min(self._step - held, self.size - self.used))
+    def room(self, retained: int) -> int:
+        """Bytes that a session may add to its ``retained`` bytes; 0 or less means none."""
+        room = (self._data_size - self.used) // _SHARE - retained
+        if room < self._step and retained < self._step:
+            return max(room, min(self._step - retained, self.size - self.used))
         return room
 
-    def open_room(self, held: int) -> int:
-        """Like ``room`` for the early data of an open, which may use the reserve too."""
-        return max(self.room(held), (self.size - self.used) // _SHARE - held)
+    def open_room(self, retained: int) -> int:
+        """Like ``room``, for the early data of an open, which may use the reserve too."""
+        return max(self.room(retained), (self.size - self.used) // _SHARE - retained)
 
     def release(self, size: int) -> None:
-        """Returns ``size`` bytes: the peer has them, or their stream was reset."""
+        """Free ``size`` bytes that the peer acknowledged, or whose stream was reset.
+
+        Wake sessions that fit now.
+        """
         self.used -= size
         if self.used < self._wake_below:
             self._wake_waiting()
 
-    def call_when_free(self, wake: Callable[[], None], held: int) -> None:
-        """Calls ``wake`` once, when a session that keeps ``held`` bytes may add enough for a packet.
+    def call_when_free(self, wake: Callable[[], None], retained: int) -> None:
+        """Call ``wake`` once, when a session with ``retained`` bytes may add enough for a packet.
 
-        A session that already keeps more than its share is not called: only its own acknowledgements make
-        room for it.
+        A session that retains more than its share is not called, because only acknowledgements from its own
+        peer make room for it.
         """
-        threshold = self._data_size - _SHARE * (held + self._step) if held >= self._step else self.size
+        threshold = (
+            self._data_size - _SHARE * (retained + self._step) if retained >= self._step else self.size
+        )
         if threshold <= 0:
             self.forget(wake)
         elif self._thresholds.get(wake) != threshold:
@@ -115,11 +121,11 @@ class SendPool:
             self._serial += 1  # no two entries are compared by their calls
             heapq.heappush(self._by_threshold, (-threshold, self._serial, wake))
             self._wake_below = max(self._wake_below, threshold)
-            if len(self._by_threshold) > 2 * len(self._thresholds) + _MOST_STALE:
+            if len(self._by_threshold) > 2 * len(self._thresholds) + _MAX_STALE:
                 self._drop_stale()
 
     def forget(self, wake: Callable[[], None]) -> None:
-        """Removes the call of a session that is gone."""
+        """Remove the call of a session that has ended."""
         self._thresholds.pop(wake, None)
 
     def _wake_waiting(self) -> None:

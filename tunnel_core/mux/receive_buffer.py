@@ -1,7 +1,7 @@
-"""The receiving half of a stream: bytes that arrived, until the reader takes them. No I/O, no clock.
+"""The receiving half of a stream: bytes that arrived and were not read yet. No I/O, no clock.
 
-Offsets count bytes of the stream from 0 and never go back. The half grants credit as its reader consumes,
-never as data arrives, so a reader that stops bounds the memory of its stream.
+Offsets count bytes of the stream from 0 and never go back. The buffer grants credit as its reader consumes
+bytes, never as data arrives. So a reader that stops bounds the memory of its stream.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Payload
 
 _SMALL = 2 * KIB
-"""Chunks below this size are joined: an object of its own would cost more than what it holds."""
+"""Chunks below this size are joined, because an object for each would cost more than its content."""
 _JOINED = 64 * KIB
-"""Joined chunks stay below this size: copying is for small things."""
+"""Joined chunks stay below this size, which bounds the copying."""
 
 
 class ReceiveBuffer:
-    """Bytes that arrived from the peer, until the reader takes them."""
+    """Bytes that arrived from the peer and were not read yet."""
 
     __slots__ = (
         "_max_window",
@@ -46,7 +46,10 @@ class ReceiveBuffer:
         self._pool = pool
 
     def add(self, offset: int, payload: Payload) -> bool:
-        """Takes data in; False if it had all arrived before. Raises ``ProtocolError``."""
+        """Store data that starts at ``offset``. Return False if all of it had arrived before.
+
+        Raises ``ProtocolError`` for a gap, and for data beyond the granted credit or the announced end.
+        """
         end = offset + len(payload)
         if offset > self.received or end > self.granted or self.size is not None:
             self._check(offset, end)
@@ -73,7 +76,7 @@ class ReceiveBuffer:
             raise ProtocolError(Reason.DATA_AFTER_END, detail, stream_only=True)
 
     def _join(self, payload: Payload) -> None:
-        """Store a small chunk behind others that nobody has read yet."""
+        """Append a small chunk to the last unread one."""
         tail = self.inbox[-1]
         if isinstance(tail, bytearray) and len(tail) < _JOINED:
             tail += payload
@@ -81,7 +84,10 @@ class ReceiveBuffer:
             self.inbox.append(bytearray(payload))
 
     def end(self, size: int) -> None:
-        """The peer will send ``size`` bytes in all. Raises ``ProtocolError`` if that contradicts it."""
+        """Record that the peer sends ``size`` bytes in all.
+
+        Raises ``ProtocolError`` if that contradicts the data received or an earlier end.
+        """
         if size < self.received or (self.size is not None and self.size != size):
             detail = f"an end at {size} after {self.received} bytes"
             raise ProtocolError(Reason.DATA_AFTER_END, detail, stream_only=True)
@@ -91,16 +97,16 @@ class ReceiveBuffer:
 
     @property
     def at_end(self) -> bool:
-        """Whether everything the peer will ever send was read."""
+        """Whether the peer ended its half and all its bytes were read."""
         return self.size is not None and not self.buffered
 
     @property
     def outstanding(self) -> int:
-        """Bytes granted and not consumed: what this half may come to hold."""
+        """Bytes granted and not consumed: the most that this buffer may come to hold."""
         return self.granted - self.received + self.buffered
 
     def take(self, max_bytes: int) -> Payload:
-        """Up to ``max_bytes`` of what arrived; call only with something buffered."""
+        """Return up to ``max_bytes`` that arrived. Call only while bytes are buffered."""
         payload = self.inbox.popleft()
         if len(payload) > max_bytes:
             view = memoryview(payload)
@@ -110,32 +116,35 @@ class ReceiveBuffer:
         return payload
 
     def maybe_grant(self) -> bool:
-        """Raises ``granted`` if the reader consumed a quarter of its window; says whether it did."""
-        goal = self.received - self.buffered + self.window
-        if self.size is not None or (goal - self.granted) * 4 < self.window:
+        """Raise ``granted`` if the reader consumed a quarter of its window. Return whether it was raised."""
+        new_limit = self.received - self.buffered + self.window
+        if self.size is not None or (new_limit - self.granted) * 4 < self.window:
             return False
         extra = min(self.window, self._max_window - self.window)
         if extra > 0 and self.buffered * 4 <= self.window and self._pool.try_grow(extra):
-            goal += extra
+            new_limit += extra
             self.window += extra
-        self.granted = goal
+        self.granted = new_limit
         return True
 
     def drop(self) -> None:
-        """Forgets what was not read; the reader is gone, and what still comes is not kept."""
+        """Discard unread bytes and return grown credit, because no reader is left."""
         self.inbox.clear()
         self.buffered = 0
         self.release()
 
     def skip(self, end: int) -> None:
-        """Data before ``end`` came for a reader that is gone. Raises ``ProtocolError`` beyond the grant."""
+        """Discard data up to offset ``end``, because no reader is left.
+
+        Raises ``ProtocolError`` if ``end`` is beyond the granted credit.
+        """
         if end > self.granted:
-            # Not the stream's alone: it was stopped already, and the peer goes on.
+            # Ends the session, not the stream: this end stopped the stream already, and the peer goes on.
             raise ProtocolError(Reason.CREDIT_OVERRUN, f"data up to offset {end}, granted {self.granted}")
         self.received = max(self.received, end)
 
     def release(self) -> None:
-        """Gives the grown part of the window back to the pool: nothing more will be held."""
+        """Return the grown part of the window to the pool, because no more bytes will be stored."""
         if self.window > self.initial:
             self._pool.release(self.window - self.initial)
             self.window = self.initial

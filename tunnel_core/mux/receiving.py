@@ -1,8 +1,8 @@
-"""What a frame of the peer does to its stream. No I/O, no clock.
+"""Apply the peer's frames to their streams. No I/O, no clock.
 
-Each handler takes the stream and the frame. A handler raises ``ProtocolError`` for what the protocol forbids;
-with ``stream_only`` the mux resets just that stream. A frame that arrives twice means the same the second
-time.
+Each handler takes the stream and the frame. It raises ``ProtocolError`` for a frame that the protocol
+forbids; with ``stream_only`` the mux resets only that stream. A frame that arrives a second time changes
+nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _receive_reset(stream: StreamState, frame: Reset) -> None:
 def _receive_stop(stream: StreamState, frame: Stop) -> None:
     if not stream.send_reset and not stream.emitted & END:
         _break(stream, _accepted_reason(stream, frame.reason, Reason.TARGET_RESET), "")
-        stream.give_up_sending()
+        stream.reset_sending()
 
 
 def _break(stream: StreamState, reason: Reason, detail: str) -> None:
@@ -52,7 +52,7 @@ def _break(stream: StreamState, reason: Reason, detail: str) -> None:
         stream.reset_reason, stream.reset_detail = reason, detail
         if not stream.opened and not stream.mux.is_opener and stream.refusal is None:
             stream.mux.opens_cancelled += 1
-    stream.tell_owner()
+    stream.notify_owner()
 
 
 def _receive_credit(stream: StreamState, frame: Credit) -> None:
@@ -65,7 +65,7 @@ def _receive_credit(stream: StreamState, frame: Credit) -> None:
 
 def _receive_opened(stream: StreamState, frame: Opened) -> None:
     if not stream.mux.is_opener:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "an answer to an open that this end never makes")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "an answer to an open, which this end never sends")
     if not stream.opened:
         stream.opened, stream.address = True, frame.address
         stream.on_opened()
@@ -79,19 +79,20 @@ def _receive_refused(stream: StreamState, frame: RefusedFrame) -> None:
     reason, detail = _accepted_reason(stream, frame.reason, Reason.DIAL_FAILED), frame.detail
     if reason is not frame.reason:
         word = frame.reason.word
-        detail = f"the agent refused the stream with the reason {word}, which an agent may not give"
+        detail = f"the agent refused the stream with the reason {word}, which an agent may not send"
     stream.refusal = Refused(reason, detail)
     stream.discarding = stream.send_reset = stream.recv_reset = True
     stream.mux.drop_sending(stream)
     stream.recv.drop()
-    stream.tell_owner()
+    stream.notify_owner()
     stream.mux.maybe_forget(stream)
 
 
 def _accepted_reason(stream: StreamState, reason: Reason, otherwise: Reason) -> Reason:
     """Return the peer's reason, or ``otherwise`` if the peer is an agent that may not give it.
 
-    Users, logs and the audit go by reasons: ``done`` is no refusal, and who is let in the server decides.
+    Answers to users, logs and the audit follow from reasons. So an agent may not send ``done`` as a refusal,
+    nor a reason that only the server's own access decision may have.
     """
     return reason if reason in OF_A_STREAM or not stream.mux.is_opener else otherwise
 
@@ -105,4 +106,4 @@ HANDLERS: dict[type, Callable[[StreamState, Any], None]] = {
     Reset: _receive_reset,
     Stop: _receive_stop,
 }
-"""By kind of frame; an ``Open`` concerns no stream yet, and is the mux's own."""
+"""Handlers by type of frame. ``Mux`` handles ``Open`` itself, because it has no stream yet."""

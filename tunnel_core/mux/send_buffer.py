@@ -1,7 +1,7 @@
-"""The sending half of a stream: bytes that are queued, sent, or retained until the peer confirms them.
+"""The sending half of a stream: bytes that are queued, or sent and retained until the peer acknowledges them.
 
-No I/O, no clock. Offsets count bytes of the stream from 0. The half retains what it sent, because
-resumption sends content again.
+No I/O, no clock. Offsets count bytes of the stream from 0. The buffer retains sent bytes, because resumption
+retransmits content.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from tunnel_core.limits import KIB, Limits
 from tunnel_core.wire.frames import Payload
 
 _SMALL = 2 * KIB
-"""Chunks below this size are joined: an object of its own would cost more than what it holds."""
+"""Chunks below this size are joined, because an object for each would cost more than its content."""
 _BLOCKED_QUEUE = 64 * KIB
-"""What a stream may queue beyond its credit: the next grant finds something to send."""
+"""Bytes that a stream may queue beyond its credit, so that the next grant finds bytes to send."""
 _CHUNK_COST = 64
-"""Bytes that a queued chunk costs besides its content, so that tiny writes are bounded too."""
+"""Bytes that a queued chunk counts for besides its content, so that tiny writes are bounded too."""
 
 
 class SendBuffer:
-    """Bytes on their way to the peer: queued, sent, confirmed."""
+    """Bytes for the peer: queued, sent, acknowledged."""
 
     __slots__ = (
         "_max_queue",
@@ -35,31 +35,31 @@ class SendBuffer:
     )
 
     def __init__(self, credit: int, limits: Limits) -> None:
-        self.limit = credit  # absolute offset up to which the peer lets us send
+        self.limit = credit  # absolute offset up to which the peer granted credit
         self.sent = 0
-        self.max_sent = 0  # the highest that ``sent`` ever was
+        self.max_sent = 0  # the highest value that ``sent`` ever had
         self.acked = 0
         self.queued = 0  # bytes accepted and not yet sent
-        self.size: int | None = None  # final size once nothing more will be queued
+        self.size: int | None = None  # final size, once this half has ended
         self._unsent: deque[Payload] = deque()
         self._retained: deque[Payload] = deque()  # from ``acked`` to ``sent``
         self._max_queue = limits.max_stream_queue
 
     @property
     def room(self) -> int:
-        """Bytes that may be queued now; not positive means: wait."""
+        """Bytes that may be queued now; 0 or less means wait."""
         allowed = min(self._max_queue, self.limit - self.sent + _BLOCKED_QUEUE)
         return allowed - self.queued - _CHUNK_COST * len(self._unsent)
 
     def push(self, payload: Payload) -> None:
-        """Queues ``payload``, which must not change any more."""
+        """Queue ``payload``, which the caller must not change any more."""
         self.queued += len(payload)
         self._unsent.append(payload)
 
     def take(self, max_bytes: int) -> list[Payload]:
-        """The next bytes to send, at most ``max_bytes`` and what the credit allows; keeps them.
+        """Return the next bytes to send, within ``max_bytes`` and credit, and retain them.
 
-        Call only while something is queued and the credit has room. What is small is joined; large pieces
+        Call only while something is queued and the credit has room. Small pieces are joined; large pieces
         come as they were pushed.
         """
         left = min(max_bytes, self.limit - self.sent)
@@ -82,8 +82,8 @@ class SendBuffer:
         self._retained.extend(parts)
         return parts
 
-    def confirm(self, offset: int) -> int:
-        """The peer has everything before ``offset``. Returns the bytes that need not be kept any more."""
+    def ack(self, offset: int) -> int:
+        """Record that the peer has all bytes before ``offset``. Return how many bytes that freed."""
         freed = offset - self.acked
         if freed <= 0:
             return 0
@@ -98,24 +98,21 @@ class SendBuffer:
         return freed
 
     def take_back(self) -> int:
-        """What is not confirmed counts as not sent again: the carrier that took it is lost.
-
-        Returns how many bytes that are.
-        """
-        back = self.sent - self.acked
+        """Queue all unacknowledged bytes again, because their carrier is lost. Return how many they are."""
+        unacked = self.sent - self.acked
         self._unsent.extendleft(reversed(self._retained))
         self._retained.clear()
         self.sent = self.acked
-        self.queued += back
-        return back
+        self.queued += unacked
+        return unacked
 
     @property
     def retained_bytes(self) -> int:
-        """Bytes that left once and must be kept, taken back or not."""
+        """Bytes that were sent at least once and are not acknowledged, queued again or not."""
         return self.max_sent - self.acked
 
     def drop(self) -> None:
-        """Forgets everything queued or kept (a reset)."""
+        """Discard all queued and retained bytes, for a reset."""
         self._unsent.clear()
         self._retained.clear()
         self.queued, self.acked, self.sent = 0, self.max_sent, self.max_sent

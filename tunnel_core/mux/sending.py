@@ -1,13 +1,13 @@
-"""What the streams of one session have to send, and what they sent and must keep. No I/O, no clock.
+"""Choose the frames of the next packet, and retain sent bytes until their acknowledgement. No I/O, no clock.
 
-1. Control is state, not a queue: a stream has a set of pending control bits and one place in the
-   control queue, however often something changes before the carrier takes a packet.
-2. Control and ends enter a packet first, always. Then data as ``scheduler.py`` decides, within two budgets:
-   what the flight limit leaves to bulk, and what it leaves to quick bytes, early data among them.
-3. ``take`` returns frames and a receipt. ``acked(receipt)`` frees what the frames carried.
-4. ``take_back`` follows the loss of a carrier. It makes what its receipts carried pending again: data
-   returns to the front of its queue, control bits to the control queue, opens first and in the order of
-   their numbers. Nothing of a stream is sent before its open was. Then the turns go on as always.
+1. Control is state, not a queue. A stream has a set of pending control bits and one place in the control
+   queue, however often its state changes before the carrier takes a packet.
+2. Control and ends always enter a packet first. Then comes data in the order of ``scheduler.py``, within two
+   budgets of the in-flight limit: one for bulk, one for priority bytes, early data among them.
+3. ``take`` returns frames and a receipt. ``acked(receipt)`` frees the content of these frames.
+4. ``take_back`` follows the loss of a carrier. It makes the content of its receipts pending again. Data
+   returns to the front of its queue, control bits to the control queue. Opens come first, in the order of
+   their numbers, because no frame of a stream may precede its open. Then the usual order applies.
 """
 
 from __future__ import annotations
@@ -23,32 +23,34 @@ from tunnel_core.mux.stream_state import END, OPEN, Receipt, StreamState
 from tunnel_core.wire.frames import Data, DataParts, End, Frame, Payload
 
 _FRAME_RESERVE = 16
-"""Frames that a packet may get after the last look at their number: of one stream and of the session."""
+"""Frames that a packet may get after the last check of their number: of one stream and of the session."""
 _END_WAITS_SECONDS = 0.002
-"""For the next open, or the last answer; on any real link far less than a round trip."""
+"""How long an end waits for the next open or the last answer: far below a round trip of any real link."""
 
 _new = tuple.__new__  # half the price of a named tuple's own constructor
 
 
-def _nothing() -> None:
-    """Wake nobody: there is no carrier."""
+def _do_nothing() -> None:
+    """Stands in for a carrier's wake while there is no carrier."""
 
 
 class Sending:
-    """The sending part of a ``Mux``: control, ends and data of its streams, until the peer confirms them.
+    """The sending part of a ``Mux``: control, ends and data of its streams, until the peer acknowledges them.
 
-    ``wake`` and ``wake_for_data`` are the carrier's, and change with it. ``wake_later`` is called when there
-    is something to send that may wait for company for so many seconds.
+    ``wake`` and ``wake_for_data`` belong to the carrier and change with it. ``wake_later`` is called with the
+    seconds that a new frame may wait for others to share its packet.
     """
 
     def __init__(self, limits: Limits, send_pool: SendPool, wake_later: Callable[[float], None]) -> None:
         self.limits = limits
-        self.wake: Callable[[], None] = _nothing  # there is something to send
-        self.wake_for_data: Callable[[], None] = _nothing  # there is, and somebody may wait for it
+        self.wake: Callable[[], None] = _do_nothing  # a frame is ready to send
+        self.wake_for_data: Callable[[], None] = (
+            _do_nothing  # data is ready to send, and a user may wait for it
+        )
         self._wake_later = wake_later
-        self.unconfirmed = 0  # bytes of all streams on their way over the carrier
-        self.retained_bytes = 0  # those, and what was taken back: our part of ``send_pool``
-        self.urgent = False  # some control is to be sent at once, whatever else there is
+        self.unconfirmed = 0  # bytes of all streams sent on the carrier and not acknowledged
+        self.retained_bytes = 0  # these and the bytes taken back: this session's part of ``send_pool``
+        self.urgent = False  # some control must be sent at once
         self.peer_early_data = limits.early_data
         self.send_pool = send_pool
         self.streams: dict[int, StreamState] = {}
@@ -57,10 +59,10 @@ class Sending:
         self._scheduler = StreamScheduler()
         self._failed = False
 
-    # What waits.
+    # Queueing.
 
     def queue_control(self, stream: StreamState, wait_seconds: float) -> None:
-        """Have the stream's pending control sent, at once or within so many seconds."""
+        """Queue the stream's pending control, to be sent at once or within ``wait_seconds``."""
         if not stream.control_queued:
             stream.control_queued = True
             if not self._failed:
@@ -72,9 +74,10 @@ class Sending:
             self.wake()
 
     def list_stream(self, stream: StreamState, *, is_end: bool = False) -> None:
-        """Give the stream a turn if it has something to send and stands in no list.
+        """Give the stream a turn if it has data or its end to send and is in no list.
 
-        A mere end waits a moment for company: who closes one connection often opens the next.
+        An end without data waits a moment, because a client that closes a connection often opens the next
+        one.
         """
         if not stream.number or stream.pending & OPEN or not stream.wants_turn:
             return
@@ -88,90 +91,94 @@ class Sending:
 
     @property
     def has_work(self) -> bool:
-        """Whether there is something to send, once there is room for it."""
-        turns = self._scheduler
-        return bool(self._control or turns.ends or turns.new or turns.old)
+        """Whether there are frames to send, once there is room for them."""
+        scheduler = self._scheduler
+        return bool(self._control or scheduler.ends or scheduler.new or scheduler.old)
 
     @property
     def has_data(self) -> bool:
-        """Whether some stream has data that credit and memory let it send."""
-        turns = self._scheduler
-        return bool(turns.new or turns.old) and self._room() > 0
+        """Whether a stream has data that credit and memory allow to send."""
+        scheduler = self._scheduler
+        return bool(scheduler.new or scheduler.old) and self._room() > 0
 
-    def may_send(self, bulk: int, quick: int) -> bool:
-        """Whether these budgets let any stream send data that memory allows."""
-        return self._scheduler.can_send(bulk, quick) and self._room() > 0
+    def may_send(self, bulk: int, priority: int) -> bool:
+        """Whether these budgets, in bytes, and memory let any stream send data."""
+        return self._scheduler.can_send(bulk, priority) and self._room() > 0
 
     def _room(self) -> int:
-        """Bytes that may leave now. What was taken back has its place in the pool already."""
-        unconfirmed, held = self.unconfirmed, self.retained_bytes
-        shared = self.send_pool.room(held)
-        if held != unconfirmed:
-            shared = max(0, shared) + held - unconfirmed
+        """Bytes that may leave now. Bytes that were taken back have their room in the pool already."""
+        unconfirmed, retained = self.unconfirmed, self.retained_bytes
+        shared = self.send_pool.room(retained)
+        if retained != unconfirmed:
+            shared = max(0, shared) + retained - unconfirmed
         return min(self.limits.max_send_memory - unconfirmed, shared)
 
-    # What enters the next packet.
+    # Building the next packet.
 
-    def take(self, bulk: int, quick: int) -> tuple[list[Frame], list[Receipt]]:
-        """Frames for one packet, and their receipt. Control and ends always go.
+    def take(self, bulk: int, priority: int) -> tuple[list[Frame], list[Receipt]]:
+        """Return the frames of one packet, and their receipt. Control and ends always enter it.
 
-        ``quick`` bounds the content that is early or of streams with little queued, ``bulk`` all content.
+        ``priority`` bounds early data and the data of streams with little queued, in bytes; ``bulk`` bounds
+        all data.
         """
         frames: list[Frame] = []
         receipt: list[Receipt] = []
         if self._control:
-            early = self._take_control(frames, receipt, quick)
-            bulk, quick = bulk - early, quick - early
+            early = self._take_control(frames, receipt, priority)
+            bulk, priority = bulk - early, priority - early
         self.urgent = bool(self._control)
-        turns = self._scheduler
-        while turns.ends and len(frames) < self._max_frames:
-            self._take_data(turns.ends.popitem()[0], frames, receipt, 0)
-        if turns.new or turns.old:
-            self._take_turns(frames, receipt, bulk, quick)
+        scheduler = self._scheduler
+        while scheduler.ends and len(frames) < self._max_frames:
+            self._take_data(scheduler.ends.popitem()[0], frames, receipt, 0)
+        if scheduler.new or scheduler.old:
+            self._take_turns(frames, receipt, bulk, priority)
         return frames, receipt
 
-    def _take_turns(self, frames: list[Frame], receipt: list[Receipt], bulk: int, quick: int) -> None:
-        turns, room, skipped = self._scheduler, self._room(), 0
-        bulk, quick = min(bulk, room), min(quick, room)
-        turns.start_packet(bulk)
-        while (turns.new or turns.old) and len(frames) < self._max_frames:
-            turn = turns.next(bulk, quick)
+    def _take_turns(self, frames: list[Frame], receipt: list[Receipt], bulk: int, priority: int) -> None:
+        scheduler, room, skipped = self._scheduler, self._room(), 0
+        bulk, priority = min(bulk, room), min(priority, room)
+        scheduler.start_packet(bulk)
+        while (scheduler.new or scheduler.old) and len(frames) < self._max_frames:
+            turn = scheduler.next(bulk, priority)
             if turn is None:
                 break
             stream, allowed = turn
-            if self.retained_bytes != self.unconfirmed and not (allowed := self._most(stream.send, allowed)):
-                # Others have bytes that were taken back, and this one may not add to them.
-                turns.postpone(stream)
+            if self.retained_bytes != self.unconfirmed and not (
+                allowed := self._limit_to_pool(stream.send, allowed)
+            ):
+                # Other streams have bytes that were taken back, and this stream may add none now.
+                scheduler.postpone(stream)
                 skipped += 1
-                if skipped > len(turns):
+                if skipped > len(scheduler):
                     break
                 continue
             skipped = 0
             taken = self._take_data(stream, frames, receipt, allowed)
-            turns.charge(stream, taken, bulk)
-            bulk, quick = bulk - taken, quick - taken
-        if (turns.new or turns.old) and self.send_pool.room(self.retained_bytes) <= 0:
+            scheduler.charge(stream, taken, bulk)
+            bulk, priority = bulk - taken, priority - taken
+        if (scheduler.new or scheduler.old) and self.send_pool.room(self.retained_bytes) <= 0:
             self.send_pool.call_when_free(self._wake_when_free, self.retained_bytes)
 
-    def _most(self, send: SendBuffer, allowed: int) -> int:
-        """How many of ``allowed`` bytes a stream may send: what was taken back, and our room for more."""
-        again = send.max_sent - send.sent
-        return min(allowed, again + max(0, self.send_pool.room(self.retained_bytes)))
+    def _limit_to_pool(self, send: SendBuffer, allowed: int) -> int:
+        """Limit ``allowed`` bytes of a stream to retransmitted ones, and new ones that fit in the pool."""
+        resent = send.max_sent - send.sent
+        return min(allowed, resent + max(0, self.send_pool.room(self.retained_bytes)))
 
     def _wake_when_free(self) -> None:
-        """Wakes the carrier of that moment, which need not be the one that found no room."""
+        """Wake the present carrier, which may not be the one that found no room."""
         self.wake()
 
-    def _take_control(self, frames: list[Frame], receipt: list[Receipt], quick: int) -> int:
+    def _take_control(self, frames: list[Frame], receipt: list[Receipt], priority: int) -> int:
         early = 0
-        # Where nothing may go early opens go bare; who finds the packet full waits for the next one.
-        while self._control and (early < quick or quick <= 0) and len(frames) < self._max_frames:
+        # Without a budget opens carry no early data; opens that find the budget used wait for the next
+        # packet.
+        while self._control and (early < priority or priority <= 0) and len(frames) < self._max_frames:
             stream = self._control.popleft()
             opening = stream.pending & OPEN
             if opening and not stream.number:
-                early += self._take_open(stream, frames, quick - early)
+                early += self._take_open(stream, frames, priority - early)
             elif opening:
-                # Without early data: had the first one arrived, this is ignored with all it carries.
+                # Without early data, because the peer ignores a repeated open with all its content.
                 frames.append(stream.open_frame(b""))
             bits = stream.take_control(frames)
             if opening and (stream.send.queued or stream.send.size is not None):
@@ -181,24 +188,26 @@ class Sending:
                 stream.mux.maybe_forget(stream)
         return early
 
-    def _take_open(self, stream: StreamState, frames: list[Frame], quick: int) -> int:
-        stream.mux.give_number(stream)
+    def _take_open(self, stream: StreamState, frames: list[Frame], priority: int) -> int:
+        stream.mux.assign_number(stream)
         early = b""
         spare = min(
             self.limits.max_send_memory - self.unconfirmed, self.send_pool.open_room(self.retained_bytes)
         )
-        room = min(self.peer_early_data, spare, quick)
+        room = min(self.peer_early_data, spare, priority)
         send = stream.send
         if room > 0 and send.queued and send.sent < send.limit:
             early = b"".join(self._send(stream, room))
         frames.append(stream.open_frame(early))
         return len(early)
 
-    def _take_data(self, stream: StreamState, frames: list[Frame], receipt: list[Receipt], most: int) -> int:
+    def _take_data(
+        self, stream: StreamState, frames: list[Frame], receipt: list[Receipt], max_bytes: int
+    ) -> int:
         send, bits, taken = stream.send, 0, 0
-        if most and send.queued and send.sent < send.limit:
+        if max_bytes and send.queued and send.sent < send.limit:
             offset = send.sent
-            parts = self._send(stream, most)
+            parts = self._send(stream, max_bytes)
             taken = send.sent - offset
             if len(parts) == 1:
                 frames.append(_new(Data, (stream.number, offset, parts[0])))
@@ -212,26 +221,26 @@ class Sending:
             receipt.append((stream, bits, send.sent))
         return taken
 
-    def _send(self, stream: StreamState, most: int) -> list[Payload]:
-        """The next bytes of a stream, kept and counted until they are confirmed."""
+    def _send(self, stream: StreamState, max_bytes: int) -> list[Payload]:
+        """Return the next bytes of a stream, and count them as unconfirmed."""
         send = stream.send
         sent, max_sent = send.sent, send.max_sent
-        parts = send.take(most)
-        fresh = send.max_sent - max_sent
+        parts = send.take(max_bytes)
+        first_sent = send.max_sent - max_sent
         self.unconfirmed += send.sent - sent
-        self.retained_bytes += fresh
-        self.send_pool.used += fresh
+        self.retained_bytes += first_sent
+        self.send_pool.used += first_sent
         if stream.awaits_room and send.room > 0:
             stream.on_writable()
         return parts
 
-    # What was sent.
+    # After sending.
 
     def acked(self, receipt: list[Receipt]) -> None:
-        """The peer has the frames of this receipt."""
+        """Record that the peer has the frames of this receipt."""
         freed = 0
         for stream, bits, sent in receipt:
-            freed += stream.send.confirm(sent)
+            freed += stream.send.ack(sent)
             if bits:
                 stream.done |= bits
                 stream.mux.maybe_forget(stream)
@@ -241,33 +250,33 @@ class Sending:
             self.send_pool.release(freed)
 
     def drop_sending(self, stream: StreamState) -> None:
-        """Nothing more of the stream's data will be sent, or sent again."""
+        """Discard the stream's data, sent or not; none of it is transmitted any more."""
         send = stream.send
-        held = send.retained_bytes
+        retained = send.retained_bytes
         self.unconfirmed -= send.sent - send.acked
-        self.retained_bytes -= held
-        self.send_pool.release(held)
+        self.retained_bytes -= retained
+        self.send_pool.release(retained)
         send.drop()
 
     def take_back(self, receipts: Iterable[list[Receipt]]) -> None:
-        """The carrier is lost, and with it all that ``receipts`` carried: it is to be sent again."""
+        """Make the content of ``receipts`` pending again, because their carrier is lost."""
         for receipt in receipts:
             for stream, bits, _ in receipt:
                 if stream.number in self.streams:
                     stream.take_back(bits)
         for stream in self.streams.values():
             self.unconfirmed -= stream.send.take_back()
-        self._queue_anew()
+        self._rebuild_queues()
 
-    def _queue_anew(self) -> None:
-        """Opens that are to be repeated first, in order; each stream with little data begins as a new one."""
+    def _rebuild_queues(self) -> None:
+        """Queue repeated opens first, in order. Streams with little data start as new, bulk as old."""
         streams = self.streams.values()
         waiting = dict.fromkeys(self._control)
         waiting.update(dict.fromkeys(stream for stream in streams if stream.control_pending))
-        again = [stream for stream in streams if stream.open_pending]
-        for stream in again:
+        reopening = [stream for stream in streams if stream.open_pending]
+        for stream in reopening:
             waiting.pop(stream, None)
-        self._control = deque([*again, *waiting])
+        self._control = deque([*reopening, *waiting])
         self.urgent = bool(self._control)
         self._scheduler.clear()
         for stream in streams:
@@ -276,7 +285,7 @@ class Sending:
         self._scheduler.demote()
 
     def stop_sending(self) -> None:
-        """The session is gone: nothing moves any more."""
+        """Drop all queues for good, because the session has ended."""
         self._failed = True
         self._control.clear()
         self._scheduler.clear()

@@ -1,7 +1,7 @@
-"""One stream as this end sees it: what its owner does with it, and what it has yet to send. No I/O, no clock.
+"""One stream as this end sees it: its two halves and its control frames. No I/O, no clock.
 
-Control is state, not a queue: a set of bits that are to be sent, one of those that were, one of those
-that the peer confirmed. A lost carrier makes bits that it took pending again. ``sending.py`` gives turns.
+Control is state, not a queue: one set of bits is pending, one is sent, one is acknowledged. The loss of a
+carrier makes the bits that it carried pending again. ``sending.py`` decides when bits and data are sent.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from tunnel_core.wire.frames import Credit, Frame, Open, Opened, Payload, Refuse
 OPEN, OPENED, REFUSED, CREDIT, END, RESET, STOP = (1 << bit for bit in range(7))
 
 _ANSWER_WAITS_SECONDS = 0.005
-"""For the target's first bytes, where the client has spoken first."""
+"""How long ``opened`` waits for the target's first bytes, where the client spoke first."""
 
 
-def _nothing() -> None:
-    """The reaction of a stream that nobody watches."""
+def _do_nothing() -> None:
+    """The default callback of a stream."""
 
 
 class StreamOwner(Protocol):
-    """What a stream asks of its mux."""
+    """The part of the mux that its streams call."""
 
     opens_cancelled: int
 
@@ -41,19 +41,19 @@ class StreamOwner(Protocol):
     def pool(self) -> CreditPool: ...
 
     def queue_control(self, stream: StreamState, wait_seconds: float) -> None:
-        """Have the stream's pending control sent, at once or within so many seconds."""
+        """Queue the stream's pending control, to be sent at once or within ``wait_seconds``."""
 
     def list_stream(self, stream: StreamState, *, is_end: bool = False) -> None:
-        """Give the stream a turn to send its data, or its end."""
+        """Give the stream a turn to send its data or its end."""
 
-    def give_number(self, stream: StreamState) -> None:
-        """Number the stream: its open enters a packet."""
+    def assign_number(self, stream: StreamState) -> None:
+        """Assign the next number to a stream whose open enters a packet."""
 
     def drop_sending(self, stream: StreamState) -> None:
-        """Send nothing more of the stream's data, nor again."""
+        """Discard the stream's data, sent or not; none of it is transmitted any more."""
 
     def withdraw(self, stream: StreamState) -> None:
-        """Forget a stream whose open never entered a packet."""
+        """Remove a stream whose open never entered a packet."""
 
     def maybe_forget(self, stream: StreamState) -> None:
         """Forget the stream if it is over."""
@@ -63,9 +63,9 @@ class StreamState:
     """One stream as this end sees it. ``TunnelStream`` wraps it for trio.
 
     ``on_readable`` is called when there are bytes to read, when the peer ended its half, and when the stream
-    broke. ``on_writable`` is called when there is room to send, if ``awaits_room`` is set; when the open was
-    answered; and when the stream broke. Neither may block or raise. After the mux forgot the stream none is
-    called any more.
+    was reset. ``on_writable`` is called when there is room to send, if ``awaits_room`` is set; when the open
+    was answered; and when the stream was reset. Neither may block or raise. The mux calls none of them after
+    it forgot the stream.
     """
 
     __slots__ = (
@@ -96,50 +96,52 @@ class StreamState:
 
     def __init__(self, mux: StreamOwner, request: Open, number: int, credit: int) -> None:
         self.mux = mux
-        self.number = number  # 0 until the open entered a packet
+        self.number = number  # 0 until the open enters a packet
         self.request = request
         self.address = ""
         self.send = SendBuffer(credit, mux.limits)
         self.recv = ReceiveBuffer(mux.limits, mux.pool)
         self.opened = False
         self.refusal: Refused | None = None
-        self.reset_reason: Reason | None = None  # why the stream broke; None while it is whole
+        self.reset_reason: Reason | None = None  # None while the stream is not reset
         self.reset_detail = ""
-        self.send_reset = False  # our half ended by reset
-        self.recv_reset = False  # the peer's half ended by reset, or ours to read is gone
-        self.discarding = False  # nothing is read any more
-        self.on_readable: Callable[[], None] = _nothing
-        self.on_writable: Callable[[], None] = _nothing
-        self.on_opened: Callable[[], None] = _nothing  # called once, when the far dial succeeded
-        self.awaits_room = False  # the owner waits until ``send`` has room
-        self.listed = False  # stands in the new or the old list
+        self.send_reset = False  # this end's half was reset
+        self.recv_reset = False  # the peer's half was reset, or this end reads no more
+        self.discarding = False  # this end discards what arrives
+        self.on_readable: Callable[[], None] = _do_nothing
+        self.on_writable: Callable[[], None] = _do_nothing
+        self.on_opened: Callable[[], None] = (
+            _do_nothing  # called once, when the peer has connected to the target
+        )
+        self.awaits_room = False  # the owner waits for room in ``send``
+        self.listed = False  # is in the scheduler's new or old list
         self.deficit = 0
-        self.emitted = 0  # control that was sent
-        self.control_queued = False  # stands in the control queue
-        self.pending = 0  # control that is to be sent
+        self.emitted = 0  # control bits that were sent
+        self.control_queued = False  # is in the control queue
+        self.pending = 0  # control bits to be sent
         self.done = 0  # control that the peer confirmed
 
-    # What the owner does.
+    # Called by the owner.
 
     def push(self, payload: Payload) -> None:
-        """Queues bytes for the peer. Call only while ``can_send``."""
+        """Queue bytes for the peer. Call only while ``can_send``."""
         self.send.push(payload)
         if not self.listed:
             self.mux.list_stream(self)
 
     @property
     def can_send(self) -> bool:
-        """Whether our half is neither ended nor reset."""
+        """Whether this end's half is neither ended nor reset."""
         return self.send.size is None and not self.send_reset
 
     def end(self) -> None:
-        """Our half is complete; what is queued is still delivered."""
+        """End this half; queued bytes are still delivered. Idempotent."""
         if self.can_send:
             self.send.size = self.send.sent + self.send.queued
             self.mux.list_stream(self, is_end=True)
 
     def read(self, max_bytes: int) -> Payload:
-        """Takes up to ``max_bytes`` that arrived; call only with something buffered."""
+        """Return up to ``max_bytes`` that arrived. Call only while bytes are buffered."""
         recv = self.recv
         payload = recv.take(max_bytes)
         if recv.size is None:
@@ -150,7 +152,7 @@ class StreamState:
         return payload
 
     def stop_reading(self) -> None:
-        """We read no more: drops what is buffered and tells the peer, unless it had ended."""
+        """Discard unread and later bytes, and send ``stop`` unless the peer's half has ended. Idempotent."""
         if self.discarding:
             return
         self.discarding = True
@@ -160,7 +162,7 @@ class StreamState:
         self.mux.maybe_forget(self)
 
     def reset(self, reason: Reason, detail: str) -> None:
-        """Ends both halves now; what is queued either way is dropped. Idempotent."""
+        """End both halves now and drop the queued bytes of both. Idempotent; the first reason counts."""
         if self.reset_reason is None:
             self.reset_reason, self.reset_detail = reason, detail
         self.recv_reset = True
@@ -168,58 +170,61 @@ class StreamState:
             self.mux.withdraw(self)
             return
         self.stop_reading()
-        self.give_up_sending()
-        self.tell_owner()
+        self.reset_sending()
+        self.notify_owner()
 
-    def give_up_sending(self) -> None:
-        """Resets our half, unless the peer confirmed all of it."""
+    def reset_sending(self) -> None:
+        """Reset this end's half, unless the peer acknowledged all of it."""
         if self.send_reset or self.done & END:
             return
         self.send_reset = True
         self.mux.drop_sending(self)
         self.want(RESET)
-        self.tell_owner()
+        self.notify_owner()
 
     def accept(self, address: str, *, may_wait: bool = False) -> None:
-        """Agent: the dial succeeded. ``may_wait``: the answer may wait for what else is to be said."""
+        """Answer ``opened``: the agent connected to ``address``.
+
+        ``may_wait``: the answer may wait 5 ms for data.
+        """
         self.address = address
         self.opened = True
         self.want(OPENED, may_wait=may_wait)
 
     def refuse(self, refusal: Refused) -> None:
-        """Agent: there was no dial, or it failed; nothing was done with early data."""
+        """Answer ``refused``: the agent did not dial, or its dial failed. The target got no early data."""
         self.refusal = refusal
         self.discarding = self.send_reset = self.recv_reset = True
         self.recv.drop()
         self.want(REFUSED)
-        self.tell_owner()
+        self.notify_owner()
 
-    # What the mux does.
+    # Called by the mux.
 
-    def tell_owner(self) -> None:
-        """The stream broke: that concerns reader and writer."""
+    def notify_owner(self) -> None:
+        """Call reader and writer, because the stream was reset."""
         self.on_readable()
         self.on_writable()
 
     def detach(self) -> None:
-        """Call nobody any more: the mux has forgotten the stream, so nothing changes but by its owner.
+        """Drop the callbacks, because the mux has forgotten the stream and only its owner changes it now.
 
-        The owner's callbacks lead back to the stream. Such cycles wait for the collector's oldest generation,
-        and were 6 KiB for each open that was refused.
+        The owner's callbacks refer to the stream. Such cycles wait for the collector's oldest generation, and
+        held 6 KiB for each refused open.
         """
-        self.on_readable = self.on_writable = self.on_opened = _nothing
+        self.on_readable = self.on_writable = self.on_opened = _do_nothing
 
     def want(self, bits: int, *, may_wait: bool = False) -> None:
-        """Have these control bits sent."""
+        """Make these control bits pending."""
         self.pending |= bits
         self.mux.queue_control(self, _ANSWER_WAITS_SECONDS if may_wait else 0)
 
     def open_frame(self, early_data: Payload) -> Open:
-        """The open of a stream that has a number."""
+        """Return the open frame. The stream must have a number."""
         return self.request._replace(stream=self.number, credit=self.recv.granted, early_data=early_data)
 
     def take_control(self, frames: list[Frame]) -> int:
-        """Appends the pending control frames; returns their bits."""
+        """Append the pending control frames to ``frames``. Return their bits."""
         bits, self.pending, self.control_queued = self.pending, 0, False
         self.emitted |= bits
         if bits & OPENED:
@@ -236,9 +241,9 @@ class StreamState:
         return bits
 
     def take_back(self, bits: int) -> None:
-        """What these bits said must be said again, unless it means nothing any more."""
+        """Make these bits pending again, except those without effect by now."""
         self.emitted &= ~bits
-        bits &= ~END  # said by the stream's turn
+        bits &= ~END  # sent in the stream's turn
         if self.discarding:
             bits &= ~CREDIT
         if bits:
@@ -247,16 +252,17 @@ class StreamState:
 
     @property
     def open_pending(self) -> bool:
-        """Whether the open has yet to be said, or to be said again."""
+        """Whether the open has yet to be sent, or to be sent again."""
         return bool(self.pending & OPEN)
 
     @property
     def control_pending(self) -> bool:
+        """Whether control frames have yet to be sent."""
         return bool(self.pending)
 
     @property
     def wants_turn(self) -> bool:
-        """Whether there is data that may be sent, or nothing left but to say so."""
+        """Whether there is data that credit allows to send, or only the end is left to send."""
         send = self.send
         if self.send_reset:
             return False
@@ -266,7 +272,7 @@ class StreamState:
 
     @property
     def over(self) -> bool:
-        """Both halves have ended and the peer confirmed everything that says so."""
+        """Whether both halves have ended and the peer acknowledged the frames that end them."""
         if self.refusal is not None:
             return not self.pending and self.done & self.emitted & REFUSED == self.emitted & REFUSED
         ended = self.done & RESET if self.send_reset else self.done & END
@@ -276,4 +282,4 @@ class StreamState:
 
 
 Receipt: TypeAlias = tuple[StreamState, int, int]
-"""What one packet carried of one stream: the stream, control bits, and the offset up to which it was sent."""
+"""The part of a packet that one stream filled: the stream, its control bits, and the offset sent up to."""

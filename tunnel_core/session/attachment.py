@@ -209,7 +209,7 @@ class Attachment:
     def _attach_step(self, packet: Packet | Malformed) -> None:
         try:
             if isinstance(packet, Malformed):
-                raise ProtocolError(Reason.MALFORMED_PACKET, packet.why)
+                raise ProtocolError(Reason.MALFORMED_PACKET, packet.detail)
             for frame in packet.frames:
                 self._take(frame)
         except Refused as refused:

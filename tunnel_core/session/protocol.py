@@ -142,7 +142,7 @@ class SessionProtocol:
 
     def _take(self, receipt: list[Receipt], now: float) -> list[Frame]:
         """What the streams say in this packet; ``receipt`` gets what must come back if it is lost."""
-        budgets = self.allowance.ask(now)
+        budgets = self.allowance.packet_budgets(now)
         if budgets is None:
             self.flight.note_app_limited()  # the cap sets the pace: that is no news of the link
             return []
@@ -172,7 +172,7 @@ class SessionProtocol:
             return True
         if not self.mux.has_data:
             return False
-        budgets = self.allowance.ask(now)
+        budgets = self.allowance.packet_budgets(now)
         return budgets is not None and self.mux.may_send(*budgets)
 
     def say_bye(self, reason: Reason, detail: str) -> None:
@@ -192,7 +192,7 @@ class SessionProtocol:
         void.
         """
         if isinstance(packet, Malformed):
-            raise ProtocolError(Reason.MALFORMED_PACKET, packet.why)
+            raise ProtocolError(Reason.MALFORMED_PACKET, packet.detail)
         self.liveness.last_received_at = now
         if packet.ack > self.acked:
             self._confirm(packet.ack, now, packet.arrived)

@@ -1,15 +1,15 @@
-"""The end of a connection whose peer may still be sending, so that the last answer arrives.
+"""End a connection whose peer may still be sending, so that the last answer arrives.
 
-A close over unread input makes the kernel send a reset (RFC 2525, section 2.17). A client in the middle of an
-upload then sees a broken connection where the answer says why. nginx calls the cure ``lingering_close``:
+A close with unread input makes the kernel send a reset (RFC 2525, section 2.17). A client in the middle of an
+upload then sees a broken connection instead of the answer. nginx calls the remedy ``lingering_close``:
 
-1. End our half: a FIN, or ``close_notify`` inside TLS. The answer is complete, and the peer can see that.
-2. Receive and discard, until the peer ends its half too or a bound is met.
+1. End our half with a FIN, or with ``close_notify`` inside TLS. So the peer sees that the answer is complete.
+2. Receive and discard, until the peer ends its half too or a bound is reached.
 3. The caller closes.
 
-The silence is nginx's (5 s). The whole is longer, because a client may have 100 MB on their way over a line
-of 20 Mbit/s. A process lingers long with ``MAX_LINGERING`` connections at most; all others get the short
-bounds. The connection counts against its listener meanwhile.
+The longest silence is nginx's (5 s). The total is longer, because a client may have 100 MB in flight over a
+line of 20 Mbit/s. At most ``MAX_LINGERING`` connections of a process get the long bounds; all others get the
+short ones. The connection counts against its listener meanwhile.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import trio
 from tunnel_core.limits import KIB, MIB
 
 MAX_LINGERING = 128
-_PIECE = 256 * KIB
+_READ_BYTES = 256 * KIB
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How long a peer may go on: in all, without a byte, and how many bytes."""
+    """How long a peer may go on sending: in total, without a byte, and how many bytes."""
 
     seconds: float
     silence_seconds: float
@@ -49,8 +49,8 @@ class _Count:
 async def linger(stream: trio.abc.Stream, *, is_sending: bool) -> None:
     """End our half of ``stream`` and discard what the peer still sends. The caller closes ``stream``.
 
-    ``is_sending``: the peer may have more to send than what a socket's buffers hold. Raises nothing when the
-    peer breaks the connection. Cancelled, it leaves our half ended or not, and input unread.
+    ``is_sending``: the peer may have more to send than a socket's buffers hold. Raises nothing when the peer
+    breaks the connection. Cancellation may leave our half not ended, and input unread.
     """
     if not is_sending or _Count.lingering >= MAX_LINGERING:
         await _linger(stream, SHORT)
@@ -68,6 +68,6 @@ async def _linger(stream: trio.abc.Stream, bounds: Bounds) -> None:
         scope.deadline = min(ends, trio.current_time() + bounds.silence_seconds)
         if isinstance(stream, trio.abc.HalfCloseableStream):
             await stream.send_eof()
-        while left > 0 and (data := await stream.receive_some(_PIECE)):
+        while left > 0 and (data := await stream.receive_some(_READ_BYTES)):
             left -= len(data)
             scope.deadline = min(ends, trio.current_time() + bounds.silence_seconds)

@@ -1,4 +1,4 @@
-"""A stream that can be driven without a checkpoint per piece: what ``relay`` and all of ours agree on."""
+"""The interface of streams that ``relay`` can drive without a checkpoint per piece."""
 
 from __future__ import annotations
 
@@ -10,75 +10,84 @@ from tunnel_core.wire.frames import Payload
 
 
 class PeerStoppedReceiving(trio.BrokenResourceError):
-    """The other side hears no more. What it has said is whole, or will be: only this direction is over."""
+    """Raised when the other side receives no more.
+
+    Only this direction ends; data of the other side stays complete.
+    """
 
 
 class NowaitStream(trio.abc.HalfCloseableStream):
-    """Beside trio's contract: methods that give up the processor only when they have to wait.
+    """A trio stream with additional methods that have a checkpoint only when they must wait.
 
-    Each direction has one caller at a time. Whoever loops over them lets others run now and then.
+    Each direction has one caller at a time. A caller that loops over these methods must add checkpoints.
     """
 
     @abstractmethod
     def receive_nowait(self, max_bytes: int) -> Payload | None:
-        """What is there, ``b""`` at the end, None if nothing is there yet. Raises as ``receive_some``."""
+        """Return buffered bytes, ``b""`` at the end, None if there are none yet.
+
+        Raises as ``receive_some``.
+        """
 
     @abstractmethod
     async def wait_readable(self) -> None:
-        """Waits until ``receive_nowait`` is worth another try."""
+        """Wait until ``receive_nowait`` may have an answer. Cancellation loses nothing."""
 
     @property
     @abstractmethod
     def room(self) -> int:
-        """About as many bytes as ``put`` takes without waiting; what is read beyond it lies in memory."""
+        """About as many bytes as ``put`` takes without waiting; bytes read beyond them stay in memory."""
 
     @abstractmethod
     def send_nowait(self, data: Payload) -> bool:
-        """Takes ``data`` over, which must not change any more; False: ``flush`` before the next.
+        """Take ``data``, which the caller must not change any more. Raises as ``send_all``.
 
-        Raises as ``send_all``.
+        Returns False if the caller must ``flush`` before it sends more.
         """
 
     @abstractmethod
     async def flush(self) -> None:
-        """Waits until more may be put; at once if it may. Cancelled, it may be called again."""
+        """Wait until more may be sent, or return at once. After cancellation it may be called again."""
 
     @abstractmethod
     def send_eof_nowait(self) -> bool:
-        """``send_eof`` as far as it goes without waiting; False: ``flush`` for the rest. Idempotent."""
+        """Do ``send_eof`` without waiting. Return False if ``flush`` must complete it. Idempotent."""
 
     async def put(self, data: Payload) -> None:
-        """``send_all``, taking ``data`` over, without a checkpoint while there is room. For one caller."""
+        """Like ``send_all``, but takes ``data`` over and has no checkpoint while there is room.
+
+        One caller at a time.
+        """
         if not self.send_nowait(data):
             await self.flush()
 
     async def finish(self) -> None:
-        """``send_eof`` without a checkpoint when it need not wait."""
+        """Like ``send_eof``, without a checkpoint unless it must wait."""
         if not self.send_eof_nowait():
             await self.flush()
 
     @abstractmethod
     def check(self) -> None:
-        """Raises as ``receive_some`` if the other side broke it, also while there is still data to read."""
+        """Raise as ``receive_some`` if the other side broke the stream, even while data waits to be read."""
 
     @property
     @abstractmethod
     def undelivered(self) -> int:
-        """Bytes that were put and that an ``abort`` now would keep from the peer, as far as that is known."""
+        """Sent bytes that an ``abort`` now would keep from the peer, as far as they are known."""
 
     def check_peer(self) -> None:
-        """Raise ``trio.BrokenResourceError`` if the peer can receive nothing any more.
+        """Raise ``trio.BrokenResourceError`` if the peer cannot receive any more.
 
         Unlike ``check`` this may raise while data of the peer still waits to be read.
         """
         self.check()
 
-    def ask_peer_every(self, seconds: float) -> None:
-        """Have the peer asked whether it is still there, so that ``check_peer`` finds out.
+    def probe_peer_every(self, seconds: float) -> None:
+        """Probe the peer after each ``seconds`` without traffic, so that ``check_peer`` sees it leave.
 
-        By default nobody is asked.
+        The default does nothing.
         """
 
     @abstractmethod
     def close_nowait(self) -> None:
-        """``aclose`` for when both halves have ended. Never blocks. Idempotent."""
+        """Close a stream whose halves have both ended, without a checkpoint. Idempotent."""

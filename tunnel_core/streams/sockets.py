@@ -1,8 +1,8 @@
 """A socket as a ``HalfCloseableStream`` that ``relay`` can drive without a checkpoint per piece.
 
-trio's own SocketStream takes a full pass of the scheduler for each send and each receive, also when
-the kernel has the answer at once; on a relay that is most of the time spent. Here the kernel is asked
-first and trio is asked to wait only when it said "would block".
+trio's own SocketStream takes a full pass of the scheduler for each send and each receive, even when the
+kernel answers at once. On a relay that is most of the time spent. This stream calls the kernel first, and
+waits through trio only after "would block".
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _END_ON_CLOSE = bytes(len(RESET_ON_CLOSE))
 
 KEEPALIVE_SECONDS = 60
 """Time without traffic before the kernel's first keepalive probe."""
-# Silent for a minute, then asked four times: gone after two minutes. macOS has another name for the first.
+# After a silent minute the kernel sends four probes, so a lost peer is gone after two minutes. macOS has
+# another name for the first option.
 _KEEPALIVE = [
     (getattr(socket, name), value)
     for name, value in (
@@ -49,7 +50,10 @@ _KEEPALIVE_IDLE = _KEEPALIVE[0][0]
 
 
 def read_size(max_bytes: int | None) -> int:
-    """The bytes one ``receive_some`` may return. Raises ``ValueError`` and ``TypeError`` as trio's do."""
+    """Return the bytes that one ``receive_some`` may return.
+
+    Raises ``ValueError`` and ``TypeError`` as trio does.
+    """
     if max_bytes is None:
         return _RECEIVE
     if operator.index(max_bytes) < 1:
@@ -57,34 +61,34 @@ def read_size(max_bytes: int | None) -> int:
     return max_bytes
 
 
-def tune(sock: socket.socket, *, leads_away: bool = True) -> None:
-    """Sets our options. Linux gives those of a listener to what it accepts.
+def tune(sock: socket.socket, *, is_remote: bool = True) -> None:
+    """Set the options of a socket or listener. On Linux accepted sockets inherit those of their listener.
 
-    ``leads_away``: the other end may be on another machine, and vanish with it.
+    ``is_remote``: the peer may be on another machine, and vanish with it.
     """
     if sock.family == socket.AF_UNIX:
         return
     # Small messages would wait for the peer's delayed ACK: a flat 40 ms.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # The kernel closes the sockets of a killed process: by default with the FIN of a complete stream.
+    # The kernel closes the sockets of a killed process, by default with the FIN of a complete stream.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    if not leads_away:
+    if not is_remote:
         return
-    # A peer that lost its power says nothing; its stream would stay for ever.
+    # A peer that lost its power sends nothing, and its stream would stay for ever.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class SocketStream(NowaitStream):
-    """Wraps a connected stream socket (TCP or unix), which it owns from then on.
+    """A stream that owns a connected stream socket (TCP or unix).
 
-    Raises ``trio.BrokenResourceError`` from the ``OSError`` when the connection broke, and
+    Its methods raise ``trio.BrokenResourceError`` from the ``OSError`` when the connection broke, and
     ``trio.ClosedResourceError`` after a close here. A cancelled receive loses nothing.
     """
 
     def __init__(self, sock: socket.socket, *, is_tuned: bool = False) -> None:
-        """``is_tuned``: :func:`tune` was called, on it or on the listener that accepted it."""
+        """Wrap ``sock``. ``is_tuned``: :func:`tune` was called on it or on its listener."""
         sock.setblocking(False)
         if not is_tuned:
             tune(sock)
@@ -96,13 +100,13 @@ class SocketStream(NowaitStream):
 
     @classmethod
     def adopt(cls, stream: trio.SocketStream) -> SocketStream:
-        """Takes the socket over from one of trio's streams, which must not be used any more."""
+        """Take the socket over from a trio stream, which must not be used any more."""
         return cls(socket.socket(fileno=stream.socket.detach()))
 
     # Receiving.
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
-        """What the kernel has, ``b""`` at the end, None if it has nothing yet."""
+        """Return the kernel's bytes, ``b""`` at the end, None if it has none yet."""
         try:
             return self.socket.recv(max_bytes)
         except BlockingIOError:
@@ -111,7 +115,7 @@ class SocketStream(NowaitStream):
             raise _translated(error) from error
 
     async def wait_readable(self) -> None:
-        """Waits until ``receive_nowait`` has an answer."""
+        """Wait until ``receive_nowait`` has an answer."""
         if self.socket.fileno() < 0:
             self._raise_closed()
         await trio.lowlevel.wait_readable(self.socket)
@@ -133,7 +137,7 @@ class SocketStream(NowaitStream):
     # Sending.
 
     def try_send(self, data: Payload) -> int:
-        """Bytes that the kernel took, from the start of ``data``; 0 if it takes none now."""
+        """Send the start of ``data``. Return how many bytes the kernel accepted, which may be 0."""
         try:
             return self.socket.send(data)
         except BlockingIOError:
@@ -142,18 +146,18 @@ class SocketStream(NowaitStream):
             raise _translated(error) from error
 
     async def wait_writable(self) -> None:
-        """Waits until ``try_send`` would take something."""
+        """Wait until ``try_send`` accepts bytes."""
         self._check_open()
         await trio.lowlevel.wait_writable(self.socket)
 
     @property
     def room(self) -> int:
-        """The kernel's buffer is bounded by itself."""
+        """A constant, because the kernel bounds its own buffer."""
         return MIB
 
     def send_nowait(self, data: Payload) -> bool:
         if self._unsent:
-            raise trio.BusyResourceError("what was put before was not flushed")
+            raise trio.BusyResourceError("the last send was not flushed")
         sent = self.try_send(data)
         if sent == len(data):
             return True
@@ -182,12 +186,12 @@ class SocketStream(NowaitStream):
             self._sending = False
 
     async def wait_send_all_might_not_block(self) -> None:
-        with self._alone_sending():
+        with self._sending_exclusively():
             self._check_sendable()
             await self.wait_writable()
 
     @contextlib.contextmanager
-    def _alone_sending(self) -> Iterator[None]:
+    def _sending_exclusively(self) -> Iterator[None]:
         if self._sending:
             self._raise_busy()
         self._sending = True
@@ -206,12 +210,12 @@ class SocketStream(NowaitStream):
             raise trio.ClosedResourceError("this socket's sending half was ended here")
 
     async def send_eof(self) -> None:
-        with self._alone_sending():
+        with self._sending_exclusively():
             await trio.lowlevel.checkpoint()
             self.send_eof_nowait()
 
     def check(self) -> None:
-        """Raises ``trio.BrokenResourceError`` if the other side reset it; data may still wait to be read."""
+        """Raise ``trio.BrokenResourceError`` if the peer reset the connection, even while data waits."""
         self._check_open()
         number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
@@ -228,16 +232,19 @@ class SocketStream(NowaitStream):
         if any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(0)):
             raise trio.BrokenResourceError("socket connection broken: the other side is gone")
 
-    def ask_peer_every(self, seconds: float) -> None:
-        """Have the kernel send a keepalive probe after each ``seconds`` without traffic. Unix: nothing."""
+    def probe_peer_every(self, seconds: float) -> None:
+        """Have the kernel send a keepalive probe after each ``seconds`` without traffic.
+
+        No effect on unix.
+        """
         self._check_open()
-        with contextlib.suppress(OSError):  # it has broken meanwhile, or is no TCP connection
+        with contextlib.suppress(OSError):  # the connection broke meanwhile, or is not TCP
             self.socket.setsockopt(socket.IPPROTO_TCP, _KEEPALIVE_IDLE, max(1, round(seconds)))
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     @property
     def undelivered(self) -> int:
-        """Bytes that were sent and not acknowledged yet; 0 where the system cannot tell."""
+        """Bytes that were sent and not acknowledged; 0 where the system does not report them."""
         if sys.platform != "linux" or self.socket.fileno() < 0:
             return 0
         with contextlib.suppress(OSError):
@@ -253,16 +260,16 @@ class SocketStream(NowaitStream):
             try:
                 self.socket.shutdown(socket.SHUT_WR)
             except OSError as error:
-                raise self._why_not_ended(error) from error
+                raise self._shutdown_error(error) from error
         return True
 
-    def _why_not_ended(self, error: OSError) -> Exception:
-        """It is not connected any more: because of the error that waits to be told, if there is one."""
+    def _shutdown_error(self, error: OSError) -> Exception:
+        """Return the socket's pending error as the cause, because a broken socket is just not connected."""
         number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         return _translated(OSError(number, os.strerror(number)) if number else error)
 
     def _check_open(self) -> None:
-        # trio keeps a waiter for descriptor -1 for ever, and calls the next one busy.
+        # trio would keep a waiter for descriptor -1 for ever, and report the next one as busy.
         if self.socket.fileno() < 0:
             self._raise_closed()
 
@@ -272,11 +279,11 @@ class SocketStream(NowaitStream):
     # Ending.
 
     def abort(self) -> None:
-        """Closes so that the other side sees a reset, not an end: truncated output must not look whole."""
+        """Close so that the peer sees a reset, not an end. Truncated output must not look complete."""
         self._close(RESET_ON_CLOSE)
 
     def close_nowait(self) -> None:
-        """``aclose`` without a checkpoint: what was sent is still delivered, then the end. Idempotent.
+        """Close without a checkpoint. The kernel still delivers sent bytes, then the end. Idempotent.
 
         A TCP connection that ends in any other way is reset, also when its process is killed (``tune``). A
         unix socket has no reset: its peer sees an end.
@@ -297,10 +304,10 @@ class SocketStream(NowaitStream):
 
 
 async def connect_unix(path: str | bytes | os.PathLike[str]) -> SocketStream:
-    """Connects to a unix socket, and waits while its backlog is full. Raises ``OSError``.
+    """Connect to a unix socket, and wait while its backlog is full. Raises ``OSError``.
 
-    trio's own ``open_unix_socket`` takes the EAGAIN of a full backlog (connect(2)) for a connection on its
-    way, and gives a socket that is not connected. Cancelled, it leaves no socket behind.
+    trio's own ``open_unix_socket`` treats the EAGAIN of a full backlog (connect(2)) as a connection in
+    progress, and returns a socket that is not connected. Cancellation leaves no socket behind.
     """
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -323,13 +330,13 @@ def _translated(error: OSError) -> Exception:
     if error.errno in _CLOSED_ERRNOS:
         return trio.ClosedResourceError("this socket was closed here")
     if error.errno == errno.EPIPE and sys.platform == "linux":
-        # Linux says so when the reset came after the end of the other side's half; else ECONNRESET.
+        # Linux returns EPIPE when the reset came after the end of the peer's half, else ECONNRESET.
         return PeerStoppedReceiving(f"socket connection broken: {error}")
     return trio.BrokenResourceError(f"socket connection broken: {error}")
 
 
 def why_not_listening(error: OSError, port: int) -> str:
-    """Why a TCP port cannot be listened on, and what to do about it."""
+    """Return why a TCP port cannot be listened on, with the remedy."""
     if error.errno == errno.EADDRINUSE:
         return f"another program listens there; `ss -ltnp 'sport = :{port}'` shows which"
     if error.errno == errno.EACCES:

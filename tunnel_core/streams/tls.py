@@ -1,18 +1,18 @@
 """TLS over any trio stream, with a half-close.
 
-Why not ``trio.SSLStream``: it has no ``send_eof``, so ``ssh`` or ``kubectl exec -i < file`` through a
-TLS entrance would lose the end of their input, or its answer. TLS itself can do it:
+``trio.SSLStream`` has no ``send_eof``, so ``ssh`` or ``kubectl exec -i < file`` through a TLS entrance would
+lose the end of their input, or its answer. TLS itself has a half-close:
 
 1. ``send_eof`` sends ``close_notify``. RFC 8446 section 6.1 lets the other direction go on.
-2. OpenSSL sends it from ``unwrap()``, which then looks for the peer's ``close_notify`` and fails for good
-   if it finds data instead. So everything that has arrived is decrypted and kept before, and
-   ``unwrap()`` finds nothing ("want read"). It is never called again.
-3. Nothing is ever sent from ``receive_some``: a cancelled one must leave no half-written record. An answer
-   to a key update goes out before the next data, which RFC 8446 section 4.6.3 allows; renegotiation
-   (TLS 1.2) has to be switched off in the context.
-4. A connection that ends without ``close_notify`` is broken, not finished: it may have been truncated.
-   Python before 3.11.4 (Debian 12 has 3.11.2) asks OpenSSL 3 to report such an end as a clean one, so
-   the option for that is cleared, and the error has another class there (``is_end_of_file``).
+2. OpenSSL sends ``close_notify`` from ``unwrap()``, which then expects the peer's ``close_notify`` and fails
+   for good if it finds data. So the stream first decrypts and keeps all bytes that arrived, and ``unwrap()``
+   finds none ("want read"). The stream never calls it again.
+3. ``receive_some`` never sends, because its cancellation must leave no half-written record. The answer to a
+   key update leaves before the next data, which RFC 8446 section 4.6.3 allows. The context must switch
+   renegotiation (TLS 1.2) off.
+4. A connection that ends without ``close_notify`` is broken, because it may be truncated. Python before
+   3.11.4 (Debian 12 has 3.11.2) asks OpenSSL 3 to report such an end as a clean one. So the stream clears
+   that option, and the error has another class there (``is_end_of_file``).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ import trio
 from tunnel_core.streams.nowait import NowaitStream
 from tunnel_core.streams.sockets import SocketStream, read_size
 from tunnel_core.streams.tls_errors import RecordFlood, reason_of
-from tunnel_core.streams.tls_records import MAX_BARREN_RECORDS, MOST_ANSWERS, RecordMeter
+from tunnel_core.streams.tls_records import MAX_ANSWER_BYTES, MAX_EMPTY_RECORDS, RecordMeter
 
 _RECORD = 16 * 1024
 _DEFAULT_READ = 64 * 1024
-# One piece of a large send: bounds the ciphertext held beside the plain bytes.
+# Piece of a large send, which bounds the ciphertext in memory beside the plain bytes.
 _SEND_PIECE = 256 * 1024
-_GOODBYE_SECONDS = 2.0
+_CLOSE_NOTIFY_SECONDS = 2.0
 _IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # absent before OpenSSL 3
 
 
@@ -61,23 +61,23 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         self._records = RecordMeter()
         self._receiving, self._sending = False, False
-        self._kept = bytearray()  # decrypted by send_eof for a later receive_some
+        self._decrypted = bytearray()  # decrypted by send_eof for a later receive_some
         self._eof_received, self._eof_sent = False, False
         self._broken, self._closed = False, False
-        self._starved = True  # nothing can be decrypted until more arrives
+        self._needs_input = True  # nothing can be decrypted until more arrives
 
-    async def do_handshake(self, turns: contextlib.AbstractAsyncContextManager[object] | None = None) -> None:
-        """Completes the handshake, without a deadline of its own.
+    async def do_handshake(self, lock: contextlib.AbstractAsyncContextManager[object] | None = None) -> None:
+        """Complete the handshake, without a deadline of its own.
 
-        Raises ``trio.BrokenResourceError`` from an ``ssl.SSLError`` if the two sides do not agree,
-        after the peer has been sent the alert. Those who share ``turns`` compute one after the other, with
-        all that waits meanwhile in between: a step takes a millisecond, and a fleet comes at once.
+        Raises ``trio.BrokenResourceError`` from an ``ssl.SSLError`` if the two sides do not agree, after it
+        sent the alert to the peer. Streams that share ``lock`` compute one after the other, and other tasks
+        run in between. A step takes a millisecond, and a whole fleet may connect at once.
         """
         if self._tls.server_side:
             await self._feed(_DEFAULT_READ)  # the client begins
         while True:
             try:
-                async with turns or contextlib.nullcontext():
+                async with lock or contextlib.nullcontext():
                     self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._flush()
@@ -89,21 +89,21 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     async def _fail_handshake(self, error: ssl.SSLError) -> None:
         with contextlib.suppress(trio.BrokenResourceError):
-            await self._flush()  # the alert is a courtesy; why the handshake failed is what counts
+            await self._flush()  # a failed alert must not hide the cause
         self._broken = True
         raise trio.BrokenResourceError(f"TLS handshake failed: {reason_of(error)}") from error
 
     def peer_certificate(self) -> bytes:
-        """The peer's leaf in PEM, proven by the handshake; empty if it showed none."""
+        """Return the peer's leaf in PEM, which the handshake verified; empty if the peer sent none."""
         der = self._tls.getpeercert(binary_form=True)
         return ssl.DER_cert_to_PEM_cert(der).encode() if der else b""
 
     def version(self) -> str:
-        """For example ``TLSv1.3``."""
+        """Return the TLS version, for example ``TLSv1.3``."""
         return self._tls.version() or ""
 
     def alpn(self) -> str:
-        """The protocol that both ends chose, for example ``h2``; empty if none."""
+        """Return the protocol that both ends chose, for example ``h2``; empty if none."""
         return self._tls.selected_alpn_protocol() or ""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -114,8 +114,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
         try:
             if self._closed:
                 self._raise_closed()
-            if self._kept or self._eof_received or not self._starved:
-                # The checkpoint comes before the bytes are taken, so being cancelled here loses none.
+            if self._decrypted or self._eof_received or not self._needs_input:
+                # The checkpoint precedes taking the bytes, so cancellation here loses none.
                 await trio.lowlevel.checkpoint()
             else:
                 await self._feed(limit)
@@ -126,41 +126,44 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._receiving = False
 
     def _take(self, limit: int) -> bytes:
-        if self._kept:
-            data = bytes(self._kept[:limit])
-            del self._kept[:limit]
+        if self._decrypted:
+            data = bytes(self._decrypted[:limit])
+            del self._decrypted[:limit]
             return data
         pieces: list[bytes] = []
         while limit > 0 and (piece := self._decrypt(min(limit, _RECORD), pieces)):
             pieces.append(piece)
             limit -= len(piece)
             if not (self._incoming.pending or self._tls.pending()):
-                self._starved = True  # without the exception that one more read would cost
-                if self._outgoing.pending > MOST_ANSWERS:
+                self._needs_input = True  # without the exception that one more read would cost
+                if self._outgoing.pending > MAX_ANSWER_BYTES:
                     self._raise_flood()
                 break
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _decrypt(self, limit: int, before: list[bytes]) -> bytes:
-        """At most one record; empty: nothing now, or the end. Errors wait until ``before`` is delivered."""
+    def _decrypt(self, limit: int, earlier: list[bytes]) -> bytes:
+        """Return up to one record; empty: none now, or the end.
+
+        Errors wait until ``earlier`` is delivered.
+        """
         if self._eof_received:
             return b""
         try:
             data = self._tls.read(limit)
         except ssl.SSLWantReadError:
-            self._starved = True
-            if self._records.barren > MAX_BARREN_RECORDS or self._outgoing.pending > MOST_ANSWERS:
+            self._needs_input = True
+            if self._records.empty_records > MAX_EMPTY_RECORDS or self._outgoing.pending > MAX_ANSWER_BYTES:
                 self._raise_flood()
             return b""
         except ssl.SSLZeroReturnError:
             data = b""
         except ssl.SSLError as error:
-            if before:
+            if earlier:
                 return b""
             self._broken = True
             raise trio.BrokenResourceError(f"TLS failed: {reason_of(error)}") from error
         self._eof_received = not data
-        self._records.barren = 0
+        self._records.empty_records = 0
         return data
 
     def _raise_flood(self) -> NoReturn:
@@ -180,7 +183,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._feed_nowait(data)
 
     def _feed_nowait(self, data: bytes | bytearray) -> None:
-        self._starved = False
+        self._needs_input = False
         if data:
             self.has_received = True
             self._records.put(data)
@@ -190,11 +193,11 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._incoming.write_eof()
 
     def _feed_records(self) -> None:
-        self._starved = False
+        self._needs_input = False
         self._incoming.write(self._records.take())
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        self._begin_sending()
+        self._start_sending()
         try:
             if self._eof_sent:
                 self._raise_closed()
@@ -220,21 +223,21 @@ class TlsStream(trio.abc.HalfCloseableStream):
         try:
             await self.transport.send_all(self._outgoing.read())
         except BaseException:
-            self._broken = True  # part of a record may be out
+            self._broken = True  # part of a record may have left
             raise
 
     async def wait_send_all_might_not_block(self) -> None:
-        self._begin_sending()
+        self._start_sending()
         try:
             await self.transport.wait_send_all_might_not_block()
         finally:
             self._sending = False
 
-    def _begin_sending(self) -> None:
-        self._check_may_send()
+    def _start_sending(self) -> None:
+        self._check_can_send()
         self._sending = True
 
-    def _check_may_send(self) -> None:
+    def _check_can_send(self) -> None:
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this TLS stream")
         if self._closed:
@@ -247,7 +250,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         raise trio.ClosedResourceError(why)
 
     async def send_eof(self) -> None:
-        self._begin_sending()
+        self._start_sending()
         try:
             if self._eof_sent:
                 return await trio.lowlevel.checkpoint()
@@ -259,24 +262,24 @@ class TlsStream(trio.abc.HalfCloseableStream):
     def _write_close_notify(self) -> None:
         self._eof_sent = True
         while data := self._decrypt(_RECORD, []):
-            self._kept += data
+            self._decrypted += data
         with contextlib.suppress(ssl.SSLError):
-            self._tls.unwrap()  # "want read" is the good case: sent, and the peer's is still to come
+            self._tls.unwrap()  # "want read" is the normal case: sent, and the peer's has yet to come
 
     async def aclose(self) -> None:
-        """Sends ``close_notify`` if that is still possible and closes the transport.
+        """Send ``close_notify`` if possible, and close the transport.
 
-        Cancelled, it leaves ``close_notify`` out, so that the peer sees a break and not an end.
+        After cancellation the peer sees a break.
         """
         if self._closed:
             return await trio.lowlevel.checkpoint()
         cancelled = trio.current_effective_deadline() == -float("inf")
-        polite = not (cancelled or self._broken or self._sending or self._eof_sent)
+        graceful = not (cancelled or self._broken or self._sending or self._eof_sent)
         self._closed = True
         try:
-            if polite:
+            if graceful:
                 self._write_close_notify()
-                with trio.move_on_after(_GOODBYE_SECONDS):
+                with trio.move_on_after(_CLOSE_NOTIFY_SECONDS):
                     await self._flush()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer is gone already
@@ -284,14 +287,14 @@ class TlsStream(trio.abc.HalfCloseableStream):
             await self.transport.aclose()
 
     def abort(self) -> None:
-        """Ends it so that the peer sees a break: no ``close_notify``, and a reset of the socket."""
+        """End the stream without ``close_notify`` and reset the socket, so that the peer sees a break."""
         self._closed = True
         if isinstance(self.transport, SocketStream):
             self.transport.abort()
 
 
 class SocketTlsStream(TlsStream, NowaitStream):
-    """TLS over one of our sockets, which ``relay`` can drive without a checkpoint per piece."""
+    """TLS over a ``SocketStream``, which ``relay`` can drive without a checkpoint per piece."""
 
     def __init__(
         self,
@@ -307,19 +310,19 @@ class SocketTlsStream(TlsStream, NowaitStream):
 
     @property
     def descriptor(self) -> int:
-        """The socket's, for a poller."""
+        """The socket's descriptor, for a poller."""
         return self._socket.socket.fileno()
 
     def set_tcp_option(self, option: int, value: int) -> None:
-        """Set an option of the socket at the level of TCP."""
+        """Set a TCP option of the socket."""
         self._socket.socket.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
-        """What has arrived, ``b""`` at the end, None if nothing is there yet. Raises as ``receive_some``."""
+        """Return bytes, ``b""`` at the end, None if there are none yet. Raises as ``receive_some``."""
         if self._closed:
             self._raise_closed()
         while True:
-            if self._kept or self._eof_received or not self._starved:
+            if self._decrypted or self._eof_received or not self._needs_input:
                 data = self._take(max_bytes)
                 if data or self._eof_received:
                     return data
@@ -331,20 +334,20 @@ class SocketTlsStream(TlsStream, NowaitStream):
                 self._feed_nowait(encrypted)
 
     async def wait_readable(self) -> None:
-        """Waits until ``receive_nowait`` is worth another try."""
-        if self._starved and not (self._kept or self._eof_received or self._records.has_more):
+        """Wait until ``receive_nowait`` may have an answer."""
+        if self._needs_input and not (self._decrypted or self._eof_received or self._records.has_more):
             await self._socket.wait_readable()
         else:
             await trio.lowlevel.checkpoint()
 
     @property
     def room(self) -> int:
-        """The kernel's buffer is bounded by itself."""
+        """A constant, because the kernel bounds its own buffer."""
         return self._socket.room
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> bool:
         if self._sending or self._closed or self._broken or self._eof_sent:
-            self._check_may_send()
+            self._check_can_send()
             self._raise_closed()
         return self._put_pieces(memoryview(data))
 
@@ -358,7 +361,7 @@ class SocketTlsStream(TlsStream, NowaitStream):
         return True
 
     def _put_encrypted(self) -> bool:
-        """What the kernel leaves makes other senders busy, and ``aclose`` impolite, until ``flush``."""
+        """Send ciphertext. Until ``flush`` sends its rest, sends raise and ``aclose`` sends no alert."""
         try:
             self._sending = not self._socket.send_nowait(self._outgoing.read())
         except trio.BrokenResourceError:
@@ -374,7 +377,7 @@ class SocketTlsStream(TlsStream, NowaitStream):
             self._put_pieces(view)
 
     def check(self) -> None:
-        """Raises ``trio.BrokenResourceError`` if the other side reset the socket."""
+        """Raise ``trio.BrokenResourceError`` if the peer reset the socket."""
         self._socket.check()
 
     @property
@@ -384,17 +387,17 @@ class SocketTlsStream(TlsStream, NowaitStream):
     def check_peer(self) -> None:
         self._socket.check_peer()
 
-    def ask_peer_every(self, seconds: float) -> None:
-        self._socket.ask_peer_every(seconds)
+    def probe_peer_every(self, seconds: float) -> None:
+        self._socket.probe_peer_every(seconds)
 
     def send_eof_nowait(self) -> bool:
-        self._check_may_send()
+        self._check_can_send()
         if self._eof_sent:
             return True
         self._write_close_notify()
         return self._put_encrypted()
 
     def close_nowait(self) -> None:
-        """Closes the transport; ``close_notify`` is not sent any more."""
+        """Close the transport without ``close_notify``."""
         self._closed = True
         self._socket.close_nowait()

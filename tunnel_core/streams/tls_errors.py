@@ -1,4 +1,4 @@
-"""What OpenSSL's errors say."""
+"""Texts and kinds of OpenSSL's errors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import trio
 
 
 class RecordFlood(trio.BrokenResourceError):
-    """The peer sent too many TLS records without data."""
+    """Raised when the peer sent too many TLS records without data."""
 
 
 def reason_of(error: ssl.SSLError) -> str:
-    """What OpenSSL says of an error, without its source file and line."""
+    """Return OpenSSL's text of an error, without its source file and line."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     return (error.reason or str(error)).lower().replace("_", " ")

@@ -1,46 +1,46 @@
-"""Meters TLS records, so that one step never handles more than a few. No I/O.
+"""Meter TLS records, so that one step never handles more than a few. No I/O.
 
-1. OpenSSL handles all that it was given before it returns. A record costs the same whether it carries 16 KiB
-   or nothing, and a key update (RFC 8446 section 4.6.3) costs twenty times as much and shows no data. So
-   64 KiB of key updates take 0.15 s, and a peer may send them without end.
-2. :class:`RecordMeter` is given what arrives, and returns pieces of at most ``MAX_RECORDS`` records each. The
+1. OpenSSL handles all of its input before it returns. A record costs the same with 16 KiB of data or none. A
+   key update (RFC 8446 section 4.6.3) costs twenty times as much and carries no data. So 64 KiB of key
+   updates take 0.15 s, and a peer may send them without end.
+2. :class:`RecordMeter` gets the bytes that arrive, and returns pieces of at most ``MAX_RECORDS`` records. The
    heads of records are never encrypted.
-3. A peer whose records bring no data for so long that no honest one does it is at fault.
+3. A peer that sends more records without data than any honest peer does is at fault.
 """
 
 from __future__ import annotations
 
 MAX_RECORDS = 32
-"""In one step: 512 KiB in bulk, 2 ms of key updates."""
-MAX_BARREN_RECORDS = 64
-"""Without data between them. A handshake has about ten, and a key update comes once in 2^24 records."""
-MOST_ANSWERS = 16 * 1024
-"""Bytes that answer the peer's key updates while nothing else is sent."""
+"""Records of one step: 512 KiB of bulk, or 2 ms of key updates."""
+MAX_EMPTY_RECORDS = 64
+"""Records in a row without data. A handshake has about ten, and a key update comes once in 2^24 records."""
+MAX_ANSWER_BYTES = 16 * 1024
+"""Bytes of answers to the peer's key updates while no data is sent."""
 _HEAD_BYTES = 5
 
 
 class RecordMeter:
-    """One direction of one connection, from its first byte."""
+    """The received records of one connection, from its first byte."""
 
-    __slots__ = ("_head", "_held", "_left", "barren", "has_more")
+    __slots__ = ("_arrived", "_head", "_record_left", "empty_records", "has_more")
 
     def __init__(self) -> None:
         self.has_more = False
-        """Whether ``take`` has something."""
-        self._held = memoryview(b"")  # arrived, and not taken yet
-        self._left = 0  # bytes of the record under way
-        self._head = b""  # the begin of a head
-        self.barren = 0
-        """Records since the last one that brought data; whoever reads the data sets it to 0."""
+        """Whether ``take`` has bytes."""
+        self._arrived = memoryview(b"")  # and not taken yet
+        self._record_left = 0  # missing bytes of the present record
+        self._head = b""  # the start of a head
+        self.empty_records = 0
+        """Records in a row without data. The caller sets it to 0 when it reads data."""
 
     def put(self, data: bytes | bytearray) -> None:
-        """Add what arrived; not while ``has_more``."""
-        self._held = memoryview(data)
+        """Add bytes that arrived. Do not call this while ``has_more``."""
+        self._arrived = memoryview(data)
         self.has_more = True
 
     def take(self) -> memoryview:
-        """Return the next piece, which has at most ``MAX_RECORDS`` heads."""
-        data, at, count = self._held, self._left, 0
+        """Return the next piece, of at most ``MAX_RECORDS`` records."""
+        data, at, count = self._arrived, self._record_left, 0
         size = len(data)
         while at < size and count < MAX_RECORDS:
             if at + _HEAD_BYTES <= size and not self._head:
@@ -56,9 +56,9 @@ class RecordMeter:
             at += self._head[3] << 8 | self._head[4]
             self._head = b""
             count += 1
-        self.barren += count
+        self.empty_records += count
         end = min(at, size)
-        self._left = at - end
-        self._held = data[end:]
+        self._record_left = at - end
+        self._arrived = data[end:]
         self.has_more = end < size
         return data[:end]

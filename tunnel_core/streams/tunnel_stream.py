@@ -1,4 +1,4 @@
-"""One tunnelled connection as trio sees it: a ``HalfCloseableStream`` with a reason when it breaks."""
+"""One tunnelled connection as a ``trio.abc.HalfCloseableStream``, with a reason when it is reset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SEND_PIECE = 256 * KIB
 
 
 class StreamReset(trio.BrokenResourceError):
-    """The stream was reset, by the peer or by this end; ``reason`` and ``detail`` say why."""
+    """Raised when the stream was reset, by the peer or by this end, with ``reason`` and ``detail``."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -32,16 +32,16 @@ class StreamReset(trio.BrokenResourceError):
 
 
 class StreamStopped(StreamReset, PeerStoppedReceiving):
-    """The peer reset only the half that leads to it."""
+    """Raised when the peer stopped receiving, while its own half goes on."""
 
 
 class TunnelStream(NowaitStream):
     """One tunnelled connection.
 
-    Besides trio's contract: ``*_nowait`` and ``wait_*`` let ``relay`` move bytes without a checkpoint
-    per piece. A cancelled ``receive_some`` loses nothing. A cancelled ``send_all`` leaves unknown how
-    much was sent. ``aclose`` delivers what was sent and then EOF; when it is cancelled already, or
-    leaves an ``async with`` by an exception, the stream is reset instead.
+    Besides trio's contract, ``*_nowait`` and ``wait_*`` let ``relay`` move bytes without a checkpoint per
+    piece. A cancelled ``receive_some`` loses nothing. After a cancelled ``send_all`` the number of sent bytes
+    is unknown. ``aclose`` delivers sent bytes and then EOF. If the caller is cancelled already, or leaves an
+    ``async with`` by an exception, the stream is reset instead.
     """
 
     def __init__(self, mux: StreamState, session_id: str, on_closed: Callable[[TunnelStream], None]) -> None:
@@ -53,32 +53,32 @@ class TunnelStream(NowaitStream):
         self._session_id = session_id
         self._on_closed = on_closed
         self._closed = False
-        self.was_reset_here = False  # before this end closed it
+        self.was_reset_here = False  # by ``reset``, before any close
         self._receiver: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
-        self._dialling: trio.CancelScope | None = None  # of whoever waits for the far dial
-        self._leaving: trio.CancelScope | None = None
-        self._breaking: trio.CancelScope | None = None
-        self._taker: Callable[[], None] | None = None
+        self._dialling: trio.CancelScope | None = None  # of a task in ``wait_opened``
+        self._peer_gone_scope: trio.CancelScope | None = None
+        self._reset_scope: trio.CancelScope | None = None
+        self._reader: Callable[[], None] | None = None
         self.opened_at = trio.current_time()
         mux.on_readable = self._on_readable
         mux.on_writable = self._on_writable
 
-    # Who and what.
+    # Identity and statistics.
 
     @property
     def id(self) -> str:
-        """The same text on both ends; number 0 means that the open never left this end."""
+        """The stream's id, the same text on both ends. Number 0 means that the open never left this end."""
         return f"{self._session_id}-{self._mux.number}"
 
     @property
     def open_sent(self) -> bool:
-        """Whether the open has entered a packet; until then the stream can go without a trace."""
+        """Whether the open has entered a packet. Before that the peer never learns of the stream."""
         return self._mux.number > 0
 
     @property
     def address(self) -> str:
-        """What the agent dialled; empty until the stream was opened."""
+        """The address that the agent dialled; empty until the stream is open."""
         return self._mux.address
 
     @property
@@ -88,21 +88,21 @@ class TunnelStream(NowaitStream):
 
     @property
     def bytes_out(self) -> int:
-        """Bytes sent towards the peer."""
+        """Bytes sent to the peer."""
         return self._mux.send.max_sent
 
     @property
     def ended_by(self) -> Reason | None:
-        """Why the stream broke or was refused; None while it is whole or ended well."""
+        """The reason of a reset or refusal; None if there was none."""
         refusal = self._mux.refusal
         return refusal.reason if refusal else self._mux.reset_reason
 
     # Opening.
 
     async def wait_opened(self, wait_left: Callable[[], Awaitable[None]] = trio.sleep_forever) -> None:
-        """Wait for the far dial, or until ``wait_left`` returns because the user has left.
+        """Wait until the peer has dialled, or until ``wait_left`` returns because the user has left.
 
-        Raises ``Refused``. Cancelling it leaves the stream as it is.
+        Raises ``Refused``. Cancellation leaves the stream unchanged.
         """
         mux = self._mux
         if mux.opened or mux.recv_reset:
@@ -115,43 +115,42 @@ class TunnelStream(NowaitStream):
             raise self._why_not_opened()
 
     def check(self) -> None:
-        """Raises ``StreamReset`` if the peer reset its half."""
+        """Raise ``StreamReset`` if the peer reset its half."""
         if self._mux.recv_reset:
             self._raise_broken()
 
     def cancel_on_reset(self, scope: trio.CancelScope) -> None:
-        """Have ``scope`` cancelled when the peer resets its half, also while nobody reads here."""
-        self._breaking = scope
+        """Cancel ``scope`` when the peer resets its half, even while no task reads."""
+        self._reset_scope = scope
         if self._mux.recv_reset:
             scope.cancel()
 
     @contextmanager
     def cancel_on_peer_gone(self, scope: trio.CancelScope) -> Iterator[None]:
-        """Cancels ``scope`` if the peer gives the stream up during the block: a user who left."""
-        self._leaving = scope
+        """Cancel ``scope`` if the peer stops receiving or resets the stream during the block."""
+        self._peer_gone_scope = scope
         self._on_writable()
         try:
             yield
         finally:
-            self._leaving = None
+            self._peer_gone_scope = None
 
     def accept(self, address: str) -> None:
-        """Agent: the dial succeeded; ``address`` is what was dialled.
+        """Answer the open: the agent connected to ``address``.
 
-        Where the client has spoken first, the answer to the open may wait a moment for the target's
-        first bytes, which then travel with it.
+        If the client spoke first, the answer may wait a moment and travel with the target's first bytes.
         """
         self._mux.accept(address, may_wait=self._mux.recv.received > 0)
 
     def refuse(self, reason: Reason, detail: str) -> None:
-        """Agent: the stream is not opened. Ends it."""
+        """Refuse the open, on the agent, and end the stream."""
         self._mux.refuse(Refused(reason, detail))
         self._close()
 
     # Receiving.
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Bytes that arrived, or ``b""`` at the end. Raises ``StreamReset`` once the peer reset."""
+        """Receive bytes, or ``b""`` at the end. Raises ``StreamReset`` after a reset."""
         max_bytes = read_size(max_bytes)
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._receiver is not None:
@@ -162,7 +161,7 @@ class TunnelStream(NowaitStream):
         return bytes(data)
 
     def receive_nowait(self, max_bytes: int) -> Payload | None:
-        """What is there, ``b""`` at the end, None if nothing is there yet. Raises as ``receive_some``."""
+        """Return bytes, ``b""`` at the end, None if there are none yet. Raises as ``receive_some``."""
         mux = self._mux
         if mux.recv.buffered:
             return mux.read(max_bytes)
@@ -172,28 +171,28 @@ class TunnelStream(NowaitStream):
             self._raise_broken()
         return None if mux.recv.size is None else b""
 
-    def set_reader(self, taker: Callable[[], None] | None) -> None:
-        """Has ``taker`` called, whenever something is there, to take it (``receive_nowait``).
+    def set_reader(self, reader: Callable[[], None] | None) -> None:
+        """Call ``reader`` whenever there is something for ``receive_nowait`` to return. None ends that.
 
-        It is called inside the link's own step, so it must not block or raise. None ends that.
+        The session's own step calls ``reader``, so it must not block or raise.
         """
-        self._taker = taker
-        if taker is not None and self._is_readable():
-            taker()
+        self._reader = reader
+        if reader is not None and self._is_readable():
+            reader()
 
     @property
     def undelivered(self) -> int:
-        """Bytes that the peer has not confirmed; 0 once either end reset our half."""
+        """Bytes that the peer has not acknowledged; 0 once either end reset our half."""
         send = self._mux.send
         return 0 if self._mux.send_reset else send.queued + send.sent - send.acked
 
     @property
-    def wants_no_more(self) -> bool:
-        """Whether the peer gave up what we send."""
+    def peer_stopped_receiving(self) -> bool:
+        """Whether the peer stopped receiving, or this end reset its own half."""
         return self._mux.send_reset
 
     async def wait_readable(self) -> None:
-        """Waits until ``receive_nowait`` has an answer."""
+        """Wait until ``receive_nowait`` has an answer. Cancellation loses nothing."""
         if self._receiver is not None:
             raise trio.BusyResourceError("another task is receiving from this stream")
         if self._is_readable():
@@ -209,7 +208,7 @@ class TunnelStream(NowaitStream):
     # Sending.
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends all of ``data`` as credit allows. Raises ``StreamReset`` if the peer wants no more."""
+        """Send all of ``data`` as credit allows. Raises ``StreamReset`` if the peer stopped receiving."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._sender is not None:
             raise trio.BusyResourceError("another task is sending on this stream")
@@ -222,11 +221,11 @@ class TunnelStream(NowaitStream):
 
     @property
     def room(self) -> int:
-        """What credit and the bound of the queue leave; not positive while ``put`` would wait."""
+        """Bytes that credit and the queue's bound allow; 0 or less while ``put`` would wait."""
         return self._mux.send.room
 
     def send_nowait(self, data: Payload) -> bool:
-        """Queues ``data``, however little ``room`` there is."""
+        """Queue ``data``, however little ``room`` there is."""
         mux = self._mux
         if self._closed or mux.send_reset or mux.send.size is not None:
             self._check_sendable()
@@ -234,7 +233,7 @@ class TunnelStream(NowaitStream):
         return mux.send.room > 0
 
     async def flush(self) -> None:
-        """Waits until there is room: what was put is on its way by itself. Raises as ``send_all``."""
+        """Wait until there is room; queued bytes leave by themselves. Raises as ``send_all``."""
         await self._wait_room()
         self._check_sendable()
 
@@ -259,10 +258,9 @@ class TunnelStream(NowaitStream):
             await trio.lowlevel.wait_task_rescheduled(abort)
 
     def _raise_closed(self) -> NoReturn:
-        """This end is done with the stream.
+        """Raise ``StreamReset`` with its reason after ``reset``, else ``trio.ClosedResourceError``.
 
-        After ``reset`` that is ``StreamReset`` with its reason: the task that uses the stream is often not
-        the task that reset it, and must not take the end for a fault of the other side of its relay.
+        Often another task reset the stream, and this task must not blame the other side of its relay.
         """
         if self.was_reset_here:
             self._raise_broken()
@@ -277,7 +275,7 @@ class TunnelStream(NowaitStream):
             raise trio.ClosedResourceError("this stream's sending half was ended here")
 
     async def send_eof(self) -> None:
-        """Ends our half; what was sent is still delivered."""
+        """End our half; sent bytes are still delivered."""
         await trio.lowlevel.checkpoint()
         if self._sender is not None:
             raise trio.BusyResourceError("another task is sending on this stream")
@@ -294,7 +292,7 @@ class TunnelStream(NowaitStream):
     # Ending.
 
     def reset(self, reason: Reason, detail: str = "") -> None:
-        """End both halves at once and tell the peer why. Idempotent; never blocks.
+        """End both halves at once, and send reason and detail to the peer. Idempotent; never blocks.
 
         Tasks that use the stream then get ``StreamReset`` with the first reason that ended it.
         """
@@ -304,13 +302,13 @@ class TunnelStream(NowaitStream):
     def _reset(self, reason: Reason, detail: str = "") -> None:
         mux = self._mux
         if not self._closed or not (mux.send_reset or mux.send.acked == mux.send.size):
-            mux.reset(reason, detail)  # else it is over
+            mux.reset(reason, detail)  # else both halves are over
         self._close()
 
     async def aclose(self) -> None:
-        """Graceful unless the caller is being cancelled: then a reset."""
+        """Close gracefully, or reset the stream if the caller is cancelled already."""
         if self._closed:
-            pass  # a second, forced close must not take back what the first one promised to deliver
+            pass  # a second, forced close must not discard bytes that the first one promised to deliver
         elif trio.current_effective_deadline() == -float("inf"):
             self._reset(Reason.USER_LEFT)
         else:
@@ -318,7 +316,7 @@ class TunnelStream(NowaitStream):
         await trio.lowlevel.checkpoint()
 
     def close_nowait(self) -> None:
-        """``aclose`` without a checkpoint: what was sent is still delivered, nothing more is read."""
+        """Close without a checkpoint. Sent bytes are still delivered; no more bytes are read. Idempotent."""
         if not self._closed:
             self._mux.end()
             self._mux.stop_reading()
@@ -363,27 +361,27 @@ class TunnelStream(NowaitStream):
         return bool(recv.buffered or recv.size is not None or self._mux.recv_reset or self._closed)
 
     def _is_writable(self) -> bool:
-        """Whether there is room, or nothing to wait for."""
+        """Whether there is room, or waiting for room is of no use."""
         return self._mux.send.room > 0 or not self._mux.can_send or self._closed
 
     def _on_readable(self) -> None:
-        """Bytes arrived, the peer ended its half, or the stream broke."""
-        if self._taker is not None:
-            self._taker()
+        """Wake the reader: bytes arrived, the peer ended its half, or the stream was reset."""
+        if self._reader is not None:
+            self._reader()
         if self._receiver is not None and self._is_readable():
             task, self._receiver = self._receiver, None
             trio.lowlevel.reschedule(task)
 
     def _on_writable(self) -> None:
-        """There is room to send, the open was answered, or the stream broke."""
+        """Wake the sender: there is room, the open was answered, or the stream was reset."""
         mux = self._mux
         if self._sender is not None and self._is_writable():
             task, self._sender = self._sender, None
             mux.awaits_room = False
             trio.lowlevel.reschedule(task)
-        if self._breaking is not None and mux.recv_reset:
-            self._breaking.cancel()
-        if self._leaving is not None and (mux.send_reset or mux.recv_reset):
-            self._leaving.cancel()
+        if self._reset_scope is not None and mux.recv_reset:
+            self._reset_scope.cancel()
+        if self._peer_gone_scope is not None and (mux.send_reset or mux.recv_reset):
+            self._peer_gone_scope.cancel()
         if self._dialling is not None and (mux.opened or mux.recv_reset):
             self._dialling.cancel()

@@ -1,17 +1,17 @@
-"""Packets to bytes and back: plain protobuf (``proto/qanat/v1/tunnel.proto``), without its objects.
+"""Encode packets and decode them: plain protobuf (``proto/qanat/v1/tunnel.proto``), without its objects.
 
-Generated classes cost a third of the hot path, and 2.5 MiB in every agent just to be imported. So the packet,
-data, credit and end are written out here, the varint of one byte in line, and all other frames go by the
-table in ``schema``. Tests hold both directions against the generated classes.
+Generated classes cost a third of the hot path, and every agent 2.5 MiB for their import. So this module has
+code for the packet and its frequent frames, with varints of one byte inline. All other frames use the table
+in ``schema.py``. Tests compare both directions with the generated classes.
 
-A reader accepts what protobuf accepts and reads it equally (unknown fields, any order, repeats), with
-these exceptions, all on the strict side:
+The reader accepts the bytes that protobuf accepts, with the same result (unknown fields, any order, repeats).
+It is stricter in four points:
 
-1. The bounds: of a message, of a packet's frames, and one of all fields of a packet (``FieldBudget``). With
-   them the work for whatever is accepted grows with its bytes alone, and has a bound for 4 MiB.
-2. A known field with a foreign wire type, which protobuf would take for an unknown one.
-3. A frame of more than one kind, or of one kind in pieces; only ``data`` may come in pieces.
-4. A frame of the attach stands alone in its packet.
+1. It bounds a message, the frames of a packet, and all fields of a packet (``FieldBudget``). So the work for
+   an accepted packet grows only with its bytes, which are at most 4 MiB.
+2. It refuses a known field with a wrong wire type, which protobuf would treat as unknown.
+3. It refuses a frame of more than one kind, or of one kind in pieces. Only ``data`` may come in pieces.
+4. It refuses a frame of the attach that is not alone in its packet.
 """
 
 from __future__ import annotations
@@ -61,21 +61,24 @@ _PACKET_FIELDS = range(_MAX_FRAMES + MAX_FIELDS)
 _KNOWN = frozenset((1, 2, 3, 5, 6))
 _ATTACH_FRAMES = frozenset((Hello, Welcome, Use, Rejected))
 
-_LEAST_VIEW = 4096
-"""Below this a copy is cheaper than a view, in time and in memory."""
+_MIN_VIEW = 4096
+"""Payloads below this size are copied, because a copy is cheaper than a view, in time and memory."""
 _new = tuple.__new__  # half the price of a named tuple's own constructor
 
 _Parts: TypeAlias = list[Payload]
-_UsualReader: TypeAlias = Callable[[bytes, int, int], Frame | None]
+_FastReader: TypeAlias = Callable[[bytes, int, int], Frame | None]
 
 
-# Writing. A frame of a packet is 0x1a, its length, and in it the tag of its kind, a length, the fields.
+# Writing. A frame in a packet is 0x1a and a length; inside are the tag of its kind, a length, and its fields.
 
 
 def encode_packet(
     number: int, ack: int, frames: Sequence[Frame], arrived: int = 0, ack_immediately: bool = False
 ) -> bytes:
-    """The packet as one message; payloads are copied once, into it. ``ValueError`` for a negative number."""
+    """Return the packet as one message.
+
+    Payloads are copied once. Raises ``ValueError`` for a negative number.
+    """
     parts: _Parts = []
     if number:
         parts += b"\x08", SMALL[number] if number < SMALL_END else varint(number)
@@ -143,7 +146,7 @@ def _write_by_table(parts: _Parts, frame: Any) -> None:
 
 
 def _write_unknown(parts: _Parts, frame: Unknown) -> None:
-    """An empty frame of that number: what a later version might say, for tests and for nobody else."""
+    """Write an empty frame with that number, as a later version might. Only tests use this."""
     _write_kind(parts, varint(frame.field << 3 | DELIMITED), b"")
 
 
@@ -170,7 +173,10 @@ _WRITERS: dict[type[Any], Callable[[_Parts, Any], None]] = {
 
 
 def decode_packet(data: bytes) -> Packet | Malformed:
-    """Never raises. A large payload that is at least half of ``data`` is a view into it, any other a copy."""
+    """Decode one packet; never raises.
+
+    A payload of at least 4 KiB and half of ``data`` is a view into ``data``.
+    """
     try:
         return _read_packet(data)
     except IndexError:
@@ -185,8 +191,8 @@ def _read_packet(data: bytes) -> Packet:
     i = number = ack = arrived = ack_immediately = 0
     end = len(data)
     frames: list[Frame] = []
-    budget: FieldBudget | None = None  # for all but the usual frames
-    attaches = False
+    budget: FieldBudget | None = None  # for frames outside the fast path
+    has_attach_frame = False
     for _ in _PACKET_FIELDS:
         if i >= end:
             break
@@ -202,13 +208,13 @@ def _read_packet(data: bytes) -> Packet:
             stop = i + size
             if stop > end:
                 raise WireFormatError("truncated")
-            frame = _read_usual_frame(data, i, stop)
+            frame = _read_fast(data, i, stop)
             if frame is None:
                 budget = budget or FieldBudget(_MAX_FIELDS)
                 frame = _read_frame(data, i, stop, budget)
-                attaches = attaches or type(frame) in _ATTACH_FRAMES
+                has_attach_frame = has_attach_frame or type(frame) in _ATTACH_FRAMES
             frames.append(frame)
-            if attaches and len(frames) > 1:
+            if has_attach_frame and len(frames) > 1:
                 _check_attach_frames(frames)
             i = stop
         elif tag == 0x08:
@@ -238,18 +244,19 @@ def _read_packet(data: bytes) -> Packet:
 
 
 def _check_attach_frames(frames: Sequence[Frame]) -> None:
-    """Each stands alone; but older servers may send a rejection right behind their welcome."""
+    """Refuse attach frames with others, except a rejection right behind a welcome, as older servers send."""
     if [type(frame) for frame in frames] != [Welcome, Rejected]:
         raise WireFormatError("a frame of the attach is not alone in its packet")
 
 
-# The usual frame is one field that fills it, and holds what we write in the order in which we write it.
+# The fast path reads frames with exactly one field, whose fields are in the order in which the encoder writes
+# them.
 
 
-def _read_usual_frame(data: bytes, i: int, end: int) -> Frame | None:
-    """A frame of the data path as we write it; None for any other frame or way to write it."""
+def _read_fast(data: bytes, i: int, end: int) -> Frame | None:
+    """Return a frequent frame in the encoder's own form; None for other frames and forms."""
     try:
-        reader = _USUAL.get(data[i])
+        reader = _FAST_READERS.get(data[i])
         if reader is None:
             return None
         size = data[i + 1]
@@ -258,7 +265,7 @@ def _read_usual_frame(data: bytes, i: int, end: int) -> Frame | None:
             size, i = rest_of_size(data, i, size)
         return reader(data, i, end) if i + size == end else None
     except IndexError:
-        return None  # truncated, or without a last field: the table knows which
+        return None  # truncated, or without the last field; the table decides
 
 
 def _read_data(data: bytes, i: int, end: int) -> Data | None:
@@ -279,14 +286,14 @@ def _read_data(data: bytes, i: int, end: int) -> Data | None:
         if size > 127:
             size, i = rest_of_size(data, i, size)
         if i + size == end:
-            is_large = size >= _LEAST_VIEW and size + size >= len(data)
+            is_large = size >= _MIN_VIEW and size + size >= len(data)
             payload = memoryview(data)[i:end] if is_large else data[i:end]
             return _new(Data, (stream, offset, payload))
     return None
 
 
-def _read_pair(kind: type[Any]) -> _UsualReader:
-    """The reader of a kind that holds two numbers."""
+def _read_pair(kind: type[Any]) -> _FastReader:
+    """Return the reader of a kind that has two numbers."""
 
     def read(data: bytes, i: int, end: int) -> Frame | None:
         if data[i] != 0x08:
@@ -306,17 +313,17 @@ def _read_pair(kind: type[Any]) -> _UsualReader:
     return read
 
 
-_USUAL: dict[int, _UsualReader] = {
+_FAST_READERS: dict[int, _FastReader] = {
     BY_FRAME[Data].number << 3 | DELIMITED: _read_data,
     **{BY_FRAME[kind].number << 3 | DELIMITED: _read_pair(kind) for kind in (Credit, End, Ping)},
 }
 
 
-# Every other frame is read by the table.
+# The table reads all other frames.
 
 
 def _read_frame(data: bytes, i: int, end: int, budget: FieldBudget) -> Frame:
-    """One frame of any kind, which is nearly always one field that fills it."""
+    """Read one frame of any kind, which nearly always has exactly one field."""
     if end - i > 1 and (message := _BY_TAG.get(data[i])):
         size = data[i + 1]
         start = i + 2
@@ -325,18 +332,18 @@ def _read_frame(data: bytes, i: int, end: int, budget: FieldBudget) -> Frame:
         if start + size == end:
             frame: Frame = message.frame(*read_fields(data, start, end, message.fields, budget))
             return frame
-    return _read_frame_of_many_fields(data, i, end, budget)
+    return _read_split_frame(data, i, end, budget)
 
 
 _BY_TAG = {number << 3 | DELIMITED: message for number, message in BY_NUMBER.items() if number < 16}
-"""For the kinds whose tag is one byte."""
+"""Messages by tag, for the kinds whose tag is one byte."""
 
 
-def _read_frame_of_many_fields(data: bytes, i: int, end: int, budget: FieldBudget) -> Frame:
-    """A frame holds one kind, once. Pieces of ``data`` are one, as protobuf reads them.
+def _read_split_frame(data: bytes, i: int, end: int, budget: FieldBudget) -> Frame:
+    """Read a frame that has several fields. Pieces of ``data`` are joined, as protobuf joins them.
 
-    No known peer writes pieces, and pieces of a kind with sub-messages cost more than their bytes.
-    Each piece must be valid by itself. Unknown fields are skipped; a frame of these alone is ``Unknown``.
+    No known peer writes pieces, and pieces of a kind with sub-messages cost more than their bytes. Each piece
+    must be valid by itself. Unknown fields are skipped; a frame with only unknown fields is ``Unknown``.
     """
     message: Message | None = None
     values: list[Any] = []

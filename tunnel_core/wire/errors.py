@@ -6,7 +6,7 @@ from tunnel_core.reasons import Reason
 
 
 class ProtocolError(Exception):
-    """The peer broke a rule of the protocol. ``stream_only``: just that stream is reset."""
+    """Raised when the peer violates the protocol. ``stream_only``: reset that stream, not the session."""
 
     def __init__(self, reason: Reason, detail: str, *, stream_only: bool = False) -> None:
         super().__init__(reason, detail)

@@ -1,8 +1,8 @@
-"""What moves in a session: packets of frames, as plain values. ``codec`` turns them into bytes and back.
+"""Packets and frames as plain values. ``codec.py`` turns them into bytes and back.
 
-Frames are named tuples because they are made and thrown away for every few bytes moved: cheap to
-build, immutable, and comparable in tests. Every stream frame may arrive twice and must mean the
-same the second time (offsets and credit are absolute), because resumption sends content again.
+Frames are named tuples, because a session makes one for every few bytes: they are cheap to build, immutable,
+and comparable in tests. Every stream frame may arrive twice and must mean the same the second time (offsets
+and credit are absolute), because resumption retransmits content.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple, TypeAlias
 from tunnel_core.reasons import Reason
 
 Payload: TypeAlias = bytes | bytearray | memoryview
-"""Bytes of a stream. A view may be kept as long as its owner wants; nobody writes to what it shows."""
+"""Bytes of a stream. Its owner may keep a view for any time, because no code writes to the bytes below it."""
 
 
 class SessionSecret(bytes):
-    """Whoever knows it and has the node's certificate may go on with the session. Never printed."""
+    """The secret that, with the node's certificate, allows an agent to resume the session. Never printed."""
 
     def __repr__(self) -> str:
         return "<secret>" if self else "<no secret>"
@@ -32,7 +32,7 @@ class Service(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """Agent to server, first frame of every carrier: who attaches, and what it already has."""
+    """Agent to server, first frame of every carrier: the agent's run, its session, and packets it has."""
 
     version: int
     attempt: int  # rises with each carrier of this session
@@ -44,14 +44,17 @@ class Hello(NamedTuple):
     have: int = 0  # highest packet number received in order
     services: tuple[Service, ...] = ()
     features: tuple[str, ...] = ()
-    initial_credit: int = 0  # what the server may send on a new stream before any grant
-    metered: bool = False  # both ends go by the metered profile
-    max_bytes_per_second: int = 0  # what the server may send; 0: no cap
-    use: bool = False  # as if ``Use`` came with it; for an old session only
+    initial_credit: int = 0  # bytes that the server may send on a new stream before any grant
+    metered: bool = False  # both ends use the metered profile
+    max_bytes_per_second: int = 0  # cap on the bytes that the server sends; 0: no cap
+    use: bool = False  # acts as ``Use`` too; for an old session only
 
 
 class Welcome(NamedTuple):
-    """Server to agent: the attempt may be used, or is (``used``). Nothing of the session moves before."""
+    """Server to agent: the attempt may be used, or is in use (``used``).
+
+    No frame of the session moves before.
+    """
 
     version: int
     session: bytes
@@ -74,14 +77,14 @@ class Welcome(NamedTuple):
 
 
 class Use(NamedTuple):
-    """Agent to server: this carrier is now the one. Sent on exactly one carrier at a time."""
+    """Agent to server: move the session to this carrier. Sent on exactly one carrier at a time."""
 
     attempt: int
-    have: int = 0  # fresher than in hello, and exact
+    have: int = 0  # newer than in hello, and exact
 
 
 class Rejected(NamedTuple):
-    """Server to agent, in place of ``Welcome``: the attach is refused, and why."""
+    """Server to agent, in place of ``Welcome``: the server refuses the attach."""
 
     reason: Reason
     detail: str
@@ -89,26 +92,28 @@ class Rejected(NamedTuple):
 
 
 class Bye(NamedTuple):
-    """The session ends for good. Numbered and confirmed; nothing else ends a session."""
+    """The session ends for good. Numbered and acknowledged; no other frame ends a session."""
 
     reason: Reason
     detail: str = ""
 
 
 class Draining(NamedTuple):
-    """No new streams will be opened or accepted; running ones may finish until the deadline."""
+    """The sender opens and accepts no new streams; running streams may finish until the deadline."""
 
     deadline_ms: int
 
 
 class Ping(NamedTuple):
-    """Proves that the peer's program is alive; answered at once with the same token."""
+    """Check that the peer's program is alive. The peer answers at once with the same token."""
 
     token: int
-    round_trip_us: int = 0  # the pinger's last measured round trip, so that both ends know it
+    round_trip_us: int = 0  # the sender's last measured round trip, so that both ends know it
 
 
 class Pong(NamedTuple):
+    """The answer to a ``Ping``, with its token."""
+
     token: int
 
 
@@ -119,7 +124,7 @@ class Open(NamedTuple):
     target: str  # a service name, host:port, or unix:/path
     user: str
     entrance: str
-    credit: int  # what the agent may send on this stream
+    credit: int  # bytes that the agent may send on this stream
     early_data: Payload = b""
     verb: str = ""  # reserved for policy: logs, exec, ...
     priority: int = 0
@@ -127,15 +132,15 @@ class Open(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """Agent to server: the dial succeeded; ``credit`` is absolute."""
+    """Agent to server: the agent connected to the target. ``credit`` is absolute."""
 
     stream: int
     credit: int
-    address: str = ""  # what was dialled, for the log
+    address: str = ""  # the address that the agent dialled, for the log
 
 
 class RefusedFrame(NamedTuple):
-    """Agent to server: the stream was not opened and nothing was done with its early data."""
+    """Agent to server: the agent did not open the stream, and the target got no early data."""
 
     stream: int
     reason: Reason
@@ -143,33 +148,34 @@ class RefusedFrame(NamedTuple):
 
 
 class Data(NamedTuple):
+    """Bytes of the sender's half, from ``offset`` on."""
+
     stream: int
     offset: int
     payload: Payload
 
 
 class DataParts(NamedTuple):
-    """``Data`` whose payload lies in several pieces: written as one ``Data`` without joining them first,
-    and so never read."""
+    """``Data`` with a payload in pieces. The encoder writes one ``Data`` without joining them."""
 
     stream: int
     offset: int
     parts: list[Payload]
 
     def joined(self) -> Data:
-        """What the peer reads."""
+        """Return the frame that the peer reads."""
         return Data(self.stream, self.offset, b"".join(self.parts))
 
 
 class End(NamedTuple):
-    """The sender's half is complete: no byte at or after ``size`` will follow."""
+    """The sender's half has ``size`` bytes, and no byte follows."""
 
     stream: int
     size: int
 
 
 class Reset(NamedTuple):
-    """The sender gives up its half (QUIC's RESET_STREAM); undelivered data may be dropped."""
+    """The sender resets its half (QUIC's RESET_STREAM); undelivered data may be dropped."""
 
     stream: int
     reason: Reason
@@ -177,7 +183,7 @@ class Reset(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """The receiver wants no more (QUIC's STOP_SENDING); the peer answers with ``Reset`` or has ended."""
+    """The receiver stops receiving (QUIC's STOP_SENDING). The peer answers ``Reset`` unless it has ended."""
 
     stream: int
     reason: Reason
@@ -191,7 +197,7 @@ class Credit(NamedTuple):
 
 
 class Unknown(NamedTuple):
-    """A frame of a later version, by its field number: refused by whoever needs to know it."""
+    """A frame of a later version, with its field number. The mux refuses it."""
 
     field: int
 
@@ -219,18 +225,20 @@ Frame: TypeAlias = (
 
 
 class Packet(NamedTuple):
-    """``number`` 0 is unnumbered: not retained, not confirmed (pings, bare acks, the attach steps)."""
+    """Frames that travel together.
+
+    ``number`` 0: not retained, not acknowledged (pings, bare acks, the attach).
+    """
 
     number: int
     ack: int  # the highest number received in order
     frames: Sequence[Frame]
-    arrived: int = (
-        0  # our clock, us mod 2**32, when the newest packet that ``ack`` covers came; 0: nothing new
-    )
-    ack_immediately: bool = False  # the sender wants to hear at once that this one came
+    arrived: int = 0
+    """The sender's clock when the newest packet that ``ack`` covers arrived, us mod 2**32; 0: no new one."""
+    ack_immediately: bool = False  # the sender requests an immediate acknowledgement
 
 
 class Malformed(NamedTuple):
-    """Bytes that are no packet. A value, because gRPC swallows what a decoder raises."""
+    """Bytes that are no packet. A value and no exception, because gRPC swallows exceptions of a decoder."""
 
-    why: str
+    detail: str

@@ -1,13 +1,13 @@
-"""Protobuf's wire format, as far as the codec needs it: varints, tags, lengths, unknown fields.
+"""The part of protobuf's wire format that the codec needs: varints, tags, lengths, unknown fields.
 
-https://protobuf.dev/programming-guides/encoding/. Where the specification leaves room, this accepts
-what the reference implementation (upb) accepts: numbers in more bytes than they need, but at most
-ten for a value and five for a tag or a length; values taken modulo 2**64.
+https://protobuf.dev/programming-guides/encoding/. Where the specification leaves room, this module accepts
+what the reference implementation (upb) accepts. Numbers may have more bytes than they need, but at most ten
+for a value and five for a tag or a length. Values count modulo 2**64.
 
-Readers take ``(data, i)`` with ``i`` behind the first byte, which the caller has read already: most
-varints have one byte, and a call costs more than all else about them. They may look behind the end
-of a message but never behind ``data``: callers check once, after the last field, that they stand
-exactly on the end; ``IndexError`` means truncated.
+Readers take ``(data, i)`` with ``i`` behind the first byte, which the caller has read already. Most varints
+have one byte, and a call would cost more than reading it. Readers may read beyond the end of a message but
+never beyond ``data``. Callers check once, after the last field, that they are exactly at the end.
+``IndexError`` means truncated.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _MAX_SIZE = (1 << 31) - 1
 VARINT, FIXED64, DELIMITED, GROUP, GROUP_END, FIXED32 = range(6)
 
 MAX_FIELDS = 64
-"""Fields of one message, those that repeat by their own bound aside."""
+"""Fields of one message, except repeated fields, which have their own bound."""
 
 
 SUB_MESSAGE_FIELDS = 5
-"""What a message within another is charged beside its own fields: to read an empty one takes as long."""
+"""Fields that a sub-message is charged besides its own, because an empty one takes as long to read."""
 
 
 class WireFormatError(Exception):
-    """These bytes are no message. ``args[0]`` says why."""
+    """Raised for bytes that are no message. ``args[0]`` has the cause."""
 
 
 class FieldBudget:
-    """Fields that the messages of one packet may have together, in sub-messages and groups too.
+    """Fields that all messages of one packet may have together, sub-messages and groups included.
 
-    The bounds of each message alone let 4 MiB hold a million fields, which took a second of the event loop.
+    With bounds for each message alone 4 MiB hold a million fields, which took a second of the event loop.
     """
 
     __slots__ = ("_left",)
@@ -51,7 +51,7 @@ class FieldBudget:
 
 
 def varint(n: int) -> bytes:
-    """``n`` as a varint. Raises ``ValueError`` for a negative number."""
+    """Return ``n`` as a varint. Raises ``ValueError`` for a negative number."""
     if n < 0x80:
         return bytes((n,))
     if n < 0x4000:
@@ -66,11 +66,11 @@ def varint(n: int) -> bytes:
 
 SMALL_END = 2048
 SMALL = tuple(map(varint, range(SMALL_END)))
-"""Varints ready made: stream numbers, and the lengths of small frames. 100 KiB for 0.2 us each."""
+"""Precomputed varints, for stream numbers and lengths of small frames: 100 KiB save 0.2 us each."""
 
 
 def rest_of_varint(data: bytes, i: int, first: int) -> tuple[int, int]:
-    """The value that began with ``first`` (above 127), and where it ends."""
+    """Return the value that starts with ``first`` (above 127), and its end."""
     byte = data[i]
     if byte < 128:
         return first & 127 | byte << 7, i + 1
@@ -103,36 +103,37 @@ def rest_of_size(data: bytes, i: int, first: int) -> tuple[int, int]:
     return _rest_of_short(data, i, first, _MAX_SIZE, "a length")
 
 
-def _rest_of_short(data: bytes, i: int, first: int, largest: int, what: str) -> tuple[int, int]:
+def _rest_of_short(data: bytes, i: int, first: int, largest: int, name: str) -> tuple[int, int]:
     value, end = rest_of_varint(data, i, first)
     if end - i > 4 or value > largest:
-        raise WireFormatError(f"{what} is too large")
+        raise WireFormatError(f"{name} is too large")
     return value, end
 
 
 def read_varint(data: bytes, i: int) -> tuple[int, int]:
-    """The varint at ``i``, and where it ends."""
+    """Return the varint at ``i``, and its end."""
     first = data[i]
     return (first, i + 1) if first < 128 else rest_of_varint(data, i + 1, first)
 
 
 def read_tag(data: bytes, i: int) -> tuple[int, int]:
-    """The tag at ``i``, and where it ends."""
+    """Return the tag at ``i``, and its end."""
     first = data[i]
     return (first, i + 1) if first < 128 else rest_of_tag(data, i + 1, first)
 
 
 def read_size(data: bytes, i: int) -> tuple[int, int]:
-    """The length at ``i``, and where it ends, which is where what it measures begins."""
+    """Return the length at ``i``, and its end, where the measured bytes start."""
     first = data[i]
     return (first, i + 1) if first < 128 else rest_of_size(data, i + 1, first)
 
 
 def skip_field(data: bytes, i: int, tag: int, known: Container[int], budget: FieldBudget) -> int:
-    """Where the unknown field whose tag was just read ends.
+    """Return the end of the unknown field whose tag was just read. A group charges its fields to ``budget``.
 
-    ``known`` are the field numbers that the message knows: such a field comes here only with the
-    wrong wire type, which no later version may give it. A group charges ``budget`` for what it holds.
+    ``known`` has the field numbers of the message. Such a field is unknown only by its wire type, which no
+    later version may change. Raises ``WireFormatError`` for it, for field number 0, and for a malformed
+    group.
     """
     if not tag >> 3:
         raise WireFormatError("a field has number 0")
@@ -157,7 +158,7 @@ def _skip_value(data: bytes, i: int, tag: int) -> int:
 
 
 def _skip_group(data: bytes, i: int, tag: int, budget: FieldBudget) -> int:
-    """Groups nest, so their bytes are walked without recursion."""
+    """Skip nested groups without recursion."""
     open_groups = [tag >> 3]
     for _ in range(MAX_FIELDS):
         budget.charge(1)
@@ -167,7 +168,7 @@ def _skip_group(data: bytes, i: int, tag: int, budget: FieldBudget) -> int:
         elif tag & 7 != GROUP_END:
             i = _skip_value(data, i, tag)
         elif open_groups.pop() != tag >> 3:
-            raise WireFormatError("a group ends that did not begin")
+            raise WireFormatError("a group ends that did not start")
         elif not open_groups:
             return i
     raise WireFormatError("a group has too many fields")

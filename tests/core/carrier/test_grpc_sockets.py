@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tunnel_core.carrier.grpc_sockets import has_lost_its_address, reset_dialled, throttle
+from tunnel_core.carrier.grpc_sockets import has_lost_address, reset_dialled, throttle
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and TCP_USER_TIMEOUT")
 _IP_FREEBIND = 15
@@ -54,8 +54,8 @@ def test_an_address_that_the_machine_does_not_have(address: str, is_gone: bool) 
         dialled.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # stands for one that was taken away
         dialled.bind((address, 0))
         dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 23_458)
-        assert has_lost_its_address(23_458) is is_gone
-        assert not has_lost_its_address(23_459)
+        assert has_lost_address(23_458) is is_gone
+        assert not has_lost_address(23_459)
 
 
 def test_who_is_held_back_sends_slowly_until_released() -> None:
@@ -66,11 +66,11 @@ def test_who_is_held_back_sends_slowly_until_released() -> None:
         with accepted:
             dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 23_460)
             dialled.setblocking(False)
-            throttle(23_460, held=True)
+            throttle(23_460, enabled=True)
             sent = dialled.send(FULL)
             slow = _received(accepted, 1.0, sent)
             assert slow < sent / 2
-            throttle(23_460, held=False)
+            throttle(23_460, enabled=False)
             # What is paced already waits for its time; at the old pace all of it would take seven seconds.
             assert slow + _received(accepted, 4.0, sent - slow) == sent
 

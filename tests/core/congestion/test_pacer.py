@@ -22,9 +22,9 @@ def leave(pacing: Pacer, pauses: list[float]) -> list[float]:
     now, times = 100.0, []
     for pause in pauses:
         now += pause
-        if pacing.is_held(now):
+        if pacing.must_wait(now):
             now = pacing.deadline
-        assert not pacing.is_held(now), "the deadline is the time when it may leave"
+        assert not pacing.must_wait(now), "the deadline is the time when it may leave"
         pacing.sent(SIZE, now, RATE)
         times.append(now)
     return times
@@ -45,23 +45,23 @@ def test_who_always_has_something_gets_the_whole_rate() -> None:
 
 def test_nothing_is_held_before_the_first_packet() -> None:
     pacing = Pacer(100.0)
-    assert not pacing.is_held(100.0)
+    assert not pacing.must_wait(100.0)
     assert pacing.deadline == math.inf
-    assert pacing.owed(100.0) == 0
+    assert pacing.bytes_ahead(100.0) == 0
 
 
 def test_what_does_not_wait_is_owed() -> None:
     pacing = Pacer(100.0)
     for total in accumulate([SIZE] * 5):
         pacing.sent(SIZE, 100.0, RATE)
-        assert pacing.owed(100.0) == pytest.approx(total)
-    assert pacing.owed(101.0) == 0
+        assert pacing.bytes_ahead(100.0) == pytest.approx(total)
+    assert pacing.bytes_ahead(101.0) == 0
 
 
 def test_what_is_let_go_has_no_deadline() -> None:
     pacing = Pacer(100.0)
     pacing.sent(8 * SIZE, 100.0, RATE)
-    assert pacing.is_held(100.0)
+    assert pacing.must_wait(100.0)
     assert 100.0 < pacing.deadline < 100.1
-    pacing.let_go()
+    pacing.clear()
     assert pacing.deadline == math.inf

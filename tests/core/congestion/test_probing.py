@@ -15,8 +15,8 @@ def stopped(rate: float = RATE) -> BandwidthProbe:
     """One that found the link's rate."""
     growth = BandwidthProbe()
     for _ in range(2):
-        growth.found_queue(STANDING, SLACK, rate, trusted=True)
-    assert not growth.on
+        growth.observe_queue(STANDING, SLACK, rate, trusted=True)
+    assert not growth.active
     return growth
 
 
@@ -24,25 +24,25 @@ def empty_rounds(growth: BandwidthProbe, rate: float) -> int:
     """How many round trips without a queue it takes to grow again."""
     for count in range(1, 20):
         growth.end_round(EMPTY, SLACK, rate)
-        if growth.on:
+        if growth.active:
             return count
     pytest.fail("it never grows again")
 
 
 def test_a_new_carrier_doubles() -> None:
     growth = BandwidthProbe()
-    assert growth.new
+    assert growth.in_startup
     assert growth.gain(10_000, PATH) == 1.0
 
 
 def test_it_ends_with_the_second_sample_in_a_row_that_waited() -> None:
     growth = BandwidthProbe()
     for queue in (STANDING, EMPTY, STANDING):
-        growth.found_queue(queue, SLACK, RATE, trusted=True)
-        assert growth.on
-    growth.found_queue(STANDING, SLACK, RATE, trusted=True)
-    assert not growth.on
-    assert not growth.new
+        growth.observe_queue(queue, SLACK, RATE, trusted=True)
+        assert growth.active
+    growth.observe_queue(STANDING, SLACK, RATE, trusted=True)
+    assert not growth.active
+    assert not growth.in_startup
     assert growth.gain(RATE, PATH) == 0
 
 
@@ -83,10 +83,10 @@ def test_on_a_short_path_a_step_is_a_quarter() -> None:
 
 def test_what_stands_afterwards_corrects_the_memory_unless_it_is_a_disturbance() -> None:
     growth = stopped(0.5 * RATE)
-    growth.found_queue(STANDING, SLACK, RATE, trusted=False)
+    growth.observe_queue(STANDING, SLACK, RATE, trusted=False)
     assert empty_rounds(growth, 0.45 * RATE) == 4, "near what is remembered"
     growth = stopped(0.5 * RATE)
-    growth.found_queue(STANDING, SLACK, RATE, trusted=True)
+    growth.observe_queue(STANDING, SLACK, RATE, trusted=True)
     assert empty_rounds(growth, 0.45 * RATE) == 1, "well below it"
 
 
@@ -94,7 +94,7 @@ def test_a_dip_makes_the_count_of_empty_round_trips_begin_anew() -> None:
     growth = stopped()
     for _ in range(3):
         growth.end_round(EMPTY, SLACK, RATE)
-    growth.disturbed()
+    growth.interrupt()
     assert empty_rounds(growth, RATE) == 4
 
 
@@ -102,8 +102,8 @@ def test_where_nothing_is_paced_it_ends_when_the_rate_grows_no_more_and_a_queue_
     growth = BandwidthProbe()
     growth.end_round(STANDING, SLACK, 100_000)
     growth.end_round(STANDING, SLACK, 200_000)
-    assert growth.on
+    assert growth.active
     growth.end_round(EMPTY, SLACK, 210_000)
-    assert growth.on, "nothing waits: the program does not fill it"
+    assert growth.active, "nothing waits: the program does not fill it"
     growth.end_round(STANDING, SLACK, 220_000)
-    assert not growth.on
+    assert not growth.active

@@ -51,8 +51,8 @@ def test_the_burst_follows_from_the_rate() -> None:
 def test_what_waited_is_counted_once() -> None:
     bucket = TokenBucket(1000, 500)
     bucket.take(500, 0.0)
-    bucket.hold(0.0)
-    bucket.hold(0.1)
+    bucket.note_blocked(0.0)
+    bucket.note_blocked(0.1)
     bucket.take(200, 0.25)
     bucket.take(50, 0.3)
     assert (bucket.delayed_seconds, bucket.delayed_bytes) == (0.25, 200)

@@ -24,7 +24,7 @@ from tunnel_core.http.server import (
     serve_http,
 )
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.streams.half_closed import LOOK_SECONDS
+from tunnel_core.streams.half_closed import CHECK_SECONDS
 from tunnel_core.streams.sockets import RESET_ON_CLOSE, SocketStream, tune
 
 
@@ -241,7 +241,7 @@ async def test_the_keepalive_of_a_connection_is_as_before_when_the_answer_is_the
         nursery.start_soon(connection.wait_left)
         client.shutdown(socket.SHUT_WR)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == LOOK_SECONDS
+        assert server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == CHECK_SECONDS
         nursery.cancel_scope.cancel()
     assert server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle == 60
     client.close()

@@ -333,4 +333,4 @@ def test_a_user_has_its_share_beside_others_and_no_more() -> None:
     server.open(mallory)
     third.reset(Reason.USER_LEFT, "")
     server.fail(Reason.SESSION_LOST, "")
-    assert server._of_user == {}
+    assert server._streams_of_user == {}

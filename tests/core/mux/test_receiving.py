@@ -93,7 +93,7 @@ def test_an_agent_cannot_refuse_with_a_reason_of_the_server() -> None:
     server.receive(RefusedFrame(stream.number, Reason.TOO_MANY_OF_USER, "made up"))
     assert stream.refusal is not None and stream.refusal.reason is Reason.DIAL_FAILED
     assert stream.refusal.detail == (
-        "the agent refused the stream with the reason too_many_of_user, which an agent may not give"
+        "the agent refused the stream with the reason too_many_of_user, which an agent may not send"
     )
 
 

@@ -49,8 +49,8 @@ def test_what_was_sent_is_kept_until_it_is_confirmed() -> None:
     send.push(b"abcdef")
     send.take(4)
     assert (send.retained_bytes, send.queued) == (4, 2)
-    assert send.confirm(3) == 3
-    assert send.confirm(3) == 0, "said twice"
+    assert send.ack(3) == 3
+    assert send.ack(3) == 0, "said twice"
     assert send.retained_bytes == 1
 
 
@@ -58,7 +58,7 @@ def test_what_is_not_confirmed_is_sent_again() -> None:
     send = _half()
     send.push(b"abcdef")
     send.take(4)
-    send.confirm(1)
+    send.ack(1)
     assert send.take_back() == 3
     assert (send.sent, send.max_sent, send.queued, send.retained_bytes) == (1, 4, 5, 3)
     assert _joined(send.take(100)) == b"bcdef"
@@ -81,7 +81,7 @@ def test_a_reset_forgets_all_of_it() -> None:
     send.take(4)
     send.drop()
     assert (send.queued, send.retained_bytes, _is_ready(send)) == (0, 0, False)
-    assert send.confirm(4) == 0
+    assert send.ack(4) == 0
 
 
 @given(
@@ -99,7 +99,7 @@ def test_the_peer_has_every_byte_in_order(pushed: list[bytes], acts: list[tuple[
             taken = _joined(send.take(most))
             assert len(taken) == min(most, len(content) - offset)
             assert taken == content[offset : offset + len(taken)]
-        send.confirm(send.acked + (send.sent - send.acked) * percent // 100)
+        send.ack(send.acked + (send.sent - send.acked) * percent // 100)
         if is_lost:
             send.take_back()
         assert send.sent + send.queued == len(content)

@@ -16,7 +16,7 @@ from tests.support.fakes.memory_link import memory_links
 from tests.support.pki import authority as pki
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.reasons import Reason
-from tunnel_core.streams.half_closed import LOOK_SECONDS
+from tunnel_core.streams.half_closed import CHECK_SECONDS
 from tunnel_core.streams.relay import RelayResult, relay
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import SocketTlsStream
@@ -81,7 +81,7 @@ class Tunnel:
     async def _relay(
         self, side: str, a: trio.abc.Stream, b: trio.abc.Stream, left: Reason, limit: float | None
     ) -> None:
-        self.results[side] = await relay(a, b, left=left, half_closed_seconds=limit)
+        self.results[side] = await relay(a, b, break_reason=left, half_closed_seconds=limit)
         self.ended_at[side] = trio.current_time()
 
     @property
@@ -129,8 +129,8 @@ async def test_a_user_who_left_is_noticed_while_the_target_is_silent(
     start = trio.current_time()
     await tunnel.run(entrance, dialled, use)
     assert tunnel.reasons == {"server": Reason.USER_LEFT, "agent": Reason.USER_LEFT}
-    assert tunnel.ended_at["server"] - start <= 3 * LOOK_SECONDS
-    assert tunnel.ended_at["agent"] - start <= 3 * LOOK_SECONDS + FAREWELL
+    assert tunnel.ended_at["server"] - start <= 3 * CHECK_SECONDS
+    assert tunnel.ended_at["agent"] - start <= 3 * CHECK_SECONDS + FAREWELL
     require_gone(target)
     target.close_nowait()
 
@@ -142,9 +142,9 @@ async def test_what_a_user_sent_before_leaving_is_delivered(
 
     In real time, because the kernel's acknowledgements are.
     """
-    monkeypatch.setattr("tunnel_core.streams.half_closed.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("tunnel_core.streams.relay.LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("tunnel_core.streams.relay._FAREWELL_SECONDS", 0.02)
+    monkeypatch.setattr("tunnel_core.streams.half_closed.CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("tunnel_core.streams.relay.CHECK_SECONDS", 0.02)
+    monkeypatch.setattr("tunnel_core.streams.relay._CLOSE_SECONDS", 0.02)
     user, entrance = user_ends
     dialled, target = tcp_pair()
     target.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * KIB)
@@ -186,7 +186,7 @@ async def test_silence_beside_an_ended_half_has_a_limit_at_both_ends(
         await ends.send_all(b"x")
         await ends.send_eof()
         assert await receive_all(other) == b"x"
-        for quiet in (100.0, LIMIT - 2 * LOOK_SECONDS):
+        for quiet in (100.0, LIMIT - 2 * CHECK_SECONDS):
             await trio.sleep(quiet)
             await other.send_all(b"y")
             assert await ends.receive_some() == b"y"
@@ -197,8 +197,8 @@ async def test_silence_beside_an_ended_half_has_a_limit_at_both_ends(
 
     await tunnel.run(entrance, dialled, use, server=server, agent=agent)
     assert set(tunnel.reasons.values()) == {Reason.IDLE_TIMEOUT}
-    ended = max(tunnel.ended_at.values()) - start - 100 - (LIMIT - 2 * LOOK_SECONDS)
-    assert LIMIT <= ended <= LIMIT + 2 * LOOK_SECONDS
+    ended = max(tunnel.ended_at.values()) - start - 100 - (LIMIT - 2 * CHECK_SECONDS)
+    assert LIMIT <= ended <= LIMIT + 2 * CHECK_SECONDS
     user.close_nowait()
     target.close_nowait()
 
@@ -259,7 +259,7 @@ async def test_the_rest_of_a_user_who_left_waits_for_a_target_up_to_the_limit(
     start = trio.current_time()
     await tunnel.run(entrance, dialled, use, limits=Limits(max_credit=64 * KIB))
     assert tunnel.reasons["server"] is Reason.IDLE_TIMEOUT
-    assert LIMIT <= tunnel.ended_at["server"] - start <= LIMIT + 4 * LOOK_SECONDS
+    assert LIMIT <= tunnel.ended_at["server"] - start <= LIMIT + 4 * CHECK_SECONDS
     target.abort()
 
 
@@ -271,18 +271,18 @@ async def test_two_sockets_are_watched_as_well(autojump_clock: MockClock) -> Non
     local.close_nowait()
     result = await relay(near, far)
     assert result.reason is Reason.USER_LEFT
-    assert trio.current_time() <= 3 * LOOK_SECONDS
+    assert trio.current_time() <= 3 * CHECK_SECONDS
     assert await receive_all(server) == b""
     server.close_nowait()
 
 
 async def test_the_kernel_asks_as_often_as_it_is_told() -> None:
     near, far = tcp_pair()
-    near.ask_peer_every(LOOK_SECONDS)
-    assert near.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == LOOK_SECONDS
+    near.probe_peer_every(CHECK_SECONDS)
+    assert near.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == CHECK_SECONDS
     assert near.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     near.close_nowait()
     far.close_nowait()
     for end in unix_pair():
-        end.ask_peer_every(LOOK_SECONDS)  # a unix socket shows it without being asked
+        end.probe_peer_every(CHECK_SECONDS)  # a unix socket shows it without being asked
         end.close_nowait()

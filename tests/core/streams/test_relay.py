@@ -89,7 +89,7 @@ class Tunnel:
         with trio.CancelScope() as scope:
             if side == "server":
                 self.scope = scope
-            self.results[side] = await relay(a, b, left=left)
+            self.results[side] = await relay(a, b, break_reason=left)
         if len(self.results) == 2:
             self._over.set()
 
@@ -253,7 +253,7 @@ class TestThroughALink:
     async def test_a_reset_is_noticed_while_the_tunnel_takes_nothing(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tunnel_core.streams.relay.LOOK_SECONDS", 0.05)
+        monkeypatch.setattr("tunnel_core.streams.relay.CHECK_SECONDS", 0.05)
         async with tunnelled(Limits(max_credit=64 * KIB)) as tunnel:
             user, target = await tunnel.begin()
             await fill(user)
@@ -265,7 +265,7 @@ class TestThroughALink:
     async def test_a_reset_through_the_tunnel_is_noticed_while_the_user_reads_nothing(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("tunnel_core.streams.relay.LOOK_SECONDS", 0.05)
+        monkeypatch.setattr("tunnel_core.streams.relay.CHECK_SECONDS", 0.05)
         async with tunnelled() as tunnel:
             user, target = await tunnel.begin()
             await fill(target)
@@ -304,7 +304,7 @@ class TestThroughALink:
 
             @nursery.start_soon
             async def serve() -> None:
-                results.append(await relay(far, inner, left=Reason.TARGET_RESET))
+                results.append(await relay(far, inner, break_reason=Reason.TARGET_RESET))
                 over.set()
 
             await near.send_all(b"request")

@@ -40,7 +40,8 @@ def test_what_comes_in_any_pieces_goes_on_in_few_records(sizes: list[int], cuts:
             assert len(piece) <= MAX_RECORDS * (300 + 5) + 305
             out += piece
     assert out == wire
-    assert (meter.barren > tls_records.MAX_BARREN_RECORDS) == (len(sizes) > tls_records.MAX_BARREN_RECORDS)
+    most = tls_records.MAX_EMPTY_RECORDS
+    assert (meter.empty_records > most) == (len(sizes) > most)
 
 
 def test_a_piece_has_few_records() -> None:

@@ -71,7 +71,7 @@ def read(data: bytes) -> Packet:
 def refusal(data: bytes) -> str:
     packet = decode_packet(data)
     assert isinstance(packet, Malformed), packet
-    return packet.why
+    return packet.detail
 
 
 # Both ways.
@@ -176,8 +176,8 @@ def test_mutated_packets_are_judged_as_by_protobuf(data: bytes) -> None:
         (delimited(3, b"\x58\x01" * 65), "a frame is longer or shorter than its fields"),
         (delimited(3, delimited(2, b"\x08\x01" * 65)), "a message is longer or shorter than its fields"),
         (delimited(3, delimited(6, delimited(2, b"x" * 1025))), "a field of 1025 bytes is longer than 1024"),
-        (delimited(3, delimited(16, delimited(10, b"x") * 65)), "a field stands more than 64 times"),
-        (delimited(3, delimited(16, delimited(9, b"") * 257)), "a field stands more than 256 times"),
+        (delimited(3, delimited(16, delimited(10, b"x") * 65)), "a field occurs more than 64 times"),
+        (delimited(3, delimited(16, delimited(9, b"") * 257)), "a field occurs more than 256 times"),
         (
             delimited(3, delimited(17, delimited(14, b"x" * (256 * KIB + 1)))),
             "a field of 262145 bytes is longer than 262144",
@@ -241,7 +241,7 @@ def test_an_open_asks_for_tls_in_a_field_that_older_agents_skip() -> None:
     asking = plain._replace(target_tls=True)
     assert encode_packet(1, 0, [asking]).endswith(before + b"\x68\x01")
     fields = BY_FRAME[Open].fields
-    old = Fields(*({n: of[n] for n in of if n != 13} for of in (fields.kinds, fields.places)))
+    old = Fields(*({n: of[n] for n in of if n != 13} for of in (fields.kinds, fields.positions)))
     body = before + b"\x68\x01"
     assert read_fields(body, 0, len(body), old, FieldBudget(MAX_FIELDS)) == list(plain[:8])
 

@@ -246,7 +246,10 @@ def target_task(serve: Callable[[socket.socket], None]) -> Callable[[TunnelStrea
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, serve, accepted)
             await relay(
-                stream, SocketStream(dialled), left=Reason.TARGET_RESET, stopping=Reason.AGENT_STOPPING
+                stream,
+                SocketStream(dialled),
+                break_reason=Reason.TARGET_RESET,
+                cancel_reason=Reason.AGENT_STOPPING,
             )
 
     return agent
