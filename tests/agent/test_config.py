@@ -89,7 +89,7 @@ def test_everything_can_be_set() -> None:
         ),
         (
             {"service": {"name": "web", "target": "b:1"}},
-            "service: is a list of tables, and this is one alone; write its head as [[service]]",
+            "service: is one table, not a list of tables; write its head as [[service]]",
         ),
         (
             {"service": [{"name": "web", "target": "b:1", "allow": ["c:1"]}]},

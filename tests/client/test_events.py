@@ -27,7 +27,7 @@ ATTACHED = {
     "reason": None,
     "detail": "",
 }
-LOST = ATTACHED | {"id": 6, "kind": "lost", "reason": "ping_timeout", "detail": "nothing heard for 30 s"}
+LOST = ATTACHED | {"id": 6, "kind": "lost", "reason": "ping_timeout", "detail": "no packet received for 30 s"}
 STARTED = ATTACHED | {"id": 7, "kind": "server_started", "node": "", "detail": "version 1"}
 
 
@@ -49,7 +49,7 @@ async def test_events_are_a_table(server: FakeServer, tmp_path: Path) -> None:
     head, attached, lost = result.stdout.splitlines()
     assert head.split() == ["TIME", "NODE", "EVENT", "REASON", "DETAIL"]
     assert attached.split() == ["2026-01-01", "12:00:00Z", "edge1", "attached", "-", "-"]
-    assert lost.endswith("lost      ping_timeout  nothing heard for 30 s")
+    assert lost.endswith("lost      ping_timeout  no packet received for 30 s")
 
 
 async def test_events_of_one_node_as_json(server: FakeServer, tmp_path: Path) -> None:

@@ -155,8 +155,8 @@ class World:
         site = self.site
         for node, link in site.nodes.attached():
             assert site.network.owners(link) <= 1, node
-            assert link._session.mux.unconfirmed <= LIMITS.max_send_memory
-            assert link._session.mux.retained_bytes <= site.door.send_pool.used
+            assert link._protocol.mux.unconfirmed <= LIMITS.max_send_memory
+            assert link._protocol.mux.retained_bytes <= site.door.send_pool.used
         assert site.door.send_pool.used <= LIMITS.send_pool
         if site.agent.link is not None:
             assert site.network.owners(site.agent.link) <= 1
@@ -226,4 +226,4 @@ async def _play(script: list[tuple[str, int, int]]) -> None:
         assert not set(site.agent.link.streams.values()) & set(world.orphans)
         if not world.lost_sessions and not site.counters.session_ends:
             assert all(half.sender.ended_by in _GONE_BY_TIME for half in world.halves if half.broken)
-        assert sum(link._session.mux.retained_bytes for _, link in site.nodes.attached()) == 0
+        assert sum(link._protocol.mux.retained_bytes for _, link in site.nodes.attached()) == 0

@@ -65,7 +65,7 @@ async def test_what_the_peer_has_is_not_sent_again(autojump_clock: MockClock) ->
         await site.flush()
         lose_all(site)  # before anything was confirmed
         await site.settle()
-        session = site.link._session
+        session = site.link._protocol
         await site.pass_time(0.5)
         assert near.bytes_out == 50 * KIB
         assert session.mux.unconfirmed == 0 and near._mux.send.queued == 0
@@ -391,7 +391,7 @@ async def test_on_a_slow_path_a_bye_has_the_time_that_it_needs(autojump_clock: M
         near, _ = await site.streams()
         link = site.link
         assert site.agent.link is not None
-        site.agent.link._session.liveness.response_timeout_seconds = 2.0
+        site.agent.link._protocol.liveness.response_timeout_seconds = 2.0
         site.agent.link.end(Reason.AGENT_STOPPING)
         await trio.sleep(1.5)
         await site.flush()
@@ -404,7 +404,7 @@ async def test_idle_links_ping_seldom_and_busy_ones_every_second(autojump_clock:
     async with open_site() as site:
         await site.pass_time(20)
         assert site.agent.link is not None
-        session = site.agent.link._session
+        session = site.agent.link._protocol
         before = session.liveness._token
         await site.pass_time(30)
         assert session.liveness._token - before == 2

@@ -124,16 +124,15 @@ def test_everything_can_be_set() -> None:
         ),
         (
             {"tcp": {"listen": "127.0.0.1:1", "node": "a", "target": "b:1"}},
-            "tcp: is a list of tables, and this is one alone; write its head as [[tcp]]",
+            "tcp: is one table, not a list of tables; write its head as [[tcp]]",
         ),
         (
             {"connect": {"unix": {"path": "s", "peer": {"uid": 0, "user": "a"}}}},
-            "connect.unix.peer: is a list of tables, and this is one alone; write its head as"
-            " [[connect.unix.peer]]",
+            "connect.unix.peer: is one table, not a list of tables; write its head as [[connect.unix.peer]]",
         ),
         (
             {"agents": [{"max": 1}]},
-            "agents: is a list of tables, and there is one; write its head as [agents]",
+            "agents: is a list of tables, not one table; write its head as [agents]",
         ),
         (
             {"tcp": [{"listen": "127.0.0.1:1", "node": "a", "target": "b:1", "drain_seconds": 1}]},

@@ -39,12 +39,12 @@ class AgentService:
             config=config,
             data_folder=state if is_usual else None,
             reads=tuple(_reads(loaded, None if is_usual else bundle)),
-            door=OpsEndpoint(str(loaded.ops.listen or "")),
+            ops_endpoint=OpsEndpoint(str(loaded.ops.listen or "")),
             problem=_problem(config, bundle),
             notes=tuple(_notes(config, loaded, bundle, groups)),
             next_steps=(f"{NAME} status{named}", f"{NAME} check{named}", f"{NAME} service status"),
             remains=tuple(_remains(config, loaded, bundle)),
-            farewell=tuple(_farewell(bundle)),
+            steps_elsewhere=tuple(_farewell(bundle)),
         )
 
 

@@ -1,4 +1,4 @@
-"""What the three commands have in common: exit codes, failures, and subcommands that are imported late."""
+"""Common parts of the three programs' command lines: exit codes, errors, and late imports of subcommands."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tunnel_core.runtime.startup import settle_output
 
 
 class ExitCode(enum.IntEnum):
-    """What a command's exit status means; scripts rely on it."""
+    """Exit codes of a command. Scripts rely on them."""
 
     OK = 0
     FAILED = 1
     USAGE = 2
     """Wrong arguments or configuration."""
     REFUSED = 3
-    """Policy says no: identity, role, allow-lists."""
+    """Refused by policy: identity, role, allow-lists."""
     NOT_ATTACHED = 4
     """No such node, or its agent is not attached."""
     UNREACHABLE = 5
@@ -40,7 +40,7 @@ class ExitCode(enum.IntEnum):
 
 
 def exit_code_of(reason: Reason) -> ExitCode:
-    """The exit status of a command that was refused for this reason."""
+    """Return the exit code of a command that was refused for ``reason``."""
     match reason.category:
         case Category.IDENTITY | Category.POLICY | Category.PERMANENT:
             return ExitCode.REFUSED
@@ -63,7 +63,7 @@ def exit_code_of(reason: Reason) -> ExitCode:
 
 
 class CommandError(click.ClickException):
-    """Ends a command: a sentence on standard error, or JSON on standard output after ``--json``.
+    """Error that ends a command: a sentence on standard error, or JSON on standard output after ``--json``.
 
     Raised below a click command; a command with ``--json`` names that parameter ``as_json``.
     """
@@ -78,9 +78,11 @@ class CommandError(click.ClickException):
 
     @classmethod
     def refused(cls, error: Refused) -> CommandError:
+        """Return the error of a command that was refused."""
         return cls(exit_code_of(error.reason), error.detail, reason=error.reason)
 
     def show(self, file: IO[Any] | None = None) -> None:
+        """Print the sentence, or JSON after ``--json``."""
         if self._as_json:
             word = self._reason.word if self._reason else ExitCode(self.exit_code).name.lower()
             print_json({"reason": word, "detail": self.message})
@@ -93,9 +95,9 @@ _COMMANDS_OF = {
     "qanat-agent": ("join", "check", "renew"),
     "qanat-server": ("init", "issue", "token", "node", "user", "cert", "audit", "ca", "backup", "restore"),
 }
-"""Commands that only one program has, for a hint when another program is given their name."""
+"""Commands that only one program has, for a hint if a user gives their name to another program."""
 _SYNONYMS = {"start": "run", "serve": "run", "up": "run", "add": "issue", "enroll": "join", "enrol": "join"}
-"""What people type from habit, and the command that does it."""
+"""Names that people type from habit, and the command that does it."""
 _ELSEWHERE = {
     ("node", "list"): "qanat nodes",
     ("node", "status"): "qanat nodes",
@@ -106,26 +108,26 @@ _ELSEWHERE = {
     ("user", "add"): "qanat-server issue user NAME",
     ("issue", "list"): "qanat-server cert list",
 }
-"""What people expect in a group, and the whole command that does it in another place."""
+"""Names that people expect in a group, and the whole command that does it."""
 
 
 class CommandGroup(click.Group):
-    """A group that proposes commands when it does not know one.
+    """A group that proposes commands for an unknown name.
 
-    click does so from 8.4 on, and only for commands that are imported already.
+    click does so from 8.4 on, but only for commands that are imported already.
     """
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Raises ``click.UsageError`` with the commands that may be meant."""
+        """Return the subcommand, or raise ``click.UsageError`` with the commands that may be meant."""
         name = args[0]
         if ctx.resilient_parsing or name.startswith("-") or self.get_command(ctx, name) is not None:
             return super().resolve_command(ctx, args)
         raise click.UsageError(f"No such command {name!r:.80}. {self._proposal(ctx, name)}", ctx)
 
     def _proposal(self, ctx: click.Context, name: str) -> str:
-        """What has exactly that name, here or in another program, else what is spelt alike."""
+        """Propose the command with exactly this name elsewhere, else commands with a similar name."""
         known = self.list_commands(ctx)
         if elsewhere := _ELSEWHERE.get((ctx.info_name or "", name)):
             return f"Try: {elsewhere}"
@@ -140,11 +142,11 @@ class CommandGroup(click.Group):
         return f"Commands: {', '.join(known)}"
 
     def _deeper(self, ctx: click.Context, name: str) -> list[str]:
-        """The subcommands of that name in the groups of this group, each with its group."""
-        groups = {one: self.get_command(ctx, one) for one in self.list_commands(ctx)}
+        """Return the subcommands of this name in the groups of this group, each with its group's name."""
+        groups = {each: self.get_command(ctx, each) for each in self.list_commands(ctx)}
         return [
-            f"{one} {name}"
-            for one, group in groups.items()
+            f"{each} {name}"
+            for each, group in groups.items()
             if isinstance(group, click.Group) and name in group.list_commands(ctx)
         ]
 
@@ -155,10 +157,10 @@ def _alternatives(texts: list[str]) -> str:
 
 
 class LateGroup(CommandGroup):
-    """A group that imports a subcommand when it is named or listed, so that none waits for another's imports.
+    """A group that imports a subcommand only when it is named or listed, so that each command starts fast.
 
     ``places`` maps each subcommand to ``module:attribute``. ``guard`` gets all arguments before they are
-    parsed, and returns what is wrong with them, or an empty text.
+    parsed and returns a sentence about an invalid one, or an empty text.
     """
 
     def __init__(
@@ -174,12 +176,12 @@ class LateGroup(CommandGroup):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Call the guard first, because click's own errors quote unknown arguments whole."""
-        if trouble := self._guard(args):
-            raise CommandError(ExitCode.USAGE, trouble)
+        if problem := self._guard(args):
+            raise CommandError(ExitCode.USAGE, problem)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Invoke the subcommand. What its environment or Ctrl-C raises becomes an exception of click's."""
+        """Invoke the subcommand. Turn Ctrl-C and errors of the environment into exceptions of click."""
         try:
             return super().invoke(ctx)
         except click.Abort as abort:
@@ -200,8 +202,8 @@ class LateGroup(CommandGroup):
     ) -> Any:
         """Run the command and end the process with its exit code.
 
-        A fault of files, rights or descriptors is one sentence, and Ctrl-C is quiet. Only a fault of this
-        program ends in a traceback.
+        An error of files, permissions or descriptors prints one sentence, and Ctrl-C prints nothing. Only a
+        bug of the program prints a traceback.
         """
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
@@ -249,11 +251,11 @@ class LateGroup(CommandGroup):
 
 
 _ENDINGS = (KeyboardInterrupt, OSError, UnicodeError)
-"""What ends a command and is no fault of the program."""
+"""Exceptions that end a command and are no bug of the program."""
 
 
 def _take_interrupts() -> bool:
-    """Make Ctrl-C an exception again, if ``prepare_process`` left it to the system; return if it had."""
+    """Make Ctrl-C raise ``KeyboardInterrupt`` again if ``prepare_process`` disabled it; return if it did."""
     if threading.current_thread() is not threading.main_thread():
         return False
     was_default = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
@@ -263,7 +265,7 @@ def _take_interrupts() -> bool:
 
 
 def _ending_of(error: BaseException) -> click.ClickException | click.exceptions.Exit | None:
-    """How a command ends by this error; None if that is a fault of the program."""
+    """Return click's exception for this error; None if the error is a bug of the program."""
     leaves = list(_leaves(error))
     if not all(isinstance(leaf, _ENDINGS) for leaf in leaves):
         return None
@@ -286,7 +288,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def sentence_of(error: OSError | UnicodeError) -> str:
-    """Describe an error of a file, a right or a text, with the cure where one is known."""
+    """Return a sentence about an error of a file, a permission or a text, with a fix if one is known."""
     if isinstance(error, UnicodeError):
         return f"a text is not UTF-8: {error}"
     cause = error.strerror or str(error) or type(error).__name__
@@ -297,7 +299,7 @@ def sentence_of(error: OSError | UnicodeError) -> str:
 
 
 def _unwritable(error: OSError) -> click.ClickException | click.exceptions.Exit:
-    """The end of a command whose output could not be written; quiet if its reader has gone."""
+    """Return the exception for an output that cannot be written; it prints nothing if the reader has gone."""
     if error.errno == errno.EPIPE:
         return click.exceptions.Exit(ExitCode.FAILED)
     cause = "it is closed" if error.errno == errno.EBADF else error.strerror
@@ -305,7 +307,7 @@ def _unwritable(error: OSError) -> click.ClickException | click.exceptions.Exit:
 
 
 def _show(ending: click.ClickException | click.exceptions.Exit) -> int:
-    """Prints the sentence, if there is one and it can be. Returns the exit code."""
+    """Print the sentence, if there is one and the output works. Return the exit code."""
     if isinstance(ending, click.ClickException):
         with contextlib.suppress(OSError):
             ending.show()
@@ -314,16 +316,17 @@ def _show(ending: click.ClickException | click.exceptions.Exit) -> int:
 
 
 def _ending_of_abort(abort: click.Abort) -> click.ClickException | click.exceptions.Exit:
-    """Ctrl-C where click was in charge, or the end of the input at a question."""
+    """Return the exception for click's ``Abort``: Ctrl-C, or the end of the input at a question."""
     if isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt):
         return click.exceptions.Exit(ExitCode.INTERRUPTED)
     return CommandError(ExitCode.FAILED, "the input ended before the answer")
 
 
 def printable(text: str) -> str:
-    """Text of others without what a terminal would obey."""
+    """Replace the characters in a stranger's text that would control the terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def print_json(value: object) -> None:
+    """Print ``value`` as indented JSON."""
     click.echo(json.dumps(value, indent=2))

@@ -1,7 +1,7 @@
-"""Names that a shell completes, asked for while a person types: a deadline, a bound, and no message.
+"""Names that a shell completes while a person types, with a deadline, a limit, and no message.
 
-A shell waits for the answer, and a message would disturb the command line. So nothing is completed after the
-deadline or after any failure.
+The shell waits for the answer, and a message would disturb the command line. So after the deadline or any
+error nothing is completed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MAX_SHOWN = 200
 
 
 def answer_in_time(ask: Callable[[], Awaitable[Mapping[str, Any]]]) -> Mapping[str, Any]:
-    """Run ``ask`` in trio and return its answer; empty after ``COMPLETE_SECONDS`` or any failure."""
+    """Run ``ask`` in trio and return its answer; empty after ``COMPLETE_SECONDS`` or any error."""
 
     async def ask_in_time() -> Mapping[str, Any]:
         with trio.move_on_after(COMPLETE_SECONDS):
@@ -31,6 +31,6 @@ def answer_in_time(ask: Callable[[], Awaitable[Mapping[str, Any]]]) -> Mapping[s
 
 
 def items_beginning(names: Iterable[tuple[str, str | None]], incomplete: str) -> list[CompletionItem]:
-    """Return the first names, each with its help, that begin with what was typed."""
-    found = [CompletionItem(name, help=text) for name, text in names if name.startswith(incomplete)]
-    return found[:_MAX_SHOWN]
+    """Return the first names that begin with ``incomplete``, each with its help."""
+    items = [CompletionItem(name, help=text) for name, text in names if name.startswith(incomplete)]
+    return items[:_MAX_SHOWN]

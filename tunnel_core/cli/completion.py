@@ -1,4 +1,5 @@
-"""``completion``, the same in all three programs: what a shell needs to complete their commands."""
+"""The command ``completion`` of all three programs, which prints or installs the shell's completion
+script."""
 
 from __future__ import annotations
 
@@ -19,9 +20,10 @@ _SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(_SHELLS))
 @click.option("--install", is_flag=True, help="Write it to where the shell looks: for all users if root.")
 def completion(shell: str, install: bool) -> None:
-    """Print what SHELL needs to complete the commands and options of this program.
+    """Print the script with which SHELL completes the commands and options of this program.
 
-    `qanat` completes the names of nodes and services too, as the server knows them; it waits 1.5 s at most.
+    `qanat` also completes the names of nodes and services, which it requests from the server for at most 1.5
+    s.
 
     \b
     Examples:
@@ -43,11 +45,11 @@ def completion(shell: str, install: bool) -> None:
 
 def script_of(command: click.Command, program: str, shell: str) -> str:
     """Return the shell's script. Raises ``CommandError`` for a shell that click does not know."""
-    made = get_completion_class(shell)
-    if made is None:
+    shell_class = get_completion_class(shell)
+    if shell_class is None:
         raise CommandError(ExitCode.USAGE, f"there is no completion for {shell}")
     variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
-    return made(command, {}, program, variable).source()
+    return shell_class(command, {}, program, variable).source()
 
 
 def _next_bash(program: str) -> str:

@@ -22,7 +22,7 @@ def install_text(file: Path, text: str) -> None:
 
 
 def write_public_text(file: Path, text: str) -> None:
-    """Write the file whole or not at all, readable by all, and make its folders. Raises ``OSError``."""
+    """Write the file whole or not at all, readable by all users, and make its folders. Raises ``OSError``."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".qanat-")
     try:

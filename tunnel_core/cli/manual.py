@@ -1,7 +1,7 @@
-"""Every command as text from one source, its own ``--help``: ``docs/commands.md``, and a manual page.
+"""Render the help of every command as ``docs/commands.md`` and as a manual page.
 
-A help text is made of paragraphs. One that begins with click's mark ``\\b`` keeps its lines; of these the one
-under ``Example:`` or ``Examples:`` holds commands to paste.
+A help text consists of paragraphs. A paragraph that begins with click's mark ``\\b`` keeps its lines. If its
+heading is ``Example:`` or ``Examples:``, it holds commands to paste.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Page:
 
     @property
     def examples(self) -> list[str]:
+        """The commands of all example blocks."""
         return [line.strip() for block in self.blocks if block.kind == "examples" for line in block.lines]
 
 
@@ -152,7 +153,7 @@ def _roff_content(page: Page) -> Iterator[str]:
 
 
 def _roff(text: str) -> str:
-    """Text that begins no request, and whose hyphens can be pasted."""
+    """Escape a text so that it begins no roff request and its hyphens can be pasted."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{escaped}" if escaped.startswith((".", "'")) else escaped
 
@@ -162,7 +163,7 @@ def _roff(text: str) -> str:
 def man(install: bool) -> None:
     """Show the manual page of this program: all its commands, with their options and examples.
 
-    In a pipe it is printed as man(7) reads it.
+    In a pipe the command prints the page in the format of man(7).
 
     \b
     Examples:

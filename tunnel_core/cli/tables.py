@@ -1,11 +1,12 @@
-"""Rows for people, the same in every command of every program.
+"""Tables for people, alike in every command of every program.
 
 1. The header is one line of names, in a pipe and on a terminal alike.
-2. In a pipe, and with ``--wide``, a row is one line, however long: fit for grep and awk.
-3. On a terminal no line is longer than it, and nothing is cut: a cell that is too long for its column sends
-   the rest of its row to the next line, below its own names. The last column flows over several lines.
-   A word is never broken, so a serial can be copied; the terminal wraps a word that is longer than a line.
-4. A terminal too narrow for the names themselves gets them, and each row, in several lines.
+2. In a pipe, and with ``--wide``, each row is one line of any length, for grep and awk.
+3. On a terminal, no line is longer than the terminal is wide, and no text is cut. After a cell that is too
+   long for its column, the row continues on the next line, below its own names. The last column wraps over
+   several lines. A word is never broken, so a serial can be copied; the terminal wraps a word longer than a
+   line.
+4. On a terminal too narrow for the names, the header and each row take several lines.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ Row = Sequence[str]
 _GAP = "  "
 _EMPTY = "-"
 _INDENT = 4
-_LEAST_FLOW = 24
-"""Columns that the last cell needs to flow in; with fewer it begins on a line of its own."""
+_MIN_WRAP_WIDTH = 24
+"""Width that the last cell needs to wrap in its column; with less it begins on a line of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The names of the columns. ``more`` are shown with ``--wide`` alone; rows have cells for all."""
+    """Names of the columns. Only ``--wide`` shows the columns ``more``; rows have cells for all columns."""
 
     columns: tuple[str, ...]
     more: tuple[str, ...] = ()
@@ -47,22 +48,22 @@ def show_list(
     as_json: bool,
     wide: bool = False,
 ) -> None:
-    """Print what a command that lists prints: the answer as it is, or its rows, or that there are none.
+    """Print the result of a list command: ``answer`` as JSON, or its rows, or the sentence ``nothing``.
 
-    ``rows`` are made only if they are shown.
+    ``rows`` is consumed only if the rows are printed.
     """
     if as_json:
         print_json(answer)
-    elif made := list(rows):
-        click.echo("\n".join(lines_of(table, made, wide=wide)))
+    elif cells := list(rows):
+        click.echo("\n".join(lines_of(table, cells, wide=wide)))
     else:
         click.echo(nothing)
 
 
 def lines_of(table: Table, rows: Sequence[Row], *, wide: bool = False) -> list[str]:
-    """Return the lines of a table for standard output as it is now.
+    """Return the lines of a table for the current standard output.
 
-    What others wrote in the cells cannot command the terminal: control characters are replaced.
+    Control characters in cells are replaced, so that a stranger's text cannot control the terminal.
     """
     names = (*table.columns, *table.more) if wide else table.columns
     clean = [[printable(cell) or _EMPTY for cell in row[: len(names)]] for row in rows]
@@ -70,9 +71,9 @@ def lines_of(table: Table, rows: Sequence[Row], *, wide: bool = False) -> list[s
 
 
 def facts_of(facts: Iterable[tuple[str, str]], stop: int, width: int | None) -> list[str]:
-    """Return a line for each fact that is known: its name, and its text from column ``stop`` on.
+    """Return a line for each fact with a text: its name, and the text from column ``stop`` on.
 
-    With a ``width`` a text goes on below itself rather than beyond. A word is never broken.
+    With a ``width``, a longer text continues on the next line at ``stop``. A word is never broken.
     """
     lines = list[str]()
     for name, text in facts:
@@ -83,13 +84,13 @@ def facts_of(facts: Iterable[tuple[str, str]], stop: int, width: int | None) -> 
 
 
 def flowed(text: str, indent: int, width: int | None) -> list[str]:
-    """Return the text in lines that begin at column ``indent`` and end before ``width``. None: one line."""
+    """Return the text in lines from column ``indent`` to ``width``; with None, in one line."""
     pieces = [text] if width is None else _wrapped(text, max(1, width - indent))
     return [" " * indent + piece for piece in pieces]
 
 
 def lay_out(names: Row, rows: Sequence[Row], width: int | None) -> list[str]:
-    """Return header and rows as lines. ``width`` None: each row is one line. Pure."""
+    """Return header and rows as lines; if ``width`` is None, each row is one line. No I/O."""
     header = [name.upper() for name in names]
     if width is None:
         widths = _natural([header, *rows])
@@ -105,7 +106,7 @@ def lay_out(names: Row, rows: Sequence[Row], width: int | None) -> list[str]:
 
 
 def _natural(rows: Sequence[Row]) -> list[int]:
-    """Each column as wide as its widest cell."""
+    """Return the width of each column's widest cell."""
     return [max(map(cell_width, column)) for column in zip(*rows, strict=True)]
 
 
@@ -117,7 +118,7 @@ def _at_stops(row: Row, widths: Sequence[int]) -> Iterator[str]:
 
 
 def _groups(header: Row, width: int) -> Iterator[list[int]]:
-    """The columns by the lines that their names take: one group, unless the terminal is very narrow."""
+    """Yield the columns of each header line: one group, unless the terminal is very narrow."""
     group, used = list[int](), 0
     for index, name in enumerate(header):
         needed = cell_width(name) + len(_GAP)
@@ -130,22 +131,22 @@ def _groups(header: Row, width: int) -> Iterator[list[int]]:
 
 
 def _fitted(rows: Sequence[Row], group: Sequence[int], width: int) -> list[int]:
-    """The widths of a group's columns but the last, so that the name of the last still fits.
+    """Return the widths of a group's columns but the last, so that the last column's name still fits.
 
-    The widest column gives way first, by its widest cells, down to its name: these cells overflow. So one
-    long name neither pushes the other columns apart nor makes them narrower.
+    The widest column shrinks first, down to its name, and its widest cells overflow. So one long cell neither
+    moves the other columns apart nor makes them narrower.
     """
     columns = [[cell_width(row[index]) for row in rows] for index in group]
     names = [cells[0] for cells in columns]
     room = width - (_INDENT if group[0] else 0) - len(_GAP) * (len(group) - 1) - names[-1]
-    fitting = [sorted({one for one in cells if one >= cells[0]}) for cells in columns[:-1]]
+    fitting = [sorted({width for width in cells if width >= cells[0]}) for cells in columns[:-1]]
     while sum(each[-1] for each in fitting) > room and (wide := [each for each in fitting if len(each) > 1]):
         max(wide, key=lambda each: each[-1]).pop()
     return [each[-1] for each in fitting]
 
 
 def _folded(row: Row, widths: Sequence[int], width: int, is_below: bool) -> Iterator[str]:
-    """The lines of one row, or of its part in one group."""
+    """Yield the lines of one row, or of its part in one group."""
     *cells, last = row
     stop = _INDENT if is_below else 0
     line = ""
@@ -157,14 +158,14 @@ def _folded(row: Row, widths: Sequence[int], width: int, is_below: bool) -> Iter
             line, full = _put(line, stop, cell)
             yield from full
         stop += own + len(_GAP)
-    yield from _flow(line, stop, last, width)
+    yield from _wrap_last(line, stop, last, width)
 
 
-def _flow(line: str, stop: int, text: str, width: int) -> Iterator[str]:
-    """The last cell behind the line, in as many lines as it takes."""
+def _wrap_last(line: str, stop: int, text: str, width: int) -> Iterator[str]:
+    """Yield the line with the last cell, in as many lines as the cell takes."""
     room = width - stop
     widest_word = max(map(cell_width, text.split(" ")))
-    if cell_width(text) > room and (room < _LEAST_FLOW or widest_word > room):
+    if cell_width(text) > room and (room < _MIN_WRAP_WIDTH or widest_word > room):
         if line:
             yield line
         line, stop = "", min(_INDENT, stop)
@@ -175,7 +176,7 @@ def _flow(line: str, stop: int, text: str, width: int) -> Iterator[str]:
 
 
 def _put(line: str, stop: int, cell: str) -> tuple[str, list[str]]:
-    """The line with the cell at its stop, or a new line and the one before if the stop was passed."""
+    """Return the line with the cell at ``stop``; if the line is too long, a new line and the full one."""
     at = cell_width(line)
     if line and at > stop - len(_GAP):
         return " " * stop + cell, [line]

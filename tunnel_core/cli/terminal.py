@@ -1,4 +1,4 @@
-"""What the terminal can show: its width, the width of a text on it, and whether it takes colours."""
+"""Properties of the terminal: its size, the width of a text on it, and whether it shows colours."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _INVISIBLE = frozenset({"Mn", "Me", "Cf", "Cc"})
 
 
 def line_width(environ: Mapping[str, str] = os.environ) -> int | None:
-    """Return the columns of a line on the terminal: ``COLUMNS``, else the terminal's own size.
+    """Return the width of the terminal in columns: ``COLUMNS``, else the terminal's own size.
 
-    None if standard output is no terminal: scripts read whole rows, and many environments have ``COLUMNS``.
+    None if standard output is no terminal, because scripts read whole rows and many environments set
+    ``COLUMNS``.
     """
     if not sys.stdout.isatty():
         return None
@@ -29,7 +30,7 @@ def screen_lines(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def _terminal_size() -> tuple[int, int]:
-    """Columns and lines. Some terminals report 0: a serial line, or a container's before its size is set."""
+    """Return columns and lines. A serial line reports 0, and so does a container's terminal at its start."""
     try:
         columns, lines = os.get_terminal_size(sys.stdout.fileno())
     except (OSError, ValueError):
@@ -43,7 +44,7 @@ def _positive(text: str) -> int:
 
 
 def cell_width(text: str) -> int:
-    """Return how many columns a terminal gives to the text: two to wide characters, none to accents."""
+    """Return the text's width in columns: wide characters take two, and combining accents none."""
     return len(text) if text.isascii() else sum(map(_char_width, text))
 
 
@@ -56,21 +57,21 @@ def _char_width(char: str) -> int:
 
 
 def takes_escapes(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the terminal obeys escape sequences, as far as its name tells."""
+    """Whether the terminal interprets escape sequences, judged by ``TERM``."""
     return environ.get("TERM", "") not in ("", "dumb")
 
 
 def takes_colours(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether text on a terminal may have colours and bold: not with ``NO_COLOR`` (no-color.org)."""
+    """Whether text on a terminal may be coloured or bold; False with ``NO_COLOR`` (no-color.org)."""
     return not environ.get("NO_COLOR") and takes_escapes(environ)
 
 
 def styled(
     text: str, *, colour: str | None = None, bold: bool = False, environ: Mapping[str, str] = os.environ
 ) -> str:
-    """Return the text in a colour or bold; as it is with ``NO_COLOR`` or on a terminal without either.
+    """Return the text in a colour or bold; unchanged if ``takes_colours`` is False.
 
-    ``click.echo`` takes the style away where standard output is no terminal.
+    ``click.echo`` removes the style if standard output is no terminal.
     """
     if not takes_colours(environ):
         return text

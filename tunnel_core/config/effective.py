@@ -1,6 +1,6 @@
 """The effective configuration: each key with its value, and the source of that value. No I/O.
 
-``as_toml`` writes it as a file that has the same meaning, so it can be read, compared and used.
+``as_toml`` returns it as a configuration file with the same meaning, which can be read, compared and used.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ _COMMENT_COLUMN = 44
 
 
 class Origin(enum.Enum):
+    """Kind of source that a value comes from."""
+
     DEFAULT = "default"
     FILE = "file"
     ENVIRONMENT = "environment"
@@ -29,9 +31,10 @@ class Origin(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What was given in place of defaults: a file, variables over it (key to name), arguments over both.
+    """The sources that override the defaults: a file, variables over the file, and arguments over both.
 
-    ``lines`` has the line of each key of the file, as far as it is known.
+    ``variables`` and ``arguments`` map a key to the name of the variable or option. ``lines`` maps a key to
+    its line in the file, if the line is known.
     """
 
     file: Path
@@ -43,7 +46,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One key, as in ``agents.max`` or ``tcp#1.listen``. ``value`` is as TOML holds it; None for a secret.
+    """One key, such as ``agents.max`` or ``tcp#1.listen``, and its TOML value; None for a secret.
 
     ``place`` is a file with a line, a variable, or an option; empty for a default.
     """
@@ -54,13 +57,13 @@ class Setting:
     place: str = ""
 
     def as_json(self) -> dict[str, object]:
-        known = {"key": self.key, "value": self.value, "from": self.origin.value}
-        return {**known, "place": self.place or None, "secret": self.value is None}
+        """Return the setting as a JSON object. A secret has no value in it."""
+        json_object = {"key": self.key, "value": self.value, "from": self.origin.value}
+        return {**json_object, "place": self.place or None, "secret": self.value is None}
 
 
 def settings_of(config: Any, given: Given) -> list[Setting]:
-    """All settings of a configuration object, in the order of its keys. Optional tables that are not
-    there are left out."""
+    """Return all settings of a configuration object, in the order of its keys, without absent tables."""
     return list(_table(config, given.raw, "", given))
 
 
@@ -108,7 +111,7 @@ def _setting(key: str, value: object, given: Given, *, is_given: bool) -> Settin
 
 
 def _plain(value: object, hint: Any) -> object:
-    """As a TOML file holds it; None for a secret that is set."""
+    """Return ``value`` as a TOML file holds it; None for a secret that is set."""
     match value:
         case None:
             return ""
@@ -133,16 +136,16 @@ def _plain(value: object, hint: Any) -> object:
 
 
 def as_json(settings: Sequence[Setting], file: Path) -> dict[str, object]:
-    """The same as ``as_toml`` for scripts."""
+    """Return the settings as a JSON object, for scripts."""
     return {"file": str(file), "settings": [setting.as_json() for setting in settings]}
 
 
 def as_toml(settings: Sequence[Setting], file: Path) -> str:
-    """A file with the same meaning, in which a comment behind each key says where its value comes from."""
+    """Return a file with the same meaning, with a comment after each key that names the value's source."""
     tables: dict[str, list[Setting]] = {"": []}
     for setting in settings:
         tables.setdefault(setting.key.rpartition(".")[0], []).append(setting)
-    lines = [f"# {file}, and what holds beside it"]
+    lines = [f"# {file}, with defaults, environment variables and options"]
     for table, own in tables.items():
         lines += ["", _head(table)] if table else []
         lines += [_line(setting, file) for setting in own]
@@ -156,11 +159,11 @@ def _head(table: str) -> str:
 
 def _line(setting: Setting, file: Path) -> str:
     name = setting.key.rpartition(".")[2]
-    said = f"{name} = {_toml(setting.value)}" if setting.value is not None else f"# {name} is set, not shown"
+    text = f"{name} = {_toml(setting.value)}" if setting.value is not None else f"# {name} is set, not shown"
     place = setting.place.replace(str(file), file.name) or setting.origin.value
-    return f"{said:<{_COMMENT_COLUMN}}  # {place}"
+    return f"{text:<{_COMMENT_COLUMN}}  # {place}"
 
 
 def _toml(value: object) -> str:
-    # JSON without escaped surrogates is TOML for texts, numbers, switches and lists, but for DEL.
+    # JSON of strings, numbers, booleans and lists is valid TOML, if surrogates are not escaped and DEL is.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

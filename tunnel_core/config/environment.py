@@ -1,7 +1,7 @@
-"""Configuration from environment variables: each single value of a schema has one, ``QANAT_SECTION_KEY``.
+"""Configuration from environment variables: ``QANAT_SECTION_KEY`` sets one value of a schema. No I/O.
 
-What the environment says is laid over the file. Lists and tables of names come from the file alone: they
-have an order, and entries that belong together. Pure: who reads the environment passes it in.
+A variable overrides the file. Lists and tables of names come from the file only, because their entries have
+an order and belong together. The caller reads the environment and passes it in.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tunnel_core.config.types import (
 
 PREFIX = "QANAT_"
 _MISSPELT = 0.9
-"""How like a known name an unknown one is that was meant to be it."""
+"""Similarity from which an unknown name counts as a misspelling of a known one."""
 _OF_KUBERNETES = re.compile(r"_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_\w+)?)$")
-"""What it puts into each container for each Service, be its name ours or not."""
+"""Variables that Kubernetes sets in each container for each Service, also for a Service named qanat."""
 _WHOLE_NUMBERS = (int, Count, UserId)
 _NUMBERS = (Seconds, SecondsOrNone)
 _KINDS: Mapping[Any, str] = {
@@ -50,7 +50,7 @@ _KINDS: Mapping[Any, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One single value of a schema, and the variable that sets it."""
+    """One value of a schema, and the variable that sets it."""
 
     name: str
     path: tuple[str, ...]
@@ -58,17 +58,18 @@ class Variable:
 
     @property
     def key(self) -> str:
+        """Key of the value in the file, such as ``agents.max``."""
         return ".".join(self.path)
 
     @property
     def kind(self) -> str:
-        """What may stand in it, in words."""
+        """Allowed values, in words."""
         if isinstance(self.hint, type) and issubclass(self.hint, enum.Enum):
             return ", ".join(f"`{word.value}`" for word in self.hint)
         return _KINDS.get(self.hint, "text")
 
     def value_of(self, text: str) -> object:
-        """What a TOML file would hold; text that is no such value stays one, for its parser to refuse."""
+        """Return the value that a TOML file would hold; invalid text stays text, which the parser refuses."""
         if self.hint is bool:
             return {"true": True, "false": False}.get(text.strip().lower(), text)
         if self.hint in _WHOLE_NUMBERS or self.hint in _NUMBERS:
@@ -78,14 +79,14 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A variable that was meant for us and is none; ``close`` is the one it may have been meant to be."""
+    """A variable with the prefix that no key has; ``close`` is the known name it resembles, or empty."""
 
     name: str
     close: str
 
 
 def variables_of(schema: type[Any]) -> tuple[Variable, ...]:
-    """The variables of a schema, in the order of its keys."""
+    """Return the variables of a schema, in the order of its keys."""
     return tuple(_variables(schema, ()))
 
 
@@ -101,11 +102,14 @@ def _variables(schema: type[Any], above: tuple[str, ...]) -> Iterator[Variable]:
 
 
 def table_of(hint: Any) -> type[Any] | None:
-    """The table that a field holds, be it optional. Addresses are written as one text."""
+    """Return the class of the table that a field holds, also an optional one; None for any other field.
+
+    An address is a single value, although its class is one of attrs.
+    """
     if typing.get_origin(hint) is tuple:
         return None
     candidates = (hint, *typing.get_args(hint))
-    return next((one for one in candidates if attrs.has(one) and one is not ListenAddress), None)
+    return next((kind for kind in candidates if attrs.has(kind) and kind is not ListenAddress), None)
 
 
 def _number(text: str, *, whole: bool) -> object:
@@ -116,30 +120,32 @@ def _number(text: str, *, whole: bool) -> object:
 
 
 def given_in(environ: Mapping[str, str], schema: type[Any]) -> dict[Variable, str]:
-    """The variables of the schema that are set."""
-    return {one: environ[one.name] for one in variables_of(schema) if one.name in environ}
+    """Return the variables of the schema that are set, with their texts."""
+    return {variable: environ[variable.name] for variable in variables_of(schema) if variable.name in environ}
 
 
 def lay_over(raw: Mapping[str, Any], given: Mapping[Variable, str]) -> dict[str, Any]:
-    """The file's tables with what the variables say in them. Neither is changed."""
-    laid = dict(raw)
+    """Return the file's tables with the variables' values in them. The arguments are not changed."""
+    merged = dict(raw)
     for variable, text in given.items():
-        table = laid
+        table = merged
         for section in variable.path[:-1]:
-            below = table.get(section, {})
-            # What is no table where one belongs stays, for the schema to refuse.
-            if not isinstance(below, Mapping):
+            inner = table.get(section, {})
+            # Keep a value that stands in the place of a table, so that the schema refuses it.
+            if not isinstance(inner, Mapping):
                 break
-            table[section] = table = dict(below)
+            table[section] = table = dict(inner)
         else:
             table[variable.path[-1]] = variable.value_of(text)
-    return laid
+    return merged
 
 
 def unknown_in(environ: Mapping[str, str], schema: type[Any]) -> list[Unknown]:
-    """Variables that name a section of the schema, or nearly a key, and are none of it."""
-    known = {one.name: one for one in variables_of(schema)}
-    sections = {f"{PREFIX}{one.path[0].upper()}_" for one in known.values() if len(one.path) > 1}
+    """Return the unknown variables that name a section of the schema, or resemble a known variable."""
+    known = {variable.name: variable for variable in variables_of(schema)}
+    sections = {
+        f"{PREFIX}{variable.path[0].upper()}_" for variable in known.values() if len(variable.path) > 1
+    }
     found = []
     for name in sorted(environ.keys() - known.keys()):
         if not name.startswith(PREFIX) or _OF_KUBERNETES.search(name):

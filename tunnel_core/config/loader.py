@@ -1,8 +1,8 @@
-"""Configuration: a TOML file becomes one frozen object, or every problem in it is told at once.
+"""Load a TOML file into one frozen object, or report all its problems at once.
 
-A schema is a frozen attrs class whose fields have the types of ``tunnel_core.config.types``. Structuring
-is pure (``parse``); only ``load`` reads the file and the environment, whose variables are laid over
-it. Unknown keys are refused, since a misspelt limit that is silently ignored is no limit.
+A schema is a frozen attrs class whose fields have the types of ``tunnel_core.config.types``. ``load`` reads
+the file and the environment, whose variables override the file; ``parse`` has no I/O. Unknown keys are
+refused, because a misspelt limit that is silently ignored does not limit.
 """
 
 from __future__ import annotations
@@ -31,32 +31,35 @@ from tunnel_core.text_files import NotPlainText, text_of
 
 _MAX_FILE_BYTES = 1024 * 1024
 _KEY = "{key}"
-"""In a fix: the key of the problem, which a hook does not know."""
+"""Placeholder in a fix for the key of the problem, which the parser of a value does not know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a configuration comes from, and the data folder it gets if it names none."""
+    """The file of a configuration, and its default data folder."""
 
     file: Path
     data_dir: Path
     variables: Mapping[str, str] = field(default_factory=dict)
-    """The keys that the environment set, and by which variable."""
+    """The keys that the environment sets, each with the name of its variable."""
 
     def place_of(self, key: str) -> tuple[str, str]:
-        """Where a key was written, as the ``file`` and ``key`` of a ``Problem``."""
+        """Return the source of a key, as the ``file`` and ``key`` of a ``Problem``."""
         variable = self.variables.get(key)
         return ("the environment", variable) if variable else (str(self.file), key)
 
     @property
     def folder(self) -> Path:
-        """What relative file names are relative to."""
+        """The folder to which relative file names refer."""
         return self.file.parent
 
 
 class Schema(Protocol):
-    """A configuration class. ``defaults`` are keys laid under those of the file, which it may look at;
-    ``parsers`` make types that only this schema has."""
+    """A configuration class.
+
+    ``defaults`` returns values for keys that the file leaves out; they may depend on the file's content.
+    ``parsers`` has the parsers of types that only this schema has.
+    """
 
     parsers: ClassVar[Parsers]
 
@@ -69,7 +72,7 @@ T = TypeVar("T", bound=Schema)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong: where, what, and what to do about it. ``key`` is empty for the whole file."""
+    """One error in a configuration: its place, a message and a fix. ``key`` is empty for the whole file."""
 
     file: str
     key: str
@@ -82,7 +85,7 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """Everything that is wrong with a configuration; ``str`` has one line for each problem."""
+    """All problems of a configuration; ``str`` has one line for each problem."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__(problems)
@@ -104,10 +107,11 @@ def load(
     required: bool = True,
     absent_fix: str = _CREATE_IT,
 ) -> T:
-    """Reads the file at ``path``, and ``environ`` (this process's) over it, as ``schema``.
+    """Read the file at ``path`` and the variables in ``environ``, and return them as a ``schema``.
 
-    A file that is not ``required`` may be absent; ``absent_fix`` tells what to do about one that is
-    required. Raises ``ConfigError``.
+    ``environ`` is ``os.environ`` by default, and its variables override the file. A file that is not
+    ``required`` may be absent. ``absent_fix`` is the fix for an absent file that is required. Raises
+    ``ConfigError``.
     """
     raw = _parse_toml(path, _read_text(path, absent_fix if required else None))
     return read(raw, path, schema, data_dir=data_dir, environ=environ)
@@ -121,7 +125,7 @@ def load_given(
     required: bool = True,
     absent_fix: str = _CREATE_IT,
 ) -> tuple[T, Given]:
-    """As ``load``, with what was given: file, lines and variables, for ``effective.settings_of``."""
+    """Like ``load``, but also return the sources (file, lines, variables) for ``effective.settings_of``."""
     text = _read_text(path, absent_fix if required else None)
     raw = _parse_toml(path, text)
     environ = os.environ if environ is None else environ
@@ -138,12 +142,15 @@ def read(
     data_dir: Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> T:
-    """As ``load``, for a file whose content is known. Raises ``ConfigError``."""
+    """Like ``load``, for a file whose content ``raw`` is read already. Raises ``ConfigError``."""
     environ = os.environ if environ is None else environ
     if unknown := unknown_in(environ, schema):
-        said = ((one.name, f"did you mean {one.close}?" if one.close else "unset it") for one in unknown)
+        fixes = {
+            variable.name: f"did you mean {variable.close}?" if variable.close else "unset it"
+            for variable in unknown
+        }
         raise ConfigError(
-            tuple(Problem("the environment", name, "unknown variable", fix) for name, fix in said)
+            tuple(Problem("the environment", name, "unknown variable", fix) for name, fix in fixes.items())
         )
     given = given_in(environ, schema)
     variables = {variable.key: variable.name for variable in given}
@@ -152,7 +159,7 @@ def read(
 
 
 def _read_text(path: Path, absent_fix: str | None) -> str:
-    """An absent file is empty if there is no fix for its absence. Raises ``ConfigError``."""
+    """Return the file's text; an absent file is empty if ``absent_fix`` is None. Raises ``ConfigError``."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
@@ -182,21 +189,21 @@ def _whole_file(path: Path, message: str, fix: str) -> ConfigError:
 
 
 def parse(raw: Mapping[str, Any], schema: type[T], source: Source) -> T:
-    """Structures what a TOML file holds. Pure. Raises ``ConfigError`` with all problems."""
-    laid = _lay_under(raw, schema.defaults(raw, source))
+    """Return the content of a TOML file as a ``schema``. No I/O. Raises ``ConfigError`` with all problems."""
+    merged = _with_defaults(raw, schema.defaults(raw, source))
     try:
-        return _converter(source.folder, {**PARSERS, **schema.parsers}).structure(laid, schema)
+        return _converter(source.folder, {**PARSERS, **schema.parsers}).structure(merged, schema)
     except Exception as error:
-        found = tuple(_problems(error, "", schema))
-        raise ConfigError(tuple(Problem(*source.place_of(key), *rest) for key, *rest in found)) from None
+        problems = tuple(_problems(error, "", schema))
+        raise ConfigError(tuple(Problem(*source.place_of(key), *rest) for key, *rest in problems)) from None
 
 
-def _lay_under(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**defaults, **raw}
     for key, default in defaults.items():
         given = raw.get(key)
         if isinstance(default, Mapping) and isinstance(given, Mapping):
-            merged[key] = _lay_under(given, default)
+            merged[key] = _with_defaults(given, default)
     return merged
 
 
@@ -208,7 +215,7 @@ def _converter(folder: Path, parsers: Parsers) -> cattrs.Converter:
     converter.register_structure_hook_factory(attrs.has, lambda cl: _table_hook(cl, converter))
     converter.register_structure_hook_factory(_is_list, lambda t: _list_hook(t, converter))
     converter.register_structure_hook_factory(_is_mapping, lambda t: _mapping_hook(t, converter))
-    for wanted, parser in parsers.items():  # last, because cattrs asks the newest first
+    for wanted, parser in parsers.items():  # last, because cattrs tries the newest hook first
         if isinstance(wanted, type):
             converter.register_structure_hook(wanted, _hook(parser))
         else:
@@ -266,7 +273,7 @@ def _table_hook(cl: type[Any], converter: cattrs.Converter) -> Callable[[Any, An
 
     def structure_table(value: Any, _: Any) -> Any:
         if isinstance(value, list):
-            raise InvalidValueError("is a list of tables, and there is one", f"write its head as [{_KEY}]")
+            raise InvalidValueError("is a list of tables, not one table", f"write its head as [{_KEY}]")
         if not isinstance(value, Mapping):
             raise InvalidValueError("is not a table", "write it as a [section] with its keys below")
         return structure(value, cl)
@@ -281,9 +288,7 @@ def _list_hook(wanted: Any, converter: cattrs.Converter) -> Callable[[Any, Any],
 
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
         if is_of_tables and isinstance(value, Mapping):
-            raise InvalidValueError(
-                "is a list of tables, and this is one alone", f"write its head as [[{_KEY}]]"
-            )
+            raise InvalidValueError("is one table, not a list of tables", f"write its head as [[{_KEY}]]")
         if not isinstance(value, list | tuple):
             raise InvalidValueError("is not a list", "put it in brackets: [ ... ]")
         return tuple(converter.structure(value, items))
@@ -303,7 +308,7 @@ def _mapping_hook(wanted: Any, converter: cattrs.Converter) -> Callable[[Any, An
 
 
 def _problems(error: Exception, key: str, schema: type[Any]) -> Iterator[tuple[str, str, str]]:
-    """Each problem in a tree of validation errors as (key, message, fix)."""
+    """Yield each problem in a tree of validation errors as (key, message, fix)."""
     match error:
         case cattrs.ClassValidationError():
             named, rest = error.group_exceptions()
@@ -323,7 +328,7 @@ def _problems(error: Exception, key: str, schema: type[Any]) -> Iterator[tuple[s
 
 
 def _item_key(key: str, index: int | str) -> str:
-    # Counted from one, as people count the [[tables]] of their file.
+    # From 1, as people count the [[tables]] of a file.
     return f"{key}#{index + 1}" if isinstance(index, int) else f"{key}.{index}"
 
 
@@ -343,9 +348,10 @@ def _single_problem(error: Exception, key: str, schema: type[Any]) -> Iterator[t
 
 
 def _belongs_elsewhere(word: str, table: str, schema: type[Any]) -> str:
-    """What to do with a key that another table has; empty if none has it, or several do.
+    """Return the fix for a key that belongs to another table; empty if no table has it, or several do.
 
-    In TOML every key below a table's head is that table's, also one that was meant for the whole file.
+    In TOML every key below a table's head belongs to that table, also a key that was meant for the whole
+    file.
     """
     if table and word in (field.name for field in attrs.fields(schema)):
         hint = typing.get_type_hints(schema)[word]
@@ -359,15 +365,15 @@ def _belongs_elsewhere(word: str, table: str, schema: type[Any]) -> str:
 
 
 def _tables_with(word: str, schema: type[Any], above: str = "") -> list[str]:
-    """The tables, but for lists of them, that have this key."""
-    found = []
+    """Return the tables that have the key ``word``, without lists of tables."""
+    places = []
     for name, hint in typing.get_type_hints(schema).items():
         inner = table_of(hint)
         if inner is not None:
             path = f"{above}.{name}".lstrip(".")
-            found += [path] if word in (field.name for field in attrs.fields(inner)) else []
-            found += _tables_with(word, inner, path)
-    return found
+            places += [path] if word in (field.name for field in attrs.fields(inner)) else []
+            places += _tables_with(word, inner, path)
+    return places
 
 
 def _did_you_mean(word: str, known: typing.Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Where files lie when nobody says otherwise: ``/etc`` and ``/var/lib`` for root, XDG folders for others."""
+"""Default places of files: ``/etc`` and ``/var/lib`` for root, XDG folders for other users."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ _SYSTEM_DATA = Path("/var/lib/qanat")
 _SYSTEM_AGENT = Path("/var/lib/qanat-agent")
 BUNDLE_VARIABLE = "QANAT_BUNDLE"
 CONFIG_VARIABLE = "QANAT_CONFIG"
-"""Names the configuration of server or agent in place of the usual file, as ``--config`` does."""
+"""Variable that names the configuration file of the server or the agent, as ``--config`` does."""
 
 
 def system_config_file(name: str) -> Path:
-    """A configuration of a system service, whatever user asks."""
+    """Return the configuration file of a system service, whichever user calls."""
     return _SYSTEM_CONFIG / name
 
 
 def system_data_folder() -> Path:
-    """Keys and state of the server as a system service."""
+    """Return the folder of keys and state of the server as a system service."""
     return _SYSTEM_DATA
 
 
 def system_agent_folder() -> Path:
-    """The folder of the node's bundle for an agent as a system service."""
+    """Return the folder of the node's bundle for the agent as a system service."""
     return _SYSTEM_AGENT
 
 
 def is_system() -> bool:
-    """Whether this process is root and so uses the machine's folders rather than a person's."""
+    """Whether this process is root and so uses the machine's folders instead of a user's."""
     return os.geteuid() == 0
 
 
 def rights_hint(error: OSError) -> str:
-    """What to try where a right is missing; empty for other errors."""
-    if not isinstance(error, PermissionError) or _says_why(error):
+    """Return what to try if a permission is missing; empty for other errors."""
+    if not isinstance(error, PermissionError) or _has_reason(error):
         return ""
     if _acts_for_owner():
         return (
@@ -48,31 +48,32 @@ def rights_hint(error: OSError) -> str:
         )
     if is_system():
         return (
-            "root is held back here: by a container, a security module, or a file system of another machine"
+            "root has no access here because of a container, a security module, "
+            "or a file system of another machine"
         )
     return "run this as the user that the file belongs to, or as root with sudo"
 
 
 def _acts_for_owner() -> bool:
-    """Whether this is root's process, which has the rights of another user at the moment."""
+    """Whether this is a process of root that has the rights of another user now."""
     real, effective, saved = os.getresuid() if hasattr(os, "getresuid") else (1, 1, 1)
     return effective != 0 and 0 in (real, saved)
 
 
-def _says_why(error: OSError) -> bool:
-    """Whether somebody has added the reason to the system's word."""
+def _has_reason(error: OSError) -> bool:
+    """Whether the error's text has a reason of its own instead of the system's text."""
     return (
         error.strerror is not None and error.errno is not None and error.strerror != os.strerror(error.errno)
     )
 
 
 def with_rights_hint(error: OSError) -> str:
-    """The system's word for the error, and what to try where a right is missing."""
+    """Return the system's text for the error, and what to try if a permission is missing."""
     return "; ".join(filter(None, [error.strerror or type(error).__name__, rights_hint(error)]))
 
 
 def is_absent(path: Path) -> bool:
-    """Whether there is nothing at ``path``; no for what this user may not look at."""
+    """Whether there is nothing at ``path``; False if this user may not look there."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -83,25 +84,29 @@ def is_absent(path: Path) -> bool:
 
 
 def config_folder() -> Path:
+    """Return the folder of configuration and bundles."""
     return _SYSTEM_CONFIG if is_system() else platformdirs.user_config_path("qanat", appauthor=False)
 
 
 def data_folder() -> Path:
+    """Return the folder of keys and state."""
     return _SYSTEM_DATA if is_system() else platformdirs.user_data_path("qanat", appauthor=False)
 
 
 def server_config_file() -> Path:
+    """Return the server's configuration file: the file of ``QANAT_CONFIG``, else the default."""
     return named_config_file() or config_folder() / "server.toml"
 
 
 def agent_config_file() -> Path:
+    """Return the agent's configuration file: the file of ``QANAT_CONFIG``, else the default."""
     return named_config_file() or config_folder() / "agent.toml"
 
 
 def config_of_root(own: Path, folder: Path | None = None) -> Path | None:
-    """The file that root has in place of ``own``, a file in this person's config folder, if it may exist.
+    """Return root's file in place of ``own``, a file in this user's config folder; None if root has none.
 
-    A folder that this user may not enter may hold one.
+    If this user may not enter root's folder, the file may exist, so its path is returned.
     """
     folder = folder or _SYSTEM_CONFIG
     others = folder / own.name
@@ -110,44 +115,44 @@ def config_of_root(own: Path, folder: Path | None = None) -> Path | None:
 
 
 def or_as_root(own: Path, fix: str) -> str:
-    """``fix`` for a missing file ``own``, behind what to do if the one of root is meant."""
+    """Return ``fix`` for a missing file ``own``, after advice for the case that root's file is meant."""
     others = config_of_root(own)
     return f"if you mean {others}, run this as root, with sudo; else {fix}" if others else fix
 
 
 def config_argument(file: Path, usual: Path) -> str:
-    """Return `` --config FILE``, to stand behind a command that is shown; empty for the usual file."""
+    """Return `` --config FILE`` as the end of a command in a message; empty for the usual file."""
     return "" if file == usual else f" --config {shlex.quote(str(file))}"
 
 
 def named_config_file() -> Path | None:
-    """The file that ``QANAT_CONFIG`` names; None if it is not set."""
+    """Return the file that ``QANAT_CONFIG`` names; None if the variable is not set."""
     named = os.environ.get(CONFIG_VARIABLE)
     return Path(named) if named else None
 
 
 def node_bundle_file() -> Path:
-    """The bundle with which an agent attaches."""
+    """Return the bundle with which an agent attaches."""
     return config_folder() / "node.pem"
 
 
 def joined_bundle_file() -> Path:
-    """Where a join puts the bundle: for root a folder of its own, that the agent's user may write in."""
+    """Return where a join writes the bundle: for root in a folder that the agent's user may write to."""
     return _SYSTEM_AGENT / "node.pem" if is_system() else node_bundle_file()
 
 
 def user_bundle_file() -> Path:
-    """The bundle with which a person's ``qanat`` command comes in."""
+    """Return the bundle with which a user's ``qanat`` command authenticates."""
     return config_folder() / "user.pem"
 
 
 def admin_socket(data_dir: Path | None = None) -> Path:
-    """The server's local socket, which needs no bundle: its file permissions decide who may use it."""
+    """Return the server's local socket. It needs no bundle, because its file permissions control access."""
     return (data_dir or data_folder()) / "admin.sock"
 
 
 def completion_file(shell: str, program: str) -> Path:
-    """Where bash, zsh or fish looks for what completes ``program``; for root, where those of all users do."""
+    """Return where bash, zsh or fish looks for completions of ``program``; for root, those of all users."""
     match shell:
         case "bash":
             return _shared_folder() / "bash-completion/completions" / program
@@ -159,7 +164,7 @@ def completion_file(shell: str, program: str) -> Path:
 
 
 def manual_file(program: str) -> Path:
-    """Where ``man`` looks for the page of ``program``."""
+    """Return where ``man`` looks for the page of ``program``."""
     return _shared_folder() / "man/man1" / f"{program}.1"
 
 
@@ -168,7 +173,7 @@ def _shared_folder() -> Path:
 
 
 def bundle_of_invoker() -> Path | None:
-    """The bundle of the person who became root by sudo, if it is in its usual place."""
+    """Return the bundle of the user who became root by sudo; None if it is not in its usual place."""
     name = os.environ.get("SUDO_USER", "")
     if not is_system() or not name:
         return None
@@ -181,9 +186,9 @@ def bundle_of_invoker() -> Path | None:
 
 
 def find_user_bundle(option: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """The bundle to use: the option, then ``QANAT_BUNDLE``, then the config folder's if it exists.
+    """Return the bundle to use: the option, else ``QANAT_BUNDLE``, else the config folder's if it exists.
 
-    The first two are returned whether or not they exist: what somebody named must not be passed over.
+    The first two are returned even if they do not exist, because a named file must not be ignored.
     """
     if option is not None:
         return option
@@ -194,17 +199,17 @@ def find_user_bundle(option: Path | None, environ: Mapping[str, str]) -> Path | 
 
 
 def connect_socket(data_dir: Path | None = None) -> Path:
-    """Where ``init`` proposes the local ``connect`` entrance, which is off unless configured."""
+    """Return the socket that ``init`` proposes for the local ``connect`` entrance, off by default."""
     return (data_dir or data_folder()) / "connect.sock"
 
 
 def find_admin_socket() -> Path | None:
-    """The admin socket of a server on this machine, this user's own first."""
+    """Return the admin socket of a server on this machine, this user's first; None if there is none."""
     return _first_socket(admin_socket(), admin_socket(_SYSTEM_DATA))
 
 
 def find_connect_socket() -> Path | None:
-    """The ``connect`` socket of a server on this machine, this user's own first."""
+    """Return the ``connect`` socket of a server on this machine, this user's first; None if there is none."""
     return _first_socket(connect_socket(), connect_socket(_SYSTEM_DATA))
 
 
@@ -213,15 +218,15 @@ def _first_socket(*places: Path) -> Path | None:
 
 
 def exists(place: Path) -> bool:
-    """Whether this process can see a file or folder there."""
+    """Whether this process can see a file or folder at ``place``."""
     try:
         return place.exists()
-    except OSError:  # below a folder that we may not enter
+    except OSError:  # below a folder that this process may not enter
         return False
 
 
 def _is_socket(place: Path) -> bool:
     try:
         return place.is_socket()
-    except OSError:  # a folder that we may not enter
+    except OSError:  # below a folder that this process may not enter
         return False

@@ -1,8 +1,8 @@
-"""In which line of a TOML file each key stands. No I/O.
+"""Line numbers of the keys of a TOML file. No I/O.
 
-``tomllib`` gives values without places. So the text is read statement by statement: lines are gathered until
-``tomllib`` takes them as a whole. A table's head or a ``key = value`` never parses before its end, and each
-begins a line of its own, so what parses first is one statement.
+``tomllib`` returns values without their lines. So the text is parsed statement by statement: lines are joined
+until ``tomllib`` accepts them. The method works because a table's head or a ``key = value`` begins a line of
+its own and does not parse before its end.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _MAX_STATEMENT_LINES = 300
-"""Each line more means parsing the statement once more; keys behind a longer one get no line."""
+"""Limit, because each line of a statement parses it once more. Keys after a longer statement get no line."""
 
 
 def key_lines(text: str) -> dict[str, int]:
-    """The line, counted from 1, of each key of a valid TOML text: ``{"agents.max": 12, "tcp#1.listen": 20}``.
+    """Return the line of each key of a valid TOML text, such as ``{"agents.max": 12, "tcp#1.listen": 20}``.
 
-    Items of lists of tables are counted from 1. Inline tables count as tables.
+    Lines and the items of lists of tables are counted from 1. Inline tables count as tables.
     """
     lines: dict[str, int] = {}
     counts: dict[str, int] = {}
@@ -34,7 +34,7 @@ def key_lines(text: str) -> dict[str, int]:
 
 
 def _statements(text: str) -> Iterator[tuple[int, dict[str, Any], bool]]:
-    """Each statement with the number of its first line, and whether it is a table's head."""
+    """Yield each statement with the number of its first line, and whether it is a table's head."""
     gathered: list[str] = []
     begin = 0
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
@@ -54,7 +54,7 @@ def _statements(text: str) -> Iterator[tuple[int, dict[str, Any], bool]]:
 
 
 def _enter(head: Mapping[str, Any], counts: dict[str, int]) -> str:
-    """The table that a head begins: ``connect.unix``, or ``tcp#2`` for the second ``[[tcp]]``."""
+    """Return the table that a head begins: ``connect.unix``, or ``tcp#2`` for the second ``[[tcp]]``."""
     path = ""
     inner: Any = head
     while isinstance(inner, dict) and inner:

@@ -1,4 +1,4 @@
-"""The types that configuration values become, and the sections that server and agent share. No I/O."""
+"""Types of configuration values, and the sections that server and agent share. No I/O."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Seconds = NewType("Seconds", float)
 """A duration above zero and at most a year."""
 SecondsOrNone = NewType("SecondsOrNone", float)
-"""The same, or 0, which means: not at all."""
+"""A duration as ``Seconds``, or 0 for none."""
 Count = NewType("Count", int)
 """A whole number from 1."""
 UserId = NewType("UserId", int)
@@ -41,7 +41,7 @@ ServiceName = NewType("ServiceName", str)
 UserName = NewType("UserName", str)
 DnsName = NewType("DnsName", str)
 ServerAddress = NewType("ServerAddress", str)
-"""``host:port`` in its one spelling."""
+"""``host:port`` in canonical form."""
 EntranceName = NewType("EntranceName", str)
 
 ENTRANCES = ("connect", "tcp", "web", "api")
@@ -51,12 +51,12 @@ _YEAR_SECONDS = 365 * 24 * 3600
 
 
 def entrance_label(entrance: str) -> str:
-    """The name of an entrance, or ``other``: an agent is told names by its server, which may make them up."""
+    """Return the name of a known entrance, else ``other``, because a server may send its agents any name."""
     return entrance if entrance in _LABELS else "other"
 
 
 class InvalidValueError(ValueError):
-    """A value that cannot stand. ``key`` names one inside the section that was checked as a whole."""
+    """A value is not valid. ``key`` names a key inside the section, if the section was checked as a whole."""
 
     def __init__(self, message: str, fix: str = "", key: str = "") -> None:
         super().__init__(message, fix, key)
@@ -66,7 +66,7 @@ class InvalidValueError(ValueError):
 
 
 class Secret:
-    """A text that is never printed by accident: ``repr``, ``str`` and format hide it."""
+    """A text that ``repr``, ``str`` and ``format`` hide, so that it is never printed by accident."""
 
     __slots__ = ("_text",)
 
@@ -74,6 +74,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
+        """Return the text."""
         return self._text
 
     def __bool__(self) -> bool:
@@ -91,28 +92,28 @@ class Secret:
 
 @attrs.frozen
 class ListenAddress:
-    """Where to listen; port 0 lets the kernel choose. ``str`` gives ``host:port`` or ``[v6]:port``."""
+    """Address of a listener; port 0 lets the kernel choose. ``str`` is ``host:port`` or ``[v6]:port``."""
 
     host: str
     port: int
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can reach the address."""
         if self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:  # another name may resolve to anything
+        except ValueError:  # another name may resolve to any address
             return False
 
     @property
     def is_privileged(self) -> bool:
-        """Whether only root, or a program with ``CAP_NET_BIND_SERVICE``, may listen there."""
+        """Whether only root, or a program with ``CAP_NET_BIND_SERVICE``, may listen at the address."""
         return 0 < self.port < _UNPRIVILEGED_PORT
 
     def collides_with(self, other: ListenAddress) -> bool:
-        """Whether the kernel refuses to listen on both. Host names are compared as names."""
+        """Whether the kernel refuses to listen on both addresses. Host names are compared as names."""
         if self.port == 0 or self.port != other.port:
             return False
         mine, others = _listened(self.host), _listened(other.host)
@@ -127,12 +128,14 @@ def _listened(host: str) -> set[str]:
 
 
 def _is_covered(mine: set[str], others: set[str]) -> bool:
-    """Whether one is all of IPv4 and the other has an IPv4 address or a name, which may have one."""
+    """Whether one is ``0.0.0.0`` and the other is an IPv4 address or a name, which may resolve to one."""
     either = mine | others
     return "0.0.0.0" in either and any(":" not in host for host in (others if "0.0.0.0" in mine else mine))
 
 
 class LogLevel(enum.Enum):
+    """Lowest level of Qanat's own lines that are logged."""
+
     DEBUG = "debug"
     INFO = "info"
     WARNING = "warning"
@@ -140,13 +143,15 @@ class LogLevel(enum.Enum):
 
 
 class LogFormat(enum.Enum):
+    """Format of log lines; ``AUTO`` is text on a terminal and JSON elsewhere."""
+
     AUTO = "auto"
     TEXT = "text"
     JSON = "json"
 
 
 class StreamLog(enum.Enum):
-    """Which streams get their line at open and at close."""
+    """Which streams are logged when they open and close."""
 
     ALL = "all"
     ERRORS = "errors"
@@ -155,18 +160,21 @@ class StreamLog(enum.Enum):
 
 @attrs.frozen
 class Log:
+    """The section ``[log]``."""
+
     level: LogLevel = LogLevel.INFO
     format: LogFormat = LogFormat.AUTO
     streams: StreamLog = StreamLog.ALL
     entrances: Mapping[EntranceName, StreamLog] = attrs.field(factory=dict)
 
     def streams_of(self, entrance: str) -> StreamLog:
+        """Return which streams of an entrance are logged."""
         return self.entrances.get(EntranceName(entrance), self.streams)
 
 
 @attrs.frozen
 class Ops:
-    """The listener for probes and scrapes. ``listen`` is None when it is switched off with ``""``."""
+    """The listener for probes and scrapes. ``listen`` is None if ``""`` switches the listener off."""
 
     listen: ListenAddress | None = None
     tls: bool = False
@@ -174,6 +182,7 @@ class Ops:
 
 
 def parse_text(value: object) -> str:
+    """Return ``value`` if it is a text. Raises ``InvalidValueError``."""
     if not isinstance(value, str):
         raise InvalidValueError(f"{value!r:.80} is not a text", "write it in quotes")
     return value
@@ -181,7 +190,7 @@ def parse_text(value: object) -> str:
 
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
-        raise InvalidValueError(f"{value!r:.80} is not a switch", "write true or false")
+        raise InvalidValueError(f"{value!r:.80} is not a boolean", "write true or false")
     return value
 
 
@@ -265,6 +274,7 @@ def _target(value: object) -> Target:
 
 
 def as_invalid(error: ValueError, fix: str) -> InvalidValueError:
+    """Return ``error`` as an ``InvalidValueError`` with a fix; one that is invalid already stays as it is."""
     if isinstance(error, InvalidValueError):
         return error
     return InvalidValueError(str(error), "" if isinstance(error, UrlGivenError) else fix)
@@ -303,7 +313,7 @@ def _is_user_name(text: str) -> bool:
 
 def _secret(value: object) -> Secret:
     if not isinstance(value, str):
-        raise InvalidValueError("is not a text", "write it in quotes")  # without the value, which is secret
+        raise InvalidValueError("is not a text", "write it in quotes")  # do not print the value: it is secret
     return Secret(value)
 
 
@@ -331,4 +341,4 @@ PARSERS: Parsers = {
     UserName: _name(_is_user_name, "a user name", "write lower-case letters, digits and . _ @ -"),
     EntranceName: _name(ENTRANCES.__contains__, "an entrance", f"known: {', '.join(ENTRANCES)}"),
 }
-"""How each type is made of what TOML gives; a parser raises ``InvalidValueError`` and nothing else."""
+"""Parser of each type, from a TOML value. A parser raises ``InvalidValueError`` only."""

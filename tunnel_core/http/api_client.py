@@ -1,4 +1,4 @@
-"""What the server's JSON API answers, read by whoever asks it: commands of people, commands on the server."""
+"""Read the answers of the server's JSON API, for ``qanat`` and for the commands on the server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ ACCEPT_JSON = ("accept", "application/json")
 
 
 def page_of(response: h11.Response | h11.InformationalResponse, body: bytes, name: str) -> dict[str, Any]:
-    """The object that an answer holds. Raises ``Refused`` with what it says if it is none of success."""
+    """Return the JSON object of an answer. Raises ``Refused`` if its status is not 200 or it is not JSON.
+
+    ``name`` is the server's name in sentences.
+    """
     if response.status_code != 200:
         raise refusal_of(response, body, name)
     page = json_object(body)
@@ -25,7 +28,7 @@ def page_of(response: h11.Response | h11.InformationalResponse, body: bytes, nam
 
 
 def refusal_of(response: h11.Response | h11.InformationalResponse, body: bytes, name: str) -> Refused:
-    """What an answer other than success says: the reason's word, and the sentence for people."""
+    """Return the refusal in an answer whose status is not 200: the reason and the sentence for people."""
     answer = json_object(body) or {}
     words = [answer.get("reason"), *(word.decode("latin-1") for word in _reason_words(response))]
     reason = next((Reason[str(word).upper()] for word in words if _is_reason(word)), None)
@@ -45,7 +48,7 @@ def _is_reason(word: object) -> bool:
 
 
 def json_object(body: bytes) -> dict[str, Any] | None:
-    """The object in a body; None if it holds anything else."""
+    """Return the JSON object in a body; None if the body is anything else."""
     try:
         answer = json.loads(body)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The client's end of HTTP/1.1; towards targets too, so nothing that comes back is trusted."""
+"""The client's end of HTTP/1.1. It connects to targets too, so no answer is trusted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_INTERIM_ANSWERS = 10
 
 
 class HttpClientConnection(Connection):
-    """The client's side of one connection. ``peer`` names the other end in sentences."""
+    """The client's end of one connection. ``peer`` is the server's name in sentences."""
 
     def __init__(
         self, stream: trio.abc.Stream, limits: HeadLimits | None = None, peer: str = "the target"
@@ -25,9 +25,9 @@ class HttpClientConnection(Connection):
     async def receive_response(
         self, timeout_seconds: float | None = None
     ) -> h11.Response | h11.InformationalResponse:
-        """The final answer's head, or the 101 that accepts an upgrade; other interim answers are skipped.
+        """Return the head of the final answer, or of the 101 that accepts an upgrade.
 
-        Raises ``Refused``: ``TARGET_TIMEOUT`` or ``TARGET_PROTOCOL``.
+        Other interim answers are skipped. Raises ``Refused`` with ``TARGET_TIMEOUT`` or ``TARGET_PROTOCOL``.
         """
         with trio.move_on_after(float("inf") if timeout_seconds is None else timeout_seconds):
             return await self._read_response()
@@ -66,22 +66,22 @@ class HttpClientConnection(Connection):
             return await self._next_body_event()
         except h11.RemoteProtocolError as error:
             raise Refused(
-                Reason.TARGET_PROTOCOL, f"{self._peer} broke off its answer: {wording(error)}"
+                Reason.TARGET_PROTOCOL, f"{self._peer} did not complete its answer: {wording(error)}"
             ) from None
 
     def finish(self) -> bool:
-        """Whether the connection can carry another request; readies it if so."""
+        """Prepare the connection for another request; return whether it can carry one."""
         if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
             return False
         self._h11.start_next_cycle()
-        unasked, has_ended = self._h11.trailing_data
-        return not unasked and not has_ended
+        unexpected, has_ended = self._h11.trailing_data
+        return not unexpected and not has_ended
 
 
 async def exchange(
     connection: HttpClientConnection, request: h11.Request, body: bytes = b"", *, max_body_bytes: int
 ) -> tuple[h11.Response | h11.InformationalResponse, bytes]:
-    """Sends a request and collects the whole answer. Raises ``Refused`` if it is larger than allowed."""
+    """Send a request and return the whole answer. Raises ``Refused`` above ``max_body_bytes``."""
     await connection.send(request, *([h11.Data(data=body)] if body else []), h11.EndOfMessage())
     response = await connection.receive_response()
     collected = bytearray()

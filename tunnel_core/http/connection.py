@@ -1,4 +1,4 @@
-"""What both ends of an HTTP/1.1 connection share: an h11 machine over a stream, bodies, the switch."""
+"""Common part of both ends of an HTTP/1.1 connection: h11 over a stream, bodies, and protocol switches."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from tunnel_core.streams.sockets import KEEPALIVE_SECONDS
 
 READ_BYTES = 64 * 1024
 MAX_READ_AHEAD = 64 * 1024
-"""Bytes taken from a user before the answer; the initial credit of a stream, which carries them."""
+"""Limit of bytes received from a user before the answer: the initial credit of the stream that carries
+them."""
 _LOOK_SECONDS = 1.0
-"""How often a connection is checked of which nothing is read while its answer is awaited."""
+"""Time between two checks of a connection from which nothing is read while its answer is awaited. The end of
+input is no break, and hides one."""
 
 
 class Body(AsyncIterator[bytes]):
-    """The pieces of a body. No generator, because those must not be dropped half-way under trio."""
+    """The pieces of a body. Not a generator, because trio does not allow dropping an unfinished generator."""
 
     def __init__(self, receive_event: Callable[[], Awaitable[h11.Data | h11.EndOfMessage]]) -> None:
         self._receive_event = receive_event
@@ -32,11 +34,14 @@ class Body(AsyncIterator[bytes]):
         return bytes(event.data)
 
     async def aclose(self) -> None:
-        """Gives up reading, for ``aclosing``. What is left stays with the connection."""
+        """Stop reading, for ``aclosing``. The unread rest stays with the connection."""
 
 
 class Connection:
-    """What both ends share: an h11 machine fed from a stream, sends in order, bodies, the switch."""
+    """One end of a connection: an h11 state machine over a stream. Sends keep their order.
+
+    Connections with the same ``turns`` process received data one after the other.
+    """
 
     def __init__(
         self,
@@ -53,23 +58,23 @@ class Connection:
 
     @property
     def read_ahead(self) -> bytes:
-        """What has arrived behind everything parsed so far."""
+        """Bytes that have arrived and are not parsed yet."""
         return self._h11.trailing_data[0]
 
     async def send(self, *events: h11.Event) -> None:
-        """Sends the events as one write. ``ConnectionClosed`` sends nothing."""
+        """Send the events as one write. Cancelled, the connection can only be closed."""
         async with self._sending:
             if data := self.encode(*events):
                 await self.stream.send_all(data)
 
     def encode(self, *events: h11.Event) -> bytes:
-        """The events as bytes, which count as sent: for a head that travels by another way."""
+        """Return the events as bytes and count them as sent, for a head that the caller sends itself."""
         return b"".join([self._h11.send(event) or b"" for event in events])
 
     def switch(self) -> bytes:
-        """Leaves HTTP after the 2xx to a CONNECT or the 101; the stream is the caller's from now on.
+        """End HTTP after the 2xx to a CONNECT or the 101; then the caller owns the stream.
 
-        Returns the bytes of the new protocol that have been read already.
+        Return the bytes of the new protocol that have been received already.
         """
         if self._h11.our_state is not h11.SWITCHED_PROTOCOL:
             raise RuntimeError("switch() needs an accepted CONNECT or upgrade")
@@ -77,14 +82,15 @@ class Connection:
         return self._h11.trailing_data[0]
 
     async def wait_left(self) -> None:
-        """Return when the peer has broken the connection; what the peer sends is kept.
+        """Return when the peer has broken the connection; keep the bytes that the peer sends.
 
-        The end of input is no break: a client may end its half after the request and read on. Nothing is
-        received behind that end, or beyond ``MAX_READ_AHEAD`` bytes; the socket is checked once a second
-        then. A peer that closed both halves of a TCP connection looks like one that ended its half, until
-        something is sent to it, or its kernel answers a keepalive with a reset.
+        The end of input is no break, because a client may end its half after the request and keep reading.
+        After that end, or beyond ``MAX_READ_AHEAD`` bytes, nothing is received and the socket is checked once
+        a second. A peer that closed both halves of a TCP connection looks like a peer that ended its half.
+        Only a reset shows the difference: the peer's kernel answers a byte or a keepalive of this end with a
+        reset.
 
-        Cancel it when the answer is there. Not together with another receive on this connection.
+        Cancel the wait when the answer is there. Allow no other receive on this connection meanwhile.
         """
         try:
             while len(self._h11.trailing_data[0]) < MAX_READ_AHEAD and await self._receive(MAX_READ_AHEAD):
@@ -112,10 +118,11 @@ class Connection:
             return bool(data)
 
     def receive_body(self) -> Body:
-        """The body as it comes.
+        """Return the pieces of the body as they arrive.
 
-        Of a request: the first read answers ``Expect: 100-continue``; raises ``Refused`` with
-        ``BAD_REQUEST``, ``USER_LEFT`` or ``IDLE_TIMEOUT``. Of an answer: with ``TARGET_PROTOCOL``.
+        The first read of a request's body answers ``Expect: 100-continue``. Reading raises ``Refused``: for a
+        request with ``BAD_REQUEST``, ``USER_LEFT`` or ``IDLE_TIMEOUT``, for an answer with
+        ``TARGET_PROTOCOL``.
         """
         return Body(self._receive_body_event)
 

@@ -1,8 +1,8 @@
-"""HTTP/1.1 heads: their bounds, what is ambiguous in them, and how a refusal is answered. No I/O.
+"""HTTP/1.1 heads: limits, refusal of ambiguous heads, and the form of a refusal's answer. No I/O.
 
-h11 parses. What it repairs is refused here before it sees it, because whoever stands in front of
-or behind us may repair it differently (request smuggling): bare LF, folded lines, a length given
-twice or beside chunked coding, control characters.
+h11 parses the heads. A head that h11 would repair is refused before, because a proxy or target may repair the
+head differently (request smuggling). Such heads have a bare LF, a folded line, a control character, two
+lengths, or a length beside chunked coding.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import h11
 from tunnel_core.reasons import Reason, Refused
 
 MAX_REASON_PHRASE = 200
-"""Longer phrases are cut by some clients; the body and the log have the whole sentence."""
+"""Length limit, because some clients cut longer phrases. The body and the log have the whole sentence."""
 REASON_HEADER = "qanat-reason"
-"""Carries the reason's word, so that no program has to read the sentence."""
+"""Header with the reason's word, so that no program has to parse the sentence."""
 _HEAD_END = b"\r\n\r\n"
 # RFC 9110 section 5.5: field values hold no control characters other than HTAB; CR only before LF.
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
@@ -30,7 +30,7 @@ _TLS_HANDSHAKE = 0x16
 
 
 class HttpRefused(Refused):
-    """A refusal whose answer carries headers of its own: how to log in, or when to come back."""
+    """A refusal whose answer has headers of its own, such as how to log in or when to retry."""
 
     def __init__(self, reason: Reason, detail: str, headers: Iterable[tuple[str, str]]) -> None:
         super().__init__(reason, detail)
@@ -44,19 +44,20 @@ class HeadLimits:
     max_head_bytes: int = 16 * 1024
     max_headers: int = 100
     head_seconds: float = 10.0
-    """From the first byte of a head (from the accept for the first) to its end."""
+    """Time from the first byte of a head to its end; for the first head, from the accept."""
     idle_seconds: float = 75.0
-    """Between requests."""
+    """Time between two requests."""
     body_idle_seconds: float = 300.0
-    """Between two reads of a request's body."""
+    """Time between two reads of a request's body."""
     answer_seconds: float = 30.0
-    """To hand over an answer of our own; nobody may hold one back for ever."""
+    """Time to send the server's own answer to a client that reads slowly."""
 
 
 def head_end(data: bytes | bytearray, limits: HeadLimits, start: int = 0) -> int:
-    """The length of the complete head that opens ``data``, or 0 while it is incomplete.
+    """Return the length of the head at the beginning of ``data``; 0 if the head is incomplete.
 
-    ``start`` is where an earlier look ended. Raises ``Refused`` for too long or hopeless beginnings.
+    ``start`` is the length of the part that an earlier call has checked. Raises ``Refused`` if the head is
+    too long, or cannot become a valid head.
     """
     if data[:1] and data[0] <= 0x20:
         raise Refused(Reason.BAD_REQUEST, _why_no_request(data[0]))
@@ -72,12 +73,12 @@ def head_end(data: bytes | bytearray, limits: HeadLimits, start: int = 0) -> int
 
 def _why_no_request(first: int) -> str:
     if first == _TLS_HANDSHAKE:
-        return "this port speaks plain HTTP, and a TLS handshake arrived: use http:// here"
+        return "this port uses plain HTTP, and a TLS handshake arrived: use http:// here"
     return "the request does not begin with a method"
 
 
 def check_raw_head(head: bytes) -> None:
-    """Refuses what h11 would repair. ``head`` ends with its blank line."""
+    """Raise ``Refused`` for a head that h11 would repair. ``head`` ends with its blank line."""
     if _FOLDED.search(head):
         raise Refused(Reason.BAD_REQUEST, "the request head has a folded line (RFC 9112 section 5.2)")
     if _FORBIDDEN.search(head):
@@ -90,12 +91,12 @@ def check_raw_head(head: bytes) -> None:
 def check_request(request: h11.Request, limits: HeadLimits) -> bool:
     """Return whether the request has a body.
 
-    Refuses a parsed head with too many headers or with framing that two parsers may read differently.
+    Raises ``Refused`` for too many headers, or for framing that two parsers may read differently.
     """
     if len(request.headers) > limits.max_headers:
         raise Refused(Reason.HEAD_TOO_LARGE, f"the request has more than {limits.max_headers} headers")
     if request.http_version not in (b"1.0", b"1.1"):
-        raise Refused(Reason.BAD_REQUEST, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+        raise Refused(Reason.BAD_REQUEST, "only HTTP/1.1 and HTTP/1.0 are supported")
     hosts, length, is_coded = 0, b"", False
     for name, value in request.headers:
         if name == b"host":
@@ -118,24 +119,24 @@ def check_request(request: h11.Request, limits: HeadLimits) -> bool:
 def header_values(
     message: h11.Request | h11.Response | h11.InformationalResponse, name: bytes
 ) -> list[bytes]:
-    """All values of the header with this lower-case name."""
+    """Return all values of the header with this lower-case name."""
     return [value for key, value in message.headers if key == name]
 
 
 def head_bytes(message: h11.Request | h11.Response | h11.InformationalResponse) -> int:
-    """About the size of a parsed head."""
+    """Return the approximate size of a parsed head."""
     return sum(len(name) + len(value) + 4 for name, value in message.headers)
 
 
 def wording(error: h11.RemoteProtocolError) -> str:
-    """What h11 found, without the bytes it found it in: they are a stranger's and look like Python."""
+    """Return h11's description of the error, without the stranger's bytes in it (a Python ``bytearray``)."""
     return str(error).partition(": bytearray(")[0]
 
 
 def reason_phrase(refused: Refused) -> str:
-    """The refusal's sentence as an HTTP reason phrase: printable ASCII, 200 characters at most.
+    """Return the refusal's sentence as an HTTP reason phrase: printable ASCII, 200 characters at most.
 
-    kubectl shows its user the phrase of a failed CONNECT and nothing else.
+    After a failed CONNECT, kubectl shows its user this phrase and nothing else.
     """
     printable = re.sub(r"[^\x20-\x7e]", "?", re.sub(r"\s+", " ", refused.detail).strip())
     if len(printable) > MAX_REASON_PHRASE:
@@ -144,7 +145,7 @@ def reason_phrase(refused: Refused) -> str:
 
 
 def refusal_body(refused: Refused, *, as_json: bool) -> tuple[str, bytes]:
-    """The content type and the body that answer a refusal: ``word: sentence`` or the same as JSON."""
+    """Return content type and body of the answer to a refusal: ``word: sentence``, or both as JSON."""
     if as_json:
         answer = {"reason": refused.reason.word, "detail": refused.detail}
         return "application/json", json.dumps(answer).encode() + b"\n"
@@ -153,7 +154,7 @@ def refusal_body(refused: Refused, *, as_json: bool) -> tuple[str, bytes]:
 
 
 def wants_json(request: h11.Request | None) -> bool:
-    """Whether the asker accepts JSON by name; ``*/*`` alone gets text, as people use curl."""
+    """Whether the request accepts JSON by name; ``*/*`` alone gets text, because people use curl."""
     if request is None:
         return False
     return any(b"application/json" in value.lower() for value in header_values(request, b"accept"))

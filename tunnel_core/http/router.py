@@ -1,11 +1,10 @@
-"""The routes of an HTTP listener in one table: methods, path, who may use it, handler.
+"""The routes of an HTTP listener in one table: methods, path, allowed callers, handler.
 
-1. Every route states its callers as a :class:`WhoMay`. There is no default: a route without that statement
-   does not construct. The handler receives what ``WhoMay.check`` has proven, so mypy refuses a handler that
-   needs a user on a route that is open to anybody.
-2. Routes come in sections. A section states who may learn that a path or a method is unknown there.
-3. Paths are compared as they were sent. Nothing is percent-decoded, a trailing slash makes another path, and
-   the query does not count.
+1. Every route states its allowed callers as a :class:`WhoMay`. There is no default: a route without one
+   cannot be constructed. The handler receives the result of ``WhoMay.check``, so mypy refuses a handler that
+   needs a user on a route that is open to every caller.
+2. Routes are grouped in sections. A section states which callers may learn that a path or method is unknown.
+3. Paths are compared as they were sent: without percent-decoding, with a trailing slash, without the query.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ READ = ("GET", "HEAD")
 POST = ("POST",)
 CONNECT = ("CONNECT",)
 _MAX_SHOWN = 200
-"""Characters of an unknown path that the answer repeats."""
+"""Limit of characters of an unknown path that the answer repeats."""
 
 Caller = TypeVar("Caller")
 CallerIn = TypeVar("CallerIn", contravariant=True)
@@ -37,7 +36,8 @@ ProofOut = TypeVar("ProofOut", covariant=True)
 class WhoMay(Generic[CallerIn, ProofOut]):
     """The callers that may use a route.
 
-    ``check`` returns what the handler relies on, the user for example, or raises ``Refused``.
+    ``check`` raises ``Refused`` for other callers. For an allowed caller it returns what the handler needs,
+    such as the user.
     """
 
     name: str
@@ -78,15 +78,16 @@ class Route(Generic[Caller]):
         self.path = path
         self.who_may: WhoMay[Caller, object] = who_may
         self.answer = answer
-        """Returns the handler at work for a caller. Raises ``Refused`` for one that may not use the route."""
+        """Start the handler for an allowed caller and return its awaitable. Raises ``Refused`` for others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section(Generic[Caller]):
     """Routes of one part of a listener.
 
-    ``who_may`` may learn that a path is unknown, or that it has other methods. The section answers for the
-    unknown paths that begin with ``prefix``; None stands for no unknown path.
+    Callers that ``who_may`` allows may learn that a path is unknown, or that it has other methods. The
+    section answers for the unknown paths that begin with ``prefix``; with None it answers for no unknown
+    path.
     """
 
     name: str
@@ -100,7 +101,7 @@ Routes: TypeAlias = Mapping[bytes, Route[Caller]]
 
 
 class Match(NamedTuple, Generic[Caller]):
-    """What a router has found for a request. ``routes`` is empty for an unknown path."""
+    """Result of ``Router.find`` for a request. ``routes`` is empty for an unknown path."""
 
     section: Section[Caller]
     routes: Routes[Caller]
@@ -109,9 +110,10 @@ class Match(NamedTuple, Generic[Caller]):
 
 
 class Router(Generic[Caller]):
-    """The routes of one listener. Raises ``ValueError`` for two routes of one method and path.
+    """The routes of one listener.
 
     One of ``sections`` has an empty prefix, so that it answers for every path that no other section knows.
+    Raises ``ValueError`` for two routes of one method and path, or if no section has an empty prefix.
     """
 
     def __init__(self, sections: Iterable[Section[Caller]]) -> None:
@@ -142,7 +144,7 @@ class Router(Generic[Caller]):
         return self._exact.setdefault(path, (section, {}))[1]
 
     def find(self, request: h11.Request) -> Match[Caller]:
-        """Return where the request belongs. Raises nothing."""
+        """Return the section and the routes for the request. Raises no error, also for an unknown path."""
         path, _, query = request.target.decode("ascii").partition("?")
         if request.method == b"CONNECT":
             return Match(self._prefixes[-1][1], self._connect, "")
@@ -157,9 +159,9 @@ class Router(Generic[Caller]):
     def answer(
         self, match: Match[Caller], http: HttpConnection, request: h11.Request, caller: Caller
     ) -> Awaitable[None]:
-        """Return the handler at work, to be awaited. Raises ``Refused`` if there is none for this caller.
+        """Start the handler and return its awaitable. Raises ``Refused`` if there is none for this caller.
 
-        It is no coroutine itself: a tunnel lives in its handler, and each wake of it would pass through here.
+        This is no coroutine, because a tunnel runs in its handler and each wake-up would pass through here.
         """
         route = match.routes.get(request.method)
         if route is None:
@@ -178,7 +180,7 @@ class Router(Generic[Caller]):
         return Refused(Reason.NOT_FOUND, f"there is nothing at {path}; there is {known}")
 
     def _known(self, section: Section[Caller]) -> list[str]:
-        """The paths of the section. The last section names the others too, by path or by prefix."""
+        """Return the section's paths; for the last section also the other sections' paths or prefixes."""
         known = [route.path for route in section.routes]
         for other in self._sections if not section.prefix else ():
             if other.prefix is None:
@@ -189,5 +191,5 @@ class Router(Generic[Caller]):
 
 
 def _not_allowed(detail: str, methods: Iterable[str]) -> HttpRefused:
-    """405, which needs ``Allow`` (RFC 9110, section 15.5.6)."""
+    """Return a 405, which needs ``Allow`` (RFC 9110, section 15.5.6)."""
     return HttpRefused(Reason.METHOD_NOT_ALLOWED, detail, [("allow", ", ".join(methods))])

@@ -1,13 +1,14 @@
-"""HTTP/1.1 over any trio stream, both ends, with h11: bounded heads, streamed bodies, protocol switches.
+"""HTTP/1.1 over any trio stream, with h11: bounded heads, streamed bodies, protocol switches.
 
-1. A head is looked at as raw bytes before h11 parses it (``head.py``), so bounds are exact and
-   nothing ambiguous is repaired.
-2. Nothing is buffered but one head and one read: bodies are pulled by whoever consumes them.
-3. Bytes that arrived behind the head of a CONNECT or an upgrade are kept and come out of ``switch``.
-4. One task may receive while another sends. Cancelling a receive loses nothing; a cancelled send
-   leaves the connection good for nothing but closing.
-5. A refusal is answered if no answer has begun, else the connection is aborted: a truncated answer
-   must not look complete. After either the connection ends: behind an answer as ``lingering`` says.
+1. A head is checked as raw bytes before h11 parses it (``head.py``). So its limits are exact, and an
+   ambiguous head is refused instead of repaired.
+2. Only one head and one read are buffered: the handler pulls the body.
+3. Bytes that arrived behind the head of a CONNECT or an upgrade are kept, and ``switch`` returns them.
+4. One task may receive while another sends. A cancelled receive loses no byte. After a cancelled send the
+   connection can only be closed.
+5. A refusal is answered if no answer has begun. Otherwise the connection is aborted, because a truncated
+   answer must not look complete. A refusal ends the connection in either case; after an answer ``lingering``
+   closes it.
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ Headers: TypeAlias = Iterable[tuple[str, str]]
 _CLOSE_SECONDS = 1.0
 _REST_SECONDS = 1.0
 _REST_BYTES = 256 * 1024
-"""How much of an unread body is discarded to keep the connection for the next request."""
+"""Limit of an unread rest of a body that is discarded to keep the connection for the next request."""
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 _log = logging.getLogger("qanat.http")
 
 
 class HttpConnection(Connection):
-    """The server's side of one connection."""
+    """The server's end of one connection."""
 
     def __init__(
         self, stream: trio.abc.Stream, limits: HeadLimits | None = None, turns: trio.Lock | None = None
@@ -76,21 +77,21 @@ class HttpConnection(Connection):
         self.limits = limits or HeadLimits()
         super().__init__(stream, h11.SERVER, self.limits.max_head_bytes, turns)
         self.request: h11.Request | None = None
-        """The request being served; None until its head is understood."""
+        """The request being served; None until its head is parsed."""
         self._served = 0
 
     @property
     def has_answered(self) -> bool:
-        """Whether a final answer has begun, so that no other can be given."""
+        """Whether a final answer has begun, so that no other can be sent."""
         return self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE)
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request was received and its answer is not complete; after a switch always."""
+        """Whether a request was received and its answer is not complete. After a switch always True."""
         return self._h11.our_state not in (h11.IDLE, h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
 
     async def next_request(self) -> h11.Request | None:
-        """The next request; None when the peer ended or idled away between requests.
+        """Return the next request; None if the peer ends its half or stays idle between requests.
 
         Raises ``Refused`` with ``HEAD_TOO_LARGE``, ``HEAD_TIMEOUT`` or ``BAD_REQUEST``.
         """
@@ -103,7 +104,7 @@ class HttpConnection(Connection):
 
     async def _wait_next_head(self) -> bool:
         self._h11.start_next_cycle()
-        self.request = None  # or what is no request would be answered as the one before it
+        self.request = None  # so that the refusal of a malformed head does not use the last request
         if self.read_ahead:
             return True
         with trio.move_on_after(self.limits.idle_seconds):
@@ -111,9 +112,9 @@ class HttpConnection(Connection):
         return False
 
     async def _read_request(self) -> h11.Request | None:
-        looked_at = 0
-        while not ((data := self._h11.trailing_data[0]) and (end := head_end(data, self.limits, looked_at))):
-            looked_at = len(data)
+        checked = 0
+        while not ((data := self._h11.trailing_data[0]) and (end := head_end(data, self.limits, checked))):
+            checked = len(data)
             if not await self._receive():
                 if data:
                     raise Refused(Reason.BAD_REQUEST, "the connection ended in the middle of a request head")
@@ -151,7 +152,10 @@ class HttpConnection(Connection):
             await self.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
 
     async def respond(self, status: int, reason: str = "", headers: Headers = (), body: bytes = b"") -> None:
-        """Sends a whole answer. Raises ``trio.BrokenResourceError`` if it is not taken in time."""
+        """Send a whole answer.
+
+        Raises ``trio.BrokenResourceError`` if the peer does not read the answer within ``answer_seconds``.
+        """
         lines = [*headers, ("content-length", str(len(body)))]
         phrase = (reason or http.HTTPStatus(status).phrase).encode("ascii")
         events: list[h11.Event] = [h11.Response(status_code=status, headers=lines, reason=phrase)]
@@ -160,17 +164,17 @@ class HttpConnection(Connection):
         with trio.move_on_after(self.limits.answer_seconds):
             await self.send(*events, h11.EndOfMessage())
             return
-        raise trio.BrokenResourceError("the answer was not taken in time")
+        raise trio.BrokenResourceError("the peer did not read the answer in time")
 
     async def accept_connect(self, headers: Headers = ()) -> bytes:
-        """Answers a CONNECT with 200 and nothing behind the blank line; returns ``switch()``."""
+        """Answer a CONNECT with 200 and no body, and return ``switch()``."""
         await self.send(
             h11.Response(status_code=200, headers=list(headers), reason=b"Connection established")
         )
         return self.switch()
 
     async def refuse(self, refused: Refused) -> None:
-        """Answers with the refusal's status, its sentence as the reason phrase, and its word."""
+        """Answer with the refusal's status, its sentence as the reason phrase, and its word in a header."""
         content_type, body = refusal_body(refused, as_json=wants_json(self.request))
         headers = [
             ("content-type", content_type),
@@ -182,9 +186,9 @@ class HttpConnection(Connection):
         await self.respond(refused.reason.status, reason_phrase(refused), headers, body)
 
     async def finish(self) -> bool:
-        """Ends the cycle after an answer; whether another request may follow on this connection.
+        """End the request after its answer; return whether another request may follow on this connection.
 
-        A short rest of an unread body is thrown away; a long one costs the connection.
+        A short unread rest of the body is discarded; after a longer rest the result is False.
         """
         if self._h11.our_state is not h11.DONE:
             return False
@@ -194,21 +198,21 @@ class HttpConnection(Connection):
         return self._h11.their_state is h11.DONE
 
     async def _discard_body(self) -> None:
-        left = _REST_BYTES
-        while left > 0 and isinstance(event := await self._receive_body_event(), h11.Data):
-            left -= len(event.data)
+        remaining = _REST_BYTES
+        while remaining > 0 and isinstance(event := await self._receive_body_event(), h11.Data):
+            remaining -= len(event.data)
 
     async def linger(self, *, is_sending: bool = True) -> None:
-        """End our half after the last answer and discard what still comes, or the peer may lose the answer.
+        """End this half after the last answer, and discard input, because a reset could destroy the answer.
 
-        ``is_sending`` false: the peer has had its time to send.
+        ``is_sending`` is False if the peer has had its time to send; then the wait is short.
         """
         is_complete = self._h11.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
         await linger(self.stream, is_sending=is_sending and not is_complete)
 
     @property
     def has_unread_input(self) -> bool:
-        """Whether the peer announced or sent more than what was taken."""
+        """Whether the peer announced or sent bytes that were not read."""
         return self._h11.their_state is h11.SEND_BODY or bool(self.read_ahead)
 
 
@@ -228,12 +232,12 @@ async def read_body(http: HttpConnection, max_bytes: int, seconds: float, *, too
 
 
 def json_body(value: object) -> bytes:
-    """Return ``value`` as the body of an answer: JSON without spaces, one line."""
+    """Return ``value`` as the body of an answer: JSON in one line, without spaces."""
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 async def respond_json(http: HttpConnection, body: bytes, headers: Headers = ()) -> None:
-    """Send 200 with a body of JSON, which no cache keeps."""
+    """Send 200 with a JSON body that no cache may keep."""
     lines = [("content-type", "application/json"), *headers, ("cache-control", "no-store")]
     await http.respond(200, "OK", lines, body)
 
@@ -250,13 +254,15 @@ async def serve_http(
     turns: trio.Lock | None = None,
     stopping: Reason = Reason.SERVER_STOPPING,
 ) -> None:
-    """Serves requests on ``stream`` until either side ends it, then closes it.
+    """Serve requests on ``stream`` until either end closes it, then close it.
 
-    ``handler`` answers, or raises ``Refused``, or switches protocols and serves on until that ends.
-    ``on_refused`` hears of every refusal. Connections that share ``turns`` deal with what arrived one after
-    the other, with all that waits meanwhile in between: a fleet comes at once. A broken connection ends this
-    quietly; any other exception of the handler is logged, answered with 500, and not passed on. Cancelled:
-    a request that is not answered yet is aborted with ``stopping``, an idle connection is closed.
+    ``handler`` answers, or raises ``Refused``, or switches protocols and returns when the new protocol ends.
+    ``on_refused`` is called for every refusal. Connections that share ``turns`` process received data one
+    after the other. Other tasks run in between, also when a whole fleet connects at once.
+
+    A broken connection returns quietly. Any other exception of the handler is logged, answered with 500, and
+    not raised. Cancellation aborts a request without a complete answer with ``stopping``, and closes an idle
+    connection.
     """
     connection = HttpConnection(stream, limits, turns)
     try:
@@ -264,7 +270,7 @@ async def serve_http(
         with trio.move_on_after(_CLOSE_SECONDS):
             await stream.aclose()
     except _BROKEN:
-        pass  # the user left; there is nobody to tell
+        pass  # the user has left, so no answer would arrive
     except BaseException:
         if connection.is_answering:
             abort(stream, stopping)
@@ -274,7 +280,7 @@ async def serve_http(
 
 
 def _ignore(_: Refused) -> None:
-    """The caller does not care for refusals."""
+    """Default of ``on_refused``: do nothing."""
 
 
 async def _close_forcefully(stream: trio.abc.Stream) -> None:
@@ -298,7 +304,8 @@ async def _serve_requests(
                     await connection.linger()
                 return
         except Exception as error:
-            # Elsewhere: a local name for the refusal here, where its traceback begins, would be a circle.
+            # In another function, because a local name for the refusal in this frame, to which its traceback
+            # refers, would be a reference cycle.
             await _answer_failure(connection, error, on_refused)
             return
 
@@ -311,11 +318,11 @@ async def _answer_failure(
         on_refused(refused)
         await _refuse_and_end(connection, refused)
     elif connection.is_answering:
-        abort(connection.stream, Reason.USER_LEFT)  # half an answer must not look whole
+        abort(connection.stream, Reason.USER_LEFT)  # an incomplete answer must not look complete
 
 
 def _as_refusal(error: Exception) -> Refused | None:
-    """What to answer; None for a broken connection. A nursery may have wrapped the cause in groups."""
+    """Return the refusal to answer; None for a broken connection. A nursery may wrap the error in groups."""
     leaves = list(_leaves(error))
     if all(isinstance(leaf, _BROKEN) for leaf in leaves):
         return None

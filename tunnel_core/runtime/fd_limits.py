@@ -1,4 +1,4 @@
-"""File descriptors: as many as this process may have, and what that many carry."""
+"""Raise the limit of file descriptors, and compute how many agents and streams it allows."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import resource
 from dataclasses import dataclass
 
 _RESERVED = 128
-"""For listeners, files, the event loops and connections that are not authenticated yet."""
+"""Descriptors for listeners, files, the event loops and connections that are not authenticated yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class DescriptorLimit:
+    """Soft limit of open files, before and after ``raise_descriptor_limit``."""
+
     before: int
     now: int
 
     @property
     def carries(self) -> int:
-        """Agents and streams together: each holds one descriptor of this process."""
+        """Number of agents and streams together, because each holds one descriptor of this process."""
         return max(0, self.now - _RESERVED)
 
     def __str__(self) -> str:
@@ -26,7 +28,7 @@ class DescriptorLimit:
 
 
 def raise_descriptor_limit() -> DescriptorLimit:
-    """Raises the soft limit to the hard one if the system lets us, and says what holds now."""
+    """Raise the soft limit to the hard limit if the system allows it. Return the limits before and after."""
     before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # macOS refuses an unlimited hard limit as the soft one
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,11 +1,12 @@
-"""``health``: asks the running program's own listener whether its event loop turns.
+"""The command ``health``: ask the running program's ``[ops]`` listener whether its event loop runs.
 
-1. Container runtimes ask every half minute, and on a small board each start of a program counts. So
-   this loads nothing but a little of the standard library: no trio, no gRPC, no click, no schema.
-2. Of the configuration it needs one key, ``[ops] listen``, and whether it speaks TLS; so it reads those two
-   raw, from the environment first and then the file, and says nothing of other mistakes.
-3. That ``/healthz`` answers is the proof. The state of the link is none of its business: a program
-   that is restarted because its network is away only takes longer to come back.
+1. Container runtimes run the command every half minute, and on a small board each start of a program is
+   expensive. So the module loads only a little of the standard library: no trio, no gRPC, no click, no
+   schema.
+2. It needs two keys, ``[ops] listen`` and ``tls``. It reads them without the schema, from the environment
+   first and then the file, and ignores other errors in the configuration.
+3. An answer of ``/healthz`` proves that the program is healthy. The state of the link does not count: a
+   restart because of a network outage would only delay the return of the link.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ _MAX_FILE_BYTES = 1024 * 1024
 _REQUEST = "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
-class Unhealthy(Exception):  # noqa: N818 - named by what is the case
-    """No healthy program answers; the text is a sentence for the user."""
+class Unhealthy(Exception):  # noqa: N818 - named by the state that it reports
+    """No healthy program answers. The text is a sentence for the user."""
 
 
 class OpsEndpoint(NamedTuple):
-    """Where a program's own listener is, as the configuration writes it."""
+    """Address of a program's ``[ops]`` listener, as the configuration writes it."""
 
     listen: str
     tls: bool = False
@@ -41,30 +42,30 @@ class OpsEndpoint(NamedTuple):
     def find(
         cls, file: Path, default: str, environ: Mapping[str, str], *, is_named: bool = False
     ) -> OpsEndpoint:
-        """Find the endpoint: from the environment, else the file, else ``default``. Raises ``Unhealthy``.
+        """Return the endpoint: from the environment, else the file, else ``default``. Raises ``Unhealthy``.
 
         A named file must exist, because the default address may belong to another program.
         """
         if is_named or environ.get("QANAT_CONFIG"):
-            _require_there(file)
-        written = environ.get("QANAT_OPS_LISTEN"), environ.get("QANAT_OPS_TLS")
-        table = {} if None not in written else _ops_of(file)
-        listen = table.get("listen", default) if written[0] is None else written[0]
-        tls = table.get("tls", False) if written[1] is None else written[1].strip().lower() == "true"
+            _require_file(file)
+        listen_variable, tls_variable = environ.get("QANAT_OPS_LISTEN"), environ.get("QANAT_OPS_TLS")
+        table = {} if None not in (listen_variable, tls_variable) else _ops_of(file)
+        listen = table.get("listen", default) if listen_variable is None else listen_variable
+        tls = table.get("tls", False) if tls_variable is None else tls_variable.strip().lower() == "true"
         return cls(str(listen), bool(tls))
 
     @property
     def address(self) -> tuple[str, int]:
-        """Raises ``Unhealthy``."""
+        """Host and port to connect to. Raises ``Unhealthy`` if the listener is off or is no address."""
         if not self.listen:
-            raise Unhealthy("[ops] listen is switched off, so there is nobody to ask")
+            raise Unhealthy("[ops] listen is switched off, so the program cannot be asked")
         host, _, port = self.listen.rpartition(":")
         if not host or not port.isdecimal():
-            raise Unhealthy(f"[ops] listen = {self.listen!r:.80} is no address")
-        return host.strip("[]"), int(port)  # of "::" and "0.0.0.0" the kernel takes this machine's own
+            raise Unhealthy(f"[ops] listen = {self.listen!r:.80} is not an address")
+        return host.strip("[]"), int(port)  # the kernel connects "::" and "0.0.0.0" to this machine
 
 
-def _require_there(file: Path) -> None:
+def _require_file(file: Path) -> None:
     try:
         file.lstat()
     except FileNotFoundError:
@@ -88,59 +89,59 @@ def _ops_of(file: Path) -> Mapping[str, Any]:
     return table if isinstance(table, Mapping) else {}
 
 
-def ask(door: OpsEndpoint, path: str = "/healthz") -> None:
-    """Returns if it answers that all is well. Raises ``Unhealthy``."""
+def ask(endpoint: OpsEndpoint, path: str = "/healthz") -> None:
+    """Request ``path`` and return if the answer is 200. Raises ``Unhealthy``, also after a timeout."""
     try:
-        answer = _exchange(door, _REQUEST.format(path=path).encode())
+        answer = _exchange(endpoint, _REQUEST.format(path=path).encode())
     except OSError as error:
-        raise Unhealthy(f"nobody answers at {door.listen}: {error.strerror or error}") from None
+        raise Unhealthy(f"no program answers at {endpoint.listen}: {error.strerror or error}") from None
     line = answer.partition(b"\r\n")[0]
     if line.split(b" ")[1:2] != [b"200"]:
-        raise Unhealthy(f"{door.listen} answers {line.decode(errors='replace')!r:.100}")
+        raise Unhealthy(f"{endpoint.listen} answers {line.decode(errors='replace')!r:.100}")
 
 
-def _exchange(door: OpsEndpoint, request: bytes) -> bytes:
-    with socket.create_connection(door.address, TIMEOUT_SECONDS) as connection:
-        if not door.tls:
-            return _ask_over(connection, request)
-        with _any_certificate().wrap_socket(connection) as encrypted:
-            return _ask_over(encrypted, request)
+def _exchange(endpoint: OpsEndpoint, request: bytes) -> bytes:
+    with socket.create_connection(endpoint.address, TIMEOUT_SECONDS) as connection:
+        if not endpoint.tls:
+            return _exchange_over(connection, request)
+        with _unverified_context().wrap_socket(connection) as encrypted:
+            return _exchange_over(encrypted, request)
 
 
-def _ask_over(connection: socket.socket, request: bytes) -> bytes:
+def _exchange_over(connection: socket.socket, request: bytes) -> bytes:
     connection.sendall(request)
-    return connection.recv(1024)  # the status line is in the first segment of so short an answer
+    return connection.recv(1024)  # the answer is short, so its first segment has the status line
 
 
-def _any_certificate() -> ssl.SSLContext:
+def _unverified_context() -> ssl.SSLContext:
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # it is this machine that is asked, and nothing secret is said
+    context.verify_mode = ssl.CERT_NONE  # the request stays on this machine and has no secret
     return context
 
 
-def report(door: OpsEndpoint) -> int:
-    """Prints one line; returns the exit code: 0 healthy, 1 not, as container runtimes want it."""
+def report(endpoint: OpsEndpoint) -> int:
+    """Print one line; return the exit code for container runtimes: 0 if healthy, else 1."""
     try:
-        ask(door)
+        ask(endpoint)
     except Unhealthy as error:
-        _say(sys.stderr, f"unhealthy: {error}\n")
+        _print(sys.stderr, f"unhealthy: {error}\n")
         return 1
-    _say(sys.stdout, "healthy\n")
+    _print(sys.stdout, "healthy\n")
     return 0
 
 
-def _say(stream: TextIO | None, line: str) -> None:
-    """The exit code is the answer; a full or closed output changes nothing."""
+def _print(stream: TextIO | None, line: str) -> None:
+    """Write a line; ignore a full or closed output, because the exit code is the result."""
     if stream is not None:
         with contextlib.suppress(OSError):
             stream.write(line)
 
 
 def file_named(arguments: list[str]) -> Path | None:
-    """``--config FILE`` as the only argument; None if there is none. Raises ``ValueError`` for all else."""
+    """Return FILE of ``--config FILE``; None without arguments. Raises ``ValueError`` for other arguments."""
     if not arguments:
         return None
     if len(arguments) == 2 and arguments[0] == "--config":

@@ -1,4 +1,4 @@
-"""The first moment of the three programs: what must come before their imports."""
+"""Start of the three programs: the steps that must come before their imports."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from typing import TextIO
 
 
 def prepare_process() -> None:
-    """Give the process three descriptors, output that can show any text, and a quiet Ctrl-C.
+    """Open missing standard descriptors, let the output show any text, and make Ctrl-C quiet.
 
-    The command line takes Ctrl-C over when it begins; until then, while modules are loaded, it ends the
-    process as it ends any other.
+    While modules are loaded, Ctrl-C ends the process without a traceback. Later the command line handles it.
     """
     sys.stdin = sys.stdin or _fill(0, os.O_WRONLY, "r")
     sys.stdout = sys.stdout or _fill(1, os.O_RDONLY, "w")
@@ -29,10 +28,10 @@ def prepare_process() -> None:
 
 
 def _fill(descriptor: int, flags: int, mode: str) -> TextIO | None:
-    """A standard stream that the caller closed, over /dev/null, so that no socket gets its number.
+    """Open /dev/null for a standard stream that the caller closed, so that no socket gets its number.
 
-    Input and output are opened the wrong way round: to use them is an error, as it was. Standard error is
-    opened to be written: a closed one means that no messages are wanted.
+    Standard input is opened for writing and standard output for reading, so that their use stays an error.
+    Standard error is opened for writing: its messages are discarded, because the caller has closed it.
     """
     try:
         opened = os.open(os.devnull, flags)
@@ -48,7 +47,7 @@ def _fill(descriptor: int, flags: int, mode: str) -> TextIO | None:
 def settle_output() -> OSError | None:
     """Flush standard output and error; return why standard output could not be written.
 
-    A stream that cannot be written is pointed at /dev/null, because the interpreter would else report the
+    A stream that cannot be written is redirected to /dev/null. Otherwise the interpreter would report the
     error at exit and change the exit code.
     """
     failure = None
@@ -66,9 +65,10 @@ def settle_output() -> OSError | None:
 
 
 def maybe_health(find_file: Callable[[], Path], default: str) -> int | None:
-    """The exit code of ``health``, answered here so that it waits for no import; None for all else.
+    """Run the command ``health`` and return its exit code; None for any other command line.
 
-    ``find_file`` finds the configuration unless ``--config`` names it; ``default`` is ``[ops] listen``.
+    ``health`` runs here, before the imports, because it must be fast. ``find_file`` returns the configuration
+    if ``--config`` does not name one. ``default`` is the default of ``[ops] listen``.
     """
     if sys.argv[1:2] != ["health"]:
         return None
@@ -77,25 +77,25 @@ def maybe_health(find_file: Callable[[], Path], default: str) -> int | None:
     try:
         named = file_named(sys.argv[2:])
     except ValueError:
-        return None  # --help, or a mistake: the command line says more about it
+        return None  # --help or a wrong argument, which the command line handles
     try:
-        door = OpsEndpoint.find(named or find_file(), default, os.environ, is_named=named is not None)
+        endpoint = OpsEndpoint.find(named or find_file(), default, os.environ, is_named=named is not None)
     except Unhealthy as error:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"unhealthy: {error}\n")
         code = 1
     else:
-        code = report(door)
+        code = report(endpoint)
     settle_output()
     return code
 
 
 def exit_on_sigterm() -> None:
-    """Lets SIGTERM end process 1 of a container before its own handler stands.
+    """Let SIGTERM end process 1 of a container before the program has its own handler.
 
-    The kernel spares process 1 the signals that it has no handler for, so a container that is stopped
-    while it starts, or joins, would be killed only when the patience of its runtime ends. Whatever runs in
-    that time survives a kill at any moment.
+    The kernel ignores signals to process 1 that have no handler. So a container that is stopped while it
+    starts or joins would run until its runtime's timeout kills it. The work in that time is safe to interrupt
+    at any moment.
     """
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))

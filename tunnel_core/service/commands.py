@@ -1,4 +1,4 @@
-"""The subcommands ``service install | status | uninstall``, made for one program."""
+"""The subcommands ``service install | status | uninstall`` of one program."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _GROUP_HEAD = """Run PROGRAM as a systemd service: from boot on, as a user of it
 
 
 def service_group(program: ServiceProgram, machine: Machine | None = None) -> click.Group:
-    """The group ``service`` of one program, on ``machine`` or on this one."""
+    """Return the group ``service`` of one program, for ``machine`` (default: this machine)."""
     host = machine or LinuxMachine()
     return CommandGroup(
         "service",
@@ -72,11 +72,11 @@ def _install(program: ServiceProgram, machine: Machine) -> click.Command:
     return command
 
 
-_INSTALL_HELP = """Write the unit, enable it and start it. As root; a second run mends what differs.
+_INSTALL_HELP = """Write the unit, enable it and start it. As root; a second run repairs what differs.
 
-    It makes the system user of the service, gives it the files that root made for it, and prints each
-    change. A service that runs is restarted if its unit, its configuration or the program changed: this
-    is what to run after an upgrade.
+    The command creates the service's system user, makes this user the owner of the service's files, and
+    prints each change. It restarts a running service if the unit, the configuration or the program has
+    changed. Run it after each upgrade.
 
     \b
     Examples:
@@ -93,7 +93,7 @@ def _print_unit(plan: ServicePlan, as_json: bool) -> None:
 
 
 def _refuse_install(plan: ServicePlan, machine: Machine) -> None:
-    """Raise ``CommandError`` for what prevents an install, before anything is changed."""
+    """Raise ``CommandError`` if the service cannot be installed, before anything is changed."""
     if machine.manager() is Manager.ABSENT:
         raise CommandError(ExitCode.FAILED, _without_systemd(plan))
     _need_root(machine, plan.spec.program, "install")
@@ -110,8 +110,8 @@ def _without_systemd(plan: ServicePlan) -> str:
         [
             "this machine has no systemd (no systemctl is found), so nothing was changed. As root run",
             *(f"  {line}" for line in prepare),
-            f"and let the machine's own init system start this at boot as user {user}, and after each end,",
-            "with a limit of 65536 open files, and end it with SIGTERM:",
+            f"and let the machine's own init system start this as user {user} at boot and after each exit,",
+            "with a limit of 65536 open files, and stop it with SIGTERM:",
             f"  {as_shell(*plan.spec.command)}",
             "For containers there are images: docker/README.md in the source.",
         ]
@@ -128,7 +128,7 @@ def _need_root(machine: Machine, program: str, verb: str) -> None:
 def _show_installed(
     plan: ServicePlan, machine: Machine, state: UnitState, done: list[str], as_json: bool
 ) -> None:
-    waits = "" if state.active == "active" else _why_not_running(machine, plan)
+    obstacle = "" if state.active == "active" else _why_not_running(machine, plan)
     steps = list(plan.next_steps) if state.active == "active" else []
     if as_json:
         print_json(
@@ -143,7 +143,7 @@ def _show_installed(
         return
     for note in plan.notes:
         click.echo(f"note: {note}")
-    click.echo(f"\n{waits or f'{plan.spec.unit} runs, and starts again at each boot.'}")
+    click.echo(f"\n{obstacle or f'{plan.spec.unit} runs, and starts again at each boot.'}")
     if steps:
         click.echo("\nNext:\n" + "\n".join(f"  {step}" for step in steps))
 
@@ -152,8 +152,8 @@ def _why_not_running(machine: Machine, plan: ServicePlan) -> str:
     if machine.manager() is Manager.RUNNING:
         return f"Start it with: systemctl start {plan.spec.program}"
     return (
-        "systemd does not run here (a chroot, or an image that is being built): it starts at the next boot.\n"
-        f"If systemd never runs on this machine, its own init system is to start this as user"
+        "systemd does not run here (a chroot, or an image build): the service starts at the next boot.\n"
+        f"If systemd never runs on this machine, let its own init system start this as user"
         f" {plan.spec.user}:\n  {as_shell(*plan.spec.command)}"
     )
 
@@ -180,7 +180,8 @@ def _status(program: ServiceProgram, machine: Machine) -> click.Command:
 
 _STATUS_HELP = """Show whether the service is installed, enabled and running, and the next step.
 
-    Exits with 0 if it runs, else with 1. `restart` says why a running service is not what is installed.
+    Exits with 0 if the service runs, else with 1. `restart` names what changed since a running service
+    started.
 
     \b
     Examples:
@@ -232,8 +233,8 @@ def _uninstall(program: ServiceProgram, machine: Machine) -> click.Command:
             uninstall(plan, machine, report)
             if wants_purge:
                 purge(plan, machine, report)
-            left = [str(one.path) for one in remains(plan, machine)]
-            steps = [*plan.farewell, *removal_commands(plan, machine), *program_removal(plan, machine)]
+            left = [str(rest.path) for rest in remains(plan, machine)]
+            steps = [*plan.steps_elsewhere, *removal_commands(plan, machine), *program_removal(plan, machine)]
         if as_json:
             print_json({"unit": plan.spec.unit, "done": done, "left": left, "next": steps})
         else:
@@ -244,7 +245,7 @@ def _uninstall(program: ServiceProgram, machine: Machine) -> click.Command:
 
 _UNINSTALL_HELP = """Stop and disable the service and remove its unit. Keys and data stay.
 
-    It prints what is left and how to remove it. --purge removes that too, after a question.
+    The command prints what is left and how to remove it. --purge removes that too, after a question.
 
     \b
     Examples:
@@ -254,7 +255,7 @@ _UNINSTALL_HELP = """Stop and disable the service and remove its unit. Keys and 
 
 
 def _confirm(plan: ServicePlan, machine: Machine, as_json: bool) -> None:
-    """Ends the command unless a person says yes."""
+    """Raise ``CommandError`` unless the user confirms the removal."""
     if as_json or not sys.stdin.isatty():
         raise CommandError(
             ExitCode.USAGE, "--purge asks first, and there is no terminal to ask at; add --yes"
@@ -266,8 +267,8 @@ def _confirm(plan: ServicePlan, machine: Machine, as_json: bool) -> None:
 
 
 def _remains_lines(plan: ServicePlan, machine: Machine) -> Iterator[str]:
-    for one in remains(plan, machine):
-        yield f"  {one.path}  {one.meaning}"
+    for rest in remains(plan, machine):
+        yield f"  {rest.path}  {rest.meaning}"
     if machine.find_account(plan.spec.user):
         yield f"  user {plan.spec.user}"
 
@@ -281,7 +282,7 @@ def _left_lines(plan: ServicePlan, machine: Machine, steps: list[str]) -> Iterat
 
 
 def _reporter(done: list[str], as_json: bool) -> Callable[[str], None]:
-    """Prints each thing that was done, at once: a later step may fail."""
+    """Return a function that records each change and prints it at once, because a later step may fail."""
 
     def report(sentence: str) -> None:
         done.append(sentence)
@@ -293,7 +294,7 @@ def _reporter(done: list[str], as_json: bool) -> Callable[[str], None]:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Ends the command with a sentence for what may go wrong."""
+    """Raise ``CommandError`` with a sentence for each expected error of the block."""
     try:
         yield
     except ConfigError as error:

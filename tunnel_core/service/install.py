@@ -1,4 +1,4 @@
-"""Install a service: account, ownership, unit, start. Each step that changed something is reported."""
+"""Install a service: account, file owners, unit, start. Each change is reported."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tunnel_core.service.status import read_state, restart_reason
 from tunnel_core.service.unit import unit_text
 
 Report = Callable[[str], None]
-"""Takes one sentence about what was done."""
+"""Called with one sentence for each change."""
 
 KEPT_SUFFIX = ".before"
 _START_SECONDS = 30.0
-_LOOK_SECONDS = 0.2
+_CHECK_SECONDS = 0.2
 _READS = "import sys; open(sys.argv[1], 'rb').close()"
 _WRITES = "import os, sys; sys.exit(not os.access(sys.argv[1], os.W_OK | os.X_OK) and 'not writable')"
 
 
 def install(plan: ServicePlan, machine: Machine, report: Report, *, start: bool) -> None:
-    """Install, or mend what differs; a service that runs is restarted only if something changed.
+    """Install the service, or repair what differs; restart a running service only if something changed.
 
-    Raises ``MachineError``; what was done until then stays, and a second run goes on from there.
+    Raises ``MachineError``. The changes until then stay, and a second run continues from there.
     """
     _check_places(plan, machine)
     _check_free(plan, machine)
@@ -46,32 +46,33 @@ def install(plan: ServicePlan, machine: Machine, report: Report, *, start: bool)
 
 
 def _check_places(plan: ServicePlan, machine: Machine) -> None:
-    """A unit with ProtectHome sees no home folder, and another user may not enter one anyway."""
+    """Raise ``MachineError`` for a file in a home folder, which ProtectHome hides from the service."""
     for place in own_places():
         if machine.is_hidden(place):
             raise MachineError(
-                f"this program lies in {place}, which a service cannot see; install it into /opt/qanat "
+                f"this program is in {place}, which a service cannot see; install it into /opt/qanat "
                 f"(python3 -m venv /opt/qanat) and run /opt/qanat/bin/{plan.spec.program} service install"
             )
     for path in filter(None, (plan.config, plan.data_folder, *plan.reads)):
         if machine.is_hidden(path.resolve()):
             raise MachineError(
-                f"{path} lies where a service cannot see it; move it, for example to /etc/qanat or /var/lib, "
+                f"{path} is where a service cannot see it; move it, for example to /etc/qanat or /var/lib, "
                 f"name its new place in {plan.config}, and run this again"
             )
 
 
 def _check_free(plan: ServicePlan, machine: Machine) -> None:
-    """A program that was started by hand holds the ports."""
-    busy = read_state(plan, machine).active in ("active", "activating", "reloading")
-    if not busy and not _unhealthy(plan):
-        raise MachineError(_taken(plan))
+    """Raise ``MachineError`` if another program answers, such as one that was started by hand."""
+    is_running = read_state(plan, machine).active in ("active", "activating", "reloading")
+    if not is_running and not _unhealthy(plan):
+        raise MachineError(_port_taken(plan))
 
 
-def _taken(plan: ServicePlan) -> str:
+def _port_taken(plan: ServicePlan) -> str:
     return (
-        f"another program answers at {plan.door.listen}, [ops] listen: end it (a `{plan.spec.program} run` "
-        f"that was started by hand?), or write another port into {plan.config}; then run this again"
+        f"another program answers at {plan.ops_endpoint.listen}, [ops] listen: end it "
+        f"(a `{plan.spec.program} run` that was started by hand?), or write another port into {plan.config}; "
+        "then run this again"
     )
 
 
@@ -102,7 +103,7 @@ def _prepare_files(plan: ServicePlan, machine: Machine, account: Account, report
 
 
 def _length_of_program(plan: ServicePlan) -> int:
-    """How many words of the command line name the program, before its subcommand."""
+    """Return how many words of the command line name the program, before its subcommand."""
     return plan.spec.command.index("run")
 
 
@@ -115,7 +116,7 @@ def _prepare_data(folder: Path, account: Account, report: Report) -> None:
 
 
 def _prepare_config(config: Path, machine: Machine, account: Account, report: Report) -> None:
-    """The configuration stays root's: the program must not be able to change what it may do."""
+    """Let the service read its configuration, which stays root's so that the program cannot change it."""
     if not config.exists() or not _cannot_read(config, machine, account):
         return
     folder = config.parent
@@ -131,7 +132,10 @@ def _prepare_config(config: Path, machine: Machine, account: Account, report: Re
 
 
 def _prepare_read(file: Path, plan: ServicePlan, machine: Machine, account: Account, report: Report) -> None:
-    """A file of the program's own, beside its configuration, is given to it; no other is."""
+    """Make the service the owner of a file that it cannot read, if the file is beside its configuration.
+
+    Raises ``MachineError`` if the service cannot read the file then.
+    """
     cause = _cannot_read(file, machine, account)
     if not cause:
         return
@@ -147,7 +151,7 @@ def _cannot_read(file: Path, machine: Machine, account: Account) -> str:
 
 
 def _write_unit(plan: ServicePlan, machine: Machine, report: Report) -> bool:
-    """Returns whether the unit changed. One that was there is kept beside it, for changes of its owner."""
+    """Write the unit, keep the old one beside it, and return whether it changed."""
     file, text = machine.unit_folder / plan.spec.unit, unit_text(plan.spec)
     before = installed_unit(machine, plan.spec.program)
     if before == text:
@@ -168,24 +172,24 @@ def _start(plan: ServicePlan, machine: Machine, report: Report, changed: bool) -
     if is_active and not reason:
         report(f"{plan.spec.unit} runs already, with all of this")
         return
-    machine.systemctl("stop", plan.spec.unit)  # also if it waits for its next try
-    is_taken = not _unhealthy(plan)
+    machine.systemctl("stop", plan.spec.unit)  # also if systemd waits to restart it
+    is_port_taken = not _unhealthy(plan)
     machine.systemctl("start", plan.spec.unit)
     report(f"restarted {plan.spec.unit}, because {reason}" if is_active else f"started {plan.spec.unit}")
-    if is_taken:
-        raise MachineError(_taken(plan))
+    if is_port_taken:
+        raise MachineError(_port_taken(plan))
     _wait_healthy(plan, machine)
 
 
 def _wait_healthy(plan: ServicePlan, machine: Machine) -> None:
-    """Raises ``MachineError`` with the end of the log if the program does not come up."""
+    """Wait until the program answers. Raises ``MachineError`` with the end of the log if it does not."""
     cause = ""
-    for _ in _looks():
+    for _ in _checks():
         state = read_state(plan, machine)
         cause = _missing_answer(plan) if state.active == "active" else state.summary()
         if not cause:
             return
-        if state.restarts:  # it ended once already: its log has the reason
+        if state.restarts:  # the program has exited already, and its log has the reason
             break
     log = machine.log_tail(plan.spec.unit)
     raise MachineError(
@@ -194,22 +198,22 @@ def _wait_healthy(plan: ServicePlan, machine: Machine) -> None:
     )
 
 
-def _looks() -> Iterator[None]:
+def _checks() -> Iterator[None]:
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end:
         yield
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_CHECK_SECONDS)
 
 
 def _missing_answer(plan: ServicePlan) -> str:
-    """Where [ops] is off, all that is known is that the program runs."""
-    return _unhealthy(plan, plan.up_path) if plan.door.listen else ""
+    """Return why the program is not up; empty if it is, or if [ops] is off and it cannot be asked."""
+    return _unhealthy(plan, plan.up_path) if plan.ops_endpoint.listen else ""
 
 
 def _unhealthy(plan: ServicePlan, path: str = "/healthz") -> str:
-    """Why no program answers a probe well; empty if one does."""
+    """Return why no program answers a probe with 200; empty if one does."""
     try:
-        health.ask(plan.door, path)
+        health.ask(plan.ops_endpoint, path)
     except health.Unhealthy as error:
         return str(error)
     return ""

@@ -1,4 +1,4 @@
-"""This machine as a service sees it: systemd, system users, and what a user may read and write."""
+"""What the installation of a service needs of a machine: systemd, system users, and commands as a user."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _UNIT_FOLDER = Path("/etc/systemd/system")
 _BOOTED = Path("/run/systemd/system")  # sd_booted(3)
 _SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin")
 _COMMAND_SECONDS = 120.0
-"""Above the time that systemd gives a unit to stop (TimeoutStopSec)."""
+"""Longer than the time that systemd allows a unit to stop (TimeoutStopSec)."""
 
 
 class Manager(enum.Enum):
-    """What becomes of a unit here."""
+    """State of systemd on a machine."""
 
     RUNNING = "running"
     """systemd is process 1."""
     OFFLINE = "offline"
-    """systemd is installed and does not run, as in a chroot: units can be written and enabled."""
+    """systemd is installed and does not run, as in a chroot. Units can be written and enabled."""
     ABSENT = "absent"
 
 
@@ -42,16 +42,16 @@ class Account:
 
 
 class MachineError(Exception):
-    """Something of the machine did not work. The text is a sentence for the user, with the next step."""
+    """A step on the machine failed. The text is a sentence for the user, with the next step."""
 
 
 class Machine(Protocol):
-    """What installing a service needs. ``LinuxMachine`` is the real one; tests have their own."""
+    """Interface of a machine. ``LinuxMachine`` is this machine; tests have their own."""
 
     unit_folder: Path
 
     def is_hidden(self, path: Path) -> bool:
-        """Whether a service does not see ``path``, which is absolute."""
+        """Whether a service cannot see the absolute ``path``."""
         ...
 
     def is_root(self) -> bool: ...
@@ -63,25 +63,25 @@ class Machine(Protocol):
         ...
 
     def log_tail(self, unit: str) -> str:
-        """The last lines of a unit's log; empty if there are none."""
+        """Return the last lines of a unit's log; empty if there are none."""
         ...
 
     def find_account(self, name: str) -> Account | None: ...
 
     def create_account(self, name: str, home: Path) -> Account:
-        """Raises ``MachineError``."""
+        """Create a system user and its group. Raises ``MachineError``."""
         ...
 
     def remove_account(self, name: str) -> None:
-        """Raises ``MachineError``."""
+        """Remove a system user and its group. Raises ``MachineError``."""
         ...
 
     def has_group(self, name: str) -> bool: ...
 
     def run_as(self, account: Account, command: Sequence[str]) -> str:
-        """Run a command as that user without further groups.
+        """Run a command as the user of ``account``, without further groups.
 
-        Returns an empty text if it succeeded, else the last line of its error output.
+        Return an empty text if the command succeeded, else the last line of its standard error.
         """
         ...
 
@@ -143,7 +143,7 @@ class LinuxMachine:
 
     def run_as(self, account: Account, command: Sequence[str]) -> str:
         try:
-            ran = subprocess.run(  # noqa: S603 - our own commands
+            ran = subprocess.run(  # noqa: S603 - fixed commands
                 command,
                 user=account.uid,
                 group=account.gid,
@@ -160,7 +160,7 @@ class LinuxMachine:
 
 
 def _find(tool: str) -> str | None:
-    """The full path: a root shell made by ``su`` may lack the system folders in PATH."""
+    """Return the tool's full path, also if a root shell from ``su`` lacks the system folders in PATH."""
     return shutil.which(tool, path=os.pathsep.join((os.environ.get("PATH", ""), *_SYSTEM_FOLDERS)))
 
 
@@ -170,7 +170,7 @@ def _run(tool: str, *arguments: str) -> str:
         raise MachineError(f"{tool} is not on this machine")
     command = [found, *arguments]
     try:
-        ran = subprocess.run(  # noqa: S603 - our own commands
+        ran = subprocess.run(  # noqa: S603 - fixed commands
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -1,4 +1,4 @@
-"""What a service of one program needs on this machine: the unit, its files, and what comes next."""
+"""Plan of one program's service on this machine: the unit, its files, and the next steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tunnel_core.service.unit import ServiceSpec, command_in, groups_in
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """Something that ``uninstall`` leaves behind and ``--purge`` removes."""
+    """A file or folder that ``uninstall`` leaves and ``--purge`` removes."""
 
     path: Path
     meaning: str
@@ -28,43 +28,46 @@ class Remains:
 
 @dataclass(frozen=True, slots=True)
 class ServicePlan:
-    """One service, as its configuration asks for it."""
+    """One service, as its configuration describes it."""
 
     spec: ServiceSpec
     config: Path
     data_folder: Path | None
-    """Belongs to the service with all in it; None if the program has no such folder."""
+    """Folder that belongs to the service with all entries in it; None if the program has none."""
     reads: tuple[Path, ...]
-    """Files beyond the data folder and the configuration that the program reads."""
-    door: OpsEndpoint
+    """Files that the program reads, apart from the configuration and the data folder."""
+    ops_endpoint: OpsEndpoint
     """Where the running program answers probes."""
     up_path: str = "/healthz"
-    """The probe that succeeds when the program has started as a whole."""
+    """Probe that succeeds once the program has started completely."""
     problem: str = ""
-    """Why the program could not run now, with the next step; empty if it can."""
+    """Why the program cannot run now, with the next step; empty if it can."""
     notes: tuple[str, ...] = ()
     next_steps: tuple[str, ...] = ()
     remains: tuple[Remains, ...] = ()
-    farewell: tuple[str, ...] = ()
-    """What is left to do elsewhere after an uninstall."""
+    steps_elsewhere: tuple[str, ...] = ()
+    """Steps on other machines after an uninstall."""
 
 
 class ServiceProgram(Protocol):
-    """What ``qanat-server`` and ``qanat-agent`` each know of their own service."""
+    """What ``qanat-server`` and ``qanat-agent`` each define of their own service."""
 
     name: str
 
     def config_file(self) -> Path:
-        """The configuration of the service unless it is named."""
+        """Return the default configuration file of the service."""
         ...
 
     def plan(self, config: Path, groups: tuple[str, ...]) -> ServicePlan:
-        """Raises ``ConfigError``. A file that is absent is the plan's ``problem``."""
+        """Return the plan for a configuration. An absent file is the plan's ``problem``.
+
+        Raises ``ConfigError``.
+        """
         ...
 
 
 def installed_unit(machine: Machine, program: str) -> str | None:
-    """The text of the unit that is installed; None if there is none. Raises ``OSError``."""
+    """Return the text of the installed unit; None if there is none. Raises ``OSError``."""
     try:
         return (machine.unit_folder / f"{program}.service").read_text(errors="replace")
     except FileNotFoundError:
@@ -74,9 +77,10 @@ def installed_unit(machine: Machine, program: str) -> str | None:
 def plan_for(
     program: ServiceProgram, machine: Machine, config: Path | None, groups: tuple[str, ...] | None = None
 ) -> ServicePlan:
-    """The plan of the configuration that is named, else of the one that the installed unit runs with.
+    """Return the plan for ``config``; without ``config``, for the configuration that the service uses.
 
-    ``groups`` replaces the further groups of the installed unit. Raises ``ConfigError`` or ``OSError``.
+    That is the file of ``QANAT_CONFIG``, else the file of the installed unit, else the default. ``groups``
+    replaces the further groups of the installed unit. Raises ``ConfigError`` or ``OSError``.
     """
     unit = installed_unit(machine, program.name) or ""
     file = config or paths.named_config_file() or _config_in(unit) or program.config_file()
@@ -90,7 +94,7 @@ def _config_in(unit: str) -> Path | None:
 
 
 def own_command(program: str) -> tuple[str, ...]:
-    """How this very installation of a program is started: its script, else this Python with its module."""
+    """Return the command that starts this installation's program: its script, or Python with its module."""
     folders = os.pathsep.join((str(Path(sys.executable).parent), sysconfig.get_path("scripts")))
     script = shutil.which(program, path=folders)
     if script is not None:
@@ -104,11 +108,11 @@ def own_command(program: str) -> tuple[str, ...]:
 
 
 def own_places() -> list[Path]:
-    """Where this installation and the Python below it lie, all links resolved."""
+    """Return the folders and files of this installation and of its Python, with all links resolved."""
     places = (sys.prefix, sys.base_prefix, sys.executable, tunnel_core.__path__[0])
     return list(dict.fromkeys(Path(place).resolve() for place in places))
 
 
 def as_shell(*words: object) -> str:
-    """One command to paste."""
+    """Return the words as one shell command to paste."""
     return shlex.join(map(str, words))

@@ -1,4 +1,4 @@
-"""What systemd knows of a service, and what is to be done about it."""
+"""State of a service in systemd, and the next step for the operator."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _EXITED = 1  # CLD_EXITED of waitid(2); the other codes name a signal
 
 @dataclass(frozen=True, slots=True)
 class UnitState:
-    """A unit as it is. Where systemd does not run, only the first three fields are known."""
+    """State of a unit. If systemd does not run, only the first three fields are known."""
 
     installed: bool
     enabled: bool
@@ -53,6 +53,7 @@ class UnitState:
         return f"{state}, last exit: {self.last_exit}" if self.last_exit else state
 
     def as_json(self) -> dict[str, Any]:
+        """Return the state as a JSON object."""
         return {
             "installed": self.installed,
             "enabled": self.enabled,
@@ -68,7 +69,10 @@ class UnitState:
 
 
 def read_state(plan: ServicePlan, machine: Machine) -> UnitState:
-    """Raises ``MachineError`` if systemd does not answer, ``OSError`` if the unit cannot be read."""
+    """Return the state of the plan's unit.
+
+    Raises ``MachineError`` if systemd does not answer, and ``OSError`` if the unit cannot be read.
+    """
     unit = installed_unit(machine, plan.spec.program)
     installed, differs = unit is not None, unit is not None and unit != unit_text(plan.spec)
     manager = machine.manager()
@@ -95,7 +99,7 @@ def read_state(plan: ServicePlan, machine: Machine) -> UnitState:
 def _is_enabled(plan: ServicePlan, machine: Machine) -> bool:
     try:
         return machine.systemctl("is-enabled", plan.spec.unit).strip() == "enabled"
-    except MachineError:  # its exit code says no
+    except MachineError:  # systemctl exits with an error for a unit that is not enabled
         return False
 
 
@@ -104,7 +108,7 @@ def _number(text: str) -> int:
 
 
 def _moment(text: str) -> datetime | None:
-    """A moment of the monotonic clock, in microseconds, by today's wall clock."""
+    """Convert microseconds of the monotonic clock to wall time; None for 0 or no number."""
     microseconds = _number(text)
     if not microseconds:
         return None
@@ -113,7 +117,7 @@ def _moment(text: str) -> datetime | None:
 
 
 def _last_exit(values: dict[str, str]) -> str:
-    """Empty while the first process runs."""
+    """Return how the last process ended; empty if none has ended yet."""
     code, status = _number(values.get("ExecMainCode", "")), _number(values.get("ExecMainStatus", ""))
     if not code:
         return ""
@@ -126,11 +130,11 @@ def _last_exit(values: dict[str, str]) -> str:
 
 
 def restart_reason(plan: ServicePlan, state: UnitState) -> str:
-    """Why the process that runs is not what is installed now; empty if it is."""
+    """Return why the running process is older than the program or its configuration; empty if it is not."""
     if state.active != "active" or state.started is None:
         return ""
     started = state.started.timestamp()
-    # The change time of the inode: some installers keep the modification time of the build.
+    # Use the inode's change time, because some installers keep the modification time of the build.
     if (Path(tunnel_core.__path__[0]) / "__init__.py").stat().st_ctime > started:
         return "the program was installed after it was started"
     try:
@@ -141,7 +145,7 @@ def restart_reason(plan: ServicePlan, state: UnitState) -> str:
 
 
 def next_step(plan: ServicePlan, state: UnitState, manager: Manager) -> str:
-    """One command, or one sentence where there is no command."""
+    """Return the next step for the operator: one command, or one sentence if there is no command."""
     install = f"sudo {plan.spec.command[0]} service install"
     if plan.problem:
         return plan.problem

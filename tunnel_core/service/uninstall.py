@@ -1,4 +1,4 @@
-"""Take a service away: stop, disable, remove the unit; and with it, if asked to, all that it used."""
+"""Uninstall a service: stop and disable it and remove its unit; ``purge`` removes everything it used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RUNTIME = Path("/run")
 
 
 def uninstall(plan: ServicePlan, machine: Machine, report: Report) -> None:
-    """Stop the service and remove its unit; nothing else. Raises ``MachineError`` or ``OSError``."""
+    """Stop the service and remove its unit only. Raises ``MachineError`` or ``OSError``."""
     file = machine.unit_folder / plan.spec.unit
     manager = machine.manager()
     if not file.exists():
@@ -36,27 +36,27 @@ def uninstall(plan: ServicePlan, machine: Machine, report: Report) -> None:
     report(f"removed {file}")
     if manager is Manager.RUNNING:
         machine.systemctl("daemon-reload")
-        with contextlib.suppress(MachineError):  # it never failed, so systemd has forgotten it
+        with contextlib.suppress(MachineError):  # systemd has forgotten a unit that never failed
             machine.systemctl("reset-failed", plan.spec.unit)
     if plan.spec.runtime_name:
         shutil.rmtree(_RUNTIME / plan.spec.runtime_name, ignore_errors=True)
 
 
 def remains(plan: ServicePlan, machine: Machine) -> list[Remains]:
-    """What is left of the service, in the order in which ``purge`` removes it."""
+    """Return what is left of the service, in the order in which ``purge`` removes it."""
     drop_ins = Remains(machine.unit_folder / f"{plan.spec.unit}.d", "your own changes of the unit")
-    return [one for one in (*plan.remains, drop_ins) if one.path.exists() or one.path.is_symlink()]
+    return [rest for rest in (*plan.remains, drop_ins) if rest.path.exists() or rest.path.is_symlink()]
 
 
 def purge(plan: ServicePlan, machine: Machine, report: Report) -> None:
-    """Remove all that ``remains`` names, and the system user. Raises ``MachineError`` or ``OSError``."""
-    for one in remains(plan, machine):
-        if one.path.is_dir() and not one.path.is_symlink():
-            shutil.rmtree(one.path)
+    """Remove all that ``remains`` returns, and the system user. Raises ``MachineError`` or ``OSError``."""
+    for rest in remains(plan, machine):
+        if rest.path.is_dir() and not rest.path.is_symlink():
+            shutil.rmtree(rest.path)
         else:
-            one.path.unlink()
-        report(f"removed {one.path}")
-    with contextlib.suppress(OSError):  # absent, or others have files in it
+            rest.path.unlink()
+        report(f"removed {rest.path}")
+    with contextlib.suppress(OSError):  # the folder is absent, or has files of other programs
         plan.config.parent.rmdir()
         report(f"removed {plan.config.parent}")
     if machine.find_account(plan.spec.user) is not None:
@@ -65,17 +65,17 @@ def purge(plan: ServicePlan, machine: Machine, report: Report) -> None:
 
 
 def removal_commands(plan: ServicePlan, machine: Machine) -> list[str]:
-    """The commands that remove by hand what ``uninstall`` leaves."""
+    """Return the commands that remove by hand what ``uninstall`` leaves."""
     left = remains(plan, machine)
-    files = [as_shell("rm", "-r", *(one.path for one in left))] if left else []
+    files = [as_shell("rm", "-r", *(rest.path for rest in left))] if left else []
     user = [as_shell("userdel", plan.spec.user)] if machine.find_account(plan.spec.user) else []
     return files + user
 
 
 def program_removal(plan: ServicePlan, machine: Machine, links: Path = _LINKS) -> list[str]:
-    """The command that removes this installation of the programs, for the owner of the machine to run.
+    """Return the command that removes this installation of the programs, for the operator to run.
 
-    While the other service uses the installation, a comment says so, and only the link of this program goes.
+    If the other service uses the installation, a comment says so, and only this program's link is removed.
     """
     prefix = Path(sys.prefix)
     used = [reason for name in _SERVICES if (reason := _use_of(name, plan, machine, prefix, links))]
@@ -85,8 +85,8 @@ def program_removal(plan: ServicePlan, machine: Machine, links: Path = _LINKS) -
         return [*removal, f"# {prefix} stays, because {'; '.join(used)}"]
     if sys.prefix == sys.base_prefix:
         return [as_shell(sys.executable, "-m", "pip", "uninstall", "qanat")]
-    ours = [links / name for name in _PROGRAMS]
-    return [as_shell("rm", "-r", prefix, *(link for link in ours if _leads_into(link, prefix)))]
+    own_links = [links / name for name in _PROGRAMS]
+    return [as_shell("rm", "-r", prefix, *(link for link in own_links if _leads_into(link, prefix)))]
 
 
 def _use_of(program: str, plan: ServicePlan, machine: Machine, prefix: Path, links: Path) -> str:

@@ -1,4 +1,4 @@
-"""The systemd unit of a program, as text: the one source of it. No I/O."""
+"""Make the text of a program's systemd unit. No I/O."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import PurePath
 
 _MIN_STOP_SECONDS = 30
 _STOP_MARGIN_SECONDS = 10
-"""After drain_seconds, before systemd kills what is left."""
+"""Time between the end of drain_seconds and systemd's kill."""
 _PLAIN = re.compile(r"[\w@:,./+=-]+", re.ASCII)
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - named, not used
-"""Folders that a unit with ProtectHome and PrivateTmp does not see."""
+"""Folders that ProtectHome and PrivateTmp hide from a unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """The facts of one program that its unit needs. Equal specs make equal units."""
+    """What the unit of one program depends on. Equal specs make equal units."""
 
     program: str
     """Name of the program, and of its unit."""
@@ -27,9 +27,9 @@ class ServiceSpec:
     """System user and group."""
     command: tuple[str, ...]
     state_name: str = ""
-    """Folder below ``/var/lib`` that systemd makes and gives to the user; empty for none."""
+    """Folder below ``/var/lib`` that systemd creates for the user; empty for none."""
     runtime_name: str = ""
-    """Folder below ``/run``, kept over restarts; empty for none."""
+    """Folder below ``/run`` that stays over restarts; empty for none."""
     drain_seconds: float = 8.0
     reloads: bool = False
     """Whether SIGHUP reads certificates anew."""
@@ -38,31 +38,32 @@ class ServiceSpec:
     groups: tuple[str, ...] = ()
     """Further groups of the user."""
     write_folders: tuple[str, ...] = ()
-    """Folders beyond state and runtime that the program writes in."""
+    """Further folders that the program writes in."""
 
     @property
     def unit(self) -> str:
+        """Name of the unit."""
         return f"{self.program}.service"
 
 
 def unit_text(spec: ServiceSpec) -> str:
-    """The whole unit, ends with a newline."""
+    """Return the text of the unit, with a newline at its end."""
     return "\n".join([*_head(spec), *_process(spec), *_places(spec), "", *_sandbox(spec), *_TAIL, ""])
 
 
 def is_hidden(path: PurePath) -> bool:
-    """Whether a process of the unit cannot see ``path``, which is absolute."""
+    """Whether a process of the unit cannot see the absolute ``path``."""
     return any(path.is_relative_to(folder) for folder in HIDDEN)
 
 
 def groups_in(text: str) -> tuple[str, ...]:
-    """The further groups that a unit names."""
+    """Return the further groups that the text of a unit names."""
     found = re.findall(r"^SupplementaryGroups=(.*)$", text, re.MULTILINE)
     return tuple(" ".join(found).split())
 
 
 def command_in(text: str) -> tuple[str, ...]:
-    """The command line of a unit that ``unit_text`` made; empty if there is none that can be read."""
+    """Return the command line in a text of ``unit_text``; empty if there is none or it cannot be parsed."""
     found = re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)
     try:
         words = shlex.split(found[1]) if found else []

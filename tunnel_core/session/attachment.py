@@ -1,11 +1,11 @@
-"""One carrier for all of its life: first it goes through the attach, then it moves a session's packets.
+"""One carrier from its attach to its end, as the attach first and then as the carrier of a session.
 
-The attempt is the carrier's port until the last frame of the attach has left. From then on the session is, so
-a packet of an attached session passes through nothing of the attach. What comes before is bounded: the server
-decodes 96 KiB of an attach in all. An attempt that has settled without a session decodes nothing any more.
-
-An attempt that a session has moved away from, or that lost a race, is abandoned: whatever still comes over
-its carrier is dropped. So at no moment two carriers move the packets of one session.
+1. The attachment is the carrier's port until the last frame of the attach has left. Then the session becomes
+   the port, so its packets pass through no code of the attach.
+2. An attach is bounded: the server decodes at most 96 KiB of it. An attachment that has settled without a
+   session decodes no further packet.
+3. An attachment that lost a race, or that its session moved away from, is abandoned, and later packets over
+   its carrier are dropped. So two carriers never move the packets of one session at the same time.
 """
 
 from __future__ import annotations
@@ -27,30 +27,33 @@ from tunnel_core.wire.frames import Frame, Malformed, Packet, Rejected, Use, Wel
 
 _log = logging.getLogger("tunnel_core.attempt")
 
-_FAREWELL_SECONDS = 1.0
-"""How long a rejection may take to leave."""
-_HELLO_LOOKS = 2
-"""Two waits of half the time each: the second one gives a program that was paused itself time to read."""
-_TOO_EARLY = Malformed("more bytes came than an attach needs")
+_REJECTION_SECONDS = 1.0
+"""How long the server waits for a rejection to leave before it abandons the carrier."""
+_HELLO_WAITS = 2
+"""Number of waits for the hello, of equal length. If this process was paused, the second wait leaves time to
+read a hello that has arrived already."""
+_TOO_MANY_BYTES = Malformed("received more bytes than an attach needs")
 _MAX_WELCOME_BYTES = Limits().max_trust_bundle_bytes + 64 * KIB
+"""Bytes that a server may send before the agent's ``use``: the welcome has the roots."""
 
 
 class CarriedSession(CarrierPort, Protocol):
-    """The session that an attempt carries, as far as the attempt needs it."""
+    """What an attachment needs of its session."""
 
     @property
     def received(self) -> int:
         """Number of the newest packet received in order; the agent sends it as ``have``."""
 
-    def move_to(self, attempt: Attachment, have: int) -> None:
-        """Continue over this attempt's carrier; the peer has received every packet up to ``have``."""
+    def move_to(self, attachment: Attachment, have: int) -> None:
+        """Continue over the attachment's carrier; the peer has received every packet up to ``have``."""
 
 
 class Attachment:
-    """A ``CarrierPort``. ``decide`` joins it to a session, or raises ``Refused``; it never blocks.
+    """One carrier and its handshake; a ``CarrierPort``.
 
-    It is called when the agent chose this attempt (server), or when the welcome is there (agent, where it
-    may also do nothing, as who calls ``settle`` is told next).
+    ``decide`` joins the attachment to a session or raises ``Refused``; it must not block. The server calls
+    it when the agent has sent ``use`` on this carrier. The agent calls it on the welcome; there ``decide``
+    may do nothing and leave the decision to the caller of ``settle``.
     """
 
     def __init__(
@@ -63,31 +66,31 @@ class Attachment:
         self.steps = steps
         self.peer_address = carrier.peer.address
         self._failure: Refused | None = None
-        self.answered_at = math.inf  # when the welcome was made
+        self.answered_at = math.inf
+        """When the server made its welcome, in trio's clock."""
         self._decide = decide
         self.close_delayed = False
-        """Whether its carrier outlives the next ``abandon``, and another one follows: so that the other end
-        hears of the move before it hears of this end."""
+        """Whether the next ``abandon`` leaves the carrier open, until a second one closes it. So the peer
+        learns of the move to the new carrier before this carrier closes."""
         self._session: CarriedSession | None = None
-        self._out: list[Frame] = [steps.hello] if isinstance(steps, AgentHandshake) else []
+        self._pending: list[Frame] = [steps.hello] if isinstance(steps, AgentHandshake) else []
         self._bytes_left = (
             Limits().max_attach_bytes if isinstance(steps, ServerHandshake) else _MAX_WELCOME_BYTES
         )
-        self._spoke = trio.Event()  # the other end has said something, or the attempt has failed
-        self._saying_no = False
-        self._kept = False
+        self._received_any = trio.Event()  # the first packet has arrived, or the attach has failed
+        self._is_rejecting = False
+        self._is_kept = False
         self._settled = trio.Event()
         self._lost = trio.Event()
 
     async def settle(
         self, seconds: float, first_seconds: float = math.inf, is_spared: Callable[[], bool] = lambda: False
     ) -> None:
-        """Takes the carrier through the attach: to the welcome (agent), to its use (server).
+        """Run the attach: the agent waits for the welcome, the server for the agent's ``use``.
 
-        Raises ``Refused``, ``ATTACH_TIMEOUT`` after ``seconds``, or if no packet came within
-        ``first_seconds`` and the attempt is not spared then. Whoever fails, or is cancelled, leaves no
-        carrier behind, but for one that ``decide`` kept; an agent that was welcomed must ``use`` or
-        ``abandon`` it.
+        Raises ``Refused``: with ``ATTACH_TIMEOUT`` after ``seconds``, or if no packet arrived within
+        ``first_seconds`` and ``is_spared`` then returns False. A failure or cancellation abandons the
+        carrier, unless ``decide`` has kept it. After the welcome the agent must call ``use`` or ``abandon``.
         """
         try:
             self.carrier.start(self)
@@ -96,11 +99,11 @@ class Attachment:
                 await self._settled.wait()
             if not self._settled.is_set():
                 self._fail(Refused(Reason.ATTACH_TIMEOUT, "the attach was not completed in time"))
-            if self._saying_no:
-                with trio.move_on_after(_FAREWELL_SECONDS):
+            if self._is_rejecting:
+                with trio.move_on_after(_REJECTION_SECONDS):
                     await self._lost.wait()
         except BaseException:
-            if not self._kept:
+            if not self._is_kept:
                 self.abandon()
             raise
         if self._failure is not None:
@@ -108,59 +111,59 @@ class Attachment:
             raise self._take_failure()
 
     def _take_failure(self) -> Refused:
-        """Return the failure and forget it: its traceback will refer to the attempt."""
+        """Return the failure and forget it, because its traceback will refer to this attachment (a cycle)."""
         failure, self._failure = self._failure, None
         assert failure is not None
         return failure
 
     async def _wait_first(self, seconds: float, is_spared: Callable[[], bool]) -> None:
-        for _ in range(_HELLO_LOOKS):
-            with trio.move_on_after(seconds / _HELLO_LOOKS):
-                await self._spoke.wait()
+        for _ in range(_HELLO_WAITS):
+            with trio.move_on_after(seconds / _HELLO_WAITS):
+                await self._received_any.wait()
                 return
         if not is_spared():
-            self._fail(Refused(Reason.ATTACH_TIMEOUT, f"no hello came within {seconds:g} s"))
+            self._fail(Refused(Reason.ATTACH_TIMEOUT, f"no hello received within {seconds:g} s"))
 
     def refuse(self, refused: Refused, retry_after_ms: int) -> None:
-        """Server, before ``settle``: reject the attach without waiting for a hello."""
+        """Reject the attach without waiting for a hello. For the server, before ``settle``."""
         self._reject(Rejected(refused.reason, refused.detail, retry_after_ms))
 
     def displace(self, refused: Refused) -> None:
-        """Server: end the attach at once, without a word to the agent. Does nothing once it is used."""
+        """End the attach at once without ``rejected``; do nothing once a session uses it. For the server."""
         if not self._settled.is_set():
             self._fail(refused)
         if self._session is None:
             self.abandon()
 
     def keep(self) -> None:
-        """Agent: it is for later, whatever becomes of who waits for ``settle``."""
-        self._kept = True
+        """Keep the carrier open even if ``settle`` is cancelled. For the agent, which may use it later."""
+        self._is_kept = True
 
     def use(self, session: CarriedSession) -> None:
-        """Agent: the one carrier of ``session`` from here on. Call it once, after the welcome.
+        """Move ``session`` to this carrier. For the agent, once, after the welcome.
 
-        Raises ``Refused`` if the carrier was lost meanwhile; the session is as before then.
+        Raises ``Refused`` if the carrier was lost meanwhile; then the session has not changed.
         """
         assert isinstance(self.steps, AgentHandshake) and self.steps.welcome is not None
         if self._lost.is_set():
             raise Refused(Reason.CARRIER_LOST, "the carrier broke before it was used")
-        self._kept = True
+        self._is_kept = True
         if not self.steps.welcome.used:
-            self._out.append(Use(self.steps.hello.attempt, session.received))
+            self._pending.append(Use(self.steps.hello.attempt, session.received))
         session.move_to(self, self.steps.welcome.have)
 
     def carry(self, session: CarriedSession) -> None:
-        """What comes is for ``session``, and what goes is asked of it once the attach has sent its last."""
+        """Pass received packets to ``session``, which also sends once the attach has sent its last frame."""
         self._session = session
         self._settled.set()
         self._maybe_hand_over()
 
     def _maybe_hand_over(self) -> None:
-        if self._session is not None and not self._out:
+        if self._session is not None and not self._pending:
             self.carrier.hand_over(self._session)
 
     def abandon(self) -> None:
-        """Nothing moves over this carrier any more. Idempotent."""
+        """Close the carrier, later if ``close_delayed``, and drop what arrives over it. Idempotent."""
         self._session = None
         self._lost.set()
         if self.close_delayed:
@@ -171,31 +174,31 @@ class Attachment:
 
     @property
     def is_used(self) -> bool:
-        """Whether it moves a session's packets."""
+        """Whether a session uses this carrier."""
         return self._session is not None
 
     @property
     def welcome(self) -> Welcome:
-        """What the server answered. Only after it did."""
+        """The server's welcome. Read it only after ``settle``, or in ``decide``."""
         assert self.steps.welcome is not None
         return self.steps.welcome
 
-    # What the carrier calls.
+    # Calls of the carrier.
 
     def packet_received(self, data: bytes) -> None:
-        self._spoke.set()
+        self._received_any.set()
         if self._session is not None:
             self._session.packet_received(data)
         elif not self._settled.is_set():
             self._bytes_left -= len(data)
-            self._attach_step(decode_packet(data) if self._bytes_left >= 0 else _TOO_EARLY)
+            self._attach_step(decode_packet(data) if self._bytes_left >= 0 else _TOO_MANY_BYTES)
 
     def next_packet(self) -> bytes | None:
-        if not self._out:
+        if not self._pending:
             return None
-        frame = self._out.pop(0)
+        frame = self._pending.pop(0)
         self._maybe_hand_over()
-        return encode_packet(0, 0, [frame])  # frames of the attach stand alone
+        return encode_packet(0, 0, [frame])  # each frame of the attach has a packet of its own
 
     def carrier_lost(self, detail: str) -> None:
         self._lost.set()
@@ -211,7 +214,7 @@ class Attachment:
             if isinstance(packet, Malformed):
                 raise ProtocolError(Reason.MALFORMED_PACKET, packet.detail)
             for frame in packet.frames:
-                self._take(frame)
+                self._receive(frame)
         except Refused as refused:
             self._fail(refused)
         except ProtocolError as fault:
@@ -220,11 +223,11 @@ class Attachment:
             _log.exception("the attach from %s failed", self.peer_address)
             self._fail(Refused(Reason.INTERNAL_ERROR))
 
-    def _take(self, frame: Frame) -> None:
+    def _receive(self, frame: Frame) -> None:
         if isinstance(self.steps, AgentHandshake):
             self.steps.receive(frame)
             if self._decide is not None:
-                self._decide(self)  # now, as what comes next may be the session's
+                self._decide(self)  # at once, because the next packet may be the session's
             self._settled.set()
             return
         answer = self.steps.receive(frame)
@@ -233,11 +236,11 @@ class Attachment:
             return
         if answer is not None:
             self.answered_at = trio.current_time()
-            self._say(answer)
+            self._send(answer)
         if self.steps.use is not None:
-            self._join()
+            self._join_session()
 
-    def _join(self) -> None:
+    def _join_session(self) -> None:
         assert self._decide is not None
         try:
             self._decide(self)
@@ -245,16 +248,16 @@ class Attachment:
             self._reject(Rejected(refused.reason, refused.detail))
 
     def _reject(self, rejected: Rejected) -> None:
-        self._saying_no = True
-        self._say(rejected)
+        self._is_rejecting = True
+        self._send(rejected)
         self._fail(Refused(rejected.reason, rejected.detail))
 
-    def _say(self, frame: Frame) -> None:
-        self._out.append(frame)
+    def _send(self, frame: Frame) -> None:
+        self._pending.append(frame)
         self.carrier.wake()
 
     def _fail(self, refused: Refused) -> None:
         if not self._settled.is_set():
             self._failure = refused.with_traceback(None)
-            self._spoke.set()
+            self._received_any.set()
             self._settled.set()

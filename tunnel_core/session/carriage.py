@@ -1,4 +1,4 @@
-"""Which attempt carries a session now, and how its carrier learns that there is something to send."""
+"""The current carrier of a session, and the callbacks by which the mux wakes that carrier."""
 
 from __future__ import annotations
 
@@ -7,53 +7,54 @@ from tunnel_core.session.attachment import Attachment
 from tunnel_core.session.timer import Timer
 
 _FIRST_SEND_SECONDS = 0.025
-"""How long the agent lets the server send first on a carrier that the session moved to with its hello. A
-key typed meanwhile comes right behind the welcome; its echo must not find all that TCP takes in before it."""
+"""How long the agent defers its own packets on a carrier that its hello used, so that the server sends first.
+The server sends a key typed meanwhile right behind the welcome. The key's echo must not queue in TCP behind
+the agent's bulk data."""
 
 
-def _nothing() -> None:
-    """Wake nothing: there is no carrier."""
+def _wake_no_carrier() -> None:
+    """Do nothing, because there is no carrier to wake."""
 
 
 class Carriage:
-    """Joins the mux of one session to one carrier after another."""
+    """Connect the mux of one session to one carrier after another."""
 
-    __slots__ = ("_mux", "_timer", "attempt")
+    __slots__ = ("_mux", "_timer", "attachment")
 
     def __init__(self, mux: Mux, timer: Timer) -> None:
-        self.attempt: Attachment | None = None
+        self.attachment: Attachment | None = None
         self._mux = mux
         self._timer = timer
 
-    def take(self, attempt: Attachment) -> None:
-        """Abandon the carrier before; ``attempt`` is next. Nothing wakes its carrier yet."""
-        self.leave()
-        self.attempt = attempt
+    def replace(self, attachment: Attachment) -> None:
+        """Abandon the old carrier and use ``attachment``. The mux does not wake the new carrier yet."""
+        self.abandon()
+        self.attachment = attachment
 
     def start(self) -> None:
-        """Wake the carrier from here on.
+        """Let the mux wake the carrier for every frame.
 
-        Not before the session has moved: the carrier may ask for packets at once.
+        Call it after the protocol has moved, because the carrier may ask for packets at once.
         """
-        assert self.attempt is not None
-        carrier = self.attempt.carrier
+        assert self.attachment is not None
+        carrier = self.attachment.carrier
         self._mux.wake, self._mux.wake_for_data = carrier.wake, carrier.wake_for_data
 
     def start_with_data(self, now: float) -> None:
-        """Wake the carrier for data of streams only, for a moment. Everything else may travel with it."""
-        assert self.attempt is not None
-        self._mux.wake_for_data = self.attempt.carrier.wake_for_data
+        """Let the mux wake the carrier for stream data only; other frames leave with data or soon after."""
+        assert self.attachment is not None
+        self._mux.wake_for_data = self.attachment.carrier.wake_for_data
         self._timer.send_at = now + _FIRST_SEND_SECONDS
 
     def send_deferred(self) -> None:
-        """Send what was deferred."""
+        """Stop deferring: let the mux wake the carrier for every frame."""
         self._timer.stop_deferring()
-        if self.attempt is not None:
-            self._mux.wake = self.attempt.carrier.wake
+        if self.attachment is not None:
+            self._mux.wake = self.attachment.carrier.wake
 
-    def leave(self) -> None:
+    def abandon(self) -> None:
         """Abandon the carrier, if there is one."""
-        attempt, self.attempt = self.attempt, None
-        self._mux.wake = self._mux.wake_for_data = _nothing
-        if attempt is not None:
-            attempt.abandon()
+        attachment, self.attachment = self.attachment, None
+        self._mux.wake = self._mux.wake_for_data = _wake_no_carrier
+        if attachment is not None:
+            attachment.abandon()

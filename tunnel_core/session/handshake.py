@@ -1,12 +1,12 @@
-"""The three steps of an attach, for each side: hello, welcome (or rejected), use. No I/O, no clock.
+"""The three steps of an attach, for each end: hello, welcome (or rejected), use. No I/O, no clock.
 
-They are apart from the session, because a session outlives its carriers and each carrier has to pass
-them. Attempts race, so the welcome moves nothing: the agent says ``use`` on the one it chose, and the
-server moves then. A probe never says it, and so takes nothing from anybody.
-
-An agent whose old carrier is gone already says ``use`` within the hello, which spares the session a round
-trip. It is the same choice, made earlier: it binds the agent from there on, so it makes it in one attempt
-at a time. A server that does not know this answers as always, and waits for the ``use`` that then follows.
+1. Every carrier of a session passes these steps, so they are apart from the session.
+2. An agent may try several carriers at once. So the welcome does not move the session: the agent sends
+   ``use`` on the carrier that it chose, and then the server moves. A probe never sends ``use``, so it takes
+   no session away from another carrier.
+3. An agent without a carrier sends ``use`` inside ``hello``, which saves one round trip. The choice binds the
+   agent, so it makes this choice on one carrier at a time. A server that does not know ``use`` inside
+   ``hello`` sends an ordinary welcome and waits for the separate ``use``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tunnel_core.wire.frames import Frame, Hello, Rejected, Use, Welcome
 
 VERSION = 1
 _RETRY_MS = 300_000
-"""For an agent that only a person can put right."""
+"""Retry time for an agent that works only after a person corrects its configuration."""
 
 
 class AttachRejected(Refused):
-    """The server refused the attach; ``retry_after_seconds`` is its advice, 0 for none."""
+    """The server rejected the attach; ``retry_after_seconds`` is when to retry, or 0 for no advice."""
 
     def __init__(self, rejected: Rejected) -> None:
         reason = Reason.PROTOCOL_ERROR if rejected.reason is Reason.DONE else rejected.reason
@@ -33,9 +33,9 @@ class AttachRejected(Refused):
 
 
 class ServerHandshake:
-    """The server's part. ``offer`` decides on a hello: a welcome or a rejection.
+    """The server's part of an attach. ``offer`` answers a hello with a welcome or a rejection.
 
-    ``use`` is there once the agent chose this attempt, with its hello or after the welcome.
+    ``use`` is None until the agent has chosen this carrier, inside its hello or after the welcome.
     """
 
     def __init__(self, offer: Callable[[Hello], Welcome | Rejected]) -> None:
@@ -45,7 +45,10 @@ class ServerHandshake:
         self.use: Use | None = None
 
     def receive(self, frame: Frame) -> Frame | None:
-        """Takes the next frame of the attach; returns the answer. Raises ``ProtocolError``."""
+        """Process the next frame of the attach and return the answer, if any.
+
+        Raises ``ProtocolError`` for any frame other than the next step.
+        """
         if isinstance(frame, Hello) and self.hello is None:
             self.hello = frame
             answer = _rejection(frame) or self._offer(frame)
@@ -68,14 +71,18 @@ def _rejection(hello: Hello) -> Rejected | None:
 
 
 class AgentHandshake:
-    """The agent's part. What comes after the welcome is the agent's choice."""
+    """The agent's part of an attach, up to the welcome."""
 
     def __init__(self, hello: Hello) -> None:
         self.hello = hello
         self.welcome: Welcome | None = None
 
     def receive(self, frame: Frame) -> None:
-        """Takes the server's answer. Raises ``AttachRejected`` or ``ProtocolError``."""
+        """Process the server's answer to the hello.
+
+        Raises ``AttachRejected`` if the server rejects the attach, and ``ProtocolError`` for another frame,
+        for another version, or for a number out of range.
+        """
         if isinstance(frame, Rejected):
             raise AttachRejected(frame)
         if not isinstance(frame, Welcome) or self.welcome is not None:

@@ -2,10 +2,10 @@
 
 1. The agent pings every interval, and often while streams move bytes or a pong is late. The server answers,
    and learns from each ping how soon the next one is due, so one ping serves both ends.
-2. A silence of some of these intervals means that the carrier is dead. This process may have been paused
-   itself, so two checks in a row must find the silence; a second lies between them.
-3. What waits for its answer longer than ``response_timeout_seconds`` is late: ``late_seconds`` or four round
-   trips. That is a reason to look for another carrier, and nothing more.
+2. A silence of ``missed_pings`` intervals means that the carrier is dead. Because this process may have been
+   paused, two checks in a row, one second apart, must find the silence.
+3. An answer is late after ``response_timeout_seconds``: ``late_seconds``, or four round trips if they are
+   longer. Lateness only makes the agent try another carrier.
 """
 
 from __future__ import annotations
@@ -21,38 +21,41 @@ from tunnel_core.wire.frames import Ping, Welcome
 
 _LATE_ROUND_TRIPS = 4
 _DEAD_PATIENCES = 5
-"""Times what makes an answer late: a change of cells takes a second or three, and it is the same link after.
-Waiting costs nothing, as other carriers are tried meanwhile; it is only not called grace yet."""
+"""Least silence of a dead carrier, in response timeouts. A change of the radio cell takes one to three
+seconds, and the carrier survives it. The wait costs nothing, because the agent tries other carriers
+meanwhile."""
 _CONFIRM_SECONDS = 1.0
-"""Between the check that finds a silence and the one that confirms it."""
-_MOMENT_SECONDS = 0.5
+"""Time between the check that finds a silence and the check that confirms the silence."""
+_SAMPLE_GROUP_SECONDS = 0.5
+"""Samples within this time count as one, which is the newest."""
 _MOST_PINGS = 32
-"""Unanswered at a time."""
+"""Unanswered pings that are remembered: enough for the longest silence that a session waits for."""
 _MOST_ROUND_TRIP_SECONDS = 60.0
-"""A ping may tell any number, and with a large one nothing would ever be late (RFC 6298: 60 s or more)."""
+"""Longest round trip that a ping may report. With a larger one nothing would ever be late (RFC 6298: 60 s or
+more)."""
 
 
 class Liveness:
-    """What one end knows of the other's life on the carrier of the moment.
+    """Liveness of the peer, as seen over the current carrier.
 
-    ``pings``: this end sends the pings (the agent). The welcome and the profile hold the intervals.
+    ``pings`` is True at the agent, which sends the pings. The welcome and the profile hold the intervals.
     """
 
     __slots__ = (
-        "_busy_seconds",
-        "_dead",
+        "_active_interval",
+        "_active_seconds",
+        "_dead_after_seconds",
         "_interval",
-        "_is_doubted",
+        "_is_silence_found",
         "_last_ping",
         "_late_seconds",
         "_missed_allowed",
-        "_often",
         "_pings",
         "_profile",
         "_sampled_at",
         "_silence_extension",
-        "_smooth",
-        "_smooth_before",
+        "_smoothed",
+        "_smoothed_before",
         "_token",
         "_waiting",
         "bytes_at",
@@ -65,37 +68,37 @@ class Liveness:
         self, limits: Limits, welcome: Welcome, profile: Profile, *, pings: bool, now: float
     ) -> None:
         self.last_received_at = now
-        """When the carrier last brought anything. The session sets it."""
+        """When the newest packet arrived. ``SessionProtocol`` sets it."""
         self.bytes_at = -math.inf
-        """When a stream last moved anything, either way. The session sets it."""
+        """When the newest numbered packet was sent or received. ``SessionProtocol`` sets it."""
         self.round_trip_seconds: float | None = None
-        """The newest sample."""
+        """Newest sample of the round trip."""
         self.response_timeout_seconds = limits.late_seconds
-        """How long an answer may take before it is late."""
+        """Time after which an answer is late."""
         self._late_seconds = limits.late_seconds
         self._profile = profile
         self._interval = welcome.ping_interval_ms / 1000
         self._missed_allowed = welcome.missed_pings
         self._pings = pings
-        self._often = min(self._interval, profile.active_ping_seconds)
+        self._active_interval = min(self._interval, profile.active_ping_seconds)
         self._last_ping = -math.inf
         self._waiting: deque[tuple[int, float]] = deque()  # token and time of the pings without a pong
         self._token = 0
-        self._smooth = 0.0  # round trip; 0: none yet
-        self._smooth_before = 0.0  # without the samples of this moment
+        self._smoothed = 0.0  # round trip; 0: no sample yet
+        self._smoothed_before = 0.0  # before the newest group of samples
         self._sampled_at = -math.inf
-        self._is_doubted = False  # one check has found the silence
+        self._is_silence_found = False  # by the first of two checks
         self._silence_extension = 0.0
         self._expect_pings()
 
     # Carriers.
 
     def pause(self) -> None:
-        """There is no carrier: no answer comes any more."""
+        """Forget the unanswered pings, because the carrier is lost."""
         self._waiting.clear()
 
     def start(self, now: float) -> None:
-        """There is a new carrier, whose peer is alive."""
+        """Begin anew on a new carrier, whose peer has just answered the attach."""
         self._waiting.clear()
         self.last_received_at = now
         self._last_ping = -math.inf
@@ -104,13 +107,13 @@ class Liveness:
     # Pings and pongs.
 
     def ping(self, now: float, *, is_queued: bool) -> Ping | None:
-        """Return the ping to send, and count the next one from now.
+        """Return the ping to send, and start the interval to the next ping.
 
-        None if one is about to leave already (``is_queued``), or if enough wait for an answer. Raises
+        Returns None if a ping is queued already (``is_queued``) or too many are unanswered. Raises
         ``ProtocolError`` if a silence is confirmed.
         """
         if self._waiting:
-            # Whatever arrives comes from the peer's program: only silence counts.
+            # Every packet comes from the peer's program, so any packet ends a silence, not only a pong.
             silence = now - max(self._waiting[0][1], self.last_received_at)
             if silence >= self._dead_seconds():
                 self._confirm_silence(silence)
@@ -127,39 +130,40 @@ class Liveness:
         return bool(self._waiting)
 
     def ping_received(self, round_trip_us: int, now: float) -> None:
-        """A ping came, with the round trip that its sender measured; 0: none yet."""
+        """Process a ping and the round trip in it, which the sender measured; 0 means no sample yet."""
         self._expect_pings()
         if round_trip_us:
             self._note_round_trip(round_trip_us / 1e6, now)
 
     def pong_received(self, token: int, now: float) -> None:
-        """A pong came. One whose ping was given up says nothing."""
+        """Process a pong; ignore the pong of a ping that is not waited for any more."""
         waiting = self._waiting
         if not waiting or not waiting[0][0] <= token <= waiting[-1][0]:
             return
         while waiting[0][0] < token:
             waiting.popleft()
         self._note_round_trip(now - waiting.popleft()[1], now)
-        self._is_doubted = False
+        self._is_silence_found = False
 
     def _note_round_trip(self, sample: float, now: float) -> None:
         sample = min(sample, _MOST_ROUND_TRIP_SECONDS)
         self.round_trip_seconds = sample
-        # Of the pongs that come together after an outage the newest counts alone.
-        if now >= self._sampled_at + _MOMENT_SECONDS:
-            self._smooth_before, self._sampled_at = self._smooth, now
-        before = self._smooth_before or sample
-        # RFC 6298's weight for what is longer: one pong that sat out an outage must not make us patient for
-        # half a minute. What is shorter counts for more, as a link that was slow need not be so again.
-        self._smooth = before + (sample - before) / (8 if sample > before else 2)
-        self.response_timeout_seconds = max(self._late_seconds, _LATE_ROUND_TRIPS * self._smooth)
+        # Of pongs that arrive together after an outage, only the newest counts.
+        if now >= self._sampled_at + _SAMPLE_GROUP_SECONDS:
+            self._smoothed_before, self._sampled_at = self._smoothed, now
+        before = self._smoothed_before or sample
+        # A longer sample has the weight of RFC 6298, because one pong that was delayed by an outage must not
+        # raise the timeout to half a minute. A shorter sample weighs more, because a slow path may recover.
+        self._smoothed = before + (sample - before) / (8 if sample > before else 2)
+        self.response_timeout_seconds = max(self._late_seconds, _LATE_ROUND_TRIPS * self._smoothed)
 
-    # What is late.
+    # Lateness.
 
     def late_at(self, sent_at: float) -> float:
-        """When something will be late, if nothing changes.
+        """Return when the oldest unanswered packet or ping will be late; infinity if none is unanswered.
 
-        ``sent_at`` is when the oldest packet that waits for its confirmation was sent; infinity for none.
+        At the server also the agent's next ping can be late. ``sent_at`` is when the oldest unacknowledged
+        packet was sent; infinity if there is none.
         """
         since = min(sent_at, self._waiting[0][1]) if self._waiting else sent_at
         if not self._pings and self._interval:
@@ -167,64 +171,66 @@ class Liveness:
         return since + self.response_timeout_seconds
 
     def late_since(self, sent_at: float, now: float) -> float:
-        """When the oldest of what is late was sent; infinity if nothing is."""
+        """Return when the oldest late packet or ping was sent; infinity if none is late."""
         since = min(sent_at, self._waiting[0][1]) if self._waiting else sent_at
         return since if now >= since + self.response_timeout_seconds else math.inf
 
-    # What is due.
+    # Deadlines.
 
     def deadline(self) -> float:
-        """When a ping is due, or a silence has lasted long enough."""
+        """Return when a ping is due (agent), or when a silence is long enough to be checked (server)."""
         if not self._interval:
             return math.inf
         if not self._pings:
-            return self._silence_ends()
-        soon = self._last_ping + self._often
-        if self.bytes_at + self._profile.active_seconds >= soon:
-            return soon
+            return self._silence_check_at()
+        next_ping = self._last_ping + self._active_interval
+        if self.bytes_at + self._profile.active_seconds >= next_ping:
+            return next_ping
         if self._waiting:
-            soon = max(soon, self._waiting[0][1] + self.response_timeout_seconds)
-            return min(soon, self._last_ping + self._interval)
+            next_ping = max(next_ping, self._waiting[0][1] + self.response_timeout_seconds)
+            return min(next_ping, self._last_ping + self._interval)
         return self._last_ping + self._interval
 
     def check(self, now: float) -> bool:
-        """Return whether a ping is due. At the server none is; there the silence is checked.
+        """Return whether a ping is due; at the server check the silence and return False.
 
-        Raises ``ProtocolError``, ``PING_TIMEOUT``, if a silence is confirmed.
+        Raises ``ProtocolError`` with ``PING_TIMEOUT`` if a silence is confirmed.
         """
         if now < self.deadline():
             return False
         if self._pings:
             return True
         self._confirm_silence(now - self.last_received_at)
-        self._silence_extension = now - self._silence_ends() + _CONFIRM_SECONDS
+        self._silence_extension = now - self._silence_check_at() + _CONFIRM_SECONDS
         return False
 
-    def _silence_ends(self) -> float:
-        # The pinging end finds silence by its pings; this end waits a little longer than they do.
-        return self._next_ping_expected() + self._dead + self._silence_extension
+    def _silence_check_at(self) -> float:
+        # The agent detects silence by its pings; the server waits a little longer than the agent.
+        return self._next_ping_expected() + self._dead_after_seconds + self._silence_extension
 
     def _next_ping_expected(self) -> float:
-        """When the agent's next ping is due: soon while streams move bytes."""
-        if self.bytes_at + self._busy_seconds >= self.last_received_at:
-            return max(self.last_received_at, self.bytes_at) + self._often
+        """Return when the agent's next ping is due; the interval is short while streams move bytes."""
+        if self.bytes_at + self._active_seconds >= self.last_received_at:
+            return max(self.last_received_at, self.bytes_at) + self._active_interval
         return self.last_received_at + self._interval
 
     def _expect_pings(self) -> None:
-        """Compute how long the peer's pings may stay out from here on."""
-        self._is_doubted, self._silence_extension = False, 0.0
-        self._dead = self._dead_seconds()
-        # The ends see the last byte at different times: near the end of activity nothing is expected soon.
-        self._busy_seconds = self._profile.active_seconds - self._often - self.response_timeout_seconds
+        """Compute anew how long the peer's pings may be absent."""
+        self._is_silence_found, self._silence_extension = False, 0.0
+        self._dead_after_seconds = self._dead_seconds()
+        # The ends see the last byte at different times, so the server ends activity sooner than the agent.
+        self._active_seconds = (
+            self._profile.active_seconds - self._active_interval - self.response_timeout_seconds
+        )
 
     def _dead_seconds(self) -> float:
-        """Return how long a silence must be in which answers are due."""
-        patience = self.response_timeout_seconds
-        often = self._missed_allowed * self._often + patience
-        return min(self._missed_allowed * self._interval, max(often, _DEAD_PATIENCES * patience))
+        """Return how long a silence must last, while answers are due, until the carrier is dead."""
+        timeout = self.response_timeout_seconds
+        while_active = self._missed_allowed * self._active_interval + timeout
+        return min(self._missed_allowed * self._interval, max(while_active, _DEAD_PATIENCES * timeout))
 
     def _confirm_silence(self, silence: float) -> None:
         """Declare the peer dead only if two checks in a row find silence."""
-        if self._is_doubted:
-            raise ProtocolError(Reason.PING_TIMEOUT, f"nothing heard for {silence:.0f} s")
-        self._is_doubted = True
+        if self._is_silence_found:
+            raise ProtocolError(Reason.PING_TIMEOUT, f"no packet received for {silence:.0f} s")
+        self._is_silence_found = True

@@ -1,10 +1,11 @@
-"""What happens when few hold most of the memory that all sessions share: the largest is reset.
+"""Reset the largest stalled streams while the memory that all sessions share is short.
 
-Granted credit cannot be taken back, so the other choice would be to squeeze everybody who still reads.
-Only under pressure, only a stream whose reader took nothing for ``stall_seconds``, one at a time. The send
-pool is alike: while it is short, sessions whose peers confirm nothing lose the streams that fill it: after
-``unconfirmed_seconds`` if the peer sends something, and after ``stall_seconds`` if it is silent or has no
-carrier. Outages of seconds are ordinary, and most of them end before a carrier is called lost.
+1. Receive memory. Granted credit cannot be taken back, so the alternative would be to slow down every reader.
+   Under pressure, one stream at a time is reset: the largest whose reader took no byte for ``stall_seconds``.
+2. Send memory. While the send pool is short, streams with retained bytes are reset, session by session, where
+   the peer acknowledges nothing. A peer that still sends packets has ``unconfirmed_seconds``; a silent peer,
+   or a session without a carrier, has ``stall_seconds``, because most outages last seconds and end before the
+   carrier is declared lost.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tunnel_core.session.statistics import SessionStatistics
 
 
 class StallWatch:
-    """Remembers since when each stream's reader has taken nothing. No clock of its own."""
+    """Track how long each stream's reader has taken no byte. No clock of its own."""
 
     def __init__(self, pool: CreditPool, stall_seconds: float) -> None:
         self._pool = pool
@@ -30,7 +31,7 @@ class StallWatch:
         self._seen: dict[StreamState, tuple[int, float]] = {}  # consumed, and since when
 
     def find_victim(self, streams: Iterable[StreamState], now: float) -> StreamState | None:
-        """The stream to reset now, if memory is short and one stands still."""
+        """Return the stream to reset now; None unless memory is short and a stream is stalled."""
         if not self._pool.under_pressure:
             self._seen.clear()
             return None
@@ -51,18 +52,18 @@ class StallWatch:
 async def relieve_pressure(
     pool: CreditPool, streams: Callable[[], Iterable[StreamState]], limits: Limits
 ) -> None:
-    """Looks after the pool of a process until cancelled."""
+    """Reset stalled streams while the credit pool of the process is under pressure. Runs until cancelled."""
     watch = StallWatch(pool, limits.stall_seconds)
     while True:
         await trio.sleep(limits.stall_seconds / 6)
         victim = watch.find_victim(streams(), trio.current_time())
         if victim is not None:
-            detail = f"its reader took nothing for {limits.stall_seconds:g} s while memory was short"
+            detail = f"its reader read no byte for {limits.stall_seconds:g} s while memory was short"
             victim.reset(Reason.STALLED_UNDER_PRESSURE, detail)
 
 
 class Retaining(Protocol):
-    """What the watch asks of a session."""
+    """What ``UnconfirmedWatch`` needs of a session."""
 
     node: str
 
@@ -79,59 +80,61 @@ class _Seen(NamedTuple):
     acked: int
     retained_bytes: int
     since: float
-    is_heard: bool
-    refused_since: float
-    """When the peer was first both heard and confirming nothing."""
+    is_sending: bool
+    sending_since: float
+    """When the peer began to send packets without acknowledging any."""
 
 
 class UnconfirmedWatch:
-    """Remembers since when each session's peer has confirmed nothing. No clock of its own.
+    """Track how long each session's peer has acknowledged nothing. No clock of its own.
 
-    ``heard_seconds`` are for peers that send something meanwhile, ``silent_seconds`` for all.
+    A session is stalled after ``sending_seconds`` if its peer still sends packets, and after
+    ``silent_seconds`` in any case.
     """
 
-    def __init__(self, pool: SendPool, heard_seconds: float, silent_seconds: float) -> None:
+    def __init__(self, pool: SendPool, sending_seconds: float, silent_seconds: float) -> None:
         self._pool = pool
-        self._heard_seconds = heard_seconds
+        self._sending_seconds = sending_seconds
         self._silent_seconds = silent_seconds
         self._seen: dict[Retaining, _Seen] = {}
 
     def find_victims(self, sessions: Iterable[Retaining], now: float) -> list[Retaining]:
-        """Return the sessions that have to give way, largest first, if memory is short."""
+        """Return the stalled sessions with retained bytes, largest first; none unless memory is short."""
         if not self._pool.is_short:
             self._seen.clear()
             return []
-        looks = ((session, self._look(session, now)) for session in sessions if session.mux_streams)
-        self._seen = {session: seen for session, seen in looks if seen.retained_bytes > 0}
+        updates = ((session, self._update(session, now)) for session in sessions if session.mux_streams)
+        self._seen = {session: seen for session, seen in updates if seen.retained_bytes > 0}
         stalled = [session for session, seen in self._seen.items() if self._is_stalled(seen, now)]
         return sorted(stalled, key=lambda session: self._seen[session].retained_bytes, reverse=True)
 
     def seconds_of(self, session: Retaining, now: float) -> float:
-        """For how long a session that was found has confirmed nothing."""
+        """Return how long a session from ``find_victims`` has acknowledged nothing."""
         return now - self._seen[session].since
 
-    def _look(self, session: Retaining, now: float) -> _Seen:
+    def _update(self, session: Retaining, now: float) -> _Seen:
         figures = session.statistics()
-        is_heard = session.attached and not figures.is_silent
+        is_sending = session.attached and not figures.is_silent
         known = self._seen.get(session)
         if known is None or known.acked != figures.acked:
-            return _Seen(figures.acked, figures.retained_bytes, now, is_heard, now)
-        refused_since = now if is_heard and not known.is_heard else known.refused_since
+            return _Seen(figures.acked, figures.retained_bytes, now, is_sending, now)
+        sending_since = now if is_sending and not known.is_sending else known.sending_since
         return known._replace(
-            retained_bytes=figures.retained_bytes, is_heard=is_heard, refused_since=refused_since
+            retained_bytes=figures.retained_bytes, is_sending=is_sending, sending_since=sending_since
         )
 
     def _is_stalled(self, seen: _Seen, now: float) -> bool:
-        refuses = seen.is_heard and now - seen.refused_since >= self._heard_seconds
-        return refuses or now - seen.since >= self._silent_seconds
+        withholds_acks = seen.is_sending and now - seen.sending_since >= self._sending_seconds
+        return withholds_acks or now - seen.since >= self._silent_seconds
 
 
 async def relieve_send_pool(
     pool: SendPool, sessions: Callable[[], Iterable[Retaining]], limits: Limits
 ) -> None:
-    """Frees the send pool of a process while it is short, until cancelled.
+    """Free the send pool of the process while it is short. Runs until cancelled.
 
-    Sessions give way one after the other, until the pool is short no more. Streams that keep nothing go on.
+    Stalled sessions lose their streams with retained bytes, one session after the other, until the pool is no
+    longer short. Their other streams continue.
     """
     watch = UnconfirmedWatch(pool, limits.unconfirmed_seconds, limits.stall_seconds)
     while True:
@@ -141,7 +144,7 @@ async def relieve_send_pool(
             if not pool.is_short:
                 break
             detail = (
-                f"node {session.node} confirmed nothing for {watch.seconds_of(session, now):.0f} s "
+                f"node {session.node} acknowledged nothing for {watch.seconds_of(session, now):.0f} s "
                 "while the server's send memory was short"
             )
             for stream in [stream for stream in session.mux_streams if stream.send.retained_bytes]:

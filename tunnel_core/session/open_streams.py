@@ -1,7 +1,7 @@
 """The streams of one session, until their owners close them.
 
-Refers to neither the session nor its mux, as the mux keeps its methods: a session that has ended must leave
-no reference cycle.
+``OpenStreams`` refers to neither the session nor the mux. The mux holds callbacks into ``OpenStreams``, so a
+reference back would be a cycle, and an ended session must leave none.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ from tunnel_core.wire.frames import Hello, Welcome
 
 
 class OpenStreams:
-    """``on_open`` (agent) is called for each stream that the server opens; it must not block or raise.
+    """Table of the streams that their owners use.
 
-    ``opens`` forgets each stream that is closed.
+    The agent passes ``on_open``, which is called for each stream that the server opens and must not block or
+    raise. A closed stream is removed from ``pending_opens`` as well.
     """
 
     def __init__(
-        self, node: str, session_id: str, opens: PendingOpens, on_open: Callable[[TunnelStream], None] | None
+        self,
+        node: str,
+        session_id: str,
+        pending_opens: PendingOpens,
+        on_open: Callable[[TunnelStream], None] | None,
     ) -> None:
         self.all: dict[int, TunnelStream] = {}
         """Oldest first."""
@@ -36,14 +41,14 @@ class OpenStreams:
         """Whether new streams are refused."""
         self._node = node
         self._session_id = session_id
-        self._pending_opens = opens
+        self._pending_opens = pending_opens
         self._on_open = on_open
         self._serial = 0
         self._closed_in = self._closed_out = 0  # bytes of streams that are closed
-        self._changed: trio.Event | None = None  # made by whoever waits for it
+        self._changed: trio.Event | None = None  # made by ``wait_change``
 
     def add(self, mux_stream: StreamState) -> TunnelStream:
-        """Return the stream that its owner uses from here on."""
+        """Wrap a stream of the mux, add it to the table and return it."""
         self._serial += 1
         serial = self._serial
 
@@ -59,7 +64,7 @@ class OpenStreams:
         return stream
 
     def why_draining(self) -> Refused:
-        """Return the refusal of a stream because the server takes no new ones, or the agent does not."""
+        """Return the refusal of a stream because this server drains, or because the agent does."""
         reason = Reason.SERVER_STOPPING if self.draining else Reason.AGENT_STOPPING
         return Refused(reason, f"node {self._node} takes no new streams: {reason.meaning}")
 
@@ -77,7 +82,7 @@ class OpenStreams:
         return stream
 
     def opened_by_peer(self, mux_stream: StreamState) -> None:
-        """Pass a stream that the server opened on to ``on_open``, or refuse it."""
+        """Pass a stream that the server opened to ``on_open``, or refuse the stream."""
         if self._on_open is None or self.draining:
             detail = f"node {self._node} takes no new streams"
             mux_stream.refuse(Refused(Reason.AGENT_STOPPING, detail))
@@ -91,10 +96,11 @@ class OpenStreams:
 
     @property
     def bytes_out(self) -> int:
+        """Bytes sent over all streams, closed ones too."""
         return self._closed_out + sum(stream.bytes_out for stream in self.all.values())
 
     def note_change(self) -> None:
-        """A stream was closed or forgotten, or the session has ended."""
+        """Wake ``wait_change``: a stream was closed or left the mux, or the session has ended."""
         if self._changed is not None:
             self._changed.set()
 
@@ -116,7 +122,7 @@ def make_mux(
     *,
     opener: bool,
 ) -> Mux:
-    """Return the mux of a session, with the limits that the peer has told."""
+    """Return the mux of a session, with the limits that the peer sent in hello or welcome."""
     mux = Mux(
         limits,
         pool,

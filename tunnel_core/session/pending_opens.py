@@ -1,9 +1,11 @@
-"""The opens of one session that wait for their answer, and how long each may.
+"""The opens of one session that wait for the agent's answer, and their deadlines.
 
-An open that could be said has ``open_timeout_seconds``: the agent dials meanwhile. One that waits for a
-link that is lost has ``open_wait_seconds``, and leaves no trace if it is not said by then; the link's
-return gives it the full time. One that was said before the loss keeps its time: whether the agent
-dialled is not known, and so it is never said on another session.
+1. With a carrier, an open has ``open_timeout_seconds``, which includes the agent's dial.
+2. Without a carrier, an unsent open waits ``open_wait_seconds`` for the next carrier. When the session
+   resumes, the open gets the full ``open_timeout_seconds``; otherwise it is reset and the agent never sees
+   it.
+3. An open that was sent before the loss keeps its deadline. The agent may have dialled, so the open is never
+   repeated on another session.
 """
 
 from __future__ import annotations
@@ -17,7 +19,11 @@ from tunnel_core.streams.tunnel_stream import TunnelStream
 
 
 class PendingOpens:
-    """Both tables have the earliest deadline first, as each adds the same time to a rising clock."""
+    """Deadlines of unanswered opens.
+
+    Both tables have the earliest deadline first, because all entries of a table add the same time to a rising
+    clock.
+    """
 
     def __init__(self, node: str, limits: Limits) -> None:
         self._node = node
@@ -26,7 +32,7 @@ class PendingOpens:
         self._waiting: dict[TunnelStream, float] = {}
 
     def add(self, stream: TunnelStream, now: float, loss: Loss | None) -> float:
-        """A new open; returns its deadline."""
+        """Add a new open and return its deadline; ``loss`` is None while there is a carrier."""
         if loss is None:
             self._sent[stream] = deadline = now + self._limits.open_timeout_seconds
         else:
@@ -34,36 +40,39 @@ class PendingOpens:
         return deadline
 
     def forget(self, stream: TunnelStream) -> None:
-        """It was answered, or nobody waits for it any more."""
+        """Remove a stream whose open was answered, or whose owner has closed it. Idempotent."""
         self._sent.pop(stream, None)
         self._waiting.pop(stream, None)
 
     def lost(self, now: float) -> None:
-        """There is no carrier: what has not been said waits for the next one."""
+        """Let the unsent opens wait for the next carrier."""
         for stream in [stream for stream in self._sent if not stream.open_sent]:
             del self._sent[stream]
             self._waiting[stream] = now + self._limits.open_wait_seconds
 
     def resumed(self, now: float) -> None:
-        """There is a carrier again."""
+        """Give the waiting opens the full time for an answer, because there is a carrier again."""
         waiting, self._waiting = self._waiting, {}
         self._sent |= dict.fromkeys(waiting, now + self._limits.open_timeout_seconds)
 
     @property
     def next_deadline(self) -> float:
+        """Earliest deadline; infinity if no open waits."""
         return min(next(iter(self._sent.values()), math.inf), next(iter(self._waiting.values()), math.inf))
 
     def reset_overdue(self, now: float, loss: Loss | None) -> None:
-        """Resets the streams whose time is over, with a reason that says what they waited for."""
+        """Reset the streams whose deadline has passed, with a reason that names what they waited for."""
         for stream in [stream for stream, deadline in self._waiting.items() if deadline <= now]:
             assert loss is not None
             stream.reset(Reason.NODE_NOT_ATTACHED, link_lost(self._node, loss, now))
         seconds = self._limits.open_timeout_seconds
         for stream in [stream for stream, deadline in self._sent.items() if deadline <= now]:
-            detail = f"node {self._node} did not say within {seconds:g} s whether it reached {stream.target}"
+            detail = (
+                f"node {self._node} did not answer within {seconds:g} s whether it reached {stream.target}"
+            )
             stream.reset(Reason.OPEN_TIMEOUT, detail)
 
 
 def link_lost(node: str, loss: Loss, now: float) -> str:
-    """The sentence for a user whose node is away, and may come back."""
+    """Return the sentence for a user whose node has lost its carrier and may resume."""
     return f"node {node} is not attached: link lost {now - loss.at:.0f} s ago ({loss.detail})"

@@ -1,27 +1,27 @@
-"""What a link may cost while nobody uses it, and how fast its death is then found. No I/O.
+"""Profiles: the traffic of an idle link, against the time in which its failure is detected. No I/O.
 
-A ping and its answer take 350 bytes of an Ethernet interface over IPv4: ping, answer (which confirms it)
-and TCP's bare confirmation. 151 of them are TLS records around HTTP/2 around some ten bytes of ours, the
-rest is headers; IPv6 has 60 more. Counted between two processes in network namespaces, with ``bdp_probe``
-off: nothing else of ours moves on an idle link. So an idle hour costs, in KB:
+A ping and its pong take 350 bytes of an Ethernet interface over IPv4, with TCP's bare ack. 151 of these bytes
+are TLS records, which hold HTTP/2 and some ten bytes of Qanat; the rest is headers. IPv6 adds 60 bytes. The
+figures were counted between two processes in network namespaces, with gRPC's ``bdp_probe`` off; then an idle
+link carries no other bytes of Qanat. So an idle hour costs, in KB:
 
                     IPv4    IPv6
     every 15 s        84      98
     every 200 s      6.3     7.4
 
-An Ethernet's own chatter comes on top (ARP, router solicitations of a fresh interface): with it, 94 and
-13 were counted over IPv4. A modem has none.
+Ethernet adds its own traffic (ARP, router solicitations of a new interface): with it, 94 and 13 KB were
+counted over IPv4. A modem has no such traffic.
 
-Default. 15 s stays below 100 KB over IPv6 too.
+Default. An interval of 15 s stays below 100 KB an hour, over IPv6 too.
 
-Metered. What keeps it from being longer still is not the budget but what stands in between and forgets
-silent connections. RFC 5382 asks a NAT for 2 h 4 min, and many do not listen; the load balancers of
-clouds forget after 240 s (Azure) or 350 s (AWS) unless told otherwise. 200 s stay below 240 with time left
-to repeat a ping that was lost. Behind what forgets faster the default profile is the right one.
+Metered. NATs and load balancers on the path limit the interval, because they forget silent connections.
+RFC 5382 requires a NAT to keep a connection for 2 h 4 min, but many do not. The load balancers of clouds
+forget a connection after 240 s (Azure) or 350 s (AWS) by default. An interval of 200 s stays below 240 s and
+leaves time to repeat a lost ping. Behind a device that forgets sooner, use the default profile.
 
-The price of metered: a link that died while idle is found by the agent 200 s later instead of 15, and
-until then a request meets silence: it waits for the server to find its packet unconfirmed. A link in
-use is found dead within some 6 s instead of 2. A route that changes is noticed at once in both.
+Cost of the metered profile. The agent detects a dead idle link after 200 s instead of 15. Until then a
+request gets no answer: it waits until the server finds its packet unacknowledged. The agent detects a dead
+link in use within some 6 s instead of 2. It detects a changed route at once with both profiles.
 """
 
 from __future__ import annotations
@@ -33,24 +33,26 @@ from types import MappingProxyType
 
 
 class ProfileName(enum.Enum):
+    """Names of the profiles, as the configuration spells them."""
+
     DEFAULT = "default"
     METERED = "metered"
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How a link behaves. Times in seconds."""
+    """Intervals of a link, in seconds."""
 
     idle_ping_seconds: float
-    """Between pings while no stream moves bytes."""
+    """Interval of pings while no stream moves bytes."""
     active_ping_seconds: float
-    """Between pings while one does, and from the first ping that is late until one is answered."""
+    """Interval of pings while a stream moves bytes, or while a pong is late."""
     active_seconds: float
     """How long after its last byte a stream still counts as moving."""
     ack_delay_seconds: float
-    """How long a confirmation waits for company. Far below the second after which a packet is late."""
+    """How long an ack waits for other frames. Far below the second after which an ack is late."""
     attempt_seconds: float
-    """Between the starts of attempts while the link is late; a whole attach takes 10 KB."""
+    """Interval between starts of attach attempts while the link is late. One attach takes 10 KB."""
 
 
 PROFILES: Mapping[ProfileName, Profile] = MappingProxyType(
@@ -74,5 +76,5 @@ PROFILES: Mapping[ProfileName, Profile] = MappingProxyType(
 
 
 def profile_of(*, metered: bool) -> Profile:
-    """The profile that both ends go by, from what the agent said in its hello."""
+    """Return the profile that both ends use, by ``metered`` in the agent's hello."""
     return PROFILES[ProfileName.METERED if metered else ProfileName.DEFAULT]

@@ -1,19 +1,19 @@
-"""One conversation between an agent and a server: numbering, confirmation, and its moves.
+"""Protocol of one session: packet numbers, acknowledgements, and moves between carriers.
 
-No I/O, no clock, no randomness: time comes in as ``now`` (seconds, any origin), tokens as arguments.
+The module has no I/O, clock or randomness: the caller passes the time as ``now`` (seconds, any origin).
 
-1. Packets that carry frames which must arrive are numbered from 1 and kept (as receipts) until the
-   peer's ``ack`` covers them. Pings, pongs, bare confirmations and the attach steps have number 0.
-2. A session outlives its carriers. ``pause``: there is none, so nothing is due. ``move``: there is a new
-   one, and the peer said what it has. Packets are never sent again, their content is: what the peer
-   has is confirmed, all other receipts go back to the mux, and numbers rise on. So the first number on
-   a carrier may leave some out, a number that was taken back confirms nothing, and no sample of a
-   round trip or a rate is of two carriers (Karn).
-3. A confirmation rides on any packet; ``congestion/acks.py`` says when a bare one leaves. What may be under
-   way, and what may leave, ``controller`` and ``token_bucket`` there say (``send_budget`` asks both).
-4. Whether the peer is alive, or late, ``liveness.py`` says. A peer that answers pings and confirms nothing
-   for long is at fault.
-5. Only ``bye``, numbered and confirmed, ends a session on purpose.
+1. A packet with frames that must arrive has a number, from 1 on. This end keeps its receipt until the peer's
+   ``ack`` covers the number. Pings, pongs, bare acks and the frames of the attach travel under number 0.
+2. A session outlives its carriers. After ``pause`` there is no carrier, and nothing is due. ``move``
+   continues over a new carrier and learns from the peer's ``have`` what has arrived. The mux gets all other
+   receipts back and retransmits their content in new packets, because a packet itself is never retransmitted.
+   Numbers keep rising. So the first number on a carrier may skip some, and an ack of a number that was taken
+   back acknowledges nothing. No sample of a round trip or a rate spans two carriers (Karn's algorithm).
+3. Every packet carries an ack; ``congestion/acks.py`` decides when a bare ack leaves. ``send_budget`` there
+   limits what may leave, by the congestion controller and by the rate cap.
+4. ``liveness.py`` decides whether the peer is late or dead. A peer that answers pings but acknowledges
+   nothing for ``confirm_timeout_seconds`` is stalled: that ends the session.
+5. Only a numbered ``bye``, once acknowledged, ends a session on purpose.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from tunnel_core.wire.frames import (
 )
 
 _PACKET_BYTES, _FRAME_BYTES = 48, 12
-"""What a packet and each frame take on the wire besides content: TLS record, HTTP/2, gRPC, fields."""
+"""Overhead on the wire of a packet and of each frame: TLS record, HTTP/2, gRPC, fields."""
 
 
 class UseRejectedError(Exception):
-    """The server did not move to the carrier that the agent uses; ``reason`` says why."""
+    """The server refuses to move to the carrier that the agent uses; ``reason`` gives the cause."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -63,15 +63,15 @@ class UseRejectedError(Exception):
 class _Sent(NamedTuple):
     number: int
     receipt: list[Receipt]
-    control: list[Frame]  # of the session itself
+    control: list[Frame]  # the session's own frames
     at: float
 
 
 class SessionProtocol:
-    """Numbering and confirmation of one attached session; its content is the mux's.
+    """Packet numbers and acknowledgements of one session; the mux makes the streams' frames.
 
-    ``pings``: this end sends the pings (the agent). ``welcome`` and ``profile`` hold the intervals both go
-    by. ``cap`` bounds what this end sends.
+    ``pings`` is True at the agent, which sends the pings. ``welcome`` and ``profile`` hold the intervals that
+    both ends use. ``cap`` limits the rate at which this end sends.
     """
 
     def __init__(
@@ -86,87 +86,87 @@ class SessionProtocol:
         cap: TokenBucket | None = None,
     ) -> None:
         self.mux = mux
-        self.flight = CongestionController(limits, now) if limits.flight_limit else NoLimit(limits, now)
+        self.congestion = CongestionController(limits, now) if limits.flight_limit else NoLimit(limits, now)
         self.liveness = Liveness(limits, welcome, profile, pings=pings, now=now)
-        self.allowance = SendBudget(self.flight, cap)
-        """Its ``due`` says when there may be room for what ``next_packet`` found none for."""
+        self.allowance = SendBudget(self.congestion, cap)
+        """Its ``due`` is when ``next_packet`` may find room for the data that has none now."""
         self.peer_bye: Bye | None = None
         self.peer_draining = False
         self.bye_acked = False
         self.received = 0
-        """Number of the newest packet received in order: what a hello, welcome or use says as ``have``."""
+        """Number of the newest packet received in order; hello, welcome and use carry it as ``have``."""
         self.acked = 0
-        """Number of the newest packet that the peer confirmed."""
+        """Number of the newest packet that the peer acknowledged."""
         self._grace_seconds = welcome.grace_ms / 1000
         self.grace_is_short = 0 < welcome.grace_ms <= welcome.ping_interval_ms * (welcome.missed_pings + 1)
-        """Whether a silence may last for the whole grace before pings find it."""
+        """Whether a silence may last for the whole grace before pings detect the silence."""
         self._limits = limits
         self._ack_scheduler = AckScheduler(limits, profile.ack_delay_seconds)
         self._pings = pings
         self._number = 0  # highest sent
-        self._ack_overdue = False  # the carrier is to blame, not the clock: no deadline any more
+        self._ack_overdue = False  # the ack waits for the carrier only, so it has no deadline any more
         self._sent: deque[_Sent] = deque()
-        self._control: list[Frame] = []  # numbered frames of the session itself
+        self._control: list[Frame] = []  # the session's own numbered frames
         self._unnumbered: list[Frame] = []  # pings and pongs
-        self._carried = True
-        self._moved = False  # to a new carrier: its first number may leave some out
-        self._progress = now  # when the peer last confirmed something, or had nothing to confirm
-        self._cancelled = 0.0
+        self._has_carrier = True
+        self._may_skip = False  # the first number on a new carrier may skip some
+        self._progress_at = now  # when the peer last acknowledged a packet, or had none to acknowledge
+        self._cancelled_opens = 0.0
         self._cancelled_at = now
 
     # Sending.
 
     def next_packet(self, now: float) -> Packet | None:
-        """What the carrier should take next; None when there is nothing to say."""
+        """Return the next packet for the carrier; None if no frame and no ack is due."""
         if self._unnumbered:
             frames, self._unnumbered = self._unnumbered, []
-            return self._bare(frames)
+            return self._unnumbered_packet(frames)
         self.allowance.due = math.inf
-        held = self.mux.unconfirmed
+        unconfirmed = self.mux.unconfirmed
         receipt: list[Receipt] = []
-        frames = self._take(receipt, now) if self.mux.has_work else []
+        frames = self._take_stream_frames(receipt, now) if self.mux.has_work else []
         control, self._control = self._control, []
         if control:
             frames = [*control, *frames]
         if not frames:
-            return self._bare(()) if self._ack_overdue or self._ack_scheduler.due <= now else None
-        size = self.mux.unconfirmed - held + _PACKET_BYTES + _FRAME_BYTES * len(frames)
+            is_ack_due = self._ack_overdue or self._ack_scheduler.due <= now
+            return self._unnumbered_packet(()) if is_ack_due else None
+        size = self.mux.unconfirmed - unconfirmed + _PACKET_BYTES + _FRAME_BYTES * len(frames)
         if not self._sent:
-            self._progress = now
+            self._progress_at = now
         self.liveness.bytes_at = now
         self._number = number = self._number + 1
         self._sent.append(_Sent(number, receipt, control, now))
         self._ack_overdue = False
-        ack_immediately = self.flight.sent(number, size, now)
+        ack_immediately = self.congestion.sent(number, size, now)
         return Packet(number, self.received, frames, self._ack_scheduler.sent(), ack_immediately)
 
-    def _take(self, receipt: list[Receipt], now: float) -> list[Frame]:
-        """What the streams say in this packet; ``receipt`` gets what must come back if it is lost."""
+    def _take_stream_frames(self, receipt: list[Receipt], now: float) -> list[Frame]:
+        """Return the streams' frames for a packet; add to ``receipt`` what to retransmit after a loss."""
         budgets = self.allowance.packet_budgets(now)
         if budgets is None:
-            self.flight.note_app_limited()  # the cap sets the pace: that is no news of the link
+            self.congestion.note_app_limited()  # the cap limits the rate: no sample of the path
             return []
         frames, receipt[:] = self.mux.take(*budgets)
         if not self.mux.has_data:
-            self.flight.note_app_limited()
+            self.congestion.note_app_limited()
         return frames
 
-    def _bare(self, frames: Sequence[Frame]) -> Packet:
-        """A packet without number."""
+    def _unnumbered_packet(self, frames: Sequence[Frame]) -> Packet:
         self._ack_overdue = False
         return Packet(0, self.received, frames, self._ack_scheduler.sent())
 
     def may_defer(self, now: float) -> bool:
-        """Whether all that there is to say waits for company: an end for the next open, for one."""
+        """Whether every pending frame may wait for other frames, as the end of a stream waits for an open."""
         mux = self.mux
         is_due = self._ack_overdue or self._ack_scheduler.due <= now
         return not (mux.urgent or mux.has_data or is_due or self._unnumbered or self._control)
 
     def may_send(self, now: float) -> bool:
-        """Whether there is something to say now that was not before, or could not be said.
+        """Whether an ack, a control frame or data can leave now.
 
-        What the streams say besides data has asked for its packet itself, or waits for company. If there is
-        nothing, ``deadline`` says when to ask again.
+        Streams wake the carrier themselves for frames other than data, or defer these frames. After False,
+        ``deadline`` returns when to ask again.
         """
         if self._ack_overdue or self._ack_scheduler.due <= now or self._unnumbered or self._control:
             return True
@@ -175,34 +175,34 @@ class SessionProtocol:
         budgets = self.allowance.packet_budgets(now)
         return budgets is not None and self.mux.may_send(*budgets)
 
-    def say_bye(self, reason: Reason, detail: str) -> None:
-        """The session ends: ``bye`` goes out with what is pending."""
+    def send_bye(self, reason: Reason, detail: str) -> None:
+        """Queue ``bye``, which ends the session; it leaves with the other pending frames."""
         self._control.append(Bye(reason, detail))
 
-    def say_draining(self, deadline_seconds: float) -> None:
-        """Tells the peer that no new streams will come or be taken."""
+    def send_draining(self, deadline_seconds: float) -> None:
+        """Queue ``draining``: this end neither opens nor accepts new streams."""
         self._control.append(Draining(int(deadline_seconds * 1000)))
 
     # Receiving.
 
     def receive(self, packet: Packet | Malformed, size: int, now: float) -> None:
-        """Takes a packet of ``size`` bytes in.
+        """Process a packet of ``size`` bytes.
 
-        Raises ``ProtocolError``: then the session is over. Raises ``UseRejectedError``: then its last move is
-        void.
+        Raises ``ProtocolError``, after which the caller must end the session, and ``UseRejectedError`` if the
+        server refuses the agent's last ``use``.
         """
         if isinstance(packet, Malformed):
             raise ProtocolError(Reason.MALFORMED_PACKET, packet.detail)
         self.liveness.last_received_at = now
         if packet.ack > self.acked:
-            self._confirm(packet.ack, now, packet.arrived)
+            self._handle_ack(packet.ack, now, packet.arrived)
         if packet.number:
             if packet.number <= self.received:
-                return  # had it: a late copy
-            if packet.number != self.received + 1 and not self._moved:
+                return  # a duplicate
+            if packet.number != self.received + 1 and not self._may_skip:
                 detail = f"packet {packet.number} after {self.received}"
                 raise ProtocolError(Reason.PROTOCOL_ERROR, detail)
-            self.received, self._moved, self.liveness.bytes_at = packet.number, False, now
+            self.received, self._may_skip, self.liveness.bytes_at = packet.number, False, now
             self._ack_scheduler.received(size, now, at_once=packet.ack_immediately)
         else:
             _check_unnumbered(packet)
@@ -213,30 +213,30 @@ class SessionProtocol:
             else:
                 handler(self, frame, now)
         if self.mux.opens_cancelled:
-            self._count_cancelled(now)
+            self._limit_cancelled_opens(now)
 
-    def _count_cancelled(self, now: float) -> None:
-        """Streams opened and reset at once cost dials: bounded in time (CVE-2023-44487)."""
+    def _limit_cancelled_opens(self, now: float) -> None:
+        """Limit the rate of streams that are opened and reset at once: each costs a dial (CVE-2023-44487)."""
         count, self.mux.opens_cancelled = self.mux.opens_cancelled, 0
         elapsed, self._cancelled_at = now - self._cancelled_at, now
-        budget = self._limits.max_opens_per_second
-        self._cancelled = max(0.0, self._cancelled - elapsed * budget) + count
-        if self._cancelled > budget:
-            raise ProtocolError(Reason.OPEN_FLOOD, f"more than {budget} opens a second were reset unanswered")
+        limit = self._limits.max_opens_per_second
+        self._cancelled_opens = max(0.0, self._cancelled_opens - elapsed * limit) + count
+        if self._cancelled_opens > limit:
+            raise ProtocolError(Reason.OPEN_FLOOD, f"more than {limit} opens a second were reset unanswered")
 
-    def _confirm(self, ack: int, now: float, arrived: int | None = None) -> None:
-        """The peer has everything up to ``ack``; with ``arrived``, its clock when that one came."""
+    def _handle_ack(self, ack: int, now: float, arrived: int | None = None) -> None:
+        """Release the receipts up to ``ack``; ``arrived`` is the time of that packet in the peer's clock."""
         if ack > self._number:
-            raise ProtocolError(Reason.ACK_OF_UNSENT, f"packet {ack} confirmed, {self._number} were sent")
+            raise ProtocolError(Reason.ACK_OF_UNSENT, f"packet {ack} acknowledged, {self._number} were sent")
         if arrived is not None:
-            self.flight.acked(ack, arrived, now)
-        self.acked, self._progress = ack, now
-        sent = self._sent
-        while sent and sent[0].number <= ack:
-            one = sent.popleft()
-            self.mux.acked(one.receipt)
-            if one.control:
-                self.bye_acked = self.bye_acked or any(type(frame) is Bye for frame in one.control)
+            self.congestion.acked(ack, arrived, now)
+        self.acked, self._progress_at = ack, now
+        unacked = self._sent
+        while unacked and unacked[0].number <= ack:
+            sent = unacked.popleft()
+            self.mux.acked(sent.receipt)
+            if sent.control:
+                self.bye_acked = self.bye_acked or any(type(frame) is Bye for frame in sent.control)
 
     def _receive_ping(self, frame: Ping, now: float) -> None:
         self._unnumbered.append(Pong(frame.token))
@@ -249,11 +249,11 @@ class SessionProtocol:
 
     def _receive_rejected(self, frame: Rejected, now: float) -> None:
         if not self._pings:
-            raise ProtocolError(Reason.PROTOCOL_ERROR, "only a server rejects")
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "an agent may not send rejected")
         raise UseRejectedError(frame.reason, frame.detail)
 
     def _receive_bye(self, frame: Bye, now: float) -> None:
-        if not self._pings and frame.reason not in OF_A_SESSION:  # from a node, which may be taken over
+        if not self._pings and frame.reason not in OF_A_SESSION:  # a compromised node may send any reason
             frame = frame._replace(reason=Reason.SESSION_LOST)
         self.peer_bye = frame
         self._ack_scheduler.received(0, now, at_once=True)
@@ -261,99 +261,101 @@ class SessionProtocol:
     def _receive_draining(self, frame: Draining, now: float) -> None:
         self.peer_draining = True
 
-    # From carrier to carrier.
+    # Moves between carriers.
 
     def pause(self) -> None:
-        """The carrier is gone: nothing is due, and nobody is at fault, until ``move``."""
-        self._carried = False
+        """Stop all deadlines until ``move``, because the carrier is lost."""
+        self._has_carrier = False
         self._unnumbered.clear()
         self.liveness.pause()
 
     def move(self, have: int, now: float) -> None:
-        """Goes on over a new carrier to a peer that received everything up to ``have``, or more.
+        """Continue over a new carrier; the peer has received all packets up to number ``have``, or more.
 
-        Raises ``ProtocolError`` if it claims what was never sent.
+        Raises ``ProtocolError`` if ``have`` is above the highest number sent.
         """
         if have > self.acked:
-            self._confirm(have, now)
+            self._handle_ack(have, now)
         self._take_back()
-        self.flight.reset(now)
+        self.congestion.reset(now)
         self._unnumbered.clear()
-        self._carried = self._moved = True
-        self._progress = now
+        self._has_carrier = self._may_skip = True
+        self._progress_at = now
         self.liveness.start(now)
-        self._ack_scheduler.sent()  # what it knows of the old carrier is worth nothing on the new one
+        self._ack_scheduler.sent()  # forget the arrivals over the old carrier
         self._ack_overdue = self.received > 0
 
     def _take_back(self) -> None:
-        sent = list(self._sent)
+        """Queue the content of all unacknowledged packets again."""
+        unacked = list(self._sent)
         self._sent.clear()
-        self._control = [frame for one in sent for frame in one.control] + self._control
-        self.mux.take_back(one.receipt for one in sent)
+        self._control = [frame for sent in unacked for frame in sent.control] + self._control
+        self.mux.take_back(sent.receipt for sent in unacked)
 
     # Time.
 
     def deadline(self) -> float:
-        """When ``tick`` wants to be called next, in the clock of ``now``."""
-        if not self._carried:
+        """Return when to call ``tick`` next, in the clock of ``now``."""
+        if not self._has_carrier:
             return math.inf
-        soon = min(self._ack_scheduler.due, self.allowance.due, self.liveness.deadline())
+        deadline = min(self._ack_scheduler.due, self.allowance.due, self.liveness.deadline())
         if self._sent:
-            soon = min(soon, self._progress + self._limits.confirm_timeout_seconds)
-        return min(soon, self.unanswered_until()) if self.grace_is_short else soon
+            deadline = min(deadline, self._progress_at + self._limits.confirm_timeout_seconds)
+        return min(deadline, self.unanswered_until()) if self.grace_is_short else deadline
 
     def unanswered_until(self) -> float:
-        """When a carrier that answers nothing is given up, if that is sooner than pings find the silence."""
+        """Return when a silent carrier is dead by a short grace, before pings detect the silence."""
         if not self.grace_is_short:
             return math.inf
-        return max(self.quiet_at(), self.liveness.last_received_at + self._grace_seconds)
+        return max(self.silent_at(), self.liveness.last_received_at + self._grace_seconds)
 
     def late_at(self) -> float:
-        """When what waits for its confirmation or pong will be late, if nothing changes."""
-        if not self._carried:
+        """Return when the oldest unanswered packet or ping will be late; infinity if none is unanswered."""
+        if not self._has_carrier:
             return math.inf
         return self.liveness.late_at(self._sent[0].at if self._sent else math.inf)
 
     def late_since(self, now: float) -> float:
-        """When the oldest of what is late was sent; infinity if nothing is."""
-        if not self._carried:
+        """Return when the oldest late packet or ping was sent; infinity if none is late."""
+        if not self._has_carrier:
             return math.inf
         return self.liveness.late_since(self._sent[0].at if self._sent else math.inf, now)
 
-    def quiet_at(self) -> float:
-        """The same as ``late_at``, unless something else was heard meanwhile: then there is a carrier."""
+    def silent_at(self) -> float:
+        """Like ``late_at``, but every received packet postpones it: a slow carrier is not a dead one."""
         return max(self.late_at(), self.liveness.last_received_at + self.liveness.response_timeout_seconds)
 
     def tick(self, now: float) -> bool:
-        """Does what is due; True if there may be something to send.
+        """Do what is due; return whether a packet may be ready to send.
 
-        Raises ``ProtocolError``: ``PING_TIMEOUT`` says that the carrier is dead, any other that the peer is.
+        Raises ``ProtocolError``: with ``PING_TIMEOUT`` the carrier is dead, with any other reason the peer
+        is.
         """
-        if not self._carried:
+        if not self._has_carrier:
             return False
         if self.grace_is_short and now >= self.unanswered_until():
-            raise ProtocolError(Reason.PING_TIMEOUT, "nothing was answered")
+            raise ProtocolError(Reason.PING_TIMEOUT, "no answer within the grace")
         is_ping_due = self.liveness.check(now)
-        if self._sent and now >= self._progress + self._limits.confirm_timeout_seconds:
-            detail = f"nothing confirmed for {now - self._progress:.0f} s"
+        if self._sent and now >= self._progress_at + self._limits.confirm_timeout_seconds:
+            detail = f"no packet acknowledged for {now - self._progress_at:.0f} s"
             raise ProtocolError(Reason.PEER_STALLED, detail)
         if is_ping_due:
             self._ping(now)
             return True
         if now >= self._ack_scheduler.due:
             self._ack_scheduler.due, self._ack_overdue = math.inf, True
-        return self._may_go_on(now) or self._ack_overdue
+        return self._budget_due(now) or self._ack_overdue
 
-    def _may_go_on(self, now: float) -> bool:
-        """Whether there may be room now for what found none. Said once: the carrier may be busy."""
+    def _budget_due(self, now: float) -> bool:
+        """Return whether data may find room again; True only once, because the carrier may be busy."""
         if now < self.allowance.due:
             return False
         self.allowance.due = math.inf
         return True
 
     def ping_now(self, now: float) -> None:
-        """Asks the carrier of the moment whether it is alive, unless it is being asked already."""
-        if self._carried and not self.liveness.is_asking:
+        """Queue a ping at once, unless one already waits for its pong."""
+        if self._has_carrier and not self.liveness.is_asking:
             self._ping(now)
 
     def _ping(self, now: float) -> None:
@@ -363,7 +365,7 @@ class SessionProtocol:
 
 
 def _check_unnumbered(packet: Packet) -> None:
-    """What is not numbered is not confirmed, so nothing that has to arrive may travel so."""
+    """Refuse frames that must arrive, because a packet without number is never acknowledged."""
     for frame in packet.frames:
         if not isinstance(frame, Ping | Pong | Rejected | Unknown):
             detail = f"a {type(frame).__name__} frame in a packet without number"

@@ -1,13 +1,13 @@
 """Allowed ranges for the settings that agent and server send each other in the attach.
 
-1. Either end may have been taken over. Without ranges a server could have its agents ping a thousand times a
-   second, take every silence for a loss, or keep their streams without a link for years.
-2. A number out of its range refuses the attach, with a sentence that names the setting to correct. It is not
-   replaced by the nearest number, because the other end would go by its own.
-3. Both programs check their configuration by the same table, and do not start with what would be refused.
+1. Either end may be compromised. Without ranges, a server could make its agents ping a thousand times a
+   second, or treat every silence as a loss. It could also make them keep streams without a carrier for years.
+2. A number out of its range refuses the attach, with a sentence that names the setting to correct. The number
+   is not clamped, because the other end would keep using its own.
+3. Both programs check their configuration against this table and do not start with a number out of range.
 
-The other numbers of the protocol have their bounds where they are used: what was received and credited by
-what was sent and granted, a round trip and a time to retry by a longest one.
+The protocol's other numbers are checked where they are used. Acks and credit are checked against what was
+sent and granted; round trips and retry times have a maximum.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _NO_SETTING = "update the older end"
 
 
 class Range(NamedTuple):
-    """``setting`` is the key that sets the number, or empty; ``or_zero``: 0 is allowed beside the range."""
+    """Allowed values of one number: ``least`` to ``most``, and 0 with ``or_zero``.
+
+    ``setting`` is the configuration key that sets the number; empty if there is none.
+    """
 
     least: int
     most: int
@@ -47,24 +50,24 @@ WELCOME: Mapping[str, Range] = MappingProxyType(
         "grace_ms": Range(1, _HOUR_MS, "[session] grace_seconds", or_zero=True),
     }
 )
-"""Of what the server tells."""
+"""Ranges of the numbers that the server sends in the attach."""
 HELLO: Mapping[str, Range] = MappingProxyType(
     {
         "initial_credit": Range(1, 1024 * MIB, or_zero=True),
         "max_bytes_per_second": Range(1000, 10**10, "[link] max_bytes_per_second", or_zero=True),
     }
 )
-"""Of what the agent tells."""
+"""Ranges of the numbers that the agent sends in the attach."""
 
 
 def why_out_of_range(frame: Hello | Welcome) -> str:
-    """A sentence about the first number of ``frame`` that is out of its range; empty if none is."""
+    """Return a sentence about the first number of ``frame`` that is out of range; empty if none is."""
     end, ranges = ("server", WELCOME) if isinstance(frame, Welcome) else ("agent", HELLO)
     for name, allowed in ranges.items():
         number = getattr(frame, name)
         if not allowed.holds(number):
-            cure = f"correct {allowed.setting} of the {end}" if allowed.setting else _NO_SETTING
-            also = "0 or " if allowed.or_zero else ""
+            remedy = f"correct {allowed.setting} of the {end}" if allowed.setting else _NO_SETTING
+            zero = "0 or " if allowed.or_zero else ""
             sent = f"the {end} sent {name} = {number}"
-            return f"{sent}; allowed is {also}{allowed.least} to {allowed.most}; {cure}"
+            return f"{sent}; allowed is {zero}{allowed.least} to {allowed.most}; {remedy}"
     return ""

@@ -1,12 +1,12 @@
-"""One session for all of its life: joins the state machines (session, mux) to time, carriers and streams.
+"""One session from its first carrier to its end: ``SessionProtocol`` and the mux, with time and carriers.
 
-1. Carriers come and go, each as an ``Attachment`` that passed the attach. ``move_to`` makes one the link's
-   own and abandons the one before. When it is lost the link is in grace: streams wait, opens wait a
-   little, and either the next carrier comes or the grace ends and the streams with it.
-2. The link is its carrier's port: ``packet_received``, ``next_packet`` and ``carrier_lost`` are called from
-   wherever the carrier runs, and none of them blocks. ``run`` keeps the time.
-3. A link ends once, with one reason: its streams are reset with it, the peer is told by ``bye`` if there
-   is a carrier, and that is given up when the peer confirmed it, or soon.
+1. Each carrier arrives as an ``Attachment`` that passed the attach. ``move_to`` moves the session to the new
+   carrier and abandons the old one. Without a carrier the session is in grace: streams wait, and opens wait
+   a few seconds. Then the next carrier arrives, or the grace ends and resets the streams.
+2. The session is its carrier's port. The carrier calls ``packet_received``, ``next_packet`` and
+   ``carrier_lost``; none of them blocks. ``run`` wakes at the deadlines.
+3. A session ends once, with one reason, and resets its streams with that reason. If it has a carrier, it
+   sends ``bye`` and abandons the carrier as soon as the peer acknowledges, or after a short timeout.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from tunnel_core.wire.frames import Hello, Open, Service, Welcome
 
 _log = logging.getLogger("tunnel_core.link")
 
-_TELL_LATE_SECONDS = 0.5
-_MOST_FAREWELL_SECONDS = 2.0
-"""How long an ended link waits at most for its bye to be confirmed, or for the peer to hear our confirmation.
-It waits for as long as an answer may take: what is severed before that loses a bye that was not sent yet, and
-then the peer waits for the whole grace."""
+_LATE_EVENT_SECONDS = 0.5
+"""Interval of ``SessionEvent.LATE``."""
+_MAX_BYE_SECONDS = 2.0
+"""An ended session waits ``response_timeout_seconds`` for the exchange of ``bye`` and its ack, but no longer
+than this. If the carrier closes before ``bye`` leaves, the peer waits for the whole grace."""
 
 
 def _ignore(_: Session, __: SessionEvent) -> None:
-    """For a link whose events nobody wants."""
+    """Default of ``on_event``: do nothing."""
 
 
 class Session:
-    """One session of one node. ``opener``: this end opens streams, which is the server.
+    """One session of one node. The creator moves it to its first carrier and runs :meth:`run` in a nursery.
 
-    ``on_open`` (agent) is called for each stream that the server opens, ``on_event`` for what befalls the
-    link; neither may block or raise. ``cap`` bounds what this end sends. Whoever makes a link moves it to
-    its first carrier and runs :meth:`run` in a nursery.
+    ``opener`` is True at the server, which opens the streams. The agent's session calls ``on_open`` for each
+    stream that the server opens. Both ends call ``on_event`` for each ``SessionEvent``. Neither callback may
+    block or raise. ``cap`` limits the rate at which this end sends.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Session:
         self.session_id = welcome.session.hex()[:8]
         """Names the session in logs on both ends."""
         self.instance, self.boot = hello.instance, hello.boot
-        """Which run of the agent this is, and which machine it runs on, since that was started."""
+        """Ids of the agent's process and of the machine's boot."""
         self.peer_address = ""
-        self.attached_at = math.inf
+        self.attached_at = math.inf  # when the first carrier arrived, in trio's clock
         self.ended: tuple[Reason, str] | None = None
-        self.lost: Loss | None = None
+        self.lost: Loss | None = None  # while the session is in grace
         self.on_event = on_event
         self._opener = opener
         self._timer = Timer()
@@ -94,21 +94,21 @@ class Session:
             hello, welcome, limits, pool, send_pool, self._streams, self._timer, opener=opener
         )
         self.mux_streams: Collection[StreamState] = self._mux.streams.values()
-        """All streams that still hold anything, also those whose owners have closed them."""
+        """All streams with state in the mux, including streams that their owners have closed."""
         self._carriage = Carriage(self._mux, self._timer)
         profile, now = profile_of(metered=hello.metered), trio.current_time()
-        self._session = SessionProtocol(
+        self._protocol = SessionProtocol(
             self._mux, limits, welcome, profile, pings=not opener, now=now, cap=cap
         )
-        self._session.pause()
+        self._protocol.pause()
         self._ended = trio.Event()
         self._given_up = trio.Event()
 
-    # What others may know.
+    # State.
 
     @property
     def software(self) -> str:
-        """The peer's program and its version."""
+        """Name and version of the peer's program."""
         return self.hello.software if self._opener else self.welcome.software
 
     @property
@@ -117,44 +117,44 @@ class Session:
 
     @property
     def attachment(self) -> Attachment | None:
-        """What carries it at the moment."""
-        return self._carriage.attempt
+        """The attachment whose carrier moves the session's packets; None without a carrier."""
+        return self._carriage.attachment
 
     @property
     def attached(self) -> bool:
-        """Whether a request would be carried now."""
+        """Whether the session has a carrier and has not ended."""
         return self.attachment is not None and self.ended is None
 
     @property
     def state(self) -> SessionState:
-        """What a request would meet now."""
+        """The session's state; ``state.category`` is its effect on a new request."""
         if self.ended is not None:
             return SessionState.ENDED
         if self.attachment is None:
             return SessionState.GRACE
-        late = trio.current_time() >= self._session.late_at()
-        return SessionState.DEGRADED if late else SessionState.ATTACHED
+        is_late = trio.current_time() >= self._protocol.late_at()
+        return SessionState.DEGRADED if is_late else SessionState.ATTACHED
 
     @property
     def is_silent(self) -> bool:
-        """Whether something is late and nothing was heard meanwhile."""
-        return self.attachment is not None and trio.current_time() >= self._session.quiet_at()
+        """Whether an answer is late and no other packet arrived meanwhile."""
+        return self.attachment is not None and trio.current_time() >= self._protocol.silent_at()
 
     @property
     def received(self) -> int:
-        """What this end tells as ``have``."""
-        return self._session.received
+        """Number of the newest packet received in order, which this end sends as ``have``."""
+        return self._protocol.received
 
     def statistics(self) -> SessionStatistics:
         """Return the session's figures now. The cost grows with the number of streams."""
-        return take_statistics(self._session, self._streams, self.lost, is_carried=bool(self.attachment))
+        return take_statistics(self._protocol, self._streams, self.lost, is_carried=bool(self.attachment))
 
-    # Living.
+    # Time.
 
     async def run(self) -> None:
-        """Keeps the session's time until the link has ended and its carrier is given up.
+        """Run the session's timers until the session has ended and its carrier is abandoned.
 
-        Cancelled, it gives the carrier up at once and resets every stream.
+        Cancellation abandons the carrier at once, without ``bye``, and resets every stream.
         """
         try:
             while self.ended is None or trio.current_time() < self._timer.give_up_at:
@@ -164,9 +164,9 @@ class Session:
             self._finish(Reason.INTERNAL_ERROR, "")
             raise
         finally:
-            self._finish(Reason.SESSION_LOST, "the link was given up")
-            self._carriage.leave()
-            self.on_event = _ignore  # its owner may refer to the link
+            self._finish(Reason.SESSION_LOST, "the session was abandoned")
+            self._carriage.abandon()
+            self.on_event = _ignore  # breaks a reference cycle: the owner may refer to the session
             self._given_up.set()
 
     def _deadline(self) -> float:
@@ -174,12 +174,12 @@ class Session:
             return self._timer.give_up_at
         if self.lost is not None:
             return min(self._timer.give_up_at, self._pending_opens.next_deadline)
-        deadline = min(self._session.deadline(), self._pending_opens.next_deadline, self._late_at())
+        deadline = min(self._protocol.deadline(), self._pending_opens.next_deadline, self._late_event_at())
         return round_up_deadline(deadline, trio.current_time()) if self._opener else deadline
 
-    def _late_at(self) -> float:
-        """When somebody is to be told that something is late."""
-        return math.inf if self._opener else max(self._session.late_at(), self._timer.late_again_at)
+    def _late_event_at(self) -> float:
+        """Return the time of the next ``SessionEvent.LATE``; infinity at the server, which has none."""
+        return math.inf if self._opener else max(self._protocol.late_at(), self._timer.late_again_at)
 
     def _tick(self, now: float) -> None:
         if now >= self._timer.send_at:
@@ -194,109 +194,109 @@ class Session:
                 self._end_at_once(Reason.GRACE_EXPIRED, detail)
             return
         try:
-            if self._session.tick(now):
+            if self._protocol.tick(now):
                 self._mux.wake()
         except ProtocolError as fault:
             if fault.reason is not Reason.PING_TIMEOUT:
                 self.end(fault.reason, fault.detail)
                 return
             self._lose(fault.reason, fault.detail)
-        if now >= self._late_at():
-            self._timer.late_again_at = now + _TELL_LATE_SECONDS
+        if now >= self._late_event_at():
+            self._timer.late_again_at = now + _LATE_EVENT_SECONDS
             self.on_event(self, SessionEvent.LATE)
 
     # Carriers.
 
-    def move_to(self, attempt: Attachment, have: int) -> None:
-        """``attempt`` carries this session from here on; the peer has everything up to ``have``, or more.
+    def move_to(self, attachment: Attachment, have: int) -> None:
+        """Move the session to the carrier of ``attachment`` and abandon the old carrier.
 
-        The carrier before it is abandoned. Only for a link that has not ended.
+        The peer has received all packets up to number ``have``, or more. The session must not have ended.
         """
         now = trio.current_time()
-        first = self.attached_at == math.inf
-        self._carriage.take(attempt)
+        is_first = self.attached_at == math.inf
+        self._carriage.replace(attachment)
         self.lost, self._timer.give_up_at = None, math.inf
-        self.peer_address = attempt.peer_address
+        self.peer_address = attachment.peer_address
         self.attached_at = min(self.attached_at, now)
-        if first and self._opener:
-            # From welcome to use: until the first ping tells it better.
-            self._session.liveness.round_trip_seconds = now - attempt.answered_at
-        attempt.carry(self)
+        if is_first and self._opener:
+            # The time from welcome to use, until the first ping brings a better sample.
+            self._protocol.liveness.round_trip_seconds = now - attachment.answered_at
+        attachment.carry(self)
         try:
-            self._session.move(have, now)
+            self._protocol.move(have, now)
         except ProtocolError as fault:
             self._carriage.start()
             self.end(fault.reason, fault.detail)
             return
-        if not self._opener and attempt.welcome.used:
+        if not self._opener and attachment.welcome.used:
             self._carriage.start_with_data(now)
         else:
             self._carriage.start()
-            attempt.carrier.wake()
+            attachment.carrier.wake()
         self._pending_opens.resumed(now)
-        self._timer.look_now(now)  # it goes by the session's deadlines again
-        if not first:
+        self._timer.wake_now(now)  # the protocol's deadlines apply again
+        if not is_first:
             self.on_event(self, SessionEvent.RESUMED)
 
     def carrier_lost(self, detail: str) -> None:
-        """The carrier broke. Whatever the call ended with, that is no end on purpose."""
+        """Enter the grace: the carrier broke. Only ``bye`` ends a session, whatever status the call has."""
         self._lose(Reason.CARRIER_LOST, detail)
 
     def _lose(self, reason: Reason, detail: str) -> None:
         now = trio.current_time()
-        # The grace counts from when it stopped answering, not from when somebody noticed.
+        # The grace counts from the last packet, not from the check that found the silence.
         is_silent = self.is_silent or reason is Reason.PING_TIMEOUT
-        since = self._session.liveness.last_received_at if is_silent else now
-        self._carriage.leave()
+        since = self._protocol.liveness.last_received_at if is_silent else now
+        self._carriage.abandon()
         if self.ended is not None or not self.welcome.grace_ms:
             self._end_at_once(reason, detail)
             return
         self.lost = Loss(since, reason, detail)
         self._timer.give_up_at = since + self.welcome.grace_ms / 1000
-        self._session.pause()
+        self._protocol.pause()
         self._pending_opens.lost(now)
-        self._timer.look_now(now)  # it goes by the grace from here on
+        self._timer.wake_now(now)  # the deadline of the grace applies
         self.on_event(self, SessionEvent.LOST)
 
     def ping_now(self) -> None:
-        """Asks the carrier of the moment whether it is alive."""
-        self._session.ping_now(trio.current_time())
+        """Send a ping at once, unless one already waits for its pong."""
+        self._protocol.ping_now(trio.current_time())
         self._mux.wake()
 
     async def wait_ended(self) -> tuple[Reason, str]:
-        """Waits for the end and returns its reason and detail."""
+        """Wait for the end of the session; return its reason and detail."""
         await self._ended.wait()
         assert self.ended is not None
         return self.ended
 
     async def wait_given_up(self) -> None:
-        """Waits until :meth:`run` is over: the peer heard of the end, or had its time to."""
+        """Wait until :meth:`run` returns: the peer acknowledged ``bye``, or its time is over."""
         await self._given_up.wait()
 
     async def wait_no_streams(self) -> None:
-        """Waits until every stream was closed by its owner, and the peer has all that it said."""
+        """Wait until all streams are closed and the peer has acknowledged their data, or the session ends."""
         while self.ended is None and (self._streams.all or self._mux.streams):
             await self._streams.wait_change()
 
-    # What the carrier calls.
+    # Calls of the carrier.
 
     def packet_received(self, data: bytes) -> None:
-        """Takes one packet in. Never raises: a fault of the peer ends the link with its reason."""
-        session, now = self._session, trio.current_time()
+        """Process one packet. Never raise: an error of the peer ends the session with its reason."""
+        protocol, now = self._protocol, trio.current_time()
         try:
-            session.receive(decode_packet(data), len(data), now)
-            if session.peer_bye is not None and self.ended is None:
-                self._finish(session.peer_bye.reason, session.peer_bye.detail)
-            if session.bye_acked:
+            protocol.receive(decode_packet(data), len(data), now)
+            if protocol.peer_bye is not None and self.ended is None:
+                self._finish(protocol.peer_bye.reason, protocol.peer_bye.detail)
+            if protocol.bye_acked:
                 self._give_up_now()
-            elif session.may_send(now):  # a confirmation may have made room, in the flight or in memory
+            elif protocol.may_send(now):  # an ack may have made room in the window or in memory
                 self._mux.wake()
-            elif (deadline := session.deadline()) < self._timer.look_at:
+            elif (deadline := protocol.deadline()) < self._timer.wake_at:
                 self._timer.wake_by(deadline)
         except ProtocolError as fault:
             self.end(fault.reason, fault.detail)
         except UseRejectedError as rejected:
-            if rejected.reason is Reason.STALE_ATTEMPT:  # a newer one won
+            if rejected.reason is Reason.STALE_ATTEMPT:  # the agent has used a newer carrier
                 self._lose(rejected.reason, rejected.detail)
             else:
                 self._end_at_once(rejected.reason, rejected.detail)
@@ -305,29 +305,29 @@ class Session:
             self.end(Reason.INTERNAL_ERROR)
 
     def next_packet(self) -> bytes | None:
-        """The bytes of the next packet, or None when there is nothing to say. Never raises."""
-        session, timer, now = self._session, self._timer, trio.current_time()
+        """Return the bytes of the next packet; None if no frame is due. Never raise."""
+        protocol, timer, now = self._protocol, self._timer, trio.current_time()
         try:
             if timer.send_at != math.inf:
-                if now < timer.send_at and session.may_defer(now):
-                    return None  # the carrier can take a packet, but nobody asked for one
+                if now < timer.send_at and protocol.may_defer(now):
+                    return None  # the carrier has room, but every pending frame may wait
                 self._carriage.send_deferred()
-            packet = session.next_packet(now)
+            packet = protocol.next_packet(now)
             if packet is None:
-                if session.allowance.due < timer.look_at:
-                    timer.wake_by(session.allowance.due)
+                if protocol.allowance.due < timer.wake_at:
+                    timer.wake_by(protocol.allowance.due)
                 return None
-            if not self._opener and session.late_at() < timer.look_at:
-                timer.wake_by(self._late_at())
-            if session.grace_is_short:
-                timer.wake_by(session.unanswered_until())
+            if not self._opener and protocol.late_at() < timer.wake_at:
+                timer.wake_by(self._late_event_at())
+            if protocol.grace_is_short:
+                timer.wake_by(protocol.unanswered_until())
             data = encode_packet(*packet)
-            if session.allowance.cap is not None:
-                session.allowance.cap.take(len(data), now)
+            if protocol.allowance.cap is not None:
+                protocol.allowance.cap.take(len(data), now)
             return data
         except Exception:
             _log.exception("no packet could be made for %s", self.node)
-            self._end_at_once(Reason.INTERNAL_ERROR, "")  # after a missing packet none would be understood
+            self._end_at_once(Reason.INTERNAL_ERROR, "")  # the peer accepts no number after a gap
             return None
 
     # Streams.
@@ -343,16 +343,16 @@ class Session:
         target_tls: bool = False,
         on_opened: Callable[[], None] | None = None,
     ) -> TunnelStream:
-        """Server: opens a stream to ``target`` and returns before the dial. Raises ``Refused``.
+        """Open a stream from the server to ``target`` without waiting for the agent's dial.
 
-        What is sent before ``wait_opened`` returns is early data: the agent writes it once it dialled.
-        ``target_tls``: the agent speaks TLS to a target that is an https service.
-        ``on_opened`` is called when it did; an agent that gives no answer in time has the stream reset
-        with ``OPEN_TIMEOUT``.
+        Data sent before ``wait_opened`` returns is early data: the agent writes it right after the dial.
+        With ``target_tls`` the agent uses TLS to a target that is an https service. ``on_opened`` is called
+        when the agent has reached the target. If the agent does not answer in time, the stream is reset with
+        ``OPEN_TIMEOUT``. Raises ``Refused`` if the session has ended or takes no new streams.
         """
         if self.ended is not None:
             raise Refused(Reason.NODE_NOT_ATTACHED, f"node {self.node} is not attached: {self.ended[1]}")
-        if self._streams.draining or self._session.peer_draining:
+        if self._streams.draining or self._protocol.peer_draining:
             raise self._streams.why_draining()
         request = Open(0, str(target), user, entrance, 0, verb=verb, target_tls=target_tls)
         stream = self._streams.open(self._mux.open(request, early_data), on_opened)
@@ -362,39 +362,39 @@ class Session:
     # Ending.
 
     def drain(self, deadline_seconds: float) -> None:
-        """No new streams from here on; running ones may finish. The peer is told."""
+        """Refuse new streams, let running ones finish, and send ``draining`` to the peer."""
         if self.ended is None and not self._streams.draining:
             self._streams.draining = True
-            self._session.say_draining(deadline_seconds)
+            self._protocol.send_draining(deadline_seconds)
             self._mux.wake()
 
     def end(self, reason: Reason, detail: str = "") -> None:
-        """Ends the session: every stream is reset, the peer is told why. Idempotent, never blocks."""
+        """End the session: reset every stream and send ``bye`` with the reason. Idempotent, never blocks."""
         if self.ended is not None:
             return
-        self._session.say_bye(reason, detail)
+        self._protocol.send_bye(reason, detail)
         self._finish(reason, detail)
         if self.attachment is None:
-            self._give_up_now()  # nobody to tell it to; who comes back is told that it is unknown
+            self._give_up_now()  # no carrier for bye; an agent that resumes learns that the session is gone
         self._mux.wake()
 
     def _finish(self, reason: Reason, detail: str) -> None:
         if self.ended is not None:
             return
         self.ended = (reason, detail or reason.meaning)
-        # The users of its streams are told whose session it was: kubectl shows them nothing else.
+        # The sentence names the node, because kubectl shows its user nothing else.
         self._mux.fail(reason, f"the session with node {self.node} ended: {detail or reason.meaning}")
-        seconds = min(self._session.liveness.response_timeout_seconds, _MOST_FAREWELL_SECONDS)
+        seconds = min(self._protocol.liveness.response_timeout_seconds, _MAX_BYE_SECONDS)
         self._timer.give_up_at = trio.current_time() + seconds
         self._timer.wake_by(self._timer.give_up_at)
         self._ended.set()
         self._streams.note_change()
 
     def _end_at_once(self, reason: Reason, detail: str) -> None:
-        """End without a carrier, or without one that the peer would hear the end over."""
+        """End without ``bye``, because no carrier would deliver it."""
         self._finish(reason, detail)
         self._give_up_now()
 
     def _give_up_now(self) -> None:
         self._timer.give_up_at = trio.current_time()
-        self._timer.look_now(self._timer.give_up_at)
+        self._timer.wake_now(self._timer.give_up_at)

@@ -1,4 +1,4 @@
-"""How a session stands, in the same words on both ends, and what each word means to a request."""
+"""States of a session, named alike on both ends, and the effect of each state on a new request."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from tunnel_core.reasons import Reason
 GONE = "gone"
 """The server's word for a node without a session."""
 AWAY = "away"
-"""The agent's word for the same."""
+"""The agent's word while it has no session."""
 
 
 class StateCategory(enum.Enum):
-    """What a new request meets. Code asks for the category and compares no state with another."""
+    """Effect of a state on a new request. Code compares categories, never states."""
 
     REACHABLE = "reachable"
     """The request is carried now; it may be slow."""
     WAITING = "waiting"
-    """The link is lost and may come back: open streams are kept, a new one waits a few seconds."""
+    """The carrier is lost and the agent may resume: open streams are kept, a new one waits a few seconds."""
     ABSENT = "absent"
     """There is no session: the request is refused."""
 
 
 class SessionState(enum.Enum):
+    """State of a session, as both ends, the metrics and the API spell it."""
+
     ATTACHED = "attached"
     DEGRADED = "degraded"
-    """There is a carrier, and something sent over it is late."""
+    """There is a carrier, and an acknowledgement or a pong over it is late."""
     GRACE = "grace"
     """There is no carrier; streams wait for the next one."""
     ENDED = "ended"
 
     @property
     def category(self) -> StateCategory:
+        """Effect of the state on a new request."""
         match self:
             case SessionState.ATTACHED | SessionState.DEGRADED:
                 return StateCategory.REACHABLE
@@ -48,21 +51,21 @@ _CATEGORIES = {state.value: state.category for state in SessionState} | _ABSENT_
 
 
 def category_of_word(word: object) -> StateCategory | None:
-    """Return the category of a state's word as it stands in JSON; None for a word of another version."""
+    """Return the category of a state's JSON word; None for a word that only another version knows."""
     return _CATEGORIES.get(word) if isinstance(word, str) else None
 
 
 class SessionEvent(enum.Enum):
-    """What an owner of a link hears of."""
+    """Events that a session reports to its owner."""
 
     LATE = "late"
-    """Something is late. The agent only, and twice a second while it is."""
+    """An acknowledgement or a pong is late. Reported by the agent only, twice a second while it lasts."""
     LOST = "lost"
     RESUMED = "resumed"
 
 
 class Loss(NamedTuple):
-    """Since when there is no carrier, in the link's clock, and what became of the last one."""
+    """Start of the time without a carrier (trio's clock), and why the last carrier was lost."""
 
     at: float
     reason: Reason

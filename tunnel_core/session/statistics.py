@@ -15,9 +15,9 @@ from tunnel_core.session.state import Loss
 
 @dataclass(frozen=True, slots=True)
 class FlightStatistics:
-    """What is known of the path to the peer, and how much may be under way on it.
+    """Estimates of the path to the peer, and the congestion window.
 
-    The rate and the round trip are known once bulk has moved.
+    The rate and the round trip are 0 until a bulk transfer has moved.
     """
 
     in_flight: int = 0
@@ -35,58 +35,58 @@ class SessionStatistics:
     """One snapshot. Times are in the session's clock, durations in seconds."""
 
     round_trip_seconds: float | None = None
-    """Of the newest ping; None until the first was answered."""
+    """Round trip of the newest ping; None until the first pong."""
     lost_seconds: float | None = None
-    """For how long there has been no carrier; None while there is one."""
+    """Time without a carrier; None while there is a carrier."""
     is_silent: bool = False
-    """Whether something is late and nothing was received meanwhile."""
+    """Whether an answer is late and no other packet arrived meanwhile."""
     last_received_at: float = -math.inf
-    """When the carrier last brought anything; minus infinity without a carrier."""
+    """When the newest packet arrived over the carrier; minus infinity without a carrier."""
     late_since: float = math.inf
-    """When the oldest of what is late was sent; infinity if nothing is."""
+    """When the oldest late packet or ping was sent; infinity if none is late."""
     response_timeout_seconds: float = 0.0
-    """How long an answer of this peer may take before it is late."""
+    """Time after which an answer of this peer is late."""
     open_streams: int = 0
     """Streams that their owners have not closed yet."""
     bytes_in: int = 0
     bytes_out: int = 0
     credit_granted: int = 0
-    """Bytes that the peer may send, or has sent and nobody read yet, over all streams."""
+    """Bytes that the peer may send, or has sent and the streams' owners have not read, over all streams."""
     acked: int = 0
-    """Number of the newest packet that the peer confirmed."""
+    """Number of the newest packet that the peer acknowledged."""
     retained_bytes: int = 0
-    """Bytes that were sent and are kept until the peer confirms them."""
+    """Bytes sent and kept for retransmission until the peer acknowledges them."""
     flight: FlightStatistics = FlightStatistics()
 
 
 def take_statistics(
-    session: SessionProtocol, streams: OpenStreams, lost: Loss | None, *, is_carried: bool
+    protocol: SessionProtocol, streams: OpenStreams, lost: Loss | None, *, is_carried: bool
 ) -> SessionStatistics:
-    """Return the figures of a session now."""
-    liveness, mux, now = session.liveness, session.mux, trio.current_time()
+    """Return the figures of a session now; ``is_carried``: it has a carrier."""
+    liveness, mux, now = protocol.liveness, protocol.mux, trio.current_time()
     return SessionStatistics(
         round_trip_seconds=liveness.round_trip_seconds,
         lost_seconds=None if lost is None else now - lost.at,
-        is_silent=is_carried and now >= session.quiet_at(),
+        is_silent=is_carried and now >= protocol.silent_at(),
         last_received_at=liveness.last_received_at if is_carried else -math.inf,
-        late_since=session.late_since(now) if is_carried else math.inf,
+        late_since=protocol.late_since(now) if is_carried else math.inf,
         response_timeout_seconds=liveness.response_timeout_seconds,
         open_streams=len(streams.all),
         bytes_in=streams.bytes_in,
         bytes_out=streams.bytes_out,
         credit_granted=sum(stream.recv.outstanding for stream in mux.streams.values()),
-        acked=session.acked,
+        acked=protocol.acked,
         retained_bytes=mux.retained_bytes,
-        flight=flight_statistics(session.flight),
+        flight=flight_statistics(protocol.congestion),
     )
 
 
-def flight_statistics(flight: CongestionController) -> FlightStatistics:
-    """Return the figures of ``flight`` now."""
+def flight_statistics(congestion: CongestionController) -> FlightStatistics:
+    """Return the figures of ``congestion`` now."""
     return FlightStatistics(
-        flight.in_flight,
-        flight.limit,
-        flight.rate_bytes_per_second,
-        flight.min_round_trip_seconds,
-        flight.competing,
+        congestion.in_flight,
+        congestion.limit,
+        congestion.rate_bytes_per_second,
+        congestion.min_round_trip_seconds,
+        congestion.competing,
     )

@@ -1,4 +1,4 @@
-"""When a session has to be looked at next: its dates, and the sleep that ends at the first of them."""
+"""The deadlines of a session, and the sleep that ends at the earliest of them."""
 
 from __future__ import annotations
 
@@ -7,56 +7,60 @@ import math
 import trio
 
 _FAR_SECONDS = 5.0
-_PASSES = 20  # a second
+_WAKES_PER_SECOND = 20
 
 
 def round_up_deadline(deadline: float, now: float) -> float:
-    """Return a far deadline on the next twentieth of a second, so that one pass looks at many sessions."""
-    return math.ceil(deadline * _PASSES) / _PASSES if now + _FAR_SECONDS < deadline < math.inf else deadline
+    """Round a far deadline up to the next common wake-up.
+
+    Many idle sessions then share one wake-up of the process.
+    """
+    is_far = now + _FAR_SECONDS < deadline < math.inf
+    return math.ceil(deadline * _WAKES_PER_SECOND) / _WAKES_PER_SECOND if is_far else deadline
 
 
 class Timer:
-    """The dates of one session. A date may come closer at any time, also while somebody sleeps."""
+    """The deadlines of one session, in trio's clock. A deadline may move closer while a task sleeps."""
 
-    __slots__ = ("_scope", "give_up_at", "late_again_at", "look_at", "send_at")
+    __slots__ = ("_scope", "give_up_at", "late_again_at", "send_at", "wake_at")
 
     def __init__(self) -> None:
-        self.look_at = math.inf
-        """When something is due. Set it by ``wake_by`` and ``look_now``."""
+        self.wake_at = math.inf
+        """When ``sleep`` ends for the session's deadlines. Set it by ``wake_by`` and ``wake_now``."""
         self.send_at = math.inf
-        """When frames that were deferred leave, if nothing takes them along before."""
+        """When deferred frames leave, if no other packet takes them before."""
         self.late_again_at = -math.inf
-        """When the owner may be told again that something is late."""
+        """Earliest time of the next ``SessionEvent.LATE``."""
         self.give_up_at = math.inf
-        """When the carrier of an ended session is given up, whatever the peer has acknowledged by then."""
+        """When the grace ends; after the session's end, when its carrier is abandoned."""
         self._scope = trio.CancelScope()
 
-    async def sleep(self, look_at: float) -> None:
-        """Sleep until ``look_at`` or ``send_at``, or until a date that came closer meanwhile."""
-        self.look_at = look_at
-        with trio.CancelScope(deadline=min(look_at, self.send_at)) as self._scope:
+    async def sleep(self, wake_at: float) -> None:
+        """Sleep until ``wake_at`` or ``send_at``, or until a deadline that moved closer meanwhile."""
+        self.wake_at = wake_at
+        with trio.CancelScope(deadline=min(wake_at, self.send_at)) as self._scope:
             await trio.sleep_forever()
 
     def wake_by(self, at: float) -> None:
-        """Look at ``at`` at the latest."""
-        if at < self.look_at:
-            self.look_at = at
+        """End the sleep at ``at`` at the latest."""
+        if at < self.wake_at:
+            self.wake_at = at
             if at < self.send_at:
                 self._scope.deadline = at
 
-    def look_now(self, now: float) -> None:
-        """Look at once, and compute the next date anew."""
-        self.look_at = self._scope.deadline = now
+    def wake_now(self, now: float) -> None:
+        """End the sleep at once, so that the session computes its next deadline anew."""
+        self.wake_at = self._scope.deadline = now
 
     def defer(self, seconds: float) -> None:
-        """Something to send may wait for other frames; alone it leaves after ``seconds``."""
+        """Defer pending frames for at most ``seconds``, so that they travel with others."""
         at = trio.current_time() + seconds
         if at < self.send_at:
             self.send_at = at
-            if at < self.look_at:
+            if at < self.wake_at:
                 self._scope.deadline = at
 
     def stop_deferring(self) -> None:
-        """Nothing waits for other frames any more."""
+        """Forget the time at which deferred frames leave."""
         self.send_at = math.inf
-        self._scope.deadline = self.look_at
+        self._scope.deadline = self.wake_at

@@ -1,7 +1,8 @@
-"""What happened, as plain numbers: counted for the price of a dictionary, shown by ``prometheus`` when asked.
+"""Counters of events, in plain dictionaries; ``prometheus.py`` renders them when a scraper asks.
 
-Apart from ``prometheus.py``, because an agent that nobody scrapes should not pay for a metrics library.
-Not thread-safe: count in the trio thread; :meth:`Counters.snapshot` may then leave it.
+The counters are apart from ``prometheus.py``, so that an agent without a scraper does not load a metrics
+library. They are not thread-safe: count in the trio thread. A :meth:`Counters.snapshot` may go to another
+thread.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NODE_SERIES_SECONDS = 3600.0
 
 
 class Distribution:
-    """How often a duration fell into which bucket; the last bucket has no upper bound."""
+    """Number of durations in each bucket; the last bucket has no upper bound."""
 
     __slots__ = ("counts", "sum_seconds")
 
@@ -32,25 +33,26 @@ class Distribution:
         self.sum_seconds = 0.0
 
     def add(self, seconds: float) -> None:
+        """Count one duration."""
         self.counts[bisect.bisect_left(LATENCY_BUCKETS_SECONDS, seconds)] += 1
         self.sum_seconds += seconds
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSample:
-    """The five series of a node. ``detached_seconds`` is None while a request can reach it."""
+    """The five series of a node. ``detached_seconds`` is None while a request can reach the node."""
 
     node: str
     detached_seconds: float | None = None
     round_trip_seconds: float | None = None
     streams: int = 0
     bytes_in: int = 0
-    """Received from the node."""
+    """Bytes received from the node."""
     bytes_out: int = 0
 
 
 class CapSample(NamedTuple):
-    """What a cap on a link's rate is, and what it has cost so far."""
+    """The cap on a link's rate, and the time and bytes that it has delayed so far."""
 
     bytes_per_second: int
     delayed_seconds: float
@@ -59,8 +61,10 @@ class CapSample(NamedTuple):
 
 @dataclass(slots=True)
 class Counters:
-    """Everything that is counted in one process. Entrances that are not known count as ``other``,
-    since an agent hears their names from its peer."""
+    """All counters of one process.
+
+    An unknown entrance counts as ``other``, because an agent gets the names of entrances from its peer.
+    """
 
     open_streams: Counter[str] = field(default_factory=Counter)
     closed_streams: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -74,12 +78,13 @@ class Counters:
     first_bytes: dict[str, Distribution] = field(default_factory=dict)
 
     def stream_opened(self, entrance: str) -> None:
+        """Count a stream whose target was reached."""
         self.open_streams[entrance_label(entrance)] += 1
 
     def stream_closed(
         self, entrance: str, reason: Reason, *, bytes_to_target: int = 0, bytes_to_user: int = 0
     ) -> None:
-        """Once for each ``stream_opened``."""
+        """Count the end of a stream. Call it once for each ``stream_opened``."""
         label = entrance_label(entrance)
         self.open_streams[label] -= 1
         self.closed_streams[label, reason.word] += 1
@@ -87,40 +92,42 @@ class Counters:
         self.bytes_moved[label, "to_user"] += bytes_to_user
 
     def refused(self, entrance: str, reason: Reason) -> None:
-        """A user who is known was told no, or the target could not be reached."""
+        """Count a refusal to an authenticated user, or a target that the agent could not reach."""
         self.refusals[entrance_label(entrance), reason.word] += 1
 
     def refused_unauthenticated(self, entrance: str, reason: Reason) -> None:
+        """Count a refusal before authentication."""
         self.unauthenticated_refusals[entrance_label(entrance), reason.word] += 1
 
     def attached(self, outcome: Reason = Reason.DONE) -> None:
-        """An attach succeeded, or failed for a reason."""
+        """Count an attach that succeeded (``DONE``), or failed for another reason."""
         self.attaches["ok" if outcome is Reason.DONE else outcome.word] += 1
 
     def resumed(self) -> None:
-        """A session went on over a new carrier."""
+        """Count a session that resumed over a new carrier."""
         self.attaches["resumed"] += 1
 
     def attach_abandoned(self) -> None:
-        """The agent left before its attach was done, for another attempt or for good."""
+        """Count an attach that the agent abandoned, because it chose another carrier or stopped."""
         self.attaches["abandoned"] += 1
 
     def session_ended(self, reason: Reason) -> None:
+        """Count the end of a session."""
         self.session_ends[reason.word] += 1
 
     def node_event(self, kind: str) -> None:
-        """Something befell a node; ``kind`` is one of a few words."""
+        """Count an event of a node; ``kind`` is one of a few words."""
         self.node_events[kind] += 1
 
     def dialled(self, entrance: str, seconds: float) -> None:
-        """From ``open`` to ``opened``; at the agent from the dial's start to its end."""
+        """Count a dial: at the server from ``open`` to ``opened``, at the agent the dial alone."""
         label = entrance_label(entrance)
         if label not in self.dials:
             self.dials[label] = Distribution()
         self.dials[label].add(seconds)
 
     def first_byte(self, entrance: str, seconds: float) -> None:
-        """From the user's first byte to the target's."""
+        """Count the time from the user's first byte to the target's first byte."""
         label = entrance_label(entrance)
         if label not in self.first_bytes:
             self.first_bytes[label] = Distribution()
@@ -138,7 +145,7 @@ class Counters:
         audit_dropped: int | None = None,
         log_lines_dropped: int = 0,
     ) -> Snapshot:
-        """A copy that another thread may read; ``nodes`` empty leaves the per-node series out."""
+        """Return a copy that another thread may read. Without ``nodes`` it has no series of nodes."""
         shown = (n for n in nodes if n.detached_seconds is None or n.detached_seconds < NODE_SERIES_SECONDS)
         return Snapshot(
             counters=copy.deepcopy(self),
@@ -155,17 +162,19 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
+    """The counters at one moment, with the figures of sessions and nodes."""
+
     counters: Counters
     sessions: int
     nodes: tuple[NodeSample, ...]
     software: str
     audit_dropped: int | None = None
-    """Lines of the audit that were lost; None where there is no audit."""
+    """Lost lines of the audit; None if the program writes no audit."""
     credit_granted_bytes: int = 0
-    """What peers may send, or have sent and nobody read yet, over all streams."""
+    """Bytes that peers may send, or have sent and the streams' owners have not read, over all streams."""
     retained_bytes: int = 0
-    """Bytes that were sent and are kept until the peers confirm them, over all sessions."""
+    """Bytes sent and kept for retransmission until the peers acknowledge them, over all sessions."""
     log_lines_dropped: int = 0
-    """Lines of the log that were lost, because their reader stopped or the output failed."""
+    """Log lines that were lost because their reader stopped or the output failed."""
     cap: CapSample | None = None
-    """None where no cap is set."""
+    """None if no cap is set."""

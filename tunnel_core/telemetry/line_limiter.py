@@ -1,4 +1,4 @@
-"""How often something of one kind may be written: log lines, events, lines of the audit. No I/O, no clock."""
+"""Rate limit for lines of one kind: log lines, events, lines of the audit. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class _Written(NamedTuple):
-    """What was written for one key. ``spent`` of its burst was used up at ``last``, when it wrote last."""
+    """State of one key: ``spent`` of its burst was used after its last line, at ``last``."""
 
     spent: float
     last: float
@@ -15,15 +15,15 @@ class _Written(NamedTuple):
 
 
 _OTHERS = object()
-"""The key of all for whose own key there is no room."""
+"""The shared key of all keys that the table has no room for."""
 
 
 class LineLimiter:
-    """Lets ``burst`` lines of each key pass at once, then one in ``interval_seconds``; counts the others.
+    """Allow ``burst`` lines of each key at once, then one in ``interval_seconds``; count the others.
 
-    Others choose some of the keys (nodes do), so the table is bounded. Beyond ``most`` keys the oldest is
-    forgotten if it may write again; otherwise all further keys share one. The time between two lines of a key
-    doubles up to ``longest_seconds`` while lines are left out.
+    The table is bounded, because nodes and strangers choose some of the keys. Beyond ``most`` keys, the
+    oldest key is forgotten if its whole burst is free again; otherwise all further keys share one entry.
+    While lines of a key are left out, its interval doubles up to ``longest_seconds``.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class LineLimiter:
         self._written: dict[object, _Written] = {}  # the key that wrote last stands last
 
     def note(self, key: object, now: float) -> int | None:
-        """None to stay silent; else a line may be written, and this many were left out before it.
+        """Return None if the line must be left out, else the number of lines left out before this one.
 
-        ``now`` in seconds of a steady clock.
+        ``now`` is in seconds of a steady clock.
         """
         if key not in self._written and not self._has_room(now):
             key = _OTHERS
@@ -59,7 +59,7 @@ class LineLimiter:
         return left_out
 
     def _has_room(self, now: float) -> bool:
-        """Whether one key more may be kept. The oldest makes room if it has its whole burst again."""
+        """Whether the table has room for a key. The oldest key is removed if its burst is free again."""
         if len(self._written) < self._most:
             return True
         oldest, written = next(iter(self._written.items()))

@@ -1,7 +1,7 @@
-"""Log lines: stdlib logging, as text on a terminal and as JSON elsewhere, with fields beside the sentence.
+"""Log lines: standard logging with fields beside the sentence, as text on a terminal and as JSON elsewhere.
 
-``log_event(logger, level, "sentence", key=value)`` is the one way to log fields. Streams have exactly
-one line at open and one at close, made here for both ends, so that they can be matched by ``stream``.
+``log_event(logger, level, "sentence", key=value)`` is the only way to log fields. Each stream has exactly one
+line when it opens and one when it closes. Both ends make these lines here, so that ``stream`` matches them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tunnel_core.telemetry.queued_output import QueuedOutput
 _FIELDS = "fields"
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@\[\]{}%+,*-]+")
 _MOST_CHARACTERS = 300
-"""Of a text that strangers sent, in a line about a refusal; the longest valid name has 259."""
+"""Characters of a text of the other end in a line about a refusal. The longest valid name has 259."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _RESET, _DIM = "\x1b[0m", "\x1b[2m"
 _COLOURS = {logging.DEBUG: "\x1b[2m", logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
@@ -39,10 +39,10 @@ _logs = logging.getLogger("qanat.log")
 
 
 def setup(level: LogLevel, log_format: LogFormat, stream: TextIO | None = None) -> None:
-    """Sends all logging to ``stream`` (standard error), in place of what was set up before.
+    """Send all logging to ``stream`` (default: standard error) and remove earlier handlers.
 
-    ``level`` is for our own lines; of libraries only warnings and errors are shown. Where standard error is
-    queued, the line that tells of lost lines is one of the log.
+    ``level`` applies to Qanat's own lines; libraries log only warnings and errors. If standard error is
+    queued, a report of lost lines has the format of the log.
     """
     target = stream or sys.stderr
     formatter = _formatter(log_format, target)
@@ -55,7 +55,7 @@ def setup(level: LogLevel, log_format: LogFormat, stream: TextIO | None = None) 
 
 
 class _QueueHandler(logging.Handler):
-    """As ``StreamHandler``, without what each line would cost for a flush that does nothing."""
+    """Like ``StreamHandler``, but without a flush after each line, which would do nothing here."""
 
     def __init__(self, output: QueuedOutput) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _QueueHandler(logging.Handler):
 
 
 def _loss_record(lines: int, cause: str) -> logging.LogRecord:
-    """Not logged, since it takes the place of lines that are lost already."""
+    """Return the record that replaces lost lines. It is formatted, but never passed to a logger."""
     name, sentence = "qanat.log", f"{lines} lines of the log were lost: {cause}"
     return _logs.makeRecord(
         name, logging.WARNING, "", 0, sentence, (), None, extra={_FIELDS: {"lines_dropped": lines}}
@@ -125,47 +125,47 @@ def _shown(value: object) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without what could forge a line or drive the terminal: parts of messages come from strangers."""
+    """Escape control characters: a stranger's text must not forge a line or control the terminal."""
     return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def log_event(logger: logging.Logger, level: int, sentence: str, /, **fields: object) -> None:
-    """Logs a sentence with fields; those that are None or empty are left out."""
+    """Log a sentence with fields. Fields that are None or empty are left out."""
     if logger.isEnabledFor(level):
         line = Line(logger, level, sentence, fields, time.time())
-        if keeper is None or not keeper(line):
+        if hold_line is None or not hold_line(line):
             line.write()
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What is to be logged, and when it was said (seconds since the epoch)."""
+    """One line to log; ``logged_at`` is in seconds since the epoch."""
 
     logger: logging.Logger
     level: int
     sentence: str
     fields: Mapping[str, object]
-    said_at: float
+    logged_at: float
 
     def write(self) -> None:
-        """Gives it to the handlers."""
+        """Pass the line to the handlers."""
         logger = self.logger
         kept = {key: _plain(value) for key, value in self.fields.items() if value is not None and value != ""}
-        # Without a look for the caller's file and line, which no format of ours shows.
+        # logger.log would search for the caller's file and line, which no format here shows.
         record = logger.makeRecord(
             logger.name, self.level, "", 0, self.sentence, (), None, extra={_FIELDS: kept}
         )
-        record.created = self.said_at
+        record.created = self.logged_at
         logger.handle(record)
 
 
-keeper: Callable[[Line], bool] | None = None
-"""Takes a line to write it later, or answers False; ``batched_logs.py`` is one."""
+hold_line: Callable[[Line], bool] | None = None
+"""Holds a line to write it later, or returns False; ``batched_logs.py`` sets it."""
 
 
 def _plain(value: object) -> object:
     if type(value) is str or type(value) is int:
-        return value  # nearly all
+        return value  # the usual case first
     if isinstance(value, Reason):
         return value.word
     if isinstance(value, float):
@@ -175,7 +175,7 @@ def _plain(value: object) -> object:
 
 @dataclass(frozen=True, slots=True)
 class StreamFacts:
-    """What is known of a stream when it opens. ``stream`` is the id that both ends show."""
+    """Fields of a stream that are known when it opens. ``stream`` is the id that both ends log."""
 
     stream: str
     user: str
@@ -183,9 +183,10 @@ class StreamFacts:
     target: str
     entrance: str
     source: str = ""
-    """Where the user came from; the agent does not know."""
+    """Address of the user; empty at the agent, which does not know it."""
 
     def fields(self) -> Mapping[str, str]:
+        """Return the fields of a log line."""
         return {
             "stream": self.stream,
             "user": self.user,
@@ -197,7 +198,7 @@ class StreamFacts:
 
 
 def stream_opened(log: Log, facts: StreamFacts, *, address: str = "") -> None:
-    """The line of a stream whose target was reached at ``address``."""
+    """Log that a stream's target was reached at ``address``."""
     if log.streams_of(facts.entrance) is StreamLog.ALL:
         log_event(_streams, logging.INFO, "stream opened", **facts.fields(), address=address)
 
@@ -212,7 +213,7 @@ def stream_closed(
     bytes_to_user: int,
     detail: str = "",
 ) -> None:
-    """The line of a stream that has ended, after ``stream_opened``."""
+    """Log the end of a stream, after ``stream_opened``."""
     if not _is_wanted(log.streams_of(facts.entrance), reason):
         return
     log_event(
@@ -229,11 +230,11 @@ def stream_closed(
 
 
 class RefusalLines:
-    """The lines of what was refused: at most one a second for each entrance, node and reason.
+    """Lines about refusals: at most one a second for each entrance, node and reason.
 
-    A program that tries again and again, or a stranger, must not fill the disk. What is left out is counted
-    in the next line. ``log`` says which streams get lines; for ``longest_seconds`` see ``LineLimiter``.
-    ``now`` is in seconds of a steady clock.
+    The limit keeps a program that retries in a loop, or a stranger, from filling the disk. The next line
+    counts the lines left out. ``log`` selects which streams get lines; ``LineLimiter`` explains
+    ``longest_seconds``. ``now`` is in seconds of a steady clock.
     """
 
     def __init__(self, log: Log | None = None, *, longest_seconds: float = 1.0) -> None:
@@ -252,7 +253,7 @@ class RefusalLines:
             log_event(_streams, logging.WARNING, sentence, **fields, **more, left_out=left_out or None)
 
     def refused(self, entrance: str, source: str, refused: Refused, *, now: float, user: str = "") -> None:
-        """Log a refusal before a stream was asked for, or count it. ``user``: who asks, if that is known."""
+        """Log a refusal before a stream was requested, or count it. ``user`` is empty if it is not known."""
         who = {"user": user} if user else refused.who
         sentence = "request refused" if who else "refused before authentication"
         left_out = self._limiter.note(_kind_of(sentence, entrance, "", refused), now)
@@ -263,7 +264,7 @@ class RefusalLines:
 
 
 def _kind_of(sentence: str, entrance: str, node: str, refused: Refused) -> object:
-    """What two lines share of which one is enough. ``node``: the one that a stream was to go to."""
+    """Return the limiter's key of a line. ``node`` is the requested stream's node; empty if there is none."""
     return sentence, entrance_label(entrance), node, refused.reason
 
 

@@ -1,12 +1,12 @@
-"""Which connections the ``[ops]`` listener holds, and which one gives way when it is full. No I/O.
+"""Connection slots of the ``[ops]`` listener, and the connection to evict when all are taken. No I/O.
 
 A watchdog restarts a program whose ``/healthz`` does not answer. So no number of connections may keep a
 probe out:
 
-1. Of ``MAX_CONNECTIONS`` places, one whose connection waits for its peer for ``MIN_IDLE_SECONDS`` goes to a
-   newcomer: of the source with the most places, the connection that waited longest. A source gets no place
-   from one that holds fewer or as many.
-2. Beyond that, ``PROBE_PLACES`` answer the probes only. There a connection gives way without a minimum.
+1. The listener has ``MAX_CONNECTIONS`` places. If all are taken, a new connection evicts one that has been
+   idle for ``MIN_IDLE_SECONDS``: the longest idle connection of the source with the most places. A source
+   evicts its own connections, and those of sources with more places than it has.
+2. Beyond these, ``PROBE_PLACES`` answer the probes only. There an idle connection may be evicted at once.
 """
 
 from __future__ import annotations
@@ -15,40 +15,43 @@ from collections import Counter
 from collections.abc import Callable
 
 MAX_CONNECTIONS = 64
+"""Connections of an ``[ops]`` listener."""
 PROBE_PLACES = 8
+"""Further connections that may only ask for the probes. A watchdog must not end a healthy program."""
 MIN_IDLE_SECONDS = 1.0
-"""Above the round trip of any usual network: a client that sends its request gets an answer."""
+"""Time for which a connection waits for its peer before it may give way. Above the round trip of any usual
+network, so a client that sends its request gets an answer."""
 
 
 class Place:
-    """The place of one connection. It begins idle: the connection has yet to send a request."""
+    """The place of one connection. A new place is idle, because the connection has sent no request yet."""
 
     def __init__(self, places: Places, source: str, *, is_for_probes: bool) -> None:
         self.source = source
         self.is_for_probes = is_for_probes
         self.idle_since: float | None = None
-        """Since when the connection waits for its peer; None while a request is served."""
+        """When the connection began to wait for its client; None while a request is served."""
         self.on_evicted: Callable[[], None] = lambda: None
-        """Called when the place is given to another connection; closes this one."""
+        """Closes this connection; called when another connection gets the place."""
         self.was_evicted = False
         self._places = places
         self.idle()
 
     def idle(self) -> None:
-        """The connection waits for its peer from now on."""
+        """Mark the connection as waiting for its client, which allows its eviction."""
         self.idle_since = self._places.clock()
 
     def busy(self) -> None:
-        """A request is served, so the place is not taken away."""
+        """Mark the connection as serving a request, which forbids its eviction."""
         self.idle_since = None
 
     def leave(self) -> None:
-        """The connection is closed. Idempotent."""
+        """Free the place after the connection has closed. Idempotent."""
         self._places.discard(self)
 
 
 class Places:
-    """The places of one listener. ``clock`` gives steady seconds."""
+    """The places of one listener. ``clock`` returns seconds of a steady clock."""
 
     def __init__(
         self,
@@ -61,10 +64,10 @@ class Places:
         self._most = {False: most, True: for_probes}
         self._min_idle = {False: min_idle_seconds, True: 0.0}
         self._taken: dict[bool, dict[Place, None]] = {False: {}, True: {}}
-        """In the order of their arrival, by whether they are for probes only."""
+        """Taken places by whether they are for probes only, in order of arrival."""
 
     def take(self, source: str) -> Place | None:
-        """Return a place for a connection from ``source``; None if no connection gives way to it."""
+        """Return a place for a connection from ``source``; None if there is none and none can be evicted."""
         for is_for_probes, taken in self._taken.items():
             if len(taken) >= self._most[is_for_probes]:
                 self._evict_for(source, is_for_probes)
@@ -75,7 +78,7 @@ class Places:
         return None
 
     def discard(self, place: Place) -> None:
-        """Free the place; for :class:`Place`."""
+        """Free the place. Only :class:`Place` calls this."""
         self._taken[place.is_for_probes].pop(place, None)
 
     def _evict_for(self, source: str, is_for_probes: bool) -> None:

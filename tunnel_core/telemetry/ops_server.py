@@ -1,9 +1,10 @@
-"""The operator's listener of both programs: ``/healthz``, ``/readyz``, ``/metrics``, and pages of the owner.
+"""The ``[ops]`` listener of both programs: ``/healthz``, ``/readyz``, ``/metrics``, and further pages.
 
-On loopback everything is free to read, under a name of this machine: a page of another site can point a name
-of its own here (DNS rebinding), but then the ``Host`` header has that name. Elsewhere all but the probes
-asks for a client certificate or a bearer token. The probes answer anybody, each with one word. Connections
-and times are bounded throughout (``ops_places``).
+1. On loopback every page is free to read, but the ``Host`` header must name this machine. Another site can
+   point its own name at this listener (DNS rebinding); then the header has the other site's name.
+2. Elsewhere every page but the probes requires a client certificate or a bearer token.
+3. The probes answer every caller, each with one word.
+4. The number of connections is bounded (``ops_places``), and so is every wait.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ _BEARER = b"bearer "
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """The answer of a page: body, content type and HTTP status."""
+
     body: bytes
     content_type: str = _TEXT
     status: int = 200
@@ -53,11 +56,11 @@ class Answer:
 
 Page: TypeAlias = Callable[[], Answer]
 OpsCaller: TypeAlias = Callable[[h11.Request], None]
-"""Raises ``Refused`` if the caller of a request is no operator."""
+"""Check of a request's caller: raises ``Refused`` if the caller is no operator."""
 
 
 def _anybody(_: OpsCaller, __: h11.Request) -> None:
-    """The probes are free, so that no watchdog ends a healthy program."""
+    """Allow every caller, because a watchdog must not restart a healthy program."""
 
 
 def _operator(caller: OpsCaller, request: h11.Request) -> None:
@@ -87,8 +90,8 @@ async def _show(routed: RoutedRequest, answer: Answer) -> None:
 class OpsPages:
     """The pages of the ops listener: the probes, ``/metrics``, and further ``routes``.
 
-    ``ready`` gives ``""`` or the word of what is missing. ``degraded`` returns whether the program works but
-    needs attention. ``counters`` count connections that are refused because there are too many.
+    ``ready`` returns ``""``, or one word for what is missing. ``degraded`` returns whether the program works
+    but needs attention. ``counters`` counts the connections that are refused because there are too many.
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class OpsPages:
         self._snapshot = snapshot
         self._ready = ready
         self._degraded = degraded
-        # That /healthz is answered is the proof: the event loop turns.
+        # An answer of /healthz proves that the event loop runs.
         probes = [
             page_route("/healthz", ANYBODY, lambda: Answer(b"ok\n")),
             page_route("/readyz", ANYBODY, self._readiness),
@@ -115,13 +118,13 @@ class OpsPages:
         )
 
     async def answer(self, http: HttpConnection, request: h11.Request, caller: OpsCaller) -> None:
-        """Answer a request of ``caller``. Raises ``Refused``."""
+        """Answer a request; ``caller`` checks its sender. Raises ``Refused``."""
         await self._router.answer(self._router.find(request), http, request, caller)
 
     async def handle(self, http: HttpConnection, request: h11.Request) -> None:
-        """Answer a request that came through the tunnel, where the server has checked its user.
+        """Answer a request that came through the tunnel, whose user the server has checked.
 
-        A handler for ``serve_http``. Raises ``Refused``.
+        This is a handler for ``serve_http``. Raises ``Refused`` if there is no such page.
         """
         await self.answer(http, request, _through_the_tunnel)
 
@@ -136,7 +139,7 @@ class OpsPages:
 
 
 def _through_the_tunnel(_: h11.Request) -> None:
-    """Every caller is an operator."""
+    """Accept every caller as an operator, because the server has checked the user."""
 
 
 async def _metrics(snapshot: Snapshot) -> Answer:
@@ -145,7 +148,7 @@ async def _metrics(snapshot: Snapshot) -> Answer:
 
 
 def _render(snapshot: Snapshot, tasks: int) -> Answer:
-    # Late: prometheus_client costs some MB, and most agents are never scraped.
+    # A late import, because prometheus_client costs some MB and most agents have no scraper.
     from tunnel_core.telemetry import prometheus as metrics
 
     return Answer(metrics.exposition(snapshot, tasks=tasks), metrics.CONTENT_TYPE)
@@ -155,9 +158,9 @@ def _render(snapshot: Snapshot, tasks: int) -> Answer:
 class OpsTls:
     """TLS of an ops listener.
 
-    ``context`` gives the context for the next connection, because certificates are renewed. The context asks
-    for client certificates without requiring them. ``check_certificate`` gets the proven leaf as PEM, and
-    raises ``Refused`` if it is not an operator's.
+    ``context`` returns the context for the next connection, because certificates are renewed. The context
+    requests client certificates without requiring them. ``check_certificate`` gets the verified leaf as PEM
+    and raises ``Refused`` if it is not an operator's.
     """
 
     context: Callable[[], ssl.SSLContext]
@@ -166,16 +169,20 @@ class OpsTls:
 
 @dataclass(frozen=True, slots=True)
 class OpsAccess:
-    """Operators of a listener beyond loopback: callers with the token of ``bearer_file``, or a certificate.
+    """Access to a listener beyond loopback: operators have the token of ``bearer_file``, or a certificate.
 
-    Without either, no caller is an operator. If ``tls`` is None, the listener speaks plain HTTP.
+    If neither is configured, no caller is an operator. If ``tls`` is None, the listener uses plain HTTP.
     """
 
     bearer_file: Path | None
     tls: OpsTls | None
 
     def check(self, request: h11.Request, leaf: bytes) -> None:
-        """Raises ``Refused(UNAUTHENTICATED)``, or what the certificate's check raises."""
+        """Check the caller's certificate ``leaf`` (PEM, may be empty), or its token if it has no certificate.
+
+        Raises ``Refused``: with ``UNAUTHENTICATED`` without a valid token, or from the check of the
+        certificate.
+        """
         if leaf and self.tls is not None:
             self.tls.check_certificate(leaf)
         elif not self._has_token(request):
@@ -187,11 +194,11 @@ class OpsAccess:
         return bool(expected) and len(given) == 1 and hmac.compare_digest(given[0], expected)
 
     def _advice(self) -> str:
-        ways = ["a client certificate"] if self.tls else []
-        ways += ["a bearer token"] if self.bearer_file else []
-        if not ways:
+        credentials = ["a client certificate"] if self.tls else []
+        credentials += ["a bearer token"] if self.bearer_file else []
+        if not credentials:
             return "beyond loopback this needs [ops] bearer_file or tls in the configuration"
-        return f"beyond loopback this needs {' or '.join(ways)}"
+        return f"beyond loopback this needs {' or '.join(credentials)}"
 
 
 def _is_bearer(value: bytes) -> bool:
@@ -199,7 +206,7 @@ def _is_bearer(value: bytes) -> bool:
 
 
 def _read_token(file: Path | None) -> bytes:
-    """Read anew for each request, so that it can be replaced; empty if there is none to compare with."""
+    """Return the token; empty if it cannot be read. Read for each request, so the file can be replaced."""
     if file is None:
         return b""
     with contextlib.suppress(OSError, NotPlainText):
@@ -208,7 +215,7 @@ def _read_token(file: Path | None) -> bytes:
 
 
 def _token_in(file: Path) -> bytes:
-    """Raises ``OSError`` or ``NotPlainText``."""
+    """Return the token in ``file``. Raises ``OSError`` or ``NotPlainText``."""
     return read_text_file(file, _MAX_TOKEN_BYTES).strip().encode()
 
 
@@ -226,22 +233,22 @@ async def serve_ops(
     *,
     task_status: trio.TaskStatus[OpsServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serves ``pages`` until cancelled; returns at once if ``settings.listen`` is None.
+    """Serve ``pages`` until cancelled; return at once if ``settings.listen`` is None.
 
-    Raises ``OSError`` if it cannot listen.
+    Raises ``OSError`` if the address cannot be bound. Cancellation closes the listeners and all connections.
     """
     if settings.listen is None:
         task_status.started(OpsServer([]))
         return
     _warn_of(settings.bearer_file)
     listeners = await trio.open_tcp_listeners(settings.listen.port, host=settings.listen.host, backlog=64)
-    door = _Door(pages, access, settings.listen.is_loopback)
+    connections = _Connections(pages, access, settings.listen.is_loopback)
     task_status.started(OpsServer([_address_of(listener) for listener in listeners]))
-    await trio.serve_listeners(door.serve, listeners)
+    await trio.serve_listeners(connections.serve, listeners)
 
 
 def _warn_of(file: Path | None) -> None:
-    """Log a warning if the token cannot be read now. It is read again for each request."""
+    """Log a warning if the token cannot be read at the start; each request reads it again."""
     if file is None:
         return
     try:
@@ -258,7 +265,7 @@ def _address_of(listener: trio.SocketListener) -> str:
 
 
 def _peer_of(accepted: trio.SocketStream) -> tuple[str, str]:
-    """The client's host, and its address for the log; both empty if it has left already."""
+    """Return the client's host, and its address for the log; both empty if the client has left already."""
     try:
         host, port = accepted.socket.getpeername()[:2]
     except OSError:
@@ -267,8 +274,8 @@ def _peer_of(accepted: trio.SocketStream) -> tuple[str, str]:
     return host, join_host_port(host, port)
 
 
-class _Door:
-    """The connections of one listener."""
+class _Connections:
+    """Admit and serve the connections of one listener."""
 
     def __init__(self, pages: OpsPages, access: OpsAccess, is_loopback: bool) -> None:
         self._pages = pages
@@ -291,7 +298,7 @@ class _Door:
             with trio.CancelScope() as scope:
                 place.on_evicted = scope.cancel
                 await self._serve_admitted(plain, place)
-        except Exception:  # a page that fails must not end the program that it shows
+        except Exception:  # an error in a page must not end the program
             _log.exception("a request of the operator failed")
             plain.abort()
         finally:
@@ -302,7 +309,7 @@ class _Door:
             self._report(address, _why_full(detail))
 
     def _report(self, address: str, refused: Refused) -> None:
-        """Write to the log and the metrics that a connection is closed because there are too many."""
+        """Log and count a connection that is closed because there are too many."""
         self._pages.counters.refused_unauthenticated(_ENTRANCE, refused.reason)
         self._lines.refused(_ENTRANCE, address, refused, now=trio.current_time())
 
@@ -329,7 +336,7 @@ class _Door:
         return handle
 
     def _check_operator(self, request: h11.Request, leaf: bytes, place: Place) -> None:
-        """Raises ``Refused``."""
+        """Raise ``Refused`` if the caller is no operator, or if the place is for probes only."""
         if place.is_for_probes:
             raise _why_full(
                 "the [ops] listener is full and answers /healthz and /readyz only; try again later"
@@ -345,9 +352,9 @@ def _why_full(detail: str) -> Refused:
 
 
 def _check_host(request: h11.Request) -> None:
-    """Raises ``Refused`` for a ``Host`` that is neither an address nor a name of this machine alone.
+    """Raise ``Refused`` if ``Host`` is neither an IP address nor a name under localhost.
 
-    An address cannot be rebound: a page that a browser has from there can read only what is there.
+    An IP address is safe: DNS cannot rebind it, so a page from that address belongs to this listener.
     """
     host = b"".join(header_values(request, b"host")).decode("latin-1").lower()
     name = host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host

@@ -1,7 +1,8 @@
-"""The Prometheus page, made of a snapshot of the counters. The one module that knows prometheus_client.
+"""The Prometheus page, rendered from a snapshot of the counters. The only module that uses prometheus_client.
 
-Import it late: it costs some MB and only a scrape needs it. ``exposition`` is pure apart from process
-figures, so it may run in a thread: a page of thousands of nodes takes longer than a keystroke should.
+Import this module late: it costs some MB, and only a scrape needs it. ``exposition`` reads only its arguments
+and the figures of the process. So run it in a thread, because a page of thousands of nodes would delay
+streams.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _BUCKET_LABELS = (*(str(bound) for bound in LATENCY_BUCKETS_SECONDS), "+Inf")
 
 
 def exposition(snapshot: Snapshot, *, tasks: int = 0) -> bytes:
-    """The page in Prometheus' text format, of type ``CONTENT_TYPE``; ``tasks`` is how many are alive."""
+    """Return the page in Prometheus' text format, ``CONTENT_TYPE``. ``tasks`` is the number of trio tasks."""
     registry = CollectorRegistry()
     registry.register(_Page(snapshot, tasks))
     ProcessCollector(registry=registry)
@@ -35,7 +36,7 @@ def exposition(snapshot: Snapshot, *, tasks: int = 0) -> bytes:
 
 
 class _Page:
-    """A collector that shows one snapshot."""
+    """Collector of one snapshot."""
 
     def __init__(self, snapshot: Snapshot, tasks: int) -> None:
         self._snapshot = snapshot
@@ -48,7 +49,7 @@ class _Page:
         granted = f"{_PREFIX}credit_granted_bytes"
         yield GaugeMetricFamily(granted, "Bytes that peers may send or that wait to be read.", credit)
         retained, sent = f"{_PREFIX}send_retained_bytes", self._snapshot.retained_bytes
-        yield GaugeMetricFamily(retained, "Bytes that were sent and are not confirmed yet.", sent)
+        yield GaugeMetricFamily(retained, "Bytes that were sent and are not acknowledged yet.", sent)
         yield GaugeMetricFamily(
             f"{_PREFIX}tasks", "Tasks alive; a leak shows as growth at rest.", self._tasks
         )
@@ -65,7 +66,9 @@ class _Page:
 
 
 def _build(software: str) -> Metric:
-    family = GaugeMetricFamily(f"{_PREFIX}build_info", "What runs here; always 1.", labels=["software"])
+    family = GaugeMetricFamily(
+        f"{_PREFIX}build_info", "Software of this process; always 1.", labels=["software"]
+    )
     family.add_metric([software], 1)
     return family
 
@@ -78,7 +81,11 @@ def _stream_metrics(counters: Counters) -> Iterator[Metric]:
     yield _by_two("streams", "Streams that have ended.", "reason", counters.closed_streams)
     yield _by_two("stream_bytes", "Bytes of ended streams.", "direction", counters.bytes_moved)
     yield _durations("dial_seconds", "From the open of a stream to its answer.", counters.dials)
-    yield _durations("first_byte_seconds", "From the first byte up to the first down.", counters.first_bytes)
+    yield _durations(
+        "first_byte_seconds",
+        "From the first byte of the user to the first of the target.",
+        counters.first_bytes,
+    )
 
 
 def _event_metrics(counters: Counters) -> Iterator[Metric]:
@@ -87,14 +94,16 @@ def _event_metrics(counters: Counters) -> Iterator[Metric]:
     yield _by_two("unauthenticated_refusals", "Refusals before authentication.", "reason", unauthenticated)
     yield _by_one("attaches", "Attaches by outcome.", "outcome", counters.attaches)
     yield _by_one("session_ends", "Sessions that have ended.", "reason", counters.session_ends)
-    yield _by_one("node_events", "What befell nodes.", "kind", counters.node_events)
+    yield _by_one("node_events", "Events of nodes.", "kind", counters.node_events)
 
 
 def _cap_metrics(cap: CapSample) -> Iterator[Metric]:
     name = f"{_PREFIX}link_cap"
     yield GaugeMetricFamily(f"{name}_bytes_per_second", "The most the link may send.", cap.bytes_per_second)
-    yield CounterMetricFamily(f"{name}_delayed_seconds", "Time in which bytes waited.", cap.delayed_seconds)
-    yield CounterMetricFamily(f"{name}_delayed_bytes", "Bytes that waited for it.", cap.delayed_bytes)
+    yield CounterMetricFamily(
+        f"{name}_delayed_seconds", "Time in which the cap delayed bytes.", cap.delayed_seconds
+    )
+    yield CounterMetricFamily(f"{name}_delayed_bytes", "Bytes that the cap delayed.", cap.delayed_bytes)
 
 
 def _by_one(name: str, help_text: str, label: str, counts: Counter[str]) -> Metric:
@@ -127,7 +136,7 @@ def _cumulated(distribution: Distribution) -> list[tuple[str, float]]:
 
 
 def _node_metrics(nodes: Iterable[NodeSample]) -> Iterator[Metric]:
-    up = GaugeMetricFamily(f"{_PREFIX}node_up", "Whether the node has a link now.", labels=["node"])
+    up = GaugeMetricFamily(f"{_PREFIX}node_up", "Whether a request reaches the node now.", labels=["node"])
     round_trip = GaugeMetricFamily(
         f"{_PREFIX}node_round_trip_seconds", "The last measured round trip.", labels=["node"]
     )

@@ -1,16 +1,16 @@
-"""Write standard error in a thread of its own, so that a stopped log reader stops nothing else.
+"""Write standard error in a thread of its own, so that a stopped log reader blocks no stream.
 
 1. A write to a pipe, a terminal or a slow disk blocks while its reader does not read. In the event loop
-   it would stop every stream, so :class:`QueuedOutput` takes the place of ``sys.stderr``: log lines,
-   warnings, tracebacks and the last sentence of a command all pass through one queue, in their order.
-2. The queue is bounded in lines and bytes. What does not fit is dropped and counted. One line that says
-   how many were lost stands where they would have stood.
+   this would stop every stream, so :class:`QueuedOutput` replaces ``sys.stderr``. Log lines, warnings,
+   tracebacks and the last sentence of a command all pass through one queue, in their order.
+2. The queue is bounded in lines and bytes. Lines that do not fit are dropped and counted. One line reports
+   their number in the place of the lost lines.
 3. An error of the output (reader gone, disk full, descriptor closed) loses the lines of that write and is
-   never raised. Every later write tries again. A line that was cut short is ended first.
-4. At exit the queue gets ``_EXIT_SECONDS`` to empty. The thread is a daemon, so a stopped reader cannot
-   hold the process.
+   never raised. Every later write tries again. If a line was cut, the next write begins with a newline.
+4. At exit the queue has ``_EXIT_SECONDS`` to empty. The thread is a daemon, so a stopped reader cannot keep
+   the process from ending.
 
-Standard output is not queued: a command that prints its answer has nothing else to do meanwhile.
+Standard output is not queued, because a command that prints its answer has no other work meanwhile.
 """
 
 from __future__ import annotations
@@ -29,31 +29,34 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeAlias
 
 MAX_LINES = 10_000
+"""Log lines that wait for their reader. A stopped reader must not stop the event loop."""
 MAX_BYTES = 1024 * 1024
+"""Bytes of those lines."""
 _WRITE_BYTES = 64 * 1024
-"""So much is joined for one write: what a pipe of Linux holds."""
+"""Size of one joined write: the capacity of a Linux pipe."""
 _EXIT_SECONDS = 1.0
+"""Time for the queued lines at the end of the process."""
 _BUSY_SECONDS = 0.01
-"""Between two attempts at a non-blocking output, in case it claims to be ready and is not."""
+"""Pause between two writes to a non-blocking output, in case poll reports it ready and it is not."""
 _NO_READER = "its reader did not read"
 
 
 class _Loss(NamedTuple):
-    """Lines that were lost, and why; stands in the queue where the lines would have stood."""
+    """Number of lost lines and the cause; takes the place of the lines in the queue."""
 
     lines: int
     cause: str
 
 
 class _Line(NamedTuple):
-    """One line as bytes. A notice carries the loss that it speaks of."""
+    """One line as bytes. A notice of lost lines has their ``loss``; other lines have None."""
 
     data: bytes
     loss: _Loss | None = None
 
 
 _Item: TypeAlias = _Line | _Loss | list["_Line | _Loss"] | threading.Event
-"""An event is set when everything before it is out."""
+"""Item of the queue. An event is set when everything before it is written."""
 
 
 def _plain_notice(lines: int, cause: str) -> str:
@@ -61,10 +64,10 @@ def _plain_notice(lines: int, cause: str) -> str:
 
 
 class QueuedOutput(io.TextIOBase):
-    """A text stream over ``descriptor`` whose writes never block and never raise ``OSError``.
+    """Text stream over ``descriptor`` whose writes never block and never raise ``OSError``.
 
-    Any thread may write, a signal handler too. A write that ends with a newline is one line, however many
-    newlines it holds: it is written as a whole or dropped as a whole.
+    Any thread may write, and so may a signal handler. A write that ends with a newline counts as one line,
+    even if it holds more newlines, and is written or dropped as a whole.
     """
 
     def __init__(self, descriptor: int, *, encoding: str = "utf-8") -> None:
@@ -74,16 +77,16 @@ class QueuedOutput(io.TextIOBase):
         self._encoding = encoding
         self._is_terminal = os.isatty(descriptor)
         self._queue: SimpleQueue[_Item] = SimpleQueue()  # a signal handler may re-enter its put
-        self._lock = threading.RLock()  # never held while anything is written
+        self._lock = threading.RLock()  # never held during a write to the descriptor
         self._pending = ""
-        self._held: list[_Line | _Loss] | None = None
-        self._missing = 0
+        self._batch: list[_Line | _Loss] | None = None
+        self._unreported = 0  # dropped lines that no queued notice counts yet
         self._dropped = 0
         self._put, self._taken = _Amount(), _Amount()
         self._out = _Output(descriptor, self._notice_of)
         threading.Thread(target=self._work, name="log-writer", daemon=True).start()
 
-    # What a text stream has.
+    # Methods of a text stream.
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -103,6 +106,7 @@ class QueuedOutput(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
+        """Queue a text; a text without a newline waits for the rest of its line."""
         with self._lock:
             whole = self._pending + text
             is_complete = whole.endswith("\n") or len(whole) > _WRITE_BYTES
@@ -112,47 +116,48 @@ class QueuedOutput(io.TextIOBase):
         return len(text)
 
     def write_line(self, line: str) -> None:
-        """As ``write``, for a line without its newline."""
+        """Write a line and a newline."""
         with self._lock:
             if self._pending:
                 self.write("\n")
             self._enqueue(self._encode(line + "\n"))
 
     def flush(self) -> None:
-        """Nothing: the thread writes as soon as it can. See :meth:`drain`."""
+        """Do nothing, because the thread writes as soon as it can. To wait for it, call :meth:`drain`."""
+
+    # Methods beyond a text stream.
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Wakes the thread once, at the end of the block, for all lines that are written inside of it.
+    def batched_writes(self) -> Iterator[None]:
+        """Wake the thread once, at the end of the block, for all lines that the block writes.
 
-        To wake it costs as much as to make a line. For one thread; a block inside of a block does nothing.
+        To wake the thread costs as much as to format a line. Use it from one thread; a nested block adds
+        nothing.
         """
-        if self._held is not None:
+        if self._batch is not None:
             yield
             return
-        self._held = []
+        self._batch = []
         try:
             yield
         finally:
             with self._lock:
-                held, self._held = self._held, None
-                if held:
-                    self._queue.put(held)
-
-    # What this one has.
+                batch, self._batch = self._batch, None
+                if batch:
+                    self._queue.put(batch)
 
     @property
     def lines_dropped(self) -> int:
-        """How many lines were lost since the start: for want of room, or by an error of the output."""
+        """Number of lines lost since the start, because the queue was full or the output failed."""
         return self._dropped + self._out.lines_failed
 
     def drain(self, seconds: float) -> bool:
-        """Wait until everything written before is out, for at most ``seconds``. Return whether it is."""
+        """Wait at most ``seconds`` until all earlier lines are written. Return whether they are."""
         reached = threading.Event()
         with self._lock:
             if self._pending:
                 self.write("\n")
-            self._note_missing()
+            self._report_dropped()
             self._queue.put(reached)
         return reached.wait(seconds)
 
@@ -163,26 +168,26 @@ class QueuedOutput(io.TextIOBase):
         lines = self._put.lines - self._taken.lines
         size = self._put.bytes - self._taken.bytes
         if lines >= MAX_LINES or (lines and size + len(data) > MAX_BYTES):
-            self._missing += 1
+            self._unreported += 1
             self._dropped += 1
             return
-        self._note_missing()
+        self._report_dropped()
         self._put.lines += 1
         self._put.bytes += len(data)
         self._append(_Line(data))
 
     def _append(self, item: _Line | _Loss) -> None:
-        if self._held is None:
+        if self._batch is None:
             self._queue.put(item)
         else:
-            self._held.append(item)
+            self._batch.append(item)
 
-    def _note_missing(self) -> None:
-        missing, self._missing = self._missing, 0
-        if missing:
-            self._append(_Loss(missing, _NO_READER))
+    def _report_dropped(self) -> None:
+        dropped, self._unreported = self._unreported, 0
+        if dropped:
+            self._append(_Loss(dropped, _NO_READER))
 
-    # In the thread.
+    # The thread.
 
     def _work(self) -> None:
         while True:
@@ -193,18 +198,18 @@ class QueuedOutput(io.TextIOBase):
             self._taken.bytes += sum(len(line.data) for line in own)
             if reached is not None:
                 reached.set()
-            if self._missing:
+            if self._unreported:
                 with self._lock:
-                    self._note_missing()
+                    self._report_dropped()
 
     def _collect(self) -> tuple[list[_Line], threading.Event | None]:
-        """Waits for an item and takes what waits behind it, as far as one write has room."""
+        """Wait for an item; return it and the items behind it that fit into one write."""
         lines: list[_Line] = []
         size = 0
         item: _Item | None = self._queue.get()
         while item is not None and not isinstance(item, threading.Event):
-            for one in item if isinstance(item, list) else (item,):
-                lines.append(self._notice_of(one) if isinstance(one, _Loss) else one)
+            for line in item if isinstance(item, list) else (item,):
+                lines.append(self._notice_of(line) if isinstance(line, _Loss) else line)
                 size += len(lines[-1].data)
             item = self._next() if size < _WRITE_BYTES else None
         return lines, item
@@ -220,43 +225,43 @@ class QueuedOutput(io.TextIOBase):
 
 
 class _Output:
-    """Writes lines to a descriptor, in the thread alone; remembers what it could not write."""
+    """Write lines to a descriptor, for the thread only, and count the lines that it could not write."""
 
     def __init__(self, descriptor: int, notice_of: Callable[[_Loss], _Line]) -> None:
         self.lines_failed = 0
         self._descriptor = descriptor
         self._notice_of = notice_of
-        self._unsaid = 0
+        self._unreported = 0
         self._cause = ""
-        self._is_torn = False
+        self._is_cut = False  # the output ends within a line
 
     def write(self, lines: list[_Line]) -> None:
-        """Writes them all, however long that takes, or notes what an error has cost."""
+        """Write all ``lines``, however long it takes; after an error, count the lost lines."""
         if not lines:
             return
-        if self._unsaid:
-            lines = [self._notice_of(_Loss(self._unsaid, self._cause)), *lines]
-            self._unsaid = 0
-        end_of_torn = b"\n" if self._is_torn else b""
-        data = end_of_torn + b"".join(line.data for line in lines)
+        if self._unreported:
+            lines = [self._notice_of(_Loss(self._unreported, self._cause)), *lines]
+            self._unreported = 0
+        newline = b"\n" if self._is_cut else b""
+        data = newline + b"".join(line.data for line in lines)
         written, error = _write_all(self._descriptor, data)
         if written:
-            self._is_torn = data[written - 1 : written] != b"\n"
+            self._is_cut = data[written - 1 : written] != b"\n"
         if error is not None:
-            self._lose(lines, written - len(end_of_torn), error)
+            self._count_lost(lines, written - len(newline), error)
 
-    def _lose(self, lines: list[_Line], written: int, error: OSError) -> None:
+    def _count_lost(self, lines: list[_Line], written: int, error: OSError) -> None:
         self._cause = error.strerror or type(error).__name__
         end = 0
         for line in lines:
             end += len(line.data)
             if end > written:
                 self.lines_failed += line.loss is None
-                self._unsaid += line.loss.lines if line.loss else 1
+                self._unreported += line.loss.lines if line.loss else 1
 
 
 def _write_all(descriptor: int, data: bytes) -> tuple[int, OSError | None]:
-    """Returns how many bytes were written, and the error that ended it."""
+    """Return the number of bytes written, and the error that stopped the write; None if all are written."""
     written = 0
     view = memoryview(data)
     while written < len(data):
@@ -270,7 +275,10 @@ def _write_all(descriptor: int, data: bytes) -> tuple[int, OSError | None]:
 
 
 def _wait_writable(descriptor: int) -> None:
-    """Another program that shares the output may have made it non-blocking; it is left as it is."""
+    """Wait until a non-blocking output is writable.
+
+    Another program that shares the output may have made it non-blocking, so its mode is not changed.
+    """
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     poll.poll()
@@ -279,16 +287,16 @@ def _wait_writable(descriptor: int) -> None:
 
 @dataclass(slots=True)
 class _Amount:
-    """Counted up by one side alone, so that the other may read it without a lock."""
+    """Lines and bytes counted by one thread only, so that another thread may read them without a lock."""
 
     lines: int = 0
     bytes: int = 0
 
 
 def queue_standard_error() -> None:
-    """From now on everything that is written to ``sys.stderr`` passes through a queue.
+    """Replace ``sys.stderr`` by a ``QueuedOutput``. For the server and the agent.
 
-    For programs that serve others. Does nothing if standard error is closed, or is queued already.
+    Does nothing if standard error is closed or is queued already.
     """
     before = sys.stderr
     if before is None or isinstance(before, QueuedOutput):
@@ -300,12 +308,12 @@ def queue_standard_error() -> None:
     atexit.register(output.drain, _EXIT_SECONDS)
 
 
-def together() -> contextlib.AbstractContextManager[None]:
-    """Hands over what is written to standard error in the block at once, where it is queued."""
+def batched_writes() -> contextlib.AbstractContextManager[None]:
+    """Return ``QueuedOutput.batched_writes`` of standard error; if it is not queued, an empty context."""
     output = sys.stderr
-    return output.together() if isinstance(output, QueuedOutput) else contextlib.nullcontext()
+    return output.batched_writes() if isinstance(output, QueuedOutput) else contextlib.nullcontext()
 
 
 def lines_dropped() -> int:
-    """Lines that standard error has lost; 0 where it is not queued."""
+    """Return the number of lines that standard error has lost; 0 if it is not queued."""
     return sys.stderr.lines_dropped if isinstance(sys.stderr, QueuedOutput) else 0

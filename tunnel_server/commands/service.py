@@ -42,12 +42,12 @@ class ServerService:
             config=config,
             data_folder=loaded.data_dir,
             reads=tuple(_reads(loaded)),
-            door=OpsEndpoint(str(loaded.ops.listen or ""), loaded.ops.tls),
+            ops_endpoint=OpsEndpoint(str(loaded.ops.listen or ""), loaded.ops.tls),
             up_path="/readyz",  # /healthz answers before the other listeners are open
             problem=_problem(config, loaded, named),
             next_steps=(f"{NAME} token create --node edge1{named}", "qanat nodes", f"{NAME} service status"),
             remains=tuple(_remains(config, loaded)),
-            farewell=("# on each node: qanat-agent service uninstall --purge",),
+            steps_elsewhere=("# on each node: qanat-agent service uninstall --purge",),
         )
 
 

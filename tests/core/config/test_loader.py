@@ -144,7 +144,7 @@ def test_every_problem_is_told_at_once() -> None:
         ({"inner": {"colour": "gren"}}, "inner.colour: 'gren' is not one of red, green; did you mean green?"),
         ({"inner": {"colour": 7}}, "inner.colour: 7 is not one of red, green; write one of them in quotes"),
         ({"inner": {"colour": "green", "listen": ""}}, "inner.listen: is missing for green; add it"),
-        ({"on": 1}, "on: 1 is not a switch; write true or false"),
+        ({"on": 1}, "on: 1 is not a boolean; write true or false"),
         ({"plain": True}, "plain: True is not a whole number; write it without quotes"),
         ({"count": 0}, "count: 0 is out of range; write a number from 1"),
         ({"name": 5}, "name: 5 is not a text; write it in quotes"),

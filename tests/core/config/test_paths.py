@@ -65,7 +65,7 @@ def test_a_missing_right_names_its_cure(monkeypatch: pytest.MonkeyPatch) -> None
     assert said.startswith("Permission denied; run this as") and said.endswith("with sudo")
     monkeypatch.setattr("os.geteuid", lambda: 0)
     said = paths.with_rights_hint(PermissionError(errno.EACCES, "Permission denied"))
-    assert said.startswith("Permission denied; root is held back here: by a container")
+    assert said.startswith("Permission denied; root has no access here because of a container")
     assert (
         paths.with_rights_hint(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
     )

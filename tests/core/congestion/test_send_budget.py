@@ -127,7 +127,7 @@ def test_a_keystroke_passes_bulk() -> None:
 def test_a_lone_packet_may_always_leave() -> None:
     site = Site()
     near, _ = site.open()
-    site.server.flight.limit = 1
+    site.server.congestion.limit = 1
     near.push(bytes(100 * KIB))
     packet = site.server.next_packet(site.now)
     assert packet is not None and packet.number
@@ -156,7 +156,7 @@ def test_no_confirmation_no_more_bulk_and_one_brings_more() -> None:
         site.now += 0.1
         while packet := site.server.next_packet(site.now):
             sent.append(packet)
-    assert 0 < site.mux.unconfirmed <= site.server.flight.limit
+    assert 0 < site.mux.unconfirmed <= site.server.congestion.limit
     assert not site.server.may_send(site.now) and site.server.allowance.due == math.inf
     site.server.receive(Packet(0, sent[-1].number, ()), 10, site.now)
     assert site.server.may_send(site.now)
@@ -199,7 +199,7 @@ def test_a_new_carrier_has_a_flight_of_its_own() -> None:
     near, _ = site.open()
     near.push(bytes(4 * MIB))
     site.run(2)
-    flight = site.server.flight
+    flight = site.server.congestion
     assert flight.in_flight and flight.rate_bytes_per_second
     for wire in site.wires.values():
         wire.clear()

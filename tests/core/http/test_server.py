@@ -430,7 +430,7 @@ async def test_what_is_ambiguous_is_refused_and_ends_the_connection(request_byte
 
 
 async def test_a_tls_handshake_at_a_plain_port_is_told_so(autojump_clock: MockClock) -> None:
-    assert b"this port speaks plain HTTP" in await talk(b"\x16\x03\x01\x02\x00", eof=False)
+    assert b"this port uses plain HTTP" in await talk(b"\x16\x03\x01\x02\x00", eof=False)
 
 
 # Refusals.
@@ -644,7 +644,7 @@ async def test_an_answer_that_is_no_http_is_refused(answer: bytes) -> None:
 async def test_an_answer_that_is_cut_short_is_refused() -> None:
     connection = await answer_with(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
     await connection.receive_response()
-    with pytest.raises(Refused, match="target_protocol: the target broke off its answer"):
+    with pytest.raises(Refused, match="target_protocol: the target did not complete its answer"):
         await body_of(connection)
 
 

@@ -127,7 +127,7 @@ def test_a_low_have_is_no_fault_and_one_too_high_is() -> None:
 
 def test_what_the_session_itself_said_comes_again() -> None:
     session = server(opener())
-    session.say_draining(8)
+    session.send_draining(8)
     assert said(session) == [Draining(8000)]
     session.move(0, 1.0)
     assert said(session) == [Draining(8000)]

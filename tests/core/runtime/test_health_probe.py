@@ -81,7 +81,7 @@ def test_nobody_can_be_asked_where_nobody_listens() -> None:
             ask(OpsEndpoint(listen))
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(Unhealthy, match="nobody answers"):
+    with pytest.raises(Unhealthy, match="no program answers"):
         ask(OpsEndpoint(f"127.0.0.1:{port}"))
 
 

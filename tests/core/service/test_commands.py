@@ -107,7 +107,7 @@ def test_a_server_needs_what_its_configuration_says(tmp_path: Path) -> None:
     assert plain.data_folder == tmp_path / "data"
     assert plain.problem == ""
     assert plain.spec.write_folders == (str(tmp_path / "data"),)
-    assert plain.door == OpsEndpoint("127.0.0.1:7004")
+    assert plain.ops_endpoint == OpsEndpoint("127.0.0.1:7004")
     assert not plain.spec.has_low_port
     text = config.read_text().replace("[::]:7002", "[::]:443")
     unix = '[connect.unix]\npath = "/run/qanat/egress.sock"\ngroup = "kube"\n'
@@ -176,7 +176,7 @@ def test_an_agent_is_told_what_its_sandbox_keeps_from_it(tmp_path: Path) -> None
     plan = AgentService().plan(config, ())
     assert any("the service does not see /home/kim/app.sock" in note for note in plan.notes)
     assert any("cannot renew" in note for note in plan.notes)  # beside the configuration
-    assert plan.farewell == ("qanat-server node revoke edge1  # on the server: its certificate ends",)
+    assert plan.steps_elsewhere == ("qanat-server node revoke edge1  # on the server: its certificate ends",)
 
 
 def test_the_group_of_a_socket_is_named(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ async def test_an_attach_is_bounded_over_all_its_packets() -> None:
     end.receive(said)
     assert end.attempt.steps.welcome is not None, "that much is read"
     end.receive(bytes(LIMITS.max_attach_bytes - len(said) + 1))
-    with pytest.raises(Refused, match="more bytes came than an attach needs"):
+    with pytest.raises(Refused, match="received more bytes than an attach needs"):
         await end.attempt.settle(1)
     assert end.carrier.abandoned
 

@@ -21,7 +21,7 @@ async def test_an_open_without_an_answer_is_reset_in_time(autojump_clock: trio.t
         with pytest.raises(Refused) as caught:
             await stream.wait_opened()
         assert caught.value.reason is Reason.OPEN_TIMEOUT
-        assert "edge1 did not say within 5 s" in caught.value.detail
+        assert "edge1 did not answer within 5 s" in caught.value.detail
         assert trio.current_time() - start == pytest.approx(5, abs=0.1)
         assert await wait_reset(far) is Reason.OPEN_TIMEOUT
         await kept.send_all(b"still here")

@@ -461,7 +461,7 @@ def test_a_flood_of_pings_is_a_fault() -> None:
 
 def test_bye_is_numbered_and_confirmed() -> None:
     ends = settled()
-    ends.server.say_bye(Reason.SERVER_STOPPING, "maintenance")
+    ends.server.send_bye(Reason.SERVER_STOPPING, "maintenance")
     packet = ends.server.next_packet(ends.now)
     assert packet is not None and packet.number == 1
     ends.agent.receive(packet, 10, ends.now)
@@ -477,7 +477,7 @@ def test_only_the_packet_with_the_bye_confirms_it() -> None:
     ends.server_mux.open(REQUEST).push(b"x")
     before = ends.server.next_packet(ends.now)
     assert before is not None
-    ends.server.say_bye(Reason.SERVER_STOPPING, "")
+    ends.server.send_bye(Reason.SERVER_STOPPING, "")
     with_bye = ends.server.next_packet(ends.now)
     assert with_bye is not None and Bye(Reason.SERVER_STOPPING, "") in with_bye.frames
     ends.server.receive(Packet(0, before.number, ()), 10, ends.now)

@@ -49,14 +49,14 @@ class TestMoving:
             carrier = EagerCarrier()
             attempt = Attachment(carrier, ServerHandshake(lambda _: pair.server.welcome))
             carrier.start(attempt)
-            move, taken = pair.server._session.move, -1
+            move, taken = pair.server._protocol.move, -1
 
             def watched(have: int, now: float) -> None:
                 nonlocal taken
                 move(have, now)
                 taken = len(carrier.packets)
 
-            pair.server._session.move = watched  # type: ignore[method-assign]
+            pair.server._protocol.move = watched  # type: ignore[method-assign]
             pair.server.move_to(attempt, pair.agent.received)
             assert taken == 0
             assert carrier.packets
@@ -120,8 +120,8 @@ class TestFaults:
 
     async def test_an_internal_error_while_sending_ends_only_that_link(self, pair: LinkPair) -> None:
         near, far = await pair.streams()
-        assert pair.server._session is not None
-        pair.server._session._unnumbered.append(Ping(-1))  # no varint can say that
+        assert pair.server._protocol is not None
+        pair.server._protocol._unnumbered.append(Ping(-1))  # no varint can say that
         pair.carriers[0].wake()
         with trio.fail_after(5):
             await pair.server.wait_given_up()

@@ -40,7 +40,7 @@ async def test_a_date_that_comes_closer_ends_the_sleep(autojump_clock: MockClock
         timer.wake_by(start + 70)
         timer.defer(6)
         timer.defer(9)
-        assert (timer.look_at, timer.send_at) == (start + 50, start + 7)
+        assert (timer.wake_at, timer.send_at) == (start + 50, start + 7)
 
 
 async def test_what_is_sent_before_its_date_wakes_nobody(autojump_clock: MockClock) -> None:
@@ -65,7 +65,7 @@ async def test_it_can_be_asked_to_look_at_once(autojump_clock: MockClock) -> Non
             assert await wake_time(timer, math.inf) == start + 2
 
         await trio.sleep(2)
-        timer.look_now(trio.current_time())
+        timer.wake_now(trio.current_time())
 
 
 @given(st.floats(0, 1e6), st.floats(-10, 1e6))

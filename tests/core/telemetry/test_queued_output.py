@@ -163,7 +163,7 @@ def test_a_non_blocking_output_is_waited_for(pipe: tuple[int, int]) -> None:
 def test_lines_written_together_are_one_item(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     output = QueuedOutput(writing)
-    with output.together(), output.together():
+    with output.batched_writes(), output.batched_writes():
         output.write("one\n")
         assert output.drain(SECONDS)
         assert not select.select([reading], [], [], 0)[0]

@@ -30,7 +30,7 @@ def filled(edge: Edge) -> Edge:
     edge.followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
     edge.followers.events.add(EventKind.ATTACHED, "edge2", "facade00")
     edge.followers.events.add(
-        EventKind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "nothing heard for 30 s"
+        EventKind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "no packet received for 30 s"
     )
     return edge
 
@@ -47,7 +47,7 @@ async def test_events_are_listed_whole() -> None:
             "node": "edge1",
             "session": "facade00",
             "reason": "ping_timeout",
-            "detail": "nothing heard for 30 s",
+            "detail": "no packet received for 30 s",
         }
 
 

@@ -154,12 +154,12 @@ async def test_a_node_without_agent_says_since_when() -> None:
 
 async def test_an_agent_that_does_not_answer_costs_504() -> None:
     async def never_in_time(far: FarEnd) -> None:
-        far.near.reset(Reason.OPEN_TIMEOUT, "node edge1 did not say within 30 s")  # as the link does
+        far.near.reset(Reason.OPEN_TIMEOUT, "node edge1 did not answer within 30 s")  # as the session does
 
     async with open_edge() as edge:
         edge.attach("edge1", never_in_time)
         answer = await ask(edge, await serve(edge), KUBE)
-        assert answer.startswith(b"HTTP/1.1 504 node edge1 did not say within 30 s")
+        assert answer.startswith(b"HTTP/1.1 504 node edge1 did not answer within 30 s")
 
 
 async def test_a_user_who_breaks_the_connection_cancels_the_dial() -> None:

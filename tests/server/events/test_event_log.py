@@ -26,7 +26,7 @@ def ids(events: Events, after: int, most: int = 100, node: str = "") -> list[int
 def test_events_have_rising_ids_and_all_that_was_said() -> None:
     events = ring()
     events.add(EventKind.ATTACHED, "edge1", "facade00")
-    events.add(EventKind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "nothing heard for 30 s")
+    events.add(EventKind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "no packet received for 30 s")
     first, second = events.after()
     assert (first.id, first.at, first.kind, first.node, first.reason) == (
         FIRST,
@@ -38,7 +38,7 @@ def test_events_have_rising_ids_and_all_that_was_said() -> None:
     assert (second.kind, second.reason, second.detail) == (
         EventKind.LOST,
         Reason.PING_TIMEOUT,
-        "nothing heard for 30 s",
+        "no packet received for 30 s",
     )
     assert events.last_id == second.id == FIRST + 1
 

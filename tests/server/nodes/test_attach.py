@@ -399,7 +399,7 @@ async def test_a_link_that_crashes_takes_neither_server_nor_node_along(
         agent = await door.attach("edge1")
         stream = await door.open("edge1")
         link = door.link_of("edge1")
-        link._session.tick = lambda _: fail()  # type: ignore[method-assign,func-returns-value]
+        link._protocol.tick = lambda _: fail()  # type: ignore[method-assign,func-returns-value]
         agent.carrier.swallow = True
         with trio.fail_after(100), pytest.raises(StreamReset) as caught:
             await stream.receive_some()
