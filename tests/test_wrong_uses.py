@@ -333,7 +333,7 @@ async def test_servers_are_told_what_is_taken(made: Path, tmp_path: Path) -> Non
     command = serving(tmp_path / "first", dict.fromkeys(LISTENERS, 0))
     async with running(command) as first:
         ready = await first.line("ready")
-        held = f"is in use by process {first.process.pid}: a server that runs, or another command; "
+        held = f"is in use by process {first.process.pid}: a running server, or another command; "
         await assert_refused(command, held + "one data folder is for one server: stop that process first")
         ports = {name: int(ready[name].rpartition(":")[2]) for name in LISTENERS}
         for name in ("ops", "agents", "https"):

@@ -18,7 +18,7 @@ from tunnel_core.session.memory_pressure import relieve_pressure, relieve_send_p
 from tunnel_core.session.session import Session
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.access.opener import Opener
-from tunnel_server.accounting.event_writer import how_it_started
+from tunnel_server.accounting.event_writer import describe_start
 from tunnel_server.accounting.refusal_audit import Refusals, record_ended
 from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.auth.credential_watch import CredentialWatch
@@ -106,7 +106,7 @@ class Server:
             self._pool,
             nursery,
             self._counters,
-            standing=self._standing,
+            credential_watch=self._standing,
             refusals=self.refusals,
             trust_bundle=lambda: certificates.trust_bundle,
         )
@@ -156,9 +156,9 @@ class Server:
                 await stack.enter_async_context(self._entrances.opened(self._nursery))
             except CannotListen as error:
                 raise CannotStart(str(error)) from error
-            self._nursery.start_soon(self._own_certificate.keep)
+            self._nursery.start_soon(self._own_certificate.keep_valid)
             self._readiness.note_started()
-            self.nodes.events.add(EventKind.SERVER_STARTED, "", "", detail=await how_it_started(self._store))
+            self.nodes.events.add(EventKind.SERVER_STARTED, "", "", detail=await describe_start(self._store))
             yield {**self._listeners.addresses(), "ops": ops}
             self.nodes.events.add(EventKind.SERVER_STOPPED, "", "")
 

@@ -149,7 +149,7 @@ class Site:
             pool,
             self.nursery,
             self.counters,
-            standing=credential_watch(),
+            credential_watch=credential_watch(),
             refusals=refusals,
             trust_bundle=bytes,
         )
@@ -183,7 +183,7 @@ class Site:
     @property
     def link(self) -> Session:
         """The server's."""
-        return self.nodes.link_of("edge1")
+        return self.nodes.session_of("edge1")
 
     def open(self) -> TunnelStream:
         return self.link.open(TARGET, user="kim", entrance="tcp")

@@ -96,7 +96,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
             pool,
             nursery,
             Counters(),
-            standing=standing,
+            credential_watch=standing,
             refusals=refusals,
             trust_bundle=bytes,
         )
@@ -123,7 +123,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
 async def test_streams_go_on_over_the_next_connection() -> None:
     content = bytes(range(256)) * 1024 * 64  # 16 MiB
     async with attached() as (nodes, wire, opened):
-        near = nodes.link_of("edge1").open(Target.parse("localhost:22"), user="kim", entrance="tcp")
+        near = nodes.session_of("edge1").open(Target.parse("localhost:22"), user="kim", entrance="tcp")
         far = await opened.receive()
         digests = {"down": hashlib.sha256(), "up": hashlib.sha256()}
 
@@ -142,7 +142,7 @@ async def test_streams_go_on_over_the_next_connection() -> None:
                 await trio.sleep(0.3)
                 wire.cut()
 
-        session = nodes.link_of("edge1").session_id
+        session = nodes.session_of("edge1").session_id
         async with trio.open_nursery() as both:
             both.start_soon(send, near)
             both.start_soon(send, far)
@@ -152,7 +152,7 @@ async def test_streams_go_on_over_the_next_connection() -> None:
         true = hashlib.sha256(content).digest()
         assert [digest.digest() for digest in digests.values()] == [true, true]
         assert EventKind.RESUMED in [event.kind for event in nodes.events.after()]
-        assert nodes.link_of("edge1").session_id == session
+        assert nodes.session_of("edge1").session_id == session
         for stream in (near, far):
             stream.reset(Reason.USER_LEFT)
 

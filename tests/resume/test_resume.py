@@ -147,8 +147,8 @@ async def test_a_server_that_does_not_move_with_the_hello_is_told_after_its_welc
 ) -> None:
     async with open_site() as site:
         near, far = await site.streams()
-        offer = site.door._offer
-        site.door._offer = lambda *of: offer(*of)._replace(used=False)  # type: ignore[method-assign]
+        offer = site.door._answer_hello
+        site.door._answer_hello = lambda *of: offer(*of)._replace(used=False)  # type: ignore[method-assign]
         lose_all(site)
         near.send_nowait(b"goes on")
         await site.pass_time(1)

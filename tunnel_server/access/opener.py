@@ -72,14 +72,14 @@ class Opener:
         """
         user_stream = UserStream(self, wish)
         self._begin(user_stream, wish, early_data)
-        proven = wish.user.proven
-        entry = self._standing.register(proven, user_stream.revoke) if proven is not None else None
+        certificate = wish.user.certificate
+        entry = self._standing.register(certificate, user_stream.revoke) if certificate is not None else None
         try:
             try:
                 yield user_stream
             finally:
                 if entry is not None:
-                    entry.leave()
+                    entry.remove()
             await user_stream.stream.aclose()
         except Refused as refused:
             user_stream.fail(refused)
@@ -93,7 +93,7 @@ class Opener:
     def _begin(self, user_stream: UserStream, wish: StreamRequest, early_data: bytes) -> None:
         try:
             authorise(wish.user, wish.route, self.trust_domain)
-            link = self.nodes.link_of(wish.route.node)
+            link = self.nodes.session_of(wish.route.node)
             user_stream.stream = link.open(
                 wish.route.target,
                 user=wish.user.name,

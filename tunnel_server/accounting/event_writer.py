@@ -1,12 +1,11 @@
-"""Events of nodes on their way from the log in memory to the store, and takeovers to the audit.
+"""Write the events of nodes from the log in memory to the store, and takeovers to the audit as well.
 
-While agents are attached, the store notes every five minutes that they were seen, and once more at a clean
-stop. Events go to the store a little later and many at a time. The log in memory is the queue: nothing waits
-for the disk, and a store that is slower than events come loses the oldest, as the log does. A takeover is
-also a line of the audit.
+Every five minutes, and once more at a clean stop, the store records that the attached agents were seen.
+Events are written every two seconds, many in one transaction. The log in memory is the queue, so nothing
+waits for the disk. If events come faster than the store writes, the oldest ones are lost, as in the log.
 
-A store that fails delays no agent and no stream, because all that they need is in memory. The store is probed
-again and again, so that ``/readyz`` tells the truth.
+A failing store delays no agent and no stream, because all that they need is in memory. While the store fails
+it is probed every two seconds, so that ``/readyz`` reports the recovery.
 """
 
 from __future__ import annotations
@@ -24,50 +23,50 @@ from tunnel_server.store.audit import AuditKind, AuditLine
 from tunnel_server.store.database import StoreError
 from tunnel_server.store.store import Store
 
-SEE_EVERY_SECONDS = 300.0
-_EVERY_SECONDS = 2.0
-_AT_ONCE = 1000
+LAST_SEEN_SECONDS = 300.0
+_FLUSH_SECONDS = 2.0
+_BATCH = 1000
 _AUDITED = {EventKind.TAKEN_OVER, EventKind.DUPLICATE}
 
 
 class EventWriter:
-    """From its making on; what came before is not kept."""
+    """Writer of the events that are added after its creation. Earlier events are not written."""
 
     def __init__(self, events: Events, refusals: Refusals, store: Store) -> None:
         self._events = events
         self._refusals = refusals
         self._store = store
         self._audit_lines = audit_budget()
-        self._last = events.last_id
-        self._see_at = trio.current_time() + SEE_EVERY_SECONDS
+        self._last_id = events.last_id
+        self._next_refresh = trio.current_time() + LAST_SEEN_SECONDS
 
     async def serve(self) -> None:
-        """Keeps events until it is cancelled."""
+        """Write events until this task is cancelled. Events that are not yet written stay in the log."""
         while True:
-            await trio.sleep(_EVERY_SECONDS)
+            await trio.sleep(_FLUSH_SECONDS)
             self._refusals.sweep()
             await self.flush()
-            if trio.current_time() >= self._see_at:
-                await self.see_attached()
+            if trio.current_time() >= self._next_refresh:
+                await self.refresh_last_seen()
             if self._store.is_failing:
                 with contextlib.suppress(StoreError):
                     await self._store.probe()
 
-    async def see_attached(self) -> None:
-        """Notes that the nodes which are attached were seen now. A store that fails is left alone."""
-        self._see_at = trio.current_time() + SEE_EVERY_SECONDS
+    async def refresh_last_seen(self) -> None:
+        """Record that the attached nodes are seen now. The failure of a store is ignored."""
+        self._next_refresh = trio.current_time() + LAST_SEEN_SECONDS
         with contextlib.suppress(StoreError):  # the writer has logged it
-            await self._store.see_attached()
+            await self._store.refresh_last_seen()
 
     async def flush(self) -> None:
-        """Keeps all that there are now. While the store fails they wait in the ring."""
-        while found := self._events.after(self._last, most=_AT_ONCE):
+        """Write all events of the log. If the store fails they stay in the log for the next call."""
+        while events := self._events.after(self._last_id, most=_BATCH):
             try:
-                await self._store.keep_events(found)
+                await self._store.add_events(events)
             except StoreError:
                 return  # the writer has logged it
-            self._last = found[-1].id
-            for event in found:
+            self._last_id = events[-1].id
+            for event in events:
                 if event.kind in _AUDITED:
                     self._audit(event)
 
@@ -77,8 +76,8 @@ class EventWriter:
             self._store.note_nowait(_line(event, left_out))
 
 
-async def how_it_started(store: Store) -> str:
-    """The detail of the event that a server was started: how the run before ended."""
+async def describe_start(store: Store) -> str:
+    """Return the detail of a ``server_started`` event: the version, and how the run before ended."""
     last = None
     with contextlib.suppress(StoreError):  # the writer has logged it
         last = await store.newest_of_server()

@@ -1,8 +1,8 @@
-"""Refusals for who somebody is, as lines of the audit: one a minute for each door, reason and source. No I/O.
+"""Audit lines for refused identities: one a minute for each entrance, reason and source. No I/O.
 
-Strangers cause them, so they are bounded thrice: by the minute, by the number of sources that are told
-apart, and in the store, where refusals have a share of the room. What was left out is counted in a line at
-the end of its minute.
+Strangers cause such lines, so three bounds hold: one line a minute, a number of distinct sources, and the
+share of refusals in the store. A line at the end of its minute gives the number of refusals that were left
+out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger("qanat.server")
 
 WINDOW_SECONDS = 60.0
 MAX_SOURCES = 1000
-"""Told apart at a time; all above are one."""
+"""Distinct sources at a time; all further sources share one window."""
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class _Window:
 
 
 class Refusals:
-    """``write`` takes a line and never blocks; ``clock`` gives steady seconds."""
+    """Recorder of refusals. ``write`` takes a line and never blocks; ``clock`` gives steady seconds."""
 
     def __init__(self, write: Callable[[AuditLine], None], clock: Callable[[], float]) -> None:
         self._write = write
@@ -43,11 +43,11 @@ class Refusals:
         self._windows: dict[tuple[str, Reason, str], _Window] = {}
 
     def note(self, entrance: str, source: str, refused: Refused) -> None:
-        """Somebody at ``source`` (an address with its port) was refused."""
+        """Record a refusal of the peer at ``source``, which is an address with its port."""
         if not _is_audited(refused.reason):
             return
         self.sweep()
-        key = entrance, refused.reason, _who(source)
+        key = entrance, refused.reason, _source_key(source)
         if key not in self._windows and len(self._windows) >= MAX_SOURCES:
             key = entrance, refused.reason, ""
         window = self._windows.get(key)
@@ -59,19 +59,19 @@ class Refusals:
         self._write(line)
 
     def sweep(self, *, ends: bool = False) -> None:
-        """Counts what was left out of minutes that are over; of all when the program ``ends``."""
+        """Write the counts of the minutes that are over; of all minutes if the program ``ends``."""
         now = self._clock()
         for key, window in list(self._windows.items()):
             if not ends and now < window.ends:
                 return  # the oldest comes first
             del self._windows[key]
             if window.left_out:
-                said = f"{window.left_out} more within a minute, the first of them: {window.line.detail}"
-                self._write(replace(window.line, detail=said))
+                detail = f"{window.left_out} more within a minute, the first of them: {window.line.detail}"
+                self._write(replace(window.line, detail=detail))
 
 
 def _is_audited(reason: Reason) -> bool:
-    """Whether an administrator must be able to see later who was not let in."""
+    """Whether the audit must name the peer that was refused."""
     match reason.category:
         case Category.IDENTITY | Category.PERMANENT:
             return True
@@ -92,7 +92,7 @@ def _is_audited(reason: Reason) -> bool:
             typing.assert_never(never)
 
 
-def _who(source: str) -> str:
+def _source_key(source: str) -> str:
     host = source.rpartition(":")[0].strip("[]")
     try:
         return source_of(host)
@@ -109,18 +109,17 @@ def _line(entrance: str, source: str, refused: Refused) -> AuditLine:
 
 
 def record_ended(write: Callable[[AuditLine], None], ended: CredentialEnded) -> None:
-    """Write what was ended with a certificate to the log, and to the audit by ``write``."""
-    proven, refused = ended.proven, ended.refused
-    single = ended.count == 1
-    what = "session, stream or answer was" if single else "sessions, streams or answers were"
-    sentence = f"{ended.count} {what} ended: {refused.detail}"
-    log_event(_log, logging.WARNING, sentence, reason=refused.reason, serial=proven.serial)
-    line = AuditLine(AuditKind.ENDED, serial=proven.serial, reason=refused.reason.word, detail=sentence)
-    write(with_identity(proven.identity, line))
+    """Log the number of things that were ended with a certificate, and audit it by ``write``."""
+    certificate, refused = ended.certificate, ended.refused
+    subject = "session, stream or answer was" if ended.count == 1 else "sessions, streams or answers were"
+    sentence = f"{ended.count} {subject} ended: {refused.detail}"
+    log_event(_log, logging.WARNING, sentence, reason=refused.reason, serial=certificate.serial)
+    line = AuditLine(AuditKind.ENDED, serial=certificate.serial, reason=refused.reason.word, detail=sentence)
+    write(with_identity(certificate.identity, line))
 
 
 def with_identity(identity: SpiffeId | None, line: AuditLine) -> AuditLine:
-    """The line with whom it concerns. Servers have no place in it."""
+    """Return the line with the name of the node or user. The name of a server has no field in it."""
     if identity is None:
         return line
     match identity.role:

@@ -1,4 +1,4 @@
-"""What is written down of streams and refusals, for all entrances: the lines and the counts."""
+"""Record streams and refusals of all entrances in the log, the counters and the audit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from tunnel_server.accounting.refusal_audit import Refusals
 
 
 class StreamRecorder:
-    """``log`` says which streams get lines; ``clock`` gives steady seconds.
+    """Recorder for all entrances. ``log`` selects the streams that are logged; ``clock`` is monotonic, in
+    seconds.
 
-    ``refusals`` writes connections and requests that were not let in to the audit.
+    ``refusals`` writes refused connections and requests to the audit.
     """
 
     def __init__(
@@ -32,13 +33,13 @@ class StreamRecorder:
         self._lines = RefusalLines(log)
 
     def opened(self, facts: StreamFacts, dial_seconds: float, address: str) -> None:
-        """The far dial succeeded, at ``address``."""
+        """Record that the agent dialled the target at ``address``, within ``dial_seconds``."""
         self._counters.stream_opened(facts.entrance)
         self._counters.dialled(facts.entrance, dial_seconds)
         logs.stream_opened(self._log, facts, address=address)
 
     def first_byte(self, entrance: str, seconds: float) -> None:
-        """The target's first byte came this long after the user's."""
+        """Record that the target's first byte came ``seconds`` after the user's first byte."""
         self._counters.first_byte(entrance, seconds)
 
     def closed(
@@ -50,7 +51,7 @@ class StreamRecorder:
         bytes_to_target: int,
         bytes_to_user: int,
     ) -> None:
-        """A stream that was opened has ended."""
+        """Record the end of a stream that was opened."""
         reason, detail = ended
         self._counters.stream_closed(
             facts.entrance, reason, bytes_to_target=bytes_to_target, bytes_to_user=bytes_to_user
@@ -66,19 +67,19 @@ class StreamRecorder:
         )
 
     def not_opened(self, facts: StreamFacts, refused: Refused) -> None:
-        """An authenticated user was refused, by policy, node or agent."""
+        """Record that the policy, the node or the agent refused a stream of an authenticated user."""
         self._counters.refused(facts.entrance, refused.reason)
         self._lines.stream_refused(facts, refused, now=self._clock())
 
     def refused(self, entrance: str, source: str, refused: Refused, *, in_audit: bool = False) -> None:
-        """Somebody was refused before it was clear who it is. ``in_audit``: the audit has a line already."""
+        """Record the refusal of a peer without an identity. ``in_audit``: the audit already has a line."""
         self._counters.refused_unauthenticated(entrance, refused.reason)
         self._lines.refused(entrance, source, refused, now=self._clock())
         if not in_audit:
             self._refusals.note(entrance, source, refused)
 
     def request_refused(self, entrance: str, user: str, source: str, refused: Refused) -> None:
-        """A known user was refused before a stream was asked for: the node's name is wrong, for example."""
+        """Record that a user's request was refused before a stream, for example for a wrong node name."""
         self._counters.refused(entrance, refused.reason)
         self._lines.refused(entrance, source, refused, now=self._clock(), user=user)
         self._refusals.note(entrance, source, refused)

@@ -1,9 +1,10 @@
-"""What one node may cause to be written in a while. No I/O, no clock.
+"""Rate limits for what one node causes to be written. No I/O, no clock.
 
-Events, lines of the audit and of the log have a budget for each kind. What is beyond the budget is left out
-and counted, and the next one that is written says how many were.
+Events, audit lines and log lines have a budget for each kind. Those beyond the budget are left out and
+counted; the next one that is written gives their number.
 
-The budget of events is larger than that of attaches: the start and the end of a session are never left out.
+The budget of events is larger than that of attaches, so the start and the end of a session are never left
+out.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from tunnel_core.telemetry.line_limiter import LineLimiter
 WRITES, WRITE_SECONDS = 60, 5.0
 AUDIT_LINES, AUDIT_SECONDS = 60, 60.0
 _MAX_KEYS = 50_000
-"""All kinds of writes of a full server; what is forgotten has its whole budget back."""
+"""All kinds of writes of a full server. A key that is dropped gets its whole budget back."""
 
 
 def writes_budget() -> LineLimiter:
-    """What each node may cause to be written, each kind by itself. Keys are (node, kind)."""
+    """Return the budget of each node for events and log lines. Keys are (node, kind)."""
     return LineLimiter(WRITE_SECONDS, burst=WRITES, most=_MAX_KEYS)
 
 
 def audit_budget() -> LineLimiter:
-    """The same for lines of the audit."""
+    """Return the budget of each node for audit lines. Keys are (node, kind)."""
     return LineLimiter(AUDIT_SECONDS, burst=AUDIT_LINES, most=_MAX_KEYS)

@@ -159,7 +159,7 @@ class Actions:
         if ending["revoked"] is not None and ends_nothing(ending):
             return {"revocation": ending["revoked"], "again": True, "ended": ending, "along": []}
         revocation = await self.store.revoke(kind, subject, by, why)
-        along = list(revocation.along)
+        along = list(revocation.descendants)
         return {"revocation": as_json(revocation), "again": False, "ended": ending, "along": along}
 
     async def what_ends(self, given: Arguments, by: str) -> Json:
@@ -191,7 +191,7 @@ class Actions:
         ending = await self._what_ends(kind, subject)
         return {
             "taken_back": as_json(taken.revocation),
-            "along": sorted(taken.along),
+            "along": sorted(taken.descendants),
             "still": as_json(taken.still) if taken.still else None,
             "certificates": ending["certificates"],
         }
@@ -272,7 +272,10 @@ class Actions:
 
     async def _known(self) -> CertificateInventory:
         return CertificateInventory(
-            await self.store.alive(), await self.store.made(), self.store.wall(), self.live()
+            await self.store.certificates_in_use(),
+            await self.store.created_at(),
+            self.store.wall(),
+            self.live(),
         )
 
 

@@ -100,7 +100,7 @@ class ApiEntrance:
         """Return a handler that makes its answer in a turn of the user."""
 
         async def handle(routed: RoutedRequest, caller: UserCaller) -> None:
-            with self._standing.cancel_when_revoked(caller.user.proven):
+            with self._standing.cancel_when_revoked(caller.user.certificate):
                 await _respond(routed, caller, turns, make)
 
         return handle
@@ -112,7 +112,7 @@ class ApiEntrance:
 
     async def _list_events(self, routed: RoutedRequest, caller: UserCaller) -> None:
         asked = api_events.parse_question(routed.query)
-        with self._standing.cancel_when_revoked(caller.user.proven):
+        with self._standing.cancel_when_revoked(caller.user.certificate):
             question = await api_events.wait(self._followers, self._nodes, asked, caller.user.name)
 
             async def page(_: RoutedRequest) -> Answer:
@@ -147,7 +147,7 @@ class ApiEntrance:
     async def _one_node(self, node: Node) -> dict[str, Any]:
         """Everything on one node: itself, its streams, and its last events."""
         certificate = await api_status.certificate_of(node, self._facts)
-        streams = list(node.link.streams.values()) if node.link else []
+        streams = list(node.session.streams.values()) if node.session else []
         events = self._nodes.events.newest(api_status.EVENTS_OF_NODE, node.name)
         return {
             "node": {**self._node(node), "certificate": certificate},
@@ -156,14 +156,14 @@ class ApiEntrance:
         }
 
     def _node(self, node: Node) -> Json:
-        link, now, seen = node.link, self._wall(), self._last_seen(node)
+        link, now, seen = node.session, self._wall(), self._last_seen(node)
         return {
             "name": node.name,
             "alias": node.alias,
             "state": node.state,
             "category": node.category.value,
             "duplicate": self._nodes.is_duplicate(node),
-            "revoked": node.link is None and self._nodes.is_revoked(node.name),
+            "revoked": node.session is None and self._nodes.is_revoked(node.name),
             "address": node.address,
             "software": node.software,
             "since": as_iso(node.since),
@@ -178,7 +178,7 @@ class ApiEntrance:
 
     def _last_seen(self, node: Node) -> datetime | None:
         """None if no agent of the node ever attached."""
-        link = node.link
+        link = node.session
         if link is None or link.lost is not None or link.ended is not None:
             return node.last_seen_at
         return self._wall() - timedelta(seconds=self._monotonic() - link.statistics().last_received_at)

@@ -1,6 +1,6 @@
-"""The callers of the server's HTTP listeners, and what their routes can ask of a caller.
+"""Callers of the server's HTTP listeners, and the checks that a route makes of its caller.
 
-Each ``WhoMay`` below checks a caller anew at each request, because a connection may outlive its certificate.
+Each ``WhoMay`` below checks the caller at every request, because a connection may outlive its certificate.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from tunnel_server.listeners.listener import AcceptedConnection
 
 
 class Caller(NamedTuple):
-    """The other end of a connection. ``identity`` is the user, or why the connection has none."""
+    """The other end of a connection. ``identity`` is its user, or the refusal if it has no valid user."""
 
     accepted: AcceptedConnection
     identity: User | Refused
-    standing: CredentialWatch
+    credential_watch: CredentialWatch
 
 
 class UserCaller(NamedTuple):
-    """A user in good standing. ``source`` is where the connection comes from, for records."""
+    """A user in good standing. ``source`` is the address of the connection, for records."""
 
     user: User
     source: str
 
 
 class CertificateCaller(NamedTuple):
-    """A connection whose handshake has proven the certificate ``leaf`` (PEM), of a node or a user."""
+    """A connection whose TLS handshake verified the certificate ``leaf`` (PEM) of a node or a user."""
 
     accepted: AcceptedConnection
     leaf: bytes
@@ -48,7 +48,7 @@ def _certificate(caller: Caller, _: h11.Request) -> CertificateCaller:
     stream = caller.accepted.stream
     leaf = stream.peer_certificate() if isinstance(stream, TlsStream) else b""
     if not leaf:
-        detail = "a certificate is renewed by showing it, and none was shown; a first one: simpleenroll"
+        detail = "a renewal needs a client certificate, and none was shown; for a first one use simpleenroll"
         raise Refused(Reason.UNAUTHENTICATED, detail)
     return CertificateCaller(caller.accepted, leaf)
 
@@ -56,8 +56,8 @@ def _certificate(caller: Caller, _: h11.Request) -> CertificateCaller:
 def _user(caller: Caller, _: h11.Request) -> UserCaller:
     identity = caller.identity
     if isinstance(identity, Refused):
-        raise copy.copy(identity)  # the kept one gets no traceback, which would be a reference cycle
-    caller.standing.require(identity.proven)
+        raise copy.copy(identity)  # a traceback on the stored refusal would be a reference cycle
+    caller.credential_watch.require(identity.certificate)
     return UserCaller(identity, caller.accepted.source)
 
 
@@ -69,7 +69,7 @@ def _administrator(caller: Caller, request: h11.Request) -> Administrator:
 
 
 ANYBODY: WhoMay[Caller, AcceptedConnection] = WhoMay("anybody", _anybody)
-"""Every connection. What needs a proof checks it in its handler: a token is the proof of ``simpleenroll``."""
+"""Admits every connection. The handler checks the proof: for ``simpleenroll`` the proof is a token."""
 CERTIFICATE: WhoMay[Caller, CertificateCaller] = WhoMay("any proven certificate", _certificate)
 USER: WhoMay[Caller, UserCaller] = WhoMay("a user in good standing", _user)
 ADMINISTRATOR: WhoMay[Caller, Administrator] = WhoMay("an administrator", _administrator)

@@ -1,16 +1,16 @@
-"""Who is in by which certificate, and who has to go because it is not good any more.
+"""End sessions and streams when their certificate is revoked, expires, or loses its root.
 
-1. TLS looks at a certificate once, in the handshake. Whatever lives on behind that, a session, a stream, an
-   answer that waits, is entered here together with what ends it.
-2. A certificate stops being good when it, or its name, is revoked; when its life is over; when its root is
-   retired. The first and the last are told from outside and looked for at once, in everything that is
-   entered. Lives are watched by one timer. Nothing is asked for a byte or a packet.
-3. A session goes by the certificate that the carrier of the moment has proven (``WatchEntry.renew``), so an
-   agent that renews in time never meets the end of a life. A user's stream has one connection, and ends with
-   it.
-4. What comes in anew, a request on a connection that was kept alive too, asks ``require`` first.
+1. TLS checks a certificate once, in the handshake. A session, a stream or a waiting answer outlives the
+   handshake, so each registers here with a callback that ends it.
+2. A certificate becomes invalid when it or its name is revoked, when it expires, or when its root is retired.
+   Revocations and retired roots are reported to the watch, which checks all entries at once. One timer serves
+   all expiries. No check is made for a byte or a packet.
+3. A session depends on the certificate that its current carrier has proven (``WatchEntry.renew``). An agent
+   that renews in time therefore never reaches an expiry. A user's stream has one connection, and ends with
+   that connection.
+4. A new request calls ``require`` first, also on a connection that was kept alive.
 
-For the trio thread. It knows nothing of what it ends.
+For the trio thread. The watch knows nothing about the things that it ends.
 """
 
 from __future__ import annotations
@@ -29,43 +29,46 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.revocation_list import Revocation, RevocationList, refusal
 
 ALLOWANCE = timedelta(seconds=5)
-"""A life may be exceeded by this: a renewal that is under way is not cut off at its last step."""
+"""Time after the expiry for which a certificate is accepted, so that a renewal in progress can finish."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
-_LOOK_SECONDS = 60.0
-"""However far the next end is: this machine's clock may be set meanwhile."""
+_MAX_CHECK_SECONDS = 60.0
+"""Longest time between two checks for expiry, because this machine's clock may be set meanwhile."""
 
 
 @dataclass(slots=True, eq=False)
 class WatchEntry:
-    """Something that lives by a certificate. ``end`` must not block or raise, and is called once."""
+    """A session, stream or answer that depends on a certificate.
 
-    proven: VerifiedCertificate
+    ``end`` ends it, is called at most once, and must not block or raise.
+    """
+
+    certificate: VerifiedCertificate
     end: Callable[[Refused], None]
-    standing: CredentialWatch
+    watch: CredentialWatch
 
-    def renew(self, proven: VerifiedCertificate) -> None:
-        """It lives by another certificate of the same identity from here on."""
-        self.proven = proven
-        self.standing.look_by(proven)
+    def renew(self, certificate: VerifiedCertificate) -> None:
+        """Depend on another certificate of the same identity from now on."""
+        self.certificate = certificate
+        self.watch.schedule_check(certificate)
 
-    def leave(self) -> None:
-        """It ended by itself. Idempotent."""
-        self.standing.forget(self)
+    def remove(self) -> None:
+        """Stop watching, because the watched thing has ended by itself. Idempotent."""
+        self.watch.forget(self)
 
 
 @dataclass(frozen=True, slots=True)
 class CredentialEnded:
-    """What had to go with one certificate: ``count`` sessions, streams or answers."""
+    """A certificate that became invalid, and the ``count`` of sessions, streams or answers ended with it."""
 
-    proven: VerifiedCertificate
+    certificate: VerifiedCertificate
     refused: Refused
     count: int
 
 
 class CredentialWatch:
-    """``revoked`` says which certificates are revoked, and ``wall`` gives UTC.
+    """Watch of the certificates in use. ``revoked`` lists the revocations, and ``wall`` gives UTC.
 
-    ``on_ended`` is called with what was ended. It must not block or raise.
+    ``on_ended`` is called once for each certificate whose entries were ended. It must not block or raise.
     """
 
     def __init__(
@@ -79,120 +82,127 @@ class CredentialWatch:
         self._on_ended = on_ended
         self._retired: frozenset[bytes] = frozenset()
         self._entries: dict[WatchEntry, None] = {}
-        self._soonest = _NEVER  # that ends, of those that are entered
+        self._soonest = _NEVER  # earliest expiry among the entries
         self._timer = trio.CancelScope()
-        revoked.subscribe(self._revoked_now)
+        revoked.subscribe(self._on_revoked)
 
-    # Coming in.
+    # Registration.
 
-    def require(self, proven: VerifiedCertificate | None) -> None:
-        """Raises ``IdentityError`` if the certificate is not good now. None: nobody has shown one."""
-        refused = self._why_not(proven, self._wall()) if proven is not None else None
+    def require(self, certificate: VerifiedCertificate | None) -> None:
+        """Raise ``IdentityError`` if the certificate is not valid now. None stands for no certificate."""
+        refused = self._why_invalid(certificate, self._wall()) if certificate is not None else None
         if refused is not None:
             raise refused
 
-    def register(self, proven: VerifiedCertificate, end: Callable[[Refused], None]) -> WatchEntry:
-        """From here on ``end`` is called when the certificate is not good any more."""
-        entry = WatchEntry(proven, end, self)
+    def register(self, certificate: VerifiedCertificate, end: Callable[[Refused], None]) -> WatchEntry:
+        """Call ``end`` with the reason as soon as the certificate becomes invalid."""
+        entry = WatchEntry(certificate, end, self)
         self._entries[entry] = None
-        self.look_by(proven)
+        self.schedule_check(certificate)
         return entry
 
     @contextlib.contextmanager
-    def entered(self, proven: VerifiedCertificate | None, end: Callable[[Refused], None]) -> Iterator[None]:
-        """The same for the time of a block."""
-        entry = self.register(proven, end) if proven is not None else None
+    def registered(
+        self, certificate: VerifiedCertificate | None, end: Callable[[Refused], None]
+    ) -> Iterator[None]:
+        """Do the same as ``register`` for the time of a block. None for ``certificate`` watches nothing."""
+        entry = self.register(certificate, end) if certificate is not None else None
         try:
             yield
         finally:
             if entry is not None:
-                entry.leave()
+                entry.remove()
 
     @contextlib.contextmanager
-    def cancel_when_revoked(self, proven: VerifiedCertificate | None) -> Iterator[None]:
-        """Cancels the block when the certificate is not good any more, and raises why."""
-        why: list[Refused] = []
+    def cancel_when_revoked(self, certificate: VerifiedCertificate | None) -> Iterator[None]:
+        """Cancel the block when the certificate becomes invalid, and raise the refusal after the block."""
+        refusals: list[Refused] = []
         with trio.CancelScope() as scope:
 
             def end(refused: Refused) -> None:
-                why.append(refused)
+                refusals.append(refused)
                 scope.cancel()
 
-            with self.entered(proven, end):
+            with self.registered(certificate, end):
                 yield
         if scope.cancelled_caught:
-            raise why[0]
+            raise refusals[0]
 
-    def proven(self) -> list[VerifiedCertificate]:
-        """By which certificates somebody is in."""
-        return [entry.proven for entry in self._entries]
+    def live_certificates(self) -> list[VerifiedCertificate]:
+        """Return the certificate of each entry; a certificate with several entries occurs several times."""
+        return [entry.certificate for entry in self._entries]
 
     def forget(self, entry: WatchEntry) -> None:
+        """Remove an entry. Idempotent."""
         self._entries.pop(entry, None)
 
-    # Having to go.
+    # Invalid certificates.
 
     def retire(self, issuer_keys: frozenset[bytes]) -> None:
-        """The certificates that these keys have signed lead to no trusted root any more."""
-        self._retired = issuer_keys
-        self._look([entry for entry in self._entries if entry.proven.issuer_key in issuer_keys])
+        """End the entries whose certificates these keys have signed, and refuse such certificates.
 
-    def _revoked_now(self, revocation: Revocation) -> None:
+        The keys replace those of an earlier call.
+        """
+        self._retired = issuer_keys
+        self._end_invalid([entry for entry in self._entries if entry.certificate.issuer_key in issuer_keys])
+
+    def _on_revoked(self, revocation: Revocation) -> None:
         subjects = revocation.subjects
-        self._look(
+        self._end_invalid(
             [
                 entry
                 for entry in self._entries
-                if entry.proven.serial in subjects or entry.proven.identity.name in subjects
+                if entry.certificate.serial in subjects or entry.certificate.identity.name in subjects
             ]
         )
 
     async def watch(self) -> None:
-        """Ends what outlives its certificate, until it is cancelled."""
+        """End the entries whose certificates expire, until this task is cancelled."""
         while True:
             over = self._wall() - ALLOWANCE
-            self._look([entry for entry in self._entries if entry.proven.ends <= over])
-            self._soonest = min((entry.proven.ends for entry in self._entries), default=_NEVER)
-            with trio.CancelScope(deadline=self._next_look()) as self._timer:
+            self._end_invalid([entry for entry in self._entries if entry.certificate.ends <= over])
+            self._soonest = min((entry.certificate.ends for entry in self._entries), default=_NEVER)
+            with trio.CancelScope(deadline=self._next_check()) as self._timer:
                 await trio.sleep_forever()
 
-    def look_by(self, proven: VerifiedCertificate) -> None:
-        """Its end is watched for from here on."""
-        if proven.ends < self._soonest:
-            self._soonest = proven.ends
-            self._timer.deadline = self._next_look()
+    def schedule_check(self, certificate: VerifiedCertificate) -> None:
+        """Wake ``watch`` no later than the expiry of this certificate."""
+        if certificate.ends < self._soonest:
+            self._soonest = certificate.ends
+            self._timer.deadline = self._next_check()
 
-    def _next_look(self) -> float:
-        now, left = trio.current_time(), _LOOK_SECONDS
+    def _next_check(self) -> float:
+        now, left = trio.current_time(), _MAX_CHECK_SECONDS
         if self._soonest is not _NEVER:
             left = min(left, (self._soonest - self._wall() + ALLOWANCE).total_seconds())
         return now + left
 
-    def _look(self, candidates: list[WatchEntry]) -> None:
-        """Ends those that are not good any more. An ``end`` may lead to others that leave, or come."""
+    def _end_invalid(self, candidates: list[WatchEntry]) -> None:
+        """End the candidates that are invalid now. An ``end`` may add or remove other entries."""
         now, ended = self._wall(), dict[tuple[SpiffeId, str], CredentialEnded]()
         for entry in candidates:
-            refused = self._why_not(entry.proven, now)
+            refused = self._why_invalid(entry.certificate, now)
             if refused is not None and entry in self._entries:
                 self.forget(entry)
                 entry.end(refused)
-                key = entry.proven.identity, entry.proven.serial
+                key = entry.certificate.identity, entry.certificate.serial
                 before = ended[key].count if key in ended else 0
-                ended[key] = CredentialEnded(entry.proven, refused, before + 1)
-        for one in ended.values():
-            self._on_ended(one)
+                ended[key] = CredentialEnded(entry.certificate, refused, before + 1)
+        for credential_ended in ended.values():
+            self._on_ended(credential_ended)
 
-    def _why_not(self, proven: VerifiedCertificate, now: datetime) -> IdentityError | None:
-        if self._revoked.covers(proven.identity, proven.serial):
-            return IdentityError.of(proven, refusal(proven.identity, proven.serial))
-        if proven.issuer_key and proven.issuer_key in self._retired:
-            return _refused(proven, Reason.ROOT_RETIRED, "leads to a root that was retired")
-        if now >= proven.ends and now - ALLOWANCE >= proven.ends:
-            ended = f"ended at {as_moment(proven.ends)}"
-            return _refused(proven, Reason.CERTIFICATE_EXPIRED, ended)
+    def _why_invalid(self, certificate: VerifiedCertificate, now: datetime) -> IdentityError | None:
+        if self._revoked.covers(certificate.identity, certificate.serial):
+            return IdentityError.of(certificate, refusal(certificate.identity, certificate.serial))
+        if certificate.issuer_key and certificate.issuer_key in self._retired:
+            return _identity_error(certificate, Reason.ROOT_RETIRED, "leads to a root that was retired")
+        if now >= certificate.ends and now - ALLOWANCE >= certificate.ends:
+            ended = f"ended at {as_moment(certificate.ends)}"
+            return _identity_error(certificate, Reason.CERTIFICATE_EXPIRED, ended)
         return None
 
 
-def _refused(proven: VerifiedCertificate, reason: Reason, why: str) -> IdentityError:
-    whose = f"the certificate {proven.serial} of {proven.identity.role.value} {proven.identity.name}"
-    return IdentityError(reason, f"{whose} {why}", proven.identity, proven.serial)
+def _identity_error(certificate: VerifiedCertificate, reason: Reason, problem: str) -> IdentityError:
+    holder = f"{certificate.identity.role.value} {certificate.identity.name}"
+    sentence = f"the certificate {certificate.serial} of {holder} {problem}"
+    return IdentityError(reason, sentence, certificate.identity, certificate.serial)

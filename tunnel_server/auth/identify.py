@@ -1,4 +1,4 @@
-"""The user of a connection: from the proven client certificate, or from the peer of the unix socket."""
+"""Identify the user of a connection by its client certificate, or by the peer of its unix socket."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from tunnel_server.auth.users import Administrator, User, user_of, why_no_user
 from tunnel_server.listeners.listener import AcceptedConnection
 
 Identify: TypeAlias = Callable[[AcceptedConnection], User]
-"""Returns the user of a connection, or raises ``Refused``."""
+"""Function that returns the user of a connection, or raises ``Refused``."""
 
 
 def identify_by_certificate(trust_domain: str) -> Identify:
-    """Return an ``Identify`` for users with a client certificate, which the handshake has proven."""
+    """Return an ``Identify`` for TLS connections, whose handshake has verified the client certificate.
+
+    It raises ``Refused`` for a connection without a certificate. It raises ``IdentityError`` for a
+    certificate that is not a user's, or is from another trust domain than ``trust_domain``.
+    """
 
     def identify(accepted: AcceptedConnection) -> User:
         assert isinstance(accepted.stream, TlsStream)
@@ -28,18 +32,21 @@ def identify_by_certificate(trust_domain: str) -> Identify:
                 "no client certificate was shown; get one with `qanat-server issue user NAME` "
                 "and use it (curl: --proxy-cert, --cert)",
             )
-        proven = proven_leaf(leaf, usage=Usage.CLIENT)
-        user = user_of(proven)
+        certificate = proven_leaf(leaf, usage=Usage.CLIENT)
+        user = user_of(certificate)
         refused = why_no_user(user, trust_domain)
         if refused is not None:
-            raise IdentityError.of(proven, refused)
+            raise IdentityError.of(certificate, refused)
         return user
 
     return identify
 
 
 def identify_by_peer(peers: Mapping[int, str], trust_domain: str) -> Identify:
-    """Return an ``Identify`` for a unix socket: ``peers`` has the user for the user id at the other end."""
+    """Return an ``Identify`` for a unix socket. ``peers`` maps the peer's user id to the name of a user.
+
+    It raises ``Refused`` for a user id that ``peers`` lacks.
+    """
 
     def identify(accepted: AcceptedConnection) -> User:
         uid = accepted.uid
@@ -55,7 +62,7 @@ def identify_by_peer(peers: Mapping[int, str], trust_domain: str) -> Identify:
 
 
 def by_file_mode(trust_domain: str) -> Identify:
-    """Return an ``Identify`` for the admin socket: its file mode lets administrators in and nobody else."""
+    """Return an ``Identify`` for the admin socket, whose file mode admits only administrators."""
 
     def identify(accepted: AcceptedConnection) -> User:
         return Administrator(f"uid-{accepted.uid}", Role.USER, trust_domain)

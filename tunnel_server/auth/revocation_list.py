@@ -1,8 +1,8 @@
-"""Who is shut out, in memory: what the data path asks. No I/O.
+"""List of revocations in memory, for the checks of the data path. No I/O.
 
-A name that was revoked shuts out every certificate with it, whoever issued it and whether or not we know
-of it, but those that were issued here after the revocation: a node comes back with a new token, while
-what was stolen from it stays worthless.
+Revoking a name revokes every certificate of that name, from any issuer, whether or not this server knows the
+certificate. Only certificates that this server issues after the revocation are valid. A node therefore comes
+back with a new token, while a certificate that was stolen from it stays worthless.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tunnel_core.reasons import Reason, Refused
 
 
 class RevocationKind(enum.Enum):
-    """What a revocation names."""
+    """The kind of subject that a revocation names."""
 
     NODE = "node"
     USER = "user"
@@ -28,8 +28,9 @@ _KINDS = {Role.NODE: RevocationKind.NODE, Role.USER: RevocationKind.USER}
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """``at`` is in milliseconds since 1970. ``along`` are the serials that are revoked with a serial, because
-    they were renewed from it.
+    """A revocation of a name or a serial. ``at`` is in milliseconds since 1970.
+
+    ``descendants`` are the serials that are revoked with a serial, because they were renewed from it.
     """
 
     number: int
@@ -38,21 +39,21 @@ class Revocation:
     at: int
     by: str
     why: str
-    along: tuple[str, ...] = ()
+    descendants: tuple[str, ...] = ()
 
     @property
     def subjects(self) -> frozenset[str]:
-        """What is revoked: names or serials."""
-        return frozenset((self.subject, *self.along))
+        """The revoked name, or the revoked serials."""
+        return frozenset((self.subject, *self.descendants))
 
 
 def kind_of(role: Role) -> RevocationKind | None:
-    """How a role is revoked by name; None for servers, which are revoked by serial."""
+    """Return the kind that revokes this role by name; None for servers, which are revoked by serial."""
     return _KINDS.get(role)
 
 
 class RevocationList:
-    """The revocations that hold now. For the trio thread."""
+    """The revocations in force. For the trio thread."""
 
     def __init__(self) -> None:
         self._subscribers: list[Callable[[Revocation], None]] = []
@@ -64,7 +65,7 @@ class RevocationList:
         self._subscribers.append(on_revoked)
 
     def covers(self, identity: SpiffeId, serial: str) -> bool:
-        """Whether a certificate, by its identity and serial (hex), is shut out."""
+        """Whether the certificate with this identity and serial (hex) is revoked."""
         if serial in self._serials:
             return True
         kind = kind_of(identity.role)
@@ -72,7 +73,10 @@ class RevocationList:
         return readmitted is not None and serial not in readmitted
 
     def put(self, revocation: Revocation) -> None:
-        """From now on; certificates that came after an earlier revocation of the name are out again."""
+        """Add a revocation and call the subscribers.
+
+        A revocation of a name also revokes the certificates that were issued after an earlier one.
+        """
         if revocation.kind is RevocationKind.SERIAL:
             self._serials |= revocation.subjects
         else:
@@ -87,15 +91,15 @@ class RevocationList:
         *,
         still: bool,
         readmitted: frozenset[str],
-        along: frozenset[str] = frozenset(),
+        descendants: frozenset[str] = frozenset(),
     ) -> None:
-        """The newest revocation of ``subject`` holds no more. ``still``: an earlier one does.
+        """Remove the newest revocation of ``subject``. ``still``: an earlier revocation stays in force.
 
-        ``readmitted`` are the serials that came after that earlier one. ``along`` are further serials that
-        were revoked with ``subject`` and by nothing else.
+        ``readmitted`` are the serials that were issued after the earlier revocation. ``descendants`` are the
+        serials that only the removed revocation had revoked with ``subject``.
         """
         if kind is RevocationKind.SERIAL:
-            self._serials -= along
+            self._serials -= descendants
             if not still:
                 self._serials.discard(subject)
         elif still:
@@ -104,26 +108,27 @@ class RevocationList:
             self._names.pop((kind, subject), None)
 
     def covers_name(self, kind: RevocationKind, name: str) -> bool:
-        """Whether no certificate with this name is let in, because the name was revoked."""
+        """Whether the name was revoked, and no certificate that was issued after the revocation is valid."""
         readmitted = self._names.get((kind, name))
         return readmitted is not None and readmitted <= self._serials
 
     def covers_node(self, name: str) -> bool:
-        """Whether no certificate of this node is let in, because its name was revoked."""
+        """Do the same as ``covers_name`` for the name of a node."""
         return self.covers_name(RevocationKind.NODE, name)
 
     def readmit(self, identity: SpiffeId, serial: str) -> None:
-        """A certificate was issued after the revocation of its name."""
+        """Accept a certificate that was issued after the revocation of its name."""
         kind = kind_of(identity.role)
         if kind is not None and (kind, identity.name) in self._names:
             self._names[kind, identity.name].add(serial)
 
 
 def refusal(identity: SpiffeId, serial: str) -> Refused:
-    who = f"{identity.role.value} {identity.name}"
-    sentence = f"the certificate {serial} of {who}, or the name itself, was revoked"
-    if identity.role is Role.USER:  # an agent tells its own next step
-        # Short, because a reason phrase has room for 200 characters.
+    """Return the refusal for a revoked certificate with this identity and serial (hex)."""
+    holder = f"{identity.role.value} {identity.name}"
+    sentence = f"the certificate {serial} of {holder}, or the name itself, was revoked"
+    if identity.role is Role.USER:  # an agent adds its own next step
+        # Short, because an HTTP reason phrase has room for 200 characters.
         sentence += (
             f"; on the server: qanat-server issue user {identity.name}, or user unrevoke {identity.name}"
         )

@@ -1,4 +1,4 @@
-"""Who is a user of this server: what follows from a proven certificate. No I/O."""
+"""Users of this server, and how a certificate becomes one. No I/O."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An authenticated person or program. ``proven`` is the certificate that says so, where there is one."""
+    """An authenticated person or program. ``certificate`` is the proof; None at a unix socket."""
 
     name: str
     role: Role
     trust_domain: str
-    proven: VerifiedCertificate | None = None
+    certificate: VerifiedCertificate | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Administrator(User):
-    """A user that the file mode of the admin socket has let in, and that may do everything there."""
+    """A user that the file mode of the admin socket admits, with all rights there."""
 
 
-def user_of(proven: VerifiedCertificate) -> User:
-    """The user that a proven leaf certificate names."""
-    identity = proven.identity
-    return User(identity.name, identity.role, identity.trust_domain, proven)
+def user_of(certificate: VerifiedCertificate) -> User:
+    """Return the user that a verified leaf certificate names."""
+    identity = certificate.identity
+    return User(identity.name, identity.role, identity.trust_domain, certificate)
 
 
 def why_no_user(user: User, trust_domain: str) -> Refused | None:
-    """None for a user of our trust domain. Everybody else opens nothing: nodes least of all."""
+    """Return None for a user of ``trust_domain``, else the refusal.
+
+    Only users open streams. Nodes and servers open none.
+    """
     if user.trust_domain != trust_domain:
         return Refused(
             Reason.WRONG_TRUST_DOMAIN,

@@ -155,7 +155,7 @@ class Entrances:
             self.started,
             self.listeners.addresses,
             lambda: self.certificates.description,
-            self.standing.proven,
+            self.standing.live_certificates,
             self.store,
         )
         entrance = ApiEntrance(
@@ -164,7 +164,7 @@ class Entrances:
         return entrance.section()
 
     def _admin(self) -> Section[Caller]:
-        rotated, live = self.reload.after_rotation, self.standing.proven
+        rotated, live = self.reload.after_rotation, self.standing.live_certificates
         actions = Actions(self.config, self.store, rotated, self.changing, live, self.nodes)
         return AdminEntrance(actions).section()
 

@@ -1,4 +1,4 @@
-"""Those who wait for the next event of a node: a bounded number, woken together. Counts the events too."""
+"""Requests that wait for the next event: a bounded number, woken together. The events are counted too."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ MAX_OF_USER = MAX_FOLLOWERS // 4
 
 
 class EventSubscribers:
-    """Listens to ``events`` for as long as it lives. For the trio thread only."""
+    """Subscriber of ``events`` that wakes waiting requests and counts events. For the trio thread only."""
 
     def __init__(self, events: Events, counters: Counters) -> None:
         self.events = events
         self._counters = counters
         self._news = trio.Event()
         self._waiting: Tally[str] = Tally()
-        for kind in EventKind:  # shown as 0, so that the first of a kind is a rise
+        for kind in EventKind:  # counters start at 0, so that the first event of a kind is a rise
             if kind not in OF_SERVER:
                 counters.node_events[kind.value] = 0
-        events.subscribe(self._happened)
+        events.subscribe(self._on_event)
 
-    def _happened(self, event: NodeEvent) -> None:
+    def _on_event(self, event: NodeEvent) -> None:
         if event.kind not in OF_SERVER:
             self._counters.node_event(event.kind.value)
         self._news.set()
         self._news = trio.Event()
 
     async def wait_newer(self, last_id: int, node: str = "", user: str = "") -> None:
-        """Waits for an event above this id, of ``node`` if it is named. Raises ``Refused``.
+        """Wait for an event with an id above ``last_id``. An empty ``node`` selects all nodes.
 
-        At most ``MAX_FOLLOWERS`` wait at once, as each holds a connection that does nothing else. One user
-        has a quarter of these places.
+        Raises ``Refused`` if too many requests wait: ``MAX_FOLLOWERS`` in total, because each holds a
+        connection, or ``MAX_OF_USER`` of one user, which is a quarter. A cancellation frees the place.
         """
         if self._waiting.total() >= MAX_FOLLOWERS:
             detail = f"{MAX_FOLLOWERS} already follow the events; ask without wait"

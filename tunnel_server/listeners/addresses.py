@@ -1,6 +1,6 @@
-"""Listening sockets: TCP on one or both IP versions, and unix sockets that keep others out.
+"""Listening sockets: TCP on one or both IP versions, and private unix sockets.
 
-All functions raise ``CannotListen`` with a sentence that names the address and what to do.
+All functions raise ``CannotListen`` with a sentence that names the address, the cause and the remedy.
 """
 
 from __future__ import annotations
@@ -25,30 +25,29 @@ from tunnel_core.streams.sockets import why_not_listening
 
 BACKLOG = 1024
 SocketAddress: TypeAlias = tuple[Any, ...]
-"""As the socket module gives it: host and port, for IPv6 also flow and scope."""
+"""Address of the ``socket`` module: host and port, for IPv6 also flow and scope."""
 _UNSUPPORTED = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
-
-
 _MAY_CARRY_NO_SOCKETS = {errno.EPERM, errno.EIO, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class CannotListen(Exception):  # noqa: N818 - named by what happened, as users read it
-    """A listener cannot be opened; the text says which, why and what to do."""
+    """A listener cannot be opened. The text names the address, the cause and the remedy."""
 
 
 async def bind_tcp(address: str) -> list[socket.socket]:
-    """Listening sockets for ``host:port``; port 0 takes a free one, the same for each address of the host.
+    """Return listening sockets for ``host:port``, one for each address of the host.
 
-    ``[::]`` takes IPv4 too, and becomes ``0.0.0.0`` on a machine without IPv6.
+    For port 0 the kernel chooses a free port, the same for all addresses. ``[::]`` accepts IPv4 too, and
+    becomes ``0.0.0.0`` on a machine without IPv6.
     """
     host, port = split_listen(address)
     sockets: list[socket.socket] = []
     failures: list[OSError] = []
-    for family, where in await _resolve(address, host, port):
+    for family, socket_address in await _resolve(address, host, port):
         if port == 0 and sockets:
-            where = (where[0], sockets[0].getsockname()[1], *where[2:])
+            socket_address = (socket_address[0], sockets[0].getsockname()[1], *socket_address[2:])
         try:
-            sockets.append(_listen_on(family, where))
+            sockets.append(_listen_on(family, socket_address))
         except OSError as error:
             failures.append(error)
     fatal = [error for error in failures if not (sockets and error.errno in _UNSUPPORTED)]
@@ -62,14 +61,14 @@ async def bind_tcp(address: str) -> list[socket.socket]:
 
 
 def split_listen(address: str) -> tuple[str, int]:
-    """``host:port`` or ``[v6]:port`` of a listener, where port 0 means any free one."""
+    """Return host and port of a listen address, ``host:port`` or ``[v6]:port``. Port 0: any free port."""
     host, separator, port = address.rpartition(":")
     if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise CannotListen(f"cannot listen on {address!r}: it is not host:port")
     if host.startswith("[") and host.endswith("]"):
         return host[1:-1], int(port)
     if ":" in host or not host:
-        raise CannotListen(f"cannot listen on {address!r}: IPv6 addresses stand in brackets, as [::]:{port}")
+        raise CannotListen(f"cannot listen on {address!r}: write IPv6 addresses in brackets, as [::]:{port}")
     return host, int(port)
 
 
@@ -78,17 +77,17 @@ async def _resolve(address: str, host: str, port: int) -> list[tuple[int, Socket
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise CannotListen(f"cannot listen on {address}: {error.strerror}") from error
-    return list(dict.fromkeys((family, where) for family, _, _, _, where in found))
+    return list(dict.fromkeys((family, socket_address) for family, _, _, _, socket_address in found))
 
 
-def _listen_on(family: int, where: SocketAddress) -> socket.socket:
+def _listen_on(family: int, socket_address: SocketAddress) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setblocking(False)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if where[0] == "::" else 1)
-        bound.bind(where)
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if socket_address[0] == "::" else 1)
+        bound.bind(socket_address)
         bound.listen(BACKLOG)
     except BaseException:
         bound.close()
@@ -97,14 +96,14 @@ def _listen_on(family: int, where: SocketAddress) -> socket.socket:
 
 
 def address_of(bound: socket.socket) -> str:
-    """``host:port`` that a TCP socket is bound to."""
+    """Return the ``host:port`` that a TCP socket is bound to."""
     name = bound.getsockname()
     return join_host_port(name[0], name[1])
 
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """A unix socket to listen on. ``group`` is a group name; empty keeps the process's own."""
+    """A unix socket to listen on. ``group`` is a group name; empty keeps the group of the process."""
 
     path: Path
     mode: int = 0o600
@@ -112,9 +111,9 @@ class UnixAddress:
 
 
 def bind_unix(address: UnixAddress) -> socket.socket:
-    """A listening unix socket with the mode and group asked for, from its first moment on.
+    """Return a listening unix socket. No other user can connect before its mode and group are set.
 
-    A missing folder is made if this process is root or owns the folder above it.
+    A missing folder is created if this process is root or owns the folder above it.
     """
     _make_folder(address)
     _remove_stale(address.path)
@@ -133,19 +132,19 @@ def bind_unix(address: UnixAddress) -> socket.socket:
 
 
 def _no_sockets(path: Path) -> str:
-    """The hint for a bind that failed oddly. FUSE has made a plain file by then, which is in the way."""
+    """Return the hint for a file system without sockets, and remove the plain file that FUSE leaves."""
     with contextlib.suppress(OSError):
         status = path.lstat()
         if stat.S_ISREG(status.st_mode) and not status.st_size:
             path.unlink()
-    return f"; FAT, CIFS and 9p carry no sockets: if {path.parent} is on one, name another place"
+    return f"; FAT, CIFS and 9p carry no sockets: if {path.parent} is on one, use another folder"
 
 
 def _make_folder(address: UnixAddress) -> None:
-    """Makes the socket's folder, and those above it that are missing.
+    """Create the socket's folder, and the missing folders above it.
 
-    Who may open the socket may enter the folder: the group if the socket has a group, all users if the
-    socket's mode is for all. A group that this process may not give away is left to ``bind_unix``.
+    The group may enter the folder if the socket's mode has rights for the group. All users may enter it if
+    the mode has rights for all.
     """
     folder = address.path.parent
     if folder.exists():
@@ -189,13 +188,13 @@ def _why_not_bound(error: OSError, address: UnixAddress) -> str:
 
 
 def _remove_stale(path: Path) -> None:
-    """Removes a socket that nobody serves, proved by a failed connect; anything else stays."""
+    """Remove a socket that no program serves, which a refused connect proves. Any other file stays."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise CannotListen(f"cannot listen on {path}: a file that is not a socket is there; remove it")
+        raise CannotListen(f"cannot listen on {path}: the file there is not a socket; remove it")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -209,7 +208,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _bind_privately(bound: socket.socket, address: UnixAddress) -> None:
-    # bind() creates the file with the umask; widening comes last, so nobody slips in before.
+    # bind() creates the file with the umask. The mode is widened last, so no other user can connect earlier.
     former = os.umask(0o177)
     try:
         bound.bind(str(address.path))
@@ -228,14 +227,14 @@ def _group_id(address: UnixAddress) -> int:
 
 
 def unlink_own(path: Path, inode: int) -> None:
-    """Removes the socket file at ``path`` if it is still the one with this inode."""
+    """Remove the socket file at ``path`` if it still has this inode."""
     with contextlib.suppress(FileNotFoundError):
         if path.lstat().st_ino == inode:
             path.unlink()
 
 
 def is_loopback_listen(address: str) -> bool:
-    """Whether a listen address can be reached from this machine only."""
+    """Whether only this machine can reach a listen address."""
     host, _ = split_listen(address)
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,16 +1,17 @@
-"""How many connections may be open, and how many of one source without authentication. No I/O.
+"""Limits of open connections, and of unauthenticated connections for each source. No I/O.
 
-1. A connection that is not authenticated counts against its source and against the listener. One beyond
-   either count waits for its turn: a burst of honest connections needs a few milliseconds each, so a short
-   wait loses none of them.
-2. What waits is bounded as well, for each source and in total. Beyond that a connection is refused at once.
-3. A source from which a connection was authenticated within ten minutes gets a larger allowance: colleagues
-   behind one NAT or proxy share an address. A stranger behind that address shares the allowance too. It is a
+1. An unauthenticated connection counts against its source and against the listener. A connection beyond
+   either count waits for its turn. Each connection of an honest burst needs only a few milliseconds, so a
+   short wait loses none of them.
+2. The number of waiting connections is bounded for each source and in total. A connection beyond these bounds
+   is refused at once.
+3. A source with an authenticated connection within ten minutes gets a larger allowance, because colleagues
+   behind one NAT or proxy share an address. A stranger behind that address shares the allowance. It is a
    quarter of the listener's count, so a stranger cannot take the places of other sources.
-4. A connection that shows nothing makes room for one that waits. Where the source itself is at its allowance,
-   its longest idle connection is closed. Where the listener is full, the fullest source loses its longest
-   idle one to a source that is less full: what counts is the part of its allowance that a source holds. So
-   idle connections of many sources keep no other source out.
+4. An idle unauthenticated connection gives way to a waiting one. If the source is at its allowance, its
+   longest idle connection is closed. If the listener is full, the fullest source loses its longest idle
+   connection to a less full source. Fullness is the part of its allowance that a source uses. So idle
+   connections of many sources keep no other source out.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ MAX_KNOWN = 4096
 """Sources remembered as known; the source with the oldest authentication is forgotten first."""
 _KNOWN_SHARE = 4
 _WAITING_FOR_EACH = 4
-"""Connections that may wait for each that may go on."""
+"""Connections that may wait for each admitted unauthenticated connection."""
 MIN_IDLE_SECONDS = 2.0
-"""Idle time before a connection may be closed for another one. A handshake has steps of one round trip, which
-take 0.6 s over a satellite."""
+"""Idle time before a connection may be closed for another one. A step of a handshake takes one round trip,
+which is 0.6 s over a satellite."""
 PATIENCE_SECONDS = 1.0
-"""After this wait, a connection takes the place of one of a fuller source even if that is not idle."""
+"""Wait after which a connection replaces a connection of a fuller source that is not idle."""
 _EVICTIONS_AT_ONCE = 32
 
 
 class _Victim(NamedTuple):
-    """The longest idle connection of a source, in the order in which such connections give way."""
+    """The longest idle connection of a source. The greatest victim gives way first."""
 
     is_idle: bool
     fullness: float
@@ -54,25 +55,25 @@ class Ticket:
     def __init__(self, admission: Admission, source: str) -> None:
         self.source = source
         self.waits = False
-        """Whether its turn has still to come; ``on_turn`` is called when it does."""
+        """Whether the connection waits for its turn; ``on_turn`` is called at its turn."""
         self.on_turn: Callable[[], None] = lambda: None
         self.evicted: Refused | None = None
-        """Why the connection must be closed for another one; ``on_evicted`` is called when it must."""
+        """Why the connection must close in favour of another one; ``on_evicted`` is called when it is set."""
         self.on_evicted: Callable[[], None] = lambda: None
         self.since = admission.clock()
-        """When its wait began, or when it last showed something."""
+        """Time when its wait began, or when it last made progress."""
         self._admission = admission
         self._unauthenticated = True
         self._released = False
 
     def authenticated(self) -> None:
-        """The connection is authenticated: it no longer counts against its source, which is known now."""
+        """Record that the connection is authenticated. It stops counting, and its source becomes known."""
         if self._unauthenticated:
             self._unauthenticated = False
-            self._admission.proved(self)
+            self._admission.authenticated(self)
 
     def progressed(self) -> None:
-        """The peer has completed a step: a handshake, or the head of a request."""
+        """Record that the peer has completed a step: a handshake, or the head of a request."""
         if self._unauthenticated and not self.waits:
             self._admission.progressed(self)
 
@@ -82,7 +83,7 @@ class Ticket:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """Inside the block the server works for the connection, which does not give way meanwhile."""
+        """Keep the connection from giving way inside the block, while the server works for it."""
         self.begin_work()
         try:
             yield
@@ -90,25 +91,22 @@ class Ticket:
             self.progressed()
 
     def give_way(self, refused: Refused) -> None:
-        """Give up the place to another connection, and close this one.
-
-        Called by :class:`Admission`, which counts.
-        """
+        """Close this connection in favour of another one. For :class:`Admission`, which counts."""
         self._unauthenticated, self.waits, self.evicted = False, False, refused
         self.on_evicted()
 
     def refusal(self) -> Refused:
         """Return the refusal for a connection whose turn did not come in time."""
-        return self._admission.why_late(self.source)
+        return self._admission.refusal_for(self.source)
 
     def refused(self) -> None:
-        """The connection failed to authenticate; it stays open only until its refusal is delivered."""
+        """Record that the connection failed to authenticate. It stays open only until its refusal is sent."""
         if self._unauthenticated:
             self._unauthenticated = False
-            self._admission.left(self)
+            self._admission.departed(self)
 
     def release(self) -> None:
-        """The connection is closed."""
+        """Record that the connection is closed."""
         if self._unauthenticated:
             self.refused()
         if not self._released:
@@ -117,7 +115,7 @@ class Ticket:
 
 
 class Admission:
-    """The counts of one listener. ``clock`` gives steady seconds."""
+    """The connection counts of one listener. ``clock`` gives steady seconds."""
 
     def __init__(
         self,
@@ -128,7 +126,7 @@ class Admission:
         clock: Callable[[], float],
     ) -> None:
         self.open_connections = 0
-        """All that are open, those that wait included."""
+        """The number of open connections, including those that wait."""
         self._max_connections = max_connections
         self._max_unauthenticated = max_unauthenticated
         self._max_per_source = max_unauthenticated_per_source
@@ -139,13 +137,13 @@ class Admission:
         self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._waiting_count = 0
         self._idle: dict[str, OrderedDict[Ticket, None]] = {}
-        """Of each source the connections that may give way, longest idle first."""
+        """The connections of each source that may give way, longest idle first."""
         self._known: OrderedDict[str, float] = OrderedDict()
 
     def admit(self, address: str) -> Ticket:
-        """Counts a connection from ``address`` (an IP address, or empty for a unix socket).
+        """Count a connection from ``address``, which is an IP address, or empty for a unix socket.
 
-        The ticket may have to wait for its turn. Raises ``Refused`` with ``TOO_MANY_CONNECTIONS`` or
+        The connection may have to wait for its turn. Raises ``Refused`` with ``TOO_MANY_CONNECTIONS`` or
         ``TOO_MANY_FROM_SOURCE``.
         """
         source = source_of(address)
@@ -168,7 +166,7 @@ class Admission:
         return self._unauthenticated[source] < self._allowance(source)
 
     def _allowance(self, source: str) -> int:
-        """How many of this source may be unauthenticated at once."""
+        """Return how many connections of this source may be unauthenticated at once."""
         if source == LOCAL:
             return self._max_unauthenticated
         since = self._known.get(source)
@@ -181,10 +179,10 @@ class Admission:
         self.progressed(ticket)
 
     def _queue(self, ticket: Ticket) -> None:
-        """Raises ``Refused`` if too many wait already."""
+        """Let the connection wait. Raises ``Refused`` if too many wait already."""
         queue = self._waiting.get(ticket.source, ())
         if len(queue) >= self._allowance(ticket.source) * _WAITING_FOR_EACH:
-            raise self.why_late(ticket.source)
+            raise self.refusal_for(ticket.source)
         if self._waiting_count >= self._max_unauthenticated and not self._shorten_queue(len(queue)):
             raise self._too_many_strangers()
         self._waiting.setdefault(ticket.source, deque()).append(ticket)
@@ -192,34 +190,37 @@ class Admission:
         ticket.waits = True
 
     def _shorten_queue(self, length: int) -> bool:
-        """Refuse the newest of the source of which most wait, for a source of which ``length`` wait."""
+        """Refuse the newest connection of the longest queue, if that queue is longer than ``length`` + 1.
+
+        Returns whether there now is room for a source whose queue has ``length`` connections.
+        """
         longest = max(self._waiting, key=lambda source: len(self._waiting[source]), default=None)
         if longest is None or len(self._waiting[longest]) <= length + 1:
             return False
         ticket = self._waiting[longest].pop()
         self._unqueued(longest)
-        ticket.give_way(self.why_late(longest))
+        ticket.give_way(self.refusal_for(longest))
         return True
 
     # Making room.
 
     @property
     def has_waiting(self) -> bool:
-        """Whether a connection waits, so that ``make_room`` is to be called again after a moment."""
+        """Whether a connection waits. ``make_room`` must then be called again after a moment."""
         return self._waiting_count > 0
 
     def make_room(self) -> None:
-        """Let connections that show nothing give way to those that wait."""
+        """Let idle connections give way to waiting ones."""
         now = self.clock()
-        self._call_waiting()
+        self._admit_waiting()
         for source in list(self._waiting):
             if not self._is_below_allowance(source) and (victim := self._longest_idle(source, now)):
                 self._replace(victim, source, self._too_many_of(source))
         if self._pending >= self._max_unauthenticated:
-            self._even_out(now)
+            self._balance(now)
 
-    def _even_out(self, now: float) -> None:
-        """The emptiest of the sources that wait get a place each from the fullest ones."""
+    def _balance(self, now: float) -> None:
+        """Give each of the emptiest waiting sources one place of the fullest sources."""
         needy = [source for source in self._waiting if self._is_below_allowance(source)]
         victims = heapq.nlargest(_EVICTIONS_AT_ONCE, [self._as_victim(source, now) for source in self._idle])
         for source in heapq.nsmallest(_EVICTIONS_AT_ONCE, needy, key=self._fullness):
@@ -245,12 +246,11 @@ class Admission:
             return ticket if now - ticket.since >= MIN_IDLE_SECONDS else None
         return None
 
-    def _replace(self, victim: Ticket, source: str, why: Refused) -> None:
+    def _replace(self, victim: Ticket, source: str, cause: Refused) -> None:
         self._uncount(victim)
         self._begin_next(source)
-        victim.give_way(
-            Refused(why.reason, f"closed before it showed a certificate, as others wait: {why.detail}")
-        )
+        detail = f"closed before it showed a certificate, because others wait: {cause.detail}"
+        victim.give_way(Refused(cause.reason, detail))
 
     def _is_below_allowance(self, source: str) -> bool:
         return self._unauthenticated[source] < self._allowance(source)
@@ -258,8 +258,8 @@ class Admission:
     def _fullness(self, source: str) -> float:
         return self._unauthenticated[source] / self._allowance(source)
 
-    def why_late(self, source: str) -> Refused:
-        """Return the refusal for a connection that got no turn."""
+    def refusal_for(self, source: str) -> Refused:
+        """Return the refusal for a connection of ``source`` that got no turn."""
         return self._too_many_strangers() if self._is_below_allowance(source) else self._too_many_of(source)
 
     def _too_many_of(self, source: str) -> Refused:
@@ -272,22 +272,22 @@ class Admission:
     def _too_many_strangers(self) -> Refused:
         return Refused(
             Reason.TOO_MANY_CONNECTIONS,
-            f"{self._pending} connections here have yet to say who they are; try again later",
+            f"{self._pending} connections here are not authenticated yet; try again later",
         )
 
     # Called by tickets.
 
-    def proved(self, ticket: Ticket) -> None:
-        """The connection is no longer unauthenticated, and its source is known; for :class:`Ticket`."""
+    def authenticated(self, ticket: Ticket) -> None:
+        """Stop counting an authenticated connection, and remember its source. For :class:`Ticket`."""
         if ticket.source != LOCAL:
             self._known[ticket.source] = self.clock()
             self._known.move_to_end(ticket.source)
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
-        self.left(ticket)
+        self.departed(ticket)
 
-    def left(self, ticket: Ticket) -> None:
-        """The connection is no longer unauthenticated, or has left; for :class:`Ticket`."""
+    def departed(self, ticket: Ticket) -> None:
+        """Stop counting a connection that is authenticated, refused or closed. For :class:`Ticket`."""
         source = ticket.source
         if ticket.waits:
             ticket.waits = False
@@ -296,17 +296,17 @@ class Admission:
             return
         self._uncount(ticket)
         if self._waiting:
-            self._call_waiting()
+            self._admit_waiting()
 
     def progressed(self, ticket: Ticket) -> None:
-        """The connection is idle from now on; for :class:`Ticket`."""
+        """Count the connection as idle from now on. For :class:`Ticket`."""
         ticket.since = self.clock()
         idle = self._idle.setdefault(ticket.source, OrderedDict())
         idle[ticket] = None
         idle.move_to_end(ticket)
 
     def no_longer_idle(self, ticket: Ticket) -> None:
-        """The connection does not give way; for :class:`Ticket`."""
+        """Keep the connection from giving way. For :class:`Ticket`."""
         idle = self._idle.get(ticket.source)
         if idle is not None:
             idle.pop(ticket, None)
@@ -318,8 +318,8 @@ class Admission:
         self._pending -= 1
         self._unauthenticated.take(ticket.source)
 
-    def _call_waiting(self) -> None:
-        """Gives free places to those that wait: to one source after the other, oldest first in each."""
+    def _admit_waiting(self) -> None:
+        """Give free places to waiting connections: one source after the other, oldest first in each."""
         for source in list(self._waiting):
             if self._pending >= self._max_unauthenticated:
                 return

@@ -1,14 +1,14 @@
-"""Accept loops: every connection gets its own task, a place in the count, and an end.
+"""Accept loops: each connection gets its own task and a place in the count.
 
-1. The accept loop does nothing but accept; handshakes and heads happen in the connection's own task,
-   each with a deadline, so nobody holds up anybody.
-2. A connection is counted before its first byte is read (``admission``). One that is over the count of its
-   source waits for its turn, unread, for a few seconds. One too many is refused, in the words of its
-   protocol where that has any (``declining``).
-3. Without descriptors ``accept`` fails at once, for ever, while the connection stays in the queue: the
-   loop says so once a second, pauses and goes on when some are free.
-4. ``stop_accepting`` ends the loops and leaves running connections alone; ``serve`` returns when the
-   last one is gone. Cancelling ``serve`` aborts them.
+1. The accept loop only accepts. Handshakes and request heads are read in the connection's task, each with a
+   deadline, so no connection delays another.
+2. A connection is counted before its first byte is read (``admission``). A connection beyond the count of its
+   source waits for its turn, unread, for up to 5 s. A refused connection gets an answer of its protocol, if
+   that has one (``declining``), else a reset.
+3. Without free descriptors ``accept`` fails at once, and the connection stays in the queue. The loop logs the
+   failure once a second, pauses, and continues when descriptors are free.
+4. ``stop_accepting`` ends the loops and leaves running connections open. ``serve`` returns after the last
+   connection has ended. Cancelling ``serve`` aborts all connections.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tunnel_server.listeners.addresses import UnixAddress, address_of, bind_tcp,
 from tunnel_server.listeners.admission import Admission, Ticket
 
 _ACCEPTS_AT_ONCE = 16
-"""Each takes a tenth of a millisecond, and others wait meanwhile."""
+"""Connections accepted in a row. Each takes a tenth of a millisecond, and other tasks wait meanwhile."""
 _PAUSE_SECONDS = 0.1
-_SAY_AGAIN_SECONDS = 1.0
+_LOG_SECONDS = 1.0
 TURN_SECONDS = 5.0
-"""How long a connection waits for its turn: half of what clients wait for a handshake."""
+"""Longest wait of a connection for its turn: half of the time that clients wait for a handshake."""
 _ROOM_SECONDS = 0.1
-"""How often room is made while a connection waits."""
+"""Time between two calls of ``make_room`` while a connection waits."""
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 
@@ -46,26 +46,27 @@ _log = logging.getLogger("qanat.listeners")
 
 
 class Reporter(Protocol):
-    """Hears of refusals before authentication; bounds and counts what it writes."""
+    """Recorder of refusals before authentication. It bounds and counts its log lines."""
 
-    def refused(self, entrance: str, source: str, refused: Refused) -> None: ...
+    def refused(self, entrance: str, source: str, refused: Refused) -> None:
+        """Record the refusal of a connection from ``source`` (``host:port``, or a user id)."""
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedConnection:
-    """A connection that was admitted. ``address`` is ``host:port``; for a unix socket it is empty."""
+    """A connection that was admitted. ``address`` is its ``host:port``, empty for a unix socket."""
 
     stream: trio.abc.HalfCloseableStream
     address: str
     ticket: Ticket
     uid: int | None = None
-    """Of the process at the other end of a unix socket."""
+    """User id of the process at the other end of a unix socket; None for TCP."""
     turns: trio.Lock | None = None
-    """Taken by whoever computes for a connection of this listener that carries nothing yet."""
+    """Lock of the listener that a task holds while it computes for a connection that carries nothing yet."""
 
     @property
     def source(self) -> str:
-        """Who is there, for the log."""
+        """The peer's address or user id, for the log."""
         return self.address or f"uid {self.uid}"
 
 
@@ -88,7 +89,7 @@ class Listener:
         self.addresses = [
             bound.getsockname() if bound.family == socket.AF_UNIX else address_of(bound) for bound in sockets
         ]
-        """Where it listens, or did: ``host:port`` each, or the path of a unix socket."""
+        """The listen addresses, each ``host:port`` or the path of a unix socket. They stay after the end."""
         self._sockets = sockets
         for bound in sockets:
             tune(bound)
@@ -97,14 +98,18 @@ class Listener:
         self._decliner = Decliner(decline)
         self._accepting = trio.CancelScope()
         self._unlink: Callable[[], None] = lambda: None
-        self._said_at = -float("inf")
+        self._logged_at = -float("inf")
         self._exhausted = False
         self._makes_room = False
 
     async def serve(
         self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Accepts until ``stop_accepting`` and returns when the last connection has ended."""
+        """Accept until ``stop_accepting``, and return when the last connection has ended.
+
+        ``handler`` serves each connection; ``OSError`` of it is logged at debug, other exceptions as errors.
+        A cancellation closes the listener and aborts all connections.
+        """
         try:
             async with trio.open_nursery() as connections:
                 task_status.started()
@@ -114,14 +119,14 @@ class Listener:
             self.stop_accepting()
 
     def stop_accepting(self) -> None:
-        """Closes the listening sockets. Idempotent; running connections go on."""
+        """Close the listening sockets. Running connections continue. Idempotent."""
         self._accepting.cancel()
         for bound in self._sockets:
             bound.close()
         self._unlink()
 
     def unlink_at_end(self, path: Path) -> None:
-        """Has the socket file removed when accepting stops, unless it is another one by then."""
+        """Remove the socket file when accepting stops, unless another file has replaced it."""
         inode = path.stat().st_ino
         self._unlink = lambda: unlink_own(path, inode)
 
@@ -139,7 +144,8 @@ class Listener:
                 except BlockingIOError:
                     break
                 except OSError as error:
-                    # Others (ECONNABORTED, EPROTO, EPERM of a firewall) are its own fault: accept(2).
+                    # Other errors (ECONNABORTED, EPROTO, EPERM of a firewall) concern one connection:
+                    # accept(2).
                     if error.errno in _EXHAUSTED:
                         await self._pause(error)
                     continue
@@ -150,10 +156,10 @@ class Listener:
     def _begin(
         self, accepted: socket.socket, address: object, handler: Handler, connections: trio.Nursery
     ) -> None:
-        """Admits here and not in the task, so that who came last is the one too many."""
+        """Admit the connection before its task starts, so that the newest connection is the refused one."""
         try:
             stream = SocketStream(accepted, is_tuned=True)
-            host, text, uid = _who(accepted, address)
+            host, text, uid = _peer_of(accepted, address)
         except OSError as error:
             accepted.close()
             _log.debug("%s lost a connection: %s", self.entrance, error)
@@ -171,7 +177,7 @@ class Listener:
         )
 
     async def _make_room(self) -> None:
-        """Ends when no connection waits any more; each waits for ``TURN_SECONDS`` at most."""
+        """Make room until no connection waits. Each waits for at most ``TURN_SECONDS``."""
         try:
             while self._admission.has_waiting:
                 self._admission.make_room()
@@ -189,8 +195,8 @@ class Listener:
     async def _pause(self, error: OSError) -> None:
         self._exhausted = True
         now = trio.current_time()
-        if now >= self._said_at + _SAY_AGAIN_SECONDS:
-            self._said_at = now
+        if now >= self._logged_at + _LOG_SECONDS:
+            self._logged_at = now
             _log.error(
                 "%s cannot accept connections: %s; raise the descriptor limit (ulimit -n, LimitNOFILE=)",
                 self.entrance,
@@ -206,10 +212,10 @@ class Listener:
     async def _serve_one(
         self, stream: SocketStream, accepted: AcceptedConnection, handler: Handler, connections: trio.Nursery
     ) -> None:
-        late = await _wait_turn(accepted.ticket) if accepted.ticket.waits else accepted.ticket.evicted
-        if late is not None:
+        refused = await _wait_turn(accepted.ticket) if accepted.ticket.waits else accepted.ticket.evicted
+        if refused is not None:
             accepted.ticket.release()
-            self._refuse(stream, accepted.source, late, connections)
+            self._refuse(stream, accepted.source, refused, connections)
             return
         try:
             with trio.CancelScope() as scope:
@@ -221,14 +227,17 @@ class Listener:
             _log.exception("%s failed at a connection", self.entrance)
         finally:
             accepted.ticket.release()
-            # Whatever the handler finished has been closed by it; the rest must look cut off.
+            # The handler has closed a finished connection. An unfinished one must be reset.
             stream.abort()
         if accepted.ticket.evicted is not None:
             self._reporter.refused(self.entrance, accepted.source, accepted.ticket.evicted)
 
 
 async def _wait_turn(ticket: Ticket) -> Refused | None:
-    """Return the refusal if the turn did not come. Then, and when cancelled, the ticket is released."""
+    """Wait for the turn, and return the refusal if it does not come in time.
+
+    The ticket is released then, and when this call is cancelled.
+    """
     turn = trio.Event()
     ticket.on_turn = ticket.on_evicted = turn.set
     try:
@@ -240,8 +249,8 @@ async def _wait_turn(ticket: Ticket) -> Refused | None:
             ticket.release()
 
 
-def _who(accepted: socket.socket, address: object) -> tuple[str, str, int | None]:
-    """The host that counts as the source, the address for the log, and the user id on a unix socket."""
+def _peer_of(accepted: socket.socket, address: object) -> tuple[str, str, int | None]:
+    """Return the host that counts as the source, the address for the log, and the user id (unix socket)."""
     if accepted.family == socket.AF_UNIX:
         credentials = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         return "", "", _UCRED.unpack(credentials)[1]
@@ -257,7 +266,10 @@ async def listen_tcp(
     reporter: Reporter,
     decline: Decline | None = None,
 ) -> Listener:
-    """A listener on all ``addresses`` (``host:port``). Raises ``CannotListen``, with none left open."""
+    """Return a listener on all ``addresses`` (``host:port``).
+
+    Raises ``CannotListen``. No socket stays open then, nor after a cancellation.
+    """
     sockets: list[socket.socket] = []
     try:
         for address in addresses:
@@ -276,7 +288,7 @@ def listen_unix(
     reporter: Reporter,
     decline: Decline | None = None,
 ) -> Listener:
-    """A listener on a unix socket, whose file goes when accepting stops. Raises ``CannotListen``."""
+    """Return a listener on a unix socket, whose file is removed at its end. Raises ``CannotListen``."""
     listener = Listener(entrance, [bind_unix(address)], admission, reporter, decline)
     listener.unlink_at_end(address.path)
     return listener

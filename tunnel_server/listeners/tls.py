@@ -18,18 +18,18 @@ from tunnel_server.listeners.admission import Ticket
 from tunnel_server.listeners.listener import AcceptedConnection, Handler, Reporter
 
 _BY_VERIFICATION = {10: Reason.CERTIFICATE_EXPIRED, 26: Reason.WRONG_ROLE}
-"""X509_V_ERR_CERT_HAS_EXPIRED and _INVALID_PURPOSE, x509_vfy.h; other certificates prove nothing here."""
+"""X509_V_ERR_CERT_HAS_EXPIRED and _INVALID_PURPOSE of x509_vfy.h. Other errors mean ``UNAUTHENTICATED``."""
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files of a listener. ``trust_file`` holds the roots of those who may come in.
+    """PEM files of a listener. ``trust_file`` holds the roots of the clients' certificates.
 
-    ``user_trust_file`` holds further roots, for a listener that lets users in.
+    ``user_trust_file`` holds further roots, for a listener that admits users.
 
-    ``authority``, the folder of our own, if there is one, helps those who show their leaf without its
-    chain, as clients of EST do: the answer to them is the leaf alone.
+    ``authority`` is the folder of the server's own authority, if it has one. Its intermediates verify clients
+    that show their leaf without a chain, because the answer of EST is the leaf alone.
     """
 
     certificate_file: Path
@@ -39,26 +39,26 @@ class TlsFiles:
     authority: Path | None = None
     alpn: str = "http/1.1"
     requires_certificate: bool = False
-    """Whether the handshake fails for a client without a certificate; else such a client gets a 401."""
+    """Whether the handshake fails for a client without a certificate. Else the client receives a 401."""
     user_trust_file: Path | None = None
 
 
 class TlsContexts:
-    """The context for new connections. ``reload`` reads the files anew; if that fails the old one stays."""
+    """The TLS context for new connections, which ``reload`` replaces."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self.current = make_context(files)
 
     def reload(self) -> None:
-        """Raises ``OSError``, of which ``ssl.SSLError`` is one, or ``ValueError``; then changes nothing."""
+        """Read the files again. Raises as ``make_context`` does, and keeps the old context then."""
         self.current = make_context(self._files)
 
 
 def make_context(files: TlsFiles) -> ssl.SSLContext:
-    """A server's context that asks for a client certificate and verifies it if one is shown.
+    """Return a server context that requests a client certificate, and verifies a certificate that is shown.
 
-    Raises ``OSError``, of which ``ssl.SSLError`` is one, or ``ValueError``.
+    Raises ``OSError``, of which ``ssl.SSLError`` is a subclass, or ``ValueError``.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[files.min_version]
@@ -74,7 +74,7 @@ def make_context(files: TlsFiles) -> ssl.SSLContext:
             context.load_verify_locations(trust)
     if files.authority is not None and (intermediates := read_intermediates(files.authority)):
         context.load_verify_locations(cadata=intermediates.decode())
-    # Optional, so that who shows none gets a 401 that says so instead of an alert that nobody reads.
+    # Optional, so that a client without a certificate receives a 401 with the cause, not a mere TLS alert.
     context.verify_mode = ssl.CERT_REQUIRED if files.requires_certificate else ssl.CERT_OPTIONAL
     context.set_alpn_protocols([files.alpn])
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -87,7 +87,10 @@ def make_context(files: TlsFiles) -> ssl.SSLContext:
 def over_tls(
     entrance: str, contexts: TlsContexts, handshake_seconds: float, handler: Handler, reporter: Reporter
 ) -> Handler:
-    """A handler that completes the handshake and passes the ``TlsStream`` on to ``handler``."""
+    """Return a handler that completes the TLS handshake and passes the ``TlsStream`` to ``handler``.
+
+    A handshake that fails, or takes more than ``handshake_seconds``, is reported to ``reporter``.
+    """
     turns = trio.Lock()
 
     async def handle(accepted: AcceptedConnection) -> None:
@@ -95,13 +98,13 @@ def over_tls(
         assert isinstance(transport, SocketStream)
         stream = SocketTlsStream(transport, contexts.current, server_side=True)
         try:
-            await _shake_hands(stream, handshake_seconds, Turns(turns, accepted.ticket))
+            await _handshake(stream, handshake_seconds, Turns(turns, accepted.ticket))
         except Refused as refused:
             accepted.ticket.refused()
             if not (refused.reason is Reason.HANDSHAKE_FAILED and _has_left(stream)):
                 reporter.refused(entrance, accepted.source, refused)
-            # Else the user gets "connection reset" in place of the alert "certificate expired". In TLS 1.3 a
-            # client sends its request before it can receive the alert.
+            # Without lingering the user sees "connection reset" instead of the alert "certificate expired",
+            # because in TLS 1.3 a client sends its request before it can receive the alert.
             await linger(transport, is_sending=True)
             await transport.aclose()
             return
@@ -112,10 +115,10 @@ def over_tls(
 
 
 class Turns:
-    """The turns of one connection, which does not give way while it waits for the processor and has it.
+    """Turns of one connection at the processor. The connection does not give way while it waits or computes.
 
-    That holds for the two steps of a handshake. Bytes that come one by one make more, which do not count as
-    something shown.
+    This holds for the first two turns, the two steps of a handshake. A client that sends single bytes causes
+    more turns, which do not count as progress.
     """
 
     def __init__(self, turns: trio.Lock, ticket: Ticket) -> None:
@@ -145,13 +148,13 @@ class Turns:
 def _has_left(stream: TlsStream) -> bool:
     """Whether the client closed the connection before it sent a byte.
 
-    No handshake failed then: the client only asked whether the port is open, as ``join``, ``check`` and load
-    balancers do, or another of its attempts was faster.
+    Such a client only checks that the port is open, as ``join``, ``check`` and load balancers do, or another
+    of its attempts was faster. No handshake has failed.
     """
     return stream.has_ended and not stream.has_received
 
 
-async def _shake_hands(stream: TlsStream, seconds: float, turns: Turns) -> None:
+async def _handshake(stream: TlsStream, seconds: float, turns: Turns) -> None:
     try:
         with trio.fail_after(seconds):
             await stream.do_handshake(turns)

@@ -6,15 +6,15 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tally import Tally
 
 _PER_FREE_PLACE = 2
-"""Connections that a user may have for each free place: a lone user may take two thirds of all places."""
+"""Connections of a user for each free place, so that a lone user may take two thirds of all places."""
 
 
 class UserConnections:
-    """The authenticated connections of one listener, which takes ``max_connections``.
+    """Count of the authenticated connections of one listener, which has ``max_connections`` places.
 
-    Each user may have ``most`` of them. A user with more may add one only while the user has fewer than two
-    for each place that is still free. So a kube-apiserver reaches every node of a large cluster, and other
-    users find places.
+    Each user may have ``most`` connections. Beyond that number a user may add a connection only while the
+    user has fewer than two for each free place. So a kube-apiserver reaches every node of a large cluster,
+    and other users find places.
     """
 
     def __init__(self, most: int, max_connections: int) -> None:
@@ -38,6 +38,6 @@ class UserConnections:
         self._total += 1
 
     def remove(self, user: str) -> None:
-        """A connection that was counted is closed."""
+        """Stop counting a closed connection of ``user``."""
         self._total -= 1
         self._open.take(user)

@@ -1,7 +1,7 @@
-"""What an agent says of itself, made fit to be shown and linked. No I/O.
+"""Check the services and the software name in an agent's hello before the server shows or links them. No I/O.
 
-Names of services become host names of links, so whatever is no service name could lead a user elsewhere. Our
-agents check their configuration by the same rule; what does not pass was not announced by one of them.
+A service name becomes the host name of a link, so an invalid name could lead a user elsewhere. Our agents
+check their configuration by the same rule; therefore only another program announces an invalid service.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from tunnel_core.names import is_label, is_service_name
 from tunnel_core.wire.frames import Hello, Service
 
 _MAX_TEXT = 300
-"""Longest target or software name that is shown; the longest valid target has 259 characters."""
+"""Longest target or software name that is shown, in characters; the longest valid target has 259."""
 _MAX_PROTOCOL = 16
 
 
 def checked_hello(hello: Hello) -> tuple[Hello, int]:
-    """Return the hello without the services that no agent may announce, and how many those were.
+    """Return the hello without its invalid services, and the number of services removed.
 
-    Of two services with one name the first stays. Protocols of later versions are kept, and linked nowhere.
+    Of two services with one name the first stays. Unknown protocols stay too, for later versions of agents,
+    but no page links them.
     """
     kept: dict[str, Service] = {}
     for service in hello.services:
         if is_service_name(service.name) and service.name not in kept and _is_protocol(service.protocol):
-            kept[service.name] = service._replace(target=_shown(service.target))
-    checked = hello._replace(services=tuple(kept.values()), software=_shown(hello.software))
+            kept[service.name] = service._replace(target=_printable(service.target))
+    checked = hello._replace(services=tuple(kept.values()), software=_printable(hello.software))
     return checked, len(hello.services) - len(kept)
 
 
@@ -31,5 +32,5 @@ def _is_protocol(text: str) -> bool:
     return is_label(text) and len(text) <= _MAX_PROTOCOL
 
 
-def _shown(text: str) -> str:
+def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text[:_MAX_TEXT])

@@ -1,6 +1,7 @@
-"""Attaches under way, by the identity that its carrier proved: a few of each, the newest stay. No I/O.
+"""Attaches in progress, bounded for each identity. No I/O.
 
-A call holds a connection and a place before its agent has said a word, so each certificate has few.
+A call holds a connection and a place before its agent sends a hello. Each identity therefore has few attaches
+in progress; a further one displaces the oldest.
 """
 
 from __future__ import annotations
@@ -20,36 +21,38 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class PendingAttach:
-    """An attach under way. ``held`` is the session it asks to go on with, None for a new one."""
+    """An attach in progress. ``held`` is the session to resume, None for a new session."""
 
     identity: str
-    """The key under which attaches are counted; all attaches of one node have the same."""
-    proven: (
-        VerifiedCertificate | None
-    )  # what its carrier has proven; None if that is nothing that may be used
+    """The key under which attaches are counted; all attaches of one node have the same key."""
+    certificate: VerifiedCertificate | None
+    """The certificate of the carrier; None if it is no readable node certificate of this trust domain."""
     held: HeldSession | None = None
-    link: Session | None = None  # the session that it began
-    refused: Refused | None = None  # why nothing was offered
+    session: Session | None = None
+    """The session that this attach began."""
+    refused: Refused | None = None
+    """The reason why the server offered no session."""
 
     @property
     def node(self) -> str:
-        return self.proven.identity.name if self.proven is not None else ""
+        """The name of the node; empty without a valid certificate."""
+        return self.certificate.identity.name if self.certificate is not None else ""
 
 
-def identity_of(proven: VerifiedCertificate | None, refused: Refused | None, leaf_pem: bytes) -> str:
-    """Return the key of an attach: the certificate's identity, or its digest if it names none.
+def identity_of(certificate: VerifiedCertificate | None, refused: Refused | None, leaf_pem: bytes) -> str:
+    """Return the key of an attach: the certificate's identity, or the digest of a certificate without one.
 
-    Refused attaches have keys of their own, so a revoked certificate displaces no attach of a valid one.
+    Refused attaches have separate keys, so a revoked certificate displaces no attach of a valid certificate.
     """
-    if proven is not None and refused is None:
-        return str(proven.identity)
+    if certificate is not None and refused is None:
+        return str(certificate.identity)
     if isinstance(refused, IdentityError) and refused.identity is not None:
         return f"refused {refused.identity}"
     return hashlib.sha256(leaf_pem).hexdigest()
 
 
 class PendingAttaches:
-    """The attaches under way, oldest first. ``most`` is the bound for each identity."""
+    """The attaches in progress, oldest first. ``most`` bounds their number for each identity."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -59,30 +62,31 @@ class PendingAttaches:
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, attempt: Attachment, arrival: PendingAttach) -> Attachment | None:
-        """Add one; return the oldest of its identity if that has to go, which is taken out."""
-        own = self._by_identity.setdefault(arrival.identity, {})
+    def add(self, attachment: Attachment, pending: PendingAttach) -> Attachment | None:
+        """Add an attach. If its identity has too many, remove the oldest and return it; else return None."""
+        own = self._by_identity.setdefault(pending.identity, {})
         oldest = next(iter(own)) if len(own) >= self._most else None
-        self._all[attempt] = arrival
-        own[attempt] = None
+        self._all[attachment] = pending
+        own[attachment] = None
         if oldest is not None:
             self.discard(oldest)
         return oldest
 
-    def is_newest(self, attempt: Attachment) -> bool:
-        """Return whether no later attach of its identity is under way."""
-        arrival = self._all.get(attempt)
-        return arrival is not None and next(reversed(self._by_identity[arrival.identity])) is attempt
+    def is_newest(self, attachment: Attachment) -> bool:
+        """Whether this attach is in progress, and no later one of its identity is."""
+        pending = self._all.get(attachment)
+        return pending is not None and next(reversed(self._by_identity[pending.identity])) is attachment
 
-    def find(self, attempt: Attachment) -> PendingAttach:
-        return self._all[attempt]
+    def find(self, attachment: Attachment) -> PendingAttach:
+        """Return the attach of this attachment. Raises ``KeyError`` if it was removed."""
+        return self._all[attachment]
 
-    def discard(self, attempt: Attachment) -> None:
-        """Take one out. Idempotent."""
-        arrival = self._all.pop(attempt, None)
-        if arrival is None:
+    def discard(self, attachment: Attachment) -> None:
+        """Remove an attach. Idempotent."""
+        pending = self._all.pop(attachment, None)
+        if pending is None:
             return
-        own = self._by_identity[arrival.identity]
-        del own[attempt]
+        own = self._by_identity[pending.identity]
+        del own[attachment]
         if not own:
-            del self._by_identity[arrival.identity]
+            del self._by_identity[pending.identity]

@@ -1,9 +1,9 @@
-"""How agents get in: a carrier with a proven identity begins a node's session, or goes on with it.
+"""Accept the carriers of agents: a carrier with a verified node certificate begins or resumes a session.
 
-1. A certificate that lets nobody in is refused at the call, before a hello is awaited.
-2. An attach under way holds a connection, so each identity has few (``arrivals.py``), and a call without a
-   hello ends after two seconds unless it is the newest of its identity.
-3. A hello is offered a session only if its node has not attached too often lately (``attach_budget.py``).
+1. The server refuses an invalid certificate at the call, before it waits for a hello.
+2. An attach in progress holds a connection, so each identity has few (``arrivals.py``). A call without a
+   hello ends after two seconds, unless the call is the newest of its identity.
+3. The server offers a session only to a node that did not attach too often lately (``attach_budget.py``).
 """
 
 from __future__ import annotations
@@ -45,17 +45,18 @@ _log = logging.getLogger("qanat.attach")
 
 ENTRANCE = "agents"
 _RETRY_MS = 5000
-_SHUT_OUT_RETRY_MS = 300_000
-"""For those whom only a person lets in again."""
+_REPAIR_RETRY_MS = 300_000
+"""Retry time for agents that can attach only after a person has acted."""
 _FAREWELL_SECONDS = 2.5
-"""For all agents together to hear that we stop; a link gives its own up within two seconds."""
+"""Time for all agents together to receive the end of their sessions; each session gives up in two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachSettings:
-    """What every attach goes by. ``max_agents`` counts nodes attached at once.
+    """Settings that all attaches share. ``max_agents`` bounds the nodes that are attached at once.
 
-    ``max_pending`` counts attaches under way: each holds a TLS connection for ten seconds at most.
+    ``max_pending`` bounds the attaches in progress, because each holds a TLS connection for up to ten
+    seconds.
     """
 
     trust_domain: str
@@ -65,10 +66,10 @@ class AttachSettings:
 
 
 class SessionAcceptor:
-    """Takes carriers in, and keeps the sessions they carry; ``counters`` hears of every outcome.
+    """Accept carriers and run the sessions that they carry. ``counters`` counts every outcome.
 
-    ``standing`` ends the sessions of those who have to go, ``refusals`` hears of those who were not let in.
-    ``trust_bundle`` gives the roots (PEM) that agents are told; if it gives none, agents are told nothing.
+    ``credential_watch`` ends the sessions whose certificates become invalid. ``refusals`` records refused
+    attaches. ``trust_bundle`` returns the roots (PEM) to send to agents; if it is empty, none are sent.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class SessionAcceptor:
         nursery: trio.Nursery,
         counters: Counters,
         *,
-        standing: CredentialWatch,
+        credential_watch: CredentialWatch,
         refusals: Refusals,
         trust_bundle: Callable[[], bytes],
     ) -> None:
@@ -91,51 +92,53 @@ class SessionAcceptor:
         self._pool = pool
         self._nursery = nursery
         self._counters = counters
-        self._standing = standing
+        self._credential_watch = credential_watch
         self._refusals = refusals
         self._trust_bundle = trust_bundle
         self._failures = LineLimiter()
-        self._arrivals = PendingAttaches(settings.limits.max_attaches_per_identity)
+        self._pending = PendingAttaches(settings.limits.max_attaches_per_identity)
         self._sessions = Sessions()
-        self._links: dict[Session, WatchEntry] = {}  # also those that ended and still say so to their agent
+        self._watched: dict[Session, WatchEntry] = {}  # includes ended sessions that still inform their agent
 
     def take(self, carrier: Carrier) -> None:
-        """Begins the attach of a new carrier. Called by the carrier's server; never blocks or raises."""
-        proven, refused = self._identify(carrier)
-        refused = refused or self._why_shut_out(proven)
-        arrival = PendingAttach(identity_of(proven, refused, carrier.peer.leaf_pem), proven, refused=refused)
+        """Begin the attach of a new carrier. The carrier's server calls this; it never blocks or raises."""
+        certificate, refused = self._identify(carrier)
+        refused = refused or self._why_invalid(certificate)
+        pending = PendingAttach(
+            identity_of(certificate, refused, carrier.peer.leaf_pem), certificate, refused=refused
+        )
 
         def offer(hello: Hello) -> Welcome | Rejected:
             try:
-                return self._offer(arrival, hello)
+                return self._answer_hello(pending, hello)
             except AttachRejected as rejected:
                 return Rejected(rejected.reason, rejected.detail, int(rejected.retry_after_seconds * 1000))
-            except Refused as answer:
-                arrival.refused = answer.with_traceback(None)  # which leads back to the arrival
-                return Rejected(answer.reason, answer.detail, _retry_ms(answer))
+            except Refused as refusal:
+                pending.refused = refusal.with_traceback(None)  # a traceback would be a reference cycle
+                return Rejected(refusal.reason, refusal.detail, _retry_ms(refusal))
 
-        attempt = Attachment(carrier, ServerHandshake(offer), self._used)
-        oldest = self._arrivals.add(attempt, arrival)
+        attachment = Attachment(carrier, ServerHandshake(offer), self._on_use)
+        oldest = self._pending.add(attachment, pending)
         if oldest is not None:
             most = self._settings.limits.max_attaches_per_identity
-            detail = f"more than {most} attaches with one certificate are under way; the oldest ends"
+            detail = f"more than {most} attaches with one certificate are in progress; the oldest ends"
             oldest.displace(Refused(Reason.TOO_MANY_ATTACHES, detail))
         refused = refused or self._why_no_room()
         if refused is not None:
-            arrival.refused = refused
-            attempt.refuse(refused, _retry_ms(refused))
-        self._nursery.start_soon(self._keep, attempt, arrival)
+            pending.refused = refused
+            attachment.refuse(refused, _retry_ms(refused))
+        self._nursery.start_soon(self._run_attach, attachment, pending)
 
-    def _why_shut_out(self, proven: VerifiedCertificate | None) -> Refused | None:
-        """Return why the certificate is not good now: it is revoked, for example."""
+    def _why_invalid(self, certificate: VerifiedCertificate | None) -> Refused | None:
+        """Return why the certificate is not valid now, for example because it is revoked; else None."""
         try:
-            self._standing.require(proven)
+            self._credential_watch.require(certificate)
         except Refused as refused:
-            return refused.with_traceback(None)  # which leads back to who keeps it
+            return refused.with_traceback(None)  # a traceback would be a reference cycle
         return None
 
     def _why_no_room(self) -> Refused | None:
-        if len(self._arrivals) > self._settings.max_pending:
+        if len(self._pending) > self._settings.max_pending:
             return Refused(Reason.TOO_MANY_SESSIONS, "too many agents are attaching at this moment")
         return None
 
@@ -146,49 +149,51 @@ class SessionAcceptor:
             return proven_leaf(leaf, usage=Usage.CLIENT, role=Role.NODE, trust_domain=domain), None
         except Refused as refused:
             return None, refused.with_traceback(None)
-        except Exception:  # one odd certificate must not end the server
+        except Exception:  # one malformed certificate must not end the server
             _log.exception("the certificate of %s could not be read", carrier.peer.address)
             return None, Refused(Reason.INTERNAL_ERROR)
 
-    # Hello: what is offered. Nothing is taken over yet, and nothing moves unless the hello says so.
+    # Hello: the server offers a session and takes nothing over yet. Packets move after `use`.
 
-    def _offer(self, arrival: PendingAttach, hello: Hello) -> Welcome:
-        """The answer to a hello. Raises ``Refused``."""
-        self._standing.require(arrival.proven)
+    def _answer_hello(self, pending: PendingAttach, hello: Hello) -> Welcome:
+        """Return the answer to a hello. Raises ``Refused`` or ``AttachRejected``."""
+        self._credential_watch.require(pending.certificate)
         if hello.version != VERSION:
             detail = f"this server speaks version {VERSION}, the agent {hello.version}; update the older one"
             raise Refused(Reason.VERSION_MISMATCH, detail)
-        arrival.held = self._sessions.maybe_find(arrival.node, hello)
-        if arrival.held is not None:
-            self._nodes.spend_attach(arrival.node, resumes=True)
-            link = arrival.held.link
-            welcome = self._welcome(hello, arrival.node, link.welcome.session, SessionSecret(), link.received)
+        pending.held = self._sessions.maybe_find(pending.node, hello)
+        if pending.held is not None:
+            self._nodes.spend_attach(pending.node, resumes=True)
+            session = pending.held.session
+            welcome = self._welcome(
+                hello, pending.node, session.welcome.session, SessionSecret(), session.received
+            )
             welcome = welcome._replace(resumed=True, used=hello.use)
             roots = self._trust_bundle()
-            return welcome if link.welcome.trust_bundle == roots else welcome._replace(trust_bundle=roots)
-        self._check_room(arrival.node)
-        self._nodes.check_duplicate(arrival.node, hello)
-        self._nodes.spend_attach(arrival.node, resumes=False)
-        session, secret = secrets.token_bytes(16), SessionSecret(secrets.token_bytes(32))
-        return self._welcome(hello, arrival.node, session, secret)
+            return welcome if session.welcome.trust_bundle == roots else welcome._replace(trust_bundle=roots)
+        self._check_room(pending.node)
+        self._nodes.check_duplicate(pending.node, hello)
+        self._nodes.spend_attach(pending.node, resumes=False)
+        session_id, secret = secrets.token_bytes(16), SessionSecret(secrets.token_bytes(32))
+        return self._welcome(hello, pending.node, session_id, secret)
 
     def _check_room(self, node: str) -> None:
         if self.stopping:
             raise Refused(Reason.SERVER_STOPPING)
         known = self._nodes.find_exact(node)
         most = self._settings.max_agents
-        if (known is None or known.link is None) and self._nodes.attached_count >= most:
+        if (known is None or known.session is None) and self._nodes.attached_count >= most:
             detail = f"{most} agents are attached, the most that [agents] max of the server allows"
             raise Refused(Reason.TOO_MANY_SESSIONS, detail)
 
     def _welcome(
-        self, hello: Hello, node: str, session: bytes, secret: SessionSecret, have: int = 0
+        self, hello: Hello, node: str, session_id: bytes, secret: SessionSecret, have: int = 0
     ) -> Welcome:
-        """For a new session; an old one has no secret to tell."""
+        """Return a welcome. ``secret`` and the trust bundle are sent for a new session only."""
         limits = self._settings.limits
         return Welcome(
             version=VERSION,
-            session=session,
+            session=session_id,
             secret=secret,
             have=have,
             software=f"qanat-server/{__version__}",
@@ -202,29 +207,29 @@ class SessionAcceptor:
             grace_ms=int(limits.grace_seconds * 1000),
         )
 
-    # Use: what moves.
+    # Use: the agent has chosen this carrier, and the session moves to it.
 
-    def _used(self, attempt: Attachment) -> None:
-        """The agent chose this attempt. Raises ``Refused`` if that comes too late."""
-        arrival = self._arrivals.find(attempt)
-        steps = attempt.steps
-        assert isinstance(steps, ServerHandshake) and steps.hello is not None and steps.use is not None
-        assert arrival.proven is not None
-        self._standing.require(arrival.proven)  # asked again: it may have been revoked since the hello
-        hello = self._check_hello(arrival.node, steps.hello)
-        if arrival.held is None:
-            arrival.link = self._begin(attempt, hello, arrival.proven)
+    def _on_use(self, attachment: Attachment) -> None:
+        """Move the session to this carrier. Raises ``Refused`` if the agent's choice comes too late."""
+        pending = self._pending.find(attachment)
+        handshake = attachment.steps
+        assert isinstance(handshake, ServerHandshake)
+        assert handshake.hello is not None and handshake.use is not None and pending.certificate is not None
+        self._credential_watch.require(pending.certificate)  # it may have been revoked since the hello
+        hello = self._check_hello(pending.node, handshake.hello)
+        if pending.held is None:
+            pending.session = self._begin(attachment, hello, pending.certificate)
         else:
-            self._sessions.use(arrival.held, steps.use.attempt)
-            link = arrival.held.link
-            link.hello = hello
-            self._links[link].renew(arrival.proven)
-            link.move_to(attempt, max(hello.have, steps.use.have))
-        self._arrivals.discard(attempt)
+            self._sessions.use(pending.held, handshake.use.attempt)
+            session = pending.held.session
+            session.hello = hello
+            self._watched[session].renew(pending.certificate)
+            session.move_to(attachment, max(hello.have, handshake.use.have))
+        self._pending.discard(attachment)
 
-    def _check_hello(self, node: str, said: Hello) -> Hello:
-        """Return what may be shown of the hello; a service that no agent may announce is left out."""
-        hello, left_out = checked_hello(said)
+    def _check_hello(self, node: str, received: Hello) -> Hello:
+        """Return the hello without its invalid services, and log how many were left out."""
+        hello, left_out = checked_hello(received)
         if left_out:
             sentence = (
                 f"{left_out} services of node {node} are left out: their names or protocols are not valid"
@@ -232,13 +237,14 @@ class SessionAcceptor:
             self._log_of_node(node, "services", logging.WARNING, sentence)
         return hello
 
-    def _begin(self, attempt: Attachment, hello: Hello, proven: VerifiedCertificate) -> Session:
-        node = proven.identity.name
-        # Asked again: between welcome and use the last place may have gone, or the server begun to stop.
+    def _begin(self, attachment: Attachment, hello: Hello, certificate: VerifiedCertificate) -> Session:
+        node = certificate.identity.name
+        # Between welcome and use another node may have taken the last place, or the server may have begun to
+        # stop.
         self._check_room(node)
-        link = Session(
+        session = Session(
             hello,
-            attempt.welcome,
+            attachment.welcome,
             opener=True,
             node=node,
             limits=self._settings.limits,
@@ -247,136 +253,140 @@ class SessionAcceptor:
             cap=TokenBucket(hello.max_bytes_per_second) if hello.max_bytes_per_second else None,
             on_event=self._on_event,
         )
-        link.peer_address = attempt.peer_address
-        self._nodes.attach(node, link)
-        self._sessions.add(link, hello.attempt)
-        self._links[link] = self._standing.register(proven, lambda why: link.end(why.reason, why.detail))
-        link.move_to(attempt, 0)
+        session.peer_address = attachment.peer_address
+        self._nodes.attach(node, session)
+        self._sessions.add(session, hello.attempt)
+        self._watched[session] = self._credential_watch.register(
+            certificate, lambda refused: session.end(refused.reason, refused.detail)
+        )
+        session.move_to(attachment, 0)
         self._counters.attached()
-        self._log_link(link, "attached", f"node {node} attached", software=link.software)
-        return link
+        self._log_session(session, "attached", f"node {node} attached", software=session.software)
+        return session
 
-    def _on_event(self, link: Session, event: SessionEvent) -> None:
+    def _on_event(self, session: Session, event: SessionEvent) -> None:
         if event is SessionEvent.RESUMED:
-            self._nodes.note_resumed(link)
+            self._nodes.note_resumed(session)
             self._counters.resumed()
-            self._log_link(
-                link, "resumed", f"node {link.node} resumed its session", streams=len(link.streams)
-            )
-        elif event is SessionEvent.LOST and link.lost is not None:
-            loss = link.lost
-            self._nodes.note_lost(link, loss)
-            sentence = f"the link to node {link.node} was lost: {loss.detail}; its streams wait"
-            self._log_link(link, "lost", sentence, reason=loss.reason, streams=len(link.streams))
+            sentence = f"node {session.node} resumed its session"
+            self._log_session(session, "resumed", sentence, streams=len(session.streams))
+        elif event is SessionEvent.LOST and session.lost is not None:
+            loss = session.lost
+            self._nodes.note_lost(session, loss)
+            sentence = f"the link to node {session.node} was lost: {loss.detail}; its streams wait"
+            self._log_session(session, "lost", sentence, reason=loss.reason, streams=len(session.streams))
 
-    def _log_link(self, link: Session, kind: str, sentence: str, **fields: object) -> None:
-        known = {"node": link.node, "session": link.session_id, "address": link.peer_address}
-        self._log_of_node(link.node, kind, logging.INFO, sentence, **known, **fields)
+    def _log_session(self, session: Session, kind: str, sentence: str, **fields: object) -> None:
+        known = {"node": session.node, "session": session.session_id, "address": session.peer_address}
+        self._log_of_node(session.node, kind, logging.INFO, sentence, **known, **fields)
 
     def _log_of_node(self, node: str, kind: str, level: int, sentence: str, /, **fields: object) -> None:
-        """Log what a node has caused, unless it has used up its budget of lines of this kind."""
+        """Log a line about a node, unless the node has used up its budget of lines of this kind."""
         left_out = self._nodes.writes.note((node, f"line {kind}"), trio.current_time())
         if left_out is not None:
             log_event(_log, level, sentence, **fields, left_out=left_out or None)
 
-    # Each attach and each session has a task.
+    # One task runs an attach, and then the session that the attach began.
 
-    async def _keep(self, attempt: Attachment, arrival: PendingAttach) -> None:
+    async def _run_attach(self, attachment: Attachment, pending: PendingAttach) -> None:
         limits = self._settings.limits
         try:
-            is_newest = partial(self._arrivals.is_newest, attempt)
-            await attempt.settle(limits.attach_timeout_seconds, limits.hello_timeout_seconds, is_newest)
+            is_newest = partial(self._pending.is_newest, attachment)
+            await attachment.settle(limits.attach_timeout_seconds, limits.hello_timeout_seconds, is_newest)
         except Refused as refused:
-            self._note_failure(attempt, arrival, refused)
+            self._note_failure(attachment, pending, refused)
         except Exception:
-            _log.exception("the attach of node %s failed", arrival.node)
-            self._note_failure(attempt, arrival, Refused(Reason.INTERNAL_ERROR))
+            _log.exception("the attach of node %s failed", pending.node)
+            self._note_failure(attachment, pending, Refused(Reason.INTERNAL_ERROR))
         finally:
-            self._arrivals.discard(attempt)
-        if arrival.link is not None:
-            await self._keep_link(arrival.link)
+            self._pending.discard(attachment)
+        if pending.session is not None:
+            await self._run_session(pending.session)
 
-    async def _keep_link(self, link: Session) -> None:
+    async def _run_session(self, session: Session) -> None:
         try:
-            await link.run()
+            await session.run()
         except Exception:
-            _log.exception("the link of node %s failed", link.node)
+            _log.exception("the session of node %s failed", session.node)
         finally:
-            self._note_end(link)
+            self._note_end(session)
 
-    def _note_end(self, link: Session) -> None:
-        reason, detail = link.ended or (Reason.SESSION_LOST, Reason.SESSION_LOST.meaning)
-        self._links.pop(link).leave()
-        self._sessions.discard(link)
+    def _note_end(self, session: Session) -> None:
+        reason, detail = session.ended or (Reason.SESSION_LOST, Reason.SESSION_LOST.meaning)
+        self._watched.pop(session).remove()
+        self._sessions.discard(session)
         self._counters.session_ended(reason)
-        self._nodes.detach(link, reason, detail)
-        self._log_link(link, "detached", f"node {link.node} detached: {detail}", reason=reason)
+        self._nodes.detach(session, reason, detail)
+        self._log_session(session, "detached", f"node {session.node} detached: {detail}", reason=reason)
 
-    def _note_failure(self, attempt: Attachment, arrival: PendingAttach, refused: Refused) -> None:
-        if arrival.node and refused.reason is Reason.CARRIER_LOST:
-            self._note_abandoned(attempt, arrival)
+    def _note_failure(self, attachment: Attachment, pending: PendingAttach, refused: Refused) -> None:
+        if pending.node and refused.reason is Reason.CARRIER_LOST:
+            self._note_abandoned(attachment, pending)
             return
         self._counters.attached(refused.reason)
-        told = _named(arrival.refused or refused, arrival.proven)
-        self._refusals.note(ENTRANCE, attempt.peer_address, told)
-        fields = {"reason": refused.reason, "address": attempt.peer_address}
-        if arrival.node:
-            sentence = f"attach of node {arrival.node} failed: {refused.detail}"
-            self._log_of_node(arrival.node, refused.reason.word, logging.WARNING, sentence, **fields)
+        audited = _with_identity(pending.refused or refused, pending.certificate)
+        self._refusals.note(ENTRANCE, attachment.peer_address, audited)
+        fields = {"reason": refused.reason, "address": attachment.peer_address}
+        if pending.node:
+            sentence = f"attach of node {pending.node} failed: {refused.detail}"
+            self._log_of_node(pending.node, refused.reason.word, logging.WARNING, sentence, **fields)
             return
         left_out = self._failures.note(refused.reason, trio.current_time())
         if left_out is not None:
             sentence = f"attach of an unknown node failed: {refused.detail}"
             log_event(_log, logging.WARNING, sentence, **fields, left_out=left_out or None)
 
-    def _note_abandoned(self, attempt: Attachment, arrival: PendingAttach) -> None:
-        if attempt.steps.welcome is not None and arrival.held is None:
-            sentence = f"node {arrival.node} may attach, and left; a check does that"
-            self._log_of_node(arrival.node, "checked", logging.INFO, sentence)
+    def _note_abandoned(self, attachment: Attachment, pending: PendingAttach) -> None:
+        if attachment.steps.welcome is not None and pending.held is None:
+            sentence = f"node {pending.node} may attach, and left; a check does that"
+            self._log_of_node(pending.node, "checked", logging.INFO, sentence)
             return
         self._counters.attach_abandoned()
-        sentence = f"node {arrival.node} left an attach; of several attempts an agent keeps one"
-        log_event(_log, logging.DEBUG, sentence, address=attempt.peer_address)
+        sentence = f"node {pending.node} abandoned an attach; of several attempts an agent keeps one"
+        log_event(_log, logging.DEBUG, sentence, address=attachment.peer_address)
 
     @property
     def stream_count(self) -> int:
-        """Streams open over all sessions."""
-        return sum(len(link.streams) for link in self._links)
+        """The number of open streams in all sessions."""
+        return sum(len(session.streams) for session in self._watched)
 
     def drain(self, deadline_seconds: float) -> None:
-        """No new sessions, and no new streams in those that are there."""
+        """Accept no new sessions and no new streams. Resumptions are still accepted.
+
+        Each agent receives ``deadline_seconds``, the time that its streams have left.
+        """
         self.stopping = True
-        for link in self._links:
-            link.drain(deadline_seconds)
+        for session in self._watched:
+            session.drain(deadline_seconds)
 
     async def wait_no_streams(self) -> None:
-        """Waits until no stream is open. For one caller, after ``drain``."""
-        for link in list(self._links):
-            await link.wait_no_streams()
+        """Wait until no stream is open. For one caller, after ``drain``."""
+        for session in list(self._watched):
+            await session.wait_no_streams()
 
     async def end_all(self, reason: Reason) -> None:
-        """Ends every session, and waits until the agents heard it or had their time to."""
-        links = list(self._links)
-        for link in links:
-            link.end(reason)
+        """End every session, and wait up to 2.5 s until the agents acknowledge the end."""
+        sessions = list(self._watched)
+        for session in sessions:
+            session.end(reason)
         with trio.move_on_after(_FAREWELL_SECONDS):
-            for link in links:
-                await link.wait_given_up()
+            for session in sessions:
+                await session.wait_given_up()
 
 
 def _retry_ms(refused: Refused) -> int:
-    return _SHUT_OUT_RETRY_MS if refused.reason.retry is Retry.AFTER_REPAIR else _RETRY_MS
+    return _REPAIR_RETRY_MS if refused.reason.retry is Retry.AFTER_REPAIR else _RETRY_MS
 
 
-def _named(refused: Refused, proven: VerifiedCertificate | None) -> Refused:
-    """The refusal with the one whom it befell, where that is proven."""
-    if proven is None or isinstance(refused, IdentityError):
+def _with_identity(refused: Refused, certificate: VerifiedCertificate | None) -> Refused:
+    """Return the refusal with the identity of the certificate, if the carrier has proven one."""
+    if certificate is None or isinstance(refused, IdentityError):
         return refused
-    return IdentityError.of(proven, refused)
+    return IdentityError.of(certificate, refused)
 
 
 def _ping_interval(limits: Limits, hello: Hello) -> float:
-    """What this server is set to; on a metered link at least what its profile says."""
+    """Return the configured interval in seconds; on a metered link at least that of the metered profile."""
     seconds = limits.ping_interval_seconds
     if not hello.metered:
         return seconds

@@ -1,9 +1,9 @@
-"""How often one node may attach. No I/O, no clock.
+"""Rate limit of the attaches of one node. No I/O, no clock.
 
-Each new session ends another one and leaves events, audit and log lines behind. So a node has a few attaches
-at once and then one every few seconds, and is refused before a session is made. Resumptions have a budget of
-their own, larger than what an agent can use up on a link that fails all the time. Thus another program with
-the same certificate cannot keep the agent from its session.
+Each new session ends an older one and leaves events, audit lines and log lines behind. A node may therefore
+attach a few times at once and then once every few seconds. The server refuses an attach before it makes a
+session. Resumptions have a separate budget, which is larger than an agent can use up on a link that fails all
+the time. Another program with the same certificate thus cannot keep the agent from its session.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from tunnel_server.pki.enrolment.rate_limits import RequestRateLimits
 ATTACHES, ATTACH_SECONDS = 10, 5.0
 RESUMES, RESUME_SECONDS = 60, 1.0
 _MAX_KEYS = 50_000
-"""The nodes of several full servers; what is forgotten has its whole budget back."""
+"""The nodes of several full servers. A node whose key is dropped gets its whole budget back."""
 
 
 class AttachBudget:
-    """The attaches of each node."""
+    """Counter of the new sessions and the resumptions of each node."""
 
     def __init__(self) -> None:
         self._new = RequestRateLimits(ATTACHES, ATTACH_SECONDS, _MAX_KEYS)
         self._resumed = RequestRateLimits(RESUMES, RESUME_SECONDS, _MAX_KEYS)
 
     def spend(self, node: str, now: float, *, resumes: bool) -> None:
-        """One more attach of ``node``. Raise ``AttachRejected`` with the time to retry if it may not."""
+        """Count an attach of ``node`` at ``now`` (monotonic seconds).
+
+        Raises ``AttachRejected`` with the time to retry if the budget is used up.
+        """
         budgets = self._resumed if resumes else self._new
         wait = budgets.wait_seconds(node, now)
         if wait > 0:
-            what = "resumed its session" if resumes else "begun a new session"
+            action = "resumed its session" if resumes else "begun a new session"
             detail = (
-                f"node {node} has {what} too often; it may again in {math.ceil(wait)} s. If its agent"
+                f"node {node} has {action} too often; it may again in {math.ceil(wait)} s. If its agent"
                 " does not restart all the time, another program has its certificate:"
                 f" qanat-server node revoke {node}"
             )

@@ -1,4 +1,4 @@
-"""The server's figures at one moment, for ``/metrics``."""
+"""Snapshot of the server's figures for ``/metrics``."""
 
 from __future__ import annotations
 
@@ -18,36 +18,35 @@ def take_snapshot(
     per_node: bool,
     audit_dropped: int = 0,
 ) -> Snapshot:
-    """What ``/metrics`` shows. ``clock`` is the one that the registry goes by."""
-    sessions = [link.statistics() for _, link in nodes.attached()]
+    """Return the figures for ``/metrics``. ``clock`` is the monotonic clock of the registry, in seconds."""
+    sessions = [session.statistics() for _, session in nodes.attached()]
     return counters.snapshot(
         sessions=len(sessions),
         nodes=_samples(nodes, clock()) if per_node else (),
         software=f"qanat-server/{__version__}",
         audit_dropped=audit_dropped,
         log_lines_dropped=lines_dropped(),
-        credit_granted_bytes=sum(session.credit_granted for session in sessions),
-        retained_bytes=sum(session.retained_bytes for session in sessions),
+        credit_granted_bytes=sum(statistics.credit_granted for statistics in sessions),
+        retained_bytes=sum(statistics.retained_bytes for statistics in sessions),
     )
 
 
 def _samples(nodes: Nodes, now: float) -> list[NodeSample]:
-    """A node that never attached has no figures."""
+    """Return a sample for each node that attached at least once."""
     samples = (_sample(node, now) for node in nodes.all())
     return [sample for sample in samples if sample is not None]
 
 
 def _sample(node: Node, now: float) -> NodeSample | None:
-    link = node.link
-    if link is None:
+    if node.session is None:
         seen = node.last_seen
         return None if seen is None else NodeSample(node.name, detached_seconds=now - seen)
-    session = link.statistics()
+    statistics = node.session.statistics()
     return NodeSample(
         node.name,
-        session.lost_seconds,
-        session.round_trip_seconds,
-        session.open_streams,
-        session.bytes_in,
-        session.bytes_out,
+        statistics.lost_seconds,
+        statistics.round_trip_seconds,
+        statistics.open_streams,
+        statistics.bytes_in,
+        statistics.bytes_out,
     )

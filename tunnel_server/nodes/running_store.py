@@ -1,7 +1,7 @@
-"""The store in a running server: open for as long as the server runs, and fed with the events of nodes.
+"""The store in a running server: open while the server runs, and written by ``EventWriter``.
 
-At the start the nodes that the store knows become nodes of the registry, and the newest stored events become
-those of the registry's log. ``EventWriter`` then stores the events of this run.
+At the start the server loads the known nodes into the registry, and the newest stored events into its event
+log. ``EventWriter`` then stores the events of this run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tunnel_server.store.lock import wait_hold_store
 from tunnel_server.store.settings import settings_of
 from tunnel_server.store.store import Store, open_store
 
-_LAST_SECONDS = 3.0
+_FINAL_WRITE_SECONDS = 3.0
 _NO_BOUND = 2**62
 
 
@@ -32,15 +32,15 @@ _NO_BOUND = 2**62
 async def running_store(
     config: ServerConfig, nursery: trio.Nursery, wall: Callable[[], datetime]
 ) -> AsyncIterator[Store]:
-    """Hold the data folder, and open the store, which is made if it is missing. Close both at the end.
+    """Lock the data folder and open the store; create the store if it is missing. Release both at the end.
 
-    The store's own tasks run in ``nursery``. No other process may write meanwhile. Raises ``StoreHeld`` or
+    The store's tasks run in ``nursery``. No other process can write meanwhile. Raises ``StoreHeld`` or
     ``StoreError``.
     """
     async with wait_hold_store(config.data_dir):
         store = await trio.to_thread.run_sync(open_store, settings_of(config), wall)
         nursery.start_soon(store.serve)
-        nursery.start_soon(store.keep_small)
+        nursery.start_soon(store.prune_hourly)
         try:
             yield store
         finally:
@@ -51,38 +51,38 @@ async def running_store(
 async def restored_nodes(
     store: Store, nodes: Nodes, refusals: Refusals, nursery: trio.Nursery
 ) -> AsyncIterator[None]:
-    """Give ``nodes`` what earlier runs stored, and store the events of this run until the block ends.
+    """Load what earlier runs stored into ``nodes``, and store the events of this run until the block ends.
 
-    If the block ends without an error, the events and the refusals that still wait are stored then.
+    If the block ends without an error, the remaining events and refusals are stored at its end, within 3 s.
     """
     await _restore(store, nodes)
-    keeper = EventWriter(nodes.events, refusals, store)
-    nursery.start_soon(keeper.serve)
+    event_writer = EventWriter(nodes.events, refusals, store)
+    nursery.start_soon(event_writer.serve)
     yield
     refusals.sweep(ends=True)
-    with trio.move_on_after(_LAST_SECONDS):  # a disk may hang
-        await keeper.flush()
-        await keeper.see_attached()
+    with trio.move_on_after(_FINAL_WRITE_SECONDS):  # a disk may hang
+        await event_writer.flush()
+        await event_writer.refresh_last_seen()
 
 
 async def _restore(store: Store, nodes: Nodes) -> None:
-    """Load the events and nodes of earlier runs, and have the registry learn of each new node."""
+    """Load the events and nodes of earlier runs, and subscribe the registry to new nodes."""
     nodes.events.restore(await _newest(store))
     with contextlib.suppress(StoreError):  # a full disk does not prevent the start
         await store.detach_all()
     for known in await store.known_nodes():
-        # "The server is stopping" is no reason that a user of the next run can use.
+        # "The server is stopping" tells a user of the next run nothing.
         reason = None if known.reason is Reason.SERVER_STOPPING else known.reason
         nodes.learn(known.name, known_at=known.known_at, last_seen_at=known.last_seen_at, reason=reason)
     store.subscribe_nodes(nodes.learn)
 
 
 async def _newest(store: Store) -> list[NodeEvent]:
-    """As many as the ring takes."""
-    found: list[NodeEvent] = []
-    while len(found) < MAX_EVENTS:
-        more = await store.events(before=found[0].id if found else _NO_BOUND)
-        if not more:
+    """Return as many of the newest events as the event log holds, oldest first."""
+    events: list[NodeEvent] = []
+    while len(events) < MAX_EVENTS:
+        older = await store.events(before=events[0].id if events else _NO_BOUND)
+        if not older:
             break
-        found = more + found
-    return found[-MAX_EVENTS:]
+        events = older + events
+    return events[-MAX_EVENTS:]

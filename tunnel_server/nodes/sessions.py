@@ -1,8 +1,8 @@
-"""Which sessions this server holds, and who may go on with one. No I/O, no clock.
+"""The sessions of this server, and the check of an agent that resumes one. No I/O, no clock.
 
-A session is its agent's who shows the node's certificate and the secret of the welcome. One that ended
-is unknown, as one of a server before this one is: the agent gets a new session, and learns that the
-old one is lost. Attempts race, so only one above the highest that was used may be used.
+To resume a session an agent shows the node's certificate and the secret of the welcome. A session that ended,
+or that an earlier run of the server held, is unknown. Its agent gets a new session and learns that the old
+session is lost. Attempts race, so the server accepts only an attempt above the highest one used.
 """
 
 from __future__ import annotations
@@ -20,43 +20,46 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class HeldSession:
-    """One session. ``used`` is the highest attempt that it was moved to."""
+    """One session. ``used`` is the number of the newest attempt whose carrier the session moved to."""
 
     node: str
-    link: Session
+    session: Session
     used: int
 
 
 class Sessions:
-    """The sessions that have not ended, by their ids."""
+    """The sessions that have not ended, by id."""
 
     def __init__(self) -> None:
         self._held: dict[bytes, HeldSession] = {}
 
-    def add(self, link: Session, attempt: int) -> None:
-        """A new session, which its first attempt carries."""
-        self._held[link.welcome.session] = HeldSession(link.node, link, attempt)
+    def add(self, session: Session, attempt: int) -> None:
+        """Add a new session. ``attempt`` is the number of its first attempt."""
+        self._held[session.welcome.session] = HeldSession(session.node, session, attempt)
 
-    def discard(self, link: Session) -> None:
-        """It ended."""
-        self._held.pop(link.welcome.session, None)
+    def discard(self, session: Session) -> None:
+        """Remove a session that ended. Idempotent."""
+        self._held.pop(session.welcome.session, None)
 
     def maybe_find(self, node: str, hello: Hello) -> HeldSession | None:
-        """The session that ``node`` asks to go on with; None for a new one.
+        """Return the session that the hello of ``node`` resumes; None if the agent needs a new session.
 
-        Raises ``Refused`` for another node's session, a wrong secret, an attempt that comes too late.
+        Raises ``Refused`` for another node's session, for a wrong secret, and for an attempt that is too old.
         """
         held = self._held.get(hello.session) if hello.session else None
-        if held is None or held.link.ended is not None:
+        if held is None or held.session.ended is not None:
             return None
-        if held.node != node or not hmac.compare_digest(held.link.welcome.secret, hello.secret):
+        if held.node != node or not hmac.compare_digest(held.session.welcome.secret, hello.secret):
             raise Refused(Reason.SESSION_MISMATCH)
         _check_attempt(held, hello.attempt)
         return held
 
     def use(self, held: HeldSession, attempt: int) -> None:
-        """The session moves to this attempt now. Asked again, as time has passed since its hello."""
-        if held.link.ended is not None:
+        """Record that the session moves to this attempt.
+
+        Raises ``Refused`` if the session ended, or if a newer attempt was used, since the hello was checked.
+        """
+        if held.session.ended is not None:
             raise Refused(Reason.UNKNOWN_SESSION)
         _check_attempt(held, attempt)
         held.used = attempt

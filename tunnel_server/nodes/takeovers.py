@@ -1,16 +1,17 @@
 """Stop two live agents with one node's certificate from taking the session from each other. No clock.
 
-A takeover is normal when it happens once: an agent was restarted, or its machine was. Two rules tell two
-live agents from one that restarts:
+A single takeover is normal: an agent was restarted, or its machine was. Two rules distinguish two live agents
+from one agent that restarts:
 
-1. A run of the agent (``instance``) that was replaced, and asks again, is alive. So is the run that is
-   attached. This rule sees containers too: they share the boot id of their host. A restarted agent is a new
-   run, and a dead one never asks again, so a crash loop does not match.
-2. More than three takeovers between different boots in a minute are two machines whose agents restart too.
+1. A run of the agent (``instance``) that was replaced and attaches again is alive, as is the attached run.
+   This rule detects containers too, which share the boot id of their host. A restarted agent is a new run and
+   a dead run never attaches again, so a crash loop does not match.
+2. More than three takeovers between different boots in a minute come from two machines whose agents restart.
 
-Then the agent that is attached stays, and the newcomer is told to wait a minute. It tries again all the
-time. Two minutes without a try, and the verdict is forgotten. Until then every other run is refused while
-the attached one is alive, because a supervisor may restart the refused agent, and the takeovers would go on.
+Then the attached agent stays, and the server tells the newcomer to wait a minute. The newcomer retries again
+and again. After two minutes without a retry the server forgets the verdict. Until then it refuses every other
+run while the attached run is alive. Otherwise a supervisor could restart the refused agent, and the takeovers
+would continue.
 """
 
 from __future__ import annotations
@@ -22,30 +23,30 @@ WINDOW_SECONDS = 60.0
 REMEMBERED_SECONDS = 120.0
 RETRY_SECONDS = 60.0
 EVENT_SECONDS = 45.0
-"""Between two events of one node: an agent asks at each address of the server, and again each minute."""
+"""Least time between two events of one node. An agent tries each address of the server, every minute."""
 REPLACED_SECONDS = 3600.0
-"""How long a replaced run is remembered: longer than any wait between two attaches of one agent."""
+"""Time for which a replaced run is remembered, longer than any wait between two attaches of one agent."""
 MOST_REPLACED = 16
-"""Runs remembered for each node. A crash loop must not push out the live agent beside it in ten seconds."""
+"""Runs remembered for each node. A crash loop must not push out a live agent of that node in ten seconds."""
 MAX_NODES = 10_000
 
 
 class TakeoverLimiter:
-    """Counts takeovers of each node. It remembers a node only while there is something to remember."""
+    """Count the takeovers of each node. All times are monotonic seconds; old entries are dropped."""
 
     def __init__(self) -> None:
         self._takeovers: dict[str, deque[float]] = {}
         self._replaced: OrderedDict[str, deque[tuple[bytes, float]]] = OrderedDict()
         self._until: dict[str, float] = {}
-        self._told: dict[str, float] = {}  # when a refusal was last news, of the nodes in _until
+        self._last_event: dict[str, float] = {}  # time of the last event, for the nodes in _until
 
     def note_takeover(self, node: str, now: float) -> None:
-        """A machine took ``node`` over from another one."""
+        """Record that one machine took ``node`` over from another machine."""
         self._forget(now)
         self._takeovers.setdefault(node, deque(maxlen=MOST_TAKEOVERS)).append(now)
 
     def note_replaced(self, node: str, instance: bytes, now: float) -> None:
-        """The run ``instance`` lost ``node`` to another run, on the same machine or elsewhere."""
+        """Record that run ``instance`` lost ``node`` to another run, on the same machine or on another."""
         self._forget(now)
         if not instance:
             return
@@ -56,9 +57,9 @@ class TakeoverLimiter:
             self._replaced.popitem(last=False)
 
     def must_refuse(self, node: str, instance: bytes, now: float, *, other_boot: bool) -> bool:
-        """Whether run ``instance`` may not take ``node`` from the live run that has it.
+        """Whether run ``instance`` may not take ``node`` from the attached live run.
 
-        If so, the next two minutes are watched, too. ``other_boot``: the two differ in their boot ids.
+        A refusal extends the verdict by two minutes. ``other_boot``: the boot ids of the two runs differ.
         """
         times = self._takeovers.get(node, deque[float]())
         too_often = other_boot and len(times) == MOST_TAKEOVERS and times[0] > now - WINDOW_SECONDS
@@ -68,14 +69,14 @@ class TakeoverLimiter:
         return True
 
     def is_news(self, node: str, now: float) -> bool:
-        """Whether a refusal that was just given is worth an event. So is the next one after 45 seconds."""
-        if self._told.get(node, -EVENT_SECONDS) > now - EVENT_SECONDS:
+        """Whether the refusal just made needs an event: at most one event of a node in 45 seconds."""
+        if self._last_event.get(node, -EVENT_SECONDS) > now - EVENT_SECONDS:
             return False
-        self._told[node] = now
+        self._last_event[node] = now
         return True
 
     def is_duplicate(self, node: str, now: float) -> bool:
-        """Whether two agents were seen lately."""
+        """Whether an agent of this node was refused within the last two minutes."""
         return self._until.get(node, now) > now
 
     def _was_replaced(self, node: str, instance: bytes, now: float) -> bool:
@@ -87,7 +88,7 @@ class TakeoverLimiter:
             del self._takeovers[node]
         for node in [node for node, until in self._until.items() if until <= now]:
             del self._until[node]
-            self._told.pop(node, None)
+            self._last_event.pop(node, None)
         while self._replaced:
             node, runs = next(iter(self._replaced.items()))
             if runs[-1][1] > now - REPLACED_SECONDS:

@@ -1,4 +1,4 @@
-"""How the world reaches a server: the names in its certificate, with the ports it listens on."""
+"""Public addresses of a server: the names in its certificate, with the ports of its listeners."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tunnel_core.names import join_host_port
 from tunnel_server.config import ServerConfig
 
 
-class NoNames(Exception):  # noqa: N818 - what there is
-    """The server's certificate cannot be read, so nobody knows its names."""
+class NoNames(Exception):  # noqa: N818 - named by what happened
+    """The server's certificate cannot be read, so the server's names are unknown."""
 
 
 def server_names(config: ServerConfig) -> list[str]:
-    """The names to go by; local ones only if there are no others. Raises ``NoNames``."""
+    """Return the certificate's names, local ones only if it has no others. Raises ``NoNames``."""
     file = config.tls.certificate_file
     try:
         names = describe(read_public(file)).names
@@ -27,17 +27,17 @@ def server_names(config: ServerConfig) -> list[str]:
 
 
 def advertised_names(names: Sequence[str]) -> list[str]:
-    """Without the local ones, unless there are no others."""
+    """Return ``names`` without the local ones, unless there are no others."""
     return [name for name in names if name not in LOOPBACK_NAMES] or list(names)
 
 
 def addresses(names: list[str], listen: tuple[ListenAddress, ...]) -> tuple[str, ...]:
-    """``host:port`` for each name and each port that is not left to the kernel."""
+    """Return ``host:port`` for each name and each configured port, without ports that the kernel chooses."""
     return _joined(names, [address.port for address in listen if address.port])
 
 
 def bound_addresses(names: list[str], bound: Sequence[str]) -> tuple[str, ...]:
-    """The same for listeners that run, whatever their ports were left to; ``bound`` are ``host:port``."""
+    """Return ``host:port`` for each name and each port of the running listeners ``bound`` (``host:port``)."""
     return _joined(names, [int(address.rpartition(":")[2]) for address in bound])
 
 

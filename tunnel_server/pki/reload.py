@@ -1,4 +1,4 @@
-"""Certificates, keys and roots of a running server, which are read anew on SIGHUP and after a rotation."""
+"""Certificates, keys and roots of a running server, reloaded on SIGHUP and after a rotation."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _log = logging.getLogger("qanat.server")
 
 
 class ServerCertificates:
-    """What the TLS listeners show and trust, as the files were when they were read last.
+    """Certificates and roots of the TLS listeners, from the last reading of the files.
 
     ``agents_alpn`` is the protocol of the agents' listener, and ``wall`` gives UTC. Raises ``BadCredentials``
-    if the server cannot show itself with the files.
+    if the server cannot use the files.
     """
 
     def __init__(self, config: ServerConfig, agents_alpn: str, wall: Callable[[], datetime]) -> None:
@@ -35,10 +35,10 @@ class ServerCertificates:
         self.https = make_contexts(
             replace(files, authority=self._authority, user_trust_file=config.tls.user_trust_file)
         )
-        """The TLS contexts of the listeners that let users in."""
+        """The TLS contexts of the listeners for users."""
         self.agents = make_contexts(replace(files, alpn=agents_alpn, requires_certificate=True))
         """The TLS contexts of the agents' listener."""
-        self._trust_bundle = self._credentials.roots_to_tell()
+        self._trust_bundle = self._credentials.roots_to_send()
 
     @property
     def description(self) -> Description:
@@ -47,22 +47,23 @@ class ServerCertificates:
 
     @property
     def trust_bundle(self) -> bytes:
-        """The roots (PEM) that agents are told; empty if they are told nothing."""
+        """The roots (PEM) to send to agents; empty if the server sends none."""
         return self._trust_bundle
 
     def is_expired(self) -> bool:
+        """Whether the server's certificate has expired."""
         return self._credentials.expired(self._wall())
 
     def reload(self) -> None:
-        """Read the files anew. Raises ``BadCredentials``, ``OSError`` or ``ValueError``."""
+        """Read the files again. Raises ``BadCredentials``, ``OSError`` or ``ValueError``."""
         credentials = read_credentials(self._tls, self._wall())
         self.https.reload()
         self.agents.reload()
         self._credentials = credentials
-        self._trust_bundle = credentials.roots_to_tell()
+        self._trust_bundle = credentials.roots_to_send()
 
     def log(self) -> None:
-        """Log the server's certificate, with a warning if it ends soon."""
+        """Log the server's certificate, with a warning if it expires within 30 days."""
         self._credentials.log(self._wall())
 
     def log_other_roots(self) -> None:
@@ -71,7 +72,7 @@ class ServerCertificates:
 
 
 class ServerAuthority:
-    """The authority that signs certificates, as its files were when they were read last."""
+    """The authority that signs certificates, from the last reading of its files."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._folder = config.data_dir / AUTHORITY_FOLDER
@@ -79,11 +80,11 @@ class ServerAuthority:
         self._signer = load_signer(self._folder, self._trust_file)
 
     def signer(self) -> Signer | None:
-        """Return the signer of the moment, or None where there is no authority that can be used."""
+        """Return the current signer, or None without a usable authority."""
         return self._signer
 
     def reload(self) -> None:
-        """Read the files anew. A folder that cannot be used leaves no signer, and a line in the log."""
+        """Read the files again. An unusable folder leaves no signer, and is logged."""
         self._signer = load_signer(self._folder, self._trust_file)
 
     def retired_keys(self) -> frozenset[bytes]:
@@ -92,17 +93,17 @@ class ServerAuthority:
 
 
 class Reload:
-    """Has new connections and new certificates go by the files of the moment."""
+    """Apply the current files to new connections and new certificates."""
 
     def __init__(
-        self, certificates: ServerCertificates, authority: ServerAuthority, standing: CredentialWatch
+        self, certificates: ServerCertificates, authority: ServerAuthority, credential_watch: CredentialWatch
     ) -> None:
         self._certificates = certificates
         self._authority = authority
-        self._standing = standing
+        self._credential_watch = credential_watch
 
     def reload(self) -> None:
-        """Read certificate, roots and authority anew; bad files change nothing, and are logged."""
+        """Read certificate, roots and authority again. Unusable files change nothing, and are logged."""
         try:
             self._certificates.reload()
         except (BadCredentials, OSError, ValueError) as error:
@@ -118,6 +119,6 @@ class Reload:
         if step is not RotationStep.RETIRE or not forced:
             return
         try:
-            self._standing.retire(self._authority.retired_keys())
+            self._credential_watch.retire(self._authority.retired_keys())
         except (OSError, ValueError) as error:
-            _log.error("sessions and streams of the retired root go on until they end: %s", error)
+            _log.error("sessions and streams of the retired root continue until they end: %s", error)

@@ -1,10 +1,9 @@
-"""The steps of a rotation on a server's files: its authority, its trust file and its own certificate.
+"""Steps of a rotation on a server's files: its authority, its trust file and its own certificate.
 
-Each step changes the file of the authority's state last, and everything before that is harmless by
-itself or done again in the same way; so a step that was interrupted is simply repeated. What is not ours
-in the trust file, roots of another issuer, stays there.
+Each step writes the state file of the authority last. The writes before it are harmless alone, and
+repeatable, so an interrupted step is simply repeated. Roots of other issuers stay in the trust file.
 
-All of it blocks, and works the same with and without a running server, which reads its files anew after.
+All functions block. They work with and without a running server, which reads its files again afterwards.
 """
 
 from __future__ import annotations
@@ -37,64 +36,69 @@ from tunnel_server.config import ServerConfig
 
 AUTHORITY_FOLDER = "ca"
 _UNKNOWN = datetime.datetime.min.replace(tzinfo=datetime.UTC)
-"""When what the store does not know was issued: before anything."""
+"""Issue time of certificates that the store does not know, so that they count as older than any other."""
 _SAME_MOMENT = datetime.timedelta(hours=1)
-"""``init`` makes authority and store together; this is far more than lies between them."""
+"""Longest time between the creation of the authority and of the store by ``init``, with ample margin."""
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateInventory:
-    """What the store knows: certificates in use, and since when it writes them down.
+    """The certificates of a server: those in use by the store's record, and the time since which it records
+    them.
 
-    ``live`` are those by which somebody is in now, known to the store or not.
+    ``live`` are the certificates of the current sessions and streams, known to the store or not.
     """
 
-    alive: Sequence[CertificateInUse]
+    in_use: Sequence[CertificateInUse]
     since: datetime.datetime
     now: datetime.datetime
     live: Sequence[VerifiedCertificate] = ()
 
 
 class RotationSteps:
-    """Raises ``Refused`` for a step that may not be taken, ``AuthorityError`` for files it cannot use."""
+    """The steps on one server's files.
+
+    All methods raise ``Refused`` for a step that is not allowed now, and ``AuthorityError`` for unusable
+    files.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         self._folder = config.data_dir / AUTHORITY_FOLDER
         self._tls = config.tls
         self._domain = config.trust_domain
 
-    def show(self, known: CertificateInventory) -> dict[str, Any]:
-        """Where the authority stands, and whom the next step would cut off."""
-        with self._usable():
-            return self._show(known)
+    def show(self, inventory: CertificateInventory) -> dict[str, Any]:
+        """Return the state of the authority as JSON, with the certificates that the next step cuts off."""
+        with self._as_authority_error():
+            return self._show(inventory)
 
-    def _show(self, known: CertificateInventory) -> dict[str, Any]:
+    def _show(self, inventory: CertificateInventory) -> dict[str, Any]:
         rotation = self._read()
         step = NEXT[rotation.phase]
-        cut = self._cut(rotation, step, known) if rotation.phase is not Phase.STEADY else []
+        cut = self._cut(rotation, step, inventory) if rotation.phase is not Phase.STEADY else []
         return {
             "state": rotation.phase.value,
             "next": step.value,
-            "generations": [self._generation(one, rotation) for one in rotation.generations],
+            "generations": [self._generation(generation, rotation) for generation in rotation.generations],
             "past": list(rotation.past),
             "server_certificate": self._server_certificate(rotation),
             "trust_file": str(self._tls.trust_file),
             "trusted": self._is_trusted(rotation),
-            "next_cuts_off": [f"{one} ({one.serial})" for one in cut],
-            "unknown_before": self._unknown_before(rotation, known),
+            "next_cuts_off": [f"{certificate} ({certificate.serial})" for certificate in cut],
+            "unknown_before": self._unknown_before(rotation, inventory),
         }
 
-    def check(self, step: RotationStep, known: CertificateInventory, *, force: bool = False) -> None:
-        """Raises ``Refused`` unless ``step`` may be taken now."""
-        with self._usable():
+    def check(self, step: RotationStep, inventory: CertificateInventory, *, force: bool = False) -> None:
+        """Raise ``Refused`` unless ``step`` may be taken now. ``force`` lets it cut off certificates."""
+        with self._as_authority_error():
             rotation = self._read()
             rotation.require(step)
             if not force:
-                require_nobody_cut(step, self._cut(rotation, step, known))
-                self._require_all_known(rotation, step, known)
+                require_nobody_cut(step, self._cut(rotation, step, inventory))
+                self._require_all_known(rotation, step, inventory)
 
     def take(self, step: RotationStep, *, root_key: Path | None = None) -> None:
-        """Takes a step that was checked. ``root_key`` is for ``issuing``, if it is kept elsewhere."""
+        """Take a step that was checked. ``root_key`` is the root's key for ``issuing``, if kept elsewhere."""
         rotation = self._read()
         rotation.require(step)
         try:
@@ -106,7 +110,7 @@ class RotationSteps:
             raise AuthorityError(f"the step {step.value} was not taken: {error}") from error
 
     def server_root_pin(self) -> bytes:
-        """Of the root that the server's certificate leads to: what a node has to know of the server.
+        """Return the pin of the root of the server's certificate, by which a node verifies the server.
 
         Raises ``AuthorityError``.
         """
@@ -120,11 +124,11 @@ class RotationSteps:
             raise AuthorityError(f"the server's certificate or its roots cannot be read: {error}") from error
         raise AuthorityError(
             f"{self._tls.certificate_file} leads to no root in {self._folder} or {self._tls.trust_file}, so"
-            " a token could not tell a node how to know this server: add its root to the trust file"
+            " a node could not verify this server with a token: add its root to the trust file"
         )
 
     def roots(self) -> list[bytes]:
-        """All roots that count (PEM), the one that signs first. Raises ``AuthorityError``."""
+        """Return all trusted roots (PEM), the signing root first. Raises ``AuthorityError``."""
         try:
             return self._roots(self._read())
         except (OSError, ValueError) as error:
@@ -162,7 +166,7 @@ class RotationSteps:
         return rotation.replace_issuing(generation)
 
     def _reissue_server(self, before: Rotation, after: Rotation) -> None:
-        """Only a certificate of ours, and in one file: the key stays."""
+        """Reissue the server's certificate if this authority has issued it. The key stays."""
         file = real_place(self._tls.certificate_file)
         if self._server_generation(before) != before.signer:
             return
@@ -173,15 +177,15 @@ class RotationSteps:
     def _write_trust(self, before: Rotation, after: Rotation) -> None:
         file, ours = real_place(self._tls.trust_file), self._roots(after)
         gone = [root for root in self._roots(before) if root not in ours]
-        others = [one for one in split_pem(read_public(file)) if one not in (*ours, *gone)]
+        others = [root for root in split_pem(read_public(file)) if root not in (*ours, *gone)]
         write_public(file, b"".join([*ours, *others]))
         authority_folder.chown_like(file.parent, file)
 
-    # What is so.
+    # State of the files.
 
     @contextlib.contextmanager
-    def _usable(self) -> Iterator[None]:
-        """Makes what a damaged or forbidden file raises an ``AuthorityError``."""
+    def _as_authority_error(self) -> Iterator[None]:
+        """Convert the exceptions of a damaged or unreadable file to ``AuthorityError``."""
         try:
             yield
         except OSError as error:
@@ -198,35 +202,39 @@ class RotationSteps:
             raise AuthorityError(f"the authority in {self._folder} is damaged: {error}") from error
 
     def _roots(self, rotation: Rotation) -> list[bytes]:
-        return [authority_folder.read_root(self._folder, one) for one in rotation.trusted]
+        return [authority_folder.read_root(self._folder, generation) for generation in rotation.trusted]
 
     def _cut(
-        self, rotation: Rotation, step: RotationStep, known: CertificateInventory
+        self, rotation: Rotation, step: RotationStep, inventory: CertificateInventory
     ) -> list[CertificateInUse]:
-        alive = [one for one in known.alive if one.role is not Role.SERVER]
-        return rotation.cut_by(step, [*alive, *self._live(rotation, step, known), *self._own(rotation)])
+        in_use = [certificate for certificate in inventory.in_use if certificate.role is not Role.SERVER]
+        return rotation.cut_by(step, [*in_use, *self._live(rotation, step, inventory), *self._own(rotation)])
 
     def _live(
-        self, rotation: Rotation, step: RotationStep, known: CertificateInventory
+        self, rotation: Rotation, step: RotationStep, inventory: CertificateInventory
     ) -> list[CertificateInUse]:
-        """Who is in by a certificate of the old root that the store does not tell of.
+        """Return the live certificates of the old root that are not in use by the store's record.
 
-        One that a newer certificate of the same name has replaced is ready for the switch, and not for
-        the end of its root.
+        A certificate that a newer one of the same name replaces does not hinder the switch, but it hinders
+        the retirement of its root.
         """
-        serials = {one.serial for one in known.alive}
-        names = {(one.role, one.name) for one in known.alive} if step is RotationStep.SWITCH else set()
+        serials = {recorded.serial for recorded in inventory.in_use}
+        names = set[tuple[Role, str]]()
+        if step is RotationStep.SWITCH:
+            names = {(recorded.role, recorded.name) for recorded in inventory.in_use}
         pin = rotation.generations[0].pin
         keys = authority_folder.issuing_keys(self._folder, rotation, pin)
         found = {
-            one.serial: CertificateInUse(one.identity.role, one.identity.name, one.serial, pin, _UNKNOWN)
-            for one in known.live
-            if one.issuer_key in keys and one.serial not in serials
+            live.serial: CertificateInUse(live.identity.role, live.identity.name, live.serial, pin, _UNKNOWN)
+            for live in inventory.live
+            if live.issuer_key in keys and live.serial not in serials
         }
-        return [one for one in found.values() if (one.role, one.name) not in names]
+        return [
+            unrecorded for unrecorded in found.values() if (unrecorded.role, unrecorded.name) not in names
+        ]
 
     def _own(self, rotation: Rotation) -> list[CertificateInUse]:
-        """The server's certificate as it is in use, whatever the store knows of it."""
+        """Return the server's certificate from its file, whether or not the store knows it."""
         generation = self._server_generation(rotation)
         if generation is None:
             return []
@@ -245,26 +253,28 @@ class RotationSteps:
         except (OSError, ValueError) as error:
             raise AuthorityError(f"{self._tls.certificate_file} cannot be read: {error}") from error
 
-    def _unknown_before(self, rotation: Rotation, known: CertificateInventory) -> str | None:
-        """Until when there may be certificates that nobody wrote down; None if there are none."""
-        old = rotation.generations[0].added
-        if rotation.phase is Phase.STEADY or old + _SAME_MOMENT >= known.since:
+    def _unknown_before(self, rotation: Rotation, inventory: CertificateInventory) -> str | None:
+        """Return the time until which unrecorded certificates may be valid; None if there are none."""
+        added = rotation.generations[0].added
+        if rotation.phase is Phase.STEADY or added + _SAME_MOMENT >= inventory.since:
             return None
-        last = known.since + datetime.timedelta(days=LEAF_DAYS)
-        return as_iso(last) if known.now < last else None
+        last = inventory.since + datetime.timedelta(days=LEAF_DAYS)
+        return as_iso(last) if inventory.now < last else None
 
-    def _require_all_known(self, rotation: Rotation, step: RotationStep, known: CertificateInventory) -> None:
-        last = self._unknown_before(rotation, known)
+    def _require_all_known(
+        self, rotation: Rotation, step: RotationStep, inventory: CertificateInventory
+    ) -> None:
+        last = self._unknown_before(rotation, inventory)
         if step in (RotationStep.SWITCH, RotationStep.RETIRE) and last is not None:
             raise Refused(
                 Reason.ROTATION_REFUSED,
-                f"certificates issued before {as_minute(known.since)} were not written down, and may be in"
-                f" use until {minute_of(last)}; if you have issued all of them anew since the root was"
+                f"certificates issued before {as_minute(inventory.since)} were not recorded, and may be"
+                f" in use until {minute_of(last)}; if you have issued all of them again since the root was"
                 " added, use --force",
             )
 
     def _is_trusted(self, rotation: Rotation) -> bool:
-        """Whether the trust file holds all roots that count."""
+        """Whether the trust file holds all trusted roots."""
         try:
             trusted = split_pem(read_public(self._tls.trust_file))
         except (OSError, ValueError):

@@ -1,9 +1,9 @@
-"""The server's own certificate, renewed by the server if the authority beside it has issued it.
+"""Renewal of the server's own certificate, if the server's authority has issued it.
 
-At two thirds of its life, for the same key, names and length of life, so that one file changes, and whole.
-A certificate that the operator brought from elsewhere is his to renew. Where the issuing certificate ends
-sooner the renewed one ends with it, and near that day nothing is gained any more: then a line in the log says
-which step is due. What failed is tried again, within a tenth of the time that is left.
+The server renews its certificate after two thirds of the validity. Key, names and validity stay the same, so
+only one file changes, in one step. The operator renews a certificate of another authority. The renewed
+certificate expires with the issuing certificate at the latest. Where a renewal would gain nothing, the log
+names the step that is due. A failed renewal is retried within a tenth of the remaining time.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _log = logging.getLogger("qanat.server")
 
 _RENEWED_AT = 2 / 3
 _LEAST_SECONDS, _MOST_SECONDS = 1.0, 3600.0
-"""Between two looks: a look reads a few small files, and somebody may have changed them."""
+"""Time between two checks. A check reads a few small files, which the operator may have changed."""
 _SAME_END = timedelta(seconds=1)
 _SECONDS_OF_A_DAY = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """When to look again, and what is to be put in place of the certificate, if anything is due."""
+class RenewalCheck:
+    """Result of a check: the seconds until the next check, and the new certificate if a renewal is due."""
 
     seconds: float
     renewed: Certified | None = None
@@ -47,41 +47,44 @@ class Looked:
     """The serial of the certificate that is replaced."""
 
 
-def look(config: ServerConfig, now: datetime) -> Looked:
-    """Makes a new certificate if one is due. Blocks. Raises ``AuthorityError``."""
+def check_renewal(config: ServerConfig, now: datetime) -> RenewalCheck:
+    """Issue a new certificate if a renewal is due, without writing it. Blocks. Raises ``AuthorityError``."""
     folder, file = config.data_dir / AUTHORITY_FOLDER, config.tls.certificate_file
     try:
         chain = read_public(file)
         rotation = authority_folder.read_rotation(folder)
         if authority_folder.generation_of(chain, folder, rotation) is None:
-            return Looked(_MOST_SECONDS)
+            return RenewalCheck(_MOST_SECONDS)
         description = describe(chain)
         issued = description.begins + (
             BACK_DATED if description.ends - description.begins > BACK_DATED else timedelta()
         )
-        life, due = description.ends - issued, issued + (description.ends - issued) * _RENEWED_AT
+        validity, due = description.ends - issued, issued + (description.ends - issued) * _RENEWED_AT
         if now < due:
-            return Looked(_between((due - now).total_seconds()))
+            return RenewalCheck(_bounded((due - now).total_seconds()))
         authority = authority_folder.authority_of(folder, rotation)
-        days = min(life.total_seconds() / _SECONDS_OF_A_DAY, authority.days_left(now))
+        days = min(validity.total_seconds() / _SECONDS_OF_A_DAY, authority.days_left(now))
         if now + timedelta(days=days) <= description.ends + _SAME_END:
             raise AuthorityError(
                 "the issuing certificate ends as soon: `qanat-server ca rotate issuing` is due"
             )
         renewed = authority.reissue(chain, days=days, now=now)
-        return Looked(_between(days * _SECONDS_OF_A_DAY * _RENEWED_AT), renewed, description.serial)
+        return RenewalCheck(_bounded(days * _SECONDS_OF_A_DAY * _RENEWED_AT), renewed, description.serial)
     except FileNotFoundError:
-        return Looked(_MOST_SECONDS)  # there is no authority here
+        return RenewalCheck(_MOST_SECONDS)  # this server has no authority
     except (OSError, ValueError, KeyFileError) as error:
         raise AuthorityError(str(error)) from error
 
 
-def _between(seconds: float) -> float:
+def _bounded(seconds: float) -> float:
     return min(max(seconds, _LEAST_SECONDS), _MOST_SECONDS)
 
 
 class OwnCertificate:
-    """``changing`` is held while files change; ``on_renewed`` has everything read them anew."""
+    """Renews the server's certificate. ``changing`` is held while files change.
+
+    ``on_renewed`` is called after a renewal, to reload the files.
+    """
 
     def __init__(
         self,
@@ -97,25 +100,28 @@ class OwnCertificate:
         self._wall = wall
         self._on_renewed = on_renewed
 
-    async def keep(self) -> None:
-        """Renews it whenever that is due, until it is cancelled."""
+    async def keep_valid(self) -> None:
+        """Renew the certificate whenever a renewal is due, until this task is cancelled."""
         while True:
-            seconds = await self.look()
+            seconds = await self.renew_if_due()
             await trio.sleep(seconds)
 
-    async def look(self) -> float:
-        """Renews it if that is due. Returns after how many seconds to look again; raises nothing."""
+    async def renew_if_due(self) -> float:
+        """Renew the certificate if a renewal is due. Returns the seconds until the next check.
+
+        A failure is logged, not raised.
+        """
         try:
             async with self._changing:
-                looked = await trio.to_thread.run_sync(look, self._config, self._wall())
-                if looked.renewed is not None:
-                    await self._take(looked.renewed, looked.previous)
-            return looked.seconds
+                check = await trio.to_thread.run_sync(check_renewal, self._config, self._wall())
+                if check.renewed is not None:
+                    await self._use(check.renewed, check.previous)
+            return check.seconds
         except (AuthorityError, OSError, Refused) as error:
             _log.error("the server's certificate could not be renewed: %s", error)
-            return self._patience()
+            return self._retry_seconds()
 
-    async def _take(self, renewed: Certified, previous: str) -> None:
+    async def _use(self, renewed: Certified, previous: str) -> None:
         origin = Origin.RENEWED
         new = NewCertificate(renewed.facts, renewed.root_pin, origin, previous=previous, by="server")
         await self._store.record(new)
@@ -123,12 +129,12 @@ class OwnCertificate:
         log_event(_log, logging.INFO, "renewed the server's certificate", serial=renewed.facts.serial)
         self._on_renewed()
 
-    def _patience(self) -> float:
+    def _retry_seconds(self) -> float:
         try:
             ends = describe(read_public(self._config.tls.certificate_file)).ends
         except (OSError, ValueError):
             return _MOST_SECONDS
-        return _between((ends - self._wall()).total_seconds() / 10)
+        return _bounded((ends - self._wall()).total_seconds() / 10)
 
 
 def _write(config: ServerConfig, chain_pem: bytes) -> None:

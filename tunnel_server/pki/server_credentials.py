@@ -1,4 +1,4 @@
-"""The server's certificate, key and roots: read, checked, and what is wrong with them in sentences."""
+"""Read and check the server's certificate, key and roots. Errors name the file, the cause and the remedy."""
 
 from __future__ import annotations
 
@@ -26,37 +26,38 @@ _WARN_BEFORE = timedelta(days=30)
 
 
 class BadCredentials(Exception):  # noqa: N818 - named by what happened
-    """The server cannot show itself with these files. The text says which, why and what to do."""
+    """The server cannot use these files. The text names the file, the cause and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What both TLS listeners show and trust, proven to be usable when it was read."""
+    """The certificate, key and roots of both TLS listeners, which were usable when they were read."""
 
     tls: ServerTls
     certificate_file: Path
     description: Description
 
     def expired(self, now: datetime) -> bool:
+        """Whether the certificate has expired at ``now`` (UTC)."""
         return now >= self.description.ends
 
-    def roots_to_tell(self) -> bytes:
-        """The roots (PEM) that agents are told to trust: all of the trust file's.
+    def roots_to_send(self) -> bytes:
+        """Return the roots (PEM) that agents are to trust: all roots of the trust file.
 
-        Empty, with a line in the log, if they are too many or stand between other text.
+        The result is empty, and a warning is logged, if the file has too many roots or other text among them.
         """
         try:
             roots = list(dict.fromkeys(split_pem(self.tls.roots_pem)))
         except ValueError as error:
-            _log.warning("agents are not told of the roots in the trust file: %s", error)
+            _log.warning("the roots in the trust file are not sent to agents: %s", error)
             return b""
         if len(roots) > MAX_ROOTS:
-            _log.warning("agents are not told of %d roots: %d are too many", len(roots), MAX_ROOTS + 1)
+            _log.warning("%d roots are not sent to agents: the most is %d", len(roots), MAX_ROOTS)
             return b""
         return b"".join(roots)
 
     def log(self, now: datetime) -> None:
-        """The line about the certificate, a warning if it ends soon."""
+        """Log the certificate, as a warning if it expires within 30 days of ``now`` (UTC)."""
         left = self.description.ends - now
         fields = {
             "file": self.certificate_file,
@@ -67,58 +68,58 @@ class Credentials:
         if left > _WARN_BEFORE:
             log_event(_log, logging.INFO, "server certificate", **fields)
         else:
-            sentence = f"the server's certificate ends in {left.days} days: replace it, then send SIGHUP"
+            sentence = f"the server's certificate expires in {left.days} days: replace it, then send SIGHUP"
             log_event(_log, logging.WARNING, sentence, **fields)
 
     def log_other_roots(self, authority: Path) -> None:
-        """A warning if the trust file has roots beside those of the authority in this folder.
+        """Log a warning if the trust file has roots besides those of the authority in this folder.
 
-        The root of the server's own certificate is none of them: tokens need it there.
+        The root of the server's own certificate is not counted, because tokens need it there.
         """
         try:
             own = split_pem(authority_folder.roots_of(authority, authority_folder.read_rotation(authority)))
             chain, beside = split_pem(self.tls.chain_pem), set(split_pem(self.tls.roots_pem)) - set(own)
             others = [root for root in beside if not is_signed_by(chain, root)]
         except (OSError, ValueError):
-            return  # there is none, or what reads it to issue certificates says what is wrong with it
+            return  # there is no authority, or the signer logs why the authority cannot be used
         if others:
-            told = "each vouches for every node, user and server"
+            risk = "each vouches for every node, user and server"
             cure = "if it is for users alone, name a file with it in [tls] user_trust_file instead"
-            sentence = f"{len(others)} roots of the trust file are not of this authority: {told}; {cure}"
+            sentence = f"{len(others)} roots of the trust file are not of this authority: {risk}; {cure}"
             log_event(_log, logging.WARNING, sentence, folder=authority)
 
 
 def tls_files(tls: Tls) -> TlsFiles:
-    """The files of every TLS listener; roots that vouch for users alone are not among them."""
+    """Return the files of every TLS listener, without the roots that vouch for users alone."""
     return TlsFiles(tls.certificate_file, tls.key_file, tls.trust_file, tls.min_version.value)
 
 
 def read_credentials(tls: Tls, now: datetime) -> Credentials:
-    """Reads and checks the three files. Raises ``BadCredentials``."""
-    found = ServerTls(
+    """Read and check the files of ``tls``. ``now`` is UTC. Raises ``BadCredentials``."""
+    server_tls = ServerTls(
         key_pem=_read_key(tls.key_file, tls.certificate_file),
         chain_pem=_read(tls.certificate_file),
         roots_pem=_read(tls.trust_file),
     )
-    description = _describe(tls.certificate_file, found.chain_pem)
-    _describe(tls.trust_file, found.roots_pem)
+    description = _describe(tls.certificate_file, server_tls.chain_pem)
+    _describe(tls.trust_file, server_tls.roots_pem)
     if tls.user_trust_file is not None:
         _describe(tls.user_trust_file, _read(tls.user_trust_file))
     _check_names(tls.certificate_file, description)
     _check_dates(tls.certificate_file, description, now)
     _check_as_a_whole(tls)
-    return Credentials(found, tls.certificate_file, description)
+    return Credentials(server_tls, tls.certificate_file, description)
 
 
 def make_contexts(files: TlsFiles) -> TlsContexts:
-    """The contexts of these files. Raises ``BadCredentials``, also for a damaged authority."""
+    """Return the TLS contexts of these files. Raises ``BadCredentials``, also for a damaged authority."""
     try:
         return TlsContexts(files)
     except OSError as error:
-        why = f"{error.filename or files.authority} cannot be used: {error.strerror}"
-        raise BadCredentials(why) from error
+        sentence = f"{error.filename or files.authority} cannot be used: {error.strerror}"
+        raise BadCredentials(sentence) from error
     except ValueError as error:
-        raise BadCredentials(f"{error}; bring it back from a backup") from error
+        raise BadCredentials(f"{error}; restore it from a backup") from error
 
 
 def _read(path: Path) -> bytes:
@@ -134,7 +135,7 @@ def _read(path: Path) -> bytes:
 
 
 def _read_key(path: Path, certificate_file: Path) -> bytes:
-    _read(path)  # for its sentences
+    _read(path)  # for its error messages
     try:
         pem = read_private(path)
     except KeyFileError as error:
@@ -173,7 +174,7 @@ def _check_dates(path: Path, description: Description, now: datetime) -> None:
 
 
 def _check_as_a_whole(tls: Tls) -> None:
-    """What only OpenSSL knows, which names no file."""
+    """Check what only OpenSSL can check. Its errors name no file, so find the file that it cannot use."""
     try:
         make_context(replace(tls_files(tls), user_trust_file=tls.user_trust_file))
     except ssl.SSLError as error:

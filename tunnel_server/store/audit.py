@@ -1,9 +1,11 @@
-"""The audit of identity: what happened, to whom, by whom. Lines are added and, when they are old, removed;
-never changed. No secret is ever in one: of a token its id, of a key its fingerprint.
+"""The audit of identities: each act, its subject and its actor. SQL for a connection of the caller.
 
-Others cause most lines, so there are shares of the room. All refusals have a tenth, because strangers cause
-them. The lines of one kind about one node or user have a hundredth. What administrators did is pushed out by
-nothing but its age, or by later acts.
+Lines are added, and removed when they are old, but never changed. No line contains a secret: it has the id of
+a token and the fingerprint of a key.
+
+Nodes and strangers cause most lines, so their lines have shares of the room. All refusals together have a
+tenth, because strangers cause them. The lines of one kind about one node or user have a hundredth. Only their
+age, or later acts, remove the acts of administrators.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ from tunnel_server.store.timestamps import iso_of
 MAX_LISTED = 1000
 _MAX_DETAIL = 512
 _REFUSED_SHARE = 10
-"""One line in ten."""
+"""Refusals may be one line in ten."""
 _SHARE = 100
-"""One line in a hundred."""
+"""Lines of one kind about one node or user may be one line in a hundred."""
 _LEAST_SHARE = 10
 
 
 class AuditKind(enum.Enum):
+    """The kind of an audit line. The values are words of the store, the file and the API."""
+
     ENROLLED = "enrolled"
     RENEWED = "renewed"
     ISSUED = "issued"
@@ -51,12 +55,12 @@ ACTS = (
     ),
     *(AuditKind.CA_ROTATED, AuditKind.RESTORED),
 )
-"""What administrators do; all other kinds are caused by nodes, users and strangers."""
+"""Acts of administrators. Nodes, users and strangers cause all other kinds."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditLine:
-    """``node`` or ``user`` is whom it concerns; ``done_by`` who did it, ``source`` from where."""
+    """One line. Its subject is ``node`` or ``user``, its actor ``done_by`` at the address ``source``."""
 
     kind: AuditKind
     node: str = ""
@@ -71,7 +75,7 @@ class AuditLine:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """Which lines; empty fields ask for all. Times in milliseconds, ``until`` exclusive."""
+    """Selection of lines; an empty field selects all. Times are in milliseconds; ``until`` is exclusive."""
 
     node: str = ""
     user: str = ""
@@ -79,18 +83,18 @@ class AuditQuery:
     since: int = 0
     until: int = 2**62
     before: int = 2**62
-    """Lines with a number below this, to go further back."""
+    """Only lines with a number below this, to read further back."""
     most: int = MAX_LISTED
 
 
 def as_json(number: int, at: int, line: AuditLine) -> dict[str, Any]:
-    """A line as lists and the file have it; empty fields are left out."""
+    """Return a line as lists and the audit file contain it, without empty fields. ``at``: milliseconds."""
     fields = {name: value for name, value in asdict(line).items() if value and name != "kind"}
     return {"number": number, "at": iso_of(at), "kind": line.kind.value, **fields}
 
 
 def add(connection: Connection, at: int, line: AuditLine) -> int:
-    """Returns the line's number."""
+    """Insert a line with the time ``at`` (milliseconds), and return its number."""
     cursor = connection.execute(
         "INSERT INTO audit (at, kind, node, user, done_by, source, serial, token, reason, detail)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -102,20 +106,20 @@ def add(connection: Connection, at: int, line: AuditLine) -> int:
     return int(cursor.lastrowid or 0)
 
 
-def find(connection: Connection, question: AuditQuery) -> list[dict[str, Any]]:
-    """The newest lines that fit, newest last."""
+def find(connection: Connection, query: AuditQuery) -> list[dict[str, Any]]:
+    """Return the newest lines that match ``query``, newest last."""
     rows = connection.execute(
         "SELECT * FROM audit WHERE at >= :since AND at < :until AND number < :before"
         " AND (:node = '' OR node = :node) AND (:user = '' OR user = :user) AND (:kind = '' OR kind = :kind)"
         " ORDER BY number DESC LIMIT :most",
         {
-            "since": question.since,
-            "until": question.until,
-            "before": question.before,
-            "node": question.node,
-            "user": question.user,
-            "kind": question.kind.value if question.kind else "",
-            "most": min(question.most, MAX_LISTED),
+            "since": query.since,
+            "until": query.until,
+            "before": query.before,
+            "node": query.node,
+            "user": query.user,
+            "kind": query.kind.value if query.kind else "",
+            "most": min(query.most, MAX_LISTED),
         },
     ).fetchall()
     return [as_json(row["number"], row["at"], _line(row)) for row in reversed(rows)]
@@ -127,10 +131,14 @@ def _line(row: Row) -> AuditLine:
 
 
 def prune(connection: Connection, *, older_than: int, keep: int, most: int) -> int:
-    """Remove lines that are too old or too many; return how many. Removes a few times ``most`` at once."""
+    """Remove lines that are too old or too many, and return their number.
+
+    Lines from before ``older_than`` (milliseconds) and lines beyond ``keep`` go. One call removes up to a few
+    times ``most``.
+    """
     removed = _prune_refused(connection, max(1, keep // _REFUSED_SHARE), most)
     if removed == most:
-        return removed  # refusals first, or a flood of them would push others out by its number
+        return removed  # refusals first, or a flood of refusals would push out other lines
     removed += _prune_shares(connection, max(_LEAST_SHARE, keep // _SHARE), most)
     removed += connection.execute(
         "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE at < ? LIMIT ?)",
@@ -149,18 +157,18 @@ def _prune_refused(connection: Connection, keep: int, most: int) -> int:
 
 
 def _prune_shares(connection: Connection, keep: int, most: int) -> int:
-    """Look at those that have new lines, as the others have no more than they had."""
+    """Remove lines beyond a share. Check only shares with new lines, because no other share has grown."""
     recent = connection.execute(
         "SELECT DISTINCT kind, node, user FROM"
         " (SELECT kind, node, user FROM audit ORDER BY number DESC LIMIT :most)"
         " WHERE node <> '' OR user <> ''",
         {"most": most},
     ).fetchall()
-    whose = "kind = :kind AND node = :node AND user = :user"
+    same = "kind = :kind AND node = :node AND user = :user"
     return sum(
         connection.execute(
-            f"DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE {whose} AND number <="  # noqa: S608
-            f" (SELECT number FROM audit WHERE {whose} ORDER BY number DESC LIMIT 1 OFFSET :keep)"
+            f"DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE {same} AND number <="  # noqa: S608
+            f" (SELECT number FROM audit WHERE {same} ORDER BY number DESC LIMIT 1 OFFSET :keep)"
             " LIMIT :most)",
             {"kind": row["kind"], "node": row["node"], "user": row["user"], "keep": keep, "most": most},
         ).rowcount
@@ -170,7 +178,7 @@ def _prune_shares(connection: Connection, keep: int, most: int) -> int:
 
 
 def _prune_oldest(connection: Connection, too_many: int) -> int:
-    """Remove the oldest lines: acts of administrators only when no others are left."""
+    """Remove the oldest ``too_many`` lines. Acts of administrators go only when no other lines are left."""
     if too_many <= 0:
         return 0
     acts = ", ".join(f"'{kind.value}'" for kind in ACTS)

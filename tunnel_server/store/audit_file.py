@@ -1,7 +1,7 @@
-"""The audit as a file of JSON lines beside the store, for whatever collects logs.
+"""The audit as a file of JSON lines, for log collectors.
 
-It is opened anew for each write, so it may be moved away at any time. Above its size it is moved to
-``.1`` by itself, so that it is bounded where nobody collects it; the store has the same lines.
+The file is opened for each write, so it can be moved away at any time. A file above its limit is moved to
+``.1``, which bounds a file that no collector reads. The store has the same lines.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ MAX_BYTES = 16 * 1024 * 1024
 
 
 class AuditFile:
-    """Used by the store's one writing thread. ``path`` None: there is no file."""
+    """The audit file, for the store's writing thread alone. ``path`` None: no file is written."""
 
     def __init__(self, path: Path | None, *, max_bytes: int = MAX_BYTES) -> None:
         self._path = path
         self._max_bytes = max_bytes
 
     def append(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Puts the lines on the disk. Blocks. Raises ``OSError``; then none, or some, may be there."""
+        """Write the lines to the disk. Blocks. Raises ``OSError``; some lines may have been written then."""
         if self._path is None or not lines:
             return
         data = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
-        # A named pipe without a reader must be an error: the whole store would wait for it to be opened.
+        # O_NONBLOCK, because opening a named pipe without a reader would block the whole store.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with os.fdopen(os.open(self._path, flags, PRIVATE), "ab", buffering=0) as file:
             chown_like(self._path.parent, self._path)

@@ -1,6 +1,6 @@
-"""Certificates that were issued here. SQL inside transactions of the caller's.
+"""Certificates that this server issued. SQL inside transactions of the caller.
 
-One is written down before it is handed out, so what nobody knows of was never given to anybody.
+A certificate is recorded before it is handed out, so no certificate of this server is unrecorded.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from tunnel_server.store.transaction import Transaction
 KEEP_ENDED = 90 * DAY
 MAX_LISTED = 1000
 MAX_ENDING = 100
-TELL_ENDED = 14 * DAY
-"""For this long an ended certificate is listed; a node that is away longer is taken for abandoned."""
+LIST_ENDED = 14 * DAY
+"""Time for which an expired node certificate is listed. A node that is away longer counts as abandoned."""
 
 
 class Origin(enum.Enum):
+    """The way in which a certificate came to be issued."""
+
     ENROLLED = "enrolled"
     RENEWED = "renewed"
     BY_HAND = "by_hand"
@@ -44,9 +46,9 @@ _AUDITED = {
 
 @dataclass(frozen=True, slots=True)
 class NewCertificate:
-    """``token_id`` is what an enrolment was allowed by, ``previous`` the serial that a renewal showed.
+    """A certificate to record. ``token_id`` is the token of an enrolment, ``previous`` the renewed serial.
 
-    ``renewal_seconds`` is the longest life of its renewals; None: as long as the configuration says.
+    ``renewal_seconds`` bounds the validity of its renewals; None stands for the configured validity.
     """
 
     facts: CertificateFacts
@@ -60,27 +62,32 @@ class NewCertificate:
 
 
 def by_hand(facts: CertificateFacts, root_pin: bytes, by: str, *, renewable: bool = False) -> NewCertificate:
-    """A certificate that an administrator issued. Its renewals hold no longer, unless it is ``renewable``."""
+    """Return a certificate that an administrator issued. Its renewals are valid for its own period at most.
+
+    The configuration bounds them instead if the certificate is ``renewable``.
+    """
     limit = None if renewable else ValidityPeriod(facts.serial, facts.begins, facts.ends).seconds()
     return NewCertificate(facts, root_pin, Origin.BY_HAND, by=by, renewal_seconds=limit)
 
 
 class NodeCertificate(NamedTuple):
+    """The serial and the expiry of a node's certificate."""
+
     serial: str
     ends: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """``readmits``: its name was revoked before, so it has to be let in by its serial."""
+    """Result of ``record``. ``readmits``: the name was revoked before, so this serial must be readmitted."""
 
     readmits: bool
 
 
 def record(transaction: Transaction, new: NewCertificate) -> Recorded | Refused:
-    """Writes down a certificate, or refuses because its holder was revoked in between."""
+    """Record a certificate, or return the refusal if its holder or its token was revoked in the meantime."""
     connection, facts = transaction.connection, new.facts
-    refused = _why_not(connection, new)
+    refused = _why_refused(connection, new)
     if refused is not None:
         transaction.audit(_line(new, AuditKind.REFUSED, refused))
         return refused
@@ -103,8 +110,8 @@ def record(transaction: Transaction, new: NewCertificate) -> Recorded | Refused:
     return Recorded(readmits=revocation is not None)
 
 
-def _why_not(connection: Connection, new: NewCertificate) -> Refused | None:
-    """Between the first look at a token or a certificate and now it may have been revoked."""
+def _why_refused(connection: Connection, new: NewCertificate) -> Refused | None:
+    """Check again, because the token or the certificate may have been revoked since its first check."""
     identity = new.facts.identity
     if new.origin is Origin.ENROLLED:
         token = tokens.find(connection, new.token_id)
@@ -115,8 +122,8 @@ def _why_not(connection: Connection, new: NewCertificate) -> Refused | None:
     kind = kind_of(identity.role)
     if new.origin is not Origin.RENEWED or kind is None:
         return None
-    is_out = revocations.is_covered(connection, kind, identity.name, new.previous)
-    return refusal(identity, new.previous) if is_out else None
+    is_revoked = revocations.is_covered(connection, kind, identity.name, new.previous)
+    return refusal(identity, new.previous) if is_revoked else None
 
 
 def _line(new: NewCertificate, kind: AuditKind, refused: Refused | None = None) -> AuditLine:
@@ -135,9 +142,9 @@ def _line(new: NewCertificate, kind: AuditKind, refused: Refused | None = None) 
 
 
 def renewal_seconds(connection: Connection, serial: str, unknown: float) -> float | None:
-    """Return the longest life of a renewal; None: as long as the configuration says.
+    """Return the longest validity of a renewal in seconds; None stands for the configured validity.
 
-    ``unknown`` is returned for a certificate that is not recorded here.
+    The result is ``unknown`` for a certificate that is not recorded here.
     """
     row = connection.execute(
         "SELECT renewal_seconds FROM certificates WHERE serial = ?", (serial,)
@@ -149,6 +156,7 @@ def renewal_seconds(connection: Connection, serial: str, unknown: float) -> floa
 
 
 def find(connection: Connection, serial: str) -> dict[str, Any] | None:
+    """Return the certificate with this serial as JSON, or None."""
     row = connection.execute("SELECT * FROM certificates WHERE serial = ?", (serial,)).fetchone()
     return as_json(connection, row) if row else None
 
@@ -156,7 +164,7 @@ def find(connection: Connection, serial: str) -> dict[str, Any] | None:
 def listed(
     connection: Connection, now: int, *, role: str = "", name: str = "", ended: bool = False
 ) -> list[dict[str, Any]]:
-    """The newest certificates, newest last; those that have ended only if asked for."""
+    """Return the newest certificates as JSON, newest last. ``ended`` includes those that have expired."""
     rows = connection.execute(
         "SELECT * FROM certificates WHERE (:role = '' OR role = :role) AND (:name = '' OR name = :name)"
         " AND (:ended OR ends_at > :now) ORDER BY issued_at DESC, rowid DESC LIMIT :most",
@@ -166,6 +174,7 @@ def listed(
 
 
 def as_json(connection: Connection, row: Row) -> dict[str, Any]:
+    """Return a row of the table as lists contain it."""
     return {
         "serial": row["serial"],
         "role": row["role"],
@@ -188,11 +197,11 @@ def _is_revoked(connection: Connection, row: Row) -> bool:
     return revocations.is_covered(connection, kind, row["name"], row["serial"])
 
 
-def alive(connection: Connection, now: int) -> list[CertificateInUse]:
-    """What may be in use: certificates that have not ended and are not revoked, of a node the newest alone.
+def in_use(connection: Connection, now: int) -> list[CertificateInUse]:
+    """Return the certificates that may be in use: not expired, not revoked, and of each node only the newest.
 
-    A node has one agent, so a newer certificate of its name is in use in place of an older one. A
-    user may have several machines.
+    A node has one agent, so the newest certificate of its name replaces the older ones. A user may have
+    several machines.
     """
     rows = connection.execute(
         "SELECT * FROM certificates AS one WHERE ends_at > ? AND (role <> 'node' OR NOT EXISTS (SELECT 1 FROM"
@@ -200,11 +209,11 @@ def alive(connection: Connection, now: int) -> list[CertificateInUse]:
         " AND other.rowid > one.rowid)) ORDER BY rowid",
         (now,),
     ).fetchall()
-    return [_alive(row) for row in rows if not _is_revoked(connection, row)]
+    return [_in_use(row) for row in rows if not _is_revoked(connection, row)]
 
 
 def newest_of_node(connection: Connection, name: str) -> NodeCertificate | None:
-    """The newest certificate of a node, also one that is revoked or has ended."""
+    """Return the newest certificate of a node, even if it is revoked or has expired; None without one."""
     row = connection.execute(
         "SELECT * FROM certificates WHERE role = 'node' AND name = ? ORDER BY rowid DESC LIMIT 1", (name,)
     ).fetchone()
@@ -214,16 +223,17 @@ def newest_of_node(connection: Connection, name: str) -> NodeCertificate | None:
 
 
 def ending(connection: Connection, now: int) -> list[dict[str, Any]]:
-    """Nodes whose newest certificate has less than a fifth of its life left, or ended within two weeks.
+    """Return nodes whose newest certificate is in the last fifth of its validity, or expired within two
+    weeks.
 
-    Agents renew at two thirds. A node that was revoked is left out.
+    Agents renew after two thirds of the validity. A node that was revoked is left out.
     """
     rows = connection.execute(
         "SELECT * FROM certificates AS one WHERE role = 'node' AND ends_at > :horizon"
         " AND (ends_at - :now) * 5 < ends_at - issued_at AND NOT EXISTS (SELECT 1 FROM certificates AS other"
         " WHERE other.role = 'node' AND other.name = one.name AND other.rowid > one.rowid)"
         " ORDER BY ends_at LIMIT :most",
-        {"horizon": now - TELL_ENDED, "now": now, "most": MAX_ENDING},
+        {"horizon": now - LIST_ENDED, "now": now, "most": MAX_ENDING},
     ).fetchall()
     return [
         {"node": row["name"], "serial": row["serial"], "ends": iso_of(row["ends_at"])}
@@ -232,14 +242,14 @@ def ending(connection: Connection, now: int) -> list[dict[str, Any]]:
     ]
 
 
-def _alive(row: Row) -> CertificateInUse:
+def _in_use(row: Row) -> CertificateInUse:
     return CertificateInUse(
         Role(row["role"]), row["name"], row["serial"], row["root_pin"], from_ms(row["issued_at"])
     )
 
 
 def prune(connection: Connection, now: int, most: int) -> int:
-    """Forgets certificates that ended three months ago."""
+    """Remove up to ``most`` certificates that expired 90 days ago, and return their number."""
     rows = connection.execute(
         "SELECT serial FROM certificates WHERE ends_at < ? LIMIT ?", (now - KEEP_ENDED, most)
     ).fetchall()

@@ -1,7 +1,7 @@
-"""The SQLite file: opened, checked, brought up to date. The one module that knows ``sqlite3``.
+"""Open, check and migrate the SQLite file. Only this module imports ``sqlite3``.
 
-WAL with ``synchronous = FULL``: a transaction that was committed is on the disk, and readers never wait
-for the writer. The file and those beside it are open to their owner alone: digests and names are in it.
+With WAL and ``synchronous = FULL`` a committed transaction is on the disk, and readers never wait for the
+writer. Only the owner can open the file and those beside it, because it contains digests and names.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ Row: TypeAlias = sqlite3.Row
 DatabaseFailure = sqlite3.Error
 
 _BUSY_SECONDS = 5.0
-"""Only ``backup`` and a person's ``sqlite3`` ever hold a lock beside us."""
+"""Wait for a lock. Besides the server only ``backup`` and a person's ``sqlite3`` ever hold one."""
 _WAL_PAGES = 1000
-"""Between checkpoints: 4 MiB, SQLite's own default, said here because the disk must have room for it."""
+"""Pages between two checkpoints: 4 MiB, SQLite's default, set here because the disk must have that room."""
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 class StoreError(Refused):
-    """The store could not do it. Nothing of what was asked for has happened."""
+    """The store failed. Nothing that the caller asked for was done."""
 
 
 def open_database(path: Path, *, steps: Sequence[MigrationStep] = STEPS) -> Connection:
-    """The database for reading and writing, made if it is missing, with today's tables.
+    """Open the database for reading and writing, and migrate it; create it if it is missing.
 
-    Blocks. Raises ``StoreError`` for a file that is damaged, foreign or from a newer version.
+    Blocks. Raises ``StoreError`` for a file that is damaged, of another program, or of a newer version.
     """
     with failures(path):
         _make(path)
@@ -58,7 +58,7 @@ def open_database(path: Path, *, steps: Sequence[MigrationStep] = STEPS) -> Conn
 
 
 def open_reader(path: Path) -> Connection:
-    """A connection that cannot write. Blocks. Raises ``StoreError``."""
+    """Return a connection that cannot write. Blocks. Raises ``StoreError``."""
     with failures(path):
         connection = _connect(path, "rw")
         connection.execute("PRAGMA query_only = ON")
@@ -66,15 +66,15 @@ def open_reader(path: Path) -> Connection:
 
 
 def copy_database(source: Connection, target: Path) -> None:
-    """A consistent copy, taken while others write. Blocks. Raises ``StoreError`` or ``OSError``."""
+    """Write a consistent copy, even while others write. Blocks. Raises ``StoreError`` or ``OSError``."""
     _make(target)
     with failures(target), contextlib.closing(_connect(target, "rw")) as copy:
         source.backup(copy)
-        copy.execute("PRAGMA journal_mode = DELETE")  # one file, complete by itself
+        copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a WAL beside it
 
 
 def check_copy(path: Path, *, steps: Sequence[MigrationStep] = STEPS) -> None:
-    """Raises ``StoreError`` unless ``path`` is a whole database of ours that this version can use."""
+    """Raise ``StoreError`` unless ``path`` is an undamaged store of a version that this program can use."""
     with failures(path), contextlib.closing(_connect(path, "ro")) as connection:
         _check(connection, path)
         _require_known(_version(connection), path, steps)
@@ -82,7 +82,7 @@ def check_copy(path: Path, *, steps: Sequence[MigrationStep] = STEPS) -> None:
 
 @contextlib.contextmanager
 def failures(path: Path) -> Iterator[None]:
-    """Turns what SQLite raises into ``StoreError``."""
+    """Convert the exceptions of SQLite, and ``OSError``, to ``StoreError``."""
     try:
         yield
     except sqlite3.Error as error:
@@ -94,7 +94,7 @@ def failures(path: Path) -> Iterator[None]:
 
 
 def store_error(error: sqlite3.Error, path: Path) -> StoreError:
-    """The refusal that stands for a failure of SQLite's."""
+    """Return the refusal for a failure of SQLite."""
     code = primary_code(error)
     if code == sqlite3.SQLITE_FULL:
         return StoreError(Reason.STORE_FULL, f"the disk of {path} is full; nothing was changed")
@@ -104,17 +104,17 @@ def store_error(error: sqlite3.Error, path: Path) -> StoreError:
 
 
 def primary_code(error: sqlite3.Error) -> int:
-    """SQLite's result code without its extension; 0 for errors of the module itself."""
+    """Return SQLite's result code without its extension; 0 for errors of the Python module."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _damaged(path: Path, found: str) -> StoreError:
-    sentence = f"{path} is damaged ({found[:200]}); restore a backup with `qanat-server restore`"
+def _damaged(path: Path, report: str) -> StoreError:
+    sentence = f"{path} is damaged ({report[:200]}); restore a backup with `qanat-server restore`"
     return StoreError(Reason.STORE_FAILED, sentence)
 
 
 def _make(path: Path) -> None:
-    """An empty file with the right mode: SQLite would go by the umask, and gives its others the same."""
+    """Create an empty private file. SQLite would use the umask, and copies this mode to its further files."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, PRIVATE)
     except FileExistsError:
@@ -124,7 +124,7 @@ def _make(path: Path) -> None:
 
 
 def _connect(path: Path, mode: str) -> Connection:
-    # A connection is used by one thread at a time, but not always by the same.
+    # One thread at a time uses a connection, but not always the same thread.
     connection = sqlite3.connect(
         f"file:{quote(os.fsencode(path))}?mode={mode}",
         uri=True,
@@ -137,8 +137,10 @@ def _connect(path: Path, mode: str) -> Connection:
 
 
 def _check(connection: Connection, path: Path) -> None:
-    found = _value(connection, "PRAGMA application_id")
-    if found not in (0, APPLICATION_ID) or (found == 0 and _value(connection, "PRAGMA schema_version")):
+    application_id = _value(connection, "PRAGMA application_id")
+    if application_id not in (0, APPLICATION_ID) or (
+        application_id == 0 and _value(connection, "PRAGMA schema_version")
+    ):
         raise StoreError(Reason.STORE_FAILED, f"{path} is a database of another program")
     report = _value(connection, "PRAGMA quick_check(1)")
     if report != "ok":

@@ -1,7 +1,7 @@
-"""Which certificates were renewed from which. SQL inside transactions of the caller's.
+"""Descent of certificates: which certificate was renewed from which. SQL inside transactions of the caller.
 
-``certificates.previous`` is the serial that a renewal showed. It is empty for a first certificate, and for
-renewals that were recorded before the store had this column.
+``certificates.previous`` is the serial of the renewed certificate. The column is empty for a first
+certificate, and for renewals that were recorded before the store had the column.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tunnel_server.store.database import Connection, Row
 def renewed_from(connection: Connection, serial: str, since: int) -> list[Row]:
     """Return the certificates that descend from ``serial`` and end after ``since``, oldest first.
 
-    The search goes through certificates that have ended, because a descendant outlives its ancestors.
+    The search includes certificates that have expired, because a descendant outlives its ancestors.
     """
     return connection.execute(
         "WITH RECURSIVE family (serial) AS (SELECT serial FROM certificates WHERE previous = :serial"
@@ -24,7 +24,7 @@ def renewed_from(connection: Connection, serial: str, since: int) -> list[Row]:
 
 
 def of_unknown_descent(connection: Connection, serial: str, now: int) -> list[Row]:
-    """Return the renewals that may descend from ``serial``: later ones of its name without ``previous``."""
+    """Return renewals that may descend from ``serial``: later renewals of its name without ``previous``."""
     return connection.execute(
         "SELECT new.* FROM certificates AS new JOIN certificates AS old ON new.role = old.role"
         " AND new.name = old.name WHERE old.serial = ? AND new.origin = 'renewed' AND new.previous = ''"
@@ -34,7 +34,7 @@ def of_unknown_descent(connection: Connection, serial: str, now: int) -> list[Ro
 
 
 def remove(connection: Connection, serial: str) -> None:
-    """Remove the row of a certificate and connect what was renewed from it with its own ancestor."""
+    """Remove a certificate, and make its ancestor the ancestor of the certificates renewed from it."""
     connection.execute(
         "UPDATE certificates SET previous = (SELECT previous FROM certificates WHERE serial = :serial)"
         " WHERE previous = :serial"

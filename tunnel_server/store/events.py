@@ -1,6 +1,6 @@
-"""Events of nodes that outlive a restart of the server.
+"""Events of nodes in the store. SQL for a connection of the caller.
 
-``tunnel_server.events.event_log`` has the newest of them in memory.
+``tunnel_server.events.event_log`` holds the newest events in memory.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tunnel_server.store.timestamps import from_ms, to_ms
 
 KEEP_EVENTS = 100_000
 KEEP_EVENTS_OF_NODE = 1000
-"""Of one kind: beyond it a node pushes out its own events, and no others."""
+"""Events of one kind of one node. Beyond this number a node removes its own events and no others."""
 MAX_LISTED = 1000
 
 
 def add(connection: Connection, events: Sequence[NodeEvent]) -> None:
-    """Events that are there already (by their id) stay as they are."""
+    """Insert events. An event whose id is in the table stays as it is."""
     connection.executemany(
         "INSERT OR IGNORE INTO node_events (id, at, kind, node, session, reason, detail)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -43,7 +43,7 @@ def _values(event: NodeEvent) -> tuple[Any, ...]:
 
 
 def newest(connection: Connection, node: str = "", *, before: int = 2**62) -> list[NodeEvent]:
-    """The last events with an id below ``before``, of ``node`` if it is named, in their order."""
+    """Return the newest events with an id below ``before``, oldest first. Empty ``node``: of all nodes."""
     rows = connection.execute(
         "SELECT * FROM node_events WHERE (:node = '' OR node = :node) AND id < :before"
         " ORDER BY id DESC LIMIT :most",
@@ -53,7 +53,7 @@ def newest(connection: Connection, node: str = "", *, before: int = 2**62) -> li
 
 
 def newest_of_server(connection: Connection) -> NodeEvent | None:
-    """The last start or stop of a server."""
+    """Return the last start or stop of a server, or None."""
     row = connection.execute("SELECT * FROM node_events WHERE node = '' ORDER BY id DESC LIMIT 1").fetchone()
     return _event(row) if row else None
 
@@ -67,7 +67,7 @@ def _event(row: Row) -> NodeEvent:
 
 
 def prune(connection: Connection, most: int) -> int:
-    """Forgets the oldest above ``KEEP_EVENTS``."""
+    """Remove up to ``most`` of the oldest events beyond ``KEEP_EVENTS``, and return their number."""
     return connection.execute(
         "DELETE FROM node_events WHERE id IN (SELECT id FROM node_events WHERE id <="
         " (SELECT id FROM node_events ORDER BY id DESC LIMIT 1 OFFSET ?) ORDER BY id LIMIT ?)",

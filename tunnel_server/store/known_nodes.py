@@ -1,12 +1,12 @@
-"""Nodes that this server knows: names that have a certificate of ours, or whose agent attached once.
+"""Nodes that this server knows: each has a certificate of this server, or its agent attached once.
 
-SQL inside transactions of the caller's. ``tunnel_server.nodes.registry`` is the live view, in memory.
+SQL inside transactions of the caller. ``tunnel_server.nodes.registry`` is the live view, in memory.
 
-1. A certificate makes its node known. An event of the node updates when it was last seen.
-2. While an agent is attached, ``see_attached`` writes the time for all attached nodes at once, so that a
-   server that is killed leaves times which are minutes old, not days.
-3. A node is forgotten by ``forget``; by ``prune``, when neither a certificate nor an agent of it was there
-   for 90 days; and beyond the bound, those that were not seen for the longest time.
+1. A certificate makes its node known. An event of the node updates the time when it was last seen.
+2. While agents are attached, ``refresh_last_seen`` writes the time for all attached nodes at once. A server
+   that is killed therefore leaves times that are minutes old, not days.
+3. ``forget`` removes a node. ``prune`` removes nodes that had neither a certificate nor an agent for 90 days.
+   Beyond the bound it also removes the nodes that were not seen for the longest time.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tunnel_server.store.database import Connection
 from tunnel_server.store.timestamps import DAY, from_ms, to_ms
 
 KEEP_UNSEEN = 90 * DAY
-_COMES = (EventKind.ATTACHED, EventKind.RESUMED)
-_GOES = (EventKind.LOST, EventKind.EXPIRED, EventKind.ENDED)
+_ARRIVALS = (EventKind.ATTACHED, EventKind.RESUMED)
+_DEPARTURES = (EventKind.LOST, EventKind.EXPIRED, EventKind.ENDED)
 
 
 @dataclass(frozen=True, slots=True)
 class KnownNode:
-    """``last_seen_at`` is None if no agent ever attached; ``reason`` says why the last one left."""
+    """A known node. ``last_seen_at`` is None if no agent ever attached; ``reason`` is of the last end."""
 
     name: str
     known_at: datetime
@@ -36,21 +36,21 @@ class KnownNode:
 
 
 def add(connection: Connection, name: str, now: int) -> None:
-    """Makes ``name`` known. A node that is known already stays as it is."""
+    """Add the node ``name``. A node that is known already stays as it is."""
     connection.execute("INSERT OR IGNORE INTO nodes (name, known_at) VALUES (?, ?)", (name, now))
 
 
 def note_events(connection: Connection, events: Iterable[NodeEvent]) -> None:
-    """Updates the nodes of these events, in their order."""
+    """Update the nodes of these events, in the order of the events."""
     for event in events:
-        if event.kind in _COMES:
+        if event.kind in _ARRIVALS:
             connection.execute(
                 "INSERT INTO nodes (name, known_at, last_seen_at, is_attached) VALUES (:name, :at, :at, 1)"
                 " ON CONFLICT (name) DO UPDATE SET last_seen_at = :at, is_attached = 1, reason = ''",
                 {"name": event.node, "at": to_ms(event.at)},
             )
-        elif event.kind in _GOES:
-            # After a loss the agent was not seen again, so the end of that session does not count as a sight.
+        elif event.kind in _DEPARTURES:
+            # The agent was last seen at the loss, so the end of a lost session leaves that time as it is.
             connection.execute(
                 "UPDATE nodes SET last_seen_at = CASE WHEN is_attached THEN :at ELSE last_seen_at END,"
                 " is_attached = 0, reason = :reason WHERE name = :name",
@@ -64,26 +64,28 @@ def _word(event: NodeEvent) -> str:
     return event.reason.word if event.reason else ""
 
 
-def see_attached(connection: Connection, now: int) -> None:
-    """Every node that is attached was seen now."""
+def refresh_last_seen(connection: Connection, now: int) -> None:
+    """Record that every attached node is seen now."""
     connection.execute("UPDATE nodes SET last_seen_at = ? WHERE is_attached", (now,))
 
 
 def detach_all(connection: Connection) -> None:
-    """No agent is attached, since no server was running."""
+    """Record that no agent is attached. For the start of a server, before which none was running."""
     connection.execute("UPDATE nodes SET is_attached = 0 WHERE is_attached")
 
 
 def is_known(connection: Connection, name: str) -> bool:
+    """Whether the table has this node."""
     return connection.execute("SELECT 1 FROM nodes WHERE name = ?", (name,)).fetchone() is not None
 
 
 def names(connection: Connection) -> list[str]:
+    """Return the names of all nodes, sorted."""
     return [row["name"] for row in connection.execute("SELECT name FROM nodes ORDER BY name")]
 
 
 def listed(connection: Connection) -> list[KnownNode]:
-    """All of them, those that were seen last at the end."""
+    """Return all nodes, the most recently seen last."""
     rows = connection.execute("SELECT * FROM nodes ORDER BY coalesce(last_seen_at, known_at), name")
     return [
         KnownNode(
@@ -97,12 +99,15 @@ def listed(connection: Connection) -> list[KnownNode]:
 
 
 def forget(connection: Connection, name: str) -> bool:
-    """Returns whether the node was known. Its certificates, events and audit lines stay."""
+    """Remove a node, and return whether it was known. Its certificates, events and audit lines stay."""
     return connection.execute("DELETE FROM nodes WHERE name = ?", (name,)).rowcount > 0
 
 
 def prune(connection: Connection, now: int, *, keep: int, most: int) -> int:
-    """Forgets up to ``most`` nodes that are too old, or more than ``keep``; never one that is attached."""
+    """Remove up to ``most`` nodes that are too old, or beyond ``keep``; an attached node is never removed.
+
+    Returns the number of removed nodes.
+    """
     return connection.execute(
         "DELETE FROM nodes WHERE name IN ("
         " SELECT name FROM nodes WHERE NOT is_attached AND coalesce(last_seen_at, known_at) < :before"

@@ -1,5 +1,7 @@
-"""Who may write into a data folder: one process, the running server or one command. flock(2), so that no
-lock outlives its process."""
+"""Lock of a data folder: only one process may write, the running server or a command.
+
+The lock is flock(2), so that no lock outlives its process.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,13 @@ from certs.files import PRIVATE
 from tunnel_server.store.database import failures
 
 PATIENCE_SECONDS = 3.0
-"""Commands hold the lock for a moment; a server for as long as it runs."""
+"""Longest wait for the lock. Commands hold it for a moment; a server holds it as long as it runs."""
 RETRY_SECONDS = 0.05
 _NAME = "store.lock"
 
 
 class StoreHeld(Exception):  # noqa: N818 - named by what happened
-    """Another process has the lock. ``holder`` is its process id, 0 if it has not said so yet."""
+    """Another process holds the lock. ``holder`` is its process id, or 0 if the file does not have it yet."""
 
     def __init__(self, data_dir: Path, holder: int) -> None:
         super().__init__(data_dir, holder)
@@ -30,13 +32,13 @@ class StoreHeld(Exception):  # noqa: N818 - named by what happened
         self.holder = holder
 
     def __str__(self) -> str:
-        who = f"process {self.holder}" if self.holder else "another process"
-        return f"the store in {self.data_dir} is in use by {who}: a server that runs, or another command"
+        holder = f"process {self.holder}" if self.holder else "another process"
+        return f"the store in {self.data_dir} is in use by {holder}: a running server, or another command"
 
 
 @contextlib.contextmanager
 def hold_store(data_dir: Path) -> Iterator[None]:
-    """Holds the lock inside the block. Raises ``StoreHeld``, or ``StoreError`` where it cannot be made."""
+    """Hold the lock inside the block. Raises ``StoreHeld``, or ``StoreError`` if the file cannot be made."""
     path = data_dir / _NAME
     with failures(path):
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
@@ -55,7 +57,10 @@ def hold_store(data_dir: Path) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def wait_hold_store(data_dir: Path) -> AsyncIterator[None]:
-    """The same, after waiting a little for a command that has it. Raises ``StoreHeld`` or ``StoreError``."""
+    """Hold the lock inside the block; wait up to 3 s for a command that holds it.
+
+    Raises ``StoreHeld`` or ``StoreError``.
+    """
     deadline = trio.current_time() + PATIENCE_SECONDS
     with contextlib.ExitStack() as stack:
         while True:

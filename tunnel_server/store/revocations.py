@@ -1,8 +1,9 @@
-"""Revocations: by node, by user, by serial. SQL inside transactions of the caller's.
+"""Revocations of nodes, users and serials. SQL inside transactions of the caller.
 
-After a revocation a node joins with a new token and a user gets a new certificate; both are let in while
-everything older stays out. Until then a revocation can be taken back, which restores the state before it.
-Later that is refused, because it would let in the older certificates beside the new one.
+After a revocation a node joins with a new token, and a user gets a new certificate. The new certificate is
+valid while all older ones stay revoked. Until then an administrator can take the revocation back, which
+restores the state before. Later the server refuses that, because the older certificates would be valid beside
+the new one.
 """
 
 from __future__ import annotations
@@ -23,31 +24,32 @@ from tunnel_server.store.transaction import Transaction
 MAX_LISTED = 1000
 _MAX_WHY = 300
 _ENDED_FOR = DAY
-"""Descendants that ended longer ago are left out, so that a chain of short lives makes few rows. A day,
-because this machine's clock may be set back."""
+"""Descendants that expired longer ago are left out, so that a chain of short-lived certificates makes few
+rows. The margin is a day, because this machine's clock may be set back."""
 
 
 def revoke(transaction: Transaction, kind: RevocationKind, subject: str, by: str, why: str) -> Revocation:
-    """From now on ``subject`` is shut out, and all tokens that exist are too old to let it in again.
+    """Revoke ``subject``. No token that exists now can readmit it.
 
-    What was renewed from a serial is revoked with it, each by a row of its own that follows the first one.
+    The certificates that were renewed from a serial are revoked with it. Each has a row that follows the
+    first.
     """
     connection = transaction.connection
     number = _insert(transaction, kind, subject, by, why)
-    named = _whose(connection, subject) if kind is RevocationKind.SERIAL else {kind.value: subject}
+    named = _holder_of(connection, subject) if kind is RevocationKind.SERIAL else {kind.value: subject}
     serial = subject if kind is RevocationKind.SERIAL else ""
     transaction.audit(AuditLine(AuditKind.REVOKED, done_by=by, serial=serial, detail=why, **named))
-    along = descendants(connection, subject, transaction.now) if kind is RevocationKind.SERIAL else []
-    for one in along:
-        _insert(transaction, kind, one, by, why, follows=number)
+    descendants = _descendants(connection, subject, transaction.now) if kind is RevocationKind.SERIAL else []
+    for renewed in descendants:
+        _insert(transaction, kind, renewed, by, why, follows=number)
         detail = f"renewed from {subject}{f': {why}' if why else ''}"
-        line = AuditLine(AuditKind.REVOKED, done_by=by, serial=one, detail=detail, **_whose(connection, one))
-        transaction.audit(line)
-    return Revocation(number, kind, subject, transaction.now, by, why[:_MAX_WHY], tuple(along))
+        holder = _holder_of(connection, renewed)
+        transaction.audit(AuditLine(AuditKind.REVOKED, done_by=by, serial=renewed, detail=detail, **holder))
+    return Revocation(number, kind, subject, transaction.now, by, why[:_MAX_WHY], tuple(descendants))
 
 
-def descendants(connection: Connection, serial: str, now: int) -> list[str]:
-    """Return the serials that were renewed from ``serial``, oldest first, without those long ended."""
+def _descendants(connection: Connection, serial: str, now: int) -> list[str]:
+    """Return the serials renewed from ``serial``, oldest first, without those that expired a day ago."""
     return [row["serial"] for row in descent.renewed_from(connection, serial, now - _ENDED_FOR)]
 
 
@@ -71,54 +73,57 @@ def _insert(
 
 @dataclass(frozen=True, slots=True)
 class TakenBack:
-    """A revocation that does not hold any more. ``still`` is an earlier one of the same subject, or None.
+    """A revocation that was taken back. ``still`` is an earlier revocation of the same subject, or None.
 
-    ``readmitted`` are the serials that ``still`` lets in. ``along`` are the serials that were revoked with it
-    and that nothing else revokes.
+    ``readmitted`` are the serials that ``still`` does not revoke. ``descendants`` are the serials that only
+    the revocation that was taken back had revoked along with its subject.
     """
 
     revocation: Revocation
     still: Revocation | None
     readmitted: frozenset[str]
-    along: frozenset[str]
+    descendants: frozenset[str]
 
 
 def take_back(transaction: Transaction, kind: RevocationKind, subject: str, by: str) -> TakenBack:
-    """Removes the newest revocation of ``subject``; the audit keeps both acts.
+    """Remove the newest revocation of ``subject``; the audit keeps both acts.
 
-    Raises ``Refused``: ``NOT_FOUND`` if none holds, ``REVOKED`` if a certificate was issued since.
+    Raises ``Refused`` with ``NOT_FOUND`` if ``subject`` is not revoked, and with ``REVOKED`` if a certificate
+    was issued since.
     """
     connection = transaction.connection
     row = newest(connection, kind, subject)
-    what = "the certificate" if kind is RevocationKind.SERIAL else kind.value
+    noun = "the certificate" if kind is RevocationKind.SERIAL else kind.value
     if row is None:
         near = difflib.get_close_matches(subject, _revoked(connection, kind), n=1)
         hint = f"did you mean {near[0]}?" if near else "`qanat-server audit --kind revoked` lists what was"
-        raise Refused(Reason.NOT_FOUND, f"{what} {subject[:300]} is not revoked; {hint}")
+        raise Refused(Reason.NOT_FOUND, f"{noun} {subject[:300]} is not revoked; {hint}")
     since = _issued_since(connection, row)
     if since is not None:
         raise Refused(
             Reason.REVOKED,
             f"certificate {since['serial']} was issued to {since['role']} {since['name']} at"
-            f" {iso_of(since['issued_at'])}, after {what} {subject} was revoked; the revocation stays:"
-            " without it the older certificates would be good beside the new one",
+            f" {iso_of(since['issued_at'])}, after {noun} {subject} was revoked; the revocation stays:"
+            " without it the older certificates would be valid beside the new one",
         )
-    along = _take_back_along(connection, row["number"])
+    descendants = _take_back_descendants(connection, row["number"])
     connection.execute("DELETE FROM revocations WHERE number = ?", (row["number"],))
-    named = _whose(connection, subject) if kind is RevocationKind.SERIAL else {kind.value: subject}
+    named = _holder_of(connection, subject) if kind is RevocationKind.SERIAL else {kind.value: subject}
     serial = subject if kind is RevocationKind.SERIAL else ""
     detail = f"of {iso_of(row['revoked_at'])} by {row['revoked_by']}"
     transaction.audit(AuditLine(AuditKind.UNREVOKED, done_by=by, serial=serial, detail=detail, **named))
-    left = newest(connection, kind, subject)
-    readmitted = frozenset(_readmitted(connection, left["number"])) if left else frozenset()
-    return TakenBack(_revocation(row), _revocation(left) if left else None, readmitted, along)
+    still = newest(connection, kind, subject)
+    readmitted = frozenset(_readmitted(connection, still["number"])) if still else frozenset()
+    return TakenBack(_revocation(row), _revocation(still) if still else None, readmitted, descendants)
 
 
-def _take_back_along(connection: Connection, number: int) -> frozenset[str]:
+def _take_back_descendants(connection: Connection, number: int) -> frozenset[str]:
     rows = connection.execute("SELECT subject FROM revocations WHERE follows = ?", (number,)).fetchall()
     connection.execute("DELETE FROM revocations WHERE follows = ?", (number,))
     serials = (row["subject"] for row in rows)
-    return frozenset(one for one in serials if newest(connection, RevocationKind.SERIAL, one) is None)
+    return frozenset(
+        serial for serial in serials if newest(connection, RevocationKind.SERIAL, serial) is None
+    )
 
 
 def _revoked(connection: Connection, kind: RevocationKind) -> list[str]:
@@ -130,9 +135,9 @@ def _revoked(connection: Connection, kind: RevocationKind) -> list[str]:
 
 
 def _issued_since(connection: Connection, revocation: Row) -> Row | None:
-    """The newest certificate that took the place of those that the revocation shut out."""
+    """Return the newest certificate that replaces the revoked ones, or None."""
     if revocation["kind"] == RevocationKind.SERIAL.value:
-        # A user's other certificates are renewed whatever happens to this one; a node has one at a time.
+        # A user has several certificates, and renewals of the others do not count. A node has one at a time.
         query = (
             "SELECT new.* FROM certificates AS new JOIN certificates AS old ON new.role = old.role"
             " AND new.name = old.name WHERE old.serial = :subject AND new.serial <> old.serial"
@@ -153,16 +158,18 @@ def _readmitted(connection: Connection, number: int) -> list[str]:
 
 
 def newest_as_json(connection: Connection, kind: RevocationKind, subject: str) -> dict[str, Any] | None:
+    """Return the newest revocation of ``subject`` as JSON, or None."""
     row = newest(connection, kind, subject)
     return as_json(_revocation(row)) if row else None
 
 
 def of_node(connection: Connection, node: str) -> Row | None:
-    """The newest revocation of this name."""
+    """Return the newest revocation of this node, or None."""
     return newest(connection, RevocationKind.NODE, node)
 
 
 def newest(connection: Connection, kind: RevocationKind, subject: str) -> Row | None:
+    """Return the newest revocation of ``subject``, or None."""
     row: Row | None = connection.execute(
         "SELECT * FROM revocations WHERE kind = ? AND subject = ? ORDER BY number DESC LIMIT 1",
         (kind.value, subject),
@@ -171,7 +178,7 @@ def newest(connection: Connection, kind: RevocationKind, subject: str) -> Row | 
 
 
 def is_covered(connection: Connection, kind: RevocationKind, name: str, serial: str) -> bool:
-    """Whether a certificate is shut out, as the tables say it; ``RevocationList`` says it from memory."""
+    """Whether the tables revoke a certificate. ``RevocationList`` answers the same from memory."""
     if newest(connection, RevocationKind.SERIAL, serial) is not None:
         return True
     revocation = newest(connection, kind, name)
@@ -182,21 +189,21 @@ def is_covered(connection: Connection, kind: RevocationKind, name: str, serial: 
 
 
 def load(connection: Connection) -> RevocationList:
-    """All that is shut out, for the memory."""
-    revoked = RevocationList()
+    """Return all revocations as a list for the memory."""
+    revocation_list = RevocationList()
     for row in connection.execute("SELECT * FROM revocations ORDER BY number"):
-        revoked.put(_revocation(row))
+        revocation_list.put(_revocation(row))
     readmitted = connection.execute(
         "SELECT serial, role, name FROM certificates WHERE readmits = (SELECT max(number) FROM revocations"
         " WHERE kind = certificates.role AND subject = certificates.name)"
     )
     for row in readmitted:
-        revoked.readmit(SpiffeId("any", Role(row["role"]), row["name"]), row["serial"])
-    return revoked
+        revocation_list.readmit(SpiffeId("any", Role(row["role"]), row["name"]), row["serial"])
+    return revocation_list
 
 
 def listed(connection: Connection, after: int = 0) -> list[dict[str, Any]]:
-    """The newest revocations with a number above ``after``, newest last."""
+    """Return the newest revocations with a number above ``after`` as JSON, newest last."""
     rows = connection.execute(
         "SELECT * FROM revocations WHERE number > ? ORDER BY number DESC LIMIT ?", (after, MAX_LISTED)
     ).fetchall()
@@ -204,6 +211,7 @@ def listed(connection: Connection, after: int = 0) -> list[dict[str, Any]]:
 
 
 def as_json(revocation: Revocation) -> dict[str, Any]:
+    """Return a revocation as lists contain it."""
     return {
         "number": revocation.number,
         "kind": revocation.kind.value,
@@ -221,6 +229,6 @@ def _revocation(row: Row) -> Revocation:
     )
 
 
-def _whose(connection: Connection, serial: str) -> dict[str, str]:
+def _holder_of(connection: Connection, serial: str) -> dict[str, str]:
     row = connection.execute("SELECT role, name FROM certificates WHERE serial = ?", (serial,)).fetchone()
     return {row["role"]: row["name"]} if row and row["role"] in ("node", "user") else {}

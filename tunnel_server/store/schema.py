@@ -1,7 +1,7 @@
-"""The tables, as steps from nothing to today. No I/O.
+"""The tables, as migration steps from an empty file to the current version. No I/O.
 
-A step that was released is never changed; a change is a further step. Times are whole milliseconds
-since 1970 in UTC, serials and fingerprints hex in lower case. ``docs/store.md`` explains each table.
+A released step is never changed; a change of the tables is a further step. Times are whole milliseconds since
+1970 in UTC; serials and fingerprints are lower-case hex. ``docs/store.md`` explains each table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeAlias
 MigrationStep: TypeAlias = tuple[str, ...]
 
 APPLICATION_ID = 0x51414E54
-"""``PRAGMA application_id``: "QANT", which ``file`` shows, so that another program's file is told apart."""
+"""``PRAGMA application_id``: "QANT", which ``file`` shows. It marks the file as a store of this program."""
 
 _FIRST: MigrationStep = (
     "CREATE TABLE schema_versions (version INTEGER PRIMARY KEY, applied_at INTEGER NOT NULL)",
@@ -108,7 +108,8 @@ _KNOWN_NODES: MigrationStep = (
 _DESCENT: MigrationStep = (
     "ALTER TABLE certificates ADD COLUMN previous TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE certificates ADD COLUMN renewal_seconds REAL",
-    # What was issued by hand was given a life. Renewals of an enrolment follow the configuration.
+    # An administrator chose the validity of a certificate issued by hand, which bounds its renewals.
+    # The configuration bounds the renewals of an enrolment.
     "UPDATE certificates SET renewal_seconds = (ends_at - issued_at) / 1000.0 WHERE origin = 'by_hand'",
     "CREATE INDEX certificates_previous ON certificates (previous)",
     "ALTER TABLE revocations ADD COLUMN follows INTEGER REFERENCES revocations (number)",

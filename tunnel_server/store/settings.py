@@ -1,4 +1,4 @@
-"""Where a server's store lies, and how its configuration wants it."""
+"""Settings of the store, from the configuration of the server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ _MIN_NODES = 10_000
 
 
 def settings_of(config: ServerConfig) -> StoreSettings:
+    """Return the settings of the store of a server with this configuration."""
     audit = config.audit
     return StoreSettings(
         path=config.data_dir / FILE,
@@ -21,5 +22,5 @@ def settings_of(config: ServerConfig) -> StoreSettings:
 
 
 def most_nodes(config: ServerConfig) -> int:
-    """How many nodes without an agent are remembered: twice a full server, and at least 10,000."""
+    """Return the number of nodes without an agent to remember: twice a full server, and at least 10,000."""
     return max(_MIN_NODES, 2 * config.agents.max)

@@ -1,7 +1,10 @@
-"""The store as the rest of the server sees it: asynchronous, for the trio thread.
+"""Asynchronous interface of the store, for the trio thread.
 
-Writes go through ``Writer``, reads through a connection of their own in another thread; neither holds up
-the event loop. What the data path needs at every step, who is revoked, is in memory.
+``Writer`` writes in one thread, and a second connection reads in another, so neither blocks the event loop.
+The list of revocations, which the data path needs at every step, is in memory.
+
+Methods that wait for a write raise ``StoreError`` if the store fails. A cancelled write may or may not have
+happened.
 """
 
 from __future__ import annotations
@@ -37,11 +40,11 @@ from tunnel_server.store.revocations import TakenBack
 from tunnel_server.store.timestamps import DAY, from_ms, to_ms
 from tunnel_server.store.tokens import NewToken, Redeemed, Redemption
 from tunnel_server.store.transaction import Transaction
-from tunnel_server.store.writer import TIDY_LINES, Work, Writer
+from tunnel_server.store.writer import TIDY_LINES, Writer
 
 FILE = "store.db"
 _PRUNED_AT_ONCE = 2 * TIDY_LINES
-"""Rows of a table in one transaction: more than come between two, and still done in milliseconds."""
+"""Rows of a table pruned in one transaction: more than are added between two, and done in milliseconds."""
 _PRUNE_SECONDS = 3600.0
 _CLOSE_SECONDS = 5.0
 
@@ -50,9 +53,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """``audit_file`` None: no file. ``must_audit``: what cannot be audited is not done.
+    """Settings of a store. ``audit_file`` None: no file. ``must_audit``: an act that cannot be audited fails.
 
-    ``keep_nodes``: how many nodes without an agent are remembered.
+    ``keep_nodes`` bounds the nodes without an agent.
     """
 
     path: Path
@@ -64,7 +67,7 @@ class StoreSettings:
 
 
 class Store:
-    """Made by ``open_store``. Its tasks are ``serve`` and ``keep_small``; ``aclose`` ends the first."""
+    """An open store, made by ``open_store``. Its tasks are ``serve`` and ``prune_hourly``."""
 
     def __init__(
         self,
@@ -96,34 +99,34 @@ class Store:
 
     @property
     def audit_dropped(self) -> int:
-        """Lines of the audit that were lost since the start."""
+        """The number of audit lines that were lost since the start."""
         return self._writer.dropped + self._dropped_nowait
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last that was to be written could not be; ``probe`` asks whether that still is so."""
+        """Whether the last write failed. A successful ``probe`` clears the failure."""
         return self._writer.is_failing
 
     async def probe(self) -> None:
-        """Writes something that leaves everything as it was. Raises ``StoreError``."""
-        await self._writer.run(_write_in_vain)
+        """Write to the disk without a lasting change. Raises ``StoreError``."""
+        await self._writer.run(_probe_disk)
 
     async def serve(self) -> None:
-        """Writes what is asked for, until ``aclose``."""
+        """Execute the queued writes until ``aclose``. A cancellation fails the queued writes."""
         await self._writer.serve()
 
-    async def keep_small(self) -> None:
-        """Removes what is too old or too much, now and every hour. Runs until it is cancelled."""
+    async def prune_hourly(self) -> None:
+        """Remove rows that are too old or too many, now and every hour, until this task is cancelled."""
         while True:
-            with contextlib.suppress(StoreError):  # it is in the log; a full disk may be empty in an hour
+            with contextlib.suppress(StoreError):  # the writer has logged it; a full disk may have room later
                 while await self.prune():
                     pass
             await trio.sleep(_PRUNE_SECONDS)
 
     async def aclose(self) -> None:
-        """Ends writing, with all that was asked for done, and closes the files.
+        """Finish the queued writes and close the files.
 
-        Cancelled, it still does so, but for what is behind a disk that hangs: that it leaves open.
+        A cancellation does not interrupt this. If the disk hangs for 5 s the files are left open.
         """
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
             await self._writer.aclose()
@@ -134,38 +137,39 @@ class Store:
     # Tokens.
 
     async def create_token(self, new: NewToken, by: str) -> datetime:
-        """Returns when it expires."""
+        """Create a token, and return its expiry."""
         return from_ms(await self._writer.run(lambda transaction: tokens.create(transaction, new, by)))
 
-    async def redeem(self, asked: Redemption) -> Redeemed:
-        """Uses a token. Raises ``Refused`` with a reason of its own for each way not to hold."""
-        return _granted(await self._writer.run(lambda transaction: tokens.redeem(transaction, asked)))
+    async def redeem(self, redemption: Redemption) -> Redeemed:
+        """Use a token. Raises ``Refused`` with a distinct reason for each way in which a token is invalid."""
+        return _or_raise(await self._writer.run(lambda transaction: tokens.redeem(transaction, redemption)))
 
-    async def check_token(self, asked: Redemption) -> None:
-        """Raises the ``Refused`` that ``redeem`` would raise now. Writes nothing."""
-        refused = await self._read(lambda connection: tokens.why_refused(connection, self._now(), asked))
+    async def check_token(self, redemption: Redemption) -> None:
+        """Raise the ``Refused`` that ``redeem`` would raise now. Writes nothing."""
+        refused = await self._read(lambda connection: tokens.why_refused(connection, self._now(), redemption))
         if refused is not None:
             raise refused
 
     async def knows_token(self, token_id: str, digest: bytes) -> bool:
-        """Whether there is this very token, be it used up or expired. Writes nothing."""
+        """Whether the store has exactly this token, even if it is used up or expired. Writes nothing."""
         return await self._read(lambda connection: tokens.is_known(connection, token_id, digest))
 
     async def revoke_token(self, token_id: str, by: str) -> None:
-        """Raises ``Refused`` with ``NOT_FOUND``."""
+        """Revoke a token. Raises ``Refused`` with ``NOT_FOUND``."""
         await self._writer.run(lambda transaction: tokens.revoke(transaction, token_id, by))
 
     async def token(self, token_id: str) -> dict[str, Any]:
-        """Raises ``Refused`` with ``NOT_FOUND``."""
-        return await self._read(lambda connection: tokens.one(connection, self._now(), token_id))
+        """Return a token as JSON. Raises ``Refused`` with ``NOT_FOUND``."""
+        return await self._read(lambda connection: tokens.find_as_json(connection, self._now(), token_id))
 
     async def tokens(self) -> list[dict[str, Any]]:
+        """Return the newest tokens as JSON, newest last."""
         return await self._read(lambda connection: tokens.listed(connection, self._now()))
 
     # Certificates.
 
     async def record(self, new: NewCertificate) -> None:
-        """Writes down a certificate, which may be handed out when this returns.
+        """Record a certificate, which may be handed out after this call returns.
 
         Raises ``Refused`` if its holder or its token was revoked in the meantime.
         """
@@ -181,117 +185,147 @@ class Store:
                 for on_node_known in self._node_subscribers:
                     on_node_known(identity.name)
 
-        _granted(await self._writer.run(lambda one: certificates.record(one, new), recorded))
+        _or_raise(await self._writer.run(lambda transaction: certificates.record(transaction, new), recorded))
 
     async def certificates(
         self, *, role: str = "", name: str = "", ended: bool = False
     ) -> list[dict[str, Any]]:
-        list_them = partial(certificates.listed, role=role, name=name, ended=ended)
-        return await self._read(lambda connection: list_them(connection, self._now()))
+        """Return the newest certificates as JSON, newest last. ``ended`` includes those that have expired."""
+        query = partial(certificates.listed, role=role, name=name, ended=ended)
+        return await self._read(lambda connection: query(connection, self._now()))
 
     async def certificate(self, serial: str) -> dict[str, Any] | None:
+        """Return the certificate with this serial as JSON, or None."""
         return await self._read(lambda connection: certificates.find(connection, serial))
 
     async def renewal_seconds(self, serial: str, *, unknown: float) -> float | None:
-        """Return the longest life of a renewal of ``serial``; None: as long as the configuration says.
+        """Return the longest validity in seconds of a renewal of ``serial``; None for the configured
+        validity.
 
-        ``unknown`` is returned for a certificate that is not recorded here.
+        The result is ``unknown`` for a certificate that is not recorded here.
         """
-        return await self._read(lambda one: certificates.renewal_seconds(one, serial, unknown))
+        return await self._read(lambda connection: certificates.renewal_seconds(connection, serial, unknown))
 
     async def newest_certificate(self, node: str) -> NodeCertificate | None:
-        """The newest that was issued to this node here."""
+        """Return the newest certificate that this server issued to the node, or None."""
         return await self._read(lambda connection: certificates.newest_of_node(connection, node))
 
     async def ending_certificates(self) -> list[dict[str, Any]]:
-        """Of nodes, those that should have been renewed by now."""
+        """Return the certificates of nodes whose renewal is overdue, as JSON."""
         return await self._read(lambda connection: certificates.ending(connection, self._now()))
 
-    async def alive(self) -> list[CertificateInUse]:
-        """All certificates that may be in use."""
-        return await self._read(lambda connection: certificates.alive(connection, self._now()))
+    async def certificates_in_use(self) -> list[CertificateInUse]:
+        """Return all certificates that may be in use."""
+        return await self._read(lambda connection: certificates.in_use(connection, self._now()))
 
     # Revocations.
 
     async def revoke(self, kind: RevocationKind, subject: str, by: str, why: str = "") -> Revocation:
-        """Shuts out a node, a user, or a serial (hex) and its renewals, in memory too when this returns."""
-        work: Work[Revocation] = lambda one: revocations.revoke(one, kind, subject, by, why)  # noqa: E731
-        return await self._writer.run(work, self.revoked.put)
+        """Revoke a node, a user, or a serial (hex) with its renewals, on the disk and in memory."""
+
+        def revoke(transaction: Transaction) -> Revocation:
+            return revocations.revoke(transaction, kind, subject, by, why)
+
+        return await self._writer.run(revoke, self.revoked.put)
 
     async def take_back(self, kind: RevocationKind, subject: str, by: str) -> TakenBack:
-        """Takes the newest revocation of ``subject`` back, in memory too. Raises ``Refused``."""
+        """Take the newest revocation of ``subject`` back, on the disk and in memory.
 
-        def forget(taken: TakenBack) -> None:
-            still = taken.still is not None
-            self.revoked.take_back(kind, subject, still=still, readmitted=taken.readmitted, along=taken.along)
+        Raises ``Refused`` with ``NOT_FOUND``, or with ``REVOKED`` if a certificate was issued since.
+        """
 
-        return await self._writer.run(lambda one: revocations.take_back(one, kind, subject, by), forget)
+        def take_back(transaction: Transaction) -> TakenBack:
+            return revocations.take_back(transaction, kind, subject, by)
+
+        def committed(taken: TakenBack) -> None:
+            self.revoked.take_back(
+                kind,
+                subject,
+                still=taken.still is not None,
+                readmitted=taken.readmitted,
+                descendants=taken.descendants,
+            )
+
+        return await self._writer.run(take_back, committed)
 
     async def unknown(self, kind: RevocationKind, subject: str) -> Refused:
-        """The refusal for a subject that is not known, which names those that may have been meant."""
+        """Return the refusal for an unknown subject. Its detail names similar known ones."""
         return await self._read(lambda connection: subjects.unknown(connection, kind, subject))
 
     async def what_ends(self, kind: RevocationKind, subject: str) -> dict[str, Any]:
-        """What a revocation would end, as far as it is stored."""
-        return await self._read(lambda one: subjects.what_ends(one, self._now(), kind, subject))
+        """Return what a revocation of ``subject`` would end as JSON, as far as the store knows."""
+        return await self._read(lambda connection: subjects.what_ends(connection, self._now(), kind, subject))
 
     async def revocations(self) -> list[dict[str, Any]]:
+        """Return the newest revocations as JSON, newest last."""
         return await self._read(revocations.listed)
 
     # Audit and events.
 
     async def note(self, line: AuditLine) -> None:
-        """Writes a line. Raises ``StoreError`` or ``AUDIT_FAILED`` where the audit must not be dropped."""
+        """Write an audit line.
+
+        Raises ``StoreError``, or ``Refused`` with ``AUDIT_FAILED`` where audit lines may not be dropped.
+        """
         await self._writer.run(lambda transaction: transaction.audit(line))
 
     def note_nowait(self, line: AuditLine) -> None:
-        """The same for what has happened already; without room in the queue the line is lost, and counted."""
+        """Queue an audit line about a past event. If the queue is full the line is lost and counted."""
         if not self._writer.run_nowait(lambda transaction: transaction.audit(line)):
             self._dropped_nowait += 1
 
-    async def audit(self, question: audit.AuditQuery) -> list[dict[str, Any]]:
-        return await self._read(lambda connection: audit.find(connection, question))
+    async def audit(self, query: audit.AuditQuery) -> list[dict[str, Any]]:
+        """Return the newest audit lines that match ``query`` as JSON, newest last."""
+        return await self._read(lambda connection: audit.find(connection, query))
 
-    async def keep_events(self, kept: Sequence[NodeEvent]) -> None:
-        def keep(transaction: Transaction) -> None:
-            events.add(transaction.connection, kept)
-            known_nodes.note_events(transaction.connection, kept)
+    async def add_events(self, added: Sequence[NodeEvent]) -> None:
+        """Store events, and update the nodes of these events. Raises ``StoreError``."""
 
-        await self._writer.run(keep)
+        def add(transaction: Transaction) -> None:
+            events.add(transaction.connection, added)
+            known_nodes.note_events(transaction.connection, added)
+
+        await self._writer.run(add)
 
     async def events(self, node: str = "", *, before: int = 2**62) -> list[NodeEvent]:
+        """Return the newest events with an id below ``before``, oldest first, of one node or of all."""
         return await self._read(lambda connection: events.newest(connection, node, before=before))
 
     async def newest_of_server(self) -> NodeEvent | None:
-        """The last start or stop of a server."""
+        """Return the last start or stop of a server, or None."""
         return await self._read(events.newest_of_server)
 
     # Nodes.
 
     async def known_nodes(self) -> list[KnownNode]:
+        """Return all known nodes, the most recently seen last."""
         return await self._read(known_nodes.listed)
 
-    async def see_attached(self) -> None:
-        """Every node that is attached was seen now. Raises ``StoreError``."""
-        await self._writer.run(lambda one: known_nodes.see_attached(one.connection, one.now))
+    async def refresh_last_seen(self) -> None:
+        """Record that every attached node is seen now. Raises ``StoreError``."""
+
+        def refresh(transaction: Transaction) -> None:
+            known_nodes.refresh_last_seen(transaction.connection, transaction.now)
+
+        await self._writer.run(refresh)
 
     async def detach_all(self) -> None:
-        """No agent is attached, since no server was running. Raises ``StoreError``."""
-        await self._writer.run(lambda one: known_nodes.detach_all(one.connection))
+        """Record that no agent is attached. For the start of a server. Raises ``StoreError``."""
+        await self._writer.run(lambda transaction: known_nodes.detach_all(transaction.connection))
 
     async def forget_node(self, name: str, by: str) -> None:
-        """Removes what is known of a node. Raises ``Refused`` with ``NOT_FOUND``."""
+        """Remove a node from the known nodes. Raises ``Refused`` with ``NOT_FOUND``."""
         await self._writer.run(lambda transaction: _forget(transaction, name, by))
 
     # Housekeeping.
 
-    async def made(self) -> datetime:
-        """When the store was made: what was issued before that is not in it."""
+    async def created_at(self) -> datetime:
+        """Return the time when the store was created. It lacks the certificates that were issued before."""
         query = "SELECT applied_at FROM schema_versions WHERE version = 1"
         return from_ms(await self._read(lambda connection: connection.execute(query).fetchone()[0]))
 
     async def prune(self) -> int:
-        """Removes some of what is too old or too much; returns how many rows, 0 when it is done."""
+        """Remove some rows that are too old or too many. Returns their number, 0 when none are left."""
         return await self._writer.run(self._prune)
 
     def _prune(self, transaction: Transaction) -> int:
@@ -318,9 +352,9 @@ class Store:
 
 
 def open_store(settings: StoreSettings, wall: Callable[[], datetime]) -> Store:
-    """Opens the store, and makes it if it is missing. Blocks. Raises ``StoreError``.
+    """Open the store; create it if it is missing. Blocks. Raises ``StoreError``. ``wall`` returns UTC.
 
-    The caller holds the lock (``tunnel_server.store.lock``) for as long as the store is open.
+    The caller must hold the lock (``tunnel_server.store.lock``) while the store is open.
     """
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(contextlib.closing(open_database(settings.path)))
@@ -337,13 +371,13 @@ def _forget(transaction: Transaction, name: str, by: str) -> None:
     transaction.audit(AuditLine(audit.AuditKind.FORGOTTEN, node=name, done_by=by))
 
 
-def _write_in_vain(transaction: Transaction) -> None:
-    # Not a row set to what it is: SQLite finds that out, and asks nothing of the disk.
+def _probe_disk(transaction: Transaction) -> None:
+    # An update of a row to its own value would not reach the disk, because SQLite detects it.
     transaction.connection.execute("INSERT INTO schema_versions (version, applied_at) VALUES (0, 0)")
     transaction.connection.execute("DELETE FROM schema_versions WHERE version = 0")
 
 
-def _granted(result: T | Refused) -> T:
+def _or_raise(result: T | Refused) -> T:
     if isinstance(result, Refused):
         raise result
     return result

@@ -1,6 +1,6 @@
-"""The subject of a revocation: whether it is known here, which names are alike, and what would end with it.
+"""Subjects of revocations: is the subject known, which names are similar, and what would its revocation end.
 
-SQL for a connection of the caller's; nothing is changed.
+Read-only SQL for a connection of the caller.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from tunnel_server.store import certificates, descent, known_nodes, revocations,
 from tunnel_server.store.database import Connection, Row
 
 _MAX_COMPARED = 20_000
-"""Names in one search for those that are alike: a tenth of a second."""
+"""Names in one search for similar names, which takes a tenth of a second."""
 _MAX_NEAR = 3
-_WHERE = {
+_LIST_HINT = {
     RevocationKind.NODE: "`qanat nodes` lists the known ones",
     RevocationKind.USER: "`qanat-server cert list` shows users with a certificate of this server",
     RevocationKind.SERIAL: "`qanat-server cert list` shows them",
@@ -39,18 +39,19 @@ def is_known(connection: Connection, kind: RevocationKind, subject: str) -> bool
 
 
 def unknown(connection: Connection, kind: RevocationKind, subject: str) -> Refused:
-    """The refusal for a subject that is not known, with those that may have been meant."""
-    what = "certificate with serial" if kind is RevocationKind.SERIAL else kind.value
+    """Return the refusal for an unknown subject. Its detail names similar known ones."""
+    noun = "certificate with serial" if kind is RevocationKind.SERIAL else kind.value
     near = nearest(subject, _known(connection, kind))
-    hint = f"did you mean {' or '.join(near)}?" if near else _WHERE[kind]
-    return Refused(Reason.NOT_FOUND, f"no {what} {subject[:300]} is known here; {hint}")
+    hint = f"did you mean {' or '.join(near)}?" if near else _LIST_HINT[kind]
+    return Refused(Reason.NOT_FOUND, f"no {noun} {subject[:300]} is known here; {hint}")
 
 
 def nearest(word: str, known: list[str]) -> list[str]:
-    """The known words that are most like ``word``, at most three."""
-    alike = [one for one in known[:_MAX_COMPARED] if abs(len(one) - len(word)) <= 3]
-    begins = [one for one in known[:_MAX_COMPARED] if len(word) >= 4 and one.startswith(word)]
-    return list(dict.fromkeys([*begins, *difflib.get_close_matches(word, alike, n=_MAX_NEAR)]))[:_MAX_NEAR]
+    """Return the known words that are most like ``word``, at most three."""
+    compared = known[:_MAX_COMPARED]
+    similar = [candidate for candidate in compared if abs(len(candidate) - len(word)) <= 3]
+    longer = [candidate for candidate in compared if len(word) >= 4 and candidate.startswith(word)]
+    return list(dict.fromkeys([*longer, *difflib.get_close_matches(word, similar, n=_MAX_NEAR)]))[:_MAX_NEAR]
 
 
 def _known(connection: Connection, kind: RevocationKind) -> list[str]:
@@ -64,34 +65,33 @@ def _known(connection: Connection, kind: RevocationKind) -> list[str]:
 
 
 def what_ends(connection: Connection, now: int, kind: RevocationKind, subject: str) -> dict[str, Any]:
-    """What a revocation of ``subject`` would end, as far as the store knows, as JSON.
+    """Return what a revocation of ``subject`` would end as JSON, as far as the store knows.
 
-    ``revoked`` is the revocation that holds already, or None. ``along`` are the serials that a revoked serial
-    takes with it; ``perhaps_along`` are good certificates of which it is not recorded what they were renewed
-    from.
+    ``revoked`` is a revocation in force, or None. ``along`` are the serials that are revoked with a serial.
+    ``perhaps_along`` are valid certificates without a record of the certificate that they were renewed from.
     """
-    along: list[Row] = []
+    descendants: list[Row] = []
     perhaps: list[Row] = []
     if kind is RevocationKind.SERIAL:
-        found = certificates.find(connection, subject)
-        along = descent.renewed_from(connection, subject, now)
+        own = certificates.find(connection, subject)
+        descendants = descent.renewed_from(connection, subject, now)
         perhaps = descent.of_unknown_descent(connection, subject, now)
-        family = [*([found] if found else []), *(certificates.as_json(connection, row) for row in along)]
-        good = [one for one in family if not one["revoked"]]
+        family = [*([own] if own else []), *(certificates.as_json(connection, row) for row in descendants)]
+        valid = [certificate for certificate in family if not certificate["revoked"]]
         first = family[0] if family else {"role": None, "name": None}
-        whom = {"role": first["role"], "name": first["name"]}
+        holder = {"role": first["role"], "name": first["name"]}
     else:
         listed = certificates.listed(connection, now, role=kind.value, name=subject)
-        good = [one for one in listed if not one["revoked"]]
-        whom = {"role": kind.value, "name": subject}
+        valid = [certificate for certificate in listed if not certificate["revoked"]]
+        holder = {"role": kind.value, "name": subject}
     return {
         "kind": kind.value,
         "subject": subject,
-        **whom,
+        **holder,
         "known": is_known(connection, kind, subject),
         "revoked": revocations.newest_as_json(connection, kind, subject),
-        "certificates": good,
-        "along": [row["serial"] for row in along],
+        "certificates": valid,
+        "along": [row["serial"] for row in descendants],
         "perhaps_along": [
             row["serial"] for row in perhaps if not certificates.as_json(connection, row)["revoked"]
         ],

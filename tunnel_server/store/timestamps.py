@@ -1,4 +1,4 @@
-"""Times as the store keeps them: whole milliseconds since 1970. No I/O and no clock."""
+"""Times in the store: whole milliseconds since 1970 in UTC. No I/O and no clock."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ DAY = 24 * 3600 * 1000
 
 
 def to_ms(moment: datetime) -> int:
+    """Return an aware time in milliseconds."""
     return int(moment.timestamp() * 1000)
 
 
 def from_ms(at: int) -> datetime:
+    """Return the time ``at`` (milliseconds) in UTC."""
     return datetime.fromtimestamp(at / 1000, UTC)
 
 
 def iso_of(at: int) -> str:
-    """ISO 8601 in UTC, with milliseconds."""
+    """Return the time ``at`` (milliseconds) as ISO 8601 in UTC, with milliseconds."""
     return as_iso(from_ms(at), "milliseconds")

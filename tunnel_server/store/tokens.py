@@ -1,9 +1,9 @@
-"""Join tokens: made, used, listed, revoked. SQL inside transactions of the caller's.
+"""Join tokens: create, redeem, list and revoke them. SQL inside transactions of the caller.
 
-Each token lets each name in once. The same node with the same key may come again for as long as the token
-lives, and that is the same use: a join that was broken off after the server had done its part is simply
-done again. With another key it is a replay, whether by a thief or by a machine whose disk was wiped; the
-latter gets a new token.
+A token admits each node name once. The same node with the same key may redeem the token again until it
+expires. That counts as the same use, so that an agent can repeat a join that failed after the server's part.
+With another key the use is a replay, by a thief or by a machine whose disk was wiped. Such a machine needs a
+new token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_LISTED = 1000
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """For one ``node``, or for all that fit ``pattern``: exactly one of them is set."""
+    """A token to create. Exactly one of ``node`` and ``pattern`` is set: one node, or all that match."""
 
     token: Token
     ttl_seconds: float
@@ -39,7 +39,7 @@ class NewToken:
 
 @dataclass(frozen=True, slots=True)
 class Redemption:
-    """A node that shows a token. ``key_sha256`` is the fingerprint of the key in its request."""
+    """The use of a token by a node. ``key_sha256`` is the fingerprint of the key in the node's request."""
 
     token_id: str
     digest: bytes
@@ -50,14 +50,14 @@ class Redemption:
 
 @dataclass(frozen=True, slots=True)
 class Redeemed:
-    """The token holds. ``again``: this node with this key had used it before."""
+    """A token that was accepted. ``again``: the same node redeemed it before with the same key."""
 
     token_id: str
     again: bool
 
 
 def create(transaction: Transaction, new: NewToken, by: str) -> int:
-    """Returns when it expires."""
+    """Create a token, and return its expiry in milliseconds."""
     expires = transaction.now + int(new.ttl_seconds * 1000)
     transaction.connection.execute(
         "INSERT INTO tokens (id, digest, root_pin, node, pattern, uses, created_at, created_by, expires_at)"
@@ -74,15 +74,15 @@ def create(transaction: Transaction, new: NewToken, by: str) -> int:
     return expires
 
 
-def redeem(transaction: Transaction, asked: Redemption) -> Redeemed | Refused:
-    """Uses a token, or says why not: then the refusal is in the audit and nothing else has changed."""
-    result = _redeem(transaction, asked)
+def redeem(transaction: Transaction, redemption: Redemption) -> Redeemed | Refused:
+    """Use a token, or return the refusal. A refusal is audited and changes nothing else."""
+    result = _redeem(transaction, redemption)
     if isinstance(result, Refused):
         line = AuditLine(
             AuditKind.REFUSED,
-            node=asked.node,
-            source=asked.source,
-            token=asked.token_id,
+            node=redemption.node,
+            source=redemption.source,
+            token=redemption.token_id,
             reason=result.reason.word,
             detail=result.detail,
         )
@@ -90,48 +90,50 @@ def redeem(transaction: Transaction, asked: Redemption) -> Redeemed | Refused:
     return result
 
 
-def _redeem(transaction: Transaction, asked: Redemption) -> Redeemed | Refused:
-    connection, token = transaction.connection, find(transaction.connection, asked.token_id)
-    result = _judge(connection, transaction.now, token, asked)
+def _redeem(transaction: Transaction, redemption: Redemption) -> Redeemed | Refused:
+    connection, token = transaction.connection, find(transaction.connection, redemption.token_id)
+    result = _check(connection, transaction.now, token, redemption)
     if token is not None and isinstance(result, Redeemed) and not result.again:
         connection.execute(
             "INSERT INTO token_uses (token, node, key_sha256, used_at) VALUES (?, ?, ?, ?)",
-            (token["number"], asked.node, asked.key_sha256, transaction.now),
+            (token["number"], redemption.node, redemption.key_sha256, transaction.now),
         )
     return result
 
 
-def why_refused(connection: Connection, now: int, asked: Redemption) -> Refused | None:
-    """Return the refusal that ``redeem`` would give now. Writes nothing."""
-    result = _judge(connection, now, find(connection, asked.token_id), asked)
+def why_refused(connection: Connection, now: int, redemption: Redemption) -> Refused | None:
+    """Return the refusal that ``redeem`` would return now, or None. Writes nothing."""
+    result = _check(connection, now, find(connection, redemption.token_id), redemption)
     return result if isinstance(result, Refused) else None
 
 
-def _judge(connection: Connection, now: int, token: Row | None, asked: Redemption) -> Redeemed | Refused:
-    if token is None or not hmac.compare_digest(token["digest"], asked.digest):
+def _check(connection: Connection, now: int, token: Row | None, redemption: Redemption) -> Redeemed | Refused:
+    if token is None or not hmac.compare_digest(token["digest"], redemption.digest):
         return Refused(Reason.TOKEN_WRONG, "there is no such token here: it is another server's, or altered")
-    refusal = _why_not(connection, now, token, asked.node)
+    refusal = _why_refused(connection, now, token, redemption.node)
     if refusal is not None:
         return refusal
-    used = _key_of_use(connection, token, asked.node)
-    if used is not None:
-        if hmac.compare_digest(used, asked.key_sha256):
+    used_key = _key_of_use(connection, token, redemption.node)
+    if used_key is not None:
+        if hmac.compare_digest(used_key, redemption.key_sha256):
             return Redeemed(token["id"], again=True)
-        sentence = f"token {token['id']} has let {asked.node} in before, with another key: ask for a new one"
+        sentence = (
+            f"{redemption.node} has used token {token['id']} before, with another key; ask for a new token"
+        )
         return Refused(Reason.TOKEN_REPLAYED, sentence)
     if _uses(connection, token) >= token["uses"]:
-        sentence = f"token {token['id']} was used {token['uses']} times, as often as it may be"
+        sentence = f"token {token['id']} was used {token['uses']} times, which is its limit"
         return Refused(Reason.TOKEN_USED_UP, sentence)
     return Redeemed(token["id"], again=False)
 
 
-def _why_not(connection: Connection, now: int, token: Row, node: str) -> Refused | None:
+def _why_refused(connection: Connection, now: int, token: Row, node: str) -> Refused | None:
     if token["revoked_at"] is not None:
         sentence = f"token {token['id']} was revoked on {iso_of(token['revoked_at'])}"
         return Refused(Reason.TOKEN_REVOKED, sentence)
     if now >= token["expires_at"]:
         sentence = (
-            f"token {token['id']} held until {iso_of(token['expires_at'])};"
+            f"token {token['id']} expired at {iso_of(token['expires_at'])};"
             f" the server's clock says {iso_of(now)}"
         )
         return Refused(Reason.TOKEN_EXPIRED, sentence)
@@ -139,7 +141,7 @@ def _why_not(connection: Connection, now: int, token: Row, node: str) -> Refused
         sentence = f"token {token['id']} is for {token['node'] or token['pattern']}, not for {node[:300]}"
         return Refused(Reason.TOKEN_NAME_MISMATCH, sentence)
     if not may_readmit(connection, token, node):
-        sentence = f"{node} was revoked; it comes back only with a token made for it alone, after that"
+        sentence = f"{node} was revoked; it needs a token for its name alone, created after the revocation"
         return Refused(Reason.REVOKED, sentence)
     return None
 
@@ -149,9 +151,9 @@ def _is_for(token: Row, node: str) -> bool:
 
 
 def may_readmit(connection: Connection, token: Row, node: str) -> bool:
-    """Whether the name is not revoked, or this token was made for it, and after that.
+    """Whether the node is not revoked, or this token was created for it alone after its revocation.
 
-    After by number, not by the clock: a server's clock may be set back.
+    The order is that of the numbers, because a server's clock may be set back.
     """
     revocation = revocations.of_node(connection, node)
     if revocation is None:
@@ -160,7 +162,7 @@ def may_readmit(connection: Connection, token: Row, node: str) -> bool:
 
 
 def revoke(transaction: Transaction, token_id: str, by: str) -> None:
-    """Raises ``Refused`` with ``NOT_FOUND``. Again is no error, and changes nothing."""
+    """Revoke a token. Raises ``Refused`` with ``NOT_FOUND``. Revoking it again changes nothing."""
     token = find(transaction.connection, token_id)
     if token is None:
         raise _unknown(transaction.connection, token_id)
@@ -173,7 +175,7 @@ def revoke(transaction: Transaction, token_id: str, by: str) -> None:
 
 
 def listed(connection: Connection, now: int) -> list[dict[str, Any]]:
-    """The newest tokens, newest last, without anything secret."""
+    """Return the newest tokens as JSON, newest last, without their secrets."""
     rows = connection.execute(
         "SELECT tokens.*, (SELECT count(*) FROM token_uses WHERE token = number) AS used"
         " FROM tokens ORDER BY number DESC LIMIT ?",
@@ -209,7 +211,7 @@ def _state(row: Row, now: int) -> str:
 
 
 def prune(connection: Connection, now: int, most: int) -> int:
-    """Forgets tokens that ended a month ago, and their uses."""
+    """Remove up to ``most`` tokens that expired 30 days ago, with their uses, and return their number."""
     return connection.execute(
         "DELETE FROM tokens WHERE number IN (SELECT number FROM tokens WHERE expires_at < ? LIMIT ?)",
         (now - KEEP_ENDED, most),
@@ -217,17 +219,18 @@ def prune(connection: Connection, now: int, most: int) -> int:
 
 
 def find(connection: Connection, token_id: str) -> Row | None:
+    """Return the row of a token, or None."""
     row: Row | None = connection.execute("SELECT * FROM tokens WHERE id = ?", (token_id,)).fetchone()
     return row
 
 
 def has_for(connection: Connection, node: str) -> bool:
-    """Whether a token was made for this very node, be it used up or expired."""
+    """Whether a token was created for exactly this node, even if it is used up or expired."""
     return connection.execute("SELECT 1 FROM tokens WHERE node = ?", (node,)).fetchone() is not None
 
 
 def open_for(connection: Connection, now: int, node: str) -> list[str]:
-    """The tokens, by their ids, with which this very node may join now."""
+    """Return the ids of the tokens for exactly this node with which it can join now."""
     rows = connection.execute(
         "SELECT tokens.*, (SELECT count(*) FROM token_uses WHERE token = number) AS used"
         " FROM tokens WHERE node = ? ORDER BY number DESC LIMIT ?",
@@ -237,8 +240,8 @@ def open_for(connection: Connection, now: int, node: str) -> list[str]:
     return [row["id"] for row in admits]
 
 
-def one(connection: Connection, now: int, token_id: str) -> dict[str, Any]:
-    """One token as lists have it. Raises ``Refused`` with ``NOT_FOUND``."""
+def find_as_json(connection: Connection, now: int, token_id: str) -> dict[str, Any]:
+    """Return a token as lists contain it. Raises ``Refused`` with ``NOT_FOUND``."""
     row = connection.execute(
         "SELECT tokens.*, (SELECT count(*) FROM token_uses WHERE token = number) AS used"
         " FROM tokens WHERE id = ?",
@@ -257,7 +260,7 @@ def _unknown(connection: Connection, token_id: str) -> Refused:
 
 
 def is_known(connection: Connection, token_id: str, digest: bytes) -> bool:
-    """Whether there is this very token, be it used up or expired."""
+    """Whether the store has exactly this token, even if it is used up or expired."""
     token = find(connection, token_id)
     return token is not None and hmac.compare_digest(token["digest"], digest)
 

@@ -1,4 +1,4 @@
-"""What a piece of work may do inside a transaction: run its SQL, and write audit lines along with it."""
+"""A transaction of the store: its connection, its time, and the audit lines that are written with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from tunnel_server.store.database import Connection, DatabaseFailure
 
 @dataclass(slots=True)
 class Transaction:
-    """``now`` is in milliseconds. ``lines`` are those of the audit, for its file."""
+    """A transaction. ``now`` is in milliseconds. ``lines`` are the audit lines, for the audit file.
+
+    ``dropped`` counts the audit lines that could not be written.
+    """
 
     connection: Connection
     now: int
@@ -21,7 +24,7 @@ class Transaction:
     dropped: int = 0
 
     def audit(self, line: AuditLine) -> None:
-        """Adds a line. Where the audit may be dropped, a line that cannot be written is counted instead."""
+        """Add an audit line. Unless ``must_audit`` is set, a line that cannot be written is only counted."""
         if self.must_audit:
             self._add(line)
             return
@@ -29,7 +32,7 @@ class Transaction:
         try:
             self._add(line)
         except DatabaseFailure:
-            if not self.connection.in_transaction:  # it took the whole transaction with it
+            if not self.connection.in_transaction:  # the failure has rolled back the whole transaction
                 raise
             self.connection.execute("ROLLBACK TO line")
             self.dropped += 1

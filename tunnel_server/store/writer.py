@@ -1,15 +1,15 @@
-"""The one writer: pieces of work, each a small transaction, done by one thread at a time.
+"""The only writer of the store: one thread at a time executes pieces of work, each a small transaction.
 
-1. Work waits in a bounded queue. Whoever is in a hurry never enters: ``run`` waits, ``run_nowait`` drops.
-2. What waits together is committed together: under load one fsync carries many, alone none waits.
-   Each piece has a savepoint of its own, so one that is refused takes nothing of the others with it.
-3. When such a commit fails as a whole (a full disk), each piece is tried by itself, so that nobody
-   fails for his neighbour; work therefore touches nothing but its transaction.
-4. The answer comes after the commit: what was acknowledged is on the disk.
-5. Lines of the audit go to their file before the commit. A line may thus tell of something that then
-   failed, and nothing can happen without its line where ``[audit] on_failure = "refuse"``.
+1. Work waits in a bounded queue. If the queue is full, ``run`` waits and ``run_nowait`` drops its line.
+2. All waiting pieces are committed together, so that under load one fsync serves many. A single piece waits
+   for no others. Each piece has its own savepoint, so a refused piece rolls back nothing of the others.
+3. If the common commit fails, for example because the disk is full, each piece is tried again alone. No piece
+   fails because of another. A piece of work may therefore run twice and must change only its transaction.
+4. ``run`` returns after the commit, so an acknowledged change is on the disk.
+5. Audit lines are written to their file before the commit. A line may therefore describe an act that then
+   failed. With ``[audit] on_failure = "refuse"`` no act happens without its line.
 
-A cancelled ``run`` may or may not have happened: the thread is not interrupted.
+A cancelled ``run`` may or may not have happened, because the thread is not interrupted.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from tunnel_server.store.database import Connection, DatabaseFailure, StoreError
 from tunnel_server.store.transaction import Transaction
 
 MAX_WAITING = 2000
-"""As many agents may enrol or renew at the same moment and still each wait for the disk."""
+"""Pieces that may wait. This many agents can enrol or renew at the same moment, each waiting for the disk."""
 TIDY_LINES = 1000
+"""Audit lines after which the writer prunes the audit."""
 _MAX_BATCH = 256
 _LOG_SECONDS = 10.0
-"""Between two lines that say the same; a full disk fails everything there is."""
+"""Seconds between two log lines with the same reason, because a full disk fails every write."""
 
 T = TypeVar("T")
 Work = Callable[[Transaction], T]
@@ -45,17 +46,17 @@ _log = logging.getLogger("qanat.store")
 @dataclass(slots=True, eq=False)
 class _Piece(Generic[T]):
     work: Work[T]
-    then: Callable[[T], None] | None = None
+    on_committed: Callable[[T], None] | None = None
     done: trio.Event = field(default_factory=trio.Event)
     result: Any = None
     failure: BaseException | None = None
     lines: list[dict[str, Any]] = field(default_factory=list)
     is_note: bool = False
-    """Nobody waits for it: if it fails, a line is lost."""
+    """No caller waits for the result. If the piece fails, an audit line is lost."""
 
 
 class Writer:
-    """``clock`` gives milliseconds since 1970; it is asked in the writing thread."""
+    """The writer of a store. ``clock`` gives milliseconds since 1970, and is called in the writing thread."""
 
     def __init__(
         self,
@@ -67,9 +68,12 @@ class Writer:
         must_audit: bool,
         tidy: Work[Any] | None = None,
     ) -> None:
-        """``tidy`` is done after every ``TIDY_LINES`` lines of the audit: no flood outgrows the disk."""
+        """``tidy`` runs after every ``TIDY_LINES`` audit lines, so that no flood of lines fills the disk.
+
+        ``must_audit``: an act fails if its audit line cannot be written.
+        """
         self.dropped = 0
-        """Lines of the audit that were lost."""
+        """The number of audit lines that were lost."""
         self._is_store_failing = self._is_audit_failing = False
         self._connection = connection
         self._path = path
@@ -80,22 +84,26 @@ class Writer:
         self._untidy_lines = 0
         self._put, self._take = trio.open_memory_channel[_Piece[Any]](MAX_WAITING)
         self._ended = trio.Event()
-        self._thread = trio.CapacityLimiter(1)  # its own, so that nothing else can hold it up
+        self._thread = trio.CapacityLimiter(1)  # not shared, so that no other thread work delays it
         self._lines = LineLimiter(_LOG_SECONDS)
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last that was to be written could not be; where the audit may be refused, to its
-        file too. Lines that may be dropped are counted instead."""
+        """Whether the last write to the store failed; with ``must_audit`` also the last one to the audit
+        file.
+
+        Audit lines that may be dropped are counted in ``dropped`` instead.
+        """
         return self._is_store_failing or self._is_audit_failing
 
-    async def run(self, work: Work[T], then: Callable[[T], None] | None = None) -> T:
-        """Does the work in a transaction and returns what it returned, after the commit.
+    async def run(self, work: Work[T], on_committed: Callable[[T], None] | None = None) -> T:
+        """Run the work in a transaction, and return its result after the commit.
 
-        Raises what the work raised, which then has changed nothing, or ``StoreError``. ``then`` hears
-        the result in the trio thread: in the order of the transactions, and whoever was cancelled.
+        Raises the exception of the work, which then has changed nothing, or ``StoreError``. ``on_committed``
+        is called with the result in the trio thread, in the order of the transactions. A cancelled call may
+        or may not have happened; if it has, ``on_committed`` is called all the same.
         """
-        piece = _Piece(work, then)
+        piece = _Piece(work, on_committed)
         try:
             await self._put.send(piece)
         except (trio.ClosedResourceError, trio.BrokenResourceError):
@@ -107,9 +115,9 @@ class Writer:
         return result
 
     def run_nowait(self, work: Work[Any]) -> bool:
-        """Puts a line of the audit into the queue that nobody waits for. Returns whether there was room.
+        """Queue work that writes an audit line, without waiting for it. Returns False if the queue is full.
 
-        One that then fails is counted as lost.
+        A line that fails later is counted in ``dropped``.
         """
         try:
             self._put.send_nowait(_Piece(work, is_note=True))
@@ -118,32 +126,32 @@ class Writer:
         return True
 
     async def serve(self) -> None:
-        """Works until ``aclose``, and then to the end of the queue. Cancelled: leaves the queue undone."""
-        waiting: list[_Piece[Any]] = []
+        """Execute work until ``aclose``, then the rest of the queue. A cancellation fails the queued work."""
+        batch: list[_Piece[Any]] = []
         try:
             async for first in self._take:
-                waiting = [first, *self._taken_nowait(_MAX_BATCH - 1)]
-                await trio.to_thread.run_sync(self._commit, waiting, limiter=self._thread)
-                self._finish(waiting)
-                waiting = []
+                batch = [first, *self._take_nowait(_MAX_BATCH - 1)]
+                await trio.to_thread.run_sync(self._commit, batch, limiter=self._thread)
+                self._finish(batch)
+                batch = []
         finally:
-            self._abandon([*waiting, *self._taken_nowait(MAX_WAITING)])
+            self._abandon([*batch, *self._take_nowait(MAX_WAITING)])
             self._take.close()
             self._ended.set()
 
     async def aclose(self) -> None:
-        """Takes no more work and waits until what is there is done."""
+        """Accept no more work, and wait until the queued work is done."""
         self._put.close()
         await self._ended.wait()
 
-    def _taken_nowait(self, most: int) -> list[_Piece[Any]]:
-        taken: list[_Piece[Any]] = []
-        while len(taken) < most:
+    def _take_nowait(self, most: int) -> list[_Piece[Any]]:
+        pieces: list[_Piece[Any]] = []
+        while len(pieces) < most:
             try:
-                taken.append(self._take.receive_nowait())
+                pieces.append(self._take.receive_nowait())
             except (trio.WouldBlock, trio.EndOfChannel):
                 break
-        return taken
+        return pieces
 
     def _finish(self, pieces: list[_Piece[Any]]) -> None:
         for piece in pieces:
@@ -151,8 +159,8 @@ class Writer:
             if isinstance(piece.failure, StoreError):
                 self._is_store_failing = True
                 self._log_failure(piece.failure)
-            elif piece.failure is None and piece.then is not None:
-                piece.then(piece.result)
+            elif piece.failure is None and piece.on_committed is not None:
+                piece.on_committed(piece.result)
             piece.done.set()
 
     def _log_failure(self, failure: StoreError) -> None:
@@ -177,32 +185,32 @@ class Writer:
             self._try([_Piece(self._tidy)])
 
     def _try(self, pieces: list[_Piece[Any]]) -> bool:
-        """One transaction. Returns False if it failed as a whole; then each piece has the failure."""
+        """Commit the pieces in one transaction. If it fails, give each piece the failure and return False."""
         transaction = Transaction(self._connection, self._clock(), self._must_audit)
         before = self._connection.total_changes
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             for piece in pieces:
-                self._do(piece, transaction)
+                self._run_piece(piece, transaction)
             self._append([line for piece in pieces for line in piece.lines], transaction)
             self._connection.execute("COMMIT")
         except (DatabaseFailure, OSError, Refused) as error:
             self._fail(pieces, error)
             return False
-        if self._connection.total_changes != before:  # else the disk was not asked
+        if self._connection.total_changes != before:  # otherwise nothing was written to the disk
             self._is_store_failing = False
         self.dropped += transaction.dropped
         self._untidy_lines += sum(len(piece.lines) for piece in pieces)
         return True
 
-    def _do(self, piece: _Piece[Any], transaction: Transaction) -> None:
+    def _run_piece(self, piece: _Piece[Any], transaction: Transaction) -> None:
         piece.failure, piece.lines, transaction.lines = None, [], []
         self._connection.execute("SAVEPOINT piece")
         try:
             piece.result = piece.work(transaction)
             piece.lines = transaction.lines
         except Exception as error:
-            if not self._connection.in_transaction:  # a full disk ends all of it
+            if not self._connection.in_transaction:  # a full disk rolls back the whole transaction
                 raise
             self._connection.execute("ROLLBACK TO piece")
             piece.failure = self._as_failure(error)
@@ -215,7 +223,7 @@ class Writer:
         except OSError as error:
             if self._must_audit:
                 self._is_audit_failing = True
-                sentence = f"the audit's file cannot be written: {error.strerror}; nothing was done"
+                sentence = f"the audit file cannot be written: {error.strerror}; nothing was changed"
                 raise Refused(Reason.AUDIT_FAILED, sentence) from error
             transaction.dropped += len(lines)
 
@@ -230,4 +238,4 @@ class Writer:
 
 
 def _closed() -> StoreError:
-    return StoreError(Reason.SERVER_STOPPING, "the store is closed, since the server stops")
+    return StoreError(Reason.SERVER_STOPPING, "the store is closed, because the server stops")

@@ -10,7 +10,7 @@ import pytest
 from tests.support.fakes.opened_store import Clock, certificate, opened
 from tunnel_core.reasons import Reason
 from tunnel_server.accounting import event_writer as keeping
-from tunnel_server.accounting.event_writer import EventWriter, how_it_started
+from tunnel_server.accounting.event_writer import EventWriter, describe_start
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.events.event_log import EventKind, Events
 from tunnel_server.store.audit import AuditQuery
@@ -33,7 +33,7 @@ async def test_each_event_is_kept_once_and_a_takeover_is_audited(tmp_path: Path)
         assert [event.kind for event in await store.events()] == [
             *(EventKind.ATTACHED, EventKind.TAKEN_OVER, EventKind.DUPLICATE)
         ]
-        await store.keep_events([])  # behind the lines of the audit, which nobody waits for
+        await store.add_events([])  # behind the lines of the audit, which nobody waits for
         lines = await store.audit(AuditQuery())
         assert [(line["kind"], line["node"], line["detail"]) for line in lines] == [
             ("takeover", "edge1", "taken_over: from 192.0.2.1"),
@@ -44,7 +44,7 @@ async def test_each_event_is_kept_once_and_a_takeover_is_audited(tmp_path: Path)
 async def test_many_events_go_in_pieces_and_while_the_store_fails_they_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "_AT_ONCE", 3)
+    monkeypatch.setattr(keeping, "_BATCH", 3)
     events = Events(Clock())
     async with opened(tmp_path) as store:
         keeper = EventWriter(events, REFUSALS, store)
@@ -55,7 +55,7 @@ async def test_many_events_go_in_pieces_and_while_the_store_fails_they_wait(
             raise StoreError(Reason.STORE_FULL)
 
         with monkeypatch.context() as patch:
-            patch.setattr(store, "keep_events", fail)
+            patch.setattr(store, "add_events", fail)
             await keeper.flush()
         assert await store.events() == []
         await keeper.flush()
@@ -80,11 +80,11 @@ async def test_nodes_are_known_over_a_restart_with_when_they_were_seen(tmp_path:
         events.add(EventKind.EXPIRED, "lost", "s", Reason.GRACE_EXPIRED)
         await keeper.flush()
         await keeper.flush()
-        await keeper.see_attached()
+        await keeper.refresh_last_seen()
     async with opened(tmp_path, clock) as store:
         clock.pass_seconds(60)
         await store.detach_all()
-        await store.see_attached()  # none is, since the start
+        await store.refresh_last_seen()  # none is, since the start
         known = {node.name: (node.last_seen_at, node.reason) for node in await store.known_nodes()}
     minute = timedelta(minutes=1)
     assert known == {
@@ -116,11 +116,11 @@ async def test_the_start_says_how_the_run_before_ended(tmp_path: Path) -> None:
     async with opened(tmp_path, clock) as store:
         events = Events(clock)
         keeper = EventWriter(events, REFUSALS, store)
-        assert "run before" not in await how_it_started(store)
+        assert "run before" not in await describe_start(store)
         events.add(EventKind.SERVER_STARTED, "", "")
         await keeper.flush()
-        assert "ended without a stop" in await how_it_started(store)
+        assert "ended without a stop" in await describe_start(store)
         clock.pass_seconds(60)
         events.add(EventKind.SERVER_STOPPED, "", "")
         await keeper.flush()
-        assert (await how_it_started(store)).endswith("the run before was stopped at 2027-01-01 00:01:00Z")
+        assert (await describe_start(store)).endswith("the run before was stopped at 2027-01-01 00:01:00Z")

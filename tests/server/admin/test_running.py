@@ -138,7 +138,7 @@ async def test_where_the_audit_must_be_whole_nothing_is_done_without_it(tmp_path
         async with site.server():
             code, said = await qanat_server(site, "node", "revoke", "a", "--force", "--yes")
             assert code == 1
-            assert "the audit's file cannot be written" in said
+            assert "the audit file cannot be written" in said
             assert await ask_server(tmp_path / "admin.sock", "GET", "revocations", {}) == {"revocations": []}
             assert await site.page("/readyz") == (200, "degraded\n")
             (tmp_path / "audit.jsonl").rmdir()

@@ -72,7 +72,7 @@ async def test_a_revocation_ends_at_once_what_it_names_and_spares_the_rest(
     assert watched.gone == [("shop-2", Reason.REVOKED)]
     watched.revoke(RevocationKind.NODE, "shop-1")
     assert watched.gone[1:] == [("shop-1", Reason.REVOKED)] * 3  # and the user of that name stays
-    assert [(one.proven.serial, one.count) for one in watched.told] == [("a3", 1), ("a1", 2), ("a2", 1)]
+    assert [(one.certificate.serial, one.count) for one in watched.told] == [("a3", 1), ("a1", 2), ("a2", 1)]
 
 
 async def test_nobody_revoked_comes_in(watched: Watched, autojump_clock: trio.testing.MockClock) -> None:
@@ -142,11 +142,11 @@ async def test_what_left_by_itself_is_ended_by_nobody(
 ) -> None:
     proven = watched.proven("shop-1")
     entry = watched.standing.register(proven, watched.gone.append)  # type: ignore[arg-type]
-    entry.leave()
-    entry.leave()
+    entry.remove()
+    entry.remove()
     with (
-        watched.standing.entered(proven, watched.gone.append),
-        watched.standing.entered(None, watched.gone.append),
+        watched.standing.registered(proven, watched.gone.append),
+        watched.standing.registered(None, watched.gone.append),
     ):  # type: ignore[arg-type]
         pass
     watched.revoke(RevocationKind.NODE, "shop-1")
@@ -157,7 +157,7 @@ async def test_an_end_may_take_others_along(watched: Watched, autojump_clock: tr
     proven = watched.proven("shop-1")
     second = watched.standing.register(proven, watched.gone.append)  # type: ignore[arg-type]
     watched.standing.forget(second)
-    entries = [watched.standing.register(proven, lambda _: entries[1].leave())]
+    entries = [watched.standing.register(proven, lambda _: entries[1].remove())]
     entries.append(second := watched.standing.register(proven, watched.gone.append))  # type: ignore[arg-type]
     watched.revoke(RevocationKind.NODE, "shop-1")
     assert watched.gone == []

@@ -378,7 +378,7 @@ def test_an_installation_from_before_the_store_asks_before_it_cuts_off_what_it_d
         )
     )
     command("ca", "rotate", "add")
-    assert "were not written down" in command("ca", "rotate", "switch", code=3).stderr
+    assert "were not recorded" in command("ca", "rotate", "switch", code=3).stderr
     assert "may be in use until" in " ".join(command("ca", "show").stdout.split())
     command("ca", "rotate", "switch", "--force")
 

@@ -150,7 +150,7 @@ async def test_unauthenticated_connections_leave_most_descriptors_to_others() ->
         listeners = OpenListeners(ListenerLimits(), reporter, nursery, most_agents=5000, descriptors=1024)
         admission = listeners._admission(agents.ENTRANCE)
         admitted = 0
-        with pytest.raises(Exception, match="have yet to say who they are"):
+        with pytest.raises(Exception, match="are not authenticated yet"):
             for number in range(1024):
                 admission.admit(f"10.0.{number // 250}.{number % 250 + 1}")
                 admitted += 1

@@ -208,7 +208,7 @@ class AgentsDoor:
             pool,
             self.nursery,
             Counters(),
-            standing=credential_watch(),
+            credential_watch=credential_watch(),
             refusals=refusals,
             trust_bundle=bytes,
         )
@@ -295,7 +295,7 @@ async def test_whom_the_handshake_refuses_does_not_get_to_say_hello(make: Callab
     async with agents_door() as door:
         with pytest.raises(CarrierFailed):
             await door.attempt(make())
-        assert len(door.attachments._arrivals) == 0
+        assert len(door.attachments._pending) == 0
 
 
 @pytest.mark.parametrize("more", ISSUED_ELSEWHERE, ids=["spire", "vault", "cert-manager"])
@@ -316,7 +316,7 @@ async def test_a_stolen_session_is_worth_nothing() -> None:
         ):
             refusal = await door.refusal(leaf, **stolen, secret=secret)
             assert refusal.reason is Reason.SESSION_MISMATCH
-        link = door.nodes.link_of("edge1")
+        link = door.nodes.session_of("edge1")
         assert link.attached and link.welcome.session == welcome.session
         assert {(line.node, line.reason) for line in door.audited} == {("edge1", "session_mismatch")}
         with pytest.raises(Refused) as caught:

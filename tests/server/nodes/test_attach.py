@@ -104,7 +104,7 @@ class Door:
             pool,
             self.nursery,
             self.counters,
-            standing=standing,
+            credential_watch=standing,
             refusals=self.refusals,
             trust_bundle=bytes,
         )
@@ -135,7 +135,7 @@ class Door:
         await trio.testing.wait_all_tasks_blocked()
 
     def link_of(self, name: str) -> Session:
-        return self.nodes.link_of(name)
+        return self.nodes.session_of(name)
 
     async def open(self, name: str) -> TunnelStream:
         stream = self.link_of(name).open(TARGET, user="kim", entrance="tcp")
@@ -158,7 +158,7 @@ async def test_a_node_is_who_its_certificate_says(autojump_clock: trio.testing.M
         [(node, link)] = door.nodes.attached()
         assert (node.name, node.alias) == ("shop-7.example", node_alias("shop-7.example"))
         assert link.session_id == agent.link.session_id
-        assert len(door.attachments._arrivals) == 0
+        assert len(door.attachments._pending) == 0
         assert door.counters.attaches == {"ok": 1}
         agent.link.end(Reason.AGENT_STOPPING)
         await agent.link.wait_given_up()
@@ -199,7 +199,7 @@ async def test_who_is_no_node_of_ours_is_told_so(
         assert words in refusal.detail
         assert refusal.retry_after_seconds == 5
         await trio.sleep(2)
-        assert (len(door.attachments._arrivals), door.nodes.all()) == (0, [])
+        assert (len(door.attachments._pending), door.nodes.all()) == (0, [])
         assert door.counters.attaches == {reason.word: 1}
         assert f"attach of an unknown node failed: {refusal.detail}" in caplog.messages
 
@@ -249,11 +249,11 @@ async def test_attaches_under_way_are_bounded_and_end(autojump_clock: trio.testi
         for number in range(3):
             leaf_pem = pki.node_leaf(f"mute{number}").credential.certificate_pem
             door.attachments.take(memory_carriers(door.nursery, leaf_pem=leaf_pem)[0])
-        assert len(door.attachments._arrivals) == 3
+        assert len(door.attachments._pending) == 3
         refusal = await door.dial("edge1").refusal()
         assert refusal.reason is Reason.TOO_MANY_SESSIONS
         await trio.sleep(door.limits.attach_timeout_seconds + 2)
-        assert len(door.attachments._arrivals) == 0
+        assert len(door.attachments._pending) == 0
         assert door.counters.attaches["attach_timeout"] == 3
         await door.attach("edge1")
 
@@ -357,7 +357,7 @@ async def test_a_hello_alone_takes_nothing_over(
         assert door.link_of("edge1").session_id == agent.link.session_id
         assert door.counters.attaches == {"ok": 1}  # a check is no failure
         assert "node edge1 may attach, and left; a check does that" in caplog.messages
-        assert len(door.attachments._arrivals) == 0
+        assert len(door.attachments._pending) == 0
 
 
 async def test_an_attempt_that_was_left_before_its_welcome_is_no_failure(
@@ -368,11 +368,11 @@ async def test_an_attempt_that_was_left_before_its_welcome_is_no_failure(
         door.dial("edge1").attempt.carrier.abandon()
         await trio.sleep(door.limits.attach_timeout_seconds + 2)
         assert door.counters.attaches == {"abandoned": 1}
-        assert [record.levelname for record in caplog.records if "left an attach" in record.message] == [
+        assert [record.levelname for record in caplog.records if "abandoned an attach" in record.message] == [
             "DEBUG"
         ]
         assert not [record for record in caplog.records if record.levelno > logging.INFO]
-        assert len(door.attachments._arrivals) == 0
+        assert len(door.attachments._pending) == 0
 
 
 async def test_a_lost_carrier_detaches_the_node_at_once(autojump_clock: trio.testing.MockClock) -> None:
@@ -408,7 +408,7 @@ async def test_a_link_that_crashes_takes_neither_server_nor_node_along(
         await door.settle()
         assert door.nodes.attached() == []
         assert door.counters.session_ends == {"internal_error": 1}
-        assert "the link of node edge1 failed" in caplog.messages
+        assert "the session of node edge1 failed" in caplog.messages
         await door.attach("edge1")
 
 
@@ -425,7 +425,7 @@ async def test_a_carrier_that_cannot_start_is_given_up(
         near.__class__ = UnstartableCarrier
         door.attachments.take(near)
         await door.settle()
-        assert len(door.attachments._arrivals) == 0
+        assert len(door.attachments._pending) == 0
         assert door.counters.attaches == {"internal_error": 1}
         assert far._lost is not None
 
@@ -462,7 +462,7 @@ async def test_a_metered_agent_is_told_to_ping_seldom_and_a_slower_server_wins(
             pool,
             door.nursery,
             door.counters,
-            standing=door.standing,
+            credential_watch=door.standing,
             refusals=door.refusals,
             trust_bundle=bytes,
         )

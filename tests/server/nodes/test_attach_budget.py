@@ -67,7 +67,7 @@ async def test_who_is_no_node_is_refused_without_a_hello(
         assert call.rejected.reason in (Reason.WRONG_ROLE, Reason.WRONG_TRUST_DOMAIN)
         await trio.sleep(1.5)
         assert not call.is_open
-        assert len(door.attachments._arrivals) == 0
+        assert len(door.attachments._pending) == 0
 
 
 async def test_a_revoked_node_is_refused_without_a_hello(autojump_clock: trio.testing.MockClock) -> None:
@@ -134,7 +134,7 @@ async def test_one_certificate_has_few_calls_and_the_newest_stay(
         calls = [Call(door) for _ in range(100)]
         await door.settle()
         assert [call.is_open for call in calls] == [False] * (100 - MOST) + [True] * MOST
-        assert len(door.attachments._arrivals) == MOST
+        assert len(door.attachments._pending) == MOST
         assert door.counters.attaches == {"too_many_attaches": 100 - MOST}
         await door.attach("edge2")
 

@@ -65,7 +65,7 @@ def attach(nodes: Nodes, name: str, **kwargs: Any) -> PlainLink:
 
 def test_an_attached_node_is_found_by_name_and_alias(nodes: Nodes) -> None:
     link = attach(nodes, "edge.one")
-    assert nodes.link_of("edge.one") is link
+    assert nodes.session_of("edge.one") is link
     assert nodes.name_of(node_alias("edge.one")) == "edge.one"
     assert nodes.find("edge.two") is None
 
@@ -73,11 +73,11 @@ def test_an_attached_node_is_found_by_name_and_alias(nodes: Nodes) -> None:
 def test_the_newest_session_takes_over_at_once(nodes: Nodes) -> None:
     old = attach(nodes, "edge-7", session_id="aa")
     new = attach(nodes, "edge-7", session_id="bb", peer_address="198.51.100.9:1")
-    assert nodes.link_of("edge-7") is new
+    assert nodes.session_of("edge-7") is new
     assert [reason for reason, _ in old.ended] == [Reason.TAKEN_OVER]
     assert "198.51.100.9:1" in old.ended[0][1]
     nodes.detach(old, Reason.TAKEN_OVER)
-    assert nodes.link_of("edge-7") is new
+    assert nodes.session_of("edge-7") is new
     assert [(event.kind.value, event.session_id) for event in nodes.events.after()] == [
         ("attached", "aa"),
         ("taken_over", "aa"),
@@ -128,7 +128,7 @@ def test_a_node_says_since_when_it_is_as_it_is(nodes: Nodes, clock: Clock) -> No
     nodes.detach(link, Reason.GRACE_EXPIRED, "too late")
     assert (node.since, node.last_seen_at, node.last_reason) == (lost_at, lost_at, Reason.GRACE_EXPIRED)
     with pytest.raises(Refused, match="last seen 2 min ago"):
-        nodes.link_of("edge-7")
+        nodes.session_of("edge-7")
 
 
 def hello_of(boot: bytes, instance: bytes = b"i") -> Hello:
@@ -198,7 +198,7 @@ def test_a_replaced_run_that_comes_back_is_a_second_agent(
     clock.seconds += 10
     assert try_attach(nodes, b"host", b"a") is None
     [node] = nodes.all()
-    assert nodes.is_duplicate(node) and node.link is second and not second.ended
+    assert nodes.is_duplicate(node) and node.session is second and not second.ended
     # A supervisor that restarts the refused one does not begin the fight again.
     clock.seconds += 60
     assert try_attach(nodes, b"host", b"a2") is None
@@ -282,17 +282,17 @@ def test_a_gone_node_is_remembered_with_when_and_why(nodes: Nodes, clock: Clock)
     nodes.detach(link, Reason.PING_TIMEOUT, "no answer")
     clock.seconds += 185
     with pytest.raises(Refused) as caught:
-        nodes.link_of("edge-7")
+        nodes.session_of("edge-7")
     assert caught.value.reason is Reason.NODE_NOT_ATTACHED
     assert caught.value.detail.startswith("node edge-7 has no agent attached; last seen 3 min ago")
     (node,) = nodes.all()
-    assert (node.link, node.last_reason) == (None, Reason.PING_TIMEOUT)
+    assert (node.session, node.last_reason) == (None, Reason.PING_TIMEOUT)
 
 
 def test_an_unknown_node_is_told_the_nearest_name(nodes: Nodes) -> None:
     attach(nodes, "edge-7")
     with pytest.raises(Refused) as caught:
-        nodes.link_of("edge-9")
+        nodes.session_of("edge-9")
     assert caught.value.reason is Reason.UNKNOWN_NODE
     assert caught.value.detail == "no node edge-9 is known here; nearest: edge-7"
 
@@ -336,7 +336,7 @@ def test_a_gone_node_stays_known_however_long_it_is_off(nodes: Nodes, clock: Clo
     nodes.detach(attach(nodes, "edge-1"), Reason.SESSION_LOST)
     clock.seconds += 300 * 86_400
     with pytest.raises(Refused, match="last seen 300 days ago") as caught:
-        nodes.link_of("edge-1")
+        nodes.session_of("edge-1")
     assert caught.value.reason is Reason.NODE_NOT_ATTACHED
 
 
@@ -346,16 +346,16 @@ def test_a_node_that_the_store_knows_is_a_node(nodes: Nodes, clock: Clock) -> No
     nodes.learn("edge-2")
     assert nodes.name_of(node_alias("edge.one")) == "edge.one"
     with pytest.raises(Refused, match=r"last seen 3 h ago \(the other end stopped") as caught:
-        nodes.link_of("edge.one")
+        nodes.session_of("edge.one")
     assert caught.value.reason is Reason.NODE_NOT_ATTACHED
     with pytest.raises(Refused, match="has never attached; start its agent") as caught:
-        nodes.link_of("edge-2")
+        nodes.session_of("edge-2")
     assert caught.value.reason is Reason.NODE_NOT_ATTACHED
     never = nodes.find_exact("edge-2")
     assert never is not None and (never.state, never.last_seen_at) == ("gone", None)
     link = attach(nodes, "edge-2")
     nodes.learn("edge-2")  # a renewal
-    assert nodes.link_of("edge-2") is link
+    assert nodes.session_of("edge-2") is link
     assert len(nodes.all()) == 2
 
 
@@ -363,16 +363,16 @@ def test_a_revoked_node_is_said_to_be_revoked(nodes: Nodes) -> None:
     nodes.learn("edge-1")
     nodes.is_revoked = lambda name: name == "edge-1"
     with pytest.raises(Refused, match="only with a new token: qanat-server token create") as caught:
-        nodes.link_of("edge-1")
+        nodes.session_of("edge-1")
     assert caught.value.reason is Reason.REVOKED
     with pytest.raises(Refused) as caught:
-        nodes.link_of("edge-3")
+        nodes.session_of("edge-3")
     assert caught.value.reason is Reason.UNKNOWN_NODE
 
 
 def test_a_node_is_forgotten_unless_it_has_an_agent(nodes: Nodes) -> None:
     link = attach(nodes, "edge.1")
-    with pytest.raises(Refused, match="has an agent attached; stop it"):
+    with pytest.raises(Refused, match="has an agent attached; stop that agent"):
         nodes.forget("edge.1")
     nodes.detach(link, Reason.SESSION_LOST)
     nodes.forget("edge.1")

@@ -18,7 +18,7 @@ from tests.support.processes.servers import Site
 from tunnel_core.config.loader import load
 from tunnel_core.identity import Role
 from tunnel_server.config import ServerConfig
-from tunnel_server.pki.server_certificate import OwnCertificate, look
+from tunnel_server.pki.server_certificate import OwnCertificate, check_renewal
 from tunnel_server.store.settings import settings_of
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -42,7 +42,7 @@ def installed(
 )
 def test_it_is_due_at_two_thirds_of_its_life(tmp_path: Path, age_days: float, due: bool) -> None:
     config, _ = installed(tmp_path, began=timedelta(days=age_days))
-    looked = look(config, NOW)
+    looked = check_renewal(config, NOW)
     assert (looked.renewed is not None) == due
     assert looked.seconds == 3600
     if looked.renewed is not None:
@@ -55,33 +55,33 @@ def test_it_is_due_at_two_thirds_of_its_life(tmp_path: Path, age_days: float, du
 
 def test_the_next_look_is_when_it_is_due(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, days=60 / 86400)
-    assert look(config, NOW).seconds == 40
-    assert look(config, NOW + timedelta(seconds=39.5)).seconds == 1
-    looked = look(config, NOW + timedelta(seconds=41))
+    assert check_renewal(config, NOW).seconds == 40
+    assert check_renewal(config, NOW + timedelta(seconds=39.5)).seconds == 1
+    looked = check_renewal(config, NOW + timedelta(seconds=41))
     assert looked.renewed is not None and looked.seconds == 40
 
 
 def test_what_somebody_else_issued_is_his(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, began=timedelta(days=25))
     Site(tmp_path).write_certificate(pki.server_leaf())
-    assert look(config, NOW + timedelta(days=360)).renewed is None
+    assert check_renewal(config, NOW + timedelta(days=360)).renewed is None
     other = tmp_path / "other"
     other.mkdir()
     Site(other).write()  # without any authority
-    assert look(load(other / "server.toml", ServerConfig), NOW + timedelta(days=360)).renewed is None
+    assert check_renewal(load(other / "server.toml", ServerConfig), NOW + timedelta(days=360)).renewed is None
 
 
 def test_it_never_outlives_the_issuing_certificate(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, days=1825, began=timedelta(days=1300))
     file = config.tls.certificate_file
     for days, ends in ((0, 1825), (1800, 1826)):  # the issuing certificate's last day
-        looked = look(config, NOW + timedelta(days=days))
+        looked = check_renewal(config, NOW + timedelta(days=days))
         assert looked.renewed is not None
         said = describe(looked.renewed.chain_pem).ends
         assert abs(said - NOW - timedelta(days=ends)) < timedelta(hours=1)
         file.write_bytes(looked.renewed.chain_pem)
     with pytest.raises(AuthorityError, match="`qanat-server ca rotate issuing` is due"):
-        look(config, NOW + timedelta(days=1820))
+        check_renewal(config, NOW + timedelta(days=1820))
 
 
 def test_the_newest_issuing_certificate_signs(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_the_newest_issuing_certificate_signs(tmp_path: Path) -> None:
     issuing = create_issuing(new.root, pki.TRUST_DOMAIN)
     generation = save_generation(folder, rotation, new.root.certificate_pem, None, issuing)
     write_rotation(folder, rotation.replace_issuing(generation))
-    renewed = look(config, NOW).renewed
+    renewed = check_renewal(config, NOW).renewed
     assert renewed is not None
     assert describe(split_pem(renewed.chain_pem)[1]).serial == describe(issuing.certificate_pem).serial
 
@@ -105,8 +105,8 @@ async def test_it_is_written_down_put_in_place_and_told(tmp_path: Path) -> None:
 
     async with opened(tmp_path, lambda: NOW, settings_of(config)) as store:  # type: ignore[arg-type]
         own = OwnCertificate(config, store, trio.Lock(), lambda: NOW, renewed)
-        assert await own.look() == 3600
-        assert await own.look() == 3600
+        assert await own.renew_if_due() == 3600
+        assert await own.renew_if_due() == 3600
         [chain] = told
         [known] = await store.certificates(role="server")
         assert (known["serial"], known["origin"]) == (facts_of(chain).serial, "renewed")
@@ -118,7 +118,7 @@ async def test_a_certificate_behind_a_link_stays_behind_it(tmp_path: Path) -> No
     file.rename(real)
     file.symlink_to(real)
     async with opened(tmp_path, lambda: NOW, settings_of(config)) as store:  # type: ignore[arg-type]
-        await OwnCertificate(config, store, trio.Lock(), lambda: NOW, lambda: None).look()
+        await OwnCertificate(config, store, trio.Lock(), lambda: NOW, lambda: None).renew_if_due()
     assert file.is_symlink() and describe(real.read_bytes()).ends == NOW + timedelta(days=30)
 
 
@@ -128,5 +128,7 @@ async def test_what_fails_is_said_and_tried_again(tmp_path: Path, caplog: pytest
     (tmp_path / "ca" / ISSUING_KEY).mkdir()
     async with opened(tmp_path, lambda: NOW, settings_of(config)) as store:  # type: ignore[arg-type]
         own = OwnCertificate(config, store, trio.Lock(), lambda: NOW, lambda: None)
-        assert await own.look() == 1  # a tenth of the five seconds that are left, and no less than one
+        assert (
+            await own.renew_if_due() == 1
+        )  # a tenth of the five seconds that are left, and no less than one
     assert "the server's certificate could not be renewed" in caplog.text

@@ -151,7 +151,7 @@ def test_an_end_within_thirty_days_is_a_warning(tmp_path: Path, caplog: pytest.L
     levels = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert levels == [
         ("INFO", "server certificate"),
-        ("WARNING", "the server's certificate ends in 20 days: replace it, then send SIGHUP"),
+        ("WARNING", "the server's certificate expires in 20 days: replace it, then send SIGHUP"),
     ]
 
 

@@ -51,7 +51,7 @@ async def test_a_revoked_serial_takes_its_renewals_along(
         await family(store)
         clock.pass_seconds(1)
         made = await store.revoke(Revokes.SERIAL, revoked, "uid-0", "in a backup")
-        assert [revoked, *made.along] == out
+        assert [revoked, *made.descendants] == out
         assert shut_out(store) == out
         listed = [one["serial"] for one in await store.certificates(name="kim") if one["revoked"]]
         assert listed == out
@@ -63,7 +63,7 @@ async def test_a_revoked_serial_takes_its_renewals_along(
     async with opened(tmp_path) as store:
         assert shut_out(store) == out
         taken = await store.take_back(Revokes.SERIAL, revoked, "uid-0")
-        assert sorted(taken.along) == out[1:]
+        assert sorted(taken.descendants) == out[1:]
         assert shut_out(store) == []
     async with opened(tmp_path) as store:
         assert shut_out(store) == []
@@ -110,7 +110,7 @@ async def test_a_foreign_certificate_takes_its_renewals_along(tmp_path: Path) ->
     async with opened(tmp_path) as store:
         await store.record(of_kim("b", "foreign"))
         assert (await store.what_ends(Revokes.SERIAL, "foreign"))["known"]
-        assert (await store.revoke(Revokes.SERIAL, "foreign", "uid-0")).along == ("b",)
+        assert (await store.revoke(Revokes.SERIAL, "foreign", "uid-0")).descendants == ("b",)
 
 
 async def test_a_chain_stays_connected_when_rows_in_its_middle_are_forgotten(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ async def test_a_chain_stays_connected_when_rows_in_its_middle_are_forgotten(tmp
         kept = await store.certificates(name="kim", ended=True)
         assert len(kept) == 1 + 182
         assert kept[1]["renewed_from"] == "first"
-        along = (await store.revoke(Revokes.SERIAL, "first", "uid-0")).along
-        assert along == ("c5f", "c6f", "c7f")  # those that hold, and one that ended within a day
+        descendants = (await store.revoke(Revokes.SERIAL, "first", "uid-0")).descendants
+        assert descendants == ("c5f", "c6f", "c7f")  # those that hold, and one that ended within a day
 
 
 # How long a renewal may hold.

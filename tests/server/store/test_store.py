@@ -224,7 +224,7 @@ async def test_who_is_alive(tmp_path: Path) -> None:
         await store.record(certificate("out", days=30))
         await store.revoke(Revokes.NODE, "out", "uid-0")
         clock.now += 10 * DAY
-        alive = await store.alive()
+        alive = await store.certificates_in_use()
         assert [(str(one), one.root_pin) for one in alive] == [
             *(("node a", "00" * 32), ("user kim", PIN.hex()), ("user kim", PIN.hex()))
         ]
@@ -299,8 +299,8 @@ async def test_events_are_kept_beyond_a_restart_and_bounded(
         for number in range(1, 6)
     ]
     async with opened(tmp_path) as store:
-        await store.keep_events(kept)
-        await store.keep_events(kept[3:])
+        await store.add_events(kept)
+        await store.add_events(kept[3:])
         await store.prune()
     async with opened(tmp_path) as store:
         assert await store.events() == kept[2:]
@@ -311,10 +311,10 @@ async def test_events_are_kept_beyond_a_restart_and_bounded(
 async def test_a_probe_asks_the_disk_and_changes_nothing(tmp_path: Path) -> None:
     log = tmp_path / f"{FILE}-wal"
     async with opened(tmp_path) as store:
-        made, before = await store.made(), log.stat().st_size
+        made, before = await store.created_at(), log.stat().st_size
         await store.probe()
         assert log.stat().st_size > before, "SQLite wrote nothing, so a full disk would go unnoticed"
-        assert await store.made() == made
+        assert await store.created_at() == made
 
 
 async def test_a_node_that_is_never_quiet_pushes_out_its_own_stored_events_only(
@@ -327,7 +327,7 @@ async def test_a_node_that_is_never_quiet_pushes_out_its_own_stored_events_only(
     kept += [NodeEvent(2 + number, now, kind, "rogue", "s") for number, kind in enumerate(kinds)]
     async with opened(tmp_path) as store:
         for event in kept:
-            await store.keep_events([event])
+            await store.add_events([event])
         assert [event.id for event in await store.events()] == [1, 8, 9, 10, 11]
 
 

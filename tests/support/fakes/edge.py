@@ -111,7 +111,9 @@ class Edge:
 
     def api(self, facts: ServerFacts | None = None, wall: Callable[[], datetime] = now) -> Section[Caller]:
         """The API over a store without certificates, unless ``facts`` has another one."""
-        facts = facts or ServerFacts(now(), dict, describe_server, self.standing.proven, empty_store())
+        facts = facts or ServerFacts(
+            now(), dict, describe_server, self.standing.live_certificates, empty_store()
+        )
         entrance = ApiEntrance(
             self.nodes, self.followers, facts, self.standing, monotonic=trio.current_time, wall=wall
         )

@@ -122,7 +122,7 @@ async def open_sections(folder: Path) -> AsyncIterator[tuple[Edge, list[Section[
         est = EstEntrance(
             enrolment, lambda: PublicAddresses(TRUST_DOMAIN, ("localhost:1",), ("localhost:2",)), now
         )
-        facts = ServerFacts(now(), dict, describe_server, edge.standing.proven, store)
+        facts = ServerFacts(now(), dict, describe_server, edge.standing.live_certificates, store)
         without_server = Actions.without_server(config, store)
         admin = AdminEntrance(replace(without_server, nodes=edge.nodes))
         yield edge, [est.section(), edge.api(facts), edge.connect(), admin.section()]

@@ -82,7 +82,7 @@ class WebEntrance:
 
 def _refuse_unbrowsable(node: Node, service: str) -> None:
     """A service that the agent did not announce is left to the agent, whose refusal knows the cure."""
-    services = node.link.services if node.link else ()
+    services = node.session.services if node.session else ()
     if any(known.name == service and known.protocol == "tcp" for known in services):
         raise Refused(
             Reason.UNKNOWN_SERVICE,

@@ -76,11 +76,11 @@ def _place(host: str, domain: str) -> str:
 
 def _node_item(nodes: Nodes, node: Node, place: str) -> str:
     name = html.escape(node.name)
-    if node.link is None:
+    if node.session is None:
         return f'<li class="gone">{name} <small>{_why_gone(nodes, node)}</small></li>'
     links = [
         _link(f"http://{service.name}{SEPARATOR}{node.alias}.{place}/", service.name)
-        for service in node.link.services
+        for service in node.session.services
         if service.protocol in ("http", "https")
     ]
     return f"<li>{name}: {', '.join(links) or '<small>publishes nothing for browsers</small>'}</li>"

@@ -1,19 +1,19 @@
-"""Who gets a certificate: a node with a token its first one, whoever has one the next of the same identity.
+"""Issue certificates: a node's first one for a token, and renewals for a valid certificate.
 
-1. A token is looked up before anything else of a stranger is read. One that is right is never held up
-   for what others did; one that is wrong costs its source something of a small budget, and without
-   budget it is refused (429) and not even audited. So a fleet behind one address cannot be locked out by one
-   box with an old token, and guessing, hopeless against 160 bits, fills no disk.
-2. All that can be refused is refused before the token is used up, and before anything is signed.
-3. A certificate is in the store before it leaves. If the answer is lost, the same key with the same token
-   gets another one, which counts as the same use.
-4. One is at work, others wait for their turn: a fleet that comes as one gets through no later than with two
-   at a time, and who works beside it waits less. First certificates do not stand behind renewals, which
-   have days and are paced. There is a bound on how many are here and on how often one name may come; beyond
-   it the answer is 503 with a time to come back.
-5. A renewal of a certificate that was issued by hand holds no longer than that certificate did, unless it was
-   issued as renewable. Its renewals inherit the bound. A certificate that the store does not know counts as
-   issued by hand.
+1. The server checks the token before it reads anything else of a stranger. A right token is never delayed by
+   the wrong tokens of others. A wrong token costs its source part of a small budget. Without budget it is
+   refused (429) and not audited. So one machine with an old token cannot lock out a fleet behind the same
+   address. Guesses are hopeless against 160 bits, and fill no disk.
+2. All checks come before the use of the token, and before a signature.
+3. A certificate is in the store before the server sends it. If the answer is lost, the same key with the same
+   token gets another certificate, which counts as the same use.
+4. One request is processed at a time, and others wait. A fleet that comes at once is served no later than
+   with two at a time, and other work of the server waits less. First certificates do not wait for renewals,
+   which are paced and have days. The number of waiting requests and the rate of each name are bounded; beyond
+   them the answer is 503 with a time to retry.
+5. A renewal of a certificate that was issued by hand is valid no longer than that certificate was, unless it
+   was issued as renewable. Its renewals inherit the bound. A certificate that the store does not know counts
+   as issued by hand.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.config import ServerConfig
 from tunnel_server.pki.enrolment.queue import EnrolmentQueue, QueueFull
 from tunnel_server.pki.enrolment.rate_limits import RequestRateLimits
-from tunnel_server.pki.enrolment.request import Login, node_asked_for, unproven
+from tunnel_server.pki.enrolment.request import Login, node_asked_for, token_refused
 from tunnel_server.pki.enrolment.signer import Signed, Signer
 from tunnel_server.store.audit import AuditKind, AuditLine
 from tunnel_server.store.certificates import NewCertificate, Origin
@@ -46,16 +46,18 @@ from tunnel_server.store.tokens import Redemption
 
 _WRONG_TOKENS, _WRONG_EVERY_SECONDS = 20, 6.0
 _CERTIFICATES, _CERTIFICATES_EVERY_SECONDS = 10, 15.0
-"""Of one name; agents with certificates of a minute ask every 40 s."""
+"""Rate of one name. Agents whose certificates are valid for a minute renew every 40 s."""
 _RETURN_SECONDS = 0.02
 _RENEWAL_SECONDS = 0.05
-"""72,000 an hour: enough for any fleet, and nobody notices one that renews as one."""
+"""Pace of renewals: 72,000 an hour serve any fleet, and a fleet that renews at once delays no stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentSettings:
-    """``max_at_once`` counts requests that are here, at work or waiting for their turn: so many for first
-    certificates, and as many for renewals. ``renews_only_own``: not what other issuers gave.
+    """Settings of the enrolment. ``max_at_once`` bounds the requests in progress, with those that wait.
+
+    The bound holds for first certificates, and again for renewals. ``renews_only_own``: certificates of other
+    issuers are not renewed.
     """
 
     trust_domain: str
@@ -67,7 +69,7 @@ class EnrolmentSettings:
 
     @classmethod
     def of(cls, config: ServerConfig) -> EnrolmentSettings:
-        """Return what the server's configuration says."""
+        """Return the settings of the server's configuration."""
         identity = config.identity
         return cls(
             config.trust_domain,
@@ -80,16 +82,16 @@ class EnrolmentSettings:
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """Where a request comes from: the host that counts as source, and the address for the audit."""
+    """Origin of a request: the host that counts as its source, and the address for the audit."""
 
     host: str
     address: str
 
 
 class Enrolment:
-    """Gives certificates. ``standing`` knows whose are good now, ``monotonic`` gives steady seconds.
+    """Issues certificates. ``credential_watch`` checks presented certificates; ``monotonic`` gives seconds.
 
-    ``signer`` gives the authority of the moment, or None where there is none that can be used.
+    ``signer`` returns the current signer, or None without a usable authority.
     """
 
     def __init__(
@@ -97,15 +99,15 @@ class Enrolment:
         settings: EnrolmentSettings,
         signer: Callable[[], Signer | None],
         store: Store,
-        standing: CredentialWatch,
+        credential_watch: CredentialWatch,
         monotonic: Callable[[], float],
     ) -> None:
         self._signer = signer
         self.settings = settings
         self._store = store
-        self._standing = standing
+        self._credential_watch = credential_watch
         self._monotonic = monotonic
-        self._first_ones = EnrolmentQueue(pace_seconds=0, return_seconds=_RETURN_SECONDS)
+        self._first_certificates = EnrolmentQueue(pace_seconds=0, return_seconds=_RETURN_SECONDS)
         self._renewals = EnrolmentQueue(pace_seconds=_RENEWAL_SECONDS, return_seconds=_RENEWAL_SECONDS)
         self._work = trio.Lock()
         self._wrong = RequestRateLimits(_WRONG_TOKENS, _WRONG_EVERY_SECONDS)
@@ -113,112 +115,115 @@ class Enrolment:
 
     @property
     def present(self) -> int:
-        """Requests that are at work, or wait for their turn."""
-        return self._first_ones.present + self._renewals.present
+        """The number of requests that are processed or wait."""
+        return self._first_certificates.present + self._renewals.present
 
     @property
     def signer(self) -> Signer:
-        """Raises ``Refused`` where there is no authority."""
+        """The current signer. Raises ``Refused`` with ``AUTHORITY_UNUSABLE`` without an authority."""
         signer = self._signer()
         if signer is None:
-            detail = (
-                "this server has no authority of its own that can be used; certificates come from elsewhere"
-            )
+            detail = "this server has no usable authority of its own; certificates come from elsewhere"
             raise Refused(Reason.AUTHORITY_UNUSABLE, detail)
         return signer
 
-    async def enrol(self, login: Login | None, body: bytes, asker: Requester) -> Signed:
-        """A node's certificate for a token. Raises ``Refused``; then the token is as it was.
+    async def enrol(self, login: Login | None, body: bytes, requester: Requester) -> Signed:
+        """Issue a node's first certificate for a token. ``body`` is the certificate request.
 
-        Only what the store refuses after that, because it is full or the node was just revoked, costs a use,
-        which the same key may repeat.
+        Raises ``Refused``; the token is unused then. Only a refusal of the last step costs a use, for example
+        if the disk is full or the node was just revoked. The same key may repeat that use. A cancellation may
+        cost a use too.
         """
         if login is None:
-            raise unproven("no token was shown: it is the password of HTTP Basic")
-        async with self._turn(self._first_ones):
-            token = await self._known_token(login, asker)
-            with _proven({"token": token.id, "node": login.node}):
-                return await self._enrol(token, login, body, asker)
+            raise token_refused("no token was shown: it is the password of HTTP Basic")
+        async with self._turn(self._first_certificates):
+            token = await self._known_token(login, requester)
+            with _named({"token": token.id, "node": login.node}):
+                return await self._enrol(token, login, body, requester)
 
-    async def _enrol(self, token: Token, login: Login, body: bytes, asker: Requester) -> Signed:
-        with self._audited(AuditLine(AuditKind.REFUSED, login.node, source=asker.address, token=token.id)):
+    async def _enrol(self, token: Token, login: Login, body: bytes, requester: Requester) -> Signed:
+        with self._audited(
+            AuditLine(AuditKind.REFUSED, login.node, source=requester.address, token=token.id)
+        ):
             request = await self.signer.read(body)
             node = node_asked_for(request.uris, request.common_names, login)
-        asked = Redemption(token.id, token.digest, node, request.key_sha256, asker.address)
-        with self._audited(AuditLine(AuditKind.REFUSED, node, source=asker.address, token=token.id)):
-            await self._store.check_token(asked)
-            self._spend(f"{token.id} {node}")
+        redemption = Redemption(token.id, token.digest, node, request.key_sha256, requester.address)
+        with self._audited(AuditLine(AuditKind.REFUSED, node, source=requester.address, token=token.id)):
+            await self._store.check_token(redemption)
+            self._spend_request(f"{token.id} {node}")
             signed = await self._sign(request, SpiffeId(self.settings.trust_domain, Role.NODE, node), None)
-        await self._store.redeem(asked)
-        await self._record(signed, Origin.ENROLLED, asker, token_id=token.id)
+        await self._store.redeem(redemption)
+        await self._record(signed, Origin.ENROLLED, requester, token_id=token.id)
         return signed
 
-    async def renew(self, leaf: bytes, body: bytes, asker: Requester) -> Signed:
-        """The next certificate of whoever has proven to have ``leaf``. Raises ``Refused``."""
-        with self._audited(AuditLine(AuditKind.REFUSED, source=asker.address)):
-            proven = _who_renews(leaf, self.settings.trust_domain)
-        identity, serial = proven.identity, proven.serial
-        named = {identity.role.value: identity.name}
-        with _proven({**named, "serial": serial}):
+    async def renew(self, leaf: bytes, body: bytes, requester: Requester) -> Signed:
+        """Issue the next certificate for the identity of ``leaf`` (PEM), which TLS has verified.
+
+        ``body`` is the certificate request. Raises ``Refused``.
+        """
+        with self._audited(AuditLine(AuditKind.REFUSED, source=requester.address)):
+            certificate = _verified_client(leaf, self.settings.trust_domain)
+        identity, serial = certificate.identity, certificate.serial
+        holder = {identity.role.value: identity.name}
+        with _named({**holder, "serial": serial}):
             async with self._turn(self._renewals):
                 with self._audited(
-                    AuditLine(AuditKind.REFUSED, source=asker.address, serial=serial, **named)
+                    AuditLine(AuditKind.REFUSED, source=requester.address, serial=serial, **holder)
                 ):
-                    self._standing.require(proven)  # the handshake may have been long ago
-                    await self._require_own(leaf, proven)
-                    self._spend(str(identity))
-                    longest = await self._store.renewal_seconds(serial, unknown=_given_seconds(leaf))
+                    self._credential_watch.require(certificate)  # the handshake may have been long ago
+                    await self._require_own(leaf, certificate)
+                    self._spend_request(str(identity))
+                    longest = await self._store.renewal_seconds(serial, unknown=_validity_seconds(leaf))
                     signed = await self._sign(await self.signer.read(body), identity, longest)
-                await self._record(signed, Origin.RENEWED, asker, previous=serial, longest=longest)
+                await self._record(signed, Origin.RENEWED, requester, previous=serial, longest=longest)
                 return signed
 
-    async def _require_own(self, leaf: bytes, proven: VerifiedCertificate) -> None:
-        """What another issuer vouched for must not become what this authority vouches for."""
+    async def _require_own(self, leaf: bytes, certificate: VerifiedCertificate) -> None:
+        """Raise ``Refused`` for a certificate of another issuer, for which this authority must not vouch."""
         if self.settings.renews_only_own and not await self.signer.has_issued(leaf):
-            detail = (
-                f"the certificate of {proven.identity} is not of this authority: renew it where it came from"
-            )
+            detail = f"the certificate of {certificate.identity} is of another authority: renew it there"
             raise Refused(Reason.WRONG_ROLE, detail)
 
-    async def _known_token(self, login: Login, asker: Requester) -> Token:
-        refused, token_id = unproven("there is no such token here: it is another server's, or altered"), ""
+    async def _known_token(self, login: Login, requester: Requester) -> Token:
+        detail = "there is no such token here: it is another server's, or altered"
+        refused, token_id = token_refused(detail), ""
         try:
             token = parse_token(login.password)
             token_id = token.id
             if await self._store.knows_token(token.id, token.digest):
                 return token
         except TokenMistyped as error:
-            refused = unproven(str(error))
-        self._spend_guess(source_of(asker.host))
-        line = AuditLine(AuditKind.REFUSED, login.node, source=asker.address, token=token_id)
+            refused = token_refused(str(error))
+        self._spend_guess(source_of(requester.host))
+        line = AuditLine(AuditKind.REFUSED, login.node, source=requester.address, token=token_id)
         self._note(line, refused)
         raise refused
 
     def _spend_guess(self, source: str) -> None:
         now = self._monotonic()
         if wait := self._wrong.wait_seconds(source, now):
-            detail = f"too many wrong tokens came from {source}; a right one is taken at any time"
-            raise _come_back(Reason.TOO_MANY_GUESSES, detail, wait)
+            detail = f"too many wrong tokens came from {source}; a right token is accepted at any time"
+            raise _retry_later(Reason.TOO_MANY_GUESSES, detail, wait)
         self._wrong.spend(source, now)
 
-    def _spend(self, who: str) -> None:
+    def _spend_request(self, key: str) -> None:
         now = self._monotonic()
-        if wait := self._names.wait_seconds(who, now):
-            detail = "certificates are being asked for again and again with the same name"
-            raise _come_back(Reason.TOO_MANY_ENROLMENTS, detail, wait)
-        self._names.spend(who, now)
+        if wait := self._names.wait_seconds(key, now):
+            detail = "too many certificates were requested for the same name"
+            raise _retry_later(Reason.TOO_MANY_ENROLMENTS, detail, wait)
+        self._names.spend(key, now)
 
     @contextlib.asynccontextmanager
-    async def _turn(self, line: EnrolmentQueue) -> AsyncIterator[None]:
+    async def _turn(self, queue: EnrolmentQueue) -> AsyncIterator[None]:
         try:
-            async with line.turn(self.settings.max_at_once), self._work:
+            async with queue.turn(self.settings.max_at_once), self._work:
                 yield
-        except QueueFull as away:
-            raise _come_back(Reason.TOO_MANY_ENROLMENTS, str(away), away.seconds) from None
+        except QueueFull as full:
+            raise _retry_later(Reason.TOO_MANY_ENROLMENTS, str(full), full.seconds) from None
 
     @contextlib.contextmanager
     def _audited(self, line: AuditLine) -> Iterator[None]:
-        """A refusal inside is written down: but not that there was no room, which tells of nobody."""
+        """Audit a refusal inside the block, unless the server only had no room for the request."""
         try:
             yield
         except Refused as refused:
@@ -231,14 +236,16 @@ class Enrolment:
 
     async def _sign(self, request: CertificateRequest, identity: SpiffeId, longest: float | None) -> Signed:
         settings = self.settings
-        life = settings.node_life_seconds if identity.role is Role.NODE else settings.user_life_seconds
-        return await self.signer.sign(request, identity, life if longest is None else min(life, longest))
+        seconds = settings.node_life_seconds if identity.role is Role.NODE else settings.user_life_seconds
+        if longest is not None:
+            seconds = min(seconds, longest)
+        return await self.signer.sign(request, identity, seconds)
 
     async def _record(
         self,
         signed: Signed,
         origin: Origin,
-        asker: Requester,
+        requester: Requester,
         *,
         token_id: str = "",
         previous: str = "",
@@ -250,36 +257,36 @@ class Enrolment:
             origin,
             token_id,
             previous,
-            source=asker.address,
+            source=requester.address,
             renewal_seconds=longest,
         )
         await self._store.record(new)
 
 
 @contextlib.contextmanager
-def _proven(who: Mapping[str, str]) -> Iterator[None]:
-    """A refusal inside concerns a requester that has proven itself, and names it for the log."""
+def _named(requester: Mapping[str, str]) -> Iterator[None]:
+    """Add the name of the authenticated requester to a refusal inside the block, for the log."""
     try:
         yield
     except Refused as refused:
-        refused.who = {key: value for key, value in who.items() if value}
+        refused.who = {key: value for key, value in requester.items() if value}
         raise
 
 
-def _who_renews(leaf: bytes, trust_domain: str) -> VerifiedCertificate:
-    """Whoever TLS has let in, by whichever issuer it trusts. Raises ``Refused``."""
-    proven = proven_leaf(leaf, usage=Usage.CLIENT, trust_domain=trust_domain)
-    if proven.identity.role is Role.SERVER:
-        raise Refused(Reason.WRONG_ROLE, f"{proven.identity} is a server's: nodes and users renew here")
-    return proven
+def _verified_client(leaf: bytes, trust_domain: str) -> VerifiedCertificate:
+    """Return the certificate of a node or user, of any issuer that TLS trusts. Raises ``Refused``."""
+    certificate = proven_leaf(leaf, usage=Usage.CLIENT, trust_domain=trust_domain)
+    if certificate.identity.role is Role.SERVER:
+        raise Refused(Reason.WRONG_ROLE, f"{certificate.identity} is a server's: nodes and users renew here")
+    return certificate
 
 
-def _given_seconds(leaf: bytes) -> float:
-    """The life that a certificate was given, as it says."""
+def _validity_seconds(leaf: bytes) -> float:
+    """Return the validity of a certificate in seconds."""
     description = describe(leaf)
     return ValidityPeriod(description.serial, description.begins, description.ends).seconds()
 
 
-def _come_back(reason: Reason, detail: str, seconds: float) -> Refused:
+def _retry_later(reason: Reason, detail: str, seconds: float) -> Refused:
     whole = max(1, math.ceil(seconds))
-    return HttpRefused(reason, f"{detail}; come back in {whole} s", [("retry-after", str(whole))])
+    return HttpRefused(reason, f"{detail}; retry in {whole} s", [("retry-after", str(whole))])

@@ -1,7 +1,7 @@
-"""Who asks for a certificate waits here for a turn; whom there is no room for is told when to come back.
+"""Queue certificate requests. When the queue is full, raise QueueFull with the time to retry.
 
-A fleet that was told no more than "later" would come as one again and again, and each handshake costs more
-than a certificate. So everybody who is sent away gets a moment of his own, the next one that is free.
+If all agents of a fleet got the same time, they would retry together again and again, and each handshake
+costs more than a certificate. Each refused request therefore gets a separate time, the next free one.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ SOONEST_SECONDS, LATEST_SECONDS = 1.0, 60.0
 
 
 class QueueFull(Exception):  # noqa: N818 - an answer, no fault
-    """There is no room. ``seconds``: when to come back."""
+    """The queue is full. The requester may retry in ``seconds``."""
 
     def __init__(self, present: int, seconds: float) -> None:
-        super().__init__(f"{present} requests for certificates are here at this moment")
+        super().__init__(f"{present} requests for certificates wait at this moment")
         self.seconds = seconds
 
 
 class EnrolmentQueue:
-    """One at a time, in the order in which they came, ``pace_seconds`` or more after the one before.
+    """Queue that admits one request at a time, in order of arrival, at least ``pace_seconds`` apart.
 
-    ``return_seconds`` lie between the moments of two who were sent away. Times are trio's.
+    ``return_seconds`` separate the retry times of two refused requests. Times are those of trio's clock.
     """
 
     def __init__(self, *, pace_seconds: float, return_seconds: float) -> None:
         self.present = 0
-        """Those who have their turn, or wait for it."""
+        """The number of requests that have their turn or wait for it."""
         self._pace = pace_seconds
         self._return = return_seconds
         self._head = trio.Lock()
@@ -39,7 +39,10 @@ class EnrolmentQueue:
 
     @contextlib.asynccontextmanager
     async def turn(self, most: int) -> AsyncIterator[None]:
-        """Waits for a turn and holds it; who is cancelled leaves. Raises ``QueueFull`` beyond ``most``."""
+        """Wait for a turn, and hold it inside the block. A cancelled request leaves the queue.
+
+        Raises ``QueueFull`` if ``most`` requests are present.
+        """
         if self.present >= most:
             raise QueueFull(self.present, self._seconds_to_return())
         self.present += 1

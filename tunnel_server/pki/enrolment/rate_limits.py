@@ -1,7 +1,7 @@
-"""What one source, or one name, may do in a while: a small token bucket for each of many keys. No I/O.
+"""Rate limits for sources and names: a small token bucket for each of many keys. No I/O.
 
-Keys are strangers' to choose, so the table is bounded: whoever has done nothing for the longest time is
-forgotten first, which at worst gives somebody his whole budget back.
+Strangers choose keys, so the table is bounded. The key that was unused for the longest time is dropped first,
+which at worst restores its whole budget.
 """
 
 from __future__ import annotations
@@ -10,23 +10,26 @@ MAX_KEYS = 10_000
 
 
 class RequestRateLimits:
-    """``burst`` at once, and one more every ``every_seconds``. ``now`` is in seconds and never goes back."""
+    """Allow ``burst`` requests at once, and one more every ``every_seconds``, for each of ``most`` keys.
+
+    ``now`` is monotonic, in seconds.
+    """
 
     def __init__(self, burst: int, every_seconds: float, most: int = MAX_KEYS) -> None:
         self._burst = burst
         self._every = every_seconds
         self._most = most
-        self._spent: dict[str, tuple[float, float]] = {}  # how much, and when that was so; newest last
+        self._spent: dict[str, tuple[float, float]] = {}  # the amount spent, and its time; newest last
 
     def __len__(self) -> int:
         return len(self._spent)
 
     def wait_seconds(self, key: str, now: float) -> float:
-        """How long until ``key`` may spend one more; 0 if it may now."""
+        """Return the seconds until ``key`` may spend one more request; 0 if it may now."""
         return max(0.0, (self._spent_by(key, now) + 1 - self._burst) * self._every)
 
     def spend(self, key: str, now: float) -> None:
-        """One is spent, whether there was one or not; the debt is never more than the budget."""
+        """Count a request of ``key``, even beyond its budget. The debt never exceeds the budget."""
         spent = min(self._spent_by(key, now) + 1, float(self._burst))
         self._spent.pop(key, None)
         while len(self._spent) >= self._most:

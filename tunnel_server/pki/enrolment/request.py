@@ -1,4 +1,4 @@
-"""What somebody who asks for a certificate says of himself: the login, and the name he wants. No I/O."""
+"""Login of a requester of a certificate, and the node name that the request is for. No I/O."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ _CHALLENGE = ("www-authenticate", 'Basic realm="qanat", charset="UTF-8"')
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """HTTP Basic: the token is the password; the user name may be the node's, or anything."""
+    """HTTP Basic credentials. The password is the token; the user name may be the node's, or anything."""
 
     user: str
     password: str = field(repr=False)
 
     @property
     def node(self) -> str:
-        """The user name if it can be a node's, else empty."""
+        """The user name if it is a valid node name, else empty."""
         return self.user if is_node_name(self.user) else ""
 
 
 def parse_login(header: bytes) -> Login:
-    """Reads the value of an ``Authorization`` header. Raises ``Refused``."""
+    """Parse the value of an ``Authorization`` header. Raises ``Refused``."""
     scheme, _, text = header.strip().partition(b" ")
     if scheme.lower() != b"basic":
-        raise unproven("the token comes as password of HTTP Basic, and this is another scheme")
+        raise token_refused("the token must be the password of HTTP Basic, and this is another scheme")
     try:
         user, colon, password = base64.b64decode(text.strip(), validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):
-        raise unproven("the Authorization header is not base64 of NODE:TOKEN") from None
+        raise token_refused("the Authorization header is not base64 of NODE:TOKEN") from None
     if not colon:
-        raise unproven("the Authorization header names no password, which is the token")
+        raise token_refused("the Authorization header has no password, which must be the token")
     return Login(user, password)
 
 
-def unproven(detail: str) -> Refused:
-    """No token, or a wrong one: the answer says how to log in (401)."""
+def token_refused(detail: str) -> Refused:
+    """Return the refusal of a missing or wrong token, a 401 with the challenge of HTTP Basic."""
     return HttpRefused(Reason.TOKEN_WRONG, detail, [_CHALLENGE])
 
 
 def node_asked_for(uris: tuple[str, ...], common_names: tuple[str, ...], login: Login) -> str:
-    """The node that a certificate is wanted for: what the request says, else the user name.
+    """Return the node name of the certificate request, else the user name of the login.
 
-    It decides nothing: the token must be for that node, and all that the request names must agree with
-    it. Raises ``Refused`` if nothing can be a node's name.
+    Later checks decide: the token must be for this node, and all names in the request must agree with it.
+    Raises ``Refused`` if there is no valid node name.
     """
-    named = [*map(_node_of_uri, uris), *(name.removeprefix(_PREFIX) for name in common_names), login.user]
-    for name in named:
+    names = [*map(_node_of_uri, uris), *(name.removeprefix(_PREFIX) for name in common_names), login.user]
+    for name in names:
         if is_node_name(name):
             return name
     raise Refused(
         Reason.BAD_CSR,
-        f"neither the certificate request nor the user name says which node this is: {NODE_NAME_RULE}",
+        f"neither the certificate request nor the user name has a valid node name: {NODE_NAME_RULE}",
     )
 
 
